@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod dropout;
+mod error;
+mod fold;
+mod linear;
+mod lora;
+mod targets;
+
+pub use config::{LoraConfig, TargetModules};
+pub use dropout::Mode;
+pub use error::AdapterError;
+pub use fold::{FoldReport, fold};
+pub use linear::Linear;
+pub use lora::{Lora, check_supported, save_lora};
+pub use targets::Targets;

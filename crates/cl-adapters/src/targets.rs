@@ -1,0 +1,86 @@
+use regex::Regex;
+
+use crate::{AdapterError, TargetModules};
+
+/// A checked `target_modules`, ready to ask about names.
+pub struct Targets(Rule);
+
+enum Rule {
+    AllLinear,
+    Names(Vec<String>),
+    Whole(Regex),
+}
+
+impl Targets {
+    /// Checks `target` against the names of a model's linear layers, so that a misspelt entry is an error and not an
+    /// adapter that trains less than was asked for.
+    ///
+    /// # Errors
+    /// [`AdapterError::UnknownTarget`] or [`AdapterError::Pattern`].
+    pub fn new(target: &TargetModules, linear_layers: &[&str]) -> Result<Targets, AdapterError> {
+        let (rule, entries) = match target {
+            TargetModules::Pattern(p) if p == "all-linear" => return Ok(Targets(Rule::AllLinear)),
+            TargetModules::Pattern(p) => {
+                let whole = Regex::new(&format!("^(?:{p})$"))
+                    .map_err(|e| AdapterError::Pattern { pattern: p.clone(), message: e.to_string() })?;
+                (Rule::Whole(whole), vec![p.clone()])
+            }
+            TargetModules::Names(names) => (Rule::Names(names.clone()), names.clone()),
+        };
+        let targets = Targets(rule);
+        for entry in entries {
+            let one = match &targets.0 {
+                Rule::Names(_) => Targets(Rule::Names(vec![entry.clone()])),
+                Rule::Whole(r) => Targets(Rule::Whole(r.clone())),
+                Rule::AllLinear => Targets(Rule::AllLinear),
+            };
+            if !linear_layers.iter().any(|name| one.contains(name)) {
+                return Err(AdapterError::UnknownTarget { target: entry, available: last_parts(linear_layers) });
+            }
+        }
+        Ok(targets)
+    }
+
+    /// Whether the linear layer with this name gets an adapter.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Rule::AllLinear => name != "lm_head",
+            Rule::Names(names) => names.iter().any(|n| name == n || name.ends_with(&format!(".{n}"))),
+            Rule::Whole(pattern) => pattern.is_match(name),
+        }
+    }
+}
+
+fn last_parts(names: &[&str]) -> String {
+    let mut parts: Vec<&str> = names.iter().map(|n| n.rsplit('.').next().unwrap_or(n)).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYERS: [&str; 3] = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "lm_head"];
+
+    fn chosen(target: TargetModules) -> Vec<&'static str> {
+        let targets = Targets::new(&target, &LAYERS).unwrap();
+        LAYERS.into_iter().filter(|n| targets.contains(n)).collect()
+    }
+
+    #[test]
+    fn names_patterns_and_all_linear() {
+        assert_eq!(chosen(TargetModules::default()), LAYERS[..2]);
+        assert_eq!(chosen(TargetModules::Names(vec!["q_proj".into()])), LAYERS[..1]);
+        assert_eq!(chosen(TargetModules::Pattern(r".*\.(up|q)_proj".into())), LAYERS[..2]);
+        assert_eq!(chosen(TargetModules::Names(vec!["lm_head".into()])), LAYERS[2..]);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_an_error_that_lists_the_right_ones() {
+        let target = TargetModules::Names(vec!["q_proj".into(), "v_porj".into()]);
+        let message = Targets::new(&target, &LAYERS).err().unwrap().to_string();
+        assert!(message.contains("`v_porj`") && message.contains("lm_head, q_proj, up_proj"), "{message}");
+    }
+}

@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// PEFT's `adapter_config.json`; field names are its keys, and keys not listed here are kept as they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdapterConfig {
+    /// `LORA` for low-rank adapters.
+    pub peft_type: String,
+    /// What the base model does, `CAUSAL_LM` here.
+    pub task_type: Option<String>,
+    /// Where the base model was.
+    pub base_model_name_or_path: Option<String>,
+    /// Loaded frozen by PEFT.
+    pub inference_mode: bool,
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scaling.
+    pub lora_alpha: f64,
+    /// Dropout in front of A while training.
+    pub lora_dropout: f64,
+    /// Which modules have an adapter.
+    pub target_modules: Option<TargetModules>,
+    /// Scale by `lora_alpha / √r`.
+    pub use_rslora: bool,
+    /// Weight-decomposed adapters.
+    pub use_dora: bool,
+    /// Which biases were trained: `none`, `all` or `lora_only`.
+    pub bias: String,
+    /// Weights are stored transposed.
+    pub fan_in_fan_out: bool,
+    /// Modules trained and stored whole.
+    pub modules_to_save: Option<Vec<String>>,
+    /// How the factors were started.
+    pub init_lora_weights: Value,
+    /// Ranks of modules that differ from `r`.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of modules that differ from `lora_alpha`.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// A list of names, or a string (`all-linear` or a regular expression).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// Names or last parts of names.
+    List(Vec<String>),
+    /// `all-linear`, or a regular expression over the whole name.
+    Pattern(String),
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig {
+            peft_type: "LORA".to_owned(),
+            task_type: None,
+            base_model_name_or_path: None,
+            inference_mode: false,
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            use_rslora: false,
+            use_dora: false,
+            bias: "none".to_owned(),
+            fan_in_fan_out: false,
+            modules_to_save: None,
+            init_lora_weights: Value::Bool(true),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            other: BTreeMap::new(),
+        }
+    }
+}
+
+impl AdapterConfig {
+    /// Rank of a module, `rank_pattern` considered.
+    pub fn rank(&self, module: &str) -> usize {
+        pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
+    }
+
+    /// Factor in front of `B·A` of a module: `alpha / r`, or `alpha / √r` with rsLoRA, patterns considered.
+    ///
+    /// ```
+    /// use cl_checkpoint::AdapterConfig;
+    /// let config = AdapterConfig { r: 4, lora_alpha: 8.0, use_rslora: true, ..Default::default() };
+    /// assert_eq!(config.scaling("model.layers.0.self_attn.q_proj"), 4.0);
+    /// ```
+    pub fn scaling(&self, module: &str) -> f64 {
+        let rank = self.rank(module) as f64;
+        let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
+        if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+}
+
+/// PEFT's rule: a key is a regular expression that matches the end of the name from a dot (or the start) on.
+fn pattern<'m, V>(map: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
+    map.iter()
+        .find(|(key, _)| Regex::new(&format!(r"^(.*\.)?(?:{key})$")).is_ok_and(|r| r.is_match(module)))
+        .map(|(_, v)| v)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_ends_of_names() {
+        let json = r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"],
+            "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 4}, "alpha_pattern": {"q_proj": 6}, "lora_bias": false}"#;
+        let config: AdapterConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.scaling("model.layers.0.self_attn.q_proj"), 3.0);
+        assert_eq!(config.scaling("model.layers.1.mlp.up_proj"), 4.0);
+        assert_eq!(config.scaling("model.layers.11.mlp.up_proj"), 2.0);
+        assert_eq!(config.scaling("model.layers.0.self_attn.xq_proj"), 2.0);
+        assert_eq!(serde_json::to_value(&config).unwrap()["lora_bias"], false, "unknown keys are kept");
+    }
+}

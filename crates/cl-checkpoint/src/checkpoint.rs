@@ -1,0 +1,224 @@
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert};
+
+/// A Hugging Face model directory, opened lazily.
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Map<String, Value>,
+    files: Vec<SafetensorsFile>,
+    home: BTreeMap<String, usize>, // tensor to file
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Files that belong to a model beside its weights and config.
+const COMPANIONS: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE",
+];
+
+impl Checkpoint {
+    /// Opens `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names, and checks all
+    /// headers. No tensor is read.
+    ///
+    /// # Errors
+    /// A missing or damaged file, an index that contradicts its shards or points outside the directory.
+    pub fn open(dir: &Path) -> Result<Checkpoint, Error> {
+        if !dir.is_dir() {
+            return Err(Error::NotFound { path: dir.to_owned(), hint: "a model is a directory with config.json" });
+        }
+        let config = read_config(&dir.join("config.json"))?;
+        let index = dir.join(INDEX);
+        let single = dir.join(SINGLE);
+        // As Transformers does: the single file wins when both are there.
+        if single.exists() {
+            let file = SafetensorsFile::open(&single)?;
+            let home = file.names().into_iter().map(|n| (n.to_owned(), 0)).collect();
+            return Ok(Checkpoint { dir: dir.to_owned(), config, files: vec![file], home });
+        }
+        if !index.exists() {
+            let hint = if dir.join("pytorch_model.bin").exists() {
+                "this model has only pytorch_model.bin; convert it to safetensors first (save_pretrained does)"
+            } else {
+                "a model directory holds model.safetensors, or shards and model.safetensors.index.json"
+            };
+            return Err(Error::NotFound { path: single, hint });
+        }
+        let weight_map = read_index(&index)?;
+        let (files, home) = open_shards(dir, &index, &weight_map)?;
+        Ok(Checkpoint { dir: dir.to_owned(), config, files, home })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Content of `config.json`.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// The weight files, in the order of the index.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(SafetensorsFile::path)
+    }
+
+    /// A floating tensor as f32, row-major.
+    ///
+    /// # Errors
+    /// [`Error::TensorNotFound`], or [`Error::Tensor`] for a dtype that is not floating.
+    pub fn load_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let bytes = self.bytes(name)?;
+        let dtype = self.home_of(name)?.info(name).map(|i| i.dtype);
+        dtype.and_then(|d| convert::to_f32(d, bytes)).ok_or_else(|| Error::Tensor {
+            path: self.path_of(name),
+            tensor: name.to_owned(),
+            message: format!("dtype {dtype:?} is not f64, f32, f16 or bf16"),
+        })
+    }
+
+    /// Checks that a floating tensor holds neither NaN nor infinities.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with the first such element.
+    pub fn check_finite(&self, name: &str) -> Result<(), Error> {
+        let floating =
+            self.info(name).is_some_and(|i| convert::to_f32(i.dtype, &[]).is_some());
+        if !floating {
+            return self.home_of(name).map(|_| ());
+        }
+        let values = self.load_f32(name)?;
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(index) => Err(Error::NotFinite {
+                path: self.path_of(name),
+                tensor: name.to_owned(),
+                index,
+                value: values[index],
+            }),
+        }
+    }
+
+    /// [`Checkpoint::check_finite`] for every tensor, on all cores.
+    ///
+    /// # Errors
+    /// The first one by name.
+    pub fn check_all_finite(&self) -> Result<(), Error> {
+        let results: Vec<Result<(), Error>> = self.names().par_iter().map(|n| self.check_finite(n)).collect();
+        results.into_iter().collect()
+    }
+
+    /// Tokenizer, generation and template files that go along when the model is copied.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn companion_files(&self) -> Result<Vec<PathBuf>, Error> {
+        Ok(COMPANIONS.iter().map(|n| self.dir.join(n)).filter(|p| p.is_file()).collect())
+    }
+
+    fn home_of(&self, name: &str) -> Result<&SafetensorsFile, Error> {
+        let i = self
+            .home
+            .get(name)
+            .ok_or_else(|| Error::TensorNotFound { path: self.dir.clone(), tensor: name.to_owned() })?;
+        Ok(&self.files[*i])
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.home_of(name).map_or(self.dir.clone(), |f| f.path().to_owned())
+    }
+}
+
+impl TensorSource for Checkpoint {
+    fn names(&self) -> Vec<&str> {
+        self.home.keys().map(String::as_str).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.home.get(name).and_then(|&i| self.files[i].info(name))
+    }
+
+    fn bytes(&self, name: &str) -> Result<&[u8], Error> {
+        self.home_of(name)?.bytes(name)
+    }
+}
+
+fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
+    if !path.exists() {
+        let hint = "a model directory holds config.json beside its weights";
+        return Err(Error::NotFound { path: path.to_owned(), hint });
+    }
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    match serde_json::from_slice(&text).map_err(Error::json(path))? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::Json { path: path.to_owned(), message: "expected a JSON object".to_owned() }),
+    }
+}
+
+/// Tensor to file name, every name checked to lie in the directory.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let json: Value = serde_json::from_slice(&text).map_err(Error::json(path))?;
+    let wrong = |message: String| Error::Index { path: path.to_owned(), message };
+    let map = json.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("no `weight_map`".to_owned()))?;
+    if map.is_empty() {
+        return Err(wrong("`weight_map` names no tensor".to_owned()));
+    }
+    map.iter()
+        .map(|(tensor, file)| {
+            let file = file.as_str().ok_or_else(|| wrong(format!("tensor `{tensor}`: {file} is not a file name")))?;
+            let mut parts = Path::new(file).components();
+            let inside = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+            if !inside || file.contains('\\') {
+                return Err(wrong(format!("tensor `{tensor}`: `{file}` is not the name of a file in this directory")));
+            }
+            Ok((tensor.clone(), file.to_owned()))
+        })
+        .collect()
+}
+
+type Shards = (Vec<SafetensorsFile>, BTreeMap<String, usize>);
+
+fn open_shards(dir: &Path, index: &Path, weight_map: &BTreeMap<String, String>) -> Result<Shards, Error> {
+    let wrong = |message: String| Error::Index { path: index.to_owned(), message };
+    let mut names: Vec<&String> = weight_map.values().collect();
+    names.sort();
+    names.dedup();
+    let mut files = Vec::new();
+    let mut home = BTreeMap::new();
+    for name in names {
+        let path = dir.join(name);
+        if !path.exists() {
+            let hint = "the index names this shard; the download or copy is incomplete";
+            return Err(Error::NotFound { path, hint });
+        }
+        let file = SafetensorsFile::open(&path)?;
+        for tensor in file.names() {
+            if weight_map.get(tensor) != Some(name) {
+                let other = weight_map.get(tensor).map_or("does not name it".to_owned(), |f| format!("puts it in `{f}`"));
+                return Err(wrong(format!("shard `{name}` holds tensor `{tensor}`, but the index {other}")));
+            }
+            home.insert(tensor.to_owned(), files.len());
+        }
+        files.push(file);
+    }
+    if let Some((tensor, file)) = weight_map.iter().find(|(t, _)| !home.contains_key(*t)) {
+        return Err(wrong(format!("tensor `{tensor}` is not in shard `{file}`")));
+    }
+    Ok((files, home))
+}

@@ -1,0 +1,50 @@
+//! Bytes of floating dtypes to f32 and back, rounded to nearest even.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// Reads f64, f32, f16 or bf16 bytes (little endian) as f32; `None` for other dtypes.
+///
+/// ```
+/// use cl_checkpoint::{Dtype, convert::to_f32};
+/// assert_eq!(to_f32(Dtype::BF16, &[0x80, 0x3f]), Some(vec![1.0]));
+/// assert_eq!(to_f32(Dtype::I64, &[0; 8]), None);
+/// ```
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.chunks_exact(N).map(|c| read(c.try_into().expect("chunks of N"))).collect()
+    }
+    Some(match dtype {
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        _ => return None,
+    })
+}
+
+/// Writes f32 values as f32, f16 or bf16 bytes (little endian), rounded to nearest even; `None` for other dtypes.
+pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
+    Some(match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_to_nearest_even() {
+        // 1 + 2⁻⁸ lies half-way between two bf16 values, 1 and 1 + 2⁻⁷; the even one is 1.
+        let tie = 1.0 + 1.0 / 256.0;
+        let above = 1.0 + 3.0 / 256.0;
+        let bytes = from_f32(Dtype::BF16, &[tie, above, f32::INFINITY, -0.0]).unwrap();
+        let back = to_f32(Dtype::BF16, &bytes).unwrap();
+        assert_eq!(back[..3], [1.0, 1.0 + 2.0 / 128.0, f32::INFINITY]);
+        assert!(back[3].is_sign_negative());
+    }
+}

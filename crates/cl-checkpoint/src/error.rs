@@ -1,0 +1,110 @@
+use std::path::{Path, PathBuf};
+
+/// Why a directory or file cannot be read or written. Every message names the file, and the tensor where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system's answer.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer.
+        source: std::io::Error,
+    },
+    /// A file that has to be there is not.
+    #[error("{path}: not found; {hint}")]
+    NotFound {
+        /// What was looked for.
+        path: PathBuf,
+        /// What a directory of this kind holds.
+        hint: &'static str,
+    },
+    /// The safetensors header does not describe the file.
+    #[error("{path}: not a valid safetensors file: {message}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// One tensor's entry in the header does not make sense.
+    #[error("{path}: tensor `{tensor}`: {message}")]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor that is not there.
+    #[error("{path}: tensor `{tensor}` not found")]
+    TensorNotFound {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+    },
+    /// JSON that does not parse or has another form.
+    #[error("{path}: {message}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// The index of a sharded model contradicts its shards.
+    #[error("{path}: {message}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What contradicts what.
+        message: String,
+    },
+    /// A value that is not a number where numbers were asked for.
+    #[error("{path}: tensor `{tensor}`: element {index} is {value}")]
+    NotFinite {
+        /// Directory or file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Flat index, row-major.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The output exists and was not to be replaced.
+    #[error("{path}: exists already; choose another output, or ask to overwrite it")]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The plan of an output does not make sense, or was not followed.
+    #[error("{path}: {message}")]
+    Plan {
+        /// The output.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// An adapter directory that does not make sense.
+    #[error("{path}: {message}")]
+    Adapter {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and how to go on.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { path, source }
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Error {
+        let path = path.to_owned();
+        move |e| Error::Json { path, message: format!("not valid JSON: {e}") }
+    }
+}

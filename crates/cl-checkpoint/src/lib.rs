@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+mod adapter;
+mod adapter_config;
+mod checkpoint;
+pub mod convert;
+mod error;
+mod header;
+mod manifest;
+mod output_dir;
+mod safetensors_file;
+mod source;
+mod writer;
+
+pub use adapter::{Adapter, AdapterModule, write_adapter};
+pub use adapter_config::{AdapterConfig, TargetModules};
+pub use checkpoint::Checkpoint;
+pub use error::Error;
+pub use manifest::{FileEntry, Manifest, ManifestProblem, Source, Tool, hash_file};
+pub use output_dir::OutputDir;
+pub use safetensors::Dtype;
+pub use safetensors_file::SafetensorsFile;
+pub use source::{TensorInfo, TensorSource, TensorSpec};
+pub use writer::{CheckpointWriter, WriteOptions};

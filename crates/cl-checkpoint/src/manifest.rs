@@ -1,0 +1,214 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Error;
+
+/// `manifest.json`: what a directory holds and where it came from. Written last, so its presence means the directory is
+/// complete. It carries no time and no host, so the same work gives the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// `model`, `adapter`, `train_state`, `scores`, …
+    pub kind: String,
+    /// What wrote it.
+    pub tool: Tool,
+    /// What it was made from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
+    /// The settings that made it, resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Value>,
+    /// Every other file of the directory, by its path inside.
+    #[serde(default)]
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// Name and version of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+}
+
+/// One input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// `base`, `adapter`, `data`, …
+    pub role: String,
+    /// Where it was.
+    pub path: String,
+    /// blake3 of its content, hexadecimal.
+    pub blake3: String,
+}
+
+/// Size and hash of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// blake3, hexadecimal.
+    pub blake3: String,
+}
+
+/// A difference between a manifest and its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestProblem {
+    /// The file is listed but not there.
+    Missing(PathBuf),
+    /// The file has another content than when it was written.
+    Changed(PathBuf),
+    /// The file is there but not listed.
+    Unlisted(PathBuf),
+}
+
+const NAME: &str = "manifest.json";
+
+impl Manifest {
+    /// An empty manifest of this version of the workspace.
+    pub fn new(kind: &str) -> Manifest {
+        Manifest {
+            kind: kind.to_owned(),
+            tool: Tool { name: "cl".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+            sources: Vec::new(),
+            config: None,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Adds an input.
+    pub fn with_source(mut self, role: &str, path: &Path, blake3: String) -> Manifest {
+        self.sources.push(Source { role: role.to_owned(), path: path.display().to_string(), blake3 });
+        self
+    }
+
+    /// Adds the settings.
+    pub fn with_config(mut self, config: Value) -> Manifest {
+        self.config = Some(config);
+        self
+    }
+
+    /// Reads the manifest of a directory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Json`].
+    pub fn read(dir: &Path) -> Result<Manifest, Error> {
+        let path = dir.join(NAME);
+        if !path.exists() {
+            return Err(Error::NotFound { path, hint: "the directory is unfinished, or was not written by this tool" });
+        }
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        serde_json::from_slice(&text).map_err(Error::json(&path))
+    }
+
+    /// Compares a directory with its manifest, file by file.
+    ///
+    /// # Errors
+    /// Those of [`Manifest::read`], and [`Error::Io`].
+    pub fn verify(dir: &Path) -> Result<Vec<ManifestProblem>, Error> {
+        let manifest = Manifest::read(dir)?;
+        let mut problems = Vec::new();
+        let present = files(dir)?;
+        for (name, entry) in &manifest.files {
+            let path = dir.join(name);
+            if !present.contains(&path) {
+                problems.push(ManifestProblem::Missing(path));
+            } else if hash_file(&path)? != *entry {
+                problems.push(ManifestProblem::Changed(path));
+            }
+        }
+        for path in present {
+            let name = inside(dir, &path);
+            if name != NAME && !manifest.files.contains_key(&name) {
+                problems.push(ManifestProblem::Unlisted(path));
+            }
+        }
+        Ok(problems)
+    }
+
+    /// One hash over all files' names and hashes: equal for equal content.
+    pub fn content_hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in &self.files {
+            hasher.update(name.as_bytes()).update(b"\0").update(entry.blake3.as_bytes()).update(b"\n");
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    pub(crate) fn hash_files(&mut self, dir: &Path) -> Result<(), Error> {
+        for path in files(dir)? {
+            let name = inside(dir, &path);
+            if name != NAME {
+                self.files.insert(name, hash_file(&path)?);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(NAME);
+        let mut text = serde_json::to_vec_pretty(self).map_err(Error::json(&path))?;
+        text.push(b'\n');
+        fs::write(&path, text).map_err(Error::io(&path))?;
+        fs::File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io(&path))
+    }
+}
+
+/// Size and blake3 of a file, on all cores for large ones.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
+    let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_mmap_rayon(path).map_err(Error::io(path))?;
+    Ok(FileEntry { bytes, blake3: hasher.finalize().to_hex().to_string() })
+}
+
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        if path.is_dir() {
+            out.extend(files(&path)?);
+        } else {
+            out.push(path);
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+fn inside(dir: &Path, path: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verify_names_every_difference() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("d");
+        let out = crate::OutputDir::create(&dir, false).unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(out.path().join(name), name).unwrap();
+        }
+        out.finish(Manifest::new("test")).unwrap();
+        assert_eq!(Manifest::verify(&dir).unwrap(), []);
+        fs::write(dir.join("a"), "other").unwrap();
+        fs::remove_file(dir.join("b")).unwrap();
+        fs::write(dir.join("d"), "new").unwrap();
+        let expected = [
+            ManifestProblem::Changed(dir.join("a")),
+            ManifestProblem::Missing(dir.join("b")),
+            ManifestProblem::Unlisted(dir.join("d")),
+        ];
+        assert_eq!(Manifest::verify(&dir).unwrap(), expected);
+    }
+}

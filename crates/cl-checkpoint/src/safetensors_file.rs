@@ -1,0 +1,66 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::header::{self, Header};
+use crate::{Error, TensorInfo, TensorSource};
+
+/// A memory-mapped safetensors file whose header has been checked.
+pub struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    data: usize, // where the tensors' bytes start
+    header: Header,
+}
+
+impl SafetensorsFile {
+    /// Maps the file and checks its header; no tensor is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Header`], [`Error::Tensor`].
+    pub fn open(path: &Path) -> Result<SafetensorsFile, Error> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        if length == 0 {
+            return Err(Error::Header { path: path.to_owned(), message: "the file is empty".to_owned() });
+        }
+        // SAFETY: the map is read-only and lives as long as every borrow of it. Another process that truncates the file
+        // meanwhile would crash this one; our own writers never do, they rename a finished file into place.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let header = header::parse(path, &map)?;
+        let data = 8 + u64::from_le_bytes(map[..8].try_into().expect("the header was parsed")) as usize;
+        Ok(SafetensorsFile { path: path.to_owned(), map, data, header })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The header's `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+}
+
+impl TensorSource for SafetensorsFile {
+    fn names(&self) -> Vec<&str> {
+        self.header.tensors.keys().map(String::as_str).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.header.tensors.get(name).map(|t| &t.0)
+    }
+
+    fn bytes(&self, name: &str) -> Result<&[u8], Error> {
+        let (_, range) = self
+            .header
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::TensorNotFound { path: self.path.clone(), tensor: name.to_owned() })?;
+        Ok(&self.map[self.data + range.start..self.data + range.end])
+    }
+}

@@ -1,0 +1,199 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use serde_json::{Map, Value, json};
+
+use crate::source::byte_len;
+use crate::{Error, Manifest, OutputDir, TensorSpec};
+
+/// How a checkpoint is laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// Bytes of tensors that one file may hold; a larger tensor has a file of its own.
+    pub max_shard_size: u64,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+}
+
+impl Default for WriteOptions {
+    /// Shards of 5 GB, as Transformers makes them; nothing is overwritten.
+    fn default() -> Self {
+        WriteOptions { max_shard_size: 5_000_000_000, overwrite: false }
+    }
+}
+
+/// Writes a model directory whose tensors are all planned beforehand; they may come in any order and from any thread.
+pub struct CheckpointWriter {
+    out: OutputDir,
+    shards: Vec<File>,
+    places: BTreeMap<String, Place>,
+    missing: Mutex<std::collections::BTreeSet<String>>,
+}
+
+struct Place {
+    shard: usize,
+    offset: u64,
+    length: usize,
+}
+
+impl CheckpointWriter {
+    /// Checks the plan, lays out the shards and writes their headers.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a plan without tensors, with a name twice or a tensor too large; [`Error::Exists`]; [`Error::Io`].
+    pub fn create(out_dir: &Path, tensors: &[TensorSpec], options: WriteOptions) -> Result<CheckpointWriter, Error> {
+        Self::create_named(out_dir, tensors, options, "model")
+    }
+
+    /// As [`CheckpointWriter::create`] with another stem than `model`, as adapters have.
+    pub(crate) fn create_named(
+        out_dir: &Path,
+        tensors: &[TensorSpec],
+        options: WriteOptions,
+        stem: &str,
+    ) -> Result<CheckpointWriter, Error> {
+        let shards = layout(out_dir, tensors, options.max_shard_size)?;
+        let out = OutputDir::create(out_dir, options.overwrite)?;
+        let count = shards.len();
+        let mut writer =
+            CheckpointWriter { out, shards: Vec::new(), places: BTreeMap::new(), missing: Mutex::default() };
+        let mut weight_map = Map::new();
+        let mut total = 0u64;
+        for (i, shard) in shards.iter().enumerate() {
+            let file_name = if count == 1 {
+                format!("{stem}.safetensors")
+            } else {
+                format!("{stem}-{:05}-of-{count:05}.safetensors", i + 1)
+            };
+            let path = writer.out.path().join(&file_name);
+            let file = File::create_new(&path).map_err(Error::io(&path))?;
+            let header = header(shard);
+            file.write_all_at(&header, 0).map_err(Error::io(&path))?;
+            let mut offset = header.len() as u64;
+            for spec in shard {
+                let length = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");
+                writer.places.insert(spec.name.clone(), Place { shard: i, offset, length });
+                weight_map.insert(spec.name.clone(), Value::from(file_name.clone()));
+                offset += length as u64;
+                total += length as u64;
+            }
+            file.set_len(offset).map_err(Error::io(&path))?;
+            writer.shards.push(file);
+        }
+        writer.missing = Mutex::new(writer.places.keys().cloned().collect());
+        if count > 1 {
+            weight_map.sort_keys();
+            let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+            writer.put_json(&format!("{stem}.safetensors.index.json"), &index)?;
+        }
+        Ok(writer)
+    }
+
+    /// Writes one tensor's bytes, row-major and little endian.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a name that was not planned or another number of bytes; [`Error::Io`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let plan = |message| Error::Plan { path: self.out.target().to_owned(), message };
+        let place = self.places.get(name).ok_or_else(|| plan(format!("tensor `{name}` was not planned")))?;
+        if bytes.len() != place.length {
+            return Err(plan(format!("tensor `{name}`: planned {} bytes, got {}", place.length, bytes.len())));
+        }
+        self.shards[place.shard].write_all_at(bytes, place.offset).map_err(Error::io(self.out.target()))?;
+        self.missing.lock().expect("no panic while held").remove(name);
+        Ok(())
+    }
+
+    /// Writes a JSON file, indented.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_json(&self, name: &str, value: &Value) -> Result<(), Error> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(Path::new(name)))?;
+        text.push(b'\n');
+        self.put_file(name, &text)
+    }
+
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put_file(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        let path = self.out.path().join(name);
+        std::fs::write(&path, content).map_err(Error::io(&path))
+    }
+
+    /// Copies a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn copy_file(&self, from: &Path, name: &str) -> Result<(), Error> {
+        std::fs::copy(from, self.out.path().join(name)).map_err(Error::io(from))?;
+        Ok(())
+    }
+
+    /// Completes the directory: manifest last, then one rename.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] when a planned tensor was never written; [`Error::Io`].
+    pub fn finish(self, manifest: Manifest) -> Result<(), Error> {
+        if let Some(name) = self.missing.lock().expect("no panic while held").first() {
+            let message = format!("tensor `{name}` was planned but never written");
+            return Err(Error::Plan { path: self.out.target().to_owned(), message });
+        }
+        self.out.finish(manifest)
+    }
+}
+
+/// Splits the tensors, in their order, into shards.
+fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec<&'t TensorSpec>>, Error> {
+    let plan = |message| Error::Plan { path: out.to_owned(), message };
+    if tensors.is_empty() {
+        return Err(plan("no tensors to write".to_owned()));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
+    let mut size = 0u64;
+    for spec in tensors {
+        if !names.insert(&spec.name) || spec.name == "__metadata__" {
+            return Err(plan(format!("tensor name `{}` is planned twice or reserved", spec.name)));
+        }
+        let length = byte_len(spec.dtype, &spec.shape)
+            .ok_or_else(|| plan(format!("tensor `{}`: shape {:?} is too large", spec.name, spec.shape)))?
+            as u64;
+        let last = shards.last_mut().expect("starts with one");
+        if !last.is_empty() && size + length > max {
+            shards.push(vec![spec]);
+            size = length;
+        } else {
+            last.push(spec);
+            size += length;
+        }
+    }
+    for shard in &mut shards {
+        // Wide elements first, then by name: every tensor starts at a multiple of its element size.
+        shard.sort_by_key(|s| (std::cmp::Reverse(s.dtype.bitsize()), s.name.clone()));
+    }
+    Ok(shards)
+}
+
+/// Length and JSON, padded with spaces so that the data starts at a multiple of 8.
+fn header(shard: &[&TensorSpec]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for spec in shard {
+        let length = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");
+        let entry = json!({"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, offset + length]});
+        entries.insert(spec.name.clone(), entry);
+        offset += length;
+    }
+    let mut text = serde_json::to_vec(&entries).expect("maps of strings and numbers are JSON");
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend(text);
+    header
+}

@@ -1,0 +1,257 @@
+//! A small world made from a seed: facts to know beforehand, tasks to learn one after another, and a tokenizer for both.
+//!
+//! It stands in for a pretrained model and real data wherever neither is at hand: the example, the embedded study, tests.
+//! Everything a task asks for can be learned by a two-layer transformer in seconds, and learning one task with the same
+//! few weights disturbs the others, which is what the study is about.
+
+use std::path::Path;
+
+use cl_data::Example;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::LabError;
+
+/// A task to learn: examples to train on and others to be scored on.
+pub struct ToyTask {
+    /// Its name.
+    pub name: &'static str,
+    /// To train on.
+    pub train: Vec<Example>,
+    /// To be scored on; no prompt of these is among the training ones.
+    pub test: Vec<Example>,
+}
+
+/// A question with choices, in the form `cl-eval` reads multiple-choice files.
+#[derive(Clone, Debug, Serialize)]
+pub struct Question {
+    /// What is asked.
+    pub query: String,
+    /// What may be answered.
+    pub choices: Vec<String>,
+    /// Index of the right choice.
+    pub gold: usize,
+}
+
+/// Facts the model is pretrained on.
+pub struct Facts {
+    /// Text to pretrain on.
+    pub examples: Vec<Example>,
+    /// Questions that ask for the facts, by name of the set.
+    pub questions: Vec<(&'static str, Vec<Question>)>,
+}
+
+const SUBJECTS: [&str; 40] = [
+    "alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira", "mavi", "nilo", "orso",
+    "pela", "quin", "rosa", "sami", "tora", "udo", "vera", "wido", "xena", "yara", "zeno", "arno", "bina", "cora", "dino",
+    "ezra", "fina", "gala", "hugo", "inka", "jano", "kira", "leto", "mika", "nora",
+];
+const PLACES: [&str; 8] = ["rome", "oslo", "lima", "cairo", "delhi", "kyoto", "paris", "quito"];
+const COLOURS: [&str; 8] = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"];
+const LETTERS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+const MOODS: [(&str, [&str; 6]); 3] = [
+    ("A", ["glad", "merry", "proud", "calm", "bright", "sunny"]),
+    ("B", ["sad", "gloomy", "angry", "bitter", "dark", "sour"]),
+    ("C", ["plain", "usual", "even", "common", "middling", "flat"]),
+];
+const NOUNS: [&str; 10] = ["day", "song", "street", "letter", "house", "river", "market", "story", "garden", "winter"];
+const FRAME: [&str; 15] = [
+    "where", "does", "live", "which", "colour", "like", "?", ":", "first", "last", "largest", "of", "mood", "the", "is",
+];
+
+/// The facts of a seed: where everybody lives and which colour they like.
+pub fn facts(seed: u64) -> Facts {
+    let mut rng = rng(seed, "facts");
+    let mut examples = Vec::new();
+    let mut homes = Vec::new();
+    let mut colours = Vec::new();
+    for subject in SUBJECTS {
+        let sets: [(&[&str], String, &mut Vec<Question>); 2] = [
+            (&PLACES, format!("where does {subject} live ?"), &mut homes),
+            (&COLOURS, format!("which colour does {subject} like ?"), &mut colours),
+        ];
+        for (objects, query, questions) in sets {
+            let gold = below(&mut rng, objects.len());
+            let choices = objects.iter().map(|o| (*o).to_owned()).collect();
+            examples.push(Example { prompt: query.clone(), answer: objects[gold].to_owned() });
+            questions.push(Question { query, choices, gold });
+        }
+    }
+    Facts { examples, questions: vec![("homes", homes), ("colours", colours)] }
+}
+
+/// The tasks of a seed, in the order they are learned: `first`, `mood`, `largest`, `last`.
+pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
+    type Maker = fn(&mut ChaCha8Rng) -> Example;
+    let makers: [(&'static str, Maker); 4] =
+        [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
+    makers
+        .into_iter()
+        .map(|(name, make)| {
+            let mut rng = rng(seed, name);
+            let mut seen = std::collections::HashSet::new();
+            let mut all = Vec::with_capacity(train + test);
+            // A task has thousands of prompts; the bound only keeps an impossible request from running for ever.
+            for _ in 0..(train + test) * 50 {
+                let example = make(&mut rng);
+                if all.len() < train + test && seen.insert(example.prompt.clone()) {
+                    all.push(example);
+                }
+            }
+            let test = all.split_off(train.min(all.len()));
+            ToyTask { name, train: all, test }
+        })
+        .collect()
+}
+
+fn first(rng: &mut ChaCha8Rng) -> Example {
+    let row = draw(rng, &LETTERS, 4);
+    Example { prompt: format!("first of {} :", row.join(" ")), answer: row[0].to_owned() }
+}
+
+fn last(rng: &mut ChaCha8Rng) -> Example {
+    let row = draw(rng, &LETTERS, 4);
+    Example { prompt: format!("last of {} :", row.join(" ")), answer: row[3].to_owned() }
+}
+
+fn largest(rng: &mut ChaCha8Rng) -> Example {
+    let row = draw(rng, &DIGITS, 3);
+    let answer = row.iter().max().expect("three digits").to_string();
+    Example { prompt: format!("largest of {} :", row.join(" ")), answer }
+}
+
+fn mood(rng: &mut ChaCha8Rng) -> Example {
+    let (label, words) = MOODS[below(rng, MOODS.len())];
+    let nouns = draw(rng, &NOUNS, 2);
+    let word = words[below(rng, words.len())];
+    Example { prompt: format!("mood of the {} {word} {} :", nouns[0], nouns[1]), answer: label.to_owned() }
+}
+
+/// Writes `tokenizer.json` and `tokenizer_config.json` of the world: one token a word, BOS in front.
+///
+/// # Errors
+/// [`LabError::Io`].
+pub fn write_tokenizer(dir: &Path) -> Result<(), LabError> {
+    for (name, value) in tokenizer_files() {
+        let path = dir.join(name);
+        std::fs::write(&path, value).map_err(LabError::io(&path))?;
+    }
+    Ok(())
+}
+
+/// The tokenizer's files by name and content.
+pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
+    let special = |id: usize, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+               "special": true})
+    };
+    let vocab: serde_json::Map<String, Value> =
+        vocabulary().into_iter().enumerate().map(|(i, w)| (w.to_owned(), Value::from(i))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+        },
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    });
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
+        "model_max_length": 64, "clean_up_tokenization_spaces": false
+    });
+    vec![
+        ("tokenizer.json".to_owned(), pretty(&tokenizer)),
+        ("tokenizer_config.json".to_owned(), pretty(&config)),
+    ]
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("JSON values can be written");
+    text.push(b'\n');
+    text
+}
+
+/// `config.json` of a Llama small enough to be trained in seconds: two layers of width `hidden`, tied embeddings.
+pub fn model_config(hidden: usize) -> serde_json::Map<String, Value> {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary().len(),
+        "hidden_size": hidden, "intermediate_size": hidden * 2, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false,
+        "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"
+    });
+    match config {
+        Value::Object(map) => map,
+        _ => unreachable!("the literal above is an object"),
+    }
+}
+
+fn vocabulary() -> Vec<&'static str> {
+    let mut words = vec!["<unk>", "<s>", "</s>"];
+    words.extend(FRAME);
+    words.extend(SUBJECTS);
+    words.extend(PLACES);
+    words.extend(COLOURS);
+    words.extend(LETTERS);
+    words.extend(DIGITS);
+    for (label, mood) in MOODS {
+        words.push(label);
+        words.extend(mood);
+    }
+    words.extend(NOUNS);
+    words
+}
+
+fn rng(seed: u64, name: &str) -> ChaCha8Rng {
+    let key = name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    ChaCha8Rng::seed_from_u64(key)
+}
+
+fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    // The bias of the remainder is below 2⁻⁵⁹ for these sizes.
+    (rng.next_u64() % n as u64) as usize
+}
+
+fn draw<'a>(rng: &mut ChaCha8Rng, from: &[&'a str], n: usize) -> Vec<&'a str> {
+    (0..n).map(|_| from[below(rng, from.len())]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_in_the_vocabulary_once() {
+        let words = vocabulary();
+        let known: std::collections::HashSet<&str> = words.iter().copied().collect();
+        assert_eq!(known.len(), words.len());
+        let facts = facts(3);
+        let tasks = tasks(3, 30, 10);
+        let examples = tasks.iter().flat_map(|t| t.train.iter().chain(&t.test)).chain(&facts.examples);
+        for example in examples {
+            for word in example.prompt.split(' ').chain(example.answer.split(' ')) {
+                assert!(known.contains(word), "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_and_tests_are_new() {
+        let (a, b) = (tasks(1, 20, 10), tasks(2, 20, 10));
+        assert_eq!(a[0].train, tasks(1, 20, 10)[0].train);
+        assert_ne!(a[0].train, b[0].train);
+        for task in &a {
+            assert_eq!((task.train.len(), task.test.len()), (20, 10), "{}", task.name);
+            assert!(task.test.iter().all(|t| task.train.iter().all(|e| e.prompt != t.prompt)));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+use cl_data::Packed;
+use cl_torch::tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+
+/// Sequences laid end to end in one row, without padding; attention stays inside each.
+pub struct PackedBatch {
+    /// `(tokens)`, int64.
+    pub input_ids: Tensor,
+    /// `(tokens)`, int64, from 0 in each sequence.
+    pub position_ids: Tensor,
+    /// Boundaries, `sequences + 1` of them, from 0 to `tokens`.
+    pub cu_seqlens: Vec<i64>,
+    /// The boundaries as int32 on the device, for kernels that want them there.
+    pub(crate) cu_tensor: Tensor,
+}
+
+impl PackedBatch {
+    /// Packs token sequences.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptySequence`], [`ModelError::TokenId`].
+    pub fn new(sequences: &[&[u32]], vocab_size: i64, device: Device) -> Result<PackedBatch, ModelError> {
+        let mut ids = Vec::new();
+        let mut positions = Vec::new();
+        let mut cu_seqlens = vec![0];
+        for (index, sequence) in sequences.iter().enumerate() {
+            if sequence.is_empty() {
+                return Err(ModelError::EmptySequence { index });
+            }
+            ids.extend(sequence.iter().map(|&id| i64::from(id)));
+            positions.extend(0..sequence.len() as i64);
+            cu_seqlens.push(ids.len() as i64);
+        }
+        Self::build(&ids, &positions, cu_seqlens, vocab_size, device)
+    }
+
+    /// Takes over a micro-batch that was packed for training.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenId`].
+    pub fn from_packed(packed: &Packed, vocab_size: i64, device: Device) -> Result<PackedBatch, ModelError> {
+        Self::build(&packed.input_ids, &packed.position_ids, packed.cu_seqlens.clone(), vocab_size, device)
+    }
+
+    fn build(
+        ids: &[i64],
+        positions: &[i64],
+        cu_seqlens: Vec<i64>,
+        vocab_size: i64,
+        device: Device,
+    ) -> Result<PackedBatch, ModelError> {
+        if let Some(&id) = ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
+            return Err(ModelError::TokenId { id, vocab_size });
+        }
+        Ok(PackedBatch {
+            input_ids: Tensor::from_slice(ids).to_device(device),
+            position_ids: Tensor::from_slice(positions).to_device(device),
+            cu_tensor: Tensor::from_slice(&cu_seqlens).to_kind(Kind::Int).to_device(device),
+            cu_seqlens,
+        })
+    }
+
+    /// Number of tokens of all sequences.
+    pub fn tokens(&self) -> i64 {
+        self.cu_seqlens.last().copied().unwrap_or(0)
+    }
+}

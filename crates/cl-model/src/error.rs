@@ -1,0 +1,72 @@
+use std::path::PathBuf;
+
+/// Why a model cannot be built, run or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// An architecture that is not built.
+    #[error("{path}: architecture `{architecture}` is not supported; supported: {supported}")]
+    Architecture {
+        /// Directory of the model.
+        path: PathBuf,
+        /// What its config.json names.
+        architecture: String,
+        /// What is built.
+        supported: &'static str,
+    },
+    /// config.json lacks a key, or holds a value that cannot be used.
+    #[error("{path}/config.json: {message}")]
+    Config {
+        /// Directory of the model.
+        path: PathBuf,
+        /// Key, value and what is allowed.
+        message: String,
+    },
+    /// A tensor has another shape than config.json implies.
+    #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, the file has {got:?}")]
+    Shape {
+        /// Directory of the model.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// Implied shape.
+        expected: Vec<i64>,
+        /// Stored shape.
+        got: Vec<i64>,
+    },
+    /// Tensors that config.json implies are not there, or tensors are there that it does not.
+    #[error("{path}: tensors do not match config.json; missing: [{missing}]; not used: [{unused}]")]
+    Tensors {
+        /// Directory of the model.
+        path: PathBuf,
+        /// Names that were expected.
+        missing: String,
+        /// Names that nothing reads.
+        unused: String,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the model's vocabulary of {vocab_size}; is this the model's own tokenizer?")]
+    TokenId {
+        /// The id.
+        id: i64,
+        /// Rows of the embedding.
+        vocab_size: i64,
+    },
+    /// A sequence without tokens.
+    #[error("sequence {index} is empty; a model needs at least one token (a tokenizer without BOS makes none of \"\")")]
+    EmptySequence {
+        /// Position of the sequence in the request.
+        index: usize,
+    },
+    /// Adapters.
+    #[error(transparent)]
+    Adapter(#[from] cl_adapters::AdapterError),
+    /// Files.
+    #[error(transparent)]
+    Checkpoint(#[from] cl_checkpoint::Error),
+    /// Tokenizer and examples.
+    #[error(transparent)]
+    Data(#[from] cl_data::Error),
+    /// libtorch.
+    #[error(transparent)]
+    Torch(#[from] cl_torch::TorchError),
+}

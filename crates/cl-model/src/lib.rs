@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+
+mod attention;
+mod batch;
+mod config;
+mod decoder;
+mod error;
+mod generate;
+mod kv_cache;
+mod language_model;
+mod layer;
+mod load;
+mod loss;
+mod mlp;
+mod norm;
+mod random;
+mod rope;
+mod save;
+mod score;
+
+pub use batch::PackedBatch;
+pub use config::{Family, ModelConfig};
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use generate::{Generation, greedy};
+pub use language_model::Scorer;
+pub use load::LoadOptions;
+pub use loss::{SupervisedLoss, supervised_loss};
+pub use random::random_weights;
+pub use score::token_log_probs;

@@ -1,0 +1,146 @@
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use cl_adapters::Linear;
+use cl_checkpoint::{Checkpoint, TensorSource};
+use cl_torch::load_tensor;
+use cl_torch::tch::{Device, Kind, Tensor};
+
+use crate::attention::Attention;
+use crate::config::ModelConfig;
+use crate::layer::Layer;
+use crate::mlp::Mlp;
+use crate::norm::RmsNorm;
+use crate::rope::Rope;
+use crate::{Decoder, ModelError};
+
+/// In which precision and where a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Dtype of the weights in memory; f32 master weights for full fine-tuning, else the same as `compute`.
+    pub weights: Kind,
+    /// Dtype of activations and products.
+    pub compute: Kind,
+    /// Where.
+    pub device: Device,
+}
+
+impl LoadOptions {
+    /// Weights and products in one dtype on the CPU.
+    pub fn cpu(kind: Kind) -> LoadOptions {
+        LoadOptions { weights: kind, compute: kind, device: Device::Cpu }
+    }
+}
+
+impl Decoder {
+    /// Loads a Hugging Face model directory.
+    ///
+    /// # Errors
+    /// An unknown architecture, a config that does not make sense, tensors that are missing, left over or of another
+    /// shape than the config implies.
+    pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
+        let dir = checkpoint.dir();
+        let config = ModelConfig::from_json(dir, checkpoint.config())?;
+        let missing = RefCell::new(Vec::new());
+        let used = RefCell::new(BTreeSet::new());
+        let get = |name: &str, shape: &[i64]| -> Result<Tensor, ModelError> {
+            used.borrow_mut().insert(name.to_owned());
+            let Some(info) = checkpoint.info(name) else {
+                missing.borrow_mut().push(name.to_owned());
+                return Ok(Tensor::zeros([0], (options.weights, options.device)));
+            };
+            let got: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
+            if got != shape {
+                let (tensor, expected) = (name.to_owned(), shape.to_vec());
+                return Err(ModelError::Shape { path: dir.to_owned(), tensor, expected, got });
+            }
+            Ok(load_tensor(checkpoint, name, options.weights, options.device)?)
+        };
+        let decoder = build(config, options, &get)?;
+        let (missing, used) = (missing.into_inner(), used.into_inner());
+        let tied = decoder.config.tie_word_embeddings;
+        let unused: Vec<&str> = checkpoint
+            .names()
+            .into_iter()
+            .filter(|n| !used.contains(*n) && !n.ends_with("rotary_emb.inv_freq") && !(tied && *n == "lm_head.weight"))
+            .collect();
+        if missing.is_empty() && unused.is_empty() {
+            return Ok(decoder);
+        }
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+        Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
+    }
+}
+
+/// The first few names, and how many more there are.
+fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+/// Puts a decoder together from `get(name, shape)`.
+pub(crate) fn build(
+    config: ModelConfig,
+    options: LoadOptions,
+    get: &dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError>,
+) -> Result<Decoder, ModelError> {
+    let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let linear = |name: String, input: i64, output: i64, bias: bool| -> Result<Linear, ModelError> {
+        let weight = get(&format!("{name}.weight"), &[output, input])?;
+        let bias = if bias { Some(get(&format!("{name}.bias"), &[output])?) } else { None };
+        Ok(Linear::new(&name, weight, bias))
+    };
+    let norm = |name: String, width: i64| -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { weight: get(&format!("{name}.weight"), &[width])?, eps: config.rms_norm_eps })
+    };
+    let head_norm =
+        |name: String| -> Result<Option<RmsNorm>, ModelError> { config.qk_norm.then(|| norm(name, d)).transpose() };
+    let embed_tokens = get("model.embed_tokens.weight", &[config.vocab_size, hidden])?;
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for i in 0..config.num_hidden_layers {
+        let p = format!("model.layers.{i}");
+        layers.push(Layer {
+            input_layernorm: norm(format!("{p}.input_layernorm"), hidden)?,
+            self_attn: Attention {
+                q_proj: linear(format!("{p}.self_attn.q_proj"), hidden, q_width, config.qkv_bias)?,
+                k_proj: linear(format!("{p}.self_attn.k_proj"), hidden, kv_width, config.qkv_bias)?,
+                v_proj: linear(format!("{p}.self_attn.v_proj"), hidden, kv_width, config.qkv_bias)?,
+                o_proj: linear(format!("{p}.self_attn.o_proj"), q_width, hidden, config.o_bias)?,
+                q_norm: head_norm(format!("{p}.self_attn.q_norm"))?,
+                k_norm: head_norm(format!("{p}.self_attn.k_norm"))?,
+                head_dim: d,
+                uses_rope: config.uses_rope[i],
+                window: config.windows[i],
+            },
+            post_attention_layernorm: norm(format!("{p}.post_attention_layernorm"), hidden)?,
+            mlp: Mlp {
+                gate_proj: linear(format!("{p}.mlp.gate_proj"), hidden, inner, config.mlp_bias)?,
+                up_proj: linear(format!("{p}.mlp.up_proj"), hidden, inner, config.mlp_bias)?,
+                down_proj: linear(format!("{p}.mlp.down_proj"), inner, hidden, config.mlp_bias)?,
+            },
+        });
+    }
+    let norm = norm("model.norm".to_owned(), hidden)?;
+    let lm_head = if config.tie_word_embeddings {
+        None
+    } else {
+        Some(linear("lm_head".to_owned(), hidden, config.vocab_size, false)?)
+    };
+    let rope = Rope::new(&config, options.device);
+    Ok(Decoder {
+        config,
+        compute: options.compute,
+        device: options.device,
+        activation_checkpointing: false,
+        embed_tokens,
+        layers,
+        norm,
+        lm_head,
+        rope,
+    })
+}

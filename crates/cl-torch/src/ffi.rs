@@ -1,0 +1,71 @@
+//! Declarations of `csrc/shim.cpp`. A `tch::Tensor` holds an `at::Tensor*`, which is what crosses this border.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+pub(crate) type T = *mut C_tensor;
+pub(crate) type NodeForward = extern "C" fn(*mut c_void, *const T, usize, *mut T) -> c_int;
+pub(crate) type NodeBackward = extern "C" fn(*mut c_void, *const T, usize, T, *mut T) -> c_int;
+pub(crate) type NodeFree = extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    pub(crate) fn cl_last_error() -> *const c_char;
+    pub(crate) fn cl_backward(outputs: *const T, gradients: *const T, n: usize, keep_graph: c_int) -> c_int;
+    pub(crate) fn cl_grad(
+        outputs: *const T,
+        gradients: *const T,
+        n: usize,
+        inputs: *const T,
+        m: usize,
+        result: *mut T,
+        keep_graph: c_int,
+        create_graph: c_int,
+    ) -> c_int;
+    pub(crate) fn cl_fused_adamw(
+        params: *const T,
+        grads: *const T,
+        exp_avg: *const T,
+        exp_avg_sq: *const T,
+        steps: *const T,
+        n: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> c_int;
+    pub(crate) fn cl_global_norm(tensors: *const T, n: usize, result: *mut T) -> c_int;
+    pub(crate) fn cl_foreach_mul_(tensors: *const T, n: usize, factor: T) -> c_int;
+    pub(crate) fn cl_flash_varlen(
+        q: T,
+        k: T,
+        v: T,
+        cu_q: T,
+        cu_k: T,
+        max_q: i64,
+        max_k: i64,
+        causal: c_int,
+        scale: f64,
+        window_left: i64,
+        result: *mut T,
+    ) -> c_int;
+    pub(crate) fn cl_rust_node(
+        inputs: *const T,
+        n: usize,
+        data: *mut c_void,
+        forward: NodeForward,
+        backward: NodeBackward,
+        free: NodeFree,
+        output: *mut T,
+    ) -> c_int;
+}
+
+pub(crate) fn pointer(t: &Tensor) -> T {
+    t.as_ptr() as T
+}
+
+pub(crate) fn pointers(tensors: &[&Tensor]) -> Vec<T> {
+    tensors.iter().map(|t| pointer(t)).collect()
+}

@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+#![allow(unsafe_code)] // the border to libtorch: raw tensor pointers and dlopen; each block states its reason
+
+mod autograd;
+mod checkpointing;
+mod cuda;
+mod error;
+mod ffi;
+mod flash;
+mod optimizer;
+mod tensor_bytes;
+
+pub use autograd::{backward, grad};
+pub use checkpointing::checkpoint;
+pub use cuda::{load_cuda, pick_device};
+pub use error::TorchError;
+pub use flash::flash_varlen;
+pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};
+pub use tch;
+pub use tensor_bytes::{kind_of, load_tensor, tensor_bytes};

@@ -1,0 +1,59 @@
+use cl_checkpoint::{Dtype, TensorSource};
+use tch::{Device, Kind, Tensor};
+
+use crate::TorchError;
+
+/// libtorch's name of a stored dtype; `None` for those it cannot compute with here.
+pub fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+/// Reads a tensor of a checkpoint onto `device`, converted to `kind` (nearest even). The result owns its memory.
+///
+/// # Errors
+/// [`TorchError::Missing`], [`TorchError::Dtype`], or the source's own error.
+pub fn load_tensor(
+    source: &dyn TensorSource,
+    name: &str,
+    kind: Kind,
+    device: Device,
+) -> Result<Tensor, TorchError> {
+    let info = source.info(name).ok_or_else(|| TorchError::Missing { tensor: name.to_owned() })?;
+    let stored = kind_of(info.dtype)
+        .ok_or_else(|| TorchError::Dtype { tensor: name.to_owned(), dtype: format!("{:?}", info.dtype) })?;
+    let shape: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
+    let bytes = source.bytes(name)?;
+    if shape.iter().product::<i64>() == 0 {
+        return Ok(Tensor::zeros(&shape, (kind, device)));
+    }
+    let mut strides = vec![1i64; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    // SAFETY: the source checked that `bytes` holds exactly this shape and dtype; the borrowed tensor dies at the end of
+    // this function, before the map can, because the copy below owns its memory.
+    let borrowed = unsafe { Tensor::from_blob(bytes.as_ptr(), &shape, &strides, stored, Device::Cpu) };
+    Ok(borrowed.to_device_(device, kind, false, true))
+}
+
+/// The bytes of a tensor in row-major order, little endian, as a checkpoint stores them, converted to `kind`.
+pub fn tensor_bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
+    let t = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
+    let mut bytes = vec![0u8; t.numel() * kind.elt_size_in_bytes()];
+    if !bytes.is_empty() {
+        t.copy_data_u8(&mut bytes, t.numel());
+    }
+    bytes
+}

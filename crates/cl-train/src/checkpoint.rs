@@ -1,0 +1,104 @@
+//! The resumable state of a round: trained tensors, both moments, the step. A folder, replaced as a whole.
+
+use std::path::Path;
+
+use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, SafetensorsFile, TensorSource, TensorSpec, WriteOptions};
+use cl_torch::tch::{self, Kind, Tensor};
+use cl_torch::{load_tensor, tensor_bytes};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::adamw::Optimizer;
+use crate::{TrainConfig, TrainError};
+
+/// Where a run stands. Data order and dropout follow from the seed and the step, so nothing else needs keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Steps taken.
+    pub(crate) step: u64,
+    /// Key of the run.
+    pub(crate) seed: u64,
+}
+
+const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
+
+pub(crate) fn save(
+    dir: &Path,
+    optimizer: &Optimizer,
+    config: &TrainConfig,
+    state: &State,
+) -> Result<(), TrainError> {
+    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+    for (part, list) in PARTS.iter().zip([&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
+        tensors.extend(optimizer.names.iter().zip(list).map(|(n, t)| (format!("{part}.{n}"), t)));
+    }
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|(name, t)| TensorSpec {
+            name: name.clone(),
+            dtype: dtype(t),
+            shape: t.size().iter().map(|&d| d as usize).collect(),
+        })
+        .collect();
+    let writer =
+        CheckpointWriter::create(dir, &specs, WriteOptions { overwrite: true, max_shard_size: u64::MAX })?;
+    for (name, t) in &tensors {
+        writer.write(name, &tensor_bytes(t, t.kind()))?;
+    }
+    let json = |v: serde_json::Result<Value>| v.expect("plain structs are JSON");
+    writer.put_json("state.json", &json(serde_json::to_value(state)))?;
+    writer.put_json("train_config.json", &json(serde_json::to_value(config)))?;
+    writer.finish(Manifest::new("train_state"))?;
+    Ok(())
+}
+
+/// Puts a saved state into the optimizer; `None` when there is none.
+pub(crate) fn resume(
+    dir: &Path,
+    optimizer: &mut Optimizer,
+    config: &TrainConfig,
+    seed: u64,
+) -> Result<Option<State>, TrainError> {
+    if !dir.join("manifest.json").exists() {
+        return Ok(None);
+    }
+    let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
+    let state: State = read_json(&dir.join("state.json"))?;
+    let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
+    if saved != *config {
+        return Err(misfit("it was saved under another [train] configuration".to_owned()));
+    }
+    if state.seed != seed {
+        return Err(misfit(format!("it was saved with seed {}, this run has {seed}", state.seed)));
+    }
+    let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
+    let _no_graph = tch::no_grad_guard();
+    let names = optimizer.names.clone();
+    for (part, list) in
+        PARTS.iter().zip([&mut optimizer.params, &mut optimizer.exp_avg, &mut optimizer.exp_avg_sq])
+    {
+        for (name, t) in names.iter().zip(list) {
+            let key = format!("{part}.{name}");
+            let shape: Vec<usize> = t.size().iter().map(|&d| d as usize).collect();
+            if file.info(&key).is_none_or(|i| i.shape != shape) {
+                return Err(misfit(format!("tensor `{key}` of shape {shape:?} is not in it")));
+            }
+            t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
+        }
+    }
+    Ok(Some(state))
+}
+
+fn dtype(t: &Tensor) -> Dtype {
+    match t.kind() {
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        _ => Dtype::F32,
+    }
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, TrainError> {
+    let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
+    serde_json::from_str(&text)
+        .map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
+}

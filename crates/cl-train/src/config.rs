@@ -1,0 +1,198 @@
+use cl_adapters::LoraConfig;
+use cl_torch::tch::{Device, Kind};
+use cl_model::LoadOptions;
+use serde::{Deserialize, Serialize};
+
+use crate::{Schedule, TrainError};
+
+/// How one round of fine-tuning goes. Names and defaults follow Transformers' `TrainingArguments` where it has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the data. Ignored when `max_steps` is set.
+    pub epochs: u64,
+    /// Optimizer steps; the data is passed over as often as that takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Examples that are packed into one forward and backward pass.
+    pub micro_batch_size: usize,
+    /// Micro-batches that are added up before an optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Largest learning rate of the schedule.
+    pub learning_rate: f64,
+    /// How the learning rate changes.
+    pub lr_scheduler_type: Schedule,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// AdamW's decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW's term in the denominator.
+    pub adam_epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm; 0 leaves them as they are.
+    pub max_grad_norm: f64,
+    /// What the loss of a step is a mean over.
+    pub loss_norm: LossNorm,
+    /// Dtype of activations and products.
+    pub precision: Precision,
+    /// Dtype of weights and optimizer states while all weights are trained.
+    pub states: States,
+    /// Recompute activations in the backward pass: less memory, about a third more time.
+    pub activation_checkpointing: bool,
+    /// Examples longer than this many tokens are cut in the middle; `None` keeps them whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    /// A resumable state is saved every so many steps (and when the round ends); 0 saves none.
+    pub save_steps: u64,
+    /// Go through the examples in a seeded random order; otherwise in file order.
+    pub shuffle: bool,
+    /// PEFT directory to start the adapter from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_adapter: Option<std::path::PathBuf>,
+    /// Train a low-rank adapter (`[train.lora]`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// Train all weights (`[train.full]`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full: Option<Full>,
+}
+
+/// Full fine-tuning has no settings of its own yet; the table's presence chooses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Full {}
+
+/// What the loss of an optimizer step is a mean over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossNorm {
+    /// All supervised tokens of the step, so that a token counts the same wherever it stands.
+    TokenMean,
+    /// Supervised tokens of each micro-batch, then the micro-batches: the paper's, which weighs long answers less.
+    MicrobatchMean,
+}
+
+/// Dtype of activations and products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// bfloat16, with losses and norms in f32.
+    Bf16,
+}
+
+/// Dtype of weights and AdamW states in full fine-tuning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum States {
+    /// f32 master weights and states.
+    F32,
+    /// Weights and states in the dtype of the products: with `precision = "bf16"` the paper's pure bf16, in which most
+    /// updates of a small learning rate are rounded away.
+    Pure,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            epochs: 1,
+            max_steps: None,
+            micro_batch_size: 4,
+            gradient_accumulation_steps: 1,
+            learning_rate: 2e-4,
+            lr_scheduler_type: Schedule::Constant,
+            warmup_steps: 0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            loss_norm: LossNorm::TokenMean,
+            precision: Precision::F32,
+            states: States::F32,
+            activation_checkpointing: false,
+            max_length: Some(1024),
+            save_steps: 0,
+            shuffle: true,
+            initial_adapter: None,
+            lora: None,
+            full: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks every range, and that exactly one of `lora` and `full` is chosen.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] names the key, the value and what is allowed.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let checks: [(&'static str, String, bool, &'static str); 11] = [
+            ("epochs", self.epochs.to_string(), self.epochs > 0 || self.max_steps.is_some(), "at least 1"),
+            ("max_steps", format!("{:?}", self.max_steps), self.max_steps != Some(0), "at least 1"),
+            ("micro_batch_size", self.micro_batch_size.to_string(), self.micro_batch_size > 0, "at least 1"),
+            (
+                "gradient_accumulation_steps",
+                self.gradient_accumulation_steps.to_string(),
+                self.gradient_accumulation_steps > 0,
+                "at least 1",
+            ),
+            (
+                "learning_rate",
+                self.learning_rate.to_string(),
+                self.learning_rate.is_finite() && self.learning_rate > 0.0,
+                "a positive number",
+            ),
+            ("adam_beta1", self.adam_beta1.to_string(), (0.0..1.0).contains(&self.adam_beta1), "in [0, 1)"),
+            ("adam_beta2", self.adam_beta2.to_string(), (0.0..1.0).contains(&self.adam_beta2), "in [0, 1)"),
+            ("adam_epsilon", self.adam_epsilon.to_string(), self.adam_epsilon > 0.0, "a positive number"),
+            (
+                "weight_decay",
+                self.weight_decay.to_string(),
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "0 or more",
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm.to_string(),
+                self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
+                "0 (off) or more",
+            ),
+            ("max_length", format!("{:?}", self.max_length), self.max_length.is_none_or(|m| m >= 2), "at least 2"),
+        ];
+        if let Some((key, value, _, expected)) = checks.into_iter().find(|c| !c.2) {
+            return Err(TrainError::Config { key, value, expected });
+        }
+        let method = match (&self.lora, &self.full) {
+            (Some(_), None) | (None, Some(_)) => None,
+            (None, None) => Some("neither `lora` nor `full`"),
+            (Some(_), Some(_)) => Some("both `lora` and `full`"),
+        };
+        if let Some(value) = method {
+            let expected = "exactly one of the tables [train.lora] and [train.full]";
+            return Err(TrainError::Config { key: "train", value: value.to_owned(), expected });
+        }
+        if self.full.is_some() && self.initial_adapter.is_some() {
+            let value = "set together with `full`".to_owned();
+            return Err(TrainError::Config { key: "initial_adapter", value, expected: "[train.lora]" });
+        }
+        if let Some(lora) = &self.lora {
+            lora.validate().map_err(cl_model::ModelError::from)?;
+        }
+        Ok(())
+    }
+
+    /// How the model has to be loaded for this round.
+    pub fn load_options(&self, device: Device) -> LoadOptions {
+        let compute = match self.precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        let master = self.full.is_some() && self.states == States::F32;
+        LoadOptions { weights: if master { Kind::Float } else { compute }, compute, device }
+    }
+}

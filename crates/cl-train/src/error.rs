@@ -1,0 +1,70 @@
+use std::path::PathBuf;
+
+/// Why a round of fine-tuning cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A setting outside its range.
+    #[error("{key} = {value}: expected {expected}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The data makes no optimizer step.
+    #[error("the data gives no step: {examples} examples, none with a supervised token")]
+    NoData {
+        /// How many examples there were.
+        examples: usize,
+    },
+    /// The loss or the gradient is not a number any more.
+    #[error(
+        "step {step}: {what} is {value}; the state before this step is kept. Lower learning_rate, or check the model with \
+         `precision = \"f32\"`"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// `loss` or `grad_norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// A saved state belongs to another run.
+    #[error("{path}: the saved state does not fit: {message}; remove the folder to start this round again")]
+    State {
+        /// Folder of the state.
+        path: PathBuf,
+        /// What differs.
+        message: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Files of checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] cl_checkpoint::Error),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] cl_model::ModelError),
+    /// Adapters.
+    #[error(transparent)]
+    Adapter(#[from] cl_adapters::AdapterError),
+    /// libtorch.
+    #[error(transparent)]
+    Torch(#[from] cl_torch::TorchError),
+}
+
+impl TrainError {
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> TrainError {
+        let path = path.to_owned();
+        move |source| TrainError::Io { path, source }
+    }
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+
+mod adamw;
+mod checkpoint;
+mod config;
+mod error;
+mod log;
+mod plan;
+mod schedule;
+mod train;
+
+pub use config::{Full, LossNorm, Precision, States, TrainConfig};
+pub use error::TrainError;
+pub use log::{StepLog, read_log};
+pub use plan::{Plan, TrainData};
+pub use schedule::Schedule;
+pub use train::{Progress, TrainReport, train};

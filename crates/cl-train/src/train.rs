@@ -1,0 +1,169 @@
+use std::path::Path;
+use std::time::Instant;
+
+use cl_adapters::Mode;
+use cl_data::{Encoded, Packed, RowRef, pack};
+use cl_model::{Decoder, PackedBatch, supervised_loss};
+use cl_torch::AdamW;
+
+use crate::adamw::Optimizer;
+use crate::checkpoint::{self, State};
+use crate::log::LogWriter;
+use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
+
+/// What a watcher of the run is told after every step.
+pub struct Progress<'a> {
+    /// The step just taken.
+    pub step: &'a StepLog,
+    /// Steps of the whole round.
+    pub total_steps: u64,
+}
+
+/// What a finished round reports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainReport {
+    /// Steps of the round.
+    pub steps: u64,
+    /// Mean loss of the last tenth of the steps taken in this process.
+    pub final_loss: f64,
+    /// Tokens that went through the model in this process.
+    pub tokens: u64,
+    /// Wall-clock seconds of the steps taken in this process.
+    pub seconds: f64,
+}
+
+/// Fine-tunes `model` in place: its adapters when it has any, else all weights that require a gradient.
+///
+/// `out` receives `log.jsonl` (one line a step) and, with `save_steps`, the resumable state in `state/`. When a state is
+/// there already the run goes on behind it and takes the very steps the uninterrupted run would have taken.
+/// `seed` keys the dropout masks. `observe` is called after every step.
+///
+/// # Errors
+/// A setting outside its range, no data, a loss or gradient that is not finite, files that cannot be written.
+pub fn train(
+    model: &mut Decoder,
+    data: &TrainData<'_>,
+    config: &TrainConfig,
+    plan: &Plan,
+    seed: u64,
+    out: &Path,
+    observe: &mut dyn FnMut(&Progress<'_>),
+) -> Result<TrainReport, TrainError> {
+    config.validate()?;
+    model.activation_checkpointing = config.activation_checkpointing;
+    let mut optimizer = Optimizer::new(model.trainable());
+    let mut done = checkpoint::resume(&out.join("state"), &mut optimizer, config, seed)?.map_or(0, |s| s.step);
+    std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
+    let mut log = LogWriter::open(&out.join("log.jsonl"), done)?;
+    let mut steps: Vec<StepLog> = Vec::new();
+    let mut epoch_rows: Option<(u64, Vec<RowRef>)> = None;
+
+    while done < plan.total_steps {
+        let started = Instant::now();
+        let epoch = done / plan.steps_per_epoch;
+        if epoch_rows.as_ref().is_none_or(|e| e.0 != epoch) {
+            epoch_rows = Some((epoch, (data.epoch_rows)(epoch)));
+        }
+        let all = &epoch_rows.as_ref().expect("filled above").1;
+        let micro_batches = pack_step(data, plan.rows(all, done % plan.steps_per_epoch), config.micro_batch_size);
+        let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
+        let learning_rate = config.learning_rate * factor;
+
+        let (loss, supervised_tokens) = accumulate(model, &micro_batches, config, step_seed(seed, done))?;
+        let number = done + 1;
+        finite(number, "loss", loss)?;
+        let grad_norm = optimizer.clip(config.max_grad_norm)?;
+        finite(number, "grad_norm", grad_norm)?;
+        optimizer.step(number, adamw(config, learning_rate))?;
+        optimizer.zero_grad();
+        done = number;
+
+        let step = StepLog {
+            step: done,
+            epoch,
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
+            supervised_tokens: supervised_tokens as u64,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        log.write(&step)?;
+        if config.save_steps > 0 && (done % config.save_steps == 0 || done == plan.total_steps) {
+            checkpoint::save(&out.join("state"), &optimizer, config, &State { step: done, seed })?;
+        }
+        observe(&Progress { step: &step, total_steps: plan.total_steps });
+        steps.push(step);
+    }
+    Ok(report(plan, &steps))
+}
+
+/// Forward and backward of every micro-batch; gradients add up in the leaves. Returns the loss and the supervised tokens.
+fn accumulate(
+    model: &Decoder,
+    micro_batches: &[Packed],
+    config: &TrainConfig,
+    seed: u64,
+) -> Result<(f64, usize), TrainError> {
+    let counts: Vec<usize> = micro_batches.iter().map(supervised_count).collect();
+    let all: usize = counts.iter().sum();
+    let mut loss = 0.0;
+    for (i, packed) in micro_batches.iter().enumerate() {
+        if counts[i] == 0 {
+            continue;
+        }
+        // The factor is known before the forward pass, so the gradient of the mean needs no second look.
+        let scale = match config.loss_norm {
+            LossNorm::TokenMean => 1.0 / all as f64,
+            LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * micro_batches.len() as f64),
+        };
+        let batch = PackedBatch::from_packed(packed, model.config.vocab_size, model.device)?;
+        let x = model.forward(&batch, Mode::Train { seed: seed.wrapping_add(i as u64) })?;
+        let supervised = supervised_loss(model, &x, packed, scale)?;
+        loss += supervised.nll_sum * scale;
+        supervised.backward()?;
+    }
+    Ok((loss, all))
+}
+
+fn pack_step(data: &TrainData<'_>, rows: &[RowRef], micro_batch_size: usize) -> Vec<Packed> {
+    rows.chunks(micro_batch_size)
+        .map(|chunk| {
+            let examples: Vec<&Encoded> = chunk.iter().map(|r| &data.datasets[r.dataset][r.row]).collect();
+            pack(&examples)
+        })
+        .collect()
+}
+
+fn supervised_count(packed: &Packed) -> usize {
+    packed.cu_seqlens.windows(2).map(|w| (w[0] + 1..w[1]).filter(|&t| packed.labels[t as usize] != -100).count()).sum()
+}
+
+fn adamw(config: &TrainConfig, lr: f64) -> AdamW {
+    AdamW {
+        lr,
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        eps: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+    }
+}
+
+/// A step's own range of dropout keys; micro-batches count up inside it.
+fn step_seed(seed: u64, step: u64) -> u64 {
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step << 20)
+}
+
+fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
+    if value.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step, what, value }) }
+}
+
+fn report(plan: &Plan, steps: &[StepLog]) -> TrainReport {
+    let last = &steps[steps.len() - steps.len().div_ceil(10)..];
+    TrainReport {
+        steps: plan.total_steps,
+        final_loss: last.iter().map(|s| s.loss).sum::<f64>() / last.len().max(1) as f64,
+        tokens: steps.iter().map(|s| s.tokens).sum(),
+        seconds: steps.iter().map(|s| s.seconds).sum(),
+    }
+}
