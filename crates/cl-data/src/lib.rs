@@ -1,1 +1,21 @@
-//! cl-data
+#![doc = include_str!("../README.md")]
+
+mod audit;
+mod dataset;
+mod encode;
+mod error;
+mod mixture;
+pub mod numpy;
+mod pack;
+mod profile;
+pub mod template;
+mod tokenizer;
+
+pub use audit::{Audit, AuditRow, read_audit};
+pub use dataset::{Dataset, Example, Format, Split, load, load_split};
+pub use encode::{Encoded, encode_dataset, encode_example};
+pub use error::Error;
+pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shard, shuffled};
+pub use pack::{Packed, pack};
+pub use profile::Profile;
+pub use tokenizer::Tokenizer;

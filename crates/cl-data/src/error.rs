@@ -1,0 +1,66 @@
+use std::path::PathBuf;
+
+/// Why examples or a tokenizer cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system's answer.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The answer.
+        source: std::io::Error,
+    },
+    /// No file of a split.
+    #[error("{dir}: no {split}.json, {split}.jsonl or either with .gz")]
+    NoSplit {
+        /// The task's directory.
+        dir: PathBuf,
+        /// `train`, `eval` or `test`.
+        split: &'static str,
+    },
+    /// The file is no JSON, or not a list of objects.
+    #[error("{path}: {message}")]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and found, and where.
+        message: String,
+    },
+    /// One row lacks a key, or holds something else than text.
+    #[error("{path}: row {row} (from 0): {message}")]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Index of the row.
+        row: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// The file holds no examples.
+    #[error("{path}: no examples in it")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The tokenizer's files do not make a tokenizer.
+    #[error("{path}: {message}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The tokenizer refused a text.
+    #[error("cannot tokenize: {message}")]
+    Encode {
+        /// The tokenizer's message.
+        message: String,
+    },
+    /// Targets need an end token.
+    #[error("{path}: no eos_token; training needs one to end each answer")]
+    NoEos {
+        /// The tokenizer's configuration.
+        path: PathBuf,
+    },
+}

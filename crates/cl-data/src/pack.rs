@@ -1,0 +1,39 @@
+use crate::Encoded;
+
+/// A micro-batch in one row: examples end to end, no padding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// `(tokens)`.
+    pub input_ids: Vec<i64>,
+    /// `(tokens)`, from 0 in each example.
+    pub position_ids: Vec<i64>,
+    /// `(tokens)`; −100 where nothing is learned, and on the first token of each example, which has nothing before it.
+    pub labels: Vec<i64>,
+    /// Boundaries of the examples, from 0 to `tokens`.
+    pub cu_seqlens: Vec<i64>,
+}
+
+/// Packs by flattening, as Transformers' `DataCollatorWithFlattening` does.
+///
+/// ```
+/// use cl_data::{Encoded, pack};
+/// let a = Encoded { input_ids: vec![5, 6, 7], source_len: 2 };
+/// let b = Encoded { input_ids: vec![8, 9], source_len: 0 };
+/// let packed = pack(&[&a, &b]);
+/// assert_eq!(packed.input_ids, [5, 6, 7, 8, 9]);
+/// assert_eq!(packed.position_ids, [0, 1, 2, 0, 1]);
+/// assert_eq!(packed.labels, [-100, -100, 7, -100, 9]);
+/// assert_eq!(packed.cu_seqlens, [0, 3, 5]);
+/// ```
+pub fn pack(examples: &[&Encoded]) -> Packed {
+    let mut packed = Packed { cu_seqlens: vec![0], ..Packed::default() };
+    for example in examples.iter().filter(|e| !e.input_ids.is_empty()) {
+        let start = packed.labels.len();
+        packed.input_ids.extend(example.input_ids.iter().map(|&id| i64::from(id)));
+        packed.position_ids.extend(0..example.input_ids.len() as i64);
+        packed.labels.extend(example.labels());
+        packed.labels[start] = -100;
+        packed.cu_seqlens.push(packed.input_ids.len() as i64);
+    }
+    packed
+}

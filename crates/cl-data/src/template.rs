@@ -1,0 +1,52 @@
+//! Prompts around raw fields.
+
+use crate::Example;
+
+/// Alpaca's prompt (Taori et al., 2023), with its block for an input or without. Nothing stands between
+/// `### Response:` and the answer.
+///
+/// ```
+/// let prompt = cl_data::template::alpaca("Add.", "");
+/// assert!(prompt.ends_with("### Instruction:\nAdd.\n\n### Response:"));
+/// ```
+pub fn alpaca(instruction: &str, input: &str) -> String {
+    if input.is_empty() {
+        format!(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
+             ### Instruction:\n{instruction}\n\n### Response:"
+        )
+    } else {
+        format!(
+            "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
+             response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\
+             \n\n### Response:"
+        )
+    }
+}
+
+/// MetaMathQA: the first line of `query` is the instruction, the others are the input of Alpaca's prompt.
+pub fn metamath(query: &str, response: &str) -> Example {
+    let (instruction, input) = query.split_once('\n').unwrap_or((query, ""));
+    Example { prompt: alpaca(instruction, input), answer: response.to_owned() }
+}
+
+/// GSM8K: `Question: …`, `Answer:` and a space before the answer, as the evaluation harness asks.
+pub fn gsm8k(question: &str, answer: &str) -> Example {
+    Example { prompt: format!("Question: {question}\nAnswer:"), answer: format!(" {answer}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metamath_splits_at_the_first_line() {
+        let with = metamath("Solve.\nx = 1\ny = 2", "3");
+        assert!(with.prompt.contains("### Instruction:\nSolve.\n\n### Input:\nx = 1\ny = 2\n\n### Response:"));
+        assert!(with.prompt.contains("paired with an input"));
+        let without = metamath("Solve.", "3");
+        assert!(!without.prompt.contains("### Input"));
+        assert!(without.prompt.ends_with("### Response:"));
+        assert_eq!(without.answer, "3");
+    }
+}

@@ -1,0 +1,23 @@
+//! Metrics, one a file, each with its source and its traps.
+
+pub mod edit;
+pub mod exact;
+pub mod first_char;
+pub mod gsm8k;
+pub mod rouge;
+pub mod sari;
+
+/// White space as Python's `str.split()` and `str.strip()` see it: Unicode's, and the separators U+001C to U+001F.
+pub(crate) fn python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// Python's `str.split()`.
+pub(crate) fn python_split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(python_space).filter(|w| !w.is_empty())
+}
+
+/// Python's `str.strip()`.
+pub(crate) fn python_strip(text: &str) -> &str {
+    text.trim_matches(python_space)
+}
