@@ -5,6 +5,7 @@ mod adapter_config;
 mod checkpoint;
 pub mod convert;
 mod error;
+pub mod gguf;
 mod header;
 mod manifest;
 mod output_dir;

@@ -1,1 +1,67 @@
-fn main() {}
+//! `cl`: add knowledge to a language model round after round. Parses, calls the libraries, reports.
+
+mod commands;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Add knowledge to a language model, round after round, and see what it keeps.
+///
+/// A model is a Hugging Face directory (config.json, model.safetensors, tokenizer.json).
+/// Progress goes to stderr, results to files, a summary to stdout.
+#[derive(Parser)]
+#[command(name = "cl", version, after_help = "Start here:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
+    cl check CONFIG        what a configuration would do, without doing it\n  \
+    cl sequence CONFIG --out DIR\nConfigurations to start from: examples/configs/")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn a GGUF file into a Hugging Face model directory.
+    ImportGguf(commands::import_gguf::Args),
+    /// Continue a prompt, always with the likeliest token.
+    Generate(commands::generate::Args),
+    /// Fine-tune a model once: to an adapter (LoRA) or with all weights.
+    Train(commands::train::Args),
+    /// Fine-tune on tasks one after another and score all of them after every round.
+    Sequence(commands::sequence::Args),
+    /// Score a model on tasks.
+    Eval(commands::eval::Args),
+    /// Check a configuration of `train` or `sequence` without running it.
+    Check(commands::check::Args),
+    /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
+    Reproduce(commands::reproduce::Args),
+    /// Recompute the paper's printed averages, gains and BWT from its tables' cells.
+    PaperTables(commands::paper_tables::Args),
+}
+
+fn main() -> ExitCode {
+    // First of all: libtorch asks for its CUDA half once, and keeps the answer.
+    let cuda = cl_torch::load_cuda();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CL_LOG").unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let result = cuda.map_err(anyhow::Error::from).and_then(|_| match Cli::parse().command {
+        Command::ImportGguf(args) => commands::import_gguf::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Sequence(args) => commands::sequence::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Check(args) => commands::check::run(&args),
+        Command::Reproduce(args) => commands::reproduce::run(&args),
+        Command::PaperTables(args) => commands::paper_tables::run(&args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,24 @@
-//! cl-lab
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod config;
+mod error;
+mod observe;
+mod report;
+mod reproduce;
+mod round;
+mod round_data;
+mod scoring;
+mod sequence;
+pub mod toy;
+
+pub use check::{Finding, check_sequence, check_train};
+pub use config::{DataConfig, EvalConfig, Limits, Replay, SequenceConfig, TrainRun, read_sequence, read_train};
+pub use error::LabError;
+pub use observe::{Event, Observer};
+pub use report::tables_of;
+pub use reproduce::{Study, StudyConfig, reproduce};
+pub use round_data::load_train_data;
+pub use round::{RoundInput, RoundOutput, run_round};
+pub use scoring::{LoadedModel, score_model};
+pub use sequence::{SequenceReport, run_sequence};

@@ -1,0 +1,283 @@
+use serde_json::{Map, Value, json};
+
+use super::tokenizer::SpecialIds;
+use super::{Error, FloatDtype, GgufFile, rope};
+
+/// The architectures that are imported, by `general.architecture`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Architecture {
+    Llama,
+    Qwen2,
+    Qwen3,
+}
+
+impl Architecture {
+    const ALL: [(&'static str, Architecture); 3] =
+        [("llama", Architecture::Llama), ("qwen2", Architecture::Qwen2), ("qwen3", Architecture::Qwen3)];
+
+    pub(super) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|row| row.1 == self).expect("every architecture has a row").0
+    }
+}
+
+/// What the metadata says about the model; the tensors are held against it.
+pub(super) struct Shape {
+    pub(super) architecture: Architecture,
+    pub(super) layers: usize,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) vocab: usize,
+    pub(super) context: usize,
+    rms_norm_eps: f64,
+    rope_theta: f64,
+    rope_scaling: Option<Value>,
+    sliding_window: Option<usize>,
+}
+
+/// Which optional tensors are there.
+pub(super) struct Optional {
+    pub(super) lm_head: bool,
+    pub(super) attention_bias: bool,
+    pub(super) mlp_bias: bool,
+}
+
+/// Keys below `{architecture}.` that are understood; any other might change what the model computes.
+const KEYS: [&str; 23] = [
+    "vocab_size",
+    "context_length",
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.causal",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.finetuned",
+    "expert_count",
+    "expert_used_count",
+    "tensor_data_layout",
+];
+
+impl Shape {
+    pub(super) fn read(file: &GgufFile) -> Result<Shape, Error> {
+        let architecture = architecture(file)?;
+        let keys = Keys { file, prefix: architecture.name() };
+        keys.refuse_unknown()?;
+        keys.refuse_other_than("expert_count", 0)?;
+        let (layers, hidden) = (keys.positive("block_count")?, keys.positive("embedding_length")?);
+        let heads = keys.positive("attention.head_count")?;
+        let kv_heads = keys.positive_or("attention.head_count_kv", heads)?;
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(keys.error("attention.head_count_kv", format!("{kv_heads} does not divide {heads} heads")));
+        }
+        let head_dim = head_dim(&keys, architecture, hidden, heads)?;
+        let rope_theta = file.float(&keys.full("rope.freq_base"))?.unwrap_or(10_000.0);
+        let rms_norm_eps = keys.required("attention.layer_norm_rms_epsilon", file.float(&keys.full("attention.layer_norm_rms_epsilon"))?)?;
+        if rope_theta <= 0.0 || rms_norm_eps <= 0.0 {
+            let key = if rope_theta <= 0.0 { "rope.freq_base" } else { "attention.layer_norm_rms_epsilon" };
+            return Err(keys.error(key, "must be positive".to_owned()));
+        }
+        let context = keys.positive("context_length")?;
+        Ok(Shape {
+            architecture,
+            layers,
+            hidden,
+            intermediate: keys.positive("feed_forward_length")?,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab: vocab_size(&keys)?,
+            context,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling: rope::scaling(file, architecture.name(), head_dim, rope_theta)?,
+            sliding_window: sliding_window(&keys, architecture, context)?,
+        })
+    }
+
+    /// `model_type` and class name as Transformers calls them. A llama with a sliding window is what it calls Mistral.
+    pub(super) fn model_type(&self) -> (&'static str, &'static str) {
+        match (self.architecture, self.sliding_window) {
+            (Architecture::Llama, None) => ("llama", "LlamaForCausalLM"),
+            (Architecture::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
+            (Architecture::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
+            (Architecture::Qwen3, _) => ("qwen3", "Qwen3ForCausalLM"),
+        }
+    }
+
+    /// `config.json`. `torch_dtype` is what Transformers before 4.56 reads, `dtype` what it reads since.
+    pub(super) fn to_json(&self, optional: &Optional, ids: &SpecialIds, dtype: FloatDtype) -> Value {
+        let (model_type, class) = self.model_type();
+        let mut config = json!({
+            "architectures": [class],
+            "model_type": model_type,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "max_position_embeddings": self.context,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": !optional.lm_head,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": true,
+            "torch_dtype": dtype.torch_name(),
+            "dtype": dtype.torch_name(),
+        });
+        let map = config.as_object_mut().expect("an object was written");
+        match model_type {
+            "llama" => insert(map, [("attention_bias", optional.attention_bias.into()), ("mlp_bias", optional.mlp_bias.into())]),
+            "mistral" => insert(map, [("sliding_window", json!(self.sliding_window))]),
+            "qwen3" => insert(map, [("attention_bias", optional.attention_bias.into()), ("use_sliding_window", false.into())]),
+            _ => insert(map, [("use_sliding_window", false.into())]),
+        }
+        insert(map, ids.named().map(|(name, id)| (name, json!(id))));
+        config
+    }
+}
+
+fn insert<const N: usize>(map: &mut Map<String, Value>, entries: [(&str, Value); N]) {
+    map.extend(entries.map(|(key, value)| (key.to_owned(), value)));
+}
+
+fn architecture(file: &GgufFile) -> Result<Architecture, Error> {
+    if let Some(parts) = file.uint("split.count")?.filter(|&n| n > 1) {
+        let problem = format!("this is one of {parts} parts of a model; join them first (`llama-gguf-split --merge`)");
+        return Err(file.key_error("split.count", problem));
+    }
+    let key = "general.architecture";
+    let name = file.string(key)?.ok_or_else(|| missing(file, key.to_owned()))?;
+    Architecture::ALL.iter().find(|row| row.0 == name).map(|row| row.1).ok_or_else(|| Error::Architecture {
+        path: file.path().to_owned(),
+        architecture: name.to_owned(),
+        supported: Architecture::ALL.map(|row| row.0).join(", "),
+    })
+}
+
+/// Width of a head: stated, or by llama's old convention the rotary width, or an equal share of the hidden size.
+fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize) -> Result<usize, Error> {
+    let rotary = keys.optional("rope.dimension_count")?;
+    let stated = keys.optional("attention.key_length")?;
+    let share = hidden / heads;
+    let head_dim = match (stated, architecture, rotary) {
+        (Some(stated), _, _) => stated,
+        (None, Architecture::Llama, Some(rotary)) => rotary,
+        _ => share,
+    };
+    if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim.checked_mul(heads).is_none() {
+        return Err(keys.error("attention.head_count", format!("a head width of {head_dim} is impossible")));
+    }
+    if let Some(rotary) = rotary.filter(|&r| r != head_dim) {
+        let problem = format!("only {rotary} of {head_dim} dimensions are rotated, which is not supported");
+        return Err(keys.error("rope.dimension_count", problem));
+    }
+    if let Some(value) = keys.optional("attention.value_length")?.filter(|&v| v != head_dim) {
+        return Err(keys.error("attention.value_length", format!("{value} differs from the key length {head_dim}")));
+    }
+    Ok(head_dim)
+}
+
+/// The embedding's rows; metadata that says otherwise is wrong.
+fn vocab_size(keys: &Keys) -> Result<usize, Error> {
+    let tensor = "token_embd.weight";
+    let embedding = keys.file.tensors().get(tensor);
+    let embedding =
+        embedding.ok_or_else(|| Error::MissingTensor { path: keys.file.path().to_owned(), tensor: tensor.to_owned() })?;
+    let rows = embedding.shape[0];
+    match keys.optional("vocab_size")? {
+        Some(stated) if stated != rows => {
+            Err(keys.error("vocab_size", format!("is {stated}, but `{tensor}` has {rows} rows")))
+        }
+        _ => Ok(rows),
+    }
+}
+
+fn sliding_window(keys: &Keys, architecture: Architecture, context: usize) -> Result<Option<usize>, Error> {
+    let key = "attention.sliding_window";
+    match keys.optional(key)?.filter(|&window| window > 0 && window < context) {
+        Some(window) if architecture != Architecture::Llama => {
+            Err(keys.error(key, format!("a sliding window ({window}) is not supported for {}", architecture.name())))
+        }
+        window => Ok(window),
+    }
+}
+
+/// The metadata below one prefix.
+pub(super) struct Keys<'f> {
+    pub(super) file: &'f GgufFile,
+    pub(super) prefix: &'static str,
+}
+
+impl Keys<'_> {
+    pub(super) fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.prefix)
+    }
+
+    pub(super) fn optional(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.file.uint(&self.full(key))
+    }
+
+    pub(super) fn error(&self, key: &str, problem: String) -> Error {
+        self.file.key_error(&self.full(key), problem)
+    }
+
+    fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, Error> {
+        value.ok_or_else(|| missing(self.file, self.full(key)))
+    }
+
+    fn positive(&self, key: &str) -> Result<usize, Error> {
+        match self.required(key, self.optional(key)?)? {
+            0 => Err(self.error(key, "must be positive".to_owned())),
+            value => Ok(value),
+        }
+    }
+
+    fn positive_or(&self, key: &str, default: usize) -> Result<usize, Error> {
+        if self.optional(key)?.is_none() { Ok(default) } else { self.positive(key) }
+    }
+
+    fn refuse_other_than(&self, key: &str, neutral: usize) -> Result<(), Error> {
+        match self.optional(key)? {
+            Some(value) if value != neutral => Err(self.error(key, format!("{value} is not supported for {}", self.prefix))),
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse_unknown(&self) -> Result<(), Error> {
+        for key in self.file.metadata().keys() {
+            let Some(rest) = key.strip_prefix(self.prefix).and_then(|k| k.strip_prefix('.')) else { continue };
+            if !KEYS.contains(&rest) {
+                let problem = "not known for this architecture; it may change what the model computes, so nothing is imported";
+                return Err(self.error(rest, problem.to_owned()));
+            }
+        }
+        let causal = self.file.boolean(&self.full("attention.causal"))?;
+        if causal == Some(false) {
+            return Err(self.error("attention.causal", "only causal models are supported".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn missing(file: &GgufFile, key: String) -> Error {
+    Error::MissingKey { path: file.path().to_owned(), key }
+}

@@ -1,0 +1,40 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use cl_lab::{read_sequence, run_sequence};
+
+use crate::progress::Progress;
+
+/// Arguments of `cl sequence`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Configuration: model, data, tasks, [train.lora] or [train.full], [replay], [eval].
+    config: PathBuf,
+    /// Directory for rounds/, matrix.json and tables.md.
+    #[arg(long)]
+    out: PathBuf,
+    /// Change a key of the configuration, as in --set replay.fraction=0.1.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with an unfinished sequence; what stands is kept.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut progress = Progress::new();
+    let report = run_sequence(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
+    let method = match (config.train.lora.is_some(), config.replay.is_some()) {
+        (true, false) => "LoRA",
+        (true, true) => "LoRA-Rep",
+        (false, false) => "FFT",
+        (false, true) => "FFT-Rep",
+    };
+    for table in cl_lab::tables_of(&report.matrix, method, config.profile) {
+        println!("{}", table.text());
+    }
+    println!("model {}", report.model.display());
+    Ok(())
+}

@@ -1,0 +1,316 @@
+use std::path::{Path, PathBuf};
+
+use cl_data::{Format, Mixture, Profile};
+use cl_eval::Metric;
+use cl_train::{Precision, TrainConfig};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::LabError;
+
+/// One round of fine-tuning: the file of `cl train`. Paths are taken from the current directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainRun {
+    /// Model directory to start from.
+    pub model: PathBuf,
+    /// Key of every random choice.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// Whose semantics.
+    #[serde(default)]
+    pub profile: Profile,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// What to train on.
+    pub data: DataConfig,
+    /// How.
+    pub train: TrainConfig,
+    /// Examples of earlier tasks beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+}
+
+/// Files of a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A file of examples, or a task directory with a train split.
+    pub train: PathBuf,
+    /// How rows become examples.
+    #[serde(default)]
+    pub format: Format,
+    /// Only the first so many rows of each file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Data of earlier rounds, for replay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<PathBuf>,
+}
+
+/// A sequence of rounds: the file of `cl sequence`. Paths are taken from the current directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SequenceConfig {
+    /// Model directory to start from.
+    pub model: PathBuf,
+    /// Directory of tasks, each with a train and a test split, as TRACE is laid out.
+    pub data: PathBuf,
+    /// Tasks in the order they are learned, one a round.
+    pub tasks: Vec<String>,
+    /// Key of every random choice.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// Whose semantics.
+    #[serde(default)]
+    pub profile: Profile,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// Keep the model of every round; otherwise only the last (adapters are kept in any case).
+    #[serde(default = "yes")]
+    pub keep_models: bool,
+    /// How much of the data.
+    #[serde(default)]
+    pub limit: Limits,
+    /// How a round goes.
+    pub train: TrainConfig,
+    /// Examples of earlier tasks beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+    /// What is scored after every round.
+    #[serde(default)]
+    pub eval: EvalConfig,
+}
+
+/// How much of the data is used: the first rows of each file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Training rows of a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<usize>,
+    /// Test documents of a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<usize>,
+}
+
+/// Examples of earlier tasks, drawn anew each epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replay {
+    /// Rows of each earlier task, as a share of the current task's rows.
+    pub fraction: f64,
+}
+
+/// What is scored, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// New knowledge; the tasks of the rounds when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<Vec<String>>,
+    /// Old knowledge: known tasks, or `.jsonl` files of multiple-choice questions.
+    pub old: Vec<String>,
+    /// Most tokens of a written answer; each task's own when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+    /// Metric of tasks, instead of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
+    /// Dtype while scoring.
+    pub precision: Precision,
+    /// Tokens of one forward pass.
+    pub batch_tokens: usize,
+    /// Sequences that are generated together.
+    pub batch_sequences: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig {
+            tasks: None,
+            old: Vec::new(),
+            max_new_tokens: None,
+            metric: None,
+            precision: Precision::F32,
+            batch_tokens: 4096,
+            batch_sequences: 32,
+        }
+    }
+}
+
+fn seed() -> u64 {
+    42
+}
+
+fn auto() -> String {
+    "auto".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl SequenceConfig {
+    /// The mixture of every round.
+    pub fn mixture(&self) -> Mixture {
+        mixture(self.replay)
+    }
+}
+
+impl TrainRun {
+    /// The mixture of the round.
+    pub fn mixture(&self) -> Mixture {
+        mixture(self.replay)
+    }
+}
+
+fn mixture(replay: Option<Replay>) -> Mixture {
+    replay.map_or(Mixture::None, |r| Mixture::Replay { fraction: r.fraction })
+}
+
+/// Reads the configuration of a sequence. `set` holds overrides such as `train.learning_rate=1e-4`, applied in order.
+///
+/// # Errors
+/// [`LabError::Config`] with line and column, [`LabError::Set`].
+pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<SequenceConfig, LabError> {
+    let config: SequenceConfig = read(path, text, set)?;
+    let wrong = |message: String| Err(LabError::Config { path: path.to_owned(), message });
+    if config.tasks.is_empty() {
+        return wrong("tasks = []: expected at least one".to_owned());
+    }
+    if let Some((i, task)) = config.tasks.iter().enumerate().find(|(i, t)| config.tasks[..*i].contains(t)) {
+        return wrong(format!("tasks: `{task}` comes up again at place {}", i + 1));
+    }
+    check_common(path, config.replay, &config.train)?;
+    if config.eval.batch_tokens == 0 || config.eval.batch_sequences == 0 {
+        return wrong("eval.batch_tokens and eval.batch_sequences: expected at least 1".to_owned());
+    }
+    Ok(config)
+}
+
+/// Reads the configuration of one round; see [`read_sequence`] for `set`.
+///
+/// # Errors
+/// [`LabError::Config`] with line and column, [`LabError::Set`].
+pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
+    let config: TrainRun = read(path, text, set)?;
+    check_common(path, config.replay, &config.train)?;
+    Ok(config)
+}
+
+fn check_common(path: &Path, replay: Option<Replay>, train: &TrainConfig) -> Result<(), LabError> {
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    if let Some(r) = replay.filter(|r| !(r.fraction > 0.0 && r.fraction.is_finite())) {
+        return Err(wrong(format!("replay.fraction = {}: expected a positive number, such as 0.1", r.fraction)));
+    }
+    train.validate().map_err(|e| wrong(format!("train: {e}")))
+}
+
+fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    let mut table: Table = toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    if set.is_empty() && !is_paper(&table) {
+        // Straight from the text, so that errors point at line and column.
+        return toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()));
+    }
+    for entry in set {
+        override_key(&mut table, entry)?;
+    }
+    if is_paper(&table) {
+        paper_defaults(&mut table);
+    }
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(e.to_string().trim_end().to_owned()))
+}
+
+fn is_paper(table: &Table) -> bool {
+    table.get("profile").and_then(Value::as_str) == Some("paper")
+}
+
+/// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 everywhere without
+/// master weights, a constant learning rate of 2e-5.
+fn paper_defaults(table: &mut Table) {
+    let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
+    let Some(train) = train.as_table_mut() else { return };
+    for (key, value) in [
+        ("loss_norm", Value::from("microbatch_mean")),
+        ("states", Value::from("pure")),
+        ("precision", Value::from("bf16")),
+        ("learning_rate", Value::from(2e-5)),
+    ] {
+        train.entry(key).or_insert(value);
+    }
+}
+
+/// `a.b.c=value`: the value is TOML, or text where that does not parse.
+fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
+    let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
+    let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
+    let value = toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::from(text.trim()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong("expected a key before ="))?;
+    let mut place = table;
+    for part in parts {
+        place = place
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| wrong("a part of the key is no table"))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "model = 'm'\ndata = 'd'\ntasks = ['a', 'b']\n[train.lora]\nr = 4\n";
+
+    fn sequence(text: &str, set: &[&str]) -> Result<SequenceConfig, LabError> {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        read_sequence(Path::new("c.toml"), text, &set)
+    }
+
+    #[test]
+    fn overrides_and_profiles() {
+        let set = ["train.lora.r=2", "limit.train=9", "replay.fraction=0.1", "model=some/where"];
+        let config = sequence(MINIMAL, &set).unwrap();
+        assert_eq!(config.train.lora.as_ref().unwrap().r, 2);
+        assert_eq!((config.limit.train, config.replay), (Some(9), Some(Replay { fraction: 0.1 })));
+        assert_eq!(config.model, Path::new("some/where"));
+        let paper = sequence(MINIMAL, &["profile=paper", "train.precision=f32"]).unwrap();
+        assert_eq!(paper.train.loss_norm, cl_train::LossNorm::MicrobatchMean);
+        assert_eq!((paper.train.precision, paper.train.learning_rate), (Precision::F32, 2e-5));
+    }
+
+    #[test]
+    fn errors_say_what_and_where() {
+        let rows: [(&str, &[&str], &str); 7] = [
+            ("model = 'm'\ntask = []", &[], "line 2"),
+            (MINIMAL, &["replay.fraction=-1"], "replay.fraction = -1"),
+            (MINIMAL, &["tasks=['a', 'a']"], "`a` comes up again"),
+            (MINIMAL, &["train.full={}"], "exactly one of"),
+            (MINIMAL, &["train.epochs=0"], "epochs = 0"),
+            (MINIMAL, &["=3"], "expected a key"),
+            (MINIMAL, &["train.learning_rat=3"], "learning_rat"),
+        ];
+        for (text, set, part) in rows {
+            let message = sequence(text, set).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_resolved_configuration_reads_back() {
+        let config = sequence(MINIMAL, &["replay.fraction=0.1"]).unwrap();
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(sequence(&text, &[]).unwrap(), config);
+    }
+}

@@ -1,0 +1,23 @@
+use cl_train::Progress;
+
+/// What a watcher of a study is told.
+pub enum Event<'a> {
+    /// A stage begins.
+    Stage(&'a str),
+    /// A stage was found done.
+    Skipped(&'a str),
+    /// An optimizer step was taken.
+    Step(&'a Progress<'a>),
+    /// Documents of a task were scored.
+    Scored {
+        /// The task.
+        task: &'a str,
+        /// Documents done.
+        done: usize,
+        /// All documents.
+        all: usize,
+    },
+}
+
+/// Receives events; a progress bar, say.
+pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;

@@ -1,0 +1,219 @@
+use std::path::{Path, PathBuf};
+
+use cl_adapters::LoraConfig;
+use cl_checkpoint::Manifest;
+use cl_data::{Mixture, Profile, Split, load_split};
+use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
+use cl_model::{LoadOptions, random_weights};
+use cl_torch::tch::{Device, Kind};
+use cl_train::{Full, TrainConfig};
+use serde_json::json;
+
+use crate::error::write_whole;
+use crate::report::method_name;
+use crate::toy;
+use crate::{EvalConfig, Event, LabError, Limits, Observer, Replay, RoundInput, SequenceConfig, run_round, run_sequence};
+
+/// Settings of the embedded study: a small model pretrained on facts, then four tasks in sequence, three ways.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StudyConfig {
+    /// Key of facts, tasks, weights and orders.
+    pub seed: u64,
+    /// Width of the model.
+    pub hidden_size: usize,
+    /// Passes over the facts.
+    pub pretraining_epochs: u64,
+    /// Training rows of each task.
+    pub train_rows: usize,
+    /// Test documents of each task.
+    pub test_rows: usize,
+    /// Passes over each task.
+    pub epochs: u64,
+    /// Learning rate of LoRA.
+    pub lora_learning_rate: f64,
+    /// Learning rate of full fine-tuning.
+    pub full_learning_rate: f64,
+    /// Share of replayed rows.
+    pub replay: f64,
+}
+
+impl Default for StudyConfig {
+    fn default() -> Self {
+        StudyConfig {
+            seed: 1,
+            hidden_size: 96,
+            pretraining_epochs: 60,
+            train_rows: 480,
+            test_rows: 120,
+            epochs: 12,
+            lora_learning_rate: 5e-3,
+            full_learning_rate: 1e-3,
+            replay: 0.1,
+        }
+    }
+}
+
+/// What the study came to.
+pub struct Study {
+    /// Tables laid out like the paper's 1 to 4, those of replay, and a summary.
+    pub tables: Vec<Table>,
+    /// The matrix of every sequence, by its name.
+    pub matrices: Vec<(String, ScoreMatrix)>,
+}
+
+/// Runs the study into `out`: `data/`, `base/`, `sequences/<method>/`, `tables.md`. What stands there is kept, so a killed
+/// study goes on where it was.
+///
+/// # Errors
+/// Anything the stages raise; [`LabError::Output`] when `out` holds another study.
+pub fn reproduce(config: &StudyConfig, out: &Path, observer: &mut Observer<'_>) -> Result<Study, LabError> {
+    belongs(config, out)?;
+    let data = out.join("data");
+    let questions = write_data(config, &data)?;
+    observer(Event::Stage("pretraining a small model on facts"));
+    let base = pretrain(config, out, &data, observer)?;
+    let mut matrices = Vec::new();
+    for (lora, replay) in [(false, false), (true, false), (true, true)] {
+        let sequence = sequence(config, &base, &data, &questions, lora, replay);
+        let name = method_name(&sequence);
+        observer(Event::Stage(&format!("sequence {name}")));
+        let report = run_sequence(&sequence, &out.join("sequences").join(name), true, observer)?;
+        matrices.push((name.to_owned(), report.matrix));
+    }
+    let tables = tables(&matrices);
+    let markdown: Vec<String> = tables.iter().map(Table::markdown).collect();
+    write_whole(&out.join("tables.md"), markdown.join("\n").as_bytes())?;
+    Ok(Study { tables, matrices })
+}
+
+/// Writes the study's settings, or checks that `out` has the same.
+fn belongs(config: &StudyConfig, out: &Path) -> Result<(), LabError> {
+    let path = out.join("study.txt");
+    let text = format!("{config:#?}\n");
+    if path.exists() {
+        let saved = std::fs::read_to_string(&path).map_err(LabError::io(&path))?;
+        if saved != text {
+            let message = "holds a study with other settings; choose another --out, or remove it".to_owned();
+            return Err(LabError::Output { path: out.to_owned(), message });
+        }
+        return Ok(());
+    }
+    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+    write_whole(&path, text.as_bytes())
+}
+
+/// Writes facts, questions and tasks as files, as anybody's data would be; returns the files of questions.
+pub(crate) fn write_data(config: &StudyConfig, data: &Path) -> Result<Vec<PathBuf>, LabError> {
+    let facts = toy::facts(config.seed);
+    write_split(&data.join("facts"), "train", &facts.examples)?;
+    let mut files = Vec::new();
+    for (name, questions) in &facts.questions {
+        let path = data.join(format!("{name}.jsonl"));
+        let lines: Vec<String> = questions.iter().map(|q| json!(q).to_string()).collect();
+        write_whole(&path, (lines.join("\n") + "\n").as_bytes())?;
+        files.push(path);
+    }
+    for task in toy::tasks(config.seed, config.train_rows, config.test_rows) {
+        write_split(&data.join(task.name), "train", &task.train)?;
+        write_split(&data.join(task.name), "test", &task.test)?;
+    }
+    Ok(files)
+}
+
+fn write_split(dir: &Path, split: &str, examples: &[cl_data::Example]) -> Result<(), LabError> {
+    std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
+    write_whole(&dir.join(format!("{split}.json")), json!(examples).to_string().as_bytes())
+}
+
+/// A random model, then all its weights trained on the facts.
+fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observer<'_>) -> Result<PathBuf, LabError> {
+    let init = out.join("base/init");
+    let keys = toy::model_config(config.hidden_size);
+    if !init.join("manifest.json").exists() {
+        let model = random_weights(&keys, config.seed, LoadOptions::cpu(Kind::Float))?;
+        model.save(&init, Kind::Float, &keys, &toy::tokenizer_files(), Manifest::new("model"), true)?;
+    }
+    let datasets = [load_split(&data.join("facts"), Split::Train)?];
+    let train = TrainConfig {
+        epochs: config.pretraining_epochs,
+        micro_batch_size: 16,
+        learning_rate: 3e-3,
+        lr_scheduler_type: cl_train::Schedule::Cosine,
+        warmup_steps: 10,
+        full: Some(Full {}),
+        ..TrainConfig::default()
+    };
+    let input = RoundInput {
+        model: &init,
+        datasets: &datasets,
+        mixture: Mixture::None,
+        config: &train,
+        seed: config.seed,
+        profile: Profile::Method,
+        device: Device::Cpu,
+        compose: None,
+    };
+    Ok(run_round(&input, &out.join("base"), observer)?.model)
+}
+
+fn sequence(
+    config: &StudyConfig,
+    base: &Path,
+    data: &Path,
+    questions: &[PathBuf],
+    lora: bool,
+    replay: bool,
+) -> SequenceConfig {
+    let names = ["first", "mood", "largest", "last"].map(str::to_owned).to_vec();
+    SequenceConfig {
+        model: base.to_owned(),
+        data: data.to_owned(),
+        tasks: names,
+        seed: config.seed,
+        profile: Profile::Method,
+        device: "cpu".to_owned(),
+        keep_models: true,
+        limit: Limits::default(),
+        train: TrainConfig {
+            epochs: config.epochs,
+            micro_batch_size: 16,
+            learning_rate: if lora { config.lora_learning_rate } else { config.full_learning_rate },
+            save_steps: 100,
+            lora: lora.then(LoraConfig::default),
+            full: (!lora).then_some(Full {}),
+            ..TrainConfig::default()
+        },
+        replay: replay.then_some(Replay { fraction: config.replay }),
+        eval: EvalConfig {
+            old: questions.iter().map(|p| p.display().to_string()).collect(),
+            max_new_tokens: Some(4),
+            batch_sequences: 128,
+            ..EvalConfig::default()
+        },
+    }
+}
+
+/// Full fine-tuning and LoRA on old and on new knowledge as in the paper's Tables 1 to 4, replay the same way, a summary.
+fn tables(matrices: &[(String, ScoreMatrix)]) -> Vec<Table> {
+    let of = |name: &str, group: Group, caption: String| {
+        let matrix = &matrices.iter().find(|m| m.0 == name).expect("every sequence was run").1;
+        table_of(matrix, group, &caption)
+    };
+    let old = |m: &str| format!("{m}: impact on old knowledge across successive tasks.");
+    let new = |m: &str| format!("{m}: acquisition and retention of new knowledge across successive tasks.");
+    let mut tables: Vec<Table> = [
+        of("FFT", Group::Old, format!("Table 1. {}", old("Full fine-tuning"))),
+        of("LoRA", Group::Old, format!("Table 2. {}", old("LoRA"))),
+        of("FFT", Group::New, format!("Table 3. {}", new("Full fine-tuning"))),
+        of("LoRA", Group::New, format!("Table 4. {}", new("LoRA"))),
+        of("LoRA-Rep", Group::Old, old("LoRA with replay")),
+        of("LoRA-Rep", Group::New, new("LoRA with replay")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let rows: Vec<(String, &ScoreMatrix)> = matrices.iter().map(|(n, m)| (n.clone(), m)).collect();
+    let caption = "After the last round, over all tasks (profile method; a small model and tasks of the project's own making).";
+    tables.push(summary_table(&rows, caption));
+    tables
+}

@@ -1,0 +1,218 @@
+use std::path::{Path, PathBuf};
+
+use cl_adapters::{fold, save_lora};
+use cl_checkpoint::{Adapter, Checkpoint, Manifest, hash_file};
+use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, Tokenizer, encode_dataset, epoch_rows, plan};
+use cl_model::Decoder;
+use cl_torch::tch::Device;
+use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
+use serde_json::json;
+
+use crate::{Event, LabError, Observer};
+
+/// Everything one round of fine-tuning is made from.
+pub struct RoundInput<'a> {
+    /// Model directory to start from.
+    pub model: &'a Path,
+    /// Data of the earlier rounds, then the round's own.
+    pub datasets: &'a [Dataset],
+    /// What of the earlier data comes up again.
+    pub mixture: Mixture,
+    /// How to train.
+    pub config: &'a TrainConfig,
+    /// Key of the round's random choices.
+    pub seed: u64,
+    /// Whose semantics.
+    pub profile: Profile,
+    /// Where to compute.
+    pub device: Device,
+    /// Base and adapters whose sum, taken at once in f32, is the folded model; the model and the new adapter when `None`.
+    pub compose: Option<(&'a Path, &'a [PathBuf])>,
+}
+
+/// What a round left behind.
+#[derive(Clone, Debug)]
+pub struct RoundOutput {
+    /// The adapter's directory, for LoRA.
+    pub adapter: Option<PathBuf>,
+    /// The model with what was learned in it.
+    pub model: PathBuf,
+    /// The training's report; `None` when it was found done.
+    pub report: Option<TrainReport>,
+}
+
+/// Runs one round into `out`: `log.jsonl`, `rows.jsonl` (which rows were used), `adapter/` for LoRA, `model/`.
+///
+/// Each directory appears whole; what is there already is not made again, and a training that was killed goes on from its
+/// last saved state.
+///
+/// # Errors
+/// Anything the files, the data or the training raise.
+pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>) -> Result<RoundOutput, LabError> {
+    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+    let (adapter, model) = (out.join("adapter"), out.join("model"));
+    let lora = input.config.lora.is_some();
+    let trained = if lora { &adapter } else { &model };
+    let report = if trained.join("manifest.json").exists() {
+        observer(Event::Skipped("training"));
+        None
+    } else {
+        Some(fine_tune(input, out, trained, observer)?)
+    };
+    if lora && !model.join("manifest.json").exists() {
+        observer(Event::Stage("folding the adapter into its base"));
+        let (base, mut adapters) = match input.compose {
+            Some((base, earlier)) => (base, earlier.to_vec()),
+            None => (input.model, Vec::new()),
+        };
+        adapters.push(adapter.clone());
+        fold_into(base, &adapters, &model)?;
+    }
+    // The resumable state has served its purpose once the result stands.
+    let state = out.join("state");
+    if state.exists() {
+        std::fs::remove_dir_all(&state).map_err(LabError::io(&state))?;
+    }
+    Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
+}
+
+fn fine_tune(
+    input: &RoundInput<'_>,
+    out: &Path,
+    trained: &Path,
+    observer: &mut Observer<'_>,
+) -> Result<TrainReport, LabError> {
+    let tokenizer = Tokenizer::from_dir(input.model)?;
+    let encoded = input
+        .datasets
+        .iter()
+        .map(|d| Ok(encode_dataset(&tokenizer, &d.examples, input.config.max_length, input.profile)?))
+        .collect::<Result<Vec<Vec<Encoded>>, LabError>>()?;
+    let sizes: Vec<usize> = encoded.iter().map(Vec::len).collect();
+    let lengths = plan(&sizes, &input.mixture);
+    let rows_of = |epoch: u64| -> Vec<RowRef> {
+        let mut rows = epoch_rows(&sizes, &lengths, epoch, input.seed, input.profile);
+        if !input.config.shuffle {
+            rows.sort_by_key(|r| (r.dataset, r.row));
+        }
+        rows
+    };
+    let steps = Plan::new(lengths.iter().sum(), input.config, input.profile == Profile::Paper)?;
+    write_audit(&out.join("rows.jsonl"), input.datasets, lengths.iter().sum(), &steps, &rows_of)?;
+
+    observer(Event::Stage("training"));
+    let checkpoint = Checkpoint::open(input.model)?;
+    let mut model = Decoder::load(&checkpoint, input.config.load_options(input.device))?;
+    match &input.config.lora {
+        Some(lora) => match &input.config.initial_adapter {
+            Some(dir) => model.load_lora(&Adapter::open(dir)?, lora.lora_dropout)?,
+            None => model.add_lora(lora, input.seed)?,
+        },
+        None => model.set_requires_grad(true),
+    }
+    let data = TrainData { datasets: &encoded, epoch_rows: &rows_of };
+    let report = train(&mut model, &data, input.config, &steps, input.seed, out, &mut |p| observer(Event::Step(p)))?;
+
+    observer(Event::Stage("saving"));
+    let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
+    match &input.config.lora {
+        Some(lora) => {
+            // An initial adapter decides rank and scaling; what is saved has to say the same.
+            let lora = match &input.config.initial_adapter {
+                Some(dir) => continued(lora, &Adapter::open(dir)?),
+                None => lora.clone(),
+            };
+            let base = input.model.display().to_string();
+            save_lora(trained, model.linears(), &lora, &base, manifest, true)?;
+        }
+        None => {
+            let companions = companions(&checkpoint)?;
+            let kind = model.named_parameters()[0].1.kind();
+            let stored = stored_kind(&checkpoint).unwrap_or(kind);
+            model.save(trained, stored, checkpoint.config(), &companions, manifest, true)?;
+        }
+    }
+    Ok(report)
+}
+
+fn continued(lora: &cl_adapters::LoraConfig, adapter: &Adapter) -> cl_adapters::LoraConfig {
+    let config = adapter.config();
+    cl_adapters::LoraConfig {
+        r: config.r as i64,
+        lora_alpha: config.lora_alpha,
+        use_rslora: config.use_rslora,
+        ..lora.clone()
+    }
+}
+
+/// The dtype of the base's embedding, which the result keeps.
+fn stored_kind(checkpoint: &Checkpoint) -> Option<cl_torch::tch::Kind> {
+    use cl_checkpoint::TensorSource;
+    cl_torch::kind_of(checkpoint.info("model.embed_tokens.weight")?.dtype)
+}
+
+fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabError> {
+    checkpoint
+        .companion_files()?
+        .into_iter()
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok((name, std::fs::read(&path).map_err(LabError::io(&path))?))
+        })
+        .collect()
+}
+
+fn write_audit(
+    path: &Path,
+    datasets: &[Dataset],
+    rows_per_epoch: usize,
+    steps: &Plan,
+    rows_of: &dyn Fn(u64) -> Vec<RowRef>,
+) -> Result<(), LabError> {
+    let names: Vec<String> = datasets.iter().map(|d| d.name.clone()).collect();
+    let mut audit = Audit::open(path, rows_per_epoch)?;
+    for epoch in 0..steps.total_steps.div_ceil(steps.steps_per_epoch) {
+        audit.write_epoch(epoch, &names, &rows_of(epoch))?;
+    }
+    Ok(())
+}
+
+fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
+    let mut manifest = Manifest::new(kind).with_source("base", input.model, model_hash(input.model)?);
+    for data in input.datasets {
+        manifest = manifest.with_source("data", &data.path, data.hash.clone());
+    }
+    let config = json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
+    Ok(manifest.with_config(config))
+}
+
+/// Content hash of a model directory: its manifest's, or that of its weight files.
+pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
+    if let Ok(manifest) = Manifest::read(dir) {
+        return Ok(manifest.content_hash());
+    }
+    let mut manifest = Manifest::new("model");
+    for file in Checkpoint::open(dir)?.files() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        manifest.files.insert(name, hash_file(file)?);
+    }
+    Ok(manifest.content_hash())
+}
+
+fn fold_into(base: &Path, adapters: &[PathBuf], out: &Path) -> Result<(), LabError> {
+    let mut manifest = Manifest::new("model").with_source("base", base, model_hash(base)?);
+    let mut opened = Vec::new();
+    for dir in adapters {
+        manifest = manifest.with_source("adapter", dir, model_hash_of_adapter(dir)?);
+        opened.push(Adapter::open(dir)?);
+    }
+    fold(&Checkpoint::open(base)?, &opened, out, manifest, true)?;
+    Ok(())
+}
+
+fn model_hash_of_adapter(dir: &Path) -> Result<String, LabError> {
+    match Manifest::read(dir) {
+        Ok(manifest) => Ok(manifest.content_hash()),
+        Err(_) => Ok(hash_file(&dir.join("adapter_model.safetensors"))?.blake3),
+    }
+}
