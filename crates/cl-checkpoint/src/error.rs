@@ -87,14 +87,6 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A GGUF file that cannot be read, or holds something that cannot be imported.
-    #[error("{path}: {message}")]
-    Gguf {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
     /// An adapter directory that does not make sense.
     #[error("{path}: {message}")]
     Adapter {

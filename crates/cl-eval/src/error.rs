@@ -4,7 +4,10 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A name that is no task and no directory of one.
-    #[error("task `{name}`: not known, and {dir} has no directory of that name; known tasks: {known}")]
+    #[error(
+        "task `{name}`: no such directory in {dir}, and no known task has it there; known tasks: {known}; or name any \
+         directory with a test.json or test.jsonl of {{\"prompt\", \"answer\"}}, or a .jsonl file of questions"
+    )]
     UnknownTask {
         /// What was asked for.
         name: String,
@@ -13,18 +16,54 @@ pub enum Error {
         /// Names of the registry.
         known: String,
     },
-    /// A file of questions has another form.
-    #[error("{path}: line {line}: {message}")]
-    Question {
+    /// A file without which a task cannot be asked as it is defined.
+    #[error("task `{name}`: {path} is missing; {needed}")]
+    MissingFile {
+        /// The task.
+        name: &'static str,
+        /// Where it was expected first.
+        path: PathBuf,
+        /// What it is needed for.
+        needed: &'static str,
+    },
+    /// A line of a JSONL file is no JSON or lacks something.
+    #[error("{path}: line {line}: {source}; expected {expected}")]
+    Line {
         /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// What is wrong.
-        message: String,
+        /// What a line looks like.
+        expected: &'static str,
+        /// What is wrong with this one.
+        source: serde_json::Error,
+    },
+    /// A question's right choice is not among its choices.
+    #[error("{path}: line {line}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
+    Gold {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The index.
+        gold: usize,
+        /// How many choices there are.
+        choices: usize,
+    },
+    /// A question given in code has no right choice.
+    #[error("task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
+    QuestionGold {
+        /// The task.
+        task: String,
+        /// Index of the question.
+        question: usize,
+        /// The index.
+        gold: usize,
+        /// How many choices there are.
+        choices: usize,
     },
     /// A task without documents.
-    #[error("task `{name}`: no documents")]
+    #[error("task `{name}`: no documents to ask about")]
     NoDocuments {
         /// The task.
         name: String,
@@ -37,21 +76,45 @@ pub enum Error {
         /// The answer.
         source: std::io::Error,
     },
-    /// Saved predictions belong to another task or another limit.
-    #[error("{path}: {message}; remove the file to ask the model again")]
-    Predictions {
+    /// Saved predictions are another model's.
+    #[error("{path}: holds answers of model {found}, not {expected}; remove the file or write elsewhere")]
+    OtherModel {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
-        message: String,
+        /// Fingerprint in the file.
+        found: String,
+        /// Fingerprint of the model that is asked now.
+        expected: String,
     },
-    /// The model gave no answer.
-    #[error("task `{task}`: {message}")]
+    /// Saved predictions do not answer every document.
+    #[error("{path}: document {document} of {documents} of task `{task}` has no answer; evaluate with the model to go on")]
+    Unanswered {
+        /// The file.
+        path: PathBuf,
+        /// The task.
+        task: String,
+        /// The first such document, from 0.
+        document: usize,
+        /// Documents of the task.
+        documents: usize,
+    },
+    /// The model raised an error.
+    #[error("task `{task}`: the model failed: {message}")]
     Model {
         /// The task.
         task: String,
-        /// The model's error.
+        /// The model's error and what it was caused by.
         message: String,
+    },
+    /// The model gave another number of answers than it was asked for.
+    #[error("task `{task}`: the model gave {got} answers to {asked} requests")]
+    Answers {
+        /// The task.
+        task: String,
+        /// Requests.
+        asked: usize,
+        /// Answers.
+        got: usize,
     },
     /// A row of scores of another length than the matrix has columns.
     #[error("row `{row}` has {got} scores for {expected} columns")]

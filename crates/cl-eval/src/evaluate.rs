@@ -1,19 +1,22 @@
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, Error, LanguageModel, Request, Response, Task};
+use crate::{Error, GenerateRequest, LanguageModel, LoglikelihoodRequest, Request, Response, Task};
 
 /// One answered document, as a line of a predictions file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Index of the document.
     pub document: usize,
-    /// blake3 of the request, so that a file of another task, prompt or limit is noticed.
+    /// blake3 of the request: prompt, most tokens, stop texts. An answer is found again by it.
     pub request: String,
+    /// Fingerprint of the model, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// What the model answered.
     pub response: Response,
     /// Its scores by metric.
@@ -29,7 +32,7 @@ pub struct Scores {
     pub documents: usize,
     /// The metric that stands for the task.
     pub main_metric: String,
-    /// Mean of each metric.
+    /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -40,14 +43,20 @@ impl Scores {
     }
 }
 
-/// Documents that are asked about before anything is written down: a kill loses at most as many answers.
+/// Requests that are asked before anything is written down: a kill loses at most as many answers.
 const CHUNK: usize = 64;
 
-/// Asks the model about every document that `predictions` (a JSONL file) does not answer yet, writes the answers down as
-/// they come, and scores. `observe(done, all)` is called after every chunk.
+/// Asks the model about every document that `predictions` (a JSONL file of [`Prediction`]) does not answer yet, writes the
+/// answers down as they come, and scores. `observe(done, all)` is called after every chunk.
+///
+/// Answers are found again by their requests, so a killed run goes on where it was, documents may have been added or put in
+/// another order, and a document that comes twice is asked about once. A line cut off by a kill is asked about again. Answers
+/// to requests that the task does not make (a run with a larger limit left them) stay behind those of the task and count for
+/// nothing. When all is done the file is in the order of the documents, the same as that of an uninterrupted run.
 ///
 /// # Errors
-/// [`Error::Model`], [`Error::Io`], [`Error::Predictions`] when the file belongs to other requests.
+/// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
+/// another model's answers.
 pub fn evaluate(
     task: &dyn Task,
     model: &mut dyn LanguageModel,
@@ -57,120 +66,198 @@ pub fn evaluate(
     if task.is_empty() {
         return Err(Error::NoDocuments { name: task.name().to_owned() });
     }
-    let mut answered = read(task, predictions)?;
-    rewrite(predictions, &answered)?;
+    let fingerprint = model.fingerprint();
+    let requests: Vec<Request> = (0..task.len()).map(|d| task.request(d)).collect();
+    let keys: Vec<String> = requests.iter().map(key).collect();
+    let mut saved = Saved::read(predictions)?;
+    saved.check_model(predictions, fingerprint.as_deref())?;
+    // Without a cut-off line at its end, and in a directory that exists.
+    write_whole(predictions, &saved.lines)?;
+
     let io = |source| Error::Io { path: predictions.to_owned(), source };
     let mut file = OpenOptions::new().append(true).open(predictions).map_err(io)?;
-    let open: Vec<usize> = (0..task.len()).filter(|d| !answered.contains_key(d)).collect();
-    observe(answered.len(), task.len());
+    let open = saved.first_unanswered(&keys);
+    let done = |saved: &Saved| keys.iter().filter(|k| saved.by_request.contains_key(*k)).count();
+    observe(done(&saved), task.len());
     for chunk in open.chunks(CHUNK) {
-        let requests: Vec<Request> = chunk.iter().map(|&d| task.request(d)).collect();
-        let responses = ask(model, &requests)
-            .map_err(|e| Error::Model { task: task.name().to_owned(), message: e.to_string() })?;
-        let mut lines = Vec::new();
-        for ((&document, request), response) in chunk.iter().zip(&requests).zip(responses) {
+        let asked: Vec<&Request> = chunk.iter().map(|&d| &requests[d]).collect();
+        let responses = ask(task, model, &asked)?;
+        let from = saved.lines.len();
+        for (&document, response) in chunk.iter().zip(responses) {
             let scores = task.score(document, &response);
-            let prediction = Prediction { document, request: key(request), response, scores };
-            serde_json::to_writer(&mut lines, &prediction).map_err(|e| io(e.into()))?;
-            lines.push(b'\n');
-            answered.insert(document, prediction);
+            let (request, model) = (keys[document].clone(), fingerprint.clone());
+            saved.push(Prediction { document, request, model, response, scores });
         }
-        file.write_all(&lines).map_err(io)?;
-        observe(answered.len(), task.len());
+        file.write_all(&to_jsonl(&saved.lines[from..]).map_err(io)?).map_err(io)?;
+        observe(done(&saved), task.len());
     }
-    // In the order of the documents, so that a resumed run leaves the same file as an uninterrupted one.
-    rewrite(predictions, &answered)?;
-    Ok(aggregate(task, answered.values()))
+    drop(file);
+    let answered = saved.score(task, &keys, predictions)?;
+    write_whole(predictions, &saved.in_order(&keys, &answered))?;
+    Ok(aggregate(task, &answered))
 }
 
 /// Scores a predictions file again, without a model.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Predictions`] when a document has no answer.
+/// [`Error::Io`], [`Error::NoDocuments`], [`Error::Unanswered`].
 pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
-    let mut answered = read(task, predictions)?;
-    if let Some(document) = (0..task.len()).find(|d| !answered.contains_key(d)) {
-        let message = format!("document {document} of {} has no answer", task.len());
-        return Err(Error::Predictions { path: predictions.to_owned(), message });
+    if task.is_empty() {
+        return Err(Error::NoDocuments { name: task.name().to_owned() });
     }
-    for (document, prediction) in &mut answered {
-        prediction.scores = task.score(*document, &prediction.response);
-    }
-    Ok(aggregate(task, answered.values()))
+    let keys: Vec<String> = (0..task.len()).map(|d| key(&task.request(d))).collect();
+    let answered = Saved::read(predictions)?.score(task, &keys, predictions)?;
+    Ok(aggregate(task, &answered))
 }
 
-fn ask(model: &mut dyn LanguageModel, requests: &[Request]) -> Result<Vec<Response>, BoxError> {
-    let mut generate = Vec::new();
-    let mut score = Vec::new();
+/// A predictions file.
+#[derive(Default)]
+struct Saved {
+    lines: Vec<Prediction>,
+    /// Line of each request's answer; the first one if there are several.
+    by_request: HashMap<String, usize>,
+}
+
+impl Saved {
+    /// Lines that are whole; one that a kill cut off, wherever it was cut, is left out. No file is no lines.
+    fn read(path: &Path) -> Result<Saved, Error> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Saved::default()),
+            Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+        };
+        let mut saved = Saved::default();
+        for line in bytes.split(|b| *b == b'\n') {
+            if let Ok(prediction) = serde_json::from_slice(line) {
+                saved.push(prediction);
+            }
+        }
+        Ok(saved)
+    }
+
+    fn push(&mut self, prediction: Prediction) {
+        self.by_request.entry(prediction.request.clone()).or_insert(self.lines.len());
+        self.lines.push(prediction);
+    }
+
+    /// Answers that name no model are taken as they are: the model that gave them had no fingerprint.
+    fn check_model(&self, path: &Path, model: Option<&str>) -> Result<(), Error> {
+        let Some(expected) = model else { return Ok(()) };
+        let other = self.lines.iter().filter_map(|p| p.model.as_deref()).find(|m| *m != expected);
+        other.map_or(Ok(()), |found| {
+            Err(Error::OtherModel { path: path.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
+        })
+    }
+
+    /// Documents to ask about, one for each request that has no answer.
+    fn first_unanswered(&self, keys: &[String]) -> Vec<usize> {
+        let mut seen = std::collections::HashSet::new();
+        (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
+    }
+
+    /// One prediction a document, scored as the task scores now.
+    fn score(&self, task: &dyn Task, keys: &[String], path: &Path) -> Result<Vec<Prediction>, Error> {
+        let one = |(document, key): (usize, &String)| {
+            let line = self.by_request.get(key).ok_or_else(|| Error::Unanswered {
+                path: path.to_owned(),
+                task: task.name().to_owned(),
+                document,
+                documents: keys.len(),
+            })?;
+            let saved = &self.lines[*line];
+            let scores = task.score(document, &saved.response);
+            Ok(Prediction { document, scores, ..saved.clone() })
+        };
+        keys.iter().enumerate().map(one).collect()
+    }
+
+    /// The task's answers in the order of its documents, then those that are none of its.
+    fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
+        let of_task: std::collections::HashSet<&String> = keys.iter().collect();
+        let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));
+        answered.iter().chain(others).cloned().collect()
+    }
+}
+
+/// One response a request, in their order.
+fn ask(task: &dyn Task, model: &mut dyn LanguageModel, requests: &[&Request]) -> Result<Vec<Response>, Error> {
+    let mut generate: Vec<GenerateRequest> = Vec::new();
+    let mut score: Vec<LoglikelihoodRequest> = Vec::new();
     for request in requests {
         match request {
             Request::Generate(r) => generate.push(r.clone()),
             Request::Loglikelihood(list) => score.extend(list.iter().cloned()),
         }
     }
-    let mut texts = if generate.is_empty() { Vec::new() } else { model.generate(&generate)? }.into_iter();
-    let mut sums = if score.is_empty() { Vec::new() } else { model.loglikelihood(&score)? }.into_iter();
-    let short = || BoxError::from("the model gave fewer answers than it was asked for");
-    requests
-        .iter()
-        .map(|request| match request {
-            Request::Generate(_) => texts.next().map(Response::Text).ok_or_else(short),
-            Request::Loglikelihood(list) => {
-                let values: Vec<f64> = sums.by_ref().take(list.len()).map(|l| l.sum).collect();
-                if values.len() == list.len() { Ok(Response::Loglikelihoods(values)) } else { Err(short()) }
-            }
-        })
-        .collect()
+    let name = || task.name().to_owned();
+    let failed = |e: crate::BoxError| Error::Model { task: name(), message: with_causes(e.as_ref()) };
+    let texts = if generate.is_empty() { Vec::new() } else { model.generate(&generate).map_err(failed)? };
+    let sums = if score.is_empty() { Vec::new() } else { model.loglikelihood(&score).map_err(failed)? };
+    for (asked, got) in [(generate.len(), texts.len()), (score.len(), sums.len())] {
+        if asked != got {
+            return Err(Error::Answers { task: name(), asked, got });
+        }
+    }
+    let (mut texts, mut sums) = (texts.into_iter(), sums.into_iter().map(|l| l.sum));
+    let response = |request: &&Request| match request {
+        Request::Generate(_) => Response::Text(texts.next().unwrap_or_default()),
+        Request::Loglikelihood(list) => Response::Loglikelihoods(sums.by_ref().take(list.len()).collect()),
+    };
+    Ok(requests.iter().map(response).collect())
 }
 
-fn aggregate<'p>(task: &dyn Task, predictions: impl Iterator<Item = &'p Prediction>) -> Scores {
-    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-    let mut documents = 0;
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let text = e.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = e.source();
+    }
+    message
+}
+
+fn aggregate(task: &dyn Task, predictions: &[Prediction]) -> Scores {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for prediction in predictions {
-        documents += 1;
         for (metric, value) in &prediction.scores {
-            *sums.entry(metric.clone()).or_insert(0.0) += value;
+            values.entry(metric.clone()).or_default().push(*value);
         }
     }
-    sums.values_mut().for_each(|s| *s /= f64::from(documents));
+    let mean = |mut values: Vec<f64>| {
+        // Sorted, so that the mean's last bits do not depend on the order of the documents.
+        values.sort_by(f64::total_cmp);
+        values.iter().sum::<f64>() / predictions.len() as f64
+    };
+    let metrics = values.into_iter().map(|(metric, values)| (metric, mean(values))).collect();
     let (task, main_metric) = (task.name().to_owned(), task.main_metric().to_owned());
-    Scores { task, documents: documents as usize, main_metric, metrics: sums }
+    Scores { task, documents: predictions.len(), main_metric, metrics }
 }
 
-/// Answers of the file by document; a last line that a kill cut off is left out.
-fn read(task: &dyn Task, path: &Path) -> Result<BTreeMap<usize, Prediction>, Error> {
-    let mut answered = BTreeMap::new();
-    if !path.exists() {
-        return Ok(answered);
-    }
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    for line in BufReader::new(File::open(path).map_err(io)?).lines() {
-        let Ok(prediction) = serde_json::from_str::<Prediction>(&line.map_err(io)?) else { continue };
-        let document = prediction.document;
-        if document >= task.len() || prediction.request != key(&task.request(document)) {
-            let message = format!("document {document} was asked differently than task `{}` asks now", task.name());
-            return Err(Error::Predictions { path: path.to_owned(), message });
-        }
-        answered.insert(document, prediction);
-    }
-    Ok(answered)
-}
-
-fn rewrite(path: &Path, answered: &BTreeMap<usize, Prediction>) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
+fn to_jsonl(predictions: &[Prediction]) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    for prediction in answered.values() {
-        serde_json::to_writer(&mut text, prediction).map_err(|e| io(e.into()))?;
+    for prediction in predictions {
+        serde_json::to_writer(&mut text, prediction)?;
         text.push(b'\n');
     }
+    Ok(text)
+}
+
+/// Through a file beside it, so that a kill leaves the old one or the new one.
+fn write_whole(path: &Path, predictions: &[Prediction]) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(io)?;
     }
     let part = path.with_extension("jsonl.part");
-    std::fs::write(&part, text).map_err(io)?;
+    std::fs::write(&part, to_jsonl(predictions).map_err(io)?).map_err(io)?;
     std::fs::rename(&part, path).map_err(io)
 }
 
+/// Half of a blake3 hash is enough: 128 bits.
 fn key(request: &Request) -> String {
-    blake3::hash(format!("{request:?}").as_bytes()).to_hex()[..16].to_owned()
+    let json = serde_json::to_vec(request).expect("texts and numbers always serialize");
+    blake3::hash(&json).to_hex()[..32].to_owned()
 }

@@ -16,22 +16,29 @@ pub struct Document {
     pub source: Option<String>,
 }
 
-/// How a written answer is scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a written answer is scored. Each gives one or more scores by name; the first named here is the main one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// First character of the stripped answer against the reference's.
+    /// `first_char`: the stripped answer's first character against the reference's, as the paper scores C-STANCE, FOMC and
+    /// ScienceQA. `exact_match` beside it: whole strings, as TRACE scores C-STANCE and FOMC (an answer cut after a few
+    /// tokens cannot match a long reference such as ScienceQA's).
     FirstChar,
-    /// Stripped answer equal to the stripped reference.
+    /// `exact_match`: stripped answer equal to the stripped reference.
     ExactMatch,
-    /// ROUGE-L of the `rouge` package.
+    /// `rouge_l`: F of the `rouge` package. Beside it `rouge_l_f_beta`, the older releases' F, and `rouge_l_swapped`, the F
+    /// when answer and reference change places, as in the paper's and TRACE's scripts (only ties between equally long common
+    /// subsequences differ).
     RougeL,
-    /// SARI / 100.
+    /// `sari`: SARI / 100 against the prompt and the reference.
     Sari,
-    /// `fuzz.ratio` / 100 after Py150's clean-up.
+    /// `edit_similarity`: `fuzz.ratio` / 100 with python-Levenshtein, after Py150's clean-up; `edit_similarity_difflib`:
+    /// without.
     EditSimilarity,
-    /// The last number of the answer.
+    /// `flexible_extract`: the last number of the answer; `strict_match`: the number after `#### `.
     Gsm8k,
+    /// `flexible_extract`; `strict_match`: the number after `The answer is `.
+    Gsm8kCot,
 }
 
 /// A task whose answers are written.
@@ -49,10 +56,10 @@ pub struct GenerationTask {
 }
 
 impl Metric {
-    /// Scores by name; the first is the main one.
-    fn scores(self, document: &Document, answer: &str) -> Vec<(&'static str, f64)> {
+    /// Scores by name, each in `[0, 1]`.
+    pub fn scores(self, document: &Document, answer: &str) -> BTreeMap<String, f64> {
         let reference = &document.reference;
-        match self {
+        let scores = match self {
             Metric::FirstChar => vec![
                 ("first_char", first_char::first_char(answer, reference)),
                 ("exact_match", exact::exact_match(answer, reference)),
@@ -60,7 +67,11 @@ impl Metric {
             Metric::ExactMatch => vec![("exact_match", exact::exact_match(answer, reference))],
             Metric::RougeL => {
                 let score = rouge::rouge_l(answer, reference);
-                vec![("rouge_l", score.f), ("rouge_l_f_beta", score.f_beta)]
+                vec![
+                    ("rouge_l", score.f),
+                    ("rouge_l_f_beta", score.f_beta),
+                    ("rouge_l_swapped", rouge::rouge_l(reference, answer).f),
+                ]
             }
             Metric::Sari => {
                 vec![("sari", sari::sari(document.source.as_ref().unwrap_or(&document.prompt), answer, reference))]
@@ -73,20 +84,26 @@ impl Metric {
                 ]
             }
             Metric::Gsm8k => vec![
-                ("flexible_extract", gsm8k::exact_match(&gsm8k::flexible_extract(answer), reference)),
-                ("strict_match", gsm8k::exact_match(&gsm8k::strict_match(answer), reference)),
+                ("flexible_extract", gsm8k::exact_match(gsm8k::flexible_extract(answer), reference)),
+                ("strict_match", gsm8k::exact_match(gsm8k::strict_match(answer), reference)),
             ],
-        }
+            Metric::Gsm8kCot => vec![
+                ("flexible_extract", gsm8k::exact_match(gsm8k::flexible_extract(answer), reference)),
+                ("strict_match", gsm8k::exact_match(gsm8k::strict_match_cot(answer), reference)),
+            ],
+        };
+        scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    fn main(self) -> &'static str {
+    /// Name of the score that stands for the metric.
+    pub fn main(self) -> &'static str {
         match self {
             Metric::FirstChar => "first_char",
             Metric::ExactMatch => "exact_match",
             Metric::RougeL => "rouge_l",
             Metric::Sari => "sari",
             Metric::EditSimilarity => "edit_similarity",
-            Metric::Gsm8k => "flexible_extract",
+            Metric::Gsm8k | Metric::Gsm8kCot => "flexible_extract",
         }
     }
 }
@@ -113,8 +130,7 @@ impl Task for GenerationTask {
             Response::Text(text) => text.as_str(),
             Response::Loglikelihoods(_) => "",
         };
-        let scores = self.metric.scores(&self.documents[document], answer);
-        scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        self.metric.scores(&self.documents[document], answer)
     }
 
     fn main_metric(&self) -> &str {

@@ -1,8 +1,13 @@
+use serde::Serialize;
+
 /// Whatever went wrong in a model.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How likely is `continuation` after `context`?
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// As in lm-eval: white space at the end of the context belongs to the continuation; the continuation's tokens are those of
+/// the whole text beyond as many as the context alone has; what is too long loses tokens on its left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LoglikelihoodRequest {
     /// What stands before.
     pub context: String,
@@ -22,7 +27,7 @@ pub struct Loglikelihood {
 }
 
 /// What does the model write after `prompt`, always taking the likeliest token?
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GenerateRequest {
     /// What stands before.
     pub prompt: String,
@@ -32,7 +37,7 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
 }
 
-/// Something that answers requests. It chooses batches by itself; answers come in the order of the requests.
+/// Something that answers requests. It chooses batches by itself; answers come in the order of the requests, one each.
 pub trait LanguageModel {
     /// Scores continuations.
     ///
@@ -45,4 +50,10 @@ pub trait LanguageModel {
     /// # Errors
     /// The model's own.
     fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<String>, BoxError>;
+
+    /// What tells this model from others, such as a hash of its weights and settings. Kept beside each prediction, so that
+    /// another model's answers are never taken for its own; without one they cannot be told apart.
+    fn fingerprint(&self) -> Option<String> {
+        None
+    }
 }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{GenerateRequest, LoglikelihoodRequest};
 
 /// What a document asks of the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Request {
     /// To write.
     Generate(GenerateRequest),
@@ -19,8 +20,9 @@ pub enum Request {
 pub enum Response {
     /// What it wrote.
     Text(String),
-    /// Sums of log-probabilities, one a continuation.
-    Loglikelihoods(Vec<f64>),
+    /// Sums of log-probabilities, one a continuation. In JSON those that are not finite are the texts `"inf"`, `"-inf"` and
+    /// `"NaN"`.
+    Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
 }
 
 /// Documents with a way to ask about each and to score the answer.
@@ -36,12 +38,55 @@ pub trait Task: Sync {
         self.len() == 0
     }
 
-    /// What to ask about a document.
+    /// What to ask about a document (from 0, below [`Task::len`]).
     fn request(&self, document: usize) -> Request;
 
-    /// Scores of an answer, each in `[0, 1]`, by metric.
+    /// Scores of an answer, each in `[0, 1]`, by metric. The same metrics for every document and answer; an answer of another
+    /// kind than was asked for counts as empty.
     fn score(&self, document: usize, response: &Response) -> BTreeMap<String, f64>;
 
     /// The metric that stands for the task in tables.
     fn main_metric(&self) -> &str;
+}
+
+/// JSON has no infinities: serde_json would write `null` and not read it again.
+mod numbers {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Finite(f64),
+        Other(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(values: &[f64], to: S) -> Result<S::Ok, S::Error> {
+        let number = |v: &f64| if v.is_finite() { Number::Finite(*v) } else { Number::Other(v.to_string()) };
+        to.collect_seq(values.iter().map(number))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+        let values: Vec<Number> = Vec::deserialize(from)?;
+        let value = |n| match n {
+            Number::Finite(v) => Ok(v),
+            Number::Other(text) => text.parse().map_err(serde::de::Error::custom),
+        };
+        values.into_iter().map(value).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn responses_come_back_from_json_bit_for_bit() {
+        let values = vec![-0.1 - 0.2, f64::MIN_POSITIVE, -1e300, f64::NEG_INFINITY, f64::INFINITY, f64::NAN, -3.0];
+        let json = serde_json::to_string(&Response::Loglikelihoods(values.clone())).unwrap();
+        let Response::Loglikelihoods(back) = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
+        let bits = |v: &[f64]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&back), bits(&values), "{json}");
+        let text = Response::Text("\u{0}\u{2028}𝄞\n".to_owned());
+        assert_eq!(serde_json::from_str::<Response>(&serde_json::to_string(&text).unwrap()).unwrap(), text);
+    }
 }

@@ -4,11 +4,15 @@
 //! little endian. Dimensions are stored innermost first.
 
 mod config;
-mod dequantize;
+mod dequant;
+mod error;
 mod import;
 mod reader;
+mod rope;
+mod tensors;
 mod tokenizer;
 
-pub use dequantize::{GgmlType, dequantize};
-pub use import::{ImportOptions, ImportReport, import};
+pub use dequant::{GgmlType, dequantize};
+pub use error::Error;
+pub use import::{FloatDtype, ImportOptions, ImportReport, UnknownDtype, import};
 pub use reader::{GgufFile, GgufTensor, GgufValue};

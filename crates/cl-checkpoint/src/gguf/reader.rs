@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::GgmlType;
-use crate::Error;
+use super::{Error, GgmlType};
 
 /// A value of a GGUF file's metadata.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +27,7 @@ pub enum GgufValue {
 #[derive(Clone, Debug)]
 pub struct GgufTensor {
     /// How it is stored.
-    pub kind: GgmlType,
+    pub ggml_type: GgmlType,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
     start: usize,
@@ -47,11 +46,11 @@ impl GgufFile {
     /// Maps the file and checks everything but the tensors' values.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Gguf`], [`Error::Tensor`].
+    /// [`Error::Io`], [`Error::Magic`], [`Error::Version`], [`Error::Header`], [`Error::Tensor`].
     pub fn open(path: &Path) -> Result<GgufFile, Error> {
         let file = File::open(path).map_err(Error::io(path))?;
         if file.metadata().map_err(Error::io(path))?.len() == 0 {
-            return Err(Error::Gguf { path: path.to_owned(), message: "the file is empty".to_owned() });
+            return Err(Error::Magic { path: path.to_owned() });
         }
         // SAFETY: read-only, and alive as long as every borrow of it; see `SafetensorsFile::open`.
         #[allow(unsafe_code)]
@@ -65,9 +64,9 @@ impl GgufFile {
         &self.path
     }
 
-    /// A value of the metadata.
-    pub fn get(&self, key: &str) -> Option<&GgufValue> {
-        self.metadata.get(key)
+    /// All values of the metadata by key.
+    pub fn metadata(&self) -> &BTreeMap<String, GgufValue> {
+        &self.metadata
     }
 
     /// All tensors by name.
@@ -80,68 +79,90 @@ impl GgufFile {
         &self.map[tensor.start..tensor.end]
     }
 
-    pub(crate) fn wrong(&self, message: impl Into<String>) -> Error {
-        Error::Gguf { path: self.path.clone(), message: message.into() }
+    pub(super) fn key_error(&self, key: &str, problem: String) -> Error {
+        Error::Key { path: self.path.clone(), key: key.to_owned(), problem }
     }
 
-    /// A non-negative integer of the metadata.
-    pub(crate) fn integer(&self, key: &str) -> Result<Option<u64>, Error> {
-        match self.get(key) {
+    pub(super) fn tensor_error(&self, tensor: &str, problem: String) -> Error {
+        Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), problem }
+    }
+
+    /// A value of the metadata through `read`; `None` when the key is absent, an error when `read` gives nothing.
+    fn value<'f, T>(
+        &'f self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'f GgufValue) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        match self.metadata.get(key) {
             None => Ok(None),
-            Some(GgufValue::Unsigned(n)) => Ok(Some(*n)),
-            Some(GgufValue::Signed(n)) if *n >= 0 => Ok(Some(*n as u64)),
-            Some(_) => Err(self.wrong(format!("`{key}` is no non-negative integer"))),
+            Some(value) => read(value).map(Some).ok_or_else(|| self.key_error(key, format!("expected {expected}"))),
         }
     }
 
-    pub(crate) fn required(&self, key: &str) -> Result<u64, Error> {
-        self.integer(key)?.ok_or_else(|| self.wrong(format!("`{key}` is missing")))
+    pub(super) fn uint(&self, key: &str) -> Result<Option<usize>, Error> {
+        self.value(key, "a non-negative integer", |v| match v {
+            GgufValue::Unsigned(n) => usize::try_from(*n).ok(),
+            GgufValue::Signed(n) => usize::try_from(*n).ok(),
+            _ => None,
+        })
     }
 
-    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, Error> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(GgufValue::Float(x)) => Ok(Some(*x)),
-            Some(_) => Err(self.wrong(format!("`{key}` is no number"))),
-        }
+    pub(super) fn float(&self, key: &str) -> Result<Option<f64>, Error> {
+        self.value(key, "a finite number", |v| if let GgufValue::Float(x) = v { Some(*x).filter(|x| x.is_finite()) } else { None })
     }
 
-    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, Error> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(GgufValue::Text(t)) => Ok(Some(t)),
-            Some(_) => Err(self.wrong(format!("`{key}` is no text"))),
-        }
+    pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
+        self.value(key, "true or false", |v| if let GgufValue::Bool(b) = v { Some(*b) } else { None })
     }
 
-    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, Error> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(GgufValue::Bool(b)) => Ok(Some(*b)),
-            Some(_) => Err(self.wrong(format!("`{key}` is no boolean"))),
-        }
+    pub(super) fn string(&self, key: &str) -> Result<Option<&str>, Error> {
+        self.value(key, "text", |v| if let GgufValue::Text(t) = v { Some(t.as_str()) } else { None })
     }
 
-    pub(crate) fn list(&self, key: &str) -> Result<Option<&[GgufValue]>, Error> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(GgufValue::List(l)) => Ok(Some(l)),
-            Some(_) => Err(self.wrong(format!("`{key}` is no list"))),
-        }
+    fn list<'f, T>(
+        &'f self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'f GgufValue) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Error> {
+        self.value(key, expected, |v| if let GgufValue::List(l) = v { l.iter().map(&read).collect() } else { None })
+    }
+
+    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>, Error> {
+        self.list(key, "a list of texts", |v| if let GgufValue::Text(t) = v { Some(t.as_str()) } else { None })
+    }
+
+    pub(super) fn ints(&self, key: &str) -> Result<Option<Vec<i32>>, Error> {
+        self.list(key, "a list of 32-bit integers", |v| match v {
+            GgufValue::Signed(n) => i32::try_from(*n).ok(),
+            GgufValue::Unsigned(n) => i32::try_from(*n).ok(),
+            _ => None,
+        })
+    }
+
+    pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, Error> {
+        self.list(key, "a list of numbers", |v| if let GgufValue::Float(x) = v { Some(*x as f32) } else { None })
+    }
+}
+
+impl GgufTensor {
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
     }
 }
 
 type Parsed = (BTreeMap<String, GgufValue>, BTreeMap<String, GgufTensor>);
 
 fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
-    let wrong = |message: String| Error::Gguf { path: path.to_owned(), message };
     let mut cursor = Cursor { path, file, at: 0 };
     if cursor.take(4).ok() != Some(b"GGUF") {
-        return Err(wrong("not a GGUF file (it does not start with `GGUF`)".to_owned()));
+        return Err(Error::Magic { path: path.to_owned() });
     }
     let version = cursor.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(wrong(format!("GGUF version {version} is not supported; expected 2 or 3")));
+        return Err(Error::Version { path: path.to_owned(), version });
     }
     let (tensor_count, pair_count) = (cursor.u64()?, cursor.u64()?);
     let mut metadata = BTreeMap::new();
@@ -150,19 +171,22 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
         let kind = cursor.u32()?;
         let value = cursor.value(kind, 0)?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(wrong(format!("key `{key}` appears twice")));
+            return Err(cursor.wrong(format!("key `{key}` appears twice")));
         }
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
         Some(GgufValue::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n as usize,
-        Some(_) => return Err(wrong("`general.alignment` is no power of two below 2^20".to_owned())),
+        Some(_) => {
+            let problem = "expected a power of two up to 2^20".to_owned();
+            return Err(Error::Key { path: path.to_owned(), key: "general.alignment".to_owned(), problem });
+        }
     };
     let mut tensors = BTreeMap::new();
     for _ in 0..tensor_count {
         let (name, tensor) = cursor.tensor()?;
         if tensors.insert(name.clone(), tensor).is_some() {
-            return Err(wrong(format!("tensor `{name}` appears twice")));
+            return Err(cursor.wrong(format!("tensor `{name}` appears twice")));
         }
     }
     let data = cursor.at.next_multiple_of(alignment);
@@ -180,7 +204,7 @@ fn place(
 ) -> Result<(), Error> {
     let mut taken: Vec<(usize, usize, String)> = Vec::new();
     for (name, tensor) in tensors.iter_mut() {
-        let wrong = |message: String| Error::Tensor { path: path.to_owned(), tensor: name.clone(), message };
+        let wrong = |problem: String| Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem };
         let size = tensor.end;
         if tensor.start % alignment != 0 {
             return Err(wrong(format!("offset {} is no multiple of the alignment {alignment}", tensor.start)));
@@ -201,8 +225,8 @@ fn place(
     taken.sort();
     for pair in taken.windows(2) {
         if pair[0].1 > pair[1].0 {
-            let message = format!("overlaps tensor `{}`", pair[0].2);
-            return Err(Error::Tensor { path: path.to_owned(), tensor: pair[1].2.clone(), message });
+            let problem = format!("overlaps tensor `{}`", pair[0].2);
+            return Err(Error::Tensor { path: path.to_owned(), tensor: pair[1].2.clone(), problem });
         }
     }
     Ok(())
@@ -215,14 +239,14 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn wrong(&self, message: String) -> Error {
-        Error::Gguf { path: self.path.to_owned(), message }
+    fn wrong(&self, problem: String) -> Error {
+        Error::Header { path: self.path.to_owned(), offset: self.at, problem }
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
         let end = self.at.checked_add(n).filter(|&e| e <= self.file.len());
         let end = end.ok_or_else(|| {
-            self.wrong(format!("{n} bytes wanted at byte {} of {}; the file is truncated", self.at, self.file.len()))
+            self.wrong(format!("{n} bytes wanted, the file ends at {}; it is truncated", self.file.len()))
         })?;
         let bytes = &self.file[self.at..end];
         self.at = end;
@@ -286,7 +310,7 @@ impl<'a> Cursor<'a> {
     /// Name and description; `start` is the offset for now, `end` the number of bytes.
     fn tensor(&mut self) -> Result<(String, GgufTensor), Error> {
         let name = self.text()?;
-        let wrong = |message: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), message };
+        let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
         let dimensions = u32::from_le_bytes(
             self.file.get(self.at..self.at + 4).and_then(|b| b.try_into().ok()).ok_or_else(|| wrong("truncated".into()))?,
         );
@@ -299,22 +323,22 @@ impl<'a> Cursor<'a> {
             shape.push(usize::try_from(self.u64()?).unwrap_or(usize::MAX));
         }
         let (kind, offset) = (self.u32()?, self.u64()?);
-        let wrong = |message: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), message };
+        let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
         let kind = GgmlType::from_id(kind).ok_or_else(|| {
-            wrong(format!("type {kind} is not supported; supported: {}", GgmlType::NAMES.join(", ")))
+            wrong(format!("type {kind} is not supported; supported: {}", GgmlType::all_names()))
         })?;
         let row = shape[0];
-        if row == 0 || row % kind.block_elements() != 0 {
-            return Err(wrong(format!("rows of {row} elements do not divide into blocks of {}", kind.block_elements())));
+        if row == 0 || row % kind.block_len() != 0 {
+            return Err(wrong(format!("rows of {row} elements do not divide into blocks of {}", kind.block_len())));
         }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let size = elements
             .filter(|&n| n > 0)
-            .and_then(|n| (n / kind.block_elements()).checked_mul(kind.block_bytes()))
+            .and_then(|n| (n / kind.block_len()).checked_mul(kind.block_bytes()))
             .ok_or_else(|| wrong(format!("shape {shape:?} is empty or too large")))?;
         shape.reverse();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok((name, GgufTensor { kind, shape, start, end: size }))
+        Ok((name, GgufTensor { ggml_type: kind, shape, start, end: size }))
     }
 }
 

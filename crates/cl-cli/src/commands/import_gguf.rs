@@ -1,8 +1,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cl_checkpoint::gguf::{ImportOptions, import};
-use cl_checkpoint::Dtype;
+use cl_checkpoint::gguf::{FloatDtype, ImportOptions, import};
 
 /// Arguments of `cl import-gguf`.
 #[derive(clap::Args)]
@@ -11,36 +10,28 @@ pub struct Args {
     file: PathBuf,
     /// Model directory to make.
     out: PathBuf,
-    /// Dtype of the tensors.
-    #[arg(long, value_enum, default_value = "bf16")]
-    dtype: To,
+    /// Dtype of the tensors: bf16, f16 or f32; rounded to nearest even.
+    #[arg(long, default_value = "bf16")]
+    dtype: FloatDtype,
     /// Replace OUT when it exists.
     #[arg(long)]
     overwrite: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum To {
-    Bf16,
-    F16,
-    F32,
-}
-
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let dtype = match args.dtype {
-        To::Bf16 => Dtype::BF16,
-        To::F16 => Dtype::F16,
-        To::F32 => Dtype::F32,
-    };
-    let report = import(&args.file, &args.out, &ImportOptions { dtype, overwrite: args.overwrite })?;
+    let options = ImportOptions { dtype: args.dtype, overwrite: args.overwrite };
+    let report = import(&args.file, &args.out, &options)?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
     println!(
-        "{}: {} tensors, {:.1} M parameters, {} tokens in the vocabulary ({})",
+        "{}: {} model, {} tensors, {:.1} M parameters, {} tokens",
         args.out.display(),
+        report.model_type,
         report.tensors,
         report.parameters as f64 / 1e6,
-        report.vocab_size,
-        report.architecture
+        report.tokens
     );
     Ok(())
 }

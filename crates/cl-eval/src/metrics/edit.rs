@@ -1,8 +1,19 @@
 //! `fuzz.ratio`, the paper's score for Py150, and TRACE's clean-up of masked literals in front of it.
 //!
-//! Trap: with python-Levenshtein installed the ratio is 2·LCS/(|a|+|b|); without, difflib's matching blocks, with its rule
-//! that characters filling more than 1 % of a text of 200 or more are "popular" and start no block. Which one the paper had
-//! is not known, so both are here. The result is rounded to an integer per item, halves to even.
+//! ```text
+//! fuzz.ratio = round(100 · 2·M / (|a| + |b|))     M: matched characters; halves to even; an integer for every item
+//! ```
+//!
+//! Traps:
+//! - With python-Levenshtein installed M is the length of the longest common subsequence ([`fuzz_ratio`]); without it M is
+//!   what difflib's matching blocks cover ([`fuzz_ratio_difflib`]). Which one the paper had is not known.
+//! - difflib leaves out "popular" characters, those that fill more than 1 % of a second text of 200 characters or more, when
+//!   it looks for blocks (they still lengthen a block). So its ratio is not symmetric, and long texts of few different
+//!   characters can score 0 without being equal.
+//! - Lengths are in code points, as Python's are.
+//!
+//! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener, "Pattern
+//! Matching: The Gestalt Approach", 1988); TRACE (arXiv:2310.06762) for the clean-up.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,10 +21,13 @@ use std::sync::LazyLock;
 use rapidfuzz::distance::lcs_seq;
 use regex::Regex;
 
-static VALUES: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"(?s)<(?:NUM|STR|CHAR)_LIT:(.*?)>").expect("a constant pattern"));
+static LITERAL: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?s)<(?:STR|NUM|CHAR)_LIT:(.*?)>").expect("a constant pattern"));
 
-/// Replaces Py150's masks: `<NUM_LIT>` by `0`, `<STR_LIT>` and `<CHAR_LIT>` by nothing, then `<KIND_LIT:v>` by `v`.
+/// Replaces Py150's masks: `<NUM_LIT>` by `0`, `<STR_LIT>` and `<CHAR_LIT>` by nothing, then each `<KIND_LIT:v>` by `v`.
+///
+/// The masks with a value are looked up first and then replaced one after another everywhere, as the reference does: it
+/// matters only where a replacement makes a new mask out of its surroundings.
 ///
 /// ```
 /// use cl_eval::metrics::edit::clean_py150;
@@ -21,10 +35,16 @@ static VALUES: LazyLock<Regex> =
 /// ```
 pub fn clean_py150(code: &str) -> String {
     let plain = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "");
-    VALUES.replace_all(&plain, "$1").into_owned()
+    let mut cleaned = plain.clone();
+    for literal in LITERAL.captures_iter(&plain) {
+        if cleaned.contains(&literal[0]) {
+            cleaned = cleaned.replace(&literal[0], &literal[1]);
+        }
+    }
+    cleaned
 }
 
-/// `fuzz.ratio` with python-Levenshtein: 0 to 100, a whole number.
+/// `fuzz.ratio` with python-Levenshtein: 0 to 100, a whole number; 0 when a text is empty.
 ///
 /// ```
 /// use cl_eval::metrics::edit::fuzz_ratio;
@@ -36,9 +56,9 @@ pub fn fuzz_ratio(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| lcs_seq::similarity(a.iter().copied(), b.iter().copied()))
 }
 
-/// `fuzz.ratio` without python-Levenshtein.
+/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when a text is empty. The order of the texts matters.
 pub fn fuzz_ratio_difflib(a: &str, b: &str) -> f64 {
-    rounded(a, b, matching_characters)
+    rounded(a, b, |a, b| Blocks::new(b).matching_characters(a))
 }
 
 fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64 {
@@ -53,62 +73,111 @@ fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64
     (100.0 * ratio).round_ties_even()
 }
 
-/// Characters in matching blocks as difflib's `SequenceMatcher` finds them (Ratcliff and Obershelp, 1988).
-fn matching_characters(a: &[char], b: &[char]) -> usize {
-    let mut places: HashMap<char, Vec<usize>> = HashMap::new();
-    for (j, c) in b.iter().enumerate() {
-        places.entry(*c).or_default().push(j);
-    }
-    if b.len() >= 200 {
-        let most = b.len() / 100 + 1;
-        places.retain(|_, at| at.len() <= most);
-    }
-    let mut queue = vec![(0, a.len(), 0, b.len())];
-    let mut total = 0;
-    while let Some((a_low, a_high, b_low, b_high)) = queue.pop() {
-        let (i, j, k) = longest_match(a, b, &places, (a_low, a_high), (b_low, b_high));
-        if k > 0 {
-            total += k;
-            queue.push((a_low, i, b_low, j));
-            queue.push((i + k, a_high, j + k, b_high));
-        }
-    }
-    total
+/// difflib's search for matching blocks in a second text.
+struct Blocks<'t> {
+    b: &'t [char],
+    /// Where each character that is not popular stands, ascending.
+    places: HashMap<char, Vec<usize>>,
+    /// `length[j + 1]`: length of the block that ends at place j, as of row `row[j + 1]`.
+    length: Vec<usize>,
+    row: Vec<u64>,
+    rows: u64,
 }
 
-/// The longest block that starts earliest in `a`, then in `b`; found among characters that are not popular, then grown over
-/// any that match.
-fn longest_match(
-    a: &[char],
-    b: &[char],
-    places: &HashMap<char, Vec<usize>>,
-    (a_low, a_high): (usize, usize),
-    (b_low, b_high): (usize, usize),
-) -> (usize, usize, usize) {
-    let (mut i_best, mut j_best, mut best) = (a_low, b_low, 0);
-    let mut ending: HashMap<usize, usize> = HashMap::new(); // length of the block that ends at each place of b
-    for (i, c) in a.iter().enumerate().take(a_high).skip(a_low) {
-        let mut now = HashMap::new();
-        for &j in places.get(c).map_or(&[][..], Vec::as_slice) {
-            if j < b_low {
+impl<'t> Blocks<'t> {
+    fn new(b: &'t [char]) -> Blocks<'t> {
+        let mut places: HashMap<char, Vec<usize>> = HashMap::new();
+        for (j, c) in b.iter().enumerate() {
+            places.entry(*c).or_default().push(j);
+        }
+        if b.len() >= 200 {
+            let most = b.len() / 100 + 1;
+            places.retain(|_, at| at.len() <= most);
+        }
+        Blocks { b, places, length: vec![0; b.len() + 1], row: vec![0; b.len() + 1], rows: 1 }
+    }
+
+    /// Characters in blocks: the longest one, then the same on its left and on its right.
+    fn matching_characters(&mut self, a: &[char]) -> usize {
+        // A queue in the place of recursion: thousands of blocks must not fill the stack.
+        let mut queue = vec![(0, a.len(), 0, self.b.len())];
+        let mut total = 0;
+        while let Some((a_low, a_high, b_low, b_high)) = queue.pop() {
+            if a_low == a_high || b_low == b_high {
                 continue;
             }
-            if j >= b_high {
-                break;
-            }
-            let k = if j == 0 { 0 } else { ending.get(&(j - 1)).copied().unwrap_or(0) } + 1;
-            now.insert(j, k);
-            if k > best {
-                (i_best, j_best, best) = (i + 1 - k, j + 1 - k, k);
+            let (i, j, k) = self.longest_match(a, (a_low, a_high), (b_low, b_high));
+            if k > 0 {
+                total += k;
+                queue.push((a_low, i, b_low, j));
+                queue.push((i + k, a_high, j + k, b_high));
             }
         }
-        ending = now;
+        total
     }
-    while i_best > a_low && j_best > b_low && a[i_best - 1] == b[j_best - 1] {
-        (i_best, j_best, best) = (i_best - 1, j_best - 1, best + 1);
+
+    /// The longest block that starts earliest in `a`, then in `b`, of characters that are not popular; then grown on both
+    /// sides over any that match.
+    fn longest_match(
+        &mut self,
+        a: &[char],
+        (a_low, a_high): (usize, usize),
+        (b_low, b_high): (usize, usize),
+    ) -> (usize, usize, usize) {
+        let b = self.b;
+        let (mut i_best, mut j_best, mut best) = (a_low, b_low, 0);
+        self.rows += 1; // leaves an unused row in between, so that nothing of an earlier search counts as "the row before"
+        for (i, c) in a.iter().enumerate().take(a_high).skip(a_low) {
+            self.rows += 1;
+            let Some(places) = self.places.get(c) else { continue };
+            let from = places.partition_point(|&j| j < b_low);
+            let to = places.partition_point(|&j| j < b_high);
+            let mut best_of_row = false;
+            // Backwards, so that what the row before left at j is still there when j + 1 is written.
+            for &j in places[from..to].iter().rev() {
+                let before = if j > b_low && self.row[j] == self.rows - 1 { self.length[j] } else { 0 };
+                let k = before + 1;
+                (self.length[j + 1], self.row[j + 1]) = (k, self.rows);
+                if k > best || (k == best && best_of_row) {
+                    (i_best, j_best, best) = (i + 1 - k, j + 1 - k, k);
+                    best_of_row = true;
+                }
+            }
+        }
+        while i_best > a_low && j_best > b_low && a[i_best - 1] == b[j_best - 1] {
+            (i_best, j_best, best) = (i_best - 1, j_best - 1, best + 1);
+        }
+        while i_best + best < a_high && j_best + best < b_high && a[i_best + best] == b[j_best + best] {
+            best += 1;
+        }
+        (i_best, j_best, best)
     }
-    while i_best + best < a_high && j_best + best < b_high && a[i_best + best] == b[j_best + best] {
-        best += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_replaced_in_the_reference_s_order() {
+        // python: the loop of str.replace over re.findall's matches.
+        assert_eq!(clean_py150("<STR_LIT:<NUM_LIT:3>> <NUM_LIT:3>"), "3 3");
+        assert_eq!(clean_py150("<STR_LIT:a\nb><CHAR_LIT:><NUM_LIT>"), "a\nb0");
+        assert_eq!(clean_py150("<STR_LIT:open"), "<STR_LIT:open");
     }
-    (i_best, j_best, best)
+
+    #[test]
+    fn popular_characters_start_no_block() {
+        // 200 × "a" is all popular; one character less is not.
+        let long = "a".repeat(200);
+        assert_eq!(fuzz_ratio_difflib("xa", &long), 0.0);
+        assert_eq!(fuzz_ratio_difflib(&long[1..], &format!("{}b", &long[2..])), 99.0);
+        assert_eq!(fuzz_ratio("xa", &long), 1.0);
+    }
+
+    #[test]
+    fn halves_go_to_the_even_number() {
+        assert_eq!(fuzz_ratio("a", "abbbbbbbbbbbbbb"), 12.0); // 12.5
+        assert_eq!(fuzz_ratio("abc", "abcdefghijklm"), 38.0); // 37.5
+    }
 }

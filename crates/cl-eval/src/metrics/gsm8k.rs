@@ -1,14 +1,23 @@
-//! Numbers out of written solutions, as lm-eval's GSM8K tasks extract and compare them.
+//! Numbers out of written solutions, as lm-eval's `gsm8k` and `gsm8k_cot` extract and compare them.
+//!
+//! Traps:
+//! - [`flexible_extract`] takes the *last* number-like piece, whose pattern allows `$`, commas and dots anywhere: "18." is
+//!   taken with its dot, "..." is one too. The comparison removes one final dot, no more.
+//! - [`strict_match`] takes the *first* number after `#### `; [`strict_match_cot`] the first after `The answer is `, and its
+//!   last dot is any character, so an answer that ends right after the number loses the number's last digit.
+//! - Both sides of the comparison go through the same clean-up, so a reference may be the whole solution.
+//!
+//! Source: lm-evaluation-harness, `gsm8k.yaml` and `gsm8k-cot.yaml` (version 3.0).
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::python_strip;
+
 static FLEXIBLE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(-?[$0-9.,]{2,})|(-?[0-9]+)"));
 static STRICT: LazyLock<Regex> = LazyLock::new(|| pattern(r"#### (-?[0-9.,]+)"));
-static STRICT_COT: LazyLock<Regex> = LazyLock::new(|| pattern(r"The answer is (-?[0-9.,]+)\."));
-static UP_TO_MARK: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?s).*#### "));
-static FINAL_DOT: LazyLock<Regex> = LazyLock::new(|| pattern(r"\.\n?$"));
+static STRICT_COT: LazyLock<Regex> = LazyLock::new(|| pattern(r"The answer is (-?[0-9.,]+)."));
 
 fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a constant pattern")
@@ -25,26 +34,42 @@ pub const INVALID: &str = "[invalid]";
 /// assert_eq!(flexible_extract("The answer is: 18."), "18.");
 /// assert_eq!(flexible_extract("none"), "[invalid]");
 /// ```
-pub fn flexible_extract(answer: &str) -> String {
-    FLEXIBLE.find_iter(answer).last().map_or(INVALID, |m| m.as_str()).trim().to_owned()
+pub fn flexible_extract(answer: &str) -> &str {
+    FLEXIBLE.find_iter(answer).last().map_or(INVALID, |m| m.as_str())
 }
 
-/// The number after the first `#### `, or else after the first `The answer is ` (the chain-of-thought task's pattern).
-pub fn strict_match(answer: &str) -> String {
-    let capture = STRICT.captures(answer).or_else(|| STRICT_COT.captures(answer));
-    capture.map_or(INVALID.to_owned(), |c| c[1].trim().to_owned())
+/// The number after the first `#### `.
+pub fn strict_match(answer: &str) -> &str {
+    first_group(&STRICT, answer)
 }
 
-/// 1 when both are equal after what lm-eval ignores: commas, dollar signs, everything up to the last `#### `, a final dot,
-/// and case.
+/// The number after the first `The answer is `.
+pub fn strict_match_cot(answer: &str) -> &str {
+    first_group(&STRICT_COT, answer)
+}
+
+fn first_group<'t>(pattern: &Regex, answer: &'t str) -> &'t str {
+    pattern.captures(answer).and_then(|c| c.get(1)).map_or(INVALID, |m| m.as_str())
+}
+
+/// What stands behind the last `####` of a solution, without white space around it: `gsm8k_cot`'s reference.
+pub fn final_answer(solution: &str) -> &str {
+    python_strip(solution.rsplit("####").next().unwrap_or(solution))
+}
+
+/// 1 when both are equal after what lm-eval ignores, else 0: commas, dollar signs, everything up to the last `#### `, a final
+/// dot, and case.
 pub fn exact_match(extracted: &str, reference: &str) -> f64 {
     f64::from(u8::from(normal(extracted) == normal(reference)))
 }
 
 fn normal(text: &str) -> String {
     let text = text.replace([',', '$'], "");
-    let text = UP_TO_MARK.replace_all(&text, "");
-    FINAL_DOT.replace_all(&text, "").to_lowercase()
+    let text = text.rfind("#### ").map_or(text.as_str(), |at| &text[at + "#### ".len()..]);
+    // Python's `$` also stands before a final line break, which stays.
+    let (body, line_break) = text.strip_suffix('\n').map_or((text, ""), |body| (body, "\n"));
+    let body = body.strip_suffix('.').unwrap_or(body);
+    format!("{body}{line_break}").to_lowercase()
 }
 
 #[cfg(test)]
@@ -54,11 +79,29 @@ mod tests {
     #[test]
     fn golden() {
         let reference = "She sold 6*180 = $1080.\n#### 1,080";
-        assert_eq!(exact_match(&flexible_extract("it is $1,080."), reference), 1.0);
-        assert_eq!(exact_match(&flexible_extract("The answer is: 18."), "#### 18"), 1.0);
-        assert_eq!(exact_match(&strict_match("… #### 1080\n#### 3"), reference), 1.0);
-        assert_eq!(exact_match(&strict_match("The answer is 1080."), reference), 1.0);
-        assert_eq!(exact_match(&strict_match("1080"), reference), 0.0);
-        assert_eq!(exact_match(&flexible_extract("-5"), "-5"), 1.0);
+        assert_eq!(exact_match(flexible_extract("it is $1,080."), reference), 1.0);
+        assert_eq!(exact_match(flexible_extract("The answer is: 18."), "#### 18"), 1.0);
+        assert_eq!(exact_match(strict_match("… #### 1080\n#### 3"), reference), 1.0);
+        assert_eq!(exact_match(strict_match_cot("The answer is 1080."), reference), 1.0);
+        assert_eq!(exact_match(strict_match("1080"), reference), 0.0);
+        assert_eq!(exact_match(flexible_extract("-5"), "-5"), 1.0);
+        assert_eq!(final_answer("a #### 1 #### \n 2 "), "2");
+    }
+
+    #[test]
+    fn the_two_strict_patterns_are_not_each_other_s() {
+        assert_eq!(strict_match("The answer is 7."), INVALID);
+        assert_eq!(strict_match_cot("#### 7"), INVALID);
+        // re.findall(r"The answer is (\-?[0-9\.\,]+).", "The answer is 18") -> ['1']
+        assert_eq!(strict_match_cot("The answer is 18"), "1");
+        assert_eq!(strict_match_cot("The answer is 18.\n"), "18");
+        assert_eq!(strict_match_cot("The answer is 5"), INVALID);
+    }
+
+    #[test]
+    fn one_final_dot_is_ignored() {
+        for (a, b, equal) in [("5.", "5", 1.0), ("5..", "5", 0.0), ("5.\n", "5\n", 1.0), ("5.\n", "5", 0.0), ("A", "a", 1.0)] {
+            assert_eq!(exact_match(a, b), equal, "{a:?} {b:?}");
+        }
     }
 }

@@ -1,4 +1,6 @@
 //! Metrics, one a file, each with its source and its traps.
+//!
+//! Every metric is total: any two texts have a score, however long, empty or strange they are.
 
 pub mod edit;
 pub mod exact;

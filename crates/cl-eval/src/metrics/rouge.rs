@@ -1,9 +1,24 @@
 //! ROUGE-L as the Python package `rouge` computes it (not Google's `rouge_score`): the paper's score for MeetingBank.
 //!
-//! Traps: sentences end at every "."; words are case-sensitive and unstemmed; counts are of *different* words; the union of
-//! common subsequences runs on over all reference sentences, and a word counts once. Lin, "ROUGE", 2004.
+//! ```text
+//! hits = |⋃ words(LCS(r, h))| over all pairs of a reference's sentence r and an answer's sentence h
+//! R = hits / different words of the reference,  P = hits / different words of the answer,  F = 2PR / (P + R + 1e-8)
+//! ```
+//!
+//! Traps:
+//! - A sentence ends at every ".", so "3.5" is two; a piece of white space only is a sentence of one empty word.
+//! - Words are case-sensitive, unstemmed, separated by white space; all counts are of *different* words.
+//! - Of several longest common subsequences the one found by walking back from the ends counts: a match first, then along the
+//!   reference where the table is strictly larger there, else along the answer. So swapping the two texts can change hits.
+//! - The package raises an error where a side has no sentence (empty, or nothing but dots); the paper scores that as 0, and so
+//!   do we.
+//! - The package also fails (its walk is recursive) on sentences of about a thousand words or more, which the paper's script
+//!   would count as 0. Here such sentences are scored.
+//!
+//! Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, for the definition; `rouge` 1.0.1 for the
+//! behaviour.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::python_split;
 
@@ -14,70 +29,200 @@ pub struct RougeL {
     pub recall: f64,
     /// Hits over different words of the answer.
     pub precision: f64,
-    /// Current: 2PR / (P + R + 1e-8).
+    /// Since 1.0: 2PR / (P + R + 1e-8).
     pub f: f64,
-    /// Older: (1 + β²)RP / (R + β²P + 1e-12) with β = P / (R + 1e-12).
+    /// Before: (1 + β²)RP / (R + β²P + 1e-12) with β = P / (R + 1e-12).
     pub f_beta: f64,
 }
 
-/// Scores an answer against a reference; all zero where the package raises an error (nothing but dots on a side).
+/// Scores an answer (the package's hypothesis) against a reference; all zero where the package raises an error.
+///
+/// ```
+/// use cl_eval::metrics::rouge::rouge_l;
+/// // rouge.Rouge().get_scores("the cat sat. on it", "the cat. sat on it")[0]["rouge-l"]["f"] -> 0.9999999950000001
+/// assert_eq!(rouge_l("the cat sat. on it", "the cat. sat on it").f, 0.999_999_995_000_000_1);
+/// assert_eq!(rouge_l("...", "the cat").f, 0.0);
+/// ```
 pub fn rouge_l(answer: &str, reference: &str) -> RougeL {
-    let (answer, reference) = (sentences(answer), sentences(reference));
+    let mut ids = HashMap::new();
+    let (answer, n) = sentences(answer, &mut ids);
+    let (reference, m) = sentences(reference, &mut ids);
     if answer.is_empty() || reference.is_empty() {
         return RougeL::default();
     }
-    let different = |s: &[Vec<String>]| s.iter().flatten().collect::<HashSet<_>>().len() as f64;
-    let (m, n) = (different(&reference), different(&answer));
-    let mut union: HashSet<&str> = HashSet::new();
-    for sentence in &reference {
-        for other in &answer {
-            union.extend(common_subsequence(sentence, other));
-        }
-    }
-    let hits = union.len() as f64;
-    let (recall, precision) = (hits / m, hits / n);
-    let f = 2.0 * (precision * recall / (precision + recall + 1e-8));
+    let hits = hits(&reference, &answer) as f64;
+    let (recall, precision) = (hits / m as f64, hits / n as f64);
+    let f = 2.0 * ((precision * recall) / (precision + recall + 1e-8));
     let beta = precision / (recall + 1e-12);
     let f_beta = (1.0 + beta * beta) * recall * precision / (recall + beta * beta * precision + 1e-12);
     RougeL { recall, precision, f, f_beta }
 }
 
-/// Pieces between dots, words between spaces; a piece of white space only is one empty word.
-fn sentences(text: &str) -> Vec<Vec<String>> {
-    text.split('.')
-        .filter(|s| !s.is_empty())
-        .map(|s| {
-            let words: Vec<String> = python_split(s).map(str::to_owned).collect();
-            if words.is_empty() { vec![String::new()] } else { words }
-        })
-        .collect()
+/// Different sentences as numbers of words, and how many different words there are.
+///
+/// The result depends on sets of words only, so a sentence that comes again adds nothing.
+fn sentences<'t>(text: &'t str, ids: &mut HashMap<&'t str, u32>) -> (Vec<Vec<u32>>, usize) {
+    let (mut all, mut seen, mut words) = (Vec::new(), HashSet::new(), HashSet::new());
+    for piece in text.split('.').filter(|p| !p.is_empty()) {
+        let mut sentence: Vec<u32> = Vec::new();
+        for word in python_split(piece).chain(piece.chars().all(super::python_space).then_some("")) {
+            let next = ids.len() as u32;
+            sentence.push(*ids.entry(word).or_insert(next));
+        }
+        words.extend(sentence.iter().copied());
+        if seen.insert(sentence.clone()) {
+            all.push(sentence);
+        }
+    }
+    (all, words.len())
 }
 
-/// Words of one longest common subsequence: of several, the one found by walking back from the ends, a match first, then
-/// along the reference when the table is strictly larger there, else along the answer.
-fn common_subsequence<'t>(reference: &'t [String], answer: &[String]) -> Vec<&'t str> {
-    let width = answer.len() + 1;
-    let mut table = vec![0u32; (reference.len() + 1) * width];
-    for i in 1..=reference.len() {
-        for j in 1..=answer.len() {
-            table[i * width + j] = if reference[i - 1] == answer[j - 1] {
-                table[(i - 1) * width + j - 1] + 1
+/// Size of the union of the words of all pairs' common subsequences.
+fn hits(reference: &[Vec<u32>], answer: &[Vec<u32>]) -> usize {
+    let columns: Vec<Columns> = answer.iter().map(|s| Columns::new(s)).collect();
+    let mut union: HashSet<u32> = HashSet::new();
+    for sentence in reference {
+        for columns in &columns {
+            if sentence.iter().all(|w| union.contains(w)) {
+                break; // nothing left that this sentence could add
+            }
+            columns.common_subsequence(sentence, &mut union);
+        }
+    }
+    union.len()
+}
+
+/// Rows between two kept states of the table: a walk back recomputes so many at a time.
+const BLOCK: usize = 256;
+
+/// An answer's sentence as the columns of the dynamic-programming table of longest common subsequences.
+///
+/// The table's horizontal steps are bits, 64 columns a word (Crochemore et al., "A fast and practical bit-vector algorithm for
+/// the longest common subsequence problem", 2001), and only every [`BLOCK`]th row is kept: two texts of 50 000 words need a
+/// few MB instead of 10 GB.
+struct Columns<'t> {
+    words: &'t [u32],
+    places: HashMap<u32, Vec<usize>>,
+}
+
+impl<'t> Columns<'t> {
+    fn new(words: &'t [u32]) -> Columns<'t> {
+        let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (j, w) in words.iter().enumerate() {
+            places.entry(*w).or_default().push(j);
+        }
+        Columns { words, places }
+    }
+
+    /// Adds the words of the common subsequence with a reference's sentence that the package's walk finds.
+    fn common_subsequence(&self, rows: &[u32], union: &mut HashSet<u32>) {
+        if !rows.iter().any(|w| self.places.contains_key(w)) {
+            return;
+        }
+        // A bit of `state` is 0 where the table grows by one from the column before: t[i][j] = t[i][j − 1] + 1.
+        let width = self.words.len().div_ceil(64);
+        let mut state = vec![u64::MAX; width];
+        let mut matches = vec![0u64; width];
+        let mut kept = Vec::new();
+        for (i, &word) in rows.iter().enumerate() {
+            if i % BLOCK == 0 {
+                kept.push(state.clone());
+            }
+            self.advance(&mut state, word, &mut matches);
+        }
+
+        let (mut i, mut j) = (rows.len(), self.words.len());
+        let mut block: (usize, Vec<u64>) = (usize::MAX, Vec::new());
+        while i > 0 && j > 0 {
+            if rows[i - 1] == self.words[j - 1] {
+                union.insert(rows[i - 1]);
+                (i, j) = (i - 1, j - 1);
+                continue;
+            }
+            let (number, row) = ((i - 1) / BLOCK, (i - 1) % BLOCK);
+            if block.0 != number {
+                let mut state = kept[number].clone();
+                let mut states = Vec::with_capacity(BLOCK * width);
+                for &word in rows.iter().skip(number * BLOCK).take(BLOCK) {
+                    self.advance(&mut state, word, &mut matches);
+                    states.extend_from_slice(&state);
+                }
+                block = (number, states);
+            }
+            // Where the words differ, t[i − 1][j] > t[i][j − 1] exactly when t[i][j] > t[i][j − 1].
+            let grows = block.1[row * width + (j - 1) / 64] >> ((j - 1) % 64) & 1 == 0;
+            if grows {
+                i -= 1;
             } else {
-                table[(i - 1) * width + j].max(table[i * width + j - 1])
+                j -= 1;
+            }
+        }
+    }
+
+    /// The next row's state: V ← (V + (V ∧ M)) ∨ (V ∧ ¬M), M the columns that hold the row's word.
+    fn advance(&self, state: &mut [u64], word: u32, matches: &mut [u64]) {
+        let Some(places) = self.places.get(&word) else { return };
+        for &j in places {
+            matches[j / 64] |= 1 << (j % 64);
+        }
+        let mut carry = false;
+        for (v, m) in state.iter_mut().zip(matches.iter()) {
+            let (sum, over) = v.overflowing_add(*v & m);
+            let (sum, over_carry) = sum.overflowing_add(u64::from(carry));
+            carry = over || over_carry;
+            *v = sum | (*v & !m);
+        }
+        for &j in places {
+            matches[j / 64] = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table written out, as a check of the bits.
+    fn by_table(reference: &[u32], answer: &[u32]) -> HashSet<u32> {
+        let (m, n) = (reference.len(), answer.len());
+        let mut t = vec![vec![0u32; n + 1]; m + 1];
+        for i in 1..=m {
+            for j in 1..=n {
+                t[i][j] = if reference[i - 1] == answer[j - 1] {
+                    t[i - 1][j - 1] + 1
+                } else {
+                    t[i - 1][j].max(t[i][j - 1])
+                };
+            }
+        }
+        let (mut i, mut j, mut words) = (m, n, HashSet::new());
+        while i > 0 && j > 0 {
+            if reference[i - 1] == answer[j - 1] {
+                words.insert(reference[i - 1]);
+                (i, j) = (i - 1, j - 1);
+            } else if t[i - 1][j] > t[i][j - 1] {
+                i -= 1;
+            } else {
+                j -= 1;
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn bits_walk_as_the_table_does() {
+        let mut random = cl_data::numpy::Mt19937::new(7);
+        for case in 0..300 {
+            let most = [3, 70, 200, 600][case % 4];
+            let alphabet = [2, 5, 40, 300][case / 4 % 4];
+            let mut sentence = || -> Vec<u32> {
+                let length = 1 + random.interval(most);
+                (0..length).map(|_| random.interval(alphabet) as u32).collect()
             };
+            let (reference, answer) = (sentence(), sentence());
+            let mut words = HashSet::new();
+            Columns::new(&answer).common_subsequence(&reference, &mut words);
+            assert_eq!(words, by_table(&reference, &answer), "{reference:?} {answer:?}");
         }
     }
-    let (mut i, mut j) = (reference.len(), answer.len());
-    let mut words = Vec::new();
-    while i > 0 && j > 0 {
-        if reference[i - 1] == answer[j - 1] {
-            words.push(reference[i - 1].as_str());
-            (i, j) = (i - 1, j - 1);
-        } else if table[(i - 1) * width + j] > table[i * width + j - 1] {
-            i -= 1;
-        } else {
-            j -= 1;
-        }
-    }
-    words
 }
