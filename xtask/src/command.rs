@@ -15,7 +15,9 @@ pub fn cargo(arguments: &[&str]) -> Command {
     // configuration says by now, and make build scripts think that something changed.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "LD_LIBRARY_PATH"].contains(&&*text) {
+        if text.starts_with("CARGO_PKG_")
+            || ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "LD_LIBRARY_PATH"].contains(&&*text)
+        {
             command.env_remove(&name);
         }
     }

@@ -47,8 +47,13 @@ fn cached() -> Result<PathBuf> {
         eprintln!("{}: not whole, made again", folder.display());
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
-    require("python3", &["-m", "pip", "--version"], "python3 with pip is needed to fetch libtorch (on Debian: apt-get install python3-pip)")?;
-    fs::create_dir_all(&cache).with_context(|| format!("{}: cannot be made; set CL_CACHE to another folder", cache.display()))?;
+    require(
+        "python3",
+        &["-m", "pip", "--version"],
+        "python3 with pip is needed to fetch libtorch (on Debian: apt-get install python3-pip)",
+    )?;
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("{}: cannot be made; set CL_CACHE to another folder", cache.display()))?;
     remove_stale(&cache)?;
     let part = cache.join(format!("libtorch-{VERSION}-cpu.{}.part", std::process::id()));
     fs::create_dir(&part).with_context(|| part.display().to_string())?;
@@ -76,7 +81,9 @@ fn remove_stale(cache: &Path) -> Result<()> {
         if let Some(pid) = pid
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
-            fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path)).with_context(|| path.display().to_string())?;
+            fs::remove_dir_all(&path)
+                .or_else(|_| fs::remove_file(&path))
+                .with_context(|| path.display().to_string())?;
         }
     }
     Ok(())
@@ -84,7 +91,13 @@ fn remove_stale(cache: &Path) -> Result<()> {
 
 /// That a folder holds a libtorch of the right version with its headers.
 pub fn check(folder: &Path) -> Result<()> {
-    for file in ["lib/libtorch_cpu.so", "lib/libc10.so", "lib/libtorch.so", "include/ATen/ATen.h", "include/torch/csrc/autograd/custom_function.h"] {
+    for file in [
+        "lib/libtorch_cpu.so",
+        "lib/libc10.so",
+        "lib/libtorch.so",
+        "include/ATen/ATen.h",
+        "include/torch/csrc/autograd/custom_function.h",
+    ] {
         let path = folder.join(file);
         let size = fs::metadata(&path).map(|m| m.len()).unwrap_or(0);
         if size == 0 {
@@ -95,7 +108,9 @@ pub fn check(folder: &Path) -> Result<()> {
     let version = ["build-version", "version.py"].iter().find_map(|f| fs::read_to_string(folder.join(f)).ok());
     match version {
         Some(text) if text.contains(VERSION) => Ok(()),
-        Some(text) => bail!("{}: version {}, expected {VERSION}", folder.display(), text.lines().next().unwrap_or_default()),
+        Some(text) => {
+            bail!("{}: version {}, expected {VERSION}", folder.display(), text.lines().next().unwrap_or_default())
+        }
         None => bail!("{}: neither build-version nor version.py says which version this is", folder.display()),
     }
 }
@@ -112,7 +127,8 @@ fn configured(text: &str) -> Option<String> {
 fn write_config(folder: &Path) -> Result<()> {
     let path = fs::canonicalize(folder).with_context(|| folder.display().to_string())?;
     let quoted = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    let text = format!("# Written by `cargo xtask setup`; .cargo/config.toml takes it in.\n[env]\nLIBTORCH = \"{quoted}\"\n");
+    let text =
+        format!("# Written by `cargo xtask setup`; .cargo/config.toml takes it in.\n[env]\nLIBTORCH = \"{quoted}\"\n");
     let file = config_file();
     if fs::read_to_string(&file).is_ok_and(|old| old == text) {
         return Ok(());
@@ -133,7 +149,13 @@ mod tests {
 
     fn fake(version: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["lib/libtorch_cpu.so", "lib/libc10.so", "lib/libtorch.so", "include/ATen/ATen.h", "include/torch/csrc/autograd/custom_function.h"] {
+        for file in [
+            "lib/libtorch_cpu.so",
+            "lib/libc10.so",
+            "lib/libtorch.so",
+            "include/ATen/ATen.h",
+            "include/torch/csrc/autograd/custom_function.h",
+        ] {
             let path = folder.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();

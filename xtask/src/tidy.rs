@@ -71,7 +71,11 @@ fn text_problems(file: &str, text: &str) -> Vec<String> {
         }
         let code = line.split("//").next().unwrap_or_default();
         let keyword = ["unsafe", " "].concat();
-        if !allowed && (code.contains(&format!("{keyword}{{")) || code.contains(&format!("{keyword}fn")) || code.contains(&format!("{keyword}impl"))) {
+        if !allowed
+            && (code.contains(&format!("{keyword}{{"))
+                || code.contains(&format!("{keyword}fn"))
+                || code.contains(&format!("{keyword}impl")))
+        {
             problems.push(format!("{file}:{}: unsafe code outside the places that may have it", i + 1));
         }
     }
@@ -131,7 +135,8 @@ fn dependency_problems() -> Result<Vec<String>> {
         let all = tree(name, &["--all-features"])?;
         for heavy in ["torch-sys", "tch"] {
             if all.contains(&heavy.to_owned()) {
-                problems.push(format!("{name} links libtorch (through {heavy}); it must not, not even behind a feature"));
+                problems
+                    .push(format!("{name} links libtorch (through {heavy}); it must not, not even behind a feature"));
             }
         }
         if tree(name, &[])?.contains(&"clap".to_owned()) {

@@ -72,7 +72,9 @@ pub fn fold(
 
 fn stored_kind(dtype: Dtype, name: &str) -> Result<Kind, AdapterError> {
     let error = || cl_torch::TorchError::Dtype { tensor: name.to_owned(), dtype: format!("{dtype:?}") };
-    Ok(kind_of(dtype).filter(|k| matches!(k, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)).ok_or_else(error)?)
+    Ok(kind_of(dtype)
+        .filter(|k| matches!(k, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16))
+        .ok_or_else(error)?)
 }
 
 /// The adapter's modules exist in the base and fit, before anything is written.

@@ -43,13 +43,7 @@ impl Lora {
     }
 
     fn new(a: Tensor, b: Tensor, scaling: f64, dropout: f64, name: &str) -> Lora {
-        Lora {
-            a: a.set_requires_grad(true),
-            b: b.set_requires_grad(true),
-            scaling,
-            dropout,
-            key: name_key(name),
-        }
+        Lora { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scaling, dropout, key: name_key(name) }
     }
 
     /// Reads the factors of `layer` from a PEFT directory.

@@ -97,20 +97,16 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::NotFinite`] with the first such element.
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
-        let floating =
-            self.info(name).is_some_and(|i| convert::to_f32(i.dtype, &[]).is_some());
+        let floating = self.info(name).is_some_and(|i| convert::to_f32(i.dtype, &[]).is_some());
         if !floating {
             return self.home_of(name).map(|_| ());
         }
         let values = self.load_f32(name)?;
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
-            Some(index) => Err(Error::NotFinite {
-                path: self.path_of(name),
-                tensor: name.to_owned(),
-                index,
-                value: values[index],
-            }),
+            Some(index) => {
+                Err(Error::NotFinite { path: self.path_of(name), tensor: name.to_owned(), index, value: values[index] })
+            }
         }
     }
 
@@ -210,7 +206,8 @@ fn open_shards(dir: &Path, index: &Path, weight_map: &BTreeMap<String, String>) 
         let file = SafetensorsFile::open(&path)?;
         for tensor in file.names() {
             if weight_map.get(tensor) != Some(name) {
-                let other = weight_map.get(tensor).map_or("does not name it".to_owned(), |f| format!("puts it in `{f}`"));
+                let other =
+                    weight_map.get(tensor).map_or("does not name it".to_owned(), |f| format!("puts it in `{f}`"));
                 return Err(wrong(format!("shard `{name}` holds tensor `{tensor}`, but the index {other}")));
             }
             home.insert(tensor.to_owned(), files.len());

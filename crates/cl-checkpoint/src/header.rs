@@ -67,8 +67,9 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
 fn check(value: &Value, data: usize) -> Result<(TensorInfo, Range<usize>), String> {
     let entry = Entry::deserialize(value).map_err(|e| e.to_string())?;
     let (start, end) = entry.data_offsets;
-    let length = byte_len(entry.dtype, &entry.shape)
-        .ok_or_else(|| format!("shape {:?} of {:?} is no whole number of bytes, or too many", entry.shape, entry.dtype))?;
+    let length = byte_len(entry.dtype, &entry.shape).ok_or_else(|| {
+        format!("shape {:?} of {:?} is no whole number of bytes, or too many", entry.shape, entry.dtype)
+    })?;
     if start > end || end > data {
         return Err(format!("data_offsets [{start}, {end}] lie outside the file's {data} bytes of data"));
     }
@@ -92,14 +93,16 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
     for (name, range) in order {
         if range.start != end {
             let what = if range.start < end { "overlaps" } else { "leaves a hole after" };
-            let message = format!("data_offsets [{}, {}]: {what} {before}, which ends at {end}", range.start, range.end);
+            let message =
+                format!("data_offsets [{}, {}]: {what} {before}, which ends at {end}", range.start, range.end);
             return Err(Error::Tensor { path: path.to_owned(), tensor: name.clone(), message });
         }
         end = range.end;
         before = name;
     }
     if end != data {
-        let message = format!("the tensors end at byte {end} of {data} bytes of data; truncated header or trailing bytes");
+        let message =
+            format!("the tensors end at byte {end} of {data} bytes of data; truncated header or trailing bytes");
         return Err(Error::Header { path: path.to_owned(), message });
     }
     Ok(())

@@ -12,9 +12,13 @@ use clap::{Parser, Subcommand};
 /// A model is a Hugging Face directory (config.json, model.safetensors, tokenizer.json).
 /// Progress goes to stderr, results to files, a summary to stdout.
 #[derive(Parser)]
-#[command(name = "cl", version, after_help = "Start here:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
+#[command(
+    name = "cl",
+    version,
+    after_help = "Start here:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
     cl check CONFIG        what a configuration would do, without doing it\n  \
-    cl sequence CONFIG --out DIR\nConfigurations to start from: examples/configs/")]
+    cl sequence CONFIG --out DIR\nConfigurations to start from: examples/configs/"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

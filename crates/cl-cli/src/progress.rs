@@ -43,8 +43,10 @@ impl Progress {
                 self.draw("steps", progress.step.step, progress.total_steps, message);
                 if progress.step.step == progress.total_steps {
                     self.clear();
-                    eprintln!("  {} steps, {:.0} s, {rate:.0} tokens/s, last loss {:.4}",
-                        progress.total_steps, self.seconds, progress.step.loss);
+                    eprintln!(
+                        "  {} steps, {:.0} s, {rate:.0} tokens/s, last loss {:.4}",
+                        progress.total_steps, self.seconds, progress.step.loss
+                    );
                     (self.tokens, self.seconds) = (0, 0.0);
                 }
             }

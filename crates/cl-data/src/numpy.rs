@@ -46,8 +46,7 @@ impl Mt19937 {
         }
         for _ in 0..N - 1 {
             let before = mt.state[i - 1];
-            mt.state[i] =
-                (mt.state[i] ^ (before ^ (before >> 30)).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
+            mt.state[i] = (mt.state[i] ^ (before ^ (before >> 30)).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
             i += 1;
             if i >= N {
                 mt.state[0] = mt.state[N - 1];

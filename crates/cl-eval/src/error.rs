@@ -51,7 +51,9 @@ pub enum Error {
         choices: usize,
     },
     /// A question given in code has no right choice.
-    #[error("task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
+    #[error(
+        "task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}"
+    )]
     QuestionGold {
         /// The task.
         task: String,
@@ -76,6 +78,18 @@ pub enum Error {
         /// The answer.
         source: std::io::Error,
     },
+    /// A file in the place of the predictions is something else.
+    #[error(
+        "{path}: line {line} is no prediction ({source}); the file is left as it is: move it away or write elsewhere"
+    )]
+    NotPredictions {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with the line.
+        source: serde_json::Error,
+    },
     /// Saved predictions are another model's.
     #[error("{path}: holds answers of model {found}, not {expected}; remove the file or write elsewhere")]
     OtherModel {
@@ -87,7 +101,9 @@ pub enum Error {
         expected: String,
     },
     /// Saved predictions do not answer every document.
-    #[error("{path}: document {document} of {documents} of task `{task}` has no answer; evaluate with the model to go on")]
+    #[error(
+        "{path}: document {document} of {documents} of task `{task}` has no answer; evaluate with the model to go on"
+    )]
     Unanswered {
         /// The file.
         path: PathBuf,

@@ -1,11 +1,11 @@
-use std::collections::{BTreeMap, HashMap};
-use std::fs::OpenOptions;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, GenerateRequest, LanguageModel, LoglikelihoodRequest, Request, Response, Task};
+use crate::{BoxError, Error, GenerateRequest, LanguageModel, LoglikelihoodRequest, Request, Response, Task};
 
 /// One answered document, as a line of a predictions file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ const CHUNK: usize = 64;
 ///
 /// # Errors
 /// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
-/// another model's answers.
+/// another model's answers, [`Error::NotPredictions`] when it is another kind of file; it is then left as it is.
 pub fn evaluate(
     task: &dyn Task,
     model: &mut dyn LanguageModel,
@@ -100,7 +100,7 @@ pub fn evaluate(
 /// Scores a predictions file again, without a model.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NoDocuments`], [`Error::Unanswered`].
+/// [`Error::Io`], [`Error::NoDocuments`], [`Error::NotPredictions`], [`Error::Unanswered`].
 pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
     if task.is_empty() {
         return Err(Error::NoDocuments { name: task.name().to_owned() });
@@ -119,17 +119,24 @@ struct Saved {
 }
 
 impl Saved {
-    /// Lines that are whole; one that a kill cut off, wherever it was cut, is left out. No file is no lines.
+    /// The lines of a file; no file is no lines. What a kill cut off, wherever it was cut, is left out; anything else that is no
+    /// prediction is an error, so that no other file is ever written over.
     fn read(path: &Path) -> Result<Saved, Error> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Saved::default()),
-            Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(Error::Io { path: path.to_owned(), source });
+            }
         };
         let mut saved = Saved::default();
-        for line in bytes.split(|b| *b == b'\n') {
-            if let Ok(prediction) = serde_json::from_slice(line) {
-                saved.push(prediction);
+        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+            match serde_json::from_slice(line) {
+                Ok(prediction) => saved.push(prediction),
+                Err(_) if is_cut_off(line) => {}
+                Err(source) => {
+                    return Err(Error::NotPredictions { path: path.to_owned(), line: i + 1, source });
+                }
             }
         }
         Ok(saved)
@@ -151,7 +158,7 @@ impl Saved {
 
     /// Documents to ask about, one for each request that has no answer.
     fn first_unanswered(&self, keys: &[String]) -> Vec<usize> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
     }
 
@@ -173,10 +180,16 @@ impl Saved {
 
     /// The task's answers in the order of its documents, then those that are none of its.
     fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
-        let of_task: std::collections::HashSet<&String> = keys.iter().collect();
+        let of_task: HashSet<&String> = keys.iter().collect();
         let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));
         answered.iter().chain(others).cloned().collect()
     }
+}
+
+/// Whether a line is the beginning of a prediction, without its end.
+fn is_cut_off(line: &[u8]) -> bool {
+    const START: &[u8] = br#"{"document":"#;
+    !line.ends_with(b"\n") && (line.starts_with(START) || START.starts_with(line))
 }
 
 /// One response a request, in their order.
@@ -190,7 +203,7 @@ fn ask(task: &dyn Task, model: &mut dyn LanguageModel, requests: &[&Request]) ->
         }
     }
     let name = || task.name().to_owned();
-    let failed = |e: crate::BoxError| Error::Model { task: name(), message: with_causes(e.as_ref()) };
+    let failed = |e: BoxError| Error::Model { task: name(), message: with_causes(e.as_ref()) };
     let texts = if generate.is_empty() { Vec::new() } else { model.generate(&generate).map_err(failed)? };
     let sums = if score.is_empty() { Vec::new() } else { model.loglikelihood(&score).map_err(failed)? };
     for (asked, got) in [(generate.len(), texts.len()), (score.len(), sums.len())] {
@@ -252,7 +265,9 @@ fn write_whole(path: &Path, predictions: &[Prediction]) -> Result<(), Error> {
         std::fs::create_dir_all(parent).map_err(io)?;
     }
     let part = path.with_extension("jsonl.part");
-    std::fs::write(&part, to_jsonl(predictions).map_err(io)?).map_err(io)?;
+    let mut file = File::create(&part).map_err(io)?;
+    file.write_all(&to_jsonl(predictions).map_err(io)?).map_err(io)?;
+    file.sync_all().map_err(io)?;
     std::fs::rename(&part, path).map_err(io)
 }
 

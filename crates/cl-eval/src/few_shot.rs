@@ -23,7 +23,7 @@ impl PythonRandom {
         }
     }
 
-    /// Indices of `sample(range(n), k)`, k ≤ n < 2³².
+    /// Indices of `sample(range(n), k)` in CPython 3.11 and later; k ≤ n < 2³².
     pub(crate) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         // Python copies the population when that is smaller than a set of the drawn.
         let mut set_size = 21;
@@ -58,14 +58,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_python_draws() {
-        // r = random.Random(1234); [r.sample(range(7473), 5), r.sample(range(7473), 5), r.sample(range(10), 3),
-        //   r.sample(range(100), 8)]   (CPython 3.11)
-        let mut r = PythonRandom::new(1234);
-        let draws = [r.sample(7473, 5), r.sample(7473, 5), r.sample(10, 3), r.sample(100, 8)];
-        assert_eq!(draws[0], [6374, 3610, 957, 61, 742]);
-        assert_eq!(draws[1], [7462, 6610, 4769, 286, 5501]);
-        assert_eq!(draws[2], [1, 9, 5]);
-        assert_eq!(draws[3], [30, 2, 3, 44, 82, 79, 61, 78]);
+    fn draws_as_python_does() {
+        // Written by tests/fixtures/make_metrics.py.
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/python_sample.json")).unwrap();
+        let mut random = (None, PythonRandom::new(0));
+        for draw in fixture["draws"].as_array().unwrap() {
+            let (seed, n, k, expected): (u32, usize, usize, Vec<usize>) = serde_json::from_value(draw.clone()).unwrap();
+            if random.0 != Some(seed) {
+                random = (Some(seed), PythonRandom::new(seed));
+            }
+            assert_eq!(random.1.sample(n, k), expected, "seed {seed}, {k} of {n}");
+        }
     }
 }

@@ -32,8 +32,19 @@ impl Column {
 
 /// Scores before the first round (row 0) and after every round (row t), one column a task.
 ///
-/// In the formulas R[t][c] is the score of column c after round t, R[0] the base's, T the last round that has a row, and
-/// r(c) the round that teaches column c. A value is `None` where its definition does not apply or divides by zero.
+/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` the base's, T the last round that has a row, and
+/// r(c) the round that teaches column c.
+///
+/// | figure | formula | of columns |
+/// | --- | --- | --- |
+/// | [`gain`](ScoreMatrix::gain) over base | `R[T][c] / R[0][c] − 1` | all |
+/// | [`relative_bwt`](ScoreMatrix::relative_bwt), the paper's | `R[T][c] / R[r(c)][c] − 1` | taught before round T |
+/// | [`absolute_bwt`](ScoreMatrix::absolute_bwt), the literature's | `R[T][c] − R[r(c)][c]` | taught before round T |
+/// | [`forgetting`](ScoreMatrix::forgetting) | max over r(c) ≤ t < T of `R[t][c]`, less `R[T][c]` | taught before round T |
+/// | [`forward_transfer`](ScoreMatrix::forward_transfer) | `R[r(c) − 1][c] − R[0][c]` | taught after round 1 |
+///
+/// A figure is `None` where its definition does not apply, a score it needs was not measured or is not finite, or its
+/// denominator is 0; tables show "–".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoreMatrix {
     /// The tasks.
@@ -64,9 +75,9 @@ impl ScoreMatrix {
         Ok(())
     }
 
-    /// R[t][c].
+    /// `R[row][column]`; `None` where nothing finite was measured, and outside of the matrix.
     pub fn at(&self, row: usize, column: usize) -> Option<f64> {
-        *self.scores.get(row)?.get(column)?
+        (*self.scores.get(row)?.get(column)?).filter(|v| v.is_finite())
     }
 
     fn last(&self, column: usize) -> Option<f64> {
@@ -75,45 +86,63 @@ impl ScoreMatrix {
 
     /// The row right after the column's own round, when rounds followed it.
     fn diagonal(&self, column: usize) -> Option<f64> {
-        let round = self.columns[column].round?;
+        let round = self.round(column)?;
         if round + 1 < self.scores.len() { self.at(round, column) } else { None }
     }
 
-    /// Gain over the base, relative: R[T][c] / R[0][c] − 1 (the paper's "gain base").
+    fn round(&self, column: usize) -> Option<usize> {
+        self.columns.get(column)?.round.filter(|&r| r >= 1)
+    }
+
+    /// Gain over the base, relative: `R[T][c] / R[0][c] − 1` (the paper's "gain base").
     pub fn gain(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.at(0, column)?)
     }
 
-    /// Backward transfer as the paper prints it, relative: R[T][c] / R[r(c)][c] − 1; none for the last round's tasks.
+    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; none for the last round's tasks.
     pub fn relative_bwt(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.diagonal(column)?)
     }
 
-    /// Backward transfer as the literature defines it: R[T][c] − R[r(c)][c] (Lopez-Paz and Ranzato, arXiv:1706.08840).
+    /// Backward transfer as the literature defines it: `R[T][c] − R[r(c)][c]` (Lopez-Paz and Ranzato, arXiv:1706.08840).
     pub fn absolute_bwt(&self, column: usize) -> Option<f64> {
         Some(self.last(column)? - self.diagonal(column)?)
     }
 
-    /// Forgetting: max over r(c) ≤ t < T of R[t][c], less R[T][c] (Chaudhry et al., arXiv:1801.10112).
+    /// Forgetting: max over r(c) ≤ t < T of `R[t][c]`, less `R[T][c]` (Chaudhry et al., arXiv:1801.10112).
     pub fn forgetting(&self, column: usize) -> Option<f64> {
         self.diagonal(column)?;
-        let round = self.columns[column].round?;
+        let round = self.round(column)?;
         let best = (round..self.scores.len() - 1).filter_map(|t| self.at(t, column)).fold(f64::NEG_INFINITY, f64::max);
         Some(best - self.last(column)?)
     }
 
-    /// Forward transfer: R[r(c) − 1][c] − R[0][c], what earlier rounds did for a task before its own; none for the first
+    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, what earlier rounds did for a task before its own; none for the first
     /// round's tasks.
     pub fn forward_transfer(&self, column: usize) -> Option<f64> {
-        let round = self.columns[column].round.filter(|&r| r >= 2)?;
+        let round = self.round(column).filter(|&r| r >= 2)?;
         Some(self.at(round - 1, column)? - self.at(0, column)?)
     }
 
-    /// Mean of a row over the columns of a group; `None` when one of them was not measured.
-    pub fn mean(&self, row: usize, group: Group) -> Option<f64> {
+    /// Scores of a row in the columns of a group; `None` when one of them was not measured.
+    pub fn row(&self, row: usize, group: Group) -> Option<Vec<f64>> {
         let columns = self.columns.iter().enumerate().filter(|(_, c)| c.group == group);
-        let values: Option<Vec<f64>> = columns.map(|(i, _)| self.at(row, i)).collect();
-        mean(&values?)
+        columns.map(|(i, _)| self.at(row, i)).collect()
+    }
+
+    /// Mean of a row over the columns of a group; `None` when one of them was not measured, or there are none.
+    pub fn mean(&self, row: usize, group: Group) -> Option<f64> {
+        mean(&self.row(row, group)?)
+    }
+
+    /// Average gain of a group's columns as the mean of their gains (the paper's Tables 1 and 2), and as the gain of their
+    /// mean (Tables 3 and 4). The first is ruled by columns that start near zero.
+    pub fn average_gains(&self, group: Group) -> (Option<f64>, Option<f64>) {
+        let last = self.scores.len().saturating_sub(1);
+        let (Some(before), Some(after)) = (self.row(0, group), self.row(last, group)) else {
+            return (None, None);
+        };
+        (mean_of_percentages(&before, &after), ratio_of_means(&before, &after))
     }
 
     /// Mean of a per-column figure over all columns that have it.
@@ -124,14 +153,25 @@ impl ScoreMatrix {
 }
 
 /// Mean over columns of after/before − 1: what the paper prints under Tables 1 and 2.
+///
+/// ```
+/// use cl_eval::{mean_of_percentages, ratio_of_means};
+/// let (before, after) = ([0.5, 0.1], [0.5, 0.2]);
+/// assert_eq!(mean_of_percentages(&before, &after), Some(0.5));
+/// assert_eq!(ratio_of_means(&before, &after).map(|x| (x * 1e6).round() / 1e6), Some(0.166_667));
+/// assert_eq!(mean_of_percentages(&[0.0], &[0.5]), None);
+/// ```
 pub fn mean_of_percentages(before: &[f64], after: &[f64]) -> Option<f64> {
+    if before.len() != after.len() {
+        return None;
+    }
     let ratios: Option<Vec<f64>> = before.iter().zip(after).map(|(b, a)| ratio(*a, *b)).collect();
     mean(&ratios?)
 }
 
 /// Mean of after / mean of before − 1: what the paper prints under Tables 3 and 4.
 pub fn ratio_of_means(before: &[f64], after: &[f64]) -> Option<f64> {
-    ratio(mean(after)?, mean(before)?)
+    if before.len() != after.len() { None } else { ratio(mean(after)?, mean(before)?) }
 }
 
 fn ratio(after: f64, before: f64) -> Option<f64> {
@@ -139,7 +179,8 @@ fn ratio(after: f64, before: f64) -> Option<f64> {
 }
 
 fn mean(values: &[f64]) -> Option<f64> {
-    if values.is_empty() { None } else { Some(values.iter().sum::<f64>() / values.len() as f64) }
+    let mean = values.iter().sum::<f64>() / values.len() as f64; // 0/0 without values
+    Some(mean).filter(|m| m.is_finite())
 }
 
 #[cfg(test)]
@@ -179,6 +220,53 @@ mod tests {
         assert_eq!(m.forward_transfer(1), None);
         close(m.mean(3, Group::New), 1.9 / 3.0);
         close(m.mean_of(ScoreMatrix::absolute_bwt), -0.25);
+    }
+
+    #[test]
+    fn two_columns_may_share_a_round_and_a_round_may_teach_none() {
+        let mut m = ScoreMatrix::new(vec![
+            Column::new("gsm8k", Group::New, Some(2)),
+            Column::new("gsm8k_cot", Group::New, Some(2)),
+            Column::new("not taught", Group::New, None),
+            Column::new("no such round", Group::New, Some(0)),
+        ]);
+        for (row, value) in [("base", 0.1), ("1", 0.2), ("1,2", 0.4), ("1-3", 0.3)] {
+            m.push(row, vec![Some(value), Some(2.0 * value), Some(value), Some(value)]).unwrap();
+        }
+        close(m.relative_bwt(0), -0.25);
+        close(m.relative_bwt(1), -0.25);
+        close(m.absolute_bwt(1), -0.2);
+        close(m.forward_transfer(0), 0.1);
+        for column in [2, 3, 99] {
+            assert_eq!((m.relative_bwt(column), m.absolute_bwt(column)), (None, None));
+            assert_eq!((m.forgetting(column), m.forward_transfer(column)), (None, None));
+        }
+        close(m.gain(2), 2.0);
+        assert_eq!(m.gain(99), None);
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_figures() {
+        for hole in [None, Some(f64::NAN), Some(f64::INFINITY)] {
+            let mut m = matrix();
+            m.scores[3][1] = hole;
+            assert_eq!((m.gain(1), m.relative_bwt(1), m.absolute_bwt(1), m.forgetting(1)), (None, None, None, None));
+            assert_eq!((m.mean(3, Group::New), m.average_gains(Group::New)), (None, (None, None)));
+            close(m.mean_of(ScoreMatrix::absolute_bwt), -0.3);
+        }
+        let empty = ScoreMatrix::new(vec![Column::new("a", Group::New, Some(1))]);
+        assert_eq!((empty.gain(0), empty.forgetting(0), empty.mean(0, Group::New)), (None, None, None));
+        assert_eq!(empty.average_gains(Group::New), (None, None));
+        assert_eq!((mean_of_percentages(&[], &[]), ratio_of_means(&[1.0], &[])), (None, None));
+    }
+
+    #[test]
+    fn comes_back_from_json() {
+        let mut m = matrix();
+        m.scores[1][2] = None;
+        let json = serde_json::to_string(&m).unwrap();
+        assert!(json.contains(r#""group":"old","round":null"#), "{json}");
+        assert_eq!(serde_json::from_str::<ScoreMatrix>(&json).unwrap(), m);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, LoglikelihoodRequest, Request, Response, Task};
@@ -19,38 +20,48 @@ pub struct Question {
 /// Questions answered by the likeliest choice.
 ///
 /// `acc`: the largest sum of log-probabilities is the right choice's. `acc_norm`: the largest sum divided by the choice's
-/// number of characters. The first one wins among equals, as in lm-eval.
+/// number of characters (code points, without the space in front). The first one wins among equals, as in lm-eval; a sum that
+/// is not a number never wins.
+///
+/// lm-eval tables `acc_norm` for ARC, HellaSwag, OpenBookQA and PIQA and `acc` for MMLU, CommonsenseQA and WinoGrande. With
+/// choices of one length, such as letters, the two are the same.
 pub struct MultipleChoice {
     name: String,
     questions: Vec<Question>,
+    main_metric: &'static str,
 }
 
 impl MultipleChoice {
     /// A task of given questions.
     ///
     /// # Errors
-    /// [`Error::NoDocuments`].
+    /// [`Error::NoDocuments`], [`Error::QuestionGold`].
     pub fn new(name: &str, questions: Vec<Question>) -> Result<MultipleChoice, Error> {
         if questions.is_empty() {
             return Err(Error::NoDocuments { name: name.to_owned() });
         }
-        Ok(MultipleChoice { name: name.to_owned(), questions })
+        if let Some((question, q)) = questions.iter().enumerate().find(|(_, q)| q.gold >= q.choices.len()) {
+            let (gold, choices) = (q.gold, q.choices.len());
+            return Err(Error::QuestionGold { task: name.to_owned(), question, gold, choices });
+        }
+        Ok(MultipleChoice { name: name.to_owned(), questions, main_metric: "acc" })
+    }
+
+    /// The same questions with `acc_norm` standing for them in tables.
+    pub fn by_acc_norm(self) -> MultipleChoice {
+        MultipleChoice { main_metric: "acc_norm", ..self }
     }
 
     /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Question`] with the line, [`Error::NoDocuments`].
+    /// [`Error::Io`], [`Error::Line`] and [`Error::Gold`] with the line, [`Error::NoDocuments`].
     pub fn load(path: &Path, limit: Option<usize>) -> Result<MultipleChoice, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let mut questions = Vec::new();
-        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-            let wrong = |message: String| Error::Question { path: path.to_owned(), line: i + 1, message };
-            let question: Question = serde_json::from_str(line)
-                .map_err(|e| wrong(format!("{e}; expected {{\"query\": …, \"choices\": […], \"gold\": 0}}")))?;
-            if question.gold >= question.choices.len() {
-                let message = format!("gold = {} but there are {} choices", question.gold, question.choices.len());
-                return Err(wrong(message));
+        for (line, question) in lines::<Question>(path, r#"{"query": "…", "choices": ["…", "…"], "gold": 0}"#)? {
+            let (gold, choices) = (question.gold, question.choices.len());
+            if gold >= choices {
+                return Err(Error::Gold { path: path.to_owned(), line, gold, choices });
             }
             questions.push(question);
         }
@@ -58,6 +69,17 @@ impl MultipleChoice {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         MultipleChoice::new(&name, questions)
     }
+}
+
+/// The lines of a JSONL file that are not blank, with their numbers from 1.
+pub(crate) fn lines<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<Vec<(usize, T)>, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let parse = |(i, line): (usize, &str)| {
+        let value = serde_json::from_str(line);
+        value.map(|v| (i + 1, v)).map_err(|source| Error::Line { path: path.to_owned(), line: i + 1, expected, source })
+    };
+    text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).map(parse).collect()
 }
 
 impl Task for MultipleChoice {
@@ -91,14 +113,14 @@ impl Task for MultipleChoice {
     }
 
     fn main_metric(&self) -> &str {
-        "acc"
+        self.main_metric
     }
 }
 
 fn first_largest(values: &[f64]) -> Option<usize> {
-    let mut best = None;
-    for (i, v) in values.iter().enumerate() {
-        if best.is_none_or(|b: usize| *v > values[b]) {
+    let mut best: Option<usize> = None;
+    for (i, v) in values.iter().enumerate().filter(|(_, v)| !v.is_nan()) {
+        if best.is_none_or(|b| *v > values[b]) {
             best = Some(i);
         }
     }
@@ -115,7 +137,18 @@ mod tests {
         let task = MultipleChoice::new("t", vec![question]).unwrap();
         let scores = task.score(0, &Response::Loglikelihoods(vec![-2.0, -4.0]));
         assert_eq!((scores["acc"], scores["acc_norm"]), (0.0, 1.0));
-        assert_eq!(task.score(0, &Response::Loglikelihoods(vec![-2.0, -2.0]))["acc"], 0.0);
+        for (sums, acc) in [
+            (vec![-2.0, -2.0], 0.0),
+            (vec![f64::NAN, -900.0], 1.0),
+            (vec![f64::NAN, f64::NAN], 0.0),
+            (vec![f64::NEG_INFINITY, -1.0], 1.0),
+            (vec![-2.0], 0.0),
+            (vec![], 0.0),
+        ] {
+            assert_eq!(task.score(0, &Response::Loglikelihoods(sums.clone()))["acc"], acc, "{sums:?}");
+        }
+        assert_eq!(task.score(0, &Response::Text("b".into()))["acc"], 0.0);
+        assert_eq!(task.by_acc_norm().main_metric(), "acc_norm");
     }
 
     #[test]
@@ -130,5 +163,10 @@ mod tests {
         }
         std::fs::write(&path, format!("{good}\n{good}\n")).unwrap();
         assert_eq!(MultipleChoice::load(&path, Some(1)).unwrap().len(), 1);
+        assert!(matches!(MultipleChoice::load(&path, Some(0)), Err(Error::NoDocuments { .. })));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(MultipleChoice::load(&path, None), Err(Error::NoDocuments { .. })));
+        let question = Question { query: "q".into(), choices: vec![], gold: 0 };
+        assert!(matches!(MultipleChoice::new("t", vec![question]), Err(Error::QuestionGold { .. })));
     }
 }

@@ -1,4 +1,4 @@
-use crate::{Group, ScoreMatrix, mean_of_percentages, ratio_of_means};
+use crate::{Group, ScoreMatrix};
 
 /// Cells of text with a caption, to be written as Markdown, aligned text or CSV.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,56 +13,50 @@ pub struct Table {
 
 const NONE: &str = "–";
 
-/// The matrix laid out like the paper's tables: one group's columns and their average; rows for the base and each round,
-/// then gain over base, and for new knowledge the relative BWT.
+/// The matrix laid out like the paper's tables: one group's columns and their average (in front for old knowledge, as in Tables
+/// 1 and 2, and behind for new, as in Tables 3 and 4); rows for the base and each round, then the gain over base, and for new
+/// knowledge the relative BWT. `None` when there is no such column or no row.
 ///
 /// The average of the gains is the mean of the percentages for old knowledge and the ratio of the means for new, as in the
-/// paper; the other kind is in the caption.
+/// paper; the other kind is in the caption, which should also say which profile the scores were made with. The average BWT is
+/// the mean over the tasks that have one.
 pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Table> {
     let chosen: Vec<usize> = (0..matrix.columns.len()).filter(|&c| matrix.columns[c].group == group).collect();
     if chosen.is_empty() || matrix.rows.is_empty() {
         return None;
     }
-    let mut columns = vec![String::new()];
-    columns.extend(chosen.iter().map(|&c| matrix.columns[c].name.clone()));
-    columns.push("AVE".to_owned());
+    let row = |name: &str, cells: Vec<String>, average: String| {
+        let mut row = vec![name.to_owned()];
+        row.extend(cells);
+        row.insert(if group == Group::Old { 1 } else { row.len() }, average);
+        row
+    };
+    let cells = |cell: &dyn Fn(usize) -> String| chosen.iter().map(|&c| cell(c)).collect::<Vec<String>>();
+    let columns = row("", cells(&|c| matrix.columns[c].name.clone()), "AVE".to_owned());
     let mut rows = Vec::new();
     for (t, name) in matrix.rows.iter().enumerate() {
-        let mut row = vec![name.clone()];
-        row.extend(chosen.iter().map(|&c| score(matrix.at(t, c))));
-        row.push(score(matrix.mean(t, group)));
-        rows.push(row);
+        rows.push(row(name, cells(&|c| score(matrix.at(t, c))), score(matrix.mean(t, group))));
     }
     let mut caption = caption.to_owned();
     if matrix.rows.len() > 1 {
-        let values = |row: usize| chosen.iter().map(|&c| matrix.at(row, c)).collect::<Option<Vec<f64>>>();
-        let means = values(0).zip(values(matrix.rows.len() - 1)).map(|(before, after)| {
-            (mean_of_percentages(&before, &after), ratio_of_means(&before, &after))
-        });
-        let (percentages, ratio) = means.unwrap_or((None, None));
+        let (percentages, ratio) = matrix.average_gains(group);
         let (average, other) = match group {
             Group::Old => (percentages, format!("ratio of the means {}", percent(ratio))),
             Group::New => (ratio, format!("mean of the percentages {}", percent(percentages))),
         };
-        let mut gain = vec!["gain base".to_owned()];
-        gain.extend(chosen.iter().map(|&c| percent(matrix.gain(c))));
-        gain.push(percent(average));
-        rows.push(gain);
+        rows.push(row("gain base", cells(&|c| percent(matrix.gain(c))), percent(average)));
         caption = format!("{caption} Gain over base: {} ({other}).", percent(average));
-        if group == Group::New && matrix.rows.len() > 2 {
-            let mut bwt = vec!["BWT".to_owned()];
-            bwt.extend(chosen.iter().map(|&c| percent(matrix.relative_bwt(c))));
-            bwt.push(percent(matrix.mean_of(ScoreMatrix::relative_bwt)));
-            rows.push(bwt);
-        }
     }
-    Some(Table { caption, columns, rows })
+    if group == Group::New && matrix.rows.len() > 2 {
+        let average = matrix.mean_of(|m, c| if m.columns[c].group == group { m.relative_bwt(c) } else { None });
+        rows.push(row("BWT", cells(&|c| percent(matrix.relative_bwt(c))), percent(average)));
+    }
+    Some(Table { caption: caption.trim().to_owned(), columns, rows })
 }
 
 /// One row a sequence: how it ended, in every definition the literature has.
 pub fn summary_table(matrices: &[(String, &ScoreMatrix)], caption: &str) -> Table {
-    let columns =
-        ["", "old AVE", "new AVE", "BWT (relative)", "BWT (absolute)", "forgetting", "forward transfer"];
+    let columns = ["", "old AVE", "new AVE", "BWT (relative)", "BWT (absolute)", "forgetting", "forward transfer"];
     let rows = matrices
         .iter()
         .map(|(name, m)| {
@@ -85,7 +79,7 @@ impl Table {
     /// Markdown, the caption under the table.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|c| c.replace('|', "\\|")).collect();
+            let cells: Vec<String> = cells.iter().map(|c| one_line(c).replace('|', "\\|")).collect();
             format!("| {} |\n", cells.join(" | "))
         };
         let rule = std::iter::once("---").chain(self.columns.iter().skip(1).map(|_| "---:"));
@@ -97,12 +91,15 @@ impl Table {
 
     /// Text in columns, for a terminal.
     pub fn text(&self) -> String {
-        let all = || std::iter::once(&self.columns).chain(&self.rows);
+        let lines: Vec<Vec<String>> = std::iter::once(&self.columns)
+            .chain(&self.rows)
+            .map(|row| row.iter().map(|cell| one_line(cell)).collect())
+            .collect();
         let widths: Vec<usize> = (0..self.columns.len())
-            .map(|i| all().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0))
+            .map(|i| lines.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0))
             .collect();
         let mut text = String::new();
-        for row in all() {
+        for row in &lines {
             let cells: Vec<String> = row
                 .iter()
                 .zip(&widths)
@@ -115,10 +112,14 @@ impl Table {
         format!("{text}{}\n", self.caption)
     }
 
-    /// Comma-separated values, fields quoted where they need it.
+    /// Comma-separated values, fields quoted where they need it (RFC 4180); without the caption.
     pub fn csv(&self) -> String {
         let field = |cell: &String| {
-            if cell.contains([',', '"', '\n']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.clone() }
+            if cell.contains([',', '"', '\n', '\r']) {
+                format!("\"{}\"", cell.replace('"', "\"\""))
+            } else {
+                cell.clone()
+            }
         };
         let mut text = String::new();
         for row in std::iter::once(&self.columns).chain(&self.rows) {
@@ -129,16 +130,26 @@ impl Table {
     }
 }
 
+fn one_line(cell: &str) -> String {
+    cell.replace(['\n', '\r', '\t'], " ")
+}
+
 fn score(value: Option<f64>) -> String {
     value.map_or(NONE.to_owned(), |v| format!("{v:.4}"))
 }
 
 fn signed(value: Option<f64>) -> String {
-    value.map_or(NONE.to_owned(), |v| format!("{v:+.4}"))
+    value.map_or(NONE.to_owned(), |v| unsigned_zero(format!("{v:+.4}")))
 }
 
 fn percent(value: Option<f64>) -> String {
-    value.map_or(NONE.to_owned(), |v| format!("{:+.1}%", 100.0 * v))
+    value.map_or(NONE.to_owned(), |v| unsigned_zero(format!("{:+.1}%", 100.0 * v)))
+}
+
+/// "-0.0%" reads like a loss.
+fn unsigned_zero(number: String) -> String {
+    let zero = number.chars().all(|c| matches!(c, '+' | '-' | '0' | '.' | '%'));
+    if zero { number.trim_start_matches(['+', '-']).to_owned() } else { number }
 }
 
 #[cfg(test)]
@@ -148,10 +159,8 @@ mod tests {
 
     #[test]
     fn laid_out_like_the_paper() {
-        let mut m = ScoreMatrix::new(vec![
-            Column::new("a", Group::New, Some(1)),
-            Column::new("b", Group::New, Some(2)),
-        ]);
+        let mut m =
+            ScoreMatrix::new(vec![Column::new("a", Group::New, Some(1)), Column::new("b", Group::New, Some(2))]);
         m.push("base", vec![Some(0.2), Some(0.0)]).unwrap();
         m.push("LoRA 1", vec![Some(0.8), Some(0.1)]).unwrap();
         m.push("LoRA 1,2", vec![Some(0.6), Some(0.9)]).unwrap();
@@ -171,5 +180,40 @@ mod tests {
         assert!(table.markdown().starts_with("|  | a | b | AVE |\n| --- | ---: | ---: | ---: |\n"));
         assert!(table.csv().contains("\"LoRA 1,2\",0.6000"));
         assert_eq!(table_of(&m, Group::Old, ""), None);
+        assert_eq!(
+            table.caption,
+            "New knowledge (profile method). Gain over base: +650.0% (mean of the percentages –)."
+        );
+    }
+
+    #[test]
+    fn old_knowledge_has_its_average_in_front_and_no_bwt() {
+        let mut m = ScoreMatrix::new(vec![
+            Column::new("mmlu", Group::Old, None),
+            Column::new("new", Group::New, Some(1)),
+            Column::new("piqa", Group::Old, None),
+        ]);
+        m.push("base", vec![Some(0.5), Some(0.1), Some(0.8)]).unwrap();
+        m.push("FFT 1", vec![Some(0.4), Some(0.7), None]).unwrap();
+        m.push("FFT 1,2", vec![Some(0.45), Some(0.6), Some(0.4)]).unwrap();
+        let table = table_of(&m, Group::Old, "Old.").unwrap();
+        let expected = "\
+,AVE,mmlu,piqa
+base,0.6500,0.5000,0.8000
+FFT 1,–,0.4000,–
+\"FFT 1,2\",0.4250,0.4500,0.4000
+gain base,-30.0%,-10.0%,-50.0%
+";
+        assert_eq!(table.csv(), expected);
+        assert_eq!(table.caption, "Old. Gain over base: -30.0% (ratio of the means -34.6%).");
+    }
+
+    #[test]
+    fn cells_cannot_break_a_table() {
+        let columns = vec!["".to_owned(), "a|b\nc".to_owned()];
+        let table = Table { caption: "c".to_owned(), columns, rows: vec![vec!["\"x\"".to_owned(), "1,5".to_owned()]] };
+        assert_eq!(table.markdown(), "|  | a\\|b c |\n| --- | ---: |\n| \"x\" | 1,5 |\n\nc\n");
+        assert_eq!(table.csv(), ",\"a|b\nc\"\n\"\"\"x\"\"\",\"1,5\"\n");
+        assert_eq!(table.text(), "     a|b c\n\"x\"    1,5\nc\n");
     }
 }

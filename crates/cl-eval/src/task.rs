@@ -61,7 +61,9 @@ mod numbers {
     }
 
     pub(super) fn serialize<S: Serializer>(values: &[f64], to: S) -> Result<S::Ok, S::Error> {
-        let number = |v: &f64| if v.is_finite() { Number::Finite(*v) } else { Number::Other(v.to_string()) };
+        let number = |v: &f64| {
+            if v.is_finite() { Number::Finite(*v) } else { Number::Other(v.to_string()) }
+        };
         to.collect_seq(values.iter().map(number))
     }
 

@@ -27,7 +27,14 @@ pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     if let Some(datasets) = note(load_training(config), &mut findings) {
         for (i, task) in config.tasks.iter().enumerate() {
             let used = if config.replay.is_some() { &datasets[..=i] } else { &datasets[i..=i] };
-            check_plan(&format!("round {} ({task})", i + 1), used, &config.mixture(), &config.train, config.profile, &mut findings);
+            check_plan(
+                &format!("round {} ({task})", i + 1),
+                used,
+                &config.mixture(),
+                &config.train,
+                config.profile,
+                &mut findings,
+            );
         }
     }
     if let Some(tasks) = note(load_tasks(config), &mut findings) {

@@ -18,7 +18,7 @@ pub use error::LabError;
 pub use observe::{Event, Observer};
 pub use report::tables_of;
 pub use reproduce::{Study, StudyConfig, reproduce};
-pub use round_data::load_train_data;
 pub use round::{RoundInput, RoundOutput, run_round};
+pub use round_data::load_train_data;
 pub use scoring::{LoadedModel, score_model};
 pub use sequence::{SequenceReport, run_sequence};

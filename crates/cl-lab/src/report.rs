@@ -26,13 +26,10 @@ pub(crate) fn row_name(method: &str, round: usize) -> String {
 /// transfer and forgetting.
 pub fn tables_of(matrix: &ScoreMatrix, method: &str, profile: Profile) -> Vec<Table> {
     let caption = |what: &str| format!("{method}: {what} after each round (profile {profile}).");
-    let mut tables: Vec<Table> = [
-        (Group::Old, "old knowledge kept"),
-        (Group::New, "new knowledge acquired and kept"),
-    ]
-    .into_iter()
-    .filter_map(|(group, what)| table_of(matrix, group, &caption(what)))
-    .collect();
+    let mut tables: Vec<Table> = [(Group::Old, "old knowledge kept"), (Group::New, "new knowledge acquired and kept")]
+        .into_iter()
+        .filter_map(|(group, what)| table_of(matrix, group, &caption(what)))
+        .collect();
     if matrix.rows.len() > 1 {
         let caption = format!("{method}: after the last round (profile {profile}).");
         tables.push(summary_table(&[(method.to_owned(), matrix)], &caption));

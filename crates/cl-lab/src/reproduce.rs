@@ -12,7 +12,9 @@ use serde_json::json;
 use crate::error::write_whole;
 use crate::report::method_name;
 use crate::toy;
-use crate::{EvalConfig, Event, LabError, Limits, Observer, Replay, RoundInput, SequenceConfig, run_round, run_sequence};
+use crate::{
+    EvalConfig, Event, LabError, Limits, Observer, Replay, RoundInput, SequenceConfig, run_round, run_sequence,
+};
 
 /// Settings of the embedded study: a small model pretrained on facts, then four tasks in sequence, three ways.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,7 +215,8 @@ fn tables(matrices: &[(String, ScoreMatrix)]) -> Vec<Table> {
     .flatten()
     .collect();
     let rows: Vec<(String, &ScoreMatrix)> = matrices.iter().map(|(n, m)| (n.clone(), m)).collect();
-    let caption = "After the last round, over all tasks (profile method; a small model and tasks of the project's own making).";
+    let caption =
+        "After the last round, over all tasks (profile method; a small model and tasks of the project's own making).";
     tables.push(summary_table(&rows, caption));
     tables
 }

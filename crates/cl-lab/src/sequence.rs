@@ -114,9 +114,8 @@ fn task_dir(data: &Path, task: &str) -> PathBuf {
         return direct;
     }
     let wanted = task.to_lowercase();
-    let known = cl_eval::known_tasks()
-        .iter()
-        .find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
+    let known =
+        cl_eval::known_tasks().iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
     let folder = known.map_or(task, |t| t.name);
     [data.join(folder), data.join("..").join(folder)].into_iter().find(|d| d.is_dir()).unwrap_or(direct)
 }
@@ -139,9 +138,8 @@ fn columns(config: &SequenceConfig, tasks: &[Box<dyn Task>]) -> Vec<Column> {
 
 fn canonical(name: &str) -> String {
     let wanted = name.to_lowercase();
-    let known = cl_eval::known_tasks()
-        .iter()
-        .find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
+    let known =
+        cl_eval::known_tasks().iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
     known.map_or(wanted, |t| t.name.to_lowercase())
 }
 
@@ -194,7 +192,8 @@ fn score_round(
     }
     let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
     let scores = score_model(&loaded, tasks, &config.eval, &dir.join("scores"), observer)?;
-    let mut text = serde_json::to_vec_pretty(&scores).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
+    let mut text =
+        serde_json::to_vec_pretty(&scores).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
     text.push(b'\n');
     write_whole(&path, &text)?;
     Ok(main(&scores))

@@ -44,9 +44,9 @@ pub struct Facts {
 }
 
 const SUBJECTS: [&str; 40] = [
-    "alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira", "mavi", "nilo", "orso",
-    "pela", "quin", "rosa", "sami", "tora", "udo", "vera", "wido", "xena", "yara", "zeno", "arno", "bina", "cora", "dino",
-    "ezra", "fina", "gala", "hugo", "inka", "jano", "kira", "leto", "mika", "nora",
+    "alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira", "mavi", "nilo",
+    "orso", "pela", "quin", "rosa", "sami", "tora", "udo", "vera", "wido", "xena", "yara", "zeno", "arno", "bina",
+    "cora", "dino", "ezra", "fina", "gala", "hugo", "inka", "jano", "kira", "leto", "mika", "nora",
 ];
 const PLACES: [&str; 8] = ["rome", "oslo", "lima", "cairo", "delhi", "kyoto", "paris", "quito"];
 const COLOURS: [&str; 8] = ["red", "blue", "green", "black", "white", "brown", "grey", "pink"];
@@ -86,8 +86,7 @@ pub fn facts(seed: u64) -> Facts {
 /// The tasks of a seed, in the order they are learned: `first`, `mood`, `largest`, `last`.
 pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
     type Maker = fn(&mut ChaCha8Rng) -> Example;
-    let makers: [(&'static str, Maker); 4] =
-        [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
+    let makers: [(&'static str, Maker); 4] = [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
     makers
         .into_iter()
         .map(|(name, make)| {
@@ -168,10 +167,7 @@ pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
         "model_max_length": 64, "clean_up_tokenization_spaces": false
     });
-    vec![
-        ("tokenizer.json".to_owned(), pretty(&tokenizer)),
-        ("tokenizer_config.json".to_owned(), pretty(&config)),
-    ]
+    vec![("tokenizer.json".to_owned(), pretty(&tokenizer)), ("tokenizer_config.json".to_owned(), pretty(&config))]
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

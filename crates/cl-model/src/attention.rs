@@ -29,7 +29,8 @@ impl Attention {
         attend: &mut dyn FnMut(Tensor, Tensor, Tensor, Option<i64>) -> Tensor,
     ) -> Tensor {
         let heads = |t: Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);
-        let normed = |t: Tensor, norm: &Option<RmsNorm>| norm.as_ref().map_or_else(|| t.shallow_clone(), |n| n.forward(&t));
+        let normed =
+            |t: Tensor, norm: &Option<RmsNorm>| norm.as_ref().map_or_else(|| t.shallow_clone(), |n| n.forward(&t));
         let rotated = |t: Tensor| if self.uses_rope { angles.rotate(&t) } else { t };
         let q = rotated(normed(heads(self.q_proj.forward(x, mode)), &self.q_norm));
         let k = rotated(normed(heads(self.k_proj.forward(x, mode)), &self.k_norm));

@@ -133,8 +133,7 @@ impl ModelConfig {
     pub fn from_json(dir: &Path, json: &Map<String, Value>) -> Result<ModelConfig, ModelError> {
         let config = |message: String| ModelError::Config { path: dir.to_owned(), message };
         let family = family(dir, json)?;
-        let keys: Keys =
-            serde_json::from_value(Value::Object(json.clone())).map_err(|e| config(e.to_string()))?;
+        let keys: Keys = serde_json::from_value(Value::Object(json.clone())).map_err(|e| config(e.to_string()))?;
         if let Some(act) = keys.hidden_act.as_deref().filter(|a| *a != "silu" && *a != "swish") {
             return Err(config(format!("hidden_act `{act}` is not supported; expected `silu`")));
         }
@@ -290,7 +289,9 @@ fn windows(keys: &Keys, family: Family) -> Result<Vec<Option<i64>>, String> {
         .map(|t| match t.as_str() {
             "full_attention" => Ok(None),
             "sliding_attention" => Ok(window),
-            other => Err(format!("layer type `{other}` is not supported; expected full_attention or sliding_attention")),
+            other => {
+                Err(format!("layer type `{other}` is not supported; expected full_attention or sliding_attention"))
+            }
         })
         .collect()
 }

@@ -126,8 +126,7 @@ impl Decoder {
         }
         self.set_requires_grad(false);
         for layer in self.linears_mut() {
-            layer.lora =
-                if modules.contains(&layer.name) { Some(Lora::load(layer, adapter, dropout)?) } else { None };
+            layer.lora = if modules.contains(&layer.name) { Some(Lora::load(layer, adapter, dropout)?) } else { None };
         }
         Ok(())
     }

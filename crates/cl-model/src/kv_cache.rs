@@ -56,8 +56,7 @@ impl KvCache {
             }
             self.capacity += GROWTH;
         }
-        let slots: Vec<i64> =
-            self.lengths.iter().enumerate().map(|(i, &n)| i as i64 * self.capacity + n).collect();
+        let slots: Vec<i64> = self.lengths.iter().enumerate().map(|(i, &n)| i as i64 * self.capacity + n).collect();
         self.slots = Tensor::from_slice(&slots).to_device(self.slots.device());
     }
 

@@ -40,12 +40,7 @@ const CHUNK: i64 = 256;
 ///
 /// # Errors
 /// [`ModelError::TokenId`], [`ModelError::Torch`].
-pub fn supervised_loss(
-    model: &Decoder,
-    x: &Tensor,
-    packed: &Packed,
-    scale: f64,
-) -> Result<SupervisedLoss, ModelError> {
+pub fn supervised_loss(model: &Decoder, x: &Tensor, packed: &Packed, scale: f64) -> Result<SupervisedLoss, ModelError> {
     let (positions, targets) = supervised(packed, model.config.vocab_size)?;
     let tokens = targets.len();
     if tokens == 0 {

@@ -16,11 +16,7 @@ use crate::{Decoder, LoadOptions, ModelError};
 ///
 /// # Errors
 /// [`ModelError::Architecture`], [`ModelError::Config`].
-pub fn random_weights(
-    config: &Map<String, Value>,
-    seed: u64,
-    options: LoadOptions,
-) -> Result<Decoder, ModelError> {
+pub fn random_weights(config: &Map<String, Value>, seed: u64, options: LoadOptions) -> Result<Decoder, ModelError> {
     let config = ModelConfig::from_json(Path::new("(in memory)"), config)?;
     build(config, options, &|name, shape| {
         let n = shape.iter().product::<i64>() as usize;
@@ -35,9 +31,7 @@ pub fn random_weights(
 
 /// Standard normal numbers (Box and Muller, 1958) from a generator keyed by seed and name.
 fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
-    let key = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let key = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(key);
     let mut unit = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     let mut out = Vec::with_capacity(n + 1);

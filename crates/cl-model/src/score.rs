@@ -38,7 +38,11 @@ pub(crate) fn log_probs_from(
     }
     let flat = score_positions(model, &x, &positions, &targets);
     let mut rest = flat.into_iter();
-    Ok(sequences.iter().zip(from).map(|(s, &f)| rest.by_ref().take(s.len().saturating_sub(f.max(1))).collect()).collect())
+    Ok(sequences
+        .iter()
+        .zip(from)
+        .map(|(s, &f)| rest.by_ref().take(s.len().saturating_sub(f.max(1))).collect())
+        .collect())
 }
 
 fn score_positions(model: &Decoder, x: &Tensor, positions: &[i64], targets: &[i64]) -> Vec<(f64, bool)> {

@@ -31,9 +31,8 @@ fn fixture() -> Fixture {
 
 /// The formula of `make_families.py`.
 fn weight(name: &str, n: usize) -> Vec<f32> {
-    let key = name
-        .bytes()
-        .fold(14_695_981_039_346_656_037_u64, |k, b| (k ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
+    let key =
+        name.bytes().fold(14_695_981_039_346_656_037_u64, |k, b| (k ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
     (0..n as u64)
         .map(|i| {
             let mut z = key.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -13,9 +13,7 @@ use crate::ffi::{self, pointers};
 pub fn backward(outputs: &[&Tensor], gradients: &[&Tensor]) -> Result<(), TorchError> {
     assert_eq!(outputs.len(), gradients.len(), "one gradient per output");
     // SAFETY: both arrays hold live tensors and have the stated length.
-    let code = unsafe {
-        ffi::cl_backward(pointers(outputs).as_ptr(), pointers(gradients).as_ptr(), outputs.len(), 0)
-    };
+    let code = unsafe { ffi::cl_backward(pointers(outputs).as_ptr(), pointers(gradients).as_ptr(), outputs.len(), 0) };
     TorchError::check("backward", code)
 }
 

@@ -18,24 +18,13 @@ type Segment = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 ///
 /// # Errors
 /// [`TorchError::Libtorch`] when `f` panics or libtorch refuses the node.
-pub fn checkpoint(
-    inputs: &[&Tensor],
-    f: impl Fn(&[Tensor]) -> Tensor + Send + 'static,
-) -> Result<Tensor, TorchError> {
+pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Result<Tensor, TorchError> {
     let segment: Box<Segment> = Box::new(Box::new(f));
     let data = Box::into_raw(segment).cast::<c_void>();
     let mut output = std::ptr::null_mut();
     // SAFETY: `data` is a boxed `Segment`, handed over to the node, which frees it through `free` exactly once.
     let code = unsafe {
-        ffi::cl_rust_node(
-            pointers(inputs).as_ptr(),
-            inputs.len(),
-            data,
-            forward,
-            recompute,
-            free,
-            &mut output,
-        )
+        ffi::cl_rust_node(pointers(inputs).as_ptr(), inputs.len(), data, forward, recompute, free, &mut output)
     };
     TorchError::check("checkpoint", code)?;
     // SAFETY: on success `output` is a tensor that nobody else owns.
@@ -61,8 +50,7 @@ extern "C" fn forward(data: *mut c_void, inputs: *const T, n: usize, output: *mu
 
 extern "C" fn recompute(data: *mut c_void, inputs: *const T, n: usize, grad: T, grad_inputs: *mut T) -> c_int {
     // SAFETY: as in `forward`; `grad` is live, `grad_inputs` has `n` slots.
-    let (f, inputs, grad) =
-        unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n), Tensor::clone_from_ptr(grad)) };
+    let (f, inputs, grad) = unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n), Tensor::clone_from_ptr(grad)) };
     let run = || -> Result<Vec<Tensor>, TorchError> {
         let leaves: Vec<Tensor> = inputs
             .iter()

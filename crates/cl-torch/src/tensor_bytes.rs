@@ -24,12 +24,7 @@ pub fn kind_of(dtype: Dtype) -> Option<Kind> {
 ///
 /// # Errors
 /// [`TorchError::Missing`], [`TorchError::Dtype`], or the source's own error.
-pub fn load_tensor(
-    source: &dyn TensorSource,
-    name: &str,
-    kind: Kind,
-    device: Device,
-) -> Result<Tensor, TorchError> {
+pub fn load_tensor(source: &dyn TensorSource, name: &str, kind: Kind, device: Device) -> Result<Tensor, TorchError> {
     let info = source.info(name).ok_or_else(|| TorchError::Missing { tensor: name.to_owned() })?;
     let stored = kind_of(info.dtype)
         .ok_or_else(|| TorchError::Dtype { tensor: name.to_owned(), dtype: format!("{:?}", info.dtype) })?;

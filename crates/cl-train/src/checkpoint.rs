@@ -22,12 +22,7 @@ pub(crate) struct State {
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
 
-pub(crate) fn save(
-    dir: &Path,
-    optimizer: &Optimizer,
-    config: &TrainConfig,
-    state: &State,
-) -> Result<(), TrainError> {
+pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, state: &State) -> Result<(), TrainError> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
     for (part, list) in PARTS.iter().zip([&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
         tensors.extend(optimizer.names.iter().zip(list).map(|(n, t)| (format!("{part}.{n}"), t)));
@@ -40,8 +35,7 @@ pub(crate) fn save(
             shape: t.size().iter().map(|&d| d as usize).collect(),
         })
         .collect();
-    let writer =
-        CheckpointWriter::create(dir, &specs, WriteOptions { overwrite: true, max_shard_size: u64::MAX })?;
+    let writer = CheckpointWriter::create(dir, &specs, WriteOptions { overwrite: true, max_shard_size: u64::MAX })?;
     for (name, t) in &tensors {
         writer.write(name, &tensor_bytes(t, t.kind()))?;
     }
@@ -74,9 +68,7 @@ pub(crate) fn resume(
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
     let names = optimizer.names.clone();
-    for (part, list) in
-        PARTS.iter().zip([&mut optimizer.params, &mut optimizer.exp_avg, &mut optimizer.exp_avg_sq])
-    {
+    for (part, list) in PARTS.iter().zip([&mut optimizer.params, &mut optimizer.exp_avg, &mut optimizer.exp_avg_sq]) {
         for (name, t) in names.iter().zip(list) {
             let key = format!("{part}.{name}");
             let shape: Vec<usize> = t.size().iter().map(|&d| d as usize).collect();
@@ -99,6 +91,5 @@ fn dtype(t: &Tensor) -> Dtype {
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, TrainError> {
     let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
+    serde_json::from_str(&text).map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
 }

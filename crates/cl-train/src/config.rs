@@ -1,6 +1,6 @@
 use cl_adapters::LoraConfig;
-use cl_torch::tch::{Device, Kind};
 use cl_model::LoadOptions;
+use cl_torch::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
 
 use crate::{Schedule, TrainError};

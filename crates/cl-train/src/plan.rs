@@ -59,11 +59,8 @@ mod tests {
     use super::*;
 
     fn plan(rows: usize, micro: usize, accumulation: usize, drop_last: bool) -> u64 {
-        let config = TrainConfig {
-            micro_batch_size: micro,
-            gradient_accumulation_steps: accumulation,
-            ..Default::default()
-        };
+        let config =
+            TrainConfig { micro_batch_size: micro, gradient_accumulation_steps: accumulation, ..Default::default() };
         Plan::new(rows, &config, drop_last).unwrap().steps_per_epoch
     }
 

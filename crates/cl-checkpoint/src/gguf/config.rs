@@ -85,7 +85,10 @@ impl Shape {
         }
         let head_dim = head_dim(&keys, architecture, hidden, heads)?;
         let rope_theta = file.float(&keys.full("rope.freq_base"))?.unwrap_or(10_000.0);
-        let rms_norm_eps = keys.required("attention.layer_norm_rms_epsilon", file.float(&keys.full("attention.layer_norm_rms_epsilon"))?)?;
+        let rms_norm_eps = keys.required(
+            "attention.layer_norm_rms_epsilon",
+            file.float(&keys.full("attention.layer_norm_rms_epsilon"))?,
+        )?;
         if rope_theta <= 0.0 || rms_norm_eps <= 0.0 {
             let key = if rope_theta <= 0.0 { "rope.freq_base" } else { "attention.layer_norm_rms_epsilon" };
             return Err(keys.error(key, "must be positive".to_owned()));
@@ -145,9 +148,14 @@ impl Shape {
         });
         let map = config.as_object_mut().expect("an object was written");
         match model_type {
-            "llama" => insert(map, [("attention_bias", optional.attention_bias.into()), ("mlp_bias", optional.mlp_bias.into())]),
+            "llama" => insert(
+                map,
+                [("attention_bias", optional.attention_bias.into()), ("mlp_bias", optional.mlp_bias.into())],
+            ),
             "mistral" => insert(map, [("sliding_window", json!(self.sliding_window))]),
-            "qwen3" => insert(map, [("attention_bias", optional.attention_bias.into()), ("use_sliding_window", false.into())]),
+            "qwen3" => {
+                insert(map, [("attention_bias", optional.attention_bias.into()), ("use_sliding_window", false.into())])
+            }
             _ => insert(map, [("use_sliding_window", false.into())]),
         }
         insert(map, ids.named().map(|(name, id)| (name, json!(id))));
@@ -200,8 +208,8 @@ fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize
 fn vocab_size(keys: &Keys) -> Result<usize, Error> {
     let tensor = "token_embd.weight";
     let embedding = keys.file.tensors().get(tensor);
-    let embedding =
-        embedding.ok_or_else(|| Error::MissingTensor { path: keys.file.path().to_owned(), tensor: tensor.to_owned() })?;
+    let embedding = embedding
+        .ok_or_else(|| Error::MissingTensor { path: keys.file.path().to_owned(), tensor: tensor.to_owned() })?;
     let rows = embedding.shape[0];
     match keys.optional("vocab_size")? {
         Some(stated) if stated != rows => {
@@ -257,7 +265,9 @@ impl Keys<'_> {
 
     fn refuse_other_than(&self, key: &str, neutral: usize) -> Result<(), Error> {
         match self.optional(key)? {
-            Some(value) if value != neutral => Err(self.error(key, format!("{value} is not supported for {}", self.prefix))),
+            Some(value) if value != neutral => {
+                Err(self.error(key, format!("{value} is not supported for {}", self.prefix)))
+            }
             _ => Ok(()),
         }
     }
@@ -266,7 +276,8 @@ impl Keys<'_> {
         for key in self.file.metadata().keys() {
             let Some(rest) = key.strip_prefix(self.prefix).and_then(|k| k.strip_prefix('.')) else { continue };
             if !KEYS.contains(&rest) {
-                let problem = "not known for this architecture; it may change what the model computes, so nothing is imported";
+                let problem =
+                    "not known for this architecture; it may change what the model computes, so nothing is imported";
                 return Err(self.error(rest, problem.to_owned()));
             }
         }

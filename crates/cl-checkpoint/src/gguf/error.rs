@@ -72,7 +72,9 @@ pub enum Error {
         tensor: String,
     },
     /// A tensor that the architecture has no place for.
-    #[error("{path}: tensor `{tensor}` has no place in a {architecture} model; it would be lost, so nothing is imported")]
+    #[error(
+        "{path}: tensor `{tensor}` has no place in a {architecture} model; it would be lost, so nothing is imported"
+    )]
     UnusedTensor {
         /// The file.
         path: PathBuf,

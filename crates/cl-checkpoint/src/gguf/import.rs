@@ -99,11 +99,8 @@ pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<Import
     let tokenizer = Tokenizer::read(&gguf, shape.vocab, shape.context)?;
     let config = shape.to_json(&optional, &tokenizer.ids, options.dtype);
 
-    let spec = |p: &Planned| TensorSpec {
-        name: p.name.clone(),
-        dtype: options.dtype.dtype(),
-        shape: p.tensor.shape.clone(),
-    };
+    let spec =
+        |p: &Planned| TensorSpec { name: p.name.clone(), dtype: options.dtype.dtype(), shape: p.tensor.shape.clone() };
     let specs: Vec<TensorSpec> = planned.iter().map(spec).collect();
     let layout = WriteOptions { overwrite: options.overwrite, ..WriteOptions::default() };
     let writer = CheckpointWriter::create(out, &specs, layout)?;

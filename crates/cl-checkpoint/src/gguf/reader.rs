@@ -109,7 +109,9 @@ impl GgufFile {
     }
 
     pub(super) fn float(&self, key: &str) -> Result<Option<f64>, Error> {
-        self.value(key, "a finite number", |v| if let GgufValue::Float(x) = v { Some(*x).filter(|x| x.is_finite()) } else { None })
+        self.value(key, "a finite number", |v| {
+            if let GgufValue::Float(x) = v { Some(*x).filter(|x| x.is_finite()) } else { None }
+        })
     }
 
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
@@ -312,7 +314,10 @@ impl<'a> Cursor<'a> {
         let name = self.text()?;
         let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
         let dimensions = u32::from_le_bytes(
-            self.file.get(self.at..self.at + 4).and_then(|b| b.try_into().ok()).ok_or_else(|| wrong("truncated".into()))?,
+            self.file
+                .get(self.at..self.at + 4)
+                .and_then(|b| b.try_into().ok())
+                .ok_or_else(|| wrong("truncated".into()))?,
         );
         if !(1..=4).contains(&dimensions) {
             return Err(wrong(format!("{dimensions} dimensions; expected 1 to 4")));
@@ -324,9 +329,8 @@ impl<'a> Cursor<'a> {
         }
         let (kind, offset) = (self.u32()?, self.u64()?);
         let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
-        let kind = GgmlType::from_id(kind).ok_or_else(|| {
-            wrong(format!("type {kind} is not supported; supported: {}", GgmlType::all_names()))
-        })?;
+        let kind = GgmlType::from_id(kind)
+            .ok_or_else(|| wrong(format!("type {kind} is not supported; supported: {}", GgmlType::all_names())))?;
         let row = shape[0];
         if row == 0 || row % kind.block_len() != 0 {
             return Err(wrong(format!("rows of {row} elements do not divide into blocks of {}", kind.block_len())));

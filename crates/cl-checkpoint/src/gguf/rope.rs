@@ -10,7 +10,12 @@ use super::{Error, GgufFile, dequantize};
 
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 
-pub(super) fn scaling(file: &GgufFile, prefix: &'static str, head_dim: usize, theta: f64) -> Result<Option<Value>, Error> {
+pub(super) fn scaling(
+    file: &GgufFile,
+    prefix: &'static str,
+    head_dim: usize,
+    theta: f64,
+) -> Result<Option<Value>, Error> {
     let keys = Keys { file, prefix };
     let original = keys.optional("rope.scaling.original_context_length")?;
     let stated = stated(&keys, original)?;
@@ -39,7 +44,9 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
     let kind = kind.unwrap_or(if factor.is_some() { "linear" } else { "none" });
     match (kind, factor) {
         ("none", _) => Ok(None),
-        ("linear" | "yarn", None) => Err(keys.error("rope.scaling.type", format!("`{kind}` needs `rope.scaling.factor`"))),
+        ("linear" | "yarn", None) => {
+            Err(keys.error("rope.scaling.type", format!("`{kind}` needs `rope.scaling.factor`")))
+        }
         ("linear" | "yarn", Some(factor)) if factor < 1.0 => {
             Err(keys.error("rope.scaling.factor", format!("{factor} is below 1")))
         }

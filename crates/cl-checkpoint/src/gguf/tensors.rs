@@ -103,7 +103,13 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn add(&mut self, source: &str, name: &str, shape: &[usize], interleaved_heads: Option<usize>) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        source: &str,
+        name: &str,
+        shape: &[usize],
+        interleaved_heads: Option<usize>,
+    ) -> Result<(), Error> {
         let missing = || Error::MissingTensor { path: self.file.path().to_owned(), tensor: source.to_owned() };
         let tensor = self.file.tensors().get(source).ok_or_else(missing)?;
         if tensor.shape != shape {

@@ -216,7 +216,9 @@ fn types(file: &GgufFile, tokens: usize) -> Result<Vec<i32>, Error> {
 /// Byte-level BPE, `tokenizer.ggml.model` = `gpt2`.
 fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<String>) -> Result<Parts, Error> {
     let pre = file.string(PRE)?.unwrap_or_else(|| {
-        notes.push(format!("`{PRE}` is missing; text is split as GPT-2 does, which may not be what the model was trained with"));
+        notes.push(format!(
+            "`{PRE}` is missing; text is split as GPT-2 does, which may not be what the model was trained with"
+        ));
         "default"
     });
     let split = Split::NAMES.iter().find(|row| row.0 == pre).map(|row| row.1);
@@ -354,10 +356,9 @@ fn added<'t>(file: &GgufFile, role: &str, wanted: bool, token: Option<&'t str>) 
     match (wanted, token) {
         (false, _) => Ok(None),
         (true, Some(token)) => Ok(Some(token)),
-        (true, None) => Err(Error::MissingKey {
-            path: file.path().to_owned(),
-            key: format!("tokenizer.ggml.{role}_token_id"),
-        }),
+        (true, None) => {
+            Err(Error::MissingKey { path: file.path().to_owned(), key: format!("tokenizer.ggml.{role}_token_id") })
+        }
     }
 }
 

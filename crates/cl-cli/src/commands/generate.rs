@@ -35,11 +35,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let device = cl_torch::pick_device(&args.device)?;
     let loaded = LoadedModel::open(&args.model, args.adapter.as_deref(), args.precision.into(), device)?;
-    let prompts = args
-        .prompt
-        .iter()
-        .map(|p| loaded.tokenizer.encode(p, true))
-        .collect::<Result<Vec<Vec<u32>>, _>>()?;
+    let prompts = args.prompt.iter().map(|p| loaded.tokenizer.encode(p, true)).collect::<Result<Vec<Vec<u32>>, _>>()?;
     let most = loaded.model.config.max_position_embeddings;
     for (text, ids) in args.prompt.iter().zip(&prompts) {
         let length = ids.len() + args.max_new_tokens;

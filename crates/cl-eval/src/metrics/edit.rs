@@ -10,6 +10,8 @@
 //! - difflib leaves out "popular" characters, those that fill more than 1 % of a second text of 200 characters or more, when
 //!   it looks for blocks (they still lengthen a block). So its ratio is not symmetric, and long texts of few different
 //!   characters can score 0 without being equal.
+//! - rapidfuzz's own `fuzz.ratio` computes 1 − distance/length, which may fall on the other side of a half: one unit of 100 in
+//!   one of about ten thousand pairs.
 //! - Lengths are in code points, as Python's are.
 //!
 //! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener, "Pattern
@@ -129,7 +131,9 @@ impl<'t> Blocks<'t> {
         self.rows += 1; // leaves an unused row in between, so that nothing of an earlier search counts as "the row before"
         for (i, c) in a.iter().enumerate().take(a_high).skip(a_low) {
             self.rows += 1;
-            let Some(places) = self.places.get(c) else { continue };
+            let Some(places) = self.places.get(c) else {
+                continue;
+            };
             let from = places.partition_point(|&j| j < b_low);
             let to = places.partition_point(|&j| j < b_high);
             let mut best_of_row = false;

@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn one_final_dot_is_ignored() {
-        for (a, b, equal) in [("5.", "5", 1.0), ("5..", "5", 0.0), ("5.\n", "5\n", 1.0), ("5.\n", "5", 0.0), ("A", "a", 1.0)] {
+        for (a, b, equal) in
+            [("5.", "5", 1.0), ("5..", "5", 0.0), ("5.\n", "5\n", 1.0), ("5.\n", "5", 0.0), ("A", "a", 1.0)]
+        {
             assert_eq!(exact_match(a, b), equal, "{a:?} {b:?}");
         }
     }

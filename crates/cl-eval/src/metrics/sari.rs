@@ -9,7 +9,7 @@
 //!   text is one empty word.
 //! - Keeping averages precision over *different* n-grams, but recall over counts; deleting is a precision only; adding
 //!   compares sets.
-//! - 0/0 is 1, so a sentence too short for an n-gram scores 1 there: an empty answer does not score 0.
+//! - 0/0 is 1: a text too short for an n-gram scores 1 there, and an empty answer, which deletes all, does not score 0.
 //! - Sums run in the order in which n-grams first appear in the source, as Python's counters do, so scores are the same bits.
 //!
 //! Sources: Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016; the `sari` metric of
@@ -116,9 +116,9 @@ impl<'t> Counts<'t> {
 static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
     [
         (r"([\{-~\[-` -&\(-\+:-@/])", " $1 "), // ASCII punctuation but ' , - . apart
-        (r"([^0-9])([.,])", "$1 $2 "),          // full stop and comma, unless after a digit
-        (r"([.,])([^0-9])", " $1 $2"),          // … or before one
-        (r"([0-9])(-)", "$1 $2 "),              // a dash after a digit
+        (r"([^0-9])([.,])", "$1 $2 "),         // full stop and comma, unless after a digit
+        (r"([.,])([^0-9])", " $1 $2"),         // … or before one
+        (r"([0-9])(-)", "$1 $2 "),             // a dash after a digit
     ]
     .map(|(rule, to)| (Regex::new(rule).expect("a constant pattern"), to))
 });

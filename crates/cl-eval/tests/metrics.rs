@@ -1,0 +1,125 @@
+//! Every metric against its Python reference, on texts made to be difficult (see `fixtures/make_metrics.py`), and on huge ones.
+
+use cl_eval::metrics::{edit, exact, first_char, gsm8k, rouge, sari};
+use serde_json::Value;
+
+fn fixture(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect()
+}
+
+#[test]
+fn rouge_sari_and_fuzz_ratio_are_the_references_numbers() {
+    let fixture = fixture(include_str!("fixtures/metrics.json"));
+    let texts = texts(&fixture["texts"]);
+    let rows = fixture["rows"].as_array().unwrap();
+    assert!(rows.len() >= 300);
+    for row in rows {
+        let text = |i: usize| texts[row[i].as_u64().unwrap() as usize];
+        let (source, answer, reference) = (text(0), text(1), text(2));
+        let score = rouge::rouge_l(answer, reference);
+        let ours = [
+            score.recall,
+            score.precision,
+            score.f,
+            score.f_beta,
+            sari::sari(source, answer, reference),
+            edit::fuzz_ratio(answer, reference),
+            edit::fuzz_ratio_difflib(answer, reference),
+        ];
+        for (i, our) in ours.into_iter().enumerate() {
+            let expected = row[3 + i].as_f64().unwrap();
+            // The same operations in the same order: the same bits. Only β² may be rounded otherwise by Python's power.
+            let tolerance = if i == 3 { 1e-15 } else { 0.0 };
+            assert!(
+                (our - expected).abs() <= tolerance,
+                "{i}: {our} != {expected}: {source:?} {answer:?} {reference:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tokens_and_cleaned_code_are_the_references_texts() {
+    let fixture = fixture(include_str!("fixtures/metrics.json"));
+    let (before, after) = (texts(&fixture["texts"]), texts(&fixture["tokens_13a"]));
+    for (text, tokens) in before.iter().zip(after) {
+        assert_eq!(sari::tokenize_13a(text), tokens, "{text:?}");
+    }
+    for pair in fixture["cleaned"].as_array().unwrap() {
+        assert_eq!(edit::clean_py150(pair[0].as_str().unwrap()), pair[1].as_str().unwrap());
+    }
+}
+
+#[test]
+fn numbers_are_extracted_and_compared_as_lm_eval_does() {
+    let fixture = fixture(include_str!("fixtures/gsm8k.json"));
+    let references = texts(&fixture["references"]);
+    for row in fixture["rows"].as_array().unwrap() {
+        let answer = row[0].as_str().unwrap();
+        let flexible = gsm8k::flexible_extract(answer);
+        assert_eq!(flexible, row[1].as_str().unwrap(), "{answer:?}");
+        assert_eq!(gsm8k::strict_match(answer), row[2].as_str().unwrap(), "{answer:?}");
+        assert_eq!(gsm8k::strict_match_cot(answer), row[3].as_str().unwrap(), "{answer:?}");
+        for (reference, equal) in references.iter().zip(row[4].as_array().unwrap()) {
+            assert_eq!(gsm8k::exact_match(flexible, reference), equal.as_f64().unwrap(), "{answer:?} {reference:?}");
+        }
+    }
+}
+
+#[test]
+fn first_characters_and_whole_strings() {
+    // answer, reference, first character, whole string
+    let rows = [
+        ("B", "B", 1.0, 1.0),
+        (" \n\u{a0}B. hawkish", "B", 1.0, 0.0),
+        ("b", "B", 0.0, 0.0),
+        ("", "B", 0.0, 0.0),
+        ("  ", "B", 0.0, 0.0),
+        ("B", " B", 0.0, 1.0), // the reference is not stripped for its first character
+        ("支持", "支", 1.0, 0.0),
+        ("", "", 0.0, 1.0),
+        ("\u{1c}A\u{1f}", "A", 1.0, 1.0), // Python strips these separators, too
+        ("A\u{200b}", "A", 1.0, 0.0),     // but not a zero-width space
+    ];
+    for (answer, reference, first, whole) in rows {
+        assert_eq!(first_char::first_char(answer, reference), first, "{answer:?} {reference:?}");
+        assert_eq!(exact::exact_match(answer, reference), whole, "{answer:?} {reference:?}");
+    }
+}
+
+/// Texts a broken model may write: 100 000 characters and more. Nothing overflows, nothing needs the square of the length in
+/// memory, and what can be said of the result holds.
+#[test]
+fn huge_texts() {
+    let one_word = "a".repeat(100_000);
+    let words = "the cat sat on a mat ".repeat(5_000);
+    let numbers: String = (0..18_000).map(|i| format!("w{} ", i * 7919 % 14_009)).collect();
+    let sentences: String = (0..10_000).map(|i| format!("w{} w{}. ", i % 97, i % 1009)).collect();
+    let masks = "<STR_LIT:a><NUM_LIT:1> ".repeat(5_000);
+    let dots = ".".repeat(100_000);
+    let all = [&one_word, &words, &numbers, &sentences, &masks, &dots];
+    for text in all {
+        assert_eq!(rouge::rouge_l(text, text).recall, if text.starts_with('.') { 0.0 } else { 1.0 });
+        assert_eq!(edit::fuzz_ratio(text, text), 100.0);
+        assert_eq!(sari::sari("b", text, text), 1.0);
+        assert_eq!(first_char::first_char(text, text), 1.0);
+        for value in [
+            rouge::rouge_l(text, &numbers).f,
+            sari::sari(&words, text, &numbers),
+            edit::fuzz_ratio(&edit::clean_py150(text), &numbers) / 100.0,
+            edit::fuzz_ratio_difflib(&edit::clean_py150(text), "return x == 3") / 100.0,
+            edit::fuzz_ratio_difflib("return x == 3", text) / 100.0,
+        ] {
+            assert!((0.0..=1.0).contains(&value), "{value}");
+        }
+        assert!(!gsm8k::flexible_extract(text).is_empty());
+    }
+    // Backwards, so that nearly every word of one side is an alternative to every word of the other.
+    let backwards: String = numbers.split(' ').rev().map(|w| format!("{w} ")).collect();
+    let score = rouge::rouge_l(&backwards, &numbers);
+    assert!(score.f > 0.0 && score.f < 0.2, "{score:?}");
+}

@@ -1,0 +1,416 @@
+//! What every task promises, whatever its metric; predictions that survive kills; tasks loaded from directories.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cl_eval::{
+    BoxError, Document, Error, GenerateRequest, GenerationTask, LanguageModel, Loglikelihood, LoglikelihoodRequest,
+    Metric, MultipleChoice, Question, Request, Response, Scores, Task, TaskOptions, evaluate, known_tasks, load_task,
+    rescore,
+};
+use proptest::prelude::*;
+
+/// Answers from a function; counts what it is asked and fails when told to.
+struct Scripted<F: FnMut(&str) -> String> {
+    answer: F,
+    asked: usize,
+    fails_after: usize,
+    fingerprint: Option<String>,
+}
+
+impl<F: FnMut(&str) -> String> Scripted<F> {
+    fn new(answer: F) -> Scripted<F> {
+        Scripted { answer, asked: 0, fails_after: usize::MAX, fingerprint: None }
+    }
+}
+
+impl<F: FnMut(&str) -> String> LanguageModel for Scripted<F> {
+    /// The continuation that the answer starts with is likely, any other one is not.
+    fn loglikelihood(&mut self, requests: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError> {
+        self.asked += requests.len();
+        let score = |r: &LoglikelihoodRequest| {
+            let likely = !r.continuation.is_empty() && (self.answer)(&r.context) == r.continuation;
+            let sum = if likely { -0.1 - 0.2 } else { f64::NEG_INFINITY };
+            Loglikelihood { sum, greedy: likely, tokens: 1 }
+        };
+        Ok(requests.iter().map(score).collect())
+    }
+
+    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<String>, BoxError> {
+        self.asked += requests.len();
+        if self.asked > self.fails_after {
+            return Err("out of memory".into());
+        }
+        Ok(requests.iter().map(|r| (self.answer)(&r.prompt)).collect())
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        self.fingerprint.clone()
+    }
+}
+
+const METRICS: [Metric; 7] = [
+    Metric::FirstChar,
+    Metric::ExactMatch,
+    Metric::RougeL,
+    Metric::Sari,
+    Metric::EditSimilarity,
+    Metric::Gsm8k,
+    Metric::Gsm8kCot,
+];
+
+/// A reference and an answer that is as good as can be.
+fn perfect(metric: Metric, i: usize) -> (String, String) {
+    match metric {
+        Metric::FirstChar => (["A", "B", "C"][i % 3].to_owned(), ["A", "B", "C"][i % 3].to_owned()),
+        Metric::Gsm8k => (format!("{i} and 1.\n#### {i}"), format!("so\n#### {i}\n")),
+        Metric::Gsm8kCot => (i.to_string(), format!("so. The answer is {i}.")),
+        _ => (format!("Die Stadt {i} baut größer"), format!("Die Stadt {i} baut größer")),
+    }
+}
+
+fn generation(metric: Metric, order: impl Iterator<Item = usize>) -> GenerationTask {
+    let document = |i| Document {
+        prompt: format!("prompt {i}:"),
+        reference: perfect(metric, i).0,
+        source: Some(format!("Source {i} of the simplified text")),
+    };
+    let documents = order.map(document).collect();
+    GenerationTask { name: format!("{metric:?}"), metric, documents, max_new_tokens: 8, stop: vec![] }
+}
+
+fn choices(order: impl Iterator<Item = usize>) -> MultipleChoice {
+    let question = |i: usize| {
+        let choices = (0..4).map(|c| format!("choice {c} of {i}")).collect();
+        Question { query: format!("prompt {i}:"), choices, gold: i % 4 }
+    };
+    MultipleChoice::new("questions", order.map(question).collect()).unwrap()
+}
+
+type Answers = Box<dyn Fn(&str) -> String>;
+
+/// Every kind of task over the same documents, in a given order, with the perfect answer to each prompt.
+fn every_task(order: &[usize]) -> Vec<(Box<dyn Task>, Answers)> {
+    let number = |prompt: &str| prompt.trim_start_matches("prompt ").trim_end_matches(':').parse::<usize>().unwrap();
+    let mut tasks: Vec<(Box<dyn Task>, Answers)> = Vec::new();
+    for metric in METRICS {
+        let task = generation(metric, order.iter().copied());
+        tasks.push((Box::new(task), Box::new(move |p| perfect(metric, number(p)).1)));
+    }
+    let answer = move |p: &str| format!(" choice {} of {}", number(p) % 4, number(p));
+    tasks.push((Box::new(choices(order.iter().copied())), Box::new(answer)));
+    tasks.push((Box::new(choices(order.iter().copied()).by_acc_norm()), Box::new(answer)));
+    tasks
+}
+
+fn run(task: &dyn Task, answer: impl FnMut(&str) -> String, file: &Path) -> Scores {
+    evaluate(task, &mut Scripted::new(answer), file, &mut |_, _| {}).unwrap()
+}
+
+#[test]
+fn contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let order: Vec<usize> = (0..130).collect(); // more than two chunks
+    let other: Vec<usize> = (0..130).map(|i| i * 77 % 130).collect();
+    for ((task, best), (shuffled, _)) in every_task(&order).into_iter().zip(every_task(&other)) {
+        let name = format!("{} {}", task.name(), task.main_metric());
+        let file = |what: &str| folder.path().join(format!("{name} {what}.jsonl"));
+
+        let scores = run(task.as_ref(), &best, &file("perfect"));
+        assert_eq!(scores.documents, 130);
+        assert!((scores.main() - 1.0).abs() < 1e-8, "{name}: {scores:?}"); // ROUGE's F has 1e-8 in its denominator
+
+        let nothing = run(task.as_ref(), |_| String::new(), &file("empty"));
+        if task.main_metric() == "sari" {
+            // By definition it is right about what it deleted, and about what there was not to keep: two parts of three.
+            assert!(nothing.main() > 0.0 && nothing.main() < 2.0 / 3.0, "{name}: {nothing:?}");
+        } else if task.name() == "questions" {
+            // Every choice is as unlikely as the others: the first one wins, which is right for every fourth.
+            assert_eq!(nothing.main(), 33.0 / 130.0, "{name}");
+        } else {
+            assert_eq!(nothing.main(), 0.0, "{name}: {nothing:?}");
+        }
+
+        // An answer that is right for some documents only, so that the mean is no round number.
+        let some = |p: &str| {
+            if p.contains('7') { best(p) } else { "Stadt 5 x".to_owned() }
+        };
+        let partly = run(task.as_ref(), some, &file("partly"));
+        assert!(partly.main() > 0.0 && partly.main() < 1.0, "{name}: {partly:?}");
+        assert_eq!(run(shuffled.as_ref(), some, &file("shuffled")), partly, "{name}: order of documents");
+        assert_eq!(rescore(task.as_ref(), &file("partly")).unwrap(), partly, "{name}: from the file");
+        let metrics: Vec<&String> = partly.metrics.keys().collect();
+        assert_eq!(metrics, scores.metrics.keys().collect::<Vec<_>>(), "{name}: the same metrics always");
+        assert!(partly.metrics.contains_key(task.main_metric()));
+    }
+}
+
+#[test]
+fn an_answer_of_another_kind_counts_as_empty() {
+    for (task, _) in every_task(&[0, 1]) {
+        let wrong = match task.request(0) {
+            Request::Generate(_) => Response::Loglikelihoods(vec![-1.0]),
+            Request::Loglikelihood(_) => Response::Text("choice 0".to_owned()),
+        };
+        let empty = match task.request(0) {
+            Request::Generate(_) => Response::Text(String::new()),
+            Request::Loglikelihood(_) => Response::Loglikelihoods(vec![]),
+        };
+        assert_eq!(task.score(0, &wrong), task.score(0, &empty), "{}", task.name());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_texts_have_scores_in_the_unit_interval(
+        source in any::<String>(),
+        answer in prop_oneof![any::<String>(), "[ab. \n\t<>_:LITSRNUM0-9]{0,400}"],
+        reference in prop_oneof![any::<String>(), "[ab. ,\n$#0-9-]{0,300}"],
+    ) {
+        let document = Document { prompt: source, reference, source: None };
+        for metric in METRICS {
+            let scores = metric.scores(&document, &answer);
+            prop_assert!(scores.contains_key(metric.main()));
+            for (name, value) in scores {
+                prop_assert!((0.0..=1.0).contains(&value), "{name} = {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_was_and_leaves_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (folder.path().join("deep/whole.jsonl"), folder.path().join("cut.jsonl"));
+    let task = generation(Metric::RougeL, 0..150);
+    let answer = |p: &str| format!("ä {p} 的");
+    let scores = run(&task, answer, &whole);
+    let bytes = std::fs::read(&whole).unwrap();
+
+    // Killed by an error in the third chunk: the first two are kept.
+    let mut model = Scripted { fails_after: 128, ..Scripted::new(answer) };
+    let error = evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "task `RougeL`: the model failed: out of memory");
+    let mut seen = Vec::new();
+    let mut model = Scripted::new(answer);
+    assert_eq!(evaluate(&task, &mut model, &cut, &mut |done, all| seen.push((done, all))).unwrap(), scores);
+    assert_eq!((model.asked, seen.as_slice()), (22, &[(128, 150), (150, 150)][..]));
+    assert_eq!(std::fs::read(&cut).unwrap(), bytes);
+
+    // Killed while writing: wherever the file is cut, in the middle of a character, too, only the cut line is asked again.
+    let start = bytes.len() - 300;
+    for end in (start..bytes.len()).step_by(7).chain([0, 1, bytes.len() - 1]) {
+        std::fs::write(&cut, &bytes[..end]).unwrap();
+        let mut model = Scripted::new(answer);
+        assert_eq!(evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap(), scores);
+        assert!(model.asked <= 3 || end <= 1, "cut at {end}: asked {}", model.asked);
+        assert_eq!(std::fs::read(&cut).unwrap(), bytes, "cut at {end}");
+    }
+    // Nothing is asked when everything is there.
+    let mut model = Scripted::new(answer);
+    evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap();
+    assert_eq!(model.asked, 0);
+}
+
+#[test]
+fn answers_are_found_by_their_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.jsonl");
+    let task = generation(Metric::ExactMatch, 0..20);
+    run(&task, |p| p.to_owned(), &file);
+
+    // Fewer documents: none is asked, and the others' answers stay.
+    let few = generation(Metric::ExactMatch, 5..10);
+    let mut model = Scripted::new(|_: &str| "x".to_owned());
+    assert_eq!(evaluate(&few, &mut model, &file, &mut |_, _| {}).unwrap().documents, 5);
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 20);
+    // Another metric over the same requests is a matter of scoring.
+    let rouge = GenerationTask { metric: Metric::RougeL, ..generation(Metric::ExactMatch, 0..20) };
+    let scores = evaluate(&rouge, &mut model, &file, &mut |_, _| {}).unwrap();
+    assert!(scores.metrics.contains_key("rouge_l") && !scores.metrics.contains_key("exact_match"));
+    assert_eq!(model.asked, 0);
+    // A prompt that comes twice is asked once, another setting is another request.
+    let twice = generation(Metric::ExactMatch, [30, 30, 3].into_iter());
+    assert_eq!(evaluate(&twice, &mut model, &file, &mut |_, _| {}).unwrap().documents, 3);
+    assert_eq!(model.asked, 1);
+    let longer = GenerationTask { max_new_tokens: 9, ..generation(Metric::ExactMatch, 0..2) };
+    evaluate(&longer, &mut model, &file, &mut |_, _| {}).unwrap();
+    assert_eq!(model.asked, 3);
+
+    let error = rescore(&generation(Metric::ExactMatch, 29..33), &file).unwrap_err();
+    assert!(matches!(error, Error::Unanswered { document: 0, documents: 4, .. }), "{error}");
+    assert!(matches!(rescore(&task, &folder.path().join("none.jsonl")), Err(Error::Unanswered { document: 0, .. })));
+}
+
+#[test]
+fn another_model_s_answers_are_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.jsonl");
+    let task = generation(Metric::ExactMatch, 0..3);
+    let model = |name: &str| Scripted { fingerprint: Some(name.to_owned()), ..Scripted::new(|p: &str| p.to_owned()) };
+    evaluate(&task, &mut model("a"), &file, &mut |_, _| {}).unwrap();
+    evaluate(&task, &mut model("a"), &file, &mut |_, _| {}).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let error = evaluate(&task, &mut model("b"), &file, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("holds answers of model a, not b; remove the file"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), before, "the file is as it was");
+}
+
+#[test]
+fn another_file_in_the_place_of_the_predictions_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("facts.jsonl");
+    let task = generation(Metric::ExactMatch, 0..3);
+    run(&task, |p| p.to_owned(), &file);
+    let good = std::fs::read_to_string(&file).unwrap();
+    let damaged = good.replacen("response", "respond", 1);
+    for (text, line) in [
+        ("{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 0}\n", 1),
+        ("{\"query\": \"q\"", 1),
+        ("[1, 2]", 1),
+        ("\n", 1),
+        (&format!("{good}notes"), 4),
+        (&damaged, 1),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let mut model = Scripted::new(|p: &str| p.to_owned());
+        let error = evaluate(&task, &mut model, &file, &mut |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains(&format!("facts.jsonl: line {line} is no prediction")), "{error}");
+        assert!(matches!(rescore(&task, &file), Err(Error::NotPredictions { .. })));
+        assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), model.asked), (text, 0));
+    }
+}
+
+#[test]
+fn a_model_that_answers_too_little_is_an_error() {
+    struct Short;
+    impl LanguageModel for Short {
+        fn loglikelihood(&mut self, _: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError> {
+            Ok(vec![])
+        }
+        fn generate(&mut self, _: &[GenerateRequest]) -> Result<Vec<String>, BoxError> {
+            Ok(vec![String::new()])
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.jsonl");
+    for task in [Box::new(generation(Metric::Sari, 0..2)) as Box<dyn Task>, Box::new(choices(0..2))] {
+        let error = evaluate(task.as_ref(), &mut Short, &file, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, Error::Answers { .. }), "{error}");
+    }
+    let none = GenerationTask { documents: vec![], ..generation(Metric::Sari, 0..1) };
+    assert!(matches!(evaluate(&none, &mut Short, &file, &mut |_, _| {}), Err(Error::NoDocuments { .. })));
+    let blocked = folder.path().join("p.jsonl/below.jsonl");
+    std::fs::write(&file, "").unwrap();
+    let error = evaluate(&generation(Metric::Sari, 0..2), &mut Short, &blocked, &mut |_, _| {}).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("below.jsonl"), "{error}");
+}
+
+fn write(path: PathBuf, text: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+}
+
+fn prompt(task: &dyn Task, document: usize) -> GenerateRequest {
+    match task.request(document) {
+        Request::Generate(request) => request,
+        Request::Loglikelihood(_) => panic!("asks for log-likelihoods"),
+    }
+}
+
+#[test]
+fn tasks_by_name_alias_and_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("trace");
+    let row = r#"[{"prompt": "p ", "answer": "B"}, {"prompt": "q", "answer": "A"}]"#;
+    for spec in &known_tasks()[..6] {
+        write(data.join(spec.name).join("test.json"), row);
+    }
+    write(data.join("my task/test.jsonl"), "{\"prompt\": \"p\", \"answer\": \"a\"}\n");
+    write(data.join("facts.jsonl"), "{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 1}\n");
+    let options = TaskOptions::default();
+    for spec in &known_tasks()[..6] {
+        for name in std::iter::once(&spec.name).chain(spec.aliases) {
+            for name in [(*name).to_owned(), name.to_uppercase()] {
+                let task = load_task(&name, &data, options).unwrap();
+                assert_eq!((task.name(), task.len(), task.main_metric()), (spec.name, 2, spec.metric.main()), "{name}");
+                let request = prompt(task.as_ref(), 0);
+                assert_eq!((request.prompt.as_str(), request.max_new_tokens), ("p ", spec.max_new_tokens));
+            }
+        }
+    }
+    for alias in ["C-STANCE", "cstance", "FOMC", "MeetingBank", "meeting", "Py150", "ScienceQA", "science", "20Minuten"]
+    {
+        assert!(load_task(alias, &data, options).is_ok(), "{alias}");
+    }
+    let limited = TaskOptions { limit: Some(1), max_new_tokens: Some(3), metric: Some(Metric::RougeL) };
+    let task = load_task("my task", &data, limited).unwrap();
+    assert_eq!((task.len(), task.main_metric(), prompt(task.as_ref(), 0).max_new_tokens), (1, "rouge_l", 3));
+    assert_eq!(load_task("my task", &data, options).unwrap().main_metric(), "exact_match");
+    assert_eq!(load_task("facts.jsonl", &data, options).unwrap().name(), "facts");
+
+    for (name, part) in [
+        ("nothing", "task `nothing`: no such directory"),
+        ("", "known tasks: C-STANCE, FOMC"),
+        ("gsm8k", "gsm8k/test.jsonl is missing"),
+        ("gone.jsonl", "gone.jsonl"),
+    ] {
+        let error = load_task(name, &data, options).err().unwrap().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let none = TaskOptions { limit: Some(0), ..options };
+    assert!(matches!(load_task("FOMC", &data, none), Err(Error::NoDocuments { .. })));
+    write(data.join("FOMC/test.json"), "[{\"prompt\": 1}]");
+    let error = load_task("FOMC", &data, options).err().unwrap().to_string();
+    assert!(error.contains("test.json: row 0"), "{error}");
+}
+
+#[test]
+fn gsm8k_is_asked_as_lm_eval_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("trace");
+    std::fs::create_dir_all(&data).unwrap();
+    let rows = |n: usize| -> String {
+        (0..n)
+            .map(|i| format!("{{\"question\": \"Question: {i}?\", \"answer\": \"so {i}\\n#### {i},000\"}}\n"))
+            .collect()
+    };
+    write(folder.path().join("gsm8k/test.jsonl"), &(rows(2) + "{\"question\": \"x\", \"answer\": \"42\"}\n"));
+    let options = TaskOptions::default();
+    let error = load_task("gsm8k", &data, options).err().unwrap().to_string();
+    assert!(error.contains("train.jsonl is missing; the five shots"), "{error}");
+    write(folder.path().join("gsm8k/train.jsonl"), &rows(7473));
+    let task = load_task("gsm8k", &data, options).unwrap();
+    // Random(1234).sample(range(7473), 5), twice: see fixtures/python_sample.json.
+    for (document, drawn) in [(0, [6374, 3610, 957, 61, 742]), (1, [7462, 6610, 4769, 286, 5501])] {
+        let shots: String =
+            drawn.iter().map(|i| format!("Question: Question: {i}?\nAnswer: so {i}\n#### {i},000\n\n")).collect();
+        let request = prompt(task.as_ref(), document);
+        assert_eq!(request.prompt, format!("{shots}Question: Question: {document}?\nAnswer:"));
+        assert_eq!((request.max_new_tokens, request.stop.join("|").as_str()), (256, "Question:|</s>|<|im_end|>"));
+    }
+    let score = |task: &dyn Task, d, text: &str| task.score(d, &Response::Text(text.to_owned()));
+    assert_eq!(score(task.as_ref(), 1, "… #### 1000")["strict_match"], 1.0);
+    assert_eq!(score(task.as_ref(), 1, "it is $1,000.")["flexible_extract"], 1.0);
+    assert_eq!(score(task.as_ref(), 2, "42")["flexible_extract"], 1.0, "an answer without a mark");
+
+    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
+    assert!(error.contains("fewshot.jsonl is missing"), "{error}");
+    let shots = folder.path().join("lm-eval/gsm8k_cot/fewshot.jsonl");
+    write(shots.clone(), "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n{\"question\": \"c\"}\n");
+    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
+    assert!(error.contains("line 2") && error.contains("missing field `target`"), "{error}");
+    write(shots, "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n");
+    let task = load_task("gsm8k_cot", &data, options).unwrap();
+    assert_eq!(prompt(task.as_ref(), 0).prompt, "Q: a\nA: b. The answer is 1.\n\nQ: Question: 0?\nA:");
+    assert_eq!(score(task.as_ref(), 1, "The answer is 1,000.")["strict_match"], 1.0);
+    assert_eq!(score(task.as_ref(), 1, "#### 1000")["strict_match"], 0.0);
+}
+
+#[test]
+fn a_metric_s_name_in_a_configuration() {
+    let names: BTreeMap<String, Metric> =
+        METRICS.into_iter().map(|m| (serde_json::to_string(&m).unwrap().replace('"', ""), m)).collect();
+    let expected = ["edit_similarity", "exact_match", "first_char", "gsm8k", "gsm8k_cot", "rouge_l", "sari"];
+    assert_eq!(names.keys().collect::<Vec<_>>(), expected);
+}
