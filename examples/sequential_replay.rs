@@ -4,7 +4,7 @@
 //! cargo run --example sequential_replay
 //! ```
 //!
-//! Everything is made here from a seed: facts to know beforehand, tasks, tokenizer, weights. It takes a minute or two on two
+//! Everything is made here from a seed: facts to know beforehand, tasks, tokenizer, weights. It takes about a minute on two
 //! cores and needs no network and no data.
 
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let data = folder.path().join("data");
     let questions = write_data(&data)?;
 
-    eprintln!("pretraining a small Llama on facts");
+    eprintln!("pretraining a small Llama on facts and on the form of the tasks' questions");
     let base = pretrain(folder.path(), &data)?;
 
     let mut results = Vec::new();
@@ -50,14 +50,13 @@ fn main() -> Result<()> {
 
 /// Facts, questions about them, and tasks, as files. Returns the files of questions: the old knowledge.
 fn write_data(data: &Path) -> Result<Vec<PathBuf>> {
-    let facts = toy::facts(SEED);
-    write_split(&data.join("facts"), "train", &facts.examples)?;
+    write_split(&data.join("pretraining"), "train", &toy::pretraining(SEED, 300))?;
     for task in toy::tasks(SEED, 320, 100) {
         write_split(&data.join(task.name), "train", &task.train)?;
         write_split(&data.join(task.name), "test", &task.test)?;
     }
     let mut files = Vec::new();
-    for (name, questions) in facts.questions {
+    for (name, questions) in toy::facts(SEED).questions {
         let lines: Vec<String> = questions.iter().map(|q| json!(q).to_string()).collect();
         files.push(data.join(format!("{name}.jsonl")));
         std::fs::write(files.last().expect("just pushed"), lines.join("\n"))?;
@@ -70,7 +69,7 @@ fn write_split(dir: &Path, split: &str, examples: &[Example]) -> Result<()> {
     Ok(std::fs::write(dir.join(format!("{split}.json")), json!(examples).to_string())?)
 }
 
-/// Random weights, then all of them trained on the facts.
+/// Random weights, then all of them trained on what the model is to know beforehand.
 fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
     let config = toy::model_config(96);
     let init = folder.join("init");
@@ -83,7 +82,7 @@ fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
         false,
     )?;
     let train = TrainConfig {
-        epochs: 60,
+        epochs: 30,
         micro_batch_size: 16,
         learning_rate: 3e-3,
         lr_scheduler_type: Schedule::Cosine,
@@ -92,7 +91,7 @@ fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
     };
     let input = RoundInput {
         model: &init,
-        datasets: &[load_split(&data.join("facts"), Split::Train)?],
+        datasets: &[load_split(&data.join("pretraining"), Split::Train)?],
         mixture: Mixture::None,
         config: &train,
         seed: SEED,
@@ -115,9 +114,9 @@ fn sequence(base: &Path, data: &Path, questions: &[PathBuf], replay: Option<Repl
         keep_models: false,
         limit: Limits::default(),
         train: TrainConfig {
-            epochs: 12,
+            epochs: 20,
             micro_batch_size: 16,
-            learning_rate: 5e-3,
+            learning_rate: 2e-3,
             lora: Some(LoraConfig::default()),
             ..TrainConfig::default()
         },

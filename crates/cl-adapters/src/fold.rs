@@ -4,7 +4,7 @@ use cl_checkpoint::{Adapter, Checkpoint, CheckpointWriter, Dtype, Manifest, Tens
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor, tensor_bytes};
 
-use crate::{AdapterError, check_supported};
+use crate::{AdapterError, check_supported, check_whole_tensors};
 
 /// What folding did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -80,6 +80,9 @@ fn stored_kind(dtype: Dtype, name: &str) -> Result<Kind, AdapterError> {
 /// The adapter's modules exist in the base and fit, before anything is written.
 fn check(base: &Checkpoint, adapter: &Adapter) -> Result<(), AdapterError> {
     check_supported(adapter)?;
+    check_whole_tensors(adapter, &|name| {
+        base.info(name).map(|_| Ok(load_tensor(base, name, Kind::Float, Device::Cpu)?)).transpose()
+    })?;
     for module in adapter.modules() {
         let path = adapter.dir().to_owned();
         let Some(info) = base.info(&format!("{}.weight", module.name)) else {

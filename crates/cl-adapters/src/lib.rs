@@ -13,5 +13,5 @@ pub use dropout::Mode;
 pub use error::AdapterError;
 pub use fold::{FoldReport, fold};
 pub use linear::Linear;
-pub use lora::{Lora, check_supported, save_lora};
+pub use lora::{Lora, check_supported, check_whole_tensors, save_lora};
 pub use targets::Targets;

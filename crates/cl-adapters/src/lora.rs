@@ -1,10 +1,11 @@
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, AdapterConfig, Dtype, Manifest, TensorSpec};
+use cl_checkpoint::{Adapter, AdapterConfig, Dtype, Manifest, TensorSource, TensorSpec};
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::Value;
 
 use crate::dropout::mix;
 use crate::{AdapterError, Linear, LoraConfig, Mode};
@@ -71,12 +72,16 @@ impl Lora {
         Ok(Lora::new(a, b, adapter.config().scaling(&layer.name), dropout, &layer.name))
     }
 
+    /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype of `x`: what `Bᵀ` is still to be multiplied with.
+    pub fn narrow(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let h = mode.dropout(x, self.dropout, self.key).linear::<&Tensor>(&self.a.to_kind(x.kind()), None);
+        // Scaling the skinny product costs r per token instead of out per token.
+        h * self.scaling
+    }
+
     /// `y + scaling · (dropout(x)·Aᵀ)·Bᵀ`, computed in the dtype of `x`; takes over the memory of `y`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
-        let kind = x.kind();
-        let h = mode.dropout(x, self.dropout, self.key).linear::<&Tensor>(&self.a.to_kind(kind), None);
-        // Scaling the skinny product costs r per token instead of out per token.
-        y.addmm_(&(h * self.scaling), &self.b.to_kind(kind).tr())
+        y.addmm_(&self.narrow(x, mode), &self.b.to_kind(x.kind()).tr())
     }
 
     /// Another handle on the same tensors.
@@ -94,7 +99,10 @@ fn name_key(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Writes the adapters of `layers` as a PEFT directory in f32, as PEFT does.
+/// Writes the adapters of `layers` (all linear layers of a model, adapted or not) as a PEFT directory in f32, as PEFT does.
+///
+/// Ranks and scalings are those of the layers: where they differ from `config`, as they may after an adapter was loaded,
+/// the difference goes into `rank_pattern` and `alpha_pattern`.
 ///
 /// # Errors
 /// [`AdapterError::Checkpoint`] when the directory exists and `overwrite` is false, or cannot be written.
@@ -106,13 +114,22 @@ pub fn save_lora<'a>(
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), AdapterError> {
+    let (adapted, bare): (Vec<&Linear>, Vec<&Linear>) = layers.partition(|l| l.lora.is_some());
     let mut tensors = Vec::new();
-    let mut targets: Vec<String> = Vec::new();
-    for layer in layers {
+    let mut peft = adapter_config(config, base_model);
+    peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&adapted, &bare)));
+    for layer in adapted {
         let Some(lora) = &layer.lora else { continue };
-        let last = layer.name.rsplit('.').next().unwrap_or(&layer.name);
-        if !targets.iter().any(|t| t == last) {
-            targets.push(last.to_owned());
+        let rank = lora.a.size()[0];
+        if rank != config.r {
+            peft.rank_pattern.push((layer.name.clone(), rank as usize));
+        }
+        let scaling = |lora_alpha| LoraConfig { r: rank, lora_alpha, ..config.clone() }.scaling();
+        if scaling(config.lora_alpha) != lora.scaling {
+            let alpha = lora.scaling / scaling(1.0);
+            // Most alphas are whole numbers, which the division misses by a bit.
+            let alpha = if scaling(alpha.round()) == lora.scaling { alpha.round() } else { alpha };
+            peft.alpha_pattern.push((layer.name.clone(), alpha));
         }
         for (factor, tensor) in [("A", &lora.a), ("B", &lora.b)] {
             let spec = TensorSpec {
@@ -123,19 +140,30 @@ pub fn save_lora<'a>(
             tensors.push((spec, tensor_bytes(tensor, Kind::Float)));
         }
     }
-    targets.sort();
-    let peft = adapter_config(config, targets, base_model);
     cl_checkpoint::write_adapter(dir, &peft, &tensors, manifest, overwrite)?;
     Ok(())
 }
 
-fn adapter_config(config: &LoraConfig, targets: Vec<String>, base_model: &str) -> AdapterConfig {
+/// The last parts of the adapted layers' names, or whole names where last parts would name bare layers too: PEFT would
+/// give those an adapter that the file does not hold.
+fn target_names(adapted: &[&Linear], bare: &[&Linear]) -> Vec<String> {
+    fn last(layer: &Linear) -> &str {
+        layer.name.rsplit('.').next().unwrap_or(&layer.name)
+    }
+    let exact = adapted.iter().all(|a| bare.iter().all(|b| last(a) != last(b)));
+    let mut names: Vec<String> =
+        adapted.iter().map(|l| if exact { last(l) } else { &l.name }).map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn adapter_config(config: &LoraConfig, base_model: &str) -> AdapterConfig {
     AdapterConfig {
         r: config.r as usize,
         lora_alpha: config.lora_alpha,
         lora_dropout: config.lora_dropout,
         use_rslora: config.use_rslora,
-        target_modules: Some(cl_checkpoint::TargetModules::List(targets)),
         base_model_name_or_path: Some(base_model.to_owned()),
         task_type: Some("CAUSAL_LM".to_owned()),
         inference_mode: true,
@@ -143,12 +171,36 @@ fn adapter_config(config: &LoraConfig, targets: Vec<String>, base_model: &str) -
     }
 }
 
+/// Keys of `adapter_config.json` that change what an adapter computes when they hold anything but null, false or nothing.
+const CHANGE_THE_MEANING: [&str; 10] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// Ways of starting the factors that subtract the start from the base weight, which then is no longer the base model's.
+const CHANGE_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
 /// Refuses adapters whose meaning goes beyond `scaling · B·A` beside a linear layer.
 ///
 /// # Errors
 /// [`AdapterError::Unsupported`] names the feature.
 pub fn check_supported(adapter: &Adapter) -> Result<(), AdapterError> {
     let config = adapter.config();
+    let held = |key: &&str| match config.other.get(*key) {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(_) => true,
+    };
+    let start = config.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
     let feature = if config.peft_type != "LORA" {
         Some(config.peft_type.clone())
     } else if config.use_dora {
@@ -159,8 +211,36 @@ pub fn check_supported(adapter: &Adapter) -> Result<(), AdapterError> {
         Some("modules_to_save".to_owned())
     } else if config.fan_in_fan_out {
         Some("fan_in_fan_out".to_owned())
+    } else if CHANGE_THE_BASE.iter().any(|s| start.starts_with(s)) {
+        Some(format!("init_lora_weights = \"{start}\""))
     } else {
-        None
+        CHANGE_THE_MEANING.iter().find(|k| held(k)).map(|k| (*k).to_owned())
     };
     feature.map_or(Ok(()), |feature| Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature }))
+}
+
+/// Refuses an adapter that holds other tensors than factors, except copies of the base model's own: PEFT stores the head's
+/// weight beside an adapter on the head. `base` gives a weight of the base model by name.
+///
+/// # Errors
+/// [`AdapterError::Unsupported`] names the tensor.
+pub fn check_whole_tensors(
+    adapter: &Adapter,
+    base: &dyn Fn(&str) -> Result<Option<Tensor>, AdapterError>,
+) -> Result<(), AdapterError> {
+    for name in adapter.names() {
+        if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
+            continue;
+        }
+        let module = name.strip_prefix("base_model.model.").unwrap_or(name).replace(".base_layer.", ".");
+        let same = match base(&module)? {
+            Some(t) => load_tensor(adapter, name, t.kind(), t.device())? == t,
+            None => false,
+        };
+        if !same {
+            let feature = format!("tensor `{name}` is neither a factor nor the base model's own; such");
+            return Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature });
+        }
+    }
+    Ok(())
 }

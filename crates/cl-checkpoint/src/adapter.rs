@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::writer::{CheckpointWriter, WriteOptions};
@@ -39,8 +40,8 @@ impl Adapter {
         }
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
         let config: AdapterConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
-        if config.r == 0 || config.rank_pattern.values().any(|&r| r == 0) {
-            return Err(Error::Adapter { path, message: "r = 0: expected a rank of at least 1".to_owned() });
+        if let Some(message) = config.problem() {
+            return Err(Error::Adapter { path, message });
         }
         let path = dir.join(WEIGHTS);
         if !path.exists() {
@@ -52,7 +53,8 @@ impl Adapter {
             return Err(Error::NotFound { path, hint });
         }
         let file = SafetensorsFile::open(&path)?;
-        let modules = if config.peft_type == "LORA" { modules(&file, &config)? } else { Vec::new() };
+        let shapes = file.names().into_iter().filter_map(|n| Some((n, file.info(n)?.shape.as_slice()))).collect();
+        let modules = modules(&path, &shapes, &config)?;
         Ok(Adapter { dir: dir.to_owned(), config, file, modules })
     }
 
@@ -72,14 +74,21 @@ impl Adapter {
     }
 }
 
-fn modules(file: &SafetensorsFile, config: &AdapterConfig) -> Result<Vec<AdapterModule>, Error> {
-    let wrong = |message: String| Error::Adapter { path: file.path().to_owned(), message };
+fn modules(
+    path: &Path,
+    shapes: &BTreeMap<&str, &[usize]>,
+    config: &AdapterConfig,
+) -> Result<Vec<AdapterModule>, Error> {
+    let wrong = |message: String| Error::Adapter { path: path.to_owned(), message };
     let mut modules = Vec::new();
-    for name in file.names() {
+    if config.peft_type != "LORA" {
+        return Ok(modules);
+    }
+    for &name in shapes.keys() {
         let Some(module) = name.strip_suffix(".lora_A.weight").or_else(|| name.strip_suffix(".lora_B.weight")) else {
             continue;
         };
-        let shape = |factor: &str| file.info(&format!("{module}.lora_{factor}.weight")).map(|i| i.shape.clone());
+        let shape = |factor: &str| shapes.get(format!("{module}.lora_{factor}.weight").as_str()).map(|s| s.to_vec());
         let (Some(a), Some(b)) = (shape("A"), shape("B")) else {
             return Err(wrong(format!("tensor `{name}` has no counterpart; both lora_A and lora_B are needed")));
         };
@@ -120,7 +129,7 @@ impl TensorSource for Adapter {
 /// Writes a PEFT directory, whole or not at all.
 ///
 /// # Errors
-/// Those of [`CheckpointWriter`].
+/// [`Error::Adapter`] for tensors that contradict the config, as [`Adapter::open`] finds them; those of [`CheckpointWriter`].
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
@@ -128,6 +137,11 @@ pub fn write_adapter(
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), Error> {
+    let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
+    if let Some(message) = config.problem() {
+        return Err(Error::Adapter { path: dir.join(CONFIG), message });
+    }
+    modules(&dir.join(WEIGHTS), &shapes, config)?;
     let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();
     let options = WriteOptions { max_shard_size: u64::MAX, overwrite };
     let writer = CheckpointWriter::create_named(dir, &specs, options, "adapter_model")?;

@@ -4,6 +4,8 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::ordered_map;
+
 /// PEFT's `adapter_config.json`; field names are its keys, and keys not listed here are kept as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -36,10 +38,12 @@ pub struct AdapterConfig {
     pub modules_to_save: Option<Vec<String>>,
     /// How the factors were started.
     pub init_lora_weights: Value,
-    /// Ranks of modules that differ from `r`.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas of modules that differ from `lora_alpha`.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Ranks of modules that differ from `r`; of several patterns that match, the first one counts.
+    #[serde(with = "ordered_map")]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas of modules that differ from `lora_alpha`; of several patterns that match, the first one counts.
+    #[serde(with = "ordered_map")]
+    pub alpha_pattern: Vec<(String, f64)>,
     /// Everything else.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -72,8 +76,8 @@ impl Default for AdapterConfig {
             fan_in_fan_out: false,
             modules_to_save: None,
             init_lora_weights: Value::Bool(true),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
             other: BTreeMap::new(),
         }
     }
@@ -97,13 +101,32 @@ impl AdapterConfig {
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
     }
+
+    /// What is wrong with ranks and patterns, if anything.
+    pub(crate) fn problem(&self) -> Option<String> {
+        if self.r == 0 {
+            return Some("r = 0: expected a rank of at least 1".to_owned());
+        }
+        if let Some((key, _)) = self.rank_pattern.iter().find(|(_, rank)| *rank == 0) {
+            return Some(format!("rank_pattern `{key}` = 0: expected a rank of at least 1"));
+        }
+        let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
+        let mut patterns = ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key)));
+        patterns.find_map(|(map, key)| {
+            let e = regex(key).err()?;
+            Some(format!("{map} `{key}` is not a regular expression that is understood: {e}"))
+        })
+    }
 }
 
-/// PEFT's rule: a key is a regular expression that matches the end of the name from a dot (or the start) on.
-fn pattern<'m, V>(map: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
-    map.iter()
-        .find(|(key, _)| Regex::new(&format!(r"^(.*\.)?(?:{key})$")).is_ok_and(|r| r.is_match(module)))
-        .map(|(_, v)| v)
+/// PEFT's rule: a key is a regular expression that matches the end of the name from a dot (or the start) on, and the first
+/// key that matches counts.
+fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
+    pairs.iter().find(|(key, _)| regex(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
+}
+
+fn regex(key: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert};
+use crate::output_dir::is_file_name;
+use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 
 /// A Hugging Face model directory, opened lazily.
 pub struct Checkpoint {
@@ -92,20 +94,17 @@ impl Checkpoint {
         })
     }
 
-    /// Checks that a floating tensor holds neither NaN nor infinities.
+    /// Checks that a floating tensor, eight-bit ones included, holds neither NaN nor infinities.
     ///
     /// # Errors
     /// [`Error::NotFinite`] with the first such element.
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
-        let floating = self.info(name).is_some_and(|i| convert::to_f32(i.dtype, &[]).is_some());
-        if !floating {
-            return self.home_of(name).map(|_| ());
-        }
-        let values = self.load_f32(name)?;
-        match values.iter().position(|v| !v.is_finite()) {
+        let file = self.home_of(name)?;
+        let bytes = file.bytes(name)?;
+        match file.info(name).and_then(|i| convert::first_not_finite(i.dtype, bytes)) {
             None => Ok(()),
-            Some(index) => {
-                Err(Error::NotFinite { path: self.path_of(name), tensor: name.to_owned(), index, value: values[index] })
+            Some((index, value)) => {
+                Err(Error::NotFinite { path: file.path().to_owned(), tensor: name.to_owned(), index, value })
             }
         }
     }
@@ -168,24 +167,22 @@ fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
 
 /// Tensor to file name, every name checked to lie in the directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(with = "ordered_map")]
+        weight_map: Vec<(String, String)>,
+    }
     let text = std::fs::read(path).map_err(Error::io(path))?;
-    let json: Value = serde_json::from_slice(&text).map_err(Error::json(path))?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|e| Error::Json { path: path.to_owned(), message: format!("not an index of shards: {e}") })?;
     let wrong = |message: String| Error::Index { path: path.to_owned(), message };
-    let map = json.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("no `weight_map`".to_owned()))?;
-    if map.is_empty() {
+    if index.weight_map.is_empty() {
         return Err(wrong("`weight_map` names no tensor".to_owned()));
     }
-    map.iter()
-        .map(|(tensor, file)| {
-            let file = file.as_str().ok_or_else(|| wrong(format!("tensor `{tensor}`: {file} is not a file name")))?;
-            let mut parts = Path::new(file).components();
-            let inside = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-            if !inside || file.contains('\\') {
-                return Err(wrong(format!("tensor `{tensor}`: `{file}` is not the name of a file in this directory")));
-            }
-            Ok((tensor.clone(), file.to_owned()))
-        })
-        .collect()
+    if let Some((tensor, file)) = index.weight_map.iter().find(|(_, file)| !is_file_name(file)) {
+        return Err(wrong(format!("tensor `{tensor}`: `{file}` is not the name of a file in this directory")));
+    }
+    Ok(index.weight_map.into_iter().collect())
 }
 
 type Shards = (Vec<SafetensorsFile>, BTreeMap<String, usize>);

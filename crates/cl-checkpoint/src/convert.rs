@@ -33,6 +33,35 @@ pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     })
 }
 
+/// The first element that is NaN or infinite, and its flat index; `None` for dtypes that are not floating.
+///
+/// ```
+/// use cl_checkpoint::{Dtype, convert::first_not_finite};
+/// assert_eq!(first_not_finite(Dtype::F16, &[0, 0x3c, 0, 0xfc]), Some((1, f32::NEG_INFINITY)));
+/// ```
+pub fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
+    fn first<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Option<(usize, f32)> {
+        let values = bytes.chunks_exact(N).map(|c| read(c.try_into().expect("chunks of N")));
+        values.enumerate().find(|(_, value)| !value.is_finite())
+    }
+    let nan_if = |nan: bool| if nan { f32::NAN } else { 0.0 };
+    match dtype {
+        // A finite f64 may be beyond f32.
+        Dtype::F64 => first(bytes, |b| {
+            let value = f64::from_le_bytes(b);
+            if value.is_finite() { 0.0 } else { value as f32 }
+        }),
+        Dtype::F32 => first(bytes, f32::from_le_bytes),
+        Dtype::F16 => first(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => first(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        // The upper byte of an f16.
+        Dtype::F8_E5M2 => first(bytes, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+        Dtype::F8_E4M3 => first(bytes, |[b]| nan_if(b & 0x7f == 0x7f)),
+        Dtype::F8_E8M0 => first(bytes, |[b]| nan_if(b == 0xff)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

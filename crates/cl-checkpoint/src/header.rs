@@ -9,14 +9,13 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use crate::Error;
 use crate::source::{TensorInfo, byte_len};
 
 /// The specification's limit.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, (TensorInfo, Range<usize>)>,
@@ -33,6 +32,7 @@ struct Entry {
 
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
     let wrong = |message: String| Error::Header { path: path.to_owned(), message };
+    let in_tensor = |tensor: &str, message| Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), message };
     let length = file.get(..8).ok_or_else(|| wrong(format!("{} bytes, a header needs at least 8", file.len())))?;
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
     let room = file.len() as u64 - 8;
@@ -44,28 +44,25 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
     }
     let (text, data) = file[8..].split_at(length as usize);
     let text = std::str::from_utf8(text).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
-    let entries: Entries =
-        serde_json::from_str(text).map_err(|e| wrong(format!("the header is not valid JSON: {e}")))?;
-    let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
-    for (name, value) in entries.0 {
-        if name == "__metadata__" {
-            header.metadata = serde_json::from_value(value)
-                .map_err(|e| wrong(format!("__metadata__ is not a map of strings: {e}")))?;
-            continue;
-        }
-        let (info, range) = check(&value, data.len()).map_err(|message| Error::Tensor {
-            path: path.to_owned(),
-            tensor: name.clone(),
-            message,
-        })?;
-        header.tensors.insert(name, (info, range));
+    let mut entries = Entries::default();
+    let mut json = serde_json::Deserializer::from_str(text);
+    if let Err(e) = entries.deserialize(&mut json).and_then(|()| json.end()) {
+        return Err(match entries.at {
+            Some(name) if name == METADATA => wrong(format!("{METADATA} is not a map of strings: {e}")),
+            Some(name) => in_tensor(&name, e.to_string()),
+            None => wrong(format!("the header is not valid JSON: {e}")),
+        });
+    }
+    let mut header = Header { tensors: BTreeMap::new(), metadata: entries.metadata.unwrap_or_default() };
+    for (name, entry) in entries.tensors {
+        let range = check(&entry, data.len()).map_err(|message| in_tensor(&name, message))?;
+        header.tensors.insert(name, (TensorInfo { dtype: entry.dtype, shape: entry.shape }, range));
     }
     covers(path, &header, data.len())?;
     Ok(header)
 }
 
-fn check(value: &Value, data: usize) -> Result<(TensorInfo, Range<usize>), String> {
-    let entry = Entry::deserialize(value).map_err(|e| e.to_string())?;
+fn check(entry: &Entry, data: usize) -> Result<Range<usize>, String> {
     let (start, end) = entry.data_offsets;
     let length = byte_len(entry.dtype, &entry.shape).ok_or_else(|| {
         format!("shape {:?} of {:?} is no whole number of bytes, or too many", entry.shape, entry.dtype)
@@ -81,7 +78,7 @@ fn check(value: &Value, data: usize) -> Result<(TensorInfo, Range<usize>), Strin
             end - start
         ));
     }
-    Ok((TensorInfo { dtype: entry.dtype, shape: entry.shape }, start..end))
+    Ok(start..end)
 }
 
 /// Tensors neither overlap nor leave bytes that belong to none.
@@ -108,29 +105,41 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// A JSON object whose keys are all different; serde would silently keep the last of two.
-struct Entries(Vec<(String, Value)>);
+const METADATA: &str = "__metadata__";
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Entries;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
+/// The header's JSON object. Its keys all differ; serde would silently keep the last of two.
+#[derive(Default)]
+struct Entries {
+    tensors: BTreeMap<String, Entry>,
+    metadata: Option<BTreeMap<String, String>>,
+    at: Option<String>, // the key that is being read, for the error's text
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Entries {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Entries {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            self.at = Some(key.clone());
+            let twice = if key == METADATA {
+                self.metadata.replace(map.next_value()?).is_some()
+            } else {
+                self.tensors.insert(key, map.next_value()?).is_some()
+            };
+            if twice {
+                return Err(serde::de::Error::custom("appears twice"));
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut seen = std::collections::HashSet::new();
-                let mut pairs = Vec::new();
-                while let Some((key, value)) = map.next_entry::<String, Value>()? {
-                    if !seen.insert(key.clone()) {
-                        return Err(serde::de::Error::custom(format!("`{key}` appears twice")));
-                    }
-                    pairs.push((key, value));
-                }
-                Ok(Entries(pairs))
-            }
+            self.at = None;
         }
-        deserializer.deserialize_map(Pairs)
+        Ok(())
     }
 }

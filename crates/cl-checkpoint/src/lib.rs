@@ -8,6 +8,7 @@ mod error;
 pub mod gguf;
 mod header;
 mod manifest;
+mod ordered_map;
 mod output_dir;
 mod safetensors_file;
 mod source;

@@ -172,8 +172,10 @@ pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
 fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut out = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        if path.is_dir() {
+        let entry = entry.map_err(Error::io(dir))?;
+        let path = entry.path();
+        // A link to a directory is not followed: it may lead out, or back in without end.
+        if entry.file_type().map_err(Error::io(&path))?.is_dir() {
             out.extend(files(&path)?);
         } else {
             out.push(path);

@@ -1,5 +1,7 @@
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, Manifest};
 
@@ -11,15 +13,21 @@ use crate::{Error, Manifest};
 pub struct OutputDir {
     target: PathBuf,
     part: PathBuf,
+    made: Vec<PathBuf>, // folders above `target` that were made for it, innermost first
     overwrite: bool,
     finished: bool,
 }
+
+/// Temporaries that this process is writing to. One that bears this process' id but is not among them was left by an earlier
+/// process with the same id.
+static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 impl OutputDir {
     /// Makes the temporary directory for `target`.
     ///
     /// # Errors
-    /// [`Error::Exists`] when `target` is there and `overwrite` is false; [`Error::Io`].
+    /// [`Error::Exists`] when `target` is there and `overwrite` is false; [`Error::Plan`] when it has no name or another part
+    /// of this process is writing it; [`Error::Io`].
     pub fn create(target: &Path, overwrite: bool) -> Result<OutputDir, Error> {
         // `..` and a trailing slash would hide the name that the temporary is called after.
         let absolute = std::path::absolute(target).map_err(Error::io(target))?;
@@ -29,12 +37,19 @@ impl OutputDir {
         if !overwrite && occupied(&absolute) {
             return Err(Error::Exists { path: target.to_owned() });
         }
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let name = name.to_string_lossy();
-        remove_stale(parent, &name)?;
         let part = parent.join(format!(".{name}.{}.part", std::process::id()));
+        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.contains(&part) {
+            let message = "is being written by another part of this process".to_owned();
+            return Err(Error::Plan { path: target.to_owned(), message });
+        }
+        let made = parent.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        remove_stale(parent, &name)?;
         fs::create_dir(&part).map_err(Error::io(&part))?;
-        Ok(OutputDir { target: absolute, part, overwrite, finished: false })
+        live.insert(part.clone());
+        Ok(OutputDir { target: absolute, part, made, overwrite, finished: false })
     }
 
     /// Where to write for now.
@@ -60,7 +75,7 @@ impl OutputDir {
             return Err(Error::Exists { path: self.target.clone() });
         }
         let old = self.part.with_extension("old");
-        let replaced = self.target.exists();
+        let replaced = self.target.symlink_metadata().is_ok();
         if replaced {
             fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
         }
@@ -76,7 +91,7 @@ impl OutputDir {
             sync(parent)?;
         }
         if replaced {
-            fs::remove_dir_all(&old).map_err(Error::io(&old))?;
+            remove(&old)?;
         }
         Ok(())
     }
@@ -84,11 +99,28 @@ impl OutputDir {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
+        // A lock that a panic has poisoned still guards the same set.
+        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.finished {
             // Nothing sensible can be done about a failure here; the next create tries again.
             let _ = fs::remove_dir_all(&self.part);
+            // Those that are not empty hold something else by now.
+            let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
+        live.remove(&self.part);
     }
+}
+
+/// Whether this names a file directly in a directory, wherever the name came from.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0'])
+}
+
+/// Removes a directory, a file, or a symbolic link but not what it leads to.
+fn remove(path: &Path) -> Result<(), Error> {
+    let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(Error::io(path))
 }
 
 /// An empty directory may be written into; anything else is in the way.
@@ -111,10 +143,10 @@ fn remove_stale(parent: &Path, name: &str) -> Result<(), Error> {
             continue;
         }
         let target = parent.join(name);
-        if kind == "old" && !target.exists() {
+        if kind == "old" && target.symlink_metadata().is_err() {
             fs::rename(&path, &target).map_err(Error::io(&path))?;
         } else if kind == "part" || kind == "old" {
-            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+            remove(&path)?;
         }
     }
     Ok(())

@@ -6,6 +6,8 @@ use std::sync::Mutex;
 
 use serde_json::{Map, Value, json};
 
+use crate::header::MAX_HEADER;
+use crate::output_dir::is_file_name;
 use crate::source::byte_len;
 use crate::{Error, Manifest, OutputDir, TensorSpec};
 
@@ -71,6 +73,10 @@ impl CheckpointWriter {
             let path = writer.out.path().join(&file_name);
             let file = File::create_new(&path).map_err(Error::io(&path))?;
             let header = header(shard);
+            if header.len() as u64 > MAX_HEADER {
+                let message = format!("`{file_name}` would have a header of more than {MAX_HEADER} bytes");
+                return Err(Error::Plan { path: out_dir.to_owned(), message });
+            }
             file.write_all_at(&header, 0).map_err(Error::io(&path))?;
             let mut offset = header.len() as u64;
             for spec in shard {
@@ -120,19 +126,27 @@ impl CheckpointWriter {
     /// Writes a file.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Plan`] for a name with a folder in it; [`Error::Io`].
     pub fn put_file(&self, name: &str, content: &[u8]) -> Result<(), Error> {
-        let path = self.out.path().join(name);
+        let path = self.inside(name)?;
         std::fs::write(&path, content).map_err(Error::io(&path))
     }
 
     /// Copies a file.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Plan`] for a name with a folder in it; [`Error::Io`].
     pub fn copy_file(&self, from: &Path, name: &str) -> Result<(), Error> {
-        std::fs::copy(from, self.out.path().join(name)).map_err(Error::io(from))?;
+        std::fs::copy(from, self.inside(name)?).map_err(Error::io(from))?;
         Ok(())
+    }
+
+    fn inside(&self, name: &str) -> Result<std::path::PathBuf, Error> {
+        if !is_file_name(name) {
+            let message = format!("`{name}` is not the name of a file in this directory");
+            return Err(Error::Plan { path: self.out.target().to_owned(), message });
+        }
+        Ok(self.out.path().join(name))
     }
 
     /// Completes the directory: manifest last, then one rename.
@@ -156,14 +170,15 @@ fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec
     }
     let mut names = std::collections::BTreeSet::new();
     let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
-    let mut size = 0u64;
+    let (mut size, mut total) = (0u64, 0u64);
     for spec in tensors {
         if !names.insert(&spec.name) || spec.name == "__metadata__" {
             return Err(plan(format!("tensor name `{}` is planned twice or reserved", spec.name)));
         }
-        let length = byte_len(spec.dtype, &spec.shape)
-            .ok_or_else(|| plan(format!("tensor `{}`: shape {:?} is too large", spec.name, spec.shape)))?
-            as u64;
+        let too_large = || plan(format!("tensor `{}`: shape {:?} is too large", spec.name, spec.shape));
+        let length = byte_len(spec.dtype, &spec.shape).ok_or_else(too_large)? as u64;
+        // Files have room for 2⁶³ bytes; no sum below overflows then.
+        total = total.checked_add(length).filter(|&t| t < 1 << 62).ok_or_else(too_large)?;
         let last = shards.last_mut().expect("starts with one");
         if !last.is_empty() && size + length > max {
             shards.push(vec![spec]);

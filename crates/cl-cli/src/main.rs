@@ -36,7 +36,7 @@ enum Command {
     Sequence(commands::sequence::Args),
     /// Score a model on tasks.
     Eval(commands::eval::Args),
-    /// Check a configuration of `train` or `sequence` without running it.
+    /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
     /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
     Reproduce(commands::reproduce::Args),

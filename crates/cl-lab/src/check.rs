@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use cl_adapters::Targets;
-use cl_checkpoint::{Adapter, Checkpoint, TensorSource};
+use cl_checkpoint::{Adapter, Checkpoint, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
-use cl_model::ModelConfig;
+use cl_model::Decoder;
 use cl_train::{Plan, TrainConfig};
 
 use crate::round_data::load_train_data;
@@ -57,6 +57,81 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
+/// Checks a model or adapter directory: every header, names and shapes against the config, the tokenizer, every value for NaN
+/// and infinities, and every file against the manifest when there is one.
+pub fn check_directory(dir: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if dir.join("adapter_config.json").exists() {
+        check_adapter(dir, &mut findings);
+    } else {
+        check_whole_model(dir, &mut findings);
+    }
+    if dir.join("manifest.json").exists()
+        && let Some(differences) = note(Manifest::verify(dir).map_err(LabError::from), &mut findings)
+    {
+        findings.extend(differences.into_iter().map(|difference| match difference {
+            ManifestProblem::Missing(path) => {
+                Finding::Problem(format!("{}: named in manifest.json, but missing", path.display()))
+            }
+            ManifestProblem::Changed(path) => {
+                Finding::Problem(format!("{}: has another content than manifest.json says", path.display()))
+            }
+            ManifestProblem::Unlisted(path) => Finding::Fact(format!("{}: not named in manifest.json", path.display())),
+        }));
+    }
+    findings
+}
+
+fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
+    let tokenizer = note(Tokenizer::from_dir(dir).map_err(LabError::from), findings);
+    let Some(checkpoint) = note(Checkpoint::open(dir).map_err(LabError::from), findings) else { return };
+    if let Some(config) = note(Decoder::check(&checkpoint).map_err(LabError::from), findings) {
+        findings.push(Finding::Fact(format!(
+            "model: {:?} family, {} layers, hidden size {}, {:.1} M parameters, vocabulary {}",
+            config.family,
+            config.num_hidden_layers,
+            config.hidden_size,
+            parameters(&checkpoint) as f64 / 1e6,
+            config.vocab_size
+        )));
+        let tokens = tokenizer.map_or(0, |t| t.vocab_size());
+        if tokens as i64 > config.vocab_size {
+            findings.push(Finding::Problem(format!(
+                "{}: the tokenizer has {tokens} tokens, the embedding only {} rows",
+                dir.display(),
+                config.vocab_size
+            )));
+        }
+    }
+    note(checkpoint.check_all_finite().map_err(LabError::from), findings);
+}
+
+fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
+    let Some(adapter) = note(Adapter::open(dir).map_err(LabError::from), findings) else { return };
+    note(cl_adapters::check_supported(&adapter).map_err(LabError::from), findings);
+    let config = adapter.config();
+    findings.push(Finding::Fact(format!(
+        "adapter: {} on {} modules, r {}, lora_alpha {}, base {}",
+        config.peft_type,
+        adapter.modules().len(),
+        config.r,
+        config.lora_alpha,
+        config.base_model_name_or_path.as_deref().unwrap_or("not named")
+    )));
+    for name in adapter.names() {
+        let values = adapter.info(name).zip(adapter.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));
+        let bad = values.iter().flatten().enumerate().find(|(_, v)| !v.is_finite());
+        if let Some((index, value)) = bad {
+            let file = dir.join("adapter_model.safetensors");
+            findings.push(Finding::Problem(format!("{}: tensor `{name}`: element {index} is {value}", file.display())));
+        }
+    }
+}
+
+fn parameters(checkpoint: &Checkpoint) -> usize {
+    checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum()
+}
+
 fn note<T>(result: Result<T, LabError>, findings: &mut Vec<Finding>) -> Option<T> {
     result.map_err(|e| findings.push(Finding::Problem(e.to_string()))).ok()
 }
@@ -72,10 +147,9 @@ fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) {
         note(tokenizer.require_eos().map(|_| ()).map_err(LabError::from), findings);
     }
     let Some(checkpoint) = note(Checkpoint::open(dir).map_err(LabError::from), findings) else { return };
-    let config = ModelConfig::from_json(dir, checkpoint.config());
-    note(config.map_err(LabError::from), findings);
-    let parameters: usize = checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum();
-    findings.push(Finding::Fact(format!("model: {} with {:.1} M parameters", dir.display(), parameters as f64 / 1e6)));
+    note(Decoder::check(&checkpoint).map_err(LabError::from), findings);
+    let millions = parameters(&checkpoint) as f64 / 1e6;
+    findings.push(Finding::Fact(format!("model: {} with {millions:.1} M parameters", dir.display())));
     if let Some(lora) = &train.lora {
         // Adapters go beside matrices of the layers; embeddings are matrices too, but no linear layers.
         let names: Vec<&str> = checkpoint

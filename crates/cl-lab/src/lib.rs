@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod error;
+mod hash;
 mod observe;
 mod report;
 mod reproduce;
@@ -12,7 +13,7 @@ mod scoring;
 mod sequence;
 pub mod toy;
 
-pub use check::{Finding, check_sequence, check_train};
+pub use check::{Finding, check_directory, check_sequence, check_train};
 pub use config::{DataConfig, EvalConfig, Limits, Replay, SequenceConfig, TrainRun, read_sequence, read_train};
 pub use error::LabError;
 pub use observe::{Event, Observer};

@@ -23,7 +23,9 @@ pub struct StudyConfig {
     pub seed: u64,
     /// Width of the model.
     pub hidden_size: usize,
-    /// Passes over the facts.
+    /// Questions of each task seen beforehand, with an answer drawn at random.
+    pub pretraining_questions: usize,
+    /// Passes over facts and questions.
     pub pretraining_epochs: u64,
     /// Training rows of each task.
     pub train_rows: usize,
@@ -44,12 +46,13 @@ impl Default for StudyConfig {
         StudyConfig {
             seed: 1,
             hidden_size: 96,
-            pretraining_epochs: 60,
+            pretraining_questions: 300,
+            pretraining_epochs: 30,
             train_rows: 480,
             test_rows: 120,
-            epochs: 12,
-            lora_learning_rate: 5e-3,
-            full_learning_rate: 1e-3,
+            epochs: 20,
+            lora_learning_rate: 2e-3,
+            full_learning_rate: 5e-4,
             replay: 0.1,
         }
     }
@@ -107,7 +110,7 @@ fn belongs(config: &StudyConfig, out: &Path) -> Result<(), LabError> {
 /// Writes facts, questions and tasks as files, as anybody's data would be; returns the files of questions.
 pub(crate) fn write_data(config: &StudyConfig, data: &Path) -> Result<Vec<PathBuf>, LabError> {
     let facts = toy::facts(config.seed);
-    write_split(&data.join("facts"), "train", &facts.examples)?;
+    write_split(&data.join("pretraining"), "train", &toy::pretraining(config.seed, config.pretraining_questions))?;
     let mut files = Vec::new();
     for (name, questions) in &facts.questions {
         let path = data.join(format!("{name}.jsonl"));
@@ -127,7 +130,7 @@ fn write_split(dir: &Path, split: &str, examples: &[cl_data::Example]) -> Result
     write_whole(&dir.join(format!("{split}.json")), json!(examples).to_string().as_bytes())
 }
 
-/// A random model, then all its weights trained on the facts.
+/// A random model, then all its weights trained on what it is to know beforehand.
 fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observer<'_>) -> Result<PathBuf, LabError> {
     let init = out.join("base/init");
     let keys = toy::model_config(config.hidden_size);
@@ -135,7 +138,7 @@ fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observ
         let model = random_weights(&keys, config.seed, LoadOptions::cpu(Kind::Float))?;
         model.save(&init, Kind::Float, &keys, &toy::tokenizer_files(), Manifest::new("model"), true)?;
     }
-    let datasets = [load_split(&data.join("facts"), Split::Train)?];
+    let datasets = [load_split(&data.join("pretraining"), Split::Train)?];
     let train = TrainConfig {
         epochs: config.pretraining_epochs,
         micro_batch_size: 16,

@@ -1,13 +1,14 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{fold, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, Manifest, hash_file};
+use cl_checkpoint::{Adapter, Checkpoint, Manifest};
 use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, Tokenizer, encode_dataset, epoch_rows, plan};
 use cl_model::Decoder;
 use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
+use crate::hash::{adapter_hash, model_hash};
 use crate::{Event, LabError, Observer};
 
 /// Everything one round of fine-tuning is made from.
@@ -186,33 +187,13 @@ fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     Ok(manifest.with_config(config))
 }
 
-/// Content hash of a model directory: its manifest's, or that of its weight files.
-pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
-    if let Ok(manifest) = Manifest::read(dir) {
-        return Ok(manifest.content_hash());
-    }
-    let mut manifest = Manifest::new("model");
-    for file in Checkpoint::open(dir)?.files() {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        manifest.files.insert(name, hash_file(file)?);
-    }
-    Ok(manifest.content_hash())
-}
-
 fn fold_into(base: &Path, adapters: &[PathBuf], out: &Path) -> Result<(), LabError> {
     let mut manifest = Manifest::new("model").with_source("base", base, model_hash(base)?);
     let mut opened = Vec::new();
     for dir in adapters {
-        manifest = manifest.with_source("adapter", dir, model_hash_of_adapter(dir)?);
+        manifest = manifest.with_source("adapter", dir, adapter_hash(dir)?);
         opened.push(Adapter::open(dir)?);
     }
     fold(&Checkpoint::open(base)?, &opened, out, manifest, true)?;
     Ok(())
-}
-
-fn model_hash_of_adapter(dir: &Path) -> Result<String, LabError> {
-    match Manifest::read(dir) {
-        Ok(manifest) => Ok(manifest.content_hash()),
-        Err(_) => Ok(hash_file(&dir.join("adapter_model.safetensors"))?.blake3),
-    }
 }

@@ -7,6 +7,7 @@ use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
+use crate::hash::{adapter_hash, model_hash};
 use crate::{EvalConfig, Event, LabError, Observer};
 
 /// A model with its tokenizer, ready to be asked.
@@ -15,6 +16,8 @@ pub struct LoadedModel {
     pub model: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Hash of the files it was made from, and the dtype it computes in.
+    pub fingerprint: String,
 }
 
 impl LoadedModel {
@@ -35,10 +38,16 @@ impl LoadedModel {
         let tokenizer = Tokenizer::from_dir(dir)?;
         let options = LoadOptions { weights: kind, compute: kind, device };
         let mut model = Decoder::load(&Checkpoint::open(dir)?, options)?;
+        let mut fingerprint = model_hash(dir)?[..32].to_owned();
         if let Some(adapter) = adapter {
             model.load_lora(&Adapter::open(adapter)?, 0.0)?;
+            fingerprint += &format!("+{}", &adapter_hash(adapter)?[..32]);
         }
-        Ok(LoadedModel { model, tokenizer })
+        fingerprint += match precision {
+            Precision::F32 => ":f32",
+            Precision::Bf16 => ":bf16",
+        };
+        Ok(LoadedModel { model, tokenizer, fingerprint })
     }
 }
 
@@ -56,6 +65,7 @@ pub fn score_model(
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
     scorer.batch_sequences = config.batch_sequences;
+    scorer.fingerprint = Some(loaded.fingerprint.clone());
     tasks
         .iter()
         .map(|task| {

@@ -6,8 +6,8 @@ use cl_torch::pick_device;
 use cl_torch::tch::Device;
 
 use crate::error::write_whole;
+use crate::hash::model_hash;
 use crate::report::{method_name, row_name, tables_of};
-use crate::round::model_hash;
 use crate::{Event, LabError, LoadedModel, Observer, RoundInput, SequenceConfig, run_round, score_model};
 
 /// What a sequence came to.

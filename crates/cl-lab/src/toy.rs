@@ -1,8 +1,10 @@
 //! A small world made from a seed: facts to know beforehand, tasks to learn one after another, and a tokenizer for both.
 //!
 //! It stands in for a pretrained model and real data wherever neither is at hand: the example, the embedded study, tests.
-//! Everything a task asks for can be learned by a two-layer transformer in seconds, and learning one task with the same
-//! few weights disturbs the others, which is what the study is about.
+//! Beforehand a model sees the facts, and the tasks' questions with an answer drawn at random: like a pretrained model it then
+//! knows every word and the form of every question, but no task's rule. Everything a task asks for can be learned by a
+//! two-layer transformer in seconds, and learning one task with the same few weights disturbs the others, which is what the
+//! study is about.
 
 use std::path::Path;
 
@@ -37,7 +39,7 @@ pub struct Question {
 
 /// Facts the model is pretrained on.
 pub struct Facts {
-    /// Text to pretrain on.
+    /// Each fact once, as question and answer.
     pub examples: Vec<Example>,
     /// Questions that ask for the facts, by name of the set.
     pub questions: Vec<(&'static str, Vec<Question>)>,
@@ -83,21 +85,46 @@ pub fn facts(seed: u64) -> Facts {
     Facts { examples, questions: vec![("homes", homes), ("colours", colours)] }
 }
 
+/// A task's question, its answer, and the answers that somebody who does not know the rule could give.
+struct Drawn {
+    prompt: String,
+    answer: &'static str,
+    plausible: Vec<&'static str>,
+}
+
+type Maker = fn(&mut ChaCha8Rng) -> Drawn;
+
+const MAKERS: [(&str, Maker); 4] = [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
+
+/// What the model is pretrained on: every fact four times, and `questions` questions of each task with a plausible answer
+/// drawn at random.
+pub fn pretraining(seed: u64, questions: usize) -> Vec<Example> {
+    let mut rng = rng(seed, "pretraining");
+    let facts = facts(seed).examples;
+    let mut examples: Vec<Example> = facts.iter().cycle().take(4 * facts.len()).cloned().collect();
+    for (_, make) in MAKERS {
+        for _ in 0..questions {
+            let drawn = make(&mut rng);
+            let answer = drawn.plausible[below(&mut rng, drawn.plausible.len())].to_owned();
+            examples.push(Example { prompt: drawn.prompt, answer });
+        }
+    }
+    examples
+}
+
 /// The tasks of a seed, in the order they are learned: `first`, `mood`, `largest`, `last`.
 pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
-    type Maker = fn(&mut ChaCha8Rng) -> Example;
-    let makers: [(&'static str, Maker); 4] = [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
-    makers
+    MAKERS
         .into_iter()
         .map(|(name, make)| {
             let mut rng = rng(seed, name);
             let mut seen = std::collections::HashSet::new();
             let mut all = Vec::with_capacity(train + test);
-            // A task has thousands of prompts; the bound only keeps an impossible request from running for ever.
+            // A task has hundreds of prompts; the bound only keeps an impossible request from running for ever.
             for _ in 0..(train + test) * 50 {
-                let example = make(&mut rng);
-                if all.len() < train + test && seen.insert(example.prompt.clone()) {
-                    all.push(example);
+                let drawn = make(&mut rng);
+                if all.len() < train + test && seen.insert(drawn.prompt.clone()) {
+                    all.push(Example { prompt: drawn.prompt, answer: drawn.answer.to_owned() });
                 }
             }
             let test = all.split_off(train.min(all.len()));
@@ -106,27 +133,28 @@ pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
         .collect()
 }
 
-fn first(rng: &mut ChaCha8Rng) -> Example {
+fn first(rng: &mut ChaCha8Rng) -> Drawn {
     let row = draw(rng, &LETTERS, 4);
-    Example { prompt: format!("first of {} :", row.join(" ")), answer: row[0].to_owned() }
+    Drawn { prompt: format!("first of {} :", row.join(" ")), answer: row[0], plausible: row }
 }
 
-fn last(rng: &mut ChaCha8Rng) -> Example {
+fn last(rng: &mut ChaCha8Rng) -> Drawn {
     let row = draw(rng, &LETTERS, 4);
-    Example { prompt: format!("last of {} :", row.join(" ")), answer: row[3].to_owned() }
+    Drawn { prompt: format!("last of {} :", row.join(" ")), answer: row[3], plausible: row }
 }
 
-fn largest(rng: &mut ChaCha8Rng) -> Example {
+fn largest(rng: &mut ChaCha8Rng) -> Drawn {
     let row = draw(rng, &DIGITS, 3);
-    let answer = row.iter().max().expect("three digits").to_string();
-    Example { prompt: format!("largest of {} :", row.join(" ")), answer }
+    let answer = row.iter().max().expect("three digits");
+    Drawn { prompt: format!("largest of {} :", row.join(" ")), answer, plausible: row }
 }
 
-fn mood(rng: &mut ChaCha8Rng) -> Example {
-    let (label, words) = MOODS[below(rng, MOODS.len())];
+fn mood(rng: &mut ChaCha8Rng) -> Drawn {
+    let (answer, words) = MOODS[below(rng, MOODS.len())];
     let nouns = draw(rng, &NOUNS, 2);
     let word = words[below(rng, words.len())];
-    Example { prompt: format!("mood of the {} {word} {} :", nouns[0], nouns[1]), answer: label.to_owned() }
+    let prompt = format!("mood of the {} {word} {} :", nouns[0], nouns[1]);
+    Drawn { prompt, answer, plausible: MOODS.map(|m| m.0).to_vec() }
 }
 
 /// Writes `tokenizer.json` and `tokenizer_config.json` of the world: one token a word, BOS in front.
@@ -217,7 +245,7 @@ fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
     (rng.next_u64() % n as u64) as usize
 }
 
-fn draw<'a>(rng: &mut ChaCha8Rng, from: &[&'a str], n: usize) -> Vec<&'a str> {
+fn draw(rng: &mut ChaCha8Rng, from: &[&'static str], n: usize) -> Vec<&'static str> {
     (0..n).map(|_| from[below(rng, from.len())]).collect()
 }
 
@@ -230,9 +258,9 @@ mod tests {
         let words = vocabulary();
         let known: std::collections::HashSet<&str> = words.iter().copied().collect();
         assert_eq!(known.len(), words.len());
-        let facts = facts(3);
+        let before = pretraining(3, 20);
         let tasks = tasks(3, 30, 10);
-        let examples = tasks.iter().flat_map(|t| t.train.iter().chain(&t.test)).chain(&facts.examples);
+        let examples = tasks.iter().flat_map(|t| t.train.iter().chain(&t.test)).chain(&before);
         for example in examples {
             for word in example.prompt.split(' ').chain(example.answer.split(' ')) {
                 assert!(known.contains(word), "{word}");

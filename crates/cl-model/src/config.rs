@@ -157,6 +157,11 @@ impl ModelConfig {
             if value < 1 {
                 return Err(config(format!("{key} = {value}: expected at least 1")));
             }
+            // Beyond these a typing error would ask for all memory before a tensor is looked at.
+            let most = if key == "num_hidden_layers" { 10_000 } else { i64::from(i32::MAX) };
+            if value > most {
+                return Err(config(format!("{key} = {value}: expected at most {most}")));
+            }
         }
         if heads % kv_heads != 0 {
             return Err(config(format!(
@@ -177,6 +182,10 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(config(format!("head_dim = {head_dim}: rotary positions need an even number")));
         }
+        let rms_norm_eps = keys.rms_norm_eps.unwrap_or(1e-6);
+        if !rms_norm_eps.is_finite() || rms_norm_eps <= 0.0 {
+            return Err(config(format!("rms_norm_eps = {rms_norm_eps}: expected a positive number")));
+        }
         let attention_bias = keys.attention_bias.unwrap_or(false);
         let (rope_theta, rope_scaling) = rope(&keys, family).map_err(config)?;
         Ok(ModelConfig {
@@ -188,7 +197,7 @@ impl ModelConfig {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            rms_norm_eps: keys.rms_norm_eps.unwrap_or(1e-6),
+            rms_norm_eps,
             rope_theta,
             rope_scaling,
             max_position_embeddings: keys.max_position_embeddings.unwrap_or(2048),
@@ -231,8 +240,10 @@ fn family(dir: &Path, json: &Map<String, Value>) -> Result<Family, ModelError> {
 /// `rope_theta` and `rope_scaling`, from their own keys or from Transformers 5's `rope_parameters`.
 fn rope(keys: &Keys, family: Family) -> Result<(f64, RopeScaling), String> {
     let parameters = keys.rope_parameters.as_ref();
-    let number = |map: &Map<String, Value>, key: &str| {
-        map.get(key).and_then(Value::as_f64).ok_or_else(|| format!("rope scaling needs a number `{key}`"))
+    let number = |map: &Map<String, Value>, key: &str| match map.get(key).and_then(Value::as_f64) {
+        Some(n) if n.is_finite() && n > 0.0 => Ok(n),
+        Some(n) => Err(format!("rope scaling: {key} = {n}: expected a positive number")),
+        None => Err(format!("rope scaling needs a number `{key}`")),
     };
     let default_theta = if family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
     let theta = keys
@@ -366,6 +377,26 @@ mod tests {
             (json!({"num_key_value_heads": 3}), ["num_attention_heads = 4", "num_key_value_heads = 3"]),
             (json!({"hidden_act": "gelu"}), ["gelu", "silu"]),
             (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), ["yarn", "llama3"]),
+            (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}), ["factor = 0", "positive"]),
+            (json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), ["low_freq_factor", "number"]),
+            (json!({"rope_theta": -1.0}), ["rope_theta = -1", "positive"]),
+            (json!({"rms_norm_eps": -1e-5}), ["rms_norm_eps = -0.00001", "positive"]),
+            (json!({"head_dim": 7}), ["head_dim = 7", "even"]),
+            (json!({"hidden_size": 30}), ["hidden_size = 30", "num_attention_heads = 4"]),
+            (
+                json!({"num_hidden_layers": 1_000_000_000_000u64}),
+                ["num_hidden_layers = 1000000000000", "at most 10000"],
+            ),
+            (json!({"num_hidden_layers": -1}), ["config.json", "-1"]),
+            (
+                json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}),
+                ["sliding_window = 0", "at least 1"],
+            ),
+            (
+                json!({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}),
+                ["1 entries", "4 layers"],
+            ),
+            (json!({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}), ["1 entries", "4 layers"]),
             (json!({"hidden_size": "x"}), ["config.json", "invalid type"]),
             (json!({"hidden_size": 0}), ["hidden_size = 0", "at least 1"]),
             (json!({"eos_token_id": -3}), ["eos_token_id", "-3"]),

@@ -114,9 +114,14 @@ impl Decoder {
     /// Puts the adapter of a PEFT directory beside the layers it was made for and freezes everything else.
     ///
     /// # Errors
-    /// [`cl_adapters::AdapterError`] when it holds a module this model does not have, or factors of another shape.
+    /// [`cl_adapters::AdapterError`] when it is of a kind that is not built, holds a module this model does not have, or
+    /// factors of another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         cl_adapters::check_supported(adapter)?;
+        let own = self.named_parameters();
+        cl_adapters::check_whole_tensors(adapter, &|name| {
+            Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
+        })?;
         let modules: Vec<String> = adapter.modules().into_iter().map(|m| m.name.clone()).collect();
         let names: Vec<&str> = self.linears().map(|l| l.name.as_str()).collect();
         if let Some(unknown) = modules.iter().find(|m| !names.contains(&m.as_str())) {
@@ -124,9 +129,12 @@ impl Decoder {
                 cl_adapters::AdapterError::UnknownModule { path: adapter.dir().to_owned(), module: unknown.clone() };
             return Err(error.into());
         }
+        let load =
+            |layer: &Linear| modules.contains(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
+        let loaded = self.linears().map(load).collect::<Result<Vec<_>, _>>()?;
         self.set_requires_grad(false);
-        for layer in self.linears_mut() {
-            layer.lora = if modules.contains(&layer.name) { Some(Lora::load(layer, adapter, dropout)?) } else { None };
+        for (layer, lora) in self.linears_mut().zip(loaded) {
+            layer.lora = lora;
         }
         Ok(())
     }

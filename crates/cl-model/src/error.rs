@@ -33,6 +33,16 @@ pub enum ModelError {
         /// Stored shape.
         got: Vec<i64>,
     },
+    /// A tensor is stored in a dtype that a model is not made of.
+    #[error("{path}: tensor `{tensor}` has dtype {dtype}; expected F32, F16, BF16 or F64")]
+    Dtype {
+        /// Directory of the model.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// Its dtype as stored.
+        dtype: String,
+    },
     /// Tensors that config.json implies are not there, or tensors are there that it does not.
     #[error("{path}: tensors do not match config.json; missing: [{missing}]; not used: [{unused}]")]
     Tensors {

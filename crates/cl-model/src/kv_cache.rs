@@ -50,7 +50,7 @@ impl KvCache {
 
     /// Makes room for one more token in every sequence.
     pub(crate) fn begin_step(&mut self) {
-        if self.lengths.iter().any(|&n| n == self.capacity) {
+        if self.lengths.contains(&self.capacity) {
             for t in self.keys.iter_mut().chain(self.values.iter_mut()) {
                 *t = t.constant_pad_nd([0, 0, 0, 0, 0, GROWTH]);
             }

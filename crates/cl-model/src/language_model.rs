@@ -21,13 +21,15 @@ pub struct Scorer<'a> {
     pub batch_sequences: usize,
     /// Longest sequence the model may see; longer prompts lose tokens on their left, as lm-eval does.
     pub max_length: usize,
+    /// What tells this model from others, so that its saved answers are not taken for another's.
+    pub fingerprint: Option<String>,
 }
 
 impl<'a> Scorer<'a> {
     /// Batches that suit a CPU.
     pub fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Scorer<'a> {
         let max_length = model.config.max_position_embeddings;
-        Scorer { model, tokenizer, batch_tokens: 4096, batch_sequences: 32, max_length }
+        Scorer { model, tokenizer, batch_tokens: 4096, batch_sequences: 32, max_length, fingerprint: None }
     }
 
     /// Tokens of context and continuation, and where the continuation starts.
@@ -106,6 +108,10 @@ impl LanguageModel for Scorer<'_> {
             }
         }
         Ok(results)
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        self.fingerprint.clone()
     }
 }
 

@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 
 use cl_adapters::Linear;
 use cl_checkpoint::{Checkpoint, TensorSource};
-use cl_torch::load_tensor;
 use cl_torch::tch::{Device, Kind, Tensor};
+use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::Attention;
 use crate::config::ModelConfig;
@@ -39,37 +39,61 @@ impl Decoder {
     /// An unknown architecture, a config that does not make sense, tensors that are missing, left over or of another
     /// shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
-        let dir = checkpoint.dir();
-        let config = ModelConfig::from_json(dir, checkpoint.config())?;
-        let missing = RefCell::new(Vec::new());
-        let used = RefCell::new(BTreeSet::new());
-        let get = |name: &str, shape: &[i64]| -> Result<Tensor, ModelError> {
-            used.borrow_mut().insert(name.to_owned());
-            let Some(info) = checkpoint.info(name) else {
-                missing.borrow_mut().push(name.to_owned());
-                return Ok(Tensor::zeros([0], (options.weights, options.device)));
-            };
-            let got: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
-            if got != shape {
-                let (tensor, expected) = (name.to_owned(), shape.to_vec());
-                return Err(ModelError::Shape { path: dir.to_owned(), tensor, expected, got });
-            }
+        from_checkpoint(checkpoint, options, &|name| {
             Ok(load_tensor(checkpoint, name, options.weights, options.device)?)
-        };
-        let decoder = build(config, options, &get)?;
-        let (missing, used) = (missing.into_inner(), used.into_inner());
-        let tied = decoder.config.tie_word_embeddings;
-        let unused: Vec<&str> = checkpoint
-            .names()
-            .into_iter()
-            .filter(|n| !used.contains(*n) && !n.ends_with("rotary_emb.inv_freq") && !(tied && *n == "lm_head.weight"))
-            .collect();
-        if missing.is_empty() && unused.is_empty() {
-            return Ok(decoder);
-        }
-        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
-        Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
+        })
     }
+
+    /// Checks a model directory as [`Decoder::load`] does, without reading a tensor.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn check(checkpoint: &Checkpoint) -> Result<ModelConfig, ModelError> {
+        let options = LoadOptions::cpu(Kind::Float);
+        let nothing = |_: &str| Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)));
+        Ok(from_checkpoint(checkpoint, options, &nothing)?.config)
+    }
+}
+
+/// Asks `read` for every tensor that config.json implies, and holds names, shapes and dtypes against the files.
+fn from_checkpoint(
+    checkpoint: &Checkpoint,
+    options: LoadOptions,
+    read: &dyn Fn(&str) -> Result<Tensor, ModelError>,
+) -> Result<Decoder, ModelError> {
+    let dir = checkpoint.dir();
+    let config = ModelConfig::from_json(dir, checkpoint.config())?;
+    let missing = RefCell::new(Vec::new());
+    let used = RefCell::new(BTreeSet::new());
+    let get = |name: &str, shape: &[i64]| -> Result<Tensor, ModelError> {
+        used.borrow_mut().insert(name.to_owned());
+        let Some(info) = checkpoint.info(name) else {
+            missing.borrow_mut().push(name.to_owned());
+            return Ok(Tensor::zeros([0], (options.weights, options.device)));
+        };
+        let got: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
+        if got != shape {
+            let (tensor, expected) = (name.to_owned(), shape.to_vec());
+            return Err(ModelError::Shape { path: dir.to_owned(), tensor, expected, got });
+        }
+        if !kind_of(info.dtype).is_some_and(|k| matches!(k, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)) {
+            // Quantized weights would load as whole numbers.
+            let (tensor, dtype) = (name.to_owned(), format!("{:?}", info.dtype));
+            return Err(ModelError::Dtype { path: dir.to_owned(), tensor, dtype });
+        }
+        read(name)
+    };
+    let decoder = build(config, options, &get)?;
+    let (missing, used) = (missing.into_inner(), used.into_inner());
+    let tied = decoder.config.tie_word_embeddings;
+    // Old files hold the rotary frequencies, and some a copy of the embedding as the head.
+    let needless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+    let unused: Vec<&str> = checkpoint.names().into_iter().filter(|n| !used.contains(*n) && !needless(n)).collect();
+    if missing.is_empty() && unused.is_empty() {
+        return Ok(decoder);
+    }
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
 }
 
 /// The first few names, and how many more there are.
@@ -82,12 +106,11 @@ fn some(names: &[&str]) -> String {
     text
 }
 
+/// Gives the tensor of a name, which has to have a shape.
+type Get<'a> = dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError> + 'a;
+
 /// Puts a decoder together from `get(name, shape)`.
-pub(crate) fn build(
-    config: ModelConfig,
-    options: LoadOptions,
-    get: &dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError>,
-) -> Result<Decoder, ModelError> {
+pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) -> Result<Decoder, ModelError> {
     let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
     let linear = |name: String, input: i64, output: i64, bias: bool| -> Result<Linear, ModelError> {

@@ -1,3 +1,4 @@
+use cl_adapters::Mode;
 use cl_data::Packed;
 use cl_torch::tch::{self, Kind, Tensor};
 
@@ -36,11 +37,17 @@ const CHUNK: i64 = 256;
 /// Position t is scored against the label at t + 1 of the same sequence; labels of −100 are left out, and with them the
 /// final norm and the output head at those positions. The head runs in chunks, and the gradient of the softmax is
 /// written in closed form (`softmax − one-hot`), so the vocabulary-sized tensor never exists whole nor in a graph.
-/// The gradients are those of `scale · Σ −log p`.
+/// The gradients are those of `scale · Σ −log p`; `mode` is the one that `x` was computed in.
 ///
 /// # Errors
 /// [`ModelError::TokenId`], [`ModelError::Torch`].
-pub fn supervised_loss(model: &Decoder, x: &Tensor, packed: &Packed, scale: f64) -> Result<SupervisedLoss, ModelError> {
+pub fn supervised_loss(
+    model: &Decoder,
+    x: &Tensor,
+    packed: &Packed,
+    scale: f64,
+    mode: Mode,
+) -> Result<SupervisedLoss, ModelError> {
     let (positions, targets) = supervised(packed, model.config.vocab_size)?;
     let tokens = targets.len();
     if tokens == 0 {
@@ -49,34 +56,68 @@ pub fn supervised_loss(model: &Decoder, x: &Tensor, packed: &Packed, scale: f64)
     let positions = Tensor::from_slice(&positions).to_device(model.device);
     let targets = Tensor::from_slice(&targets).to_device(model.device);
     let h = model.norm.forward(&x.index_select(0, &positions));
-    let head = model.head_weight();
-    let learns = head.requires_grad();
+    let mut factors = vec![Factor::new(h.shallow_clone(), model.head_weight())];
+    if let Some(lora) = model.lm_head.as_ref().and_then(|head| head.lora.as_ref()) {
+        factors.push(Factor::new(lora.narrow(&h, mode), lora.b.to_kind(model.compute)));
+    }
     let _no_graph = tch::no_grad_guard();
     let mut nll = Tensor::zeros([], (Kind::Double, model.device));
-    let mut dh = Vec::new();
-    let mut d_head: Option<Tensor> = None;
     for start in (0..tokens as i64).step_by(CHUNK as usize) {
         let len = CHUNK.min(tokens as i64 - start);
-        let h = h.detach().narrow(0, start, len);
         let target = targets.narrow(0, start, len).unsqueeze(-1);
-        let logits = h.linear::<&Tensor>(&head, model.head_bias().as_ref()).to_kind(Kind::Float);
+        let logits = factors.iter().map(|f| f.product(start, len)).reduce(|sum, part| sum + part);
+        let logits = logits.expect("the head itself is one").to_kind(Kind::Float);
         let mut p = logits.log_softmax(-1, Kind::Float);
-        nll = nll - p.gather(-1, &target, false).sum(Kind::Double);
+        nll -= p.gather(-1, &target, false).sum(Kind::Double);
         let _ = p.exp_();
         let _ = p.scatter_add_(-1, &target, &Tensor::full([len, 1], -1.0, (Kind::Float, model.device)));
-        let d_logits = (p * scale).to_kind(h.kind());
-        dh.push(d_logits.matmul(&head));
-        if learns {
-            let part = d_logits.tr().matmul(&h);
-            d_head = Some(d_head.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
+        let d_logits = (p * scale).to_kind(model.compute);
+        factors.iter_mut().for_each(|f| f.add_gradients(&d_logits, start, len));
+    }
+    let roots = factors.into_iter().flat_map(Factor::roots).collect();
+    Ok(SupervisedLoss { nll_sum: nll.double_value(&[]), tokens, roots })
+}
+
+/// One product `x·Wᵀ` in the logits, with its gradients as they come in chunk by chunk.
+struct Factor {
+    x: Tensor,      // (rows, width)
+    weight: Tensor, // (vocab, width)
+    d_x: Vec<Tensor>,
+    d_weight: Option<Tensor>, // f32 from the second chunk on, rounded once at the end
+}
+
+impl Factor {
+    fn new(x: Tensor, weight: Tensor) -> Factor {
+        Factor { x, weight, d_x: Vec::new(), d_weight: None }
+    }
+
+    fn product(&self, start: i64, len: i64) -> Tensor {
+        self.x.narrow(0, start, len).linear::<&Tensor>(&self.weight, None)
+    }
+
+    fn add_gradients(&mut self, d_logits: &Tensor, start: i64, len: i64) {
+        if self.x.requires_grad() {
+            self.d_x.push(d_logits.matmul(&self.weight));
+        }
+        if self.weight.requires_grad() {
+            let part = d_logits.tr().matmul(&self.x.narrow(0, start, len));
+            self.d_weight = Some(match self.d_weight.take() {
+                Some(sum) => sum.to_kind(Kind::Float).g_add_(&part),
+                None => part,
+            });
         }
     }
-    let mut roots = Vec::new();
-    if h.requires_grad() {
-        roots.push((h, Tensor::cat(&dh, 0)));
+
+    /// Where the backward pass starts, and with which gradients.
+    fn roots(self) -> Vec<(Tensor, Tensor)> {
+        let kind = self.weight.kind();
+        let mut roots = Vec::new();
+        if !self.d_x.is_empty() {
+            roots.push((self.x, Tensor::cat(&self.d_x, 0)));
+        }
+        roots.extend(self.d_weight.map(|d| (self.weight, d.to_kind(kind))));
+        roots
     }
-    roots.extend(d_head.map(|d| (head, d)));
-    Ok(SupervisedLoss { nll_sum: nll.double_value(&[]), tokens, roots })
 }
 
 /// Positions whose next token is supervised, and those tokens.
@@ -103,9 +144,5 @@ impl Decoder {
     /// The output head in the compute dtype; part of the graph when it learns.
     fn head_weight(&self) -> Tensor {
         self.lm_head.as_ref().map_or(&self.embed_tokens, |h| &h.weight).to_kind(self.compute)
-    }
-
-    fn head_bias(&self) -> Option<Tensor> {
-        self.lm_head.as_ref()?.bias.as_ref().map(|b| b.to_kind(self.compute))
     }
 }

@@ -12,7 +12,7 @@ impl RmsNorm {
         let kind = x.kind();
         let weight = self.weight.to_kind(kind);
         if kind == Kind::Float {
-            return x.internal_fused_rms_norm(&weight.size(), Some(&weight), self.eps).0;
+            return x.internal_fused_rms_norm(weight.size(), Some(&weight), self.eps).0;
         }
         let wide = x.to_kind(Kind::Float);
         let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);

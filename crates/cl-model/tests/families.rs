@@ -1,11 +1,12 @@
 //! Every family against Transformers: log-probabilities at each position and greedy continuations of tiny models.
-//! `fixtures/make_families.py` made the expected values and states the formula of the weights.
+//! `fixtures/make_families.py` made the expected values.
 
-use std::path::Path;
+mod common;
 
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions};
+use cl_checkpoint::{Checkpoint, Dtype};
 use cl_model::{Decoder, LoadOptions, greedy, token_log_probs};
 use cl_torch::tch::Kind;
+use common::write_model;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -29,53 +30,10 @@ fn fixture() -> Fixture {
     serde_json::from_str(include_str!("fixtures/families.json")).unwrap()
 }
 
-/// The formula of `make_families.py`.
-fn weight(name: &str, n: usize) -> Vec<f32> {
-    let key =
-        name.bytes().fold(14_695_981_039_346_656_037_u64, |k, b| (k ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
-    (0..n as u64)
-        .map(|i| {
-            let mut z = key.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-            let unit = (z >> 40) as f64 / (1u64 << 24) as f64 * 2.0 - 1.0;
-            let value = if name.contains("norm") {
-                1.0 + 0.25 * unit
-            } else if name.ends_with("bias") {
-                0.1 * unit
-            } else {
-                0.25 * unit
-            };
-            value as f32
-        })
-        .collect()
-}
-
-fn write_model(dir: &Path, case: &Case) {
-    let specs: Vec<TensorSpec> = case
-        .tensors
-        .iter()
-        .map(|(name, shape)| TensorSpec {
-            name: name.clone(),
-            dtype: Dtype::F32,
-            shape: serde_json::from_value(shape.clone()).unwrap(),
-        })
-        .collect();
-    let writer = CheckpointWriter::create(dir, &specs, WriteOptions::default()).unwrap();
-    for spec in &specs {
-        let bytes: Vec<u8> =
-            weight(&spec.name, spec.shape.iter().product()).into_iter().flat_map(f32::to_le_bytes).collect();
-        writer.write(&spec.name, &bytes).unwrap();
-    }
-    writer.put_json("config.json", &Value::Object(case.config.clone())).unwrap();
-    writer.finish(Manifest::new("model")).unwrap();
-}
-
 fn with_model(case: &Case, check: impl FnOnce(&Decoder)) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
-    write_model(&path, case);
+    write_model(&path, &case.config, &case.tensors, Dtype::F32);
     let model = Decoder::load(&Checkpoint::open(&path).unwrap(), LoadOptions::cpu(Kind::Float)).unwrap();
     check(&model);
 }

@@ -94,6 +94,8 @@ fn release(t: Tensor) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tch::{Device, Kind};
 
     fn leaf(shape: &[i64], scale: f64) -> Tensor {
@@ -115,6 +117,38 @@ mod tests {
         let (plain, recomputed) = (run(false), run(true));
         assert_eq!(plain.0, recomputed.0);
         assert_eq!(plain.1, recomputed.1);
+    }
+
+    #[test]
+    fn the_closure_and_what_it_holds_are_freed_with_the_graph() {
+        for backward in [true, false] {
+            let held = Arc::new(());
+            let inside = Arc::clone(&held);
+            let x = leaf(&[2], 1.);
+            let y = checkpoint(&[&x], move |i| {
+                let _inside = &inside;
+                i[0].tanh()
+            })
+            .unwrap();
+            assert_eq!(Arc::strong_count(&held), 2, "the graph needs it");
+            if backward {
+                y.sum(Kind::Float).backward();
+            }
+            drop(y);
+            assert_eq!(Arc::strong_count(&held), 1, "backward {backward}");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_second_pass_is_an_error() {
+        let x = leaf(&[2], 1.);
+        let calls = AtomicUsize::new(0);
+        let y = checkpoint(&[&x], move |i| {
+            assert_eq!(calls.fetch_add(1, Ordering::Relaxed), 0, "the second pass fails");
+            i[0].tanh()
+        });
+        let y = y.unwrap();
+        assert!(backward(&[&y], &[&y.ones_like()]).is_err());
     }
 
     #[test]

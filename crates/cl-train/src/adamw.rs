@@ -41,24 +41,25 @@ impl Optimizer {
         Ok(norm.double_value(&[]))
     }
 
-    /// Moves the parameters; `number` is that of this step, from 1.
+    /// Moves the parameters; `number` is that of this step, from 1. Norms and biases do not decay, as in Transformers'
+    /// Trainer.
     pub(crate) fn step(&mut self, number: u64, settings: AdamW) -> Result<(), TrainError> {
         let _ = self.step.fill_(number as f64);
         let grads = self.grads();
-        let present: Vec<usize> = (0..grads.len()).filter(|&i| grads[i].is_some()).collect();
-        fn pick<'a>(all: &'a [Tensor], present: &[usize]) -> Vec<&'a Tensor> {
-            present.iter().map(|&i| &all[i]).collect()
+        for (decays, weight_decay) in [(true, settings.weight_decay), (false, 0.0)] {
+            let (mut params, mut present, mut exp_avg, mut exp_avg_sq) = (vec![], vec![], vec![], vec![]);
+            for (i, grad) in grads.iter().enumerate() {
+                let Some(grad) = grad.as_ref().filter(|_| (self.params[i].dim() > 1) == decays) else { continue };
+                params.push(&self.params[i]);
+                present.push(grad);
+                exp_avg.push(&self.exp_avg[i]);
+                exp_avg_sq.push(&self.exp_avg_sq[i]);
+            }
+            if !params.is_empty() {
+                let steps = vec![&self.step; params.len()];
+                fused_adamw(&params, &present, &exp_avg, &exp_avg_sq, &steps, AdamW { weight_decay, ..settings })?;
+            }
         }
-        let grads: Vec<&Tensor> = grads.iter().flatten().collect();
-        let steps = vec![&self.step; present.len()];
-        fused_adamw(
-            &pick(&self.params, &present),
-            &grads,
-            &pick(&self.exp_avg, &present),
-            &pick(&self.exp_avg_sq, &present),
-            &steps,
-            settings,
-        )?;
         Ok(())
     }
 

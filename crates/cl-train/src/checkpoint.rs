@@ -9,15 +9,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adamw::Optimizer;
-use crate::{TrainConfig, TrainError};
+use crate::{Plan, TrainConfig, TrainError};
 
-/// Where a run stands. Data order and dropout follow from the seed and the step, so nothing else needs keeping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a run stands. Data order and dropout follow from the seed and the step, so nothing else needs keeping; the rest
+/// tells this run from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// Steps taken.
     pub(crate) step: u64,
     /// Key of the run.
     pub(crate) seed: u64,
+    /// Its steps.
+    pub(crate) plan: Plan,
+    /// Hash of its data.
+    pub(crate) data: String,
 }
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
@@ -46,15 +51,15 @@ pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, stat
     Ok(())
 }
 
-/// Puts a saved state into the optimizer; `None` when there is none.
+/// Puts a saved state of the run that starts as `fresh` into the optimizer; returns where the run stands.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
     config: &TrainConfig,
-    seed: u64,
-) -> Result<Option<State>, TrainError> {
+    fresh: State,
+) -> Result<State, TrainError> {
     if !dir.join("manifest.json").exists() {
-        return Ok(None);
+        return Ok(fresh);
     }
     let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
     let state: State = read_json(&dir.join("state.json"))?;
@@ -62,8 +67,11 @@ pub(crate) fn resume(
     if saved != *config {
         return Err(misfit("it was saved under another [train] configuration".to_owned()));
     }
-    if state.seed != seed {
-        return Err(misfit(format!("it was saved with seed {}, this run has {seed}", state.seed)));
+    if state.seed != fresh.seed {
+        return Err(misfit(format!("it was saved with seed {}, this run has {}", state.seed, fresh.seed)));
+    }
+    if state.plan != fresh.plan || state.data != fresh.data {
+        return Err(misfit("it was saved while training on other data".to_owned()));
     }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
@@ -78,7 +86,7 @@ pub(crate) fn resume(
             t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
         }
     }
-    Ok(Some(state))
+    Ok(state)
 }
 
 fn dtype(t: &Tensor) -> Dtype {

@@ -30,7 +30,7 @@ pub struct TrainConfig {
     pub adam_beta2: f64,
     /// AdamW's term in the denominator.
     pub adam_epsilon: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay, of matrices only: norms and biases do not decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this norm; 0 leaves them as they are.
     pub max_grad_norm: f64,

@@ -14,10 +14,23 @@ pub enum TrainError {
         expected: &'static str,
     },
     /// The data makes no optimizer step.
-    #[error("the data gives no step: {examples} examples, none with a supervised token")]
+    #[error(
+        "nothing to train on: {examples} examples, none with a token to learn (in its answer, after another token)"
+    )]
     NoData {
         /// How many examples there were.
         examples: usize,
+    },
+    /// A step would have nothing to learn from.
+    #[error(
+        "step {step}: none of its {rows} examples has a token to learn (in its answer, after another token); leave such \
+         examples out, or raise micro_batch_size"
+    )]
+    NoTarget {
+        /// The step, from 1.
+        step: u64,
+        /// How many examples it has.
+        rows: usize,
     },
     /// The loss or the gradient is not a number any more.
     #[error(

@@ -34,8 +34,8 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Opens the log and drops the lines of steps after `last_step`, which will be taken again.
-    pub(crate) fn open(path: &Path, last_step: u64) -> Result<LogWriter, TrainError> {
+    /// Opens the log and drops the lines of steps after `last_step`, which will be taken again; returns the others.
+    pub(crate) fn open(path: &Path, last_step: u64) -> Result<(LogWriter, Vec<StepLog>), TrainError> {
         let kept: Vec<StepLog> = if last_step > 0 && path.exists() {
             read_log(path)?.into_iter().filter(|l| l.step <= last_step).collect()
         } else {
@@ -48,7 +48,7 @@ impl LogWriter {
         }
         std::fs::rename(&part, path).map_err(TrainError::io(path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
-        Ok(LogWriter { path: path.to_owned(), file })
+        Ok((LogWriter { path: path.to_owned(), file }, kept))
     }
 
     pub(crate) fn write(&mut self, line: &StepLog) -> Result<(), TrainError> {

@@ -24,7 +24,8 @@ pub struct Progress<'a> {
 pub struct TrainReport {
     /// Steps of the round.
     pub steps: u64,
-    /// Mean loss of the last tenth of the steps taken in this process.
+    /// Mean loss of the last tenth of the round's steps, those of a process before this one included; NaN when nothing is
+    /// logged of them.
     pub final_loss: f64,
     /// Tokens that went through the model in this process.
     pub tokens: u64,
@@ -39,7 +40,8 @@ pub struct TrainReport {
 /// `seed` keys the dropout masks. `observe` is called after every step.
 ///
 /// # Errors
-/// A setting outside its range, no data, a loss or gradient that is not finite, files that cannot be written.
+/// A setting outside its range or a model made for another one, a step without a token to learn, a state that was saved by
+/// another run, a loss or gradient that is not finite, files that cannot be written.
 pub fn train(
     model: &mut Decoder,
     data: &TrainData<'_>,
@@ -50,12 +52,15 @@ pub fn train(
     observe: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<TrainReport, TrainError> {
     config.validate()?;
+    check_model(model, config)?;
+    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)? };
     model.activation_checkpointing = config.activation_checkpointing;
     let mut optimizer = Optimizer::new(model.trainable());
-    let mut done = checkpoint::resume(&out.join("state"), &mut optimizer, config, seed)?.map_or(0, |s| s.step);
+    let mut state = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
+    let mut done = state.step;
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
-    let mut log = LogWriter::open(&out.join("log.jsonl"), done)?;
-    let mut steps: Vec<StepLog> = Vec::new();
+    let (mut log, mut steps) = LogWriter::open(&out.join("log.jsonl"), done)?;
+    let before = steps.len();
     let mut epoch_rows: Option<(u64, Vec<RowRef>)> = None;
 
     while done < plan.total_steps {
@@ -90,12 +95,36 @@ pub fn train(
         };
         log.write(&step)?;
         if config.save_steps > 0 && (done % config.save_steps == 0 || done == plan.total_steps) {
-            checkpoint::save(&out.join("state"), &optimizer, config, &State { step: done, seed })?;
+            state.step = done;
+            checkpoint::save(&out.join("state"), &optimizer, config, &state)?;
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
     }
-    Ok(report(plan, &steps))
+    Ok(report(plan, &steps, before))
+}
+
+/// The model is in the state that `config` speaks of.
+fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> {
+    let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
+    let adapted = model.linears().any(|l| l.lora.is_some());
+    if config.lora.is_some() && !adapted {
+        return wrong("lora", "set, but the model has no adapter", "a model after `add_lora` or `load_lora`");
+    }
+    if config.full.is_some() && adapted {
+        return wrong("full", "set, but the model has adapters", "a model without");
+    }
+    if model.trainable().is_empty() {
+        return wrong("full", "set, but all weights are frozen", "a model after `set_requires_grad(true)`");
+    }
+    let options = config.load_options(model.device);
+    if model.compute != options.compute {
+        return wrong("precision", &format!("{:?}", config.precision), "the dtype that the model was loaded for");
+    }
+    if config.full.is_some() && model.trainable().iter().any(|(_, t)| t.kind() != options.weights) {
+        return wrong("states", &format!("{:?}", config.states), "the dtype that the weights were loaded in");
+    }
+    Ok(())
 }
 
 /// Forward and backward of every micro-batch; gradients add up in the leaves. Returns the loss and the supervised tokens.
@@ -118,8 +147,9 @@ fn accumulate(
             LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * micro_batches.len() as f64),
         };
         let batch = PackedBatch::from_packed(packed, model.config.vocab_size, model.device)?;
-        let x = model.forward(&batch, Mode::Train { seed: seed.wrapping_add(i as u64) })?;
-        let supervised = supervised_loss(model, &x, packed, scale)?;
+        let mode = Mode::Train { seed: seed.wrapping_add(i as u64) };
+        let x = model.forward(&batch, mode)?;
+        let supervised = supervised_loss(model, &x, packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
         supervised.backward()?;
     }
@@ -158,12 +188,14 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
     if value.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step, what, value }) }
 }
 
-fn report(plan: &Plan, steps: &[StepLog]) -> TrainReport {
+/// `steps` are those of the round, the first `before` of them from an earlier process.
+fn report(plan: &Plan, steps: &[StepLog], before: usize) -> TrainReport {
     let last = &steps[steps.len() - steps.len().div_ceil(10)..];
+    let own = &steps[before..];
     TrainReport {
         steps: plan.total_steps,
-        final_loss: last.iter().map(|s| s.loss).sum::<f64>() / last.len().max(1) as f64,
-        tokens: steps.iter().map(|s| s.tokens).sum(),
-        seconds: steps.iter().map(|s| s.seconds).sum(),
+        final_loss: last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64,
+        tokens: own.iter().map(|s| s.tokens).sum(),
+        seconds: own.iter().map(|s| s.seconds).sum(),
     }
 }

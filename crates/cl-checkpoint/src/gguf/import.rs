@@ -94,6 +94,12 @@ pub struct ImportReport {
 /// of the output stays.
 pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<ImportReport, Error> {
     let gguf = GgufFile::open(file)?;
+    if let (Ok(inner), Ok(outer)) = (file.canonicalize(), out.canonicalize())
+        && inner.starts_with(outer)
+    {
+        let message = format!("holds {}, which would be lost; choose another output", file.display());
+        return Err(crate::Error::Plan { path: out.to_owned(), message }.into());
+    }
     let shape = Shape::read(&gguf)?;
     let (planned, optional) = plan(&gguf, &shape)?;
     let tokenizer = Tokenizer::read(&gguf, shape.vocab, shape.context)?;

@@ -48,10 +48,12 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Magic`], [`Error::Version`], [`Error::Header`], [`Error::Tensor`].
     pub fn open(path: &Path) -> Result<GgufFile, Error> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        if file.metadata().map_err(Error::io(path))?.len() == 0 {
+        // Asked before opening, as in `SafetensorsFile::open`.
+        let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+        if !metadata.is_file() || metadata.len() == 0 {
             return Err(Error::Magic { path: path.to_owned() });
         }
+        let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: read-only, and alive as long as every borrow of it; see `SafetensorsFile::open`.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
@@ -158,7 +160,7 @@ impl GgufTensor {
 type Parsed = (BTreeMap<String, GgufValue>, BTreeMap<String, GgufTensor>);
 
 fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
-    let mut cursor = Cursor { path, file, at: 0 };
+    let mut cursor = Cursor { path, file, at: 0, values: 0 };
     if cursor.take(4).ok() != Some(b"GGUF") {
         return Err(Error::Magic { path: path.to_owned() });
     }
@@ -167,11 +169,14 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
         return Err(Error::Version { path: path.to_owned(), version });
     }
     let (tensor_count, pair_count) = (cursor.u64()?, cursor.u64()?);
+    // An entry takes more bytes than one.
+    if tensor_count.max(pair_count) > file.len() as u64 {
+        return Err(cursor.wrong(format!("{tensor_count} tensors and {pair_count} keys have no room in the file")));
+    }
     let mut metadata = BTreeMap::new();
     for _ in 0..pair_count {
         let key = cursor.text()?;
-        let kind = cursor.u32()?;
-        let value = cursor.value(kind, 0)?;
+        let value = cursor.pair().map_err(in_item(format!("key `{key}`")))?;
         if metadata.insert(key.clone(), value).is_some() {
             return Err(cursor.wrong(format!("key `{key}` appears twice")));
         }
@@ -186,7 +191,8 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
     };
     let mut tensors = BTreeMap::new();
     for _ in 0..tensor_count {
-        let (name, tensor) = cursor.tensor()?;
+        let name = cursor.text()?;
+        let tensor = cursor.tensor(&name).map_err(in_item(format!("tensor `{name}`")))?;
         if tensors.insert(name.clone(), tensor).is_some() {
             return Err(cursor.wrong(format!("tensor `{name}` appears twice")));
         }
@@ -234,10 +240,24 @@ fn place(
     Ok(())
 }
 
+/// More than any vocabulary needs, and few enough that no list of single bytes grows into all memory.
+const MAX_VALUES: usize = 1 << 24;
+
 struct Cursor<'a> {
     path: &'a Path,
     file: &'a [u8],
     at: usize,
+    values: usize, // read so far
+}
+
+/// Says in the text of a structural error which key or tensor was being read.
+fn in_item(item: String) -> impl FnOnce(Error) -> Error {
+    move |error| match error {
+        Error::Header { path, offset, problem } => {
+            Error::Header { path, offset, problem: format!("{item}: {problem}") }
+        }
+        other => other,
+    }
 }
 
 impl<'a> Cursor<'a> {
@@ -274,7 +294,16 @@ impl<'a> Cursor<'a> {
         String::from_utf8(bytes.to_vec()).map_err(|_| self.wrong(format!("the text at byte {at} is not UTF-8")))
     }
 
+    fn pair(&mut self) -> Result<GgufValue, Error> {
+        let kind = self.u32()?;
+        self.value(kind, 0)
+    }
+
     fn value(&mut self, kind: u32, depth: usize) -> Result<GgufValue, Error> {
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            return Err(self.wrong(format!("more than {MAX_VALUES} values; this is no model's metadata")));
+        }
         Ok(match kind {
             0 => GgufValue::Unsigned(u64::from(self.array::<1>()?[0])),
             1 => GgufValue::Signed(i64::from(i8::from_le_bytes(self.array()?))),
@@ -309,26 +338,19 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Name and description; `start` is the offset for now, `end` the number of bytes.
-    fn tensor(&mut self) -> Result<(String, GgufTensor), Error> {
-        let name = self.text()?;
-        let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
-        let dimensions = u32::from_le_bytes(
-            self.file
-                .get(self.at..self.at + 4)
-                .and_then(|b| b.try_into().ok())
-                .ok_or_else(|| wrong("truncated".into()))?,
-        );
+    /// What follows a tensor's name; `start` is the offset for now, `end` the number of bytes.
+    fn tensor(&mut self, name: &str) -> Result<GgufTensor, Error> {
+        let path = self.path;
+        let wrong = |problem: String| Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem };
+        let dimensions = self.u32()?;
         if !(1..=4).contains(&dimensions) {
             return Err(wrong(format!("{dimensions} dimensions; expected 1 to 4")));
         }
-        self.at += 4;
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             shape.push(usize::try_from(self.u64()?).unwrap_or(usize::MAX));
         }
         let (kind, offset) = (self.u32()?, self.u64()?);
-        let wrong = |problem: String| Error::Tensor { path: self.path.to_owned(), tensor: name.clone(), problem };
         let kind = GgmlType::from_id(kind)
             .ok_or_else(|| wrong(format!("type {kind} is not supported; supported: {}", GgmlType::all_names())))?;
         let row = shape[0];
@@ -342,7 +364,7 @@ impl<'a> Cursor<'a> {
             .ok_or_else(|| wrong(format!("shape {shape:?} is empty or too large")))?;
         shape.reverse();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok((name, GgufTensor { ggml_type: kind, shape, start, end: size }))
+        Ok(GgufTensor { ggml_type: kind, shape, start, end: size })
     }
 }
 

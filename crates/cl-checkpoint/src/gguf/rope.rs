@@ -127,7 +127,8 @@ fn recover(factors: &[f64], head_dim: usize, theta: f64, stated: Option<usize>) 
     }
     // The writer computes in f32 and `original` is rounded to a whole number, so the factors agree to a few parts in 10⁵.
     let fits = |rule: &Llama3| {
-        rule.high > 1.0
+        rule.original >= 1.0
+            && rule.high > 1.0
             && rule.high.is_finite()
             && factors.iter().enumerate().all(|(i, f)| (rule.at(wavelength(i)) / f - 1.0).abs() < 1e-4)
     };

@@ -140,6 +140,9 @@ impl Tokenizer {
     pub(super) fn read(file: &GgufFile, vocab: usize, context: usize) -> Result<Tokenizer, Error> {
         let model = required(file, MODEL, file.string(MODEL)?)?;
         let tokens = required(file, TOKENS, file.strings(TOKENS)?)?;
+        if tokens.is_empty() {
+            return Err(file.key_error(TOKENS, "there are no tokens".to_owned()));
+        }
         if tokens.len() > vocab {
             let problem = format!("{} tokens, but the embedding has only {vocab} rows", tokens.len());
             return Err(file.key_error(TOKENS, problem));
@@ -237,8 +240,9 @@ fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<Str
     })
 }
 
-/// SentencePiece BPE, `tokenizer.ggml.model` = `llama`: spaces become `▁`, one is put before the text, unknown characters
-/// fall back to their bytes.
+/// SentencePiece BPE, `tokenizer.ggml.model` = `llama`: one space is put before the text, also before text that starts with
+/// one, spaces become `▁`, unknown characters fall back to their bytes. Of the two ways that published files say this, a
+/// normalizer and the pre-tokenizer `Metaspace`, only the normalizer keeps a leading space of the text itself.
 fn sentencepiece(
     file: &GgufFile,
     tokens: &[&str],
@@ -262,10 +266,11 @@ fn sentencepiece(
     if prefix {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let scheme = if prefix { "first" } else { "never" };
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let normalizers = if prefix { vec![json!({"type": "Prepend", "prepend": "▁"}), spaces] } else { vec![spaces] };
     Ok(Parts {
-        normalizer: Value::Null,
-        pre_tokenizer: json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false}),
+        normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+        pre_tokenizer: Value::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
         merges,
         unk_token: ids.unk.map(|id| tokens[id].to_owned()),

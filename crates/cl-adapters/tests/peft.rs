@@ -1,0 +1,490 @@
+//! Adapters against PEFT: logits, folded weights, files, and what is refused.
+//! `fixtures/make_peft.py` made the expected values.
+
+#[path = "../../cl-model/tests/common/mod.rs"]
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use cl_adapters::{AdapterError, LoraConfig, TargetModules, fold, save_lora};
+use cl_checkpoint::{Adapter, Checkpoint, Dtype, Manifest, TensorSource, write_adapter};
+use cl_model::{Decoder, LoadOptions, ModelError, PackedBatch};
+use cl_torch::load_tensor;
+use cl_torch::tch::{Device, Kind, Tensor};
+use common::{largest_difference, stored, write_model};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+#[derive(Deserialize)]
+struct Fixture {
+    sequences: Vec<Vec<u32>>,
+    cases: Vec<Case>,
+    folded: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    config: Map<String, Value>,
+    /// Names and shapes of the base model.
+    tensors_of_base: Map<String, Value>,
+    /// Keys given to PEFT's `LoraConfig`.
+    lora: Value,
+    logits: Vec<Vec<Vec<f64>>>,
+    /// What PEFT's `save_pretrained` wrote: dtype and shape of every tensor, and the configuration.
+    tensors: Map<String, Value>,
+    adapter_config: Value,
+}
+
+fn fixture() -> Fixture {
+    serde_json::from_str(include_str!("fixtures/peft.json")).unwrap()
+}
+
+fn case(name: &str) -> Case {
+    fixture().cases.into_iter().find(|c| c.name == name).unwrap()
+}
+
+/// A folder with the case's base model, and its adapter with weights of the formula under `prefix`.
+fn write_case(dir: &Path, case: &Case, base: Dtype, prefix: &str) -> (Checkpoint, Adapter) {
+    write_model(&dir.join("model"), &case.config, &case.tensors_of_base, base);
+    let adapter = write_peft(&dir.join("adapter"), case, prefix, &|config| config);
+    (Checkpoint::open(&dir.join("model")).unwrap(), adapter)
+}
+
+/// The files that PEFT wrote for the case, `change` applied to the configuration.
+fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> Value) -> Adapter {
+    let tensors: Vec<_> = case
+        .tensors
+        .iter()
+        .map(|(name, entry)| {
+            let (_, shape): (String, Vec<usize>) = serde_json::from_value(entry.clone()).unwrap();
+            // PEFT keeps a copy of the head beside an adapter on it.
+            let own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
+            let source = if name.contains("lora_") { format!("{prefix}{name}") } else { own };
+            let (mut spec, bytes) = stored(&source, &shape, Dtype::F32);
+            spec.name = name.clone();
+            (spec, bytes)
+        })
+        .collect();
+    let config = serde_json::from_value(change(case.adapter_config.clone())).unwrap();
+    write_adapter(dir, &config, &tensors, Manifest::new("adapter"), true).unwrap();
+    Adapter::open(dir).unwrap()
+}
+
+fn load(checkpoint: &Checkpoint, kind: Kind) -> Decoder {
+    Decoder::load(checkpoint, LoadOptions::cpu(kind)).unwrap()
+}
+
+/// Logits of each sequence, `(tokens, vocab)`.
+fn logits(model: &Decoder, sequences: &[Vec<u32>]) -> Vec<Tensor> {
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let batch = PackedBatch::new(&sequences, model.config.vocab_size, model.device).unwrap();
+    let all = model.logits(&model.forward(&batch, cl_adapters::Mode::Eval).unwrap()).detach();
+    batch.cu_seqlens.windows(2).map(|w| all.narrow(0, w[0], w[1] - w[0])).collect()
+}
+
+fn to_tensor(rows: &[Vec<f64>]) -> Tensor {
+    Tensor::from_slice(&rows.concat()).reshape([rows.len() as i64, -1])
+}
+
+#[test]
+fn logits_agree_with_peft_for_every_kind_of_adapter() {
+    let fixture = fixture();
+    for case in &fixture.cases {
+        let dir = tempfile::tempdir().unwrap();
+        let half = case.name == "bf16";
+        let (dtype, kind) = if half { (Dtype::BF16, Kind::BFloat16) } else { (Dtype::F32, Kind::Float) };
+        let (checkpoint, adapter) = write_case(dir.path(), case, dtype, "");
+        let mut model = load(&checkpoint, kind);
+        let bare = logits(&model, &fixture.sequences);
+        model.load_lora(&adapter, 0.5).unwrap();
+        let adapted = logits(&model, &fixture.sequences);
+        let (mut largest, mut effect) = (0f64, 0f64);
+        for ((ours, expected), bare) in adapted.iter().zip(&case.logits).zip(&bare) {
+            largest = largest.max(largest_difference(ours, &to_tensor(expected)));
+            effect = effect.max(largest_difference(ours, bare));
+        }
+        eprintln!("{}: largest difference {largest:.2e}; the adapter moves logits by up to {effect:.2}", case.name);
+        // f32: logits near 1.6 summed in another order, and 6 digits in the fixture. bf16: 8 bits of mantissa round values
+        // near 1.6 by up to 0.004 each time, and PEFT multiplies the factors in f32 where we do in bf16.
+        assert!(largest < if half { 0.05 } else { 4e-6 }, "{}: {largest}", case.name);
+        assert!(effect > 10.0 * largest, "{}: the adapter has to show", case.name);
+    }
+}
+
+/// Tensors of `expected` (name to hexadecimal bytes) against those of `dir`; every other one has to be the base's, bit by bit.
+/// Returns the largest difference and how many tensors were folded.
+fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) -> (f64, usize) {
+    let ours = Checkpoint::open(dir).unwrap();
+    assert_eq!(ours.names(), base.names());
+    let mut largest = 0f64;
+    for name in ours.names() {
+        assert_eq!(ours.info(name), base.info(name), "{name}: shape and dtype stay");
+        let Some(hex) = expected.get(name) else {
+            assert_eq!(ours.bytes(name).unwrap(), base.bytes(name).unwrap(), "{name} has no adapter");
+            continue;
+        };
+        let hex = hex.as_str().unwrap();
+        let bytes: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+        let values = match ours.info(name).unwrap().dtype {
+            Dtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(),
+            // bf16 is the upper half of f32.
+            _ => bytes.chunks(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+        };
+        let mine = load_tensor(&ours, name, Kind::Float, Device::Cpu).unwrap();
+        largest = largest.max(largest_difference(&mine, &Tensor::from_slice(&values).reshape(mine.size())));
+    }
+    (largest, expected.len())
+}
+
+#[test]
+fn folding_gives_what_peft_merges_and_copies_the_rest() {
+    let fixture = fixture();
+    for (name, case_name, dtype) in [
+        ("all_linear_float32", "all_linear", Dtype::F32),
+        ("all_linear_bfloat16", "all_linear", Dtype::BF16),
+        ("patterns_float32", "patterns", Dtype::F32),
+        ("patterns_and_second_float32", "patterns", Dtype::F32),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, adapter) = write_case(dir.path(), &case(case_name), dtype, "");
+        std::fs::write(dir.path().join("model/tokenizer.json"), "{}").unwrap();
+        let mut adapters = vec![adapter];
+        if name.contains("second") {
+            let mut second = case("names_tied");
+            second.tensors_of_base = case(case_name).tensors_of_base;
+            adapters.push(write_peft(&dir.path().join("second"), &second, "second.", &|config| config));
+        }
+        let out = dir.path().join("folded");
+        let report = fold(&base, &adapters, &out, Manifest::new("model"), false).unwrap();
+        let expected = fixture.folded[name].as_object().unwrap();
+        let (largest, count) = compare_folded(&base, &out, expected);
+        eprintln!("{name}: largest difference {largest:.2e}, rounding error {:.2e}", report.max_rounding_error);
+        assert_eq!(report.folded, count, "{name}");
+        assert_eq!(report.copied, base.names().len() - count, "{name}");
+        assert_eq!(std::fs::read_to_string(out.join("tokenizer.json")).unwrap(), "{}", "companions go along");
+        if dtype == Dtype::F32 {
+            // Values below 1 have a last bit of 6e-8; two factors of four terms may be summed in another order.
+            assert!(largest < 2.4e-7, "{name}: {largest}");
+            assert_eq!(report.max_rounding_error, 0.0);
+        } else {
+            // Both round the f32 sum once. A sum that lies between two bf16 numbers by the last bit of f32 may go either
+            // way: one step of bf16 below 1 is 2^-8.
+            assert!(largest <= 2f64.powi(-8), "{name}: {largest}");
+            // Half a step at most.
+            assert!(report.max_rounding_error > 0.0 && report.max_rounding_error <= 2f64.powi(-9));
+        }
+        let again = fold(&base, &adapters, &out, Manifest::new("model"), false);
+        assert!(matches!(again, Err(AdapterError::Checkpoint(cl_checkpoint::Error::Exists { .. }))));
+    }
+}
+
+#[test]
+fn a_folded_model_computes_what_base_and_adapter_do() {
+    let fixture = fixture();
+    for name in ["patterns", "lm_head", "rslora_bias"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, adapter) = write_case(dir.path(), &case(name), Dtype::F32, "");
+        let mut beside = load(&base, Kind::Float);
+        beside.load_lora(&adapter, 0.0).unwrap();
+        fold(&base, &[adapter], &dir.path().join("folded"), Manifest::new("model"), false).unwrap();
+        let folded = load(&Checkpoint::open(&dir.path().join("folded")).unwrap(), Kind::Float);
+        let pairs = logits(&beside, &fixture.sequences).into_iter().zip(logits(&folded, &fixture.sequences));
+        let largest = pairs.map(|(a, b)| largest_difference(&a, &b)).fold(0.0, f64::max);
+        eprintln!("{name}: largest difference {largest:.2e}");
+        // The same sums in another order; logits are near 1.6.
+        assert!(largest < 2e-6, "{name}: {largest}");
+    }
+}
+
+/// Where the adapters of a case are left for `fixtures/check_with_peft.py`.
+fn kept(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("peft").join(name)
+}
+
+/// The model's linear layers that an adapter configuration chooses, by PEFT's rule.
+fn chosen(config: &Value, model: &Decoder) -> BTreeSet<String> {
+    let target: TargetModules = serde_json::from_value(config["target_modules"].clone()).unwrap();
+    let names: Vec<&str> = model.linears().map(|l| l.name.as_str()).collect();
+    let targets = cl_adapters::Targets::new(&target, &names).unwrap();
+    names.into_iter().filter(|n| targets.contains(n)).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_saved_adapter_has_the_names_shapes_dtypes_and_keys_of_peft() {
+    for case in fixture().cases {
+        let dir = kept(&case.name);
+        let dtype = if case.name == "bf16" { Dtype::BF16 } else { Dtype::F32 };
+        let (checkpoint, theirs) = write_case(&dir, &case, dtype, "");
+        let mut model = load(&checkpoint, if dtype == Dtype::BF16 { Kind::BFloat16 } else { Kind::Float });
+        let mut lora = case.lora.clone();
+        // Patterns cannot be asked for; an adapter that has them keeps them.
+        for key in ["rank_pattern", "alpha_pattern"] {
+            lora.as_object_mut().unwrap().remove(key);
+        }
+        let lora: LoraConfig = serde_json::from_value(lora).unwrap();
+        if case.name == "patterns" {
+            model.load_lora(&theirs, 0.0).unwrap();
+        } else {
+            model.add_lora(&lora, 5).unwrap();
+        }
+        let base = case.adapter_config["base_model_name_or_path"].as_str().unwrap_or("base");
+        save_lora(&dir.join("ours"), model.linears(), &lora, base, Manifest::new("adapter"), true).unwrap();
+
+        let ours = Adapter::open(&dir.join("ours")).unwrap();
+        let mut expected: Vec<(String, String, Vec<usize>)> = Vec::new();
+        for (name, entry) in case.tensors.iter().filter(|(name, _)| name.contains("lora_")) {
+            let (dtype, shape) = serde_json::from_value(entry.clone()).unwrap();
+            expected.push((name.clone(), dtype, shape));
+        }
+        expected.sort();
+        let info = |n: &str| ours.info(n).unwrap().clone();
+        let got: Vec<(String, String, Vec<usize>)> =
+            ours.names().into_iter().map(|n| (n.to_owned(), format!("{:?}", info(n).dtype), info(n).shape)).collect();
+        assert_eq!(got, expected, "{}", case.name);
+
+        let text = std::fs::read_to_string(dir.join("ours/adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        check_keys(&case.name, &config, &case.adapter_config);
+        assert_eq!(chosen(&config, &model), chosen(&case.adapter_config, &model), "{}", case.name);
+        for module in ours.modules() {
+            let (a, b) = (ours.config().scaling(&module.name), theirs.config().scaling(&module.name));
+            assert_eq!(a, b, "{}: {}", case.name, module.name);
+        }
+    }
+}
+
+/// Every key that we write is PEFT's and holds what PEFT writes, and every key that we leave out means nothing in PEFT's file.
+fn check_keys(name: &str, ours: &Value, theirs: &Value) {
+    let compared_elsewhere = ["target_modules", "rank_pattern", "alpha_pattern", "base_model_name_or_path"];
+    for (key, value) in ours.as_object().unwrap() {
+        let expected = theirs.get(key).unwrap_or_else(|| panic!("{name}: PEFT has no key `{key}`"));
+        let equal = match (value.as_f64(), expected.as_f64()) {
+            (Some(a), Some(b)) => a == b,
+            _ => value == expected,
+        };
+        assert!(equal || compared_elsewhere.contains(&key.as_str()), "{name}: {key} = {value}, PEFT has {expected}");
+    }
+    let neutral = [json!(null), json!(false), json!([]), json!({})];
+    let of_features_that_are_off = ["megatron_core", "peft_version", "qalora_group_size"];
+    for (key, value) in theirs.as_object().unwrap() {
+        let left_out = ours.get(key).is_none();
+        assert!(
+            !left_out || neutral.contains(value) || of_features_that_are_off.contains(&key.as_str()),
+            "{name}: `{key}` is left out, PEFT has {value}"
+        );
+    }
+}
+
+#[test]
+fn a_saved_adapter_comes_back_bit_by_bit() {
+    for name in ["all_linear", "expression", "patterns", "rslora_bias", "lm_head"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, adapter) = write_case(dir.path(), &case(name), Dtype::F32, "");
+        let mut first = load(&checkpoint, Kind::Float);
+        first.load_lora(&adapter, 0.0).unwrap();
+        // Whatever the configuration at hand says, the file has to say what the layers are.
+        let other = LoraConfig { use_rslora: adapter.config().use_rslora, r: 7, lora_alpha: 5.0, ..Default::default() };
+        let out = dir.path().join("again");
+        save_lora(&out, first.linears(), &other, "base", Manifest::new("adapter"), false).unwrap();
+        let mut second = load(&checkpoint, Kind::Float);
+        second.load_lora(&Adapter::open(&out).unwrap(), 0.0).unwrap();
+        for (a, b) in first.linears().zip(second.linears()) {
+            let factors = |l: &cl_adapters::Linear| l.lora.as_ref().map(|l| (l.a.copy(), l.b.copy(), l.scaling));
+            assert_eq!(factors(a), factors(b), "{name}: {}", a.name);
+        }
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
+    let config = common::llama(json!({"hidden_size": 64, "intermediate_size": 96}));
+    let mut model = common::model(&config, LoadOptions::cpu(Kind::Float));
+    let sequences = common::sequences(&[9, 4], 61, 1);
+    let bare = logits(&model, &sequences);
+    let lora = LoraConfig { r: 16, ..Default::default() };
+    model.add_lora(&lora, 3).unwrap();
+    assert_eq!(logits(&model, &sequences), bare);
+    for layer in model.linears() {
+        let Some(lora) = &layer.lora else {
+            assert_eq!(layer.name, "lm_head");
+            continue;
+        };
+        let bound = 1.0 / (layer.widths().0 as f64).sqrt();
+        let largest = lora.a.abs().max().double_value(&[]);
+        assert!(largest <= bound && largest > 0.98 * bound, "{}: {largest} of {bound}", layer.name);
+        // 1024 numbers or more with standard deviation bound/√3: five standard errors of the mean.
+        let mean = lora.a.mean(Kind::Double).double_value(&[]);
+        assert!(mean.abs() < 5.0 * bound / 3f64.sqrt() / 32.0, "{}: mean {mean}", layer.name);
+        assert_eq!(lora.b.abs().max().double_value(&[]), 0.0);
+        assert!(!layer.weight.requires_grad() && lora.a.requires_grad() && lora.b.requires_grad());
+    }
+    let other_order = {
+        let mut model = common::model(&config, LoadOptions::cpu(Kind::Float));
+        let names = TargetModules::Names(vec!["down_proj".into()]);
+        model.add_lora(&LoraConfig { target_modules: names, ..lora }, 3).unwrap();
+        model
+    };
+    let find = |m: &Decoder| {
+        m.linears().find(|l| l.name.ends_with("1.mlp.down_proj")).unwrap().lora.as_ref().unwrap().a.copy()
+    };
+    assert_eq!(find(&model), find(&other_order), "the numbers depend on seed and name only");
+}
+
+/// Why a model refuses the adapter, and why folding does.
+fn refusals(checkpoint: &Checkpoint, adapter: &Adapter, dir: &Path) -> [String; 2] {
+    let mut model = load(checkpoint, Kind::Float);
+    model.set_requires_grad(true);
+    let message = model.load_lora(adapter, 0.0).unwrap_err().to_string();
+    let unchanged = model.linears().all(|l| l.lora.is_none() && l.weight.requires_grad());
+    assert!(unchanged, "a refused adapter leaves the model as it was");
+    let out = dir.join("never");
+    let folding = fold(checkpoint, std::slice::from_ref(adapter), &out, Manifest::new("model"), false).unwrap_err();
+    assert!(!out.exists(), "nothing is written");
+    [message, folding.to_string()]
+}
+
+#[test]
+fn adapters_that_mean_more_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = case("names_tied");
+    let (checkpoint, _) = write_case(dir.path(), &case, Dtype::F32, "");
+    for (key, value, feature) in [
+        ("use_dora", json!(true), "DoRA"),
+        ("bias", json!("all"), "bias = \"all\""),
+        ("bias", json!("lora_only"), "bias = \"lora_only\""),
+        ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
+        ("peft_type", json!("IA3"), "IA3"),
+        ("peft_type", json!("LOHA"), "LOHA"),
+        ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
+        ("init_lora_weights", json!("pissa_niter_16"), "pissa_niter_16"),
+        ("init_lora_weights", json!("olora"), "olora"),
+        ("lora_bias", json!(true), "lora_bias"),
+        ("alora_invocation_tokens", json!([7, 9]), "alora_invocation_tokens"),
+        ("layer_replication", json!([[0, 1], [0, 2]]), "layer_replication"),
+        ("trainable_token_indices", json!([3]), "trainable_token_indices"),
+        ("use_bdlora", json!({"nblocks": 2}), "use_bdlora"),
+    ] {
+        let change = |mut config: Value| {
+            config[key] = value.clone();
+            config
+        };
+        let adapter = write_peft(&dir.path().join("refused"), &case, "", &change);
+        for message in refusals(&checkpoint, &adapter, dir.path()) {
+            assert!(message.contains(feature) && message.contains("refused: "), "{key}: {message}");
+        }
+    }
+    for (key, value) in [("init_lora_weights", json!("gaussian")), ("loftq_config", json!({}))] {
+        let change = |mut config: Value| {
+            config[key] = value.clone();
+            config
+        };
+        let adapter = write_peft(&dir.path().join("taken"), &case, "", &change);
+        load(&checkpoint, Kind::Float).load_lora(&adapter, 0.0).unwrap();
+    }
+}
+
+#[test]
+fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, _) = write_case(dir.path(), &case("patterns"), Dtype::F32, "");
+    let two_layers = case("names_tied");
+    type Row<'a> = (&'a str, &'a [(&'a str, [usize; 2])], &'a [&'a str]);
+    let rows: [Row; 5] = [
+        (
+            "a layer that the model does not have",
+            &[
+                ("model.layers.7.self_attn.q_proj.lora_A.weight", [2, 16]),
+                ("model.layers.7.self_attn.q_proj.lora_B.weight", [16, 2]),
+            ],
+            &["model.layers.7.self_attn.q_proj", "not a linear layer"],
+        ),
+        (
+            "an embedding, which is no linear layer",
+            &[("model.norm.lora_A.weight", [2, 16]), ("model.norm.lora_B.weight", [16, 2])],
+            &["model.norm"],
+        ),
+        (
+            "another input width",
+            &[
+                ("model.layers.0.self_attn.q_proj.lora_A.weight", [2, 32]),
+                ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
+            ],
+            &["model.layers.0.self_attn.q_proj", "[r, 16]", "[2, 32]"],
+        ),
+        (
+            "another output width, behind a layer that fits",
+            &[
+                ("model.layers.0.self_attn.q_proj.lora_A.weight", [2, 16]),
+                ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
+                ("model.layers.0.self_attn.v_proj.lora_A.weight", [2, 16]),
+                ("model.layers.0.self_attn.v_proj.lora_B.weight", [16, 2]),
+            ],
+            &["model.layers.0.self_attn.v_proj", "[8, r]", "[16, 2]"],
+        ),
+        (
+            "a head that was trained whole",
+            &[
+                ("model.layers.0.self_attn.q_proj.lora_A.weight", [2, 16]),
+                ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
+                ("lm_head.weight", [61, 16]),
+            ],
+            &["base_model.model.lm_head.weight", "neither a factor nor the base model's own"],
+        ),
+    ];
+    for (what, tensors, parts) in rows {
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape)| stored(&format!("base_model.model.{name}"), shape, Dtype::F32))
+            .collect();
+        let config = serde_json::from_value(two_layers.adapter_config.clone()).unwrap();
+        let path = dir.path().join("refused");
+        write_adapter(&path, &config, &tensors, Manifest::new("adapter"), true).unwrap();
+        let adapter = Adapter::open(&path).unwrap();
+        for message in refusals(&checkpoint, &adapter, dir.path()) {
+            assert!(parts.iter().all(|p| message.contains(p)) && message.contains("refused: "), "{what}: {message}");
+        }
+    }
+}
+
+#[test]
+fn targets_that_match_nothing_are_an_error_and_leave_the_model_as_it_was() {
+    let mut model = common::model(&common::llama(json!({"tie_word_embeddings": true})), LoadOptions::cpu(Kind::Float));
+    model.set_requires_grad(true);
+    let names = |n: &[&str]| TargetModules::Names(n.iter().map(|s| (*s).to_owned()).collect());
+    for (target, part) in [
+        (names(&["q_proj", "embed_tokens"]), "`embed_tokens`"),
+        // A tied head is the embedding, not a layer of its own.
+        (names(&["lm_head"]), "`lm_head`"),
+        // A string is an expression over the whole name.
+        (TargetModules::Pattern("q_proj".into()), "`q_proj`"),
+        (TargetModules::Pattern("(".into()), "not a regular expression"),
+    ] {
+        let config = LoraConfig { target_modules: target, ..Default::default() };
+        let error = model.add_lora(&config, 1).unwrap_err();
+        assert!(matches!(error, ModelError::Adapter(_)) && error.to_string().contains(part), "{error}");
+        assert!(model.linears().all(|l| l.lora.is_none() && l.weight.requires_grad()));
+    }
+}
+
+#[test]
+fn factors_stored_in_half_precision_are_read_exactly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, f32_adapter) = write_case(dir.path(), &case("names_tied"), Dtype::F32, "");
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        let tensors: Vec<_> =
+            f32_adapter.names().into_iter().map(|n| stored(n, &f32_adapter.info(n).unwrap().shape, dtype)).collect();
+        let path = dir.path().join("half");
+        write_adapter(&path, f32_adapter.config(), &tensors, Manifest::new("adapter"), true).unwrap();
+        let mut model = load(&checkpoint, Kind::Float);
+        model.load_lora(&Adapter::open(&path).unwrap(), 0.0).unwrap();
+        let lora = model.linears().find_map(|l| l.lora.as_ref()).unwrap();
+        assert_eq!(lora.a.kind(), Kind::Float, "factors are kept in f32 whatever the file has");
+        let kind = cl_torch::kind_of(dtype).unwrap();
+        let exact =
+            Tensor::from_slice(&common::weight("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", 32));
+        assert_eq!(lora.a.detach().flatten(0, 1), exact.to_kind(kind).to_kind(Kind::Float));
+    }
+}

@@ -1,0 +1,205 @@
+//! PEFT adapter directories, both ways; `fixtures/make_peft.py` made `fixtures/peft`.
+
+use std::fs;
+use std::path::Path;
+
+use cl_checkpoint::{Adapter, AdapterConfig, Dtype, Manifest, TargetModules, TensorSource, TensorSpec, write_adapter};
+use serde_json::{Value, json};
+
+use super::{assert_error, names, safetensors, spec};
+
+const MODULE: &str = "model.layers.0.self_attn.q_proj";
+
+#[test]
+fn what_peft_writes_is_read_with_its_ranks_and_scalings() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft");
+    let expected: Value = serde_json::from_slice(&fs::read(fixtures.join("expected.json")).unwrap()).unwrap();
+    let cases = expected.as_object().unwrap();
+    assert_eq!(cases.len(), 3);
+    for (case, modules) in cases {
+        let adapter = Adapter::open(&fixtures.join(case)).unwrap();
+        let modules = modules.as_object().unwrap();
+        assert_eq!(adapter.modules().len(), modules.len(), "{case}");
+        for module in adapter.modules() {
+            let (name, expected) = (&module.name, &modules[&module.name]);
+            let rank = adapter.config().rank(name);
+            assert_eq!(Some(rank as u64), expected["rank"].as_u64(), "{case} {name}");
+            assert_eq!((module.a_shape[0], module.b_shape[1]), (rank, rank), "{case} {name}");
+            // Both divide the same doubles.
+            assert_eq!(Some(adapter.config().scaling(name)), expected["scaling"].as_f64(), "{case} {name}");
+            let tensor = format!("base_model.model.{name}.lora_A.weight");
+            assert_eq!(adapter.bytes(&tensor).unwrap().len(), rank * module.a_shape[1] * 4);
+        }
+    }
+}
+
+#[test]
+fn what_is_read_and_written_again_is_the_same() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft");
+    let folder = tempfile::tempdir().unwrap();
+    for case in ["plain", "rslora", "patterns"] {
+        let (from, to) = (fixtures.join(case), folder.path().join(case));
+        let adapter = Adapter::open(&from).unwrap();
+        let tensor = |name: &str| {
+            let info = adapter.info(name).unwrap();
+            (spec(name, info.dtype, &info.shape), adapter.bytes(name).unwrap().to_vec())
+        };
+        let tensors: Vec<(TensorSpec, Vec<u8>)> = adapter.names().into_iter().map(tensor).collect();
+        write_adapter(&to, adapter.config(), &tensors, Manifest::new("adapter"), false).unwrap();
+        assert_eq!(names(&to), ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]);
+
+        let again = Adapter::open(&to).unwrap();
+        assert_eq!(again.config(), adapter.config());
+        assert_eq!(again.modules(), adapter.modules());
+        for (spec, bytes) in &tensors {
+            assert_eq!(again.bytes(&spec.name).unwrap(), bytes);
+        }
+        let json = |dir: &Path| -> Value {
+            serde_json::from_slice(&fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
+        };
+        let (before, after) = (json(&from), json(&to));
+        for (key, value) in before.as_object().unwrap() {
+            let same = match (value.as_f64(), after[key].as_f64()) {
+                (Some(a), Some(b)) => a == b, // 6 may be written as 6.0
+                _ if key == "alpha_pattern" => {
+                    value.as_object().unwrap().len() == after[key].as_object().unwrap().len()
+                }
+                _ => *value == after[key],
+            };
+            assert!(same, "{case}: {key} was {value}, is {}", after[key]);
+        }
+        let order = |v: &Value| v["rank_pattern"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(order(&before), order(&after), "the first match counts, so order matters");
+    }
+}
+
+#[test]
+fn an_adapter_that_contradicts_its_config_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let tensors = |r: usize| -> Vec<(TensorSpec, Vec<u8>)> {
+        let tensor = |factor: &str, shape: &[usize]| {
+            let name = format!("base_model.model.{MODULE}.lora_{factor}.weight");
+            (spec(&name, Dtype::F32, shape), vec![0; shape[0] * shape[1] * 4])
+        };
+        vec![tensor("A", &[r, 3]), tensor("B", &[5, r])]
+    };
+    let config = AdapterConfig { r: 2, ..AdapterConfig::default() };
+    let rank = write_adapter(&dir, &config, &tensors(3), Manifest::new("adapter"), false);
+    assert_error("another rank", rank, &["adapter_model.safetensors", MODULE, "implies rank 2"]);
+    let half = write_adapter(&dir, &config, &tensors(2)[..1], Manifest::new("adapter"), false);
+    assert_error("half", half, &["adapter_model.safetensors", "lora_A.weight", "no counterpart"]);
+    let zero =
+        write_adapter(&dir, &AdapterConfig { r: 0, ..config.clone() }, &tensors(0), Manifest::new("adapter"), false);
+    assert_error("rank 0", zero, &["adapter_config.json", "r = 0"]);
+    assert!(names(folder.path()).is_empty());
+    write_adapter(&dir, &config, &tensors(2), Manifest::new("adapter"), false).unwrap();
+    assert_eq!(Adapter::open(&dir).unwrap().modules()[0].b_shape, [5, 2]);
+}
+
+type Tensors<'t> = &'t [(&'t str, &'t [usize])];
+
+/// A directory with this config and one zero byte for each tensor element.
+fn adapter(dir: &Path, config: &str, tensors: Tensors) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("adapter_config.json"), config).unwrap();
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let size: usize = shape.iter().product();
+        header.insert((*name).to_owned(), json!({"dtype": "U8", "shape": shape, "data_offsets": [end, end + size]}));
+        end += size;
+    }
+    let bytes = safetensors(serde_json::to_vec(&header).unwrap(), &vec![0; end]);
+    fs::write(dir.join("adapter_model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+    let (config, weights) = ("adapter_config.json", "adapter_model.safetensors");
+    let good: Tensors = &[(A, &[2, 3]), (B, &[5, 2])];
+    let lora = |more: &str| format!(r#"{{"peft_type":"LORA","r":2{more}}}"#);
+    let rows: Vec<(&str, String, Tensors, Vec<&str>)> = vec![
+        (
+            "rank of the config",
+            r#"{"r":4}"#.to_owned(),
+            good,
+            vec![weights, MODULE, "implies rank 4", "[2, 3]", "[5, 2]"],
+        ),
+        ("rank of B", lora(""), &[(A, &[2, 3]), (B, &[5, 3])], vec![weights, MODULE, "[5, 3]"]),
+        ("rank of a pattern", lora(r#","rank_pattern":{"q_proj":1}"#), good, vec![weights, MODULE, "implies rank 1"]),
+        ("four dimensions", lora(""), &[(A, &[2, 3, 1, 1]), (B, &[5, 2])], vec![weights, MODULE, "[2, 3, 1, 1]"]),
+        ("A without B", lora(""), &[(A, &[2, 3])], vec![weights, A, "no counterpart"]),
+        ("B without A", lora(""), &[(B, &[5, 2])], vec![weights, B, "no counterpart"]),
+        (
+            "no prefix",
+            lora(""),
+            &[("q.lora_A.weight", &[2, 3]), ("q.lora_B.weight", &[5, 2])],
+            vec![weights, "q.lora_A.weight"],
+        ),
+        ("nothing of LoRA", lora(""), &[("base_model.model.q.weight", &[2])], vec![weights, "no lora_A and lora_B"]),
+        ("rank 0", r#"{"r":0}"#.to_owned(), good, vec![config, "r = 0"]),
+        (
+            "rank 0 in a pattern",
+            lora(r#","rank_pattern":{"q_proj":0}"#),
+            good,
+            vec![config, "q_proj", "rank of at least 1"],
+        ),
+        ("negative rank", r#"{"r":-1}"#.to_owned(), good, vec![config, "-1"]),
+        (
+            "a pattern that is no expression",
+            lora(r#","rank_pattern":{"q_proj(":3}"#),
+            good,
+            vec![config, "rank_pattern", "q_proj("],
+        ),
+        (
+            "a pattern that looks ahead",
+            lora(r#","alpha_pattern":{"(?!k)q_proj":3}"#),
+            good,
+            vec![config, "alpha_pattern", "(?!k)q_proj"],
+        ),
+        ("a pattern twice", lora(r#","alpha_pattern":{"q":3,"q":4}"#), good, vec![config, "`q` appears twice"]),
+        ("a key twice", r#"{"r":2,"r":3}"#.to_owned(), good, vec![config, "duplicate field `r`"]),
+        ("not JSON", "r: 2".to_owned(), good, vec![config, "not valid JSON"]),
+        ("a list", "[]".to_owned(), good, vec![config]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    for (case, text, tensors, parts) in rows {
+        adapter(&dir, &text, tensors);
+        assert_error(case, Adapter::open(&dir), &parts);
+    }
+    adapter(&dir, &lora(r#","rank_pattern":null,"alpha_pattern":null"#), good);
+    assert_eq!(Adapter::open(&dir).unwrap().config().rank(MODULE), 2);
+}
+
+#[test]
+fn what_a_directory_lacks_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_error("nothing", Adapter::open(folder.path()), &["adapter_config.json: not found"]);
+    fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+    assert_error("no weights", Adapter::open(folder.path()), &["adapter_model.safetensors: not found"]);
+    fs::write(folder.path().join("adapter_model.bin"), "").unwrap();
+    assert_error("pickle only", Adapter::open(folder.path()), &["adapter_model.safetensors", "adapter_model.bin"]);
+    fs::write(folder.path().join("adapter_model.safetensors"), [0; 20]).unwrap();
+    assert_error("zeros", Adapter::open(folder.path()), &["adapter_model.safetensors", "not valid JSON"]);
+}
+
+#[test]
+fn target_modules_are_a_list_or_a_pattern() {
+    let read = |text: &str| serde_json::from_str::<AdapterConfig>(text).unwrap().target_modules;
+    assert_eq!(read(r#"{"target_modules":"all-linear"}"#), Some(TargetModules::Pattern("all-linear".to_owned())));
+    assert_eq!(read(r#"{"target_modules":["q_proj"]}"#), Some(TargetModules::List(vec!["q_proj".to_owned()])));
+    assert_eq!(read(r#"{"target_modules":null}"#), None);
+}
+
+#[test]
+fn adapters_of_another_kind_open_without_modules() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    adapter(&dir, r#"{"peft_type":"IA3"}"#, &[("base_model.model.q.ia3_l", &[2])]);
+    let adapter = Adapter::open(&dir).unwrap();
+    assert!(adapter.modules().is_empty());
+    assert_eq!(adapter.names(), ["base_model.model.q.ia3_l"]);
+}

@@ -1,0 +1,48 @@
+//! GGUF files: element types, whole models and tokenizers against their references, and damaged files refused by name.
+//! `fixtures/make_gguf.py` made the references.
+
+mod config;
+mod corrupted;
+mod dequant;
+mod models;
+mod published;
+mod tokenizers;
+mod writer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::gguf::{Error, FloatDtype, ImportOptions, ImportReport, import};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn options(dtype: FloatDtype) -> ImportOptions {
+    ImportOptions { dtype, overwrite: false }
+}
+
+/// Imports the bytes of a file in f32.
+fn import_bytes(folder: &Path, bytes: &[u8]) -> Result<ImportReport, Error> {
+    let file = folder.join("tiny.gguf");
+    fs::write(&file, bytes).unwrap();
+    import(&file, &folder.join("out"), &options(FloatDtype::F32))
+}
+
+/// The import fails, the error's text holds every one of `parts` and the file's name, and nothing but the file is there.
+fn assert_refused(case: &str, folder: &Path, bytes: &[u8], parts: &[&str]) {
+    let text = match import_bytes(folder, bytes) {
+        Ok(_) => panic!("{case}: accepted"),
+        Err(error) => error.to_string(),
+    };
+    for part in parts.iter().chain(&["tiny.gguf"]) {
+        assert!(text.contains(part), "{case}: {part:?} is not in {text:?}");
+    }
+    let names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["tiny.gguf"], "{case}: something was left behind");
+}

@@ -1,0 +1,150 @@
+//! Scoring and generation: the same answers whatever a sequence is packed with, however they are computed, in any dtype.
+
+mod common;
+
+use cl_adapters::Mode;
+use cl_model::{Decoder, LoadOptions, PackedBatch, greedy, token_log_probs};
+use cl_torch::tch::{Kind, Tensor};
+use serde_json::{Map, Value, json};
+
+/// One config of each way in which attention differs.
+fn configs() -> Vec<(&'static str, Map<String, Value>)> {
+    let of = |family: &str, changes: Value| {
+        let mut config = common::llama(json!({"architectures": [family], "num_attention_heads": 4, "hidden_size": 32}));
+        config.extend(changes.as_object().unwrap().clone());
+        config
+    };
+    vec![
+        ("llama", of("LlamaForCausalLM", json!({}))),
+        ("window", of("MistralForCausalLM", json!({"sliding_window": 5, "num_key_value_heads": 2}))),
+        (
+            "window in one layer",
+            of("Qwen2ForCausalLM", json!({"use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1})),
+        ),
+        ("without positions", of("SmolLM3ForCausalLM", json!({"no_rope_layer_interval": 2, "num_key_value_heads": 4}))),
+    ]
+}
+
+fn slices(sequences: &[Vec<u32>]) -> Vec<&[u32]> {
+    sequences.iter().map(Vec::as_slice).collect()
+}
+
+/// Logits after the last token, everything computed anew.
+fn last_logits(model: &Decoder, ids: &[u32]) -> Tensor {
+    let batch = PackedBatch::new(&[ids], model.config.vocab_size, model.device).unwrap();
+    let x = model.forward(&batch, Mode::Eval).unwrap();
+    model.logits(&x.narrow(0, ids.len() as i64 - 1, 1)).squeeze()
+}
+
+#[test]
+fn greedy_with_a_cache_equals_greedy_without_over_prompts_of_different_lengths() {
+    // Longer than the room that a cache starts with, so it grows; prompts shorter and longer than the window.
+    const NEW: usize = 80;
+    for (name, config) in configs() {
+        let model = common::model(&config, LoadOptions::cpu(Kind::Float));
+        let prompts = common::sequences(&[1, 7, 40, 2, 19], 61, 2);
+        // Two end early, so the cache is cut down twice.
+        let end = |index: usize| if index % 2 == 1 { 10 * index } else { NEW };
+        let together = greedy(&model, &slices(&prompts), NEW, &[], &mut |i, ids| ids.len() == end(i)).unwrap();
+        let mut closest = f64::INFINITY;
+        for (i, (prompt, generation)) in prompts.iter().zip(&together).enumerate() {
+            assert_eq!(generation.ids.len(), end(i).min(NEW));
+            assert_eq!(generation.stopped, end(i) <= NEW);
+            let mut ids = prompt.clone();
+            for &token in &generation.ids {
+                let logits = last_logits(&model, &ids);
+                let (two, _) = logits.topk(2, 0, true, true);
+                let margin = two.double_value(&[0]) - two.double_value(&[1]);
+                closest = closest.min(margin);
+                // f32 logits near 2 differ by 1e-6 between the two ways; below that the likeliest token is a matter of luck.
+                if margin > 1e-5 {
+                    assert_eq!(token, logits.argmax(0, false).int64_value(&[]) as u32, "{name}, prompt {i}");
+                }
+                ids.push(token);
+            }
+        }
+        eprintln!("{name}: closest decision {closest:.1e}");
+    }
+}
+
+#[test]
+fn an_end_token_ends_a_generation_and_is_not_part_of_it() {
+    let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
+    let prompts = common::sequences(&[5, 3], 61, 4);
+    let free = greedy(&model, &slices(&prompts), 6, &[], &mut |_, _| false).unwrap();
+    assert!(free.iter().all(|g| g.ids.len() == 6 && !g.stopped));
+    let eos = free[0].ids[3];
+    let ended = greedy(&model, &slices(&prompts), 6, &[eos], &mut |_, _| false).unwrap();
+    for (free, ended) in free.iter().zip(&ended) {
+        let expected = free.ids.iter().position(|&id| id == eos);
+        assert_eq!(ended.stopped, expected.is_some());
+        assert_eq!(ended.ids, free.ids[..expected.unwrap_or(6)]);
+    }
+    assert!(greedy(&model, &slices(&prompts), 0, &[], &mut |_, _| false).unwrap()[1].ids.is_empty());
+    assert!(greedy(&model, &[], 6, &[], &mut |_, _| false).unwrap().is_empty());
+}
+
+#[test]
+fn scores_do_not_move_with_the_composition_of_a_batch() {
+    for (name, config) in configs() {
+        let model = common::model(&config, LoadOptions::cpu(Kind::Float));
+        let sequences = common::sequences(&[9, 2, 33, 1, 300, 12], 61, 3);
+        let together = token_log_probs(&model, &slices(&sequences)).unwrap();
+        let reversed: Vec<&[u32]> = sequences.iter().rev().map(Vec::as_slice).collect();
+        let mut backwards = token_log_probs(&model, &reversed).unwrap();
+        backwards.reverse();
+        let mut largest = 0f64;
+        for (i, sequence) in sequences.iter().enumerate() {
+            let alone = token_log_probs(&model, &[sequence]).unwrap();
+            assert_eq!(alone[0].len(), sequence.len() - 1);
+            for other in [&together[i], &backwards[i]] {
+                for (a, b) in alone[0].iter().zip(other) {
+                    largest = largest.max((a.0 - b.0).abs());
+                }
+            }
+        }
+        eprintln!("{name}: largest difference {largest:.1e}");
+        // Log-probabilities near 4; the same f32 products in blocks of another size.
+        assert!(largest < 1e-5, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn half_precision_scores_are_close_to_f32() {
+    for (name, config) in configs() {
+        let sequences = common::sequences(&[20, 64, 3], 61, 5);
+        let scores = |kind: Kind| token_log_probs(&common::model(&config, LoadOptions::cpu(kind)), &slices(&sequences));
+        let exact = scores(Kind::Float).unwrap();
+        // bf16 keeps 8 bits, f16 11: each of some twenty roundings along the way is off by 2^-9 or 2^-12 of values near 2.
+        for (kind, bound) in [(Kind::BFloat16, 0.1), (Kind::Half, 0.0125)] {
+            let half = scores(kind).unwrap();
+            let pairs = exact.iter().flatten().zip(half.iter().flatten());
+            let differences: Vec<f64> = pairs.map(|(a, b)| (a.0 - b.0).abs()).collect();
+            let largest = differences.iter().copied().fold(0.0, f64::max);
+            let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+            eprintln!("{name} {kind:?}: largest difference {largest:.1e}, mean {mean:.1e}");
+            assert!(largest < bound && mean < bound / 4.0, "{name} {kind:?}: {largest}, {mean}");
+        }
+    }
+}
+
+#[test]
+fn scores_are_log_probabilities_of_one_distribution() {
+    let model = common::model(&configs()[1].1, LoadOptions::cpu(Kind::Float));
+    let prefix = &common::sequences(&[7], 61, 6)[0];
+    let every: Vec<Vec<u32>> = (0..61).map(|t| [prefix.as_slice(), &[t]].concat()).collect();
+    let scores = token_log_probs(&model, &slices(&every)).unwrap();
+    let sum: f64 = scores.iter().map(|s| s.last().unwrap().0.exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "61 f32 numbers add up to {sum}");
+    let likeliest = scores.iter().filter(|s| s.last().unwrap().1).count();
+    assert_eq!(likeliest, 1, "one token is the likeliest");
+}
+
+#[test]
+fn what_is_no_sequence_of_the_vocabulary_is_an_error() {
+    let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
+    let empty = token_log_probs(&model, &[&[1], &[]]).unwrap_err().to_string();
+    assert!(empty.starts_with("sequence 1 is empty"), "{empty}");
+    let outside = greedy(&model, &[&[1, 61]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
+    assert!(outside.contains("token id 61") && outside.contains("61;"), "{outside}");
+}

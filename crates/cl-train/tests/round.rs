@@ -1,0 +1,354 @@
+//! A round as a whole: killed and resumed, refused, run into numbers that are none, started from an adapter on disk.
+
+#[path = "../../cl-model/tests/common/mod.rs"]
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use cl_adapters::{LoraConfig, Mode, save_lora};
+use cl_checkpoint::{Adapter, Manifest};
+use cl_data::{Encoded, RowRef};
+use cl_model::{Decoder, PackedBatch};
+use cl_torch::tch::{self, Device, Tensor};
+use cl_train::{
+    Full, Plan, Precision, Schedule, States, StepLog, TrainConfig, TrainData, TrainError, TrainReport, read_log, train,
+};
+use serde_json::json;
+
+/// Dropout seeds the process's generator, so runs with it take turns.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Seven examples of eight tokens.
+fn examples() -> Vec<Encoded> {
+    common::sequences(&[8; 7], 61, 9).into_iter().map(|input_ids| Encoded { input_ids, source_len: 3 }).collect()
+}
+
+/// Eight steps of two micro-batches over seven rows: epochs of two steps, the second one smaller.
+fn config() -> TrainConfig {
+    TrainConfig {
+        epochs: 4,
+        micro_batch_size: 2,
+        gradient_accumulation_steps: 2,
+        learning_rate: 1e-2,
+        lr_scheduler_type: Schedule::Cosine,
+        warmup_steps: 2,
+        weight_decay: 0.1,
+        save_steps: 3,
+        ..TrainConfig::default()
+    }
+}
+
+fn lora() -> TrainConfig {
+    TrainConfig { lora: Some(LoraConfig { r: 2, lora_dropout: 0.2, ..Default::default() }), ..config() }
+}
+
+fn full() -> TrainConfig {
+    TrainConfig { full: Some(Full {}), ..config() }
+}
+
+fn model(config: &TrainConfig) -> Decoder {
+    let json = common::llama(json!({"tie_word_embeddings": true}));
+    let mut model = common::model(&json, config.load_options(Device::Cpu));
+    match &config.lora {
+        Some(lora) => model.add_lora(lora, 5).unwrap(),
+        None => model.set_requires_grad(true),
+    }
+    model
+}
+
+/// Trains into `out`; `observe` may end the process.
+fn run_with(
+    model: &mut Decoder,
+    examples: Vec<Encoded>,
+    config: &TrainConfig,
+    seed: u64,
+    out: &Path,
+    observe: &mut dyn FnMut(&StepLog),
+) -> Result<TrainReport, TrainError> {
+    let n = examples.len();
+    let rows = |epoch: u64| -> Vec<RowRef> {
+        cl_data::shuffled(n, epoch, 3).into_iter().map(|row| RowRef { dataset: 0, row }).collect()
+    };
+    let data = TrainData { datasets: &[examples], epoch_rows: &rows };
+    let plan = Plan::new(n, config, false).unwrap();
+    train(model, &data, config, &plan, seed, out, &mut |p| observe(p.step))
+}
+
+fn run(config: &TrainConfig, out: &Path) -> TrainReport {
+    run_with(&mut model(config), examples(), config, 11, out, &mut |_| {}).unwrap()
+}
+
+/// As a process that dies right after `step`.
+fn killed_after(step: u64, config: &TrainConfig, out: &Path) {
+    let died = catch_unwind(AssertUnwindSafe(|| {
+        let mut die = |log: &StepLog| {
+            if log.step == step {
+                resume_unwind(Box::new("killed"));
+            }
+        };
+        run_with(&mut model(config), examples(), config, 11, out, &mut die)
+    }));
+    assert!(died.is_err());
+}
+
+/// Parameters and moments, and the log without its times.
+fn left_behind(out: &Path) -> (Vec<u8>, Vec<StepLog>) {
+    let mut log = read_log(&out.join("log.jsonl")).unwrap();
+    log.iter_mut().for_each(|l| l.seconds = 0.0);
+    (std::fs::read(out.join("state/model.safetensors")).unwrap(), log)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap().path();
+        std::fs::copy(&entry, to.join(entry.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
+    let _turn = one_at_a_time();
+    let pure = TrainConfig { precision: Precision::Bf16, states: States::Pure, ..full() };
+    let bf16_lora = TrainConfig { precision: Precision::Bf16, ..lora() };
+    // Before the first save, at one, behind one, and at the last step.
+    let all = &[2, 3, 5, 8][..];
+    for (name, config, steps) in
+        [("lora", lora(), all), ("lora in bf16", bf16_lora, &[5]), ("full", full(), all), ("pure bf16", pure, &[5])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let uninterrupted = dir.path().join("whole");
+        let report = run(&config, &uninterrupted);
+        let expected = left_behind(&uninterrupted);
+        assert_eq!(expected.1.len(), 8);
+        for &step in steps {
+            let out = dir.path().join(format!("killed-{step}"));
+            killed_after(step, &config, &out);
+            let resumed = run(&config, &out);
+            assert_eq!(left_behind(&out), expected, "{name}, killed after step {step}");
+            assert_eq!((resumed.steps, resumed.final_loss), (report.steps, report.final_loss), "{name}, {step}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_between_log_and_state_or_inside_a_line_changes_nothing() {
+    let _turn = one_at_a_time();
+    let config = lora();
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    run(&config, &whole);
+    let expected = left_behind(&whole);
+
+    // The line of step 6 is written, its state is not: that of step 3 stands.
+    let out = dir.path().join("log ahead");
+    killed_after(3, &config, &out);
+    copy(&out.join("state"), &dir.path().join("state of step 3"));
+    killed_after(6, &config, &out);
+    std::fs::remove_dir_all(out.join("state")).unwrap();
+    copy(&dir.path().join("state of step 3"), &out.join("state"));
+    assert_eq!(read_log(&out.join("log.jsonl")).unwrap().len(), 6);
+    run(&config, &out);
+    assert_eq!(left_behind(&out), expected);
+
+    // A machine that went down may have lost lines that the state speaks of, and cut one off.
+    let out = dir.path().join("log behind");
+    killed_after(6, &config, &out);
+    let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
+    let end = text.match_indices('\n').nth(3).unwrap().0;
+    std::fs::write(out.join("log.jsonl"), &text[..end - 20]).unwrap();
+    run(&config, &out);
+    let (weights, log) = left_behind(&out);
+    assert_eq!(weights, expected.0);
+    let steps: Vec<u64> = log.iter().map(|l| l.step).collect();
+    assert_eq!(steps, [1, 2, 3, 7, 8], "what is lost stays lost, every line is whole");
+
+    // Killed while the state was being replaced: the old one lies beside under its temporary name.
+    let out = dir.path().join("renaming");
+    killed_after(3, &config, &out);
+    std::fs::rename(out.join("state"), out.join(".state.4194305.old")).unwrap();
+    std::fs::create_dir(out.join(".state.4194305.part")).unwrap();
+    run(&config, &out);
+    assert_eq!(left_behind(&out).0, expected.0);
+    assert!(std::fs::read_dir(&out).unwrap().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
+}
+
+#[test]
+fn a_finished_round_run_again_takes_no_step_and_reports_the_same_loss() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    let config = lora();
+    let first = run(&config, dir.path());
+    let before = left_behind(dir.path());
+    let mut trained = model(&config);
+    let again = run_with(&mut trained, examples(), &config, 11, dir.path(), &mut |_| panic!("no step")).unwrap();
+    assert_eq!(again, TrainReport { tokens: 0, seconds: 0.0, ..first });
+    assert_eq!(left_behind(dir.path()), before);
+    assert_ne!(trained.trainable()[1].1.abs().max().double_value(&[]), 0.0, "the trained adapter is in the model");
+    std::fs::remove_file(dir.path().join("log.jsonl")).unwrap();
+    assert!(run(&config, dir.path()).final_loss.is_nan(), "nothing is known of a loss that nobody logged");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_one_does_not() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |name: &str, seed: u64| {
+        let out = dir.path().join(name);
+        run_with(&mut model(&lora()), examples(), &lora(), seed, &out, &mut |_| {}).unwrap();
+        left_behind(&out).0
+    };
+    assert_eq!(weights("a", 1), weights("b", 1));
+    assert_ne!(weights("a again", 1), weights("c", 2), "the dropout masks differ");
+}
+
+#[test]
+fn a_state_of_another_run_is_refused_and_kept() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    killed_after(5, &lora(), dir.path());
+    let before = left_behind(dir.path());
+    let other_rank = LoraConfig { r: 3, lora_dropout: 0.2, ..Default::default() };
+    let mut changed = examples();
+    changed[2].input_ids[7] ^= 1;
+    let rows: [(&str, TrainConfig, Vec<Encoded>, u64, &str); 6] = [
+        ("learning rate", TrainConfig { learning_rate: 1.1e-2, ..lora() }, examples(), 11, "another [train]"),
+        ("epochs", TrainConfig { epochs: 5, ..lora() }, examples(), 11, "another [train]"),
+        ("rank", TrainConfig { lora: Some(other_rank), ..lora() }, examples(), 11, "another [train]"),
+        ("seed", lora(), examples(), 12, "saved with seed 11, this run has 12"),
+        ("a token", lora(), changed, 11, "other data"),
+        ("a row less", lora(), examples()[..6].to_vec(), 11, "other data"),
+    ];
+    for (what, config, examples, seed, part) in rows {
+        let error = run_with(&mut model(&config), examples, &config, seed, dir.path(), &mut |_| panic!("no step"));
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains(part) && message.contains("remove the folder"), "{what}: {message}");
+        assert_eq!(left_behind(dir.path()), before, "{what}");
+    }
+    run(&lora(), dir.path());
+}
+
+#[test]
+fn learning_rates_come_back_from_a_saved_state_as_they_were() {
+    let _turn = one_at_a_time();
+    // Numbers that a quick parser of decimals gets wrong in the last bit.
+    for learning_rate in [1.1e-5, 2.225_073_858_507_201e-6, 7.038_531e-26] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = TrainConfig { learning_rate, save_steps: 1, ..lora() };
+        killed_after(1, &config, dir.path());
+        run(&config, dir.path());
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_is_an_error_and_leaves_the_last_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { learning_rate: 1e30, warmup_steps: 1, save_steps: 1, ..full() };
+    let state = dir.path().join("state");
+    let go = || run_with(&mut model(&config), examples(), &config, 11, dir.path(), &mut |_| {}).unwrap_err();
+    // Step 1 has a learning rate of 0, step 2 a disastrous one, which step 3 finds.
+    let error = go();
+    assert!(matches!(error, TrainError::NotFinite { step: 3, what: "loss" | "grad_norm", .. }), "{error}");
+    assert!(error.to_string().contains("learning_rate"), "{error}");
+    assert_eq!(Manifest::verify(&state).unwrap(), []);
+    let saved: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(state.join("state.json")).unwrap()).unwrap();
+    assert_eq!(saved["step"], 2);
+    assert_eq!(read_log(&dir.path().join("log.jsonl")).unwrap().len(), 2);
+    assert!(matches!(go(), TrainError::NotFinite { step: 3, .. }), "the same happens again, from step 2 on");
+}
+
+#[test]
+fn rows_without_anything_to_learn_are_an_error_before_the_first_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let attempt = |examples: Vec<Encoded>, config: &TrainConfig| {
+        run_with(&mut model(config), examples, config, 11, &out, &mut |_| {}).unwrap_err().to_string()
+    };
+    let no_target = Encoded { input_ids: vec![5, 6, 7], source_len: 3 };
+    let lone_token = Encoded { input_ids: vec![5], source_len: 0 };
+    let message = attempt(vec![no_target.clone(), lone_token.clone()], &full());
+    assert!(message.starts_with("nothing to train on: 2 examples"), "{message}");
+    // One of eight in a micro-batch of its own.
+    let mut mixed = examples();
+    mixed.push(lone_token);
+    let single = TrainConfig { micro_batch_size: 1, gradient_accumulation_steps: 1, ..full() };
+    let message = attempt(mixed.clone(), &single);
+    assert!(message.starts_with("step ") && message.contains("none of its 1 examples"), "{message}");
+    assert!(!out.exists(), "nothing was begun");
+    run_with(&mut model(&full()), mixed, &full(), 11, &out, &mut |_| {}).unwrap();
+}
+
+#[test]
+fn a_model_that_is_not_ready_for_the_round_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut frozen = model(&full());
+    frozen.set_requires_grad(false);
+    let bf16 = TrainConfig { precision: Precision::Bf16, ..full() };
+    let pure = TrainConfig { states: States::Pure, ..bf16.clone() };
+    for (mut model, config, part) in [
+        (model(&full()), lora(), "lora = set, but the model has no adapter"),
+        (model(&lora()), full(), "full = set, but the model has adapters"),
+        (frozen, full(), "all weights are frozen"),
+        (model(&full()), bf16.clone(), "precision = Bf16"),
+        (model(&pure), bf16, "states = F32"),
+        (model(&full()), TrainConfig { lora: lora().lora, ..full() }, "both `lora` and `full`"),
+        (model(&full()), config(), "neither `lora` nor `full`"),
+    ] {
+        let error = run_with(&mut model, examples(), &config, 11, dir.path(), &mut |_| panic!("no step")).unwrap_err();
+        assert!(matches!(error, TrainError::Config { .. }) && error.to_string().contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_round_starts_from_an_adapter_on_disk_as_from_the_one_in_memory() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { save_steps: 0, ..lora() };
+    let lora = config.lora.clone().unwrap();
+    let mut first = model(&config);
+    run_with(&mut first, examples(), &config, 11, &dir.path().join("first"), &mut |_| {}).unwrap();
+    assert!(!dir.path().join("first/state").exists(), "save_steps = 0 saves nothing");
+    let saved: PathBuf = dir.path().join("adapter");
+    save_lora(&saved, first.linears(), &lora, "base", Manifest::new("adapter"), false).unwrap();
+
+    let second_config = TrainConfig { initial_adapter: Some(saved.clone()), ..config.clone() };
+    let mut from_disk =
+        common::model(&common::llama(json!({"tie_word_embeddings": true})), config.load_options(Device::Cpu));
+    from_disk.load_lora(&Adapter::open(&saved).unwrap(), lora.lora_dropout).unwrap();
+    let scores = |m: &Decoder| {
+        let _no_graph = tch::no_grad_guard();
+        let batch = PackedBatch::new(&[&[1, 2, 3, 4]], 61, Device::Cpu).unwrap();
+        m.logits(&m.forward(&batch, Mode::Eval).unwrap())
+    };
+    assert_eq!(scores(&first), scores(&from_disk));
+    let trained = |m: &Decoder| m.trainable().into_iter().map(|(n, t)| (n, t.detach().copy())).collect::<Vec<_>>();
+    let start: Vec<(String, Tensor)> = trained(&first);
+    assert_eq!(start, trained(&from_disk), "names come in the same order");
+    for (model, out) in [(&mut first, "second, in memory"), (&mut from_disk, "second, from disk")] {
+        run_with(model, examples(), &second_config, 12, &dir.path().join(out), &mut |_| {}).unwrap();
+    }
+    assert_eq!(trained(&first), trained(&from_disk));
+    assert!(start.iter().zip(trained(&first)).all(|((_, a), (_, b))| *a != b), "every factor moved");
+}
+
+#[test]
+fn all_weights_move_in_full_fine_tuning_and_none_but_the_factors_with_adapters() {
+    let _turn = one_at_a_time();
+    for config in [full(), lora()] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = model(&config);
+        let copies =
+            |m: &Decoder| m.named_parameters().into_iter().map(|(n, t)| (n, t.detach().copy())).collect::<Vec<_>>();
+        let before = copies(&model);
+        run_with(&mut model, examples(), &config, 11, dir.path(), &mut |_| {}).unwrap();
+        for ((name, a), (_, b)) in before.iter().zip(copies(&model)) {
+            assert_eq!(*a != b, config.full.is_some(), "{name}");
+        }
+    }
+}
