@@ -87,7 +87,7 @@ pub struct ModelConfig {
     pub windows: Vec<Option<i64>>,
     /// Per layer: whether it uses rotary positions.
     pub uses_rope: Vec<bool>,
-    /// Ids that end a generation.
+    /// Ids that end a generation: those of config.json, and for a model from a directory those of generation_config.json.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -133,6 +133,7 @@ impl ModelConfig {
     pub fn from_json(dir: &Path, json: &Map<String, Value>) -> Result<ModelConfig, ModelError> {
         let config = |message: String| ModelError::Config { path: dir.to_owned(), message };
         let family = family(dir, json)?;
+        changes_nothing(json).map_err(config)?;
         let keys: Keys = serde_json::from_value(Value::Object(json.clone())).map_err(|e| config(e.to_string()))?;
         if let Some(act) = keys.hidden_act.as_deref().filter(|a| *a != "silu" && *a != "swish") {
             return Err(config(format!("hidden_act `{act}` is not supported; expected `silu`")));
@@ -215,6 +216,37 @@ impl ModelConfig {
             eos_token_ids: eos_ids(keys.eos_token_id.as_ref()).map_err(config)?,
         })
     }
+}
+
+/// Keys that change what the model computes and are built for one value only.
+fn changes_nothing(json: &Map<String, Value>) -> Result<(), String> {
+    if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        return Err(
+            "quantization_config: quantized weights are not supported; save the model in f32, f16 or bf16".to_owned()
+        );
+    }
+    let rope = json.get("rope_parameters").and_then(Value::as_object);
+    let partial = [Some(json), rope].into_iter().flatten().find_map(|m| m.get("partial_rotary_factor"));
+    match partial {
+        Some(factor) if !factor.is_null() && factor.as_f64() != Some(1.0) => {
+            Err(format!("partial_rotary_factor = {factor} is not supported; expected 1"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds the ids that end a generation by generation_config.json, where Transformers looks for them first.
+pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
+    let path = dir.join("generation_config.json");
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let wrong = |message: String| cl_checkpoint::Error::Json { path: path.clone(), message };
+    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+    for id in eos_ids(json.get("eos_token_id")).map_err(wrong)? {
+        if !config.eos_token_ids.contains(&id) {
+            config.eos_token_ids.push(id);
+        }
+    }
+    Ok(())
 }
 
 fn family(dir: &Path, json: &Map<String, Value>) -> Result<Family, ModelError> {
@@ -371,6 +403,21 @@ mod tests {
     }
 
     #[test]
+    fn a_generation_ends_at_the_ids_of_both_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = read(json!({"eos_token_id": 2})).unwrap();
+        add_generation_eos(&mut config, folder.path()).unwrap();
+        assert_eq!(config.eos_token_ids, [2]);
+        let file = folder.path().join("generation_config.json");
+        std::fs::write(&file, r#"{"eos_token_id": [2, 7]}"#).unwrap();
+        add_generation_eos(&mut config, folder.path()).unwrap();
+        assert_eq!(config.eos_token_ids, [2, 7]);
+        std::fs::write(&file, r#"{"eos_token_id": "x"}"#).unwrap();
+        let message = add_generation_eos(&mut config, folder.path()).unwrap_err().to_string();
+        assert!(message.contains("generation_config.json") && message.contains("eos_token_id"), "{message}");
+    }
+
+    #[test]
     fn errors_name_key_and_value() {
         for (extra, parts) in [
             (json!({"architectures": ["GPT2LMHeadModel"]}), ["GPT2LMHeadModel", "supported: LlamaForCausalLM"]),
@@ -400,6 +447,12 @@ mod tests {
             (json!({"hidden_size": "x"}), ["config.json", "invalid type"]),
             (json!({"hidden_size": 0}), ["hidden_size = 0", "at least 1"]),
             (json!({"eos_token_id": -3}), ["eos_token_id", "-3"]),
+            (json!({"quantization_config": {"bits": 4}}), ["quantization_config", "bf16"]),
+            (json!({"partial_rotary_factor": 0.5}), ["partial_rotary_factor = 0.5", "expected 1"]),
+            (
+                json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
+                ["0.25", "expected 1"],
+            ),
         ] {
             let message = read(extra).unwrap_err().to_string();
             assert!(parts.iter().all(|p| message.contains(p)), "{message}");

@@ -7,7 +7,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::Attention;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, add_generation_eos};
 use crate::layer::Layer;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
@@ -62,7 +62,8 @@ fn from_checkpoint(
     read: &dyn Fn(&str) -> Result<Tensor, ModelError>,
 ) -> Result<Decoder, ModelError> {
     let dir = checkpoint.dir();
-    let config = ModelConfig::from_json(dir, checkpoint.config())?;
+    let mut config = ModelConfig::from_json(dir, checkpoint.config())?;
+    add_generation_eos(&mut config, dir)?;
     let missing = RefCell::new(Vec::new());
     let used = RefCell::new(BTreeSet::new());
     let get = |name: &str, shape: &[i64]| -> Result<Tensor, ModelError> {
