@@ -1,11 +1,15 @@
 //! `cl`: add knowledge to a language model round after round. Parses, calls the libraries, reports.
 
 mod commands;
+mod output;
 mod progress;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use crate::output::{Stdout, is_closed_pipe, say};
 
 /// Add knowledge to a language model, round after round, and see what it keeps.
 ///
@@ -51,21 +55,39 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CL_LOG").unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
-    let result = cuda.map_err(anyhow::Error::from).and_then(|_| match Cli::parse().command {
-        Command::ImportGguf(args) => commands::import_gguf::run(&args),
-        Command::Generate(args) => commands::generate::run(&args),
-        Command::Train(args) => commands::train::run(&args),
-        Command::Sequence(args) => commands::sequence::run(&args),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Check(args) => commands::check::run(&args),
-        Command::Reproduce(args) => commands::reproduce::run(&args),
-        Command::PaperTables(args) => commands::paper_tables::run(&args),
-    });
+    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(Cli::parse().command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has read enough, as `head` does.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(format_args!("error: {}", with_causes(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> Result<()> {
+    let mut out = Stdout::new();
+    match command {
+        Command::ImportGguf(args) => commands::import_gguf::run(&args, &mut out),
+        Command::Generate(args) => commands::generate::run(&args, &mut out),
+        Command::Train(args) => commands::train::run(&args, &mut out),
+        Command::Sequence(args) => commands::sequence::run(&args, &mut out),
+        Command::Eval(args) => commands::eval::run(&args, &mut out),
+        Command::Check(args) => commands::check::run(&args, &mut out),
+        Command::Reproduce(args) => commands::reproduce::run(&args, &mut out),
+        Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
+    }
+}
+
+/// An error with its causes; most messages of the libraries hold their cause's text already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }

@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use cl_lab::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output::say;
+
 /// Draws the events of a study.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -26,11 +28,11 @@ impl Progress {
         match event {
             Event::Stage(name) => {
                 self.clear();
-                eprintln!("{name}");
+                say(name);
             }
             Event::Skipped(name) => {
                 self.clear();
-                eprintln!("  {name}: done before");
+                say(format_args!("  {name}: done before"));
             }
             Event::Step(progress) => {
                 self.tokens += progress.step.tokens;
@@ -43,10 +45,10 @@ impl Progress {
                 self.draw("steps", progress.step.step, progress.total_steps, message);
                 if progress.step.step == progress.total_steps {
                     self.clear();
-                    eprintln!(
+                    say(format_args!(
                         "  {} steps, {:.0} s, {rate:.0} tokens/s, last loss {:.4}",
                         progress.total_steps, self.seconds, progress.step.loss
-                    );
+                    ));
                     (self.tokens, self.seconds) = (0, 0.0);
                 }
             }
@@ -59,7 +61,7 @@ impl Progress {
                 if done == all {
                     self.clear();
                     self.scoring.clear();
-                    eprintln!("  scored {task}: {all} documents");
+                    say(format_args!("  scored {task}: {all} documents"));
                 }
             }
         }

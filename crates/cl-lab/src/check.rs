@@ -1,81 +1,139 @@
 use std::path::Path;
 
 use cl_adapters::Targets;
-use cl_checkpoint::{Adapter, Checkpoint, Manifest, ManifestProblem, TensorSource, convert};
+use cl_checkpoint::{Adapter, Checkpoint, Error, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
-use cl_model::Decoder;
+use cl_eval::Task;
+use cl_model::{Decoder, ModelConfig};
+use cl_torch::pick_device;
+use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig};
 
-use crate::round_data::load_train_data;
-use crate::sequence::{load_tasks, load_training};
+use crate::model_dir::{check_fits, open_checkpoint};
+use crate::round_data::load_each;
+use crate::scoring::{check_room, file_names};
+use crate::sequence::{load_each_task, load_each_training};
 use crate::{LabError, SequenceConfig, TrainRun};
 
 /// Something a check has to say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Finding {
     /// A fact of the plan: sizes, steps.
     Fact(String),
     /// Something that would stop the run.
-    Problem(String),
+    Problem(LabError),
+}
+
+/// What a run is made of, read and checked.
+pub(crate) struct Checked {
+    /// Where to compute.
+    pub(crate) device: Device,
+    /// Training rows.
+    pub(crate) datasets: Vec<Dataset>,
+    /// What is scored.
+    pub(crate) tasks: Vec<Box<dyn Task>>,
 }
 
 /// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets, device; all problems at once.
 pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
-    check_model(&config.model, &config.train, &mut findings);
-    check_device(&config.device, &mut findings);
-    if let Some(datasets) = note(load_training(config), &mut findings) {
-        for (i, task) in config.tasks.iter().enumerate() {
-            let used = if config.replay.is_some() { &datasets[..=i] } else { &datasets[i..=i] };
-            check_plan(
-                &format!("round {} ({task})", i + 1),
-                used,
-                &config.mixture(),
-                &config.train,
-                config.profile,
-                &mut findings,
-            );
-        }
-    }
-    if let Some(tasks) = note(load_tasks(config), &mut findings) {
-        for task in tasks {
-            let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.main_metric());
-            findings.push(Finding::Fact(fact));
-        }
-    }
+    examine_sequence(config, &mut findings);
     findings
 }
 
 /// Checks one round without running it.
 pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     let mut findings = Vec::new();
-    check_model(&config.model, &config.train, &mut findings);
-    check_device(&config.device, &mut findings);
-    if let Some(datasets) = note(load_train_data(config), &mut findings) {
-        check_plan("the round", &datasets, &config.mixture(), &config.train, config.profile, &mut findings);
-    }
+    examine_train(config, &mut findings);
     findings
+}
+
+/// [`check_sequence`] for a run, which has to have no problem.
+pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabError> {
+    let mut findings = Vec::new();
+    let checked = examine_sequence(config, &mut findings);
+    no_problem(findings).map(|()| checked)
+}
+
+/// [`check_train`] for a run, which has to have no problem.
+pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
+    let mut findings = Vec::new();
+    let checked = examine_train(config, &mut findings);
+    no_problem(findings).map(|()| checked)
+}
+
+fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
+    let mut problems: Vec<LabError> = findings
+        .into_iter()
+        .filter_map(|finding| match finding {
+            Finding::Problem(problem) => Some(problem),
+            Finding::Fact(_) => None,
+        })
+        .collect();
+    match problems.len() {
+        0 => Ok(()),
+        1 => Err(problems.remove(0)),
+        _ => Err(LabError::Problems(problems)),
+    }
+}
+
+fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Checked {
+    let model = check_model(&config.model, &config.train, findings);
+    let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
+    if !config.data.is_dir() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+        findings.push(Finding::Problem(LabError::Io { path: config.data.clone(), source }));
+        return Checked { device, datasets: Vec::new(), tasks: Vec::new() };
+    }
+    let datasets = note_all(load_each_training(config), findings);
+    if datasets.len() == config.tasks.len() {
+        for (i, task) in config.tasks.iter().enumerate() {
+            let used = if config.replay.is_some() { &datasets[..=i] } else { &datasets[i..=i] };
+            let what = format!("round {} ({task})", i + 1);
+            check_plan(&what, used, &config.mixture(), &config.train, config.profile, findings);
+        }
+    }
+    let tasks = note_all(load_each_task(config), findings);
+    note(file_names(&tasks), findings);
+    for task in &tasks {
+        let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.main_metric());
+        findings.push(Finding::Fact(fact));
+        if let Some(model) = &model {
+            note(check_room(task.as_ref(), model), findings);
+        }
+    }
+    Checked { device, datasets, tasks }
+}
+
+fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
+    check_model(&config.model, &config.train, findings);
+    let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
+    let datasets = note_all(load_each(config), findings);
+    if datasets.len() == config.data.earlier.len() + 1 {
+        check_plan("the round", &datasets, &config.mixture(), &config.train, config.profile, findings);
+    }
+    Checked { device, datasets, tasks: Vec::new() }
 }
 
 /// Checks a model or adapter directory: every header, names and shapes against the config, the tokenizer, every value for NaN
 /// and infinities, and every file against the manifest when there is one.
 pub fn check_directory(dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if dir.join("adapter_config.json").exists() {
+    let has = |name: &str| dir.join(name).exists();
+    if has("adapter_config.json") {
         check_adapter(dir, &mut findings);
-    } else {
+    } else if has("config.json") || has("model.safetensors") || has("manifest.json") {
         check_whole_model(dir, &mut findings);
+    } else {
+        findings.push(Finding::Problem(LabError::NothingToCheck { path: dir.to_owned() }));
     }
-    if dir.join("manifest.json").exists()
-        && let Some(differences) = note(Manifest::verify(dir).map_err(LabError::from), &mut findings)
+    if has("manifest.json")
+        && let Some(differences) = note(Manifest::verify(dir), &mut findings)
     {
+        let wrong = |path, what| Finding::Problem(LabError::Manifest { path, what });
         findings.extend(differences.into_iter().map(|difference| match difference {
-            ManifestProblem::Missing(path) => {
-                Finding::Problem(format!("{}: named in manifest.json, but missing", path.display()))
-            }
-            ManifestProblem::Changed(path) => {
-                Finding::Problem(format!("{}: has another content than manifest.json says", path.display()))
-            }
+            ManifestProblem::Missing(path) => wrong(path, "named in manifest.json, but missing"),
+            ManifestProblem::Changed(path) => wrong(path, "has another content than manifest.json says"),
             ManifestProblem::Unlisted(path) => Finding::Fact(format!("{}: not named in manifest.json", path.display())),
         }));
     }
@@ -83,9 +141,9 @@ pub fn check_directory(dir: &Path) -> Vec<Finding> {
 }
 
 fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
-    let tokenizer = note(Tokenizer::from_dir(dir).map_err(LabError::from), findings);
-    let Some(checkpoint) = note(Checkpoint::open(dir).map_err(LabError::from), findings) else { return };
-    if let Some(config) = note(Decoder::check(&checkpoint).map_err(LabError::from), findings) {
+    let tokenizer = note(Tokenizer::from_dir(dir), findings);
+    let Some(checkpoint) = note(Checkpoint::open(dir), findings) else { return };
+    if let Some(config) = note(Decoder::check(&checkpoint), findings) {
         findings.push(Finding::Fact(format!(
             "model: {:?} family, {} layers, hidden size {}, {:.1} M parameters, vocabulary {}",
             config.family,
@@ -96,19 +154,16 @@ fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
         )));
         let tokens = tokenizer.map_or(0, |t| t.vocab_size());
         if tokens as i64 > config.vocab_size {
-            findings.push(Finding::Problem(format!(
-                "{}: the tokenizer has {tokens} tokens, the embedding only {} rows",
-                dir.display(),
-                config.vocab_size
-            )));
+            let (path, rows) = (dir.to_owned(), config.vocab_size);
+            findings.push(Finding::Problem(LabError::Vocabulary { path, tokens, rows }));
         }
     }
-    note(checkpoint.check_all_finite().map_err(LabError::from), findings);
+    note(checkpoint.check_all_finite(), findings);
 }
 
 fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
-    let Some(adapter) = note(Adapter::open(dir).map_err(LabError::from), findings) else { return };
-    note(cl_adapters::check_supported(&adapter).map_err(LabError::from), findings);
+    let Some(adapter) = note(Adapter::open(dir), findings) else { return };
+    note(cl_adapters::check_supported(&adapter), findings);
     let config = adapter.config();
     findings.push(Finding::Fact(format!(
         "adapter: {} on {} modules, r {}, lora_alpha {}, base {}",
@@ -121,9 +176,9 @@ fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
     for name in adapter.names() {
         let values = adapter.info(name).zip(adapter.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));
         let bad = values.iter().flatten().enumerate().find(|(_, v)| !v.is_finite());
-        if let Some((index, value)) = bad {
-            let file = dir.join("adapter_model.safetensors");
-            findings.push(Finding::Problem(format!("{}: tensor `{name}`: element {index} is {value}", file.display())));
+        if let Some((index, &value)) = bad {
+            let (path, tensor) = (dir.join("adapter_model.safetensors"), name.to_owned());
+            findings.push(Finding::Problem(Error::NotFinite { path, tensor, index, value }.into()));
         }
     }
 }
@@ -132,25 +187,28 @@ fn parameters(checkpoint: &Checkpoint) -> usize {
     checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum()
 }
 
-fn note<T>(result: Result<T, LabError>, findings: &mut Vec<Finding>) -> Option<T> {
-    result.map_err(|e| findings.push(Finding::Problem(e.to_string()))).ok()
+fn note<T, E: Into<LabError>>(result: Result<T, E>, findings: &mut Vec<Finding>) -> Option<T> {
+    result.map_err(|e| findings.push(Finding::Problem(e.into()))).ok()
 }
 
-fn check_device(device: &str, findings: &mut Vec<Finding>) {
-    if let Err(e) = cl_torch::pick_device(device) {
-        findings.push(Finding::Problem(e.to_string()));
-    }
+fn note_all<T>(results: impl Iterator<Item = Result<T, LabError>>, findings: &mut Vec<Finding>) -> Vec<T> {
+    results.filter_map(|result| note(result, findings)).collect()
 }
 
-fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) {
-    if let Some(tokenizer) = note(Tokenizer::from_dir(dir).map_err(LabError::from), findings) {
-        note(tokenizer.require_eos().map(|_| ()).map_err(LabError::from), findings);
+fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> Option<ModelConfig> {
+    let checkpoint = note(open_checkpoint(dir), findings)?;
+    if let Some(tokenizer) = note(Tokenizer::from_dir(dir), findings) {
+        note(tokenizer.require_eos(), findings);
     }
-    let Some(checkpoint) = note(Checkpoint::open(dir).map_err(LabError::from), findings) else { return };
-    note(Decoder::check(&checkpoint).map_err(LabError::from), findings);
+    let model = note(Decoder::check(&checkpoint), findings);
     let millions = parameters(&checkpoint) as f64 / 1e6;
     findings.push(Finding::Fact(format!("model: {} with {millions:.1} M parameters", dir.display())));
-    if let Some(lora) = &train.lora {
+    if let Some(dir) = &train.initial_adapter {
+        // It decides the modules; `target_modules` is not looked at.
+        if let Some(adapter) = note(Adapter::open(dir), findings) {
+            note(check_fits(&checkpoint, &adapter), findings);
+        }
+    } else if let Some(lora) = &train.lora {
         // Adapters go beside matrices of the layers; embeddings are matrices too, but no linear layers.
         let names: Vec<&str> = checkpoint
             .names()
@@ -158,11 +216,9 @@ fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) {
             .filter(|n| checkpoint.info(n).is_some_and(|i| i.shape.len() == 2) && !n.contains("embed_tokens"))
             .filter_map(|n| n.strip_suffix(".weight"))
             .collect();
-        note(Targets::new(&lora.target_modules, &names).map(|_| ()).map_err(LabError::from), findings);
+        note(Targets::new(&lora.target_modules, &names), findings);
     }
-    if let Some(dir) = &train.initial_adapter {
-        note(Adapter::open(dir).map(|_| ()).map_err(LabError::from), findings);
-    }
+    model
 }
 
 fn check_plan(
@@ -175,7 +231,7 @@ fn check_plan(
 ) {
     let sizes: Vec<usize> = datasets.iter().map(|d| d.examples.len()).collect();
     let lengths = plan(&sizes, mixture);
-    let steps = Plan::new(lengths.iter().sum(), train, profile == Profile::Paper).map_err(LabError::from);
+    let steps = Plan::new(lengths.iter().sum(), train, profile == Profile::Paper);
     if let Some(steps) = note(steps, findings) {
         let rows: Vec<String> =
             datasets.iter().zip(&lengths).filter(|(_, l)| **l > 0).map(|(d, l)| format!("{l} of {}", d.name)).collect();

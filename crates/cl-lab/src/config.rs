@@ -185,7 +185,13 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
     if let Some((i, task)) = config.tasks.iter().enumerate().find(|(i, t)| config.tasks[..*i].contains(t)) {
         return wrong(format!("tasks: `{task}` comes up again at place {}", i + 1));
     }
+    if let Some(task) = config.tasks.iter().find(|t| !is_name(t)) {
+        return wrong(format!("tasks: `{task}` is not the name of a directory in `data`"));
+    }
     check_common(path, config.replay, &config.train)?;
+    at_least_one(path, "limit.train", config.limit.train)?;
+    at_least_one(path, "limit.test", config.limit.test)?;
+    at_least_one(path, "eval.max_new_tokens", config.eval.max_new_tokens)?;
     if config.eval.batch_tokens == 0 || config.eval.batch_sequences == 0 {
         return wrong("eval.batch_tokens and eval.batch_sequences: expected at least 1".to_owned());
     }
@@ -199,7 +205,20 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
 pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
     let config: TrainRun = read(path, text, set)?;
     check_common(path, config.replay, &config.train)?;
+    at_least_one(path, "data.limit", config.data.limit)?;
     Ok(config)
+}
+
+/// Whether this names something directly in a directory; a round's folder is called after its task.
+fn is_name(task: &str) -> bool {
+    Path::new(task).file_name().is_some_and(|last| last == task)
+}
+
+fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabError> {
+    if value != Some(0) {
+        return Ok(());
+    }
+    Err(LabError::Config { path: path.to_owned(), message: format!("{key} = 0: expected at least 1") })
 }
 
 fn check_common(path: &Path, replay: Option<Replay>, train: &TrainConfig) -> Result<(), LabError> {
@@ -292,10 +311,13 @@ mod tests {
 
     #[test]
     fn errors_say_what_and_where() {
-        let rows: [(&str, &[&str], &str); 7] = [
+        let rows: [(&str, &[&str], &str); 10] = [
             ("model = 'm'\ntask = []", &[], "line 2"),
             (MINIMAL, &["replay.fraction=-1"], "replay.fraction = -1"),
             (MINIMAL, &["tasks=['a', 'a']"], "`a` comes up again"),
+            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not the name"),
+            (MINIMAL, &["limit.train=0"], "limit.train = 0: expected at least 1"),
+            (MINIMAL, &["eval.max_new_tokens=0"], "eval.max_new_tokens = 0"),
             (MINIMAL, &["train.full={}"], "exactly one of"),
             (MINIMAL, &["train.epochs=0"], "epochs = 0"),
             (MINIMAL, &["=3"], "expected a key"),

@@ -27,6 +27,60 @@ pub enum LabError {
         /// What is wrong and how to go on.
         message: String,
     },
+    /// A file in the place of a model directory.
+    #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` makes one of a GGUF file)")]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A directory that is neither a model nor an adapter.
+    #[error("{path}: holds neither a model (config.json) nor an adapter (adapter_config.json)")]
+    NothingToCheck {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that differs from what the manifest beside it says.
+    #[error("{path}: {what}")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// How it differs.
+        what: &'static str,
+    },
+    /// A tokenizer whose tokens the model has no embeddings for.
+    #[error("{path}: the tokenizer has {tokens} tokens, the embedding only {rows} rows")]
+    Vocabulary {
+        /// The model directory.
+        path: PathBuf,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: i64,
+    },
+    /// A task whose name cannot be that of its file of predictions.
+    #[error("task `{name}`: {message}")]
+    TaskName {
+        /// Name of the task.
+        name: String,
+        /// What is wrong and how to go on.
+        message: String,
+    },
+    /// Answers so long that the model would not see the question.
+    #[error(
+        "task `{task}`: {max_new_tokens} new tokens leave no room for a prompt in the model's {positions} positions; lower \
+         max_new_tokens"
+    )]
+    NoRoom {
+        /// Name of the task.
+        task: String,
+        /// Most tokens of an answer.
+        max_new_tokens: usize,
+        /// Longest sequence of the model.
+        positions: usize,
+    },
+    /// Several things at once, each of which would stop a run.
+    #[error("{} problems found before the start:{}", .0.len(), indented(.0))]
+    Problems(Vec<LabError>),
     /// The operating system's answer.
     #[error("{path}: {source}")]
     Io {
@@ -56,6 +110,10 @@ pub enum LabError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+fn indented(problems: &[LabError]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
 impl LabError {

@@ -4,7 +4,7 @@ use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 use crate::SequenceConfig;
 
 /// What the rows of a sequence's tables are called after.
-pub(crate) fn method_name(config: &SequenceConfig) -> &'static str {
+pub fn method_name(config: &SequenceConfig) -> &'static str {
     match (config.train.lora.is_some(), config.replay.is_some()) {
         (true, false) => "LoRA",
         (true, true) => "LoRA-Rep",

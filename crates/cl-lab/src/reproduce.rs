@@ -10,6 +10,7 @@ use cl_train::{Full, TrainConfig};
 use serde_json::json;
 
 use crate::error::write_whole;
+use crate::output::Claim;
 use crate::report::method_name;
 use crate::toy;
 use crate::{
@@ -70,9 +71,11 @@ pub struct Study {
 /// study goes on where it was.
 ///
 /// # Errors
-/// Anything the stages raise; [`LabError::Output`] when `out` holds another study.
+/// Anything the stages raise; [`LabError::Output`] when `out` holds another study, or something else.
 pub fn reproduce(config: &StudyConfig, out: &Path, observer: &mut Observer<'_>) -> Result<Study, LabError> {
-    belongs(config, out)?;
+    let settings = format!("{config:#?}\n");
+    let claim = Claim { out, what: "study", marker: "study.txt", settings: &settings, sources: &[], resume: true };
+    let _lock = claim.take()?;
     let data = out.join("data");
     let questions = write_data(config, &data)?;
     observer(Event::Stage("pretraining a small model on facts"));
@@ -89,22 +92,6 @@ pub fn reproduce(config: &StudyConfig, out: &Path, observer: &mut Observer<'_>) 
     let markdown: Vec<String> = tables.iter().map(Table::markdown).collect();
     write_whole(&out.join("tables.md"), markdown.join("\n").as_bytes())?;
     Ok(Study { tables, matrices })
-}
-
-/// Writes the study's settings, or checks that `out` has the same.
-fn belongs(config: &StudyConfig, out: &Path) -> Result<(), LabError> {
-    let path = out.join("study.txt");
-    let text = format!("{config:#?}\n");
-    if path.exists() {
-        let saved = std::fs::read_to_string(&path).map_err(LabError::io(&path))?;
-        if saved != text {
-            let message = "holds a study with other settings; choose another --out, or remove it".to_owned();
-            return Err(LabError::Output { path: out.to_owned(), message });
-        }
-        return Ok(());
-    }
-    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-    write_whole(&path, text.as_bytes())
 }
 
 /// Writes facts, questions and tasks as files, as anybody's data would be; returns the files of questions.
@@ -145,6 +132,7 @@ fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observ
         learning_rate: 3e-3,
         lr_scheduler_type: cl_train::Schedule::Cosine,
         warmup_steps: 10,
+        save_steps: 200,
         full: Some(Full {}),
         ..TrainConfig::default()
     };

@@ -2,14 +2,17 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::{fold, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Manifest};
-use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, Tokenizer, encode_dataset, epoch_rows, plan};
+use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, encode_dataset, epoch_rows, plan};
 use cl_model::Decoder;
 use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
-use crate::hash::{adapter_hash, model_hash};
-use crate::{Event, LabError, Observer};
+use crate::check::{Checked, require_train};
+use crate::model_dir::{adapter_hash, model_hash, open_checkpoint, open_model};
+use crate::output::{Claim, clean_up, discard};
+use crate::sources::{base_source, data_sources};
+use crate::{Event, LabError, Observer, TrainRun};
 
 /// Everything one round of fine-tuning is made from.
 pub struct RoundInput<'a> {
@@ -42,6 +45,37 @@ pub struct RoundOutput {
     pub report: Option<TrainReport>,
 }
 
+/// Runs `cl train`: one round into `out`, as [`run_round`] does, with `config.toml`, the resolved configuration, and
+/// `base.blake3` and `data.blake3`, the hashes of what it is made from. With `resume` an unfinished run goes on where it was.
+///
+/// # Errors
+/// What [`check_train`](crate::check_train) finds, before anything is written; [`LabError::Output`] when `out` holds something
+/// already and `resume` is false, or another run; anything the round raises.
+pub fn run_train(
+    config: &TrainRun,
+    out: &Path,
+    resume: bool,
+    observer: &mut Observer<'_>,
+) -> Result<RoundOutput, LabError> {
+    let Checked { device, datasets, .. } = require_train(config)?;
+    let settings = toml::to_string(config)
+        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let sources = [base_source(&config.model)?, data_sources(&datasets, &config.train)?];
+    let claim = Claim { out, what: "run", marker: "config.toml", settings: &settings, sources: &sources, resume };
+    let _lock = claim.take()?;
+    let input = RoundInput {
+        model: &config.model,
+        datasets: &datasets,
+        mixture: config.mixture(),
+        config: &config.train,
+        seed: config.seed,
+        profile: config.profile,
+        device,
+        compose: None,
+    };
+    run_round(&input, out, observer)
+}
+
 /// Runs one round into `out`: `log.jsonl`, `rows.jsonl` (which rows were used), `adapter/` for LoRA, `model/`.
 ///
 /// Each directory appears whole; what is there already is not made again, and a training that was killed goes on from its
@@ -51,7 +85,10 @@ pub struct RoundOutput {
 /// Anything the files, the data or the training raise.
 pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>) -> Result<RoundOutput, LabError> {
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-    let (adapter, model) = (out.join("adapter"), out.join("model"));
+    let (adapter, model, state) = (out.join("adapter"), out.join("model"), out.join("state"));
+    for dir in [&adapter, &model, &state] {
+        clean_up(dir)?;
+    }
     let lora = input.config.lora.is_some();
     let trained = if lora { &adapter } else { &model };
     let report = if trained.join("manifest.json").exists() {
@@ -70,10 +107,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
         fold_into(base, &adapters, &model)?;
     }
     // The resumable state has served its purpose once the result stands.
-    let state = out.join("state");
-    if state.exists() {
-        std::fs::remove_dir_all(&state).map_err(LabError::io(&state))?;
-    }
+    discard(&state)?;
     Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
 }
 
@@ -83,7 +117,7 @@ fn fine_tune(
     trained: &Path,
     observer: &mut Observer<'_>,
 ) -> Result<TrainReport, LabError> {
-    let tokenizer = Tokenizer::from_dir(input.model)?;
+    let (checkpoint, tokenizer) = open_model(input.model)?;
     let encoded = input
         .datasets
         .iter()
@@ -102,7 +136,6 @@ fn fine_tune(
     write_audit(&out.join("rows.jsonl"), input.datasets, lengths.iter().sum(), &steps, &rows_of)?;
 
     observer(Event::Stage("training"));
-    let checkpoint = Checkpoint::open(input.model)?;
     let mut model = Decoder::load(&checkpoint, input.config.load_options(input.device))?;
     match &input.config.lora {
         Some(lora) => match &input.config.initial_adapter {
@@ -170,7 +203,7 @@ fn write_audit(
     steps: &Plan,
     rows_of: &dyn Fn(u64) -> Vec<RowRef>,
 ) -> Result<(), LabError> {
-    let names: Vec<String> = datasets.iter().map(|d| d.name.clone()).collect();
+    let names = names(datasets);
     let mut audit = Audit::open(path, rows_per_epoch)?;
     for epoch in 0..steps.total_steps.div_ceil(steps.steps_per_epoch) {
         audit.write_epoch(epoch, &names, &rows_of(epoch))?;
@@ -178,10 +211,22 @@ fn write_audit(
     Ok(())
 }
 
+/// Names of the data sets, or their paths where names are not enough to tell them apart.
+fn names(datasets: &[Dataset]) -> Vec<String> {
+    let name = |d: &Dataset| match datasets.iter().filter(|o| o.name == d.name).count() {
+        1 => d.name.clone(),
+        _ => d.path.display().to_string(),
+    };
+    datasets.iter().map(name).collect()
+}
+
 fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     let mut manifest = Manifest::new(kind).with_source("base", input.model, model_hash(input.model)?);
     for data in input.datasets {
         manifest = manifest.with_source("data", &data.path, data.hash.clone());
+    }
+    if let Some(dir) = &input.config.initial_adapter {
+        manifest = manifest.with_source("initial_adapter", dir, adapter_hash(dir)?);
     }
     let config = json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
     Ok(manifest.with_config(config))
@@ -194,6 +239,6 @@ fn fold_into(base: &Path, adapters: &[PathBuf], out: &Path) -> Result<(), LabErr
         manifest = manifest.with_source("adapter", dir, adapter_hash(dir)?);
         opened.push(Adapter::open(dir)?);
     }
-    fold(&Checkpoint::open(base)?, &opened, out, manifest, true)?;
+    fold(&open_checkpoint(base)?, &opened, out, manifest, true)?;
     Ok(())
 }

@@ -9,17 +9,16 @@ use crate::{LabError, TrainRun};
 /// # Errors
 /// [`LabError::Data`].
 pub fn load_train_data(config: &TrainRun) -> Result<Vec<Dataset>, LabError> {
-    config
-        .data
-        .earlier
-        .iter()
-        .chain([&config.data.train])
-        .map(|path| {
-            let mut data = load_either(path, config)?;
-            data.examples.truncate(config.data.limit.unwrap_or(usize::MAX));
-            Ok(data)
-        })
-        .collect()
+    load_each(config).collect()
+}
+
+/// [`load_train_data`], each set by itself.
+pub(crate) fn load_each(config: &TrainRun) -> impl Iterator<Item = Result<Dataset, LabError>> {
+    config.data.earlier.iter().chain([&config.data.train]).map(|path| {
+        let mut data = load_either(path, config)?;
+        data.examples.truncate(config.data.limit.unwrap_or(usize::MAX));
+        Ok(data)
+    })
 }
 
 fn load_either(path: &Path, config: &TrainRun) -> Result<Dataset, LabError> {

@@ -1,14 +1,20 @@
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use cl_data::{Dataset, Split, load_split};
-use cl_eval::{Column, Group, ScoreMatrix, Scores, Task, TaskOptions, load_task};
-use cl_torch::pick_device;
+use cl_eval::{Column, Group, ScoreMatrix, Scores, Task, TaskOptions, TaskSpec, load_task, rescore};
 use cl_torch::tch::Device;
 
+use crate::check::{Checked, require_sequence};
 use crate::error::write_whole;
-use crate::hash::model_hash;
+use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
-use crate::{Event, LabError, LoadedModel, Observer, RoundInput, SequenceConfig, run_round, score_model};
+use crate::scoring::file_names;
+use crate::sources::{base_source, data_sources};
+use crate::{
+    Event, LabError, LoadedModel, Observer, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
+    write_scores,
+};
 
 /// What a sequence came to.
 #[derive(Clone, Debug)]
@@ -23,6 +29,7 @@ pub struct SequenceReport {
 ///
 /// ```text
 /// config.toml                    the resolved configuration
+/// base.blake3, data.blake3       hashes of the model it starts from and of the files it trains on
 /// rounds/0-base/scores/          predictions and scores before the first round
 /// rounds/1-<task>/               log.jsonl, rows.jsonl, adapter/, model/, scores/ of each round
 /// matrix.json, tables.md         after every round
@@ -31,31 +38,33 @@ pub struct SequenceReport {
 /// With `resume` an unfinished sequence goes on where it was: stages that stand are kept.
 ///
 /// # Errors
-/// [`LabError::Output`] when `out` holds something already and `resume` is false, or another configuration; anything a round
-/// or a scoring raises.
+/// What [`check_sequence`](crate::check_sequence) finds, before anything is written; [`LabError::Output`] when `out` holds
+/// something already and `resume` is false, or another configuration; anything a round or a scoring raises.
 pub fn run_sequence(
     config: &SequenceConfig,
     out: &Path,
     resume: bool,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    let device = pick_device(&config.device)?;
-    let tasks = load_tasks(config)?;
-    let datasets = load_training(config)?;
-    prepare(config, out, resume)?;
+    let Checked { device, datasets, tasks } = require_sequence(config)?;
+    let _lock = claim(config, &datasets, out, resume)?;
 
+    // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
+    let latest = latest_model(config, out);
     let mut matrix = ScoreMatrix::new(columns(config, &tasks));
     let base_dir = out.join("rounds/0-base");
     observer(Event::Stage("round 0: scoring the base model"));
     let scores = score_round(&config.model, &tasks, config, &base_dir, device, observer)?;
-    matrix.push("base", scores)?;
-    report(config, &matrix, out)?;
+    matrix.push("base", main(&scores))?;
+    if latest == 0 {
+        report(config, &matrix, out)?;
+    }
 
     let mut model = config.model.clone();
     let mut adapters: Vec<PathBuf> = Vec::new();
     for (index, task) in config.tasks.iter().enumerate() {
         let round = index + 1;
-        let dir = out.join(format!("rounds/{round}-{task}"));
+        let dir = round_dir(out, round, task);
         observer(Event::Stage(&format!("round {round} of {}: {task}", config.tasks.len())));
         // The method composes all adapters with the first base at once; the paper folds one into the last round's model.
         let compose = (config.profile == cl_data::Profile::Method && config.train.lora.is_some())
@@ -70,10 +79,18 @@ pub fn run_sequence(
             device,
             compose,
         };
-        let output = run_round(&input, &dir, observer)?;
+        let output = match past(config, &dir, &tasks).filter(|_| round < latest) {
+            Some(output) => {
+                observer(Event::Skipped("training"));
+                output
+            }
+            None => run_round(&input, &dir, observer)?,
+        };
         let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
-        matrix.push(&row_name(method_name(config), round), scores)?;
-        report(config, &matrix, out)?;
+        matrix.push(&row_name(method_name(config), round), main(&scores))?;
+        if round >= latest {
+            report(config, &matrix, out)?;
+        }
         adapters.extend(output.adapter);
         if !config.keep_models && round > 1 {
             discard(&model)?;
@@ -84,92 +101,82 @@ pub fn run_sequence(
 }
 
 /// The tasks that are scored: new knowledge first, then old.
-pub(crate) fn load_tasks(config: &SequenceConfig) -> Result<Vec<Box<dyn Task>>, LabError> {
+pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Result<Box<dyn Task>, LabError>> {
     let options = TaskOptions {
         limit: config.limit.test,
         max_new_tokens: config.eval.max_new_tokens,
         metric: config.eval.metric,
     };
     let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
-    new.iter().chain(&config.eval.old).map(|name| Ok(load_task(name, &config.data, options)?)).collect()
+    new.iter().chain(&config.eval.old).map(move |name| Ok(load_task(name, &config.data, options)?))
 }
 
 /// Training rows of every round.
-pub(crate) fn load_training(config: &SequenceConfig) -> Result<Vec<Dataset>, LabError> {
-    config
-        .tasks
-        .iter()
-        .map(|task| {
-            let mut data = load_split(&task_dir(&config.data, task), Split::Train)?;
-            data.examples.truncate(config.limit.train.unwrap_or(usize::MAX));
-            Ok(data)
-        })
-        .collect()
+pub(crate) fn load_each_training(config: &SequenceConfig) -> impl Iterator<Item = Result<Dataset, LabError>> {
+    config.tasks.iter().map(|task| {
+        let mut data = load_split(&task_dir(&config.data, task), Split::Train)?;
+        data.examples.truncate(config.limit.train.unwrap_or(usize::MAX));
+        Ok(data)
+    })
 }
 
-/// A task's directory by its name, or by the name of the known task that has it as an alias.
+/// A task's directory by its name, or that of a known task by any of its names, where `cl-eval` looks for them, too.
 fn task_dir(data: &Path, task: &str) -> PathBuf {
     let direct = data.join(task);
-    if direct.is_dir() {
-        return direct;
-    }
-    let wanted = task.to_lowercase();
-    let known =
-        cl_eval::known_tasks().iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
-    let folder = known.map_or(task, |t| t.name);
-    [data.join(folder), data.join("..").join(folder)].into_iter().find(|d| d.is_dir()).unwrap_or(direct)
+    let names = TaskSpec::find(task).into_iter().flat_map(|t| std::iter::once(&t.name).chain(t.aliases));
+    let homes = [data.to_owned(), data.join(".."), data.join("../lm-eval")];
+    let known = names.flat_map(|name| homes.iter().map(move |home| home.join(name)));
+    std::iter::once(direct.clone()).chain(known).find(|d| d.is_dir()).unwrap_or(direct)
 }
 
 fn columns(config: &SequenceConfig, tasks: &[Box<dyn Task>]) -> Vec<Column> {
-    let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
-    let taught: Vec<String> = config.tasks.iter().map(|t| canonical(t)).collect();
-    tasks
-        .iter()
-        .enumerate()
-        .map(|(i, task)| {
-            let group = if i < new.len() { Group::New } else { Group::Old };
+    let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks).len();
+    let round_of = |name: &str| config.tasks.iter().position(|t| canonical(t) == name).map(|index| index + 1);
+    let column = |(i, name): (usize, &str)| {
+        let group = if i < new { Group::New } else { Group::Old };
+        let round = match name {
             // GSM8K's chain-of-thought form is taught by the same round as its plain one.
-            let name = canonical(task.name().trim_end_matches("_cot"));
-            let round = taught.iter().position(|t| *t == name).map(|r| r + 1).filter(|_| group == Group::New);
-            Column::new(task.name(), group, round)
-        })
-        .collect()
+            "gsm8k_cot" => round_of("gsm8k_cot").or(round_of("gsm8k")),
+            name => round_of(canonical(name)),
+        };
+        Column::new(name, group, round.filter(|_| group == Group::New))
+    };
+    tasks.iter().map(|t| t.name()).enumerate().map(column).collect()
 }
 
-fn canonical(name: &str) -> String {
-    let wanted = name.to_lowercase();
-    let known =
-        cl_eval::known_tasks().iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()));
-    known.map_or(wanted, |t| t.name.to_lowercase())
+fn canonical(name: &str) -> &str {
+    TaskSpec::find(name).map_or(name, |t| t.name)
 }
 
-/// Makes the output directory, or checks that it belongs to this configuration.
-fn prepare(config: &SequenceConfig, out: &Path, resume: bool) -> Result<(), LabError> {
-    let path = out.join("config.toml");
-    let text = toml::to_string(config).map_err(|e| LabError::Config { path: path.clone(), message: e.to_string() })?;
-    let wrong = |message: &str| Err(LabError::Output { path: out.to_owned(), message: message.to_owned() });
-    let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied {
-        if !resume {
-            return wrong("is not empty; add --resume to go on with it, or choose another --out");
-        }
-        let saved = std::fs::read_to_string(&path).map_err(LabError::io(&path))?;
-        if saved != text {
-            let line = saved.lines().zip(text.lines()).find(|(a, b)| a != b);
-            let difference = line.map_or(String::new(), |(a, b)| format!(": it has `{a}`, this run `{b}`"));
-            return wrong(&format!("holds a sequence with another configuration{difference}; choose another --out"));
-        }
-        let base = std::fs::read_to_string(out.join("base.blake3")).unwrap_or_default();
-        if base.trim() != model_hash(&config.model)? {
-            return wrong("was begun with other weights than the model directory holds now; choose another --out");
-        }
-        return Ok(());
-    }
-    let rounds = out.join("rounds");
-    let hash = model_hash(&config.model)?;
-    std::fs::create_dir_all(&rounds).map_err(LabError::io(&rounds))?;
-    write_whole(&out.join("base.blake3"), hash.as_bytes())?;
-    write_whole(&path, text.as_bytes())
+fn round_dir(out: &Path, round: usize, task: &str) -> PathBuf {
+    out.join(format!("rounds/{round}-{task}"))
+}
+
+/// The last round whose model stands; 0 is the base.
+fn latest_model(config: &SequenceConfig, out: &Path) -> usize {
+    let stands = |round: &usize| {
+        let dir = round_dir(out, *round, &config.tasks[round - 1]);
+        dir.join("model/manifest.json").exists()
+    };
+    (1..=config.tasks.len()).rev().find(stands).unwrap_or(0)
+}
+
+/// What a round left that is done with: its model may be gone by now.
+fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<RoundOutput> {
+    let adapter = config.train.lora.is_some().then(|| dir.join("adapter"));
+    let trained = adapter.as_ref().is_none_or(|a| a.join("manifest.json").exists());
+    (trained && standing_scores(dir, tasks).is_some()).then(|| RoundOutput {
+        adapter,
+        model: dir.join("model"),
+        report: None,
+    })
+}
+
+fn claim(config: &SequenceConfig, datasets: &[Dataset], out: &Path, resume: bool) -> Result<File, LabError> {
+    let settings = toml::to_string(config)
+        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let sources = [base_source(&config.model)?, data_sources(datasets, &config.train)?];
+    Claim { out, what: "sequence", marker: "config.toml", settings: &settings, sources: &sources, resume }.take()
 }
 
 /// Scores a model on every task, or reads the scores that stand.
@@ -180,23 +187,29 @@ fn score_round(
     dir: &Path,
     device: Device,
     observer: &mut Observer<'_>,
-) -> Result<Vec<Option<f64>>, LabError> {
-    let path = dir.join("scores.json");
-    let main = |scores: &[Scores]| scores.iter().map(|s| Some(s.main())).collect();
-    if let Ok(text) = std::fs::read(&path)
-        && let Ok(scores) = serde_json::from_slice::<Vec<Scores>>(&text)
-        && scores.len() == tasks.len()
-    {
+) -> Result<Vec<Scores>, LabError> {
+    if let Some(scores) = standing_scores(dir, tasks) {
         observer(Event::Skipped("scoring"));
-        return Ok(main(&scores));
+        return Ok(scores);
     }
     let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
     let scores = score_model(&loaded, tasks, &config.eval, &dir.join("scores"), observer)?;
-    let mut text =
-        serde_json::to_vec_pretty(&scores).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
-    text.push(b'\n');
-    write_whole(&path, &text)?;
-    Ok(main(&scores))
+    write_scores(&dir.join("scores.json"), &scores)?;
+    Ok(scores)
+}
+
+/// The scores of a round that stand, if they still follow from its predictions and the tasks' documents.
+fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
+    let text = std::fs::read(dir.join("scores.json")).ok()?;
+    let saved: Vec<Scores> = serde_json::from_slice(&text).ok()?;
+    let names = file_names(tasks).ok()?;
+    let again = tasks.iter().zip(names).map(|(t, name)| rescore(t.as_ref(), &dir.join("scores").join(name)));
+    let again = again.collect::<Result<Vec<Scores>, _>>().ok()?;
+    (saved == again).then_some(saved)
+}
+
+fn main(scores: &[Scores]) -> Vec<Option<f64>> {
+    scores.iter().map(|s| Some(s.main())).collect()
 }
 
 fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(), LabError> {
@@ -208,14 +221,4 @@ fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(
     let tables = tables_of(matrix, method_name(config), config.profile);
     let markdown: Vec<String> = tables.iter().map(cl_eval::Table::markdown).collect();
     write_whole(&out.join("tables.md"), markdown.join("\n").as_bytes())
-}
-
-/// Removes a model that is no longer needed; its marker goes first, so that a kill leaves nothing that looks whole.
-fn discard(model: &Path) -> Result<(), LabError> {
-    let marker = model.join("manifest.json");
-    if marker.exists() {
-        std::fs::remove_file(&marker).map_err(LabError::io(&marker))?;
-        std::fs::remove_dir_all(model).map_err(LabError::io(model))?;
-    }
-    Ok(())
 }

@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
@@ -14,22 +15,22 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let findings = findings(args)?;
     let mut problems = 0;
     for finding in &findings {
         match finding {
-            Finding::Fact(text) => println!("{text}"),
-            Finding::Problem(text) => {
+            Finding::Fact(text) => writeln!(out, "{text}")?,
+            Finding::Problem(problem) => {
                 problems += 1;
-                println!("problem: {text}");
+                writeln!(out, "problem: {problem}")?;
             }
         }
     }
     if problems > 0 {
         bail!("{}: {problems} problem{} found", args.path.display(), if problems == 1 { "" } else { "s" });
     }
-    println!("{}: no problem found", args.path.display());
+    writeln!(out, "{}: no problem found", args.path.display())?;
     Ok(())
 }
 
@@ -39,11 +40,17 @@ fn findings(args: &Args) -> Result<Vec<Finding>> {
         return Ok(check_directory(&args.path));
     }
     let text = super::read(&args.path)?;
-    // A sequence names tasks; one round names data.
-    let sequence = text.lines().any(|l| l.trim_start().starts_with("tasks"));
-    Ok(if sequence {
+    Ok(if is_sequence(&text, &args.set) {
         check_sequence(&read_sequence(&args.path, &text, &args.set)?)
     } else {
         check_train(&read_train(&args.path, &text, &args.set)?)
     })
+}
+
+/// A sequence has `tasks`, and its `data` is a directory; one round has a table `[data]`.
+fn is_sequence(text: &str, set: &[String]) -> bool {
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    table.contains_key("tasks")
+        || table.get("data").is_some_and(toml::Value::is_str)
+        || set.iter().any(|entry| entry.trim_start().starts_with("tasks"))
 }

@@ -1,8 +1,9 @@
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cl_eval::{Table, TaskOptions, load_task};
-use cl_lab::{EvalConfig, LoadedModel, score_model};
+use cl_lab::{EvalConfig, LoadedModel, score_model, write_scores};
 
 use super::Precision;
 use crate::progress::Progress;
@@ -40,7 +41,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let options = TaskOptions { limit: args.limit, max_new_tokens: args.max_new_tokens, metric: None };
     let tasks = args.tasks.iter().map(|t| load_task(t.trim(), &args.data, options)).collect::<Result<Vec<_>, _>>()?;
     let device = cl_torch::pick_device(&args.device)?;
@@ -48,9 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut progress = Progress::new();
     let config = EvalConfig::default();
     let scores = score_model(&loaded, &tasks, &config, &args.out, &mut |e| progress.observe(e))?;
-    let path = args.out.join("scores.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&scores)? + "\n")
-        .with_context(|| format!("{}", path.display()))?;
+    write_scores(&args.out.join("scores.json"), &scores)?;
     let rows = scores
         .iter()
         .flat_map(|s| {
@@ -62,6 +61,6 @@ pub fn run(args: &Args) -> Result<()> {
         .collect();
     let columns = ["task", "metric", "score", "documents"].map(str::to_owned).to_vec();
     let caption = "* stands for the task in tables of sequences.".to_owned();
-    print!("{}", Table { caption, columns, rows }.text());
+    write!(out, "{}", Table { caption, columns, rows }.text())?;
     Ok(())
 }

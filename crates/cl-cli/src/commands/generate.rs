@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -12,7 +13,7 @@ pub struct Args {
     /// Model directory.
     model: PathBuf,
     /// Text to continue; may be given several times, the answers come in the same order.
-    #[arg(long, required = true)]
+    #[arg(long, required = true, allow_hyphen_values = true)]
     prompt: Vec<String>,
     /// PEFT adapter directory to put beside the model.
     #[arg(long)]
@@ -32,13 +33,13 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let device = cl_torch::pick_device(&args.device)?;
     let loaded = LoadedModel::open(&args.model, args.adapter.as_deref(), args.precision.into(), device)?;
     let prompts = args.prompt.iter().map(|p| loaded.tokenizer.encode(p, true)).collect::<Result<Vec<Vec<u32>>, _>>()?;
     let most = loaded.model.config.max_position_embeddings;
     for (text, ids) in args.prompt.iter().zip(&prompts) {
-        let length = ids.len() + args.max_new_tokens;
+        let length = ids.len().saturating_add(args.max_new_tokens);
         ensure!(!ids.is_empty(), "--prompt {text:?} has no tokens; this tokenizer adds no BOS by itself");
         ensure!(
             length <= most,
@@ -52,9 +53,9 @@ pub fn run(args: &Args) -> Result<()> {
     let generations = greedy(&loaded.model, &slices, args.max_new_tokens, &end, &mut |_, _| false)?;
     for generation in generations {
         if args.ids {
-            println!("{:?}", generation.ids);
+            writeln!(out, "{:?}", generation.ids)?;
         } else {
-            println!("{}", loaded.tokenizer.decode(&generation.ids, true)?);
+            writeln!(out, "{}", loaded.tokenizer.decode(&generation.ids, true)?)?;
         }
     }
     Ok(())

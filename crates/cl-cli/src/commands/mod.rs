@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 
 /// Reads a configuration's text.
 pub fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the configuration", path.display()))
+    std::fs::read_to_string(path).with_context(|| format!("{}: cannot read it as a configuration", path.display()))
 }
 
 /// `f32` or `bf16` on a command line.

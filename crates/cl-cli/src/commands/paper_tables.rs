@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use anyhow::Result;
 use cl_eval::Table;
 use cl_eval::paper::{Verdict, check};
@@ -11,7 +13,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let cells = check();
     let rows = cells
         .iter()
@@ -35,6 +37,6 @@ pub fn run(args: &Args) -> Result<()> {
     let columns = ["table", "row", "column", "printed", "recomputed", ""].map(str::to_owned).to_vec();
     let flagged = cells.iter().filter(|c| c.verdict != Verdict::Agrees).count();
     let caption = format!("{} cells recomputed, {flagged} not as printed.", cells.len());
-    print!("{}", Table { caption, columns, rows }.text());
+    write!(out, "{}", Table { caption, columns, rows }.text())?;
     Ok(())
 }

@@ -1,9 +1,13 @@
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_lab::{StudyConfig, reproduce};
 
 use crate::progress::Progress;
+
+/// Configurations are TOML, whose integers are signed.
+const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Arguments of `cl reproduce`.
 #[derive(clap::Args)]
@@ -12,18 +16,18 @@ pub struct Args {
     #[arg(long, default_value = "target/reproduce")]
     out: PathBuf,
     /// Key of every random choice.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seed: u64,
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let config = StudyConfig { seed: args.seed, ..StudyConfig::default() };
     let mut progress = Progress::new();
     let study = reproduce(&config, &args.out, &mut |e| progress.observe(e))?;
     for table in &study.tables {
-        println!("{}", table.text());
+        writeln!(out, "{}", table.text())?;
     }
-    println!("tables   {}", args.out.join("tables.md").display());
+    writeln!(out, "tables   {}", args.out.join("tables.md").display())?;
     Ok(())
 }

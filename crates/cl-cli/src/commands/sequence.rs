@@ -1,7 +1,8 @@
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cl_lab::{read_sequence, run_sequence};
+use cl_lab::{method_name, read_sequence, run_sequence, tables_of};
 
 use crate::progress::Progress;
 
@@ -22,19 +23,13 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
     let mut progress = Progress::new();
     let report = run_sequence(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
-    let method = match (config.train.lora.is_some(), config.replay.is_some()) {
-        (true, false) => "LoRA",
-        (true, true) => "LoRA-Rep",
-        (false, false) => "FFT",
-        (false, true) => "FFT-Rep",
-    };
-    for table in cl_lab::tables_of(&report.matrix, method, config.profile) {
-        println!("{}", table.text());
+    for table in tables_of(&report.matrix, method_name(&config), config.profile) {
+        writeln!(out, "{}", table.text())?;
     }
-    println!("model {}", report.model.display());
+    writeln!(out, "model {}", report.model.display())?;
     Ok(())
 }

@@ -1,7 +1,9 @@
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use cl_lab::{RoundInput, load_train_data, read_train, run_round};
+use anyhow::Result;
+use cl_lab::{read_train, run_train};
+use cl_train::read_log;
 
 use crate::progress::Progress;
 
@@ -22,52 +24,20 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
-    let device = cl_torch::pick_device(&config.device)?;
-    let datasets = load_train_data(&config)?;
-    prepare(args, &toml::to_string(&config)?)?;
-    let input = RoundInput {
-        model: &config.model,
-        datasets: &datasets,
-        mixture: config.mixture(),
-        config: &config.train,
-        seed: config.seed,
-        profile: config.profile,
-        device,
-        compose: None,
-    };
     let mut progress = Progress::new();
-    let output = run_round(&input, &args.out, &mut |e| progress.observe(e))?;
-    if let Some(report) = output.report {
-        println!(
-            "{} steps, mean loss of the last tenth {:.4}, {:.0} tokens/s",
-            report.steps,
-            report.final_loss,
-            report.tokens as f64 / report.seconds.max(1e-9)
-        );
-    }
+    let output = run_train(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
+    // From the log, which has the steps of every run that was killed, too.
+    let steps = read_log(&args.out.join("log.jsonl"))?;
+    let last = &steps[steps.len() - steps.len().div_ceil(10)..];
+    let loss = last.iter().map(|s| s.loss).sum::<f64>() / last.len().max(1) as f64;
+    let tokens: u64 = steps.iter().map(|s| s.tokens).sum();
+    let rate = tokens as f64 / steps.iter().map(|s| s.seconds).sum::<f64>().max(1e-9);
+    writeln!(out, "{} steps, mean loss of the last tenth {loss:.4}, {rate:.0} tokens/s", steps.len())?;
     if let Some(adapter) = output.adapter {
-        println!("adapter  {}", adapter.display());
+        writeln!(out, "adapter  {}", adapter.display())?;
     }
-    println!("model    {}", output.model.display());
-    Ok(())
-}
-
-/// Makes the output directory with the resolved configuration, or checks that it holds this run.
-fn prepare(args: &Args, resolved: &str) -> Result<()> {
-    let path = args.out.join("config.toml");
-    let occupied = std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some());
-    if !occupied {
-        std::fs::create_dir_all(&args.out).with_context(|| format!("{}", args.out.display()))?;
-        return std::fs::write(&path, resolved).with_context(|| format!("{}", path.display()));
-    }
-    if !args.resume {
-        bail!("{} is not empty; add --resume to go on with it, or choose another --out", args.out.display());
-    }
-    let saved = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-    if saved != resolved {
-        bail!("{} holds a run with another configuration; choose another --out", args.out.display());
-    }
+    writeln!(out, "model    {}", output.model.display())?;
     Ok(())
 }

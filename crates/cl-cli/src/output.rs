@@ -1,0 +1,38 @@
+//! What the command writes: results to stdout, everything else to stderr.
+
+use std::fmt::Display;
+use std::io::{Error, ErrorKind, Result, StdoutLock, Write};
+
+/// Standard output, whose failure is an error like any other and not a panic.
+pub struct Stdout(StdoutLock<'static>);
+
+impl Stdout {
+    /// This process's.
+    pub fn new() -> Stdout {
+        Stdout(std::io::stdout().lock())
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.0.write(bytes).and_then(|n| self.0.flush().map(|()| n)).map_err(named)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+fn named(error: Error) -> Error {
+    Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+}
+
+/// Whether nobody reads the output any more.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
+}
+
+/// A line on stderr. A closed stderr is no reason to stop hours of work.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,105 @@
+use std::fs::File;
+use std::process::Stdio;
+
+use crate::world::{Run, World};
+
+#[test]
+fn help_names_every_argument() {
+    let world = World::new();
+    let rows: [(&[&str], &[&str]); 9] = [
+        (
+            &[],
+            &[
+                "import-gguf",
+                "generate",
+                "train",
+                "sequence",
+                "eval",
+                "check",
+                "reproduce",
+                "paper-tables",
+                "Start here",
+            ],
+        ),
+        (&["import-gguf"], &["<FILE>", "<OUT>", "--dtype", "--overwrite"]),
+        (
+            &["generate"],
+            &[
+                "<MODEL>",
+                "--prompt",
+                "--adapter",
+                "--max-new-tokens",
+                "--precision",
+                "--device",
+                "--ids",
+                "[default: 64]",
+            ],
+        ),
+        (&["train"], &["<CONFIG>", "--out", "--set <KEY=VALUE>", "--resume"]),
+        (&["sequence"], &["<CONFIG>", "--out", "--set <KEY=VALUE>", "--resume"]),
+        (&["eval"], &["<MODEL>", "--tasks", "--data", "--out", "--adapter", "--limit", "--precision", "gsm8k_cot"]),
+        (&["check"], &["<PATH>", "--set"]),
+        (&["reproduce"], &["--out", "--seed", "target/reproduce"]),
+        (&["paper-tables"], &["--flagged"]),
+    ];
+    for (command, parts) in rows {
+        let help = world.ok(command.iter().chain(&["--help"]));
+        for part in parts {
+            assert!(help.contains(part), "{command:?}: {part} is not in\n{help}");
+        }
+    }
+    assert!(world.ok(["--version"]).starts_with("cl 0."));
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_say_which() {
+    let world = World::new();
+    let rows: [(&[&str], &str); 8] = [
+        (&[], "Usage"),
+        (&["frobnicate"], "frobnicate"),
+        (&["generate", "model"], "--prompt"),
+        (&["generate", "model", "--prompt", "a", "--max-new-tokens", "many"], "many"),
+        (&["generate", "model", "--prompt", "a", "--precision", "f64"], "f32, bf16"),
+        (&["sequence", "lora.toml"], "--out"),
+        (&["eval", "model", "--data", "data", "--out", "e"], "--tasks"),
+        (&["reproduce", "--seed", "18446744073709551615"], "--seed"),
+    ];
+    for (args, part) in rows {
+        let run = world.run(args);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{args:?}: {}", run.stderr);
+        assert!(run.stderr.contains(part), "{args:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_reader_that_stops_reading_is_no_error_and_a_full_disk_is_one() {
+    let world = World::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let run = Run::of(world.command(["paper-tables"]).stdout(writer));
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let run = Run::of(world.command(["paper-tables"]).stdout(full));
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.starts_with("error: cannot write to standard output: No space left"), "{}", run.stderr);
+}
+
+#[test]
+fn closed_progress_does_not_stop_a_run() {
+    let world = World::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = world.command(["train", "train.toml", "--out", "r"]);
+    let output = command.stderr(writer).stdout(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(world.exists("r/model/manifest.json"));
+}
+
+#[test]
+fn the_paper_tables_need_nothing() {
+    let world = World::new();
+    let all = world.ok(["paper-tables"]);
+    let flagged = world.ok(["paper-tables", "--flagged"]);
+    assert!(all.lines().count() > flagged.lines().count());
+    assert!(flagged.contains("stands in the neighbouring column"), "{flagged}");
+}

@@ -1,0 +1,141 @@
+use crate::world::{World, content};
+
+const EVAL: [&str; 10] =
+    ["eval", "model", "--tasks", "first,homes.jsonl", "--data", "data", "--out", "e", "--max-new-tokens", "3"];
+
+#[test]
+fn a_table_goes_to_stdout_and_scores_and_predictions_to_files() {
+    let world = World::new();
+    let run = world.run(EVAL);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let cells: Vec<Vec<&str>> = run.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(cells[0], ["task", "metric", "score", "documents"]);
+    assert_eq!((cells[1][..2].to_vec(), cells[1][3]), (vec!["first", "exact_match*"], "6"));
+    assert_eq!((cells[2][1], cells[3][1]), ("acc*", "acc_norm"));
+    let scores = world.json("e/scores.json");
+    assert_eq!((&scores[0]["task"], &scores[1]["documents"]), (&"first".into(), &6.into()));
+    let score = scores[1]["metrics"]["acc"].as_f64().unwrap();
+    assert_eq!(cells[2][2], format!("{score:.4}"));
+    let predictions = world.lines("e/homes.jsonl");
+    assert_eq!((predictions.len(), world.lines("e/first.jsonl").len()), (6, 6));
+    let mean = predictions.iter().map(|p| p["scores"]["acc"].as_f64().unwrap()).sum::<f64>() / 6.0;
+    assert_eq!(mean, score);
+    assert!(run.stderr.contains("scored homes: 6 documents"), "{}", run.stderr);
+}
+
+#[test]
+fn run_again_it_asks_nothing_anew() {
+    let world = World::new();
+    let table = world.ok(EVAL);
+    // An answer that the model never gave stays, so it was not asked again.
+    let predictions = world.read("e/first.jsonl");
+    let line = predictions.lines().next().unwrap();
+    let text =
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["response"]["text"].as_str().unwrap().to_owned();
+    world.write("e/first.jsonl", &predictions.replacen(&format!("\"text\":\"{text}\""), "\"text\":\"kept\"", 1));
+    assert_eq!(world.ok(EVAL), table);
+    assert!(world.read("e/first.jsonl").contains("\"text\":\"kept\""));
+}
+
+#[test]
+fn a_limit_is_extended_later() {
+    let world = World::new();
+    world.ok(EVAL.iter().chain(&["--limit", "2"]));
+    let two = world.read("e/first.jsonl");
+    assert_eq!(two.lines().count(), 2);
+    world.ok(EVAL);
+    assert!(world.read("e/first.jsonl").starts_with(&two));
+    let table = world.ok(EVAL.iter().chain(&["--limit", "2"]));
+    assert!(table.lines().nth(1).unwrap().ends_with(" 2"), "{table}");
+    assert_eq!(world.lines("e/first.jsonl").len(), 6, "answers beyond the limit are kept");
+}
+
+#[test]
+fn another_model_adapter_or_precision_needs_another_output() {
+    let world = World::new();
+    world.ok(EVAL);
+    world.ok(["train", "train.toml", "--out", "r"]);
+    world.model("other", 2);
+    let before = content(&world.path("e"));
+    let others: [&[&str]; 3] =
+        [&["--adapter", "r/adapter"], &["--precision", "bf16"], &["--limit", "3", "--adapter", "r/adapter"]];
+    for more in others {
+        let message = world.fails(EVAL.iter().chain(more));
+        assert!(message.contains("e/first.jsonl: holds answers of model "), "{message}");
+        assert!(message.contains("write elsewhere"), "{message}");
+    }
+    let mut other = EVAL;
+    other[1] = "other";
+    world.fails(other);
+    assert_eq!(content(&world.path("e")), before);
+}
+
+#[test]
+fn an_adapter_beside_the_model_scores_as_the_folded_model() {
+    let world = World::new();
+    world.ok(["train", "train.toml", "--out", "r", "--set", "train.learning_rate=0.05"]);
+    let (mut beside, mut folded) = (EVAL, EVAL);
+    (beside[7], folded[1], folded[7]) = ("beside", "r/model", "folded");
+    let table = world.ok(beside.iter().chain(&["--adapter", "r/adapter"]));
+    assert_eq!(world.ok(folded), table);
+}
+
+#[test]
+fn what_cannot_be_asked_is_told() {
+    let world = World::new();
+    world.write("data/empty/test.json", "[]");
+    world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 1}\n");
+    world.write("data/folder/test.json/x", "");
+    let rows = [
+        (
+            "nowhere",
+            "task `nowhere`: no such directory in data, and no known task has it there; known tasks: C-STANCE, FOMC",
+        ),
+        ("nowhere.jsonl", "data/nowhere.jsonl: No such file"),
+        ("empty", "data/empty/test.json: no examples"),
+        ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
+        ("folder", "data/folder: no test.json"),
+        ("FOMC", "task `FOMC`: no such directory"),
+        ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
+        ("first,first", "task `first`: named twice"),
+        ("first,../data/first", "the same file as those of `first`"),
+    ];
+    for (tasks, part) in rows {
+        let message =
+            world.fails(["eval", "model", "--tasks", tasks, "--data", "data", "--out", "e", "--max-new-tokens", "3"]);
+        assert!(message.contains(part), "{tasks}: {message}");
+        assert!(!world.exists("e"), "{tasks}");
+    }
+    let message = world.fails(["eval", "model", "--tasks", "first", "--data", "data", "--out", "e"]);
+    assert!(message.contains("task `first`: 64 new tokens leave no room"), "{message}");
+    let mut into_a_file = EVAL;
+    into_a_file[7] = "lora.toml";
+    let message = world.fails(into_a_file);
+    assert_eq!(message.matches("lora.toml/first.jsonl: Not a directory").count(), 1, "{message}");
+}
+
+#[test]
+fn predictions_of_a_task_named_by_its_path_stay_in_the_output() {
+    let world = World::new();
+    let before = content(&world.path("data"));
+    let absolute = world.path("data/first");
+    for (out, task) in [("a", absolute.to_str().unwrap()), ("b", "../data/first")] {
+        world.ok(["eval", "model", "--tasks", task, "--data", "data", "--out", out, "--max-new-tokens", "3"]);
+        let names: Vec<String> = content(&world.path(out)).into_iter().map(|f| f.0).collect();
+        assert_eq!(names, ["first.jsonl", "scores.json"]);
+    }
+    assert_eq!(content(&world.path("data")), before);
+    assert!(!world.exists("first.jsonl"));
+}
+
+#[test]
+fn unusual_documents_are_asked_as_well_as_they_can_be() {
+    let world = World::new();
+    let rows = serde_json::json!([
+        {"prompt": "", "answer": "a"}, {"prompt": "first of a b c d :", "answer": ""},
+        {"prompt": "a ".repeat(500), "answer": "ü"}, {"prompt": "unbekannte Wörter 日本", "answer": "a"}
+    ]);
+    world.write("data/ödd tæsk/test.json", &rows.to_string());
+    world.ok(["eval", "model", "--tasks", "ödd tæsk", "--data", "data", "--out", "e", "--max-new-tokens", "3"]);
+    assert_eq!(world.lines("e/ödd tæsk.jsonl").len(), 4);
+}

@@ -1,0 +1,12 @@
+//! The command `cl` as somebody uses it, in a folder with a small model and small tasks.
+
+mod arguments;
+mod check;
+mod corrupted;
+mod eval;
+mod generate;
+mod import;
+mod killed;
+mod sequence;
+mod train;
+mod world;

@@ -1,0 +1,31 @@
+//! What a run is made from, as lines `hash  path` like those of `b3sum`.
+
+use std::path::Path;
+
+use cl_checkpoint::hash_file;
+use cl_data::Dataset;
+use cl_train::TrainConfig;
+
+use crate::LabError;
+use crate::model_dir::model_hash;
+
+/// `base.blake3`: the model that a run starts from.
+pub(crate) fn base_source(model: &Path) -> Result<(&'static str, String), LabError> {
+    Ok(("base.blake3", line(&model_hash(model)?, model)))
+}
+
+/// `data.blake3`: the files that a run trains on, and those of the adapter it starts from.
+pub(crate) fn data_sources(datasets: &[Dataset], train: &TrainConfig) -> Result<(&'static str, String), LabError> {
+    let mut lines: String = datasets.iter().map(|d| line(&d.hash, &d.path)).collect();
+    if let Some(dir) = &train.initial_adapter {
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            let path = dir.join(name);
+            lines += &line(&hash_file(&path)?.blake3, &path);
+        }
+    }
+    Ok(("data.blake3", lines))
+}
+
+fn line(hash: &str, path: &Path) -> String {
+    format!("{hash}  {}\n", path.display())
+}

@@ -1,0 +1,71 @@
+use cl_checkpoint::{Checkpoint, Dtype, Manifest, TensorSource};
+use cl_lab::run_train;
+use cl_torch::tch::Kind;
+
+use crate::world::{World, silent};
+
+#[test]
+fn full_fine_tuning_keeps_the_bases_dtype_and_tokenizer() {
+    let world = World::new(Kind::BFloat16);
+    let config = world.train(&["train={full={}, epochs=2, learning_rate=1e-2}"]);
+    let output = run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    assert_eq!((output.adapter, output.model.clone()), (None, world.path("r/model")));
+    let (base, model) = (Checkpoint::open(&config.model).unwrap(), Checkpoint::open(&output.model).unwrap());
+    for name in base.names() {
+        let (before, after) = (base.info(name).unwrap(), model.info(name).unwrap());
+        assert_eq!((after.dtype, &after.shape), (Dtype::BF16, &before.shape), "{name}");
+        assert_ne!(base.bytes(name).unwrap(), model.bytes(name).unwrap(), "{name} did not move");
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let read = |dir: &std::path::Path| std::fs::read(dir.join(file)).unwrap();
+        assert_eq!(read(&config.model), read(&output.model));
+    }
+}
+
+#[test]
+fn a_manifest_says_what_a_round_was_made_from() {
+    let world = World::new(Kind::Float);
+    let replay = format!("data.earlier=['{}']", world.path("data/last").display());
+    let config = world.train(&[&replay, "replay.fraction=0.5", "seed=5"]);
+    let output = run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    let adapter = Manifest::read(&output.adapter.unwrap()).unwrap();
+    let roles: Vec<&str> = adapter.sources.iter().map(|s| s.role.as_str()).collect();
+    assert_eq!((adapter.kind.as_str(), roles), ("adapter", vec!["base", "data", "data"]));
+    let settings = adapter.config.unwrap();
+    assert_eq!((&settings["seed"], &settings["train"]["lora"]["r"]), (&5.into(), &2.into()));
+    assert_eq!(settings["mixture"]["replay"]["fraction"], 0.5);
+    let model = Manifest::read(&output.model).unwrap();
+    assert_eq!(model.sources[1].path, world.path("r/adapter").display().to_string());
+    assert_eq!(Manifest::verify(&output.model).unwrap(), []);
+}
+
+#[test]
+fn what_a_killed_process_left_beside_the_state_is_removed() {
+    let world = World::new(Kind::Float);
+    let config = world.train(&["train.save_steps=2"]);
+    run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    // No process has the highest number a pid can have plus one.
+    for left in [".state.4194305.old", ".state.4194305.part", ".adapter.4194305.part", ".model.4194305.part"] {
+        std::fs::create_dir(world.path("r").join(left)).unwrap();
+    }
+    run_train(&config, &world.path("r"), true, &mut silent).unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(world.path("r"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["adapter", "base.blake3", "config.toml", "data.blake3", "log.jsonl", "model", "rows.jsonl"]);
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    let world = World::new(Kind::Float);
+    let weights = |name: &str, set: &[&str]| {
+        let output = run_train(&world.train(set), &world.path(name), false, &mut silent).unwrap();
+        std::fs::read(output.model.join("model.safetensors")).unwrap()
+    };
+    let dropout = "train.lora.lora_dropout=0.1";
+    let first = weights("a", &[dropout, "seed=1"]);
+    assert_eq!(first, weights("b", &[dropout, "seed=1"]));
+    assert_ne!(first, weights("c", &[dropout, "seed=2"]));
+}
