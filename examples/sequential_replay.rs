@@ -134,15 +134,13 @@ fn compare(without: &ScoreMatrix, with: &ScoreMatrix) {
     let show = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:+.3}"));
     let last = |m: &ScoreMatrix, group| m.mean(m.rows.len() - 1, group);
     println!("What replay changed:            without     with");
-    let rows: [(&str, &dyn Fn(&ScoreMatrix) -> Option<f64>); 4] = [
-        ("new knowledge at the end", &|m| last(m, Group::New)),
-        ("old knowledge at the end", &|m| last(m, Group::Old)),
-        ("backward transfer (absolute)", &|m| m.mean_of(ScoreMatrix::absolute_bwt)),
-        ("forgetting", &|m| m.mean_of(ScoreMatrix::forgetting)),
-    ];
-    for (name, figure) in rows {
+    let row = |name: &str, figure: &dyn Fn(&ScoreMatrix) -> Option<f64>| {
         println!("  {name:<28}  {:>8} {:>8}", show(figure(without)), show(figure(with)));
-    }
+    };
+    row("new knowledge at the end", &|m| last(m, Group::New));
+    row("old knowledge at the end", &|m| last(m, Group::Old));
+    row("backward transfer (absolute)", &|m| m.mean_of(ScoreMatrix::absolute_bwt));
+    row("forgetting", &|m| m.mean_of(ScoreMatrix::forgetting));
 }
 
 fn say(event: Event<'_>) {

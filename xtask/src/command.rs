@@ -29,7 +29,9 @@ pub fn cargo(arguments: &[&str]) -> Command {
 
 /// Runs a command with this process's terminal.
 pub fn run(mut command: Command) -> Result<()> {
-    let name = format!("{command:?}").replace('"', "");
+    // Not Debug, which lists every variable that was taken away.
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let name = words.map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {name}"))?;
     if !status.success() {
         bail!("{name}: {status}");
