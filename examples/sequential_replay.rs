@@ -17,7 +17,7 @@ use cl_data::{Example, Mixture, Profile, Split, load_split};
 use cl_eval::{Group, ScoreMatrix};
 use cl_lab::{EvalConfig, Event, Limits, Replay, RoundInput, SequenceConfig, run_round, run_sequence, tables_of, toy};
 use cl_model::{LoadOptions, random_weights};
-use cl_torch::tch::{Device, Kind};
+use cl_torch::tch::{self, Device, Kind};
 use cl_train::{Full, Schedule, TrainConfig};
 use serde_json::json;
 
@@ -25,6 +25,8 @@ const SEED: u64 = 1;
 const TASKS: [&str; 4] = ["first", "mood", "largest", "last"];
 
 fn main() -> Result<()> {
+    // So small a model gains little from more threads, and on a busy machine threads that wait for each other cost minutes.
+    tch::set_num_threads(1);
     let started = Instant::now();
     let folder = tempfile::tempdir()?;
     let data = folder.path().join("data");
