@@ -51,11 +51,8 @@ enum Command {
 fn main() -> ExitCode {
     // First of all: libtorch asks for its CUDA half once, and keeps the answer.
     let cuda = cl_torch::load_cuda();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CL_LOG").unwrap_or_else(|_| "warn".into()))
-        .with_writer(std::io::stderr)
-        .init();
-    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(Cli::parse().command));
+    let command = Cli::parse().command;
+    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has read enough, as `head` does.

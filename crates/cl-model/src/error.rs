@@ -67,6 +67,11 @@ pub enum ModelError {
         /// Position of the sequence in the request.
         index: usize,
     },
+    /// The model computes something else than numbers.
+    #[error(
+        "the model's logits are NaN: weights or an adapter hold NaN or infinities, or values overflow; `cl check DIR` says where, or compute in f32"
+    )]
+    NotANumber,
     /// Adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),

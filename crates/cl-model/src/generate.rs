@@ -65,7 +65,14 @@ pub fn greedy(
 }
 
 fn likeliest(model: &Decoder, x: &Tensor) -> Result<Vec<u32>, ModelError> {
-    let ids = model.logits(x).argmax(-1, false).to_device(tch::Device::Cpu);
+    let logits = model.logits(x);
+    let ids = logits.argmax(-1, true);
+    // A NaN is the largest of its row, so it would be taken for an answer.
+    let largest = logits.gather(-1, &ids, false);
+    if largest.isnan().any().int64_value(&[]) != 0 {
+        return Err(ModelError::NotANumber);
+    }
+    let ids = ids.squeeze_dim(-1).to_device(tch::Device::Cpu);
     let ids = Vec::<i64>::try_from(&ids).expect("argmax of rows is a vector of int64");
     Ok(ids.into_iter().map(|id| id as u32).collect())
 }

@@ -148,3 +148,12 @@ fn what_is_no_sequence_of_the_vocabulary_is_an_error() {
     let outside = greedy(&model, &[&[1, 61]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
     assert!(outside.contains("token id 61") && outside.contains("61;"), "{outside}");
 }
+
+#[test]
+fn a_model_that_computes_nan_answers_nothing() {
+    let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
+    let (_, weight) = model.named_parameters().into_iter().find(|(n, _)| n.ends_with("norm.weight")).unwrap();
+    let _ = weight.get(0).fill_(f64::NAN);
+    let message = greedy(&model, &[&[1, 2]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
+    assert!(message.contains("NaN") && message.contains("cl check"), "{message}");
+}

@@ -103,10 +103,10 @@ impl World {
         }
     }
 
-    /// The command, to be run in this world. Threads of libtorch that wait asleep do not slow down tests that run beside.
+    /// The command, to be run in this world, on one thread: several would wait for each other while other tests run beside.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cl"));
-        command.args(args).current_dir(self.folder.path()).env("OMP_WAIT_POLICY", "passive").env_remove("CL_LOG");
+        command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1");
         command
     }
 
