@@ -12,6 +12,15 @@ use crate::{cache, root};
 pub const VERSION: &str = "2.11.0";
 const SCRIPT: &str = include_str!("trim_libtorch.py");
 
+/// Files without which a folder is no libtorch with headers.
+const NEEDED: [&str; 5] = [
+    "lib/libtorch_cpu.so",
+    "lib/libc10.so",
+    "lib/libtorch.so",
+    "include/ATen/ATen.h",
+    "include/torch/csrc/autograd/custom_function.h",
+];
+
 /// A LIBTORCH that the user exported, as opposed to the one that cargo's own configuration set for this process.
 pub fn exported_libtorch() -> Option<PathBuf> {
     let value = std::env::var("LIBTORCH").ok().filter(|v| !v.is_empty())?;
@@ -91,13 +100,7 @@ fn remove_stale(cache: &Path) -> Result<()> {
 
 /// That a folder holds a libtorch of the right version with its headers.
 pub fn check(folder: &Path) -> Result<()> {
-    for file in [
-        "lib/libtorch_cpu.so",
-        "lib/libc10.so",
-        "lib/libtorch.so",
-        "include/ATen/ATen.h",
-        "include/torch/csrc/autograd/custom_function.h",
-    ] {
+    for file in NEEDED {
         let path = folder.join(file);
         let size = fs::metadata(&path).map(|m| m.len()).unwrap_or(0);
         if size == 0 {
@@ -149,13 +152,7 @@ mod tests {
 
     fn fake(version: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        for file in [
-            "lib/libtorch_cpu.so",
-            "lib/libc10.so",
-            "lib/libtorch.so",
-            "include/ATen/ATen.h",
-            "include/torch/csrc/autograd/custom_function.h",
-        ] {
+        for file in NEEDED {
             let path = folder.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();

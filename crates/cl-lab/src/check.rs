@@ -7,7 +7,7 @@ use cl_eval::Task;
 use cl_model::{Decoder, ModelConfig};
 use cl_torch::pick_device;
 use cl_torch::tch::Device;
-use cl_train::{Plan, TrainConfig};
+use cl_train::{Plan, TrainConfig, TrainError};
 
 use crate::model_dir::{check_fits, open_checkpoint};
 use crate::round_data::load_each;
@@ -80,6 +80,13 @@ fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
 fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Checked {
     let model = check_model(&config.model, &config.train, findings);
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
+    if let Some(adapter) = &config.train.initial_adapter {
+        // Every round would start from it on a model that holds it already, and count it once more.
+        let expected =
+            "none in a sequence, whose rounds start from fresh adapters; `cl train` starts one round from it";
+        let (key, value) = ("initial_adapter", adapter.display().to_string());
+        findings.push(Finding::Problem(TrainError::Config { key, value, expected }.into()));
+    }
     if !config.data.is_dir() {
         let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
         findings.push(Finding::Problem(LabError::Io { path: config.data.clone(), source }));

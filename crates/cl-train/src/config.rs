@@ -43,7 +43,6 @@ pub struct TrainConfig {
     /// Recompute activations in the backward pass: less memory, about a third more time.
     pub activation_checkpointing: bool,
     /// Examples longer than this many tokens are cut in the middle; `None` keeps them whole.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
     /// A resumable state is saved every so many steps (and when the round ends); 0 saves none.
     pub save_steps: u64,
@@ -194,5 +193,19 @@ impl TrainConfig {
         };
         let master = self.full.is_some() && self.states == States::F32;
         LoadOptions { weights: if master { Kind::Float } else { compute }, compute, device }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_configuration_reads_back_also_without_a_longest_example() {
+        let config = TrainConfig { max_length: None, full: Some(Full {}), ..TrainConfig::default() };
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<TrainConfig>(&json).unwrap(), config);
+        // TOML has no null: the key is left out, as are all that are absent.
+        assert!(!toml::to_string(&config).unwrap().contains("max_length"));
     }
 }

@@ -11,7 +11,7 @@ mod train;
 
 pub use config::{Full, LossNorm, Precision, States, TrainConfig};
 pub use error::TrainError;
-pub use log::{StepLog, read_log};
+pub use log::{StepLog, final_loss, read_log};
 pub use plan::{Plan, TrainData};
 pub use schedule::Schedule;
 pub use train::{Progress, TrainReport, train};

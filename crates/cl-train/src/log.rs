@@ -62,6 +62,12 @@ fn write_line(file: &mut File, line: &StepLog) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
+/// Mean loss of the last tenth of some steps (at least one of them); NaN for none.
+pub fn final_loss(steps: &[StepLog]) -> f64 {
+    let last = &steps[steps.len() - steps.len().div_ceil(10)..];
+    last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
+}
+
 /// Reads a `log.jsonl`; a last line that a kill cut off is left out.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use cl_torch::AdamW;
 
 use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
-use crate::log::LogWriter;
+use crate::log::{LogWriter, final_loss};
 use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
 
 /// What a watcher of the run is told after every step.
@@ -190,11 +190,10 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
 
 /// `steps` are those of the round, the first `before` of them from an earlier process.
 fn report(plan: &Plan, steps: &[StepLog], before: usize) -> TrainReport {
-    let last = &steps[steps.len() - steps.len().div_ceil(10)..];
     let own = &steps[before..];
     TrainReport {
         steps: plan.total_steps,
-        final_loss: last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64,
+        final_loss: final_loss(steps),
         tokens: own.iter().map(|s| s.tokens).sum(),
         seconds: own.iter().map(|s| s.seconds).sum(),
     }

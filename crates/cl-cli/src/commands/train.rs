@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_lab::{read_train, run_train};
-use cl_train::read_log;
+use cl_train::{final_loss, read_log};
 
 use crate::progress::Progress;
 
@@ -30,8 +30,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let output = run_train(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
     // From the log, which has the steps of every run that was killed, too.
     let steps = read_log(&args.out.join("log.jsonl"))?;
-    let last = &steps[steps.len() - steps.len().div_ceil(10)..];
-    let loss = last.iter().map(|s| s.loss).sum::<f64>() / last.len().max(1) as f64;
+    let loss = final_loss(&steps);
     let tokens: u64 = steps.iter().map(|s| s.tokens).sum();
     let rate = tokens as f64 / steps.iter().map(|s| s.seconds).sum::<f64>().max(1e-9);
     writeln!(out, "{} steps, mean loss of the last tenth {loss:.4}, {rate:.0} tokens/s", steps.len())?;

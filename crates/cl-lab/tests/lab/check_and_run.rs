@@ -44,7 +44,7 @@ fn check_and_run_of_a_sequence_agree() {
         (&["tasks=['first', 'nowhere']"], 2),
         (&["train.lora.target_modules=['q_porj']"], 1),
         (&["train.lora.target_modules='['"], 1),
-        (&["train.initial_adapter=nowhere"], 1),
+        (&["train.initial_adapter=nowhere"], 2), // not there, and no sequence starts from one
         (&["eval.max_new_tokens=64"], 2),
         (&["model=nowhere", "device=tpu", "tasks=['nowhere']"], 4),
     ];
