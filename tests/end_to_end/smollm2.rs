@@ -4,6 +4,7 @@
 //! these tests say that they were left out. `fixtures/make_smollm2.py` made the expected values; `CL_SMOLLM2_REFERENCE` names
 //! another file of the same form, for prompts of one's own.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::Checkpoint;
@@ -31,7 +32,9 @@ fn model_dir() -> Option<PathBuf> {
     if dir.join("model.safetensors").exists() {
         return Some(dir);
     }
-    eprintln!("left out: 1 test, {} is not there (cargo xtask fetch-smollm2)", dir.display());
+    // Not eprintln, which the test runner keeps to itself.
+    writeln!(std::io::stderr(), "left out: 1 test, {} is not there (cargo xtask fetch-smollm2)", dir.display())
+        .unwrap();
     None
 }
 

@@ -1,5 +1,6 @@
 //! A published model against its published GGUF file; left out unless both are named by environment variables.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use cl_checkpoint::gguf::{FloatDtype, import};
@@ -12,9 +13,12 @@ use super::{fixture, json, options};
 fn a_published_file_imports_as_its_published_model() {
     let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
     let (Some(file), Some(model)) = (named("CL_TEST_GGUF"), named("CL_TEST_MODEL")) else {
-        eprintln!(
+        // Not eprintln, which the test runner keeps to itself.
+        writeln!(
+            std::io::stderr(),
             "left out: set CL_TEST_GGUF to a file and CL_TEST_MODEL to the bf16 model directory that it was made of"
-        );
+        )
+        .unwrap();
         return;
     };
     let folder = tempfile::tempdir().unwrap();
