@@ -33,8 +33,8 @@ fn model_dir() -> Option<PathBuf> {
         return Some(dir);
     }
     // Not eprintln, which the test runner keeps to itself.
-    writeln!(std::io::stderr(), "left out: 1 test, {} is not there (cargo xtask fetch-smollm2)", dir.display())
-        .unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "left out: 1 test, {} is not there (cargo xtask fetch-smollm2)", dir.display()).unwrap();
     None
 }
 

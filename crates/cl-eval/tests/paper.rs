@@ -62,8 +62,8 @@ fn embedded_cells_are_the_specified_ones() {
         std::env::var_os("CL_SHARED").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), Into::into);
     let Ok(text) = std::fs::read_to_string(shared.join("spec/paper-tables.json")) else {
         // Not eprintln, which the test runner keeps to itself.
-        writeln!(std::io::stderr(), "left out: 1 check against ../shared/spec/paper-tables.json, which is not there")
-            .unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "left out: 1 check against ../shared/spec/paper-tables.json, which is not there").unwrap();
         return;
     };
     let specified: serde_json::Value = serde_json::from_str(&text).unwrap();

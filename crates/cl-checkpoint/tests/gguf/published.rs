@@ -14,8 +14,9 @@ fn a_published_file_imports_as_its_published_model() {
     let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
     let (Some(file), Some(model)) = (named("CL_TEST_GGUF"), named("CL_TEST_MODEL")) else {
         // Not eprintln, which the test runner keeps to itself.
+        let mut stderr = std::io::stderr();
         writeln!(
-            std::io::stderr(),
+            stderr,
             "left out: set CL_TEST_GGUF to a file and CL_TEST_MODEL to the bf16 model directory that it was made of"
         )
         .unwrap();
