@@ -151,6 +151,10 @@ impl TensorSource for Checkpoint {
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
         self.home_of(name)?.bytes(name)
     }
+
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        self.home_of(name)?.read(name, offset, out)
+    }
 }
 
 fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -42,8 +43,9 @@ pub struct Source {
     pub role: String,
     /// Where it was.
     pub path: String,
-    /// blake3 of its content, hexadecimal.
-    pub blake3: String,
+    /// blake3 of its content, hexadecimal; none where a large input was not read for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
 }
 
 /// Size and hash of a file.
@@ -81,7 +83,8 @@ impl Manifest {
     }
 
     /// Adds an input.
-    pub fn with_source(mut self, role: &str, path: &Path, blake3: String) -> Manifest {
+    pub fn with_source(mut self, role: &str, path: &Path, blake3: impl Into<Option<String>>) -> Manifest {
+        let blake3 = blake3.into();
         self.sources.push(Source { role: role.to_owned(), path: path.display().to_string(), blake3 });
         self
     }
@@ -158,14 +161,31 @@ impl Manifest {
     }
 }
 
+/// Bytes hashed at a time: enough to keep all cores busy.
+const HASHED: usize = 4 << 20;
+
 /// Size and blake3 of a file, on all cores for large ones.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
-    let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
+    let mut file = fs::File::open(path).map_err(Error::io(path))?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path).map_err(Error::io(path))?;
+    let mut bytes = 0;
+    // Read rather than mapped: of a mapped file every page would stay resident until the end.
+    let size = file.metadata().map_err(Error::io(path))?.len();
+    let mut buffer = vec![0; usize::try_from(size).unwrap_or(HASHED).clamp(1, HASHED)];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                hasher.update_rayon(&buffer[..n]);
+                bytes += n as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+        }
+    }
     Ok(FileEntry { bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 

@@ -67,8 +67,12 @@ impl OutputDir {
     /// # Errors
     /// [`Error::Io`]; [`Error::Exists`] when somebody made `target` meanwhile.
     pub fn finish(mut self, mut manifest: Manifest) -> Result<(), Error> {
-        manifest.hash_files(&self.part)?;
-        sync_all(&self.part)?;
+        // The disk writes while the cores hash.
+        std::thread::scope(|scope| {
+            let synced = scope.spawn(|| sync_all(&self.part));
+            manifest.hash_files(&self.part)?;
+            synced.join().expect("syncing does not panic")
+        })?;
         manifest.write(&self.part)?;
         sync(&self.part)?;
         if occupied(&self.target) && !self.overwrite {

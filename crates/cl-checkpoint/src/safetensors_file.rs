@@ -1,15 +1,18 @@
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use crate::header::{self, Header};
+use crate::source::outside;
 use crate::{Error, TensorInfo, TensorSource};
 
 /// A memory-mapped safetensors file whose header has been checked.
 pub struct SafetensorsFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
     data: usize, // where the tensors' bytes start
     header: Header,
@@ -37,7 +40,7 @@ impl SafetensorsFile {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let header = header::parse(path, &map)?;
         let data = 8 + u64::from_le_bytes(map[..8].try_into().expect("the header was parsed")) as usize;
-        Ok(SafetensorsFile { path: path.to_owned(), map, data, header })
+        Ok(SafetensorsFile { path: path.to_owned(), file, map, data, header })
     }
 
     /// Where the file is.
@@ -48,6 +51,16 @@ impl SafetensorsFile {
     /// The header's `__metadata__`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
+    }
+
+    /// Where a tensor's bytes are in the file.
+    fn range(&self, name: &str) -> Result<std::ops::Range<usize>, Error> {
+        let (_, range) = self
+            .header
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::TensorNotFound { path: self.path.clone(), tensor: name.to_owned() })?;
+        Ok(self.data + range.start..self.data + range.end)
     }
 }
 
@@ -61,11 +74,15 @@ impl TensorSource for SafetensorsFile {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
-        let (_, range) = self
-            .header
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::TensorNotFound { path: self.path.clone(), tensor: name.to_owned() })?;
-        Ok(&self.map[self.data + range.start..self.data + range.end])
+        let range = self.range(name)?;
+        Ok(&self.map[range])
+    }
+
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        let range = self.range(name)?;
+        if offset.checked_add(out.len()).is_none_or(|end| end > range.len()) {
+            return Err(outside(&self.path, name, offset, out.len(), range.len()));
+        }
+        self.file.read_exact_at(out, (range.start + offset) as u64).map_err(Error::io(&self.path))
     }
 }

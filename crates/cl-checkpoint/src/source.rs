@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use safetensors::Dtype;
 
 use crate::Error;
@@ -54,4 +56,24 @@ pub trait TensorSource: Sync {
     /// # Errors
     /// [`Error::TensorNotFound`].
     fn bytes(&self, name: &str) -> Result<&[u8], Error>;
+
+    /// Copies a part of the tensor's bytes, starting at byte `offset`, into `out`.
+    ///
+    /// Unlike [`TensorSource::bytes`] this need not map the file into memory: a pass over a large model leaves nothing
+    /// resident.
+    ///
+    /// # Errors
+    /// [`Error::TensorNotFound`], [`Error::Tensor`] for a part that reaches beyond the tensor, [`Error::Io`].
+    fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {
+        let bytes = self.bytes(name)?;
+        let part = offset.checked_add(out.len()).and_then(|end| bytes.get(offset..end));
+        out.copy_from_slice(part.ok_or_else(|| outside(Path::new(""), name, offset, out.len(), bytes.len()))?);
+        Ok(())
+    }
+}
+
+/// The error for a part that reaches beyond its tensor.
+pub(crate) fn outside(path: &Path, name: &str, offset: usize, length: usize, bytes: usize) -> Error {
+    let message = format!("{length} bytes from byte {offset} were asked for; it has {bytes}");
+    Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), message }
 }

@@ -3,6 +3,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 
 use serde_json::{Map, Value, json};
 
@@ -32,8 +34,13 @@ pub struct CheckpointWriter {
     out: OutputDir,
     shards: Vec<File>,
     places: BTreeMap<String, Place>,
-    missing: Mutex<std::collections::BTreeSet<String>>,
+    missing: Mutex<BTreeMap<String, usize>>, // bytes of each tensor that are still to come
+    unsynced: AtomicUsize,
+    sync: Mutex<Option<JoinHandle<std::io::Result<()>>>>,
 }
+
+/// Bytes after which the disk is set to work. Left to the end, all of it would be waited for.
+const SYNC_EVERY: usize = 32 << 20;
 
 struct Place {
     shard: usize,
@@ -60,8 +67,14 @@ impl CheckpointWriter {
         let shards = layout(out_dir, tensors, options.max_shard_size)?;
         let out = OutputDir::create(out_dir, options.overwrite)?;
         let count = shards.len();
-        let mut writer =
-            CheckpointWriter { out, shards: Vec::new(), places: BTreeMap::new(), missing: Mutex::default() };
+        let mut writer = CheckpointWriter {
+            out,
+            shards: Vec::new(),
+            places: BTreeMap::new(),
+            missing: Mutex::default(),
+            unsynced: AtomicUsize::new(0),
+            sync: Mutex::default(),
+        };
         let mut weight_map = Map::new();
         let mut total = 0u64;
         for (i, shard) in shards.iter().enumerate() {
@@ -89,7 +102,7 @@ impl CheckpointWriter {
             file.set_len(offset).map_err(Error::io(&path))?;
             writer.shards.push(file);
         }
-        writer.missing = Mutex::new(writer.places.keys().cloned().collect());
+        writer.missing = Mutex::new(writer.places.iter().map(|(name, place)| (name.clone(), place.length)).collect());
         if count > 1 {
             weight_map.sort_keys();
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
@@ -103,14 +116,73 @@ impl CheckpointWriter {
     /// # Errors
     /// [`Error::Plan`] for a name that was not planned or another number of bytes; [`Error::Io`].
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let plan = |message| Error::Plan { path: self.out.target().to_owned(), message };
-        let place = self.places.get(name).ok_or_else(|| plan(format!("tensor `{name}` was not planned")))?;
+        let place = self.place(name)?;
         if bytes.len() != place.length {
-            return Err(plan(format!("tensor `{name}`: planned {} bytes, got {}", place.length, bytes.len())));
+            return Err(self.unplanned(format!(
+                "tensor `{name}`: planned {} bytes, got {}",
+                place.length,
+                bytes.len()
+            )));
         }
-        self.shards[place.shard].write_all_at(bytes, place.offset).map_err(Error::io(self.out.target()))?;
-        self.missing.lock().expect("no panic while held").remove(name);
+        self.write_part(name, 0, bytes)
+    }
+
+    /// Writes a part of one tensor's bytes, starting at byte `offset`; every part once, in any order and from any thread.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a name that was not planned, a part that reaches beyond the tensor, or more bytes in all than the
+    /// tensor has; [`Error::Io`].
+    pub fn write_part(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        let place = self.place(name)?;
+        if offset.checked_add(bytes.len()).is_none_or(|end| end > place.length) {
+            let message = format!(
+                "tensor `{name}`: {} bytes at {offset} do not fit into the planned {}",
+                bytes.len(),
+                place.length
+            );
+            return Err(self.unplanned(message));
+        }
+        let at = place.offset + offset as u64;
+        self.shards[place.shard].write_all_at(bytes, at).map_err(Error::io(self.out.target()))?;
+        let mut missing = self.missing.lock().expect("no panic while held");
+        let left = missing.get(name).and_then(|left| left.checked_sub(bytes.len()));
+        match left {
+            None => return Err(self.unplanned(format!("tensor `{name}`: some bytes were written twice"))),
+            Some(0) => missing.remove(name),
+            Some(left) => missing.insert(name.to_owned(), left),
+        };
+        drop(missing);
+        if self.unsynced.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len() >= SYNC_EVERY {
+            self.start_sync(place.shard)?;
+        }
         Ok(())
+    }
+
+    /// Lets the disk write what it has of a shard, in the background; nothing while an earlier sync is under way.
+    fn start_sync(&self, shard: usize) -> Result<(), Error> {
+        let Ok(mut running) = self.sync.try_lock() else { return Ok(()) };
+        if running.as_ref().is_some_and(|sync| !sync.is_finished()) {
+            return Ok(());
+        }
+        self.unsynced.store(0, Ordering::Relaxed);
+        let last = running.take();
+        let file = self.shards[shard].try_clone().map_err(Error::io(self.out.target()))?;
+        *running = Some(std::thread::spawn(move || file.sync_data()));
+        self.synced(last)
+    }
+
+    /// The outcome of a sync: its error would not be told again to the next one.
+    fn synced(&self, sync: Option<JoinHandle<std::io::Result<()>>>) -> Result<(), Error> {
+        let Some(sync) = sync else { return Ok(()) };
+        sync.join().expect("syncing does not panic").map_err(Error::io(self.out.target()))
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, Error> {
+        self.places.get(name).ok_or_else(|| self.unplanned(format!("tensor `{name}` was not planned")))
+    }
+
+    fn unplanned(&self, message: String) -> Error {
+        Error::Plan { path: self.out.target().to_owned(), message }
     }
 
     /// Writes a JSON file, indented.
@@ -154,10 +226,14 @@ impl CheckpointWriter {
     /// # Errors
     /// [`Error::Plan`] when a planned tensor was never written; [`Error::Io`].
     pub fn finish(self, manifest: Manifest) -> Result<(), Error> {
-        if let Some(name) = self.missing.lock().expect("no panic while held").first() {
-            let message = format!("tensor `{name}` was planned but never written");
+        if let Some((name, left)) = self.missing.lock().expect("no panic while held").first_key_value() {
+            let whole = self.places.get(name).is_some_and(|place| place.length == *left);
+            let what = if whole { "was planned but never written" } else { "was written in part only" };
+            let message = format!("tensor `{name}` {what}");
             return Err(Error::Plan { path: self.out.target().to_owned(), message });
         }
+        let sync = self.sync.lock().expect("no panic while held").take();
+        self.synced(sync)?;
         self.out.finish(manifest)
     }
 }

@@ -1,0 +1,303 @@
+//! The command: argument types, and what they do. Results go to `out`, progress to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use cl_checkpoint::{Checkpoint, Manifest, ManifestProblem, TensorSource};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    Base, Event, METHODS, MergeFile, MergeOptions, PARAMETERS, Plan, TensorDiff, diff, estimate, run_file, stages,
+};
+
+/// What can be done.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Merge models as a file says: TOML, or mergekit's YAML.
+    Run(RunArgs),
+    /// Compare two models tensor by tensor: norms, cosine, opposite signs.
+    Diff(DiffArgs),
+    /// Check a model directory against its manifest, and every value in it.
+    Verify(VerifyArgs),
+    /// List all methods with formula, source and parameters.
+    Methods(MethodsArgs),
+}
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Merge file: TOML, or mergekit's YAML by its ending .yml or .yaml.
+    config: PathBuf,
+    /// Model directory to write.
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Memory that may be held, as in 800MiB or 2GiB.
+    #[arg(long, default_value = "1GiB", value_parser = bytes)]
+    memory: u64,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Largest file of weights, as in 5GB.
+    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    max_shard_size: u64,
+    /// Say what would be done, what it takes and everything that stands in the way, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    overwrite: bool,
+    /// Hash the inputs' files into the manifest.
+    #[arg(long)]
+    hash_inputs: bool,
+}
+
+/// Arguments of `diff`.
+#[derive(clap::Args)]
+pub struct DiffArgs {
+    /// A model directory.
+    a: PathBuf,
+    /// Another one.
+    b: PathBuf,
+    /// Compare their differences from this model instead of their weights.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(clap::Args)]
+pub struct VerifyArgs {
+    /// Model directory.
+    dir: PathBuf,
+}
+
+/// Arguments of `methods`.
+#[derive(clap::Args)]
+pub struct MethodsArgs {
+    /// Only this one.
+    name: Option<String>,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// Those of the command, and of writing to `out`.
+pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
+    match command {
+        Command::Run(args) => run_merge(args, out),
+        Command::Diff(args) => run_diff(args, out),
+        Command::Verify(args) => run_verify(args, out),
+        Command::Methods(args) => run_methods(args, out),
+    }
+}
+
+fn run_merge(args: &RunArgs, out: &mut dyn Write) -> Result<()> {
+    let file = MergeFile::read(&args.config)?;
+    let options = MergeOptions {
+        memory: usize::try_from(args.memory).context("--memory is beyond what can be addressed")?,
+        threads: args.threads,
+        max_shard_size: args.max_shard_size,
+        overwrite: args.overwrite,
+        hash_inputs: args.hash_inputs,
+    };
+    if args.dry_run {
+        return dry_run(&file, options, out);
+    }
+    let dir = args.out.as_ref().context("--out says where the merged model goes")?;
+    let bar = bar();
+    let observe = |event: Event<'_>| match event {
+        Event::Stage(name, bytes) => {
+            bar.set_length(bytes);
+            bar.set_message(name.to_owned());
+            bar.set_position(0);
+        }
+        Event::Kept(name) => bar.println(format!("stage {name}: finished by an earlier run, kept")),
+        Event::Written(bytes) => bar.set_position(bytes),
+    };
+    let summary = run_file(&file, dir, options, &observe)?;
+    bar.finish_and_clear();
+    let copied = if summary.copied > 0 { format!(" ({} copied unchanged)", summary.copied) } else { String::new() };
+    writeln!(out, "{}: {} tensors{copied}, {}", dir.display(), summary.tensors, size(summary.bytes))?;
+    Ok(())
+}
+
+fn dry_run(file: &MergeFile, options: MergeOptions, out: &mut dyn Write) -> Result<()> {
+    stages::check(file)?;
+    for stage in &file.stages {
+        let title = stage.name.as_deref().unwrap_or("result");
+        let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model));
+        if let Some(earlier) = crate::plan::written_models(stage).into_iter().find(named) {
+            writeln!(out, "{title}: is made of stage {earlier}; it can be planned once that is there")?;
+            continue;
+        }
+        let plan = Plan::new(stage)?;
+        let estimate = estimate(&plan, options)?;
+        let tensors = plan.tensors();
+        let mut dtypes: Vec<String> = tensors.iter().map(|t| format!("{:?}", t.dtype)).collect();
+        dtypes.sort();
+        dtypes.dedup();
+        writeln!(out, "{title}")?;
+        writeln!(out, "  method  {}, {}", plan.method.name, plan.method.paper)?;
+        writeln!(out, "  reads   {} from {} models", size(estimate.bytes_read), plan.models().count())?;
+        writeln!(
+            out,
+            "  writes  {} in {} tensors of {}",
+            size(estimate.bytes_written),
+            tensors.len(),
+            dtypes.join(", ")
+        )?;
+        writeln!(
+            out,
+            "  memory  {} MiB at most, of {} MiB allowed",
+            estimate.peak_memory.div_ceil(1 << 20),
+            options.memory >> 20
+        )?;
+        match &estimate.measured_on {
+            Some(tensor) => {
+                writeln!(out, "  time    about {:.1} s, from merging {tensor} just now", estimate.time.as_secs_f64())?
+            }
+            None => writeln!(out, "  time    about {:.1} s, all tensors are copied", estimate.time.as_secs_f64())?,
+        }
+        for note in &plan.notes {
+            writeln!(out, "  note    {note}")?;
+        }
+    }
+    writeln!(out, "no problem found; nothing was written")?;
+    Ok(())
+}
+
+fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
+    let diff = diff(&args.a, &args.b, args.base.as_deref())?;
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &diff)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let width = diff.tensors.iter().map(|t| t.tensor.len()).max().unwrap_or(0).max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>10}  {:>10}  {:>10}  {:>9}  {:>9}  {:>10}",
+        "tensor", "|a|", "|b|", "|a-b|", "cosine", "opposite", "max"
+    )?;
+    let mut row = |name: &str, t: &TensorDiff| {
+        writeln!(
+            out,
+            "{name:width$}  {:>10.4}  {:>10.4}  {:>10.4}  {:>9.6}  {:>8.3}%  {:>10.3e}",
+            t.norm_a,
+            t.norm_b,
+            t.norm_diff,
+            t.cosine,
+            100.0 * t.sign_conflict,
+            t.max_diff
+        )
+    };
+    for t in &diff.tensors {
+        row(&t.tensor, t)?;
+    }
+    row("all", &diff.total)?;
+    for (what, names) in [
+        ("only in the first", &diff.only_a),
+        ("only in the second", &diff.only_b),
+        ("other shape, or integers", &diff.not_compared),
+    ] {
+        for name in names {
+            writeln!(out, "{what}: {name}")?;
+        }
+    }
+    Ok(())
+}
+
+fn run_verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<()> {
+    let dir = &args.dir;
+    let mut problems: Vec<String> = Vec::new();
+    for problem in Manifest::verify(dir)? {
+        problems.push(match problem {
+            ManifestProblem::Missing(path) => format!("{}: is listed in the manifest but missing", path.display()),
+            ManifestProblem::Changed(path) => format!("{}: has changed since it was written", path.display()),
+            ManifestProblem::Unlisted(path) => format!("{}: is not listed in the manifest", path.display()),
+        });
+    }
+    match Checkpoint::open(dir) {
+        Ok(checkpoint) => {
+            problems.extend(checkpoint.check_all_finite().err().map(|e| e.to_string()));
+            writeln!(
+                out,
+                "{}: {} tensors, {} files",
+                dir.display(),
+                checkpoint.names().len(),
+                checkpoint.files().count()
+            )?;
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+    for problem in &problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    if problems.is_empty() {
+        writeln!(out, "as it was written, and all values are finite")?;
+        return Ok(());
+    }
+    bail!("{}: {} problem{} found", dir.display(), problems.len(), if problems.len() == 1 { "" } else { "s" })
+}
+
+fn run_methods(args: &MethodsArgs, out: &mut dyn Write) -> Result<()> {
+    let chosen: Vec<_> = METHODS.iter().filter(|m| args.name.as_deref().is_none_or(|name| name == m.name)).collect();
+    if chosen.is_empty() {
+        bail!("no method is called `{}`; `methods` without a name lists all", args.name.as_deref().unwrap_or_default());
+    }
+    for info in chosen {
+        writeln!(out, "{}: {}. {}", info.name, info.title, info.paper)?;
+        writeln!(out, "    {}", info.formula)?;
+        let (least, most) = (info.models.start(), info.models.end());
+        let models = if least == most { format!("{least}") } else { format!("{least} or more") };
+        let base = match info.base {
+            Base::Required => "and a base",
+            Base::Optional => "and a base, or none",
+            Base::Input => "a base is one of them",
+        };
+        writeln!(out, "    models: {models}, {base}")?;
+        for name in info.parameters {
+            if let Some(parameter) = PARAMETERS.iter().find(|p| p.name == *name) {
+                writeln!(out, "    {name}: {}; {}", parameter.meaning, parameter.range)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}").expect("a valid template");
+    ProgressBar::new(0).with_style(style)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// A number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
+fn bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim() {
+        "" | "B" => 1u64,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        other => return Err(format!("unknown unit `{other}`; use MB, GB, MiB or GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no number of bytes; write 800MiB or 2GiB"))?;
+    Ok((number * factor as f64) as u64)
+}

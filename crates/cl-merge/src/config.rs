@@ -1,0 +1,438 @@
+//! What a merge file says.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Error, Parameter};
+
+/// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MergeFile {
+    /// The stages, in order; the last one is the result.
+    pub stages: Vec<MergeConfig>,
+}
+
+/// One merge. Paths are taken from the current directory.
+///
+/// ```
+/// use cl_merge::MergeFile;
+/// let file = MergeFile::from_toml(r#"
+///     base_model = "base"
+///     [method.ties]
+///     density = 0.2
+///     [[models]]
+///     model = "tuned/law"
+///     [[models]]
+///     model = "tuned/code"
+///     weight = 0.5
+/// "#)?;
+/// assert_eq!(file.stages[0].method.name, "ties");
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfig {
+    /// Name by which later stages refer to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The method and its parameters.
+    pub method: MethodConfig,
+    /// Whose definitions hold where tools differ.
+    #[serde(default)]
+    pub profile: Profile,
+    /// Model directory that task vectors are taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+    /// The models.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelConfig>,
+    /// Instead of `models`: ranges of layers, stacked in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<SliceConfig>,
+    /// Element type of the output: `float32`, `float16` or `bfloat16`; without it each tensor keeps that of the base, or of
+    /// the first model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<FloatType>,
+    /// Key of every random mask.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// Where tokenizer files come from: `base`, or one of the models by its path or name. Without it from the base, or else
+    /// the first model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_source: Option<String>,
+    /// What happens to rows of token tables that not all models have.
+    #[serde(default)]
+    pub vocabulary: Vocabulary,
+    /// Merge rows of token tables by their number even where tokenizers disagree.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_tokenizers: bool,
+}
+
+fn seed() -> u64 {
+    42
+}
+
+/// A method by name, with the parameters that hold for all its models.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(into = "BTreeMap<String, Parameters>")]
+pub struct MethodConfig {
+    /// Its name, as in [`crate::METHODS`].
+    pub name: String,
+    /// Parameters.
+    pub parameters: Parameters,
+}
+
+impl<'de> Deserialize<'de> for MethodConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MethodConfig, D::Error> {
+        deserializer.deserialize_any(MethodVisitor)
+    }
+}
+
+/// A name alone, or a table with one name and the parameters under it.
+struct MethodVisitor;
+
+impl<'de> Visitor<'de> for MethodVisitor {
+    type Value = MethodConfig;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the name of a method, or one table [method.NAME] of its parameters")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<MethodConfig, E> {
+        Ok(MethodConfig { name: name.to_owned(), parameters: Parameters::default() })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MethodConfig, A::Error> {
+        let wrong = |what: &str| serde::de::Error::custom(format!("`method` has to name one method, not {what}"));
+        let Some((name, parameters)) = map.next_entry()? else { return Err(wrong("none")) };
+        match map.next_key::<String>()? {
+            None => Ok(MethodConfig { name, parameters }),
+            Some(other) => Err(wrong(&format!("`{name}` and `{other}`"))),
+        }
+    }
+}
+
+impl From<MethodConfig> for BTreeMap<String, Parameters> {
+    fn from(method: MethodConfig) -> BTreeMap<String, Parameters> {
+        BTreeMap::from([(method.name, method.parameters)])
+    }
+}
+
+/// A model and the parameters that are its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Model directory, or the name of an earlier stage.
+    pub model: String,
+    /// What its random masks are keyed by; without it the path as written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its parameters.
+    #[serde(flatten)]
+    pub parameters: Parameters,
+}
+
+/// Layers of the output: the same number from every source, merged.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SliceConfig {
+    /// Where they come from.
+    pub sources: Vec<SliceSource>,
+    /// Another base for these layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+    /// Parameters of these layers.
+    #[serde(flatten)]
+    pub parameters: Parameters,
+}
+
+/// A range of layers of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SliceSource {
+    /// Model directory, or the name of an earlier stage.
+    pub model: String,
+    /// First layer and the one after the last.
+    pub layer_range: [usize; 2],
+    /// Parameters of these layers of this model.
+    #[serde(flatten)]
+    pub parameters: Parameters,
+}
+
+/// Whose definitions hold where tools and papers differ. Parameters that are set win.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// Those of the papers that introduced the methods.
+    #[default]
+    Method,
+    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
+    Paper,
+    /// Those of mergekit.
+    Mergekit,
+}
+
+/// What happens to rows of token tables that not all models have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vocabulary {
+    /// They are an error.
+    #[default]
+    Error,
+    /// They are left out: the output has the rows that all models have.
+    Common,
+    /// The output has the base's rows; those that some model lacks are the base's.
+    Base,
+    /// The output has all rows; those that some model lacks are the mean of those that have them.
+    Keep,
+}
+
+/// Element type of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FloatType {
+    /// 32 bits.
+    #[serde(rename = "float32", alias = "f32")]
+    Float32,
+    /// 16 bits, 5 of them exponent.
+    #[serde(rename = "float16", alias = "f16")]
+    Float16,
+    /// 16 bits, 8 of them exponent.
+    #[serde(rename = "bfloat16", alias = "bf16")]
+    Bfloat16,
+}
+
+impl FloatType {
+    /// As in a safetensors header.
+    pub fn dtype(self) -> cl_checkpoint::Dtype {
+        match self {
+            FloatType::Float32 => cl_checkpoint::Dtype::F32,
+            FloatType::Float16 => cl_checkpoint::Dtype::F16,
+            FloatType::Bfloat16 => cl_checkpoint::Dtype::BF16,
+        }
+    }
+}
+
+/// Parameters of methods; which a method has, and what they mean, is in [`crate::METHODS`] and [`crate::PARAMETERS`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Parameters {
+    /// How much of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Parameter>,
+    /// Share of a task vector that is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<Parameter>,
+    /// Share of a task vector's largest entries that is cut off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<Parameter>,
+    /// Half of the span of DELLA's probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<Parameter>,
+    /// Scale of the merged task vector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<Parameter>,
+    /// Place between two models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub t: Option<Parameter>,
+    /// Factor of a tensor that is passed through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Parameter>,
+    /// Share of entries that vary most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub select_topk: Option<Parameter>,
+    /// Threshold of a task's mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_threshold: Option<Parameter>,
+    /// Share of singular values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<Parameter>,
+    /// Share of a matrix' rank that each task keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_share: Option<Parameter>,
+    /// Share of directions that the sum keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub common_share: Option<Parameter>,
+    /// Tasks that have to agree on an entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_agree: Option<usize>,
+    /// Rounds of an iteration at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_iter: Option<usize>,
+    /// Where an iteration stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tol: Option<f64>,
+    /// Guard against division by zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// Divide by the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
+    /// Make weights sum to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize_weights: Option<bool>,
+    /// One ratio per row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter_wise: Option<bool>,
+    /// By columns instead of rows, where not flattened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nuslerp_row_wise: Option<bool>,
+    /// Tensors as one vector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nuslerp_flatten: Option<bool>,
+    /// No effect: sums are in f32 and masks are never stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub int8_mask: Option<bool>,
+    /// What makes up for dropped entries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescale: Option<RescaleChoice>,
+    /// What is trimmed by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trim: Option<Trimmed>,
+    /// What elects an entry's sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub election: Option<Election>,
+    /// What a sum of task vectors is divided by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divisor: Option<DivisorChoice>,
+    /// Trim scaled singular vectors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<bool>,
+    /// What of a new task vector is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub projection: Option<ProjectionChoice>,
+    /// What has one scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norms: Option<Trimmed>,
+    /// Whose mask is used instead of the consensus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// Earlier merge that this one goes on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    /// Keys that no method knows; they are reported when the merge is planned.
+    #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// What makes up for dropped entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", try_from = "RescaleForm")]
+pub enum RescaleChoice {
+    /// Nothing.
+    None,
+    /// Division by the probability of being kept.
+    Density,
+    /// The L1 norm of the whole.
+    Norm,
+}
+
+/// As a word, or mergekit's boolean.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
+enum RescaleForm {
+    Flag(bool),
+    Word(String),
+}
+
+impl TryFrom<RescaleForm> for RescaleChoice {
+    type Error = String;
+
+    fn try_from(form: RescaleForm) -> Result<RescaleChoice, String> {
+        match form {
+            RescaleForm::Flag(true) => Ok(RescaleChoice::Norm),
+            RescaleForm::Flag(false) => Ok(RescaleChoice::None),
+            RescaleForm::Word(word) => match word.as_str() {
+                "none" => Ok(RescaleChoice::None),
+                "density" => Ok(RescaleChoice::Density),
+                "norm" => Ok(RescaleChoice::Norm),
+                _ => Err(format!("rescale is \"none\", \"density\" or \"norm\", not {word:?}")),
+            },
+        }
+    }
+}
+
+/// What is trimmed by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trimmed {
+    /// Each tensor keeps its share.
+    Tensor,
+    /// The whole model keeps its share, wherever the largest entries are.
+    Model,
+}
+
+/// What of a new task vector is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProjectionChoice {
+    /// What leads from the leading to the leading directions of those before.
+    Leading,
+    /// What touches them on either side.
+    Complement,
+}
+
+/// What elects an entry's sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Election {
+    /// The sum of task vectors.
+    Unweighted,
+    /// The sum of weighted task vectors.
+    Weighted,
+    /// The sum of their signs.
+    Count,
+}
+
+/// What a sum of task vectors is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DivisorChoice {
+    /// Nothing.
+    None,
+    /// The weights of those that take part.
+    Weight,
+    /// The number of those that take part.
+    Count,
+}
+
+impl Parameters {
+    /// Names of those that are set.
+    pub fn names(&self) -> Vec<String> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl MergeFile {
+    /// Reads a file: mergekit's YAML by its ending, TOML otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Config`].
+    pub fn read(path: &Path) -> Result<MergeFile, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
+        let file = if yaml { crate::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
+        file.map_err(|message| Error::Config { path: path.to_owned(), message })
+    }
+
+    /// One merge, or stages under `[[stage]]`, in TOML.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn from_toml(text: &str) -> Result<MergeFile, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Stages {
+            stage: Vec<MergeConfig>,
+        }
+        let table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
+        let stages = if table.contains_key("stage") {
+            toml::from_str::<Stages>(text).map_err(|e| e.to_string())?.stage
+        } else {
+            vec![toml::from_str(text).map_err(|e| e.to_string())?]
+        };
+        Ok(MergeFile { stages })
+    }
+}

@@ -1,0 +1,381 @@
+//! Runs a plan: reads, merges and writes all tensors on all cores, in bounded memory.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use cl_checkpoint::{CheckpointWriter, Dtype, TensorSource, WriteOptions, convert};
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::method::merge_pieces;
+use crate::methods::OpcmNorms;
+use crate::plan::{PlannedTensor, Segment, Source, Work};
+use crate::select::{Trim, trim_models};
+use crate::{Error, PIECE, Piece, Plan, kernels, provenance};
+
+/// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
+const LARGE: usize = 4 << 20;
+
+/// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
+const FIXED: usize = 32 << 20;
+
+/// What a method that goes on from its own output needs, per tensor.
+pub(crate) const STATE_NAME: &str = "merge_state.json";
+
+/// How a merge is run.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeOptions {
+    /// Bytes that may be held at a time.
+    pub memory: usize,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    pub threads: usize,
+    /// Bytes of tensors in one file.
+    pub max_shard_size: u64,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// Hash the inputs' files into the manifest. Inputs that this project wrote carry their hash already.
+    pub hash_inputs: bool,
+}
+
+impl Default for MergeOptions {
+    /// 1 GiB, all cores, shards of 5 GB; nothing is overwritten.
+    fn default() -> Self {
+        MergeOptions {
+            memory: 1 << 30,
+            threads: 0,
+            max_shard_size: 5_000_000_000,
+            overwrite: false,
+            hash_inputs: false,
+        }
+    }
+}
+
+/// What a merge did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Tensors written.
+    pub tensors: usize,
+    /// Of these, copied as they were.
+    pub copied: usize,
+    /// Bytes of tensors written.
+    pub bytes: u64,
+}
+
+/// Runs a plan and writes the model directory `out`, which appears whole or not at all. `progress` is called with the number
+/// of bytes written so far, from any thread.
+///
+/// # Errors
+/// Values that are not finite, an output dtype that is too narrow, and the operating system's answers; nothing is left then.
+pub fn merge(
+    plan: &Plan,
+    out: &Path,
+    options: MergeOptions,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Summary, Error> {
+    let threads = threads(options);
+    plan.peak_memory(options)?;
+    let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
+    let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Io { path: out.to_owned(), source: std::io::Error::other(e) })?;
+    let run = Run {
+        plan,
+        writer: &writer,
+        budget: Budget::new(options.memory.saturating_sub(FIXED + threads * plan.piece_bytes())),
+        written: AtomicU64::new(0),
+        states: Mutex::default(),
+        progress,
+    };
+    pool.install(|| run.all())?;
+    provenance::put_files(plan, &writer)?;
+    let mut states = run.states.into_inner().expect("no panic while held");
+    if !states.is_empty() {
+        // Tensors end in any order; files do not depend on it.
+        states.sort_keys();
+        writer.put_json(STATE_NAME, &Value::Object(states))?;
+    }
+    writer.finish(provenance::manifest(plan, options.hash_inputs)?)?;
+    let copied = plan.tensors.iter().filter(|t| matches!(t.work, Work::Copy(_))).count();
+    Ok(Summary { tensors: plan.tensors.len(), copied, bytes: plan.bytes_written() })
+}
+
+pub(crate) fn threads(options: MergeOptions) -> usize {
+    match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+struct Run<'p> {
+    plan: &'p Plan,
+    writer: &'p CheckpointWriter,
+    budget: Budget,
+    written: AtomicU64,
+    states: Mutex<Map<String, Value>>,
+    progress: &'p (dyn Fn(u64) + Sync),
+}
+
+impl Run<'_> {
+    fn all(&self) -> Result<(), Error> {
+        let trims = self.plan.model_trims()?;
+        let mut jobs: Vec<(usize, &PlannedTensor)> = self.plan.tensors.iter().enumerate().collect();
+        // Large ones first: the last of several small ones keeps other threads waiting for less.
+        jobs.sort_by_key(|(i, t)| (std::cmp::Reverse(t.elements()), *i));
+        // What holds a whole matrix works on it alone, and side by side with others.
+        let (large, small): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|(_, t)| t.elements() >= LARGE && self.plan.workspace(t) < LARGE);
+        let norms = self.norms(&large, &small)?;
+        for (i, tensor) in large {
+            self.tensor(tensor, (&trims[i], &norms), true)?;
+        }
+        small.par_iter().with_max_len(1).try_for_each(|(i, tensor)| self.tensor(tensor, (&trims[*i], &norms), false))
+    }
+
+    /// Norms over the whole model, summed in the order of tensors, where the method scales by them.
+    fn norms(
+        &self,
+        large: &[(usize, &PlannedTensor)],
+        small: &[(usize, &PlannedTensor)],
+    ) -> Result<Option<OpcmNorms>, Error> {
+        let measure = |tensor: &PlannedTensor, parallel: bool| {
+            let Work::Merge(segments) = &tensor.work else { return Ok(None) };
+            let Some(segment) = segments.first().filter(|s| s.whole) else { return Ok(None) };
+            let mut group = self.plan.group(tensor, segment);
+            group.parallel = parallel;
+            let _room = self.budget.take(segment.method.workspace(&group));
+            segment.method.measure(&group)
+        };
+        let mut parts = vec![None; self.plan.tensors.len()];
+        for (i, tensor) in large {
+            parts[*i] = measure(tensor, true)?;
+        }
+        let measured: Vec<Result<(usize, Option<OpcmNorms>), Error>> =
+            small.par_iter().with_max_len(1).map(|(i, tensor)| Ok((*i, measure(tensor, false)?))).collect();
+        for part in measured {
+            let (i, norms) = part?;
+            parts[i] = norms;
+        }
+        Ok(parts.into_iter().flatten().reduce(|mut sum, part| {
+            sum += &part;
+            sum
+        }))
+    }
+
+    fn tensor(
+        &self,
+        tensor: &PlannedTensor,
+        of_model: (&Option<Vec<Trim>>, &Option<OpcmNorms>),
+        parallel: bool,
+    ) -> Result<(), Error> {
+        match &tensor.work {
+            Work::Copy(source) => self.copy(tensor, source),
+            Work::Merge(segments) => {
+                segments.iter().try_for_each(|segment| self.segment(tensor, segment, of_model, parallel))
+            }
+        }
+    }
+
+    /// Copies bytes as they are, a megabyte at a time.
+    fn copy(&self, tensor: &PlannedTensor, source: &Source) -> Result<(), Error> {
+        let checkpoint = &self.plan.inputs.models[source.model].checkpoint;
+        let length = checkpoint.info(&source.tensor).map_or(0, |info| info.byte_len());
+        let mut buffer = vec![0; length.min(1 << 20)];
+        let mut offset = 0;
+        loop {
+            let part = buffer.len().min(length - offset);
+            checkpoint.read(&source.tensor, offset, &mut buffer[..part])?;
+            self.write(tensor, offset, &buffer[..part])?;
+            offset += part;
+            if offset == length {
+                return Ok(());
+            }
+        }
+    }
+
+    fn segment(
+        &self,
+        tensor: &PlannedTensor,
+        segment: &Segment,
+        (trims, norms): (&Option<Vec<Trim>>, &Option<OpcmNorms>),
+        parallel: bool,
+    ) -> Result<(), Error> {
+        let mut group = self.plan.group(tensor, segment);
+        group.parallel = parallel;
+        group.model_trims = trims.clone().filter(|_| segment.whole);
+        let scaled = norms.as_ref().filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms));
+        let method = scaled.as_ref().unwrap_or(&segment.method);
+        let _room = self.budget.take(method.workspace(&group));
+        let (written, state) = merge_pieces(&**method, &group, |piece, out| {
+            self.write_values(tensor, segment.elements.start + piece.start, out, piece)
+        })?;
+        if let Some(state) = state {
+            self.states.lock().expect("no panic while held").insert(tensor.spec.name.clone(), state);
+        }
+        written.into_iter().collect()
+    }
+
+    /// Rounds merged values to the output's dtype, once, and writes them.
+    fn write_values(&self, tensor: &PlannedTensor, start: usize, out: &[f32], piece: &mut Piece) -> Result<(), Error> {
+        let dtype = tensor.spec.dtype;
+        let size = dtype.bitsize() / 8;
+        if kernels::largest_key(out) >= beyond(dtype) {
+            let i = out.iter().position(|v| v.to_bits() & 0x7fff_ffff >= beyond(dtype)).expect("the largest is there");
+            return Err(Error::Overflow { tensor: tensor.spec.name.clone(), index: start + i, value: out[i], dtype });
+        }
+        piece.bytes.resize(out.len() * size, 0);
+        match dtype {
+            Dtype::BF16 => kernels::f32_to_bf16(out, &mut piece.bytes),
+            other => {
+                piece
+                    .bytes
+                    .copy_from_slice(&convert::from_f32(other, out).expect("the plan has f32, f16 and bf16 only"));
+            }
+        }
+        self.write(tensor, start * size, &piece.bytes)
+    }
+
+    fn write(&self, tensor: &PlannedTensor, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.writer.write_part(&tensor.spec.name, offset, bytes)?;
+        let written = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+        (self.progress)(written);
+        Ok(())
+    }
+}
+
+/// Bits of the smallest magnitude that rounds to infinity.
+fn beyond(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::BF16 => 0x7f7f_8000,
+        Dtype::F16 => 65_520f32.to_bits(),
+        _ => f32::INFINITY.to_bits(),
+    }
+}
+
+impl PlannedTensor {
+    pub(crate) fn elements(&self) -> usize {
+        self.spec.shape.iter().product()
+    }
+}
+
+impl Plan {
+    /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.
+    fn model_trims(&self) -> Result<Vec<Option<Vec<Trim>>>, Error> {
+        let mut trims = vec![None; self.tensors.len()];
+        let Some(density) = &self.whole_model_trim else { return Ok(trims) };
+        let mut groups = Vec::new();
+        let mut places = Vec::new();
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            if let Work::Merge(segments) = &tensor.work
+                && let Some(segment) = segments.first().filter(|s| s.whole)
+            {
+                groups.push(self.group(tensor, segment));
+                places.push(i);
+            }
+        }
+        for (place, trim) in places.into_iter().zip(trim_models(&groups, density)?) {
+            trims[place] = Some(trim);
+        }
+        Ok(trims)
+    }
+
+    /// Bytes of one thread's pieces.
+    pub(crate) fn piece_bytes(&self) -> usize {
+        let bytes = |segment: &Segment| {
+            let inputs = segment.models.len() + usize::from(segment.base.is_some());
+            let columns = segment.shape.last().copied().unwrap_or(1);
+            let piece = if segment.method.whole_rows() { PIECE.max(columns) } else { PIECE };
+            // Inputs, scratch and output as f32, words, bytes as read and as written.
+            piece * (4 * (inputs + 4) + 4 + 4)
+        };
+        let segments = self.tensors.iter().filter_map(|t| match &t.work {
+            Work::Merge(segments) => Some(segments),
+            Work::Copy(_) => None,
+        });
+        segments.flatten().map(bytes).max().unwrap_or(1 << 20)
+    }
+
+    /// The largest tensor's need beside pieces, and its name.
+    pub(crate) fn largest_workspace(&self) -> (usize, &str) {
+        let needs = self.tensors.iter().map(|t| (self.workspace(t), t.spec.name.as_str()));
+        needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""))
+    }
+
+    /// Bytes that are held at most, of those allowed.
+    ///
+    /// # Errors
+    /// [`Error::Problems`] when these are not enough.
+    pub fn peak_memory(&self, options: MergeOptions) -> Result<usize, Error> {
+        let threads = threads(options);
+        let pieces = threads * self.piece_bytes();
+        let (workspace, tensor) = self.largest_workspace();
+        let needed = FIXED + pieces + workspace;
+        if needed <= options.memory {
+            let side_by_side = self.workspaces().take(threads).sum::<usize>();
+            return Ok(options.memory.min(FIXED + pieces + side_by_side.max(workspace)));
+        }
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Err(Error::Problems(vec![format!(
+            "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB \
+             or fewer threads",
+            mib(options.memory),
+            mib(FIXED + pieces),
+            mib(workspace),
+            mib(needed)
+        )]))
+    }
+
+    /// What a tensor needs beside pieces.
+    fn workspace(&self, tensor: &PlannedTensor) -> usize {
+        match &tensor.work {
+            Work::Copy(_) => 1 << 20,
+            Work::Merge(segments) => {
+                segments.iter().map(|s| s.method.workspace(&self.group(tensor, s))).max().unwrap_or(0)
+            }
+        }
+    }
+
+    /// What each tensor needs beside pieces, largest first.
+    fn workspaces(&self) -> impl Iterator<Item = usize> {
+        let mut needs: Vec<usize> = self.tensors.iter().map(|t| self.workspace(t)).collect();
+        needs.sort_unstable_by(|a, b| b.cmp(a));
+        needs.into_iter()
+    }
+}
+
+/// A number of bytes that may be held at a time.
+struct Budget {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// Bytes taken from a budget until this is dropped.
+struct Room<'b> {
+    budget: &'b Budget,
+    bytes: usize,
+}
+
+impl Budget {
+    fn new(bytes: usize) -> Budget {
+        Budget { free: Mutex::new(bytes), freed: Condvar::new() }
+    }
+
+    /// Waits until so many bytes are free. That more than all are never asked for was checked beforehand.
+    fn take(&self, bytes: usize) -> Room<'_> {
+        let mut free = self.free.lock().expect("no panic while held");
+        while *free < bytes {
+            free = self.freed.wait(free).expect("no panic while held");
+        }
+        *free -= bytes;
+        Room { budget: self, bytes }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        *self.budget.free.lock().expect("no panic while held") += self.bytes;
+        self.budget.freed.notify_all();
+    }
+}

@@ -1,0 +1,71 @@
+use std::path::PathBuf;
+
+use cl_checkpoint::Dtype;
+
+/// Why a merge cannot be done. Every message names what is wrong and where, and how to go on where there is a way.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model or an output directory.
+    #[error(transparent)]
+    Checkpoint(#[from] cl_checkpoint::Error),
+    /// A value that is not a number in an input.
+    #[error("{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless")]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+        /// Flat index, row-major.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A merged value that the output's dtype cannot hold.
+    #[error(
+        "tensor `{tensor}`: merged element {index} is {value}, which {dtype:?} cannot hold; choose a wider dtype or smaller weights"
+    )]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// Flat index, row-major.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// Element type of the output.
+        dtype: Dtype,
+    },
+    /// A method that has no answer for these values.
+    #[error("tensor `{tensor}`: {method}: {message}")]
+    Undefined {
+        /// The tensor.
+        tensor: String,
+        /// The method.
+        method: &'static str,
+        /// Why, and how to go on.
+        message: String,
+    },
+    /// A configuration file that does not say what can be done.
+    #[error("{path}: {message}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Everything that stands in the way of a merge, found before the first byte was written.
+    #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
+    Problems(Vec<String>),
+    /// The operating system's answer.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer.
+        source: std::io::Error,
+    },
+}
+
+fn list(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}

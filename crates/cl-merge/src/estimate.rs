@@ -1,0 +1,71 @@
+//! What a merge would take, told before it is run.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::threads;
+use crate::method::merge_pieces;
+use crate::plan::{PlannedTensor, Work};
+use crate::{Error, MergeOptions, Plan};
+
+/// What a merge reads, writes, holds and takes.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    /// Bytes of tensors in all inputs.
+    pub bytes_read: u64,
+    /// Bytes of tensors in the output.
+    pub bytes_written: u64,
+    /// Bytes held at most.
+    pub peak_memory: usize,
+    /// Time: one tensor was merged, without writing it, and the rest scaled from it.
+    pub time: Duration,
+    /// The tensor it was measured on; none where all are copied.
+    pub measured_on: Option<String>,
+}
+
+/// Bytes per second that a disk is assumed to take; what it really takes is seen only by writing.
+const WRITE_RATE: f64 = 1e9;
+/// Tensors of so many elements are enough to measure on.
+const ENOUGH: f64 = 300_000.0;
+
+/// Estimates a merge by merging one of its tensors.
+///
+/// # Errors
+/// Those of reading that tensor; [`Error::Problems`] when memory is not enough.
+pub fn estimate(plan: &Plan, options: MergeOptions) -> Result<Estimate, Error> {
+    let peak_memory = plan.peak_memory(options)?;
+    let cost = |tensor: &PlannedTensor| cost(plan, tensor);
+    let total: f64 = plan.tensors.iter().map(cost).sum();
+    // The cheapest that is large enough to be typical.
+    let sample =
+        plan.tensors.iter().filter(|t| cost(t) > 0.0).min_by(|a, b| distance(cost(a)).total_cmp(&distance(cost(b))));
+    let mut time = plan.bytes_written() as f64 / WRITE_RATE;
+    if let Some(tensor) = sample
+        && let Work::Merge(segments) = &tensor.work
+    {
+        let started = Instant::now();
+        for segment in segments {
+            let group = plan.group(tensor, segment);
+            merge_pieces(&*segment.method, &group, |_, _| ())?;
+        }
+        time += started.elapsed().as_secs_f64() * total / cost(tensor) / threads(options) as f64;
+    }
+    Ok(Estimate {
+        bytes_read: plan.bytes_read(),
+        bytes_written: plan.bytes_written(),
+        peak_memory,
+        time: Duration::from_secs_f64(time),
+        measured_on: sample.map(|t| t.spec.name.clone()),
+    })
+}
+
+/// How far a cost is from being just enough; too little counts more than too much.
+fn distance(cost: f64) -> f64 {
+    if cost >= ENOUGH { cost / ENOUGH } else { 1e6 * ENOUGH / cost }
+}
+
+fn cost(plan: &Plan, tensor: &PlannedTensor) -> f64 {
+    match &tensor.work {
+        Work::Copy(_) => 0.0,
+        Work::Merge(segments) => segments.iter().map(|s| s.method.cost(&plan.group(tensor, s))).sum(),
+    }
+}

@@ -1,0 +1,166 @@
+//! The model directories that a merge reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::{Checkpoint, TensorSource};
+use serde_json::Value;
+
+/// Model directories, each opened once.
+#[derive(Default)]
+pub(crate) struct Inputs {
+    pub(crate) models: Vec<Input>,
+}
+
+/// One of them.
+pub(crate) struct Input {
+    /// As the file names it.
+    pub(crate) written: String,
+    pub(crate) path: PathBuf,
+    pub(crate) checkpoint: Checkpoint,
+}
+
+impl Inputs {
+    /// The index of a model, opened if it was not yet. `stages` holds the directories of earlier stages by name.
+    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, String> {
+        if let Some(index) = self.models.iter().position(|m| m.written == written) {
+            return Ok(index);
+        }
+        let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
+        let checkpoint = Checkpoint::open(&path).map_err(|e| explain(written, &path, e))?;
+        self.models.push(Input { written: written.to_owned(), path, checkpoint });
+        Ok(self.models.len() - 1)
+    }
+}
+
+fn explain(written: &str, path: &Path, error: cl_checkpoint::Error) -> String {
+    if written.contains('+') && !path.exists() {
+        return format!("{written}: a model with an adapter on it; fold the adapter into its model first");
+    }
+    error.to_string()
+}
+
+/// Keys of config.json whose values have to agree for weights to mean the same.
+const SHAPE_KEYS: [&str; 15] = [
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "tie_word_embeddings",
+    "num_local_experts",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "d_model",
+    "attention_bias",
+];
+
+/// Keys that change what weights do, but that fine-tunes are known to change.
+const TUNED_KEYS: [&str; 5] =
+    ["rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"];
+
+/// Compares `config.json` of a model with that of the reference; `layers` tells whether the number of layers has to agree.
+/// Returns problems and notes.
+pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) -> (Vec<String>, Vec<String>) {
+    let (a, b) = (reference.checkpoint.config(), other.checkpoint.config());
+    // A key that one file leaves at its default is no contradiction.
+    let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| !same(a, b));
+    let say = |key: &&str| {
+        let (a, b) = (a.get(*key).unwrap_or(&Value::Null), b.get(*key).unwrap_or(&Value::Null));
+        format!("{}: `{key}` is {b} in config.json, {a} in {}", other.written, reference.written)
+    };
+    let problems = SHAPE_KEYS.iter().filter(|k| layers || !["num_hidden_layers", "n_layer"].contains(k));
+    (problems.filter(differ).map(say).collect(), TUNED_KEYS.iter().filter(differ).map(say).collect())
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
+}
+
+/// Compares the tokenizers of two models on the ids that both have, where both have a tokenizer.json.
+pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<String> {
+    let path = |input: &Input| input.path.join("tokenizer.json");
+    let (a, b) = (std::fs::read(path(reference)).ok()?, std::fs::read(path(other)).ok()?);
+    if a == b {
+        return None;
+    }
+    let (a, b) = (tokens(&a)?, tokens(&b)?);
+    let (id, token) = a.iter().find(|(id, token)| b.get(id).is_some_and(|other| other != *token))?;
+    Some(format!(
+        "{} and {}: token {id} is {token:?} in one tokenizer.json and {:?} in the other, so the rows of their token tables \
+         mean different things; merge models of one tokenizer, or set ignore_tokenizers = true to merge rows by their \
+         number all the same",
+        reference.written, other.written, b[id]
+    ))
+}
+
+/// Tokens by id.
+fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
+    let value: Value = serde_json::from_slice(json).ok()?;
+    let mut tokens = BTreeMap::new();
+    match value.pointer("/model/vocab")? {
+        Value::Object(map) => tokens.extend(map.iter().filter_map(|(token, id)| Some((id.as_u64()?, token.clone())))),
+        // Unigram: the place is the id.
+        Value::Array(list) => {
+            let token = |(id, entry): (usize, &Value)| Some((id as u64, entry.get(0)?.as_str()?.to_owned()));
+            tokens.extend(list.iter().enumerate().filter_map(token));
+        }
+        _ => return None,
+    }
+    for added in value.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+        if let Some((id, token)) = added.get("id").and_then(Value::as_u64).zip(added.get("content")) {
+            tokens.insert(id, token.as_str().unwrap_or_default().to_owned());
+        }
+    }
+    Some(tokens)
+}
+
+/// Names that only one side has, shortened for a message.
+pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
+    let a: BTreeSet<&str> = reference.checkpoint.names().into_iter().collect();
+    let b: BTreeSet<&str> = other.checkpoint.names().into_iter().collect();
+    let list = |names: Vec<&&str>| {
+        let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
+        let more = names.len().saturating_sub(4);
+        if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+    };
+    let mut problems = Vec::new();
+    let missing: Vec<&&str> = a.difference(&b).collect();
+    let extra: Vec<&&str> = b.difference(&a).collect();
+    let tied = |names: &[&&str]| names.len() == 1 && names[0].ends_with("lm_head.weight");
+    if tied(&missing) && extra.is_empty() {
+        problems.push(format!(
+            "{}: has no lm_head.weight (its embeddings are tied), {} has one; save both tied or both untied",
+            other.written, reference.written
+        ));
+    } else if tied(&extra) && missing.is_empty() {
+        problems.push(format!(
+            "{}: has lm_head.weight, {} has none (its embeddings are tied); save both tied or both untied",
+            other.written, reference.written
+        ));
+    } else {
+        if !missing.is_empty() {
+            problems.push(format!(
+                "{}: lacks {} tensor(s) that {} has: {}",
+                other.written,
+                missing.len(),
+                reference.written,
+                list(missing)
+            ));
+        }
+        if !extra.is_empty() {
+            problems.push(format!(
+                "{}: has {} tensor(s) that {} lacks: {}",
+                other.written,
+                extra.len(),
+                reference.written,
+                list(extra)
+            ));
+        }
+    }
+    problems
+}

@@ -1,0 +1,351 @@
+//! Loops over values, compiled for several instruction sets and chosen at run time.
+//!
+//! Every loop works element by element or in a fixed number of lanes, and no product is fused with a sum, so that a result
+//! has the same bits whatever the processor.
+
+// The macro needs its lifetimes named.
+#![allow(clippy::needless_lifetimes)]
+
+use pulp::Simd;
+
+/// Bits of a magnitude.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+/// Sums in that many interleaved lanes.
+const LANES: usize = 16;
+
+/// Reads bf16 bytes (little endian) as f32 and returns the largest magnitude's bits; infinities and NaN have the largest.
+#[pulp::with_simd(read_bf16 = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn read_bf16_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], out: &'a mut [f32]) -> u32 {
+    let mut largest = 0;
+    for (value, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+        let bits = u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16;
+        *value = f32::from_bits(bits);
+        largest = largest.max(bits & MAGNITUDE);
+    }
+    largest
+}
+
+/// As [`read_bf16`], less the base's values.
+#[pulp::with_simd(read_bf16_minus = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn read_bf16_minus_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], base: &'a [f32], out: &'a mut [f32]) -> u32 {
+    let mut largest = 0;
+    for ((value, pair), base) in out.iter_mut().zip(bytes.chunks_exact(2)).zip(base) {
+        let bits = u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16;
+        *value = f32::from_bits(bits) - base;
+        largest = largest.max(value.to_bits() & MAGNITUDE);
+    }
+    largest
+}
+
+/// Writes f32 as bf16 bytes, rounded to nearest even. Values have to be finite.
+#[pulp::with_simd(f32_to_bf16 = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn f32_to_bf16_simd<'a, S: Simd>(_simd: S, values: &'a [f32], out: &'a mut [u8]) {
+    for (pair, value) in out.chunks_exact_mut(2).zip(values) {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        pair.copy_from_slice(&(rounded as u16).to_le_bytes());
+    }
+}
+
+/// The largest magnitude's bits; infinities and NaN have the largest of all.
+#[pulp::with_simd(largest_key = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn largest_key_simd<'a, S: Simd>(_simd: S, values: &'a [f32]) -> u32 {
+    // A maximum over bits, without an early exit, vectorizes.
+    values.iter().fold(0, |most, v| most.max(v.to_bits() & MAGNITUDE))
+}
+
+/// `x -= y`.
+#[pulp::with_simd(subtract = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn subtract_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], y: &'a [f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x -= y;
+    }
+}
+
+/// `sum += weight · x`.
+#[pulp::with_simd(add_scaled = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn add_scaled_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], weight: f32, x: &'a [f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += weight * x;
+    }
+}
+
+/// `x *= factor`.
+#[pulp::with_simd(scale = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn scale_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], factor: f32) {
+    for x in x.iter_mut() {
+        *x *= factor;
+    }
+}
+
+/// `x /= divisor`.
+#[pulp::with_simd(divide_by = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn divide_by_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], divisor: f32) {
+    for x in x.iter_mut() {
+        *x /= divisor;
+    }
+}
+
+/// Marks the keys in `low..=high` with 1 and returns how many are above. The sign bit does not count.
+#[pulp::with_simd(tally = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn tally_simd<'a, S: Simd>(_simd: S, keys: &'a [u32], low: u32, high: u32, marks: &'a mut [u8]) -> u32 {
+    let mut above = 0;
+    for (mark, key) in marks.iter_mut().zip(keys) {
+        let key = key & MAGNITUDE;
+        *mark = u8::from(key >= low && key <= high);
+        above += u32::from(key > high);
+    }
+    above
+}
+
+/// How many keys are above `high`, how many are in `low..=high`, and how many equal each of `values`.
+#[pulp::with_simd(count_values = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn count_values_simd<'a, S: Simd>(
+    _simd: S,
+    keys: &'a [u32],
+    low: u32,
+    high: u32,
+    values: &'a [u32],
+) -> (u32, u32, [u32; 8]) {
+    let (mut above, mut inside, mut equal) = (0, 0, [0; 8]);
+    for run in keys.chunks(1024) {
+        for key in run {
+            let key = key & MAGNITUDE;
+            above += u32::from(key > high);
+            inside += u32::from(key >= low);
+        }
+        for (count, value) in equal.iter_mut().zip(values) {
+            *count += run.iter().map(|key| u32::from(key & MAGNITUDE == *value)).sum::<u32>();
+        }
+    }
+    (above, inside - above, equal)
+}
+
+/// Sets to zero what is smaller in magnitude than the value with these bits.
+#[pulp::with_simd(keep_from = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_from_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: u32) {
+    for x in x.iter_mut() {
+        let bits = x.to_bits();
+        *x = f32::from_bits(if bits & MAGNITUDE >= least { bits } else { 0 });
+    }
+}
+
+/// As [`keep_from`], and adds `weight` times what is left to `sum`.
+#[pulp::with_simd(keep_and_add = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_and_add_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: u32, sum: &'a mut [f32], weight: f32) {
+    for (x, sum) in x.iter_mut().zip(sum) {
+        let bits = x.to_bits();
+        *x = f32::from_bits(if bits & MAGNITUDE >= least { bits } else { 0 });
+        *sum += weight * *x;
+    }
+}
+
+/// Sets to zero where the random number is not below `bound`.
+#[pulp::with_simd(keep_below = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u32], bound: u32) {
+    for (x, r) in x.iter_mut().zip(random) {
+        *x = f32::from_bits(if *r < bound { x.to_bits() } else { 0 });
+    }
+}
+
+/// Adds `weight · x` where the sign of `vote · x` is the elected one (zero counts as positive), and `share` to the divisor.
+#[pulp::with_simd(add_elected = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn add_elected_simd<'a, S: Simd>(
+    _simd: S,
+    sum: &'a mut [f32],
+    divisor: &'a mut [f32],
+    elected: &'a [f32],
+    x: &'a [f32],
+    [vote, weight, share]: [f32; 3],
+) {
+    for (((sum, divisor), elected), x) in sum.iter_mut().zip(divisor.iter_mut()).zip(elected).zip(x) {
+        let v = vote * x;
+        let agrees = if *elected >= 0.0 { v > 0.0 } else { v < 0.0 };
+        *sum += if agrees { weight * x } else { 0.0 };
+        *divisor += if agrees { share } else { 0.0 };
+    }
+}
+
+/// Adds the sign of `weight · x` to `sum`.
+#[pulp::with_simd(add_signs = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn add_signs_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], weight: f32, x: &'a [f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        let v = weight * x;
+        *sum += if v > 0.0 { 1.0 } else { 0.0 } - if v < 0.0 { 1.0 } else { 0.0 };
+    }
+}
+
+/// Divides the sum by its divisor, 0 counting as 1, multiplies by `lambda` and adds the base.
+#[pulp::with_simd(finish = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn finish_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], divisor: &'a [f32], lambda: f32, base: &'a [f32]) {
+    for ((sum, divisor), base) in sum.iter_mut().zip(divisor).zip(base) {
+        let d = if *divisor == 0.0 { 1.0 } else { *divisor };
+        *sum = base + *sum / d * lambda;
+    }
+}
+
+/// Sum of magnitudes: in f32 over short runs, whose error is that of a few additions, and these in f64.
+#[pulp::with_simd(sum_of_magnitudes = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn sum_of_magnitudes_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> f64 {
+    let mut sum = 0.0;
+    for run in x.chunks(16 * LANES) {
+        let mut lanes = [0.0f32; LANES];
+        let chunks = run.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x.abs();
+            }
+        }
+        sum += lanes.iter().chain(rest).map(|x| f64::from(x.abs())).sum::<f64>();
+    }
+    sum
+}
+
+/// Inner product, in f64.
+#[pulp::with_simd(dot = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn dot_simd<'a, S: Simd>(_simd: S, x: &'a [f32], y: &'a [f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    for (x, y) in xs.zip(ys) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f64::from(*x) * f64::from(*y);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+/// `Σ coefficientᵢ · xᵢ`, summed in f64 and rounded once, so that a combination of equal vectors by coefficients that sum to one
+/// is that vector.
+#[pulp::with_simd(weighted_sum = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn weighted_sum_simd<'a, S: Simd>(
+    _simd: S,
+    out: &'a mut [f32],
+    coefficients: &'a [f64],
+    inputs: &'a [&'a [f32]],
+) {
+    let whole = out.len() / LANES * LANES;
+    let (chunks, rest) = out.split_at_mut(whole);
+    for (i, chunk) in chunks.chunks_exact_mut(LANES).enumerate() {
+        // -0.0 is what leaves every sum as it is, of either sign of zero.
+        let mut lanes = [-0.0f64; LANES];
+        for (c, x) in coefficients.iter().zip(inputs) {
+            for (lane, x) in lanes.iter_mut().zip(&x[i * LANES..(i + 1) * LANES]) {
+                *lane += c * f64::from(*x);
+            }
+        }
+        for (out, lane) in chunk.iter_mut().zip(lanes) {
+            *out = lane as f32;
+        }
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = coefficients.iter().zip(inputs).map(|(c, x)| c * f64::from(x[whole + i])).sum::<f64>() as f32;
+    }
+}
+
+/// Population variances over the inputs, entry by entry, as integers that order like them; 0 where all inputs are equal.
+#[pulp::with_simd(variance_keys = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn variance_keys_simd<'a, S: Simd>(_simd: S, inputs: &'a [&'a [f32]], keys: &'a mut [u32]) {
+    // In f64 a sum of equal f32 values is exact, and so is their mean.
+    let n = inputs.len().max(1) as f64;
+    for (i, keys) in keys.chunks_mut(LANES).enumerate() {
+        let range = i * LANES..i * LANES + keys.len();
+        let (mut means, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for x in inputs {
+            for (mean, x) in means.iter_mut().zip(&x[range.clone()]) {
+                *mean += f64::from(*x);
+            }
+        }
+        for mean in &mut means {
+            *mean /= n;
+        }
+        for x in inputs {
+            for ((square, mean), x) in squares.iter_mut().zip(&means).zip(&x[range.clone()]) {
+                let d = f64::from(*x) - mean;
+                *square += d * d;
+            }
+        }
+        for (key, square) in keys.iter_mut().zip(squares) {
+            *key = ((square / n) as f32).to_bits();
+        }
+    }
+}
+
+/// Replaces values by those that are greater in magnitude.
+#[pulp::with_simd(take_greater = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn take_greater_simd<'a, S: Simd>(_simd: S, greatest: &'a mut [f32], x: &'a [f32]) {
+    for (greatest, x) in greatest.iter_mut().zip(x) {
+        *greatest = if x.abs() > greatest.abs() { *x } else { *greatest };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even_and_reads_back() {
+        let values = [1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.0, f32::MAX];
+        let mut bytes = [0; 10];
+        f32_to_bf16(&values, &mut bytes);
+        let mut back = [0.0; 5];
+        let largest = read_bf16(&bytes, &mut back);
+        assert_eq!(largest, f32::INFINITY.to_bits());
+        let mut differences = [0.0; 5];
+        read_bf16_minus(&bytes, &[1.0; 5], &mut differences);
+        assert_eq!(differences[..4], [0.0, 0.0, 2.0 / 128.0, -1.0]);
+        assert_eq!(back, [1.0, 1.0, 1.0 + 2.0 / 128.0, -0.0, f32::INFINITY]);
+        assert_eq!(largest_key(&back), f32::INFINITY.to_bits());
+        assert!(
+            largest_key(&back[..4]) < f32::INFINITY.to_bits() && largest_key(&[f32::NAN]) > f32::INFINITY.to_bits()
+        );
+    }
+
+    #[test]
+    fn sums_hold_every_element_whatever_the_length() {
+        for n in [0, 1, 15, 16, 17, 1000] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
+            let magnitudes: f64 = x.iter().map(|v| f64::from(v.abs())).sum();
+            assert_eq!(sum_of_magnitudes(&x), magnitudes);
+            assert_eq!(dot(&x, &x), x.iter().map(|v| f64::from(v * v)).sum::<f64>());
+        }
+    }
+
+    #[test]
+    fn weighted_sums_and_variances_reach_every_element() {
+        for n in [0, 1, 15, 16, 17, 50] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let y: Vec<f32> = (0..n).map(|i| 3.0 * i as f32).collect();
+            let mut out = vec![f32::NAN; n];
+            weighted_sum(&mut out, &[2.0, -0.5], &[&x, &y]);
+            let expected: Vec<f32> = (0..n).map(|i| 0.5 * i as f32).collect();
+            assert_eq!(out, expected);
+            let mut keys = vec![7; n];
+            variance_keys(&[&x, &y], &mut keys);
+            let expected: Vec<u32> = (0..n).map(|i| ((i * i) as f32).to_bits()).collect();
+            assert_eq!(keys, expected);
+        }
+    }
+}

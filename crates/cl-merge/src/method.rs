@@ -1,0 +1,105 @@
+use crate::methods::OpcmNorms;
+use crate::{Error, Piece, TensorGroup};
+
+/// A way to make one tensor of several: sees one tensor's values at a time and returns one tensor.
+///
+/// Files, threads and memory are the engine's. A method first looks at the whole tensor ([`MergeMethod::prepare`]: norms,
+/// thresholds, decompositions) and then merges it piece by piece ([`MergePieces::merge`]).
+pub trait MergeMethod: Send + Sync {
+    /// Whether a piece has to hold whole rows (of the last dimension).
+    fn whole_rows(&self) -> bool {
+        false
+    }
+
+    /// Whether [`MergePieces::merge`] wants the models' values as differences from the base's. Such a method has a base.
+    fn task_vectors(&self) -> bool {
+        false
+    }
+
+    /// Bytes that the method holds beside pieces for a tensor; estimated from above, without reading it.
+    fn workspace(&self, _group: &TensorGroup<'_>) -> usize {
+        0
+    }
+
+    /// Work for a tensor, in any unit; only ratios between tensors count.
+    fn cost(&self, group: &TensorGroup<'_>) -> f64 {
+        (group.elements() * (group.models.len() + 1)) as f64
+    }
+
+    /// This tensor's part of norms over the whole model, for a method that scales by these; `None` for others.
+    ///
+    /// # Errors
+    /// Those of reading.
+    fn measure(&self, _group: &TensorGroup<'_>) -> Result<Option<OpcmNorms>, Error> {
+        Ok(None)
+    }
+
+    /// The method with norms over the whole model, where it has use for them.
+    fn with_norms(&self, _norms: &OpcmNorms) -> Option<Box<dyn MergeMethod>> {
+        None
+    }
+
+    /// Looks at the tensor and returns what merges its pieces.
+    ///
+    /// # Errors
+    /// Those of reading; [`Error::Undefined`] where the method has no answer for these values.
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error>;
+}
+
+/// Merges the pieces of one tensor, in any order and from any thread.
+pub trait MergePieces: Sync {
+    /// Writes the merged values of a piece to `out`, which is as long as the piece. The piece may be overwritten.
+    fn merge(&self, piece: &mut Piece, out: &mut [f32]);
+
+    /// What a later merge needs to go on from this one, as [`crate::methods::Opcm`] does.
+    fn state(&self) -> Option<serde_json::Value> {
+        None
+    }
+}
+
+impl<F: Fn(&mut Piece, &mut [f32]) + Sync> MergePieces for F {
+    fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
+        self(piece, out);
+    }
+}
+
+/// Merges one tensor in memory, without an engine.
+///
+/// ```
+/// use cl_merge::{TensorGroup, Values, merge_tensor, methods::Linear};
+/// let group = TensorGroup {
+///     name: "w",
+///     shape: &[2],
+///     base: None,
+///     models: vec![Values::from_slice("a", &[1.0, 2.0]), Values::from_slice("b", &[3.0, 6.0])],
+///     parallel: false,
+///     model_trims: None,
+/// };
+/// assert_eq!(merge_tensor(&Linear { weights: vec![1.0, 1.0], normalize: true }, &group)?, [2.0, 4.0]);
+/// # Ok::<(), cl_merge::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of the method.
+pub fn merge_tensor(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> Result<Vec<f32>, Error> {
+    Ok(merge_pieces(method, group, |_, out| out.to_vec())?.0.concat())
+}
+
+/// Merges all pieces of a tensor and gives each one's values to `f`. Returns results in order, and the method's state.
+pub(crate) fn merge_pieces<R: Send>(
+    method: &dyn MergeMethod,
+    group: &TensorGroup<'_>,
+    f: impl Fn(&mut Piece, &[f32]) -> R + Sync,
+) -> Result<(Vec<R>, Option<serde_json::Value>), Error> {
+    let prepared = method.prepare(group)?;
+    let results = group.map(&group.pieces(method.whole_rows()), |range| {
+        group.with_piece(range.clone(), method.task_vectors(), |piece| {
+            let [mut out] = piece.zeros();
+            prepared.merge(piece, &mut out);
+            let result = f(piece, &out);
+            piece.give_back([out]);
+            result
+        })
+    })?;
+    Ok((results, prepared.state()))
+}

@@ -1,0 +1,106 @@
+use super::undefined;
+use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+
+/// Task arithmetic without the entries that only one task, or none, has a use for:
+/// `θ = θ₀ + λ τ · [Σᵢ mᵢ ≥ k]`, `τ = Σᵢ δᵢ`, with the masks `mᵢ = [|δᵢ| ≥ tᵢ · |τ − δᵢ|]`.
+///
+/// Wang et al., "Localizing Task Information for Improved Model Merging and Compression" (TALL-masks, Consensus Merging), arXiv
+/// 2405.07813. Masks compare with the sum of task vectors before it is scaled, in the paper and in the authors' code (whose
+/// comparison is strict: there, entries at the threshold are not a task's own).
+#[derive(Clone, Debug)]
+pub struct ConsensusMerging {
+    /// λ, the scale of the sum; any number.
+    pub lambda: f64,
+    /// Thresholds `tᵢ` of the masks, one per model; at least 0, larger ones keep fewer entries. The paper searches 0.2 to 0.6.
+    pub tall_lambda: Vec<f64>,
+    /// How many tasks have to need an entry, `k`: 2 drops what one task or none needs, 0 drops nothing.
+    pub min_agree: usize,
+    /// Instead of the consensus, the entries that this model's mask keeps: its task taken back out of the sum (with λ = 1).
+    pub only: Option<usize>,
+}
+
+impl MergeMethod for ConsensusMerging {
+    fn task_vectors(&self) -> bool {
+        true
+    }
+
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        if group.base.is_none() {
+            return Err(undefined(group, "consensus", "compares task vectors; name a base"));
+        }
+        if self.only.is_some_and(|model| model >= group.models.len()) {
+            return Err(undefined(group, "consensus", "the model whose mask is to be used is not among the models"));
+        }
+        Ok(Box::new(|piece: &mut Piece, out: &mut [f32]| self.merge(piece, out)))
+    }
+}
+
+impl ConsensusMerging {
+    fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
+        piece.subtract_base();
+        let [mut total, mut agree] = piece.zeros();
+        piece.models.iter().for_each(|x| kernels::add_scaled(&mut total, 1.0, x));
+        for (model, (x, &threshold)) in piece.models.iter().zip(&self.tall_lambda).enumerate() {
+            if self.only.is_none_or(|only| only == model) {
+                add_mask(&mut agree, x, &total, threshold as f32);
+            }
+        }
+        let needed = if self.only.is_some() { 1.0 } else { self.min_agree as f32 };
+        let lambda = self.lambda as f32;
+        for (((out, base), total), agree) in out.iter_mut().zip(&piece.base).zip(&total).zip(&agree) {
+            *out = base + if *agree >= needed { lambda * total } else { 0.0 };
+        }
+        piece.give_back([total, agree]);
+    }
+}
+
+/// Counts one more where the entry is the task's own.
+fn add_mask(count: &mut [f32], x: &[f32], total: &[f32], threshold: f32) {
+    for ((count, x), total) in count.iter_mut().zip(x).zip(total) {
+        *count += if x.abs() >= threshold * (total - x).abs() { 1.0 } else { 0.0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merged;
+    use super::*;
+
+    const BASE: [f32; 5] = [1.0; 5];
+    /// Task vectors 2, 2, 4, 0, 1 and 2, 0, -1, 0, 1.
+    const MODELS: [&[f32]; 2] = [&[3.0, 3.0, 5.0, 1.0, 2.0], &[3.0, 1.0, 0.0, 1.0, 2.0]];
+
+    /// With two tasks `τ − δ₁ = δ₂`, so a mask of threshold t is `|δ₁| ≥ t |δ₂|`.
+    /// ```python
+    /// d = np.array([[2., 2, 4, 0, 1], [2, 0, -1, 0, 1]])
+    /// tau = d.sum(0)
+    /// np.abs(d) >= t * np.abs(tau - d)
+    /// # t = 0.5: [[1, 1, 1, 1, 1], [1, 0, 0, 1, 1]]; t = 0.25: [[1, 1, 1, 1, 1], [1, 0, 1, 1, 1]]
+    /// ```
+    #[test]
+    fn known_values() {
+        let out = |lambda, threshold, min_agree, only| {
+            let method = ConsensusMerging { lambda, tall_lambda: vec![threshold; 2], min_agree, only };
+            merged(&method, &[5], Some(&BASE), &MODELS).unwrap()
+        };
+        assert_eq!(out(0.5, 0.5, 2, None), [3.0, 1.0, 1.0, 1.0, 2.0]);
+        // At the threshold an entry counts, and the masks do not depend on λ.
+        assert_eq!(out(0.5, 0.25, 2, None), [3.0, 1.0, 2.5, 1.0, 2.0]);
+        assert_eq!(out(1.0, 0.5, 1, None), [5.0, 3.0, 4.0, 1.0, 3.0]);
+        assert_eq!(out(1.0, 0.5, 0, None), [5.0, 3.0, 4.0, 1.0, 3.0]);
+        assert_eq!(out(1.0, 0.5, 3, None), BASE);
+        // One task out of the sum.
+        assert_eq!(out(1.0, 0.5, 2, Some(0)), [5.0, 3.0, 4.0, 1.0, 3.0]);
+        assert_eq!(out(1.0, 0.5, 2, Some(1)), [5.0, 1.0, 1.0, 1.0, 3.0]);
+    }
+
+    #[test]
+    fn unchanged_single_scalar_and_empty() {
+        let method = ConsensusMerging { lambda: 0.7, tall_lambda: vec![0.4; 3], min_agree: 1, only: None };
+        assert_eq!(merged(&method, &[5], Some(&BASE), &[&BASE, &BASE, &BASE]).unwrap(), BASE);
+        assert_eq!(merged(&method, &[], Some(&[1.0]), &[&[1.5]]).unwrap(), [1.35]);
+        assert!(merged(&method, &[0], Some(&[]), &[&[]]).unwrap().is_empty());
+        assert!(merged(&method, &[5], None, &MODELS).is_err());
+        assert!(merged(&ConsensusMerging { only: Some(2), ..method }, &[5], Some(&BASE), &MODELS).is_err());
+    }
+}

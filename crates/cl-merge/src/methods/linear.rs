@@ -1,0 +1,33 @@
+use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+
+/// Weighted sum of models: `Σ wᵢ θᵢ`, divided by `Σ wᵢ` when `normalize` is set; with equal weights the average.
+///
+/// Wortsman et al., "Model soups", arXiv 2203.05482.
+pub struct Linear {
+    /// One weight per model.
+    pub weights: Vec<f32>,
+    /// Divide by the sum of weights, which then must not be zero.
+    pub normalize: bool,
+}
+
+impl MergeMethod for Linear {
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        let total: f32 = self.weights.iter().sum();
+        if self.normalize && total == 0.0 {
+            return Err(Error::Undefined {
+                tensor: group.name.to_owned(),
+                method: "linear",
+                message: "the weights sum to zero; set normalize = false or other weights".to_owned(),
+            });
+        }
+        // Dividing the weights instead of the sum would round x to something else where all models hold x.
+        Ok(Box::new(move |piece: &mut Piece, out: &mut [f32]| {
+            for (weight, model) in self.weights.iter().zip(&piece.models) {
+                kernels::add_scaled(out, *weight, model);
+            }
+            if self.normalize && total != 1.0 {
+                kernels::divide_by(out, total);
+            }
+        }))
+    }
+}

@@ -1,0 +1,44 @@
+use super::undefined;
+use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+
+/// The one input, base or model, times a scale: `θ = scale · θ₁`.
+///
+/// What layers of several models are stacked with. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
+/// turns the block into the identity.
+#[derive(Clone, Debug)]
+pub struct Passthrough {
+    /// Factor; any number, 1 where there is none.
+    pub scale: Option<f64>,
+}
+
+impl MergeMethod for Passthrough {
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        if group.models.len() + usize::from(group.base.is_some()) != 1 {
+            return Err(undefined(group, "passthrough", "passes one input on; name one"));
+        }
+        Ok(Box::new(|piece: &mut Piece, out: &mut [f32]| {
+            out.copy_from_slice(piece.models.first().unwrap_or(&piece.base));
+            if let Some(scale) = self.scale {
+                kernels::scale(out, scale as f32);
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merged;
+    use super::*;
+
+    #[test]
+    fn one_input_and_its_scale() {
+        let x: [f32; 3] = [0.1, -0.7, 0.3];
+        let (plain, half) = (Passthrough { scale: None }, Passthrough { scale: Some(0.5) });
+        assert_eq!(merged(&plain, &[3], None, &[&x]).unwrap(), x);
+        assert_eq!(merged(&plain, &[3], Some(&x), &[]).unwrap(), x);
+        assert_eq!(merged(&half, &[3, 1], Some(&x), &[]).unwrap(), x.map(|x| x / 2.0));
+        assert!(merged(&half, &[0], None, &[&[]]).unwrap().is_empty());
+        assert!(merged(&plain, &[3], Some(&x), &[&x]).is_err());
+        assert!(merged(&plain, &[3], None, &[&x, &x]).is_err());
+    }
+}

@@ -1,0 +1,339 @@
+use crate::select::{Trim, bits, keep, keep_largest_changes};
+use crate::{Error, MergeMethod, MergePieces, Piece, Stream, TensorGroup, kernels};
+
+/// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
+///
+/// `θ = θ₀ + λ · Σᵢ mᵢ wᵢ rᵢ S(δᵢ) / d`
+///
+/// with a sparsification `S`, a rescale `r`, an elected sign per entry that makes the mask `m`, and a divisor `d`.
+/// Task arithmetic, TIES, DARE, DELLA and Model Breadcrumbs are rows of one table: see [`crate::methods`].
+#[derive(Clone, Debug)]
+pub struct TaskVectors {
+    /// One weight per model.
+    pub weights: Vec<f32>,
+    /// λ.
+    pub lambda: f32,
+    /// What of each task vector is kept.
+    pub sparsify: Sparsify,
+    /// What makes up for the part that was dropped.
+    pub rescale: Rescale,
+    /// How entries of different signs are reconciled; `None` adds them.
+    pub consensus: Option<Consensus>,
+    /// What the sum is divided by.
+    pub divisor: Divisor,
+    /// Seed of random masks.
+    pub seed: u64,
+}
+
+/// What of a task vector is kept. Densities are shares of a tensor's entries, one per model.
+#[derive(Clone, Debug)]
+pub enum Sparsify {
+    /// Everything.
+    None,
+    /// The `⌊density · n⌋` entries of greatest magnitude, at least one when density is above zero (TIES, arXiv 2306.01708).
+    Magnitude {
+        /// Share that is kept.
+        density: Vec<f64>,
+    },
+    /// Every entry with probability `density`, independently (DARE, arXiv 2311.03099).
+    Random {
+        /// Share that is kept.
+        density: Vec<f64>,
+    },
+    /// Of the entries without the `⌊gamma · n⌋` of greatest magnitude the `⌊density · n⌋` greatest
+    /// (Model Breadcrumbs, arXiv 2312.06795). Fewer are cut off at the top where both do not fit.
+    Outliers {
+        /// Share that is kept.
+        density: Vec<f64>,
+        /// Share that is cut off at the top.
+        gamma: Vec<f64>,
+    },
+    /// Every entry with a probability that grows with the rank of its magnitude in its row, from `density − epsilon` to
+    /// `density + epsilon` (MagPrune of DELLA, arXiv 2406.11617).
+    Ranked {
+        /// Mean share that is kept.
+        density: Vec<f64>,
+        /// Half of the span of probabilities.
+        epsilon: Vec<f64>,
+    },
+}
+
+/// What makes up for dropped entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rescale {
+    /// Nothing.
+    None,
+    /// Kept entries are divided by the probability with which they were kept (DARE's and DELLA's papers).
+    Density,
+    /// The kept part is scaled to the L1 norm of the whole (mergekit).
+    Norm,
+}
+
+/// An election of one sign per entry; only entries of that sign are merged. Zero sums elect plus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consensus {
+    /// What is summed.
+    pub sign: Sign,
+    /// Whether weights count in the sum.
+    pub weighted: bool,
+}
+
+/// What elects the sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// The sum of values (TIES: total mass).
+    Sum,
+    /// The sum of signs (majority).
+    Count,
+}
+
+/// What the sum of task vectors is divided by; where it is zero nothing is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Divisor {
+    /// Nothing.
+    None,
+    /// The weights of those who take part in the entry (mergekit's `normalize`).
+    Weight,
+    /// The number of those who take part in the entry (TIES' disjoint mean).
+    Count,
+}
+
+impl MergeMethod for TaskVectors {
+    fn whole_rows(&self) -> bool {
+        matches!(self.sparsify, Sparsify::Ranked { .. })
+    }
+
+    fn task_vectors(&self) -> bool {
+        true
+    }
+
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        let masks = self.masks(group)?;
+        let factors = self.factors(group, &masks)?;
+        Ok(Box::new(Prepared { method: self, masks, factors, columns: group.columns() }))
+    }
+}
+
+/// What is kept of one model's task vector.
+enum Mask {
+    All,
+    Largest(Trim),
+    /// Inside the first, outside the second.
+    Band(Trim, Trim),
+    Random {
+        stream: Stream,
+        bound: u32,
+    },
+    Ranked {
+        stream: Stream,
+        density: f64,
+        epsilon: f64,
+    },
+}
+
+struct Prepared<'t> {
+    method: &'t TaskVectors,
+    masks: Vec<Mask>,
+    factors: Vec<f32>,
+    columns: usize,
+}
+
+impl TaskVectors {
+    fn masks(&self, group: &TensorGroup<'_>) -> Result<Vec<Mask>, Error> {
+        let n = group.elements();
+        let stream = |model: usize| Stream::new(self.seed, group.name, group.models[model].model());
+        match &self.sparsify {
+            Sparsify::None => Ok(group.models.iter().map(|_| Mask::All).collect()),
+            Sparsify::Magnitude { .. } if group.model_trims.is_some() => {
+                Ok(group.model_trims.iter().flatten().map(|trim| Mask::Largest(*trim)).collect())
+            }
+            Sparsify::Magnitude { density } => {
+                let k: Vec<usize> = density.iter().map(|&d| kept(d, n)).collect();
+                let trims = keep_largest_changes(group, &k)?;
+                Ok(trims.into_iter().map(Mask::Largest).collect())
+            }
+            Sparsify::Outliers { density, gamma } => {
+                let mut k = Vec::new();
+                for (&density, &gamma) in density.iter().zip(gamma) {
+                    let keep = if density >= 1.0 { n } else { (density.max(0.0) * n as f64) as usize };
+                    // As much of the top is cut off as leaves room for what is to be kept.
+                    let top = ((gamma.max(0.0) * n as f64) as usize).min(n - keep);
+                    k.extend([top + keep, top]);
+                }
+                let trims = keep(group, false, true, &k, |piece, request, f| f(bits(&piece.models[request / 2])))?;
+                Ok(trims.chunks_exact(2).map(|pair| Mask::Band(pair[0], pair[1])).collect())
+            }
+            Sparsify::Random { density } => {
+                let mask = |(model, &density): (usize, &f64)| match density {
+                    d if d >= 1.0 => Mask::All,
+                    d => Mask::Random { stream: stream(model), bound: (d.max(0.0) * 4_294_967_296.0) as u32 },
+                };
+                Ok(density.iter().enumerate().map(mask).collect())
+            }
+            Sparsify::Ranked { density, epsilon } => {
+                let mask = |(model, (&density, &epsilon)): (usize, (&f64, &f64))| match density {
+                    d if d >= 1.0 => Mask::All,
+                    d if d <= 0.0 => Mask::Largest(Trim::NONE),
+                    density => Mask::Ranked { stream: stream(model), density, epsilon },
+                };
+                Ok(density.iter().zip(epsilon).enumerate().map(mask).collect())
+            }
+        }
+    }
+
+    /// What each model's kept part is multiplied by.
+    fn factors(&self, group: &TensorGroup<'_>, masks: &[Mask]) -> Result<Vec<f32>, Error> {
+        let density = match &self.sparsify {
+            Sparsify::None => return Ok(vec![1.0; masks.len()]),
+            Sparsify::Magnitude { density }
+            | Sparsify::Random { density }
+            | Sparsify::Outliers { density, .. }
+            | Sparsify::Ranked { density, .. } => density,
+        };
+        match self.rescale {
+            Rescale::None => Ok(vec![1.0; masks.len()]),
+            // Ranked masks divide entry by entry, because every rank has its own probability.
+            Rescale::Density if matches!(self.sparsify, Sparsify::Ranked { .. }) => Ok(vec![1.0; masks.len()]),
+            Rescale::Density => {
+                Ok(density.iter().map(|&d| if d > 0.0 { (1.0 / d.min(1.0)) as f32 } else { 1.0 }).collect())
+            }
+            Rescale::Norm => {
+                let columns = group.columns();
+                let sums = group.map_task_vectors(&group.pieces(self.whole_rows()), |piece| {
+                    let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
+                    sparsify(piece, masks, columns, false);
+                    let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
+                    before.into_iter().zip(after).collect::<Vec<(f64, f64)>>()
+                })?;
+                let factor = |model: usize| {
+                    let before: f64 = sums.iter().map(|piece| piece[model].0).sum();
+                    let after: f64 = sums.iter().map(|piece| piece[model].1).sum();
+                    if before < 1e-7 || after < 1e-7 { 1.0 } else { (before / after) as f32 }
+                };
+                Ok((0..masks.len()).map(factor).collect())
+            }
+        }
+    }
+}
+
+/// `⌊density · n⌋`, but at least one of something.
+pub(crate) fn kept(density: f64, n: usize) -> usize {
+    match density {
+        d if d >= 1.0 => n,
+        d if d <= 0.0 || n == 0 => 0,
+        d => ((d * n as f64) as usize).max(1),
+    }
+}
+
+/// Applies the masks to task vectors.
+fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
+    let (start, len) = (piece.start, piece.len());
+    for (x, mask) in piece.models.iter_mut().zip(masks) {
+        match mask {
+            Mask::All => {}
+            Mask::Largest(trim) => trim.apply(start, x),
+            Mask::Band(outer, inner) => {
+                for (i, x) in x.iter_mut().enumerate() {
+                    let key = x.to_bits() & 0x7fff_ffff;
+                    if !outer.keeps(key, start + i) || inner.keeps(key, start + i) {
+                        *x = 0.0;
+                    }
+                }
+            }
+            Mask::Random { stream, bound } => {
+                piece.words.resize(len, 0);
+                stream.fill(start, &mut piece.words);
+                kernels::keep_below(x, &piece.words, *bound);
+            }
+            Mask::Ranked { stream, density, epsilon } => {
+                piece.words.resize(len, 0);
+                stream.fill(start, &mut piece.words);
+                for (row, random) in x.chunks_mut(columns).zip(piece.words.chunks(columns)) {
+                    keep_ranked(row, random, *density, *epsilon, divide);
+                }
+            }
+        }
+    }
+}
+
+/// Keeps each entry of a row with a probability by the rank of its magnitude; of equal ones the first ranks lower.
+fn keep_ranked(row: &mut [f32], random: &[u32], density: f64, epsilon: f64, divide: bool) {
+    let mut order: Vec<u64> =
+        row.iter().enumerate().map(|(i, x)| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64).collect();
+    order.sort_unstable();
+    let last = (row.len().max(2) - 1) as f64;
+    for (rank, entry) in order.into_iter().enumerate() {
+        let i = (entry & 0xffff_ffff) as usize;
+        let probability = density - epsilon + 2.0 * epsilon * rank as f64 / last;
+        if f64::from(random[i]) >= probability * 4_294_967_296.0 {
+            row[i] = 0.0;
+        } else if divide {
+            row[i] /= probability as f32;
+        }
+    }
+}
+
+impl MergePieces for Prepared<'_> {
+    fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
+        let method = self.method;
+        let [mut elected, mut divisor] = piece.zeros();
+        let vote = |weight: f32, factor: f32| match method.consensus {
+            Some(Consensus { weighted: true, .. }) => weight * factor,
+            _ => factor,
+        };
+        if matches!(method.sparsify, Sparsify::Magnitude { .. })
+            && matches!(method.consensus, Some(Consensus { sign: Sign::Sum, .. }))
+        {
+            self.trim_and_vote(piece, &mut elected, vote);
+        } else {
+            sparsify(piece, &self.masks, self.columns, method.rescale == Rescale::Density);
+            for ((&weight, &factor), x) in method.weights.iter().zip(&self.factors).zip(&piece.models) {
+                match method.consensus {
+                    Some(Consensus { sign: Sign::Sum, .. }) => {
+                        kernels::add_scaled(&mut elected, vote(weight, factor), x)
+                    }
+                    Some(Consensus { sign: Sign::Count, .. }) => {
+                        kernels::add_signs(&mut elected, vote(weight, factor), x)
+                    }
+                    None => {}
+                }
+            }
+        }
+        let members = || method.weights.iter().zip(&self.factors).zip(&piece.models);
+        let share = |weight: f32| match method.divisor {
+            Divisor::None => 0.0,
+            Divisor::Weight => weight,
+            Divisor::Count => 1.0,
+        };
+        if method.consensus.is_some() {
+            for ((&weight, &factor), x) in members() {
+                let factors = [vote(weight, factor), weight * factor, share(weight)];
+                kernels::add_elected(out, &mut divisor, &elected, x, factors);
+            }
+        } else {
+            for ((&weight, &factor), x) in members() {
+                kernels::add_scaled(out, weight * factor, x);
+            }
+            let total: f32 = method.weights.iter().map(|&w| share(w)).sum();
+            divisor.fill(if total.abs() < 1e-8 { 1.0 } else { total });
+        }
+        kernels::finish(out, &divisor, method.lambda, &piece.base);
+        piece.give_back([elected, divisor]);
+    }
+}
+
+impl Prepared<'_> {
+    /// Trimming and the election's sum in one go, which saves TIES a pass over memory.
+    fn trim_and_vote(&self, piece: &mut Piece, elected: &mut [f32], vote: impl Fn(f32, f32) -> f32) {
+        let start = piece.start;
+        let members = self.method.weights.iter().zip(&self.factors).zip(&self.masks);
+        for (((&weight, &factor), mask), x) in members.zip(&mut piece.models) {
+            let Mask::Largest(trim) = mask else { unreachable!("magnitudes are trimmed") };
+            let ties = trim.ties_end.saturating_sub(start).min(x.len());
+            let (tied, rest) = x.split_at_mut(ties);
+            let (tied_sum, rest_sum) = elected.split_at_mut(ties);
+            kernels::keep_and_add(tied, trim.threshold, tied_sum, vote(weight, factor));
+            kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, vote(weight, factor));
+        }
+    }
+}

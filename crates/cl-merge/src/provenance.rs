@@ -1,0 +1,78 @@
+//! What an output says of itself: resolved settings, a model card, sources.
+
+use cl_checkpoint::{CheckpointWriter, Manifest, hash_file};
+use serde_json::{Value, json};
+
+use crate::{Error, MergeConfig, Plan};
+
+/// Name of the resolved merge file in an output.
+pub const CONFIG_NAME: &str = "merge_config.toml";
+
+/// Writes everything but tensors and manifest.
+pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
+    writer.put_json("config.json", &Value::Object(plan.out_config.clone()))?;
+    for file in &plan.companions {
+        writer.copy_file(file, &file.file_name().unwrap_or_default().to_string_lossy())?;
+    }
+    let toml = to_toml(&plan.config);
+    writer.put_file(CONFIG_NAME, toml.as_bytes())?;
+    writer.put_file("README.md", card(plan, &toml).as_bytes())?;
+    Ok(())
+}
+
+/// The settings and where everything came from.
+pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error> {
+    let config = serde_json::to_value(&plan.config).unwrap_or_default();
+    let mut manifest = Manifest::new("model").with_config(json!({ "merge": config }));
+    for input in &plan.inputs.models {
+        let role = if plan.config.base_model.as_deref() == Some(&input.written) { "base" } else { "model" };
+        let hash = if hash_inputs { Some(hash_model(input)?) } else { known_hash(&input.path) };
+        manifest = manifest.with_source(role, std::path::Path::new(&input.written), hash);
+    }
+    Ok(manifest)
+}
+
+/// One hash over the weight files and config.json.
+fn hash_model(input: &crate::inputs::Input) -> Result<String, Error> {
+    let mut lines = String::new();
+    let config = input.path.join("config.json");
+    for file in input.checkpoint.files().chain([config.as_path()]) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        lines += &format!("{}  {name}\n", hash_file(file)?.blake3);
+    }
+    Ok(blake3::hash(lines.as_bytes()).to_hex().to_string())
+}
+
+/// The hash of a directory that carries a manifest whose files have the sizes it lists.
+fn known_hash(dir: &std::path::Path) -> Option<String> {
+    let manifest = Manifest::read(dir).ok()?;
+    let unchanged = |(name, entry): (&String, &cl_checkpoint::FileEntry)| {
+        std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == entry.bytes)
+    };
+    manifest.files.iter().all(unchanged).then(|| manifest.content_hash())
+}
+
+pub(crate) fn to_toml(config: &MergeConfig) -> String {
+    toml::to_string(config).expect("settings are strings, numbers and tables")
+}
+
+/// The model card, with the keys that the model hub reads.
+fn card(plan: &Plan, toml: &str) -> String {
+    let config = &plan.config;
+    let models: Vec<&str> = plan.inputs.models.iter().map(|m| m.written.as_str()).collect();
+    let quoted = |name: &str| serde_json::to_string(name).unwrap_or_default();
+    let list: String = models.iter().map(|m| format!("- {}\n", quoted(m))).collect();
+    let role = |m: &&str| if config.base_model.as_deref() == Some(m) { "base model" } else { "model" };
+    let members: String = models.iter().map(|m| format!("- `{m}` ({})\n", role(m))).collect();
+    format!(
+        "---\nbase_model:\n{list}library_name: transformers\ntags:\n- merge\n- cl-merge\n---\n# Merged model\n\n\
+         Merged with cl-merge {} by {} ({}): {}.\n\nDefinitions: profile `{}`.\nValues were merged in float32 and rounded \
+         once.\n\n## Models\n\n{members}\n## Configuration\n\nAll settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n\
+         ```toml\n{toml}```\n",
+        env!("CARGO_PKG_VERSION"),
+        plan.method.title,
+        plan.method.paper,
+        plan.method.formula,
+        serde_json::to_value(config.profile).unwrap_or_default().as_str().unwrap_or_default(),
+    )
+}

@@ -1,0 +1,122 @@
+//! Files of several stages: each one is a merge whose models may be earlier stages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::Manifest;
+
+use crate::{Error, MergeFile, MergeOptions, Plan, Summary, merge, provenance};
+
+/// What a run of a file tells while it goes on.
+pub enum Event<'e> {
+    /// A stage begins: its name, and how many bytes of tensors it writes.
+    Stage(&'e str, u64),
+    /// A stage was finished by an earlier run and is taken over.
+    Kept(&'e str),
+    /// Bytes written so far of the stage.
+    Written(u64),
+}
+
+/// Runs all stages and writes the last one's result to `out`.
+///
+/// Earlier stages are written to `.NAME.stages` beside it, one directory each, and removed at the end. When a run is stopped,
+/// the stages that it finished are taken over by the next one, unless the file or the inputs have changed.
+///
+/// # Errors
+/// Those of planning and merging; [`Error::Problems`] for stages that do not fit together.
+pub fn run_file(
+    file: &MergeFile,
+    out: &Path,
+    options: MergeOptions,
+    observe: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Summary, Error> {
+    check(file)?;
+    if out.exists() && !options.overwrite && out.read_dir().map_or(true, |mut d| d.next().is_some()) {
+        return Err(cl_checkpoint::Error::Exists { path: out.to_owned() }.into());
+    }
+    let folder = folder(out);
+    let mut done = BTreeMap::new();
+    let (last, earlier) = file.stages.split_last().expect("checked");
+    for stage in earlier {
+        let name = stage.name.as_deref().expect("checked");
+        let dir = folder.join(name);
+        let plan = Plan::of_stage(stage, &done)?;
+        let fingerprint = fingerprint(&plan);
+        if Manifest::read(&dir).is_ok() && std::fs::read_to_string(note(&folder, name)).is_ok_and(|f| f == fingerprint)
+        {
+            observe(Event::Kept(name));
+        } else {
+            observe(Event::Stage(name, plan.bytes_written()));
+            let options = MergeOptions { overwrite: true, ..options };
+            merge(&plan, &dir, options, &|bytes| observe(Event::Written(bytes)))?;
+            let note = note(&folder, name);
+            std::fs::write(&note, fingerprint).map_err(|source| Error::Io { path: note, source })?;
+        }
+        done.insert(name.to_owned(), dir);
+    }
+    let plan = Plan::of_stage(last, &done)?;
+    observe(Event::Stage(last.name.as_deref().unwrap_or("result"), plan.bytes_written()));
+    let summary = merge(&plan, out, options, &|bytes| observe(Event::Written(bytes)))?;
+    drop(plan);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(|source| Error::Io { path: folder, source })?;
+    }
+    Ok(summary)
+}
+
+/// Stages have names, each its own, that come before they are used.
+pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
+    let mut problems = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    let Some((last, earlier)) = file.stages.split_last() else {
+        return Err(Error::Problems(vec!["the file holds no merge".to_owned()]));
+    };
+    for (i, stage) in earlier.iter().enumerate() {
+        match stage.name.as_deref() {
+            None => problems.push(format!("stage {}: every stage but the last needs a `name`", i + 1)),
+            Some(name) if seen.contains(&name) => problems.push(format!("two stages are called `{name}`")),
+            Some(name) if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') => {
+                problems.push(format!("`{name}` cannot be the name of a stage; use letters, digits, - and _"));
+            }
+            Some(name) => seen.push(name),
+        }
+    }
+    let names: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
+    for (i, stage) in file.stages.iter().enumerate() {
+        for model in crate::plan::written_models(stage) {
+            if let Some(at) = names.iter().position(|n| *n == model)
+                && at >= i
+            {
+                problems.push(format!("stage {}: `{model}` is a stage that comes later", i + 1));
+            }
+        }
+    }
+    let used = |name: &str| file.stages.iter().any(|s| crate::plan::written_models(s).contains(&name));
+    problems
+        .extend(seen.iter().filter(|n| !used(n)).map(|n| format!("no stage uses `{n}`; the last one is the result")));
+    let _ = last;
+    if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
+}
+
+/// Where stages are kept until the last one is done.
+fn folder(out: &Path) -> PathBuf {
+    let absolute = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+    let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    absolute.with_file_name(format!(".{name}.stages"))
+}
+
+fn note(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.made-from"))
+}
+
+/// What a stage is made from: settings, and the inputs' files with size and time of change.
+fn fingerprint(plan: &Plan) -> String {
+    let mut text = provenance::to_toml(&plan.config);
+    for input in &plan.inputs.models {
+        for file in input.checkpoint.files() {
+            let (bytes, changed) = std::fs::metadata(file).map(|m| (m.len(), m.modified().ok())).unwrap_or_default();
+            text += &format!("{} {bytes} {changed:?}\n", file.display());
+        }
+    }
+    text
+}

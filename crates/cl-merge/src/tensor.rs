@@ -1,0 +1,302 @@
+//! One tensor of a base and of several models, read piece by piece.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use cl_checkpoint::{Dtype, TensorSource, convert};
+use rayon::prelude::*;
+
+use crate::select::Trim;
+use crate::{Error, kernels};
+
+/// Elements of a piece. It is fixed, because sums over pieces would otherwise depend on who asks.
+/// Eight models' pieces of that many f32 fit into a core's second-level cache.
+pub const PIECE: usize = 16_384;
+
+/// The values of one tensor in one model.
+#[derive(Clone, Copy)]
+pub struct Values<'a> {
+    origin: Origin<'a>,
+    model: &'a str,
+    skip: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Memory(&'a [f32]),
+    Source { source: &'a dyn TensorSource, tensor: &'a str, dtype: Dtype },
+}
+
+impl<'a> Values<'a> {
+    /// Values in memory; `model` names them in errors and keys their random numbers.
+    pub fn from_slice(model: &'a str, values: &'a [f32]) -> Values<'a> {
+        Values { origin: Origin::Memory(values), model, skip: 0 }
+    }
+
+    /// A floating tensor (f64, f32, f16 or bf16) of a checkpoint.
+    pub fn from_source(model: &'a str, source: &'a dyn TensorSource, tensor: &'a str, dtype: Dtype) -> Values<'a> {
+        Values { origin: Origin::Source { source, tensor, dtype }, model, skip: 0 }
+    }
+
+    /// The same without the first `elements`.
+    pub fn skip(self, elements: usize) -> Values<'a> {
+        Values { skip: self.skip + elements, ..self }
+    }
+
+    /// The model's name.
+    pub fn model(&self) -> &'a str {
+        self.model
+    }
+
+    /// Reads the elements from `start` on as f32, less those of `base` if it is not empty, and refuses those that are not
+    /// finite.
+    fn read(
+        &self,
+        tensor: &str,
+        start: usize,
+        base: &[f32],
+        out: &mut [f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        if self.read_unchecked(start, base, out, bytes)? < f32::INFINITY.to_bits() {
+            return Ok(());
+        }
+        // The base was found finite, so what is wrong is here, if it is no difference that overflows.
+        self.read_unchecked(start, &[], out, bytes)?;
+        let index = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let value = if out[index].is_finite() { f32::INFINITY } else { out[index] };
+        Err(Error::NotFinite { model: self.model.to_owned(), tensor: tensor.to_owned(), index: start + index, value })
+    }
+
+    /// Returns the bits of the largest magnitude.
+    fn read_unchecked(&self, start: usize, base: &[f32], out: &mut [f32], bytes: &mut Vec<u8>) -> Result<u32, Error> {
+        let start = self.skip + start;
+        match self.origin {
+            Origin::Memory(values) => out.copy_from_slice(&values[start..start + out.len()]),
+            Origin::Source { source, tensor, dtype } => {
+                let size = dtype.bitsize() / 8;
+                bytes.resize(out.len() * size, 0);
+                source.read(tensor, start * size, bytes)?;
+                match dtype {
+                    Dtype::BF16 if base.is_empty() => return Ok(kernels::read_bf16(bytes, out)),
+                    Dtype::BF16 => return Ok(kernels::read_bf16_minus(bytes, base, out)),
+                    _ => {
+                        let values = convert::to_f32(dtype, bytes).expect("the plan takes floating tensors only");
+                        out.copy_from_slice(&values);
+                    }
+                }
+            }
+        }
+        if !base.is_empty() {
+            kernels::subtract(out, base);
+        }
+        Ok(kernels::largest_key(out))
+    }
+}
+
+/// One tensor of a base, where there is one, and of all models, in a fixed order.
+pub struct TensorGroup<'a> {
+    /// Name of the tensor in the output.
+    pub name: &'a str,
+    /// Shape, outermost dimension first.
+    pub shape: &'a [usize],
+    /// The base's values.
+    pub base: Option<Values<'a>>,
+    /// The models' values.
+    pub models: Vec<Values<'a>>,
+    /// Whether pieces may be worked on by several threads.
+    pub parallel: bool,
+    /// What trimming over the whole model keeps of this tensor, per model; `None` where trimming is per tensor.
+    pub model_trims: Option<Vec<Trim>>,
+}
+
+/// A part of a tensor: elements `start..start + len` of every input, as f32. Methods may overwrite them.
+pub struct Piece {
+    /// Flat index of the first element.
+    pub start: usize,
+    /// The base's values; empty without a base.
+    pub base: Vec<f32>,
+    /// The models' values.
+    pub models: Vec<Vec<f32>>,
+    /// Room for a method's own values; any content.
+    pub scratch: Vec<Vec<f32>>,
+    /// Room for keys or random numbers; any content.
+    pub words: Vec<u32>,
+    pub(crate) bytes: Vec<u8>,
+    task_vectors: bool,
+}
+
+impl Piece {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.models.first().map_or(self.base.len(), Vec::len)
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Turns the models' values into differences from the base's, in f32; pieces read as task vectors are that already.
+    pub fn subtract_base(&mut self) {
+        if !std::mem::replace(&mut self.task_vectors, true) {
+            for model in &mut self.models {
+                kernels::subtract(model, &self.base);
+            }
+        }
+    }
+
+    /// `N` zeroed scratch buffers of the piece's length.
+    pub fn zeros<const N: usize>(&mut self) -> [Vec<f32>; N] {
+        let len = self.len();
+        std::array::from_fn(|_| {
+            let mut buffer = self.scratch.pop().unwrap_or_default();
+            buffer.clear();
+            buffer.resize(len, 0.0);
+            buffer
+        })
+    }
+
+    /// Gives scratch buffers back for later use.
+    pub fn give_back<const N: usize>(&mut self, buffers: [Vec<f32>; N]) {
+        self.scratch.extend(buffers);
+    }
+}
+
+thread_local! {
+    /// One piece's buffers per thread, so that a pass allocates nothing.
+    static SPARE: Cell<Option<Piece>> = const { Cell::new(None) };
+}
+
+impl<'a> TensorGroup<'a> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Elements of a row: the last dimension, or all of a vector.
+    pub fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Whether this is a matrix that is not a table of tokens: what methods over singular values are for.
+    pub fn is_matrix(&self) -> bool {
+        let table = ["embed_tokens", "lm_head", "wte.", "wpe.", "embed_out", "word_embeddings"];
+        self.shape.len() == 2 && self.shape.iter().all(|&d| d > 1) && !table.iter().any(|t| self.name.contains(t))
+    }
+
+    /// The ranges of elements that pieces have: [`PIECE`] long, or as many whole rows as that holds, at least one.
+    pub fn pieces(&self, whole_rows: bool) -> Vec<Range<usize>> {
+        let (elements, columns) = (self.elements(), self.columns().max(1));
+        let length = if whole_rows { (PIECE / columns).max(1) * columns } else { PIECE };
+        (0..elements).step_by(length).map(|start| start..elements.min(start + length)).collect()
+    }
+
+    /// Calls `f` with a piece that holds these elements; with `task_vectors` the models' values come as differences from the
+    /// base's.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn with_piece<R>(
+        &self,
+        range: Range<usize>,
+        task_vectors: bool,
+        f: impl FnOnce(&mut Piece) -> R,
+    ) -> Result<R, Error> {
+        let mut piece = SPARE.take().unwrap_or_else(|| Piece {
+            start: 0,
+            base: Vec::new(),
+            models: Vec::new(),
+            scratch: Vec::new(),
+            words: Vec::new(),
+            bytes: Vec::new(),
+            task_vectors,
+        });
+        piece.start = range.start;
+        piece.task_vectors = task_vectors;
+        piece.models.resize_with(self.models.len(), Vec::new);
+        piece.base.clear();
+        if let Some(base) = &self.base {
+            piece.base.resize(range.len(), 0.0);
+            base.read(self.name, range.start, &[], &mut piece.base, &mut piece.bytes)?;
+        }
+        let base = if task_vectors { &piece.base[..] } else { &[] };
+        for (values, out) in self.models.iter().zip(&mut piece.models) {
+            out.resize(range.len(), 0.0);
+            values.read(self.name, range.start, base, out, &mut piece.bytes)?;
+        }
+        let result = f(&mut piece);
+        SPARE.set(Some(piece));
+        Ok(result)
+    }
+
+    /// Calls `f` with every piece, on several threads where that is allowed, and returns the results in order.
+    ///
+    /// # Errors
+    /// Those of reading; of several, the first in order.
+    pub fn map_pieces<R: Send>(
+        &self,
+        ranges: &[Range<usize>],
+        f: impl Fn(&mut Piece) -> R + Sync,
+    ) -> Result<Vec<R>, Error> {
+        self.map(ranges, |range| self.with_piece(range.clone(), false, &f))
+    }
+
+    /// As [`TensorGroup::map_pieces`], with the models' values as differences from the base's.
+    ///
+    /// # Errors
+    /// Those of reading; of several, the first in order.
+    pub fn map_task_vectors<R: Send>(
+        &self,
+        ranges: &[Range<usize>],
+        f: impl Fn(&mut Piece) -> R + Sync,
+    ) -> Result<Vec<R>, Error> {
+        self.map(ranges, |range| self.with_piece(range.clone(), true, &f))
+    }
+
+    /// Maps anything, on several threads where that is allowed; results, or the first error, in order.
+    pub(crate) fn map<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        f: impl Fn(&T) -> Result<R, Error> + Sync,
+    ) -> Result<Vec<R>, Error> {
+        if self.parallel {
+            let results: Vec<_> = items.par_iter().map(&f).collect();
+            results.into_iter().collect()
+        } else {
+            items.iter().map(f).collect()
+        }
+    }
+
+    /// All values of the base, or of a model, as f32.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn load(&self, values: &Values<'_>) -> Result<Vec<f32>, Error> {
+        let mut out = vec![0.0; self.elements()];
+        let mut bytes = Vec::new();
+        for (i, part) in out.chunks_mut(PIECE).enumerate() {
+            values.read(self.name, i * PIECE, &[], part, &mut bytes)?;
+        }
+        Ok(out)
+    }
+
+    /// Differences of all models from the base, as f32.
+    ///
+    /// # Errors
+    /// Those of reading.
+    ///
+    /// # Panics
+    /// Without a base.
+    pub fn load_task_vectors(&self) -> Result<Vec<Vec<f32>>, Error> {
+        let base = self.load(self.base.as_ref().expect("a method of task vectors has a base"))?;
+        self.models
+            .iter()
+            .map(|model| {
+                let mut values = self.load(model)?;
+                kernels::subtract(&mut values, &base);
+                Ok(values)
+            })
+            .collect()
+    }
+}
