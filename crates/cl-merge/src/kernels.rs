@@ -94,41 +94,29 @@ pub(crate) fn divide_by_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], divisor: f
     }
 }
 
-/// Marks the keys in `low..=high` with 1 and returns how many are above. The sign bit does not count.
+/// Counts the keys above `high` and those equal to each of `values`, and marks with 1 the others in `low..=high`. The sign bit
+/// does not count.
 #[pulp::with_simd(tally = pulp::Arch::new())]
 #[inline(always)]
-pub(crate) fn tally_simd<'a, S: Simd>(_simd: S, keys: &'a [u32], low: u32, high: u32, marks: &'a mut [u8]) -> u32 {
-    let mut above = 0;
-    for (mark, key) in marks.iter_mut().zip(keys) {
-        let key = key & MAGNITUDE;
-        *mark = u8::from(key >= low && key <= high);
-        above += u32::from(key > high);
-    }
-    above
-}
-
-/// How many keys are above `high`, how many are in `low..=high`, and how many equal each of `values`.
-#[pulp::with_simd(count_values = pulp::Arch::new())]
-#[inline(always)]
-pub(crate) fn count_values_simd<'a, S: Simd>(
+pub(crate) fn tally_simd<'a, S: Simd>(
     _simd: S,
     keys: &'a [u32],
     low: u32,
     high: u32,
-    values: &'a [u32],
-) -> (u32, u32, [u32; 8]) {
-    let (mut above, mut inside, mut equal) = (0, 0, [0; 8]);
-    for run in keys.chunks(1024) {
-        for key in run {
-            let key = key & MAGNITUDE;
-            above += u32::from(key > high);
-            inside += u32::from(key >= low);
-        }
-        for (count, value) in equal.iter_mut().zip(values) {
-            *count += run.iter().map(|key| u32::from(key & MAGNITUDE == *value)).sum::<u32>();
+    values: [u32; 4],
+    marks: &'a mut [u8],
+) -> (u32, [u32; 4]) {
+    let (mut above, mut equal) = (0, [0; 4]);
+    for (mark, key) in marks.iter_mut().zip(keys) {
+        let key = key & MAGNITUDE;
+        let is = values.map(|value| u32::from(key == value));
+        *mark = u8::from(key >= low) & u8::from(key <= high) & u8::from(is[0] + is[1] + is[2] + is[3] == 0);
+        above += u32::from(key > high);
+        for (count, is) in equal.iter_mut().zip(is) {
+            *count += is;
         }
     }
-    (above, inside - above, equal)
+    (above, equal)
 }
 
 /// Sets to zero what is smaller in magnitude than the value with these bits.
@@ -152,13 +140,54 @@ pub(crate) fn keep_and_add_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: 
     }
 }
 
+/// Sets to zero where the random number is not below `bound`, and adds `weight` times what is left to `sum`.
+#[pulp::with_simd(keep_below_and_add = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_below_and_add_simd<'a, S: Simd>(
+    _simd: S,
+    x: &'a mut [f32],
+    random: &'a [u16],
+    bound: u32,
+    sum: &'a mut [f32],
+    weight: f32,
+) {
+    for ((x, r), sum) in x.iter_mut().zip(random).zip(sum) {
+        *x = f32::from_bits(if u32::from(*r) < bound { x.to_bits() } else { 0 });
+        *sum += weight * *x;
+    }
+}
+
 /// Sets to zero where the random number is not below `bound`.
 #[pulp::with_simd(keep_below = pulp::Arch::new())]
 #[inline(always)]
-pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u32], bound: u32) {
+pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], bound: u32) {
     for (x, r) in x.iter_mut().zip(random) {
-        *x = f32::from_bits(if *r < bound { x.to_bits() } else { 0 });
+        *x = f32::from_bits(if u32::from(*r) < bound { x.to_bits() } else { 0 });
     }
+}
+
+/// Sums of magnitudes: of all, and of those whose random number is below `bound`. Precision as in [`sum_of_magnitudes`].
+#[pulp::with_simd(sums_below = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn sums_below_simd<'a, S: Simd>(_simd: S, x: &'a [f32], random: &'a [u16], bound: u32) -> (f64, f64) {
+    let (mut before, mut after) = (0.0, 0.0);
+    for (run, random) in x.chunks(16 * LANES).zip(random.chunks(16 * LANES)) {
+        let (mut all, mut kept) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (values, numbers) = (run.chunks_exact(LANES), random.chunks_exact(LANES));
+        for (x, r) in values.remainder().iter().zip(numbers.remainder()) {
+            all[0] += x.abs();
+            kept[0] += if u32::from(*r) < bound { x.abs() } else { 0.0 };
+        }
+        for (values, numbers) in values.zip(numbers) {
+            for (((all, kept), x), r) in all.iter_mut().zip(&mut kept).zip(values).zip(numbers) {
+                *all += x.abs();
+                *kept += if u32::from(*r) < bound { x.abs() } else { 0.0 };
+            }
+        }
+        before += all.iter().map(|&x| f64::from(x)).sum::<f64>();
+        after += kept.iter().map(|&x| f64::from(x)).sum::<f64>();
+    }
+    (before, after)
 }
 
 /// Adds `weight · x` where the sign of `vote · x` is the elected one (zero counts as positive), and `share` to the divisor.
@@ -329,6 +358,9 @@ mod tests {
             let x: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
             let magnitudes: f64 = x.iter().map(|v| f64::from(v.abs())).sum();
             assert_eq!(sum_of_magnitudes(&x), magnitudes);
+            let random: Vec<u16> = (0..n).map(|i| i as u16).collect();
+            let below: f64 = x.iter().take(500).map(|v| f64::from(v.abs())).sum();
+            assert_eq!(sums_below(&x, &random, 500), (magnitudes, below));
             assert_eq!(dot(&x, &x), x.iter().map(|v| f64::from(v * v)).sum::<f64>());
         }
     }

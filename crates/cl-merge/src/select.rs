@@ -79,48 +79,34 @@ const BUCKETS: usize = 4096;
 
 /// A request under way: the threshold lies in `low..=high`, and `above` keys are larger than `high`.
 ///
-/// `values` are all keys in it that a sample saw, where these are few: differences of bf16 weights are multiples of a step, and
-/// to count a handful of values takes less than to collect them.
+/// `values` are the keys in it that a sample saw most often: differences of bf16 weights are multiples of a step, so that a few
+/// values can make up nearly all of a bracket, and to count these takes far less than to collect them.
 #[derive(Clone, Copy)]
 struct Bracket {
     k: usize,
     low: u32,
     high: u32,
-    values: Few,
+    values: [u32; 4],
 }
 
-/// Up to eight keys.
-#[derive(Clone, Copy, Default)]
-struct Few {
-    keys: [u32; 8],
-    len: usize,
-}
+/// A place for a value that no key has.
+const NO_VALUE: u32 = u32::MAX;
 
-impl Few {
-    /// The distinct ones among `keys`; none where they are more than fit.
-    fn of(keys: impl Iterator<Item = u32>) -> Few {
-        let mut few = Few::default();
-        for key in keys {
-            if few.keys[..few.len].contains(&key) {
-                continue;
-            }
-            if few.len == few.keys.len() {
-                return Few::default();
-            }
-            few.keys[few.len] = key;
-            few.len += 1;
-        }
-        few
-    }
-
-    fn keys(&self) -> &[u32] {
-        &self.keys[..self.len]
-    }
+/// The most frequent of some keys, where they are frequent enough to be worth counting.
+fn frequent(mut keys: Vec<u32>) -> [u32; 4] {
+    let least = keys.len() / 64 + 2;
+    keys.sort_unstable();
+    let mut runs: Vec<(usize, u32)> = keys.chunk_by(|a, b| a == b).map(|run| (run.len(), run[0])).collect();
+    runs.retain(|(n, _)| *n >= least);
+    runs.sort_unstable_by_key(|run| std::cmp::Reverse(*run));
+    let mut values = [NO_VALUE; 4];
+    values.iter_mut().zip(runs).for_each(|(value, (_, key))| *value = key);
+    values
 }
 
 /// A bracket without known values.
 fn bracket(k: usize, low: u32, high: u32) -> Bracket {
-    Bracket { k, low, high, values: Few::default() }
+    Bracket { k, low, high, values: [NO_VALUE; 4] }
 }
 
 /// For each request the cut that keeps its `k` largest keys.
@@ -192,7 +178,7 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
         let mut at = |rank: f64| *sample.select_nth_unstable_by(rank as usize, |a, b| b.cmp(a)).1;
         let high = if first < 0.0 { LARGEST } else { at(first) };
         let low = if last >= n { 0 } else { at(last) };
-        let values = Few::of(sample.into_iter().filter(|key| (low..=high).contains(key)));
+        let values = frequent(sample.into_iter().filter(|key| (low..=high).contains(key)).collect());
         Bracket { values, ..bracket(*k, low, high) }
     };
     Ok(k.iter().enumerate().map(guess).collect())
@@ -204,12 +190,15 @@ struct Tally {
     held: Held,
 }
 
-/// The keys in the bracket.
-enum Held {
+/// The keys in the bracket: so many of each of its frequent values, and the others.
+struct Held {
+    frequent: [u32; 4],
+    others: Others,
+}
+
+enum Others {
     /// All of them.
     Keys(Vec<u32>),
-    /// How many there are of each of the bracket's known values, which are all.
-    Values([u32; 8]),
     /// Counted by bucket, together with those of other pieces, because they are too many to be collected.
     Counted,
 }
@@ -223,26 +212,22 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], pieces: usize) -
     let counts: Vec<Mutex<Vec<usize>>> = brackets.iter().map(|_| Mutex::new(Vec::new())).collect();
     let tally = |request: usize, keys: &[u32], marks: &mut Vec<u8>| {
         let bracket = brackets[request];
-        if bracket.values.len > 0 {
-            let (above, inside, equal) = kernels::count_values(keys, bracket.low, bracket.high, bracket.values.keys());
-            if equal.iter().sum::<u32>() == inside {
-                return Tally { above: above as usize, held: Held::Values(equal) };
-            }
-        }
         marks.clear();
         marks.resize(keys.len().next_multiple_of(8), 0);
-        let above = kernels::tally(keys, bracket.low, bracket.high, marks) as usize;
+        let (above, frequent) = kernels::tally(keys, bracket.low, bracket.high, bracket.values, marks);
         let narrow = bracket.low > 0 || bracket.high < LARGEST || total <= 4 * SAMPLE;
         let marked = marked(marks).map(|i| keys[i] & MAGNITUDE);
-        if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
+        let others = if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
             let mut sums = counts[request].lock().expect("no panic while held");
             sums.resize(BUCKETS, 0);
             count_buckets(marked, bracket, &mut sums);
-            return Tally { above, held: Held::Counted };
-        }
-        let keys: Vec<u32> = marked.collect();
-        collected.fetch_add(keys.len(), Ordering::Relaxed);
-        Tally { above, held: Held::Keys(keys) }
+            Others::Counted
+        } else {
+            let keys: Vec<u32> = marked.collect();
+            collected.fetch_add(keys.len(), Ordering::Relaxed);
+            Others::Keys(keys)
+        };
+        Tally { above: above as usize, held: Held { frequent, others } }
     };
     let tallies = keys.map(&all, |piece| {
         let mut tallies = Vec::new();
@@ -310,7 +295,7 @@ fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator
     if counted {
         let mut narrower = self::bracket(k, bucket_low, bucket_high);
         if bucket_low == bucket_high {
-            narrower.values = Few::of(std::iter::once(bucket_low));
+            narrower.values[0] = bucket_low;
         }
         return Found::Narrower(narrower);
     }
@@ -330,10 +315,9 @@ fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator
 impl Held {
     /// Every key, with how many there are of it.
     fn each(&self, bracket: &Bracket, mut f: impl FnMut(u32, usize)) {
-        match self {
-            Held::Keys(keys) => keys.iter().for_each(|&key| f(key, 1)),
-            Held::Values(counts) => bracket.values.keys().iter().zip(counts).for_each(|(&key, &n)| f(key, n as usize)),
-            Held::Counted => {}
+        bracket.values.iter().zip(self.frequent).filter(|(_, n)| *n > 0).for_each(|(&key, n)| f(key, n as usize));
+        if let Others::Keys(keys) = &self.others {
+            keys.iter().for_each(|&key| f(key, 1));
         }
     }
 }
@@ -578,7 +562,7 @@ mod tests {
     fn values(n: usize, distinct: u32, seed: u64) -> Vec<f32> {
         let mut words = vec![0; n];
         crate::Stream::new(seed, "w", "m").fill(0, &mut words);
-        words.iter().map(|w| ((w % distinct) as f32 - distinct as f32 / 3.0) / 7.0).collect()
+        words.iter().map(|w| ((u32::from(*w) % distinct) as f32 - distinct as f32 / 3.0) / 7.0).collect()
     }
 
     proptest! {

@@ -10,8 +10,8 @@ use crate::select::Trim;
 use crate::{Error, kernels};
 
 /// Elements of a piece. It is fixed, because sums over pieces would otherwise depend on who asks.
-/// Eight models' pieces of that many f32 fit into a core's second-level cache.
-pub const PIECE: usize = 16_384;
+/// Of shorter ones, reading costs more per byte; of longer ones, fewer models fit into a core's cache.
+pub const PIECE: usize = 32_768;
 
 /// The values of one tensor in one model.
 #[derive(Clone, Copy)]
@@ -120,8 +120,10 @@ pub struct Piece {
     pub models: Vec<Vec<f32>>,
     /// Room for a method's own values; any content.
     pub scratch: Vec<Vec<f32>>,
-    /// Room for keys or random numbers; any content.
+    /// Room for keys; any content.
     pub words: Vec<u32>,
+    /// Room for random numbers; any content.
+    pub random: Vec<u16>,
     pub(crate) bytes: Vec<u8>,
     task_vectors: bool,
 }
@@ -209,6 +211,7 @@ impl<'a> TensorGroup<'a> {
             models: Vec::new(),
             scratch: Vec::new(),
             words: Vec::new(),
+            random: Vec::new(),
             bytes: Vec::new(),
             task_vectors,
         });

@@ -258,7 +258,7 @@ pub(super) mod testing {
         let values = |t: usize| {
             let mut words = vec![0; shape[0] * shape[1]];
             crate::Stream::new(seed, "w", &t.to_string()).fill(0, &mut words);
-            words.iter().map(|&w| w as f32 / 4_294_967_296.0 - 0.5).collect()
+            words.iter().map(|&w| f32::from(w) / 65_536.0 - 0.5).collect()
         };
         (0..tasks).map(values).collect()
     }

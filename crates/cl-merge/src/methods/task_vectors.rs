@@ -35,7 +35,7 @@ pub enum Sparsify {
         /// Share that is kept.
         density: Vec<f64>,
     },
-    /// Every entry with probability `density`, independently (DARE, arXiv 2311.03099).
+    /// Every entry with probability `density`, rounded to 1/65536, independently (DARE, arXiv 2311.03099).
     Random {
         /// Share that is kept.
         density: Vec<f64>,
@@ -166,7 +166,7 @@ impl TaskVectors {
             Sparsify::Random { density } => {
                 let mask = |(model, &density): (usize, &f64)| match density {
                     d if d >= 1.0 => Mask::All,
-                    d => Mask::Random { stream: stream(model), bound: (d.max(0.0) * 4_294_967_296.0) as u32 },
+                    d => Mask::Random { stream: stream(model), bound: bound(d) },
                 };
                 Ok(density.iter().enumerate().map(mask).collect())
             }
@@ -199,12 +199,8 @@ impl TaskVectors {
             }
             Rescale::Norm => {
                 let columns = group.columns();
-                let sums = group.map_task_vectors(&group.pieces(self.whole_rows()), |piece| {
-                    let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
-                    sparsify(piece, masks, columns, false);
-                    let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
-                    before.into_iter().zip(after).collect::<Vec<(f64, f64)>>()
-                })?;
+                let sums =
+                    group.map_task_vectors(&group.pieces(self.whole_rows()), |piece| sums(piece, masks, columns))?;
                 let factor = |model: usize| {
                     let before: f64 = sums.iter().map(|piece| piece[model].0).sum();
                     let after: f64 = sums.iter().map(|piece| piece[model].1).sum();
@@ -216,6 +212,12 @@ impl TaskVectors {
     }
 }
 
+/// A random number of 16 bits is below it with this probability; as good as never only where that is zero.
+fn bound(probability: f64) -> u32 {
+    let bound = (probability.max(0.0) * 65_536.0).round() as u32;
+    if probability > 0.0 { bound.max(1) } else { bound }
+}
+
 /// `⌊density · n⌋`, but at least one of something.
 pub(crate) fn kept(density: f64, n: usize) -> usize {
     match density {
@@ -223,6 +225,26 @@ pub(crate) fn kept(density: f64, n: usize) -> usize {
         d if d <= 0.0 || n == 0 => 0,
         d => ((d * n as f64) as usize).max(1),
     }
+}
+
+/// Sums of magnitudes before and after masking, per model.
+fn sums(piece: &mut Piece, masks: &[Mask], columns: usize) -> Vec<(f64, f64)> {
+    if masks.iter().all(|mask| matches!(mask, Mask::Random { .. })) {
+        let mut random = std::mem::take(&mut piece.random);
+        random.resize(piece.len(), 0);
+        let sums = piece.models.iter().zip(masks).map(|(x, mask)| {
+            let Mask::Random { stream, bound } = mask else { unreachable!("all are random") };
+            stream.fill(piece.start, &mut random);
+            kernels::sums_below(x, &random, *bound)
+        });
+        let sums = sums.collect();
+        piece.random = random;
+        return sums;
+    }
+    let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
+    sparsify(piece, masks, columns, false);
+    let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
+    before.into_iter().zip(after).collect()
 }
 
 /// Applies the masks to task vectors.
@@ -241,14 +263,14 @@ fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
                 }
             }
             Mask::Random { stream, bound } => {
-                piece.words.resize(len, 0);
-                stream.fill(start, &mut piece.words);
-                kernels::keep_below(x, &piece.words, *bound);
+                piece.random.resize(len, 0);
+                stream.fill(start, &mut piece.random);
+                kernels::keep_below(x, &piece.random, *bound);
             }
             Mask::Ranked { stream, density, epsilon } => {
-                piece.words.resize(len, 0);
-                stream.fill(start, &mut piece.words);
-                for (row, random) in x.chunks_mut(columns).zip(piece.words.chunks(columns)) {
+                piece.random.resize(len, 0);
+                stream.fill(start, &mut piece.random);
+                for (row, random) in x.chunks_mut(columns).zip(piece.random.chunks(columns)) {
                     keep_ranked(row, random, *density, *epsilon, divide);
                 }
             }
@@ -257,7 +279,7 @@ fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
 }
 
 /// Keeps each entry of a row with a probability by the rank of its magnitude; of equal ones the first ranks lower.
-fn keep_ranked(row: &mut [f32], random: &[u32], density: f64, epsilon: f64, divide: bool) {
+fn keep_ranked(row: &mut [f32], random: &[u16], density: f64, epsilon: f64, divide: bool) {
     let mut order: Vec<u64> =
         row.iter().enumerate().map(|(i, x)| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64).collect();
     order.sort_unstable();
@@ -265,7 +287,7 @@ fn keep_ranked(row: &mut [f32], random: &[u32], density: f64, epsilon: f64, divi
     for (rank, entry) in order.into_iter().enumerate() {
         let i = (entry & 0xffff_ffff) as usize;
         let probability = density - epsilon + 2.0 * epsilon * rank as f64 / last;
-        if f64::from(random[i]) >= probability * 4_294_967_296.0 {
+        if u32::from(random[i]) >= bound(probability) {
             row[i] = 0.0;
         } else if divide {
             row[i] /= probability as f32;
@@ -281,10 +303,9 @@ impl MergePieces for Prepared<'_> {
             Some(Consensus { weighted: true, .. }) => weight * factor,
             _ => factor,
         };
-        if matches!(method.sparsify, Sparsify::Magnitude { .. })
-            && matches!(method.consensus, Some(Consensus { sign: Sign::Sum, .. }))
-        {
-            self.trim_and_vote(piece, &mut elected, vote);
+        let simple = |mask: &Mask| matches!(mask, Mask::Largest(_) | Mask::Random { .. });
+        if matches!(method.consensus, Some(Consensus { sign: Sign::Sum, .. })) && self.masks.iter().all(simple) {
+            self.mask_and_vote(piece, &mut elected, vote);
         } else {
             sparsify(piece, &self.masks, self.columns, method.rescale == Rescale::Density);
             for ((&weight, &factor), x) in method.weights.iter().zip(&self.factors).zip(&piece.models) {
@@ -323,17 +344,27 @@ impl MergePieces for Prepared<'_> {
 }
 
 impl Prepared<'_> {
-    /// Trimming and the election's sum in one go, which saves TIES a pass over memory.
-    fn trim_and_vote(&self, piece: &mut Piece, elected: &mut [f32], vote: impl Fn(f32, f32) -> f32) {
-        let start = piece.start;
+    /// Masking and the election's sum in one go, which saves TIES and DARE a pass over memory.
+    fn mask_and_vote(&self, piece: &mut Piece, elected: &mut [f32], vote: impl Fn(f32, f32) -> f32) {
+        let (start, len) = (piece.start, piece.len());
+        piece.random.resize(len, 0);
         let members = self.method.weights.iter().zip(&self.factors).zip(&self.masks);
         for (((&weight, &factor), mask), x) in members.zip(&mut piece.models) {
-            let Mask::Largest(trim) = mask else { unreachable!("magnitudes are trimmed") };
-            let ties = trim.ties_end.saturating_sub(start).min(x.len());
-            let (tied, rest) = x.split_at_mut(ties);
-            let (tied_sum, rest_sum) = elected.split_at_mut(ties);
-            kernels::keep_and_add(tied, trim.threshold, tied_sum, vote(weight, factor));
-            kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, vote(weight, factor));
+            let weight = vote(weight, factor);
+            match mask {
+                Mask::Largest(trim) => {
+                    let ties = trim.ties_end.saturating_sub(start).min(len);
+                    let (tied, rest) = x.split_at_mut(ties);
+                    let (tied_sum, rest_sum) = elected.split_at_mut(ties);
+                    kernels::keep_and_add(tied, trim.threshold, tied_sum, weight);
+                    kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, weight);
+                }
+                Mask::Random { stream, bound } => {
+                    stream.fill(start, &mut piece.random);
+                    kernels::keep_below_and_add(x, &piece.random, *bound, elected, weight);
+                }
+                _ => unreachable!("only these are handled here"),
+            }
         }
     }
 }

@@ -103,8 +103,8 @@ impl Llama {
 
 /// Triangular noise of about this size, the same for the same seed and name.
 fn noise(seed: u64, name: &str, elements: usize, size: f32) -> Vec<f32> {
-    let mut words = vec![0u32; 2 * elements];
+    let mut words = vec![0u16; 2 * elements];
     Stream::new(seed, name, "test model").fill(0, &mut words);
-    let unit = |word: u32| word as f32 / u32::MAX as f32;
+    let unit = |word: u16| f32::from(word) / f32::from(u16::MAX);
     words.chunks_exact(2).map(|pair| (unit(pair[0]) - unit(pair[1])) * 2.0 * size).collect()
 }
