@@ -173,16 +173,18 @@ pub(crate) fn sums_below_simd<'a, S: Simd>(_simd: S, x: &'a [f32], random: &'a [
     let (mut before, mut after) = (0.0, 0.0);
     for (run, random) in x.chunks(16 * LANES).zip(random.chunks(16 * LANES)) {
         let (mut all, mut kept) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let (values, numbers) = (run.chunks_exact(LANES), random.chunks_exact(LANES));
-        for (x, r) in values.remainder().iter().zip(numbers.remainder()) {
+        let (values, rest) = run.as_chunks::<LANES>();
+        let (numbers, rest_of_numbers) = random.as_chunks::<LANES>();
+        for (x, r) in values.iter().zip(numbers) {
+            for j in 0..LANES {
+                let magnitude = x[j].abs();
+                all[j] += magnitude;
+                kept[j] += if u32::from(r[j]) < bound { magnitude } else { 0.0 };
+            }
+        }
+        for (x, r) in rest.iter().zip(rest_of_numbers) {
             all[0] += x.abs();
             kept[0] += if u32::from(*r) < bound { x.abs() } else { 0.0 };
-        }
-        for (values, numbers) in values.zip(numbers) {
-            for (((all, kept), x), r) in all.iter_mut().zip(&mut kept).zip(values).zip(numbers) {
-                *all += x.abs();
-                *kept += if u32::from(*r) < bound { x.abs() } else { 0.0 };
-            }
         }
         before += all.iter().map(|&x| f64::from(x)).sum::<f64>();
         after += kept.iter().map(|&x| f64::from(x)).sum::<f64>();

@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;
 mod diff;
+mod draft;
 mod engine;
 mod error;
 mod estimate;
@@ -12,12 +14,14 @@ mod kernels;
 mod mergekit;
 mod method;
 pub mod methods;
+mod output;
 mod parameter;
 mod plan;
 mod provenance;
 mod random;
 mod registry;
 pub mod select;
+mod settings;
 mod stages;
 mod tensor;
 

@@ -1,5 +1,7 @@
 //! What an output says of itself: resolved settings, a model card, sources.
 
+use std::collections::BTreeMap;
+
 use cl_checkpoint::{CheckpointWriter, Manifest, hash_file};
 use serde_json::{Value, json};
 
@@ -14,7 +16,7 @@ pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Er
     for file in &plan.companions {
         writer.copy_file(file, &file.file_name().unwrap_or_default().to_string_lossy())?;
     }
-    let toml = to_toml(&plan.config);
+    let toml = to_toml(plan);
     writer.put_file(CONFIG_NAME, toml.as_bytes())?;
     writer.put_file("README.md", card(plan, &toml).as_bytes())?;
     Ok(())
@@ -22,8 +24,11 @@ pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Er
 
 /// The settings and where everything came from.
 pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error> {
-    let config = serde_json::to_value(&plan.config).unwrap_or_default();
-    let mut manifest = Manifest::new("model").with_config(json!({ "merge": config }));
+    let mut config = json!({ "merge": plan.config });
+    if !plan.stages.is_empty() {
+        config["stages"] = json!(plan.stages);
+    }
+    let mut manifest = Manifest::new("model").with_config(config);
     for input in &plan.inputs.models {
         let role = if plan.config.base_model.as_deref() == Some(&input.written) { "base" } else { "model" };
         let hash = if hash_inputs { Some(hash_model(input)?) } else { known_hash(&input.path) };
@@ -52,8 +57,15 @@ fn known_hash(dir: &std::path::Path) -> Option<String> {
     manifest.files.iter().all(unchanged).then(|| manifest.content_hash())
 }
 
-pub(crate) fn to_toml(config: &MergeConfig) -> String {
-    toml::to_string(config).expect("settings are strings, numbers and tables")
+/// The merge file that makes the output again, with the stages that it builds on.
+pub(crate) fn to_toml(plan: &Plan) -> String {
+    let text = if plan.stages.is_empty() {
+        toml::to_string(&plan.config)
+    } else {
+        let stages: Vec<&MergeConfig> = plan.stages.iter().chain([&plan.config]).collect();
+        toml::to_string(&BTreeMap::from([("stage", stages)]))
+    };
+    text.expect("settings are strings, numbers and tables")
 }
 
 /// The model card, with the keys that the model hub reads.

@@ -54,7 +54,8 @@ pub fn run_file(
         }
         done.insert(name.to_owned(), dir);
     }
-    let plan = Plan::of_stage(last, &done)?;
+    let mut plan = Plan::of_stage(last, &done)?;
+    plan.stages = earlier.to_vec();
     observe(Event::Stage(last.name.as_deref().unwrap_or("result"), plan.bytes_written()));
     let summary = merge(&plan, out, options, &|bytes| observe(Event::Written(bytes)))?;
     drop(plan);
@@ -111,7 +112,7 @@ fn note(folder: &Path, name: &str) -> PathBuf {
 
 /// What a stage is made from: settings, and the inputs' files with size and time of change.
 fn fingerprint(plan: &Plan) -> String {
-    let mut text = provenance::to_toml(&plan.config);
+    let mut text = provenance::to_toml(plan);
     for input in &plan.inputs.models {
         for file in input.checkpoint.files() {
             let (bytes, changed) = std::fs::metadata(file).map(|m| (m.len(), m.modified().ok())).unwrap_or_default();

@@ -329,7 +329,9 @@ mod tests {
             let eye = Mat::<f64>::identity(k, k);
             assert!(difference(&(u.transpose() * &u), &eye) < 1e-8, "{shape:?}");
             assert!(difference(&(v.transpose() * &v), &eye) < 1e-8, "{shape:?}");
-            assert_eq!(ALGEBRA.triplets(a, 1).unwrap().s, s[..1]);
+            // The solver takes another way when it is asked for fewer.
+            let leading = ALGEBRA.triplets(a, 1).unwrap().s;
+            assert!(leading.len() == 1 && (leading[0] / s[0] - 1.0).abs() < 1e-12, "{leading:?} {}", s[0]);
         }
     }
 

@@ -195,7 +195,13 @@ impl TaskVectors {
             // Ranked masks divide entry by entry, because every rank has its own probability.
             Rescale::Density if matches!(self.sparsify, Sparsify::Ranked { .. }) => Ok(vec![1.0; masks.len()]),
             Rescale::Density => {
-                Ok(density.iter().map(|&d| if d > 0.0 { (1.0 / d.min(1.0)) as f32 } else { 1.0 }).collect())
+                let factor = |(mask, &density): (&Mask, &f64)| match mask {
+                    // The probability as the mask has it, rounded.
+                    Mask::Random { bound, .. } if *bound > 0 => (65_536.0 / f64::from(*bound)) as f32,
+                    _ if density > 0.0 => (1.0 / density.min(1.0)) as f32,
+                    _ => 1.0,
+                };
+                Ok(masks.iter().zip(density).map(factor).collect())
             }
             Rescale::Norm => {
                 let columns = group.columns();
@@ -366,5 +372,99 @@ impl Prepared<'_> {
                 _ => unreachable!("only these are handled here"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merged;
+    use super::*;
+
+    const ROWS: [&[f32]; 2] = [&[4.0, -1.0, 0.5, 2.0], &[-3.0, 2.0, 0.1, 1.0]];
+
+    fn ties(weights: [f32; 2], weighted: bool, divisor: Divisor) -> TaskVectors {
+        TaskVectors {
+            weights: weights.to_vec(),
+            lambda: 1.0,
+            sparsify: Sparsify::Magnitude { density: vec![0.5; 2] },
+            rescale: Rescale::None,
+            consensus: Some(Consensus { sign: Sign::Sum, weighted }),
+            divisor,
+            seed: 42,
+        }
+    }
+
+    fn on_zero(method: &TaskVectors) -> Vec<f32> {
+        merged(method, &[4], Some(&[0.0; 4]), &ROWS).unwrap()
+    }
+
+    /// By hand: trimmed to half the rows are 4, 0, 0, 2 and −3, 2, 0, 0.
+    #[test]
+    fn ties_of_four_entries_as_in_peft_and_in_mergekit() {
+        // With equal weights every definition elects plus everywhere.
+        assert_eq!(on_zero(&ties([1.0, 1.0], false, Divisor::Count)), [4.0, 2.0, 0.0, 2.0]);
+        assert_eq!(on_zero(&ties([1.0, 1.0], true, Divisor::Weight)), [4.0, 2.0, 0.0, 2.0]);
+        // PEFT elects without weights and divides by the count, …
+        assert_eq!(on_zero(&ties([0.2, 0.9], false, Divisor::Count)), [0.8, 1.8, 0.0, 0.4]);
+        // … mergekit elects minus in the first entry, 0.2 · 4 − 0.9 · 3, and divides by the weights.
+        let close = |out: Vec<f32>, expected: [f32; 4]| out.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-6);
+        assert!(close(on_zero(&ties([0.2, 0.9], true, Divisor::Weight)), [-3.0, 2.0, 0.0, 2.0]));
+    }
+
+    #[test]
+    fn a_majority_of_signs_can_differ_from_the_sum() {
+        let rows: [&[f32]; 3] = [&[5.0], &[-1.0], &[-1.0]];
+        let method = |sign| TaskVectors {
+            weights: vec![1.0; 3],
+            sparsify: Sparsify::None,
+            consensus: Some(Consensus { sign, weighted: false }),
+            ..ties([1.0; 2], false, Divisor::Count)
+        };
+        assert_eq!(merged(&method(Sign::Sum), &[1], Some(&[0.0]), &rows).unwrap(), [5.0]);
+        assert_eq!(merged(&method(Sign::Count), &[1], Some(&[0.0]), &rows).unwrap(), [-1.0]);
+    }
+
+    /// Nothing is kept, so nothing is divided by: zeros, not NaN.
+    #[test]
+    fn density_zero_leaves_the_base_whatever_the_rescale() {
+        for rescale in [Rescale::None, Rescale::Density, Rescale::Norm] {
+            for density in [0.0, 1e-9] {
+                let sparsify = Sparsify::Random { density: vec![density; 2] };
+                let method = TaskVectors { sparsify, rescale, ..ties([1.0; 2], false, Divisor::Count) };
+                assert!(on_zero(&method).iter().all(|x| x.is_finite()));
+                assert!(density > 0.0 || on_zero(&method) == [0.0; 4]);
+            }
+        }
+    }
+
+    /// What is kept is scaled so that the whole keeps its expectation, or its norm.
+    #[test]
+    fn rescales_make_up_for_what_was_dropped() {
+        let n = 200_000;
+        let x: Vec<f32> = (0..n).map(|i| 1.0 + (i % 7) as f32).collect();
+        let total: f64 = x.iter().map(|v| f64::from(*v)).sum();
+        let sum = |density: f64, rescale, sparsify: fn(Vec<f64>) -> Sparsify| {
+            let method = TaskVectors {
+                weights: vec![1.0],
+                lambda: 1.0,
+                sparsify: sparsify(vec![density]),
+                rescale,
+                consensus: None,
+                divisor: Divisor::None,
+                seed: 7,
+            };
+            let out = merged(&method, &[400, 500], Some(&vec![0.0; n]), &[&x]).unwrap();
+            out.iter().map(|v| f64::from(*v)).sum::<f64>() / total
+        };
+        let random = |density| Sparsify::Random { density };
+        let ranked = |density| Sparsify::Ranked { density, epsilon: vec![0.1] };
+        // The share kept of so many entries is known to about a third of a percent.
+        assert!((sum(0.2, Rescale::Density, random) - 1.0).abs() < 0.02);
+        assert!((sum(0.3, Rescale::Density, ranked) - 1.0).abs() < 0.02);
+        assert!((sum(0.2, Rescale::Norm, random) - 1.0).abs() < 1e-5);
+        assert!((sum(0.3, Rescale::Norm, ranked) - 1.0).abs() < 1e-5);
+        assert!((sum(0.2, Rescale::None, random) - 0.2).abs() < 0.005);
+        // Larger entries are kept more often: more than their share of the sum is left.
+        assert!(sum(0.3, Rescale::None, ranked) > 0.31);
     }
 }

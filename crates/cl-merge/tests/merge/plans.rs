@@ -214,6 +214,10 @@ fn rows_that_not_all_have_follow_the_policy() {
         assert!((value - (a[640 + i] + b[640 + i]) / 2.0).abs() < 1e-3);
     }
     assert_eq!(table(&kept)[41 * 16..], b[41 * 16..]);
+    // Without a base its place is taken by the model that is named first.
+    let first = format!("vocabulary = \"base\"\n{}", linear(&[&dir("b"), &dir("a")]));
+    let (_folder, out_of_linear) = run(&config(&first));
+    assert_eq!(out_of_linear.info("lm_head.weight").unwrap().shape[0], 43);
     // A base with more rows than the models keeps its own.
     let (rows_of_b, out) = {
         let text = format!("vocabulary = \"base\"\n{}", ties(&dir("b"), &[dir("a")], "density = 0.6"));
@@ -351,6 +355,12 @@ fn stages_build_on_each_other_and_are_taken_over() {
     );
     let (_folder, expected) = super::run(&config(&by_hand));
     assert!(values(&Checkpoint::open(&out).unwrap()) == values(&expected));
+    // The output carries the whole file, and is made again from it.
+    let again = MergeFile::read(&out.join("merge_config.toml")).unwrap();
+    assert_eq!(again.stages.len(), 2);
+    let other = folder.path().join("other");
+    run_file(&again, &other, MergeOptions::default(), &|_| ()).unwrap();
+    assert!(values(&Checkpoint::open(&other).unwrap()) == values(&expected));
     // An output that is there is not replaced unasked.
     assert!(run(&stages("0.5"), false).0.unwrap_err().to_string().contains("exists"));
     // Stages that do not fit together.

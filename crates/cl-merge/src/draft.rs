@@ -1,0 +1,283 @@
+//! Every output tensor with its sources and the settings that hold for it.
+
+use std::collections::BTreeMap;
+
+use cl_checkpoint::TensorSource;
+
+use crate::config::{MergeConfig, ModelConfig, Parameters, Profile, SliceConfig};
+use crate::inputs::Inputs;
+use crate::methods::OpcmState;
+use crate::plan::reference;
+use crate::registry::{Base, MethodInfo};
+use crate::settings::Settings;
+
+/// One output tensor: where it comes from and with what settings.
+pub(crate) struct Draft<'c> {
+    pub(crate) name: String,
+    pub(crate) t: f64,
+    pub(crate) shared: Vec<&'c Parameters>,
+    pub(crate) base: Option<(usize, String, &'c Parameters)>,
+    pub(crate) models: Vec<DraftInput<'c>>,
+}
+
+pub(crate) struct DraftInput<'c> {
+    pub(crate) model: usize,
+    pub(crate) tensor: String,
+    pub(crate) key: String,
+    pub(crate) parameters: &'c Parameters,
+}
+
+static NO_PARAMETERS: std::sync::LazyLock<Parameters> = std::sync::LazyLock::new(Parameters::default);
+
+pub(crate) fn slice_layers(slice: &SliceConfig) -> usize {
+    slice.sources.first().map_or(0, |s| s.layer_range[1].saturating_sub(s.layer_range[0]))
+}
+
+/// `model.layers.7.mlp.up_proj.weight` as prefix, layer and rest.
+fn layer_of(tensor: &str) -> Option<(&str, usize, &str)> {
+    for marker in [".layers.", ".h.", ".layer.", ".blocks.", "layers.", "h."] {
+        let Some(at) = tensor.find(marker) else { continue };
+        if !marker.starts_with('.') && at != 0 {
+            continue;
+        }
+        let (prefix, rest) = tensor.split_at(at + marker.len());
+        if let Some((number, rest)) = rest.split_once('.')
+            && let Ok(layer) = number.parse()
+        {
+            return Some((prefix, layer, rest));
+        }
+    }
+    None
+}
+
+/// Whether a tensor outside the layers comes before them.
+fn before_layers(tensor: &str) -> bool {
+    ["embed", "wte", "wpe"].iter().any(|part| tensor.contains(part))
+}
+
+/// Place of a layer among `count`: 0 to 1, and 1 for a single one.
+fn place(layer: usize, count: usize) -> f64 {
+    if count > 1 { layer as f64 / (count - 1) as f64 } else { 1.0 }
+}
+
+/// Every output tensor with its sources.
+pub(crate) fn drafts<'c>(
+    config: &'c MergeConfig,
+    method: &MethodInfo,
+    inputs: &Inputs,
+) -> Result<Vec<Draft<'c>>, Vec<String>> {
+    if config.slices.is_empty() {
+        Ok(whole_drafts(config, method, inputs))
+    } else {
+        slice_drafts(config, method, inputs)
+    }
+}
+
+pub(crate) fn model_index(inputs: &Inputs, written: &str) -> usize {
+    inputs.models.iter().position(|m| m.written == written).expect("all were opened")
+}
+
+/// What keys the random masks of each model: its name, else its path as written; a second one of the same is told apart.
+fn mask_keys(models: &[ModelConfig]) -> Vec<String> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let key = |model: &'_ ModelConfig, n: usize| {
+        let name = model.name.as_ref().unwrap_or(&model.model);
+        if n > 1 { format!("{name}#{n}") } else { name.clone() }
+    };
+    models
+        .iter()
+        .map(|model| {
+            let n = seen.entry(model.name.as_deref().unwrap_or(&model.model)).or_default();
+            *n += 1;
+            key(model, *n)
+        })
+        .collect()
+}
+
+/// Whether the base is one more input of its own accord: mergekit adds it where a method has no other use for it.
+fn base_is_input(config: &MergeConfig, method: &MethodInfo) -> bool {
+    method.base == Base::Input && config.profile == Profile::Mergekit
+}
+
+fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Inputs) -> Vec<Draft<'c>> {
+    let keys = mask_keys(&config.models);
+    let base = config.base_model.as_deref();
+    let mut members: Vec<(usize, String, &'c Parameters)> = config
+        .models
+        .iter()
+        .zip(keys)
+        // A base that is listed among the models is no task vector.
+        .filter(|(model, _)| method.base == Base::Input || Some(model.model.as_str()) != base)
+        .map(|(model, key)| (model_index(inputs, &model.model), key, &model.parameters))
+        .collect();
+    if let Some(base) = base
+        && base_is_input(config, method)
+        && config.models.iter().all(|m| m.model != base)
+    {
+        members.push((model_index(inputs, base), base.to_owned(), &NO_PARAMETERS));
+    }
+    if !method.ordered {
+        members.sort_by(|a, b| a.1.cmp(&b.1));
+    }
+    if let Some(written) = config.method.parameters.previous.as_deref() {
+        members.insert(0, (model_index(inputs, written), written.to_owned(), &NO_PARAMETERS));
+    }
+    let base = base.filter(|_| method.base != Base::Input).map(|base| {
+        let parameters = config.models.iter().find(|m| m.model == base).map_or(&*NO_PARAMETERS, |m| &m.parameters);
+        (model_index(inputs, base), parameters)
+    });
+    let reference = &inputs.models[reference(config, inputs)].checkpoint;
+    let layers = reference.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
+    let draft = |name: &str| Draft {
+        name: name.to_owned(),
+        t: match layer_of(name) {
+            Some((_, layer, _)) => place(layer, layers),
+            None if before_layers(name) || config.profile == Profile::Mergekit => 0.0,
+            None => 1.0,
+        },
+        shared: vec![&config.method.parameters],
+        base: base.map(|(model, parameters)| (model, name.to_owned(), parameters)),
+        models: members
+            .iter()
+            .map(|(model, key, parameters)| DraftInput {
+                model: *model,
+                tensor: name.to_owned(),
+                key: key.clone(),
+                parameters,
+            })
+            .collect(),
+    };
+    reference.names().into_iter().map(draft).collect()
+}
+
+fn slice_drafts<'c>(
+    config: &'c MergeConfig,
+    method: &MethodInfo,
+    inputs: &Inputs,
+) -> Result<Vec<Draft<'c>>, Vec<String>> {
+    let mut drafts = Vec::new();
+    let mut problems = Vec::new();
+    let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
+        let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
+        let names = model.names().into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
+        names.map(str::to_owned).collect()
+    };
+    let (Some(first), Some(last)) = (config.slices.first(), config.slices.last()) else { return Ok(drafts) };
+    for name in outside(first, true) {
+        drafts.push(slice_draft(config, method, inputs, first, &name, 0.0, |_| name.clone()));
+    }
+    let mut layer = 0;
+    for (number, slice) in config.slices.iter().enumerate() {
+        let base = slice.base_model.as_deref().or(config.base_model.as_deref()).filter(|_| method.base != Base::Input);
+        if let Some(base) = base
+            && slice.sources.iter().all(|s| s.model != base)
+        {
+            problems.push(format!("slice {}: `{base}` is the base and has to be among the sources", number + 1));
+        }
+        for source in &slice.sources {
+            let checkpoint = &inputs.models[model_index(inputs, &source.model)].checkpoint;
+            let layers = checkpoint.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
+            if source.layer_range[1] > layers {
+                problems.push(format!(
+                    "slice {}: {} has layers 0 to {layers}, not up to {}",
+                    number + 1,
+                    source.model,
+                    source.layer_range[1]
+                ));
+            }
+        }
+        for i in 0..slice_layers(slice) {
+            let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
+            let from = slice.sources[0].layer_range[0] + i;
+            let parts: Vec<(String, String)> = model
+                .names()
+                .iter()
+                .filter_map(|n| layer_of(n).filter(|l| l.1 == from))
+                .map(|(prefix, _, rest)| (prefix.to_owned(), rest.to_owned()))
+                .collect();
+            for (prefix, rest) in parts {
+                let t = place(i, slice_layers(slice));
+                let name = format!("{prefix}{layer}.{rest}");
+                drafts.push(slice_draft(config, method, inputs, slice, &name, t, |start| {
+                    format!("{prefix}{}.{rest}", start + i)
+                }));
+            }
+            layer += 1;
+        }
+    }
+    let t = if config.profile == Profile::Mergekit { 0.0 } else { 1.0 };
+    for name in outside(last, false) {
+        drafts.push(slice_draft(config, method, inputs, last, &name, t, |_| name.clone()));
+    }
+    if problems.is_empty() { Ok(drafts) } else { Err(problems) }
+}
+
+/// One tensor of a slice; `tensor(first layer of the range)` is its name in a source.
+fn slice_draft<'c>(
+    config: &'c MergeConfig,
+    method: &MethodInfo,
+    inputs: &Inputs,
+    slice: &'c SliceConfig,
+    name: &str,
+    t: f64,
+    tensor: impl Fn(usize) -> String,
+) -> Draft<'c> {
+    let written = slice.base_model.as_deref().or(config.base_model.as_deref()).filter(|_| method.base != Base::Input);
+    let mut base = None;
+    let mut models = Vec::new();
+    for source in &slice.sources {
+        let (model, tensor) = (model_index(inputs, &source.model), tensor(source.layer_range[0]));
+        if Some(source.model.as_str()) == written {
+            base = Some((model, tensor, &source.parameters));
+        } else {
+            models.push(DraftInput { model, tensor, key: source.model.clone(), parameters: &source.parameters });
+        }
+    }
+    if !method.ordered {
+        models.sort_by(|a, b| a.key.cmp(&b.key));
+    }
+    Draft { name: name.to_owned(), t, shared: vec![&slice.parameters, &config.method.parameters], base, models }
+}
+
+impl Draft<'_> {
+    pub(crate) fn settings<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Settings<'s> {
+        Settings {
+            shared: self.shared.clone(),
+            models: self.models.iter().map(|m| (m.parameters, m.tensor.as_str())).collect(),
+            tensor: &self.name,
+            t: self.t,
+            keys: self.models.iter().map(|m| m.key.as_str()).collect(),
+            previous,
+            seed: config.seed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_found_in_the_names_of_several_families() {
+        assert_eq!(layer_of("model.layers.12.mlp.up_proj.weight"), Some(("model.layers.", 12, "mlp.up_proj.weight")));
+        assert_eq!(layer_of("transformer.h.0.ln_1.bias"), Some(("transformer.h.", 0, "ln_1.bias")));
+        assert_eq!(layer_of("h.3.ln_1.bias"), Some(("h.", 3, "ln_1.bias")));
+        assert_eq!(
+            layer_of("bert.encoder.layer.5.output.dense.weight"),
+            Some(("bert.encoder.layer.", 5, "output.dense.weight"))
+        );
+        assert_eq!(layer_of("model.embed_tokens.weight"), None);
+        assert_eq!([place(0, 3), place(1, 3), place(2, 3), place(0, 1)], [0.0, 0.5, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn masks_of_a_model_that_is_named_twice_are_told_apart() {
+        let model = |model: &str, name: Option<&str>| ModelConfig {
+            model: model.to_owned(),
+            name: name.map(str::to_owned),
+            ..ModelConfig::default()
+        };
+        let keys = mask_keys(&[model("a", None), model("a", None), model("b", Some("x")), model("a", None)]);
+        assert_eq!(keys, ["a", "a#2", "x", "a#3"]);
+    }
+}

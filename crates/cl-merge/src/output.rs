@@ -1,0 +1,90 @@
+//! config.json of an output, and the files that go along.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cl_checkpoint::TensorSource;
+use serde_json::{Map, Value};
+
+use crate::config::{MergeConfig, Vocabulary};
+use crate::inputs::{Input, Inputs};
+use crate::plan::PlannedTensor;
+
+/// config.json of the output.
+pub(crate) fn out_config(
+    config: &MergeConfig,
+    reference: &Input,
+    vocabulary: Option<usize>,
+    tensors: &[PlannedTensor],
+    layers: usize,
+) -> Map<String, Value> {
+    let mut out = reference.checkpoint.config().clone();
+    if let Some(rows) = vocabulary {
+        out.insert("vocab_size".to_owned(), rows.into());
+    }
+    if let Some(dtype) = config.dtype.map(|d| serde_json::to_value(d).unwrap_or_default()) {
+        let key = if out.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        out.insert(key.to_owned(), dtype);
+    }
+    if layers > 0 {
+        let before = out.get("num_hidden_layers").or(out.get("n_layer")).and_then(Value::as_u64);
+        for key in ["num_hidden_layers", "n_layer"] {
+            if out.contains_key(key) {
+                out.insert(key.to_owned(), layers.into());
+            }
+        }
+        // Lists with one entry per layer, such as layer_types, follow the layers.
+        let order: Vec<usize> = config
+            .slices
+            .iter()
+            .filter_map(|s| s.sources.first())
+            .flat_map(|s| s.layer_range[0]..s.layer_range[1])
+            .collect();
+        for value in out.values_mut() {
+            if let Value::Array(list) = value
+                && Some(list.len() as u64) == before
+            {
+                *list = order.iter().filter_map(|&i| list.get(i).cloned()).collect();
+            }
+        }
+    }
+    debug_assert!(!tensors.is_empty());
+    out
+}
+
+/// Tokenizer and generation files that go along.
+pub(crate) fn companions(
+    config: &MergeConfig,
+    inputs: &Inputs,
+    reference: usize,
+    stages: &BTreeMap<String, PathBuf>,
+) -> Result<Vec<PathBuf>, String> {
+    let of = |index: usize| inputs.models[index].checkpoint.companion_files().map_err(|e| e.to_string());
+    match config.tokenizer_source.as_deref() {
+        None | Some("base") if config.vocabulary == Vocabulary::Keep => of(longest(inputs, reference)),
+        None | Some("base") => of(reference),
+        Some(written) => {
+            let named = config.models.iter().find(|m| m.name.as_deref() == Some(written)).map(|m| m.model.as_str());
+            let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
+            match inputs.models.iter().position(|m| m.written == named.unwrap_or(written) || m.path == path) {
+                Some(index) => of(index),
+                None => Err(format!(
+                    "tokenizer_source `{written}` is none of the models; set `base`, or a model by its path or name"
+                )),
+            }
+        }
+    }
+}
+
+/// The model with the most rows in its token table: the one whose tokenizer knows all kept rows.
+fn longest(inputs: &Inputs, reference: usize) -> usize {
+    let rows = |input: &Input| {
+        let tables = input.checkpoint.names().into_iter().filter(|n| n.contains("embed") || n.contains("wte"));
+        tables.filter_map(|n| input.checkpoint.info(n)?.shape.first().copied()).max().unwrap_or(0)
+    };
+    let most = inputs.models.iter().map(rows).max().unwrap_or(0);
+    if rows(&inputs.models[reference]) == most {
+        return reference;
+    }
+    inputs.models.iter().position(|m| rows(m) == most).unwrap_or(reference)
+}
