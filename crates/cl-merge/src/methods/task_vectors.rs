@@ -301,77 +301,90 @@ fn keep_ranked(row: &mut [f32], random: &[u16], density: f64, epsilon: f64, divi
     }
 }
 
+/// Entries worked on at a time: all models' are then still in a core's cache when they are gone over again.
+const BLOCK: usize = 2048;
+
 impl MergePieces for Prepared<'_> {
     fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
+        // Masks by the rank in a row need whole rows; the others are applied block by block.
+        let by_block = !self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. }));
+        if !by_block {
+            sparsify(piece, &self.masks, self.columns, self.method.rescale == Rescale::Density);
+        }
+        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+            let range = i * BLOCK..i * BLOCK + out.len();
+            let start = piece.start + range.start;
+            let models: Vec<&mut [f32]> = piece.models.iter_mut().map(|x| &mut x[range.clone()]).collect();
+            self.merge_block(start, &piece.base[range], models, by_block, out);
+        }
+    }
+}
+
+impl Prepared<'_> {
+    fn merge_block(&self, start: usize, base: &[f32], mut models: Vec<&mut [f32]>, masked: bool, out: &mut [f32]) {
         let method = self.method;
-        let [mut elected, mut divisor] = piece.zeros();
+        let (mut elected, mut divisor) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let (elected, divisor) = (&mut elected[..out.len()], &mut divisor[..out.len()]);
         let vote = |weight: f32, factor: f32| match method.consensus {
             Some(Consensus { weighted: true, .. }) => weight * factor,
             _ => factor,
         };
-        let simple = |mask: &Mask| matches!(mask, Mask::Largest(_) | Mask::Random { .. });
-        if matches!(method.consensus, Some(Consensus { sign: Sign::Sum, .. })) && self.masks.iter().all(simple) {
-            self.mask_and_vote(piece, &mut elected, vote);
-        } else {
-            sparsify(piece, &self.masks, self.columns, method.rescale == Rescale::Density);
-            for ((&weight, &factor), x) in method.weights.iter().zip(&self.factors).zip(&piece.models) {
-                match method.consensus {
-                    Some(Consensus { sign: Sign::Sum, .. }) => {
-                        kernels::add_scaled(&mut elected, vote(weight, factor), x)
+        let members = || method.weights.iter().copied().zip(self.factors.iter().copied());
+        for (((weight, factor), mask), x) in members().zip(&self.masks).zip(&mut models) {
+            let weight = vote(weight, factor);
+            match method.consensus {
+                Some(Consensus { sign: Sign::Sum, .. }) if masked => mask_and_add(mask, start, x, elected, weight),
+                Some(Consensus { sign: Sign::Sum, .. }) => kernels::add_scaled(elected, weight, x),
+                consensus => {
+                    if masked {
+                        // What is added does not count without an election by sums.
+                        mask_and_add(mask, start, x, divisor, 0.0);
                     }
-                    Some(Consensus { sign: Sign::Count, .. }) => {
-                        kernels::add_signs(&mut elected, vote(weight, factor), x)
+                    if consensus.is_some() {
+                        kernels::add_signs(elected, weight, x);
                     }
-                    None => {}
                 }
             }
         }
-        let members = || method.weights.iter().zip(&self.factors).zip(&piece.models);
         let share = |weight: f32| match method.divisor {
             Divisor::None => 0.0,
             Divisor::Weight => weight,
             Divisor::Count => 1.0,
         };
         if method.consensus.is_some() {
-            for ((&weight, &factor), x) in members() {
+            for ((weight, factor), x) in members().zip(&models) {
                 let factors = [vote(weight, factor), weight * factor, share(weight)];
-                kernels::add_elected(out, &mut divisor, &elected, x, factors);
+                kernels::add_elected(out, divisor, elected, x, factors);
             }
         } else {
-            for ((&weight, &factor), x) in members() {
+            for ((weight, factor), x) in members().zip(&models) {
                 kernels::add_scaled(out, weight * factor, x);
             }
             let total: f32 = method.weights.iter().map(|&w| share(w)).sum();
             divisor.fill(if total.abs() < 1e-8 { 1.0 } else { total });
         }
-        kernels::finish(out, &divisor, method.lambda, &piece.base);
-        piece.give_back([elected, divisor]);
+        kernels::finish(out, divisor, method.lambda, base);
     }
 }
 
-impl Prepared<'_> {
-    /// Masking and the election's sum in one go, which saves TIES and DARE a pass over memory.
-    fn mask_and_vote(&self, piece: &mut Piece, elected: &mut [f32], vote: impl Fn(f32, f32) -> f32) {
-        let (start, len) = (piece.start, piece.len());
-        piece.random.resize(len, 0);
-        let members = self.method.weights.iter().zip(&self.factors).zip(&self.masks);
-        for (((&weight, &factor), mask), x) in members.zip(&mut piece.models) {
-            let weight = vote(weight, factor);
-            match mask {
-                Mask::Largest(trim) => {
-                    let ties = trim.ties_end.saturating_sub(start).min(len);
-                    let (tied, rest) = x.split_at_mut(ties);
-                    let (tied_sum, rest_sum) = elected.split_at_mut(ties);
-                    kernels::keep_and_add(tied, trim.threshold, tied_sum, weight);
-                    kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, weight);
-                }
-                Mask::Random { stream, bound } => {
-                    stream.fill(start, &mut piece.random);
-                    kernels::keep_below_and_add(x, &piece.random, *bound, elected, weight);
-                }
-                _ => unreachable!("only these are handled here"),
-            }
+/// Masks entries from flat index `start` on, and adds `weight` times what is left to `sum`, in one go.
+fn mask_and_add(mask: &Mask, start: usize, x: &mut [f32], sum: &mut [f32], weight: f32) {
+    match mask {
+        Mask::All => kernels::add_scaled(sum, weight, x),
+        Mask::Largest(trim) => {
+            let ties = trim.ties_end.saturating_sub(start).min(x.len());
+            let (tied, rest) = x.split_at_mut(ties);
+            let (tied_sum, rest_sum) = sum.split_at_mut(ties);
+            kernels::keep_and_add(tied, trim.threshold, tied_sum, weight);
+            kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, weight);
         }
+        Mask::Random { stream, bound } => {
+            let mut random = [0; BLOCK];
+            let random = &mut random[..x.len()];
+            stream.fill(start, random);
+            kernels::keep_below_and_add(x, random, *bound, sum, weight);
+        }
+        Mask::Band(..) | Mask::Ranked { .. } => unreachable!("applied to whole pieces"),
     }
 }
 
