@@ -12,9 +12,8 @@ use pulp::Simd;
 const MAGNITUDE: u32 = 0x7fff_ffff;
 /// Sums in that many interleaved lanes.
 const LANES: usize = 16;
-/// Elements summed in f32 before their sum is added in f64: long enough to be quick, short enough that a lane, of 64 additions,
-/// is off by no more than a few units in the last place.
-const RUN: usize = 64 * LANES;
+/// Sums in f32 that are added up in f64 at the end: so many that each is of few elements of a piece, and precise.
+const RUN: usize = 1024;
 
 /// Reads bf16 bytes (little endian) as f32 and returns the largest magnitude's bits; infinities and NaN have the largest.
 #[pulp::with_simd(read_bf16 = pulp::Arch::new())]
@@ -173,25 +172,16 @@ pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &
 #[pulp::with_simd(sums_below = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn sums_below_simd<'a, S: Simd>(_simd: S, x: &'a [f32], random: &'a [u16], bound: u32) -> (f64, f64) {
-    let (mut before, mut after) = (0.0, 0.0);
-    for (run, random) in x.chunks(RUN).zip(random.chunks(RUN)) {
-        let (mut all, mut kept) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let (values, rest) = run.as_chunks::<LANES>();
-        let (numbers, rest_of_numbers) = random.as_chunks::<LANES>();
-        for (x, r) in values.iter().zip(numbers) {
-            for j in 0..LANES {
-                let magnitude = x[j].abs();
-                all[j] += magnitude;
-                kept[j] += if u32::from(r[j]) < bound { magnitude } else { 0.0 };
-            }
+    // Element by element into many sums, which vectorizes where a sum in a few lanes does not.
+    let (mut all, mut kept) = ([0.0f32; RUN], [0.0f32; RUN]);
+    for (x, random) in x.chunks(RUN).zip(random.chunks(RUN)) {
+        for (((all, kept), x), r) in all.iter_mut().zip(&mut kept).zip(x).zip(random) {
+            *all += x.abs();
+            *kept += if u32::from(*r) < bound { x.abs() } else { 0.0 };
         }
-        for (x, r) in rest.iter().zip(rest_of_numbers) {
-            all[0] += x.abs();
-            kept[0] += if u32::from(*r) < bound { x.abs() } else { 0.0 };
-        }
-        before += all.iter().map(|&x| f64::from(x)).sum::<f64>();
-        after += kept.iter().map(|&x| f64::from(x)).sum::<f64>();
     }
+    let sum = |sums: &[f32]| sums.iter().map(|&x| f64::from(x)).sum::<f64>();
+    let (before, after) = (sum(&all), sum(&kept));
     (before, after)
 }
 
@@ -234,23 +224,17 @@ pub(crate) fn finish_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], divisor: &'
     }
 }
 
-/// Sum of magnitudes: in f32 over short runs, whose error is that of a few additions, and these in f64.
+/// Sum of magnitudes, of no more elements than a piece has: in many sums of f32, whose error is that of a few additions.
 #[pulp::with_simd(sum_of_magnitudes = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn sum_of_magnitudes_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> f64 {
-    let mut sum = 0.0;
-    for run in x.chunks(RUN) {
-        let mut lanes = [0.0f32; LANES];
-        let chunks = run.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += x.abs();
-            }
+    let mut sums = [0.0f32; RUN];
+    for x in x.chunks(RUN) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x.abs();
         }
-        sum += lanes.iter().chain(rest).map(|x| f64::from(x.abs())).sum::<f64>();
     }
-    sum
+    sums.iter().map(|&x| f64::from(x)).sum()
 }
 
 /// Inner product, in f64.
