@@ -15,6 +15,7 @@ use crate::inputs::{Input, Inputs, compare_configs, compare_names, compare_token
 use crate::methods::{Linear, OpcmState};
 use crate::output::{companions, out_config};
 use crate::registry::{self, MethodInfo};
+use crate::tensor::is_float;
 use crate::{Error, MergeMethod, TensorGroup, Values, settings};
 
 /// A merge that can be run: what is read, what is computed, what is written.
@@ -344,10 +345,6 @@ fn plan_tensor(
     *vocabulary = Some(rows);
     let shape = [&[rows], &shape[1..]].concat();
     Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(segments) })
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
 type InputTensor<'i> = (&'i Source, &'i Input, &'i TensorInfo);

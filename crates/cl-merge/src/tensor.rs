@@ -13,6 +13,11 @@ use crate::{Error, kernels};
 /// Of shorter ones, reading costs more per byte; of longer ones, fewer models fit into a core's cache.
 pub const PIECE: usize = 32_768;
 
+/// Whether [`Values`] can be read from this type.
+pub(crate) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
 /// The values of one tensor in one model.
 #[derive(Clone, Copy)]
 pub struct Values<'a> {
