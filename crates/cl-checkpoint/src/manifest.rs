@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -161,32 +163,50 @@ impl Manifest {
     }
 }
 
-/// Bytes hashed at a time: enough to keep all cores busy.
-const HASHED: usize = 4 << 20;
+/// Bytes that a thread reads and hashes at a time, a power of two: a subtree of blake3's tree that stays in a core's cache.
+const SUBTREE: u64 = 512 << 10;
 
-/// Size and blake3 of a file, on all cores for large ones.
+/// Size and blake3 of a file, on all cores for large ones. It is read rather than mapped: of a mapped file every page would
+/// stay resident until the end.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`], also when the file becomes shorter meanwhile.
 pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
-    let mut file = fs::File::open(path).map_err(Error::io(path))?;
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = 0;
-    // Read rather than mapped: of a mapped file every page would stay resident until the end.
-    let size = file.metadata().map_err(Error::io(path))?.len();
-    let mut buffer = vec![0; usize::try_from(size).unwrap_or(HASHED).clamp(1, HASHED)];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                hasher.update_rayon(&buffer[..n]);
-                bytes += n as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
-        }
+    let file = fs::File::open(path).map_err(Error::io(path))?;
+    let metadata = file.metadata().map_err(Error::io(path))?;
+    let bytes = metadata.len();
+    if metadata.is_file() && bytes > SUBTREE {
+        let blake3 = hash_in_parallel(&file, bytes).map_err(Error::io(path))?;
+        return Ok(FileEntry { bytes, blake3: blake3.to_hex().to_string() });
     }
-    Ok(FileEntry { bytes, blake3: hasher.finalize().to_hex().to_string() })
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(&file).map_err(Error::io(path))?;
+    Ok(FileEntry { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
+}
+
+/// Hashes subtrees in parallel and joins them as the specification of blake3 says (section 2.1).
+fn hash_in_parallel(file: &fs::File, bytes: u64) -> std::io::Result<blake3::Hash> {
+    let subtree = |i: u64| {
+        let start = i * SUBTREE;
+        let mut buffer = vec![0; (bytes - start).min(SUBTREE) as usize];
+        file.read_exact_at(&mut buffer, start)?;
+        Ok(blake3::Hasher::new().set_input_offset(start).update(&buffer).finalize_non_root())
+    };
+    let subtrees: std::io::Result<Vec<_>> = (0..bytes.div_ceil(SUBTREE)).into_par_iter().map(subtree).collect();
+    let subtrees = subtrees?;
+    let half = left_subtree_len(bytes);
+    let (left, right) = subtrees.split_at((half / SUBTREE) as usize);
+    Ok(merge_subtrees_root(&join(left, half), &join(right, bytes - half), Mode::Hash))
+}
+
+/// The chaining value of a tree of these subtrees, which have so many bytes.
+fn join(subtrees: &[ChainingValue], bytes: u64) -> ChainingValue {
+    if let [single] = subtrees {
+        return *single;
+    }
+    let half = left_subtree_len(bytes);
+    let (left, right) = subtrees.split_at((half / SUBTREE) as usize);
+    merge_subtrees_non_root(&join(left, half), &join(right, bytes - half), Mode::Hash)
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -212,6 +232,22 @@ fn inside(dir: &Path, path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_hashed_in_parallel_has_the_hash_of_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let content: Vec<u8> = (0..5 * SUBTREE + 1234).map(|i| ((i * i) >> 7) as u8).collect();
+        let half = SUBTREE / 2;
+        for bytes in
+            [0, 1, SUBTREE - 1, SUBTREE, SUBTREE + 1, 2 * SUBTREE, 3 * SUBTREE, 4 * SUBTREE + half, 5 * SUBTREE + 1234]
+        {
+            let content = &content[..bytes as usize];
+            fs::write(&path, content).unwrap();
+            let expected = FileEntry { bytes, blake3: blake3::hash(content).to_hex().to_string() };
+            assert_eq!(hash_file(&path).unwrap(), expected, "{bytes}");
+        }
+    }
 
     #[test]
     fn verify_names_every_difference() {

@@ -104,3 +104,11 @@ fn random(bencher: Bencher<'_, '_>) {
     let stream = Stream::new(42, "w", "model");
     bencher.counter(ItemsCount::new(out.len())).bench_local(|| stream.fill(0, divan::black_box(&mut out)));
 }
+
+/// Random numbers of one piece.
+#[divan::bench]
+fn random_numbers(bencher: Bencher<'_, '_>) {
+    let stream = Stream::new(42, "bench", "model");
+    let mut out = vec![0; cl_merge::PIECE];
+    bencher.counter(ItemsCount::new(out.len())).bench_local(|| stream.fill(divan::black_box(0), &mut out));
+}

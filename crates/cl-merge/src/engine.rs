@@ -8,10 +8,11 @@ use cl_checkpoint::{CheckpointWriter, Dtype, TensorSource, WriteOptions, convert
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use crate::method::merge_pieces;
+use crate::method::merge_runs;
 use crate::methods::OpcmNorms;
 use crate::plan::{PlannedTensor, Segment, Source, Work};
 use crate::select::{Trim, trim_models};
+use crate::tensor::READ;
 use crate::{Error, PIECE, Piece, Plan, kernels, provenance};
 
 /// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
@@ -208,33 +209,30 @@ impl Run<'_> {
         let scaled = norms.as_ref().filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms));
         let method = scaled.as_ref().unwrap_or(&segment.method);
         let _room = self.budget.take(method.workspace(&group));
-        let (written, state) = merge_pieces(&**method, &group, |piece, out| {
-            self.write_values(tensor, segment.elements.start + piece.start, out, piece)
-        })?;
+        let dtype = tensor.spec.dtype;
+        let overflow = |piece: &Piece, out: &[f32]| {
+            let i = out.iter().position(|v| v.to_bits() & 0x7fff_ffff >= beyond(dtype)).expect("the largest is there");
+            let index = segment.elements.start + piece.start + i;
+            Error::Overflow { tensor: tensor.spec.name.clone(), index, value: out[i], dtype }
+        };
+        let (_, state) = merge_runs(
+            &**method,
+            &group,
+            |rounded: &mut Rounded, piece, out| {
+                if kernels::largest_key(out) >= beyond(dtype) {
+                    rounded.overflow.get_or_insert_with(|| overflow(piece, out));
+                }
+                round(dtype, out, &mut rounded.bytes);
+            },
+            |start, rounded| match rounded.overflow {
+                Some(error) => Err(error),
+                None => self.write(tensor, (segment.elements.start + start) * (dtype.bitsize() / 8), &rounded.bytes),
+            },
+        )?;
         if let Some(state) = state {
             self.states.lock().expect("no panic while held").insert(tensor.spec.name.clone(), state);
         }
-        written.into_iter().collect()
-    }
-
-    /// Rounds merged values to the output's dtype, once, and writes them.
-    fn write_values(&self, tensor: &PlannedTensor, start: usize, out: &[f32], piece: &mut Piece) -> Result<(), Error> {
-        let dtype = tensor.spec.dtype;
-        let size = dtype.bitsize() / 8;
-        if kernels::largest_key(out) >= beyond(dtype) {
-            let i = out.iter().position(|v| v.to_bits() & 0x7fff_ffff >= beyond(dtype)).expect("the largest is there");
-            return Err(Error::Overflow { tensor: tensor.spec.name.clone(), index: start + i, value: out[i], dtype });
-        }
-        piece.bytes.resize(out.len() * size, 0);
-        match dtype {
-            Dtype::BF16 => kernels::f32_to_bf16(out, &mut piece.bytes),
-            other => {
-                piece
-                    .bytes
-                    .copy_from_slice(&convert::from_f32(other, out).expect("the plan has f32, f16 and bf16 only"));
-            }
-        }
-        self.write(tensor, start * size, &piece.bytes)
+        Ok(())
     }
 
     fn write(&self, tensor: &PlannedTensor, offset: usize, bytes: &[u8]) -> Result<(), Error> {
@@ -242,6 +240,25 @@ impl Run<'_> {
         let written = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
         (self.progress)(written);
         Ok(())
+    }
+}
+
+/// Merged values in the output's dtype.
+#[derive(Default)]
+struct Rounded {
+    bytes: Vec<u8>,
+    overflow: Option<Error>,
+}
+
+/// Appends values in another dtype, rounded to nearest even.
+fn round(dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) {
+    match dtype {
+        Dtype::BF16 => {
+            let before = bytes.len();
+            bytes.resize(before + 2 * values.len(), 0);
+            kernels::f32_to_bf16(values, &mut bytes[before..]);
+        }
+        other => bytes.extend(convert::from_f32(other, values).expect("the plan has f32, f16 and bf16 only")),
     }
 }
 
@@ -286,9 +303,10 @@ impl Plan {
         let bytes = |segment: &Segment| {
             let inputs = segment.models.len() + usize::from(segment.base.is_some());
             let columns = segment.shape.last().copied().unwrap_or(1);
-            let piece = if segment.method.whole_rows() { PIECE.max(columns) } else { PIECE };
-            // Inputs, scratch and output as f32, words, bytes as read and as written.
-            piece * (4 * (inputs + 4) + 4 + 4)
+            let rows = segment.method.whole_rows();
+            let (piece, read) = if rows { (PIECE.max(columns), READ.max(columns)) } else { (PIECE, READ) };
+            // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, of four at most.
+            piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
         };
         let segments = self.tensors.iter().filter_map(|t| match &t.work {
             Work::Merge(segments) => Some(segments),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::threads;
-use crate::method::merge_pieces;
+use crate::method::merge_runs;
 use crate::plan::{PlannedTensor, Work};
 use crate::{Error, MergeOptions, Plan};
 
@@ -45,7 +45,7 @@ pub fn estimate(plan: &Plan, options: MergeOptions) -> Result<Estimate, Error> {
         let started = Instant::now();
         for segment in segments {
             let group = plan.group(tensor, segment);
-            merge_pieces(&*segment.method, &group, |_, _| ())?;
+            merge_runs(&*segment.method, &group, |(), _, _| (), |_, ()| Ok(()))?;
         }
         time += started.elapsed().as_secs_f64() * total / cost(tensor) / threads(options) as f64;
     }

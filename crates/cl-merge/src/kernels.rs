@@ -13,7 +13,7 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 /// Sums in that many interleaved lanes.
 const LANES: usize = 16;
 /// Sums in f32 that are added up in f64 at the end: so many that each is of few elements of a piece, and precise.
-const RUN: usize = 1024;
+const RUN: usize = 64;
 
 /// Reads bf16 bytes (little endian) as f32 and returns the largest magnitude's bits; infinities and NaN have the largest.
 #[pulp::with_simd(read_bf16 = pulp::Arch::new())]
@@ -168,21 +168,100 @@ pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &
     }
 }
 
-/// Sums of magnitudes: of all, and of those whose random number is below `bound`. Precision as in [`sum_of_magnitudes`].
-#[pulp::with_simd(sums_below = pulp::Arch::new())]
+/// Elements whose marks are kept together: eight times as many as a processor works on at a time.
+const MARKED: usize = 8 * RUN;
+
+/// Bytes of marks for so many elements.
+pub(crate) const fn mark_bytes(elements: usize) -> usize {
+    elements.div_ceil(MARKED) * RUN
+}
+
+/// Sums of magnitudes: of all, and of those whose random number is below `bound`, which are marked for
+/// [`keep_marked_and_add`]. Precision as in [`sum_of_magnitudes`].
+#[pulp::with_simd(mark_and_sum_below = pulp::Arch::new())]
 #[inline(always)]
-pub(crate) fn sums_below_simd<'a, S: Simd>(_simd: S, x: &'a [f32], random: &'a [u16], bound: u32) -> (f64, f64) {
-    // Element by element into many sums, which vectorizes where a sum in a few lanes does not.
+pub(crate) fn mark_and_sum_below_simd<'a, S: Simd>(
+    _simd: S,
+    x: &'a [f32],
+    random: &'a [u16],
+    bound: u32,
+    marks: &'a mut [u8],
+) -> (f64, f64) {
     let (mut all, mut kept) = ([0.0f32; RUN], [0.0f32; RUN]);
-    for (x, random) in x.chunks(RUN).zip(random.chunks(RUN)) {
-        for (((all, kept), x), r) in all.iter_mut().zip(&mut kept).zip(x).zip(random) {
-            *all += x.abs();
-            *kept += if u32::from(*r) < bound { x.abs() } else { 0.0 };
-        }
+    let ((xs, x_rest), (randoms, random_rest)) = (x.as_chunks(), random.as_chunks());
+    let mut marks = marks.as_chunks_mut().0.iter_mut();
+    for ((x, random), marks) in xs.iter().zip(randoms).zip(&mut marks) {
+        *marks = mark_and_sum(x, random, bound, &mut all, &mut kept);
+    }
+    if let Some(marks) = marks.next() {
+        let (mut x, mut random) = ([0.0; MARKED], [0; MARKED]);
+        x[..x_rest.len()].copy_from_slice(x_rest);
+        random[..random_rest.len()].copy_from_slice(random_rest);
+        *marks = mark_and_sum(&x, &random, bound, &mut all, &mut kept);
     }
     let sum = |sums: &[f32]| sums.iter().map(|&x| f64::from(x)).sum::<f64>();
-    let (before, after) = (sum(&all), sum(&kept));
-    (before, after)
+    (sum(&all), sum(&kept))
+}
+
+/// One block of [`mark_and_sum_below`]: bit `b` of byte `j` marks element `64 b + j`.
+#[inline(always)]
+// Over plain indices all lanes stay in registers.
+#[allow(clippy::needless_range_loop)]
+fn mark_and_sum(
+    x: &[f32; MARKED],
+    random: &[u16; MARKED],
+    bound: u32,
+    all: &mut [f32; RUN],
+    kept: &mut [f32; RUN],
+) -> [u8; RUN] {
+    let mut marks = [0; RUN];
+    for bit in 0..8 {
+        for j in 0..RUN {
+            let magnitude = x[bit * RUN + j].abs();
+            let below = u32::from(random[bit * RUN + j]) < bound;
+            all[j] += magnitude;
+            kept[j] += if below { magnitude } else { 0.0 };
+            marks[j] |= if below { 1u8 << bit } else { 0 };
+        }
+    }
+    marks
+}
+
+/// Sets to zero what is not marked, and adds `weight` times what is left to `sum`.
+#[pulp::with_simd(keep_marked_and_add = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_marked_and_add_simd<'a, S: Simd>(
+    _simd: S,
+    x: &'a mut [f32],
+    marks: &'a [u8],
+    sum: &'a mut [f32],
+    weight: f32,
+) {
+    let ((xs, x_rest), (sums, sum_rest)) = (x.as_chunks_mut(), sum.as_chunks_mut());
+    let mut marks = marks.as_chunks().0.iter();
+    for ((x, sum), marks) in xs.iter_mut().zip(sums).zip(&mut marks) {
+        keep_block(x, marks, sum, weight);
+    }
+    if let Some(marks) = marks.next() {
+        let (mut x, mut sum) = ([0.0; MARKED], [0.0; MARKED]);
+        x[..x_rest.len()].copy_from_slice(x_rest);
+        sum[..sum_rest.len()].copy_from_slice(sum_rest);
+        keep_block(&mut x, marks, &mut sum, weight);
+        x_rest.copy_from_slice(&x[..x_rest.len()]);
+        sum_rest.copy_from_slice(&sum[..sum_rest.len()]);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn keep_block(x: &mut [f32; MARKED], marks: &[u8; RUN], sum: &mut [f32; MARKED], weight: f32) {
+    for bit in 0..8 {
+        for j in 0..RUN {
+            let (x, sum) = (&mut x[bit * RUN + j], &mut sum[bit * RUN + j]);
+            *x = f32::from_bits(if marks[j] & 1 << bit != 0 { x.to_bits() } else { 0 });
+            *sum += weight * *x;
+        }
+    }
 }
 
 /// Adds `weight · x` where the sign of `vote · x` is the elected one (zero counts as positive), and `share` to the divisor.
@@ -347,10 +426,23 @@ mod tests {
             let x: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
             let magnitudes: f64 = x.iter().map(|v| f64::from(v.abs())).sum();
             assert_eq!(sum_of_magnitudes(&x), magnitudes);
-            let random: Vec<u16> = (0..n).map(|i| i as u16).collect();
-            let below: f64 = x.iter().take(500).map(|v| f64::from(v.abs())).sum();
-            assert_eq!(sums_below(&x, &random, 500), (magnitudes, below));
             assert_eq!(dot(&x, &x), x.iter().map(|v| f64::from(v * v)).sum::<f64>());
+        }
+    }
+
+    #[test]
+    fn marks_keep_what_was_below_whatever_the_length() {
+        for n in [0, 1, 63, 64, 65, 511, 512, 513, 1600] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
+            let random: Vec<u16> = (0..n).map(|i| (i * 7919 % 1000) as u16).collect();
+            let kept: Vec<f32> = x.iter().zip(&random).map(|(x, r)| if *r < 300 { *x } else { 0.0 }).collect();
+            let magnitudes = |x: &[f32]| x.iter().map(|v| f64::from(v.abs())).sum::<f64>();
+            let mut marks = vec![0xff; mark_bytes(n)];
+            assert_eq!(mark_and_sum_below(&x, &random, 300, &mut marks), (magnitudes(&x), magnitudes(&kept)));
+            let (mut masked, mut sum) = (x, vec![1.0; n]);
+            keep_marked_and_add(&mut masked, &marks, &mut sum, 2.0);
+            assert_eq!(masked, kept);
+            assert_eq!(sum, kept.iter().map(|x| 1.0 + 2.0 * x).collect::<Vec<f32>>());
         }
     }
 

@@ -1,4 +1,5 @@
 use crate::methods::OpcmNorms;
+use crate::tensor::runs;
 use crate::{Error, Piece, TensorGroup};
 
 /// A way to make one tensor of several: sees one tensor's values at a time and returns one tensor.
@@ -82,24 +83,28 @@ impl<F: Fn(&mut Piece, &mut [f32]) + Sync> MergePieces for F {
 /// # Errors
 /// Those of the method.
 pub fn merge_tensor(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> Result<Vec<f32>, Error> {
-    Ok(merge_pieces(method, group, |_, out| out.to_vec())?.0.concat())
+    let collect = |values: &mut Vec<f32>, _: &Piece, out: &[f32]| values.extend_from_slice(out);
+    Ok(merge_runs(method, group, collect, |_, values| Ok(values))?.0.concat())
 }
 
-/// Merges all pieces of a tensor and gives each one's values to `f`. Returns results in order, and the method's state.
-pub(crate) fn merge_pieces<R: Send>(
+/// Merges all pieces of a tensor: `each` adds a piece's values to what `end` then gets for the pieces that were read together,
+/// with the place of their first element. Returns the results of `end` in order, and the method's state.
+pub(crate) fn merge_runs<A: Default, R: Send>(
     method: &dyn MergeMethod,
     group: &TensorGroup<'_>,
-    f: impl Fn(&mut Piece, &[f32]) -> R + Sync,
+    each: impl Fn(&mut A, &Piece, &[f32]) + Sync,
+    end: impl Fn(usize, A) -> Result<R, Error> + Sync,
 ) -> Result<(Vec<R>, Option<serde_json::Value>), Error> {
     let prepared = method.prepare(group)?;
-    let results = group.map(&group.pieces(method.whole_rows()), |range| {
-        group.with_piece(range.clone(), method.task_vectors(), |piece| {
+    let results = group.map(&runs(&group.pieces(method.whole_rows())), |run| {
+        let mut all = A::default();
+        group.with_pieces(run, method.task_vectors(), |piece| {
             let [mut out] = piece.zeros();
             prepared.merge(piece, &mut out);
-            let result = f(piece, &out);
+            each(&mut all, piece, &out);
             piece.give_back([out]);
-            result
-        })
+        })?;
+        end(run[0].start, all)
     })?;
     Ok((results, prepared.state()))
 }

@@ -14,9 +14,15 @@ pub struct Stream {
 
 /// Counters worked on side by side.
 const WIDTH: usize = 16;
+/// Half of them.
+const LANES: usize = WIDTH / 2;
 /// Numbers that these give: two of 16 bits from each of four words.
 const GROUP: usize = 8 * WIDTH;
 const ROUNDS: usize = 7;
+const M0: u64 = 0xd251_1f53;
+const M1: u64 = 0xcd9e_8d57;
+/// The lower half of 64 bits.
+const LOW: u64 = 0xffff_ffff;
 
 impl Stream {
     /// The stream of a tensor of a model.
@@ -41,8 +47,7 @@ impl Stream {
 
     /// The numbers of the elements from flat index `start` on, uniform over all of u16.
     ///
-    /// Element `128 g + 32 w + j` takes the lower half of word `w` of the block with counter `16 g + j`, for `j` below 16, and
-    /// the upper half of that with counter `16 g + j − 16` above.
+    /// Element `128 g + 32 w + 2 j + h` takes half `h`, the lower one first, of word `w` of the block with counter `16 g + j`.
     pub fn fill(&self, start: usize, out: &mut [u16]) {
         let mut group = (start / GROUP) as u64;
         let skip = start % GROUP;
@@ -64,39 +69,53 @@ impl Stream {
 }
 
 /// Fills `out`, a multiple of [`GROUP`] numbers, from a group on.
+///
+/// Words of even and of odd counters are kept apart, each in the lower half of 64 bits: there a product needs no shuffling,
+/// and what is left in the upper half is cut off only where it would count.
 #[pulp::with_simd(fill_groups = pulp::Arch::new())]
 #[inline(always)]
 // The macro needs its lifetimes named, and over plain indices all lanes become one instruction.
 #[allow(clippy::needless_lifetimes, clippy::needless_range_loop)]
 fn fill_groups_simd<'a, S: Simd>(_simd: S, key: [u32; 2], group: u64, out: &'a mut [u16]) {
-    const M0: u64 = 0xd251_1f53;
-    const M1: u64 = 0xcd9e_8d57;
     for (i, words) in out.chunks_exact_mut(GROUP).enumerate() {
         let first = (group + i as u64) * WIDTH as u64;
-        let mut c = [[0u32; WIDTH]; 4];
-        for j in 0..WIDTH {
-            // WIDTH divides 2³², so that the lower half does not overflow within a group.
-            c[0][j] = first as u32 + j as u32;
-            c[1][j] = (first >> 32) as u32;
-        }
-        let [mut k0, mut k1] = key;
-        for _ in 0..ROUNDS {
-            for j in 0..WIDTH {
-                let (p0, p1) = (M0 * u64::from(c[0][j]), M1 * u64::from(c[2][j]));
-                c[0][j] = (p1 >> 32) as u32 ^ c[1][j] ^ k0;
-                c[1][j] = p1 as u32;
-                c[2][j] = (p0 >> 32) as u32 ^ c[3][j] ^ k1;
-                c[3][j] = p0 as u32;
-            }
-            (k0, k1) = (k0.wrapping_add(0x9e37_79b9), k1.wrapping_add(0xbb67_ae85));
-        }
-        for (halves, c) in words.chunks_exact_mut(2 * WIDTH).zip(&c) {
-            for j in 0..WIDTH {
-                halves[j] = c[j] as u16;
-                halves[WIDTH + j] = (c[j] >> 16) as u16;
+        let even = blocks(first, key);
+        let odd = blocks(first + 1, key);
+        for w in 0..4 {
+            let words = &mut words[2 * WIDTH * w..2 * WIDTH * (w + 1)];
+            for l in 0..LANES {
+                let pair = (even[w][l] & LOW) | odd[w][l] << 32;
+                words[4 * l] = pair as u16;
+                words[4 * l + 1] = (pair >> 16) as u16;
+                words[4 * l + 2] = (pair >> 32) as u16;
+                words[4 * l + 3] = (pair >> 48) as u16;
             }
         }
     }
+}
+
+/// The blocks of every second counter from `first` on. Only the lower halves of the words are meant.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn blocks(first: u64, key: [u32; 2]) -> [[u64; LANES]; 4] {
+    let mut c = [[0u64; LANES]; 4];
+    for l in 0..LANES {
+        // WIDTH divides 2³², so that the lower half does not overflow within a group.
+        c[0][l] = first + 2 * l as u64;
+        c[1][l] = first >> 32;
+    }
+    let [mut k0, mut k1] = key;
+    for _ in 0..ROUNDS {
+        for l in 0..LANES {
+            let (p0, p1) = (M0 * (c[0][l] & LOW), M1 * (c[2][l] & LOW));
+            c[0][l] = p1 >> 32 ^ c[1][l] ^ u64::from(k0);
+            c[1][l] = p1;
+            c[2][l] = p0 >> 32 ^ c[3][l] ^ u64::from(k1);
+            c[3][l] = p0;
+        }
+        (k0, k1) = (k0.wrapping_add(0x9e37_79b9), k1.wrapping_add(0xbb67_ae85));
+    }
+    c
 }
 
 #[cfg(test)]
@@ -108,8 +127,33 @@ mod tests {
     fn known_answer() {
         let mut out = [0; GROUP];
         fill_groups([0, 0], 0, &mut out);
-        let word = |w: usize| u32::from(out[2 * w * WIDTH + WIDTH]) << 16 | u32::from(out[2 * w * WIDTH]);
+        let word = |w: usize| u32::from(out[2 * w * WIDTH + 1]) << 16 | u32::from(out[2 * w * WIDTH]);
         assert_eq!([0, 1, 2, 3].map(word), [0x5f6f_b709, 0x0d89_3f64, 0x4f12_1f81, 0x4f73_0a48]);
+    }
+
+    /// Against the definition, one counter at a time.
+    #[test]
+    fn every_element_has_its_half_of_a_word() {
+        let key = [0x243f_6a88, 0x85a3_08d3];
+        let block = |counter: u64| {
+            let mut c = [counter as u32, (counter >> 32) as u32, 0, 0];
+            let mut k = key;
+            for _ in 0..ROUNDS {
+                let (p0, p1) = (M0 * u64::from(c[0]), M1 * u64::from(c[2]));
+                c = [(p1 >> 32) as u32 ^ c[1] ^ k[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ k[1], p0 as u32];
+                k = [k[0].wrapping_add(0x9e37_79b9), k[1].wrapping_add(0xbb67_ae85)];
+            }
+            c
+        };
+        for group in [0, 1, (1 << 28) - 1, 1 << 28] {
+            let mut out = [0; GROUP];
+            fill_groups(key, group, &mut out);
+            for (i, number) in out.into_iter().enumerate() {
+                let (w, j, h) = (i / 32, i % 32 / 2, i % 2);
+                let word = block(16 * group + j as u64)[w];
+                assert_eq!(number, (word >> (16 * h)) as u16, "{group} {i}");
+            }
+        }
     }
 
     #[test]

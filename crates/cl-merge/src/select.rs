@@ -3,12 +3,14 @@
 //! Differences of bf16 weights take few distinct values, so thousands can lie exactly at the threshold; who is kept must not
 //! depend on the order in which a sort happens to leave them.
 
+use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use crate::tensor::runs;
 use crate::{Error, Piece, TensorGroup, kernels};
 
 /// Which elements of a tensor are kept, by magnitude.
@@ -43,28 +45,29 @@ impl Trim {
     }
 }
 
-/// Keys to choose from; several tensors' pieces may follow each other.
+/// Keys to choose from, in runs of pieces that are read together; several tensors' may follow each other.
 pub(crate) trait Keys: Sync {
-    /// Elements in each piece.
+    /// Elements in each run.
     fn lengths(&self) -> Vec<usize>;
-    /// Calls `f(request, keys)` for every request on piece `index`, or on about `part` elements of it.
-    fn with_keys(&self, index: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error>;
-    /// Maps pieces, in parallel where that is allowed; results in order.
+    /// Calls `f(request, keys)` for every request on every piece of a run, or on about `part` elements of the run. A request's
+    /// keys come in order.
+    fn with_keys(&self, run: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error>;
+    /// Maps runs, in parallel where that is allowed; results in order.
     fn map<R: Send>(&self, indices: &[usize], f: impl Fn(usize) -> Result<R, Error> + Sync) -> Result<Vec<R>, Error>;
 }
 
-/// Where a request's smallest kept value lies: its key, and piece and place of the end of the kept ties.
+/// Where a request's smallest kept value lies: its key, and run and place of the end of the kept ties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
     pub(crate) threshold: u32,
-    /// Ties are kept in all pieces before this one, …
-    pub(crate) piece: usize,
+    /// Ties are kept in all runs before this one, …
+    pub(crate) run: usize,
     /// … and in it before this place.
     pub(crate) place: usize,
 }
 
-const ALL: Cut = Cut { threshold: 0, piece: usize::MAX, place: 0 };
-const NONE: Cut = Cut { threshold: u32::MAX, piece: 0, place: 0 };
+const ALL: Cut = Cut { threshold: 0, run: usize::MAX, place: 0 };
+const NONE: Cut = Cut { threshold: u32::MAX, run: 0, place: 0 };
 
 /// Bits that a key has; the sign bit of a value's bits does not count.
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -144,7 +147,7 @@ pub(crate) fn largest(keys: &impl Keys, k: &[usize]) -> Result<Vec<Cut>, Error> 
 }
 
 enum Found {
-    /// `place` still counts kept ties of the piece.
+    /// `place` still counts kept ties of the run.
     Cut(Cut),
     Narrower(Bracket),
 }
@@ -155,13 +158,13 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
     if total <= 4 * SAMPLE {
         return Ok(k.iter().map(everything).collect());
     }
-    // A little of many pieces: neighbours are more alike than others.
+    // A little of many runs: neighbours are more alike than others.
     let step = lengths.len().div_ceil(64);
     let chosen: Vec<usize> = (0..lengths.len()).step_by(step).collect();
     let part = SAMPLE / chosen.len();
-    let samples = keys.map(&chosen, |piece| {
+    let samples = keys.map(&chosen, |run| {
         let mut samples = vec![Vec::new(); k.len()];
-        keys.with_keys(piece, Some(part), &mut |request, keys| {
+        keys.with_keys(run, Some(part), &mut |request, keys| {
             // Where only whole rows can be read these are more; an odd step walks through all columns.
             let stride = (keys.len() / part).max(1) | 1;
             samples[request].extend(keys.iter().step_by(stride).map(|key| key & MAGNITUDE));
@@ -169,7 +172,7 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
         Ok(samples)
     })?;
     let guess = |(request, k): (usize, &usize)| {
-        let mut sample: Vec<u32> = samples.iter().flat_map(|piece| piece[request].iter().copied()).collect();
+        let mut sample: Vec<u32> = samples.iter().flat_map(|run| run[request].iter().copied()).collect();
         let n = sample.len() as f64;
         let share = *k as f64 / total as f64;
         // Six standard deviations of the rank of a quantile in a random sample; weights near each other are alike.
@@ -184,57 +187,53 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
     Ok(k.iter().enumerate().map(guess).collect())
 }
 
-/// What a pass over one piece found for one request.
+/// What a pass over one run found for one request.
+#[derive(Default)]
 struct Tally {
     above: usize,
     held: Held,
 }
 
-/// The keys in the bracket: so many of each of its frequent values, and the others.
+/// The keys in the bracket: so many of each of its frequent values, and the others, where they are not so many that they are
+/// counted by bucket, together with those of other runs.
+#[derive(Default)]
 struct Held {
     frequent: [u32; 4],
-    others: Others,
+    others: Vec<u32>,
 }
 
-enum Others {
-    /// All of them.
-    Keys(Vec<u32>),
-    /// Counted by bucket, together with those of other pieces, because they are too many to be collected.
-    Counted,
-}
-
-/// One pass over all pieces for all open requests.
-fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], pieces: usize) -> Result<Vec<Found>, Error> {
-    let all: Vec<usize> = (0..pieces).collect();
+/// One pass over all runs for all open requests.
+fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> Result<Vec<Found>, Error> {
+    let all: Vec<usize> = (0..runs).collect();
     // A bracket over everything would collect everything: count first.
     let total: usize = keys.lengths().iter().sum();
     let collected = AtomicUsize::new(0);
     let counts: Vec<Mutex<Vec<usize>>> = brackets.iter().map(|_| Mutex::new(Vec::new())).collect();
-    let tally = |request: usize, keys: &[u32], marks: &mut Vec<u8>| {
+    let add = |tally: &mut Tally, request: usize, keys: &[u32], marks: &mut Vec<u8>| {
         let bracket = brackets[request];
         marks.clear();
         marks.resize(keys.len().next_multiple_of(8), 0);
         let (above, frequent) = kernels::tally(keys, bracket.low, bracket.high, bracket.values, marks);
+        tally.above += above as usize;
+        tally.held.frequent.iter_mut().zip(frequent).for_each(|(sum, n)| *sum += n);
         let narrow = bracket.low > 0 || bracket.high < LARGEST || total <= 4 * SAMPLE;
         let marked = marked(marks).map(|i| keys[i] & MAGNITUDE);
-        let others = if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
+        if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
             let mut sums = counts[request].lock().expect("no panic while held");
             sums.resize(BUCKETS, 0);
             count_buckets(marked, bracket, &mut sums);
-            Others::Counted
         } else {
-            let keys: Vec<u32> = marked.collect();
-            collected.fetch_add(keys.len(), Ordering::Relaxed);
-            Others::Keys(keys)
-        };
-        Tally { above: above as usize, held: Held { frequent, others } }
+            let before = tally.held.others.len();
+            tally.held.others.extend(marked);
+            collected.fetch_add(tally.held.others.len() - before, Ordering::Relaxed);
+        }
     };
-    let tallies = keys.map(&all, |piece| {
-        let mut tallies = Vec::new();
+    let tallies = keys.map(&all, |run| {
+        let mut tallies: Vec<Tally> = open.iter().map(|_| Tally::default()).collect();
         let mut marks = Vec::new();
-        keys.with_keys(piece, None, &mut |request, keys| {
-            if open.contains(&request) {
-                tallies.push(tally(request, keys, &mut marks));
+        keys.with_keys(run, None, &mut |request, keys| {
+            if let Some(place) = open.iter().position(|&r| r == request) {
+                add(&mut tallies[place], request, keys, &mut marks);
             }
         })?;
         Ok(tallies)
@@ -273,7 +272,7 @@ fn count_buckets(keys: impl Iterator<Item = u32>, bracket: Bracket, counts: &mut
 
 /// The cut, when the bracket held it and its keys were collected; else a narrower bracket that holds it.
 ///
-/// `counts` are those of the pieces that were counted by bucket.
+/// `counts` are of the keys that were counted by bucket.
 fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator<Item = &'t Tally> + Clone) -> Found {
     let Bracket { k, low, high, .. } = bracket;
     let above: usize = tallies.clone().map(|t| t.above).sum();
@@ -301,11 +300,11 @@ fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator
     }
     let range = bucket_low..=bucket_high;
     let (threshold, mut quota) = threshold(&bracket, tallies.clone(), range, k - larger);
-    for (piece, tally) in tallies.enumerate() {
+    for (run, tally) in tallies.enumerate() {
         let mut ties = 0;
         tally.held.each(&bracket, |key, n| ties += if key == threshold { n } else { 0 });
         if ties >= quota {
-            return Found::Cut(Cut { threshold, piece, place: quota });
+            return Found::Cut(Cut { threshold, run, place: quota });
         }
         quota -= ties;
     }
@@ -316,9 +315,7 @@ impl Held {
     /// Every key, with how many there are of it.
     fn each(&self, bracket: &Bracket, mut f: impl FnMut(u32, usize)) {
         bracket.values.iter().zip(self.frequent).filter(|(_, n)| *n > 0).for_each(|(&key, n)| f(key, n as usize));
-        if let Others::Keys(keys) = &self.others {
-            keys.iter().for_each(|&key| f(key, 1));
-        }
+        self.others.iter().for_each(|&key| f(key, 1));
     }
 }
 
@@ -361,25 +358,50 @@ fn threshold<'t>(
     unreachable!("the range holds it")
 }
 
-/// Turns a count of kept ties of a piece into a place in it.
+/// Turns a count of kept ties of a run into a place in it.
 fn place(keys: &impl Keys, request: usize, cut: Cut) -> Result<Cut, Error> {
     if cut == ALL || cut == NONE {
         return Ok(cut);
     }
-    let mut end = 0;
-    keys.with_keys(cut.piece, None, &mut |r, keys| {
+    let (mut passed, mut left, mut end) = (0, cut.place, 0);
+    keys.with_keys(cut.run, None, &mut |r, keys| {
         if r == request {
-            let ties = keys.iter().enumerate().filter(|&(_, &key)| key & MAGNITUDE == cut.threshold);
-            end = ties.take(cut.place).last().map_or(0, |(index, _)| index + 1);
+            for (i, _) in keys.iter().enumerate().filter(|&(_, &key)| key & MAGNITUDE == cut.threshold).take(left) {
+                left -= 1;
+                end = passed + i + 1;
+            }
+            passed += keys.len();
         }
     })?;
     Ok(Cut { place: end, ..cut })
 }
 
-/// The pieces of one tensor, with a function that makes a request's keys.
+/// Pieces that are read together.
+type Run = Vec<Range<usize>>;
+
+fn runs_of(group: &TensorGroup<'_>, whole_rows: bool) -> Vec<Run> {
+    runs(&group.pieces(whole_rows)).into_iter().map(<[_]>::to_vec).collect()
+}
+
+fn length(run: &Run) -> usize {
+    run.iter().map(Range::len).sum()
+}
+
+/// So many elements in the middle of a run, or, where whole rows are needed, the piece in the middle; all of it without a part.
+fn part_of(run: &Run, part: Option<usize>, whole_rows: bool) -> Cow<'_, [Range<usize>]> {
+    let Some(part) = part else { return Cow::Borrowed(run) };
+    if whole_rows {
+        return Cow::Borrowed(&run[run.len() / 2..][..1]);
+    }
+    let part = part.min(length(run));
+    let start = run[0].start + (length(run) - part) / 2;
+    Cow::Owned(std::iter::once(start..start + part).collect())
+}
+
+/// The runs of one tensor, with a function that makes a request's keys.
 struct TensorKeys<'g, 'a, F> {
     group: &'g TensorGroup<'a>,
-    ranges: Vec<Range<usize>>,
+    runs: Vec<Run>,
     whole_rows: bool,
     task_vectors: bool,
     requests: usize,
@@ -388,28 +410,22 @@ struct TensorKeys<'g, 'a, F> {
 
 impl<F: Fn(&mut Piece, usize, &mut dyn FnMut(&[u32])) + Sync> Keys for TensorKeys<'_, '_, F> {
     fn lengths(&self) -> Vec<usize> {
-        self.ranges.iter().map(Range::len).collect()
+        self.runs.iter().map(length).collect()
     }
 
-    fn with_keys(&self, index: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error> {
-        let range = part_of(self.ranges[index].clone(), part.filter(|_| !self.whole_rows));
-        self.group.with_piece(range, self.task_vectors, |piece| {
+    fn with_keys(&self, run: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error> {
+        let pieces = part_of(&self.runs[run], part, self.whole_rows);
+        self.group.with_pieces(&pieces, self.task_vectors, |piece| {
             for request in 0..self.requests {
                 (self.key)(piece, request, &mut |keys| f(request, keys));
             }
-        })
+        })?;
+        Ok(())
     }
 
     fn map<R: Send>(&self, indices: &[usize], f: impl Fn(usize) -> Result<R, Error> + Sync) -> Result<Vec<R>, Error> {
         self.group.map(indices, |&i| f(i))
     }
-}
-
-/// So many elements in the middle of a piece.
-fn part_of(range: Range<usize>, part: Option<usize>) -> Range<usize> {
-    let length = part.unwrap_or(usize::MAX).min(range.len());
-    let start = range.start + (range.len() - length) / 2;
-    start..start + length
 }
 
 /// Bits of values; as keys they order like magnitudes.
@@ -455,37 +471,38 @@ pub(crate) fn keep(
     k: &[usize],
     key: impl Fn(&mut Piece, usize, &mut dyn FnMut(&[u32])) + Sync,
 ) -> Result<Vec<Trim>, Error> {
-    let ranges = group.pieces(whole_rows);
-    let keys = TensorKeys { group, ranges, whole_rows, task_vectors, requests: k.len(), key };
+    let runs = runs_of(group, whole_rows);
+    let keys = TensorKeys { group, runs, whole_rows, task_vectors, requests: k.len(), key };
     let trim = |cut: Cut| {
         if cut == ALL {
             return Trim::ALL;
         }
-        let ties_end = keys.ranges.get(cut.piece).map_or(0, |range| range.start + cut.place);
+        let ties_end = keys.runs.get(cut.run).map_or(0, |run| run[0].start + cut.place);
         Trim { threshold: cut.threshold, ties_end: if cut == NONE { 0 } else { ties_end } }
     };
     Ok(largest(&keys, k)?.into_iter().map(trim).collect())
 }
 
-/// The pieces of all tensors of a model, in order of tensors: what trimming over the whole model ranks.
+/// The runs of all tensors of a model, in order of tensors: what trimming over the whole model ranks.
 struct ModelKeys<'g, 'a> {
     groups: &'g [TensorGroup<'a>],
-    places: Vec<(usize, Range<usize>)>, // tensor, and elements of it
+    places: Vec<(usize, Run)>, // tensor, and pieces of it
     models: usize,
 }
 
 impl Keys for ModelKeys<'_, '_> {
     fn lengths(&self) -> Vec<usize> {
-        self.places.iter().map(|(_, range)| range.len()).collect()
+        self.places.iter().map(|(_, run)| length(run)).collect()
     }
 
-    fn with_keys(&self, index: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error> {
-        let (group, range) = &self.places[index];
-        self.groups[*group].with_piece(part_of(range.clone(), part), true, |piece| {
+    fn with_keys(&self, run: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error> {
+        let (group, run) = &self.places[run];
+        self.groups[*group].with_pieces(&part_of(run, part, false), true, |piece| {
             for model in 0..self.models {
                 f(model, bits(&piece.models[model]));
             }
-        })
+        })?;
+        Ok(())
     }
 
     fn map<R: Send>(&self, indices: &[usize], f: impl Fn(usize) -> Result<R, Error> + Sync) -> Result<Vec<R>, Error> {
@@ -500,12 +517,12 @@ impl Keys for ModelKeys<'_, '_> {
 /// # Errors
 /// Those of reading.
 pub fn trim_models(groups: &[TensorGroup<'_>], density: &[f64]) -> Result<Vec<Vec<Trim>>, Error> {
-    let places: Vec<(usize, Range<usize>)> = groups
+    let places: Vec<(usize, Run)> = groups
         .iter()
         .enumerate()
-        .flat_map(|(i, group)| group.pieces(false).into_iter().map(move |range| (i, range)))
+        .flat_map(|(i, group)| runs_of(group, false).into_iter().map(move |run| (i, run)))
         .collect();
-    let total: usize = places.iter().map(|(_, range)| range.len()).sum();
+    let total: usize = places.iter().map(|(_, run)| length(run)).sum();
     let keys = ModelKeys { groups, places, models: density.len() };
     let k: Vec<usize> = density.iter().map(|&d| crate::methods::kept(d, total)).collect();
     let cuts = largest(&keys, &k)?;
@@ -513,10 +530,10 @@ pub fn trim_models(groups: &[TensorGroup<'_>], density: &[f64]) -> Result<Vec<Ve
         if *cut == ALL || *cut == NONE {
             return if *cut == ALL { Trim::ALL } else { Trim::NONE };
         }
-        let (last, range) = &keys.places[cut.piece];
+        let (last, run) = &keys.places[cut.run];
         let ties_end = match group.cmp(last) {
             std::cmp::Ordering::Less => usize::MAX,
-            std::cmp::Ordering::Equal => range.start + cut.place,
+            std::cmp::Ordering::Equal => run[0].start + cut.place,
             std::cmp::Ordering::Greater => 0,
         };
         Trim { threshold: cut.threshold, ties_end }

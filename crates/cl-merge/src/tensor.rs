@@ -9,9 +9,12 @@ use rayon::prelude::*;
 use crate::select::Trim;
 use crate::{Error, kernels};
 
-/// Elements of a piece. It is fixed, because sums over pieces would otherwise depend on who asks.
-/// Of shorter ones, reading costs more per byte; of longer ones, fewer models fit into a core's cache.
-pub const PIECE: usize = 32_768;
+/// Elements of a piece: so few that all models' are still in a core's cache when a method goes over them again. It is fixed,
+/// because sums over pieces would otherwise depend on who asks.
+pub const PIECE: usize = 2048;
+
+/// Elements of the pieces that are read together, because short reads cost more per byte.
+pub(crate) const READ: usize = 16 * PIECE;
 
 /// Whether [`Values`] can be read from this type.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
@@ -53,38 +56,46 @@ impl<'a> Values<'a> {
         self.model
     }
 
-    /// Reads the elements from `start` on as f32, less those of `base` if it is not empty, and refuses those that are not
-    /// finite.
-    fn read(
+    /// Reads `len` elements' bytes from `start` on; nothing where the values are in memory.
+    fn read(&self, start: usize, len: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        if let Origin::Source { source, tensor, dtype } = self.origin {
+            let size = dtype.bitsize() / 8;
+            bytes.resize(len * size, 0);
+            source.read(tensor, (self.skip + start) * size, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the elements from `start` on as f32, less those of `base` if it is not empty, and refuses those that are not
+    /// finite. `bytes` are those that [`Values::read`] read from `from` on.
+    fn convert(
         &self,
         tensor: &str,
+        (bytes, from): (&[u8], usize),
         start: usize,
         base: &[f32],
         out: &mut [f32],
-        bytes: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        if self.read_unchecked(start, base, out, bytes)? < f32::INFINITY.to_bits() {
+        if self.convert_unchecked(bytes, from, start, base, out) < f32::INFINITY.to_bits() {
             return Ok(());
         }
         // The base was found finite, so what is wrong is here, if it is no difference that overflows.
-        self.read_unchecked(start, &[], out, bytes)?;
+        self.convert_unchecked(bytes, from, start, &[], out);
         let index = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
         let value = if out[index].is_finite() { f32::INFINITY } else { out[index] };
         Err(Error::NotFinite { model: self.model.to_owned(), tensor: tensor.to_owned(), index: start + index, value })
     }
 
     /// Returns the bits of the largest magnitude.
-    fn read_unchecked(&self, start: usize, base: &[f32], out: &mut [f32], bytes: &mut Vec<u8>) -> Result<u32, Error> {
-        let start = self.skip + start;
+    fn convert_unchecked(&self, bytes: &[u8], from: usize, start: usize, base: &[f32], out: &mut [f32]) -> u32 {
         match self.origin {
-            Origin::Memory(values) => out.copy_from_slice(&values[start..start + out.len()]),
-            Origin::Source { source, tensor, dtype } => {
+            Origin::Memory(values) => out.copy_from_slice(&values[self.skip + start..][..out.len()]),
+            Origin::Source { dtype, .. } => {
                 let size = dtype.bitsize() / 8;
-                bytes.resize(out.len() * size, 0);
-                source.read(tensor, start * size, bytes)?;
+                let bytes = &bytes[(start - from) * size..][..out.len() * size];
                 match dtype {
-                    Dtype::BF16 if base.is_empty() => return Ok(kernels::read_bf16(bytes, out)),
-                    Dtype::BF16 => return Ok(kernels::read_bf16_minus(bytes, base, out)),
+                    Dtype::BF16 if base.is_empty() => return kernels::read_bf16(bytes, out),
+                    Dtype::BF16 => return kernels::read_bf16_minus(bytes, base, out),
                     _ => {
                         let values = convert::to_f32(dtype, bytes).expect("the plan takes floating tensors only");
                         out.copy_from_slice(&values);
@@ -95,7 +106,7 @@ impl<'a> Values<'a> {
         if !base.is_empty() {
             kernels::subtract(out, base);
         }
-        Ok(kernels::largest_key(out))
+        kernels::largest_key(out)
     }
 }
 
@@ -115,7 +126,14 @@ pub struct TensorGroup<'a> {
     pub model_trims: Option<Vec<Trim>>,
 }
 
+/// Splits ranges into those that are read together: of [`READ`] elements, or a single longer one.
+pub(crate) fn runs(ranges: &[Range<usize>]) -> Vec<&[Range<usize>]> {
+    let longest = ranges.iter().map(Range::len).max().unwrap_or(1).max(1);
+    ranges.chunks((READ / longest).max(1)).collect()
+}
+
 /// A part of a tensor: elements `start..start + len` of every input, as f32. Methods may overwrite them.
+#[derive(Default)]
 pub struct Piece {
     /// Flat index of the first element.
     pub start: usize,
@@ -129,7 +147,8 @@ pub struct Piece {
     pub words: Vec<u32>,
     /// Room for random numbers; any content.
     pub random: Vec<u16>,
-    pub(crate) bytes: Vec<u8>,
+    /// What was read of the base and of the models, of several pieces.
+    bytes: Vec<Vec<u8>>,
     task_vectors: bool,
 }
 
@@ -199,43 +218,53 @@ impl<'a> TensorGroup<'a> {
         (0..elements).step_by(length).map(|start| start..elements.min(start + length)).collect()
     }
 
-    /// Calls `f` with a piece that holds these elements; with `task_vectors` the models' values come as differences from the
-    /// base's.
+    /// Calls `f` with every piece of these ranges, each of which begins where the one before it ends, and returns the results.
+    /// Everything is read at the start. With `task_vectors` the models' values come as differences from the base's.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn with_piece<R>(
+    pub fn with_pieces<R>(
         &self,
-        range: Range<usize>,
+        ranges: &[Range<usize>],
         task_vectors: bool,
-        f: impl FnOnce(&mut Piece) -> R,
-    ) -> Result<R, Error> {
-        let mut piece = SPARE.take().unwrap_or_else(|| Piece {
-            start: 0,
-            base: Vec::new(),
-            models: Vec::new(),
-            scratch: Vec::new(),
-            words: Vec::new(),
-            random: Vec::new(),
-            bytes: Vec::new(),
-            task_vectors,
-        });
-        piece.start = range.start;
+        mut f: impl FnMut(&mut Piece) -> R,
+    ) -> Result<Vec<R>, Error> {
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
+        let from = first.start;
+        let mut piece = SPARE.take().unwrap_or_default();
         piece.task_vectors = task_vectors;
         piece.models.resize_with(self.models.len(), Vec::new);
-        piece.base.clear();
-        if let Some(base) = &self.base {
-            piece.base.resize(range.len(), 0.0);
-            base.read(self.name, range.start, &[], &mut piece.base, &mut piece.bytes)?;
+        piece.bytes.resize_with(self.models.len() + 1, Vec::new);
+        for (values, bytes) in self.base.iter().chain(&self.models).zip(&mut piece.bytes) {
+            values.read(from, last.end - from, bytes)?;
         }
-        let base = if task_vectors { &piece.base[..] } else { &[] };
-        for (values, out) in self.models.iter().zip(&mut piece.models) {
-            out.resize(range.len(), 0.0);
-            values.read(self.name, range.start, base, out, &mut piece.bytes)?;
+        let mut results = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            self.convert(&mut piece, range, from, task_vectors)?;
+            results.push(f(&mut piece));
         }
-        let result = f(&mut piece);
         SPARE.set(Some(piece));
-        Ok(result)
+        Ok(results)
+    }
+
+    /// Makes a piece's values of the bytes that were read from `from` on.
+    fn convert(&self, piece: &mut Piece, range: &Range<usize>, from: usize, task_vectors: bool) -> Result<(), Error> {
+        let Piece { base, models, bytes, .. } = piece;
+        piece.start = range.start;
+        piece.task_vectors = task_vectors;
+        let mut bytes = bytes.iter();
+        let mut next = || (bytes.next().expect("one for each input").as_slice(), from);
+        base.clear();
+        if let Some(values) = &self.base {
+            base.resize(range.len(), 0.0);
+            values.convert(self.name, next(), range.start, &[], base)?;
+        }
+        let base = if task_vectors { &base[..] } else { &[] };
+        for (values, out) in self.models.iter().zip(models) {
+            out.resize(range.len(), 0.0);
+            values.convert(self.name, next(), range.start, base, out)?;
+        }
+        Ok(())
     }
 
     /// Calls `f` with every piece, on several threads where that is allowed, and returns the results in order.
@@ -247,7 +276,7 @@ impl<'a> TensorGroup<'a> {
         ranges: &[Range<usize>],
         f: impl Fn(&mut Piece) -> R + Sync,
     ) -> Result<Vec<R>, Error> {
-        self.map(ranges, |range| self.with_piece(range.clone(), false, &f))
+        self.map_runs(ranges, |run| self.with_pieces(run, false, &f))
     }
 
     /// As [`TensorGroup::map_pieces`], with the models' values as differences from the base's.
@@ -259,7 +288,15 @@ impl<'a> TensorGroup<'a> {
         ranges: &[Range<usize>],
         f: impl Fn(&mut Piece) -> R + Sync,
     ) -> Result<Vec<R>, Error> {
-        self.map(ranges, |range| self.with_piece(range.clone(), true, &f))
+        self.map_runs(ranges, |run| self.with_pieces(run, true, &f))
+    }
+
+    fn map_runs<R: Send>(
+        &self,
+        ranges: &[Range<usize>],
+        f: impl Fn(&[Range<usize>]) -> Result<Vec<R>, Error> + Sync,
+    ) -> Result<Vec<R>, Error> {
+        Ok(self.map(&runs(ranges), |run| f(run))?.into_iter().flatten().collect())
     }
 
     /// Maps anything, on several threads where that is allowed; results, or the first error, in order.
@@ -283,8 +320,9 @@ impl<'a> TensorGroup<'a> {
     pub fn load(&self, values: &Values<'_>) -> Result<Vec<f32>, Error> {
         let mut out = vec![0.0; self.elements()];
         let mut bytes = Vec::new();
-        for (i, part) in out.chunks_mut(PIECE).enumerate() {
-            values.read(self.name, i * PIECE, &[], part, &mut bytes)?;
+        for (i, part) in out.chunks_mut(READ).enumerate() {
+            values.read(i * READ, part.len(), &mut bytes)?;
+            values.convert(self.name, (&bytes, i * READ), i * READ, &[], part)?;
         }
         Ok(out)
     }

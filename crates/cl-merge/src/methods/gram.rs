@@ -65,12 +65,12 @@ impl Gram {
 
     /// Of a tensor's vectors, summed in the order of pieces, so that threads make no difference.
     fn of_tensor(group: &TensorGroup<'_>, vectors: Vectors) -> Result<Gram, Error> {
-        let task_vectors = vectors == Vectors::TaskVectors;
-        let parts = group.map(&group.pieces(false), |range| {
-            group.with_piece(range.clone(), task_vectors, |piece| {
-                Gram::new(&vectors.summands(piece)[vectors.before()..]).products
-            })
-        })?;
+        let products = |piece: &mut Piece| Gram::new(&vectors.summands(piece)[vectors.before()..]).products;
+        let pieces = group.pieces(false);
+        let parts = match vectors {
+            Vectors::Inputs => group.map_pieces(&pieces, products)?,
+            Vectors::TaskVectors => group.map_task_vectors(&pieces, products)?,
+        };
         let size = group.models.len() + usize::from(group.base.is_some()) - vectors.before();
         let mut products = vec![0.0; size * size];
         for part in parts {

@@ -19,7 +19,7 @@ pub struct NuSlerp {
 }
 
 /// Pieces whose sums by column are held at a time.
-const BATCH: usize = 64;
+const BATCH: usize = 1024;
 
 impl MergeMethod for NuSlerp {
     fn whole_rows(&self) -> bool {

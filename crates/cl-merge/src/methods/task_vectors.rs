@@ -1,5 +1,5 @@
 use crate::select::{Trim, bits, keep, keep_largest_changes};
-use crate::{Error, MergeMethod, MergePieces, Piece, Stream, TensorGroup, kernels};
+use crate::{Error, MergeMethod, MergePieces, PIECE, Piece, Stream, TensorGroup, kernels};
 
 /// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
 ///
@@ -107,10 +107,14 @@ impl MergeMethod for TaskVectors {
         true
     }
 
+    fn workspace(&self, group: &TensorGroup<'_>) -> usize {
+        if self.keeps_marks(group) { mark_bytes(group) } else { 0 }
+    }
+
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         let masks = self.masks(group)?;
-        let factors = self.factors(group, &masks)?;
-        Ok(Box::new(Prepared { method: self, masks, factors, columns: group.columns() }))
+        let (factors, marks) = self.factors(group, &masks)?;
+        Ok(Box::new(Prepared { method: self, masks, marks, factors, columns: group.columns() }))
     }
 }
 
@@ -131,9 +135,14 @@ enum Mask {
     },
 }
 
+/// What random masks keep: for each piece one bit an element of every model, one model's after another's.
+type Marks = Vec<Vec<u8>>;
+
 struct Prepared<'t> {
     method: &'t TaskVectors,
     masks: Vec<Mask>,
+    /// Of the pass over norms, where it was remembered.
+    marks: Option<Marks>,
     factors: Vec<f32>,
     columns: usize,
 }
@@ -181,19 +190,26 @@ impl TaskVectors {
         }
     }
 
-    /// What each model's kept part is multiplied by.
-    fn factors(&self, group: &TensorGroup<'_>, masks: &[Mask]) -> Result<Vec<f32>, Error> {
+    /// Whether random masks are remembered between the pass over norms and the merge, rather than drawn again.
+    fn keeps_marks(&self, group: &TensorGroup<'_>) -> bool {
+        self.rescale == Rescale::Norm
+            && matches!(self.sparsify, Sparsify::Random { .. })
+            && mark_bytes(group) <= MOST_MARKS
+    }
+
+    /// What each model's kept part is multiplied by, and what random masks keep where it is remembered.
+    fn factors(&self, group: &TensorGroup<'_>, masks: &[Mask]) -> Result<(Vec<f32>, Option<Marks>), Error> {
         let density = match &self.sparsify {
-            Sparsify::None => return Ok(vec![1.0; masks.len()]),
+            Sparsify::None => return Ok((vec![1.0; masks.len()], None)),
             Sparsify::Magnitude { density }
             | Sparsify::Random { density }
             | Sparsify::Outliers { density, .. }
             | Sparsify::Ranked { density, .. } => density,
         };
-        match self.rescale {
-            Rescale::None => Ok(vec![1.0; masks.len()]),
+        let factors = match self.rescale {
+            Rescale::None => vec![1.0; masks.len()],
             // Ranked masks divide entry by entry, because every rank has its own probability.
-            Rescale::Density if matches!(self.sparsify, Sparsify::Ranked { .. }) => Ok(vec![1.0; masks.len()]),
+            Rescale::Density if matches!(self.sparsify, Sparsify::Ranked { .. }) => vec![1.0; masks.len()],
             Rescale::Density => {
                 let factor = |(mask, &density): (&Mask, &f64)| match mask {
                     // The probability as the mask has it, rounded.
@@ -201,21 +217,34 @@ impl TaskVectors {
                     _ if density > 0.0 => (1.0 / density.min(1.0)) as f32,
                     _ => 1.0,
                 };
-                Ok(masks.iter().zip(density).map(factor).collect())
+                masks.iter().zip(density).map(factor).collect()
             }
-            Rescale::Norm => {
-                let columns = group.columns();
-                let sums =
-                    group.map_task_vectors(&group.pieces(self.whole_rows()), |piece| sums(piece, masks, columns))?;
-                let factor = |model: usize| {
-                    let before: f64 = sums.iter().map(|piece| piece[model].0).sum();
-                    let after: f64 = sums.iter().map(|piece| piece[model].1).sum();
-                    if before < 1e-7 || after < 1e-7 { 1.0 } else { (before / after) as f32 }
-                };
-                Ok((0..masks.len()).map(factor).collect())
-            }
-        }
+            Rescale::Norm => return self.factors_to_the_norm(group, masks),
+        };
+        Ok((factors, None))
     }
+
+    fn factors_to_the_norm(&self, group: &TensorGroup<'_>, masks: &[Mask]) -> Result<(Vec<f32>, Option<Marks>), Error> {
+        let (pieces, columns, remember) = (group.pieces(self.whole_rows()), group.columns(), self.keeps_marks(group));
+        let measured = group.map_task_vectors(&pieces, |piece| sums(piece, masks, columns, remember))?;
+        let (sums, marks): (Vec<_>, Vec<_>) = measured.into_iter().unzip();
+        let factor = |model: usize| {
+            let before: f64 = sums.iter().map(|piece| piece[model].0).sum();
+            let after: f64 = sums.iter().map(|piece| piece[model].1).sum();
+            if before < 1e-7 || after < 1e-7 { 1.0 } else { (before / after) as f32 }
+        };
+        // Marks are of random masks only; there are none where a density of one keeps everything of a model.
+        let remembered = remember && masks.iter().all(|mask| matches!(mask, Mask::Random { .. }));
+        Ok(((0..masks.len()).map(factor).collect(), remembered.then_some(marks)))
+    }
+}
+
+/// Bytes of remembered masks at most.
+const MOST_MARKS: usize = 32 << 20;
+
+/// Bytes of all models' masks.
+fn mark_bytes(group: &TensorGroup<'_>) -> usize {
+    group.models.len() * kernels::mark_bytes(group.elements())
 }
 
 /// A random number of 16 bits is below it with this probability; as good as never only where that is zero.
@@ -233,24 +262,27 @@ pub(crate) fn kept(density: f64, n: usize) -> usize {
     }
 }
 
-/// Sums of magnitudes before and after masking, per model.
-fn sums(piece: &mut Piece, masks: &[Mask], columns: usize) -> Vec<(f64, f64)> {
+/// Sums of magnitudes before and after masking, per model; and what random masks keep, one model's after another's, if it is to
+/// be remembered.
+fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (Vec<(f64, f64)>, Vec<u8>) {
     if masks.iter().all(|mask| matches!(mask, Mask::Random { .. })) {
+        let of_model = kernels::mark_bytes(piece.len());
+        let mut marks = vec![0; of_model * masks.len()];
         let mut random = std::mem::take(&mut piece.random);
         random.resize(piece.len(), 0);
-        let sums = piece.models.iter().zip(masks).map(|(x, mask)| {
+        let sums = piece.models.iter().zip(masks).zip(marks.chunks_mut(of_model.max(1))).map(|((x, mask), marks)| {
             let Mask::Random { stream, bound } = mask else { unreachable!("all are random") };
             stream.fill(piece.start, &mut random);
-            kernels::sums_below(x, &random, *bound)
+            kernels::mark_and_sum_below(x, &random, *bound, marks)
         });
         let sums = sums.collect();
         piece.random = random;
-        return sums;
+        return (sums, if remember { marks } else { Vec::new() });
     }
     let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
     sparsify(piece, masks, columns, false);
     let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
-    before.into_iter().zip(after).collect()
+    (before.into_iter().zip(after).collect(), Vec::new())
 }
 
 /// Applies the masks to task vectors.
@@ -301,44 +333,55 @@ fn keep_ranked(row: &mut [f32], random: &[u16], density: f64, epsilon: f64, divi
     }
 }
 
-/// Entries worked on at a time: all models' are then still in a core's cache when they are gone over again.
-const BLOCK: usize = 2048;
-
 impl MergePieces for Prepared<'_> {
     fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
-        // Masks by the rank in a row need whole rows; the others are applied block by block.
-        let by_block = !self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. }));
-        if !by_block {
+        // Masks that cost more than a comparison are applied beforehand, others together with the election.
+        let masked = self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. }));
+        if masked {
             sparsify(piece, &self.masks, self.columns, self.method.rescale == Rescale::Density);
         }
-        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-            let range = i * BLOCK..i * BLOCK + out.len();
-            let start = piece.start + range.start;
-            let models: Vec<&mut [f32]> = piece.models.iter_mut().map(|x| &mut x[range.clone()]).collect();
-            self.merge_block(start, &piece.base[range], models, by_block, out);
-        }
+        let [mut elected, mut divisor] = piece.zeros();
+        let mut random = std::mem::take(&mut piece.random);
+        random.resize(piece.len(), 0);
+        self.elect(piece, !masked, &mut random, &mut elected, &mut divisor);
+        self.add(piece, &elected, &mut divisor, out);
+        kernels::finish(out, &divisor, self.method.lambda, &piece.base);
+        piece.random = random;
+        piece.give_back([elected, divisor]);
     }
 }
 
 impl Prepared<'_> {
-    fn merge_block(&self, start: usize, base: &[f32], mut models: Vec<&mut [f32]>, masked: bool, out: &mut [f32]) {
-        let method = self.method;
-        let (mut elected, mut divisor) = ([0.0; BLOCK], [0.0; BLOCK]);
-        let (elected, divisor) = (&mut elected[..out.len()], &mut divisor[..out.len()]);
-        let vote = |weight: f32, factor: f32| match method.consensus {
+    /// Weights and factors of the models.
+    fn members(&self) -> impl Iterator<Item = (f32, f32)> {
+        self.method.weights.iter().copied().zip(self.factors.iter().copied())
+    }
+
+    /// What a task vector counts in the election.
+    fn vote(&self, weight: f32, factor: f32) -> f32 {
+        match self.method.consensus {
             Some(Consensus { weighted: true, .. }) => weight * factor,
             _ => factor,
-        };
-        let members = || method.weights.iter().copied().zip(self.factors.iter().copied());
-        for (((weight, factor), mask), x) in members().zip(&self.masks).zip(&mut models) {
-            let weight = vote(weight, factor);
-            match method.consensus {
-                Some(Consensus { sign: Sign::Sum, .. }) if masked => mask_and_add(mask, start, x, elected, weight),
+        }
+    }
+
+    /// Sums what elects the signs, and applies the masks with `mask`. `nothing` is left as it is.
+    fn elect(&self, piece: &mut Piece, mask: bool, random: &mut [u16], elected: &mut [f32], nothing: &mut [f32]) {
+        let start = piece.start;
+        let marks = self.marks.as_ref().map(|marks| &marks[start / PIECE]);
+        let mut marks = marks.map(|marks| marks.chunks(kernels::mark_bytes(piece.len())));
+        for (((weight, factor), of_model), x) in self.members().zip(&self.masks).zip(&mut piece.models) {
+            let weight = self.vote(weight, factor);
+            let marks = marks.as_mut().and_then(Iterator::next);
+            match self.method.consensus {
+                Some(Consensus { sign: Sign::Sum, .. }) if mask => {
+                    mask_and_add(of_model, marks, start, x, random, elected, weight);
+                }
                 Some(Consensus { sign: Sign::Sum, .. }) => kernels::add_scaled(elected, weight, x),
                 consensus => {
-                    if masked {
+                    if mask {
                         // What is added does not count without an election by sums.
-                        mask_and_add(mask, start, x, divisor, 0.0);
+                        mask_and_add(of_model, marks, start, x, random, nothing, 0.0);
                     }
                     if consensus.is_some() {
                         kernels::add_signs(elected, weight, x);
@@ -346,29 +389,43 @@ impl Prepared<'_> {
                 }
             }
         }
-        let share = |weight: f32| match method.divisor {
+    }
+
+    /// Adds up what agrees with the elected signs, and what the sum is divided by.
+    fn add(&self, piece: &Piece, elected: &[f32], divisor: &mut [f32], out: &mut [f32]) {
+        let share = |weight: f32| match self.method.divisor {
             Divisor::None => 0.0,
             Divisor::Weight => weight,
             Divisor::Count => 1.0,
         };
-        if method.consensus.is_some() {
-            for ((weight, factor), x) in members().zip(&models) {
-                let factors = [vote(weight, factor), weight * factor, share(weight)];
+        if self.method.consensus.is_some() {
+            for ((weight, factor), x) in self.members().zip(&piece.models) {
+                let factors = [self.vote(weight, factor), weight * factor, share(weight)];
                 kernels::add_elected(out, divisor, elected, x, factors);
             }
         } else {
-            for ((weight, factor), x) in members().zip(&models) {
+            for ((weight, factor), x) in self.members().zip(&piece.models) {
                 kernels::add_scaled(out, weight * factor, x);
             }
-            let total: f32 = method.weights.iter().map(|&w| share(w)).sum();
+            let total: f32 = self.method.weights.iter().map(|&w| share(w)).sum();
             divisor.fill(if total.abs() < 1e-8 { 1.0 } else { total });
         }
-        kernels::finish(out, divisor, method.lambda, base);
     }
 }
 
 /// Masks entries from flat index `start` on, and adds `weight` times what is left to `sum`, in one go.
-fn mask_and_add(mask: &Mask, start: usize, x: &mut [f32], sum: &mut [f32], weight: f32) {
+fn mask_and_add(
+    mask: &Mask,
+    marks: Option<&[u8]>,
+    start: usize,
+    x: &mut [f32],
+    random: &mut [u16],
+    sum: &mut [f32],
+    weight: f32,
+) {
+    if let Some(marks) = marks {
+        return kernels::keep_marked_and_add(x, marks, sum, weight);
+    }
     match mask {
         Mask::All => kernels::add_scaled(sum, weight, x),
         Mask::Largest(trim) => {
@@ -379,8 +436,6 @@ fn mask_and_add(mask: &Mask, start: usize, x: &mut [f32], sum: &mut [f32], weigh
             kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, weight);
         }
         Mask::Random { stream, bound } => {
-            let mut random = [0; BLOCK];
-            let random = &mut random[..x.len()];
             stream.fill(start, random);
             kernels::keep_below_and_add(x, random, *bound, sum, weight);
         }
