@@ -17,10 +17,56 @@ pub struct Adapter {
 pub struct AdapterModule {
     /// Name of the layer in the base model.
     pub name: String,
-    /// Shape of `lora_A`: `[r, in]`.
+    /// What the layer is.
+    pub kind: LayerKind,
+    /// Shape of `lora_A`: `[r, in]`, of an embedding `[r, tokens]`.
     pub a_shape: Vec<usize>,
     /// Shape of `lora_B`: `[out, r]`.
     pub b_shape: Vec<usize>,
+    /// Whether the layer has a magnitude beside its factors (DoRA).
+    pub dora: bool,
+}
+
+/// What an adapted layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerKind {
+    /// A linear layer: `ΔW = scaling · B·A`, `[out, in]`.
+    Linear,
+    /// A table of tokens: `ΔW = scaling · (B·A)ᵀ`, `[tokens, out]`.
+    Embedding,
+}
+
+impl LayerKind {
+    /// What the names of its factors end in.
+    fn suffixes(self) -> [&'static str; 2] {
+        match self {
+            LayerKind::Linear => [".lora_A.weight", ".lora_B.weight"],
+            LayerKind::Embedding => [".lora_embedding_A", ".lora_embedding_B"],
+        }
+    }
+}
+
+/// What the name of a magnitude ends in, as PEFT writes it and as it did before 0.10.
+const MAGNITUDES: [&str; 2] = [".lora_magnitude_vector", ".lora_magnitude_vector.weight"];
+
+impl AdapterModule {
+    /// Rank of its update.
+    pub fn rank(&self) -> usize {
+        self.a_shape[0]
+    }
+
+    /// Names of the tensors A and B.
+    pub fn factors(&self) -> [String; 2] {
+        self.kind.suffixes().map(|suffix| format!("{PREFIX}{}{suffix}", self.name))
+    }
+
+    /// Shape of the layer's weight.
+    pub fn weight_shape(&self) -> [usize; 2] {
+        match self.kind {
+            LayerKind::Linear => [self.b_shape[0], self.a_shape[1]],
+            LayerKind::Embedding => [self.a_shape[1], self.b_shape[0]],
+        }
+    }
 }
 
 const CONFIG: &str = "adapter_config.json";
@@ -72,6 +118,33 @@ impl Adapter {
     pub fn modules(&self) -> Vec<&AdapterModule> {
         self.modules.iter().collect()
     }
+
+    /// Name of the tensor with a module's magnitude, `[out]`, where it has one (DoRA).
+    pub fn magnitude(&self, module: &AdapterModule) -> Option<String> {
+        let names = MAGNITUDES.map(|suffix| format!("{PREFIX}{}{suffix}", module.name));
+        names.into_iter().find(|name| module.dora && self.info(name).is_some())
+    }
+
+    /// Tensors that are neither factors nor magnitudes, each with the name of the base's tensor that it stands for: PEFT
+    /// stores the weight of an adapted embedding or head beside its adapter.
+    pub fn whole_tensors(&self) -> Vec<(&str, String)> {
+        let factor = |name: &str| {
+            let kinds = [LayerKind::Linear, LayerKind::Embedding];
+            kinds.iter().flat_map(|k| k.suffixes()).chain(MAGNITUDES).any(|suffix| name.ends_with(suffix))
+        };
+        let whole = self.names().into_iter().filter(|name| !factor(name));
+        whole.map(|name| (name, name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", "."))).collect()
+    }
+
+    /// Refuses adapters whose meaning goes beyond low-rank factors and DoRA's magnitudes.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] names the feature.
+    pub fn check_supported(&self) -> Result<(), Error> {
+        let Some(feature) = self.config.unsupported() else { return Ok(()) };
+        let message = format!("{feature} adapters are not supported; use a plain LoRA adapter");
+        Err(Error::Adapter { path: self.dir.clone(), message })
+    }
 }
 
 fn modules(
@@ -85,14 +158,16 @@ fn modules(
         return Ok(modules);
     }
     for &name in shapes.keys() {
-        let Some(module) = name.strip_suffix(".lora_A.weight").or_else(|| name.strip_suffix(".lora_B.weight")) else {
-            continue;
-        };
-        let shape = |factor: &str| shapes.get(format!("{module}.lora_{factor}.weight").as_str()).map(|s| s.to_vec());
-        let (Some(a), Some(b)) = (shape("A"), shape("B")) else {
+        let found = [LayerKind::Linear, LayerKind::Embedding].into_iter().find_map(|kind| {
+            let [a, b] = kind.suffixes();
+            name.strip_suffix(a).map(|module| (kind, module, true)).or(name.strip_suffix(b).map(|m| (kind, m, false)))
+        });
+        let Some((kind, module, is_a)) = found else { continue };
+        let [a, b] = kind.suffixes().map(|suffix| shapes.get(format!("{module}{suffix}").as_str()).map(|s| s.to_vec()));
+        let (Some(a), Some(b)) = (a, b) else {
             return Err(wrong(format!("tensor `{name}` has no counterpart; both lora_A and lora_B are needed")));
         };
-        if name.ends_with("lora_B.weight") {
+        if !is_a {
             continue;
         }
         let Some(module) = module.strip_prefix(PREFIX) else {
@@ -104,12 +179,34 @@ fn modules(
                 "module `{module}`: adapter_config.json implies rank {rank}, lora_A is {a:?} and lora_B is {b:?}"
             )));
         }
-        modules.push(AdapterModule { name: module.to_owned(), a_shape: a, b_shape: b });
+        let dora = magnitude(module, shapes, config, &b).map_err(wrong)?;
+        modules.push(AdapterModule { name: module.to_owned(), kind, a_shape: a, b_shape: b, dora });
     }
     if modules.is_empty() {
         return Err(wrong("no lora_A and lora_B tensors".to_owned()));
     }
     Ok(modules)
+}
+
+/// Whether a module has a magnitude, which `use_dora` asks for and nothing else may bring.
+fn magnitude(
+    module: &str,
+    shapes: &BTreeMap<&str, &[usize]>,
+    config: &AdapterConfig,
+    b_shape: &[usize],
+) -> Result<bool, String> {
+    let shape = MAGNITUDES.iter().find_map(|suffix| shapes.get(format!("{PREFIX}{module}{suffix}").as_str()));
+    match shape {
+        None if config.use_dora => Err(format!("module `{module}`: use_dora is set, but there is no magnitude vector")),
+        None => Ok(false),
+        Some(_) if !config.use_dora => {
+            Err(format!("module `{module}` has a magnitude vector, but use_dora is not set in adapter_config.json"))
+        }
+        Some(shape) if shape.iter().product::<usize>() != b_shape[0] => {
+            Err(format!("module `{module}`: expected a magnitude of {} values, its shape is {shape:?}", b_shape[0]))
+        }
+        Some(_) => Ok(true),
+    }
 }
 
 impl TensorSource for Adapter {
@@ -137,6 +234,21 @@ pub fn write_adapter(
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), Error> {
+    write_adapter_with_files(dir, config, tensors, &[], manifest, overwrite)
+}
+
+/// As [`write_adapter`], with more files beside, such as a model card: their names and contents.
+///
+/// # Errors
+/// Those of [`write_adapter`].
+pub fn write_adapter_with_files(
+    dir: &Path,
+    config: &AdapterConfig,
+    tensors: &[(TensorSpec, Vec<u8>)],
+    files: &[(&str, &[u8])],
+    manifest: Manifest,
+    overwrite: bool,
+) -> Result<(), Error> {
     let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
     if let Some(message) = config.problem() {
         return Err(Error::Adapter { path: dir.join(CONFIG), message });
@@ -150,5 +262,8 @@ pub fn write_adapter(
     }
     let json = serde_json::to_value(config).map_err(Error::json(&dir.join(CONFIG)))?;
     writer.put_json(CONFIG, &json)?;
+    for (name, content) in files {
+        writer.put_file(name, content)?;
+    }
     writer.finish(manifest)
 }

@@ -49,6 +49,23 @@ pub struct AdapterConfig {
     pub other: BTreeMap<String, Value>,
 }
 
+/// Keys that change what an adapter computes when they hold anything but null, false or nothing.
+const CHANGE_THE_MEANING: [&str; 10] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// Ways of starting the factors that subtract the start from the base weight, which then is no longer the base model's.
+const CHANGE_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
 /// A list of names, or a string (`all-linear` or a regular expression).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -100,6 +117,30 @@ impl AdapterConfig {
         let rank = self.rank(module) as f64;
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+
+    /// What makes an adapter mean more than low-rank factors and DoRA's magnitudes, if anything does: a feature's name.
+    pub fn unsupported(&self) -> Option<String> {
+        let held = |key: &&str| match self.other.get(*key) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(_) => true,
+        };
+        let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
+        if self.peft_type != "LORA" {
+            Some(self.peft_type.clone())
+        } else if self.bias != "none" {
+            Some(format!("bias = \"{}\"", self.bias))
+        } else if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
+            Some("modules_to_save".to_owned())
+        } else if self.fan_in_fan_out {
+            Some("fan_in_fan_out".to_owned())
+        } else if CHANGE_THE_BASE.iter().any(|s| start.starts_with(s)) {
+            Some(format!("init_lora_weights = \"{start}\""))
+        } else {
+            CHANGE_THE_MEANING.iter().find(|key| held(key)).map(|key| (*key).to_owned())
+        }
     }
 
     /// What is wrong with ranks and patterns, if anything.

@@ -3,6 +3,7 @@
 mod adapter;
 mod adapter_config;
 mod checkpoint;
+mod content_hash;
 pub mod convert;
 mod error;
 pub mod gguf;
@@ -14,7 +15,7 @@ mod safetensors_file;
 mod source;
 mod writer;
 
-pub use adapter::{Adapter, AdapterModule, write_adapter};
+pub use adapter::{Adapter, AdapterModule, LayerKind, write_adapter, write_adapter_with_files};
 pub use adapter_config::{AdapterConfig, TargetModules};
 pub use checkpoint::Checkpoint;
 pub use error::Error;

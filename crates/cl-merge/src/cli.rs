@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Manifest, ManifestProblem, TensorSource};
 use indicatif::{ProgressBar, ProgressStyle};
 
+pub use crate::adapter::cli::{AdapterCommand, run_adapter};
 use crate::{
     Base, Event, METHODS, MergeFile, MergeOptions, PARAMETERS, Plan, TensorDiff, diff, estimate, run_file, stages,
 };
@@ -22,6 +23,9 @@ pub enum Command {
     Verify(VerifyArgs),
     /// List all methods with formula, source and parameters.
     Methods(MethodsArgs),
+    /// Combine, fold, extract, describe and compare low-rank adapters.
+    #[command(subcommand)]
+    Adapter(AdapterCommand),
 }
 
 /// Arguments of `run`.
@@ -91,6 +95,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Diff(args) => run_diff(args, out),
         Command::Verify(args) => run_verify(args, out),
         Command::Methods(args) => run_methods(args, out),
+        Command::Adapter(command) => run_adapter(command, out),
     }
 }
 
@@ -285,7 +290,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// A number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit.trim() {

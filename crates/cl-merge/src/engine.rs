@@ -19,7 +19,7 @@ use crate::{Error, PIECE, Piece, Plan, kernels, provenance};
 const LARGE: usize = 4 << 20;
 
 /// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
-const FIXED: usize = 32 << 20;
+pub(crate) const FIXED: usize = 32 << 20;
 
 /// What a method that goes on from its own output needs, per tensor.
 pub(crate) const STATE_NAME: &str = "merge_state.json";
@@ -364,24 +364,24 @@ impl Plan {
 }
 
 /// A number of bytes that may be held at a time.
-struct Budget {
+pub(crate) struct Budget {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
 /// Bytes taken from a budget until this is dropped.
-struct Room<'b> {
+pub(crate) struct Room<'b> {
     budget: &'b Budget,
     bytes: usize,
 }
 
 impl Budget {
-    fn new(bytes: usize) -> Budget {
+    pub(crate) fn new(bytes: usize) -> Budget {
         Budget { free: Mutex::new(bytes), freed: Condvar::new() }
     }
 
     /// Waits until so many bytes are free. That more than all are never asked for was checked beforehand.
-    fn take(&self, bytes: usize) -> Room<'_> {
+    pub(crate) fn take(&self, bytes: usize) -> Room<'_> {
         let mut free = self.free.lock().expect("no panic while held");
         while *free < bytes {
             free = self.freed.wait(free).expect("no panic while held");

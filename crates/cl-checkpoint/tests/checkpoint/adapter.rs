@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, AdapterConfig, Dtype, Manifest, TargetModules, TensorSource, TensorSpec, write_adapter};
+use cl_checkpoint::{
+    Adapter, AdapterConfig, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec, write_adapter,
+    write_adapter_with_files,
+};
 use serde_json::{Value, json};
 
 use super::{assert_error, names, safetensors, spec};
@@ -202,4 +205,98 @@ fn adapters_of_another_kind_open_without_modules() {
     let adapter = Adapter::open(&dir).unwrap();
     assert!(adapter.modules().is_empty());
     assert_eq!(adapter.names(), ["base_model.model.q.ia3_l"]);
+}
+
+const TABLE: &str = "base_model.model.model.embed_tokens";
+
+/// Of an embedding PEFT writes other names, and factors whose product is the table's update transposed.
+#[test]
+fn embeddings_have_factors_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let [a, b, whole] =
+        ["lora_embedding_A", "lora_embedding_B", "base_layer.weight"].map(|suffix| format!("{TABLE}.{suffix}"));
+    adapter(&dir, r#"{"peft_type":"LORA","r":2}"#, &[(&a, &[2, 7]), (&b, &[3, 2]), (&whole, &[7, 3])]);
+    let opened = Adapter::open(&dir).unwrap();
+    let [module] = opened.modules()[..] else { panic!("one module") };
+    assert_eq!((module.name.as_str(), module.kind, module.rank()), ("model.embed_tokens", LayerKind::Embedding, 2));
+    assert_eq!((module.weight_shape(), module.factors()), ([7, 3], [a.clone(), b.clone()]));
+    assert_eq!(opened.whole_tensors(), [(whole.as_str(), "model.embed_tokens.weight".to_owned())]);
+    assert!(opened.magnitude(module).is_none());
+    adapter(&dir, r#"{"peft_type":"LORA","r":2}"#, &[(&a, &[2, 7])]);
+    assert_error("half an embedding", Adapter::open(&dir), &["lora_embedding_A", "no counterpart"]);
+    adapter(&dir, r#"{"peft_type":"LORA","r":3}"#, &[(&a, &[2, 7]), (&b, &[3, 2])]);
+    assert_error("rank of an embedding", Adapter::open(&dir), &["model.embed_tokens", "implies rank 3"]);
+}
+
+/// DoRA's magnitudes, by the two names that PEFT has given them.
+#[test]
+fn magnitudes_belong_to_use_dora() {
+    const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let dora = r#"{"peft_type":"LORA","r":2,"use_dora":true}"#;
+    for suffix in ["lora_magnitude_vector", "lora_magnitude_vector.weight"] {
+        let magnitude = format!("base_model.model.{MODULE}.{suffix}");
+        adapter(&dir, dora, &[(A, &[2, 3]), (B, &[5, 2]), (&magnitude, &[5])]);
+        let opened = Adapter::open(&dir).unwrap();
+        let [module] = opened.modules()[..] else { panic!("one module") };
+        assert!(module.dora && opened.whole_tensors().is_empty());
+        assert_eq!(opened.magnitude(module), Some(magnitude.clone()));
+        adapter(&dir, dora, &[(A, &[2, 3]), (B, &[5, 2]), (&magnitude, &[4])]);
+        assert_error("short", Adapter::open(&dir), &[MODULE, "a magnitude of 5 values", "[4]"]);
+        let plain = r#"{"peft_type":"LORA","r":2}"#;
+        adapter(&dir, plain, &[(A, &[2, 3]), (B, &[5, 2]), (&magnitude, &[5])]);
+        assert_error("not asked for", Adapter::open(&dir), &[MODULE, "use_dora is not set"]);
+    }
+    adapter(&dir, dora, &[(A, &[2, 3]), (B, &[5, 2])]);
+    assert_error("missing", Adapter::open(&dir), &[MODULE, "no magnitude vector"]);
+}
+
+#[test]
+fn features_beyond_low_rank_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let good: Tensors = &[("base_model.model.q.lora_A.weight", &[2, 3]), ("base_model.model.q.lora_B.weight", &[5, 2])];
+    for (more, feature) in [
+        ("", None),
+        (r#","use_dora":false,"lora_bias":false,"layer_replication":null,"arrow_config":{}"#, None),
+        (r#","bias":"all""#, Some("bias = \"all\"")),
+        (r#","lora_bias":true"#, Some("lora_bias")),
+        (r#","fan_in_fan_out":true"#, Some("fan_in_fan_out")),
+        (r#","modules_to_save":["lm_head"]"#, Some("modules_to_save")),
+        (r#","layer_replication":[[0,2]]"#, Some("layer_replication")),
+        (r#","init_lora_weights":"pissa_niter_4""#, Some("pissa")),
+    ] {
+        adapter(&dir, &format!(r#"{{"peft_type":"LORA","r":2{more}}}"#), good);
+        let checked = Adapter::open(&dir).unwrap().check_supported();
+        match feature {
+            None => checked.unwrap(),
+            Some(feature) => assert_error(more, checked, &["adapter", feature, "not supported"]),
+        }
+    }
+}
+
+/// A card lies beside the adapter, listed in the manifest as the rest.
+#[test]
+fn more_files_are_written_with_the_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let tensors: Vec<(TensorSpec, Vec<u8>)> = [("A", [2, 3]), ("B", [5, 2])]
+        .map(|(factor, shape)| {
+            let name = format!("base_model.model.{MODULE}.lora_{factor}.weight");
+            (spec(&name, Dtype::F32, &shape), vec![0; shape[0] * shape[1] * 4])
+        })
+        .into();
+    let config = AdapterConfig { r: 2, ..AdapterConfig::default() };
+    let write = |name: &str| {
+        let files: [(&str, &[u8]); 1] = [(name, b"# An adapter")];
+        write_adapter_with_files(&dir, &config, &tensors, &files, Manifest::new("adapter"), false)
+    };
+    assert_error("outside", write("../README.md"), &["not the name of a file"]);
+    assert!(names(folder.path()).is_empty());
+    write("README.md").unwrap();
+    assert_eq!(names(&dir), ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"]);
+    assert!(Manifest::verify(&dir).unwrap().is_empty());
 }

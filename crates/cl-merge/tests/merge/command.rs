@@ -17,7 +17,7 @@ struct Cli {
 }
 
 /// What a command line prints, or its error.
-fn call(arguments: &[&str]) -> Result<String, String> {
+pub(super) fn call(arguments: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from([&["cl-merge"], arguments].concat()).map_err(|e| e.to_string())?;
     let mut out = Vec::new();
     let result = run(&cli.command, &mut out);
@@ -25,7 +25,7 @@ fn call(arguments: &[&str]) -> Result<String, String> {
     result.map(|()| text.clone()).map_err(|e| format!("{text}{e:#}"))
 }
 
-fn path(path: &Path) -> &str {
+pub(super) fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -1,6 +1,7 @@
 //! Whole merges: parity with mergekit and with references, the contract that every method obeys, plans and their problems,
-//! atomic outputs, and the command.
+//! atomic outputs, adapters, and the command.
 
+mod adapter;
 mod atomic;
 mod command;
 mod contract;

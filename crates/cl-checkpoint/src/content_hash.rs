@@ -1,0 +1,43 @@
+//! What a model or an adapter holds, as one number: a copy has that of its original, whatever its manifest says.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Adapter, Checkpoint, Error, Manifest, hash_file};
+
+impl Checkpoint {
+    /// blake3 over everything that decides what the model computes: weights, config.json, tokenizer and its companions.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn content_hash(&self) -> Result<String, Error> {
+        let mut files: Vec<PathBuf> = self.files().map(Path::to_owned).collect();
+        files.push(self.dir().join("config.json"));
+        files.extend(self.companion_files()?);
+        hash(&files)
+    }
+}
+
+impl Adapter {
+    /// blake3 over the adapter's weights and config.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn content_hash(&self) -> Result<String, Error> {
+        hash(&["adapter_model.safetensors", "adapter_config.json"].map(|name| self.dir().join(name)))
+    }
+
+    /// Hash of the base model that the adapter was made for, where its manifest knows it.
+    pub fn base_hash(&self) -> Option<String> {
+        let manifest = Manifest::read(self.dir()).ok()?;
+        manifest.sources.into_iter().find(|source| source.role == "base")?.blake3
+    }
+}
+
+fn hash(files: &[PathBuf]) -> Result<String, Error> {
+    let mut manifest = Manifest::new("");
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        manifest.files.insert(name, hash_file(file)?);
+    }
+    Ok(manifest.content_hash())
+}

@@ -1,0 +1,491 @@
+//! The subcommands for adapters: argument types, and what they do. Results go to `out`, notes too.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use cl_checkpoint::{Checkpoint, Manifest};
+use serde_json::{Map, Value, json};
+
+use super::{
+    AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
+    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold_with, info, open,
+};
+use crate::cli::bytes;
+use crate::config::FloatType;
+use crate::{Election, Parameter, Parameters, Profile};
+
+/// What can be done with adapters.
+#[derive(clap::Subcommand)]
+pub enum AdapterCommand {
+    /// Combine adapters to one: exact sums, or any method of merging on their updates.
+    Combine(CombineArgs),
+    /// Add adapters to their base: one model, rounded once.
+    Fold(FoldArgs),
+    /// Extract a low-rank adapter from a tuned model and its base.
+    Extract(ExtractArgs),
+    /// Describe an adapter: ranks, scalings, sizes of its updates.
+    Info(InfoArgs),
+    /// Compare two adapters: norms, cosine, shared directions.
+    Diff(DiffArgs),
+}
+
+/// Arguments of `adapter combine`.
+#[derive(clap::Args)]
+pub struct CombineArgs {
+    /// Adapter directories.
+    #[arg(required = true)]
+    adapters: Vec<PathBuf>,
+    /// cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
+    /// and others; `cl-merge methods` describes them.
+    #[arg(long, default_value = "linear")]
+    method: String,
+    /// Adapter directory to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One weight for each adapter, as in 1,0.5; without it ones.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+    weights: Vec<f64>,
+    /// Share of entries that is kept, above 0 and at most 1: one for all adapters, or one for each.
+    #[arg(long, value_delimiter = ',')]
+    density: Vec<f64>,
+    /// Scale of the result.
+    #[arg(long, allow_hyphen_values = true)]
+    lambda: Option<f64>,
+    /// What elects a sign: the sum of values (total) or of signs (frequency).
+    #[arg(long, value_enum)]
+    sign: Option<Majority>,
+    /// Another parameter of the method, as in epsilon=0.1; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Rank of the output at most; without it sums keep all ranks and other methods the largest one of an input.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// What is combined: updates (delta), or A and B apart as PEFT does (factors).
+    #[arg(long, value_enum, default_value = "delta")]
+    space: SpaceName,
+    /// Whose definitions hold where nothing is set.
+    #[arg(long, value_enum, default_value = "method")]
+    profile: ProfileName,
+    /// Key of random masks.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// The model that the adapters were made for: modules, shapes and stored weights are checked against it.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Combine adapters even where their manifests name different bases.
+    #[arg(long)]
+    ignore_base: bool,
+    /// Memory that may be held, as in 800MiB or 2GiB.
+    #[arg(long, default_value = "1GiB", value_parser = bytes)]
+    memory: u64,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Element type of the output: float32, float16 or bfloat16.
+    #[arg(long, default_value = "float32", value_parser = float_type)]
+    dtype: FloatType,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    overwrite: bool,
+    /// Write the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `adapter fold`.
+#[derive(clap::Args)]
+pub struct FoldArgs {
+    /// Base model directory.
+    base: PathBuf,
+    /// Adapter directories.
+    #[arg(required = true)]
+    adapters: Vec<PathBuf>,
+    /// Model directory to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One weight for each adapter, as in 1,0.5; without it ones.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+    weights: Vec<f64>,
+    /// Also say how far folding one after another, rounded each time, would be from this.
+    #[arg(long)]
+    drift: bool,
+    /// Fold adapters even where their manifests name another base.
+    #[arg(long)]
+    ignore_base: bool,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Largest file of weights, as in 5GB.
+    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    max_shard_size: u64,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    overwrite: bool,
+    /// Write the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `adapter extract`.
+#[derive(clap::Args)]
+pub struct ExtractArgs {
+    /// Base model directory.
+    base: PathBuf,
+    /// Tuned model directory.
+    tuned: PathBuf,
+    /// Rank of every module at most.
+    #[arg(long)]
+    rank: usize,
+    /// Adapter directory to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Modules by name or last parts of names, as in q_proj,v_proj,lm_head; all-linear for all linear layers but the head.
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Element type of the output: float32, float16 or bfloat16.
+    #[arg(long, default_value = "float32", value_parser = float_type)]
+    dtype: FloatType,
+    /// Memory that may be held, as in 800MiB or 2GiB.
+    #[arg(long, default_value = "1GiB", value_parser = bytes)]
+    memory: u64,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    overwrite: bool,
+    /// Write the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `adapter info`.
+#[derive(clap::Args)]
+pub struct InfoArgs {
+    /// Adapter directory.
+    dir: PathBuf,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `adapter diff`.
+#[derive(clap::Args)]
+pub struct DiffArgs {
+    /// An adapter directory.
+    a: PathBuf,
+    /// Another one.
+    b: PathBuf,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum SpaceName {
+    Delta,
+    Factors,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ProfileName {
+    Method,
+    Paper,
+    Mergekit,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Majority {
+    Total,
+    Frequency,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// Those of the command, and of writing to `out`.
+pub fn run_adapter(command: &AdapterCommand, out: &mut dyn Write) -> Result<()> {
+    match command {
+        AdapterCommand::Combine(args) => run_combine(args, out),
+        AdapterCommand::Fold(args) => run_fold(args, out),
+        AdapterCommand::Extract(args) => run_extract(args, out),
+        AdapterCommand::Info(args) => run_info(args, out),
+        AdapterCommand::Diff(args) => run_diff(args, out),
+    }
+}
+
+fn run_combine(args: &CombineArgs, out: &mut dyn Write) -> Result<()> {
+    let options = CombineOptions {
+        method: args.method.clone(),
+        weights: args.weights.clone(),
+        density: args.density.clone(),
+        parameters: parameters(args)?,
+        rank: args.rank,
+        space: match args.space {
+            SpaceName::Delta => Space::Delta,
+            SpaceName::Factors => Space::Factors,
+        },
+        profile: match args.profile {
+            ProfileName::Method => Profile::Method,
+            ProfileName::Paper => Profile::Paper,
+            ProfileName::Mergekit => Profile::Mergekit,
+        },
+        seed: args.seed,
+        base: args.base.clone(),
+        ignore_base: args.ignore_base,
+        threads: args.threads,
+        memory: size(args.memory)?,
+        dtype: args.dtype,
+        overwrite: args.overwrite,
+    };
+    let report = combine(&args.adapters, &args.out, &options)?;
+    if args.json {
+        return write_json(out, &report);
+    }
+    let CombineReport { method, modules, total, parameters, notes, adapters, space } = &report;
+    module_table(out, modules, total)?;
+    write_notes(out, notes)?;
+    let from = if *space == Space::Factors { " from the weighted sum" } else { "" };
+    writeln!(
+        out,
+        "{}: {} adapters by {method}, {} modules, rank {} at most, {parameters} parameters, energy {:.4}, relative error \
+         {:.2e}{from}",
+        args.out.display(),
+        adapters.len(),
+        modules.len(),
+        total.rank,
+        total.energy,
+        total.relative_error
+    )?;
+    Ok(())
+}
+
+/// `--lambda`, `--sign` and what `--set` says.
+fn parameters(args: &CombineArgs) -> Result<Parameters> {
+    let mut map = Map::new();
+    for text in &args.set {
+        let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: expected KEY=VALUE"))?;
+        // What is no number or boolean is a word.
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        if map.insert(key.trim().to_owned(), value).is_some() {
+            bail!("--set {key}: is given twice");
+        }
+    }
+    let mut parameters: Parameters =
+        serde_json::from_value(Value::Object(map)).map_err(|e| anyhow::anyhow!("--set: {e}"))?;
+    if let Some(lambda) = args.lambda {
+        parameters.lambda = Some(Parameter::Number(lambda));
+    }
+    match args.sign {
+        Some(Majority::Frequency) => parameters.election = Some(Election::Count),
+        Some(Majority::Total) => parameters.election = Some(Election::Unweighted),
+        None => {}
+    }
+    Ok(parameters)
+}
+
+fn run_fold(args: &FoldArgs, out: &mut dyn Write) -> Result<()> {
+    let adapters = open(&args.adapters)?;
+    let base = Checkpoint::open(&args.base)?;
+    let options = FoldOptions {
+        weights: args.weights.clone(),
+        threads: args.threads,
+        max_shard_size: args.max_shard_size,
+        overwrite: args.overwrite,
+        ignore_base: args.ignore_base,
+        drift: args.drift,
+    };
+    let mut manifest = Manifest::new("model").with_config(json!({ "fold": { "weights": args.weights } })).with_source(
+        "base",
+        &args.base,
+        base.content_hash()?,
+    );
+    for (dir, adapter) in args.adapters.iter().zip(&adapters) {
+        manifest = manifest.with_source("adapter", dir, adapter.content_hash()?);
+    }
+    let report = fold_with(&base, &adapters, &args.out, manifest, &options)?;
+    if args.json {
+        return write_json(out, &report);
+    }
+    let FoldReport { folded, copied, max_rounding_error, drift, notes, untied: _ } = &report;
+    if let Some(drift) = drift {
+        drift_table(out, &drift.modules, &drift.total)?;
+    }
+    write_notes(out, notes)?;
+    writeln!(
+        out,
+        "{}: {folded} tensors folded, {copied} copied unchanged, largest rounding error {max_rounding_error:.2e}",
+        args.out.display()
+    )?;
+    Ok(())
+}
+
+fn drift_table(out: &mut dyn Write, modules: &[ModuleDrift], total: &ModuleDrift) -> Result<()> {
+    let width = modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>10}  {:>10}  {:>10}  {:>20}",
+        "module", "max", "mean", "relative", "entries that differ"
+    )?;
+    for m in modules.iter().chain([total]) {
+        let name = if m.module.is_empty() { "all" } else { &m.module };
+        let share = 100.0 * m.differing as f64 / m.elements.max(1) as f64;
+        writeln!(
+            out,
+            "{name:width$}  {:>10.3e}  {:>10.3e}  {:>10.3e}  {:>11} {share:>7.3}%",
+            m.max, m.mean, m.relative, m.differing
+        )?;
+    }
+    writeln!(out, "above: one after another, rounded each time, against the sum rounded once")?;
+    Ok(())
+}
+
+fn run_extract(args: &ExtractArgs, out: &mut dyn Write) -> Result<()> {
+    let options = ExtractOptions {
+        rank: args.rank,
+        targets: args.targets.clone(),
+        dtype: args.dtype,
+        threads: args.threads,
+        memory: size(args.memory)?,
+        overwrite: args.overwrite,
+    };
+    let report = extract(&args.base, &args.tuned, &args.out, &options)?;
+    if args.json {
+        return write_json(out, &report);
+    }
+    let ExtractReport { modules, total, untouched, parameters, notes: _ } = &report;
+    module_table(out, modules, total)?;
+    for tensor in untouched {
+        writeln!(out, "note: `{}` differs by {:.4} and is not in the adapter", tensor.tensor, tensor.norm)?;
+    }
+    writeln!(
+        out,
+        "{}: {} modules, rank {} at most, {parameters} parameters, energy {:.4}, relative error {:.2e}, {} tensors differ \
+         and are left out",
+        args.out.display(),
+        modules.len(),
+        total.rank,
+        total.energy,
+        total.relative_error,
+        untouched.len()
+    )?;
+    Ok(())
+}
+
+fn run_info(args: &InfoArgs, out: &mut dyn Write) -> Result<()> {
+    let info = info(&args.dir)?;
+    if args.json {
+        return write_json(out, &info);
+    }
+    write_info(out, &info)
+}
+
+fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
+    let kinds = [(info.dora, "DoRA"), (info.rslora, "rsLoRA")];
+    let kinds: Vec<&str> = kinds.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
+    let kinds = if kinds.is_empty() { String::new() } else { format!(" with {}", kinds.join(" and ")) };
+    writeln!(out, "{}: {}{kinds}", info.path, info.kind)?;
+    writeln!(out, "  base        {}", info.base.as_deref().unwrap_or("not named"))?;
+    writeln!(out, "  rank        {}, alpha {}", info.r, info.alpha)?;
+    let targets = serde_json::to_string(&info.targets)?;
+    writeln!(out, "  targets     {targets}")?;
+    for (name, rank) in &info.rank_pattern {
+        writeln!(out, "  rank of     {name}: {rank}")?;
+    }
+    for (name, alpha) in &info.alpha_pattern {
+        writeln!(out, "  alpha of    {name}: {alpha}")?;
+    }
+    writeln!(out, "  parameters  {} in {}", info.parameters, info.dtypes.join(", "))?;
+    if let Some(feature) = &info.unsupported {
+        writeln!(out, "  note        {feature}: can be described, not combined or folded")?;
+    }
+    for source in &info.sources {
+        writeln!(out, "  made from   {} {} {}", source.role, source.path, source.blake3.as_deref().unwrap_or(""))?;
+    }
+    let width = info.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>13}  {:>4}  {:>8}  {:>10}  {:>14}",
+        "module", "weight", "rank", "scaling", "|dW|", "effective rank"
+    )?;
+    for m in &info.modules {
+        writeln!(
+            out,
+            "{:width$}  {:>13}  {:>4}  {:>8.4}  {:>10.4}  {:>14.2}",
+            m.module,
+            format!("{}x{}", m.shape[0], m.shape[1]),
+            m.rank,
+            m.scaling,
+            m.norm,
+            m.effective_rank
+        )?;
+    }
+    writeln!(out, "{:width$}  {:>13}  {:>4}  {:>8}  {:>10.4}", "all", "", "", "", info.norm)?;
+    Ok(())
+}
+
+fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
+    let diff = compare(&args.a, &args.b)?;
+    if args.json {
+        return write_json(out, &diff);
+    }
+    let width = diff.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>10}  {:>10}  {:>10}  {:>9}  {:>10}  {:>10}",
+        "module", "|a|", "|b|", "|a-b|", "cosine", "overlap A", "overlap B"
+    )?;
+    let mut row = |name: &str, m: &ModuleDiff| {
+        writeln!(
+            out,
+            "{name:width$}  {:>10.4}  {:>10.4}  {:>10.4}  {:>9.6}  {:>10.4}  {:>10.4}",
+            m.norm_a, m.norm_b, m.norm_diff, m.cosine, m.overlap_a, m.overlap_b
+        )
+    };
+    for m in &diff.modules {
+        row(&m.module, m)?;
+    }
+    row("all", &diff.total)?;
+    for (what, names) in [("only in the first", &diff.only_a), ("only in the second", &diff.only_b)] {
+        for name in names {
+            writeln!(out, "{what}: {name}")?;
+        }
+    }
+    write_notes(out, &diff.notes)
+}
+
+fn module_table(out: &mut dyn Write, modules: &[ModuleReport], total: &ModuleReport) -> Result<()> {
+    let width = modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
+    writeln!(out, "{:width$}  {:>5}  {:>10}  {:>8}  {:>14}", "module", "rank", "|dW|", "energy", "relative error")?;
+    for m in modules.iter().chain([total]) {
+        let name = if m.module.is_empty() { "all" } else { &m.module };
+        writeln!(
+            out,
+            "{name:width$}  {:>5}  {:>10.4}  {:>8.4}  {:>14.3e}",
+            m.rank, m.norm, m.energy, m.relative_error
+        )?;
+    }
+    Ok(())
+}
+
+fn write_notes(out: &mut dyn Write, notes: &[String]) -> Result<()> {
+    for note in notes {
+        writeln!(out, "note: {note}")?;
+    }
+    Ok(())
+}
+
+fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn size(bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).context("--memory is beyond what can be addressed")
+}
+
+fn float_type(text: &str) -> Result<FloatType, String> {
+    serde_json::from_value(Value::from(text)).map_err(|_| format!("`{text}` is none of float32, float16, bfloat16"))
+}

@@ -1,0 +1,408 @@
+//! Several adapters to one.
+
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::{Adapter, Checkpoint, Manifest};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::dense::{self, Dense};
+use super::factors;
+use super::low_rank::{Leading, LowRank};
+use super::merge::{self, Method, Recipe, Resolved};
+use super::output::{self, About, NewModule};
+use super::set::{Module, Set};
+use super::update::Update;
+use super::{card, on_threads};
+use crate::config::{FloatType, Profile};
+use crate::engine::{Budget, FIXED};
+use crate::{Error, Parameters, registry};
+
+/// What is combined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// The updates `ΔW = s·B·A`, as the methods' papers mean it.
+    #[default]
+    Delta,
+    /// The factors A and B apart, each times `√(w·s)`, as PEFT does. Their product has terms `BᵢAⱼ` across adapters.
+    Factors,
+}
+
+/// How adapters are combined.
+#[derive(Clone, Debug)]
+pub struct CombineOptions {
+    /// `cat`, `linear`, `magnitude_prune`, or a method of [`crate::METHODS`] that works on task vectors; `-` counts as `_`.
+    pub method: String,
+    /// One for each adapter; none for ones.
+    pub weights: Vec<f64>,
+    /// One for all adapters, or one for each; none for the method's default.
+    pub density: Vec<f64>,
+    /// Other parameters of the method.
+    pub parameters: Parameters,
+    /// Rank of the output at most. Without it sums keep all ranks, and other methods are cut to the largest rank of an input.
+    pub rank: Option<usize>,
+    /// What is combined.
+    pub space: Space,
+    /// Whose definitions hold where nothing is set.
+    pub profile: Profile,
+    /// Key of random masks.
+    pub seed: u64,
+    /// Model directory that the adapters were made for; modules and shapes are checked against it.
+    pub base: Option<PathBuf>,
+    /// Take adapters whose manifests say that they were made for different bases.
+    pub ignore_base: bool,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    pub threads: usize,
+    /// Bytes that may be held.
+    pub memory: usize,
+    /// Element type of the output.
+    pub dtype: FloatType,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+}
+
+impl Default for CombineOptions {
+    /// `linear` with weights of one, exact, in f32, with 1 GiB on all cores.
+    fn default() -> Self {
+        CombineOptions {
+            method: "linear".to_owned(),
+            weights: Vec::new(),
+            density: Vec::new(),
+            parameters: Parameters::default(),
+            rank: None,
+            space: Space::Delta,
+            profile: Profile::Method,
+            seed: 42,
+            base: None,
+            ignore_base: false,
+            threads: 0,
+            memory: 1 << 30,
+            dtype: FloatType::Float32,
+            overwrite: false,
+        }
+    }
+}
+
+/// What was written of a module, or of all together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ModuleReport {
+    /// Its name; empty for all together.
+    pub module: String,
+    /// Rank of the output.
+    pub rank: usize,
+    /// `‖ΔW‖` before it was cut and rounded.
+    pub norm: f64,
+    /// `‖kept‖² / ‖ΔW‖²`; 1 where nothing was to be kept. In the space of factors the energy of what was written against
+    /// that of the weighted sum `Σ wᵢΔWᵢ`.
+    pub energy: f64,
+    /// `‖ΔW − written‖ / ‖ΔW‖`, rounding included. In the space of factors the distance from the weighted sum.
+    pub relative_error: f64,
+}
+
+/// What combining did.
+#[derive(Clone, Debug, Serialize)]
+pub struct CombineReport {
+    /// The method.
+    pub method: String,
+    /// What was combined.
+    pub space: Space,
+    /// The adapters, in the order in which they were taken.
+    pub adapters: Vec<String>,
+    /// By name.
+    pub modules: Vec<ModuleReport>,
+    /// All modules together; its rank is the largest.
+    pub total: ModuleReport,
+    /// Numbers in the factors that were written.
+    pub parameters: usize,
+    /// What one should know.
+    pub notes: Vec<String>,
+}
+
+/// Combines adapters to one PEFT directory, which appears whole or not at all.
+///
+/// `linear`, `cat` and `task_arithmetic` are sums of low-rank matrices and stay that; with a rank they are cut to the nearest
+/// matrix of it. Other methods see the dense `ΔW` of one module at a time, as task vectors on a base of zeros, and what they
+/// make of it is cut. Random masks follow from seed, module and adapter, as in the merging of models.
+///
+/// # Errors
+/// [`Error::Problems`] with everything that stands in the way; values that are not finite, and the operating system's answers.
+pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result<CombineReport, Error> {
+    let (dirs, options) = in_order(dirs, options);
+    let adapters = super::open(&dirs)?;
+    let mut problems = Vec::new();
+    let mut set = Set::new(&adapters, &options.weights, &mut problems);
+    let base = checked(&set, &options, &mut problems)?;
+    let resolved = merge::resolve(&set, &options, &mut problems);
+    let Some(mut resolved) = resolved.filter(|_| problems.is_empty()) else { return Err(Error::Problems(problems)) };
+    output::check_free(out, options.overwrite)?;
+    let made = on_threads(options.threads, || Run { set: &set, options: &options }.all(&mut resolved))?;
+    let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+    let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let about = about(&mut set, &options, &resolved, base.as_ref())?;
+    output::write(out, modules, about, options.overwrite)?;
+    Ok(CombineReport {
+        method: resolved.method,
+        space: options.space,
+        adapters: set.members.iter().map(|m| m.name.clone()).collect(),
+        total: total(&reports),
+        modules: reports,
+        parameters,
+        notes: set.notes,
+    })
+}
+
+/// Adapters in the order of their names, so that the order in which they are given does not change a bit; as they are where a
+/// method goes by order.
+fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, CombineOptions) {
+    let mut options = options.clone();
+    let ordered = registry::method(&options.method.replace('-', "_")).is_some_and(|m| m.ordered);
+    let fits = |list: &[f64]| list.len() < 2 || list.len() == dirs.len();
+    if ordered || !fits(&options.weights) || !fits(&options.density) {
+        return (dirs.to_vec(), options);
+    }
+    let at = |list: &[f64], i: usize| list.get(i).copied().unwrap_or(0.0);
+    let mut order: Vec<usize> = (0..dirs.len()).collect();
+    order.sort_by(|&i, &j| {
+        let numbers = |list: &[f64]| at(list, i).total_cmp(&at(list, j));
+        dirs[i].cmp(&dirs[j]).then(numbers(&options.weights)).then(numbers(&options.density))
+    });
+    let sorted = |list: &[f64]| if list.len() < 2 { list.to_vec() } else { order.iter().map(|&i| list[i]).collect() };
+    (options.weights, options.density) = (sorted(&options.weights), sorted(&options.density));
+    (order.into_iter().map(|i| dirs[i].clone()).collect(), options)
+}
+
+/// Opens the base, and finds what does not fit.
+fn checked(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
+    if !options.ignore_base {
+        set.check_bases(problems);
+    }
+    for member in set.members.iter().filter(|m| m.adapter.config().use_dora) {
+        problems.push(format!(
+            "{}: a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain \
+             adapter from the result where one is needed",
+            member.name
+        ));
+    }
+    if options.rank == Some(0) {
+        problems.push("rank is 0; it has to be at least 1".to_owned());
+    }
+    let Some(dir) = &options.base else {
+        set.check_alone(problems);
+        return Ok(None);
+    };
+    match Checkpoint::open(dir) {
+        Ok(base) => {
+            set.check_against(&base, problems)?;
+            if !options.ignore_base {
+                set.check_base_hash(&base, problems)?;
+            }
+            Ok(Some(base))
+        }
+        Err(error) => {
+            problems.push(error.to_string());
+            Ok(None)
+        }
+    }
+}
+
+struct Run<'r> {
+    set: &'r Set<'r>,
+    options: &'r CombineOptions,
+}
+
+type Made = (NewModule, ModuleReport);
+
+impl Run<'_> {
+    fn all(&self, resolved: &mut Resolved) -> Result<Vec<Made>, Error> {
+        match &mut resolved.recipe {
+            Recipe::Dense(method) => self.dense(method),
+            Recipe::Sum { factors } => {
+                let sum = |module: &Module| self.sum(module, factors);
+                self.each(|_, module| self.sum_bytes(module), |_, module| sum(module))
+            }
+            Recipe::Factors { method } => self.each(
+                |_, module| self.sum_bytes(module),
+                |_, module| factors::combine(self.set, module, method.as_ref(), self.options),
+            ),
+        }
+    }
+
+    /// Makes all modules, large ones first, within the memory; in the order of modules.
+    fn each(
+        &self,
+        bytes: impl Fn(usize, &Module) -> usize + Sync,
+        make: impl Fn(usize, &Module) -> Result<Made, Error> + Sync,
+    ) -> Result<Vec<Made>, Error> {
+        let modules = &self.set.modules;
+        let budget = self.budget(modules.iter().enumerate().map(|(i, m)| (bytes(i, m), m.name.as_str())))?;
+        let mut jobs: Vec<usize> = (0..modules.len()).collect();
+        jobs.sort_by_key(|&i| (std::cmp::Reverse(modules[i].elements()), i));
+        let make = |&i: &usize| {
+            let _room = budget.take(bytes(i, &modules[i]));
+            (i, make(i, &modules[i]))
+        };
+        let mut made: Vec<(usize, Result<Made, Error>)> = jobs.par_iter().with_max_len(1).map(make).collect();
+        made.sort_by_key(|(i, _)| *i);
+        made.into_iter().map(|(_, made)| made).collect()
+    }
+
+    /// What is free beside the program, the updates' factors and the output.
+    fn budget<'n>(&self, needs: impl Iterator<Item = (usize, &'n str)>) -> Result<Budget, Error> {
+        let (most, module) = needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""));
+        let factors = |m: &Module| m.total_rank() * (m.shape[0] + m.shape[1]);
+        let held = FIXED + 8 * self.set.modules.iter().map(factors).sum::<usize>();
+        if held + most <= self.options.memory {
+            return Ok(Budget::new(self.options.memory - held));
+        }
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Err(Error::Problems(vec![format!(
+            "{} MiB of memory are not enough: factors take {} MiB and module `{module}` {} MiB; allow {} MiB",
+            mib(self.options.memory),
+            mib(held),
+            mib(most),
+            mib(held + most)
+        )]))
+    }
+
+    /// Bytes for a sum in f64: the factors side by side, their decompositions, and what is written.
+    fn sum_bytes(&self, module: &Module) -> usize {
+        8 * (6 * module.total_rank() * (module.shape[0] + module.shape[1]) + 8 * module.total_rank().pow(2))
+    }
+
+    fn sum(&self, module: &Module, factors: &[f64]) -> Result<Made, Error> {
+        let updates = self.loaded(module, factors)?;
+        let parts: Vec<(f64, &Update)> = updates.iter().map(|(factor, update)| (*factor, update)).collect();
+        let sum = LowRank::sum(module.shape, &parts);
+        match self.options.rank {
+            Some(rank) if rank < sum.rank() => self.finish(module, sum.leading(rank, &module.name)?),
+            _ => {
+                let energy = sum.energy();
+                self.finish(module, Leading { factors: sum, energy, lost: 0.0 })
+            }
+        }
+    }
+
+    /// A module's updates that count, and their factors.
+    fn loaded(&self, module: &Module, factors: &[f64]) -> Result<Vec<(f64, Update)>, Error> {
+        let parts = module.parts.iter().filter(|part| factors[part.member] != 0.0);
+        parts.map(|part| Ok((factors[part.member] * part.scaling, self.set.load(part)?))).collect()
+    }
+
+    fn dense(&self, method: &mut Method) -> Result<Vec<Made>, Error> {
+        let modules = &self.set.modules;
+        let zeros: Vec<Update> = modules.iter().map(|m| Update::zero(m.shape)).collect();
+        let updates: Vec<Result<Vec<Update>, Error>> = modules.par_iter().map(|m| self.updates(m)).collect();
+        let updates: Vec<Vec<Update>> = updates.into_iter().collect::<Result<_, _>>()?;
+        method.prepare(modules, &updates, &zeros)?;
+        let largest = self.set.modules.iter().flat_map(|m| &m.parts).map(|part| part.module.rank()).max().unwrap_or(1);
+        let rank = self.options.rank.unwrap_or(largest);
+        let threads = rayon::current_num_threads();
+        let share = self.options.memory / (2 * threads);
+        let whole = |module: &Module| method.dense_bytes(module) <= share;
+        let bytes = |i: usize, module: &Module| {
+            let entries = if whole(module) { method.dense_bytes(module) } else { 0 };
+            entries + method.workspace(module, &updates[i], &zeros[i]) + dense::scratch(module.shape, rank)
+        };
+        self.each(bytes, |i, module| {
+            let merged = method.merge(i, module, &updates[i], &zeros[i], whole(module))?;
+            let cut = Dense { values: &merged, shape: module.shape }.leading(rank, &module.name)?;
+            self.finish(module, cut)
+        })
+    }
+
+    /// The scaled update of every member, which may be none.
+    fn updates(&self, module: &Module) -> Result<Vec<Update>, Error> {
+        let update = |member: usize| match module.parts.iter().find(|part| part.member == member) {
+            Some(part) => Ok(self.set.load(part)?.scaled(part.scaling)),
+            None => Ok(Update::zero(module.shape)),
+        };
+        (0..self.set.members.len()).map(update).collect()
+    }
+
+    /// Rounds and measures.
+    fn finish(&self, module: &Module, mut cut: Leading) -> Result<Made, Error> {
+        if cut.factors.rank() == 0 {
+            cut.factors =
+                LowRank { left: faer::Mat::zeros(module.shape[0], 1), right: faer::Mat::zeros(module.shape[1], 1) };
+        }
+        let factors = cut.factors.encode(&module.name, module.kind, self.options.dtype.dtype())?;
+        let share = |part: f64, none: f64| if cut.energy > 0.0 { part / cut.energy } else { none };
+        let report = ModuleReport {
+            module: module.name.clone(),
+            rank: factors.rank,
+            norm: cut.energy.sqrt(),
+            energy: share(cut.energy - cut.lost, 1.0),
+            // What is cut off is orthogonal to what is kept, so squares add up.
+            relative_error: share(cut.lost + factors.changed, 0.0).sqrt(),
+        };
+        Ok((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report))
+    }
+}
+
+/// All modules as one.
+pub(super) fn total(modules: &[ModuleReport]) -> ModuleReport {
+    let energy: f64 = modules.iter().map(|m| m.norm * m.norm).sum();
+    let weighted = |f: fn(&ModuleReport) -> f64, none: f64| {
+        let sum: f64 = modules.iter().map(|m| f(m) * m.norm * m.norm).sum();
+        if energy > 0.0 { sum / energy } else { none }
+    };
+    ModuleReport {
+        module: String::new(),
+        rank: modules.iter().map(|m| m.rank).max().unwrap_or(0),
+        norm: energy.sqrt(),
+        energy: weighted(|m| m.energy, 1.0),
+        relative_error: weighted(|m| m.relative_error * m.relative_error, 0.0).sqrt(),
+    }
+}
+
+fn about(
+    set: &mut Set<'_>,
+    options: &CombineOptions,
+    resolved: &Resolved,
+    base: Option<&Checkpoint>,
+) -> Result<About, Error> {
+    let weights: Vec<f64> = set.members.iter().map(|m| m.weight).collect();
+    let settings = json!({
+        "method": resolved.method,
+        "space": options.space,
+        "profile": options.profile,
+        "weights": weights,
+        "density": options.density,
+        "parameters": resolved.parameters,
+        "rank": options.rank,
+        "seed": options.seed,
+        "dtype": options.dtype,
+    });
+    let mut manifest = Manifest::new("adapter").with_config(json!({ "combine": settings }));
+    let mut bases: Vec<Option<String>> = set.members.iter().map(|m| m.adapter.base_hash()).collect();
+    bases.dedup();
+    let named = set.base_name();
+    if let ([Some(hash)], Some(name)) = (&bases[..], &named) {
+        manifest = manifest.with_source("base", Path::new(name), hash.clone());
+    }
+    let hashes: Vec<Result<String, cl_checkpoint::Error>> =
+        set.members.par_iter().map(|m| m.adapter.content_hash()).collect();
+    for (member, hash) in set.members.iter().zip(hashes) {
+        manifest = manifest.with_source("adapter", member.adapter.dir(), hash?);
+    }
+    let task = |adapter: &Adapter| adapter.config().task_type.clone();
+    let first = set.members.first().and_then(|m| task(m.adapter));
+    let same = set.members.iter().all(|m| task(m.adapter) == first);
+    let inputs: Vec<(String, String)> =
+        set.members.iter().map(|m| (m.name.clone(), format!("weight {}", m.weight))).collect();
+    let done = match options.space {
+        Space::Delta => format!("Combined by `{}` of the updates `ΔW = s·B·A`.", resolved.method),
+        Space::Factors => format!("Combined by `{}` of the factors A and B apart, as PEFT does.", resolved.method),
+    };
+    let text = serde_json::to_string_pretty(&settings).unwrap_or_default();
+    Ok(About {
+        card: card::card(named.as_deref(), "Combined adapter", &done, &inputs, &text),
+        base_model: named,
+        task_type: first.filter(|_| same),
+        targets: output::targets(set, base),
+        dtype: options.dtype.dtype(),
+        manifest,
+    })
+}

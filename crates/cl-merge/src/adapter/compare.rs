@@ -1,0 +1,181 @@
+//! How two adapters differ, module by module.
+
+use std::path::{Path, PathBuf};
+
+use faer::{Mat, MatRef};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::low_rank::LowRank;
+use super::set::{Module, Set};
+use crate::Error;
+
+/// Two adapters compared.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterDiff {
+    /// Modules that both have, by name.
+    pub modules: Vec<ModuleDiff>,
+    /// All modules together, those that only one has included, with means of the overlaps of shared ones.
+    pub total: ModuleDiff,
+    /// Modules that only the first has.
+    pub only_a: Vec<String>,
+    /// Modules that only the second has.
+    pub only_b: Vec<String>,
+    /// What one should know.
+    pub notes: Vec<String>,
+}
+
+/// How one module differs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ModuleDiff {
+    /// Its name; empty for all together.
+    pub module: String,
+    /// `‖ΔW_a‖`, scaling included.
+    pub norm_a: f64,
+    /// `‖ΔW_b‖`.
+    pub norm_b: f64,
+    /// `‖ΔW_a − ΔW_b‖`.
+    pub norm_diff: f64,
+    /// `⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖·‖ΔW_b‖)`; 1 where both are zero.
+    pub cosine: f64,
+    /// [`overlap`] of the spaces that the rows of A span: what inputs are looked at.
+    pub overlap_a: f64,
+    /// [`overlap`] of the spaces that the columns of B span: what outputs are changed.
+    pub overlap_b: f64,
+}
+
+/// How much the spaces have in common that the rows of two matrices span: `‖QᵀQ'‖²_F / min(r, r')` with orthonormal bases `Q`
+/// and `Q'`, the mean squared cosine of their principal angles. 0 for orthogonal spaces, 1 where one contains the other, and 0
+/// where one is empty.
+///
+/// `a` and `b` are row-major with so many columns; directions of less than 1e-6 of the largest do not count.
+///
+/// ```
+/// use cl_merge::adapter::overlap;
+/// let a = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]; // two rows
+/// assert!((overlap(&a, &[0.6, 0.8, 0.0], 3)? - 1.0).abs() < 1e-12);
+/// assert!((overlap(&a, &[0.0, 1.0, 1.0], 3)? - 0.5).abs() < 1e-12);
+/// # Ok::<(), cl_merge::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Undefined`] for values that are no rows of this length or that are not finite.
+pub fn overlap(a: &[f32], b: &[f32], columns: usize) -> Result<f64, Error> {
+    let undefined = |message: String| Error::Undefined { tensor: "rows".to_owned(), method: "overlap", message };
+    for values in [a, b] {
+        if columns == 0 || !values.len().is_multiple_of(columns) {
+            return Err(undefined(format!("{} values are no rows of {columns}", values.len())));
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(undefined(format!("element {i} is {}", values[i])));
+        }
+    }
+    let basis = |values: &[f32]| {
+        let rows = MatRef::from_row_major_slice(values, values.len() / columns, columns);
+        LowRank::basis(&Mat::from_fn(columns, rows.nrows(), |i, j| f64::from(rows[(j, i)])), "rows")
+    };
+    Ok(of_bases(&basis(a)?, &basis(b)?))
+}
+
+fn of_bases(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    let least = a.ncols().min(b.ncols());
+    if least == 0 { 0.0 } else { (a.transpose() * b).squared_norm_l2() / least as f64 }
+}
+
+/// Compares two adapters through their factors; no product of these is formed.
+///
+/// # Errors
+/// [`Error::Problems`] for adapters whose modules have different shapes; those of opening and reading.
+pub fn compare(a: &Path, b: &Path) -> Result<AdapterDiff, Error> {
+    let adapters = super::open(&[PathBuf::from(a), PathBuf::from(b)])?;
+    let mut problems = Vec::new();
+    let set = Set::new(&adapters, &[], &mut problems);
+    if !problems.is_empty() {
+        return Err(Error::Problems(problems));
+    }
+    let sums: Vec<Result<Sums, Error>> = set.modules.par_iter().map(|module| sums(&set, module)).collect();
+    let sums: Vec<Sums> = sums.into_iter().collect::<Result<_, _>>()?;
+    let both = |module: &Module| module.parts.len() == 2;
+    let only = |member: usize| {
+        let alone = set.modules.iter().filter(|m| !both(m) && m.parts[0].member == member);
+        alone.map(|m| m.name.clone()).collect::<Vec<_>>()
+    };
+    let pairs = set.modules.iter().zip(&sums).filter(|(module, _)| both(module));
+    let modules: Vec<ModuleDiff> = pairs.map(|(module, sums)| sums.diff(&module.name)).collect();
+    let mut all = sums.iter().fold(Sums::default(), |all, sums| all.plus(sums));
+    let count = modules.len().max(1) as f64;
+    all.overlaps = all.overlaps.map(|overlap| overlap / count);
+    let mut notes = set.notes.clone();
+    if adapters.iter().any(|adapter| adapter.config().use_dora) {
+        notes.push("of DoRA only the factors are compared, not the magnitudes".to_owned());
+    }
+    Ok(AdapterDiff { total: all.diff(""), modules, only_a: only(0), only_b: only(1), notes })
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    aa: f64,
+    bb: f64,
+    ab: f64,
+    dd: f64,
+    /// Of A and of B.
+    overlaps: [f64; 2],
+}
+
+impl Sums {
+    fn plus(self, other: &Sums) -> Sums {
+        let overlaps = [0, 1].map(|i| self.overlaps[i] + other.overlaps[i]);
+        Sums {
+            aa: self.aa + other.aa,
+            bb: self.bb + other.bb,
+            ab: self.ab + other.ab,
+            dd: self.dd + other.dd,
+            overlaps,
+        }
+    }
+
+    fn diff(&self, module: &str) -> ModuleDiff {
+        let product = (self.aa * self.bb).sqrt();
+        let cosine = match (self.aa == 0.0 && self.bb == 0.0, product > 0.0) {
+            (true, _) => 1.0,
+            (_, true) => (self.ab / product).clamp(-1.0, 1.0),
+            _ => 0.0,
+        };
+        ModuleDiff {
+            module: module.to_owned(),
+            norm_a: self.aa.sqrt(),
+            norm_b: self.bb.sqrt(),
+            norm_diff: self.dd.sqrt(),
+            cosine,
+            overlap_a: self.overlaps[0],
+            overlap_b: self.overlaps[1],
+        }
+    }
+}
+
+fn sums(set: &Set<'_>, module: &Module) -> Result<Sums, Error> {
+    let mut of_member = [None, None];
+    for part in &module.parts {
+        of_member[part.member] = Some(LowRank::of(part.scaling, &set.load(part)?));
+    }
+    match of_member {
+        [Some(a), Some(b)] => {
+            let difference = a.minus(&b).singular_values(&module.name)?;
+            let overlap = |x: &Mat<f64>, y: &Mat<f64>| {
+                Ok::<f64, Error>(of_bases(&LowRank::basis(x, &module.name)?, &LowRank::basis(y, &module.name)?))
+            };
+            let (left, right) = (overlap(&a.left, &b.left)?, overlap(&a.right, &b.right)?);
+            let embedding = module.kind == cl_checkpoint::LayerKind::Embedding;
+            Ok(Sums {
+                aa: a.energy(),
+                bb: b.energy(),
+                ab: a.inner(&b),
+                dd: difference.iter().map(|s| s * s).sum(),
+                overlaps: if embedding { [left, right] } else { [right, left] },
+            })
+        }
+        [Some(a), None] => Ok(Sums { aa: a.energy(), dd: a.energy(), ..Sums::default() }),
+        [None, Some(b)] => Ok(Sums { bb: b.energy(), dd: b.energy(), ..Sums::default() }),
+        [None, None] => Ok(Sums::default()),
+    }
+}

@@ -1,0 +1,285 @@
+//! A low-rank adapter of the difference between a tuned model and its base.
+
+use std::path::Path;
+
+use cl_checkpoint::{Checkpoint, LayerKind, Manifest, TensorSource};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+
+use super::combine::{ModuleReport, total};
+use super::dense::{self, Dense};
+use super::output::{self, About, NewModule};
+use super::{card, on_threads};
+use crate::config::FloatType;
+use crate::engine::{Budget, FIXED};
+use crate::tensor::{READ, is_float};
+use crate::{Error, TensorGroup, Values, kernels};
+
+/// How an adapter is extracted.
+#[derive(Clone, Debug)]
+pub struct ExtractOptions {
+    /// Rank of every module at most.
+    pub rank: usize,
+    /// Modules by name or by the last parts of names; none for all linear layers but the head.
+    pub targets: Vec<String>,
+    /// Element type of the output.
+    pub dtype: FloatType,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    pub threads: usize,
+    /// Bytes that may be held.
+    pub memory: usize,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+}
+
+impl Default for ExtractOptions {
+    /// Rank 8 of all linear layers in f32, with 1 GiB on all cores.
+    fn default() -> Self {
+        ExtractOptions {
+            rank: 8,
+            targets: Vec::new(),
+            dtype: FloatType::Float32,
+            threads: 0,
+            memory: 1 << 30,
+            overwrite: false,
+        }
+    }
+}
+
+/// A tensor that differs and is not in the adapter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Untouched {
+    /// Its name.
+    pub tensor: String,
+    /// Norm of the difference.
+    pub norm: f64,
+}
+
+/// What extracting did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExtractReport {
+    /// By name.
+    pub modules: Vec<ModuleReport>,
+    /// All modules together; its rank is the largest.
+    pub total: ModuleReport,
+    /// What the adapter leaves out.
+    pub untouched: Vec<Untouched>,
+    /// Numbers in the factors that were written.
+    pub parameters: usize,
+    /// What one should know.
+    pub notes: Vec<String>,
+}
+
+/// Writes the adapter `B·A ≈ W_tuned − W_base` of every module, cut to a rank by its singular values.
+///
+/// # Errors
+/// [`Error::Problems`] for models that are not of one shape, or that do not differ in the modules that are asked for; values
+/// that are not finite; the operating system's answers.
+pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) -> Result<ExtractReport, Error> {
+    let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
+    let mut problems = shape_problems(&base, &tuned);
+    if options.rank == 0 {
+        problems.push("rank is 0; it has to be at least 1".to_owned());
+    }
+    let modules = modules(&base, &options.targets, &mut problems);
+    let pair = Pair { base: &base, tuned: &tuned, options };
+    problems.extend(pair.memory_problem(&modules));
+    if !problems.is_empty() {
+        return Err(Error::Problems(problems));
+    }
+    output::check_free(out, options.overwrite)?;
+    let (made, untouched) = on_threads(options.threads, || Ok((pair.extract(&modules)?, pair.untouched(&modules)?)))?;
+    let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().flatten().unzip();
+    if modules.is_empty() {
+        let (base, tuned) = (base.dir().display(), tuned.dir().display());
+        return Err(Error::Problems(vec![format!("{tuned} does not differ from {base} in any of these modules")]));
+    }
+    let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let mut notes = Vec::new();
+    if !untouched.is_empty() {
+        notes.push(format!("{} tensors differ that are not in the adapter", untouched.len()));
+    }
+    let about = pair.about(&modules)?;
+    output::write(out, modules, about, options.overwrite)?;
+    Ok(ExtractReport { total: total(&reports), modules: reports, untouched, parameters, notes })
+}
+
+/// Tensors that only one has, or that differ in shape or kind.
+fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<String> {
+    let mut problems = Vec::new();
+    let only = |of: &Checkpoint, other: &Checkpoint| {
+        let names = of.names().into_iter().filter(|n| other.info(n).is_none());
+        let missing =
+            |name| format!("{}: has no tensor `{name}`, but {} has", other.dir().display(), of.dir().display());
+        names.map(missing).collect::<Vec<_>>()
+    };
+    problems.extend(only(base, tuned));
+    problems.extend(only(tuned, base));
+    for name in base.names() {
+        let (Some(x), Some(y)) = (base.info(name), tuned.info(name)) else { continue };
+        if x.shape != y.shape {
+            problems.push(format!(
+                "tensor `{name}` is {:?} in the base and {:?} in the tuned model; models of one vocabulary and shape are needed",
+                x.shape, y.shape
+            ));
+        }
+        if is_float(x.dtype) != is_float(y.dtype) {
+            problems.push(format!("tensor `{name}` is {:?} in the base and {:?} in the tuned model", x.dtype, y.dtype));
+        }
+    }
+    problems
+}
+
+/// A module to look at.
+struct Wanted {
+    name: String,
+    kind: LayerKind,
+    shape: [usize; 2],
+}
+
+fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<String>) -> Vec<Wanted> {
+    let matrices = base.names().into_iter().filter_map(|tensor| {
+        let info = base.info(tensor)?;
+        let shape: [usize; 2] = info.shape.as_slice().try_into().ok()?;
+        let name = tensor.strip_suffix(".weight")?;
+        is_float(info.dtype).then(|| {
+            let group = TensorGroup {
+                name: tensor,
+                shape: &info.shape,
+                base: None,
+                models: Vec::new(),
+                parallel: false,
+                model_trims: None,
+            };
+            let table = !group.is_matrix() && !name.ends_with("lm_head") && !name.ends_with("embed_out");
+            let kind = if table { LayerKind::Embedding } else { LayerKind::Linear };
+            (Wanted { name: name.to_owned(), kind, shape }, group.is_matrix())
+        })
+    });
+    let matrices: Vec<(Wanted, bool)> = matrices.collect();
+    let matches = |name: &str, target: &str| name == target || name.ends_with(&format!(".{target}"));
+    for target in targets.iter().filter(|t| *t != "all-linear") {
+        if !matrices.iter().any(|(m, _)| matches(&m.name, target)) {
+            problems.push(format!("target `{target}` names no matrix of {}", base.dir().display()));
+        }
+    }
+    let all_linear = targets.is_empty() || targets.iter().any(|t| t == "all-linear");
+    let wanted = |m: &Wanted, linear: bool| (all_linear && linear) || targets.iter().any(|t| matches(&m.name, t));
+    matrices.into_iter().filter(|(m, linear)| wanted(m, *linear)).map(|(m, _)| m).collect()
+}
+
+struct Pair<'p> {
+    base: &'p Checkpoint,
+    tuned: &'p Checkpoint,
+    options: &'p ExtractOptions,
+}
+
+impl Pair<'_> {
+    fn bytes(&self, module: &Wanted) -> usize {
+        4 * module.shape[0] * module.shape[1] + dense::scratch(module.shape, self.options.rank) + 16 * READ
+    }
+
+    fn memory_problem(&self, modules: &[Wanted]) -> Option<String> {
+        let most = modules.iter().max_by_key(|m| self.bytes(m))?;
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        let needed = FIXED + self.bytes(most);
+        (needed > self.options.memory).then(|| {
+            let (memory, needed) = (mib(self.options.memory), mib(needed));
+            format!("{memory} MiB of memory are not enough: module `{}` needs {needed} MiB; allow these", most.name)
+        })
+    }
+
+    /// None for modules that do not differ.
+    fn extract(&self, modules: &[Wanted]) -> Result<Vec<Option<(NewModule, ModuleReport)>>, Error> {
+        let budget = Budget::new(self.options.memory - FIXED);
+        let mut jobs: Vec<usize> = (0..modules.len()).collect();
+        jobs.sort_by_key(|&i| (std::cmp::Reverse(modules[i].shape[0] * modules[i].shape[1]), i));
+        let make = |&i: &usize| {
+            let _room = budget.take(self.bytes(&modules[i]));
+            (i, self.module(&modules[i]))
+        };
+        let mut made: Vec<_> = jobs.par_iter().with_max_len(1).map(make).collect();
+        made.sort_by_key(|(i, _)| *i);
+        made.into_iter().map(|(_, made)| made).collect()
+    }
+
+    fn module(&self, module: &Wanted) -> Result<Option<(NewModule, ModuleReport)>, Error> {
+        let difference = self.difference(&format!("{}.weight", module.name))?;
+        if difference.iter().all(|&v| v == 0.0) {
+            return Ok(None);
+        }
+        let cut = Dense { values: &difference, shape: module.shape }.leading(self.options.rank, &module.name)?;
+        let factors = cut.factors.encode(&module.name, module.kind, self.options.dtype.dtype())?;
+        let report = ModuleReport {
+            module: module.name.clone(),
+            rank: factors.rank,
+            norm: cut.energy.sqrt(),
+            energy: (cut.energy - cut.lost) / cut.energy,
+            relative_error: ((cut.lost + factors.changed) / cut.energy).sqrt(),
+        };
+        Ok(Some((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report)))
+    }
+
+    /// `tuned − base` in f32.
+    fn difference(&self, tensor: &str) -> Result<Vec<f32>, Error> {
+        let (of_base, of_tuned) = (self.base.dir().display().to_string(), self.tuned.dir().display().to_string());
+        let info = |c: &Checkpoint| c.info(tensor).expect("both have the same tensors").clone();
+        let (x, y) = (info(self.base), info(self.tuned));
+        let group = TensorGroup {
+            name: tensor,
+            shape: &x.shape,
+            base: Some(Values::from_source(&of_base, self.base, tensor, x.dtype)),
+            models: vec![Values::from_source(&of_tuned, self.tuned, tensor, y.dtype)],
+            parallel: false,
+            model_trims: None,
+        };
+        let mut differences = group.load_task_vectors()?;
+        Ok(differences.swap_remove(0))
+    }
+
+    /// Tensors that differ beside these modules.
+    fn untouched(&self, modules: &[Wanted]) -> Result<Vec<Untouched>, Error> {
+        let taken = |tensor: &&str| modules.iter().any(|m| tensor.strip_suffix(".weight") == Some(&m.name));
+        let rest: Vec<&str> = self.base.names().into_iter().filter(|tensor| !taken(tensor)).collect();
+        let found: Vec<Result<Option<Untouched>, Error>> =
+            rest.par_iter().map(|tensor| self.left_out(tensor)).collect();
+        found.into_iter().filter_map(Result::transpose).collect()
+    }
+
+    fn left_out(&self, tensor: &str) -> Result<Option<Untouched>, Error> {
+        let info = self.base.info(tensor).expect("it is one of its names");
+        if !is_float(info.dtype) {
+            let same = self.base.bytes(tensor)? == self.tuned.bytes(tensor)?;
+            return Ok((!same).then(|| Untouched { tensor: tensor.to_owned(), norm: f64::NAN }));
+        }
+        let difference = self.difference(tensor)?;
+        let norm = kernels::dot(&difference, &difference).sqrt();
+        Ok((norm > 0.0).then(|| Untouched { tensor: tensor.to_owned(), norm }))
+    }
+
+    fn about(&self, modules: &[NewModule]) -> Result<About, Error> {
+        let settings = json!({
+            "rank": self.options.rank,
+            "targets": self.options.targets,
+            "dtype": self.options.dtype,
+        });
+        let manifest = Manifest::new("adapter")
+            .with_config(json!({ "extract": settings }))
+            .with_source("base", self.base.dir(), self.base.content_hash()?)
+            .with_source("tuned", self.tuned.dir(), self.tuned.content_hash()?);
+        let name = |model: &Checkpoint| model.dir().display().to_string();
+        let inputs = [(name(self.base), "base".to_owned()), (name(self.tuned), "tuned model".to_owned())];
+        let done = format!("The difference of two models, cut to rank {} by its singular values.", self.options.rank);
+        let text = serde_json::to_string_pretty(&settings).unwrap_or_default();
+        let names: Vec<&str> = modules.iter().map(|m| m.name.as_str()).collect();
+        Ok(About {
+            card: card::card(Some(&inputs[0].0), "Extracted adapter", &done, &inputs, &text),
+            base_model: Some(inputs[0].0.clone()),
+            task_type: Some("CAUSAL_LM".to_owned()),
+            targets: output::shortest(&names, Some(self.base)),
+            dtype: self.options.dtype.dtype(),
+            manifest,
+        })
+    }
+}

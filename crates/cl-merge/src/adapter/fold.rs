@@ -1,0 +1,565 @@
+//! Adapters added to their base.
+
+use std::path::Path;
+
+use cl_checkpoint::{
+    Adapter, Checkpoint, CheckpointWriter, Dtype, LayerKind, Manifest, TensorSource, TensorSpec, WriteOptions, convert,
+};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
+use super::{on_threads, output};
+use crate::Error;
+
+/// How adapters are folded.
+#[derive(Clone, Debug)]
+pub struct FoldOptions {
+    /// One for each adapter; none for ones.
+    pub weights: Vec<f64>,
+    /// Threads; 0 for all cores. The result does not depend on it.
+    pub threads: usize,
+    /// Bytes of tensors in one file.
+    pub max_shard_size: u64,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// Fold adapters whose manifests say that they were made for another base.
+    pub ignore_base: bool,
+    /// Also compute what folding one after another gives, rounded each time, and report how far that is.
+    pub drift: bool,
+}
+
+impl Default for FoldOptions {
+    /// Weights of one, all cores, shards of 5 GB; nothing is overwritten.
+    fn default() -> Self {
+        FoldOptions {
+            weights: Vec::new(),
+            threads: 0,
+            max_shard_size: 5_000_000_000,
+            overwrite: false,
+            ignore_base: false,
+            drift: false,
+        }
+    }
+}
+
+/// What folding did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FoldReport {
+    /// Matrices that changed.
+    pub folded: usize,
+    /// Tensors copied byte for byte.
+    pub copied: usize,
+    /// Largest absolute difference between the sum and what was stored.
+    pub max_rounding_error: f64,
+    /// Whether embeddings and head, one tensor in the base, are two in the output, because only one of them was adapted or
+    /// each has its own update.
+    pub untied: bool,
+    /// What folding one adapter after another would change, where it was asked for.
+    pub drift: Option<Drift>,
+    /// What one should know.
+    pub notes: Vec<String>,
+}
+
+/// The difference between folding adapters one after another, rounded to the base's dtype each time, and their sum rounded
+/// once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Drift {
+    /// By name.
+    pub modules: Vec<ModuleDrift>,
+    /// All together.
+    pub total: ModuleDrift,
+}
+
+/// Drift of one module, or of all together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ModuleDrift {
+    /// Its name; empty for all together.
+    pub module: String,
+    /// Largest difference of an entry.
+    pub max: f64,
+    /// Mean of the differences' magnitudes.
+    pub mean: f64,
+    /// `‖difference‖ / ‖Σ ΔW‖`.
+    pub relative: f64,
+    /// Entries that differ.
+    pub differing: usize,
+    /// Entries.
+    pub elements: usize,
+}
+
+/// Writes `base + Σ scalingᵢ·BᵢAᵢ` as a model directory in the base's dtypes: [`fold_with`] with weights of one, for adapters
+/// of whatever base, as those of a sequence of rounds are.
+///
+/// # Errors
+/// Those of [`fold_with`].
+pub fn fold(
+    base: &Checkpoint,
+    adapters: &[Adapter],
+    out: &Path,
+    manifest: Manifest,
+    overwrite: bool,
+) -> Result<FoldReport, Error> {
+    let options = FoldOptions { overwrite, ignore_base: true, ..FoldOptions::default() };
+    fold_with(base, adapters, out, manifest, &options)
+}
+
+/// Writes `base + Σ weightᵢ·scalingᵢ·BᵢAᵢ` as a model directory in the base's dtypes.
+///
+/// The sum over all adapters is taken in f64 and rounded once, to nearest even, so that the adapters of a whole sequence of
+/// rounds cost one rounding, not one a round. Tensors without an adapter are copied byte for byte, and so are tokenizer and
+/// config. A DoRA adapter is folded alone: `m · (W + s·BA) / ‖W + s·BA‖`, norms taken over rows, of an embedding over columns
+/// (Liu et al., arXiv 2402.09353, as PEFT merges it).
+///
+/// Where embeddings and head are one tensor in the base, an adapter on either changes that use alone: both are written, and
+/// `tie_word_embeddings` becomes false.
+///
+/// # Errors
+/// [`Error::Problems`] for adapters that do not fit; values that are not finite or that the base's dtype cannot hold; the
+/// operating system's answers.
+pub fn fold_with(
+    base: &Checkpoint,
+    adapters: &[Adapter],
+    out: &Path,
+    manifest: Manifest,
+    options: &FoldOptions,
+) -> Result<FoldReport, Error> {
+    let mut problems = Vec::new();
+    let set = Set::new(adapters, &options.weights, &mut problems);
+    set.check_against(base, &mut problems)?;
+    dora_problems(&set, &mut problems);
+    if !options.ignore_base {
+        set.check_base_hash(base, &mut problems)?;
+    }
+    if !problems.is_empty() {
+        return Err(Error::Problems(problems));
+    }
+    output::check_free(out, options.overwrite)?;
+    let mut report = FoldReport { notes: set.notes.clone(), ..FoldReport::default() };
+    let targets = targets(base, &set, &mut report);
+    let specs: Vec<TensorSpec> = targets.iter().map(|t| t.spec.clone()).collect();
+    let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
+    let writer = CheckpointWriter::create(out, &specs, write)?;
+    let fold = Fold { base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1 };
+    let sums = on_threads(options.threads, || fold.all(&targets))?;
+    report.max_rounding_error = sums.iter().fold(0.0, |most, (_, sums)| most.max(sums.rounding));
+    report.drift = fold.drift.then(|| drift(&set.modules, &sums));
+    for file in base.companion_files()? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        writer.copy_file(&file, &name)?;
+    }
+    let mut config = base.config().clone();
+    if report.untied {
+        config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+    }
+    writer.put_json("config.json", &Value::Object(config))?;
+    writer.finish(manifest)?;
+    Ok(report)
+}
+
+/// DoRA's norms are those of the base plus one adapter whole: neither a part of it nor another one beside it has a meaning.
+fn dora_problems(set: &Set<'_>, problems: &mut Vec<String>) {
+    let Some(dora) = set.members.iter().find(|m| m.adapter.config().use_dora) else { return };
+    if set.members.len() > 1 {
+        problems.push(format!("{}: a DoRA adapter can only be folded alone; fold one after another", dora.name));
+    }
+    if dora.weight != 1.0 {
+        problems
+            .push(format!("{}: a DoRA adapter can only be folded with a weight of 1, not {}", dora.name, dora.weight));
+    }
+}
+
+/// A tensor of the output.
+struct Target {
+    spec: TensorSpec,
+    /// The base's tensor that it is made of.
+    source: String,
+    /// Number of the module that changes it.
+    module: Option<usize>,
+}
+
+fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Target> {
+    let module = |tensor: &str| set.modules.iter().position(|m| m.tensor() == tensor);
+    let table = tied_table(base);
+    let mut names: Vec<&str> = base.names();
+    if let Some(table) = &table {
+        report.untied = module(table).is_some() || module(HEAD).is_some();
+        if report.untied {
+            report.notes.push(format!(
+                "embeddings and head are one tensor in the base; `{table}` and `{HEAD}` were written apart, and \
+                 tie_word_embeddings is false now"
+            ));
+            if base.info(HEAD).is_none() {
+                names.push(HEAD);
+            }
+        }
+    }
+    let mut targets = Vec::new();
+    for name in names {
+        let source = if report.untied { base_tensor(base, name) } else { name.to_owned() };
+        let Some(info) = base.info(&source) else { continue };
+        let spec = TensorSpec { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() };
+        let target = Target { spec, source, module: module(name) };
+        if target.module.is_some() {
+            report.folded += 1
+        } else {
+            report.copied += 1
+        }
+        targets.push(target);
+    }
+    targets
+}
+
+/// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
+const BLOCK: usize = 1 << 17;
+
+struct Fold<'f> {
+    base: &'f Checkpoint,
+    set: &'f Set<'f>,
+    writer: &'f CheckpointWriter,
+    drift: bool,
+}
+
+/// A module's updates, ready to be multiplied.
+struct Updates {
+    /// In the order of the adapters' names.
+    parts: Vec<Scaled>,
+    /// DoRA's magnitude, and for an embedding the norms of columns.
+    dora: Option<(Vec<f64>, Option<Vec<f64>>)>,
+}
+
+/// `factor · left · right`.
+struct Scaled {
+    member: usize,
+    factor: f64,
+    rank: usize,
+    left: Vec<f64>,
+    right: Vec<f64>,
+}
+
+/// Sums over a block, or a module.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    rounding: f64,
+    /// `‖Σ ΔW‖²`.
+    energy: f64,
+    drift_energy: f64,
+    drift_sum: f64,
+    drift_max: f64,
+    differing: usize,
+    elements: usize,
+}
+
+impl Sums {
+    fn plus(self, other: Sums) -> Sums {
+        Sums {
+            rounding: self.rounding.max(other.rounding),
+            energy: self.energy + other.energy,
+            drift_energy: self.drift_energy + other.drift_energy,
+            drift_sum: self.drift_sum + other.drift_sum,
+            drift_max: self.drift_max.max(other.drift_max),
+            differing: self.differing + other.differing,
+            elements: self.elements + other.elements,
+        }
+    }
+
+    fn drift(self, module: &str) -> ModuleDrift {
+        ModuleDrift {
+            module: module.to_owned(),
+            max: self.drift_max,
+            mean: self.drift_sum / self.elements.max(1) as f64,
+            relative: if self.energy > 0.0 { (self.drift_energy / self.energy).sqrt() } else { 0.0 },
+            differing: self.differing,
+            elements: self.elements,
+        }
+    }
+}
+
+fn drift(modules: &[Module], sums: &[(usize, Sums)]) -> Drift {
+    let modules: Vec<ModuleDrift> = sums.iter().map(|(module, sums)| sums.drift(&modules[*module].name)).collect();
+    let total = sums.iter().fold(Sums::default(), |all, (_, sums)| all.plus(*sums)).drift("");
+    Drift { modules, total }
+}
+
+impl Fold<'_> {
+    /// Writes all tensors, one after another and each on all threads; returns the sums of every module.
+    fn all(&self, targets: &[Target]) -> Result<Vec<(usize, Sums)>, Error> {
+        let copied: Vec<&Target> = targets.iter().filter(|t| t.module.is_none()).collect();
+        copied.par_iter().try_for_each(|target| self.copy(target))?;
+        let changed: Vec<(&Target, usize)> = targets.iter().filter_map(|t| Some((t, t.module?))).collect();
+        let mut sums: Vec<(usize, Sums)> = changed
+            .par_iter()
+            .with_max_len(1)
+            .map(|(target, module)| Ok((*module, self.change(target, &self.set.modules[*module])?)))
+            .collect::<Result<_, Error>>()?;
+        sums.sort_by_key(|(module, _)| *module);
+        Ok(sums)
+    }
+
+    /// Copies bytes as they are, a megabyte at a time.
+    fn copy(&self, target: &Target) -> Result<(), Error> {
+        let length = self.base.info(&target.source).map_or(0, |info| info.byte_len());
+        let mut buffer = vec![0; length.min(1 << 20)];
+        let mut offset = 0;
+        loop {
+            let part = buffer.len().min(length - offset);
+            self.base.read(&target.source, offset, &mut buffer[..part])?;
+            self.writer.write_part(&target.spec.name, offset, &buffer[..part])?;
+            offset += part;
+            if offset == length {
+                return Ok(());
+            }
+        }
+    }
+
+    fn change(&self, target: &Target, module: &Module) -> Result<Sums, Error> {
+        let updates = self.updates(target, module)?;
+        let blocks = blocks(module.shape);
+        let sums: Vec<Result<Sums, Error>> =
+            blocks.par_iter().map(|rows| self.block(target, module, &updates, rows.clone())).collect();
+        sums.into_iter().try_fold(Sums::default(), |all, sums| Ok(all.plus(sums?)))
+    }
+
+    fn updates(&self, target: &Target, module: &Module) -> Result<Updates, Error> {
+        let mut parts = Vec::new();
+        for part in &module.parts {
+            let update = self.set.load(part)?;
+            let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect();
+            let factor = self.set.members[part.member].weight * part.scaling;
+            let (left, right) = (wide(&update.left), wide(&update.right));
+            parts.push(Scaled { member: part.member, factor, rank: update.rank, left, right });
+        }
+        let name = |member: usize| &self.set.members[member].name;
+        parts.sort_by(|x, y| name(x.member).cmp(name(y.member)).then(x.factor.total_cmp(&y.factor)));
+        let mut updates = Updates { parts, dora: None };
+        let first = &module.parts[0];
+        let member = &self.set.members[first.member];
+        if let Some(tensor) = member.adapter.magnitude(&first.module) {
+            let magnitude = load(member.adapter, &member.name, &tensor)?.into_iter().map(f64::from).collect();
+            let columns = module.kind == LayerKind::Embedding;
+            let norms = columns.then(|| self.column_norms(target, module, &updates)).transpose()?;
+            updates.dora = Some((magnitude, norms));
+        }
+        Ok(updates)
+    }
+
+    /// Norms over all rows of `W + ΔW`, block by block.
+    fn column_norms(&self, target: &Target, module: &Module, updates: &Updates) -> Result<Vec<f64>, Error> {
+        let columns = module.shape[1];
+        let mut squares = vec![0.0; columns];
+        for rows in blocks(module.shape) {
+            let mut sum = self.base_rows(target, module, &rows)?;
+            updates.parts.iter().for_each(|part| part.add(&mut sum, &rows, columns));
+            for row in sum.chunks(columns) {
+                squares.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
+            }
+        }
+        Ok(squares.into_iter().map(f64::sqrt).collect())
+    }
+
+    /// The base's values of some rows.
+    fn base_rows(&self, target: &Target, module: &Module, rows: &std::ops::Range<usize>) -> Result<Vec<f64>, Error> {
+        let (columns, dtype) = (module.shape[1], target.spec.dtype);
+        let size = dtype.bitsize() / 8;
+        let mut bytes = vec![0; rows.len() * columns * size];
+        self.base.read(&target.source, rows.start * columns * size, &mut bytes)?;
+        let values: Vec<f64> = if dtype == Dtype::F64 {
+            bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
+        } else {
+            let values = convert::to_f32(dtype, &bytes).expect("checked to be floating");
+            values.into_iter().map(f64::from).collect()
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => Err(Error::NotFinite {
+                model: self.base.dir().display().to_string(),
+                tensor: target.source.clone(),
+                index: rows.start * columns + i,
+                value: values[i] as f32,
+            }),
+        }
+    }
+
+    fn block(
+        &self,
+        target: &Target,
+        module: &Module,
+        updates: &Updates,
+        rows: std::ops::Range<usize>,
+    ) -> Result<Sums, Error> {
+        let (columns, dtype) = (module.shape[1], target.spec.dtype);
+        let base = self.base_rows(target, module, &rows)?;
+        let mut sum = base.clone();
+        updates.parts.iter().for_each(|part| part.add(&mut sum, &rows, columns));
+        if let Some((magnitude, norms)) = &updates.dora {
+            scale(&mut sum, columns, rows.start, magnitude, norms.as_deref()).map_err(|message| Error::Undefined {
+                tensor: target.spec.name.clone(),
+                method: "DoRA",
+                message,
+            })?;
+        }
+        let mut sums = Sums { elements: sum.len(), ..Sums::default() };
+        let mut bytes = Vec::with_capacity(sum.len() * dtype.bitsize() / 8);
+        let mut stored = Vec::with_capacity(sum.len());
+        for (i, &value) in sum.iter().enumerate() {
+            let rounded = store(dtype, value, &mut bytes);
+            if !rounded.is_finite() {
+                let (tensor, index) = (target.spec.name.clone(), rows.start * columns + i);
+                return Err(Error::Overflow { tensor, index, value: value as f32, dtype });
+            }
+            sums.rounding = sums.rounding.max((rounded - value).abs());
+            stored.push(rounded);
+        }
+        if self.drift {
+            self.measure_drift(module, updates, &rows, (base, &sum, &stored, dtype), &mut sums);
+        }
+        self.writer.write_part(&target.spec.name, rows.start * columns * (dtype.bitsize() / 8), &bytes)?;
+        Ok(sums)
+    }
+
+    /// Folds one after another, in the order given, and compares.
+    fn measure_drift(
+        &self,
+        module: &Module,
+        updates: &Updates,
+        rows: &std::ops::Range<usize>,
+        (base, sum, stored, dtype): (Vec<f64>, &[f64], &[f64], Dtype),
+        sums: &mut Sums,
+    ) {
+        sums.energy = base.iter().zip(sum).map(|(w, s)| (s - w) * (s - w)).sum();
+        let mut values = base;
+        let mut bytes = Vec::with_capacity(8);
+        for member in 0..self.set.members.len() {
+            for part in updates.parts.iter().filter(|part| part.member == member) {
+                part.add(&mut values, rows, module.shape[1]);
+                for value in &mut values {
+                    bytes.clear();
+                    *value = store(dtype, *value, &mut bytes);
+                }
+            }
+        }
+        for (value, stored) in values.iter().zip(stored) {
+            let difference = (value - stored).abs();
+            sums.drift_max = sums.drift_max.max(difference);
+            sums.drift_sum += difference;
+            sums.drift_energy += difference * difference;
+            sums.differing += usize::from(difference != 0.0);
+        }
+    }
+}
+
+impl Scaled {
+    /// `out += factor · left[rows] · right`.
+    fn add(&self, out: &mut [f64], rows: &std::ops::Range<usize>, columns: usize) {
+        let left = &self.left[rows.start * self.rank..rows.end * self.rank];
+        let left = MatRef::from_row_major_slice(left, rows.len(), self.rank);
+        let right = MatRef::from_row_major_slice(&self.right, self.rank, columns);
+        let out = MatMut::from_row_major_slice_mut(out, rows.len(), columns);
+        matmul(out, Accum::Add, left, right, self.factor, Par::Seq);
+    }
+}
+
+/// Ranges of rows that are worked on together.
+fn blocks([rows, columns]: [usize; 2]) -> Vec<std::ops::Range<usize>> {
+    let length = (BLOCK / columns.max(1)).max(1);
+    (0..rows).step_by(length).map(|start| start..rows.min(start + length)).collect()
+}
+
+/// DoRA's `m · v / ‖v‖`: over rows, or over columns whose norms are given.
+fn scale(
+    values: &mut [f64],
+    columns: usize,
+    first: usize,
+    magnitude: &[f64],
+    norms: Option<&[f64]>,
+) -> Result<(), String> {
+    let zero = |what: &str, i: usize| format!("{what} {i} of the weight with its update is zero and has no direction");
+    for (i, row) in values.chunks_mut(columns).enumerate() {
+        match norms {
+            None => {
+                let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+                if norm == 0.0 {
+                    return Err(zero("row", first + i));
+                }
+                row.iter_mut().for_each(|v| *v *= magnitude[first + i] / norm);
+            }
+            Some(norms) => {
+                if let Some(j) = norms.iter().position(|norm| *norm == 0.0) {
+                    return Err(zero("column", j));
+                }
+                row.iter_mut().zip(magnitude.iter().zip(norms)).for_each(|(v, (m, norm))| *v *= m / norm);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Appends a value in a dtype, rounded once and to nearest even, and returns what it then is.
+fn store(dtype: Dtype, value: f64, bytes: &mut Vec<u8>) -> f64 {
+    match dtype {
+        Dtype::F64 => {
+            bytes.extend(value.to_le_bytes());
+            value
+        }
+        Dtype::BF16 => {
+            let rounded = bf16::from_f32(to_odd(value));
+            bytes.extend(rounded.to_le_bytes());
+            rounded.to_f64()
+        }
+        Dtype::F16 => {
+            let rounded = f16::from_f32(to_odd(value));
+            bytes.extend(rounded.to_le_bytes());
+            rounded.to_f64()
+        }
+        _ => {
+            let rounded = value as f32;
+            bytes.extend(rounded.to_le_bytes());
+            f64::from(rounded)
+        }
+    }
+}
+
+/// Rounds to f32 so that rounding again, to less, gives what one rounding would: towards zero, and the last bit set where
+/// anything was cut off (rounding to odd; Boldo and Melquiond 2008).
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let back = f64::from(nearest);
+    if back == value || !nearest.is_finite() {
+        return nearest;
+    }
+    let towards_zero = if back.abs() > value.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(towards_zero | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half-way between two bf16 values plus or minus less than f32 can hold: rounding twice would go to even.
+    #[test]
+    fn values_are_rounded_once() {
+        let half = 1.0 + 1.0 / 256.0;
+        let stored = |value: f64| store(Dtype::BF16, value, &mut Vec::new());
+        assert_eq!(stored(half), 1.0);
+        assert_eq!(stored(half + 1e-12), 1.0 + 1.0 / 128.0);
+        assert_eq!(stored(half - 1e-12), 1.0);
+        assert_eq!(stored(1.0 + 3.0 / 256.0 - 1e-12), 1.0 + 1.0 / 128.0);
+        assert_eq!(stored(-half - 1e-12), -1.0 - 1.0 / 128.0);
+        let half = 1.0 + 1.0 / 2048.0;
+        assert_eq!(store(Dtype::F16, half + 1e-12, &mut Vec::new()), 1.0 + 1.0 / 1024.0);
+        assert_eq!(store(Dtype::F16, half, &mut Vec::new()), 1.0);
+        assert_eq!(store(Dtype::F32, 0.1, &mut Vec::new()), f64::from(0.1f32));
+    }
+
+    #[test]
+    fn blocks_cover_all_rows() {
+        let all = blocks([1000, 300]);
+        assert_eq!((all[0].start, all.last().unwrap().end), (0, 1000));
+        assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start) && all.len() > 2);
+        assert_eq!(blocks([3, BLOCK * 2]), [0..1, 1..2, 2..3]);
+    }
+}

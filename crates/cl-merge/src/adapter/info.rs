@@ -1,0 +1,142 @@
+//! What an adapter is, in numbers.
+
+use std::path::Path;
+
+use cl_checkpoint::{Adapter, Dtype, LayerKind, Manifest, Source, TargetModules, TensorSource};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::low_rank::LowRank;
+use super::set::Set;
+use crate::Error;
+
+/// An adapter described.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterInfo {
+    /// Its directory.
+    pub path: String,
+    /// `LORA`.
+    pub kind: String,
+    /// Whether rows have magnitudes of their own.
+    pub dora: bool,
+    /// Whether the scaling is `alpha / √r`.
+    pub rslora: bool,
+    /// Where the base model was.
+    pub base: Option<String>,
+    /// Rank where no pattern says otherwise.
+    pub r: usize,
+    /// Alpha where no pattern says otherwise.
+    pub alpha: f64,
+    /// Ranks of modules that differ.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas of modules that differ.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Which modules are adapted.
+    pub targets: Option<TargetModules>,
+    /// Numbers in all factors and magnitudes.
+    pub parameters: usize,
+    /// Element types of factors.
+    pub dtypes: Vec<String>,
+    /// What gives the adapter more meaning than this tool knows; such an adapter can be described only.
+    pub unsupported: Option<String>,
+    /// What it was made from, where a manifest says so.
+    pub sources: Vec<Source>,
+    /// By name.
+    pub modules: Vec<ModuleInfo>,
+    /// `‖ΔW‖` over all modules.
+    pub norm: f64,
+}
+
+/// One module of an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModuleInfo {
+    /// Its name.
+    pub module: String,
+    /// Whether it is an embedding.
+    pub embedding: bool,
+    /// Rows and columns of the weight.
+    pub shape: [usize; 2],
+    /// Rank of the factors.
+    pub rank: usize,
+    /// What `B·A` is multiplied by.
+    pub scaling: f64,
+    /// `‖ΔW‖`, scaling included; of DoRA without the magnitudes.
+    pub norm: f64,
+    /// `exp(−Σ pᵢ ln pᵢ)` with `pᵢ = σᵢ / Σσ`: how many directions the update has, weighed by their size (Roy and Vetterli,
+    /// "The effective rank", 2007). Zero of an update of zeros.
+    pub effective_rank: f64,
+}
+
+/// Describes an adapter. No product of its factors is formed.
+///
+/// # Errors
+/// Those of opening and reading; values that are not finite.
+pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
+    let adapters = [Adapter::open(dir)?];
+    let adapter = &adapters[0];
+    let set = Set::new(&adapters, &[], &mut Vec::new());
+    let modules: Vec<Result<ModuleInfo, Error>> = set
+        .modules
+        .par_iter()
+        .map(|module| {
+            let part = &module.parts[0];
+            let low_rank = LowRank::of(part.scaling, &set.load(part)?);
+            let values = low_rank.singular_values(&module.name)?;
+            Ok(ModuleInfo {
+                module: module.name.clone(),
+                embedding: module.kind == LayerKind::Embedding,
+                shape: module.shape,
+                rank: part.module.rank(),
+                scaling: part.scaling,
+                norm: values.iter().map(|s| s * s).sum::<f64>().sqrt(),
+                effective_rank: effective_rank(&values),
+            })
+        })
+        .collect();
+    let modules: Vec<ModuleInfo> = modules.into_iter().collect::<Result<_, _>>()?;
+    let config = adapter.config();
+    let tensors: Vec<_> = adapter.names().into_iter().filter_map(|name| adapter.info(name)).collect();
+    let mut dtypes: Vec<Dtype> = tensors.iter().map(|info| info.dtype).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    Ok(AdapterInfo {
+        path: dir.display().to_string(),
+        kind: config.peft_type.clone(),
+        dora: config.use_dora,
+        rslora: config.use_rslora,
+        base: config.base_model_name_or_path.clone(),
+        r: config.r,
+        alpha: config.lora_alpha,
+        rank_pattern: config.rank_pattern.clone(),
+        alpha_pattern: config.alpha_pattern.clone(),
+        targets: config.target_modules.clone(),
+        parameters: tensors.iter().map(|info| info.elements()).sum(),
+        dtypes: dtypes.iter().map(|dtype| format!("{dtype:?}")).collect(),
+        unsupported: config.unsupported(),
+        sources: Manifest::read(dir).map(|manifest| manifest.sources).unwrap_or_default(),
+        norm: modules.iter().map(|m| m.norm * m.norm).sum::<f64>().sqrt(),
+        modules,
+    })
+}
+
+/// Of singular values; values that are rounding beside the largest count nothing to speak of.
+fn effective_rank(values: &[f64]) -> f64 {
+    let total: f64 = values.iter().sum();
+    if total == 0.0 {
+        return 0.0;
+    }
+    let shares = values.iter().map(|s| s / total).filter(|p| *p > 0.0);
+    (-shares.map(|p| p * p.ln()).sum::<f64>()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effective_ranks() {
+        assert!((effective_rank(&[2.0, 2.0, 2.0]) - 3.0).abs() < 1e-12);
+        assert!((effective_rank(&[5.0, 0.0]) - 1.0).abs() < 1e-12);
+        assert_eq!(effective_rank(&[0.0, 0.0]), 0.0);
+    }
+}

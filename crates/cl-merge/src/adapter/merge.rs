@@ -1,0 +1,350 @@
+//! Which method a name means for adapters, and the merge of one module's dense updates.
+
+use serde_json::Value;
+
+use super::combine::{CombineOptions, Space};
+use super::set::{Module, Set};
+use super::update::Update;
+use crate::config::{DivisorChoice, Profile};
+use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
+use crate::registry::{self, Base, MethodInfo};
+use crate::select::{Trim, trim_models};
+use crate::{
+    Error, MergeConfig, MergeMethod, MethodConfig, ModelConfig, Parameter, Parameters, TensorGroup, Values, check,
+    merge_tensor, settings,
+};
+
+/// Methods that mean nothing without the base's own weights, or that are no merge of several updates.
+const NOT_FOR_ADAPTERS: [&str; 5] = ["slerp", "nearswap", "arcee_fusion", "passthrough", "opcm"];
+
+/// What is computed of a module's updates.
+pub(super) enum Recipe {
+    /// `Σ factor · ΔW`, which is low-rank as it is.
+    Sum {
+        /// One for each member.
+        factors: Vec<f64>,
+    },
+    /// A method over dense updates.
+    Dense(Box<Method>),
+    /// PEFT's way, A and B apart.
+    Factors {
+        /// None for `cat`.
+        method: Option<TaskVectors>,
+    },
+}
+
+/// A method of the registry with all its settings.
+pub(super) struct Method {
+    info: &'static MethodInfo,
+    config: MergeConfig,
+    /// Trims over all modules, per module and model, where the method trims the whole adapter at once.
+    trims: Option<Vec<Vec<Trim>>>,
+}
+
+/// Settings as they hold, and what is computed.
+pub(super) struct Resolved {
+    pub(super) method: String,
+    pub(super) parameters: Parameters,
+    pub(super) recipe: Recipe,
+}
+
+/// Names of everything that can be asked for.
+pub(super) fn method_names() -> Vec<&'static str> {
+    let of_registry = registry::METHODS.iter().map(|m| m.name).filter(|n| !NOT_FOR_ADAPTERS.contains(n));
+    ["cat", "magnitude_prune"].into_iter().chain(of_registry).collect()
+}
+
+/// The method of these options; what is wrong with it goes to `problems`.
+pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) -> Option<Resolved> {
+    let method = options.method.replace('-', "_");
+    if NOT_FOR_ADAPTERS.contains(&method.as_str()) {
+        problems.push(format!(
+            "{method} works on the weights of models, not on updates; fold each adapter into its base and merge the models"
+        ));
+        return None;
+    }
+    let of_registry = match method.as_str() {
+        "cat" | "linear" => "task_arithmetic",
+        "magnitude_prune" => "breadcrumbs",
+        other => other,
+    };
+    let Some(info) = registry::method(of_registry) else {
+        problems.push(format!("no method is called `{method}`; for adapters there are {}", method_names().join(", ")));
+        return None;
+    };
+    if options.density.len() > 1 && options.density.len() != set.members.len() {
+        let (adapters, given) = (set.members.len(), options.density.len());
+        problems.push(format!("density: expected one for all or one for each of {adapters} adapters, got {given}"));
+    }
+    let parameters = parameters(&method, options, problems);
+    let config = merge_config(set, info, options, parameters);
+    problems.extend(check::parameter_problems(&config, info));
+    if !info.models.contains(&set.members.len()) && !set.members.is_empty() {
+        let most =
+            if *info.models.end() == usize::MAX { "or more".to_owned() } else { format!("to {}", info.models.end()) };
+        problems.push(format!("{method} takes {} {most} adapters, not {}", info.models.start(), set.members.len()));
+    }
+    if !problems.is_empty() {
+        return None;
+    }
+    let mut config = config;
+    config.method.parameters = settings::resolve(info.name, options.profile, &config.method.parameters);
+    let resolved = config.method.parameters.clone();
+    let recipe = match options.space {
+        Space::Factors => factor_recipe(&method, set, options, &resolved, problems)?,
+        Space::Delta if info.name == "task_arithmetic" => Recipe::Sum { factors: sum_factors(set, &resolved) },
+        Space::Delta => {
+            let method = Method { info, config, trims: None };
+            // What parameters forbid is said here, before the work.
+            let first = set.modules.first()?;
+            problems.extend(method.build(&first.tensor()).err());
+            Recipe::Dense(Box::new(method))
+        }
+    };
+    Some(Resolved { method, parameters: resolved, recipe })
+}
+
+/// The given parameters, with what the method's name means for adapters.
+fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>) -> Parameters {
+    let mut parameters = options.parameters.clone();
+    for density in options.density.iter().copied().chain(number(&parameters.density)) {
+        if !(density > 0.0 && density <= 1.0) {
+            problems.push(format!("density is {density}; it has to be above 0 and at most 1"));
+        }
+    }
+    if let [density] = options.density[..] {
+        parameters.density = Some(Parameter::Number(density));
+    }
+    let dare_or_ties = matches!(method, "ties" | "dare_ties" | "dare_linear");
+    if options.profile == Profile::Paper && dare_or_ties && options.density.is_empty() {
+        parameters.density.get_or_insert(Parameter::Number(0.2));
+    }
+    if method == "magnitude_prune" {
+        parameters.gamma.get_or_insert(Parameter::Number(0.0));
+    }
+    if method == "cat" {
+        let names = parameters.names();
+        problems.extend(names.iter().map(|name| format!("cat has no parameter `{name}`; it takes weights alone")));
+        problems.extend(options.rank.map(|_| "cat keeps all ranks; linear with a rank cuts to it".to_owned()));
+    }
+    if options.space == Space::Factors && options.rank.is_some() {
+        problems.push("in the space of factors the rank is that of the adapters; leave rank out".to_owned());
+    }
+    for (name, value) in serde_json::to_value(&parameters).ok().iter().flat_map(Value::as_object).flatten() {
+        if value.is_array() || value.is_object() {
+            problems.push(format!("{name}: gradients and filters are for whole models; give one value"));
+        }
+    }
+    parameters
+}
+
+fn number(parameter: &Option<Parameter>) -> Option<f64> {
+    match parameter {
+        Some(Parameter::Number(value)) => Some(*value),
+        _ => None,
+    }
+}
+
+/// The merge file that says the same of models.
+fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, parameters: Parameters) -> MergeConfig {
+    let weighs = info.parameters.contains(&"weight");
+    let models = set.members.iter().enumerate().map(|(i, member)| {
+        let mut own = Parameters::default();
+        if weighs || member.weight != 1.0 {
+            own.weight = Some(Parameter::Number(member.weight));
+        }
+        if options.density.len() > 1 {
+            own.density = options.density.get(i).copied().map(Parameter::Number);
+        }
+        ModelConfig { model: member.name.clone(), name: None, parameters: own }
+    });
+    MergeConfig {
+        name: None,
+        method: MethodConfig { name: info.name.to_owned(), parameters },
+        profile: options.profile,
+        base_model: None,
+        models: models.collect(),
+        slices: Vec::new(),
+        dtype: None,
+        seed: options.seed,
+        tokenizer_source: None,
+        vocabulary: Default::default(),
+        ignore_tokenizers: false,
+    }
+}
+
+/// What each member's update is multiplied by in a plain sum.
+fn sum_factors(set: &Set<'_>, resolved: &Parameters) -> Vec<f64> {
+    let total: f64 = set.members.iter().map(|m| m.weight).sum();
+    let divisor = match resolved.divisor {
+        Some(DivisorChoice::Weight) => total,
+        Some(DivisorChoice::Count) => set.members.len() as f64,
+        Some(DivisorChoice::None) | None => 1.0,
+    };
+    // As in the merging of models: what vanishes is not divided by.
+    let divisor = if divisor.abs() < 1e-8 { 1.0 } else { divisor };
+    let lambda = number(&resolved.lambda).unwrap_or(1.0);
+    set.members.iter().map(|m| lambda * m.weight / divisor).collect()
+}
+
+/// PEFT's definition of a method on A and B apart.
+fn factor_recipe(
+    method: &str,
+    set: &Set<'_>,
+    options: &CombineOptions,
+    resolved: &Parameters,
+    problems: &mut Vec<String>,
+) -> Option<Recipe> {
+    // As PEFT does: one adapter is only weighted.
+    let method = if set.members.len() == 1 { "linear" } else { method };
+    if method == "cat" {
+        return Some(Recipe::Factors { method: None });
+    }
+    let density = match options.density.len() {
+        0 | 1 => vec![number(&resolved.density).unwrap_or(1.0); set.members.len()],
+        _ => options.density.clone(),
+    };
+    let election = match resolved.election {
+        Some(crate::Election::Count) => Sign::Count,
+        _ => Sign::Sum,
+    };
+    let elected = (Some(Consensus { sign: election, weighted: false }), Divisor::Count);
+    let (sparsify, (consensus, divisor)) = match method {
+        "linear" => (Sparsify::None, (None, Divisor::None)),
+        "ties" => (Sparsify::Magnitude { density }, elected),
+        "dare_linear" => (Sparsify::Random { density }, (None, Divisor::None)),
+        "dare_ties" => (Sparsify::Random { density }, elected),
+        "magnitude_prune" => {
+            let gamma = vec![0.0; density.len()];
+            (Sparsify::Outliers { density, gamma }, (None, Divisor::None))
+        }
+        other => {
+            problems.push(format!(
+                "{other} is none of PEFT's methods on factors, which are linear, cat, ties, dare_linear, dare_ties and \
+                 magnitude_prune; the space delta has it"
+            ));
+            return None;
+        }
+    };
+    problems.extend(set.modules.iter().find_map(|module| mixed_ranks(set, module)));
+    let random = method.starts_with("dare");
+    let rescale = if random && options.profile != Profile::Paper { Rescale::Density } else { Rescale::None };
+    let weights = Vec::new(); // of each module, as scalings are
+    let seed = options.seed;
+    Some(Recipe::Factors {
+        method: Some(TaskVectors { weights, lambda: 1.0, sparsify, rescale, consensus, divisor, seed }),
+    })
+}
+
+/// Why the factors of a module cannot be merged apart, if so.
+fn mixed_ranks(set: &Set<'_>, module: &Module) -> Option<String> {
+    let rank = module.parts[0].module.rank();
+    let other = module.parts.iter().find(|part| part.module.rank() != rank)?;
+    let name = |member: usize| &set.members[member].name;
+    Some(format!(
+        "module `{}`: {} has rank {rank}, {} has {}; factors of different ranks cannot be merged apart, but updates can: use the \
+         space delta",
+        module.name,
+        name(module.parts[0].member),
+        name(other.member),
+        other.module.rank()
+    ))
+}
+
+impl Method {
+    fn build(&self, tensor: &str) -> Result<Box<dyn MergeMethod>, String> {
+        let config = &self.config;
+        let settings = settings::Settings {
+            shared: vec![&config.method.parameters],
+            models: config.models.iter().map(|m| (&m.parameters, tensor)).collect(),
+            tensor,
+            t: 0.0,
+            keys: config.models.iter().map(|m| m.model.as_str()).collect(),
+            previous: None,
+            seed: config.seed,
+        };
+        settings::build(self.info.name, &settings)
+    }
+
+    /// Looks at all modules together, where the method trims over the whole adapter.
+    pub(super) fn prepare(
+        &mut self,
+        modules: &[Module],
+        updates: &[Vec<Update>],
+        zeros: &[Update],
+    ) -> Result<(), Error> {
+        let settings = settings::Settings {
+            shared: vec![&self.config.method.parameters],
+            models: self.config.models.iter().map(|m| (&m.parameters, "")).collect(),
+            tensor: "",
+            t: 0.0,
+            keys: Vec::new(),
+            previous: None,
+            seed: self.config.seed,
+        };
+        let density = settings::whole_model_trim(&settings);
+        let Some(density) = density.filter(|_| self.info.parameters.contains(&"trim")) else { return Ok(()) };
+        let names: Vec<String> = modules.iter().map(Module::tensor).collect();
+        let groups: Vec<TensorGroup<'_>> = (0..modules.len())
+            .map(|i| TensorGroup { parallel: true, ..self.group(&names[i], &modules[i].shape, &updates[i], &zeros[i]) })
+            .collect();
+        self.trims = Some(trim_models(&groups, &density)?);
+        Ok(())
+    }
+
+    /// The members' updates of a module as a merge takes them, on a base of zeros.
+    fn group<'g>(
+        &'g self,
+        tensor: &'g str,
+        shape: &'g [usize],
+        updates: &'g [Update],
+        zero: &'g Update,
+    ) -> TensorGroup<'g> {
+        let values = |name, update| Values::from_source(name, update, "", cl_checkpoint::Dtype::F32);
+        let members = self.config.models.iter().zip(updates);
+        TensorGroup {
+            name: tensor,
+            shape,
+            // To some methods a base is one more input.
+            base: (self.info.base != Base::Input).then(|| values("zero", zero)),
+            models: members.map(|(member, update)| values(member.model.as_str(), update)).collect(),
+            parallel: false,
+            model_trims: None,
+        }
+    }
+
+    /// Bytes that a merge holds beside the updates' factors: the result, and what the method takes.
+    pub(super) fn workspace(&self, module: &Module, updates: &[Update], zero: &Update) -> usize {
+        let tensor = module.tensor();
+        let group = self.group(&tensor, &module.shape, updates, zero);
+        let of_method = self.build(&tensor).map_or(0, |method| method.workspace(&group));
+        8 * module.elements() + of_method + (1 << 20)
+    }
+
+    /// Bytes of all updates' entries.
+    pub(super) fn dense_bytes(&self, module: &Module) -> usize {
+        4 * module.elements() * self.config.models.len()
+    }
+
+    /// The merged update of a module, `[rows, columns]`. With `dense` entries are computed once and kept, else whenever they
+    /// are read; their bits are the same.
+    pub(super) fn merge(
+        &self,
+        index: usize,
+        module: &Module,
+        updates: &[Update],
+        zero: &Update,
+        dense: bool,
+    ) -> Result<Vec<f32>, Error> {
+        let tensor = module.tensor();
+        let method = self.build(&tensor).map_err(|problem| Error::Problems(vec![problem]))?;
+        let mut group = self.group(&tensor, &module.shape, updates, zero);
+        group.model_trims = self.trims.as_ref().map(|trims| trims[index].clone());
+        let kept: Vec<Vec<f32>> = if dense { updates.iter().map(Update::dense).collect() } else { Vec::new() };
+        if dense {
+            let members = self.config.models.iter().zip(&kept);
+            group.models = members.map(|(member, values)| Values::from_slice(&member.model, values)).collect();
+        }
+        merge_tensor(&*method, &group)
+    }
+}

@@ -1,0 +1,288 @@
+//! Opened adapters side by side: which modules they change, and whether they belong together.
+
+use std::collections::BTreeMap;
+
+use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource, convert};
+
+use super::update::Update;
+use crate::Error;
+use crate::tensor::is_float;
+
+/// An adapter and how much of it is taken.
+pub(super) struct Member<'a> {
+    pub(super) adapter: &'a Adapter,
+    /// Its directory as written, which names it in messages and keys its random masks.
+    pub(super) name: String,
+    pub(super) weight: f64,
+}
+
+/// A module that at least one adapter changes.
+pub(super) struct Module {
+    pub(super) name: String,
+    pub(super) kind: LayerKind,
+    /// Rows and columns of the weight.
+    pub(super) shape: [usize; 2],
+    /// Those who change it, in the order of members.
+    pub(super) parts: Vec<Part>,
+}
+
+/// What one adapter has of a module.
+pub(super) struct Part {
+    pub(super) member: usize,
+    pub(super) module: AdapterModule,
+    pub(super) scaling: f64,
+}
+
+impl Module {
+    /// Name of the weight that it changes.
+    pub(super) fn tensor(&self) -> String {
+        format!("{}.weight", self.name)
+    }
+
+    pub(super) fn elements(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+
+    /// Sum of all ranks.
+    pub(super) fn total_rank(&self) -> usize {
+        self.parts.iter().map(|part| part.module.rank()).sum()
+    }
+}
+
+/// Adapters whose modules fit together.
+pub(super) struct Set<'a> {
+    pub(super) members: Vec<Member<'a>>,
+    /// By name.
+    pub(super) modules: Vec<Module>,
+    pub(super) notes: Vec<String>,
+}
+
+impl<'a> Set<'a> {
+    /// Takes adapters together with their weights, one each, or none for weights of one. What is wrong goes to `problems`.
+    pub(super) fn new(adapters: &'a [Adapter], weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
+        if !weights.is_empty() && weights.len() != adapters.len() {
+            problems.push(format!(
+                "weights: expected one for each of {} adapters, got {}",
+                adapters.len(),
+                weights.len()
+            ));
+        }
+        if adapters.is_empty() {
+            problems.push("no adapters; name at least one".to_owned());
+        }
+        let mut members = Vec::new();
+        let mut modules: BTreeMap<String, Module> = BTreeMap::new();
+        for (index, adapter) in adapters.iter().enumerate() {
+            let weight = weights.get(index).copied().unwrap_or(1.0);
+            let name = adapter.dir().display().to_string();
+            if !weight.is_finite() {
+                problems.push(format!("{name}: its weight is {weight}; it has to be a finite number"));
+            }
+            problems.extend(adapter.check_supported().err().map(|error| error.to_string()));
+            for module in adapter.modules() {
+                let part =
+                    Part { member: index, module: module.clone(), scaling: adapter.config().scaling(&module.name) };
+                problems.extend(part_problems(adapter, &name, &part));
+                let new = Module {
+                    name: module.name.clone(),
+                    kind: module.kind,
+                    shape: module.weight_shape(),
+                    parts: Vec::new(),
+                };
+                let known = modules.entry(module.name.clone()).or_insert(new);
+                if known.kind != module.kind || known.shape != module.weight_shape() {
+                    problems.push(format!(
+                        "{name}: module `{}` is {:?} {:?}, in an adapter before it {:?} {:?}; they are of different bases",
+                        module.name,
+                        module.kind,
+                        module.weight_shape(),
+                        known.kind,
+                        known.shape
+                    ));
+                }
+                known.parts.push(part);
+            }
+            members.push(Member { adapter, name, weight });
+        }
+        let mut set = Set { members, modules: modules.into_values().collect(), notes: Vec::new() };
+        set.note_names_of_bases();
+        set
+    }
+
+    /// Adapters of different bases: by hash, where manifests know it.
+    pub(super) fn check_bases(&self, problems: &mut Vec<String>) {
+        let known = self.members.iter().filter_map(|m| Some((m.name.as_str(), m.adapter.base_hash()?)));
+        let known: Vec<(&str, String)> = known.collect();
+        let Some((first, base)) = known.first() else { return };
+        for (name, other) in known.iter().filter(|(_, other)| other != base) {
+            problems.push(format!(
+                "{name} was made for another base ({}…) than {first} ({}…), their manifests say; ignore-base takes them all \
+                 the same",
+                &other[..other.len().min(12)],
+                &base[..base.len().min(12)]
+            ));
+        }
+    }
+
+    /// Adapters that were made for another base than this one, by hash, where manifests know it.
+    pub(super) fn check_base_hash(&self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
+        let known: Vec<_> = self.members.iter().filter_map(|m| Some((&m.name, m.adapter.base_hash()?))).collect();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let hash = base.content_hash()?;
+        for (name, _) in known.iter().filter(|(_, other)| *other != hash) {
+            let dir = base.dir().display();
+            problems.push(format!(
+                "{name} was made for another base than {dir}, its manifest says; ignore-base takes it all the same"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Modules that the base lacks or that have another shape there, and stored weights that are not the base's own.
+    pub(super) fn check_against(&self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
+        for module in &self.modules {
+            let of = || {
+                let names = module.parts.iter().map(|part| self.members[part.member].name.as_str());
+                names.collect::<Vec<_>>().join(", ")
+            };
+            match base.info(&base_tensor(base, &module.tensor())) {
+                None => {
+                    let dir = base.dir().display();
+                    problems.push(format!("{}: module `{}` is not in the base {dir}", of(), module.name));
+                }
+                Some(info) if info.shape != module.shape => problems.push(format!(
+                    "{}: module `{}` is for a weight of {:?}, the base's is {:?}",
+                    of(),
+                    module.name,
+                    module.shape,
+                    info.shape
+                )),
+                Some(info) if !is_float(info.dtype) => problems.push(format!(
+                    "module `{}`: the base's weight is {:?}; expected f64, f32, f16 or bf16",
+                    module.name, info.dtype
+                )),
+                Some(_) => {}
+            }
+        }
+        for member in &self.members {
+            for (tensor, stands_for) in member.adapter.whole_tensors() {
+                if !is_copy(member.adapter, tensor, base, &base_tensor(base, &stands_for))? {
+                    problems.push(format!(
+                        "{}: tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`; an adapter that \
+                         trains whole weights is not a low-rank one",
+                        member.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Weights stored beside factors, which nobody can judge without the base.
+    pub(super) fn check_alone(&self, problems: &mut Vec<String>) {
+        for member in &self.members {
+            if let Some((tensor, _)) = member.adapter.whole_tensors().first() {
+                problems.push(format!(
+                    "{}: holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy",
+                    member.name
+                ));
+            }
+        }
+    }
+
+    /// Reads what one adapter has of a module.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], those of reading.
+    pub(super) fn load(&self, part: &Part) -> Result<Update, Error> {
+        let member = &self.members[part.member];
+        let [a, b] = part.module.factors().map(|name| load(member.adapter, &member.name, &name));
+        Ok(Update::new(part.module.kind, part.module.weight_shape(), part.module.rank(), a?, b?))
+    }
+
+    /// `base_model_name_or_path`, where all agree on it.
+    pub(super) fn base_name(&self) -> Option<String> {
+        let first = self.members.first()?.adapter.config().base_model_name_or_path.clone();
+        self.members.iter().all(|m| m.adapter.config().base_model_name_or_path == first).then_some(first)?
+    }
+
+    fn note_names_of_bases(&mut self) {
+        let names = self.members.iter().filter_map(|m| m.adapter.config().base_model_name_or_path.as_deref());
+        let mut names: Vec<&str> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() > 1 {
+            self.notes.push(format!("adapters name different bases: {}", names.join(", ")));
+        }
+    }
+}
+
+fn part_problems(adapter: &Adapter, name: &str, part: &Part) -> Vec<String> {
+    let mut problems = Vec::new();
+    for factor in part.module.factors() {
+        let dtype = adapter.info(&factor).map(|info| info.dtype);
+        if dtype.is_some_and(|dtype| !is_float(dtype)) {
+            problems.push(format!("{name}: tensor `{factor}` is {dtype:?}; expected f64, f32, f16 or bf16"));
+        }
+    }
+    if !part.scaling.is_finite() {
+        problems.push(format!("{name}: module `{}` has the scaling {}", part.module.name, part.scaling));
+    }
+    problems
+}
+
+/// The tensor of the base that holds a weight: with tied embeddings the head's is that of the embeddings.
+pub(super) fn base_tensor(base: &Checkpoint, tensor: &str) -> String {
+    match tied_table(base) {
+        Some(table) if tensor == HEAD => table,
+        _ => tensor.to_owned(),
+    }
+}
+
+/// Name of the head's weight.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// Name of the token table that is also the head's weight; none where the two are apart.
+pub(super) fn tied_table(base: &Checkpoint) -> Option<String> {
+    let said = base.config().get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
+    if said == Some(false) || (said.is_none() && base.info(HEAD).is_some()) {
+        return None;
+    }
+    base.names().into_iter().find(|name| name.ends_with("embed_tokens.weight")).map(str::to_owned)
+}
+
+/// A floating tensor of an adapter as f32.
+pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f32>, Error> {
+    let bytes = adapter.bytes(tensor)?;
+    let values = adapter.info(tensor).and_then(|info| convert::to_f32(info.dtype, bytes)).ok_or_else(|| {
+        let message = "expected f64, f32, f16 or bf16".to_owned();
+        cl_checkpoint::Error::Tensor { path: adapter.dir().to_owned(), tensor: tensor.to_owned(), message }
+    })?;
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(index) => {
+            let (model, tensor, value) = (name.to_owned(), tensor.to_owned(), values[index]);
+            Err(Error::NotFinite { model, tensor, index, value })
+        }
+    }
+}
+
+/// Whether a stored weight is the base's, up to the rounding from one of the two dtypes to the other.
+fn is_copy(adapter: &Adapter, tensor: &str, base: &Checkpoint, stands_for: &str) -> Result<bool, Error> {
+    let (Some(ours), Some(theirs)) = (adapter.info(tensor), base.info(stands_for)) else { return Ok(false) };
+    if ours.shape != theirs.shape {
+        return Ok(false);
+    }
+    let (bytes, of_base) = (adapter.bytes(tensor)?, base.bytes(stands_for)?);
+    if ours.dtype == theirs.dtype {
+        return Ok(bytes == of_base);
+    }
+    let (Some(x), Some(y)) = (convert::to_f32(ours.dtype, bytes), convert::to_f32(theirs.dtype, of_base)) else {
+        return Ok(false);
+    };
+    let rounds_to =
+        |values: &[f32], dtype, expected: &[u8]| convert::from_f32(dtype, values).is_some_and(|b| b == expected);
+    Ok(rounds_to(&x, theirs.dtype, of_base) || rounds_to(&y, ours.dtype, bytes))
+}
