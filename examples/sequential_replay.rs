@@ -12,16 +12,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use cl_adapters::LoraConfig;
-use cl_checkpoint::Manifest;
-use cl_data::{Example, Mixture, Profile, Split, load_split};
+use cl_data::Profile;
 use cl_eval::{Group, ScoreMatrix};
-use cl_lab::{EvalConfig, Event, Limits, Replay, RoundInput, SequenceConfig, run_round, run_sequence, tables_of, toy};
-use cl_model::{LoadOptions, random_weights};
-use cl_torch::tch::{self, Device, Kind};
-use cl_train::{Full, Schedule, TrainConfig};
-use serde_json::json;
+use cl_lab::{EvalConfig, Limits, Replay, SequenceConfig, run_sequence, tables_of};
+use cl_torch::tch;
+use cl_train::TrainConfig;
+use world::{SEED, pretrain, say, write_data};
 
-const SEED: u64 = 1;
+mod world;
+
 const TASKS: [&str; 4] = ["first", "mood", "largest", "last"];
 
 fn main() -> Result<()> {
@@ -48,60 +47,6 @@ fn main() -> Result<()> {
     compare(&results[0], &results[1]);
     eprintln!("{:.0} s", started.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// Facts, questions about them, and tasks, as files. Returns the files of questions: the old knowledge.
-fn write_data(data: &Path) -> Result<Vec<PathBuf>> {
-    write_split(&data.join("pretraining"), "train", &toy::pretraining(SEED, 300))?;
-    for task in toy::tasks(SEED, 320, 100) {
-        write_split(&data.join(task.name), "train", &task.train)?;
-        write_split(&data.join(task.name), "test", &task.test)?;
-    }
-    let mut files = Vec::new();
-    for (name, questions) in toy::facts(SEED).questions {
-        let lines: Vec<String> = questions.iter().map(|q| json!(q).to_string()).collect();
-        files.push(data.join(format!("{name}.jsonl")));
-        std::fs::write(files.last().expect("just pushed"), lines.join("\n"))?;
-    }
-    Ok(files)
-}
-
-fn write_split(dir: &Path, split: &str, examples: &[Example]) -> Result<()> {
-    std::fs::create_dir_all(dir)?;
-    Ok(std::fs::write(dir.join(format!("{split}.json")), json!(examples).to_string())?)
-}
-
-/// Random weights, then all of them trained on what the model is to know beforehand.
-fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
-    let config = toy::model_config(96);
-    let init = folder.join("init");
-    random_weights(&config, SEED, LoadOptions::cpu(Kind::Float))?.save(
-        &init,
-        Kind::Float,
-        &config,
-        &toy::tokenizer_files(),
-        Manifest::new("model"),
-        false,
-    )?;
-    let train = TrainConfig {
-        epochs: 30,
-        micro_batch_size: 16,
-        learning_rate: 3e-3,
-        lr_scheduler_type: Schedule::Cosine,
-        full: Some(Full {}),
-        ..TrainConfig::default()
-    };
-    let input = RoundInput {
-        model: &init,
-        datasets: &[load_split(&data.join("pretraining"), Split::Train)?],
-        mixture: Mixture::None,
-        config: &train,
-        seed: SEED,
-        profile: Profile::Method,
-        device: Device::Cpu,
-        compose: None,
-    };
-    Ok(run_round(&input, &folder.join("base"), &mut say)?.model)
 }
 
 /// The four tasks in order, LoRA on every linear layer, all tasks and facts scored after every round.
@@ -143,10 +88,4 @@ fn compare(without: &ScoreMatrix, with: &ScoreMatrix) {
     row("old knowledge at the end", &|m| last(m, Group::Old));
     row("backward transfer (absolute)", &|m| m.mean_of(ScoreMatrix::absolute_bwt));
     row("forgetting", &|m| m.mean_of(ScoreMatrix::forgetting));
-}
-
-fn say(event: Event<'_>) {
-    if let Event::Stage(name) = event {
-        eprintln!("  {name}");
-    }
 }

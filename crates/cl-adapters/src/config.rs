@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -12,10 +15,27 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Probability with which an input element of the adapter is dropped while training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Which linear layers get an adapter.
+    /// Which linear layers get an adapter; `embed_tokens` and `lm_head` only where they are named.
     pub target_modules: TargetModules,
-    /// Scale by `lora_alpha / √r` instead of `lora_alpha / r`.
+    /// Scale by `lora_alpha / √r` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732).
     pub use_rslora: bool,
+    /// Learn direction and magnitude of each output apart (DoRA, arXiv:2402.09353).
+    pub use_dora: bool,
+    /// How the factors start.
+    pub init_lora_weights: InitLoraWeights,
+    /// Ranks of modules that differ from `r`. A key is a regular expression for the end of a name from a dot on; of several
+    /// that match, the longest key counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rank_pattern: BTreeMap<String, i64>,
+    /// Alphas of modules that differ from `lora_alpha`, by the same rule.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Learning rate of adapters on the embedding and on the output head, before the schedule; the others' when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_learning_rate: Option<f64>,
 }
 
 impl Default for LoraConfig {
@@ -26,6 +46,12 @@ impl Default for LoraConfig {
             lora_dropout: 0.0,
             target_modules: TargetModules::default(),
             use_rslora: false,
+            use_dora: false,
+            init_lora_weights: InitLoraWeights::default(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            loraplus_lr_ratio: None,
+            embedding_learning_rate: None,
         }
     }
 }
@@ -46,6 +72,84 @@ impl Default for TargetModules {
     }
 }
 
+/// How the factors of a fresh adapter start: PEFT's `init_lora_weights`.
+///
+/// All but the last two leave the layer's output as it was because `B·A` is zero. Those take their factors out of the
+/// weight, and the start is subtracted beside the weight, which stays as it is; a saved adapter holds the difference from the
+/// start, at twice the rank, and fits the original base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Named", into = "Named")]
+pub enum InitLoraWeights {
+    /// `true`: A uniform in ±1/√in, B zero. Of an embedding A is zero and B standard normal.
+    #[default]
+    Kaiming,
+    /// A normal with standard deviation 1/r, B zero.
+    Gaussian,
+    /// Rows of A and columns of B from a random orthogonal matrix, so that `B·A` is zero though neither is. Even ranks only.
+    Orthogonal,
+    /// The r greatest singular values and vectors of the weight (PiSSA, arXiv:2404.02948). After `pissa_niter_N`
+    /// from N rounds of subspace iteration instead of a whole decomposition.
+    Pissa {
+        /// Rounds of subspace iteration.
+        niter: Option<u32>,
+    },
+    /// The first r columns and rows of the weight's QR decomposition (OLoRA, arXiv:2406.01775).
+    Olora,
+}
+
+/// The value as it stands in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Named {
+    Flag(bool),
+    Name(String),
+}
+
+impl TryFrom<Named> for InitLoraWeights {
+    type Error = String;
+
+    fn try_from(value: Named) -> Result<Self, String> {
+        let name = match value {
+            Named::Flag(true) => return Ok(InitLoraWeights::Kaiming),
+            Named::Flag(false) => "false".to_owned(),
+            Named::Name(name) => name,
+        };
+        match name.as_str() {
+            "gaussian" => Ok(InitLoraWeights::Gaussian),
+            "orthogonal" => Ok(InitLoraWeights::Orthogonal),
+            "pissa" => Ok(InitLoraWeights::Pissa { niter: None }),
+            "olora" => Ok(InitLoraWeights::Olora),
+            other => match other.strip_prefix("pissa_niter_").and_then(|n| n.parse().ok()) {
+                Some(niter) => Ok(InitLoraWeights::Pissa { niter: Some(niter) }),
+                None => Err(format!(
+                    "init_lora_weights = {other}: expected true, \"gaussian\", \"orthogonal\", \"pissa\", \
+                     \"pissa_niter_N\" or \"olora\""
+                )),
+            },
+        }
+    }
+}
+
+impl From<InitLoraWeights> for Named {
+    fn from(init: InitLoraWeights) -> Named {
+        match init {
+            InitLoraWeights::Kaiming => Named::Flag(true),
+            InitLoraWeights::Gaussian => Named::Name("gaussian".to_owned()),
+            InitLoraWeights::Orthogonal => Named::Name("orthogonal".to_owned()),
+            InitLoraWeights::Pissa { niter: None } => Named::Name("pissa".to_owned()),
+            InitLoraWeights::Pissa { niter: Some(n) } => Named::Name(format!("pissa_niter_{n}")),
+            InitLoraWeights::Olora => Named::Name("olora".to_owned()),
+        }
+    }
+}
+
+impl InitLoraWeights {
+    /// Whether the start is taken out of the weight.
+    pub fn changes_the_base(self) -> bool {
+        matches!(self, InitLoraWeights::Pissa { .. } | InitLoraWeights::Olora)
+    }
+}
+
 impl LoraConfig {
     /// Checks every range.
     ///
@@ -53,10 +157,11 @@ impl LoraConfig {
     /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let parameter = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
+        let positive = |x: f64| x.is_finite() && x > 0.0;
         if self.r < 1 {
             return parameter("r", self.r.to_string(), "a rank of at least 1");
         }
-        if !self.lora_alpha.is_finite() || self.lora_alpha <= 0.0 {
+        if !positive(self.lora_alpha) {
             return parameter("lora_alpha", self.lora_alpha.to_string(), "a positive number");
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
@@ -65,13 +170,58 @@ impl LoraConfig {
         if matches!(&self.target_modules, TargetModules::Names(names) if names.is_empty()) {
             return parameter("target_modules", "[]".to_owned(), "at least one name, or \"all-linear\"");
         }
+        if let Some((key, rank)) = self.rank_pattern.iter().find(|(_, rank)| **rank < 1) {
+            return parameter("rank_pattern", format!("{key} = {rank}"), "ranks of at least 1");
+        }
+        if let Some((key, alpha)) = self.alpha_pattern.iter().find(|(_, alpha)| !positive(**alpha)) {
+            return parameter("alpha_pattern", format!("{key} = {alpha}"), "positive numbers");
+        }
+        if let Some(key) = self.rank_pattern.keys().chain(self.alpha_pattern.keys()).find(|key| regex(key).is_err()) {
+            return parameter("rank_pattern, alpha_pattern", key.clone(), "a regular expression");
+        }
+        if self.init_lora_weights == InitLoraWeights::Orthogonal
+            && let Some(odd) = self.rank_pattern.values().chain([&self.r]).find(|r| *r % 2 == 1)
+        {
+            return parameter("r", odd.to_string(), "an even rank with init_lora_weights = \"orthogonal\"");
+        }
+        if self.use_dora && self.init_lora_weights.changes_the_base() {
+            return parameter("use_dora", "true".to_owned(), "another init_lora_weights than pissa or olora");
+        }
+        for (key, value) in
+            [("loraplus_lr_ratio", self.loraplus_lr_ratio), ("embedding_learning_rate", self.embedding_learning_rate)]
+        {
+            if let Some(value) = value.filter(|v| !positive(*v)) {
+                return parameter(key, value.to_string(), "a positive number");
+            }
+        }
         Ok(())
     }
 
-    /// The factor in front of `B·A`.
-    pub fn scaling(&self) -> f64 {
-        if self.use_rslora { self.lora_alpha / (self.r as f64).sqrt() } else { self.lora_alpha / self.r as f64 }
+    /// Rank of a module, `rank_pattern` considered.
+    pub fn rank(&self, module: &str) -> i64 {
+        pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
+
+    /// The factor in front of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, patterns considered.
+    pub fn scaling(&self, module: &str) -> f64 {
+        let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
+        scaling(alpha, self.rank(module), self.use_rslora)
+    }
+}
+
+/// `alpha / r`, or `alpha / √r` with rsLoRA.
+pub(crate) fn scaling(alpha: f64, rank: i64, use_rslora: bool) -> f64 {
+    if use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
+}
+
+/// PEFT's rule of what a key matches; a table has no order, so the longest one counts.
+fn pattern<'m, V>(pairs: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
+    let matching = pairs.iter().filter(|(key, _)| regex(key).is_ok_and(|r| r.is_match(module)));
+    matching.max_by_key(|(key, _)| key.len()).map(|(_, value)| value)
+}
+
+fn regex(key: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }
 
 #[cfg(test)]
@@ -85,18 +235,44 @@ mod tests {
             ("lora_alpha = -1.0", "lora_alpha"),
             ("lora_dropout = 1.0", "lora_dropout"),
             ("target_modules = []", "target_modules"),
+            ("rank_pattern = {q_proj = 0}", "rank_pattern"),
+            ("alpha_pattern = {'(' = 1.0}", "rank_pattern, alpha_pattern"),
+            ("alpha_pattern = {q_proj = 0.0}", "alpha_pattern"),
+            ("r = 3\ninit_lora_weights = 'orthogonal'", "r"),
+            ("use_dora = true\ninit_lora_weights = 'pissa'", "use_dora"),
+            ("loraplus_lr_ratio = 0.0", "loraplus_lr_ratio"),
+            ("embedding_learning_rate = -1e-5", "embedding_learning_rate"),
         ] {
             let config: LoraConfig = toml::from_str(text).unwrap();
             let message = config.validate().unwrap_err().to_string();
             assert!(message.starts_with(key), "{message}");
         }
         assert!(toml::from_str::<LoraConfig>("rank = 4").is_err(), "unknown keys are refused");
+        let unknown = toml::from_str::<LoraConfig>("init_lora_weights = 'corda'").unwrap_err().to_string();
+        assert!(unknown.contains("corda") && unknown.contains("gaussian"), "{unknown}");
     }
 
     #[test]
     fn scalings() {
         let plain = LoraConfig { r: 4, lora_alpha: 16.0, ..Default::default() };
-        assert_eq!(plain.scaling(), 4.0);
-        assert_eq!(LoraConfig { use_rslora: true, ..plain }.scaling(), 8.0);
+        assert_eq!(plain.scaling("q_proj"), 4.0);
+        assert_eq!(LoraConfig { use_rslora: true, ..plain }.scaling("q_proj"), 8.0);
+    }
+
+    #[test]
+    fn patterns_and_ways_to_start_read_back() {
+        let text = "r = 4\ninit_lora_weights = 'pissa_niter_4'\n[rank_pattern]\nq_proj = 2\n'layers.1.self_attn.q_proj' = 6\n\
+                    [alpha_pattern]\nq_proj = 8.0\n";
+        let config: LoraConfig = toml::from_str(text).unwrap();
+        assert_eq!(config.init_lora_weights, InitLoraWeights::Pissa { niter: Some(4) });
+        assert_eq!(config.rank("model.layers.0.self_attn.q_proj"), 2);
+        assert_eq!(config.rank("model.layers.1.self_attn.q_proj"), 6);
+        assert_eq!(config.rank("model.layers.1.self_attn.v_proj"), 4);
+        assert_eq!(config.scaling("model.layers.0.self_attn.q_proj"), 4.0);
+        assert_eq!(toml::from_str::<LoraConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        for init in ["true", "'gaussian'", "'orthogonal'", "'pissa'", "'olora'"] {
+            let config: LoraConfig = toml::from_str(&format!("init_lora_weights = {init}")).unwrap();
+            assert_eq!(toml::from_str::<LoraConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
     }
 }

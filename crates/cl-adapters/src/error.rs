@@ -14,7 +14,7 @@ pub enum AdapterError {
         expected: &'static str,
     },
     /// `target_modules` names a module that the model does not have.
-    #[error("target_modules: `{target}` matches no linear layer of the model; it has {available}")]
+    #[error("target_modules: `{target}` matches no layer of the model; it has {available}")]
     UnknownTarget {
         /// The entry that matched nothing.
         target: String,
@@ -30,7 +30,7 @@ pub enum AdapterError {
         message: String,
     },
     /// An adapter holds a module that the model does not have.
-    #[error("{path}: adapter module `{module}` is not a linear layer of this model")]
+    #[error("{path}: adapter module `{module}` is neither a linear layer nor the embedding of this model")]
     UnknownModule {
         /// Directory of the adapter.
         path: PathBuf,

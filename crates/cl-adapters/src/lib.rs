@@ -1,17 +1,24 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod dora;
 mod dropout;
+mod embedding;
 mod error;
-mod fold;
 mod linear;
 mod lora;
+mod olora;
+mod peft;
+mod start;
 mod targets;
 
-pub use config::{LoraConfig, TargetModules};
+pub use config::{InitLoraWeights, LoraConfig, TargetModules};
+pub use dora::Magnitude;
 pub use dropout::Mode;
+pub use embedding::Embedding;
 pub use error::AdapterError;
-pub use fold::{FoldReport, fold};
-pub use linear::Linear;
-pub use lora::{Lora, check_supported, check_whole_tensors, save_lora};
+pub use linear::{Frozen, Linear};
+pub use lora::Lora;
+pub use olora::{Lambda, OloraConfig, Orthogonality, Overlap, SequenceShape};
+pub use peft::{Site, check_whole_tensors, save_lora};
 pub use targets::Targets;

@@ -12,12 +12,12 @@ enum Rule {
 }
 
 impl Targets {
-    /// Checks `target` against the names of a model's linear layers, so that a misspelt entry is an error and not an
+    /// Checks `target` against the names of a model's linear layers and its embedding, so that a misspelt entry is an error and not an
     /// adapter that trains less than was asked for.
     ///
     /// # Errors
     /// [`AdapterError::UnknownTarget`] or [`AdapterError::Pattern`].
-    pub fn new(target: &TargetModules, linear_layers: &[&str]) -> Result<Targets, AdapterError> {
+    pub fn new(target: &TargetModules, layers: &[&str]) -> Result<Targets, AdapterError> {
         let (rule, entries) = match target {
             TargetModules::Pattern(p) if p == "all-linear" => return Ok(Targets(Rule::AllLinear)),
             TargetModules::Pattern(p) => {
@@ -34,17 +34,17 @@ impl Targets {
                 Rule::Whole(r) => Targets(Rule::Whole(r.clone())),
                 Rule::AllLinear => Targets(Rule::AllLinear),
             };
-            if !linear_layers.iter().any(|name| one.contains(name)) {
-                return Err(AdapterError::UnknownTarget { target: entry, available: last_parts(linear_layers) });
+            if !layers.iter().any(|name| one.contains(name)) {
+                return Err(AdapterError::UnknownTarget { target: entry, available: last_parts(layers) });
             }
         }
         Ok(targets)
     }
 
-    /// Whether the linear layer with this name gets an adapter.
+    /// Whether the layer with this name gets an adapter.
     pub fn contains(&self, name: &str) -> bool {
         match &self.0 {
-            Rule::AllLinear => name != "lm_head",
+            Rule::AllLinear => name != "lm_head" && !name.ends_with("embed_tokens"),
             Rule::Names(names) => names.iter().any(|n| name == n || name.ends_with(&format!(".{n}"))),
             Rule::Whole(pattern) => pattern.is_match(name),
         }

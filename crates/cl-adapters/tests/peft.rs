@@ -7,8 +7,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{AdapterError, LoraConfig, TargetModules, fold, save_lora};
+use cl_adapters::{Lora, LoraConfig, Site, TargetModules, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Dtype, Manifest, TensorSource, write_adapter};
+use cl_merge::adapter::fold;
 use cl_model::{Decoder, LoadOptions, ModelError, PackedBatch};
 use cl_torch::load_tensor;
 use cl_torch::tch::{Device, Kind, Tensor};
@@ -60,7 +61,10 @@ fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> V
         .map(|(name, entry)| {
             let (_, shape): (String, Vec<usize>) = serde_json::from_value(entry.clone()).unwrap();
             // PEFT keeps a copy of the head beside an adapter on it.
-            let own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
+            let mut own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
+            if own == "lm_head.weight" && !case.tensors_of_base.contains_key(&own) {
+                own = "model.embed_tokens.weight".to_owned();
+            }
             let source = if name.contains("lora_") { format!("{prefix}{name}") } else { own };
             let (mut spec, bytes) = stored(&source, &shape, Dtype::F32);
             spec.name = name.clone();
@@ -168,7 +172,8 @@ fn folding_gives_what_peft_merges_and_copies_the_rest() {
         if dtype == Dtype::F32 {
             // Values below 1 have a last bit of 6e-8; two factors of four terms may be summed in another order.
             assert!(largest < 2.4e-7, "{name}: {largest}");
-            assert_eq!(report.max_rounding_error, 0.0);
+            // Summed in f64: half of that last bit.
+            assert!(report.max_rounding_error <= 3e-8);
         } else {
             // Both round the f32 sum once. A sum that lies between two bf16 numbers by the last bit of f32 may go either
             // way: one step of bf16 below 1 is 2^-8.
@@ -177,14 +182,14 @@ fn folding_gives_what_peft_merges_and_copies_the_rest() {
             assert!(report.max_rounding_error > 0.0 && report.max_rounding_error <= 2f64.powi(-9));
         }
         let again = fold(&base, &adapters, &out, Manifest::new("model"), false);
-        assert!(matches!(again, Err(AdapterError::Checkpoint(cl_checkpoint::Error::Exists { .. }))));
+        assert!(again.unwrap_err().to_string().contains("exists already"));
     }
 }
 
 #[test]
 fn a_folded_model_computes_what_base_and_adapter_do() {
     let fixture = fixture();
-    for name in ["patterns", "lm_head", "rslora_bias"] {
+    for name in ["patterns", "lm_head", "rslora_bias", "dora", "embedding", "tied_head"] {
         let dir = tempfile::tempdir().unwrap();
         let (base, adapter) = write_case(dir.path(), &case(name), Dtype::F32, "");
         let mut beside = load(&base, Kind::Float);
@@ -204,10 +209,10 @@ fn kept(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("peft").join(name)
 }
 
-/// The model's linear layers that an adapter configuration chooses, by PEFT's rule.
+/// The model's layers that an adapter configuration chooses, by PEFT's rule.
 fn chosen(config: &Value, model: &Decoder) -> BTreeSet<String> {
     let target: TargetModules = serde_json::from_value(config["target_modules"].clone()).unwrap();
-    let names: Vec<&str> = model.linears().map(|l| l.name.as_str()).collect();
+    let names: Vec<&str> = model.sites().map(|s| s.name).collect();
     let targets = cl_adapters::Targets::new(&target, &names).unwrap();
     names.into_iter().filter(|n| targets.contains(n)).map(str::to_owned).collect()
 }
@@ -219,19 +224,10 @@ fn a_saved_adapter_has_the_names_shapes_dtypes_and_keys_of_peft() {
         let dtype = if case.name == "bf16" { Dtype::BF16 } else { Dtype::F32 };
         let (checkpoint, theirs) = write_case(&dir, &case, dtype, "");
         let mut model = load(&checkpoint, if dtype == Dtype::BF16 { Kind::BFloat16 } else { Kind::Float });
-        let mut lora = case.lora.clone();
-        // Patterns cannot be asked for; an adapter that has them keeps them.
-        for key in ["rank_pattern", "alpha_pattern"] {
-            lora.as_object_mut().unwrap().remove(key);
-        }
-        let lora: LoraConfig = serde_json::from_value(lora).unwrap();
-        if case.name == "patterns" {
-            model.load_lora(&theirs, 0.0).unwrap();
-        } else {
-            model.add_lora(&lora, 5).unwrap();
-        }
+        let lora: LoraConfig = serde_json::from_value(case.lora.clone()).unwrap();
+        model.add_lora(&lora, 5).unwrap();
         let base = case.adapter_config["base_model_name_or_path"].as_str().unwrap_or("base");
-        save_lora(&dir.join("ours"), model.linears(), &lora, base, Manifest::new("adapter"), true).unwrap();
+        save_lora(&dir.join("ours"), model.sites(), &lora, base, Manifest::new("adapter"), true).unwrap();
 
         let ours = Adapter::open(&dir.join("ours")).unwrap();
         let mut expected: Vec<(String, String, Vec<usize>)> = Vec::new();
@@ -280,7 +276,7 @@ fn check_keys(name: &str, ours: &Value, theirs: &Value) {
 
 #[test]
 fn a_saved_adapter_comes_back_bit_by_bit() {
-    for name in ["all_linear", "expression", "patterns", "rslora_bias", "lm_head"] {
+    for name in ["all_linear", "expression", "patterns", "rslora_bias", "lm_head", "dora", "embedding", "tied_head"] {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, adapter) = write_case(dir.path(), &case(name), Dtype::F32, "");
         let mut first = load(&checkpoint, Kind::Float);
@@ -288,11 +284,12 @@ fn a_saved_adapter_comes_back_bit_by_bit() {
         // Whatever the configuration at hand says, the file has to say what the layers are.
         let other = LoraConfig { use_rslora: adapter.config().use_rslora, r: 7, lora_alpha: 5.0, ..Default::default() };
         let out = dir.path().join("again");
-        save_lora(&out, first.linears(), &other, "base", Manifest::new("adapter"), false).unwrap();
+        save_lora(&out, first.sites(), &other, "base", Manifest::new("adapter"), false).unwrap();
         let mut second = load(&checkpoint, Kind::Float);
         second.load_lora(&Adapter::open(&out).unwrap(), 0.0).unwrap();
-        for (a, b) in first.linears().zip(second.linears()) {
-            let factors = |l: &cl_adapters::Linear| l.lora.as_ref().map(|l| (l.a.copy(), l.b.copy(), l.scaling));
+        for (a, b) in first.sites().zip(second.sites()) {
+            let magnitude = |l: &Lora| l.magnitude.as_ref().map(|m| m.vector.copy());
+            let factors = |s: Site<'_>| s.lora.map(|l| (l.a.copy(), l.b.copy(), magnitude(l), l.scaling));
             assert_eq!(factors(a), factors(b), "{name}: {}", a.name);
         }
     }
@@ -333,6 +330,42 @@ fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
     assert_eq!(find(&model), find(&other_order), "the numbers depend on seed and name only");
 }
 
+/// PiSSA and OLoRA take their start out of the weight; here it is subtracted beside it, and what is saved is the difference.
+#[test]
+fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_original_base() {
+    let fixture = fixture();
+    for (init, name) in [("pissa", "lm_head"), ("pissa_niter_8", "rslora_bias"), ("olora", "all_linear")] {
+        let dir = kept(init);
+        let case = case(name);
+        let (checkpoint, _) = write_case(&dir, &case, Dtype::F32, "");
+        let mut model = load(&checkpoint, Kind::Float);
+        let bare = logits(&model, &fixture.sequences);
+        let mut lora: LoraConfig = serde_json::from_value(case.lora.clone()).unwrap();
+        lora.init_lora_weights = serde_json::from_value(json!(init)).unwrap();
+        lora.rank_pattern.insert("v_proj".to_owned(), 2);
+        model.add_lora(&lora, 5).unwrap();
+        let distance =
+            |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).map(|(a, b)| largest_difference(a, b)).fold(0.0, f64::max);
+        // Logits near 1.6; the start is added and subtracted in f32.
+        assert!(distance(&logits(&model, &fixture.sequences), &bare) < 4e-6, "{init}");
+
+        let _no_graph = cl_torch::tch::no_grad_guard();
+        for (i, (_, factor)) in model.trainable().into_iter().enumerate() {
+            let _ = factor.shallow_clone().g_add_scalar_(0.01 * (1 + i % 3) as f64);
+        }
+        let moved = logits(&model, &fixture.sequences);
+        assert!(distance(&moved, &bare) > 1e-3, "{init}: moving the factors has to show");
+        save_lora(&dir.join("ours"), model.sites(), &lora, "base", Manifest::new("adapter"), true).unwrap();
+        let saved = Adapter::open(&dir.join("ours")).unwrap();
+        assert_eq!(saved.config().init_lora_weights, json!(true));
+        assert_eq!(saved.config().r as i64, 2 * lora.r);
+        let mut again = load(&checkpoint, Kind::Float);
+        again.load_lora(&saved, 0.0).unwrap();
+        let apart = distance(&logits(&again, &fixture.sequences), &moved);
+        assert!(apart < 4e-6, "{init}: {apart}");
+    }
+}
+
 /// Why a model refuses the adapter, and why folding does.
 fn refusals(checkpoint: &Checkpoint, adapter: &Adapter, dir: &Path) -> [String; 2] {
     let mut model = load(checkpoint, Kind::Float);
@@ -352,7 +385,6 @@ fn adapters_that_mean_more_are_refused_by_name() {
     let case = case("names_tied");
     let (checkpoint, _) = write_case(dir.path(), &case, Dtype::F32, "");
     for (key, value, feature) in [
-        ("use_dora", json!(true), "DoRA"),
         ("bias", json!("all"), "bias = \"all\""),
         ("bias", json!("lora_only"), "bias = \"lora_only\""),
         ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
@@ -399,10 +431,10 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
                 ("model.layers.7.self_attn.q_proj.lora_A.weight", [2, 16]),
                 ("model.layers.7.self_attn.q_proj.lora_B.weight", [16, 2]),
             ],
-            &["model.layers.7.self_attn.q_proj", "not a linear layer"],
+            &["model.layers.7.self_attn.q_proj", "neither a linear layer nor"],
         ),
         (
-            "an embedding, which is no linear layer",
+            "a norm, which is no linear layer",
             &[("model.norm.lora_A.weight", [2, 16]), ("model.norm.lora_B.weight", [16, 2])],
             &["model.norm"],
         ),
@@ -443,9 +475,10 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
         let path = dir.path().join("refused");
         write_adapter(&path, &config, &tensors, Manifest::new("adapter"), true).unwrap();
         let adapter = Adapter::open(&path).unwrap();
-        for message in refusals(&checkpoint, &adapter, dir.path()) {
-            assert!(parts.iter().all(|p| message.contains(p)) && message.contains("refused: "), "{what}: {message}");
-        }
+        let [loading, folding] = refusals(&checkpoint, &adapter, dir.path());
+        assert!(parts.iter().all(|p| loading.contains(p)) && loading.contains("refused: "), "{what}: {loading}");
+        // Folding has words of its own; it names the same.
+        assert!(folding.contains(parts[0]) && folding.contains("refused"), "{what}: {folding}");
     }
 }
 
@@ -455,9 +488,7 @@ fn targets_that_match_nothing_are_an_error_and_leave_the_model_as_it_was() {
     model.set_requires_grad(true);
     let names = |n: &[&str]| TargetModules::Names(n.iter().map(|s| (*s).to_owned()).collect());
     for (target, part) in [
-        (names(&["q_proj", "embed_tokens"]), "`embed_tokens`"),
-        // A tied head is the embedding, not a layer of its own.
-        (names(&["lm_head"]), "`lm_head`"),
+        (names(&["q_proj", "input_layernorm"]), "`input_layernorm`"),
         // A string is an expression over the whole name.
         (TargetModules::Pattern("q_proj".into()), "`q_proj`"),
         (TargetModules::Pattern("(".into()), "not a regular expression"),

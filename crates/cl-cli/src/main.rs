@@ -43,6 +43,9 @@ enum Command {
     /// Merge models; compare and verify them.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
+    /// Combine adapters, fold them into their base, extract, describe and compare them.
+    #[command(subcommand)]
+    Adapter(cl_merge::adapter::cli::AdapterCommand),
     /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
     /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
@@ -76,6 +79,7 @@ fn run(command: Command) -> Result<()> {
         Command::Sequence(args) => commands::sequence::run(&args, &mut out),
         Command::Eval(args) => commands::eval::run(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, &mut out),
+        Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),

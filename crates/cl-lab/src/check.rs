@@ -170,7 +170,7 @@ fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
 
 fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
     let Some(adapter) = note(Adapter::open(dir), findings) else { return };
-    note(cl_adapters::check_supported(&adapter), findings);
+    note(adapter.check_supported(), findings);
     let config = adapter.config();
     findings.push(Finding::Fact(format!(
         "adapter: {} on {} modules, r {}, lora_alpha {}, base {}",
@@ -216,14 +216,20 @@ fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> 
             note(check_fits(&checkpoint, &adapter), findings);
         }
     } else if let Some(lora) = &train.lora {
-        // Adapters go beside matrices of the layers; embeddings are matrices too, but no linear layers.
-        let names: Vec<&str> = checkpoint
+        // Adapters go beside matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+        let mut names: Vec<&str> = checkpoint
             .names()
             .into_iter()
-            .filter(|n| checkpoint.info(n).is_some_and(|i| i.shape.len() == 2) && !n.contains("embed_tokens"))
+            .filter(|n| checkpoint.info(n).is_some_and(|i| i.shape.len() == 2))
             .filter_map(|n| n.strip_suffix(".weight"))
             .collect();
+        names.extend((!names.contains(&"lm_head")).then_some("lm_head"));
         note(Targets::new(&lora.target_modules, &names), findings);
+    }
+    for dir in train.olora.iter().flat_map(|o| &o.earlier) {
+        if let Some(adapter) = note(Adapter::open(dir), findings) {
+            note(check_fits(&checkpoint, &adapter), findings);
+        }
     }
     model
 }

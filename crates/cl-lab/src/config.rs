@@ -250,7 +250,7 @@ fn is_paper(table: &Table) -> bool {
 }
 
 /// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 everywhere without
-/// master weights, a constant learning rate of 2e-5.
+/// master weights, a constant learning rate of 2e-5; o-lora in the definition of its code.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -261,6 +261,9 @@ fn paper_defaults(table: &mut Table) {
         ("learning_rate", Value::from(2e-5)),
     ] {
         train.entry(key).or_insert(value);
+    }
+    if let Some(olora) = train.get_mut("olora").and_then(Value::as_table_mut) {
+        olora.entry("mode").or_insert(Value::from("l1"));
     }
 }
 

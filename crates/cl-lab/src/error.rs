@@ -98,6 +98,9 @@ pub enum LabError {
     /// Adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
+    /// Folding.
+    #[error(transparent)]
+    Merge(#[from] cl_merge::Error),
     /// Models.
     #[error(transparent)]
     Model(#[from] cl_model::ModelError),

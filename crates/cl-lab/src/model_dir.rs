@@ -1,10 +1,10 @@
 //! Model and adapter directories: opened with one order of errors, and what they hold as one number. The number always comes
 //! from the files themselves: a manifest says what they held when it was written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cl_adapters::{AdapterError, check_supported};
-use cl_checkpoint::{Adapter, Checkpoint, Manifest, TensorSource, hash_file};
+use cl_adapters::AdapterError;
+use cl_checkpoint::{Adapter, Checkpoint, LayerKind, TensorSource};
 use cl_data::Tokenizer;
 
 use crate::LabError;
@@ -23,49 +23,42 @@ pub(crate) fn open_checkpoint(dir: &Path) -> Result<Checkpoint, LabError> {
 
 /// Whether an adapter is of a kind that is built and fits beside a model, without reading a tensor.
 pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), LabError> {
-    check_supported(adapter)?;
+    adapter.check_supported()?;
     for module in adapter.modules() {
-        let (path, module) = (adapter.dir().to_owned(), module.clone());
-        let Some(weight) = base.info(&format!("{}.weight", module.name)) else {
-            return Err(AdapterError::UnknownModule { path, module: module.name }.into());
+        let (path, name) = (adapter.dir().to_owned(), module.name.clone());
+        // A tied head is the embedding.
+        let own = base.info(&format!("{name}.weight"));
+        let weight = own.or_else(|| base.info("model.embed_tokens.weight").filter(|_| name == "lm_head"));
+        let embedding = module.kind == LayerKind::Embedding;
+        let Some(weight) = weight.filter(|_| embedding == name.ends_with("embed_tokens")) else {
+            return Err(AdapterError::UnknownModule { path, module: name }.into());
         };
-        let &[output, input] = weight.shape.as_slice() else {
-            return Err(AdapterError::UnknownModule { path, module: module.name }.into());
+        let &[rows, columns] = weight.shape.as_slice() else {
+            return Err(AdapterError::UnknownModule { path, module: name }.into());
         };
-        if (module.a_shape.get(1), module.b_shape.first()) != (Some(&input), Some(&output)) {
-            let (a, b) = (module.a_shape, module.b_shape);
-            let (input, output) = (input as i64, output as i64);
-            return Err(AdapterError::Shape { path, module: module.name, input, output, a, b }.into());
+        if module.weight_shape() != [rows, columns] {
+            let (a, b) = (module.a_shape.clone(), module.b_shape.clone());
+            let (output, input) = if embedding { (columns as i64, rows as i64) } else { (rows as i64, columns as i64) };
+            return Err(AdapterError::Shape { path, module: name, input, output, a, b }.into());
         }
     }
     Ok(())
 }
 
-/// blake3 over everything that decides what a model computes: weights, config.json, tokenizer.
+/// blake3 over what a model computes with.
 pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
-    let checkpoint = open_checkpoint(dir)?;
-    let mut files: Vec<PathBuf> = checkpoint.files().map(Path::to_owned).collect();
-    files.push(dir.join("config.json"));
-    files.extend(checkpoint.companion_files()?);
-    hash(&files)
+    Ok(open_checkpoint(dir)?.content_hash()?)
 }
 
 /// blake3 over an adapter's weights and config.
 pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
-    hash(&["adapter_model.safetensors", "adapter_config.json"].map(|name| dir.join(name)))
-}
-
-fn hash(files: &[PathBuf]) -> Result<String, LabError> {
-    let mut manifest = Manifest::new("");
-    for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        manifest.files.insert(name, hash_file(file)?);
-    }
-    Ok(manifest.content_hash())
+    Ok(Adapter::open(dir)?.content_hash()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use cl_checkpoint::Manifest;
+
     use super::*;
 
     #[test]

@@ -1,15 +1,23 @@
+use cl_adapters::Overlap;
 use cl_data::Profile;
 use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 
 use crate::SequenceConfig;
 
-/// What the rows of a sequence's tables are called after.
+/// What the rows of a sequence's tables are called after; of o-lora with its definition.
 pub fn method_name(config: &SequenceConfig) -> &'static str {
-    match (config.train.lora.is_some(), config.replay.is_some()) {
-        (true, false) => "LoRA",
-        (true, true) => "LoRA-Rep",
-        (false, false) => "FFT",
-        (false, true) => "FFT-Rep",
+    let overlap = config.train.olora.as_ref().map(|o| o.mode);
+    match (config.train.lora.is_some(), overlap, config.replay.is_some()) {
+        (true, None, false) => "LoRA",
+        (true, None, true) => "LoRA-Rep",
+        (true, Some(Overlap::L1), false) => "o-LoRA-l1",
+        (true, Some(Overlap::L1), true) => "o-LoRA-l1-Rep",
+        (true, Some(Overlap::Squared), false) => "o-LoRA-squared",
+        (true, Some(Overlap::Squared), true) => "o-LoRA-squared-Rep",
+        (true, Some(Overlap::Cosine), false) => "o-LoRA-cosine",
+        (true, Some(Overlap::Cosine), true) => "o-LoRA-cosine-Rep",
+        (false, _, false) => "FFT",
+        (false, _, true) => "FFT-Rep",
     }
 }
 

@@ -145,6 +145,7 @@ fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observ
         profile: Profile::Method,
         device: Device::Cpu,
         compose: None,
+        earlier: &[],
     };
     Ok(run_round(&input, &out.join("base"), observer)?.model)
 }

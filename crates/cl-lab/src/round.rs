@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{fold, save_lora};
+use cl_adapters::{Orthogonality, SequenceShape, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Manifest};
 use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, encode_dataset, epoch_rows, plan};
+use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
@@ -32,6 +33,8 @@ pub struct RoundInput<'a> {
     pub device: Device,
     /// Base and adapters whose sum, taken at once in f32, is the folded model; the model and the new adapter when `None`.
     pub compose: Option<(&'a Path, &'a [PathBuf])>,
+    /// Adapters of earlier rounds, first to last, that `[train.olora]` keeps the new one away from.
+    pub earlier: &'a [PathBuf],
 }
 
 /// What a round left behind.
@@ -61,6 +64,7 @@ pub fn run_train(
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
     let sources = [base_source(&config.model)?, data_sources(&datasets, &config.train)?];
+    let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
     let claim = Claim { out, what: "run", marker: "config.toml", settings: &settings, sources: &sources, resume };
     let _lock = claim.take()?;
     let input = RoundInput {
@@ -71,7 +75,8 @@ pub fn run_train(
         seed: config.seed,
         profile: config.profile,
         device,
-        compose: None,
+        compose: is_stack(&config.train).then_some((config.model.as_path(), earlier)),
+        earlier,
     };
     run_round(&input, out, observer)
 }
@@ -111,6 +116,11 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
     Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
 }
 
+/// Whether earlier adapters stay beside the weights of the first model.
+pub(crate) fn is_stack(train: &TrainConfig) -> bool {
+    train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
+}
+
 fn fine_tune(
     input: &RoundInput<'_>,
     out: &Path,
@@ -144,7 +154,8 @@ fn fine_tune(
         },
         None => model.set_requires_grad(true),
     }
-    let data = TrainData { datasets: &encoded, epoch_rows: &rows_of };
+    let orthogonality = orthogonality(input, &mut model)?;
+    let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref() };
     let report = train(&mut model, &data, input.config, &steps, input.seed, out, &mut |p| observer(Event::Step(p)))?;
 
     observer(Event::Stage("saving"));
@@ -157,7 +168,7 @@ fn fine_tune(
                 None => lora.clone(),
             };
             let base = input.model.display().to_string();
-            save_lora(trained, model.linears(), &lora, &base, manifest, true)?;
+            save_lora(trained, model.sites(), &lora, &base, manifest, true)?;
         }
         None => {
             let companions = companions(&checkpoint)?;
@@ -167,6 +178,16 @@ fn fine_tune(
         }
     }
     Ok(report)
+}
+
+/// What `[train.olora]` asks for, and, in its shape `stack`, the earlier adapters beside the model.
+fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<Orthogonality>, LabError> {
+    let Some(olora) = &input.config.olora else { return Ok(None) };
+    let earlier = input.earlier.iter().map(|dir| Ok(Adapter::open(dir)?)).collect::<Result<Vec<_>, LabError>>()?;
+    if is_stack(input.config) {
+        model.add_frozen(&earlier)?;
+    }
+    Ok(Some(Orthogonality::new(model.linears(), &earlier, olora)?))
 }
 
 fn continued(lora: &cl_adapters::LoraConfig, adapter: &Adapter) -> cl_adapters::LoraConfig {
@@ -227,6 +248,9 @@ fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     }
     if let Some(dir) = &input.config.initial_adapter {
         manifest = manifest.with_source("initial_adapter", dir, adapter_hash(dir)?);
+    }
+    for dir in input.earlier {
+        manifest = manifest.with_source("earlier_adapter", dir, adapter_hash(dir)?);
     }
     let config = json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
     Ok(manifest.with_config(config))

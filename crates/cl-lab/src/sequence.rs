@@ -9,6 +9,7 @@ use crate::check::{Checked, require_sequence};
 use crate::error::write_whole;
 use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
+use crate::round::is_stack;
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources};
 use crate::{
@@ -62,15 +63,21 @@ pub fn run_sequence(
 
     let mut model = config.model.clone();
     let mut adapters: Vec<PathBuf> = Vec::new();
+    let olora = config.train.olora.as_ref();
+    let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
+    let stack = is_stack(&config.train);
     for (index, task) in config.tasks.iter().enumerate() {
         let round = index + 1;
         let dir = round_dir(out, round, task);
         observer(Event::Stage(&format!("round {round} of {}: {task}", config.tasks.len())));
         // The method composes all adapters with the first base at once; the paper folds one into the last round's model.
-        let compose = (config.profile == cl_data::Profile::Method && config.train.lora.is_some())
-            .then_some((config.model.as_path(), adapters.as_slice()));
+        // DoRA scales the weights that it was trained beside, so its adapters can only be folded one after another.
+        let at_once = config.profile == cl_data::Profile::Method || stack;
+        let composed = if stack { earlier.as_slice() } else { adapters.as_slice() };
+        let additive = config.train.lora.as_ref().is_some_and(|lora| !lora.use_dora);
+        let compose = (at_once && additive).then_some((config.model.as_path(), composed));
         let input = RoundInput {
-            model: &model,
+            model: if stack { &config.model } else { &model },
             datasets: if config.replay.is_some() { &datasets[..round] } else { &datasets[index..round] },
             mixture: config.mixture(),
             config: &config.train,
@@ -78,6 +85,7 @@ pub fn run_sequence(
             profile: config.profile,
             device,
             compose,
+            earlier: if olora.is_some() { &earlier } else { &[] },
         };
         let output = match past(config, &dir, &tasks).filter(|_| round < latest) {
             Some(output) => {
@@ -91,6 +99,7 @@ pub fn run_sequence(
         if round >= latest {
             report(config, &matrix, out)?;
         }
+        earlier.extend(output.adapter.clone());
         adapters.extend(output.adapter);
         if !config.keep_models && round > 1 {
             discard(&model)?;

@@ -14,10 +14,10 @@ pub(crate) fn base_source(model: &Path) -> Result<(&'static str, String), LabErr
     Ok(("base.blake3", line(&model_hash(model)?, model)))
 }
 
-/// `data.blake3`: the files that a run trains on, and those of the adapter it starts from.
+/// `data.blake3`: the files that a run trains on, and those of the adapters it starts from or stays away from.
 pub(crate) fn data_sources(datasets: &[Dataset], train: &TrainConfig) -> Result<(&'static str, String), LabError> {
     let mut lines: String = datasets.iter().map(|d| line(&d.hash, &d.path)).collect();
-    if let Some(dir) = &train.initial_adapter {
+    for dir in train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier)) {
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = dir.join(name);
             lines += &line(&hash_file(&path)?.blake3, &path);

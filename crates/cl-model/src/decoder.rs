@@ -1,5 +1,5 @@
-use cl_adapters::{Linear, Lora, LoraConfig, Mode, Targets};
-use cl_checkpoint::Adapter;
+use cl_adapters::{AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets};
+use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, checkpoint};
 
@@ -21,10 +21,10 @@ pub struct Decoder {
     pub device: Device,
     /// Recompute each layer's activations in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
-    pub(crate) embed_tokens: Tensor, // (vocab, hidden)
+    pub(crate) embed_tokens: Embedding,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
-    pub(crate) lm_head: Option<Linear>, // absent when tied to the embedding
+    pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
     pub(crate) rope: Rope,
 }
 
@@ -74,7 +74,7 @@ impl Decoder {
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embed_tokens, ids, -1, false, false).to_kind(self.compute)
+        self.embed_tokens.forward(ids, self.compute)
     }
 
     /// Final norm and output head on rows of the residual stream: `(rows, hidden)` to f32 `(rows, vocab)`.
@@ -82,7 +82,7 @@ impl Decoder {
         let h = self.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(&h, Mode::Eval),
-            None => h.linear::<&Tensor>(&self.embed_tokens.to_kind(self.compute), None),
+            None => h.linear::<&Tensor>(&self.embed_tokens.weight.to_kind(self.compute), None),
         }
         .to_kind(Kind::Float)
     }
@@ -96,17 +96,49 @@ impl Decoder {
         self.layers.iter_mut().flat_map(Layer::linears_mut).chain(self.lm_head.iter_mut())
     }
 
-    /// Puts a fresh adapter beside every targeted linear layer and freezes everything else.
+    /// Where adapters can be: the embedding, then the linear layers.
+    pub fn sites(&self) -> impl Iterator<Item = Site<'_>> {
+        std::iter::once(self.embed_tokens.site()).chain(self.linears().map(Linear::site))
+    }
+
+    /// The output head as a linear layer of its own, also where it shares its weight with the embedding.
+    fn head(&self) -> Linear {
+        match &self.lm_head {
+            Some(head) => head.shallow_clone(),
+            None => Linear::new("lm_head", self.embed_tokens.weight.shallow_clone(), None),
+        }
+    }
+
+    /// Names of all layers that an adapter can go beside.
+    fn layer_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.sites().map(|s| s.name.to_owned()).collect();
+        if self.lm_head.is_none() {
+            names.push("lm_head".to_owned());
+        }
+        names
+    }
+
+    /// Puts a fresh adapter beside every targeted layer and freezes everything else.
     ///
     /// # Errors
     /// A hyper-parameter outside its range, or a target that matches nothing.
     pub fn add_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<(), ModelError> {
         config.validate()?;
-        let names: Vec<&str> = self.linears().map(|l| l.name.as_str()).collect();
-        let targets = Targets::new(&config.target_modules, &names)?;
+        let names = self.layer_names();
+        let targets = Targets::new(&config.target_modules, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.set_requires_grad(false);
+        if targets.contains("lm_head") {
+            self.lm_head = Some(self.head());
+        }
+        self.embed_tokens.lora = None;
+        if targets.contains(&self.embed_tokens.name) {
+            Lora::start_embedding(&mut self.embed_tokens, config, seed)?;
+        }
         for layer in self.linears_mut() {
-            layer.lora = targets.contains(&layer.name).then(|| Lora::init(layer, config, seed));
+            layer.lora = None;
+            if targets.contains(&layer.name) {
+                Lora::start(layer, config, seed)?;
+            }
         }
         Ok(())
     }
@@ -114,34 +146,93 @@ impl Decoder {
     /// Puts the adapter of a PEFT directory beside the layers it was made for and freezes everything else.
     ///
     /// # Errors
-    /// [`cl_adapters::AdapterError`] when it is of a kind that is not built, holds a module this model does not have, or
-    /// factors of another shape.
+    /// [`AdapterError`] when it is of a kind that is not built, holds a module this model does not have, or factors of
+    /// another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
-        cl_adapters::check_supported(adapter)?;
-        let own = self.named_parameters();
-        cl_adapters::check_whole_tensors(adapter, &|name| {
-            Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
-        })?;
-        let modules: Vec<String> = adapter.modules().into_iter().map(|m| m.name.clone()).collect();
-        let names: Vec<&str> = self.linears().map(|l| l.name.as_str()).collect();
-        if let Some(unknown) = modules.iter().find(|m| !names.contains(&m.as_str())) {
-            let error =
-                cl_adapters::AdapterError::UnknownModule { path: adapter.dir().to_owned(), module: unknown.clone() };
-            return Err(error.into());
-        }
-        let load =
-            |layer: &Linear| modules.contains(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
-        let loaded = self.linears().map(load).collect::<Result<Vec<_>, _>>()?;
+        self.check_adapter(adapter)?;
+        let has = |name: &str| adapter.modules().iter().any(|m| m.name == name);
+        let head = has("lm_head").then(|| self.head());
+        let table = &self.embed_tokens;
+        let table = has(&table.name).then(|| Lora::load_embedding(table, adapter)).transpose()?;
+        let layers = self.layers.iter().flat_map(Layer::linears).chain(head.as_ref().or(self.lm_head.as_ref()));
+        let load = |layer: &Linear| has(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
+        let loaded = layers.map(load).collect::<Result<Vec<_>, _>>()?;
+        // From here on nothing fails: a refused adapter leaves the model as it was.
         self.set_requires_grad(false);
+        self.lm_head = head.or(self.lm_head.take());
+        self.embed_tokens.lora = table;
         for (layer, lora) in self.linears_mut().zip(loaded) {
             layer.lora = lora;
         }
         Ok(())
     }
 
+    /// Puts the adapters of earlier rounds beside their layers, where they do not learn. A layer's updates are one below the
+    /// other in one product, however many there are.
+    ///
+    /// # Errors
+    /// As [`Decoder::load_lora`]; DoRA and adapters on the embedding are more than a product beside a layer.
+    pub fn add_frozen(&mut self, adapters: &[Adapter]) -> Result<(), ModelError> {
+        let mut updates: Vec<Vec<Lora>> = Vec::new();
+        for adapter in adapters {
+            self.check_adapter(adapter)?;
+            let unsupported = |feature: &str| {
+                let path = adapter.dir().to_owned();
+                ModelError::from(AdapterError::Unsupported { path, feature: format!("frozen {feature}") })
+            };
+            let modules = adapter.modules();
+            if modules.iter().any(|m| m.kind == LayerKind::Embedding) {
+                return Err(unsupported("embedding"));
+            }
+            if modules.iter().any(|m| m.dora) {
+                return Err(unsupported("DoRA"));
+            }
+            if self.lm_head.is_none() && modules.iter().any(|m| m.name == "lm_head") {
+                self.lm_head = Some(self.head());
+            }
+        }
+        for layer in self.linears() {
+            let of_layer = adapters.iter().filter(|a| a.modules().iter().any(|m| m.name == layer.name));
+            updates.push(of_layer.map(|a| Lora::load(layer, a, 0.0)).collect::<Result<_, _>>()?);
+        }
+        for (layer, updates) in self.linears_mut().zip(updates).filter(|(_, updates)| !updates.is_empty()) {
+            let a: Vec<Tensor> = updates.iter().map(|u| u.a.detach()).collect();
+            let b: Vec<Tensor> = updates.iter().map(|u| u.b.detach() * u.scaling).collect();
+            let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1));
+            layer.frozen.push(Frozen { a, b, scaling: 1.0, of_start: false });
+        }
+        Ok(())
+    }
+
+    /// The adapter means no more than is built, and its modules are layers of this model.
+    fn check_adapter(&self, adapter: &Adapter) -> Result<(), ModelError> {
+        adapter.check_supported().map_err(AdapterError::from)?;
+        let own = self.named_parameters();
+        cl_adapters::check_whole_tensors(adapter, &|name| {
+            let name = if name == "lm_head.weight" && self.config.tie_word_embeddings {
+                "model.embed_tokens.weight"
+            } else {
+                name
+            };
+            Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
+        })?;
+        let names = self.layer_names();
+        let table = |kind| kind == LayerKind::Embedding;
+        let fits = |m: &&cl_checkpoint::AdapterModule| {
+            names.contains(&m.name) && table(m.kind) == (m.name == self.embed_tokens.name)
+        };
+        match adapter.modules().into_iter().find(|m| !fits(m)) {
+            None => Ok(()),
+            Some(unknown) => {
+                let (path, module) = (adapter.dir().to_owned(), unknown.name.clone());
+                Err(AdapterError::UnknownModule { path, module }.into())
+            }
+        }
+    }
+
     /// Every weight of the base model by its name in the checkpoint.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.shallow_clone())];
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
             let norm = |name: &str, norm: &RmsNorm| (format!("{prefix}.{name}.weight"), norm.weight.shallow_clone());
@@ -151,7 +242,8 @@ impl Decoder {
             all.extend(layer.self_attn.k_norm.iter().map(|n| norm("self_attn.k_norm", n)));
         }
         all.push(("model.norm.weight".to_owned(), self.norm.weight.shallow_clone()));
-        for linear in self.linears() {
+        let tied = self.config.tie_word_embeddings;
+        for linear in self.linears().filter(|l| !tied || l.name != "lm_head") {
             all.push((format!("{}.weight", linear.name), linear.weight.shallow_clone()));
             all.extend(linear.bias.iter().map(|b| (format!("{}.bias", linear.name), b.shallow_clone())));
         }
@@ -161,11 +253,16 @@ impl Decoder {
     /// What the optimizer moves, by name: the adapters when there are any, else every weight that requires a gradient.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let mut adapters = Vec::new();
-        for linear in self.linears() {
-            if let Some(lora) = &linear.lora {
-                adapters.push((format!("{}.lora_A.weight", linear.name), lora.a.shallow_clone()));
-                adapters.push((format!("{}.lora_B.weight", linear.name), lora.b.shallow_clone()));
-            }
+        for site in self.sites() {
+            let Some(lora) = site.lora else { continue };
+            let [a, b] = match site.kind {
+                LayerKind::Linear => ["lora_A.weight", "lora_B.weight"],
+                LayerKind::Embedding => ["lora_embedding_A", "lora_embedding_B"],
+            };
+            adapters.push((format!("{}.{a}", site.name), lora.a.shallow_clone()));
+            adapters.push((format!("{}.{b}", site.name), lora.b.shallow_clone()));
+            let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
+            adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
         if adapters.is_empty() {
             adapters = self.named_parameters().into_iter().filter(|(_, t)| t.requires_grad()).collect();

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use cl_adapters::Linear;
+use cl_adapters::{Embedding, Linear};
 use cl_checkpoint::{Checkpoint, TensorSource};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
@@ -124,7 +124,9 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     };
     let head_norm =
         |name: String| -> Result<Option<RmsNorm>, ModelError> { config.qk_norm.then(|| norm(name, d)).transpose() };
-    let embed_tokens = get("model.embed_tokens.weight", &[config.vocab_size, hidden])?;
+    let embed_tokens = "model.embed_tokens";
+    let embed_tokens =
+        Embedding::new(embed_tokens, get(&format!("{embed_tokens}.weight"), &[config.vocab_size, hidden])?);
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for i in 0..config.num_hidden_layers {
         let p = format!("model.layers.{i}");

@@ -57,8 +57,9 @@ pub fn supervised_loss(
     let targets = Tensor::from_slice(&targets).to_device(model.device);
     let h = model.norm.forward(&x.index_select(0, &positions));
     let mut factors = vec![Factor::new(h.shallow_clone(), model.head_weight())];
-    if let Some(lora) = model.lm_head.as_ref().and_then(|head| head.lora.as_ref()) {
-        factors.push(Factor::new(lora.narrow(&h, mode), lora.b.to_kind(model.compute)));
+    if let Some(head) = &model.lm_head {
+        factors.extend(head.lora.iter().map(|l| Factor::new(l.narrow(&h, mode), l.b.to_kind(model.compute))));
+        factors.extend(head.frozen.iter().map(|f| Factor::new(f.narrow(&h), f.b.to_kind(model.compute))));
     }
     let _no_graph = tch::no_grad_guard();
     let mut nll = Tensor::zeros([], (Kind::Double, model.device));
@@ -143,6 +144,6 @@ fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), 
 impl Decoder {
     /// The output head in the compute dtype; part of the graph when it learns.
     fn head_weight(&self) -> Tensor {
-        self.lm_head.as_ref().map_or(&self.embed_tokens, |h| &h.weight).to_kind(self.compute)
+        self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |h| &h.weight).to_kind(self.compute)
     }
 }

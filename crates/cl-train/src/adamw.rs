@@ -1,7 +1,7 @@
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm};
 
-use crate::TrainError;
+use crate::{TrainConfig, TrainError};
 
 /// AdamW with its states, over a fixed list of leaves.
 pub(crate) struct Optimizer {
@@ -9,18 +9,38 @@ pub(crate) struct Optimizer {
     pub(crate) params: Vec<Tensor>,
     pub(crate) exp_avg: Vec<Tensor>,
     pub(crate) exp_avg_sq: Vec<Tensor>,
+    groups: Vec<Group>,
     step: Tensor,
 }
 
+/// Parameters with the same settings.
+struct Group {
+    /// Whether they decay: norms, magnitudes and biases do not, as in Transformers' Trainer.
+    decays: bool,
+    /// Their learning rate over that of the others.
+    factor: f64,
+    /// Their places in the list.
+    places: Vec<usize>,
+}
+
 impl Optimizer {
-    pub(crate) fn new(trainable: Vec<(String, Tensor)>) -> Optimizer {
-        let (names, params): (Vec<_>, Vec<_>) = trainable.into_iter().unzip();
+    pub(crate) fn new(trainable: Vec<(String, Tensor)>, config: &TrainConfig) -> Optimizer {
+        let (names, params): (Vec<String>, Vec<Tensor>) = trainable.into_iter().unzip();
+        let mut groups: Vec<Group> = Vec::new();
+        for (place, (name, param)) in names.iter().zip(&params).enumerate() {
+            let (decays, factor) = (param.dim() > 1, learning_rate_factor(name, config));
+            match groups.iter_mut().find(|g| g.decays == decays && g.factor == factor) {
+                Some(group) => group.places.push(place),
+                None => groups.push(Group { decays, factor, places: vec![place] }),
+            }
+        }
         let zeros = || params.iter().map(|p| p.detach().zeros_like()).collect();
         let device = params[0].device();
         Optimizer {
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             step: Tensor::zeros([], (Kind::Float, device)),
+            groups,
             names,
             params,
         }
@@ -41,15 +61,14 @@ impl Optimizer {
         Ok(norm.double_value(&[]))
     }
 
-    /// Moves the parameters; `number` is that of this step, from 1. Norms and biases do not decay, as in Transformers'
-    /// Trainer.
+    /// Moves the parameters; `number` is that of this step, from 1.
     pub(crate) fn step(&mut self, number: u64, settings: AdamW) -> Result<(), TrainError> {
         let _ = self.step.fill_(number as f64);
         let grads = self.grads();
-        for (decays, weight_decay) in [(true, settings.weight_decay), (false, 0.0)] {
+        for group in &self.groups {
             let (mut params, mut present, mut exp_avg, mut exp_avg_sq) = (vec![], vec![], vec![], vec![]);
-            for (i, grad) in grads.iter().enumerate() {
-                let Some(grad) = grad.as_ref().filter(|_| (self.params[i].dim() > 1) == decays) else { continue };
+            for &i in &group.places {
+                let Some(grad) = &grads[i] else { continue };
                 params.push(&self.params[i]);
                 present.push(grad);
                 exp_avg.push(&self.exp_avg[i]);
@@ -57,7 +76,9 @@ impl Optimizer {
             }
             if !params.is_empty() {
                 let steps = vec![&self.step; params.len()];
-                fused_adamw(&params, &present, &exp_avg, &exp_avg_sq, &steps, AdamW { weight_decay, ..settings })?;
+                let weight_decay = if group.decays { settings.weight_decay } else { 0.0 };
+                let settings = AdamW { weight_decay, lr: settings.lr * group.factor, ..settings };
+                fused_adamw(&params, &present, &exp_avg, &exp_avg_sq, &steps, settings)?;
             }
         }
         Ok(())
@@ -70,5 +91,17 @@ impl Optimizer {
 
     fn grads(&self) -> Vec<Option<Tensor>> {
         self.params.iter().map(|p| Some(p.grad()).filter(Tensor::defined)).collect()
+    }
+}
+
+/// A parameter's learning rate over `learning_rate`: LoRA+ moves B faster than A, and adapters on the embedding and on the
+/// output head can have a rate of their own.
+fn learning_rate_factor(name: &str, config: &TrainConfig) -> f64 {
+    let Some(lora) = &config.lora else { return 1.0 };
+    let of_tokens = ["model.embed_tokens.", "lm_head."].iter().any(|layer| name.starts_with(layer));
+    match lora.embedding_learning_rate.filter(|_| of_tokens) {
+        Some(rate) => rate / config.learning_rate,
+        None if name.ends_with(".lora_B.weight") => lora.loraplus_lr_ratio.unwrap_or(1.0),
+        None => 1.0,
     }
 }

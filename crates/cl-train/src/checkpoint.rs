@@ -23,6 +23,9 @@ pub(crate) struct State {
     pub(crate) plan: Plan,
     /// Hash of its data.
     pub(crate) data: String,
+    /// Hash of the earlier factors that it stays orthogonal to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) orthogonality: Option<String>,
 }
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
@@ -72,6 +75,9 @@ pub(crate) fn resume(
     }
     if state.plan != fresh.plan || state.data != fresh.data {
         return Err(misfit("it was saved while training on other data".to_owned()));
+    }
+    if state.orthogonality != fresh.orthogonality {
+        return Err(misfit("it was saved while staying orthogonal to other adapters".to_owned()));
     }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();

@@ -1,4 +1,4 @@
-use cl_adapters::LoraConfig;
+use cl_adapters::{LoraConfig, OloraConfig, SequenceShape};
 use cl_model::LoadOptions;
 use cl_torch::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ pub struct TrainConfig {
     /// Train a low-rank adapter (`[train.lora]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Keep the adapter orthogonal to those of earlier rounds (`[train.olora]`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub olora: Option<OloraConfig>,
     /// Train all weights (`[train.full]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
@@ -119,6 +122,7 @@ impl Default for TrainConfig {
             shuffle: true,
             initial_adapter: None,
             lora: None,
+            olora: None,
             full: None,
         }
     }
@@ -182,7 +186,20 @@ impl TrainConfig {
         if let Some(lora) = &self.lora {
             lora.validate().map_err(cl_model::ModelError::from)?;
         }
-        Ok(())
+        self.validate_olora()
+    }
+
+    fn validate_olora(&self) -> Result<(), TrainError> {
+        let Some(olora) = &self.olora else { return Ok(()) };
+        olora.validate().map_err(cl_model::ModelError::from)?;
+        let wrong = |value: &str, expected| Err(TrainError::Config { key: "olora", value: value.to_owned(), expected });
+        match &self.lora {
+            None => wrong("set without `lora`", "[train.lora] beside it"),
+            Some(lora) if lora.use_dora && olora.shape == SequenceShape::Stack => {
+                wrong("shape = \"stack\" with `use_dora`", "shape = \"fold\", or adapters without DoRA")
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// How the model has to be loaded for this round.

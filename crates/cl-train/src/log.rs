@@ -15,6 +15,9 @@ pub struct StepLog {
     pub epoch: u64,
     /// Loss, normalised as the config says.
     pub loss: f64,
+    /// What was added to the loss to stay orthogonal to earlier adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<f64>,
     /// L2 norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.

@@ -1,3 +1,4 @@
+use cl_adapters::Orthogonality;
 use cl_data::{Encoded, RowRef};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,8 @@ pub struct TrainData<'a> {
     pub datasets: &'a [Vec<Encoded>],
     /// Rows of an epoch (from 0). Has to give the same rows each time it is asked for the same epoch.
     pub epoch_rows: &'a dyn Fn(u64) -> Vec<RowRef>,
+    /// What keeps the adapter away from those of earlier rounds.
+    pub orthogonality: Option<&'a Orthogonality>,
 }
 
 /// How the rows fall into steps.

@@ -1,9 +1,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use cl_adapters::Mode;
+use cl_adapters::{Linear, Mode};
 use cl_data::{Encoded, Packed, RowRef, pack};
-use cl_model::{Decoder, PackedBatch, supervised_loss};
+use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
 
 use crate::adamw::Optimizer;
@@ -53,9 +53,10 @@ pub fn train(
 ) -> Result<TrainReport, TrainError> {
     config.validate()?;
     check_model(model, config)?;
-    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)? };
+    let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
+    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality };
     model.activation_checkpointing = config.activation_checkpointing;
-    let mut optimizer = Optimizer::new(model.trainable());
+    let mut optimizer = Optimizer::new(model.trainable(), config);
     let mut state = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
     let mut done = state.step;
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
@@ -77,6 +78,8 @@ pub fn train(
         let (loss, supervised_tokens) = accumulate(model, &micro_batches, config, step_seed(seed, done))?;
         let number = done + 1;
         finite(number, "loss", loss)?;
+        let penalty = penalize(model, data)?;
+        finite(number, "penalty", penalty.unwrap_or(0.0))?;
         let grad_norm = optimizer.clip(config.max_grad_norm)?;
         finite(number, "grad_norm", grad_norm)?;
         optimizer.step(number, adamw(config, learning_rate))?;
@@ -87,6 +90,7 @@ pub fn train(
             step: done,
             epoch,
             loss,
+            penalty,
             grad_norm,
             learning_rate,
             tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
@@ -107,7 +111,7 @@ pub fn train(
 /// The model is in the state that `config` speaks of.
 fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> {
     let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
-    let adapted = model.linears().any(|l| l.lora.is_some());
+    let adapted = model.sites().any(|s| s.lora.is_some());
     if config.lora.is_some() && !adapted {
         return wrong("lora", "set, but the model has no adapter", "a model after `add_lora` or `load_lora`");
     }
@@ -154,6 +158,16 @@ fn accumulate(
         supervised.backward()?;
     }
     Ok((loss, all))
+}
+
+/// Adds the gradients of what keeps the adapter away from earlier ones; returns its value.
+///
+/// The published codes add the term to the loss of every micro-batch and divide by their number: since it does not depend on
+/// the data, that is its gradient once a step.
+fn penalize(model: &Decoder, data: &TrainData<'_>) -> Result<Option<f64>, TrainError> {
+    let Some(orthogonality) = data.orthogonality else { return Ok(None) };
+    let linears: Vec<&Linear> = model.linears().collect();
+    Ok(Some(orthogonality.backward(&linears).map_err(ModelError::from)?))
 }
 
 fn pack_step(data: &TrainData<'_>, rows: &[RowRef], micro_batch_size: usize) -> Vec<Packed> {

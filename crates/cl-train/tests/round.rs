@@ -74,7 +74,7 @@ fn run_with(
     let rows = |epoch: u64| -> Vec<RowRef> {
         cl_data::shuffled(n, epoch, 3).into_iter().map(|row| RowRef { dataset: 0, row }).collect()
     };
-    let data = TrainData { datasets: &[examples], epoch_rows: &rows };
+    let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None };
     let plan = Plan::new(n, config, false).unwrap();
     train(model, &data, config, &plan, seed, out, &mut |p| observe(p.step))
 }
@@ -315,7 +315,7 @@ fn a_round_starts_from_an_adapter_on_disk_as_from_the_one_in_memory() {
     run_with(&mut first, examples(), &config, 11, &dir.path().join("first"), &mut |_| {}).unwrap();
     assert!(!dir.path().join("first/state").exists(), "save_steps = 0 saves nothing");
     let saved: PathBuf = dir.path().join("adapter");
-    save_lora(&saved, first.linears(), &lora, "base", Manifest::new("adapter"), false).unwrap();
+    save_lora(&saved, first.sites(), &lora, "base", Manifest::new("adapter"), false).unwrap();
 
     let second_config = TrainConfig { initial_adapter: Some(saved.clone()), ..config.clone() };
     let mut from_disk =

@@ -47,7 +47,7 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
     ];
     let (count, text) = problems(&world, &set);
     for part in [
-        "target_modules: `q_porj` matches no linear layer",
+        "target_modules: `q_porj` matches no layer",
         "device `tpu`",
         "data/nowhere: no train.json",
         "data/nor_here: no train.json",

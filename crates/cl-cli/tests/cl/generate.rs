@@ -98,7 +98,10 @@ fn an_adapter_of_another_model_is_refused() {
     ] {
         let message = world.fails(command);
         let part = "module `model.layers.7.";
-        assert!(message.contains(part) && message.contains("not a linear layer of this model"), "{message}");
+        assert!(
+            message.contains(part) && message.contains("neither a linear layer nor the embedding of this model"),
+            "{message}"
+        );
     }
     assert!(!world.exists("e") && !world.exists("s"));
 }

@@ -149,7 +149,7 @@ fn mistakes_are_told_before_anything_is_written() {
         (&["data.train=data/empty"], "data/empty/train.json: no examples"),
         (&["data.train=data/number"], "data/number/train.jsonl: row 1 (from 0): `answer` is a number, expected text"),
         (&["data.limit=0"], "data.limit = 0: expected at least 1"),
-        (&["train.lora.target_modules=['q_porj']"], "`q_porj` matches no linear layer of the model; it has down_proj,"),
+        (&["train.lora.target_modules=['q_porj']"], "`q_porj` matches no layer of the model; it has down_proj,"),
         (&["train.lora.r=0"], "train.toml: train: r = 0"),
         (&["train.learning_rat=1"], "unknown field `learning_rat`"),
         (&["train.epochs"], "--set train.epochs: expected key=value"),

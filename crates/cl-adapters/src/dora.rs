@@ -1,0 +1,67 @@
+//! DoRA (Liu et al., arXiv:2402.09353): direction and magnitude of each output learned apart.
+
+use cl_torch::tch::{self, Kind, Tensor};
+
+use crate::{Lora, Mode};
+
+/// The learned norms of a layer's outputs, and what they are compared with.
+pub struct Magnitude {
+    /// `m`, `[out]`, f32.
+    pub vector: Tensor,
+    /// `‖W‖²` of each row, `[out]`, f32.
+    squares: Tensor,
+}
+
+impl Magnitude {
+    /// `m = ‖W + scaling·B·A‖` of each row, with which an adapter changes nothing; or the given vector.
+    pub(crate) fn new(weight: &Tensor, lora: &Lora, vector: Option<Tensor>) -> Magnitude {
+        let squares = weight.to_kind(Kind::Float).square().sum_dim_intlist(1i64, false, Kind::Float);
+        let vector = vector.unwrap_or_else(|| row_norms(weight, &squares, lora));
+        Magnitude { vector: vector.detach().set_requires_grad(true), squares }
+    }
+
+    /// Another handle on the same tensors.
+    pub(crate) fn shallow_clone(&self) -> Magnitude {
+        Magnitude { vector: self.vector.shallow_clone(), squares: self.squares.shallow_clone() }
+    }
+
+    /// `y = (m / ‖W + s·B·A‖) ⊙ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b`, the norm being a constant of the gradient (section 4.3 of the paper).
+    ///
+    /// As in PEFT, dropout applies to what goes beyond `x·Wᵀ`.
+    pub(crate) fn forward(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        lora: &Lora,
+        x: &Tensor,
+        mode: Mode,
+    ) -> Tensor {
+        let kind = x.kind();
+        let weight = weight.to_kind(kind);
+        let factor = (&self.vector / row_norms(&weight, &self.squares, lora)).to_kind(kind);
+        let dropped = mode.dropout(x, lora.dropout, lora.key);
+        let narrow = dropped.linear::<&Tensor>(&lora.a.to_kind(kind), None) * lora.scaling;
+        let update = narrow.matmul(&lora.b.to_kind(kind).tr());
+        let y = match mode {
+            Mode::Train { .. } if lora.dropout > 0.0 => {
+                let beyond = dropped.linear::<&Tensor>(&weight, None) * (&factor - 1.0);
+                x.linear::<&Tensor>(&weight, None) + beyond + update * &factor
+            }
+            _ => (x.linear::<&Tensor>(&weight, None) + update) * &factor,
+        };
+        match bias {
+            Some(bias) => y + bias.to_kind(kind),
+            None => y,
+        }
+    }
+}
+
+/// `‖W + s·B·A‖` of each row without a graph: `‖w‖² + 2 s w·(Aᵀb) + s² bᵀ(A·Aᵀ)b`, so that nothing as large as W is made.
+fn row_norms(weight: &Tensor, squares: &Tensor, lora: &Lora) -> Tensor {
+    let _no_graph = tch::no_grad_guard();
+    let (a, b) = (lora.a.to_kind(Kind::Float), lora.b.to_kind(Kind::Float));
+    let sum = |x: Tensor| x.sum_dim_intlist(1i64, false, Kind::Float);
+    let cross = sum(weight.to_kind(Kind::Float).matmul(&a.tr()) * &b);
+    let own = sum(b.matmul(&a.matmul(&a.tr())) * &b);
+    (squares + cross * (2.0 * lora.scaling) + own * (lora.scaling * lora.scaling)).clamp_min(0.0).sqrt()
+}

@@ -1,0 +1,233 @@
+//! Orthogonality to the adapters of earlier rounds (O-LoRA, Wang et al., arXiv:2310.14152), in the definitions that are about.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cl_checkpoint::{Adapter, LayerKind};
+use cl_torch::load_tensor;
+use cl_torch::tch::{Kind, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{AdapterError, Linear};
+
+/// `[train.olora]`: what keeps a new adapter away from those of earlier rounds.
+///
+/// With A of the new adapter `[r, in]` and P all earlier A of the same layer one below the other `[Σr, in]`, a term
+/// `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] says what Ω is. P does not learn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OloraConfig {
+    /// What is added to the loss.
+    pub mode: Overlap,
+    /// λ: one number, or one for each round. The first round of a sequence has nothing to be orthogonal to; a list that is
+    /// too short goes on with its last number.
+    pub lambda: Lambda,
+    /// λ₂, in front of the Frobenius norms of the new factors, which are not squared.
+    pub lambda_2: f64,
+    /// Where the earlier adapters are while a new one learns.
+    pub shape: SequenceShape,
+    /// Adapters of rounds that came before this run, first to last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<PathBuf>,
+}
+
+impl Default for OloraConfig {
+    fn default() -> Self {
+        OloraConfig {
+            mode: Overlap::Cosine,
+            lambda: Lambda::Every(0.5),
+            lambda_2: 0.0,
+            shape: SequenceShape::Fold,
+            earlier: Vec::new(),
+        }
+    }
+}
+
+/// Ω of [`OloraConfig`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// `Σ |A·Pᵀ|` over entries and layers: the code of the paper and of O-LoRA. It grows with ranks, rounds and layers.
+    L1,
+    /// `Σ (A·Pᵀ)²` over entries and layers: the paper's equation 2.
+    Squared,
+    /// The mean of the squared cosines between rows of A and of P, over entries and then layers: between 0 and 1.
+    Cosine,
+}
+
+/// λ of every round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Lambda {
+    /// The same in every round.
+    Every(f64),
+    /// One for each round.
+    Rounds(Vec<f64>),
+}
+
+impl Lambda {
+    /// λ of the round that has so many before it.
+    pub fn of_round(&self, earlier: usize) -> f64 {
+        match self {
+            Lambda::Every(lambda) => *lambda,
+            Lambda::Rounds(list) => list.get(earlier).or(list.last()).copied().unwrap_or(0.0),
+        }
+    }
+
+    fn values(&self) -> &[f64] {
+        match self {
+            Lambda::Every(lambda) => std::slice::from_ref(lambda),
+            Lambda::Rounds(list) => list,
+        }
+    }
+}
+
+/// Where the earlier adapters are while a new one learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SequenceShape {
+    /// In the weights: every round starts from the model that the last one was folded into (the paper's).
+    Fold,
+    /// Beside the weights, frozen: every round starts from the first model with all earlier adapters (O-LoRA's).
+    Stack,
+}
+
+impl OloraConfig {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
+    pub fn validate(&self) -> Result<(), AdapterError> {
+        let values = self.lambda.values();
+        let wrong = |x: &f64| !(x.is_finite() && *x >= 0.0);
+        if values.is_empty() || values.iter().any(wrong) {
+            let value = format!("{values:?}");
+            return Err(AdapterError::Parameter { key: "olora.lambda", value, expected: "numbers of 0 or more" });
+        }
+        if wrong(&self.lambda_2) {
+            let value = self.lambda_2.to_string();
+            return Err(AdapterError::Parameter { key: "olora.lambda_2", value, expected: "0 or more" });
+        }
+        Ok(())
+    }
+}
+
+/// The term of one round, over the linear layers of one model. Layers that no earlier adapter has do not count in Ω, and
+/// adapters on embeddings not at all.
+pub struct Orthogonality {
+    mode: Overlap,
+    lambda: f64,
+    lambda_2: f64,
+    groups: Vec<Group>,
+    hash: String,
+}
+
+/// Layers of the same shapes, in one batched product.
+struct Group {
+    /// Their places among the model's linear layers.
+    places: Vec<usize>,
+    /// P of each, `[layers, in, Σr]`, f32; with [`Overlap::Cosine`] of rows of length 1.
+    earlier: Tensor,
+}
+
+impl Orthogonality {
+    /// The term for the adapters of `linears` (all linear layers of a model, adapted or not) against `earlier` adapters, first
+    /// to last.
+    ///
+    /// # Errors
+    /// [`AdapterError::Shape`] for an earlier adapter of another input width, or the directory's own error.
+    pub fn new<'a>(
+        linears: impl Iterator<Item = &'a Linear>,
+        earlier: &[Adapter],
+        config: &OloraConfig,
+    ) -> Result<Orthogonality, AdapterError> {
+        config.validate()?;
+        let mut hasher = blake3::Hasher::new();
+        let mut by_shape: BTreeMap<Vec<i64>, (Vec<usize>, Vec<Tensor>)> = BTreeMap::new();
+        for (place, layer) in linears.enumerate() {
+            let Some(lora) = &layer.lora else { continue };
+            let rows = earlier.iter().map(|adapter| rows(adapter, layer)).collect::<Result<Vec<_>, _>>()?;
+            let rows: Vec<Tensor> = rows.into_iter().flatten().collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let p = Tensor::cat(&rows, 0);
+            hasher.update(layer.name.as_bytes()).update(&cl_torch::tensor_bytes(&p, Kind::Float));
+            let p = if config.mode == Overlap::Cosine { unit_rows(&p) } else { p };
+            let group = by_shape.entry([lora.a.size(), p.size()].concat()).or_default();
+            group.0.push(place);
+            group.1.push(p.tr());
+        }
+        let groups = by_shape.into_values().map(|(places, p)| Group { places, earlier: Tensor::stack(&p, 0) });
+        Ok(Orthogonality {
+            mode: config.mode,
+            lambda: config.lambda.of_round(earlier.len()),
+            lambda_2: config.lambda_2,
+            groups: groups.collect(),
+            hash: hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// blake3 over the earlier factors, by which a resumed round knows them again.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Ω at the present factors, an f32 scalar in their graph; `None` where there is nothing to be orthogonal to.
+    pub fn overlap(&self, linears: &[&Linear]) -> Option<Tensor> {
+        let layers: usize = self.groups.iter().map(|g| g.places.len()).sum();
+        let parts = self.groups.iter().map(|group| {
+            let a: Vec<&Tensor> = group.places.iter().filter_map(|&p| linears[p].lora.as_ref()).map(|l| &l.a).collect();
+            let a = Tensor::stack(&a, 0); // (layers, r, in)
+            match self.mode {
+                Overlap::L1 => a.bmm(&group.earlier).abs().sum(Kind::Float),
+                Overlap::Squared => a.bmm(&group.earlier).square().sum(Kind::Float),
+                Overlap::Cosine => {
+                    let cosines = unit_rows(&a).bmm(&group.earlier);
+                    let of_layer = cosines.size()[1] * cosines.size()[2];
+                    cosines.square().sum(Kind::Float) / (of_layer * layers as i64) as f64
+                }
+            }
+        });
+        parts.reduce(|sum, part| sum + part)
+    }
+
+    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. With λ and λ₂ zero nothing is
+    /// computed.
+    ///
+    /// # Errors
+    /// [`AdapterError::Torch`].
+    pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
+        let mut terms = Vec::new();
+        if self.lambda > 0.0 {
+            terms.extend(self.overlap(linears).map(|overlap| overlap * self.lambda));
+        }
+        if self.lambda_2 > 0.0 {
+            let adapted = linears.iter().filter_map(|l| l.lora.as_ref());
+            let norms: Vec<Tensor> = adapted.flat_map(|l| [l.a.norm(), l.b.norm()]).collect();
+            terms.push(Tensor::stack(&norms, 0).sum(Kind::Float) * self.lambda_2);
+        }
+        let Some(sum) = terms.into_iter().reduce(|sum, term| sum + term) else { return Ok(0.0) };
+        cl_torch::backward(&[&sum], &[&sum.ones_like()])?;
+        Ok(sum.double_value(&[]))
+    }
+}
+
+/// A of an earlier adapter's layer, `[r, in]` f32, where it has that layer.
+fn rows(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterError> {
+    let modules = adapter.modules();
+    let Some(module) = modules.iter().find(|m| m.name == layer.name && m.kind == LayerKind::Linear) else {
+        return Ok(None);
+    };
+    let (input, output) = layer.widths();
+    if module.a_shape[1] as i64 != input {
+        let (path, a, b) = (adapter.dir().to_owned(), module.a_shape.clone(), module.b_shape.clone());
+        return Err(AdapterError::Shape { path, module: layer.name.clone(), input, output, a, b });
+    }
+    Ok(Some(load_tensor(adapter, &module.factors()[0], Kind::Float, layer.weight.device())?))
+}
+
+/// Rows divided by their lengths; zeros stay.
+fn unit_rows(x: &Tensor) -> Tensor {
+    x / x.square().sum_dim_intlist(-1i64, true, Kind::Float).sqrt().clamp_min(1e-12)
+}

@@ -1,0 +1,177 @@
+//! How the factors of a fresh adapter start.
+
+use cl_torch::tch::{Kind, Tensor};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::dropout::mix;
+use crate::lora::name_key;
+use crate::{InitLoraWeights, LoraConfig};
+
+/// Random numbers of one layer; they depend on seed and name only.
+struct Numbers(ChaCha8Rng);
+
+impl Numbers {
+    fn new(seed: u64, name: &str) -> Numbers {
+        Numbers(ChaCha8Rng::seed_from_u64(mix(seed) ^ name_key(name)))
+    }
+
+    /// Uniform in `[0, 1)`.
+    fn unit(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn uniform(&mut self, shape: [i64; 2], bound: f64) -> Tensor {
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| (bound * (2.0 * self.unit() - 1.0)) as f32).collect();
+        Tensor::from_slice(&values).reshape(shape)
+    }
+
+    /// Normal with mean 0 (Box and Muller, 1958).
+    fn normal(&mut self, shape: [i64; 2], deviation: f64) -> Tensor {
+        let mut one = || {
+            let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+            (deviation * radius * (std::f64::consts::TAU * self.unit()).cos()) as f32
+        };
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| one()).collect();
+        Tensor::from_slice(&values).reshape(shape)
+    }
+}
+
+/// A and B of a linear layer, f32 on the weight's device: `[r, in]` and `[out, r]`.
+pub(crate) fn linear(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
+    let (output, input) = weight.size2().expect("a linear layer's weight is a matrix");
+    let (r, device) = (config.rank(name), weight.device());
+    let mut numbers = Numbers::new(seed, name);
+    let zero = || Tensor::zeros([output, r], (Kind::Float, device));
+    match config.init_lora_weights {
+        // Kaiming-uniform with a = √5.
+        InitLoraWeights::Kaiming => {
+            [numbers.uniform([r, input], 1.0 / (input as f64).sqrt()).to_device(device), zero()]
+        }
+        InitLoraWeights::Gaussian => [numbers.normal([r, input], 1.0 / r as f64).to_device(device), zero()],
+        InitLoraWeights::Orthogonal => orthogonal(&mut numbers, r, input, output).map(|t| t.to_device(device)),
+        InitLoraWeights::Pissa { niter } => {
+            let weight = weight.to_kind(Kind::Double);
+            let (u, s, v) = match niter {
+                None => largest(&weight, r),
+                Some(rounds) => iterated(&weight, &numbers.normal([input, r], 1.0), rounds),
+            };
+            let root = (s / config.scaling(name)).sqrt();
+            [(v * &root).tr(), u * &root].map(|t| t.to_kind(Kind::Float).contiguous())
+        }
+        InitLoraWeights::Olora => {
+            let (q, r_factor) = Tensor::linalg_qr(&weight.to_kind(Kind::Float), "reduced");
+            [r_factor.narrow(0, 0, r), q.narrow(1, 0, r)].map(|t| t.contiguous())
+        }
+    }
+}
+
+/// A and B of an embedding as PEFT starts them: A `[r, tokens]` zero, B `[out, r]` standard normal.
+pub(crate) fn embedding(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
+    let (tokens, width) = weight.size2().expect("an embedding is a matrix");
+    let (r, device) = (config.rank(name), weight.device());
+    let b = Numbers::new(seed, name).normal([width, r], 1.0).to_device(device);
+    [Tensor::zeros([r, tokens], (Kind::Float, device)), b]
+}
+
+/// Every second row of a random orthogonal matrix makes A and the others make B, so that `B·A` is zero. The factor of ten
+/// is PEFT's.
+fn orthogonal(numbers: &mut Numbers, r: i64, input: i64, output: i64) -> [Tensor; 2] {
+    let (q, _) = Tensor::linalg_qr(&numbers.normal([r, r], 1.0).to_kind(Kind::Double), "reduced");
+    let (even, odd) = (q.slice(0, 0, r, 2), q.slice(0, 1, r, 2));
+    let mut mixed = |width: i64| numbers.normal([width, r / 2], 0.1).to_kind(Kind::Double);
+    let a = mixed(input).matmul(&even).tr();
+    let b = mixed(output).matmul(&odd);
+    [a, b].map(|t| t.to_kind(Kind::Float).contiguous())
+}
+
+/// The r greatest singular values of an f64 matrix with their vectors `(out, r)`, `(r)`, `(in, r)`, from the eigenvectors of
+/// the smaller Gram matrix: the greatest values lose nothing by that, and it is many times as fast.
+fn largest(weight: &Tensor, r: i64) -> (Tensor, Tensor, Tensor) {
+    let (output, input) = weight.size2().expect("a matrix");
+    if input < output {
+        let (v, s, u) = largest(&weight.tr(), r);
+        return (u, s, v);
+    }
+    let (values, vectors) = weight.matmul(&weight.tr()).linalg_eigh("L");
+    let r = r.min(output);
+    // Eigenvalues ascend.
+    let u = vectors.narrow(1, output - r, r).flip([1]);
+    let s = values.narrow(0, output - r, r).flip([0]).clamp_min(0.0).sqrt();
+    let v = weight.tr().matmul(&u) / s.clamp_min(f64::MIN_POSITIVE);
+    (u, s, v)
+}
+
+/// As [`largest`], approximately: rounds of subspace iteration from `start` `(in, r)` (Halko, Martinsson and Tropp, 2011).
+fn iterated(weight: &Tensor, start: &Tensor, rounds: u32) -> (Tensor, Tensor, Tensor) {
+    let basis = |x: Tensor| Tensor::linalg_qr(&x, "reduced").0;
+    let mut q = basis(weight.matmul(&start.to_kind(Kind::Double).to_device(weight.device())));
+    for _ in 0..rounds {
+        q = basis(weight.matmul(&basis(weight.tr().matmul(&q))));
+    }
+    let (u, s, v) = largest(&q.tr().matmul(weight), q.size()[1]);
+    (q.matmul(&u), s, v)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(output: i64, input: i64) -> Tensor {
+        Numbers::new(3, "w").normal([output, input], 1.0)
+    }
+
+    fn config(init: InitLoraWeights) -> LoraConfig {
+        LoraConfig { r: 4, lora_alpha: 8.0, init_lora_weights: init, ..Default::default() }
+    }
+
+    fn largest_of(t: &Tensor) -> f64 {
+        t.abs().max().double_value(&[])
+    }
+
+    #[test]
+    fn orthogonal_factors_are_not_zero_but_their_product_is() {
+        let [a, b] = linear("w", &weight(10, 6), &config(InitLoraWeights::Orthogonal), 1);
+        assert!(largest_of(&a) > 0.01 && largest_of(&b) > 0.01);
+        // Entries near 0.1, products of four of them in f32.
+        assert!(largest_of(&b.matmul(&a)) < 1e-8);
+    }
+
+    #[test]
+    fn pissa_starts_as_the_best_approximation() {
+        for (output, input) in [(10, 6), (6, 10)] {
+            let w = weight(output, input);
+            let (u, s, v) = w.svd(true, true);
+            let best = (u.narrow(1, 0, 4) * s.narrow(0, 0, 4)).matmul(&v.narrow(1, 0, 4).tr());
+            // Of so small a matrix many rounds of iteration find the same.
+            for init in [InitLoraWeights::Pissa { niter: None }, InitLoraWeights::Pissa { niter: Some(40) }] {
+                let config = config(init);
+                let [a, b] = linear("w", &w, &config, 1);
+                let product = b.matmul(&a) * config.scaling("w");
+                // Values near 2 in f32.
+                assert!(largest_of(&(product - &best)) < 2e-5, "{init:?}");
+                // Both factors carry the root of the singular values.
+                assert!((a.norm().double_value(&[]) - b.norm().double_value(&[])).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn olora_starts_with_orthonormal_columns_of_the_weight() {
+        let w = weight(10, 6);
+        let [a, b] = linear("w", &w, &config(InitLoraWeights::Olora), 1);
+        assert!(largest_of(&(b.tr().matmul(&b) - Tensor::eye(4, (Kind::Float, w.device())))) < 1e-6);
+        // The first columns of the weight are those of the product.
+        assert!(largest_of(&(b.matmul(&a) - &w).narrow(1, 0, 4)) < 1e-5);
+    }
+
+    #[test]
+    fn numbers_depend_on_seed_and_name() {
+        let draw = |seed, name| Numbers::new(seed, name).normal([100, 100], 2.0);
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert!(draw(1, "a") != draw(2, "a") && draw(1, "a") != draw(1, "b"));
+        // Five standard errors of 10,000 draws.
+        assert!((draw(1, "a").std(true).double_value(&[]) - 2.0).abs() < 0.08);
+        assert!(draw(1, "a").mean(Kind::Float).double_value(&[]).abs() < 0.1);
+    }
+}
