@@ -74,7 +74,8 @@ impl Lambda {
         }
     }
 
-    fn values(&self) -> &[f64] {
+    /// All of them, in order.
+    pub fn values(&self) -> &[f64] {
         match self {
             Lambda::Every(lambda) => std::slice::from_ref(lambda),
             Lambda::Rounds(list) => list,

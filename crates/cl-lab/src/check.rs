@@ -226,6 +226,15 @@ fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> 
         names.extend((!names.contains(&"lm_head")).then_some("lm_head"));
         note(Targets::new(&lora.target_modules, &names), findings);
     }
+    if let Some(olora) = &train.olora {
+        findings.push(Finding::Fact(format!(
+            "o-lora: {:?}, lambda {:?}, earlier adapters {:?}, {} of them from before this run",
+            olora.mode,
+            olora.lambda.values(),
+            olora.shape,
+            olora.earlier.len()
+        )));
+    }
     for dir in train.olora.iter().flat_map(|o| &o.earlier) {
         if let Some(adapter) = note(Adapter::open(dir), findings) {
             note(check_fits(&checkpoint, &adapter), findings);

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use cl_adapters::{LoraConfig, Mode, save_lora};
+use cl_adapters::{InitLoraWeights, LoraConfig, Mode, TargetModules, save_lora};
 use cl_checkpoint::{Adapter, Manifest};
 use cl_data::{Encoded, RowRef};
 use cl_model::{Decoder, PackedBatch};
@@ -116,11 +116,30 @@ fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
     let _turn = one_at_a_time();
     let pure = TrainConfig { precision: Precision::Bf16, states: States::Pure, ..full() };
     let bf16_lora = TrainConfig { precision: Precision::Bf16, ..lora() };
+    let with = |change: fn(&mut LoraConfig)| {
+        let mut config = lora();
+        change(config.lora.as_mut().unwrap());
+        config
+    };
+    let dora = with(|lora| (lora.use_dora, lora.loraplus_lr_ratio) = (true, Some(4.0)));
+    // The start is made again from the weights, the factors come from the state.
+    let pissa = with(|lora| lora.init_lora_weights = InitLoraWeights::Pissa { niter: Some(2) });
+    let tokens = with(|lora| {
+        let names = ["q_proj", "embed_tokens", "lm_head"];
+        lora.target_modules = TargetModules::Names(names.map(str::to_owned).to_vec());
+        lora.embedding_learning_rate = Some(1e-3);
+    });
     // Before the first save, at one, behind one, and at the last step.
     let all = &[2, 3, 5, 8][..];
-    for (name, config, steps) in
-        [("lora", lora(), all), ("lora in bf16", bf16_lora, &[5]), ("full", full(), all), ("pure bf16", pure, &[5])]
-    {
+    for (name, config, steps) in [
+        ("lora", lora(), all),
+        ("lora in bf16", bf16_lora, &[5]),
+        ("dora", dora, &[5]),
+        ("pissa", pissa, &[5]),
+        ("embedding and head", tokens, &[5]),
+        ("full", full(), all),
+        ("pure bf16", pure, &[5]),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let uninterrupted = dir.path().join("whole");
         let report = run(&config, &uninterrupted);

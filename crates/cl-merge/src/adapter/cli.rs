@@ -325,19 +325,23 @@ fn drift_table(out: &mut dyn Write, modules: &[ModuleDrift], total: &ModuleDrift
     let width = modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
     writeln!(
         out,
-        "{:width$}  {:>10}  {:>10}  {:>10}  {:>20}",
-        "module", "max", "mean", "relative", "entries that differ"
+        "{:width$}  {:>10}  {:>10}  {:>10}  {:>20}  {:>10}  {:>10}",
+        "module", "max", "mean", "relative", "entries that differ", "once", "repeated"
     )?;
     for m in modules.iter().chain([total]) {
         let name = if m.module.is_empty() { "all" } else { &m.module };
         let share = 100.0 * m.differing as f64 / m.elements.max(1) as f64;
         writeln!(
             out,
-            "{name:width$}  {:>10.3e}  {:>10.3e}  {:>10.3e}  {:>11} {share:>7.3}%",
-            m.max, m.mean, m.relative, m.differing
+            "{name:width$}  {:>10.3e}  {:>10.3e}  {:>10.3e}  {:>11} {share:>7.3}%  {:>10.3e}  {:>10.3e}",
+            m.max, m.mean, m.relative, m.differing, m.once, m.repeated
         )?;
     }
-    writeln!(out, "above: one after another, rounded each time, against the sum rounded once")?;
+    writeln!(
+        out,
+        "above: one after another, rounded each time, against the sum rounded once; and how far either is from the exact sum, \
+         over the norm of what the adapters add"
+    )?;
     Ok(())
 }
 

@@ -86,6 +86,10 @@ pub struct ModuleDrift {
     pub mean: f64,
     /// `‖difference‖ / ‖Σ ΔW‖`.
     pub relative: f64,
+    /// How far the sum rounded once is from the exact one, over `‖Σ ΔW‖`.
+    pub once: f64,
+    /// How far folding one after another is from the exact sum, over `‖Σ ΔW‖`.
+    pub repeated: f64,
     /// Entries that differ.
     pub differing: usize,
     /// Entries.
@@ -248,6 +252,8 @@ struct Sums {
     /// `‖Σ ΔW‖²`.
     energy: f64,
     drift_energy: f64,
+    once_energy: f64,
+    repeated_energy: f64,
     drift_sum: f64,
     drift_max: f64,
     differing: usize,
@@ -260,6 +266,8 @@ impl Sums {
             rounding: self.rounding.max(other.rounding),
             energy: self.energy + other.energy,
             drift_energy: self.drift_energy + other.drift_energy,
+            once_energy: self.once_energy + other.once_energy,
+            repeated_energy: self.repeated_energy + other.repeated_energy,
             drift_sum: self.drift_sum + other.drift_sum,
             drift_max: self.drift_max.max(other.drift_max),
             differing: self.differing + other.differing,
@@ -268,11 +276,14 @@ impl Sums {
     }
 
     fn drift(self, module: &str) -> ModuleDrift {
+        let share = |energy: f64| if self.energy > 0.0 { (energy / self.energy).sqrt() } else { 0.0 };
         ModuleDrift {
             module: module.to_owned(),
             max: self.drift_max,
             mean: self.drift_sum / self.elements.max(1) as f64,
-            relative: if self.energy > 0.0 { (self.drift_energy / self.energy).sqrt() } else { 0.0 },
+            relative: share(self.drift_energy),
+            once: share(self.once_energy),
+            repeated: share(self.repeated_energy),
             differing: self.differing,
             elements: self.elements,
         }
@@ -442,8 +453,10 @@ impl Fold<'_> {
                 }
             }
         }
-        for (value, stored) in values.iter().zip(stored) {
+        for ((value, stored), exact) in values.iter().zip(stored).zip(sum) {
             let difference = (value - stored).abs();
+            sums.once_energy += (stored - exact) * (stored - exact);
+            sums.repeated_energy += (value - exact) * (value - exact);
             sums.drift_max = sums.drift_max.max(difference);
             sums.drift_sum += difference;
             sums.drift_energy += difference * difference;

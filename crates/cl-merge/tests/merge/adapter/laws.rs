@@ -339,6 +339,7 @@ fn drift_is_what_folding_one_after_another_differs_by() {
     let update = norm(&weighted_sum(&dirs, &[1.0; 3])["model.layers.0.mlp.up_proj"]);
     assert!((total.relative - norm(&differences) / update).abs() < 1e-6, "{total:?}");
     assert!(total.differing > 0 && total.elements == 512 && drift.modules.len() == 1);
+    assert!(0.0 < total.once && total.once < total.repeated, "{total:?}");
     assert!(report.max_rounding_error > 0.0);
     // Everything else is as it was, byte for byte.
     let after = Checkpoint::open(&folder.path().join("once")).unwrap();
