@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use cl_checkpoint::LayerKind;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -193,6 +194,50 @@ impl LoraConfig {
             if let Some(value) = value.filter(|v| !positive(*v)) {
                 return parameter(key, value.to_string(), "a positive number");
             }
+        }
+        Ok(())
+    }
+
+    /// Checks what depends on the layers that get an adapter, whose names, kinds and weights' shapes these are: what one of
+    /// them cannot have, and settings that none of them would heed.
+    ///
+    /// # Errors
+    /// [`AdapterError::Parameter`].
+    pub fn check_layers(&self, layers: &[(&str, LayerKind, [i64; 2])]) -> Result<(), AdapterError> {
+        layers.iter().try_for_each(|(name, kind, shape)| self.check_layer(name, *kind, *shape))?;
+        let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
+        let mut patterns = ranks.chain(self.alpha_pattern.keys().map(|key| ("alpha_pattern", key)));
+        let idle = |key: &String| regex(key).is_ok_and(|r| !layers.iter().any(|(name, ..)| r.is_match(name)));
+        if let Some((key, pattern)) = patterns.find(|(_, pattern)| idle(pattern)) {
+            let expected = "the end of a name among the adapted layers";
+            return Err(AdapterError::Parameter { key, value: format!("`{pattern}`"), expected });
+        }
+        let of_tokens = |name: &str, kind| kind == LayerKind::Embedding || name == "lm_head";
+        if let Some(rate) = self.embedding_learning_rate
+            && !layers.iter().any(|(name, kind, _)| of_tokens(name, *kind))
+        {
+            let expected = "embed_tokens or lm_head among target_modules";
+            return Err(AdapterError::Parameter { key: "embedding_learning_rate", value: rate.to_string(), expected });
+        }
+        Ok(())
+    }
+
+    /// What a layer with a weight of this shape cannot have.
+    pub(crate) fn check_layer(&self, name: &str, kind: LayerKind, shape: [i64; 2]) -> Result<(), AdapterError> {
+        let wrong = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
+        let set = || format!("set for `{name}`");
+        if self.use_dora && (kind == LayerKind::Embedding || name == "lm_head") {
+            return wrong("use_dora", set(), "target_modules without embedding and head");
+        }
+        if !self.init_lora_weights.changes_the_base() {
+            return Ok(());
+        }
+        if kind == LayerKind::Embedding {
+            return wrong("init_lora_weights", set(), "target_modules without the embedding");
+        }
+        let rank = self.rank(name);
+        if rank > shape[0].min(shape[1]) {
+            return wrong("r", format!("{rank} for `{name}`"), "no more than the layer's width");
         }
         Ok(())
     }

@@ -20,5 +20,5 @@ pub use error::AdapterError;
 pub use linear::{Frozen, Linear};
 pub use lora::Lora;
 pub use olora::{Lambda, OloraConfig, Orthogonality, Overlap, SequenceShape};
-pub use peft::{Site, check_whole_tensors, save_lora};
+pub use peft::{Site, check_frozen, check_whole_tensors, save_lora};
 pub use targets::Targets;

@@ -30,11 +30,8 @@ impl Lora {
     /// [`AdapterError::Parameter`] for DoRA beside the output head, or a rank that the layer's start does not have.
     pub fn start(layer: &mut Linear, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (input, output) = layer.widths();
-        let (rank, init) = (config.rank(&layer.name), config.init_lora_weights);
-        if init.changes_the_base() && rank > input.min(output) {
-            let value = format!("{rank} for `{}`", layer.name);
-            return Err(AdapterError::Parameter { key: "r", value, expected: "no more than the layer's width" });
-        }
+        config.check_layer(&layer.name, LayerKind::Linear, [output, input])?;
+        let init = config.init_lora_weights;
         let [a, b] = start::linear(&layer.name, &layer.weight, config, seed);
         let scaling = config.scaling(&layer.name);
         layer.frozen.retain(|f| !f.of_start);
@@ -43,10 +40,6 @@ impl Lora {
         }
         let mut lora = Lora::new(a, b, scaling, config.lora_dropout, &layer.name);
         if config.use_dora {
-            if layer.name == "lm_head" {
-                let value = "true for `lm_head`".to_owned();
-                return Err(AdapterError::Parameter { key: "use_dora", value, expected: "other target_modules" });
-            }
             lora.magnitude = Some(Magnitude::new(&layer.weight, &lora, None));
         }
         layer.lora = Some(lora);
@@ -58,16 +51,8 @@ impl Lora {
     /// # Errors
     /// [`AdapterError::Parameter`] with DoRA, or a start that is taken out of the weight.
     pub fn start_embedding(table: &mut Embedding, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
-        let wrong = |key| {
-            let value = format!("set for `{}`", table.name);
-            Err(AdapterError::Parameter { key, value, expected: "target_modules without the embedding" })
-        };
-        if config.use_dora {
-            return wrong("use_dora");
-        }
-        if config.init_lora_weights.changes_the_base() {
-            return wrong("init_lora_weights");
-        }
+        let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
+        config.check_layer(&table.name, LayerKind::Embedding, [tokens, width])?;
         let [a, b] = start::embedding(&table.name, &table.weight, config, seed);
         table.lora = Some(Lora::new(a, b, config.scaling(&table.name), 0.0, &table.name));
         Ok(())

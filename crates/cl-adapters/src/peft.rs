@@ -143,3 +143,20 @@ pub fn check_whole_tensors(
     }
     Ok(())
 }
+
+/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA and adapters on embeddings are more than a product
+/// beside a linear layer.
+///
+/// # Errors
+/// [`AdapterError::Unsupported`] names the feature.
+pub fn check_frozen(adapter: &Adapter) -> Result<(), AdapterError> {
+    let modules = adapter.modules();
+    let feature = if modules.iter().any(|m| m.kind == LayerKind::Embedding) {
+        "frozen embedding"
+    } else if modules.iter().any(|m| m.dora) {
+        "frozen DoRA"
+    } else {
+        return Ok(());
+    };
+    Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature: feature.to_owned() })
+}

@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use cl_adapters::Targets;
-use cl_checkpoint::{Adapter, Checkpoint, Error, Manifest, ManifestProblem, TensorSource, convert};
+use cl_adapters::{AdapterError, LoraConfig, Targets, check_frozen};
+use cl_checkpoint::{Adapter, Checkpoint, Error, LayerKind, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
 use cl_eval::Task;
 use cl_model::{Decoder, ModelConfig};
@@ -10,6 +10,7 @@ use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainError};
 
 use crate::model_dir::{check_fits, open_checkpoint};
+use crate::round::is_stack;
 use crate::round_data::load_each;
 use crate::scoring::{check_room, file_names};
 use crate::sequence::{load_each_task, load_each_training};
@@ -210,37 +211,66 @@ fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> 
     let model = note(Decoder::check(&checkpoint), findings);
     let millions = parameters(&checkpoint) as f64 / 1e6;
     findings.push(Finding::Fact(format!("model: {} with {millions:.1} M parameters", dir.display())));
+    check_adapters(&checkpoint, train, findings);
+    model
+}
+
+/// Adapters that the run makes, starts from, or stays away from.
+fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Finding>) {
+    let stack = is_stack(train);
     if let Some(dir) = &train.initial_adapter {
         // It decides the modules; `target_modules` is not looked at.
         if let Some(adapter) = note(Adapter::open(dir), findings) {
-            note(check_fits(&checkpoint, &adapter), findings);
+            note(check_fits(base, &adapter), findings);
+            if stack && adapter.config().use_dora {
+                // What it makes could not be added to the base together with the others.
+                note(check_frozen(&adapter), findings);
+            }
         }
     } else if let Some(lora) = &train.lora {
-        // Adapters go beside matrices of the layers, the embedding, and the head, which may share the embedding's weight.
-        let mut names: Vec<&str> = checkpoint
-            .names()
-            .into_iter()
-            .filter(|n| checkpoint.info(n).is_some_and(|i| i.shape.len() == 2))
-            .filter_map(|n| n.strip_suffix(".weight"))
-            .collect();
-        names.extend((!names.contains(&"lm_head")).then_some("lm_head"));
-        note(Targets::new(&lora.target_modules, &names), findings);
+        note(check_targets(base, lora), findings);
     }
-    if let Some(olora) = &train.olora {
-        findings.push(Finding::Fact(format!(
-            "o-lora: {:?}, lambda {:?}, earlier adapters {:?}, {} of them from before this run",
-            olora.mode,
-            olora.lambda.values(),
-            olora.shape,
-            olora.earlier.len()
-        )));
-    }
-    for dir in train.olora.iter().flat_map(|o| &o.earlier) {
+    let Some(olora) = &train.olora else { return };
+    findings.push(Finding::Fact(format!(
+        "o-lora: {:?}, lambda {:?}, earlier adapters {:?}, {} of them from before this run",
+        olora.mode,
+        olora.lambda.values(),
+        olora.shape,
+        olora.earlier.len()
+    )));
+    for dir in &olora.earlier {
         if let Some(adapter) = note(Adapter::open(dir), findings) {
-            note(check_fits(&checkpoint, &adapter), findings);
+            note(check_fits(base, &adapter), findings);
+            if stack {
+                note(check_frozen(&adapter), findings);
+            }
         }
     }
-    model
+}
+
+/// Adapters go beside matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterError> {
+    let layer = |name: &'_ str, weight: &str| {
+        let &[rows, columns] = base.info(weight)?.shape.as_slice() else { return None };
+        let table = name.ends_with("embed_tokens");
+        let kind = if table { LayerKind::Embedding } else { LayerKind::Linear };
+        Some((kind, [rows as i64, columns as i64]))
+    };
+    let matrices = base.names().into_iter().filter_map(|weight| {
+        let name = weight.strip_suffix(".weight")?;
+        let (kind, shape) = layer(name, weight)?;
+        Some((name, kind, shape))
+    });
+    let mut layers: Vec<(&str, LayerKind, [i64; 2])> = matrices.collect();
+    if !layers.iter().any(|(name, ..)| *name == "lm_head")
+        && let Some((kind, shape)) = layer("lm_head", "model.embed_tokens.weight")
+    {
+        layers.push(("lm_head", kind, shape));
+    }
+    let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
+    let targets = Targets::new(&lora.target_modules, &names)?;
+    layers.retain(|(name, ..)| targets.contains(name));
+    lora.check_layers(&layers)
 }
 
 fn check_plan(

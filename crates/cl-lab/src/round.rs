@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{Orthogonality, SequenceShape, save_lora};
+use cl_adapters::{InitLoraWeights, Orthogonality, SequenceShape, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Manifest};
 use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, encode_dataset, epoch_rows, plan};
 use cl_merge::adapter::fold;
@@ -196,6 +196,9 @@ fn continued(lora: &cl_adapters::LoraConfig, adapter: &Adapter) -> cl_adapters::
         r: config.r as i64,
         lora_alpha: config.lora_alpha,
         use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
+        // It was started elsewhere.
+        init_lora_weights: InitLoraWeights::Kaiming,
         ..lora.clone()
     }
 }

@@ -118,6 +118,19 @@ impl Decoder {
         names
     }
 
+    /// The targeted layers with the shapes of their weights.
+    fn layers_of(&self, targets: &Targets) -> Vec<(&str, LayerKind, [i64; 2])> {
+        let shape = |t: &Tensor| t.size2().map_or([0, 0], |(rows, columns)| [rows, columns]);
+        let table = &self.embed_tokens;
+        let mut layers = vec![(table.name.as_str(), LayerKind::Embedding, shape(&table.weight))];
+        layers.extend(self.linears().map(|l| (l.name.as_str(), LayerKind::Linear, shape(&l.weight))));
+        if self.lm_head.is_none() {
+            layers.push(("lm_head", LayerKind::Linear, shape(&table.weight)));
+        }
+        layers.retain(|(name, ..)| targets.contains(name));
+        layers
+    }
+
     /// Puts a fresh adapter beside every targeted layer and freezes everything else.
     ///
     /// # Errors
@@ -126,6 +139,7 @@ impl Decoder {
         config.validate()?;
         let names = self.layer_names();
         let targets = Targets::new(&config.target_modules, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+        config.check_layers(&self.layers_of(&targets))?;
         self.set_requires_grad(false);
         if targets.contains("lm_head") {
             self.lm_head = Some(self.head());
@@ -176,17 +190,8 @@ impl Decoder {
         let mut updates: Vec<Vec<Lora>> = Vec::new();
         for adapter in adapters {
             self.check_adapter(adapter)?;
-            let unsupported = |feature: &str| {
-                let path = adapter.dir().to_owned();
-                ModelError::from(AdapterError::Unsupported { path, feature: format!("frozen {feature}") })
-            };
+            cl_adapters::check_frozen(adapter)?;
             let modules = adapter.modules();
-            if modules.iter().any(|m| m.kind == LayerKind::Embedding) {
-                return Err(unsupported("embedding"));
-            }
-            if modules.iter().any(|m| m.dora) {
-                return Err(unsupported("DoRA"));
-            }
             if self.lm_head.is_none() && modules.iter().any(|m| m.name == "lm_head") {
                 self.lm_head = Some(self.head());
             }

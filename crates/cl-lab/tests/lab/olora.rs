@@ -138,6 +138,21 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
     let message = run_train(&config, &world.path("r"), false, &mut silent).unwrap_err().to_string();
     assert!(message.contains("nowhere"), "{message}");
     assert!(!world.path("r").exists());
+    // What a run could not do is found before it begins.
+    run_train(&world.train(&["train.lora.use_dora=true"]), &world.path("dora"), false, &mut silent).unwrap();
+    let dora = world.path("dora/adapter");
+    for (set, part) in [
+        (format!("train.olora={{shape='stack', earlier=['{}']}}", dora.display()), "frozen DoRA"),
+        ("train.lora={use_dora=true, target_modules=['lm_head']}".to_owned(), "use_dora = set for `lm_head`"),
+        ("train.lora={init_lora_weights='pissa', target_modules=['embed_tokens']}".to_owned(), "model.embed_tokens"),
+        ("train.lora={init_lora_weights='pissa', r=64}".to_owned(), "r = 64 for `model.layers.0"),
+        ("train.lora.rank_pattern={nothing_here=2}".to_owned(), "rank_pattern = `nothing_here`"),
+        ("train.lora.embedding_learning_rate=1e-5".to_owned(), "embedding_learning_rate"),
+    ] {
+        let message = run_train(&world.train(&[&set]), &world.path("r"), false, &mut silent).unwrap_err().to_string();
+        assert!(message.contains(part), "{set}: {message}");
+        assert!(!world.path("r").exists());
+    }
     let text = toml::to_string(&world.train(&[])).unwrap();
     for (set, part) in [
         ("train.olora={lambda=-1.0}", "olora.lambda = [-1.0]"),

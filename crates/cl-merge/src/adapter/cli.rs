@@ -37,7 +37,7 @@ pub struct CombineArgs {
     #[arg(required = true)]
     adapters: Vec<PathBuf>,
     /// cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
-    /// and others; `cl-merge methods` describes them.
+    /// and others; those of models are described by `cl-merge methods`.
     #[arg(long, default_value = "linear")]
     method: String,
     /// Adapter directory to write.

@@ -127,8 +127,8 @@ fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>
         problems.extend(names.iter().map(|name| format!("cat has no parameter `{name}`; it takes weights alone")));
         problems.extend(options.rank.map(|_| "cat keeps all ranks; linear with a rank cuts to it".to_owned()));
     }
-    if options.space == Space::Factors && options.rank.is_some() {
-        problems.push("in the space of factors the rank is that of the adapters; leave rank out".to_owned());
+    if options.space == Space::Factors {
+        factor_problems(method, options, problems);
     }
     for (name, value) in serde_json::to_value(&parameters).ok().iter().flat_map(Value::as_object).flatten() {
         if value.is_array() || value.is_object() {
@@ -136,6 +136,30 @@ fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>
         }
     }
     parameters
+}
+
+/// PEFT's methods on factors.
+const FACTOR_METHODS: [&str; 6] = ["linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune"];
+
+/// What cannot be set where everything is as in PEFT.
+fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<String>) {
+    if options.rank.is_some() {
+        problems.push("in the space of factors the rank is that of the adapters; leave rank out".to_owned());
+    }
+    if !FACTOR_METHODS.contains(&method) {
+        let all = FACTOR_METHODS.join(", ");
+        problems
+            .push(format!("{method} is none of PEFT's methods on factors, which are {all}; the space delta has it"));
+    }
+    // Each factor is trimmed by itself in PEFT: to say so is no mistake.
+    let by_tensor = options.parameters.trim == Some(crate::Trimmed::Tensor);
+    let settable = |name: &str| matches!(name, "density" | "election") || (name == "trim" && by_tensor);
+    let names = options.parameters.names();
+    problems.extend(names.iter().filter(|name| !settable(name)).map(|name| {
+        format!(
+            "`{name}` has no meaning in the space of factors, where all but weights, density and sign is as in PEFT"
+        )
+    }));
 }
 
 fn number(parameter: &Option<Parameter>) -> Option<f64> {
@@ -218,13 +242,8 @@ fn factor_recipe(
             let gamma = vec![0.0; density.len()];
             (Sparsify::Outliers { density, gamma }, (None, Divisor::None))
         }
-        other => {
-            problems.push(format!(
-                "{other} is none of PEFT's methods on factors, which are linear, cat, ties, dare_linear, dare_ties and \
-                 magnitude_prune; the space delta has it"
-            ));
-            return None;
-        }
+        // Another one was said to be a problem before.
+        _ => return None,
     };
     problems.extend(set.modules.iter().find_map(|module| mixed_ranks(set, module)));
     let random = method.starts_with("dare");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{AdapterConfig, Checkpoint, Manifest};
+use cl_merge::Parameter;
 use cl_merge::adapter::{
     CombineOptions, ExtractOptions, FoldOptions, Space, combine, compare, extract, fold_with, open,
 };
@@ -72,6 +73,10 @@ fn factors_are_combined_only_as_peft_can() {
     let factors = |method: &str| with(method, |o| o.space = Space::Factors);
     refused(&fixtures(&["plain", "rslora"]), &factors("ties"), &["has rank 2", "has 4", "space delta"]);
     refused(&fixtures(&["plain", "other"]), &factors("della"), &["none of PEFT's methods on factors", "space delta"]);
+    refused(&fixtures(&["plain"]), &factors("tsv"), &["none of PEFT's methods on factors"]);
+    let mut scaled = factors("linear");
+    scaled.parameters.lambda = Some(Parameter::Number(0.5));
+    refused(&fixtures(&["plain", "other"]), &scaled, &["`lambda` has no meaning in the space of factors"]);
     let ranked = with("linear", |o| (o.space, o.rank) = (Space::Factors, Some(2)));
     refused(&fixtures(&["plain", "other"]), &ranked, &["leave rank out"]);
 }
