@@ -143,7 +143,11 @@ impl Orthogonality {
         config: &OloraConfig,
     ) -> Result<Orthogonality, AdapterError> {
         config.validate()?;
+        // Whole adapters: frozen beside the model their B counts too, and that of layers which the new one lacks.
         let mut hasher = blake3::Hasher::new();
+        for adapter in earlier {
+            hasher.update(adapter.content_hash()?.as_bytes());
+        }
         let mut by_shape: BTreeMap<Vec<i64>, (Vec<usize>, Vec<Tensor>)> = BTreeMap::new();
         for (place, layer) in linears.enumerate() {
             let Some(lora) = &layer.lora else { continue };
@@ -153,7 +157,6 @@ impl Orthogonality {
                 continue;
             }
             let p = Tensor::cat(&rows, 0);
-            hasher.update(layer.name.as_bytes()).update(&cl_torch::tensor_bytes(&p, Kind::Float));
             let p = if config.mode == Overlap::Cosine { unit_rows(&p) } else { p };
             let group = by_shape.entry([lora.a.size(), p.size()].concat()).or_default();
             group.0.push(place);
@@ -169,7 +172,7 @@ impl Orthogonality {
         })
     }
 
-    /// blake3 over the earlier factors, by which a resumed round knows them again.
+    /// blake3 over the earlier adapters, by which a resumed round knows them again.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -228,7 +231,8 @@ fn rows(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterErro
     Ok(Some(load_tensor(adapter, &module.factors()[0], Kind::Float, layer.weight.device())?))
 }
 
-/// Rows divided by their lengths; zeros stay.
+/// Rows divided by their lengths; zeros stay, and have a gradient of zero: the square is kept away from 0, where the root has
+/// no slope.
 fn unit_rows(x: &Tensor) -> Tensor {
-    x / x.square().sum_dim_intlist(-1i64, true, Kind::Float).sqrt().clamp_min(1e-12)
+    x / x.square().sum_dim_intlist(-1i64, true, Kind::Float).clamp_min(1e-24).sqrt()
 }

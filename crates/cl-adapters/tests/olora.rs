@@ -64,13 +64,18 @@ fn linears(layers: &[Layer]) -> Vec<Linear> {
 
 /// Adapter `index` of the earlier rounds: the layers that have so many.
 fn earlier(dir: &Path, layers: &[Layer], index: usize) -> Adapter {
+    earlier_with(dir, layers, index, 0.0)
+}
+
+/// The same with B of this value.
+fn earlier_with(dir: &Path, layers: &[Layer], index: usize, b: f64) -> Adapter {
     let mut config = AdapterConfig::default();
     let mut tensors = Vec::new();
     for layer in layers.iter().filter(|l| l.earlier.len() > index) {
         let a = tensor(&layer.earlier[index]);
         let rank = a.size()[0];
         config.rank_pattern.push((layer.name.clone(), rank as usize));
-        let b = Tensor::zeros([layer.b.len() as i64, rank], (Kind::Float, Device::Cpu));
+        let b = Tensor::full([layer.b.len() as i64, rank], b, (Kind::Float, Device::Cpu));
         for (factor, t) in [("A", a), ("B", b)] {
             let name = format!("base_model.model.{}.lora_{factor}.weight", layer.name);
             let shape = t.size().iter().map(|&d| d as usize).collect();
@@ -179,6 +184,37 @@ fn a_lambda_of_zero_computes_nothing_and_lists_go_on_with_their_last() {
     // Without earlier adapters there is nothing to be orthogonal to.
     let first = Orthogonality::new(linears.iter(), &[], &config(Overlap::L1, 0.5, 0.0)).unwrap();
     assert!(first.overlap(&linears.iter().collect::<Vec<_>>()).is_none());
+}
+
+/// Starts from the weight and combined adapters can have rows of zeros.
+#[test]
+fn a_row_of_zeros_has_a_finite_gradient() {
+    let fixture = fixture();
+    let (_dir, adapters) = all_earlier(&fixture);
+    let linears = linears(&fixture.layers);
+    for linear in &linears {
+        let _no_graph = tch::no_grad_guard();
+        let _ = linear.lora.as_ref().unwrap().a.narrow(0, 0, 1).zero_();
+    }
+    let orthogonality = Orthogonality::new(linears.iter(), &adapters, &config(Overlap::Cosine, 1.0, 0.5)).unwrap();
+    assert!(orthogonality.backward(&linears.iter().collect::<Vec<_>>()).unwrap().is_finite());
+    for linear in &linears {
+        let gradient = linear.lora.as_ref().unwrap().a.grad();
+        assert!(gradient.isfinite().all().int64_value(&[]) == 1, "{}", linear.name);
+    }
+}
+
+/// In a stack the whole earlier adapter is part of the model.
+#[test]
+fn another_b_is_another_hash() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let linears = linears(&fixture.layers);
+    let hash = |b: f64| {
+        let adapters = [earlier_with(&dir.path().join(b.to_string()), &fixture.layers, 0, b)];
+        Orthogonality::new(linears.iter(), &adapters, &OloraConfig::default()).unwrap().hash().to_owned()
+    };
+    assert_ne!(hash(0.0), hash(1.0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use cl_adapters::{AdapterError, LoraConfig, Targets, check_frozen};
+use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
 use cl_checkpoint::{Adapter, Checkpoint, Error, LayerKind, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
 use cl_eval::Task;
@@ -81,6 +81,14 @@ fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
 fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Checked {
     let model = check_model(&config.model, &config.train, findings);
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
+    if let (Some(lora), true) = (&config.train.lora, is_stack(&config.train))
+        && let Ok(base) = open_checkpoint(&config.model)
+        && targeted(&base, lora).is_ok_and(|layers| layers.iter().any(|(_, kind, _)| *kind == LayerKind::Embedding))
+    {
+        let (key, value) = ("olora", "shape = \"stack\" with an adapter on the embedding".to_owned());
+        let expected = "shape = \"fold\", or target_modules without embed_tokens";
+        findings.push(Finding::Problem(TrainError::Config { key, value, expected }.into()));
+    }
     if let Some(adapter) = &config.train.initial_adapter {
         // Every round would start from it on a model that holds it already, and count it once more.
         let expected =
@@ -222,6 +230,7 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
         // It decides the modules; `target_modules` is not looked at.
         if let Some(adapter) = note(Adapter::open(dir), findings) {
             note(check_fits(base, &adapter), findings);
+            note(check_continued(&adapter, train), findings);
             if stack && adapter.config().use_dora {
                 // What it makes could not be added to the base together with the others.
                 note(check_frozen(&adapter), findings);
@@ -248,8 +257,40 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
     }
 }
 
-/// Adapters go beside matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+/// An adapter that is continued decides what it is; settings that say otherwise would not be heeded.
+fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), AdapterError> {
+    let Some(lora) = &train.lora else { return Ok(()) };
+    let wrong = |key, value: String| {
+        Err(AdapterError::Parameter { key, value, expected: "nothing beside initial_adapter, which decides it" })
+    };
+    if lora.use_dora && !adapter.config().use_dora {
+        return wrong("use_dora", "true".to_owned());
+    }
+    if lora.init_lora_weights != InitLoraWeights::default() {
+        return wrong("init_lora_weights", format!("{:?}", lora.init_lora_weights));
+    }
+    if let Some(pattern) = lora.rank_pattern.keys().chain(lora.alpha_pattern.keys()).next() {
+        return wrong("rank_pattern, alpha_pattern", pattern.clone());
+    }
+    let of_tokens = |m: &&cl_checkpoint::AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
+    match lora.embedding_learning_rate {
+        Some(rate) if !adapter.modules().iter().any(of_tokens) => {
+            let expected = "an initial adapter on embed_tokens or lm_head";
+            Err(AdapterError::Parameter { key: "embedding_learning_rate", value: rate.to_string(), expected })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterError> {
+    lora.check_layers(&targeted(base, lora)?)
+}
+
+/// A layer's name, what it is, and its weight's shape.
+type Layer<'n> = (&'n str, LayerKind, [i64; 2]);
+
+/// The layers that get an adapter: matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Vec<Layer<'n>>, AdapterError> {
     let layer = |name: &'_ str, weight: &str| {
         let &[rows, columns] = base.info(weight)?.shape.as_slice() else { return None };
         let table = name.ends_with("embed_tokens");
@@ -261,7 +302,7 @@ fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterErro
         let (kind, shape) = layer(name, weight)?;
         Some((name, kind, shape))
     });
-    let mut layers: Vec<(&str, LayerKind, [i64; 2])> = matrices.collect();
+    let mut layers: Vec<Layer<'n>> = matrices.collect();
     if !layers.iter().any(|(name, ..)| *name == "lm_head")
         && let Some((kind, shape)) = layer("lm_head", "model.embed_tokens.weight")
     {
@@ -270,7 +311,7 @@ fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterErro
     let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
     let targets = Targets::new(&lora.target_modules, &names)?;
     layers.retain(|(name, ..)| targets.contains(name));
-    lora.check_layers(&layers)
+    Ok(layers)
 }
 
 fn check_plan(

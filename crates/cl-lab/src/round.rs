@@ -72,7 +72,8 @@ pub fn run_train(
         datasets: &datasets,
         mixture: config.mixture(),
         config: &config.train,
-        seed: config.seed,
+        // As the round that it is in a sequence: with the same seed it would start where the first one did.
+        seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
         profile: config.profile,
         device,
         compose: is_stack(&config.train).then_some((config.model.as_path(), earlier)),

@@ -65,6 +65,7 @@ pub fn run_sequence(
     let mut adapters: Vec<PathBuf> = Vec::new();
     let olora = config.train.olora.as_ref();
     let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
+    let before = earlier.len();
     let stack = is_stack(&config.train);
     for (index, task) in config.tasks.iter().enumerate() {
         let round = index + 1;
@@ -81,7 +82,8 @@ pub fn run_sequence(
             datasets: if config.replay.is_some() { &datasets[..round] } else { &datasets[index..round] },
             mixture: config.mixture(),
             config: &config.train,
-            seed: config.seed.wrapping_add(round as u64),
+            // Rounds before this run count: with the same seed the first one here would start where theirs did.
+            seed: config.seed.wrapping_add((round + before) as u64),
             profile: config.profile,
             device,
             compose,

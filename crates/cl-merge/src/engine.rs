@@ -106,8 +106,13 @@ pub fn merge(
 pub(crate) fn threads(options: MergeOptions) -> usize {
     match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
+        threads => at_most(threads),
     }
+}
+
+/// No more threads than any machine has cores: results do not depend on it, and to start a hundred thousand takes minutes.
+pub(crate) fn at_most(threads: usize) -> usize {
+    threads.min(1024)
 }
 
 struct Run<'p> {

@@ -15,7 +15,8 @@ pub(crate) struct Optimizer {
 
 /// Parameters with the same settings.
 struct Group {
-    /// Whether they decay: norms, magnitudes and biases do not, as in Transformers' Trainer.
+    /// Whether they decay: norms, biases and DoRA's magnitudes do not. (Transformers' Trainer lets magnitudes decay, PEFT's
+    /// optimizer for LoRA+ does not.)
     decays: bool,
     /// Their learning rate over that of the others.
     factor: f64,
@@ -101,7 +102,10 @@ fn learning_rate_factor(name: &str, config: &TrainConfig) -> f64 {
     let of_tokens = ["model.embed_tokens.", "lm_head."].iter().any(|layer| name.starts_with(layer));
     match lora.embedding_learning_rate.filter(|_| of_tokens) {
         Some(rate) => rate / config.learning_rate,
-        None if name.ends_with(".lora_B.weight") => lora.loraplus_lr_ratio.unwrap_or(1.0),
+        // Magnitudes go with B, as in PEFT's optimizer.
+        None if name.ends_with(".lora_B.weight") || name.ends_with(".lora_magnitude_vector") => {
+            lora.loraplus_lr_ratio.unwrap_or(1.0)
+        }
         None => 1.0,
     }
 }

@@ -111,8 +111,6 @@ fn a_sequence_can_be_continued_from_published_directories() {
             &format!("model={}", world.path(model).display()),
             &format!("data.train={}", world.path("data/last").display()),
             &format!("train.olora={{shape='{shape}', lambda=[0.1, 0.2, 0.3], earlier=[{published}]}}"),
-            // A sequence adds the round's number to its seed.
-            "seed=45",
         ]);
         run_train(&config, &world.path("last"), false, &mut silent).unwrap();
         let file = "adapter/adapter_model.safetensors";
@@ -153,6 +151,24 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
         assert!(message.contains(part), "{set}: {message}");
         assert!(!world.path("r").exists());
     }
+    // Not in the second round only.
+    let set = ["train.olora={shape='stack'}", "train.lora.target_modules=['embed_tokens', 'q_proj']"];
+    let message = world.run(&world.sequence(&set), "r").unwrap_err().to_string();
+    assert!(message.contains("shape = \"stack\" with an adapter on the embedding"), "{message}");
+    // A continued adapter decides what it is.
+    run_train(&world.train(&["train.lora.r=3"]), &world.path("plain"), false, &mut silent).unwrap();
+    let initial = format!("train.initial_adapter='{}'", world.path("plain/adapter").display());
+    for (set, part) in [
+        ("train.lora.use_dora=true", "use_dora"),
+        ("train.lora.init_lora_weights='gaussian'", "init_lora_weights"),
+        ("train.lora.rank_pattern={q_proj=4}", "rank_pattern"),
+        ("train.lora.embedding_learning_rate=1e-4", "embedding_learning_rate"),
+    ] {
+        let config = world.train(&[&initial, set]);
+        let message = run_train(&config, &world.path("r"), false, &mut silent).unwrap_err().to_string();
+        assert!(message.contains(part), "{set}: {message}");
+    }
+    assert!(!world.path("r").exists());
     let text = toml::to_string(&world.train(&[])).unwrap();
     for (set, part) in [
         ("train.olora={lambda=-1.0}", "olora.lambda = [-1.0]"),

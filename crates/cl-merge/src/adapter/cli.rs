@@ -47,7 +47,7 @@ pub struct CombineArgs {
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
     /// Share of entries that is kept, above 0 and at most 1: one for all adapters, or one for each.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     density: Vec<f64>,
     /// Scale of the result.
     #[arg(long, allow_hyphen_values = true)]
@@ -271,6 +271,11 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
         if map.insert(key.trim().to_owned(), value).is_some() {
             bail!("--set {key}: is given twice");
         }
+    }
+    let flags =
+        [("lambda", args.lambda.is_some()), ("election", args.sign.is_some()), ("density", !args.density.is_empty())];
+    if let Some((key, _)) = flags.iter().find(|(key, given)| *given && map.contains_key(*key)) {
+        bail!("--set {key}: is given by a flag of its own, too");
     }
     let mut parameters: Parameters =
         serde_json::from_value(Value::Object(map)).map_err(|e| anyhow::anyhow!("--set: {e}"))?;

@@ -154,17 +154,22 @@ impl Sums {
 }
 
 fn sums(set: &Set<'_>, module: &Module) -> Result<Sums, Error> {
-    let mut of_member = [None, None];
+    // Without the scaling: of an adapter that is scaled to nothing the factors still span what they span.
+    let (mut of_member, mut plain) = ([None, None], [None, None]);
     for part in &module.parts {
-        of_member[part.member] = Some(LowRank::of(part.scaling, &set.load(part)?));
+        let update = set.load(part)?;
+        of_member[part.member] = Some(LowRank::of(part.scaling, &update));
+        plain[part.member] = Some(LowRank::of(1.0, &update));
     }
     match of_member {
         [Some(a), Some(b)] => {
+            let [Some(plain_a), Some(plain_b)] = plain else { unreachable!("as many as those") };
             let difference = a.minus(&b).singular_values(&module.name)?;
             let overlap = |x: &Mat<f64>, y: &Mat<f64>| {
                 Ok::<f64, Error>(of_bases(&LowRank::basis(x, &module.name)?, &LowRank::basis(y, &module.name)?))
             };
-            let (left, right) = (overlap(&a.left, &b.left)?, overlap(&a.right, &b.right)?);
+            let left = overlap(&plain_a.left, &plain_b.left)?;
+            let right = overlap(&plain_a.right, &plain_b.right)?;
             let embedding = module.kind == cl_checkpoint::LayerKind::Embedding;
             Ok(Sums {
                 aa: a.energy(),

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::combine::{ModuleReport, total};
 use super::dense::{self, Dense};
 use super::output::{self, About, NewModule};
+use super::set::{HEAD, tied_table};
 use super::{card, on_threads};
 use crate::config::FloatType;
 use crate::engine::{Budget, FIXED};
@@ -115,7 +116,16 @@ fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<String> {
         names.map(missing).collect::<Vec<_>>()
     };
     problems.extend(only(base, tuned));
-    problems.extend(only(tuned, base));
+    let untied = tied_table(base).is_some() && base.info(HEAD).is_none() && tuned.info(HEAD).is_some();
+    if untied {
+        problems.push(format!(
+            "{}: embeddings and head are apart, in the base they are one tensor, as after a fold of an adapter on either; what \
+             the two uses became cannot be one adapter of a tied base",
+            tuned.dir().display()
+        ));
+    } else {
+        problems.extend(only(tuned, base));
+    }
     for name in base.names() {
         let (Some(x), Some(y)) = (base.info(name), tuned.info(name)) else { continue };
         if x.shape != y.shape {

@@ -51,7 +51,7 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
 
 /// Runs on so many threads; 0 for all cores.
 fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> Result<R, Error> + Send) -> Result<R, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(crate::engine::at_most(threads)).build();
     let wrong = |e| Error::Io { path: PathBuf::from("threads"), source: std::io::Error::other(e) };
     pool.map_err(wrong)?.install(f)
 }
