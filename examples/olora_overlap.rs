@@ -10,15 +10,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cl_adapters::{Lambda, LoraConfig, OloraConfig, Overlap};
+use cl_adapters::{Lambda, OloraConfig, Overlap};
 use cl_checkpoint::{Adapter, Dtype, TensorSource, convert};
-use cl_data::Profile;
 use cl_eval::{Group, ScoreMatrix};
-use cl_lab::{EvalConfig, Limits, SequenceConfig, run_sequence};
+use cl_lab::{Limits, SequenceConfig, run_sequence};
 use cl_torch::tch;
 use cl_train::TrainConfig;
 use plotters::prelude::*;
-use world::{SEED, pretrain, say, write_data};
+use world::{pretrain, say, sequence, write_data};
 
 mod world;
 
@@ -47,7 +46,7 @@ fn main() -> Result<()> {
     let run = |name: &str, mode: Overlap, lambda: f64| -> Result<Point> {
         eprintln!("{name}, lambda {lambda}");
         let out = folder.path().join(format!("{name}-{lambda}"));
-        let report = run_sequence(&sequence(&base, &data, mode, lambda), &out, false, &mut say)?;
+        let report = run_sequence(&orthogonal(&base, &data, mode, lambda), &out, false, &mut say)?;
         Ok(Point { lambda, overlap: overlap_of_rounds(&out)?, new: new_knowledge(&report.matrix)? })
     };
     let plain = run("plain", Overlap::Cosine, 0.0)?;
@@ -67,28 +66,12 @@ fn main() -> Result<()> {
     }
 }
 
-fn sequence(base: &Path, data: &Path, mode: Overlap, lambda: f64) -> SequenceConfig {
+/// The three tasks in order, in short.
+fn orthogonal(base: &Path, data: &Path, mode: Overlap, lambda: f64) -> SequenceConfig {
+    let config = sequence(base, data, &TASKS);
     let olora = OloraConfig { mode, lambda: Lambda::Every(lambda), ..OloraConfig::default() };
-    SequenceConfig {
-        model: base.to_owned(),
-        data: data.to_owned(),
-        tasks: TASKS.map(str::to_owned).to_vec(),
-        seed: SEED,
-        profile: Profile::Method,
-        device: "cpu".to_owned(),
-        keep_models: false,
-        limit: Limits { train: Some(160), test: Some(50) },
-        train: TrainConfig {
-            epochs: 10,
-            micro_batch_size: 16,
-            learning_rate: 2e-3,
-            lora: Some(LoraConfig::default()),
-            olora: Some(olora),
-            ..TrainConfig::default()
-        },
-        replay: None,
-        eval: EvalConfig { max_new_tokens: Some(4), ..EvalConfig::default() },
-    }
+    let train = TrainConfig { epochs: 10, olora: Some(olora), ..config.train };
+    SequenceConfig { limit: Limits { train: Some(160), test: Some(50) }, train, ..config }
 }
 
 /// Mean score over all tasks after the last round.

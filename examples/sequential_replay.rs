@@ -11,13 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use cl_adapters::LoraConfig;
-use cl_data::Profile;
 use cl_eval::{Group, ScoreMatrix};
-use cl_lab::{EvalConfig, Limits, Replay, SequenceConfig, run_sequence, tables_of};
+use cl_lab::{EvalConfig, Replay, SequenceConfig, run_sequence, tables_of};
 use cl_torch::tch;
-use cl_train::TrainConfig;
-use world::{SEED, pretrain, say, write_data};
+use world::{pretrain, say, sequence, write_data};
 
 mod world;
 
@@ -37,7 +34,7 @@ fn main() -> Result<()> {
     let mut results = Vec::new();
     for replay in [None, Some(Replay { fraction: 0.1 })] {
         let name = if replay.is_some() { "LoRA-Rep" } else { "LoRA" };
-        let config = sequence(&base, &data, &questions, replay);
+        let config = replayed(&base, &data, &questions, replay);
         let report = run_sequence(&config, &folder.path().join(name), false, &mut say)?;
         for table in tables_of(&report.matrix, name, config.profile) {
             println!("{}", table.text());
@@ -49,31 +46,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The four tasks in order, LoRA on every linear layer, all tasks and facts scored after every round.
-fn sequence(base: &Path, data: &Path, questions: &[PathBuf], replay: Option<Replay>) -> SequenceConfig {
-    SequenceConfig {
-        model: base.to_owned(),
-        data: data.to_owned(),
-        tasks: TASKS.map(str::to_owned).to_vec(),
-        seed: SEED,
-        profile: Profile::Method,
-        device: "cpu".to_owned(),
-        keep_models: false,
-        limit: Limits::default(),
-        train: TrainConfig {
-            epochs: 20,
-            micro_batch_size: 16,
-            learning_rate: 2e-3,
-            lora: Some(LoraConfig::default()),
-            ..TrainConfig::default()
-        },
-        replay,
-        eval: EvalConfig {
-            old: questions.iter().map(|q| q.display().to_string()).collect(),
-            max_new_tokens: Some(4),
-            ..EvalConfig::default()
-        },
-    }
+/// The four tasks in order, all tasks and facts scored after every round.
+fn replayed(base: &Path, data: &Path, questions: &[PathBuf], replay: Option<Replay>) -> SequenceConfig {
+    let config = sequence(base, data, &TASKS);
+    let old = questions.iter().map(|q| q.display().to_string()).collect();
+    SequenceConfig { replay, eval: EvalConfig { old, ..config.eval }, ..config }
 }
 
 /// What replay changed.

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cl_adapters::LoraConfig;
 use cl_checkpoint::Manifest;
 use cl_data::{Example, Mixture, Profile, Split, load_split};
-use cl_lab::{Event, RoundInput, run_round, toy};
+use cl_lab::{EvalConfig, Event, Limits, RoundInput, SequenceConfig, run_round, toy};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, Schedule, TrainConfig};
@@ -67,6 +68,29 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
         earlier: &[],
     };
     Ok(run_round(&input, &folder.join("base"), &mut say)?.model)
+}
+
+/// Tasks in order with LoRA on every linear layer, all of them scored after every round.
+pub fn sequence(base: &Path, data: &Path, tasks: &[&str]) -> SequenceConfig {
+    SequenceConfig {
+        model: base.to_owned(),
+        data: data.to_owned(),
+        tasks: tasks.iter().map(|&task| task.to_owned()).collect(),
+        seed: SEED,
+        profile: Profile::Method,
+        device: "cpu".to_owned(),
+        keep_models: false,
+        limit: Limits::default(),
+        train: TrainConfig {
+            epochs: 20,
+            micro_batch_size: 16,
+            learning_rate: 2e-3,
+            lora: Some(LoraConfig::default()),
+            ..TrainConfig::default()
+        },
+        replay: None,
+        eval: EvalConfig { max_new_tokens: Some(4), ..EvalConfig::default() },
+    }
 }
 
 /// Names of stages, to stderr.

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
-use cl_checkpoint::LayerKind;
-use regex::Regex;
+use cl_checkpoint::{LayerKind, lora_scaling, module_pattern};
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -177,7 +176,9 @@ impl LoraConfig {
         if let Some((key, alpha)) = self.alpha_pattern.iter().find(|(_, alpha)| !positive(**alpha)) {
             return parameter("alpha_pattern", format!("{key} = {alpha}"), "positive numbers");
         }
-        if let Some(key) = self.rank_pattern.keys().chain(self.alpha_pattern.keys()).find(|key| regex(key).is_err()) {
+        if let Some(key) =
+            self.rank_pattern.keys().chain(self.alpha_pattern.keys()).find(|key| module_pattern(key).is_err())
+        {
             return parameter("rank_pattern, alpha_pattern", key.clone(), "a regular expression");
         }
         if self.init_lora_weights == InitLoraWeights::Orthogonal
@@ -207,7 +208,7 @@ impl LoraConfig {
         layers.iter().try_for_each(|(name, kind, shape)| self.check_layer(name, *kind, *shape))?;
         let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
         let mut patterns = ranks.chain(self.alpha_pattern.keys().map(|key| ("alpha_pattern", key)));
-        let idle = |key: &String| regex(key).is_ok_and(|r| !layers.iter().any(|(name, ..)| r.is_match(name)));
+        let idle = |key: &String| module_pattern(key).is_ok_and(|r| !layers.iter().any(|(name, ..)| r.is_match(name)));
         if let Some((key, pattern)) = patterns.find(|(_, pattern)| idle(pattern)) {
             let expected = "the end of a name among the adapted layers";
             return Err(AdapterError::Parameter { key, value: format!("`{pattern}`"), expected });
@@ -250,23 +251,14 @@ impl LoraConfig {
     /// The factor in front of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, patterns considered.
     pub fn scaling(&self, module: &str) -> f64 {
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
-        scaling(alpha, self.rank(module), self.use_rslora)
+        lora_scaling(alpha, self.rank(module) as f64, self.use_rslora)
     }
-}
-
-/// `alpha / r`, or `alpha / √r` with rsLoRA.
-pub(crate) fn scaling(alpha: f64, rank: i64, use_rslora: bool) -> f64 {
-    if use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
 }
 
 /// PEFT's rule of what a key matches; a table has no order, so the longest one counts.
 fn pattern<'m, V>(pairs: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
-    let matching = pairs.iter().filter(|(key, _)| regex(key).is_ok_and(|r| r.is_match(module)));
+    let matching = pairs.iter().filter(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module)));
     matching.max_by_key(|(key, _)| key.len()).map(|(_, value)| value)
-}
-
-fn regex(key: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod linear;
 mod lora;
 mod olora;
 mod peft;
+mod random;
 mod start;
 mod targets;
 
@@ -21,4 +22,5 @@ pub use linear::{Frozen, Linear};
 pub use lora::Lora;
 pub use olora::{Lambda, OloraConfig, Orthogonality, Overlap, SequenceShape};
 pub use peft::{Site, check_frozen, check_whole_tensors, save_lora};
+pub use random::normal;
 pub use targets::Targets;

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, AdapterConfig, AdapterModule, Dtype, LayerKind, Manifest, TensorSpec};
+use cl_checkpoint::{
+    Adapter, AdapterConfig, AdapterModule, Dtype, LayerKind, Manifest, TensorSpec, lora_scaling, target_names,
+};
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
 use serde_json::Value;
 
-use crate::config::scaling;
 use crate::linear::Frozen;
 use crate::{AdapterError, InitLoraWeights, Lora, LoraConfig};
 
@@ -40,10 +41,11 @@ pub fn save_lora<'a>(
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), AdapterError> {
-    let (adapted, bare): (Vec<Site<'_>>, Vec<Site<'_>>) = sites.partition(|s| s.lora.is_some());
+    let (adapted, bare): (Vec<Site<'a>>, Vec<Site<'a>>) = sites.partition(|s| s.lora.is_some());
     let mut tensors = Vec::new();
     let mut peft = adapter_config(config, base_model, adapted.iter().any(|s| s.start.is_some()));
-    peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&adapted, &bare)));
+    let names = |sites: &[Site<'a>]| sites.iter().map(|s| s.name).collect::<Vec<_>>();
+    peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&names(&adapted), &names(&bare))));
     peft.use_dora = adapted.iter().any(|s| s.lora.is_some_and(|lora| lora.magnitude.is_some()));
     for site in adapted {
         let Some(lora) = site.lora else { continue };
@@ -52,7 +54,7 @@ pub fn save_lora<'a>(
         if rank != peft.r as i64 {
             peft.rank_pattern.push((site.name.to_owned(), rank as usize));
         }
-        let scaling = |alpha| scaling(alpha, rank, config.use_rslora);
+        let scaling = |alpha| lora_scaling(alpha, rank as f64, config.use_rslora);
         if scaling(peft.lora_alpha) != lora.scaling {
             let alpha = lora.scaling / scaling(1.0);
             // Most alphas are whole numbers, which the division misses by a bit.
@@ -87,31 +89,17 @@ fn factors(lora: &Lora, start: Option<&Frozen>) -> [Tensor; 2] {
     }
 }
 
-/// The last parts of the adapted layers' names, or whole names where last parts would name bare layers too: PEFT would
-/// give those an adapter that the file does not hold.
-fn target_names(adapted: &[Site<'_>], bare: &[Site<'_>]) -> Vec<String> {
-    fn last<'n>(site: &Site<'n>) -> &'n str {
-        site.name.rsplit('.').next().unwrap_or(site.name)
-    }
-    let exact = adapted.iter().all(|a| bare.iter().all(|b| last(a) != last(b)));
-    let mut names: Vec<String> =
-        adapted.iter().map(|s| if exact { last(s) } else { s.name }).map(str::to_owned).collect();
-    names.sort();
-    names.dedup();
-    names
-}
-
 /// `doubled`: ranks are twice those of the configuration, at the same scaling.
 fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> AdapterConfig {
     let rank = if doubled { 2 * config.r } else { config.r };
+    let one = |rank: i64| lora_scaling(1.0, rank as f64, config.use_rslora);
     let init = match config.init_lora_weights {
         init if init.changes_the_base() => InitLoraWeights::Kaiming,
         init => init,
     };
     AdapterConfig {
         r: rank as usize,
-        lora_alpha: config.lora_alpha * scaling(1.0, config.r, config.use_rslora)
-            / scaling(1.0, rank, config.use_rslora),
+        lora_alpha: config.lora_alpha * one(config.r) / one(rank),
         lora_dropout: config.lora_dropout,
         use_rslora: config.use_rslora,
         base_model_name_or_path: Some(base_model.to_owned()),

@@ -1,60 +1,34 @@
 //! How the factors of a fresh adapter start.
 
 use cl_torch::tch::{Kind, Tensor};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::dropout::mix;
-use crate::lora::name_key;
+use crate::random::{normal, uniform};
 use crate::{InitLoraWeights, LoraConfig};
 
-/// Random numbers of one layer; they depend on seed and name only.
-struct Numbers(ChaCha8Rng);
-
-impl Numbers {
-    fn new(seed: u64, name: &str) -> Numbers {
-        Numbers(ChaCha8Rng::seed_from_u64(mix(seed) ^ name_key(name)))
-    }
-
-    /// Uniform in `[0, 1)`.
-    fn unit(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn uniform(&mut self, shape: [i64; 2], bound: f64) -> Tensor {
-        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| (bound * (2.0 * self.unit() - 1.0)) as f32).collect();
-        Tensor::from_slice(&values).reshape(shape)
-    }
-
-    /// Normal with mean 0 (Box and Muller, 1958).
-    fn normal(&mut self, shape: [i64; 2], deviation: f64) -> Tensor {
-        let mut one = || {
-            let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
-            (deviation * radius * (std::f64::consts::TAU * self.unit()).cos()) as f32
-        };
-        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| one()).collect();
-        Tensor::from_slice(&values).reshape(shape)
-    }
+/// Normal with mean 0, `[rows, columns]`. Several of one layer have names of their own.
+fn normal_matrix(seed: u64, name: &str, shape: [i64; 2], deviation: f64) -> Tensor {
+    let values = normal(seed, name, (shape[0] * shape[1]) as usize);
+    Tensor::from_slice(&values).reshape(shape) * deviation
 }
 
 /// A and B of a linear layer, f32 on the weight's device: `[r, in]` and `[out, r]`.
 pub(crate) fn linear(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
     let (output, input) = weight.size2().expect("a linear layer's weight is a matrix");
     let (r, device) = (config.rank(name), weight.device());
-    let mut numbers = Numbers::new(seed, name);
     let zero = || Tensor::zeros([output, r], (Kind::Float, device));
     match config.init_lora_weights {
         // Kaiming-uniform with a = √5.
         InitLoraWeights::Kaiming => {
-            [numbers.uniform([r, input], 1.0 / (input as f64).sqrt()).to_device(device), zero()]
+            let values = uniform(seed, name, (r * input) as usize, 1.0 / (input as f64).sqrt());
+            [Tensor::from_slice(&values).reshape([r, input]).to_device(device), zero()]
         }
-        InitLoraWeights::Gaussian => [numbers.normal([r, input], 1.0 / r as f64).to_device(device), zero()],
-        InitLoraWeights::Orthogonal => orthogonal(&mut numbers, r, input, output).map(|t| t.to_device(device)),
+        InitLoraWeights::Gaussian => [normal_matrix(seed, name, [r, input], 1.0 / r as f64).to_device(device), zero()],
+        InitLoraWeights::Orthogonal => orthogonal(seed, name, r, [input, output]).map(|t| t.to_device(device)),
         InitLoraWeights::Pissa { niter } => {
             let weight = weight.to_kind(Kind::Double);
             let (u, s, v) = match niter {
                 None => largest(&weight, r),
-                Some(rounds) => iterated(&weight, &numbers.normal([input, r], 1.0), rounds),
+                Some(rounds) => iterated(&weight, &normal_matrix(seed, name, [input, r], 1.0), rounds),
             };
             let root = (s / config.scaling(name)).sqrt();
             [(v * &root).tr(), u * &root].map(|t| t.to_kind(Kind::Float).contiguous())
@@ -70,18 +44,20 @@ pub(crate) fn linear(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64
 pub(crate) fn embedding(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
     let (tokens, width) = weight.size2().expect("an embedding is a matrix");
     let (r, device) = (config.rank(name), weight.device());
-    let b = Numbers::new(seed, name).normal([width, r], 1.0).to_device(device);
+    let b = normal_matrix(seed, name, [width, r], 1.0).to_device(device);
     [Tensor::zeros([r, tokens], (Kind::Float, device)), b]
 }
 
 /// Every second row of a random orthogonal matrix makes A and the others make B, so that `B·A` is zero. The factor of ten
 /// is PEFT's.
-fn orthogonal(numbers: &mut Numbers, r: i64, input: i64, output: i64) -> [Tensor; 2] {
-    let (q, _) = Tensor::linalg_qr(&numbers.normal([r, r], 1.0).to_kind(Kind::Double), "reduced");
+fn orthogonal(seed: u64, name: &str, r: i64, [input, output]: [i64; 2]) -> [Tensor; 2] {
+    let draw = |what: &str, shape, deviation| {
+        normal_matrix(seed, &format!("{name}.{what}"), shape, deviation).to_kind(Kind::Double)
+    };
+    let (q, _) = Tensor::linalg_qr(&draw("rotation", [r, r], 1.0), "reduced");
     let (even, odd) = (q.slice(0, 0, r, 2), q.slice(0, 1, r, 2));
-    let mut mixed = |width: i64| numbers.normal([width, r / 2], 0.1).to_kind(Kind::Double);
-    let a = mixed(input).matmul(&even).tr();
-    let b = mixed(output).matmul(&odd);
+    let a = draw("A", [input, r / 2], 0.1).matmul(&even).tr();
+    let b = draw("B", [output, r / 2], 0.1).matmul(&odd);
     [a, b].map(|t| t.to_kind(Kind::Float).contiguous())
 }
 
@@ -118,7 +94,7 @@ mod tests {
     use super::*;
 
     fn weight(output: i64, input: i64) -> Tensor {
-        Numbers::new(3, "w").normal([output, input], 1.0)
+        normal_matrix(3, "w", [output, input], 1.0)
     }
 
     fn config(init: InitLoraWeights) -> LoraConfig {
@@ -144,7 +120,7 @@ mod tests {
             let (u, s, v) = w.svd(true, true);
             let best = (u.narrow(1, 0, 4) * s.narrow(0, 0, 4)).matmul(&v.narrow(1, 0, 4).tr());
             // Of so small a matrix many rounds of iteration find the same.
-            for init in [InitLoraWeights::Pissa { niter: None }, InitLoraWeights::Pissa { niter: Some(40) }] {
+            for init in [InitLoraWeights::Pissa { niter: None }, InitLoraWeights::Pissa { niter: Some(400) }] {
                 let config = config(init);
                 let [a, b] = linear("w", &w, &config, 1);
                 let product = b.matmul(&a) * config.scaling("w");
@@ -167,7 +143,7 @@ mod tests {
 
     #[test]
     fn numbers_depend_on_seed_and_name() {
-        let draw = |seed, name| Numbers::new(seed, name).normal([100, 100], 2.0);
+        let draw = |seed, name| normal_matrix(seed, name, [100, 100], 2.0);
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert!(draw(1, "a") != draw(2, "a") && draw(1, "a") != draw(1, "b"));
         // Five standard errors of 10,000 draws.

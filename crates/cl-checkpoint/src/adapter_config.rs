@@ -116,7 +116,7 @@ impl AdapterConfig {
     pub fn scaling(&self, module: &str) -> f64 {
         let rank = self.rank(module) as f64;
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
-        if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+        lora_scaling(alpha, rank, self.use_rslora)
     }
 
     /// What makes an adapter mean more than low-rank factors and DoRA's magnitudes, if anything does: a feature's name.
@@ -154,7 +154,7 @@ impl AdapterConfig {
         let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
         let mut patterns = ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key)));
         patterns.find_map(|(map, key)| {
-            let e = regex(key).err()?;
+            let e = module_pattern(key).err()?;
             Some(format!("{map} `{key}` is not a regular expression that is understood: {e}"))
         })
     }
@@ -163,11 +163,33 @@ impl AdapterConfig {
 /// PEFT's rule: a key is a regular expression that matches the end of the name from a dot (or the start) on, and the first
 /// key that matches counts.
 fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
-    pairs.iter().find(|(key, _)| regex(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
+    pairs.iter().find(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
 }
 
-fn regex(key: &str) -> Result<Regex, regex::Error> {
+/// What a key of PEFT's patterns matches: names that end in it, from a dot or the start on.
+///
+/// # Errors
+/// Those of the expression.
+pub fn module_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
+}
+
+/// `alpha / rank`, or `alpha / √rank` with rsLoRA.
+pub fn lora_scaling(alpha: f64, rank: f64, use_rslora: bool) -> f64 {
+    if use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+}
+
+/// `target_modules` for these modules: the last parts of their names, or whole names where last parts would name others of
+/// the model too, which PEFT would give an adapter that the file does not hold.
+pub fn target_names(adapted: &[&str], others: &[&str]) -> Vec<String> {
+    fn last(name: &str) -> &str {
+        name.rsplit('.').next().unwrap_or(name)
+    }
+    let exact = adapted.iter().all(|a| others.iter().all(|o| last(a) != last(o)));
+    let mut names: Vec<String> = adapted.iter().map(|a| if exact { last(a) } else { a }.to_owned()).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]

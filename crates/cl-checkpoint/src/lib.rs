@@ -16,7 +16,7 @@ mod source;
 mod writer;
 
 pub use adapter::{Adapter, AdapterModule, LayerKind, write_adapter, write_adapter_with_files};
-pub use adapter_config::{AdapterConfig, TargetModules};
+pub use adapter_config::{AdapterConfig, TargetModules, lora_scaling, module_pattern, target_names};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use manifest::{FileEntry, Manifest, ManifestProblem, Source, Tool, hash_file};

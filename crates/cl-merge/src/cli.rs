@@ -177,9 +177,7 @@ fn dry_run(file: &MergeFile, options: MergeOptions, out: &mut dyn Write) -> Resu
 fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
     let diff = diff(&args.a, &args.b, args.base.as_deref())?;
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &diff)?;
-        writeln!(out)?;
-        return Ok(());
+        return write_json(out, &diff);
     }
     let width = diff.tensors.iter().map(|t| t.tensor.len()).max().unwrap_or(0).max(6);
     writeln!(
@@ -270,6 +268,12 @@ fn run_methods(args: &MethodsArgs, out: &mut dyn Write) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+pub(crate) fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)?;
     Ok(())
 }
 

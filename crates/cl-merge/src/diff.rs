@@ -68,24 +68,26 @@ impl Sums {
     }
 
     fn diff(self, tensor: &str, elements: usize) -> TensorDiff {
-        let product = (self.aa * self.bb).sqrt();
-        let equal = self.aa == 0.0 && self.bb == 0.0;
         TensorDiff {
             tensor: tensor.to_owned(),
             elements,
             norm_a: self.aa.sqrt(),
             norm_b: self.bb.sqrt(),
             norm_diff: self.dd.sqrt(),
-            cosine: if equal {
-                1.0
-            } else if product > 0.0 {
-                (self.ab / product).clamp(-1.0, 1.0)
-            } else {
-                0.0
-            },
+            cosine: cosine(self.aa, self.bb, self.ab),
             sign_conflict: self.conflicts as f64 / elements.max(1) as f64,
             max_diff: self.max,
         }
+    }
+}
+
+/// Of two vectors with these squared norms and that inner product; 1 where both are zero, 0 where one is.
+pub(crate) fn cosine(aa: f64, bb: f64, ab: f64) -> f64 {
+    let product = (aa * bb).sqrt();
+    match (aa == 0.0 && bb == 0.0, product > 0.0) {
+        (true, _) => 1.0,
+        (_, true) => (ab / product).clamp(-1.0, 1.0),
+        _ => 0.0,
     }
 }
 

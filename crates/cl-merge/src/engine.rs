@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use cl_checkpoint::{CheckpointWriter, Dtype, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, TensorSource, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -20,6 +20,27 @@ const LARGE: usize = 4 << 20;
 
 /// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
 pub(crate) const FIXED: usize = 32 << 20;
+
+/// Gives a tensor's bytes to `write` as they are, a megabyte at a time, with the place of each part's first byte; an empty
+/// tensor's too, once.
+pub(crate) fn copy_bytes(
+    source: &Checkpoint,
+    tensor: &str,
+    write: impl Fn(usize, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let length = source.info(tensor).map_or(0, |info| info.byte_len());
+    let mut buffer = vec![0; length.min(1 << 20)];
+    let mut offset = 0;
+    loop {
+        let part = buffer.len().min(length - offset);
+        source.read(tensor, offset, &mut buffer[..part])?;
+        write(offset, &buffer[..part])?;
+        offset += part;
+        if offset == length {
+            return Ok(());
+        }
+    }
+}
 
 /// What a method that goes on from its own output needs, per tensor.
 pub(crate) const STATE_NAME: &str = "merge_state.json";
@@ -184,21 +205,9 @@ impl Run<'_> {
         }
     }
 
-    /// Copies bytes as they are, a megabyte at a time.
     fn copy(&self, tensor: &PlannedTensor, source: &Source) -> Result<(), Error> {
         let checkpoint = &self.plan.inputs.models[source.model].checkpoint;
-        let length = checkpoint.info(&source.tensor).map_or(0, |info| info.byte_len());
-        let mut buffer = vec![0; length.min(1 << 20)];
-        let mut offset = 0;
-        loop {
-            let part = buffer.len().min(length - offset);
-            checkpoint.read(&source.tensor, offset, &mut buffer[..part])?;
-            self.write(tensor, offset, &buffer[..part])?;
-            offset += part;
-            if offset == length {
-                return Ok(());
-            }
-        }
+        copy_bytes(checkpoint, &source.tensor, |offset, bytes| self.write(tensor, offset, bytes))
     }
 
     fn segment(

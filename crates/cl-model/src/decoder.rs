@@ -109,17 +109,8 @@ impl Decoder {
         }
     }
 
-    /// Names of all layers that an adapter can go beside.
-    fn layer_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.sites().map(|s| s.name.to_owned()).collect();
-        if self.lm_head.is_none() {
-            names.push("lm_head".to_owned());
-        }
-        names
-    }
-
-    /// The targeted layers with the shapes of their weights.
-    fn layers_of(&self, targets: &Targets) -> Vec<(&str, LayerKind, [i64; 2])> {
+    /// All layers that an adapter can go beside, with the shapes of their weights.
+    fn adaptable(&self) -> Vec<(&str, LayerKind, [i64; 2])> {
         let shape = |t: &Tensor| t.size2().map_or([0, 0], |(rows, columns)| [rows, columns]);
         let table = &self.embed_tokens;
         let mut layers = vec![(table.name.as_str(), LayerKind::Embedding, shape(&table.weight))];
@@ -127,7 +118,6 @@ impl Decoder {
         if self.lm_head.is_none() {
             layers.push(("lm_head", LayerKind::Linear, shape(&table.weight)));
         }
-        layers.retain(|(name, ..)| targets.contains(name));
         layers
     }
 
@@ -137,9 +127,11 @@ impl Decoder {
     /// A hyper-parameter outside its range, or a target that matches nothing.
     pub fn add_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<(), ModelError> {
         config.validate()?;
-        let names = self.layer_names();
-        let targets = Targets::new(&config.target_modules, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
-        config.check_layers(&self.layers_of(&targets))?;
+        let mut layers = self.adaptable();
+        let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
+        let targets = Targets::new(&config.target_modules, &names)?;
+        layers.retain(|(name, ..)| targets.contains(name));
+        config.check_layers(&layers)?;
         self.set_requires_grad(false);
         if targets.contains("lm_head") {
             self.lm_head = Some(self.head());
@@ -221,11 +213,9 @@ impl Decoder {
             };
             Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
         })?;
-        let names = self.layer_names();
-        let table = |kind| kind == LayerKind::Embedding;
-        let fits = |m: &&cl_checkpoint::AdapterModule| {
-            names.contains(&m.name) && table(m.kind) == (m.name == self.embed_tokens.name)
-        };
+        let layers = self.adaptable();
+        let fits =
+            |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);
         match adapter.modules().into_iter().find(|m| !fits(m)) {
             None => Ok(()),
             Some(unknown) => {

@@ -1,8 +1,7 @@
 use std::path::Path;
 
+use cl_adapters::normal;
 use cl_torch::tch::Tensor;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
@@ -27,19 +26,4 @@ pub fn random_weights(config: &Map<String, Value>, seed: u64, options: LoadOptio
         };
         Ok(Tensor::from_slice(&values).reshape(shape).to_device(options.device).to_kind(options.weights))
     })
-}
-
-/// Standard normal numbers (Box and Muller, 1958) from a generator keyed by seed and name.
-fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
-    let key = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let mut rng = ChaCha8Rng::seed_from_u64(key);
-    let mut unit = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let mut out = Vec::with_capacity(n + 1);
-    while out.len() < n {
-        let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), 2.0 * std::f64::consts::PI * unit());
-        out.push((radius * angle.cos()) as f32);
-        out.push((radius * angle.sin()) as f32);
-    }
-    out.truncate(n);
-    out
 }

@@ -11,7 +11,7 @@ use super::{
     AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
     ModuleDrift, ModuleReport, Space, combine, compare, extract, fold_with, info, open,
 };
-use crate::cli::bytes;
+use crate::cli::{bytes, write_json};
 use crate::config::FloatType;
 use crate::{Election, Parameter, Parameters, Profile};
 
@@ -482,12 +482,6 @@ fn write_notes(out: &mut dyn Write, notes: &[String]) -> Result<()> {
     for note in notes {
         writeln!(out, "note: {note}")?;
     }
-    Ok(())
-}
-
-fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)?;
     Ok(())
 }
 

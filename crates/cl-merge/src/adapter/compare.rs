@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::low_rank::LowRank;
 use super::set::{Module, Set};
 use crate::Error;
+use crate::diff::cosine;
 
 /// Two adapters compared.
 #[derive(Clone, Debug, Serialize)]
@@ -135,18 +136,12 @@ impl Sums {
     }
 
     fn diff(&self, module: &str) -> ModuleDiff {
-        let product = (self.aa * self.bb).sqrt();
-        let cosine = match (self.aa == 0.0 && self.bb == 0.0, product > 0.0) {
-            (true, _) => 1.0,
-            (_, true) => (self.ab / product).clamp(-1.0, 1.0),
-            _ => 0.0,
-        };
         ModuleDiff {
             module: module.to_owned(),
             norm_a: self.aa.sqrt(),
             norm_b: self.bb.sqrt(),
             norm_diff: self.dd.sqrt(),
-            cosine,
+            cosine: cosine(self.aa, self.bb, self.ab),
             overlap_a: self.overlaps[0],
             overlap_b: self.overlaps[1],
         }

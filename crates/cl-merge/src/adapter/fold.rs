@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
 use super::{on_threads, output};
 use crate::Error;
+use crate::engine::copy_bytes;
 
 /// How adapters are folded.
 #[derive(Clone, Debug)]
@@ -311,20 +312,9 @@ impl Fold<'_> {
         Ok(sums)
     }
 
-    /// Copies bytes as they are, a megabyte at a time.
     fn copy(&self, target: &Target) -> Result<(), Error> {
-        let length = self.base.info(&target.source).map_or(0, |info| info.byte_len());
-        let mut buffer = vec![0; length.min(1 << 20)];
-        let mut offset = 0;
-        loop {
-            let part = buffer.len().min(length - offset);
-            self.base.read(&target.source, offset, &mut buffer[..part])?;
-            self.writer.write_part(&target.spec.name, offset, &buffer[..part])?;
-            offset += part;
-            if offset == length {
-                return Ok(());
-            }
-        }
+        let name = &target.spec.name;
+        copy_bytes(self.base, &target.source, |at, bytes| Ok(self.writer.write_part(name, at, bytes)?))
     }
 
     fn change(&self, target: &Target, module: &Module) -> Result<Sums, Error> {

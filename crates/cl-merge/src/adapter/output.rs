@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
-    AdapterConfig, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec,
+    AdapterConfig, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec, target_names,
     write_adapter_with_files,
 };
 
@@ -121,18 +121,10 @@ fn agreed(set: &Set<'_>) -> Option<Vec<String>> {
     (same && set.modules.iter().all(|m| matches(&m.name))).then_some(first)
 }
 
-/// Last parts of names, or whole ones.
+/// Last parts of names where the base is known and has no other module of these, else whole names.
 pub(super) fn shortest(names: &[&str], base: Option<&Checkpoint>) -> Vec<String> {
-    fn last(name: &str) -> &str {
-        name.rsplit('.').next().unwrap_or(name)
-    }
-    let others = |base: &Checkpoint| -> Vec<String> {
-        let modules = base.names().into_iter().filter_map(|n| n.strip_suffix(".weight"));
-        modules.filter(|n| !names.contains(n)).map(|n| last(n).to_owned()).collect()
-    };
-    let exact = base.map(others).is_some_and(|others| names.iter().all(|n| !others.iter().any(|o| o == last(n))));
-    let mut targets: Vec<String> = names.iter().map(|n| if exact { last(n) } else { n }.to_owned()).collect();
-    targets.sort();
-    targets.dedup();
-    targets
+    // Without a base any other module may be there.
+    let Some(base) = base else { return target_names(names, names) };
+    let modules = base.names().into_iter().filter_map(|n| n.strip_suffix(".weight"));
+    target_names(names, &modules.filter(|n| !names.contains(n)).collect::<Vec<_>>())
 }

@@ -111,28 +111,10 @@ fn files(dir: &Path) -> [Vec<u8>; 3] {
         .map(|name| std::fs::read(dir.join(name)).unwrap())
 }
 
-const ALL: [&str; 20] = [
-    "cat",
-    "linear",
-    "magnitude_prune",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "sce",
-    "magmax",
-    "tsv",
-    "knots",
-    "karcher",
-    "iso_c",
-    "iso_cts",
-    "consensus",
-    "multislerp",
-    "model_stock",
-];
+/// All others, too.
+fn all() -> impl Iterator<Item = &'static str> {
+    IDENTITIES.into_iter().chain(["iso_c", "iso_cts", "consensus", "multislerp", "model_stock"])
+}
 
 /// Also at little memory, where entries are computed whenever they are read.
 #[test]
@@ -140,7 +122,7 @@ fn neither_order_nor_threads_nor_memory_change_a_byte() {
     let folder = tempfile::tempdir().unwrap();
     let dirs = mixed(folder.path());
     let backwards: Vec<PathBuf> = dirs.iter().rev().cloned().collect();
-    for method in ALL {
+    for method in all() {
         let of = |dirs: &[PathBuf], weights: &[f64], threads: usize, memory: usize| {
             let mut options = CombineOptions { threads, memory, rank: (method != "cat").then_some(5), ..by(method) };
             if !["sce", "magmax", "tsv", "karcher", "iso_c", "iso_cts", "consensus", "model_stock"].contains(&method) {
