@@ -1,11 +1,9 @@
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::rows::{Row, RowFile, kind, read_rows};
 use crate::{Error, template};
 
 /// What a model is shown, and what it should answer.
@@ -92,18 +90,7 @@ pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
 /// # Errors
 /// [`Error::Io`], [`Error::Form`], [`Error::Row`] with the row's index, [`Error::Empty`].
 pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io)?;
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut plain = Vec::new();
-        MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut plain).map_err(io)?;
-        bytes = plain;
-    }
-    let form = |message| Error::Form { path: path.to_owned(), message };
-    let text = String::from_utf8(bytes).map_err(|e| form(format!("not UTF-8: {}", e.utf8_error())))?;
-    let rows = rows(path, text.strip_prefix('\u{feff}').unwrap_or(&text))?;
+    let RowFile { rows, hash } = read_rows(path)?;
     let Some(first) = rows.first() else { return Err(Error::Empty { path: path.to_owned() }) };
     let format = if format == Format::Auto { detect(path, first)? } else { format };
     let examples = rows
@@ -116,34 +103,6 @@ pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
     Ok(Dataset { name, examples, path: path.to_owned(), hash })
-}
-
-type Row = Map<String, Value>;
-
-fn rows(path: &Path, text: &str) -> Result<Vec<Row>, Error> {
-    let form = |message: String| Error::Form { path: path.to_owned(), message };
-    let row = |row, value| match value {
-        Value::Object(object) => Ok(object),
-        other => {
-            let message = format!("expected an object like {{\"prompt\": …, \"answer\": …}}, got {}", kind(&other));
-            Err(Error::Row { path: path.to_owned(), row, message })
-        }
-    };
-    if text.trim_start().starts_with('[') {
-        let list: Vec<Value> = serde_json::from_str(text).map_err(|e| form(format!("not valid JSON: {e}")))?;
-        return list.into_iter().enumerate().map(|(i, v)| row(i, v)).collect();
-    }
-    let mut objects = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let value = serde_json::from_str(line).map_err(|e| {
-            form(format!("line {}: not valid JSON: {e}; expected a JSON list, or an object on every line", number + 1))
-        })?;
-        objects.push(row(objects.len(), value)?);
-    }
-    Ok(objects)
 }
 
 fn detect(path: &Path, row: &Row) -> Result<Format, Error> {
@@ -183,17 +142,6 @@ fn example(row: &Row, format: Format) -> Result<Example, String> {
         Format::MetaMath => template::metamath(text("query")?, text("response")?),
         Format::Gsm8k => template::gsm8k(text("question")?, text("answer")?),
     })
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod mixture;
 pub mod numpy;
 mod pack;
 mod profile;
+mod rows;
 pub mod template;
 mod tokenizer;
 
@@ -18,4 +19,5 @@ pub use error::Error;
 pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shard, shuffled};
 pub use pack::{Packed, pack};
 pub use profile::Profile;
+pub use rows::{Row, RowFile, read_rows};
 pub use tokenizer::Tokenizer;

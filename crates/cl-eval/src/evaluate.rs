@@ -1,17 +1,21 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BoxError, Error, GenerateRequest, LanguageModel, LoglikelihoodRequest, Request, Response, Task};
+use crate::{BoxError, Error, LanguageModel, Loglikelihood, Metric, Request, Response, Target, Task};
 
-/// One answered document, as a line of a predictions file.
+/// One answered document, as a line of a predictions file. It says all that its scores are computed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Index of the document.
     pub document: usize,
+    /// Name of the task.
+    pub task: String,
+    /// How the answer is scored.
+    pub metric: Metric,
     /// blake3 of the request: prompt, most tokens, stop texts. An answer is found again by it.
     pub request: String,
     /// Fingerprint of the model, if it has one.
@@ -19,6 +23,8 @@ pub struct Prediction {
     pub model: Option<String>,
     /// What the model answered.
     pub response: Response,
+    /// What the answer is held against.
+    pub target: Target,
     /// Its scores by metric.
     pub scores: BTreeMap<String, f64>,
 }
@@ -34,6 +40,10 @@ pub struct Scores {
     pub main_metric: String,
     /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
+    /// Standard error of each mean: the sample's standard deviation over the root of the number of documents; not a number
+    /// for one document. Absent from files that older versions wrote.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stderr: BTreeMap<String, f64>,
 }
 
 impl Scores {
@@ -43,11 +53,31 @@ impl Scores {
     }
 }
 
-/// Requests that are asked before anything is written down: a kill loses at most as many answers.
-const CHUNK: usize = 64;
+/// A task to be asked, and the file (JSONL of [`Prediction`]) that its answers go to.
+pub struct Open<'a> {
+    /// The task.
+    pub task: &'a dyn Task,
+    /// The file; two tasks cannot share one.
+    pub predictions: PathBuf,
+}
 
-/// Asks the model about every document that `predictions` (a JSONL file of [`Prediction`]) does not answer yet, writes the
-/// answers down as they come, and scores. `observe(done, all)` is called after every chunk.
+/// [`evaluate_all`] of one task. `observe(done, all)` is called before the first and after every answer.
+///
+/// # Errors
+/// As [`evaluate_all`].
+pub fn evaluate(
+    task: &dyn Task,
+    model: &mut dyn LanguageModel,
+    predictions: &Path,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<Scores, Error> {
+    let open = [Open { task, predictions: predictions.to_owned() }];
+    let mut scores = evaluate_all(&open, model, &mut |_, done, all| observe(done, all))?;
+    Ok(scores.remove(0))
+}
+
+/// Asks the model about every document that its task's file does not answer yet, all tasks together so that it can batch them
+/// as it likes, writes every answer down as it comes, and scores. `observe(task, done, all)` is called with the task's index.
 ///
 /// Answers are found again by their requests, so a killed run goes on where it was, documents may have been added or put in
 /// another order, and a document that comes twice is asked about once. A line cut off by a kill is asked about again. Answers
@@ -57,57 +87,233 @@ const CHUNK: usize = 64;
 /// # Errors
 /// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
 /// another model's answers, [`Error::NotPredictions`] when it is another kind of file; it is then left as it is.
-pub fn evaluate(
-    task: &dyn Task,
+pub fn evaluate_all(
+    open: &[Open<'_>],
     model: &mut dyn LanguageModel,
-    predictions: &Path,
-    observe: &mut dyn FnMut(usize, usize),
-) -> Result<Scores, Error> {
-    if task.is_empty() {
-        return Err(Error::NoDocuments { name: task.name().to_owned() });
-    }
+    observe: &mut dyn FnMut(usize, usize, usize),
+) -> Result<Vec<Scores>, Error> {
     let fingerprint = model.fingerprint();
-    let requests: Vec<Request> = (0..task.len()).map(|d| task.request(d)).collect();
-    let keys: Vec<String> = requests.iter().map(key).collect();
-    let mut saved = Saved::read(predictions)?;
-    saved.check_model(predictions, fingerprint.as_deref())?;
-    // Without a cut-off line at its end, and in a directory that exists.
-    write_whole(predictions, &saved.lines)?;
-
-    let io = |source| Error::Io { path: predictions.to_owned(), source };
-    let mut file = OpenOptions::new().append(true).open(predictions).map_err(io)?;
-    let open = saved.first_unanswered(&keys);
-    let done = |saved: &Saved| keys.iter().filter(|k| saved.by_request.contains_key(*k)).count();
-    observe(done(&saved), task.len());
-    for chunk in open.chunks(CHUNK) {
-        let asked: Vec<&Request> = chunk.iter().map(|&d| &requests[d]).collect();
-        let responses = ask(task, model, &asked)?;
-        let from = saved.lines.len();
-        for (&document, response) in chunk.iter().zip(responses) {
-            let scores = task.score(document, &response);
-            let (request, model) = (keys[document].clone(), fingerprint.clone());
-            saved.push(Prediction { document, request, model, response, scores });
-        }
-        file.write_all(&to_jsonl(&saved.lines[from..]).map_err(io)?).map_err(io)?;
-        observe(done(&saved), task.len());
+    let mut runs = open.iter().map(|o| Run::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    for (index, run) in runs.iter_mut().enumerate() {
+        run.begin()?;
+        observe(index, run.done, run.task.len());
     }
-    drop(file);
-    let answered = saved.score(task, &keys, predictions)?;
-    write_whole(predictions, &saved.in_order(&keys, &answered))?;
-    Ok(aggregate(task, &answered))
+    let mut written = Asked::default();
+    let mut scored = Asked::default();
+    for (index, run) in runs.iter().enumerate() {
+        for document in run.saved.first_unanswered(&run.keys) {
+            match &run.requests[document] {
+                Request::Generate(r) => written.push((index, document), std::slice::from_ref(r)),
+                Request::Loglikelihood(list) => scored.push((index, document), list),
+            }
+        }
+    }
+    written.ask(
+        &mut runs,
+        observe,
+        |requests, answered| model.generate(requests, answered),
+        |texts| Response::Text(texts.into_iter().next().unwrap_or_default()),
+    )?;
+    scored.ask(
+        &mut runs,
+        observe,
+        |requests, answered| model.loglikelihood(requests, answered),
+        |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
+    )?;
+    runs.iter_mut().map(Run::finish).collect()
 }
 
-/// Scores a predictions file again, without a model.
+/// Scores a predictions file again by the task as it is now, without a model.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::NoDocuments`], [`Error::NotPredictions`], [`Error::Unanswered`].
 pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
-    if task.is_empty() {
-        return Err(Error::NoDocuments { name: task.name().to_owned() });
+    let run = Run::start(&Open { task, predictions: predictions.to_owned() }, None)?;
+    Ok(aggregate(task.name(), task.metric(), &run.answered()?))
+}
+
+/// Scores a predictions file again by what it says itself: neither model nor data are needed. Lines of several tasks are
+/// scored task by task, in the order in which they first come up; a document that is answered twice counts once.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NotPredictions`], [`Error::NoDocuments`] of a file without predictions.
+pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
+    let io = |source| Error::Io { path: predictions.to_owned(), source };
+    std::fs::metadata(predictions).map_err(io)?;
+    let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
+    let mut seen = HashSet::new();
+    for mut line in Saved::read(predictions)?.lines {
+        if !seen.insert((line.task.clone(), line.document)) {
+            continue;
+        }
+        line.scores = line.metric.scores(&line.target, &line.response);
+        match tasks.iter_mut().find(|(name, _)| *name == line.task) {
+            Some((_, lines)) => lines.push(line),
+            None => tasks.push((line.task.clone(), vec![line])),
+        }
     }
-    let keys: Vec<String> = (0..task.len()).map(|d| key(&task.request(d))).collect();
-    let answered = Saved::read(predictions)?.score(task, &keys, predictions)?;
-    Ok(aggregate(task, &answered))
+    if tasks.is_empty() {
+        return Err(Error::NoDocuments { name: predictions.display().to_string() });
+    }
+    Ok(tasks.into_iter().map(|(task, lines)| (aggregate(&task, lines[0].metric, &lines), lines)).collect())
+}
+
+/// A task on its way: what it asks, and what is answered.
+struct Run<'a> {
+    task: &'a dyn Task,
+    path: PathBuf,
+    requests: Vec<Request>,
+    keys: Vec<String>,
+    askers: HashMap<String, usize>, // documents by key: one that comes twice is asked about once
+    done: usize,
+    fingerprint: Option<String>,
+    saved: Saved,
+    file: Option<File>,
+}
+
+impl<'a> Run<'a> {
+    fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
+        let (task, path) = (open.task, open.predictions.clone());
+        if task.is_empty() {
+            return Err(Error::NoDocuments { name: task.name().to_owned() });
+        }
+        let requests: Vec<Request> = (0..task.len()).map(|d| task.request(d)).collect();
+        let keys: Vec<String> = requests.iter().map(key).collect();
+        let saved = Saved::read(&path)?;
+        saved.check_model(&path, fingerprint)?;
+        let mut askers = HashMap::new();
+        keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
+        let done = keys.iter().filter(|k| saved.by_request.contains_key(*k)).count();
+        let fingerprint = fingerprint.map(str::to_owned);
+        Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
+    }
+
+    /// Opens the file to add to it, without a cut-off line at its end, and in a directory that exists.
+    fn begin(&mut self) -> Result<(), Error> {
+        write_whole(&self.path, &self.saved.lines)?;
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        self.file = Some(OpenOptions::new().append(true).open(&self.path).map_err(io)?);
+        Ok(())
+    }
+
+    fn answer(&mut self, document: usize, response: Response) -> Result<(), Error> {
+        let (target, metric) = (self.task.target(document), self.task.metric());
+        let scores = metric.scores(&target, &response);
+        let (task, request, model) =
+            (self.task.name().to_owned(), self.keys[document].clone(), self.fingerprint.clone());
+        let prediction = Prediction { document, task, metric, request, model, response, target, scores };
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        if let Some(file) = &mut self.file {
+            file.write_all(&to_jsonl(std::slice::from_ref(&prediction)).map_err(io)?).map_err(io)?;
+        }
+        self.done += self.askers.get(&prediction.request).copied().unwrap_or(0);
+        self.saved.push(prediction);
+        Ok(())
+    }
+
+    /// One prediction a document, scored as the task scores now.
+    fn answered(&self) -> Result<Vec<Prediction>, Error> {
+        let (task, metric) = (self.task.name(), self.task.metric());
+        let one = |(document, key): (usize, &String)| {
+            let line = self.saved.by_request.get(key).ok_or_else(|| Error::Unanswered {
+                path: self.path.clone(),
+                task: task.to_owned(),
+                document,
+                documents: self.keys.len(),
+            })?;
+            let (saved, target) = (&self.saved.lines[*line], self.task.target(document));
+            let scores = metric.scores(&target, &saved.response);
+            Ok(Prediction { document, task: task.to_owned(), metric, target, scores, ..saved.clone() })
+        };
+        self.keys.iter().enumerate().map(one).collect()
+    }
+
+    fn finish(&mut self) -> Result<Scores, Error> {
+        self.file = None;
+        let answered = self.answered()?;
+        write_whole(&self.path, &self.saved.in_order(&self.keys, &answered))?;
+        Ok(aggregate(self.task.name(), self.task.metric(), &answered))
+    }
+}
+
+/// Requests of one kind with the documents that make them, and the answers so far.
+struct Asked<R, A> {
+    requests: Vec<R>,
+    owners: Vec<usize>,                      // of each request, its place in `documents`
+    documents: Vec<((usize, usize), usize)>, // (run, document) and the place of its first request
+    answers: Vec<Option<A>>,
+    open: Vec<usize>, // of each document, requests without an answer
+}
+
+impl<R, A> Default for Asked<R, A> {
+    fn default() -> Self {
+        Asked { requests: Vec::new(), owners: Vec::new(), documents: Vec::new(), answers: Vec::new(), open: Vec::new() }
+    }
+}
+
+impl<R: Clone, A> Asked<R, A> {
+    fn push(&mut self, document: (usize, usize), requests: &[R]) {
+        let owner = self.documents.len();
+        self.documents.push((document, self.requests.len()));
+        self.open.push(requests.len());
+        self.owners.extend(requests.iter().map(|_| owner));
+        self.answers.extend(requests.iter().map(|_| None));
+        self.requests.extend_from_slice(requests);
+    }
+
+    /// Every answer goes to its document, every document that is answered whole into its run's file.
+    fn ask(
+        mut self,
+        runs: &mut [Run<'_>],
+        observe: &mut dyn FnMut(usize, usize, usize),
+        ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
+        response: impl Fn(Vec<A>) -> Response,
+    ) -> Result<(), Error> {
+        // A document that asks for nothing is answered by nothing.
+        for owner in (0..self.documents.len()).filter(|&o| self.open[o] == 0) {
+            let (run, document) = self.documents[owner].0;
+            runs[run].answer(document, response(Vec::new()))?;
+        }
+        let Some(&((first, _), _)) = self.documents.first() else { return Ok(()) };
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let (mut failure, mut got, asked) = (None, 0, self.requests.len());
+        let requests = std::mem::take(&mut self.requests);
+        let outcome = ask(&requests, &mut |index, answer| {
+            got += 1;
+            let Some(slot) = self.answers.get_mut(index).filter(|slot| slot.is_none()) else {
+                return Err(format!("an answer to request {index} of {asked}, which has one or is none").into());
+            };
+            *slot = Some(answer);
+            let owner = self.owners[index];
+            self.open[owner] -= 1;
+            if self.open[owner] > 0 {
+                return Ok(());
+            }
+            let ((run, document), from) = self.documents[owner];
+            let to = self.documents.get(owner + 1).map_or(asked, |(_, next)| *next);
+            let answers = self.answers[from..to].iter_mut().filter_map(Option::take).collect();
+            let written = runs[run].answer(document, response(answers));
+            observe(run, runs[run].done, runs[run].task.len());
+            written.map_err(|e| {
+                let message = e.to_string();
+                failure = Some(e);
+                message.into()
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        // Which of the tasks it was is not known once they are asked together; the first one that is still open.
+        let open = self.open.iter().position(|&n| n > 0).map_or(first, |o| self.documents[o].0.0);
+        let name = || runs[open].task.name().to_owned();
+        outcome.map_err(|e| Error::Model { task: name(), message: with_causes(e.as_ref()) })?;
+        if got != asked {
+            return Err(Error::Answers { task: name(), asked, got });
+        }
+        Ok(())
+    }
 }
 
 /// A predictions file.
@@ -162,22 +368,6 @@ impl Saved {
         (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
     }
 
-    /// One prediction a document, scored as the task scores now.
-    fn score(&self, task: &dyn Task, keys: &[String], path: &Path) -> Result<Vec<Prediction>, Error> {
-        let one = |(document, key): (usize, &String)| {
-            let line = self.by_request.get(key).ok_or_else(|| Error::Unanswered {
-                path: path.to_owned(),
-                task: task.name().to_owned(),
-                document,
-                documents: keys.len(),
-            })?;
-            let saved = &self.lines[*line];
-            let scores = task.score(document, &saved.response);
-            Ok(Prediction { document, scores, ..saved.clone() })
-        };
-        keys.iter().enumerate().map(one).collect()
-    }
-
     /// The task's answers in the order of its documents, then those that are none of its.
     fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
         let of_task: HashSet<&String> = keys.iter().collect();
@@ -190,33 +380,6 @@ impl Saved {
 fn is_cut_off(line: &[u8]) -> bool {
     const START: &[u8] = br#"{"document":"#;
     !line.ends_with(b"\n") && (line.starts_with(START) || START.starts_with(line))
-}
-
-/// One response a request, in their order.
-fn ask(task: &dyn Task, model: &mut dyn LanguageModel, requests: &[&Request]) -> Result<Vec<Response>, Error> {
-    let mut generate: Vec<GenerateRequest> = Vec::new();
-    let mut score: Vec<LoglikelihoodRequest> = Vec::new();
-    for request in requests {
-        match request {
-            Request::Generate(r) => generate.push(r.clone()),
-            Request::Loglikelihood(list) => score.extend(list.iter().cloned()),
-        }
-    }
-    let name = || task.name().to_owned();
-    let failed = |e: BoxError| Error::Model { task: name(), message: with_causes(e.as_ref()) };
-    let texts = if generate.is_empty() { Vec::new() } else { model.generate(&generate).map_err(failed)? };
-    let sums = if score.is_empty() { Vec::new() } else { model.loglikelihood(&score).map_err(failed)? };
-    for (asked, got) in [(generate.len(), texts.len()), (score.len(), sums.len())] {
-        if asked != got {
-            return Err(Error::Answers { task: name(), asked, got });
-        }
-    }
-    let (mut texts, mut sums) = (texts.into_iter(), sums.into_iter().map(|l| l.sum));
-    let response = |request: &&Request| match request {
-        Request::Generate(_) => Response::Text(texts.next().unwrap_or_default()),
-        Request::Loglikelihood(list) => Response::Loglikelihoods(sums.by_ref().take(list.len()).collect()),
-    };
-    Ok(requests.iter().map(response).collect())
 }
 
 fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
@@ -232,21 +395,30 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     message
 }
 
-fn aggregate(task: &dyn Task, predictions: &[Prediction]) -> Scores {
+fn aggregate(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
     let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for prediction in predictions {
         for (metric, value) in &prediction.scores {
             values.entry(metric.clone()).or_default().push(*value);
         }
     }
-    let mean = |mut values: Vec<f64>| {
-        // Sorted, so that the mean's last bits do not depend on the order of the documents.
-        values.sort_by(f64::total_cmp);
-        values.iter().sum::<f64>() / predictions.len() as f64
-    };
-    let metrics = values.into_iter().map(|(metric, values)| (metric, mean(values))).collect();
-    let (task, main_metric) = (task.name().to_owned(), task.main_metric().to_owned());
-    Scores { task, documents: predictions.len(), main_metric, metrics }
+    // Sorted, so that the mean's last bits do not depend on the order of the documents.
+    values.values_mut().for_each(|v| v.sort_by(f64::total_cmp));
+    let metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
+    let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v))).collect();
+    let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
+    Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// As lm-eval's: with Bessel's correction.
+fn standard_error(values: &[f64]) -> f64 {
+    let (n, mean) = (values.len() as f64, mean(values));
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (squares / (n - 1.0) / n).sqrt()
 }
 
 fn to_jsonl(predictions: &[Prediction]) -> std::io::Result<Vec<u8>> {

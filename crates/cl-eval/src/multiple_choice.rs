@@ -1,10 +1,9 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LoglikelihoodRequest, Request, Response, Task};
+use crate::{Error, LoglikelihoodRequest, Metric, Request, Target, Task};
 
 /// A question with choices, one of them right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,16 +18,11 @@ pub struct Question {
 
 /// Questions answered by the likeliest choice.
 ///
-/// `acc`: the largest sum of log-probabilities is the right choice's. `acc_norm`: the largest sum divided by the choice's
-/// number of characters (code points, without the space in front). The first one wins among equals, as in lm-eval; a sum that
-/// is not a number never wins.
-///
-/// lm-eval tables `acc_norm` for ARC, HellaSwag, OpenBookQA and PIQA and `acc` for MMLU, CommonsenseQA and WinoGrande. With
-/// choices of one length, such as letters, the two are the same.
+/// Scored by [`Metric::Acc`], or [`Metric::AccNorm`].
 pub struct MultipleChoice {
     name: String,
     questions: Vec<Question>,
-    main_metric: &'static str,
+    metric: Metric,
 }
 
 impl MultipleChoice {
@@ -44,12 +38,12 @@ impl MultipleChoice {
             let (gold, choices) = (q.gold, q.choices.len());
             return Err(Error::QuestionGold { task: name.to_owned(), question, gold, choices });
         }
-        Ok(MultipleChoice { name: name.to_owned(), questions, main_metric: "acc" })
+        Ok(MultipleChoice { name: name.to_owned(), questions, metric: Metric::Acc })
     }
 
     /// The same questions with `acc_norm` standing for them in tables.
     pub fn by_acc_norm(self) -> MultipleChoice {
-        MultipleChoice { main_metric: "acc_norm", ..self }
+        MultipleChoice { metric: Metric::AccNorm, ..self }
     }
 
     /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
@@ -100,56 +94,19 @@ impl Task for MultipleChoice {
         Request::Loglikelihood(question.choices.iter().map(ask).collect())
     }
 
-    fn score(&self, document: usize, response: &Response) -> BTreeMap<String, f64> {
-        let question = &self.questions[document];
-        let sums = match response {
-            Response::Loglikelihoods(sums) if sums.len() == question.choices.len() => sums.as_slice(),
-            _ => &[],
-        };
-        let right = |values: Vec<f64>| f64::from(u8::from(first_largest(&values) == Some(question.gold)));
-        let per_character =
-            sums.iter().zip(&question.choices).map(|(s, c)| s / c.chars().count().max(1) as f64).collect();
-        BTreeMap::from([("acc".to_owned(), right(sums.to_vec())), ("acc_norm".to_owned(), right(per_character))])
+    fn target(&self, document: usize) -> Target {
+        let Question { choices, gold, .. } = &self.questions[document];
+        Target::Choice { choices: choices.clone(), gold: *gold }
     }
 
-    fn main_metric(&self) -> &str {
-        self.main_metric
+    fn metric(&self) -> Metric {
+        self.metric
     }
-}
-
-fn first_largest(values: &[f64]) -> Option<usize> {
-    let mut best: Option<usize> = None;
-    for (i, v) in values.iter().enumerate().filter(|(_, v)| !v.is_nan()) {
-        if best.is_none_or(|b| *v > values[b]) {
-            best = Some(i);
-        }
-    }
-    best
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn normalising_can_change_the_winner_and_the_first_wins_ties() {
-        let question = Question { query: "q".into(), choices: vec!["a".into(), "long one".into()], gold: 1 };
-        let task = MultipleChoice::new("t", vec![question]).unwrap();
-        let scores = task.score(0, &Response::Loglikelihoods(vec![-2.0, -4.0]));
-        assert_eq!((scores["acc"], scores["acc_norm"]), (0.0, 1.0));
-        for (sums, acc) in [
-            (vec![-2.0, -2.0], 0.0),
-            (vec![f64::NAN, -900.0], 1.0),
-            (vec![f64::NAN, f64::NAN], 0.0),
-            (vec![f64::NEG_INFINITY, -1.0], 1.0),
-            (vec![-2.0], 0.0),
-            (vec![], 0.0),
-        ] {
-            assert_eq!(task.score(0, &Response::Loglikelihoods(sums.clone()))["acc"], acc, "{sums:?}");
-        }
-        assert_eq!(task.score(0, &Response::Text("b".into()))["acc"], 0.0);
-        assert_eq!(task.by_acc_norm().main_metric(), "acc_norm");
-    }
 
     #[test]
     fn files_with_errors_name_the_line() {

@@ -37,19 +37,27 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
 }
 
-/// Something that answers requests. It chooses batches by itself; answers come in the order of the requests, one each.
-pub trait LanguageModel {
-    /// Scores continuations.
-    ///
-    /// # Errors
-    /// The model's own.
-    fn loglikelihood(&mut self, requests: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError>;
+/// Takes the answer to the request of an index. Its error is to be handed on at once, as the model's own.
+pub type Answered<'a, T> = &'a mut dyn FnMut(usize, T) -> Result<(), BoxError>;
 
-    /// Writes continuations.
+/// Something that answers requests. It chooses batches and order by itself, and hands every answer over as soon as it is
+/// known, with the index of its request, so that what is finished survives a kill.
+pub trait LanguageModel {
+    /// Scores continuations, each request once.
     ///
     /// # Errors
-    /// The model's own.
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<String>, BoxError>;
+    /// The model's own, and those of `answered`.
+    fn loglikelihood(
+        &mut self,
+        requests: &[LoglikelihoodRequest],
+        answered: Answered<'_, Loglikelihood>,
+    ) -> Result<(), BoxError>;
+
+    /// Writes continuations, each request once.
+    ///
+    /// # Errors
+    /// The model's own, and those of `answered`.
+    fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError>;
 
     /// What tells this model from others, such as a hash of its weights and settings. Kept beside each prediction, so that
     /// another model's answers are never taken for its own; without one they cannot be told apart.

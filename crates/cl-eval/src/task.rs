@@ -1,8 +1,7 @@
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::{GenerateRequest, LoglikelihoodRequest};
+use crate::{GenerateRequest, LoglikelihoodRequest, Metric};
 
 /// What a document asks of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,6 +24,27 @@ pub enum Response {
     Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
 }
 
+/// What an answer is held against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Target {
+    /// One of several continuations is right.
+    Choice {
+        /// The continuations as they are counted for `acc_norm`, without the space in front.
+        choices: Vec<String>,
+        /// Index of the right one.
+        gold: usize,
+    },
+    /// What should have been written.
+    Reference {
+        /// The text.
+        reference: String,
+        /// What SARI compares the answer with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
+}
+
 /// Documents with a way to ask about each and to score the answer.
 pub trait Task: Sync {
     /// Name, as in tables.
@@ -41,12 +61,16 @@ pub trait Task: Sync {
     /// What to ask about a document (from 0, below [`Task::len`]).
     fn request(&self, document: usize) -> Request;
 
-    /// Scores of an answer, each in `[0, 1]`, by metric. The same metrics for every document and answer; an answer of another
-    /// kind than was asked for counts as empty.
-    fn score(&self, document: usize, response: &Response) -> BTreeMap<String, f64>;
+    /// What its answer is held against.
+    fn target(&self, document: usize) -> Target;
 
-    /// The metric that stands for the task in tables.
-    fn main_metric(&self) -> &str;
+    /// How answers are scored.
+    fn metric(&self) -> Metric;
+
+    /// How its documents were asked about, as it is recorded with results: shots, seed, files and their hashes.
+    fn settings(&self) -> Map<String, Value> {
+        Map::new()
+    }
 }
 
 /// JSON has no infinities: serde_json would write `null` and not read it again.

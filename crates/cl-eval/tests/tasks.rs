@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cl_eval::{
-    BoxError, Document, Error, GenerateRequest, GenerationTask, LanguageModel, Loglikelihood, LoglikelihoodRequest,
-    Metric, MultipleChoice, Question, Request, Response, Scores, Task, TaskOptions, evaluate, known_tasks, load_task,
-    rescore,
+    Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, LanguageModel, Loglikelihood,
+    LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Response, Scores, Target, Task, TaskOptions,
+    evaluate, known_tasks, load_task, rescore,
 };
 use proptest::prelude::*;
 
@@ -26,22 +26,31 @@ impl<F: FnMut(&str) -> String> Scripted<F> {
 
 impl<F: FnMut(&str) -> String> LanguageModel for Scripted<F> {
     /// The continuation that the answer starts with is likely, any other one is not.
-    fn loglikelihood(&mut self, requests: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError> {
+    fn loglikelihood(
+        &mut self,
+        requests: &[LoglikelihoodRequest],
+        answered: Answered<'_, Loglikelihood>,
+    ) -> Result<(), BoxError> {
         self.asked += requests.len();
         let score = |r: &LoglikelihoodRequest| {
             let likely = !r.continuation.is_empty() && (self.answer)(&r.context) == r.continuation;
             let sum = if likely { -0.1 - 0.2 } else { f64::NEG_INFINITY };
             Loglikelihood { sum, greedy: likely, tokens: 1 }
         };
-        Ok(requests.iter().map(score).collect())
+        let answers: Vec<Loglikelihood> = requests.iter().map(score).collect();
+        answers.into_iter().enumerate().try_for_each(|(i, a)| answered(i, a))
     }
 
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<String>, BoxError> {
-        self.asked += requests.len();
-        if self.asked > self.fails_after {
-            return Err("out of memory".into());
+    fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
+        // The last one first: the order of answers is the model's own.
+        for (i, request) in requests.iter().enumerate().rev() {
+            self.asked += 1;
+            if self.asked > self.fails_after {
+                return Err("out of memory".into());
+            }
+            answered(i, (self.answer)(&request.prompt))?;
         }
-        Ok(requests.iter().map(|r| (self.answer)(&r.prompt)).collect())
+        Ok(())
     }
 
     fn fingerprint(&self) -> Option<String> {
@@ -110,10 +119,10 @@ fn run(task: &dyn Task, answer: impl FnMut(&str) -> String, file: &Path) -> Scor
 #[test]
 fn contract() {
     let folder = tempfile::tempdir().unwrap();
-    let order: Vec<usize> = (0..130).collect(); // more than two chunks
+    let order: Vec<usize> = (0..130).collect();
     let other: Vec<usize> = (0..130).map(|i| i * 77 % 130).collect();
     for ((task, best), (shuffled, _)) in every_task(&order).into_iter().zip(every_task(&other)) {
-        let name = format!("{} {}", task.name(), task.main_metric());
+        let name = format!("{} {}", task.name(), task.metric().main());
         let file = |what: &str| folder.path().join(format!("{name} {what}.jsonl"));
 
         let scores = run(task.as_ref(), &best, &file("perfect"));
@@ -121,7 +130,7 @@ fn contract() {
         assert!((scores.main() - 1.0).abs() < 1e-8, "{name}: {scores:?}"); // ROUGE's F has 1e-8 in its denominator
 
         let nothing = run(task.as_ref(), |_| String::new(), &file("empty"));
-        if task.main_metric() == "sari" {
+        if task.metric().main() == "sari" {
             // By definition it is right about what it deleted, and about what there was not to keep: two parts of three.
             assert!(nothing.main() > 0.0 && nothing.main() < 2.0 / 3.0, "{name}: {nothing:?}");
         } else if task.name() == "questions" {
@@ -141,7 +150,7 @@ fn contract() {
         assert_eq!(rescore(task.as_ref(), &file("partly")).unwrap(), partly, "{name}: from the file");
         let metrics: Vec<&String> = partly.metrics.keys().collect();
         assert_eq!(metrics, scores.metrics.keys().collect::<Vec<_>>(), "{name}: the same metrics always");
-        assert!(partly.metrics.contains_key(task.main_metric()));
+        assert!(partly.metrics.contains_key(task.metric().main()));
     }
 }
 
@@ -156,7 +165,8 @@ fn an_answer_of_another_kind_counts_as_empty() {
             Request::Generate(_) => Response::Text(String::new()),
             Request::Loglikelihood(_) => Response::Loglikelihoods(vec![]),
         };
-        assert_eq!(task.score(0, &wrong), task.score(0, &empty), "{}", task.name());
+        let score = |response| task.metric().scores(&task.target(0), response);
+        assert_eq!(score(&wrong), score(&empty), "{}", task.name());
     }
 }
 
@@ -167,9 +177,9 @@ proptest! {
         answer in prop_oneof![any::<String>(), "[ab. \n\t<>_:LITSRNUM0-9]{0,400}"],
         reference in prop_oneof![any::<String>(), "[ab. ,\n$#0-9-]{0,300}"],
     ) {
-        let document = Document { prompt: source, reference, source: None };
+        let target = Target::Reference { reference, source: Some(source) };
         for metric in METRICS {
-            let scores = metric.scores(&document, &answer);
+            let scores = metric.scores(&target, &Response::Text(answer.clone()));
             prop_assert!(scores.contains_key(metric.main()));
             for (name, value) in scores {
                 prop_assert!((0.0..=1.0).contains(&value), "{name} = {value}");
@@ -187,14 +197,14 @@ fn a_killed_run_goes_on_where_it_was_and_leaves_the_same_file() {
     let scores = run(&task, answer, &whole);
     let bytes = std::fs::read(&whole).unwrap();
 
-    // Killed by an error in the third chunk: the first two are kept.
+    // Stopped by an error: what was answered before is kept, though it is not the first of the file.
     let mut model = Scripted { fails_after: 128, ..Scripted::new(answer) };
     let error = evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), "task `RougeL`: the model failed: out of memory");
     let mut seen = Vec::new();
     let mut model = Scripted::new(answer);
     assert_eq!(evaluate(&task, &mut model, &cut, &mut |done, all| seen.push((done, all))).unwrap(), scores);
-    assert_eq!((model.asked, seen.as_slice()), (22, &[(128, 150), (150, 150)][..]));
+    assert_eq!((model.asked, seen.first(), seen.last(), seen.len()), (22, Some(&(128, 150)), Some(&(150, 150)), 23));
     assert_eq!(std::fs::read(&cut).unwrap(), bytes);
 
     // Killed while writing: wherever the file is cut, in the middle of a character, too, only the cut line is asked again.
@@ -285,11 +295,15 @@ fn another_file_in_the_place_of_the_predictions_is_left_alone() {
 fn a_model_that_answers_too_little_is_an_error() {
     struct Short;
     impl LanguageModel for Short {
-        fn loglikelihood(&mut self, _: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError> {
-            Ok(vec![])
+        fn loglikelihood(
+            &mut self,
+            _: &[LoglikelihoodRequest],
+            _: Answered<'_, Loglikelihood>,
+        ) -> Result<(), BoxError> {
+            Ok(())
         }
-        fn generate(&mut self, _: &[GenerateRequest]) -> Result<Vec<String>, BoxError> {
-            Ok(vec![String::new()])
+        fn generate(&mut self, _: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
+            answered(0, String::new())
         }
     }
     let folder = tempfile::tempdir().unwrap();
@@ -333,7 +347,11 @@ fn tasks_by_name_alias_and_directory() {
         for name in std::iter::once(&spec.name).chain(spec.aliases) {
             for name in [(*name).to_owned(), name.to_uppercase()] {
                 let task = load_task(&name, &data, options).unwrap();
-                assert_eq!((task.name(), task.len(), task.main_metric()), (spec.name, 2, spec.metric.main()), "{name}");
+                assert_eq!(
+                    (task.name(), task.len(), task.metric().main()),
+                    (spec.name, 2, spec.metric.main()),
+                    "{name}"
+                );
                 let request = prompt(task.as_ref(), 0);
                 assert_eq!((request.prompt.as_str(), request.max_new_tokens), ("p ", spec.max_new_tokens));
             }
@@ -345,8 +363,8 @@ fn tasks_by_name_alias_and_directory() {
     }
     let limited = TaskOptions { limit: Some(1), max_new_tokens: Some(3), metric: Some(Metric::RougeL) };
     let task = load_task("my task", &data, limited).unwrap();
-    assert_eq!((task.len(), task.main_metric(), prompt(task.as_ref(), 0).max_new_tokens), (1, "rouge_l", 3));
-    assert_eq!(load_task("my task", &data, options).unwrap().main_metric(), "exact_match");
+    assert_eq!((task.len(), task.metric().main(), prompt(task.as_ref(), 0).max_new_tokens), (1, "rouge_l", 3));
+    assert_eq!(load_task("my task", &data, options).unwrap().metric().main(), "exact_match");
     assert_eq!(load_task("facts.jsonl", &data, options).unwrap().name(), "facts");
 
     for (name, part) in [
@@ -389,7 +407,8 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
         assert_eq!(request.prompt, format!("{shots}Question: Question: {document}?\nAnswer:"));
         assert_eq!((request.max_new_tokens, request.stop.join("|").as_str()), (256, "Question:|</s>|<|im_end|>"));
     }
-    let score = |task: &dyn Task, d, text: &str| task.score(d, &Response::Text(text.to_owned()));
+    let score =
+        |task: &dyn Task, d, text: &str| task.metric().scores(&task.target(d), &Response::Text(text.to_owned()));
     assert_eq!(score(task.as_ref(), 1, "… #### 1000")["strict_match"], 1.0);
     assert_eq!(score(task.as_ref(), 1, "it is $1,000.")["flexible_extract"], 1.0);
     assert_eq!(score(task.as_ref(), 2, "42")["flexible_extract"], 1.0, "an answer without a mark");

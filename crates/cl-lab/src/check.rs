@@ -112,7 +112,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     let tasks = note_all(load_each_task(config), findings);
     note(file_names(&tasks), findings);
     for task in &tasks {
-        let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.main_metric());
+        let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
         findings.push(Finding::Fact(fact));
         if let Some(model) = &model {
             note(check_room(task.as_ref(), model), findings);

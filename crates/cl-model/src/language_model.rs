@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use cl_data::Tokenizer;
-use cl_eval::{BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest};
+use cl_eval::{Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest};
 
 use crate::score::log_probs_from;
 use crate::{Decoder, ModelError, greedy};
@@ -55,7 +55,11 @@ impl<'a> Scorer<'a> {
 }
 
 impl LanguageModel for Scorer<'_> {
-    fn loglikelihood(&mut self, requests: &[LoglikelihoodRequest]) -> Result<Vec<Loglikelihood>, BoxError> {
+    fn loglikelihood(
+        &mut self,
+        requests: &[LoglikelihoodRequest],
+        answered: Answered<'_, Loglikelihood>,
+    ) -> Result<(), BoxError> {
         let mut items = Vec::with_capacity(requests.len());
         for request in requests {
             let (mut ids, mut from) = self.encode_pair(request)?;
@@ -64,22 +68,18 @@ impl LanguageModel for Scorer<'_> {
             from = from.saturating_sub(cut).max(1);
             items.push((ids, from));
         }
-        let mut results = vec![Loglikelihood::default(); requests.len()];
         for batch in batches(&items.iter().map(|i| i.0.len()).collect::<Vec<_>>(), self.batch_tokens, usize::MAX) {
             let sequences: Vec<&[u32]> = batch.iter().map(|&i| items[i].0.as_slice()).collect();
             let from: Vec<usize> = batch.iter().map(|&i| items[i].1).collect();
             for (&i, tokens) in batch.iter().zip(log_probs_from(self.model, &sequences, &from)?) {
-                results[i] = Loglikelihood {
-                    sum: tokens.iter().map(|t| t.0).sum(),
-                    greedy: tokens.iter().all(|t| t.1),
-                    tokens: tokens.len(),
-                };
+                let sum = tokens.iter().map(|t| t.0).sum();
+                answered(i, Loglikelihood { sum, greedy: tokens.iter().all(|t| t.1), tokens: tokens.len() })?;
             }
         }
-        Ok(results)
+        Ok(())
     }
 
-    fn generate(&mut self, requests: &[GenerateRequest]) -> Result<Vec<String>, BoxError> {
+    fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
         let mut prompts = Vec::with_capacity(requests.len());
         for request in requests {
             let mut ids = self.tokenizer.encode(&request.prompt, true)?;
@@ -92,7 +92,6 @@ impl LanguageModel for Scorer<'_> {
             prompts.push(ids);
         }
         let eos = self.end_tokens();
-        let mut results = vec![String::new(); requests.len()];
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         for batch in batches(&lengths, self.batch_tokens, self.batch_sequences) {
             let ids: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();
@@ -104,10 +103,10 @@ impl LanguageModel for Scorer<'_> {
             for (&i, generation) in batch.iter().zip(generations) {
                 let text = self.tokenizer.decode(&generation.ids, true)?;
                 let end = requests[i].stop.iter().filter_map(|s| text.find(s.as_str())).min();
-                results[i] = text[..end.unwrap_or(text.len())].to_owned();
+                answered(i, text[..end.unwrap_or(text.len())].to_owned())?;
             }
         }
-        Ok(results)
+        Ok(())
     }
 
     fn fingerprint(&self) -> Option<String> {

@@ -2,6 +2,7 @@
 //!
 //! Every metric is total: any two texts have a score, however long, empty or strange they are.
 
+pub(crate) mod choice;
 pub mod edit;
 pub mod exact;
 pub mod first_char;
