@@ -12,6 +12,7 @@
 //!   characters can score 0 without being equal.
 //! - rapidfuzz's own `fuzz.ratio` computes 1 − distance/length, which may fall on the other side of a half: one unit of 100 in
 //!   one of about ten thousand pairs.
+//! - Equal texts score 100 before anything else is asked, so two empty ones do, too; one empty text scores 0.
 //! - Lengths are in code points, as Python's are.
 //!
 //! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener, "Pattern
@@ -46,29 +47,30 @@ pub fn clean_py150(code: &str) -> String {
     cleaned
 }
 
-/// `fuzz.ratio` with python-Levenshtein: 0 to 100, a whole number; 0 when a text is empty.
+/// `fuzz.ratio` with python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are.
 ///
 /// ```
 /// use cl_eval::metrics::edit::fuzz_ratio;
 /// assert_eq!(fuzz_ratio("abcd", "abxd"), 75.0);
 /// assert_eq!(fuzz_ratio("", "x"), 0.0);
+/// assert_eq!(fuzz_ratio("", ""), 100.0);
 /// assert_eq!(fuzz_ratio("x", "x"), 100.0);
 /// ```
 pub fn fuzz_ratio(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| lcs_seq::similarity(a.iter().copied(), b.iter().copied()))
 }
 
-/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when a text is empty. The order of the texts matters.
+/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are. The order of the texts matters.
 pub fn fuzz_ratio_difflib(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| Blocks::new(b).matching_characters(a))
 }
 
 fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64 {
+    if a == b {
+        return 100.0; // before the next question, as fuzzywuzzy asks: two empty texts are equal
+    }
     if a.is_empty() || b.is_empty() {
         return 0.0;
-    }
-    if a == b {
-        return 100.0;
     }
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let ratio = 2.0 * matches(&a, &b) as f64 / (a.len() + b.len()) as f64;
