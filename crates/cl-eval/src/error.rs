@@ -132,6 +132,68 @@ pub enum Error {
         /// Answers.
         got: usize,
     },
+    /// A directory without predictions.
+    #[error("{path}: no file of predictions (.jsonl) in this directory")]
+    NoPredictions {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Two runs hold the same document against different references.
+    #[error("task `{task}`: document {document} has another target in {b} than in {a}; such runs cannot be compared")]
+    OtherTarget {
+        /// The task.
+        task: String,
+        /// Its index in the first run.
+        document: usize,
+        /// The first run.
+        a: PathBuf,
+        /// The second run.
+        b: PathBuf,
+    },
+    /// Two runs score a task differently.
+    #[error("task `{task}`: scored by {metric_a} in {a} and by {metric_b} in {b}")]
+    OtherMetric {
+        /// The task.
+        task: String,
+        /// The first run.
+        a: PathBuf,
+        /// The second run.
+        b: PathBuf,
+        /// The first run's main score.
+        metric_a: &'static str,
+        /// The second run's.
+        metric_b: &'static str,
+    },
+    /// Two runs without a document that both answer.
+    #[error(
+        "{a} and {b} answer no document of a task both; documents are the same when name of the task and request are"
+    )]
+    NothingInCommon {
+        /// The first run.
+        a: PathBuf,
+        /// The second run.
+        b: PathBuf,
+    },
+    /// Settings of a bootstrap that mean nothing.
+    #[error("{resamples} resamples at level {level}: at least one, and a level between 0 and 1, are needed")]
+    Resampling {
+        /// Resamples.
+        resamples: usize,
+        /// Level.
+        level: f64,
+    },
+    /// Predictions whose targets do not have what a metric needs.
+    #[error("{path}: task `{task}` cannot be scored by {metric}: {needed}")]
+    Unscorable {
+        /// The file.
+        path: PathBuf,
+        /// The task.
+        task: String,
+        /// Main score of the metric.
+        metric: &'static str,
+        /// What is missing.
+        needed: &'static str,
+    },
     /// A row of scores of another length than the matrix has columns.
     #[error("row `{row}` has {got} scores for {expected} columns")]
     Row {

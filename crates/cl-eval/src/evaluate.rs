@@ -40,8 +40,8 @@ pub struct Scores {
     pub main_metric: String,
     /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
-    /// Standard error of each mean: the sample's standard deviation over the root of the number of documents; not a number
-    /// for one document. Absent from files that older versions wrote.
+    /// Standard error of each mean: the sample's standard deviation over the root of the number of documents. One
+    /// document has none. Absent from files that older versions wrote.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stderr: BTreeMap<String, f64>,
 }
@@ -50,6 +50,11 @@ impl Scores {
     /// Mean of the main metric.
     pub fn main(&self) -> f64 {
         self.metrics.get(&self.main_metric).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Means of the scores that predictions of one task hold, the documents in any order.
+    pub fn of(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
+        aggregate(task, metric, predictions)
     }
 }
 
@@ -405,7 +410,8 @@ fn aggregate(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
     // Sorted, so that the mean's last bits do not depend on the order of the documents.
     values.values_mut().for_each(|v| v.sort_by(f64::total_cmp));
     let metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
-    let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v))).collect();
+    let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v)));
+    let stderr = stderr.filter(|(_, e)| e.is_finite()).collect(); // JSON has no NaN, and equal scores are to be equal
     let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
     Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
 }
@@ -430,15 +436,20 @@ fn to_jsonl(predictions: &[Prediction]) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Through a file beside it, so that a kill leaves the old one or the new one.
 fn write_whole(path: &Path, predictions: &[Prediction]) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    write_bytes(path, &to_jsonl(predictions).map_err(io)?)
+}
+
+/// Through a file beside it, so that a kill leaves the old one or the new one.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(io)?;
     }
-    let part = path.with_extension("jsonl.part");
+    let part = path.with_added_extension("part");
     let mut file = File::create(&part).map_err(io)?;
-    file.write_all(&to_jsonl(predictions).map_err(io)?).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
     file.sync_all().map_err(io)?;
     std::fs::rename(&part, path).map_err(io)
 }

@@ -1,26 +1,36 @@
 #![doc = include_str!("../README.md")]
 
+mod bootstrap;
+#[cfg(feature = "cli")]
+pub mod cli;
+mod compare;
 mod error;
 mod evaluate;
 mod few_shot;
 mod generation;
 mod matrix;
+mod mcnemar;
 mod metric;
 pub mod metrics;
 mod multiple_choice;
 pub mod paper;
 mod registry;
 mod request;
+mod results;
 mod table;
 mod task;
 
+pub use bootstrap::{Estimate, Resampling, paired_difference};
+pub use compare::{Comparison, Means, MetricComparison, TaskComparison, compare, prediction_files};
 pub use error::Error;
 pub use evaluate::{Open, Prediction, Scores, evaluate, evaluate_all, rescore, score_file};
 pub use generation::{Document, GenerationTask};
 pub use matrix::{Column, Group, ScoreMatrix, mean_of_percentages, ratio_of_means};
+pub use mcnemar::{McNemar, mcnemar};
 pub use metric::Metric;
 pub use multiple_choice::{MultipleChoice, Question};
 pub use registry::{TaskOptions, TaskSpec, known_tasks, load_task};
 pub use request::{Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest};
+pub use results::{GroupResult, RunSettings, TaskResult, harness_metric, results, write_results};
 pub use table::{Table, summary_table, table_of};
 pub use task::{Request, Response, Target, Task};

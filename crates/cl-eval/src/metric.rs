@@ -94,6 +94,17 @@ impl Metric {
         scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// What a target lacks to be scored by this metric; `None` when nothing.
+    pub fn lacks(self, target: &Target) -> Option<&'static str> {
+        match (self, target) {
+            (Metric::Acc | Metric::AccNorm, Target::Reference { .. }) => Some("it has no choices"),
+            (Metric::Acc | Metric::AccNorm, Target::Choice { .. }) => None,
+            (_, Target::Choice { .. }) => Some("it has choices and no written reference"),
+            (Metric::Sari, Target::Reference { source: None, .. }) => Some("its references come without a source"),
+            (_, Target::Reference { .. }) => None,
+        }
+    }
+
     /// Name of the score that stands for the metric.
     pub fn main(self) -> &'static str {
         match self {

@@ -1,0 +1,197 @@
+//! The command: argument types, and what they do. Everything goes to `out`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    Comparison, Error, Estimate, Metric, Prediction, Resampling, Scores, Table, TaskComparison, compare,
+    prediction_files, score_file,
+};
+
+/// What can be done.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Compute scores again from predictions files alone.
+    Score(ScoreArgs),
+    /// Compare two runs document by document: differences with intervals, McNemar's test.
+    Compare(CompareArgs),
+}
+
+/// Arguments of `score`.
+#[derive(clap::Args)]
+pub struct ScoreArgs {
+    /// Predictions files, or directories of them.
+    #[arg(required = true)]
+    predictions: Vec<PathBuf>,
+    /// Score by this metric instead of each file's own: acc, acc_norm, first_char, exact_match, rouge_l, sari, edit_similarity,
+    /// gsm8k, gsm8k_cot.
+    #[arg(long, value_parser = metric)]
+    metric: Option<Metric>,
+    /// Write JSON, as in scores.json.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `compare`.
+#[derive(clap::Args)]
+pub struct CompareArgs {
+    /// The first run: a predictions file, or a directory of them.
+    run1: PathBuf,
+    /// The second run; differences are the second less the first.
+    run2: PathBuf,
+    /// How often documents are drawn again.
+    #[arg(long, default_value_t = 10_000, value_parser = resamples)]
+    resamples: usize,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 1234)]
+    seed: u64,
+    /// Level of the intervals, between 0 and 1.
+    #[arg(long, default_value_t = 0.95, value_parser = level)]
+    level: f64,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// Those of the command, and of writing to `out`.
+pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
+    match command {
+        Command::Score(args) => run_score(args, out),
+        Command::Compare(args) => run_compare(args, out),
+    }
+}
+
+/// Scores predictions files again and writes a table, or JSON.
+///
+/// # Errors
+/// Those of [`prediction_files`] and [`score_file`]; [`Error::Unscorable`]; writing to `out`.
+pub fn run_score(args: &ScoreArgs, out: &mut dyn Write) -> Result<()> {
+    let mut all = Vec::new();
+    for path in prediction_files(&args.predictions)? {
+        for (scores, lines) in score_file(&path)? {
+            all.push(match args.metric {
+                Some(metric) => scored_by(metric, lines, &path, &scores.task)?,
+                None => scores,
+            });
+        }
+    }
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+    } else {
+        write!(out, "{}", score_table(&all).text())?;
+    }
+    Ok(())
+}
+
+fn scored_by(metric: Metric, mut lines: Vec<Prediction>, path: &std::path::Path, task: &str) -> Result<Scores, Error> {
+    for line in &mut lines {
+        if let Some(needed) = metric.lacks(&line.target) {
+            let (path, task) = (path.to_owned(), task.to_owned());
+            return Err(Error::Unscorable { path, task, metric: metric.main(), needed });
+        }
+        line.scores = metric.scores(&line.target, &line.response);
+    }
+    Ok(Scores::of(task, metric, &lines))
+}
+
+/// Compares two runs and writes a table, or JSON.
+///
+/// # Errors
+/// Those of [`compare`], and of writing to `out`.
+pub fn run_compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
+    let resampling = Resampling { resamples: args.resamples, seed: args.seed, level: args.level };
+    let comparison = compare(&args.run1, &args.run2, resampling)?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&comparison)?)?;
+        return Ok(());
+    }
+    write!(out, "{}", comparison_table(&comparison).text())?;
+    for task in comparison.tasks.iter().filter(|t| t.only_a + t.only_b > 0) {
+        writeln!(out, "{}: {} documents only in run 1, {} only in run 2", task.task, task.only_a, task.only_b)?;
+    }
+    for (run, tasks) in [(1, &comparison.only_a), (2, &comparison.only_b)] {
+        if !tasks.is_empty() {
+            writeln!(out, "only in run {run}: {}", tasks.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+fn score_table(all: &[Scores]) -> Table {
+    let row = |scores: &Scores, metric: &String, value: f64| {
+        let stderr = scores.stderr.get(metric).map_or("–".to_owned(), |e| format!("{e:.4}"));
+        let (name, documents) = (marked(metric, &scores.main_metric), scores.documents.to_string());
+        vec![scores.task.clone(), name, format!("{value:.4}"), stderr, documents]
+    };
+    let rows = all.iter().flat_map(|s| s.metrics.iter().map(move |(metric, value)| row(s, metric, *value))).collect();
+    let columns = ["task", "metric", "score", "stderr", "documents"].map(str::to_owned).to_vec();
+    Table { caption: "* stands for the task in tables of sequences.".to_owned(), columns, rows }
+}
+
+fn comparison_table(comparison: &Comparison) -> Table {
+    let mut rows: Vec<Vec<String>> = comparison.tasks.iter().flat_map(task_rows).collect();
+    let overall = &comparison.overall;
+    let tasks = format!("all {} tasks", comparison.tasks.len());
+    rows.push(numbers(
+        vec![tasks, "main metrics".to_owned(), String::new()],
+        overall.a,
+        overall.b,
+        &overall.difference,
+    ));
+    let Resampling { resamples, seed, level } = comparison.resampling;
+    let columns =
+        ["task", "metric", "documents", "run 1", "run 2", "difference", "low", "high", "only 1", "only 2", "p"];
+    let caption = format!(
+        "* stands for the task. Low and high: {}% interval of the difference by {resamples} paired resamples, seed {seed}. Only 1, \
+         only 2: documents that one run alone answers rightly; p: McNemar's exact test.",
+        level * 100.0
+    );
+    Table { caption, columns: columns.map(str::to_owned).to_vec(), rows }
+}
+
+fn task_rows(task: &TaskComparison) -> Vec<Vec<String>> {
+    let row = |(metric, one): (&String, &crate::MetricComparison)| {
+        let head = vec![task.task.clone(), marked(metric, &task.main_metric), task.documents.to_string()];
+        let mut cells = numbers(head, one.means.a, one.means.b, &one.means.difference);
+        if let Some(test) = one.mcnemar {
+            cells.truncate(8);
+            cells.extend([test.only_a.to_string(), test.only_b.to_string(), probability(test.p)]);
+        }
+        cells
+    };
+    task.metrics.iter().map(row).collect()
+}
+
+fn numbers(mut row: Vec<String>, a: f64, b: f64, difference: &Estimate) -> Vec<String> {
+    row.extend([a, b].map(|v| format!("{v:.4}")));
+    row.extend([difference.value, difference.low, difference.high].map(|v| format!("{v:+.4}")));
+    row.extend(["–"; 3].map(str::to_owned));
+    row
+}
+
+fn marked(metric: &str, main: &str) -> String {
+    format!("{metric}{}", if metric == main { "*" } else { "" })
+}
+
+/// Four digits after the point, or a power of ten where these would be zeros.
+fn probability(p: f64) -> String {
+    if p >= 0.001 { format!("{p:.4}") } else { format!("{p:.1e}") }
+}
+
+fn metric(name: &str) -> Result<Metric, String> {
+    serde_json::from_value(name.into()).map_err(|e| e.to_string())
+}
+
+fn resamples(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number from 1 is needed".to_owned())
+}
+
+fn level(text: &str) -> Result<f64, String> {
+    let inside = |level: &f64| *level > 0.0 && *level < 1.0;
+    text.parse().ok().filter(inside).ok_or_else(|| "a number between 0 and 1 is needed".to_owned())
+}

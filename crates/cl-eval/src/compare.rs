@@ -1,0 +1,250 @@
+//! Two runs compared document by document.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bootstrap::{interval, mean, resampled_means};
+use crate::{Error, Estimate, McNemar, Metric, Prediction, Resampling, mcnemar, score_file};
+
+/// What two runs have in common, and how they differ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// How documents were drawn again.
+    pub resampling: Resampling,
+    /// Tasks that both runs answer, in the order of the first run.
+    pub tasks: Vec<TaskComparison>,
+    /// Unweighted means over these tasks of their main metrics; documents are drawn within every task.
+    pub overall: Means,
+    /// Tasks that only the first run answers.
+    pub only_a: Vec<String>,
+    /// Tasks that only the second run answers.
+    pub only_b: Vec<String>,
+}
+
+/// One task of two runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskComparison {
+    /// Name of the task.
+    pub task: String,
+    /// Documents that both runs answer: all figures are of these.
+    pub documents: usize,
+    /// Documents that only the first run answers.
+    pub only_a: usize,
+    /// Documents that only the second run answers.
+    pub only_b: usize,
+    /// The metric that stands for the task.
+    pub main_metric: String,
+    /// Every metric.
+    pub metrics: BTreeMap<String, MetricComparison>,
+}
+
+/// Two means and their difference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Means {
+    /// Mean of the first run.
+    pub a: f64,
+    /// Mean of the second run.
+    pub b: f64,
+    /// Second less first, with its interval.
+    pub difference: Estimate,
+}
+
+/// One metric of one task of two runs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricComparison {
+    /// Both means.
+    #[serde(flatten)]
+    pub means: Means,
+    /// Where every score is 0 or 1: McNemar's test.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcnemar: Option<McNemar>,
+}
+
+/// Files of predictions: those that are named, and of directories those in them that end in `.jsonl`, by name.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NoPredictions`] of a directory without such a file.
+pub fn prediction_files(paths: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for path in paths.iter().map(AsRef::as_ref) {
+        if path.is_dir() {
+            files.extend(files_in(path)?);
+        } else {
+            files.push(path.to_owned());
+        }
+    }
+    Ok(files)
+}
+
+fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let io = |source| Error::Io { path: dir.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|e| e == "jsonl") && path.is_file() {
+            found.push(path);
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::NoPredictions { path: dir.to_owned() });
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Compares two runs, each a directory of predictions files or one such file, by what the files say.
+///
+/// Documents are paired by task and request, a request that comes more than once by its turn. Scores are computed again from
+/// answers and targets, so files of different ages can be compared.
+/// The intervals are those of [`crate::paired_difference`] with the task's name as stream; the one of the overall difference takes
+/// the r-th resample of every task together (a stratified bootstrap).
+///
+/// # Errors
+/// Those of [`prediction_files`] and [`score_file`]; [`Error::OtherTarget`] and [`Error::OtherMetric`] where the same document is
+/// held against something else, or otherwise, in the other run; [`Error::NothingInCommon`]; [`Error::Resampling`].
+pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison, Error> {
+    let Resampling { resamples, level, .. } = resampling;
+    if !resampling.is_valid() {
+        return Err(Error::Resampling { resamples, level });
+    }
+    let (runs_a, runs_b) = (Run::read(a)?, Run::read(b)?);
+    let mut tasks = Vec::new();
+    let mut overall = Pooled::default();
+    for (task, lines_a) in &runs_a.tasks {
+        let Some((_, lines_b)) = runs_b.tasks.iter().find(|(name, _)| name == task) else { continue };
+        let paired = Paired::new(task, (a, lines_a), (b, lines_b))?;
+        if !paired.pairs.is_empty() {
+            tasks.push(paired.compare(resampling, &mut overall));
+        }
+    }
+    if tasks.is_empty() {
+        return Err(Error::NothingInCommon { a: a.to_owned(), b: b.to_owned() });
+    }
+    let overall = overall.means(tasks.len(), level);
+    Ok(Comparison { resampling, tasks, overall, only_a: runs_a.without(&runs_b), only_b: runs_b.without(&runs_a) })
+}
+
+/// Predictions by task.
+struct Run {
+    tasks: Vec<(String, Vec<Prediction>)>,
+}
+
+impl Run {
+    fn read(path: &Path) -> Result<Run, Error> {
+        let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
+        let mut seen = HashSet::new();
+        for file in prediction_files(&[path])? {
+            for (scores, mut lines) in score_file(&file)? {
+                lines.retain(|line| seen.insert((line.task.clone(), line.document)));
+                match tasks.iter_mut().find(|(name, _)| *name == scores.task) {
+                    Some((_, all)) => all.append(&mut lines),
+                    None => tasks.push((scores.task, lines)),
+                }
+            }
+        }
+        tasks.iter_mut().for_each(|(_, lines)| lines.sort_by_key(|line| line.document));
+        Ok(Run { tasks })
+    }
+
+    fn without(&self, other: &Run) -> Vec<String> {
+        let has = |name: &String| other.tasks.iter().any(|(n, _)| n == name);
+        self.tasks.iter().map(|(name, _)| name).filter(|name| !has(name)).cloned().collect()
+    }
+}
+
+/// One task's documents that both runs answer.
+struct Paired<'p> {
+    task: &'p str,
+    metric: Metric,
+    pairs: Vec<(&'p Prediction, &'p Prediction)>,
+    only_a: usize,
+    only_b: usize,
+}
+
+impl<'p> Paired<'p> {
+    fn new(
+        task: &'p str,
+        (path_a, a): (&Path, &'p [Prediction]),
+        (path_b, b): (&Path, &'p [Prediction]),
+    ) -> Result<Self, Error> {
+        let mut by_request: HashMap<&str, Vec<&Prediction>> = HashMap::new();
+        b.iter().rev().for_each(|line| by_request.entry(&line.request).or_default().push(line));
+        let partner = |line: &'p Prediction| Some((line, by_request.get_mut(line.request.as_str())?.pop()?));
+        let pairs: Vec<_> = a.iter().filter_map(partner).collect();
+        let paths = || (task.to_owned(), path_a.to_owned(), path_b.to_owned());
+        for (x, y) in &pairs {
+            if x.target != y.target {
+                let (task, a, b) = paths();
+                return Err(Error::OtherTarget { task, document: x.document, a, b });
+            }
+            if x.metric != y.metric {
+                let ((task, a, b), metric_a, metric_b) = (paths(), x.metric.main(), y.metric.main());
+                return Err(Error::OtherMetric { task, a, b, metric_a, metric_b });
+            }
+        }
+        let metric = a.first().map_or(Metric::ExactMatch, |line| line.metric);
+        let (only_a, only_b) = (a.len() - pairs.len(), b.len() - pairs.len());
+        Ok(Paired { task, metric, pairs, only_a, only_b })
+    }
+
+    fn compare(&self, resampling: Resampling, overall: &mut Pooled) -> TaskComparison {
+        let names: Vec<&String> = self.pairs[0].0.scores.keys().collect();
+        let of = |line: &Prediction, name: &str| line.scores.get(name).copied().unwrap_or(0.0);
+        let scores: Vec<(Vec<f64>, Vec<f64>)> =
+            names.iter().map(|name| self.pairs.iter().map(|(x, y)| (of(x, name), of(y, name))).unzip()).collect();
+        let differences: Vec<Vec<f64>> =
+            scores.iter().map(|(a, b)| a.iter().zip(b).map(|(a, b)| b - a).collect()).collect();
+        let lists: Vec<&[f64]> = differences.iter().map(Vec::as_slice).collect();
+        let resampled = resampled_means(&lists, self.task, resampling);
+        let mut metrics = BTreeMap::new();
+        for ((name, (a, b)), resampled) in names.into_iter().zip(&scores).zip(resampled) {
+            if name == self.metric.main() {
+                overall.add(mean(a), mean(b), &resampled);
+            }
+            let (mean_a, mean_b) = (mean(a), mean(b));
+            let difference = interval(mean_b - mean_a, resampled, resampling.level);
+            let means = Means { a: mean_a, b: mean_b, difference };
+            metrics.insert(name.clone(), MetricComparison { means, mcnemar: discordant(a, b) });
+        }
+        TaskComparison {
+            task: self.task.to_owned(),
+            documents: self.pairs.len(),
+            only_a: self.only_a,
+            only_b: self.only_b,
+            main_metric: self.metric.main().to_owned(),
+            metrics,
+        }
+    }
+}
+
+fn discordant(a: &[f64], b: &[f64]) -> Option<McNemar> {
+    let whole = a.iter().chain(b).all(|v| *v == 0.0 || *v == 1.0);
+    let count = |more: &[f64], less: &[f64]| more.iter().zip(less).filter(|(m, l)| m > l).count() as u64;
+    whole.then(|| mcnemar(count(a, b), count(b, a)))
+}
+
+/// Sums over tasks of what stands for each.
+#[derive(Default)]
+struct Pooled {
+    a: f64,
+    b: f64,
+    resampled: Vec<f64>,
+}
+
+impl Pooled {
+    fn add(&mut self, a: f64, b: f64, resampled: &[f64]) {
+        self.a += a;
+        self.b += b;
+        self.resampled.resize(resampled.len(), 0.0);
+        self.resampled.iter_mut().zip(resampled).for_each(|(sum, value)| *sum += value);
+    }
+
+    fn means(self, tasks: usize, level: f64) -> Means {
+        let n = tasks as f64;
+        let (a, b) = (self.a / n, self.b / n);
+        let resampled = self.resampled.into_iter().map(|sum| sum / n).collect();
+        Means { a, b, difference: interval(b - a, resampled, level) }
+    }
+}

@@ -1,0 +1,32 @@
+//! `cl-eval`: scores out of predictions files, and runs compared.
+
+use std::process::ExitCode;
+
+use cl_eval::cli::Command;
+use clap::Parser;
+
+/// Score predictions files again, and compare two runs, without a model.
+#[derive(Parser)]
+#[command(name = "cl-eval", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    match cl_eval::cli::run(&command, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has read enough, as `head` does.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}"); // messages hold their causes' texts
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let broken = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+}

@@ -1,0 +1,177 @@
+//! `results.json` as lm-evaluation-harness lays it out, so that what reads the harness's files reads ours.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::evaluate::write_bytes;
+use crate::{Error, Scores};
+
+/// A task's scores with how it was asked.
+#[derive(Clone, Debug)]
+pub struct TaskResult<'s> {
+    /// Its scores.
+    pub scores: &'s Scores,
+    /// What [`crate::Task::settings`] says. The number of shots is taken from its key `num_fewshot`, else 0; the version from
+    /// `version`, else 1.
+    pub settings: Map<String, Value>,
+    /// Documents that the task has when it is not limited; as many as were scored if it is not known.
+    pub original: Option<usize>,
+}
+
+/// Several tasks that are reported as one.
+#[derive(Clone, Debug)]
+pub struct GroupResult<'s> {
+    /// Its name.
+    pub name: &'s str,
+    /// Names of its tasks.
+    pub members: Vec<String>,
+    /// Scores over all of them.
+    pub scores: &'s Scores,
+}
+
+/// How a model was run.
+#[derive(Clone, Debug, Default)]
+pub struct RunSettings {
+    /// Name or directory of the model, as it should be shown.
+    pub model: String,
+    /// Its fingerprint.
+    pub fingerprint: Option<String>,
+    /// Name or directory of an adapter.
+    pub adapter: Option<String>,
+    /// Dtype of the computation.
+    pub dtype: String,
+    /// Whether the tokenizer's first token stands in front of every text.
+    pub add_bos_token: Option<bool>,
+    /// The chat template that prompts were put into.
+    pub chat_template: Option<String>,
+    /// Most tokens of prompt and answer.
+    pub max_length: Option<usize>,
+    /// Most tokens that are computed at once.
+    pub batch_tokens: Option<usize>,
+    /// Most documents of a task.
+    pub limit: Option<usize>,
+}
+
+/// The harness's name of one of our metrics with the filter in front of it.
+///
+/// ```
+/// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
+/// assert_eq!(cl_eval::harness_metric("flexible_extract"), ("exact_match", "flexible-extract"));
+/// ```
+pub fn harness_metric(metric: &str) -> (&str, &str) {
+    match metric {
+        "flexible_extract" => ("exact_match", "flexible-extract"),
+        "strict_match" => ("exact_match", "strict-match"),
+        other => (other, "none"),
+    }
+}
+
+/// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal files.
+///
+/// Where the harness has no key for something (fingerprint, batch tokens, this crate's version) it is in `config`. A standard
+/// error that does not exist, that of one document, is the text `"N/A"`, as the harness writes it. A group's scores stand in
+/// `results` beside its tasks' and in `groups`.
+///
+/// ```
+/// use cl_eval::{RunSettings, Scores, TaskResult, results};
+/// let metrics = [("acc".to_owned(), 0.5)].into();
+/// let stderr = [("acc".to_owned(), 0.1)].into();
+/// let scores = Scores { task: "piqa".to_owned(), documents: 26, main_metric: "acc".to_owned(), metrics, stderr };
+/// let task = TaskResult { scores: &scores, settings: serde_json::Map::new(), original: Some(500) };
+/// let json = results(&[task], &[], &RunSettings { model: "models/a".to_owned(), ..RunSettings::default() });
+/// assert_eq!(json["results"]["piqa"]["acc_stderr,none"], 0.1);
+/// assert_eq!(json["n-samples"]["piqa"]["original"], 500);
+/// ```
+pub fn results(tasks: &[TaskResult<'_>], groups: &[GroupResult<'_>], run: &RunSettings) -> Value {
+    let mut of_all = Map::new();
+    for group in groups {
+        of_all.insert(group.name.to_owned(), entry(group.name, group.scores));
+    }
+    let of_groups = of_all.clone();
+    of_all.extend(tasks.iter().map(|t| (t.scores.task.clone(), entry(&t.scores.task, t.scores))));
+    let by_task = |value: &dyn Fn(&TaskResult<'_>) -> Value| -> Map<String, Value> {
+        tasks.iter().map(|t| (t.scores.task.clone(), value(t))).collect()
+    };
+    let members: Map<String, Value> = groups.iter().map(|g| (g.name.to_owned(), json!(g.members))).collect();
+    let mut higher = by_task(&|t| higher_is_better(t.scores));
+    higher.extend(groups.iter().map(|g| (g.name.to_owned(), higher_is_better(g.scores))));
+    let mut json = Map::new();
+    json.insert("results".to_owned(), of_all.into());
+    if !groups.is_empty() {
+        json.insert("groups".to_owned(), of_groups.into());
+    }
+    json.insert("group_subtasks".to_owned(), members.into());
+    json.insert("configs".to_owned(), by_task(&config).into());
+    json.insert("versions".to_owned(), by_task(&|t| setting(t, "version", json!(1))).into());
+    json.insert("n-shot".to_owned(), by_task(&|t| setting(t, "num_fewshot", json!(0))).into());
+    json.insert("higher_is_better".to_owned(), higher.into());
+    json.insert("n-samples".to_owned(), by_task(&samples).into());
+    json.insert("config".to_owned(), run_config(run));
+    json.insert("model_source".to_owned(), json!("cl"));
+    json.insert("model_name".to_owned(), json!(run.model));
+    json.insert("max_length".to_owned(), json!(run.max_length));
+    json.insert("chat_template".to_owned(), json!(run.chat_template));
+    json.into()
+}
+
+/// Writes results, indented, through a file beside it: a kill leaves the old file or the new one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_results(path: &Path, results: &Value) -> Result<(), Error> {
+    write_bytes(path, format!("{results:#}\n").as_bytes())
+}
+
+fn entry(name: &str, scores: &Scores) -> Value {
+    let mut entry = Map::new();
+    entry.insert("name".to_owned(), json!(name));
+    entry.insert("alias".to_owned(), json!(name));
+    entry.insert("sample_len".to_owned(), json!(scores.documents));
+    for (ours, value) in &scores.metrics {
+        let (metric, filter) = harness_metric(ours);
+        let stderr = scores.stderr.get(ours).filter(|e| e.is_finite()).map_or(json!("N/A"), |e| json!(e));
+        entry.insert(format!("{metric},{filter}"), json!(value));
+        entry.insert(format!("{metric}_stderr,{filter}"), stderr);
+    }
+    entry.into()
+}
+
+fn higher_is_better(scores: &Scores) -> Value {
+    let all: Map<String, Value> =
+        scores.metrics.keys().map(|m| (harness_metric(m).0.to_owned(), Value::Bool(true))).collect();
+    all.into()
+}
+
+fn config(task: &TaskResult<'_>) -> Value {
+    let mut config = Map::new();
+    config.insert("task".to_owned(), json!(task.scores.task));
+    let metric = |m: &String| json!({"metric": harness_metric(m).0, "aggregation": "mean", "higher_is_better": true});
+    let mut metrics: Vec<Value> = task.scores.metrics.keys().map(metric).collect();
+    metrics.dedup(); // exact_match through two filters is one metric
+    config.insert("metric_list".to_owned(), metrics.into());
+    config.extend(task.settings.clone());
+    config.into()
+}
+
+fn setting(task: &TaskResult<'_>, key: &str, default: Value) -> Value {
+    task.settings.get(key).cloned().unwrap_or(default)
+}
+
+fn samples(task: &TaskResult<'_>) -> Value {
+    let effective = task.scores.documents;
+    json!({"original": task.original.unwrap_or(effective), "effective": effective})
+}
+
+fn run_config(run: &RunSettings) -> Value {
+    json!({
+        "model": "cl",
+        "model_args": {"pretrained": run.model, "peft": run.adapter, "dtype": run.dtype, "add_bos_token": run.add_bos_token},
+        "model_fingerprint": run.fingerprint,
+        "model_dtype": run.dtype,
+        "max_length": run.max_length,
+        "batch_tokens": run.batch_tokens,
+        "limit": run.limit,
+        "cl_version": env!("CARGO_PKG_VERSION"),
+    })
+}

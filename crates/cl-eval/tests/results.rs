@@ -1,0 +1,84 @@
+//! results.json beside the harness's own keys.
+
+use cl_eval::{GroupResult, RunSettings, Scores, TaskResult, results, write_results};
+use serde_json::{Map, Value, json};
+
+fn scores(task: &str, documents: usize, metrics: &[(&str, f64, Option<f64>)]) -> Scores {
+    let main_metric = metrics[0].0.to_owned();
+    let stderr = metrics.iter().filter_map(|(m, _, e)| Some(((*m).to_owned(), (*e)?))).collect();
+    let metrics = metrics.iter().map(|(m, v, _)| ((*m).to_owned(), *v)).collect();
+    Scores { task: task.to_owned(), documents, main_metric, metrics, stderr }
+}
+
+fn example() -> Value {
+    let piqa = scores("piqa", 2, &[("acc", 0.5, Some(0.5)), ("acc_norm", 1.0, Some(0.0))]);
+    let gsm8k = scores("gsm8k", 1, &[("flexible_extract", 1.0, None), ("strict_match", 0.0, None)]);
+    let all = scores("all", 3, &[("acc", 0.25, Some(0.1))]);
+    let settings: Map<String, Value> =
+        json!({"num_fewshot": 5, "seed": 1234, "version": 3}).as_object().unwrap().clone();
+    let tasks = [
+        TaskResult { scores: &piqa, settings: Map::new(), original: Some(500) },
+        TaskResult { scores: &gsm8k, settings, original: None },
+    ];
+    let members = vec!["piqa".to_owned(), "gsm8k".to_owned()];
+    let groups = [GroupResult { name: "all", members, scores: &all }];
+    let run = RunSettings {
+        model: "models/a".to_owned(),
+        dtype: "float32".to_owned(),
+        limit: Some(2),
+        ..RunSettings::default()
+    };
+    results(&tasks, &groups, &run)
+}
+
+#[test]
+fn keys_are_the_harnesss() {
+    let json = example();
+    let piqa = r#"{"name":"piqa","alias":"piqa","sample_len":2,"acc,none":0.5,"acc_stderr,none":0.5,"acc_norm,none":1.0,"acc_norm_stderr,none":0.0}"#;
+    assert_eq!(json["results"]["piqa"].to_string(), piqa); // as lm-eval 0.4.13 wrote it, order included
+    let gsm8k = &json["results"]["gsm8k"];
+    assert_eq!(
+        (&gsm8k["exact_match,flexible-extract"], &gsm8k["exact_match,strict-match"]),
+        (&json!(1.0), &json!(0.0))
+    );
+    assert_eq!(gsm8k["exact_match_stderr,strict-match"], "N/A");
+    assert_eq!(
+        (&json["n-shot"]["gsm8k"], &json["n-shot"]["piqa"], &json["versions"]["gsm8k"]),
+        (&json!(5), &json!(0), &json!(3))
+    );
+    assert_eq!(json["configs"]["gsm8k"]["seed"], 1234);
+    assert_eq!(json["configs"]["gsm8k"]["metric_list"].as_array().unwrap().len(), 1);
+    assert_eq!(json["n-samples"]["piqa"], json!({"original": 500, "effective": 2}));
+    assert_eq!(json["higher_is_better"]["gsm8k"], json!({"exact_match": true}));
+    assert_eq!(json["groups"]["all"]["acc,none"], 0.25);
+    assert_eq!(json["group_subtasks"], json!({"all": ["piqa", "gsm8k"]}));
+    assert_eq!(json["config"]["limit"], 2);
+    let keys = [
+        "results",
+        "group_subtasks",
+        "configs",
+        "versions",
+        "n-shot",
+        "higher_is_better",
+        "n-samples",
+        "config",
+        "max_length",
+        "chat_template",
+        "model_source",
+        "model_name",
+    ];
+    assert!(keys.iter().all(|key| json.get(key).is_some()));
+}
+
+#[test]
+fn files_are_whole_and_equal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/results.json");
+    write_results(&path, &example()).unwrap();
+    let first = std::fs::read(&path).unwrap();
+    write_results(&path, &example()).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), first);
+    assert_eq!(serde_json::from_slice::<Value>(&first).unwrap(), example());
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    assert!(write_results(&path.join("below"), &example()).unwrap_err().to_string().contains("results.json"));
+}
