@@ -38,8 +38,10 @@ enum Command {
     Train(commands::train::Args),
     /// Fine-tune on tasks one after another and score all of them after every round.
     Sequence(commands::sequence::Args),
-    /// Score a model on tasks.
-    Eval(commands::eval::Args),
+    /// Score a model on tasks; compare two runs.
+    Eval(commands::compare::EvalArgs),
+    /// Compute scores again from predictions files alone.
+    Score(cl_eval::cli::ScoreArgs),
     /// Merge models; compare and verify them.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
@@ -77,7 +79,8 @@ fn run(command: Command) -> Result<()> {
         Command::Generate(args) => commands::generate::run(&args, &mut out),
         Command::Train(args) => commands::train::run(&args, &mut out),
         Command::Sequence(args) => commands::sequence::run(&args, &mut out),
-        Command::Eval(args) => commands::eval::run(&args, &mut out),
+        Command::Eval(args) => commands::compare::run(&args, &mut out),
+        Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),

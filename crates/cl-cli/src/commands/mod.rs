@@ -1,6 +1,7 @@
 //! One command, one file: its arguments and what it does with them.
 
 pub mod check;
+pub mod compare;
 pub mod eval;
 pub mod generate;
 pub mod import_gguf;

@@ -6,7 +6,7 @@ use crate::world::{Run, World};
 #[test]
 fn help_names_every_argument() {
     let world = World::new();
-    let rows: [(&[&str], &[&str]); 9] = [
+    let rows: [(&[&str], &[&str]); 11] = [
         (
             &[],
             &[
@@ -15,6 +15,7 @@ fn help_names_every_argument() {
                 "train",
                 "sequence",
                 "eval",
+                "score",
                 "check",
                 "reproduce",
                 "paper-tables",
@@ -38,6 +39,8 @@ fn help_names_every_argument() {
         (&["train"], &["<CONFIG>", "--out", "--set <KEY=VALUE>", "--resume"]),
         (&["sequence"], &["<CONFIG>", "--out", "--set <KEY=VALUE>", "--resume"]),
         (&["eval"], &["<MODEL>", "--tasks", "--data", "--out", "--adapter", "--limit", "--precision", "gsm8k_cot"]),
+        (&["eval", "compare"], &["<RUN1>", "<RUN2>", "--resamples", "--seed", "--level", "--json"]),
+        (&["score"], &["<PREDICTIONS>", "--metric", "--json"]),
         (&["check"], &["<PATH>", "--set"]),
         (&["reproduce"], &["--out", "--seed", "target/reproduce"]),
         (&["paper-tables"], &["--flagged"]),
