@@ -47,14 +47,14 @@ pub struct Estimate {
 /// [low, high] = the quantiles (1 − level)/2 and (1 + level)/2 of d*, interpolated linearly between neighbours
 /// ```
 ///
-/// A document is drawn with both of its scores, so what makes it hard for both runs cancels. Draws are ChaCha8's of the seed;
-/// `stream` (a task's name, say) chooses a sequence of its own, so the result does not depend on what else is compared. With
-/// exchanged runs every number is exactly the negative, and the ends change places.
+/// A document is drawn with both of its scores, so what makes it hard for both runs cancels. Draws are ChaCha8's of the
+/// seed; `stream` (a task's name, say) chooses a sequence of its own, so the result does not depend on what else is
+/// compared. With exchanged runs every number is exactly the negative, and the ends change places.
 ///
 /// `None` of no documents, of lists of different lengths and where [`Resampling::is_valid`] says no.
 ///
-/// Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; as `scipy.stats.bootstrap` with
-/// `paired=True, method="percentile"`.
+/// Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; as
+/// `scipy.stats.bootstrap` with `paired=True, method="percentile"`.
 ///
 /// ```
 /// use cl_eval::{Resampling, paired_difference};
@@ -95,7 +95,8 @@ pub(crate) fn interval(value: f64, mut resampled: Vec<f64>, level: f64) -> Estim
     let tail = (1.0 - level) / 2.0;
     resampled.sort_by(f64::total_cmp);
     let low = quantile(resampled.iter().copied(), tail);
-    let high = quantile(resampled.iter().rev().copied(), tail); // from the other end, so that it mirrors to the last bit
+    // From the other end, so that it mirrors to the last bit.
+    let high = quantile(resampled.iter().rev().copied(), tail);
     // A resampled mean of equal zeros may be -0.
     Estimate { value: value + 0.0, low: low + 0.0, high: high + 0.0 }
 }

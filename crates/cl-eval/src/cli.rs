@@ -25,8 +25,8 @@ pub struct ScoreArgs {
     /// Predictions files, or directories of them.
     #[arg(required = true)]
     predictions: Vec<PathBuf>,
-    /// Score by this metric instead of each file's own: acc, acc_norm, first_char, exact_match, rouge_l, sari, edit_similarity,
-    /// gsm8k, gsm8k_cot.
+    /// Score by this metric instead of each file's own: acc, acc_norm, first_char, exact_match, rouge_l, sari,
+    /// edit_similarity, gsm8k, gsm8k_cot.
     #[arg(long, value_parser = metric)]
     metric: Option<Metric>,
     /// Write JSON, as in scores.json.
@@ -112,7 +112,7 @@ pub fn run_compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     }
     write!(out, "{}", comparison_table(&comparison).text())?;
     for task in comparison.tasks.iter().filter(|t| t.only_a + t.only_b > 0) {
-        writeln!(out, "{}: {} documents only in run 1, {} only in run 2", task.task, task.only_a, task.only_b)?;
+        writeln!(out, "{}: documents only in run 1: {}, only in run 2: {}", task.task, task.only_a, task.only_b)?;
     }
     for (run, tasks) in [(1, &comparison.only_a), (2, &comparison.only_b)] {
         if !tasks.is_empty() {
@@ -136,7 +136,7 @@ fn score_table(all: &[Scores]) -> Table {
 fn comparison_table(comparison: &Comparison) -> Table {
     let mut rows: Vec<Vec<String>> = comparison.tasks.iter().flat_map(task_rows).collect();
     let overall = &comparison.overall;
-    let tasks = format!("all {} tasks", comparison.tasks.len());
+    let tasks = "mean of tasks".to_owned();
     rows.push(numbers(
         vec![tasks, "main metrics".to_owned(), String::new()],
         overall.a,
@@ -147,8 +147,8 @@ fn comparison_table(comparison: &Comparison) -> Table {
     let columns =
         ["task", "metric", "documents", "run 1", "run 2", "difference", "low", "high", "only 1", "only 2", "p"];
     let caption = format!(
-        "* stands for the task. Low and high: {}% interval of the difference by {resamples} paired resamples, seed {seed}. Only 1, \
-         only 2: documents that one run alone answers rightly; p: McNemar's exact test.",
+        "* stands for the task. Low and high: {}% interval of the difference by {resamples} paired resamples, seed \
+         {seed}. Only 1, only 2: documents that one run alone answers rightly; p: McNemar's exact test.",
         level * 100.0
     );
     Table { caption, columns: columns.map(str::to_owned).to_vec(), rows }

@@ -96,14 +96,15 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Compares two runs, each a directory of predictions files or one such file, by what the files say.
 ///
-/// Documents are paired by task and request, a request that comes more than once by its turn. Scores are computed again from
-/// answers and targets, so files of different ages can be compared.
-/// The intervals are those of [`crate::paired_difference`] with the task's name as stream; the one of the overall difference takes
-/// the r-th resample of every task together (a stratified bootstrap).
+/// Documents are paired by task and request, a request that comes more than once by its turn. Scores are computed again
+/// from answers and targets, so files of different ages can be compared. The intervals are those of
+/// [`crate::paired_difference`] with the task's name as stream; the one of the overall difference takes the r-th
+/// resample of every task together (a stratified bootstrap).
 ///
 /// # Errors
-/// Those of [`prediction_files`] and [`score_file`]; [`Error::OtherTarget`] and [`Error::OtherMetric`] where the same document is
-/// held against something else, or otherwise, in the other run; [`Error::NothingInCommon`]; [`Error::Resampling`].
+/// Those of [`prediction_files`] and [`score_file`]; [`Error::OtherTarget`] and [`Error::OtherMetric`] where the same
+/// document is held against something else, or otherwise, in the other run; [`Error::NothingInCommon`];
+/// [`Error::Resampling`].
 pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison, Error> {
     let Resampling { resamples, level, .. } = resampling;
     if !resampling.is_valid() {

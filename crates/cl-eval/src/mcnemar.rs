@@ -30,11 +30,11 @@ const LARGE: u64 = 25;
 /// χ²     = max(|b − c| − 1, 0)² / (b + c),  p = P(χ²₁ ≥ χ²)
 /// ```
 ///
-/// Without discordant documents p is 1. Sums begin at their largest term, so p has about 12 digits for ten thousand documents;
-/// p below the smallest number is 0.
+/// Without discordant documents p is 1. Sums begin at their largest term, so p has ten digits and more for ten thousand
+/// documents; p below the smallest number is 0.
 ///
-/// Sources: McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948, for the correction; Fagerland, Lydersen and Laake,
-/// BMC Medical Research Methodology 13:91, 2013, for mid-p.
+/// Sources: McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948, for the correction; Fagerland, Lydersen
+/// and Laake, BMC Medical Research Methodology 13:91, 2013, for mid-p.
 ///
 /// ```
 /// let test = cl_eval::mcnemar(2, 10);

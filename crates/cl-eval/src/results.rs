@@ -12,8 +12,8 @@ use crate::{Error, Scores};
 pub struct TaskResult<'s> {
     /// Its scores.
     pub scores: &'s Scores,
-    /// What [`crate::Task::settings`] says. The number of shots is taken from its key `num_fewshot`, else 0; the version from
-    /// `version`, else 1.
+    /// What [`crate::Task::settings`] says. The number of shots is taken from its key `num_fewshot`, else 0; the
+    /// version from `version`, else 1.
     pub settings: Map<String, Value>,
     /// Documents that the task has when it is not limited; as many as were scored if it is not known.
     pub original: Option<usize>,
@@ -67,11 +67,12 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
     }
 }
 
-/// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal files.
+/// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal
+/// files.
 ///
-/// Where the harness has no key for something (fingerprint, batch tokens, this crate's version) it is in `config`. A standard
-/// error that does not exist, that of one document, is the text `"N/A"`, as the harness writes it. A group's scores stand in
-/// `results` beside its tasks' and in `groups`.
+/// Where the harness has no key for something (fingerprint, batch tokens, this crate's version) it is in `config`. A
+/// standard error that does not exist, that of one document, is the text `"N/A"`, as the harness writes it. A group's
+/// scores stand in `results` beside its tasks' and in `groups`.
 ///
 /// ```
 /// use cl_eval::{RunSettings, Scores, TaskResult, results};

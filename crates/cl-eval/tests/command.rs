@@ -99,7 +99,7 @@ fn files_that_are_none() {
     assert!(failure(1, &["score", text(&file)]).contains("line 4"));
     std::fs::write(&file, &whole[..whole.len() - 20]).unwrap();
     assert!(told(&["score", text(&file)]).contains("39"));
-    assert!(told(&["compare", text(&b), text(&file)]).contains("1 documents only in run 1"));
+    assert!(told(&["compare", text(&b), text(&file)]).contains("documents only in run 1: 1"));
     let missing = folder.path().join("missing");
     assert!(failure(1, &["score", text(&missing)]).contains("missing"));
     assert!(failure(1, &["compare", text(&a), text(&missing)]).contains("missing"));

@@ -1,4 +1,5 @@
-//! Two runs compared: against SciPy and statsmodels (`fixtures/make_compare.py`), by what must hold for any two runs, and on files.
+//! Two runs compared: against SciPy and statsmodels (`fixtures/make_compare.py`), by what must hold for any two runs,
+//! and on files.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ fn mcnemar_has_the_packages_probabilities() {
         let test = mcnemar(b, c);
         let close = |ours: f64, theirs: f64| (ours - theirs).abs() <= 1e-10 * theirs;
         assert!(close(test.p, row[2].as_f64().unwrap()), "{b} {c}: {test:?}");
-        assert!(test.mid_p <= test.p);
+        assert!(test.mid_p <= test.p && close(test.mid_p, row[4].as_f64().unwrap()), "{b} {c}: {test:?}");
         assert_eq!(test.p_chi_squared.is_some(), b + c >= 25);
         if let (Some(ours), Some(theirs)) = (test.p_chi_squared, row[3].as_f64()) {
             assert!(close(ours, theirs), "{b} {c}: {ours} {theirs}");
@@ -38,8 +39,9 @@ fn intervals_are_scipys_within_what_drawing_leaves_open() {
         let resampling = Resampling { level: number("level"), ..Resampling::default() };
         let ours = paired_difference(&a, &b, "", resampling).unwrap();
         assert!((ours.value - number("difference")).abs() < 1e-12);
-        // The standard deviation of a quantile of R draws is √(q(1 − q)/R) / density: 0.03 standard errors at level 0.95 and
-        // 0.05 at 0.99 for ours, a third of it for SciPy's. Five of these, and a step of the lattice that means of 0/1 lie on.
+        // The standard deviation of a quantile of R draws is √(q(1 − q)/R) / density: 0.03 standard errors at level
+        // 0.95 and 0.05 at 0.99 for ours, a third of it for SciPy's. Five of these, and a step of the lattice that
+        // means of 0/1 lie on.
         let open =
             0.3 * number("standard_error") + 1.01 / a.len() as f64 * f64::from(a.iter().all(|v| v.fract() == 0.0));
         assert!((ours.low - number("low")).abs() < open, "{ours:?} {}", number("low"));
@@ -47,8 +49,31 @@ fn intervals_are_scipys_within_what_drawing_leaves_open() {
     }
 }
 
-/// Of 95 % intervals about 95 % hold the truth. With 200 documents the percentile interval is a little too narrow, and 400
-/// intervals leave a standard deviation of 1.1 %.
+/// The mean over two tasks, of files: documents are drawn within each.
+#[test]
+fn the_overall_interval_is_numpys_within_what_drawing_leaves_open() {
+    let fixture = fixture();
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|run| {
+        let lines = |task: usize| {
+            let right: Vec<f64> = serde_json::from_value(fixture["samples"][task][run].clone()).unwrap();
+            let answer =
+                |(i, right): (usize, f64)| line(&task.to_string(), i, "B", if right == 1.0 { "B" } else { "A" });
+            right.into_iter().enumerate().map(answer).collect::<Vec<_>>()
+        };
+        let file = folder.path().join(run).with_extension("jsonl");
+        write(&file, &[lines(0), lines(1)].concat());
+        file
+    });
+    let ours = compare(&files[0], &files[1], Resampling::default()).unwrap().overall.difference;
+    let number = |key: &str| fixture["overall"][key].as_f64().unwrap();
+    assert!((ours.value - number("difference")).abs() < 1e-12);
+    let open = 0.2 * number("standard_error"); // as above; the lattice of these means is fine
+    assert!((ours.low - number("low")).abs() < open && (ours.high - number("high")).abs() < open, "{ours:?}");
+}
+
+/// Of 95 % intervals about 95 % hold the truth. With 200 documents the percentile interval is a little too narrow, and
+/// 400 intervals leave a standard deviation of 1.1 %.
 #[test]
 fn intervals_cover_the_truth_about_as_often_as_they_say() {
     let mut random = cl_data::numpy::Mt19937::new(3);

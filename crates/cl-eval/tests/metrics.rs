@@ -1,5 +1,5 @@
-//! Every metric against its Python reference, on texts made to be difficult (see `fixtures/make_metrics.py`), on pairs of real
-//! ones where `CL_METRIC_PAIRS` names a file of them (see `fixtures/real_pairs.py`), and on huge ones.
+//! Every metric against its Python reference, on texts made to be difficult (see `fixtures/make_metrics.py`), on pairs
+//! of real ones where `CL_METRIC_PAIRS` names a file of them (see `fixtures/real_pairs.py`), and on huge ones.
 
 use std::io::Write;
 
@@ -154,8 +154,8 @@ fn scores_of_texts(source: &str, answer: &str, reference: &str) -> [f64; 11] {
     ]
 }
 
-/// Texts a broken model may write: 100 000 characters and more. Nothing overflows, nothing needs the square of the length in
-/// memory, and what can be said of the result holds.
+/// Texts a broken model may write: 100 000 characters and more. Nothing overflows, nothing needs the square of the
+/// length in memory, and what can be said of the result holds.
 #[test]
 fn huge_texts() {
     let one_word = "a".repeat(100_000);
