@@ -1,4 +1,4 @@
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Whatever went wrong in a model.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -16,9 +16,10 @@ pub struct LoglikelihoodRequest {
 }
 
 /// An answer to a [`LoglikelihoodRequest`].
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loglikelihood {
     /// Sum of natural log-probabilities of the continuation's tokens.
+    #[serde(with = "crate::task::number")]
     pub sum: f64,
     /// Every token was the likeliest one.
     pub greedy: bool,

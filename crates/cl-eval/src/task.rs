@@ -74,30 +74,55 @@ pub trait Task: Sync {
 }
 
 /// JSON has no infinities: serde_json would write `null` and not read it again.
-mod numbers {
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Finite(f64),
+    Other(String),
+}
+
+impl From<f64> for Number {
+    fn from(v: f64) -> Number {
+        if v.is_finite() { Number::Finite(v) } else { Number::Other(v.to_string()) }
+    }
+}
+
+impl Number {
+    fn value<E: serde::de::Error>(self) -> Result<f64, E> {
+        match self {
+            Number::Finite(v) => Ok(v),
+            Number::Other(text) => text.parse().map_err(E::custom),
+        }
+    }
+}
+
+/// One number.
+pub(crate) mod number {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Number {
-        Finite(f64),
-        Other(String),
+    use super::Number;
+
+    pub(crate) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        Number::from(*value).serialize(to)
     }
 
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        Number::deserialize(from)?.value()
+    }
+}
+
+/// Several numbers.
+mod numbers {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Number;
+
     pub(super) fn serialize<S: Serializer>(values: &[f64], to: S) -> Result<S::Ok, S::Error> {
-        let number = |v: &f64| {
-            if v.is_finite() { Number::Finite(*v) } else { Number::Other(v.to_string()) }
-        };
-        to.collect_seq(values.iter().map(number))
+        to.collect_seq(values.iter().map(|v| Number::from(*v)))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
-        let values: Vec<Number> = Vec::deserialize(from)?;
-        let value = |n| match n {
-            Number::Finite(v) => Ok(v),
-            Number::Other(text) => text.parse().map_err(serde::de::Error::custom),
-        };
-        values.into_iter().map(value).collect()
+        Vec::<Number>::deserialize(from)?.into_iter().map(Number::value).collect()
     }
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn packed_causal(
 }
 
 /// `(tokens, heads, head_dim)` to `(1, heads, tokens, head_dim)`.
-fn heads_first(t: &Tensor) -> Tensor {
+pub(crate) fn heads_first(t: &Tensor) -> Tensor {
     t.transpose(0, 1).unsqueeze(0)
 }
 

@@ -8,8 +8,13 @@ use crate::batch::PackedBatch;
 use crate::config::ModelConfig;
 use crate::layer::Layer;
 use crate::norm::RmsNorm;
+use crate::prefix_tree::PrefixTree;
 use crate::rope::{Angles, Rope};
-use crate::{ModelError, kv_cache::KvCache};
+use crate::tree_attention::TreeAttention;
+use crate::{
+    ModelError,
+    kv_cache::{KvCache, Prefix},
+};
 
 /// A decoder-only transformer of the Llama family.
 pub struct Decoder {
@@ -46,19 +51,39 @@ impl Decoder {
         Ok(x)
     }
 
-    /// As [`Decoder::forward`] without a graph, and remembers every layer's keys and values.
-    pub(crate) fn prefill(&self, batch: &PackedBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
-        let angles = self.rope.angles(&batch.position_ids, self.compute);
-        let mut x = self.embed(&batch.input_ids);
-        for layer in &self.layers {
+    /// The residual stream of sequences that share what they begin with, behind a past that all of them begin with, without
+    /// a graph. `keep` gets the keys and values of every layer, `(rows, kv_heads, head_dim)`.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenId`], [`ModelError::Torch`].
+    pub(crate) fn forward_tree(
+        &self,
+        tree: &PrefixTree,
+        past: &Prefix,
+        keep: &mut dyn FnMut(usize, &Tensor, &Tensor),
+    ) -> Result<Tensor, ModelError> {
+        let ids: Vec<i64> = tree.ids.iter().map(|&id| i64::from(id)).collect();
+        if let Some(&id) = ids.iter().find(|&&id| id >= self.config.vocab_size) {
+            return Err(ModelError::TokenId { id, vocab_size: self.config.vocab_size });
+        }
+        let angles = self.rope.angles(&Tensor::from_slice(&tree.positions).to_device(self.device), self.compute);
+        let attention = TreeAttention::new(tree, self.compute, self.device);
+        let mut x = self.embed(&Tensor::from_slice(&ids).to_device(self.device));
+        for (index, layer) in self.layers.iter().enumerate() {
             let mut failure = None;
             x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, window| {
-                cache.store_prompt(&k, &v);
-                catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, window), &q, &mut failure)
+                keep(index, &k, &v);
+                catch(attention.forward(&q, &k, &v, past.layer(index), window), &q, &mut failure)
             });
             failure.map_or(Ok(()), Err)?;
         }
         Ok(x)
+    }
+
+    /// Whether sequences up to this length may share what they begin with: a sliding window that is shorter would have to
+    /// be counted along each of them.
+    pub(crate) fn may_share(&self, longest: usize) -> bool {
+        self.config.windows.iter().flatten().all(|&w| w >= longest as i64)
     }
 
     /// One more token for every sequence of the cache: `ids` is `(sequences)`; the result is `(sequences, hidden)`.

@@ -1,7 +1,8 @@
 use cl_torch::tch::{self, Tensor};
 
-use crate::kv_cache::KvCache;
-use crate::{Decoder, ModelError, PackedBatch};
+use crate::kv_cache::{KvCache, Prefix};
+use crate::prefix_tree::{PrefixTree, common};
+use crate::{Decoder, ModelError};
 
 /// What a prompt was continued with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,11 +15,12 @@ pub struct Generation {
 
 /// Continues all prompts together, always with the likeliest token (the lowest id among equals).
 ///
-/// The prompts are read as one packed row; then each step adds a token to every unfinished sequence. Generation of a
-/// sequence ends at one of `eos`, when `stop(index, ids)` says so, or after `max_new_tokens`.
+/// What prompts begin with alike is computed once, and its keys and values are kept once; then each step adds a token to every
+/// unfinished sequence. Generation of a sequence ends at one of `eos`, when `stop(index, ids)` says so, or after
+/// `max_new_tokens`.
 ///
 /// # Errors
-/// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::Torch`].
+/// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Torch`].
 pub fn greedy(
     model: &Decoder,
     prompts: &[&[u32]],
@@ -26,19 +28,65 @@ pub fn greedy(
     eos: &[u32],
     stop: &mut dyn FnMut(usize, &[u32]) -> bool,
 ) -> Result<Vec<Generation>, ModelError> {
+    if let Some(index) = prompts.iter().position(|p| p.is_empty()) {
+        return Err(ModelError::EmptySequence { index });
+    }
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by(|&a, &b| prompts[a].cmp(prompts[b]));
+    let sorted: Vec<&[u32]> = order.iter().map(|&i| prompts[i]).collect();
+    let mut stop = |place: usize, ids: &[u32]| stop(order[place], ids);
+    let none = (&Prefix::default(), 0);
+    let (generations, _) = greedy_behind(model, none, 0, &sorted, max_new_tokens, eos, &mut stop)?;
     let mut results = vec![Generation { ids: Vec::new(), stopped: false }; prompts.len()];
+    for (place, generation) in generations.into_iter().enumerate() {
+        results[order[place]] = generation;
+    }
+    Ok(results)
+}
+
+/// Tokens that prompts have to begin with in common for their keys and values to be kept apart.
+const MIN_PREFIX: usize = 64;
+
+/// [`greedy`] of sorted prompts that all begin with a past of so many tokens; also returns the keys and values of the first
+/// `keep` tokens of the last prompt.
+pub(crate) fn greedy_behind(
+    model: &Decoder,
+    (past, past_len): (&Prefix, usize),
+    keep: usize,
+    prompts: &[&[u32]],
+    max_new_tokens: usize,
+    eos: &[u32],
+    stop: &mut dyn FnMut(usize, &[u32]) -> bool,
+) -> Result<(Vec<Generation>, Prefix), ModelError> {
+    let mut results = vec![Generation { ids: Vec::new(), stopped: false }; prompts.len()];
+    let mut kept = Prefix::of_len(keep);
     if max_new_tokens == 0 || prompts.is_empty() {
-        return Ok(results);
+        return Ok((results, Prefix::default()));
     }
     let _no_graph = tch::no_grad_guard();
-    let batch = PackedBatch::new(prompts, model.config.vocab_size, model.device)?;
-    let mut cache = KvCache::for_prompts(&batch.cu_seqlens, model.device);
-    let x = model.prefill(&batch, &mut cache)?;
-    let last: Vec<i64> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
-    let mut next = likeliest(model, &x.index_select(0, &Tensor::from_slice(&last).to_device(model.device)))?;
+    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + max_new_tokens;
+    let share = model.may_share(longest);
+    let tree = PrefixTree::new(prompts, past_len, share);
+    let paths: Vec<Vec<i64>> = (0..prompts.len()).map(|i| tree.rows(i)).collect();
+    let common = common(prompts[0], prompts[prompts.len() - 1]);
+    let prefix = if share && common >= MIN_PREFIX.max(past_len) { common } else { past_len };
+    let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(model.device);
+    let own = on_device(&paths.iter().flat_map(|p| p[prefix - past_len..].iter().copied()).collect::<Vec<_>>());
+    let prefix_rows = on_device(&paths[0][..prefix - past_len]);
+    let kept_rows = on_device(&paths[prompts.len() - 1][..keep.saturating_sub(past_len)]);
+    let lengths = prompts.iter().map(|p| (p.len() - prefix) as i64).collect();
+    let mut cache = KvCache::for_prompts(prefix, lengths, model.device);
+    let x = model.forward_tree(&tree, past, &mut |layer, k, v| {
+        kept.store(past.layer(layer), &kept_rows, k, v);
+        cache.prefix().store(past.layer(layer), &prefix_rows, k, v);
+        cache.store_prompt(&k.index_select(0, &own), &v.index_select(0, &own));
+    })?;
+    let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
+    let mut next = likeliest(model, &x.index_select(0, &on_device(&last)))?;
+    drop(x);
     let mut running: Vec<usize> = (0..prompts.len()).collect();
     loop {
-        let mut kept = Vec::new();
+        let mut going = Vec::new();
         for (slot, &index) in running.iter().enumerate() {
             let result = &mut results[index];
             if eos.contains(&next[slot]) {
@@ -48,18 +96,18 @@ pub fn greedy(
             result.ids.push(next[slot]);
             result.stopped = stop(index, &result.ids);
             if !result.stopped && result.ids.len() < max_new_tokens {
-                kept.push(slot as i64);
+                going.push(slot as i64);
             }
         }
-        if kept.is_empty() {
-            return Ok(results);
+        if going.is_empty() {
+            return Ok((results, kept));
         }
-        if kept.len() < running.len() {
-            cache.keep(&kept);
-            running = kept.iter().map(|&s| running[s as usize]).collect();
+        if going.len() < running.len() {
+            cache.keep(&going);
+            running = going.iter().map(|&s| running[s as usize]).collect();
         }
-        let ids: Vec<i64> = kept.iter().map(|&s| i64::from(next[s as usize])).collect();
-        let x = model.step(&Tensor::from_slice(&ids).to_device(model.device), &mut cache);
+        let ids: Vec<i64> = going.iter().map(|&s| i64::from(next[s as usize])).collect();
+        let x = model.step(&on_device(&ids), &mut cache);
         next = likeliest(model, &x)?;
     }
 }

@@ -1,11 +1,50 @@
 use cl_torch::tch::{Device, Kind, Tensor};
 
-/// Keys and values of the sequences being generated: per layer `(sequences, capacity, kv_heads, head_dim)`, each sequence
-/// from position 0, so that no sequence is padded on the left and positions are plain.
+use crate::tree_attention::{See, Weighted};
+
+/// Keys and values of tokens that sequences begin with: per layer `(tokens, kv_heads, head_dim)`.
+#[derive(Default)]
+pub(crate) struct Prefix {
+    layers: Vec<(Tensor, Tensor)>,
+    len: usize,
+}
+
+impl Prefix {
+    /// One that layers are still to be put into.
+    pub(crate) fn of_len(len: usize) -> Prefix {
+        Prefix { layers: Vec::new(), len }
+    }
+
+    /// Number of tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn layer(&self, index: usize) -> Option<(&Tensor, &Tensor)> {
+        self.layers.get(index).map(|(k, v)| (k, v))
+    }
+
+    /// Takes the next layer's keys and values: the first ones of `past`, then those of `rows`.
+    pub(crate) fn store(&mut self, past: Option<(&Tensor, &Tensor)>, rows: &Tensor, k: &Tensor, v: &Tensor) {
+        if self.len == 0 {
+            return;
+        }
+        let kept = self.len as i64 - rows.size()[0];
+        let place = |past: Option<&Tensor>, t: &Tensor| {
+            let own = t.index_select(0, rows);
+            past.map_or_else(|| own.shallow_clone(), |p| Tensor::cat(&[p.narrow(0, 0, kept), own.shallow_clone()], 0))
+        };
+        self.layers.push((place(past.map(|p| p.0), k), place(past.map(|p| p.1), v)));
+    }
+}
+
+/// Keys and values of the sequences being generated: what all begin with once, and behind it, per layer
+/// `(sequences, capacity, kv_heads, head_dim)`, each sequence's own from its beginning, so that none is padded on the left.
 pub(crate) struct KvCache {
+    prefix: Prefix,
     keys: Vec<Tensor>,
     values: Vec<Tensor>,
-    lengths: Vec<i64>,
+    lengths: Vec<i64>, // of each sequence, behind the prefix
     capacity: i64,
     slots: Tensor, // where this call's tokens go in the flattened (sequences · capacity)
 }
@@ -14,13 +53,13 @@ pub(crate) struct KvCache {
 const GROWTH: i64 = 64;
 
 impl KvCache {
-    /// An empty cache for prompts with the given boundaries.
-    pub(crate) fn for_prompts(cu_seqlens: &[i64], device: Device) -> KvCache {
-        let lengths: Vec<i64> = cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
+    /// An empty cache for prompts that begin with `prefix` tokens in common, and have so many tokens of their own.
+    pub(crate) fn for_prompts(prefix: usize, lengths: Vec<i64>, device: Device) -> KvCache {
         let capacity = lengths.iter().max().copied().unwrap_or(0) + GROWTH;
         let slots: Vec<i64> =
             lengths.iter().enumerate().flat_map(|(i, &n)| (0..n).map(move |p| i as i64 * capacity + p)).collect();
         KvCache {
+            prefix: Prefix::of_len(prefix),
             keys: Vec::new(),
             values: Vec::new(),
             lengths,
@@ -29,7 +68,12 @@ impl KvCache {
         }
     }
 
-    /// Takes the next layer's packed keys and values of all prompts, `(tokens, kv_heads, head_dim)`.
+    /// What all sequences begin with.
+    pub(crate) fn prefix(&mut self) -> &mut Prefix {
+        &mut self.prefix
+    }
+
+    /// Takes the next layer's keys and values of all prompts behind the prefix, end to end, `(tokens, kv_heads, head_dim)`.
     pub(crate) fn store_prompt(&mut self, k: &Tensor, v: &Tensor) {
         let size = k.size();
         let shape = [self.lengths.len() as i64 * self.capacity, size[1], size[2]];
@@ -45,7 +89,7 @@ impl KvCache {
 
     /// Position of the token that comes next in every sequence: `(sequences)`, int64.
     pub(crate) fn next_positions(&self, device: Device) -> Tensor {
-        Tensor::from_slice(&self.lengths).to_device(device)
+        Tensor::from_slice(&self.lengths).to_device(device) + self.prefix.len as i64
     }
 
     /// Makes room for one more token in every sequence.
@@ -61,7 +105,7 @@ impl KvCache {
     }
 
     /// Stores this step's key and value of layer `index` and attends to everything before and them.
-    /// `q` is `(sequences, heads, head_dim)`; so is the result.
+    /// `q` is `(sequences, heads, head_dim)`; so is the result. With a prefix there is no window.
     pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
         let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
         let put = |cache: &Tensor, t: &Tensor| {
@@ -69,25 +113,31 @@ impl KvCache {
             cache.narrow(1, 0, longest).transpose(1, 2)
         };
         let (keys, values) = (put(&self.keys[index], k), put(&self.values[index], v));
-        let mask = self.mask(longest, window, q.device());
-        let grouped = q.size()[1] != k.size()[1];
-        Tensor::scaled_dot_product_attention(&q.unsqueeze(2), &keys, &values, mask.as_ref(), 0.0, false, None, grouped)
-            .squeeze_dim(2)
+        let mask = self.mask(longest, window, q.kind(), q.device());
+        let own = Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(See::All, See::Masked));
+        if let Some((k, v)) = self.prefix.layer(index) {
+            // All sequences are queries to the same keys.
+            let heads_first = |t: &Tensor| t.transpose(0, 1).unsqueeze(0);
+            let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &See::All);
+            own.add(&part.of_each_query());
+        }
+        own.mean.squeeze_dim(2)
     }
 
-    /// Which keys each sequence may see, `(sequences, 1, 1, longest)`; none when all may see all.
-    fn mask(&self, longest: i64, window: Option<i64>, device: Device) -> Option<Tensor> {
+    /// 0 where a sequence sees a key, −∞ elsewhere, `(sequences, 1, 1, longest)`; none when all see all.
+    fn mask(&self, longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
         let window = window.filter(|&w| w < longest);
         if window.is_none() && self.lengths.iter().all(|&n| n + 1 == longest) {
             return None;
         }
         let key = Tensor::arange(longest, (Kind::Int64, device));
         let own = Tensor::from_slice(&self.lengths).to_device(device).unsqueeze(-1);
-        let mut seen = key.le_tensor(&own);
+        let mut hidden = key.gt_tensor(&own);
         if let Some(w) = window {
-            seen = seen.logical_and(&key.gt_tensor(&(own - w)));
+            hidden = hidden.logical_or(&key.le_tensor(&(own - w)));
         }
-        Some(seen.unsqueeze(1).unsqueeze(1))
+        let mask = Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY);
+        Some(mask.unsqueeze(1).unsqueeze(1))
     }
 
     /// Counts the tokens of this step.

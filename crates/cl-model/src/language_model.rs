@@ -1,15 +1,22 @@
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
 use cl_data::Tokenizer;
-use cl_eval::{Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest};
+use cl_eval::{
+    Answer, Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest, ResponseCache, TokenRequest,
+};
+use rayon::prelude::*;
 
-use crate::score::log_probs_from;
-use crate::{Decoder, ModelError, greedy};
+use crate::generate::greedy_behind;
+use crate::kv_cache::Prefix;
+use crate::prefix_tree::batches;
+use crate::score::score;
+use crate::{Decoder, ModelError};
 
 /// A model with its tokenizer, answering the requests of `cl-eval`.
 ///
-/// Requests are sorted by length and answered in packed batches of up to `batch_tokens` tokens; answers come back in the
-/// order of the requests.
+/// Requests become tokens as lm-eval makes them (Gao et al., `lm_eval/api/model.py`); those that begin alike are computed
+/// together, in packed batches of up to `batch_tokens` tokens without padding. With a cache what was answered before is not
+/// computed again, and every answer is kept as soon as it is known; a question that comes twice is computed once.
 pub struct Scorer<'a> {
     /// The model.
     pub model: &'a Decoder,
@@ -21,36 +28,104 @@ pub struct Scorer<'a> {
     pub batch_sequences: usize,
     /// Longest sequence the model may see; longer prompts lose tokens on their left, as lm-eval does.
     pub max_length: usize,
+    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent.
+    pub add_bos_token: Option<bool>,
     /// What tells this model from others, so that its saved answers are not taken for another's.
     pub fingerprint: Option<String>,
+    /// Answers that were given before, and where new ones are kept.
+    pub cache: Option<ResponseCache>,
+    /// Requests so far that were too long and lost tokens on their left.
+    pub truncated: usize,
 }
 
 impl<'a> Scorer<'a> {
     /// Batches that suit a CPU.
     pub fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Scorer<'a> {
-        let max_length = model.config.max_position_embeddings;
-        Scorer { model, tokenizer, batch_tokens: 4096, batch_sequences: 32, max_length, fingerprint: None }
+        Scorer {
+            model,
+            tokenizer,
+            batch_tokens: 2048,
+            batch_sequences: 32,
+            max_length: model.config.max_position_embeddings,
+            add_bos_token: None,
+            fingerprint: None,
+            cache: None,
+            truncated: 0,
+        }
     }
 
-    /// Tokens of context and continuation, and where the continuation starts.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        Ok(self.tokenizer.encode_with(text, self.add_bos_token)?)
+    }
+
+    /// The token that stands in front of a text without any other: BOS, or EOS for a tokenizer without BOS.
+    fn prefix_token(&self) -> Option<u32> {
+        self.tokenizer.bos_id().or(self.tokenizer.eos_id())
+    }
+
+    /// Tokens of contexts and continuations, and where each continuation starts.
     ///
     /// Spaces at the end of the context belong to the continuation, whose tokens are those of the whole text beyond as many
     /// as the context alone has (lm-eval's rule).
-    fn encode_pair(&self, request: &LoglikelihoodRequest) -> Result<(Vec<u32>, usize), ModelError> {
-        let context = request.context.trim_end();
-        let moved = &request.context[context.len()..];
+    fn encode_pairs(&self, requests: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
+        // The choices of a question have their context in common, side by side.
+        let same = requests.chunk_by(|a, b| a.context == b.context).collect::<Vec<_>>();
+        let encoded: Result<Vec<_>, ModelError> = same.par_iter().map(|group| self.encode_group(group)).collect();
+        Ok(encoded?.into_iter().flatten().collect())
+    }
+
+    fn encode_group(&self, group: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
+        let full = group[0].context.as_str();
+        let context = full.trim_end_matches(python_space);
         if context.is_empty() {
-            // With nothing in front, the first token is scored after BOS, or EOS for a tokenizer without BOS.
-            let start = self.tokenizer.bos_id().or(self.tokenizer.eos_id());
-            let text = format!("{}{}", request.context, request.continuation);
-            let mut ids: Vec<u32> = start.into_iter().collect();
-            let from = ids.len();
-            ids.extend(self.tokenizer.encode(&text, false)?);
-            return Ok((ids, from));
+            // With nothing in front, the first token is scored after the one that begins a text.
+            let start = self.prefix_token();
+            let whole = |r: &LoglikelihoodRequest| {
+                let mut ids: Vec<u32> = start.into_iter().collect();
+                let own = self.tokenizer.encode(&format!("{full}{}", r.continuation), false)?;
+                ids.extend(own.iter().skip(usize::from(start.is_some() && own.first() == start.as_ref())));
+                Ok((ids, 1))
+            };
+            return group.iter().map(whole).collect();
         }
-        let from = self.tokenizer.encode(context, true)?.len();
-        let whole = self.tokenizer.encode(&format!("{context}{moved}{}", request.continuation), true)?;
-        Ok((whole, from))
+        let from = self.encode(context)?.len();
+        group.iter().map(|r| Ok((self.encode(&format!("{full}{}", r.continuation))?, from))).collect()
+    }
+
+    /// Cuts tokens on the left until at most `room` are left.
+    fn cut(&mut self, ids: &mut Vec<u32>, room: usize) -> usize {
+        let cut = ids.len().saturating_sub(room);
+        ids.drain(..cut);
+        self.truncated += usize::from(cut > 0);
+        cut
+    }
+
+    /// Hands over what the cache knows, and returns for every other question the requests that ask it.
+    fn known<A>(
+        &self,
+        asked: &[TokenRequest<'_>],
+        of: impl Fn(&Answer) -> Option<A>,
+        answered: Answered<'_, A>,
+    ) -> Result<Vec<Vec<usize>>, BoxError> {
+        let mut open: Vec<Vec<usize>> = Vec::new();
+        let mut places: HashMap<&TokenRequest<'_>, usize> = HashMap::new();
+        for (i, request) in asked.iter().enumerate() {
+            match self.cache.as_ref().and_then(|c| c.get(request)).and_then(&of) {
+                Some(answer) => answered(i, answer)?,
+                None => {
+                    let place = *places.entry(request).or_insert(open.len());
+                    if place == open.len() {
+                        open.push(Vec::new());
+                    }
+                    open[place].push(i);
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    fn remember(&mut self, request: &TokenRequest<'_>, answer: Answer) -> Result<(), BoxError> {
+        self.cache.as_mut().map_or(Ok(()), |c| c.put(request, answer)).map_err(BoxError::from)
     }
 }
 
@@ -60,50 +135,72 @@ impl LanguageModel for Scorer<'_> {
         requests: &[LoglikelihoodRequest],
         answered: Answered<'_, Loglikelihood>,
     ) -> Result<(), BoxError> {
-        let mut items = Vec::with_capacity(requests.len());
-        for request in requests {
-            let (mut ids, mut from) = self.encode_pair(request)?;
-            let cut = ids.len().saturating_sub(self.max_length + 1);
-            ids.drain(..cut);
-            from = from.saturating_sub(cut).max(1);
-            items.push((ids, from));
+        let mut items = self.encode_pairs(requests)?;
+        for (ids, from) in &mut items {
+            let cut = self.cut(ids, self.max_length + 1);
+            *from = from.saturating_sub(cut).max(1);
         }
-        for batch in batches(&items.iter().map(|i| i.0.len()).collect::<Vec<_>>(), self.batch_tokens, usize::MAX) {
-            let sequences: Vec<&[u32]> = batch.iter().map(|&i| items[i].0.as_slice()).collect();
-            let from: Vec<usize> = batch.iter().map(|&i| items[i].1).collect();
-            for (&i, tokens) in batch.iter().zip(log_probs_from(self.model, &sequences, &from)?) {
-                let sum = tokens.iter().map(|t| t.0).sum();
-                answered(i, Loglikelihood { sum, greedy: tokens.iter().all(|t| t.1), tokens: tokens.len() })?;
-            }
-        }
-        Ok(())
+        let asked: Vec<TokenRequest<'_>> =
+            items.iter().map(|(tokens, from)| TokenRequest::Loglikelihood { tokens, from: *from }).collect();
+        let known = |answer: &Answer| match answer {
+            Answer::Loglikelihood(l) => Some(*l),
+            Answer::Text(_) => None,
+        };
+        let open = self.known(&asked, known, answered)?;
+        let sequences: Vec<&[u32]> = open.iter().map(|who| items[who[0]].0.as_slice()).collect();
+        let from: Vec<usize> = open.iter().map(|who| items[who[0]].1).collect();
+        let model = self.model;
+        score::<BoxError>(model, &sequences, &from, self.batch_tokens, &mut |place, tokens| {
+            let sum = tokens.iter().map(|t| t.0).sum();
+            let answer = Loglikelihood { sum, greedy: tokens.iter().all(|t| t.1), tokens: tokens.len() };
+            self.remember(&asked[open[place][0]], Answer::Loglikelihood(answer))?;
+            open[place].iter().try_for_each(|&i| answered(i, answer))
+        })
     }
 
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
-        let mut prompts = Vec::with_capacity(requests.len());
-        for request in requests {
-            let mut ids = self.tokenizer.encode(&request.prompt, true)?;
+        let encode = |r: &GenerateRequest| self.encode(&r.prompt);
+        let mut prompts = requests.par_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        for (ids, request) in prompts.iter_mut().zip(requests) {
             if ids.is_empty() {
-                ids.extend(self.tokenizer.bos_id().or(self.tokenizer.eos_id()));
+                ids.extend(self.prefix_token());
             }
-            let room = self.max_length.saturating_sub(request.max_new_tokens).max(1);
-            let cut = ids.len().saturating_sub(room);
-            ids.drain(..cut);
-            prompts.push(ids);
+            self.cut(ids, self.max_length.saturating_sub(request.max_new_tokens).max(1));
         }
+        let asked: Vec<TokenRequest<'_>> = prompts
+            .iter()
+            .zip(requests)
+            .map(|(tokens, r)| TokenRequest::Generate { tokens, max_new_tokens: r.max_new_tokens, stop: &r.stop })
+            .collect();
+        let known = |answer: &Answer| match answer {
+            Answer::Text(text) => Some(text.clone()),
+            Answer::Loglikelihood(_) => None,
+        };
+        let open = self.known(&asked, known, answered)?;
+        let all: Vec<&[u32]> = open.iter().map(|who| prompts[who[0]].as_slice()).collect();
+        let of: Vec<&GenerateRequest> = open.iter().map(|who| &requests[who[0]]).collect();
+        let last: Vec<usize> = all.iter().map(|p| p.len().saturating_sub(1)).collect();
+        let most = of.iter().map(|r| r.max_new_tokens).max().unwrap_or(0);
+        let share = self.model.may_share(all.iter().map(|p| p.len()).max().unwrap_or(0) + most);
+        let plan = batches(&all, &last, self.batch_tokens, self.batch_sequences, share);
         let eos = self.end_tokens();
-        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        for batch in batches(&lengths, self.batch_tokens, self.batch_sequences) {
-            let ids: Vec<&[u32]> = batch.iter().map(|&i| prompts[i].as_slice()).collect();
-            let limit = batch.iter().map(|&i| requests[i].max_new_tokens).max().unwrap_or(0);
-            let generations = greedy(self.model, &ids, limit, &eos, &mut |slot, new| {
-                let request = &requests[batch[slot]];
+        let mut past = Prefix::default();
+        for (batch, next) in plan.iter().zip(plan.iter().skip(1).map(|b| b.past).chain([0])) {
+            let own: Vec<&[u32]> = batch.sequences.iter().map(|&i| all[i]).collect();
+            let limit = batch.sequences.iter().map(|&i| of[i].max_new_tokens).max().unwrap_or(0);
+            let mut stop = |slot: usize, new: &[u32]| {
+                let request = of[batch.sequences[slot]];
                 new.len() >= request.max_new_tokens || self.reached_stop(new, &request.stop)
-            })?;
-            for (&i, generation) in batch.iter().zip(generations) {
+            };
+            let behind = (&past, batch.past);
+            let (generations, kept) = greedy_behind(self.model, behind, next, &own, limit, &eos, &mut stop)?;
+            past = kept;
+            for (&place, generation) in batch.sequences.iter().zip(generations) {
                 let text = self.tokenizer.decode(&generation.ids, true)?;
-                let end = requests[i].stop.iter().filter_map(|s| text.find(s.as_str())).min();
-                answered(i, text[..end.unwrap_or(text.len())].to_owned())?;
+                let end = of[place].stop.iter().filter_map(|s| text.find(s.as_str())).min();
+                let text = &text[..end.unwrap_or(text.len())];
+                self.remember(&asked[open[place][0]], Answer::Text(text.to_owned()))?;
+                open[place].iter().try_for_each(|&i| answered(i, text.to_owned()))?;
             }
         }
         Ok(())
@@ -112,6 +209,11 @@ impl LanguageModel for Scorer<'_> {
     fn fingerprint(&self) -> Option<String> {
         self.fingerprint.clone()
     }
+}
+
+/// White space as Python's `str.rstrip()` sees it.
+fn python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 impl Scorer<'_> {
@@ -130,46 +232,5 @@ impl Scorer<'_> {
         let longest = stop.iter().map(String::len).max().unwrap_or(0);
         let tail = &ids[ids.len().saturating_sub(longest + 4)..];
         self.tokenizer.decode(tail, true).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))
-    }
-}
-
-/// Groups items, longest first, so that a group holds at most `tokens` tokens (one item may exceed that) and `count` items.
-fn batches(lengths: &[usize], tokens: usize, count: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
-    let mut queue: VecDeque<usize> = order.into();
-    let mut groups = Vec::new();
-    while let Some(first) = queue.pop_front() {
-        let mut group = vec![first];
-        let mut sum = lengths[first];
-        while let Some(&next) = queue.front() {
-            if group.len() >= count || sum + lengths[next] > tokens {
-                break;
-            }
-            sum += lengths[next];
-            group.push(next);
-            queue.pop_front();
-        }
-        groups.push(group);
-    }
-    groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_hold_everything_once_within_the_budget() {
-        let lengths = [3, 9, 1, 4, 4, 20, 2];
-        let groups = batches(&lengths, 10, 3);
-        let mut all: Vec<usize> = groups.iter().flatten().copied().collect();
-        all.sort_unstable();
-        assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
-        for group in groups {
-            let sum: usize = group.iter().map(|&i| lengths[i]).sum();
-            assert!(group.len() == 1 || sum <= 10, "{group:?}");
-            assert!(group.len() <= 3);
-        }
     }
 }

@@ -13,10 +13,12 @@ mod load;
 mod loss;
 mod mlp;
 mod norm;
+mod prefix_tree;
 mod random;
 mod rope;
 mod save;
 mod score;
+mod tree_attention;
 
 pub use batch::PackedBatch;
 pub use config::{Family, ModelConfig};

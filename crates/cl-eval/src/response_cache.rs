@@ -1,0 +1,238 @@
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Loglikelihood};
+
+/// What a model is asked, as it sees it: in tokens, with everything that the answer depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenRequest<'a> {
+    /// How likely are the tokens from `from` on?
+    Loglikelihood {
+        /// Context and continuation, truncated.
+        tokens: &'a [u32],
+        /// Where the continuation starts.
+        from: usize,
+    },
+    /// What comes behind the tokens?
+    Generate {
+        /// The prompt, truncated.
+        tokens: &'a [u32],
+        /// Most tokens to write.
+        max_new_tokens: usize,
+        /// Texts that end the answer.
+        stop: &'a [String],
+    },
+}
+
+/// What it answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`TokenRequest::Loglikelihood`].
+    Loglikelihood(Loglikelihood),
+    /// To [`TokenRequest::Generate`].
+    Text(String),
+}
+
+/// Answers of one model, on disk as they come, and found again by what was asked.
+///
+/// The file is a JSONL, one answer a line, only ever appended to; `DIR/<blake3 of the fingerprint>.jsonl`. An answer's key is
+/// the blake3 of the model's fingerprint (its weights, adapter and dtype) and of the question. Each line carries a check sum
+/// over key and answer: a line that was cut off or damaged is left out when the file is read ([`ResponseCache::damaged`]), so
+/// that its question is asked again, and the lines around it stay. Several processes may add to one file.
+///
+/// ```
+/// use cl_eval::{Answer, TokenRequest, ResponseCache};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// let question = TokenRequest::Generate { tokens: &[1, 2, 3], max_new_tokens: 8, stop: &[] };
+/// let mut cache = ResponseCache::open(dir, "weights:f32")?;
+/// assert_eq!(cache.get(&question), None);
+/// cache.put(&question, Answer::Text("four".into()))?;
+/// // Another process, later:
+/// assert_eq!(ResponseCache::open(dir, "weights:f32")?.get(&question), Some(&Answer::Text("four".into())));
+/// assert_eq!(ResponseCache::open(dir, "other weights:f32")?.get(&question), None);
+/// # Ok(())
+/// # }
+/// ```
+pub struct ResponseCache {
+    path: PathBuf,
+    fingerprint: String,
+    answers: HashMap<String, Answer>,
+    damaged: Vec<usize>,
+    file: Option<File>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    key: String,
+    answer: Answer,
+    check: String,
+}
+
+impl ResponseCache {
+    /// Reads what is there of a model; the file appears with the first answer.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(dir: &Path, fingerprint: &str) -> Result<ResponseCache, Error> {
+        let name = &blake3::hash(fingerprint.as_bytes()).to_hex()[..32];
+        let path = dir.join(format!("{name}.jsonl"));
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|mut f| f.read_to_end(&mut bytes)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::Io { path, source: e }),
+            _ => {}
+        }
+        let fingerprint = fingerprint.to_owned();
+        let mut cache = ResponseCache { path, fingerprint, answers: HashMap::new(), damaged: Vec::new(), file: None };
+        for (i, line) in bytes.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+            match serde_json::from_slice::<Line>(line) {
+                Ok(line) if line.check == check(&line.key, &line.answer) => {
+                    cache.answers.insert(line.key, line.answer);
+                }
+                _ => cache.damaged.push(i + 1),
+            }
+        }
+        Ok(cache)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of answers.
+    pub fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    /// Lines of the file, from 1, that were left out because they were cut off or damaged.
+    pub fn damaged(&self) -> &[usize] {
+        &self.damaged
+    }
+
+    /// The answer to a question, if it was given.
+    pub fn get(&self, question: &TokenRequest<'_>) -> Option<&Answer> {
+        self.answers.get(&self.key(question))
+    }
+
+    /// Writes an answer down.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put(&mut self, question: &TokenRequest<'_>, answer: Answer) -> Result<(), Error> {
+        let key = self.key(question);
+        let check = check(&key, &answer);
+        let line = Line { key, answer, check };
+        let write = |cache: &mut ResponseCache| -> std::io::Result<()> {
+            let mut bytes = serde_json::to_vec(&line)?;
+            bytes.push(b'\n');
+            let file = match &mut cache.file {
+                Some(file) => file,
+                none => none.insert(open(&cache.path)?),
+            };
+            file.lock()?;
+            let written = file.write_all(&bytes);
+            file.unlock()?;
+            written
+        };
+        write(self).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        self.answers.insert(line.key, line.answer);
+        Ok(())
+    }
+
+    fn key(&self, question: &TokenRequest<'_>) -> String {
+        let json = serde_json::to_vec(&(&self.fingerprint, question)).expect("texts and numbers always serialize");
+        blake3::hash(&json).to_hex()[..32].to_owned()
+    }
+}
+
+/// Opens a file to add to it, on a line of its own if a kill cut off the last one.
+fn open(path: &Path) -> std::io::Result<File> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    file.lock()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    if bytes.last().is_some_and(|b| *b != b'\n') {
+        file.write_all(b"\n")?;
+    }
+    file.unlock()?;
+    Ok(file)
+}
+
+fn check(key: &str, answer: &Answer) -> String {
+    let json = serde_json::to_vec(&(key, answer)).expect("texts and numbers always serialize");
+    blake3::hash(&json).to_hex()[..8].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(tokens: &[u32]) -> TokenRequest<'_> {
+        TokenRequest::Loglikelihood { tokens, from: 1 }
+    }
+
+    fn answer(sum: f64) -> Answer {
+        Answer::Loglikelihood(Loglikelihood { sum, greedy: false, tokens: 2 })
+    }
+
+    #[test]
+    fn answers_come_back_bit_for_bit_and_only_to_the_same_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("new/folder");
+        let sums = [-0.1 - 0.2, f64::NEG_INFINITY, -1e-300, 0.0];
+        let mut cache = ResponseCache::open(&dir, "m").unwrap();
+        for (i, sum) in sums.into_iter().enumerate() {
+            cache.put(&question(&[i as u32, 7]), answer(sum)).unwrap();
+        }
+        let read = ResponseCache::open(&dir, "m").unwrap();
+        for (i, sum) in sums.into_iter().enumerate() {
+            let Some(Answer::Loglikelihood(l)) = read.get(&question(&[i as u32, 7])) else { panic!("{i}") };
+            assert_eq!(l.sum.to_bits(), sum.to_bits());
+        }
+        assert_eq!((read.len(), read.damaged()), (4, &[][..]));
+        assert_eq!(read.get(&question(&[0, 7, 7])), None);
+        assert_eq!(read.get(&TokenRequest::Loglikelihood { tokens: &[0, 7], from: 2 }), None);
+        assert_eq!(read.get(&TokenRequest::Generate { tokens: &[0, 7], max_new_tokens: 1, stop: &[] }), None);
+        assert!(ResponseCache::open(&dir, "n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn damaged_lines_are_left_out_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = ResponseCache::open(folder.path(), "m").unwrap();
+        (0..4).for_each(|i| cache.put(&question(&[i, 7]), answer(-f64::from(i) - 0.5)).unwrap());
+        let path = cache.path().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        // Still JSON, but another number; no JSON; cut off.
+        std::fs::write(&path, text.replace("-1.5", "-2.5").replacen("{", "[", 1).trim_end().trim_end_matches('}'))
+            .unwrap();
+        let mut cache = ResponseCache::open(folder.path(), "m").unwrap();
+        assert_eq!(cache.damaged(), [1, 2, 4]);
+        assert!(cache.get(&question(&[2, 7])).is_some());
+        cache.put(&question(&[3, 7]), answer(-3.5)).unwrap();
+        let read = ResponseCache::open(folder.path(), "m").unwrap();
+        assert_eq!((read.len(), read.damaged().len()), (2, 3));
+        assert_eq!(read.get(&question(&[3, 7])), Some(&answer(-3.5)));
+        // Bytes that are no text at all.
+        std::fs::write(&path, [b"\xff\x00\n".as_slice(), text.as_bytes()].concat()).unwrap();
+        let read = ResponseCache::open(folder.path(), "m").unwrap();
+        assert_eq!((read.len(), read.damaged()), (4, &[1][..]));
+    }
+}

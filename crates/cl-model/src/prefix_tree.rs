@@ -1,0 +1,209 @@
+//! Sequences that begin alike, laid out so that what they share is there once.
+//!
+//! The rows of a batch are the nodes of a trie in depth-first order: a row's ancestors stand before it, the rows that go on
+//! from it right behind it. A layer's products see rows only; attention alone has to know who goes on from whom.
+
+/// Tokens that a prefix has at least, to be laid out once: below, a tree's larger mask costs more than the rows it saves.
+const MIN_SHARED: usize = 16;
+
+/// A run of rows that everything below it goes on from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// What it goes on from; none goes on from the batch's past.
+    pub(crate) parent: Option<usize>,
+    /// Its first row.
+    pub(crate) start: usize,
+    /// Behind its last row.
+    pub(crate) own_end: usize,
+    /// Behind the last row of all that goes on from it.
+    pub(crate) end: usize,
+    /// Nodes that go on from it.
+    pub(crate) children: Vec<usize>,
+}
+
+/// The sequences of one forward pass.
+#[derive(Debug, Default)]
+pub(crate) struct PrefixTree {
+    /// Token of each row.
+    pub(crate) ids: Vec<u32>,
+    /// Position of each row in its sequences.
+    pub(crate) positions: Vec<i64>,
+    /// In depth-first order.
+    pub(crate) nodes: Vec<Node>,
+    /// Nodes that go on from nothing but the past.
+    pub(crate) roots: Vec<usize>,
+    ends: Vec<usize>, // of each sequence, the node that it ends with
+}
+
+impl PrefixTree {
+    /// Lays out sorted sequences without their first `past` tokens, which all of them have in common and which each is longer
+    /// than. Without `share` every sequence has rows of its own.
+    pub(crate) fn new(sequences: &[&[u32]], past: usize, share: bool) -> PrefixTree {
+        let mut tree = PrefixTree { ends: vec![0; sequences.len()], ..PrefixTree::default() };
+        let mut from = 0;
+        while from < sequences.len() {
+            let alone = |to: usize| !share || common(sequences[to - 1], sequences[to]) < past + MIN_SHARED;
+            let to = (from + 1..sequences.len()).find(|&to| alone(to)).unwrap_or(sequences.len());
+            let root = tree.add(sequences, from..to, past, None);
+            tree.roots.push(root);
+            from = to;
+        }
+        tree
+    }
+
+    /// Adds a node for what the sequences of `range` share behind `depth`, and below it what they do not.
+    fn add(
+        &mut self,
+        sequences: &[&[u32]],
+        range: std::ops::Range<usize>,
+        depth: usize,
+        parent: Option<usize>,
+    ) -> usize {
+        let (first, last) = (sequences[range.start], sequences[range.end - 1]);
+        let shared = common(first, last);
+        let (node, start) = (self.nodes.len(), self.ids.len());
+        self.ids.extend_from_slice(&first[depth..shared]);
+        self.positions.extend((depth..shared).map(|p| p as i64));
+        let own_end = self.ids.len();
+        self.nodes.push(Node { parent, start, own_end, end: own_end, children: Vec::new() });
+        // Shorter sequences come first: those that end here, then groups by their next token.
+        let mut from = range.start;
+        while from < range.end && sequences[from].len() == shared {
+            self.ends[from] = node;
+            from += 1;
+        }
+        while from < range.end {
+            let next = sequences[from][shared];
+            let to = (from..range.end).find(|&i| sequences[i][shared] != next).unwrap_or(range.end);
+            let child = self.add(sequences, from..to, shared, Some(node));
+            self.nodes[node].children.push(child);
+            from = to;
+        }
+        self.nodes[node].end = self.ids.len();
+        node
+    }
+
+    /// Rows of a sequence's tokens behind the past, in their order.
+    pub(crate) fn rows(&self, sequence: usize) -> Vec<i64> {
+        let mut path = vec![self.ends[sequence]];
+        while let Some(parent) = self.nodes[path[path.len() - 1]].parent {
+            path.push(parent);
+        }
+        path.iter().rev().flat_map(|&n| self.nodes[n].start as i64..self.nodes[n].own_end as i64).collect()
+    }
+}
+
+/// Some sequences that one forward pass answers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// Indices of the sequences, sorted by their tokens.
+    pub(crate) sequences: Vec<usize>,
+    /// First tokens of all of them, whose keys and values the batch before leaves behind.
+    pub(crate) past: usize,
+}
+
+/// Divides sequences into batches of at most `rows` new rows (a longer sequence is alone) and `count` sequences. Of sequence
+/// i the model's output is wanted from position `wanted[i]` on, so that no past reaches beyond it.
+///
+/// The sequences are sorted, so what begins alike is side by side. A prefix that goes on into the next batch is kept for it
+/// when it is a quarter of a batch or more: a fixed header of examples is computed once; what is shorter is repeated, which
+/// costs less than batches that end where a prefix does.
+pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], rows: usize, count: usize, share: bool) -> Vec<Batch> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by(|&a, &b| sequences[a].cmp(sequences[b]).then(a.cmp(&b)));
+    let mut all: Vec<Batch> = Vec::new();
+    let mut used = 0;
+    for (place, &i) in order.iter().enumerate() {
+        let shared = match place.checked_sub(1) {
+            Some(before) if share => common(sequences[order[before]], sequences[i]),
+            _ => 0,
+        };
+        if let Some(batch) = all.last_mut() {
+            let new = if shared < batch.past + MIN_SHARED { batch.past } else { shared };
+            let new = sequences[i].len() - new.min(sequences[i].len());
+            let goes_on = batch.past == 0 || (shared >= batch.past && wanted[i] >= batch.past);
+            if goes_on && batch.sequences.len() < count && used + new <= rows {
+                batch.sequences.push(i);
+                used += new;
+                continue;
+            }
+        }
+        let past = shared.min(wanted[i]);
+        let past = if past * 4 >= rows.max(MIN_SHARED * 4) { past } else { 0 };
+        used = sequences[i].len() - past;
+        all.push(Batch { sequences: vec![i], past });
+    }
+    all
+}
+
+/// Number of tokens that two sequences begin with alike.
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(sequences: &[Vec<u32>]) -> Vec<&[u32]> {
+        let mut all: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn every_sequence_is_read_back_from_its_rows() {
+        let header: Vec<u32> = (0..20).collect();
+        let with = |tail: &[u32]| [&header, tail].concat();
+        let sequences =
+            [with(&[]), with(&[7, 8]), with(&[7, 8]), with(&[7, 9, 9]), with(&[3]), vec![0, 1, 5], vec![99]];
+        let all = sorted(&sequences);
+        for share in [true, false] {
+            let tree = PrefixTree::new(&all, 0, share);
+            for (i, sequence) in all.iter().enumerate() {
+                let rows = tree.rows(i);
+                let ids: Vec<u32> = rows.iter().map(|&r| tree.ids[r as usize]).collect();
+                let positions: Vec<i64> = rows.iter().map(|&r| tree.positions[r as usize]).collect();
+                assert_eq!(ids, *sequence);
+                assert_eq!(positions, (0..sequence.len() as i64).collect::<Vec<_>>());
+            }
+            // Shared: the header, [3], [7], [8], [9, 9], then the two short ones, which share too little.
+            assert_eq!(tree.ids.len(), if share { 20 + 1 + 1 + 1 + 2 + 3 + 1 } else { 20 * 5 + 8 + 4 });
+            assert_eq!(tree.roots.len(), if share { 3 } else { 7 });
+        }
+        let tree = PrefixTree::new(&all[..5], 18, true);
+        assert_eq!(tree.positions.iter().min(), Some(&18));
+        assert!(tree.nodes.iter().all(|n| n.start < n.own_end && n.own_end <= n.end));
+    }
+
+    #[test]
+    fn batches_hold_everything_once_and_keep_long_headers() {
+        let header: Vec<u32> = (0..40).collect();
+        let sequences: Vec<Vec<u32>> =
+            (0..30).map(|i| if i % 3 == 0 { vec![i; 12] } else { [&header[..], &[50 + i; 6]].concat() }).collect();
+        let slices: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let wanted: Vec<usize> = slices.iter().map(|s| s.len() - 1).collect();
+        for rows in [1, 30, 64, 100, 1000] {
+            for share in [true, false] {
+                let all = batches(&slices, &wanted, rows, 8, share);
+                let mut seen: Vec<usize> = all.iter().flat_map(|b| b.sequences.iter().copied()).collect();
+                seen.sort_unstable();
+                assert_eq!(seen, (0..30).collect::<Vec<_>>());
+                for (i, batch) in all.iter().enumerate() {
+                    assert!(batch.sequences.len() <= 8);
+                    let of: Vec<&[u32]> = batch.sequences.iter().map(|&s| slices[s]).collect();
+                    let tree = PrefixTree::new(&of, batch.past, share);
+                    assert!(tree.ids.len() <= rows || of.len() == 1, "{rows} {batch:?}");
+                    assert!(batch.past == 0 || (share && i > 0));
+                    for s in &batch.sequences {
+                        assert!(wanted[*s] >= batch.past);
+                        // What the batch before leaves behind is this one's beginning.
+                        let before = i.checked_sub(1).map_or(&[][..], |b| slices[*all[b].sequences.last().unwrap()]);
+                        assert!(common(before, slices[*s]) >= batch.past);
+                    }
+                }
+                assert_eq!(all.iter().any(|b| b.past > 0), share && rows <= 100, "{rows} {share}");
+            }
+        }
+    }
+}

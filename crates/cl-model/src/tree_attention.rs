@@ -1,0 +1,232 @@
+use cl_torch::TorchError;
+use cl_torch::tch::{Device, Kind, Tensor};
+
+use crate::attention::{heads_first, packed_causal};
+use crate::prefix_tree::PrefixTree;
+
+/// Rows of a subtree that one masked product may hold. What is larger is taken apart at its top: products of everything below
+/// with the rows they all go on from need no mask, however many there are.
+const DENSE: usize = 512;
+
+/// Who attends to whom in the rows of a [`PrefixTree`], and to a past that all of them go on from.
+///
+/// Every row is a query of exactly one call of `own`, which holds its nearest keys. The keys above them come in parts, each
+/// with the sum of its weights, and are put together by these sums, as blocks of keys are in FlashAttention (Dao et al.,
+/// arXiv:2205.14135).
+pub(crate) struct TreeAttention {
+    own: Vec<Own>,
+    above: Vec<Above>,
+    /// Boundaries of rows that do not branch anywhere, in memory and on the device: one kernel can do them all.
+    plain: Option<(Vec<i64>, Tensor)>,
+}
+
+/// Rows that attend to each other: to all before them without a mask, else as the mask (0 or −∞ to be added) says.
+struct Own {
+    start: i64,
+    len: i64,
+    mask: Option<Tensor>,
+}
+
+/// Queries that see all of some keys.
+struct Above {
+    queries: (i64, i64),
+    keys: (i64, i64),
+}
+
+/// Keys and values of one layer that stand before all rows, `(tokens, kv_heads, head_dim)`.
+pub(crate) type Past<'a> = Option<(&'a Tensor, &'a Tensor)>;
+
+impl TreeAttention {
+    pub(crate) fn new(tree: &PrefixTree, kind: Kind, device: Device) -> TreeAttention {
+        let mut plan = TreeAttention { own: Vec::new(), above: Vec::new(), plain: None };
+        for &root in &tree.roots {
+            plan.add(tree, root, kind, device);
+        }
+        if tree.nodes.iter().all(|n| n.children.is_empty()) {
+            let ends = tree.nodes.iter().map(|n| n.own_end as i64);
+            let cu_seqlens: Vec<i64> = std::iter::once(0).chain(ends).collect();
+            let on_device = Tensor::from_slice(&cu_seqlens).to_kind(Kind::Int).to_device(device);
+            plan.plain = Some((cu_seqlens, on_device));
+        }
+        plan
+    }
+
+    fn add(&mut self, tree: &PrefixTree, node: usize, kind: Kind, device: Device) {
+        let n = &tree.nodes[node];
+        let (start, own, all) = (n.start as i64, (n.own_end - n.start) as i64, (n.end - n.start) as i64);
+        if n.children.is_empty() {
+            self.own.push(Own { start, len: own, mask: None });
+        } else if all <= DENSE as i64 {
+            self.own.push(Own { start, len: all, mask: Some(mask(tree, node, kind, device)) });
+        } else {
+            self.own.push(Own { start, len: own, mask: None });
+            for &child in &n.children {
+                self.add(tree, child, kind, device);
+            }
+            self.above.push(Above { queries: (start + own, all - own), keys: (start, own) });
+        }
+    }
+
+    /// `q` `(rows, heads, head_dim)`, `k` and `v` `(rows, kv_heads, head_dim)`; the result is shaped as `q`. `window` is that
+    /// of trees without branches and without a past.
+    ///
+    /// # Errors
+    /// Those of the kernel for packed sequences.
+    pub(crate) fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        past: Past<'_>,
+        window: Option<i64>,
+    ) -> Result<Tensor, TorchError> {
+        if let (Some((cu_seqlens, on_device)), None) = (&self.plain, past) {
+            return packed_causal(q, k, v, cu_seqlens, on_device, window);
+        }
+        let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
+        let cut = |t: &Tensor, (start, len): (i64, i64)| t.narrow(2, start, len);
+        let own = |o: &Own| [&q, &k, &v].map(|t| cut(t, (o.start, o.len)));
+        if self.above.is_empty() && past.is_none() {
+            let parts: Vec<Tensor> = self.own.iter().map(|o| masked(&own(o), o.mask.as_ref())).collect();
+            return Ok(joined(&parts).squeeze_dim(0).transpose(0, 1));
+        }
+        let parts: Vec<Weighted> = self.own.iter().map(|o| Weighted::new(&own(o), &o.see())).collect();
+        let all = Weighted::cat(&parts);
+        for a in &self.above {
+            let part = Weighted::new(&[cut(&q, a.queries), cut(&k, a.keys), cut(&v, a.keys)], &See::All);
+            all.narrow(a.queries).add(&part);
+        }
+        if let Some((k, v)) = past {
+            all.add(&Weighted::new(&[q.shallow_clone(), heads_first(k), heads_first(v)], &See::All));
+        }
+        Ok(all.mean.squeeze_dim(0).transpose(0, 1))
+    }
+}
+
+impl Own {
+    fn see(&self) -> See<'_> {
+        self.mask.as_ref().map_or(See::Before, See::Masked)
+    }
+}
+
+/// Which keys a query sees.
+pub(crate) enum See<'a> {
+    /// All of them.
+    All,
+    /// Those up to its own place.
+    Before,
+    /// Those whose entry is 0 and not −∞; broadcasts to `(sequences, heads, queries, keys)`.
+    Masked(&'a Tensor),
+}
+
+/// Attention to some of the keys: the mean of their values, and the logarithm of the sum of their weights.
+pub(crate) struct Weighted {
+    pub(crate) mean: Tensor, // (sequences, heads, queries, head_dim)
+    log_sum: Tensor,         // (sequences, heads, queries), f32
+}
+
+impl Weighted {
+    /// `q` `(sequences, heads, queries, head_dim)`, `k` and `v` `(sequences, kv_heads, keys, head_dim)`.
+    pub(crate) fn new([q, k, v]: &[Tensor; 3], see: &See<'_>) -> Weighted {
+        let (heads, kv_heads) = (q.size()[1], k.size()[1]);
+        let groups = heads / kv_heads;
+        let alike = matches!(see, See::All) || (matches!(see, See::Masked(_)) && q.size()[2] == 1);
+        if groups > 1 && alike {
+            // Queries that all see the same keys: the heads of a group are more of them.
+            let size = q.size();
+            let folded = q.reshape([size[0], kv_heads, groups * size[2], size[3]]);
+            let part = Weighted::of_equal_heads(&folded, k, v, see);
+            return Weighted {
+                mean: part.mean.reshape(&size),
+                log_sum: part.log_sum.reshape([size[0], heads, size[2]]),
+            };
+        }
+        let repeated =
+            |t: &Tensor| if groups > 1 { t.repeat_interleave_self_int(groups, 1, None) } else { t.shallow_clone() };
+        Weighted::of_equal_heads(q, &repeated(k), &repeated(v), see)
+    }
+
+    fn of_equal_heads(q: &Tensor, k: &Tensor, v: &Tensor, see: &See<'_>) -> Weighted {
+        let mask = match see {
+            See::Masked(mask) => Some(*mask),
+            _ => None,
+        };
+        let before = matches!(see, See::Before);
+        if q.device() == Device::Cpu {
+            let (mean, log_sum) =
+                Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, before, mask, None);
+            return Weighted { mean, log_sum };
+        }
+        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float) / (q.size()[3] as f64).sqrt();
+        let scores = match (mask, before) {
+            (Some(mask), _) => scores + mask,
+            (None, true) => {
+                let size = scores.size();
+                let ahead = Tensor::ones([size[2], size[3]], (Kind::Bool, q.device())).triu(1);
+                scores.masked_fill(&ahead, f64::NEG_INFINITY)
+            }
+            (None, false) => scores,
+        };
+        let log_sum = scores.logsumexp([-1i64], false);
+        let weights = (scores - log_sum.unsqueeze(-1)).exp().to_kind(v.kind());
+        Weighted { mean: weights.matmul(v), log_sum }
+    }
+
+    fn cat(parts: &[Weighted]) -> Weighted {
+        let of = |f: fn(&Weighted) -> &Tensor| joined(&parts.iter().map(|p| f(p).shallow_clone()).collect::<Vec<_>>());
+        Weighted { mean: of(|p| &p.mean), log_sum: of(|p| &p.log_sum) }
+    }
+
+    fn narrow(&self, (start, len): (i64, i64)) -> Weighted {
+        Weighted { mean: self.mean.narrow(2, start, len), log_sum: self.log_sum.narrow(2, start, len) }
+    }
+
+    /// `(1, heads, sequences, head_dim)` as `(sequences, heads, 1, head_dim)`.
+    pub(crate) fn of_each_query(&self) -> Weighted {
+        Weighted {
+            mean: self.mean.squeeze_dim(0).transpose(0, 1).unsqueeze(2),
+            log_sum: self.log_sum.squeeze_dim(0).transpose(0, 1).unsqueeze(2),
+        }
+    }
+
+    /// Takes in the attention to other keys, in place.
+    pub(crate) fn add(&self, other: &Weighted) {
+        let total = self.log_sum.logaddexp(&other.log_sum);
+        let weight = |of: &Weighted| (&of.log_sum - &total).exp().unsqueeze(-1).to_kind(self.mean.kind());
+        let mean = &self.mean * weight(self) + &other.mean * weight(other);
+        let _ = self.mean.shallow_clone().copy_(&mean);
+        let _ = self.log_sum.shallow_clone().copy_(&total);
+    }
+}
+
+fn joined(parts: &[Tensor]) -> Tensor {
+    if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(parts, 2) }
+}
+
+fn masked([q, k, v]: &[Tensor; 3], mask: Option<&Tensor>) -> Tensor {
+    let grouped = q.size()[1] != k.size()[1];
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), None, grouped)
+}
+
+/// 0 where a row of the subtree sees another, −∞ elsewhere, `(rows, rows)`.
+fn mask(tree: &PrefixTree, node: usize, kind: Kind, device: Device) -> Tensor {
+    let (first, end) = (tree.nodes[node].start, tree.nodes[node].end);
+    let rows = end - first;
+    let mut seen = vec![f32::NEG_INFINITY; rows * rows];
+    let mut open = vec![node];
+    while let Some(index) = open.pop() {
+        let n = &tree.nodes[index];
+        open.extend(&n.children);
+        for row in n.start..n.own_end {
+            let line = &mut seen[(row - first) * rows..][..rows];
+            line[n.start - first..=row - first].fill(0.0);
+            let mut above = n.parent.filter(|_| index != node);
+            while let Some(parent) = above {
+                let p = &tree.nodes[parent];
+                line[p.start - first..p.own_end - first].fill(0.0);
+                above = p.parent.filter(|_| parent != node);
+            }
+        }
+    }
+    Tensor::from_slice(&seen).reshape([rows as i64, rows as i64]).to_kind(kind).to_device(device)
+}
