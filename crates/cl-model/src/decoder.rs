@@ -1,7 +1,7 @@
 use cl_adapters::{AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets};
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_torch::{TorchError, checkpoint};
+use cl_torch::{TorchError, checkpoint, linear};
 
 use crate::attention::packed_causal;
 use crate::batch::PackedBatch;
@@ -107,7 +107,7 @@ impl Decoder {
         let h = self.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(&h, Mode::Eval),
-            None => h.linear::<&Tensor>(&self.embed_tokens.weight.to_kind(self.compute), None),
+            None => linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None),
         }
         .to_kind(Kind::Float)
     }

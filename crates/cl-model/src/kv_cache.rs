@@ -15,11 +15,6 @@ impl Prefix {
         Prefix { layers: Vec::new(), len }
     }
 
-    /// Number of tokens.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(crate) fn layer(&self, index: usize) -> Option<(&Tensor, &Tensor)> {
         self.layers.get(index).map(|(k, v)| (k, v))
     }

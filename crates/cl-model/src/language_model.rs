@@ -2,15 +2,16 @@ use std::collections::HashMap;
 
 use cl_data::Tokenizer;
 use cl_eval::{
-    Answer, Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest, ResponseCache, TokenRequest,
+    Answer, Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest, ResponseCache,
+    TokenRequest,
 };
-use rayon::prelude::*;
 
+use crate::Decoder;
+use crate::encoder::Encoder;
 use crate::generate::greedy_behind;
 use crate::kv_cache::Prefix;
 use crate::prefix_tree::batches;
 use crate::score::score;
-use crate::{Decoder, ModelError};
 
 /// A model with its tokenizer, answering the requests of `cl-eval`.
 ///
@@ -54,42 +55,8 @@ impl<'a> Scorer<'a> {
         }
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        Ok(self.tokenizer.encode_with(text, self.add_bos_token)?)
-    }
-
-    /// The token that stands in front of a text without any other: BOS, or EOS for a tokenizer without BOS.
-    fn prefix_token(&self) -> Option<u32> {
-        self.tokenizer.bos_id().or(self.tokenizer.eos_id())
-    }
-
-    /// Tokens of contexts and continuations, and where each continuation starts.
-    ///
-    /// Spaces at the end of the context belong to the continuation, whose tokens are those of the whole text beyond as many
-    /// as the context alone has (lm-eval's rule).
-    fn encode_pairs(&self, requests: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
-        // The choices of a question have their context in common, side by side.
-        let same = requests.chunk_by(|a, b| a.context == b.context).collect::<Vec<_>>();
-        let encoded: Result<Vec<_>, ModelError> = same.par_iter().map(|group| self.encode_group(group)).collect();
-        Ok(encoded?.into_iter().flatten().collect())
-    }
-
-    fn encode_group(&self, group: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
-        let full = group[0].context.as_str();
-        let context = full.trim_end_matches(python_space);
-        if context.is_empty() {
-            // With nothing in front, the first token is scored after the one that begins a text.
-            let start = self.prefix_token();
-            let whole = |r: &LoglikelihoodRequest| {
-                let mut ids: Vec<u32> = start.into_iter().collect();
-                let own = self.tokenizer.encode(&format!("{full}{}", r.continuation), false)?;
-                ids.extend(own.iter().skip(usize::from(start.is_some() && own.first() == start.as_ref())));
-                Ok((ids, 1))
-            };
-            return group.iter().map(whole).collect();
-        }
-        let from = self.encode(context)?.len();
-        group.iter().map(|r| Ok((self.encode(&format!("{full}{}", r.continuation))?, from))).collect()
+    fn encoder(&self) -> Encoder<'a> {
+        Encoder { tokenizer: self.tokenizer, add_bos_token: self.add_bos_token }
     }
 
     /// Cuts tokens on the left until at most `room` are left.
@@ -135,7 +102,7 @@ impl LanguageModel for Scorer<'_> {
         requests: &[LoglikelihoodRequest],
         answered: Answered<'_, Loglikelihood>,
     ) -> Result<(), BoxError> {
-        let mut items = self.encode_pairs(requests)?;
+        let mut items = self.encoder().pairs(requests)?;
         for (ids, from) in &mut items {
             let cut = self.cut(ids, self.max_length + 1);
             *from = from.saturating_sub(cut).max(1);
@@ -159,12 +126,8 @@ impl LanguageModel for Scorer<'_> {
     }
 
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
-        let encode = |r: &GenerateRequest| self.encode(&r.prompt);
-        let mut prompts = requests.par_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let mut prompts = self.encoder().prompts(requests)?;
         for (ids, request) in prompts.iter_mut().zip(requests) {
-            if ids.is_empty() {
-                ids.extend(self.prefix_token());
-            }
             self.cut(ids, self.max_length.saturating_sub(request.max_new_tokens).max(1));
         }
         let asked: Vec<TokenRequest<'_>> = prompts
@@ -209,11 +172,6 @@ impl LanguageModel for Scorer<'_> {
     fn fingerprint(&self) -> Option<String> {
         self.fingerprint.clone()
     }
-}
-
-/// White space as Python's `str.rstrip()` sees it.
-fn python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 impl Scorer<'_> {

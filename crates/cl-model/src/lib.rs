@@ -4,6 +4,7 @@ mod attention;
 mod batch;
 mod config;
 mod decoder;
+mod encoder;
 mod error;
 mod generate;
 mod kv_cache;

@@ -51,6 +51,7 @@ unsafe extern "C" {
         window_left: i64,
         result: *mut T,
     ) -> c_int;
+    pub(crate) fn cl_linear(x: T, weight: T, bias: T, result: *mut T) -> c_int;
     pub(crate) fn cl_rust_node(
         inputs: *const T,
         n: usize,

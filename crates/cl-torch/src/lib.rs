@@ -7,6 +7,7 @@ mod cuda;
 mod error;
 mod ffi;
 mod flash;
+mod linear;
 mod optimizer;
 mod tensor_bytes;
 
@@ -15,6 +16,7 @@ pub use checkpointing::checkpoint;
 pub use cuda::{load_cuda, pick_device};
 pub use error::TorchError;
 pub use flash::flash_varlen;
+pub use linear::linear;
 pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};
 pub use tch;
 pub use tensor_bytes::{kind_of, load_tensor, tensor_bytes};

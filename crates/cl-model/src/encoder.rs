@@ -1,0 +1,68 @@
+use cl_data::Tokenizer;
+use cl_eval::{GenerateRequest, LoglikelihoodRequest};
+use rayon::prelude::*;
+
+use crate::ModelError;
+
+/// Requests to tokens, as lm-eval makes them.
+pub(crate) struct Encoder<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) add_bos_token: Option<bool>,
+}
+
+impl Encoder<'_> {
+    /// Tokens of contexts and continuations, and where each continuation starts.
+    ///
+    /// Spaces at the end of the context belong to the continuation, whose tokens are those of the whole text beyond as many
+    /// as the context alone has (lm-eval's rule).
+    pub(crate) fn pairs(&self, requests: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
+        // The choices of a question have their context in common, side by side.
+        let same: Vec<&[LoglikelihoodRequest]> = requests.chunk_by(|a, b| a.context == b.context).collect();
+        let encoded: Result<Vec<_>, ModelError> = same.par_iter().map(|group| self.group(group)).collect();
+        Ok(encoded?.into_iter().flatten().collect())
+    }
+
+    fn group(&self, group: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
+        let full = group[0].context.as_str();
+        let context = full.trim_end_matches(python_space);
+        let whole = |r: &LoglikelihoodRequest| format!("{full}{}", r.continuation);
+        if context.is_empty() {
+            // With nothing in front, the first token is scored after the one that begins a text.
+            let start = self.prefix_token();
+            let behind_start = |r| {
+                let own = self.tokenizer.encode(&whole(r), false)?;
+                let doubled = start.is_some() && own.first() == start.as_ref();
+                Ok((start.into_iter().chain(own.into_iter().skip(usize::from(doubled))).collect(), 1))
+            };
+            return group.iter().map(behind_start).collect();
+        }
+        let from = self.encode(context)?.len();
+        group.iter().map(|r| Ok((self.encode(&whole(r))?, from))).collect()
+    }
+
+    /// Tokens of prompts; at least one each for a tokenizer that has a token to begin or end with.
+    pub(crate) fn prompts(&self, requests: &[GenerateRequest]) -> Result<Vec<Vec<u32>>, ModelError> {
+        let encode = |r: &GenerateRequest| {
+            let mut ids = self.encode(&r.prompt)?;
+            if ids.is_empty() {
+                ids.extend(self.prefix_token());
+            }
+            Ok(ids)
+        };
+        requests.par_iter().map(encode).collect()
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        Ok(self.tokenizer.encode_with(text, self.add_bos_token)?)
+    }
+
+    /// The token that stands in front of a text without any other: BOS, or EOS for a tokenizer without BOS.
+    fn prefix_token(&self) -> Option<u32> {
+        self.tokenizer.bos_id().or(self.tokenizer.eos_id())
+    }
+}
+
+/// White space as Python's `str.rstrip()` sees it.
+fn python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
