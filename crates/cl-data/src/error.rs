@@ -12,14 +12,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// No file of a split.
-    #[error("{dir}: no {split}.json, {split}.jsonl or either with .gz")]
+    #[error("{dir}: no {split}.json, {split}.jsonl, either with .gz, or {split}.parquet")]
     NoSplit {
         /// The task's directory.
         dir: PathBuf,
         /// `train`, `eval` or `test`.
         split: &'static str,
     },
-    /// The file is no JSON, or not a list of objects.
+    /// The file is no JSON and no Parquet, or not a list of objects.
     #[error("{path}: {message}")]
     Form {
         /// The file.

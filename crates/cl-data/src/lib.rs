@@ -7,6 +7,7 @@ mod error;
 mod mixture;
 pub mod numpy;
 mod pack;
+mod parquet_file;
 mod profile;
 mod rows;
 pub mod template;
