@@ -57,6 +57,14 @@ pub enum Error {
         /// The tokenizer's message.
         message: String,
     },
+    /// A chat template is none, or refused a conversation.
+    #[error("{path}: {message}")]
+    Chat {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// The template's own message, or what is wrong with it.
+        message: String,
+    },
     /// Targets need an end token.
     #[error("{path}: no eos_token; training needs one to end each answer")]
     NoEos {

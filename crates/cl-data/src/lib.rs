@@ -1,19 +1,23 @@
 #![doc = include_str!("../README.md")]
 
 mod audit;
+mod chat;
 mod dataset;
 mod encode;
 mod error;
+mod jinja;
 mod mixture;
 pub mod numpy;
 mod pack;
 mod parquet_file;
 mod profile;
 mod rows;
+mod special;
 pub mod template;
 mod tokenizer;
 
 pub use audit::{Audit, AuditRow, read_audit};
+pub use chat::{ChatTemplate, Message};
 pub use dataset::{Dataset, Example, Format, Split, load, load_split};
 pub use encode::{Encoded, encode_dataset, encode_example};
 pub use error::Error;

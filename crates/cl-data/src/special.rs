@@ -1,0 +1,26 @@
+//! Special tokens by role, as a model directory's JSON files name them.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::Error;
+
+/// The files that name special tokens; what the first does not name is looked for in the second.
+pub(crate) const FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+
+/// One of [`FILES`] as JSON, or nothing where the directory has no such file.
+pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read(file).map_err(|source| Error::Io { path: file.to_owned(), source })?;
+    let invalid = |e| Error::Tokenizer { path: file.to_owned(), message: format!("not valid JSON: {e}") };
+    serde_json::from_slice(&text).map(Some).map_err(invalid)
+}
+
+/// A special token is text, or an object with its text under `content`.
+pub(crate) fn token(value: Option<&Value>) -> Option<String> {
+    let value = value?;
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
