@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::HubError;
+
 /// Why examples or a tokenizer cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +59,9 @@ pub enum Error {
         /// The tokenizer's message.
         message: String,
     },
+    /// The hub does not give the data set.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A chat template is none, or refused a conversation.
     #[error("{path}: {message}")]
     Chat {
