@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn usual_layouts() {
-        let rows: [(&[&str], Option<&str>, &str, &[&str]); 12] = [
+        type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
+        let rows: [Case; 12] = [
             (&["README.md", "test.jsonl", "train.jsonl"], None, "test", &["test.jsonl"]),
             (&["data/train-00000-of-00001.parquet"], None, "train", &["data/train-00000-of-00001.parquet"]),
             (
