@@ -66,13 +66,13 @@ impl Split {
     }
 }
 
-/// Reads the split of a task directory as TRACE lays it out: `train.json`, `eval.json`, `test.json`; also `.jsonl`, and
-/// either with `.gz`.
+/// Reads the split of a task directory as TRACE lays it out: `train.json`, `eval.json`, `test.json`; also `.jsonl`,
+/// either with `.gz`, and `.parquet`.
 ///
 /// # Errors
 /// [`Error::NoSplit`], and those of [`load`].
 pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
-    let path = ["json", "jsonl", "json.gz", "jsonl.gz"]
+    let path = ["json", "jsonl", "json.gz", "jsonl.gz", "parquet"]
         .iter()
         .map(|extension| dir.join(format!("{}.{extension}", split.name())))
         .find(|p| p.is_file())
@@ -84,8 +84,8 @@ pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
     Ok(dataset)
 }
 
-/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not. The content
-/// decides, not the name; blank lines and a byte-order mark are skipped.
+/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not, or a
+/// `.parquet` file. The content decides, not the name; blank lines and a byte-order mark are skipped.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Form`], [`Error::Row`] with the row's index, [`Error::Empty`].

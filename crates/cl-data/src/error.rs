@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::HubError;
+
 /// Why examples or a tokenizer cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,14 +14,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// No file of a split.
-    #[error("{dir}: no {split}.json, {split}.jsonl or either with .gz")]
+    #[error("{dir}: no {split}.json, {split}.jsonl, either with .gz, or {split}.parquet")]
     NoSplit {
         /// The task's directory.
         dir: PathBuf,
         /// `train`, `eval` or `test`.
         split: &'static str,
     },
-    /// The file is no JSON, or not a list of objects.
+    /// The file is no JSON and no Parquet, or not a list of objects.
     #[error("{path}: {message}")]
     Form {
         /// The file.
@@ -55,6 +57,17 @@ pub enum Error {
     #[error("cannot tokenize: {message}")]
     Encode {
         /// The tokenizer's message.
+        message: String,
+    },
+    /// The hub does not give the data set.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A chat template is none, or refused a conversation.
+    #[error("{path}: {message}")]
+    Chat {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// The template's own message, or what is wrong with it.
         message: String,
     },
     /// Targets need an end token.

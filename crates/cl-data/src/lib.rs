@@ -1,21 +1,28 @@
 #![doc = include_str!("../README.md")]
 
 mod audit;
+mod chat;
 mod dataset;
 mod encode;
 mod error;
+mod hub;
+mod jinja;
 mod mixture;
 pub mod numpy;
 mod pack;
+mod parquet_file;
 mod profile;
 mod rows;
+mod special;
 pub mod template;
 mod tokenizer;
 
 pub use audit::{Audit, AuditRow, read_audit};
+pub use chat::{ChatTemplate, Message};
 pub use dataset::{Dataset, Example, Format, Split, load, load_split};
 pub use encode::{Encoded, encode_dataset, encode_example};
 pub use error::Error;
+pub use hub::{DatasetRef, Hub, HubError};
 pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shard, shuffled};
 pub use pack::{Packed, pack};
 pub use profile::Profile;

@@ -5,7 +5,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
-use crate::Error;
+use crate::{Error, parquet_file};
 
 /// A row of a data file: its fields in the order of the file.
 pub type Row = Map<String, Value>;
@@ -19,16 +19,32 @@ pub struct RowFile {
     pub hash: String,
 }
 
-/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not. The content
-/// decides, not the name; blank lines and a byte-order mark are skipped.
+/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not, or a
+/// `.parquet` file, whose rows come as the JSON of the same data set would give them: structs as objects, lists as lists,
+/// class labels as the integers they are stored as. The content decides, not the name; blank lines and a byte-order mark
+/// are skipped.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Form`], [`Error::Row`] with the row's index.
+/// [`Error::Io`], [`Error::Form`] (a Parquet column that has no form in JSON, bytes or a date, is named in it),
+/// [`Error::Row`] with the row's index.
+///
+/// # Example
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("test.jsonl");
+/// std::fs::write(&path, "{\"question\": \"1+1?\", \"answer\": \"2\"}\n")?;
+/// let file = cl_data::read_rows(&path)?;
+/// assert_eq!(file.rows[0]["answer"], "2");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io)?;
     let hash = blake3::hash(&bytes).to_hex().to_string();
+    if bytes.starts_with(parquet_file::MAGIC) {
+        return Ok(RowFile { rows: parquet_file::rows(path, bytes)?, hash });
+    }
     if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut plain = Vec::new();
         MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut plain).map_err(io)?;

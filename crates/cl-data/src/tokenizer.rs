@@ -1,8 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use crate::Error;
+use crate::{Error, special};
 
 /// A model's tokenizer: `tokenizer.json`, and the special tokens that `tokenizer_config.json` names.
 pub struct Tokenizer {
@@ -26,21 +24,15 @@ impl Tokenizer {
             return Err(Error::Tokenizer { path, message });
         }
         let mut tokenizer = Self::from_file(&path)?;
-        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let file = dir.join(name);
-            if !file.is_file() {
-                continue;
-            }
-            let text = std::fs::read(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
-            let json: Value = serde_json::from_slice(&text)
-                .map_err(|e| Error::Tokenizer { path: file.clone(), message: format!("not valid JSON: {e}") })?;
+        for file in special::FILES.map(|name| dir.join(name)) {
+            let Some(json) = special::read(&file)? else { continue };
             for (key, slot) in [
                 ("eos_token", &mut tokenizer.eos),
                 ("bos_token", &mut tokenizer.bos),
                 ("pad_token", &mut tokenizer.pad),
             ] {
                 if slot.is_none() {
-                    *slot = special(json.get(key));
+                    *slot = special::token(json.get(key));
                 }
             }
             tokenizer.path = file;
@@ -71,6 +63,48 @@ impl Tokenizer {
         let encoding =
             self.inner.encode_fast(text, add_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of `text` as the evaluation harness makes them for the settings of its `add_bos_token`.
+    ///
+    /// | `add_bos` | tokens |
+    /// | --- | --- |
+    /// | `None` | with the special tokens that the tokenizer adds by itself |
+    /// | `Some(false)` | without any |
+    /// | `Some(true)` | without any, and BOS in front if the tokenizer has one, whether or not it would add it by itself |
+    ///
+    /// A text that begins with the text of BOS (of EOS where there is no BOS) gets no special tokens in any case, so that a
+    /// rendered chat template has one BOS and not two.
+    ///
+    /// Sources: `tok_encode` in lm-evaluation-harness' `models/huggingface.py`; `update_post_processor` in Transformers 5's
+    /// `tokenization_utils_tokenizers.py`, by which a given `add_bos_token` takes the place of the tokenizer's own rule, its
+    /// EOS included.
+    ///
+    /// # Errors
+    /// [`Error::Encode`], also when BOS is no token of the vocabulary.
+    ///
+    /// # Example
+    /// ```no_run
+    /// let tokenizer = cl_data::Tokenizer::from_dir("models/smollm2".as_ref())?;
+    /// let ids = tokenizer.encode_with("The capital of France is", Some(true))?;
+    /// assert_eq!(ids.first().copied(), tokenizer.bos_id());
+    /// # Ok::<(), cl_data::Error>(())
+    /// ```
+    pub fn encode_with(&self, text: &str, add_bos: Option<bool>) -> Result<Vec<u32>, Error> {
+        let prefix = self.bos.as_deref().or(self.eos.as_deref());
+        if prefix.is_some_and(|token| text.starts_with(token)) {
+            return self.encode(text, false);
+        }
+        match (add_bos, &self.bos) {
+            (None, _) => self.encode(text, true),
+            (Some(true), Some(bos)) => {
+                let missing = || Error::Encode { message: format!("bos_token `{bos}` is not in the vocabulary") };
+                let mut ids = vec![self.bos_id().ok_or_else(missing)?];
+                ids.extend(self.encode(text, false)?);
+                Ok(ids)
+            }
+            (Some(_), _) => self.encode(text, false),
+        }
     }
 
     /// Text of token ids.
@@ -113,10 +147,4 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
-}
-
-/// A special token is text, or an object with its text under `content`.
-fn special(value: Option<&Value>) -> Option<String> {
-    let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }

@@ -1,0 +1,146 @@
+use std::path::{Path, PathBuf};
+
+use minijinja::{Environment, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, jinja, special};
+
+/// Names of special tokens that a template may use, as Transformers hands them over.
+const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what else a template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// What `role` said.
+    ///
+    /// # Example
+    /// ```
+    /// let message = cl_data::Message::new("user", "Why?");
+    /// assert_eq!((message.role.as_str(), message.content.as_str()), ("user", "Why?"));
+    /// ```
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+}
+
+/// How a model wants conversations written: the Jinja template of its tokenizer, rendered as Transformers'
+/// `apply_chat_template` renders it.
+///
+/// Where the text of a template differs by Python's own types (floats in exponent form, `~` before a boolean), the result
+/// does; see `tests/chat.rs` for what is compared.
+///
+/// # Example
+/// ```
+/// use cl_data::{ChatTemplate, Message};
+///
+/// let text = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ eos_token }}\n{% endfor %}\
+///             {% if add_generation_prompt %}<assistant>{% endif %}";
+/// let template = ChatTemplate::new(text, &[("eos_token", "</s>")])?;
+/// let prompt = template.render(&[Message::new("user", " Why? ")], true)?;
+/// assert_eq!(prompt, "<user>Why?</s>\n<assistant>");
+/// # Ok::<(), cl_data::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    text: String,
+    tokens: Vec<(String, String)>,
+    path: PathBuf,
+}
+
+impl ChatTemplate {
+    /// A template from its text, with the special tokens it may use by name (`bos_token` and so on).
+    ///
+    /// # Errors
+    /// [`Error::Chat`] when the text is no template.
+    pub fn new(text: &str, tokens: &[(&str, &str)]) -> Result<ChatTemplate, Error> {
+        let tokens = tokens.iter().map(|(role, token)| (role.to_string(), token.to_string())).collect();
+        Self::compile(PathBuf::from("chat template"), text.to_owned(), tokens)
+    }
+
+    /// The template of a model directory: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`, which is
+    /// a text or a list of named texts of which `default` is taken. `None` when the model has none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Tokenizer`] for a configuration that is no JSON, [`Error::Chat`] when there is no `default`
+    /// or the text is no template.
+    pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>, Error> {
+        let [config, map] = special::FILES.map(|name| special::read(&dir.join(name)));
+        let (config, map) = (config?, map?);
+        let token = |role: &str| {
+            [&config, &map].into_iter().find_map(|file| special::token(file.as_ref().and_then(|f| f.get(role))))
+        };
+        let tokens = ROLES.iter().filter_map(|role| Some((role.to_string(), token(role)?))).collect();
+        let file = dir.join("chat_template.jinja");
+        if file.is_file() {
+            let text = std::fs::read_to_string(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+            return Self::compile(file, text, tokens).map(Some);
+        }
+        let path = dir.join(special::FILES[0]);
+        let entry = config.as_ref().and_then(|c| c.get("chat_template")).filter(|entry| !entry.is_null());
+        let Some(entry) = entry else { return Ok(None) };
+        let text = default_template(entry).map_err(|message| Error::Chat { path: path.clone(), message })?;
+        Self::compile(path, text, tokens).map(Some)
+    }
+
+    fn compile(path: PathBuf, text: String, tokens: Vec<(String, String)>) -> Result<ChatTemplate, Error> {
+        let mut environment = jinja::environment();
+        environment
+            .add_template_owned("chat", jinja::without_generation(&text))
+            .map_err(|e| Error::Chat { path: path.clone(), message: format!("no template: {e}") })?;
+        Ok(ChatTemplate { environment, text, tokens, path })
+    }
+
+    /// The conversation as the model is shown it; with `add_generation_prompt` it ends where the assistant begins to speak.
+    ///
+    /// The text holds its special tokens; encode it with
+    /// [`Tokenizer::encode_with`](crate::Tokenizer::encode_with), which adds no second BOS.
+    ///
+    /// # Errors
+    /// [`Error::Chat`] with the template's own message when it refuses the conversation (roles that do not alternate, say).
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
+        let fixed = [
+            ("messages", Value::from_serialize(messages)),
+            // Transformers passes both always, as None: to a template they are defined.
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        let tokens = self.tokens.iter().map(|(role, token)| (role.as_str(), Value::from(token.as_str())));
+        let context: Value = tokens.chain(fixed).collect();
+        self.environment
+            .get_template("chat")
+            .and_then(|template| template.render(context))
+            .map_err(|e| Error::Chat { path: self.path.clone(), message: e.to_string() })
+    }
+
+    /// The template as it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// blake3 of the template's text, hexadecimal: what a score was made with.
+    pub fn hash(&self) -> String {
+        blake3::hash(self.text.as_bytes()).to_hex().to_string()
+    }
+}
+
+fn default_template(entry: &serde_json::Value) -> Result<String, String> {
+    if let Some(text) = entry.as_str() {
+        return Ok(text.to_owned());
+    }
+    let list = entry.as_array().ok_or("`chat_template` is neither text nor a list of named templates")?;
+    let name = |e: &serde_json::Value| e.get("name").and_then(|n| n.as_str()).unwrap_or_default().to_owned();
+    let default = list.iter().find(|e| name(e) == "default").and_then(|e| e.get("template")?.as_str());
+    default.map(str::to_owned).ok_or_else(|| {
+        let names: Vec<String> = list.iter().map(name).collect();
+        format!("`chat_template` has no template named `default`, only [{}]", names.join(", "))
+    })
+}

@@ -1,0 +1,310 @@
+//! Requests to the hub.
+//!
+//! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads them.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::{HeaderMap, Response, header};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+
+use super::HubError;
+use crate::Error;
+
+/// A listing of the largest repositories has some tens of megabytes.
+const LARGEST_LISTING: u64 = 512 << 20;
+/// Broken connections in a row after which a download is given up.
+const ATTEMPTS: usize = 3;
+
+/// What a repository holds at a commit.
+#[derive(Deserialize)]
+pub(super) struct Info {
+    pub(super) sha: String,
+    #[serde(default)]
+    pub(super) siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Sibling {
+    pub(super) rfilename: String,
+}
+
+/// What the hub says about a file before it is downloaded.
+pub(super) struct Meta {
+    /// Name of its content.
+    pub(super) etag: String,
+    /// Its bytes, where the hub says so.
+    pub(super) size: Option<u64>,
+}
+
+/// What a message names a request by.
+pub(super) struct Subject<'a> {
+    pub(super) endpoint: &'a str,
+    pub(super) repo: &'a str,
+    pub(super) revision: &'a str,
+}
+
+pub(super) struct Client {
+    agent: Agent,
+    token: Option<String>,
+}
+
+impl Client {
+    pub(super) fn new(token: Option<&str>) -> Client {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .user_agent(concat!("cl-data/", env!("CARGO_PKG_VERSION")))
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            .timeout_connect(Some(Duration::from_secs(20)))
+            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .build()
+            .new_agent();
+        Client { agent, token: token.map(|t| format!("Bearer {t}")) }
+    }
+
+    /// Commit and files of a revision.
+    pub(super) fn info(&self, subject: &Subject) -> Result<Info, HubError> {
+        let Subject { endpoint, repo, revision } = subject;
+        let url = format!("{endpoint}/api/datasets/{repo}/revision/{}", encoded(revision, false));
+        let mut request = self.agent.get(&url);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        let mut response = self.checked(subject, &url, request.call())?;
+        let answer = |message| HubError::Answer { url: url.clone(), message };
+        let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec();
+        let text = text.map_err(|e| network(&url, &e))?;
+        serde_json::from_slice(&text).map_err(|e| answer(format!("not a listing of a repository: {e}")))
+    }
+
+    /// Asks for a file's headers. Those of the hub's own answer count, not of the storage it leads to; only redirects within
+    /// the hub, of a renamed repository, are followed.
+    pub(super) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
+        let mut at = url.to_owned();
+        for _ in 0..5 {
+            let mut request = self.agent.head(&at).header(header::ACCEPT_ENCODING, "identity");
+            if let Some(token) = &self.token {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            let request = request.config().max_redirects(0).max_redirects_will_error(false).build();
+            let response = self.checked(subject, &at, request.call())?;
+            let headers = response.headers();
+            match text(headers, "location") {
+                Some(to) if response.status().is_redirection() && to.starts_with('/') => {
+                    at = format!("{}{to}", origin(subject.endpoint));
+                }
+                _ => return meta(headers, response.status().is_redirection(), &at),
+            }
+        }
+        Err(HubError::Answer { url: url.to_owned(), message: "leads from one redirect to the next".to_owned() })
+    }
+
+    /// Downloads a file, from where an earlier download stopped, until its size and, where the hub names content by it, its
+    /// SHA-256 are right.
+    pub(super) fn download(&self, subject: &Subject, url: &str, meta: &Meta, to: &Path) -> Result<(), Error> {
+        let io = |source| Error::Io { path: to.to_owned(), source };
+        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(to).map_err(io)?;
+        let mut failures = 0;
+        loop {
+            let before = file.metadata().map_err(io)?.len();
+            if meta.size.is_some_and(|size| before > size) {
+                file.set_len(0).map_err(io)?;
+            }
+            let done = if meta.size == Some(before) { Ok(()) } else { self.receive(subject, url, meta, &mut file) };
+            let length = file.metadata().map_err(io)?.len();
+            match done {
+                Ok(()) => break,
+                // Something came, so the connection is worth another try.
+                Err(Received::Cut(_)) if length > before || failures + 1 < ATTEMPTS => {
+                    failures = if length > before { 0 } else { failures + 1 };
+                }
+                Err(Received::Cut(message)) => {
+                    let whole = meta.size.map_or(String::new(), |size| format!(" of {size}"));
+                    let message = format!("broken off after {length}{whole} bytes: {message}");
+                    return Err(HubError::Download { url: url.to_owned(), message }.into());
+                }
+                Err(Received::Refused(error)) => return Err(error.into()),
+                Err(Received::Disk(source)) => return Err(io(source)),
+            }
+        }
+        file.sync_all().map_err(io)?;
+        if let Err(message) = verify(&mut file, meta).map_err(io)? {
+            // Wrong bytes are no start to go on from.
+            file.set_len(0).map_err(io)?;
+            return Err(HubError::Download { url: url.to_owned(), message }.into());
+        }
+        Ok(())
+    }
+
+    /// One request for what is missing of a file.
+    fn receive(&self, subject: &Subject, url: &str, meta: &Meta, file: &mut File) -> Result<(), Received> {
+        let start = file.metadata().map_err(Received::Disk)?.len();
+        let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        if start > 0 {
+            request = request.header(header::RANGE, format!("bytes={start}-"));
+        }
+        let response = match request.call() {
+            Ok(response) if response.status() == 416 => {
+                file.set_len(0).map_err(Received::Disk)?;
+                return Err(Received::Cut("the server has no such range".to_owned()));
+            }
+            Ok(response) if response.status().is_server_error() => {
+                return Err(Received::Cut(format!("HTTP {}", response.status().as_u16())));
+            }
+            Err(error) => return Err(Received::Cut(error.to_string())),
+            answered => self.checked(subject, url, answered).map_err(Received::Refused)?,
+        };
+        // A server that ignores the range sends the file from its beginning.
+        let range = text(response.headers(), "content-range").unwrap_or_default();
+        let resumed = response.status() == 206 && range.starts_with(&format!("bytes {start}-"));
+        if !resumed {
+            if response.status() == 206 {
+                file.set_len(0).map_err(Received::Disk)?;
+                return Err(Received::Cut(format!("another range than asked for: {range}")));
+            }
+            file.set_len(0).map_err(Received::Disk)?;
+        }
+        file.seek(SeekFrom::End(0)).map_err(Received::Disk)?;
+        let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => file.write_all(&buffer[..n]).map_err(Received::Disk)?,
+                Err(error) => return Err(Received::Cut(error.to_string())),
+            }
+        }
+        let length = file.metadata().map_err(Received::Disk)?.len();
+        match meta.size {
+            Some(size) if length < size => Err(Received::Cut("the connection ended".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn checked(
+        &self,
+        subject: &Subject,
+        url: &str,
+        answer: Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, HubError> {
+        let response = answer.map_err(|e| network(url, &e))?;
+        let status = response.status().as_u16();
+        let code = text(response.headers(), "x-error-code").unwrap_or_default();
+        let has_token = self.token.is_some();
+        let not_found = |hint| HubError::NotFound {
+            repo: subject.repo.to_owned(),
+            revision: subject.revision.to_owned(),
+            endpoint: subject.endpoint.to_owned(),
+            hint,
+        };
+        match status {
+            200..=399 => Ok(response),
+            // Without a token the hub does not tell a private data set from none.
+            401 if code == "RepoNotFound" && !has_token => {
+                Err(not_found("; if it is a private one, set HF_TOKEN to a token that may read it"))
+            }
+            404 if code == "EntryNotFound" => {
+                Err(HubError::Answer { url: url.to_owned(), message: "no such file (HTTP 404)".to_owned() })
+            }
+            404 => Err(not_found(if code == "RevisionNotFound" {
+                " (the data set is there, the revision is not)"
+            } else {
+                ""
+            })),
+            401 | 403 => {
+                let hint = match (code.as_str(), has_token) {
+                    ("GatedRepo", true) => "it is gated; accept its terms on its page, with the account of HF_TOKEN",
+                    ("GatedRepo", false) => {
+                        "it is gated; accept its terms on its page, then set HF_TOKEN to a token of yours"
+                    }
+                    (_, true) => "HF_TOKEN may not read it, or is no valid token",
+                    (_, false) => "it is private or gated; set HF_TOKEN to a token that may read it",
+                };
+                Err(HubError::Access { repo: subject.repo.to_owned(), status, hint })
+            }
+            _ => Err(HubError::Answer { url: url.to_owned(), message: format!("HTTP {status}") }),
+        }
+    }
+}
+
+/// How a request for a file ended early.
+enum Received {
+    /// Worth another try.
+    Cut(String),
+    /// The hub said no.
+    Refused(HubError),
+    /// The disk said no.
+    Disk(io::Error),
+}
+
+fn network(url: &str, error: &ureq::Error) -> HubError {
+    HubError::Network { url: url.to_owned(), message: error.to_string() }
+}
+
+fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubError> {
+    let answer = |message: &str| HubError::Answer { url: url.to_owned(), message: message.to_owned() };
+    let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).ok_or_else(|| answer("no etag"))?;
+    let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+    if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+        return Err(answer("an etag that cannot be a file's name"));
+    }
+    // The length of a redirect is that of its own body.
+    let length = text(headers, "content-length").filter(|_| !redirected);
+    let size = text(headers, "x-linked-size").or(length);
+    Ok(Meta { etag, size: size.and_then(|s| s.parse().ok()) })
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Scheme and host of an address.
+fn origin(endpoint: &str) -> &str {
+    let host = endpoint.find("://").map_or(0, |at| at + 3);
+    endpoint[host..].find('/').map_or(endpoint, |at| &endpoint[..host + at])
+}
+
+/// Percent-encoding of a part of an address, with or without its slashes left as they are.
+pub(super) fn encoded(name: &str, slashes: bool) -> String {
+    let mut out = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (slashes && byte == b'/') {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// What is wrong with the bytes, if anything is.
+fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
+    let length = file.metadata()?.len();
+    if let Some(size) = meta.size.filter(|size| *size != length) {
+        return Ok(Err(format!("{length} bytes came where the hub says {size}")));
+    }
+    // Large files are named by SHA-256, small ones by Git's SHA-1.
+    if meta.etag.len() != 64 || !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(Ok(()));
+    }
+    file.rewind()?;
+    let mut hasher = Sha256::new();
+    io::copy(file, &mut hasher)?;
+    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(if found == meta.etag.to_ascii_lowercase() {
+        Ok(())
+    } else {
+        Err(format!("its SHA-256 is {found} where the hub says {}", meta.etag))
+    })
+}

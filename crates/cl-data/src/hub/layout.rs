@@ -1,0 +1,201 @@
+//! Which files of a repository hold a split.
+//!
+//! Layouts: <https://huggingface.co/docs/hub/datasets-data-files-configuration> and `push_to_hub` of `datasets`
+//! (`data/train-00000-of-00002.parquet`, `config/train-…`), and the branch `refs/convert/parquet`
+//! (`config/train/0000.parquet`, <https://huggingface.co/docs/dataset-viewer/parquet>).
+
+use std::collections::BTreeSet;
+
+/// Endings of data files, the preferred first.
+const KINDS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
+
+/// JSON files of repositories that are no data.
+const NO_DATA: [&str; 5] = ["dataset_infos", "dataset_info", "dataset_dict", "state", "config"];
+
+/// Why no files were picked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// No such split; these are there.
+    Nothing(String),
+    /// In several configurations.
+    Ambiguous(String),
+    /// Some of its files are missing.
+    Shards(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct DataFile {
+    /// The conversion of a part of a split comes after that of a whole one.
+    partial: bool,
+    kind: usize,
+    folder: String,
+    of: Option<usize>,
+    shard: usize,
+    path: String,
+    config: Option<String>,
+    split: String,
+}
+
+/// The files of a split in the order of its rows. Without `config`, files that belong to none, else to `default`, else to
+/// the only configuration that has the split.
+pub(crate) fn pick(paths: &[String], config: Option<&str>, split: &str) -> Result<Vec<String>, Miss> {
+    let files: Vec<DataFile> = paths.iter().filter_map(|p| parse(p)).collect();
+    let of_split: Vec<&DataFile> = files.iter().filter(|f| f.split == split).collect();
+    let configs: BTreeSet<Option<&str>> = of_split.iter().map(|f| f.config.as_deref()).collect();
+    let wanted = match config {
+        Some(name) if configs.contains(&Some(name)) => Some(name),
+        Some("default") if configs.contains(&None) => None,
+        Some(_) => return Err(Miss::Nothing(found(&files))),
+        None if configs.contains(&None) => None,
+        None if configs.contains(&Some("default")) => Some("default"),
+        None if configs.len() > 1 => {
+            let names: Vec<&str> = configs.into_iter().flatten().collect();
+            return Err(Miss::Ambiguous(names.join(", ")));
+        }
+        None => configs.into_iter().next().ok_or_else(|| Miss::Nothing(found(&files)))?,
+    };
+    let mut of_config: Vec<&DataFile> = of_split.into_iter().filter(|f| f.config.as_deref() == wanted).collect();
+    of_config.sort();
+    let group = |f: &DataFile| (f.partial, f.kind, f.folder.clone(), f.of);
+    let first = group(of_config[0]);
+    of_config.retain(|f| group(f) == first);
+    whole(&of_config)?;
+    Ok(of_config.into_iter().map(|f| f.path.clone()).collect())
+}
+
+/// Shards are numbered from 0 without a gap, up to the number in their names where there is one.
+fn whole(files: &[&DataFile]) -> Result<(), Miss> {
+    let numbers: Vec<usize> = files.iter().map(|f| f.shard).collect();
+    let count = files[0].of.unwrap_or(numbers.len());
+    if numbers.iter().copied().eq(0..count) {
+        return Ok(());
+    }
+    let missing = (0..count).find(|n| !numbers.contains(n));
+    Err(Miss::Shards(match missing {
+        Some(n) => {
+            format!("{} files of {count}, number {n} (from 0) is missing beside {}", numbers.len(), files[0].path)
+        }
+        None => format!("{} files where their names say {count}, {} among them", numbers.len(), files[0].path),
+    }))
+}
+
+fn parse(path: &str) -> Option<DataFile> {
+    let kind = KINDS.iter().position(|ending| path.ends_with(ending))?;
+    let stem = path.strip_suffix(KINDS[kind])?;
+    let mut folders: Vec<&str> = stem.split('/').collect();
+    let name = folders.pop()?;
+    let folder = folders.join("/");
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let (mut split, shard, of) = match (number(name), folders.last()) {
+        (Some(shard), Some(split)) => (*split, shard, None),
+        _ => sharded(name).unwrap_or((name, 0, None)),
+    };
+    if folders.last() == Some(&split) {
+        folders.pop();
+    }
+    let partial = split.starts_with("partial-");
+    split = split.strip_prefix("partial-").unwrap_or(split);
+    if NO_DATA.contains(&split) || path.starts_with('.') {
+        return None;
+    }
+    folders.retain(|f| *f != "data");
+    let config = (!folders.is_empty()).then(|| folders.join("/"));
+    Some(DataFile { partial, kind, folder, of, shard, path: path.to_owned(), config, split: split.to_owned() })
+}
+
+/// `train-00001-of-00003`, and with the hash that earlier versions of `datasets` put behind it.
+fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
+    let (before, after) = name.rsplit_once("-of-")?;
+    let (split, shard) = before.rsplit_once('-')?;
+    let count = after.split_once('-').map_or(after, |(count, _)| count);
+    Some((split, shard.parse().ok()?, Some(count.parse().ok()?)))
+}
+
+/// What there is, for a message.
+fn found(files: &[DataFile]) -> String {
+    let names: BTreeSet<String> = files.iter().map(|f| label(f.config.as_deref(), &f.split)).collect();
+    match names.len() {
+        0 => "no .parquet, .jsonl or .json file".to_owned(),
+        n if n > 40 => names.into_iter().take(40).collect::<Vec<_>>().join(", ") + &format!(" and {} more", n - 40),
+        _ => names.into_iter().collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Configuration and split in one word.
+pub(crate) fn label(config: Option<&str>, split: &str) -> String {
+    config.map_or_else(|| split.to_owned(), |config| format!("{config}/{split}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picked(paths: &[&str], config: Option<&str>, split: &str) -> Result<Vec<String>, Miss> {
+        pick(&paths.iter().map(|p| p.to_string()).collect::<Vec<_>>(), config, split)
+    }
+
+    #[test]
+    fn usual_layouts() {
+        type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
+        let rows: [Case; 12] = [
+            (&["README.md", "test.jsonl", "train.jsonl"], None, "test", &["test.jsonl"]),
+            (&["data/train-00000-of-00001.parquet"], None, "train", &["data/train-00000-of-00001.parquet"]),
+            (
+                &["data/x-00001-of-00002-ab12.parquet", "data/x-00000-of-00002-cd34.parquet"],
+                None,
+                "x",
+                &["data/x-00000-of-00002-cd34.parquet", "data/x-00001-of-00002-ab12.parquet"],
+            ),
+            (&["main/test-00000-of-00001.parquet"], None, "test", &["main/test-00000-of-00001.parquet"]),
+            (&["a/test.json", "b/test.json"], Some("b"), "test", &["b/test.json"]),
+            (&["a/test.json", "default/test.json"], None, "test", &["default/test.json"]),
+            (&["a/test.json", "test.json"], None, "test", &["test.json"]),
+            (&["test.json", "test.jsonl", "data/test.parquet"], None, "test", &["data/test.parquet"]),
+            (
+                &["c/test/0001.parquet", "c/test/0000.parquet"],
+                Some("c"),
+                "test",
+                &["c/test/0000.parquet", "c/test/0001.parquet"],
+            ),
+            (&["c/partial-test/0000.parquet"], Some("c"), "test", &["c/partial-test/0000.parquet"]),
+            (
+                &["data/test/test-00000-of-00001.parquet"],
+                Some("default"),
+                "test",
+                &["data/test/test-00000-of-00001.parquet"],
+            ),
+            (
+                &["ARC-Easy/a-b-00000-of-00001.parquet"],
+                Some("ARC-Easy"),
+                "a-b",
+                &["ARC-Easy/a-b-00000-of-00001.parquet"],
+            ),
+        ];
+        for (paths, config, split, expected) in rows {
+            assert_eq!(picked(paths, config, split).unwrap(), expected, "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn shards_are_ordered_by_number() {
+        let paths: Vec<String> = (0..12).rev().map(|i| format!("c/train/{i}.parquet")).collect();
+        let picked = pick(&paths, None, "train").unwrap();
+        assert_eq!((picked[2].as_str(), picked[11].as_str()), ("c/train/2.parquet", "c/train/11.parquet"));
+    }
+
+    #[test]
+    fn misses() {
+        let nothing = picked(&["a/train.json", "test.json", "dataset_infos.json"], None, "dev").unwrap_err();
+        assert_eq!(nothing, Miss::Nothing("a/train, test".to_owned()));
+        let configs = picked(&["a/train.json", "b/train.json"], None, "train").unwrap_err();
+        assert_eq!(configs, Miss::Ambiguous("a, b".to_owned()));
+        for paths in [
+            &["x-00000-of-00003.parquet", "x-00002-of-00003.parquet"][..],
+            &["x-00000-of-00001-a.parquet", "x-00000-of-00001-b.parquet"],
+            &["c/x/0001.parquet"],
+        ] {
+            assert!(matches!(picked(paths, None, "x"), Err(Miss::Shards(_))), "{paths:?}");
+        }
+        assert!(matches!(picked(&["README.md"], None, "x"), Err(Miss::Nothing(_))));
+    }
+}

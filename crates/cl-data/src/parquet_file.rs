@@ -1,0 +1,133 @@
+//! Rows of a Parquet file as the JSON of the same data set would give them.
+//!
+//! Record assembly of nested columns after Dremel, as the format's documentation describes it
+//! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` does it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::types::Type;
+use serde_json::{Number, Value};
+
+use crate::Error;
+use crate::rows::Row;
+
+/// The four bytes a Parquet file begins and ends with.
+pub(crate) const MAGIC: &[u8] = b"PAR1";
+
+/// Rows of the file with these bytes; `path` is for messages.
+pub(crate) fn rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Row>, Error> {
+    // The crate's decoders panic on some damaged pages; a damaged file is an error like any other here.
+    let read = catch_unwind(AssertUnwindSafe(|| read(bytes)));
+    let message = match read {
+        Ok(Ok(rows)) => return Ok(rows),
+        Ok(Err(message)) => message,
+        Err(_) => "a damaged Parquet file: its pages cannot be decoded".to_owned(),
+    };
+    Err(Error::Form { path: path.to_owned(), message })
+}
+
+fn read(bytes: Vec<u8>) -> Result<Vec<Row>, String> {
+    let damaged = |e| format!("a damaged or cut-off Parquet file: {e}");
+    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(damaged)?;
+    let metadata = reader.metadata().file_metadata();
+    for column in metadata.schema().get_fields() {
+        supported(column, column.name())?;
+    }
+    let promised = reader.metadata().row_groups().iter().map(|g| g.num_rows()).sum::<i64>();
+    let rows = reader
+        .get_row_iter(None)
+        .map_err(damaged)?
+        .map(|row| Ok(fields(row.map_err(damaged)?.into_columns())))
+        .collect::<Result<Vec<_>, String>>()?;
+    if rows.len() as i64 != promised {
+        return Err(format!("a damaged Parquet file: {} rows where its footer says {promised}", rows.len()));
+    }
+    Ok(rows)
+}
+
+/// Whether a column, named by its dotted path, has a form in JSON.
+fn supported(column: &Type, name: &str) -> Result<(), String> {
+    let info = column.get_basic_info();
+    if column.is_primitive() {
+        return match unsupported(column) {
+            None => Ok(()),
+            Some(what) => Err(format!(
+                "column `{name}` holds {what}, which has no form in JSON; supported are text, integers, floats, \
+                 booleans, and lists and structs of them"
+            )),
+        };
+    }
+    match info.converted_type() {
+        ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => {
+            Err(format!("column `{name}` is a map, which the JSON of a data set does not have"))
+        }
+        ConvertedType::LIST => match column.get_fields() {
+            [items] if items.get_basic_info().repetition() == Repetition::REPEATED => children(items, name),
+            _ => Err(format!("column `{name}` is a list of no known layout")),
+        },
+        _ => children(column, name),
+    }
+}
+
+fn children(column: &Type, name: &str) -> Result<(), String> {
+    if column.is_primitive() {
+        return supported(column, name);
+    }
+    column.get_fields().iter().try_for_each(|child| supported(child, &format!("{name}.{}", child.name())))
+}
+
+/// What a leaf holds, if it is nothing that JSON has.
+fn unsupported(leaf: &Type) -> Option<String> {
+    use ConvertedType as C;
+    let info = leaf.get_basic_info();
+    let fits = match (leaf.get_physical_type(), info.converted_type()) {
+        (Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE, _) => true,
+        (Physical::INT32, C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32) => true,
+        // Timestamps of nanoseconds have a logical type alone, and would pass for numbers.
+        (Physical::INT64, C::NONE) => info.logical_type_ref().is_none(),
+        (Physical::INT64, C::INT_64 | C::UINT_64) => true,
+        (Physical::BYTE_ARRAY, C::UTF8 | C::ENUM | C::JSON) => true,
+        (Physical::FIXED_LEN_BYTE_ARRAY, _) => info.logical_type_ref() == Some(&LogicalType::Float16),
+        _ => false,
+    };
+    (!fits).then(|| match (info.logical_type_ref(), info.converted_type()) {
+        (Some(logical), _) => format!("{logical:?}"),
+        (None, C::NONE) => format!("{:?} (bytes without a meaning)", leaf.get_physical_type()),
+        (None, converted) => format!("{converted:?}"),
+    })
+}
+
+fn fields(columns: Vec<(String, Field)>) -> Row {
+    columns.into_iter().map(|(name, field)| (name, json(&field))).collect()
+}
+
+/// A value as JSON; what [`supported`] turned away does not come here.
+fn json(field: &Field) -> Value {
+    match field {
+        Field::Bool(b) => Value::Bool(*b),
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) => (*n).into(),
+        Field::Long(n) => (*n).into(),
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => (*n).into(),
+        Field::Float16(n) => float(f64::from(n.to_f32())),
+        Field::Float(n) => float(f64::from(*n)),
+        Field::Double(n) => float(*n),
+        Field::Str(text) => Value::String(text.clone()),
+        Field::Group(row) => Value::Object(row.get_column_iter().map(|(k, v)| (k.clone(), json(v))).collect()),
+        Field::ListInternal(list) => list.elements().iter().map(json).collect(),
+        _ => Value::Null,
+    }
+}
+
+/// JSON has no NaN and no infinity; `to_json` of pandas and of `datasets` writes null for them too.
+fn float(value: f64) -> Value {
+    Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
