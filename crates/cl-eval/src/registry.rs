@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -232,7 +233,7 @@ fn load_described(
     };
     let mut values = Map::new();
     let mut files = Vec::new();
-    let eval = candidates(&file.files.eval);
+    let eval = candidates(&file.files.eval)?;
     let Some(rows) = library.find_rows(&eval)? else {
         let in_own_directory = file.files.eval[0].starts_with("{{ name }}/");
         let directory = eval.iter().any(|c| dir.join(c).parent().is_some_and(Path::is_dir));
@@ -245,7 +246,7 @@ fn load_described(
         values.insert(field.to_owned(), json!(id));
     }
     for (key, patterns) in &file.files.values {
-        let names = candidates(patterns);
+        let names = candidates(patterns)?;
         let path =
             library.find(&names).ok_or_else(|| missing(&names, format!("`{key}` of its prompts is read from it")))?;
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
@@ -262,7 +263,7 @@ fn load_described(
         let sample = |(index, row): (usize, &Row)| Document { path: PathBuf::from(name), index, row: row.clone() };
         pool = file.fewshot.samples.iter().enumerate().map(sample).collect();
     } else if shots > 0 {
-        let names = candidates(&file.files.fewshot);
+        let names = candidates(&file.files.fewshot)?;
         let needed = format!("the {shots} shots in front of every document are drawn from it");
         let rows = library.find_rows(&names)?.ok_or_else(|| missing(&names, needed))?;
         files.push(rows.settings());
@@ -273,24 +274,31 @@ fn load_described(
 }
 
 /// File names with `{{ name }}` and a group's field filled in. A task's files may be called by any of its names.
-fn candidates(patterns: &[String], file: &TaskFile, asked: &str, member: Option<(&str, &str)>) -> Vec<String> {
+fn candidates(
+    patterns: &[String],
+    file: &TaskFile,
+    asked: &str,
+    member: Option<(&str, &str)>,
+) -> Result<Vec<String>, Error> {
     let names = [asked, &file.name].into_iter().chain(file.aliases.iter().map(String::as_str));
     let names: Vec<&str> = names.collect();
+    let environment = environment();
     let fill = |pattern: &String, name: &str| {
-        let mut row = vec![("name", name)];
-        row.extend(member);
-        let row: minijinja::Value = row.into_iter().collect();
-        Template::new(&environment(), pattern).and_then(|t| t.render(&row)).unwrap_or_else(|_| pattern.clone())
+        let row: BTreeMap<String, String> =
+            [("name", name)].into_iter().chain(member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let key = |message| Error::TaskKey { path: PathBuf::from(&file.name), key: "files", message };
+        Template::new(&environment, pattern).and_then(|t| t.render(&row.into())).map_err(key)
     };
     let mut filled: Vec<String> = Vec::new();
     for name in names {
-        for candidate in patterns.iter().map(|p| fill(p, name)) {
+        for pattern in patterns {
+            let candidate = fill(pattern, name)?;
             if !filled.contains(&candidate) {
                 filled.push(candidate);
             }
         }
     }
-    filled
+    Ok(filled)
 }
 
 /// Rows of a file; of a file that several tasks share, those of one.

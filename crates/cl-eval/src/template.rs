@@ -95,7 +95,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
 /// Python's `list.index`.
 fn index(list: &Value, wanted: &Value) -> Result<Value, Error> {
     let found = list.try_iter()?.position(|v| v == *wanted);
-    let message = || format!("{} is not in the list {list}", Value::from_iter([wanted.clone()]));
+    let message = || format!("{wanted:?} is not in the list {list:?}");
     found.map(Value::from).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, message()))
 }
 
@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn errors_name_what_is_missing() {
         assert_eq!(render("{{ gone }}").unwrap_err(), "no `gone`; the row has text, list, word");
-        assert!(render("{{ list.index('z') }}").unwrap_err().contains("[\"z\"] is not in the list"));
+        let error = render("{{ list.index('z') }}").unwrap_err();
+        assert!(error.contains("'z' is not in the list ['x', 'y']"), "{error}");
         assert!(render("{{ list.index('z') ").unwrap_err().contains("syntax error"));
         assert!(render("{{ list[7].strip() }}").unwrap_err().contains("undefined"));
     }

@@ -417,10 +417,14 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     assert!(error.contains("fewshot.jsonl is missing"), "{error}");
     let shots = folder.path().join("lm-eval/gsm8k_cot/fewshot.jsonl");
     write(shots.clone(), "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n{\"question\": \"c\"}\n");
-    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
+    let two = TaskOptions { num_fewshot: Some(2), ..options };
+    let error = load_task("gsm8k_cot", &data, two).err().unwrap().to_string();
     assert!(error.contains("fewshot.jsonl: row 1") && error.contains("no `target`"), "{error}");
     write(shots, "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n");
-    let task = load_task("gsm8k_cot", &data, options).unwrap();
+    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
+    assert!(error.contains("8 shots need 8 rows to draw from, and there are 1"), "{error}");
+    let one = TaskOptions { num_fewshot: Some(1), ..options };
+    let task = load_task("gsm8k_cot", &data, one).unwrap();
     assert_eq!(prompt(task.as_ref(), 0).prompt, "Q: a\nA: b. The answer is 1.\n\nQ: Question: 0?\nA:");
     assert_eq!(score(task.as_ref(), 1, "The answer is 1,000.")["strict_match"], 1.0);
     assert_eq!(score(task.as_ref(), 1, "#### 1000")["strict_match"], 0.0);
