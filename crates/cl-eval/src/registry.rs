@@ -262,6 +262,8 @@ fn load_described(
     if shots > 0 && !file.fewshot.samples.is_empty() {
         let sample = |(index, row): (usize, &Row)| Document { path: PathBuf::from(name), index, row: row.clone() };
         pool = file.fewshot.samples.iter().enumerate().map(sample).collect();
+    } else if shots > 0 && file.files.fewshot.is_empty() {
+        pool = self::documents(&rows, member);
     } else if shots > 0 {
         let names = candidates(&file.files.fewshot)?;
         let needed = format!("the {shots} shots in front of every document are drawn from it");
