@@ -78,4 +78,10 @@ fn requests_about_real_data_are_lm_eval_s() {
     };
     let (documents, requests) = compare(&requests, &data.join("lm-eval"));
     eprintln!("{documents} documents, {requests} requests compared");
+    let others =
+        ["C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "20Minuten", "dbpedia", "amazon", "yahoo", "agnews"];
+    for name in others {
+        let task = load_task(name, &data.join("trace"), TaskOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+        eprintln!("{name}: {} documents", task.len());
+    }
 }
