@@ -20,11 +20,11 @@ pub enum Error {
     #[error("task `{name}`: {path} is missing; {needed}")]
     MissingFile {
         /// The task.
-        name: &'static str,
+        name: String,
         /// Where it was expected first.
         path: PathBuf,
         /// What it is needed for.
-        needed: &'static str,
+        needed: String,
     },
     /// A line of a JSONL file is no JSON or lacks something.
     #[error("{path}: line {line}: {source}; expected {expected}")]
@@ -63,6 +63,84 @@ pub enum Error {
         gold: usize,
         /// How many choices there are.
         choices: usize,
+    },
+    /// A task's description is no TOML, or has a key that there is not.
+    #[error("{path}: {source}")]
+    TaskToml {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: Box<toml::de::Error>,
+    },
+    /// A key of a task's description cannot be what it is.
+    #[error("{path}: `{key}`: {message}")]
+    TaskKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// A row does not fit into a task's templates.
+    #[error("{path}: row {row} (from 0): task `{name}`: `{key}`: {message}")]
+    TaskRow {
+        /// The task.
+        name: String,
+        /// The file of the row.
+        path: PathBuf,
+        /// Index of the row.
+        row: usize,
+        /// The key of the task's description.
+        key: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// A file of values that templates use is no JSON.
+    #[error("{path}: {source}")]
+    Values {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// There are too few rows to draw shots from.
+    #[error("task `{name}`: {shots} shots need {wanted} rows to draw from, and there are {available}")]
+    Shots {
+        /// The task.
+        name: String,
+        /// Shots of a document.
+        shots: usize,
+        /// Rows drawn for it.
+        wanted: usize,
+        /// Rows there are.
+        available: usize,
+    },
+    /// The chat template failed.
+    #[error("task `{name}`: the chat template failed: {message}")]
+    Chat {
+        /// The task.
+        name: String,
+        /// Its error.
+        message: String,
+    },
+    /// A group where one task was asked for.
+    #[error("`{name}` is a group of {members} tasks; load it as a group, or one of them, such as `{first}`")]
+    IsGroup {
+        /// The group.
+        name: String,
+        /// How many.
+        members: usize,
+        /// The first.
+        first: String,
+    },
+    /// Scores of a group's task are missing.
+    #[error("group `{group}`: no scores of task `{task}`")]
+    NoMember {
+        /// The group.
+        group: String,
+        /// The task.
+        task: String,
     },
     /// A task without documents.
     #[error("task `{name}`: no documents to ask about")]

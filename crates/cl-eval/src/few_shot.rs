@@ -2,7 +2,73 @@
 
 use std::collections::HashSet;
 
+use cl_data::Row;
 use cl_data::numpy::Mt19937;
+use serde::{Deserialize, Serialize};
+
+/// Which rows of a pool a document's shots are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sampler {
+    /// Drawn anew for every document.
+    #[default]
+    Random,
+    /// The first ones.
+    FirstN,
+}
+
+/// Gives every document of a task its shots, in the order of documents.
+pub(crate) struct ShotSampler<'a> {
+    pool: Vec<&'a Row>,
+    sampler: Sampler,
+    exclude_document: bool,
+    random: PythonRandom,
+}
+
+/// There are too few rows to draw from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooFew {
+    pub(crate) wanted: usize,
+    pub(crate) available: usize,
+}
+
+impl<'a> ShotSampler<'a> {
+    /// `exclude_document`: a document is never its own shot. lm-eval then draws one shot more than is wanted.
+    pub(crate) fn new(pool: Vec<&'a Row>, sampler: Sampler, exclude_document: bool, seed: u32) -> ShotSampler<'a> {
+        ShotSampler { pool, sampler, exclude_document, random: PythonRandom::new(seed) }
+    }
+
+    /// The next document's shots, as indices of the pool.
+    pub(crate) fn draw(&mut self, document: &Row, n: usize) -> Result<Vec<usize>, TooFew> {
+        let others = |pool: &[&Row]| (0..pool.len()).filter(|&i| pool[i] != document).collect::<Vec<_>>();
+        match self.sampler {
+            _ if n == 0 => Ok(Vec::new()),
+            Sampler::FirstN => {
+                let all = if self.exclude_document { others(&self.pool) } else { (0..self.pool.len()).collect() };
+                all.get(..n).map(<[_]>::to_vec).ok_or(TooFew { wanted: n, available: all.len() })
+            }
+            Sampler::Random if self.exclude_document => {
+                let mut drawn = self.sample(self.pool.len(), n + 1)?;
+                drawn.retain(|&i| self.pool[i] != document);
+                drawn.truncate(n);
+                if drawn.len() < n {
+                    // The document stands in the pool more than once, and was drawn as often.
+                    let others = others(&self.pool);
+                    drawn = self.sample(others.len(), n)?.into_iter().map(|i| others[i]).collect();
+                }
+                Ok(drawn)
+            }
+            Sampler::Random => self.sample(self.pool.len(), n),
+        }
+    }
+
+    fn sample(&mut self, available: usize, wanted: usize) -> Result<Vec<usize>, TooFew> {
+        if wanted > available {
+            return Err(TooFew { wanted, available });
+        }
+        Ok(self.random.sample(available, wanted))
+    }
+}
 
 /// Python's `random.Random(seed)`.
 pub(crate) struct PythonRandom(Mt19937);

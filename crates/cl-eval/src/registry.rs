@@ -1,12 +1,17 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use cl_data::{Dataset, Example, Format, Split, load, load_split};
-use serde::Deserialize;
+use cl_data::{Row, Split, load_split};
+use serde_json::{Map, json};
 
-use crate::few_shot::PythonRandom;
-use crate::metrics::gsm8k::final_answer;
-use crate::multiple_choice::lines;
-use crate::{Document, Error, GenerationTask, Metric, MultipleChoice, Task};
+use crate::chat::ChatRender;
+use crate::described::{Document, Material, build};
+use crate::group::TaskGroup;
+use crate::rows::{Library, Rows};
+use crate::task_file::TaskFile;
+use crate::template::{Template, environment};
+use crate::{Error, Metric, MultipleChoice, Task};
 
 /// A task that is known by name.
 #[derive(Clone, Copy, Debug)]
@@ -17,190 +22,345 @@ pub struct TaskSpec {
     pub aliases: &'static [&'static str],
     /// How answers are scored.
     pub metric: Metric,
-    /// Most tokens of an answer, unless asked otherwise.
+    /// Most tokens of an answer, unless asked otherwise; 0 where nothing is written.
     pub max_new_tokens: usize,
     /// Texts that end an answer.
     pub stop: &'static [&'static str],
 }
 
-const fn trace(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    metric: Metric,
-    max_new_tokens: usize,
-) -> TaskSpec {
-    TaskSpec { name, aliases, metric, max_new_tokens, stop: &[] }
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        [$((concat!("tasks/", $name, ".toml"), include_str!(concat!("../tasks/", $name, ".toml")))),*]
+    };
 }
 
-/// The tasks of the paper, in its order.
+/// The descriptions that come with the crate: the paper's tasks first, in its order.
 ///
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers counts (a ScienceQA answer is a letter, then an
 /// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes up to
 /// 512 everywhere. 256 for GSM8K is lm-eval's default.
-const KNOWN: [TaskSpec; 8] = [
-    trace("C-STANCE", &["cstance", "cstan"], Metric::FirstChar, 8),
-    trace("FOMC", &["fomc"], Metric::FirstChar, 8),
-    trace("MeetingBank", &["meeting", "meetingbank", "meet"], Metric::RougeL, 256),
-    trace("Py150", &["py150"], Metric::EditSimilarity, 64),
-    trace("ScienceQA", &["science", "scienceqa", "sci"], Metric::FirstChar, 8),
-    trace("20Minuten", &["20minuten", "20min"], Metric::Sari, 256),
-    TaskSpec {
-        name: "gsm8k",
-        aliases: &[],
-        metric: Metric::Gsm8k,
-        max_new_tokens: 256,
-        stop: &["Question:", "</s>", "<|im_end|>"],
-    },
-    TaskSpec {
-        name: "gsm8k_cot",
-        aliases: &["gsmcot"],
-        metric: Metric::Gsm8kCot,
-        max_new_tokens: 256,
-        stop: &["Q:", "</s>", "<|im_end|>"],
-    },
+const EMBEDDED: [(&str, &str); 19] = embedded![
+    "C-STANCE",
+    "FOMC",
+    "MeetingBank",
+    "Py150",
+    "ScienceQA",
+    "20Minuten",
+    "gsm8k",
+    "gsm8k_cot",
+    "mmlu",
+    "arc_challenge",
+    "commonsense_qa",
+    "hellaswag",
+    "openbookqa",
+    "piqa",
+    "winogrande",
+    "dbpedia",
+    "amazon",
+    "yahoo",
+    "agnews",
 ];
 
-/// The tasks known by name.
-pub fn known_tasks() -> &'static [TaskSpec] {
-    &KNOWN
-}
+static FILES: LazyLock<Vec<TaskFile>> = LazyLock::new(|| {
+    let parse = |(path, text): (&str, &str)| TaskFile::parse(text, Path::new(path));
+    EMBEDDED.into_iter().map(|file| parse(file).unwrap_or_else(|e| panic!("{e}"))).collect()
+});
 
-/// How a task is loaded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TaskOptions {
-    /// Only the first so many documents.
-    pub limit: Option<usize>,
-    /// Instead of the task's own.
-    pub max_new_tokens: Option<usize>,
-    /// Instead of the task's own; `exact_match` for a directory that is not a known task.
-    pub metric: Option<Metric>,
+static SPECS: LazyLock<Vec<TaskSpec>> = LazyLock::new(|| {
+    let leaked = |texts: &'static [String]| &*Vec::leak(texts.iter().map(String::as_str).collect());
+    let spec = |file: &'static TaskFile| TaskSpec {
+        name: &file.name,
+        aliases: leaked(&file.aliases),
+        metric: file.metric,
+        max_new_tokens: file.generation.as_ref().map_or(0, |g| g.max_new_tokens),
+        stop: file.generation.as_ref().map_or(&[], |g| leaked(&g.stop)),
+    };
+    FILES.iter().map(spec).collect()
+});
+
+/// The tasks known by name; `mmlu` is a group.
+pub fn known_tasks() -> &'static [TaskSpec] {
+    &SPECS
 }
 
 impl TaskSpec {
     /// The task of a name or alias; case does not matter.
     pub fn find(name: &str) -> Option<&'static TaskSpec> {
         let wanted = name.to_lowercase();
-        KNOWN.iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()))
+        SPECS.iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()))
     }
+}
+
+/// How a task is loaded.
+#[derive(Clone, Copy, Default)]
+pub struct TaskOptions<'a> {
+    /// Only the first so many documents of each task.
+    pub limit: Option<usize>,
+    /// Instead of the task's own.
+    pub max_new_tokens: Option<usize>,
+    /// Instead of the task's own; `exact_match` for a directory that is not a known task.
+    pub metric: Option<Metric>,
+    /// Solved documents in front of each, instead of the task's own number.
+    pub num_fewshot: Option<usize>,
+    /// Seed that shots are drawn with; 1234 if there is none.
+    pub fewshot_seed: Option<u32>,
+    /// A chat template: prompts are conversations, and a choice follows without a space.
+    pub chat: Option<&'a dyn ChatRender>,
+    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with all.
+    pub fewshot_as_multiturn: bool,
+    /// Stands in front of the task's own description.
+    pub system_instruction: Option<&'a str>,
+}
+
+/// What a name stands for.
+pub struct TaskSet {
+    /// One task, or all of a group.
+    pub tasks: Vec<Box<dyn Task>>,
+    /// Which of them are scored as one; empty for one task.
+    pub groups: Vec<TaskGroup>,
 }
 
 /// Loads a task by name or alias from a directory of tasks.
 ///
-/// - A task of TRACE: `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
-///   asked for, or as one of its aliases; beside DIR when it is not in it.
-/// - `gsm8k`: `DIR/gsm8k/test.jsonl` with five shots from `train.jsonl`, drawn for each document as lm-eval draws them.
-/// - `gsm8k_cot`: the same questions with the shots of `gsm8k_cot/fewshot.jsonl` (or `gsm8k/fewshot.jsonl`), lines of
-///   `{"question", "target"}`.
+/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside it. A
+///   task of TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
+///   asked for, or as one of its aliases.
+/// - A path that ends in `.toml`: a description of one's own, whose files are looked for beside it, too.
 /// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a metric.
 /// - A path that ends in `.jsonl`: a file of multiple-choice questions, see [`MultipleChoice::load`].
 ///
 /// # Errors
-/// [`Error::UnknownTask`], [`Error::MissingFile`], [`Error::NoDocuments`] and those of the files.
-pub fn load_task(name: &str, dir: &Path, options: TaskOptions) -> Result<Box<dyn Task>, Error> {
+/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::NoDocuments`], [`Error::Shots`],
+/// [`Error::Chat`], and those of the description and the files.
+pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
+    let mut set = load(name, dir, options, true)?;
+    Ok(set.tasks.swap_remove(0))
+}
+
+/// Loads a task as [`load_task`] does, or all tasks of a group: `mmlu`, or one of its parts such as `mmlu_stem`.
+///
+/// # Errors
+/// As [`load_task`].
+pub fn load_tasks(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<TaskSet, Error> {
+    load(name, dir, options, false)
+}
+
+fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Result<TaskSet, Error> {
+    let one = |task| Ok(TaskSet { tasks: vec![task], groups: Vec::new() });
+    let given = || if Path::new(name).exists() { PathBuf::from(name) } else { dir.join(name) };
     if name.ends_with(".jsonl") {
-        let path = if Path::new(name).exists() { Path::new(name).to_owned() } else { dir.join(name) };
-        return Ok(Box::new(MultipleChoice::load(&path, options.limit)?));
+        return one(questions(&given(), options)?);
     }
-    let mut task = match (TaskSpec::find(name), directory(name, dir)) {
-        (Some(spec), _) if spec.metric == Metric::Gsm8k => gsm8k(spec, dir)?,
-        (Some(spec), _) if spec.metric == Metric::Gsm8kCot => gsm8k_cot(spec, dir)?,
-        (Some(spec), Some(folder)) => {
-            plain(spec.name, spec.metric, spec.max_new_tokens, load_split(&folder, Split::Test)?)
-        }
-        (None, Some(folder)) => plain(name, Metric::ExactMatch, 64, load_split(&folder, Split::Test)?),
-        (_, None) => {
-            let known: Vec<&str> = KNOWN.iter().map(|t| t.name).collect();
-            let (name, dir) = (name.to_owned(), dir.to_owned());
-            return Err(Error::UnknownTask { name, dir, known: known.join(", ") });
-        }
-    };
-    task.documents.truncate(options.limit.unwrap_or(usize::MAX));
-    task.max_new_tokens = options.max_new_tokens.unwrap_or(task.max_new_tokens);
-    task.metric = options.metric.unwrap_or(task.metric);
-    if task.documents.is_empty() {
-        return Err(Error::NoDocuments { name: task.name });
+    if name.ends_with(".toml") {
+        let path = given();
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let file = TaskFile::parse(&text, &path)?;
+        let mut library = Library::new(dir, path.parent());
+        return if file.group.is_some() {
+            members(&file, &file.name, library, dir, options, single)
+        } else {
+            one(load_described(&file, &file.name, None, &mut library, dir, options)?)
+        };
     }
-    Ok(Box::new(task))
+    let mut library = Library::new(dir, None);
+    let wanted = name.to_lowercase();
+    let known = FILES.iter().find(|f| f.name.to_lowercase() == wanted || f.aliases.contains(&wanted));
+    match known {
+        Some(file) if file.group.is_none() => one(load_described(file, name, None, &mut library, dir, options)?),
+        Some(file) => members(file, &file.name, library, dir, options, single),
+        None => match FILES.iter().find(|f| f.group.is_some() && wanted.starts_with(&format!("{}_", f.name))) {
+            Some(file) => members(file, &wanted, library, dir, options, single),
+            None => one(plain(name, dir, options)?),
+        },
+    }
 }
 
-/// The directory of a task: a known one's may have any of its names and stand beside `dir`.
-fn directory(name: &str, dir: &Path) -> Option<PathBuf> {
-    let own = (!name.is_empty()).then(|| dir.join(name)).into_iter();
-    let spec = TaskSpec::find(name);
-    let names = spec.into_iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
-    let known = names.flat_map(|n| [dir.join(n), dir.join("..").join(n)]);
-    own.chain(known).find(|d| d.is_dir())
-}
-
-fn plain(name: &str, metric: Metric, max_new_tokens: usize, data: Dataset) -> GenerationTask {
-    let documents = data
-        .examples
-        .into_iter()
-        .map(|e| Document { source: Some(e.prompt.clone()), prompt: e.prompt, reference: e.answer })
-        .collect();
-    GenerationTask { name: name.to_owned(), metric, documents, max_new_tokens, stop: Vec::new() }
-}
-
-/// Number of shots and seed of lm-eval's `gsm8k`.
-const SHOTS: usize = 5;
-const FEW_SHOT_SEED: u32 = 1234;
-
-/// GSM8K as lm-eval asks it: `Question: …`, `Answer:`, after five random solved questions of the training split. The shots are
-/// drawn for one document after the other, so a document's prompt depends on its place in the file.
-fn gsm8k(spec: &'static TaskSpec, dir: &Path) -> Result<GenerationTask, Error> {
-    let test = load(&test_file(spec, dir)?, Format::Gsm8k)?.examples;
-    let needed = "the five shots in front of every question are drawn from it";
-    let train = load(&file(spec, dir, &["gsm8k/train.jsonl", "gsm8k/train.json"], needed)?, Format::Gsm8k)?.examples;
-    let mut random = PythonRandom::new(FEW_SHOT_SEED);
-    let ask = |e: Example| {
-        let drawn = random.sample(train.len(), SHOTS.min(train.len())).into_iter();
-        let shots: String = drawn.map(|i| format!("{}{}\n\n", train[i].prompt, train[i].answer)).collect();
-        Document { prompt: shots + &e.prompt, reference: solution(&e).to_owned(), source: None }
+/// The tasks of a group, of one of its parts, or the one that is named.
+fn members(
+    file: &TaskFile,
+    wanted: &str,
+    mut library: Library,
+    dir: &Path,
+    options: TaskOptions<'_>,
+    single: bool,
+) -> Result<TaskSet, Error> {
+    let group = file.group.as_ref().expect("only called for groups");
+    let full = |part: &str| format!("{}_{part}", file.name);
+    let named = |ids: &[String]| ids.iter().map(|m| full(m)).collect::<Vec<_>>();
+    let parts: Vec<TaskGroup> =
+        group.members.iter().map(|(part, ids)| TaskGroup { name: full(part), members: named(ids) }).collect();
+    let mut all: Vec<String> = parts.iter().flat_map(|p| p.members.clone()).collect();
+    all.sort_unstable();
+    let groups: Vec<TaskGroup> = if wanted == file.name {
+        [TaskGroup { name: file.name.clone(), members: all }].into_iter().chain(parts).collect()
+    } else {
+        parts.into_iter().filter(|p| p.name == wanted).collect()
     };
-    Ok(of_spec(spec, test.into_iter().map(ask).collect()))
-}
-
-/// GSM8K as lm-eval asks it with chains of thought: `Q: …`, `A:`, after fixed shots.
-fn gsm8k_cot(spec: &'static TaskSpec, dir: &Path) -> Result<GenerationTask, Error> {
-    let test = load(&test_file(spec, dir)?, Format::Gsm8k)?.examples;
-    let names = ["gsm8k_cot/fewshot.jsonl", "gsm8k/fewshot.jsonl"];
-    let needed = "its shots, one {\"question\": …, \"target\": …} on every line, stand in front of every question";
-    let path = file(spec, dir, &names, needed)?;
-    let shots = lines::<Shot>(&path, r#"{"question": "…", "target": "… The answer is 7."}"#)?;
-    let shots: String = shots.iter().map(|(_, s)| format!("Q: {}\nA: {}\n\n", s.question, s.target)).collect();
-    let ask = |e: Example| {
-        let question = e.prompt.strip_prefix("Question: ").and_then(|p| p.strip_suffix("\nAnswer:"));
-        let prompt = format!("{shots}Q: {}\nA:", question.unwrap_or(&e.prompt));
-        Document { prompt, reference: final_answer(solution(&e)).to_owned(), source: None }
+    let names = match groups.first() {
+        Some(group) => group.members.clone(),
+        None => vec![wanted.to_owned()],
     };
-    Ok(of_spec(spec, test.into_iter().map(ask).collect()))
+    if let (true, Some(group)) = (single, groups.first()) {
+        let (name, members, first) = (group.name.clone(), group.members.len(), group.members[0].clone());
+        return Err(Error::IsGroup { name, members, first });
+    }
+    if groups.is_empty() && !group.members.values().flatten().any(|m| full(m) == wanted) {
+        return Err(unknown(wanted, dir));
+    }
+    let mut tasks: Vec<Box<dyn Task>> = Vec::new();
+    for name in &names {
+        let id = &name[file.name.len() + 1..];
+        tasks.push(load_described(file, name, Some((&group.field, id)), &mut library, dir, options)?);
+    }
+    Ok(TaskSet { tasks, groups })
 }
 
-#[derive(Deserialize)]
-struct Shot {
-    question: String,
-    target: String,
+/// A described task; `member` is a field and the value that its rows have.
+fn load_described(
+    file: &TaskFile,
+    asked: &str,
+    member: Option<(&str, &str)>,
+    library: &mut Library,
+    dir: &Path,
+    options: TaskOptions<'_>,
+) -> Result<Box<dyn Task>, Error> {
+    let name = if member.is_some() { asked } else { &file.name };
+    let candidates = |patterns: &[String]| candidates(patterns, file, asked, member);
+    let missing = |names: &[String], needed: String| Error::MissingFile {
+        name: name.to_owned(),
+        path: dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str))),
+        needed,
+    };
+    let mut values = Map::new();
+    let mut files = Vec::new();
+    let eval = candidates(&file.files.eval)?;
+    let Some(rows) = library.find_rows(&eval)? else {
+        let in_own_directory = file.files.eval[0].starts_with("{{ name }}/");
+        let directory = eval.iter().any(|c| dir.join(c).parent().is_some_and(Path::is_dir));
+        if in_own_directory && !directory {
+            return Err(unknown(asked, dir));
+        }
+        return Err(missing(&eval, "its documents are read from it".to_owned()));
+    };
+    if let Some((field, id)) = member {
+        values.insert(field.to_owned(), json!(id));
+    }
+    for (key, patterns) in &file.files.values {
+        let names = candidates(patterns)?;
+        let path =
+            library.find(&names).ok_or_else(|| missing(&names, format!("`{key}` of its prompts is read from it")))?;
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let value = serde_json::from_slice(&bytes).map_err(|source| Error::Values { path: path.clone(), source })?;
+        values.insert(key.clone(), value);
+        files.push(json!({ "path": path, "blake3": blake3::hash(&bytes).to_hex().to_string() }));
+    }
+    files.push(rows.settings());
+    let mut documents = documents(&rows, member);
+    documents.truncate(options.limit.unwrap_or(usize::MAX));
+    let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
+    let mut pool = Vec::new();
+    if shots > 0 && !file.fewshot.samples.is_empty() {
+        let sample = |(index, row): (usize, &Row)| Document { path: PathBuf::from(name), index, row: row.clone() };
+        pool = file.fewshot.samples.iter().enumerate().map(sample).collect();
+    } else if shots > 0 && file.files.fewshot.is_empty() {
+        pool = self::documents(&rows, member);
+    } else if shots > 0 {
+        let names = candidates(&file.files.fewshot)?;
+        let needed = format!("the {shots} shots in front of every document are drawn from it");
+        let rows = library.find_rows(&names)?.ok_or_else(|| missing(&names, needed))?;
+        files.push(rows.settings());
+        pool = self::documents(&rows, member);
+    }
+    let material = Material { name: name.to_owned(), documents, pool, values, files };
+    Ok(Box::new(build(file, material, &options)?))
 }
 
-fn of_spec(spec: &TaskSpec, documents: Vec<Document>) -> GenerationTask {
-    let stop = spec.stop.iter().map(|s| (*s).to_owned()).collect();
-    let TaskSpec { metric, max_new_tokens, .. } = *spec;
-    GenerationTask { name: spec.name.to_owned(), metric, documents, max_new_tokens, stop }
+/// File names with `{{ name }}` and a group's field filled in. A task's files may be called by any of its names.
+fn candidates(
+    patterns: &[String],
+    file: &TaskFile,
+    asked: &str,
+    member: Option<(&str, &str)>,
+) -> Result<Vec<String>, Error> {
+    let names = [asked, &file.name].into_iter().chain(file.aliases.iter().map(String::as_str));
+    let names: Vec<&str> = names.collect();
+    let environment = environment();
+    let fill = |pattern: &String, name: &str| {
+        let row: BTreeMap<String, String> =
+            [("name", name)].into_iter().chain(member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let key = |message| Error::TaskKey { path: PathBuf::from(&file.name), key: "files", message };
+        Template::new(&environment, pattern).and_then(|t| t.render(&row.into())).map_err(key)
+    };
+    let mut filled: Vec<String> = Vec::new();
+    for name in names {
+        for pattern in patterns {
+            let candidate = fill(pattern, name)?;
+            if !filled.contains(&candidate) {
+                filled.push(candidate);
+            }
+        }
+    }
+    Ok(filled)
 }
 
-/// A GSM8K row's own answer: the training target has a space in front.
-fn solution(example: &Example) -> &str {
-    example.answer.strip_prefix(' ').unwrap_or(&example.answer)
+/// Rows of a file; of a file that several tasks share, those of one.
+fn documents(rows: &Rows, member: Option<(&str, &str)>) -> Vec<Document> {
+    let own = |row: &Row| member.is_none_or(|(field, id)| row.get(field).is_none_or(|v| v == id));
+    let document = |(index, row): (usize, &Row)| Document { path: rows.path.clone(), index, row: row.clone() };
+    rows.file.rows.iter().enumerate().filter(|(_, row)| own(row)).map(document).collect()
 }
 
-fn test_file(spec: &'static TaskSpec, dir: &Path) -> Result<PathBuf, Error> {
-    file(spec, dir, &["gsm8k/test.jsonl", "gsm8k/test.json"], "its questions are read from it")
+fn unknown(name: &str, dir: &Path) -> Error {
+    let known: Vec<&str> = SPECS.iter().map(|t| t.name).collect();
+    Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known: known.join(", ") }
 }
 
-/// The first of some files that exists in `dir`, beside it, or in a directory `lm-eval` beside it.
-fn file(spec: &'static TaskSpec, dir: &Path, names: &[&str], needed: &'static str) -> Result<PathBuf, Error> {
-    let homes = [dir.to_owned(), dir.join(".."), dir.join("../lm-eval")];
-    let mut all = homes.iter().flat_map(|home| names.iter().map(move |n| home.join(n)));
-    let found = all.find(|path| path.is_file());
-    found.ok_or_else(|| Error::MissingFile { name: spec.name, path: dir.join(names[0]), needed })
+/// A directory of examples in any of the forms that training reads.
+fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
+    const DESCRIPTION: &str = r#"
+        name = "directory"
+        metric = "exact_match"
+        target_delimiter = ""
+        files.eval = ["test"]
+        generation = { prompt = "{{ prompt }}", target = "{{ answer }}", max_new_tokens = 64 }
+    "#;
+    let folder = dir.join(name);
+    if name.is_empty() || !folder.is_dir() {
+        return Err(unknown(name, dir));
+    }
+    let file = TaskFile::parse(DESCRIPTION, Path::new("directory"))?;
+    let mut files = Vec::new();
+    let mut read = |split| -> Result<Vec<Document>, Error> {
+        let data = load_split(&folder, split)?;
+        files.push(json!({ "path": data.path, "blake3": data.hash }));
+        let row = |prompt, answer| [("prompt".to_owned(), json!(prompt)), ("answer".to_owned(), json!(answer))];
+        let rows = data.examples.into_iter().map(|e| row(e.prompt, e.answer).into_iter().collect());
+        Ok(rows.enumerate().map(|(index, row)| Document { path: data.path.clone(), index, row }).collect())
+    };
+    let mut documents = read(Split::Test)?;
+    documents.truncate(options.limit.unwrap_or(usize::MAX));
+    let pool = if options.num_fewshot.unwrap_or(0) > 0 { read(Split::Train)? } else { Vec::new() };
+    let material = Material { name: name.to_owned(), documents, pool, values: Map::new(), files };
+    Ok(Box::new(build(&file, material, &options)?))
+}
+
+/// A file of questions; shots are other questions of the file.
+fn questions(path: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
+    const DESCRIPTION: &str = r#"
+        name = "questions"
+        metric = "acc"
+        files.eval = ["questions"]
+        fewshot.exclude_document = true
+        multiple_choice = { context = "{{ query }}", choices = "choices", gold = "gold" }
+    "#;
+    let checked = MultipleChoice::load(path, None)?;
+    let file = TaskFile::parse(DESCRIPTION, Path::new("questions"))?;
+    let rows = cl_data::read_rows(path)?;
+    let all =
+        || rows.rows.iter().enumerate().map(|(index, row)| Document { path: path.to_owned(), index, row: row.clone() });
+    let documents = all().take(options.limit.unwrap_or(usize::MAX)).collect();
+    let files = vec![json!({ "path": path, "blake3": rows.hash })];
+    let material =
+        Material { name: checked.name().to_owned(), documents, pool: all().collect(), values: Map::new(), files };
+    Ok(Box::new(build(&file, material, &options)?))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use cl_eval::{
     Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, LanguageModel, Loglikelihood,
     LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Response, Scores, Target, Task, TaskOptions,
-    evaluate, known_tasks, load_task, rescore,
+    aggregate_group, evaluate, known_tasks, load_task, load_tasks, rescore,
 };
 use proptest::prelude::*;
 
@@ -361,7 +361,7 @@ fn tasks_by_name_alias_and_directory() {
     {
         assert!(load_task(alias, &data, options).is_ok(), "{alias}");
     }
-    let limited = TaskOptions { limit: Some(1), max_new_tokens: Some(3), metric: Some(Metric::RougeL) };
+    let limited = TaskOptions { limit: Some(1), max_new_tokens: Some(3), metric: Some(Metric::RougeL), ..options };
     let task = load_task("my task", &data, limited).unwrap();
     assert_eq!((task.len(), task.metric().main(), prompt(task.as_ref(), 0).max_new_tokens), (1, "rouge_l", 3));
     assert_eq!(load_task("my task", &data, options).unwrap().metric().main(), "exact_match");
@@ -396,7 +396,7 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     write(folder.path().join("gsm8k/test.jsonl"), &(rows(2) + "{\"question\": \"x\", \"answer\": \"42\"}\n"));
     let options = TaskOptions::default();
     let error = load_task("gsm8k", &data, options).err().unwrap().to_string();
-    assert!(error.contains("train.jsonl is missing; the five shots"), "{error}");
+    assert!(error.contains("train.jsonl is missing; the 5 shots"), "{error}");
     write(folder.path().join("gsm8k/train.jsonl"), &rows(7473));
     let task = load_task("gsm8k", &data, options).unwrap();
     // Random(1234).sample(range(7473), 5), twice: see fixtures/python_sample.json.
@@ -417,10 +417,17 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     assert!(error.contains("fewshot.jsonl is missing"), "{error}");
     let shots = folder.path().join("lm-eval/gsm8k_cot/fewshot.jsonl");
     write(shots.clone(), "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n{\"question\": \"c\"}\n");
-    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
-    assert!(error.contains("line 2") && error.contains("missing field `target`"), "{error}");
+    let two = TaskOptions { num_fewshot: Some(2), ..options };
+    let error = load_task("gsm8k_cot", &data, two).err().unwrap().to_string();
+    assert!(
+        error.contains("fewshot.jsonl: row 1") && error.contains("no `answer`, `target`; the row has question"),
+        "{error}"
+    );
     write(shots, "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n");
-    let task = load_task("gsm8k_cot", &data, options).unwrap();
+    let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
+    assert!(error.contains("8 shots need 8 rows to draw from, and there are 1"), "{error}");
+    let one = TaskOptions { num_fewshot: Some(1), ..options };
+    let task = load_task("gsm8k_cot", &data, one).unwrap();
     assert_eq!(prompt(task.as_ref(), 0).prompt, "Q: a\nA: b. The answer is 1.\n\nQ: Question: 0?\nA:");
     assert_eq!(score(task.as_ref(), 1, "The answer is 1,000.")["strict_match"], 1.0);
     assert_eq!(score(task.as_ref(), 1, "#### 1000")["strict_match"], 0.0);
@@ -432,4 +439,122 @@ fn a_metric_s_name_in_a_configuration() {
         METRICS.into_iter().map(|m| (serde_json::to_string(&m).unwrap().replace('"', ""), m)).collect();
     let expected = ["edit_similarity", "exact_match", "first_char", "gsm8k", "gsm8k_cot", "rouge_l", "sari"];
     assert_eq!(names.keys().collect::<Vec<_>>(), expected);
+}
+
+const CAPITALS: &str = r#"
+name = "capitals"
+metric = "acc"
+description = "Answer about {{ continent }}.\n\n"
+files.eval = ["capitals"]
+fewshot.exclude_document = true
+
+[multiple_choice]
+context = "Capital of {{ country }}?"
+choices = "cities"
+gold = "capital"
+"#;
+
+const CITIES: &str = r#"{"continent": "Europe", "country": "France", "cities": ["Lyon", "Paris"], "capital": "Paris"}
+{"continent": "Asia", "country": "Japan", "cities": ["Tokyo", "Osaka"], "capital": "Tokyo"}
+"#;
+
+#[test]
+fn a_task_of_one_s_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    write(data.join("capitals.toml"), CAPITALS);
+    write(data.join("capitals.jsonl"), CITIES);
+    let options = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
+    let task = load_task("capitals.toml", data, options).unwrap();
+    let shown = "Answer about Europe.\n\nCapital of Japan? Tokyo\n\nCapital of France?";
+    let Request::Loglikelihood(asked) = task.request(0) else { panic!() };
+    assert_eq!((asked[1].context.as_str(), asked[1].continuation.as_str()), (shown, " Paris"));
+    let settings = task.settings();
+    assert_eq!((&settings["num_fewshot"], &settings["fewshot_seed"]), (&1.into(), &1234.into()));
+    let scores = run(task.as_ref(), |_| " Paris".to_owned(), &data.join("predictions.jsonl"));
+    assert_eq!(scores.metrics["acc"], 1.0, "the first choice wins where none is likely");
+
+    for (from, to, parts) in [
+        ("metric =", "metrics =", ["capitals.toml", "unknown field `metrics`"]),
+        ("\"acc\"", "\"rouge_l\"", ["capitals.toml: `metric`", "acc or acc_norm"]),
+        ("{{ country }}", "{{ country", ["capitals.toml: `multiple_choice.context`", "syntax error"]),
+        ("{{ country }}", "{{ land }}", ["capitals.jsonl: row 0", "`multiple_choice.context`: no `land`; the row has"]),
+        ("\"cities\"", "\"country\"", ["capitals.jsonl: row 0", "expected a list of texts"]),
+        ("\"capital\"", "\"2\"", ["`multiple_choice.gold`: is 2", "below 2"]),
+        ("\"capital\"", "\"country\"", ["`multiple_choice.gold`: is", "France"]),
+        ("[\"capitals\"]", "[\"gone\"]", ["gone.jsonl is missing", "documents"]),
+        ("gold =", "continuation = \"x\"\ngold =", ["`multiple_choice`", "either `context`"]),
+    ] {
+        write(data.join("capitals.toml"), &CAPITALS.replacen(from, to, 1));
+        let error = load_task("capitals.toml", data, TaskOptions::default()).err().unwrap().to_string();
+        assert!(parts.iter().all(|p| error.contains(p)), "{to}: {error}");
+    }
+    let own = "name = \"t\"\nmetric = \"exact_match\"\nfiles.eval = [\"capitals\"]\n";
+    for (keys, part) in [
+        ("generation = { prompt = \"p\", target = \"t\", stop = [\"\"] }", "`generation.stop`: an empty text"),
+        ("generation = { prompt = \"p\", target = \"t\", max_new_tokens = 0 }", "`generation.max_new_tokens`"),
+        ("", "one of [multiple_choice] and [generation]"),
+    ] {
+        write(data.join("own.toml"), &format!("{own}{keys}"));
+        let error = load_task("own.toml", data, options).err().unwrap().to_string();
+        assert!(error.contains("own.toml") && error.contains(part), "{error}");
+    }
+    write(
+        data.join("own.toml"),
+        &format!("{own}generation = {{ prompt = \"{{{{ country }}}}\", target = \"{{{{ capital }}}}\" }}"),
+    );
+    assert_eq!(prompt(load_task("own.toml", data, options).unwrap().as_ref(), 0).max_new_tokens, 256);
+}
+
+#[test]
+fn mmlu_is_a_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let row = |subject: &str| {
+        format!(
+            "{{\"question\": \"q\", \"subject\": \"{subject}\", \"choices\": [\"a\",\"b\",\"c\",\"d\"], \"answer\": 1}}\n"
+        )
+    };
+    let part =
+        |set: &cl_eval::TaskSet| set.tasks.iter().map(|t| t.name()["mmlu_".len()..].to_owned()).collect::<Vec<_>>();
+    write(data.join("mmlu/test.jsonl"), &row("virology"));
+    let one = load_tasks("mmlu_virology", data, TaskOptions::default()).unwrap();
+    assert_eq!((part(&one), one.groups.len()), (vec!["virology".to_owned()], 0));
+    let error = load_task("mmlu", data, TaskOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("`mmlu` is a group of 57 tasks") && error.contains("mmlu_abstract_algebra"), "{error}");
+    let error = load_task("mmlu_alchemy", data, TaskOptions::default()).err().unwrap();
+    assert!(matches!(error, Error::UnknownTask { .. }), "{error}");
+    let error = load_tasks("mmlu", data, TaskOptions::default()).err().unwrap();
+    assert!(matches!(error, Error::NoDocuments { .. }), "{error}");
+    // The subjects' names are those that the description lists.
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tasks/mmlu.toml")).unwrap();
+    let subjects = text.lines().filter_map(|l| l.strip_prefix("    \"")?.strip_suffix("\","));
+    let rows: String = subjects.map(|s| row(s).repeat(1 + s.len() % 3)).collect();
+    write(data.join("mmlu/test.jsonl"), &rows);
+    let all = load_tasks("mmlu", data, TaskOptions::default()).unwrap();
+    let sizes: Vec<usize> = all.groups.iter().map(|g| g.members.len()).collect();
+    assert_eq!((all.tasks.len(), sizes.iter().sum::<usize>(), sizes[0]), (57, 114, 57));
+    assert_eq!(load_tasks("mmlu_stem", data, TaskOptions::default()).unwrap().tasks.len(), 19);
+    let scores: Vec<Scores> = (all.tasks.iter())
+        .map(|t| run(t.as_ref(), |_| " B".to_owned(), &data.join(format!("{}.jsonl", t.name()))))
+        .collect();
+    let pooled = aggregate_group(&all.groups[0], &scores).unwrap();
+    assert_eq!((pooled.documents, pooled.metrics["acc"]), (rows.lines().count(), 1.0));
+    assert!(matches!(aggregate_group(&all.groups[0], &scores[1..]), Err(Error::NoMember { .. })));
+}
+
+#[test]
+fn pooled_standard_errors_are_lm_eval_s() {
+    // pooled_sample_stderr([0.1, 0.05], [10, 40]) and the mean weighted by size.
+    let score = |task: &str, documents, acc, stderr| Scores {
+        task: task.to_owned(),
+        documents,
+        main_metric: "acc".to_owned(),
+        metrics: BTreeMap::from([("acc".to_owned(), acc)]),
+        stderr: BTreeMap::from([("acc".to_owned(), stderr)]),
+    };
+    let group = cl_eval::TaskGroup { name: "g".to_owned(), members: vec!["a".to_owned(), "b".to_owned()] };
+    let pooled = aggregate_group(&group, &[score("a", 10, 0.5, 0.1), score("b", 40, 0.75, 0.05)]).unwrap();
+    assert!((pooled.metrics["acc"] - 0.7).abs() < 1e-15);
+    assert!((pooled.stderr["acc"] - 0.0447213595499958).abs() < 1e-15, "{}", pooled.stderr["acc"]);
 }

@@ -117,6 +117,7 @@ pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Re
         limit: config.limit.test,
         max_new_tokens: config.eval.max_new_tokens,
         metric: config.eval.metric,
+        ..TaskOptions::default()
     };
     let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
     new.iter().chain(&config.eval.old).map(move |name| Ok(load_task(name, &config.data, options)?))

@@ -42,7 +42,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let options = TaskOptions { limit: args.limit, max_new_tokens: args.max_new_tokens, metric: None };
+    let options = TaskOptions { limit: args.limit, max_new_tokens: args.max_new_tokens, ..TaskOptions::default() };
     let tasks = args.tasks.iter().map(|t| load_task(t.trim(), &args.data, options)).collect::<Result<Vec<_>, _>>()?;
     let device = cl_torch::pick_device(&args.device)?;
     let loaded = LoadedModel::open(&args.model, args.adapter.as_deref(), args.precision.into(), device)?;

@@ -1,0 +1,364 @@
+//! A task made of a description and rows.
+
+use std::path::PathBuf;
+
+use cl_data::Row;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Value};
+use serde_json::{Map, json};
+
+use crate::chat::{Chat, Role, Turn, joined};
+use crate::few_shot::{ShotSampler, TooFew};
+use crate::task_file::{Choices, TaskFile};
+use crate::template::{Formula, Template, environment};
+use crate::{Error, GenerateRequest, LoglikelihoodRequest, Metric, Request, Target, Task, TaskOptions};
+
+/// A task made of a description and rows: every request is known when it is loaded.
+pub(crate) struct DescribedTask {
+    name: String,
+    metric: Metric,
+    documents: Vec<(Ask, Target)>,
+    max_new_tokens: usize,
+    stop: Vec<String>,
+    settings: Map<String, serde_json::Value>,
+}
+
+/// A document's request without what all have in common.
+enum Ask {
+    Write(String),
+    /// Each of the continuations after one context, or one continuation after each of the contexts.
+    Choose {
+        contexts: Vec<String>,
+        continuations: Vec<String>,
+    },
+}
+
+impl Task for DescribedTask {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    fn request(&self, document: usize) -> Request {
+        match &self.documents[document].0 {
+            Ask::Write(prompt) => Request::Generate(GenerateRequest {
+                prompt: prompt.clone(),
+                max_new_tokens: self.max_new_tokens,
+                stop: self.stop.clone(),
+            }),
+            Ask::Choose { contexts, continuations } => {
+                let n = contexts.len().max(continuations.len());
+                let pair = |i: usize| LoglikelihoodRequest {
+                    context: contexts[i.min(contexts.len() - 1)].clone(),
+                    continuation: continuations[i.min(continuations.len() - 1)].clone(),
+                };
+                Request::Loglikelihood((0..n).map(pair).collect())
+            }
+        }
+    }
+
+    fn target(&self, document: usize) -> Target {
+        self.documents[document].1.clone()
+    }
+
+    fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    fn settings(&self) -> Map<String, serde_json::Value> {
+        self.settings.clone()
+    }
+}
+
+/// A row, and where errors say that it is.
+pub(crate) struct Document {
+    pub(crate) path: PathBuf,
+    pub(crate) index: usize,
+    pub(crate) row: Row,
+}
+
+/// What a description is filled with.
+pub(crate) struct Material {
+    pub(crate) name: String,
+    pub(crate) documents: Vec<Document>,
+    /// Rows that shots are drawn from.
+    pub(crate) pool: Vec<Document>,
+    /// Variables beside those of a row.
+    pub(crate) values: Map<String, serde_json::Value>,
+    /// What was read, for the record.
+    pub(crate) files: Vec<serde_json::Value>,
+}
+
+/// Makes the task.
+pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
+    let name = material.name.clone();
+    let metric = options.metric.unwrap_or(task.metric);
+    let shots = options.num_fewshot.unwrap_or(task.fewshot.num_fewshot);
+    let seed = options.fewshot_seed.unwrap_or(FEWSHOT_SEED);
+    let environment = environment();
+    let filler = Filler::new(&environment, task, &material, options, metric)
+        .map_err(|(key, message)| Error::TaskKey { path: PathBuf::from(&name), key, message })?;
+    let pool = material.pool.iter().map(|d| &d.row).collect();
+    let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
+    let documents =
+        material
+            .documents
+            .iter()
+            .map(|document| {
+                let drawn = sampler.draw(&document.row, shots).map_err(|TooFew { wanted, available }| {
+                    Error::Shots { name: name.clone(), shots, wanted, available }
+                })?;
+                let shots: Vec<&Document> = drawn.into_iter().map(|i| &material.pool[i]).collect();
+                filler.document(document, &shots)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+    if documents.is_empty() {
+        return Err(Error::NoDocuments { name });
+    }
+    let generation = task.generation.as_ref();
+    let max_new_tokens = options.max_new_tokens.or(generation.map(|g| g.max_new_tokens)).unwrap_or_default();
+    let stop = generation.map(|g| g.stop.clone()).unwrap_or_default();
+    let mut settings = Map::new();
+    let mut set = |key: &str, value: serde_json::Value| settings.insert(key.to_owned(), value);
+    set("task_file", json!(task.hash));
+    set("source", json!(task.source));
+    set("files", json!(material.files));
+    set("limit", json!(options.limit));
+    set("num_fewshot", json!(shots));
+    set("fewshot_seed", json!(seed));
+    set("sampler", json!(task.fewshot.sampler));
+    set("exclude_document", json!(task.fewshot.exclude_document));
+    set("description", json!(task.description));
+    set("target_delimiter", json!(task.target_delimiter));
+    set("fewshot_delimiter", json!(task.fewshot_delimiter));
+    set("system_instruction", json!(options.system_instruction));
+    set("chat", json!(options.chat.is_some()));
+    set("fewshot_as_multiturn", json!(options.fewshot_as_multiturn));
+    if generation.is_some() {
+        set("max_new_tokens", json!(max_new_tokens));
+        set("stop", json!(stop));
+    }
+    Ok(DescribedTask { name, metric, documents, max_new_tokens, stop, settings })
+}
+
+/// lm-eval's default.
+const FEWSHOT_SEED: u32 = 1234;
+
+/// Key and message of what is wrong.
+type Wrong = (&'static str, String);
+
+/// Compiled templates.
+struct Filler<'a> {
+    name: &'a str,
+    kind: Kind<'a>,
+    description: Template<'a>,
+    target_delimiter: &'a str,
+    fewshot_delimiter: &'a str,
+    system_instruction: &'a str,
+    chat: Chat<'a>,
+    values: &'a Map<String, serde_json::Value>,
+    metric: Metric,
+}
+
+enum Kind<'a> {
+    Write { prompt: Template<'a>, target: Template<'a> },
+    Choices { context: Template<'a>, choices: List<'a>, gold: Formula<'a> },
+    Contexts { contexts: List<'a>, continuation: Template<'a>, gold: Formula<'a> },
+}
+
+enum List<'a> {
+    Templates(Vec<Template<'a>>),
+    Formula(Formula<'a>),
+}
+
+/// A row as its templates have it.
+enum Filled {
+    Write { prompt: String, target: String },
+    Choices { context: String, choices: Vec<String>, gold: usize },
+    Contexts { contexts: Vec<String>, continuation: String, gold: usize },
+}
+
+impl<'a> Filler<'a> {
+    fn new(
+        environment: &'a Environment<'a>,
+        task: &'a TaskFile,
+        material: &'a Material,
+        options: &TaskOptions<'a>,
+        metric: Metric,
+    ) -> Result<Filler<'a>, Wrong> {
+        let kind = match (&task.generation, &task.multiple_choice) {
+            (Some(keys), _) => Kind::Write {
+                prompt: template(environment, "generation.prompt", &keys.prompt)?,
+                target: template(environment, "generation.target", &keys.target)?,
+            },
+            (None, Some(keys)) => {
+                let gold = formula(environment, "multiple_choice.gold", &keys.gold)?;
+                match (&keys.context, &keys.choices, &keys.contexts, &keys.continuation) {
+                    (Some(context), Some(choices), ..) => Kind::Choices {
+                        context: template(environment, "multiple_choice.context", context)?,
+                        choices: list(environment, "multiple_choice.choices", choices)?,
+                        gold,
+                    },
+                    (_, _, Some(contexts), Some(continuation)) => Kind::Contexts {
+                        contexts: list(environment, "multiple_choice.contexts", contexts)?,
+                        continuation: template(environment, "multiple_choice.continuation", continuation)?,
+                        gold,
+                    },
+                    _ => return Err(("multiple_choice", "has neither choices nor contexts".to_owned())),
+                }
+            }
+            (None, None) => return Err(("name", "neither [multiple_choice] nor [generation]".to_owned())),
+        };
+        Ok(Filler {
+            name: &material.name,
+            kind,
+            description: template(environment, "description", &task.description)?,
+            target_delimiter: &task.target_delimiter,
+            fewshot_delimiter: &task.fewshot_delimiter,
+            system_instruction: options.system_instruction.unwrap_or_default(),
+            chat: Chat { template: options.chat, fewshot_as_multiturn: options.fewshot_as_multiturn },
+            values: &material.values,
+            metric,
+        })
+    }
+
+    /// The request about a document and what its answer is held against.
+    fn document(&self, document: &Document, shots: &[&Document]) -> Result<(Ask, Target), Error> {
+        let (filled, description) = self.filled(document)?;
+        let mut turns = Vec::new();
+        let system = joined(self.system_instruction, &description, self.fewshot_delimiter);
+        if !system.is_empty() {
+            turns.push(Turn::new(Role::System, system, ""));
+        }
+        for shot in shots {
+            turns.extend(self.shot(self.filled(shot)?.0));
+        }
+        let text = |turns: &[Turn]| {
+            let chat = |e: crate::BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
+            self.chat.text(turns).map_err(chat)
+        };
+        let ask = |question: &str| {
+            let question = Turn::new(Role::User, question, "");
+            text(&turns.iter().cloned().chain([question]).collect::<Vec<_>>())
+        };
+        // A chat template ends with the mark of the answer: no delimiter is needed there.
+        let delimiter = if self.chat.template.is_some() { "" } else { self.target_delimiter };
+        let continued = |choice: &String| format!("{delimiter}{choice}");
+        Ok(match filled {
+            Filled::Write { prompt, target } => {
+                let ask = Ask::Write(ask(&prompt)?);
+                (ask, Target::Reference { reference: target, source: (self.metric == Metric::Sari).then_some(prompt) })
+            }
+            Filled::Choices { context, choices, gold } => {
+                let continuations = choices.iter().map(continued).collect();
+                let ask = Ask::Choose { contexts: vec![ask(&context)?], continuations };
+                (ask, Target::Choice { choices, gold })
+            }
+            Filled::Contexts { contexts, continuation, gold } => {
+                let asked = contexts.iter().map(|c| ask(c)).collect::<Result<_, _>>()?;
+                let ask = Ask::Choose { contexts: asked, continuations: vec![continued(&continuation)] };
+                (ask, Target::Choice { choices: contexts, gold })
+            }
+        })
+    }
+
+    /// A solved document. Without an answer there is only its question, and no delimiter behind it, as in lm-eval.
+    fn shot(&self, filled: Filled) -> Vec<Turn> {
+        let (question, answer) = match filled {
+            Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),
+            Filled::Choices { context, mut choices, gold } => (context, Some(choices.swap_remove(gold))),
+            Filled::Contexts { mut contexts, continuation, gold } => {
+                (contexts.swap_remove(gold), Some(continuation).filter(|t| !t.is_empty()))
+            }
+        };
+        match answer {
+            Some(answer) => vec![
+                Turn::new(Role::User, question, self.target_delimiter),
+                Turn::new(Role::Assistant, answer, self.fewshot_delimiter),
+            ],
+            None => vec![Turn::new(Role::User, question, "")],
+        }
+    }
+
+    fn filled(&self, document: &Document) -> Result<(Filled, String), Error> {
+        let mut fields = document.row.clone();
+        fields.extend(self.values.iter().map(|(k, v)| (k.clone(), v.clone())));
+        self.fill(&Value::from_serialize(&fields)).map_err(|(key, message)| Error::TaskRow {
+            name: self.name.to_owned(),
+            path: document.path.clone(),
+            row: document.index,
+            key,
+            message,
+        })
+    }
+
+    fn fill(&self, row: &Value) -> Result<(Filled, String), Wrong> {
+        let filled = match &self.kind {
+            Kind::Write { prompt, target } => Filled::Write {
+                prompt: prompt.render(row).map_err(|m| ("generation.prompt", m))?,
+                target: target.render(row).map_err(|m| ("generation.target", m))?,
+            },
+            Kind::Choices { context, choices, gold } => {
+                let context = context.render(row).map_err(|m| ("multiple_choice.context", m))?;
+                let choices = choices.texts(row).map_err(|m| ("multiple_choice.choices", m))?;
+                let gold = index(gold, row, &choices).map_err(|m| ("multiple_choice.gold", m))?;
+                Filled::Choices { context, choices, gold }
+            }
+            Kind::Contexts { contexts, continuation, gold } => {
+                let contexts = contexts.texts(row).map_err(|m| ("multiple_choice.contexts", m))?;
+                let continuation = continuation.render(row).map_err(|m| ("multiple_choice.continuation", m))?;
+                let gold = index(gold, row, &contexts).map_err(|m| ("multiple_choice.gold", m))?;
+                Filled::Contexts { contexts, continuation, gold }
+            }
+        };
+        Ok((filled, self.description.render(row).map_err(|m| ("description", m))?))
+    }
+}
+
+impl List<'_> {
+    fn texts(&self, row: &Value) -> Result<Vec<String>, String> {
+        let formula = match self {
+            List::Templates(templates) => return templates.iter().map(|t| t.render(row)).collect(),
+            List::Formula(formula) => formula,
+        };
+        let value = formula.value(row)?;
+        let not_a_list = || format!("is {value:?}, expected a list of texts");
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+            return Err(not_a_list());
+        }
+        let items = value.try_iter().map_err(|_| not_a_list())?;
+        items.map(|v| v.as_str().map(str::to_owned).ok_or_else(not_a_list)).collect()
+    }
+}
+
+/// The right choice: a number is its index from 0, a text is the choice itself.
+fn index(gold: &Formula<'_>, row: &Value, choices: &[String]) -> Result<usize, String> {
+    let value = gold.value(row)?;
+    let found = match value.as_str() {
+        Some(text) => choices.iter().position(|c| c == text),
+        None => value.as_usize().filter(|i| *i < choices.len()),
+    };
+    found.ok_or_else(|| {
+        format!("is {value:?}, expected the text of a choice or an index from 0 below {}", choices.len())
+    })
+}
+
+fn template<'a>(environment: &'a Environment<'a>, key: &'static str, source: &'a str) -> Result<Template<'a>, Wrong> {
+    Template::new(environment, source).map_err(|message| (key, message))
+}
+
+fn formula<'a>(environment: &'a Environment<'a>, key: &'static str, source: &'a str) -> Result<Formula<'a>, Wrong> {
+    Formula::new(environment, source).map_err(|message| (key, message))
+}
+
+fn list<'a>(environment: &'a Environment<'a>, key: &'static str, choices: &'a Choices) -> Result<List<'a>, Wrong> {
+    Ok(match choices {
+        Choices::Templates(templates) => {
+            List::Templates(templates.iter().map(|t| template(environment, key, t)).collect::<Result<_, _>>()?)
+        }
+        Choices::Expression(expression) => List::Formula(formula(environment, key, expression)?),
+    })
+}

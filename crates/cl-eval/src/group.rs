@@ -1,0 +1,45 @@
+//! Tasks that are scored as one.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{Error, Scores};
+
+/// Tasks whose documents count as those of one, such as MMLU's subjects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TaskGroup {
+    /// Name, as in tables.
+    pub name: String,
+    /// Names of its tasks.
+    pub members: Vec<String>,
+}
+
+/// Scores of a group: each metric's mean weighted by documents. The standard error is lm-eval's pooled one,
+/// √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks of nᵢ documents with standard errors sᵢ.
+///
+/// # Errors
+/// [`Error::NoMember`] if scores of a member are missing, or lack a metric that others have.
+pub fn aggregate_group(group: &TaskGroup, scores: &[Scores]) -> Result<Scores, Error> {
+    let missing = |task: &str| Error::NoMember { group: group.name.clone(), task: task.to_owned() };
+    let found = |name: &String| scores.iter().find(|s| s.task == *name).ok_or_else(|| missing(name));
+    let members: Vec<&Scores> = group.members.iter().map(found).collect::<Result<_, _>>()?;
+    let Some(first) = members.first() else { return Err(missing("")) };
+    let documents: usize = members.iter().map(|s| s.documents).sum();
+    let (mut metrics, mut stderr) = (BTreeMap::new(), BTreeMap::new());
+    for name in first.metrics.keys() {
+        let (mut sum, mut squares) = (0.0, Some(0.0));
+        for member in &members {
+            let n = member.documents as f64;
+            sum += n * member.metrics.get(name).ok_or_else(|| missing(&member.task))?;
+            squares = squares.zip(member.stderr.get(name)).map(|(all, s)| all + (n - 1.0) * s * s * n);
+        }
+        metrics.insert(name.clone(), sum / documents as f64);
+        if let Some(squares) = squares {
+            let variance = squares / (documents - members.len()) as f64;
+            stderr.insert(name.clone(), (variance / documents as f64).sqrt());
+        }
+    }
+    let main_metric = first.main_metric.clone();
+    Ok(Scores { task: group.name.clone(), documents, main_metric, metrics, stderr })
+}

@@ -1,0 +1,218 @@
+//! A task's description: a TOML file that says where its rows lie and how they become requests.
+//!
+//! The built-in ones are in `crates/cl-eval/tasks`; every key is explained in `docs/formats.md`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cl_data::Row;
+use serde::Deserialize;
+
+use crate::few_shot::Sampler;
+use crate::template::{Formula, Template, environment};
+use crate::{Error, Metric};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TaskFile {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) aliases: Vec<String>,
+    /// Where the task and its prompt come from.
+    #[serde(default)]
+    pub(crate) source: String,
+    pub(crate) metric: Metric,
+    /// Template of what stands in front of all shots.
+    #[serde(default)]
+    pub(crate) description: String,
+    #[serde(default = "space")]
+    pub(crate) target_delimiter: String,
+    #[serde(default = "blank_line")]
+    pub(crate) fewshot_delimiter: String,
+    pub(crate) files: Files,
+    #[allow(dead_code, reason = "read where rows are found on the hub")]
+    pub(crate) hub: Option<HubDataset>,
+    #[serde(default)]
+    pub(crate) fewshot: FewShot,
+    pub(crate) multiple_choice: Option<MultipleChoiceKeys>,
+    pub(crate) generation: Option<GenerationKeys>,
+    pub(crate) group: Option<GroupKeys>,
+    /// blake3 of the file.
+    #[serde(skip)]
+    pub(crate) hash: String,
+}
+
+/// Candidates, the first that is there is read; without extension.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Files {
+    pub(crate) eval: Vec<String>,
+    #[serde(default)]
+    pub(crate) fewshot: Vec<String>,
+    /// Files whose whole content is a variable of the templates.
+    #[serde(default)]
+    pub(crate) values: BTreeMap<String, Vec<String>>,
+}
+
+/// The same rows as a data set of the hub.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "read where rows are found on the hub")]
+pub(crate) struct HubDataset {
+    pub(crate) repo: String,
+    pub(crate) config: Option<String>,
+    pub(crate) split: String,
+    pub(crate) fewshot_split: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FewShot {
+    pub(crate) num_fewshot: usize,
+    pub(crate) sampler: Sampler,
+    pub(crate) exclude_document: bool,
+    /// Instead of a file.
+    pub(crate) samples: Vec<Row>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MultipleChoiceKeys {
+    pub(crate) context: Option<String>,
+    pub(crate) choices: Option<Choices>,
+    pub(crate) contexts: Option<Choices>,
+    pub(crate) continuation: Option<String>,
+    pub(crate) gold: String,
+}
+
+/// A list of templates, or an expression whose value is a list of texts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Choices {
+    Templates(Vec<String>),
+    Expression(String),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GenerationKeys {
+    pub(crate) prompt: String,
+    pub(crate) target: String,
+    #[serde(default)]
+    pub(crate) stop: Vec<String>,
+    #[serde(default = "max_new_tokens")]
+    pub(crate) max_new_tokens: usize,
+}
+
+/// The description is that of many tasks, one for each value of a field.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GroupKeys {
+    pub(crate) field: String,
+    /// Values of the field by sub-group.
+    pub(crate) members: BTreeMap<String, Vec<String>>,
+}
+
+fn space() -> String {
+    " ".to_owned()
+}
+
+fn blank_line() -> String {
+    "\n\n".to_owned()
+}
+
+fn max_new_tokens() -> usize {
+    256
+}
+
+impl TaskFile {
+    /// Reads and checks a description; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::TaskToml`], [`Error::TaskKey`].
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
+        let mut task: TaskFile =
+            toml::from_str(text).map_err(|e| Error::TaskToml { path: path.to_owned(), source: Box::new(e) })?;
+        task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+        task.check().map_err(|(key, message)| Error::TaskKey { path: path.to_owned(), key, message })?;
+        Ok(task)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.name.is_empty() || self.name.contains(['/', '\\']) {
+            return Err(("name", "a name is needed that can be a file's".to_owned()));
+        }
+        template("description", &self.description)?;
+        if self.files.eval.is_empty() {
+            return Err(("files.eval", "names no file".to_owned()));
+        }
+        match (&self.multiple_choice, &self.generation) {
+            (Some(keys), None) => self.check_choices(keys),
+            (None, Some(keys)) => self.check_generation(keys),
+            _ => Err(("name", "one of [multiple_choice] and [generation] is needed".to_owned())),
+        }
+    }
+
+    fn check_choices(&self, keys: &MultipleChoiceKeys) -> Result<(), (&'static str, String)> {
+        if !matches!(self.metric, Metric::Acc | Metric::AccNorm) {
+            return Err(("metric", "[multiple_choice] is scored by acc or acc_norm".to_owned()));
+        }
+        formula("multiple_choice.gold", &keys.gold)?;
+        match keys {
+            MultipleChoiceKeys {
+                context: Some(context),
+                choices: Some(choices),
+                contexts: None,
+                continuation: None,
+                ..
+            } => {
+                template("multiple_choice.context", context)?;
+                list("multiple_choice.choices", choices)
+            }
+            MultipleChoiceKeys {
+                context: None,
+                choices: None,
+                contexts: Some(contexts),
+                continuation: Some(continuation),
+                ..
+            } => {
+                template("multiple_choice.continuation", continuation)?;
+                list("multiple_choice.contexts", contexts)
+            }
+            _ => Err((
+                "multiple_choice",
+                "either `context` with `choices` or `contexts` with `continuation` is needed".to_owned(),
+            )),
+        }
+    }
+
+    fn check_generation(&self, keys: &GenerationKeys) -> Result<(), (&'static str, String)> {
+        if matches!(self.metric, Metric::Acc | Metric::AccNorm) {
+            return Err(("metric", "[generation] is not scored by acc or acc_norm".to_owned()));
+        }
+        template("generation.prompt", &keys.prompt)?;
+        template("generation.target", &keys.target)?;
+        if keys.stop.iter().any(String::is_empty) {
+            return Err(("generation.stop", "an empty text would end every answer at once".to_owned()));
+        }
+        if keys.max_new_tokens == 0 {
+            return Err(("generation.max_new_tokens", "must be at least 1".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn template(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
+    Template::new(&environment(), source).map(|_| ()).map_err(|message| (key, message))
+}
+
+fn formula(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
+    Formula::new(&environment(), source).map(|_| ()).map_err(|message| (key, message))
+}
+
+fn list(key: &'static str, choices: &Choices) -> Result<(), (&'static str, String)> {
+    match choices {
+        Choices::Templates(templates) => templates.iter().try_for_each(|t| template(key, t)),
+        Choices::Expression(expression) => formula(key, expression),
+    }
+}

@@ -1,0 +1,87 @@
+//! What is asked is what lm-eval asks, text for text: rows made up by `fixtures/make_requests.py`, which wrote down the
+//! harness's own requests about them.
+
+use std::path::{Path, PathBuf};
+
+use cl_eval::{BoxError, Message, Request, Role, Target, TaskOptions, load_task};
+use serde_json::{Value, json};
+
+/// As in `make_requests.py`.
+fn template(messages: &[Message]) -> Result<String, BoxError> {
+    let turn = |m: &Message| {
+        let role = match m.role {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        format!("<{role}>{}</>\n", m.content)
+    };
+    Ok(messages.iter().map(turn).collect::<String>() + "<assistant>")
+}
+
+/// Documents and requests that were compared.
+fn compare(expected: &Path, data: &Path) -> (usize, usize) {
+    let text = std::fs::read_to_string(expected).unwrap();
+    let fixture: Value = serde_json::from_str(&text).unwrap();
+    let (mut documents, mut requests) = (0, 0);
+    for case in fixture["cases"].as_array().unwrap() {
+        let count = |key: &str| case[key].as_u64().map(|n| n as usize);
+        let options = TaskOptions {
+            limit: count("limit"),
+            num_fewshot: count("num_fewshot"),
+            fewshot_seed: count("seed").map(|s| s as u32),
+            system_instruction: case["system"].as_str(),
+            chat: if case["chat"] == true { Some(&template) } else { None },
+            fewshot_as_multiturn: case["multiturn"] == true,
+            ..TaskOptions::default()
+        };
+        let name = case["task"].as_str().unwrap();
+        let task = load_task(name, data, options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let expected = case["documents"].as_array().unwrap();
+        assert_eq!(task.len(), expected.len(), "{name}");
+        for (i, document) in expected.iter().enumerate() {
+            let ours = match (task.request(i), task.target(i)) {
+                (Request::Loglikelihood(asked), Target::Choice { gold, .. }) => {
+                    requests += asked.len();
+                    let pairs: Vec<_> = asked.into_iter().map(|r| json!([r.context, r.continuation])).collect();
+                    json!({ "pairs": pairs, "gold": gold })
+                }
+                (Request::Generate(asked), Target::Reference { reference, .. }) => {
+                    requests += 1;
+                    json!({ "prompt": asked.prompt, "until": asked.stop, "gold": reference })
+                }
+                other => panic!("{name}: {other:?}"),
+            };
+            assert_eq!(&ours, document, "{name}, document {i}, {:?} shots", case["num_fewshot"]);
+            documents += 1;
+        }
+    }
+    (documents, requests)
+}
+
+#[test]
+fn requests_are_lm_eval_s() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let (documents, requests) = compare(&fixtures.join("requests.json"), &fixtures.join("requests"));
+    assert!(documents > 300 && requests > 900, "{documents} documents, {requests} requests");
+}
+
+/// `CL_DATA`: a folder with `lm-eval` and `gsm8k` in it; `CL_REQUESTS`: what `make_requests.py CL_DATA/lm-eval CL_REQUESTS`
+/// wrote about it.
+#[test]
+#[ignore = "needs real data"]
+fn requests_about_real_data_are_lm_eval_s() {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (Some(data), Some(requests)) = (variable("CL_DATA"), variable("CL_REQUESTS")) else {
+        eprintln!("left out: CL_DATA or CL_REQUESTS is not set; 0 documents compared");
+        return;
+    };
+    let (documents, requests) = compare(&requests, &data.join("lm-eval"));
+    eprintln!("{documents} documents, {requests} requests compared");
+    let others =
+        ["C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "20Minuten", "dbpedia", "amazon", "yahoo", "agnews"];
+    for name in others {
+        let task = load_task(name, &data.join("trace"), TaskOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+        eprintln!("{name}: {} documents", task.len());
+    }
+}
