@@ -28,6 +28,15 @@ impl Mode {
             _ => x.shallow_clone(),
         }
     }
+
+    /// `x·Wᵀ + b`. Without dropout there is no training, and the faster product may take the place of the differentiable one.
+    /// Training keeps to one of them, so that activations that are computed again have the same bits.
+    pub(crate) fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        match self {
+            Mode::Eval => cl_torch::linear(x, weight, bias),
+            Mode::Train { .. } => x.linear(weight, bias),
+        }
+    }
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): spreads neighbouring keys over all 64 bits.

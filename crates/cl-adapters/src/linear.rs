@@ -1,5 +1,4 @@
 use cl_checkpoint::LayerKind;
-use cl_torch::linear;
 use cl_torch::tch::Tensor;
 
 use crate::{Lora, Mode, Site};
@@ -34,7 +33,7 @@ pub struct Frozen {
 impl Frozen {
     /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype of `x`.
     pub fn narrow(&self, x: &Tensor) -> Tensor {
-        linear(x, &self.a.to_kind(x.kind()), None) * self.scaling
+        x.linear::<&Tensor>(&self.a.to_kind(x.kind()), None) * self.scaling
     }
 
     fn shallow_clone(&self) -> Frozen {
@@ -67,7 +66,7 @@ impl Linear {
             }
             lora => {
                 let bias = self.bias.as_ref().map(|b| b.to_kind(kind));
-                let y = linear(x, &self.weight.to_kind(kind), bias.as_ref());
+                let y = mode.linear(x, &self.weight.to_kind(kind), bias.as_ref());
                 lora.as_ref().map_or_else(|| y.shallow_clone(), |lora| lora.add_to(y.shallow_clone(), x, mode))
             }
         };

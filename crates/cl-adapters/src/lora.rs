@@ -1,5 +1,4 @@
 use cl_checkpoint::{Adapter, AdapterModule, LayerKind};
-use cl_torch::linear;
 use cl_torch::load_tensor;
 use cl_torch::tch::{Kind, Tensor};
 
@@ -92,7 +91,7 @@ impl Lora {
 
     /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype of `x`: what `Bᵀ` is still to be multiplied with.
     pub fn narrow(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let h = linear(&mode.dropout(x, self.dropout, self.key), &self.a.to_kind(x.kind()), None);
+        let h = mode.linear(&mode.dropout(x, self.dropout, self.key), &self.a.to_kind(x.kind()), None);
         // Scaling the skinny product costs r per token instead of out per token.
         h * self.scaling
     }

@@ -34,6 +34,10 @@ impl Progress {
                 self.clear();
                 say(format_args!("  {name}: done before"));
             }
+            Event::Warning(message) => {
+                self.clear();
+                say(format_args!("warning: {message}"));
+            }
             Event::Step(progress) => {
                 self.tokens += progress.step.tokens;
                 self.seconds += progress.step.seconds;

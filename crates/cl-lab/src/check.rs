@@ -115,7 +115,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
         let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
         findings.push(Finding::Fact(fact));
         if let Some(model) = &model {
-            note(check_room(task.as_ref(), model), findings);
+            note(check_room(task.as_ref(), model.max_position_embeddings), findings);
         }
     }
     Checked { device, datasets, tasks }

@@ -126,6 +126,16 @@ pub struct EvalConfig {
     pub batch_tokens: usize,
     /// Sequences that are generated together.
     pub batch_sequences: usize,
+    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent. The paper's models were
+    /// scored without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_bos_token: Option<bool>,
+    /// Most tokens of prompt and answer, instead of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    /// Directory of answers that models gave before, to any run: what is there is not computed again.
+    #[serde(skip)]
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for EvalConfig {
@@ -136,8 +146,11 @@ impl Default for EvalConfig {
             max_new_tokens: None,
             metric: None,
             precision: Precision::F32,
-            batch_tokens: 4096,
+            batch_tokens: 2048,
             batch_sequences: 32,
+            add_bos_token: None,
+            max_length: None,
+            cache: None,
         }
     }
 }

@@ -8,6 +8,8 @@ pub enum Event<'a> {
     Skipped(&'a str),
     /// An optimizer step was taken.
     Step(&'a Progress<'a>),
+    /// Something that does not stop a study, but should be known.
+    Warning(&'a str),
     /// Documents of a task were scored.
     Scored {
         /// The task.

@@ -2,8 +2,8 @@ use std::path::Path;
 
 use cl_checkpoint::Adapter;
 use cl_data::Tokenizer;
-use cl_eval::{Request, Scores, Task, evaluate};
-use cl_model::{Decoder, LoadOptions, ModelConfig, Scorer};
+use cl_eval::{Open, Request, ResponseCache, Scores, Task, evaluate_all};
+use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
@@ -19,6 +19,8 @@ pub struct LoadedModel {
     pub tokenizer: Tokenizer,
     /// Hash of the files it was made from, and the dtype it computes in.
     pub fingerprint: String,
+    base: String,
+    precision: Precision,
 }
 
 impl LoadedModel {
@@ -37,21 +39,39 @@ impl LoadedModel {
             Precision::Bf16 => Kind::BFloat16,
         };
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let mut model = Decoder::load(&checkpoint, LoadOptions { weights: kind, compute: kind, device })?;
-        let mut fingerprint = model_hash(dir)?[..32].to_owned();
-        if let Some(adapter) = adapter {
-            model.load_lora(&Adapter::open(adapter)?, 0.0)?;
-            fingerprint += &format!("+{}", &adapter_hash(adapter)?[..32]);
-        }
-        fingerprint += match precision {
-            Precision::F32 => ":f32",
-            Precision::Bf16 => ":bf16",
+        let model = Decoder::load(&checkpoint, LoadOptions { weights: kind, compute: kind, device })?;
+        let base = model_hash(dir)?[..32].to_owned();
+        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
+        loaded.set_adapter(adapter)?;
+        Ok(loaded)
+    }
+
+    /// Puts another adapter beside the model, or none; the model itself stays loaded.
+    ///
+    /// # Errors
+    /// Anything wrong with the adapter; the model is then as it was.
+    pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
+        let dtype = match self.precision {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
         };
-        Ok(LoadedModel { model, tokenizer, fingerprint })
+        self.fingerprint = match adapter {
+            None => {
+                self.model.unload_lora();
+                format!("{}:{dtype}", self.base)
+            }
+            Some(adapter) => {
+                let hash = adapter_hash(adapter)?;
+                self.model.load_lora(&Adapter::open(adapter)?, 0.0)?;
+                format!("{}+{}:{dtype}", self.base, &hash[..32])
+            }
+        };
+        Ok(())
     }
 }
 
-/// Scores a model on every task; predictions go to `out/<task>.jsonl`, and those that are there already are kept.
+/// Scores a model on every task, all of them asked together; predictions go to `out/<task>.jsonl`, and those that are there
+/// already are kept.
 ///
 /// # Errors
 /// Anything the model or the files raise.
@@ -63,21 +83,51 @@ pub fn score_model(
     observer: &mut Observer<'_>,
 ) -> Result<Vec<Scores>, LabError> {
     let names = file_names(tasks)?;
-    for task in tasks {
-        check_room(task.as_ref(), &loaded.model.config)?;
-    }
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
     scorer.batch_sequences = config.batch_sequences;
-    scorer.fingerprint = Some(loaded.fingerprint.clone());
-    tasks
+    scorer.add_bos_token = config.add_bos_token;
+    scorer.max_length = config.max_length.unwrap_or(scorer.max_length);
+    for task in tasks {
+        check_room(task.as_ref(), scorer.max_length)?;
+    }
+    if let Some(dir) = &config.cache {
+        // Tokens are part of every question, so the model and its dtype are all that is left to tell apart.
+        let cache = ResponseCache::open(dir, &loaded.fingerprint)?;
+        if let Some(line) = cache.damaged().first() {
+            let (lines, path) = (cache.damaged().len(), cache.path().display());
+            let message =
+                format!("{path}: {lines} damaged lines (line {line} first); what they answered is asked again");
+            observer(Event::Warning(&message));
+        }
+        scorer.cache = Some(cache);
+    }
+    scorer.fingerprint = Some(fingerprint(loaded, config));
+    let open: Vec<Open<'_>> = tasks
         .iter()
         .zip(&names)
-        .map(|(task, name)| {
-            let mut progress = |done, all| observer(Event::Scored { task: task.name(), done, all });
-            Ok(evaluate(task.as_ref(), &mut scorer, &out.join(name), &mut progress)?)
-        })
-        .collect()
+        .map(|(task, name)| Open { task: task.as_ref(), predictions: out.join(name) })
+        .collect();
+    let scores = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
+        observer(Event::Scored { task: tasks[task].name(), done, all });
+    })?;
+    if scorer.truncated > 0 {
+        let (cut, most) = (scorer.truncated, scorer.max_length);
+        let message = format!("{cut} requests were longer than {most} tokens and lost tokens on their left");
+        observer(Event::Warning(&message));
+    }
+    Ok(scores)
+}
+
+/// What tells answers in predictions files apart: the model, and how texts become tokens.
+fn fingerprint(loaded: &LoadedModel, config: &EvalConfig) -> String {
+    let bos = match config.add_bos_token {
+        None => "",
+        Some(true) => ":bos",
+        Some(false) => ":no-bos",
+    };
+    let most = config.max_length.map_or_else(String::new, |n| format!(":{n}"));
+    format!("{}{bos}{most}", loaded.fingerprint)
 }
 
 /// Writes scores as JSON, whole or not at all; makes the directory.
@@ -113,8 +163,7 @@ pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabErro
 }
 
 /// The harness cuts a prompt on its left until prompt and answer fit; an answer that fills all positions leaves nothing of it.
-pub(crate) fn check_room(task: &dyn Task, model: &ModelConfig) -> Result<(), LabError> {
-    let positions = model.max_position_embeddings;
+pub(crate) fn check_room(task: &dyn Task, positions: usize) -> Result<(), LabError> {
     let most = (0..task.len()).filter_map(|d| match task.request(d) {
         Request::Generate(request) => Some(request.max_new_tokens),
         Request::Loglikelihood(_) => None,

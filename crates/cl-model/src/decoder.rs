@@ -198,6 +198,12 @@ impl Decoder {
         Ok(())
     }
 
+    /// Takes the adapter away.
+    pub fn unload_lora(&mut self) {
+        self.embed_tokens.lora = None;
+        self.linears_mut().for_each(|layer| layer.lora = None);
+    }
+
     /// Puts the adapters of earlier rounds beside their layers, where they do not learn. A layer's updates are one below the
     /// other in one product, however many there are.
     ///

@@ -224,7 +224,9 @@ fn dropout_changes_the_loss_in_training_only_and_not_on_average() {
         let with = model(false, trained, LoadOptions::cpu(Kind::Float), 0.1);
         let exact = ours(&without, &packed, 1.0, Mode::Eval).0;
         assert_eq!(ours(&with, &packed, 1.0, Mode::Eval).0, exact);
-        assert_eq!(ours(&without, &packed, 1.0, Mode::Train { seed: 1 }).0, exact);
+        // Training's products add in another order than those without a graph.
+        let trained_loss = ours(&without, &packed, 1.0, Mode::Train { seed: 1 }).0;
+        assert!((trained_loss - exact).abs() < 1e-6 * exact, "{trained_loss} {exact}");
         let draws: Vec<f64> = (0..64).map(|seed| ours(&with, &packed, 1.0, Mode::Train { seed }).0 / exact).collect();
         let mean = draws.iter().sum::<f64>() / 64.0;
         let deviation = (draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / 63.0).sqrt();

@@ -1,11 +1,17 @@
+use std::collections::HashSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use cl_eval::{Table, TaskOptions, load_task};
+use anyhow::{Context, Result, bail};
+use cl_data::{ChatTemplate, Hub};
+use cl_eval::{
+    BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
+    aggregate_group, load_tasks, results, write_results,
+};
 use cl_lab::{EvalConfig, LoadedModel, score_model, write_scores};
 
 use super::Precision;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// Arguments of `cl eval`.
@@ -13,25 +19,68 @@ use crate::progress::Progress;
 pub struct Args {
     /// Model directory.
     model: PathBuf,
-    /// Tasks by name, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, the
-    /// name of any directory in DATA with a test file of {"prompt", "answer"}, or a .jsonl file of multiple-choice questions.
+    /// Tasks by name, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
+    /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; the name of any
+    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml file that describes a task; or a .jsonl file of
+    /// multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     tasks: Vec<String>,
     /// Directory of tasks, as TRACE is laid out.
-    #[arg(long)]
+    #[arg(long, default_value = ".")]
     data: PathBuf,
-    /// Directory for predictions (<task>.jsonl) and scores.json; predictions that are there already are kept.
+    /// Fetch data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
+    #[arg(long)]
+    hub: bool,
+    /// Directory for predictions (<task>.jsonl), scores.json and results.json, the last as lm-eval lays it out; predictions
+    /// that are there already are kept. With several adapters a directory for each.
     #[arg(long)]
     out: PathBuf,
-    /// PEFT adapter directory to put beside the model.
+    /// PEFT adapter directory to put beside the model; several are scored one after another over the model loaded once.
     #[arg(long)]
-    adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
+    /// Score the model without an adapter, too.
+    #[arg(long, requires = "adapter")]
+    base: bool,
     /// Only the first so many documents of each task.
     #[arg(long)]
     limit: Option<usize>,
     /// Most tokens of a written answer, instead of each task's own.
     #[arg(long)]
     max_new_tokens: Option<usize>,
+    /// Solved examples in front of each document, instead of each task's own number.
+    #[arg(long)]
+    num_fewshot: Option<usize>,
+    /// Seed that they are drawn with.
+    #[arg(long, default_value_t = 1234)]
+    fewshot_seed: u32,
+    /// Put the prompts into the model's chat template.
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// Every solved example as a turn of its own.
+    #[arg(long, requires = "apply_chat_template")]
+    fewshot_as_multiturn: bool,
+    /// Text in front of every task's description; the system's turn of a chat.
+    #[arg(long)]
+    system_instruction: Option<String>,
+    /// Whether BOS stands in front of every text [default: as the tokenizer does by itself].
+    #[arg(long)]
+    add_bos_token: Option<bool>,
+    /// Most tokens of prompt and answer; what is longer is cut on its left [default: the model's positions].
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Tokens of one forward pass.
+    #[arg(long, default_value_t = EvalConfig::default().batch_tokens)]
+    batch_tokens: usize,
+    /// Sequences that are written together.
+    #[arg(long, default_value_t = EvalConfig::default().batch_sequences)]
+    batch_sequences: usize,
+    /// Directory of answers that models gave before, to any command: they are not computed again [default: responses in
+    /// CL_CACHE, else in the user's cache].
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Neither read nor keep such answers.
+    #[arg(long, conflicts_with = "cache")]
+    no_cache: bool,
     /// Dtype to compute in.
     #[arg(long, value_enum, default_value = "f32")]
     precision: Precision,
@@ -40,27 +89,189 @@ pub struct Args {
     device: String,
 }
 
+/// A model or one of its adapters, and where its answers go.
+struct Run<'a> {
+    name: String,
+    adapter: Option<&'a Path>,
+    out: PathBuf,
+}
+
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let options = TaskOptions { limit: args.limit, max_new_tokens: args.max_new_tokens, ..TaskOptions::default() };
-    let tasks = args.tasks.iter().map(|t| load_task(t.trim(), &args.data, options)).collect::<Result<Vec<_>, _>>()?;
+    let template = chat_template(args)?;
+    let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
+    let hub = args.hub.then(Hub::from_env);
+    let options = TaskOptions {
+        limit: args.limit,
+        max_new_tokens: args.max_new_tokens,
+        num_fewshot: args.num_fewshot,
+        fewshot_seed: Some(args.fewshot_seed),
+        chat: render.as_ref().map(|r| r as _),
+        fewshot_as_multiturn: args.fewshot_as_multiturn,
+        system_instruction: args.system_instruction.as_deref(),
+        // HUB
+        ..TaskOptions::default()
+    };
+    let (mut tasks, mut groups) = (Vec::new(), Vec::new());
+    for name in &args.tasks {
+        let set = load_tasks(name.trim(), &args.data, options)?;
+        tasks.extend(set.tasks);
+        groups.extend(set.groups);
+    }
+    let config = EvalConfig {
+        batch_tokens: args.batch_tokens.max(1),
+        batch_sequences: args.batch_sequences.max(1),
+        add_bos_token: args.add_bos_token,
+        max_length: args.max_length,
+        cache: cache(args),
+        ..EvalConfig::default()
+    };
+    let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
-    let loaded = LoadedModel::open(&args.model, args.adapter.as_deref(), args.precision.into(), device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision.into(), device)?;
     let mut progress = Progress::new();
-    let config = EvalConfig::default();
-    let scores = score_model(&loaded, &tasks, &config, &args.out, &mut |e| progress.observe(e))?;
-    write_scores(&args.out.join("scores.json"), &scores)?;
-    let rows = scores
-        .iter()
-        .flat_map(|s| {
-            s.metrics.iter().map(|(metric, value)| {
-                let mark = if *metric == s.main_metric { "*" } else { "" };
-                vec![s.task.clone(), format!("{metric}{mark}"), format!("{value:.4}"), s.documents.to_string()]
-            })
-        })
-        .collect();
-    let columns = ["task", "metric", "score", "documents"].map(str::to_owned).to_vec();
-    let caption = "* stands for the task in tables of sequences.".to_owned();
-    write!(out, "{}", Table { caption, columns, rows }.text())?;
+    let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
+    for (place, run) in runs.iter().enumerate() {
+        if place > 0 {
+            loaded.set_adapter(run.adapter)?;
+        }
+        if runs.len() > 1 {
+            say(&run.name);
+        }
+        let mut scores = score_model(&loaded, &tasks, &config, &run.out, &mut |e| progress.observe(e))?;
+        write_scores(&run.out.join("scores.json"), &scores)?;
+        let of_groups = groups.iter().map(|g| aggregate_group(g, &scores)).collect::<Result<Vec<_>, _>>()?;
+        let settings = settings(args, &config, run, &loaded, template.as_ref());
+        write_results(&run.out.join("results.json"), &laid_out(&tasks, &scores, &groups, &of_groups, &settings))?;
+        scores.extend(of_groups);
+        columns.push((run.name.clone(), scores));
+    }
+    write!(out, "{}", table(&columns).text())?;
     Ok(())
+}
+
+fn chat_template(args: &Args) -> Result<Option<ChatTemplate>> {
+    if !args.apply_chat_template {
+        return Ok(None);
+    }
+    let template = ChatTemplate::from_dir(&args.model)?;
+    let none = || {
+        format!("{}: neither chat_template.jinja nor a chat_template in tokenizer_config.json", args.model.display())
+    };
+    template.with_context(none).map(Some)
+}
+
+fn rendered(template: &ChatTemplate, messages: &[Message]) -> Result<String, BoxError> {
+    let role = |role| match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    let messages: Vec<_> = messages.iter().map(|m| cl_data::Message::new(role(m.role), &m.content)).collect();
+    Ok(template.render(&messages, true)?)
+}
+
+/// The model alone, or every adapter, each with a name that no other has.
+fn runs(args: &Args) -> Result<Vec<Run<'_>>> {
+    let mut runs = Vec::new();
+    if args.adapter.is_empty() || args.base {
+        runs.push(Run { name: "base".to_owned(), adapter: None, out: args.out.clone() });
+    }
+    for adapter in &args.adapter {
+        // Adapters of rounds are all called `adapter`; what tells them apart is the directory above.
+        let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
+        let name = names.get(last).context("--adapter: an empty path")?.clone();
+        runs.push(Run { name, adapter: Some(adapter), out: args.out.clone() });
+    }
+    if runs.len() > 1 {
+        let mut seen = HashSet::new();
+        for run in &mut runs {
+            if !seen.insert(run.name.clone()) {
+                bail!("two adapters are called `{}`; score them with two commands, or rename one", run.name);
+            }
+            run.out = args.out.join(&run.name);
+        }
+    }
+    Ok(runs)
+}
+
+/// Where answers are kept for all commands: beside what else is fetched once.
+fn cache(args: &Args) -> Option<PathBuf> {
+    if args.no_cache {
+        return None;
+    }
+    let folder = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let own = folder("CL_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|d| d.join("cl")))
+        .or_else(|| folder("HOME").map(|d| d.join(".cache/cl")));
+    args.cache.clone().or_else(|| own.map(|d| d.join("responses")))
+}
+
+fn settings(
+    args: &Args,
+    config: &EvalConfig,
+    run: &Run<'_>,
+    loaded: &LoadedModel,
+    template: Option<&ChatTemplate>,
+) -> RunSettings {
+    let dtype = match args.precision {
+        Precision::F32 => "float32",
+        Precision::Bf16 => "bfloat16",
+    };
+    RunSettings {
+        model: args.model.display().to_string(),
+        fingerprint: Some(loaded.fingerprint.clone()),
+        adapter: run.adapter.map(|a| a.display().to_string()),
+        dtype: dtype.to_owned(),
+        add_bos_token: config.add_bos_token,
+        chat_template: template.map(|t| t.text().to_owned()),
+        max_length: Some(config.max_length.unwrap_or(loaded.model.config.max_position_embeddings)),
+        batch_tokens: Some(config.batch_tokens),
+        limit: args.limit,
+    }
+}
+
+fn laid_out(
+    tasks: &[Box<dyn Task>],
+    scores: &[Scores],
+    groups: &[TaskGroup],
+    of_groups: &[Scores],
+    run: &RunSettings,
+) -> serde_json::Value {
+    let of_task =
+        |(task, scores): (&Box<dyn Task>, _)| TaskResult { scores, settings: task.settings(), original: None };
+    let of_group = |(group, scores): (&'_ TaskGroup, _)| (group.name.clone(), group.members.clone(), scores);
+    let tasks: Vec<TaskResult<'_>> = tasks.iter().zip(scores).map(of_task).collect();
+    let named: Vec<(String, Vec<String>, &Scores)> = groups.iter().zip(of_groups).map(of_group).collect();
+    let groups: Vec<GroupResult<'_>> =
+        named.iter().map(|(name, members, scores)| GroupResult { name, members: members.clone(), scores }).collect();
+    results(&tasks, &groups, run)
+}
+
+/// One model: its scores with their standard errors in columns. Several: a column for each.
+fn table(runs: &[(String, Vec<Scores>)]) -> Table {
+    let error = |s: &Scores, metric: &str| s.stderr.get(metric).map_or_else(|| "-".to_owned(), |e| format!("{e:.4}"));
+    let single = runs.len() == 1;
+    let mut rows = Vec::new();
+    for (place, scores) in runs[0].1.iter().enumerate() {
+        for metric in scores.metrics.keys() {
+            let mark = if *metric == scores.main_metric { "*" } else { "" };
+            let mut row = vec![scores.task.clone(), format!("{metric}{mark}")];
+            for (_, all) in runs {
+                let (value, error) = (format!("{:.4}", all[place].metrics[metric]), error(&all[place], metric));
+                if single {
+                    row.extend([value, error]);
+                } else {
+                    row.push(format!("{value} ±{error}"));
+                }
+            }
+            row.push(scores.documents.to_string());
+            rows.push(row);
+        }
+    }
+    let fixed = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    let scores = if single { fixed(&["score", "stderr"]) } else { runs.iter().map(|(name, _)| name.clone()).collect() };
+    let columns = [fixed(&["task", "metric"]), scores, fixed(&["documents"])].concat();
+    Table { caption: "* stands for the task in tables of sequences.".to_owned(), columns, rows }
 }

@@ -9,8 +9,8 @@ fn a_table_goes_to_stdout_and_scores_and_predictions_to_files() {
     let run = world.run(EVAL);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let cells: Vec<Vec<&str>> = run.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
-    assert_eq!(cells[0], ["task", "metric", "score", "documents"]);
-    assert_eq!((cells[1][..2].to_vec(), cells[1][3]), (vec!["first", "exact_match*"], "6"));
+    assert_eq!(cells[0], ["task", "metric", "score", "stderr", "documents"]);
+    assert_eq!((cells[1][..2].to_vec(), cells[1][4]), (vec!["first", "exact_match*"], "6"));
     assert_eq!((cells[2][1], cells[3][1]), ("acc*", "acc_norm"));
     let scores = world.json("e/scores.json");
     assert_eq!((&scores[0]["task"], &scores[1]["documents"]), (&"first".into(), &6.into()));
@@ -122,7 +122,7 @@ fn predictions_of_a_task_named_by_its_path_stay_in_the_output() {
     for (out, task) in [("a", absolute.to_str().unwrap()), ("b", "../data/first")] {
         world.ok(["eval", "model", "--tasks", task, "--data", "data", "--out", out, "--max-new-tokens", "3"]);
         let names: Vec<String> = content(&world.path(out)).into_iter().map(|f| f.0).collect();
-        assert_eq!(names, ["first.jsonl", "scores.json"]);
+        assert_eq!(names, ["first.jsonl", "results.json", "scores.json"]);
     }
     assert_eq!(content(&world.path("data")), before);
     assert!(!world.exists("first.jsonl"));

@@ -107,6 +107,8 @@ impl World {
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cl"));
         command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1");
+        // Answers of earlier worlds are none of this one.
+        command.env("CL_CACHE", self.folder.path().with_extension("cache"));
         command
     }
 
