@@ -2,14 +2,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use cl_data::{Row, Split, load_split};
-use serde_json::{Map, json};
+use cl_data::{DatasetRef, Hub, Row, Split, load_split};
+use serde_json::{Map, Value, json};
 
 use crate::chat::ChatRender;
 use crate::described::{Document, Material, build};
 use crate::group::TaskGroup;
 use crate::rows::{Library, Rows};
-use crate::task_file::TaskFile;
+use crate::task_file::{HubDataset, TaskFile};
 use crate::template::{Template, environment};
 use crate::{Error, Metric, MultipleChoice, Task};
 
@@ -110,6 +110,8 @@ pub struct TaskOptions<'a> {
     pub fewshot_as_multiturn: bool,
     /// Stands in front of the task's own description.
     pub system_instruction: Option<&'a str>,
+    /// Where data sets are fetched from that are not in the directory; nothing is ever fetched without it.
+    pub hub: Option<&'a Hub>,
 }
 
 /// What a name stands for.
@@ -155,14 +157,14 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
         let path = given();
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let file = TaskFile::parse(&text, &path)?;
-        let mut library = Library::new(dir, path.parent());
+        let mut library = Library::new(dir, path.parent(), options.hub);
         return if file.group.is_some() {
             members(&file, &file.name, library, dir, options, single)
         } else {
             one(load_described(&file, &file.name, None, &mut library, dir, options)?)
         };
     }
-    let mut library = Library::new(dir, None);
+    let mut library = Library::new(dir, None, options.hub);
     let wanted = name.to_lowercase();
     let known = FILES.iter().find(|f| f.name.to_lowercase() == wanted || f.aliases.contains(&wanted));
     match known {
@@ -179,7 +181,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
 fn members(
     file: &TaskFile,
     wanted: &str,
-    mut library: Library,
+    mut library: Library<'_>,
     dir: &Path,
     options: TaskOptions<'_>,
     single: bool,
@@ -215,64 +217,122 @@ fn members(
     Ok(TaskSet { tasks, groups })
 }
 
-/// A described task; `member` is a field and the value that its rows have.
+/// A described task as it was asked for; `member` is a field and the value that its rows have.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    file: &'a TaskFile,
+    name: &'a str,
+    member: Option<(&'a str, &'a str)>,
+    dir: &'a Path,
+}
+
 fn load_described(
     file: &TaskFile,
     asked: &str,
     member: Option<(&str, &str)>,
-    library: &mut Library,
+    library: &mut Library<'_>,
     dir: &Path,
     options: TaskOptions<'_>,
 ) -> Result<Box<dyn Task>, Error> {
-    let name = if member.is_some() { asked } else { &file.name };
-    let candidates = |patterns: &[String]| candidates(patterns, file, asked, member);
-    let missing = |names: &[String], needed: String| Error::MissingFile {
-        name: name.to_owned(),
-        path: dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str))),
-        needed,
-    };
-    let mut values = Map::new();
-    let mut files = Vec::new();
-    let eval = candidates(&file.files.eval)?;
-    let Some(rows) = library.find_rows(&eval)? else {
-        let in_own_directory = file.files.eval[0].starts_with("{{ name }}/");
-        let directory = eval.iter().any(|c| dir.join(c).parent().is_some_and(Path::is_dir));
-        if in_own_directory && !directory {
-            return Err(unknown(asked, dir));
-        }
-        return Err(missing(&eval, "its documents are read from it".to_owned()));
-    };
-    if let Some((field, id)) = member {
-        values.insert(field.to_owned(), json!(id));
-    }
-    for (key, patterns) in &file.files.values {
-        let names = candidates(patterns)?;
-        let path =
-            library.find(&names).ok_or_else(|| missing(&names, format!("`{key}` of its prompts is read from it")))?;
-        let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let value = serde_json::from_slice(&bytes).map_err(|source| Error::Values { path: path.clone(), source })?;
-        values.insert(key.clone(), value);
-        files.push(json!({ "path": path, "blake3": blake3::hash(&bytes).to_hex().to_string() }));
-    }
+    let asked = Asked { file, name: asked, member, dir };
+    let rows = asked.rows(library)?;
+    let (values, mut files) = asked.values(library)?;
     files.push(rows.settings());
     let mut documents = documents(&rows, member);
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
-    let mut pool = Vec::new();
-    if shots > 0 && !file.fewshot.samples.is_empty() {
-        let sample = |(index, row): (usize, &Row)| Document { path: PathBuf::from(name), index, row: row.clone() };
-        pool = file.fewshot.samples.iter().enumerate().map(sample).collect();
-    } else if shots > 0 && file.files.fewshot.is_empty() {
-        pool = self::documents(&rows, member);
-    } else if shots > 0 {
-        let names = candidates(&file.files.fewshot)?;
-        let needed = format!("the {shots} shots in front of every document are drawn from it");
-        let rows = library.find_rows(&names)?.ok_or_else(|| missing(&names, needed))?;
-        files.push(rows.settings());
-        pool = self::documents(&rows, member);
-    }
-    let material = Material { name: name.to_owned(), documents, pool, values, files };
+    let pool = if shots > 0 { asked.pool(shots, &rows, library, &mut files)? } else { Vec::new() };
+    let material = Material { name: asked.task().to_owned(), documents, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))
+}
+
+impl Asked<'_> {
+    /// Name of the task.
+    fn task(&self) -> &str {
+        if self.member.is_some() { self.name } else { &self.file.name }
+    }
+
+    fn candidates(&self, patterns: &[String]) -> Result<Vec<String>, Error> {
+        candidates(patterns, self.file, self.name, self.member)
+    }
+
+    fn missing(&self, names: &[String], needed: String) -> Error {
+        let path = self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)));
+        let from_hub = match &self.file.hub {
+            Some(hub) => format!("{needed}; or it is fetched from the hub's data set {} with --hub", hub.repo),
+            None => needed,
+        };
+        Error::MissingFile { name: self.task().to_owned(), path, needed: from_hub }
+    }
+
+    /// The same rows as a data set of the hub.
+    fn dataset(&self, split: impl Fn(&HubDataset) -> Option<&String>) -> Result<Option<DatasetRef>, Error> {
+        let Some((hub, split)) = self.file.hub.as_ref().and_then(|hub| Some((hub, split(hub)?))) else {
+            return Ok(None);
+        };
+        let config = hub.config.as_ref().map(|c| self.candidates(std::slice::from_ref(c))).transpose()?;
+        let config = config.and_then(|names| names.into_iter().next());
+        Ok(Some(DatasetRef { repo: hub.repo.clone(), config, split: split.clone(), revision: None }))
+    }
+
+    /// Rows that documents are made of.
+    fn rows(&self, library: &mut Library<'_>) -> Result<Rows, Error> {
+        let names = self.candidates(&self.file.files.eval)?;
+        if let Some(rows) = library.find_rows(&names, self.dataset(|hub| Some(&hub.split))?)? {
+            return Ok(rows);
+        }
+        let in_own_directory = self.file.files.eval[0].starts_with("{{ name }}/");
+        let directory = names.iter().any(|c| self.dir.join(c).parent().is_some_and(Path::is_dir));
+        if in_own_directory && !directory {
+            return Err(unknown(self.name, self.dir));
+        }
+        Err(self.missing(&names, "its documents are read from it".to_owned()))
+    }
+
+    /// Variables of the templates that are the same for every row, and the files that they are from.
+    fn values(&self, library: &Library<'_>) -> Result<(Map<String, Value>, Vec<Value>), Error> {
+        let mut values: Map<String, Value> = Map::new();
+        let mut files = Vec::new();
+        if let Some((field, id)) = self.member {
+            values.insert(field.to_owned(), json!(id));
+        }
+        for (key, patterns) in &self.file.files.values {
+            let names = self.candidates(patterns)?;
+            let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"));
+            let path = library.find(&names).ok_or_else(needed)?;
+            let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let value =
+                serde_json::from_slice(&bytes).map_err(|source| Error::Values { path: path.clone(), source })?;
+            values.insert(key.clone(), value);
+            files.push(json!({ "path": path, "blake3": blake3::hash(&bytes).to_hex().to_string() }));
+        }
+        Ok((values, files))
+    }
+
+    /// What shots are drawn from.
+    fn pool(
+        &self,
+        shots: usize,
+        own: &Rows,
+        library: &mut Library<'_>,
+        files: &mut Vec<Value>,
+    ) -> Result<Vec<Document>, Error> {
+        let samples = &self.file.fewshot.samples;
+        if !samples.is_empty() {
+            let path = PathBuf::from(self.task());
+            let sample = |(index, row): (usize, &Row)| Document { path: path.clone(), index, row: row.clone() };
+            return Ok(samples.iter().enumerate().map(sample).collect());
+        }
+        if self.file.files.fewshot.is_empty() {
+            return Ok(documents(own, self.member));
+        }
+        let names = self.candidates(&self.file.files.fewshot)?;
+        let needed = || format!("the {shots} shots in front of every document are drawn from it");
+        let dataset = self.dataset(|hub| hub.fewshot_split.as_ref())?;
+        let rows = library.find_rows(&names, dataset)?.ok_or_else(|| self.missing(&names, needed()))?;
+        files.push(rows.settings());
+        Ok(documents(&rows, self.member))
+    }
 }
 
 /// File names with `{{ name }}` and a group's field filled in. A task's files may be called by any of its names.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use cl_data::{RowFile, read_rows};
+use cl_data::{DatasetRef, Hub, RowFile, read_rows};
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -17,26 +17,31 @@ const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet"
 pub(crate) struct Rows {
     pub(crate) path: PathBuf,
     pub(crate) file: Rc<RowFile>,
+    dataset: Option<DatasetRef>,
 }
 
 impl Rows {
     pub(crate) fn settings(&self) -> Value {
-        json!({ "path": self.path, "blake3": self.file.hash })
+        let Some(DatasetRef { repo, config, split, .. }) = &self.dataset else {
+            return json!({ "path": self.path, "blake3": self.file.hash });
+        };
+        json!({ "repo": repo, "config": config, "split": split, "path": self.path, "blake3": self.file.hash })
     }
 }
 
-/// Folders that files are looked for in, and what was read from them already.
-pub(crate) struct Library {
+/// Folders that files are looked for in, the hub if it may be asked, and what was read already.
+pub(crate) struct Library<'a> {
     homes: Vec<PathBuf>,
+    hub: Option<&'a Hub>,
     read: HashMap<PathBuf, Rc<RowFile>>,
 }
 
-impl Library {
+impl<'a> Library<'a> {
     /// `own`: the folder of the task's description, which comes first.
-    pub(crate) fn new(dir: &Path, own: Option<&Path>) -> Library {
+    pub(crate) fn new(dir: &Path, own: Option<&Path>, hub: Option<&'a Hub>) -> Library<'a> {
         let around = ["", "..", "lm-eval", "../lm-eval"]
             .map(|home| if home.is_empty() { dir.to_owned() } else { dir.join(home) });
-        Library { homes: own.map(Path::to_owned).into_iter().chain(around).collect(), read: HashMap::new() }
+        Library { homes: own.map(Path::to_owned).into_iter().chain(around).collect(), hub, read: HashMap::new() }
     }
 
     /// The first of some candidates without extension that exists.
@@ -46,14 +51,25 @@ impl Library {
         files.find(|p| p.is_file())
     }
 
-    /// The rows of the first candidate that exists, if there is one. Data sets of the hub are to be looked up here.
-    pub(crate) fn find_rows(&mut self, candidates: &[String]) -> Result<Option<Rows>, Error> {
-        let Some(path) = self.find(candidates) else { return Ok(None) };
-        if let Some(file) = self.read.get(&path) {
-            return Ok(Some(Rows { path, file: file.clone() }));
-        }
-        let file = Rc::new(read_rows(&path)?);
+    /// The rows of the first candidate that exists; if none does, those of a data set of the hub.
+    pub(crate) fn find_rows(
+        &mut self,
+        candidates: &[String],
+        dataset: Option<DatasetRef>,
+    ) -> Result<Option<Rows>, Error> {
+        let Some(path) = self.find(candidates) else { return self.fetch(dataset) };
+        let file = match self.read.get(&path) {
+            Some(file) => file.clone(),
+            None => Rc::new(read_rows(&path)?),
+        };
         self.read.insert(path.clone(), file.clone());
-        Ok(Some(Rows { path, file }))
+        Ok(Some(Rows { path, file, dataset: None }))
+    }
+
+    fn fetch(&self, dataset: Option<DatasetRef>) -> Result<Option<Rows>, Error> {
+        let (Some(hub), Some(dataset)) = (self.hub, dataset) else { return Ok(None) };
+        let (file, paths) = hub.dataset_rows(&dataset)?;
+        let path = paths.into_iter().next().unwrap_or_default();
+        Ok(Some(Rows { path, file: Rc::new(file), dataset: Some(dataset) }))
     }
 }

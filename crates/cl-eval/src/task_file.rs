@@ -30,7 +30,6 @@ pub(crate) struct TaskFile {
     #[serde(default = "blank_line")]
     pub(crate) fewshot_delimiter: String,
     pub(crate) files: Files,
-    #[allow(dead_code, reason = "read where rows are found on the hub")]
     pub(crate) hub: Option<HubDataset>,
     #[serde(default)]
     pub(crate) fewshot: FewShot,

@@ -109,7 +109,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         chat: render.as_ref().map(|r| r as _),
         fewshot_as_multiturn: args.fewshot_as_multiturn,
         system_instruction: args.system_instruction.as_deref(),
-        // HUB
+        hub: hub.as_ref(),
         ..TaskOptions::default()
     };
     let (mut tasks, mut groups) = (Vec::new(), Vec::new());
