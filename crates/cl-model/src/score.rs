@@ -128,3 +128,106 @@ fn log_probs(model: &Decoder, x: &Tensor, rows: &[i64], places: &[i64]) -> Vec<S
     let best = Vec::<bool>::try_from(&best.to_kind(Kind::Bool).to_device(Device::Cpu)).expect("a vector of bool");
     values.into_iter().map(f64::from).zip(best).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{LoadOptions, random_weights};
+
+    fn model(kv_heads: usize, window: Option<usize>, kind: Kind) -> Decoder {
+        tch::set_num_threads(1); // products this small are quicker on one
+        let config = json!({
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": kv_heads, "vocab_size": 97,
+            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+            "sliding_window": window,
+        });
+        random_weights(config.as_object().unwrap(), 7, LoadOptions::cpu(kind)).unwrap()
+    }
+
+    fn tokens(n: usize, seed: u32) -> Vec<u32> {
+        (0..n as u32).map(|i| (i * i * 31 + i * 7 + seed * 13 + i / 5 * seed) % 97).collect()
+    }
+
+    /// Questions behind one long header, their choices of one or more tokens, and texts that have nothing in common with them.
+    fn sequences() -> (Vec<Vec<u32>>, Vec<usize>) {
+        let header = tokens(560, 1);
+        let (mut all, mut from) = (Vec::new(), Vec::new());
+        for question in 0..12 {
+            let context = [header.as_slice(), &tokens(25 + question as usize, question + 2)].concat();
+            for choice in 0..4 {
+                let long = if question % 3 == 0 { 1 } else { 1 + choice as usize * 3 };
+                all.push([context.as_slice(), &tokens(long, 40 + choice)].concat());
+                from.push(context.len());
+            }
+        }
+        for other in 0..9 {
+            all.push(tokens(3 + 11 * other as usize, 90 - other));
+            from.push(1 + other as usize);
+        }
+        all.push(all[5].clone()); // asked twice
+        from.push(from[5]);
+        (all, from)
+    }
+
+    #[test]
+    fn scores_do_not_move_with_batches_and_shared_beginnings() {
+        let (all, from) = sequences();
+        let slices: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
+        for (kv_heads, window) in [(4, None), (2, None), (1, Some(300))] {
+            let model = model(kv_heads, window, Kind::Float);
+            let alone: Vec<Vec<Scored>> = slices
+                .iter()
+                .zip(&from)
+                .map(|(s, &f)| token_log_probs(&model, &[s]).unwrap()[0][f - 1..].to_vec())
+                .collect();
+            let mut largest = 0f64;
+            for rows in [1, 64, 256, 2048, 16384] {
+                let mut seen = vec![None; all.len()];
+                score::<ModelError>(&model, &slices, &from, rows, &mut |i, scored| {
+                    assert!(seen[i].replace(scored).is_none(), "answered twice");
+                    Ok(())
+                })
+                .unwrap();
+                for (alone, scored) in alone.iter().zip(&seen) {
+                    let scored = scored.as_ref().expect("answered");
+                    assert_eq!(scored.len(), alone.len());
+                    let pairs = alone.iter().zip(scored);
+                    largest = pairs.fold(largest, |l, (a, b)| l.max((a.0 - b.0).abs()));
+                }
+            }
+            eprintln!("{kv_heads} kv heads, window {window:?}: largest difference {largest:.1e}");
+            // Log-probabilities near 5 in f32, with sums over some 600 keys taken in parts.
+            assert!(largest < 2e-5, "{kv_heads} {window:?}: {largest}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_receiver_ends_it_and_half_precision_stays_close() {
+        let (all, from) = sequences();
+        let slices: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
+        let sums = |kind: Kind, rows: usize| {
+            let mut sums = vec![0.0; all.len()];
+            score::<ModelError>(&model(2, None, kind), &slices, &from, rows, &mut |i, s| {
+                sums[i] = s.iter().map(|t| t.0).sum::<f64>() / s.len().max(1) as f64;
+                Ok(())
+            })
+            .unwrap();
+            sums
+        };
+        let exact = sums(Kind::Float, 256);
+        for rows in [64, 2048] {
+            let largest = exact.iter().zip(sums(Kind::BFloat16, rows)).fold(0f64, |l, (a, b)| l.max((a - b).abs()));
+            // bf16 keeps 8 bits of values near 2 through some twenty roundings.
+            assert!(largest < 0.1, "{rows}: {largest}");
+        }
+        let mut calls = 0;
+        let stopped = score::<ModelError>(&model(2, None, Kind::Float), &slices, &from, 64, &mut |_, _| {
+            calls += 1;
+            Err(ModelError::NotANumber)
+        });
+        assert!(matches!(stopped, Err(ModelError::NotANumber)) && calls == 1);
+    }
+}

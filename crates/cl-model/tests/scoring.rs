@@ -68,6 +68,31 @@ fn greedy_with_a_cache_equals_greedy_without_over_prompts_of_different_lengths()
 }
 
 #[test]
+fn prompts_that_begin_alike_are_continued_as_each_alone() {
+    const NEW: usize = 30;
+    for (name, config) in configs() {
+        let model = common::model(&config, LoadOptions::cpu(Kind::Float));
+        let header = &common::sequences(&[90], 61, 9)[0];
+        let tails = common::sequences(&[1, 6, 6, 25], 61, 10);
+        let mut prompts: Vec<Vec<u32>> = tails.iter().map(|t| [header.as_slice(), t].concat()).collect();
+        prompts.extend([header.clone(), header.clone()]); // the shortest, twice
+        let together = greedy(&model, &slices(&prompts), NEW, &[], &mut |i, ids| ids.len() == 10 + 5 * i).unwrap();
+        for (i, (prompt, generation)) in prompts.iter().zip(&together).enumerate() {
+            let end = NEW.min(10 + 5 * i);
+            let alone = &greedy(&model, &[prompt], end, &[], &mut |_, _| false).unwrap()[0].ids;
+            let differs = alone.iter().zip(&generation.ids).position(|(a, b)| a != b);
+            if let Some(at) = differs {
+                // Sums are taken in another order; what is closer than that is a matter of luck.
+                let (two, _) = last_logits(&model, &[prompt, &alone[..at]].concat()).topk(2, 0, true, true);
+                assert!(two.double_value(&[0]) - two.double_value(&[1]) < 1e-5, "{name}, prompt {i}, token {at}");
+            } else {
+                assert_eq!(generation.ids, *alone, "{name}, prompt {i}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_end_token_ends_a_generation_and_is_not_part_of_it() {
     let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
     let prompts = common::sequences(&[5, 3], 61, 4);
