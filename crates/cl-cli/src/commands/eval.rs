@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cl_data::{ChatTemplate, Hub};
@@ -138,7 +139,10 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         if runs.len() > 1 {
             say(&run.name);
         }
+        let start = Instant::now();
         let mut scores = score_model(&loaded, &tasks, &config, &run.out, &mut |e| progress.observe(e))?;
+        let documents: usize = scores.iter().map(|s| s.documents).sum();
+        say(format_args!("  {documents} documents asked and answered in {:.1} s", start.elapsed().as_secs_f64()));
         write_scores(&run.out.join("scores.json"), &scores)?;
         let of_groups = groups.iter().map(|g| aggregate_group(g, &scores)).collect::<Result<Vec<_>, _>>()?;
         let settings = settings(args, &config, run, &loaded, template.as_ref());

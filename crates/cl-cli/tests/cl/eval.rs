@@ -139,3 +139,116 @@ fn unusual_documents_are_asked_as_well_as_they_can_be() {
     world.ok(["eval", "model", "--tasks", "ödd tæsk", "--data", "data", "--out", "e", "--max-new-tokens", "3"]);
     assert_eq!(world.lines("e/ödd tæsk.jsonl").len(), 4);
 }
+
+#[test]
+fn several_adapters_over_one_model_are_one_table() {
+    let world = World::new();
+    for seed in ["1", "2"] {
+        let set = format!("seed={seed}");
+        world.ok([
+            "train",
+            "train.toml",
+            "--out",
+            &format!("r{seed}"),
+            "--set",
+            "train.learning_rate=0.05",
+            "--set",
+            &set,
+        ]);
+    }
+    let table =
+        world.ok(EVAL.iter().chain(&["--base", "--adapter", "r1/adapter", "--adapter", "r2/adapter", "--no-cache"]));
+    let cells: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(cells, ["task", "metric", "base", "r1", "r2", "documents"]);
+    for (run, adapter) in [("base", None), ("r1", Some("r1/adapter")), ("r2", Some("r2/adapter"))] {
+        let mut alone = EVAL;
+        let out = format!("alone-{run}");
+        alone[7] = &out;
+        let adapter: Vec<&str> = adapter.map(|a| ["--adapter", a]).into_iter().flatten().collect();
+        world.ok(alone.iter().chain(&adapter).chain(&["--no-cache"]));
+        for file in ["first.jsonl", "homes.jsonl", "scores.json", "results.json"] {
+            assert_eq!(world.read(&format!("e/{run}/{file}")), world.read(&format!("{out}/{file}")), "{run} {file}");
+        }
+    }
+    let message = world.fails(EVAL.iter().chain(&["--adapter", "r1/adapter", "--adapter", "r1"]));
+    assert!(message.contains("two adapters are called `r1`"), "{message}");
+}
+
+#[test]
+fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
+    let world = World::new();
+    let with = |out: &'static str, more: &[&'static str]| {
+        let mut args = EVAL.to_vec();
+        args[7] = out;
+        [args, vec!["--cache", "answers"], more.to_vec()].concat()
+    };
+    let table = world.ok(with("a", &[]));
+    let names: Vec<String> = content(&world.path("answers")).into_iter().map(|f| f.0).collect();
+    let [file] = names.as_slice() else { panic!("{names:?}") };
+    let file = format!("answers/{file}");
+    let lines = world.lines(&file);
+    let before = world.read(&file);
+    // Another output asks the same questions: none is computed again.
+    assert_eq!(world.ok(with("b", &[])), table);
+    assert_eq!((world.read(&file), world.read("b/homes.jsonl")), (before.clone(), world.read("a/homes.jsonl")));
+    // A damaged line is left out, told and asked again; the others stay.
+    let damaged = before.replacen("\"key\"", "\"kez\"", 1);
+    world.write(&file, &damaged);
+    let run = world.run(with("c", &[]));
+    assert_eq!((run.code, run.stdout.as_str()), (Some(0), table.as_str()), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("warning: ") && run.stderr.contains("1 damaged lines (line 1 first)"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(world.read(&file).lines().count(), lines.len() + 1);
+    // Another dtype is another model.
+    world.ok(with("d", &["--precision", "bf16"]));
+    assert_eq!(content(&world.path("answers")).len(), 2);
+    // BOS makes other questions.
+    world.ok(with("f", &["--add-bos-token", "false"]));
+    let other = world.fails(with("f", &["--add-bos-token", "true"]));
+    assert!(other.contains("holds answers of model"), "{other}");
+}
+
+#[test]
+fn a_task_of_ones_own_and_scores_from_its_files_alone() {
+    let world = World::new();
+    world.write(
+        "capitals.toml",
+        r#"
+name = "capitals"
+metric = "acc"
+files.eval = ["capitals"]
+[multiple_choice]
+context = "first of {{ letters }} :"
+choices = "options"
+gold = "right"
+"#,
+    );
+    world.write(
+        "capitals.jsonl",
+        "{\"letters\": \"a b\", \"options\": [\"a\", \"b\"], \"right\": \"a\"}\n{\"letters\": \"c d\", \"options\": [\"c\", \"d\", \"a\"], \"right\": 2}\n",
+    );
+    let table = world.ok(["eval", "model", "--tasks", "capitals.toml", "--out", "e"]);
+    assert!(table.contains("capitals"), "{table}");
+    let results = world.json("e/results.json");
+    assert_eq!(results["n-samples"]["capitals"]["effective"], 2);
+    assert_eq!(results["configs"]["capitals"]["num_fewshot"], 0);
+    world.ok(["eval", "model", "--tasks", "capitals.toml", "--out", "f", "--precision", "bf16"]);
+    std::fs::remove_dir_all(world.path("model")).unwrap();
+    std::fs::remove_file(world.path("capitals.jsonl")).unwrap();
+    assert_eq!(world.ok(["score", "e"]), table);
+    let compared = world.ok(["eval", "compare", "e", "f"]);
+    assert!(compared.contains("capitals") && compared.contains("McNemar"), "{compared}");
+}
+
+#[test]
+fn a_chat_template_that_is_not_there_is_told() {
+    let world = World::new();
+    let message = world.fails(EVAL.iter().chain(&["--apply-chat-template"]));
+    assert!(message.contains("model: neither chat_template.jinja nor a chat_template"), "{message}");
+    world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
+    world.ok(EVAL.iter().chain(&["--apply-chat-template"]));
+    assert!(world.read("e/results.json").contains("m.content"));
+}

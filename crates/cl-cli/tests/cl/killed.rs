@@ -115,3 +115,36 @@ fn a_killed_evaluation_goes_on_where_it_was() {
     assert_same(&left_alone.path("e"), &killed.path("e"));
     assert_eq!(killed.ok(args), table);
 }
+
+#[test]
+fn a_killed_evaluation_asks_nothing_twice() {
+    let world = World::new();
+    // Words that the tokenizer knows, so that every question differs in its tokens, too.
+    let word = |i: usize| ["a", "b", "c", "d"][i % 4];
+    let query =
+        |i: usize| format!("first of {} {} {} {} {}", word(i / 256), word(i / 64), word(i / 16), word(i / 4), word(i));
+    let line =
+        |i| format!("{{\"query\": \"{}\", \"choices\": [\"a\", \"b\", \"c\"], \"gold\": {}}}\n", query(i), i % 3);
+    let questions: String = (0..400).map(line).collect();
+    world.write("many.jsonl", &questions);
+    let args = ["eval", "model", "--tasks", "many.jsonl", "--out", "e", "--batch-tokens", "64", "--cache", "answers"];
+    let predictions = world.path("e/many.jsonl");
+    for lines in [1, 40, 200] {
+        let mut process = world.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&mut process, || line_count(&predictions) >= lines);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    // Elsewhere: what is known comes from the answers alone.
+    let mut elsewhere = args;
+    elsewhere[5] = "f";
+    world.ok(args);
+    let answers: Vec<String> = crate::world::content(&world.path("answers")).into_iter().map(|f| f.0).collect();
+    let file = format!("answers/{}", answers[0]);
+    let keys: Vec<String> = world.lines(&file).iter().map(|l| l["key"].as_str().unwrap().to_owned()).collect();
+    let different: std::collections::BTreeSet<&String> = keys.iter().collect();
+    assert_eq!((keys.len(), different.len()), (1200, 1200), "every question is answered once");
+    world.ok(elsewhere);
+    assert_eq!(world.lines(&file).len(), 1200);
+    assert_eq!(world.read("e/many.jsonl"), world.read("f/many.jsonl"));
+}
