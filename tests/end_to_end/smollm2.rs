@@ -1,4 +1,5 @@
-//! SmolLM2-135M-Instruct against Transformers: token ids, log-probabilities at every position, greedy continuations.
+//! SmolLM2-135M-Instruct against Transformers: token ids, log-probabilities at every position, greedy continuations;
+//! and against itself in batches of other sizes.
 //!
 //! `cargo xtask fetch-smollm2` puts the model into models/smollm2; `CL_SMOLLM2` names another directory. Without the model
 //! these tests say that they were left out. `fixtures/make_smollm2.py` made the expected values; `CL_SMOLLM2_REFERENCE` names
@@ -9,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::Checkpoint;
 use cl_data::Tokenizer;
-use cl_model::{Decoder, LoadOptions, greedy, token_log_probs};
+use cl_eval::{LanguageModel, Loglikelihood, LoglikelihoodRequest};
+use cl_model::{Decoder, LoadOptions, Scorer, greedy, token_log_probs};
 use cl_torch::tch::Kind;
 use serde::Deserialize;
 
@@ -79,5 +81,54 @@ fn agrees_with_transformers_alone_and_in_one_batch() {
         assert_eq!(together.ids, expected, "{:?}", case.prompt);
         let alone = &greedy(&model, &[ids], most, eos, &mut |_, _| false).unwrap()[0];
         assert_eq!(alone.ids, expected, "{:?} alone", case.prompt);
+    }
+}
+
+/// Questions made up here, behind a header of their own or a common one, with choices of one or several tokens.
+fn questions() -> Vec<LoglikelihoodRequest> {
+    let header = "The following are multiple choice questions (with answers) about daily life.\n\n";
+    let shots: String =
+        (1..12).map(|n| format!("{n} apples and {n} apples are how many?\nAnswer: {}\n\n", 2 * n)).collect();
+    let subjects = ["rain", "a train", "the moon", "bread", "a river", "glass", "a violin", "winter", "a debt", "salt"];
+    let choices = [
+        "Something to eat for breakfast",
+        "A way to get somewhere",
+        "wet",
+        "It is made by people, not found in nature",
+    ];
+    let mut all = Vec::new();
+    for (i, subject) in subjects.iter().enumerate() {
+        let shots = if i % 2 == 0 { shots.as_str() } else { "" };
+        let context = format!("{header}{shots}What is {subject}, number {i}?\nAnswer:");
+        all.extend(choices.map(|c| LoglikelihoodRequest { context: context.clone(), continuation: format!(" {c}") }));
+    }
+    all
+}
+
+#[test]
+fn scores_do_not_move_with_the_size_of_batches() {
+    let Some(dir) = model_dir() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let model = Decoder::load(&Checkpoint::open(&dir).unwrap(), LoadOptions::cpu(Kind::Float)).unwrap();
+    let requests = questions();
+    let sums = |batch_tokens: usize| {
+        let mut scorer = Scorer { batch_tokens, ..Scorer::new(&model, &tokenizer) };
+        let mut sums = vec![0.0; requests.len()];
+        let mut take = |i: usize, l: Loglikelihood| {
+            sums[i] = l.sum;
+            Ok(())
+        };
+        scorer.loglikelihood(&requests, &mut take).unwrap();
+        sums
+    };
+    let best = |of: &[f64]| (0..4).max_by(|&a, &b| of[a].total_cmp(&of[b]));
+    let first = sums(256);
+    for batch_tokens in [2048, 16384] {
+        let other = sums(batch_tokens);
+        let largest = first.iter().zip(&other).fold(0f64, |l, (a, b)| l.max((a - b).abs()));
+        eprintln!("batches of 256 and {batch_tokens} tokens: largest difference {largest:.1e}");
+        // Sums of a dozen f32 log-probabilities, each from other blocks of the same products.
+        assert!(largest < 1e-4, "{batch_tokens}: {largest}");
+        assert!(first.chunks(4).zip(other.chunks(4)).all(|(a, b)| best(a) == best(b)));
     }
 }

@@ -10,7 +10,7 @@ use crate::Decoder;
 use crate::encoder::Encoder;
 use crate::generate::greedy_behind;
 use crate::kv_cache::Prefix;
-use crate::prefix_tree::batches;
+use crate::prefix_tree::{Limits, batches};
 use crate::score::score;
 
 /// A model with its tokenizer, answering the requests of `cl-eval`.
@@ -38,6 +38,10 @@ pub struct Scorer<'a> {
     /// Requests so far that were too long and lost tokens on their left.
     pub truncated: usize,
 }
+
+/// Prompts may have so many times the tokens of a scoring batch: every step of writing reads all weights, whatever the number of
+/// texts that are written.
+const GENERATED: usize = 4;
 
 impl<'a> Scorer<'a> {
     /// Batches that suit a CPU.
@@ -145,7 +149,9 @@ impl LanguageModel for Scorer<'_> {
         let last: Vec<usize> = all.iter().map(|p| p.len().saturating_sub(1)).collect();
         let most = of.iter().map(|r| r.max_new_tokens).max().unwrap_or(0);
         let share = self.model.may_share(all.iter().map(|p| p.len()).max().unwrap_or(0) + most);
-        let plan = batches(&all, &last, self.batch_tokens, self.batch_sequences, share);
+        let rows = self.batch_tokens.saturating_mul(GENERATED);
+        let limits = Limits { rows, count: self.batch_sequences, places: rows.saturating_mul(2) };
+        let plan = batches(&all, &last, limits, share);
         let eos = self.end_tokens();
         let mut past = Prefix::default();
         for (batch, next) in plan.iter().zip(plan.iter().skip(1).map(|b| b.past).chain([0])) {

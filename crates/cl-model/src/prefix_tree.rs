@@ -102,17 +102,29 @@ pub(crate) struct Batch {
     pub(crate) past: usize,
 }
 
-/// Divides sequences into batches of at most `rows` new rows (a longer sequence is alone) and `count` sequences. Of sequence
-/// i the model's output is wanted from position `wanted[i]` on, so that no past reaches beyond it.
+/// How much a batch may hold; a sequence that is longer is alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// New rows.
+    pub(crate) rows: usize,
+    /// Sequences.
+    pub(crate) count: usize,
+    /// Sequences times the longest of them behind the past: what a cache of keys and values with a place for each takes.
+    pub(crate) places: usize,
+}
+
+/// Divides sequences into batches. Of sequence i the model's output is wanted from position `wanted[i]` on, so that no past
+/// reaches beyond it.
 ///
 /// The sequences are sorted, so what begins alike is side by side. A prefix that goes on into the next batch is kept for it
 /// when it is a quarter of a batch or more: a fixed header of examples is computed once; what is shorter is repeated, which
 /// costs less than batches that end where a prefix does.
-pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], rows: usize, count: usize, share: bool) -> Vec<Batch> {
+pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, share: bool) -> Vec<Batch> {
+    let Limits { rows, count, places } = limits;
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by(|&a, &b| sequences[a].cmp(sequences[b]).then(a.cmp(&b)));
     let mut all: Vec<Batch> = Vec::new();
-    let mut used = 0;
+    let (mut used, mut longest) = (0, 0);
     for (place, &i) in order.iter().enumerate() {
         let shared = match place.checked_sub(1) {
             Some(before) if share => common(sequences[order[before]], sequences[i]),
@@ -122,15 +134,16 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], rows: usize, count
             let new = if shared < batch.past + MIN_SHARED { batch.past } else { shared };
             let new = sequences[i].len() - new.min(sequences[i].len());
             let goes_on = batch.past == 0 || (shared >= batch.past && wanted[i] >= batch.past);
-            if goes_on && batch.sequences.len() < count && used + new <= rows {
+            let (more, longer) = (batch.sequences.len() + 1, longest.max(sequences[i].len() - batch.past.min(shared)));
+            if goes_on && more <= count && used + new <= rows && more.saturating_mul(longer) <= places {
                 batch.sequences.push(i);
-                used += new;
+                (used, longest) = (used + new, longer);
                 continue;
             }
         }
         let past = shared.min(wanted[i]);
         let past = if past * 4 >= rows.max(MIN_SHARED * 4) { past } else { 0 };
-        used = sequences[i].len() - past;
+        (used, longest) = (sequences[i].len() - past, sequences[i].len() - past);
         all.push(Batch { sequences: vec![i], past });
     }
     all
@@ -185,12 +198,14 @@ mod tests {
         let wanted: Vec<usize> = slices.iter().map(|s| s.len() - 1).collect();
         for rows in [1, 30, 64, 100, 1000] {
             for share in [true, false] {
-                let all = batches(&slices, &wanted, rows, 8, share);
+                let all = batches(&slices, &wanted, Limits { rows, count: 8, places: rows * 2 }, share);
                 let mut seen: Vec<usize> = all.iter().flat_map(|b| b.sequences.iter().copied()).collect();
                 seen.sort_unstable();
                 assert_eq!(seen, (0..30).collect::<Vec<_>>());
                 for (i, batch) in all.iter().enumerate() {
                     assert!(batch.sequences.len() <= 8);
+                    let longest = batch.sequences.iter().map(|&s| slices[s].len() - batch.past).max().unwrap();
+                    assert!(batch.sequences.len() == 1 || batch.sequences.len() * longest <= rows * 2, "{batch:?}");
                     let of: Vec<&[u32]> = batch.sequences.iter().map(|&s| slices[s]).collect();
                     let tree = PrefixTree::new(&of, batch.past, share);
                     assert!(tree.ids.len() <= rows || of.len() == 1, "{rows} {batch:?}");

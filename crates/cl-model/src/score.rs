@@ -1,7 +1,7 @@
 use cl_torch::tch::{self, Device, Kind, Tensor};
 
 use crate::kv_cache::Prefix;
-use crate::prefix_tree::{PrefixTree, batches};
+use crate::prefix_tree::{Limits, PrefixTree, batches};
 use crate::{Decoder, ModelError};
 
 /// Log-probability (natural) of a token, and whether it was the likeliest one.
@@ -48,7 +48,8 @@ pub(crate) fn score<E: From<ModelError>>(
     let fed: Vec<&[u32]> = open.iter().map(|&i| &sequences[i][..sequences[i].len() - 1]).collect();
     let wanted: Vec<usize> = open.iter().map(|&i| from[i].max(1) - 1).collect();
     let share = model.may_share(fed.iter().map(|s| s.len()).max().unwrap_or(0));
-    let plan = batches(&fed, &wanted, rows, usize::MAX, share);
+    let limits = Limits { rows, count: usize::MAX, places: usize::MAX };
+    let plan = batches(&fed, &wanted, limits, share);
     let mut past = Prefix::default();
     for (batch, next) in plan.iter().zip(plan.iter().skip(1).map(|b| b.past).chain([0])) {
         let own: Vec<&[u32]> = batch.sequences.iter().map(|&s| fed[s]).collect();
@@ -191,8 +192,13 @@ mod tests {
                     Ok(())
                 })
                 .unwrap();
+                let seen: Vec<Vec<Scored>> = seen.into_iter().map(|s| s.expect("answered")).collect();
+                // What counts in the end: sums within 1e-4, and the same choice of every question.
+                let sum = |s: &Vec<Scored>| s.iter().map(|t| t.0).sum::<f64>();
+                assert!(alone.iter().zip(&seen).all(|(a, b)| (sum(a) - sum(b)).abs() < 1e-4));
+                let best = |all: &[Vec<Scored>]| (0..4).max_by(|&a, &b| sum(&all[a]).total_cmp(&sum(&all[b])));
+                assert!((0..48).step_by(4).all(|q| best(&alone[q..q + 4]) == best(&seen[q..q + 4])));
                 for (alone, scored) in alone.iter().zip(&seen) {
-                    let scored = scored.as_ref().expect("answered");
                     assert_eq!(scored.len(), alone.len());
                     let pairs = alone.iter().zip(scored);
                     largest = pairs.fold(largest, |l, (a, b)| l.max((a.0 - b.0).abs()));

@@ -194,8 +194,8 @@ impl Weighted {
         let total = self.log_sum.logaddexp(&other.log_sum);
         let weight = |of: &Weighted| (&of.log_sum - &total).exp().unsqueeze(-1).to_kind(self.mean.kind());
         let mean = &self.mean * weight(self) + &other.mean * weight(other);
-        let _ = self.mean.shallow_clone().copy_(&mean);
-        let _ = self.log_sum.shallow_clone().copy_(&total);
+        self.mean.shallow_clone().copy_(&mean);
+        self.log_sum.shallow_clone().copy_(&total);
     }
 }
 

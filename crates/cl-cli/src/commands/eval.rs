@@ -243,10 +243,10 @@ fn laid_out(
     of_groups: &[Scores],
     run: &RunSettings,
 ) -> serde_json::Value {
-    let of_task =
-        |(task, scores): (&Box<dyn Task>, _)| TaskResult { scores, settings: task.settings(), original: None };
     let of_group = |(group, scores): (&'_ TaskGroup, _)| (group.name.clone(), group.members.clone(), scores);
-    let tasks: Vec<TaskResult<'_>> = tasks.iter().zip(scores).map(of_task).collect();
+    let pairs = tasks.iter().zip(scores);
+    let tasks: Vec<TaskResult<'_>> =
+        pairs.map(|(task, scores)| TaskResult { scores, settings: task.settings(), original: None }).collect();
     let named: Vec<(String, Vec<String>, &Scores)> = groups.iter().zip(of_groups).map(of_group).collect();
     let groups: Vec<GroupResult<'_>> =
         named.iter().map(|(name, members, scores)| GroupResult { name, members: members.clone(), scores }).collect();
