@@ -3,7 +3,7 @@ use std::path::Path;
 use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
 use cl_checkpoint::{Adapter, Checkpoint, Error, LayerKind, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
-use cl_eval::Task;
+use cl_eval::{Task, TaskGroup};
 use cl_model::{Decoder, ModelConfig};
 use cl_torch::pick_device;
 use cl_torch::tch::Device;
@@ -33,6 +33,8 @@ pub(crate) struct Checked {
     pub(crate) datasets: Vec<Dataset>,
     /// What is scored.
     pub(crate) tasks: Vec<Box<dyn Task>>,
+    /// What the columns of a matrix stand for: a task each, or a group's tasks.
+    pub(crate) columns: Vec<TaskGroup>,
 }
 
 /// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets, device; all problems at once.
@@ -99,7 +101,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     if !config.data.is_dir() {
         let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
         findings.push(Finding::Problem(LabError::Io { path: config.data.clone(), source }));
-        return Checked { device, datasets: Vec::new(), tasks: Vec::new() };
+        return Checked { device, datasets: Vec::new(), tasks: Vec::new(), columns: Vec::new() };
     }
     let datasets = note_all(load_each_training(config), findings);
     if datasets.len() == config.tasks.len() {
@@ -109,7 +111,13 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
             check_plan(&what, used, &config.mixture(), &config.train, config.profile, findings);
         }
     }
-    let tasks = note_all(load_each_task(config), findings);
+    let (mut tasks, mut columns) = (Vec::new(), Vec::new());
+    for set in note_all(load_each_task(config), findings) {
+        let one = |t: &dyn Task| TaskGroup { name: t.name().to_owned(), members: vec![t.name().to_owned()] };
+        // The first group is the one that was asked for, and the others are its parts.
+        columns.extend(set.groups.into_iter().next().or_else(|| set.tasks.first().map(|t| one(t.as_ref()))));
+        tasks.extend(set.tasks);
+    }
     note(file_names(&tasks), findings);
     for task in &tasks {
         let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
@@ -118,7 +126,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
             note(check_room(task.as_ref(), model.max_position_embeddings), findings);
         }
     }
-    Checked { device, datasets, tasks }
+    Checked { device, datasets, tasks, columns }
 }
 
 fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
@@ -128,7 +136,7 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
     if datasets.len() == config.data.earlier.len() + 1 {
         check_plan("the round", &datasets, &config.mixture(), &config.train, config.profile, findings);
     }
-    Checked { device, datasets, tasks: Vec::new() }
+    Checked { device, datasets, tasks: Vec::new(), columns: Vec::new() }
 }
 
 /// Checks a model or adapter directory: every header, names and shapes against the config, the tokenizer, every value for NaN

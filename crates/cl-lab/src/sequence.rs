@@ -2,7 +2,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use cl_data::{Dataset, Split, load_split};
-use cl_eval::{Column, Group, ScoreMatrix, Scores, Task, TaskOptions, TaskSpec, load_task, rescore};
+use cl_eval::{
+    Column, Group, ScoreMatrix, Scores, Task, TaskGroup, TaskOptions, TaskSet, TaskSpec, aggregate_group, load_tasks,
+    rescore,
+};
 use cl_torch::tch::Device;
 
 use crate::check::{Checked, require_sequence};
@@ -47,16 +50,16 @@ pub fn run_sequence(
     resume: bool,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    let Checked { device, datasets, tasks } = require_sequence(config)?;
+    let Checked { device, datasets, tasks, columns: scored } = require_sequence(config)?;
     let _lock = claim(config, &datasets, out, resume)?;
 
     // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
     let latest = latest_model(config, out);
-    let mut matrix = ScoreMatrix::new(columns(config, &tasks));
+    let mut matrix = ScoreMatrix::new(columns(config, &scored));
     let base_dir = out.join("rounds/0-base");
     observer(Event::Stage("round 0: scoring the base model"));
     let scores = score_round(&config.model, &tasks, config, &base_dir, device, observer)?;
-    matrix.push("base", main(&scores))?;
+    matrix.push("base", main(&scored, &scores)?)?;
     if latest == 0 {
         report(config, &matrix, out)?;
     }
@@ -97,7 +100,7 @@ pub fn run_sequence(
             None => run_round(&input, &dir, observer)?,
         };
         let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
-        matrix.push(&row_name(method_name(config), round), main(&scores))?;
+        matrix.push(&row_name(method_name(config), round), main(&scored, &scores)?)?;
         if round >= latest {
             report(config, &matrix, out)?;
         }
@@ -112,7 +115,7 @@ pub fn run_sequence(
 }
 
 /// The tasks that are scored: new knowledge first, then old.
-pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Result<Box<dyn Task>, LabError>> {
+pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Result<TaskSet, LabError>> {
     let options = TaskOptions {
         limit: config.limit.test,
         max_new_tokens: config.eval.max_new_tokens,
@@ -120,7 +123,7 @@ pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Re
         ..TaskOptions::default()
     };
     let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
-    new.iter().chain(&config.eval.old).map(move |name| Ok(load_task(name, &config.data, options)?))
+    new.iter().chain(&config.eval.old).map(move |name| Ok(load_tasks(name, &config.data, options)?))
 }
 
 /// Training rows of every round.
@@ -141,7 +144,7 @@ fn task_dir(data: &Path, task: &str) -> PathBuf {
     std::iter::once(direct.clone()).chain(known).find(|d| d.is_dir()).unwrap_or(direct)
 }
 
-fn columns(config: &SequenceConfig, tasks: &[Box<dyn Task>]) -> Vec<Column> {
+fn columns(config: &SequenceConfig, scored: &[TaskGroup]) -> Vec<Column> {
     let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks).len();
     let round_of = |name: &str| config.tasks.iter().position(|t| canonical(t) == name).map(|index| index + 1);
     let column = |(i, name): (usize, &str)| {
@@ -153,7 +156,7 @@ fn columns(config: &SequenceConfig, tasks: &[Box<dyn Task>]) -> Vec<Column> {
         };
         Column::new(name, group, round.filter(|_| group == Group::New))
     };
-    tasks.iter().map(|t| t.name()).enumerate().map(column).collect()
+    scored.iter().map(|t| t.name.as_str()).enumerate().map(column).collect()
 }
 
 fn canonical(name: &str) -> &str {
@@ -220,8 +223,13 @@ fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
     (saved == again).then_some(saved)
 }
 
-fn main(scores: &[Scores]) -> Vec<Option<f64>> {
-    scores.iter().map(|s| Some(s.main())).collect()
+/// The score of each column: a task's own, or that of a group's documents together.
+fn main(columns: &[TaskGroup], scores: &[Scores]) -> Result<Vec<Option<f64>>, LabError> {
+    let score = |column: &TaskGroup| match column.members.as_slice() {
+        [only] => Ok(scores.iter().find(|s| s.task == *only).map(Scores::main)),
+        _ => Ok(Some(aggregate_group(column, scores)?.main())),
+    };
+    columns.iter().map(score).collect()
 }
 
 fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(), LabError> {

@@ -156,3 +156,38 @@ fn a_study_does_not_settle_where_something_else_is() {
     let message = world.fails(["reproduce", "--out", "."]);
     assert!(message.contains(".: is not empty and holds no study (study.txt)"), "{message}");
 }
+
+#[test]
+fn a_group_of_tasks_is_one_column() {
+    let world = World::new();
+    world.write(
+        "data/letters.toml",
+        r#"
+name = "letters"
+metric = "acc"
+files.eval = ["letters"]
+[multiple_choice]
+context = "first of {{ words }} :"
+choices = ["a", "b"]
+gold = "gold"
+[group]
+field = "kind"
+[group.members]
+all = ["short", "long"]
+"#,
+    );
+    let row = |words: &str, gold: usize, kind: &str| {
+        format!("{{\"words\": \"{words}\", \"gold\": {gold}, \"kind\": \"{kind}\"}}\n")
+    };
+    let rows = [row("a b", 0, "short"), row("b a", 1, "short"), row("a b c d", 0, "long"), row("b", 1, "long")];
+    world.write("data/letters.jsonl", &rows.concat());
+    let config = world.read("lora.toml").replace("homes.jsonl", "letters.toml");
+    world.write("lora.toml", &config);
+    world.ok(["sequence", "lora.toml", "--out", "s"]);
+    assert!(world.read("s/tables.md").contains("letters"), "{}", world.read("s/tables.md"));
+    for part in ["short", "long"] {
+        assert_eq!(world.lines(&format!("s/rounds/1-first/scores/letters_{part}.jsonl")).len(), 2);
+    }
+    let again = world.run(["sequence", "lora.toml", "--out", "s", "--resume"]);
+    assert!(again.stderr.contains("scoring: done before"), "{}", again.stderr);
+}
