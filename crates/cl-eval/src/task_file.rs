@@ -56,7 +56,6 @@ pub(crate) struct Files {
 /// The same rows as a data set of the hub.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "read where rows are found on the hub")]
 pub(crate) struct HubDataset {
     pub(crate) repo: String,
     pub(crate) config: Option<String>,
