@@ -38,7 +38,7 @@ pub enum Error {
         /// Repository, configuration and split.
         dataset: String,
         /// Why not.
-        source: cl_data::Error,
+        source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is no JSON or lacks something.
     #[error("{path}: line {line}: {source}; expected {expected}")]

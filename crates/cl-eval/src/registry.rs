@@ -37,8 +37,8 @@ macro_rules! embedded {
 /// The descriptions that come with the crate: the paper's tasks first, in its order.
 ///
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers counts (a ScienceQA answer is a letter, then an
-/// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes up to
-/// 512 everywhere. 256 for GSM8K is lm-eval's default.
+/// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes
+/// up to 512 everywhere. 256 for GSM8K is lm-eval's default.
 const EMBEDDED: [(&str, &str); 19] = embedded![
     "C-STANCE",
     "FOMC",
@@ -106,7 +106,8 @@ pub struct TaskOptions<'a> {
     pub fewshot_seed: Option<u32>,
     /// A chat template: prompts are conversations, and a choice follows without a space.
     pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with all.
+    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with
+    /// all.
     pub fewshot_as_multiturn: bool,
     /// Stands in front of the task's own description.
     pub system_instruction: Option<&'a str>,
@@ -124,16 +125,18 @@ pub struct TaskSet {
 
 /// Loads a task by name or alias from a directory of tasks.
 ///
-/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside it. A
-///   task of TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
+/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside
+///   it; what is in none of these comes from the hub, if `options` gives one and the description a data set. A task of
+///   TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
 ///   asked for, or as one of its aliases.
 /// - A path that ends in `.toml`: a description of one's own, whose files are looked for beside it, too.
-/// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a metric.
+/// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a
+///   metric.
 /// - A path that ends in `.jsonl`: a file of multiple-choice questions, see [`MultipleChoice::load`].
 ///
 /// # Errors
-/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::Fetch`], [`Error::NoDocuments`], [`Error::Shots`],
-/// [`Error::Chat`], and those of the description and the files.
+/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::Fetch`], [`Error::NoDocuments`],
+/// [`Error::Shots`], [`Error::Chat`], and those of the description and the files.
 pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     let mut set = load(name, dir, options, true)?;
     Ok(set.tasks.swap_remove(0))
@@ -307,7 +310,8 @@ impl Asked<'_> {
             let DatasetRef { repo, config, split, .. } = dataset;
             let config = config.as_ref().map_or_else(String::new, |config| format!("configuration {config}, "));
             let dataset = format!("{repo} ({config}split {split})");
-            Error::Fetch { name: self.task().to_owned(), path: self.expected(names), dataset, source }
+            let (name, path, source) = (self.task().to_owned(), self.expected(names), Box::new(source));
+            Error::Fetch { name, path, dataset, source }
         })
     }
 

@@ -144,6 +144,9 @@ impl TaskFile {
         if self.files.eval.is_empty() {
             return Err(("files.eval", "names no file".to_owned()));
         }
+        if let Some(config) = self.hub.as_ref().and_then(|hub| hub.config.as_ref()) {
+            template("hub.config", config)?;
+        }
         match (&self.multiple_choice, &self.generation) {
             (Some(keys), None) => self.check_choices(keys),
             (None, Some(keys)) => self.check_generation(keys),

@@ -188,7 +188,8 @@ fn harness_datasets() -> Files {
     found.into_iter().map(split).collect()
 }
 
-/// Repositories, configurations and splits are lm-eval's; `requests.rs` holds what local files give against its requests.
+/// Repositories, configurations and splits are lm-eval's; `requests.rs` holds what local files give against its
+/// requests.
 #[test]
 fn parquet_of_the_hub_gives_the_requests_of_local_files() {
     let place = Place::new(harness_datasets());
