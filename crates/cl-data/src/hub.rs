@@ -185,6 +185,23 @@ impl Hub {
         }
     }
 
+    /// The commit that a file of the cache belongs to; `None` for any other file.
+    ///
+    /// # Example
+    /// ```
+    /// use cl_data::Hub;
+    ///
+    /// let hub = Hub { endpoint: String::new(), cache: "/c".into(), token: None, offline: true };
+    /// let path = hub.cache.join("datasets--openai--gsm8k/snapshots/0123abcd/main/test.jsonl");
+    /// assert_eq!(hub.commit(&path).as_deref(), Some("0123abcd"));
+    /// assert_eq!(hub.commit("test.jsonl".as_ref()), None);
+    /// ```
+    pub fn commit(&self, path: &Path) -> Option<String> {
+        let mut parts = path.strip_prefix(&self.cache).ok()?.iter();
+        parts.nth(1).filter(|folder| *folder == "snapshots")?;
+        Some(parts.next()?.to_str()?.to_owned())
+    }
+
     fn source<'a>(&'a self, dataset: &'a DatasetRef, revision: &'a str) -> Source<'a> {
         let endpoint = self.endpoint.trim_end_matches('/');
         let cache = RepoCache::new(&self.cache, &dataset.repo);

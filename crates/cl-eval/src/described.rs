@@ -94,54 +94,84 @@ pub(crate) struct Material {
 
 /// Makes the task.
 pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
-    let name = material.name.clone();
+    let draws = Draws {
+        shots: options.num_fewshot.unwrap_or(task.fewshot.num_fewshot),
+        seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED),
+    };
     let metric = options.metric.unwrap_or(task.metric);
-    let shots = options.num_fewshot.unwrap_or(task.fewshot.num_fewshot);
-    let seed = options.fewshot_seed.unwrap_or(FEWSHOT_SEED);
-    let environment = environment();
-    let filler = Filler::new(&environment, task, &material, options, metric)
-        .map_err(|(key, message)| Error::TaskKey { path: PathBuf::from(&name), key, message })?;
-    let pool = material.pool.iter().map(|d| &d.row).collect();
-    let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
-    let documents =
-        material
-            .documents
-            .iter()
-            .map(|document| {
-                let drawn = sampler.draw(&document.row, shots).map_err(|TooFew { wanted, available }| {
-                    Error::Shots { name: name.clone(), shots, wanted, available }
-                })?;
-                let shots: Vec<&Document> = drawn.into_iter().map(|i| &material.pool[i]).collect();
-                filler.document(document, &shots)
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+    let documents = filled(task, &material, options, metric, draws)?;
     if documents.is_empty() {
-        return Err(Error::NoDocuments { name });
+        return Err(Error::NoDocuments { name: material.name });
     }
     let generation = task.generation.as_ref();
     let max_new_tokens = options.max_new_tokens.or(generation.map(|g| g.max_new_tokens)).unwrap_or_default();
     let stop = generation.map(|g| g.stop.clone()).unwrap_or_default();
-    let mut settings = Map::new();
-    let mut set = |key: &str, value: serde_json::Value| settings.insert(key.to_owned(), value);
-    set("task_file", json!(task.hash));
-    set("source", json!(task.source));
-    set("files", json!(material.files));
-    set("limit", json!(options.limit));
-    set("num_fewshot", json!(shots));
-    set("fewshot_seed", json!(seed));
-    set("sampler", json!(task.fewshot.sampler));
-    set("exclude_document", json!(task.fewshot.exclude_document));
-    set("description", json!(task.description));
-    set("target_delimiter", json!(task.target_delimiter));
-    set("fewshot_delimiter", json!(task.fewshot_delimiter));
-    set("system_instruction", json!(options.system_instruction));
-    set("chat", json!(options.chat.is_some()));
-    set("fewshot_as_multiturn", json!(options.fewshot_as_multiturn));
+    let mut settings = settings(task, &material, options, draws);
     if generation.is_some() {
-        set("max_new_tokens", json!(max_new_tokens));
-        set("stop", json!(stop));
+        settings.insert("max_new_tokens".to_owned(), json!(max_new_tokens));
+        settings.insert("stop".to_owned(), json!(stop));
     }
-    Ok(DescribedTask { name, metric, documents, max_new_tokens, stop, settings })
+    Ok(DescribedTask { name: material.name, metric, documents, max_new_tokens, stop, settings })
+}
+
+/// How many shots stand in front of a document, and the seed that they are drawn with.
+#[derive(Clone, Copy)]
+struct Draws {
+    shots: usize,
+    seed: u32,
+}
+
+/// Every document with its shots.
+fn filled(
+    task: &TaskFile,
+    material: &Material,
+    options: &TaskOptions<'_>,
+    metric: Metric,
+    Draws { shots, seed }: Draws,
+) -> Result<Vec<(Ask, Target)>, Error> {
+    let name = &material.name;
+    let environment = environment();
+    let filler = Filler::new(&environment, task, material, options, metric)
+        .map_err(|(key, message)| Error::TaskKey { path: PathBuf::from(name), key, message })?;
+    let pool = material.pool.iter().map(|d| &d.row).collect();
+    let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
+    let fill = |document: &Document| {
+        let drawn = sampler.draw(&document.row, shots).map_err(|TooFew { wanted, available }| Error::Shots {
+            name: name.clone(),
+            shots,
+            wanted,
+            available,
+        })?;
+        let shots: Vec<&Document> = drawn.into_iter().map(|i| &material.pool[i]).collect();
+        filler.document(document, &shots)
+    };
+    material.documents.iter().map(fill).collect()
+}
+
+/// What the record of a run says about the task, written or chosen.
+fn settings(
+    task: &TaskFile,
+    material: &Material,
+    options: &TaskOptions<'_>,
+    Draws { shots, seed }: Draws,
+) -> Map<String, serde_json::Value> {
+    let settings = [
+        ("task_file", json!(task.hash)),
+        ("source", json!(task.source)),
+        ("files", json!(material.files)),
+        ("limit", json!(options.limit)),
+        ("num_fewshot", json!(shots)),
+        ("fewshot_seed", json!(seed)),
+        ("sampler", json!(task.fewshot.sampler)),
+        ("exclude_document", json!(task.fewshot.exclude_document)),
+        ("description", json!(task.description)),
+        ("target_delimiter", json!(task.target_delimiter)),
+        ("fewshot_delimiter", json!(task.fewshot_delimiter)),
+        ("system_instruction", json!(options.system_instruction)),
+        ("chat", json!(options.chat.is_some())),
+        ("fewshot_as_multiturn", json!(options.fewshot_as_multiturn)),
+    ];
+    settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// lm-eval's default.
@@ -181,6 +211,34 @@ enum Filled {
     Contexts { contexts: Vec<String>, continuation: String, gold: usize },
 }
 
+impl<'a> Kind<'a> {
+    fn new(environment: &'a Environment<'a>, task: &'a TaskFile) -> Result<Kind<'a>, Wrong> {
+        match (&task.generation, &task.multiple_choice) {
+            (Some(keys), _) => Ok(Kind::Write {
+                prompt: template(environment, "generation.prompt", &keys.prompt)?,
+                target: template(environment, "generation.target", &keys.target)?,
+            }),
+            (None, Some(keys)) => {
+                let gold = formula(environment, "multiple_choice.gold", &keys.gold)?;
+                match (&keys.context, &keys.choices, &keys.contexts, &keys.continuation) {
+                    (Some(context), Some(choices), ..) => Ok(Kind::Choices {
+                        context: template(environment, "multiple_choice.context", context)?,
+                        choices: list(environment, "multiple_choice.choices", choices)?,
+                        gold,
+                    }),
+                    (_, _, Some(contexts), Some(continuation)) => Ok(Kind::Contexts {
+                        contexts: list(environment, "multiple_choice.contexts", contexts)?,
+                        continuation: template(environment, "multiple_choice.continuation", continuation)?,
+                        gold,
+                    }),
+                    _ => Err(("multiple_choice", "has neither choices nor contexts".to_owned())),
+                }
+            }
+            (None, None) => Err(("name", "neither [multiple_choice] nor [generation]".to_owned())),
+        }
+    }
+}
+
 impl<'a> Filler<'a> {
     fn new(
         environment: &'a Environment<'a>,
@@ -189,32 +247,9 @@ impl<'a> Filler<'a> {
         options: &TaskOptions<'a>,
         metric: Metric,
     ) -> Result<Filler<'a>, Wrong> {
-        let kind = match (&task.generation, &task.multiple_choice) {
-            (Some(keys), _) => Kind::Write {
-                prompt: template(environment, "generation.prompt", &keys.prompt)?,
-                target: template(environment, "generation.target", &keys.target)?,
-            },
-            (None, Some(keys)) => {
-                let gold = formula(environment, "multiple_choice.gold", &keys.gold)?;
-                match (&keys.context, &keys.choices, &keys.contexts, &keys.continuation) {
-                    (Some(context), Some(choices), ..) => Kind::Choices {
-                        context: template(environment, "multiple_choice.context", context)?,
-                        choices: list(environment, "multiple_choice.choices", choices)?,
-                        gold,
-                    },
-                    (_, _, Some(contexts), Some(continuation)) => Kind::Contexts {
-                        contexts: list(environment, "multiple_choice.contexts", contexts)?,
-                        continuation: template(environment, "multiple_choice.continuation", continuation)?,
-                        gold,
-                    },
-                    _ => return Err(("multiple_choice", "has neither choices nor contexts".to_owned())),
-                }
-            }
-            (None, None) => return Err(("name", "neither [multiple_choice] nor [generation]".to_owned())),
-        };
         Ok(Filler {
             name: &material.name,
-            kind,
+            kind: Kind::new(environment, task)?,
             description: template(environment, "description", &task.description)?,
             target_delimiter: &task.target_delimiter,
             fewshot_delimiter: &task.fewshot_delimiter,

@@ -17,7 +17,7 @@ pub enum Error {
         known: String,
     },
     /// A file without which a task cannot be asked as it is defined.
-    #[error("task `{name}`: {path} is missing; {needed}")]
+    #[error("task `{name}`: {path} is missing; {needed}{}", or_fetched(dataset.as_deref()))]
     MissingFile {
         /// The task.
         name: String,
@@ -25,6 +25,20 @@ pub enum Error {
         path: PathBuf,
         /// What it is needed for.
         needed: String,
+        /// The data set of the hub that has the same rows.
+        dataset: Option<String>,
+    },
+    /// Rows that no file has, and that cannot be had from the hub either.
+    #[error("task `{name}`: {path} is missing, and the hub's data set {dataset} cannot be read: {source}")]
+    Fetch {
+        /// The task.
+        name: String,
+        /// Where a file was expected first.
+        path: PathBuf,
+        /// Repository, configuration and split.
+        dataset: String,
+        /// Why not.
+        source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is no JSON or lacks something.
     #[error("{path}: line {line}: {source}; expected {expected}")]
@@ -285,4 +299,8 @@ pub enum Error {
     /// Examples of the task.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
+}
+
+fn or_fetched(dataset: Option<&str>) -> String {
+    dataset.map_or_else(String::new, |repo| format!("; or let it be fetched from the hub data set {repo} (--hub)"))
 }

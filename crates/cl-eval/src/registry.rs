@@ -37,8 +37,8 @@ macro_rules! embedded {
 /// The descriptions that come with the crate: the paper's tasks first, in its order.
 ///
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers counts (a ScienceQA answer is a letter, then an
-/// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes up to
-/// 512 everywhere. 256 for GSM8K is lm-eval's default.
+/// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes
+/// up to 512 everywhere. 256 for GSM8K is lm-eval's default.
 const EMBEDDED: [(&str, &str); 19] = embedded![
     "C-STANCE",
     "FOMC",
@@ -106,7 +106,8 @@ pub struct TaskOptions<'a> {
     pub fewshot_seed: Option<u32>,
     /// A chat template: prompts are conversations, and a choice follows without a space.
     pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with all.
+    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with
+    /// all.
     pub fewshot_as_multiturn: bool,
     /// Stands in front of the task's own description.
     pub system_instruction: Option<&'a str>,
@@ -124,16 +125,18 @@ pub struct TaskSet {
 
 /// Loads a task by name or alias from a directory of tasks.
 ///
-/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside it. A
-///   task of TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
+/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside
+///   it; what is in none of these comes from the hub, if `options` gives one and the description a data set. A task of
+///   TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
 ///   asked for, or as one of its aliases.
 /// - A path that ends in `.toml`: a description of one's own, whose files are looked for beside it, too.
-/// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a metric.
+/// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a
+///   metric.
 /// - A path that ends in `.jsonl`: a file of multiple-choice questions, see [`MultipleChoice::load`].
 ///
 /// # Errors
-/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::NoDocuments`], [`Error::Shots`],
-/// [`Error::Chat`], and those of the description and the files.
+/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::Fetch`], [`Error::NoDocuments`],
+/// [`Error::Shots`], [`Error::Chat`], and those of the description and the files.
 pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     let mut set = load(name, dir, options, true)?;
     Ok(set.tasks.swap_remove(0))
@@ -252,33 +255,71 @@ impl Asked<'_> {
         if self.member.is_some() { self.name } else { &self.file.name }
     }
 
+    /// Names of files. They may be called by any of the task's names, the one that was asked for first.
     fn candidates(&self, patterns: &[String]) -> Result<Vec<String>, Error> {
-        candidates(patterns, self.file, self.name, self.member)
+        let aliases = self.file.aliases.iter().map(String::as_str);
+        let mut filled: Vec<String> = Vec::new();
+        for name in [self.name, &self.file.name].into_iter().chain(aliases) {
+            for pattern in patterns {
+                let candidate = self.fill("files", pattern, name)?;
+                if !filled.contains(&candidate) {
+                    filled.push(candidate);
+                }
+            }
+        }
+        Ok(filled)
     }
 
-    fn missing(&self, names: &[String], needed: String) -> Error {
-        let path = self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)));
-        let from_hub = match &self.file.hub {
-            Some(hub) => format!("{needed}; or it is fetched from the hub's data set {} with --hub", hub.repo),
-            None => needed,
-        };
-        Error::MissingFile { name: self.task().to_owned(), path, needed: from_hub }
+    /// A name with `{{ name }}` and a group's field filled in.
+    fn fill(&self, key: &'static str, pattern: &str, name: &str) -> Result<String, Error> {
+        let row: BTreeMap<String, String> =
+            [("name", name)].into_iter().chain(self.member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let wrong = |message| Error::TaskKey { path: PathBuf::from(&self.file.name), key, message };
+        Template::new(&environment(), pattern).and_then(|t| t.render(&row.into())).map_err(wrong)
     }
 
-    /// The same rows as a data set of the hub.
+    /// Where the first candidate was expected.
+    fn expected(&self, names: &[String]) -> PathBuf {
+        self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)))
+    }
+
+    fn missing(&self, names: &[String], needed: String, dataset: Option<DatasetRef>) -> Error {
+        let (name, path) = (self.task().to_owned(), self.expected(names));
+        Error::MissingFile { name, path, needed, dataset: dataset.map(|d| d.repo) }
+    }
+
+    /// The same rows as a data set of the hub, if the description has one with this split.
     fn dataset(&self, split: impl Fn(&HubDataset) -> Option<&String>) -> Result<Option<DatasetRef>, Error> {
         let Some((hub, split)) = self.file.hub.as_ref().and_then(|hub| Some((hub, split(hub)?))) else {
             return Ok(None);
         };
-        let config = hub.config.as_ref().map(|c| self.candidates(std::slice::from_ref(c))).transpose()?;
-        let config = config.and_then(|names| names.into_iter().next());
-        Ok(Some(DatasetRef { repo: hub.repo.clone(), config, split: split.clone(), revision: None }))
+        let config = hub.config.as_ref().map(|c| self.fill("hub.config", c, &self.file.name)).transpose()?;
+        Ok(Some(DatasetRef { config, ..DatasetRef::new(&hub.repo, split) }))
+    }
+
+    /// The rows of a file, else those of a data set where the hub may be asked.
+    fn find_rows(
+        &self,
+        library: &mut Library<'_>,
+        names: &[String],
+        dataset: Option<&DatasetRef>,
+    ) -> Result<Option<Rows>, Error> {
+        let local = library.local(names)?;
+        let (None, Some(dataset)) = (&local, dataset) else { return Ok(local) };
+        library.fetch(dataset).map_err(|source| {
+            let DatasetRef { repo, config, split, .. } = dataset;
+            let config = config.as_ref().map_or_else(String::new, |config| format!("configuration {config}, "));
+            let dataset = format!("{repo} ({config}split {split})");
+            let (name, path, source) = (self.task().to_owned(), self.expected(names), Box::new(source));
+            Error::Fetch { name, path, dataset, source }
+        })
     }
 
     /// Rows that documents are made of.
     fn rows(&self, library: &mut Library<'_>) -> Result<Rows, Error> {
         let names = self.candidates(&self.file.files.eval)?;
-        if let Some(rows) = library.find_rows(&names, self.dataset(|hub| Some(&hub.split))?)? {
+        let dataset = self.dataset(|hub| Some(&hub.split))?;
+        if let Some(rows) = self.find_rows(library, &names, dataset.as_ref())? {
             return Ok(rows);
         }
         let in_own_directory = self.file.files.eval[0].starts_with("{{ name }}/");
@@ -286,7 +327,7 @@ impl Asked<'_> {
         if in_own_directory && !directory {
             return Err(unknown(self.name, self.dir));
         }
-        Err(self.missing(&names, "its documents are read from it".to_owned()))
+        Err(self.missing(&names, "its documents are read from it".to_owned(), dataset))
     }
 
     /// Variables of the templates that are the same for every row, and the files that they are from.
@@ -298,7 +339,7 @@ impl Asked<'_> {
         }
         for (key, patterns) in &self.file.files.values {
             let names = self.candidates(patterns)?;
-            let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"));
+            let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"), None);
             let path = library.find(&names).ok_or_else(needed)?;
             let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
             let value =
@@ -329,38 +370,11 @@ impl Asked<'_> {
         let names = self.candidates(&self.file.files.fewshot)?;
         let needed = || format!("the {shots} shots in front of every document are drawn from it");
         let dataset = self.dataset(|hub| hub.fewshot_split.as_ref())?;
-        let rows = library.find_rows(&names, dataset)?.ok_or_else(|| self.missing(&names, needed()))?;
+        let found = self.find_rows(library, &names, dataset.as_ref())?;
+        let rows = found.ok_or_else(|| self.missing(&names, needed(), dataset))?;
         files.push(rows.settings());
         Ok(documents(&rows, self.member))
     }
-}
-
-/// File names with `{{ name }}` and a group's field filled in. A task's files may be called by any of its names.
-fn candidates(
-    patterns: &[String],
-    file: &TaskFile,
-    asked: &str,
-    member: Option<(&str, &str)>,
-) -> Result<Vec<String>, Error> {
-    let names = [asked, &file.name].into_iter().chain(file.aliases.iter().map(String::as_str));
-    let names: Vec<&str> = names.collect();
-    let environment = environment();
-    let fill = |pattern: &String, name: &str| {
-        let row: BTreeMap<String, String> =
-            [("name", name)].into_iter().chain(member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let key = |message| Error::TaskKey { path: PathBuf::from(&file.name), key: "files", message };
-        Template::new(&environment, pattern).and_then(|t| t.render(&row.into())).map_err(key)
-    };
-    let mut filled: Vec<String> = Vec::new();
-    for name in names {
-        for pattern in patterns {
-            let candidate = fill(pattern, name)?;
-            if !filled.contains(&candidate) {
-                filled.push(candidate);
-            }
-        }
-    }
-    Ok(filled)
 }
 
 /// Rows of a file; of a file that several tasks share, those of one.

@@ -15,17 +15,29 @@ const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet"
 /// Rows and where they were.
 #[derive(Clone)]
 pub(crate) struct Rows {
+    /// The file, or the first of a data set's.
     pub(crate) path: PathBuf,
     pub(crate) file: Rc<RowFile>,
-    dataset: Option<DatasetRef>,
+    fetched: Option<Fetched>,
+}
+
+/// What rows of the hub are, for the record.
+#[derive(Clone)]
+struct Fetched {
+    dataset: DatasetRef,
+    commit: Option<String>,
+    paths: Vec<PathBuf>,
 }
 
 impl Rows {
     pub(crate) fn settings(&self) -> Value {
-        let Some(DatasetRef { repo, config, split, .. }) = &self.dataset else {
-            return json!({ "path": self.path, "blake3": self.file.hash });
+        let hash = &self.file.hash;
+        let Some(Fetched { dataset: DatasetRef { repo, config, split, .. }, commit, paths }) = &self.fetched else {
+            return json!({ "path": self.path, "blake3": hash });
         };
-        json!({ "repo": repo, "config": config, "split": split, "path": self.path, "blake3": self.file.hash })
+        json!({
+            "repo": repo, "config": config, "split": split, "revision": commit, "paths": paths, "blake3": hash,
+        })
     }
 }
 
@@ -51,25 +63,24 @@ impl<'a> Library<'a> {
         files.find(|p| p.is_file())
     }
 
-    /// The rows of the first candidate that exists; if none does, those of a data set of the hub.
-    pub(crate) fn find_rows(
-        &mut self,
-        candidates: &[String],
-        dataset: Option<DatasetRef>,
-    ) -> Result<Option<Rows>, Error> {
-        let Some(path) = self.find(candidates) else { return self.fetch(dataset) };
+    /// The rows of the first candidate that exists.
+    pub(crate) fn local(&mut self, candidates: &[String]) -> Result<Option<Rows>, Error> {
+        let Some(path) = self.find(candidates) else { return Ok(None) };
         let file = match self.read.get(&path) {
             Some(file) => file.clone(),
             None => Rc::new(read_rows(&path)?),
         };
         self.read.insert(path.clone(), file.clone());
-        Ok(Some(Rows { path, file, dataset: None }))
+        Ok(Some(Rows { path, file, fetched: None }))
     }
 
-    fn fetch(&self, dataset: Option<DatasetRef>) -> Result<Option<Rows>, Error> {
-        let (Some(hub), Some(dataset)) = (self.hub, dataset) else { return Ok(None) };
-        let (file, paths) = hub.dataset_rows(&dataset)?;
-        let path = paths.into_iter().next().unwrap_or_default();
-        Ok(Some(Rows { path, file: Rc::new(file), dataset: Some(dataset) }))
+    /// The rows of a data set, if the hub may be asked.
+    pub(crate) fn fetch(&self, dataset: &DatasetRef) -> Result<Option<Rows>, cl_data::Error> {
+        let Some(hub) = self.hub else { return Ok(None) };
+        let (file, paths) = hub.dataset_rows(dataset)?;
+        let path = paths.first().cloned().unwrap_or_default();
+        let commit = hub.commit(&path);
+        let fetched = Fetched { dataset: dataset.clone(), commit, paths };
+        Ok(Some(Rows { path, file: Rc::new(file), fetched: Some(fetched) }))
     }
 }

@@ -56,7 +56,6 @@ pub(crate) struct Files {
 /// The same rows as a data set of the hub.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "read where rows are found on the hub")]
 pub(crate) struct HubDataset {
     pub(crate) repo: String,
     pub(crate) config: Option<String>,
@@ -144,6 +143,9 @@ impl TaskFile {
         template("description", &self.description)?;
         if self.files.eval.is_empty() {
             return Err(("files.eval", "names no file".to_owned()));
+        }
+        if let Some(config) = self.hub.as_ref().and_then(|hub| hub.config.as_ref()) {
+            template("hub.config", config)?;
         }
         match (&self.multiple_choice, &self.generation) {
             (Some(keys), None) => self.check_choices(keys),

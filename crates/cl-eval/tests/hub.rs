@@ -1,32 +1,79 @@
 //! Tasks whose rows are fetched from a hub on this machine.
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cl_data::Hub;
-use cl_eval::{Request, TaskOptions, load_task, load_tasks};
+use cl_eval::{Error, Request, Task, TaskOptions, TaskSet, load_task, load_tasks};
+use serde_json::json;
+use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves the files of data sets by repository; counts requests.
-fn serve(datasets: &'static [(&'static str, &'static [(&'static str, &'static str)])]) -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let count = Arc::new(AtomicUsize::new(0));
-    let counter = count.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            counter.fetch_add(1, Ordering::SeqCst);
-            answer(stream, datasets);
-        }
-    });
-    (address, count)
+const ARC: &str = r#"{"id": "1", "question": "What is wet?", "choices": {"text": ["sand", "rain"], "label": ["A", "B"]}, "answerKey": "B"}
+"#;
+const SHOT: &str = r#"{"id": "2", "question": "What is dry?", "choices": {"text": ["sand", "rain"], "label": ["A", "B"]}, "answerKey": "A"}
+"#;
+
+/// Bytes by data set and file.
+type Files = BTreeMap<(String, String), Vec<u8>>;
+
+/// A hub, a folder of data that is empty at first, and a cache.
+struct Place {
+    folder: TempDir,
+    hub: Hub,
+    requests: Arc<AtomicUsize>,
 }
 
-fn answer(mut stream: TcpStream, datasets: &[(&str, &[(&str, &str)])]) {
+impl Place {
+    fn new(files: Files) -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counter = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                answer(stream, &files);
+            }
+        });
+        let hub = Hub { endpoint, cache: folder.path().join("cache"), token: None, offline: false };
+        Place { folder, hub, requests }
+    }
+
+    fn arc() -> Place {
+        let file = |name: &str, text: &str| {
+            (("allenai/ai2_arc".to_owned(), format!("ARC-Challenge/{name}.jsonl")), text.as_bytes().to_vec())
+        };
+        Place::new([file("test", ARC), file("train", SHOT)].into())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn options(&self) -> TaskOptions<'_> {
+        TaskOptions { num_fewshot: Some(1), hub: Some(&self.hub), ..TaskOptions::default() }
+    }
+
+    fn load(&self, name: &str) -> Result<Box<dyn Task>, Error> {
+        load_task(name, &self.data(), self.options())
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+/// One request and its answer; the connection is closed after it.
+fn answer(mut stream: TcpStream, files: &Files) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut first, mut line) = (String::new(), String::new());
     reader.read_line(&mut first).unwrap();
@@ -35,85 +82,144 @@ fn answer(mut stream: TcpStream, datasets: &[(&str, &[(&str, &str)])]) {
     }
     let words: Vec<&str> = first.split(' ').collect();
     let (head, path) = (words[0] == "HEAD", words[1]);
-    let found = datasets.iter().find_map(|(repo, files)| {
-        if path.starts_with(&format!("/api/datasets/{repo}/revision/")) {
-            let siblings: Vec<_> = files.iter().map(|(p, _)| serde_json::json!({ "rfilename": p })).collect();
-            return Some(serde_json::json!({ "id": repo, "sha": COMMIT, "siblings": siblings }).to_string());
+    let found = files.iter().find_map(|((repo, file), bytes)| {
+        if path == format!("/api/datasets/{repo}/revision/main") {
+            let of_repo = files.keys().filter(|(r, _)| r == repo);
+            let siblings: Vec<_> = of_repo.map(|(_, file)| json!({ "rfilename": file })).collect();
+            return Some(json!({ "id": repo, "sha": COMMIT, "siblings": siblings }).to_string().into_bytes());
         }
-        let own = path.strip_prefix(&format!("/datasets/{repo}/resolve/"))?;
-        let file = own.split_once('/')?.1;
-        files.iter().find(|(p, _)| *p == file).map(|(_, text)| (*text).to_owned())
+        (path == format!("/datasets/{repo}/resolve/{COMMIT}/{file}")).then(|| bytes.clone())
     });
-    let (status, body) = found.map_or(("404 No", String::new()), |b| ("200 OK", b));
-    let etag =
-        std::hash::BuildHasher::hash_one(&std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default(), &body);
+    let (status, body) = found.map_or(("404 No", Vec::new()), |b| ("200 OK", b));
+    let etag = BuildHasherDefault::<DefaultHasher>::default().hash_one(&body);
     let headers = format!("ETag: \"{etag:040x}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n", body.len());
-    let body = if head { "" } else { body.as_str() };
-    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n{body}").unwrap();
+    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    stream.write_all(if head { b"" } else { &body }).unwrap();
 }
 
-fn hub(endpoint: &str, cache: &Path) -> Hub {
-    Hub { endpoint: endpoint.to_owned(), cache: cache.to_owned(), token: None, offline: false }
+fn choices(task: &dyn Task) -> Vec<(String, String)> {
+    let Request::Loglikelihood(asked) = task.request(0) else { panic!("asks for texts") };
+    asked.into_iter().map(|r| (r.context, r.continuation)).collect()
 }
-
-const ARC: &str = r#"{"id": "1", "question": "What is wet?", "choices": {"text": ["sand", "rain"], "label": ["A", "B"]}, "answerKey": "B"}
-"#;
-const SHOT: &str = r#"{"id": "2", "question": "What is dry?", "choices": {"text": ["sand", "rain"], "label": ["A", "B"]}, "answerKey": "A"}
-"#;
-const MMLU: &str = r#"{"question": "1 + 1?", "subject": "anatomy", "choices": ["1", "2", "3", "4"], "answer": 1}
-"#;
-
-const DATASETS: &[(&str, &[(&str, &str)])] = &[
-    ("allenai/ai2_arc", &[("ARC-Challenge/test.jsonl", ARC), ("ARC-Challenge/train.jsonl", SHOT)]),
-    ("cais/mmlu", &[("anatomy/test.jsonl", MMLU), ("anatomy/dev.jsonl", MMLU)]),
-];
 
 #[test]
-fn rows_come_from_the_hub_once_and_then_from_its_cache() {
-    let folder = tempfile::tempdir().unwrap();
-    let (data, cache) = (folder.path().join("data"), folder.path().join("cache"));
-    std::fs::create_dir(&data).unwrap();
-    let (endpoint, requests) = serve(DATASETS);
-    let mut hub = hub(&endpoint, &cache);
-    let load = |hub: &Hub| {
-        let options = TaskOptions { num_fewshot: Some(1), hub: Some(hub), ..TaskOptions::default() };
-        load_task("arc_challenge", &data, options)
+fn rows_come_from_the_hub_and_the_record_says_so() {
+    let place = Place::arc();
+    let task = place.load("arc_challenge").unwrap();
+    let expected = "Question: What is dry?\nAnswer: sand\n\nQuestion: What is wet?\nAnswer:";
+    assert_eq!(choices(task.as_ref())[1], (expected.to_owned(), " rain".to_owned()));
+    let snapshot = place.hub.cache.join("datasets--allenai--ai2_arc/snapshots").join(COMMIT).join("ARC-Challenge");
+    let record = |split: &str, text: &str| {
+        json!({
+            "repo": "allenai/ai2_arc", "config": "ARC-Challenge", "split": split, "revision": COMMIT,
+            "paths": [snapshot.join(format!("{split}.jsonl"))],
+            "blake3": blake3::hash(text.as_bytes()).to_hex().to_string(),
+        })
     };
-    let task = load(&hub).unwrap();
-    let Request::Loglikelihood(asked) = task.request(0) else { panic!("asks for texts") };
-    assert_eq!(asked[1].context, "Question: What is dry?\nAnswer: sand\n\nQuestion: What is wet?\nAnswer:");
-    assert_eq!(asked[1].continuation, " rain");
-    let files = &task.settings()["files"];
-    assert_eq!((&files[0]["repo"], &files[0]["config"]), (&"allenai/ai2_arc".into(), &"ARC-Challenge".into()));
-    assert_eq!((&files[1]["split"], files[1]["blake3"].as_str().unwrap().len()), (&"train".into(), 64));
+    assert_eq!(task.settings()["files"], json!([record("test", ARC), record("train", SHOT)]));
+}
 
-    // Offline nothing is asked for, and the same rows are there.
-    let before = requests.load(Ordering::SeqCst);
-    hub.offline = true;
-    assert_eq!(load(&hub).unwrap().request(0), task.request(0));
-    assert_eq!(requests.load(Ordering::SeqCst), before);
-    hub.cache = folder.path().join("empty");
-    let error = load(&hub).err().unwrap().to_string();
-    assert!(error.contains("allenai/ai2_arc") && error.contains("HF_HUB_OFFLINE"), "{error}");
+#[test]
+fn offline_nothing_is_asked_for() {
+    let mut place = Place::arc();
+    let request = place.load("arc_challenge").unwrap().request(0);
+    let before = place.requests();
+    place.hub.offline = true;
+    assert_eq!(place.load("arc_challenge").unwrap().request(0), request);
+    place.hub.cache = place.folder.path().join("empty");
+    let error = place.load("arc_challenge").err().unwrap();
+    assert!(matches!(error, Error::Fetch { .. }), "{error}");
+    let error = error.to_string();
+    for part in
+        ["arc_challenge/test.jsonl", "allenai/ai2_arc (configuration ARC-Challenge, split test)", "HF_HUB_OFFLINE"]
+    {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert_eq!(place.requests(), before);
+}
 
-    // A local file wins.
-    std::fs::create_dir(data.join("arc_challenge")).unwrap();
-    std::fs::write(data.join("arc_challenge/test.jsonl"), ARC.replace("rain", "snow")).unwrap();
-    std::fs::write(data.join("arc_challenge/fewshot.jsonl"), SHOT).unwrap();
-    let Request::Loglikelihood(asked) = load(&hub).unwrap().request(0) else { panic!("asks for texts") };
-    assert_eq!(asked[1].continuation, " snow");
+#[test]
+fn local_files_win() {
+    let place = Place::arc();
+    let folder = place.data().join("arc_challenge");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("test.jsonl"), ARC.replace("rain", "snow")).unwrap();
+    std::fs::write(folder.join("fewshot.jsonl"), SHOT).unwrap();
+    let task = place.load("arc_challenge").unwrap();
+    assert_eq!(choices(task.as_ref())[1].1, " snow");
+    assert_eq!(task.settings()["files"][0]["path"], json!(folder.join("test.jsonl")));
+    assert_eq!(place.requests(), 0);
+    // What is missing here is fetched: the shots alone.
+    std::fs::remove_file(folder.join("fewshot.jsonl")).unwrap();
+    let task = place.load("arc_challenge").unwrap();
+    assert_eq!(choices(task.as_ref())[1].1, " snow");
+    assert_eq!(task.settings()["files"][1]["split"], "train");
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Files below `folder`, by their paths in it.
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<(String, Vec<u8>)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.path().is_dir() {
+            walk(&entry.path(), &format!("{name}/"), found);
+        } else {
+            found.push((name, std::fs::read(entry.path()).unwrap()));
+        }
+    }
+}
+
+/// What `make_hub.py` wrote, and GSM8K as JSONL.
+fn harness_datasets() -> Files {
+    let mut found = Vec::new();
+    walk(&fixtures().join("hub"), "", &mut found);
+    for split in ["train", "test"] {
+        let bytes = std::fs::read(fixtures().join(format!("requests/gsm8k/{split}.jsonl"))).unwrap();
+        found.push((format!("openai/gsm8k/main/{split}.jsonl"), bytes));
+    }
+    let split = |(path, bytes): (String, Vec<u8>)| {
+        let at = path.match_indices('/').nth(1).unwrap().0;
+        ((path[..at].to_owned(), path[at + 1..].to_owned()), bytes)
+    };
+    found.into_iter().map(split).collect()
+}
+
+/// Repositories, configurations and splits are lm-eval's; `requests.rs` holds what local files give against its
+/// requests.
+#[test]
+fn parquet_of_the_hub_gives_the_requests_of_local_files() {
+    let place = Place::new(harness_datasets());
+    let names = ["arc_challenge", "commonsense_qa", "hellaswag", "openbookqa", "piqa", "winogrande", "gsm8k"];
+    let subjects = ["mmlu_abstract_algebra", "mmlu_high_school_us_history", "mmlu_virology"];
+    for name in names.into_iter().chain(subjects) {
+        let fetched = place.load(name).unwrap_or_else(|e| panic!("{e}"));
+        let options = TaskOptions { hub: None, ..place.options() };
+        let local = load_task(name, &fixtures().join("requests"), options).unwrap();
+        assert_eq!((fetched.name(), fetched.len()), (local.name(), local.len()));
+        assert!(fetched.len() > 1, "{name}");
+        for i in 0..local.len() {
+            assert_eq!(fetched.request(i), local.request(i), "{name}, document {i}");
+            assert_eq!(fetched.target(i), local.target(i), "{name}, document {i}");
+        }
+    }
 }
 
 #[test]
 fn a_group_s_members_are_configurations() {
-    let folder = tempfile::tempdir().unwrap();
-    let (endpoint, _) = serve(DATASETS);
-    let hub = hub(&endpoint, &folder.path().join("cache"));
-    let options = TaskOptions { num_fewshot: Some(1), hub: Some(&hub), ..TaskOptions::default() };
-    let set = load_tasks("mmlu_anatomy", folder.path(), options).unwrap();
-    assert_eq!((set.tasks[0].name(), set.tasks[0].len()), ("mmlu_anatomy", 1));
-    let error = load_tasks("mmlu_astronomy", folder.path(), options).err().unwrap().to_string();
-    assert!(error.contains("cais/mmlu") && error.contains("astronomy") && error.contains("anatomy"), "{error}");
+    let place = Place::new(harness_datasets());
+    let load = |name: &str| -> Result<TaskSet, Error> { load_tasks(name, &place.data(), place.options()) };
+    let task = &load("mmlu_virology").unwrap().tasks[0];
+    let files = &task.settings()["files"];
+    assert_eq!((&files[0]["config"], &files[0]["split"]), (&json!("virology"), &json!("test")));
+    assert_eq!((&files[1]["config"], &files[1]["split"]), (&json!("virology"), &json!("dev")));
+    let error = load("mmlu_astronomy").err().unwrap().to_string();
+    for part in ["mmlu/astronomy/test.jsonl", "cais/mmlu (configuration astronomy, split test)", "virology/test"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
 }
 
 #[test]
@@ -121,5 +227,15 @@ fn nothing_is_fetched_unasked_and_the_error_says_how() {
     let folder = tempfile::tempdir().unwrap();
     let error = load_task("piqa", folder.path(), TaskOptions::default()).err().unwrap().to_string();
     assert!(error.contains("piqa/validation.jsonl is missing"), "{error}");
-    assert!(error.contains("fetched from the hub's data set baber/piqa with --hub"), "{error}");
+    assert!(error.ends_with("; or let it be fetched from the hub data set baber/piqa (--hub)"), "{error}");
+}
+
+#[test]
+fn shots_that_no_data_set_has_are_not_promised() {
+    let place = Place::new(harness_datasets());
+    let error = place.load("gsm8k_cot").err().unwrap();
+    assert!(matches!(error, Error::MissingFile { dataset: None, .. }), "{error}");
+    assert!(error.to_string().contains("gsm8k_cot/fewshot.jsonl"), "{error}");
+    let options = TaskOptions { num_fewshot: Some(0), ..place.options() };
+    assert_eq!(load_task("gsm8k_cot", &place.data(), options).unwrap().len(), 8);
 }
