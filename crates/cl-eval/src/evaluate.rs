@@ -87,7 +87,8 @@ pub fn evaluate(
 /// Answers are found again by their requests, so a killed run goes on where it was, documents may have been added or put in
 /// another order, and a document that comes twice is asked about once. A line cut off by a kill is asked about again. Answers
 /// to requests that the task does not make (a run with a larger limit left them) stay behind those of the task and count for
-/// nothing. When all is done the file is in the order of the documents, the same as that of an uninterrupted run.
+/// nothing. When all is done the file is in the order of the documents, as that of an uninterrupted run; log-likelihoods may
+/// differ in the last bits that a model's batches decide.
 ///
 /// # Errors
 /// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
