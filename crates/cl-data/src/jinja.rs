@@ -11,6 +11,8 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
+use crate::python::is_space;
+
 /// An environment without templates.
 pub(crate) fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
@@ -80,7 +82,7 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
 fn strip(text: &str, side: &str, chars: Option<&str>) -> String {
     let gone = |c: char| match chars {
         Some(chars) => chars.contains(c),
-        None => c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c),
+        None => is_space(c),
     };
     match side {
         "lstrip" => text.trim_start_matches(gone),

@@ -12,6 +12,7 @@ pub mod numpy;
 mod pack;
 mod parquet_file;
 mod profile;
+pub mod python;
 mod rows;
 mod special;
 pub mod template;

@@ -1,4 +1,5 @@
 use cl_data::Tokenizer;
+use cl_data::python::is_space;
 use cl_eval::{GenerateRequest, LoglikelihoodRequest};
 use rayon::prelude::*;
 
@@ -24,7 +25,7 @@ impl Encoder<'_> {
 
     fn group(&self, group: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
         let full = group[0].context.as_str();
-        let context = full.trim_end_matches(python_space);
+        let context = full.trim_end_matches(is_space);
         let whole = |r: &LoglikelihoodRequest| format!("{full}{}", r.continuation);
         if context.is_empty() {
             // With nothing in front, the first token is scored after the one that begins a text.
@@ -60,9 +61,4 @@ impl Encoder<'_> {
     fn prefix_token(&self) -> Option<u32> {
         self.tokenizer.bos_id().or(self.tokenizer.eos_id())
     }
-}
-
-/// White space as Python's `str.rstrip()` sees it.
-fn python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

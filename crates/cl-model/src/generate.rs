@@ -60,8 +60,8 @@ pub(crate) fn greedy_behind(
 ) -> Result<(Vec<Generation>, Prefix), ModelError> {
     let mut results = vec![Generation { ids: Vec::new(), stopped: false }; prompts.len()];
     let mut kept = Prefix::of_len(keep);
-    if max_new_tokens == 0 || prompts.is_empty() {
-        return Ok((results, Prefix::default()));
+    if prompts.is_empty() || (max_new_tokens == 0 && keep == 0) {
+        return Ok((results, kept));
     }
     let _no_graph = tch::no_grad_guard();
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + max_new_tokens;
@@ -81,6 +81,10 @@ pub(crate) fn greedy_behind(
         cache.prefix().store(past.layer(layer), &prefix_rows, k, v);
         cache.store_prompt(&k.index_select(0, &own), &v.index_select(0, &own));
     })?;
+    if max_new_tokens == 0 {
+        // Nothing is written, but the next batch goes on from what is kept.
+        return Ok((results, kept));
+    }
     let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
     let mut next = likeliest(model, &x.index_select(0, &on_device(&last)))?;
     drop(x);

@@ -1,5 +1,6 @@
 use cl_torch::tch::{Device, Kind, Tensor};
 
+use crate::attention::heads_first;
 use crate::tree_attention::{See, Weighted};
 
 /// Keys and values of tokens that sequences begin with: per layer `(tokens, kv_heads, head_dim)`.
@@ -112,7 +113,6 @@ impl KvCache {
         let own = Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(See::All, See::Masked));
         if let Some((k, v)) = self.prefix.layer(index) {
             // All sequences are queries to the same keys.
-            let heads_first = |t: &Tensor| t.transpose(0, 1).unsqueeze(0);
             let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &See::All);
             own.add(&part.of_each_query());
         }

@@ -10,10 +10,7 @@ pub mod gsm8k;
 pub mod rouge;
 pub mod sari;
 
-/// White space as Python's `str.split()` and `str.strip()` see it: Unicode's, and the separators U+001C to U+001F.
-pub(crate) fn python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
+pub(crate) use cl_data::python::is_space as python_space;
 
 /// Python's `str.split()`.
 pub(crate) fn python_split(text: &str) -> impl Iterator<Item = &str> {

@@ -1,0 +1,11 @@
+//! Python's ideas of texts where Rust's differ, for what follows programs written in it.
+
+/// White space as `str.split()` and `str.strip()` see it: Unicode's, and the separators U+001C to U+001F.
+///
+/// ```
+/// assert!(cl_data::python::is_space('\u{1c}') && cl_data::python::is_space('\u{3000}'));
+/// assert!(!cl_data::python::is_space('\u{200b}'));
+/// ```
+pub fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
