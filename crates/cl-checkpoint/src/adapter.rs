@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::files::{MAX_CONFIG, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
 
@@ -84,7 +85,7 @@ impl Adapter {
         if !path.exists() {
             return Err(Error::NotFound { path, hint: "an adapter directory holds adapter_config.json" });
         }
-        let text = std::fs::read(&path).map_err(Error::io(&path))?;
+        let text = read_file(&path, MAX_CONFIG)?;
         let config: AdapterConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
         if let Some(message) = config.problem() {
             return Err(Error::Adapter { path, message });

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::files::{MAX_CONFIG, MAX_TOKENIZER, read_file};
 use crate::output_dir::is_file_name;
 use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 
@@ -20,7 +21,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that belong to a model beside its weights and config.
-const COMPANIONS: [&str; 10] = [
+pub(crate) const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -162,7 +163,7 @@ fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
         let hint = "a model directory holds config.json beside its weights";
         return Err(Error::NotFound { path: path.to_owned(), hint });
     }
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let text = read_file(path, MAX_CONFIG)?;
     match serde_json::from_slice(&text).map_err(Error::json(path))? {
         Value::Object(map) => Ok(map),
         _ => Err(Error::Json { path: path.to_owned(), message: "expected a JSON object".to_owned() }),
@@ -176,7 +177,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         #[serde(with = "ordered_map")]
         weight_map: Vec<(String, String)>,
     }
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let text = read_file(path, MAX_TOKENIZER)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| Error::Json { path: path.to_owned(), message: format!("not an index of shards: {e}") })?;
     let wrong = |message: String| Error::Index { path: path.to_owned(), message };

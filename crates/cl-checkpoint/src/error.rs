@@ -19,6 +19,30 @@ pub enum Error {
         /// What a directory of this kind holds.
         hint: &'static str,
     },
+    /// Something else where a file has to be.
+    #[error("{path}: is {what}; a regular file is expected")]
+    NotAFile {
+        /// What was to be read.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A file larger than any of its kind has reason to be.
+    #[error("{path}: has more than {limit} bytes, the most that is read of a file of this kind")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it may have.
+        limit: u64,
+    },
+    /// A text file that is none.
+    #[error("{path}: byte {offset} is not valid UTF-8; the file is damaged or not a text file")]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that does not fit, counted from 0.
+        offset: usize,
+    },
     /// The safetensors header does not describe the file.
     #[error("{path}: not a valid safetensors file: {message}")]
     Header {
@@ -74,8 +98,32 @@ pub enum Error {
         value: f32,
     },
     /// The output exists and was not to be replaced.
-    #[error("{path}: exists already; choose another output, or ask to overwrite it")]
+    #[error("{path}: exists already; add --overwrite to replace it, or choose another output")]
     Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// An output that may not be replaced, since it holds something that this program did not write.
+    #[error("{path}: {what}, so it is not overwritten; move it away, or choose another output")]
+    NotReplaceable {
+        /// The output.
+        path: PathBuf,
+        /// What is in the way.
+        what: String,
+    },
+    /// An output in the place of what is read for it.
+    #[error("{path}: {relation} {other}; choose another output")]
+    Overlap {
+        /// The output.
+        path: PathBuf,
+        /// How the two lie: `is`, `contains`, `lies inside`.
+        relation: &'static str,
+        /// The input with its role, or the working directory.
+        other: String,
+    },
+    /// Another process writes the same output.
+    #[error("{path}: is being written by another process; wait for it, or choose another output")]
+    Busy {
         /// The output.
         path: PathBuf,
     },

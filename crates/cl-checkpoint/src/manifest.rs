@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Error;
+use crate::files::{MAX_TOKENIZER, open_file, read_file};
 
 /// `manifest.json`: what a directory holds and where it came from. Written last, so its presence means the directory is
 /// complete. It carries no time and no host, so the same work gives the same bytes.
@@ -106,7 +107,7 @@ impl Manifest {
         if !path.exists() {
             return Err(Error::NotFound { path, hint: "the directory is unfinished, or was not written by this tool" });
         }
-        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let text = read_file(&path, MAX_TOKENIZER)?;
         serde_json::from_slice(&text).map_err(Error::json(&path))
     }
 
@@ -172,7 +173,7 @@ const SUBTREE: u64 = 512 << 10;
 /// # Errors
 /// [`Error::Io`], also when the file becomes shorter meanwhile.
 pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
-    let file = fs::File::open(path).map_err(Error::io(path))?;
+    let file = open_file(path)?;
     let metadata = file.metadata().map_err(Error::io(path))?;
     let bytes = metadata.len();
     if metadata.is_file() && bytes > SUBTREE {

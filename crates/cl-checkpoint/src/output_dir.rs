@@ -1,55 +1,87 @@
-use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use crate::checkpoint::COMPANIONS;
+use crate::files::sync;
 use crate::{Error, Manifest};
 
 /// An output directory that appears whole or not at all.
 ///
-/// Files are written to a temporary sibling, `.NAME.PID.part`. [`OutputDir::finish`] writes `manifest.json` last, syncs, and
-/// renames. Dropped without that, the temporary is removed; what a killed process left is removed by the next
-/// [`OutputDir::create`] for the same output.
+/// Files are written to a temporary sibling, `.NAME.cl-RANDOM.part`, under the lock of `.NAME.cl-lock`.
+/// [`OutputDir::finish`] writes `manifest.json` last, syncs, and renames. Dropped without that, the temporary is removed; what
+/// a killed process left is removed by the next [`OutputDir::create`] for the same output.
+///
+/// With `overwrite` an output is replaced only if everything in it was written by this program, or is plainly part of a model
+/// or an adapter; see [`OutputDir::check`].
 pub struct OutputDir {
     target: PathBuf,
     part: PathBuf,
     made: Vec<PathBuf>, // folders above `target` that were made for it, innermost first
     overwrite: bool,
     finished: bool,
+    lock: Option<OutputLock>,
 }
 
-/// Temporaries that this process is writing to. One that bears this process' id but is not among them was left by an earlier
-/// process with the same id.
-static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
 impl OutputDir {
-    /// Makes the temporary directory for `target`.
+    /// Checks an output before work is put into it: [`OutputDir::create`] and [`OutputDir::finish`] would refuse the same.
+    ///
+    /// `inputs` are what the output is made from, each with its role (`the base model`, `the data`): an output that is one of
+    /// them, lies inside one, or contains one is refused, as is one that is or contains the working directory.
     ///
     /// # Errors
-    /// [`Error::Exists`] when `target` is there and `overwrite` is false; [`Error::Plan`] when it has no name or another part
-    /// of this process is writing it; [`Error::Io`].
+    /// [`Error::Overlap`]; [`Error::Exists`] when `target` is there and `overwrite` is false; [`Error::NotReplaceable`] when it
+    /// holds a file that this program would not have written; [`Error::Plan`] when it has no name.
+    pub fn check(target: &Path, overwrite: bool, inputs: &[(&str, &Path)]) -> Result<(), Error> {
+        let place = resolve(target)?;
+        refuse_overlap(target, inputs)?;
+        check_free(target, &place, overwrite)
+    }
+
+    /// Makes the temporary directory for `target`. A symbolic link is followed.
+    ///
+    /// # Errors
+    /// As [`OutputDir::check`]; [`Error::Busy`] when another process, or another part of this one, is writing it;
+    /// [`Error::Io`].
     pub fn create(target: &Path, overwrite: bool) -> Result<OutputDir, Error> {
-        // `..` and a trailing slash would hide the name that the temporary is called after.
-        let absolute = std::path::absolute(target).map_err(Error::io(target))?;
-        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            return Err(Error::Plan { path: target.to_owned(), message: "not the name of a directory".to_owned() });
-        };
-        if !overwrite && occupied(&absolute) {
-            return Err(Error::Exists { path: target.to_owned() });
-        }
-        let name = name.to_string_lossy();
-        let part = parent.join(format!(".{name}.{}.part", std::process::id()));
-        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-        if live.contains(&part) {
-            let message = "is being written by another part of this process".to_owned();
-            return Err(Error::Plan { path: target.to_owned(), message });
-        }
+        OutputDir::check(target, overwrite, &[])?;
+        let absolute = resolve(target)?;
+        let (parent, name) = parts(&absolute);
         let made = parent.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        remove_stale(parent, &name)?;
-        fs::create_dir(&part).map_err(Error::io(&part))?;
-        live.insert(part.clone());
-        Ok(OutputDir { target: absolute, part, made, overwrite, finished: false })
+        let lock = OutputLock::take(parent, &name)?.ok_or_else(|| Error::Busy { path: target.to_owned() })?;
+        // Without a lock nobody can tell a leftover from what is being written.
+        if lock.held {
+            remove_stale(parent, &name)?;
+        }
+        let prefix = format!(".{name}{TEMPORARY}");
+        let part = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".part")
+            .tempdir_in(parent)
+            .map_err(Error::io(parent))?
+            .keep();
+        Ok(OutputDir { target: absolute, part, made, overwrite, finished: false, lock: Some(lock) })
+    }
+
+    /// Removes what a killed process left beside `target` while it was writing it, and puts back an output that was being
+    /// replaced. Nothing happens while another process is writing it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn clean_up(target: &Path) -> Result<(), Error> {
+        let absolute = resolve(target)?;
+        let (parent, name) = parts(&absolute);
+        let leftover = |entry: std::io::Result<fs::DirEntry>| {
+            entry.is_ok_and(|e| temporary_kind(&e.file_name().to_string_lossy(), &name).is_some())
+        };
+        if !fs::read_dir(parent).is_ok_and(|mut entries| entries.any(leftover)) {
+            return Ok(());
+        }
+        match OutputLock::take(parent, &name)? {
+            Some(lock) if lock.held => remove_stale(parent, &name),
+            _ => Ok(()),
+        }
     }
 
     /// Where to write for now.
@@ -65,7 +97,7 @@ impl OutputDir {
     /// Hashes every file into `manifest`, writes it last, and moves the directory into place.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Exists`] when somebody made `target` meanwhile.
+    /// [`Error::Io`]; [`Error::Exists`] or [`Error::NotReplaceable`] when somebody wrote to `target` meanwhile.
     pub fn finish(mut self, mut manifest: Manifest) -> Result<(), Error> {
         // The disk writes while the cores hash.
         std::thread::scope(|scope| {
@@ -75,9 +107,7 @@ impl OutputDir {
         })?;
         manifest.write(&self.part)?;
         sync(&self.part)?;
-        if occupied(&self.target) && !self.overwrite {
-            return Err(Error::Exists { path: self.target.clone() });
-        }
+        check_free(&self.target, &self.target, self.overwrite)?;
         let old = self.part.with_extension("old");
         let replaced = self.target.symlink_metadata().is_ok();
         if replaced {
@@ -103,16 +133,166 @@ impl OutputDir {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
-        // A lock that a panic has poisoned still guards the same set.
-        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.finished {
             // Nothing sensible can be done about a failure here; the next create tries again.
             let _ = fs::remove_dir_all(&self.part);
+        }
+        self.lock.take();
+        if !self.finished {
             // Those that are not empty hold something else by now.
             let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
-        live.remove(&self.part);
     }
+}
+
+/// Between an output's name and the random part of a temporary's.
+const TEMPORARY: &str = ".cl-";
+
+/// The lock of an output, held by whoever writes it. The file is removed with it.
+struct OutputLock {
+    path: PathBuf,
+    _file: File,
+    held: bool, // false where the file system has no locks
+}
+
+impl OutputLock {
+    /// The lock of the output `name` in `parent`; `None` when another process, or another part of this one, has it.
+    fn take(parent: &Path, name: &str) -> Result<Option<OutputLock>, Error> {
+        let path = parent.join(format!(".{name}{TEMPORARY}lock"));
+        loop {
+            // Open for writing: NFS locks no other files.
+            let mut options = File::options();
+            let file = options.create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+            let held = match file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(_)) => false,
+            };
+            // Whoever had it may have removed it between opening and locking; then it guards nothing.
+            let locked = file.metadata().map_err(Error::io(&path))?;
+            let same = |now: fs::Metadata| (now.dev(), now.ino()) == (locked.dev(), locked.ino());
+            if fs::metadata(&path).is_ok_and(same) {
+                return Ok(Some(OutputLock { path, _file: file, held }));
+            }
+        }
+    }
+}
+
+impl Drop for OutputLock {
+    fn drop(&mut self) {
+        // Removed while still held: a process that opened it before finds out and makes its own.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The absolute path of an output: `..` and a trailing slash would hide its name, and a link is followed to what it names.
+fn resolve(target: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(target).map_err(Error::io(target))?;
+    let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
+    if absolute.file_name().is_none() || absolute.parent().is_none() {
+        let message = "not the name of a directory".to_owned();
+        return Err(Error::Plan { path: target.to_owned(), message });
+    }
+    Ok(absolute)
+}
+
+/// Folder and name of a resolved output.
+fn parts(absolute: &Path) -> (&Path, String) {
+    let name = absolute.file_name().expect("resolved").to_string_lossy().into_owned();
+    (absolute.parent().expect("resolved"), name)
+}
+
+/// As far as a path exists, with all links followed.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let known = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    known.map_or(absolute.clone(), |(a, real)| match absolute.strip_prefix(a) {
+        Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+        _ => real,
+    })
+}
+
+/// Refuses an output that is, contains or lies inside one of its inputs, or is or contains the working directory.
+///
+/// # Errors
+/// [`Error::Overlap`].
+pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
+    let out = real(target);
+    let refuse = |relation, other| Err(Error::Overlap { path: target.to_owned(), relation, other });
+    for (role, input) in inputs {
+        let named = format!("{role} ({})", input.display());
+        let input = real(input);
+        if out == input {
+            return refuse("is", named);
+        } else if input.starts_with(&out) {
+            return refuse("contains", named);
+        } else if out.starts_with(&input) {
+            return refuse("lies inside", named);
+        }
+    }
+    match std::env::current_dir().map(|d| real(&d)) {
+        Ok(here) if here == out => refuse("is", "the working directory".to_owned()),
+        Ok(here) if here.starts_with(&out) => refuse("contains", "the working directory".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// That nothing is in the way at `place`, or only what may be replaced.
+fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error> {
+    if !occupied(place) {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(Error::Exists { path: target.to_owned() });
+    }
+    match in_the_way(place)? {
+        Some(what) => Err(Error::NotReplaceable { path: target.to_owned(), what }),
+        None => Ok(()),
+    }
+}
+
+/// Why a directory must not be replaced: the first thing in it that neither its manifest names nor is plainly part of a model
+/// or an adapter.
+fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
+    if !dir.is_dir() {
+        let what = if dir.is_symlink() { "is a symbolic link that leads nowhere" } else { "is a file" };
+        return Ok(Some(what.to_owned()));
+    }
+    let manifest = Manifest::read(dir).ok();
+    let has = |name: &str| dir.join(name).is_file();
+    let weights = |stem: &str| has(&format!("{stem}.safetensors")) || has(&format!("{stem}.safetensors.index.json"));
+    let model = has("config.json") && weights("model");
+    let adapter = has("adapter_config.json") && weights("adapter_model");
+    if manifest.is_none() && !model && !adapter {
+        return Ok(Some("holds neither a manifest.json of this program nor a model or an adapter".to_owned()));
+    }
+    let known = |path: &Path| {
+        let inside = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
+        manifest.as_ref().is_some_and(|m| inside == "manifest.json" || m.files.contains_key(&inside))
+            || ((model || adapter) && part_of_a_model(&inside))
+    };
+    let mut pending = vec![dir.to_owned()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+            let entry = entry.map_err(Error::io(&folder))?;
+            let path = entry.path();
+            if entry.file_type().map_err(Error::io(&path))?.is_dir() {
+                pending.push(path);
+            } else if !known(&path) {
+                let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+                return Ok(Some(format!("holds `{name}`, which this program did not write")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a file of this name belongs to a model or an adapter as Transformers and PEFT save them.
+fn part_of_a_model(name: &str) -> bool {
+    let weights = (name.starts_with("model") || name.starts_with("adapter_model"))
+        && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+    let other = ["config.json", "adapter_config.json", "README.md", ".gitattributes", "mergekit_config.yml"];
+    weights || other.contains(&name) || COMPANIONS.contains(&name)
 }
 
 /// Whether this names a file directly in a directory, wherever the name came from.
@@ -135,22 +315,27 @@ fn occupied(path: &Path) -> bool {
     }
 }
 
-/// Removes temporaries of processes that are gone, and puts back an old output that was being replaced by one.
+/// `part` or `old` for the name of a temporary of the output `name`.
+fn temporary_kind(file: &str, name: &str) -> Option<&'static str> {
+    let rest = file.strip_prefix(&format!(".{name}{TEMPORARY}"))?;
+    let (random, kind) = rest.split_once('.')?;
+    let kind = ["part", "old"].into_iter().find(|k| *k == kind)?;
+    random.chars().all(|c| c.is_ascii_alphanumeric()).then_some(kind)
+}
+
+/// Removes temporaries that nobody is writing to, and puts back an old output that was being replaced by one. To be called
+/// under the lock of the output.
 fn remove_stale(parent: &Path, name: &str) -> Result<(), Error> {
     for entry in fs::read_dir(parent).map_err(Error::io(parent))? {
         let path = entry.map_err(Error::io(parent))?.path();
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(rest) = file.strip_prefix(&format!(".{name}.")) else { continue };
-        let Some((pid, kind)) = rest.split_once('.') else { continue };
-        let Ok(pid) = pid.parse::<u32>() else { continue };
-        if pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists() {
-            continue;
-        }
         let target = parent.join(name);
-        if kind == "old" && target.symlink_metadata().is_err() {
-            fs::rename(&path, &target).map_err(Error::io(&path))?;
-        } else if kind == "part" || kind == "old" {
-            remove(&path)?;
+        match temporary_kind(&file, name) {
+            Some("old") if target.symlink_metadata().is_err() => {
+                fs::rename(&path, &target).map_err(Error::io(&path))?;
+            }
+            Some(_) => remove(&path)?,
+            None => {}
         }
     }
     Ok(())
@@ -165,10 +350,6 @@ fn sync_all(dir: &Path) -> Result<(), Error> {
         sync(&path)?;
     }
     Ok(())
-}
-
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io(path))
 }
 
 #[cfg(test)]
@@ -194,16 +375,85 @@ mod tests {
     #[test]
     fn what_a_killed_process_left_is_cleaned_up_and_an_old_output_put_back() {
         let folder = tempfile::tempdir().unwrap();
-        // No process has the highest number a pid can have plus one.
-        fs::create_dir(folder.path().join(".o.4194305.part")).unwrap();
-        fs::create_dir(folder.path().join(".o.4194305.old")).unwrap();
-        fs::write(folder.path().join(".o.4194305.old/kept"), "k").unwrap();
-        let out = OutputDir::create(&folder.path().join("o"), true).unwrap();
-        assert_eq!(fs::read_to_string(folder.path().join("o/kept")).unwrap(), "k");
+        let o = folder.path().join("o");
+        OutputDir::create(&o, false).unwrap().finish(Manifest::new("test")).unwrap();
+        fs::rename(&o, folder.path().join(".o.cl-a1b2c3.old")).unwrap();
+        fs::create_dir(folder.path().join(".o.cl-a1b2c3.part")).unwrap();
+        fs::write(folder.path().join(".o.cl-lock"), "").unwrap();
+        // Names that only look alike, and another output's.
+        let others = [".o.mine.part", ".o.p.cl-a1b2c3.part", ".o.cl-a1.b2.part"];
+        others.iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        let out = OutputDir::create(&o, true).unwrap();
+        assert_eq!(names(&o), ["manifest.json"]);
         fs::write(out.path().join("new"), "n").unwrap();
         out.finish(Manifest::new("test")).unwrap();
+        assert_eq!(names(folder.path()), [others[2], others[0], others[1], "o"]);
+        assert_eq!(names(&o), ["manifest.json", "new"]);
+    }
+
+    #[test]
+    fn what_is_being_written_is_no_leftover() {
+        let folder = tempfile::tempdir().unwrap();
+        let o = folder.path().join("o");
+        let first = OutputDir::create(&o, true).unwrap();
+        fs::write(first.path().join("x"), "x").unwrap();
+        assert!(matches!(OutputDir::create(&o, true), Err(Error::Busy { .. })));
+        OutputDir::clean_up(&o).unwrap();
+        first.finish(Manifest::new("test")).unwrap();
         assert_eq!(names(folder.path()), ["o"]);
-        assert_eq!(names(&folder.path().join("o")), ["manifest.json", "new"]);
+    }
+
+    #[test]
+    fn only_what_is_ours_or_a_model_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |dir: &str, files: &[&str]| {
+            let dir = folder.path().join(dir);
+            for file in files {
+                fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+                fs::write(dir.join(file), "{}").unwrap();
+            }
+            dir
+        };
+        let refused = |dir: &Path| match OutputDir::create(dir, true).map(drop) {
+            Err(Error::NotReplaceable { what, .. }) => what,
+            other => panic!("{}: {other:?}", dir.display()),
+        };
+        assert!(refused(&write("thesis", &["thesis.txt"])).contains("neither"));
+        assert!(refused(&write("json", &["config.json"])).contains("neither"));
+        let model = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"];
+        OutputDir::create(&write("model", &model), true).unwrap();
+        OutputDir::create(&write("adapter", &["adapter_config.json", "adapter_model.safetensors"]), true).unwrap();
+        assert!(refused(&write("model", &["notes/a.txt"])).contains("`notes/a.txt`"));
+        let ours = folder.path().join("ours");
+        let out = OutputDir::create(&ours, false).unwrap();
+        fs::write(out.path().join("x"), "x").unwrap();
+        out.finish(Manifest::new("test")).unwrap();
+        OutputDir::create(&ours, true).unwrap();
+        assert!(refused(&write("ours", &["added.txt"])).contains("`added.txt`"));
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert_eq!(refused(&folder.path().join("file")), "is a file");
+    }
+
+    #[test]
+    fn an_output_stays_apart_from_its_inputs_and_from_the_working_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("models/a")).unwrap();
+        std::os::unix::fs::symlink(path("models"), path("link")).unwrap();
+        let input = path("models/a");
+        let relation = |out: &Path| match OutputDir::check(out, true, &[("an input", &input)]) {
+            Err(Error::Overlap { relation, .. }) => relation,
+            other => panic!("{}: {other:?}", out.display()),
+        };
+        assert_eq!(relation(&path("models/a")), "is");
+        assert_eq!(relation(&path("models/../link/a/")), "is");
+        assert_eq!(relation(&path("models")), "contains");
+        assert_eq!(relation(&path("link/a/new/out")), "lies inside");
+        OutputDir::check(&path("models/b"), true, &[("an input", &input)]).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(relation(&here), "is");
+        assert_eq!(relation(here.parent().unwrap()), "contains");
+        assert!(matches!(OutputDir::create(Path::new("."), true).map(drop), Err(Error::Overlap { .. })));
     }
 
     #[test]

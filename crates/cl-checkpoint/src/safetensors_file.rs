@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use crate::files::open_file;
 use crate::header::{self, Header};
 use crate::source::outside;
 use crate::{Error, TensorInfo, TensorSource};
@@ -25,15 +26,10 @@ impl SafetensorsFile {
     /// [`Error::Io`], [`Error::Header`], [`Error::Tensor`].
     pub fn open(path: &Path) -> Result<SafetensorsFile, Error> {
         let wrong = |message: &str| Error::Header { path: path.to_owned(), message: message.to_owned() };
-        // Asked before opening: to open a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
-        if !metadata.is_file() {
-            return Err(wrong("not a regular file"));
-        }
-        if metadata.len() == 0 {
+        let file = open_file(path)?;
+        if file.metadata().map_err(Error::io(path))?.len() == 0 {
             return Err(wrong("the file is empty"));
         }
-        let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: the map is read-only and lives as long as every borrow of it. Another process that truncates the file
         // meanwhile would crash this one; our own writers never do, they rename a finished file into place.
         #[allow(unsafe_code)]

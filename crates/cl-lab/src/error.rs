@@ -125,11 +125,3 @@ impl LabError {
         move |source| LabError::Io { path, source }
     }
 }
-
-/// Writes a small file whole or not at all.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), LabError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = path.with_file_name(format!(".{name}.part"));
-    std::fs::write(&part, content).map_err(LabError::io(&part))?;
-    std::fs::rename(&part, path).map_err(LabError::io(path))
-}

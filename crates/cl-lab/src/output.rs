@@ -3,10 +3,9 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use cl_checkpoint::OutputDir;
+use cl_checkpoint::files::write_file;
 
 use crate::LabError;
-use crate::error::write_whole;
 
 /// What a directory of a run has to hold to be gone on with.
 pub(crate) struct Claim<'a> {
@@ -49,9 +48,9 @@ impl Claim<'_> {
             }
         }
         for (name, content) in self.sources {
-            write_whole(&self.out.join(name), content.as_bytes())?;
+            write_file(&self.out.join(name), content.as_bytes())?;
         }
-        write_whole(&self.out.join(self.marker), self.settings.as_bytes())
+        Ok(write_file(&self.out.join(self.marker), self.settings.as_bytes())?)
     }
 
     /// Whether a kill in [`Claim::begin`] may have left a file of this name.
@@ -102,21 +101,6 @@ pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     }
     if dir.exists() {
         std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
-    }
-    Ok(())
-}
-
-/// Removes what a killed process left beside a directory while it was writing it.
-pub(crate) fn clean_up(dir: &Path) -> Result<(), LabError> {
-    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
-    let left = format!(".{}.", name.to_string_lossy());
-    for entry in std::fs::read_dir(parent).map_err(LabError::io(parent))? {
-        let file = entry.map_err(LabError::io(parent))?.file_name();
-        if file.to_string_lossy().starts_with(&left) {
-            // Whoever is to write the directory cleans up first; nothing is written here.
-            drop(OutputDir::create(dir, true)?);
-            break;
-        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::LoraConfig;
 use cl_checkpoint::Manifest;
+use cl_checkpoint::files::write_file;
 use cl_data::{Mixture, Profile, Split, load_split};
 use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 use cl_model::{LoadOptions, random_weights};
@@ -9,7 +10,6 @@ use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, TrainConfig};
 use serde_json::json;
 
-use crate::error::write_whole;
 use crate::output::Claim;
 use crate::report::method_name;
 use crate::toy;
@@ -90,7 +90,7 @@ pub fn reproduce(config: &StudyConfig, out: &Path, observer: &mut Observer<'_>) 
     }
     let tables = tables(&matrices);
     let markdown: Vec<String> = tables.iter().map(Table::markdown).collect();
-    write_whole(&out.join("tables.md"), markdown.join("\n").as_bytes())?;
+    write_file(&out.join("tables.md"), markdown.join("\n").as_bytes())?;
     Ok(Study { tables, matrices })
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn write_data(config: &StudyConfig, data: &Path) -> Result<Vec<PathBu
     for (name, questions) in &facts.questions {
         let path = data.join(format!("{name}.jsonl"));
         let lines: Vec<String> = questions.iter().map(|q| json!(q).to_string()).collect();
-        write_whole(&path, (lines.join("\n") + "\n").as_bytes())?;
+        write_file(&path, (lines.join("\n") + "\n").as_bytes())?;
         files.push(path);
     }
     for task in toy::tasks(config.seed, config.train_rows, config.test_rows) {
@@ -114,7 +114,7 @@ pub(crate) fn write_data(config: &StudyConfig, data: &Path) -> Result<Vec<PathBu
 
 fn write_split(dir: &Path, split: &str, examples: &[cl_data::Example]) -> Result<(), LabError> {
     std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
-    write_whole(&dir.join(format!("{split}.json")), json!(examples).to_string().as_bytes())
+    Ok(write_file(&dir.join(format!("{split}.json")), json!(examples).to_string().as_bytes())?)
 }
 
 /// A random model, then all its weights trained on what it is to know beforehand.

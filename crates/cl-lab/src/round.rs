@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{InitLoraWeights, Orthogonality, SequenceShape, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, Manifest};
+use cl_checkpoint::{Adapter, Checkpoint, Manifest, OutputDir};
 use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, encode_dataset, epoch_rows, plan};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::check::{Checked, require_train};
 use crate::model_dir::{adapter_hash, model_hash, open_checkpoint, open_model};
-use crate::output::{Claim, clean_up, discard};
+use crate::output::{Claim, discard};
 use crate::sources::{base_source, data_sources};
 use crate::{Event, LabError, Observer, TrainRun};
 
@@ -93,7 +93,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
     let (adapter, model, state) = (out.join("adapter"), out.join("model"), out.join("state"));
     for dir in [&adapter, &model, &state] {
-        clean_up(dir)?;
+        OutputDir::clean_up(dir)?;
     }
     let lora = input.config.lora.is_some();
     let trained = if lora { &adapter } else { &model };

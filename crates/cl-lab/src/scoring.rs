@@ -1,13 +1,13 @@
 use std::path::Path;
 
 use cl_checkpoint::Adapter;
+use cl_checkpoint::files::write_file;
 use cl_data::Tokenizer;
 use cl_eval::{Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
-use crate::error::write_whole;
 use crate::model_dir::{adapter_hash, model_hash, open_model};
 use crate::{EvalConfig, Event, LabError, Observer};
 
@@ -139,7 +139,7 @@ pub fn write_scores(path: &Path, scores: &[Scores]) -> Result<(), LabError> {
     std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
     let json =
         serde_json::to_vec_pretty(scores).map_err(|e| LabError::Io { path: path.to_owned(), source: e.into() })?;
-    write_whole(path, &[json.as_slice(), b"\n"].concat())
+    Ok(write_file(path, &[json.as_slice(), b"\n"].concat())?)
 }
 
 /// Names of the tasks' files of predictions. A task that is named by a path has its file called after the last part, so that

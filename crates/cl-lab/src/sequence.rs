@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::write_file;
 use cl_data::{Dataset, Split, load_split};
 use cl_eval::{
     Column, Group, ScoreMatrix, Scores, Task, TaskGroup, TaskOptions, TaskSet, TaskSpec, aggregate_group, load_tasks,
@@ -9,7 +10,6 @@ use cl_eval::{
 use cl_torch::tch::Device;
 
 use crate::check::{Checked, require_sequence};
-use crate::error::write_whole;
 use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
 use crate::round::is_stack;
@@ -237,8 +237,8 @@ fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(
     let mut json =
         serde_json::to_vec_pretty(matrix).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
     json.push(b'\n');
-    write_whole(&path, &json)?;
+    write_file(&path, &json)?;
     let tables = tables_of(matrix, method_name(config), config.profile);
     let markdown: Vec<String> = tables.iter().map(cl_eval::Table::markdown).collect();
-    write_whole(&out.join("tables.md"), markdown.join("\n").as_bytes())
+    Ok(write_file(&out.join("tables.md"), markdown.join("\n").as_bytes())?)
 }

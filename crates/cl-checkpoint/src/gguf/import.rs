@@ -9,7 +9,7 @@ use super::config::Shape;
 use super::tensors::{Planned, plan};
 use super::tokenizer::{SpecialIds, Tokenizer};
 use super::{Error, GgufFile, dequantize};
-use crate::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions, hash_file};
+use crate::{CheckpointWriter, Dtype, Manifest, OutputDir, TensorSpec, WriteOptions, hash_file};
 
 /// The dtype that all weights are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,12 +94,7 @@ pub struct ImportReport {
 /// of the output stays.
 pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<ImportReport, Error> {
     let gguf = GgufFile::open(file)?;
-    if let (Ok(inner), Ok(outer)) = (file.canonicalize(), out.canonicalize())
-        && inner.starts_with(outer)
-    {
-        let message = format!("holds {}, which would be lost; choose another output", file.display());
-        return Err(crate::Error::Plan { path: out.to_owned(), message }.into());
-    }
+    OutputDir::check(out, options.overwrite, &[("the GGUF file", file)])?;
     let shape = Shape::read(&gguf)?;
     let (planned, optional) = plan(&gguf, &shape)?;
     let tokenizer = Tokenizer::read(&gguf, shape.vocab, shape.context)?;

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::{Error, GgmlType};
+use crate::files::open_file;
 
 /// A value of a GGUF file's metadata.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,12 +48,10 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Magic`], [`Error::Version`], [`Error::Header`], [`Error::Tensor`].
     pub fn open(path: &Path) -> Result<GgufFile, Error> {
-        // Asked before opening, as in `SafetensorsFile::open`.
-        let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
-        if !metadata.is_file() || metadata.len() == 0 {
+        let file = open_file(path)?;
+        if file.metadata().map_err(Error::io(path))?.len() == 0 {
             return Err(Error::Magic { path: path.to_owned() });
         }
-        let file = File::open(path).map_err(Error::io(path))?;
         // SAFETY: read-only, and alive as long as every borrow of it; see `SafetensorsFile::open`.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;

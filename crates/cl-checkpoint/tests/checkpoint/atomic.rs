@@ -52,6 +52,8 @@ fn an_existing_output_is_kept_unless_asked() {
     assert_error("exists", write_model(&dir, false, b"new!"), &[dir.to_str().unwrap(), "exists already"]);
     assert_eq!(Checkpoint::open(&dir).unwrap().bytes("w").unwrap(), b"old!");
     fs::write(dir.join("notes.txt"), "mine").unwrap();
+    assert_error("with a file of the user's", write_model(&dir, true, b"new!"), &["`notes.txt`", "not overwritten"]);
+    fs::remove_file(dir.join("notes.txt")).unwrap();
     write_model(&dir, true, b"new!").unwrap();
     assert_eq!(Checkpoint::open(&dir).unwrap().bytes("w").unwrap(), b"new!");
     assert_eq!(names(&dir), ["config.json", "manifest.json", "model.safetensors"]);
@@ -130,32 +132,31 @@ fn two_parts_of_a_process_never_write_the_same_output() {
 }
 
 #[test]
-fn a_file_in_the_way_is_replaced_when_asked() {
+fn a_file_or_a_link_in_the_way_is_never_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("model");
-    fs::write(&dir, "a file").unwrap();
-    assert_error("a file", write_model(&dir, false, b"new!"), &["exists already"]);
-    write_model(&dir, true, b"new!").unwrap();
-    assert_eq!(names(folder.path()), ["model"]);
-    assert_eq!(Checkpoint::open(&dir).unwrap().bytes("w").unwrap(), b"new!");
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("file"), "a file").unwrap();
+    fs::create_dir(path("t")).unwrap();
+    fs::write(path("t/mine"), "m").unwrap();
+    symlink(path("t"), path("full")).unwrap();
+    symlink(path("nowhere"), path("gone")).unwrap();
+    for (name, why) in [("file", "is a file"), ("full", "neither"), ("gone", "leads nowhere")] {
+        assert_error(name, write_model(&path(name), false, b"new!"), &["exists already"]);
+        assert_error(name, write_model(&path(name), true, b"new!"), &[why, "not overwritten"]);
+    }
+    assert_eq!(names(folder.path()), ["file", "full", "gone", "t"]);
+    assert_eq!(fs::read_to_string(path("full/mine")).unwrap(), "m");
 }
 
 #[test]
-fn a_link_in_the_way_is_replaced_but_not_what_it_leads_to() {
+fn a_link_to_a_model_stays_and_the_model_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
-    let (target, full, dangling) = (folder.path().join("t"), folder.path().join("full"), folder.path().join("gone"));
-    fs::create_dir(&target).unwrap();
-    fs::write(target.join("mine"), "m").unwrap();
-    symlink(&target, &full).unwrap();
-    symlink(folder.path().join("nowhere"), &dangling).unwrap();
-    for dir in [&full, &dangling] {
-        assert_error("a link", write_model(dir, false, b"new!"), &["exists already"]);
-        write_model(dir, true, b"new!").unwrap();
-        assert!(!dir.is_symlink());
-        assert_eq!(Checkpoint::open(dir).unwrap().bytes("w").unwrap(), b"new!");
-    }
-    assert_eq!(names(folder.path()), ["full", "gone", "t"]);
-    assert_eq!(names(&target), ["mine"]);
+    let (model, link) = (folder.path().join("model"), folder.path().join("latest"));
+    write_model(&model, false, b"old!").unwrap();
+    symlink(&model, &link).unwrap();
+    write_model(&link, true, b"new!").unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(Checkpoint::open(&model).unwrap().bytes("w").unwrap(), b"new!");
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn what_is_no_file_is_refused() {
     let path = folder.path().join("model.safetensors");
     assert_error("nothing", SafetensorsFile::open(&path), &["model.safetensors", "No such file"]);
     fs::create_dir(&path).unwrap();
-    assert_error("a directory", SafetensorsFile::open(&path), &["model.safetensors", "not a regular file"]);
+    assert_error("a directory", SafetensorsFile::open(&path), &["model.safetensors", "a regular file is expected"]);
 }
 
 #[test]

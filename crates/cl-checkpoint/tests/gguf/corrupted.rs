@@ -364,15 +364,18 @@ fn an_output_that_exists_is_kept_and_the_file_itself_never_overwritten() {
     };
     for out in ["models", "models/../models"] {
         let text = with(out, true).unwrap_err().to_string();
-        assert!(text.contains("models") && text.contains("tiny.gguf, which would be lost"), "{text}");
+        assert!(text.contains("models: contains the GGUF file") && text.contains("tiny.gguf"), "{text}");
     }
     with("out", false).unwrap();
     fs::write(folder.path().join("out/notes.txt"), "mine").unwrap();
     let text = with("out", false).unwrap_err().to_string();
     assert!(text.contains("out: exists already"), "{text}");
     assert!(folder.path().join("out/notes.txt").exists());
+    let text = with("out", true).unwrap_err().to_string();
+    assert!(text.contains("holds `notes.txt`, which this program did not write"), "{text}");
+    fs::remove_file(folder.path().join("out/notes.txt")).unwrap();
     with("out", true).unwrap();
-    assert!(!folder.path().join("out/notes.txt").exists() && file.exists());
+    assert!(file.exists());
 }
 
 #[test]

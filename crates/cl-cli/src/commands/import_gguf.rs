@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use cl_checkpoint::gguf::{FloatDtype, ImportOptions, import};
 
 use crate::output::say;
@@ -16,21 +16,13 @@ pub struct Args {
     /// Dtype of the tensors: bf16, f16 or f32; rounded to nearest even.
     #[arg(long, default_value = "bf16")]
     dtype: FloatDtype,
-    /// Replace OUT when it is a model directory already.
+    /// Replace OUT when it is a model directory already and holds nothing else.
     #[arg(long)]
     overwrite: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let exists = args.out.symlink_metadata().is_ok();
-    let empty = std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_none());
-    if exists && !empty {
-        let path = args.out.display();
-        ensure!(args.overwrite, "{path}: exists already; add --overwrite to replace it, or choose another OUT");
-        let model = args.out.join("config.json").is_file();
-        ensure!(model, "{path}: holds something else than a model (no config.json); remove it, or choose another OUT");
-    }
     let options = ImportOptions { dtype: args.dtype, overwrite: args.overwrite };
     let report = import(&args.file, &args.out, &options)?;
     for note in &report.notes {

@@ -24,9 +24,9 @@ fn an_output_that_is_there_is_replaced_only_when_it_is_a_model_and_asked_for() {
     assert!(world.json("imported/config.json")["torch_dtype"] == "bfloat16");
     world.ok(["import-gguf", LLAMA, "imported", "--dtype", "f32", "--overwrite"]);
     assert!(world.json("imported/config.json")["torch_dtype"] == "float32");
-    for other in ["data", "train.toml"] {
+    for (other, why) in [("data", "holds neither"), ("train.toml", "is a file")] {
         let message = world.fails(["import-gguf", LLAMA, other, "--overwrite"]);
-        assert!(message.contains("holds something else than a model"), "{message}");
+        assert!(message.contains(why) && message.contains("not overwritten"), "{message}");
     }
     assert!(world.exists("data/first/train.json"));
 }
@@ -39,7 +39,7 @@ fn what_is_no_gguf_file_leaves_nothing() {
     for (file, part) in [
         ("nowhere.gguf", "nowhere.gguf: No such file"),
         ("train.toml", "train.toml: not a GGUF file"),
-        ("model", "model: not a GGUF file"),
+        ("model", "model: is a directory"),
         ("cut.gguf", "cut.gguf"),
     ] {
         let message = world.fails(["import-gguf", file, "imported"]);

@@ -1,0 +1,184 @@
+//! Reading and writing single files: only regular ones, of bounded size, whole or not at all.
+//!
+//! Every file that a user names goes through here, so that a FIFO does not hang a command, `/dev/zero` does not fill the
+//! memory, and a kill or a full disk leaves the old content or the new one, never half of either.
+
+use std::fs::{self, File, Metadata};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::Error;
+
+/// Bytes that a configuration may have: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
+pub const MAX_CONFIG: u64 = 16 << 20;
+/// Bytes that a tokenizer, a shard index, a template or a manifest may have. The largest published tokenizers have 35 MB.
+pub const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// [`Error::NotAFile`] for directories, FIFOs, sockets and devices, which are not opened; [`Error::Io`].
+pub fn open_file(path: &Path) -> Result<File, Error> {
+    // Asked before opening: opening a FIFO waits for a writer.
+    require_file(path, &fs::metadata(path).map_err(Error::io(path))?)?;
+    File::open(path).map_err(Error::io(path))
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// [`Error::NotAFile`], [`Error::TooLarge`], [`Error::Io`].
+///
+/// ```
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("config.json");
+/// cl_checkpoint::files::write_file(&path, b"{}")?;
+/// assert_eq!(cl_checkpoint::files::read_file(&path, 16)?, b"{}");
+/// let error = cl_checkpoint::files::read_file(&path, 1).unwrap_err();
+/// assert!(error.to_string().contains("more than 1 bytes"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    // One byte more tells a file of the largest size from one that grew while it was read.
+    open_file(path)?.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(Error::io(path))?;
+    if content.len() as u64 > limit {
+        return Err(Error::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(content)
+}
+
+/// Reads a regular UTF-8 file of at most `limit` bytes.
+///
+/// # Errors
+/// Those of [`read_file`]; [`Error::NotUtf8`] with the first offending byte.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
+    String::from_utf8(read_file(path, limit)?)
+        .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: e.utf8_error().valid_up_to() })
+}
+
+/// Writes a file whole or not at all: a temporary sibling with a random name, synced to disk, then renamed over `path`.
+///
+/// # Errors
+/// [`Error::Io`]; the old content stays then.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
+    write_file_with(path, |file| file.write_all(content))
+}
+
+/// As [`write_file`], with a function that writes the content.
+///
+/// # Errors
+/// [`Error::Io`], also for what `write` returns.
+pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<(), Error> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".part");
+    // As any file that is made: what the umask leaves of it.
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut part = builder.tempfile_in(parent).map_err(Error::io(path))?;
+    write(part.as_file_mut()).and_then(|()| part.as_file().sync_all()).map_err(Error::io(path))?;
+    part.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    sync(parent)
+}
+
+/// Waits until a file or the entries of a directory are on the disk.
+pub(crate) fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io(path))
+}
+
+fn require_file(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a FIFO",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(Error::NotAFile { path: path.to_owned(), what })
+}
+
+/// What tells one state of a file from another without reading it: device, inode, size, and time of the last change of its
+/// content. A file that is overwritten in place, replaced or truncated gets another stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl FileStamp {
+    /// The stamp of a file as it is now. Symbolic links are followed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn of(path: &Path) -> Result<FileStamp, Error> {
+        let m = fs::metadata(path).map_err(Error::io(path))?;
+        Ok(FileStamp { device: m.dev(), inode: m.ino(), bytes: m.len(), modified: (m.mtime(), m.mtime_nsec()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |path: &Path| read_file(path, 100).unwrap_err().to_string();
+        assert!(message(folder.path()).contains("is a directory"));
+        assert!(message(Path::new("/dev/zero")).contains("is a device"));
+        let fifo = folder.path().join("config.json");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(message(&fifo).contains("is a FIFO"));
+    }
+
+    #[test]
+    fn a_file_at_the_limit_is_read_and_a_larger_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        write_file(&path, b"four").unwrap();
+        assert_eq!(read_file(&path, 4).unwrap(), b"four");
+        assert!(matches!(read_file(&path, 3), Err(Error::TooLarge { limit: 3, .. })));
+    }
+
+    #[test]
+    fn text_that_is_none_names_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        write_file(&path, b"ab\xff").unwrap();
+        assert!(matches!(read_text(&path, 10), Err(Error::NotUtf8 { offset: 2, .. })));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        write_file(&path, b"old").unwrap();
+        let full = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        };
+        assert!(write_file_with(&path, full).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_stamp_changes_with_content_and_with_another_file_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        fs::write(&path, "one").unwrap();
+        let first = FileStamp::of(&path).unwrap();
+        assert_eq!(first, FileStamp::of(&path).unwrap());
+        write_file(&path, b"two").unwrap();
+        let second = FileStamp::of(&path).unwrap();
+        assert_ne!(first, second, "another inode");
+        fs::write(&path, "longer").unwrap();
+        assert_ne!(second, FileStamp::of(&path).unwrap());
+    }
+}
