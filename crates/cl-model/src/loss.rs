@@ -67,12 +67,12 @@ pub fn supervised_loss(
         let len = CHUNK.min(tokens as i64 - start);
         let target = targets.narrow(0, start, len).unsqueeze(-1);
         let logits = factors.iter().map(|f| f.product(start, len)).reduce(|sum, part| sum + part);
-        let logits = logits.expect("the head itself is one").to_kind(Kind::Float);
+        let logits = model.scaled(logits.expect("the head itself is one").to_kind(Kind::Float));
         let mut p = logits.log_softmax(-1, Kind::Float);
         nll -= p.gather(-1, &target, false).sum(Kind::Double);
         let _ = p.exp_();
         let _ = p.scatter_add_(-1, &target, &Tensor::full([len, 1], -1.0, (Kind::Float, model.device)));
-        let d_logits = (p * scale).to_kind(model.compute);
+        let d_logits = model.unscaled_gradient(p * scale, &logits).to_kind(model.compute);
         factors.iter_mut().for_each(|f| f.add_gradients(&d_logits, start, len));
     }
     let roots = factors.into_iter().flat_map(Factor::roots).collect();
