@@ -39,15 +39,31 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Torch`].
     pub fn forward(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor, ModelError> {
+        self.forward_observed(batch, mode, &mut |_, _| {})
+    }
+
+    /// As [`Decoder::forward`]; `observe` gets the hidden states `(tokens, hidden)` that enter each layer with the layer's
+    /// index: those of layer 0 are the embeddings, and behind the last layer comes the result with the number of layers.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`].
+    pub fn forward_observed(
+        &self,
+        batch: &PackedBatch,
+        mode: Mode,
+        observe: &mut dyn FnMut(usize, &Tensor),
+    ) -> Result<Tensor, ModelError> {
         let angles = self.rope.angles(&batch.position_ids, self.compute);
         let mut x = self.embed(&batch.input_ids);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            observe(index, &x);
             x = if self.activation_checkpointing && mode != Mode::Eval && x.requires_grad() {
                 recomputed(layer, &x, &angles, batch, mode)?
             } else {
                 attend_packed(layer, &x, &angles, batch, mode)?
             };
         }
+        observe(self.layers.len(), &x);
         Ok(x)
     }
 

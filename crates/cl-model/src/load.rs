@@ -86,10 +86,8 @@ fn from_checkpoint(
     };
     let decoder = build(config, options, &get)?;
     let (missing, used) = (missing.into_inner(), used.into_inner());
-    let tied = decoder.config.tie_word_embeddings;
-    // Old files hold the rotary frequencies, and some a copy of the embedding as the head.
-    let needless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
-    let unused: Vec<&str> = checkpoint.names().into_iter().filter(|n| !used.contains(*n) && !needless(n)).collect();
+    let left_over = |name: &&str| !used.contains(*name) && !decoder.config.is_redundant(name);
+    let unused: Vec<&str> = checkpoint.names().into_iter().filter(left_over).collect();
     if missing.is_empty() && unused.is_empty() {
         return Ok(decoder);
     }

@@ -195,3 +195,16 @@ fn a_model_that_computes_nan_answers_nothing() {
     let message = greedy(&model, &[&[1, 2]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
     assert!(message.contains("NaN") && message.contains("cl check"), "{message}");
 }
+
+#[test]
+fn hidden_states_are_observed_layer_by_layer() {
+    let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
+    let batch = PackedBatch::new(&[&[3, 1, 4], &[1, 5]], model.config.vocab_size, model.device).unwrap();
+    let mut seen = Vec::new();
+    let x = model.forward_observed(&batch, Mode::Eval, &mut |index, x| seen.push((index, x.copy()))).unwrap();
+    assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(seen.iter().all(|s| s.1.size() == [5, 32]));
+    assert_eq!(seen[2].1, x);
+    let (_, table) = model.named_parameters().into_iter().find(|(n, _)| n == "model.embed_tokens.weight").unwrap();
+    assert_eq!(seen[0].1.get(0), table.get(3), "layer 0 is entered by the embeddings");
+}

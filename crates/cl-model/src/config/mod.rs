@@ -219,6 +219,12 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// Whether files may hold a tensor of this name although nothing reads it: old ones hold the rotary frequencies, which
+    /// follow from the config, and some of a model with a tied head a copy of the embedding.
+    pub(crate) fn is_redundant(&self, tensor: &str) -> bool {
+        tensor.ends_with("rotary_emb.inv_freq") || (self.tie_word_embeddings && tensor == "lm_head.weight")
+    }
+
     /// What holds for every family, once its defaults are in place.
     fn validate(&self) -> Result<(), String> {
         if self.num_attention_heads % self.num_key_value_heads != 0 {
