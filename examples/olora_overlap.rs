@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use cl_adapters::{Lambda, OloraConfig, Overlap};
-use cl_checkpoint::{Adapter, Dtype, TensorSource, convert};
+use cl_checkpoint::{Adapter, Dtype, Interrupt, TensorSource, convert};
 use cl_eval::{Group, ScoreMatrix};
 use cl_lab::{Limits, SequenceConfig, run_sequence};
 use cl_torch::tch;
@@ -46,7 +46,8 @@ fn main() -> Result<()> {
     let run = |name: &str, mode: Overlap, lambda: f64| -> Result<Point> {
         eprintln!("{name}, lambda {lambda}");
         let out = folder.path().join(format!("{name}-{lambda}"));
-        let report = run_sequence(&orthogonal(&base, &data, mode, lambda), &out, false, &mut say)?;
+        let report =
+            run_sequence(&orthogonal(&base, &data, mode, lambda), &out, false, &Interrupt::default(), &mut say)?;
         Ok(Point { lambda, overlap: overlap_of_rounds(&out)?, new: new_knowledge(&report.matrix)? })
     };
     let plain = run("plain", Overlap::Cosine, 0.0)?;

@@ -7,6 +7,7 @@
 //! Everything is made here from a seed: facts to know beforehand, tasks, tokenizer, weights. It takes about a minute on two
 //! cores and needs no network and no data.
 
+use cl_checkpoint::Interrupt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
     for replay in [None, Some(Replay { fraction: 0.1 })] {
         let name = if replay.is_some() { "LoRA-Rep" } else { "LoRA" };
         let config = replayed(&base, &data, &questions, replay);
-        let report = run_sequence(&config, &folder.path().join(name), false, &mut say)?;
+        let report = run_sequence(&config, &folder.path().join(name), false, &Interrupt::default(), &mut say)?;
         for table in tables_of(&report.matrix, name, config.profile) {
             println!("{}", table.text());
         }

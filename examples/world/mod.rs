@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use cl_adapters::LoraConfig;
-use cl_checkpoint::Manifest;
+use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Example, Mixture, Profile, Split, load_split};
-use cl_lab::{EvalConfig, Event, Limits, RoundInput, SequenceConfig, run_round, toy};
+use cl_lab::{EvalConfig, Event, Limits, ModelRef, RoundInput, SequenceConfig, run_round, toy};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, Schedule, TrainConfig};
@@ -57,7 +57,8 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
         ..TrainConfig::default()
     };
     let input = RoundInput {
-        model: &init,
+        model: &ModelRef::take(&init)?,
+        interrupt: &Interrupt::default(),
         datasets: &[load_split(&data.join("pretraining"), Split::Train)?],
         mixture: Mixture::None,
         config: &train,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system's answer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", crate::files::explain(source))]
     Io {
         /// The file or directory.
         path: PathBuf,

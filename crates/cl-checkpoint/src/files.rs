@@ -73,14 +73,61 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
 pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<(), Error> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(".part");
-    // As any file that is made: what the umask leaves of it.
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut part = builder.tempfile_in(parent).map_err(Error::io(path))?;
+    remove_leftovers(parent, &prefix);
+    let mut part = temporary(parent, &prefix).map_err(Error::io(path))?;
     write(part.as_file_mut()).and_then(|()| part.as_file().sync_all()).map_err(Error::io(path))?;
     part.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
     sync(parent)
+}
+
+const PART: &str = ".part";
+
+/// A temporary, locked as long as it is open, so that nobody takes it for a leftover.
+fn temporary(parent: &Path, prefix: &str) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    // As any file that is made: what the umask leaves of it.
+    builder.prefix(prefix).suffix(PART).permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    loop {
+        let part = builder.tempfile_in(parent)?;
+        // Not every file system has locks; there leftovers are not removed either.
+        let _ = part.as_file().try_lock();
+        // Before it was locked another process may have removed it.
+        if part.path().exists() {
+            return Ok(part);
+        }
+    }
+}
+
+/// Removes temporaries of the same file that a killed process has left.
+fn remove_leftovers(parent: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let random = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(PART));
+        if random.is_some_and(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_alphanumeric()))
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            // Whoever else removes it meanwhile has done the work.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// What an error of the operating system means, without its number.
+pub fn explain(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => "not found".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        ErrorKind::AlreadyExists => "exists already".to_owned(),
+        ErrorKind::IsADirectory => "is a directory; a file is expected".to_owned(),
+        ErrorKind::NotADirectory => "is no directory; one is expected".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no space is left on the device".to_owned(),
+        ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
+        ErrorKind::UnexpectedEof => "ends too early; the file is cut off or damaged".to_owned(),
+        ErrorKind::InvalidData => "is damaged, or not a text file".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Waits until a file or the entries of a directory are on the disk.
@@ -166,6 +213,21 @@ mod tests {
         assert!(write_file_with(&path, full).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_next_write_removes_what_a_killed_one_left_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        fs::write(folder.path().join(".f.a1B2c3.part"), "half").unwrap();
+        fs::write(folder.path().join(".f.my.notes.part"), "mine").unwrap();
+        let other = temporary(folder.path(), ".f.").unwrap();
+        write_file(&path, b"whole").unwrap();
+        assert!(other.path().exists(), "it is being written");
+        drop(other);
+        let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".f.my.notes.part", "f"]);
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl OutputDir {
         let absolute = resolve(target)?;
         let (parent, name) = parts(&absolute);
         let leftover = |entry: std::io::Result<fs::DirEntry>| {
-            entry.is_ok_and(|e| temporary_kind(&e.file_name().to_string_lossy(), &name).is_some())
+            entry.is_ok_and(|e| {
+                let file = e.file_name().to_string_lossy().into_owned();
+                file == lock_name(&name) || temporary_kind(&file, &name).is_some()
+            })
         };
         if !fs::read_dir(parent).is_ok_and(|mut entries| entries.any(leftover)) {
             return Ok(());
@@ -148,6 +151,11 @@ impl Drop for OutputDir {
 /// Between an output's name and the random part of a temporary's.
 const TEMPORARY: &str = ".cl-";
 
+/// Name of the lock's file.
+fn lock_name(name: &str) -> String {
+    format!(".{name}{TEMPORARY}lock")
+}
+
 /// The lock of an output, held by whoever writes it. The file is removed with it.
 struct OutputLock {
     path: PathBuf,
@@ -158,7 +166,7 @@ struct OutputLock {
 impl OutputLock {
     /// The lock of the output `name` in `parent`; `None` when another process, or another part of this one, has it.
     fn take(parent: &Path, name: &str) -> Result<Option<OutputLock>, Error> {
-        let path = parent.join(format!(".{name}{TEMPORARY}lock"));
+        let path = parent.join(lock_name(name));
         loop {
             // Open for writing: NFS locks no other files.
             let mut options = File::options();

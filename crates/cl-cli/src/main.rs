@@ -52,6 +52,9 @@ enum Command {
     /// Make mixtures of experts of models.
     #[command(subcommand)]
     Moe(commands::moe::Command),
+    /// What a run did with its data.
+    #[command(subcommand)]
+    Data(commands::data::Command),
     /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
     /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
@@ -64,32 +67,41 @@ fn main() -> ExitCode {
     // First of all: libtorch asks for its CUDA half once, and keeps the answer.
     let cuda = cl_torch::load_cuda();
     let command = Cli::parse().command;
-    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command));
+    let interrupt = match Interrupt::on_signals() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            say(format_args!("error: signal handlers cannot be set: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command, &interrupt));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             say(format_args!("error: {}", with_causes(&error)));
-            ExitCode::FAILURE
+            // What a shell expects of a program that Ctrl-C has stopped.
+            interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command, interrupt: &Interrupt) -> Result<()> {
     let mut out = Stdout::new();
     match command {
         Command::ImportGguf(args) => commands::import_gguf::run(&args, &mut out),
         Command::Generate(args) => commands::generate::run(&args, &mut out),
-        Command::Train(args) => commands::train::run(&args, &mut out),
-        Command::Sequence(args) => commands::sequence::run(&args, &mut out),
+        Command::Train(args) => commands::train::run(&args, interrupt, &mut out),
+        Command::Sequence(args) => commands::sequence::run(&args, interrupt, &mut out),
         Command::Eval(args) => commands::compare::run(&args, &mut out),
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, &mut out),
-        Command::Moe(command) => commands::moe::run(command, &Interrupt::default(), &mut out),
+        Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),
+        Command::Data(command) => commands::data::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
-        Command::Reproduce(args) => commands::reproduce::run(&args, &mut out),
+        Command::Reproduce(args) => commands::reproduce::run(&args, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
     }
 }

@@ -6,13 +6,16 @@ use crate::HubError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system's answer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
         /// The answer.
         source: std::io::Error,
     },
+    /// A file that cannot be read as one, or written.
+    #[error(transparent)]
+    File(#[from] cl_checkpoint::Error),
     /// No file of a split.
     #[error("{dir}: no {split}.json, {split}.jsonl, either with .gz, or {split}.parquet")]
     NoSplit {

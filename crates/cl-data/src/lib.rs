@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod audit;
 mod chat;
 mod dataset;
 mod encode;
@@ -13,19 +12,22 @@ mod pack;
 mod parquet_file;
 mod profile;
 pub mod python;
+mod row_plan;
 mod rows;
+mod shard;
 mod special;
 pub mod template;
 mod tokenizer;
 
-pub use audit::{Audit, AuditRow, read_audit};
 pub use chat::{ChatTemplate, Message};
 pub use dataset::{Dataset, Example, Format, Split, load, load_split};
 pub use encode::{Encoded, encode_dataset, encode_example};
 pub use error::Error;
 pub use hub::{DatasetRef, Hub, HubError};
-pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shard, shuffled};
+pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shuffled};
 pub use pack::{Packed, pack};
 pub use profile::Profile;
+pub use row_plan::{PlannedSet, RowPlan, UsedRow};
 pub use rows::{Row, RowFile, read_rows};
+pub use shard::shard;
 pub use tokenizer::Tokenizer;

@@ -102,11 +102,6 @@ fn keyed(seed: u64, epoch: u64) -> Mt19937 {
     Mt19937::from_key(&[seed as u32, (seed >> 32) as u32, epoch as u32, (epoch >> 32) as u32])
 }
 
-/// The rows of one of several processes: every `world`-th of the whole stream, from `rank` on.
-pub fn shard(rows: &[RowRef], rank: usize, world: usize) -> Vec<RowRef> {
-    rows.iter().skip(rank).step_by(world.max(1)).copied().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,14 +132,5 @@ mod tests {
             assert!(counts.iter().all(|(row, &n)| n <= if row.dataset == 0 { 3 } else { 1 }));
             assert_ne!(rows, epoch_rows(&[10, 30], &[25, 30], 4, 7, profile), "drawn anew each epoch");
         }
-    }
-
-    #[test]
-    fn shards_partition_the_stream() {
-        let rows = epoch_rows(&[11], &[11], 0, 0, Profile::Method);
-        let mut all: Vec<RowRef> = (0..3).flat_map(|rank| shard(&rows, rank, 3)).collect();
-        all.sort_by_key(|r| r.row);
-        assert_eq!(all.len(), 11);
-        assert_eq!(shard(&rows, 1, 3)[1], rows[4]);
     }
 }

@@ -163,7 +163,7 @@ pub enum Error {
         name: String,
     },
     /// The operating system's answer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -39,6 +39,28 @@ pub enum LabError {
         /// The directory.
         path: PathBuf,
     },
+    /// A model that was replaced or edited while it was in use.
+    #[error(
+        "{path}: has changed since the run took it up, so what was made of it cannot be said to be made of either; nothing \
+         was published. Put the old file back and add --resume, or start anew with another --out"
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Something that an earlier process of the run finished and that is not what it wrote any more.
+    #[error("{path}: {what}; restore it, or remove {dir} to have it made again", path = .path.display(), dir = .dir.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How it differs.
+        what: &'static str,
+        /// The directory that it belongs to.
+        dir: PathBuf,
+    },
+    /// The run was asked to stop between two stages.
+    #[error("stopped; what is finished stands: the same command with --resume goes on from there")]
+    Interrupted,
     /// A file that differs from what the manifest beside it says.
     #[error("{path}: {what}")]
     Manifest {
@@ -82,7 +104,7 @@ pub enum LabError {
     #[error("{} problems found before the start:{}", .0.len(), indented(.0))]
     Problems(Vec<LabError>),
     /// The operating system's answer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -120,6 +142,11 @@ fn indented(problems: &[LabError]) -> String {
 }
 
 impl LabError {
+    /// Whether the run was asked to stop, and did.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, LabError::Interrupted | LabError::Train(cl_train::TrainError::Interrupted { .. }))
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LabError {
         let path = path.to_owned();
         move |source| LabError::Io { path, source }

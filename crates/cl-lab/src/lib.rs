@@ -19,6 +19,7 @@ pub mod toy;
 pub use check::{Finding, check_directory, check_sequence, check_train};
 pub use config::{DataConfig, EvalConfig, Limits, Replay, SequenceConfig, TrainRun, read_sequence, read_train};
 pub use error::LabError;
+pub use model_dir::ModelRef;
 pub use observe::{Event, Observer};
 pub use report::{method_name, tables_of};
 pub use reproduce::{Study, StudyConfig, reproduce};

@@ -1,10 +1,11 @@
 //! Model and adapter directories: opened with one order of errors, and what they hold as one number. The number always comes
 //! from the files themselves: a manifest says what they held when it was written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cl_adapters::AdapterError;
-use cl_checkpoint::{Adapter, Checkpoint, LayerKind, TensorSource};
+use cl_checkpoint::files::FileStamp;
+use cl_checkpoint::{Adapter, Checkpoint, LayerKind, Manifest, ManifestProblem, TensorSource};
 use cl_data::Tokenizer;
 
 use crate::LabError;
@@ -50,6 +51,74 @@ pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
     Ok(open_checkpoint(dir)?.content_hash()?)
 }
 
+/// A model directory and what it held when a run took it up. The hash that manifests name is this one, and it is checked again
+/// before anything is published that was made from the model.
+#[derive(Clone, Debug)]
+pub struct ModelRef {
+    dir: PathBuf,
+    hash: String,
+    stamps: Vec<(PathBuf, FileStamp)>,
+}
+
+impl ModelRef {
+    /// Hashes the model.
+    ///
+    /// # Errors
+    /// [`LabError::Checkpoint`] when the directory holds none.
+    pub fn take(dir: &Path) -> Result<ModelRef, LabError> {
+        // Stamps first: what changes while it is hashed has another one then.
+        let stamps = stamps(&open_checkpoint(dir)?)?;
+        Ok(ModelRef { dir: dir.to_owned(), hash: model_hash(dir)?, stamps })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// blake3 over weights, config.json, tokenizer and its companions, hexadecimal.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// That the directory still holds what it did: by its files' stamps, and where one differs by the hash.
+    ///
+    /// # Errors
+    /// [`LabError::Changed`].
+    pub fn check(&self) -> Result<(), LabError> {
+        let same = |(path, stamp): &(PathBuf, FileStamp)| FileStamp::of(path).is_ok_and(|now| now == *stamp);
+        let Some((path, _)) = self.stamps.iter().find(|entry| !same(entry)) else { return Ok(()) };
+        match model_hash(&self.dir) {
+            Ok(hash) if hash == self.hash => Ok(()),
+            _ => Err(LabError::Changed { path: path.clone() }),
+        }
+    }
+}
+
+fn stamps(checkpoint: &Checkpoint) -> Result<Vec<(PathBuf, FileStamp)>, LabError> {
+    let mut files: Vec<PathBuf> = checkpoint.files().map(Path::to_owned).collect();
+    files.push(checkpoint.dir().join("config.json"));
+    files.extend(checkpoint.companion_files()?);
+    files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
+}
+
+/// That a directory which an earlier process of a run finished holds what it wrote, file by file.
+///
+/// # Errors
+/// [`LabError::Damaged`] with the first file that does not.
+pub(crate) fn verify(dir: &Path) -> Result<(), LabError> {
+    let damaged = |path, what| Err(LabError::Damaged { path, what, dir: dir.to_owned() });
+    for problem in Manifest::verify(dir)? {
+        match problem {
+            ManifestProblem::Missing(path) => return damaged(path, "is missing"),
+            ManifestProblem::Changed(path) => return damaged(path, "has another content than when it was written"),
+            // A user's note is no damage.
+            ManifestProblem::Unlisted(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// blake3 over an adapter's weights and config.
 pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
@@ -57,8 +126,6 @@ pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
 
 #[cfg(test)]
 mod tests {
-    use cl_checkpoint::Manifest;
-
     use super::*;
 
     #[test]
@@ -75,5 +142,31 @@ mod tests {
         let text = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap();
         std::fs::write(dir.join("tokenizer_config.json"), text + " ").unwrap();
         assert_ne!(before, model_hash(&dir).unwrap());
+    }
+
+    #[test]
+    fn a_model_that_is_replaced_is_noticed_and_a_copy_in_its_place_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let save = |name: &str, seed| {
+            let (config, dir) = (crate::toy::model_config(16), folder.path().join(name));
+            let model = cl_model::random_weights(&config, seed, cl_model::LoadOptions::cpu(cl_torch::tch::Kind::Float));
+            let files = crate::toy::tokenizer_files();
+            let manifest = Manifest::new("model");
+            model.unwrap().save(&dir, cl_torch::tch::Kind::Float, &config, &files, manifest, false).unwrap();
+            dir
+        };
+        let (dir, other) = (save("m", 1), save("other", 2));
+        let taken = ModelRef::take(&dir).unwrap();
+        taken.check().unwrap();
+        let weights = dir.join("model.safetensors");
+        let content = std::fs::read(&weights).unwrap();
+        std::fs::rename(other.join("model.safetensors"), &weights).unwrap();
+        let message = taken.check().unwrap_err().to_string();
+        assert!(message.contains("model.safetensors") && message.contains("changed"), "{message}");
+        std::fs::write(&weights, content).unwrap();
+        taken.check().unwrap();
+        verify(&dir).unwrap();
+        std::fs::write(dir.join("config.json"), "{}").unwrap();
+        assert!(matches!(verify(&dir), Err(LabError::Damaged { .. })));
     }
 }

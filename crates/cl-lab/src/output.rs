@@ -55,8 +55,8 @@ impl Claim<'_> {
 
     /// Whether a kill in [`Claim::begin`] may have left a file of this name.
     fn is_ours(&self, name: &str) -> bool {
-        let name = name.strip_prefix('.').and_then(|n| n.strip_suffix(".part")).unwrap_or(name);
-        name == self.marker || self.sources.iter().any(|s| s.0 == name)
+        let mut ours = self.sources.iter().map(|s| s.0).chain([self.marker]);
+        ours.any(|file| name == file || (name.starts_with(&format!(".{file}.")) && name.ends_with(".part")))
     }
 
     fn compare(&self, settings: &str) -> Result<(), LabError> {
@@ -164,7 +164,7 @@ mod tests {
     fn what_a_kill_at_the_start_left_is_no_obstacle_and_other_files_are() {
         let folder = tempfile::tempdir().unwrap();
         let sources = [("base.blake3", "7  m\n".to_owned())];
-        for name in ["base.blake3", ".config.toml.part"] {
+        for name in ["base.blake3", ".config.toml.a1b2c3.part"] {
             std::fs::write(folder.path().join(name), "half").unwrap();
         }
         drop(claim(folder.path(), "", &sources, false).take().unwrap());

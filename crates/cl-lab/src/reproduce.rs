@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::LoraConfig;
-use cl_checkpoint::Manifest;
 use cl_checkpoint::files::write_file;
+use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Mixture, Profile, Split, load_split};
 use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 use cl_model::{LoadOptions, random_weights};
@@ -14,7 +14,8 @@ use crate::output::Claim;
 use crate::report::method_name;
 use crate::toy;
 use crate::{
-    EvalConfig, Event, LabError, Limits, Observer, Replay, RoundInput, SequenceConfig, run_round, run_sequence,
+    EvalConfig, Event, LabError, Limits, ModelRef, Observer, Replay, RoundInput, SequenceConfig, run_round,
+    run_sequence,
 };
 
 /// Settings of the embedded study: a small model pretrained on facts, then four tasks in sequence, three ways.
@@ -72,20 +73,25 @@ pub struct Study {
 ///
 /// # Errors
 /// Anything the stages raise; [`LabError::Output`] when `out` holds another study, or something else.
-pub fn reproduce(config: &StudyConfig, out: &Path, observer: &mut Observer<'_>) -> Result<Study, LabError> {
+pub fn reproduce(
+    config: &StudyConfig,
+    out: &Path,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<Study, LabError> {
     let settings = format!("{config:#?}\n");
     let claim = Claim { out, what: "study", marker: "study.txt", settings: &settings, sources: &[], resume: true };
     let _lock = claim.take()?;
     let data = out.join("data");
     let questions = write_data(config, &data)?;
     observer(Event::Stage("pretraining a small model on facts"));
-    let base = pretrain(config, out, &data, observer)?;
+    let base = pretrain(config, out, &data, interrupt, observer)?;
     let mut matrices = Vec::new();
     for (lora, replay) in [(false, false), (true, false), (true, true)] {
         let sequence = sequence(config, &base, &data, &questions, lora, replay);
         let name = method_name(&sequence);
         observer(Event::Stage(&format!("sequence {name}")));
-        let report = run_sequence(&sequence, &out.join("sequences").join(name), true, observer)?;
+        let report = run_sequence(&sequence, &out.join("sequences").join(name), true, interrupt, observer)?;
         matrices.push((name.to_owned(), report.matrix));
     }
     let tables = tables(&matrices);
@@ -118,7 +124,13 @@ fn write_split(dir: &Path, split: &str, examples: &[cl_data::Example]) -> Result
 }
 
 /// A random model, then all its weights trained on what it is to know beforehand.
-fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observer<'_>) -> Result<PathBuf, LabError> {
+fn pretrain(
+    config: &StudyConfig,
+    out: &Path,
+    data: &Path,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<PathBuf, LabError> {
     let init = out.join("base/init");
     let keys = toy::model_config(config.hidden_size);
     if !init.join("manifest.json").exists() {
@@ -137,7 +149,8 @@ fn pretrain(config: &StudyConfig, out: &Path, data: &Path, observer: &mut Observ
         ..TrainConfig::default()
     };
     let input = RoundInput {
-        model: &init,
+        model: &ModelRef::take(&init)?,
+        interrupt,
         datasets: &datasets,
         mixture: Mixture::None,
         config: &train,

@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{InitLoraWeights, Orthogonality, SequenceShape, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, Manifest, OutputDir};
-use cl_data::{Audit, Dataset, Encoded, Mixture, Profile, RowRef, encode_dataset, epoch_rows, plan};
+use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
+use cl_data::{Dataset, Encoded, Mixture, PlannedSet, Profile, RowPlan, encode_dataset, plan};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::Device;
@@ -10,29 +10,31 @@ use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
 use crate::check::{Checked, require_train};
-use crate::model_dir::{adapter_hash, model_hash, open_checkpoint, open_model};
+use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
 use crate::output::{Claim, discard};
 use crate::sources::{base_source, data_sources};
 use crate::{Event, LabError, Observer, TrainRun};
 
 /// Everything one round of fine-tuning is made from.
 pub struct RoundInput<'a> {
-    /// Model directory to start from.
-    pub model: &'a Path,
+    /// The model to start from.
+    pub model: &'a ModelRef,
+    /// A request to stop.
+    pub interrupt: &'a Interrupt,
     /// Data of the earlier rounds, then the round's own.
     pub datasets: &'a [Dataset],
     /// What of the earlier data comes up again.
     pub mixture: Mixture,
     /// How to train.
     pub config: &'a TrainConfig,
-    /// Key of the round's random choices.
+    /// Random seed of the round.
     pub seed: u64,
     /// Whose semantics.
     pub profile: Profile,
     /// Where to compute.
     pub device: Device,
     /// Base and adapters whose sum, taken at once in f32, is the folded model; the model and the new adapter when `None`.
-    pub compose: Option<(&'a Path, &'a [PathBuf])>,
+    pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
     /// Adapters of earlier rounds, first to last, that `[train.olora]` keeps the new one away from.
     pub earlier: &'a [PathBuf],
 }
@@ -58,17 +60,20 @@ pub fn run_train(
     config: &TrainRun,
     out: &Path,
     resume: bool,
+    interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<RoundOutput, LabError> {
     let Checked { device, datasets, .. } = require_train(config)?;
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let sources = [base_source(&config.model)?, data_sources(&datasets, &config.train)?];
+    let base = ModelRef::take(&config.model)?;
+    let sources = [base_source(&base), data_sources(&datasets, &config.train)?];
     let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
     let claim = Claim { out, what: "run", marker: "config.toml", settings: &settings, sources: &sources, resume };
     let _lock = claim.take()?;
     let input = RoundInput {
-        model: &config.model,
+        model: &base,
+        interrupt,
         datasets: &datasets,
         mixture: config.mixture(),
         config: &config.train,
@@ -76,34 +81,37 @@ pub fn run_train(
         seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
         profile: config.profile,
         device,
-        compose: is_stack(&config.train).then_some((config.model.as_path(), earlier)),
+        compose: is_stack(&config.train).then_some((&base, earlier)),
         earlier,
     };
     run_round(&input, out, observer)
 }
 
-/// Runs one round into `out`: `log.jsonl`, `rows.jsonl` (which rows were used), `adapter/` for LoRA, `model/`.
+/// Runs one round into `out`: `log.jsonl`, `rows.json` (which rows are used), `adapter/` for LoRA, `model/`.
 ///
-/// Each directory appears whole; what is there already is not made again, and a training that was killed goes on from its
-/// last saved state.
+/// Each directory appears whole; what is there already is checked and not made again, and a training that was killed goes on
+/// from its last saved state. The base is hashed once; if it is replaced meanwhile, nothing is published.
 ///
 /// # Errors
-/// Anything the files, the data or the training raise.
+/// Anything the files, the data or the training raise; [`LabError::is_interrupted`] when the round was asked to stop.
 pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>) -> Result<RoundOutput, LabError> {
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+    clean_up(out)?;
     let (adapter, model, state) = (out.join("adapter"), out.join("model"), out.join("state"));
-    for dir in [&adapter, &model, &state] {
-        OutputDir::clean_up(dir)?;
-    }
     let lora = input.config.lora.is_some();
     let trained = if lora { &adapter } else { &model };
-    let report = if trained.join("manifest.json").exists() {
+    let stands = |dir: &Path| dir.join("manifest.json").exists();
+    let report = if stands(trained) {
+        verify(trained)?;
         observer(Event::Skipped("training"));
         None
     } else {
         Some(fine_tune(input, out, trained, observer)?)
     };
-    if lora && !model.join("manifest.json").exists() {
+    if lora && stands(&model) {
+        verify(&model)?;
+    } else if lora {
+        stop_if_asked(input.interrupt)?;
         observer(Event::Stage("folding the adapter into its base"));
         let (base, mut adapters) = match input.compose {
             Some((base, earlier)) => (base, earlier.to_vec()),
@@ -117,6 +125,19 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
     Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
 }
 
+/// Removes what killed processes left in the directory of a round.
+pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
+    for dir in ["adapter", "model", "state"] {
+        OutputDir::clean_up(&round.join(dir))?;
+    }
+    Ok(())
+}
+
+/// Ends a run between two of its stages when that was asked for.
+pub(crate) fn stop_if_asked(interrupt: &Interrupt) -> Result<(), LabError> {
+    if interrupt.requested() { Err(LabError::Interrupted) } else { Ok(()) }
+}
+
 /// Whether earlier adapters stay beside the weights of the first model.
 pub(crate) fn is_stack(train: &TrainConfig) -> bool {
     train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
@@ -128,23 +149,17 @@ fn fine_tune(
     trained: &Path,
     observer: &mut Observer<'_>,
 ) -> Result<TrainReport, LabError> {
-    let (checkpoint, tokenizer) = open_model(input.model)?;
+    let (checkpoint, tokenizer) = open_model(input.model.dir())?;
     let encoded = input
         .datasets
         .iter()
         .map(|d| Ok(encode_dataset(&tokenizer, &d.examples, input.config.max_length, input.profile)?))
         .collect::<Result<Vec<Vec<Encoded>>, LabError>>()?;
-    let sizes: Vec<usize> = encoded.iter().map(Vec::len).collect();
-    let lengths = plan(&sizes, &input.mixture);
-    let rows_of = |epoch: u64| -> Vec<RowRef> {
-        let mut rows = epoch_rows(&sizes, &lengths, epoch, input.seed, input.profile);
-        if !input.config.shuffle {
-            rows.sort_by_key(|r| (r.dataset, r.row));
-        }
-        rows
-    };
-    let steps = Plan::new(lengths.iter().sum(), input.config, input.profile == Profile::Paper)?;
-    write_audit(&out.join("rows.jsonl"), input.datasets, lengths.iter().sum(), &steps, &rows_of)?;
+    let rows = row_plan(input, &encoded);
+    let rows_of = |epoch: u64| rows.epoch(epoch);
+    let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
+    let rows = RowPlan { rows: steps.rows_in_all(), ..rows.clone() };
+    rows.write(&out.join("rows.json"))?;
 
     observer(Event::Stage("training"));
     let mut model = Decoder::load(&checkpoint, input.config.load_options(input.device))?;
@@ -157,7 +172,10 @@ fn fine_tune(
     }
     let orthogonality = orthogonality(input, &mut model)?;
     let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref() };
-    let report = train(&mut model, &data, input.config, &steps, input.seed, out, &mut |p| observer(Event::Step(p)))?;
+    let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
+        observer(Event::Step(p))
+    })?;
+    input.model.check()?;
 
     observer(Event::Stage("saving"));
     let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
@@ -168,7 +186,7 @@ fn fine_tune(
                 Some(dir) => continued(lora, &Adapter::open(dir)?),
                 None => lora.clone(),
             };
-            let base = input.model.display().to_string();
+            let base = input.model.dir().display().to_string();
             save_lora(trained, model.sites(), &lora, &base, manifest, true)?;
         }
         None => {
@@ -221,19 +239,19 @@ fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabErro
         .collect()
 }
 
-fn write_audit(
-    path: &Path,
-    datasets: &[Dataset],
-    rows_per_epoch: usize,
-    steps: &Plan,
-    rows_of: &dyn Fn(u64) -> Vec<RowRef>,
-) -> Result<(), LabError> {
-    let names = names(datasets);
-    let mut audit = Audit::open(path, rows_per_epoch)?;
-    for epoch in 0..steps.total_steps.div_ceil(steps.steps_per_epoch) {
-        audit.write_epoch(epoch, &names, &rows_of(epoch))?;
-    }
-    Ok(())
+/// Which rows every epoch goes through.
+fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
+    let sizes: Vec<usize> = encoded.iter().map(Vec::len).collect();
+    let lengths = plan(&sizes, &input.mixture);
+    let sets = input.datasets.iter().zip(names(input.datasets)).zip(sizes.iter().zip(lengths));
+    let sets = sets.map(|((set, name), (&rows, rows_per_epoch))| PlannedSet {
+        name,
+        path: set.path.clone(),
+        blake3: set.hash.clone(),
+        rows,
+        rows_per_epoch,
+    });
+    RowPlan::new(sets.collect(), input.seed, input.profile, input.config.shuffle, 0)
 }
 
 /// Names of the data sets, or their paths where names are not enough to tell them apart.
@@ -246,7 +264,8 @@ fn names(datasets: &[Dataset]) -> Vec<String> {
 }
 
 fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
-    let mut manifest = Manifest::new(kind).with_source("base", input.model, model_hash(input.model)?);
+    let base = input.model;
+    let mut manifest = Manifest::new(kind).with_source("base", base.dir(), base.hash().to_owned());
     for data in input.datasets {
         manifest = manifest.with_source("data", &data.path, data.hash.clone());
     }
@@ -260,13 +279,23 @@ fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     Ok(manifest.with_config(config))
 }
 
-fn fold_into(base: &Path, adapters: &[PathBuf], out: &Path) -> Result<(), LabError> {
-    let mut manifest = Manifest::new("model").with_source("base", base, model_hash(base)?);
+fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), LabError> {
+    let mut manifest = Manifest::new("model").with_source("base", base.dir(), base.hash().to_owned());
     let mut opened = Vec::new();
     for dir in adapters {
         manifest = manifest.with_source("adapter", dir, adapter_hash(dir)?);
         opened.push(Adapter::open(dir)?);
     }
-    fold(&open_checkpoint(base)?, &opened, out, manifest, true)?;
+    check_base(&opened, adapters, base)?;
+    fold(&open_checkpoint(base.dir())?, &opened, out, manifest, true)?;
     Ok(())
+}
+
+/// That the first adapter of a fold, which was trained on the fold's base, names the hash that the base has now.
+fn check_base(opened: &[Adapter], dirs: &[PathBuf], base: &ModelRef) -> Result<(), LabError> {
+    let (Some(adapter), [_]) = (opened.first(), dirs) else { return base.check() };
+    match adapter.base_hash() {
+        Some(hash) if hash != base.hash() => Err(LabError::Changed { path: base.dir().to_owned() }),
+        _ => base.check(),
+    }
 }

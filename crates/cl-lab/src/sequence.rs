@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_data::{Dataset, Split, load_split};
 use cl_eval::{
@@ -10,9 +11,10 @@ use cl_eval::{
 use cl_torch::tch::Device;
 
 use crate::check::{Checked, require_sequence};
+use crate::model_dir::{ModelRef, verify};
 use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
-use crate::round::is_stack;
+use crate::round::{clean_up, is_stack, stop_if_asked};
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources};
 use crate::{
@@ -35,7 +37,7 @@ pub struct SequenceReport {
 /// config.toml                    the resolved configuration
 /// base.blake3, data.blake3       hashes of the model it starts from and of the files it trains on
 /// rounds/0-base/scores/          predictions and scores before the first round
-/// rounds/1-<task>/               log.jsonl, rows.jsonl, adapter/, model/, scores/ of each round
+/// rounds/1-<task>/               log.jsonl, rows.json, adapter/, model/, scores/ of each round
 /// matrix.json, tables.md         after every round
 /// ```
 ///
@@ -48,10 +50,12 @@ pub fn run_sequence(
     config: &SequenceConfig,
     out: &Path,
     resume: bool,
+    interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
     let Checked { device, datasets, tasks, columns: scored } = require_sequence(config)?;
-    let _lock = claim(config, &datasets, out, resume)?;
+    let base = ModelRef::take(&config.model)?;
+    let _lock = claim(config, &base, &datasets, out, resume)?;
 
     // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
     let latest = latest_model(config, out);
@@ -64,7 +68,8 @@ pub fn run_sequence(
         report(config, &matrix, out)?;
     }
 
-    let mut model = config.model.clone();
+    let mut model = base.clone();
+    let mut last = config.model.clone();
     let mut adapters: Vec<PathBuf> = Vec::new();
     let olora = config.train.olora.as_ref();
     let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
@@ -79,9 +84,10 @@ pub fn run_sequence(
         let at_once = config.profile == cl_data::Profile::Method || stack;
         let composed = if stack { earlier.as_slice() } else { adapters.as_slice() };
         let additive = config.train.lora.as_ref().is_some_and(|lora| !lora.use_dora);
-        let compose = (at_once && additive).then_some((config.model.as_path(), composed));
+        let compose = (at_once && additive).then_some((&base, composed));
         let input = RoundInput {
-            model: if stack { &config.model } else { &model },
+            model: if stack { &base } else { &model },
+            interrupt,
             datasets: if config.replay.is_some() { &datasets[..round] } else { &datasets[index..round] },
             mixture: config.mixture(),
             config: &config.train,
@@ -94,12 +100,18 @@ pub fn run_sequence(
         };
         let output = match past(config, &dir, &tasks).filter(|_| round < latest) {
             Some(output) => {
+                clean_up(&dir)?;
+                if let Some(adapter) = &output.adapter {
+                    verify(adapter)?;
+                }
                 observer(Event::Skipped("training"));
                 output
             }
             None => run_round(&input, &dir, observer)?,
         };
+        stop_if_asked(interrupt)?;
         let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
+        stop_if_asked(interrupt)?;
         matrix.push(&row_name(method_name(config), round), main(&scored, &scores)?)?;
         if round >= latest {
             report(config, &matrix, out)?;
@@ -107,11 +119,14 @@ pub fn run_sequence(
         earlier.extend(output.adapter.clone());
         adapters.extend(output.adapter);
         if !config.keep_models && round > 1 {
-            discard(&model)?;
+            // That of the round before; never the base.
+            discard(&last)?;
         }
-        model = output.model;
+        // The model of a round that is over may be gone; nothing starts from it then.
+        model = if output.model.join("manifest.json").exists() { ModelRef::take(&output.model)? } else { model };
+        last = output.model;
     }
-    Ok(SequenceReport { matrix, model })
+    Ok(SequenceReport { matrix, model: last })
 }
 
 /// The tasks that are scored: new knowledge first, then old.
@@ -187,10 +202,16 @@ fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<
     })
 }
 
-fn claim(config: &SequenceConfig, datasets: &[Dataset], out: &Path, resume: bool) -> Result<File, LabError> {
+fn claim(
+    config: &SequenceConfig,
+    base: &ModelRef,
+    datasets: &[Dataset],
+    out: &Path,
+    resume: bool,
+) -> Result<File, LabError> {
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let sources = [base_source(&config.model)?, data_sources(datasets, &config.train)?];
+    let sources = [base_source(base), data_sources(datasets, &config.train)?];
     Claim { out, what: "sequence", marker: "config.toml", settings: &settings, sources: &sources, resume }.take()
 }
 

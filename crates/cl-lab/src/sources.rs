@@ -6,12 +6,11 @@ use cl_checkpoint::hash_file;
 use cl_data::Dataset;
 use cl_train::TrainConfig;
 
-use crate::LabError;
-use crate::model_dir::model_hash;
+use crate::{LabError, ModelRef};
 
 /// `base.blake3`: the model that a run starts from.
-pub(crate) fn base_source(model: &Path) -> Result<(&'static str, String), LabError> {
-    Ok(("base.blake3", line(&model_hash(model)?, model)))
+pub(crate) fn base_source(model: &ModelRef) -> (&'static str, String) {
+    ("base.blake3", line(model.hash(), model.dir()))
 }
 
 /// `data.blake3`: the files that a run trains on, and those of the adapters it starts from or stays away from.

@@ -57,7 +57,7 @@ pub enum Error {
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<String>),
     /// The operating system's answer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -85,6 +85,15 @@ impl Optimizer {
         Ok(())
     }
 
+    /// That every parameter is a number behind step `number`.
+    pub(crate) fn check_finite(&self, number: u64) -> Result<(), TrainError> {
+        let finite = |t: &Tensor| t.isfinite().all().int64_value(&[]) == 1;
+        match self.names.iter().zip(&self.params).find(|(_, param)| !finite(param)) {
+            Some((name, _)) => Err(TrainError::NotFiniteWeight { step: number, tensor: name.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Forgets the gradients of the step.
     pub(crate) fn zero_grad(&mut self) {
         self.params.iter_mut().for_each(Tensor::zero_grad);

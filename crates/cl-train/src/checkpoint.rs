@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, SafetensorsFile, TensorSource, TensorSpec, WriteOptions};
+use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use cl_checkpoint::{
+    CheckpointWriter, Dtype, Manifest, ManifestProblem, SafetensorsFile, TensorSource, TensorSpec, WriteOptions,
+};
 use cl_torch::tch::{self, Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
 use serde::{Deserialize, Serialize};
@@ -65,6 +68,15 @@ pub(crate) fn resume(
         return Ok(fresh);
     }
     let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
+    if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
+        let (path, what) = match problem {
+            ManifestProblem::Missing(path) => (path, "is missing"),
+            ManifestProblem::Changed(path) => (path, "has another content than when it was saved"),
+            ManifestProblem::Unlisted(path) => (path, "was not saved with it"),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return Err(misfit(format!("`{name}` {what}")));
+    }
     let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
     if saved != *config {
@@ -104,6 +116,6 @@ fn dtype(t: &Tensor) -> Dtype {
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, TrainError> {
-    let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
+    let text = read_text(path, MAX_CONFIG)?;
     serde_json::from_str(&text).map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
 }

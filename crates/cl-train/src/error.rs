@@ -34,8 +34,8 @@ pub enum TrainError {
     },
     /// The loss or the gradient is not a number any more.
     #[error(
-        "step {step}: {what} is {value}; the state before this step is kept. Lower learning_rate, or check the model with \
-         `precision = \"f32\"`"
+        "step {step}: {what} is {value}; the last saved state is kept. Lower learning_rate or weight_decay, or try \
+         `precision = \"f32\"`; `cl check` says whether the model itself holds such values"
     )]
     NotFinite {
         /// The step, from 1.
@@ -44,6 +44,27 @@ pub enum TrainError {
         what: &'static str,
         /// Its value.
         value: f64,
+    },
+    /// An update made a weight infinite or NaN.
+    #[error(
+        "step {step}: the update left `{tensor}` with values that are infinite or NaN; nothing of it was saved. Lower \
+         learning_rate or weight_decay, and run again: with save_steps, --resume goes on from the last state before"
+    )]
+    NotFiniteWeight {
+        /// The step, from 1.
+        step: u64,
+        /// The first such tensor.
+        tensor: String,
+    },
+    /// The run was asked to stop.
+    #[error(
+        "stopped after step {step} of {total_steps}; its state is saved: the same command with --resume goes on from there"
+    )]
+    Interrupted {
+        /// The last step taken.
+        step: u64,
+        /// Steps of the round.
+        total_steps: u64,
     },
     /// A saved state belongs to another run.
     #[error("{path}: the saved state does not fit: {message}; remove the folder to start this round again")]
@@ -54,7 +75,7 @@ pub enum TrainError {
         message: String,
     },
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,

@@ -2,6 +2,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::{open_file, write_file_with};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -44,12 +45,7 @@ impl LogWriter {
         } else {
             Vec::new()
         };
-        let part = path.with_extension("jsonl.part");
-        let mut file = File::create(&part).map_err(TrainError::io(&part))?;
-        for line in &kept {
-            write_line(&mut file, line).map_err(TrainError::io(&part))?;
-        }
-        std::fs::rename(&part, path).map_err(TrainError::io(path))?;
+        write_file_with(path, |file| kept.iter().try_for_each(|line| write_line(file, line)))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
         Ok((LogWriter { path: path.to_owned(), file }, kept))
     }
@@ -71,16 +67,15 @@ pub fn final_loss(steps: &[StepLog]) -> f64 {
     last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
 }
 
-/// Reads a `log.jsonl`; a last line that a kill cut off is left out.
+/// Reads a `log.jsonl`; lines that are damaged or that a kill cut off are left out.
 ///
 /// # Errors
 /// [`TrainError::Io`] when the file cannot be read.
 pub fn read_log(path: &Path) -> Result<Vec<StepLog>, TrainError> {
-    let file = File::open(path).map_err(TrainError::io(path))?;
     let mut steps = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(TrainError::io(path))?;
-        if let Ok(step) = serde_json::from_str(&line) {
+    // Line by line as bytes: what is no UTF-8 is no line of ours.
+    for line in BufReader::new(open_file(path)?).split(b'\n') {
+        if let Ok(step) = serde_json::from_slice(&line.map_err(TrainError::io(path))?) {
             steps.push(step);
         }
     }

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use cl_adapters::Orthogonality;
 use cl_data::{Encoded, RowRef};
 use serde::{Deserialize, Serialize};
@@ -14,24 +16,47 @@ pub struct TrainData<'a> {
     pub orthogonality: Option<&'a Orthogonality>,
 }
 
-/// How the rows fall into steps.
+impl TrainData<'_> {
+    /// The examples of some rows.
+    pub(crate) fn examples(&self, rows: &[RowRef]) -> Vec<&Encoded> {
+        rows.iter().map(|r| &self.datasets[r.dataset][r.row]).collect()
+    }
+}
+
+/// How the rows of epochs fall into micro-batches and steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Steps of one epoch.
+    /// Steps of one epoch; with `carry` on average.
     pub steps_per_epoch: u64,
     /// Steps of the round.
     pub total_steps: u64,
-    rows_per_step: usize,
-    drop_last: bool,
+    rows: usize, // of an epoch
+    micro_batch_size: usize,
+    accumulation: usize,
+    carry: bool,
+}
+
+/// Rows of one epoch that go through the model together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MicroBatch {
+    /// Pass over the data, from 0.
+    pub(crate) epoch: u64,
+    /// Places in the order of that epoch.
+    pub(crate) rows: Range<usize>,
 }
 
 impl Plan {
-    /// Counts steps for epochs of `rows` rows. With `drop_last` (the paper's trainer) micro-batches that fill no whole
-    /// step are left out: ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps; otherwise the last step of an epoch is smaller.
+    /// Counts steps for epochs of `rows` rows.
+    ///
+    /// Without `carry` every epoch ends with a step, which may have fewer micro-batches: ⌈⌈rows/micro_batch⌉ / accumulation⌉
+    /// steps. With `carry`, as in Transformers' Trainer before 4.46 and so in the paper's code, an epoch counts
+    /// ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps, at least one, and micro-batches that fill no whole step are the beginning of
+    /// the next epoch's first: the last epoch is not gone through to its end. An epoch of at most `accumulation` micro-batches
+    /// does end with a step.
     ///
     /// # Errors
     /// [`TrainError::NoData`] when there is nothing to train on, [`TrainError::Config`] for batches of nothing.
-    pub fn new(rows: usize, config: &TrainConfig, drop_last: bool) -> Result<Plan, TrainError> {
+    pub fn new(rows: usize, config: &TrainConfig, carry: bool) -> Result<Plan, TrainError> {
         let sizes = [
             ("micro_batch_size", config.micro_batch_size),
             ("gradient_accumulation_steps", config.gradient_accumulation_steps),
@@ -42,30 +67,64 @@ impl Plan {
         if rows == 0 {
             return Err(TrainError::NoData { examples: 0 });
         }
-        let micro_batches = rows.div_ceil(config.micro_batch_size);
-        let accumulation = config.gradient_accumulation_steps;
-        // Fewer micro-batches than one step's worth still make a step.
-        let drop_last = drop_last && micro_batches >= accumulation;
-        let steps = if drop_last { micro_batches / accumulation } else { micro_batches.div_ceil(accumulation) };
+        let (micro_batches, accumulation) =
+            (rows.div_ceil(config.micro_batch_size), config.gradient_accumulation_steps);
+        let steps = if carry { (micro_batches / accumulation).max(1) } else { micro_batches.div_ceil(accumulation) };
         let steps_per_epoch = steps as u64;
         Ok(Plan {
             steps_per_epoch,
             total_steps: config.max_steps.unwrap_or(steps_per_epoch.saturating_mul(config.epochs)),
-            rows_per_step: config.micro_batch_size * accumulation,
-            drop_last,
+            rows,
+            micro_batch_size: config.micro_batch_size,
+            accumulation,
+            carry,
         })
     }
 
-    /// The rows of a step of an epoch.
-    pub(crate) fn rows<'r>(&self, epoch_rows: &'r [RowRef], step_in_epoch: u64) -> &'r [RowRef] {
-        let start = (step_in_epoch as usize * self.rows_per_step).min(epoch_rows.len());
-        let end = (start + self.rows_per_step).min(epoch_rows.len());
-        debug_assert!(!self.drop_last || end > start);
-        &epoch_rows[start..end]
+    /// What a step (from 0) goes through.
+    pub(crate) fn micro_batches(&self, step: u64) -> Vec<MicroBatch> {
+        let in_epoch = self.rows.div_ceil(self.micro_batch_size) as u64;
+        // Micro-batches are counted through all epochs.
+        let (first, end) = if self.carry {
+            (self.boundary(step), self.boundary(step.saturating_add(1)))
+        } else {
+            let first = (step / self.steps_per_epoch).saturating_mul(in_epoch);
+            let start = first + step % self.steps_per_epoch * self.accumulation as u64;
+            (start, (start + self.accumulation as u64).min(first + in_epoch))
+        };
+        let micro_batch = |number: u64| {
+            let start = (number % in_epoch) as usize * self.micro_batch_size;
+            MicroBatch { epoch: number / in_epoch, rows: start..(start + self.micro_batch_size).min(self.rows) }
+        };
+        (first..end).map(micro_batch).collect()
     }
 
-    /// Goes through the rows of all steps before the first one is taken: each has to have something to learn from.
-    /// Returns a hash of everything the steps will see.
+    /// How many micro-batches the first `steps` steps take with `carry`: a step ends at every multiple of the accumulation,
+    /// and at the end of an epoch that has no more micro-batches than that.
+    fn boundary(&self, steps: u64) -> u64 {
+        let (in_epoch, accumulation) = (self.rows.div_ceil(self.micro_batch_size) as u64, self.accumulation as u64);
+        if in_epoch > accumulation {
+            return steps.saturating_mul(accumulation);
+        }
+        let both = (in_epoch / gcd(in_epoch, accumulation)).saturating_mul(accumulation);
+        let ended = |micro_batches: u64| micro_batches / accumulation + micro_batches / in_epoch - micro_batches / both;
+        // `ended` grows by at most one a micro-batch, and by one at least every epoch.
+        let (mut low, mut high) = (0, steps.saturating_mul(in_epoch));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if ended(middle) >= steps { high = middle } else { low = middle + 1 }
+        }
+        low
+    }
+
+    /// What the mean over a step's micro-batches divides by: Trainer always divides by the accumulation.
+    pub(crate) fn micro_batches_in_mean(&self, count: usize) -> usize {
+        if self.carry { self.accumulation } else { count }
+    }
+
+    /// Goes through the first epoch before its first step is taken: each step has to have something to learn from. Later
+    /// epochs are checked as they come, so that a start does not take longer the more epochs there are.
+    /// Returns a hash of everything the steps will see, as far as data and plan decide it.
     ///
     /// # Errors
     /// [`TrainError::NoData`], [`TrainError::NoTarget`].
@@ -82,22 +141,42 @@ impl Plan {
             let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             hasher.update(&ids);
         }
-        let mut epoch = Vec::new();
-        for step in 0..self.total_steps {
-            let in_epoch = step % self.steps_per_epoch;
-            if in_epoch == 0 {
-                epoch = (data.epoch_rows)(step / self.steps_per_epoch);
-            }
-            let rows = self.rows(&epoch, in_epoch);
-            if rows.iter().all(|r| targets(&data.datasets[r.dataset][r.row]) == 0) {
-                return Err(TrainError::NoTarget { step: step + 1, rows: rows.len() });
-            }
-            for number in rows.iter().flat_map(|r| [r.dataset, r.row]) {
-                hasher.update(&(number as u64).to_le_bytes());
+        let first = (data.epoch_rows)(0);
+        for number in first.iter().flat_map(|r| [r.dataset, r.row]) {
+            hasher.update(&(number as u64).to_le_bytes());
+        }
+        if data.datasets.iter().flatten().any(|e| targets(e) == 0) {
+            for step in 0..self.steps_per_epoch.min(self.total_steps) {
+                let parts = self.micro_batches(step);
+                let of_first = parts.iter().filter(|part| part.epoch == 0);
+                let examples = of_first.map(|part| data.examples(&first[part.rows.clone()])).collect::<Vec<_>>();
+                Plan::check_step(step, &examples)?;
             }
         }
         Ok(hasher.finalize().to_hex().to_string())
     }
+
+    /// How many rows all steps go through, the last epoch's only as far as steps do.
+    pub fn rows_in_all(&self) -> u64 {
+        let last = self.total_steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
+        last.map_or(0, |part| part.epoch.saturating_mul(self.rows as u64).saturating_add(part.rows.end as u64))
+    }
+
+    /// That a step has something to learn from.
+    ///
+    /// # Errors
+    /// [`TrainError::NoTarget`].
+    pub(crate) fn check_step(step: u64, examples: &[Vec<&Encoded>]) -> Result<(), TrainError> {
+        let rows = examples.iter().map(Vec::len).sum();
+        if examples.iter().flatten().all(|e| targets(e) == 0) {
+            return Err(TrainError::NoTarget { step: step + 1, rows });
+        }
+        Ok(())
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// How many tokens of an example are learned: those of the target, but not a first token, which has nothing before it.
@@ -125,23 +204,60 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_dropped_otherwise() {
+    fn an_epoch_ends_with_a_step_unless_micro_batches_are_carried_on() {
         assert_eq!(plan(17, 2, 4, false), 3);
         assert_eq!(plan(3, 2, 4, true), 1, "less than one step's worth is one step");
+        let config = TrainConfig { micro_batch_size: 2, gradient_accumulation_steps: 2, ..Default::default() };
+        let rows = |carry: bool| -> Vec<Vec<(u64, Range<usize>)>> {
+            let plan = Plan::new(5, &config, carry).unwrap();
+            let of = |step| plan.micro_batches(step).into_iter().map(|m| (m.epoch, m.rows)).collect();
+            (0..3).map(of).collect()
+        };
+        assert_eq!(rows(false), [vec![(0, 0..2), (0, 2..4)], vec![(0, 4..5)], vec![(1, 0..2), (1, 2..4)]]);
+        assert_eq!(rows(true), [vec![(0, 0..2), (0, 2..4)], vec![(0, 4..5), (1, 0..2)], vec![(1, 2..4), (1, 4..5)]]);
     }
 
+    #[derive(serde::Deserialize)]
+    struct Case {
+        rows: usize,
+        micro_batch_size: usize,
+        gradient_accumulation_steps: usize,
+        epochs: u64,
+        global_step: u64,
+        steps: Vec<std::collections::BTreeMap<usize, f64>>,
+    }
+
+    /// What rows count in each step of Transformers' own Trainer; `tests/fixtures/make_trainer_steps.py` recorded it.
     #[test]
-    fn each_row_comes_up_once_an_epoch_and_the_last_step_is_smaller() {
-        let config = TrainConfig { micro_batch_size: 2, gradient_accumulation_steps: 2, ..Default::default() };
-        let all: Vec<RowRef> = (0..7).map(|row| RowRef { dataset: 0, row }).collect();
-        for drop_last in [false, true] {
-            let plan = Plan::new(7, &config, drop_last).unwrap();
-            let steps: Vec<usize> = (0..plan.steps_per_epoch).map(|s| plan.rows(&all, s).len()).collect();
-            // Four micro-batches, the last with one row, make two whole steps either way.
-            assert_eq!(steps, [4, 3], "drop_last {drop_last}");
+    fn carried_micro_batches_are_those_of_transformers_trainer() {
+        #[derive(serde::Deserialize)]
+        struct Fixture {
+            cases: Vec<Case>,
         }
-        let plan = Plan::new(5, &config, true).unwrap();
-        assert_eq!((plan.steps_per_epoch, plan.rows(&all[..5], 0).len()), (1, 4), "the third micro-batch is left out");
+        let fixture: Fixture = serde_json::from_str(include_str!("../tests/fixtures/trainer_steps.json")).unwrap();
+        assert_eq!(fixture.cases.len(), 10);
+        for case in fixture.cases {
+            let config = TrainConfig {
+                micro_batch_size: case.micro_batch_size,
+                gradient_accumulation_steps: case.gradient_accumulation_steps,
+                epochs: case.epochs,
+                ..Default::default()
+            };
+            let plan = Plan::new(case.rows, &config, true).unwrap();
+            assert_eq!(plan.total_steps, case.global_step);
+            for (step, expected) in case.steps.iter().enumerate() {
+                let parts = plan.micro_batches(step as u64);
+                let scale = plan.micro_batches_in_mean(parts.len()) as f64 / case.gradient_accumulation_steps as f64;
+                let mut counts = std::collections::BTreeMap::new();
+                for part in parts {
+                    let share = 1.0 / part.rows.len() as f64 * scale;
+                    part.rows.for_each(|row| *counts.entry(row).or_insert(0.0) += share);
+                }
+                assert_eq!(counts.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "step {step}");
+                // The fixture has six digits.
+                assert!(counts.iter().all(|(row, count)| (count - expected[row]).abs() < 1e-6), "step {step}");
+            }
+        }
     }
 
     #[test]

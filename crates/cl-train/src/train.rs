@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use cl_adapters::{Linear, Mode};
+use cl_checkpoint::Interrupt;
 use cl_data::{Encoded, Packed, RowRef, pack};
 use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
@@ -9,6 +10,7 @@ use cl_torch::AdamW;
 use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
+use crate::plan::MicroBatch;
 use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
 
 /// What a watcher of the run is told after every step.
@@ -37,11 +39,13 @@ pub struct TrainReport {
 ///
 /// `out` receives `log.jsonl` (one line a step) and, with `save_steps`, the resumable state in `state/`. When a state is
 /// there already the run goes on behind it and takes the very steps the uninterrupted run would have taken.
-/// `seed` keys the dropout masks. `observe` is called after every step.
+/// `seed` is the random seed of the dropout masks. `observe` is called after every step. When `interrupt` asks for it, training
+/// stops behind the step under way, whose state is saved whatever `save_steps` says.
 ///
 /// # Errors
 /// A setting outside its range or a model made for another one, a step without a token to learn, a state that was saved by
-/// another run, a loss or gradient that is not finite, files that cannot be written.
+/// another run or damaged since, a loss, gradient or weight that is not finite, files that cannot be written;
+/// [`TrainError::Interrupted`] when it was asked to stop.
 pub fn train(
     model: &mut Decoder,
     data: &TrainData<'_>,
@@ -49,6 +53,7 @@ pub fn train(
     plan: &Plan,
     seed: u64,
     out: &Path,
+    interrupt: &Interrupt,
     observe: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<TrainReport, TrainError> {
     config.validate()?;
@@ -62,20 +67,20 @@ pub fn train(
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
     let (mut log, mut steps) = LogWriter::open(&out.join("log.jsonl"), done)?;
     let before = steps.len();
-    let mut epoch_rows: Option<(u64, Vec<RowRef>)> = None;
+    let mut epochs = Epochs { data, drawn: Vec::new() };
 
     while done < plan.total_steps {
         let started = Instant::now();
-        let epoch = done / plan.steps_per_epoch;
-        if epoch_rows.as_ref().is_none_or(|e| e.0 != epoch) {
-            epoch_rows = Some((epoch, (data.epoch_rows)(epoch)));
-        }
-        let all = &epoch_rows.as_ref().expect("filled above").1;
-        let micro_batches = pack_step(data, plan.rows(all, done % plan.steps_per_epoch), config.micro_batch_size);
+        let parts = plan.micro_batches(done);
+        let epoch = parts[0].epoch;
+        let examples: Vec<Vec<&Encoded>> = parts.iter().map(|part| epochs.examples(part)).collect();
+        Plan::check_step(done, &examples)?;
+        let micro_batches: Vec<Packed> = examples.iter().map(|e| pack(e)).collect();
+        let in_mean = plan.micro_batches_in_mean(micro_batches.len());
         let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
         let learning_rate = config.learning_rate * factor;
 
-        let (loss, supervised_tokens) = accumulate(model, &micro_batches, config, step_seed(seed, done))?;
+        let (loss, supervised_tokens) = accumulate(model, &micro_batches, in_mean, config, step_seed(seed, done))?;
         let number = done + 1;
         finite(number, "loss", loss)?;
         let penalty = penalize(model, data)?;
@@ -98,12 +103,22 @@ pub fn train(
             seconds: started.elapsed().as_secs_f64(),
         };
         log.write(&step)?;
-        if config.save_steps > 0 && (done % config.save_steps == 0 || done == plan.total_steps) {
+        let last = done == plan.total_steps;
+        let stop = interrupt.requested() && !last;
+        let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
+        if due || stop || last {
+            // What is kept or published has to be numbers: an overflow would show in the next step's loss only.
+            optimizer.check_finite(done)?;
+        }
+        if due || stop {
             state.step = done;
             checkpoint::save(&out.join("state"), &optimizer, config, &state)?;
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
+        if stop {
+            return Err(TrainError::Interrupted { step: done, total_steps: plan.total_steps });
+        }
     }
     Ok(report(plan, &steps, before))
 }
@@ -135,6 +150,7 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
 fn accumulate(
     model: &Decoder,
     micro_batches: &[Packed],
+    in_mean: usize,
     config: &TrainConfig,
     seed: u64,
 ) -> Result<(f64, usize), TrainError> {
@@ -148,7 +164,7 @@ fn accumulate(
         // The factor is known before the forward pass, so the gradient of the mean needs no second look.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
-            LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * micro_batches.len() as f64),
+            LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * in_mean as f64),
         };
         let batch = PackedBatch::from_packed(packed, model.config.vocab_size, model.device)?;
         let mode = Mode::Train { seed: seed.wrapping_add(i as u64) };
@@ -170,13 +186,23 @@ fn penalize(model: &Decoder, data: &TrainData<'_>) -> Result<Option<f64>, TrainE
     Ok(Some(orthogonality.backward(&linears).map_err(ModelError::from)?))
 }
 
-fn pack_step(data: &TrainData<'_>, rows: &[RowRef], micro_batch_size: usize) -> Vec<Packed> {
-    rows.chunks(micro_batch_size)
-        .map(|chunk| {
-            let examples: Vec<&Encoded> = chunk.iter().map(|r| &data.datasets[r.dataset][r.row]).collect();
-            pack(&examples)
-        })
-        .collect()
+/// The orders of epochs as they are drawn; a step may need two of them.
+struct Epochs<'a> {
+    data: &'a TrainData<'a>,
+    drawn: Vec<(u64, Vec<RowRef>)>,
+}
+
+impl<'a> Epochs<'a> {
+    /// The examples of a micro-batch.
+    fn examples(&mut self, part: &MicroBatch) -> Vec<&'a Encoded> {
+        if !self.drawn.iter().any(|(epoch, _)| *epoch == part.epoch) {
+            // Steps go forward: epochs before the last one are over.
+            self.drawn.retain(|(epoch, _)| epoch + 1 >= part.epoch);
+            self.drawn.push((part.epoch, (self.data.epoch_rows)(part.epoch)));
+        }
+        let (_, order) = self.drawn.iter().find(|(epoch, _)| *epoch == part.epoch).expect("drawn above");
+        order[part.rows.clone()].iter().map(|r| &self.data.datasets[r.dataset][r.row]).collect()
+    }
 }
 
 fn supervised_count(packed: &Packed) -> usize {

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, Dtype};
+use cl_checkpoint::{Checkpoint, Dtype, Interrupt};
 use cl_data::{Encoded, Example, Profile, RowRef, Tokenizer, encode_dataset};
 use cl_model::Decoder;
 use cl_torch::tch::{self, Device, Tensor};
@@ -113,7 +113,7 @@ fn ten_steps_go_as_in_torch() {
         let data = TrainData { datasets: &datasets, epoch_rows: &rows, orthogonality: None };
         let plan = Plan::new(case.rows, &case.train, false).unwrap();
         let out = dir.path().join("round");
-        train(&mut model, &data, &case.train, &plan, 1, &out, &mut |_| {}).unwrap();
+        train(&mut model, &data, &case.train, &plan, 1, &out, &Interrupt::default(), &mut |_| {}).unwrap();
         let log = read_log(&out.join("log.jsonl")).unwrap();
         assert_eq!(log.len(), case.log.len(), "{}", case.name);
         let relative = |a: f64, b: f64| (a - b).abs() / b.abs();

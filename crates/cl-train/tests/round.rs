@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use cl_adapters::{InitLoraWeights, LoraConfig, Mode, TargetModules, save_lora};
-use cl_checkpoint::{Adapter, Manifest};
+use cl_checkpoint::{Adapter, Interrupt, Manifest};
 use cl_data::{Encoded, RowRef};
 use cl_model::{Decoder, PackedBatch};
 use cl_torch::tch::{self, Device, Tensor};
@@ -76,7 +76,7 @@ fn run_with(
     };
     let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None };
     let plan = Plan::new(n, config, false).unwrap();
-    train(model, &data, config, &plan, seed, out, &mut |p| observe(p.step))
+    train(model, &data, config, &plan, seed, out, &Interrupt::default(), &mut |p| observe(p.step))
 }
 
 fn run(config: &TrainConfig, out: &Path) -> TrainReport {
@@ -190,8 +190,8 @@ fn a_kill_between_log_and_state_or_inside_a_line_changes_nothing() {
     // Killed while the state was being replaced: the old one lies beside under its temporary name.
     let out = dir.path().join("renaming");
     killed_after(3, &config, &out);
-    std::fs::rename(out.join("state"), out.join(".state.4194305.old")).unwrap();
-    std::fs::create_dir(out.join(".state.4194305.part")).unwrap();
+    std::fs::rename(out.join("state"), out.join(".state.cl-abc123.old")).unwrap();
+    std::fs::create_dir(out.join(".state.cl-abc123.part")).unwrap();
     run(&config, &out);
     assert_eq!(left_behind(&out).0, expected.0);
     assert!(std::fs::read_dir(&out).unwrap().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
@@ -370,4 +370,22 @@ fn all_weights_move_in_full_fine_tuning_and_none_but_the_factors_with_adapters()
             assert_eq!(*a != b, config.full.is_some(), "{name}");
         }
     }
+}
+
+#[test]
+fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    // No example has this token, so loss and gradient stay numbers; decay takes its weight beyond f32.
+    let config = TrainConfig { max_steps: Some(1), learning_rate: 10.0, weight_decay: 10.0, save_steps: 1, ..full() };
+    let mut model = model(&config);
+    let (_, table) = model.named_parameters().into_iter().find(|(n, _)| n.ends_with("embed_tokens.weight")).unwrap();
+    {
+        let _no_graph = tch::no_grad_guard();
+        let _ = table.get(table.size()[0] - 1).fill_(3e38);
+    }
+    let few = vec![Encoded { input_ids: vec![5, 6, 7], source_len: 1 }];
+    let error = run_with(&mut model, few, &config, 11, dir.path(), &mut |_| {}).unwrap_err();
+    let TrainError::NotFiniteWeight { step: 1, tensor } = &error else { panic!("{error}") };
+    assert_eq!(tensor, "model.embed_tokens.weight");
+    assert!(!dir.path().join("state").exists());
 }

@@ -79,7 +79,7 @@ fn after_any_error_nothing_new_is_there_and_the_old_output_is_kept() {
         assert_error(name, writer.put_file(name, b"x"), &["model", "is not the name of a file"]);
         assert_error(name, writer.copy_file(&dir.join("config.json"), name), &["is not the name of a file"]);
     }
-    assert_error("no such file", writer.copy_file(&dir.join("none"), "x"), &["none", "No such file"]);
+    assert_error("no such file", writer.copy_file(&dir.join("none"), "x"), &["none", "not found"]);
     drop(writer);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let _writer = create();

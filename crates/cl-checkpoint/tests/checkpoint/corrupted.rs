@@ -116,7 +116,7 @@ fn a_header_beyond_the_limit_of_the_format_is_refused_unread() {
 fn what_is_no_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    assert_error("nothing", SafetensorsFile::open(&path), &["model.safetensors", "No such file"]);
+    assert_error("nothing", SafetensorsFile::open(&path), &["model.safetensors", "not found"]);
     fs::create_dir(&path).unwrap();
     assert_error("a directory", SafetensorsFile::open(&path), &["model.safetensors", "a regular file is expected"]);
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod compare;
+pub mod data;
 pub mod eval;
 pub mod generate;
 pub mod import_gguf;
@@ -13,11 +14,11 @@ pub mod train;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 /// Reads a configuration's text.
 pub fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{}: cannot read it as a configuration", path.display()))
+    Ok(cl_checkpoint::files::read_text(path, cl_checkpoint::files::MAX_CONFIG)?)
 }
 
 /// `f32` or `bf16` on a command line.

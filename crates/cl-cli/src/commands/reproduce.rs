@@ -2,6 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
 use cl_lab::{StudyConfig, reproduce};
 
 use crate::progress::Progress;
@@ -21,12 +22,12 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = StudyConfig { seed: args.seed, ..StudyConfig::default() };
     // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
     cl_torch::tch::set_num_threads(1);
     let mut progress = Progress::new();
-    let study = reproduce(&config, &args.out, &mut |e| progress.observe(e))?;
+    let study = reproduce(&config, &args.out, interrupt, &mut |e| progress.observe(e))?;
     for table in &study.tables {
         writeln!(out, "{}", table.text())?;
     }

@@ -2,6 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
 use cl_lab::{method_name, read_sequence, run_sequence, tables_of};
 
 use crate::progress::Progress;
@@ -23,10 +24,10 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
     let mut progress = Progress::new();
-    let report = run_sequence(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
+    let report = run_sequence(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     for table in tables_of(&report.matrix, method_name(&config), config.profile) {
         writeln!(out, "{}", table.text())?;
     }

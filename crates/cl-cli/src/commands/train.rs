@@ -2,6 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
 use cl_lab::{read_train, run_train};
 use cl_train::{final_loss, read_log};
 
@@ -12,7 +13,7 @@ use crate::progress::Progress;
 pub struct Args {
     /// Configuration: model, data, [train.lora] or [train.full].
     config: PathBuf,
-    /// Directory for log.jsonl, rows.jsonl, adapter/ and model/.
+    /// Directory for log.jsonl, rows.json, adapter/ and model/.
     #[arg(long)]
     out: PathBuf,
     /// Change a key of the configuration, as in --set train.learning_rate=1e-4.
@@ -24,10 +25,10 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     let mut progress = Progress::new();
-    let output = run_train(&config, &args.out, args.resume, &mut |e| progress.observe(e))?;
+    let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     // From the log, which has the steps of every run that was killed, too.
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let loss = final_loss(&steps);

@@ -53,7 +53,7 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
         "data/nor_here: no train.json",
         "task `nowhere`",
         "task `nor_here`",
-        "data/missing.jsonl: No such file",
+        "data/missing.jsonl: not found",
         "task `first`: 99 new tokens leave no room",
     ] {
         assert!(text.contains(&format!("problem: {part}")), "{part} is not in\n{text}");
@@ -72,8 +72,8 @@ fn what_is_no_configuration_says_where() {
     for (args, part) in [
         (&["broken.toml"] as &[&str], "broken.toml: TOML parse error at line 2"),
         (&["other.toml"], "missing field `tasks`"),
-        (&["nowhere.toml"], "nowhere.toml: cannot read it as a configuration: No such file"),
-        (&["model/model.safetensors"], "cannot read it as a configuration"),
+        (&["nowhere.toml"], "nowhere.toml: not found"),
+        (&["model/model.safetensors"], "is not valid UTF-8; the file is damaged or not a text file"),
         (&["lora.toml", "--set", "train.lora.rank=4"], "unknown field `rank`"),
         (&["model", "--set", "seed=3"], "--set changes keys of a configuration; model is a directory"),
     ] {

@@ -91,7 +91,7 @@ fn what_cannot_be_asked_is_told() {
             "nowhere",
             "task `nowhere`: no such directory in data, and no known task has it there; known tasks: C-STANCE, FOMC",
         ),
-        ("nowhere.jsonl", "data/nowhere.jsonl: No such file"),
+        ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
         ("folder", "data/folder: no test.json"),

@@ -37,14 +37,14 @@ fn what_is_no_gguf_file_leaves_nothing() {
     let whole = std::fs::read(LLAMA).unwrap();
     std::fs::write(world.path("cut.gguf"), &whole[..whole.len() / 2]).unwrap();
     for (file, part) in [
-        ("nowhere.gguf", "nowhere.gguf: No such file"),
+        ("nowhere.gguf", "nowhere.gguf: not found"),
         ("train.toml", "train.toml: not a GGUF file"),
         ("model", "model: is a directory"),
         ("cut.gguf", "cut.gguf"),
     ] {
         let message = world.fails(["import-gguf", file, "imported"]);
         assert!(message.contains(part), "{message}");
-        assert_eq!(message.matches("No such file").count(), usize::from(file == "nowhere.gguf"), "{message}");
+        assert_eq!(message.matches("not found").count(), usize::from(file == "nowhere.gguf"), "{message}");
         assert!(!world.exists("imported"), "{file}");
     }
     assert!(Path::new(LLAMA).exists());

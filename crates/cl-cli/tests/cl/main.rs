@@ -6,6 +6,7 @@ mod corrupted;
 mod eval;
 mod generate;
 mod import;
+mod interrupted;
 mod killed;
 mod moe;
 mod sequence;

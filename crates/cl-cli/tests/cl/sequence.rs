@@ -21,7 +21,7 @@ fn a_sequence_of_lora_leaves_what_is_documented() {
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
-        "rows.jsonl",
+        "rows.json",
     ];
     let mut expected: Vec<String> =
         ["base.blake3", "config.toml", "data.blake3", "matrix.json", "tables.md"].map(str::to_owned).to_vec();
@@ -68,9 +68,9 @@ fn replayed_rows_are_written_down_and_drawn_anew_each_epoch() {
     let world = World::new();
     let stdout = world.ok(["sequence", "lora.toml", "--out", "s", "--set", "replay.fraction=0.25"]);
     assert!(stdout.contains("LoRA-Rep 1,2"), "{stdout}");
-    let first = world.lines("s/rounds/1-first/rows.jsonl");
+    let first = world.rows("s/rounds/1-first");
     assert!(first.len() == 3 * 16 && first.iter().all(|r| r["dataset"] == "first"), "nothing to replay yet");
-    let second = world.lines("s/rounds/2-mood/rows.jsonl");
+    let second = world.rows("s/rounds/2-mood");
     let drawn = |dataset: &str, epoch: u64| -> BTreeSet<u64> {
         let of_epoch = second.iter().filter(|r| r["dataset"] == dataset && r["epoch"] == epoch);
         of_epoch.map(|r| r["row"].as_u64().unwrap()).collect()
@@ -134,7 +134,7 @@ fn mistakes_are_told_before_anything_is_written() {
         ("tasks=['first', 'no_test']", "data/no_test: no test.json"),
         ("tasks=['first', '../data']", "tasks: `../data` is not the name of a directory"),
         ("tasks=['first', 'first']", "tasks: `first` comes up again at place 2"),
-        ("eval.old=['nowhere.jsonl']", "data/nowhere.jsonl: No such file"),
+        ("eval.old=['nowhere.jsonl']", "data/nowhere.jsonl: not found"),
         ("eval.old=['homes.jsonl', 'data/homes.jsonl']", "task `homes`: named twice"),
         ("limit.test=0", "limit.test = 0: expected at least 1"),
         ("eval.max_new_tokens=64", "64 new tokens leave no room for a prompt in the model's 64 positions"),

@@ -95,6 +95,11 @@ impl World {
         self.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Rows that a run used.
+    pub fn rows(&self, run: &str) -> Vec<Value> {
+        self.ok(["data", "rows", run]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     pub fn copy_dir(&self, from: &str, to: &str) {
         std::fs::create_dir_all(self.path(to)).unwrap();
         for file in std::fs::read_dir(self.path(from)).unwrap() {

@@ -1,5 +1,6 @@
 //! What stops a run is found by the check, and what the check finds stops a run before it writes anything.
 
+use cl_checkpoint::Interrupt;
 use std::path::Path;
 
 use cl_lab::{Finding, LabError, check_sequence, check_train, run_train};
@@ -61,7 +62,8 @@ fn check_and_run_of_a_sequence_agree() {
 #[test]
 fn check_and_run_of_a_round_agree() {
     let world = World::new(Kind::Float);
-    run_train(&world.train(&["train.max_steps=1"]), &world.path("small"), false, &mut silent).unwrap();
+    run_train(&world.train(&["train.max_steps=1"]), &world.path("small"), false, &Interrupt::default(), &mut silent)
+        .unwrap();
     let adapter = world.path("small/adapter");
     let (good, bad) = (world.path("good"), world.path("bad"));
     for (dir, key, value) in [(&good, "r", "2"), (&bad, "bias", "\"all\"")] {
@@ -89,7 +91,7 @@ fn check_and_run_of_a_round_agree() {
         let problems = problems(check_train(&config));
         assert_eq!(problems.len(), count, "{set:?}: {problems:?}");
         let out = world.path(format!("r{i}"));
-        agree(&problems, run_train(&config, &out, false, &mut silent).err());
+        agree(&problems, run_train(&config, &out, false, &Interrupt::default(), &mut silent).err());
         assert_eq!(out.exists(), problems.is_empty(), "{set:?}");
     }
 }
@@ -102,11 +104,11 @@ fn an_adapter_that_does_not_fit_is_found_by_the_check() {
     let model = cl_model::random_weights(&config, 1, options).unwrap();
     let (files, manifest) = (cl_lab::toy::tokenizer_files(), cl_checkpoint::Manifest::new("model"));
     model.save(&wide.path("model"), Kind::Float, &config, &files, manifest, true).unwrap();
-    run_train(&wide.train(&["train.max_steps=1"]), &wide.path("r"), false, &mut silent).unwrap();
+    run_train(&wide.train(&["train.max_steps=1"]), &wide.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
     let config = world.train(&[&format!("train.initial_adapter='{}'", wide.path("r/adapter").display())]);
     let problems = problems(check_train(&config));
     assert!(problems.len() == 1 && problems[0].contains("expected A [r, "), "{problems:?}");
-    agree(&problems, run_train(&config, &world.path("s"), false, &mut silent).err());
+    agree(&problems, run_train(&config, &world.path("s"), false, &Interrupt::default(), &mut silent).err());
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -1,7 +1,7 @@
 //! Sequences that keep new adapters away from those of earlier rounds.
 
 use cl_adapters::Overlap;
-use cl_checkpoint::{Adapter, AdapterModule, Dtype, Manifest, TensorSource, convert};
+use cl_checkpoint::{Adapter, AdapterModule, Dtype, Interrupt, Manifest, TensorSource, convert};
 use cl_lab::{read_train, run_train};
 use cl_torch::tch::Kind;
 use cl_train::read_log;
@@ -112,7 +112,7 @@ fn a_sequence_can_be_continued_from_published_directories() {
             &format!("data.train={}", world.path("data/last").display()),
             &format!("train.olora={{shape='{shape}', lambda=[0.1, 0.2, 0.3], earlier=[{published}]}}"),
         ]);
-        run_train(&config, &world.path("last"), false, &mut silent).unwrap();
+        run_train(&config, &world.path("last"), false, &Interrupt::default(), &mut silent).unwrap();
         let file = "adapter/adapter_model.safetensors";
         assert!(
             bytes(&world, &format!("last/{file}")) == bytes(&world, &format!("all/rounds/3-last/{file}")),
@@ -125,7 +125,7 @@ fn a_sequence_can_be_continued_from_published_directories() {
         let manifest = Manifest::read(&world.path("last/adapter")).unwrap();
         assert_eq!(manifest.sources.iter().filter(|s| s.role == "earlier_adapter").count(), 2);
         // Resuming knows the earlier adapters again.
-        run_train(&config, &world.path("last"), true, &mut silent).unwrap();
+        run_train(&config, &world.path("last"), true, &Interrupt::default(), &mut silent).unwrap();
     }
 }
 
@@ -133,11 +133,19 @@ fn a_sequence_can_be_continued_from_published_directories() {
 fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
     let world = World::new(Kind::Float);
     let config = world.train(&["train.olora={earlier=['nowhere']}"]);
-    let message = run_train(&config, &world.path("r"), false, &mut silent).unwrap_err().to_string();
+    let message =
+        run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap_err().to_string();
     assert!(message.contains("nowhere"), "{message}");
     assert!(!world.path("r").exists());
     // What a run could not do is found before it begins.
-    run_train(&world.train(&["train.lora.use_dora=true"]), &world.path("dora"), false, &mut silent).unwrap();
+    run_train(
+        &world.train(&["train.lora.use_dora=true"]),
+        &world.path("dora"),
+        false,
+        &Interrupt::default(),
+        &mut silent,
+    )
+    .unwrap();
     let dora = world.path("dora/adapter");
     for (set, part) in [
         (format!("train.olora={{shape='stack', earlier=['{}']}}", dora.display()), "frozen DoRA"),
@@ -147,7 +155,9 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
         ("train.lora.rank_pattern={nothing_here=2}".to_owned(), "rank_pattern = `nothing_here`"),
         ("train.lora.embedding_learning_rate=1e-5".to_owned(), "embedding_learning_rate"),
     ] {
-        let message = run_train(&world.train(&[&set]), &world.path("r"), false, &mut silent).unwrap_err().to_string();
+        let message = run_train(&world.train(&[&set]), &world.path("r"), false, &Interrupt::default(), &mut silent)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains(part), "{set}: {message}");
         assert!(!world.path("r").exists());
     }
@@ -156,7 +166,8 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
     let message = world.run(&world.sequence(&set), "r").unwrap_err().to_string();
     assert!(message.contains("shape = \"stack\" with an adapter on the embedding"), "{message}");
     // A continued adapter decides what it is.
-    run_train(&world.train(&["train.lora.r=3"]), &world.path("plain"), false, &mut silent).unwrap();
+    run_train(&world.train(&["train.lora.r=3"]), &world.path("plain"), false, &Interrupt::default(), &mut silent)
+        .unwrap();
     let initial = format!("train.initial_adapter='{}'", world.path("plain/adapter").display());
     for (set, part) in [
         ("train.lora.use_dora=true", "use_dora"),
@@ -165,7 +176,8 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
         ("train.lora.embedding_learning_rate=1e-4", "embedding_learning_rate"),
     ] {
         let config = world.train(&[&initial, set]);
-        let message = run_train(&config, &world.path("r"), false, &mut silent).unwrap_err().to_string();
+        let message =
+            run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap_err().to_string();
         assert!(message.contains(part), "{set}: {message}");
     }
     assert!(!world.path("r").exists());

@@ -1,4 +1,4 @@
-use cl_checkpoint::{Checkpoint, Dtype, Manifest, TensorSource};
+use cl_checkpoint::{Checkpoint, Dtype, Interrupt, Manifest, TensorSource};
 use cl_lab::run_train;
 use cl_torch::tch::Kind;
 
@@ -8,7 +8,7 @@ use crate::world::{World, silent};
 fn full_fine_tuning_keeps_the_bases_dtype_and_tokenizer() {
     let world = World::new(Kind::BFloat16);
     let config = world.train(&["train={full={}, epochs=2, learning_rate=1e-2}"]);
-    let output = run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    let output = run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
     assert_eq!((output.adapter, output.model.clone()), (None, world.path("r/model")));
     let (base, model) = (Checkpoint::open(&config.model).unwrap(), Checkpoint::open(&output.model).unwrap());
     for name in base.names() {
@@ -27,7 +27,7 @@ fn a_manifest_says_what_a_round_was_made_from() {
     let world = World::new(Kind::Float);
     let replay = format!("data.earlier=['{}']", world.path("data/last").display());
     let config = world.train(&[&replay, "replay.fraction=0.5", "seed=5"]);
-    let output = run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    let output = run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
     let adapter = Manifest::read(&output.adapter.unwrap()).unwrap();
     let roles: Vec<&str> = adapter.sources.iter().map(|s| s.role.as_str()).collect();
     assert_eq!((adapter.kind.as_str(), roles), ("adapter", vec!["base", "data", "data"]));
@@ -43,29 +43,57 @@ fn a_manifest_says_what_a_round_was_made_from() {
 fn what_a_killed_process_left_beside_the_state_is_removed() {
     let world = World::new(Kind::Float);
     let config = world.train(&["train.save_steps=2"]);
-    run_train(&config, &world.path("r"), false, &mut silent).unwrap();
+    run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
     // No process has the highest number a pid can have plus one.
     for left in [".state.4194305.old", ".state.4194305.part", ".adapter.4194305.part", ".model.4194305.part"] {
         std::fs::create_dir(world.path("r").join(left)).unwrap();
     }
-    run_train(&config, &world.path("r"), true, &mut silent).unwrap();
+    run_train(&config, &world.path("r"), true, &Interrupt::default(), &mut silent).unwrap();
     let mut names: Vec<String> = std::fs::read_dir(world.path("r"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    assert_eq!(names, ["adapter", "base.blake3", "config.toml", "data.blake3", "log.jsonl", "model", "rows.jsonl"]);
+    assert_eq!(names, ["adapter", "base.blake3", "config.toml", "data.blake3", "log.jsonl", "model", "rows.json"]);
 }
 
 #[test]
 fn a_seed_decides_everything() {
     let world = World::new(Kind::Float);
     let weights = |name: &str, set: &[&str]| {
-        let output = run_train(&world.train(set), &world.path(name), false, &mut silent).unwrap();
+        let output =
+            run_train(&world.train(set), &world.path(name), false, &Interrupt::default(), &mut silent).unwrap();
         std::fs::read(output.model.join("model.safetensors")).unwrap()
     };
     let dropout = "train.lora.lora_dropout=0.1";
     let first = weights("a", &[dropout, "seed=1"]);
     assert_eq!(first, weights("b", &[dropout, "seed=1"]));
     assert_ne!(first, weights("c", &[dropout, "seed=2"]));
+}
+
+#[test]
+fn a_base_that_is_replaced_while_a_round_trains_is_noticed_and_nothing_is_published() {
+    let world = World::new(Kind::Float);
+    let config = world.train(&[]);
+    let other = world.path("other");
+    let keys = cl_lab::toy::model_config(16);
+    let model = cl_model::random_weights(&keys, 77, cl_model::LoadOptions::cpu(Kind::Float)).unwrap();
+    let files = cl_lab::toy::tokenizer_files();
+    model.save(&other, Kind::Float, &keys, &files, Manifest::new("model"), false).unwrap();
+    let base = config.model.clone();
+    let mut swapped = false;
+    let error = run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut |event| {
+        if matches!(event, cl_lab::Event::Step(_)) && !swapped {
+            std::fs::rename(&base, world.path("old")).unwrap();
+            std::fs::rename(&other, &base).unwrap();
+            swapped = true;
+        }
+    })
+    .unwrap_err();
+    assert!(matches!(error, cl_lab::LabError::Changed { .. }), "{error}");
+    assert!(!world.path("r/adapter").exists() && !world.path("r/model").exists());
+    // With the old one back, the round ends as it would have.
+    std::fs::remove_dir_all(&base).unwrap();
+    std::fs::rename(world.path("old"), &base).unwrap();
+    run_train(&config, &world.path("r"), true, &Interrupt::default(), &mut silent).unwrap();
 }

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, Checkpoint, Dtype, TensorSource, convert};
+use cl_checkpoint::{Adapter, Checkpoint, Dtype, Interrupt, TensorSource, convert};
 use cl_eval::{Group, ScoreMatrix};
 use cl_lab::Event;
 use cl_torch::tch::Kind;
@@ -107,7 +107,7 @@ fn a_finished_sequence_makes_nothing_again() {
     let first = world.run(&config, "s").unwrap();
     let mut events = Vec::new();
     let rows = || matrix(&world.path("s/matrix.json")).rows.len();
-    let again = cl_lab::run_sequence(&config, &world.path("s"), true, &mut |event| {
+    let again = cl_lab::run_sequence(&config, &world.path("s"), true, &Interrupt::default(), &mut |event| {
         assert_eq!(rows(), 3, "the matrix does not shrink meanwhile");
         match event {
             Event::Skipped(name) => events.push(name.to_owned()),
@@ -161,7 +161,9 @@ fn a_sequence_may_score_nothing() {
 fn another_run_is_not_written_over() {
     let world = World::new(Kind::Float);
     let config = world.sequence(&["tasks=['first']"]);
-    cl_lab::run_train(&world.train(&[]), &world.path("r"), false, &mut silent).unwrap();
-    let message = cl_lab::run_sequence(&config, &world.path("r"), true, &mut silent).unwrap_err().to_string();
+    cl_lab::run_train(&world.train(&[]), &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
+    let message = cl_lab::run_sequence(&config, &world.path("r"), true, &Interrupt::default(), &mut silent)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("holds a sequence with another configuration"), "{message}");
 }

@@ -1,3 +1,4 @@
+use cl_checkpoint::Interrupt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ const OUT: &str = "CL_LAB_TEST_STUDY";
 fn study_to_kill() {
     let Some(out) = std::env::var_os(OUT) else { return };
     tch::set_num_threads(1);
-    reproduce(&tiny(), Path::new(&out), &mut silent).unwrap();
+    reproduce(&tiny(), Path::new(&out), &Interrupt::default(), &mut silent).unwrap();
 }
 
 #[test]
@@ -36,7 +37,7 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
     let (alone, killed) = (folder.path().join("alone"), folder.path().join("killed"));
-    let study = reproduce(&tiny(), &alone, &mut silent).unwrap();
+    let study = reproduce(&tiny(), &alone, &Interrupt::default(), &mut silent).unwrap();
     for moment in [
         "base/log.jsonl",
         "base/model/manifest.json",
@@ -58,13 +59,16 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
         process.kill().unwrap();
         process.wait().unwrap();
     }
-    let again = reproduce(&tiny(), &killed, &mut silent).unwrap();
+    let again = reproduce(&tiny(), &killed, &Interrupt::default(), &mut silent).unwrap();
     assert_eq!(again.tables, study.tables);
     for file in ["tables.md", "base/model/model.safetensors", "sequences/LoRA-Rep/matrix.json"] {
         let read = |out: &Path| std::fs::read(out.join(file)).unwrap();
         assert!(read(&alone) == read(&killed), "{file} differs");
     }
-    let message = reproduce(&StudyConfig { seed: 2, ..tiny() }, &killed, &mut silent).err().unwrap().to_string();
+    let message = reproduce(&StudyConfig { seed: 2, ..tiny() }, &killed, &Interrupt::default(), &mut silent)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(message.contains("it has `seed: 1,`, this one `seed: 2,`; choose another --out"), "{message}");
 }
 
@@ -72,7 +76,7 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
 fn the_study_has_the_papers_first_four_tables() {
     tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
-    let study = reproduce(&tiny(), folder.path(), &mut silent).unwrap();
+    let study = reproduce(&tiny(), folder.path(), &Interrupt::default(), &mut silent).unwrap();
     let captions: Vec<&str> = study.tables.iter().map(|t| t.caption.as_str()).collect();
     for (i, start) in ["Table 1. Full", "Table 2. LoRA", "Table 3. Full", "Table 4. LoRA"].iter().enumerate() {
         assert!(captions[i].starts_with(start), "{captions:?}");

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use cl_checkpoint::{Checkpoint, Manifest};
+use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
 use cl_data::Example;
 use cl_lab::{Event, LabError, SequenceConfig, SequenceReport, TrainRun, read_sequence, read_train, run_sequence, toy};
 use cl_model::{LoadOptions, random_weights};
@@ -66,7 +66,7 @@ impl World {
 
     /// Runs a sequence into `out`.
     pub fn run(&self, config: &SequenceConfig, out: &str) -> Result<SequenceReport, LabError> {
-        run_sequence(config, &self.path(out), false, &mut silent)
+        run_sequence(config, &self.path(out), false, &Interrupt::default(), &mut silent)
     }
 
     /// A tensor of a model directory.

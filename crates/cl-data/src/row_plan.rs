@@ -1,0 +1,187 @@
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Profile, RowRef, epoch_rows};
+
+/// Which rows a round goes through: what every epoch's order follows from. A file of a few hundred bytes, `rows.json`,
+/// whatever the size of the data and the number of epochs.
+///
+/// ```
+/// use cl_data::{PlannedSet, Profile, RowPlan};
+///
+/// let set = PlannedSet { name: "qa".into(), path: "qa.jsonl".into(), blake3: "0".repeat(64), rows: 5, rows_per_epoch: 5 };
+/// let plan = RowPlan::new(vec![set], 42, Profile::Method, true, 7);
+/// let used: Vec<_> = plan.used(1).collect();
+/// assert_eq!(used.len(), 2); // 7 rows in all: epoch 0 whole, 2 rows of epoch 1
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowPlan {
+    /// The data sets that rows are drawn from; the round's own is the last.
+    pub datasets: Vec<PlannedSet>,
+    /// Random seed of the draws.
+    pub seed: u64,
+    /// Whose generator draws.
+    pub profile: Profile,
+    /// Whether rows are in random order; otherwise as they lie in the files.
+    pub shuffle: bool,
+    /// Rows that all steps go through, epoch after epoch; of the last epoch only as many as steps need.
+    pub rows: u64,
+    /// blake3 over the first epoch's rows, hexadecimal: other numbers mean another generator.
+    pub first_epoch: String,
+}
+
+/// One data set of a [`RowPlan`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedSet {
+    /// Its name, or its path where two have the same name.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// blake3 of the file, hexadecimal.
+    pub blake3: String,
+    /// Rows of the file that may be drawn.
+    pub rows: usize,
+    /// Rows that each epoch draws.
+    pub rows_per_epoch: usize,
+}
+
+/// One used row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedRow {
+    /// Pass over the data, from 0.
+    pub epoch: u64,
+    /// Place in the epoch, from 0.
+    pub position: usize,
+    /// Name of the data set.
+    pub dataset: String,
+    /// Row of its file, from 0.
+    pub row: usize,
+}
+
+impl RowPlan {
+    /// The plan of a round whose steps go through `rows` rows in all.
+    pub fn new(datasets: Vec<PlannedSet>, seed: u64, profile: Profile, shuffle: bool, rows: u64) -> RowPlan {
+        let mut plan = RowPlan { datasets, seed, profile, shuffle, rows, first_epoch: String::new() };
+        plan.first_epoch = hash(&plan.epoch(0));
+        plan
+    }
+
+    /// All rows of an epoch (from 0), in order.
+    pub fn epoch(&self, epoch: u64) -> Vec<RowRef> {
+        let (sizes, lengths): (Vec<usize>, Vec<usize>) =
+            self.datasets.iter().map(|set| (set.rows, set.rows_per_epoch)).unzip();
+        let mut rows = epoch_rows(&sizes, &lengths, epoch, self.seed, self.profile);
+        if !self.shuffle {
+            rows.sort_by_key(|r| (r.dataset, r.row));
+        }
+        rows
+    }
+
+    /// Rows of one epoch.
+    pub fn rows_per_epoch(&self) -> usize {
+        self.datasets.iter().map(|set| set.rows_per_epoch).sum()
+    }
+
+    /// How many epochs steps go through, the last one perhaps in part.
+    pub fn epochs(&self) -> u64 {
+        self.rows.div_ceil(self.rows_per_epoch().max(1) as u64)
+    }
+
+    /// The rows of an epoch that steps use.
+    pub fn used(&self, epoch: u64) -> impl Iterator<Item = UsedRow> {
+        let before = epoch.saturating_mul(self.rows_per_epoch() as u64);
+        let left = usize::try_from(self.rows.saturating_sub(before)).unwrap_or(usize::MAX);
+        let rows = if left == 0 { Vec::new() } else { self.epoch(epoch) };
+        rows.into_iter().take(left).enumerate().map(move |(position, r)| UsedRow {
+            epoch,
+            position,
+            dataset: self.datasets[r.dataset].name.clone(),
+            row: r.row,
+        })
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let mut json = serde_json::to_vec_pretty(self).expect("numbers and text are JSON");
+        json.push(b'\n');
+        Ok(write_file(path, &json)?)
+    }
+
+    /// Reads the file, and draws the first epoch to see that it gives the rows that were used.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Form`] for a file that is damaged or whose rows another generator has drawn.
+    pub fn read(path: &Path) -> Result<RowPlan, Error> {
+        let wrong = |message: String| Error::Form { path: path.to_owned(), message };
+        let plan: RowPlan = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
+            .map_err(|e| wrong(format!("is no plan of rows: {e}")))?;
+        // Beyond this no round has been; a damaged number would fill the memory.
+        if plan.datasets.iter().any(|set| set.rows.max(set.rows_per_epoch) > 1 << 32) {
+            return Err(wrong("names more than 2³² rows".to_owned()));
+        }
+        if hash(&plan.epoch(0)) != plan.first_epoch {
+            return Err(wrong(
+                "its first epoch has other rows than when the round began; the file is damaged, or \
+                              another version of this program drew them"
+                    .to_owned(),
+            ));
+        }
+        Ok(plan)
+    }
+}
+
+fn hash(rows: &[RowRef]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for number in rows.iter().flat_map(|r| [r.dataset, r.row]) {
+        hasher.update(&(number as u64).to_le_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(rows: u64) -> RowPlan {
+        let set = |name: &str, rows, rows_per_epoch| PlannedSet {
+            name: name.to_owned(),
+            path: name.into(),
+            blake3: String::new(),
+            rows,
+            rows_per_epoch,
+        };
+        RowPlan::new(vec![set("old", 10, 2), set("new", 6, 6)], 7, Profile::Method, true, rows)
+    }
+
+    #[test]
+    fn a_plan_reads_back_and_a_changed_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.json");
+        let plan = plan(20);
+        plan.write(&path).unwrap();
+        assert_eq!(RowPlan::read(&path).unwrap(), plan);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to) in [("\"seed\": 7", "\"seed\": 8"), ("\"rows\": 10", "\"rows\": 99999999999999"), ("{", "[")] {
+            std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let message = RowPlan::read(&path).unwrap_err().to_string();
+            assert!(message.contains("rows.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn used_rows_end_where_steps_end() {
+        let plan = plan(20);
+        let counts: Vec<usize> = (0..4).map(|epoch| plan.used(epoch).count()).collect();
+        assert_eq!((plan.epochs(), counts), (3, vec![8, 8, 4, 0]));
+        assert_eq!(plan.used(0).filter(|r| r.dataset == "old").count(), 2);
+        let (first, second): (Vec<_>, Vec<_>) = (plan.epoch(0), plan.epoch(1));
+        assert_ne!(first, second, "drawn anew each epoch");
+    }
+}
