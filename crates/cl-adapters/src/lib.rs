@@ -12,8 +12,9 @@ mod peft;
 mod random;
 mod start;
 mod targets;
+mod whole;
 
-pub use config::{InitLoraWeights, LoraConfig, TargetModules};
+pub use config::{Bias, InitLoraWeights, LoraConfig, TargetModules, TokenIndices};
 pub use dora::Magnitude;
 pub use dropout::Mode;
 pub use embedding::Embedding;
@@ -24,3 +25,4 @@ pub use olora::{Lambda, OloraConfig, Orthogonality, Overlap, SequenceShape};
 pub use peft::{Site, check_frozen, check_whole_tensors, save_lora};
 pub use random::normal;
 pub use targets::Targets;
+pub use whole::{TokenRows, Whole, WholeKind, WholePlan, leaf};

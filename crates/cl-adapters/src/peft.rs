@@ -1,5 +1,6 @@
 //! Adapters of a model as PEFT directories.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
@@ -10,7 +11,7 @@ use cl_torch::{load_tensor, tensor_bytes};
 use serde_json::Value;
 
 use crate::linear::Frozen;
-use crate::{AdapterError, InitLoraWeights, Lora, LoraConfig};
+use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind};
 
 /// A layer as a place for an adapter.
 #[derive(Clone, Copy)]
@@ -25,7 +26,8 @@ pub struct Site<'a> {
     pub start: Option<&'a Frozen>,
 }
 
-/// Writes the adapters of `sites` (all layers of a model, adapted or not) as a PEFT directory in f32, as PEFT does.
+/// Writes the adapters of `sites` (all layers of a model, adapted or not) and what is trained `whole` beside them as a PEFT
+/// directory in f32, as PEFT does.
 ///
 /// Ranks and scalings are those of the layers: where they differ from `config`, as they may after an adapter was loaded,
 /// the difference goes into `rank_pattern` and `alpha_pattern`. An adapter whose start was taken out of the weight is
@@ -36,6 +38,7 @@ pub struct Site<'a> {
 pub fn save_lora<'a>(
     dir: &Path,
     sites: impl Iterator<Item = Site<'a>>,
+    whole: &[Whole],
     config: &LoraConfig,
     base_model: &str,
     manifest: Manifest,
@@ -46,7 +49,12 @@ pub fn save_lora<'a>(
     let mut peft = adapter_config(config, base_model, adapted.iter().any(|s| s.start.is_some()));
     let names = |sites: &[Site<'a>]| sites.iter().map(|s| s.name).collect::<Vec<_>>();
     peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&names(&adapted), &names(&bare))));
-    peft.use_dora = adapted.iter().any(|s| s.lora.is_some_and(|lora| lora.magnitude.is_some()));
+    let some = |has: &dyn Fn(&Lora) -> bool| adapted.iter().filter_map(|s| s.lora).any(has);
+    peft.use_dora = some(&|lora| lora.magnitude.is_some());
+    if some(&|lora| lora.bias.is_some()) {
+        peft.other.insert("lora_bias".to_owned(), Value::Bool(true));
+    }
+    name_whole(&mut peft, whole, config, &names(&adapted));
     for site in adapted {
         let Some(lora) = site.lora else { continue };
         let [a, b] = factors(lora, site.start);
@@ -61,22 +69,65 @@ pub fn save_lora<'a>(
             let alpha = if scaling(alpha.round()) == lora.scaling { alpha.round() } else { alpha };
             peft.alpha_pattern.push((site.name.to_owned(), alpha));
         }
-        let shape = |t: &Tensor| t.size().iter().map(|&d| d as usize).collect::<Vec<usize>>();
         let (a_shape, b_shape) = (shape(&a), shape(&b));
         let module = AdapterModule { name: site.name.to_owned(), kind: site.kind, a_shape, b_shape, dora: false };
-        let mut put = |name: String, tensor: &Tensor| {
-            let spec = TensorSpec { name, dtype: Dtype::F32, shape: shape(tensor) };
-            tensors.push((spec, tensor_bytes(tensor, Kind::Float)));
-        };
-        for (name, tensor) in module.factors().into_iter().zip([&a, &b]) {
-            put(name, tensor);
+        let [a_name, b_name] = module.factors();
+        if let Some(bias) = &lora.bias {
+            tensors.push(stored(b_name.replace(".weight", ".bias"), bias));
         }
+        tensors.extend([stored(a_name, &a), stored(b_name, &b)]);
         if let Some(magnitude) = &lora.magnitude {
-            put(format!("base_model.model.{}.lora_magnitude_vector", site.name), &magnitude.vector);
+            let name = format!("{PREFIX}{}.lora_magnitude_vector", site.name);
+            tensors.push(stored(name, &magnitude.vector));
         }
     }
+    tensors.extend(whole.iter().map(|w| stored(format!("{PREFIX}{}", w.name), &w.tensor)));
     cl_checkpoint::write_adapter(dir, &peft, &tensors, manifest, overwrite)?;
     Ok(())
+}
+
+const PREFIX: &str = "base_model.model.";
+
+fn shape(t: &Tensor) -> Vec<usize> {
+    t.size().iter().map(|&d| d as usize).collect()
+}
+
+fn stored(name: String, tensor: &Tensor) -> (TensorSpec, Vec<u8>) {
+    (TensorSpec { name, dtype: Dtype::F32, shape: shape(tensor) }, tensor_bytes(tensor, Kind::Float))
+}
+
+/// PEFT's keys for what is trained whole; where `config` has none of its own, as after an adapter was loaded, they name what
+/// there is.
+fn name_whole(peft: &mut AdapterConfig, whole: &[Whole], config: &LoraConfig, adapted: &[&str]) {
+    let mut modules: Vec<String> = config.modules_to_save.clone();
+    let mut tokens: BTreeMap<&str, &[i64]> = BTreeMap::new();
+    let mut biases = Vec::new();
+    for tensor in whole {
+        let module = tensor.name.rsplit_once('.').map_or("", |(module, _)| module);
+        match &tensor.kind {
+            WholeKind::Saved if config.modules_to_save.is_empty() => modules.push(module.to_owned()),
+            WholeKind::Saved => {}
+            WholeKind::Bias => biases.push(module.trim_end_matches(".base_layer")),
+            WholeKind::Tokens(ids) => {
+                let module = module.trim_end_matches(".token_adapter");
+                tokens.insert(module.rsplit('.').next().unwrap_or(module), ids);
+            }
+        }
+    }
+    modules.dedup();
+    peft.modules_to_save = (!modules.is_empty()).then_some(modules);
+    let bias = if biases.iter().all(|b| adapted.contains(b)) { Bias::LoraOnly } else { Bias::All };
+    let bias = if biases.is_empty() { config.bias } else { bias.max(config.bias) };
+    peft.bias = serde_json::to_value(bias).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let mut set = |key: &str, value: Value| peft.other.insert(key.to_owned(), value);
+    if let (1, Some(ids)) = (tokens.len(), tokens.get("embed_tokens")) {
+        set("trainable_token_indices", Value::from(ids.to_vec()));
+    } else if !tokens.is_empty() {
+        set("trainable_token_indices", serde_json::to_value(tokens).unwrap_or_default());
+    }
+    if config.ensure_weight_tying {
+        set("ensure_weight_tying", Value::Bool(true));
+    }
 }
 
 /// A and B; with a start that was taken out of the weight `[A; A₀]` and `[B, −B₀]`, whose product is the difference.

@@ -169,7 +169,7 @@ fn fine_tune(
                 None => lora.clone(),
             };
             let base = input.model.display().to_string();
-            save_lora(trained, model.sites(), &lora, &base, manifest, true)?;
+            save_lora(trained, model.sites(), &model.trained_whole(), &lora, &base, manifest, true)?;
         }
         None => {
             let companions = companions(&checkpoint)?;
@@ -198,6 +198,7 @@ fn continued(lora: &cl_adapters::LoraConfig, adapter: &Adapter) -> cl_adapters::
         lora_alpha: config.lora_alpha,
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
+        lora_bias: config.other.get("lora_bias").is_some_and(|v| *v == true),
         // It was started elsewhere.
         init_lora_weights: InitLoraWeights::Kaiming,
         ..lora.clone()

@@ -1,4 +1,6 @@
-use cl_adapters::{AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets};
+use cl_adapters::{
+    AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind, WholePlan, leaf,
+};
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, checkpoint, linear};
@@ -31,6 +33,10 @@ pub struct Decoder {
     pub(crate) norm: RmsNorm,
     pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
     pub(crate) rope: Rope,
+    /// What the adapter at hand trains whole.
+    pub(crate) whole: WholePlan,
+    /// The base's own tensors of that, by name.
+    pub(crate) originals: Vec<(String, Tensor)>,
 }
 
 impl Decoder {
@@ -107,7 +113,13 @@ impl Decoder {
         let h = self.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(&h, Mode::Eval),
-            None => linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None),
+            None => {
+                let logits = linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None);
+                match &self.embed_tokens.rows {
+                    Some(rows) => logits.index_copy(-1, rows.places(), &rows.logits(&h)),
+                    None => logits,
+                }
+            }
         }
         .to_kind(Kind::Float)
     }
@@ -130,7 +142,12 @@ impl Decoder {
     fn head(&self) -> Linear {
         match &self.lm_head {
             Some(head) => head.shallow_clone(),
-            None => Linear::new("lm_head", self.embed_tokens.weight.shallow_clone(), None),
+            None => {
+                let mut head = Linear::new("lm_head", self.embed_tokens.weight.shallow_clone(), None);
+                head.adapter_kind = self.embed_tokens.adapter_kind;
+                head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
+                head
+            }
         }
     }
 
@@ -146,7 +163,7 @@ impl Decoder {
         layers
     }
 
-    /// Puts a fresh adapter beside every targeted layer and freezes everything else.
+    /// Puts a fresh adapter beside every targeted layer, in place of one that is there, and freezes everything else.
     ///
     /// # Errors
     /// A hyper-parameter outside its range, or a target that matches nothing.
@@ -155,23 +172,119 @@ impl Decoder {
         let mut layers = self.adaptable();
         let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
         let targets = Targets::new(&config.target_modules, &names)?;
-        layers.retain(|(name, ..)| targets.contains(name));
+        layers.retain(|(name, ..)| targets.contains(name) && !config.is_saved(name));
         config.check_layers(&layers)?;
+        let targets: Vec<String> = layers.into_iter().map(|(name, ..)| name.to_owned()).collect();
+        let targeted = |name: &str| targets.iter().any(|t| t == name);
+        let whole = self.whole_plan(config, &targets)?;
+        self.unload_lora();
         self.set_requires_grad(false);
-        if targets.contains("lm_head") {
+        if targeted("lm_head") {
             self.lm_head = Some(self.head());
         }
-        self.embed_tokens.lora = None;
-        if targets.contains(&self.embed_tokens.name) {
+        if targeted(&self.embed_tokens.name) {
             Lora::start_embedding(&mut self.embed_tokens, config, seed)?;
         }
-        for layer in self.linears_mut() {
-            layer.lora = None;
-            if targets.contains(&layer.name) {
-                Lora::start(layer, config, seed)?;
+        for layer in self.linears_mut().filter(|layer| targeted(&layer.name)) {
+            Lora::start(layer, config, seed)?;
+        }
+        self.train_whole(whole, &mut |_| Ok(None))
+    }
+
+    /// What a configuration trains whole of this model, beside factors of the layers `adapted`.
+    fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
+        let mut tensors: Vec<(String, Vec<i64>)> =
+            self.named_parameters().into_iter().map(|(name, t)| (name, t.size())).collect();
+        if self.config.tie_word_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), self.embed_tokens.weight.size()));
+        }
+        let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();
+        let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
+        Ok(config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?)
+    }
+
+    /// Puts f32 copies that learn in place of the base's tensors: what `value` gives by the name in the file, else the base's own.
+    fn train_whole(
+        &mut self,
+        plan: WholePlan,
+        value: &mut dyn FnMut(&str) -> Result<Option<Tensor>, ModelError>,
+    ) -> Result<(), ModelError> {
+        let (embedding, head) = ("model.embed_tokens", "lm_head");
+        let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
+        if self.config.tie_word_embeddings && !plan.tied && (of(head) || plan.saved.contains(&format!("{embedding}.weight"))) {
+            // They part.
+            self.lm_head = Some(self.head());
+        }
+        self.whole = plan.clone();
+        for name in plan.saved.iter().chain(&plan.biases) {
+            if plan.tied && name == "lm_head.weight" {
+                continue;
+            }
+            let given = value(&self.stored_name(name))?;
+            let Some(place) = self.parameter_mut(name) else { continue };
+            let original = std::mem::replace(place, Tensor::new());
+            *place = leaf(given.as_ref().unwrap_or(&original));
+            self.originals.push((name.clone(), original));
+        }
+        if plan.tied && let Some(head) = &mut self.lm_head {
+            head.weight = self.embed_tokens.weight.shallow_clone();
+        }
+        for (module, ids) in &plan.tokens {
+            let given = value(&format!("{module}.token_adapter.trainable_tokens_delta"))?;
+            if module == embedding {
+                self.embed_tokens.set_rows(ids, given);
+            } else if let Some(head) = &mut self.lm_head {
+                head.set_rows(ids, given);
             }
         }
+        if self.config.tie_word_embeddings && !plan.tokens.contains_key(head) && let Some(head) = &mut self.lm_head {
+            head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
+        }
         Ok(())
+    }
+
+    /// The name that a tensor of the base has in an adapter's file: PEFT moves a layer behind its adapter.
+    fn stored_name(&self, name: &str) -> String {
+        let adapted = |module: &str| self.linears().any(|l| l.name == module && l.lora.is_some());
+        match name.rsplit_once('.') {
+            Some((module, part)) if adapted(module) => format!("{module}.base_layer.{part}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    /// A tensor of the base by its name in the checkpoint, a tied output head's only while it is a layer of its own.
+    fn parameter_mut(&mut self, name: &str) -> Option<&mut Tensor> {
+        let (module, part) = name.rsplit_once('.')?;
+        match module {
+            "model.embed_tokens" => return Some(&mut self.embed_tokens.weight),
+            "model.norm" => return Some(&mut self.norm.weight),
+            _ => {}
+        }
+        if self.linears().any(|l| l.name == module) {
+            let linear = self.linears_mut().find(|l| l.name == module)?;
+            return if part == "weight" { Some(&mut linear.weight) } else { linear.bias.as_mut() };
+        }
+        let (index, norm) = module.strip_prefix("model.layers.")?.split_once('.')?;
+        Some(&mut self.layers.get_mut(index.parse::<usize>().ok()?)?.norm_mut(norm)?.weight)
+    }
+
+    /// What the adapter at hand trains beside its factors, by the names of an adapter's file.
+    pub fn trained_whole(&self) -> Vec<Whole> {
+        let parameters = self.current_parameters();
+        let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone());
+        let tensor = |name: &String, kind| {
+            let tied = self.whole.tied && name == "lm_head.weight";
+            let tensor = if tied { Some(self.embed_tokens.weight.shallow_clone()) } else { find(name) };
+            Some(Whole { name: self.stored_name(name), tensor: tensor?, kind })
+        };
+        let saved = self.whole.saved.iter().filter_map(|name| tensor(name, WholeKind::Saved));
+        let biases = self.whole.biases.iter().filter_map(|name| tensor(name, WholeKind::Bias));
+        let tokens = self.whole.tokens.keys().filter_map(|module| {
+            let rows = if module == "lm_head" { self.lm_head.as_ref()?.rows.as_ref() } else { self.embed_tokens.rows.as_ref() };
+            let name = format!("{module}.token_adapter.trainable_tokens_delta");
+            rows.map(|rows| Whole { name, tensor: rows.values.shallow_clone(), kind: WholeKind::Tokens(rows.ids.clone()) })
+        });
+        saved.chain(biases).chain(tokens).collect()
     }
 
     /// Puts the adapter of a PEFT directory beside the layers it was made for and freezes everything else.
@@ -200,8 +313,22 @@ impl Decoder {
 
     /// Takes the adapter away.
     pub fn unload_lora(&mut self) {
-        self.embed_tokens.lora = None;
-        self.linears_mut().for_each(|layer| layer.lora = None);
+        for (name, original) in std::mem::take(&mut self.originals) {
+            if let Some(place) = self.parameter_mut(&name) {
+                *place = original;
+            }
+        }
+        self.whole = WholePlan::default();
+        (self.embed_tokens.lora, self.embed_tokens.rows) = (None, None);
+        for layer in self.linears_mut() {
+            (layer.lora, layer.rows) = (None, None);
+            layer.frozen.retain(|f| !f.of_start);
+        }
+        if self.config.tie_word_embeddings {
+            let shared = self.embed_tokens.weight.shallow_clone();
+            self.lm_head = self.lm_head.take().filter(|head| !head.frozen.is_empty());
+            self.lm_head.iter_mut().for_each(|head| head.weight = shared.shallow_clone());
+        }
     }
 
     /// Puts the adapters of earlier rounds beside their layers, where they do not learn. A layer's updates are one below the
@@ -256,8 +383,21 @@ impl Decoder {
         }
     }
 
-    /// Every weight of the base model by its name in the checkpoint.
+    /// Every weight of the base model by its name in the checkpoint, also of what an adapter has put its own in place of.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
+        let mut all = self.current_parameters();
+        let tied = self.config.tie_word_embeddings;
+        all.retain(|(name, _)| !tied || name != "lm_head.weight");
+        for (name, tensor) in &mut all {
+            if let Some((_, original)) = self.originals.iter().find(|(n, _)| n == name) {
+                *tensor = original.shallow_clone();
+            }
+        }
+        all
+    }
+
+    /// The weights as they are computed with, an adapter's own in place of the base's.
+    fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         for (i, layer) in self.layers.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
@@ -268,8 +408,7 @@ impl Decoder {
             all.extend(layer.self_attn.k_norm.iter().map(|n| norm("self_attn.k_norm", n)));
         }
         all.push(("model.norm.weight".to_owned(), self.norm.weight.shallow_clone()));
-        let tied = self.config.tie_word_embeddings;
-        for linear in self.linears().filter(|l| !tied || l.name != "lm_head") {
+        for linear in self.linears() {
             all.push((format!("{}.weight", linear.name), linear.weight.shallow_clone()));
             all.extend(linear.bias.iter().map(|b| (format!("{}.bias", linear.name), b.shallow_clone())));
         }
@@ -287,9 +426,13 @@ impl Decoder {
             };
             adapters.push((format!("{}.{a}", site.name), lora.a.shallow_clone()));
             adapters.push((format!("{}.{b}", site.name), lora.b.shallow_clone()));
+            adapters.extend(lora.bias.iter().map(|b| (format!("{}.lora_B.bias", site.name), b.shallow_clone())));
             let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
+        // A tensor that two names share learns once.
+        let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
+        adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));
         if adapters.is_empty() {
             adapters = self.named_parameters().into_iter().filter(|(_, t)| t.requires_grad()).collect();
         }

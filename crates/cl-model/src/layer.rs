@@ -37,6 +37,17 @@ impl Layer {
         [&mut a.q_proj, &mut a.k_proj, &mut a.v_proj, &mut a.o_proj, &mut m.gate_proj, &mut m.up_proj, &mut m.down_proj]
     }
 
+    /// A norm by the end of its name.
+    pub(crate) fn norm_mut(&mut self, name: &str) -> Option<&mut RmsNorm> {
+        match name {
+            "input_layernorm" => Some(&mut self.input_layernorm),
+            "post_attention_layernorm" => Some(&mut self.post_attention_layernorm),
+            "self_attn.q_norm" => self.self_attn.q_norm.as_mut(),
+            "self_attn.k_norm" => self.self_attn.k_norm.as_mut(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn shallow_clone(&self) -> Layer {
         Layer {
             input_layernorm: self.input_layernorm.shallow_clone(),

@@ -143,7 +143,7 @@ fn the_chunked_loss_and_all_gradients_equal_plain_cross_entropy() {
 #[test]
 fn gradients_in_bf16_stay_close_to_f32() {
     let packed = packed(&examples(&[(20, 300), (3, 330)]));
-    let options = LoadOptions { weights: Kind::Float, compute: Kind::BFloat16, device: Device::Cpu };
+    let options = LoadOptions { weights: Kind::Float, ..LoadOptions::cpu(Kind::BFloat16) };
     for tied in [false, true] {
         let run = |options| ours(&model(tied, Trained::All, options, 0.0), &packed, 1.0 / 630.0, Mode::Eval);
         let (half, exact) = (run(options), run(LoadOptions::cpu(Kind::Float)));

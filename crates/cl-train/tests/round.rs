@@ -334,7 +334,7 @@ fn a_round_starts_from_an_adapter_on_disk_as_from_the_one_in_memory() {
     run_with(&mut first, examples(), &config, 11, &dir.path().join("first"), &mut |_| {}).unwrap();
     assert!(!dir.path().join("first/state").exists(), "save_steps = 0 saves nothing");
     let saved: PathBuf = dir.path().join("adapter");
-    save_lora(&saved, first.sites(), &lora, "base", Manifest::new("adapter"), false).unwrap();
+    save_lora(&saved, first.sites(), &first.trained_whole(), &lora, "base", Manifest::new("adapter"), false).unwrap();
 
     let second_config = TrainConfig { initial_adapter: Some(saved.clone()), ..config.clone() };
     let mut from_disk =
