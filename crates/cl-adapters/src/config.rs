@@ -114,6 +114,12 @@ pub enum TokenIndices {
 }
 
 impl TokenIndices {
+    /// Ids of a module with this whole name.
+    pub fn of(&self, module: &str) -> &[i64] {
+        let named = |entry: &str| module == entry || module.ends_with(&format!(".{entry}"));
+        self.modules().into_iter().find(|(entry, _)| named(entry)).map_or(&[], |(_, ids)| ids)
+    }
+
     /// Modules and their ids; a plain list is the embedding's.
     pub fn modules(&self) -> Vec<(&str, &[i64])> {
         match self {

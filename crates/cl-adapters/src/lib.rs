@@ -22,7 +22,7 @@ pub use error::AdapterError;
 pub use linear::{Frozen, Linear};
 pub use lora::Lora;
 pub use olora::{Lambda, OloraConfig, Orthogonality, Overlap, SequenceShape};
-pub use peft::{Site, check_frozen, check_whole_tensors, save_lora};
+pub use peft::{Site, check_frozen, load_whole, save_lora};
 pub use random::normal;
 pub use targets::Targets;
 pub use whole::{TokenRows, Whole, WholeKind, WholePlan, leaf};

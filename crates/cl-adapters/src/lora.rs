@@ -1,4 +1,4 @@
-use cl_checkpoint::{Adapter, AdapterModule, LayerKind};
+use cl_checkpoint::{Adapter, AdapterModule, LayerKind, TensorSource};
 use cl_torch::load_tensor;
 use cl_torch::tch::{Kind, Tensor};
 
@@ -74,6 +74,7 @@ impl Lora {
     /// [`AdapterError::Shape`] when they do not fit, or the directory's own error.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
         let mut lora = read(adapter, &layer.name, LayerKind::Linear, &layer.weight, dropout)?;
+        lora.bias = bias(adapter, layer)?;
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {
             if layer.name == "lm_head" {
@@ -143,6 +144,18 @@ fn read(adapter: &Adapter, name: &str, kind: LayerKind, weight: &Tensor, dropout
     let [a, b] = module.factors();
     let load = |name: &str| load_tensor(adapter, name, Kind::Float, weight.device());
     Ok(Lora::new(load(&a)?, load(&b)?, adapter.config().scaling(name), dropout, name))
+}
+
+/// The update's own bias, where the adapter has one.
+fn bias(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterError> {
+    let name = format!("base_model.model.{}.lora_B.bias", layer.name);
+    let Some(info) = adapter.info(&name) else { return Ok(None) };
+    let output = layer.widths().1;
+    if info.shape != [output as usize] {
+        let message = format!("expected [{output}], its shape is {:?}", info.shape);
+        return Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name, message });
+    }
+    Ok(Some(load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.set_requires_grad(true)))
 }
 
 fn find<'a>(adapter: &'a Adapter, name: &str, kind: LayerKind) -> Result<&'a AdapterModule, AdapterError> {

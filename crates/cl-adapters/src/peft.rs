@@ -11,7 +11,8 @@ use cl_torch::{load_tensor, tensor_bytes};
 use serde_json::Value;
 
 use crate::linear::Frozen;
-use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind};
+use crate::whole::stands_in;
+use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind, WholePlan};
 
 /// A layer as a place for an adapter.
 #[derive(Clone, Copy)]
@@ -87,6 +88,7 @@ pub fn save_lora<'a>(
 }
 
 const PREFIX: &str = "base_model.model.";
+const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
 
 fn shape(t: &Tensor) -> Vec<usize> {
     t.size().iter().map(|&d| d as usize).collect()
@@ -161,39 +163,118 @@ fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> Adapt
     }
 }
 
-/// Refuses an adapter that holds other tensors than factors, except copies of the base model's own: PEFT stores the head's
-/// weight beside an adapter on the head. `base` gives a weight of the base model by name.
+/// What an adapter holds of modules trained whole, biases and rows of tokens, and their values by the base's tensor (of rows by
+/// the module), held against the `base`'s tensors, a tied output head's among them. Copies of the base's own are left out: PEFT
+/// stores the weight of an adapted embedding or head beside its adapter.
 ///
 /// # Errors
-/// [`AdapterError::Unsupported`] names the tensor.
-pub fn check_whole_tensors(
+/// [`AdapterError::Whole`] names a tensor that is none of these, or of another shape.
+pub fn load_whole(
     adapter: &Adapter,
-    base: &dyn Fn(&str) -> Result<Option<Tensor>, AdapterError>,
-) -> Result<(), AdapterError> {
+    base: &[(String, Tensor)],
+    tied: bool,
+) -> Result<(WholePlan, BTreeMap<String, Tensor>), AdapterError> {
+    let config = trained_of(adapter);
+    let (mut plan, mut values) = (WholePlan::default(), BTreeMap::new());
     for (name, of_base) in adapter.whole_tensors() {
-        let same = match base(&of_base)? {
-            Some(t) => load_tensor(adapter, name, t.kind(), t.device())? == t,
-            None => false,
+        let wrong = |message: String| {
+            Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name.to_owned(), message })
         };
-        if !same {
-            let feature = format!("tensor `{name}` is neither a factor nor the base model's own; such");
-            return Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature });
+        let module = of_base.rsplit_once('.').map_or("", |(module, _)| module);
+        if let Some(module) = of_base.strip_suffix(TOKENS) {
+            let Some((_, table)) = base.iter().find(|(n, _)| n.strip_suffix(".weight") == Some(module)) else {
+                return wrong("rows of a module that this model does not have".to_owned());
+            };
+            let ids = config.trainable_token_indices.as_ref().map_or(Vec::new(), |t| t.of(module).to_vec());
+            let rows = load_tensor(adapter, name, Kind::Float, table.device())?;
+            if rows.size() != [ids.len() as i64, table.size()[1]] || ids.iter().any(|id| !(0..table.size()[0]).contains(id)) {
+                return wrong(format!("rows {:?} for trainable_token_indices {ids:?}", rows.size()));
+            }
+            plan.tokens.insert(module.to_owned(), ids);
+            values.insert(module.to_owned(), rows);
+            continue;
         }
+        if of_base.ends_with(".lora_B.bias") {
+            continue;
+        }
+        let Some((_, own)) = base.iter().find(|(n, _)| *n == of_base) else {
+            return wrong("neither a factor nor a tensor of the base model".to_owned());
+        };
+        let saved = config.modules_to_save.iter().any(|entry| stands_in(&of_base, entry));
+        let bias = config.bias != Bias::None && of_base.ends_with(".bias");
+        let value = load_tensor(adapter, name, if saved || bias { Kind::Float } else { own.kind() }, own.device())?;
+        if value.size() != own.size() {
+            return wrong(format!("its shape is {:?}, the base model's {:?}", value.size(), own.size()));
+        }
+        match (saved, bias) {
+            (true, _) => plan.saved.push(of_base.clone()),
+            (false, true) => plan.biases.push(of_base.clone()),
+            (false, false) if value == *own => continue,
+            _ => {
+                let unsaid = format!("and adapter_config.json does not say that `{module}` was trained");
+                return wrong(format!("neither a factor nor the base model's own, {unsaid}"));
+            }
+        }
+        values.insert(of_base, value);
     }
-    Ok(())
+    let both = ["model.embed_tokens.weight", "lm_head.weight"].iter().all(|name| values.contains_key(*name));
+    plan.tied = tied && config.ensure_weight_tying && both;
+    Ok((plan, values))
+}
+/// What an adapter's configuration says of modules trained whole, biases and tokens.
+fn trained_of(adapter: &Adapter) -> LoraConfig {
+    let config = adapter.config();
+    let other = |key: &str| config.other.get(key).cloned().unwrap_or_default();
+    LoraConfig {
+        bias: serde_json::from_value(Value::from(config.bias.as_str())).unwrap_or_default(),
+        lora_bias: other("lora_bias") == true,
+        modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+        trainable_token_indices: serde_json::from_value(other("trainable_token_indices")).unwrap_or_default(),
+        ensure_weight_tying: other("ensure_weight_tying") == true,
+        ..LoraConfig::default()
+    }
 }
 
-/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA and adapters on embeddings are more than a product
-/// beside a linear layer.
+impl LoraConfig {
+    /// These settings for an adapter that is continued: it decides what it is, and not how it was started.
+    pub fn continued(&self, adapter: &Adapter) -> LoraConfig {
+        let (of_adapter, config) = (trained_of(adapter), adapter.config());
+        LoraConfig {
+            r: config.r as i64,
+            lora_alpha: config.lora_alpha,
+            use_rslora: config.use_rslora,
+            use_dora: config.use_dora,
+            init_lora_weights: InitLoraWeights::Kaiming,
+            lora_dropout: self.lora_dropout,
+            target_modules: self.target_modules.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
+            embedding_learning_rate: self.embedding_learning_rate,
+            ..of_adapter
+        }
+    }
+}
+
+/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA, adapters on embeddings and what is trained whole are
+/// more than a product beside a linear layer.
 ///
 /// # Errors
 /// [`AdapterError::Unsupported`] names the feature.
 pub fn check_frozen(adapter: &Adapter) -> Result<(), AdapterError> {
-    let modules = adapter.modules();
+    let (modules, trained) = (adapter.modules(), trained_of(adapter));
     let feature = if modules.iter().any(|m| m.kind == LayerKind::Embedding) {
         "frozen embedding"
     } else if modules.iter().any(|m| m.dora) {
         "frozen DoRA"
+    } else if !trained.modules_to_save.is_empty() {
+        "frozen modules_to_save"
+    } else if trained.bias != Bias::None {
+        "frozen bias"
+    } else if trained.lora_bias {
+        "frozen lora_bias"
+    } else if trained.trainable_token_indices.is_some() {
+        "frozen trainable_token_indices"
     } else {
         return Ok(());
     };

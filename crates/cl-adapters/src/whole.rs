@@ -142,7 +142,7 @@ impl LoraConfig {
 }
 
 /// Whether a module on the way to this tensor has a name that ends in `entry`.
-fn stands_in(tensor: &str, entry: &str) -> bool {
+pub(crate) fn stands_in(tensor: &str, entry: &str) -> bool {
     tensor.match_indices('.').any(|(dot, _)| tensor[..dot].ends_with(entry))
 }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use cl_adapters::{
     AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind, WholePlan, leaf,
 };
@@ -188,27 +190,29 @@ impl Decoder {
         for layer in self.linears_mut().filter(|layer| targeted(&layer.name)) {
             Lora::start(layer, config, seed)?;
         }
-        self.train_whole(whole, &mut |_| Ok(None))
+        self.train_whole(whole, &BTreeMap::new());
+        Ok(())
     }
 
     /// What a configuration trains whole of this model, beside factors of the layers `adapted`.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
-        let mut tensors: Vec<(String, Vec<i64>)> =
-            self.named_parameters().into_iter().map(|(name, t)| (name, t.size())).collect();
-        if self.config.tie_word_embeddings {
-            tensors.push(("lm_head.weight".to_owned(), self.embed_tokens.weight.size()));
-        }
+        let tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
         let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();
         let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
         Ok(config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?)
     }
 
-    /// Puts f32 copies that learn in place of the base's tensors: what `value` gives by the name in the file, else the base's own.
-    fn train_whole(
-        &mut self,
-        plan: WholePlan,
-        value: &mut dyn FnMut(&str) -> Result<Option<Tensor>, ModelError>,
-    ) -> Result<(), ModelError> {
+    /// The base's tensors, a tied output head's as one of them.
+    fn own_tensors(&self) -> Vec<(String, Tensor)> {
+        let mut own = self.named_parameters();
+        if self.config.tie_word_embeddings {
+            own.push(("lm_head.weight".to_owned(), own[0].1.shallow_clone()));
+        }
+        own
+    }
+
+    /// Puts f32 tensors that learn in place of the base's: these values (by the base's name, of rows the module's), else copies.
+    fn train_whole(&mut self, plan: WholePlan, values: &BTreeMap<String, Tensor>) {
         let (embedding, head) = ("model.embed_tokens", "lm_head");
         let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
         if self.config.tie_word_embeddings && !plan.tied && (of(head) || plan.saved.contains(&format!("{embedding}.weight"))) {
@@ -220,17 +224,16 @@ impl Decoder {
             if plan.tied && name == "lm_head.weight" {
                 continue;
             }
-            let given = value(&self.stored_name(name))?;
             let Some(place) = self.parameter_mut(name) else { continue };
-            let original = std::mem::replace(place, Tensor::new());
-            *place = leaf(given.as_ref().unwrap_or(&original));
+            let original = place.shallow_clone();
+            *place = leaf(values.get(name).unwrap_or(&original));
             self.originals.push((name.clone(), original));
         }
         if plan.tied && let Some(head) = &mut self.lm_head {
             head.weight = self.embed_tokens.weight.shallow_clone();
         }
         for (module, ids) in &plan.tokens {
-            let given = value(&format!("{module}.token_adapter.trainable_tokens_delta"))?;
+            let given = values.get(module).map(Tensor::shallow_clone);
             if module == embedding {
                 self.embed_tokens.set_rows(ids, given);
             } else if let Some(head) = &mut self.lm_head {
@@ -240,7 +243,6 @@ impl Decoder {
         if self.config.tie_word_embeddings && !plan.tokens.contains_key(head) && let Some(head) = &mut self.lm_head {
             head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
         }
-        Ok(())
     }
 
     /// The name that a tensor of the base has in an adapter's file: PEFT moves a layer behind its adapter.
@@ -294,6 +296,7 @@ impl Decoder {
     /// another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         self.check_adapter(adapter)?;
+        let (whole, values) = cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
         let has = |name: &str| adapter.modules().iter().any(|m| m.name == name);
         let head = has("lm_head").then(|| self.head());
         let table = &self.embed_tokens;
@@ -301,13 +304,18 @@ impl Decoder {
         let layers = self.layers.iter().flat_map(Layer::linears).chain(head.as_ref().or(self.lm_head.as_ref()));
         let load = |layer: &Linear| has(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
         let loaded = layers.map(load).collect::<Result<Vec<_>, _>>()?;
+        let loaded: Vec<Lora> = loaded.into_iter().flatten().collect();
         // From here on nothing fails: a refused adapter leaves the model as it was.
+        self.unload_lora();
         self.set_requires_grad(false);
-        self.lm_head = head.or(self.lm_head.take());
-        self.embed_tokens.lora = table;
-        for (layer, lora) in self.linears_mut().zip(loaded) {
-            layer.lora = lora;
+        if has("lm_head") {
+            self.lm_head = Some(self.head());
         }
+        self.embed_tokens.lora = table;
+        for (layer, lora) in self.linears_mut().filter(|layer| has(&layer.name)).zip(loaded) {
+            layer.lora = Some(lora);
+        }
+        self.train_whole(whole, &values);
         Ok(())
     }
 
@@ -341,6 +349,7 @@ impl Decoder {
         for adapter in adapters {
             self.check_adapter(adapter)?;
             cl_adapters::check_frozen(adapter)?;
+            cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
             let modules = adapter.modules();
             if self.lm_head.is_none() && modules.iter().any(|m| m.name == "lm_head") {
                 self.lm_head = Some(self.head());
@@ -362,15 +371,6 @@ impl Decoder {
     /// The adapter means no more than is built, and its modules are layers of this model.
     fn check_adapter(&self, adapter: &Adapter) -> Result<(), ModelError> {
         adapter.check_supported().map_err(AdapterError::from)?;
-        let own = self.named_parameters();
-        cl_adapters::check_whole_tensors(adapter, &|name| {
-            let name = if name == "lm_head.weight" && self.config.tie_word_embeddings {
-                "model.embed_tokens.weight"
-            } else {
-                name
-            };
-            Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
-        })?;
         let layers = self.adaptable();
         let fits =
             |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);
