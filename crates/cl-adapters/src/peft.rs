@@ -88,6 +88,7 @@ pub fn save_lora<'a>(
 }
 
 const PREFIX: &str = "base_model.model.";
+const BOTH: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
 
 fn shape(t: &Tensor) -> Vec<usize> {
@@ -127,7 +128,9 @@ fn name_whole(peft: &mut AdapterConfig, whole: &[Whole], config: &LoraConfig, ad
     } else if !tokens.is_empty() {
         set("trainable_token_indices", serde_json::to_value(tokens).unwrap_or_default());
     }
-    if config.ensure_weight_tying {
+    let own = |name: &str| whole.iter().find(|w| w.name == name).map(|w| w.tensor.data_ptr());
+    let as_one = BOTH.map(own);
+    if config.ensure_weight_tying || as_one[0].is_some() && as_one[0] == as_one[1] {
         set("ensure_weight_tying", Value::Bool(true));
     }
 }
@@ -187,7 +190,9 @@ pub fn load_whole(
             };
             let ids = config.trainable_token_indices.as_ref().map_or(Vec::new(), |t| t.of(module).to_vec());
             let rows = load_tensor(adapter, name, Kind::Float, table.device())?;
-            if rows.size() != [ids.len() as i64, table.size()[1]] || ids.iter().any(|id| !(0..table.size()[0]).contains(id)) {
+            if rows.size() != [ids.len() as i64, table.size()[1]]
+                || ids.iter().any(|id| !(0..table.size()[0]).contains(id))
+            {
                 return wrong(format!("rows {:?} for trainable_token_indices {ids:?}", rows.size()));
             }
             plan.tokens.insert(module.to_owned(), ids);
@@ -200,7 +205,10 @@ pub fn load_whole(
         let Some((_, own)) = base.iter().find(|(n, _)| *n == of_base) else {
             return wrong("neither a factor nor a tensor of the base model".to_owned());
         };
-        let saved = config.modules_to_save.iter().any(|entry| stands_in(&of_base, entry));
+        let saved = |name: &str| config.modules_to_save.iter().any(|entry| stands_in(name, entry));
+        // Where both are one, PEFT's configuration names the embedding only.
+        let as_one = tied && config.ensure_weight_tying && BOTH.contains(&of_base.as_str());
+        let saved = saved(&of_base) || as_one && BOTH.into_iter().any(saved);
         let bias = config.bias != Bias::None && of_base.ends_with(".bias");
         let value = load_tensor(adapter, name, if saved || bias { Kind::Float } else { own.kind() }, own.device())?;
         if value.size() != own.size() {
@@ -217,7 +225,7 @@ pub fn load_whole(
         }
         values.insert(of_base, value);
     }
-    let both = ["model.embed_tokens.weight", "lm_head.weight"].iter().all(|name| values.contains_key(*name));
+    let both = BOTH.iter().all(|name| values.contains_key(*name));
     plan.tied = tied && config.ensure_weight_tying && both;
     Ok((plan, values))
 }

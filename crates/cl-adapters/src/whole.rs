@@ -163,7 +163,8 @@ impl TokenRows {
     pub(crate) fn new(table: &Tensor, ids: &[i64], values: Option<Tensor>) -> TokenRows {
         let places = Tensor::from_slice(ids).to_device(table.device());
         let counted = Tensor::arange(ids.len() as i64, (Kind::Int64, table.device()));
-        let slots = Tensor::full([table.size()[0]], -1, (Kind::Int64, table.device())).index_copy_(0, &places, &counted);
+        let slots =
+            Tensor::full([table.size()[0]], -1, (Kind::Int64, table.device())).index_copy_(0, &places, &counted);
         let values = values.unwrap_or_else(|| table.index_select(0, &places)).to_kind(Kind::Float);
         TokenRows { ids: ids.to_vec(), values: leaf(&values), places, slots }
     }
@@ -232,7 +233,8 @@ mod tests {
         assert!(biases("none").is_empty());
         let tokens = plan("trainable_token_indices = [5, 60]").unwrap().tokens;
         assert_eq!(tokens, BTreeMap::from([("model.embed_tokens".to_owned(), vec![5, 60])]));
-        let of_both = |head| plan(&format!("trainable_token_indices = {{embed_tokens = [5], lm_head = [{head}]}}")).unwrap();
+        let of_both =
+            |head| plan(&format!("trainable_token_indices = {{embed_tokens = [5], lm_head = [{head}]}}")).unwrap();
         assert_eq!((of_both(5).tokens.len(), of_both(6).tokens.len()), (1, 2), "the same ids are one tensor");
         let tied = plan("modules_to_save = ['lm_head']\nensure_weight_tying = true").unwrap();
         assert_eq!((tied.saved.len(), tied.tied), (2, true));
@@ -243,7 +245,10 @@ mod tests {
         for (text, part) in [
             ("modules_to_save = ['emed_tokens']", "`emed_tokens`"),
             ("modules_to_save = ['mlp']", "`mlp` with `model.layers.0.mlp.up_proj`"),
-            ("trainable_token_indices = {embed_tokens = [5], lm_head = [6]}\nensure_weight_tying = true", "the same ids"),
+            (
+                "trainable_token_indices = {embed_tokens = [5], lm_head = [6]}\nensure_weight_tying = true",
+                "the same ids",
+            ),
             ("trainable_token_indices = [61]", "61 for `model.embed_tokens`"),
             ("trainable_token_indices = {up_proj = [3]}", "for `up_proj`"),
             ("modules_to_save = ['lm_head']\ntrainable_token_indices = {lm_head = [3]}", "for `lm_head`"),

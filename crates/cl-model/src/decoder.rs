@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use cl_adapters::{
-    AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind, WholePlan, leaf,
+    AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind,
+    WholePlan, leaf,
 };
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
@@ -215,7 +216,10 @@ impl Decoder {
     fn train_whole(&mut self, plan: WholePlan, values: &BTreeMap<String, Tensor>) {
         let (embedding, head) = ("model.embed_tokens", "lm_head");
         let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
-        if self.config.tie_word_embeddings && !plan.tied && (of(head) || plan.saved.contains(&format!("{embedding}.weight"))) {
+        if self.config.tie_word_embeddings
+            && !plan.tied
+            && (of(head) || plan.saved.contains(&format!("{embedding}.weight")))
+        {
             // They part.
             self.lm_head = Some(self.head());
         }
@@ -229,7 +233,9 @@ impl Decoder {
             *place = leaf(values.get(name).unwrap_or(&original));
             self.originals.push((name.clone(), original));
         }
-        if plan.tied && let Some(head) = &mut self.lm_head {
+        if plan.tied
+            && let Some(head) = &mut self.lm_head
+        {
             head.weight = self.embed_tokens.weight.shallow_clone();
         }
         for (module, ids) in &plan.tokens {
@@ -240,7 +246,10 @@ impl Decoder {
                 head.set_rows(ids, given);
             }
         }
-        if self.config.tie_word_embeddings && !plan.tokens.contains_key(head) && let Some(head) = &mut self.lm_head {
+        if self.config.tie_word_embeddings
+            && !plan.tokens.contains_key(head)
+            && let Some(head) = &mut self.lm_head
+        {
             head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
         }
     }
@@ -282,9 +291,17 @@ impl Decoder {
         let saved = self.whole.saved.iter().filter_map(|name| tensor(name, WholeKind::Saved));
         let biases = self.whole.biases.iter().filter_map(|name| tensor(name, WholeKind::Bias));
         let tokens = self.whole.tokens.keys().filter_map(|module| {
-            let rows = if module == "lm_head" { self.lm_head.as_ref()?.rows.as_ref() } else { self.embed_tokens.rows.as_ref() };
+            let rows = if module == "lm_head" {
+                self.lm_head.as_ref()?.rows.as_ref()
+            } else {
+                self.embed_tokens.rows.as_ref()
+            };
             let name = format!("{module}.token_adapter.trainable_tokens_delta");
-            rows.map(|rows| Whole { name, tensor: rows.values.shallow_clone(), kind: WholeKind::Tokens(rows.ids.clone()) })
+            rows.map(|rows| Whole {
+                name,
+                tensor: rows.values.shallow_clone(),
+                kind: WholeKind::Tokens(rows.ids.clone()),
+            })
         });
         saved.chain(biases).chain(tokens).collect()
     }

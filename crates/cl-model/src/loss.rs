@@ -60,7 +60,8 @@ pub fn supervised_loss(
     if let Some(head) = &model.lm_head {
         factors.extend(updates(head, &h, mode));
     }
-    let mut rows = model.head_rows().map(|rows| (Factor::new(h.shallow_clone(), rows.values.to_kind(model.compute)), rows));
+    let mut rows =
+        model.head_rows().map(|rows| (Factor::new(h.shallow_clone(), rows.values.to_kind(model.compute)), rows));
     let _no_graph = tch::no_grad_guard();
     let mut nll = Tensor::zeros([], (Kind::Double, model.device));
     for start in (0..tokens as i64).step_by(CHUNK as usize) {
