@@ -62,20 +62,15 @@ fn text_problems(file: &str, text: &str) -> Vec<String> {
     if !file.ends_with(".rs") {
         return problems;
     }
-    // Put together here, so that this file does not break its own rule.
-    let unfinished = [["to", "do!("].concat(), ["un", "implemented!("].concat(), ["FIX", "ME"].concat()];
-    let allowed = UNSAFE.iter().any(|(place, _)| file.starts_with(place));
+    // That unsafe code is allowed by name is a lint's business; where it may be allowed is not.
+    let exempt = UNSAFE.iter().any(|(place, _)| file.starts_with(place));
+    // Put together here, so that this file does not break its own rules.
+    let (unfinished, allowed) = (["FIX", "ME"].concat(), ["allow(unsafe", "_code)"].concat());
     for (i, line) in text.lines().enumerate() {
-        if let Some(word) = unfinished.iter().find(|w| line.contains(w.as_str())) {
-            problems.push(format!("{file}:{}: unfinished work: {word}", i + 1));
+        if line.contains(&unfinished) {
+            problems.push(format!("{file}:{}: unfinished work: {unfinished}", i + 1));
         }
-        let code = line.split("//").next().unwrap_or_default();
-        let keyword = ["unsafe", " "].concat();
-        if !allowed
-            && (code.contains(&format!("{keyword}{{"))
-                || code.contains(&format!("{keyword}fn"))
-                || code.contains(&format!("{keyword}impl")))
-        {
+        if line.contains(&allowed) && !exempt {
             problems.push(format!("{file}:{}: unsafe code outside the places that may have it", i + 1));
         }
     }
@@ -163,7 +158,7 @@ mod tests {
 
     #[test]
     fn unfinished_work_and_stray_unsafe_are_found() {
-        let text = ["fn f() { to", "do!() }\nlet x = unsafe", " { 1 };\n"].concat();
+        let text = ["// FIX", "ME\n#![allow(unsafe", "_code)]\n"].concat();
         assert_eq!(text_problems("crates/cl-data/src/x.rs", &text).len(), 2);
         assert_eq!(text_problems("crates/cl-torch/src/x.rs", &text).len(), 1);
         assert!(text_problems("docs/x.md", &text).is_empty());

@@ -7,6 +7,7 @@ mod progress;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
 use clap::{Parser, Subcommand};
 
 use crate::output::{Stdout, is_closed_pipe, say};
@@ -48,6 +49,9 @@ enum Command {
     /// Combine adapters, fold them into their base, extract, describe and compare them.
     #[command(subcommand)]
     Adapter(cl_merge::adapter::cli::AdapterCommand),
+    /// Make mixtures of experts of models.
+    #[command(subcommand)]
+    Moe(commands::moe::Command),
     /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
     /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
@@ -83,6 +87,7 @@ fn run(command: Command) -> Result<()> {
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, &mut out),
+        Command::Moe(command) => commands::moe::run(command, &Interrupt::default(), &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),

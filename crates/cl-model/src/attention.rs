@@ -2,52 +2,124 @@ use cl_adapters::{Linear, Mode};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, flash_varlen};
 
+use crate::layer::Attend;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
 
 /// The projections around attention; which keys a query sees is decided by who calls.
 pub(crate) struct Attention {
-    pub(crate) q_proj: Linear,
-    pub(crate) k_proj: Linear,
-    pub(crate) v_proj: Linear,
+    pub(crate) qkv: Qkv,
     pub(crate) o_proj: Linear,
     pub(crate) q_norm: Option<RmsNorm>,
     pub(crate) k_norm: Option<RmsNorm>,
+    pub(crate) norm_heads: bool, // q_norm and k_norm see one head at a time
     pub(crate) head_dim: i64,
     pub(crate) uses_rope: bool,
+    pub(crate) rule: AttentionRule,
+}
+
+/// The projections into attention.
+pub(crate) enum Qkv {
+    /// `q_proj`, `k_proj`, `v_proj`.
+    Split(Linear, Linear, Linear),
+    /// `qkv_proj`: the rows of q, then as many of k as of v.
+    Fused { qkv_proj: Linear, q_width: i64 },
+}
+
+/// What a layer's attention does to scores before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct AttentionRule {
+    /// How many positions a query sees, itself included; `None` for all earlier ones.
     pub(crate) window: Option<i64>,
+    /// What scores are multiplied by; `None` for 1/√head_dim.
+    pub(crate) scale: Option<f64>,
+    /// Scores s become c · tanh(s / c).
+    pub(crate) softcap: Option<f64>,
+}
+
+impl AttentionRule {
+    /// `(…, queries, head_dim)` and `(…, keys, head_dim)` to scores in f32, before any mask.
+    pub(crate) fn scores(&self, q: &Tensor, k: &Tensor) -> Tensor {
+        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float) * self.scale(q);
+        match self.softcap {
+            Some(cap) => (scores / cap).tanh() * cap,
+            None => scores,
+        }
+    }
+
+    fn scale(&self, q: &Tensor) -> f64 {
+        self.scale.unwrap_or_else(|| 1.0 / (q.size().last().copied().unwrap_or(1) as f64).sqrt())
+    }
 }
 
 impl Attention {
     /// `x` is `(tokens, hidden)`; `attend` gets q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`,
-    /// already rotated, and the layer's window, and returns `(tokens, heads, head_dim)`.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        angles: &Angles,
-        mode: Mode,
-        attend: &mut dyn FnMut(Tensor, Tensor, Tensor, Option<i64>) -> Tensor,
-    ) -> Tensor {
-        let heads = |t: Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);
-        let normed =
-            |t: Tensor, norm: &Option<RmsNorm>| norm.as_ref().map_or_else(|| t.shallow_clone(), |n| n.forward(&t));
-        let rotated = |t: Tensor| if self.uses_rope { angles.rotate(&t) } else { t };
-        let q = rotated(normed(heads(self.q_proj.forward(x, mode)), &self.q_norm));
-        let k = rotated(normed(heads(self.k_proj.forward(x, mode)), &self.k_norm));
-        let v = heads(self.v_proj.forward(x, mode));
-        let y = attend(q, k, v, self.window);
+    /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`.
+    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
+        let [q, k, v] = self.qkv.forward(x, mode);
+        let heads = |t: &Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);
+        let normed = |t: Tensor, norm: &Option<RmsNorm>| match norm {
+            Some(norm) if self.norm_heads => norm.forward(&heads(&t)),
+            Some(norm) => heads(&norm.forward(&t)),
+            None => heads(&t),
+        };
+        let rotated = |t: Tensor| if self.uses_rope { angles.rotate(&t, self.rule.window.is_some()) } else { t };
+        let q = rotated(normed(q, &self.q_norm));
+        let k = rotated(normed(k, &self.k_norm));
+        let y = attend(q, k, heads(&v), self.rule);
         self.o_proj.forward(&y.flatten(1, 2), mode)
+    }
+
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &RmsNorm> {
+        self.q_norm.iter().chain(&self.k_norm)
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut RmsNorm> {
+        self.q_norm.iter_mut().chain(&mut self.k_norm)
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear> {
+        match &self.qkv {
+            Qkv::Split(q, k, v) => vec![q, k, v, &self.o_proj],
+            Qkv::Fused { qkv_proj, .. } => vec![qkv_proj, &self.o_proj],
+        }
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match &mut self.qkv {
+            Qkv::Split(q, k, v) => vec![q, k, v, &mut self.o_proj],
+            Qkv::Fused { qkv_proj, .. } => vec![qkv_proj, &mut self.o_proj],
+        }
     }
 
     pub(crate) fn shallow_clone(&self) -> Attention {
         Attention {
-            q_proj: self.q_proj.shallow_clone(),
-            k_proj: self.k_proj.shallow_clone(),
-            v_proj: self.v_proj.shallow_clone(),
+            qkv: self.qkv.shallow_clone(),
             o_proj: self.o_proj.shallow_clone(),
             q_norm: self.q_norm.as_ref().map(RmsNorm::shallow_clone),
             k_norm: self.k_norm.as_ref().map(RmsNorm::shallow_clone),
             ..*self
+        }
+    }
+}
+
+impl Qkv {
+    fn forward(&self, x: &Tensor, mode: Mode) -> [Tensor; 3] {
+        match self {
+            Qkv::Split(q, k, v) => [q.forward(x, mode), k.forward(x, mode), v.forward(x, mode)],
+            Qkv::Fused { qkv_proj, q_width } => {
+                let all = qkv_proj.forward(x, mode);
+                let kv_width = (all.size()[1] - q_width) / 2;
+                let part = |start, width| all.narrow(1, start, width).contiguous();
+                [part(0, *q_width), part(*q_width, kv_width), part(q_width + kv_width, kv_width)]
+            }
+        }
+    }
+
+    fn shallow_clone(&self) -> Qkv {
+        match self {
+            Qkv::Split(q, k, v) => Qkv::Split(q.shallow_clone(), k.shallow_clone(), v.shallow_clone()),
+            Qkv::Fused { qkv_proj, q_width } => Qkv::Fused { qkv_proj: qkv_proj.shallow_clone(), q_width: *q_width },
         }
     }
 }
@@ -62,21 +134,21 @@ pub(crate) fn packed_causal(
     v: &Tensor,
     cu_seqlens: &[i64],
     cu_tensor: &Tensor,
-    window: Option<i64>,
+    rule: AttentionRule,
 ) -> Result<Tensor, TorchError> {
-    let scale = 1.0 / (q.size()[2] as f64).sqrt();
     let longest = cu_seqlens.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-    let window = window.filter(|&w| w < longest);
-    if matches!(q.device(), Device::Cuda(_)) && matches!(q.kind(), Kind::Half | Kind::BFloat16) {
+    let rule = AttentionRule { window: rule.window.filter(|&w| w < longest), ..rule };
+    let half = matches!(q.kind(), Kind::Half | Kind::BFloat16);
+    if matches!(q.device(), Device::Cuda(_)) && half && rule.softcap.is_none() {
         // The kernel counts the earlier positions a query sees, without itself.
-        return flash_varlen(q, k, v, cu_tensor, longest, scale, window.map(|w| w - 1));
+        return flash_varlen(q, k, v, cu_tensor, longest, rule.scale(q), rule.window.map(|w| w - 1));
     }
     let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
     let parts: Vec<Tensor> = cu_seqlens
         .windows(2)
         .map(|w| {
             let cut = |t: &Tensor| t.narrow(2, w[0], w[1] - w[0]);
-            causal(&cut(&q), &cut(&k), &cut(&v), window)
+            causal(&cut(&q), &cut(&k), &cut(&v), rule)
         })
         .collect();
     let y = if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 2) };
@@ -88,17 +160,33 @@ pub(crate) fn heads_first(t: &Tensor) -> Tensor {
     t.transpose(0, 1).unsqueeze(0)
 }
 
-fn causal(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+fn causal(q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
     let len = q.size()[2];
-    let grouped = q.size()[1] != k.size()[1];
-    match window.filter(|&w| w < len) {
-        None => Tensor::scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, true, None, grouped),
-        Some(w) => {
-            let all = Tensor::ones([len, len], (Kind::Bool, q.device()));
-            let mask = all.tril(0).logical_and(&all.triu(1 - w));
-            Tensor::scaled_dot_product_attention(q, k, v, Some(&mask), 0.0, false, None, grouped)
-        }
+    let window = rule.window.filter(|&w| w < len);
+    if window.is_none() && rule.softcap.is_none() {
+        let grouped = q.size()[1] != k.size()[1];
+        return Tensor::scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, true, rule.scale, grouped);
     }
+    let all = Tensor::ones([len, len], (Kind::Bool, q.device()));
+    let seen = all.tril(0);
+    let seen = window.map_or(seen.shallow_clone(), |w| seen.logical_and(&all.triu(1 - w)));
+    masked_attention(q, k, v, &seen, rule)
+}
+
+/// Attention where `seen`, booleans that broadcast to `(sequences, heads, queries, keys)`, is true.
+pub(crate) fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, seen: &Tensor, rule: AttentionRule) -> Tensor {
+    let groups = q.size()[1] / k.size()[1];
+    if rule.softcap.is_none() {
+        return Tensor::scaled_dot_product_attention(q, k, v, Some(seen), 0.0, false, rule.scale, groups > 1);
+    }
+    // No kernel of libtorch has a soft cap.
+    let scores = rule.scores(q, &repeated(k, groups)).masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
+    scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(&repeated(v, groups))
+}
+
+/// Every key or value head as often as query heads share it.
+pub(crate) fn repeated(t: &Tensor, groups: i64) -> Tensor {
+    if groups > 1 { t.repeat_interleave_self_int(groups, 1, None) } else { t.shallow_clone() }
 }
 
 #[cfg(test)]
@@ -142,7 +230,8 @@ mod tests {
                     let (q, k, v) =
                         (noise([22, 4, 6], 0.1), noise([22, kv_heads, 6], 0.2), noise([22, kv_heads, 6], 0.3));
                     let y = if packed {
-                        packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, window).unwrap()
+                        let rule = AttentionRule { window, scale: None, softcap: None };
+                        packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).unwrap()
                     } else {
                         dense(&q, &k, &v, &cu_seqlens, window)
                     };

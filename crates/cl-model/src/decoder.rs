@@ -10,7 +10,7 @@ use cl_torch::{TorchError, checkpoint, linear};
 
 use crate::attention::packed_causal;
 use crate::batch::PackedBatch;
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::layer::Layer;
 use crate::norm::RmsNorm;
 use crate::prefix_tree::PrefixTree;
@@ -48,15 +48,31 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Torch`].
     pub fn forward(&self, batch: &PackedBatch, mode: Mode) -> Result<Tensor, ModelError> {
+        self.forward_observed(batch, mode, &mut |_, _| {})
+    }
+
+    /// As [`Decoder::forward`]; `observe` gets the hidden states `(tokens, hidden)` that enter each layer with the layer's
+    /// index: those of layer 0 are the embeddings, and behind the last layer comes the result with the number of layers.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`].
+    pub fn forward_observed(
+        &self,
+        batch: &PackedBatch,
+        mode: Mode,
+        observe: &mut dyn FnMut(usize, &Tensor),
+    ) -> Result<Tensor, ModelError> {
         let angles = self.rope.angles(&batch.position_ids, self.compute);
         let mut x = self.embed(&batch.input_ids);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
+            observe(index, &x);
             x = if self.activation_checkpointing && mode != Mode::Eval && x.requires_grad() {
                 recomputed(layer, &x, &angles, batch, mode)?
             } else {
                 attend_packed(layer, &x, &angles, batch, mode)?
             };
         }
+        observe(self.layers.len(), &x);
         Ok(x)
     }
 
@@ -80,9 +96,9 @@ impl Decoder {
         let mut x = self.embed(&Tensor::from_slice(&ids).to_device(self.device));
         for (index, layer) in self.layers.iter().enumerate() {
             let mut failure = None;
-            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, window| {
+            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, rule| {
                 keep(index, &k, &v);
-                catch(attention.forward(&q, &k, &v, past.layer(index), window), &q, &mut failure)
+                catch(attention.forward(&q, &k, &v, past.layer(index), rule), &q, &mut failure)
             });
             failure.map_or(Ok(()), Err)?;
         }
@@ -101,20 +117,29 @@ impl Decoder {
         let mut x = self.embed(ids);
         cache.begin_step();
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, window| cache.attend(index, &q, &k, &v, window));
+            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, rule| cache.attend(index, &q, &k, &v, rule));
         }
         cache.end_step();
         x
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
-        self.embed_tokens.forward(ids, self.compute)
+        let x = self.embed_tokens.forward(ids, self.compute);
+        let factor = self.config.embedding_multiplier;
+        match self.config.family {
+            _ if factor == 1.0 => x,
+            // Gemma's multiplier is a tensor in the dtype of the embedding, rounded as its entries are.
+            Family::Gemma2 | Family::Gemma3 => {
+                x * Tensor::from(factor as f32).to_kind(self.compute).to_device(self.device)
+            }
+            _ => x * factor,
+        }
     }
 
     /// Final norm and output head on rows of the residual stream: `(rows, hidden)` to f32 `(rows, vocab)`.
     pub fn logits(&self, x: &Tensor) -> Tensor {
         let h = self.norm.forward(x);
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(head) => head.forward(&h, Mode::Eval),
             None => {
                 let logits = linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None);
@@ -123,8 +148,29 @@ impl Decoder {
                     None => logits,
                 }
             }
+        };
+        self.scaled(logits.to_kind(Kind::Float))
+    }
+
+    /// What the family does to logits behind the head.
+    pub(crate) fn scaled(&self, logits: Tensor) -> Tensor {
+        let scaling = self.config.logits_scaling;
+        let logits = if scaling == 1.0 { logits } else { logits / scaling };
+        match self.config.final_logit_softcapping {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
         }
-        .to_kind(Kind::Float)
+    }
+
+    /// The gradient before [`Decoder::scaled`] for the one behind it, whose values were `logits`.
+    pub(crate) fn unscaled_gradient(&self, d_logits: Tensor, logits: &Tensor) -> Tensor {
+        let scaling = self.config.logits_scaling;
+        let d_logits = match self.config.final_logit_softcapping {
+            // tanh' = 1 - tanh²
+            Some(cap) => d_logits * (1.0 - (logits / cap).square()),
+            None => d_logits,
+        };
+        if scaling == 1.0 { d_logits } else { d_logits / scaling }
     }
 
     /// The linear layers, in the order of the model.
@@ -266,17 +312,15 @@ impl Decoder {
     /// A tensor of the base by its name in the checkpoint, a tied output head's only while it is a layer of its own.
     fn parameter_mut(&mut self, name: &str) -> Option<&mut Tensor> {
         let (module, part) = name.rsplit_once('.')?;
-        match module {
-            "model.embed_tokens" => return Some(&mut self.embed_tokens.weight),
-            "model.norm" => return Some(&mut self.norm.weight),
-            _ => {}
+        if module == self.embed_tokens.name {
+            return Some(&mut self.embed_tokens.weight);
         }
         if self.linears().any(|l| l.name == module) {
             let linear = self.linears_mut().find(|l| l.name == module)?;
             return if part == "weight" { Some(&mut linear.weight) } else { linear.bias.as_mut() };
         }
-        let (index, norm) = module.strip_prefix("model.layers.")?.split_once('.')?;
-        Some(&mut self.layers.get_mut(index.parse::<usize>().ok()?)?.norm_mut(norm)?.weight)
+        let mut norms = self.layers.iter_mut().flat_map(Layer::norms_mut).chain([&mut self.norm]);
+        Some(&mut norms.find(|norm| norm.name == module)?.weight)
     }
 
     /// What the adapter at hand trains beside its factors, by the names of an adapter's file.
@@ -416,15 +460,8 @@ impl Decoder {
     /// The weights as they are computed with, an adapter's own in place of the base's.
     fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{i}");
-            let norm = |name: &str, norm: &RmsNorm| (format!("{prefix}.{name}.weight"), norm.weight.shallow_clone());
-            all.push(norm("input_layernorm", &layer.input_layernorm));
-            all.push(norm("post_attention_layernorm", &layer.post_attention_layernorm));
-            all.extend(layer.self_attn.q_norm.iter().map(|n| norm("self_attn.q_norm", n)));
-            all.extend(layer.self_attn.k_norm.iter().map(|n| norm("self_attn.k_norm", n)));
-        }
-        all.push(("model.norm.weight".to_owned(), self.norm.weight.shallow_clone()));
+        let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
+        all.extend(norms.map(|norm| (format!("{}.weight", norm.name), norm.weight.shallow_clone())));
         for linear in self.linears() {
             all.push((format!("{}.weight", linear.name), linear.weight.shallow_clone()));
             all.extend(linear.bias.iter().map(|b| (format!("{}.bias", linear.name), b.shallow_clone())));
@@ -472,8 +509,8 @@ fn attend_packed(
     mode: Mode,
 ) -> Result<Tensor, TorchError> {
     let mut failure = None;
-    let y = layer.forward(x, angles, mode, &mut |q, k, v, window| {
-        catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, window), &q, &mut failure)
+    let y = layer.forward(x, angles, mode, &mut |q, k, v, rule| {
+        catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, rule), &q, &mut failure)
     });
     failure.map_or(Ok(y), Err)
 }
@@ -496,9 +533,9 @@ fn recomputed(
     let (layer, angles) = (layer.shallow_clone(), angles.shallow_clone());
     let (cu_seqlens, cu_tensor) = (batch.cu_seqlens.clone(), batch.cu_tensor.shallow_clone());
     checkpoint(&[x], move |inputs| {
-        layer.forward(&inputs[0], &angles, mode, &mut |q, k, v, window| {
+        layer.forward(&inputs[0], &angles, mode, &mut |q, k, v, rule| {
             // A panic here is caught at the border and comes back as the node's error.
-            packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, window).expect("attention worked in the first pass")
+            packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).expect("attention worked in the first pass")
         })
     })
 }

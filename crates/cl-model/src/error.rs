@@ -11,7 +11,7 @@ pub enum ModelError {
         /// What its config.json names.
         architecture: String,
         /// What is built.
-        supported: &'static str,
+        supported: String,
     },
     /// config.json lacks a key, or holds a value that cannot be used.
     #[error("{path}/config.json: {message}")]

@@ -1,6 +1,6 @@
 use cl_torch::tch::{Device, Kind, Tensor};
 
-use crate::attention::heads_first;
+use crate::attention::{AttentionRule, heads_first};
 use crate::tree_attention::{See, Weighted};
 
 /// Keys and values of tokens that sequences begin with: per layer `(tokens, kv_heads, head_dim)`.
@@ -102,18 +102,18 @@ impl KvCache {
 
     /// Stores this step's key and value of layer `index` and attends to everything before and them.
     /// `q` is `(sequences, heads, head_dim)`; so is the result. With a prefix there is no window.
-    pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, window: Option<i64>) -> Tensor {
+    pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
         let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
         let put = |cache: &Tensor, t: &Tensor| {
             let _ = cache.flatten(0, 1).index_copy_(0, &self.slots, t);
             cache.narrow(1, 0, longest).transpose(1, 2)
         };
         let (keys, values) = (put(&self.keys[index], k), put(&self.values[index], v));
-        let mask = self.mask(longest, window, q.kind(), q.device());
-        let own = Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(See::All, See::Masked));
+        let mask = self.mask(longest, rule.window, q.kind(), q.device());
+        let own = Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(See::All, See::Masked), rule);
         if let Some((k, v)) = self.prefix.layer(index) {
             // All sequences are queries to the same keys.
-            let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &See::All);
+            let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &See::All, rule);
             own.add(&part.of_each_query());
         }
         own.mean.squeeze_dim(2)

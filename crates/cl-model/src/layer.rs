@@ -1,59 +1,118 @@
 use cl_adapters::{Linear, Mode};
 use cl_torch::tch::Tensor;
 
-use crate::attention::Attention;
-use crate::mlp::Mlp;
+use crate::attention::{Attention, AttentionRule};
+use crate::feed_forward::FeedForward;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
 
-/// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
+/// One decoder layer: attention and feed-forward, each added to the residual stream.
 pub(crate) struct Layer {
-    pub(crate) input_layernorm: RmsNorm,
+    pub(crate) norms: Norms,
     pub(crate) self_attn: Attention,
-    pub(crate) post_attention_layernorm: RmsNorm,
-    pub(crate) mlp: Mlp,
+    pub(crate) feed_forward: FeedForward,
+    pub(crate) residual_multiplier: f64,
 }
+
+/// A layer's norms by their names in the checkpoint. `post_attention_layernorm` is before the MLP in some families and behind
+/// attention in others.
+pub(crate) enum Norms {
+    Pre { input: RmsNorm, post_attention: RmsNorm },
+    PreAndPost { input: RmsNorm, post_attention: RmsNorm, pre_feedforward: RmsNorm, post_feedforward: RmsNorm },
+    Post { post_attention: RmsNorm, post_feedforward: RmsNorm },
+}
+
+impl Norms {
+    fn all(&self) -> Vec<&RmsNorm> {
+        match self {
+            Norms::Pre { input, post_attention } => vec![input, post_attention],
+            Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => {
+                vec![input, post_attention, pre_feedforward, post_feedforward]
+            }
+            Norms::Post { post_attention, post_feedforward } => vec![post_attention, post_feedforward],
+        }
+    }
+
+    fn all_mut(&mut self) -> Vec<&mut RmsNorm> {
+        match self {
+            Norms::Pre { input, post_attention } => vec![input, post_attention],
+            Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => {
+                vec![input, post_attention, pre_feedforward, post_feedforward]
+            }
+            Norms::Post { post_attention, post_feedforward } => vec![post_attention, post_feedforward],
+        }
+    }
+
+    fn shallow_clone(&self) -> Norms {
+        match self {
+            Norms::Pre { input, post_attention } => {
+                Norms::Pre { input: input.shallow_clone(), post_attention: post_attention.shallow_clone() }
+            }
+            Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => Norms::PreAndPost {
+                input: input.shallow_clone(),
+                post_attention: post_attention.shallow_clone(),
+                pre_feedforward: pre_feedforward.shallow_clone(),
+                post_feedforward: post_feedforward.shallow_clone(),
+            },
+            Norms::Post { post_attention, post_feedforward } => Norms::Post {
+                post_attention: post_attention.shallow_clone(),
+                post_feedforward: post_feedforward.shallow_clone(),
+            },
+        }
+    }
+}
+
+/// Attention of one layer: q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's rule to
+/// `(tokens, heads, head_dim)`.
+pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl Layer {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        angles: &Angles,
-        mode: Mode,
-        attend: &mut dyn FnMut(Tensor, Tensor, Tensor, Option<i64>) -> Tensor,
-    ) -> Tensor {
-        let x = x + self.self_attn.forward(&self.input_layernorm.forward(x), angles, mode, attend);
-        &x + self.mlp.forward(&self.post_attention_layernorm.forward(&x), mode)
-    }
-
-    pub(crate) fn linears(&self) -> [&Linear; 7] {
-        let (a, m) = (&self.self_attn, &self.mlp);
-        [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &m.gate_proj, &m.up_proj, &m.down_proj]
-    }
-
-    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        let (a, m) = (&mut self.self_attn, &mut self.mlp);
-        [&mut a.q_proj, &mut a.k_proj, &mut a.v_proj, &mut a.o_proj, &mut m.gate_proj, &mut m.up_proj, &mut m.down_proj]
-    }
-
-    /// A norm by the end of its name.
-    pub(crate) fn norm_mut(&mut self, name: &str) -> Option<&mut RmsNorm> {
-        match name {
-            "input_layernorm" => Some(&mut self.input_layernorm),
-            "post_attention_layernorm" => Some(&mut self.post_attention_layernorm),
-            "self_attn.q_norm" => self.self_attn.q_norm.as_mut(),
-            "self_attn.k_norm" => self.self_attn.k_norm.as_mut(),
-            _ => None,
+    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
+        let mut attention = |x: &Tensor| self.self_attn.forward(x, angles, mode, attend);
+        let feed_forward = |x: &Tensor| self.feed_forward.forward(x, mode);
+        match &self.norms {
+            Norms::Pre { input, post_attention } => {
+                let x = x + self.branch(attention(&input.forward(x)));
+                &x + self.branch(feed_forward(&post_attention.forward(&x)))
+            }
+            Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => {
+                let x = x + post_attention.forward(&attention(&input.forward(x)));
+                &x + post_feedforward.forward(&feed_forward(&pre_feedforward.forward(&x)))
+            }
+            Norms::Post { post_attention, post_feedforward } => {
+                let x = x + post_attention.forward(&attention(x));
+                &x + post_feedforward.forward(&feed_forward(&x))
+            }
         }
+    }
+
+    fn branch(&self, y: Tensor) -> Tensor {
+        if self.residual_multiplier == 1.0 { y } else { y * self.residual_multiplier }
+    }
+
+    pub(crate) fn norms(&self) -> Vec<&RmsNorm> {
+        self.norms.all().into_iter().chain(self.self_attn.norms()).collect()
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear> {
+        self.self_attn.linears().into_iter().chain(self.feed_forward.linears()).collect()
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        self.self_attn.linears_mut().into_iter().chain(self.feed_forward.linears_mut()).collect()
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut RmsNorm> {
+        self.norms.all_mut().into_iter().chain(self.self_attn.norms_mut()).collect()
     }
 
     pub(crate) fn shallow_clone(&self) -> Layer {
         Layer {
-            input_layernorm: self.input_layernorm.shallow_clone(),
+            norms: self.norms.shallow_clone(),
             self_attn: self.self_attn.shallow_clone(),
-            post_attention_layernorm: self.post_attention_layernorm.shallow_clone(),
-            mlp: self.mlp.shallow_clone(),
+            feed_forward: self.feed_forward.shallow_clone(),
+            residual_multiplier: self.residual_multiplier,
         }
     }
 }

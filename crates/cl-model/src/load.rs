@@ -6,11 +6,11 @@ use cl_checkpoint::{Checkpoint, TensorSource};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
 
-use crate::attention::Attention;
-use crate::config::{ModelConfig, add_generation_eos};
-use crate::layer::Layer;
-use crate::mlp::Mlp;
-use crate::norm::RmsNorm;
+use crate::attention::{Attention, AttentionRule, Qkv};
+use crate::config::{ModelConfig, NormPlacement, QkNorm, add_generation_eos};
+use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
+use crate::layer::{Layer, Norms};
+use crate::norm::{NormForm, RmsNorm};
 use crate::rope::Rope;
 use crate::{Decoder, ModelError};
 
@@ -89,10 +89,8 @@ fn from_checkpoint(
     };
     let decoder = build(config, options, &get)?;
     let (missing, used) = (missing.into_inner(), used.into_inner());
-    let tied = decoder.config.tie_word_embeddings;
-    // Old files hold the rotary frequencies, and some a copy of the embedding as the head.
-    let needless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
-    let unused: Vec<&str> = checkpoint.names().into_iter().filter(|n| !used.contains(*n) && !needless(n)).collect();
+    let left_over = |name: &&str| !used.contains(*name) && !decoder.config.is_redundant(name);
+    let unused: Vec<&str> = checkpoint.names().into_iter().filter(left_over).collect();
     if missing.is_empty() && unused.is_empty() {
         return Ok(decoder);
     }
@@ -122,11 +120,66 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         let bias = if bias { Some(get(&format!("{name}.bias"), &[output])?) } else { None };
         Ok(Linear { adapter_kind: Some(options.adapters), ..Linear::new(&name, weight, bias) })
     };
+    let form = NormForm::of(&config);
     let norm = |name: String, width: i64| -> Result<RmsNorm, ModelError> {
-        Ok(RmsNorm { weight: get(&format!("{name}.weight"), &[width])?, eps: config.rms_norm_eps })
+        Ok(RmsNorm { weight: get(&format!("{name}.weight"), &[width])?, name, eps: config.rms_norm_eps, form })
     };
-    let head_norm =
-        |name: String| -> Result<Option<RmsNorm>, ModelError> { config.qk_norm.then(|| norm(name, d)).transpose() };
+    let qk_norm = |name: String, whole: i64| -> Result<Option<RmsNorm>, ModelError> {
+        match config.qk_norm {
+            QkNorm::None => Ok(None),
+            QkNorm::Head => norm(name, d).map(Some),
+            QkNorm::Whole => norm(name, whole).map(Some),
+        }
+    };
+    // Gate, up and down by the names that they have in the family.
+    let mlp = |p: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
+        let bias = config.mlp_bias;
+        let gate_up = if config.fused_projections {
+            GateUp::Fused(linear(format!("{p}.gate_up_proj"), hidden, 2 * inner, bias)?)
+        } else {
+            let gate = linear(format!("{p}.{gate}"), hidden, inner, bias)?;
+            GateUp::Split(gate, linear(format!("{p}.{up}"), hidden, inner, bias)?)
+        };
+        Ok(Mlp { gate_up, down: linear(format!("{p}.{down}"), inner, hidden, bias)?, activation: config.hidden_act })
+    };
+    let feed_forward = |p: &str| -> Result<FeedForward, ModelError> {
+        let Some(experts) = config.experts else {
+            return Ok(FeedForward::Dense(mlp(&format!("{p}.mlp"), ["gate_proj", "up_proj", "down_proj"])?));
+        };
+        let p = format!("{p}.block_sparse_moe");
+        let gate = linear(format!("{p}.gate"), hidden, experts.num_local_experts, false)?;
+        let expert = |e: i64| mlp(&format!("{p}.experts.{e}"), ["w1", "w3", "w2"]);
+        Ok(FeedForward::Experts(Experts {
+            gate,
+            experts: (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?,
+            num_experts_per_tok: experts.num_experts_per_tok,
+        }))
+    };
+    let qkv = |p: &str| -> Result<Qkv, ModelError> {
+        let bias = config.qkv_bias;
+        if config.fused_projections {
+            let qkv_proj = linear(format!("{p}.qkv_proj"), hidden, q_width + 2 * kv_width, bias)?;
+            return Ok(Qkv::Fused { qkv_proj, q_width });
+        }
+        let q = linear(format!("{p}.q_proj"), hidden, q_width, bias)?;
+        let k = linear(format!("{p}.k_proj"), hidden, kv_width, bias)?;
+        Ok(Qkv::Split(q, k, linear(format!("{p}.v_proj"), hidden, kv_width, bias)?))
+    };
+    let norms = |p: &str| -> Result<Norms, ModelError> {
+        let named = |name: &str| norm(format!("{p}.{name}_layernorm"), hidden);
+        Ok(match config.norms {
+            NormPlacement::Pre => Norms::Pre { input: named("input")?, post_attention: named("post_attention")? },
+            NormPlacement::PreAndPost => Norms::PreAndPost {
+                input: named("input")?,
+                post_attention: named("post_attention")?,
+                pre_feedforward: named("pre_feedforward")?,
+                post_feedforward: named("post_feedforward")?,
+            },
+            NormPlacement::Post => {
+                Norms::Post { post_attention: named("post_attention")?, post_feedforward: named("post_feedforward")? }
+            }
+        })
+    };
     let embed_tokens = "model.embed_tokens";
     let table = get(&format!("{embed_tokens}.weight"), &[config.vocab_size, hidden])?;
     let embed_tokens = Embedding { adapter_kind: Some(options.adapters), ..Embedding::new(embed_tokens, table) };
@@ -134,24 +187,23 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     for i in 0..config.num_hidden_layers {
         let p = format!("model.layers.{i}");
         layers.push(Layer {
-            input_layernorm: norm(format!("{p}.input_layernorm"), hidden)?,
+            norms: norms(&p)?,
             self_attn: Attention {
-                q_proj: linear(format!("{p}.self_attn.q_proj"), hidden, q_width, config.qkv_bias)?,
-                k_proj: linear(format!("{p}.self_attn.k_proj"), hidden, kv_width, config.qkv_bias)?,
-                v_proj: linear(format!("{p}.self_attn.v_proj"), hidden, kv_width, config.qkv_bias)?,
+                qkv: qkv(&format!("{p}.self_attn"))?,
                 o_proj: linear(format!("{p}.self_attn.o_proj"), q_width, hidden, config.o_bias)?,
-                q_norm: head_norm(format!("{p}.self_attn.q_norm"))?,
-                k_norm: head_norm(format!("{p}.self_attn.k_norm"))?,
+                q_norm: qk_norm(format!("{p}.self_attn.q_norm"), q_width)?,
+                k_norm: qk_norm(format!("{p}.self_attn.k_norm"), kv_width)?,
+                norm_heads: config.qk_norm == QkNorm::Head,
                 head_dim: d,
                 uses_rope: config.uses_rope[i],
-                window: config.windows[i],
+                rule: AttentionRule {
+                    window: config.windows[i],
+                    scale: config.attention_multiplier,
+                    softcap: config.attn_logit_softcapping,
+                },
             },
-            post_attention_layernorm: norm(format!("{p}.post_attention_layernorm"), hidden)?,
-            mlp: Mlp {
-                gate_proj: linear(format!("{p}.mlp.gate_proj"), hidden, inner, config.mlp_bias)?,
-                up_proj: linear(format!("{p}.mlp.up_proj"), hidden, inner, config.mlp_bias)?,
-                down_proj: linear(format!("{p}.mlp.down_proj"), inner, hidden, config.mlp_bias)?,
-            },
+            feed_forward: feed_forward(&p)?,
+            residual_multiplier: config.residual_multiplier,
         });
     }
     let norm = norm("model.norm".to_owned(), hidden)?;

@@ -73,12 +73,12 @@ pub fn supervised_loss(
         if let Some((own, rows)) = &rows {
             logits = logits.index_copy_(-1, rows.places(), &own.product(start, len));
         }
-        let logits = logits.to_kind(Kind::Float);
+        let logits = model.scaled(logits.to_kind(Kind::Float));
         let mut p = logits.log_softmax(-1, Kind::Float);
         nll -= p.gather(-1, &target, false).sum(Kind::Double);
         let _ = p.exp_();
         let _ = p.scatter_add_(-1, &target, &Tensor::full([len, 1], -1.0, (Kind::Float, model.device)));
-        let mut d_logits = (p * scale).to_kind(model.compute);
+        let mut d_logits = model.unscaled_gradient(p * scale, &logits).to_kind(model.compute);
         if let Some((own, rows)) = &mut rows {
             own.add_gradients(&d_logits.index_select(-1, rows.places()), start, len);
             d_logits = d_logits.index_fill_(-1, rows.places(), 0.0);

@@ -1,26 +1,53 @@
 use cl_torch::tch::{Kind, Tensor};
 
+use crate::config::{Family, ModelConfig};
+
 /// Root-mean-square norm over the last dimension (Zhang and Sennrich, arXiv:1910.07467):
-/// `weight · x / √(mean(x²) + eps)`, with the division in f32 and the product in the dtype of `x`.
+/// `weight · x / √(mean(x²) + eps)`, with the division in f32.
 pub(crate) struct RmsNorm {
+    pub(crate) name: String,   // in the checkpoint, without `.weight`
     pub(crate) weight: Tensor, // (width)
     pub(crate) eps: f64,
+    pub(crate) form: NormForm,
+}
+
+/// What families do differently in a norm.
+#[derive(Clone, Copy)]
+pub(crate) struct NormForm {
+    /// The weight is an offset from 1.
+    offset: bool,
+    /// The product with the weight is in f32, too, and not in the dtype of the activations.
+    wide_product: bool,
+}
+
+impl NormForm {
+    pub(crate) fn of(config: &ModelConfig) -> NormForm {
+        NormForm { offset: config.norm_offset, wide_product: config.norm_offset || config.family == Family::Olmo2 }
+    }
 }
 
 impl RmsNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
-        let weight = self.weight.to_kind(kind);
         if kind == Kind::Float {
+            let weight = self.scale(kind);
             return x.internal_fused_rms_norm(weight.size(), Some(&weight), self.eps).0;
         }
         let wide = x.to_kind(Kind::Float);
         let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
         let normed: Tensor = wide * (mean_square + self.eps).rsqrt();
-        normed.to_kind(kind) * weight
+        if self.form.wide_product {
+            return (normed * self.scale(Kind::Float)).to_kind(kind);
+        }
+        normed.to_kind(kind) * self.scale(kind)
+    }
+
+    fn scale(&self, kind: Kind) -> Tensor {
+        let weight = self.weight.to_kind(kind);
+        if self.form.offset { weight + 1.0 } else { weight }
     }
 
     pub(crate) fn shallow_clone(&self) -> RmsNorm {
-        RmsNorm { weight: self.weight.shallow_clone(), eps: self.eps }
+        RmsNorm { name: self.name.clone(), weight: self.weight.shallow_clone(), eps: self.eps, form: self.form }
     }
 }

@@ -17,11 +17,12 @@ use crate::{Decoder, LoadOptions, ModelError};
 /// [`ModelError::Architecture`], [`ModelError::Config`].
 pub fn random_weights(config: &Map<String, Value>, seed: u64, options: LoadOptions) -> Result<Decoder, ModelError> {
     let config = ModelConfig::from_json(Path::new("(in memory)"), config)?;
+    let offset = config.norm_offset; // of 1
     build(config, options, &|name, shape| {
         let n = shape.iter().product::<i64>() as usize;
         let values = match (name.ends_with(".bias"), shape.len()) {
             (true, _) => vec![0.0; n],
-            (false, 1) => vec![1.0; n],
+            (false, 1) => vec![if offset { 0.0 } else { 1.0 }; n],
             _ => normal(seed, name, n).into_iter().map(|x| 0.02 * x).collect(),
         };
         Ok(Tensor::from_slice(&values).reshape(shape).to_device(options.device).to_kind(options.weights))

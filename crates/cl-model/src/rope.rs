@@ -6,53 +6,99 @@ use crate::config::{ModelConfig, RopeScaling};
 
 /// Rotary positions (Su et al., "RoFormer", arXiv:2104.09864) in the half-split layout of Hugging Face checkpoints.
 pub(crate) struct Rope {
-    inverse_frequencies: Tensor, // (head_dim/2), f32
+    all: Frequencies,
+    windowed: Option<Frequencies>, // of layers with a window, where they have their own
 }
 
-/// Cosines and sines of one batch's positions, `(tokens, 1, head_dim/2)` in the compute dtype.
+struct Frequencies {
+    inverse: Tensor, // (rotary_dim/2), f32
+    factor: f64,     // of cosines and sines
+}
+
+/// Cosines and sines of one batch's positions.
 pub(crate) struct Angles {
+    all: Rotation,
+    windowed: Option<Rotation>,
+}
+
+/// `(tokens, 1, rotary_dim/2)` in the compute dtype.
+struct Rotation {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rope {
     pub(crate) fn new(config: &ModelConfig, device: Device) -> Rope {
-        let frequencies: Vec<f32> = (0..config.head_dim / 2)
-            .map(|i| {
-                // In f32 at each step, as the checkpoints' own code does: the rounding is part of the model.
-                let exponent = (2 * i) as f32 / config.head_dim as f32;
-                let f = 1.0f32 / (config.rope_theta as f32).powf(exponent);
-                scale(f64::from(f), &config.rope_scaling) as f32
-            })
-            .collect();
-        Rope { inverse_frequencies: Tensor::from_slice(&frequencies).to_device(device) }
+        let of = |theta, scaling| Frequencies::new(config.rotary_dim, theta, scaling, device);
+        Rope {
+            all: of(config.rope_theta, &config.rope_scaling),
+            windowed: config.rope_local_base_freq.map(|theta| of(theta, &RopeScaling::Default)),
+        }
     }
 
     /// `positions` is `(tokens)`, int64.
     pub(crate) fn angles(&self, positions: &Tensor, kind: Kind) -> Angles {
-        let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
-        let angle = angle.unsqueeze(1);
-        Angles { cos: angle.cos().to_kind(kind), sin: angle.sin().to_kind(kind) }
+        let rotation = |f: &Frequencies| f.rotation(positions, kind);
+        Angles { all: rotation(&self.all), windowed: self.windowed.as_ref().map(rotation) }
+    }
+}
+
+impl Frequencies {
+    fn new(rotary_dim: i64, theta: f64, scaling: &RopeScaling, device: Device) -> Frequencies {
+        let frequency = |i: i64| {
+            // In f32 at each step, as the checkpoints' own code does: the rounding is part of the model.
+            let exponent = (2 * i) as f32 / rotary_dim as f32;
+            match scaling {
+                RopeScaling::LongRope { short_factor, .. } => {
+                    1.0f32 / (short_factor[i as usize] as f32 * (theta as f32).powf(exponent))
+                }
+                _ => scale(f64::from(1.0f32 / (theta as f32).powf(exponent)), scaling) as f32,
+            }
+        };
+        let inverse: Vec<f32> = (0..rotary_dim / 2).map(frequency).collect();
+        let factor = match scaling {
+            RopeScaling::LongRope { attention_factor, .. } => *attention_factor,
+            _ => 1.0,
+        };
+        Frequencies { inverse: Tensor::from_slice(&inverse).to_device(device), factor }
+    }
+
+    fn rotation(&self, positions: &Tensor, kind: Kind) -> Rotation {
+        let angle = (positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse).unsqueeze(1);
+        let scaled = |t: Tensor| if self.factor == 1.0 { t } else { t * self.factor };
+        Rotation { cos: scaled(angle.cos()).to_kind(kind), sin: scaled(angle.sin()).to_kind(kind) }
     }
 }
 
 impl Angles {
-    /// Rotates `x` `(tokens, heads, head_dim)`: element i is paired with i + head_dim/2.
-    pub(crate) fn rotate(&self, x: &Tensor) -> Tensor {
-        let halves = x.chunk(2, -1);
-        let (x1, x2) = (&halves[0], &halves[1]);
-        Tensor::cat(&[x1 * &self.cos - x2 * &self.sin, x2 * &self.cos + x1 * &self.sin], -1)
+    /// Rotates `x` `(tokens, heads, head_dim)` of a layer that is windowed or not.
+    pub(crate) fn rotate(&self, x: &Tensor, windowed: bool) -> Tensor {
+        self.windowed.as_ref().filter(|_| windowed).unwrap_or(&self.all).rotate(x)
     }
 
     pub(crate) fn shallow_clone(&self) -> Angles {
-        Angles { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+        let clone = |r: &Rotation| Rotation { cos: r.cos.shallow_clone(), sin: r.sin.shallow_clone() };
+        Angles { all: clone(&self.all), windowed: self.windowed.as_ref().map(clone) }
+    }
+}
+
+impl Rotation {
+    /// Element i is paired with i + rotary_dim/2; elements from rotary_dim on stay.
+    fn rotate(&self, x: &Tensor) -> Tensor {
+        let (half, width) = (self.cos.size()[2], x.size()[2]);
+        let (x1, x2) = (x.narrow(2, 0, half), x.narrow(2, half, half));
+        let mut parts = vec![&x1 * &self.cos - &x2 * &self.sin, &x2 * &self.cos + &x1 * &self.sin];
+        if 2 * half < width {
+            parts.push(x.narrow(2, 2 * half, width - 2 * half));
+        }
+        Tensor::cat(&parts, -1)
     }
 }
 
 /// Llama 3's rule is from "The Llama 3 Herd of Models", arXiv:2407.21783, as its published checkpoints apply it.
 fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
-        RopeScaling::Default => frequency,
+        RopeScaling::Default | RopeScaling::LongRope { .. } => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let wavelength = 2.0 * PI / frequency;
@@ -75,9 +121,10 @@ mod tests {
 
     #[test]
     fn rotation_keeps_lengths_and_depends_on_distance_only() {
-        let rope = Rope { inverse_frequencies: Tensor::from_slice(&[1f32, 0.25]) };
+        let frequencies = Frequencies { inverse: Tensor::from_slice(&[1f32, 0.25]), factor: 1.0 };
+        let rope = Rope { all: frequencies, windowed: None };
         let x = Tensor::from_slice(&[1f32, 2., 3., 4.]).reshape([1, 1, 4]);
-        let at = |p: i64| rope.angles(&Tensor::from_slice(&[p]), Kind::Float).rotate(&x);
+        let at = |p: i64| rope.angles(&Tensor::from_slice(&[p]), Kind::Float).rotate(&x, false);
         let dot = |a: &Tensor, b: &Tensor| (a * b).sum(Kind::Float).double_value(&[]);
         // f32 has 24 bits of mantissa and the sums are near 30.
         assert!((dot(&at(7), &at(7)) - 30.0).abs() < 1e-4);

@@ -1,7 +1,7 @@
 use cl_torch::TorchError;
 use cl_torch::tch::{Device, Kind, Tensor};
 
-use crate::attention::{heads_first, packed_causal};
+use crate::attention::{AttentionRule, heads_first, masked_attention, packed_causal, repeated};
 use crate::prefix_tree::PrefixTree;
 
 /// Rows of a subtree that one masked product may hold. What is larger is taken apart at its top: products of everything below
@@ -67,7 +67,7 @@ impl TreeAttention {
         }
     }
 
-    /// `q` `(rows, heads, head_dim)`, `k` and `v` `(rows, kv_heads, head_dim)`; the result is shaped as `q`. `window` is that
+    /// `q` `(rows, heads, head_dim)`, `k` and `v` `(rows, kv_heads, head_dim)`; the result is shaped as `q`. A window is that
     /// of trees without branches and without a past.
     ///
     /// # Errors
@@ -78,26 +78,26 @@ impl TreeAttention {
         k: &Tensor,
         v: &Tensor,
         past: Past<'_>,
-        window: Option<i64>,
+        rule: AttentionRule,
     ) -> Result<Tensor, TorchError> {
         if let (Some((cu_seqlens, on_device)), None) = (&self.plain, past) {
-            return packed_causal(q, k, v, cu_seqlens, on_device, window);
+            return packed_causal(q, k, v, cu_seqlens, on_device, rule);
         }
         let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
         let cut = |t: &Tensor, (start, len): (i64, i64)| t.narrow(2, start, len);
         let own = |o: &Own| [&q, &k, &v].map(|t| cut(t, (o.start, o.len)));
         if self.above.is_empty() && past.is_none() {
-            let parts: Vec<Tensor> = self.own.iter().map(|o| masked(&own(o), o.mask.as_ref())).collect();
+            let parts: Vec<Tensor> = self.own.iter().map(|o| masked(&own(o), o.mask.as_ref(), rule)).collect();
             return Ok(joined(&parts).squeeze_dim(0).transpose(0, 1));
         }
-        let parts: Vec<Weighted> = self.own.iter().map(|o| Weighted::new(&own(o), &o.see())).collect();
+        let parts: Vec<Weighted> = self.own.iter().map(|o| Weighted::new(&own(o), &o.see(), rule)).collect();
         let all = Weighted::cat(&parts);
         for a in &self.above {
-            let part = Weighted::new(&[cut(&q, a.queries), cut(&k, a.keys), cut(&v, a.keys)], &See::All);
+            let part = Weighted::new(&[cut(&q, a.queries), cut(&k, a.keys), cut(&v, a.keys)], &See::All, rule);
             all.narrow(a.queries).add(&part);
         }
         if let Some((k, v)) = past {
-            all.add(&Weighted::new(&[q.shallow_clone(), heads_first(k), heads_first(v)], &See::All));
+            all.add(&Weighted::new(&[q.shallow_clone(), heads_first(k), heads_first(v)], &See::All, rule));
         }
         Ok(all.mean.squeeze_dim(0).transpose(0, 1))
     }
@@ -127,7 +127,7 @@ pub(crate) struct Weighted {
 
 impl Weighted {
     /// `q` `(sequences, heads, queries, head_dim)`, `k` and `v` `(sequences, kv_heads, keys, head_dim)`.
-    pub(crate) fn new([q, k, v]: &[Tensor; 3], see: &See<'_>) -> Weighted {
+    pub(crate) fn new([q, k, v]: &[Tensor; 3], see: &See<'_>, rule: AttentionRule) -> Weighted {
         let (heads, kv_heads) = (q.size()[1], k.size()[1]);
         let groups = heads / kv_heads;
         let alike = matches!(see, See::All) || (matches!(see, See::Masked(_)) && q.size()[2] == 1);
@@ -135,29 +135,27 @@ impl Weighted {
             // Queries that all see the same keys: the heads of a group are more of them.
             let size = q.size();
             let folded = q.reshape([size[0], kv_heads, groups * size[2], size[3]]);
-            let part = Weighted::of_equal_heads(&folded, k, v, see);
+            let part = Weighted::of_equal_heads(&folded, k, v, see, rule);
             return Weighted {
                 mean: part.mean.reshape(&size),
                 log_sum: part.log_sum.reshape([size[0], heads, size[2]]),
             };
         }
-        let repeated =
-            |t: &Tensor| if groups > 1 { t.repeat_interleave_self_int(groups, 1, None) } else { t.shallow_clone() };
-        Weighted::of_equal_heads(q, &repeated(k), &repeated(v), see)
+        Weighted::of_equal_heads(q, &repeated(k, groups), &repeated(v, groups), see, rule)
     }
 
-    fn of_equal_heads(q: &Tensor, k: &Tensor, v: &Tensor, see: &See<'_>) -> Weighted {
+    fn of_equal_heads(q: &Tensor, k: &Tensor, v: &Tensor, see: &See<'_>, rule: AttentionRule) -> Weighted {
         let mask = match see {
             See::Masked(mask) => Some(*mask),
             _ => None,
         };
         let before = matches!(see, See::Before);
-        if q.device() == Device::Cpu {
+        if q.device() == Device::Cpu && rule.softcap.is_none() {
             let (mean, log_sum) =
-                Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, before, mask, None);
+                Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, before, mask, rule.scale);
             return Weighted { mean, log_sum };
         }
-        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float) / (q.size()[3] as f64).sqrt();
+        let scores = rule.scores(q, k);
         let scores = match (mask, before) {
             (Some(mask), _) => scores + mask,
             (None, true) => {
@@ -203,9 +201,14 @@ fn joined(parts: &[Tensor]) -> Tensor {
     if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(parts, 2) }
 }
 
-fn masked([q, k, v]: &[Tensor; 3], mask: Option<&Tensor>) -> Tensor {
+fn masked([q, k, v]: &[Tensor; 3], mask: Option<&Tensor>, rule: AttentionRule) -> Tensor {
+    if rule.softcap.is_some() {
+        let len = q.size()[2];
+        let before = || Tensor::ones([len, len], (Kind::Bool, q.device())).tril(0);
+        return masked_attention(q, k, v, &mask.map_or_else(before, |m| m.eq(0.0)), rule);
+    }
     let grouped = q.size()[1] != k.size()[1];
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), None, grouped)
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), rule.scale, grouped)
 }
 
 /// 0 where a row of the subtree sees another, −∞ elsewhere, `(rows, rows)`.

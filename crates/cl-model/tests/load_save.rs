@@ -93,7 +93,7 @@ fn configs_that_make_no_model_are_refused_with_key_and_value() {
     let whole = common::llama(json!({}));
     for (changes, parts) in [
         (json!({"architectures": ["GPT2LMHeadModel"]}), ["GPT2LMHeadModel", "supported: LlamaForCausalLM"]),
-        (json!({"architectures": ["MixtralForCausalLM"]}), ["MixtralForCausalLM", "supported"]),
+        (json!({"architectures": ["MambaForCausalLM"]}), ["MambaForCausalLM", "supported"]),
         (json!({"architectures": null}), ["(none named)", "supported"]),
         (json!({"vocab_size": null}), ["config.json", "invalid type: null"]),
         (json!({"num_attention_heads": 0}), ["num_attention_heads = 0", "at least 1"]),

@@ -22,6 +22,16 @@ fn configs() -> Vec<(&'static str, Map<String, Value>)> {
             of("Qwen2ForCausalLM", json!({"use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1})),
         ),
         ("without positions", of("SmolLM3ForCausalLM", json!({"no_rope_layer_interval": 2, "num_key_value_heads": 4}))),
+        (
+            "soft caps",
+            of("Gemma2ForCausalLM", json!({"head_dim": 8, "sliding_window": null, "query_pre_attn_scalar": 5})),
+        ),
+        ("soft caps, window", of("Gemma2ForCausalLM", json!({"head_dim": 8, "sliding_window": 5}))),
+        ("two kinds of positions", of("Gemma3ForCausalLM", json!({"head_dim": 8, "sliding_window": 6}))),
+        ("fused projections", of("Phi3ForCausalLM", json!({"num_key_value_heads": 2, "partial_rotary_factor": 0.5}))),
+        ("norms behind", of("Olmo2ForCausalLM", json!({}))),
+        ("multipliers", of("GraniteForCausalLM", json!({"attention_multiplier": 0.3, "logits_scaling": 2.0}))),
+        ("experts", of("MixtralForCausalLM", json!({"num_local_experts": 4, "num_experts_per_tok": 2}))),
     ]
 }
 
@@ -136,7 +146,8 @@ fn scores_do_not_move_with_the_composition_of_a_batch() {
 
 #[test]
 fn half_precision_scores_are_close_to_f32() {
-    for (name, config) in configs() {
+    // A rounding may choose another expert, and with it another function.
+    for (name, config) in configs().into_iter().filter(|(name, _)| *name != "experts") {
         let sequences = common::sequences(&[20, 64, 3], 61, 5);
         let scores = |kind: Kind| token_log_probs(&common::model(&config, LoadOptions::cpu(kind)), &slices(&sequences));
         let exact = scores(Kind::Float).unwrap();
@@ -147,6 +158,8 @@ fn half_precision_scores_are_close_to_f32() {
             let differences: Vec<f64> = pairs.map(|(a, b)| (a.0 - b.0).abs()).collect();
             let largest = differences.iter().copied().fold(0.0, f64::max);
             let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+            // Gemma's norms double queries and keys here, so scores and what rounding does to them are four times as large.
+            let bound = if name.starts_with("soft caps") { 4.0 * bound } else { bound };
             eprintln!("{name} {kind:?}: largest difference {largest:.1e}, mean {mean:.1e}");
             assert!(largest < bound && mean < bound / 4.0, "{name} {kind:?}: {largest}, {mean}");
         }
@@ -181,4 +194,17 @@ fn a_model_that_computes_nan_answers_nothing() {
     let _ = weight.get(0).fill_(f64::NAN);
     let message = greedy(&model, &[&[1, 2]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
     assert!(message.contains("NaN") && message.contains("cl check"), "{message}");
+}
+
+#[test]
+fn hidden_states_are_observed_layer_by_layer() {
+    let model = common::model(&configs()[0].1, LoadOptions::cpu(Kind::Float));
+    let batch = PackedBatch::new(&[&[3, 1, 4], &[1, 5]], model.config.vocab_size, model.device).unwrap();
+    let mut seen = Vec::new();
+    let x = model.forward_observed(&batch, Mode::Eval, &mut |index, x| seen.push((index, x.copy()))).unwrap();
+    assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(seen.iter().all(|s| s.1.size() == [5, 32]));
+    assert_eq!(seen[2].1, x);
+    let (_, table) = model.named_parameters().into_iter().find(|(n, _)| n == "model.embed_tokens.weight").unwrap();
+    assert_eq!(seen[0].1.get(0), table.get(3), "layer 0 is entered by the embeddings");
 }

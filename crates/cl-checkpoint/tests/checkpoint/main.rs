@@ -5,6 +5,7 @@ mod adapter;
 mod atomic;
 mod corrupted;
 mod finite;
+mod processes;
 mod round_trip;
 mod sharded;
 

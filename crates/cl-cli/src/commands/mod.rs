@@ -5,6 +5,7 @@ pub mod compare;
 pub mod eval;
 pub mod generate;
 pub mod import_gguf;
+pub mod moe;
 pub mod paper_tables;
 pub mod reproduce;
 pub mod sequence;

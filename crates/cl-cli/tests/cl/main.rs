@@ -7,6 +7,7 @@ mod eval;
 mod generate;
 mod import;
 mod killed;
+mod moe;
 mod sequence;
 mod train;
 mod world;

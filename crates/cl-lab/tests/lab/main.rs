@@ -1,6 +1,7 @@
 //! Rounds, sequences and the study on a small world of models and data, without a process in between.
 
 mod check_and_run;
+mod moe;
 mod olora;
 mod round;
 mod sequence;

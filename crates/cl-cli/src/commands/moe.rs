@@ -1,0 +1,77 @@
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use cl_checkpoint::Interrupt;
+use cl_checkpoint::files::write_file;
+use cl_lab::{Pooling, router_states};
+use cl_moe::MixConfig;
+
+use super::Precision;
+
+/// What can be done with mixtures of experts.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
+    Mix(cl_moe::cli::MixArgs),
+    /// Compute the hidden states of the experts' prompts that routers can start from.
+    States(StatesArgs),
+}
+
+/// Arguments of `cl moe states`.
+#[derive(clap::Args)]
+pub struct StatesArgs {
+    /// The configuration of the mixture, with `positive_prompts` for each expert.
+    config: PathBuf,
+    /// File to write, which `router.states` then names.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Which hidden states of a prompt count.
+    #[arg(long, value_enum, default_value = "last")]
+    pooling: PoolingArg,
+    /// Dtype to compute in.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Replace the file if it exists.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// As `--pooling` names it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PoolingArg {
+    /// Its last token's.
+    Last,
+    /// The mean over its tokens.
+    Mean,
+    /// The mean of its tokens' embeddings, for all layers.
+    Embeddings,
+}
+
+/// Runs the command.
+pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    match command {
+        Command::Mix(args) => cl_moe::cli::run(&cl_moe::cli::Command::Mix(args), interrupt, out),
+        Command::States(args) => states(&args, out),
+    }
+}
+
+fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
+    let file = args.out.display();
+    ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
+    ensure!(!args.out.is_dir(), "{file}: is a directory; --out names a file");
+    let config = MixConfig::read(&args.config)?;
+    let pooling = match args.pooling {
+        PoolingArg::Last => Pooling::Last,
+        PoolingArg::Mean => Pooling::Mean,
+        PoolingArg::Embeddings => Pooling::Embeddings,
+    };
+    let device = cl_torch::pick_device(&args.device)?;
+    let states = router_states(&config, pooling, args.precision.into(), device)?;
+    write_file(&args.out, &states)?;
+    writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
+    Ok(())
+}

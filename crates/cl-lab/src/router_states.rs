@@ -1,0 +1,87 @@
+//! Where the routers of a mixture of experts start: the hidden states of each expert's example prompts in the base model.
+
+use cl_adapters::Mode;
+use cl_data::Tokenizer;
+use cl_model::{Decoder, PackedBatch};
+use cl_moe::{ExpertConfig, MixConfig, router_states_spec};
+use cl_torch::tch::{Device, Kind, Tensor};
+use cl_train::Precision;
+use safetensors::tensor::TensorView;
+
+use crate::{LabError, LoadedModel};
+
+/// Which hidden states of a prompt count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of its last token, as mergekit-moe's `hidden`.
+    Last,
+    /// Their mean, as the paper's tool and mergekit-moe's `hidden_avg`.
+    Mean,
+    /// The mean of its tokens' embeddings, the same for all layers, as mergekit-moe's `cheap_embed`.
+    Embeddings,
+}
+
+/// A safetensors file with one tensor a layer, `layers.N`, `(experts, hidden)` in f32: for each expert the mean over its
+/// positive prompts minus that over its negative ones, of the hidden states that enter the layer of the base model.
+///
+/// # Errors
+/// [`LabError::Config`] for an expert without a positive prompt, and what loading and running the base raise.
+pub fn router_states(
+    config: &MixConfig,
+    pooling: Pooling,
+    precision: Precision,
+    device: Device,
+) -> Result<Vec<u8>, LabError> {
+    if let Some(expert) = config.experts.iter().position(|e| e.positive_prompts.is_empty()) {
+        let message = format!("experts[{expert}] has no positive_prompts; its router row would be nothing");
+        return Err(LabError::Config { path: config.base_model.clone(), message });
+    }
+    let loaded = LoadedModel::open(&config.base_model, None, precision, device)?;
+    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let rows = config.experts.iter().map(|e| expert_states(model, tokenizer, e, pooling));
+    let rows = rows.collect::<Result<Vec<Tensor>, LabError>>()?;
+    let states = Tensor::stack(&rows, 1); // (layers, experts, hidden)
+    let specs = router_states_spec(model.config.num_hidden_layers, rows.len(), model.config.hidden_size as usize);
+    let bytes: Vec<Vec<u8>> =
+        (0..specs.len() as i64).map(|layer| cl_torch::tensor_bytes(&states.get(layer), Kind::Float)).collect();
+    let views = specs.iter().zip(&bytes).map(|(spec, bytes)| {
+        let view = TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("as many bytes as its shape says");
+        (spec.name.clone(), view)
+    });
+    Ok(safetensors::serialize(views, None).expect("names and shapes are valid"))
+}
+
+/// `(layers, hidden)`, f32.
+fn expert_states(
+    model: &Decoder,
+    tokenizer: &Tokenizer,
+    expert: &ExpertConfig,
+    pooling: Pooling,
+) -> Result<Tensor, LabError> {
+    let mean = |prompts: &[String]| -> Result<Option<Tensor>, LabError> {
+        let states = prompts.iter().map(|p| prompt_states(model, &tokenizer.encode(p, true)?, pooling));
+        let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
+        Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
+    };
+    let positive = mean(&expert.positive_prompts)?.expect("checked above");
+    Ok(mean(&expert.negative_prompts)?.map_or(positive.shallow_clone(), |negative| positive - negative))
+}
+
+/// `(layers, hidden)`, f32.
+fn prompt_states(model: &Decoder, ids: &[u32], pooling: Pooling) -> Result<Tensor, LabError> {
+    let _no_graph = cl_torch::tch::no_grad_guard();
+    let batch = PackedBatch::new(&[ids], model.config.vocab_size, model.device)?;
+    let layers = model.config.num_hidden_layers;
+    let mut states: Vec<Tensor> = Vec::with_capacity(layers);
+    let mut keep = |index: usize, x: &Tensor| {
+        let x = x.to_kind(Kind::Float);
+        match pooling {
+            _ if index == layers => {}
+            Pooling::Last => states.push(x.get(ids.len() as i64 - 1)),
+            Pooling::Embeddings if index > 0 => states.push(states[0].shallow_clone()),
+            Pooling::Mean | Pooling::Embeddings => states.push(x.mean_dim(0, false, Kind::Float)),
+        }
+    };
+    let _ = model.forward_observed(&batch, Mode::Eval, &mut keep)?;
+    Ok(Tensor::stack(&states, 0))
+}

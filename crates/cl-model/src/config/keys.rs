@@ -1,0 +1,214 @@
+//! The keys as they stand in the file, and what several families do with them.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Activation, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling, eos_ids};
+
+/// The keys that families read. An absent key and one that is `null` are told apart where they mean different things.
+#[derive(Deserialize)]
+pub(super) struct Keys {
+    vocab_size: i64,
+    hidden_size: i64,
+    intermediate_size: i64,
+    pub(super) num_hidden_layers: usize,
+    num_attention_heads: i64,
+    num_key_value_heads: Option<i64>,
+    head_dim: Option<i64>,
+    rms_norm_eps: Option<f64>,
+    pub(super) rope_theta: Option<f64>,
+    pub(super) rope_scaling: Option<Map<String, Value>>,
+    pub(super) rope_parameters: Option<Map<String, Value>>,
+    pub(super) rope_local_base_freq: Option<f64>,
+    pub(super) partial_rotary_factor: Option<f64>,
+    pub(super) max_position_embeddings: Option<usize>,
+    pub(super) original_max_position_embeddings: Option<usize>,
+    pub(super) tie_word_embeddings: Option<bool>,
+    pub(super) attention_bias: Option<bool>,
+    pub(super) mlp_bias: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) sliding_window: Option<Option<i64>>,
+    pub(super) sliding_window_pattern: Option<usize>,
+    pub(super) use_sliding_window: Option<bool>,
+    pub(super) max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    pub(super) no_rope_layers: Option<Vec<i64>>,
+    pub(super) no_rope_layer_interval: Option<usize>,
+    hidden_act: Option<String>,
+    hidden_activation: Option<String>,
+    pub(super) query_pre_attn_scalar: Option<f64>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) attn_logit_softcapping: Option<Option<f64>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) final_logit_softcapping: Option<Option<f64>>,
+    pub(super) use_bidirectional_attention: Option<bool>,
+    pub(super) num_local_experts: Option<i64>,
+    pub(super) num_experts_per_tok: Option<i64>,
+    pub(super) attention_multiplier: Option<f64>,
+    pub(super) embedding_multiplier: Option<f64>,
+    pub(super) residual_multiplier: Option<f64>,
+    pub(super) logits_scaling: Option<f64>,
+    eos_token_id: Option<Value>,
+}
+
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(d).map(Some)
+}
+
+/// What a family takes for keys that are absent.
+pub(super) struct Defaults {
+    /// Key and value heads; `None` for as many as query heads.
+    pub(super) num_key_value_heads: Option<i64>,
+    /// Width of a head; `None` for hidden_size / num_attention_heads.
+    pub(super) head_dim: Option<i64>,
+    pub(super) rms_norm_eps: f64,
+    pub(super) rope_theta: f64,
+    pub(super) tie_word_embeddings: bool,
+    pub(super) max_position_embeddings: usize,
+    pub(super) hidden_act: &'static str,
+}
+
+/// Those of Llama.
+pub(super) const DEFAULTS: Defaults = Defaults {
+    num_key_value_heads: None,
+    head_dim: None,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
+    max_position_embeddings: 2048,
+    hidden_act: "silu",
+};
+
+impl Keys {
+    pub(super) fn read(json: &Map<String, Value>) -> Result<Keys, String> {
+        if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
+            return Err("quantization_config: quantized weights are not supported; save the model in f32, f16 or bf16"
+                .to_owned());
+        }
+        let keys: Keys = serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
+        if keys.use_bidirectional_attention == Some(true) {
+            return Err("use_bidirectional_attention = true is not supported; expected false".to_owned());
+        }
+        Ok(keys)
+    }
+
+    /// A config with everything that the families have in common; the rest is as in a plain Llama.
+    pub(super) fn config(&self, family: Family, defaults: &Defaults) -> Result<ModelConfig, String> {
+        let heads = self.num_attention_heads;
+        let kv_heads = self.num_key_value_heads.or(defaults.num_key_value_heads).unwrap_or(heads);
+        self.check_sizes(kv_heads)?;
+        let head_dim = match self.head_dim.or(defaults.head_dim) {
+            Some(width) => width,
+            None if self.hidden_size % heads != 0 => {
+                return Err(format!(
+                    "hidden_size = {} is no multiple of num_attention_heads = {heads} and head_dim is absent",
+                    self.hidden_size
+                ));
+            }
+            None => self.hidden_size / heads,
+        };
+        let rope_theta = self.theta(defaults.rope_theta);
+        let partial = self.partial_rotary()?;
+        if partial != 1.0 && family != Family::Phi3 {
+            return Err(format!("partial_rotary_factor = {partial} is not supported; expected 1"));
+        }
+        let rotary_dim = (head_dim as f64 * partial) as i64;
+        Ok(ModelConfig {
+            family,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            rotary_dim,
+            rms_norm_eps: self.rms_norm_eps.unwrap_or(defaults.rms_norm_eps),
+            norm_offset: false,
+            norms: NormPlacement::Pre,
+            rope_theta,
+            rope_scaling: RopeScaling::Default,
+            rope_local_base_freq: None,
+            max_position_embeddings: self.max_position_embeddings.unwrap_or(defaults.max_position_embeddings),
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(defaults.tie_word_embeddings),
+            fused_projections: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: QkNorm::None,
+            hidden_act: self.activation(defaults.hidden_act)?,
+            experts: None,
+            windows: vec![None; self.num_hidden_layers],
+            uses_rope: vec![true; self.num_hidden_layers],
+            attention_multiplier: None,
+            attn_logit_softcapping: None,
+            final_logit_softcapping: None,
+            embedding_multiplier: 1.0,
+            residual_multiplier: 1.0,
+            logits_scaling: 1.0,
+            eos_token_ids: eos_ids(self.eos_token_id.as_ref())?,
+        })
+    }
+
+    fn check_sizes(&self, kv_heads: i64) -> Result<(), String> {
+        for (key, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", kv_heads),
+            ("num_hidden_layers", i64::try_from(self.num_hidden_layers).unwrap_or(i64::MAX)),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+        ] {
+            if value < 1 {
+                return Err(format!("{key} = {value}: expected at least 1"));
+            }
+            // Beyond these a typing error would ask for all memory before a tensor is looked at.
+            let most = if key == "num_hidden_layers" { 10_000 } else { i64::from(i32::MAX) };
+            if value > most {
+                return Err(format!("{key} = {value}: expected at most {most}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn activation(&self, default: &str) -> Result<Activation, String> {
+        // Gemma has a key of its own; its `hidden_act` is a leftover that says something else.
+        let (key, name) = match (&self.hidden_activation, &self.hidden_act) {
+            (Some(name), _) => ("hidden_activation", name.as_str()),
+            (None, Some(name)) if default == "silu" => ("hidden_act", name.as_str()),
+            _ => ("hidden_act", default),
+        };
+        match name {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            other => Err(format!("{key} `{other}` is not supported; expected `silu` or `gelu_pytorch_tanh`")),
+        }
+    }
+
+    /// A window for each layer by `layer_types`, or for the layers that `windowed` picks where that key is absent.
+    pub(super) fn windows(
+        &self,
+        window: Option<i64>,
+        windowed: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<i64>>, String> {
+        let n = self.num_hidden_layers;
+        if let Some(w) = window.filter(|&w| w < 1) {
+            return Err(format!("sliding_window = {w}: expected at least 1"));
+        }
+        let Some(types) = &self.layer_types else {
+            return Ok((0..n).map(|i| window.filter(|_| windowed(i))).collect());
+        };
+        if types.len() != n {
+            return Err(format!("layer_types has {} entries for {n} layers", types.len()));
+        }
+        let window = |name: &String| match name.as_str() {
+            "full_attention" => Ok(None),
+            "sliding_attention" => Ok(window),
+            other => {
+                Err(format!("layer type `{other}` is not supported; expected full_attention or sliding_attention"))
+            }
+        };
+        types.iter().map(window).collect()
+    }
+}

@@ -1,0 +1,14 @@
+use super::keys::{DEFAULTS, Keys};
+use super::{Family, ModelConfig};
+
+/// Llama 1–3 and what is built like them.
+pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
+    let bias = keys.attention_bias.unwrap_or(false);
+    Ok(ModelConfig {
+        rope_scaling: keys.scaling()?,
+        qkv_bias: bias,
+        o_bias: bias,
+        mlp_bias: keys.mlp_bias.unwrap_or(false),
+        ..keys.config(Family::Llama, &DEFAULTS)?
+    })
+}

@@ -1,0 +1,13 @@
+use super::keys::{DEFAULTS, Defaults, Keys};
+use super::{Family, ModelConfig};
+
+/// Mistral: every layer has the window, 4,096 where the key is absent and none where it is null.
+pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
+    let defaults = Defaults { num_key_value_heads: Some(8), ..DEFAULTS };
+    let window = keys.sliding_window.unwrap_or(Some(4096));
+    Ok(ModelConfig {
+        rope_scaling: keys.scaling()?,
+        windows: keys.windows(window, |_| true)?,
+        ..keys.config(Family::Mistral, &defaults)?
+    })
+}

@@ -1,0 +1,380 @@
+//! What the decoder needs to know of a `config.json`: keys that all families share here and in [`keys`], the rest one family
+//! a file.
+
+mod gemma;
+mod granite;
+mod keys;
+mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen;
+mod rope;
+mod smollm3;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+pub use rope::RopeScaling;
+
+use crate::ModelError;
+use keys::Keys;
+
+/// The architectures that are built, named by Hugging Face's `architectures[0]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `LlamaForCausalLM`: Llama 1–3, SmolLM, SmolLM2.
+    Llama,
+    /// `MistralForCausalLM`: Llama with a sliding window.
+    Mistral,
+    /// `MixtralForCausalLM`: Mistral with experts in place of the MLP.
+    Mixtral,
+    /// `Qwen2ForCausalLM`: biases on q, k and v.
+    Qwen2,
+    /// `Qwen3ForCausalLM`: norms on each head of q and k.
+    Qwen3,
+    /// `SmolLM3ForCausalLM`: every few layers without rotary positions.
+    SmolLm3,
+    /// `Gemma2ForCausalLM`: norms before and behind each block, soft caps on attention scores and logits.
+    Gemma2,
+    /// `Gemma3ForCausalLM` (text only): windowed layers with rotary frequencies of their own.
+    Gemma3,
+    /// `Phi3ForCausalLM`: Phi-3, Phi-4; q, k and v in one projection, gate and up in one.
+    Phi3,
+    /// `Olmo2ForCausalLM`: norms behind each block, and on the whole of q and k.
+    Olmo2,
+    /// `GraniteForCausalLM`: Llama with multipliers.
+    Granite,
+}
+
+impl Family {
+    /// All families with their `architectures[0]` and `model_type`.
+    const NAMES: [(Family, &'static str, &'static str); 11] = [
+        (Family::Llama, "LlamaForCausalLM", "llama"),
+        (Family::Mistral, "MistralForCausalLM", "mistral"),
+        (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
+        (Family::Qwen2, "Qwen2ForCausalLM", "qwen2"),
+        (Family::Qwen3, "Qwen3ForCausalLM", "qwen3"),
+        (Family::SmolLm3, "SmolLM3ForCausalLM", "smollm3"),
+        (Family::Gemma2, "Gemma2ForCausalLM", "gemma2"),
+        (Family::Gemma3, "Gemma3ForCausalLM", "gemma3_text"),
+        (Family::Phi3, "Phi3ForCausalLM", "phi3"),
+        (Family::Olmo2, "Olmo2ForCausalLM", "olmo2"),
+        (Family::Granite, "GraniteForCausalLM", "granite"),
+    ];
+
+    /// The family that a config names: by its architecture, or by `model_type` where it names none.
+    fn of(dir: &Path, json: &Map<String, Value>) -> Result<Family, ModelError> {
+        let architecture = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        let model_type = json.get("model_type").and_then(Value::as_str);
+        let known = Family::NAMES.iter().find(|(_, class, kind)| match architecture {
+            Some(name) => name == *class,
+            None => model_type == Some(*kind),
+        });
+        known.map(|(family, ..)| *family).ok_or_else(|| ModelError::Architecture {
+            path: dir.to_owned(),
+            architecture: architecture.or(model_type).unwrap_or("(none named)").to_owned(),
+            supported: Family::NAMES.map(|(_, class, _)| class).join(", "),
+        })
+    }
+}
+
+/// The function between the two halves of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x), also called swish.
+    Silu,
+    /// GELU by its approximation with tanh (`gelu_pytorch_tanh`).
+    GeluTanh,
+}
+
+/// Where a layer's norms are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before attention and before the MLP.
+    Pre,
+    /// Before and behind each.
+    PreAndPost,
+    /// Behind each.
+    Post,
+}
+
+/// Norms on queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// On each head.
+    Head,
+    /// On all heads together.
+    Whole,
+}
+
+/// Experts in place of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of each layer.
+    pub num_local_experts: i64,
+    /// How many of them a token goes through.
+    pub num_experts_per_tok: i64,
+}
+
+/// What the decoder needs to know of a `config.json`; fields that are keys have their keys' names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Which architecture.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Width inside the MLP, or inside each expert.
+    pub intermediate_size: i64,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: i64,
+    /// Key and value heads; a divisor of the query heads.
+    pub num_key_value_heads: i64,
+    /// Width of one head.
+    pub head_dim: i64,
+    /// Leading entries of a head that rotary positions turn; an even number.
+    pub rotary_dim: i64,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// The weights of norms are offsets from 1.
+    pub norm_offset: bool,
+    /// Where a layer's norms are.
+    pub norms: NormPlacement,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Their stretch.
+    pub rope_scaling: RopeScaling,
+    /// Base of the rotary frequencies of windowed layers, not stretched, where it is another.
+    pub rope_local_base_freq: Option<f64>,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// The output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// q, k and v are one projection, gate and up another.
+    pub fused_projections: bool,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// Norms on q and k.
+    pub qk_norm: QkNorm,
+    /// The function in the MLP.
+    pub hidden_act: Activation,
+    /// Experts, where the MLP is made of them.
+    pub experts: Option<Experts>,
+    /// Per layer: how many positions a query sees, itself included; `None` for all earlier ones.
+    pub windows: Vec<Option<i64>>,
+    /// Per layer: whether it uses rotary positions.
+    pub uses_rope: Vec<bool>,
+    /// What attention scores are multiplied by; `None` for 1/√head_dim.
+    pub attention_multiplier: Option<f64>,
+    /// Attention scores s become c · tanh(s / c).
+    pub attn_logit_softcapping: Option<f64>,
+    /// Logits l become c · tanh(l / c).
+    pub final_logit_softcapping: Option<f64>,
+    /// What embeddings are multiplied by.
+    pub embedding_multiplier: f64,
+    /// What the outputs of attention and MLP are multiplied by before they are added to the residual stream.
+    pub residual_multiplier: f64,
+    /// What logits are divided by.
+    pub logits_scaling: f64,
+    /// Ids that end a generation: those of config.json, and for a model from a directory those of generation_config.json.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Reads the config of the model in `dir`.
+    ///
+    /// # Errors
+    /// [`ModelError::Architecture`] or [`ModelError::Config`].
+    pub fn from_json(dir: &Path, json: &Map<String, Value>) -> Result<ModelConfig, ModelError> {
+        let wrong = |message: String| ModelError::Config { path: dir.to_owned(), message };
+        let family = Family::of(dir, json)?;
+        let keys = Keys::read(json).map_err(wrong)?;
+        let read = match family {
+            Family::Llama => llama::read,
+            Family::Mistral => mistral::read,
+            Family::Mixtral => mixtral::read,
+            Family::Qwen2 => qwen::read_qwen2,
+            Family::Qwen3 => qwen::read_qwen3,
+            Family::SmolLm3 => smollm3::read,
+            Family::Gemma2 => gemma::read_gemma2,
+            Family::Gemma3 => gemma::read_gemma3,
+            Family::Phi3 => phi3::read,
+            Family::Olmo2 => olmo2::read,
+            Family::Granite => granite::read,
+        };
+        let config = read(&keys).map_err(wrong)?;
+        config.validate().map_err(wrong)?;
+        Ok(config)
+    }
+
+    /// Whether files may hold a tensor of this name although nothing reads it: old ones hold the rotary frequencies, which
+    /// follow from the config, and some of a model with a tied head a copy of the embedding.
+    pub(crate) fn is_redundant(&self, tensor: &str) -> bool {
+        tensor.ends_with("rotary_emb.inv_freq") || (self.tie_word_embeddings && tensor == "lm_head.weight")
+    }
+
+    /// What holds for every family, once its defaults are in place.
+    fn validate(&self) -> Result<(), String> {
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return Err(format!(
+                "num_attention_heads = {} is no multiple of num_key_value_heads = {}",
+                self.num_attention_heads, self.num_key_value_heads
+            ));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(format!("head_dim = {}: rotary positions need an even number", self.head_dim));
+        }
+        if self.rotary_dim < 2 || self.rotary_dim % 2 != 0 || self.rotary_dim > self.head_dim {
+            let (rotary, head) = (self.rotary_dim, self.head_dim);
+            return Err(format!(
+                "partial_rotary_factor leaves {rotary} of {head} entries of a head; expected an even number, 2 to {head}"
+            ));
+        }
+        let positive = [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("rope_theta", self.rope_theta),
+            ("rope_local_base_freq", self.rope_local_base_freq.unwrap_or(1.0)),
+            ("attention_multiplier", self.attention_multiplier.unwrap_or(1.0)),
+            ("attn_logit_softcapping", self.attn_logit_softcapping.unwrap_or(1.0)),
+            ("final_logit_softcapping", self.final_logit_softcapping.unwrap_or(1.0)),
+            ("embedding_multiplier", self.embedding_multiplier),
+            ("residual_multiplier", self.residual_multiplier),
+            ("logits_scaling", self.logits_scaling),
+        ];
+        match positive.into_iter().find(|(_, value)| !value.is_finite() || *value <= 0.0) {
+            Some((key, value)) => Err(format!("{key} = {value}: expected a positive number")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Adds the ids that end a generation by generation_config.json, where Transformers looks for them first.
+pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
+    let path = dir.join("generation_config.json");
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let wrong = |message: String| cl_checkpoint::Error::Json { path: path.clone(), message };
+    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+    for id in eos_ids(json.get("eos_token_id")).map_err(wrong)? {
+        if !config.eos_token_ids.contains(&id) {
+            config.eos_token_ids.push(id);
+        }
+    }
+    Ok(())
+}
+
+fn eos_ids(value: Option<&Value>) -> Result<Vec<u32>, String> {
+    let id = |v: &Value| {
+        v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| format!("eos_token_id {v} is not a token id"))
+    };
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(one) => Ok(vec![id(one)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(extra: Value) -> Result<ModelConfig, ModelError> {
+        let mut base = json!({
+            "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2
+        });
+        for (k, v) in extra.as_object().unwrap() {
+            base[k] = v.clone();
+        }
+        ModelConfig::from_json(Path::new("m"), base.as_object().unwrap())
+    }
+
+    #[test]
+    fn windows_follow_the_family() {
+        let windows = |extra| read(extra).unwrap().windows;
+        assert_eq!(windows(json!({"sliding_window": 8})), [None; 4], "Llama has no window");
+        assert_eq!(windows(json!({"architectures": ["MistralForCausalLM"], "sliding_window": 8})), [Some(8); 4]);
+        assert_eq!(windows(json!({"architectures": ["MistralForCausalLM"], "sliding_window": null})), [None; 4]);
+        assert_eq!(windows(json!({"architectures": ["MistralForCausalLM"]})), [Some(4096); 4]);
+        let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "use_sliding_window": true,
+            "max_window_layers": 3});
+        assert_eq!(windows(qwen), [None, None, None, Some(8)]);
+    }
+
+    #[test]
+    fn both_spellings_of_rope_are_read() {
+        let old = read(json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})).unwrap();
+        let new = read(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}})).unwrap();
+        assert_eq!(old, new);
+        assert_eq!(old.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn a_generation_ends_at_the_ids_of_both_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = read(json!({"eos_token_id": 2})).unwrap();
+        add_generation_eos(&mut config, folder.path()).unwrap();
+        assert_eq!(config.eos_token_ids, [2]);
+        let file = folder.path().join("generation_config.json");
+        std::fs::write(&file, r#"{"eos_token_id": [2, 7]}"#).unwrap();
+        add_generation_eos(&mut config, folder.path()).unwrap();
+        assert_eq!(config.eos_token_ids, [2, 7]);
+        std::fs::write(&file, r#"{"eos_token_id": "x"}"#).unwrap();
+        let message = add_generation_eos(&mut config, folder.path()).unwrap_err().to_string();
+        assert!(message.contains("generation_config.json") && message.contains("eos_token_id"), "{message}");
+    }
+
+    #[test]
+    fn errors_name_key_and_value() {
+        for (extra, parts) in [
+            (json!({"architectures": ["GPT2LMHeadModel"]}), ["GPT2LMHeadModel", "supported: LlamaForCausalLM"]),
+            (json!({"num_key_value_heads": 3}), ["num_attention_heads = 4", "num_key_value_heads = 3"]),
+            (json!({"hidden_act": "gelu"}), ["gelu", "silu"]),
+            (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), ["yarn", "llama3"]),
+            (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}), ["factor = 0", "positive"]),
+            (json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), ["low_freq_factor", "number"]),
+            (json!({"rope_theta": -1.0}), ["rope_theta = -1", "positive"]),
+            (json!({"rms_norm_eps": -1e-5}), ["rms_norm_eps = -0.00001", "positive"]),
+            (json!({"head_dim": 7}), ["head_dim = 7", "even"]),
+            (json!({"hidden_size": 30}), ["hidden_size = 30", "num_attention_heads = 4"]),
+            (
+                json!({"num_hidden_layers": 1_000_000_000_000u64}),
+                ["num_hidden_layers = 1000000000000", "at most 10000"],
+            ),
+            (json!({"num_hidden_layers": -1}), ["config.json", "-1"]),
+            (
+                json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}),
+                ["sliding_window = 0", "at least 1"],
+            ),
+            (
+                json!({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}),
+                ["1 entries", "4 layers"],
+            ),
+            (json!({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}), ["1 entries", "4 layers"]),
+            (json!({"hidden_size": "x"}), ["config.json", "invalid type"]),
+            (json!({"hidden_size": 0}), ["hidden_size = 0", "at least 1"]),
+            (json!({"eos_token_id": -3}), ["eos_token_id", "-3"]),
+            (json!({"quantization_config": {"bits": 4}}), ["quantization_config", "bf16"]),
+            (json!({"partial_rotary_factor": 0.5}), ["partial_rotary_factor = 0.5", "expected 1"]),
+            (
+                json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
+                ["0.25", "expected 1"],
+            ),
+        ] {
+            let message = read(extra).unwrap_err().to_string();
+            assert!(parts.iter().all(|p| message.contains(p)), "{message}");
+        }
+    }
+}

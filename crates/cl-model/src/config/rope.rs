@@ -1,0 +1,89 @@
+//! Rotary frequencies: their base and how they are stretched for longer contexts.
+
+use serde_json::{Map, Value};
+
+use super::keys::Keys;
+
+/// How rotary frequencies are stretched for longer contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    Default,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// Stretch of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the pretraining.
+        original_max_position_embeddings: f64,
+    },
+    /// LongRoPE (Ding et al., arXiv:2402.13753) within the context length of the pretraining: each frequency divided by its
+    /// own factor, cosines and sines multiplied. The factors for longer contexts are not used.
+    LongRope {
+        /// Stretch of each frequency.
+        short_factor: Vec<f64>,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
+}
+
+impl Keys {
+    /// `rope_theta`, from its own key or from Transformers 5's `rope_parameters`.
+    pub(super) fn theta(&self, default: f64) -> f64 {
+        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
+        self.rope_theta.or(inside).unwrap_or(default)
+    }
+
+    /// The share of each head that is rotated.
+    pub(super) fn partial_rotary(&self) -> Result<f64, String> {
+        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
+        match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
+            factor if factor > 0.0 && factor <= 1.0 => Ok(factor),
+            factor => Err(format!("partial_rotary_factor = {factor}: expected a number above 0, at most 1")),
+        }
+    }
+
+    /// `rope_scaling`, or what Transformers 5's `rope_parameters` say of it.
+    pub(super) fn scaling(&self) -> Result<RopeScaling, String> {
+        match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
+            Some(map) => scaling(map),
+            None => Ok(RopeScaling::Default),
+        }
+    }
+}
+
+/// The rule that a map of `rope_scaling` describes.
+pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, String> {
+    match kind(map) {
+        "default" => Ok(RopeScaling::Default),
+        "linear" => Ok(RopeScaling::Linear { factor: number(map, "factor")? }),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: number(map, "factor")?,
+            low_freq_factor: number(map, "low_freq_factor")?,
+            high_freq_factor: number(map, "high_freq_factor")?,
+            original_max_position_embeddings: number(map, "original_max_position_embeddings")?,
+        }),
+        other => Err(format!("rope scaling `{other}` is not supported; expected default, linear or llama3")),
+    }
+}
+
+/// The name of a rule.
+pub(super) fn kind(map: &Map<String, Value>) -> &str {
+    map.get("rope_type").or_else(|| map.get("type")).and_then(Value::as_str).unwrap_or("default")
+}
+
+pub(super) fn number(map: &Map<String, Value>, key: &str) -> Result<f64, String> {
+    match map.get(key).and_then(Value::as_f64) {
+        Some(n) if n.is_finite() && n > 0.0 => Ok(n),
+        Some(n) => Err(format!("rope scaling: {key} = {n}: expected a positive number")),
+        None => Err(format!("rope scaling needs a number `{key}`")),
+    }
+}

@@ -1,0 +1,158 @@
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::Dtype;
+use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, mergekit};
+
+/// A mixture as a TOML file describes it.
+///
+/// ```
+/// let config: cl_moe::MixConfig = toml::from_str(
+///     r#"
+///     base_model = "models/base"
+///     num_experts_per_tok = 1
+///     router.init = "base"
+///     [[experts]]
+///     model = "models/math"
+///     [[experts]]
+///     model = "models/code"
+///     "#,
+/// )?;
+/// assert_eq!(config.experts.len(), 2);
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixConfig {
+    /// Model directory that everything but the experts' MLPs is taken from.
+    pub base_model: PathBuf,
+    /// Experts that each token goes through.
+    #[serde(default = "two")]
+    pub num_experts_per_tok: usize,
+    /// Dtype of the output; that of the base's embedding without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<FloatType>,
+    /// How the routers start.
+    #[serde(default)]
+    pub router: RouterConfig,
+    /// The experts, in their order.
+    pub experts: Vec<ExpertConfig>,
+}
+
+fn two() -> usize {
+    2
+}
+
+/// How the routers start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouterConfig {
+    /// By which rule.
+    pub init: RouterInit,
+    /// Seed of `random`.
+    pub seed: u64,
+    /// File of `states`: tensors `layers.N`, `(experts, hidden)` in f32, as `cl moe states` writes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<PathBuf>,
+}
+
+impl Default for RouterConfig {
+    /// Random, with the seed that the paper's tool has.
+    fn default() -> Self {
+        RouterConfig { init: RouterInit::Random, seed: 1399, states: None }
+    }
+}
+
+/// The rule that router weights start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterInit {
+    /// Normal, with mean 0 and standard deviation 0.02.
+    Random,
+    /// The first expert's row 1, all others 1e-6: where the sum of a token's activations is positive it goes to the first
+    /// expert first.
+    Base,
+    /// All 0: all experts are equally likely, and a token goes to the first ones.
+    Uniform,
+    /// Each expert's row is the direction of its example prompts' hidden states, from a file.
+    States,
+}
+
+/// One expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertConfig {
+    /// Model directory whose MLPs it takes.
+    pub model: PathBuf,
+    /// Prompts of the kind that it is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positive_prompts: Vec<String>,
+    /// Prompts of the kind that it is not for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative_prompts: Vec<String>,
+}
+
+/// A floating dtype of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatType {
+    /// 32 bits.
+    #[serde(alias = "f32")]
+    Float32,
+    /// 16 bits, 10 of mantissa.
+    #[serde(alias = "f16")]
+    Float16,
+    /// 16 bits, 7 of mantissa.
+    #[serde(alias = "bf16")]
+    Bfloat16,
+}
+
+impl FloatType {
+    pub(crate) fn dtype(self) -> Dtype {
+        match self {
+            FloatType::Float32 => Dtype::F32,
+            FloatType::Float16 => Dtype::F16,
+            FloatType::Bfloat16 => Dtype::BF16,
+        }
+    }
+
+    pub(crate) fn of(dtype: Dtype) -> Option<FloatType> {
+        match dtype {
+            Dtype::F32 => Some(FloatType::Float32),
+            Dtype::F16 => Some(FloatType::Float16),
+            Dtype::BF16 => Some(FloatType::Bfloat16),
+            _ => None,
+        }
+    }
+
+    /// As config.json names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            FloatType::Float32 => "float32",
+            FloatType::Float16 => "float16",
+            FloatType::Bfloat16 => "bfloat16",
+        }
+    }
+}
+
+impl MixConfig {
+    /// Reads a TOML file, or mergekit-moe's YAML by its ending `.yml` or `.yaml`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the place in the file; [`Error::Checkpoint`] when it cannot be read.
+    pub fn read(path: &Path) -> Result<MixConfig, Error> {
+        let text = read_text(path, MAX_CONFIG)?;
+        let wrong = |message: String| Error::Config { path: path.to_owned(), message };
+        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
+        if yaml { mergekit::from_yaml(&text).map_err(wrong) } else { from_toml(&text).map_err(wrong) }
+    }
+}
+
+fn from_toml(text: &str) -> Result<MixConfig, String> {
+    toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        format!("line {line}: {}", e.message())
+    })
+}

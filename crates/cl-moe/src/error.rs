@@ -1,0 +1,56 @@
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why a mixture cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model or an output directory.
+    #[error(transparent)]
+    Checkpoint(#[from] cl_checkpoint::Error),
+    /// A configuration that does not parse.
+    #[error("{path}: {message}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        message: String,
+    },
+    /// Everything that stands in the way, found before the first byte was written.
+    #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
+    Problems(Vec<Problem>),
+    /// A value that is not a number in an input.
+    #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+        /// Flat index, row-major.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The work was asked to stop; nothing was written.
+    #[error("stopped; nothing was written")]
+    Interrupted,
+}
+
+/// One thing that stands in the way of a mixture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key of the configuration, or the model.
+    pub place: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}

@@ -1,0 +1,35 @@
+//! `cl-moe`: mixtures of experts from fine-tuned models.
+
+use std::process::ExitCode;
+
+use cl_checkpoint::Interrupt;
+use cl_moe::cli::Command;
+use clap::Parser;
+
+/// Mixtures of experts from fine-tuned models, in bounded memory.
+///
+/// A model is a Hugging Face directory (config.json, model.safetensors or shards, tokenizer files).
+#[derive(Parser)]
+#[command(name = "cl-moe", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let interrupt = match Interrupt::on_signals() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            eprintln!("error: signal handlers cannot be set: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match cl_moe::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    }
+}

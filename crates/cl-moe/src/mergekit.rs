@@ -1,0 +1,98 @@
+//! The YAML of `mergekit-moe`, read as it is. What of it is not built is an error that names it, never left out in silence.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    base_model: PathBuf,
+    #[serde(default = "hidden")]
+    gate_mode: String,
+    dtype: Option<FloatType>,
+    experts: Vec<Expert>,
+    #[serde(default = "two")]
+    experts_per_token: usize,
+    shared_experts: Option<Value>,
+    architecture: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expert {
+    source_model: PathBuf,
+    #[serde(default)]
+    positive_prompts: Vec<String>,
+    #[serde(default)]
+    negative_prompts: Vec<String>,
+    noise_scale: Option<f64>,
+    residual_scale: Option<f64>,
+}
+
+fn hidden() -> String {
+    "hidden".to_owned()
+}
+
+fn two() -> usize {
+    2
+}
+
+/// Reads one document.
+pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
+    let document: Document = serde_saphyr::from_str(text)
+        .map_err(|e| e.to_string().lines().next().unwrap_or_default().chars().take(300).collect::<String>())?;
+    let mut problems = Vec::new();
+    let mut refuse = |set: bool, what: &str| {
+        if set {
+            problems.push(format!("{what} is not supported; remove it"));
+        }
+    };
+    refuse(document.shared_experts.is_some(), "`shared_experts`");
+    refuse(document.architecture.as_deref().is_some_and(|a| a != "mixtral"), "an `architecture` other than mixtral");
+    refuse(document.experts.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale`");
+    refuse(document.experts.iter().any(|e| e.residual_scale.is_some_and(|s| s != 1.0)), "`residual_scale`");
+    let init = match document.gate_mode.as_str() {
+        "random" => RouterInit::Random,
+        "hidden" | "hidden_avg" | "hidden_last" | "cheap_embed" => RouterInit::States,
+        other => {
+            problems.push(format!("gate_mode `{other}` is not supported; use random, hidden or cheap_embed"));
+            RouterInit::Random
+        }
+    };
+    if !problems.is_empty() {
+        return Err(problems.join("\n  "));
+    }
+    let expert = |e: Expert| ExpertConfig {
+        model: e.source_model,
+        positive_prompts: e.positive_prompts,
+        negative_prompts: e.negative_prompts,
+    };
+    Ok(MixConfig {
+        base_model: document.base_model,
+        num_experts_per_tok: document.experts_per_token,
+        dtype: document.dtype,
+        router: RouterConfig { init, ..RouterConfig::default() },
+        experts: document.experts.into_iter().map(expert).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_becomes_a_mixture_and_what_is_not_built_is_named() {
+        let text = "base_model: b\ngate_mode: random\nexperts_per_token: 1\ndtype: bfloat16\nexperts:\n  - source_model: x\n    \
+                    positive_prompts: [\"a\", \"b\"]\n  - source_model: y\n";
+        let config = from_yaml(text).unwrap();
+        assert_eq!((config.num_experts_per_tok, config.router.init), (1, RouterInit::Random));
+        assert_eq!(config.experts[0].positive_prompts, ["a", "b"]);
+        let message = from_yaml(&format!("{text}    noise_scale: 0.1\nshared_experts: []\n")).unwrap_err();
+        assert!(message.contains("noise_scale") && message.contains("shared_experts"), "{message}");
+        assert!(from_yaml("base_model: b\nexpert: []\n").unwrap_err().contains("expert"));
+    }
+}

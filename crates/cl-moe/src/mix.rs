@@ -1,0 +1,178 @@
+//! Runs a plan: reads, converts and writes tensors on all cores, a piece at a time.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cl_checkpoint::files::FileStamp;
+use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSource, WriteOptions, convert};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use crate::plan::{Planned, Source};
+use crate::{Error, ModelInfo, Plan};
+
+/// Name of the resolved configuration in an output.
+const CONFIG_NAME: &str = "moe_config.toml";
+/// Elements of a tensor that are held at a time, by each thread.
+const PIECE: usize = 1 << 20;
+
+/// How a mixture is made.
+#[derive(Clone, Debug)]
+pub struct MixOptions {
+    /// Bytes of tensors in one file.
+    pub max_shard_size: u64,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// A request to stop.
+    pub interrupt: Interrupt,
+}
+
+impl Default for MixOptions {
+    /// Shards of 5 GB; nothing is overwritten.
+    fn default() -> Self {
+        MixOptions { max_shard_size: 5_000_000_000, overwrite: false, interrupt: Interrupt::default() }
+    }
+}
+
+/// What was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bytes of tensors written.
+    pub bytes: u64,
+    /// Parameters by what they are for.
+    pub info: ModelInfo,
+}
+
+/// Writes the mixture as a model directory that appears whole or not at all: a Mixtral with tokenizer, model card,
+/// `model_info.json`, the resolved configuration and a manifest. Memory holds a megabyte of elements a thread, whatever the
+/// models' size. `progress` is called with the bytes written so far, from any thread.
+///
+/// # Errors
+/// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
+pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
+    plan.check_output(out, options.overwrite)?;
+    let stamps = stamps(plan)?;
+    let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
+    let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
+    let written = AtomicU64::new(0);
+    plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| {
+        let done = |bytes: usize| {
+            progress(written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
+            if options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
+        };
+        write_tensor(plan, tensor, &writer, &done)
+    })?;
+    put_files(plan, &writer)?;
+    for (file, stamp) in &stamps {
+        if FileStamp::of(file)? != *stamp {
+            let message = "changed while it was read; run the command again".to_owned();
+            return Err(cl_checkpoint::Error::Plan { path: file.clone(), message }.into());
+        }
+    }
+    writer.finish(manifest(plan)?)?;
+    Ok(Summary { tensors: plan.tensors.len(), bytes: plan.bytes_written(), info: plan.info() })
+}
+
+fn stamps(plan: &Plan) -> Result<Vec<(std::path::PathBuf, FileStamp)>, Error> {
+    let mut files = Vec::new();
+    for model in plan.experts.iter().chain([&plan.base]) {
+        files.extend(model.files().map(Path::to_owned));
+        files.push(model.dir().join("config.json"));
+        files.extend(model.companion_files()?);
+    }
+    files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
+}
+
+fn write_tensor(
+    plan: &Plan,
+    tensor: &Planned,
+    writer: &CheckpointWriter,
+    done: &dyn Fn(usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let spec = &tensor.spec;
+    match &tensor.source {
+        Source::Base(name) => copy(&plan.base, name, tensor, writer, done),
+        Source::Expert(index, name) => copy(&plan.experts[*index], name, tensor, writer, done),
+        Source::Router(layer) => {
+            let bytes = convert::from_f32(spec.dtype, &plan.routers.layer(*layer)?).expect("a floating output");
+            writer.write(&spec.name, &bytes)?;
+            done(bytes.len())
+        }
+    }
+}
+
+/// Copies a tensor piece by piece, in the output's dtype.
+fn copy(
+    model: &Checkpoint,
+    name: &str,
+    tensor: &Planned,
+    writer: &CheckpointWriter,
+    done: &dyn Fn(usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let info = model.info(name).expect("planned from this model");
+    let (from, to) = (info.dtype, tensor.spec.dtype);
+    let width = |dtype: Dtype| dtype.bitsize() / 8;
+    let mut buffer = vec![0; PIECE.min(info.elements()) * width(from)];
+    for start in (0..info.elements()).step_by(PIECE) {
+        let count = PIECE.min(info.elements() - start);
+        let bytes = &mut buffer[..count * width(from)];
+        model.read(name, start * width(from), bytes)?;
+        if let Some((index, value)) = convert::first_not_finite(from, bytes) {
+            let (model, tensor) = (model.dir().display().to_string(), name.to_owned());
+            return Err(Error::NotFinite { model, tensor, index: start + index, value });
+        }
+        let place = start * width(to);
+        if from == to {
+            writer.write_part(&tensor.spec.name, place, bytes)?;
+        } else {
+            let values = convert::to_f32(from, bytes).expect("checked to be floating");
+            let converted = convert::from_f32(to, &values).expect("a floating output");
+            writer.write_part(&tensor.spec.name, place, &converted)?;
+        }
+        done(count * width(to))?;
+    }
+    Ok(())
+}
+
+fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
+    writer.put_json("config.json", &Value::Object(plan.out_config.clone()))?;
+    for file in plan.base.companion_files()? {
+        writer.copy_file(&file, &file.file_name().unwrap_or_default().to_string_lossy())?;
+    }
+    let toml = toml::to_string(&plan.config).expect("settings are strings, numbers and tables");
+    writer.put_json("model_info.json", &json!(plan.info()))?;
+    writer.put_file(CONFIG_NAME, toml.as_bytes())?;
+    writer.put_file("README.md", card(plan, &toml).as_bytes())?;
+    Ok(())
+}
+
+fn manifest(plan: &Plan) -> Result<Manifest, Error> {
+    let mut manifest = Manifest::new("model").with_config(json!({ "mix": plan.config }));
+    manifest = manifest.with_source("base", plan.base.dir(), plan.base.content_hash()?);
+    for expert in &plan.experts {
+        manifest = manifest.with_source("expert", expert.dir(), expert.content_hash()?);
+    }
+    Ok(manifest)
+}
+
+/// The model card, with the keys that the model hub reads.
+fn card(plan: &Plan, toml: &str) -> String {
+    let quoted = |path: &Path| serde_json::to_string(&path.display().to_string()).unwrap_or_default();
+    let models: String = std::iter::once(&plan.config.base_model)
+        .chain(plan.config.experts.iter().map(|e| &e.model))
+        .map(|path| format!("- {}\n", quoted(path)))
+        .collect();
+    let info = plan.info();
+    format!(
+        "---\nbase_model:\n{models}library_name: transformers\ntags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
+         A Mixtral of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
+         All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
+        plan.experts.len(),
+        plan.config.num_experts_per_tok,
+        env!("CARGO_PKG_VERSION"),
+        info.total_parameters,
+        info.active_parameters,
+    )
+}

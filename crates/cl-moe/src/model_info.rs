@@ -1,0 +1,29 @@
+use serde::Serialize;
+
+/// Parameters of a mixture by what they are for, as in `model_info.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    /// Everything that every token goes through, routers aside.
+    pub stem_parameters: u64,
+    /// All experts of all layers.
+    pub expert_parameters: u64,
+    /// All routers.
+    pub router_parameters: u64,
+    /// The sum.
+    pub total_parameters: u64,
+    /// What one token goes through: stem, routers, and the chosen experts.
+    pub active_parameters: u64,
+}
+
+impl ModelInfo {
+    /// Fills in the sums for `experts` experts, of which each token goes through `chosen`.
+    pub(crate) fn new(stem: u64, all_experts: u64, routers: u64, experts: usize, chosen: usize) -> ModelInfo {
+        ModelInfo {
+            stem_parameters: stem,
+            expert_parameters: all_experts,
+            router_parameters: routers,
+            total_parameters: stem + all_experts + routers,
+            active_parameters: stem + routers + all_experts / experts.max(1) as u64 * chosen as u64,
+        }
+    }
+}

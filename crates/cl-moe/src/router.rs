@@ -1,0 +1,136 @@
+//! How routers start: one row a layer and expert, `(experts, hidden)`, f32.
+
+use cl_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorSource, TensorSpec, convert};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::Value;
+
+use crate::plan::open_states;
+use crate::{Error, MixConfig, RouterInit};
+
+pub(crate) const STATES: RouterInit = RouterInit::States;
+
+/// Name of a layer's tensor in a file of hidden states: `(experts, hidden)`, f32, the row of an expert the mean over its
+/// positive prompts minus that over its negative ones.
+pub const ROUTER_STATES: &str = "layers.";
+
+/// The tensors that a file of hidden states holds.
+pub fn router_states_spec(layers: usize, experts: usize, hidden: usize) -> Vec<TensorSpec> {
+    let spec =
+        |layer| TensorSpec { name: format!("{ROUTER_STATES}{layer}"), dtype: Dtype::F32, shape: vec![experts, hidden] };
+    (0..layers).map(spec).collect()
+}
+
+/// The routers of a mixture, layer by layer.
+pub(crate) struct RouterRows {
+    init: RouterInit,
+    seed: u64,
+    experts: usize,
+    hidden: usize,
+    states: Option<SafetensorsFile>,
+}
+
+/// Standard deviation of random rows: `initializer_range` of the models that these are made of.
+const DEVIATION: f64 = 0.02;
+
+impl RouterRows {
+    /// Checks what the rule needs.
+    pub(crate) fn new(config: &MixConfig, base: &Checkpoint) -> Result<RouterRows, Error> {
+        let number = |key: &str| base.config().get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+        let (experts, hidden) = (config.experts.len(), number("hidden_size"));
+        let states = open_states(config)?;
+        if let Some(file) = &states {
+            for spec in router_states_spec(number("num_hidden_layers"), experts, hidden) {
+                let info = file.info(&spec.name);
+                if !info.is_some_and(|i| i.shape == spec.shape && i.dtype == spec.dtype) {
+                    return Err(cl_checkpoint::Error::Tensor {
+                        path: file.path().to_owned(),
+                        tensor: spec.name,
+                        message: format!("expected {:?} in f32, as the base and the experts have it", spec.shape),
+                    }
+                    .into());
+                }
+            }
+        }
+        Ok(RouterRows { init: config.router.init, seed: config.router.seed, experts, hidden, states })
+    }
+
+    /// A layer's rows, one after another.
+    pub(crate) fn layer(&self, layer: usize) -> Result<Vec<f32>, Error> {
+        match (self.init, &self.states) {
+            (RouterInit::Random, _) => Ok(normal(self.seed, layer, self.experts * self.hidden)),
+            (RouterInit::Uniform, _) | (RouterInit::States, None) => Ok(vec![0.0; self.experts * self.hidden]),
+            (RouterInit::Base, _) => {
+                let row = |expert| vec![if expert == 0 { 1.0 } else { 1e-6 }; self.hidden];
+                Ok((0..self.experts).flat_map(row).collect())
+            }
+            (RouterInit::States, Some(file)) => {
+                let bytes = file.bytes(&format!("{ROUTER_STATES}{layer}"))?;
+                let mut rows = convert::to_f32(Dtype::F32, bytes).expect("checked to be f32");
+                rows.chunks_exact_mut(self.hidden).for_each(normalize);
+                Ok(rows)
+            }
+        }
+    }
+
+    /// What a user should know of the rule.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        match self.init {
+            RouterInit::Uniform => {
+                vec!["router: all logits are 0, so every token goes to the first experts".to_owned()]
+            }
+            RouterInit::Random => vec!["router: random; train it, or every token goes to experts by chance".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// To length 1; a row of zeros stays.
+fn normalize(row: &mut [f32]) {
+    let length = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if length > 0.0 {
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+}
+
+/// Normal numbers of one layer by Box and Muller; each layer's depend on the seed and its index only.
+fn normal(seed: u64, layer: usize, count: usize) -> Vec<f32> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(&(layer as u64).to_le_bytes());
+    let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
+    let mut unit = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let (radius, angle) = ((-2.0 * libm::log(unit())).sqrt(), 2.0 * std::f64::consts::PI * unit());
+        values.push((DEVIATION * radius * libm::cos(angle)) as f32);
+        values.push((DEVIATION * radius * libm::sin(angle)) as f32);
+    }
+    values.truncate(count);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_rows_are_normal_and_differ_from_layer_to_layer() {
+        let values = normal(1399, 0, 20_000);
+        let mean = values.iter().sum::<f32>() / 20_000.0;
+        let deviation = (values.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 20_000.0).sqrt();
+        // Standard errors of 20,000 numbers: 1.4e-4 and 1e-4.
+        assert!(mean.abs() < 6e-4 && (deviation - 0.02).abs() < 4e-4, "{mean} {deviation}");
+        assert_ne!(values[..5], normal(1399, 1, 5));
+        assert_eq!(values[..5], normal(1399, 0, 5));
+    }
+
+    #[test]
+    fn rows_of_states_have_length_one() {
+        let mut row = [3.0, 4.0];
+        normalize(&mut row);
+        assert_eq!(row, [0.6, 0.8]);
+        let mut zero = [0.0; 2];
+        normalize(&mut zero);
+        assert_eq!(zero, [0.0; 2]);
+    }
+}
