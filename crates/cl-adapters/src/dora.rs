@@ -42,17 +42,14 @@ impl Magnitude {
         let dropped = mode.dropout(&x.to_kind(adapters), lora.dropout, lora.key);
         let narrow = dropped.linear::<&Tensor>(&lora.a.to_kind(adapters), None) * lora.scaling;
         let update = narrow.matmul(&lora.b.to_kind(adapters).tr());
-        let y = match mode {
-            Mode::Train { .. } if lora.dropout > 0.0 => {
-                let beyond = dropped.linear::<&Tensor>(&weight.to_kind(adapters), None) * (&factor - 1.0);
-                x.linear::<&Tensor>(&weight, None) + beyond + update * &factor
-            }
-            _ => (x.linear::<&Tensor>(&weight, None) + update) * &factor,
+        let y = x.linear(&weight, bias.map(|b| b.to_kind(x.kind())).as_ref());
+        // Without dropout PEFT takes `x·Wᵀ` out of the layer's output, which may be rounded.
+        let product = match (mode, bias) {
+            (Mode::Train { .. }, _) if lora.dropout > 0.0 => dropped.linear::<&Tensor>(&weight.to_kind(adapters), None),
+            (_, Some(bias)) => &y - bias.to_kind(x.kind()),
+            (_, None) => y.shallow_clone(),
         };
-        match bias {
-            Some(bias) => y + bias.to_kind(adapters),
-            None => y,
-        }
+        y + product * (&factor - 1.0) + update * factor
     }
 }
 

@@ -4,10 +4,10 @@
 #[path = "../../cl-model/tests/common/mod.rs"]
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{Lora, LoraConfig, Site, TargetModules, save_lora};
+use cl_adapters::{Linear, Lora, LoraConfig, Site, TargetModules, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Dtype, Manifest, TensorSource, write_adapter};
 use cl_merge::adapter::fold;
 use cl_model::{Decoder, LoadOptions, ModelError, PackedBatch};
@@ -23,6 +23,16 @@ struct Fixture {
     sequences: Vec<Vec<u32>>,
     cases: Vec<Case>,
     folded: Map<String, Value>,
+    bf16_layers: Vec<LayerCase>,
+}
+
+/// One layer in bf16 with f32 factors: hexadecimal of the output in bf16 and of the factors' gradients in f32.
+#[derive(Deserialize)]
+struct LayerCase {
+    name: String,
+    lora: Map<String, Value>,
+    y: String,
+    grads: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +122,9 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
         let half = case.name == "bf16";
         let (dtype, kind) = if half { (Dtype::BF16, Kind::BFloat16) } else { (Dtype::F32, Kind::Float) };
         let (checkpoint, adapter) = write_case(dir.path(), case, dtype, "");
-        let mut model = load(&checkpoint, kind);
+        // PEFT multiplies f32 factors in f32 beside bf16 weights.
+        let options = LoadOptions { adapters: Kind::Float, ..LoadOptions::cpu(kind) };
+        let mut model = Decoder::load(&checkpoint, options).unwrap();
         let bare = logits(&model, &fixture.sequences);
         model.load_lora(&adapter, 0.5).unwrap();
         let adapted = logits(&model, &fixture.sequences);
@@ -129,6 +141,16 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
     }
 }
 
+/// Numbers from the hexadecimal of their bytes.
+fn floats(hex: &str, dtype: Dtype) -> Vec<f32> {
+    let bytes: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+    match dtype {
+        Dtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        // bf16 is the upper half of f32.
+        _ => bytes.chunks(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+    }
+}
+
 /// Tensors of `expected` (name to hexadecimal bytes) against those of `dir`; every other one has to be the base's, bit by bit.
 /// Returns the largest difference and how many tensors were folded.
 fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) -> (f64, usize) {
@@ -141,18 +163,67 @@ fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) 
             assert_eq!(ours.bytes(name).unwrap(), base.bytes(name).unwrap(), "{name} has no adapter");
             continue;
         };
-        let hex = hex.as_str().unwrap();
-        let bytes: Vec<u8> =
-            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let values = match ours.info(name).unwrap().dtype {
-            Dtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(),
-            // bf16 is the upper half of f32.
-            _ => bytes.chunks(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
-        };
+        let values = floats(hex.as_str().unwrap(), ours.info(name).unwrap().dtype);
         let mine = load_tensor(&ours, name, Kind::Float, Device::Cpu).unwrap();
         largest = largest.max(largest_difference(&mine, &Tensor::from_slice(&values).reshape(mine.size())));
     }
     (largest, expected.len())
+}
+
+/// A layer of a case in bf16, whose adapter's products are in `adapters`.
+fn bf16_layer(case: &LayerCase, adapters: Kind) -> Linear {
+    let values = |key: &str, shape: &[i64]| {
+        let n = shape.iter().product::<i64>() as usize;
+        Tensor::from_slice(&common::weight(&format!("{}.{key}", case.name), n)).reshape(shape)
+    };
+    let half = |key, shape| values(key, shape).to_kind(Kind::BFloat16);
+    let mut layer = Linear::new("layer", half("layer.weight", &[40, 48]), Some(half("layer.bias", &[40])));
+    layer.adapter_kind = Some(adapters);
+    let mut config = case.lora.clone();
+    config.extend(json!({"r": 4, "lora_alpha": 6}).as_object().unwrap().clone());
+    Lora::start(&mut layer, &serde_json::from_value(Value::Object(config)).unwrap(), 1).unwrap();
+    let lora = layer.lora.as_mut().unwrap();
+    let _no_graph = tch::no_grad_guard();
+    lora.a.copy_(&values("lora_A.weight", &[4, 48]));
+    lora.b.copy_(&values("lora_B.weight", &[40, 4]));
+    lora.bias.iter_mut().for_each(|b| b.copy_(&values("lora_B.bias", &[40])));
+    lora.magnitude.iter_mut().for_each(|m| m.vector.copy_(&values("lora_magnitude_vector", &[40])));
+    layer
+}
+
+#[test]
+fn a_bf16_layer_multiplies_f32_factors_as_peft_does() {
+    for case in &fixture().bf16_layers {
+        let input = |key: &str, width: i64| {
+            let values = common::weight(&format!("{}.{key}", case.name), 32 * width as usize);
+            Tensor::from_slice(&values).reshape([32, width]).to_kind(Kind::BFloat16)
+        };
+        let run = |adapters| {
+            let layer = bf16_layer(case, adapters);
+            let y = layer.forward(&input("x", 48), cl_adapters::Mode::Train { seed: 1 });
+            (&y * input("dy", 40)).sum(Kind::Float).backward();
+            let expected = Tensor::from_slice(&floats(&case.y, Dtype::BF16)).reshape([32, 40]);
+            let others = (y.to_kind(Kind::Float) - expected).ne(0.0).sum(Kind::Int64).int64_value(&[]);
+            let lora = layer.lora.as_ref().unwrap();
+            let mut largest = 0f64;
+            for (key, hex) in &case.grads {
+                let grad = match key.as_str() {
+                    "lora_A.weight" => lora.a.grad(),
+                    "lora_B.weight" => lora.b.grad(),
+                    "lora_B.bias" => lora.bias.as_ref().unwrap().grad(),
+                    _ => lora.magnitude.as_ref().unwrap().vector.grad(),
+                };
+                let expected = Tensor::from_slice(&floats(hex, Dtype::F32)).reshape(grad.size());
+                largest = largest.max((&grad - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]));
+            }
+            (others, largest)
+        };
+        let (wide, half) = (run(Kind::Float), run(Kind::BFloat16));
+        eprintln!("{}: other outputs and relative error of gradients: {wide:?}; in bf16 {half:?}", case.name);
+        // Of 1,280 outputs; a sum next to the middle between two bf16 numbers may be rounded either way.
+        assert!(wide.0 <= 13 && wide.1 < 1e-5, "{}: {wide:?}", case.name);
+        assert!(half.0 > 130 && half.1 > 1e-3, "{}: the switch has to show", case.name);
+    }
 }
 
 #[test]
