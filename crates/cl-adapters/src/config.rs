@@ -317,6 +317,18 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// The key of what a configuration trains beyond factors, if anything: such adapters cannot be added up.
+    pub fn beyond_factors(&self) -> Option<&'static str> {
+        let keys = [
+            ("use_dora", self.use_dora),
+            ("modules_to_save", !self.modules_to_save.is_empty()),
+            ("bias", self.bias != Bias::None),
+            ("lora_bias", self.lora_bias),
+            ("trainable_token_indices", self.trainable_token_indices.is_some()),
+        ];
+        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+    }
+
     /// Rank of a module, `rank_pattern` considered.
     pub fn rank(&self, module: &str) -> i64 {
         pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)

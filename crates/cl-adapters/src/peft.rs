@@ -270,21 +270,16 @@ impl LoraConfig {
 /// # Errors
 /// [`AdapterError::Unsupported`] names the feature.
 pub fn check_frozen(adapter: &Adapter) -> Result<(), AdapterError> {
-    let (modules, trained) = (adapter.modules(), trained_of(adapter));
+    let modules = adapter.modules();
     let feature = if modules.iter().any(|m| m.kind == LayerKind::Embedding) {
         "frozen embedding"
     } else if modules.iter().any(|m| m.dora) {
         "frozen DoRA"
-    } else if !trained.modules_to_save.is_empty() {
-        "frozen modules_to_save"
-    } else if trained.bias != Bias::None {
-        "frozen bias"
-    } else if trained.lora_bias {
-        "frozen lora_bias"
-    } else if trained.trainable_token_indices.is_some() {
-        "frozen trainable_token_indices"
     } else {
-        return Ok(());
+        match trained_of(adapter).beyond_factors() {
+            None => return Ok(()),
+            Some(key) => &format!("frozen {key}"),
+        }
     };
     Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature: feature.to_owned() })
 }

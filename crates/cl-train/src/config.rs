@@ -198,12 +198,10 @@ impl TrainConfig {
         let Some(olora) = &self.olora else { return Ok(()) };
         olora.validate().map_err(cl_model::ModelError::from)?;
         let wrong = |value: &str, expected| Err(TrainError::Config { key: "olora", value: value.to_owned(), expected });
-        match &self.lora {
-            None => wrong("set without `lora`", "[train.lora] beside it"),
-            Some(lora) if lora.use_dora && olora.shape == SequenceShape::Stack => {
-                wrong("shape = \"stack\" with `use_dora`", "shape = \"fold\", or adapters without DoRA")
-            }
-            Some(_) => Ok(()),
+        let Some(lora) = &self.lora else { return wrong("set without `lora`", "[train.lora] beside it") };
+        match lora.beyond_factors().filter(|_| olora.shape == SequenceShape::Stack) {
+            Some(key) => wrong(&format!("shape = \"stack\" with `{key}`"), "shape = \"fold\", or adapters without it"),
+            None => Ok(()),
         }
     }
 
