@@ -226,6 +226,8 @@ pub fn load_whole(
         values.insert(of_base, value);
     }
     let both = BOTH.iter().all(|name| values.contains_key(*name));
+    plan.saved.sort();
+    plan.biases.sort();
     plan.tied = tied && config.ensure_weight_tying && both;
     Ok((plan, values))
 }

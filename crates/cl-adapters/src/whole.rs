@@ -9,11 +9,11 @@ use crate::{AdapterError, Bias, LoraConfig};
 /// The base model's tensors that an adapter trains, and the rows of tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WholePlan {
-    /// Names of the tensors of `modules_to_save`.
+    /// Names of the tensors of `modules_to_save`, in order.
     pub saved: Vec<String>,
     /// Whether embedding and output head are among them as one tensor.
     pub tied: bool,
-    /// Names of the biases that learn beside the factors.
+    /// Names of the biases that learn beside the factors, in order.
     pub biases: Vec<String>,
     /// Ids of the tokens whose rows learn, by module. A head that shares the embedding's weight has its rows without being named.
     pub tokens: BTreeMap<String, Vec<i64>>,
@@ -75,10 +75,10 @@ impl LoraConfig {
             Bias::LoraOnly => name.strip_suffix(".bias").is_some_and(|module| adapted.contains(&module)),
         };
         let biases = names.into_iter().filter(|name| is_bias(name) && !saved.contains(*name));
-        let biases = biases.map(str::to_owned).collect();
+        let biases: BTreeSet<String> = biases.map(str::to_owned).collect();
         let taken = saved.iter().filter_map(|name| Some(name.rsplit_once('.')?.0)).chain(adapted.iter().copied());
         let tokens = self.token_rows(tensors, &taken.collect::<Vec<_>>(), tied)?;
-        Ok(WholePlan { saved: saved.into_iter().collect(), tied: as_one, biases, tokens })
+        Ok(WholePlan { saved: saved.into_iter().collect(), tied: as_one, biases: biases.into_iter().collect(), tokens })
     }
 
     /// Whether a layer is saved whole or stands in a module that is: such a layer has no factors, even where it is targeted.
