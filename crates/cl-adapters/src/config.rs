@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cl_checkpoint::{LayerKind, lora_scaling, module_pattern};
 use serde::{Deserialize, Serialize};
@@ -30,10 +30,23 @@ pub struct LoraConfig {
     /// Alphas of modules that differ from `lora_alpha`, by the same rule.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f64>,
+    /// Which biases of the base learn too.
+    pub bias: Bias,
+    /// Give every update a bias of its own, `scaling · (B·A·x + b)`.
+    pub lora_bias: bool,
+    /// Modules that are trained and saved whole: all whose name ends in an entry, as in PEFT (`norm` is every norm).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding, or of the output head, are trained and saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<TokenIndices>,
+    /// Where embedding and output head share their weight: train what `modules_to_save` names of them as one, instead of
+    /// letting them part.
+    pub ensure_weight_tying: bool,
     /// Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_ratio: Option<f64>,
-    /// Learning rate of adapters on the embedding and on the output head, before the schedule; the others' when absent.
+    /// Learning rate of what is trained of the embedding and of the output head, before the schedule; the others' when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_learning_rate: Option<f64>,
 }
@@ -50,6 +63,11 @@ impl Default for LoraConfig {
             init_lora_weights: InitLoraWeights::default(),
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            bias: Bias::None,
+            lora_bias: false,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
             loraplus_lr_ratio: None,
             embedding_learning_rate: None,
         }
@@ -69,6 +87,45 @@ pub enum TargetModules {
 impl Default for TargetModules {
     fn default() -> Self {
         TargetModules::Pattern("all-linear".to_owned())
+    }
+}
+
+/// Which biases of the base model learn beside the factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Those of layers with an adapter.
+    LoraOnly,
+    /// All that the model has.
+    All,
+}
+
+/// PEFT's `trainable_token_indices`: ids of the embedding's tokens, or ids for each module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    /// Of the embedding, and of the output head where it shares the embedding's weight.
+    Embedding(Vec<i64>),
+    /// By the last part of the module's name: `embed_tokens`, `lm_head`.
+    Modules(BTreeMap<String, Vec<i64>>),
+}
+
+impl TokenIndices {
+    /// Ids of a module with this whole name.
+    pub fn of(&self, module: &str) -> &[i64] {
+        let named = |entry: &str| module == entry || module.ends_with(&format!(".{entry}"));
+        self.modules().into_iter().find(|(entry, _)| named(entry)).map_or(&[], |(_, ids)| ids)
+    }
+
+    /// Modules and their ids; a plain list is the embedding's.
+    pub fn modules(&self) -> Vec<(&str, &[i64])> {
+        match self {
+            TokenIndices::Embedding(ids) => vec![("embed_tokens", ids)],
+            TokenIndices::Modules(modules) => modules.iter().map(|(m, ids)| (m.as_str(), ids.as_slice())).collect(),
+        }
     }
 }
 
@@ -189,6 +246,17 @@ impl LoraConfig {
         if self.use_dora && self.init_lora_weights.changes_the_base() {
             return parameter("use_dora", "true".to_owned(), "another init_lora_weights than pissa or olora");
         }
+        if self.lora_bias && (self.use_dora || self.init_lora_weights != InitLoraWeights::Kaiming) {
+            let expected = "false with use_dora, or with another init_lora_weights than true";
+            return parameter("lora_bias", "true".to_owned(), expected);
+        }
+        for (module, ids) in self.trainable_token_indices.iter().flat_map(TokenIndices::modules) {
+            let distinct: BTreeSet<&i64> = ids.iter().collect();
+            if ids.is_empty() || distinct.len() < ids.len() || ids.iter().any(|id| *id < 0) {
+                let value = format!("{ids:?} for `{module}`");
+                return parameter("trainable_token_indices", value, "ids of 0 or more, each once");
+            }
+        }
         for (key, value) in
             [("loraplus_lr_ratio", self.loraplus_lr_ratio), ("embedding_learning_rate", self.embedding_learning_rate)]
         {
@@ -214,10 +282,13 @@ impl LoraConfig {
             return Err(AdapterError::Parameter { key, value: format!("`{pattern}`"), expected });
         }
         let of_tokens = |name: &str, kind| kind == LayerKind::Embedding || name == "lm_head";
+        let whole = |entry: &String| ["embed_tokens", "lm_head"].iter().any(|m| entry.ends_with(m));
         if let Some(rate) = self.embedding_learning_rate
+            && self.trainable_token_indices.is_none()
+            && !self.modules_to_save.iter().any(whole)
             && !layers.iter().any(|(name, kind, _)| of_tokens(name, *kind))
         {
-            let expected = "embed_tokens or lm_head among target_modules";
+            let expected = "embed_tokens or lm_head among target_modules or modules_to_save";
             return Err(AdapterError::Parameter { key: "embedding_learning_rate", value: rate.to_string(), expected });
         }
         Ok(())
@@ -227,6 +298,9 @@ impl LoraConfig {
     pub(crate) fn check_layer(&self, name: &str, kind: LayerKind, shape: [i64; 2]) -> Result<(), AdapterError> {
         let wrong = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
         let set = || format!("set for `{name}`");
+        if self.lora_bias && kind == LayerKind::Embedding {
+            return wrong("lora_bias", set(), "target_modules without the embedding");
+        }
         if self.use_dora && (kind == LayerKind::Embedding || name == "lm_head") {
             return wrong("use_dora", set(), "target_modules without embedding and head");
         }
@@ -241,6 +315,18 @@ impl LoraConfig {
             return wrong("r", format!("{rank} for `{name}`"), "no more than the layer's width");
         }
         Ok(())
+    }
+
+    /// The key of what a configuration trains beyond factors, if anything: such adapters cannot be added up.
+    pub fn beyond_factors(&self) -> Option<&'static str> {
+        let keys = [
+            ("use_dora", self.use_dora),
+            ("modules_to_save", !self.modules_to_save.is_empty()),
+            ("bias", self.bias != Bias::None),
+            ("lora_bias", self.lora_bias),
+            ("trainable_token_indices", self.trainable_token_indices.is_some()),
+        ];
+        keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
 
     /// Rank of a module, `rank_pattern` considered.
@@ -277,6 +363,11 @@ mod tests {
             ("alpha_pattern = {q_proj = 0.0}", "alpha_pattern"),
             ("r = 3\ninit_lora_weights = 'orthogonal'", "r"),
             ("use_dora = true\ninit_lora_weights = 'pissa'", "use_dora"),
+            ("lora_bias = true\nuse_dora = true", "lora_bias"),
+            ("lora_bias = true\ninit_lora_weights = 'gaussian'", "lora_bias"),
+            ("trainable_token_indices = [3, 3]", "trainable_token_indices"),
+            ("trainable_token_indices = []", "trainable_token_indices"),
+            ("trainable_token_indices = {lm_head = [-1]}", "trainable_token_indices"),
             ("loraplus_lr_ratio = 0.0", "loraplus_lr_ratio"),
             ("embedding_learning_rate = -1e-5", "embedding_learning_rate"),
         ] {

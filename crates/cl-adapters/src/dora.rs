@@ -27,32 +27,29 @@ impl Magnitude {
 
     /// `y = (m / ‖W + s·B·A‖) ⊙ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b`, the norm being a constant of the gradient (section 4.3 of the paper).
     ///
-    /// As in PEFT, dropout applies to what goes beyond `x·Wᵀ`.
+    /// As in PEFT, dropout applies to what goes beyond `x·Wᵀ`. That is computed in the dtype `adapters`, which the result has.
     pub(crate) fn forward(
         &self,
         weight: &Tensor,
         bias: Option<&Tensor>,
         lora: &Lora,
         x: &Tensor,
+        adapters: Kind,
         mode: Mode,
     ) -> Tensor {
-        let kind = x.kind();
-        let weight = weight.to_kind(kind);
-        let factor = (&self.vector / row_norms(&weight, &self.squares, lora)).to_kind(kind);
-        let dropped = mode.dropout(x, lora.dropout, lora.key);
-        let narrow = dropped.linear::<&Tensor>(&lora.a.to_kind(kind), None) * lora.scaling;
-        let update = narrow.matmul(&lora.b.to_kind(kind).tr());
-        let y = match mode {
-            Mode::Train { .. } if lora.dropout > 0.0 => {
-                let beyond = dropped.linear::<&Tensor>(&weight, None) * (&factor - 1.0);
-                x.linear::<&Tensor>(&weight, None) + beyond + update * &factor
-            }
-            _ => (x.linear::<&Tensor>(&weight, None) + update) * &factor,
+        let weight = weight.to_kind(x.kind());
+        let factor = (&self.vector / row_norms(&weight, &self.squares, lora)).to_kind(adapters);
+        let dropped = mode.dropout(&x.to_kind(adapters), lora.dropout, lora.key);
+        let narrow = dropped.linear::<&Tensor>(&lora.a.to_kind(adapters), None) * lora.scaling;
+        let update = narrow.matmul(&lora.b.to_kind(adapters).tr());
+        let y = x.linear(&weight, bias.map(|b| b.to_kind(x.kind())).as_ref());
+        // Without dropout PEFT takes `x·Wᵀ` out of the layer's output, which may be rounded.
+        let product = match (mode, bias) {
+            (Mode::Train { .. }, _) if lora.dropout > 0.0 => dropped.linear::<&Tensor>(&weight.to_kind(adapters), None),
+            (_, Some(bias)) => &y - bias.to_kind(x.kind()),
+            (_, None) => y.shallow_clone(),
         };
-        match bias {
-            Some(bias) => y + bias.to_kind(kind),
-            None => y,
-        }
+        y + product * (&factor - 1.0) + update * factor
     }
 }
 

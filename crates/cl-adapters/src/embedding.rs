@@ -1,7 +1,7 @@
 use cl_checkpoint::LayerKind;
 use cl_torch::tch::{Kind, Tensor};
 
-use crate::{Lora, Site};
+use crate::{Lora, Site, TokenRows};
 
 /// A table of tokens, with or without an adapter.
 pub struct Embedding {
@@ -11,22 +11,36 @@ pub struct Embedding {
     pub weight: Tensor,
     /// The low-rank update beside the table: `ΔW = scaling · (B·A)ᵀ` with A `[r, tokens]` and B `[width, r]`.
     pub lora: Option<Lora>,
+    /// Rows that are trained in place of the table's own.
+    pub rows: Option<TokenRows>,
+    /// Dtype of the adapter's product; that of the result when absent.
+    pub adapter_kind: Option<Kind>,
 }
 
 impl Embedding {
     /// A table without an adapter.
     pub fn new(name: &str, weight: Tensor) -> Embedding {
-        Embedding { name: name.to_owned(), weight, lora: None }
+        Embedding { name: name.to_owned(), weight, lora: None, rows: None, adapter_kind: None }
     }
 
     /// Rows of `ids` `[tokens]` in the dtype `compute`: `[tokens, width]`.
     pub fn forward(&self, ids: &Tensor, compute: Kind) -> Tensor {
-        let rows = |table: &Tensor| Tensor::embedding(table, ids, -1, false, false).to_kind(compute);
-        let x = rows(&self.weight);
-        match &self.lora {
-            Some(lora) => x + (rows(&lora.a.tr()) * lora.scaling).matmul(&lora.b.to_kind(compute).tr()),
+        let rows = |table: &Tensor| Tensor::embedding(table, ids, -1, false, false);
+        let x = rows(&self.weight).to_kind(compute);
+        let x = match &self.lora {
+            Some(lora) => {
+                let kind = self.adapter_kind.unwrap_or(compute);
+                let narrow = rows(&lora.a.tr()).to_kind(kind) * lora.scaling;
+                (x + narrow.matmul(&lora.b.to_kind(kind).tr())).to_kind(compute)
+            }
             None => x,
-        }
+        };
+        self.rows.as_ref().map_or_else(|| x.shallow_clone(), |rows| rows.replace(&x, ids))
+    }
+
+    /// Puts rows of these tokens in place of the table's own, where they learn: these values, or what the table has.
+    pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
+        self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }
 
     /// The table as a place for an adapter.

@@ -53,6 +53,16 @@ pub enum AdapterError {
         /// Shape of B as stored.
         b: Vec<usize>,
     },
+    /// A tensor that is not a factor cannot be taken up.
+    #[error("{path}: tensor `{tensor}`: {message}")]
+    Whole {
+        /// Directory of the adapter.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The adapter uses a PEFT feature that is not built.
     #[error("{path}: {feature} adapters are not supported; use a plain LoRA adapter")]
     Unsupported {

@@ -1,7 +1,7 @@
 use cl_checkpoint::LayerKind;
-use cl_torch::tch::Tensor;
+use cl_torch::tch::{Kind, Tensor};
 
-use crate::{Lora, Mode, Site};
+use crate::{Lora, Mode, Site, TokenRows};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
@@ -15,6 +15,13 @@ pub struct Linear {
     pub lora: Option<Lora>,
     /// Low-rank updates beside it that do not learn: adapters of earlier rounds, and what the adapter's start is less.
     pub frozen: Vec<Frozen>,
+    /// Rows of the weight that are trained in place of its own; of the output head.
+    pub rows: Option<TokenRows>,
+    /// Dtype of the adapters' products; that of `x` when absent.
+    ///
+    /// PEFT keeps the factors in f32 and outside of autocast multiplies in f32 also beside a bf16 weight: the sum with the
+    /// layer's own output is rounded once.
+    pub adapter_kind: Option<Kind>,
 }
 
 /// A low-rank update that does not learn: `ΔW = scaling · B·A`.
@@ -31,9 +38,9 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype of `x`.
-    pub fn narrow(&self, x: &Tensor) -> Tensor {
-        x.linear::<&Tensor>(&self.a.to_kind(x.kind()), None) * self.scaling
+    /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype `kind`.
+    pub fn narrow(&self, x: &Tensor, kind: Kind) -> Tensor {
+        x.to_kind(kind).linear::<&Tensor>(&self.a.to_kind(kind), None) * self.scaling
     }
 
     fn shallow_clone(&self) -> Frozen {
@@ -44,7 +51,7 @@ impl Frozen {
 impl Linear {
     /// A layer without an adapter.
     pub fn new(name: &str, weight: Tensor, bias: Option<Tensor>) -> Linear {
-        Linear { name: name.to_owned(), weight, bias, lora: None, frozen: Vec::new() }
+        Linear { name: name.to_owned(), weight, bias, lora: None, frozen: Vec::new(), rows: None, adapter_kind: None }
     }
 
     /// `(in, out)`.
@@ -58,22 +65,34 @@ impl Linear {
     /// Weights kept in another dtype (f32 master weights under bf16 compute) are converted on the way, so that their
     /// gradients arrive in the dtype they are kept in.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let kind = x.kind();
+        let (kind, adapters) = (x.kind(), self.adapter_kind.unwrap_or(x.kind()));
         let mut y = match &self.lora {
-            Some(Lora { magnitude: Some(magnitude), .. }) => {
-                let lora = self.lora.as_ref().expect("matched above");
-                magnitude.forward(&self.weight, self.bias.as_ref(), lora, x, mode)
-            }
+            Some(lora) if lora.magnitude.is_some() => self.with_magnitude(lora, x, mode),
             lora => {
                 let bias = self.bias.as_ref().map(|b| b.to_kind(kind));
-                let y = mode.linear(x, &self.weight.to_kind(kind), bias.as_ref());
+                let y = mode.linear(x, &self.weight.to_kind(kind), bias.as_ref()).to_kind(adapters);
                 lora.as_ref().map_or_else(|| y.shallow_clone(), |lora| lora.add_to(y.shallow_clone(), x, mode))
             }
         };
         for frozen in &self.frozen {
-            y = y.addmm_(&frozen.narrow(x), &frozen.b.to_kind(kind).tr());
+            y = y.addmm_(&frozen.narrow(x, adapters), &frozen.b.to_kind(adapters).tr());
         }
-        y
+        let y = y.to_kind(kind);
+        match &self.rows {
+            Some(rows) => y.index_copy(-1, rows.places(), &rows.logits(x)),
+            None => y,
+        }
+    }
+
+    /// DoRA's output, in the dtype of the adapters' products.
+    fn with_magnitude(&self, lora: &Lora, x: &Tensor, mode: Mode) -> Tensor {
+        let magnitude = lora.magnitude.as_ref().expect("asked for by the caller");
+        magnitude.forward(&self.weight, self.bias.as_ref(), lora, x, self.adapter_kind.unwrap_or(x.kind()), mode)
+    }
+
+    /// Puts rows of these tokens in place of the weight's own, where they learn: these values, or what the weight has.
+    pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
+        self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }
 
     /// The layer as a place for an adapter.
@@ -90,6 +109,8 @@ impl Linear {
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
             lora: self.lora.as_ref().map(Lora::shallow_clone),
             frozen: self.frozen.iter().map(Frozen::shallow_clone).collect(),
+            rows: self.rows.as_ref().map(TokenRows::shallow_clone),
+            adapter_kind: self.adapter_kind,
         }
     }
 }

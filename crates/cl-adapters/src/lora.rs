@@ -1,4 +1,4 @@
-use cl_checkpoint::{Adapter, AdapterModule, LayerKind};
+use cl_checkpoint::{Adapter, AdapterModule, LayerKind, TensorSource};
 use cl_torch::load_tensor;
 use cl_torch::tch::{Kind, Tensor};
 
@@ -12,6 +12,8 @@ pub struct Lora {
     pub a: Tensor,
     /// `[out, r]`, f32.
     pub b: Tensor,
+    /// The update's own bias, `[out]`, f32, with `lora_bias`.
+    pub bias: Option<Tensor>,
     /// `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA.
     pub scaling: f64,
     /// Probability of dropping an input element while training.
@@ -39,6 +41,9 @@ impl Lora {
             layer.frozen.push(Frozen { a: a.copy(), b: -b.copy(), scaling, of_start: true });
         }
         let mut lora = Lora::new(a, b, scaling, config.lora_dropout, &layer.name);
+        if config.lora_bias {
+            lora.bias = Some(Tensor::zeros([output], (Kind::Float, layer.weight.device())).set_requires_grad(true));
+        }
         if config.use_dora {
             lora.magnitude = Some(Magnitude::new(&layer.weight, &lora, None));
         }
@@ -60,7 +65,7 @@ impl Lora {
 
     fn new(a: Tensor, b: Tensor, scaling: f64, dropout: f64, name: &str) -> Lora {
         let (a, b) = (a.set_requires_grad(true), b.set_requires_grad(true));
-        Lora { a, b, scaling, dropout, magnitude: None, key: name_key(name) }
+        Lora { a, b, bias: None, scaling, dropout, magnitude: None, key: name_key(name) }
     }
 
     /// Reads the factors of `layer` from a PEFT directory.
@@ -69,6 +74,7 @@ impl Lora {
     /// [`AdapterError::Shape`] when they do not fit, or the directory's own error.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
         let mut lora = read(adapter, &layer.name, LayerKind::Linear, &layer.weight, dropout)?;
+        lora.bias = bias(adapter, layer)?;
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {
             if layer.name == "lm_head" {
@@ -89,16 +95,21 @@ impl Lora {
         read(adapter, &table.name, LayerKind::Embedding, &table.weight, 0.0)
     }
 
-    /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype of `x`: what `Bᵀ` is still to be multiplied with.
-    pub fn narrow(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let h = mode.linear(&mode.dropout(x, self.dropout, self.key), &self.a.to_kind(x.kind()), None);
+    /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`: what `Bᵀ` is still to be multiplied with.
+    pub fn narrow(&self, x: &Tensor, kind: Kind, mode: Mode) -> Tensor {
+        let h = mode.linear(&mode.dropout(&x.to_kind(kind), self.dropout, self.key), &self.a.to_kind(kind), None);
         // Scaling the skinny product costs r per token instead of out per token.
         h * self.scaling
     }
 
-    /// `y + scaling · (dropout(x)·Aᵀ)·Bᵀ`, computed in the dtype of `x`; takes over the memory of `y`.
+    /// `y + scaling · ((dropout(x)·Aᵀ)·Bᵀ + b)`, computed in the dtype of `y`; takes over the memory of `y`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
-        y.addmm_(&self.narrow(x, mode), &self.b.to_kind(x.kind()).tr())
+        let kind = y.kind();
+        let sum = y.addmm_(&self.narrow(x, kind, mode), &self.b.to_kind(kind).tr());
+        match &self.bias {
+            Some(bias) => sum + bias.to_kind(kind) * self.scaling,
+            None => sum,
+        }
     }
 
     /// Another handle on the same tensors.
@@ -106,6 +117,7 @@ impl Lora {
         Lora {
             a: self.a.shallow_clone(),
             b: self.b.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
             magnitude: self.magnitude.as_ref().map(Magnitude::shallow_clone),
             ..*self
         }
@@ -132,6 +144,18 @@ fn read(adapter: &Adapter, name: &str, kind: LayerKind, weight: &Tensor, dropout
     let [a, b] = module.factors();
     let load = |name: &str| load_tensor(adapter, name, Kind::Float, weight.device());
     Ok(Lora::new(load(&a)?, load(&b)?, adapter.config().scaling(name), dropout, name))
+}
+
+/// The update's own bias, where the adapter has one.
+fn bias(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterError> {
+    let name = format!("base_model.model.{}.lora_B.bias", layer.name);
+    let Some(info) = adapter.info(&name) else { return Ok(None) };
+    let output = layer.widths().1;
+    if info.shape != [output as usize] {
+        let message = format!("expected [{output}], its shape is {:?}", info.shape);
+        return Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name, message });
+    }
+    Ok(Some(load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.set_requires_grad(true)))
 }
 
 fn find<'a>(adapter: &'a Adapter, name: &str, kind: LayerKind) -> Result<&'a AdapterModule, AdapterError> {

@@ -1,5 +1,6 @@
 //! Adapters of a model as PEFT directories.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
@@ -10,7 +11,8 @@ use cl_torch::{load_tensor, tensor_bytes};
 use serde_json::Value;
 
 use crate::linear::Frozen;
-use crate::{AdapterError, InitLoraWeights, Lora, LoraConfig};
+use crate::whole::stands_in;
+use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind, WholePlan};
 
 /// A layer as a place for an adapter.
 #[derive(Clone, Copy)]
@@ -25,7 +27,8 @@ pub struct Site<'a> {
     pub start: Option<&'a Frozen>,
 }
 
-/// Writes the adapters of `sites` (all layers of a model, adapted or not) as a PEFT directory in f32, as PEFT does.
+/// Writes the adapters of `sites` (all layers of a model, adapted or not) and what is trained `whole` beside them as a PEFT
+/// directory in f32, as PEFT does.
 ///
 /// Ranks and scalings are those of the layers: where they differ from `config`, as they may after an adapter was loaded,
 /// the difference goes into `rank_pattern` and `alpha_pattern`. An adapter whose start was taken out of the weight is
@@ -36,6 +39,7 @@ pub struct Site<'a> {
 pub fn save_lora<'a>(
     dir: &Path,
     sites: impl Iterator<Item = Site<'a>>,
+    whole: &[Whole],
     config: &LoraConfig,
     base_model: &str,
     manifest: Manifest,
@@ -46,7 +50,12 @@ pub fn save_lora<'a>(
     let mut peft = adapter_config(config, base_model, adapted.iter().any(|s| s.start.is_some()));
     let names = |sites: &[Site<'a>]| sites.iter().map(|s| s.name).collect::<Vec<_>>();
     peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&names(&adapted), &names(&bare))));
-    peft.use_dora = adapted.iter().any(|s| s.lora.is_some_and(|lora| lora.magnitude.is_some()));
+    let some = |has: &dyn Fn(&Lora) -> bool| adapted.iter().filter_map(|s| s.lora).any(has);
+    peft.use_dora = some(&|lora| lora.magnitude.is_some());
+    if some(&|lora| lora.bias.is_some()) {
+        peft.other.insert("lora_bias".to_owned(), Value::Bool(true));
+    }
+    name_whole(&mut peft, whole, config, &names(&adapted));
     for site in adapted {
         let Some(lora) = site.lora else { continue };
         let [a, b] = factors(lora, site.start);
@@ -61,22 +70,69 @@ pub fn save_lora<'a>(
             let alpha = if scaling(alpha.round()) == lora.scaling { alpha.round() } else { alpha };
             peft.alpha_pattern.push((site.name.to_owned(), alpha));
         }
-        let shape = |t: &Tensor| t.size().iter().map(|&d| d as usize).collect::<Vec<usize>>();
         let (a_shape, b_shape) = (shape(&a), shape(&b));
         let module = AdapterModule { name: site.name.to_owned(), kind: site.kind, a_shape, b_shape, dora: false };
-        let mut put = |name: String, tensor: &Tensor| {
-            let spec = TensorSpec { name, dtype: Dtype::F32, shape: shape(tensor) };
-            tensors.push((spec, tensor_bytes(tensor, Kind::Float)));
-        };
-        for (name, tensor) in module.factors().into_iter().zip([&a, &b]) {
-            put(name, tensor);
+        let [a_name, b_name] = module.factors();
+        if let Some(bias) = &lora.bias {
+            tensors.push(stored(b_name.replace(".weight", ".bias"), bias));
         }
+        tensors.extend([stored(a_name, &a), stored(b_name, &b)]);
         if let Some(magnitude) = &lora.magnitude {
-            put(format!("base_model.model.{}.lora_magnitude_vector", site.name), &magnitude.vector);
+            let name = format!("{PREFIX}{}.lora_magnitude_vector", site.name);
+            tensors.push(stored(name, &magnitude.vector));
         }
     }
+    tensors.extend(whole.iter().map(|w| stored(format!("{PREFIX}{}", w.name), &w.tensor)));
     cl_checkpoint::write_adapter(dir, &peft, &tensors, manifest, overwrite)?;
     Ok(())
+}
+
+const PREFIX: &str = "base_model.model.";
+const BOTH: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
+
+fn shape(t: &Tensor) -> Vec<usize> {
+    t.size().iter().map(|&d| d as usize).collect()
+}
+
+fn stored(name: String, tensor: &Tensor) -> (TensorSpec, Vec<u8>) {
+    (TensorSpec { name, dtype: Dtype::F32, shape: shape(tensor) }, tensor_bytes(tensor, Kind::Float))
+}
+
+/// PEFT's keys for what is trained whole; where `config` has none of its own, as after an adapter was loaded, they name what
+/// there is.
+fn name_whole(peft: &mut AdapterConfig, whole: &[Whole], config: &LoraConfig, adapted: &[&str]) {
+    let mut modules: Vec<String> = config.modules_to_save.clone();
+    let mut tokens: BTreeMap<&str, &[i64]> = BTreeMap::new();
+    let mut biases = Vec::new();
+    for tensor in whole {
+        let module = tensor.name.rsplit_once('.').map_or("", |(module, _)| module);
+        match &tensor.kind {
+            WholeKind::Saved if config.modules_to_save.is_empty() => modules.push(module.to_owned()),
+            WholeKind::Saved => {}
+            WholeKind::Bias => biases.push(module.trim_end_matches(".base_layer")),
+            WholeKind::Tokens(ids) => {
+                let module = module.trim_end_matches(".token_adapter");
+                tokens.insert(module.rsplit('.').next().unwrap_or(module), ids);
+            }
+        }
+    }
+    modules.dedup();
+    peft.modules_to_save = (!modules.is_empty()).then_some(modules);
+    let bias = if biases.iter().all(|b| adapted.contains(b)) { Bias::LoraOnly } else { Bias::All };
+    let bias = if biases.is_empty() { config.bias } else { bias.max(config.bias) };
+    peft.bias = serde_json::to_value(bias).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let mut set = |key: &str, value: Value| peft.other.insert(key.to_owned(), value);
+    if let (1, Some(ids)) = (tokens.len(), tokens.get("embed_tokens")) {
+        set("trainable_token_indices", Value::from(ids.to_vec()));
+    } else if !tokens.is_empty() {
+        set("trainable_token_indices", serde_json::to_value(tokens).unwrap_or_default());
+    }
+    let own = |name: &str| whole.iter().find(|w| w.name == name).map(|w| w.tensor.data_ptr());
+    let as_one = BOTH.map(own);
+    if config.ensure_weight_tying || as_one[0].is_some() && as_one[0] == as_one[1] {
+        set("ensure_weight_tying", Value::Bool(true));
+    }
 }
 
 /// A and B; with a start that was taken out of the weight `[A; A₀]` and `[B, −B₀]`, whose product is the difference.
@@ -110,30 +166,108 @@ fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> Adapt
     }
 }
 
-/// Refuses an adapter that holds other tensors than factors, except copies of the base model's own: PEFT stores the head's
-/// weight beside an adapter on the head. `base` gives a weight of the base model by name.
+/// What an adapter holds of modules trained whole, biases and rows of tokens, and their values by the base's tensor (of rows by
+/// the module), held against the `base`'s tensors, a tied output head's among them. Copies of the base's own are left out: PEFT
+/// stores the weight of an adapted embedding or head beside its adapter.
 ///
 /// # Errors
-/// [`AdapterError::Unsupported`] names the tensor.
-pub fn check_whole_tensors(
+/// [`AdapterError::Whole`] names a tensor that is none of these, or of another shape.
+pub fn load_whole(
     adapter: &Adapter,
-    base: &dyn Fn(&str) -> Result<Option<Tensor>, AdapterError>,
-) -> Result<(), AdapterError> {
+    base: &[(String, Tensor)],
+    tied: bool,
+) -> Result<(WholePlan, BTreeMap<String, Tensor>), AdapterError> {
+    let config = trained_of(adapter);
+    let (mut plan, mut values) = (WholePlan::default(), BTreeMap::new());
     for (name, of_base) in adapter.whole_tensors() {
-        let same = match base(&of_base)? {
-            Some(t) => load_tensor(adapter, name, t.kind(), t.device())? == t,
-            None => false,
+        let wrong = |message: String| {
+            Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name.to_owned(), message })
         };
-        if !same {
-            let feature = format!("tensor `{name}` is neither a factor nor the base model's own; such");
-            return Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature });
+        let module = of_base.rsplit_once('.').map_or("", |(module, _)| module);
+        if let Some(module) = of_base.strip_suffix(TOKENS) {
+            let Some((_, table)) = base.iter().find(|(n, _)| n.strip_suffix(".weight") == Some(module)) else {
+                return wrong("rows of a module that this model does not have".to_owned());
+            };
+            let ids = config.trainable_token_indices.as_ref().map_or(Vec::new(), |t| t.of(module).to_vec());
+            let rows = load_tensor(adapter, name, Kind::Float, table.device())?;
+            if rows.size() != [ids.len() as i64, table.size()[1]]
+                || ids.iter().any(|id| !(0..table.size()[0]).contains(id))
+            {
+                return wrong(format!("rows {:?} for trainable_token_indices {ids:?}", rows.size()));
+            }
+            plan.tokens.insert(module.to_owned(), ids);
+            values.insert(module.to_owned(), rows);
+            continue;
         }
+        if of_base.ends_with(".lora_B.bias") {
+            continue;
+        }
+        let Some((_, own)) = base.iter().find(|(n, _)| *n == of_base) else {
+            return wrong("neither a factor nor a tensor of the base model".to_owned());
+        };
+        let saved = |name: &str| config.modules_to_save.iter().any(|entry| stands_in(name, entry));
+        // Where both are one, PEFT's configuration names the embedding only.
+        let as_one = tied && config.ensure_weight_tying && BOTH.contains(&of_base.as_str());
+        let saved = saved(&of_base) || as_one && BOTH.into_iter().any(saved);
+        let bias = config.bias != Bias::None && of_base.ends_with(".bias");
+        let value = load_tensor(adapter, name, if saved || bias { Kind::Float } else { own.kind() }, own.device())?;
+        if value.size() != own.size() {
+            return wrong(format!("its shape is {:?}, the base model's {:?}", value.size(), own.size()));
+        }
+        match (saved, bias) {
+            (true, _) => plan.saved.push(of_base.clone()),
+            (false, true) => plan.biases.push(of_base.clone()),
+            (false, false) if value == *own => continue,
+            _ => {
+                let unsaid = format!("and adapter_config.json does not say that `{module}` was trained");
+                return wrong(format!("neither a factor nor the base model's own, {unsaid}"));
+            }
+        }
+        values.insert(of_base, value);
     }
-    Ok(())
+    let both = BOTH.iter().all(|name| values.contains_key(*name));
+    plan.saved.sort();
+    plan.biases.sort();
+    plan.tied = tied && config.ensure_weight_tying && both;
+    Ok((plan, values))
+}
+/// What an adapter's configuration says of modules trained whole, biases and tokens.
+fn trained_of(adapter: &Adapter) -> LoraConfig {
+    let config = adapter.config();
+    let other = |key: &str| config.other.get(key).cloned().unwrap_or_default();
+    LoraConfig {
+        bias: serde_json::from_value(Value::from(config.bias.as_str())).unwrap_or_default(),
+        lora_bias: other("lora_bias") == true,
+        modules_to_save: config.modules_to_save.clone().unwrap_or_default(),
+        trainable_token_indices: serde_json::from_value(other("trainable_token_indices")).unwrap_or_default(),
+        ensure_weight_tying: other("ensure_weight_tying") == true,
+        ..LoraConfig::default()
+    }
 }
 
-/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA and adapters on embeddings are more than a product
-/// beside a linear layer.
+impl LoraConfig {
+    /// These settings for an adapter that is continued: it decides what it is, and not how it was started.
+    pub fn continued(&self, adapter: &Adapter) -> LoraConfig {
+        let (of_adapter, config) = (trained_of(adapter), adapter.config());
+        LoraConfig {
+            r: config.r as i64,
+            lora_alpha: config.lora_alpha,
+            use_rslora: config.use_rslora,
+            use_dora: config.use_dora,
+            init_lora_weights: InitLoraWeights::Kaiming,
+            lora_dropout: self.lora_dropout,
+            target_modules: self.target_modules.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
+            embedding_learning_rate: self.embedding_learning_rate,
+            ..of_adapter
+        }
+    }
+}
+
+/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA, adapters on embeddings and what is trained whole are
+/// more than a product beside a linear layer.
 ///
 /// # Errors
 /// [`AdapterError::Unsupported`] names the feature.
@@ -144,7 +278,10 @@ pub fn check_frozen(adapter: &Adapter) -> Result<(), AdapterError> {
     } else if modules.iter().any(|m| m.dora) {
         "frozen DoRA"
     } else {
-        return Ok(());
+        match trained_of(adapter).beyond_factors() {
+            None => return Ok(()),
+            Some(key) => &format!("frozen {key}"),
+        }
     };
     Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature: feature.to_owned() })
 }

@@ -4,10 +4,10 @@
 #[path = "../../cl-model/tests/common/mod.rs"]
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{Lora, LoraConfig, Site, TargetModules, save_lora};
+use cl_adapters::{Linear, Lora, LoraConfig, Site, TargetModules, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Dtype, Manifest, TensorSource, write_adapter};
 use cl_merge::adapter::fold;
 use cl_model::{Decoder, LoadOptions, ModelError, PackedBatch};
@@ -23,6 +23,16 @@ struct Fixture {
     sequences: Vec<Vec<u32>>,
     cases: Vec<Case>,
     folded: Map<String, Value>,
+    bf16_layers: Vec<LayerCase>,
+}
+
+/// One layer in bf16 with f32 factors: hexadecimal of the output in bf16 and of the factors' gradients in f32.
+#[derive(Deserialize)]
+struct LayerCase {
+    name: String,
+    lora: Map<String, Value>,
+    y: String,
+    grads: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -61,12 +71,7 @@ fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> V
         .iter()
         .map(|(name, entry)| {
             let (_, shape): (String, Vec<usize>) = serde_json::from_value(entry.clone()).unwrap();
-            // PEFT keeps a copy of the head beside an adapter on it.
-            let mut own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
-            if own == "lm_head.weight" && !case.tensors_of_base.contains_key(&own) {
-                own = "model.embed_tokens.weight".to_owned();
-            }
-            let source = if name.contains("lora_") { format!("{prefix}{name}") } else { own };
+            let source = source(name, case, prefix);
             let (mut spec, bytes) = stored(&source, &shape, Dtype::F32);
             spec.name = name.clone();
             (spec, bytes)
@@ -75,6 +80,22 @@ fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> V
     let config = serde_json::from_value(change(case.adapter_config.clone())).unwrap();
     write_adapter(dir, &config, &tensors, Manifest::new("adapter"), true).unwrap();
     Adapter::open(dir).unwrap()
+}
+
+/// The name by which the formula gives a tensor's values: what is trained by that in the file, after a prefix. PEFT keeps a copy
+/// of the base's weight beside an adapter on embedding or head.
+fn source(name: &str, case: &Case, prefix: &str) -> String {
+    let own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
+    let copied = own.ends_with("weight") && !own.contains("lora_") && case.adapter_config["modules_to_save"].is_null();
+    if copied && own == "lm_head.weight" && !case.tensors_of_base.contains_key(&own) {
+        "model.embed_tokens.weight".to_owned()
+    } else if copied {
+        own
+    } else if case.adapter_config["ensure_weight_tying"] == true && own == "lm_head.weight" {
+        format!("{prefix}base_model.model.model.embed_tokens.weight")
+    } else {
+        format!("{prefix}{name}")
+    }
 }
 
 fn load(checkpoint: &Checkpoint, kind: Kind) -> Decoder {
@@ -101,7 +122,9 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
         let half = case.name == "bf16";
         let (dtype, kind) = if half { (Dtype::BF16, Kind::BFloat16) } else { (Dtype::F32, Kind::Float) };
         let (checkpoint, adapter) = write_case(dir.path(), case, dtype, "");
-        let mut model = load(&checkpoint, kind);
+        // PEFT multiplies f32 factors in f32 beside bf16 weights.
+        let options = LoadOptions { adapters: Kind::Float, ..LoadOptions::cpu(kind) };
+        let mut model = Decoder::load(&checkpoint, options).unwrap();
         let bare = logits(&model, &fixture.sequences);
         model.load_lora(&adapter, 0.5).unwrap();
         let adapted = logits(&model, &fixture.sequences);
@@ -118,6 +141,16 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
     }
 }
 
+/// Numbers from the hexadecimal of their bytes.
+fn floats(hex: &str, dtype: Dtype) -> Vec<f32> {
+    let bytes: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+    match dtype {
+        Dtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        // bf16 is the upper half of f32.
+        _ => bytes.chunks(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+    }
+}
+
 /// Tensors of `expected` (name to hexadecimal bytes) against those of `dir`; every other one has to be the base's, bit by bit.
 /// Returns the largest difference and how many tensors were folded.
 fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) -> (f64, usize) {
@@ -130,18 +163,67 @@ fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) 
             assert_eq!(ours.bytes(name).unwrap(), base.bytes(name).unwrap(), "{name} has no adapter");
             continue;
         };
-        let hex = hex.as_str().unwrap();
-        let bytes: Vec<u8> =
-            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let values = match ours.info(name).unwrap().dtype {
-            Dtype::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>(),
-            // bf16 is the upper half of f32.
-            _ => bytes.chunks(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
-        };
+        let values = floats(hex.as_str().unwrap(), ours.info(name).unwrap().dtype);
         let mine = load_tensor(&ours, name, Kind::Float, Device::Cpu).unwrap();
         largest = largest.max(largest_difference(&mine, &Tensor::from_slice(&values).reshape(mine.size())));
     }
     (largest, expected.len())
+}
+
+/// A layer of a case in bf16, whose adapter's products are in `adapters`.
+fn bf16_layer(case: &LayerCase, adapters: Kind) -> Linear {
+    let values = |key: &str, shape: &[i64]| {
+        let n = shape.iter().product::<i64>() as usize;
+        Tensor::from_slice(&common::weight(&format!("{}.{key}", case.name), n)).reshape(shape)
+    };
+    let half = |key, shape| values(key, shape).to_kind(Kind::BFloat16);
+    let mut layer = Linear::new("layer", half("layer.weight", &[40, 48]), Some(half("layer.bias", &[40])));
+    layer.adapter_kind = Some(adapters);
+    let mut config = case.lora.clone();
+    config.extend(json!({"r": 4, "lora_alpha": 6}).as_object().unwrap().clone());
+    Lora::start(&mut layer, &serde_json::from_value(Value::Object(config)).unwrap(), 1).unwrap();
+    let lora = layer.lora.as_mut().unwrap();
+    let _no_graph = tch::no_grad_guard();
+    lora.a.copy_(&values("lora_A.weight", &[4, 48]));
+    lora.b.copy_(&values("lora_B.weight", &[40, 4]));
+    lora.bias.iter_mut().for_each(|b| b.copy_(&values("lora_B.bias", &[40])));
+    lora.magnitude.iter_mut().for_each(|m| m.vector.copy_(&values("lora_magnitude_vector", &[40])));
+    layer
+}
+
+#[test]
+fn a_bf16_layer_multiplies_f32_factors_as_peft_does() {
+    for case in &fixture().bf16_layers {
+        let input = |key: &str, width: i64| {
+            let values = common::weight(&format!("{}.{key}", case.name), 32 * width as usize);
+            Tensor::from_slice(&values).reshape([32, width]).to_kind(Kind::BFloat16)
+        };
+        let run = |adapters| {
+            let layer = bf16_layer(case, adapters);
+            let y = layer.forward(&input("x", 48), cl_adapters::Mode::Train { seed: 1 });
+            (&y * input("dy", 40)).sum(Kind::Float).backward();
+            let expected = Tensor::from_slice(&floats(&case.y, Dtype::BF16)).reshape([32, 40]);
+            let others = (y.to_kind(Kind::Float) - expected).ne(0.0).sum(Kind::Int64).int64_value(&[]);
+            let lora = layer.lora.as_ref().unwrap();
+            let mut largest = 0f64;
+            for (key, hex) in &case.grads {
+                let grad = match key.as_str() {
+                    "lora_A.weight" => lora.a.grad(),
+                    "lora_B.weight" => lora.b.grad(),
+                    "lora_B.bias" => lora.bias.as_ref().unwrap().grad(),
+                    _ => lora.magnitude.as_ref().unwrap().vector.grad(),
+                };
+                let expected = Tensor::from_slice(&floats(hex, Dtype::F32)).reshape(grad.size());
+                largest = largest.max((&grad - &expected).norm().double_value(&[]) / expected.norm().double_value(&[]));
+            }
+            (others, largest)
+        };
+        let (wide, half) = (run(Kind::Float), run(Kind::BFloat16));
+        eprintln!("{}: other outputs and relative error of gradients: {wide:?}; in bf16 {half:?}", case.name);
+        // Of 1,280 outputs; a sum next to the middle between two bf16 numbers may be rounded either way.
+        assert!(wide.0 <= 13 && wide.1 < 1e-5, "{}: {wide:?}", case.name);
+        assert!(half.0 > 130 && half.1 > 1e-3, "{}: the switch has to show", case.name);
+    }
 }
 
 #[test]
@@ -215,7 +297,10 @@ fn chosen(config: &Value, model: &Decoder) -> BTreeSet<String> {
     let target: TargetModules = serde_json::from_value(config["target_modules"].clone()).unwrap();
     let names: Vec<&str> = model.sites().map(|s| s.name).collect();
     let targets = cl_adapters::Targets::new(&target, &names).unwrap();
-    names.into_iter().filter(|n| targets.contains(n)).map(str::to_owned).collect()
+    let modules_to_save = serde_json::from_value(config["modules_to_save"].clone()).unwrap_or_default();
+    let lora = LoraConfig { modules_to_save, ..Default::default() };
+    let names = names.into_iter().filter(|n| targets.contains(n) && !lora.is_saved(n));
+    names.map(str::to_owned).collect()
 }
 
 #[test]
@@ -228,11 +313,21 @@ fn a_saved_adapter_has_the_names_shapes_dtypes_and_keys_of_peft() {
         let lora: LoraConfig = serde_json::from_value(case.lora.clone()).unwrap();
         model.add_lora(&lora, 5).unwrap();
         let base = case.adapter_config["base_model_name_or_path"].as_str().unwrap_or("base");
-        save_lora(&dir.join("ours"), model.sites(), &lora, base, Manifest::new("adapter"), true).unwrap();
+        save_lora(
+            &dir.join("ours"),
+            model.sites(),
+            &model.trained_whole(),
+            &lora,
+            base,
+            Manifest::new("adapter"),
+            true,
+        )
+        .unwrap();
 
         let ours = Adapter::open(&dir.join("ours")).unwrap();
         let mut expected: Vec<(String, String, Vec<usize>)> = Vec::new();
-        for (name, entry) in case.tensors.iter().filter(|(name, _)| name.contains("lora_")) {
+        let copied = |name: &str| !source(name, &case, "").starts_with("base_model.");
+        for (name, entry) in case.tensors.iter().filter(|(name, _)| !copied(name)) {
             let (dtype, shape) = serde_json::from_value(entry.clone()).unwrap();
             expected.push((name.clone(), dtype, shape));
         }
@@ -262,7 +357,12 @@ fn check_keys(name: &str, ours: &Value, theirs: &Value) {
             (Some(a), Some(b)) => a == b,
             _ => value == expected,
         };
-        assert!(equal || compared_elsewhere.contains(&key.as_str()), "{name}: {key} = {value}, PEFT has {expected}");
+        // PEFT writes the embedding where the head is named that shares its weight.
+        let as_one = key == "modules_to_save" && ours.get("ensure_weight_tying").is_some();
+        assert!(
+            equal || as_one || compared_elsewhere.contains(&key.as_str()),
+            "{name}: {key} = {value}, PEFT has {expected}"
+        );
     }
     let neutral = [json!(null), json!(false), json!([]), json!({})];
     let of_features_that_are_off = ["megatron_core", "peft_version", "qalora_group_size"];
@@ -277,22 +377,38 @@ fn check_keys(name: &str, ours: &Value, theirs: &Value) {
 
 #[test]
 fn a_saved_adapter_comes_back_bit_by_bit() {
-    for name in ["all_linear", "expression", "patterns", "rslora_bias", "lm_head", "dora", "embedding", "tied_head"] {
+    for case in fixture().cases.into_iter().filter(|c| c.name != "bf16") {
+        let name = &case.name;
         let dir = tempfile::tempdir().unwrap();
-        let (checkpoint, adapter) = write_case(dir.path(), &case(name), Dtype::F32, "");
+        let (checkpoint, adapter) = write_case(dir.path(), &case, Dtype::F32, "");
         let mut first = load(&checkpoint, Kind::Float);
         first.load_lora(&adapter, 0.0).unwrap();
         // Whatever the configuration at hand says, the file has to say what the layers are.
         let other = LoraConfig { use_rslora: adapter.config().use_rslora, r: 7, lora_alpha: 5.0, ..Default::default() };
         let out = dir.path().join("again");
-        save_lora(&out, first.sites(), &other, "base", Manifest::new("adapter"), false).unwrap();
+        save_lora(&out, first.sites(), &first.trained_whole(), &other, "base", Manifest::new("adapter"), false)
+            .unwrap();
         let mut second = load(&checkpoint, Kind::Float);
         second.load_lora(&Adapter::open(&out).unwrap(), 0.0).unwrap();
         for (a, b) in first.sites().zip(second.sites()) {
-            let magnitude = |l: &Lora| l.magnitude.as_ref().map(|m| m.vector.copy());
-            let factors = |s: Site<'_>| s.lora.map(|l| (l.a.copy(), l.b.copy(), magnitude(l), l.scaling));
+            let more = |l: &Lora| (l.magnitude.as_ref().map(|m| m.vector.copy()), l.bias.as_ref().map(Tensor::copy));
+            let factors = |s: Site<'_>| s.lora.map(|l| (l.a.copy(), l.b.copy(), more(l), l.scaling));
             assert_eq!(factors(a), factors(b), "{name}: {}", a.name);
         }
+        let whole = |model: &Decoder| -> Vec<_> {
+            model.trained_whole().into_iter().map(|w| (w.name, w.kind, w.tensor.copy())).collect()
+        };
+        assert_eq!(whole(&first), whole(&second), "{name}");
+        let trained =
+            |model: &Decoder| model.trainable().into_iter().map(|(n, t)| (n, t.requires_grad())).collect::<Vec<_>>();
+        assert_eq!(trained(&first), trained(&second), "{name}");
+        assert!(trained(&first).iter().all(|(_, learns)| *learns), "{name}");
+        // Without the adapter the model is the base again.
+        second.unload_lora();
+        let bare = load(&checkpoint, Kind::Float);
+        assert_eq!(second.named_parameters(), bare.named_parameters(), "{name}");
+        let sequences = fixture().sequences;
+        assert_eq!(logits(&second, &sequences), logits(&bare, &sequences), "{name}");
     }
 }
 
@@ -358,7 +474,16 @@ fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_origi
         }
         let moved = logits(&model, &fixture.sequences);
         assert!(distance(&moved, &bare) > 1e-3, "{init}: moving the factors has to show");
-        save_lora(&dir.join("ours"), model.sites(), &lora, "base", Manifest::new("adapter"), true).unwrap();
+        save_lora(
+            &dir.join("ours"),
+            model.sites(),
+            &model.trained_whole(),
+            &lora,
+            "base",
+            Manifest::new("adapter"),
+            true,
+        )
+        .unwrap();
         let saved = Adapter::open(&dir.join("ours")).unwrap();
         assert_eq!(saved.config().init_lora_weights, json!(true));
         assert_eq!(saved.config().r as i64, 2 * lora.r);
@@ -388,18 +513,14 @@ fn adapters_that_mean_more_are_refused_by_name() {
     let case = case("names_tied");
     let (checkpoint, _) = write_case(dir.path(), &case, Dtype::F32, "");
     for (key, value, feature) in [
-        ("bias", json!("all"), "bias = \"all\""),
-        ("bias", json!("lora_only"), "bias = \"lora_only\""),
-        ("modules_to_save", json!(["embed_tokens"]), "modules_to_save"),
         ("peft_type", json!("IA3"), "IA3"),
         ("peft_type", json!("LOHA"), "LOHA"),
         ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
         ("init_lora_weights", json!("pissa_niter_16"), "pissa_niter_16"),
         ("init_lora_weights", json!("olora"), "olora"),
-        ("lora_bias", json!(true), "lora_bias"),
         ("alora_invocation_tokens", json!([7, 9]), "alora_invocation_tokens"),
         ("layer_replication", json!([[0, 1], [0, 2]]), "layer_replication"),
-        ("trainable_token_indices", json!([3]), "trainable_token_indices"),
+        ("target_parameters", json!(["mlp.experts.gate_up_proj"]), "target_parameters"),
         ("use_bdlora", json!({"nblocks": 2}), "use_bdlora"),
     ] {
         let change = |mut config: Value| {
@@ -466,7 +587,7 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
                 ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
                 ("lm_head.weight", [61, 16]),
             ],
-            &["base_model.model.lm_head.weight", "neither a factor nor the base model's own"],
+            &["base_model.model.lm_head.weight", "does not say that `lm_head` was trained"],
         ),
     ];
     for (what, tensors, parts) in rows {
@@ -479,7 +600,7 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
         write_adapter(&path, &config, &tensors, Manifest::new("adapter"), true).unwrap();
         let adapter = Adapter::open(&path).unwrap();
         let [loading, folding] = refusals(&checkpoint, &adapter, dir.path());
-        assert!(parts.iter().all(|p| loading.contains(p)) && loading.contains("refused: "), "{what}: {loading}");
+        assert!(parts.iter().all(|p| loading.contains(p)) && loading.contains("refused"), "{what}: {loading}");
         // Folding has words of its own; it names the same.
         assert!(folding.contains(parts[0]) && folding.contains("refused"), "{what}: {folding}");
     }

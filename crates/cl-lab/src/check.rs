@@ -277,12 +277,15 @@ fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), Adapter
     if lora.init_lora_weights != InitLoraWeights::default() {
         return wrong("init_lora_weights", format!("{:?}", lora.init_lora_weights));
     }
+    if let Some(key) = lora.beyond_factors().filter(|key| *key != "use_dora") {
+        return wrong(key, "set".to_owned());
+    }
     if let Some(pattern) = lora.rank_pattern.keys().chain(lora.alpha_pattern.keys()).next() {
         return wrong("rank_pattern, alpha_pattern", pattern.clone());
     }
     let of_tokens = |m: &&cl_checkpoint::AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
     match lora.embedding_learning_rate {
-        Some(rate) if !adapter.modules().iter().any(of_tokens) => {
+        Some(rate) if !adapter.modules().iter().any(of_tokens) && adapter.whole_tensors().is_empty() => {
             let expected = "an initial adapter on embed_tokens or lm_head";
             Err(AdapterError::Parameter { key: "embedding_learning_rate", value: rate.to_string(), expected })
         }
@@ -291,7 +294,31 @@ fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), Adapter
 }
 
 fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterError> {
-    lora.check_layers(&targeted(base, lora)?)
+    let mut layers = targeted(base, lora)?;
+    layers.retain(|(name, ..)| !lora.is_saved(name));
+    lora.check_layers(&layers)?;
+    let adapted: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
+    check_whole(base, lora, &adapted)
+}
+
+/// What is trained beside factors is there, and can be folded into the base.
+fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result<(), AdapterError> {
+    let shape = |name: &str| base.info(name).map_or(Vec::new(), |i| i.shape.iter().map(|&d| d as i64).collect());
+    let mut shapes: Vec<(&str, Vec<i64>)> = base.names().into_iter().map(|name| (name, shape(name))).collect();
+    let tied = base.info("lm_head.weight").is_none() || base.config().get("tie_word_embeddings") == Some(&true.into());
+    if base.info("lm_head.weight").is_none() {
+        shapes.push(("lm_head.weight", shape("model.embed_tokens.weight")));
+    }
+    let tensors: Vec<(&str, &[i64])> = shapes.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
+    lora.whole_plan(&tensors, adapted, tied)?;
+    let bare = |layer: &&&str| base.info(&format!("{layer}.bias")).is_none();
+    match adapted.iter().find(bare).filter(|_| lora.lora_bias) {
+        Some(layer) => {
+            let value = format!("true for `{layer}`, which has no bias that the adapter's could be folded into");
+            Err(AdapterError::Parameter { key: "lora_bias", value, expected: "target_modules that have a bias" })
+        }
+        None => Ok(()),
+    }
 }
 
 /// A layer's name, what it is, and its weight's shape.

@@ -262,8 +262,8 @@ fn is_paper(table: &Table) -> bool {
     table.get("profile").and_then(Value::as_str) == Some("paper")
 }
 
-/// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 everywhere without
-/// master weights, a constant learning rate of 2e-5; o-lora in the definition of its code.
+/// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 without master
+/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -271,6 +271,7 @@ fn paper_defaults(table: &mut Table) {
         ("loss_norm", Value::from("microbatch_mean")),
         ("states", Value::from("pure")),
         ("precision", Value::from("bf16")),
+        ("adapter_precision", Value::from("f32")),
         ("learning_rate", Value::from(2e-5)),
     ] {
         train.entry(key).or_insert(value);

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{InitLoraWeights, Orthogonality, SequenceShape, save_lora};
+use cl_adapters::{Orthogonality, SequenceShape, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
 use cl_data::{Dataset, Encoded, Mixture, PlannedSet, Profile, RowPlan, encode_dataset, plan};
 use cl_merge::adapter::fold;
@@ -183,11 +183,11 @@ fn fine_tune(
         Some(lora) => {
             // An initial adapter decides rank and scaling; what is saved has to say the same.
             let lora = match &input.config.initial_adapter {
-                Some(dir) => continued(lora, &Adapter::open(dir)?),
+                Some(dir) => lora.continued(&Adapter::open(dir)?),
                 None => lora.clone(),
             };
             let base = input.model.dir().display().to_string();
-            save_lora(trained, model.sites(), &lora, &base, manifest, true)?;
+            save_lora(trained, model.sites(), &model.trained_whole(), &lora, &base, manifest, true)?;
         }
         None => {
             let companions = companions(&checkpoint)?;
@@ -207,19 +207,6 @@ fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<O
         model.add_frozen(&earlier)?;
     }
     Ok(Some(Orthogonality::new(model.linears(), &earlier, olora)?))
-}
-
-fn continued(lora: &cl_adapters::LoraConfig, adapter: &Adapter) -> cl_adapters::LoraConfig {
-    let config = adapter.config();
-    cl_adapters::LoraConfig {
-        r: config.r as i64,
-        lora_alpha: config.lora_alpha,
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-        // It was started elsewhere.
-        init_lora_weights: InitLoraWeights::Kaiming,
-        ..lora.clone()
-    }
 }
 
 /// The dtype of the base's embedding, which the result keeps.

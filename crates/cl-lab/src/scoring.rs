@@ -39,7 +39,7 @@ impl LoadedModel {
             Precision::Bf16 => Kind::BFloat16,
         };
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { weights: kind, compute: kind, device })?;
+        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(kind) })?;
         let base = model_hash(dir)?[..32].to_owned();
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
         loaded.set_adapter(adapter)?;

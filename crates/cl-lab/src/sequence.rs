@@ -80,10 +80,10 @@ pub fn run_sequence(
         let dir = round_dir(out, round, task);
         observer(Event::Stage(&format!("round {round} of {}: {task}", config.tasks.len())));
         // The method composes all adapters with the first base at once; the paper folds one into the last round's model.
-        // DoRA scales the weights that it was trained beside, so its adapters can only be folded one after another.
+        // What scales or replaces the weights that it was trained beside can only be folded one after another.
         let at_once = config.profile == cl_data::Profile::Method || stack;
         let composed = if stack { earlier.as_slice() } else { adapters.as_slice() };
-        let additive = config.train.lora.as_ref().is_some_and(|lora| !lora.use_dora);
+        let additive = config.train.lora.as_ref().is_some_and(|lora| lora.beyond_factors().is_none());
         let compose = (at_once && additive).then_some((&base, composed));
         let input = RoundInput {
             model: if stack { &base } else { &model },

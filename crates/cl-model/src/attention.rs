@@ -74,6 +74,10 @@ impl Attention {
         self.q_norm.iter().chain(&self.k_norm)
     }
 
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut RmsNorm> {
+        self.q_norm.iter_mut().chain(&mut self.k_norm)
+    }
+
     pub(crate) fn linears(&self) -> Vec<&Linear> {
         match &self.qkv {
             Qkv::Split(q, k, v) => vec![q, k, v, &self.o_proj],

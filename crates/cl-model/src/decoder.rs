@@ -1,4 +1,9 @@
-use cl_adapters::{AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets};
+use std::collections::BTreeMap;
+
+use cl_adapters::{
+    AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind,
+    WholePlan, leaf,
+};
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, checkpoint, linear};
@@ -31,6 +36,10 @@ pub struct Decoder {
     pub(crate) norm: RmsNorm,
     pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
     pub(crate) rope: Rope,
+    /// What the adapter at hand trains whole.
+    pub(crate) whole: WholePlan,
+    /// The base's own tensors of that, by name.
+    pub(crate) originals: Vec<(String, Tensor)>,
 }
 
 impl Decoder {
@@ -132,7 +141,13 @@ impl Decoder {
         let h = self.norm.forward(x);
         let logits = match &self.lm_head {
             Some(head) => head.forward(&h, Mode::Eval),
-            None => linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None),
+            None => {
+                let logits = linear(&h, &self.embed_tokens.weight.to_kind(self.compute), None);
+                match &self.embed_tokens.rows {
+                    Some(rows) => logits.index_copy(-1, rows.places(), &rows.logits(&h)),
+                    None => logits,
+                }
+            }
         };
         self.scaled(logits.to_kind(Kind::Float))
     }
@@ -176,7 +191,12 @@ impl Decoder {
     fn head(&self) -> Linear {
         match &self.lm_head {
             Some(head) => head.shallow_clone(),
-            None => Linear::new("lm_head", self.embed_tokens.weight.shallow_clone(), None),
+            None => {
+                let mut head = Linear::new("lm_head", self.embed_tokens.weight.shallow_clone(), None);
+                head.adapter_kind = self.embed_tokens.adapter_kind;
+                head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
+                head
+            }
         }
     }
 
@@ -192,7 +212,7 @@ impl Decoder {
         layers
     }
 
-    /// Puts a fresh adapter beside every targeted layer and freezes everything else.
+    /// Puts a fresh adapter beside every targeted layer, in place of one that is there, and freezes everything else.
     ///
     /// # Errors
     /// A hyper-parameter outside its range, or a target that matches nothing.
@@ -201,23 +221,133 @@ impl Decoder {
         let mut layers = self.adaptable();
         let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
         let targets = Targets::new(&config.target_modules, &names)?;
-        layers.retain(|(name, ..)| targets.contains(name));
+        layers.retain(|(name, ..)| targets.contains(name) && !config.is_saved(name));
         config.check_layers(&layers)?;
+        let targets: Vec<String> = layers.into_iter().map(|(name, ..)| name.to_owned()).collect();
+        let targeted = |name: &str| targets.iter().any(|t| t == name);
+        let whole = self.whole_plan(config, &targets)?;
+        self.unload_lora();
         self.set_requires_grad(false);
-        if targets.contains("lm_head") {
+        if targeted("lm_head") {
             self.lm_head = Some(self.head());
         }
-        self.embed_tokens.lora = None;
-        if targets.contains(&self.embed_tokens.name) {
+        if targeted(&self.embed_tokens.name) {
             Lora::start_embedding(&mut self.embed_tokens, config, seed)?;
         }
-        for layer in self.linears_mut() {
-            layer.lora = None;
-            if targets.contains(&layer.name) {
-                Lora::start(layer, config, seed)?;
+        for layer in self.linears_mut().filter(|layer| targeted(&layer.name)) {
+            Lora::start(layer, config, seed)?;
+        }
+        self.train_whole(whole, &BTreeMap::new());
+        Ok(())
+    }
+
+    /// What a configuration trains whole of this model, beside factors of the layers `adapted`.
+    fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
+        let tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
+        let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();
+        let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
+        Ok(config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?)
+    }
+
+    /// The base's tensors, a tied output head's as one of them.
+    fn own_tensors(&self) -> Vec<(String, Tensor)> {
+        let mut own = self.named_parameters();
+        if self.config.tie_word_embeddings {
+            own.push(("lm_head.weight".to_owned(), own[0].1.shallow_clone()));
+        }
+        own
+    }
+
+    /// Puts f32 tensors that learn in place of the base's: these values (by the base's name, of rows the module's), else copies.
+    fn train_whole(&mut self, plan: WholePlan, values: &BTreeMap<String, Tensor>) {
+        let (embedding, head) = ("model.embed_tokens", "lm_head");
+        let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
+        if self.config.tie_word_embeddings
+            && !plan.tied
+            && (of(head) || plan.saved.contains(&format!("{embedding}.weight")))
+        {
+            // They part.
+            self.lm_head = Some(self.head());
+        }
+        self.whole = plan.clone();
+        for name in plan.saved.iter().chain(&plan.biases) {
+            if plan.tied && name == "lm_head.weight" {
+                continue;
+            }
+            let Some(place) = self.parameter_mut(name) else { continue };
+            let original = place.shallow_clone();
+            *place = leaf(values.get(name).unwrap_or(&original));
+            self.originals.push((name.clone(), original));
+        }
+        if plan.tied
+            && let Some(head) = &mut self.lm_head
+        {
+            head.weight = self.embed_tokens.weight.shallow_clone();
+        }
+        for (module, ids) in &plan.tokens {
+            let given = values.get(module).map(Tensor::shallow_clone);
+            if module == embedding {
+                self.embed_tokens.set_rows(ids, given);
+            } else if let Some(head) = &mut self.lm_head {
+                head.set_rows(ids, given);
             }
         }
-        Ok(())
+        if self.config.tie_word_embeddings
+            && !plan.tokens.contains_key(head)
+            && let Some(head) = &mut self.lm_head
+        {
+            head.rows = self.embed_tokens.rows.as_ref().map(TokenRows::shallow_clone);
+        }
+    }
+
+    /// The name that a tensor of the base has in an adapter's file: PEFT moves a layer behind its adapter.
+    fn stored_name(&self, name: &str) -> String {
+        let adapted = |module: &str| self.linears().any(|l| l.name == module && l.lora.is_some());
+        match name.rsplit_once('.') {
+            Some((module, part)) if adapted(module) => format!("{module}.base_layer.{part}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    /// A tensor of the base by its name in the checkpoint, a tied output head's only while it is a layer of its own.
+    fn parameter_mut(&mut self, name: &str) -> Option<&mut Tensor> {
+        let (module, part) = name.rsplit_once('.')?;
+        if module == self.embed_tokens.name {
+            return Some(&mut self.embed_tokens.weight);
+        }
+        if self.linears().any(|l| l.name == module) {
+            let linear = self.linears_mut().find(|l| l.name == module)?;
+            return if part == "weight" { Some(&mut linear.weight) } else { linear.bias.as_mut() };
+        }
+        let mut norms = self.layers.iter_mut().flat_map(Layer::norms_mut).chain([&mut self.norm]);
+        Some(&mut norms.find(|norm| norm.name == module)?.weight)
+    }
+
+    /// What the adapter at hand trains beside its factors, by the names of an adapter's file.
+    pub fn trained_whole(&self) -> Vec<Whole> {
+        let parameters = self.current_parameters();
+        let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone());
+        let tensor = |name: &String, kind| {
+            let tied = self.whole.tied && name == "lm_head.weight";
+            let tensor = if tied { Some(self.embed_tokens.weight.shallow_clone()) } else { find(name) };
+            Some(Whole { name: self.stored_name(name), tensor: tensor?, kind })
+        };
+        let saved = self.whole.saved.iter().filter_map(|name| tensor(name, WholeKind::Saved));
+        let biases = self.whole.biases.iter().filter_map(|name| tensor(name, WholeKind::Bias));
+        let tokens = self.whole.tokens.keys().filter_map(|module| {
+            let rows = if module == "lm_head" {
+                self.lm_head.as_ref()?.rows.as_ref()
+            } else {
+                self.embed_tokens.rows.as_ref()
+            };
+            let name = format!("{module}.token_adapter.trainable_tokens_delta");
+            rows.map(|rows| Whole {
+                name,
+                tensor: rows.values.shallow_clone(),
+                kind: WholeKind::Tokens(rows.ids.clone()),
+            })
+        });
+        saved.chain(biases).chain(tokens).collect()
     }
 
     /// Puts the adapter of a PEFT directory beside the layers it was made for and freezes everything else.
@@ -227,6 +357,7 @@ impl Decoder {
     /// another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         self.check_adapter(adapter)?;
+        let (whole, values) = cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
         let has = |name: &str| adapter.modules().iter().any(|m| m.name == name);
         let head = has("lm_head").then(|| self.head());
         let table = &self.embed_tokens;
@@ -234,20 +365,39 @@ impl Decoder {
         let layers = self.layers.iter().flat_map(Layer::linears).chain(head.as_ref().or(self.lm_head.as_ref()));
         let load = |layer: &Linear| has(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
         let loaded = layers.map(load).collect::<Result<Vec<_>, _>>()?;
+        let loaded: Vec<Lora> = loaded.into_iter().flatten().collect();
         // From here on nothing fails: a refused adapter leaves the model as it was.
+        self.unload_lora();
         self.set_requires_grad(false);
-        self.lm_head = head.or(self.lm_head.take());
-        self.embed_tokens.lora = table;
-        for (layer, lora) in self.linears_mut().zip(loaded) {
-            layer.lora = lora;
+        if has("lm_head") {
+            self.lm_head = Some(self.head());
         }
+        self.embed_tokens.lora = table;
+        for (layer, lora) in self.linears_mut().filter(|layer| has(&layer.name)).zip(loaded) {
+            layer.lora = Some(lora);
+        }
+        self.train_whole(whole, &values);
         Ok(())
     }
 
     /// Takes the adapter away.
     pub fn unload_lora(&mut self) {
-        self.embed_tokens.lora = None;
-        self.linears_mut().for_each(|layer| layer.lora = None);
+        for (name, original) in std::mem::take(&mut self.originals) {
+            if let Some(place) = self.parameter_mut(&name) {
+                *place = original;
+            }
+        }
+        self.whole = WholePlan::default();
+        (self.embed_tokens.lora, self.embed_tokens.rows) = (None, None);
+        for layer in self.linears_mut() {
+            (layer.lora, layer.rows) = (None, None);
+            layer.frozen.retain(|f| !f.of_start);
+        }
+        if self.config.tie_word_embeddings {
+            let shared = self.embed_tokens.weight.shallow_clone();
+            self.lm_head = self.lm_head.take().filter(|head| !head.frozen.is_empty());
+            self.lm_head.iter_mut().for_each(|head| head.weight = shared.shallow_clone());
+        }
     }
 
     /// Puts the adapters of earlier rounds beside their layers, where they do not learn. A layer's updates are one below the
@@ -260,6 +410,7 @@ impl Decoder {
         for adapter in adapters {
             self.check_adapter(adapter)?;
             cl_adapters::check_frozen(adapter)?;
+            cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
             let modules = adapter.modules();
             if self.lm_head.is_none() && modules.iter().any(|m| m.name == "lm_head") {
                 self.lm_head = Some(self.head());
@@ -281,15 +432,6 @@ impl Decoder {
     /// The adapter means no more than is built, and its modules are layers of this model.
     fn check_adapter(&self, adapter: &Adapter) -> Result<(), ModelError> {
         adapter.check_supported().map_err(AdapterError::from)?;
-        let own = self.named_parameters();
-        cl_adapters::check_whole_tensors(adapter, &|name| {
-            let name = if name == "lm_head.weight" && self.config.tie_word_embeddings {
-                "model.embed_tokens.weight"
-            } else {
-                name
-            };
-            Ok(own.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()))
-        })?;
         let layers = self.adaptable();
         let fits =
             |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);
@@ -302,13 +444,25 @@ impl Decoder {
         }
     }
 
-    /// Every weight of the base model by its name in the checkpoint.
+    /// Every weight of the base model by its name in the checkpoint, also of what an adapter has put its own in place of.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
+        let mut all = self.current_parameters();
+        let tied = self.config.tie_word_embeddings;
+        all.retain(|(name, _)| !tied || name != "lm_head.weight");
+        for (name, tensor) in &mut all {
+            if let Some((_, original)) = self.originals.iter().find(|(n, _)| n == name) {
+                *tensor = original.shallow_clone();
+            }
+        }
+        all
+    }
+
+    /// The weights as they are computed with, an adapter's own in place of the base's.
+    fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
         all.extend(norms.map(|norm| (format!("{}.weight", norm.name), norm.weight.shallow_clone())));
-        let tied = self.config.tie_word_embeddings;
-        for linear in self.linears().filter(|l| !tied || l.name != "lm_head") {
+        for linear in self.linears() {
             all.push((format!("{}.weight", linear.name), linear.weight.shallow_clone()));
             all.extend(linear.bias.iter().map(|b| (format!("{}.bias", linear.name), b.shallow_clone())));
         }
@@ -326,9 +480,13 @@ impl Decoder {
             };
             adapters.push((format!("{}.{a}", site.name), lora.a.shallow_clone()));
             adapters.push((format!("{}.{b}", site.name), lora.b.shallow_clone()));
+            adapters.extend(lora.bias.iter().map(|b| (format!("{}.lora_B.bias", site.name), b.shallow_clone())));
             let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
+        // A tensor that two names share learns once.
+        let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
+        adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));
         if adapters.is_empty() {
             adapters = self.named_parameters().into_iter().filter(|(_, t)| t.requires_grad()).collect();
         }

@@ -33,6 +33,16 @@ impl Norms {
         }
     }
 
+    fn all_mut(&mut self) -> Vec<&mut RmsNorm> {
+        match self {
+            Norms::Pre { input, post_attention } => vec![input, post_attention],
+            Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => {
+                vec![input, post_attention, pre_feedforward, post_feedforward]
+            }
+            Norms::Post { post_attention, post_feedforward } => vec![post_attention, post_feedforward],
+        }
+    }
+
     fn shallow_clone(&self) -> Norms {
         match self {
             Norms::Pre { input, post_attention } => {
@@ -91,6 +101,10 @@ impl Layer {
 
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         self.self_attn.linears_mut().into_iter().chain(self.feed_forward.linears_mut()).collect()
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut RmsNorm> {
+        self.norms.all_mut().into_iter().chain(self.self_attn.norms_mut()).collect()
     }
 
     pub(crate) fn shallow_clone(&self) -> Layer {

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use cl_adapters::{Embedding, Linear};
+use cl_adapters::{Embedding, Linear, WholePlan};
 use cl_checkpoint::{Checkpoint, TensorSource};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
@@ -21,6 +21,9 @@ pub struct LoadOptions {
     pub weights: Kind,
     /// Dtype of activations and products.
     pub compute: Kind,
+    /// Dtype of the adapters' products. PEFT computes them in f32 outside of autocast, whatever `compute` is; within it as
+    /// everything else.
+    pub adapters: Kind,
     /// Where.
     pub device: Device,
 }
@@ -28,7 +31,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// Weights and products in one dtype on the CPU.
     pub fn cpu(kind: Kind) -> LoadOptions {
-        LoadOptions { weights: kind, compute: kind, device: Device::Cpu }
+        LoadOptions { weights: kind, compute: kind, adapters: kind, device: Device::Cpu }
     }
 }
 
@@ -115,7 +118,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     let linear = |name: String, input: i64, output: i64, bias: bool| -> Result<Linear, ModelError> {
         let weight = get(&format!("{name}.weight"), &[output, input])?;
         let bias = if bias { Some(get(&format!("{name}.bias"), &[output])?) } else { None };
-        Ok(Linear::new(&name, weight, bias))
+        Ok(Linear { adapter_kind: Some(options.adapters), ..Linear::new(&name, weight, bias) })
     };
     let form = NormForm::of(&config);
     let norm = |name: String, width: i64| -> Result<RmsNorm, ModelError> {
@@ -178,8 +181,8 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         })
     };
     let embed_tokens = "model.embed_tokens";
-    let embed_tokens =
-        Embedding::new(embed_tokens, get(&format!("{embed_tokens}.weight"), &[config.vocab_size, hidden])?);
+    let table = get(&format!("{embed_tokens}.weight"), &[config.vocab_size, hidden])?;
+    let embed_tokens = Embedding { adapter_kind: Some(options.adapters), ..Embedding::new(embed_tokens, table) };
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for i in 0..config.num_hidden_layers {
         let p = format!("model.layers.{i}");
@@ -220,5 +223,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         norm,
         lm_head,
         rope,
+        whole: WholePlan::default(),
+        originals: Vec::new(),
     })
 }

@@ -1,4 +1,4 @@
-use cl_adapters::Mode;
+use cl_adapters::{Linear, Mode, TokenRows};
 use cl_data::Packed;
 use cl_torch::tch::{self, Kind, Tensor};
 
@@ -58,25 +58,49 @@ pub fn supervised_loss(
     let h = model.norm.forward(&x.index_select(0, &positions));
     let mut factors = vec![Factor::new(h.shallow_clone(), model.head_weight())];
     if let Some(head) = &model.lm_head {
-        factors.extend(head.lora.iter().map(|l| Factor::new(l.narrow(&h, mode), l.b.to_kind(model.compute))));
-        factors.extend(head.frozen.iter().map(|f| Factor::new(f.narrow(&h), f.b.to_kind(model.compute))));
+        factors.extend(updates(head, &h, mode));
     }
+    let mut rows =
+        model.head_rows().map(|rows| (Factor::new(h.shallow_clone(), rows.values.to_kind(model.compute)), rows));
     let _no_graph = tch::no_grad_guard();
     let mut nll = Tensor::zeros([], (Kind::Double, model.device));
     for start in (0..tokens as i64).step_by(CHUNK as usize) {
         let len = CHUNK.min(tokens as i64 - start);
         let target = targets.narrow(0, start, len).unsqueeze(-1);
         let logits = factors.iter().map(|f| f.product(start, len)).reduce(|sum, part| sum + part);
-        let logits = model.scaled(logits.expect("the head itself is one").to_kind(Kind::Float));
+        // As in PEFT, a sum of products in two dtypes is rounded to that of the head.
+        let mut logits = logits.expect("the head itself is one").to_kind(model.compute);
+        if let Some((own, rows)) = &rows {
+            logits = logits.index_copy_(-1, rows.places(), &own.product(start, len));
+        }
+        let logits = model.scaled(logits.to_kind(Kind::Float));
         let mut p = logits.log_softmax(-1, Kind::Float);
         nll -= p.gather(-1, &target, false).sum(Kind::Double);
         let _ = p.exp_();
         let _ = p.scatter_add_(-1, &target, &Tensor::full([len, 1], -1.0, (Kind::Float, model.device)));
-        let d_logits = model.unscaled_gradient(p * scale, &logits).to_kind(model.compute);
+        let mut d_logits = model.unscaled_gradient(p * scale, &logits).to_kind(model.compute);
+        if let Some((own, rows)) = &mut rows {
+            own.add_gradients(&d_logits.index_select(-1, rows.places()), start, len);
+            d_logits = d_logits.index_fill_(-1, rows.places(), 0.0);
+        }
         factors.iter_mut().for_each(|f| f.add_gradients(&d_logits, start, len));
     }
-    let roots = factors.into_iter().flat_map(Factor::roots).collect();
+    let roots = factors.into_iter().chain(rows.map(|(own, _)| own)).flat_map(Factor::roots).collect();
     Ok(SupervisedLoss { nll_sum: nll.double_value(&[]), tokens, roots })
+}
+
+/// The products that an output head's adapters add to its own, in their dtype.
+fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
+    let kind = head.adapter_kind.unwrap_or(h.kind());
+    let mut factors = Vec::new();
+    if let Some(lora) = &head.lora {
+        factors.push(Factor::new(lora.narrow(h, kind, mode), lora.b.to_kind(kind)));
+        // A bias is one more column of B, which every token has the same input for.
+        let one = Tensor::full([h.size()[0], 1], lora.scaling, (kind, h.device()));
+        factors.extend(lora.bias.iter().map(|b| Factor::new(one.shallow_clone(), b.to_kind(kind).unsqueeze(-1))));
+    }
+    factors.extend(head.frozen.iter().map(|f| Factor::new(f.narrow(h, kind), f.b.to_kind(kind))));
+    factors
 }
 
 /// One product `x·Wᵀ` in the logits, with its gradients as they come in chunk by chunk.
@@ -97,6 +121,7 @@ impl Factor {
     }
 
     fn add_gradients(&mut self, d_logits: &Tensor, start: i64, len: i64) {
+        let d_logits = d_logits.to_kind(self.weight.kind());
         if self.x.requires_grad() {
             self.d_x.push(d_logits.matmul(&self.weight));
         }
@@ -145,5 +170,10 @@ impl Decoder {
     /// The output head in the compute dtype; part of the graph when it learns.
     fn head_weight(&self) -> Tensor {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |h| &h.weight).to_kind(self.compute)
+    }
+
+    /// Rows of the output head that are trained in place of its own.
+    fn head_rows(&self) -> Option<&TokenRows> {
+        self.lm_head.as_ref().map_or(&self.embed_tokens.rows, |h| &h.rows).as_ref()
     }
 }

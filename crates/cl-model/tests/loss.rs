@@ -37,10 +37,13 @@ enum Trained {
     WithHead,
     /// An adapter on the head alone.
     HeadAlone,
+    /// These settings of an adapter.
+    Settings(&'static str),
 }
 
 fn model(tied: bool, trained: Trained, options: LoadOptions, dropout: f64) -> Decoder {
-    let config = common::llama(json!({"tie_word_embeddings": tied}));
+    let bias = matches!(trained, Trained::Settings(text) if text.contains("\"bias\""));
+    let config = common::llama(json!({"tie_word_embeddings": tied, "attention_bias": bias}));
     let mut model = common::model(&config, options);
     let names = |n: &[&str]| TargetModules::Names(n.iter().map(|s| (*s).to_owned()).collect());
     let target_modules = match trained {
@@ -51,8 +54,14 @@ fn model(tied: bool, trained: Trained, options: LoadOptions, dropout: f64) -> De
         Trained::Below => TargetModules::default(),
         Trained::WithHead => names(&["v_proj", "down_proj", "lm_head"]),
         Trained::HeadAlone => names(&["lm_head"]),
+        Trained::Settings(_) => names(&["v_proj", "down_proj"]),
     };
-    let lora = LoraConfig { r: 3, lora_dropout: dropout, target_modules, ..Default::default() };
+    let lora = match trained {
+        Trained::Settings(text) => serde_json::from_str(text).unwrap(),
+        _ => LoraConfig::default(),
+    };
+    let target_modules = if lora.lora_bias { names(&["v_proj", "lm_head"]) } else { target_modules };
+    let lora = LoraConfig { r: 3, lora_dropout: dropout, target_modules, ..lora };
     model.add_lora(&lora, 1).unwrap();
     let _no_graph = tch::no_grad_guard();
     for (name, mut t) in model.trainable() {
@@ -129,6 +138,16 @@ fn the_chunked_loss_and_all_gradients_equal_plain_cross_entropy() {
             (true, Trained::Below),
             (false, Trained::WithHead),
             (false, Trained::HeadAlone),
+            (false, Trained::Settings(r#"{"modules_to_save": ["embed_tokens", "lm_head", "norm"]}"#)),
+            (true, Trained::Settings(r#"{"modules_to_save": ["embed_tokens"]}"#)),
+            (true, Trained::Settings(r#"{"modules_to_save": ["embed_tokens"], "ensure_weight_tying": true}"#)),
+            (true, Trained::Settings(r#"{"bias": "all"}"#)),
+            (false, Trained::Settings(r#"{"lora_bias": true}"#)),
+            (
+                false,
+                Trained::Settings(r#"{"trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [60, 7, 31]}}"#),
+            ),
+            (true, Trained::Settings(r#"{"trainable_token_indices": [7, 3, 31]}"#)),
         ] {
             let model = model(tied, trained, LoadOptions::cpu(Kind::Float), 0.0);
             let scale = 1.0 / 37.0;
@@ -169,7 +188,7 @@ fn every_family_has_the_loss_and_the_gradients_of_plain_cross_entropy() {
 #[test]
 fn gradients_in_bf16_stay_close_to_f32() {
     let packed = packed(&examples(&[(20, 300), (3, 330)]));
-    let options = LoadOptions { weights: Kind::Float, compute: Kind::BFloat16, device: Device::Cpu };
+    let options = LoadOptions { weights: Kind::Float, ..LoadOptions::cpu(Kind::BFloat16) };
     for tied in [false, true] {
         let run = |options| ours(&model(tied, Trained::All, options, 0.0), &packed, 1.0 / 630.0, Mode::Eval);
         let (half, exact) = (run(options), run(LoadOptions::cpu(Kind::Float)));
@@ -225,7 +244,10 @@ fn a_packed_batch_gives_the_losses_and_gradients_of_its_examples_alone() {
 fn recomputed_activations_give_bit_equal_losses_and_gradients_with_dropout() {
     let _turn = one_at_a_time();
     let packed = packed(&examples(&[(4, 9), (2, 30)]));
-    for (trained, dropout) in [(Trained::All, 0.0), (Trained::Below, 0.3), (Trained::WithHead, 0.3)] {
+    let whole = Trained::Settings(
+        r#"{"modules_to_save": ["embed_tokens", "norm"], "trainable_token_indices": {"lm_head": [3]}}"#,
+    );
+    for (trained, dropout) in [(Trained::All, 0.0), (Trained::Below, 0.3), (Trained::WithHead, 0.3), (whole, 0.3)] {
         let mut model = model(false, trained, LoadOptions::cpu(Kind::Float), dropout);
         let mut run = |recomputed: bool, seed: u64| {
             model.activation_checkpointing = recomputed;

@@ -34,7 +34,7 @@ fn world() -> World {
     for seed in 1..=EARLIER {
         let dir = folder.path().join(seed.to_string());
         model.add_lora(&lora, seed).expect("targets of its own");
-        save_lora(&dir, model.sites(), &lora, "base", Manifest::new("adapter"), false).expect("an empty folder");
+        save_lora(&dir, model.sites(), &[], &lora, "base", Manifest::new("adapter"), false).expect("an empty folder");
         earlier.push(Adapter::open(&dir).expect("just written"));
     }
     model.add_lora(&lora, EARLIER + 1).expect("targets of its own");

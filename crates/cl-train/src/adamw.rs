@@ -111,8 +111,8 @@ fn learning_rate_factor(name: &str, config: &TrainConfig) -> f64 {
     let of_tokens = ["model.embed_tokens.", "lm_head."].iter().any(|layer| name.starts_with(layer));
     match lora.embedding_learning_rate.filter(|_| of_tokens) {
         Some(rate) => rate / config.learning_rate,
-        // Magnitudes go with B, as in PEFT's optimizer.
-        None if name.ends_with(".lora_B.weight") || name.ends_with(".lora_magnitude_vector") => {
+        // Magnitudes and biases go with B, as in PEFT's optimizer.
+        None if [".lora_B.weight", ".bias", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end)) => {
             lora.loraplus_lr_ratio.unwrap_or(1.0)
         }
         None => 1.0,

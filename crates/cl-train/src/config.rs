@@ -38,6 +38,10 @@ pub struct TrainConfig {
     pub loss_norm: LossNorm,
     /// Dtype of activations and products.
     pub precision: Precision,
+    /// Dtype of the adapters' products, that of `precision` when absent: as PEFT computes within autocast. Outside of it PEFT
+    /// multiplies in f32, and so does `profile = "paper"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_precision: Option<Precision>,
     /// Dtype of weights and optimizer states while all weights are trained.
     pub states: States,
     /// Recompute activations in the backward pass: less memory, about a third more time.
@@ -115,6 +119,7 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             loss_norm: LossNorm::TokenMean,
             precision: Precision::F32,
+            adapter_precision: None,
             states: States::F32,
             activation_checkpointing: false,
             max_length: Some(1024),
@@ -193,23 +198,22 @@ impl TrainConfig {
         let Some(olora) = &self.olora else { return Ok(()) };
         olora.validate().map_err(cl_model::ModelError::from)?;
         let wrong = |value: &str, expected| Err(TrainError::Config { key: "olora", value: value.to_owned(), expected });
-        match &self.lora {
-            None => wrong("set without `lora`", "[train.lora] beside it"),
-            Some(lora) if lora.use_dora && olora.shape == SequenceShape::Stack => {
-                wrong("shape = \"stack\" with `use_dora`", "shape = \"fold\", or adapters without DoRA")
-            }
-            Some(_) => Ok(()),
+        let Some(lora) = &self.lora else { return wrong("set without `lora`", "[train.lora] beside it") };
+        match lora.beyond_factors().filter(|_| olora.shape == SequenceShape::Stack) {
+            Some(key) => wrong(&format!("shape = \"stack\" with `{key}`"), "shape = \"fold\", or adapters without it"),
+            None => Ok(()),
         }
     }
 
     /// How the model has to be loaded for this round.
     pub fn load_options(&self, device: Device) -> LoadOptions {
-        let compute = match self.precision {
+        let kind = |precision| match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
+        let (compute, adapters) = (kind(self.precision), kind(self.adapter_precision.unwrap_or(self.precision)));
         let master = self.full.is_some() && self.states == States::F32;
-        LoadOptions { weights: if master { Kind::Float } else { compute }, compute, device }
+        LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
     }
 }
 

@@ -44,7 +44,6 @@ fn what_a_killed_process_left_beside_the_state_is_removed() {
     let world = World::new(Kind::Float);
     let config = world.train(&["train.save_steps=2"]);
     run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap();
-    // No process has the highest number a pid can have plus one.
     for left in [".state.cl-a1b2c3.old", ".state.cl-a1b2c3.part", ".adapter.cl-a1b2c3.part", ".model.cl-a1b2c3.part"] {
         std::fs::create_dir(world.path("r").join(left)).unwrap();
     }
