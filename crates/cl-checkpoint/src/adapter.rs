@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::files::{MAX_CONFIG, read_file};
+use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
 
@@ -11,6 +11,7 @@ pub struct Adapter {
     config: AdapterConfig,
     file: SafetensorsFile,
     modules: Vec<AdapterModule>,
+    stamps: Vec<(PathBuf, FileStamp)>,
 }
 
 /// One adapted layer.
@@ -102,12 +103,21 @@ impl Adapter {
         let file = SafetensorsFile::open(&path)?;
         let shapes = file.names().into_iter().filter_map(|n| Some((n, file.info(n)?.shape.as_slice()))).collect();
         let modules = modules(&path, &shapes, &config)?;
-        Ok(Adapter { dir: dir.to_owned(), config, file, modules })
+        let stamps = FileStamp::of_all(vec![dir.join(CONFIG), path.clone()])?;
+        Ok(Adapter { dir: dir.to_owned(), config, file, modules, stamps })
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// That neither of its files was replaced or overwritten since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        check_unchanged(&self.stamps)
     }
 
     /// Content of `adapter_config.json`.

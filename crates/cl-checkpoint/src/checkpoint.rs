@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::files::{MAX_CONFIG, MAX_TOKENIZER, read_file};
+use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, read_file};
 use crate::output_dir::is_file_name;
 use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 
@@ -15,6 +15,7 @@ pub struct Checkpoint {
     config: Map<String, Value>,
     files: Vec<SafetensorsFile>,
     home: BTreeMap<String, usize>, // tensor to file
+    stamps: Vec<(PathBuf, FileStamp)>,
 }
 
 const SINGLE: &str = "model.safetensors";
@@ -51,7 +52,7 @@ impl Checkpoint {
         if single.exists() {
             let file = SafetensorsFile::open(&single)?;
             let home = file.names().into_iter().map(|n| (n.to_owned(), 0)).collect();
-            return Ok(Checkpoint { dir: dir.to_owned(), config, files: vec![file], home });
+            return Checkpoint { dir: dir.to_owned(), config, files: vec![file], home, stamps: Vec::new() }.stamped();
         }
         if !index.exists() {
             let hint = if dir.join("pytorch_model.bin").exists() {
@@ -63,7 +64,30 @@ impl Checkpoint {
         }
         let weight_map = read_index(&index)?;
         let (files, home) = open_shards(dir, &index, &weight_map)?;
-        Ok(Checkpoint { dir: dir.to_owned(), config, files, home })
+        Checkpoint { dir: dir.to_owned(), config, files, home, stamps: Vec::new() }.stamped()
+    }
+
+    fn stamped(mut self) -> Result<Checkpoint, Error> {
+        let mut files: Vec<PathBuf> = self.files().map(Path::to_owned).collect();
+        files.push(self.dir.join("config.json"));
+        files.extend(self.companion_files()?);
+        self.stamps = FileStamp::of_all(files)?;
+        Ok(self)
+    }
+
+    /// The files that the model consists of, with their stamps when it was opened: weights, config.json, tokenizer and its
+    /// companions.
+    pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
+        &self.stamps
+    }
+
+    /// That none of its files was replaced or overwritten since it was opened. A reader of a file that is written to meanwhile
+    /// gets a mixture of two contents.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] with the first such file.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        check_unchanged(&self.stamps)
     }
 
     /// The directory.

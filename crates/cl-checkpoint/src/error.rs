@@ -121,6 +121,12 @@ pub enum Error {
         /// The input with its role, or the working directory.
         other: String,
     },
+    /// An input that was replaced or overwritten while it was read.
+    #[error("{path}: has changed while it was read, so nothing was written; run the command again when it is at rest")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process writes the same output.
     #[error("{path}: is being written by another process; wait for it, or choose another output")]
     Busy {

@@ -6,7 +6,7 @@
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 
@@ -166,6 +166,25 @@ impl FileStamp {
     pub fn of(path: &Path) -> Result<FileStamp, Error> {
         let m = fs::metadata(path).map_err(Error::io(path))?;
         Ok(FileStamp { device: m.dev(), inode: m.ino(), bytes: m.len(), modified: (m.mtime(), m.mtime_nsec()) })
+    }
+}
+
+impl FileStamp {
+    /// The stamps of several files, beside their paths.
+    pub(crate) fn of_all(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, FileStamp)>, Error> {
+        files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
+    }
+}
+
+/// That all files still have their stamps.
+///
+/// # Errors
+/// [`Error::Changed`] with the first that has not.
+pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Error> {
+    let changed = |entry: &&(PathBuf, FileStamp)| !FileStamp::of(&entry.0).is_ok_and(|now| now == entry.1);
+    match stamps.iter().find(changed) {
+        Some((path, _)) => Err(Error::Changed { path: path.clone() }),
+        None => Ok(()),
     }
 }
 

@@ -4,12 +4,13 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use cl_checkpoint::{Checkpoint, Manifest, ManifestProblem, TensorSource};
+use cl_checkpoint::{Checkpoint, Interrupt, Manifest, ManifestProblem, TensorSource};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
 use crate::{
-    Base, Event, METHODS, MergeFile, MergeOptions, PARAMETERS, Plan, TensorDiff, diff, estimate, run_file, stages,
+    Base, Event, METHODS, MergeFile, MergeOptions, PARAMETERS, Plan, TensorDiff, check_output, diff, estimate,
+    run_file, stages,
 };
 
 /// What can be done.
@@ -48,12 +49,15 @@ pub struct RunArgs {
     /// Say what would be done, what it takes and everything that stands in the way, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it exists.
+    /// Replace the output if it is a model that holds nothing else.
     #[arg(long)]
     overwrite: bool,
     /// Hash the inputs' files into the manifest.
     #[arg(long)]
     hash_inputs: bool,
+    /// Copy tensors with NaN or infinities as they are, where they are copied; merged values are numbers in any case.
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 /// Arguments of `diff`.
@@ -89,17 +93,17 @@ pub struct MethodsArgs {
 ///
 /// # Errors
 /// Those of the command, and of writing to `out`.
-pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
+pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
-        Command::Run(args) => run_merge(args, out),
+        Command::Run(args) => run_merge(args, interrupt, out),
         Command::Diff(args) => run_diff(args, out),
         Command::Verify(args) => run_verify(args, out),
         Command::Methods(args) => run_methods(args, out),
-        Command::Adapter(command) => run_adapter(command, out),
+        Command::Adapter(command) => run_adapter(command, interrupt, out),
     }
 }
 
-fn run_merge(args: &RunArgs, out: &mut dyn Write) -> Result<()> {
+fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let file = MergeFile::read(&args.config)?;
     let options = MergeOptions {
         memory: usize::try_from(args.memory).context("--memory is beyond what can be addressed")?,
@@ -107,9 +111,14 @@ fn run_merge(args: &RunArgs, out: &mut dyn Write) -> Result<()> {
         max_shard_size: args.max_shard_size,
         overwrite: args.overwrite,
         hash_inputs: args.hash_inputs,
+        allow_non_finite: args.allow_non_finite,
+        interrupt: interrupt.clone(),
     };
     if args.dry_run {
-        return dry_run(&file, options, out);
+        if let Some(dir) = &args.out {
+            check_output(&file, dir, args.overwrite)?;
+        }
+        return dry_run(&file, &options, out);
     }
     let dir = args.out.as_ref().context("--out says where the merged model goes")?;
     let bar = bar();
@@ -122,14 +131,14 @@ fn run_merge(args: &RunArgs, out: &mut dyn Write) -> Result<()> {
         Event::Kept(name) => bar.println(format!("stage {name}: finished by an earlier run, kept")),
         Event::Written(bytes) => bar.set_position(bytes),
     };
-    let summary = run_file(&file, dir, options, &observe)?;
+    let summary = run_file(&file, dir, &options, &observe)?;
     bar.finish_and_clear();
     let copied = if summary.copied > 0 { format!(" ({} copied unchanged)", summary.copied) } else { String::new() };
     writeln!(out, "{}: {} tensors{copied}, {}", dir.display(), summary.tensors, size(summary.bytes))?;
     Ok(())
 }
 
-fn dry_run(file: &MergeFile, options: MergeOptions, out: &mut dyn Write) -> Result<()> {
+fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Result<()> {
     stages::check(file)?;
     for stage in &file.stages {
         let title = stage.name.as_deref().unwrap_or("result");

@@ -186,6 +186,10 @@ fn slice_drafts<'c>(
                 ));
             }
         }
+        if !problems.is_empty() {
+            // Ranges beyond the layers may be beyond any machine.
+            continue;
+        }
         for i in 0..slice_layers(slice) {
             let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
             let from = slice.sources[0].layer_range[0] + i;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, TensorSource, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -46,7 +46,7 @@ pub(crate) fn copy_bytes(
 pub(crate) const STATE_NAME: &str = "merge_state.json";
 
 /// How a merge is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct MergeOptions {
     /// Bytes that may be held at a time.
     pub memory: usize,
@@ -58,6 +58,10 @@ pub struct MergeOptions {
     pub overwrite: bool,
     /// Hash the inputs' files into the manifest. Inputs that this project wrote carry their hash already.
     pub hash_inputs: bool,
+    /// Copy tensors that hold NaN or infinities as they are; otherwise they are an error. Merged values are numbers in any case.
+    pub allow_non_finite: bool,
+    /// A request to stop.
+    pub interrupt: Interrupt,
 }
 
 impl Default for MergeOptions {
@@ -69,6 +73,8 @@ impl Default for MergeOptions {
             max_shard_size: 5_000_000_000,
             overwrite: false,
             hash_inputs: false,
+            allow_non_finite: false,
+            interrupt: Interrupt::default(),
         }
     }
 }
@@ -88,11 +94,12 @@ pub struct Summary {
 /// of bytes written so far, from any thread.
 ///
 /// # Errors
-/// Values that are not finite, an output dtype that is too narrow, and the operating system's answers; nothing is left then.
+/// Values that are not finite, an output dtype that is too narrow, an input that changes while it is read, a stop, and the
+/// operating system's answers; nothing is left then.
 pub fn merge(
     plan: &Plan,
     out: &Path,
-    options: MergeOptions,
+    options: &MergeOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Summary, Error> {
     let threads = threads(options);
@@ -110,8 +117,11 @@ pub fn merge(
         written: AtomicU64::new(0),
         states: Mutex::default(),
         progress,
+        options,
     };
-    pool.install(|| run.all())?;
+    // What is written to while it is read often fails in another way first.
+    let changed = |error| plan.check_unchanged().err().unwrap_or(error);
+    pool.install(|| run.all()).map_err(changed)?;
     provenance::put_files(plan, &writer)?;
     let mut states = run.states.into_inner().expect("no panic while held");
     if !states.is_empty() {
@@ -119,12 +129,14 @@ pub fn merge(
         states.sort_keys();
         writer.put_json(STATE_NAME, &Value::Object(states))?;
     }
-    writer.finish(provenance::manifest(plan, options.hash_inputs)?)?;
+    let manifest = provenance::manifest(plan, options.hash_inputs)?;
+    plan.check_unchanged()?;
+    writer.finish(manifest)?;
     let copied = plan.tensors.iter().filter(|t| matches!(t.work, Work::Copy(_))).count();
     Ok(Summary { tensors: plan.tensors.len(), copied, bytes: plan.bytes_written() })
 }
 
-pub(crate) fn threads(options: MergeOptions) -> usize {
+pub(crate) fn threads(options: &MergeOptions) -> usize {
     match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => at_most(threads),
@@ -143,6 +155,7 @@ struct Run<'p> {
     written: AtomicU64,
     states: Mutex<Map<String, Value>>,
     progress: &'p (dyn Fn(u64) + Sync),
+    options: &'p MergeOptions,
 }
 
 impl Run<'_> {
@@ -207,7 +220,17 @@ impl Run<'_> {
 
     fn copy(&self, tensor: &PlannedTensor, source: &Source) -> Result<(), Error> {
         let checkpoint = &self.plan.inputs.models[source.model].checkpoint;
-        copy_bytes(checkpoint, &source.tensor, |offset, bytes| self.write(tensor, offset, bytes))
+        let dtype = tensor.spec.dtype;
+        copy_bytes(checkpoint, &source.tensor, |offset, bytes| {
+            if !self.options.allow_non_finite
+                && let Some((index, value)) = convert::first_not_finite(dtype, bytes)
+            {
+                let (model, tensor) = (checkpoint.dir().display().to_string(), source.tensor.clone());
+                let index = index + offset * 8 / dtype.bitsize().max(1);
+                return Err(Error::NotFinite { model, tensor, index, value });
+            }
+            self.write(tensor, offset, bytes)
+        })
     }
 
     fn segment(
@@ -253,7 +276,7 @@ impl Run<'_> {
         self.writer.write_part(&tensor.spec.name, offset, bytes)?;
         let written = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
         (self.progress)(written);
-        Ok(())
+        if self.options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
 
@@ -292,6 +315,12 @@ impl PlannedTensor {
 }
 
 impl Plan {
+    /// That no input was replaced or overwritten since the merge was planned.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        let inputs = self.inputs.models.iter();
+        Ok(inputs.map(|input| input.checkpoint.check_unchanged()).collect::<Result<(), _>>()?)
+    }
+
     /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.
     fn model_trims(&self) -> Result<Vec<Option<Vec<Trim>>>, Error> {
         let mut trims = vec![None; self.tensors.len()];
@@ -339,7 +368,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Problems`] when these are not enough.
-    pub fn peak_memory(&self, options: MergeOptions) -> Result<usize, Error> {
+    pub fn peak_memory(&self, options: &MergeOptions) -> Result<usize, Error> {
         let threads = threads(options);
         let pieces = threads * self.piece_bytes();
         let (workspace, tensor) = self.largest_workspace();

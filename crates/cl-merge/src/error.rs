@@ -10,7 +10,9 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
     /// A value that is not a number in an input.
-    #[error("{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless")]
+    #[error(
+        "{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless. `--allow-non-finite` copies such tensors where they are not merged"
+    )]
     NotFinite {
         /// The model.
         model: String,
@@ -56,6 +58,9 @@ pub enum Error {
     /// Everything that stands in the way of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<String>),
+    /// The work was asked to stop.
+    #[error("stopped; nothing was written")]
+    Interrupted,
     /// The operating system's answer.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {

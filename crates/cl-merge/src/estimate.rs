@@ -31,7 +31,7 @@ const ENOUGH: f64 = 300_000.0;
 ///
 /// # Errors
 /// Those of reading that tensor; [`Error::Problems`] when memory is not enough.
-pub fn estimate(plan: &Plan, options: MergeOptions) -> Result<Estimate, Error> {
+pub fn estimate(plan: &Plan, options: &MergeOptions) -> Result<Estimate, Error> {
     let peak_memory = plan.peak_memory(options)?;
     let cost = |tensor: &PlannedTensor| cost(plan, tensor);
     let total: f64 = plan.tensors.iter().map(cost).sum();

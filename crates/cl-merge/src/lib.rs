@@ -40,5 +40,5 @@ pub use plan::Plan;
 pub use provenance::CONFIG_NAME;
 pub use random::Stream;
 pub use registry::{Base, METHODS, MethodInfo, PARAMETERS, ParameterInfo};
-pub use stages::{Event, run_file};
+pub use stages::{Event, check_output, run_file};
 pub use tensor::{PIECE, Piece, TensorGroup, Values};

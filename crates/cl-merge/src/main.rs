@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use cl_checkpoint::Interrupt;
 use cl_merge::cli::Command;
 use clap::Parser;
 
@@ -17,13 +18,20 @@ struct Cli {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    match cl_merge::cli::run(&command, &mut std::io::stdout().lock()) {
+    let interrupt = match Interrupt::on_signals() {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            eprintln!("error: signal handlers cannot be set: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match cl_merge::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }

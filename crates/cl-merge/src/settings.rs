@@ -61,7 +61,9 @@ pub(crate) fn resolve(name: &str, profile: Profile, given: &Parameters) -> Param
         }
     };
     number(&mut p.weight, "weight", 1.0);
-    number(&mut p.density, "density", 1.0);
+    // What the paper, and PEFT's documentation, take for TIES and DARE.
+    let paper = profile == Profile::Paper && matches!(name, "ties" | "dare_ties" | "dare_linear");
+    number(&mut p.density, "density", if paper { 0.2 } else { 1.0 });
     number(&mut p.gamma, "gamma", 0.01);
     number(&mut p.epsilon, "epsilon", 0.15);
     number(&mut p.lambda, "lambda", 1.0);

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::Manifest;
+use cl_checkpoint::files::{FileStamp, write_file};
+use cl_checkpoint::{Manifest, OutputDir};
 
+use crate::engine::STATE_NAME;
 use crate::{Error, MergeFile, MergeOptions, Plan, Summary, merge, provenance};
 
 /// What a run of a file tells while it goes on.
@@ -27,13 +29,11 @@ pub enum Event<'e> {
 pub fn run_file(
     file: &MergeFile,
     out: &Path,
-    options: MergeOptions,
+    options: &MergeOptions,
     observe: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Summary, Error> {
     check(file)?;
-    if out.exists() && !options.overwrite && out.read_dir().map_or(true, |mut d| d.next().is_some()) {
-        return Err(cl_checkpoint::Error::Exists { path: out.to_owned() }.into());
-    }
+    check_output(file, out, options.overwrite)?;
     let folder = folder(out);
     let mut done = BTreeMap::new();
     let (last, earlier) = file.stages.split_last().expect("checked");
@@ -47,10 +47,9 @@ pub fn run_file(
             observe(Event::Kept(name));
         } else {
             observe(Event::Stage(name, plan.bytes_written()));
-            let options = MergeOptions { overwrite: true, ..options };
-            merge(&plan, &dir, options, &|bytes| observe(Event::Written(bytes)))?;
-            let note = note(&folder, name);
-            std::fs::write(&note, fingerprint).map_err(|source| Error::Io { path: note, source })?;
+            let options = MergeOptions { overwrite: true, ..options.clone() };
+            merge(&plan, &dir, &options, &|bytes| observe(Event::Written(bytes)))?;
+            write_file(&note(&folder, name), fingerprint.as_bytes())?;
         }
         done.insert(name.to_owned(), dir);
     }
@@ -59,10 +58,24 @@ pub fn run_file(
     observe(Event::Stage(last.name.as_deref().unwrap_or("result"), plan.bytes_written()));
     let summary = merge(&plan, out, options, &|bytes| observe(Event::Written(bytes)))?;
     drop(plan);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).map_err(|source| Error::Io { path: folder, source })?;
+    for (name, dir) in &done {
+        let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::remove_file(note(&folder, name)));
+        removed.map_err(|source| Error::Io { path: dir.clone(), source })?;
     }
+    // Anything else in it is not ours.
+    let _ = std::fs::remove_dir(&folder);
     Ok(summary)
+}
+
+/// Checks the output's place before any work: see [`OutputDir::check`].
+///
+/// # Errors
+/// An output that exists, holds something else than a model, or lies in the way of an input.
+pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(), Error> {
+    let stages: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
+    let models = file.stages.iter().flat_map(crate::plan::written_models).filter(|model| !stages.contains(model));
+    let inputs: Vec<(&str, &Path)> = models.map(|model| ("a model to be merged", Path::new(model))).collect();
+    Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
 
 /// Stages have names, each its own, that come before they are used.
@@ -110,14 +123,17 @@ fn note(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.made-from"))
 }
 
-/// What a stage is made from: settings, and the inputs' files with size and time of change.
+/// What a stage is made from: settings, and every file of the inputs that it reads or copies, with inode, size and time of
+/// change.
 fn fingerprint(plan: &Plan) -> String {
     let mut text = provenance::to_toml(plan);
     for input in &plan.inputs.models {
-        for file in input.checkpoint.files() {
-            let (bytes, changed) = std::fs::metadata(file).map(|m| (m.len(), m.modified().ok())).unwrap_or_default();
-            text += &format!("{} {bytes} {changed:?}\n", file.display());
+        for (file, stamp) in input.checkpoint.stamps() {
+            text += &format!("{} {stamp:?}\n", file.display());
         }
+        // What a method goes on from.
+        let state = input.path.join(STATE_NAME);
+        text += &format!("{} {:?}\n", state.display(), FileStamp::of(&state).ok());
     }
     text
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use cl_checkpoint::{Checkpoint, Manifest};
+use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -61,9 +61,10 @@ pub struct CombineArgs {
     /// Rank of the output at most; without it sums keep all ranks and other methods the largest one of an input.
     #[arg(long)]
     rank: Option<usize>,
-    /// What is combined: updates (delta), or A and B apart as PEFT does (factors).
-    #[arg(long, value_enum, default_value = "delta")]
-    space: SpaceName,
+    /// What is combined: updates (delta), or A and B apart as PEFT does (factors). Delta without it; with `--profile paper`
+    /// factors for the methods that the paper ran on them (ties, dare_ties).
+    #[arg(long, value_enum)]
+    space: Option<SpaceName>,
     /// Whose definitions hold where nothing is set.
     #[arg(long, value_enum, default_value = "method")]
     profile: ProfileName,
@@ -205,17 +206,17 @@ enum Majority {
 ///
 /// # Errors
 /// Those of the command, and of writing to `out`.
-pub fn run_adapter(command: &AdapterCommand, out: &mut dyn Write) -> Result<()> {
+pub fn run_adapter(command: &AdapterCommand, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
-        AdapterCommand::Combine(args) => run_combine(args, out),
-        AdapterCommand::Fold(args) => run_fold(args, out),
-        AdapterCommand::Extract(args) => run_extract(args, out),
+        AdapterCommand::Combine(args) => run_combine(args, interrupt, out),
+        AdapterCommand::Fold(args) => run_fold(args, interrupt, out),
+        AdapterCommand::Extract(args) => run_extract(args, interrupt, out),
         AdapterCommand::Info(args) => run_info(args, out),
         AdapterCommand::Diff(args) => run_diff(args, out),
     }
 }
 
-fn run_combine(args: &CombineArgs, out: &mut dyn Write) -> Result<()> {
+fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let options = CombineOptions {
         method: args.method.clone(),
         weights: args.weights.clone(),
@@ -223,8 +224,10 @@ fn run_combine(args: &CombineArgs, out: &mut dyn Write) -> Result<()> {
         parameters: parameters(args)?,
         rank: args.rank,
         space: match args.space {
-            SpaceName::Delta => Space::Delta,
-            SpaceName::Factors => Space::Factors,
+            Some(SpaceName::Delta) => Space::Delta,
+            Some(SpaceName::Factors) => Space::Factors,
+            None if matches!(args.profile, ProfileName::Paper) => Space::of_paper(&args.method),
+            None => Space::Delta,
         },
         profile: match args.profile {
             ProfileName::Method => Profile::Method,
@@ -238,6 +241,7 @@ fn run_combine(args: &CombineArgs, out: &mut dyn Write) -> Result<()> {
         memory: size(args.memory)?,
         dtype: args.dtype,
         overwrite: args.overwrite,
+        interrupt: interrupt.clone(),
     };
     let report = combine(&args.adapters, &args.out, &options)?;
     if args.json {
@@ -290,7 +294,7 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
     Ok(parameters)
 }
 
-fn run_fold(args: &FoldArgs, out: &mut dyn Write) -> Result<()> {
+fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let adapters = open(&args.adapters)?;
     let base = Checkpoint::open(&args.base)?;
     let options = FoldOptions {
@@ -298,6 +302,7 @@ fn run_fold(args: &FoldArgs, out: &mut dyn Write) -> Result<()> {
         threads: args.threads,
         max_shard_size: args.max_shard_size,
         overwrite: args.overwrite,
+        interrupt: interrupt.clone(),
         ignore_base: args.ignore_base,
         drift: args.drift,
     };
@@ -350,7 +355,7 @@ fn drift_table(out: &mut dyn Write, modules: &[ModuleDrift], total: &ModuleDrift
     Ok(())
 }
 
-fn run_extract(args: &ExtractArgs, out: &mut dyn Write) -> Result<()> {
+fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let options = ExtractOptions {
         rank: args.rank,
         targets: args.targets.clone(),
@@ -358,6 +363,7 @@ fn run_extract(args: &ExtractArgs, out: &mut dyn Write) -> Result<()> {
         threads: args.threads,
         memory: size(args.memory)?,
         overwrite: args.overwrite,
+        interrupt: interrupt.clone(),
     };
     let report = extract(&args.base, &args.tuned, &args.out, &options)?;
     if args.json {

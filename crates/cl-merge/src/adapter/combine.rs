@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Adapter, Checkpoint, Manifest};
+use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,7 +14,7 @@ use super::merge::{self, Method, Recipe, Resolved};
 use super::output::{self, About, NewModule};
 use super::set::{Module, Set};
 use super::update::Update;
-use super::{card, on_threads};
+use super::{card, on_threads, stop_if_asked};
 use crate::config::{FloatType, Profile};
 use crate::engine::{Budget, FIXED};
 use crate::{Error, Parameters, registry};
@@ -61,6 +61,18 @@ pub struct CombineOptions {
     pub dtype: FloatType,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// A request to stop.
+    pub interrupt: Interrupt,
+}
+
+impl Space {
+    /// Where the paper's code ran a method: PEFT's `ties` and `dare_ties` see A and B, sums are of whole models.
+    pub fn of_paper(method: &str) -> Space {
+        match method.replace('-', "_").as_str() {
+            "ties" | "dare_ties" => Space::Factors,
+            _ => Space::Delta,
+        }
+    }
 }
 
 impl Default for CombineOptions {
@@ -81,6 +93,7 @@ impl Default for CombineOptions {
             memory: 1 << 30,
             dtype: FloatType::Float32,
             overwrite: false,
+            interrupt: Interrupt::default(),
         }
     }
 }
@@ -136,11 +149,14 @@ pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result
     let base = checked(&set, &options, &mut problems)?;
     let resolved = merge::resolve(&set, &options, &mut problems);
     let Some(mut resolved) = resolved.filter(|_| problems.is_empty()) else { return Err(Error::Problems(problems)) };
-    output::check_free(out, options.overwrite)?;
+    let mut inputs: Vec<(&str, &Path)> = dirs.iter().map(|dir| ("an adapter", dir.as_path())).collect();
+    inputs.extend(base.as_ref().map(|base| ("the base model", base.dir())));
+    OutputDir::check(out, options.overwrite, &inputs)?;
     let made = on_threads(options.threads, || Run { set: &set, options: &options }.all(&mut resolved))?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
     let about = about(&mut set, &options, &resolved, base.as_ref())?;
+    adapters.iter().try_for_each(Adapter::check_unchanged)?;
     output::write(out, modules, about, options.overwrite)?;
     Ok(CombineReport {
         method: resolved.method,
@@ -241,7 +257,7 @@ impl Run<'_> {
         jobs.sort_by_key(|&i| (std::cmp::Reverse(modules[i].elements()), i));
         let make = |&i: &usize| {
             let _room = budget.take(bytes(i, &modules[i]));
-            (i, make(i, &modules[i]))
+            (i, stop_if_asked(&self.options.interrupt).and_then(|()| make(i, &modules[i])))
         };
         let mut made: Vec<(usize, Result<Made, Error>)> = jobs.par_iter().with_max_len(1).map(make).collect();
         made.sort_by_key(|(i, _)| *i);

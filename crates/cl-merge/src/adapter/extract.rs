@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, LayerKind, Manifest, TensorSource};
+use cl_checkpoint::{Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -11,7 +11,7 @@ use super::combine::{ModuleReport, total};
 use super::dense::{self, Dense};
 use super::output::{self, About, NewModule};
 use super::set::{HEAD, tied_table};
-use super::{card, on_threads};
+use super::{card, on_threads, stop_if_asked};
 use crate::config::FloatType;
 use crate::engine::{Budget, FIXED};
 use crate::tensor::{READ, is_float};
@@ -32,6 +32,8 @@ pub struct ExtractOptions {
     pub memory: usize,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// A request to stop.
+    pub interrupt: Interrupt,
 }
 
 impl Default for ExtractOptions {
@@ -44,6 +46,7 @@ impl Default for ExtractOptions {
             threads: 0,
             memory: 1 << 30,
             overwrite: false,
+            interrupt: Interrupt::default(),
         }
     }
 }
@@ -89,7 +92,7 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     if !problems.is_empty() {
         return Err(Error::Problems(problems));
     }
-    output::check_free(out, options.overwrite)?;
+    OutputDir::check(out, options.overwrite, &[("the base model", base.dir()), ("the tuned model", tuned.dir())])?;
     let (made, untouched) = on_threads(options.threads, || Ok((pair.extract(&modules)?, pair.untouched(&modules)?)))?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().flatten().unzip();
     if modules.is_empty() {
@@ -102,6 +105,8 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
         notes.push(format!("{} tensors differ that are not in the adapter", untouched.len()));
     }
     let about = pair.about(&modules)?;
+    base.check_unchanged()?;
+    tuned.check_unchanged()?;
     output::write(out, modules, about, options.overwrite)?;
     Ok(ExtractReport { total: total(&reports), modules: reports, untouched, parameters, notes })
 }
@@ -207,7 +212,7 @@ impl Pair<'_> {
         jobs.sort_by_key(|&i| (std::cmp::Reverse(modules[i].shape[0] * modules[i].shape[1]), i));
         let make = |&i: &usize| {
             let _room = budget.take(self.bytes(&modules[i]));
-            (i, self.module(&modules[i]))
+            (i, stop_if_asked(&self.options.interrupt).and_then(|()| self.module(&modules[i])))
         };
         let mut made: Vec<_> = jobs.par_iter().with_max_len(1).map(make).collect();
         made.sort_by_key(|(i, _)| *i);

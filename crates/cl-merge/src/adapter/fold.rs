@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use cl_checkpoint::{
-    Adapter, Checkpoint, CheckpointWriter, Dtype, LayerKind, Manifest, TensorSource, TensorSpec, WriteOptions, convert,
+    Adapter, Checkpoint, CheckpointWriter, Dtype, Interrupt, LayerKind, Manifest, OutputDir, TensorSource, TensorSpec,
+    WriteOptions, convert,
 };
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
-use super::{on_threads, output};
+use super::{on_threads, stop_if_asked};
 use crate::Error;
 use crate::engine::copy_bytes;
 
@@ -28,6 +29,8 @@ pub struct FoldOptions {
     pub max_shard_size: u64,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// A request to stop.
+    pub interrupt: Interrupt,
     /// Fold adapters whose manifests say that they were made for another base.
     pub ignore_base: bool,
     /// Also compute what folding one after another gives, rounded each time, and report how far that is.
@@ -42,6 +45,7 @@ impl Default for FoldOptions {
             threads: 0,
             max_shard_size: 5_000_000_000,
             overwrite: false,
+            interrupt: Interrupt::default(),
             ignore_base: false,
             drift: false,
         }
@@ -143,13 +147,16 @@ pub fn fold_with(
     if !problems.is_empty() {
         return Err(Error::Problems(problems));
     }
-    output::check_free(out, options.overwrite)?;
+    let mut inputs: Vec<(&str, &Path)> = adapters.iter().map(|a| ("an adapter", a.dir())).collect();
+    inputs.push(("the base model", base.dir()));
+    OutputDir::check(out, options.overwrite, &inputs)?;
     let mut report = FoldReport { notes: set.notes.clone(), ..FoldReport::default() };
     let targets = targets(base, &set, &mut report);
     let specs: Vec<TensorSpec> = targets.iter().map(|t| t.spec.clone()).collect();
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &specs, write)?;
-    let fold = Fold { base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1 };
+    let interrupt = &options.interrupt;
+    let fold = Fold { base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1, interrupt };
     let sums = on_threads(options.threads, || fold.all(&targets))?;
     report.max_rounding_error = sums.iter().fold(0.0, |most, (_, sums)| most.max(sums.rounding));
     report.drift = fold.drift.then(|| drift(&set.modules, &sums));
@@ -162,6 +169,8 @@ pub fn fold_with(
         config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
     }
     writer.put_json("config.json", &Value::Object(config))?;
+    base.check_unchanged()?;
+    adapters.iter().try_for_each(Adapter::check_unchanged)?;
     writer.finish(manifest)?;
     Ok(report)
 }
@@ -227,6 +236,7 @@ struct Fold<'f> {
     set: &'f Set<'f>,
     writer: &'f CheckpointWriter,
     drift: bool,
+    interrupt: &'f Interrupt,
 }
 
 /// A module's updates, ready to be multiplied.
@@ -301,12 +311,15 @@ impl Fold<'_> {
     /// Writes all tensors, one after another and each on all threads; returns the sums of every module.
     fn all(&self, targets: &[Target]) -> Result<Vec<(usize, Sums)>, Error> {
         let copied: Vec<&Target> = targets.iter().filter(|t| t.module.is_none()).collect();
-        copied.par_iter().try_for_each(|target| self.copy(target))?;
+        copied.par_iter().try_for_each(|target| stop_if_asked(self.interrupt).and_then(|()| self.copy(target)))?;
         let changed: Vec<(&Target, usize)> = targets.iter().filter_map(|t| Some((t, t.module?))).collect();
         let mut sums: Vec<(usize, Sums)> = changed
             .par_iter()
             .with_max_len(1)
-            .map(|(target, module)| Ok((*module, self.change(target, &self.set.modules[*module])?)))
+            .map(|(target, module)| {
+                stop_if_asked(self.interrupt)?;
+                Ok((*module, self.change(target, &self.set.modules[*module])?))
+            })
             .collect::<Result<_, Error>>()?;
         sums.sort_by_key(|(module, _)| *module);
         Ok(sums)

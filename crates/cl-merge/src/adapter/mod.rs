@@ -29,7 +29,7 @@ pub use extract::{ExtractOptions, ExtractReport, Untouched, extract};
 pub use fold::{Drift, FoldOptions, FoldReport, ModuleDrift, fold, fold_with};
 pub use info::{AdapterInfo, ModuleInfo, info};
 
-use cl_checkpoint::Adapter;
+use cl_checkpoint::{Adapter, Interrupt};
 use std::path::PathBuf;
 
 use crate::Error;
@@ -47,6 +47,11 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
         }
     }
     if problems.is_empty() { Ok(adapters) } else { Err(Error::Problems(problems)) }
+}
+
+/// Ends the work between two modules when that was asked for.
+fn stop_if_asked(interrupt: &Interrupt) -> Result<(), Error> {
+    if interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Runs on so many threads; 0 for all cores.

@@ -30,18 +30,6 @@ pub(super) struct About {
     pub(super) card: String,
 }
 
-/// Refuses an output that exists, before the work.
-pub(super) fn check_free(out: &Path, overwrite: bool) -> Result<(), Error> {
-    let occupied = match out.read_dir() {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => out.symlink_metadata().is_ok(),
-    };
-    if occupied && !overwrite {
-        return Err(cl_checkpoint::Error::Exists { path: out.to_owned() }.into());
-    }
-    Ok(())
-}
-
 /// Writes the directory, whole or not at all.
 pub(super) fn write(out: &Path, modules: Vec<NewModule>, about: About, overwrite: bool) -> Result<(), Error> {
     let config = config(&modules, &about);

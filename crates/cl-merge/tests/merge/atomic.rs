@@ -31,7 +31,12 @@ fn merge_here(folder: &Path) {
     );
     let file = cl_merge::MergeFile::from_toml(&text).unwrap();
     let options = cl_merge::MergeOptions { overwrite: true, ..Default::default() };
-    cl_merge::run_file(&file, &folder.join("out"), options, &|_| ()).unwrap();
+    cl_merge::run_file(&file, &folder.join("out"), &options, &|_| ()).unwrap();
+}
+
+fn writing(folder: &Path) -> bool {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.into_iter().any(|name| name.starts_with(".out.") && name.ends_with(".part"))
 }
 
 #[test]
@@ -43,14 +48,18 @@ fn a_killed_merge_leaves_nothing_that_looks_finished() {
     let folder = folder.path();
     Llama { vocab: 2000, hidden: 128, ..Llama::default() }.family(folder, 2);
     let (mut killed, mut finished) = (0, 0);
-    // Killed at moments spread over what a whole merge takes, measured here because machines differ.
+    // Killed at moments spread over what a merge takes, measured here because machines differ.
     let started = std::time::Instant::now();
     assert!(merge_in_child(folder).wait().unwrap().success());
     let whole = started.elapsed();
     fs::remove_dir_all(folder.join("out")).unwrap();
     for i in 0..20 {
         let mut child = merge_in_child(folder);
-        std::thread::sleep(whole.mul_f64(0.4 + 0.03 * f64::from(i)).max(Duration::from_millis(1)));
+        // Counted from when it begins to write, which takes longer on a busy machine.
+        while !writing(folder) && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(whole.mul_f64(0.02 * f64::from(i)));
         let _ = child.kill();
         child.wait().unwrap();
         let out = folder.join("out");

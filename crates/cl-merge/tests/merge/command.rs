@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use cl_checkpoint::Interrupt;
 use cl_merge::cli::{Command, run};
 use clap::Parser;
 
@@ -20,7 +21,7 @@ struct Cli {
 pub(super) fn call(arguments: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from([&["cl-merge"], arguments].concat()).map_err(|e| e.to_string())?;
     let mut out = Vec::new();
-    let result = run(&cli.command, &mut out);
+    let result = run(&cli.command, &Interrupt::default(), &mut out);
     let text = String::from_utf8(out).unwrap();
     result.map(|()| text.clone()).map_err(|e| format!("{text}{e:#}"))
 }

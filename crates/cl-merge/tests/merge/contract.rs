@@ -45,7 +45,7 @@ fn merged_bytes(text: &str, options: MergeOptions) -> BTreeMap<String, Vec<u8>> 
     let file = MergeFile::from_toml(text).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    merge(&Plan::new(&file.stages[0]).unwrap(), &out, options, &|_| ()).unwrap();
+    merge(&Plan::new(&file.stages[0]).unwrap(), &out, &options, &|_| ()).unwrap();
     bytes(&Checkpoint::open(&out).unwrap())
 }
 
@@ -195,7 +195,7 @@ fn threads_and_shards_do_not_matter() {
         let one = MergeOptions { threads: 1, ..MergeOptions::default() };
         let many = MergeOptions { threads: 5, max_shard_size: 15_000, memory: 200 << 20, ..MergeOptions::default() };
         let a = merged_bytes(&text(&base, &models), one);
-        assert!(a == merged_bytes(&text(&base, &models), many), "{}: threads", info.name);
+        assert!(a == merged_bytes(&text(&base, &models), many.clone()), "{}: threads", info.name);
         assert!(a == merged_bytes(&text(&base_sharded, &models_sharded), many), "{}: shards", info.name);
     }
 }

@@ -5,6 +5,7 @@ mod adapter;
 mod atomic;
 mod command;
 mod contract;
+mod faults;
 mod models;
 mod parity;
 mod plans;
@@ -24,7 +25,7 @@ fn run(config: &MergeConfig) -> (tempfile::TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let plan = Plan::new(config).unwrap_or_else(|e| panic!("{e}"));
-    merge(&plan, &out, MergeOptions::default(), &|_| ()).unwrap_or_else(|e| panic!("{e}"));
+    merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap_or_else(|e| panic!("{e}"));
     let checkpoint = Checkpoint::open(&out).unwrap();
     (folder, checkpoint)
 }

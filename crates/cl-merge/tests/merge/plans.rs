@@ -153,7 +153,7 @@ fn values_that_are_not_finite_stop_the_merge_and_leave_nothing() {
         let out = folder.path().join("out");
         for text in [ties(&base, &models, "density = 0.5"), linear(&[&models[0], &bad])] {
             let plan = Plan::new(&config(&text)).unwrap();
-            let error = merge(&plan, &out, MergeOptions::default(), &|_| ()).unwrap_err().to_string();
+            let error = merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap_err().to_string();
             for part in ["bad", name, "element 37", &value.to_string()] {
                 assert!(error.contains(part), "{part} is not in {error}");
             }
@@ -172,7 +172,7 @@ fn values_too_large_for_the_output_stop_the_merge() {
     config.method.parameters.normalize = Some(false);
     config.models[0].parameters.weight = Some(1e6.into());
     let out = folder.path().join("out");
-    let error = merge(&Plan::new(&config).unwrap(), &out, MergeOptions::default(), &|_| ()).unwrap_err().to_string();
+    let error = merge(&Plan::new(&config).unwrap(), &out, &MergeOptions::default(), &|_| ()).unwrap_err().to_string();
     assert!(error.contains("F16 cannot hold") && error.contains("wider dtype"), "{error}");
     assert!(!out.exists());
 }
@@ -292,7 +292,7 @@ fn slices_are_stacked_and_their_problems_said() {
     let plan = Plan::new(&config(&text)).unwrap();
     let folder_out = tempfile::tempdir().unwrap();
     let out = folder_out.path().join("out");
-    let summary = merge(&plan, &out, MergeOptions::default(), &|_| ()).unwrap();
+    let summary = merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap();
     assert_eq!(summary.copied, summary.tensors);
     let out = Checkpoint::open(&out).unwrap();
     assert_eq!(out.config()["num_hidden_layers"], 4);
@@ -329,7 +329,7 @@ fn stages_build_on_each_other_and_are_taken_over() {
         let result = run_file(
             &MergeFile::from_toml(text).unwrap(),
             &out,
-            MergeOptions { overwrite, ..MergeOptions::default() },
+            &MergeOptions { overwrite, ..MergeOptions::default() },
             &|event| {
                 if let cl_merge::Event::Kept(name) = event {
                     kept.lock().unwrap().push(name.to_owned());
@@ -347,7 +347,7 @@ fn stages_build_on_each_other_and_are_taken_over() {
     assert!(out.exists() && !folder.path().join(".out.stages").exists());
     // By hand it is the same.
     let pair = folder.path().join("pair");
-    merge(&Plan::new(&config(&linear(&[&models[0], &models[1]]))).unwrap(), &pair, MergeOptions::default(), &|_| ())
+    merge(&Plan::new(&config(&linear(&[&models[0], &models[1]]))).unwrap(), &pair, &MergeOptions::default(), &|_| ())
         .unwrap();
     let by_hand = format!(
         "base_model = {base:?}\n[method.task_arithmetic]\nlambda = 0.5\n[[models]]\nmodel = {:?}\n[[models]]\nmodel = {:?}\n",
@@ -359,7 +359,7 @@ fn stages_build_on_each_other_and_are_taken_over() {
     let again = MergeFile::read(&out.join("merge_config.toml")).unwrap();
     assert_eq!(again.stages.len(), 2);
     let other = folder.path().join("other");
-    run_file(&again, &other, MergeOptions::default(), &|_| ()).unwrap();
+    run_file(&again, &other, &MergeOptions::default(), &|_| ()).unwrap();
     assert!(values(&Checkpoint::open(&other).unwrap()) == values(&expected));
     // An output that is there is not replaced unasked.
     assert!(run(&stages("0.5"), false).0.unwrap_err().to_string().contains("exists"));
@@ -377,10 +377,10 @@ fn a_budget_that_is_too_small_is_refused_and_an_estimate_is_told() {
     let plan = Plan::new(&config(&ties(&base, &models, "density = 0.5"))).unwrap();
     let tight = MergeOptions { memory: 1 << 20, ..MergeOptions::default() };
     let out = folder.path().join("out");
-    let error = merge(&plan, &out, tight, &|_| ()).unwrap_err().to_string();
+    let error = merge(&plan, &out, &tight, &|_| ()).unwrap_err().to_string();
     assert!(error.contains("1 MiB of memory are not enough") && error.contains("allow"), "{error}");
     assert!(!out.exists());
-    let told = estimate(&plan, MergeOptions::default()).unwrap();
+    let told = estimate(&plan, &MergeOptions::default()).unwrap();
     // Tied: 4,000 weights and some in each of four models, two bytes each.
     let weights: usize = plan.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
     assert_eq!(told.bytes_written, 2 * weights as u64);

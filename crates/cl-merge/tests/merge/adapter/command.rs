@@ -162,3 +162,20 @@ fn a_killed_command_leaves_nothing_that_looks_finished() {
     let left = std::fs::read_dir(folder).unwrap().count();
     assert_eq!(left, 5, "four adapters and the output");
 }
+
+#[test]
+fn the_paper_combines_factors_at_density_a_fifth() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapters = ["plain", "third"].map(fixture);
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let rest = ["--out", path(&out)];
+        call(&[&["adapter", "combine", path(&adapters[0]), path(&adapters[1])], more, &rest].concat()).unwrap();
+        std::fs::read(out.join("adapter_model.safetensors")).unwrap()
+    };
+    let paper = run("paper", &["--method", "ties", "--profile", "paper"]);
+    let spelt = run("spelt", &["--method", "ties", "--space", "factors", "--density", "0.2"]);
+    assert!(paper == spelt);
+    let delta = run("delta", &["--method", "ties", "--profile", "paper", "--space", "delta"]);
+    assert!(paper != delta, "what is set wins");
+}

@@ -165,7 +165,7 @@ fn outputs_that_exist() {
     };
     assert_says(fold(false), &["exists already"]);
     fold(true).unwrap();
-    assert_says(extract(&fixture("untied"), &out, &out, &ExtractOptions::default()), &["exists already"]);
+    assert_says(extract(&fixture("untied"), &out, &out, &ExtractOptions::default()), &["is the tuned model"]);
 }
 
 #[test]

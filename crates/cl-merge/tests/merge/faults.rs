@@ -1,0 +1,184 @@
+//! What must not happen: outputs in the wrong place, inputs that change, values that are none, ranges without end, a stop
+//! without a trace.
+
+use std::fs;
+use std::path::Path;
+
+use cl_checkpoint::{Checkpoint, Interrupt, TensorSource};
+use cl_merge::{Error, MergeFile, MergeOptions, Plan, check_output, merge, run_file};
+
+use super::models::Llama;
+
+fn linear(models: &[&Path]) -> String {
+    let models: String = models.iter().map(|m| format!("[[models]]\nmodel = {m:?}\n")).collect();
+    format!("method = \"linear\"\n{models}")
+}
+
+fn file(text: &str) -> MergeFile {
+    MergeFile::from_toml(text).unwrap()
+}
+
+#[test]
+fn an_output_never_takes_the_place_of_an_input_or_of_what_is_not_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("models");
+    let (_, tuned) = Llama::default().family(&models, 2);
+    let file = file(&linear(&[&tuned[0], &tuned[1]]));
+    let overwrite = MergeOptions { overwrite: true, ..MergeOptions::default() };
+    let thesis = folder.path().join("thesis");
+    fs::create_dir(&thesis).unwrap();
+    fs::write(thesis.join("thesis.txt"), "years").unwrap();
+    fs::write(folder.path().join("note"), "mine").unwrap();
+    let here = std::env::current_dir().unwrap();
+    for (out, why) in [
+        (tuned[0].clone(), "is a model to be merged"),
+        (models.clone(), "contains a model to be merged"),
+        (tuned[1].join("merged"), "lies inside a model to be merged"),
+        (here.clone(), "is the working directory"),
+        (here.parent().unwrap().to_owned(), "contains the working directory"),
+        (thesis.clone(), "holds neither a manifest.json"),
+        (folder.path().join("note"), "is a file"),
+    ] {
+        for error in [check_output(&file, &out, true).err(), run_file(&file, &out, &overwrite, &|_| ()).err()] {
+            let message = error.unwrap().to_string();
+            assert!(message.contains(why), "{}: {message}", out.display());
+        }
+    }
+    assert_eq!(fs::read_to_string(thesis.join("thesis.txt")).unwrap(), "years");
+    let out = folder.path().join("out");
+    for _ in 0..2 {
+        run_file(&file, &out, &overwrite, &|_| ()).unwrap();
+    }
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let message = run_file(&file, &out, &overwrite, &|_| ()).unwrap_err().to_string();
+    assert!(message.contains("`notes.txt`, which this program did not write"), "{message}");
+}
+
+#[test]
+fn an_input_that_changes_while_it_is_merged_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, tuned) = Llama::default().family(folder.path(), 2);
+    let plan = Plan::new(&file(&linear(&[&tuned[0], &tuned[1]])).stages[0]).unwrap();
+    let weights = tuned[1].join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let changed = std::sync::Once::new();
+    let out = folder.path().join("out");
+    let error = merge(&plan, &out, &MergeOptions::default(), &|_| {
+        // In place, and with the very same bytes: what was read before and what is read now may differ all the same.
+        changed.call_once(|| {
+            let mut file = fs::OpenOptions::new().write(true).open(&weights).unwrap();
+            std::io::Write::write_all(&mut file, &bytes).unwrap();
+        });
+    })
+    .unwrap_err();
+    let Error::Checkpoint(cl_checkpoint::Error::Changed { path }) = &error else { panic!("{error}") };
+    assert_eq!(*path, weights);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_stage_is_made_again_when_anything_that_it_copies_has_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, tuned) = Llama::default().family(folder.path(), 2);
+    let out = folder.path().join("out");
+    let text = |lambda: &str| {
+        format!(
+            "[[stage]]\nname = \"pair\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = {:?}\n[[stage.models]]\nmodel = {:?}\n\
+             [[stage]]\nbase_model = {base:?}\n[stage.method.task_arithmetic]\nlambda = {lambda}\n[[stage.models]]\n\
+             model = \"pair\"\n",
+            tuned[0], tuned[1]
+        )
+    };
+    let kept = |lambda: &str| {
+        let kept = std::sync::atomic::AtomicBool::new(false);
+        let result = run_file(&file(&text(lambda)), &out, &MergeOptions::default(), &|event| {
+            if matches!(event, cl_merge::Event::Kept(_)) {
+                kept.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        (result.is_ok(), kept.into_inner())
+    };
+    let stop = "1e39"; // the second stage fails, the first one stands
+    assert_eq!(kept(stop), (false, false));
+    assert_eq!(kept(stop), (false, true));
+    for (name, content) in
+        [("config.json", None), ("tokenizer.json", Some("{}")), ("generation_config.json", Some("{}"))]
+    {
+        let path = tuned[0].join(name);
+        let text = content.map_or_else(
+            || fs::read_to_string(&path).unwrap().replacen('{', "{\"rope_theta\": 5e5, ", 1),
+            str::to_owned,
+        );
+        fs::write(&path, text).unwrap();
+        assert_eq!(kept(stop), (false, false), "{name}");
+        assert_eq!(kept(stop), (false, true), "{name}");
+    }
+    fs::write(folder.path().join(".out.stages/notes.txt"), "mine").unwrap();
+    assert_eq!(kept("0.5"), (true, true));
+    assert!(folder.path().join(".out.stages/notes.txt").exists(), "not ours");
+}
+
+#[test]
+fn nan_is_refused_also_where_tensors_are_copied_unless_it_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("m");
+    Llama::default().write_with(
+        &model,
+        1,
+        |name, i, value| {
+            if name.ends_with("up_proj.weight") && i == 7 { f32::NAN } else { value }
+        },
+    );
+    let text = format!("method = \"passthrough\"\n[[models]]\nmodel = {model:?}\n");
+    let plan = Plan::new(&file(&text).stages[0]).unwrap();
+    let out = folder.path().join("out");
+    let message = merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap_err().to_string();
+    for part in ["up_proj.weight", "element 7 is NaN", "--allow-non-finite"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!out.exists());
+    let allow = MergeOptions { allow_non_finite: true, ..MergeOptions::default() };
+    merge(&plan, &out, &allow, &|_| ()).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let bytes = |dir: &Path| Checkpoint::open(dir).unwrap().bytes(name).unwrap().to_vec();
+    assert!(bytes(&out) == bytes(&model));
+}
+
+#[test]
+fn ranges_beyond_any_model_are_a_problem_and_not_a_loop() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, _) = Llama::default().family(folder.path(), 0);
+    for end in ["4000000000", "9223372036854775807"] {
+        let text = format!(
+            "method = \"passthrough\"\n[[slices]]\n[[slices.sources]]\nmodel = {base:?}\nlayer_range = [0, {end}]\n"
+        );
+        let error = Plan::new(&file(&text).stages[0]).err().unwrap().to_string();
+        assert!(error.contains("has layers 0 to 2, not up to") && error.lines().count() == 2, "{error}");
+    }
+    let yaml = format!(
+        "merge_method: passthrough\nslices:\n  - sources:\n      - model: {}\n        layer_range: [0, 18446744073709551615]\n",
+        base.display()
+    );
+    let path = folder.path().join("m.yaml");
+    fs::write(&path, yaml).unwrap();
+    let error = Plan::new(&MergeFile::read(&path).unwrap().stages[0]).err().unwrap().to_string();
+    assert!(error.contains("has layers 0 to 2"), "{error}");
+}
+
+#[test]
+fn a_merge_that_is_asked_to_stop_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, tuned) = Llama::default().family(folder.path(), 2);
+    let interrupt = Interrupt::default();
+    let options = MergeOptions { interrupt: interrupt.clone(), ..MergeOptions::default() };
+    let error = run_file(&file(&linear(&[&tuned[0], &tuned[1]])), &folder.path().join("out"), &options, &|event| {
+        if matches!(event, cl_merge::Event::Written(_)) {
+            interrupt.request();
+        }
+    })
+    .unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["base", "ft1", "ft2"]);
+}
