@@ -15,12 +15,12 @@ use crate::{AdapterError, Linear};
 /// With A of the new adapter `[r, in]` and P all earlier A of the same layer one below the other `[Σr, in]`, a term
 /// `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] says what Ω is. P does not learn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(from = "Given")]
 pub struct OloraConfig {
     /// What is added to the loss.
     pub mode: Overlap,
     /// λ: one number, or one for each round. The first round of a sequence has nothing to be orthogonal to; a list that is
-    /// too short goes on with its last number.
+    /// too short goes on with its last number. Where a file says nothing it is [`Overlap::lambda`].
     pub lambda: Lambda,
     /// λ₂, in front of the Frobenius norms of the new factors, which are not squared.
     pub lambda_2: f64,
@@ -35,11 +35,36 @@ impl Default for OloraConfig {
     fn default() -> Self {
         OloraConfig {
             mode: Overlap::Cosine,
-            lambda: Lambda::Every(0.5),
+            lambda: Lambda::Every(Overlap::Cosine.lambda()),
             lambda_2: 0.0,
             shape: SequenceShape::Fold,
             earlier: Vec::new(),
         }
+    }
+}
+
+/// The table as it stands in a file, where the default of λ depends on the mode.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Given {
+    mode: Overlap,
+    lambda: Option<Lambda>,
+    lambda_2: f64,
+    shape: SequenceShape,
+    earlier: Vec<PathBuf>,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        let OloraConfig { mode, lambda_2, shape, earlier, .. } = OloraConfig::default();
+        Given { mode, lambda: None, lambda_2, shape, earlier }
+    }
+}
+
+impl From<Given> for OloraConfig {
+    fn from(given: Given) -> OloraConfig {
+        let Given { mode, lambda, lambda_2, shape, earlier } = given;
+        OloraConfig { mode, lambda: lambda.unwrap_or(Lambda::Every(mode.lambda())), lambda_2, shape, earlier }
     }
 }
 
@@ -53,6 +78,17 @@ pub enum Overlap {
     Squared,
     /// The mean of the squared cosines between rows of A and of P, over entries and then layers: between 0 and 1.
     Cosine,
+}
+
+impl Overlap {
+    /// λ where nothing is said: for sums the published 0.5; for the mean a number at which it pulls at A with a third to a half of
+    /// the strength of the loss. At 0.5 it would be a four-hundredth (docs/methods.md).
+    pub fn lambda(self) -> f64 {
+        match self {
+            Overlap::L1 | Overlap::Squared => 0.5,
+            Overlap::Cosine => 100.0,
+        }
+    }
 }
 
 /// λ of every round.

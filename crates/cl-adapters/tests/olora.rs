@@ -172,6 +172,18 @@ fn gradients_are_slopes() {
 }
 
 #[test]
+fn lambda_has_a_default_for_each_mode_and_a_written_table_reads_back() {
+    for (text, lambda) in [("", 100.0), ("mode = 'cosine'", 100.0), ("mode = 'l1'", 0.5), ("mode = 'squared'", 0.5)] {
+        let config: OloraConfig = toml::from_str(text).unwrap();
+        assert_eq!(config.lambda, Lambda::Every(lambda), "{text}");
+        assert_eq!(toml::from_str::<OloraConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+    let given: OloraConfig = toml::from_str("lambda = 0.5").unwrap();
+    assert_eq!((given.mode, given.lambda), (Overlap::Cosine, Lambda::Every(0.5)));
+    assert!(toml::from_str::<OloraConfig>("lamda = 0.5").unwrap_err().to_string().contains("lamda"));
+}
+
+#[test]
 fn a_lambda_of_zero_computes_nothing_and_lists_go_on_with_their_last() {
     let fixture = fixture();
     let (_dir, adapters) = all_earlier(&fixture);

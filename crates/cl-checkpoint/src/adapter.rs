@@ -152,7 +152,19 @@ impl Adapter {
     /// # Errors
     /// [`Error::Adapter`] names the feature.
     pub fn check_supported(&self) -> Result<(), Error> {
-        let Some(feature) = self.config.unsupported() else { return Ok(()) };
+        self.refuse(self.config.unsupported())
+    }
+
+    /// Refuses adapters that cannot be computed beside a model.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] names the feature.
+    pub fn check_built(&self) -> Result<(), Error> {
+        self.refuse(self.config.not_built())
+    }
+
+    fn refuse(&self, feature: Option<String>) -> Result<(), Error> {
+        let Some(feature) = feature else { return Ok(()) };
         let message = format!("{feature} adapters are not supported; use a plain LoRA adapter");
         Err(Error::Adapter { path: self.dir.clone(), message })
     }

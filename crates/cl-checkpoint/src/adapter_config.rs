@@ -50,18 +50,19 @@ pub struct AdapterConfig {
 }
 
 /// Keys that change what an adapter computes when they hold anything but null, false or nothing.
-const CHANGE_THE_MEANING: [&str; 10] = [
+const CHANGE_THE_MEANING: [&str; 8] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
-    "lora_bias",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
 ];
+
+/// Keys of what is trained beside the factors.
+const TRAINED_BESIDE: [&str; 2] = ["lora_bias", "trainable_token_indices"];
 
 /// Ways of starting the factors that subtract the start from the base weight, which then is no longer the base model's.
 const CHANGE_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
@@ -121,25 +122,36 @@ impl AdapterConfig {
 
     /// What makes an adapter mean more than low-rank factors and DoRA's magnitudes, if anything does: a feature's name.
     pub fn unsupported(&self) -> Option<String> {
-        let held = |key: &&str| match self.other.get(*key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
-        };
+        let whole = TRAINED_BESIDE.iter().find(|key| self.holds(key)).map(|key| (*key).to_owned());
+        self.not_built().or_else(|| match self.bias.as_str() {
+            "none" if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) => {
+                Some("modules_to_save".to_owned())
+            }
+            "none" => whole,
+            bias => Some(format!("bias = \"{bias}\"")),
+        })
+    }
+
+    /// What cannot be computed beside a model, if anything: modules trained whole, biases and rows of tokens can.
+    pub fn not_built(&self) -> Option<String> {
         let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
         if self.peft_type != "LORA" {
             Some(self.peft_type.clone())
-        } else if self.bias != "none" {
-            Some(format!("bias = \"{}\"", self.bias))
-        } else if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
-            Some("modules_to_save".to_owned())
         } else if self.fan_in_fan_out {
             Some("fan_in_fan_out".to_owned())
         } else if CHANGE_THE_BASE.iter().any(|s| start.starts_with(s)) {
             Some(format!("init_lora_weights = \"{start}\""))
         } else {
-            CHANGE_THE_MEANING.iter().find(|key| held(key)).map(|key| (*key).to_owned())
+            CHANGE_THE_MEANING.iter().find(|key| self.holds(key)).map(|key| (*key).to_owned())
+        }
+    }
+
+    fn holds(&self, key: &str) -> bool {
+        match self.other.get(key) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(_) => true,
         }
     }
 

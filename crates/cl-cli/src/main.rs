@@ -25,6 +25,9 @@ use crate::output::{Stdout, is_closed_pipe, say};
     cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nConfigurations to start from: examples/configs/"
 )]
 struct Cli {
+    /// Threads that training and scoring compute with, as in `cl --threads 2 train`; one for each core when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     #[command(subcommand)]
     command: Command,
 }
@@ -63,10 +66,24 @@ enum Command {
     PaperTables(commands::paper_tables::Args),
 }
 
+impl Command {
+    /// Whether it trains or scores, so that libtorch's threads work all the time.
+    fn computes(&self) -> bool {
+        use Command::{Eval, Generate, Reproduce, Sequence, Train};
+        matches!(self, Generate(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
+    }
+}
+
 fn main() -> ExitCode {
-    // First of all: libtorch asks for its CUDA half once, and keeps the answer.
+    let Cli { command, threads } = Cli::parse();
+    if command.computes() {
+        cl_torch::wait_briefly();
+    }
+    // Before libtorch does anything: it asks for its CUDA half once, and keeps the answer.
     let cuda = cl_torch::load_cuda();
-    let command = Cli::parse().command;
+    if let Some(threads) = threads {
+        cl_torch::set_threads(threads);
+    }
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {

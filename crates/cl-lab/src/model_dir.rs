@@ -24,7 +24,7 @@ pub(crate) fn open_checkpoint(dir: &Path) -> Result<Checkpoint, LabError> {
 
 /// Whether an adapter is of a kind that is built and fits beside a model, without reading a tensor.
 pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), LabError> {
-    adapter.check_supported()?;
+    adapter.check_built()?;
     for module in adapter.modules() {
         let (path, name) = (adapter.dir().to_owned(), module.name.clone());
         // A tied head is the embedding.

@@ -431,7 +431,7 @@ impl Decoder {
 
     /// The adapter means no more than is built, and its modules are layers of this model.
     fn check_adapter(&self, adapter: &Adapter) -> Result<(), ModelError> {
-        adapter.check_supported().map_err(AdapterError::from)?;
+        adapter.check_built().map_err(AdapterError::from)?;
         let layers = self.adaptable();
         let fits =
             |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);

@@ -20,6 +20,7 @@ fn help_names_every_argument() {
                 "reproduce",
                 "paper-tables",
                 "Start here",
+                "--threads <N>",
             ],
         ),
         (&["import-gguf"], &["<FILE>", "<OUT>", "--dtype", "--overwrite"]),

@@ -31,6 +31,7 @@ fn text_ids_and_limits() {
     assert_eq!(one(&["--max-new-tokens", "0", "--ids"]), "[]\n");
     one(&["--max-new-tokens", "2", "--precision", "bf16", "--device", "cpu"]);
     world.ok(["generate", "model", "--prompt", "- a list", "--max-new-tokens", "1"]);
+    world.ok(["--threads", "1", "generate", "model", "--prompt", "a", "--max-new-tokens", "1"]);
 }
 
 #[test]
