@@ -112,7 +112,7 @@ pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
         targets: config.target_modules.clone(),
         parameters: tensors.iter().map(|info| info.elements()).sum(),
         dtypes: dtypes.iter().map(|dtype| format!("{dtype:?}")).collect(),
-        unsupported: config.unsupported(),
+        unsupported: config.not_built(),
         sources: Manifest::read(dir).map(|manifest| manifest.sources).unwrap_or_default(),
         norm: modules.iter().map(|m| m.norm * m.norm).sum::<f64>().sqrt(),
         modules,

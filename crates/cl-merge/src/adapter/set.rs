@@ -78,7 +78,7 @@ impl<'a> Set<'a> {
             if !weight.is_finite() {
                 problems.push(format!("{name}: its weight is {weight}; it has to be a finite number"));
             }
-            problems.extend(adapter.check_supported().err().map(|error| error.to_string()));
+            problems.extend(adapter.check_built().err().map(|error| error.to_string()));
             for module in adapter.modules() {
                 let part =
                     Part { member: index, module: module.clone(), scaling: adapter.config().scaling(&module.name) };
