@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::COMPANIONS;
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
@@ -118,6 +119,16 @@ impl Adapter {
     /// [`Error::Changed`].
     pub fn check_unchanged(&self) -> Result<(), Error> {
         check_unchanged(&self.stamps)
+    }
+
+    /// Tokenizer and template files beside the adapter, as they are saved where tokens were added.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tokenizer_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let of_model = ["generation_config.json", "LICENSE"];
+        let names = COMPANIONS.iter().filter(|name| !of_model.contains(name));
+        Ok(names.map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect())
     }
 
     /// Content of `adapter_config.json`.
