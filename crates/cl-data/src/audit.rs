@@ -1,9 +1,11 @@
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::write_file_with;
 use serde::{Deserialize, Serialize};
 
+use crate::lines::read_lines;
 use crate::{Error, RowRef};
 
 /// One used row, as a line of the audit file.
@@ -19,7 +21,8 @@ pub struct AuditRow {
     pub row: usize,
 }
 
-/// Writes which rows a round used, an epoch at a time; an epoch that is in the file already is not written again.
+/// Writes which rows a round used, an epoch at a time; an epoch that is in the file already is not written again. Epochs are
+/// appended: a kill leaves a part of the last one, which [`Audit::open`] drops.
 pub struct Audit {
     path: PathBuf,
     epochs: std::collections::BTreeSet<u64>,
@@ -43,10 +46,7 @@ impl Audit {
                 }
             }
         }
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let part = path.with_extension("jsonl.part");
-        File::create(&part).and_then(|f| write_rows(f, &kept)).map_err(io)?;
-        std::fs::rename(&part, path).map_err(io)?;
+        write_file_with(path, |file| write_rows(file, &kept))?;
         Ok(Audit { path: path.to_owned(), epochs })
     }
 
@@ -66,12 +66,12 @@ impl Audit {
         OpenOptions::new()
             .append(true)
             .open(&self.path)
-            .and_then(|f| write_rows(f, &lines))
+            .and_then(|mut f| write_rows(&mut f, &lines))
             .map_err(|source| Error::Io { path: self.path.clone(), source })
     }
 }
 
-fn write_rows(file: File, rows: &[AuditRow]) -> std::io::Result<()> {
+fn write_rows(file: &mut File, rows: &[AuditRow]) -> std::io::Result<()> {
     let mut out = BufWriter::new(file);
     for row in rows {
         serde_json::to_writer(&mut out, row)?;
@@ -85,10 +85,9 @@ fn write_rows(file: File, rows: &[AuditRow]) -> std::io::Result<()> {
 /// # Errors
 /// [`Error::Io`].
 pub fn read_audit(path: &Path) -> Result<Vec<AuditRow>, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
     let mut rows = Vec::new();
-    for line in BufReader::new(File::open(path).map_err(io)?).lines() {
-        if let Ok(row) = serde_json::from_str(&line.map_err(io)?) {
+    for line in read_lines(path)? {
+        if let Ok(row) = serde_json::from_slice(&line?.bytes) {
             rows.push(row);
         }
     }

@@ -8,6 +8,7 @@ use minijinja::{Environment, Value};
 use serde_json::{Map, json};
 
 use crate::chat::{Chat, Role, Turn, joined};
+use crate::error::shortened;
 use crate::few_shot::{ShotSampler, TooFew};
 use crate::task_file::{Choices, TaskFile};
 use crate::template::{Formula, Template, environment};
@@ -360,7 +361,7 @@ impl List<'_> {
             List::Formula(formula) => formula,
         };
         let value = formula.value(row)?;
-        let not_a_list = || format!("is {value:?}, expected a list of texts");
+        let not_a_list = || shortened(&format!("is {value:?}, expected a list of texts"));
         if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
             return Err(not_a_list());
         }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use cl_checkpoint::files::{MAX_CONFIG, read_file, read_text};
 use cl_data::{DatasetRef, Hub, Row, Split, load_split};
 use serde_json::{Map, Value, json};
 
@@ -158,7 +159,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
     }
     if name.ends_with(".toml") {
         let path = given();
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let text = read_text(&path, MAX_CONFIG)?;
         let file = TaskFile::parse(&text, &path)?;
         let mut library = Library::new(dir, path.parent(), options.hub);
         return if file.group.is_some() {
@@ -341,7 +342,7 @@ impl Asked<'_> {
             let names = self.candidates(patterns)?;
             let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"), None);
             let path = library.find(&names).ok_or_else(needed)?;
-            let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let bytes = read_file(&path, MAX_CONFIG)?;
             let value =
                 serde_json::from_slice(&bytes).map_err(|source| Error::Values { path: path.clone(), source })?;
             values.insert(key.clone(), value);

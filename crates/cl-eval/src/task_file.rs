@@ -129,8 +129,7 @@ impl TaskFile {
     /// # Errors
     /// [`Error::TaskToml`], [`Error::TaskKey`].
     pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
-        let mut task: TaskFile =
-            toml::from_str(text).map_err(|e| Error::TaskToml { path: path.to_owned(), source: Box::new(e) })?;
+        let mut task: TaskFile = toml::from_str(text).map_err(|e| Error::toml(path, text, &e))?;
         task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();
         task.check().map_err(|(key, message)| Error::TaskKey { path: path.to_owned(), key, message })?;
         Ok(task)

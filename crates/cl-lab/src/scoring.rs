@@ -93,7 +93,8 @@ pub fn score_model(
     }
     if let Some(dir) = &config.cache {
         // Tokens are part of every question, so the model and its dtype are all that is left to tell apart.
-        let cache = ResponseCache::open(dir, &loaded.fingerprint)?;
+        let cache = ResponseCache::open(dir, &loaded.fingerprint);
+        warn_of(&cache, observer);
         if let Some(line) = cache.damaged().first() {
             let (lines, path) = (cache.damaged().len(), cache.path().display());
             let message =
@@ -102,6 +103,7 @@ pub fn score_model(
         }
         scorer.cache = Some(cache);
     }
+    let known_failure = scorer.cache.as_ref().is_some_and(|c| c.failure().is_some());
     scorer.fingerprint = Some(fingerprint(loaded, config));
     let open: Vec<Open<'_>> = tasks
         .iter()
@@ -111,12 +113,24 @@ pub fn score_model(
     let scores = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
         observer(Event::Scored { task: tasks[task].name(), done, all });
     })?;
+    if let Some(cache) = scorer.cache.as_ref().filter(|c| c.failure().is_some() && !known_failure) {
+        warn_of(cache, observer);
+    }
     if scorer.truncated > 0 {
         let (cut, most) = (scorer.truncated, scorer.max_length);
         let message = format!("{cut} requests were longer than {most} tokens and lost tokens on their left");
         observer(Event::Warning(&message));
     }
     Ok(scores)
+}
+
+/// A cache that fails costs time, and stops nothing.
+fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
+    if let Some(error) = cache.failure() {
+        let message =
+            format!("{error}; answers are not kept for other commands (--cache names another folder, --no-cache none)");
+        observer(Event::Warning(&message));
+    }
 }
 
 /// What tells answers in predictions files apart: the model, and how texts become tokens.
