@@ -28,6 +28,25 @@ pub enum Error {
         /// The data set of the hub that has the same rows.
         dataset: Option<String>,
     },
+    /// Shots that lm-eval publishes as part of its task, and nobody else may copy.
+    #[error(
+        "task `{name}`: its shots come with lm-eval: `pip install lm-eval`, then cl eval --lm-eval python3 (eval.lm_eval in a \
+         sequence), or the path of the package; or write them to {path}"
+    )]
+    LmEvalShots {
+        /// The task.
+        name: String,
+        /// A file that would do.
+        path: PathBuf,
+    },
+    /// There is no lm-eval, or it has no such task.
+    #[error("{path}: {message}")]
+    LmEval {
+        /// What was given for lm-eval.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// Rows that no file has, and that cannot be had from the hub either.
     #[error("task `{name}`: {path} is missing, and the hub's data set {dataset} cannot be read: {source}")]
     Fetch {

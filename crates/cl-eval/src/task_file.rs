@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::few_shot::Sampler;
 use crate::template::{Formula, Template, environment};
-use crate::{Error, Metric};
+use crate::{Error, Harness, Metric};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +22,8 @@ pub(crate) struct TaskFile {
     #[serde(default)]
     pub(crate) source: String,
     pub(crate) metric: Metric,
+    #[serde(default)]
+    pub(crate) harness: Harness,
     /// Template of what stands in front of all shots.
     #[serde(default)]
     pub(crate) description: String,
@@ -71,6 +73,8 @@ pub(crate) struct FewShot {
     pub(crate) exclude_document: bool,
     /// Instead of a file.
     pub(crate) samples: Vec<Row>,
+    /// A task of lm-eval whose own shots these are, by its file in the package.
+    pub(crate) lm_eval: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
