@@ -126,10 +126,16 @@ pub struct EvalConfig {
     pub batch_tokens: usize,
     /// Sequences that are generated together.
     pub batch_sequences: usize,
-    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent. The paper's models were
-    /// scored without.
+    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_bos_token: Option<bool>,
+    /// `add_bos_token` for the tasks of lm-evaluation-harness alone, the same as for all when absent. The profile `paper` sets
+    /// it to false: the harness's default of its time, while TRACE's tasks have BOS as in training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_eval_add_bos_token: Option<bool>,
+    /// An installed lm-eval (its folder, or a Python that has it) for shots that it alone publishes: those of `gsm8k_cot`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_eval: Option<PathBuf>,
     /// Most tokens of prompt and answer, instead of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
@@ -149,6 +155,8 @@ impl Default for EvalConfig {
             batch_tokens: 2048,
             batch_sequences: 32,
             add_bos_token: None,
+            lm_eval_add_bos_token: None,
+            lm_eval: None,
             max_length: None,
             cache: None,
         }
@@ -263,7 +271,8 @@ fn is_paper(table: &Table) -> bool {
 }
 
 /// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 without master
-/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code.
+/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code; a
+/// sequence's tasks of lm-eval are scored without BOS.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -278,6 +287,12 @@ fn paper_defaults(table: &mut Table) {
     }
     if let Some(olora) = train.get_mut("olora").and_then(Value::as_table_mut) {
         olora.entry("mode").or_insert(Value::from("l1"));
+    }
+    if table.contains_key("tasks") {
+        let eval = table.entry("eval").or_insert_with(|| Value::Table(Table::new()));
+        if let Some(eval) = eval.as_table_mut().filter(|e| !e.contains_key("add_bos_token")) {
+            eval.entry("lm_eval_add_bos_token").or_insert(Value::from(false));
+        }
     }
 }
 
@@ -324,6 +339,9 @@ mod tests {
         let paper = sequence(MINIMAL, &["profile=paper", "train.precision=f32"]).unwrap();
         assert_eq!(paper.train.loss_norm, cl_train::LossNorm::MicrobatchMean);
         assert_eq!((paper.train.precision, paper.train.learning_rate), (Precision::F32, 2e-5));
+        assert_eq!((paper.eval.lm_eval_add_bos_token, paper.eval.add_bos_token), (Some(false), None));
+        let all = sequence(MINIMAL, &["profile=paper", "eval.add_bos_token=true"]).unwrap();
+        assert_eq!((all.eval.lm_eval_add_bos_token, all.eval.add_bos_token), (None, Some(true)));
     }
 
     #[test]
