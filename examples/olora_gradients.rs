@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use cl_adapters::{Lambda, Linear, LoraConfig, Mode, OloraConfig, Orthogonality, Overlap, save_lora};
-use cl_checkpoint::{Adapter, Interrupt, Checkpoint, Manifest};
+use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest};
 use cl_data::{Encoded, Format, Profile, RowRef, Tokenizer, encode_dataset, load, pack};
 use cl_model::{Decoder, LoadOptions, PackedBatch, supervised_loss};
 use cl_torch::tch::Kind;

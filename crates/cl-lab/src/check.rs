@@ -249,6 +249,12 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
             }
         }
     } else if let Some(lora) = &train.lora {
+        let plain = LoraConfig { use_dora: false, ..lora.clone() };
+        if let (true, Some(key)) = (lora.use_dora, plain.beyond_factors()) {
+            // The round's model could not be made of it.
+            let (value, expected) = ("beside use_dora".to_owned(), "one of the two");
+            findings.push(Finding::Problem(AdapterError::Parameter { key, value, expected }.into()));
+        }
         note(check_targets(base, lora), findings);
     }
     let Some(olora) = &train.olora else { return };

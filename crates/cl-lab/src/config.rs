@@ -213,8 +213,15 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
     at_least_one(path, "limit.train", config.limit.train)?;
     at_least_one(path, "limit.test", config.limit.test)?;
     at_least_one(path, "eval.max_new_tokens", config.eval.max_new_tokens)?;
-    if config.eval.batch_tokens == 0 || config.eval.batch_sequences == 0 {
-        return wrong("eval.batch_tokens and eval.batch_sequences: expected at least 1".to_owned());
+    for (key, value, most) in [
+        ("eval.batch_tokens", config.eval.batch_tokens, 1 << 24),
+        ("eval.batch_sequences", config.eval.batch_sequences, 1 << 16),
+        ("eval.max_new_tokens", config.eval.max_new_tokens.unwrap_or(1), 1 << 24),
+        ("eval.max_length", config.eval.max_length.unwrap_or(1), 1 << 24),
+    ] {
+        if !(1..=most).contains(&value) {
+            return wrong(format!("{key} = {value}: expected 1 to {most}"));
+        }
     }
     Ok(config)
 }
@@ -244,18 +251,19 @@ fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabE
 
 fn check_common(path: &Path, replay: Option<Replay>, train: &TrainConfig) -> Result<(), LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    if let Some(r) = replay.filter(|r| !(r.fraction > 0.0 && r.fraction.is_finite())) {
-        return Err(wrong(format!("replay.fraction = {}: expected a positive number, such as 0.1", r.fraction)));
+    if let Some(r) = replay.filter(|r| !(r.fraction > 0.0 && r.fraction <= 100.0)) {
+        let expected = "expected a positive number, at most 100, such as 0.1";
+        return Err(wrong(format!("replay.fraction = {}: {expected}", r.fraction)));
     }
     train.validate().map_err(|e| wrong(format!("train: {e}")))
 }
 
 fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    let mut table: Table = toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let mut table: Table = toml::from_str(text).map_err(|e| wrong(told(&e)))?;
     if set.is_empty() && !is_paper(&table) {
         // Straight from the text, so that errors point at line and column.
-        return toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()));
+        return toml::from_str(text).map_err(|e| wrong(told(&e)));
     }
     for entry in set {
         override_key(&mut table, entry)?;
@@ -263,7 +271,17 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<
     if is_paper(&table) {
         paper_defaults(&mut table);
     }
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(e.to_string().trim_end().to_owned()))
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(told(&e)))
+}
+
+/// TOML's own message, with lines as long as they help: it quotes the line that is wrong, whatever its length.
+fn told(error: &toml::de::Error) -> String {
+    const LONGEST: usize = 200;
+    let cut = |line: &str| match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} … ({} bytes)", &line[..end], line.len()),
+        None => line.to_owned(),
+    };
+    error.to_string().trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
 fn is_paper(table: &Table) -> bool {
@@ -300,6 +318,9 @@ fn paper_defaults(table: &mut Table) {
 fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
     let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
     let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
+    if text.trim().parse::<i128>().is_ok_and(|number| i64::try_from(number).is_err()) {
+        return Err(wrong("the number is beyond what TOML holds, -2⁶³ to 2⁶³ - 1"));
+    }
     let value = toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
         .and_then(|mut t| t.remove("v"))
