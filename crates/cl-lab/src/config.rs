@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::shorten;
 use cl_data::{Format, Mixture, Profile};
 use cl_eval::Metric;
 use cl_train::{Precision, TrainConfig};
@@ -260,10 +261,10 @@ fn check_common(path: &Path, replay: Option<Replay>, train: &TrainConfig) -> Res
 
 fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    let mut table: Table = toml::from_str(text).map_err(|e| wrong(told(&e)))?;
+    let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
     if set.is_empty() && !is_paper(&table) {
         // Straight from the text, so that errors point at line and column.
-        return toml::from_str(text).map_err(|e| wrong(told(&e)));
+        return toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())));
     }
     for entry in set {
         override_key(&mut table, entry)?;
@@ -271,17 +272,7 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<
     if is_paper(&table) {
         paper_defaults(&mut table);
     }
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(told(&e)))
-}
-
-/// TOML's own message, with lines as long as they help: it quotes the line that is wrong, whatever its length.
-fn told(error: &toml::de::Error) -> String {
-    const LONGEST: usize = 200;
-    let cut = |line: &str| match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{} … ({} bytes)", &line[..end], line.len()),
-        None => line.to_owned(),
-    };
-    error.to_string().trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(shorten(&e.to_string())))
 }
 
 fn is_paper(table: &Table) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -411,7 +412,7 @@ impl MergeFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Config`].
     pub fn read(path: &Path) -> Result<MergeFile, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let text = read_text(path, MAX_CONFIG)?;
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
         let file = if yaml { crate::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
         file.map_err(|message| Error::Config { path: path.to_owned(), message })
@@ -427,11 +428,11 @@ impl MergeFile {
         struct Stages {
             stage: Vec<MergeConfig>,
         }
-        let table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
         let stages = if table.contains_key("stage") {
-            toml::from_str::<Stages>(text).map_err(|e| e.to_string())?.stage
+            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
         } else {
-            vec![toml::from_str(text).map_err(|e| e.to_string())?]
+            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
         };
         Ok(MergeFile { stages })
     }
