@@ -66,7 +66,10 @@ fn tasks_are_scored_into_one_directory_at_once() {
             let (dir, all_ask) = (&dir, &all_ask);
             scope.spawn(move || {
                 let path = dir.join(format!("{name}.jsonl"));
-                run(name, &path, &|| drop(all_ask.wait())).unwrap();
+                let wait = || {
+                    all_ask.wait();
+                };
+                run(name, &path, &wait).unwrap();
                 // Again: all is answered.
                 assert_eq!(run(name, &path, &|| {}).unwrap(), 0);
             });

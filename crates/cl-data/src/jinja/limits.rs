@@ -362,7 +362,7 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
 pub fn render(template: &Template<'_, '_>, context: Value) -> Result<String, Error> {
     let mut out = Bounded(Vec::new());
     template.render_captured_to(context, &mut out).map_err(in_words)?;
-    String::from_utf8(out.0).map_err(|e| too_large(e))
+    String::from_utf8(out.0).map_err(too_large)
 }
 
 /// Evaluates an expression; its value is bounded.
