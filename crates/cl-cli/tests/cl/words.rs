@@ -15,7 +15,11 @@ const FOREIGN: [&str; 8] = [
 ];
 
 fn told(world: &World, args: &[&str], parts: &[&str]) {
-    let message = world.fails(args);
+    // `check` says what it found on stdout.
+    let run = world.run(args);
+    assert_eq!(run.code, Some(1), "{args:?}: {}{}", run.stdout, run.stderr);
+    let message = run.stdout + &run.stderr;
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
     for part in parts {
         assert!(message.contains(part), "{args:?}: {part}: {message}");
     }
@@ -60,7 +64,8 @@ fn every_number_has_a_bound_that_check_knows() {
         let name = key.rsplit('.').next().unwrap();
         told(&world, &["check", "train.toml", "--set", &format!("{key}={value}")], &[name, "expected"]);
     }
-    for (key, value) in [("eval.batch_tokens", "99999999999"), ("eval.batch_sequences", "0"), ("eval.max_length", "0")] {
+    for (key, value) in [("eval.batch_tokens", "99999999999"), ("eval.batch_sequences", "0"), ("eval.max_length", "0")]
+    {
         told(&world, &["check", "lora.toml", "--set", &format!("{key}={value}")], &[key, "expected 1 to"]);
     }
     told(&world, &["check", "train.toml", "--set", "train.epochs=18446744073709551615"], &["beyond what TOML holds"]);
