@@ -118,10 +118,10 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(role, token)| (role.as_str(), Value::from(token.as_str())));
         let context: Value = tokens.chain(fixed).collect();
-        self.environment
-            .get_template("chat")
-            .and_then(|template| jinja::render(&template, context))
-            .map_err(|e| Error::Chat { path: self.path.clone(), message: e.to_string() })
+        let render = || self.environment.get_template("chat").and_then(|template| jinja::render(&template, context));
+        let wrong = |message| Error::Chat { path: self.path.clone(), message };
+        let rendered = jinja::on_large_stack(render).map_err(|e| wrong(e.to_string()))?;
+        rendered.map_err(|e| wrong(e.to_string()))
     }
 
     /// The template as it was read.

@@ -122,9 +122,11 @@ fn detect(path: &Path, row: &Row) -> Result<Format, Error> {
     } else if has(["question", "answer"]) {
         Ok(Format::Gsm8k)
     } else {
-        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
+        let beginning = |key: &String| key.chars().take(40).collect::<String>();
+        let keys: Vec<String> = row.keys().take(20).map(beginning).collect();
+        let more = if row.len() > keys.len() { ", …" } else { "" };
         let message = format!(
-            "keys [{}] are none of: prompt and answer; instruction and output; query and response; question and answer",
+            "keys [{}{more}] are none of: prompt and answer; instruction and output; query and response; question and answer",
             keys.join(", ")
         );
         Err(Error::Row { path: path.to_owned(), row: 0, message })

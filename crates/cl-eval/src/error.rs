@@ -60,7 +60,7 @@ pub enum Error {
         source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is no JSON or lacks something.
-    #[error("{path}: line {line}: {source}; expected {expected}")]
+    #[error("{path}: line {line}: {}; expected {expected}", shortened(&source.to_string()))]
     Line {
         /// The file.
         path: PathBuf,
@@ -213,7 +213,8 @@ pub enum Error {
     },
     /// A file in the place of the predictions is something else.
     #[error(
-        "{path}: line {line} is no prediction ({source}); the file is left as it is: move it away or write elsewhere"
+        "{path}: line {line} is no prediction ({}); the file is left as it is: move it away or write elsewhere",
+        shortened(&source.to_string())
     )]
     NotPredictions {
         /// The file.

@@ -21,7 +21,7 @@ use crate::metrics::{python_space, python_strip};
 /// Templates come from strangers: [`jinja`] bounds what they may do.
 pub(crate) fn environment<'e>() -> Environment<'e> {
     let mut environment = unlimited();
-    jinja::limit(&mut environment, unlimited());
+    jinja::limit(&mut environment, unlimited(), jinja::MAX_STEPS);
     environment.set_formatter(format_value);
     environment
 }

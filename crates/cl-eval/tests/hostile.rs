@@ -58,7 +58,10 @@ fn templates_have_bounds() {
     let prompts = [
         (format!("{{{{ {}1 }}}}", "-".repeat(200_000)), "more than 2000 tokens"),
         (format!("{{{{ {}n }}}}", "not ".repeat(50_000)), "more than 2000 tokens"),
-        ("{% for i in range(9999) %}{% for j in range(9999) %}{{ j }}{% endfor %}{% endfor %}".into(), "200000 steps"),
+        (
+            "{% for i in range(9999) %}{% for j in range(9999) %}{{ j }}{% endfor %}{% endfor %}".into(),
+            "too many steps",
+        ),
         ("{{ question | indent(99999999999, true) }}".into(), "indent: 99999999999"),
         ("{{ [1] | slice(99999999999) }}".into(), "slice: 99999999999"),
         ("{{ '{:>9999999999}'.format(1) }}".into(), "format: a width"),
@@ -66,7 +69,12 @@ fn templates_have_bounds() {
         ("{{ [0] * 999999999999 }}".into(), "67108864 bytes"),
         ("{{ question.count('') }}".into(), "count of an empty text"),
     ];
-    for (prompt, part) in prompts {
+    // A value grown around itself as often as the steps allow: dropping it must not overflow the stack either.
+    let nested = ["[n.x]", "{'a': n.x}", "{'a': [n.x]}", "(n.x, n.x)", "n.x + [n.x]"].map(|grown| {
+        let head = "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set n.x = ";
+        (format!("{head}{grown} %}}{{% endfor %}}{{% endfor %}}"), "too many steps")
+    });
+    for (prompt, part) in prompts.into_iter().chain(nested) {
         let message = folder.refused(&written(&prompt));
         assert!(message.contains(part) && message.contains("generation.prompt"), "{prompt:.80}: {message:.300}");
         assert!(message.contains(folder.0.path().to_str().unwrap()), "{message:.300}");

@@ -4,7 +4,7 @@
 //! | bound | why |
 //! | --- | --- |
 //! | [`MAX_SOURCE`] bytes of a template, [`MAX_TOKENS`] tokens of one tag, [`MAX_ELIF`] `elif` | the engine parses and compiles chains by recursion |
-//! | [`MAX_STEPS`] instructions | loops within loops |
+//! | [`MAX_STEPS`] instructions, [`MAX_CHAT_STEPS`] of a chat template | loops within loops; lists put into lists step by step, which are dropped by recursion |
 //! | [`MAX_SIZE`] bytes of the output and of every value that a filter or method is given or makes, items counted too | `indent(99999999999)`, `'{:>9999999999}'.format(1)`, `[0] * 10 ** 12` |
 //! | [`MAX_DEPTH`] levels of lists in lists | values are written by recursion |
 //! | [`MAX_WORK`] bytes of all that filters and methods are given in one rendering | many of them, each allowed |
@@ -23,8 +23,11 @@ pub const MAX_SOURCE: usize = 256 << 10;
 pub const MAX_TOKENS: usize = 2000;
 /// `elif` branches of a template.
 pub const MAX_ELIF: usize = 500;
-/// Instructions of one rendering.
-pub const MAX_STEPS: u64 = 200_000;
+/// Instructions of one rendering: with eight of them a list is put into another, and so many lists in each other can be
+/// dropped on a stack of 2 MiB.
+pub const MAX_STEPS: u64 = 50_000;
+/// Instructions of one rendering on a stack of its own, see [`on_large_stack`].
+pub const MAX_CHAT_STEPS: u64 = 200_000;
 /// Bytes of what one rendering writes, and of a value in it.
 pub const MAX_SIZE: usize = 64 << 20;
 /// Lists in lists.
@@ -124,9 +127,9 @@ fn text_length(bytes: &[u8], quote: u8) -> usize {
 }
 
 /// Sets the bounds of an environment that has its own filters already. `plain` does the work of the filters; it has the same
-/// filters and settings.
-pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>) {
-    environment.set_fuel(Some(MAX_STEPS));
+/// filters and settings. `steps`: instructions of one rendering.
+pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
+    environment.set_fuel(Some(steps));
     let plain = Arc::new(plain);
     for name in FILTERS {
         let plain = plain.clone();
@@ -355,6 +358,14 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Runs something that may recurse deeper than this thread's stack allows. The memory is taken as far as it is used.
+pub(crate) fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(256 << 20).spawn_scoped(scope, run)?;
+        thread.join().map_err(|_| io::Error::other("rendering panicked"))
+    })
+}
+
 /// Renders a template; what it writes is bounded.
 ///
 /// # Errors
@@ -377,7 +388,7 @@ pub fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Result<Value
 /// The engine's words for its bounds say nothing of templates.
 fn in_words(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::OutOfFuel => too_large(format!("takes more than {MAX_STEPS} steps; a loop in a loop?")),
+        ErrorKind::OutOfFuel => too_large("takes too many steps; a loop in a loop?"),
         ErrorKind::WriteFailure => too_large(format!("writes more than {MAX_SIZE} bytes")),
         _ => error,
     }

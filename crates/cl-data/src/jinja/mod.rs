@@ -16,15 +16,16 @@ use crate::python::is_space;
 
 mod limits;
 
+pub(crate) use limits::on_large_stack;
 pub use limits::{
-    MAX_DEPTH, MAX_ELIF, MAX_SIZE, MAX_SOURCE, MAX_STEPS, MAX_TOKENS, MAX_WORK, check_expression, check_method,
-    check_source, evaluate, limit, render, size_of, spend,
+    MAX_CHAT_STEPS, MAX_DEPTH, MAX_ELIF, MAX_SIZE, MAX_SOURCE, MAX_STEPS, MAX_TOKENS, MAX_WORK, check_expression,
+    check_method, check_source, evaluate, limit, render, size_of, spend,
 };
 
 /// An environment without templates.
 pub(crate) fn environment() -> Environment<'static> {
     let mut environment = unlimited();
-    limit(&mut environment, unlimited());
+    limit(&mut environment, unlimited(), MAX_CHAT_STEPS);
     environment
 }
 
