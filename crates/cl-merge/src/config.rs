@@ -67,6 +67,9 @@ pub struct MergeConfig {
     /// What happens to rows of token tables that not all models have.
     #[serde(default)]
     pub vocabulary: Vocabulary,
+    /// Tensors that not all models have.
+    #[serde(default, skip_serializing_if = "ExtraTensors::is_default")]
+    pub extra_tensors: ExtraTensors,
     /// Merge rows of token tables by their number even where tokenizers disagree.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_tokenizers: bool,
@@ -186,6 +189,26 @@ pub enum Vocabulary {
     Base,
     /// The output has all rows; those that some model lacks are the mean of those that have them.
     Keep,
+}
+
+/// What happens to tensors that not all inputs have. Buffers that follow from config.json, such as rotary frequencies, never
+/// count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExtraTensors {
+    /// They are an error.
+    #[default]
+    Error,
+    /// The output has the base's tensors (the first model's without a base); those that some model lacks are the base's.
+    Base,
+    /// The output has all tensors; those that some model lacks are the first's that has them.
+    Union,
+}
+
+impl ExtraTensors {
+    fn is_default(&self) -> bool {
+        *self == ExtraTensors::Error
+    }
 }
 
 /// Element type of the output.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{MethodConfig, ModelConfig, SliceConfig, SliceSource, Vocabulary};
+use crate::config::{ExtraTensors, MethodConfig, ModelConfig, SliceConfig, SliceSource, Vocabulary};
 use crate::{FloatType, MergeConfig, MergeFile, Parameters, Profile};
 
 /// One document.
@@ -157,6 +157,7 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         seed: 42,
         // With a tokenizer of its own mergekit gives tokens that a model lacks the base's rows.
         vocabulary: if tokenizer_source.is_some() { Vocabulary::Base } else { Vocabulary::Error },
+        extra_tensors: ExtraTensors::default(),
         tokenizer_source,
         ignore_tokenizers: false,
     }
