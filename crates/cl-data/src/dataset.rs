@@ -75,7 +75,7 @@ pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
     let path = ["json", "jsonl", "json.gz", "jsonl.gz", "parquet"]
         .iter()
         .map(|extension| dir.join(format!("{}.{extension}", split.name())))
-        .find(|p| p.exists() && !p.is_dir())
+        .find(|p| p.exists())
         .ok_or_else(|| Error::NoSplit { dir: dir.to_owned(), split: split.name() })?;
     let mut dataset = load(&path, Format::Auto)?;
     if let Some(name) = dir.file_name() {
