@@ -203,6 +203,7 @@ impl<'a> Run<'a> {
     fn begin(&mut self) -> Result<(), Error> {
         make_parent(&self.path)?;
         let mut file = lock_log(&self.path)?;
+        remove_leftovers(&self.path);
         // Another process may have added to it, or replaced it, since it was looked at.
         self.saved = Saved::read(&self.path)?;
         self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
@@ -487,6 +488,21 @@ fn lock_log(path: &Path) -> Result<File, Error> {
         let open = file.metadata().map_err(io)?;
         if std::fs::metadata(path).is_ok_and(|there| same_file(&there, &open)) {
             return Ok(file);
+        }
+    }
+}
+
+/// Removes what kills left of writing a file whole: `.NAME.RANDOM.part` beside it. To be called under the file's lock.
+fn remove_leftovers(path: &Path) {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let prefix = format!(".{}.", name.to_string_lossy());
+    let random = |file: &str| {
+        let middle = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".part"));
+        middle.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if random(&entry.file_name().to_string_lossy()) {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
 }

@@ -113,6 +113,19 @@ fn a_line_feed_that_a_kill_cut_off_costs_no_answer() {
 }
 
 #[test]
+fn what_kills_left_of_a_file_is_removed_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let others = [".a.jsonl.b.jsonl.x1Y2z3.part", ".aXjsonl.x1Y2z3.part", "a.jsonl.x1Y2z3.part"];
+    for name in others.into_iter().chain([".a.jsonl.x1Y2z3.part"]) {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    run("a", &folder.path().join("a.jsonl"), &|| {}).unwrap();
+    let mut expected = [others.as_slice(), &["a.jsonl"]].concat();
+    expected.sort();
+    assert_eq!(names(folder.path()), expected);
+}
+
+#[test]
 fn a_damaged_log_names_the_line_and_a_fifo_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl");

@@ -287,9 +287,8 @@ fn laid_out(
         settings.insert("add_bos_token".to_owned(), add_bos_token(task, config).into());
         settings
     };
-    let result =
-        |(task, scores): (&Box<dyn Task>, _)| TaskResult { scores, settings: settings(task.as_ref()), original: None };
-    let tasks: Vec<TaskResult<'_>> = pairs.map(result).collect();
+    let tasks: Vec<TaskResult<'_>> =
+        pairs.map(|(task, scores)| TaskResult { scores, settings: settings(task.as_ref()), original: None }).collect();
     let named: Vec<(String, Vec<String>, &Scores)> = groups.iter().zip(of_groups).map(of_group).collect();
     let groups: Vec<GroupResult<'_>> =
         named.iter().map(|(name, members, scores)| GroupResult { name, members: members.clone(), scores }).collect();

@@ -1,5 +1,5 @@
 //! Bounds of templates, which come from hubs and from other people's task files: how long one may be, how deep it nests, how
-//! many steps it takes, and how large what it makes becomes. Past a bound there is an error, never a hang or an abort.
+//! many steps it takes, and how large what it makes becomes. Past a bound there is an error, and no hang or abort.
 //!
 //! | bound | why |
 //! | --- | --- |
