@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use cl_adapters::{Lambda, Linear, LoraConfig, Mode, OloraConfig, Orthogonality, Overlap, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, Manifest};
+use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest};
 use cl_data::{Encoded, Format, Profile, RowRef, Tokenizer, encode_dataset, load, pack};
 use cl_model::{Decoder, LoadOptions, PackedBatch, supervised_loss};
 use cl_torch::tch::Kind;
@@ -78,7 +78,7 @@ fn few_steps(model: &mut Decoder, rows: Vec<Encoded>, seed: u64, less: u64, fold
     let plan = Plan::new(rows.len(), &config, false)?;
     let data = TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None };
     let out = folder.join(format!("log-{seed}-{less}"));
-    let report = train(model, &data, &config, &plan, seed, &out, &mut |_| {})?;
+    let report = train(model, &data, &config, &plan, seed, &out, &Interrupt::default(), &mut |_| {})?;
     eprintln!("{} steps, loss {:.3}", report.steps, report.final_loss);
     Ok(())
 }

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
+/// Beyond any layer's width.
+const MAX_RANK: i64 = 65_536;
+
 /// Hyper-parameters of LoRA, in the words of PEFT's `adapter_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -214,12 +217,12 @@ impl LoraConfig {
     /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let parameter = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        if self.r < 1 {
-            return parameter("r", self.r.to_string(), "a rank of at least 1");
+        let positive = |x: f64| x.is_finite() && x > 0.0 && x <= 1e6;
+        if !(1..=MAX_RANK).contains(&self.r) {
+            return parameter("r", self.r.to_string(), "a rank of at least 1, at most 65,536");
         }
         if !positive(self.lora_alpha) {
-            return parameter("lora_alpha", self.lora_alpha.to_string(), "a positive number");
+            return parameter("lora_alpha", self.lora_alpha.to_string(), "a positive number, at most 1e6");
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return parameter("lora_dropout", self.lora_dropout.to_string(), "a probability in [0, 1)");
@@ -227,8 +230,8 @@ impl LoraConfig {
         if matches!(&self.target_modules, TargetModules::Names(names) if names.is_empty()) {
             return parameter("target_modules", "[]".to_owned(), "at least one name, or \"all-linear\"");
         }
-        if let Some((key, rank)) = self.rank_pattern.iter().find(|(_, rank)| **rank < 1) {
-            return parameter("rank_pattern", format!("{key} = {rank}"), "ranks of at least 1");
+        if let Some((key, rank)) = self.rank_pattern.iter().find(|(_, rank)| !(1..=MAX_RANK).contains(*rank)) {
+            return parameter("rank_pattern", format!("{key} = {rank}"), "ranks of at least 1, at most 65,536");
         }
         if let Some((key, alpha)) = self.alpha_pattern.iter().find(|(_, alpha)| !positive(**alpha)) {
             return parameter("alpha_pattern", format!("{key} = {alpha}"), "positive numbers");
@@ -304,13 +307,17 @@ impl LoraConfig {
         if self.use_dora && (kind == LayerKind::Embedding || name == "lm_head") {
             return wrong("use_dora", set(), "target_modules without embedding and head");
         }
+        // Beyond the larger side factors hold more than two matrices of the layer's own size.
+        let rank = self.rank(name);
+        if rank > shape[0].max(shape[1]) {
+            return wrong("r", format!("{rank} for `{name}`"), "no more than the layer's larger side");
+        }
         if !self.init_lora_weights.changes_the_base() {
             return Ok(());
         }
         if kind == LayerKind::Embedding {
             return wrong("init_lora_weights", set(), "target_modules without the embedding");
         }
-        let rank = self.rank(name);
         if rank > shape[0].min(shape[1]) {
             return wrong("r", format!("{rank} for `{name}`"), "no more than the layer's width");
         }

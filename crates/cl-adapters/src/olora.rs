@@ -136,14 +136,18 @@ impl OloraConfig {
     /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let values = self.lambda.values();
-        let wrong = |x: &f64| !(x.is_finite() && *x >= 0.0);
+        let wrong = |x: &f64| !(0.0..=1e12).contains(x);
         if values.is_empty() || values.iter().any(wrong) {
             let value = format!("{values:?}");
-            return Err(AdapterError::Parameter { key: "olora.lambda", value, expected: "numbers of 0 or more" });
+            return Err(AdapterError::Parameter {
+                key: "olora.lambda",
+                value,
+                expected: "numbers of 0 or more, at most 1e12",
+            });
         }
         if wrong(&self.lambda_2) {
             let value = self.lambda_2.to_string();
-            return Err(AdapterError::Parameter { key: "olora.lambda_2", value, expected: "0 or more" });
+            return Err(AdapterError::Parameter { key: "olora.lambda_2", value, expected: "0 or more, at most 1e12" });
         }
         Ok(())
     }

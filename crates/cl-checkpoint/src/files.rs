@@ -130,6 +130,21 @@ pub fn explain(error: &std::io::Error) -> String {
     }
 }
 
+/// A parser's message with lines as long as they help: parsers quote the line that is wrong, whatever its length.
+///
+/// ```
+/// let short = cl_checkpoint::files::shorten(&"x".repeat(10_000));
+/// assert!(short.len() < 300 && short.ends_with("(10000 bytes)"));
+/// ```
+pub fn shorten(message: &str) -> String {
+    const LONGEST: usize = 200;
+    let cut = |line: &str| match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} … ({} bytes)", &line[..end], line.len()),
+        None => line.to_owned(),
+    };
+    message.trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
+}
+
 /// Waits until a file or the entries of a directory are on the disk.
 pub(crate) fn sync(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|f| f.sync_all()).map_err(Error::io(path))

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::read_text;
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ impl Message {
 /// `apply_chat_template` renders it.
 ///
 /// Where the text of a template differs by Python's own types (floats in exponent form, `~` before a boolean), the result
-/// does; see `tests/chat.rs` for what is compared.
+/// does; see `tests/chat.rs` for what is compared. Templates come from strangers: see [`jinja`] for what they may do.
 ///
 /// # Example
 /// ```
@@ -79,8 +80,8 @@ impl ChatTemplate {
         };
         let tokens = ROLES.iter().filter_map(|role| Some((role.to_string(), token(role)?))).collect();
         let file = dir.join("chat_template.jinja");
-        if file.is_file() {
-            let text = std::fs::read_to_string(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+        if file.exists() {
+            let text = read_text(&file, jinja::MAX_SOURCE as u64)?;
             return Self::compile(file, text, tokens).map(Some);
         }
         let path = dir.join(special::FILES[0]);
@@ -91,10 +92,12 @@ impl ChatTemplate {
     }
 
     fn compile(path: PathBuf, text: String, tokens: Vec<(String, String)>) -> Result<ChatTemplate, Error> {
+        let wrong = |message: String| Error::Chat { path: path.clone(), message };
+        jinja::check_source(&text).map_err(|e| wrong(format!("the chat template {e}")))?;
         let mut environment = jinja::environment();
         environment
             .add_template_owned("chat", jinja::without_generation(&text))
-            .map_err(|e| Error::Chat { path: path.clone(), message: format!("no template: {e}") })?;
+            .map_err(|e| wrong(format!("no template: {e}")))?;
         Ok(ChatTemplate { environment, text, tokens, path })
     }
 
@@ -115,10 +118,10 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(role, token)| (role.as_str(), Value::from(token.as_str())));
         let context: Value = tokens.chain(fixed).collect();
-        self.environment
-            .get_template("chat")
-            .and_then(|template| template.render(context))
-            .map_err(|e| Error::Chat { path: self.path.clone(), message: e.to_string() })
+        let render = || self.environment.get_template("chat").and_then(|template| jinja::render(&template, context));
+        let wrong = |message| Error::Chat { path: self.path.clone(), message };
+        let rendered = jinja::on_large_stack(render).map_err(|e| wrong(e.to_string()))?;
+        rendered.map_err(|e| wrong(e.to_string()))
     }
 
     /// The template as it was read.

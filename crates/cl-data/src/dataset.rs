@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::rows::{Row, RowFile, kind, read_rows};
+use crate::rows::{Row, each_row, kind};
 use crate::{Error, template};
 
 /// What a model is shown, and what it should answer.
@@ -75,7 +75,7 @@ pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
     let path = ["json", "jsonl", "json.gz", "jsonl.gz", "parquet"]
         .iter()
         .map(|extension| dir.join(format!("{}.{extension}", split.name())))
-        .find(|p| p.is_file())
+        .find(|p| p.exists())
         .ok_or_else(|| Error::NoSplit { dir: dir.to_owned(), split: split.name() })?;
     let mut dataset = load(&path, Format::Auto)?;
     if let Some(name) = dir.file_name() {
@@ -87,19 +87,25 @@ pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
 /// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not, or a
 /// `.parquet` file. The content decides, not the name; blank lines and a byte-order mark are skipped.
 ///
+/// The file is read row by row: no more than the examples and one row, of at most [`MAX_LINE`](crate::MAX_LINE) bytes, are in
+/// memory. Only regular files are read.
+///
 /// # Errors
-/// [`Error::Io`], [`Error::Form`], [`Error::Row`] with the row's index, [`Error::Empty`].
+/// [`Error::File`], [`Error::Io`], [`Error::Form`], [`Error::LongLine`], [`Error::Row`] with the row's index,
+/// [`Error::Empty`].
 pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
-    let RowFile { rows, hash } = read_rows(path)?;
-    let Some(first) = rows.first() else { return Err(Error::Empty { path: path.to_owned() }) };
-    let format = if format == Format::Auto { detect(path, first)? } else { format };
-    let examples = rows
-        .iter()
-        .enumerate()
-        .map(|(row, object)| {
-            example(object, format).map_err(|message| Error::Row { path: path.to_owned(), row, message })
-        })
-        .collect::<Result<_, _>>()?;
+    let (mut format, mut examples) = (format, Vec::new());
+    let hash = each_row(path, &mut |row, object| {
+        if format == Format::Auto {
+            format = detect(path, &object)?;
+        }
+        let wrong = |message| Error::Row { path: path.to_owned(), row, message };
+        examples.push(example(&object, format).map_err(wrong)?);
+        Ok(())
+    })?;
+    if examples.is_empty() {
+        return Err(Error::Empty { path: path.to_owned() });
+    }
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
     Ok(Dataset { name, examples, path: path.to_owned(), hash })
@@ -116,9 +122,11 @@ fn detect(path: &Path, row: &Row) -> Result<Format, Error> {
     } else if has(["question", "answer"]) {
         Ok(Format::Gsm8k)
     } else {
-        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
+        let beginning = |key: &String| key.chars().take(40).collect::<String>();
+        let keys: Vec<String> = row.keys().take(20).map(beginning).collect();
+        let more = if row.len() > keys.len() { ", …" } else { "" };
         let message = format!(
-            "keys [{}] are none of: prompt and answer; instruction and output; query and response; question and answer",
+            "keys [{}{more}] are none of: prompt and answer; instruction and output; query and response; question and answer",
             keys.join(", ")
         );
         Err(Error::Row { path: path.to_owned(), row: 0, message })

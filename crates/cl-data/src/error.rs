@@ -13,9 +13,19 @@ pub enum Error {
         /// The answer.
         source: std::io::Error,
     },
-    /// A file that cannot be read as one, or written.
+    /// A file that cannot be read or written as a whole: missing, no regular file, too large, no text.
     #[error(transparent)]
     File(#[from] cl_checkpoint::Error),
+    /// A line of a JSONL file that no example has.
+    #[error("{path}: line {line} has more than {limit} bytes; is it a JSONL file, an object on every line?")]
+    LongLine {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The most that is read.
+        limit: usize,
+    },
     /// No file of a split.
     #[error("{dir}: no {split}.json, {split}.jsonl, either with .gz, or {split}.parquet")]
     NoSplit {

@@ -8,6 +8,8 @@ mod layout;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::{MAX_CONFIG, read_text};
+
 use cache::{RepoCache, check_name};
 pub use error::HubError;
 use http::{Client, Subject, encoded};
@@ -106,7 +108,7 @@ impl Hub {
             .unwrap_or_else(|| Path::new(&user).join(".cache/huggingface"));
         let cache =
             folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
-        let kept = || std::fs::read_to_string(folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"))).ok();
+        let kept = || read_text(&folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token")), MAX_CONFIG).ok();
         let yes = |name: &str| {
             set(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
         };
@@ -156,7 +158,8 @@ impl Hub {
     ///
     /// # Errors
     /// [`Error::Hub`]: no such data set, revision, configuration or split; no access; no network; a download that stays
-    /// incomplete; offline, what the cache lacks. [`Error::Io`] of the cache.
+    /// incomplete; offline, what the cache lacks; a cache that cannot be written, where something has to be downloaded.
+    /// [`Error::Io`] of the cache.
     pub fn dataset_files(&self, dataset: &DatasetRef) -> Result<Vec<PathBuf>, Error> {
         check_name(&dataset.repo, "the name of a data set like `organization/name`")?;
         if dataset.repo.matches('/').count() > 1 {
@@ -257,8 +260,9 @@ impl Source<'_> {
         let names: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         check_name(&info.sha, "a commit")?;
         names.iter().try_for_each(|name| check_name(name, "the name of a file"))?;
-        self.cache.set_commit(self.subject.revision, &info.sha)?;
-        self.cache.set_listing(&info.sha, &names)?;
+        // A cache that cannot be written still serves what lies in it.
+        let _ = self.cache.set_commit(self.subject.revision, &info.sha);
+        let _ = self.cache.set_listing(&info.sha, &names);
         Ok(Known { commit: info.sha, names, all: true })
     }
 
@@ -281,12 +285,13 @@ impl Source<'_> {
         let Subject { endpoint, repo, .. } = self.subject;
         let url = format!("{endpoint}/datasets/{repo}/resolve/{commit}/{}", encoded(name, true));
         let client = self.client();
+        self.cache.prepare()?;
         let meta = client.head(&self.subject, &url)?;
         let _lock = self.cache.lock(&meta.etag)?;
         let blob = self.cache.blob(&meta.etag);
         if !blob.is_file() {
             let io = |source| Error::Io { path: blob.clone(), source };
-            std::fs::create_dir_all(self.cache.blob("").as_path()).map_err(io)?;
+            // Written under the lock, and gone on with after a kill; only what is whole and verified is renamed.
             // Not the name Python's client uses: what that one left is not ours to go on from.
             let part = self.cache.blob(&format!("{}.cl.incomplete", meta.etag));
             client.download(&self.subject, &url, &meta, &part)?;

@@ -3,50 +3,64 @@
 //! Record assembly of nested columns after Dremel, as the format's documentation describes it
 //! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` does it.
 
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
+use parquet::record::reader::RowIter;
 use parquet::schema::types::Type;
 use serde_json::{Number, Value};
 
 use crate::Error;
-use crate::rows::Row;
+use crate::rows::{Row, TakeRow};
 
 /// The four bytes a Parquet file begins and ends with.
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
-/// Rows of the file with these bytes; `path` is for messages.
-pub(crate) fn rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Row>, Error> {
+/// Hands over the rows of a file; `path` is for messages.
+pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
+    let form = |message| Error::Form { path: path.to_owned(), message };
     // The crate's decoders panic on some damaged pages; a damaged file is an error like any other here.
-    let read = catch_unwind(AssertUnwindSafe(|| read(bytes)));
-    let message = match read {
-        Ok(Ok(rows)) => return Ok(rows),
-        Ok(Err(message)) => message,
-        Err(_) => "a damaged Parquet file: its pages cannot be decoded".to_owned(),
-    };
-    Err(Error::Form { path: path.to_owned(), message })
+    let mut rows = decoded(|| open(file)).map_err(form)?;
+    let mut found = 0;
+    while let Some(row) = decoded(|| rows.iter.next().transpose().map_err(damaged)).map_err(form)? {
+        take(found, fields(row.into_columns()))?;
+        found += 1;
+    }
+    if found as i64 != rows.promised {
+        let promised = rows.promised;
+        return Err(form(format!("a damaged Parquet file: {found} rows where its footer says {promised}")));
+    }
+    Ok(())
 }
 
-fn read(bytes: Vec<u8>) -> Result<Vec<Row>, String> {
-    let damaged = |e| format!("a damaged or cut-off Parquet file: {e}");
-    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(damaged)?;
+fn damaged(error: ParquetError) -> String {
+    format!("a damaged or cut-off Parquet file: {error}")
+}
+
+fn decoded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let message = |_| Err("a damaged Parquet file: its pages cannot be decoded".to_owned());
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(message)
+}
+
+/// Rows to come, and how many the footer says that there are.
+struct Rows {
+    iter: RowIter<'static>,
+    promised: i64,
+}
+
+fn open(file: File) -> Result<Rows, String> {
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
     let metadata = reader.metadata().file_metadata();
     for column in metadata.schema().get_fields() {
         supported(column, column.name())?;
     }
     let promised = reader.metadata().row_groups().iter().map(|g| g.num_rows()).sum::<i64>();
-    let rows = reader
-        .get_row_iter(None)
-        .map_err(damaged)?
-        .map(|row| Ok(fields(row.map_err(damaged)?.into_columns())))
-        .collect::<Result<Vec<_>, String>>()?;
-    if rows.len() as i64 != promised {
-        return Err(format!("a damaged Parquet file: {} rows where its footer says {promised}", rows.len()));
-    }
-    Ok(rows)
+    Ok(Rows { iter: RowIter::from_file_into(Box::new(reader)), promised })
 }
 
 /// Whether a column, named by its dotted path, has a form in JSON.

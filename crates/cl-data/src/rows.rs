@@ -1,10 +1,14 @@
+use std::cell::Cell;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use cl_checkpoint::files::open_file;
+use flate2::bufread::MultiGzDecoder;
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::lines::{BOM, Lines, MAX_LINE};
 use crate::{Error, parquet_file};
 
 /// A row of a data file: its fields in the order of the file.
@@ -24,9 +28,12 @@ pub struct RowFile {
 /// class labels as the integers they are stored as. The content decides, not the name; blank lines and a byte-order mark
 /// are skipped.
 ///
+/// The file is read row by row: beside the rows that are returned no more than one, of at most [`MAX_LINE`] bytes, is in
+/// memory. Only regular files are read.
+///
 /// # Errors
-/// [`Error::Io`], [`Error::Form`] (a Parquet column that has no form in JSON, bytes or a date, is named in it),
-/// [`Error::Row`] with the row's index.
+/// [`Error::File`], [`Error::Io`], [`Error::Form`] (a Parquet column that has no form in JSON, bytes or a date, is named in
+/// it), [`Error::LongLine`], [`Error::Row`] with the row's index.
 ///
 /// # Example
 /// ```
@@ -38,47 +45,163 @@ pub struct RowFile {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io)?;
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    if bytes.starts_with(parquet_file::MAGIC) {
-        return Ok(RowFile { rows: parquet_file::rows(path, bytes)?, hash });
-    }
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut plain = Vec::new();
-        MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut plain).map_err(io)?;
-        bytes = plain;
-    }
-    let form = |message| Error::Form { path: path.to_owned(), message };
-    let text = String::from_utf8(bytes).map_err(|e| form(format!("not UTF-8: {}", e.utf8_error())))?;
-    Ok(RowFile { rows: rows(path, text.strip_prefix('\u{feff}').unwrap_or(&text))?, hash })
+    let mut rows = Vec::new();
+    let hash = each_row(path, &mut |_, row| {
+        rows.push(row);
+        Ok(())
+    })?;
+    Ok(RowFile { rows, hash })
 }
 
-fn rows(path: &Path, text: &str) -> Result<Vec<Row>, Error> {
-    let form = |message: String| Error::Form { path: path.to_owned(), message };
-    let row = |row, value| match value {
+/// Takes a row and its index.
+pub(crate) type TakeRow<'a> = &'a mut dyn FnMut(usize, Row) -> Result<(), Error>;
+
+/// Hands over every row of a file, and returns the file's hash. See [`read_rows`].
+pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut file = BufReader::new(Hashed { file: open_file(path)?, hasher: blake3::Hasher::new() });
+    let start = file.fill_buf().map_err(io)?;
+    if start.starts_with(parquet_file::MAGIC) {
+        drain(&mut file).map_err(io)?;
+        let Hashed { file, hasher } = file.into_inner();
+        parquet_file::each_row(path, file, take)?;
+        return Ok(hasher.finalize().to_hex().to_string());
+    }
+    if start.starts_with(&[0x1f, 0x8b]) {
+        let mut plain = BufReader::new(MultiGzDecoder::new(&mut file));
+        text_rows(path, &mut plain, take)?;
+    } else {
+        text_rows(path, &mut file, take)?;
+    }
+    drain(&mut file).map_err(io)?;
+    Ok(file.into_inner().hasher.finalize().to_hex().to_string())
+}
+
+/// A file that is hashed as it is read.
+struct Hashed {
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        Ok(n)
+    }
+}
+
+fn drain(reader: &mut impl Read) -> io::Result<u64> {
+    io::copy(reader, &mut io::sink())
+}
+
+/// The rows of a JSON list or of JSONL, as the first character says.
+fn text_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    if reader.fill_buf().map_err(io)?.starts_with(BOM) {
+        reader.consume(BOM.len());
+    }
+    let mut blank_lines = 0;
+    let first = loop {
+        match reader.fill_buf().map_err(io)?.first() {
+            Some(&c) if c.is_ascii_whitespace() => {
+                blank_lines += usize::from(c == b'\n');
+                reader.consume(1);
+            }
+            first => break first.copied(),
+        }
+    };
+    match first {
+        Some(b'[') => list_rows(path, reader, take),
+        _ => line_rows(path, Lines::new(reader, path, blank_lines), take),
+    }
+}
+
+fn line_rows(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> Result<(), Error> {
+    let mut row = 0;
+    for line in lines {
+        let line = line?;
+        if line.is_blank() {
+            continue;
+        }
+        let form = |message| Error::Form { path: path.to_owned(), message: format!("line {}: {message}", line.number) };
+        let text = std::str::from_utf8(&line.bytes).map_err(|e| form(format!("not UTF-8: {e}")))?;
+        let value = serde_json::from_str(text)
+            .map_err(|e| form(format!("not valid JSON: {e}; expected a JSON list, or an object on every line")))?;
+        take(row, object(path, row, value)?)?;
+        row += 1;
+    }
+    Ok(())
+}
+
+fn object(path: &Path, row: usize, value: Value) -> Result<Row, Error> {
+    match value {
         Value::Object(object) => Ok(object),
         other => {
             let message = format!("expected an object like {{\"prompt\": …, \"answer\": …}}, got {}", kind(&other));
             Err(Error::Row { path: path.to_owned(), row, message })
         }
-    };
-    if text.trim_start().starts_with('[') {
-        let list: Vec<Value> = serde_json::from_str(text).map_err(|e| form(format!("not valid JSON: {e}")))?;
-        return list.into_iter().enumerate().map(|(i, v)| row(i, v)).collect();
     }
-    let mut objects = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
+}
+
+fn list_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
+    let left = Cell::new(MAX_LINE);
+    let mut failure = None;
+    let mut json = serde_json::Deserializer::from_reader(Bounded { reader, left: &left });
+    let list = List { path, left: &left, take, failure: &mut failure };
+    let read = json.deserialize_seq(list).and_then(|()| json.end());
+    match (failure, read) {
+        (Some(error), _) => Err(error),
+        (None, Err(e)) if e.is_io() => Err(Error::Io { path: path.to_owned(), source: e.into() }),
+        (None, Err(e)) => Err(Error::Form { path: path.to_owned(), message: format!("not valid JSON: {e}") }),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// A reader that fails when more than what is left is read.
+struct Bounded<'a> {
+    reader: &'a mut dyn BufRead,
+    left: &'a Cell<usize>,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        let left = self.left.get().checked_sub(n);
+        self.left.set(left.ok_or_else(|| io::Error::other(format!("a row of more than {MAX_LINE} bytes")))?);
+        Ok(n)
+    }
+}
+
+/// Hands over the rows of a list as they are parsed. Errors of ours cannot pass through those of the parser.
+struct List<'a, 'f> {
+    path: &'a Path,
+    left: &'a Cell<usize>,
+    take: TakeRow<'a>,
+    failure: &'f mut Option<Error>,
+}
+
+impl<'de> Visitor<'de> for List<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut row = 0;
+        while let Some(value) = list.next_element::<Value>()? {
+            self.left.set(MAX_LINE);
+            if let Err(error) = object(self.path, row, value).and_then(|object| (self.take)(row, object)) {
+                *self.failure = Some(error);
+                return Err(serde::de::Error::custom("a row is wrong"));
+            }
+            row += 1;
         }
-        let value = serde_json::from_str(line).map_err(|e| {
-            form(format!("line {}: not valid JSON: {e}; expected a JSON list, or an object on every line", number + 1))
-        })?;
-        objects.push(row(objects.len(), value)?);
+        // What stands behind the list is not bounded: white space, or an error.
+        self.left.set(usize::MAX);
+        Ok(())
     }
-    Ok(objects)
 }
 
 pub(crate) fn kind(value: &Value) -> &'static str {
@@ -89,5 +212,71 @@ pub(crate) fn kind(value: &Value) -> &'static str {
         Value::String(_) => "text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn write(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        std::fs::write(&path, content).unwrap();
+        (folder, path)
+    }
+
+    /// A row whose JSON has so many bytes.
+    fn row(bytes: usize) -> Vec<u8> {
+        [br#"{"a":""#.as_slice(), &vec![b'x'; bytes - 8], br#""}"#].concat()
+    }
+
+    #[test]
+    fn rows_of_a_list_are_bounded_each_by_itself() {
+        let three = [b"[".as_slice(), &row(MAX_LINE - 1), b",", &row(MAX_LINE - 2), b", {}]"].concat();
+        let (_folder, path) = write(&three);
+        assert_eq!(read_rows(&path).unwrap().rows.len(), 3);
+        for long in [[b"[{},".as_slice(), &row(MAX_LINE + 1), b"]"].concat(), row(MAX_LINE + 1)] {
+            let (_folder, path) = write(&long);
+            let message = read_rows(&path).unwrap_err().to_string();
+            assert!(message.contains("16777216 bytes") && message.contains("x.json"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_whole_file() {
+        for content in ["[{\"a\": 1}]  \n", "\n\n{\"a\": 1}\n\n"] {
+            let (_folder, path) = write(content.as_bytes());
+            let file = read_rows(&path).unwrap();
+            assert_eq!(file.hash, blake3::hash(content.as_bytes()).to_hex().to_string());
+            assert_eq!(file.rows.len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_list_is_said_with_its_place() {
+        for (content, part) in [
+            ("[{}, 3]", "row 1 (from 0): expected an object"),
+            ("[{},\n{\"a\"]", "line 2"),
+            ("[{}] x", "trailing characters"),
+            ("\n\n{}\n{\"a\"", "line 4"),
+        ] {
+            let (_folder, path) = write(content.as_bytes());
+            let message = read_rows(&path).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("train.jsonl");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for (path, part) in [(fifo.as_path(), "is a FIFO"), (Path::new("/dev/zero"), "is a device")] {
+            let message = read_rows(path).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 use serde_json::Value;
 
 use crate::Error;
@@ -11,10 +12,10 @@ pub(crate) const FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_ma
 
 /// One of [`FILES`] as JSON, or nothing where the directory has no such file.
 pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
-    if !file.is_file() {
+    if !file.exists() {
         return Ok(None);
     }
-    let text = std::fs::read(file).map_err(|source| Error::Io { path: file.to_owned(), source })?;
+    let text = read_file(file, MAX_TOKENIZER)?;
     let invalid = |e| Error::Tokenizer { path: file.to_owned(), message: format!("not valid JSON: {e}") };
     serde_json::from_slice(&text).map(Some).map_err(invalid)
 }

@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
+
 use crate::{Error, special};
 
 /// A model's tokenizer: `tokenizer.json`, and the special tokens that `tokenizer_config.json` names.
@@ -19,7 +21,7 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when `tokenizer.json` is missing or no tokenizer.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer, Error> {
         let path = dir.join("tokenizer.json");
-        if !path.is_file() {
+        if !path.exists() {
             let message = "not found; a model directory holds its tokenizer in tokenizer.json".to_owned();
             return Err(Error::Tokenizer { path, message });
         }
@@ -40,12 +42,12 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json` alone; it knows no special tokens by role.
+    /// Reads a `tokenizer.json` alone, of at most 256 MiB; it knows no special tokens by role.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`].
+    /// [`Error::File`], [`Error::Tokenizer`].
     pub fn from_file(path: &Path) -> Result<Tokenizer, Error> {
-        let mut inner = tokenizers::Tokenizer::from_file(path)
+        let mut inner = tokenizers::Tokenizer::from_bytes(read_file(path, MAX_TOKENIZER)?)
             .map_err(|e| Error::Tokenizer { path: path.to_owned(), message: e.to_string() })?;
         // Length is our business: a truncation or padding setting left in the file would cut examples silently.
         inner

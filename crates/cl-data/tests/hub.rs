@@ -213,6 +213,24 @@ fn offline_after_the_cache_and_without_it() {
 }
 
 #[test]
+fn a_cache_that_cannot_be_written_serves_what_it_has_and_says_what_to_set_for_more() {
+    let server = sharded();
+    let folder = tempfile::tempdir().unwrap();
+    let hub = server.hub(folder.path());
+    let split = DatasetRef::new("o/d", "train");
+    let paths = hub.dataset_files(&split).unwrap();
+    for name in ["refs", ".listing"] {
+        let own = folder.path().join("datasets--o--d").join(name);
+        std::fs::remove_dir_all(&own).unwrap();
+        std::fs::write(&own, "in the way").unwrap();
+    }
+    assert_eq!(hub.dataset_files(&split).unwrap(), paths);
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let error = hub_error(server.hub(&folder.path().join("file/hub")).dataset_files(&split));
+    assert!(matches!(error, HubError::Cache { .. }) && error.to_string().contains("set HF_HUB_CACHE"), "{error}");
+}
+
+#[test]
 fn what_pythons_client_left_is_found_offline() {
     let cache = tempfile::tempdir().unwrap();
     let repo = cache.path().join("datasets--o--d");

@@ -2,21 +2,23 @@
 
 use std::path::PathBuf;
 
-use cl_data::Row;
+use cl_data::{Profile, Row};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Value};
 use serde_json::{Map, json};
 
 use crate::chat::{Chat, Role, Turn, joined};
+use crate::error::shortened;
 use crate::few_shot::{ShotSampler, TooFew};
 use crate::task_file::{Choices, TaskFile};
 use crate::template::{Formula, Template, environment};
-use crate::{Error, GenerateRequest, LoglikelihoodRequest, Metric, Request, Target, Task, TaskOptions};
+use crate::{Error, GenerateRequest, Harness, LoglikelihoodRequest, Metric, Request, Target, Task, TaskOptions};
 
 /// A task made of a description and rows: every request is known when it is loaded.
 pub(crate) struct DescribedTask {
     name: String,
     metric: Metric,
+    harness: Harness,
     documents: Vec<(Ask, Target)>,
     max_new_tokens: usize,
     stop: Vec<String>,
@@ -68,6 +70,10 @@ impl Task for DescribedTask {
         self.metric
     }
 
+    fn harness(&self) -> Harness {
+        self.harness
+    }
+
     fn settings(&self) -> Map<String, serde_json::Value> {
         self.settings.clone()
     }
@@ -98,7 +104,11 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
         shots: options.num_fewshot.unwrap_or(task.fewshot.num_fewshot),
         seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED),
     };
-    let metric = options.metric.unwrap_or(task.metric);
+    let metric = options.metric.unwrap_or(match (task.metric, options.profile) {
+        // The paper's script hands over the two texts the other way round.
+        (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
+        (metric, _) => metric,
+    });
     let documents = filled(task, &material, options, metric, draws)?;
     if documents.is_empty() {
         return Err(Error::NoDocuments { name: material.name });
@@ -111,7 +121,8 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
         settings.insert("max_new_tokens".to_owned(), json!(max_new_tokens));
         settings.insert("stop".to_owned(), json!(stop));
     }
-    Ok(DescribedTask { name: material.name, metric, documents, max_new_tokens, stop, settings })
+    let harness = task.harness;
+    Ok(DescribedTask { name: material.name, metric, harness, documents, max_new_tokens, stop, settings })
 }
 
 /// How many shots stand in front of a document, and the seed that they are drawn with.
@@ -360,7 +371,7 @@ impl List<'_> {
             List::Formula(formula) => formula,
         };
         let value = formula.value(row)?;
-        let not_a_list = || format!("is {value:?}, expected a list of texts");
+        let not_a_list = || shortened(&format!("is {value:?}, expected a list of texts"));
         if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
             return Err(not_a_list());
         }

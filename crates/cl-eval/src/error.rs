@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a task cannot be loaded, run or tabulated.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,25 @@ pub enum Error {
         /// The data set of the hub that has the same rows.
         dataset: Option<String>,
     },
+    /// Shots that lm-eval publishes as part of its task, and nobody else may copy.
+    #[error(
+        "task `{name}`: its shots come with lm-eval: `pip install lm-eval`, then cl eval --lm-eval python3 (eval.lm_eval in a \
+         sequence), or the path of the package; or write them to {path}"
+    )]
+    LmEvalShots {
+        /// The task.
+        name: String,
+        /// A file that would do.
+        path: PathBuf,
+    },
+    /// There is no lm-eval, or it has no such task.
+    #[error("{path}: {message}")]
+    LmEval {
+        /// What was given for lm-eval.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// Rows that no file has, and that cannot be had from the hub either.
     #[error("task `{name}`: {path} is missing, and the hub's data set {dataset} cannot be read: {source}")]
     Fetch {
@@ -41,7 +60,7 @@ pub enum Error {
         source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is no JSON or lacks something.
-    #[error("{path}: line {line}: {source}; expected {expected}")]
+    #[error("{path}: line {line}: {}; expected {expected}", shortened(&source.to_string()))]
     Line {
         /// The file.
         path: PathBuf,
@@ -79,12 +98,14 @@ pub enum Error {
         choices: usize,
     },
     /// A task's description is no TOML, or has a key that there is not.
-    #[error("{path}: {source}")]
+    #[error("{path}: line {line}: {message}")]
     TaskToml {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        source: Box<toml::de::Error>,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
     },
     /// A key of a task's description cannot be what it is.
     #[error("{path}: `{key}`: {message}")]
@@ -170,9 +191,30 @@ pub enum Error {
         /// The answer.
         source: std::io::Error,
     },
+    /// A file that cannot be read or written as a whole: missing, no regular file, too large, no text.
+    #[error(transparent)]
+    File(#[from] cl_checkpoint::Error),
+    /// A file where a directory is needed.
+    #[error("{path}: is a file, and {file} needs a directory there; move it away, or write elsewhere")]
+    NoDirectory {
+        /// What is in the way.
+        path: PathBuf,
+        /// What was to be written.
+        file: PathBuf,
+    },
+    /// Another process, or another task of this one, adds answers to the file.
+    #[error(
+        "{path}: another process is scoring into this file; wait for it, or write elsewhere (cl eval --out); several \
+         adapters of one command get a directory each"
+    )]
+    Busy {
+        /// The predictions file.
+        path: PathBuf,
+    },
     /// A file in the place of the predictions is something else.
     #[error(
-        "{path}: line {line} is no prediction ({source}); the file is left as it is: move it away or write elsewhere"
+        "{path}: line {line} is no prediction ({}); the file is left as it is: move it away or write elsewhere",
+        shortened(&source.to_string())
     )]
     NotPredictions {
         /// The file.
@@ -299,6 +341,27 @@ pub enum Error {
     /// Examples of the task.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
+}
+
+impl Error {
+    /// TOML's own message shows the line that is wrong, which may have a megabyte.
+    pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
+        Error::TaskToml { path: path.to_owned(), line, message: shortened(error.message()) }
+    }
+}
+
+/// The beginning and the end of a message that quotes what it is about.
+pub(crate) fn shortened(message: &str) -> String {
+    const MOST: usize = 200; // characters of either
+    let message = message.trim();
+    let count = message.chars().count();
+    if count <= 2 * MOST {
+        return message.to_owned();
+    }
+    let part = |from: usize, n: usize| message.chars().skip(from).take(n).collect::<String>();
+    format!("{} … {}", part(0, MOST), part(count - MOST, MOST))
 }
 
 fn or_fetched(dataset: Option<&str>) -> String {

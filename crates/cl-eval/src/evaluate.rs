@@ -1,8 +1,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::write_file;
+use cl_data::read_lines;
 use serde::{Deserialize, Serialize};
 
 use crate::{BoxError, Error, LanguageModel, Loglikelihood, Metric, Request, Response, Target, Task};
@@ -90,9 +93,12 @@ pub fn evaluate(
 /// nothing. When all is done the file is in the order of the documents, as that of an uninterrupted run; log-likelihoods may
 /// differ in the last bits that a model's batches decide.
 ///
+/// Every file is locked as long as answers are added to it. Several processes may write to one directory, each its own files.
+///
 /// # Errors
 /// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
 /// another model's answers, [`Error::NotPredictions`] when it is another kind of file; it is then left as it is.
+/// [`Error::Busy`] when another process is adding to it. [`Error::File`], also for what is no regular file.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
@@ -144,8 +150,7 @@ pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
 /// # Errors
 /// [`Error::Io`], [`Error::NotPredictions`], [`Error::NoDocuments`] of a file without predictions.
 pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
-    let io = |source| Error::Io { path: predictions.to_owned(), source };
-    std::fs::metadata(predictions).map_err(io)?;
+    cl_checkpoint::files::open_file(predictions)?;
     let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
     let mut seen = HashSet::new();
     for mut line in Saved::read(predictions)?.lines {
@@ -189,16 +194,24 @@ impl<'a> Run<'a> {
         saved.check_model(&path, fingerprint)?;
         let mut askers = HashMap::new();
         keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
-        let done = keys.iter().filter(|k| saved.by_request.contains_key(*k)).count();
+        let done = saved.done(&keys);
         let fingerprint = fingerprint.map(str::to_owned);
         Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
     }
 
-    /// Opens the file to add to it, without a cut-off line at its end, and in a directory that exists.
+    /// Opens the file to add to it, as the only one who does, without a cut-off line at its end; makes its directory.
     fn begin(&mut self) -> Result<(), Error> {
-        write_whole(&self.path, &self.saved.lines)?;
+        make_parent(&self.path)?;
+        let mut file = lock_log(&self.path)?;
+        remove_leftovers(&self.path);
+        // Another process may have added to it, or replaced it, since it was looked at.
+        self.saved = Saved::read(&self.path)?;
+        self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
+        self.done = self.saved.done(&self.keys);
+        let end: &[u8] = if self.saved.unended { b"\n" } else { b"" };
         let io = |source| Error::Io { path: self.path.clone(), source };
-        self.file = Some(OpenOptions::new().append(true).open(&self.path).map_err(io)?);
+        file.set_len(self.saved.whole).and_then(|()| file.write_all(end)).map_err(io)?;
+        self.file = Some(file);
         Ok(())
     }
 
@@ -235,9 +248,10 @@ impl<'a> Run<'a> {
     }
 
     fn finish(&mut self) -> Result<Scores, Error> {
-        self.file = None;
         let answered = self.answered()?;
-        write_whole(&self.path, &self.saved.in_order(&self.keys, &answered))?;
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        write_whole(&self.path, &to_jsonl(&self.saved.in_order(&self.keys, &answered)).map_err(io)?)?;
+        self.file = None;
         Ok(aggregate(self.task.name(), self.task.metric(), &answered))
     }
 }
@@ -328,30 +342,38 @@ struct Saved {
     lines: Vec<Prediction>,
     /// Line of each request's answer; the first one if there are several.
     by_request: HashMap<String, usize>,
+    /// Bytes of the lines; less than the file's where a kill cut off the last one.
+    whole: u64,
+    /// The last line is whole but for its line feed.
+    unended: bool,
 }
 
 impl Saved {
     /// The lines of a file; no file is no lines. What a kill cut off, wherever it was cut, is left out; anything else that is no
     /// prediction is an error, so that no other file is ever written over.
     fn read(path: &Path) -> Result<Saved, Error> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Saved::default()),
-            Err(source) => {
-                return Err(Error::Io { path: path.to_owned(), source });
-            }
-        };
         let mut saved = Saved::default();
-        for (i, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
-            match serde_json::from_slice(line) {
+        if !path.exists() {
+            return Ok(saved);
+        }
+        for line in read_lines(path)? {
+            let line = line?;
+            match serde_json::from_slice(&line.bytes) {
                 Ok(prediction) => saved.push(prediction),
-                Err(_) if is_cut_off(line) => {}
+                Err(_) if is_cut_off(&line.bytes) => break,
                 Err(source) => {
-                    return Err(Error::NotPredictions { path: path.to_owned(), line: i + 1, source });
+                    return Err(Error::NotPredictions { path: path.to_owned(), line: line.number, source });
                 }
             }
+            saved.whole += line.bytes.len() as u64;
+            saved.unended = !line.bytes.ends_with(b"\n");
         }
         Ok(saved)
+    }
+
+    /// Documents that are answered.
+    fn done(&self, keys: &[String]) -> usize {
+        keys.iter().filter(|k| self.by_request.contains_key(*k)).count()
     }
 
     fn push(&mut self, prediction: Prediction) {
@@ -437,22 +459,52 @@ fn to_jsonl(predictions: &[Prediction]) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn write_whole(path: &Path, predictions: &[Prediction]) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    write_bytes(path, &to_jsonl(predictions).map_err(io)?)
+/// Writes a file, in a directory that is made for it.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    make_parent(path)?;
+    Ok(write_file(path, bytes)?)
 }
 
-/// Through a file beside it, so that a kill leaves the old one or the new one.
-pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io)?;
+fn make_parent(path: &Path) -> Result<(), Error> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    if let Some(file) = parent.ancestors().find(|p| p.exists()).filter(|p| !p.is_dir()) {
+        return Err(Error::NoDirectory { path: file.to_owned(), file: path.to_owned() });
     }
-    let part = path.with_added_extension("part");
-    let mut file = File::create(&part).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    std::fs::rename(&part, path).map_err(io)
+    std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
+}
+
+/// Opens a log of answers to add to it, and locks it as long as it is open.
+fn lock_log(path: &Path) -> Result<File, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    loop {
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_owned() }),
+            // A file system without locks.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        // Whoever had it before may have put another file in its place, which this lock does not guard.
+        let same_file = |there: &Metadata, open: &Metadata| (there.dev(), there.ino()) == (open.dev(), open.ino());
+        let open = file.metadata().map_err(io)?;
+        if std::fs::metadata(path).is_ok_and(|there| same_file(&there, &open)) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes what kills left of writing a file whole: `.NAME.RANDOM.part` beside it. To be called under the file's lock.
+fn remove_leftovers(path: &Path) {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let prefix = format!(".{}.", name.to_string_lossy());
+    let random = |file: &str| {
+        let middle = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".part"));
+        middle.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        if random(&entry.file_name().to_string_lossy()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Half of a blake3 hash is enough: 128 bits.

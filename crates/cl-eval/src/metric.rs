@@ -27,6 +27,8 @@ pub enum Metric {
     /// when answer and reference change places, as in the paper's and TRACE's scripts (only ties between equally long common
     /// subsequences differ).
     RougeL,
+    /// The scores of `rouge_l`, with `rouge_l_swapped` standing for the task: the paper's own number.
+    RougeLSwapped,
     /// `sari`: SARI / 100 against the prompt and the reference.
     Sari,
     /// `edit_similarity`: `fuzz.ratio` / 100 with python-Levenshtein, after Py150's clean-up; `edit_similarity_difflib`:
@@ -60,7 +62,7 @@ impl Metric {
                 ("exact_match", exact::exact_match(answer, reference)),
             ],
             Metric::ExactMatch => vec![("exact_match", exact::exact_match(answer, reference))],
-            Metric::RougeL => {
+            Metric::RougeL | Metric::RougeLSwapped => {
                 let score = rouge::rouge_l(answer, reference);
                 vec![
                     ("rouge_l", score.f),
@@ -113,6 +115,7 @@ impl Metric {
             Metric::FirstChar => "first_char",
             Metric::ExactMatch => "exact_match",
             Metric::RougeL => "rouge_l",
+            Metric::RougeLSwapped => "rouge_l_swapped",
             Metric::Sari => "sari",
             Metric::EditSimilarity => "edit_similarity",
             Metric::Gsm8k | Metric::Gsm8kCot => "flexible_extract",

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use cl_data::{BOM, Line, read_lines};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -67,13 +68,14 @@ impl MultipleChoice {
 
 /// The lines of a JSONL file that are not blank, with their numbers from 1.
 pub(crate) fn lines<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<Vec<(usize, T)>, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let parse = |(i, line): (usize, &str)| {
-        let value = serde_json::from_str(line);
-        value.map(|v| (i + 1, v)).map_err(|source| Error::Line { path: path.to_owned(), line: i + 1, expected, source })
+    let parse = |line: Result<Line, cl_data::Error>| {
+        let Line { number, bytes } = line?;
+        let wrong = |source| Error::Line { path: path.to_owned(), line: number, expected, source };
+        let json = if number == 1 { bytes.strip_prefix(BOM).unwrap_or(&bytes) } else { &bytes };
+        Ok((number, serde_json::from_slice(json).map_err(wrong)?))
     };
-    text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).map(parse).collect()
+    let blank = |line: &Result<Line, _>| line.as_ref().is_ok_and(Line::is_blank);
+    read_lines(path)?.filter(|line| !blank(line)).map(parse).collect()
 }
 
 impl Task for MultipleChoice {

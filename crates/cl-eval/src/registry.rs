@@ -2,12 +2,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use cl_data::{DatasetRef, Hub, Row, Split, load_split};
+use cl_checkpoint::files::{MAX_CONFIG, read_file, read_text};
+use cl_data::{DatasetRef, Hub, Profile, Row, Split, load_split};
 use serde_json::{Map, Value, json};
 
 use crate::chat::ChatRender;
 use crate::described::{Document, Material, build};
 use crate::group::TaskGroup;
+use crate::lm_eval::lm_eval_samples;
 use crate::rows::{Library, Rows};
 use crate::task_file::{HubDataset, TaskFile};
 use crate::template::{Template, environment};
@@ -111,6 +113,10 @@ pub struct TaskOptions<'a> {
     pub fewshot_as_multiturn: bool,
     /// Stands in front of the task's own description.
     pub system_instruction: Option<&'a str>,
+    /// Under [`Profile::Paper`] a task of ROUGE-L stands in tables by the paper's own number.
+    pub profile: Profile,
+    /// An installed lm-eval, or a task's file of it, for shots that it alone publishes; see [`find_lm_eval`](crate::find_lm_eval).
+    pub lm_eval: Option<&'a Path>,
     /// Where data sets are fetched from that are not in the directory; nothing is ever fetched without it.
     pub hub: Option<&'a Hub>,
 }
@@ -158,7 +164,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
     }
     if name.ends_with(".toml") {
         let path = given();
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let text = read_text(&path, MAX_CONFIG)?;
         let file = TaskFile::parse(&text, &path)?;
         let mut library = Library::new(dir, path.parent(), options.hub);
         return if file.group.is_some() {
@@ -244,7 +250,7 @@ fn load_described(
     let mut documents = documents(&rows, member);
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
-    let pool = if shots > 0 { asked.pool(shots, &rows, library, &mut files)? } else { Vec::new() };
+    let pool = if shots > 0 { asked.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
     let material = Material { name: asked.task().to_owned(), documents, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))
 }
@@ -341,7 +347,7 @@ impl Asked<'_> {
             let names = self.candidates(patterns)?;
             let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"), None);
             let path = library.find(&names).ok_or_else(needed)?;
-            let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let bytes = read_file(&path, MAX_CONFIG)?;
             let value =
                 serde_json::from_slice(&bytes).map_err(|source| Error::Values { path: path.clone(), source })?;
             values.insert(key.clone(), value);
@@ -356,6 +362,7 @@ impl Asked<'_> {
         shots: usize,
         own: &Rows,
         library: &mut Library<'_>,
+        options: &TaskOptions<'_>,
         files: &mut Vec<Value>,
     ) -> Result<Vec<Document>, Error> {
         let samples = &self.file.fewshot.samples;
@@ -371,6 +378,12 @@ impl Asked<'_> {
         let needed = || format!("the {shots} shots in front of every document are drawn from it");
         let dataset = self.dataset(|hub| hub.fewshot_split.as_ref())?;
         let found = self.find_rows(library, &names, dataset.as_ref())?;
+        if let (None, Some(yaml)) = (&found, &self.file.fewshot.lm_eval) {
+            let missing = || Error::LmEvalShots { name: self.task().to_owned(), path: self.expected(&names) };
+            let samples = lm_eval_samples(options.lm_eval.ok_or_else(missing)?, yaml)?;
+            files.push(json!({ "path": samples.path, "blake3": samples.hash }));
+            return Ok(samples.documents());
+        }
         let rows = found.ok_or_else(|| self.missing(&names, needed(), dataset))?;
         files.push(rows.settings());
         Ok(documents(&rows, self.member))

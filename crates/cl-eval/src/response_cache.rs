@@ -1,8 +1,9 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use cl_data::{Line, read_lines};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Loglikelihood};
@@ -46,6 +47,9 @@ pub enum Answer {
 /// over key and answer: a line that was cut off or damaged is left out when the file is read ([`ResponseCache::damaged`]), so
 /// that its question is asked again, and the lines around it stay. Several processes may add to one file.
 ///
+/// A cache is a help, not a need: where the file cannot be read or written, what was given is kept in memory alone, and
+/// [`ResponseCache::failure`] says why.
+///
 /// ```
 /// use cl_eval::{Answer, TokenRequest, ResponseCache};
 ///
@@ -53,12 +57,12 @@ pub enum Answer {
 /// # let folder = tempfile::tempdir()?;
 /// # let dir = folder.path();
 /// let question = TokenRequest::Generate { tokens: &[1, 2, 3], max_new_tokens: 8, stop: &[] };
-/// let mut cache = ResponseCache::open(dir, "weights:f32")?;
+/// let mut cache = ResponseCache::open(dir, "weights:f32");
 /// assert_eq!(cache.get(&question), None);
-/// cache.put(&question, Answer::Text("four".into()))?;
+/// cache.put(&question, Answer::Text("four".into()));
 /// // Another process, later:
-/// assert_eq!(ResponseCache::open(dir, "weights:f32")?.get(&question), Some(&Answer::Text("four".into())));
-/// assert_eq!(ResponseCache::open(dir, "other weights:f32")?.get(&question), None);
+/// assert_eq!(ResponseCache::open(dir, "weights:f32").get(&question), Some(&Answer::Text("four".into())));
+/// assert_eq!(ResponseCache::open(dir, "other weights:f32").get(&question), None);
 /// # Ok(())
 /// # }
 /// ```
@@ -68,39 +72,57 @@ pub struct ResponseCache {
     answers: HashMap<String, Answer>,
     damaged: Vec<usize>,
     file: Option<File>,
+    failure: Option<Error>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct Entry {
     key: String,
     answer: Answer,
     check: String,
 }
 
 impl ResponseCache {
-    /// Reads what is there of a model; the file appears with the first answer.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn open(dir: &Path, fingerprint: &str) -> Result<ResponseCache, Error> {
+    /// Reads what is there of a model, and opens the file to add to it.
+    pub fn open(dir: &Path, fingerprint: &str) -> ResponseCache {
         let name = &blake3::hash(fingerprint.as_bytes()).to_hex()[..32];
         let path = dir.join(format!("{name}.jsonl"));
-        let mut bytes = Vec::new();
-        match File::open(&path).and_then(|mut f| f.read_to_end(&mut bytes)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::Io { path, source: e }),
-            _ => {}
-        }
         let fingerprint = fingerprint.to_owned();
-        let mut cache = ResponseCache { path, fingerprint, answers: HashMap::new(), damaged: Vec::new(), file: None };
-        for (i, line) in bytes.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-            match serde_json::from_slice::<Line>(line) {
+        let (answers, damaged) = (HashMap::new(), Vec::new());
+        let mut cache = ResponseCache { path, fingerprint, answers, damaged, file: None, failure: None };
+        if let Err(error) = cache.read().and_then(|()| cache.append()) {
+            cache.failure = Some(error);
+        }
+        cache
+    }
+
+    fn read(&mut self) -> Result<(), Error> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        for line in read_lines(&self.path)? {
+            let Line { number, bytes } = line?;
+            match serde_json::from_slice::<Entry>(&bytes) {
                 Ok(line) if line.check == check(&line.key, &line.answer) => {
-                    cache.answers.insert(line.key, line.answer);
+                    self.answers.insert(line.key, line.answer);
                 }
-                _ => cache.damaged.push(i + 1),
+                _ if bytes == b"\n" => {}
+                _ => self.damaged.push(number),
             }
         }
-        Ok(cache)
+        Ok(())
+    }
+
+    /// Opens the file to add to it.
+    fn append(&mut self) -> Result<(), Error> {
+        let file = open(&self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Why answers are no longer read or written down, if they are not.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
     }
 
     /// The file.
@@ -128,29 +150,18 @@ impl ResponseCache {
         self.answers.get(&self.key(question))
     }
 
-    /// Writes an answer down.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn put(&mut self, question: &TokenRequest<'_>, answer: Answer) -> Result<(), Error> {
+    /// Keeps an answer, and writes it down as long as the file can be written.
+    pub fn put(&mut self, question: &TokenRequest<'_>, answer: Answer) {
         let key = self.key(question);
         let check = check(&key, &answer);
-        let line = Line { key, answer, check };
-        let write = |cache: &mut ResponseCache| -> std::io::Result<()> {
-            let mut bytes = serde_json::to_vec(&line)?;
-            bytes.push(b'\n');
-            let file = match &mut cache.file {
-                Some(file) => file,
-                none => none.insert(open(&cache.path)?),
-            };
-            file.lock()?;
-            let written = file.write_all(&bytes);
-            file.unlock()?;
-            written
-        };
-        write(self).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        let line = Entry { key, answer, check };
+        if let Some(file) = &mut self.file
+            && let Err(source) = write(file, &line)
+        {
+            self.failure = Some(Error::Io { path: self.path.clone(), source });
+            self.file = None;
+        }
         self.answers.insert(line.key, line.answer);
-        Ok(())
     }
 
     fn key(&self, question: &TokenRequest<'_>) -> String {
@@ -166,13 +177,26 @@ fn open(path: &Path) -> std::io::Result<File> {
     }
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     file.lock()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    if bytes.last().is_some_and(|b| *b != b'\n') {
-        file.write_all(b"\n")?;
+    if file.metadata()?.len() > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
     }
     file.unlock()?;
     Ok(file)
+}
+
+/// Adds a line, whole beside those of other processes.
+fn write(file: &mut File, line: &Entry) -> std::io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    file.lock()?;
+    let written = file.write_all(&bytes);
+    file.unlock()?;
+    written
 }
 
 fn check(key: &str, answer: &Answer) -> String {
@@ -197,11 +221,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("new/folder");
         let sums = [-0.1 - 0.2, f64::NEG_INFINITY, -1e-300, 0.0];
-        let mut cache = ResponseCache::open(&dir, "m").unwrap();
+        let mut cache = ResponseCache::open(&dir, "m");
         for (i, sum) in sums.into_iter().enumerate() {
-            cache.put(&question(&[i as u32, 7]), answer(sum)).unwrap();
+            cache.put(&question(&[i as u32, 7]), answer(sum));
         }
-        let read = ResponseCache::open(&dir, "m").unwrap();
+        let read = ResponseCache::open(&dir, "m");
         for (i, sum) in sums.into_iter().enumerate() {
             let Some(Answer::Loglikelihood(l)) = read.get(&question(&[i as u32, 7])) else { panic!("{i}") };
             assert_eq!(l.sum.to_bits(), sum.to_bits());
@@ -210,29 +234,50 @@ mod tests {
         assert_eq!(read.get(&question(&[0, 7, 7])), None);
         assert_eq!(read.get(&TokenRequest::Loglikelihood { tokens: &[0, 7], from: 2 }), None);
         assert_eq!(read.get(&TokenRequest::Generate { tokens: &[0, 7], max_new_tokens: 1, stop: &[] }), None);
-        assert!(ResponseCache::open(&dir, "n").unwrap().is_empty());
+        assert!(ResponseCache::open(&dir, "n").is_empty());
     }
 
     #[test]
     fn damaged_lines_are_left_out_and_the_others_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let mut cache = ResponseCache::open(folder.path(), "m").unwrap();
-        (0..4).for_each(|i| cache.put(&question(&[i, 7]), answer(-f64::from(i) - 0.5)).unwrap());
+        let mut cache = ResponseCache::open(folder.path(), "m");
+        (0..4).for_each(|i| cache.put(&question(&[i, 7]), answer(-f64::from(i) - 0.5)));
         let path = cache.path().to_owned();
         let text = std::fs::read_to_string(&path).unwrap();
         // Still JSON, but another number; no JSON; cut off.
         std::fs::write(&path, text.replace("-1.5", "-2.5").replacen("{", "[", 1).trim_end().trim_end_matches('}'))
             .unwrap();
-        let mut cache = ResponseCache::open(folder.path(), "m").unwrap();
+        let mut cache = ResponseCache::open(folder.path(), "m");
         assert_eq!(cache.damaged(), [1, 2, 4]);
         assert!(cache.get(&question(&[2, 7])).is_some());
-        cache.put(&question(&[3, 7]), answer(-3.5)).unwrap();
-        let read = ResponseCache::open(folder.path(), "m").unwrap();
+        cache.put(&question(&[3, 7]), answer(-3.5));
+        let read = ResponseCache::open(folder.path(), "m");
         assert_eq!((read.len(), read.damaged().len()), (2, 3));
         assert_eq!(read.get(&question(&[3, 7])), Some(&answer(-3.5)));
         // Bytes that are no text at all.
         std::fs::write(&path, [b"\xff\x00\n".as_slice(), text.as_bytes()].concat()).unwrap();
-        let read = ResponseCache::open(folder.path(), "m").unwrap();
+        let read = ResponseCache::open(folder.path(), "m");
         assert_eq!((read.len(), read.damaged()), (4, &[1][..]));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_costs_the_cache_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a file");
+        std::fs::write(&file, "").unwrap();
+        let mut cache = ResponseCache::open(&file.join("responses"), "m");
+        assert!(cache.failure().unwrap().to_string().contains("a file/responses"), "{:?}", cache.failure());
+        cache.put(&question(&[1, 7]), answer(-1.5));
+        assert_eq!(cache.get(&question(&[1, 7])), Some(&answer(-1.5)));
+    }
+
+    #[test]
+    fn a_fifo_in_its_place_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = ResponseCache::open(folder.path(), "m").path().to_owned();
+        std::fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let cache = ResponseCache::open(folder.path(), "m");
+        assert!(cache.failure().unwrap().to_string().contains("FIFO"), "{:?}", cache.failure());
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::evaluate::write_bytes;
+use crate::evaluate::write_whole;
 use crate::{Error, Scores};
 
 /// A task's scores with how it was asked.
@@ -116,12 +116,12 @@ pub fn results(tasks: &[TaskResult<'_>], groups: &[GroupResult<'_>], run: &RunSe
     json.into()
 }
 
-/// Writes results, indented, through a file beside it: a kill leaves the old file or the new one.
+/// Writes results, indented, through a file beside it: a kill leaves the old file or the new one. Makes the directory.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`], [`Error::File`].
 pub fn write_results(path: &Path, results: &Value) -> Result<(), Error> {
-    write_bytes(path, format!("{results:#}\n").as_bytes())
+    write_whole(path, format!("{results:#}\n").as_bytes())
 }
 
 fn entry(name: &str, scores: &Scores) -> Value {

@@ -60,7 +60,7 @@ impl<'a> Library<'a> {
     pub(crate) fn find(&self, candidates: &[String]) -> Option<PathBuf> {
         let paths = self.homes.iter().flat_map(|home| candidates.iter().map(move |c| home.join(c)));
         let mut files = paths.flat_map(|p| EXTENSIONS.map(|e| PathBuf::from(format!("{}.{e}", p.display()))));
-        files.find(|p| p.is_file())
+        files.find(|p| p.exists() && !p.is_dir())
     }
 
     /// The rows of the first candidate that exists.

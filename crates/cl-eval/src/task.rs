@@ -45,6 +45,20 @@ pub enum Target {
     },
 }
 
+/// Whose script a task's published scores come from. In the paper the two differ in more than prompts: TRACE's tasks are
+/// tokenized as training does, BOS included; those of lm-evaluation-harness without BOS, which was its default then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Harness {
+    /// lm-evaluation-harness.
+    LmEval,
+    /// TRACE.
+    Trace,
+    /// Neither.
+    #[default]
+    Other,
+}
+
 /// Documents with a way to ask about each and to score the answer.
 pub trait Task: Sync {
     /// Name, as in tables.
@@ -66,6 +80,11 @@ pub trait Task: Sync {
 
     /// How answers are scored.
     fn metric(&self) -> Metric;
+
+    /// Whose script its published scores come from.
+    fn harness(&self) -> Harness {
+        Harness::Other
+    }
 
     /// How its documents were asked about, as it is recorded with results: shots, seed, files and their hashes.
     fn settings(&self) -> Map<String, Value> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::few_shot::Sampler;
 use crate::template::{Formula, Template, environment};
-use crate::{Error, Metric};
+use crate::{Error, Harness, Metric};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +22,8 @@ pub(crate) struct TaskFile {
     #[serde(default)]
     pub(crate) source: String,
     pub(crate) metric: Metric,
+    #[serde(default)]
+    pub(crate) harness: Harness,
     /// Template of what stands in front of all shots.
     #[serde(default)]
     pub(crate) description: String,
@@ -71,6 +73,8 @@ pub(crate) struct FewShot {
     pub(crate) exclude_document: bool,
     /// Instead of a file.
     pub(crate) samples: Vec<Row>,
+    /// A task of lm-eval whose own shots these are, by its file in the package.
+    pub(crate) lm_eval: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -129,8 +133,7 @@ impl TaskFile {
     /// # Errors
     /// [`Error::TaskToml`], [`Error::TaskKey`].
     pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
-        let mut task: TaskFile =
-            toml::from_str(text).map_err(|e| Error::TaskToml { path: path.to_owned(), source: Box::new(e) })?;
+        let mut task: TaskFile = toml::from_str(text).map_err(|e| Error::toml(path, text, &e))?;
         task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();
         task.check().map_err(|(key, message)| Error::TaskKey { path: path.to_owned(), key, message })?;
         Ok(task)

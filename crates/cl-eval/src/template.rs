@@ -4,16 +4,29 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
+use cl_data::jinja;
 use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Expression, State, UndefinedBehavior, Value};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, Expression, Output, State, UndefinedBehavior, Value, escape_formatter,
+};
 use minijinja_contrib::pycompat;
 use regex::Regex;
 
+use crate::error::shortened;
 use crate::metrics::{python_space, python_strip};
 
 /// Templates as Jinja2 renders them for lm-eval: what is not there is an error, a newline at the end stays, nothing is
 /// escaped.
+///
+/// Templates come from strangers: [`jinja`] bounds what they may do.
 pub(crate) fn environment<'e>() -> Environment<'e> {
+    let mut environment = unlimited();
+    jinja::limit(&mut environment, unlimited(), jinja::MAX_STEPS);
+    environment.set_formatter(format_value);
+    environment
+}
+
+fn unlimited<'e>() -> Environment<'e> {
     let mut environment = Environment::new();
     environment.set_keep_trailing_newline(true);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -23,17 +36,26 @@ pub(crate) fn environment<'e>() -> Environment<'e> {
     environment
 }
 
+fn format_value(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    if value.is_undefined() {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
+    jinja::spend(state, value)?;
+    escape_formatter(out, state, value)
+}
+
 /// A text with `{{ … }}` in it.
 pub(crate) struct Template<'e>(minijinja::Template<'e, 'e>);
 
 impl<'e> Template<'e> {
     pub(crate) fn new(environment: &'e Environment<'e>, source: &'e str) -> Result<Template<'e>, String> {
+        jinja::check_source(source)?;
         environment.template_from_str(source).map(Template).map_err(|e| describe(&e))
     }
 
     pub(crate) fn render(&self, row: &Value) -> Result<String, String> {
         let missing = || missing(&self.0.undeclared_variables(false), row);
-        self.0.render(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))
+        jinja::render(&self.0, row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))
     }
 }
 
@@ -42,12 +64,13 @@ pub(crate) struct Formula<'e>(Expression<'e, 'e>);
 
 impl<'e> Formula<'e> {
     pub(crate) fn new(environment: &'e Environment<'e>, source: &'e str) -> Result<Formula<'e>, String> {
+        jinja::check_expression(source)?;
         environment.compile_expression(source).map(Formula).map_err(|e| describe(&e))
     }
 
     pub(crate) fn value(&self, row: &Value) -> Result<Value, String> {
         let missing = || missing(&self.0.undeclared_variables(false), row);
-        let value = self.0.eval(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))?;
+        let value = jinja::evaluate(&self.0, row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))?;
         if value.is_undefined() {
             return Err(missing().unwrap_or_else(|| "it has no value".to_owned()));
         }
@@ -55,16 +78,20 @@ impl<'e> Formula<'e> {
     }
 }
 
+/// Names that are there without a row.
+const FUNCTIONS: [&str; 4] = ["range", "dict", "debug", "namespace"];
+
 /// The engine says that something is undefined, but not what.
 fn missing(wanted: &HashSet<String>, row: &Value) -> Option<String> {
     let mut absent: Vec<String> = wanted
         .iter()
+        .filter(|name| !FUNCTIONS.contains(&name.as_str()))
         .filter(|name| row.get_attr(name).map_or(true, |v| v.is_undefined()))
         .map(|n| format!("`{n}`"))
         .collect();
     absent.sort_unstable();
     let has: Vec<String> = row.try_iter().ok()?.map(|k| k.to_string()).collect();
-    (!absent.is_empty()).then(|| format!("no {}; the row has {}", absent.join(", "), has.join(", ")))
+    (!absent.is_empty()).then(|| shortened(&format!("no {}; the row has {}", absent.join(", "), has.join(", "))))
 }
 
 /// The error with its causes, without the place in a template of one line.
@@ -75,11 +102,12 @@ fn describe(error: &Error) -> String {
         text += &format!(": {error}");
         cause = error.source();
     }
-    text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", "")
+    shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
 }
 
 /// Python's methods: those whose white space or capitals differ from Rust's here, the others from `minijinja_contrib`.
 fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    jinja::check_method(state, value, name, args)?;
     match (value.as_str(), name, args) {
         (Some(text), "strip", []) => Ok(python_strip(text).into()),
         (Some(text), "lstrip", []) => Ok(text.trim_start_matches(python_space).into()),
@@ -93,7 +121,7 @@ fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> R
 /// Python's `list.index`.
 fn index(list: &Value, wanted: &Value) -> Result<Value, Error> {
     let found = list.try_iter()?.position(|v| v == *wanted);
-    let message = || format!("{wanted:?} is not in the list {list:?}");
+    let message = || shortened(&format!("{wanted:?} is not in the list {list:?}"));
     found.map(Value::from).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, message()))
 }
 

@@ -195,5 +195,5 @@ fn runs_that_cannot_be_compared() {
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     assert!(matches!(compared(&a, &empty), Err(Error::NoPredictions { .. })));
-    assert!(matches!(compared(&a, &empty.join("missing")), Err(Error::Io { .. })));
+    assert!(matches!(compared(&a, &empty.join("missing")), Err(Error::File(_))));
 }

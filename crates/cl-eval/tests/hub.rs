@@ -234,7 +234,7 @@ fn nothing_is_fetched_unasked_and_the_error_says_how() {
 fn shots_that_no_data_set_has_are_not_promised() {
     let place = Place::new(harness_datasets());
     let error = place.load("gsm8k_cot").err().unwrap();
-    assert!(matches!(error, Error::MissingFile { dataset: None, .. }), "{error}");
+    assert!(matches!(error, Error::LmEvalShots { .. }), "{error}");
     assert!(error.to_string().contains("gsm8k_cot/fewshot.jsonl"), "{error}");
     let options = TaskOptions { num_fewshot: Some(0), ..place.options() };
     assert_eq!(load_task("gsm8k_cot", &place.data(), options).unwrap().len(), 8);

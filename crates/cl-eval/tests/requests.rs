@@ -85,3 +85,16 @@ fn requests_about_real_data_are_lm_eval_s() {
         eprintln!("{name}: {} documents", task.len());
     }
 }
+
+/// `CL_LM_EVAL`: a Python that has lm-eval, or the folder of the package.
+#[test]
+#[ignore = "needs an installed lm-eval"]
+fn the_eight_shots_of_gsm8k_cot_are_found_in_an_installed_lm_eval() {
+    let Some(lm_eval) = std::env::var_os("CL_LM_EVAL").map(PathBuf::from) else {
+        eprintln!("left out: CL_LM_EVAL is not set");
+        return;
+    };
+    let samples = cl_eval::lm_eval_samples(&lm_eval, "tasks/gsm8k/gsm8k-cot.yaml").unwrap();
+    let ends = |row: &cl_data::Row| row["target"].as_str().unwrap().contains(" The answer is ");
+    assert_eq!((samples.rows.len(), samples.rows.iter().all(ends)), (8, true));
+}

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cl_eval::{
-    Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, LanguageModel, Loglikelihood,
+    Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, Harness, LanguageModel, Loglikelihood,
     LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Response, Scores, Target, Task, TaskOptions,
-    aggregate_group, evaluate, known_tasks, load_task, load_tasks, rescore,
+    aggregate_group, evaluate, known_tasks, load_task, load_tasks, metrics::rouge, rescore,
 };
 use proptest::prelude::*;
 
@@ -58,10 +58,11 @@ impl<F: FnMut(&str) -> String> LanguageModel for Scripted<F> {
     }
 }
 
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 8] = [
     Metric::FirstChar,
     Metric::ExactMatch,
     Metric::RougeL,
+    Metric::RougeLSwapped,
     Metric::Sari,
     Metric::EditSimilarity,
     Metric::Gsm8k,
@@ -317,7 +318,9 @@ fn a_model_that_answers_too_little_is_an_error() {
     let blocked = folder.path().join("p.jsonl/below.jsonl");
     std::fs::write(&file, "").unwrap();
     let error = evaluate(&generation(Metric::Sari, 0..2), &mut Short, &blocked, &mut |_, _| {}).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("below.jsonl"), "{error}");
+    let message = error.to_string();
+    assert!(matches!(error, Error::NoDirectory { .. }) && message.contains("p.jsonl: is a file"), "{message}");
+    assert!(message.contains("below.jsonl") && !message.contains("os error"), "{message}");
 }
 
 fn write(path: PathBuf, text: &str) {
@@ -414,7 +417,19 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     assert_eq!(score(task.as_ref(), 2, "42")["flexible_extract"], 1.0, "an answer without a mark");
 
     let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
-    assert!(error.contains("fewshot.jsonl is missing"), "{error}");
+    assert!(error.contains("pip install lm-eval") && error.contains("--lm-eval python3"), "{error}");
+    assert!(error.contains("gsm8k_cot/fewshot.jsonl") && !error.contains('\n'), "{error}");
+    let package = folder.path().join("site-packages");
+    let yaml = package.join("lm_eval/tasks/gsm8k/gsm8k-cot.yaml");
+    let samples: String =
+        (0..8).map(|i| format!("  - question: q{i}\n    target: 't{i}.\n\n      The end.'\n")).collect();
+    write(yaml.clone(), &format!("task: gsm8k_cot\nfewshot_config:\n  sampler: first_n\n  samples:\n{samples}"));
+    for place in [package.as_path(), &package.join("lm_eval"), &yaml] {
+        let task = load_task("gsm8k_cot", &data, TaskOptions { lm_eval: Some(place), ..options }).unwrap();
+        let shots: String = (0..8).map(|i| format!("Q: q{i}\nA: t{i}.\nThe end.\n\n")).collect();
+        assert_eq!(prompt(task.as_ref(), 0).prompt, format!("{shots}Q: Question: 0?\nA:"));
+        assert!(serde_json::to_string(&task.settings()).unwrap().contains("gsm8k-cot.yaml"));
+    }
     let shots = folder.path().join("lm-eval/gsm8k_cot/fewshot.jsonl");
     write(shots.clone(), "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n{\"question\": \"c\"}\n");
     let two = TaskOptions { num_fewshot: Some(2), ..options };
@@ -434,10 +449,41 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
 }
 
 #[test]
+fn the_paper_s_tasks_by_harness_and_its_rouge() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = r#"{"prompt": "p", "answer": "a b", "question": "q", "goal": "g", "sol1": "1", "sol2": "2", "label": 0}"#;
+    for name in ["MeetingBank", "FOMC", "gsm8k", "other"] {
+        write(folder.path().join(name).join("test.jsonl"), row);
+    }
+    write(folder.path().join("piqa/validation.jsonl"), row);
+    let paper = TaskOptions { num_fewshot: Some(0), profile: cl_data::Profile::Paper, ..TaskOptions::default() };
+    let load = |name: &str| load_task(name, folder.path(), paper).unwrap();
+    for (name, harness, main) in [
+        ("MeetingBank", Harness::Trace, "rouge_l_swapped"),
+        ("FOMC", Harness::Trace, "first_char"),
+        ("gsm8k", Harness::LmEval, "flexible_extract"),
+        ("piqa", Harness::LmEval, "acc_norm"),
+        ("other", Harness::Other, "exact_match"),
+    ] {
+        assert_eq!((load(name).harness(), load(name).metric().main()), (harness, main), "{name}");
+    }
+    // One text of several longest common subsequences, whose words depend on which text is gone along first.
+    let target = Target::Reference { reference: "a b c a".to_owned(), source: None };
+    let answer = Response::Text("b a c b a b".to_owned());
+    let (ours, paper) = (Metric::RougeL.scores(&target, &answer), Metric::RougeLSwapped.scores(&target, &answer));
+    assert_eq!(ours, paper);
+    let as_scripted = rouge::rouge_l("a b c a", "b a c b a b").f;
+    assert_eq!(paper["rouge_l_swapped"], as_scripted);
+    let method = load_task("MeetingBank", folder.path(), TaskOptions::default()).unwrap();
+    assert_eq!(method.metric().main(), "rouge_l");
+}
+
+#[test]
 fn a_metric_s_name_in_a_configuration() {
     let names: BTreeMap<String, Metric> =
         METRICS.into_iter().map(|m| (serde_json::to_string(&m).unwrap().replace('"', ""), m)).collect();
-    let expected = ["edit_similarity", "exact_match", "first_char", "gsm8k", "gsm8k_cot", "rouge_l", "sari"];
+    let expected =
+        ["edit_similarity", "exact_match", "first_char", "gsm8k", "gsm8k_cot", "rouge_l", "rouge_l_swapped", "sari"];
     assert_eq!(names.keys().collect::<Vec<_>>(), expected);
 }
 

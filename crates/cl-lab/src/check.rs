@@ -2,7 +2,7 @@ use std::path::Path;
 
 use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
 use cl_checkpoint::{Adapter, Checkpoint, Error, LayerKind, Manifest, ManifestProblem, TensorSource, convert};
-use cl_data::{Dataset, Mixture, Profile, Tokenizer, plan};
+use cl_data::{Dataset, Mixture, Profile, Prompts, Split, Tokenizer, inspect, load_split, plan};
 use cl_eval::{Task, TaskGroup};
 use cl_model::{Decoder, ModelConfig};
 use cl_torch::pick_device;
@@ -13,7 +13,7 @@ use crate::model_dir::{check_fits, open_checkpoint};
 use crate::round::is_stack;
 use crate::round_data::load_each;
 use crate::scoring::{check_room, file_names};
-use crate::sequence::{load_each_task, load_each_training};
+use crate::sequence::{load_each_task, load_each_test, load_each_training};
 use crate::{LabError, SequenceConfig, TrainRun};
 
 /// Something a check has to say.
@@ -40,14 +40,18 @@ pub(crate) struct Checked {
 /// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets, device; all problems at once.
 pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
-    examine_sequence(config, &mut findings);
+    let checked = examine_sequence(config, &mut findings);
+    let test = load_each_test(config).filter_map(Result::ok);
+    inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
     findings
 }
 
 /// Checks one round without running it.
 pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     let mut findings = Vec::new();
-    examine_train(config, &mut findings);
+    let checked = examine_train(config, &mut findings);
+    let test = load_split(&config.data.train, Split::Test).into_iter();
+    inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
     findings
 }
 
@@ -245,6 +249,12 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
             }
         }
     } else if let Some(lora) = &train.lora {
+        let plain = LoraConfig { use_dora: false, ..lora.clone() };
+        if let (true, Some(key)) = (lora.use_dora, plain.beyond_factors()) {
+            // The round's model could not be made of it.
+            let (value, expected) = ("beside use_dora".to_owned(), "one of the two");
+            findings.push(Finding::Problem(AdapterError::Parameter { key, value, expected }.into()));
+        }
         note(check_targets(base, lora), findings);
     }
     let Some(olora) = &train.olora else { return };
@@ -347,6 +357,27 @@ fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Vec<Layer<'n>
     let targets = Targets::new(&lora.target_modules, &names)?;
     layers.retain(|(name, ..)| targets.contains(name));
     Ok(layers)
+}
+
+/// Rows that are probably not meant as they are: warnings, which stop nothing.
+fn inspect_data(
+    model: &Path,
+    train: &TrainConfig,
+    datasets: &[Dataset],
+    test: impl Iterator<Item = Dataset>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut prompts = Prompts::default();
+    test.for_each(|data| prompts.extend(&data.examples));
+    let tokenizer = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok());
+    for data in datasets {
+        let mut report = inspect(&data.examples, Some(&prompts));
+        if let Some(tokenizer) = &tokenizer {
+            note(report.count_lengths(tokenizer, &data.examples, train.max_length), findings);
+        }
+        let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
+        findings.extend(report.to_string().lines().map(line));
+    }
 }
 
 fn check_plan(

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::shorten;
 use cl_data::{Format, Mixture, Profile};
 use cl_eval::Metric;
 use cl_train::{Precision, TrainConfig};
@@ -126,10 +127,16 @@ pub struct EvalConfig {
     pub batch_tokens: usize,
     /// Sequences that are generated together.
     pub batch_sequences: usize,
-    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent. The paper's models were
-    /// scored without.
+    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_bos_token: Option<bool>,
+    /// `add_bos_token` for the tasks of lm-evaluation-harness alone, the same as for all when absent. The profile `paper` sets
+    /// it to false: the harness's default of its time, while TRACE's tasks have BOS as in training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_eval_add_bos_token: Option<bool>,
+    /// An installed lm-eval (its folder, or a Python that has it) for shots that it alone publishes: those of `gsm8k_cot`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_eval: Option<PathBuf>,
     /// Most tokens of prompt and answer, instead of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
@@ -149,6 +156,8 @@ impl Default for EvalConfig {
             batch_tokens: 2048,
             batch_sequences: 32,
             add_bos_token: None,
+            lm_eval_add_bos_token: None,
+            lm_eval: None,
             max_length: None,
             cache: None,
         }
@@ -205,8 +214,15 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
     at_least_one(path, "limit.train", config.limit.train)?;
     at_least_one(path, "limit.test", config.limit.test)?;
     at_least_one(path, "eval.max_new_tokens", config.eval.max_new_tokens)?;
-    if config.eval.batch_tokens == 0 || config.eval.batch_sequences == 0 {
-        return wrong("eval.batch_tokens and eval.batch_sequences: expected at least 1".to_owned());
+    for (key, value, most) in [
+        ("eval.batch_tokens", config.eval.batch_tokens, 1 << 24),
+        ("eval.batch_sequences", config.eval.batch_sequences, 1 << 16),
+        ("eval.max_new_tokens", config.eval.max_new_tokens.unwrap_or(1), 1 << 24),
+        ("eval.max_length", config.eval.max_length.unwrap_or(1), 1 << 24),
+    ] {
+        if !(1..=most).contains(&value) {
+            return wrong(format!("{key} = {value}: expected 1 to {most}"));
+        }
     }
     Ok(config)
 }
@@ -236,18 +252,19 @@ fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabE
 
 fn check_common(path: &Path, replay: Option<Replay>, train: &TrainConfig) -> Result<(), LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    if let Some(r) = replay.filter(|r| !(r.fraction > 0.0 && r.fraction.is_finite())) {
-        return Err(wrong(format!("replay.fraction = {}: expected a positive number, such as 0.1", r.fraction)));
+    if let Some(r) = replay.filter(|r| !(r.fraction > 0.0 && r.fraction <= 100.0)) {
+        let expected = "expected a positive number, at most 100, such as 0.1";
+        return Err(wrong(format!("replay.fraction = {}: {expected}", r.fraction)));
     }
     train.validate().map_err(|e| wrong(format!("train: {e}")))
 }
 
 fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    let mut table: Table = toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
     if set.is_empty() && !is_paper(&table) {
         // Straight from the text, so that errors point at line and column.
-        return toml::from_str(text).map_err(|e| wrong(e.to_string().trim_end().to_owned()));
+        return toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())));
     }
     for entry in set {
         override_key(&mut table, entry)?;
@@ -255,7 +272,7 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<
     if is_paper(&table) {
         paper_defaults(&mut table);
     }
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(e.to_string().trim_end().to_owned()))
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(shorten(&e.to_string())))
 }
 
 fn is_paper(table: &Table) -> bool {
@@ -263,7 +280,8 @@ fn is_paper(table: &Table) -> bool {
 }
 
 /// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 without master
-/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code.
+/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code; a
+/// sequence's tasks of lm-eval are scored without BOS.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -279,12 +297,21 @@ fn paper_defaults(table: &mut Table) {
     if let Some(olora) = train.get_mut("olora").and_then(Value::as_table_mut) {
         olora.entry("mode").or_insert(Value::from("l1"));
     }
+    if table.contains_key("tasks") {
+        let eval = table.entry("eval").or_insert_with(|| Value::Table(Table::new()));
+        if let Some(eval) = eval.as_table_mut().filter(|e| !e.contains_key("add_bos_token")) {
+            eval.entry("lm_eval_add_bos_token").or_insert(Value::from(false));
+        }
+    }
 }
 
 /// `a.b.c=value`: the value is TOML, or text where that does not parse.
 fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
     let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
     let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
+    if text.trim().parse::<i128>().is_ok_and(|number| i64::try_from(number).is_err()) {
+        return Err(wrong("the number is beyond what TOML holds, -2⁶³ to 2⁶³ - 1"));
+    }
     let value = toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
         .and_then(|mut t| t.remove("v"))
@@ -324,6 +351,9 @@ mod tests {
         let paper = sequence(MINIMAL, &["profile=paper", "train.precision=f32"]).unwrap();
         assert_eq!(paper.train.loss_norm, cl_train::LossNorm::MicrobatchMean);
         assert_eq!((paper.train.precision, paper.train.learning_rate), (Precision::F32, 2e-5));
+        assert_eq!((paper.eval.lm_eval_add_bos_token, paper.eval.add_bos_token), (Some(false), None));
+        let all = sequence(MINIMAL, &["profile=paper", "eval.add_bos_token=true"]).unwrap();
+        assert_eq!((all.eval.lm_eval_add_bos_token, all.eval.add_bos_token), (None, Some(true)));
     }
 
     #[test]

@@ -26,5 +26,5 @@ pub use reproduce::{Study, StudyConfig, reproduce};
 pub use round::{RoundInput, RoundOutput, run_round, run_train};
 pub use round_data::load_train_data;
 pub use router_states::{Pooling, router_states};
-pub use scoring::{LoadedModel, score_model, write_scores};
+pub use scoring::{LoadedModel, add_bos_token, score_model, write_scores};
 pub use sequence::{SequenceReport, run_sequence};

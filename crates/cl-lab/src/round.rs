@@ -4,8 +4,8 @@ use cl_adapters::{Orthogonality, SequenceShape, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
 use cl_data::{Dataset, Encoded, Mixture, PlannedSet, Profile, RowPlan, encode_dataset, plan};
 use cl_merge::adapter::fold;
-use cl_model::Decoder;
-use cl_torch::tch::Device;
+use cl_model::{Decoder, LoadOptions, save_parameters};
+use cl_torch::tch::{Device, Kind};
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
@@ -210,7 +210,7 @@ fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<O
 }
 
 /// The dtype of the base's embedding, which the result keeps.
-fn stored_kind(checkpoint: &Checkpoint) -> Option<cl_torch::tch::Kind> {
+fn stored_kind(checkpoint: &Checkpoint) -> Option<Kind> {
     use cl_checkpoint::TensorSource;
     cl_torch::kind_of(checkpoint.info("model.embed_tokens.weight")?.dtype)
 }
@@ -274,6 +274,11 @@ fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), La
         opened.push(Adapter::open(dir)?);
     }
     check_base(&opened, adapters, base)?;
+    if let [adapter] = &opened[..]
+        && adapter.check_supported().is_err()
+    {
+        return fold_in_model(base, adapter, out, manifest);
+    }
     fold(&open_checkpoint(base.dir())?, &opened, out, manifest, true)?;
     Ok(())
 }
@@ -285,4 +290,20 @@ fn check_base(opened: &[Adapter], dirs: &[PathBuf], base: &ModelRef) -> Result<(
         Some(hash) if hash != base.hash() => Err(LabError::Changed { path: base.dir().to_owned() }),
         _ => base.check(),
     }
+}
+
+/// Folds an adapter that trains more than factors, as the model computes with it: in f32, rounded once.
+fn fold_in_model(base: &ModelRef, adapter: &Adapter, out: &Path, manifest: Manifest) -> Result<(), LabError> {
+    let checkpoint = open_checkpoint(base.dir())?;
+    let mut model = Decoder::load(&checkpoint, LoadOptions::cpu(Kind::Float))?;
+    model.load_lora(adapter, 0.0)?;
+    let folded = model.folded()?;
+    let mut config = checkpoint.config().clone();
+    if folded.untied {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
+    let kind = stored_kind(&checkpoint).unwrap_or(Kind::Float);
+    base.check()?;
+    save_parameters(&folded.parameters, out, kind, &config, &companions(&checkpoint)?, manifest, true)?;
+    Ok(())
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use cl_checkpoint::Adapter;
 use cl_checkpoint::files::write_file;
 use cl_data::Tokenizer;
-use cl_eval::{Open, Request, ResponseCache, Scores, Task, evaluate_all};
+use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
@@ -86,14 +86,14 @@ pub fn score_model(
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
     scorer.batch_sequences = config.batch_sequences;
-    scorer.add_bos_token = config.add_bos_token;
     scorer.max_length = config.max_length.unwrap_or(scorer.max_length);
     for task in tasks {
         check_room(task.as_ref(), scorer.max_length)?;
     }
     if let Some(dir) = &config.cache {
         // Tokens are part of every question, so the model and its dtype are all that is left to tell apart.
-        let cache = ResponseCache::open(dir, &loaded.fingerprint)?;
+        let cache = ResponseCache::open(dir, &loaded.fingerprint);
+        warn_of(&cache, observer);
         if let Some(line) = cache.damaged().first() {
             let (lines, path) = (cache.damaged().len(), cache.path().display());
             let message =
@@ -102,26 +102,63 @@ pub fn score_model(
         }
         scorer.cache = Some(cache);
     }
-    scorer.fingerprint = Some(fingerprint(loaded, config));
-    let open: Vec<Open<'_>> = tasks
-        .iter()
-        .zip(&names)
-        .map(|(task, name)| Open { task: task.as_ref(), predictions: out.join(name) })
-        .collect();
-    let scores = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
-        observer(Event::Scored { task: tasks[task].name(), done, all });
-    })?;
+    let known_failure = scorer.cache.as_ref().is_some_and(|c| c.failure().is_some());
+    let mut scores: Vec<(usize, Scores)> = Vec::with_capacity(tasks.len());
+    for (add_bos_token, of_group) in by_bos(tasks, config) {
+        scorer.add_bos_token = add_bos_token;
+        scorer.fingerprint = Some(fingerprint(loaded, config, add_bos_token));
+        let open = |&i: &usize| Open { task: tasks[i].as_ref(), predictions: out.join(&names[i]) };
+        let open: Vec<Open<'_>> = of_group.iter().map(open).collect();
+        let of_open = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
+            observer(Event::Scored { task: open[task].task.name(), done, all });
+        })?;
+        scores.extend(of_group.into_iter().zip(of_open));
+    }
+    scores.sort_by_key(|(i, _)| *i);
+    if let Some(cache) = scorer.cache.as_ref().filter(|c| c.failure().is_some() && !known_failure) {
+        warn_of(cache, observer);
+    }
     if scorer.truncated > 0 {
         let (cut, most) = (scorer.truncated, scorer.max_length);
         let message = format!("{cut} requests were longer than {most} tokens and lost tokens on their left");
         observer(Event::Warning(&message));
     }
-    Ok(scores)
+    Ok(scores.into_iter().map(|(_, scores)| scores).collect())
+}
+
+/// Whether BOS stands in front of a task's texts.
+pub fn add_bos_token(task: &dyn Task, config: &EvalConfig) -> Option<bool> {
+    match task.harness() {
+        Harness::LmEval => config.lm_eval_add_bos_token.or(config.add_bos_token),
+        _ => config.add_bos_token,
+    }
+}
+
+/// Tasks that are asked together: their places, by whether their texts get BOS.
+fn by_bos(tasks: &[Box<dyn Task>], config: &EvalConfig) -> Vec<(Option<bool>, Vec<usize>)> {
+    let mut groups: Vec<(Option<bool>, Vec<usize>)> = Vec::new();
+    for (i, task) in tasks.iter().enumerate() {
+        let bos = add_bos_token(task.as_ref(), config);
+        match groups.iter_mut().find(|(of_group, _)| *of_group == bos) {
+            Some((_, places)) => places.push(i),
+            None => groups.push((bos, vec![i])),
+        }
+    }
+    groups
+}
+
+/// A cache that fails costs time, and stops nothing.
+fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
+    if let Some(error) = cache.failure() {
+        let message =
+            format!("{error}; answers are not kept for other commands (--cache names another folder, --no-cache none)");
+        observer(Event::Warning(&message));
+    }
 }
 
 /// What tells answers in predictions files apart: the model, and how texts become tokens.
-fn fingerprint(loaded: &LoadedModel, config: &EvalConfig) -> String {
-    let bos = match config.add_bos_token {
+fn fingerprint(loaded: &LoadedModel, config: &EvalConfig, add_bos_token: Option<bool>) -> String {
+    let bos = match add_bos_token {
         None => "",
         Some(true) => ":bos",
         Some(false) => ":no-bos",

@@ -135,6 +135,8 @@ pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Re
         limit: config.limit.test,
         max_new_tokens: config.eval.max_new_tokens,
         metric: config.eval.metric,
+        profile: config.profile,
+        lm_eval: config.eval.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
     let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
@@ -148,6 +150,11 @@ pub(crate) fn load_each_training(config: &SequenceConfig) -> impl Iterator<Item 
         data.examples.truncate(config.limit.train.unwrap_or(usize::MAX));
         Ok(data)
     })
+}
+
+/// Test rows of every round's task, as far as they have the form of training rows.
+pub(crate) fn load_each_test(config: &SequenceConfig) -> impl Iterator<Item = Result<Dataset, LabError>> {
+    config.tasks.iter().map(|task| Ok(load_split(&task_dir(&config.data, task), Split::Test)?))
 }
 
 /// A task's directory by its name, or that of a known task by any of its names, where `cl-eval` looks for them, too.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -66,6 +67,9 @@ pub struct MergeConfig {
     /// What happens to rows of token tables that not all models have.
     #[serde(default)]
     pub vocabulary: Vocabulary,
+    /// Tensors that not all models have.
+    #[serde(default, skip_serializing_if = "ExtraTensors::is_default")]
+    pub extra_tensors: ExtraTensors,
     /// Merge rows of token tables by their number even where tokenizers disagree.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_tokenizers: bool,
@@ -185,6 +189,26 @@ pub enum Vocabulary {
     Base,
     /// The output has all rows; those that some model lacks are the mean of those that have them.
     Keep,
+}
+
+/// What happens to tensors that not all inputs have. Buffers that follow from config.json, such as rotary frequencies, never
+/// count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExtraTensors {
+    /// They are an error.
+    #[default]
+    Error,
+    /// The output has the base's tensors (the first model's without a base); those that some model lacks are the base's.
+    Base,
+    /// The output has all tensors; those that some model lacks are the first's that has them.
+    Union,
+}
+
+impl ExtraTensors {
+    fn is_default(&self) -> bool {
+        *self == ExtraTensors::Error
+    }
 }
 
 /// Element type of the output.
@@ -411,7 +435,7 @@ impl MergeFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Config`].
     pub fn read(path: &Path) -> Result<MergeFile, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let text = read_text(path, MAX_CONFIG)?;
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
         let file = if yaml { crate::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
         file.map_err(|message| Error::Config { path: path.to_owned(), message })
@@ -427,11 +451,11 @@ impl MergeFile {
         struct Stages {
             stage: Vec<MergeConfig>,
         }
-        let table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
+        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
         let stages = if table.contains_key("stage") {
-            toml::from_str::<Stages>(text).map_err(|e| e.to_string())?.stage
+            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
         } else {
-            vec![toml::from_str(text).map_err(|e| e.to_string())?]
+            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
         };
         Ok(MergeFile { stages })
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cl_checkpoint::TensorSource;
 
 use crate::config::{MergeConfig, ModelConfig, Parameters, Profile, SliceConfig};
+use crate::extra;
 use crate::inputs::Inputs;
 use crate::methods::OpcmState;
 use crate::plan::reference;
@@ -147,7 +148,7 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
             })
             .collect(),
     };
-    reference.names().into_iter().map(draft).collect()
+    extra::names(reference).into_iter().map(draft).collect()
 }
 
 fn slice_drafts<'c>(
@@ -159,7 +160,7 @@ fn slice_drafts<'c>(
     let mut problems = Vec::new();
     let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
         let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
-        let names = model.names().into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
+        let names = extra::names(model).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
         names.map(str::to_owned).collect()
     };
     let (Some(first), Some(last)) = (config.slices.first(), config.slices.last()) else { return Ok(drafts) };
@@ -196,6 +197,7 @@ fn slice_drafts<'c>(
             let parts: Vec<(String, String)> = model
                 .names()
                 .iter()
+                .filter(|n| !extra::is_buffer(n) || n.ends_with(".attn.bias"))
                 .filter_map(|n| layer_of(n).filter(|l| l.1 == from))
                 .map(|(prefix, _, rest)| (prefix.to_owned(), rest.to_owned()))
                 .collect();

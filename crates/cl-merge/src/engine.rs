@@ -317,8 +317,7 @@ impl PlannedTensor {
 impl Plan {
     /// That no input was replaced or overwritten since the merge was planned.
     fn check_unchanged(&self) -> Result<(), Error> {
-        let inputs = self.inputs.models.iter();
-        Ok(inputs.map(|input| input.checkpoint.check_unchanged()).collect::<Result<(), _>>()?)
+        Ok(self.inputs.models.iter().try_for_each(|input| input.checkpoint.check_unchanged())?)
     }
 
     /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.

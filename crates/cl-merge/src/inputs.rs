@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Checkpoint, TensorSource};
+use cl_checkpoint::Checkpoint;
 use serde_json::Value;
+
+use crate::extra;
 
 /// Model directories, each opened once.
 #[derive(Default)]
@@ -121,8 +123,8 @@ fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
 
 /// Names that only one side has, shortened for a message.
 pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
-    let a: BTreeSet<&str> = reference.checkpoint.names().into_iter().collect();
-    let b: BTreeSet<&str> = other.checkpoint.names().into_iter().collect();
+    let a: BTreeSet<&str> = extra::names(&reference.checkpoint).into_iter().collect();
+    let b: BTreeSet<&str> = extra::names(&other.checkpoint).into_iter().collect();
     let list = |names: Vec<&&str>| {
         let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
         let more = names.len().saturating_sub(4);
@@ -145,7 +147,8 @@ pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
     } else {
         if !missing.is_empty() {
             problems.push(format!(
-                "{}: lacks {} tensor(s) that {} has: {}",
+                "{}: lacks {} tensor(s) that {} has: {}; extra_tensors = \"base\" or \"union\" copies them from the one that has \
+                 them",
                 other.written,
                 missing.len(),
                 reference.written,
@@ -154,7 +157,7 @@ pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
         }
         if !extra.is_empty() {
             problems.push(format!(
-                "{}: has {} tensor(s) that {} lacks: {}",
+                "{}: has {} tensor(s) that {} lacks: {}; extra_tensors = \"base\" leaves them out, \"union\" copies them",
                 other.written,
                 extra.len(),
                 reference.written,

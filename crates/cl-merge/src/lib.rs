@@ -10,6 +10,7 @@ mod draft;
 mod engine;
 mod error;
 mod estimate;
+mod extra;
 mod inputs;
 mod kernels;
 mod mergekit;
@@ -27,8 +28,8 @@ mod stages;
 mod tensor;
 
 pub use config::{
-    DivisorChoice, Election, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, Profile,
-    ProjectionChoice, RescaleChoice, SliceConfig, SliceSource, Trimmed, Vocabulary,
+    DivisorChoice, Election, ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters,
+    Profile, ProjectionChoice, RescaleChoice, SliceConfig, SliceSource, Trimmed, Vocabulary,
 };
 pub use diff::{Diff, TensorDiff, diff};
 pub use engine::{MergeOptions, Summary, merge};

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{MethodConfig, ModelConfig, SliceConfig, SliceSource, Vocabulary};
+use crate::config::{ExtraTensors, MethodConfig, ModelConfig, SliceConfig, SliceSource, Vocabulary};
 use crate::{FloatType, MergeConfig, MergeFile, Parameters, Profile};
 
 /// One document.
@@ -79,7 +79,7 @@ struct LongPath {
 
 /// Reads one merge, or several documents, of which later ones may name earlier ones.
 pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, String> {
-    let documents: Vec<Document> = serde_saphyr::from_multiple(text).map_err(|e| e.to_string())?;
+    let documents: Vec<Document> = serde_saphyr::from_multiple(text).map_err(|e| told(&e.to_string()))?;
     if documents.is_empty() {
         return Err("the file is empty".to_owned());
     }
@@ -91,6 +91,16 @@ pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, String> {
     // The one without a name is the result.
     stages.sort_by_key(|stage: &MergeConfig| stage.name.is_none());
     if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(problems.join("\n  ")) }
+}
+
+/// The first line of the parser's message, without its advice to programmers and its picture of the text.
+fn told(message: &str) -> String {
+    const LONGEST: usize = 300;
+    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let plain = first
+        .replace(", set DuplicateKeyPolicy in Options if acceptable", "; keep one of the two")
+        .replace("recursive references require weak recursion types", "an anchor holds itself; write the value out");
+    plain.chars().take(LONGEST).collect()
 }
 
 fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
@@ -147,6 +157,7 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         seed: 42,
         // With a tokenizer of its own mergekit gives tokens that a model lacks the base's rows.
         vocabulary: if tokenizer_source.is_some() { Vocabulary::Base } else { Vocabulary::Error },
+        extra_tensors: ExtraTensors::default(),
         tokenizer_source,
         ignore_tokenizers: false,
     }

@@ -8,9 +8,10 @@ use cl_checkpoint::{Dtype, TensorInfo, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
 use crate::check::{idle_filters, parameter_problems, shape_of_config, varies};
-use crate::config::{MergeConfig, Vocabulary};
+use crate::config::{ExtraTensors, MergeConfig, Vocabulary};
 use crate::draft::{Draft, drafts, model_index, slice_layers};
 use crate::engine::STATE_NAME;
+use crate::extra;
 use crate::inputs::{Input, Inputs, compare_configs, compare_names, compare_tokenizers};
 use crate::methods::{Linear, OpcmState};
 use crate::output::{companions, out_config};
@@ -114,6 +115,14 @@ impl Plan {
                 return Err(Error::Problems(problems));
             }
         };
+        let mut drafts = drafts;
+        let mut extra = extra::split(&inputs, reference, config.extra_tensors);
+        if config.slices.is_empty() {
+            drafts.retain(|draft| extra.merged.contains(&draft.name));
+        } else {
+            extra.copied.clear();
+        }
+        notes.append(&mut extra.notes);
         let names: Vec<&str> = drafts.iter().map(|d| d.name.as_str()).collect();
         notes.extend(idle_filters(config, &names));
         let mut tensors = Vec::new();
@@ -127,6 +136,7 @@ impl Plan {
                 Err(Obstacle::Parameters(problem)) => undefined.entry(problem).or_default().push(&draft.name),
             }
         }
+        tensors.append(&mut extra.copied);
         // What is wrong with parameters is mostly wrong for all tensors; said once it can be read.
         problems.extend(undefined.into_iter().map(|(problem, tensors)| match &tensors[..] {
             [one] => format!("tensor `{one}`: {problem}"),
@@ -258,7 +268,7 @@ fn model_problems(
         problems.extend(wrong);
         notes.extend(notable);
         // Names of another architecture would only repeat that it is another one.
-        if whole && comparable {
+        if whole && comparable && config.extra_tensors == ExtraTensors::Error {
             problems.extend(compare_names(first, other));
         }
         if let Some(difference) = compare_tokenizers(first, &inputs.models[i]) {

@@ -19,6 +19,7 @@ pub(crate) struct Attention {
 }
 
 /// The projections into attention.
+#[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum Qkv {
     /// `q_proj`, `k_proj`, `v_proj`.
     Split(Linear, Linear, Linear),

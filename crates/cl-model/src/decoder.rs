@@ -458,7 +458,7 @@ impl Decoder {
     }
 
     /// The weights as they are computed with, an adapter's own in place of the base's.
-    fn current_parameters(&self) -> Vec<(String, Tensor)> {
+    pub(crate) fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
         all.extend(norms.map(|norm| (format!("{}.weight", norm.name), norm.weight.shallow_clone())));

@@ -4,6 +4,7 @@ use cl_torch::tch::{Kind, Tensor};
 use crate::config::Activation;
 
 /// What a layer does to each token by itself.
+#[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum FeedForward {
     /// One MLP.
     Dense(Mlp),
@@ -19,6 +20,7 @@ pub(crate) struct Mlp {
 }
 
 /// The first projections of an MLP.
+#[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum GateUp {
     /// `gate_proj` and `up_proj`.
     Split(Linear, Linear),

@@ -95,8 +95,10 @@ impl<'a> Scorer<'a> {
         Ok(open)
     }
 
-    fn remember(&mut self, request: &TokenRequest<'_>, answer: Answer) -> Result<(), BoxError> {
-        self.cache.as_mut().map_or(Ok(()), |c| c.put(request, answer)).map_err(BoxError::from)
+    fn remember(&mut self, request: &TokenRequest<'_>, answer: Answer) {
+        if let Some(cache) = &mut self.cache {
+            cache.put(request, answer);
+        }
     }
 }
 
@@ -124,7 +126,7 @@ impl LanguageModel for Scorer<'_> {
         score::<BoxError>(model, &sequences, &from, self.batch_tokens, &mut |place, tokens| {
             let sum = tokens.iter().map(|t| t.0).sum();
             let answer = Loglikelihood { sum, greedy: tokens.iter().all(|t| t.1), tokens: tokens.len() };
-            self.remember(&asked[open[place][0]], Answer::Loglikelihood(answer))?;
+            self.remember(&asked[open[place][0]], Answer::Loglikelihood(answer));
             open[place].iter().try_for_each(|&i| answered(i, answer))
         })
     }
@@ -168,7 +170,7 @@ impl LanguageModel for Scorer<'_> {
                 let text = self.tokenizer.decode(&generation.ids, true)?;
                 let end = of[place].stop.iter().filter_map(|s| text.find(s.as_str())).min();
                 let text = &text[..end.unwrap_or(text.len())];
-                self.remember(&asked[open[place][0]], Answer::Text(text.to_owned()))?;
+                self.remember(&asked[open[place][0]], Answer::Text(text.to_owned()));
                 open[place].iter().try_for_each(|&i| answered(i, text.to_owned()))?;
             }
         }

@@ -139,42 +139,7 @@ impl TrainConfig {
     /// # Errors
     /// [`TrainError::Config`] names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let checks: [(&'static str, String, bool, &'static str); 11] = [
-            ("epochs", self.epochs.to_string(), self.epochs > 0 || self.max_steps.is_some(), "at least 1"),
-            ("max_steps", format!("{:?}", self.max_steps), self.max_steps != Some(0), "at least 1"),
-            ("micro_batch_size", self.micro_batch_size.to_string(), self.micro_batch_size > 0, "at least 1"),
-            (
-                "gradient_accumulation_steps",
-                self.gradient_accumulation_steps.to_string(),
-                self.gradient_accumulation_steps > 0,
-                "at least 1",
-            ),
-            (
-                "learning_rate",
-                self.learning_rate.to_string(),
-                self.learning_rate.is_finite() && self.learning_rate > 0.0,
-                "a positive number",
-            ),
-            ("adam_beta1", self.adam_beta1.to_string(), (0.0..1.0).contains(&self.adam_beta1), "in [0, 1)"),
-            ("adam_beta2", self.adam_beta2.to_string(), (0.0..1.0).contains(&self.adam_beta2), "in [0, 1)"),
-            ("adam_epsilon", self.adam_epsilon.to_string(), self.adam_epsilon > 0.0, "a positive number"),
-            (
-                "weight_decay",
-                self.weight_decay.to_string(),
-                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
-                "0 or more",
-            ),
-            (
-                "max_grad_norm",
-                self.max_grad_norm.to_string(),
-                self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
-                "0 (off) or more",
-            ),
-            ("max_length", format!("{:?}", self.max_length), self.max_length.is_none_or(|m| m >= 2), "at least 2"),
-        ];
-        if let Some((key, value, _, expected)) = checks.into_iter().find(|c| !c.2) {
-            return Err(TrainError::Config { key, value, expected });
-        }
+        self.validate_ranges()?;
         let method = match (&self.lora, &self.full) {
             (Some(_), None) | (None, Some(_)) => None,
             (None, None) => Some("neither `lora` nor `full`"),
@@ -192,6 +157,43 @@ impl TrainConfig {
             lora.validate().map_err(cl_model::ModelError::from)?;
         }
         self.validate_olora()
+    }
+
+    /// Every number has a bound, so that a slip of the finger is told before it asks for all memory or for a year.
+    fn validate_ranges(&self) -> Result<(), TrainError> {
+        let count = |key, value: u64, least: u64, most: u64, expected| {
+            (key, value.to_string(), least <= value && value <= most, expected)
+        };
+        let number =
+            |key, value: f64, holds: bool, expected| (key, value.to_string(), value.is_finite() && holds, expected);
+        let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+        let epochs = if self.max_steps.is_some() { 1 } else { self.epochs };
+        let (rate, decay) = (self.learning_rate, self.weight_decay);
+        let checks = [
+            count("epochs", epochs, 1, 1_000_000, "1 to 1,000,000"),
+            count("max_steps", self.max_steps.unwrap_or(1), 1, 1_000_000_000, "1 to 1,000,000,000"),
+            count("micro_batch_size", size(self.micro_batch_size), 1, 65_536, "1 to 65,536"),
+            count(
+                "gradient_accumulation_steps",
+                size(self.gradient_accumulation_steps),
+                1,
+                1_000_000,
+                "1 to 1,000,000",
+            ),
+            count("warmup_steps", self.warmup_steps, 0, 1_000_000_000, "0 to 1,000,000,000"),
+            count("save_steps", self.save_steps, 0, 1_000_000_000, "0 (never) to 1,000,000,000"),
+            count("max_length", self.max_length.map_or(2, size), 2, 1 << 24, "2 to 16,777,216"),
+            number("learning_rate", rate, rate > 0.0 && rate <= 1e3, "a positive number, at most 1,000"),
+            number("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "in [0, 1)"),
+            number("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "in [0, 1)"),
+            number("adam_epsilon", self.adam_epsilon, self.adam_epsilon > 0.0 && self.adam_epsilon <= 1.0, "in (0, 1]"),
+            number("weight_decay", decay, (0.0..=1e3).contains(&decay), "0 to 1,000"),
+            number("max_grad_norm", self.max_grad_norm, (0.0..=1e9).contains(&self.max_grad_norm), "0 (off) to 1e9"),
+        ];
+        match checks.into_iter().find(|c| !c.2) {
+            Some((key, value, _, expected)) => Err(TrainError::Config { key, value, expected }),
+            None => Ok(()),
+        }
     }
 
     fn validate_olora(&self) -> Result<(), TrainError> {

@@ -9,7 +9,7 @@ use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
-use cl_lab::{EvalConfig, LoadedModel, score_model, write_scores};
+use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
 
 use super::Precision;
 use crate::output::say;
@@ -66,6 +66,17 @@ pub struct Args {
     /// Whether BOS stands in front of every text [default: as the tokenizer does by itself].
     #[arg(long)]
     add_bos_token: Option<bool>,
+    /// The same for the tasks of lm-evaluation-harness alone: mmlu, arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa,
+    /// winogrande, gsm8k, gsm8k_cot.
+    #[arg(long)]
+    lm_eval_add_bos_token: Option<bool>,
+    /// paper: as the paper's columns were computed, the tasks of lm-evaluation-harness without BOS, MeetingBank by its
+    /// script's ROUGE-L.
+    #[arg(long, value_enum, default_value = "method")]
+    profile: Profile,
+    /// Where lm-eval is installed, for the shots of gsm8k_cot, which come with it: a python (python3) or the package's folder.
+    #[arg(long, value_name = "PATH")]
+    lm_eval: Option<PathBuf>,
     /// Most tokens of prompt and answer; what is longer is cut on its left [default: the model's positions].
     #[arg(long)]
     max_length: Option<usize>,
@@ -90,6 +101,22 @@ pub struct Args {
     device: String,
 }
 
+/// Whose scoring.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Profile {
+    Paper,
+    Method,
+}
+
+impl From<Profile> for cl_data::Profile {
+    fn from(profile: Profile) -> cl_data::Profile {
+        match profile {
+            Profile::Paper => cl_data::Profile::Paper,
+            Profile::Method => cl_data::Profile::Method,
+        }
+    }
+}
+
 /// A model or one of its adapters, and where its answers go.
 struct Run<'a> {
     name: String,
@@ -111,6 +138,8 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         fewshot_as_multiturn: args.fewshot_as_multiturn,
         system_instruction: args.system_instruction.as_deref(),
         hub: hub.as_ref(),
+        profile: args.profile.into(),
+        lm_eval: args.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
     let (mut tasks, mut groups) = (Vec::new(), Vec::new());
@@ -123,6 +152,10 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         batch_tokens: args.batch_tokens.max(1),
         batch_sequences: args.batch_sequences.max(1),
         add_bos_token: args.add_bos_token,
+        lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
+            let paper = matches!(args.profile, Profile::Paper) && args.add_bos_token.is_none();
+            paper.then_some(false)
+        }),
         max_length: args.max_length,
         cache: cache(args),
         ..EvalConfig::default()
@@ -146,7 +179,10 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         write_scores(&run.out.join("scores.json"), &scores)?;
         let of_groups = groups.iter().map(|g| aggregate_group(g, &scores)).collect::<Result<Vec<_>, _>>()?;
         let settings = settings(args, &config, run, &loaded, template.as_ref());
-        write_results(&run.out.join("results.json"), &laid_out(&tasks, &scores, &groups, &of_groups, &settings))?;
+        write_results(
+            &run.out.join("results.json"),
+            &laid_out(&tasks, &config, &scores, &groups, &of_groups, &settings),
+        )?;
         scores.extend(of_groups);
         columns.push((run.name.clone(), scores));
     }
@@ -238,6 +274,7 @@ fn settings(
 
 fn laid_out(
     tasks: &[Box<dyn Task>],
+    config: &EvalConfig,
     scores: &[Scores],
     groups: &[TaskGroup],
     of_groups: &[Scores],
@@ -245,8 +282,13 @@ fn laid_out(
 ) -> serde_json::Value {
     let of_group = |(group, scores): (&'_ TaskGroup, _)| (group.name.clone(), group.members.clone(), scores);
     let pairs = tasks.iter().zip(scores);
+    let settings = |task: &dyn Task| {
+        let mut settings = task.settings();
+        settings.insert("add_bos_token".to_owned(), add_bos_token(task, config).into());
+        settings
+    };
     let tasks: Vec<TaskResult<'_>> =
-        pairs.map(|(task, scores)| TaskResult { scores, settings: task.settings(), original: None }).collect();
+        pairs.map(|(task, scores)| TaskResult { scores, settings: settings(task.as_ref()), original: None }).collect();
     let named: Vec<(String, Vec<String>, &Scores)> = groups.iter().zip(of_groups).map(of_group).collect();
     let groups: Vec<GroupResult<'_>> =
         named.iter().map(|(name, members, scores)| GroupResult { name, members: members.clone(), scores }).collect();

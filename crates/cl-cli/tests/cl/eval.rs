@@ -94,7 +94,7 @@ fn what_cannot_be_asked_is_told() {
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
-        ("folder", "data/folder: no test.json"),
+        ("folder", "data/folder/test.json: is a directory"),
         ("FOMC", "task `FOMC`: no such directory"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
         ("first,first", "task `first`: named twice"),
@@ -111,7 +111,7 @@ fn what_cannot_be_asked_is_told() {
     let mut into_a_file = EVAL;
     into_a_file[7] = "lora.toml";
     let message = world.fails(into_a_file);
-    assert_eq!(message.matches("lora.toml/first.jsonl: Not a directory").count(), 1, "{message}");
+    assert!(message.contains("lora.toml: is a file"), "{message}");
 }
 
 #[test]

@@ -11,4 +11,5 @@ mod killed;
 mod moe;
 mod sequence;
 mod train;
+mod words;
 mod world;

@@ -173,10 +173,10 @@ fn mistakes_are_told_before_anything_is_written() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_with_advice() {
+fn a_learning_rate_beyond_reason_is_told_before_the_run() {
     let world = World::new();
     let message = world.fails(["train", "train.toml", "--out", "r", "--set", "train.learning_rate=1e30"]);
-    assert!(message.contains("loss is NaN") && message.contains("Lower learning_rate"), "{message}");
+    assert!(message.contains("learning_rate = 1") && message.contains("at most 1,000"), "{message}");
     assert!(!world.exists("r/adapter") && !world.exists("r/model"));
 }
 

@@ -5,8 +5,9 @@
 //! the commit has, so that a split of which only some files were downloaded is not taken for whole without a network.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text, write_file};
 
 use super::HubError;
 use crate::Error;
@@ -25,7 +26,7 @@ impl RepoCache {
 
     /// The commit that a revision stood for when it was last asked for.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
-        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok();
+        let text = read_text(&self.folder.join("refs").join(revision), MAX_CONFIG).ok();
         let commit = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         commit.or_else(|| self.snapshot(revision).is_dir().then(|| revision.to_owned()))
     }
@@ -36,6 +37,12 @@ impl RepoCache {
 
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
+    }
+
+    /// Makes the folder that blobs are written to.
+    pub(super) fn prepare(&self) -> Result<(), HubError> {
+        let folder = self.blob("");
+        fs::create_dir_all(&folder).map_err(|source| HubError::Cache { path: folder, source })
     }
 
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
@@ -63,7 +70,9 @@ impl RepoCache {
     /// The files of a commit, and whether they are all of them: where the hub was asked by us they are, else they are those
     /// that lie in the cache.
     pub(super) fn listing(&self, commit: &str) -> (Vec<String>, bool) {
-        let kept = fs::read(self.listing_path(commit)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let kept = read_file(&self.listing_path(commit), MAX_TOKENIZER)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(files) = kept {
             return (files, true);
         }
@@ -103,17 +112,12 @@ fn link(blob: &Path, _: &str, path: &Path) -> std::io::Result<()> {
     fs::rename(blob, path)
 }
 
-/// Writes beside the file and renames, so that another process sees all of it or nothing.
+/// Writes a file and the folders above it.
 fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(io)?;
+        fs::create_dir_all(parent).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let beside = path.with_file_name(name);
-    fs::File::create(&beside).and_then(|mut f| f.write_all(content)).map_err(io)?;
-    fs::rename(&beside, path).map_err(io)
+    Ok(write_file(path, content)?)
 }
 
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) {

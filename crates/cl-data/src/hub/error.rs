@@ -72,6 +72,14 @@ pub enum HubError {
         /// The cache.
         cache: PathBuf,
     },
+    /// What is downloaded has no place.
+    #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a folder that can")]
+    Cache {
+        /// The folder of the cache.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// The repository's files do not have the split.
     #[error("{repo} has no files of {wanted}; it has {found}")]
     NoSplit {

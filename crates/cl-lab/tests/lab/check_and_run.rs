@@ -66,7 +66,7 @@ fn check_and_run_of_a_round_agree() {
         .unwrap();
     let adapter = world.path("small/adapter");
     let (good, bad) = (world.path("good"), world.path("bad"));
-    for (dir, key, value) in [(&good, "r", "2"), (&bad, "bias", "\"all\"")] {
+    for (dir, key, value) in [(&good, "r", "2"), (&bad, "layer_replication", "[[0, 1]]")] {
         copy_dir(&adapter, dir);
         let config = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
         let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&config).unwrap();

@@ -96,3 +96,30 @@ fn a_base_that_is_replaced_while_a_round_trains_is_noticed_and_nothing_is_publis
     std::fs::rename(world.path("old"), &base).unwrap();
     run_train(&config, &world.path("r"), true, &Interrupt::default(), &mut silent).unwrap();
 }
+
+#[test]
+fn what_is_trained_beside_factors_is_in_the_folded_model() {
+    let world = World::new(Kind::Float);
+    let ids: [&[u32]; 2] = [&[3, 14, 15, 9, 2, 6], &[5, 35, 8]];
+    for (name, set) in [
+        ("head", "train.lora.modules_to_save=['lm_head']"),
+        ("table", "train.lora.modules_to_save=['embed_tokens']"),
+        ("rows", "train.lora.trainable_token_indices=[3, 5, 9]"),
+    ] {
+        let config = world.train(&[set, "train.learning_rate=0.05"]);
+        let output = run_train(&config, &world.path(name), false, &Interrupt::default(), &mut silent).unwrap();
+        let options = cl_model::LoadOptions::cpu(Kind::Float);
+        let load = |dir: &std::path::Path| cl_model::Decoder::load(&Checkpoint::open(dir).unwrap(), options).unwrap();
+        let mut beside = load(&config.model);
+        let plain = cl_model::token_log_probs(&beside, &ids).unwrap();
+        beside.load_lora(&cl_checkpoint::Adapter::open(&output.adapter.unwrap()).unwrap(), 0.0).unwrap();
+        let beside = cl_model::token_log_probs(&beside, &ids).unwrap();
+        let folded = cl_model::token_log_probs(&load(&output.model), &ids).unwrap();
+        let difference = |a: &[Vec<(f64, bool)>], b: &[Vec<(f64, bool)>]| {
+            a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max)
+        };
+        // Sums in f32, in another order.
+        assert!(difference(&beside, &folded) < 1e-5, "{name}: {}", difference(&beside, &folded));
+        assert!(difference(&plain, &folded) > 1e-3, "{name}: nothing was learned");
+    }
+}

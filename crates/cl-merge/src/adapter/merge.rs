@@ -193,6 +193,7 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         seed: options.seed,
         tokenizer_source: None,
         vocabulary: Default::default(),
+        extra_tensors: Default::default(),
         ignore_tokenizers: false,
     }
 }

@@ -182,3 +182,43 @@ fn a_merge_that_is_asked_to_stop_leaves_nothing() {
     left.sort();
     assert_eq!(left, ["base", "ft1", "ft2"]);
 }
+
+#[test]
+fn buffers_do_not_count_and_other_extras_have_a_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, tuned) = Llama::default().family(folder.path(), 2);
+    // The first model again, with rotary frequencies as Llama 2 has them and one tensor of its own.
+    let with = |name: &str, more: &[&str]| {
+        let (from, dir) = (Checkpoint::open(&tuned[0]).unwrap(), folder.path().join(name));
+        let spec = |name: &str| cl_checkpoint::TensorSpec {
+            name: name.to_owned(),
+            dtype: from.info(name).map_or(cl_checkpoint::Dtype::BF16, |i| i.dtype),
+            shape: from.info(name).map_or(vec![4], |i| i.shape.clone()),
+        };
+        let specs: Vec<_> = from.names().into_iter().chain(more.iter().copied()).map(spec).collect();
+        let writer = cl_checkpoint::CheckpointWriter::create(&dir, &specs, Default::default()).unwrap();
+        for spec in &specs {
+            writer.write(&spec.name, from.bytes(&spec.name).unwrap_or(&[0x80, 0x3f].repeat(4))).unwrap();
+        }
+        writer.put_json("config.json", &serde_json::Value::Object(from.config().clone())).unwrap();
+        writer.finish(cl_checkpoint::Manifest::new("model")).unwrap();
+        dir
+    };
+    let old = with("old", &["model.layers.0.self_attn.rotary_emb.inv_freq"]);
+    let plan = Plan::new(&file(&linear(&[&old, &tuned[1]])).stages[0]).unwrap();
+    assert!(plan.notes.iter().any(|n| n.contains("1 buffers")), "{:?}", plan.notes);
+    assert!(plan.tensors().iter().all(|t| !t.name.contains("inv_freq")));
+
+    let own = with("own", &["model.vision.weight"]);
+    let text = linear(&[&tuned[1], &own]);
+    let message = Plan::new(&file(&text).stages[0]).err().unwrap().to_string();
+    assert!(message.contains("`model.vision.weight`") && message.contains("extra_tensors = \"base\""), "{message}");
+    let names = |policy: &str| {
+        let plan = Plan::new(&file(&format!("extra_tensors = \"{policy}\"\n{text}")).stages[0]).unwrap();
+        let out = folder.path().join(format!("with-{policy}"));
+        merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap();
+        let merged = Checkpoint::open(&out).unwrap();
+        merged.info("model.vision.weight").is_some()
+    };
+    assert!(!names("base") && names("union"));
+}

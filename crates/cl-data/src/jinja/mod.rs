@@ -1,4 +1,5 @@
-//! A Jinja environment that renders as the one of Transformers does.
+//! Jinja with bounds ([`check_source`], [`limit`], [`render`]), and an environment that renders as the one of Transformers
+//! does.
 //!
 //! Source: `_cached_compile_jinja_template` in `transformers/utils/chat_template_utils.py`: blocks trimmed, loop controls,
 //! `raise_exception`, `strftime_now`, `tojson` as `json.dumps` writes it, `{% generation %}`; and Python's methods, text of
@@ -13,8 +14,22 @@ use serde_json::ser::{Formatter, Serializer};
 
 use crate::python::is_space;
 
+mod limits;
+
+pub(crate) use limits::on_large_stack;
+pub use limits::{
+    MAX_CHAT_STEPS, MAX_DEPTH, MAX_ELIF, MAX_SIZE, MAX_SOURCE, MAX_STEPS, MAX_TOKENS, MAX_WORK, check_expression,
+    check_method, check_source, evaluate, limit, render, size_of, spend,
+};
+
 /// An environment without templates.
 pub(crate) fn environment() -> Environment<'static> {
+    let mut environment = unlimited();
+    limit(&mut environment, unlimited(), MAX_CHAT_STEPS);
+    environment
+}
+
+fn unlimited() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
@@ -64,6 +79,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 
 /// Methods of Python's types; those where minijinja-contrib differs from Python come first.
 fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    check_method(state, value, name, args)?;
     match (value.as_str(), name) {
         (Some(text), "strip" | "lstrip" | "rstrip") => {
             let (chars,): (Option<&str>,) = from_args(args)?;
@@ -92,7 +108,8 @@ fn strip(text: &str, side: &str, chars: Option<&str>) -> String {
     .to_owned()
 }
 
-fn format_value(out: &mut Output, _: &State, value: &Value) -> Result<(), Error> {
+fn format_value(out: &mut Output, state: &State, value: &Value) -> Result<(), Error> {
+    spend(state, value)?;
     let mut text = String::new();
     if value.kind() == ValueKind::String {
         text.push_str(value.as_str().unwrap_or_default())

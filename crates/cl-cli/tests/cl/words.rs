@@ -1,0 +1,103 @@
+//! What the command says when something is wrong: what, where, and what to do, in words and not in a library's.
+
+use crate::world::World;
+
+/// Texts of libraries and of the operating system that help nobody.
+const FOREIGN: [&str; 8] = [
+    "stream did not contain valid UTF-8",
+    "failed to fill whole buffer",
+    "os error",
+    "Some(",
+    "invalid type: string",
+    "DuplicateKeyPolicy",
+    "weak recursion",
+    ".part/",
+];
+
+fn told(world: &World, args: &[&str], parts: &[&str]) {
+    // `check` says what it found on stdout.
+    let run = world.run(args);
+    assert_eq!(run.code, Some(1), "{args:?}: {}{}", run.stdout, run.stderr);
+    let message = run.stdout + &run.stderr;
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+    for part in parts {
+        assert!(message.contains(part), "{args:?}: {part}: {message}");
+    }
+    for foreign in FOREIGN {
+        assert!(!message.contains(foreign), "{args:?}: {foreign}: {message}");
+    }
+    assert!(message.len() < 4000, "{args:?}: {} bytes", message.len());
+}
+
+#[test]
+fn every_number_has_a_bound_that_check_knows() {
+    let world = World::new();
+    for (key, value) in [
+        ("train.lora.r", "9000000000000000000"),
+        ("train.lora.r", "100000000"),
+        ("train.lora.r", "1000"),
+        ("train.lora.r", "0"),
+        ("train.lora.lora_alpha", "1e300"),
+        ("train.lora.lora_dropout", "1.0"),
+        ("train.lora.rank_pattern", "{q_proj = 100000000}"),
+        ("train.lora.loraplus_lr_ratio", "1e300"),
+        ("train.epochs", "0"),
+        ("train.epochs", "99999999999"),
+        ("train.max_steps", "0"),
+        ("train.max_steps", "99999999999999"),
+        ("train.micro_batch_size", "999999999"),
+        ("train.gradient_accumulation_steps", "99999999999"),
+        ("train.learning_rate", "1e38"),
+        ("train.learning_rate", "-1.0"),
+        ("train.adam_beta1", "1.0"),
+        ("train.adam_beta2", "-0.1"),
+        ("train.adam_epsilon", "0.0"),
+        ("train.weight_decay", "1e300"),
+        ("train.max_grad_norm", "inf"),
+        ("train.warmup_steps", "99999999999999"),
+        ("train.save_steps", "99999999999999"),
+        ("train.max_length", "1"),
+        ("train.max_length", "99999999999"),
+        ("replay.fraction", "1e9"),
+        ("data.limit", "0"),
+    ] {
+        let name = key.rsplit('.').next().unwrap();
+        told(&world, &["check", "train.toml", "--set", &format!("{key}={value}")], &[name, "expected"]);
+    }
+    for (key, value) in [("eval.batch_tokens", "99999999999"), ("eval.batch_sequences", "0"), ("eval.max_length", "0")]
+    {
+        told(&world, &["check", "lora.toml", "--set", &format!("{key}={value}")], &[key, "expected 1 to"]);
+    }
+    told(&world, &["check", "train.toml", "--set", "train.epochs=18446744073709551615"], &["beyond what TOML holds"]);
+}
+
+#[test]
+fn messages_say_what_and_where() {
+    let world = World::new();
+    // A line of 100 KB is not repeated.
+    world.write("long.toml", &format!("model = [{}", "1, ".repeat(40_000)));
+    told(&world, &["check", "long.toml"], &["long.toml", "line 1"]);
+    // Weights that are cut off.
+    let whole = std::fs::read(world.path("model/model.safetensors")).unwrap();
+    world.copy_dir("model", "cut");
+    std::fs::write(world.path("cut/model.safetensors"), &whole[..whole.len() - 100]).unwrap();
+    told(&world, &["check", "cut"], &["cut/model.safetensors"]);
+    // A directory for a file, and nothing at all.
+    told(&world, &["check", "train.toml", "--set", "data.train=nowhere.json"], &["nowhere.json: not found"]);
+    // YAML of the wrong kind.
+    world.write("twice.yaml", "merge_method: linear\nmerge_method: ties\nmodels: []\n");
+    told(&world, &["merge", "run", "twice.yaml", "--out", "m"], &["twice.yaml", "merge_method"]);
+    world.write("loop.yaml", "merge_method: &a\n  x: *a\n");
+    told(&world, &["merge", "run", "loop.yaml", "--out", "m"], &["loop.yaml"]);
+}
+
+#[test]
+fn a_damaged_log_is_no_obstacle() {
+    let world = World::new();
+    let set = ["--set", "train.save_steps=2"];
+    world.ok([&["train", "train.toml", "--out", "r"][..], &set].concat());
+    let mut log = std::fs::read(world.path("r/log.jsonl")).unwrap();
+    log[10] = 0xff;
+    std::fs::write(world.path("r/log.jsonl"), log).unwrap();
+    world.ok([&["train", "train.toml", "--out", "r", "--resume"][..], &set].concat());
+}

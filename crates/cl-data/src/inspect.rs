@@ -1,0 +1,192 @@
+//! What training would do with rows that are probably not meant: found before it starts.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use rayon::prelude::*;
+
+use crate::{Encoded, Error, Example, Profile, Tokenizer, encode_example};
+
+/// Prompts, each as half of its hash: 16 bytes a prompt, whatever its length.
+///
+/// ```
+/// let mut test = cl_data::Prompts::default();
+/// test.insert("1 + 1 =");
+/// assert!(test.contains("1 + 1 =") && !test.contains("1 + 2 ="));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Prompts(HashSet<u128>);
+
+impl Prompts {
+    /// Adds a prompt; false if it is there already.
+    pub fn insert(&mut self, prompt: &str) -> bool {
+        self.0.insert(half_hash(&[prompt]))
+    }
+
+    /// Whether a prompt is there.
+    pub fn contains(&self, prompt: &str) -> bool {
+        self.0.contains(&half_hash(&[prompt]))
+    }
+}
+
+impl<'a> Extend<&'a Example> for Prompts {
+    fn extend<I: IntoIterator<Item = &'a Example>>(&mut self, examples: I) {
+        self.0.extend(examples.into_iter().map(|e| half_hash(&[&e.prompt])));
+    }
+}
+
+/// Texts with their lengths, so that no two lists of texts run together.
+fn half_hash(texts: &[&str]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    for text in texts {
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(half)
+}
+
+/// Rows with something in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// How many.
+    pub rows: usize,
+    /// The first, from 0.
+    pub first: usize,
+}
+
+impl Found {
+    fn note(&mut self, row: usize) {
+        if self.rows == 0 {
+            self.first = row;
+        }
+        self.rows += 1;
+    }
+}
+
+/// What a data set's rows are like. Nothing of it stops a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataReport {
+    /// Rows of the data set.
+    pub rows: usize,
+    /// Rows whose answer is empty or white space: the end token alone is learned.
+    pub empty_answers: Found,
+    /// Rows that are the same as an earlier one, prompt and answer.
+    pub duplicates: Found,
+    /// Rows whose prompt is in the test.
+    pub in_test: Found,
+    /// Rows longer than `max_length`, which lose tokens.
+    pub cut: Found,
+    /// The most tokens of a row; 0 where rows were not tokenized.
+    pub longest: usize,
+    /// The limit that [`DataReport::cut`] is about.
+    pub max_length: Option<usize>,
+}
+
+/// Goes through rows once. With `test`, prompts are looked up in it. Memory: 16 bytes a row, and a share for the hash table.
+///
+/// Lengths are counted by [`DataReport::count_lengths`].
+///
+/// ```
+/// use cl_data::{Example, inspect};
+///
+/// let row = |prompt: &str, answer: &str| Example { prompt: prompt.into(), answer: answer.into() };
+/// let report = inspect(&[row("a", "b"), row("c", " "), row("a", "b")], None);
+/// assert_eq!((report.empty_answers.rows, report.duplicates.first), (1, 2));
+/// assert_eq!(report.to_string().lines().count(), 2);
+/// ```
+pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
+    let mut report = DataReport { rows: examples.len(), ..DataReport::default() };
+    let mut seen = HashSet::with_capacity(examples.len());
+    for (row, Example { prompt, answer }) in examples.iter().enumerate() {
+        if answer.trim().is_empty() {
+            report.empty_answers.note(row);
+        }
+        if !seen.insert(half_hash(&[prompt, answer])) {
+            report.duplicates.note(row);
+        }
+        if test.is_some_and(|test| test.contains(prompt)) {
+            report.in_test.note(row);
+        }
+    }
+    report
+}
+
+impl DataReport {
+    /// Tokenizes the rows, on all cores, to count those that `max_length` cuts; no tokens are kept.
+    ///
+    /// # Errors
+    /// Those of [`encode_example`].
+    pub fn count_lengths(
+        &mut self,
+        tokenizer: &Tokenizer,
+        examples: &[Example],
+        max_length: Option<usize>,
+    ) -> Result<(), Error> {
+        let length =
+            |e: &Example| encode_example(tokenizer, e, None, Profile::Method).map(|e: Encoded| e.input_ids.len());
+        let lengths = examples.par_iter().map(length).collect::<Result<Vec<usize>, Error>>()?;
+        self.longest = lengths.iter().copied().max().unwrap_or(0);
+        self.max_length = max_length;
+        self.cut = Found::default();
+        for (row, &length) in lengths.iter().enumerate() {
+            if max_length.is_some_and(|max| length > max) {
+                self.cut.note(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line for everything that was found; nothing where nothing was.
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cut = match self.max_length {
+            Some(max) => format!("are longer than max_length = {max} (up to {}) and lose tokens", self.longest),
+            None => String::new(),
+        };
+        let kinds = [
+            (self.empty_answers, "have an empty answer and train the end token alone"),
+            (self.cut, cut.as_str()),
+            (self.duplicates, "are the same as an earlier row"),
+            (self.in_test, "have a prompt that is in the test as well"),
+        ];
+        let mut line = "";
+        for (Found { rows, first }, what) in kinds.into_iter().filter(|(found, _)| found.rows > 0) {
+            write!(f, "{line}{rows} of {} rows {what}; the first: row {first} (from 0)", self.rows)?;
+            line = "\n";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(texts: &[(&str, &str)]) -> Vec<Example> {
+        texts.iter().map(|(p, a)| Example { prompt: (*p).into(), answer: (*a).into() }).collect()
+    }
+
+    #[test]
+    fn every_kind_is_counted_by_itself() {
+        let test = rows(&[("t", "x"), ("u", "y")]);
+        let mut prompts = Prompts::default();
+        prompts.extend(&test);
+        let train = rows(&[("a", "b"), ("t", "z"), ("a", ""), ("a", "\n"), ("a", "b"), ("t", "z"), ("ab", "")]);
+        let report = inspect(&train, Some(&prompts));
+        assert_eq!(report.empty_answers, Found { rows: 3, first: 2 });
+        assert_eq!(report.duplicates, Found { rows: 2, first: 4 });
+        assert_eq!(report.in_test, Found { rows: 2, first: 1 });
+        let text = report.to_string();
+        assert!(text.contains("3 of 7 rows have an empty answer"), "{text}");
+        assert!(text.contains("the first: row 4 (from 0)"), "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn nothing_found_is_nothing_said() {
+        assert_eq!(inspect(&rows(&[("a", "bc"), ("ab", "c")]), None).to_string(), "");
+        assert_eq!(inspect(&[], None), DataReport::default());
+    }
+}

@@ -1,0 +1,411 @@
+//! Bounds of templates, which come from hubs and from other people's task files: how long one may be, how deep it nests, how
+//! many steps it takes, and how large what it makes becomes. Past a bound there is an error, and no hang or abort.
+//!
+//! | bound | why |
+//! | --- | --- |
+//! | [`MAX_SOURCE`] bytes of a template, [`MAX_TOKENS`] tokens of one tag, [`MAX_ELIF`] `elif` | the engine parses and compiles chains by recursion |
+//! | [`MAX_STEPS`] instructions, [`MAX_CHAT_STEPS`] of a chat template | loops within loops; lists put into lists step by step, which are dropped by recursion |
+//! | [`MAX_SIZE`] bytes of the output and of every value that a filter or method is given or makes, items counted too | `indent(99999999999)`, `'{:>9999999999}'.format(1)`, `[0] * 10 ** 12` |
+//! | [`MAX_DEPTH`] levels of lists in lists | values are written by recursion |
+//! | [`MAX_WORK`] bytes of all that filters and methods are given in one rendering | many of them, each allowed |
+//!
+//! What is not bounded: operators between texts (`~` and `+`), which double a text every time they are applied to it.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Expression, State, Template, filters};
+
+/// Bytes of a template. The longest published chat templates have some tens of thousands.
+pub const MAX_SOURCE: usize = 256 << 10;
+/// Tokens of one `{{ … }}` or `{% … %}`.
+pub const MAX_TOKENS: usize = 2000;
+/// `elif` branches of a template.
+pub const MAX_ELIF: usize = 500;
+/// Instructions of one rendering: with eight of them a list is put into another, and so many lists in each other can be
+/// dropped on a stack of 2 MiB.
+pub const MAX_STEPS: u64 = 50_000;
+/// Instructions of one rendering on a stack of its own, see [`on_large_stack`].
+pub const MAX_CHAT_STEPS: u64 = 200_000;
+/// Bytes of what one rendering writes, and of a value in it.
+pub const MAX_SIZE: usize = 64 << 20;
+/// Lists in lists.
+pub const MAX_DEPTH: usize = 100;
+/// Bytes of all values that filters and methods are given in one rendering.
+pub const MAX_WORK: usize = 512 << 20;
+/// Numbers that say how large something becomes: widths, items of a batch, indents.
+const MAX_WIDTH: i64 = 10_000;
+/// Bytes that an item of a list counts for.
+const ITEM: usize = 32;
+
+fn too_large(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what.to_string())
+}
+
+/// Refuses a template that cannot be parsed safely.
+///
+/// # Errors
+/// What is too long, in words.
+///
+/// ```
+/// use cl_data::jinja::check_source;
+///
+/// assert!(check_source("{{ question.strip() }}\nAnswer:").is_ok());
+/// let error = check_source(&format!("{{{{ {}1 }}}}", "-".repeat(200_000))).unwrap_err();
+/// assert!(error.contains("more than 2000 tokens"));
+/// ```
+pub fn check_source(source: &str) -> Result<(), String> {
+    if source.len() > MAX_SOURCE {
+        return Err(format!("has {} bytes; a template may have {MAX_SOURCE}", source.len()));
+    }
+    let mut elif = 0;
+    let mut rest = source;
+    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
+        let (kind, inside) = rest[start..].split_at(2);
+        if kind == "{#" {
+            rest = inside.find("#}").map_or("", |end| &inside[end + 2..]);
+            continue;
+        }
+        elif += usize::from(inside.trim_start_matches(['-', '+', ' ', '\n', '\t']).starts_with("elif"));
+        if elif > MAX_ELIF {
+            return Err(format!("has more than {MAX_ELIF} `elif`"));
+        }
+        rest = after_tag(inside, if kind == "{{" { "}}" } else { "%}" })?;
+    }
+    Ok(())
+}
+
+/// Refuses an expression that cannot be parsed safely; see [`check_source`].
+///
+/// # Errors
+/// What is too long, in words.
+pub fn check_expression(source: &str) -> Result<(), String> {
+    if source.len() > MAX_SOURCE {
+        return Err(format!("has {} bytes; an expression may have {MAX_SOURCE}", source.len()));
+    }
+    after_tag(source, "\0").map(|_| ())
+}
+
+/// What stands behind a tag, whose tokens are counted: names, numbers, texts and signs.
+fn after_tag<'s>(inside: &'s str, end: &str) -> Result<&'s str, String> {
+    let (mut tokens, mut at, bytes) = (0, 0, inside.as_bytes());
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii();
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        if rest.starts_with(end.as_bytes()) {
+            return Ok(&inside[at + end.len()..]);
+        }
+        at += match bytes[at] {
+            b if b.is_ascii_whitespace() => {
+                at += 1;
+                continue;
+            }
+            quote @ (b'"' | b'\'') => 1 + text_length(&rest[1..], quote),
+            b if word(b) => rest.iter().take_while(|&&b| word(b)).count(),
+            _ => 1,
+        };
+        tokens += 1;
+        if tokens > MAX_TOKENS {
+            return Err(format!("has a tag of more than {MAX_TOKENS} tokens"));
+        }
+    }
+    Ok("")
+}
+
+/// Bytes of a text behind its opening quote, the closing one included.
+fn text_length(bytes: &[u8], quote: u8) -> usize {
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' => at += 2,
+            b if b == quote => return at + 1,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Sets the bounds of an environment that has its own filters already. `plain` does the work of the filters; it has the same
+/// filters and settings. `steps`: instructions of one rendering.
+pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
+    environment.set_fuel(Some(steps));
+    let plain = Arc::new(plain);
+    for name in FILTERS {
+        let plain = plain.clone();
+        environment.add_filter(name, move |state: &State, args: Rest<Value>| {
+            check_filter(state, name, &args)?;
+            plain.empty_state().apply_filter(name, &args)
+        });
+    }
+    // These look for filters and tests by name, among those of the environment with bounds.
+    environment.add_filter("map", |state: &State, value: Value, args: Rest<Value>| {
+        spend(state, &value)?;
+        filters::map(state, value, args)
+    });
+    for (name, by_attribute) in [("select", false), ("reject", false), ("selectattr", true), ("rejectattr", true)] {
+        environment.add_filter(name, move |state: &State, value: Value, mut args: Rest<Value>| {
+            spend(state, &value)?;
+            selected(state, name, by_attribute, value, &mut args)
+        });
+    }
+    environment.add_function("range", |lower: i64, upper: Option<i64>, step: Option<i64>| {
+        let (lower, upper, step) = (upper.map_or(0, |_| lower), upper.unwrap_or(lower), step.unwrap_or(1));
+        range(lower, upper, step)
+    });
+}
+
+/// Filters of the engine that go through a value whole, or make one whose size an argument says.
+const FILTERS: [&str; 28] = [
+    "lower",
+    "upper",
+    "title",
+    "capitalize",
+    "replace",
+    "dictsort",
+    "items",
+    "reverse",
+    "trim",
+    "join",
+    "split",
+    "lines",
+    "min",
+    "max",
+    "sort",
+    "list",
+    "string",
+    "batch",
+    "slice",
+    "sum",
+    "indent",
+    "groupby",
+    "unique",
+    "chain",
+    "zip",
+    "pprint",
+    "format",
+    "tojson",
+];
+
+fn selected(
+    state: &State,
+    name: &str,
+    by_attribute: bool,
+    value: Value,
+    args: &mut Vec<Value>,
+) -> Result<Vec<Value>, Error> {
+    let mut next = || if args.is_empty() { None } else { Some(args.remove(0)) };
+    let text = |value: Value| match value.as_str() {
+        Some(text) => Ok(text.to_owned().into()),
+        None => Err(too_large(format!("{name} takes names, not {value:?}"))),
+    };
+    let attribute = if by_attribute { next() } else { None };
+    let test = next().map(text).transpose()?;
+    let rest = Rest(std::mem::take(args));
+    match (name, attribute.map(text).transpose()?) {
+        ("select", _) => filters::select(state, value, test, rest),
+        ("reject", _) => filters::reject(state, value, test, rest),
+        (_, None) => Err(Error::from(ErrorKind::MissingArgument)),
+        ("selectattr", Some(attribute)) => filters::selectattr(state, value, attribute, test, rest),
+        (_, Some(attribute)) => filters::rejectattr(state, value, attribute, test, rest),
+    }
+}
+
+/// Python's `range`, of at most 10,000 numbers.
+fn range(lower: i64, upper: i64, step: i64) -> Result<Value, Error> {
+    if step == 0 {
+        return Err(too_large("range: a step of 0"));
+    }
+    let (lower, upper, step) = (i128::from(lower), i128::from(upper), i128::from(step));
+    let distance = if step > 0 { upper - lower } else { lower - upper };
+    let numbers = if distance <= 0 { 0 } else { (distance - 1) / step.abs() + 1 };
+    if numbers > i128::from(MAX_WIDTH) {
+        return Err(too_large(format!("range: {numbers} numbers; at most {MAX_WIDTH} are made")));
+    }
+    Ok((0..numbers).map(|i| Value::from(lower + i * step)).collect())
+}
+
+/// Refuses what a filter would be given or make.
+fn check_filter(state: &State, name: &str, args: &[Value]) -> Result<(), Error> {
+    args.iter().try_for_each(|value| spend(state, value))?;
+    let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
+    match name {
+        "batch" | "slice" | "indent" | "tojson" => check_widths(name, args)?,
+        "replace" => check_replaced(text(0), text(1), text(2))?,
+        "join" => check_joined(args.first(), text(1))?,
+        "format" => check_format(text(0), '%', &args[1..])?,
+        _ => {}
+    }
+    if name == "indent" {
+        let lines = text(0).bytes().filter(|b| *b == b'\n').count();
+        check_size("indent", text(0).len().saturating_add(lines.saturating_mul(widest(args) as usize)))?;
+    }
+    Ok(())
+}
+
+/// Refuses what a method of a text or list would be given or make.
+///
+/// # Errors
+/// What is too large, in words.
+pub fn check_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<(), Error> {
+    spend(state, value)?;
+    args.iter().try_for_each(|value| spend(state, value))?;
+    let Some(own) = value.as_str() else { return Ok(()) };
+    let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
+    match name {
+        "replace" => check_replaced(own, text(0), text(1)),
+        "join" => check_joined(args.first(), own),
+        "format" => check_format(own, '{', args),
+        // The engine's would never end.
+        "count" if text(0).is_empty() => Err(too_large("count of an empty text")),
+        _ => Ok(()),
+    }
+}
+
+fn check_size(what: &str, size: usize) -> Result<(), Error> {
+    if size <= MAX_SIZE {
+        return Ok(());
+    }
+    Err(too_large(format!("{what}: the result would have {size} bytes; at most {MAX_SIZE} are made")))
+}
+
+/// The largest number among arguments, named ones included.
+fn widest(args: &[Value]) -> i64 {
+    let number = |value: &Value| if value.is_number() { i64::try_from(value.clone()).unwrap_or(i64::MAX) } else { 0 };
+    let named = |value: &Value| {
+        let kwargs = Kwargs::try_from(value.clone()).ok()?;
+        kwargs.args().filter_map(|name| kwargs.peek::<Value>(name).ok()).map(|v| number(&v)).max()
+    };
+    args.iter().skip(1).map(|value| named(value).unwrap_or_else(|| number(value))).max().unwrap_or(0)
+}
+
+fn check_widths(name: &str, args: &[Value]) -> Result<(), Error> {
+    let widest = widest(args);
+    if widest <= MAX_WIDTH {
+        return Ok(());
+    }
+    Err(too_large(format!("{name}: {widest} is too large; at most {MAX_WIDTH} is meant")))
+}
+
+fn check_replaced(text: &str, old: &str, new: &str) -> Result<(), Error> {
+    let places = text.matches(old).count();
+    check_size("replace", text.len().saturating_add(places.saturating_mul(new.len())))
+}
+
+fn check_joined(list: Option<&Value>, separator: &str) -> Result<(), Error> {
+    let items = list.and_then(Value::len).unwrap_or(0);
+    check_size("join", items.saturating_mul(separator.len()))
+}
+
+/// Widths and precisions stand in the format, or for `%*d` among the arguments.
+fn check_format(format: &str, mark: char, args: &[Value]) -> Result<(), Error> {
+    for field in format.split(mark).skip(1) {
+        let end = if mark == '{' { field.find('}') } else { field.find(|c: char| c.is_ascii_alphabetic() || c == '%') };
+        let digits = field[..end.unwrap_or(field.len())].split(|c: char| !c.is_ascii_digit());
+        if digits.map(|run| run.trim_start_matches('0')).any(|run| run.len() > 4) {
+            return Err(too_large(format!("format: a width of more than {MAX_WIDTH}")));
+        }
+    }
+    if mark == '%'
+        && format.contains('*')
+        && args.iter().any(|v| v.is_number() && widest(&[Value::UNDEFINED, v.clone()]) > MAX_WIDTH)
+    {
+        return Err(too_large(format!("format: a width of more than {MAX_WIDTH}")));
+    }
+    Ok(())
+}
+
+/// Refuses a value that is too large or too deep, and counts it among what the rendering has worked on.
+///
+/// # Errors
+/// What is too large, in words.
+pub fn spend(state: &State, value: &Value) -> Result<(), Error> {
+    const WORK: &str = "cl.work";
+    let size = size_of(value)?;
+    let done = state.get_temp(WORK).and_then(|v| usize::try_from(v).ok()).unwrap_or(0).saturating_add(size);
+    state.set_temp(WORK, Value::from(done));
+    if done > MAX_WORK {
+        return Err(too_large(format!("works on more than {MAX_WORK} bytes in one rendering")));
+    }
+    Ok(())
+}
+
+/// Bytes of a value, as far as they count.
+///
+/// # Errors
+/// A value of more than [`MAX_SIZE`] bytes, or deeper than [`MAX_DEPTH`].
+pub fn size_of(value: &Value) -> Result<usize, Error> {
+    let mut left = MAX_SIZE;
+    walk(value, MAX_DEPTH, &mut left)?;
+    Ok(MAX_SIZE - left)
+}
+
+fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
+    let bytes = ITEM + value.as_str().map_or(0, str::len);
+    *left = left
+        .checked_sub(bytes)
+        .ok_or_else(|| too_large(format!("a value of more than {MAX_SIZE} bytes, {ITEM} an item of a list")))?;
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        return Ok(());
+    }
+    let deeper = depth.checked_sub(1).ok_or_else(|| too_large(format!("lists in lists, deeper than {MAX_DEPTH}")))?;
+    for item in value.try_iter().into_iter().flatten() {
+        walk(&item, deeper, left)?;
+        if value.kind() == ValueKind::Map {
+            walk(&value.get_item(&item).unwrap_or_default(), deeper, left)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs something that may recurse deeper than this thread's stack allows. The memory is taken as far as it is used.
+pub(crate) fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(256 << 20).spawn_scoped(scope, run)?;
+        thread.join().map_err(|_| io::Error::other("rendering panicked"))
+    })
+}
+
+/// Renders a template; what it writes is bounded.
+///
+/// # Errors
+/// The template's own, and that of a bound.
+pub fn render(template: &Template<'_, '_>, context: Value) -> Result<String, Error> {
+    let mut out = Bounded(Vec::new());
+    template.render_captured_to(context, &mut out).map_err(in_words)?;
+    String::from_utf8(out.0).map_err(too_large)
+}
+
+/// Evaluates an expression; its value is bounded.
+///
+/// # Errors
+/// The expression's own, and that of a bound.
+pub fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Result<Value, Error> {
+    let value = expression.eval(context).map_err(in_words)?;
+    size_of(&value).map(|_| value)
+}
+
+/// The engine's words for its bounds say nothing of templates.
+fn in_words(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::OutOfFuel => too_large("takes too many steps; a loop in a loop?"),
+        ErrorKind::WriteFailure => too_large(format!("writes more than {MAX_SIZE} bytes")),
+        _ => error,
+    }
+}
+
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_SIZE {
+            return Err(io::Error::other("too much output"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

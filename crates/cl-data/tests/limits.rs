@@ -1,0 +1,93 @@
+//! Templates that would hang, abort or fill the memory are errors that name the file and say what is too large.
+
+use cl_data::{ChatTemplate, Message};
+
+/// Templates by what their error says.
+fn hostile() -> Vec<(String, &'static str)> {
+    let of = |text: &str, part| (text.to_owned(), part);
+    vec![
+        (format!("{{{{ {}1 }}}}", "-".repeat(200_000)), "more than 2000 tokens"),
+        (format!("{{{{ {}1 }}}}", "not ".repeat(60_000)), "more than 2000 tokens"),
+        (format!("{{{{ 1{} }}}}", "+1".repeat(50_000)), "more than 2000 tokens"),
+        (format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(20_000)), "more than 2000 tokens"),
+        (format!("{{{{ messages{} }}}}", "[0]".repeat(50_000)), "more than 2000 tokens"),
+        (format!("{{{{ '}}}}'{} }}}}", "|trim".repeat(50_000)), "more than 2000 tokens"),
+        (format!("{{{{ {}1{} }}}}", "(".repeat(900), ")".repeat(900)), "recursion"),
+        (format!("{{% if 0 %}}{}{{% endif %}}", "{%elif 0%}".repeat(20_000)), "more than 500 `elif`"),
+        (format!("{}{}", "{% if 1 %}".repeat(9000), "{% endif %}".repeat(9000)), "recursion"),
+        ("x".repeat(300_000), "300000 bytes"),
+        of("{% for i in range(9999) %}{% for j in range(9999) %}{{ j }}{% endfor %}{% endfor %}", "too many steps"),
+        of("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion limit"),
+        of("{{ range(999999999) | length }}", "999999999 numbers"),
+        of("{{ 'a' | indent(99999999999, true) }}", "indent: 99999999999"),
+        of("{{ 'a' | indent(width=99999999999, first=true) }}", "indent: 99999999999"),
+        of("{{ ('\\n' * 9000000) | indent(9000) }}", "indent: the result would have"),
+        of("{{ [1] | slice(99999999999) }}", "slice: 99999999999"),
+        of("{{ [1] | batch(99999999999, 0) }}", "batch: 99999999999"),
+        of("{{ [1] | tojson(indent=99999999999) }}", "tojson: 99999999999"),
+        of("{{ '{:>9999999999}'.format(1) }}", "format: a width"),
+        of("{{ '{:.9999999999f}'.format(1.5) }}", "format: a width"),
+        of("{{ '%9999999999d' | format(1) }}", "format: a width"),
+        of("{{ 'x' * 99999999999 }}", "repeated string is too large"),
+        of("{{ ([0] * 999999999999) | list }}", "67108864 bytes"),
+        of("{{ [0] * 999999999999 }}", "67108864 bytes"),
+        of("{{ ','.join(['x'] * 999999999999) }}", "67108864 bytes"),
+        of("{{ ('x' * 60000).replace('x', 'y' * 60000) }}", "replace: the result would have"),
+        of("{{ ('x' * 60000) | replace('', 'y' * 60000) }}", "replace: the result would have"),
+        of("{{ 'abc'.count('') }}", "count of an empty text"),
+        of("{% set x %}{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}", "536870912 bytes"),
+        of("{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}", "67108864 bytes"),
+        of(
+            "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}",
+            "deeper",
+        ),
+        (nested("[n.x]"), "too many steps"),
+        (nested("{'a': n.x}"), "too many steps"),
+        (nested("n.x + [n.x]"), "too many steps"),
+    ]
+}
+
+/// Grows a value around itself as often as the steps allow: dropping it must not overflow the stack either.
+fn nested(grown: &str) -> String {
+    let head = "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set n.x = ";
+    format!("{head}{grown} %}}{{% endfor %}}{{% endfor %}}")
+}
+
+#[test]
+fn hostile_chat_templates_are_errors() {
+    let messages = [Message::new("user", "Why?")];
+    for (text, part) in hostile() {
+        let error = ChatTemplate::new(&text, &[]).and_then(|t| t.render(&messages, true)).map(|out| out.len());
+        let message = error.expect_err(&text[..text.len().min(80)]).to_string();
+        assert!(message.contains(part) && message.starts_with("chat template: "), "{:.80}: {message:.300}", text);
+        assert!(message.len() < 2000, "{:.80}: {} bytes of message", text, message.len());
+    }
+}
+
+#[test]
+fn a_model_s_template_is_a_regular_file_of_bounded_size_and_named_in_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat_template.jinja");
+    let message = || {
+        let template = ChatTemplate::from_dir(folder.path()).and_then(|t| t.unwrap().render(&[], true));
+        template.unwrap_err().to_string()
+    };
+    std::fs::write(&path, "{{ 'a' | indent(99999999999, true) }}").unwrap();
+    assert!(message().contains("chat_template.jinja: ") && message().contains("indent"), "{}", message());
+    std::fs::write(&path, "x".repeat(300_000)).unwrap();
+    assert!(message().contains("chat_template.jinja: has more than 262144 bytes"), "{}", message());
+    std::fs::write(&path, b"caf\xe9").unwrap();
+    assert!(message().contains("byte 3 is not valid UTF-8"), "{}", message());
+    std::fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert!(message().contains("is a FIFO"), "{}", message());
+}
+
+#[test]
+fn a_long_conversation_is_far_from_the_bounds() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content | trim }}{% else %}{{ m.content }}\
+                    {% endif %}{{ loop.index }} of {{ messages | length }}{% endfor %}";
+    let messages: Vec<Message> = (0..2000).map(|i| Message::new("user", format!(" {i}"))).collect();
+    let text = ChatTemplate::new(template, &[]).unwrap().render(&messages, false).unwrap();
+    assert!(text.ends_with("19992000 of 2000"));
+}

@@ -1,0 +1,84 @@
+//! Tensors that some inputs have and others have not.
+
+use std::collections::BTreeSet;
+
+use cl_checkpoint::{TensorSource, TensorSpec};
+
+use crate::config::ExtraTensors;
+use crate::inputs::Inputs;
+use crate::plan::{PlannedTensor, Source, Work};
+
+/// Whether a tensor is a buffer that follows from config.json: rotary frequencies of Llama's first checkpoints, causal masks
+/// of GPT-2's. Newer versions of the same model do not hold them, and nobody reads them.
+pub(crate) fn is_buffer(tensor: &str) -> bool {
+    tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".attn.masked_bias") || tensor.ends_with(".attn.bias")
+}
+
+/// Names of an input that count in a merge.
+pub(crate) fn names(source: &impl TensorSource) -> Vec<&str> {
+    // GPT-2's mask has four dimensions; a bias of that name has one.
+    let counts = |name: &&str| {
+        let mask = name.ends_with(".attn.bias") && source.info(name).is_some_and(|info| info.shape.len() != 4);
+        !is_buffer(name) || mask
+    };
+    source.names().into_iter().filter(counts).collect()
+}
+
+/// What a policy does with the tensors of several inputs.
+pub(crate) struct Extra {
+    /// Names that all inputs have, or all of the reference where extras are an error.
+    pub(crate) merged: BTreeSet<String>,
+    /// Tensors that are copied from one input.
+    pub(crate) copied: Vec<PlannedTensor>,
+    /// What is worth knowing.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Splits the tensors by whether all inputs have them.
+pub(crate) fn split(inputs: &Inputs, reference: usize, policy: ExtraTensors) -> Extra {
+    let of = |model: usize| names(&inputs.models[model].checkpoint).into_iter().map(str::to_owned).collect();
+    let all: Vec<BTreeSet<String>> = (0..inputs.models.len()).map(of).collect();
+    let mut extra = Extra { merged: all[reference].clone(), copied: Vec::new(), notes: Vec::new() };
+    let buffers: usize = inputs.models.iter().map(|m| m.checkpoint.names().len() - names(&m.checkpoint).len()).sum();
+    if buffers > 0 {
+        extra
+            .notes
+            .push(format!("{buffers} buffers that follow from config.json are left out (rotary_emb.inv_freq, …)"));
+    }
+    if policy == ExtraTensors::Error {
+        return extra;
+    }
+    extra.merged.retain(|name| all.iter().all(|of| of.contains(name)));
+    let order = std::iter::once(reference).chain((0..all.len()).filter(|i| *i != reference));
+    let mut seen = extra.merged.clone();
+    let mut left_out = 0;
+    for model in order {
+        for name in &all[model] {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            if model == reference || policy == ExtraTensors::Union {
+                extra.copied.extend(copy(inputs, model, name));
+            } else {
+                left_out += 1;
+            }
+        }
+    }
+    if !extra.copied.is_empty() {
+        extra.notes.push(format!(
+            "{} tensors that not all models have are copied from the first that has them",
+            extra.copied.len()
+        ));
+    }
+    if left_out > 0 {
+        extra.notes.push(format!("{left_out} tensors that the base does not have are left out"));
+    }
+    extra
+}
+
+fn copy(inputs: &Inputs, model: usize, name: &str) -> Option<PlannedTensor> {
+    let info = inputs.models[model].checkpoint.info(name)?;
+    let spec = TensorSpec { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() };
+    let source = Source { model, tensor: name.to_owned(), key: String::new() };
+    Some(PlannedTensor { spec, work: Work::Copy(source) })
+}
