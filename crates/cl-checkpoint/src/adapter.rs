@@ -158,13 +158,25 @@ impl Adapter {
         whole.map(|name| (name, name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", "."))).collect()
     }
 
+    /// Refuses adapters whose meaning goes beyond low-rank factors and DoRA's magnitudes.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] names the feature.
+    pub fn check_supported(&self) -> Result<(), Error> {
+        self.refuse(self.config.unsupported())
+    }
+
     /// Refuses adapters of a meaning that is not known here: other methods, and LoRA with more than factors, DoRA's magnitudes
     /// and what is trained [beside](Adapter::beside) them.
     ///
     /// # Errors
     /// [`Error::Adapter`] names the feature.
     pub fn check_built(&self) -> Result<(), Error> {
-        let Some(feature) = self.config.not_built() else { return Ok(()) };
+        self.refuse(self.config.not_built())
+    }
+
+    fn refuse(&self, feature: Option<String>) -> Result<(), Error> {
+        let Some(feature) = feature else { return Ok(()) };
         let message = format!("{feature} adapters are not supported; use a plain LoRA adapter");
         Err(Error::Adapter { path: self.dir.clone(), message })
     }
