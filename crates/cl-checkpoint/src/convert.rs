@@ -23,6 +23,33 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
+/// Reads eight-bit floats as f32: `F8_E4M3` (as PyTorch's `float8_e4m3fn`, without infinities) or `F8_E5M2`; `None` for other
+/// dtypes. Weights of a quantized model mean this times a scale that is stored beside them, which nobody applies here.
+///
+/// ```
+/// use cl_checkpoint::{Dtype, convert::f8_to_f32};
+/// assert_eq!(f8_to_f32(Dtype::F8_E4M3, &[0x38, 0xfe]), Some(vec![1.0, -448.0]));
+/// assert_eq!(f8_to_f32(Dtype::F8_E5M2, &[0x3c, 0x01]), Some(vec![1.0, 2f32.powi(-16)]));
+/// ```
+pub fn f8_to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    match dtype {
+        Dtype::F8_E4M3 => Some(bytes.iter().map(|&b| e4m3(b)).collect()),
+        // The upper byte of an f16.
+        Dtype::F8_E5M2 => Some(bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32()).collect()),
+        _ => None,
+    }
+}
+
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction * 2f32.powi(-9),
+        _ => (8.0 + fraction) * 2f32.powi(exponent - 10),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
 /// Writes f32 values as f32, f16 or bf16 bytes (little endian), rounded to nearest even; `None` for other dtypes.
 pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     Some(match dtype {

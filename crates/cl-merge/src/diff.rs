@@ -6,7 +6,7 @@ use cl_checkpoint::{Checkpoint, Dtype, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::tensor::is_float;
+use crate::tensor::is_readable;
 use crate::{Error, Piece, TensorGroup, Values, kernels};
 
 /// How one tensor differs.
@@ -105,7 +105,8 @@ pub fn diff(a: &Path, b: &Path, base: Option<&Path>) -> Result<Diff, Error> {
             (Some(x), Some(y)) => {
                 let z = base.as_ref().map(|base| base.info(name));
                 let alike = x.shape == y.shape && z.is_none_or(|z| z.is_some_and(|z| z.shape == x.shape));
-                let floats = is_float(x.dtype) && is_float(y.dtype) && z.flatten().is_none_or(|z| is_float(z.dtype));
+                let floats =
+                    is_readable(x.dtype) && is_readable(y.dtype) && z.flatten().is_none_or(|z| is_readable(z.dtype));
                 if alike && floats { names.push(name) } else { not_compared.push(name.to_owned()) }
             }
             (None, _) => unreachable!("it is one of its names"),

@@ -121,6 +121,30 @@ fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
     Some(tokens)
 }
 
+/// What stands before the names of layers in a whole model, and not in the bare one inside it.
+const PREFIXES: [&str; 4] = ["model.", "transformer.", "gpt_neox.", "language_model."];
+
+/// Says so where one of the two was saved from the bare model: its names lack the prefix that the other's have.
+pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
+    let (a, b) = (extra::names(&reference.checkpoint), extra::names(&other.checkpoint));
+    let of_bare = |bare: &[&str], whole: &[&str]| {
+        let whole: BTreeSet<&str> = whole.iter().copied().collect();
+        PREFIXES.into_iter().find(|prefix| {
+            let found = bare.iter().filter(|name| whole.contains(format!("{prefix}{name}").as_str())).count();
+            bare.iter().all(|name| !whole.contains(name)) && 2 * found > bare.len()
+        })
+    };
+    let say = |prefix: &str, bare: &Input, whole: &Input| {
+        format!(
+            "{}: was saved from the bare model: its names lack `{prefix}`, which those of {} begin with, and it has no head; save it \
+             from the whole one (AutoModelForCausalLM)",
+            bare.written, whole.written
+        )
+    };
+    let bare = of_bare(&b, &a).map(|prefix| say(prefix, other, reference));
+    bare.or_else(|| of_bare(&a, &b).map(|prefix| say(prefix, reference, other)))
+}
+
 /// Names that only one side has, shortened for a message.
 pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
     let a: BTreeSet<&str> = extra::names(&reference.checkpoint).into_iter().collect();

@@ -12,11 +12,11 @@ use crate::config::{ExtraTensors, MergeConfig, Vocabulary};
 use crate::draft::{Draft, drafts, model_index, slice_layers};
 use crate::engine::STATE_NAME;
 use crate::extra;
-use crate::inputs::{Input, Inputs, compare_configs, compare_names, compare_tokenizers};
+use crate::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
 use crate::methods::{Linear, OpcmState};
 use crate::output::{companions, out_config};
 use crate::registry::{self, MethodInfo};
-use crate::tensor::is_float;
+use crate::tensor::{is_eight_bit, is_readable};
 use crate::{Error, MergeMethod, TensorGroup, Values, settings};
 
 /// A merge that can be run: what is read, what is computed, what is written.
@@ -128,12 +128,16 @@ impl Plan {
         let mut tensors = Vec::new();
         let mut vocabulary = None;
         let mut undefined: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut unmerged: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for draft in &drafts {
             let context = Context { config, method, inputs: &inputs, reference, previous: previous.as_ref() };
             match plan_tensor(&context, draft, &mut vocabulary) {
                 Ok(tensor) => tensors.push(tensor),
                 Err(Obstacle::Tensor(problem)) => problems.push(problem),
                 Err(Obstacle::Parameters(problem)) => undefined.entry(problem).or_default().push(&draft.name),
+                Err(Obstacle::Missing { input, tensor }) => missing.entry(input).or_default().push(tensor),
+                Err(Obstacle::Dtype(problem)) => unmerged.entry(problem).or_default().push(&draft.name),
             }
         }
         tensors.append(&mut extra.copied);
@@ -142,6 +146,16 @@ impl Plan {
             [one] => format!("tensor `{one}`: {problem}"),
             all if all.len() == drafts.len() => problem,
             some => format!("tensor `{}` and {} more: {problem}", some[0], some.len() - 1),
+        }));
+        // Of whole models the names were compared before.
+        let said = config.slices.is_empty() && !problems.is_empty();
+        problems.extend(missing.into_iter().filter(|_| !said).map(|(input, tensors)| match &tensors[..] {
+            [one] => format!("{input}: lacks tensor `{one}`"),
+            all => format!("{input}: lacks {} tensors (`{}`, …)", all.len(), all[0]),
+        }));
+        problems.extend(unmerged.into_iter().map(|(problem, tensors)| match &tensors[..] {
+            [one] => format!("tensor `{one}`: {problem}"),
+            all => format!("{} tensors (`{}`, …): {problem}", all.len(), all[0]),
         }));
         let whole_model_trim = drafts.first().and_then(|draft| {
             let of_first = draft.settings(config, None);
@@ -262,11 +276,18 @@ fn model_problems(
 ) {
     let whole = config.slices.is_empty();
     let first = &inputs.models[reference];
+    if config.method.name != "passthrough" || config.dtype.is_some() {
+        inputs.models.iter().for_each(|input| eight_bit_weights(input, problems, notes));
+    }
     for (i, other) in inputs.models.iter().enumerate().filter(|(i, _)| *i != reference) {
         let (wrong, notable) = compare_configs(first, other, whole);
         let comparable = wrong.is_empty();
         problems.extend(wrong);
         notes.extend(notable);
+        if let Some(bare) = bare_model(first, other) {
+            problems.push(bare);
+            continue;
+        }
         // Names of another architecture would only repeat that it is another one.
         if whole && comparable && config.extra_tensors == ExtraTensors::Error {
             problems.extend(compare_names(first, other));
@@ -274,6 +295,25 @@ fn model_problems(
         if let Some(difference) = compare_tokenizers(first, &inputs.models[i]) {
             if config.ignore_tokenizers { notes.push(difference) } else { problems.push(difference) }
         }
+    }
+}
+
+/// Weights of eight bits are read as they are; with scales beside them they are a quantized model's.
+fn eight_bit_weights(input: &Input, problems: &mut Vec<String>, notes: &mut Vec<String>) {
+    let names = input.checkpoint.names();
+    let eight = |name: &&str| input.checkpoint.info(name).is_some_and(|info| is_eight_bit(info.dtype));
+    if !names.iter().any(eight) {
+        return;
+    }
+    match names.iter().find(|name| name.ends_with("scale_inv") || name.ends_with("_scale")) {
+        Some(scale) => problems.push(format!(
+            "{}: its weights have eight bits and mean something only times scales such as `{scale}`; convert the model to bf16 first",
+            input.written
+        )),
+        None => notes.push(format!(
+            "{}: weights of eight bits are read; where they give the output its dtype it is bfloat16, if `dtype` says nothing",
+            input.written
+        )),
     }
 }
 
@@ -301,6 +341,10 @@ enum Obstacle {
     Tensor(String),
     /// The parameters that hold for it.
     Parameters(String),
+    /// An input does not have it.
+    Missing { input: String, tensor: String },
+    /// Its element type, or those of its sources; mostly that of many.
+    Dtype(String),
 }
 
 impl From<String> for Obstacle {
@@ -323,27 +367,28 @@ fn plan_tensor(
     let mut infos = Vec::new();
     for s in base.iter().chain(&models) {
         let input = &inputs.models[s.model];
-        let missing = || format!("{}: lacks tensor `{}`", input.written, s.tensor);
+        let missing = || Obstacle::Missing { input: input.written.clone(), tensor: s.tensor.clone() };
         infos.push((s, input, input.checkpoint.info(&s.tensor).ok_or_else(missing)?));
     }
     let of_reference = infos.iter().find(|(s, _, _)| s.model == reference).or(infos.first());
     let reference = of_reference.ok_or_else(|| format!("tensor `{}` has no source", draft.name))?;
     let dtype = reference.2.dtype;
-    if !is_float(dtype) {
-        return Ok(copied(draft, &infos)?);
+    if !is_readable(dtype) {
+        return copied(draft, &infos);
     }
-    if let Some((s, input, info)) = infos.iter().find(|(_, _, info)| !is_float(info.dtype)) {
-        let problem = format!("{}: tensor `{}` is {:?}, elsewhere {dtype:?}", input.written, s.tensor, info.dtype);
-        return Err(problem.into());
+    if let Some((_, input, info)) = infos.iter().find(|(_, _, info)| !is_readable(info.dtype)) {
+        return Err(Obstacle::Dtype(format!("{:?} in {}, elsewhere {dtype:?}", info.dtype, input.written)));
     }
-    let out_dtype = config.dtype.map_or(if dtype == Dtype::F64 { Dtype::F32 } else { dtype }, |d| d.dtype());
+    let out_dtype = config.dtype.map_or(written_as(dtype), |d| d.dtype());
     let own = draft.settings(config, previous);
     let method_of = || settings::build(method.name, &own).map_err(Obstacle::Parameters);
     let spec = |shape: Vec<usize>| TensorSpec { name: draft.name.clone(), dtype: out_dtype, shape };
     let shape = reference.2.shape.clone();
     if infos.iter().all(|(_, _, info)| info.shape == shape) {
-        if infos.len() == 1 && method.name == "passthrough" && out_dtype == dtype && settings::untouched(&own) {
-            return Ok(PlannedTensor { spec: spec(shape), work: Work::Copy(reference.0.clone()) });
+        let as_it_is = out_dtype == dtype || config.dtype.is_none() && is_eight_bit(dtype);
+        if infos.len() == 1 && method.name == "passthrough" && as_it_is && settings::untouched(&own) {
+            let spec = TensorSpec { dtype, ..spec(shape) };
+            return Ok(PlannedTensor { spec, work: Work::Copy(reference.0.clone()) });
         }
         let elements = 0..shape.iter().product();
         let segment = Segment { elements, shape: shape.clone(), method: method_of()?, base, models, whole: true };
@@ -357,19 +402,28 @@ fn plan_tensor(
     Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(segments) })
 }
 
+/// Element type of the output for one of the inputs' where none is asked for.
+fn written_as(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::F64 => Dtype::F32,
+        eight if is_eight_bit(eight) => Dtype::BF16,
+        same => same,
+    }
+}
+
 type InputTensor<'i> = (&'i Source, &'i Input, &'i TensorInfo);
 type Infos<'i> = [InputTensor<'i>];
 
 /// A tensor of integers: the same everywhere, or nothing that can be merged.
-fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, String> {
+fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, Obstacle> {
     let (source, input, info) = infos[0];
     let bytes = input.checkpoint.bytes(&source.tensor).map_err(|e| e.to_string())?;
     for (s, other, _) in &infos[1..] {
         if other.checkpoint.bytes(&s.tensor).map_err(|e| e.to_string())? != bytes {
-            return Err(format!(
-                "tensor `{}` is {:?}, which cannot be merged, and differs between {} and {}",
-                draft.name, info.dtype, input.written, other.written
-            ));
+            return Err(Obstacle::Dtype(format!(
+                "{:?} cannot be merged, and differs between {} and {}",
+                info.dtype, input.written, other.written
+            )));
         }
     }
     let spec = TensorSpec { name: draft.name.clone(), dtype: info.dtype, shape: info.shape.clone() };

@@ -16,9 +16,19 @@ pub const PIECE: usize = 2048;
 /// Elements of the pieces that are read together, because short reads cost more per byte.
 pub(crate) const READ: usize = 16 * PIECE;
 
-/// Whether [`Values`] can be read from this type.
+/// Whether values can be read from this type and written to it.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Whether a type has eight bits and can be read.
+pub(crate) fn is_eight_bit(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
+}
+
+/// Whether [`Values`] can be read from this type.
+pub(crate) fn is_readable(dtype: Dtype) -> bool {
+    is_float(dtype) || is_eight_bit(dtype)
 }
 
 /// The values of one tensor in one model.
@@ -41,7 +51,7 @@ impl<'a> Values<'a> {
         Values { origin: Origin::Memory(values), model, skip: 0 }
     }
 
-    /// A floating tensor (f64, f32, f16 or bf16) of a checkpoint.
+    /// A floating tensor (f64, f32, f16, bf16 or eight-bit) of a checkpoint.
     pub fn from_source(model: &'a str, source: &'a dyn TensorSource, tensor: &'a str, dtype: Dtype) -> Values<'a> {
         Values { origin: Origin::Source { source, tensor, dtype }, model, skip: 0 }
     }
@@ -97,7 +107,8 @@ impl<'a> Values<'a> {
                     Dtype::BF16 if base.is_empty() => return kernels::read_bf16(bytes, out),
                     Dtype::BF16 => return kernels::read_bf16_minus(bytes, base, out),
                     _ => {
-                        let values = convert::to_f32(dtype, bytes).expect("the plan takes floating tensors only");
+                        let values = convert::to_f32(dtype, bytes).or_else(|| convert::f8_to_f32(dtype, bytes));
+                        let values = values.expect("the plan takes floating tensors only");
                         out.copy_from_slice(&values);
                     }
                 }

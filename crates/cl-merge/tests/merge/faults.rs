@@ -222,3 +222,94 @@ fn buffers_do_not_count_and_other_extras_have_a_policy() {
     };
     assert!(!names("base") && names("union"));
 }
+
+/// Rewrites a model with other names, types and tensors.
+fn rewritten(
+    from: &Path,
+    to: &Path,
+    rename: impl Fn(&str) -> Option<String>,
+    dtype: cl_checkpoint::Dtype,
+    more: &[&str],
+) {
+    use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, convert};
+    let source = Checkpoint::open(from).unwrap();
+    let mut tensors: Vec<(TensorSpec, Vec<u8>)> = Vec::new();
+    for name in source.names() {
+        let Some(new) = rename(name) else { continue };
+        let (info, values) = (source.info(name).unwrap(), source.load_f32(name).unwrap());
+        let bytes = match dtype {
+            // Signs, and magnitudes of one and a little more: enough to be told apart.
+            Dtype::F8_E4M3 => {
+                values.iter().map(|v| if *v < 0.0 { 0xb8 } else { 0x38 } + (v.abs() * 70.0) as u8 % 8).collect()
+            }
+            Dtype::I8 => values.iter().map(|v| (v * 100.0) as i8 as u8).collect(),
+            other => convert::from_f32(other, &values).unwrap(),
+        };
+        tensors.push((TensorSpec { name: new, dtype, shape: info.shape.clone() }, bytes));
+    }
+    for name in more {
+        tensors.push((TensorSpec { name: (*name).to_owned(), dtype: Dtype::F32, shape: vec![1] }, vec![0; 4]));
+    }
+    let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();
+    let writer = CheckpointWriter::create(to, &specs, Default::default()).unwrap();
+    tensors.iter().for_each(|(spec, bytes)| writer.write(&spec.name, bytes).unwrap());
+    writer.put_json("config.json", &serde_json::Value::Object(source.config().clone())).unwrap();
+    writer.finish(Manifest::new("model")).unwrap();
+}
+
+fn planned(text: &str) -> Result<Plan, String> {
+    Plan::new(&file(text).stages[0]).map_err(|e| e.to_string())
+}
+
+#[test]
+fn weights_of_the_bare_model_are_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, tuned) = Llama { tied: false, ..Llama::default() }.family(folder.path(), 2);
+    let bare = folder.path().join("bare");
+    let strip = |name: &str| name.strip_prefix("model.").map(str::to_owned);
+    rewritten(&tuned[1], &bare, strip, cl_checkpoint::Dtype::BF16, &[]);
+    for models in [[tuned[0].as_path(), &bare], [&bare, tuned[0].as_path()]] {
+        let message = planned(&linear(&models)).err().unwrap();
+        assert!(message.contains("was saved from the bare model: its names lack `model.`"), "{message}");
+        assert_eq!(message.lines().count(), 2, "{message}");
+    }
+}
+
+#[test]
+fn types_that_are_no_numbers_are_told_once_and_eight_bits_are_read() {
+    use cl_checkpoint::{Dtype, convert};
+    let folder = tempfile::tempdir().unwrap();
+    let (base, tuned) = Llama::default().family(folder.path(), 2);
+    let as_dtype = |name: &str, from: &Path, dtype, more: &[&str]| {
+        let dir = folder.path().join(name);
+        rewritten(from, &dir, |name| Some(name.to_owned()), dtype, more);
+        dir
+    };
+    let integers = as_dtype("i8", &tuned[0], Dtype::I8, &[]);
+    let message = planned(&linear(&[&tuned[1], &integers])).err().unwrap();
+    assert!(message.contains("20 tensors (`model.embed_tokens.weight`, …): I8 in"), "{message}");
+    assert_eq!(message.lines().count(), 2, "{message}");
+
+    let eight = [1, 2].map(|i| as_dtype(&format!("f8-{i}"), &tuned[i - 1], Dtype::F8_E4M3, &[]));
+    let text = format!("base_model = {base:?}\n{}", linear(&[&eight[0], &eight[1]]));
+    let plan = planned(&text).unwrap();
+    assert!(plan.notes.iter().any(|note| note.contains("eight bits")), "{:?}", plan.notes);
+    let plan = planned(&linear(&[&eight[0], &eight[1]])).unwrap();
+    let out = folder.path().join("out");
+    merge(&plan, &out, &MergeOptions::default(), &|_| ()).unwrap();
+    let (merged, name) = (Checkpoint::open(&out).unwrap(), "model.norm.weight");
+    assert_eq!(merged.info(name).unwrap().dtype, Dtype::BF16);
+    let stored = eight.each_ref().map(|dir| Checkpoint::open(dir).unwrap().bytes(name).unwrap().to_vec());
+    let [x, y] = stored.map(|bytes| convert::f8_to_f32(Dtype::F8_E4M3, &bytes).unwrap());
+    assert!(x != y);
+    for ((m, x), y) in merged.load_f32(name).unwrap().iter().zip(x).zip(y) {
+        assert_eq!(*m, (x + y) / 2.0);
+    }
+    // A copy stays a copy.
+    let plan = planned(&format!("method = \"passthrough\"\n[[models]]\nmodel = {:?}\n", eight[0])).unwrap();
+    assert!(plan.tensors().iter().all(|t| t.dtype == Dtype::F8_E4M3));
+
+    let scaled = as_dtype("scaled", &tuned[0], Dtype::F8_E4M3, &["model.norm.weight_scale_inv"]);
+    let message = planned(&linear(&[&scaled, &tuned[1]])).err().unwrap();
+    assert!(message.contains("mean something only times scales such as `model.norm.weight_scale_inv`"), "{message}");
+}
