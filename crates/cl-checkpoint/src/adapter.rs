@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::COMPANIONS;
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
@@ -120,6 +121,16 @@ impl Adapter {
         check_unchanged(&self.stamps)
     }
 
+    /// Tokenizer and template files beside the adapter, as they are saved where tokens were added.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tokenizer_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let of_model = ["generation_config.json", "LICENSE"];
+        let names = COMPANIONS.iter().filter(|name| !of_model.contains(name));
+        Ok(names.map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect())
+    }
+
     /// Content of `adapter_config.json`.
     pub fn config(&self) -> &AdapterConfig {
         &self.config
@@ -155,7 +166,8 @@ impl Adapter {
         self.refuse(self.config.unsupported())
     }
 
-    /// Refuses adapters that cannot be computed beside a model.
+    /// Refuses adapters of a meaning that is not known here: other methods, and LoRA with more than factors, DoRA's magnitudes
+    /// and what is trained [beside](Adapter::beside) them.
     ///
     /// # Errors
     /// [`Error::Adapter`] names the feature.

@@ -132,7 +132,8 @@ impl AdapterConfig {
         })
     }
 
-    /// What cannot be computed beside a model, if anything: modules trained whole, biases and rows of tokens can.
+    /// What makes an adapter mean something that is not known here, if anything does: a feature's name. Factors, magnitudes,
+    /// modules trained whole, biases and rows of tokens are known.
     pub fn not_built(&self) -> Option<String> {
         let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
         if self.peft_type != "LORA" {
@@ -146,7 +147,7 @@ impl AdapterConfig {
         }
     }
 
-    fn holds(&self, key: &str) -> bool {
+    pub(crate) fn holds(&self, key: &str) -> bool {
         match self.other.get(key) {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(Value::Array(list)) => !list.is_empty(),

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod adapter_config;
+mod beside;
 mod checkpoint;
 mod content_hash;
 pub mod convert;
@@ -19,6 +20,7 @@ mod writer;
 
 pub use adapter::{Adapter, AdapterModule, LayerKind, write_adapter, write_adapter_with_files};
 pub use adapter_config::{AdapterConfig, TargetModules, lora_scaling, module_pattern, target_names};
+pub use beside::{Beside, BesideKind};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use interrupt::Interrupt;

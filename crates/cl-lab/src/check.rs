@@ -191,7 +191,7 @@ fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
 
 fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
     let Some(adapter) = note(Adapter::open(dir), findings) else { return };
-    note(adapter.check_supported(), findings);
+    note(adapter.check_built(), findings);
     let config = adapter.config();
     findings.push(Finding::Fact(format!(
         "adapter: {} on {} modules, r {}, lora_alpha {}, base {}",

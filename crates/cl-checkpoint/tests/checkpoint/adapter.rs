@@ -255,26 +255,73 @@ fn magnitudes_belong_to_use_dora() {
 }
 
 #[test]
-fn features_beyond_low_rank_are_named() {
+fn features_that_are_not_known_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("adapter");
     let good: Tensors = &[("base_model.model.q.lora_A.weight", &[2, 3]), ("base_model.model.q.lora_B.weight", &[5, 2])];
     for (more, feature) in [
         ("", None),
         (r#","use_dora":false,"lora_bias":false,"layer_replication":null,"arrow_config":{}"#, None),
-        (r#","bias":"all""#, Some("bias = \"all\"")),
-        (r#","lora_bias":true"#, Some("lora_bias")),
+        (r#","bias":"all","lora_bias":true,"modules_to_save":["lm_head"]"#, None),
         (r#","fan_in_fan_out":true"#, Some("fan_in_fan_out")),
-        (r#","modules_to_save":["lm_head"]"#, Some("modules_to_save")),
+        (r#","target_parameters":["experts.w"]"#, Some("target_parameters")),
         (r#","layer_replication":[[0,2]]"#, Some("layer_replication")),
         (r#","init_lora_weights":"pissa_niter_4""#, Some("pissa")),
     ] {
         adapter(&dir, &format!(r#"{{"peft_type":"LORA","r":2{more}}}"#), good);
-        let checked = Adapter::open(&dir).unwrap().check_supported();
+        let checked = Adapter::open(&dir).unwrap().check_built();
         match feature {
             None => checked.unwrap(),
             Some(feature) => assert_error(more, checked, &["adapter", feature, "not supported"]),
         }
+    }
+}
+
+const PREFIX: &str = "base_model.model.";
+
+/// Names and keys as PEFT 0.21 writes them.
+#[test]
+fn what_is_trained_beside_factors_is_told() {
+    use cl_checkpoint::BesideKind::{Bias, Rows, Saved, Untrained, UpdateBias};
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let [a, b] = ["A", "B"].map(|factor| format!("{PREFIX}{MODULE}.lora_{factor}.weight"));
+    let of = |more: &str, tensors: &[(&str, &[usize])]| {
+        let names: Vec<String> = tensors.iter().map(|(name, _)| format!("{PREFIX}{name}")).collect();
+        let mut all: Vec<(&str, &[usize])> = vec![(&a, &[2, 3]), (&b, &[5, 2])];
+        all.extend(names.iter().zip(tensors).map(|(name, (_, shape))| (name.as_str(), *shape)));
+        adapter(&dir, &format!(r#"{{"peft_type":"LORA","r":2{more}}}"#), &all);
+        Adapter::open(&dir).unwrap().beside()
+    };
+    let kinds = |more: &str, tensors: &[(&str, &[usize])]| -> Vec<_> {
+        of(more, tensors).unwrap().into_iter().map(|t| (t.tensor, t.kind)).collect()
+    };
+    let one = |tensor: &str, kind| vec![(tensor.to_owned(), kind)];
+    let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    assert_eq!(kinds("", &[("lm_head.base_layer.weight", &[4, 3])]), one(head, Untrained));
+    assert_eq!(kinds(r#","modules_to_save":["embed_tokens"]"#, &[(table, &[4, 3])]), one(table, Saved));
+    let tied = r#","modules_to_save":["model.embed_tokens"],"ensure_weight_tying":true"#;
+    assert!(kinds(tied, &[(table, &[4, 3]), (head, &[4, 3])]).iter().all(|(_, kind)| *kind == Saved));
+    let bias = format!("{MODULE}.base_layer.bias");
+    assert_eq!(kinds(r#","bias":"lora_only""#, &[(&bias, &[5])]), one(&format!("{MODULE}.bias"), Bias));
+    let own = format!("{MODULE}.lora_B.bias");
+    let module = MODULE.to_owned();
+    assert_eq!(kinds(r#","lora_bias":true"#, &[(&own, &[5])]), one(&format!("{MODULE}.bias"), UpdateBias { module }));
+    let rows = "model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let of_head = "lm_head.token_adapter.trainable_tokens_delta";
+    assert_eq!(kinds(r#","trainable_token_indices":[7,3]"#, &[(rows, &[2, 3])]), one(table, Rows(vec![7, 3])));
+    let both = r#","trainable_token_indices":{"embed_tokens":[7,3],"lm_head":[9]}"#;
+    let expected = [one(head, Rows(vec![9])), one(table, Rows(vec![7, 3]))].concat();
+    assert_eq!(kinds(both, &[(rows, &[2, 3]), (of_head, &[1, 3])]), expected);
+    let wrong: [(&str, &[(&str, &[usize])], &str); 5] = [
+        (r#","modules_to_save":["embed_tokens","lm_head"]"#, &[(table, &[4, 3])], "modules_to_save (`lm_head`)"),
+        (r#","trainable_token_indices":[7,3]"#, &[(rows, &[3, 3])], "2 different ids"),
+        (r#","trainable_token_indices":[7,7]"#, &[(rows, &[2, 3])], "1 different ids"),
+        (r#","lora_bias":true"#, &[], "lora_bias says that more was trained"),
+        ("", &[(&own, &[5])], "expected lora_bias = true"),
+    ];
+    for (more, tensors, message) in wrong {
+        assert_error(more, of(more, tensors), &["adapter", message]);
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
-    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold_with, info, open,
+    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold::check_output, fold_with, info, open,
 };
 use crate::cli::{bytes, write_json};
 use crate::config::FloatType;
@@ -247,8 +247,11 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     if args.json {
         return write_json(out, &report);
     }
-    let CombineReport { method, modules, total, parameters, notes, adapters, space } = &report;
+    let CombineReport { method, modules, total, parameters, notes, adapters, space, whole } = &report;
     module_table(out, modules, total)?;
+    for w in whole {
+        writeln!(out, "whole: {} {:?}, |d| {:.4}", w.tensor, w.shape, w.norm)?;
+    }
     write_notes(out, notes)?;
     let from = if *space == Space::Factors { " from the weighted sum" } else { "" };
     writeln!(
@@ -297,6 +300,8 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
 fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let adapters = open(&args.adapters)?;
     let base = Checkpoint::open(&args.base)?;
+    // Before the inputs are hashed, which takes its time.
+    check_output(&base, &adapters, &args.out, args.overwrite)?;
     let options = FoldOptions {
         weights: args.weights.clone(),
         threads: args.threads,
@@ -437,6 +442,9 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
         )?;
     }
     writeln!(out, "{:width$}  {:>13}  {:>4}  {:>8}  {:>10.4}", "all", "", "", "", info.norm)?;
+    for b in &info.beside {
+        writeln!(out, "beside the factors: {} {:?} ({})", b.tensor, b.shape, b.kind)?;
+    }
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Several adapters to one.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
+use cl_checkpoint::{Adapter, Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -10,10 +11,11 @@ use serde_json::json;
 use super::dense::{self, Dense};
 use super::factors;
 use super::low_rank::{Leading, LowRank};
-use super::merge::{self, Method, Recipe, Resolved};
-use super::output::{self, About, NewModule};
-use super::set::{Module, Set};
+use super::merge::{self, Group, Method, Recipe, Resolved};
+use super::output::{self, About, NewModule, NewWhole};
+use super::set::{Module, Set, base_tensor};
 use super::update::Update;
+use super::whole::{self, Difference, View, Whole};
 use super::{card, on_threads, stop_if_asked};
 use crate::config::{FloatType, Profile};
 use crate::engine::{Budget, FIXED};
@@ -127,10 +129,23 @@ pub struct CombineReport {
     pub modules: Vec<ModuleReport>,
     /// All modules together; its rank is the largest.
     pub total: ModuleReport,
-    /// Numbers in the factors that were written.
+    /// What was trained beside the factors and was combined, too.
+    pub whole: Vec<WholeReport>,
+    /// Numbers in the tensors that were written.
     pub parameters: usize,
     /// What one should know.
     pub notes: Vec<String>,
+}
+
+/// A tensor beside the factors that was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WholeReport {
+    /// Its name in the base.
+    pub tensor: String,
+    /// Shape of what was written.
+    pub shape: Vec<usize>,
+    /// Norm of the difference from the base's values; of an update's own bias its norm.
+    pub norm: f64,
 }
 
 /// Combines adapters to one PEFT directory, which appears whole or not at all.
@@ -139,6 +154,9 @@ pub struct CombineReport {
 /// matrix of it. Other methods see the dense `ΔW` of one module at a time, as task vectors on a base of zeros, and what they
 /// make of it is cut. Random masks follow from seed, module and adapter, as in the merging of models.
 ///
+/// Modules, biases and rows of tokens that adapters train beside their factors are combined by the same method, as differences
+/// from the base, which is needed then.
+///
 /// # Errors
 /// [`Error::Problems`] with everything that stands in the way; values that are not finite, and the operating system's answers.
 pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result<CombineReport, Error> {
@@ -146,24 +164,29 @@ pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result
     let adapters = super::open(&dirs)?;
     let mut problems = Vec::new();
     let mut set = Set::new(&adapters, &options.weights, &mut problems);
-    let base = checked(&set, &options, &mut problems)?;
+    let base = checked(&mut set, &options, &mut problems)?;
     let resolved = merge::resolve(&set, &options, &mut problems);
     let Some(mut resolved) = resolved.filter(|_| problems.is_empty()) else { return Err(Error::Problems(problems)) };
     let mut inputs: Vec<(&str, &Path)> = dirs.iter().map(|dir| ("an adapter", dir.as_path())).collect();
     inputs.extend(base.as_ref().map(|base| ("the base model", base.dir())));
     OutputDir::check(out, options.overwrite, &inputs)?;
-    let made = on_threads(options.threads, || Run { set: &set, options: &options }.all(&mut resolved))?;
+    let run = Run { set: &set, options: &options, base: base.as_ref() };
+    let (made, wholes) = on_threads(options.threads, || run.all(&mut resolved))?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-    let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let (wholes, whole): (Vec<NewWhole>, Vec<WholeReport>) = wholes.into_iter().unzip();
+    let factors: usize = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let parameters = factors + whole.iter().map(|w| w.shape.iter().product::<usize>()).sum::<usize>();
     let about = about(&mut set, &options, &resolved, base.as_ref())?;
     adapters.iter().try_for_each(Adapter::check_unchanged)?;
-    output::write(out, modules, about, options.overwrite)?;
+    base.iter().try_for_each(Checkpoint::check_unchanged)?;
+    output::write(out, modules, wholes, about, options.overwrite)?;
     Ok(CombineReport {
         method: resolved.method,
         space: options.space,
         adapters: set.members.iter().map(|m| m.name.clone()).collect(),
         total: total(&reports),
         modules: reports,
+        whole,
         parameters,
         notes: set.notes,
     })
@@ -190,7 +213,11 @@ fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, Combin
 }
 
 /// Opens the base, and finds what does not fit.
-fn checked(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) -> Result<Option<Checkpoint>, Error> {
+fn checked(
+    set: &mut Set<'_>,
+    options: &CombineOptions,
+    problems: &mut Vec<String>,
+) -> Result<Option<Checkpoint>, Error> {
     if !options.ignore_base {
         set.check_bases(problems);
     }
@@ -199,6 +226,13 @@ fn checked(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) 
             "{}: a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain \
              adapter from the result where one is needed",
             member.name
+        ));
+    }
+    let embedding = set.modules.iter().find(|m| m.kind == LayerKind::Embedding);
+    if let (Some(module), Some(whole)) = (embedding, set.wholes.iter().find(|w| w.is_update())) {
+        problems.push(format!(
+            "`{}` belongs to lora_bias, which PEFT does not have beside factors on an embedding (`{}`); fold the adapters instead",
+            whole.tensor, module.name
         ));
     }
     if options.rank == Some(0) {
@@ -211,6 +245,7 @@ fn checked(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) 
     match Checkpoint::open(dir) {
         Ok(base) => {
             set.check_against(&base, problems)?;
+            problems.extend(set.wholes.iter().filter_map(|whole| grown(set, whole, &base)));
             if !options.ignore_base {
                 set.check_base_hash(&base, problems)?;
             }
@@ -223,26 +258,115 @@ fn checked(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) 
     }
 }
 
+/// A table with more rows than the base's: what stands for the new tokens in other adapters is not known.
+fn grown(set: &Set<'_>, whole: &Whole, base: &Checkpoint) -> Option<String> {
+    let rows = whole.shape(set, Some(base)).first().copied()?;
+    let own = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
+    let name = &set.members[whole.parts[0].member].name;
+    let tensor = &whole.tensor;
+    (rows > own)
+        .then(|| format!("{name}: `{tensor}` has {rows} rows, the base's {own}; name the base that has these rows"))
+}
+
 struct Run<'r> {
     set: &'r Set<'r>,
     options: &'r CombineOptions,
+    base: Option<&'r Checkpoint>,
 }
 
 type Made = (NewModule, ModuleReport);
+type MadeWhole = (NewWhole, WholeReport);
+
+/// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
+const ROWS_OF: usize = 1 << 17;
 
 impl Run<'_> {
-    fn all(&self, resolved: &mut Resolved) -> Result<Vec<Made>, Error> {
+    fn all(&self, resolved: &mut Resolved) -> Result<(Vec<Made>, Vec<MadeWhole>), Error> {
         match &mut resolved.recipe {
             Recipe::Dense(method) => self.dense(method),
             Recipe::Sum { factors } => {
+                let views = self.views();
+                self.check_whole_memory(&views, |_| 0)?;
                 let sum = |module: &Module| self.sum(module, factors);
-                self.each(|_, module| self.sum_bytes(module), |_, module| sum(module))
+                let made = self.each(|_, module| self.sum_bytes(module), |_, module| sum(module))?;
+                let sums = self.set.wholes.iter().zip(&views).map(|(whole, view)| {
+                    stop_if_asked(&self.options.interrupt)?;
+                    self.encode(whole, view, |rows, base| whole::weighted(self.set, whole, view, rows, factors, base))
+                });
+                Ok((made, sums.collect::<Result<_, _>>()?))
             }
-            Recipe::Factors { method } => self.each(
-                |_, module| self.sum_bytes(module),
-                |_, module| factors::combine(self.set, module, method.as_ref(), self.options),
-            ),
+            Recipe::Factors { method } => {
+                let made = self.each(
+                    |_, module| self.sum_bytes(module),
+                    |_, module| factors::combine(self.set, module, method.as_ref(), self.options),
+                )?;
+                Ok((made, Vec::new()))
+            }
         }
+    }
+
+    /// What is looked at of every tensor beside the factors.
+    fn views(&self) -> Vec<View> {
+        self.set.wholes.iter().map(|whole| whole.view(self.set, self.base, true)).collect()
+    }
+
+    /// The base under a tensor beside the factors; updates' own biases have none.
+    fn base_of(&self, whole: &Whole) -> Option<&Checkpoint> {
+        self.base.filter(|_| !whole.is_update())
+    }
+
+    /// That the tensors beside the factors, which are written last, fit into the memory.
+    fn check_whole_memory(&self, views: &[View], workspace: impl Fn(usize) -> usize) -> Result<(), Error> {
+        let written: usize = views.iter().map(|v| v.elements() * self.options.dtype.dtype().bitsize() / 8).sum();
+        let needs = views.iter().enumerate().map(|(i, view)| 12 * view.elements() + workspace(i));
+        let needed = FIXED + self.factor_bytes() + written + needs.max().unwrap_or(0);
+        if views.is_empty() || needed <= self.options.memory {
+            return Ok(());
+        }
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Err(Error::Problems(vec![format!(
+            "{} MiB of memory are not enough: the tensors beside the factors need {} MiB with these; allow {} MiB",
+            mib(self.options.memory),
+            mib(needed),
+            mib(needed)
+        )]))
+    }
+
+    /// Rounds and measures a tensor beside the factors; `merged` gives some rows of it, from those of the base.
+    fn encode(
+        &self,
+        whole: &Whole,
+        view: &View,
+        merged: impl Fn(Range<usize>, &[f64]) -> Result<Vec<f64>, Error> + Sync,
+    ) -> Result<MadeWhole, Error> {
+        let dtype = self.options.dtype.dtype();
+        let length = (ROWS_OF / view.columns.max(1)).max(1);
+        let block = |start: usize| -> Result<(Vec<u8>, f64), Error> {
+            let rows = start..view.rows().min(start + length);
+            let base = whole::base_rows(self.base_of(whole), &whole.tensor, view, rows.clone())?;
+            let values = merged(rows, &base)?;
+            let energy = values.iter().zip(&base).map(|(v, b)| (v - b) * (v - b)).sum();
+            let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+            let bytes = convert::from_f32(dtype, &values).expect("f32, f16 or bf16");
+            match convert::first_not_finite(dtype, &bytes) {
+                None => Ok((bytes, energy)),
+                Some((i, _)) => {
+                    let (tensor, index) = (whole.tensor.clone(), start * view.columns + i);
+                    Err(Error::Overflow { tensor, index, value: values[i], dtype })
+                }
+            }
+        };
+        let starts: Vec<usize> = (0..view.rows()).step_by(length).collect();
+        let blocks: Vec<Result<(Vec<u8>, f64), Error>> = starts.into_par_iter().map(block).collect();
+        let (mut bytes, mut energy) = (Vec::new(), 0.0);
+        for block in blocks {
+            let (more, of_block) = block?;
+            bytes.extend(more);
+            energy += of_block;
+        }
+        let new = NewWhole::new(self.set, whole, view, self.base, bytes);
+        let report = WholeReport { tensor: whole.tensor.clone(), shape: new.shape.clone(), norm: energy.sqrt() };
+        Ok((new, report))
     }
 
     /// Makes all modules, large ones first, within the memory; in the order of modules.
@@ -267,8 +391,7 @@ impl Run<'_> {
     /// What is free beside the program, the updates' factors and the output.
     fn budget<'n>(&self, needs: impl Iterator<Item = (usize, &'n str)>) -> Result<Budget, Error> {
         let (most, module) = needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""));
-        let factors = |m: &Module| m.total_rank() * (m.shape[0] + m.shape[1]);
-        let held = FIXED + 8 * self.set.modules.iter().map(factors).sum::<usize>();
+        let held = FIXED + self.factor_bytes();
         if held + most <= self.options.memory {
             return Ok(Budget::new(self.options.memory - held));
         }
@@ -280,6 +403,12 @@ impl Run<'_> {
             mib(most),
             mib(held + most)
         )]))
+    }
+
+    /// Bytes of all factors, read and written.
+    fn factor_bytes(&self) -> usize {
+        let factors = |m: &Module| m.total_rank() * (m.shape[0] + m.shape[1]);
+        8 * self.set.modules.iter().map(factors).sum::<usize>()
     }
 
     /// Bytes for a sum in f64: the factors side by side, their decompositions, and what is written.
@@ -306,12 +435,44 @@ impl Run<'_> {
         parts.map(|part| Ok((factors[part.member] * part.scaling, self.set.load(part)?))).collect()
     }
 
-    fn dense(&self, method: &mut Method) -> Result<Vec<Made>, Error> {
-        let modules = &self.set.modules;
+    fn dense(&self, method: &mut Method) -> Result<(Vec<Made>, Vec<MadeWhole>), Error> {
+        let (set, modules) = (self.set, &self.set.modules);
         let zeros: Vec<Update> = modules.iter().map(|m| Update::zero(m.shape)).collect();
         let updates: Vec<Result<Vec<Update>, Error>> = modules.par_iter().map(|m| self.updates(m)).collect();
         let updates: Vec<Vec<Update>> = updates.into_iter().collect::<Result<_, _>>()?;
-        method.prepare(modules, &updates, &zeros)?;
+        let names: Vec<String> = modules.iter().map(Module::tensor).collect();
+        let views = self.views();
+        let shapes: Vec<Vec<usize>> = set.wholes.iter().zip(&views).map(|(w, v)| self.shape(w, v)).collect();
+        let wide: Vec<Update> = views.iter().map(|view| Update::zero([view.rows(), view.columns])).collect();
+        let differences: Vec<Vec<Difference<'_>>> =
+            set.wholes.iter().zip(&views).map(|(whole, view)| self.differences(whole, view)).collect();
+        let mut groups: Vec<Group<'_>> =
+            (0..modules.len()).map(|i| group(&names[i], &modules[i].shape, &updates[i], &zeros[i], false)).collect();
+        for (i, whole) in set.wholes.iter().enumerate() {
+            groups.push(group(&whole.tensor, &shapes[i], &differences[i], &wide[i], true));
+        }
+        let (of_modules, of_wholes) = groups.split_at(modules.len());
+        self.check_whole_memory(&views, |i| method.workspace(&of_wholes[i]))?;
+        method.prepare(&groups)?;
+        let made = self.dense_modules(method, of_modules, &updates)?;
+        let merged = of_wholes.iter().enumerate().map(|(i, group)| {
+            stop_if_asked(&self.options.interrupt)?;
+            let (whole, view) = (&set.wholes[i], &views[i]);
+            let merged = method.merge(modules.len() + i, group, &[])?;
+            self.encode(whole, view, |rows, base| {
+                let merged = &merged[rows.start * view.columns..];
+                Ok(base.iter().zip(merged).map(|(b, m)| b + f64::from(*m)).collect())
+            })
+        });
+        Ok((made, merged.collect::<Result<_, _>>()?))
+    }
+
+    fn dense_modules(
+        &self,
+        method: &Method,
+        groups: &[Group<'_>],
+        updates: &[Vec<Update>],
+    ) -> Result<Vec<Made>, Error> {
         let largest = self.set.modules.iter().flat_map(|m| &m.parts).map(|part| part.module.rank()).max().unwrap_or(1);
         let rank = self.options.rank.unwrap_or(largest);
         let threads = rayon::current_num_threads();
@@ -319,13 +480,26 @@ impl Run<'_> {
         let whole = |module: &Module| method.dense_bytes(module) <= share;
         let bytes = |i: usize, module: &Module| {
             let entries = if whole(module) { method.dense_bytes(module) } else { 0 };
-            entries + method.workspace(module, &updates[i], &zeros[i]) + dense::scratch(module.shape, rank)
+            entries + method.workspace(&groups[i]) + dense::scratch(module.shape, rank)
         };
         self.each(bytes, |i, module| {
-            let merged = method.merge(i, module, &updates[i], &zeros[i], whole(module))?;
+            let kept: Vec<Vec<f32>> =
+                if whole(module) { updates[i].iter().map(Update::dense).collect() } else { Vec::new() };
+            let merged = method.merge(i, &groups[i], &kept)?;
             let cut = Dense { values: &merged, shape: module.shape }.leading(rank, &module.name)?;
             self.finish(module, cut)
         })
+    }
+
+    /// Shape as methods see it: rows of tokens are a table of their own.
+    fn shape(&self, whole: &Whole, view: &View) -> Vec<usize> {
+        if whole.rows().is_some() { vec![view.rows(), view.columns] } else { whole.shape(self.set, self.base) }
+    }
+
+    /// Every member's difference from the base, which may be none.
+    fn differences<'d>(&'d self, whole: &Whole, view: &'d View) -> Vec<Difference<'d>> {
+        let base = self.base_of(whole);
+        (0..self.set.members.len()).map(|member| Difference::new(self.set, base, whole, view, member)).collect()
     }
 
     /// The scaled update of every member, which may be none.
@@ -355,6 +529,17 @@ impl Run<'_> {
         };
         Ok((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report))
     }
+}
+
+fn group<'g, S: TensorSource>(
+    tensor: &'g str,
+    shape: &'g [usize],
+    updates: &'g [S],
+    zero: &'g Update,
+    parallel: bool,
+) -> Group<'g> {
+    let updates = updates.iter().map(|update| update as &dyn TensorSource).collect();
+    Group { tensor, shape, updates, zero, parallel }
 }
 
 /// All modules as one.
@@ -418,6 +603,7 @@ fn about(
         base_model: named,
         task_type: first.filter(|_| same),
         targets: output::targets(set, base),
+        as_one: set.as_one,
         dtype: options.dtype.dtype(),
         manifest,
     })

@@ -107,7 +107,7 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     let about = pair.about(&modules)?;
     base.check_unchanged()?;
     tuned.check_unchanged()?;
-    output::write(out, modules, about, options.overwrite)?;
+    output::write(out, modules, Vec::new(), about, options.overwrite)?;
     Ok(ExtractReport { total: total(&reports), modules: reports, untouched, parameters, notes })
 }
 
@@ -293,6 +293,7 @@ impl Pair<'_> {
             base_model: Some(inputs[0].0.clone()),
             task_type: Some("CAUSAL_LM".to_owned()),
             targets: output::shortest(&names, Some(self.base)),
+            as_one: false,
             dtype: self.options.dtype.dtype(),
             manifest,
         })

@@ -1,10 +1,11 @@
 //! Adapters added to their base.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{
     Adapter, Checkpoint, CheckpointWriter, Dtype, Interrupt, LayerKind, Manifest, OutputDir, TensorSource, TensorSpec,
-    WriteOptions, convert,
+    WriteOptions,
 };
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
+use super::whole::{self, Whole};
 use super::{on_threads, stop_if_asked};
 use crate::Error;
 use crate::engine::copy_bytes;
@@ -138,7 +140,7 @@ pub fn fold_with(
     options: &FoldOptions,
 ) -> Result<FoldReport, Error> {
     let mut problems = Vec::new();
-    let set = Set::new(adapters, &options.weights, &mut problems);
+    let mut set = Set::new(adapters, &options.weights, &mut problems);
     set.check_against(base, &mut problems)?;
     dora_problems(&set, &mut problems);
     if !options.ignore_base {
@@ -147,9 +149,7 @@ pub fn fold_with(
     if !problems.is_empty() {
         return Err(Error::Problems(problems));
     }
-    let mut inputs: Vec<(&str, &Path)> = adapters.iter().map(|a| ("an adapter", a.dir())).collect();
-    inputs.push(("the base model", base.dir()));
-    OutputDir::check(out, options.overwrite, &inputs)?;
+    check_output(base, adapters, out, options.overwrite)?;
     let mut report = FoldReport { notes: set.notes.clone(), ..FoldReport::default() };
     let targets = targets(base, &set, &mut report);
     let specs: Vec<TensorSpec> = targets.iter().map(|t| t.spec.clone()).collect();
@@ -157,14 +157,17 @@ pub fn fold_with(
     let writer = CheckpointWriter::create(out, &specs, write)?;
     let interrupt = &options.interrupt;
     let fold = Fold { base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1, interrupt };
-    let sums = on_threads(options.threads, || fold.all(&targets))?;
-    report.max_rounding_error = sums.iter().fold(0.0, |most, (_, sums)| most.max(sums.rounding));
+    let (sums, whole_rounding) = on_threads(options.threads, || Ok((fold.all(&targets)?, fold.wholes(&targets)?)))?;
+    report.max_rounding_error = sums.iter().fold(whole_rounding, |most, (_, sums)| most.max(sums.rounding));
     report.drift = fold.drift.then(|| drift(&set.modules, &sums));
-    for file in base.companion_files()? {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let grown = grown(base, &set);
+    for (name, file) in companions(base, grown.map(|(member, _)| set.members[member].adapter))? {
         writer.copy_file(&file, &name)?;
     }
     let mut config = base.config().clone();
+    if let Some((_, rows)) = grown {
+        config.insert("vocab_size".to_owned(), rows.into());
+    }
     if report.untied {
         config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
     }
@@ -173,6 +176,13 @@ pub fn fold_with(
     adapters.iter().try_for_each(Adapter::check_unchanged)?;
     writer.finish(manifest)?;
     Ok(report)
+}
+
+/// Checks the output's place: see [`OutputDir::check`].
+pub(super) fn check_output(base: &Checkpoint, adapters: &[Adapter], out: &Path, overwrite: bool) -> Result<(), Error> {
+    let mut inputs: Vec<(&str, &Path)> = adapters.iter().map(|a| ("an adapter", a.dir())).collect();
+    inputs.push(("the base model", base.dir()));
+    Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
 
 /// DoRA's norms are those of the base plus one adapter whole: neither a part of it nor another one beside it has a meaning.
@@ -194,14 +204,34 @@ struct Target {
     source: String,
     /// Number of the module that changes it.
     module: Option<usize>,
+    /// Number of what was trained whole.
+    whole: Option<usize>,
+}
+
+/// The adapter that brings tokens of its own, and the number of rows that the tables then have.
+fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> {
+    set.wholes.iter().find_map(|whole| {
+        let before = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
+        let rows = whole.shape(set, Some(base)).first().copied()?;
+        (rows > before).then_some((whole.parts[0].member, rows))
+    })
+}
+
+/// Files that go along, by name; the tokenizer of an adapter that brings tokens takes the place of the base's.
+fn companions(base: &Checkpoint, with_tokens: Option<&Adapter>) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = with_tokens.map_or(Ok(Vec::new()), Adapter::tokenizer_files)?;
+    Ok(base.companion_files()?.into_iter().chain(own).map(|file| (name(&file), file)).collect())
 }
 
 fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Target> {
     let module = |tensor: &str| set.modules.iter().position(|m| m.tensor() == tensor);
+    let whole = |tensor: &str| set.wholes.iter().position(|w| w.tensor == tensor);
+    let changed = |tensor: &str| module(tensor).is_some() || whole(tensor).is_some();
     let table = tied_table(base);
     let mut names: Vec<&str> = base.names();
     if let Some(table) = &table {
-        report.untied = module(table).is_some() || module(HEAD).is_some();
+        report.untied = !set.as_one && (changed(table) || changed(HEAD));
         if report.untied {
             report.notes.push(format!(
                 "embeddings and head are one tensor in the base; `{table}` and `{HEAD}` were written apart, and \
@@ -216,9 +246,13 @@ fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Tar
     for name in names {
         let source = if report.untied { base_tensor(base, name) } else { name.to_owned() };
         let Some(info) = base.info(&source) else { continue };
-        let spec = TensorSpec { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() };
-        let target = Target { spec, source, module: module(name) };
-        if target.module.is_some() {
+        // With `as_one` a head that is stored beside its table is the table, too.
+        let stands_for = if set.as_one { base_tensor(base, name) } else { name.to_owned() };
+        let whole = whole(&stands_for);
+        let shape = whole.map_or_else(|| info.shape.clone(), |i| set.wholes[i].shape(set, Some(base)));
+        let spec = TensorSpec { name: name.to_owned(), dtype: info.dtype, shape };
+        let target = Target { spec, source, module: module(name), whole };
+        if changed(&stands_for) {
             report.folded += 1
         } else {
             report.copied += 1
@@ -310,7 +344,7 @@ fn drift(modules: &[Module], sums: &[(usize, Sums)]) -> Drift {
 impl Fold<'_> {
     /// Writes all tensors, one after another and each on all threads; returns the sums of every module.
     fn all(&self, targets: &[Target]) -> Result<Vec<(usize, Sums)>, Error> {
-        let copied: Vec<&Target> = targets.iter().filter(|t| t.module.is_none()).collect();
+        let copied: Vec<&Target> = targets.iter().filter(|t| t.module.is_none() && t.whole.is_none()).collect();
         copied.par_iter().try_for_each(|target| stop_if_asked(self.interrupt).and_then(|()| self.copy(target)))?;
         let changed: Vec<(&Target, usize)> = targets.iter().filter_map(|t| Some((t, t.module?))).collect();
         let mut sums: Vec<(usize, Sums)> = changed
@@ -323,6 +357,41 @@ impl Fold<'_> {
             .collect::<Result<_, Error>>()?;
         sums.sort_by_key(|(module, _)| *module);
         Ok(sums)
+    }
+
+    /// Writes what was trained whole; returns the largest rounding error.
+    fn wholes(&self, targets: &[Target]) -> Result<f64, Error> {
+        let mut rounding = 0.0f64;
+        for (target, index) in targets.iter().filter_map(|t| Some((t, t.whole?))) {
+            stop_if_asked(self.interrupt)?;
+            rounding = rounding.max(self.whole(target, &self.set.wholes[index])?);
+        }
+        Ok(rounding)
+    }
+
+    fn whole(&self, target: &Target, whole: &Whole) -> Result<f64, Error> {
+        let view = whole.view(self.set, Some(self.base), false);
+        let weights: Vec<f64> = self.set.members.iter().map(|m| m.weight).collect();
+        let (dtype, name) = (target.spec.dtype, &target.spec.name);
+        let block = |rows: std::ops::Range<usize>| -> Result<f64, Error> {
+            let base = whole::base_rows(Some(self.base), &whole.tensor, &view, rows.clone())?;
+            let values = whole::weighted(self.set, whole, &view, rows.clone(), &weights, &base)?;
+            let start = rows.start * view.columns;
+            let (mut bytes, mut rounding) = (Vec::new(), 0.0f64);
+            for (i, &value) in values.iter().enumerate() {
+                let rounded = store(dtype, value, &mut bytes);
+                if !rounded.is_finite() {
+                    let (tensor, index) = (name.clone(), start + i);
+                    return Err(Error::Overflow { tensor, index, value: value as f32, dtype });
+                }
+                rounding = rounding.max((rounded - value).abs());
+            }
+            self.writer.write_part(name, start * (dtype.bitsize() / 8), &bytes)?;
+            Ok(rounding)
+        };
+        let blocks = blocks([view.rows(), view.columns]);
+        let done: Vec<Result<f64, Error>> = blocks.into_par_iter().map(block).collect();
+        done.into_iter().try_fold(0.0, |most: f64, rounding| Ok(most.max(rounding?)))
     }
 
     fn copy(&self, target: &Target) -> Result<(), Error> {
@@ -381,12 +450,7 @@ impl Fold<'_> {
         let size = dtype.bitsize() / 8;
         let mut bytes = vec![0; rows.len() * columns * size];
         self.base.read(&target.source, rows.start * columns * size, &mut bytes)?;
-        let values: Vec<f64> = if dtype == Dtype::F64 {
-            bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
-        } else {
-            let values = convert::to_f32(dtype, &bytes).expect("checked to be floating");
-            values.into_iter().map(f64::from).collect()
-        };
+        let values = whole::to_f64(dtype, &bytes);
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(i) => Err(Error::NotFinite {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, Dtype, LayerKind, Manifest, Source, TargetModules, TensorSource};
+use cl_checkpoint::{Adapter, Beside, BesideKind, Dtype, LayerKind, Manifest, Source, TargetModules, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ pub struct AdapterInfo {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Which modules are adapted.
     pub targets: Option<TargetModules>,
-    /// Numbers in all factors and magnitudes.
+    /// Numbers in all tensors.
     pub parameters: usize,
     /// Element types of factors.
     pub dtypes: Vec<String>,
@@ -43,8 +43,22 @@ pub struct AdapterInfo {
     pub sources: Vec<Source>,
     /// By name.
     pub modules: Vec<ModuleInfo>,
+    /// What is stored beside factors and magnitudes.
+    pub beside: Vec<BesideInfo>,
     /// `‖ΔW‖` over all modules.
     pub norm: f64,
+}
+
+/// A tensor beside the factors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BesideInfo {
+    /// The base's tensor that it stands for or changes.
+    pub tensor: String,
+    /// What it is, by PEFT's key: `modules_to_save`, `bias`, `lora_bias`, `trainable_token_indices`; `not trained` for a copy of
+    /// the base's own.
+    pub kind: &'static str,
+    /// Shape of what is stored.
+    pub shape: Vec<usize>,
 }
 
 /// One module of an adapter.
@@ -95,6 +109,7 @@ pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
         .collect();
     let modules: Vec<ModuleInfo> = modules.into_iter().collect::<Result<_, _>>()?;
     let config = adapter.config();
+    let beside = if config.not_built().is_some() { Vec::new() } else { adapter.beside()? };
     let tensors: Vec<_> = adapter.names().into_iter().filter_map(|name| adapter.info(name)).collect();
     let mut dtypes: Vec<Dtype> = tensors.iter().map(|info| info.dtype).collect();
     dtypes.sort();
@@ -112,11 +127,26 @@ pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
         targets: config.target_modules.clone(),
         parameters: tensors.iter().map(|info| info.elements()).sum(),
         dtypes: dtypes.iter().map(|dtype| format!("{dtype:?}")).collect(),
-        unsupported: config.unsupported(),
+        unsupported: config.not_built(),
         sources: Manifest::read(dir).map(|manifest| manifest.sources).unwrap_or_default(),
         norm: modules.iter().map(|m| m.norm * m.norm).sum::<f64>().sqrt(),
         modules,
+        beside: beside.iter().map(|b| beside_info(adapter, b)).collect(),
     })
+}
+
+fn beside_info(adapter: &Adapter, beside: &Beside) -> BesideInfo {
+    BesideInfo {
+        tensor: beside.tensor.clone(),
+        kind: match beside.kind {
+            BesideKind::Saved => "modules_to_save",
+            BesideKind::Bias => "bias",
+            BesideKind::UpdateBias { .. } => "lora_bias",
+            BesideKind::Rows(_) => "trainable_token_indices",
+            BesideKind::Untrained => "not trained",
+        },
+        shape: adapter.info(&beside.name).map(|info| info.shape.clone()).unwrap_or_default(),
+    }
 }
 
 /// Of singular values; values that are rounding beside the largest count nothing to speak of.

@@ -1,10 +1,10 @@
 //! Which method a name means for adapters, and the merge of one module's dense updates.
 
+use cl_checkpoint::TensorSource;
 use serde_json::Value;
 
 use super::combine::{CombineOptions, Space};
 use super::set::{Module, Set};
-use super::update::Update;
 use crate::config::{DivisorChoice, Profile};
 use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 use crate::registry::{self, Base, MethodInfo};
@@ -247,6 +247,11 @@ fn factor_recipe(
         _ => return None,
     };
     problems.extend(set.modules.iter().find_map(|module| mixed_ranks(set, module)));
+    problems.extend(set.wholes.first().map(|whole| {
+        let name = &set.members[whole.parts[0].member].name;
+        let tensor = &whole.tensor;
+        format!("{name}: trains `{tensor}` beside its factors, which PEFT does not combine; the space delta does")
+    }));
     let random = method.starts_with("dare");
     let rescale = if random && options.profile != Profile::Paper { Rescale::Density } else { Rescale::None };
     let weights = Vec::new(); // of each module, as scalings are
@@ -287,12 +292,7 @@ impl Method {
     }
 
     /// Looks at all modules together, where the method trims over the whole adapter.
-    pub(super) fn prepare(
-        &mut self,
-        modules: &[Module],
-        updates: &[Vec<Update>],
-        zeros: &[Update],
-    ) -> Result<(), Error> {
+    pub(super) fn prepare(&mut self, all: &[Group<'_>]) -> Result<(), Error> {
         let settings = settings::Settings {
             shared: vec![&self.config.method.parameters],
             models: self.config.models.iter().map(|m| (&m.parameters, "")).collect(),
@@ -304,41 +304,32 @@ impl Method {
         };
         let density = settings::whole_model_trim(&settings);
         let Some(density) = density.filter(|_| self.info.parameters.contains(&"trim")) else { return Ok(()) };
-        let names: Vec<String> = modules.iter().map(Module::tensor).collect();
-        let groups: Vec<TensorGroup<'_>> = (0..modules.len())
-            .map(|i| TensorGroup { parallel: true, ..self.group(&names[i], &modules[i].shape, &updates[i], &zeros[i]) })
-            .collect();
+        let groups: Vec<TensorGroup<'_>> =
+            all.iter().map(|group| TensorGroup { parallel: true, ..self.group(group) }).collect();
         self.trims = Some(trim_models(&groups, &density)?);
         Ok(())
     }
 
     /// The members' updates of a module as a merge takes them, on a base of zeros.
-    fn group<'g>(
-        &'g self,
-        tensor: &'g str,
-        shape: &'g [usize],
-        updates: &'g [Update],
-        zero: &'g Update,
-    ) -> TensorGroup<'g> {
+    fn group<'g>(&'g self, group: &Group<'g>) -> TensorGroup<'g> {
         let values = |name, update| Values::from_source(name, update, "", cl_checkpoint::Dtype::F32);
-        let members = self.config.models.iter().zip(updates);
+        let members = self.config.models.iter().zip(&group.updates);
         TensorGroup {
-            name: tensor,
-            shape,
+            name: group.tensor,
+            shape: group.shape,
             // To some methods a base is one more input.
-            base: (self.info.base != Base::Input).then(|| values("zero", zero)),
-            models: members.map(|(member, update)| values(member.model.as_str(), update)).collect(),
-            parallel: false,
+            base: (self.info.base != Base::Input).then(|| values("zero", group.zero)),
+            models: members.map(|(member, update)| values(member.model.as_str(), *update)).collect(),
+            parallel: group.parallel,
             model_trims: None,
         }
     }
 
     /// Bytes that a merge holds beside the updates' factors: the result, and what the method takes.
-    pub(super) fn workspace(&self, module: &Module, updates: &[Update], zero: &Update) -> usize {
-        let tensor = module.tensor();
-        let group = self.group(&tensor, &module.shape, updates, zero);
-        let of_method = self.build(&tensor).map_or(0, |method| method.workspace(&group));
-        8 * module.elements() + of_method + (1 << 20)
+    pub(super) fn workspace(&self, group: &Group<'_>) -> usize {
+        let elements: usize = group.shape.iter().product();
+        let of_method = self.build(group.tensor).map_or(0, |method| method.workspace(&self.group(group)));
+        8 * elements + of_method + (1 << 20)
     }
 
     /// Bytes of all updates' entries.
@@ -346,25 +337,26 @@ impl Method {
         4 * module.elements() * self.config.models.len()
     }
 
-    /// The merged update of a module, `[rows, columns]`. With `dense` entries are computed once and kept, else whenever they
-    /// are read; their bits are the same.
-    pub(super) fn merge(
-        &self,
-        index: usize,
-        module: &Module,
-        updates: &[Update],
-        zero: &Update,
-        dense: bool,
-    ) -> Result<Vec<f32>, Error> {
-        let tensor = module.tensor();
-        let method = self.build(&tensor).map_err(|problem| Error::Problems(vec![problem]))?;
-        let mut group = self.group(&tensor, &module.shape, updates, zero);
-        group.model_trims = self.trims.as_ref().map(|trims| trims[index].clone());
-        let kept: Vec<Vec<f32>> = if dense { updates.iter().map(Update::dense).collect() } else { Vec::new() };
-        if dense {
-            let members = self.config.models.iter().zip(&kept);
-            group.models = members.map(|(member, values)| Values::from_slice(&member.model, values)).collect();
+    /// The merged update of a module, `[rows, columns]`. Where they are given, `dense` are the updates' entries; else these are
+    /// computed whenever they are read; their bits are the same. `index` is the group's place among those prepared.
+    pub(super) fn merge(&self, index: usize, group: &Group<'_>, dense: &[Vec<f32>]) -> Result<Vec<f32>, Error> {
+        let method = self.build(group.tensor).map_err(|problem| Error::Problems(vec![problem]))?;
+        let mut of = self.group(group);
+        of.model_trims = self.trims.as_ref().map(|trims| trims[index].clone());
+        if !dense.is_empty() {
+            let members = self.config.models.iter().zip(dense);
+            of.models = members.map(|(member, values)| Values::from_slice(&member.model, values)).collect();
         }
-        merge_tensor(&*method, &group)
+        merge_tensor(&*method, &of)
     }
+}
+
+/// What all members do to one tensor, as sources of f32 values, one each.
+pub(super) struct Group<'g> {
+    pub(super) tensor: &'g str,
+    pub(super) shape: &'g [usize],
+    pub(super) updates: Vec<&'g dyn TensorSource>,
+    pub(super) zero: &'g dyn TensorSource,
+    /// Whether all threads work on it together.
+    pub(super) parallel: bool,
 }

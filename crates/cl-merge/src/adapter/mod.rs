@@ -5,6 +5,9 @@
 //! apart, except for [`Space::Factors`], which is there to do what PEFT does. Nothing forms a product of two large matrices
 //! where ranks allow to do without: norms, inner products and singular values come from QR decompositions of the factors.
 //!
+//! What an adapter trains beside its factors (PEFT's `modules_to_save`, `bias`, `lora_bias`, `trainable_token_indices`) counts as
+//! its difference from the base's values, and is folded and combined like an update.
+//!
 //! A module that an adapter lacks has `ΔW = 0` in it, so any mix of ranks, scalings and targets can be combined.
 
 mod card;
@@ -22,12 +25,13 @@ mod merge;
 mod output;
 mod set;
 mod update;
+mod whole;
 
-pub use combine::{CombineOptions, CombineReport, ModuleReport, Space, combine};
+pub use combine::{CombineOptions, CombineReport, ModuleReport, Space, WholeReport, combine};
 pub use compare::{AdapterDiff, ModuleDiff, compare, overlap};
 pub use extract::{ExtractOptions, ExtractReport, Untouched, extract};
 pub use fold::{Drift, FoldOptions, FoldReport, ModuleDrift, fold, fold_with};
-pub use info::{AdapterInfo, ModuleInfo, info};
+pub use info::{AdapterInfo, BesideInfo, ModuleInfo, info};
 
 use cl_checkpoint::{Adapter, Interrupt};
 use std::path::PathBuf;

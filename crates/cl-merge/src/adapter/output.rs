@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
-    AdapterConfig, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec, target_names,
-    write_adapter_with_files,
+    AdapterConfig, BesideKind, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec,
+    target_names, write_adapter_with_files,
 };
 
+use serde_json::{Value, json};
+
 use super::low_rank::Encoded;
-use super::set::Set;
+use super::set::{HEAD, Set};
+use super::whole::{View, Whole, WholePart};
 use crate::Error;
 
 /// New factors of a module; their scaling is one.
@@ -20,20 +23,98 @@ pub(super) struct NewModule {
     pub(super) factors: Encoded,
 }
 
+/// A tensor beside the factors.
+pub(super) struct NewWhole {
+    /// Its name in the base.
+    tensor: String,
+    kind: NewKind,
+    pub(super) shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// How PEFT stores it.
+#[derive(PartialEq)]
+enum NewKind {
+    Saved,
+    Bias,
+    UpdateBias,
+    Rows(Vec<usize>),
+}
+
+impl NewWhole {
+    pub(super) fn new(
+        set: &Set<'_>,
+        whole: &Whole,
+        view: &View,
+        base: Option<&Checkpoint>,
+        bytes: Vec<u8>,
+    ) -> NewWhole {
+        let is_bias = |part: &WholePart| matches!(part.kind, BesideKind::Bias | BesideKind::UpdateBias { .. });
+        let (kind, shape) = match whole.rows() {
+            Some(ids) => (NewKind::Rows(ids), vec![view.rows(), view.columns]),
+            None => {
+                let kind = match () {
+                    () if whole.is_update() => NewKind::UpdateBias,
+                    () if whole.parts.iter().all(is_bias) => NewKind::Bias,
+                    () => NewKind::Saved,
+                };
+                (kind, whole.shape(set, base))
+            }
+        };
+        NewWhole { tensor: whole.tensor.clone(), kind, shape, bytes }
+    }
+
+    /// Name of its module in the base.
+    fn module(&self) -> &str {
+        self.tensor.rsplit_once('.').map_or(&self.tensor, |(module, _)| module)
+    }
+
+    /// Its name in PEFT's file.
+    fn name(&self, adapted: &[String]) -> String {
+        let module = self.module();
+        let own = match &self.kind {
+            NewKind::Saved => self.tensor.clone(),
+            NewKind::Bias if adapted.iter().any(|a| a == module) => format!("{module}.base_layer.bias"),
+            NewKind::Bias => self.tensor.clone(),
+            NewKind::UpdateBias => format!("{module}.lora_B.bias"),
+            NewKind::Rows(_) => format!("{module}.token_adapter.trainable_tokens_delta"),
+        };
+        format!("base_model.model.{own}")
+    }
+}
+
 /// What a directory is to say beside its factors.
 pub(super) struct About {
     pub(super) base_model: Option<String>,
     pub(super) task_type: Option<String>,
     pub(super) targets: Vec<String>,
+    /// Whether a table among the tensors is the head's, too.
+    pub(super) as_one: bool,
     pub(super) dtype: Dtype,
     pub(super) manifest: Manifest,
     pub(super) card: String,
 }
 
 /// Writes the directory, whole or not at all.
-pub(super) fn write(out: &Path, modules: Vec<NewModule>, about: About, overwrite: bool) -> Result<(), Error> {
-    let config = config(&modules, &about);
+pub(super) fn write(
+    out: &Path,
+    modules: Vec<NewModule>,
+    mut wholes: Vec<NewWhole>,
+    about: About,
+    overwrite: bool,
+) -> Result<(), Error> {
+    let adapted: Vec<String> = modules.iter().map(|m| m.name.clone()).collect();
+    wholes.extend(missing_biases(&modules, &wholes, about.dtype));
+    let mut config = config(&modules, &about);
+    name_wholes(&mut config, &wholes, &adapted, about.as_one);
     let mut tensors = Vec::new();
+    for whole in wholes {
+        let spec = |name: String| TensorSpec { name, dtype: about.dtype, shape: whole.shape.clone() };
+        if about.as_one && whole.kind == NewKind::Saved && whole.tensor.ends_with("embed_tokens.weight") {
+            tensors.push((spec(format!("base_model.model.{HEAD}")), whole.bytes.clone()));
+        }
+        tensors.push((spec(whole.name(&adapted)), whole.bytes));
+    }
     for module in modules {
         let [rows, columns] = module.shape;
         let rank = module.factors.rank;
@@ -48,6 +129,52 @@ pub(super) fn write(out: &Path, modules: Vec<NewModule>, about: About, overwrite
     }
     let files = [("README.md", about.card.as_bytes())];
     Ok(write_adapter_with_files(out, &config, &tensors, &files, about.manifest, overwrite)?)
+}
+
+/// Zeros for modules without a bias of their own: with `lora_bias` PEFT gives one to each.
+fn missing_biases(modules: &[NewModule], wholes: &[NewWhole], dtype: Dtype) -> Vec<NewWhole> {
+    let has = |module: &str| wholes.iter().any(|w| w.kind == NewKind::UpdateBias && w.module() == module);
+    if !wholes.iter().any(|w| w.kind == NewKind::UpdateBias) {
+        return Vec::new();
+    }
+    let zeros = |m: &NewModule| NewWhole {
+        tensor: format!("{}.bias", m.name),
+        kind: NewKind::UpdateBias,
+        shape: vec![m.shape[0]],
+        bytes: vec![0; m.shape[0] * dtype.bitsize() / 8],
+    };
+    modules.iter().filter(|m| !has(&m.name)).map(zeros).collect()
+}
+
+/// PEFT's keys for what is beside the factors.
+fn name_wholes(config: &mut AdapterConfig, wholes: &[NewWhole], adapted: &[String], as_one: bool) {
+    let of = |kind: &NewKind| wholes.iter().filter(|w| w.kind == *kind).map(NewWhole::module).collect::<Vec<&str>>();
+    let mut saved: Vec<String> = of(&NewKind::Saved).into_iter().map(str::to_owned).collect();
+    saved.dedup();
+    config.modules_to_save = (!saved.is_empty()).then_some(saved);
+    let biases = of(&NewKind::Bias);
+    if !biases.is_empty() {
+        let only_adapted = biases.iter().all(|bias| adapted.iter().any(|a| a == bias));
+        config.bias = if only_adapted { "lora_only" } else { "all" }.to_owned();
+    }
+    let mut set = |key: &str, value: Value| config.other.insert(key.to_owned(), value);
+    if !of(&NewKind::UpdateBias).is_empty() {
+        set("lora_bias", true.into());
+    }
+    if as_one && config.modules_to_save.is_some() {
+        set("ensure_weight_tying", true.into());
+    }
+    let rows = wholes.iter().filter_map(|w| match &w.kind {
+        NewKind::Rows(ids) => Some((w.module().rsplit('.').next().unwrap_or_default().to_owned(), json!(ids))),
+        _ => None,
+    });
+    let rows: serde_json::Map<String, Value> = rows.collect();
+    // A list is for the embedding.
+    match rows.get("embed_tokens") {
+        Some(ids) if rows.len() == 1 => set("trainable_token_indices", ids.clone()),
+        _ if rows.is_empty() => None,
+        _ => set("trainable_token_indices", rows.into()),
+    };
 }
 
 /// A config that gives every module its rank and a scaling of one.

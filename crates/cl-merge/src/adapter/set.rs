@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource, convert};
+use cl_checkpoint::{Adapter, AdapterModule, BesideKind, Checkpoint, LayerKind, TensorSource, convert};
 
 use super::update::Update;
+use super::whole::{Whole, WholePart};
 use crate::Error;
 use crate::tensor::is_float;
 
@@ -54,6 +55,12 @@ pub(super) struct Set<'a> {
     pub(super) members: Vec<Member<'a>>,
     /// By name.
     pub(super) modules: Vec<Module>,
+    /// What is trained beside factors, by name.
+    pub(super) wholes: Vec<Whole>,
+    /// Whether embedding and head are one tensor in the base and stay one, though they change.
+    pub(super) as_one: bool,
+    /// Weights stored beside factors that nothing says were trained: the member, the name in its file, the base's name.
+    untrained: Vec<(usize, String, String)>,
     pub(super) notes: Vec<String>,
 }
 
@@ -72,13 +79,14 @@ impl<'a> Set<'a> {
         }
         let mut members = Vec::new();
         let mut modules: BTreeMap<String, Module> = BTreeMap::new();
+        let (mut wholes, mut untrained) = (BTreeMap::new(), Vec::new());
         for (index, adapter) in adapters.iter().enumerate() {
             let weight = weights.get(index).copied().unwrap_or(1.0);
             let name = adapter.dir().display().to_string();
             if !weight.is_finite() {
                 problems.push(format!("{name}: its weight is {weight}; it has to be a finite number"));
             }
-            problems.extend(adapter.check_supported().err().map(|error| error.to_string()));
+            problems.extend(adapter.check_built().err().map(|error| error.to_string()));
             for module in adapter.modules() {
                 let part =
                     Part { member: index, module: module.clone(), scaling: adapter.config().scaling(&module.name) };
@@ -102,9 +110,12 @@ impl<'a> Set<'a> {
                 }
                 known.parts.push(part);
             }
+            take_beside(index, adapter, &mut wholes, &mut untrained, problems);
             members.push(Member { adapter, name, weight });
         }
-        let mut set = Set { members, modules: modules.into_values().collect(), notes: Vec::new() };
+        let modules = modules.into_values().collect();
+        let wholes = wholes.into_iter().map(|(tensor, parts)| Whole { tensor, parts }).collect();
+        let mut set = Set { members, modules, wholes, as_one: false, untrained, notes: Vec::new() };
         set.note_names_of_bases();
         set
     }
@@ -141,7 +152,7 @@ impl<'a> Set<'a> {
     }
 
     /// Modules that the base lacks or that have another shape there, and stored weights that are not the base's own.
-    pub(super) fn check_against(&self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
+    pub(super) fn check_against(&mut self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
         for module in &self.modules {
             let of = || {
                 let names = module.parts.iter().map(|part| self.members[part.member].name.as_str());
@@ -166,30 +177,36 @@ impl<'a> Set<'a> {
                 Some(_) => {}
             }
         }
-        for member in &self.members {
-            for (tensor, stands_for) in member.adapter.whole_tensors() {
-                if !is_copy(member.adapter, tensor, base, &base_tensor(base, &stands_for))? {
-                    problems.push(format!(
-                        "{}: tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`; an adapter that \
-                         trains whole weights is not a low-rank one",
-                        member.name
-                    ));
-                }
+        for (member, tensor, stands_for) in &self.untrained {
+            let member = &self.members[*member];
+            if !is_copy(member.adapter, tensor, base, &base_tensor(base, stands_for))? {
+                problems.push(format!(
+                    "{}: tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json \
+                     does not say that it was trained; add its module to modules_to_save there if it was",
+                    member.name
+                ));
             }
         }
+        self.fit_wholes(base, problems);
         Ok(())
     }
 
     /// Weights stored beside factors, which nobody can judge without the base.
     pub(super) fn check_alone(&self, problems: &mut Vec<String>) {
-        for member in &self.members {
-            if let Some((tensor, _)) = member.adapter.whole_tensors().first() {
-                problems.push(format!(
-                    "{}: holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy",
-                    member.name
-                ));
-            }
+        for (member, tensor, _) in &self.untrained {
+            problems.push(format!(
+                "{}: holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy",
+                self.members[*member].name
+            ));
         }
+        for whole in self.wholes.iter().filter(|whole| !whole.is_update()) {
+            let name = &self.members[whole.parts[0].member].name;
+            problems.push(format!(
+                "{name}: `{}` was trained whole, and is combined as its difference from the base's; name the base",
+                whole.tensor
+            ));
+        }
+        problems.dedup();
     }
 
     /// Reads what one adapter has of a module.
@@ -216,6 +233,35 @@ impl<'a> Set<'a> {
         if names.len() > 1 {
             self.notes.push(format!("adapters name different bases: {}", names.join(", ")));
         }
+    }
+}
+
+/// Sorts what an adapter holds beside its factors.
+fn take_beside(
+    member: usize,
+    adapter: &Adapter,
+    wholes: &mut BTreeMap<String, Vec<WholePart>>,
+    untrained: &mut Vec<(usize, String, String)>,
+    problems: &mut Vec<String>,
+) {
+    if adapter.check_built().is_err() {
+        return;
+    }
+    let tensors = adapter.beside().unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        Vec::new()
+    });
+    for beside in tensors {
+        let scaling = match &beside.kind {
+            BesideKind::UpdateBias { module } => adapter.config().scaling(module),
+            BesideKind::Untrained => {
+                untrained.push((member, beside.name, beside.tensor));
+                continue;
+            }
+            _ => 1.0,
+        };
+        let part = WholePart { member, name: beside.name, kind: beside.kind, scaling };
+        wholes.entry(beside.tensor).or_default().push(part);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Adapters: parity with PEFT, laws that any merge obeys, problems, and the commands.
 
+mod beside;
 #[cfg(feature = "cli")]
 mod command;
 mod laws;

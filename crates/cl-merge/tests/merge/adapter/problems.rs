@@ -127,8 +127,9 @@ fn features_that_are_no_low_rank_update() {
     refused(&fixtures(&["dora"]), &by("linear"), &["DoRA", "fold it into its base"]);
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("a");
-    write(&dir, &AdapterConfig { bias: "all".to_owned(), ..lora(2, 2.0) }, &[("m.q", 6, 8)], 1);
-    refused(std::slice::from_ref(&dir), &by("linear"), &["bias = \"all\" adapters are not supported"]);
+    let layers = [("layer_replication".to_owned(), serde_json::json!([[0, 2]]))].into();
+    write(&dir, &AdapterConfig { other: layers, ..lora(2, 2.0) }, &[("m.q", 6, 8)], 1);
+    refused(std::slice::from_ref(&dir), &by("linear"), &["layer_replication adapters are not supported"]);
     write(&dir, &lora(2, 2.0), &[("m.q", 6, 8)], 1);
     let path = dir.join("adapter_config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

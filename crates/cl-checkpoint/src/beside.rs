@@ -1,0 +1,162 @@
+//! What a PEFT adapter holds beside its factors: modules and biases trained whole, updates' own biases, rows of single tokens.
+
+use serde_json::Value;
+
+use crate::{Adapter, AdapterConfig, Error, TensorSource};
+
+/// A tensor of an adapter that is neither a factor nor a magnitude.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// Its name in the adapter's file.
+    pub name: String,
+    /// The base's tensor that it stands for or changes.
+    pub tensor: String,
+    /// What it is.
+    pub kind: BesideKind,
+}
+
+/// What a tensor beside the factors is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BesideKind {
+    /// The base's weight as it is after training (`modules_to_save`).
+    Saved,
+    /// The base's bias as it is after training (`bias`).
+    Bias,
+    /// The update's own bias (`lora_bias`): times the module's scaling it is added to the base's.
+    UpdateBias {
+        /// The module.
+        module: String,
+    },
+    /// `[ids, columns]`: rows of the base's table as they are after training (`trainable_token_indices`), for these tokens.
+    Rows(Vec<usize>),
+    /// A weight of which nothing says that it was trained. PEFT stores the base's own table beside factors on it.
+    Untrained,
+}
+
+const ROWS: &str = ".token_adapter.trainable_tokens_delta";
+const UPDATE_BIAS: &str = ".lora_B.bias";
+/// Names of a token table and of the head that may share it.
+const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
+
+impl Adapter {
+    /// Every tensor beside factors and magnitudes, with what `adapter_config.json` says of it.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] for tensors that contradict the configuration, and for trained modules that the file lacks.
+    pub fn beside(&self) -> Result<Vec<Beside>, Error> {
+        let tensors: Result<Vec<Beside>, Error> =
+            self.whole_tensors().into_iter().map(|(name, tensor)| self.kind_of(name, tensor)).collect();
+        let tensors = tensors?;
+        match self.lacks(&tensors) {
+            None => Ok(tensors),
+            Some(key) => Err(self.contradiction(format!(
+                "{key} says that more was trained than adapter_model.safetensors holds; save the adapter again with its PEFT version"
+            ))),
+        }
+    }
+
+    fn kind_of(&self, name: &str, tensor: String) -> Result<Beside, Error> {
+        let config = self.config();
+        let (tensor, kind) = if let Some(table) = tensor.strip_suffix(ROWS) {
+            (format!("{table}.weight"), BesideKind::Rows(self.rows(name, table)?))
+        } else if let Some(module) = tensor.strip_suffix(UPDATE_BIAS) {
+            self.check_update_bias(name, module)?;
+            (format!("{module}.bias"), BesideKind::UpdateBias { module: module.to_owned() })
+        } else if config.is_saved(&tensor) {
+            (tensor, BesideKind::Saved)
+        } else if config.bias != "none" && tensor.ends_with(".bias") {
+            (tensor, BesideKind::Bias)
+        } else {
+            (tensor, BesideKind::Untrained)
+        };
+        Ok(Beside { name: name.to_owned(), tensor, kind })
+    }
+
+    /// Ids of a table's trained rows.
+    fn rows(&self, name: &str, table: &str) -> Result<Vec<usize>, Error> {
+        let ids = self.config().token_ids(table);
+        let shape = self.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let mut distinct = ids.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if shape.len() == 2 && shape[0] == ids.len() && distinct.len() == ids.len() && !ids.is_empty() {
+            return Ok(ids);
+        }
+        Err(self.contradiction(format!(
+            "tensor `{name}` is {shape:?}, but trainable_token_indices has {} different ids for it",
+            distinct.len()
+        )))
+    }
+
+    fn check_update_bias(&self, name: &str, module: &str) -> Result<(), Error> {
+        let shape = self.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let rows = self.modules().into_iter().find(|m| m.name == module).map(|m| m.b_shape[0]);
+        let said = self.config().flag("lora_bias");
+        if said && rows.is_some_and(|rows| shape == [rows]) {
+            return Ok(());
+        }
+        Err(self.contradiction(format!(
+            "tensor `{name}` is {shape:?}; expected lora_bias = true in adapter_config.json and one value for each row of lora_B"
+        )))
+    }
+
+    /// The key of something trained that is not there.
+    fn lacks(&self, tensors: &[Beside]) -> Option<String> {
+        let config = self.config();
+        let saved = config.modules_to_save.iter().flatten();
+        let of = |entry: &String| tensors.iter().any(|t| t.kind == BesideKind::Saved && stands_in(&t.tensor, entry));
+        if let Some(entry) = saved.into_iter().find(|entry| !of(entry)) {
+            return Some(format!("modules_to_save (`{entry}`)"));
+        }
+        let has = |kind: fn(&BesideKind) -> bool| tensors.iter().any(|t| kind(&t.kind));
+        if config.holds("trainable_token_indices") && !has(|kind| matches!(kind, BesideKind::Rows(_))) {
+            return Some("trainable_token_indices".to_owned());
+        }
+        let lacks_bias = config.flag("lora_bias") && !has(|kind| matches!(kind, BesideKind::UpdateBias { .. }));
+        lacks_bias.then(|| "lora_bias".to_owned())
+    }
+
+    fn contradiction(&self, message: String) -> Error {
+        Error::Adapter { path: self.dir().to_owned(), message }
+    }
+}
+
+impl AdapterConfig {
+    /// Whether PEFT trains a table and its head, which share one weight in the base, as one (`ensure_weight_tying`).
+    pub fn ties_weights(&self) -> bool {
+        self.flag("ensure_weight_tying")
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.other.get(key) == Some(&Value::Bool(true))
+    }
+
+    /// Whether a tensor of the base stands in a module of `modules_to_save`. Of a table and a head that are one, PEFT names one.
+    fn is_saved(&self, tensor: &str) -> bool {
+        let entries = || self.modules_to_save.iter().flatten();
+        let table = |name: &str| TABLES.iter().any(|table| stands_in(name, table));
+        entries().any(|entry| stands_in(tensor, entry))
+            || self.ties_weights() && table(tensor) && entries().any(|entry| table(&format!("{entry}.")))
+    }
+
+    /// `trainable_token_indices` of a table: a list is for the embedding, a map has lists by the ends of names.
+    fn token_ids(&self, table: &str) -> Vec<usize> {
+        let list = |value: &Value| -> Vec<usize> {
+            let ids = value.as_array().into_iter().flatten();
+            ids.filter_map(|id| usize::try_from(id.as_u64()?).ok()).collect()
+        };
+        match self.other.get("trainable_token_indices") {
+            Some(Value::Object(map)) => {
+                let of = |key: &str| table == key || table.ends_with(&format!(".{key}"));
+                map.iter().find(|(key, _)| of(key)).map_or(Vec::new(), |(_, value)| list(value))
+            }
+            Some(value) => list(value),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// PEFT's rule for `modules_to_save`: a module on the way to the tensor has a name that ends in the entry.
+fn stands_in(tensor: &str, entry: &str) -> bool {
+    tensor.match_indices('.').any(|(dot, _)| tensor[..dot].ends_with(entry))
+}

@@ -1,0 +1,386 @@
+//! What adapters train beside their factors: tensors of the base that get new values, whole or in some rows.
+//!
+//! Such a tensor counts as its difference from the base's, so that it is weighted and merged as updates are.
+
+use std::ops::Range;
+
+use cl_checkpoint::{BesideKind, Checkpoint, Dtype, TensorInfo, TensorSource, convert};
+
+use super::set::{HEAD, Set, base_tensor, tied_table};
+use crate::Error;
+use crate::tensor::is_float;
+
+/// A tensor of the base that at least one adapter changes.
+pub(super) struct Whole {
+    /// Its name in a model.
+    pub(super) tensor: String,
+    /// Those who change it, in the order of members.
+    pub(super) parts: Vec<WholePart>,
+}
+
+/// What one adapter has of it.
+#[derive(Clone, Debug)]
+pub(super) struct WholePart {
+    pub(super) member: usize,
+    /// Name in the adapter's file.
+    pub(super) name: String,
+    pub(super) kind: BesideKind,
+    /// What an update's own bias is multiplied by.
+    pub(super) scaling: f64,
+}
+
+/// Rows of a tensor, as a matrix of `[rows, columns]`.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    pub(super) columns: usize,
+    /// Rows of the base; none for all of them.
+    ids: Option<Vec<usize>>,
+    count: usize,
+}
+
+impl Whole {
+    /// Whether it is nothing but updates' own biases, which are added to whatever the base has.
+    pub(super) fn is_update(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part.kind, BesideKind::UpdateBias { .. }))
+    }
+
+    /// Ids of all rows that change, in order, where only rows do.
+    pub(super) fn rows(&self) -> Option<Vec<usize>> {
+        let mut all = Vec::new();
+        for part in &self.parts {
+            let BesideKind::Rows(ids) = &part.kind else { return None };
+            all.extend(ids);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Some(all)
+    }
+
+    /// Shape that the tensor has after it was changed: a table may have grown.
+    pub(super) fn shape(&self, set: &Set<'_>, base: Option<&Checkpoint>) -> Vec<usize> {
+        let of_base = base.and_then(|base| base.info(&base_tensor(base, &self.tensor)));
+        let own = self.parts.iter().filter(|part| !matches!(part.kind, BesideKind::Rows(_)));
+        let shapes = own.filter_map(|part| set.members[part.member].adapter.info(&part.name));
+        let longest = shapes.chain(of_base).max_by_key(|info| info.shape.first().copied());
+        longest.map(|info| info.shape.clone()).unwrap_or_default()
+    }
+
+    /// All rows of it, or those that change where only rows do.
+    pub(super) fn view(&self, set: &Set<'_>, base: Option<&Checkpoint>, changed_only: bool) -> View {
+        let shape = self.shape(set, base);
+        let ids = self.rows().filter(|_| changed_only);
+        let count = ids.as_ref().map_or(shape.first().copied().unwrap_or(0), Vec::len);
+        View { columns: shape.iter().skip(1).product(), ids, count }
+    }
+}
+
+impl View {
+    pub(super) fn rows(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn elements(&self) -> usize {
+        self.count * self.columns
+    }
+
+    /// The row of the base's tensor.
+    fn of_base(&self, row: usize) -> usize {
+        self.ids.as_ref().map_or(row, |ids| ids[row])
+    }
+}
+
+impl WholePart {
+    /// Its row for a row of the base, where it has one that stands for the base's or is added to it.
+    fn row(&self, base_row: usize) -> Option<usize> {
+        match &self.kind {
+            BesideKind::Rows(ids) => ids.iter().position(|id| *id == base_row),
+            _ => Some(base_row),
+        }
+    }
+
+    /// Whether its values replace the base's; those of an update are added.
+    fn replaces(&self) -> bool {
+        !matches!(self.kind, BesideKind::UpdateBias { .. })
+    }
+
+    /// A row's values.
+    fn values(&self, set: &Set<'_>, row: usize, columns: usize) -> Result<Vec<f32>, Error> {
+        let member = &set.members[self.member];
+        let (info, bytes) = (member.adapter.info(&self.name), member.adapter.bytes(&self.name)?);
+        let Some(info) = info else { return Ok(vec![0.0; columns]) };
+        let size = info.dtype.bitsize() / 8;
+        let bytes = bytes.get(row * columns * size..(row + 1) * columns * size).unwrap_or_default();
+        let values = convert::to_f32(info.dtype, bytes).filter(|v| v.len() == columns);
+        let values = values.ok_or_else(|| cl_checkpoint::Error::Tensor {
+            path: member.adapter.dir().to_owned(),
+            tensor: self.name.clone(),
+            message: format!("has no row {row}"),
+        })?;
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => Err(Error::NotFinite {
+                model: member.name.clone(),
+                tensor: self.name.clone(),
+                index: row * columns + i,
+                value: values[i],
+            }),
+        }
+    }
+}
+
+/// `base + Σ weightᵢ·(valueᵢ − base)` of some rows of a view, in f64; `base` holds these rows. A value that replaces the
+/// base's with a weight of one stays as it is to the bit.
+pub(super) fn weighted(
+    set: &Set<'_>,
+    whole: &Whole,
+    view: &View,
+    rows: Range<usize>,
+    weights: &[f64],
+    base: &[f64],
+) -> Result<Vec<f64>, Error> {
+    let mut out = Vec::with_capacity(base.len());
+    for (row, of_base) in rows.zip(base.chunks(view.columns.max(1))) {
+        let id = view.of_base(row);
+        let parts: Vec<(&WholePart, usize)> = whole.parts.iter().filter_map(|p| Some((p, p.row(id)?))).collect();
+        let replaced: f64 = parts.iter().filter(|(p, _)| p.replaces()).map(|(p, _)| weights[p.member]).sum();
+        let mut sum: Vec<f64> = of_base.iter().map(|b| (1.0 - replaced) * b).collect();
+        for (part, own) in parts {
+            let scale = weights[part.member] * part.scaling;
+            let values = part.values(set, own, view.columns)?;
+            sum.iter_mut().zip(values).for_each(|(s, v)| *s += scale * f64::from(v));
+        }
+        out.extend(sum);
+    }
+    Ok(out)
+}
+
+/// Some rows of the base in f64; rows beyond its own are zero.
+pub(super) fn base_rows(
+    base: Option<&Checkpoint>,
+    tensor: &str,
+    view: &View,
+    rows: Range<usize>,
+) -> Result<Vec<f64>, Error> {
+    let mut out = vec![0.0; rows.len() * view.columns];
+    let Some(base) = base else { return Ok(out) };
+    let source = base_tensor(base, tensor);
+    let Some(info) = base.info(&source) else { return Ok(out) };
+    let (size, own) = (info.dtype.bitsize() / 8, info.shape.first().copied().unwrap_or(0));
+    let mut bytes = vec![0; view.columns * size];
+    for (row, out) in rows.zip(out.chunks_mut(view.columns.max(1))) {
+        let row = view.of_base(row);
+        if row >= own {
+            continue;
+        }
+        base.read(&source, row * view.columns * size, &mut bytes)?;
+        out.iter_mut().zip(to_f64(info.dtype, &bytes)).for_each(|(o, v)| *o = v);
+        if let Some(i) = out.iter().position(|v| !v.is_finite()) {
+            let (model, tensor, value) = (base.dir().display().to_string(), source, out[i] as f32);
+            return Err(Error::NotFinite { model, tensor, index: row * view.columns + i, value });
+        }
+    }
+    Ok(out)
+}
+
+/// Values of a floating dtype in f64.
+pub(super) fn to_f64(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
+    if dtype == Dtype::F64 {
+        return bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect();
+    }
+    convert::to_f32(dtype, bytes).expect("checked to be floating").into_iter().map(f64::from).collect()
+}
+
+/// One member's difference from the base, computed when it is read, so that no table is held twice.
+pub(super) struct Difference<'d> {
+    set: &'d Set<'d>,
+    base: Option<&'d Checkpoint>,
+    whole: Whole,
+    view: &'d View,
+    info: TensorInfo,
+}
+
+impl<'d> Difference<'d> {
+    pub(super) fn new(
+        set: &'d Set<'d>,
+        base: Option<&'d Checkpoint>,
+        whole: &Whole,
+        view: &'d View,
+        member: usize,
+    ) -> Difference<'d> {
+        let parts = whole.parts.iter().filter(|part| part.member == member).cloned().collect();
+        let info = TensorInfo { dtype: Dtype::F32, shape: vec![view.rows(), view.columns] };
+        Difference { set, base, whole: Whole { tensor: whole.tensor.clone(), parts }, view, info }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>, Error> {
+        if self.whole.parts.is_empty() {
+            return Ok(vec![0.0; rows.len() * self.view.columns]);
+        }
+        let weights = vec![1.0; self.set.members.len()];
+        let base = base_rows(self.base, &self.whole.tensor, self.view, rows.clone())?;
+        let values = weighted(self.set, &self.whole, self.view, rows, &weights, &base)?;
+        Ok(values.iter().zip(base).map(|(v, b)| (v - b) as f32).collect())
+    }
+}
+
+impl TensorSource for Difference<'_> {
+    fn names(&self) -> Vec<&str> {
+        vec![""]
+    }
+
+    fn info(&self, _name: &str) -> Option<&TensorInfo> {
+        Some(&self.info)
+    }
+
+    fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
+        let message = "is computed, and can be read by parts only".to_owned();
+        Err(cl_checkpoint::Error::Tensor { path: "difference".into(), tensor: name.to_owned(), message })
+    }
+
+    fn read(&self, _name: &str, offset: usize, out: &mut [u8]) -> Result<(), cl_checkpoint::Error> {
+        let (start, columns) = (offset / 4, self.view.columns);
+        let rows = start / columns..(start + out.len() / 4).div_ceil(columns);
+        let first = rows.start * columns;
+        let values = self.rows(rows).map_err(|error| match error {
+            Error::Checkpoint(error) => error,
+            other => cl_checkpoint::Error::Tensor {
+                path: "adapter".into(),
+                tensor: self.whole.tensor.clone(),
+                message: other.to_string(),
+            },
+        })?;
+        for (bytes, value) in out.chunks_exact_mut(4).zip(&values[start - first..]) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+impl Set<'_> {
+    /// What adapters train beside their factors, held against the base; where embedding and head are one tensor there,
+    /// what changes both alike is taken once.
+    pub(super) fn fit_wholes(&mut self, base: &Checkpoint, problems: &mut Vec<String>) {
+        self.share_tied(base);
+        for whole in &self.wholes {
+            problems.extend(self.whole_problems(whole, base));
+        }
+        let rows = |tensor: &str| {
+            let whole = self.wholes.iter().find(|w| w.tensor == tensor);
+            let own = || base.info(&base_tensor(base, tensor)).map(|info| info.shape.clone());
+            whole.map(|w| w.shape(self, Some(base))).or_else(own)?.first().copied()
+        };
+        let table = base.names().into_iter().find(|name| name.ends_with("embed_tokens.weight"));
+        let grown = self.wholes.iter().any(|w| w.tensor == HEAD || Some(w.tensor.as_str()) == table);
+        let rows = (table.and_then(rows), rows(HEAD));
+        if let (Some(table), Some(head)) = rows
+            && grown
+            && !self.as_one
+            && table != head
+        {
+            problems.push(format!(
+                "with the adapters the embedding has {table} rows and the head {head}; both have to be trained whole where \
+                 tokens were added"
+            ));
+        }
+    }
+
+    fn whole_problems(&self, whole: &Whole, base: &Checkpoint) -> Vec<String> {
+        let tensor = &whole.tensor;
+        let names: Vec<&str> = whole.parts.iter().map(|p| self.members[p.member].name.as_str()).collect();
+        let who = names.join(", ");
+        let Some(info) = base.info(&base_tensor(base, tensor)) else {
+            let dir = base.dir().display();
+            return vec![format!("{who}: changes `{tensor}`, which the base {dir} does not have")];
+        };
+        if !is_float(info.dtype) {
+            return vec![format!("`{tensor}`: the base's is {:?}; expected f64, f32, f16 or bf16", info.dtype)];
+        }
+        let mut problems: Vec<String> =
+            whole.parts.iter().filter_map(|part| self.part_problem(whole, part, info)).collect();
+        if let Some(module) = self.modules.iter().find(|m| m.tensor() == *tensor) {
+            let other = &self.members[module.parts[0].member].name;
+            problems.push(format!(
+                "`{tensor}` has factors in {other} and is trained whole in {who}; fold the adapters one after another"
+            ));
+        }
+        let mut bases: Vec<String> =
+            whole.parts.iter().filter_map(|p| self.members[p.member].adapter.base_hash()).collect();
+        bases.sort();
+        bases.dedup();
+        if bases.len() > 1 && !whole.is_update() {
+            problems.push(format!(
+                "`{tensor}` is trained whole in {who}, on different bases as their manifests say, so their differences from one \
+                 base do not add up; fold the adapters one after another"
+            ));
+        }
+        problems
+    }
+
+    fn part_problem(&self, whole: &Whole, part: &WholePart, info: &TensorInfo) -> Option<String> {
+        let member = &self.members[part.member];
+        let own = member.adapter.info(&part.name)?;
+        let say = |what: String| Some(format!("{}: `{}` {what}", member.name, part.name));
+        if !is_float(own.dtype) {
+            return say(format!("is {:?}; expected f64, f32, f16 or bf16", own.dtype));
+        }
+        if let BesideKind::Rows(ids) = &part.kind {
+            let fits = own.shape.get(1..) == info.shape.get(1..);
+            let rows = info.shape.first().copied().unwrap_or(0);
+            let outside = ids.iter().find(|id| **id >= rows);
+            return match outside {
+                Some(id) => say(format!("is for token {id}; the base's table has {rows} rows")),
+                None if !fits => say(format!("is {:?}, the base's table {:?}", own.shape, info.shape)),
+                None => None,
+            };
+        }
+        if own.shape == info.shape {
+            return None;
+        }
+        let table = ["embed", "lm_head", "wte"].iter().any(|t| whole.tensor.contains(t)) && own.shape.len() == 2;
+        if !(table && own.shape[1..] == info.shape[1..] && own.shape[0] > info.shape[0]) {
+            return say(format!("is {:?}, the base's `{}` {:?}", own.shape, whole.tensor, info.shape));
+        }
+        if whole.parts.len() > 1 || member.weight != 1.0 {
+            return say(format!(
+                "has {} rows, the base's {}: tokens were added, and what stands for them in the base is not known; fold this \
+                 adapter alone with a weight of 1, or give the base with these rows",
+                own.shape[0], info.shape[0]
+            ));
+        }
+        None
+    }
+
+    /// Where the base has one tensor for embedding and head: rows of tokens change both uses, unless the adapter has rows of the
+    /// head's own; and what changes both alike stays one.
+    fn share_tied(&mut self, base: &Checkpoint) {
+        let Some(table) = tied_table(base) else { return };
+        let of = |wholes: &[Whole], tensor: &str| -> Vec<WholePart> {
+            wholes.iter().find(|w| w.tensor == tensor).map_or(Vec::new(), |w| w.parts.clone())
+        };
+        let (of_table, mut of_head) = (of(&self.wholes, &table), of(&self.wholes, HEAD));
+        let own: Vec<usize> = of_head.iter().map(|part| part.member).collect();
+        for part in of_table.iter().filter(|part| !own.contains(&part.member)) {
+            if matches!(part.kind, BesideKind::Rows(_)) || self.members[part.member].adapter.config().ties_weights() {
+                of_head.push(part.clone());
+            }
+        }
+        of_head.sort_by_key(|part| part.member);
+        let adapted = self.modules.iter().any(|m| m.tensor() == table || m.tensor() == HEAD);
+        let same = of_table.len() == of_head.len()
+            && of_table.iter().zip(&of_head).all(|(a, b)| a.member == b.member && self.equal(a, b));
+        self.wholes.retain(|w| w.tensor != HEAD);
+        self.as_one = !of_table.is_empty() && same && !adapted;
+        if !self.as_one && !of_head.is_empty() {
+            self.wholes.push(Whole { tensor: HEAD.to_owned(), parts: of_head });
+            self.wholes.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        }
+    }
+
+    /// Whether two parts of a member hold the same.
+    fn equal(&self, a: &WholePart, b: &WholePart) -> bool {
+        let adapter = self.members[a.member].adapter;
+        let shape = |part: &WholePart| adapter.info(&part.name).map(|info| (info.dtype, info.shape.clone()));
+        let bytes = |part: &WholePart| adapter.bytes(&part.name).ok();
+        a.kind == b.kind && (a.name == b.name || shape(a) == shape(b) && bytes(a) == bytes(b))
+    }
+}
