@@ -429,7 +429,14 @@ fn untied() -> Decoder {
 fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     // No example has this token, so loss and gradient stay numbers; decay takes its weight beyond f32.
-    let config = TrainConfig { max_steps: Some(1), learning_rate: 10.0, weight_decay: 10.0, save_steps: 1, ..full() };
+    let config = TrainConfig {
+        max_steps: Some(1),
+        warmup_steps: 0,
+        learning_rate: 10.0,
+        weight_decay: 10.0,
+        save_steps: 1,
+        ..full()
+    };
     let mut model = untied();
     let (_, table) = model.named_parameters().into_iter().find(|(n, _)| n.ends_with("embed_tokens.weight")).unwrap();
     {
