@@ -313,7 +313,9 @@ fn what_is_trained_beside_factors_is_told() {
     let both = r#","trainable_token_indices":{"embed_tokens":[7,3],"lm_head":[9]}"#;
     let expected = [one(head, Rows(vec![9])), one(table, Rows(vec![7, 3]))].concat();
     assert_eq!(kinds(both, &[(rows, &[2, 3]), (of_head, &[1, 3])]), expected);
-    let wrong: [(&str, &[(&str, &[usize])], &str); 5] = [
+    // What the config says more, the tensors beside it, what the message must name.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a [usize])], &'a str);
+    let wrong: [Case; 5] = [
         (r#","modules_to_save":["embed_tokens","lm_head"]"#, &[(table, &[4, 3])], "modules_to_save (`lm_head`)"),
         (r#","trainable_token_indices":[7,3]"#, &[(rows, &[3, 3])], "2 different ids"),
         (r#","trainable_token_indices":[7,7]"#, &[(rows, &[2, 3])], "1 different ids"),

@@ -26,7 +26,7 @@ pub const MAX_ELIF: usize = 500;
 /// Instructions of one rendering: with eight of them a list is put into another, and so many lists in each other can be
 /// dropped on a stack of 2 MiB.
 pub const MAX_STEPS: u64 = 50_000;
-/// Instructions of one rendering on a stack of its own, see [`on_large_stack`].
+/// Instructions of one rendering on a stack of its own.
 pub const MAX_CHAT_STEPS: u64 = 200_000;
 /// Bytes of what one rendering writes, and of a value in it.
 pub const MAX_SIZE: usize = 64 << 20;
