@@ -79,6 +79,9 @@ fn main() -> ExitCode {
     if command.computes() {
         cl_torch::wait_briefly();
     }
+    if matches!(command, Command::Merge(_) | Command::Adapter(_)) {
+        cl_merge::cli::give_memory_back();
+    }
     // Before libtorch does anything: it asks for its CUDA half once, and keeps the answer.
     let cuda = cl_torch::load_cuda();
     if let Some(threads) = threads {

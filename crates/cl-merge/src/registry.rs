@@ -93,7 +93,7 @@ pub const PARAMETERS: &[ParameterInfo] = &[
     number("rank_share", "share of a matrix' rank that each task keeps", "0 to 1; default 1 / models", SHARE, false),
     number("common_share", "share of directions that the sum of task vectors keeps", "0 to 1", SHARE, false),
     number("min_agree", "tasks whose masks have to agree on an entry", "1 or more", (1.0, f64::MAX), false),
-    number("max_iter", "rounds of the iteration at most", "0 or more", (0.0, f64::MAX), false),
+    number("max_iter", "rounds of the iteration at most", "between 0 and 1000000", (0.0, 1e6), false),
     number("tol", "where the iteration stops", "above 0", (0.0, f64::MAX), false),
     number("eps", "guard against division by zero", "above 0", (0.0, f64::MAX), false),
     choice("normalize", "divide by the weights of those that take part", "true or false"),

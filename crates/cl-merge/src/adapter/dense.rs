@@ -37,6 +37,8 @@ pub(super) fn scratch(shape: [usize; 2], rank: usize) -> usize {
 /// Directions that are followed.
 fn width(shape: [usize; 2], rank: usize) -> usize {
     let short = shape[0].min(shape[1]);
+    // A rank may be any number.
+    let rank = rank.min(short);
     if short <= EXACT { short } else { (rank + OVERSAMPLING.max(rank)).min(short) }
 }
 

@@ -165,6 +165,34 @@ fn ranges_beyond_any_model_are_a_problem_and_not_a_loop() {
     assert!(error.contains("has layers 0 to 2"), "{error}");
 }
 
+/// Whatever number is given, nothing is sized or repeated by it alone.
+#[test]
+fn numbers_without_measure_are_bounded() {
+    use cl_merge::adapter::{CombineOptions, ExtractOptions, combine, extract};
+    let folder = tempfile::tempdir().unwrap();
+    let (base, tuned) = Llama { hidden: 72, layers: 1, ..Llama::default() }.family(folder.path(), 2);
+    let text = linear(&[&tuned[0], &tuned[1]]);
+    let endless =
+        text.replace("method = \"linear\"\n", "[method.karcher]\nmax_iter = 1000000000000000000\ntol = 0.0\n");
+    let message = planned(&endless).err().unwrap();
+    assert!(message.contains("`max_iter` is 1000000000000000000; it has to be between 0 and 1000000"), "{message}");
+    let out = folder.path().join("adapter");
+    let options = ExtractOptions { rank: usize::MAX, threads: usize::MAX, ..ExtractOptions::default() };
+    let report = extract(&base, &tuned[0], &out, &options).unwrap();
+    assert_eq!(report.total.rank, 72);
+    let options = CombineOptions {
+        method: "magmax".to_owned(),
+        rank: Some(usize::MAX),
+        memory: usize::MAX,
+        ..CombineOptions::default()
+    };
+    combine(&[out.clone(), out], &folder.path().join("both"), &options).unwrap();
+    let options =
+        MergeOptions { memory: usize::MAX, threads: usize::MAX, max_shard_size: 0, ..MergeOptions::default() };
+    let plan = planned(&text).unwrap();
+    merge(&plan, &folder.path().join("merged"), &options, &|_| ()).unwrap();
+}
+
 #[test]
 fn a_merge_that_is_asked_to_stop_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();

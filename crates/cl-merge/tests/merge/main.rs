@@ -1,5 +1,5 @@
 //! Whole merges: parity with mergekit and with references, the contract that every method obeys, plans and their problems,
-//! atomic outputs, adapters, and the command.
+//! atomic outputs, adapters, the command, and signals.
 
 mod adapter;
 mod atomic;
@@ -9,6 +9,7 @@ mod faults;
 mod models;
 mod parity;
 mod plans;
+mod signals;
 
 use std::path::{Path, PathBuf};
 
