@@ -130,6 +130,26 @@ pub fn explain(error: &std::io::Error) -> String {
     }
 }
 
+/// An error with its causes, each said once: most messages hold their cause's text already, and the operating system's answers
+/// are [explained](explain).
+///
+/// ```
+/// use cl_checkpoint::{Error, files::with_causes};
+/// let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+/// assert_eq!(with_causes(&Error::Io { path: "out".into(), source }), "out: exists already");
+/// ```
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let (mut message, mut next) = (error.to_string(), error.source());
+    while let Some(cause) = next {
+        let said = cause.downcast_ref::<std::io::Error>().map_or_else(|| cause.to_string(), explain);
+        if !message.contains(&said) {
+            message = format!("{message}: {said}");
+        }
+        next = cause.source();
+    }
+    message
+}
+
 /// A parser's message with lines as long as they help: parsers quote the line that is wrong, whatever its length.
 ///
 /// ```

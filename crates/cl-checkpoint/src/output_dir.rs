@@ -34,6 +34,9 @@ impl OutputDir {
     /// holds a file that this program would not have written; [`Error::Plan`] when it has no name.
     pub fn check(target: &Path, overwrite: bool, inputs: &[(&str, &Path)]) -> Result<(), Error> {
         let place = resolve(target)?;
+        if let Some(file) = place.ancestors().skip(1).find(|p| p.exists()).filter(|p| !p.is_dir()) {
+            return Err(Error::io(file)(std::io::ErrorKind::NotADirectory.into()));
+        }
         refuse_overlap(target, inputs)?;
         check_free(target, &place, overwrite)
     }

@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("error: {}", with_causes(&error)));
+            say(format_args!("error: {}", cl_checkpoint::files::with_causes(error.as_ref())));
             // What a shell expects of a program that Ctrl-C has stopped.
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
@@ -124,15 +124,4 @@ fn run(command: Command, interrupt: &Interrupt) -> Result<()> {
         Command::Reproduce(args) => commands::reproduce::run(&args, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
     }
-}
-
-/// An error with its causes; most messages of the libraries hold their cause's text already.
-fn with_causes(error: &anyhow::Error) -> String {
-    let mut message = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !message.contains(&cause) {
-            message = format!("{message}: {cause}");
-        }
-    }
-    message
 }

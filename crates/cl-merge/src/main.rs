@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", cl_checkpoint::files::with_causes(error.as_ref()));
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
