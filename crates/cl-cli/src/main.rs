@@ -72,6 +72,15 @@ impl Command {
         use Command::{Eval, Generate, Reproduce, Sequence, Train};
         matches!(self, Generate(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
     }
+
+    /// Whether it merges by decomposing matrices.
+    fn decomposes(&self) -> bool {
+        match self {
+            Command::Merge(command) => command.decomposes(),
+            Command::Adapter(_) => true,
+            _ => false,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -79,7 +88,7 @@ fn main() -> ExitCode {
     if command.computes() {
         cl_torch::wait_briefly();
     }
-    if matches!(command, Command::Merge(_) | Command::Adapter(_)) {
+    if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
     // Before libtorch does anything: it asks for its CUDA half once, and keeps the answer.

@@ -89,6 +89,24 @@ pub struct MethodsArgs {
     name: Option<String>,
 }
 
+impl Command {
+    /// Whether it decomposes matrices: what works entry by entry allocates little, and is not worth a second start.
+    ///
+    /// A merge file that is no ordinary file is not looked at, since a pipe can be read only once.
+    pub fn decomposes(&self) -> bool {
+        match self {
+            Command::Run(args) => {
+                let file = args.config.is_file().then(|| MergeFile::read(&args.config).ok()).flatten();
+                file.is_some_and(|f| {
+                    f.stages.iter().any(|s| crate::registry::DECOMPOSING.contains(&s.method.name.as_str()))
+                })
+            }
+            Command::Adapter(_) => true,
+            Command::Diff(_) | Command::Verify(_) | Command::Methods(_) => false,
+        }
+    }
+}
+
 /// What glibc's allocator reads from the environment when a program starts.
 const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
 

@@ -18,7 +18,9 @@ struct Cli {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    cl_merge::cli::give_memory_back();
+    if command.decomposes() {
+        cl_merge::cli::give_memory_back();
+    }
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {

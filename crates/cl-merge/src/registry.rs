@@ -35,6 +35,10 @@ pub struct MethodInfo {
     pub ordered: bool,
 }
 
+/// Names of the methods that decompose matrices, and allocate large blocks again and again for it.
+#[cfg(feature = "cli")]
+pub(crate) const DECOMPOSING: [&str; 5] = ["tsv", "iso_c", "iso_cts", "knots", "opcm"];
+
 /// One parameter.
 #[derive(Clone, Debug)]
 pub struct ParameterInfo {
