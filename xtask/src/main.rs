@@ -9,6 +9,7 @@ mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 
@@ -56,9 +57,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root.
+/// The workspace's root. Cargo says it at run time: what was compiled in is wrong once a checkout was moved with its `target`.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let xtask = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&xtask).parent().expect("xtask lies in the workspace").to_owned()
+    })
 }
 
 /// Where fetched things are kept, outside the checkout: `CL_CACHE`, or `cl` in the user's cache folder.

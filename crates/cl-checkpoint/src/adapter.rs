@@ -158,14 +158,6 @@ impl Adapter {
         whole.map(|name| (name, name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", "."))).collect()
     }
 
-    /// Refuses adapters whose meaning goes beyond low-rank factors and DoRA's magnitudes.
-    ///
-    /// # Errors
-    /// [`Error::Adapter`] names the feature.
-    pub fn check_supported(&self) -> Result<(), Error> {
-        self.refuse(self.config.unsupported())
-    }
-
     /// Refuses adapters of a meaning that is not known here: other methods, and LoRA with more than factors, DoRA's magnitudes
     /// and what is trained [beside](Adapter::beside) them.
     ///

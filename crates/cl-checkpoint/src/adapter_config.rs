@@ -61,9 +61,6 @@ const CHANGE_THE_MEANING: [&str; 8] = [
     "use_qalora",
 ];
 
-/// Keys of what is trained beside the factors.
-const TRAINED_BESIDE: [&str; 2] = ["lora_bias", "trainable_token_indices"];
-
 /// Ways of starting the factors that subtract the start from the base weight, which then is no longer the base model's.
 const CHANGE_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
@@ -118,18 +115,6 @@ impl AdapterConfig {
         let rank = self.rank(module) as f64;
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         lora_scaling(alpha, rank, self.use_rslora)
-    }
-
-    /// What makes an adapter mean more than low-rank factors and DoRA's magnitudes, if anything does: a feature's name.
-    pub fn unsupported(&self) -> Option<String> {
-        let whole = TRAINED_BESIDE.iter().find(|key| self.holds(key)).map(|key| (*key).to_owned());
-        self.not_built().or_else(|| match self.bias.as_str() {
-            "none" if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) => {
-                Some("modules_to_save".to_owned())
-            }
-            "none" => whole,
-            bias => Some(format!("bias = \"{bias}\"")),
-        })
     }
 
     /// What makes an adapter mean something that is not known here, if anything does: a feature's name. Factors, magnitudes,

@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use cl_checkpoint::files::write_file;
+use cl_checkpoint::refuse_overlap;
 
 use crate::LabError;
 
@@ -19,6 +20,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) settings: &'a str,
     /// Files beside the marker, by name and content: the hashes of what the run is made from, a line each.
     pub(crate) sources: &'a [(&'a str, String)],
+    /// Models, adapters and data that it is made from, each with its role: the directory must stay apart from them.
+    pub(crate) inputs: &'a [(&'a str, &'a Path)],
     /// Whether to go on with a run that was begun.
     pub(crate) resume: bool,
 }
@@ -38,6 +41,7 @@ impl Claim<'_> {
     }
 
     fn begin(&self) -> Result<(), LabError> {
+        refuse_overlap(self.out, self.inputs)?;
         std::fs::create_dir_all(self.out).map_err(LabError::io(self.out))?;
         for entry in std::fs::read_dir(self.out).map_err(LabError::io(self.out))? {
             let name = entry.map_err(LabError::io(self.out))?.file_name();
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
 
     fn claim<'a>(out: &'a Path, settings: &'a str, sources: &'a [(&'a str, String)], resume: bool) -> Claim<'a> {
-        Claim { out, what: "run", marker: "config.toml", settings, sources, resume }
+        Claim { out, what: "run", marker: "config.toml", settings, sources, inputs: &[], resume }
     }
 
     fn refused(claim: &Claim<'_>) -> String {
@@ -149,6 +153,21 @@ mod tests {
         assert!(message.contains("this one has `q = 3`, it has not"), "{message}");
         let changed = [("data.blake3", "78  d.json\n".to_owned())];
         assert!(refused(&claim(&out, "r = 1\n", &changed, true)).contains("d.json has changed"));
+    }
+
+    #[test]
+    fn a_run_stays_apart_from_what_it_is_made_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, data) = (folder.path().join("base"), folder.path().join("data"));
+        std::fs::create_dir_all(&model).unwrap();
+        std::fs::create_dir_all(&data).unwrap();
+        let inputs = [("the base model", model.as_path()), ("the data", data.as_path())];
+        for (out, expected) in [(&model, "is the base model"), (&data.join("run"), "lies inside the data")] {
+            let message = refused(&Claim { inputs: &inputs, ..claim(out, "", &[], false) });
+            assert!(message.contains(expected), "{message}");
+        }
+        assert!(!data.join("run").exists());
+        Claim { inputs: &inputs, ..claim(&folder.path().join("run"), "", &[], false) }.take().unwrap();
     }
 
     #[test]

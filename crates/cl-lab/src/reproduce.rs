@@ -80,7 +80,8 @@ pub fn reproduce(
     observer: &mut Observer<'_>,
 ) -> Result<Study, LabError> {
     let settings = format!("{config:#?}\n");
-    let claim = Claim { out, what: "study", marker: "study.txt", settings: &settings, sources: &[], resume: true };
+    let (sources, inputs, marker) = (&[], &[], "study.txt");
+    let claim = Claim { out, what: "study", marker, settings: &settings, sources, inputs, resume: true };
     let _lock = claim.take()?;
     let data = out.join("data");
     let questions = write_data(config, &data)?;

@@ -4,7 +4,7 @@ use cl_adapters::{Orthogonality, SequenceShape, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
 use cl_data::{Dataset, Encoded, Mixture, PlannedSet, Profile, RowPlan, encode_dataset, plan};
 use cl_merge::adapter::fold;
-use cl_model::{Decoder, LoadOptions, save_parameters};
+use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::check::{Checked, require_train};
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
 use crate::output::{Claim, discard};
-use crate::sources::{base_source, data_sources};
+use crate::sources::{base_source, data_sources, inputs};
 use crate::{Event, LabError, Observer, TrainRun};
 
 /// Everything one round of fine-tuning is made from.
@@ -69,7 +69,9 @@ pub fn run_train(
     let base = ModelRef::take(&config.model)?;
     let sources = [base_source(&base), data_sources(&datasets, &config.train)?];
     let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
-    let claim = Claim { out, what: "run", marker: "config.toml", settings: &settings, sources: &sources, resume };
+    let inputs = inputs(&config.model, &config.train, datasets.iter().map(|d| d.path.as_path()));
+    let marker = "config.toml";
+    let claim = Claim { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
     let _lock = claim.take()?;
     let input = RoundInput {
         model: &base,
@@ -274,11 +276,6 @@ fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), La
         opened.push(Adapter::open(dir)?);
     }
     check_base(&opened, adapters, base)?;
-    if let [adapter] = &opened[..]
-        && adapter.check_supported().is_err()
-    {
-        return fold_in_model(base, adapter, out, manifest);
-    }
     fold(&open_checkpoint(base.dir())?, &opened, out, manifest, true)?;
     Ok(())
 }
@@ -290,20 +287,4 @@ fn check_base(opened: &[Adapter], dirs: &[PathBuf], base: &ModelRef) -> Result<(
         Some(hash) if hash != base.hash() => Err(LabError::Changed { path: base.dir().to_owned() }),
         _ => base.check(),
     }
-}
-
-/// Folds an adapter that trains more than factors, as the model computes with it: in f32, rounded once.
-fn fold_in_model(base: &ModelRef, adapter: &Adapter, out: &Path, manifest: Manifest) -> Result<(), LabError> {
-    let checkpoint = open_checkpoint(base.dir())?;
-    let mut model = Decoder::load(&checkpoint, LoadOptions::cpu(Kind::Float))?;
-    model.load_lora(adapter, 0.0)?;
-    let folded = model.folded()?;
-    let mut config = checkpoint.config().clone();
-    if folded.untied {
-        config.insert("tie_word_embeddings".to_owned(), false.into());
-    }
-    let kind = stored_kind(&checkpoint).unwrap_or(Kind::Float);
-    base.check()?;
-    save_parameters(&folded.parameters, out, kind, &config, &companions(&checkpoint)?, manifest, true)?;
-    Ok(())
 }

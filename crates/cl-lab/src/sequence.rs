@@ -16,7 +16,7 @@ use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
 use crate::round::{clean_up, is_stack, stop_if_asked};
 use crate::scoring::file_names;
-use crate::sources::{base_source, data_sources};
+use crate::sources::{base_source, data_sources, inputs};
 use crate::{
     Event, LabError, LoadedModel, Observer, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
     write_scores,
@@ -219,7 +219,10 @@ fn claim(
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
     let sources = [base_source(base), data_sources(datasets, &config.train)?];
-    Claim { out, what: "sequence", marker: "config.toml", settings: &settings, sources: &sources, resume }.take()
+    let tasks: Vec<PathBuf> = config.tasks.iter().map(|task| config.data.join(task)).collect();
+    let inputs = inputs(&config.model, &config.train, tasks.iter().map(PathBuf::as_path));
+    let marker = "config.toml";
+    Claim { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.take()
 }
 
 /// Scores a model on every task, or reads the scores that stand.

@@ -25,6 +25,17 @@ pub(crate) fn data_sources(datasets: &[Dataset], train: &TrainConfig) -> Result<
     Ok(("data.blake3", lines))
 }
 
+/// What the directory of a run must stay apart from, each with its role.
+pub(crate) fn inputs<'a>(
+    model: &'a Path,
+    train: &'a TrainConfig,
+    data: impl Iterator<Item = &'a Path>,
+) -> Vec<(&'static str, &'a Path)> {
+    let adapters = train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier));
+    let adapters = adapters.map(|dir| ("an adapter", dir.as_path()));
+    [("the base model", model)].into_iter().chain(adapters).chain(data.map(|d| ("the data", d))).collect()
+}
+
 fn line(hash: &str, path: &Path) -> String {
     format!("{hash}  {}\n", path.display())
 }

@@ -13,14 +13,6 @@ pub enum ModelError {
         /// What is built.
         supported: String,
     },
-    /// An adapter that cannot be added to the weights.
-    #[error("{module}: {what} cannot be folded into the model; train without it, or keep the adapter beside its base")]
-    Fold {
-        /// The layer.
-        module: String,
-        /// What is in the way.
-        what: &'static str,
-    },
     /// config.json lacks a key, or holds a value that cannot be used.
     #[error("{path}/config.json: {message}")]
     Config {
