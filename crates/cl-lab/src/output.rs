@@ -41,9 +41,9 @@ impl Claim<'_> {
     }
 
     fn begin(&self) -> Result<(), LabError> {
-        refuse_overlap(self.out, self.inputs)?;
-        std::fs::create_dir_all(self.out).map_err(LabError::io(self.out))?;
-        for entry in std::fs::read_dir(self.out).map_err(LabError::io(self.out))? {
+        let entries =
+            if self.out.exists() { Some(std::fs::read_dir(self.out).map_err(LabError::io(self.out))?) } else { None };
+        for entry in entries.into_iter().flatten() {
             let name = entry.map_err(LabError::io(self.out))?.file_name();
             if !self.is_ours(&name.to_string_lossy()) {
                 let message =
@@ -51,6 +51,8 @@ impl Claim<'_> {
                 return self.refuse(&message);
             }
         }
+        refuse_overlap(self.out, self.inputs)?;
+        std::fs::create_dir_all(self.out).map_err(LabError::io(self.out))?;
         for (name, content) in self.sources {
             write_file(&self.out.join(name), content.as_bytes())?;
         }
