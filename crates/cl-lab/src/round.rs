@@ -33,7 +33,7 @@ pub struct RoundInput<'a> {
     pub profile: Profile,
     /// Where to compute.
     pub device: Device,
-    /// Base and adapters whose sum, taken at once in f32, is the folded model; the model and the new adapter when `None`.
+    /// Base and adapters whose sum, taken at once in f64, is the folded model; the model and the new adapter when `None`.
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
     /// Adapters of earlier rounds, first to last, that `[train.olora]` keeps the new one away from.
     pub earlier: &'a [PathBuf],

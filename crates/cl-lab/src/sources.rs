@@ -1,6 +1,6 @@
 //! What a run is made from, as lines `hash  path` like those of `b3sum`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::hash_file;
 use cl_data::Dataset;
@@ -16,7 +16,7 @@ pub(crate) fn base_source(model: &ModelRef) -> (&'static str, String) {
 /// `data.blake3`: the files that a run trains on, and those of the adapters it starts from or stays away from.
 pub(crate) fn data_sources(datasets: &[Dataset], train: &TrainConfig) -> Result<(&'static str, String), LabError> {
     let mut lines: String = datasets.iter().map(|d| line(&d.hash, &d.path)).collect();
-    for dir in train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier)) {
+    for dir in adapters(train) {
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = dir.join(name);
             lines += &line(&hash_file(&path)?.blake3, &path);
@@ -31,9 +31,13 @@ pub(crate) fn inputs<'a>(
     train: &'a TrainConfig,
     data: impl Iterator<Item = &'a Path>,
 ) -> Vec<(&'static str, &'a Path)> {
-    let adapters = train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier));
-    let adapters = adapters.map(|dir| ("an adapter", dir.as_path()));
+    let adapters = adapters(train).map(|dir| ("an adapter", dir.as_path()));
     [("the base model", model)].into_iter().chain(adapters).chain(data.map(|d| ("the data", d))).collect()
+}
+
+/// The adapters that a run starts from or stays away from.
+fn adapters(train: &TrainConfig) -> impl Iterator<Item = &PathBuf> {
+    train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier))
 }
 
 fn line(hash: &str, path: &Path) -> String {

@@ -30,5 +30,4 @@ pub use language_model::Scorer;
 pub use load::LoadOptions;
 pub use loss::{SupervisedLoss, supervised_loss};
 pub use random::random_weights;
-pub use save::save_parameters;
 pub use score::token_log_probs;

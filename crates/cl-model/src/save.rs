@@ -2,7 +2,7 @@ use std::path::Path;
 
 use cl_checkpoint::convert::first_not_finite;
 use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions};
-use cl_torch::tch::{Kind, Tensor};
+use cl_torch::tch::Kind;
 use cl_torch::tensor_bytes;
 use serde_json::{Map, Value};
 
@@ -14,7 +14,8 @@ impl Decoder {
     /// `config` is the content of config.json; `companions` are the files that go along, by name and content.
     ///
     /// # Errors
-    /// [`ModelError::Checkpoint`] when `dir` exists and `overwrite` is false, or cannot be written.
+    /// [`ModelError::Checkpoint`] when `dir` exists and `overwrite` is false, when it cannot be written, or for a weight that
+    /// `kind` cannot hold.
     pub fn save(
         &self,
         dir: &Path,
@@ -24,64 +25,49 @@ impl Decoder {
         manifest: Manifest,
         overwrite: bool,
     ) -> Result<(), ModelError> {
-        save_parameters(&self.named_parameters(), dir, kind, config, companions, manifest, overwrite)
-    }
-}
-
-/// As [`Decoder::save`], of any parameters by name; a weight that `kind` cannot hold is an error.
-///
-/// # Errors
-/// [`ModelError::Checkpoint`].
-pub fn save_parameters(
-    parameters: &[(String, Tensor)],
-    dir: &Path,
-    kind: Kind,
-    config: &Map<String, Value>,
-    companions: &[(String, Vec<u8>)],
-    manifest: Manifest,
-    overwrite: bool,
-) -> Result<(), ModelError> {
-    let dtype = match kind {
-        Kind::Half => Dtype::F16,
-        Kind::BFloat16 => Dtype::BF16,
-        _ => Dtype::F32,
-    };
-    let kind = cl_torch::kind_of(dtype).expect("a floating dtype that libtorch has");
-    let specs: Vec<TensorSpec> = parameters
-        .iter()
-        .map(|(name, t)| TensorSpec {
-            name: name.clone(),
-            dtype,
-            shape: t.size().iter().map(|&d| d as usize).collect(),
-        })
-        .collect();
-    let options = WriteOptions { overwrite, ..Default::default() };
-    let writer = CheckpointWriter::create(dir, &specs, options)?;
-    for (name, t) in parameters {
-        let bytes = tensor_bytes(t, kind);
-        // A narrower dtype may have no room for what f32 holds.
-        if let Some((index, value)) = first_not_finite(dtype, &bytes) {
-            let (path, tensor) = (dir.to_owned(), name.clone());
-            return Err(cl_checkpoint::Error::NotFinite { path, tensor, index, value }.into());
+        let parameters = self.named_parameters();
+        let dtype = match kind {
+            Kind::Half => Dtype::F16,
+            Kind::BFloat16 => Dtype::BF16,
+            _ => Dtype::F32,
+        };
+        let kind = cl_torch::kind_of(dtype).expect("a floating dtype that libtorch has");
+        let specs: Vec<TensorSpec> = parameters
+            .iter()
+            .map(|(name, t)| TensorSpec {
+                name: name.clone(),
+                dtype,
+                shape: t.size().iter().map(|&d| d as usize).collect(),
+            })
+            .collect();
+        let options = WriteOptions { overwrite, ..Default::default() };
+        let writer = CheckpointWriter::create(dir, &specs, options)?;
+        for (name, t) in &parameters {
+            let bytes = tensor_bytes(t, kind);
+            // A narrower dtype may have no room for what f32 holds.
+            if let Some((index, value)) = first_not_finite(dtype, &bytes) {
+                let (path, tensor) = (dir.to_owned(), name.clone());
+                return Err(cl_checkpoint::Error::NotFinite { path, tensor, index, value }.into());
+            }
+            writer.write(name, &bytes)?;
         }
-        writer.write(name, &bytes)?;
-    }
-    let mut config = config.clone();
-    let name = match dtype {
-        Dtype::F16 => "float16",
-        Dtype::BF16 => "bfloat16",
-        _ => "float32",
-    };
-    // Transformers reads `dtype` from 5 on and `torch_dtype` before.
-    for key in ["torch_dtype", "dtype"] {
-        if key == "torch_dtype" || config.contains_key(key) {
-            config.insert(key.to_owned(), Value::from(name));
+        let mut config = config.clone();
+        let name = match dtype {
+            Dtype::F16 => "float16",
+            Dtype::BF16 => "bfloat16",
+            _ => "float32",
+        };
+        // Transformers reads `dtype` from 5 on and `torch_dtype` before.
+        for key in ["torch_dtype", "dtype"] {
+            if key == "torch_dtype" || config.contains_key(key) {
+                config.insert(key.to_owned(), Value::from(name));
+            }
         }
+        writer.put_json("config.json", &Value::Object(config))?;
+        for (name, content) in companions {
+            writer.put_file(name, content)?;
+        }
+        writer.finish(manifest)?;
+        Ok(())
     }
-    writer.put_json("config.json", &Value::Object(config))?;
-    for (name, content) in companions {
-        writer.put_file(name, content)?;
-    }
-    writer.finish(manifest)?;
-    Ok(())
 }
