@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use cl_adapters::{Lambda, Linear, LoraConfig, Mode, OloraConfig, Orthogonality, Overlap, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest};
-use cl_data::{Encoded, Format, Profile, RowRef, Tokenizer, encode_dataset, load, pack};
+use cl_data::{Encoded, Encoding, Format, Profile, RowRef, Tokenizer, load, pack};
 use cl_model::{Decoder, LoadOptions, PackedBatch, supervised_loss};
 use cl_torch::tch::Kind;
 use cl_train::{Plan, TrainConfig, TrainData, train};
@@ -30,7 +30,8 @@ fn main() -> Result<()> {
     let rows = |file: &Path| -> Result<Vec<Encoded>> {
         let dataset = load(file, Format::Auto)?;
         let some = &dataset.examples[..dataset.examples.len().min(64)];
-        Ok(encode_dataset(&tokenizer, some, Some(256), Profile::Method)?)
+        let (max_length, profile) = (Some(256), Profile::Method);
+        Ok(Encoding { tokenizer: &tokenizer, chat: None, max_length, profile }.examples(some)?)
     };
     let mut decoder = Decoder::load(&checkpoint, LoadOptions::cpu(Kind::Float))?;
     let (last, before) = files.split_last().context("checked above")?;

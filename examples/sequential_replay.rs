@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use cl_eval::{Group, ScoreMatrix};
-use cl_lab::{EvalConfig, Replay, SequenceConfig, run_sequence, tables_of};
+use cl_lab::{Buffer, EvalConfig, Replay, SequenceConfig, run_sequence, tables_of};
 use cl_torch::tch;
 use world::{pretrain, say, sequence, write_data};
 
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let base = pretrain(folder.path(), &data)?;
 
     let mut results = Vec::new();
-    for replay in [None, Some(Replay { fraction: 0.1 })] {
+    for replay in [None, Some(Replay { fraction: 0.1, buffer: Buffer::Redrawn })] {
         let name = if replay.is_some() { "LoRA-Rep" } else { "LoRA" };
         let config = replayed(&base, &data, &questions, replay);
         let report = run_sequence(&config, &folder.path().join(name), false, &Interrupt::default(), &mut say)?;

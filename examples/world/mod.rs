@@ -6,7 +6,7 @@ use anyhow::Result;
 use cl_adapters::LoraConfig;
 use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Example, Mixture, Profile, Split, load_split};
-use cl_lab::{EvalConfig, Event, Limits, ModelRef, RoundInput, SequenceConfig, run_round, toy};
+use cl_lab::{EvalConfig, Event, Limits, MixtureConfig, ModelRef, RoundInput, SequenceConfig, run_round, toy};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, Schedule, TrainConfig};
@@ -59,10 +59,12 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
     let input = RoundInput {
         model: &ModelRef::take(&init)?,
         interrupt: &Interrupt::default(),
-        datasets: &[load_split(&data.join("pretraining"), Split::Train)?],
-        mixture: Mixture::None,
+        data: &[load_split(&data.join("pretraining"), Split::Train)?],
+        earlier_data: &[],
+        mixture: &Mixture::default(),
         config: &train,
         seed: SEED,
+        buffer_seed: SEED,
         profile: Profile::Method,
         device: Device::Cpu,
         compose: None,
@@ -89,8 +91,10 @@ pub fn sequence(base: &Path, data: &Path, tasks: &[&str]) -> SequenceConfig {
             lora: Some(LoraConfig::default()),
             ..TrainConfig::default()
         },
+        mixture: MixtureConfig::default(),
         replay: None,
         eval: EvalConfig { max_new_tokens: Some(4), ..EvalConfig::default() },
+        rounds: Vec::new(),
     }
 }
 

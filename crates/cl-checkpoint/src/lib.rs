@@ -11,6 +11,8 @@ pub mod files;
 pub mod gguf;
 mod header;
 mod interrupt;
+#[cfg(feature = "logging")]
+pub mod logging;
 mod manifest;
 mod ordered_map;
 mod output_dir;

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use clap::{Parser, Subcommand};
 
-use crate::output::{Stdout, is_closed_pipe, say};
+use crate::output::{Stdout, is_closed_pipe};
+use crate::progress::AboveBars;
 
 /// Add knowledge to a language model, round after round, and see what it keeps.
 ///
@@ -28,6 +30,8 @@ struct Cli {
     /// Threads that training and scoring compute with, as in `cl --threads 2 train`; one for each core when absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -84,7 +88,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let Cli { command, threads } = Cli::parse();
+    let Cli { command, threads, log } = Cli::parse();
+    log.init(|| AboveBars);
     if command.computes() {
         cl_torch::wait_briefly();
     }
@@ -99,38 +104,38 @@ fn main() -> ExitCode {
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {
-            say(format_args!("error: signal handlers cannot be set: {error}"));
+            tracing::error!("signal handlers cannot be set: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command, &interrupt));
+    let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command, log, &interrupt));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("error: {}", cl_checkpoint::files::with_causes(error.as_ref())));
+            tracing::error!("{}", cl_checkpoint::files::with_causes(error.as_ref()));
             // What a shell expects of a program that Ctrl-C has stopped.
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }
 
-fn run(command: Command, interrupt: &Interrupt) -> Result<()> {
+fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
     let mut out = Stdout::new();
     match command {
         Command::ImportGguf(args) => commands::import_gguf::run(&args, &mut out),
         Command::Generate(args) => commands::generate::run(&args, &mut out),
-        Command::Train(args) => commands::train::run(&args, interrupt, &mut out),
-        Command::Sequence(args) => commands::sequence::run(&args, interrupt, &mut out),
-        Command::Eval(args) => commands::compare::run(&args, &mut out),
+        Command::Train(args) => commands::train::run(&args, log, interrupt, &mut out),
+        Command::Sequence(args) => commands::sequence::run(&args, log, interrupt, &mut out),
+        Command::Eval(args) => commands::compare::run(&args, log, &mut out),
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
         Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),
         Command::Data(command) => commands::data::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
-        Command::Reproduce(args) => commands::reproduce::run(&args, interrupt, &mut out),
+        Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
     }
 }

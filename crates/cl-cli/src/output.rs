@@ -1,6 +1,5 @@
-//! What the command writes: results to stdout, everything else to stderr.
+//! What the command writes to stdout: its results. Everything else goes to stderr, see `progress.rs`.
 
-use std::fmt::Display;
 use std::io::{Error, ErrorKind, Result, StdoutLock, Write};
 
 /// Standard output, whose failure is an error like any other and not a panic.
@@ -30,9 +29,4 @@ fn named(error: Error) -> Error {
 /// Whether nobody reads the output any more.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
-}
-
-/// A line on stderr. A closed stderr is no reason to stop hours of work.
-pub fn say(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

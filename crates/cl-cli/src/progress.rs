@@ -1,43 +1,36 @@
-//! Progress on stderr: bars on a terminal, a line a stage otherwise.
+//! Progress on a terminal: a bar below the messages.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
 
+use cl_checkpoint::logging::LogArgs;
 use cl_lab::Event;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::output::say;
+/// All bars of this process. A message has to move them out of its way.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Draws the events of a study.
 pub struct Progress {
     bar: Option<ProgressBar>,
-    terminal: bool,
+    wanted: bool,
     tokens: u64,
     seconds: f64,
     scoring: String,
 }
 
 impl Progress {
-    /// For this process's stderr.
-    pub fn new() -> Progress {
-        let terminal = std::io::stderr().is_terminal();
-        Progress { bar: None, terminal, tokens: 0, seconds: 0.0, scoring: String::new() }
+    /// For this process's stderr; without bars where that is no terminal, or only errors or JSON are wanted there.
+    pub fn new(log: LogArgs) -> Progress {
+        let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
+        Progress { bar: None, wanted, tokens: 0, seconds: 0.0, scoring: String::new() }
     }
 
     /// Takes an event.
     pub fn observe(&mut self, event: Event<'_>) {
         match event {
-            Event::Stage(name) => {
-                self.clear();
-                say(name);
-            }
-            Event::Skipped(name) => {
-                self.clear();
-                say(format_args!("  {name}: done before"));
-            }
-            Event::Warning(message) => {
-                self.clear();
-                say(format_args!("warning: {message}"));
-            }
+            Event::Stage(_) => self.clear(),
+            Event::Skipped(_) | Event::Warning(_) => {}
             Event::Step(progress) => {
                 self.tokens += progress.step.tokens;
                 self.seconds += progress.step.seconds;
@@ -49,10 +42,6 @@ impl Progress {
                 self.draw("steps", progress.step.step, progress.total_steps, message);
                 if progress.step.step == progress.total_steps {
                     self.clear();
-                    say(format_args!(
-                        "  {} steps, {:.0} s, {rate:.0} tokens/s, last loss {:.4}",
-                        progress.total_steps, self.seconds, progress.step.loss
-                    ));
                     (self.tokens, self.seconds) = (0, 0.0);
                 }
             }
@@ -65,20 +54,19 @@ impl Progress {
                 if done == all {
                     self.clear();
                     self.scoring.clear();
-                    say(format_args!("  scored {task}: {all} documents"));
                 }
             }
         }
     }
 
     fn draw(&mut self, what: &str, done: u64, all: u64, message: String) {
-        if !self.terminal {
+        if !self.wanted {
             return;
         }
         let bar = self.bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("  {prefix} {bar:30} {pos}/{len}  {msg}  eta {eta}")
                 .expect("a constant template");
-            ProgressBar::new(all).with_style(style).with_prefix(what.to_owned())
+            BARS.add(ProgressBar::new(all).with_style(style).with_prefix(what.to_owned()))
         });
         bar.set_length(all);
         bar.set_position(done);
@@ -89,5 +77,19 @@ impl Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Standard error for messages, above the bars. A closed one is no reason to stop hours of work.
+pub struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = BARS.suspend(|| io::stderr().write_all(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -124,6 +124,11 @@ impl ChatTemplate {
         rendered.map_err(|e| wrong(e.to_string()))
     }
 
+    /// An error about this template.
+    pub(crate) fn error(&self, message: String) -> Error {
+        Error::Chat { path: self.path.clone(), message }
+    }
+
     /// The template as it was read.
     pub fn text(&self) -> &str {
         &self.text

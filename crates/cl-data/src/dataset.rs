@@ -1,19 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
-use crate::rows::{Row, each_row, kind};
-use crate::{Error, template};
-
-/// What a model is shown, and what it should answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Example {
-    /// Shown; not learned.
-    pub prompt: String,
-    /// Learned.
-    pub answer: String,
-}
+use crate::row_format::RowFormat;
+use crate::rows::each_row;
+use crate::{Columns, Error, Example, Format};
 
 /// Examples of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,23 +15,6 @@ pub struct Dataset {
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub hash: String,
-}
-
-/// How rows are turned into examples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// By the keys of the first row.
-    #[default]
-    Auto,
-    /// `prompt` and `answer`, verbatim: TRACE's, and anybody's own.
-    PromptAnswer,
-    /// `instruction`, `input` (may be absent) and `output` in Alpaca's prompt.
-    Alpaca,
-    /// `query` and `response` in Alpaca's prompt, split at the first line.
-    MetaMath,
-    /// `question` and `answer` as the evaluation harness asks GSM8K.
-    Gsm8k,
 }
 
 /// A part of a task's data.
@@ -66,41 +38,66 @@ impl Split {
     }
 }
 
-/// Reads the split of a task directory as TRACE lays it out: `train.json`, `eval.json`, `test.json`; also `.jsonl`,
-/// either with `.gz`, and `.parquet`.
+/// Reads the split of a task directory as TRACE lays it out: `train.json`, `eval.json`, `test.json`; also `.jsonl`, `.csv`,
+/// `.tsv` and `.txt`, each also with `.gz`, and `.parquet`.
 ///
 /// # Errors
 /// [`Error::NoSplit`], and those of [`load`].
 pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
-    let path = ["json", "jsonl", "json.gz", "jsonl.gz", "parquet"]
-        .iter()
+    load_split_as(dir, split, Format::Auto, &Columns::default())
+}
+
+/// [`load_split`] with rows in a given form; see [`load_as`].
+///
+/// # Errors
+/// As [`load_split`].
+pub fn load_split_as(dir: &Path, split: Split, format: Format, columns: &Columns) -> Result<Dataset, Error> {
+    let plain = ["json", "jsonl", "csv", "tsv", "txt"].into_iter();
+    let path = plain
+        .flat_map(|extension| [extension.to_owned(), format!("{extension}.gz")])
+        .chain(["parquet".to_owned()])
         .map(|extension| dir.join(format!("{}.{extension}", split.name())))
         .find(|p| p.exists())
         .ok_or_else(|| Error::NoSplit { dir: dir.to_owned(), split: split.name() })?;
-    let mut dataset = load(&path, Format::Auto)?;
+    let mut dataset = load_as(&path, format, columns)?;
     if let Some(name) = dir.file_name() {
         dataset.name = name.to_string_lossy().into_owned();
     }
     Ok(dataset)
 }
 
-/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not, or a
-/// `.parquet` file. The content decides, not the name; blank lines and a byte-order mark are skipped.
-///
-/// The file is read row by row: no more than the examples and one row, of at most [`MAX_LINE`](crate::MAX_LINE) bytes, are in
-/// memory. Only regular files are read.
+/// Reads a file of rows, see [`read_rows`](crate::read_rows) for the files, and makes an example of each.
 ///
 /// # Errors
 /// [`Error::File`], [`Error::Io`], [`Error::Form`], [`Error::LongLine`], [`Error::Row`] with the row's index,
 /// [`Error::Empty`].
 pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
-    let (mut format, mut examples) = (format, Vec::new());
-    let hash = each_row(path, &mut |row, object| {
-        if format == Format::Auto {
-            format = detect(path, &object)?;
-        }
-        let wrong = |message| Error::Row { path: path.to_owned(), row, message };
-        examples.push(example(&object, format).map_err(wrong)?);
+    load_as(path, format, &Columns::default())
+}
+
+/// [`load`] with fields that have names of their own.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// use cl_data::{Columns, Example, Format, load_as};
+///
+/// let path = folder.path().join("words.csv");
+/// std::fs::write(&path, "german,english\nHund,dog\n")?;
+/// let columns =
+///     Columns { prompt: Some("Translate: {{ german }}\n".into()), answer: Some("english".into()), messages: None };
+/// let data = load_as(&path, Format::Auto, &columns)?;
+/// assert_eq!(data.examples, [Example::pair("Translate: Hund\n", "dog")]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`load`]; also [`Error::Form`] for columns that make no sense.
+pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset, Error> {
+    let wrong = |message| Error::Form { path: path.to_owned(), message };
+    let mut row_format = RowFormat::new(format, columns).map_err(wrong)?;
+    let mut examples = Vec::new();
+    let hash = each_row(path, &mut |index, row| {
+        examples.push(row_format.example(path, index, &row)?);
         Ok(())
     })?;
     if examples.is_empty() {
@@ -109,47 +106,6 @@ pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
     Ok(Dataset { name, examples, path: path.to_owned(), hash })
-}
-
-fn detect(path: &Path, row: &Row) -> Result<Format, Error> {
-    let has = |keys: [&str; 2]| keys.iter().all(|k| row.contains_key(*k));
-    if has(["prompt", "answer"]) {
-        Ok(Format::PromptAnswer)
-    } else if has(["instruction", "output"]) {
-        Ok(Format::Alpaca)
-    } else if has(["query", "response"]) {
-        Ok(Format::MetaMath)
-    } else if has(["question", "answer"]) {
-        Ok(Format::Gsm8k)
-    } else {
-        let beginning = |key: &String| key.chars().take(40).collect::<String>();
-        let keys: Vec<String> = row.keys().take(20).map(beginning).collect();
-        let more = if row.len() > keys.len() { ", …" } else { "" };
-        let message = format!(
-            "keys [{}{more}] are none of: prompt and answer; instruction and output; query and response; question and answer",
-            keys.join(", ")
-        );
-        Err(Error::Row { path: path.to_owned(), row: 0, message })
-    }
-}
-
-fn example(row: &Row, format: Format) -> Result<Example, String> {
-    let text = |key: &str| match row.get(key) {
-        Some(Value::String(s)) => Ok(s.as_str()),
-        Some(other) => Err(format!("`{key}` is {}, expected text", kind(other))),
-        None => Err(format!("`{key}` is missing")),
-    };
-    Ok(match format {
-        Format::Auto | Format::PromptAnswer => {
-            Example { prompt: text("prompt")?.to_owned(), answer: text("answer")?.to_owned() }
-        }
-        Format::Alpaca => {
-            let input = if row.contains_key("input") { text("input")? } else { "" };
-            Example { prompt: template::alpaca(text("instruction")?, input), answer: text("output")?.to_owned() }
-        }
-        Format::MetaMath => template::metamath(text("query")?, text("response")?),
-        Format::Gsm8k => template::gsm8k(text("question")?, text("answer")?),
-    })
 }
 
 #[cfg(test)]
@@ -186,9 +142,37 @@ mod tests {
             for content in [content.to_vec(), gz(content)] {
                 let (_folder, path) = write("x.json", &content);
                 let data = load(&path, Format::Auto).unwrap();
-                assert!(data.examples[0].prompt.contains(prompt), "{:?}", data.examples);
-                assert_eq!(data.examples[0].answer, answer);
+                assert!(data.examples[0].shown().contains(prompt), "{:?}", data.examples);
+                assert_eq!(data.examples[0].answer(), answer);
             }
+        }
+    }
+
+    #[test]
+    fn tables_and_plain_text() {
+        let rows: [(&str, &[u8], &[(&str, &str)]); 4] = [
+            ("x.csv", b"prompt,answer\n\"a, b\",\"c\nd\"\ne,f\n", &[("a, b", "c\nd"), ("e", "f")]),
+            ("x.tsv", b"\xef\xbb\xbfquestion\tanswer\nq\t7\n", &[("Question: q\nAnswer:", " 7")]),
+            ("x.txt", b"one\ntwo\n\n\n \nthree", &[("", "one\ntwo"), ("", "three")]),
+            ("X.TXT", b"one\r\n\r\ntwo\r\n", &[("", "one"), ("", "two")]),
+        ];
+        for (name, content, expected) in rows {
+            let expected: Vec<Example> = expected.iter().map(|(p, a)| Example::pair(*p, *a)).collect();
+            let (_folder, path) = write(name, content);
+            assert_eq!(load(&path, Format::Auto).unwrap().examples, expected);
+            let (_folder, path) = write(&format!("{name}.gz"), &gz(content));
+            assert_eq!(load(&path, Format::Auto).unwrap().examples, expected);
+        }
+        let endless = [b"prompt,answer\n\"".as_slice(), &vec![b'x'; crate::MAX_LINE + 9]].concat();
+        for (content, part) in [
+            (b"prompt,answer\na\n".as_slice(), "line 2: has 1 fields, the first line 2"),
+            (b"prompt,prompt\na,b\n", "names the field `prompt` twice"),
+            (b"prompt,answer\n\xff,b\n", "not UTF-8"),
+            (&endless, "quotation mark"),
+        ] {
+            let (_folder, path) = write("x.csv", content);
+            let message = load(&path, Format::Auto).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
         }
     }
 
@@ -202,7 +186,7 @@ mod tests {
             (br#"[{"prompt": "p", "answer": "a"}, {"prompt": "p"}]"#, "row 1 (from 0): `answer` is missing"),
             (br#"[{"prompt": "p", "answer": 3}]"#, "`answer` is a number"),
             (br#"[1]"#, "row 0 (from 0): expected an object"),
-            (br#"{"text": "x"}"#, "keys [text] are none of"),
+            (br#"{"texts": "x"}"#, "keys [texts] are none of"),
             (b"{\"prompt\": \"\xff\"}", "not UTF-8"),
             (&cut[..cut.len() - 9], "x.json"),
         ];

@@ -1,56 +1,100 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::{Error, Example, Profile, Tokenizer};
+use crate::conversation::encode_conversation;
+use crate::{ChatTemplate, Error, Example, Profile, Tokenizer};
 
-/// Tokens of one example: source, then target.
+/// Tokens of one example, and which of them are learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
     /// All tokens.
     pub input_ids: Vec<u32>,
-    /// How many of them are the source's.
-    pub source_len: usize,
+    /// Places of the tokens that are learned, in order and apart from each other.
+    pub learned: Vec<Range<usize>>,
 }
 
 impl Encoded {
-    /// What is learned: −100 on the source, the tokens themselves on the target.
+    /// A source of `source_len` tokens, which is not learned, and what follows it, which is.
+    pub fn new(input_ids: Vec<u32>, source_len: usize) -> Encoded {
+        let target = source_len..input_ids.len();
+        Encoded { learned: if target.is_empty() { Vec::new() } else { vec![target] }, input_ids }
+    }
+
+    /// What is learned: the tokens themselves in the learned places, −100 elsewhere.
     pub fn labels(&self) -> Vec<i64> {
-        let target = self.input_ids[self.source_len..].iter().map(|&id| i64::from(id));
-        std::iter::repeat_n(-100, self.source_len).chain(target).collect()
+        let mut labels = vec![-100; self.input_ids.len()];
+        for range in &self.learned {
+            for (label, &id) in labels[range.clone()].iter_mut().zip(&self.input_ids[range.clone()]) {
+                *label = i64::from(id);
+            }
+        }
+        labels
+    }
+
+    /// How many tokens are learned; a first token, which has nothing before it, is not.
+    pub fn targets(&self) -> usize {
+        self.learned.iter().map(|range| range.end.saturating_sub(range.start.max(1))).sum()
     }
 }
 
-/// Tokenizes an example: the prompt with the tokenizer's special tokens, the answer and the EOS text apart without them, so
-/// that there is always a token boundary between the two; then cuts to `max_length` tokens in the middle.
-///
-/// # Errors
-/// [`Error::NoEos`], [`Error::Encode`].
-pub fn encode_example(
-    tokenizer: &Tokenizer,
-    example: &Example,
-    max_length: Option<usize>,
-    profile: Profile,
-) -> Result<Encoded, Error> {
-    let source = tokenizer.encode(&example.prompt, true)?;
-    let target = tokenizer.encode(&format!("{}{}", example.answer, tokenizer.require_eos()?), false)?;
-    let (source, target) = match max_length {
-        Some(max) => truncate(source, target, max, profile),
-        None => (source, target),
-    };
-    let source_len = source.len();
-    Ok(Encoded { input_ids: [source, target].concat(), source_len })
+/// How examples become tokens.
+#[derive(Clone, Copy)]
+pub struct Encoding<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The model's chat template, which conversations need.
+    pub chat: Option<&'a ChatTemplate>,
+    /// Most tokens of an example; `None` keeps it whole.
+    pub max_length: Option<usize>,
+    /// Whose way of cutting.
+    pub profile: Profile,
 }
 
-/// [`encode_example`] for all, on all cores, order kept.
-///
-/// # Errors
-/// The first one by index.
-pub fn encode_dataset(
-    tokenizer: &Tokenizer,
-    examples: &[Example],
-    max_length: Option<usize>,
-    profile: Profile,
-) -> Result<Vec<Encoded>, Error> {
-    examples.par_iter().map(|e| encode_example(tokenizer, e, max_length, profile)).collect()
+impl Encoding<'_> {
+    /// Tokenizes an example.
+    ///
+    /// Of a pair: the prompt with the tokenizer's special tokens, the answer and the EOS text apart without them, so that there
+    /// is always a token boundary between the two; then cut to `max_length` tokens in the middle. A conversation is written by
+    /// the chat template, and what the assistant says is learned; a longer one loses its end.
+    ///
+    /// # Errors
+    /// [`Error::NoEos`], [`Error::Encode`]; [`Error::Chat`] for a conversation without a template or one that it refuses.
+    pub fn example(&self, example: &Example) -> Result<Encoded, Error> {
+        match example {
+            Example::Pair { prompt, answer } => self.pair(prompt, answer),
+            Example::Chat { messages } => {
+                let template = self.chat.ok_or_else(|| Error::Chat {
+                    path: "chat_template".into(),
+                    message: "the model has none, and the data holds conversations; take a model with a chat template, or rows \
+                              of prompt and answer"
+                        .to_owned(),
+                })?;
+                encode_conversation(self.tokenizer, template, messages, self.max_length)
+            }
+        }
+    }
+
+    /// [`Encoding::example`] for all, on all cores, order kept.
+    ///
+    /// # Errors
+    /// The first one by index; [`Error::Example`] names it.
+    pub fn examples(&self, examples: &[Example]) -> Result<Vec<Encoded>, Error> {
+        let numbered =
+            |(row, example)| self.example(example).map_err(|source| Error::Example { row, source: Box::new(source) });
+        examples.par_iter().enumerate().map(numbered).collect()
+    }
+
+    fn pair(&self, prompt: &str, answer: &str) -> Result<Encoded, Error> {
+        let source = self.tokenizer.encode(prompt, true)?;
+        let target = self.tokenizer.encode(&format!("{answer}{}", self.tokenizer.require_eos()?), false)?;
+        let (source, target) = match self.max_length {
+            Some(max) => truncate(source, target, max, self.profile),
+            None => (source, target),
+        };
+        let source_len = source.len();
+        Ok(Encoded::new([source, target].concat(), source_len))
+    }
 }
 
 /// The paper's truncation "middle". With L and T tokens and room for M: a target longer than ⌊M/2⌋ shares the room in

@@ -27,7 +27,7 @@ pub enum Error {
         limit: usize,
     },
     /// No file of a split.
-    #[error("{dir}: no {split}.json, {split}.jsonl, either with .gz, or {split}.parquet")]
+    #[error("{dir}: no {split}.json, .jsonl, .csv, .tsv or .txt, each also with .gz, and no {split}.parquet")]
     NoSplit {
         /// The task's directory.
         dir: PathBuf,
@@ -51,6 +51,14 @@ pub enum Error {
         row: usize,
         /// What is wrong.
         message: String,
+    },
+    /// An example that cannot be turned into tokens.
+    #[error("row {row} (from 0): {source}")]
+    Example {
+        /// Index of the row.
+        row: usize,
+        /// Why.
+        source: Box<Error>,
     },
     /// The file holds no examples.
     #[error("{path}: no examples in it")]

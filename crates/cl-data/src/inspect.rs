@@ -5,7 +5,7 @@ use std::fmt;
 
 use rayon::prelude::*;
 
-use crate::{Encoded, Error, Example, Profile, Tokenizer, encode_example};
+use crate::{Encoding, Error, Example};
 
 /// Prompts, each as half of its hash: 16 bytes a prompt, whatever its length.
 ///
@@ -31,8 +31,14 @@ impl Prompts {
 
 impl<'a> Extend<&'a Example> for Prompts {
     fn extend<I: IntoIterator<Item = &'a Example>>(&mut self, examples: I) {
-        self.0.extend(examples.into_iter().map(|e| half_hash(&[&e.prompt])));
+        self.0.extend(examples.into_iter().map(|e| half_hash(&[&asked(e)])));
     }
+}
+
+/// What an example asks; of plain text, which asks nothing, the text itself.
+fn asked(example: &Example) -> String {
+    let shown = example.shown();
+    if shown.is_empty() { example.answer().to_owned() } else { shown }
 }
 
 /// Texts with their lengths, so that no two lists of texts run together.
@@ -90,22 +96,22 @@ pub struct DataReport {
 /// ```
 /// use cl_data::{Example, inspect};
 ///
-/// let row = |prompt: &str, answer: &str| Example { prompt: prompt.into(), answer: answer.into() };
-/// let report = inspect(&[row("a", "b"), row("c", " "), row("a", "b")], None);
+/// let rows = [Example::pair("a", "b"), Example::pair("c", " "), Example::pair("a", "b")];
+/// let report = inspect(&rows, None);
 /// assert_eq!((report.empty_answers.rows, report.duplicates.first), (1, 2));
 /// assert_eq!(report.to_string().lines().count(), 2);
 /// ```
 pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
     let mut report = DataReport { rows: examples.len(), ..DataReport::default() };
     let mut seen = HashSet::with_capacity(examples.len());
-    for (row, Example { prompt, answer }) in examples.iter().enumerate() {
-        if answer.trim().is_empty() {
+    for (row, example) in examples.iter().enumerate() {
+        if example.is_empty() {
             report.empty_answers.note(row);
         }
-        if !seen.insert(half_hash(&[prompt, answer])) {
+        if !seen.insert(half_hash(&[&example.shown(), example.answer()])) {
             report.duplicates.note(row);
         }
-        if test.is_some_and(|test| test.contains(prompt)) {
+        if test.is_some_and(|test| test.contains(&asked(example))) {
             report.in_test.note(row);
         }
     }
@@ -113,19 +119,17 @@ pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
 }
 
 impl DataReport {
-    /// Tokenizes the rows, on all cores, to count those that `max_length` cuts; no tokens are kept.
+    /// Tokenizes the rows, on all cores, to count those that `encoding.max_length` cuts; no tokens are kept.
     ///
     /// # Errors
-    /// Those of [`encode_example`].
-    pub fn count_lengths(
-        &mut self,
-        tokenizer: &Tokenizer,
-        examples: &[Example],
-        max_length: Option<usize>,
-    ) -> Result<(), Error> {
-        let length =
-            |e: &Example| encode_example(tokenizer, e, None, Profile::Method).map(|e: Encoded| e.input_ids.len());
-        let lengths = examples.par_iter().map(length).collect::<Result<Vec<usize>, Error>>()?;
+    /// As [`Encoding::examples`].
+    pub fn count_lengths(&mut self, encoding: Encoding<'_>, examples: &[Example]) -> Result<(), Error> {
+        let (whole, max_length) = (Encoding { max_length: None, ..encoding }, encoding.max_length);
+        let length = |(row, example): (usize, &Example)| match whole.example(example) {
+            Ok(encoded) => Ok(encoded.input_ids.len()),
+            Err(source) => Err(Error::Example { row, source: Box::new(source) }),
+        };
+        let lengths = examples.par_iter().enumerate().map(length).collect::<Result<Vec<usize>, Error>>()?;
         self.longest = lengths.iter().copied().max().unwrap_or(0);
         self.max_length = max_length;
         self.cut = Found::default();
@@ -165,7 +169,7 @@ mod tests {
     use super::*;
 
     fn rows(texts: &[(&str, &str)]) -> Vec<Example> {
-        texts.iter().map(|(p, a)| Example { prompt: (*p).into(), answer: (*a).into() }).collect()
+        texts.iter().map(|(p, a)| Example::pair(*p, *a)).collect()
     }
 
     #[test]

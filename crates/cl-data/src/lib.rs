@@ -1,9 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod chat;
+mod conversation;
+mod csv_file;
 mod dataset;
 mod encode;
 mod error;
+mod example;
 mod hub;
 mod inspect;
 pub mod jinja;
@@ -14,6 +17,7 @@ mod pack;
 mod parquet_file;
 mod profile;
 pub mod python;
+mod row_format;
 mod row_plan;
 mod rows;
 mod shard;
@@ -22,15 +26,17 @@ pub mod template;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use dataset::{Dataset, Example, Format, Split, load, load_split};
-pub use encode::{Encoded, encode_dataset, encode_example};
+pub use dataset::{Dataset, Split, load, load_as, load_split, load_split_as};
+pub use encode::{Encoded, Encoding};
 pub use error::Error;
+pub use example::Example;
 pub use hub::{DatasetRef, Hub, HubError};
 pub use inspect::{DataReport, Found, Prompts, inspect};
 pub use lines::{BOM, Line, Lines, MAX_LINE, read_lines};
-pub use mixture::{Mixture, RowRef, Upsampling, epoch_rows, plan, shuffled};
+pub use mixture::{Buffer, Draw, Joint, Mixture, Replay, RowRef, epoch_rows, shuffled};
 pub use pack::{Packed, pack};
 pub use profile::Profile;
+pub use row_format::{Columns, Format};
 pub use row_plan::{PlannedSet, RowPlan, UsedRow};
 pub use rows::{Row, RowFile, read_rows};
 pub use shard::shard;

@@ -3,33 +3,54 @@ use serde::{Deserialize, Serialize};
 use crate::Profile;
 use crate::numpy::{Mt19937, random_state};
 
-/// What a round trains on beside its own task.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Mixture {
-    /// Nothing.
-    #[default]
-    None,
-    /// Examples of each earlier task, as many as `fraction` of the current task's.
-    Replay {
-        /// Share of the current task's rows, for each earlier task.
-        fraction: f64,
-    },
-    /// All tasks at once.
-    Joint {
-        /// How often each is gone through.
-        upsampling: Upsampling,
-    },
+/// How the data sets of a round share its epochs: the round's own, and those of earlier rounds beside them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mixture {
+    /// How several data sets of the round's own share an epoch.
+    #[serde(default)]
+    pub joint: Joint,
+    /// Rows of earlier rounds beside; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 }
 
-/// How tasks of different sizes share a joint mixture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How the data sets of one round share an epoch. With rows N₁ … Nₙ and N = ΣNᵢ, an epoch takes Lᵢ rows of set i.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Upsampling {
-    /// Each row once.
+pub enum Joint {
+    /// Every row once: Lᵢ = Nᵢ.
+    #[default]
     Natural,
-    /// Each task as many rows as the largest has, in whole copies rounded up (the paper: 79 copies of 5,000 beside 395,000).
+    /// As many rows of each set as the largest has, in whole copies rounded up: Lᵢ = ⌈max N / Nᵢ⌉·Nᵢ. The paper's joint
+    /// training: 79 copies of 5,000 rows beside 395,000.
     Uniform,
+    /// N rows in the given proportions, one for each set; Lᵢ ∝ wᵢ.
+    Weights(Vec<f64>),
+    /// N rows with Lᵢ ∝ Nᵢ^(1/T): natural at T = 1, equal shares for T → ∞ (mT5, arXiv:2010.11934, calls 1/T alpha).
+    Temperature(f64),
+}
+
+/// Rows of earlier rounds that come up again.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replay {
+    /// Rows of each earlier round, as a share of the rows that an epoch takes of the round's own data.
+    pub fraction: f64,
+    /// Which rows these are.
+    #[serde(default)]
+    pub buffer: Buffer,
+}
+
+/// Whether replayed rows change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Buffer {
+    /// Drawn anew each epoch from all rows, as in the paper's code.
+    #[default]
+    Redrawn,
+    /// Drawn once and kept, as when only a few rows of each task may be stored: the same in all epochs and later rounds.
+    Fixed,
 }
 
 /// One row of one of several data sets.
@@ -41,53 +62,136 @@ pub struct RowRef {
     pub row: usize,
 }
 
-/// How many rows of each data set an epoch takes; the last data set is the round's own.
-///
-/// Replay gives earlier set i the weight wᵢ = fraction·Nₙ/Nᵢ and so round(wᵢ·Nᵢ) rows, with Python's rounding of halves to
-/// even numbers.
-pub fn plan(sizes: &[usize], mixture: &Mixture) -> Vec<usize> {
-    let Some((&own, earlier)) = sizes.split_last() else { return Vec::new() };
-    match *mixture {
-        Mixture::None => std::iter::repeat_n(0, earlier.len()).chain([own]).collect(),
-        Mixture::Replay { fraction } => {
-            let replayed = earlier.iter().map(|&n| {
-                if n == 0 {
-                    return 0;
-                }
-                let weight = fraction * own as f64 / n as f64;
-                (weight * n as f64).round_ties_even() as usize
-            });
-            replayed.chain([own]).collect()
+/// What an epoch takes of one data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// Rows that the set has.
+    pub rows: usize,
+    /// Rows that an epoch takes.
+    pub take: usize,
+    /// The seed of rows that are drawn once and stay; `None` where each epoch draws anew.
+    pub fixed: Option<u64>,
+}
+
+impl Mixture {
+    /// Says what is wrong with the numbers, for a round with `sets` data sets of its own.
+    ///
+    /// # Errors
+    /// Returns a text that names the key, the value and what is expected.
+    pub fn validate(&self, sets: usize) -> Result<(), String> {
+        if let Some(r) = self.replay.filter(|r| !(r.fraction > 0.0 && r.fraction <= 100.0)) {
+            return Err(format!(
+                "replay.fraction = {}: expected a positive number, at most 100, such as 0.1",
+                r.fraction
+            ));
         }
-        Mixture::Joint { upsampling: Upsampling::Natural } => sizes.to_vec(),
-        Mixture::Joint { upsampling: Upsampling::Uniform } => {
-            let largest = sizes.iter().copied().max().unwrap_or(0);
-            sizes.iter().map(|&n| if n == 0 { 0 } else { largest.div_ceil(n) * n }).collect()
+        match &self.joint {
+            Joint::Weights(weights) if weights.len() != sets => Err(format!(
+                "mixture.joint.weights: {} for {sets} data sets; expected one for each, in their order",
+                weights.len()
+            )),
+            Joint::Weights(weights)
+                if weights.iter().any(|w| !(0.0..=1e9).contains(w)) || weights.iter().sum::<f64>() <= 0.0 =>
+            {
+                Err(format!("mixture.joint.weights = {weights:?}: expected numbers from 0 to 1e9, not all of them 0"))
+            }
+            Joint::Temperature(t) if !(0.01..=1e9).contains(t) => {
+                Err(format!("mixture.joint.temperature = {t}: expected 0.01 to 1e9, such as 2.0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many rows an epoch takes of each data set: those of each earlier round in turn, then the round's own.
+    ///
+    /// An earlier round gives round(f·L) rows, L being the rows taken of the round's own data, halves rounded to even as Python
+    /// does; if it had several data sets, they share these in proportion to their rows.
+    ///
+    /// ```
+    /// use cl_data::{Buffer, Joint, Mixture, Replay};
+    ///
+    /// let replay = Replay { fraction: 0.1, buffer: Buffer::Redrawn };
+    /// let mixture = Mixture { replay: Some(replay), ..Mixture::default() };
+    /// assert_eq!(mixture.rows_per_epoch(&[vec![5000], vec![600, 400]], &[5000]), [500, 300, 200, 5000]);
+    /// let mixture = Mixture { joint: Joint::Uniform, replay: None };
+    /// assert_eq!(mixture.rows_per_epoch(&[], &[5000, 395_000]), [395_000, 395_000]);
+    /// ```
+    pub fn rows_per_epoch(&self, earlier: &[Vec<usize>], own: &[usize]) -> Vec<usize> {
+        let own = self.joint.rows_per_epoch(own);
+        let total: usize = own.iter().sum();
+        let replayed = earlier.iter().flat_map(|sizes| match (self.replay, sizes.iter().sum::<usize>()) {
+            (Some(replay), rows) if rows > 0 => {
+                // The paper's code goes through a weight of the earlier set, which moves a half by a rounding error.
+                let weight = replay.fraction * total as f64 / rows as f64;
+                let wanted = (weight * rows as f64).round_ties_even() as usize;
+                shares(wanted, &sizes.iter().map(|&n| n as f64).collect::<Vec<_>>())
+            }
+            _ => vec![0; sizes.len()],
+        });
+        replayed.chain(own.iter().copied()).collect()
+    }
+}
+
+impl Joint {
+    fn rows_per_epoch(&self, sizes: &[usize]) -> Vec<usize> {
+        let total = sizes.iter().sum();
+        // A set without rows has none to give, whatever its weight.
+        let weighted = |weight: &dyn Fn(usize) -> f64| {
+            let weights = sizes.iter().enumerate().map(|(i, &n)| if n == 0 { 0.0 } else { weight(i) });
+            shares(total, &weights.collect::<Vec<_>>())
+        };
+        match self {
+            Joint::Natural => sizes.to_vec(),
+            Joint::Uniform => {
+                let largest = sizes.iter().copied().max().unwrap_or(0);
+                sizes.iter().map(|&n| if n == 0 { 0 } else { largest.div_ceil(n) * n }).collect()
+            }
+            Joint::Weights(weights) => weighted(&|i| weights.get(i).copied().unwrap_or(0.0)),
+            Joint::Temperature(t) => weighted(&|i| (sizes[i] as f64).powf(1.0 / t)),
         }
     }
 }
 
-/// The rows of an epoch (from 0), in order: `lengths[i]` rows of data set i, drawn anew each epoch.
+/// `total` in whole numbers in proportion to weights: rounded down, and what is missing goes to the largest remainders, first
+/// come first among equals.
+fn shares(total: usize, weights: &[f64]) -> Vec<usize> {
+    let sum: f64 = weights.iter().sum();
+    if sum <= 0.0 {
+        return vec![0; weights.len()];
+    }
+    let exact: Vec<f64> = weights.iter().map(|w| total as f64 * (w / sum)).collect();
+    let mut shares: Vec<usize> = exact.iter().map(|e| e.floor() as usize).collect();
+    let mut order: Vec<usize> = (0..weights.len()).filter(|&i| weights[i] > 0.0).collect();
+    order.sort_by(|&a, &b| (exact[b] - exact[b].floor()).total_cmp(&(exact[a] - exact[a].floor())));
+    let missing = total.saturating_sub(shares.iter().sum());
+    for &i in order.iter().cycle().take(missing) {
+        shares[i] += 1;
+    }
+    shares
+}
+
+/// The rows of an epoch (from 0), in order: `take` rows of each data set, drawn anew each epoch unless they are fixed.
 ///
-/// For each data set with n rows, c = ⌈L/n⌉ copies of it are permuted and the first L taken, so no row comes up more than c
-/// times; all drawn rows are then permuted together. Under [`Profile::Paper`] the generator is NumPy's legacy one seeded with
-/// Σᵢ (i+1)·Lᵢ + epoch, whatever `seed` is, as the paper's code does; under [`Profile::Method`] it is keyed by `seed` and epoch.
-pub fn epoch_rows(sizes: &[usize], lengths: &[usize], epoch: u64, seed: u64, profile: Profile) -> Vec<RowRef> {
+/// For each data set with n rows, c = ⌈take/n⌉ copies of it are permuted and the first `take` kept, so no row comes up more
+/// than c times; all drawn rows are then permuted together. Under [`Profile::Paper`] the generator is NumPy's legacy one seeded
+/// with Σᵢ (i+1)·takeᵢ + epoch, whatever `seed` is, as the paper's code does; under [`Profile::Method`] it is keyed by `seed`
+/// and epoch. A fixed set's rows are keyed by its own seed and its place.
+pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec<RowRef> {
     let mut rng = match profile {
         Profile::Paper => {
-            let sum: u64 = lengths.iter().enumerate().map(|(i, &l)| (i as u64 + 1) * l as u64).sum();
+            let sum: u64 = sets.iter().enumerate().map(|(i, set)| (i as u64 + 1) * set.take as u64).sum();
             random_state(sum + epoch)
         }
         Profile::Method => keyed(seed, epoch),
     };
-    let mut rows = Vec::with_capacity(lengths.iter().sum());
-    for (dataset, (&n, &length)) in sizes.iter().zip(lengths).enumerate() {
-        if n == 0 || length == 0 {
-            continue;
-        }
-        let copies = length.div_ceil(n);
-        let drawn = rng.permutation(copies * n);
-        rows.extend(drawn.into_iter().take(length).map(|i| RowRef { dataset, row: i % n }));
+    let mut rows = Vec::with_capacity(sets.iter().map(|set| set.take).sum());
+    for (dataset, set) in sets.iter().enumerate().filter(|(_, set)| set.rows > 0 && set.take > 0) {
+        let places = set.take.div_ceil(set.rows) * set.rows;
+        let drawn = match set.fixed {
+            Some(seed) => keyed(seed, dataset as u64).permutation(places),
+            None => rng.permutation(places),
+        };
+        rows.extend(drawn.into_iter().take(set.take).map(|i| RowRef { dataset, row: i % set.rows }));
     }
     let order = rng.permutation(rows.len());
     order.into_iter().map(|i| rows[i]).collect()
@@ -106,31 +210,80 @@ fn keyed(seed: u64, epoch: u64) -> Mt19937 {
 mod tests {
     use super::*;
 
+    fn joint(joint: Joint, sizes: &[usize]) -> Vec<usize> {
+        Mixture { joint, replay: None }.rows_per_epoch(&[], sizes)
+    }
+
+    fn draw(rows: usize, take: usize) -> Draw {
+        Draw { rows, take, fixed: None }
+    }
+
     #[test]
-    fn lengths_of_the_paper() {
-        let replay = Mixture::Replay { fraction: 0.1 };
-        assert_eq!(plan(&[5000; 6], &replay), [500, 500, 500, 500, 500, 5000]);
-        let mut sizes = vec![5000; 6];
-        sizes.push(395_000);
-        let last = plan(&sizes, &replay);
+    fn row_counts_of_the_paper() {
+        let replay = Some(Replay { fraction: 0.1, buffer: Buffer::Redrawn });
+        let mixture = Mixture { replay, ..Mixture::default() };
+        let earlier = vec![vec![5000]; 6];
+        assert_eq!(mixture.rows_per_epoch(&earlier[..5], &[5000]), [500, 500, 500, 500, 500, 5000]);
+        let last = mixture.rows_per_epoch(&earlier, &[395_000]);
         assert_eq!(last, [39_500, 39_500, 39_500, 39_500, 39_500, 39_500, 395_000]);
         assert_eq!(last.iter().sum::<usize>(), 632_000);
-        let joint = plan(&sizes, &Mixture::Joint { upsampling: Upsampling::Uniform });
-        assert_eq!(joint.iter().sum::<usize>(), 2_765_000);
-        assert_eq!(plan(&[7, 9], &Mixture::None), [0, 9]);
+        let seven: Vec<usize> = std::iter::repeat_n(5000, 6).chain([395_000]).collect();
+        assert_eq!(joint(Joint::Uniform, &seven).iter().sum::<usize>(), 2_765_000);
+        assert_eq!(Mixture::default().rows_per_epoch(&[vec![7]], &[9]), [0, 9]);
+    }
+
+    #[test]
+    fn shares_are_exact() {
+        for joint_kind in [Joint::Natural, Joint::Temperature(1.0), Joint::Weights(vec![10.0, 20.0, 71.0])] {
+            assert_eq!(joint(joint_kind, &[10, 20, 71]), [10, 20, 71]);
+        }
+        assert_eq!(joint(Joint::Weights(vec![1.0, 1.0, 1.0]), &[10, 20, 71]), [34, 34, 33]);
+        assert_eq!(joint(Joint::Temperature(1e9), &[1, 100]), [50, 51]);
+        assert_eq!(joint(Joint::Weights(vec![0.0, 3.0]), &[5, 5]), [0, 10]);
+        assert_eq!(joint(Joint::Temperature(2.0), &[0, 4]), [0, 4]);
+    }
+
+    #[test]
+    fn wrong_numbers_are_named() {
+        let fraction =
+            |fraction| Mixture { replay: Some(Replay { fraction, buffer: Buffer::Fixed }), ..Mixture::default() };
+        let joint = |joint| Mixture { joint, replay: None };
+        for (mixture, part) in [
+            (fraction(f64::NAN), "replay.fraction = NaN"),
+            (fraction(-1.0), "replay.fraction = -1"),
+            (joint(Joint::Weights(vec![1.0])), "1 for 2 data sets"),
+            (joint(Joint::Weights(vec![0.0, 0.0])), "not all of them 0"),
+            (joint(Joint::Weights(vec![f64::INFINITY, 0.0])), "from 0 to 1e9"),
+            (joint(Joint::Temperature(0.0)), "temperature = 0"),
+        ] {
+            let message = mixture.validate(2).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]
     fn no_row_comes_up_more_often_than_copies_allow() {
         for profile in [Profile::Paper, Profile::Method] {
-            let rows = epoch_rows(&[10, 30], &[25, 30], 3, 7, profile);
+            let sets = [draw(10, 25), draw(30, 30)];
+            let rows = epoch_rows(&sets, 3, 7, profile);
             let mut counts = std::collections::HashMap::new();
             for row in &rows {
                 *counts.entry(*row).or_insert(0) += 1;
             }
             assert_eq!(rows.len(), 55);
             assert!(counts.iter().all(|(row, &n)| n <= if row.dataset == 0 { 3 } else { 1 }));
-            assert_ne!(rows, epoch_rows(&[10, 30], &[25, 30], 4, 7, profile), "drawn anew each epoch");
+            assert_ne!(rows, epoch_rows(&sets, 4, 7, profile), "drawn anew each epoch");
         }
+    }
+
+    #[test]
+    fn fixed_rows_stay_over_epochs_and_rounds() {
+        let buffered = |epoch, seed, take| {
+            let sets = [Draw { fixed: Some(42), ..draw(100, take) }, draw(50, 50)];
+            let rows = epoch_rows(&sets, epoch, seed, Profile::Method);
+            rows.into_iter().filter(|r| r.dataset == 0).map(|r| r.row).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(buffered(0, 1, 10), buffered(5, 2, 10));
+        assert!(buffered(0, 1, 10).is_subset(&buffered(0, 3, 20)), "a smaller buffer is a part of a larger one");
     }
 }

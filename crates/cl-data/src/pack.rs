@@ -17,8 +17,8 @@ pub struct Packed {
 ///
 /// ```
 /// use cl_data::{Encoded, pack};
-/// let a = Encoded { input_ids: vec![5, 6, 7], source_len: 2 };
-/// let b = Encoded { input_ids: vec![8, 9], source_len: 0 };
+/// let a = Encoded::new(vec![5, 6, 7], 2);
+/// let b = Encoded::new(vec![8, 9], 0);
 /// let packed = pack(&[&a, &b]);
 /// assert_eq!(packed.input_ids, [5, 6, 7, 8, 9]);
 /// assert_eq!(packed.position_ids, [0, 1, 2, 0, 1]);

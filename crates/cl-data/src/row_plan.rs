@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Profile, RowRef, epoch_rows};
+use crate::{Draw, Error, Profile, RowRef, epoch_rows};
 
 /// Which rows a round goes through: what every epoch's order follows from. A file of a few hundred bytes, `rows.json`,
 /// whatever the size of the data and the number of epochs.
@@ -11,7 +11,14 @@ use crate::{Error, Profile, RowRef, epoch_rows};
 /// ```
 /// use cl_data::{PlannedSet, Profile, RowPlan};
 ///
-/// let set = PlannedSet { name: "qa".into(), path: "qa.jsonl".into(), blake3: "0".repeat(64), rows: 5, rows_per_epoch: 5 };
+/// let set = PlannedSet {
+///     name: "qa".into(),
+///     path: "qa.jsonl".into(),
+///     blake3: "0".repeat(64),
+///     rows: 5,
+///     rows_per_epoch: 5,
+///     fixed_seed: None,
+/// };
 /// let plan = RowPlan::new(vec![set], 42, Profile::Method, true, 7);
 /// let used: Vec<_> = plan.used(1).collect();
 /// assert_eq!(used.len(), 2); // 7 rows in all: epoch 0 whole, 2 rows of epoch 1
@@ -19,7 +26,7 @@ use crate::{Error, Profile, RowRef, epoch_rows};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowPlan {
-    /// The data sets that rows are drawn from; the round's own is the last.
+    /// The data sets that rows are drawn from; the round's own are the last.
     pub datasets: Vec<PlannedSet>,
     /// Random seed of the draws.
     pub seed: u64,
@@ -47,6 +54,9 @@ pub struct PlannedSet {
     pub rows: usize,
     /// Rows that each epoch draws.
     pub rows_per_epoch: usize,
+    /// Seed of rows that are drawn once for all epochs; absent where each epoch draws anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_seed: Option<u64>,
 }
 
 /// One used row.
@@ -72,9 +82,9 @@ impl RowPlan {
 
     /// All rows of an epoch (from 0), in order.
     pub fn epoch(&self, epoch: u64) -> Vec<RowRef> {
-        let (sizes, lengths): (Vec<usize>, Vec<usize>) =
-            self.datasets.iter().map(|set| (set.rows, set.rows_per_epoch)).unzip();
-        let mut rows = epoch_rows(&sizes, &lengths, epoch, self.seed, self.profile);
+        let draw = |set: &PlannedSet| Draw { rows: set.rows, take: set.rows_per_epoch, fixed: set.fixed_seed };
+        let draws: Vec<Draw> = self.datasets.iter().map(draw).collect();
+        let mut rows = epoch_rows(&draws, epoch, self.seed, self.profile);
         if !self.shuffle {
             rows.sort_by_key(|r| (r.dataset, r.row));
         }
@@ -156,6 +166,7 @@ mod tests {
             blake3: String::new(),
             rows,
             rows_per_epoch,
+            fixed_seed: None,
         };
         RowPlan::new(vec![set("old", 10, 2), set("new", 6, 6)], 7, Profile::Method, true, rows)
     }

@@ -9,7 +9,7 @@ use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::lines::{BOM, Lines, MAX_LINE};
-use crate::{Error, parquet_file};
+use crate::{Error, csv_file, parquet_file};
 
 /// A row of a data file: its fields in the order of the file.
 pub type Row = Map<String, Value>;
@@ -27,6 +27,9 @@ pub struct RowFile {
 /// `.parquet` file, whose rows come as the JSON of the same data set would give them: structs as objects, lists as lists,
 /// class labels as the integers they are stored as. The content decides, not the name; blank lines and a byte-order mark
 /// are skipped.
+///
+/// By their names are known: `.csv` and `.tsv`, whose first line names the fields, all of them text; and `.txt`, whose
+/// paragraphs (with blank lines between them) are rows with the one field `text`. Each may be gzipped, too (`.csv.gz`).
 ///
 /// The file is read row by row: beside the rows that are returned no more than one, of at most [`MAX_LINE`] bytes, is in
 /// memory. Only regular files are read.
@@ -69,9 +72,9 @@ pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> 
     }
     if start.starts_with(&[0x1f, 0x8b]) {
         let mut plain = BufReader::new(MultiGzDecoder::new(&mut file));
-        text_rows(path, &mut plain, take)?;
+        rows_by_name(path, &mut plain, take)?;
     } else {
-        text_rows(path, &mut file, take)?;
+        rows_by_name(path, &mut file, take)?;
     }
     drain(&mut file).map_err(io)?;
     Ok(file.into_inner().hasher.finalize().to_hex().to_string())
@@ -95,12 +98,53 @@ fn drain(reader: &mut impl Read) -> io::Result<u64> {
     io::copy(reader, &mut io::sink())
 }
 
-/// The rows of a JSON list or of JSONL, as the first character says.
-fn text_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
+/// The rows of a text file: those of a table or of plain text by the file's name, else JSON.
+fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     if reader.fill_buf().map_err(io)?.starts_with(BOM) {
         reader.consume(BOM.len());
     }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    match name.trim_end_matches(".gz").rsplit_once('.').map(|(_, extension)| extension) {
+        Some("csv") => csv_file::each_row(path, b',', reader, take),
+        Some("tsv") => csv_file::each_row(path, b'\t', reader, take),
+        Some("txt") => paragraphs(path, Lines::new(reader, path, 0), take),
+        _ => json_rows(path, reader, take),
+    }
+}
+
+/// Paragraphs of plain text, with blank lines between them.
+fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> Result<(), Error> {
+    let (mut text, mut row) = (String::new(), 0);
+    let mut hand_over = |text: &mut String| {
+        let paragraph = std::mem::take(text);
+        if !paragraph.trim().is_empty() {
+            take(row, Row::from_iter([("text".to_owned(), Value::from(paragraph.trim_end()))]))?;
+            row += 1;
+        }
+        Ok::<(), Error>(())
+    };
+    for line in lines {
+        let line = line?;
+        if line.is_blank() {
+            hand_over(&mut text)?;
+            continue;
+        }
+        let utf8 = std::str::from_utf8(&line.bytes).map_err(|e| Error::Form {
+            path: path.to_owned(),
+            message: format!("line {}: not UTF-8: {e}", line.number),
+        })?;
+        text += utf8;
+        if text.len() > MAX_LINE {
+            return Err(Error::LongLine { path: path.to_owned(), line: line.number, limit: MAX_LINE });
+        }
+    }
+    hand_over(&mut text)
+}
+
+/// The rows of a JSON list or of JSONL, as the first character says.
+fn json_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
     let mut blank_lines = 0;
     let first = loop {
         match reader.fill_buf().map_err(io)?.first() {

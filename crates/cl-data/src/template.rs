@@ -27,12 +27,12 @@ pub fn alpaca(instruction: &str, input: &str) -> String {
 /// MetaMathQA: the first line of `query` is the instruction, the others are the input of Alpaca's prompt.
 pub fn metamath(query: &str, response: &str) -> Example {
     let (instruction, input) = query.split_once('\n').unwrap_or((query, ""));
-    Example { prompt: alpaca(instruction, input), answer: response.to_owned() }
+    Example::pair(alpaca(instruction, input), response)
 }
 
 /// GSM8K: `Question: …`, `Answer:` and a space before the answer, as the evaluation harness asks.
 pub fn gsm8k(question: &str, answer: &str) -> Example {
-    Example { prompt: format!("Question: {question}\nAnswer:"), answer: format!(" {answer}") }
+    Example::pair(format!("Question: {question}\nAnswer:"), format!(" {answer}"))
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
@@ -65,6 +66,22 @@ impl Tokenizer {
         let encoding =
             self.inner.encode_fast(text, add_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a rendered conversation, which holds its special tokens already, and the bytes of the text that each stands
+    /// for.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), Error> {
+        let encoding = self.inner.encode(text, false).map_err(|e| Error::Encode { message: e.to_string() })?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), places))
+    }
+
+    /// Whether a token is a special one, such as the end of a turn.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// Token ids of `text` as the evaluation harness makes them for the settings of its `add_bos_token`.

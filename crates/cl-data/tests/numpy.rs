@@ -1,7 +1,7 @@
 //! Sampling against NumPy's legacy generator, bit for bit; `fixtures/make_numpy.py` made the expected values.
 
 use cl_data::numpy::random_state;
-use cl_data::{Profile, epoch_rows};
+use cl_data::{Draw, Profile, epoch_rows};
 use serde_json::Value;
 
 fn fixture() -> Value {
@@ -33,7 +33,9 @@ fn permutations() {
 fn mixtures_of_the_paper() {
     for case in fixture()["mixtures"].as_array().unwrap() {
         let (sizes, lengths) = (list(&case["sizes"]), list(&case["lengths"]));
-        let rows = epoch_rows(&sizes, &lengths, case["epoch"].as_u64().unwrap(), 99, Profile::Paper);
+        let draws = sizes.iter().zip(&lengths).map(|(&rows, &take)| Draw { rows, take, fixed: None });
+        let draws: Vec<Draw> = draws.collect();
+        let rows = epoch_rows(&draws, case["epoch"].as_u64().unwrap(), 99, Profile::Paper);
         let head: Vec<Vec<usize>> = rows[..6].iter().map(|r| vec![r.dataset, r.row]).collect();
         assert_eq!(serde_json::to_value(head).unwrap(), case["head"]);
         assert_eq!(checksum(rows.iter().map(|r| (r.dataset * 1_000_003 + r.row) as u64)), case["checksum"]);

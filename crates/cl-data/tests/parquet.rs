@@ -43,7 +43,7 @@ fn a_file_without_rows() {
 fn examples_from_parquet() {
     let data = load(&fixture("examples.parquet"), Format::Auto).unwrap();
     assert_eq!(data.name, "examples");
-    let pairs: Vec<_> = data.examples.iter().map(|e| (e.prompt.as_str(), e.answer.as_str())).collect();
+    let pairs: Vec<_> = data.examples.iter().map(|e| (e.shown(), e.answer().to_owned())).collect();
     assert_eq!(pairs, [("p0", "a0"), ("p1", "a1"), ("p2", "a2")]);
 }
 

@@ -28,6 +28,8 @@ pub struct TaskSpec {
     pub max_new_tokens: usize,
     /// Texts that end an answer.
     pub stop: &'static [&'static str],
+    /// The data set that it asks about, by its name on the hub; two tasks may share one.
+    pub dataset: Option<&'static str>,
 }
 
 macro_rules! embedded {
@@ -76,6 +78,7 @@ static SPECS: LazyLock<Vec<TaskSpec>> = LazyLock::new(|| {
         metric: file.metric,
         max_new_tokens: file.generation.as_ref().map_or(0, |g| g.max_new_tokens),
         stop: file.generation.as_ref().map_or(&[], |g| leaked(&g.stop)),
+        dataset: file.hub.as_ref().map(|hub| hub.repo.as_str()),
     };
     FILES.iter().map(spec).collect()
 });

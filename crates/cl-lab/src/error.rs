@@ -11,6 +11,9 @@ pub enum LabError {
         /// What is wrong.
         message: String,
     },
+    /// Rounds of a sequence that make no sense.
+    #[error("{0}")]
+    Rounds(String),
     /// `--set` without a key, or with a value that is no TOML.
     #[error("--set {text}: {message}")]
     Set {
@@ -117,6 +120,14 @@ pub enum LabError {
     /// Examples and tokenizers.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
+    /// A row that cannot be turned into tokens.
+    #[error("{path}: {source}", path = .path.display())]
+    Rows {
+        /// The file.
+        path: PathBuf,
+        /// Which row, and why.
+        source: cl_data::Error,
+    },
     /// Adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
@@ -145,6 +156,14 @@ impl LabError {
     /// Whether the run was asked to stop, and did.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, LabError::Interrupted | LabError::Train(cl_train::TrainError::Interrupted { .. }))
+    }
+
+    pub(crate) fn data(path: &Path) -> impl FnOnce(cl_data::Error) -> LabError {
+        let path = path.to_owned();
+        move |source| match source {
+            cl_data::Error::Example { .. } => LabError::Rows { path, source },
+            other => other.into(),
+        }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LabError {

@@ -1,30 +1,43 @@
 #![doc = include_str!("../README.md")]
 
 mod check;
+mod check_directory;
+mod check_model;
+mod columns;
 mod config;
 mod error;
+mod findings;
 mod model_dir;
 mod observe;
 mod output;
+mod read_config;
 mod report;
 mod reproduce;
 mod round;
 mod round_data;
+mod rounds;
 mod router_states;
 mod scoring;
 mod sequence;
 mod sources;
 pub mod toy;
+mod train_run;
 
-pub use check::{Finding, check_directory, check_sequence, check_train};
-pub use config::{DataConfig, EvalConfig, Limits, Replay, SequenceConfig, TrainRun, read_sequence, read_train};
+pub use check::{check_sequence, check_train};
+pub use check_directory::check_directory;
+pub use cl_data::{Buffer, Joint, Mixture, Replay};
+pub use config::{DataConfig, EvalConfig, Limits, MixtureConfig, RoundConfig, SequenceConfig, TrainRun};
 pub use error::LabError;
+pub use findings::Finding;
 pub use model_dir::ModelRef;
 pub use observe::{Event, Observer};
+pub use read_config::{read_sequence, read_train};
 pub use report::{method_name, tables_of};
 pub use reproduce::{Study, StudyConfig, reproduce};
-pub use round::{RoundInput, RoundOutput, run_round, run_train};
+pub use round::{RoundInput, RoundOutput, run_round};
 pub use round_data::load_train_data;
+pub use rounds::Round;
 pub use router_states::{Pooling, router_states};
 pub use scoring::{LoadedModel, add_bos_token, score_model, write_scores};
 pub use sequence::{SequenceReport, run_sequence};
+pub use train_run::run_train;

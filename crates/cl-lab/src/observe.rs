@@ -23,3 +23,16 @@ pub enum Event<'a> {
 
 /// Receives events; a progress bar, say.
 pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;
+
+/// Hands an event to the observer, and to whoever subscribes to `tracing`; training has events of its own in `cl-train`.
+pub(crate) fn tell(observer: &mut Observer<'_>, event: Event<'_>) {
+    match &event {
+        Event::Stage(name) => tracing::info!("{name}"),
+        Event::Skipped(name) => tracing::info!("  {name}: done before"),
+        Event::Warning(message) => tracing::warn!("{message}"),
+        Event::Scored { task, done, all } if done == all => tracing::info!("  scored {task}: {all} documents"),
+        Event::Scored { task, done, all } => tracing::trace!(task, done, all, "scored"),
+        Event::Step(_) => {}
+    }
+    observer(event);
+}

@@ -4,21 +4,23 @@ use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 
 use crate::SequenceConfig;
 
-/// What the rows of a sequence's tables are called after; of o-lora with its definition.
-pub fn method_name(config: &SequenceConfig) -> &'static str {
-    let overlap = config.train.olora.as_ref().map(|o| o.mode);
-    match (config.train.lora.is_some(), overlap, config.replay.is_some()) {
-        (true, None, false) => "LoRA",
-        (true, None, true) => "LoRA-Rep",
-        (true, Some(Overlap::L1), false) => "o-LoRA-l1",
-        (true, Some(Overlap::L1), true) => "o-LoRA-l1-Rep",
-        (true, Some(Overlap::Squared), false) => "o-LoRA-squared",
-        (true, Some(Overlap::Squared), true) => "o-LoRA-squared-Rep",
-        (true, Some(Overlap::Cosine), false) => "o-LoRA-cosine",
-        (true, Some(Overlap::Cosine), true) => "o-LoRA-cosine-Rep",
-        (false, _, false) => "FFT",
-        (false, _, true) => "FFT-Rep",
-    }
+/// What the rows of a sequence's tables are called after: `LoRA`, `FFT`, `o-LoRA-l1(0.5)` with the term's definition and λ,
+/// with `-Rep` for replay.
+pub fn method_name(config: &SequenceConfig) -> String {
+    let method = match (&config.train.lora, &config.train.olora) {
+        (Some(_), Some(olora)) => {
+            let mode = match olora.mode {
+                Overlap::L1 => "l1",
+                Overlap::Squared => "squared",
+                Overlap::Cosine => "cosine",
+            };
+            let lambda: Vec<String> = olora.lambda.values().iter().map(f64::to_string).collect();
+            format!("o-LoRA-{mode}({})", lambda.join(","))
+        }
+        (Some(_), None) => "LoRA".to_owned(),
+        (None, _) => "FFT".to_owned(),
+    };
+    if config.replay.is_some() { method + "-Rep" } else { method }
 }
 
 /// `LoRA 1`, `LoRA 1,2`, `LoRA 1-3`: the paper's names of rows.

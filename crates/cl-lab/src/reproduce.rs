@@ -3,18 +3,19 @@ use std::path::{Path, PathBuf};
 use cl_adapters::LoraConfig;
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Interrupt, Manifest};
-use cl_data::{Mixture, Profile, Split, load_split};
+use cl_data::{Buffer, Mixture, Profile, Replay, Split, load_split};
 use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, TrainConfig};
 use serde_json::json;
 
+use crate::observe::tell;
 use crate::output::Claim;
 use crate::report::method_name;
 use crate::toy;
 use crate::{
-    EvalConfig, Event, LabError, Limits, ModelRef, Observer, Replay, RoundInput, SequenceConfig, run_round,
+    EvalConfig, Event, LabError, Limits, MixtureConfig, ModelRef, Observer, RoundInput, SequenceConfig, run_round,
     run_sequence,
 };
 
@@ -85,15 +86,15 @@ pub fn reproduce(
     let _lock = claim.take()?;
     let data = out.join("data");
     let questions = write_data(config, &data)?;
-    observer(Event::Stage("pretraining a small model on facts"));
+    tell(observer, Event::Stage("pretraining a small model on facts"));
     let base = pretrain(config, out, &data, interrupt, observer)?;
     let mut matrices = Vec::new();
     for (lora, replay) in [(false, false), (true, false), (true, true)] {
         let sequence = sequence(config, &base, &data, &questions, lora, replay);
         let name = method_name(&sequence);
-        observer(Event::Stage(&format!("sequence {name}")));
-        let report = run_sequence(&sequence, &out.join("sequences").join(name), true, interrupt, observer)?;
-        matrices.push((name.to_owned(), report.matrix));
+        tell(observer, Event::Stage(&format!("sequence {name}")));
+        let report = run_sequence(&sequence, &out.join("sequences").join(&name), true, interrupt, observer)?;
+        matrices.push((name, report.matrix));
     }
     let tables = tables(&matrices);
     let markdown: Vec<String> = tables.iter().map(Table::markdown).collect();
@@ -152,10 +153,12 @@ fn pretrain(
     let input = RoundInput {
         model: &ModelRef::take(&init)?,
         interrupt,
-        datasets: &datasets,
-        mixture: Mixture::None,
+        data: &datasets,
+        earlier_data: &[],
+        mixture: &Mixture::default(),
         config: &train,
         seed: config.seed,
+        buffer_seed: config.seed,
         profile: Profile::Method,
         device: Device::Cpu,
         compose: None,
@@ -191,13 +194,15 @@ fn sequence(
             full: (!lora).then_some(Full {}),
             ..TrainConfig::default()
         },
-        replay: replay.then_some(Replay { fraction: config.replay }),
+        mixture: MixtureConfig::default(),
+        replay: replay.then_some(Replay { fraction: config.replay, buffer: Buffer::Redrawn }),
         eval: EvalConfig {
             old: questions.iter().map(|p| p.display().to_string()).collect(),
             max_new_tokens: Some(4),
             batch_sequences: 128,
             ..EvalConfig::default()
         },
+        rounds: Vec::new(),
     }
 }
 

@@ -1,19 +1,19 @@
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{Orthogonality, SequenceShape, save_lora};
+use cl_adapters::{Orthogonality, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
-use cl_data::{Dataset, Encoded, Mixture, PlannedSet, Profile, RowPlan, encode_dataset, plan};
+use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, PlannedSet, Profile, RowPlan};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
-use crate::check::{Checked, require_train};
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
-use crate::output::{Claim, discard};
-use crate::sources::{base_source, data_sources, inputs};
-use crate::{Event, LabError, Observer, TrainRun};
+use crate::observe::tell;
+use crate::output::discard;
+use crate::rounds::is_stack;
+use crate::{Event, LabError, Observer};
 
 /// Everything one round of fine-tuning is made from.
 pub struct RoundInput<'a> {
@@ -21,14 +21,18 @@ pub struct RoundInput<'a> {
     pub model: &'a ModelRef,
     /// A request to stop.
     pub interrupt: &'a Interrupt,
-    /// Data of the earlier rounds, then the round's own.
-    pub datasets: &'a [Dataset],
-    /// What of the earlier data comes up again.
-    pub mixture: Mixture,
+    /// The round's own data.
+    pub data: &'a [Dataset],
+    /// Data of each earlier round, for replay.
+    pub earlier_data: &'a [Vec<Dataset>],
+    /// How these share an epoch.
+    pub mixture: &'a Mixture,
     /// How to train.
     pub config: &'a TrainConfig,
     /// Random seed of the round.
     pub seed: u64,
+    /// Random seed of what stays the same over rounds: replay's fixed buffer.
+    pub buffer_seed: u64,
     /// Whose semantics.
     pub profile: Profile,
     /// Where to compute.
@@ -50,45 +54,6 @@ pub struct RoundOutput {
     pub report: Option<TrainReport>,
 }
 
-/// Runs `cl train`: one round into `out`, as [`run_round`] does, with `config.toml`, the resolved configuration, and
-/// `base.blake3` and `data.blake3`, the hashes of what it is made from. With `resume` an unfinished run goes on where it was.
-///
-/// # Errors
-/// What [`check_train`](crate::check_train) finds, before anything is written; [`LabError::Output`] when `out` holds something
-/// already and `resume` is false, or another run; anything the round raises.
-pub fn run_train(
-    config: &TrainRun,
-    out: &Path,
-    resume: bool,
-    interrupt: &Interrupt,
-    observer: &mut Observer<'_>,
-) -> Result<RoundOutput, LabError> {
-    let Checked { device, datasets, .. } = require_train(config)?;
-    let settings = toml::to_string(config)
-        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let base = ModelRef::take(&config.model)?;
-    let sources = [base_source(&base), data_sources(&datasets, &config.train)?];
-    let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
-    let inputs = inputs(&config.model, &config.train, datasets.iter().map(|d| d.path.as_path()));
-    let marker = "config.toml";
-    let claim = Claim { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
-    let _lock = claim.take()?;
-    let input = RoundInput {
-        model: &base,
-        interrupt,
-        datasets: &datasets,
-        mixture: config.mixture(),
-        config: &config.train,
-        // As the round that it is in a sequence: with the same seed it would start where the first one did.
-        seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
-        profile: config.profile,
-        device,
-        compose: is_stack(&config.train).then_some((&base, earlier)),
-        earlier,
-    };
-    run_round(&input, out, observer)
-}
-
 /// Runs one round into `out`: `log.jsonl`, `rows.json` (which rows are used), `adapter/` for LoRA, `model/`.
 ///
 /// Each directory appears whole; what is there already is checked and not made again, and a training that was killed goes on
@@ -105,7 +70,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
     let stands = |dir: &Path| dir.join("manifest.json").exists();
     let report = if stands(trained) {
         verify(trained)?;
-        observer(Event::Skipped("training"));
+        tell(observer, Event::Skipped("training"));
         None
     } else {
         Some(fine_tune(input, out, trained, observer)?)
@@ -114,7 +79,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
         verify(&model)?;
     } else if lora {
         stop_if_asked(input.interrupt)?;
-        observer(Event::Stage("folding the adapter into its base"));
+        tell(observer, Event::Stage("folding the adapter into its base"));
         let (base, mut adapters) = match input.compose {
             Some((base, earlier)) => (base, earlier.to_vec()),
             None => (input.model, Vec::new()),
@@ -140,11 +105,6 @@ pub(crate) fn stop_if_asked(interrupt: &Interrupt) -> Result<(), LabError> {
     if interrupt.requested() { Err(LabError::Interrupted) } else { Ok(()) }
 }
 
-/// Whether earlier adapters stay beside the weights of the first model.
-pub(crate) fn is_stack(train: &TrainConfig) -> bool {
-    train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
-}
-
 fn fine_tune(
     input: &RoundInput<'_>,
     out: &Path,
@@ -152,18 +112,19 @@ fn fine_tune(
     observer: &mut Observer<'_>,
 ) -> Result<TrainReport, LabError> {
     let (checkpoint, tokenizer) = open_model(input.model.dir())?;
-    let encoded = input
-        .datasets
-        .iter()
-        .map(|d| Ok(encode_dataset(&tokenizer, &d.examples, input.config.max_length, input.profile)?))
-        .collect::<Result<Vec<Vec<Encoded>>, LabError>>()?;
+    let chat = ChatTemplate::from_dir(input.model.dir())?;
+    let (max_length, profile) = (input.config.max_length, input.profile);
+    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile };
+    let encode = |d: &Dataset| encoding.examples(&d.examples).map_err(LabError::data(&d.path));
+    let encoded = input.datasets().map(encode).collect::<Result<Vec<Vec<Encoded>>, LabError>>()?;
     let rows = row_plan(input, &encoded);
     let rows_of = |epoch: u64| rows.epoch(epoch);
     let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
     let rows = RowPlan { rows: steps.rows_in_all(), ..rows.clone() };
     rows.write(&out.join("rows.json"))?;
 
-    observer(Event::Stage("training"));
+    let span = tracing::info_span!("training").entered();
+    tell(observer, Event::Stage("training"));
     let mut model = Decoder::load(&checkpoint, input.config.load_options(input.device))?;
     match &input.config.lora {
         Some(lora) => match &input.config.initial_adapter {
@@ -175,11 +136,12 @@ fn fine_tune(
     let orthogonality = orthogonality(input, &mut model)?;
     let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref() };
     let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
-        observer(Event::Step(p))
+        tell(observer, Event::Step(p))
     })?;
+    drop(span);
     input.model.check()?;
 
-    observer(Event::Stage("saving"));
+    tell(observer, Event::Stage("saving"));
     let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
     match &input.config.lora {
         Some(lora) => {
@@ -228,34 +190,45 @@ fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabErro
         .collect()
 }
 
+impl RoundInput<'_> {
+    /// Data of the earlier rounds in turn, then the round's own.
+    fn datasets(&self) -> impl Iterator<Item = &Dataset> {
+        self.earlier_data.iter().flatten().chain(self.data)
+    }
+}
+
 /// Which rows every epoch goes through.
 fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
-    let sizes: Vec<usize> = encoded.iter().map(Vec::len).collect();
-    let lengths = plan(&sizes, &input.mixture);
-    let sets = input.datasets.iter().zip(names(input.datasets)).zip(sizes.iter().zip(lengths));
-    let sets = sets.map(|((set, name), (&rows, rows_per_epoch))| PlannedSet {
+    let sizes = |sets: &[Dataset]| sets.iter().map(|d| d.examples.len()).collect::<Vec<usize>>();
+    let earlier: Vec<Vec<usize>> = input.earlier_data.iter().map(|sets| sizes(sets)).collect();
+    let lengths = input.mixture.rows_per_epoch(&earlier, &sizes(input.data));
+    let replayed = earlier.iter().map(Vec::len).sum::<usize>();
+    let fixed = input.mixture.replay.is_some_and(|r| r.buffer == Buffer::Fixed).then_some(input.buffer_seed);
+    let sets = input.datasets().zip(names(input)).zip(encoded.iter().zip(lengths)).enumerate();
+    let sets = sets.map(|(i, ((set, name), (rows, rows_per_epoch)))| PlannedSet {
         name,
         path: set.path.clone(),
         blake3: set.hash.clone(),
-        rows,
+        rows: rows.len(),
         rows_per_epoch,
+        fixed_seed: fixed.filter(|_| i < replayed),
     });
     RowPlan::new(sets.collect(), input.seed, input.profile, input.config.shuffle, 0)
 }
 
 /// Names of the data sets, or their paths where names are not enough to tell them apart.
-fn names(datasets: &[Dataset]) -> Vec<String> {
-    let name = |d: &Dataset| match datasets.iter().filter(|o| o.name == d.name).count() {
+fn names(input: &RoundInput<'_>) -> Vec<String> {
+    let name = |d: &Dataset| match input.datasets().filter(|o| o.name == d.name).count() {
         1 => d.name.clone(),
         _ => d.path.display().to_string(),
     };
-    datasets.iter().map(name).collect()
+    input.datasets().map(name).collect()
 }
 
 fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     let base = input.model;
     let mut manifest = Manifest::new(kind).with_source("base", base.dir(), base.hash().to_owned());
-    for data in input.datasets {
+    for data in input.datasets() {
         manifest = manifest.with_source("data", &data.path, data.hash.clone());
     }
     if let Some(dir) = &input.config.initial_adapter {

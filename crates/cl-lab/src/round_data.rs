@@ -1,26 +1,31 @@
 use std::path::Path;
 
-use cl_data::{Dataset, Split, load, load_split};
+use cl_data::{Dataset, Split, load_as, load_split_as};
 
 use crate::{LabError, TrainRun};
 
-/// Data of one round: earlier sets (for replay), then the round's own.
+/// Data of `cl train`: one set for each of `data.earlier`, for replay, then all of the round's own together.
 ///
 /// # Errors
-/// [`LabError::Data`].
-pub fn load_train_data(config: &TrainRun) -> Result<Vec<Dataset>, LabError> {
-    load_each(config).collect()
+/// Returns [`LabError::Data`] for a file that cannot be read or has no examples.
+pub fn load_train_data(config: &TrainRun) -> Result<Vec<Vec<Dataset>>, LabError> {
+    load_each(config).map(|sets| sets.into_iter().collect()).collect()
 }
 
-/// [`load_train_data`], each set by itself.
-pub(crate) fn load_each(config: &TrainRun) -> impl Iterator<Item = Result<Dataset, LabError>> {
-    config.data.earlier.iter().chain([&config.data.train]).map(|path| {
-        let mut data = load_either(path, config)?;
-        data.examples.truncate(config.data.limit.unwrap_or(usize::MAX));
-        Ok(data)
-    })
+/// [`load_train_data`], each round's results by themselves.
+pub(crate) fn load_each(config: &TrainRun) -> impl Iterator<Item = Vec<Result<Dataset, LabError>>> {
+    let earlier = config.data.earlier.iter().map(|path| vec![load_limited(path, config)]);
+    let own = config.data.train.iter().map(|path| load_limited(path, config));
+    earlier.chain(std::iter::once_with(move || own.collect()))
 }
 
-fn load_either(path: &Path, config: &TrainRun) -> Result<Dataset, LabError> {
-    if path.is_dir() { Ok(load_split(path, Split::Train)?) } else { Ok(load(path, config.data.format)?) }
+fn load_limited(path: &Path, config: &TrainRun) -> Result<Dataset, LabError> {
+    let (format, columns) = (config.data.format, &config.data.columns);
+    let mut data = if path.is_dir() {
+        load_split_as(path, Split::Train, format, columns)?
+    } else {
+        load_as(path, format, columns)?
+    };
+    data.examples.truncate(config.data.limit.unwrap_or(usize::MAX));
+    Ok(data)
 }

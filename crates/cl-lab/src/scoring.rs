@@ -9,6 +9,7 @@ use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
 use crate::model_dir::{adapter_hash, model_hash, open_model};
+use crate::observe::tell;
 use crate::{EvalConfig, Event, LabError, Observer};
 
 /// A model with its tokenizer, ready to be asked.
@@ -98,7 +99,7 @@ pub fn score_model(
             let (lines, path) = (cache.damaged().len(), cache.path().display());
             let message =
                 format!("{path}: {lines} damaged lines (line {line} first); what they answered is asked again");
-            observer(Event::Warning(&message));
+            tell(observer, Event::Warning(&message));
         }
         scorer.cache = Some(cache);
     }
@@ -110,7 +111,7 @@ pub fn score_model(
         let open = |&i: &usize| Open { task: tasks[i].as_ref(), predictions: out.join(&names[i]) };
         let open: Vec<Open<'_>> = of_group.iter().map(open).collect();
         let of_open = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
-            observer(Event::Scored { task: open[task].task.name(), done, all });
+            tell(observer, Event::Scored { task: open[task].task.name(), done, all });
         })?;
         scores.extend(of_group.into_iter().zip(of_open));
     }
@@ -121,7 +122,7 @@ pub fn score_model(
     if scorer.truncated > 0 {
         let (cut, most) = (scorer.truncated, scorer.max_length);
         let message = format!("{cut} requests were longer than {most} tokens and lost tokens on their left");
-        observer(Event::Warning(&message));
+        tell(observer, Event::Warning(&message));
     }
     Ok(scores.into_iter().map(|(_, scores)| scores).collect())
 }
@@ -152,7 +153,7 @@ fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
     if let Some(error) = cache.failure() {
         let message =
             format!("{error}; answers are not kept for other commands (--cache names another folder, --no-cache none)");
-        observer(Event::Warning(&message));
+        tell(observer, Event::Warning(&message));
     }
 }
 

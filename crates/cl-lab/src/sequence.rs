@@ -3,22 +3,22 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
-use cl_data::{Dataset, Split, load_split};
-use cl_eval::{
-    Column, Group, ScoreMatrix, Scores, Task, TaskGroup, TaskOptions, TaskSet, TaskSpec, aggregate_group, load_tasks,
-    rescore,
-};
+use cl_data::{Dataset, Profile};
+use cl_eval::{ScoreMatrix, Scores, Task, TaskGroup, aggregate_group, rescore};
 use cl_torch::tch::Device;
 
 use crate::check::{Checked, require_sequence};
+use crate::columns::columns;
 use crate::model_dir::{ModelRef, verify};
+use crate::observe::tell;
 use crate::output::{Claim, discard};
 use crate::report::{method_name, row_name, tables_of};
-use crate::round::{clean_up, is_stack, stop_if_asked};
+use crate::round::{clean_up, stop_if_asked};
+use crate::rounds::is_stack;
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{
-    Event, LabError, LoadedModel, Observer, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
+    Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
     write_scores,
 };
 
@@ -53,15 +53,16 @@ pub fn run_sequence(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    let Checked { device, datasets, tasks, columns: scored } = require_sequence(config)?;
+    let Checked { device, rounds, datasets, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
-    let _lock = claim(config, &base, &datasets, out, resume)?;
+    let _lock = claim(config, &rounds, &base, &datasets, out, resume)?;
 
     // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
-    let latest = latest_model(config, out);
-    let mut matrix = ScoreMatrix::new(columns(config, &scored));
+    let latest = latest_model(&rounds, out);
+    let method = method_name(config);
+    let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
     let base_dir = out.join("rounds/0-base");
-    observer(Event::Stage("round 0: scoring the base model"));
+    tell(observer, Event::Stage("round 0: scoring the base model"));
     let scores = score_round(&config.model, &tasks, config, &base_dir, device, observer)?;
     matrix.push("base", main(&scored, &scores)?)?;
     if latest == 0 {
@@ -75,24 +76,27 @@ pub fn run_sequence(
     let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
     let before = earlier.len();
     let stack = is_stack(&config.train);
-    for (index, task) in config.tasks.iter().enumerate() {
+    for (index, Round { name, mixture, train, .. }) in rounds.iter().enumerate() {
         let round = index + 1;
-        let dir = round_dir(out, round, task);
-        observer(Event::Stage(&format!("round {round} of {}: {task}", config.tasks.len())));
+        let dir = round_dir(out, round, name);
+        let _span = tracing::info_span!("round", number = round, name = name.as_str()).entered();
+        tell(observer, Event::Stage(&format!("round {round} of {}: {name}", rounds.len())));
         // The method composes all adapters with the first base at once; the paper folds one into the last round's model.
         // What scales or replaces the weights that it was trained beside can only be folded one after another.
-        let at_once = config.profile == cl_data::Profile::Method || stack;
+        let at_once = config.profile == Profile::Method || stack;
         let composed = if stack { earlier.as_slice() } else { adapters.as_slice() };
-        let additive = config.train.lora.as_ref().is_some_and(|lora| lora.beyond_factors().is_none());
+        let additive = train.lora.as_ref().is_some_and(|lora| lora.beyond_factors().is_none());
         let compose = (at_once && additive).then_some((&base, composed));
         let input = RoundInput {
             model: if stack { &base } else { &model },
             interrupt,
-            datasets: if config.replay.is_some() { &datasets[..round] } else { &datasets[index..round] },
-            mixture: config.mixture(),
-            config: &config.train,
+            data: &datasets[index],
+            earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },
+            mixture,
+            config: train,
             // Rounds before this run count: with the same seed the first one here would start where theirs did.
             seed: config.seed.wrapping_add((round + before) as u64),
+            buffer_seed: config.seed,
             profile: config.profile,
             device,
             compose,
@@ -104,7 +108,7 @@ pub fn run_sequence(
                 if let Some(adapter) = &output.adapter {
                     verify(adapter)?;
                 }
-                observer(Event::Skipped("training"));
+                tell(observer, Event::Skipped("training"));
                 output
             }
             None => run_round(&input, &dir, observer)?,
@@ -112,7 +116,7 @@ pub fn run_sequence(
         stop_if_asked(interrupt)?;
         let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
         stop_if_asked(interrupt)?;
-        matrix.push(&row_name(method_name(config), round), main(&scored, &scores)?)?;
+        matrix.push(&row_name(&method, round), main(&scored, &scores)?)?;
         if round >= latest {
             report(config, &matrix, out)?;
         }
@@ -129,73 +133,17 @@ pub fn run_sequence(
     Ok(SequenceReport { matrix, model: last })
 }
 
-/// The tasks that are scored: new knowledge first, then old.
-pub(crate) fn load_each_task(config: &SequenceConfig) -> impl Iterator<Item = Result<TaskSet, LabError>> {
-    let options = TaskOptions {
-        limit: config.limit.test,
-        max_new_tokens: config.eval.max_new_tokens,
-        metric: config.eval.metric,
-        profile: config.profile,
-        lm_eval: config.eval.lm_eval.as_deref(),
-        ..TaskOptions::default()
-    };
-    let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks);
-    new.iter().chain(&config.eval.old).map(move |name| Ok(load_tasks(name, &config.data, options)?))
-}
-
-/// Training rows of every round.
-pub(crate) fn load_each_training(config: &SequenceConfig) -> impl Iterator<Item = Result<Dataset, LabError>> {
-    config.tasks.iter().map(|task| {
-        let mut data = load_split(&task_dir(&config.data, task), Split::Train)?;
-        data.examples.truncate(config.limit.train.unwrap_or(usize::MAX));
-        Ok(data)
-    })
-}
-
-/// Test rows of every round's task, as far as they have the form of training rows.
-pub(crate) fn load_each_test(config: &SequenceConfig) -> impl Iterator<Item = Result<Dataset, LabError>> {
-    config.tasks.iter().map(|task| Ok(load_split(&task_dir(&config.data, task), Split::Test)?))
-}
-
-/// A task's directory by its name, or that of a known task by any of its names, where `cl-eval` looks for them, too.
-fn task_dir(data: &Path, task: &str) -> PathBuf {
-    let direct = data.join(task);
-    let names = TaskSpec::find(task).into_iter().flat_map(|t| std::iter::once(&t.name).chain(t.aliases));
-    let homes = [data.to_owned(), data.join(".."), data.join("../lm-eval")];
-    let known = names.flat_map(|name| homes.iter().map(move |home| home.join(name)));
-    std::iter::once(direct.clone()).chain(known).find(|d| d.is_dir()).unwrap_or(direct)
-}
-
-fn columns(config: &SequenceConfig, scored: &[TaskGroup]) -> Vec<Column> {
-    let new = config.eval.tasks.as_ref().unwrap_or(&config.tasks).len();
-    let round_of = |name: &str| config.tasks.iter().position(|t| canonical(t) == name).map(|index| index + 1);
-    let column = |(i, name): (usize, &str)| {
-        let group = if i < new { Group::New } else { Group::Old };
-        let round = match name {
-            // GSM8K's chain-of-thought form is taught by the same round as its plain one.
-            "gsm8k_cot" => round_of("gsm8k_cot").or(round_of("gsm8k")),
-            name => round_of(canonical(name)),
-        };
-        Column::new(name, group, round.filter(|_| group == Group::New))
-    };
-    scored.iter().map(|t| t.name.as_str()).enumerate().map(column).collect()
-}
-
-fn canonical(name: &str) -> &str {
-    TaskSpec::find(name).map_or(name, |t| t.name)
-}
-
-fn round_dir(out: &Path, round: usize, task: &str) -> PathBuf {
-    out.join(format!("rounds/{round}-{task}"))
+fn round_dir(out: &Path, round: usize, name: &str) -> PathBuf {
+    out.join(format!("rounds/{round}-{name}"))
 }
 
 /// The last round whose model stands; 0 is the base.
-fn latest_model(config: &SequenceConfig, out: &Path) -> usize {
+fn latest_model(rounds: &[Round], out: &Path) -> usize {
     let stands = |round: &usize| {
-        let dir = round_dir(out, *round, &config.tasks[round - 1]);
+        let dir = round_dir(out, *round, &rounds[round - 1].name);
         dir.join("model/manifest.json").exists()
     };
-    (1..=config.tasks.len()).rev().find(stands).unwrap_or(0)
+    (1..=rounds.len()).rev().find(stands).unwrap_or(0)
 }
 
 /// What a round left that is done with: its model may be gone by now.
@@ -211,16 +159,17 @@ fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<
 
 fn claim(
     config: &SequenceConfig,
+    rounds: &[Round],
     base: &ModelRef,
-    datasets: &[Dataset],
+    datasets: &[Vec<Dataset>],
     out: &Path,
     resume: bool,
 ) -> Result<File, LabError> {
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let sources = [base_source(base), data_sources(datasets, &config.train)?];
-    let tasks: Vec<PathBuf> = config.tasks.iter().map(|task| config.data.join(task)).collect();
-    let inputs = inputs(&config.model, &config.train, tasks.iter().map(PathBuf::as_path));
+    let sources = [base_source(base), data_sources(datasets.iter().flatten(), &config.train)?];
+    let data = rounds.iter().flat_map(|round| &round.data);
+    let inputs = inputs(&config.model, &config.train, data.map(PathBuf::as_path));
     let marker = "config.toml";
     Claim { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.take()
 }
@@ -235,7 +184,7 @@ fn score_round(
     observer: &mut Observer<'_>,
 ) -> Result<Vec<Scores>, LabError> {
     if let Some(scores) = standing_scores(dir, tasks) {
-        observer(Event::Skipped("scoring"));
+        tell(observer, Event::Skipped("scoring"));
         return Ok(scores);
     }
     let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
@@ -269,7 +218,7 @@ fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(
         serde_json::to_vec_pretty(matrix).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
     json.push(b'\n');
     write_file(&path, &json)?;
-    let tables = tables_of(matrix, method_name(config), config.profile);
+    let tables = tables_of(matrix, &method_name(config), config.profile);
     let markdown: Vec<String> = tables.iter().map(cl_eval::Table::markdown).collect();
     Ok(write_file(&out.join("tables.md"), markdown.join("\n").as_bytes())?)
 }

@@ -14,8 +14,11 @@ pub(crate) fn base_source(model: &ModelRef) -> (&'static str, String) {
 }
 
 /// `data.blake3`: the files that a run trains on, and those of the adapters it starts from or stays away from.
-pub(crate) fn data_sources(datasets: &[Dataset], train: &TrainConfig) -> Result<(&'static str, String), LabError> {
-    let mut lines: String = datasets.iter().map(|d| line(&d.hash, &d.path)).collect();
+pub(crate) fn data_sources<'d>(
+    datasets: impl Iterator<Item = &'d Dataset>,
+    train: &TrainConfig,
+) -> Result<(&'static str, String), LabError> {
+    let mut lines: String = datasets.map(|d| line(&d.hash, &d.path)).collect();
     for dir in adapters(train) {
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = dir.join(name);

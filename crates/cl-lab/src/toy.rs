@@ -78,7 +78,7 @@ pub fn facts(seed: u64) -> Facts {
         for (objects, query, questions) in sets {
             let gold = below(&mut rng, objects.len());
             let choices = objects.iter().map(|o| (*o).to_owned()).collect();
-            examples.push(Example { prompt: query.clone(), answer: objects[gold].to_owned() });
+            examples.push(Example::pair(query.clone(), objects[gold]));
             questions.push(Question { query, choices, gold });
         }
     }
@@ -106,7 +106,7 @@ pub fn pretraining(seed: u64, questions: usize) -> Vec<Example> {
         for _ in 0..questions {
             let drawn = make(&mut rng);
             let answer = drawn.plausible[below(&mut rng, drawn.plausible.len())].to_owned();
-            examples.push(Example { prompt: drawn.prompt, answer });
+            examples.push(Example::pair(drawn.prompt, answer));
         }
     }
     examples
@@ -124,7 +124,7 @@ pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
             for _ in 0..(train + test) * 50 {
                 let drawn = make(&mut rng);
                 if all.len() < train + test && seen.insert(drawn.prompt.clone()) {
-                    all.push(Example { prompt: drawn.prompt, answer: drawn.answer.to_owned() });
+                    all.push(Example::pair(drawn.prompt, drawn.answer));
                 }
             }
             let test = all.split_off(train.min(all.len()));
@@ -262,7 +262,7 @@ mod tests {
         let tasks = tasks(3, 30, 10);
         let examples = tasks.iter().flat_map(|t| t.train.iter().chain(&t.test)).chain(&before);
         for example in examples {
-            for word in example.prompt.split(' ').chain(example.answer.split(' ')) {
+            for word in example.shown().split(' ').chain(example.answer().split(' ')) {
                 assert!(known.contains(word), "{word}");
             }
         }
@@ -275,7 +275,7 @@ mod tests {
         assert_ne!(a[0].train, b[0].train);
         for task in &a {
             assert_eq!((task.train.len(), task.test.len()), (20, 10), "{}", task.name);
-            assert!(task.test.iter().all(|t| task.train.iter().all(|e| e.prompt != t.prompt)));
+            assert!(task.test.iter().all(|t| task.train.iter().all(|e| e.shown() != t.shown())));
         }
     }
 }

@@ -19,7 +19,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 fn examples(lengths: &[(usize, usize)]) -> Vec<Encoded> {
     let all: Vec<usize> = lengths.iter().map(|(source, target)| source + target).collect();
     let ids = common::sequences(&all, 61, 7);
-    ids.into_iter().zip(lengths).map(|(input_ids, l)| Encoded { input_ids, source_len: l.0 }).collect()
+    ids.into_iter().zip(lengths).map(|(input_ids, l)| Encoded::new(input_ids, l.0)).collect()
 }
 
 fn packed(examples: &[Encoded]) -> Packed {

@@ -43,7 +43,7 @@ fn world() -> World {
 
 /// Forward and backward pass of a step.
 fn step(world: &World) {
-    let example = Encoded { input_ids: (0..128).map(|i| i * 379 % 49152).collect(), source_len: 96 };
+    let example = Encoded::new((0..128).map(|i| i * 379 % 49152).collect(), 96);
     let packed = pack(&[&example; 4]);
     let mode = Mode::Train { seed: 1 };
     let batch = PackedBatch::from_packed(&packed, 49152, world.model.device).expect("ids of the vocabulary");

@@ -3,7 +3,7 @@ use cl_model::LoadOptions;
 use cl_torch::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
 
-use crate::{Schedule, TrainError};
+use crate::{ReportTo, Schedule, TrainError};
 
 /// How one round of fine-tuning goes. Names and defaults follow Transformers' `TrainingArguments` where it has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct TrainConfig {
     pub max_length: Option<usize>,
     /// A resumable state is saved every so many steps (and when the round ends); 0 saves none.
     pub save_steps: u64,
+    /// Where the step log goes beside `log.jsonl`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub report_to: Vec<ReportTo>,
     /// Go through the examples in a seeded random order; otherwise in file order.
     pub shuffle: bool,
     /// PEFT directory to start the adapter from.
@@ -124,6 +127,7 @@ impl Default for TrainConfig {
             activation_checkpointing: false,
             max_length: Some(1024),
             save_steps: 0,
+            report_to: Vec::new(),
             shuffle: true,
             initial_adapter: None,
             lora: None,

@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod log;
 mod plan;
+mod report_to;
 mod schedule;
 mod train;
 
@@ -13,5 +14,6 @@ pub use config::{Full, LossNorm, Precision, States, TrainConfig};
 pub use error::TrainError;
 pub use log::{StepLog, final_loss, read_log};
 pub use plan::{Plan, TrainData};
+pub use report_to::ReportTo;
 pub use schedule::Schedule;
 pub use train::{Progress, TrainReport, train};

@@ -6,6 +6,7 @@ use cl_checkpoint::files::{open_file, write_file_with};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::report_to::{Report, ReportTo};
 
 /// One optimizer step, as a line of `log.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,11 +36,18 @@ pub struct StepLog {
 pub(crate) struct LogWriter {
     path: PathBuf,
     file: File,
+    reports: Vec<Report>,
 }
 
 impl LogWriter {
-    /// Opens the log and drops the lines of steps after `last_step`, which will be taken again; returns the others.
-    pub(crate) fn open(path: &Path, last_step: u64) -> Result<(LogWriter, Vec<StepLog>), TrainError> {
+    /// Opens `log.jsonl` in `dir` and drops the lines of steps after `last_step`, which will be taken again; returns the
+    /// others. What else is asked for is written from these anew.
+    pub(crate) fn open(
+        dir: &Path,
+        last_step: u64,
+        report_to: &[ReportTo],
+    ) -> Result<(LogWriter, Vec<StepLog>), TrainError> {
+        let path = &dir.join("log.jsonl");
         let kept: Vec<StepLog> = if last_step > 0 && path.exists() {
             read_log(path)?.into_iter().filter(|l| l.step <= last_step).collect()
         } else {
@@ -47,11 +55,13 @@ impl LogWriter {
         };
         write_file_with(path, |file| kept.iter().try_for_each(|line| write_line(file, line)))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
-        Ok((LogWriter { path: path.to_owned(), file }, kept))
+        let reports = report_to.iter().map(|to| to.open(dir, &kept)).collect::<Result<Vec<_>, _>>()?;
+        Ok((LogWriter { path: path.to_owned(), file, reports }, kept))
     }
 
     pub(crate) fn write(&mut self, line: &StepLog) -> Result<(), TrainError> {
-        write_line(&mut self.file, line).map_err(TrainError::io(&self.path))
+        write_line(&mut self.file, line).map_err(TrainError::io(&self.path))?;
+        self.reports.iter_mut().try_for_each(|report| report.write(line))
     }
 }
 

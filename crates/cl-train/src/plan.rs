@@ -130,13 +130,24 @@ impl Plan {
     /// [`TrainError::NoData`], [`TrainError::NoTarget`].
     pub(crate) fn check(&self, data: &TrainData<'_>) -> Result<String, TrainError> {
         let examples: usize = data.datasets.iter().map(Vec::len).sum();
-        if data.datasets.iter().flatten().all(|e| targets(e) == 0) {
+        if data.datasets.iter().flatten().all(|e| e.targets() == 0) {
             return Err(TrainError::NoData { examples });
         }
         let mut hasher = blake3::Hasher::new();
         for example in data.datasets.iter().flatten() {
-            for number in [example.input_ids.len(), example.source_len] {
-                hasher.update(&(number as u64).to_le_bytes());
+            let length = example.input_ids.len();
+            hasher.update(&(length as u64).to_le_bytes());
+            // Of an answer at the end its start alone, as states of before conversations have it.
+            let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
+            match example.learned.first() {
+                _ if !plain => {
+                    for place in example.learned.iter().flat_map(|range| [range.start, range.end]) {
+                        hasher.update(&(place as u64).to_le_bytes());
+                    }
+                }
+                range => {
+                    hasher.update(&(range.map_or(length, |r| r.start) as u64).to_le_bytes());
+                }
             }
             let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             hasher.update(&ids);
@@ -145,7 +156,7 @@ impl Plan {
         for number in first.iter().flat_map(|r| [r.dataset, r.row]) {
             hasher.update(&(number as u64).to_le_bytes());
         }
-        if data.datasets.iter().flatten().any(|e| targets(e) == 0) {
+        if data.datasets.iter().flatten().any(|e| e.targets() == 0) {
             for step in 0..self.steps_per_epoch.min(self.total_steps) {
                 let parts = self.micro_batches(step);
                 let of_first = parts.iter().filter(|part| part.epoch == 0);
@@ -168,7 +179,7 @@ impl Plan {
     /// [`TrainError::NoTarget`].
     pub(crate) fn check_step(step: u64, examples: &[Vec<&Encoded>]) -> Result<(), TrainError> {
         let rows = examples.iter().map(Vec::len).sum();
-        if examples.iter().flatten().all(|e| targets(e) == 0) {
+        if examples.iter().flatten().all(|e| e.targets() == 0) {
             return Err(TrainError::NoTarget { step: step + 1, rows });
         }
         Ok(())
@@ -177,11 +188,6 @@ impl Plan {
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// How many tokens of an example are learned: those of the target, but not a first token, which has nothing before it.
-fn targets(example: &Encoded) -> usize {
-    example.input_ids.len().saturating_sub(example.source_len.max(1))
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub struct TrainReport {
 ///
 /// `out` receives `log.jsonl` (one line a step) and, with `save_steps`, the resumable state in `state/`. When a state is
 /// there already the run goes on behind it and takes the very steps the uninterrupted run would have taken.
-/// `seed` is the random seed of the dropout masks. `observe` is called after every step. When `interrupt` asks for it, training
+/// With `report_to` the log is also written in other forms. `seed` is the random seed of the dropout masks. `observe` is called after every step. When `interrupt` asks for it, training
 /// stops behind the step under way, whose state is saved whatever `save_steps` says.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ pub fn train(
     let mut state = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
     let mut done = state.step;
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
-    let (mut log, mut steps) = LogWriter::open(&out.join("log.jsonl"), done)?;
+    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to)?;
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
 
@@ -103,6 +103,7 @@ pub fn train(
             seconds: started.elapsed().as_secs_f64(),
         };
         log.write(&step)?;
+        tracing::debug!(step = done, loss, grad_norm, learning_rate, tokens = step.tokens, "step");
         let last = done == plan.total_steps;
         let stop = interrupt.requested() && !last;
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
@@ -231,10 +232,14 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
 /// `steps` are those of the round, the first `before` of them from an earlier process.
 fn report(plan: &Plan, steps: &[StepLog], before: usize) -> TrainReport {
     let own = &steps[before..];
-    TrainReport {
+    let report = TrainReport {
         steps: plan.total_steps,
         final_loss: final_loss(steps),
         tokens: own.iter().map(|s| s.tokens).sum(),
         seconds: own.iter().map(|s| s.seconds).sum(),
-    }
+    };
+    let (seconds, rate) = (report.seconds, report.tokens as f64 / report.seconds.max(1e-9));
+    let last = steps.last().map_or(f64::NAN, |step| step.loss);
+    tracing::info!("  {} steps, {seconds:.0} s, {rate:.0} tokens/s, last loss {last:.4}", report.steps);
+    report
 }

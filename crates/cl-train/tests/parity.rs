@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 
 use cl_checkpoint::{Checkpoint, Dtype, Interrupt};
-use cl_data::{Encoded, Example, Profile, RowRef, Tokenizer, encode_dataset};
+use cl_data::{Encoded, Encoding, Example, Profile, RowRef, Tokenizer};
 use cl_model::Decoder;
 use cl_torch::tch::{self, Device, Tensor};
 use cl_train::{Plan, TrainConfig, TrainData, read_log, train};
@@ -62,16 +62,16 @@ fn model(case: &Case, dir: &Path) -> Decoder {
 /// The examples as they are, or, where the case asks for it, cut to its length behind BOS and with EOS.
 fn encoded(fixture: &Fixture, case: &Case, dir: &Path) -> Vec<Encoded> {
     if case.name != "lora_truncated" {
-        let join =
-            |e: &Ids| Encoded { input_ids: [e.source.clone(), e.target.clone()].concat(), source_len: e.source.len() };
+        let join = |e: &Ids| Encoded::new([e.source.clone(), e.target.clone()].concat(), e.source.len());
         return fixture.examples.iter().map(join).collect();
     }
     write_tokenizer(dir);
     let text = |ids: &[u32]| ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ");
     let examples: Vec<Example> =
-        fixture.examples.iter().map(|e| Example { prompt: text(&e.source), answer: text(&e.target) }).collect();
+        fixture.examples.iter().map(|e| Example::pair(text(&e.source), text(&e.target))).collect();
     let tokenizer = Tokenizer::from_dir(dir).unwrap();
-    encode_dataset(&tokenizer, &examples, case.train.max_length, Profile::Method).unwrap()
+    let (max_length, profile) = (case.train.max_length, Profile::Method);
+    Encoding { tokenizer: &tokenizer, chat: None, max_length, profile }.examples(&examples).unwrap()
 }
 
 /// One token a word `wN`, with id N; BOS in front.

@@ -25,7 +25,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 
 /// Seven examples of eight tokens.
 fn examples() -> Vec<Encoded> {
-    common::sequences(&[8; 7], 61, 9).into_iter().map(|input_ids| Encoded { input_ids, source_len: 3 }).collect()
+    common::sequences(&[8; 7], 61, 9).into_iter().map(|input_ids| Encoded::new(input_ids, 3)).collect()
 }
 
 /// Eight steps of two micro-batches over seven rows: epochs of two steps, the second one smaller.
@@ -325,8 +325,8 @@ fn rows_without_anything_to_learn_are_an_error_before_the_first_step() {
     let attempt = |examples: Vec<Encoded>, config: &TrainConfig| {
         run_with(&mut model(config), examples, config, 11, &out, &mut |_| {}).unwrap_err().to_string()
     };
-    let no_target = Encoded { input_ids: vec![5, 6, 7], source_len: 3 };
-    let lone_token = Encoded { input_ids: vec![5], source_len: 0 };
+    let no_target = Encoded::new(vec![5, 6, 7], 3);
+    let lone_token = Encoded::new(vec![5], 0);
     let message = attempt(vec![no_target.clone(), lone_token.clone()], &full());
     assert!(message.starts_with("nothing to train on: 2 examples"), "{message}");
     // One of eight in a micro-batch of its own.
@@ -443,7 +443,7 @@ fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
         let _no_graph = tch::no_grad_guard();
         let _ = table.get(table.size()[0] - 1).fill_(3e38);
     }
-    let few = vec![Encoded { input_ids: vec![5, 6, 7], source_len: 1 }];
+    let few = vec![Encoded::new(vec![5, 6, 7], 1)];
     let error = run_with(&mut model, few, &config, 11, dir.path(), &mut |_| {}).unwrap_err();
     let TrainError::NotFiniteWeight { step: 1, tensor } = &error else { panic!("{error}") };
     assert_eq!(tensor, "model.embed_tokens.weight");

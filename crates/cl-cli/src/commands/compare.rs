@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use anyhow::Result;
+use cl_checkpoint::logging::LogArgs;
 use cl_eval::cli::{CompareArgs, run_compare};
 
 use super::eval;
@@ -22,10 +23,10 @@ enum EvalCommand {
 }
 
 /// Runs the command.
-pub fn run(args: &EvalArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &EvalArgs, log: LogArgs, out: &mut impl Write) -> Result<()> {
     match (&args.command, &args.eval) {
         (Some(EvalCommand::Compare(args)), _) => run_compare(args, out),
-        (None, Some(args)) => eval::run(args, out),
+        (None, Some(args)) => eval::run(args, log, out),
         (None, None) => Ok(()), // not reached: without a command the parser insists on a model
     }
 }

@@ -1,14 +1,53 @@
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
-use cl_data::RowPlan;
+use anyhow::{Context, Result, ensure};
+use cl_data::{
+    ChatTemplate, Columns, Encoded, Encoding, Format, Profile, RowPlan, Split, Tokenizer, load_as, load_split_as,
+};
+use serde::Deserialize;
+use serde::de::value::StrDeserializer;
 
 /// What can be asked about data.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// List the rows that a run or a round of a sequence went through, in their order, as JSON lines.
     Rows(RowsArgs),
+    /// Print examples as the model will see them: what is learned as it is, everything else dimmed.
+    Show(ShowArgs),
+}
+
+/// Arguments of `cl data show`.
+#[derive(clap::Args)]
+pub struct ShowArgs {
+    /// A file of rows (JSON, JSONL, CSV, TSV, text, Parquet), or a task directory with a train split.
+    file: PathBuf,
+    /// Model directory whose tokenizer and chat template are used.
+    #[arg(long)]
+    model: PathBuf,
+    /// First row, from 0.
+    #[arg(long, default_value_t = 0)]
+    from: usize,
+    /// How many rows.
+    #[arg(long, default_value_t = 3)]
+    rows: usize,
+    /// Most tokens of an example, as train.max_length.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
+    max_length: u32,
+    /// How rows become examples: auto, prompt_answer, prompt_completion, alpaca, meta_math, gsm8k, messages, text.
+    #[arg(long, default_value = "auto", value_parser = format)]
+    format: Format,
+    /// Which field holds what, as in --columns prompt=question --columns "answer={{ label }}"; keys: prompt, answer, messages.
+    #[arg(long, value_name = "KEY=FIELD")]
+    columns: Vec<String>,
+    /// Mark what is learned with ⟦ and ⟧ instead of dimming the rest; so it is also where stdout is no terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    let error = StrDeserializer::<serde::de::value::Error>::new(text);
+    Format::deserialize(error).map_err(|e| e.to_string())
 }
 
 /// Arguments of `cl data rows`.
@@ -23,7 +62,73 @@ pub struct RowsArgs {
 
 /// Runs the command.
 pub fn run(command: &Command, out: &mut impl Write) -> Result<()> {
-    let Command::Rows(args) = command;
+    match command {
+        Command::Rows(args) => rows(args, out),
+        Command::Show(args) => show(args, out),
+    }
+}
+
+fn show(args: &ShowArgs, out: &mut impl Write) -> Result<()> {
+    let columns = columns(&args.columns)?;
+    let data = if args.file.is_dir() {
+        load_split_as(&args.file, Split::Train, args.format, &columns)?
+    } else {
+        load_as(&args.file, args.format, &columns)?
+    };
+    let count = data.examples.len();
+    ensure!(args.from < count, "--from {}: {} has {count} rows, counted from 0", args.from, data.path.display());
+    let tokenizer = Tokenizer::from_dir(&args.model)?;
+    let chat = ChatTemplate::from_dir(&args.model)?;
+    let max_length = Some(args.max_length as usize);
+    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: Profile::Method };
+    let plain = args.plain || !std::io::stdout().is_terminal();
+    for (row, example) in data.examples.iter().enumerate().skip(args.from).take(args.rows) {
+        let place = || format!("{}, row {row} (from 0)", data.path.display());
+        let encoded = encoding.example(example).with_context(place)?;
+        let (all, learned) = (encoded.input_ids.len(), encoded.targets());
+        writeln!(out, "row {row} of {count}: {all} tokens, {learned} of them learned")?;
+        writeln!(out, "{}\n", text(&tokenizer, &encoded, plain)?)?;
+    }
+    Ok(())
+}
+
+/// The tokens as text, special ones included, with what is learned set apart.
+fn text(tokenizer: &Tokenizer, encoded: &Encoded, plain: bool) -> Result<String> {
+    let (shown, learned) = if plain { (["", ""], ["⟦", "⟧"]) } else { (["\x1b[2m", "\x1b[0m"], ["", ""]) };
+    let mut text = String::new();
+    let mut part = |range: std::ops::Range<usize>, around: [&str; 2]| {
+        if !range.is_empty() {
+            text = format!("{text}{}{}{}", around[0], tokenizer.decode(&encoded.input_ids[range], false)?, around[1]);
+        }
+        Ok::<(), cl_data::Error>(())
+    };
+    let mut end = 0;
+    for range in &encoded.learned {
+        part(end..range.start, shown)?;
+        part(range.clone(), learned)?;
+        end = range.end;
+    }
+    part(end..encoded.input_ids.len(), shown)?;
+    Ok(text)
+}
+
+fn columns(entries: &[String]) -> Result<Columns> {
+    let mut columns = Columns::default();
+    for entry in entries {
+        let (key, field) = entry.split_once('=').with_context(|| format!("--columns {entry}: expected KEY=FIELD"))?;
+        let slot = match key.trim() {
+            "prompt" => &mut columns.prompt,
+            "answer" => &mut columns.answer,
+            "messages" => &mut columns.messages,
+            other => anyhow::bail!("--columns {entry}: no key `{other}`; there are prompt, answer and messages"),
+        };
+        *slot = Some(field.to_owned());
+    }
+    columns.validate().map_err(anyhow::Error::msg)?;
+    Ok(columns)
+}
+
+fn rows(args: &RowsArgs, out: &mut impl Write) -> Result<()> {
     let file = if args.run.is_dir() { args.run.join("rows.json") } else { args.run.clone() };
     let plan = RowPlan::read(&file)?;
     let epochs = plan.epochs();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use cl_checkpoint::logging::LogArgs;
 use cl_data::{ChatTemplate, Hub};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
@@ -12,7 +13,6 @@ use cl_eval::{
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
 
 use super::Precision;
-use crate::output::say;
 use crate::progress::Progress;
 
 /// Arguments of `cl eval`.
@@ -125,7 +125,7 @@ struct Run<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
     let hub = args.hub.then(Hub::from_env);
@@ -163,19 +163,19 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
     let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision.into(), device)?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(log);
     let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
     for (place, run) in runs.iter().enumerate() {
         if place > 0 {
             loaded.set_adapter(run.adapter)?;
         }
         if runs.len() > 1 {
-            say(&run.name);
+            tracing::info!("{}", run.name);
         }
         let start = Instant::now();
         let mut scores = score_model(&loaded, &tasks, &config, &run.out, &mut |e| progress.observe(e))?;
         let documents: usize = scores.iter().map(|s| s.documents).sum();
-        say(format_args!("  {documents} documents asked and answered in {:.1} s", start.elapsed().as_secs_f64()));
+        tracing::info!("  {documents} documents asked and answered in {:.1} s", start.elapsed().as_secs_f64());
         write_scores(&run.out.join("scores.json"), &scores)?;
         let of_groups = groups.iter().map(|g| aggregate_group(g, &scores)).collect::<Result<Vec<_>, _>>()?;
         let settings = settings(args, &config, run, &loaded, template.as_ref());

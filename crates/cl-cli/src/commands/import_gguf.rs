@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use cl_checkpoint::gguf::{FloatDtype, ImportOptions, import};
 
-use crate::output::say;
-
 /// Arguments of `cl import-gguf`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,7 +24,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let options = ImportOptions { dtype: args.dtype, overwrite: args.overwrite };
     let report = import(&args.file, &args.out, &options)?;
     for note in &report.notes {
-        say(format_args!("note: {note}"));
+        tracing::info!("note: {note}");
     }
     writeln!(
         out,

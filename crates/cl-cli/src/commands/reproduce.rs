@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use cl_lab::{StudyConfig, reproduce};
 
 use crate::progress::Progress;
@@ -22,11 +23,11 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = StudyConfig { seed: args.seed, ..StudyConfig::default() };
     // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
     cl_torch::tch::set_num_threads(1);
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(log);
     let study = reproduce(&config, &args.out, interrupt, &mut |e| progress.observe(e))?;
     for table in &study.tables {
         writeln!(out, "{}", table.text())?;

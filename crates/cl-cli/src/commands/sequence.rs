@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use cl_lab::{method_name, read_sequence, run_sequence, tables_of};
 
 use crate::progress::Progress;
@@ -10,7 +11,7 @@ use crate::progress::Progress;
 /// Arguments of `cl sequence`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration: model, data, tasks, [train.lora] or [train.full], [replay], [eval].
+    /// Configuration: model, data, tasks or [[rounds]], [train.lora] or [train.full], [mixture], [replay], [eval].
     config: PathBuf,
     /// Directory for rounds/, matrix.json and tables.md.
     #[arg(long)]
@@ -24,11 +25,11 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(log);
     let report = run_sequence(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
-    for table in tables_of(&report.matrix, method_name(&config), config.profile) {
+    for table in tables_of(&report.matrix, &method_name(&config), config.profile) {
         writeln!(out, "{}", table.text())?;
     }
     writeln!(out, "model {}", report.model.display())?;

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use cl_lab::{read_train, run_train};
 use cl_train::{final_loss, read_log};
 
@@ -25,9 +26,9 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(log);
     let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     // From the log, which has the steps of every run that was killed, too.
     let steps = read_log(&args.out.join("log.jsonl"))?;

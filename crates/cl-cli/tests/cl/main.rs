@@ -3,6 +3,7 @@
 mod arguments;
 mod check;
 mod corrupted;
+mod data;
 mod eval;
 mod generate;
 mod import;

@@ -4,6 +4,7 @@ mod check_and_run;
 mod moe;
 mod olora;
 mod round;
+mod rounds;
 mod scoring;
 mod sequence;
 mod study;

@@ -1,0 +1,77 @@
+use std::path::Path;
+
+use cl_checkpoint::{Adapter, Checkpoint, Error, Manifest, ManifestProblem, TensorSource, convert};
+use cl_data::Tokenizer;
+use cl_model::Decoder;
+
+use crate::check_model::parameters;
+use crate::findings::note;
+use crate::{Finding, LabError};
+
+/// Checks a model or adapter directory: every header, names and shapes against the config, the tokenizer, every value for NaN
+/// and infinities, and every file against the manifest when there is one.
+pub fn check_directory(dir: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let has = |name: &str| dir.join(name).exists();
+    if has("adapter_config.json") {
+        check_adapter(dir, &mut findings);
+    } else if has("config.json") || has("model.safetensors") || has("manifest.json") {
+        check_whole_model(dir, &mut findings);
+    } else {
+        findings.push(Finding::Problem(LabError::NothingToCheck { path: dir.to_owned() }));
+    }
+    if has("manifest.json")
+        && let Some(differences) = note(Manifest::verify(dir), &mut findings)
+    {
+        let wrong = |path, what| Finding::Problem(LabError::Manifest { path, what });
+        findings.extend(differences.into_iter().map(|difference| match difference {
+            ManifestProblem::Missing(path) => wrong(path, "named in manifest.json, but missing"),
+            ManifestProblem::Changed(path) => wrong(path, "has another content than manifest.json says"),
+            ManifestProblem::Unlisted(path) => Finding::Fact(format!("{}: not named in manifest.json", path.display())),
+        }));
+    }
+    findings
+}
+
+fn check_whole_model(dir: &Path, findings: &mut Vec<Finding>) {
+    let tokenizer = note(Tokenizer::from_dir(dir), findings);
+    let Some(checkpoint) = note(Checkpoint::open(dir), findings) else { return };
+    if let Some(config) = note(Decoder::check(&checkpoint), findings) {
+        findings.push(Finding::Fact(format!(
+            "model: {:?} family, {} layers, hidden size {}, {:.1} M parameters, vocabulary {}",
+            config.family,
+            config.num_hidden_layers,
+            config.hidden_size,
+            parameters(&checkpoint) as f64 / 1e6,
+            config.vocab_size
+        )));
+        let tokens = tokenizer.map_or(0, |t| t.vocab_size());
+        if tokens as i64 > config.vocab_size {
+            let (path, rows) = (dir.to_owned(), config.vocab_size);
+            findings.push(Finding::Problem(LabError::Vocabulary { path, tokens, rows }));
+        }
+    }
+    note(checkpoint.check_all_finite(), findings);
+}
+
+fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
+    let Some(adapter) = note(Adapter::open(dir), findings) else { return };
+    note(adapter.check_built(), findings);
+    let config = adapter.config();
+    findings.push(Finding::Fact(format!(
+        "adapter: {} on {} modules, r {}, lora_alpha {}, base {}",
+        config.peft_type,
+        adapter.modules().len(),
+        config.r,
+        config.lora_alpha,
+        config.base_model_name_or_path.as_deref().unwrap_or("not named")
+    )));
+    for name in adapter.names() {
+        let values = adapter.info(name).zip(adapter.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));
+        let bad = values.iter().flatten().enumerate().find(|(_, v)| !v.is_finite());
+        if let Some((index, &value)) = bad {
+            let (path, tensor) = (dir.join("adapter_model.safetensors"), name.to_owned());
+            findings.push(Finding::Problem(Error::NotFinite { path, tensor, index, value }.into()));
+        }
+    }
+}

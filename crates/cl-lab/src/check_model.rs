@@ -1,0 +1,154 @@
+use std::path::Path;
+
+use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
+use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource};
+use cl_data::Tokenizer;
+use cl_model::{Decoder, ModelConfig};
+use cl_train::TrainConfig;
+
+use crate::Finding;
+use crate::findings::note;
+use crate::model_dir::{check_fits, open_checkpoint};
+use crate::rounds::is_stack;
+
+/// Checks what a run starts from: headers, names and shapes, the tokenizer, and what `[train]` asks of it.
+pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> Option<ModelConfig> {
+    let checkpoint = note(open_checkpoint(dir), findings)?;
+    if let Some(tokenizer) = note(Tokenizer::from_dir(dir), findings) {
+        note(tokenizer.require_eos(), findings);
+    }
+    let model = note(Decoder::check(&checkpoint), findings);
+    let millions = parameters(&checkpoint) as f64 / 1e6;
+    findings.push(Finding::Fact(format!("model: {} with {millions:.1} M parameters", dir.display())));
+    check_adapters(&checkpoint, train, findings);
+    model
+}
+
+/// Adapters that the run makes, starts from, or stays away from.
+fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Finding>) {
+    let stack = is_stack(train);
+    if let Some(dir) = &train.initial_adapter {
+        // It decides the modules; `target_modules` is not looked at.
+        if let Some(adapter) = note(Adapter::open(dir), findings) {
+            note(check_fits(base, &adapter), findings);
+            note(check_continued(&adapter, train), findings);
+            if stack && adapter.config().use_dora {
+                // What it makes could not be added to the base together with the others.
+                note(check_frozen(&adapter), findings);
+            }
+        }
+    } else if let Some(lora) = &train.lora {
+        let plain = LoraConfig { use_dora: false, ..lora.clone() };
+        if let (true, Some(key)) = (lora.use_dora, plain.beyond_factors()) {
+            // The round's model could not be made of it.
+            let (value, expected) = ("beside use_dora".to_owned(), "one of the two");
+            findings.push(Finding::Problem(AdapterError::Parameter { key, value, expected }.into()));
+        }
+        note(check_targets(base, lora), findings);
+    }
+    let Some(olora) = &train.olora else { return };
+    findings.push(Finding::Fact(format!(
+        "o-lora: {:?}, lambda {:?}, earlier adapters {:?}, {} of them from before this run",
+        olora.mode,
+        olora.lambda.values(),
+        olora.shape,
+        olora.earlier.len()
+    )));
+    for dir in &olora.earlier {
+        if let Some(adapter) = note(Adapter::open(dir), findings) {
+            note(check_fits(base, &adapter), findings);
+            if stack {
+                note(check_frozen(&adapter), findings);
+            }
+        }
+    }
+}
+
+/// An adapter that is continued decides what it is; settings that say otherwise would not be heeded.
+fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), AdapterError> {
+    let Some(lora) = &train.lora else { return Ok(()) };
+    let wrong = |key, value: String| {
+        Err(AdapterError::Parameter { key, value, expected: "nothing beside initial_adapter, which decides it" })
+    };
+    if lora.use_dora && !adapter.config().use_dora {
+        return wrong("use_dora", "true".to_owned());
+    }
+    if lora.init_lora_weights != InitLoraWeights::default() {
+        return wrong("init_lora_weights", format!("{:?}", lora.init_lora_weights));
+    }
+    if let Some(key) = lora.beyond_factors().filter(|key| *key != "use_dora") {
+        return wrong(key, "set".to_owned());
+    }
+    if let Some(pattern) = lora.rank_pattern.keys().chain(lora.alpha_pattern.keys()).next() {
+        return wrong("rank_pattern, alpha_pattern", pattern.clone());
+    }
+    let of_tokens = |m: &&AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
+    match lora.embedding_learning_rate {
+        Some(rate) if !adapter.modules().iter().any(of_tokens) && adapter.whole_tensors().is_empty() => {
+            let expected = "an initial adapter on embed_tokens or lm_head";
+            Err(AdapterError::Parameter { key: "embedding_learning_rate", value: rate.to_string(), expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterError> {
+    let mut layers = targeted(base, lora)?;
+    layers.retain(|(name, ..)| !lora.is_saved(name));
+    lora.check_layers(&layers)?;
+    let adapted: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
+    check_whole(base, lora, &adapted)
+}
+
+/// What is trained beside factors is there, and can be folded into the base.
+fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result<(), AdapterError> {
+    let shape = |name: &str| base.info(name).map_or(Vec::new(), |i| i.shape.iter().map(|&d| d as i64).collect());
+    let mut shapes: Vec<(&str, Vec<i64>)> = base.names().into_iter().map(|name| (name, shape(name))).collect();
+    let tied = base.info("lm_head.weight").is_none() || base.config().get("tie_word_embeddings") == Some(&true.into());
+    if base.info("lm_head.weight").is_none() {
+        shapes.push(("lm_head.weight", shape("model.embed_tokens.weight")));
+    }
+    let tensors: Vec<(&str, &[i64])> = shapes.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
+    lora.whole_plan(&tensors, adapted, tied)?;
+    let bare = |layer: &&&str| base.info(&format!("{layer}.bias")).is_none();
+    match adapted.iter().find(bare).filter(|_| lora.lora_bias) {
+        Some(layer) => {
+            let value = format!("true for `{layer}`, which has no bias that the adapter's could be folded into");
+            Err(AdapterError::Parameter { key: "lora_bias", value, expected: "target_modules that have a bias" })
+        }
+        None => Ok(()),
+    }
+}
+
+/// A layer's name, what it is, and its weight's shape.
+pub(crate) type Layer<'n> = (&'n str, LayerKind, [i64; 2]);
+
+/// The layers that get an adapter: matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+pub(crate) fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Vec<Layer<'n>>, AdapterError> {
+    let layer = |name: &'_ str, weight: &str| {
+        let &[rows, columns] = base.info(weight)?.shape.as_slice() else { return None };
+        let table = name.ends_with("embed_tokens");
+        let kind = if table { LayerKind::Embedding } else { LayerKind::Linear };
+        Some((kind, [rows as i64, columns as i64]))
+    };
+    let matrices = base.names().into_iter().filter_map(|weight| {
+        let name = weight.strip_suffix(".weight")?;
+        let (kind, shape) = layer(name, weight)?;
+        Some((name, kind, shape))
+    });
+    let mut layers: Vec<Layer<'n>> = matrices.collect();
+    if !layers.iter().any(|(name, ..)| *name == "lm_head")
+        && let Some((kind, shape)) = layer("lm_head", "model.embed_tokens.weight")
+    {
+        layers.push(("lm_head", kind, shape));
+    }
+    let names: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
+    let targets = Targets::new(&lora.target_modules, &names)?;
+    layers.retain(|(name, ..)| targets.contains(name));
+    Ok(layers)
+}
+
+/// Numbers that a model's tensors hold.
+pub(crate) fn parameters(checkpoint: &Checkpoint) -> usize {
+    checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum()
+}

@@ -1,0 +1,50 @@
+//! What a sequence is scored by: tasks, and the columns of its matrix.
+
+use cl_eval::{Column, Group, TaskGroup, TaskOptions, TaskSet, TaskSpec, load_tasks};
+
+use crate::{LabError, Round, SequenceConfig};
+
+/// The tasks that are scored: new knowledge first, then old.
+pub(crate) fn load_each_task(
+    config: &SequenceConfig,
+    rounds: &[Round],
+) -> impl Iterator<Item = Result<TaskSet, LabError>> {
+    let options = TaskOptions {
+        limit: config.limit.test,
+        max_new_tokens: config.eval.max_new_tokens,
+        metric: config.eval.metric,
+        profile: config.profile,
+        lm_eval: config.eval.lm_eval.as_deref(),
+        ..TaskOptions::default()
+    };
+    let names = config.new_tasks(rounds).into_iter().chain(config.eval.old.iter().cloned());
+    names.map(move |name| Ok(load_tasks(&name, &config.data, options)?))
+}
+
+/// The columns of the matrix of scores: new knowledge with the round that teaches it, then old.
+pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskGroup]) -> Vec<Column> {
+    let new = config.new_tasks(rounds).len();
+    let column = |(i, task): (usize, &TaskGroup)| {
+        if i < new {
+            Column::new(&task.name, Group::New, teaching_round(rounds, &task.name))
+        } else {
+            Column::new(&task.name, Group::Old, None)
+        }
+    };
+    scored.iter().enumerate().map(column).collect()
+}
+
+/// The round (from 1) that teaches a task, by any of its names. A task that no round names is taught with the one whose data
+/// set it shares, as GSM8K's two forms do.
+pub(crate) fn teaching_round(rounds: &[Round], task: &str) -> Option<usize> {
+    let spec = TaskSpec::find(task);
+    let same =
+        |other: &str| other == task || spec.is_some_and(|s| TaskSpec::find(other).is_some_and(|o| o.name == s.name));
+    let shares = |other: &str| {
+        let dataset = |spec: &TaskSpec| spec.dataset;
+        let other = TaskSpec::find(other).and_then(dataset);
+        other.is_some() && other == spec.and_then(dataset)
+    };
+    let teaching = |matches: &dyn Fn(&str) -> bool| rounds.iter().position(|r| r.scored.iter().any(|t| matches(t)));
+    teaching(&same).or_else(|| teaching(&shares)).map(|index| index + 1)
+}

@@ -1,0 +1,200 @@
+use std::path::Path;
+
+use cl_checkpoint::files::shorten;
+use cl_train::TrainConfig;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::{LabError, SequenceConfig, TrainRun};
+
+/// Reads the configuration of a sequence. `set` holds overrides such as `train.learning_rate=1e-4`, applied in order.
+///
+/// # Errors
+/// [`LabError::Config`] with line and column, [`LabError::Set`].
+pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<SequenceConfig, LabError> {
+    let config: SequenceConfig = read(path, text, set)?;
+    let wrong = |message: String| Err(LabError::Config { path: path.to_owned(), message });
+    check_train(path, &config.train)?;
+    if let Err(message) = config.resolve_rounds() {
+        return wrong(message);
+    }
+    at_least_one(path, "limit.train", config.limit.train)?;
+    at_least_one(path, "limit.test", config.limit.test)?;
+    at_least_one(path, "eval.max_new_tokens", config.eval.max_new_tokens)?;
+    for (key, value, most) in [
+        ("eval.batch_tokens", config.eval.batch_tokens, 1 << 24),
+        ("eval.batch_sequences", config.eval.batch_sequences, 1 << 16),
+        ("eval.max_new_tokens", config.eval.max_new_tokens.unwrap_or(1), 1 << 24),
+        ("eval.max_length", config.eval.max_length.unwrap_or(1), 1 << 24),
+    ] {
+        if !(1..=most).contains(&value) {
+            return wrong(format!("{key} = {value}: expected 1 to {most}"));
+        }
+    }
+    Ok(config)
+}
+
+/// Reads the configuration of one round; see [`read_sequence`] for `set`.
+///
+/// # Errors
+/// [`LabError::Config`] with line and column, [`LabError::Set`].
+pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
+    let config: TrainRun = read(path, text, set)?;
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    check_train(path, &config.train)?;
+    if config.data.train.is_empty() {
+        return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
+    }
+    config.mixture().validate(config.data.train.len()).map_err(wrong)?;
+    config.data.columns.validate().map_err(|e| wrong(format!("data.{e}")))?;
+    at_least_one(path, "data.limit", config.data.limit)?;
+    Ok(config)
+}
+
+fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabError> {
+    if value != Some(0) {
+        return Ok(());
+    }
+    Err(LabError::Config { path: path.to_owned(), message: format!("{key} = 0: expected at least 1") })
+}
+
+fn check_train(path: &Path, train: &TrainConfig) -> Result<(), LabError> {
+    train.validate().map_err(|e| LabError::Config { path: path.to_owned(), message: format!("train: {e}") })
+}
+
+fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
+    if set.is_empty() && !is_paper(&table) {
+        // Straight from the text, so that errors point at line and column.
+        return toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())));
+    }
+    for entry in set {
+        override_key(&mut table, entry)?;
+    }
+    if is_paper(&table) {
+        paper_defaults(&mut table);
+    }
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(shorten(&e.to_string())))
+}
+
+fn is_paper(table: &Table) -> bool {
+    table.get("profile").and_then(Value::as_str) == Some("paper")
+}
+
+/// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 without master
+/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code; a
+/// sequence's tasks of lm-eval are scored without BOS.
+fn paper_defaults(table: &mut Table) {
+    let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
+    let Some(train) = train.as_table_mut() else { return };
+    for (key, value) in [
+        ("loss_norm", Value::from("microbatch_mean")),
+        ("states", Value::from("pure")),
+        ("precision", Value::from("bf16")),
+        ("adapter_precision", Value::from("f32")),
+        ("learning_rate", Value::from(2e-5)),
+    ] {
+        train.entry(key).or_insert(value);
+    }
+    if let Some(olora) = train.get_mut("olora").and_then(Value::as_table_mut) {
+        olora.entry("mode").or_insert(Value::from("l1"));
+    }
+    if table.contains_key("tasks") || table.contains_key("rounds") {
+        let eval = table.entry("eval").or_insert_with(|| Value::Table(Table::new()));
+        if let Some(eval) = eval.as_table_mut().filter(|e| !e.contains_key("add_bos_token")) {
+            eval.entry("lm_eval_add_bos_token").or_insert(Value::from(false));
+        }
+    }
+}
+
+/// `a.b.c=value`: the value is TOML, or text where that does not parse.
+fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
+    let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
+    let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
+    if text.trim().parse::<i128>().is_ok_and(|number| i64::try_from(number).is_err()) {
+        return Err(wrong("the number is beyond what TOML holds, -2⁶³ to 2⁶³ - 1"));
+    }
+    let value = toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::from(text.trim()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong("expected a key before ="))?;
+    let mut place = table;
+    for part in parts {
+        place = place
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| wrong("a part of the key is no table"))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use cl_data::Buffer;
+
+    use cl_train::Precision;
+
+    use super::*;
+    use crate::Replay;
+
+    const MINIMAL: &str = "model = 'm'\ndata = 'd'\ntasks = ['a', 'b']\n[train.lora]\nr = 4\n";
+
+    fn sequence(text: &str, set: &[&str]) -> Result<SequenceConfig, LabError> {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        read_sequence(Path::new("c.toml"), text, &set)
+    }
+
+    #[test]
+    fn overrides_and_profiles() {
+        let set = ["train.lora.r=2", "limit.train=9", "replay.fraction=0.1", "model=some/where"];
+        let config = sequence(MINIMAL, &set).unwrap();
+        assert_eq!(config.train.lora.as_ref().unwrap().r, 2);
+        assert_eq!(
+            (config.limit.train, config.replay),
+            (Some(9), Some(Replay { fraction: 0.1, buffer: Buffer::Redrawn }))
+        );
+        assert_eq!(config.model, Path::new("some/where"));
+        let paper = sequence(MINIMAL, &["profile=paper", "train.precision=f32"]).unwrap();
+        assert_eq!(paper.train.loss_norm, cl_train::LossNorm::MicrobatchMean);
+        assert_eq!((paper.train.precision, paper.train.learning_rate), (Precision::F32, 2e-5));
+        assert_eq!((paper.eval.lm_eval_add_bos_token, paper.eval.add_bos_token), (Some(false), None));
+        let all = sequence(MINIMAL, &["profile=paper", "eval.add_bos_token=true"]).unwrap();
+        assert_eq!((all.eval.lm_eval_add_bos_token, all.eval.add_bos_token), (None, Some(true)));
+    }
+
+    #[test]
+    fn errors_say_what_and_where() {
+        let rows: [(&str, &[&str], &str); 10] = [
+            ("model = 'm'\ntask = []", &[], "line 2"),
+            (MINIMAL, &["replay.fraction=-1"], "replay.fraction = -1"),
+            (MINIMAL, &["tasks=['a', 'a']"], "`a` comes up again"),
+            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not the name"),
+            (MINIMAL, &["limit.train=0"], "limit.train = 0: expected at least 1"),
+            (MINIMAL, &["eval.max_new_tokens=0"], "eval.max_new_tokens = 0"),
+            (MINIMAL, &["train.full={}"], "exactly one of"),
+            (MINIMAL, &["train.epochs=0"], "epochs = 0"),
+            (MINIMAL, &["=3"], "expected a key"),
+            (MINIMAL, &["train.learning_rat=3"], "learning_rat"),
+        ];
+        for (text, set, part) in rows {
+            let message = sequence(text, set).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_resolved_configuration_reads_back() {
+        let rounds =
+            "rounds=[{name='a', data=['x', 'y'], joint='uniform', train={epochs=6}}, {name='b', scored=['c']}]";
+        for set in [&["replay.fraction=0.1"][..], &["tasks=[]", rounds, "mixture.joint={temperature=2.0}"]] {
+            let config = sequence(MINIMAL, set).unwrap();
+            let text = toml::to_string(&config).unwrap();
+            assert_eq!(sequence(&text, &[]).unwrap(), config);
+        }
+    }
+}

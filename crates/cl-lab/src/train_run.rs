@@ -1,0 +1,52 @@
+use std::path::Path;
+
+use cl_checkpoint::Interrupt;
+
+use crate::check::{Checked, require_train};
+use crate::output::Claim;
+use crate::rounds::is_stack;
+use crate::sources::{base_source, data_sources, inputs};
+use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, TrainRun, run_round};
+
+/// Runs `cl train`: one round into `out`, as [`run_round`] does, with `config.toml`, the resolved configuration, and
+/// `base.blake3` and `data.blake3`, the hashes of what it is made from. With `resume` an unfinished run goes on where it was.
+///
+/// # Errors
+/// What [`check_train`](crate::check_train) finds, before anything is written; [`LabError::Output`] when `out` holds something
+/// already and `resume` is false, or another run; anything the round raises.
+pub fn run_train(
+    config: &TrainRun,
+    out: &Path,
+    resume: bool,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<RoundOutput, LabError> {
+    let Checked { device, datasets, .. } = require_train(config)?;
+    let settings = toml::to_string(config)
+        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let base = ModelRef::take(&config.model)?;
+    let (earlier_data, data) = datasets.split_at(config.data.earlier.len());
+    let data = data.concat();
+    let sources = [base_source(&base), data_sources(datasets.iter().flatten(), &config.train)?];
+    let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
+    let inputs = inputs(&config.model, &config.train, datasets.iter().flatten().map(|d| d.path.as_path()));
+    let marker = "config.toml";
+    let claim = Claim { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
+    let _lock = claim.take()?;
+    let input = RoundInput {
+        model: &base,
+        interrupt,
+        data: &data,
+        earlier_data,
+        mixture: &config.mixture(),
+        config: &config.train,
+        // As the round that it is in a sequence: with the same seed it would start where the first one did.
+        seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
+        buffer_seed: config.seed,
+        profile: config.profile,
+        device,
+        compose: is_stack(&config.train).then_some((&base, earlier)),
+        earlier,
+    };
+    run_round(&input, out, observer)
+}
