@@ -2,8 +2,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{choice, edit, exact, first_char, gsm8k, rouge, sari};
-use crate::{Response, Target};
+use super::target::Target;
+use super::{choice, edit, exact, first_char, gsm8k, rouge, sari};
+use crate::request::Response;
 
 /// How an answer is scored. Each gives one or more scores by name, all in `[0, 1]`; the first named here is the main one,
 /// which stands for the task in tables.

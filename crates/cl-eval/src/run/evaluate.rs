@@ -1,65 +1,14 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::files::write_file;
-use cl_data::read_lines;
-use serde::{Deserialize, Serialize};
-
-use crate::{BoxError, Error, LanguageModel, Loglikelihood, Metric, Request, Response, Target, Task};
-
-/// One answered document, as a line of a predictions file. It says all that its scores are computed from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Prediction {
-    /// Index of the document.
-    pub document: usize,
-    /// Name of the task.
-    pub task: String,
-    /// How the answer is scored.
-    pub metric: Metric,
-    /// blake3 of the request: prompt, most tokens, stop texts. An answer is found again by it.
-    pub request: String,
-    /// Fingerprint of the model, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// What the model answered.
-    pub response: Response,
-    /// What the answer is held against.
-    pub target: Target,
-    /// Its scores by metric.
-    pub scores: BTreeMap<String, f64>,
-}
-
-/// Means over all documents of a task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
-    /// Name of the task.
-    pub task: String,
-    /// Number of documents.
-    pub documents: usize,
-    /// The metric that stands for the task.
-    pub main_metric: String,
-    /// Mean of each metric, in `[0, 1]`.
-    pub metrics: BTreeMap<String, f64>,
-    /// Standard error of each mean: the sample's standard deviation over the root of the number of documents. One
-    /// document has none. Absent from files that older versions wrote.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub stderr: BTreeMap<String, f64>,
-}
-
-impl Scores {
-    /// Mean of the main metric.
-    pub fn main(&self) -> f64 {
-        self.metrics.get(&self.main_metric).copied().unwrap_or(f64::NAN)
-    }
-
-    /// Means of the scores that predictions of one task hold, the documents in any order.
-    pub fn of(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
-        aggregate(task, metric, predictions)
-    }
-}
+use super::files::{lock_log, make_parent, remove_leftovers, write_whole};
+use super::predictions::{Prediction, Saved, to_jsonl};
+use super::scores::Scores;
+use crate::error::Error;
+use crate::request::{BoxError, LanguageModel, Loglikelihood, Request, Response};
+use crate::task::Task;
 
 /// A task to be asked, and the file (JSONL of [`Prediction`]) that its answers go to.
 pub struct Open<'a> {
@@ -135,42 +84,8 @@ pub fn evaluate_all(
     runs.iter_mut().map(Run::finish).collect()
 }
 
-/// Scores a predictions file again by the task as it is now, without a model.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::NoDocuments`], [`Error::NotPredictions`], [`Error::Unanswered`].
-pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
-    let run = Run::start(&Open { task, predictions: predictions.to_owned() }, None)?;
-    Ok(aggregate(task.name(), task.metric(), &run.answered()?))
-}
-
-/// Scores a predictions file again by what it says itself: neither model nor data are needed. Lines of several tasks are
-/// scored task by task, in the order in which they first come up; a document that is answered twice counts once.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::NotPredictions`], [`Error::NoDocuments`] of a file without predictions.
-pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
-    cl_checkpoint::files::open_file(predictions)?;
-    let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
-    let mut seen = HashSet::new();
-    for mut line in Saved::read(predictions)?.lines {
-        if !seen.insert((line.task.clone(), line.document)) {
-            continue;
-        }
-        line.scores = line.metric.scores(&line.target, &line.response);
-        match tasks.iter_mut().find(|(name, _)| *name == line.task) {
-            Some((_, lines)) => lines.push(line),
-            None => tasks.push((line.task.clone(), vec![line])),
-        }
-    }
-    if tasks.is_empty() {
-        return Err(Error::NoDocuments { name: predictions.display().to_string() });
-    }
-    Ok(tasks.into_iter().map(|(task, lines)| (aggregate(&task, lines[0].metric, &lines), lines)).collect())
-}
-
 /// A task on its way: what it asks, and what is answered.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     task: &'a dyn Task,
     path: PathBuf,
     requests: Vec<Request>,
@@ -183,7 +98,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
+    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
         let (task, path) = (open.task, open.predictions.clone());
         if task.is_empty() {
             return Err(Error::NoDocuments { name: task.name().to_owned() });
@@ -231,7 +146,7 @@ impl<'a> Run<'a> {
     }
 
     /// One prediction a document, scored as the task scores now.
-    fn answered(&self) -> Result<Vec<Prediction>, Error> {
+    pub(super) fn answered(&self) -> Result<Vec<Prediction>, Error> {
         let (task, metric) = (self.task.name(), self.task.metric());
         let one = |(document, key): (usize, &String)| {
             let line = self.saved.by_request.get(key).ok_or_else(|| Error::Unanswered {
@@ -252,7 +167,7 @@ impl<'a> Run<'a> {
         let io = |source| Error::Io { path: self.path.clone(), source };
         write_whole(&self.path, &to_jsonl(&self.saved.in_order(&self.keys, &answered)).map_err(io)?)?;
         self.file = None;
-        Ok(aggregate(self.task.name(), self.task.metric(), &answered))
+        Ok(Scores::of(self.task.name(), self.task.metric(), &answered))
     }
 }
 
@@ -336,80 +251,6 @@ impl<R: Clone, A> Asked<R, A> {
     }
 }
 
-/// A predictions file.
-#[derive(Default)]
-struct Saved {
-    lines: Vec<Prediction>,
-    /// Line of each request's answer; the first one if there are several.
-    by_request: HashMap<String, usize>,
-    /// Bytes of the lines; less than the file's where a kill cut off the last one.
-    whole: u64,
-    /// The last line is whole but for its line feed.
-    unended: bool,
-}
-
-impl Saved {
-    /// The lines of a file; no file is no lines. What a kill cut off, wherever it was cut, is left out; anything else that is no
-    /// prediction is an error, so that no other file is ever written over.
-    fn read(path: &Path) -> Result<Saved, Error> {
-        let mut saved = Saved::default();
-        if !path.exists() {
-            return Ok(saved);
-        }
-        for line in read_lines(path)? {
-            let line = line?;
-            match serde_json::from_slice(&line.bytes) {
-                Ok(prediction) => saved.push(prediction),
-                Err(_) if is_cut_off(&line.bytes) => break,
-                Err(source) => {
-                    return Err(Error::NotPredictions { path: path.to_owned(), line: line.number, source });
-                }
-            }
-            saved.whole += line.bytes.len() as u64;
-            saved.unended = !line.bytes.ends_with(b"\n");
-        }
-        Ok(saved)
-    }
-
-    /// Documents that are answered.
-    fn done(&self, keys: &[String]) -> usize {
-        keys.iter().filter(|k| self.by_request.contains_key(*k)).count()
-    }
-
-    fn push(&mut self, prediction: Prediction) {
-        self.by_request.entry(prediction.request.clone()).or_insert(self.lines.len());
-        self.lines.push(prediction);
-    }
-
-    /// Answers that name no model are taken as they are: the model that gave them had no fingerprint.
-    fn check_model(&self, path: &Path, model: Option<&str>) -> Result<(), Error> {
-        let Some(expected) = model else { return Ok(()) };
-        let other = self.lines.iter().filter_map(|p| p.model.as_deref()).find(|m| *m != expected);
-        other.map_or(Ok(()), |found| {
-            Err(Error::OtherModel { path: path.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
-        })
-    }
-
-    /// Documents to ask about, one for each request that has no answer.
-    fn first_unanswered(&self, keys: &[String]) -> Vec<usize> {
-        let mut seen = HashSet::new();
-        (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
-    }
-
-    /// The task's answers in the order of its documents, then those that are none of its.
-    fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
-        let of_task: HashSet<&String> = keys.iter().collect();
-        let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));
-        answered.iter().chain(others).cloned().collect()
-    }
-}
-
-/// Whether a line is the beginning of a prediction, without its end.
-fn is_cut_off(line: &[u8]) -> bool {
-    const START: &[u8] = br#"{"document":"#;
-    !line.ends_with(b"\n") && (line.starts_with(START) || START.starts_with(line))
-}
-
 fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
@@ -421,90 +262,6 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = e.source();
     }
     message
-}
-
-fn aggregate(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for prediction in predictions {
-        for (metric, value) in &prediction.scores {
-            values.entry(metric.clone()).or_default().push(*value);
-        }
-    }
-    // Sorted, so that the mean's last bits do not depend on the order of the documents.
-    values.values_mut().for_each(|v| v.sort_by(f64::total_cmp));
-    let metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
-    let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v)));
-    let stderr = stderr.filter(|(_, e)| e.is_finite()).collect(); // JSON has no NaN, and equal scores are to be equal
-    let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
-    Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// As lm-eval's: with Bessel's correction.
-fn standard_error(values: &[f64]) -> f64 {
-    let (n, mean) = (values.len() as f64, mean(values));
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    (squares / (n - 1.0) / n).sqrt()
-}
-
-fn to_jsonl(predictions: &[Prediction]) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    for prediction in predictions {
-        serde_json::to_writer(&mut text, prediction)?;
-        text.push(b'\n');
-    }
-    Ok(text)
-}
-
-/// Writes a file, in a directory that is made for it.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    make_parent(path)?;
-    Ok(write_file(path, bytes)?)
-}
-
-fn make_parent(path: &Path) -> Result<(), Error> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    if let Some(file) = parent.ancestors().find(|p| p.exists()).filter(|p| !p.is_dir()) {
-        return Err(Error::NoDirectory { path: file.to_owned(), file: path.to_owned() });
-    }
-    std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
-}
-
-/// Opens a log of answers to add to it, and locks it as long as it is open.
-fn lock_log(path: &Path) -> Result<File, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    loop {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_owned() }),
-            // A file system without locks.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
-        }
-        // Whoever had it before may have put another file in its place, which this lock does not guard.
-        let same_file = |there: &Metadata, open: &Metadata| (there.dev(), there.ino()) == (open.dev(), open.ino());
-        let open = file.metadata().map_err(io)?;
-        if std::fs::metadata(path).is_ok_and(|there| same_file(&there, &open)) {
-            return Ok(file);
-        }
-    }
-}
-
-/// Removes what kills left of writing a file whole: `.NAME.RANDOM.part` beside it. To be called under the file's lock.
-fn remove_leftovers(path: &Path) {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let prefix = format!(".{}.", name.to_string_lossy());
-    let random = |file: &str| {
-        let middle = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".part"));
-        middle.is_some_and(|m| !m.is_empty() && m.bytes().all(|b| b.is_ascii_alphanumeric()))
-    };
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        if random(&entry.file_name().to_string_lossy()) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// Half of a blake3 hash is enough: 128 bits.

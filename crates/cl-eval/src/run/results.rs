@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::evaluate::write_whole;
-use crate::{Error, Scores};
+use super::files::write_whole;
+use super::scores::Scores;
+use crate::error::Error;
 
 /// A task's scores with how it was asked.
 #[derive(Clone, Debug)]

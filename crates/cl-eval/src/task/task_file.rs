@@ -8,9 +8,11 @@ use std::path::Path;
 use cl_data::Row;
 use serde::Deserialize;
 
-use crate::few_shot::Sampler;
-use crate::template::{Formula, Template, environment};
-use crate::{Error, Harness, Metric};
+use super::Harness;
+use super::few_shot::Sampler;
+use super::template::{Formula, Template, environment};
+use crate::error::Error;
+use crate::metrics::Metric;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,17 +3,20 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, read_text};
-use cl_data::{DatasetRef, Hub, Profile, Row, Split, load_split};
+use cl_data::{DatasetRef, Row, Split, load_split};
 use serde_json::{Map, Value, json};
 
-use crate::chat::ChatRender;
-use crate::described::{Document, Material, build};
-use crate::group::TaskGroup;
-use crate::lm_eval::lm_eval_samples;
-use crate::rows::{Library, Rows};
-use crate::task_file::{HubDataset, TaskFile};
-use crate::template::{Template, environment};
-use crate::{Error, Metric, MultipleChoice, Task};
+use super::Task;
+use super::described::{Material, build};
+use super::group::TaskGroup;
+use super::lm_eval::lm_eval_samples;
+use super::multiple_choice::MultipleChoice;
+use super::options::TaskOptions;
+use super::rows::{Document, Library, Rows};
+use super::task_file::{HubDataset, TaskFile};
+use super::template::{Template, environment};
+use crate::error::Error;
+use crate::metrics::Metric;
 
 /// A task that is known by name.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +35,7 @@ pub struct TaskSpec {
 
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
-        [$((concat!("tasks/", $name, ".toml"), include_str!(concat!("../tasks/", $name, ".toml")))),*]
+        [$((concat!("tasks/", $name, ".toml"), include_str!(concat!("../../tasks/", $name, ".toml")))),*]
     };
 }
 
@@ -91,34 +94,6 @@ impl TaskSpec {
         let wanted = name.to_lowercase();
         SPECS.iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()))
     }
-}
-
-/// How a task is loaded.
-#[derive(Clone, Copy, Default)]
-pub struct TaskOptions<'a> {
-    /// Only the first so many documents of each task.
-    pub limit: Option<usize>,
-    /// Instead of the task's own.
-    pub max_new_tokens: Option<usize>,
-    /// Instead of the task's own; `exact_match` for a directory that is not a known task.
-    pub metric: Option<Metric>,
-    /// Solved documents in front of each, instead of the task's own number.
-    pub num_fewshot: Option<usize>,
-    /// Seed that shots are drawn with; 1234 if there is none.
-    pub fewshot_seed: Option<u32>,
-    /// A chat template: prompts are conversations, and a choice follows without a space.
-    pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with
-    /// all.
-    pub fewshot_as_multiturn: bool,
-    /// Stands in front of the task's own description.
-    pub system_instruction: Option<&'a str>,
-    /// Under [`Profile::Paper`] a task of ROUGE-L stands in tables by the paper's own number.
-    pub profile: Profile,
-    /// An installed lm-eval, or a task's file of it, for shots that it alone publishes; see [`find_lm_eval`](crate::find_lm_eval).
-    pub lm_eval: Option<&'a Path>,
-    /// Where data sets are fetched from that are not in the directory; nothing is ever fetched without it.
-    pub hub: Option<&'a Hub>,
 }
 
 /// What a name stands for.

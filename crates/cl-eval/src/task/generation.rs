@@ -1,4 +1,6 @@
-use crate::{GenerateRequest, Metric, Request, Target, Task};
+use super::Task;
+use crate::metrics::{Metric, Target};
+use crate::request::{GenerateRequest, Request};
 
 /// A prompt and what should follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]

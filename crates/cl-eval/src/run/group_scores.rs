@@ -1,19 +1,8 @@
-//! Tasks that are scored as one.
-
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use crate::{Error, Scores};
-
-/// Tasks whose documents count as those of one, such as MMLU's subjects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct TaskGroup {
-    /// Name, as in tables.
-    pub name: String,
-    /// Names of its tasks.
-    pub members: Vec<String>,
-}
+use super::scores::Scores;
+use crate::error::Error;
+use crate::task::TaskGroup;
 
 /// Scores of a group: each metric's mean weighted by documents. The standard error is lm-eval's pooled one,
 /// √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks of nᵢ documents with standard errors sᵢ.

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootstrap::{interval, mean, resampled_means};
-use crate::{Error, Estimate, McNemar, Metric, Prediction, Resampling, mcnemar, score_file};
+use super::bootstrap::{Estimate, Resampling, interval, mean, resampled_means};
+use super::mcnemar::{McNemar, mcnemar};
+use crate::error::Error;
+use crate::metrics::Metric;
+use crate::run::{Prediction, score_file};
 
 /// What two runs have in common, and how they differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

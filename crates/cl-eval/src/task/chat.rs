@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::BoxError;
 use crate::metrics::python_space;
+use crate::request::BoxError;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

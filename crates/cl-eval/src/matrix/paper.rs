@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use crate::{mean_of_percentages, ratio_of_means};
+use super::score_matrix::{mean_of_percentages, ratio_of_means};
 
 /// A table as printed.
 #[derive(Clone, Debug, Deserialize)]
@@ -61,7 +61,7 @@ struct File {
 
 /// The six tables.
 pub fn tables() -> Vec<PaperTable> {
-    let file: File = serde_json::from_str(include_str!("../paper/tables.json")).expect("a constant file");
+    let file: File = serde_json::from_str(include_str!("../../paper/tables.json")).expect("a constant file");
     file.tables
 }
 

@@ -7,8 +7,8 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_data::Row;
 use serde::Deserialize;
 
-use crate::Error;
-use crate::described::Document;
+use super::rows::Document;
+use crate::error::{Error, shortened};
 
 /// The examples of a task's file.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,9 +85,8 @@ pub fn lm_eval_samples(lm_eval: &Path, yaml: &str) -> Result<Samples, Error> {
     };
     let wrong = |message| Error::LmEval { path: path.clone(), message };
     let text = read_text(&path, MAX_CONFIG)?;
-    let task: TaskYaml = serde_saphyr::from_str(&text).map_err(|e| {
-        wrong(format!("no task with fewshot_config.samples: {}", crate::error::shortened(&e.to_string())))
-    })?;
+    let task: TaskYaml = serde_saphyr::from_str(&text)
+        .map_err(|e| wrong(format!("no task with fewshot_config.samples: {}", shortened(&e.to_string()))))?;
     if task.fewshot_config.samples.is_empty() {
         return Err(wrong("fewshot_config.samples is empty".to_owned()));
     }

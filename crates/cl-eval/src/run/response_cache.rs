@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use cl_data::{Line, read_lines};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Loglikelihood};
+use crate::error::Error;
+use crate::request::Loglikelihood;
 
 /// What a model is asked, as it sees it: in tokens, with everything that the answer depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

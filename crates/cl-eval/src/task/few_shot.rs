@@ -127,7 +127,7 @@ mod tests {
     fn draws_as_python_does() {
         // Written by tests/fixtures/make_metrics.py.
         let fixture: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/fixtures/python_sample.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/fixtures/python_sample.json")).unwrap();
         let mut random = (None, PythonRandom::new(0));
         for draw in fixture["draws"].as_array().unwrap() {
             let (seed, n, k, expected): (u32, usize, usize, Vec<usize>) = serde_json::from_value(draw.clone()).unwrap();

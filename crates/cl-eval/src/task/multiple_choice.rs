@@ -4,7 +4,10 @@ use cl_data::{BOM, Line, read_lines};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LoglikelihoodRequest, Metric, Request, Target, Task};
+use super::Task;
+use crate::error::Error;
+use crate::metrics::{Metric, Target};
+use crate::request::{LoglikelihoodRequest, Request};
 
 /// A question with choices, one of them right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

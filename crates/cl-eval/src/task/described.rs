@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 
-use cl_data::{Profile, Row};
+use cl_data::Profile;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Value};
 use serde_json::{Map, json};
 
-use crate::chat::{Chat, Role, Turn, joined};
-use crate::error::shortened;
-use crate::few_shot::{ShotSampler, TooFew};
-use crate::task_file::{Choices, TaskFile};
-use crate::template::{Formula, Template, environment};
-use crate::{Error, GenerateRequest, Harness, LoglikelihoodRequest, Metric, Request, Target, Task, TaskOptions};
+use super::chat::{Chat, Role, Turn, joined};
+use super::few_shot::{ShotSampler, TooFew};
+use super::options::TaskOptions;
+use super::rows::Document;
+use super::task_file::{Choices, TaskFile};
+use super::template::{Formula, Template, environment};
+use super::{Harness, Task};
+use crate::error::{Error, shortened};
+use crate::metrics::{Metric, Target};
+use crate::request::{BoxError, GenerateRequest, LoglikelihoodRequest, Request};
 
 /// A task made of a description and rows: every request is known when it is loaded.
 pub(crate) struct DescribedTask {
@@ -77,13 +81,6 @@ impl Task for DescribedTask {
     fn settings(&self) -> Map<String, serde_json::Value> {
         self.settings.clone()
     }
-}
-
-/// A row, and where errors say that it is.
-pub(crate) struct Document {
-    pub(crate) path: PathBuf,
-    pub(crate) index: usize,
-    pub(crate) row: Row,
 }
 
 /// What a description is filled with.
@@ -283,7 +280,7 @@ impl<'a> Filler<'a> {
             turns.extend(self.shot(self.filled(shot)?.0));
         }
         let text = |turns: &[Turn]| {
-            let chat = |e: crate::BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
+            let chat = |e: BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
             self.chat.text(turns).map_err(chat)
         };
         let ask = |question: &str| {

@@ -1,4 +1,4 @@
-use crate::{Group, ScoreMatrix};
+use super::score_matrix::{Group, ScoreMatrix};
 
 /// Cells of text with a caption, to be written as Markdown, aligned text or CSV.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ fn unsigned_zero(number: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Column;
+    use crate::matrix::Column;
 
     #[test]
     fn laid_out_like_the_paper() {

@@ -4,13 +4,20 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use cl_data::{DatasetRef, Hub, RowFile, read_rows};
+use cl_data::{DatasetRef, Hub, Row, RowFile, read_rows};
 use serde_json::{Value, json};
 
-use crate::Error;
+use crate::error::Error;
 
 /// Extensions that are looked for behind a candidate.
 const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet", "parquet.gz"];
+
+/// A row, and where errors say that it is.
+pub(crate) struct Document {
+    pub(crate) path: PathBuf,
+    pub(crate) index: usize,
+    pub(crate) row: Row,
+}
 
 /// Rows and where they were.
 #[derive(Clone)]
