@@ -12,6 +12,7 @@ mod mixture;
 pub mod numpy;
 mod pack;
 mod parquet_file;
+mod parquet_limits;
 mod profile;
 pub mod python;
 mod row_plan;
