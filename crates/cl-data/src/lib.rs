@@ -22,7 +22,7 @@ mod special;
 pub mod template;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, Role};
 pub use dataset::{Dataset, Example, Format, Split, load, load_split};
 pub use encode::{Encoded, encode_dataset, encode_example};
 pub use error::Error;

@@ -1,4 +1,4 @@
-//! Tasks: documents, how each is asked about, and what its answer is held against.
+//! Tasks: documents, the request each makes, and the target its answer is scored against.
 
 mod chat;
 mod described;
@@ -19,7 +19,8 @@ use serde_json::{Map, Value};
 use crate::metrics::{Metric, Target};
 use crate::request::Request;
 
-pub use chat::{ChatRender, Message, Role};
+pub use chat::{ChatRender, Message};
+pub use cl_data::Role;
 pub use generation::{Document, GenerationTask};
 pub use group::TaskGroup;
 pub use lm_eval::{Samples, find_lm_eval, lm_eval_samples};
@@ -27,8 +28,9 @@ pub use multiple_choice::{MultipleChoice, Question};
 pub use options::TaskOptions;
 pub use registry::{TaskSet, TaskSpec, known_tasks, load_task, load_tasks};
 
-/// Whose script a task's published scores come from. In the paper the two differ in more than prompts: TRACE's tasks are
-/// tokenized as training does, BOS included; those of lm-evaluation-harness without BOS, which was its default then.
+/// The evaluation script that a task's published scores come from. Besides prompts, the scripts differ in tokenization: in
+/// the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness without BOS, its default
+/// at the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Harness {
@@ -41,9 +43,9 @@ pub enum Harness {
     Other,
 }
 
-/// Documents with a way to ask about each and to score the answer.
+/// A list of documents, each with a request to the model and a target that the answer is scored against.
 pub trait Task: Sync {
-    /// Name, as in tables.
+    /// Name of the task, as in tables.
     fn name(&self) -> &str;
 
     /// Number of documents.
@@ -54,21 +56,21 @@ pub trait Task: Sync {
         self.len() == 0
     }
 
-    /// What to ask about a document (from 0, below [`Task::len`]).
+    /// The request for a document, whose index is below [`Task::len`].
     fn request(&self, document: usize) -> Request;
 
-    /// What its answer is held against.
+    /// The target for a document.
     fn target(&self, document: usize) -> Target;
 
-    /// How answers are scored.
+    /// The metric that answers are scored by.
     fn metric(&self) -> Metric;
 
-    /// Whose script its published scores come from.
+    /// The script that the task's published scores come from.
     fn harness(&self) -> Harness {
         Harness::Other
     }
 
-    /// How its documents were asked about, as it is recorded with results: shots, seed, files and their hashes.
+    /// Settings to save with results: number of few-shot examples, seed, files and their hashes.
     fn settings(&self) -> Map<String, Value> {
         Map::new()
     }
