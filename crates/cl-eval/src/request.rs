@@ -1,19 +1,20 @@
-//! What a model is asked and what it answers.
+//! Requests to a model, and its responses.
 
 use serde::{Deserialize, Serialize};
 
-/// Whatever went wrong in a model.
+/// Any error of a model.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How likely is `continuation` after `context`?
+/// The log-likelihood of `continuation` given `context`.
 ///
-/// As in lm-eval: white space at the end of the context belongs to the continuation; the continuation's tokens are those of
-/// the whole text beyond as many as the context alone has; what is too long loses tokens on its left.
+/// Tokenized as in lm-eval: white space at the end of the context moves to the continuation; context and continuation are
+/// tokenized together, and the continuation's tokens are those after as many as the context alone has; a text that is too
+/// long is truncated on the left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LoglikelihoodRequest {
-    /// What stands before.
+    /// The text before the continuation.
     pub context: String,
-    /// What is scored.
+    /// The text that is scored.
     pub continuation: String,
 }
 
@@ -23,74 +24,75 @@ pub struct Loglikelihood {
     /// Sum of natural log-probabilities of the continuation's tokens.
     #[serde(with = "crate::request::number")]
     pub sum: f64,
-    /// Every token was the likeliest one.
+    /// Whether greedy decoding would give the continuation: each of its tokens is the most likely one.
     pub greedy: bool,
     /// Number of the continuation's tokens.
     pub tokens: usize,
 }
 
-/// What does the model write after `prompt`, always taking the likeliest token?
+/// The continuation of `prompt` by greedy decoding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GenerateRequest {
-    /// What stands before.
+    /// The text to continue.
     pub prompt: String,
-    /// Most tokens to write.
+    /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Texts that end the answer; the first one to come up and all after it are cut off.
+    /// Stop strings: the continuation is cut off before the first that occurs.
     pub stop: Vec<String>,
 }
 
-/// What a document asks of the model.
+/// The request that a document makes of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// To write.
+    /// Generate a text.
     Generate(GenerateRequest),
-    /// To score each of several continuations.
+    /// Score each of several continuations.
     Loglikelihood(Vec<LoglikelihoodRequest>),
 }
 
-/// What the model answered.
+/// The model's answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
-    /// What it wrote.
+    /// The generated text.
     Text(String),
-    /// Sums of log-probabilities, one a continuation. In JSON those that are not finite are the texts `"inf"`, `"-inf"` and
-    /// `"NaN"`.
+    /// Sum of log-probabilities of each continuation. In JSON, values that are not finite are the strings `"inf"`, `"-inf"`
+    /// and `"NaN"`.
     Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
 }
 
-/// Takes the answer to the request of an index. Its error is to be handed on at once, as the model's own.
+/// Callback that takes the answer to the request of an index. If it returns an error, the model must return that error at
+/// once.
 pub type Answered<'a, T> = &'a mut dyn FnMut(usize, T) -> Result<(), BoxError>;
 
-/// Something that answers requests. It chooses batches and order by itself, and hands every answer over as soon as it is
-/// known, with the index of its request, so that what is finished survives a kill.
+/// A model that answers requests. The implementation chooses batches and order, and calls `answered` with each answer and
+/// the index of its request as soon as the answer is known, so that finished work survives if the process is killed.
 pub trait LanguageModel {
-    /// Scores continuations, each request once.
+    /// Computes log-likelihoods. Each request is answered once.
     ///
     /// # Errors
-    /// The model's own, and those of `answered`.
+    /// Returns an error if the model fails or `answered` returns one.
     fn loglikelihood(
         &mut self,
         requests: &[LoglikelihoodRequest],
         answered: Answered<'_, Loglikelihood>,
     ) -> Result<(), BoxError>;
 
-    /// Writes continuations, each request once.
+    /// Generates texts. Each request is answered once.
     ///
     /// # Errors
-    /// The model's own, and those of `answered`.
+    /// Returns an error if the model fails or `answered` returns one.
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError>;
 
-    /// What tells this model from others, such as a hash of its weights and settings. Kept beside each prediction, so that
-    /// another model's answers are never taken for its own; without one they cannot be told apart.
+    /// Identifies the model, such as by a hash of its weights and settings. It is saved with each prediction, so that one
+    /// model's answers are never used for another. Without a fingerprint, models cannot be told apart.
     fn fingerprint(&self) -> Option<String> {
         None
     }
 }
 
-/// JSON has no infinities: serde_json would write `null` and not read it again.
+/// JSON has no infinities: serde_json would write `null`, and could not read it again.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Number {

@@ -1,21 +1,21 @@
 use serde::{Deserialize, Serialize};
 
-/// What an answer is held against.
+/// What an answer is scored against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Target {
-    /// One of several continuations is right.
+    /// Multiple choice.
     Choice {
-        /// The continuations as they are counted for `acc_norm`, without the space in front.
+        /// The choices without the leading space; `acc_norm` divides by their lengths.
         choices: Vec<String>,
-        /// Index of the right one.
+        /// Index of the right choice.
         gold: usize,
     },
-    /// What should have been written.
+    /// A reference answer.
     Reference {
         /// The text.
         reference: String,
-        /// What SARI compares the answer with.
+        /// Source text, for SARI.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<String>,
     },

@@ -10,18 +10,18 @@ use crate::error::Error;
 use crate::request::{BoxError, LanguageModel, Loglikelihood, Request, Response};
 use crate::task::Task;
 
-/// A task to be asked, and the file (JSONL of [`Prediction`]) that its answers go to.
+/// A task to evaluate, and the file (JSONL of [`Prediction`]) for its answers.
 pub struct Open<'a> {
     /// The task.
     pub task: &'a dyn Task,
-    /// The file; two tasks cannot share one.
+    /// The predictions file. Two tasks cannot share one.
     pub predictions: PathBuf,
 }
 
-/// [`evaluate_all`] of one task. `observe(done, all)` is called before the first and after every answer.
+/// Evaluates one task, see [`evaluate_all`]. `observe(done, all)` is called before the first and after every answer.
 ///
 /// # Errors
-/// As [`evaluate_all`].
+/// Returns the same errors as [`evaluate_all`].
 pub fn evaluate(
     task: &dyn Task,
     model: &mut dyn LanguageModel,
@@ -33,21 +33,23 @@ pub fn evaluate(
     Ok(scores.remove(0))
 }
 
-/// Asks the model about every document that its task's file does not answer yet, all tasks together so that it can batch them
-/// as it likes, writes every answer down as it comes, and scores. `observe(task, done, all)` is called with the task's index.
+/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each answer
+/// to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with the index of
+/// the task.
 ///
-/// Answers are found again by their requests, so a killed run goes on where it was, documents may have been added or put in
-/// another order, and a document that comes twice is asked about once. A line cut off by a kill is asked about again. Answers
-/// to requests that the task does not make (a run with a larger limit left them) stay behind those of the task and count for
-/// nothing. When all is done the file is in the order of the documents, as that of an uninterrupted run; log-likelihoods may
-/// differ in the last bits that a model's batches decide.
+/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes, documents may
+/// be added or reordered, and identical documents are sent to the model once. An incomplete last line is discarded. Answers
+/// to other requests, such as those of a run with a larger limit, are kept at the end of the file and not scored. On
+/// completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may differ in the last bits,
+/// which depend on how the model batches.
 ///
-/// Every file is locked as long as answers are added to it. Several processes may write to one directory, each its own files.
+/// Each file is locked while answers are appended to it. Several processes may write different files in one directory.
 ///
 /// # Errors
-/// [`Error::NoDocuments`], [`Error::Model`], [`Error::Answers`], [`Error::Io`], [`Error::OtherModel`] when the file holds
-/// another model's answers, [`Error::NotPredictions`] when it is another kind of file; it is then left as it is.
-/// [`Error::Busy`] when another process is adding to it. [`Error::File`], also for what is no regular file.
+/// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
+/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions file
+/// (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or [`Error::File`] if
+/// reading or writing fails.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
@@ -84,7 +86,7 @@ pub fn evaluate_all(
     runs.iter_mut().map(Run::finish).collect()
 }
 
-/// A task on its way: what it asks, and what is answered.
+/// The state of a task's evaluation: its requests, and the answers so far.
 pub(super) struct Run<'a> {
     task: &'a dyn Task,
     path: PathBuf,
@@ -114,7 +116,7 @@ impl<'a> Run<'a> {
         Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
     }
 
-    /// Opens the file to add to it, as the only one who does, without a cut-off line at its end; makes its directory.
+    /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
     fn begin(&mut self) -> Result<(), Error> {
         make_parent(&self.path)?;
         let mut file = lock_log(&self.path)?;
@@ -145,7 +147,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// One prediction a document, scored as the task scores now.
+    /// One prediction per document, scored by the task's current metric.
     pub(super) fn answered(&self) -> Result<Vec<Prediction>, Error> {
         let (task, metric) = (self.task.name(), self.task.metric());
         let one = |(document, key): (usize, &String)| {
@@ -171,7 +173,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Requests of one kind with the documents that make them, and the answers so far.
+/// Requests of one kind, the documents they belong to, and the answers so far.
 struct Asked<R, A> {
     requests: Vec<R>,
     owners: Vec<usize>,                      // of each request, its place in `documents`
@@ -196,7 +198,7 @@ impl<R: Clone, A> Asked<R, A> {
         self.requests.extend_from_slice(requests);
     }
 
-    /// Every answer goes to its document, every document that is answered whole into its run's file.
+    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are answered.
     fn ask(
         mut self,
         runs: &mut [Run<'_>],
@@ -264,7 +266,7 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     message
 }
 
-/// Half of a blake3 hash is enough: 128 bits.
+/// Identifies a request. Half of a blake3 hash is enough: 128 bits.
 fn key(request: &Request) -> String {
     let json = serde_json::to_vec(request).expect("texts and numbers always serialize");
     blake3::hash(&json).to_hex()[..32].to_owned()

@@ -1,4 +1,4 @@
-//! Files of a run: written whole, or added to under a lock.
+//! Files of a run: written atomically, or appended to under a lock.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use cl_checkpoint::files::write_file;
 
 use crate::error::Error;
 
-/// Writes a file, in a directory that is made for it.
+/// Writes a file atomically. Creates its directory.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     make_parent(path)?;
     Ok(write_file(path, bytes)?)
@@ -22,7 +22,7 @@ pub(super) fn make_parent(path: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
 }
 
-/// Opens a log of answers to add to it, and locks it as long as it is open.
+/// Opens a log of answers for appending, locked as long as it is open.
 pub(super) fn lock_log(path: &Path) -> Result<File, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     loop {
@@ -41,7 +41,7 @@ pub(super) fn lock_log(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// Removes what kills left of writing a file whole: `.NAME.RANDOM.part` beside it. To be called under the file's lock.
+/// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. Call it under the file's lock.
 pub(super) fn remove_leftovers(path: &Path) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
     let prefix = format!(".{}.", name.to_string_lossy());

@@ -1,4 +1,4 @@
-//! A model asked about tasks: predictions, scores, results.
+//! Runs a model on tasks: predictions, scores, results.
 
 mod evaluate;
 mod files;

@@ -8,43 +8,43 @@ use crate::error::Error;
 use crate::metrics::{Metric, Target};
 use crate::request::Response;
 
-/// One answered document, as a line of a predictions file. It says all that its scores are computed from.
+/// An answered document, one line of a predictions file. It contains everything its scores are computed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Index of the document.
     pub document: usize,
     /// Name of the task.
     pub task: String,
-    /// How the answer is scored.
+    /// The metric that the answer is scored by.
     pub metric: Metric,
-    /// blake3 of the request: prompt, most tokens, stop texts. An answer is found again by it.
+    /// blake3 of the request, by which saved answers are matched.
     pub request: String,
     /// Fingerprint of the model, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// What the model answered.
+    /// The model's answer.
     pub response: Response,
-    /// What the answer is held against.
+    /// The target that the answer is scored against.
     pub target: Target,
-    /// Its scores by metric.
+    /// Scores by name.
     pub scores: BTreeMap<String, f64>,
 }
 
-/// A predictions file.
+/// The content of a predictions file.
 #[derive(Default)]
 pub(super) struct Saved {
     pub(super) lines: Vec<Prediction>,
-    /// Line of each request's answer; the first one if there are several.
+    /// Index of the first line that answers each request.
     pub(super) by_request: HashMap<String, usize>,
-    /// Bytes of the lines; less than the file's where a kill cut off the last one.
+    /// Size of the complete lines in bytes.
     pub(super) whole: u64,
-    /// The last line is whole but for its line feed.
+    /// Whether the last line is complete except for its line feed.
     pub(super) unended: bool,
 }
 
 impl Saved {
-    /// The lines of a file; no file is no lines. What a kill cut off, wherever it was cut, is left out; anything else that is no
-    /// prediction is an error, so that no other file is ever written over.
+    /// Reads a file; a missing file has no lines. An incomplete last line is left out. Returns an error if any other line is
+    /// not a prediction, so that no other file is ever overwritten.
     pub(super) fn read(path: &Path) -> Result<Saved, Error> {
         let mut saved = Saved::default();
         if !path.exists() {
@@ -65,7 +65,7 @@ impl Saved {
         Ok(saved)
     }
 
-    /// Documents that are answered.
+    /// Number of answered documents.
     pub(super) fn done(&self, keys: &[String]) -> usize {
         keys.iter().filter(|k| self.by_request.contains_key(*k)).count()
     }
@@ -75,7 +75,8 @@ impl Saved {
         self.lines.push(prediction);
     }
 
-    /// Answers that name no model are taken as they are: the model that gave them had no fingerprint.
+    /// Returns an error if an answer is another model's. Answers without a model are accepted: their model had no
+    /// fingerprint.
     pub(super) fn check_model(&self, path: &Path, model: Option<&str>) -> Result<(), Error> {
         let Some(expected) = model else { return Ok(()) };
         let other = self.lines.iter().filter_map(|p| p.model.as_deref()).find(|m| *m != expected);
@@ -84,13 +85,13 @@ impl Saved {
         })
     }
 
-    /// Documents to ask about, one for each request that has no answer.
+    /// The first document of each request that has no answer.
     pub(super) fn first_unanswered(&self, keys: &[String]) -> Vec<usize> {
         let mut seen = HashSet::new();
         (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
     }
 
-    /// The task's answers in the order of its documents, then those that are none of its.
+    /// The task's answers in the order of its documents, then answers to other requests.
     pub(super) fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
         let of_task: HashSet<&String> = keys.iter().collect();
         let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));
@@ -98,7 +99,7 @@ impl Saved {
     }
 }
 
-/// Whether a line is the beginning of a prediction, without its end.
+/// Whether a line is an incomplete prediction.
 fn is_cut_off(line: &[u8]) -> bool {
     const START: &[u8] = br#"{"document":"#;
     !line.ends_with(b"\n") && (line.starts_with(START) || START.starts_with(line))

@@ -1,4 +1,4 @@
-//! Scores from predictions files alone.
+//! Scores from saved predictions, without a model.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,20 +9,22 @@ use super::scores::Scores;
 use crate::error::Error;
 use crate::task::Task;
 
-/// Scores a predictions file again by the task as it is now, without a model.
+/// Scores a predictions file with a task's current metric and targets, without a model.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NoDocuments`], [`Error::NotPredictions`], [`Error::Unanswered`].
+/// Returns [`Error::Unanswered`] if a document has no answer, [`Error::NoDocuments`] if the task is empty,
+/// [`Error::NotPredictions`] if the file is not a predictions file, and an error if it cannot be read.
 pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
     let run = Run::start(&Open { task, predictions: predictions.to_owned() }, None)?;
     Ok(Scores::of(task.name(), task.metric(), &run.answered()?))
 }
 
-/// Scores a predictions file again by what it says itself: neither model nor data are needed. Lines of several tasks are
-/// scored task by task, in the order in which they first come up; a document that is answered twice counts once.
+/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order of
+/// their first lines. A document that occurs twice counts once.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NotPredictions`], [`Error::NoDocuments`] of a file without predictions.
+/// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and an
+/// error if it cannot be read.
 pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
     cl_checkpoint::files::open_file(predictions)?;
     let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();

@@ -12,12 +12,12 @@ pub struct Scores {
     pub task: String,
     /// Number of documents.
     pub documents: usize,
-    /// The metric that stands for the task.
+    /// The main metric, which represents the task in tables.
     pub main_metric: String,
     /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
-    /// Standard error of each mean: the sample's standard deviation over the root of the number of documents. One
-    /// document has none. Absent from files that older versions wrote.
+    /// Standard error of each mean: the sample standard deviation divided by the square root of the number of documents.
+    /// A single document has none. Absent from files written by older versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stderr: BTreeMap<String, f64>,
 }
@@ -28,7 +28,7 @@ impl Scores {
         self.metrics.get(&self.main_metric).copied().unwrap_or(f64::NAN)
     }
 
-    /// Means of the scores that predictions of one task hold, the documents in any order.
+    /// Means of the scores in a task's predictions, which may be in any order.
     pub fn of(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
         let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for prediction in predictions {
@@ -50,7 +50,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// As lm-eval's: with Bessel's correction.
+/// As in lm-eval, with Bessel's correction.
 fn standard_error(values: &[f64]) -> f64 {
     let (n, mean) = (values.len() as f64, mean(values));
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();

@@ -1,11 +1,11 @@
-//! Tasks that are scored as one.
+//! Groups of tasks.
 
 use serde::Serialize;
 
-/// Tasks whose documents count as those of one, such as MMLU's subjects.
+/// Tasks that are scored as one, weighted by size, such as MMLU's subjects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TaskGroup {
-    /// Name, as in tables.
+    /// Name of the group.
     pub name: String,
     /// Names of its tasks.
     pub members: Vec<String>,

@@ -5,30 +5,30 @@ use cl_data::{Hub, Profile};
 use super::chat::ChatRender;
 use crate::metrics::Metric;
 
-/// How a task is loaded.
+/// Options for loading a task.
 #[derive(Clone, Copy, Default)]
 pub struct TaskOptions<'a> {
-    /// Only the first so many documents of each task.
+    /// Maximum number of documents per task.
     pub limit: Option<usize>,
-    /// Instead of the task's own.
+    /// Maximum number of new tokens; defaults to the task's.
     pub max_new_tokens: Option<usize>,
-    /// Instead of the task's own; `exact_match` for a directory that is not a known task.
+    /// Metric; defaults to the task's, and to `exact_match` for a directory that is not a known task.
     pub metric: Option<Metric>,
-    /// Solved documents in front of each, instead of the task's own number.
+    /// Number of few-shot examples; defaults to the task's.
     pub num_fewshot: Option<usize>,
-    /// Seed that shots are drawn with; 1234 if there is none.
+    /// Random seed for drawing few-shot examples; defaults to 1234.
     pub fewshot_seed: Option<u32>,
-    /// A chat template: prompts are conversations, and a choice follows without a space.
+    /// Chat template for prompts. Choices then have no leading space.
     pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with
-    /// all.
+    /// With a chat template: each few-shot example is a user message and an assistant message, instead of all being one user
+    /// message.
     pub fewshot_as_multiturn: bool,
-    /// Stands in front of the task's own description.
+    /// System instruction, placed before the task's description.
     pub system_instruction: Option<&'a str>,
-    /// Under [`Profile::Paper`] a task of ROUGE-L stands in tables by the paper's own number.
+    /// Which definitions apply. With [`Profile::Paper`], the main metric of ROUGE-L tasks is the paper's variant.
     pub profile: Profile,
-    /// An installed lm-eval, or a task's file of it, for shots that it alone publishes; see [`find_lm_eval`](crate::find_lm_eval).
+    /// An installed lm-eval, for few-shot examples that only it publishes; see [`find_lm_eval`](crate::find_lm_eval).
     pub lm_eval: Option<&'a Path>,
-    /// Where data sets are fetched from that are not in the directory; nothing is ever fetched without it.
+    /// Hub for data sets that are not in the directory. Without it, nothing is downloaded.
     pub hub: Option<&'a Hub>,
 }
