@@ -14,7 +14,8 @@
 //!
 //! Operators and literals are checked by a filter that is put around them before a template is compiled, because the engine
 //! has no hook for them; at most four operands of MAX_SIZE bytes are concatenated before it runs. A rendering holds about 1 GiB
-//! at most, and ends within seconds.
+//! at most. Time is limited through instructions and MAX_WORK; items looked up in long joined lists are not counted, so a
+//! hostile template can still run for minutes.
 //!
 //! Templates cannot include, import or extend others, and a chain of nearly three hundred `~` or `+` nests too deep.
 
