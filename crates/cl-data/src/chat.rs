@@ -1,25 +1,42 @@
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use cl_checkpoint::files::read_text;
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, jinja, special};
+use crate::jinja::{self, Dialect, Template};
+use crate::{Error, special};
 
-/// Names of special tokens that a template may use, as Transformers hands them over.
+/// Names of special tokens that a template may use, as Transformers passes them.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// One turn of a conversation.
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| jinja::environment(Dialect::Transformers));
+
+/// The roles that every chat template knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions for the whole conversation.
+    System,
+    /// The one who asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation. The role is a text, because templates may know more of them than [`Role`] has; where
+/// only those occur, it may be `Message<Role>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else a template knows.
-    pub role: String,
-    /// What was said.
+pub struct Message<R = String> {
+    /// `system`, `user`, `assistant`, or another role that the template knows.
+    pub role: R,
+    /// The text.
     pub content: String,
 }
 
 impl Message {
-    /// What `role` said.
+    /// A message of a role.
     ///
     /// # Example
     /// ```
@@ -50,7 +67,7 @@ impl Message {
 /// ```
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: Template,
     text: String,
     tokens: Vec<(String, String)>,
     path: PathBuf,
@@ -92,13 +109,9 @@ impl ChatTemplate {
     }
 
     fn compile(path: PathBuf, text: String, tokens: Vec<(String, String)>) -> Result<ChatTemplate, Error> {
-        let wrong = |message: String| Error::Chat { path: path.clone(), message };
-        jinja::check_source(&text).map_err(|e| wrong(format!("the chat template {e}")))?;
-        let mut environment = jinja::environment();
-        environment
-            .add_template_owned("chat", jinja::without_generation(&text))
-            .map_err(|e| wrong(format!("no template: {e}")))?;
-        Ok(ChatTemplate { environment, text, tokens, path })
+        let template = Template::new(&ENVIRONMENT, &without_generation(&text))
+            .map_err(|e| Error::Chat { path: path.clone(), message: format!("invalid chat template: {e}") })?;
+        Ok(ChatTemplate { template, text, tokens, path })
     }
 
     /// The conversation as the model is shown it; with `add_generation_prompt` it ends where the assistant begins to speak.
@@ -108,7 +121,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Chat`] with the template's own message when it refuses the conversation (roles that do not alternate, say).
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
+    pub fn render<R: Serialize>(&self, messages: &[Message<R>], add_generation_prompt: bool) -> Result<String, Error> {
         let fixed = [
             ("messages", Value::from_serialize(messages)),
             // Transformers passes both always, as None: to a template they are defined.
@@ -118,9 +131,8 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(role, token)| (role.as_str(), Value::from(token.as_str())));
         let context: Value = tokens.chain(fixed).collect();
-        let render = || self.environment.get_template("chat").and_then(|template| jinja::render(&template, context));
         let wrong = |message| Error::Chat { path: self.path.clone(), message };
-        let rendered = jinja::on_large_stack(render).map_err(|e| wrong(e.to_string()))?;
+        let rendered = jinja::on_large_stack(|| self.template.render(context)).map_err(|e| wrong(e.to_string()))?;
         rendered.map_err(|e| wrong(e.to_string()))
     }
 
@@ -151,4 +163,28 @@ fn default_template(entry: &serde_json::Value) -> Result<String, String> {
         let names: Vec<String> = list.iter().map(name).collect();
         format!("`chat_template` has no template named `default`, only [{}]", names.join(", "))
     })
+}
+
+/// The template with `{% generation %}` blocks as blocks that always render: the tag only marks what an assistant said, for
+/// masks over tokens.
+fn without_generation(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(end);
+        let name = tag[2..].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        match name {
+            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out + rest
 }

@@ -118,7 +118,7 @@ mod tests {
     fn a_long_conversation_loses_its_end() {
         let encoded = encode(TEMPLATE, &TURNS, Some(17)).unwrap();
         assert_eq!((encoded.input_ids.len(), encoded.learned), (17, vec![9..11, 16..17]));
-        assert_eq!(encode(TEMPLATE, &TURNS, Some(6)).unwrap().learned, []);
+        assert_eq!(encode(TEMPLATE, &TURNS, Some(6)).unwrap().targets(), 0);
     }
 
     #[test]

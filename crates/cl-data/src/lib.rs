@@ -15,6 +15,7 @@ mod mixture;
 pub mod numpy;
 mod pack;
 mod parquet_file;
+mod parquet_limits;
 mod profile;
 pub mod python;
 mod row_format;
@@ -25,7 +26,7 @@ mod special;
 pub mod template;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, Role};
 pub use dataset::{Dataset, Split, load, load_as, load_split, load_split_as};
 pub use encode::{Encoded, Encoding};
 pub use error::Error;

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::errors::ParquetError;
@@ -16,23 +17,32 @@ use parquet::schema::types::Type;
 use serde_json::{Number, Value};
 
 use crate::Error;
+use crate::parquet_limits::{Bounded, Budget, check_schema};
 use crate::rows::{Row, TakeRow};
 
 /// The four bytes a Parquet file begins and ends with.
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
 /// Hands over the rows of a file; `path` is for messages.
+///
+/// Returns an error if the file is damaged, holds what JSON does not have, or unpacks to too much; see [`Budget`].
 pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
     let form = |message| Error::Form { path: path.to_owned(), message };
     // The crate's decoders panic on some damaged pages; a damaged file is an error like any other here.
-    let mut rows = decoded(|| open(file)).map_err(form)?;
+    let (reader, budget) = decoded(|| open(&file)).map_err(form)?;
+    let groups = reader.metadata().row_groups();
     let mut found = 0;
-    while let Some(row) = decoded(|| rows.iter.next().transpose().map_err(damaged)).map_err(form)? {
-        take(found, fields(row.into_columns()))?;
-        found += 1;
+    for group in 0..groups.len() {
+        let bounded = || Ok(Bounded { group: reader.get_row_group(group)?, file: &file, budget: budget.clone() });
+        let bounded = decoded(|| bounded().map_err(damaged)).map_err(form)?;
+        let mut rows = decoded(|| RowIter::from_row_group(None, &bounded).map_err(damaged)).map_err(form)?;
+        while let Some(row) = decoded(|| next(&mut rows, &budget).map_err(damaged)).map_err(form)? {
+            take(found, row)?;
+            found += 1;
+        }
     }
-    if found as i64 != rows.promised {
-        let promised = rows.promised;
+    let promised = groups.iter().map(|g| g.num_rows()).sum::<i64>();
+    if found as i64 != promised {
         return Err(form(format!("a damaged Parquet file: {found} rows where its footer says {promised}")));
     }
     Ok(())
@@ -47,20 +57,33 @@ fn decoded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(message)
 }
 
-/// Rows to come, and how many the footer says that there are.
-struct Rows {
-    iter: RowIter<'static>,
-    promised: i64,
-}
-
-fn open(file: File) -> Result<Rows, String> {
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
-    let metadata = reader.metadata().file_metadata();
-    for column in metadata.schema().get_fields() {
+fn open(file: &File) -> Result<(SerializedFileReader<File>, Arc<Budget>), String> {
+    let io = |e| damaged(ParquetError::from(e));
+    let budget = Budget::new(file.metadata().map_err(io)?.len());
+    check_schema(file).map_err(damaged)?;
+    let reader = SerializedFileReader::new(file.try_clone().map_err(io)?).map_err(damaged)?;
+    for column in reader.metadata().file_metadata().schema().get_fields() {
         supported(column, column.name())?;
     }
-    let promised = reader.metadata().row_groups().iter().map(|g| g.num_rows()).sum::<i64>();
-    Ok(Rows { iter: RowIter::from_file_into(Box::new(reader)), promised })
+    Ok((reader, Arc::new(budget)))
+}
+
+fn next(rows: &mut RowIter<'_>, budget: &Budget) -> Result<Option<Row>, ParquetError> {
+    let Some(row) = rows.next().transpose()? else { return Ok(None) };
+    let row = fields(row.into_columns());
+    budget.values(1)?;
+    budget.texts(row.iter().map(|(name, value)| name.len() as u64 + text_bytes(value)).sum())?;
+    Ok(Some(row))
+}
+
+/// Bytes of the texts in a value.
+fn text_bytes(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() as u64 + text_bytes(value)).sum(),
+        _ => 0,
+    }
 }
 
 /// Whether a column, named by its dotted path, has a form in JSON.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::Environment;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::jinja::{Dialect, Template, environment};
 use crate::rows::{Row, kind};
-use crate::{Error, Example, Message, jinja, template};
+use crate::{Error, Example, Message, template};
 
 /// How rows are turned into examples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ impl RowFormat {
 /// A field's name, or a template over all fields.
 enum Field {
     Name(String),
-    Template(Box<Environment<'static>>),
+    Template(Box<Template>),
 }
 
 impl Field {
@@ -132,20 +132,16 @@ impl Field {
         if !text.contains("{{") && !text.contains("{%") {
             return Ok(Field::Name(text.to_owned()));
         }
-        jinja::check_source(text).map_err(|e| e.to_string())?;
-        let mut environment = jinja::environment();
-        environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-        environment.add_template_owned("field", text.to_owned()).map_err(|e| e.to_string())?;
-        Ok(Field::Template(Box::new(environment)))
+        let template = Template::new(&environment(Dialect::LmEval), text).map_err(|e| e.to_string())?;
+        Ok(Field::Template(Box::new(template)))
     }
 
     fn of(&self, row: &Row) -> Result<String, String> {
         match self {
             Field::Name(name) => text_of(row, name),
-            Field::Template(environment) => {
+            Field::Template(template) => {
                 let context: BTreeMap<&str, &Value> = row.iter().map(|(key, value)| (key.as_str(), value)).collect();
-                let template = environment.get_template("field").map_err(|e| e.to_string())?;
-                jinja::render(&template, minijinja::Value::from_serialize(context)).map_err(|e| e.to_string())
+                template.render(minijinja::Value::from_serialize(context)).map_err(|e| e.to_string())
             }
         }
     }

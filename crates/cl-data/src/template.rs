@@ -42,11 +42,11 @@ mod tests {
     #[test]
     fn metamath_splits_at_the_first_line() {
         let with = metamath("Solve.\nx = 1\ny = 2", "3");
-        assert!(with.prompt.contains("### Instruction:\nSolve.\n\n### Input:\nx = 1\ny = 2\n\n### Response:"));
-        assert!(with.prompt.contains("paired with an input"));
+        assert!(with.shown().contains("### Instruction:\nSolve.\n\n### Input:\nx = 1\ny = 2\n\n### Response:"));
+        assert!(with.shown().contains("paired with an input"));
         let without = metamath("Solve.", "3");
-        assert!(!without.prompt.contains("### Input"));
-        assert!(without.prompt.ends_with("### Response:"));
-        assert_eq!(without.answer, "3");
+        assert!(!without.shown().contains("### Input"));
+        assert!(without.shown().ends_with("### Response:"));
+        assert_eq!(without.answer(), "3");
     }
 }

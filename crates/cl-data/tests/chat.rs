@@ -83,7 +83,7 @@ fn errors_say_which_file() {
     let configs = [
         (r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#, "only [rag]"),
         (r#"{"chat_template": 3}"#, "neither text nor a list"),
-        (r#"{"chat_template": "{% if %}"}"#, "no template"),
+        (r#"{"chat_template": "{% if %}"}"#, "invalid chat template"),
     ];
     for (config, part) in configs {
         let folder = dir(&[("tokenizer_config.json", config)]);
@@ -98,14 +98,14 @@ fn errors_say_which_file() {
 fn the_hash_is_that_of_the_text() {
     let template = ChatTemplate::new("{% generation %}x{% endgeneration %}", &[]).unwrap();
     assert_eq!(template.hash(), blake3::hash(template.text().as_bytes()).to_hex().to_string());
-    assert_eq!(template.render(&[], false).unwrap(), "x");
+    assert_eq!(template.render::<String>(&[], false).unwrap(), "x");
 }
 
 #[test]
 fn the_date_is_todays() {
     let template = ChatTemplate::new("{{ strftime_now('%Y') }}", &[]).unwrap();
-    let year: u32 = template.render(&[], false).unwrap().parse().unwrap();
+    let year: u32 = template.render::<String>(&[], false).unwrap().parse().unwrap();
     assert!(year >= 2024);
     let template = ChatTemplate::new("{{ strftime_now('%') }}", &[]).unwrap();
-    assert!(template.render(&[], false).unwrap_err().to_string().contains("no such format"));
+    assert!(template.render::<String>(&[], false).unwrap_err().to_string().contains("no such format"));
 }

@@ -1,8 +1,13 @@
 //! Parquet files that `datasets` and pyarrow wrote, against the same rows as JSONL.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cl_data::{Error, Format, Row, Split, load, load_split, read_rows};
+use parquet::basic::Type;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name)
@@ -100,4 +105,102 @@ fn a_changed_byte_never_crashes() {
             assert!(error.to_string().contains("bad.parquet"), "{position}: {error}");
         }
     }
+}
+
+/// Files of a few kilobytes whose headers promise gigabytes.
+#[test]
+fn hostile_pages_are_errors() {
+    const DATA: i64 = 0;
+    const DICTIONARY: i64 = 2;
+    const PLAIN: i64 = 0;
+    const DELTA_LENGTH_BYTE_ARRAY: i64 = 6;
+    const DELTA_BYTE_ARRAY: i64 = 7;
+    const MOST: i64 = i32::MAX as i64;
+    let bomb = gzipped(&[0; 10_000]);
+    // Definition levels of four values, then blocks of 128 in 4 miniblocks and a count, the lengths of texts.
+    let lengths = [&[2, 0, 0, 0, 8, 1][..], &[128, 1, 4], &varint(1 << 40), &[0]].concat();
+    // No prefixes, then as many suffixes.
+    let suffixes = [&[2, 0, 0, 0, 8, 1][..], &[128, 1, 4, 1, 0], &[128, 1, 4], &varint(1 << 40), &[0]].concat();
+    let cases: [(&str, [i64; 4], &[u8], &str); 9] = [
+        ("zstd", [DATA, MOST, 4, PLAIN], &[], "unpack to more than 1073741824 bytes"),
+        ("snappy", [DATA, MOST, 4, PLAIN], &[], "unpack to more than 1073741824 bytes"),
+        ("zstd", [DICTIONARY, 1 << 29, 4, PLAIN], &[], "a dictionary of 536870912 bytes"),
+        ("none", [DICTIONARY, 99, MOST, PLAIN], &[], "a dictionary of 2147483647 values"),
+        ("none", [DATA, 99, MOST, PLAIN], &[], "more than 16777216 values"),
+        ("none", [DATA, -1, 4, PLAIN], &[], "a page of -1 bytes"),
+        ("gzip", [DATA, 99, 4, PLAIN], &bomb, "unpacks to more bytes"),
+        ("none", [DATA, 99, 4, DELTA_LENGTH_BYTE_ARRAY], &lengths, "1099511627776 lengths of texts"),
+        ("none", [DATA, 99, 4, DELTA_BYTE_ARRAY], &suffixes, "1099511627776 lengths of texts"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hostile.parquet");
+    for (name, header, data, part) in cases {
+        std::fs::write(&path, with_page(&fixture(&format!("{name}.parquet")), header, data)).unwrap();
+        let message = read_rows(&path).unwrap_err().to_string();
+        assert!(message.contains(part) && message.contains("hostile.parquet"), "{name} {header:?}: {message}");
+    }
+}
+
+#[test]
+fn a_hostile_schema_is_an_error() {
+    let bytes = std::fs::read(fixture("none.parquet")).unwrap();
+    let name = b"schema\x15"; // of the root, in front of the number of its children
+    let at = bytes.windows(name.len()).rposition(|w| w == name).unwrap() + name.len();
+    let huge = [&bytes[..at], &varint(2 * i32::MAX as u64), &bytes[at + 1..]].concat();
+    let length = u32::from_le_bytes(*bytes[..bytes.len() - 4].last_chunk().unwrap()) + 4;
+    let huge = [&huge[..huge.len() - 8], &length.to_le_bytes(), b"PAR1"].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hostile.parquet");
+    std::fs::write(&path, huge).unwrap();
+    let message = read_rows(&path).unwrap_err().to_string();
+    assert!(message.contains("one of them with 2147483647 children"), "{message}");
+}
+
+/// The limits hold where memory is scarce: 1.5 GiB of address space.
+#[test]
+fn hostile_pages_are_errors_in_little_memory() {
+    let limited = "ulimit -v 1572864 && exec \"$0\" --exact hostile_pages_are_errors a_hostile_schema_is_an_error";
+    let output = Command::new("sh").args(["-c", limited]).arg(std::env::current_exe().unwrap()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A file whose first column of texts is one page: `header` is its kind, uncompressed size, number of values and encoding.
+fn with_page(path: &Path, [kind, uncompressed, values, encoding]: [i64; 4], data: &[u8]) -> Vec<u8> {
+    let reader = SerializedFileReader::new(File::open(path).unwrap()).unwrap();
+    let columns = reader.metadata().row_group(0).columns();
+    let is_text = |c: &&parquet::file::metadata::ColumnChunkMetaData| {
+        c.column_type() == Type::BYTE_ARRAY && c.column_descr().max_rep_level() == 0
+    };
+    let (start, length) = columns.iter().find(is_text).unwrap().byte_range();
+    let integer = |n: i64| [&[0x15][..], &varint(((n << 1) ^ (n >> 63)) as u64)].concat();
+    let header = |compressed: i64| {
+        let sizes = [integer(kind), integer(uncompressed), integer(compressed)].concat();
+        let (field, levels) = if kind == 2 { (0x4c, vec![]) } else { (0x2c, [integer(3), integer(3)].concat()) };
+        [&sizes[..], &[field], &integer(values), &integer(encoding), &levels, &[0, 0]].concat()
+    };
+    // The page fills the column; a longer size may make the header longer.
+    let sized = (0..length as i64).map(header).enumerate().find(|(size, h)| h.len() + size == length as usize);
+    let (size, header) = sized.unwrap();
+    assert!(data.len() <= size, "{} bytes into {size}", data.len());
+    let mut bytes = std::fs::read(path).unwrap();
+    let page = [&header, data, &vec![0; size - data.len()]].concat();
+    bytes[start as usize..][..page.len()].copy_from_slice(&page);
+    bytes
+}
+
+fn varint(mut n: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while n >= 0x80 {
+        bytes.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    bytes.push(n as u8);
+    bytes
+}
+
+fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }

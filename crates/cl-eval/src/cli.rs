@@ -1,4 +1,4 @@
-//! The command: argument types, and what they do. Everything goes to `out`.
+//! The command line: arguments and subcommands. Output is written to `out`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,26 +10,26 @@ use crate::{
     prediction_files, score_file,
 };
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Compute scores again from predictions files alone.
+    /// Recompute scores from predictions files, without a model.
     Score(ScoreArgs),
-    /// Compare two runs document by document: differences with intervals, McNemar's test.
+    /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
 }
 
 /// Arguments of `score`.
 #[derive(clap::Args)]
 pub struct ScoreArgs {
-    /// Predictions files, or directories of them.
+    /// Predictions files (.jsonl), or directories that contain them.
     #[arg(required = true)]
     predictions: Vec<PathBuf>,
-    /// Score by this metric instead of each file's own: acc, acc_norm, first_char, exact_match, rouge_l, sari,
+    /// Score by this metric instead of the one in each file: acc, acc_norm, first_char, exact_match, rouge_l, sari,
     /// edit_similarity, gsm8k, gsm8k_cot.
     #[arg(long, value_parser = metric)]
     metric: Option<Metric>,
-    /// Write JSON, as in scores.json.
+    /// Print JSON, in the format of scores.json.
     #[arg(long)]
     json: bool,
 }
@@ -37,20 +37,20 @@ pub struct ScoreArgs {
 /// Arguments of `compare`.
 #[derive(clap::Args)]
 pub struct CompareArgs {
-    /// The first run: a predictions file, or a directory of them.
+    /// The first run: a predictions file, or a directory that contains them.
     run1: PathBuf,
-    /// The second run; differences are the second less the first.
+    /// The second run. Differences are second minus first.
     run2: PathBuf,
-    /// How often documents are drawn again.
+    /// Number of bootstrap resamples.
     #[arg(long, default_value_t = 10_000, value_parser = resamples)]
     resamples: usize,
-    /// Seed of the draws.
+    /// Random seed.
     #[arg(long, default_value_t = 1234)]
     seed: u64,
-    /// Level of the intervals, between 0 and 1.
+    /// Confidence level of the intervals, between 0 and 1.
     #[arg(long, default_value_t = 0.95, value_parser = level)]
     level: f64,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -58,7 +58,7 @@ pub struct CompareArgs {
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command, and of writing to `out`.
+/// Returns an error if the command fails or `out` cannot be written.
 pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Score(args) => run_score(args, out),
@@ -66,10 +66,11 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-/// Scores predictions files again and writes a table, or JSON.
+/// Recomputes scores from predictions files and prints a table, or JSON.
 ///
 /// # Errors
-/// Those of [`prediction_files`] and [`score_file`]; [`Error::Unscorable`]; writing to `out`.
+/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::Unscorable`] if the chosen metric does not fit, and
+/// an error if `out` cannot be written.
 pub fn run_score(args: &ScoreArgs, out: &mut dyn Write) -> Result<()> {
     let mut all = Vec::new();
     for path in prediction_files(&args.predictions)? {
@@ -99,10 +100,10 @@ fn scored_by(metric: Metric, mut lines: Vec<Prediction>, path: &std::path::Path,
     Ok(Scores::of(task, metric, &lines))
 }
 
-/// Compares two runs and writes a table, or JSON.
+/// Compares two runs and prints a table, or JSON.
 ///
 /// # Errors
-/// Those of [`compare`], and of writing to `out`.
+/// Returns the errors of [`compare`], and an error if `out` cannot be written.
 pub fn run_compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     let resampling = Resampling { resamples: args.resamples, seed: args.seed, level: args.level };
     let comparison = compare(&args.run1, &args.run2, resampling)?;
@@ -130,7 +131,7 @@ fn score_table(all: &[Scores]) -> Table {
     };
     let rows = all.iter().flat_map(|s| s.metrics.iter().map(move |(metric, value)| row(s, metric, *value))).collect();
     let columns = ["task", "metric", "score", "stderr", "documents"].map(str::to_owned).to_vec();
-    Table { caption: "* stands for the task in tables of sequences.".to_owned(), columns, rows }
+    Table { caption: "* main metric, which represents the task in tables of sequences.".to_owned(), columns, rows }
 }
 
 fn comparison_table(comparison: &Comparison) -> Table {
@@ -147,8 +148,8 @@ fn comparison_table(comparison: &Comparison) -> Table {
     let columns =
         ["task", "metric", "documents", "run 1", "run 2", "difference", "low", "high", "only 1", "only 2", "p"];
     let caption = format!(
-        "* stands for the task. Low and high: {}% interval of the difference by {resamples} paired resamples, seed \
-         {seed}. Only 1, only 2: documents that one run alone answers rightly; p: McNemar's exact test.",
+        "* main metric. Low, high: {}% confidence interval of the difference, from {resamples} paired bootstrap resamples, \
+         seed {seed}. Only 1, only 2: documents that only this run answers correctly; p: McNemar's exact test.",
         level * 100.0
     );
     Table { caption, columns: columns.map(str::to_owned).to_vec(), rows }
@@ -178,7 +179,7 @@ fn marked(metric: &str, main: &str) -> String {
     format!("{metric}{}", if metric == main { "*" } else { "" })
 }
 
-/// Four digits after the point, or a power of ten where these would be zeros.
+/// Four decimal places, or scientific notation below 0.001.
 fn probability(p: f64) -> String {
     if p >= 0.001 { format!("{p:.4}") } else { format!("{p:.1e}") }
 }
@@ -188,10 +189,10 @@ fn metric(name: &str) -> Result<Metric, String> {
 }
 
 fn resamples(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "a whole number from 1 is needed".to_owned())
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a positive integer".to_owned())
 }
 
 fn level(text: &str) -> Result<f64, String> {
     let inside = |level: &f64| *level > 0.0 && *level < 1.0;
-    text.parse().ok().filter(inside).ok_or_else(|| "a number between 0 and 1 is needed".to_owned())
+    text.parse().ok().filter(inside).ok_or_else(|| "must be between 0 and 1".to_owned())
 }

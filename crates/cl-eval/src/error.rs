@@ -1,89 +1,89 @@
 use std::path::{Path, PathBuf};
 
-/// Why a task cannot be loaded, run or tabulated.
+/// Errors of loading, running and tabulating tasks.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A name that is no task and no directory of one.
+    /// The name is neither a known task nor a directory.
     #[error(
-        "task `{name}`: no such directory in {dir}, and no known task has it there; known tasks: {known}; or name any \
+        "task `{name}`: no such directory in {dir}, and no known task has it there; known tasks: {known}; or give a \
          directory with a test.json or test.jsonl of {{\"prompt\", \"answer\"}}, or a .jsonl file of questions"
     )]
     UnknownTask {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Where directories were looked for.
+        /// The directory that was searched.
         dir: PathBuf,
-        /// Names of the registry.
+        /// Names of the known tasks.
         known: String,
     },
-    /// A file without which a task cannot be asked as it is defined.
+    /// A file that the task needs is missing.
     #[error("task `{name}`: {path} is missing; {needed}{}", or_fetched(dataset.as_deref()))]
     MissingFile {
         /// The task.
         name: String,
-        /// Where it was expected first.
+        /// The first path that was tried.
         path: PathBuf,
-        /// What it is needed for.
+        /// What the file is needed for.
         needed: String,
-        /// The data set of the hub that has the same rows.
+        /// The hub data set with the same rows.
         dataset: Option<String>,
     },
-    /// Shots that lm-eval publishes as part of its task, and nobody else may copy.
+    /// The few-shot examples are part of lm-eval and are not included here.
     #[error(
-        "task `{name}`: its shots come with lm-eval: `pip install lm-eval`, then cl eval --lm-eval python3 (eval.lm_eval in a \
+        "task `{name}`: its few-shot examples are part of lm-eval: `pip install lm-eval`, then cl eval --lm-eval python3 (eval.lm_eval in a \
          sequence), or the path of the package; or write them to {path}"
     )]
     LmEvalShots {
         /// The task.
         name: String,
-        /// A file that would do.
+        /// A file that would be read instead.
         path: PathBuf,
     },
-    /// There is no lm-eval, or it has no such task.
+    /// lm-eval was not found, or does not have the task.
     #[error("{path}: {message}")]
     LmEval {
-        /// What was given for lm-eval.
+        /// The path given for lm-eval.
         path: PathBuf,
         /// What is wrong.
         message: String,
     },
-    /// Rows that no file has, and that cannot be had from the hub either.
+    /// There is no local file, and the hub data set cannot be read.
     #[error("task `{name}`: {path} is missing, and the hub's data set {dataset} cannot be read: {source}")]
     Fetch {
         /// The task.
         name: String,
-        /// Where a file was expected first.
+        /// The first path that was tried.
         path: PathBuf,
         /// Repository, configuration and split.
         dataset: String,
-        /// Why not.
+        /// The reason.
         source: Box<cl_data::Error>,
     },
-    /// A line of a JSONL file is no JSON or lacks something.
+    /// A line of a JSONL file is not valid.
     #[error("{path}: line {line}: {}; expected {expected}", shortened(&source.to_string()))]
     Line {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// 1-based line number.
         line: usize,
-        /// What a line looks like.
+        /// The expected format.
         expected: &'static str,
-        /// What is wrong with this one.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A question's right choice is not among its choices.
+    /// The index of a question's right choice is out of range.
     #[error("{path}: line {line}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
     Gold {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// 1-based line number.
         line: usize,
         /// The index.
         gold: usize,
-        /// How many choices there are.
+        /// Number of choices.
         choices: usize,
     },
-    /// A question given in code has no right choice.
+    /// The index of the right choice is out of range, in a question given in code.
     #[error(
         "task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}"
     )]
@@ -94,20 +94,20 @@ pub enum Error {
         question: usize,
         /// The index.
         gold: usize,
-        /// How many choices there are.
+        /// Number of choices.
         choices: usize,
     },
-    /// A task's description is no TOML, or has a key that there is not.
+    /// A task description is not valid TOML, or has an unknown key.
     #[error("{path}: line {line}: {message}")]
     TaskToml {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// 1-based line number.
         line: usize,
         /// What is wrong.
         message: String,
     },
-    /// A key of a task's description cannot be what it is.
+    /// The value of a key in a task description is invalid.
     #[error("{path}: `{key}`: {message}")]
     TaskKey {
         /// The file.
@@ -117,7 +117,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A row does not fit into a task's templates.
+    /// A template fails for a row.
     #[error("{path}: row {row} (from 0): task `{name}`: `{key}`: {message}")]
     TaskRow {
         /// The task.
@@ -126,12 +126,12 @@ pub enum Error {
         path: PathBuf,
         /// Index of the row.
         row: usize,
-        /// The key of the task's description.
+        /// The key of the description.
         key: &'static str,
         /// What is wrong.
         message: String,
     },
-    /// A file of values that templates use is no JSON.
+    /// A file of template values is not valid JSON.
     #[error("{path}: {source}")]
     Values {
         /// The file.
@@ -139,16 +139,16 @@ pub enum Error {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// There are too few rows to draw shots from.
-    #[error("task `{name}`: {shots} shots need {wanted} rows to draw from, and there are {available}")]
+    /// There are too few rows to draw few-shot examples from.
+    #[error("task `{name}`: {shots} few-shot examples need {wanted} rows to draw from, but there are {available}")]
     Shots {
         /// The task.
         name: String,
-        /// Shots of a document.
+        /// Few-shot examples per document.
         shots: usize,
-        /// Rows drawn for it.
+        /// Rows needed.
         wanted: usize,
-        /// Rows there are.
+        /// Rows available.
         available: usize,
     },
     /// The chat template failed.
@@ -156,20 +156,20 @@ pub enum Error {
     Chat {
         /// The task.
         name: String,
-        /// Its error.
+        /// The template's error.
         message: String,
     },
-    /// A group where one task was asked for.
-    #[error("`{name}` is a group of {members} tasks; load it as a group, or one of them, such as `{first}`")]
+    /// The name is a group, where a single task is required.
+    #[error("`{name}` is a group of {members} tasks; load the group, or one of its tasks, such as `{first}`")]
     IsGroup {
         /// The group.
         name: String,
-        /// How many.
+        /// Number of tasks.
         members: usize,
-        /// The first.
+        /// The first task.
         first: String,
     },
-    /// Scores of a group's task are missing.
+    /// The scores of a group member are missing.
     #[error("group `{group}`: no scores of task `{task}`")]
     NoMember {
         /// The group.
@@ -177,114 +177,114 @@ pub enum Error {
         /// The task.
         task: String,
     },
-    /// A task without documents.
-    #[error("task `{name}`: no documents to ask about")]
+    /// The task has no documents.
+    #[error("task `{name}`: no documents")]
     NoDocuments {
         /// The task.
         name: String,
     },
-    /// The operating system's answer.
+    /// I/O error.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
-        /// The answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A file that cannot be read or written as a whole: missing, no regular file, too large, no text.
+    /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
     File(#[from] cl_checkpoint::Error),
-    /// A file where a directory is needed.
-    #[error("{path}: is a file, and {file} needs a directory there; move it away, or write elsewhere")]
+    /// There is a file in place of a directory.
+    #[error("{path}: is a file, but must be a directory to write {file}; move it, or choose another output path")]
     NoDirectory {
-        /// What is in the way.
+        /// The file in place of the directory.
         path: PathBuf,
-        /// What was to be written.
+        /// The file to write.
         file: PathBuf,
     },
-    /// Another process, or another task of this one, adds answers to the file.
+    /// Another process, or another task of this one, is writing the predictions file.
     #[error(
-        "{path}: another process is scoring into this file; wait for it, or write elsewhere (cl eval --out); several \
-         adapters of one command get a directory each"
+        "{path}: another process is writing this file; wait for it, or choose another output directory (cl eval --out); \
+         adapters evaluated by one command each have their own"
     )]
     Busy {
         /// The predictions file.
         path: PathBuf,
     },
-    /// A file in the place of the predictions is something else.
+    /// The file is not a predictions file.
     #[error(
-        "{path}: line {line} is no prediction ({}); the file is left as it is: move it away or write elsewhere",
+        "{path}: line {line} is not a prediction ({}); the file is unchanged: move it, or choose another output path",
         shortened(&source.to_string())
     )]
     NotPredictions {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// 1-based line number.
         line: usize,
-        /// What is wrong with the line.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// Saved predictions are another model's.
-    #[error("{path}: holds answers of model {found}, not {expected}; remove the file or write elsewhere")]
+    /// The saved predictions are another model's.
+    #[error("{path}: holds answers of model {found}, not {expected}; remove the file, or choose another output path")]
     OtherModel {
         /// The file.
         path: PathBuf,
         /// Fingerprint in the file.
         found: String,
-        /// Fingerprint of the model that is asked now.
+        /// Fingerprint of the current model.
         expected: String,
     },
-    /// Saved predictions do not answer every document.
+    /// A document has no saved prediction.
     #[error(
-        "{path}: document {document} of {documents} of task `{task}` has no answer; evaluate with the model to go on"
+        "{path}: document {document} of {documents} of task `{task}` has no answer; run the evaluation with the model first"
     )]
     Unanswered {
         /// The file.
         path: PathBuf,
         /// The task.
         task: String,
-        /// The first such document, from 0.
+        /// 0-based index of the first such document.
         document: usize,
-        /// Documents of the task.
+        /// Number of documents.
         documents: usize,
     },
-    /// The model raised an error.
+    /// The model returned an error.
     #[error("task `{task}`: the model failed: {message}")]
     Model {
         /// The task.
         task: String,
-        /// The model's error and what it was caused by.
+        /// The model's error and its causes.
         message: String,
     },
-    /// The model gave another number of answers than it was asked for.
-    #[error("task `{task}`: the model gave {got} answers to {asked} requests")]
+    /// The number of answers is not the number of requests.
+    #[error("task `{task}`: the model returned {got} answers to {asked} requests")]
     Answers {
         /// The task.
         task: String,
-        /// Requests.
+        /// Number of requests.
         asked: usize,
-        /// Answers.
+        /// Number of answers.
         got: usize,
     },
-    /// A directory without predictions.
-    #[error("{path}: no file of predictions (.jsonl) in this directory")]
+    /// The directory has no predictions files.
+    #[error("{path}: no predictions files (.jsonl) in this directory")]
     NoPredictions {
         /// The directory.
         path: PathBuf,
     },
-    /// Two runs hold the same document against different references.
-    #[error("task `{task}`: document {document} has another target in {b} than in {a}; such runs cannot be compared")]
+    /// Two runs have different targets for a document.
+    #[error("task `{task}`: document {document} has different targets in {a} and {b}; the runs cannot be compared")]
     OtherTarget {
         /// The task.
         task: String,
-        /// Its index in the first run.
+        /// Index of the document in the first run.
         document: usize,
         /// The first run.
         a: PathBuf,
         /// The second run.
         b: PathBuf,
     },
-    /// Two runs score a task differently.
+    /// Two runs score a task by different metrics.
     #[error("task `{task}`: scored by {metric_a} in {a} and by {metric_b} in {b}")]
     OtherMetric {
         /// The task.
@@ -298,25 +298,23 @@ pub enum Error {
         /// The second run's.
         metric_b: &'static str,
     },
-    /// Two runs without a document that both answer.
-    #[error(
-        "{a} and {b} answer no document of a task both; documents are the same when name of the task and request are"
-    )]
+    /// Two runs have no document in common.
+    #[error("{a} and {b} have no document in common; documents are matched by task name and request")]
     NothingInCommon {
         /// The first run.
         a: PathBuf,
         /// The second run.
         b: PathBuf,
     },
-    /// Settings of a bootstrap that mean nothing.
-    #[error("{resamples} resamples at level {level}: at least one, and a level between 0 and 1, are needed")]
+    /// Invalid settings of a bootstrap.
+    #[error("{resamples} resamples at level {level}: at least one resample and a level between 0 and 1 are required")]
     Resampling {
         /// Resamples.
         resamples: usize,
         /// Level.
         level: f64,
     },
-    /// Predictions whose targets do not have what a metric needs.
+    /// The targets do not fit the metric.
     #[error("{path}: task `{task}` cannot be scored by {metric}: {needed}")]
     Unscorable {
         /// The file.
@@ -325,26 +323,26 @@ pub enum Error {
         task: String,
         /// Main score of the metric.
         metric: &'static str,
-        /// What is missing.
+        /// What the targets lack.
         needed: &'static str,
     },
-    /// A row of scores of another length than the matrix has columns.
+    /// The number of scores in a row is not the number of columns.
     #[error("row `{row}` has {got} scores for {expected} columns")]
     Row {
         /// Name of the row.
         row: String,
-        /// Columns of the matrix.
+        /// Number of columns.
         expected: usize,
-        /// Scores given.
+        /// Number of scores.
         got: usize,
     },
-    /// Examples of the task.
+    /// The task's data cannot be read.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
 }
 
 impl Error {
-    /// TOML's own message shows the line that is wrong, which may have a megabyte.
+    /// The message without TOML's excerpt of the line, which may be a megabyte long.
     pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = 1 + before.matches('\n').count();
@@ -352,7 +350,7 @@ impl Error {
     }
 }
 
-/// The beginning and the end of a message that quotes what it is about.
+/// A long message with its middle left out.
 pub(crate) fn shortened(message: &str) -> String {
     const MOST: usize = 200; // characters of either
     let message = message.trim();
@@ -365,5 +363,5 @@ pub(crate) fn shortened(message: &str) -> String {
 }
 
 fn or_fetched(dataset: Option<&str>) -> String {
-    dataset.map_or_else(String::new, |repo| format!("; or let it be fetched from the hub data set {repo} (--hub)"))
+    dataset.map_or_else(String::new, |repo| format!("; or download it from the hub data set {repo} (--hub)"))
 }

@@ -1,11 +1,11 @@
-//! `cl-eval`: scores out of predictions files, and runs compared.
+//! `cl-eval`: recomputes scores from predictions files, and compares runs.
 
 use std::process::ExitCode;
 
 use cl_eval::cli::Command;
 use clap::Parser;
 
-/// Score predictions files again, and compare two runs, without a model.
+/// Recompute scores from predictions files, and compare two runs, without a model.
 #[derive(Parser)]
 #[command(name = "cl-eval", version)]
 struct Cli {
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     match cl_eval::cli::run(&command, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has read enough, as `head` does.
+        // The reader has closed the pipe, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}"); // messages hold their causes' texts

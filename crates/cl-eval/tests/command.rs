@@ -88,7 +88,7 @@ fn files_that_are_none() {
     for bytes in [&b"\x00\xff\xfe"[..], b"{}\n", b"[1]\n", b"\n", "\u{feff}".as_bytes()] {
         std::fs::write(&file, bytes).unwrap();
         let message = failure(1, &["score", text(&file)]);
-        assert!(message.starts_with("error: ") && message.contains("line 1 is no prediction"), "{message}");
+        assert!(message.starts_with("error: ") && message.contains("line 1 is not a prediction"), "{message}");
         assert!(failure(1, &["compare", text(&a), text(&file)]).contains("rubbish.jsonl"));
     }
     std::fs::write(&file, "").unwrap();
@@ -104,9 +104,9 @@ fn files_that_are_none() {
     assert!(failure(1, &["score", text(&missing)]).contains("missing"));
     assert!(failure(1, &["compare", text(&a), text(&missing)]).contains("missing"));
     std::fs::create_dir(&missing).unwrap();
-    assert!(failure(1, &["score", text(&missing)]).contains("no file of predictions"));
+    assert!(failure(1, &["score", text(&missing)]).contains("no predictions files"));
     std::fs::write(&file, whole.replacen("\"reference\":\"B\"", "\"reference\":\"C\"", 1)).unwrap();
-    assert!(failure(1, &["compare", text(&a), text(&file)]).contains("another target"));
+    assert!(failure(1, &["compare", text(&a), text(&file)]).contains("different targets"));
 }
 
 #[test]

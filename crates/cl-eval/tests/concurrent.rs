@@ -87,7 +87,7 @@ fn the_same_task_is_scored_by_one_and_refused_to_the_others() {
         for _ in 0..3 {
             let error = run("a", &path, &|| {}).unwrap_err();
             assert!(matches!(error, Error::Busy { .. }), "{error}");
-            assert!(error.to_string().contains("out/a.jsonl: another process is scoring"), "{error}");
+            assert!(error.to_string().contains("out/a.jsonl: another process is writing"), "{error}");
             refused.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -135,7 +135,7 @@ fn a_damaged_log_names_the_line_and_a_fifo_is_not_waited_for() {
     bytes[second] = 0xff;
     std::fs::write(&path, &bytes).unwrap();
     let message = run("a", &path, &|| {}).unwrap_err().to_string();
-    assert!(message.contains("a.jsonl: line 2 is no prediction") && message.contains("move it away"), "{message}");
+    assert!(message.contains("a.jsonl: line 2 is not a prediction") && message.contains("move it"), "{message}");
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     std::fs::remove_file(&path).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());

@@ -69,10 +69,18 @@ fn templates_have_bounds() {
         ("{{ [0] * 999999999999 }}".into(), "67108864 bytes"),
         ("{{ question.count('') }}".into(), "count of an empty text"),
     ];
-    // A value grown around itself as often as the steps allow: dropping it must not overflow the stack either.
-    let nested = ["[n.x]", "{'a': n.x}", "{'a': [n.x]}", "(n.x, n.x)", "n.x + [n.x]"].map(|grown| {
+    // A value grown around itself: neither its size nor dropping it may end the process.
+    let nested = [
+        ("[n.x]", "deeper"),
+        ("{'a': n.x}", "deeper"),
+        ("{'a': [n.x]}", "deeper"),
+        ("(n.x, n.x)", "67108864 bytes"),
+        ("n.x + [n.x]", "67108864 bytes"),
+        ("n.x ~ n.x ~ 'x'", "67108864 bytes"),
+    ]
+    .map(|(grown, part)| {
         let head = "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set n.x = ";
-        (format!("{head}{grown} %}}{{% endfor %}}{{% endfor %}}"), "too many steps")
+        (format!("{head}{grown} %}}{{% endfor %}}{{% endfor %}}"), part)
     });
     for (prompt, part) in prompts.into_iter().chain(nested) {
         let message = folder.refused(&written(&prompt));
@@ -84,6 +92,7 @@ fn templates_have_bounds() {
         ("-".repeat(200_000) + "1", "more than 2000 tokens"),
         ("['a'] * 999999999999".to_owned(), "67108864 bytes"),
         ("['a'] | slice(99999999999)".to_owned(), "slice: 99999999999"),
+        ("['a' in [0] * 10 ** 15]".to_owned(), "67108864 bytes"),
     ] {
         let message = folder.refused(&chosen(&choices));
         assert!(message.contains(part) && message.contains("multiple_choice.choices"), "{choices:.80}: {message:.300}");

@@ -286,7 +286,7 @@ fn another_file_in_the_place_of_the_predictions_is_left_alone() {
         std::fs::write(&file, text).unwrap();
         let mut model = Scripted::new(|p: &str| p.to_owned());
         let error = evaluate(&task, &mut model, &file, &mut |_, _| {}).unwrap_err();
-        assert!(error.to_string().contains(&format!("facts.jsonl: line {line} is no prediction")), "{error}");
+        assert!(error.to_string().contains(&format!("facts.jsonl: line {line} is not a prediction")), "{error}");
         assert!(matches!(rescore(&task, &file), Err(Error::NotPredictions { .. })));
         assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), model.asked), (text, 0));
     }
@@ -440,7 +440,7 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     );
     write(shots, "{\"question\": \"a\", \"target\": \"b. The answer is 1.\"}\n");
     let error = load_task("gsm8k_cot", &data, options).err().unwrap().to_string();
-    assert!(error.contains("8 shots need 8 rows to draw from, and there are 1"), "{error}");
+    assert!(error.contains("8 few-shot examples need 8 rows to draw from, but there are 1"), "{error}");
     let one = TaskOptions { num_fewshot: Some(1), ..options };
     let task = load_task("gsm8k_cot", &data, one).unwrap();
     assert_eq!(prompt(task.as_ref(), 0).prompt, "Q: a\nA: b. The answer is 1.\n\nQ: Question: 0?\nA:");
@@ -537,9 +537,12 @@ fn a_task_of_one_s_own() {
     }
     let own = "name = \"t\"\nmetric = \"exact_match\"\nfiles.eval = [\"capitals\"]\n";
     for (keys, part) in [
-        ("generation = { prompt = \"p\", target = \"t\", stop = [\"\"] }", "`generation.stop`: an empty text"),
+        (
+            "generation = { prompt = \"p\", target = \"t\", stop = [\"\"] }",
+            "`generation.stop`: must not contain an empty string",
+        ),
         ("generation = { prompt = \"p\", target = \"t\", max_new_tokens = 0 }", "`generation.max_new_tokens`"),
-        ("", "one of [multiple_choice] and [generation]"),
+        ("", "either [multiple_choice] or [generation]"),
     ] {
         write(data.join("own.toml"), &format!("{own}{keys}"));
         let error = load_task("own.toml", data, options).err().unwrap().to_string();

@@ -1,21 +1,12 @@
-//! Bounds of templates, which come from hubs and from other people's task files: how long one may be, how deep it nests, how
-//! many steps it takes, and how large what it makes becomes. Past a bound there is an error, and no hang or abort.
-//!
-//! | bound | why |
-//! | --- | --- |
-//! | [`MAX_SOURCE`] bytes of a template, [`MAX_TOKENS`] tokens of one tag, [`MAX_ELIF`] `elif` | the engine parses and compiles chains by recursion |
-//! | [`MAX_STEPS`] instructions, [`MAX_CHAT_STEPS`] of a chat template | loops within loops; lists put into lists step by step, which are dropped by recursion |
-//! | [`MAX_SIZE`] bytes of the output and of every value that a filter or method is given or makes, items counted too | `indent(99999999999)`, `'{:>9999999999}'.format(1)`, `[0] * 10 ** 12` |
-//! | [`MAX_DEPTH`] levels of lists in lists | values are written by recursion |
-//! | [`MAX_WORK`] bytes of all that filters and methods are given in one rendering | many of them, each allowed |
-//!
-//! What is not bounded: operators between texts (`~` and `+`), which double a text every time they are applied to it.
+//! The limits themselves; the table of them is in [the module's documentation](super).
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Expression, State, Template, filters};
+use minijinja::{Environment, Error, ErrorKind, Expression, State, Template, filters, functions};
+
+use super::operators;
 
 /// Bytes of a template. The longest published chat templates have some tens of thousands.
 pub const MAX_SOURCE: usize = 256 << 10;
@@ -32,57 +23,50 @@ pub const MAX_CHAT_STEPS: u64 = 200_000;
 pub const MAX_SIZE: usize = 64 << 20;
 /// Lists in lists.
 pub const MAX_DEPTH: usize = 100;
-/// Bytes of all values that filters and methods are given in one rendering.
+/// Bytes of all values that operators, literals, filters and methods take or make in one rendering.
 pub const MAX_WORK: usize = 512 << 20;
+/// Bytes of text between tags inside macros, recursive loops, `{% set %}…{% endset %}` and other captured blocks.
+pub const MAX_CAPTURED: usize = 16 << 10;
 /// Numbers that say how large something becomes: widths, items of a batch, indents.
 const MAX_WIDTH: i64 = 10_000;
 /// Bytes that an item of a list counts for.
 const ITEM: usize = 32;
 
-fn too_large(what: impl std::fmt::Display) -> Error {
+pub(super) fn too_large(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.to_string())
 }
 
-/// Refuses a template that cannot be parsed safely.
-///
-/// # Errors
-/// What is too long, in words.
-///
-/// ```
-/// use cl_data::jinja::check_source;
-///
-/// assert!(check_source("{{ question.strip() }}\nAnswer:").is_ok());
-/// let error = check_source(&format!("{{{{ {}1 }}}}", "-".repeat(200_000))).unwrap_err();
-/// assert!(error.contains("more than 2000 tokens"));
-/// ```
-pub fn check_source(source: &str) -> Result<(), String> {
+/// Returns an error, in words, for a template that cannot be parsed safely because it is too long.
+pub(super) fn check_source(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
-        return Err(format!("has {} bytes; a template may have {MAX_SOURCE}", source.len()));
+        return Err(format!("a template of {} bytes; at most {MAX_SOURCE} are read", source.len()));
     }
     let mut elif = 0;
     let mut rest = source;
-    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
-        let (kind, inside) = rest[start..].split_at(2);
+    while let Some(start) = rest.find('{') {
+        let Some((kind, inside)) =
+            rest[start..].split_at_checked(2).filter(|(kind, _)| ["{%", "{{", "{#"].contains(kind))
+        else {
+            rest = &rest[start + 1..];
+            continue;
+        };
         if kind == "{#" {
             rest = inside.find("#}").map_or("", |end| &inside[end + 2..]);
             continue;
         }
         elif += usize::from(inside.trim_start_matches(['-', '+', ' ', '\n', '\t']).starts_with("elif"));
         if elif > MAX_ELIF {
-            return Err(format!("has more than {MAX_ELIF} `elif`"));
+            return Err(format!("more than {MAX_ELIF} `elif`"));
         }
         rest = after_tag(inside, if kind == "{{" { "}}" } else { "%}" })?;
     }
     Ok(())
 }
 
-/// Refuses an expression that cannot be parsed safely; see [`check_source`].
-///
-/// # Errors
-/// What is too long, in words.
-pub fn check_expression(source: &str) -> Result<(), String> {
+/// [`check_source`] for an expression.
+pub(super) fn check_expression(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
-        return Err(format!("has {} bytes; an expression may have {MAX_SOURCE}", source.len()));
+        return Err(format!("an expression of {} bytes; at most {MAX_SOURCE} are read", source.len()));
     }
     after_tag(source, "\0").map(|_| ())
 }
@@ -107,7 +91,7 @@ fn after_tag<'s>(inside: &'s str, end: &str) -> Result<&'s str, String> {
         };
         tokens += 1;
         if tokens > MAX_TOKENS {
-            return Err(format!("has a tag of more than {MAX_TOKENS} tokens"));
+            return Err(format!("a tag of more than {MAX_TOKENS} tokens"));
         }
     }
     Ok("")
@@ -126,9 +110,9 @@ fn text_length(bytes: &[u8], quote: u8) -> usize {
     bytes.len()
 }
 
-/// Sets the bounds of an environment that has its own filters already. `plain` does the work of the filters; it has the same
+/// Sets the limits of an environment that has its own filters already. `plain` does the work of the filters; it has the same
 /// filters and settings. `steps`: instructions of one rendering.
-pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
+pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
     environment.set_fuel(Some(steps));
     let plain = Arc::new(plain);
     for name in FILTERS {
@@ -138,6 +122,7 @@ pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, ste
             plain.empty_state().apply_filter(name, &args)
         });
     }
+    environment.add_filter(operators::FILTER, |state: &State, value: Value| spend(state, &value).map(|()| value));
     // These look for filters and tests by name, among those of the environment with bounds.
     environment.add_filter("map", |state: &State, value: Value, args: Rest<Value>| {
         spend(state, &value)?;
@@ -149,6 +134,10 @@ pub fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, ste
             selected(state, name, by_attribute, value, &mut args)
         });
     }
+    environment.add_function("dict", |state: &State, value: Option<Value>, named: Kwargs| {
+        let dict = functions::dict(value, named)?;
+        spend(state, &dict).map(|()| dict)
+    });
     environment.add_function("range", |lower: i64, upper: Option<i64>, step: Option<i64>| {
         let (lower, upper, step) = (upper.map_or(0, |_| lower), upper.unwrap_or(lower), step.unwrap_or(1));
         range(lower, upper, step)
@@ -243,11 +232,8 @@ fn check_filter(state: &State, name: &str, args: &[Value]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Refuses what a method of a text or list would be given or make.
-///
-/// # Errors
-/// What is too large, in words.
-pub fn check_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<(), Error> {
+/// Returns an error if a method of a text or list would take or make too large a value.
+pub(super) fn check_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<(), Error> {
     spend(state, value)?;
     args.iter().try_for_each(|value| spend(state, value))?;
     let Some(own) = value.as_str() else { return Ok(()) };
@@ -315,11 +301,8 @@ fn check_format(format: &str, mark: char, args: &[Value]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a value that is too large or too deep, and counts it among what the rendering has worked on.
-///
-/// # Errors
-/// What is too large, in words.
-pub fn spend(state: &State, value: &Value) -> Result<(), Error> {
+/// Counts a value towards [`MAX_WORK`]. Returns an error if that is exceeded, or if the value is too large or too deep.
+pub(super) fn spend(state: &State, value: &Value) -> Result<(), Error> {
     const WORK: &str = "cl.work";
     let size = size_of(value)?;
     let done = state.get_temp(WORK).and_then(|v| usize::try_from(v).ok()).unwrap_or(0).saturating_add(size);
@@ -330,11 +313,8 @@ pub fn spend(state: &State, value: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes of a value, as far as they count.
-///
-/// # Errors
-/// A value of more than [`MAX_SIZE`] bytes, or deeper than [`MAX_DEPTH`].
-pub fn size_of(value: &Value) -> Result<usize, Error> {
+/// Size of a value in bytes. Returns an error beyond [`MAX_SIZE`] or [`MAX_DEPTH`].
+pub(super) fn size_of(value: &Value) -> Result<usize, Error> {
     let mut left = MAX_SIZE;
     walk(value, MAX_DEPTH, &mut left)?;
     Ok(MAX_SIZE - left)
@@ -366,21 +346,15 @@ pub(crate) fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> io::Res
     })
 }
 
-/// Renders a template; what it writes is bounded.
-///
-/// # Errors
-/// The template's own, and that of a bound.
-pub fn render(template: &Template<'_, '_>, context: Value) -> Result<String, Error> {
+/// Renders a template. Returns the template's own error, or one if its output exceeds [`MAX_SIZE`].
+pub(super) fn render(template: &Template<'_, '_>, context: Value) -> Result<String, Error> {
     let mut out = Bounded(Vec::new());
     template.render_captured_to(context, &mut out).map_err(in_words)?;
     String::from_utf8(out.0).map_err(too_large)
 }
 
-/// Evaluates an expression; its value is bounded.
-///
-/// # Errors
-/// The expression's own, and that of a bound.
-pub fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Result<Value, Error> {
+/// Evaluates an expression. Returns the expression's own error, or one if its value exceeds [`MAX_SIZE`].
+pub(super) fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Result<Value, Error> {
     let value = expression.eval(context).map_err(in_words)?;
     size_of(&value).map(|_| value)
 }

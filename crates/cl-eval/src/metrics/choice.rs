@@ -1,4 +1,5 @@
-use crate::{Response, Target};
+use super::target::Target;
+use crate::request::Response;
 
 /// `acc` and `acc_norm` of a multiple-choice answer, each 0 or 1.
 pub(crate) fn accuracies(target: &Target, response: &Response) -> (f64, f64) {

@@ -7,8 +7,13 @@ pub mod edit;
 pub mod exact;
 pub mod first_char;
 pub mod gsm8k;
+mod metric;
 pub mod rouge;
 pub mod sari;
+mod target;
+
+pub use metric::Metric;
+pub use target::Target;
 
 pub(crate) use cl_data::python::is_space as python_space;
 

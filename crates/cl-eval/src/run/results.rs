@@ -1,25 +1,26 @@
-//! `results.json` as lm-evaluation-harness lays it out, so that what reads the harness's files reads ours.
+//! `results.json` in lm-evaluation-harness's layout, for tools that read the harness's files.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::evaluate::write_whole;
-use crate::{Error, Scores};
+use super::files::write_whole;
+use super::scores::Scores;
+use crate::error::Error;
 
-/// A task's scores with how it was asked.
+/// A task's scores and settings.
 #[derive(Clone, Debug)]
 pub struct TaskResult<'s> {
     /// Its scores.
     pub scores: &'s Scores,
-    /// What [`crate::Task::settings`] says. The number of shots is taken from its key `num_fewshot`, else 0; the
-    /// version from `version`, else 1.
+    /// From [`crate::Task::settings`]. The number of few-shot examples is its key `num_fewshot`, or 0; the version its key
+    /// `version`, or 1.
     pub settings: Map<String, Value>,
-    /// Documents that the task has when it is not limited; as many as were scored if it is not known.
+    /// Number of documents without a limit; defaults to the number scored.
     pub original: Option<usize>,
 }
 
-/// Several tasks that are reported as one.
+/// A group's scores.
 #[derive(Clone, Debug)]
 pub struct GroupResult<'s> {
     /// Its name.
@@ -30,10 +31,10 @@ pub struct GroupResult<'s> {
     pub scores: &'s Scores,
 }
 
-/// How a model was run.
+/// Settings of a run.
 #[derive(Clone, Debug, Default)]
 pub struct RunSettings {
-    /// Name or directory of the model, as it should be shown.
+    /// Name or directory of the model, for display.
     pub model: String,
     /// Its fingerprint.
     pub fingerprint: Option<String>,
@@ -41,19 +42,19 @@ pub struct RunSettings {
     pub adapter: Option<String>,
     /// Dtype of the computation.
     pub dtype: String,
-    /// Whether the tokenizer's first token stands in front of every text.
+    /// Whether a BOS token is prepended to every text.
     pub add_bos_token: Option<bool>,
-    /// The chat template that prompts were put into.
+    /// The chat template of the prompts.
     pub chat_template: Option<String>,
-    /// Most tokens of prompt and answer.
+    /// Maximum number of tokens of prompt and answer.
     pub max_length: Option<usize>,
-    /// Most tokens that are computed at once.
+    /// Maximum number of tokens in a batch.
     pub batch_tokens: Option<usize>,
-    /// Most documents of a task.
+    /// Maximum number of documents per task.
     pub limit: Option<usize>,
 }
 
-/// The harness's name of one of our metrics with the filter in front of it.
+/// The harness's names of a score: metric and filter.
 ///
 /// ```
 /// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
@@ -70,9 +71,9 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
 /// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal
 /// files.
 ///
-/// Where the harness has no key for something (fingerprint, batch tokens, this crate's version) it is in `config`. A
-/// standard error that does not exist, that of one document, is the text `"N/A"`, as the harness writes it. A group's
-/// scores stand in `results` beside its tasks' and in `groups`.
+/// Values that the harness has no key for (fingerprint, batch tokens, this crate's version) are in `config`. The standard
+/// error of a single document is the string `"N/A"`, as in the harness. A group's scores are both in `results` and in
+/// `groups`.
 ///
 /// ```
 /// use cl_eval::{RunSettings, Scores, TaskResult, results};
@@ -116,10 +117,10 @@ pub fn results(tasks: &[TaskResult<'_>], groups: &[GroupResult<'_>], run: &RunSe
     json.into()
 }
 
-/// Writes results, indented, through a file beside it: a kill leaves the old file or the new one. Makes the directory.
+/// Writes results as indented JSON, atomically. Creates the directory.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::File`].
+/// Returns an error if writing fails.
 pub fn write_results(path: &Path, results: &Value) -> Result<(), Error> {
     write_whole(path, format!("{results:#}\n").as_bytes())
 }

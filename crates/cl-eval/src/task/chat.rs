@@ -1,42 +1,20 @@
-//! A prompt as turns of a conversation, and turns as one text: plainly, or by a model's chat template.
-//!
-//! As lm-eval 0.4.13 with `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
+//! Prompts as conversations, rendered to text by concatenation or by a model's chat template, as in lm-eval 0.4.13 with `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
 
-use serde::{Deserialize, Serialize};
+use cl_data::{ChatTemplate, Role};
 
-use crate::BoxError;
 use crate::metrics::python_space;
+use crate::request::BoxError;
 
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// What holds for the whole conversation.
-    System,
-    /// Who asks.
-    User,
-    /// The model.
-    Assistant,
-}
+/// One message of a prompt.
+pub type Message = cl_data::Message<Role>;
 
-/// A turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-/// A chat template: a conversation that ends with the user's turn becomes the text after which the model answers, with the
-/// mark that begins its turn (`add_generation_prompt`).
-///
-/// Any function of the shape below is one.
+/// Renders a conversation that ends with a user message as a prompt, including the marker that begins the assistant's turn
+/// (`add_generation_prompt`). [`ChatTemplate`] and closures implement it.
 pub trait ChatRender {
-    /// The conversation as the model reads it.
+    /// The prompt for a conversation.
     ///
     /// # Errors
-    /// What the template says.
+    /// Returns an error if the template raises one.
     fn render(&self, messages: &[Message]) -> Result<String, BoxError>;
 }
 
@@ -46,7 +24,13 @@ impl<F: Fn(&[Message]) -> Result<String, BoxError>> ChatRender for F {
     }
 }
 
-/// A message and what stands behind it where there is no chat template.
+impl ChatRender for ChatTemplate {
+    fn render(&self, messages: &[Message]) -> Result<String, BoxError> {
+        Ok(ChatTemplate::render(self, messages, true)?)
+    }
+}
+
+/// A message and the delimiter after it where there is no chat template.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     message: Message,
@@ -59,7 +43,7 @@ impl Turn {
     }
 }
 
-/// How turns become one text.
+/// How turns are rendered as one text.
 #[derive(Clone, Copy)]
 pub(crate) struct Chat<'a> {
     pub(crate) template: Option<&'a dyn ChatRender>,
@@ -67,8 +51,8 @@ pub(crate) struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// The prompt. Without a template the turns stand one behind the other, each with its delimiter. With one, every turn is a
-    /// message of its own, or all but the system's are one message of the user's.
+    /// The prompt. Without a template, the turns are concatenated, each followed by its delimiter. With a template, every turn
+    /// is a message, or all turns but the system's are one user message.
     pub(crate) fn text(self, turns: &[Turn]) -> Result<String, BoxError> {
         let Some(template) = self.template else { return Ok(plain(turns)) };
         let messages: Vec<Message> = if self.fewshot_as_multiturn {
@@ -90,7 +74,7 @@ fn plain(turns: &[Turn]) -> String {
     turns.iter().flat_map(|t| [t.message.content.as_str(), &t.delimiter]).collect()
 }
 
-/// Two texts in one, with a delimiter unless one of them is empty or there is white space where they meet.
+/// Concatenates two texts, with a delimiter unless one is empty or there is white space where they meet.
 pub(crate) fn joined(first: &str, second: &str, delimiter: &str) -> String {
     let meets_space = first.ends_with(python_space) || second.starts_with(python_space);
     let delimiter = if first.is_empty() || second.is_empty() || meets_space { "" } else { delimiter };

@@ -3,30 +3,33 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, read_text};
-use cl_data::{DatasetRef, Hub, Profile, Row, Split, load_split};
+use cl_data::{DatasetRef, Row, Split, load_split};
 use serde_json::{Map, Value, json};
 
-use crate::chat::ChatRender;
-use crate::described::{Document, Material, build};
-use crate::group::TaskGroup;
-use crate::lm_eval::lm_eval_samples;
-use crate::rows::{Library, Rows};
-use crate::task_file::{HubDataset, TaskFile};
-use crate::template::{Template, environment};
-use crate::{Error, Metric, MultipleChoice, Task};
+use super::Task;
+use super::described::{Material, build};
+use super::group::TaskGroup;
+use super::lm_eval::lm_eval_samples;
+use super::multiple_choice::MultipleChoice;
+use super::options::TaskOptions;
+use super::rows::{Document, Library, Rows};
+use super::task_file::{HubDataset, TaskFile};
+use super::template::Template;
+use crate::error::Error;
+use crate::metrics::Metric;
 
-/// A task that is known by name.
+/// A built-in task.
 #[derive(Clone, Copy, Debug)]
 pub struct TaskSpec {
-    /// Name, which is its directory's in TRACE's layout, too.
+    /// Name; also the name of its directory in TRACE's layout.
     pub name: &'static str,
-    /// Other names it answers to, in lower case.
+    /// Other names, in lower case.
     pub aliases: &'static [&'static str],
-    /// How answers are scored.
+    /// The metric that answers are scored by.
     pub metric: Metric,
-    /// Most tokens of an answer, unless asked otherwise; 0 where nothing is written.
+    /// Default maximum number of new tokens; 0 for multiple choice.
     pub max_new_tokens: usize,
-    /// Texts that end an answer.
+    /// Stop strings.
     pub stop: &'static [&'static str],
     /// The data set that it asks about, by its name on the hub; two tasks may share one.
     pub dataset: Option<&'static str>,
@@ -34,14 +37,14 @@ pub struct TaskSpec {
 
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
-        [$((concat!("tasks/", $name, ".toml"), include_str!(concat!("../tasks/", $name, ".toml")))),*]
+        [$((concat!("tasks/", $name, ".toml"), include_str!(concat!("../../tasks/", $name, ".toml")))),*]
     };
 }
 
-/// The descriptions that come with the crate: the paper's tasks first, in its order.
+/// The built-in descriptions: the paper's tasks first, in its order.
 ///
-/// Only the first character of C-STANCE, FOMC and ScienceQA answers counts (a ScienceQA answer is a letter, then an
-/// explanation), so few tokens are enough there; a line of Py150 fits into 64 and a summary into 256. TRACE itself writes
+/// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter, then an
+/// explanation), so few tokens are enough there; a line of Py150 fits into 64 tokens and a summary into 256. TRACE generates
 /// up to 512 everywhere. 256 for GSM8K is lm-eval's default.
 const EMBEDDED: [(&str, &str); 19] = embedded![
     "C-STANCE",
@@ -83,78 +86,51 @@ static SPECS: LazyLock<Vec<TaskSpec>> = LazyLock::new(|| {
     FILES.iter().map(spec).collect()
 });
 
-/// The tasks known by name; `mmlu` is a group.
+/// The built-in tasks. `mmlu` is a group.
 pub fn known_tasks() -> &'static [TaskSpec] {
     &SPECS
 }
 
 impl TaskSpec {
-    /// The task of a name or alias; case does not matter.
+    /// Finds a task by name or alias, ignoring case.
     pub fn find(name: &str) -> Option<&'static TaskSpec> {
         let wanted = name.to_lowercase();
         SPECS.iter().find(|t| t.name.to_lowercase() == wanted || t.aliases.contains(&wanted.as_str()))
     }
 }
 
-/// How a task is loaded.
-#[derive(Clone, Copy, Default)]
-pub struct TaskOptions<'a> {
-    /// Only the first so many documents of each task.
-    pub limit: Option<usize>,
-    /// Instead of the task's own.
-    pub max_new_tokens: Option<usize>,
-    /// Instead of the task's own; `exact_match` for a directory that is not a known task.
-    pub metric: Option<Metric>,
-    /// Solved documents in front of each, instead of the task's own number.
-    pub num_fewshot: Option<usize>,
-    /// Seed that shots are drawn with; 1234 if there is none.
-    pub fewshot_seed: Option<u32>,
-    /// A chat template: prompts are conversations, and a choice follows without a space.
-    pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: every shot is a turn of the user's and one of the model's, instead of one message with
-    /// all.
-    pub fewshot_as_multiturn: bool,
-    /// Stands in front of the task's own description.
-    pub system_instruction: Option<&'a str>,
-    /// Under [`Profile::Paper`] a task of ROUGE-L stands in tables by the paper's own number.
-    pub profile: Profile,
-    /// An installed lm-eval, or a task's file of it, for shots that it alone publishes; see [`find_lm_eval`](crate::find_lm_eval).
-    pub lm_eval: Option<&'a Path>,
-    /// Where data sets are fetched from that are not in the directory; nothing is ever fetched without it.
-    pub hub: Option<&'a Hub>,
-}
-
-/// What a name stands for.
+/// The tasks that a name refers to.
 pub struct TaskSet {
     /// One task, or all of a group.
     pub tasks: Vec<Box<dyn Task>>,
-    /// Which of them are scored as one; empty for one task.
+    /// Groups of these tasks; empty for a single task.
     pub groups: Vec<TaskGroup>,
 }
 
-/// Loads a task by name or alias from a directory of tasks.
+/// Loads a task by name or alias from a data directory. `name` is one of:
 ///
-/// - A known task: the files that its description names, in DIR, beside it, or in a directory `lm-eval` in DIR or beside
-///   it; what is in none of these comes from the hub, if `options` gives one and the description a data set. A task of
-///   TRACE is `DIR/<Task>/test.json` (or `.jsonl`, or either with `.gz`), the directory named as the task, or as it was
-///   asked for, or as one of its aliases.
-/// - A path that ends in `.toml`: a description of one's own, whose files are looked for beside it, too.
-/// - Any other directory with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names a
-///   metric.
-/// - A path that ends in `.jsonl`: a file of multiple-choice questions, see [`MultipleChoice::load`].
+/// - A built-in task. The files that its description names are searched for in `dir`, its parent, and a directory `lm-eval`
+///   in either; then on the hub, if `options` has one and the description names a data set. A TRACE task is
+///   `dir/<Task>/test.json` (or `.jsonl`, or either with `.gz`), where the directory has the task's name, the requested
+///   name, or an alias.
+/// - A path that ends in `.toml`: a task description. Its files are also searched for next to it.
+/// - A path that ends in `.jsonl`: multiple-choice questions, see [`MultipleChoice::load`].
+/// - Any other directory in `dir` with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names
+///   a metric.
 ///
 /// # Errors
-/// [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`], [`Error::Fetch`], [`Error::NoDocuments`],
-/// [`Error::Shots`], [`Error::Chat`], and those of the description and the files.
+/// Returns [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its files
+/// are not found, [`Error::NoDocuments`] or [`Error::Shots`] if there are too few rows, [`Error::Chat`] if the chat template
+/// fails, and an error if the description or a file is invalid.
 pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     let mut set = load(name, dir, options, true)?;
     Ok(set.tasks.swap_remove(0))
 }
 
-/// Loads a task as [`load_task`] does, or all tasks of a group: `mmlu`, or one of its parts such as `mmlu_stem`.
+/// Loads a task like [`load_task`], or all tasks of a group: `mmlu`, or a subgroup such as `mmlu_stem`.
 ///
 /// # Errors
-/// As [`load_task`].
+/// Returns the same errors as [`load_task`], except [`Error::IsGroup`].
 pub fn load_tasks(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<TaskSet, Error> {
     load(name, dir, options, false)
 }
@@ -189,7 +165,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
     }
 }
 
-/// The tasks of a group, of one of its parts, or the one that is named.
+/// The tasks of a group or subgroup, or a single member.
 fn members(
     file: &TaskFile,
     wanted: &str,
@@ -229,7 +205,7 @@ fn members(
     Ok(TaskSet { tasks, groups })
 }
 
-/// A described task as it was asked for; `member` is a field and the value that its rows have.
+/// A requested task. `member` is the field that selects a group member's rows, and its value.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     file: &'a TaskFile,
@@ -264,7 +240,7 @@ impl Asked<'_> {
         if self.member.is_some() { self.name } else { &self.file.name }
     }
 
-    /// Names of files. They may be called by any of the task's names, the one that was asked for first.
+    /// Candidate file names, for each of the task's names, the requested one first.
     fn candidates(&self, patterns: &[String]) -> Result<Vec<String>, Error> {
         let aliases = self.file.aliases.iter().map(String::as_str);
         let mut filled: Vec<String> = Vec::new();
@@ -279,15 +255,15 @@ impl Asked<'_> {
         Ok(filled)
     }
 
-    /// A name with `{{ name }}` and a group's field filled in.
+    /// Renders a file name with the variables `name` and the group's field.
     fn fill(&self, key: &'static str, pattern: &str, name: &str) -> Result<String, Error> {
         let row: BTreeMap<String, String> =
             [("name", name)].into_iter().chain(self.member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let wrong = |message| Error::TaskKey { path: PathBuf::from(&self.file.name), key, message };
-        Template::new(&environment(), pattern).and_then(|t| t.render(&row.into())).map_err(wrong)
+        Template::new(pattern).and_then(|t| t.render(&row.into())).map_err(wrong)
     }
 
-    /// Where the first candidate was expected.
+    /// Path of the first candidate.
     fn expected(&self, names: &[String]) -> PathBuf {
         self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)))
     }
@@ -297,7 +273,7 @@ impl Asked<'_> {
         Error::MissingFile { name, path, needed, dataset: dataset.map(|d| d.repo) }
     }
 
-    /// The same rows as a data set of the hub, if the description has one with this split.
+    /// The hub data set with the same rows, if the description has one with this split.
     fn dataset(&self, split: impl Fn(&HubDataset) -> Option<&String>) -> Result<Option<DatasetRef>, Error> {
         let Some((hub, split)) = self.file.hub.as_ref().and_then(|hub| Some((hub, split(hub)?))) else {
             return Ok(None);
@@ -306,7 +282,7 @@ impl Asked<'_> {
         Ok(Some(DatasetRef { config, ..DatasetRef::new(&hub.repo, split) }))
     }
 
-    /// The rows of a file, else those of a data set where the hub may be asked.
+    /// The rows of a local file, or else of the hub data set.
     fn find_rows(
         &self,
         library: &mut Library<'_>,
@@ -324,7 +300,7 @@ impl Asked<'_> {
         })
     }
 
-    /// Rows that documents are made of.
+    /// The rows of the documents.
     fn rows(&self, library: &mut Library<'_>) -> Result<Rows, Error> {
         let names = self.candidates(&self.file.files.eval)?;
         let dataset = self.dataset(|hub| Some(&hub.split))?;
@@ -339,7 +315,7 @@ impl Asked<'_> {
         Err(self.missing(&names, "its documents are read from it".to_owned(), dataset))
     }
 
-    /// Variables of the templates that are the same for every row, and the files that they are from.
+    /// Template variables that are the same for every row, and the files they are read from.
     fn values(&self, library: &Library<'_>) -> Result<(Map<String, Value>, Vec<Value>), Error> {
         let mut values: Map<String, Value> = Map::new();
         let mut files = Vec::new();
@@ -359,7 +335,7 @@ impl Asked<'_> {
         Ok((values, files))
     }
 
-    /// What shots are drawn from.
+    /// The rows that few-shot examples are drawn from.
     fn pool(
         &self,
         shots: usize,
@@ -393,7 +369,7 @@ impl Asked<'_> {
     }
 }
 
-/// Rows of a file; of a file that several tasks share, those of one.
+/// The rows of a file, or those of one group member in a shared file.
 fn documents(rows: &Rows, member: Option<(&str, &str)>) -> Vec<Document> {
     let own = |row: &Row| member.is_none_or(|(field, id)| row.get(field).is_none_or(|v| v == id));
     let document = |(index, row): (usize, &Row)| Document { path: rows.path.clone(), index, row: row.clone() };
@@ -405,7 +381,7 @@ fn unknown(name: &str, dir: &Path) -> Error {
     Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known: known.join(", ") }
 }
 
-/// A directory of examples in any of the forms that training reads.
+/// Loads a directory of examples in any format that training reads.
 fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     const DESCRIPTION: &str = r#"
         name = "directory"
@@ -434,7 +410,7 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
     Ok(Box::new(build(&file, material, &options)?))
 }
 
-/// A file of questions; shots are other questions of the file.
+/// Loads a file of questions. Few-shot examples are other questions of the file.
 fn questions(path: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     const DESCRIPTION: &str = r#"
         name = "questions"

@@ -1,4 +1,4 @@
-//! Solved examples that lm-evaluation-harness publishes as part of a task, read from where it is installed.
+//! Few-shot examples that are part of a task in lm-evaluation-harness, read from an installed copy.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,21 +7,21 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_data::Row;
 use serde::Deserialize;
 
-use crate::Error;
-use crate::described::Document;
+use super::rows::Document;
+use crate::error::{Error, shortened};
 
-/// The examples of a task's file.
+/// Few-shot examples from a task's YAML file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Samples {
     /// The file.
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub hash: String,
-    /// In the file's order.
+    /// The examples, in file order.
     pub rows: Vec<Row>,
 }
 
-/// As much of a task's file as is read.
+/// The part of a task's file that is read.
 #[derive(Deserialize)]
 struct TaskYaml {
     fewshot_config: FewShotConfig,
@@ -32,11 +32,11 @@ struct FewShotConfig {
     samples: Vec<Row>,
 }
 
-/// The folder of the Python package: `given` itself, or what the Python interpreter of this name or path says. Python is
-/// started only for a file that is no folder, or a bare name such as `python3`.
+/// Finds the directory of the Python package `lm_eval`. `given` is the directory itself, a task's YAML file in it, or a
+/// Python interpreter such as `python3`, which is then run to ask for the directory.
 ///
 /// # Errors
-/// [`Error::LmEval`]: it is neither, or this Python has no lm-eval.
+/// Returns [`Error::LmEval`] if `given` is none of these, or the interpreter has no lm-eval.
 pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     let wrong = |message: String| Error::LmEval { path: given.to_owned(), message };
     let is_yaml = given.extension().is_some_and(|e| e == "yaml" || e == "yml");
@@ -59,11 +59,11 @@ pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(folder))
 }
 
-/// The solved examples of a task: `fewshot_config.samples` of its YAML file. `lm_eval` is the package's folder, the one above
-/// it, the file itself, or a Python ([`find_lm_eval`]); `yaml` is the file's place in the package.
+/// Reads a task's few-shot examples: `fewshot_config.samples` of its YAML file. `lm_eval` is the package's directory or its
+/// parent, the file itself, or a Python interpreter ([`find_lm_eval`]); `yaml` is the file's path within the package.
 ///
 /// # Errors
-/// [`Error::LmEval`], [`Error::File`].
+/// Returns [`Error::LmEval`] if there is no such file or it has no examples, and [`Error::File`] if it cannot be read.
 ///
 /// # Example
 /// ```
@@ -85,9 +85,8 @@ pub fn lm_eval_samples(lm_eval: &Path, yaml: &str) -> Result<Samples, Error> {
     };
     let wrong = |message| Error::LmEval { path: path.clone(), message };
     let text = read_text(&path, MAX_CONFIG)?;
-    let task: TaskYaml = serde_saphyr::from_str(&text).map_err(|e| {
-        wrong(format!("no task with fewshot_config.samples: {}", crate::error::shortened(&e.to_string())))
-    })?;
+    let task: TaskYaml = serde_saphyr::from_str(&text)
+        .map_err(|e| wrong(format!("no task with fewshot_config.samples: {}", shortened(&e.to_string()))))?;
     if task.fewshot_config.samples.is_empty() {
         return Err(wrong("fewshot_config.samples is empty".to_owned()));
     }

@@ -6,18 +6,18 @@ use cl_data::Row;
 use cl_data::numpy::Mt19937;
 use serde::{Deserialize, Serialize};
 
-/// Which rows of a pool a document's shots are.
+/// How a document's few-shot examples are chosen from a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Sampler {
-    /// Drawn anew for every document.
+    /// Drawn at random for each document.
     #[default]
     Random,
-    /// The first ones.
+    /// The first n rows.
     FirstN,
 }
 
-/// Gives every document of a task its shots, in the order of documents.
+/// Draws the few-shot examples of each document, in the order of documents.
 pub(crate) struct ShotSampler<'a> {
     pool: Vec<&'a Row>,
     sampler: Sampler,
@@ -25,7 +25,7 @@ pub(crate) struct ShotSampler<'a> {
     random: PythonRandom,
 }
 
-/// There are too few rows to draw from.
+/// The pool has too few rows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooFew {
     pub(crate) wanted: usize,
@@ -33,12 +33,12 @@ pub(crate) struct TooFew {
 }
 
 impl<'a> ShotSampler<'a> {
-    /// `exclude_document`: a document is never its own shot. lm-eval then draws one shot more than is wanted.
+    /// `exclude_document`: a document is never its own example. As in lm-eval, one more than needed is drawn in that case.
     pub(crate) fn new(pool: Vec<&'a Row>, sampler: Sampler, exclude_document: bool, seed: u32) -> ShotSampler<'a> {
         ShotSampler { pool, sampler, exclude_document, random: PythonRandom::new(seed) }
     }
 
-    /// The next document's shots, as indices of the pool.
+    /// The next document's examples, as indices into the pool.
     pub(crate) fn draw(&mut self, document: &Row, n: usize) -> Result<Vec<usize>, TooFew> {
         let others = |pool: &[&Row]| (0..pool.len()).filter(|&i| pool[i] != document).collect::<Vec<_>>();
         match self.sampler {
@@ -127,7 +127,7 @@ mod tests {
     fn draws_as_python_does() {
         // Written by tests/fixtures/make_metrics.py.
         let fixture: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/fixtures/python_sample.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/fixtures/python_sample.json")).unwrap();
         let mut random = (None, PythonRandom::new(0));
         for draw in fixture["draws"].as_array().unwrap() {
             let (seed, n, k, expected): (u32, usize, usize, Vec<usize>) = serde_json::from_value(draw.clone()).unwrap();

@@ -1,27 +1,27 @@
-//! McNemar's test for two runs whose answers are right or wrong.
+//! McNemar's test, for two runs whose answers are right or wrong.
 
 use serde::{Deserialize, Serialize};
 
-/// How surely one run answers more documents than the other.
+/// Results of McNemar's test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct McNemar {
-    /// Documents that only the first run answers rightly.
+    /// Number of documents that only the first run answers correctly.
     pub only_a: u64,
-    /// Documents that only the second run answers rightly.
+    /// Number of documents that only the second run answers correctly.
     pub only_b: u64,
-    /// Two-sided probability of the exact binomial test.
+    /// Two-sided p-value of the exact binomial test.
     pub p: f64,
-    /// The same with half the probability of what was seen: less cautious than the exact test.
+    /// Mid-p: counts half the probability of the observed outcome; less conservative than the exact test.
     pub mid_p: f64,
-    /// Probability of the χ² test with continuity correction, where `only_a + only_b` is at least 25.
+    /// p-value of the χ² test with continuity correction, if `only_a + only_b` is at least 25.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_chi_squared: Option<f64>,
 }
 
-/// Below so many discordant documents the χ² distribution is no approximation to rely on.
+/// Minimum number of discordant documents for the χ² approximation.
 const LARGE: u64 = 25;
 
-/// McNemar's test of the discordant counts: documents that one run answers rightly and the other does not.
+/// McNemar's test of the discordant counts: documents that only one of the runs answers correctly.
 ///
 /// ```text
 /// X ~ Binomial(b + c, ½),  m = min(b, c)
@@ -30,8 +30,8 @@ const LARGE: u64 = 25;
 /// χ²     = max(|b − c| − 1, 0)² / (b + c),  p = P(χ²₁ ≥ χ²)
 /// ```
 ///
-/// Without discordant documents p is 1. Sums begin at their largest term, so p has ten digits and more for ten thousand
-/// documents; p below the smallest number is 0.
+/// Without discordant documents, p is 1. Sums start at their largest term, so p has at least ten digits for ten thousand
+/// documents; p-values below the smallest f64 are 0.
 ///
 /// Sources: McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948, for the correction; Fagerland, Lydersen
 /// and Laake, BMC Medical Research Methodology 13:91, 2013, for mid-p.

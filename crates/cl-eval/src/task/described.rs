@@ -1,20 +1,24 @@
-//! A task made of a description and rows.
+//! Tasks built from a description and rows.
 
 use std::path::PathBuf;
 
-use cl_data::{Profile, Row};
+use cl_data::{Profile, Role};
+use minijinja::Value;
 use minijinja::value::ValueKind;
-use minijinja::{Environment, Value};
 use serde_json::{Map, json};
 
-use crate::chat::{Chat, Role, Turn, joined};
-use crate::error::shortened;
-use crate::few_shot::{ShotSampler, TooFew};
-use crate::task_file::{Choices, TaskFile};
-use crate::template::{Formula, Template, environment};
-use crate::{Error, GenerateRequest, Harness, LoglikelihoodRequest, Metric, Request, Target, Task, TaskOptions};
+use super::chat::{Chat, Turn, joined};
+use super::few_shot::{ShotSampler, TooFew};
+use super::options::TaskOptions;
+use super::rows::Document;
+use super::task_file::{Choices, TaskFile};
+use super::template::{Formula, Template};
+use super::{Harness, Task};
+use crate::error::{Error, shortened};
+use crate::metrics::{Metric, Target};
+use crate::request::{BoxError, GenerateRequest, LoglikelihoodRequest, Request};
 
-/// A task made of a description and rows: every request is known when it is loaded.
+/// A task built from a description and rows. All requests are rendered when it is loaded.
 pub(crate) struct DescribedTask {
     name: String,
     metric: Metric,
@@ -25,10 +29,10 @@ pub(crate) struct DescribedTask {
     settings: Map<String, serde_json::Value>,
 }
 
-/// A document's request without what all have in common.
+/// The part of a request that differs between documents.
 enum Ask {
     Write(String),
-    /// Each of the continuations after one context, or one continuation after each of the contexts.
+    /// Several continuations of one context, or one continuation of several contexts.
     Choose {
         contexts: Vec<String>,
         continuations: Vec<String>,
@@ -79,26 +83,19 @@ impl Task for DescribedTask {
     }
 }
 
-/// A row, and where errors say that it is.
-pub(crate) struct Document {
-    pub(crate) path: PathBuf,
-    pub(crate) index: usize,
-    pub(crate) row: Row,
-}
-
-/// What a description is filled with.
+/// The rows and values that a description's templates are rendered with.
 pub(crate) struct Material {
     pub(crate) name: String,
     pub(crate) documents: Vec<Document>,
-    /// Rows that shots are drawn from.
+    /// Rows that few-shot examples are drawn from.
     pub(crate) pool: Vec<Document>,
-    /// Variables beside those of a row.
+    /// Template variables in addition to a row's fields.
     pub(crate) values: Map<String, serde_json::Value>,
-    /// What was read, for the record.
+    /// The files that were read, for the record.
     pub(crate) files: Vec<serde_json::Value>,
 }
 
-/// Makes the task.
+/// Builds the task.
 pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
     let draws = Draws {
         shots: options.num_fewshot.unwrap_or(task.fewshot.num_fewshot),
@@ -125,14 +122,14 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
     Ok(DescribedTask { name: material.name, metric, harness, documents, max_new_tokens, stop, settings })
 }
 
-/// How many shots stand in front of a document, and the seed that they are drawn with.
+/// Number of few-shot examples per document, and the random seed.
 #[derive(Clone, Copy)]
 struct Draws {
     shots: usize,
     seed: u32,
 }
 
-/// Every document with its shots.
+/// Renders every document with its few-shot examples.
 fn filled(
     task: &TaskFile,
     material: &Material,
@@ -141,9 +138,11 @@ fn filled(
     Draws { shots, seed }: Draws,
 ) -> Result<Vec<(Ask, Target)>, Error> {
     let name = &material.name;
-    let environment = environment();
-    let filler = Filler::new(&environment, task, material, options, metric)
-        .map_err(|(key, message)| Error::TaskKey { path: PathBuf::from(name), key, message })?;
+    let filler = Filler::new(task, material, options, metric).map_err(|(key, message)| Error::TaskKey {
+        path: PathBuf::from(name),
+        key,
+        message,
+    })?;
     let pool = material.pool.iter().map(|d| &d.row).collect();
     let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
     let fill = |document: &Document| {
@@ -159,7 +158,7 @@ fn filled(
     material.documents.iter().map(fill).collect()
 }
 
-/// What the record of a run says about the task, written or chosen.
+/// The task's settings, as saved with results.
 fn settings(
     task: &TaskFile,
     material: &Material,
@@ -188,14 +187,14 @@ fn settings(
 /// lm-eval's default.
 const FEWSHOT_SEED: u32 = 1234;
 
-/// Key and message of what is wrong.
+/// Key of the description and error message.
 type Wrong = (&'static str, String);
 
 /// Compiled templates.
 struct Filler<'a> {
     name: &'a str,
-    kind: Kind<'a>,
-    description: Template<'a>,
+    kind: Kind,
+    description: Template,
     target_delimiter: &'a str,
     fewshot_delimiter: &'a str,
     system_instruction: &'a str,
@@ -204,42 +203,42 @@ struct Filler<'a> {
     metric: Metric,
 }
 
-enum Kind<'a> {
-    Write { prompt: Template<'a>, target: Template<'a> },
-    Choices { context: Template<'a>, choices: List<'a>, gold: Formula<'a> },
-    Contexts { contexts: List<'a>, continuation: Template<'a>, gold: Formula<'a> },
+enum Kind {
+    Write { prompt: Template, target: Template },
+    Choices { context: Template, choices: List, gold: Formula },
+    Contexts { contexts: List, continuation: Template, gold: Formula },
 }
 
-enum List<'a> {
-    Templates(Vec<Template<'a>>),
-    Formula(Formula<'a>),
+enum List {
+    Templates(Vec<Template>),
+    Formula(Formula),
 }
 
-/// A row as its templates have it.
+/// A row's rendered templates.
 enum Filled {
     Write { prompt: String, target: String },
     Choices { context: String, choices: Vec<String>, gold: usize },
     Contexts { contexts: Vec<String>, continuation: String, gold: usize },
 }
 
-impl<'a> Kind<'a> {
-    fn new(environment: &'a Environment<'a>, task: &'a TaskFile) -> Result<Kind<'a>, Wrong> {
+impl Kind {
+    fn new(task: &TaskFile) -> Result<Kind, Wrong> {
         match (&task.generation, &task.multiple_choice) {
             (Some(keys), _) => Ok(Kind::Write {
-                prompt: template(environment, "generation.prompt", &keys.prompt)?,
-                target: template(environment, "generation.target", &keys.target)?,
+                prompt: template("generation.prompt", &keys.prompt)?,
+                target: template("generation.target", &keys.target)?,
             }),
             (None, Some(keys)) => {
-                let gold = formula(environment, "multiple_choice.gold", &keys.gold)?;
+                let gold = formula("multiple_choice.gold", &keys.gold)?;
                 match (&keys.context, &keys.choices, &keys.contexts, &keys.continuation) {
                     (Some(context), Some(choices), ..) => Ok(Kind::Choices {
-                        context: template(environment, "multiple_choice.context", context)?,
-                        choices: list(environment, "multiple_choice.choices", choices)?,
+                        context: template("multiple_choice.context", context)?,
+                        choices: list("multiple_choice.choices", choices)?,
                         gold,
                     }),
                     (_, _, Some(contexts), Some(continuation)) => Ok(Kind::Contexts {
-                        contexts: list(environment, "multiple_choice.contexts", contexts)?,
-                        continuation: template(environment, "multiple_choice.continuation", continuation)?,
+                        contexts: list("multiple_choice.contexts", contexts)?,
+                        continuation: template("multiple_choice.continuation", continuation)?,
                         gold,
                     }),
                     _ => Err(("multiple_choice", "has neither choices nor contexts".to_owned())),
@@ -252,7 +251,6 @@ impl<'a> Kind<'a> {
 
 impl<'a> Filler<'a> {
     fn new(
-        environment: &'a Environment<'a>,
         task: &'a TaskFile,
         material: &'a Material,
         options: &TaskOptions<'a>,
@@ -260,8 +258,8 @@ impl<'a> Filler<'a> {
     ) -> Result<Filler<'a>, Wrong> {
         Ok(Filler {
             name: &material.name,
-            kind: Kind::new(environment, task)?,
-            description: template(environment, "description", &task.description)?,
+            kind: Kind::new(task)?,
+            description: template("description", &task.description)?,
             target_delimiter: &task.target_delimiter,
             fewshot_delimiter: &task.fewshot_delimiter,
             system_instruction: options.system_instruction.unwrap_or_default(),
@@ -271,7 +269,7 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// The request about a document and what its answer is held against.
+    /// A document's request and target.
     fn document(&self, document: &Document, shots: &[&Document]) -> Result<(Ask, Target), Error> {
         let (filled, description) = self.filled(document)?;
         let mut turns = Vec::new();
@@ -283,7 +281,7 @@ impl<'a> Filler<'a> {
             turns.extend(self.shot(self.filled(shot)?.0));
         }
         let text = |turns: &[Turn]| {
-            let chat = |e: crate::BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
+            let chat = |e: BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
             self.chat.text(turns).map_err(chat)
         };
         let ask = |question: &str| {
@@ -311,7 +309,7 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// A solved document. Without an answer there is only its question, and no delimiter behind it, as in lm-eval.
+    /// A few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as in lm-eval.
     fn shot(&self, filled: Filled) -> Vec<Turn> {
         let (question, answer) = match filled {
             Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),
@@ -364,7 +362,7 @@ impl<'a> Filler<'a> {
     }
 }
 
-impl List<'_> {
+impl List {
     fn texts(&self, row: &Value) -> Result<Vec<String>, String> {
         let formula = match self {
             List::Templates(templates) => return templates.iter().map(|t| t.render(row)).collect(),
@@ -380,8 +378,8 @@ impl List<'_> {
     }
 }
 
-/// The right choice: a number is its index from 0, a text is the choice itself.
-fn index(gold: &Formula<'_>, row: &Value, choices: &[String]) -> Result<usize, String> {
+/// Index of the right choice, given as a 0-based index or as the choice's text.
+fn index(gold: &Formula, row: &Value, choices: &[String]) -> Result<usize, String> {
     let value = gold.value(row)?;
     let found = match value.as_str() {
         Some(text) => choices.iter().position(|c| c == text),
@@ -392,19 +390,19 @@ fn index(gold: &Formula<'_>, row: &Value, choices: &[String]) -> Result<usize, S
     })
 }
 
-fn template<'a>(environment: &'a Environment<'a>, key: &'static str, source: &'a str) -> Result<Template<'a>, Wrong> {
-    Template::new(environment, source).map_err(|message| (key, message))
+fn template(key: &'static str, source: &str) -> Result<Template, Wrong> {
+    Template::new(source).map_err(|message| (key, message))
 }
 
-fn formula<'a>(environment: &'a Environment<'a>, key: &'static str, source: &'a str) -> Result<Formula<'a>, Wrong> {
-    Formula::new(environment, source).map_err(|message| (key, message))
+fn formula(key: &'static str, source: &str) -> Result<Formula, Wrong> {
+    Formula::new(source).map_err(|message| (key, message))
 }
 
-fn list<'a>(environment: &'a Environment<'a>, key: &'static str, choices: &'a Choices) -> Result<List<'a>, Wrong> {
+fn list(key: &'static str, choices: &Choices) -> Result<List, Wrong> {
     Ok(match choices {
         Choices::Templates(templates) => {
-            List::Templates(templates.iter().map(|t| template(environment, key, t)).collect::<Result<_, _>>()?)
+            List::Templates(templates.iter().map(|t| template(key, t)).collect::<Result<_, _>>()?)
         }
-        Choices::Expression(expression) => List::Formula(formula(environment, key, expression)?),
+        Choices::Expression(expression) => List::Formula(formula(key, expression)?),
     })
 }

@@ -1,25 +1,14 @@
-//! Tasks that are scored as one.
-
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use super::scores::Scores;
+use crate::error::Error;
+use crate::task::TaskGroup;
 
-use crate::{Error, Scores};
-
-/// Tasks whose documents count as those of one, such as MMLU's subjects.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct TaskGroup {
-    /// Name, as in tables.
-    pub name: String,
-    /// Names of its tasks.
-    pub members: Vec<String>,
-}
-
-/// Scores of a group: each metric's mean weighted by documents. The standard error is lm-eval's pooled one,
-/// √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks of nᵢ documents with standard errors sᵢ.
+/// Scores of a group: the mean of each metric, weighted by number of documents. The standard error is lm-eval's pooled
+/// one, √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks of nᵢ documents with standard errors sᵢ.
 ///
 /// # Errors
-/// [`Error::NoMember`] if scores of a member are missing, or lack a metric that others have.
+/// Returns [`Error::NoMember`] if scores of a member are missing, or lack a metric that others have.
 pub fn aggregate_group(group: &TaskGroup, scores: &[Scores]) -> Result<Scores, Error> {
     let missing = |task: &str| Error::NoMember { group: group.name.clone(), task: task.to_owned() };
     let found = |name: &String| scores.iter().find(|s| s.task == *name).ok_or_else(|| missing(name));

@@ -2,37 +2,38 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{choice, edit, exact, first_char, gsm8k, rouge, sari};
-use crate::{Response, Target};
+use super::target::Target;
+use super::{choice, edit, exact, first_char, gsm8k, rouge, sari};
+use crate::request::Response;
 
-/// How an answer is scored. Each gives one or more scores by name, all in `[0, 1]`; the first named here is the main one,
-/// which stands for the task in tables.
+/// How an answer is scored. Each metric gives one or more named scores in `[0, 1]`; the first listed here is the main one,
+/// which represents the task in tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// `acc`: the largest sum of log-probabilities is the right choice's. `acc_norm`: the largest sum divided by the choice's
-    /// number of characters (code points, without the space in front). The first one wins among equals, as in lm-eval; a sum
-    /// that is not a number never wins.
+    /// `acc`: the right choice has the highest log-likelihood. `acc_norm`: the right choice has the highest log-likelihood
+    /// divided by its number of characters (code points, without the leading space). Among equals the first wins, as in
+    /// lm-eval; NaN never wins.
     Acc,
-    /// `acc_norm`, with `acc` beside it: what lm-eval tables for ARC, HellaSwag, OpenBookQA and PIQA. With choices of one
-    /// length, such as letters, the two are the same.
+    /// The scores of `acc`, with `acc_norm` as the main one, as is usual for ARC, HellaSwag, OpenBookQA and PIQA. With choices
+    /// of equal length, such as letters, the two are the same.
     AccNorm,
-    /// `first_char`: the stripped answer's first character against the reference's, as the paper scores C-STANCE, FOMC and
-    /// ScienceQA. `exact_match` beside it: whole strings, as TRACE scores C-STANCE and FOMC (an answer cut after a few
-    /// tokens cannot match a long reference such as ScienceQA's).
+    /// `first_char`: the first character of the stripped answer equals that of the reference, as the paper scores C-STANCE,
+    /// FOMC and ScienceQA. `exact_match`: the whole strings are equal, as TRACE scores C-STANCE and FOMC (an answer limited to
+    /// a few tokens cannot match a long reference such as ScienceQA's).
     FirstChar,
     /// `exact_match`: stripped answer equal to the stripped reference.
     ExactMatch,
-    /// `rouge_l`: F of the `rouge` package. Beside it `rouge_l_f_beta`, the older releases' F, and `rouge_l_swapped`, the F
-    /// when answer and reference change places, as in the paper's and TRACE's scripts (only ties between equally long common
-    /// subsequences differ).
+    /// `rouge_l`: F of the `rouge` package. `rouge_l_f_beta`: F of its older releases. `rouge_l_swapped`: F with answer and
+    /// reference exchanged, as in the paper's and TRACE's scripts (only ties between equally long common subsequences
+    /// differ).
     RougeL,
-    /// The scores of `rouge_l`, with `rouge_l_swapped` standing for the task: the paper's own number.
+    /// The scores of `rouge_l`, with `rouge_l_swapped` as the main one, as in the paper.
     RougeLSwapped,
     /// `sari`: SARI / 100 against the prompt and the reference.
     Sari,
     /// `edit_similarity`: `fuzz.ratio` / 100 with python-Levenshtein, after Py150's clean-up; `edit_similarity_difflib`:
-    /// without.
+    /// with Python's difflib.
     EditSimilarity,
     /// `flexible_extract`: the last number of the answer; `strict_match`: the number after `#### `.
     Gsm8k,
@@ -41,8 +42,8 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Scores by name, each in `[0, 1]`: the same names for every target and answer. An answer of another kind than the
-    /// target wants counts as empty.
+    /// Scores by name, each in `[0, 1]`; the names are the same for every target and answer. An answer of the wrong kind
+    /// counts as empty.
     pub fn scores(self, target: &Target, response: &Response) -> BTreeMap<String, f64> {
         let answer = match response {
             Response::Text(text) => text.as_str(),
@@ -96,7 +97,7 @@ impl Metric {
         scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// What a target lacks to be scored by this metric; `None` when nothing.
+    /// Why a target cannot be scored by this metric; `None` if it can.
     pub fn lacks(self, target: &Target) -> Option<&'static str> {
         match (self, target) {
             (Metric::Acc | Metric::AccNorm, Target::Reference { .. }) => Some("it has no choices"),
@@ -107,7 +108,7 @@ impl Metric {
         }
     }
 
-    /// Name of the score that stands for the metric.
+    /// Name of the main score.
     pub fn main(self) -> &'static str {
         match self {
             Metric::Acc => "acc",

@@ -6,49 +6,50 @@ use std::path::{Path, PathBuf};
 use cl_data::{Line, read_lines};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Loglikelihood};
+use crate::error::Error;
+use crate::request::Loglikelihood;
 
-/// What a model is asked, as it sees it: in tokens, with everything that the answer depends on.
+/// A request in tokens, with everything that the answer depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenRequest<'a> {
-    /// How likely are the tokens from `from` on?
+    /// The log-likelihood of the tokens from `from` on.
     Loglikelihood {
         /// Context and continuation, truncated.
         tokens: &'a [u32],
-        /// Where the continuation starts.
+        /// Index of the continuation's first token.
         from: usize,
     },
-    /// What comes behind the tokens?
+    /// The continuation by greedy decoding.
     Generate {
         /// The prompt, truncated.
         tokens: &'a [u32],
-        /// Most tokens to write.
+        /// Maximum number of new tokens.
         max_new_tokens: usize,
-        /// Texts that end the answer.
+        /// Stop strings.
         stop: &'a [String],
     },
 }
 
-/// What it answered.
+/// The answer to a [`TokenRequest`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To [`TokenRequest::Loglikelihood`].
+    /// Answer to [`TokenRequest::Loglikelihood`].
     Loglikelihood(Loglikelihood),
-    /// To [`TokenRequest::Generate`].
+    /// Answer to [`TokenRequest::Generate`].
     Text(String),
 }
 
-/// Answers of one model, on disk as they come, and found again by what was asked.
+/// A persistent cache of one model's answers, keyed by request.
 ///
-/// The file is a JSONL, one answer a line, only ever appended to; `DIR/<blake3 of the fingerprint>.jsonl`. An answer's key is
-/// the blake3 of the model's fingerprint (its weights, adapter and dtype) and of the question. Each line carries a check sum
-/// over key and answer: a line that was cut off or damaged is left out when the file is read ([`ResponseCache::damaged`]), so
-/// that its question is asked again, and the lines around it stay. Several processes may add to one file.
+/// The file is `DIR/<blake3 of the fingerprint>.jsonl`, with one answer per line; it is only ever appended to. An answer's key
+/// is the blake3 of the model's fingerprint (its weights, adapter and dtype) and the request. Each line has a checksum over
+/// key and answer; incomplete or damaged lines are skipped on reading ([`ResponseCache::damaged`]). Several processes may
+/// append to one file.
 ///
-/// A cache is a help, not a need: where the file cannot be read or written, what was given is kept in memory alone, and
-/// [`ResponseCache::failure`] says why.
+/// If the file cannot be read or written, answers are cached in memory only, and [`ResponseCache::failure`] returns the
+/// reason.
 ///
 /// ```
 /// use cl_eval::{Answer, TokenRequest, ResponseCache};
@@ -83,7 +84,7 @@ struct Entry {
 }
 
 impl ResponseCache {
-    /// Reads what is there of a model, and opens the file to add to it.
+    /// Reads the cached answers of a model, and opens the file for appending.
     pub fn open(dir: &Path, fingerprint: &str) -> ResponseCache {
         let name = &blake3::hash(fingerprint.as_bytes()).to_hex()[..32];
         let path = dir.join(format!("{name}.jsonl"));
@@ -113,14 +114,14 @@ impl ResponseCache {
         Ok(())
     }
 
-    /// Opens the file to add to it.
+    /// Opens the file for appending.
     fn append(&mut self) -> Result<(), Error> {
         let file = open(&self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
         self.file = Some(file);
         Ok(())
     }
 
-    /// Why answers are no longer read or written down, if they are not.
+    /// The error that stopped reading or writing the file, if any.
     pub fn failure(&self) -> Option<&Error> {
         self.failure.as_ref()
     }
@@ -135,22 +136,22 @@ impl ResponseCache {
         self.answers.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no answers.
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty()
     }
 
-    /// Lines of the file, from 1, that were left out because they were cut off or damaged.
+    /// 1-based numbers of lines that were skipped because they are incomplete or damaged.
     pub fn damaged(&self) -> &[usize] {
         &self.damaged
     }
 
-    /// The answer to a question, if it was given.
+    /// The cached answer to a request.
     pub fn get(&self, question: &TokenRequest<'_>) -> Option<&Answer> {
         self.answers.get(&self.key(question))
     }
 
-    /// Keeps an answer, and writes it down as long as the file can be written.
+    /// Caches an answer, and appends it to the file as long as that is possible.
     pub fn put(&mut self, question: &TokenRequest<'_>, answer: Answer) {
         let key = self.key(question);
         let check = check(&key, &answer);
@@ -170,7 +171,7 @@ impl ResponseCache {
     }
 }
 
-/// Opens a file to add to it, on a line of its own if a kill cut off the last one.
+/// Opens a file for appending, and ends its last line if that is incomplete.
 fn open(path: &Path) -> std::io::Result<File> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -189,7 +190,7 @@ fn open(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Adds a line, whole beside those of other processes.
+/// Appends a line under a lock.
 fn write(file: &mut File, line: &Entry) -> std::io::Result<()> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');

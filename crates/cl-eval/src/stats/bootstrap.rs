@@ -4,14 +4,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-/// How documents are drawn again.
+/// Settings of a bootstrap.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resampling {
-    /// How often.
+    /// Number of resamples.
     pub resamples: usize,
-    /// Seed of the draws.
+    /// Random seed.
     pub seed: u64,
-    /// Share of the resamples that lies within the interval, between 0 and 1.
+    /// Confidence level of the intervals, between 0 and 1.
     pub level: f64,
 }
 
@@ -23,13 +23,13 @@ impl Default for Resampling {
 }
 
 impl Resampling {
-    /// Whether there is a resample, and a level between 0 and 1.
+    /// Whether there is at least one resample, and the level is between 0 and 1.
     pub fn is_valid(&self) -> bool {
         self.resamples > 0 && self.level > 0.0 && self.level < 1.0
     }
 }
 
-/// A value with the interval that resampling gives it.
+/// A value with its bootstrap confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The value.
@@ -47,11 +47,12 @@ pub struct Estimate {
 /// [low, high] = the quantiles (1 − level)/2 and (1 + level)/2 of d*, interpolated linearly between neighbours
 /// ```
 ///
-/// A document is drawn with both of its scores, so what makes it hard for both runs cancels. Draws are ChaCha8's of the
-/// seed; `stream` (a task's name, say) chooses a sequence of its own, so the result does not depend on what else is
-/// compared. With exchanged runs every number is exactly the negative, and the ends change places.
+/// Each document is drawn with both of its scores, so that its difficulty for both runs cancels. Random numbers are ChaCha8's;
+/// `stream`, such as the name of a task, selects an independent sequence, so that the result does not depend on what else is
+/// compared. Exchanging the runs negates every number exactly.
 ///
-/// `None` of no documents, of lists of different lengths and where [`Resampling::is_valid`] says no.
+/// Returns `None` if there are no documents, the lists differ in length, or `resampling` is not
+/// [valid](Resampling::is_valid).
 ///
 /// Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; as
 /// `scipy.stats.bootstrap` with `paired=True, method="percentile"`.
@@ -72,7 +73,7 @@ pub fn paired_difference(a: &[f64], b: &[f64], stream: &str, resampling: Resampl
     Some(interval(mean(b) - mean(a), means, resampling.level))
 }
 
-/// Means of every list over the same drawn documents, resample by resample.
+/// Means of each list in each resample; all lists share the drawn documents.
 pub(crate) fn resampled_means(lists: &[&[f64]], stream: &str, resampling: Resampling) -> Vec<Vec<f64>> {
     let n = lists.first().map_or(0, |l| l.len());
     let mut random = ChaCha8Rng::seed_from_u64(resampling.seed);
@@ -101,7 +102,7 @@ pub(crate) fn interval(value: f64, mut resampled: Vec<f64>, level: f64) -> Estim
     Estimate { value: value + 0.0, low: low + 0.0, high: high + 0.0 }
 }
 
-/// In the order in which a task's scores are summed, so that a mean here is a mean there.
+/// The mean, summed in the same order as a task's scores, so that the results are identical.
 pub(crate) fn mean(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -116,7 +117,7 @@ fn quantile(mut values: impl ExactSizeIterator<Item = f64>, share: f64) -> f64 {
     first + (next - first) * place.fract()
 }
 
-/// A whole number below n: the high half of a product. That some come 2⁻⁶⁴·n oftener than others cannot be seen.
+/// A random integer below n: the high half of a product. The bias of 2⁻⁶⁴·n is negligible.
 fn below(random: &mut ChaCha8Rng, n: usize) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }

@@ -1,24 +1,24 @@
-use crate::{Group, ScoreMatrix};
+use super::score_matrix::{Group, ScoreMatrix};
 
-/// Cells of text with a caption, to be written as Markdown, aligned text or CSV.
+/// A table of strings with a caption, which can be written as Markdown, aligned text or CSV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// What the table shows.
+    /// The caption.
     pub caption: String,
-    /// Heads, that of the rows' names first.
+    /// Column headers, that of the row names first.
     pub columns: Vec<String>,
-    /// Rows, their names first.
+    /// Rows, each with its name first.
     pub rows: Vec<Vec<String>>,
 }
 
 const NONE: &str = "–";
 
-/// The matrix laid out like the paper's tables: one group's columns and their average (in front for old knowledge, as in Tables
-/// 1 and 2, and behind for new, as in Tables 3 and 4); rows for the base and each round, then the gain over base, and for new
-/// knowledge the relative BWT. `None` when there is no such column or no row.
+/// The matrix laid out like the paper's tables: one group's columns and their average (first for old knowledge, as in
+/// Tables 1 and 2, and last for new, as in Tables 3 and 4); rows for the base model and each round, then the gain over base,
+/// and for new knowledge the relative BWT. Returns `None` if there is no such column or no row.
 ///
 /// The average of the gains is the mean of the percentages for old knowledge and the ratio of the means for new, as in the
-/// paper; the other kind is in the caption, which should also say which profile the scores were made with. The average BWT is
+/// paper; the other average is in the caption, which should also name the profile of the scores. The average BWT is
 /// the mean over the tasks that have one.
 pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Table> {
     let chosen: Vec<usize> = (0..matrix.columns.len()).filter(|&c| matrix.columns[c].group == group).collect();
@@ -54,7 +54,7 @@ pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Tab
     Some(Table { caption: caption.trim().to_owned(), columns, rows })
 }
 
-/// One row a sequence: how it ended, in every definition the literature has.
+/// A table with one row per sequence: its final averages, BWT, forgetting and forward transfer.
 pub fn summary_table(matrices: &[(String, &ScoreMatrix)], caption: &str) -> Table {
     let columns = ["", "old AVE", "new AVE", "BWT (relative)", "BWT (absolute)", "forgetting", "forward transfer"];
     let rows = matrices
@@ -76,7 +76,7 @@ pub fn summary_table(matrices: &[(String, &ScoreMatrix)], caption: &str) -> Tabl
 }
 
 impl Table {
-    /// Markdown, the caption under the table.
+    /// The table as Markdown, with the caption below.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|c| one_line(c).replace('|', "\\|")).collect();
@@ -89,7 +89,7 @@ impl Table {
         format!("{text}\n{}\n", self.caption)
     }
 
-    /// Text in columns, for a terminal.
+    /// The table as aligned text, for a terminal.
     pub fn text(&self) -> String {
         let lines: Vec<Vec<String>> = std::iter::once(&self.columns)
             .chain(&self.rows)
@@ -112,7 +112,7 @@ impl Table {
         format!("{text}{}\n", self.caption)
     }
 
-    /// Comma-separated values, fields quoted where they need it (RFC 4180); without the caption.
+    /// The table as CSV (RFC 4180), without the caption.
     pub fn csv(&self) -> String {
         let field = |cell: &String| {
             if cell.contains([',', '"', '\n', '\r']) {
@@ -155,7 +155,7 @@ fn unsigned_zero(number: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Column;
+    use crate::matrix::Column;
 
     #[test]
     fn laid_out_like_the_paper() {

@@ -4,22 +4,24 @@ use cl_data::{BOM, Line, read_lines};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LoglikelihoodRequest, Metric, Request, Target, Task};
+use super::Task;
+use crate::error::Error;
+use crate::metrics::{Metric, Target};
+use crate::request::{LoglikelihoodRequest, Request};
 
-/// A question with choices, one of them right.
+/// A multiple-choice question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
-    /// What stands before each choice.
+    /// The context of each choice.
     pub query: String,
-    /// The choices; each is scored with a space in front.
+    /// The choices. Each is scored with a leading space.
     pub choices: Vec<String>,
-    /// Index of the right one.
+    /// Index of the right choice.
     pub gold: usize,
 }
 
-/// Questions answered by the likeliest choice.
-///
-/// Scored by [`Metric::Acc`], or [`Metric::AccNorm`].
+/// A task of multiple-choice questions, answered by the most likely choice and scored by [`Metric::Acc`] or
+/// [`Metric::AccNorm`].
 pub struct MultipleChoice {
     name: String,
     questions: Vec<Question>,
@@ -27,10 +29,10 @@ pub struct MultipleChoice {
 }
 
 impl MultipleChoice {
-    /// A task of given questions.
+    /// Makes a task of questions.
     ///
     /// # Errors
-    /// [`Error::NoDocuments`], [`Error::QuestionGold`].
+    /// Returns [`Error::NoDocuments`] if there are no questions, and [`Error::QuestionGold`] if an index is out of range.
     pub fn new(name: &str, questions: Vec<Question>) -> Result<MultipleChoice, Error> {
         if questions.is_empty() {
             return Err(Error::NoDocuments { name: name.to_owned() });
@@ -42,7 +44,7 @@ impl MultipleChoice {
         Ok(MultipleChoice { name: name.to_owned(), questions, metric: Metric::Acc })
     }
 
-    /// The same questions with `acc_norm` standing for them in tables.
+    /// The same task with `acc_norm` as its main metric.
     pub fn by_acc_norm(self) -> MultipleChoice {
         MultipleChoice { metric: Metric::AccNorm, ..self }
     }
@@ -50,7 +52,8 @@ impl MultipleChoice {
     /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Line`] and [`Error::Gold`] with the line, [`Error::NoDocuments`].
+    /// Returns an error if the file cannot be read, [`Error::Line`] or [`Error::Gold`] if a line is not a valid question, and
+    /// [`Error::NoDocuments`] if there are none.
     pub fn load(path: &Path, limit: Option<usize>) -> Result<MultipleChoice, Error> {
         let mut questions = Vec::new();
         for (line, question) in lines::<Question>(path, r#"{"query": "…", "choices": ["…", "…"], "gold": 0}"#)? {

@@ -1,27 +1,34 @@
-//! Where the rows of a task are found.
+//! Finds the rows of a task, in local files or on the hub.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use cl_data::{DatasetRef, Hub, RowFile, read_rows};
+use cl_data::{DatasetRef, Hub, Row, RowFile, read_rows};
 use serde_json::{Value, json};
 
-use crate::Error;
+use crate::error::Error;
 
-/// Extensions that are looked for behind a candidate.
+/// Extensions that are tried for a candidate.
 const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet", "parquet.gz"];
 
-/// Rows and where they were.
+/// A row and its location, for error messages.
+pub(crate) struct Document {
+    pub(crate) path: PathBuf,
+    pub(crate) index: usize,
+    pub(crate) row: Row,
+}
+
+/// Rows and where they are from.
 #[derive(Clone)]
 pub(crate) struct Rows {
-    /// The file, or the first of a data set's.
+    /// The file, or the first file of a data set.
     pub(crate) path: PathBuf,
     pub(crate) file: Rc<RowFile>,
     fetched: Option<Fetched>,
 }
 
-/// What rows of the hub are, for the record.
+/// Origin of rows from the hub, for the record.
 #[derive(Clone)]
 struct Fetched {
     dataset: DatasetRef,
@@ -41,7 +48,7 @@ impl Rows {
     }
 }
 
-/// Folders that files are looked for in, the hub if it may be asked, and what was read already.
+/// The directories to search, the hub if allowed, and the files read so far.
 pub(crate) struct Library<'a> {
     homes: Vec<PathBuf>,
     hub: Option<&'a Hub>,
@@ -49,14 +56,14 @@ pub(crate) struct Library<'a> {
 }
 
 impl<'a> Library<'a> {
-    /// `own`: the folder of the task's description, which comes first.
+    /// `own`: the directory of the task's description, which is searched first.
     pub(crate) fn new(dir: &Path, own: Option<&Path>, hub: Option<&'a Hub>) -> Library<'a> {
         let around = ["", "..", "lm-eval", "../lm-eval"]
             .map(|home| if home.is_empty() { dir.to_owned() } else { dir.join(home) });
         Library { homes: own.map(Path::to_owned).into_iter().chain(around).collect(), hub, read: HashMap::new() }
     }
 
-    /// The first of some candidates without extension that exists.
+    /// The first candidate that exists with one of the [`EXTENSIONS`].
     pub(crate) fn find(&self, candidates: &[String]) -> Option<PathBuf> {
         let paths = self.homes.iter().flat_map(|home| candidates.iter().map(move |c| home.join(c)));
         let mut files = paths.flat_map(|p| EXTENSIONS.map(|e| PathBuf::from(format!("{}.{e}", p.display()))));
@@ -74,7 +81,7 @@ impl<'a> Library<'a> {
         Ok(Some(Rows { path, file, fetched: None }))
     }
 
-    /// The rows of a data set, if the hub may be asked.
+    /// The rows of a data set, or `None` without a hub.
     pub(crate) fn fetch(&self, dataset: &DatasetRef) -> Result<Option<Rows>, cl_data::Error> {
         let Some(hub) = self.hub else { return Ok(None) };
         let (file, paths) = hub.dataset_rows(dataset)?;

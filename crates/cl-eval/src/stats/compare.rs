@@ -5,38 +5,41 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootstrap::{interval, mean, resampled_means};
-use crate::{Error, Estimate, McNemar, Metric, Prediction, Resampling, mcnemar, score_file};
+use super::bootstrap::{Estimate, Resampling, interval, mean, resampled_means};
+use super::mcnemar::{McNemar, mcnemar};
+use crate::error::Error;
+use crate::metrics::Metric;
+use crate::run::{Prediction, score_file};
 
-/// What two runs have in common, and how they differ.
+/// The comparison of two runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// How documents were drawn again.
+    /// Settings of the bootstrap.
     pub resampling: Resampling,
-    /// Tasks that both runs answer, in the order of the first run.
+    /// Tasks in both runs, in the order of the first.
     pub tasks: Vec<TaskComparison>,
-    /// Unweighted means over these tasks of their main metrics; documents are drawn within every task.
+    /// Unweighted mean of these tasks' main metrics. Documents are resampled within each task.
     pub overall: Means,
-    /// Tasks that only the first run answers.
+    /// Tasks only in the first run.
     pub only_a: Vec<String>,
-    /// Tasks that only the second run answers.
+    /// Tasks only in the second run.
     pub only_b: Vec<String>,
 }
 
-/// One task of two runs.
+/// The comparison of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskComparison {
     /// Name of the task.
     pub task: String,
-    /// Documents that both runs answer: all figures are of these.
+    /// Number of documents in both runs. All other figures are of these.
     pub documents: usize,
-    /// Documents that only the first run answers.
+    /// Number of documents only in the first run.
     pub only_a: usize,
-    /// Documents that only the second run answers.
+    /// Number of documents only in the second run.
     pub only_b: usize,
-    /// The metric that stands for the task.
+    /// The main metric, which represents the task in tables.
     pub main_metric: String,
-    /// Every metric.
+    /// Metrics by name.
     pub metrics: BTreeMap<String, MetricComparison>,
 }
 
@@ -47,25 +50,25 @@ pub struct Means {
     pub a: f64,
     /// Mean of the second run.
     pub b: f64,
-    /// Second less first, with its interval.
+    /// Second minus first, with its confidence interval.
     pub difference: Estimate,
 }
 
-/// One metric of one task of two runs.
+/// The comparison of one metric of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricComparison {
     /// Both means.
     #[serde(flatten)]
     pub means: Means,
-    /// Where every score is 0 or 1: McNemar's test.
+    /// McNemar's test, if every score is 0 or 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcnemar: Option<McNemar>,
 }
 
-/// Files of predictions: those that are named, and of directories those in them that end in `.jsonl`, by name.
+/// Predictions files: `paths` with each directory replaced by its `.jsonl` files, sorted by name.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NoPredictions`] of a directory without such a file.
+/// Returns [`Error::NoPredictions`] if a directory has no such file, and [`Error::Io`] if it cannot be read.
 pub fn prediction_files(paths: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for path in paths.iter().map(AsRef::as_ref) {
@@ -94,17 +97,16 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Compares two runs, each a directory of predictions files or one such file, by what the files say.
+/// Compares two runs, each a predictions file or a directory of them.
 ///
-/// Documents are paired by task and request, a request that comes more than once by its turn. Scores are computed again
-/// from answers and targets, so files of different ages can be compared. The intervals are those of
-/// [`crate::paired_difference`] with the task's name as stream; the one of the overall difference takes the r-th
-/// resample of every task together (a stratified bootstrap).
+/// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers and
+/// targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`] with the
+/// task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a stratified bootstrap).
 ///
 /// # Errors
-/// Those of [`prediction_files`] and [`score_file`]; [`Error::OtherTarget`] and [`Error::OtherMetric`] where the same
-/// document is held against something else, or otherwise, in the other run; [`Error::NothingInCommon`];
-/// [`Error::Resampling`].
+/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::OtherTarget`] or [`Error::OtherMetric`] if the runs
+/// score a document differently, [`Error::NothingInCommon`] if they have no document in common, and [`Error::Resampling`] if
+/// `resampling` is invalid.
 pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison, Error> {
     let Resampling { resamples, level, .. } = resampling;
     if !resampling.is_valid() {
@@ -155,7 +157,7 @@ impl Run {
     }
 }
 
-/// One task's documents that both runs answer.
+/// The documents of a task in both runs.
 struct Paired<'p> {
     task: &'p str,
     metric: Metric,
@@ -226,7 +228,7 @@ fn discordant(a: &[f64], b: &[f64]) -> Option<McNemar> {
     whole.then(|| mcnemar(count(a, b), count(b, a)))
 }
 
-/// Sums over tasks of what stands for each.
+/// Sums of main metrics over tasks.
 #[derive(Default)]
 struct Pooled {
     a: f64,

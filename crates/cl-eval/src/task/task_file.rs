@@ -1,4 +1,4 @@
-//! A task's description: a TOML file that says where its rows lie and how they become requests.
+//! Task descriptions: TOML files that say where a task's rows are and how they become requests.
 //!
 //! The built-in ones are in `crates/cl-eval/tasks`; every key is explained in `docs/formats.md`.
 
@@ -8,9 +8,11 @@ use std::path::Path;
 use cl_data::Row;
 use serde::Deserialize;
 
-use crate::few_shot::Sampler;
-use crate::template::{Formula, Template, environment};
-use crate::{Error, Harness, Metric};
+use super::Harness;
+use super::few_shot::Sampler;
+use super::template::{Formula, Template};
+use crate::error::Error;
+use crate::metrics::Metric;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,13 +20,13 @@ pub(crate) struct TaskFile {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) aliases: Vec<String>,
-    /// Where the task and its prompt come from.
+    /// Origin of the task and its prompt.
     #[serde(default)]
     pub(crate) source: String,
     pub(crate) metric: Metric,
     #[serde(default)]
     pub(crate) harness: Harness,
-    /// Template of what stands in front of all shots.
+    /// Template of the text before the few-shot examples.
     #[serde(default)]
     pub(crate) description: String,
     #[serde(default = "space")]
@@ -43,19 +45,19 @@ pub(crate) struct TaskFile {
     pub(crate) hash: String,
 }
 
-/// Candidates, the first that is there is read; without extension.
+/// Candidate files, without extension; the first that exists is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Files {
     pub(crate) eval: Vec<String>,
     #[serde(default)]
     pub(crate) fewshot: Vec<String>,
-    /// Files whose whole content is a variable of the templates.
+    /// JSON files whose content is a template variable.
     #[serde(default)]
     pub(crate) values: BTreeMap<String, Vec<String>>,
 }
 
-/// The same rows as a data set of the hub.
+/// The hub data set with the same rows.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HubDataset {
@@ -71,9 +73,9 @@ pub(crate) struct FewShot {
     pub(crate) num_fewshot: usize,
     pub(crate) sampler: Sampler,
     pub(crate) exclude_document: bool,
-    /// Instead of a file.
+    /// Few-shot examples given in the description instead of a file.
     pub(crate) samples: Vec<Row>,
-    /// A task of lm-eval whose own shots these are, by its file in the package.
+    /// Path in the lm-eval package of the task file that has the few-shot examples.
     pub(crate) lm_eval: Option<String>,
 }
 
@@ -87,7 +89,7 @@ pub(crate) struct MultipleChoiceKeys {
     pub(crate) gold: String,
 }
 
-/// A list of templates, or an expression whose value is a list of texts.
+/// A list of templates, or an expression whose value is a list of strings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Choices {
@@ -106,12 +108,12 @@ pub(crate) struct GenerationKeys {
     pub(crate) max_new_tokens: usize,
 }
 
-/// The description is that of many tasks, one for each value of a field.
+/// Makes the description a group, with one task for each value of a field.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GroupKeys {
     pub(crate) field: String,
-    /// Values of the field by sub-group.
+    /// Values of the field by subgroup.
     pub(crate) members: BTreeMap<String, Vec<String>>,
 }
 
@@ -128,10 +130,10 @@ fn max_new_tokens() -> usize {
 }
 
 impl TaskFile {
-    /// Reads and checks a description; `path` is what errors call it.
+    /// Parses and checks a description; `path` is for error messages.
     ///
     /// # Errors
-    /// [`Error::TaskToml`], [`Error::TaskKey`].
+    /// Returns [`Error::TaskToml`] if the TOML is invalid, and [`Error::TaskKey`] if the value of a key is.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
         let mut task: TaskFile = toml::from_str(text).map_err(|e| Error::toml(path, text, &e))?;
         task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();
@@ -141,11 +143,11 @@ impl TaskFile {
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
-            return Err(("name", "a name is needed that can be a file's".to_owned()));
+            return Err(("name", "must be a valid file name".to_owned()));
         }
         template("description", &self.description)?;
         if self.files.eval.is_empty() {
-            return Err(("files.eval", "names no file".to_owned()));
+            return Err(("files.eval", "must name at least one file".to_owned()));
         }
         if let Some(config) = self.hub.as_ref().and_then(|hub| hub.config.as_ref()) {
             template("hub.config", config)?;
@@ -153,13 +155,13 @@ impl TaskFile {
         match (&self.multiple_choice, &self.generation) {
             (Some(keys), None) => self.check_choices(keys),
             (None, Some(keys)) => self.check_generation(keys),
-            _ => Err(("name", "one of [multiple_choice] and [generation] is needed".to_owned())),
+            _ => Err(("name", "either [multiple_choice] or [generation] is required".to_owned())),
         }
     }
 
     fn check_choices(&self, keys: &MultipleChoiceKeys) -> Result<(), (&'static str, String)> {
         if !matches!(self.metric, Metric::Acc | Metric::AccNorm) {
-            return Err(("metric", "[multiple_choice] is scored by acc or acc_norm".to_owned()));
+            return Err(("metric", "must be acc or acc_norm for [multiple_choice]".to_owned()));
         }
         formula("multiple_choice.gold", &keys.gold)?;
         match keys {
@@ -185,19 +187,22 @@ impl TaskFile {
             }
             _ => Err((
                 "multiple_choice",
-                "either `context` with `choices` or `contexts` with `continuation` is needed".to_owned(),
+                "requires either `context` and `choices`, or `contexts` and `continuation`".to_owned(),
             )),
         }
     }
 
     fn check_generation(&self, keys: &GenerationKeys) -> Result<(), (&'static str, String)> {
         if matches!(self.metric, Metric::Acc | Metric::AccNorm) {
-            return Err(("metric", "[generation] is not scored by acc or acc_norm".to_owned()));
+            return Err(("metric", "must not be acc or acc_norm for [generation]".to_owned()));
         }
         template("generation.prompt", &keys.prompt)?;
         template("generation.target", &keys.target)?;
         if keys.stop.iter().any(String::is_empty) {
-            return Err(("generation.stop", "an empty text would end every answer at once".to_owned()));
+            return Err((
+                "generation.stop",
+                "must not contain an empty string, which would end every answer at once".to_owned(),
+            ));
         }
         if keys.max_new_tokens == 0 {
             return Err(("generation.max_new_tokens", "must be at least 1".to_owned()));
@@ -207,11 +212,11 @@ impl TaskFile {
 }
 
 fn template(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
-    Template::new(&environment(), source).map(|_| ()).map_err(|message| (key, message))
+    Template::new(source).map(|_| ()).map_err(|message| (key, message))
 }
 
 fn formula(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
-    Formula::new(&environment(), source).map(|_| ()).map_err(|message| (key, message))
+    Formula::new(source).map(|_| ()).map_err(|message| (key, message))
 }
 
 fn list(key: &'static str, choices: &Choices) -> Result<(), (&'static str, String)> {

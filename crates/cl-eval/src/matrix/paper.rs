@@ -1,17 +1,17 @@
 //! Tables 1–6 of "Collaboratively adding new knowledge to an LLM", recomputed from their own cells.
 //!
-//! What comes out as printed is a check of our definitions; what does not is flagged, not copied.
+//! Cells that agree with the printed ones check our definitions; cells that do not are flagged, not copied.
 
 use serde::Deserialize;
 
-use crate::{mean_of_percentages, ratio_of_means};
+use super::score_matrix::{mean_of_percentages, ratio_of_means};
 
 /// A table as printed.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PaperTable {
-    /// Its number.
+    /// Number of the table.
     pub table: usize,
-    /// Heads.
+    /// Column headers.
     pub columns: Vec<String>,
     /// Rows.
     pub rows: Vec<PaperRow>,
@@ -20,24 +20,24 @@ pub struct PaperTable {
 /// A row as printed.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PaperRow {
-    /// Its name.
+    /// Name of the row.
     pub row: String,
-    /// Its cells; a BWT row ends before the last task's columns.
+    /// The cells. A BWT row ends before the last task's columns.
     pub values: Vec<f64>,
 }
 
-/// What recomputing says of a cell.
+/// Whether a recomputed cell agrees with the printed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As printed, to rounding.
+    /// They agree up to rounding.
     Agrees,
-    /// The value stands in the neighbouring column of the same row.
+    /// The recomputed value is printed in the adjacent column of the same row.
     Swapped,
-    /// Neither.
+    /// Any other difference.
     Differs,
 }
 
-/// A computed cell beside the printed one.
+/// A recomputed cell and the printed one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     /// Number of the table.
@@ -46,11 +46,11 @@ pub struct Cell {
     pub row: String,
     /// Name of the column.
     pub column: String,
-    /// As printed.
+    /// The printed value.
     pub printed: f64,
-    /// From the other cells.
+    /// The value recomputed from other cells.
     pub recomputed: f64,
-    /// What that says.
+    /// Whether they agree.
     pub verdict: Verdict,
 }
 
@@ -61,7 +61,7 @@ struct File {
 
 /// The six tables.
 pub fn tables() -> Vec<PaperTable> {
-    let file: File = serde_json::from_str(include_str!("../paper/tables.json")).expect("a constant file");
+    let file: File = serde_json::from_str(include_str!("../../paper/tables.json")).expect("a constant file");
     file.tables
 }
 

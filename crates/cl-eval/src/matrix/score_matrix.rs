@@ -1,46 +1,46 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::error::Error;
 
-/// What a column is about.
+/// Whether a column is old or new knowledge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
-    /// Known before the first round; no round teaches it.
+    /// Old knowledge, which no round teaches.
     Old,
-    /// Taught in a round.
+    /// New knowledge, taught in a round.
     New,
 }
 
 /// A scored task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
-    /// Name.
+    /// Name of the task.
     pub name: String,
     /// Old or new knowledge.
     pub group: Group,
-    /// The round (from 1) that teaches it. Two columns may share one, as GSM8K's two forms do.
+    /// The round (1-based) that teaches it. Several columns may share a round, such as GSM8K's two forms.
     pub round: Option<usize>,
 }
 
 impl Column {
-    /// A column.
+    /// Makes a column.
     pub fn new(name: &str, group: Group, round: Option<usize>) -> Column {
         Column { name: name.to_owned(), group, round }
     }
 }
 
-/// Scores before the first round (row 0) and after every round (row t), one column a task.
+/// Scores before the first round (row 0) and after each round t (row t), with one column per task.
 ///
-/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` the base's, T the last round that has a row, and
+/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` that of the base model, T the last round that has a row, and
 /// r(c) the round that teaches column c.
 ///
-/// | figure | formula | of columns |
+/// | figure | formula | defined for columns |
 /// | --- | --- | --- |
 /// | [`gain`](ScoreMatrix::gain) over base | `R[T][c] / R[0][c] − 1` | all |
 /// | [`relative_bwt`](ScoreMatrix::relative_bwt), the paper's | `R[T][c] / R[r(c)][c] − 1` | taught before round T |
 /// | [`absolute_bwt`](ScoreMatrix::absolute_bwt), the literature's | `R[T][c] − R[r(c)][c]` | taught before round T |
-/// | [`forgetting`](ScoreMatrix::forgetting) | max over r(c) ≤ t < T of `R[t][c]`, less `R[T][c]` | taught before round T |
+/// | [`forgetting`](ScoreMatrix::forgetting) | max over r(c) ≤ t < T of `R[t][c]`, minus `R[T][c]` | taught before round T |
 /// | [`forward_transfer`](ScoreMatrix::forward_transfer) | `R[r(c) − 1][c] − R[0][c]` | taught after round 1 |
 ///
 /// A figure is `None` where its definition does not apply, a score it needs was not measured or is not finite, or its
@@ -51,20 +51,20 @@ pub struct ScoreMatrix {
     pub columns: Vec<Column>,
     /// Names of the rows.
     pub rows: Vec<String>,
-    /// Scores by row and column; `None` where nothing was measured.
+    /// Scores by row and column; `None` if not measured.
     pub scores: Vec<Vec<Option<f64>>>,
 }
 
 impl ScoreMatrix {
-    /// A matrix without rows.
+    /// Makes a matrix without rows.
     pub fn new(columns: Vec<Column>) -> ScoreMatrix {
         ScoreMatrix { columns, rows: Vec::new(), scores: Vec::new() }
     }
 
-    /// Adds the base's row (first) or that of the next round.
+    /// Appends the row of the base model (first) or of the next round.
     ///
     /// # Errors
-    /// [`Error::Row`] when there is not one score a column.
+    /// Returns [`Error::Row`] if the number of scores is not the number of columns.
     pub fn push(&mut self, row: &str, scores: Vec<Option<f64>>) -> Result<(), Error> {
         let (expected, got) = (self.columns.len(), scores.len());
         if expected != got {
@@ -75,7 +75,7 @@ impl ScoreMatrix {
         Ok(())
     }
 
-    /// `R[row][column]`; `None` where nothing finite was measured, and outside of the matrix.
+    /// `R[row][column]`; `None` if it was not measured, is not finite, or is outside the matrix.
     pub fn at(&self, row: usize, column: usize) -> Option<f64> {
         (*self.scores.get(row)?.get(column)?).filter(|v| v.is_finite())
     }
@@ -99,7 +99,7 @@ impl ScoreMatrix {
         ratio(self.last(column)?, self.at(0, column)?)
     }
 
-    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; none for the last round's tasks.
+    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; `None` for the last round's tasks.
     pub fn relative_bwt(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.diagonal(column)?)
     }
@@ -109,7 +109,7 @@ impl ScoreMatrix {
         Some(self.last(column)? - self.diagonal(column)?)
     }
 
-    /// Forgetting: max over r(c) ≤ t < T of `R[t][c]`, less `R[T][c]` (Chaudhry et al., arXiv:1801.10112).
+    /// Forgetting: max over r(c) ≤ t < T of `R[t][c]`, minus `R[T][c]` (Chaudhry et al., arXiv:1801.10112).
     pub fn forgetting(&self, column: usize) -> Option<f64> {
         self.diagonal(column)?;
         let round = self.round(column)?;
@@ -117,26 +117,26 @@ impl ScoreMatrix {
         Some(best - self.last(column)?)
     }
 
-    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, what earlier rounds did for a task before its own; none for the first
-    /// round's tasks.
+    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, the effect of earlier rounds on a task before its own; `None` for the
+    /// first round's tasks.
     pub fn forward_transfer(&self, column: usize) -> Option<f64> {
         let round = self.round(column).filter(|&r| r >= 2)?;
         Some(self.at(round - 1, column)? - self.at(0, column)?)
     }
 
-    /// Scores of a row in the columns of a group; `None` when one of them was not measured.
+    /// Scores of a row in the columns of a group; `None` if one of them was not measured.
     pub fn row(&self, row: usize, group: Group) -> Option<Vec<f64>> {
         let columns = self.columns.iter().enumerate().filter(|(_, c)| c.group == group);
         columns.map(|(i, _)| self.at(row, i)).collect()
     }
 
-    /// Mean of a row over the columns of a group; `None` when one of them was not measured, or there are none.
+    /// Mean of a row over the columns of a group; `None` if one of them was not measured, or there are none.
     pub fn mean(&self, row: usize, group: Group) -> Option<f64> {
         mean(&self.row(row, group)?)
     }
 
     /// Average gain of a group's columns as the mean of their gains (the paper's Tables 1 and 2), and as the gain of their
-    /// mean (Tables 3 and 4). The first is ruled by columns that start near zero.
+    /// mean (Tables 3 and 4). The first is dominated by columns that start near zero.
     pub fn average_gains(&self, group: Group) -> (Option<f64>, Option<f64>) {
         let last = self.scores.len().saturating_sub(1);
         let (Some(before), Some(after)) = (self.row(0, group), self.row(last, group)) else {

@@ -1,27 +1,29 @@
-use crate::{GenerateRequest, Metric, Request, Target, Task};
+use super::Task;
+use crate::metrics::{Metric, Target};
+use crate::request::{GenerateRequest, Request};
 
-/// A prompt and what should follow it.
+/// A prompt and its reference answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// What the model is shown.
+    /// The prompt.
     pub prompt: String,
-    /// What it should write.
+    /// The reference answer.
     pub reference: String,
-    /// What SARI compares the answer with, when that is not the prompt.
+    /// Source text for SARI; defaults to the prompt.
     pub source: Option<String>,
 }
 
-/// A task whose answers are written.
+/// A task whose answers are generated texts.
 pub struct GenerationTask {
-    /// Name, as in tables.
+    /// Name of the task.
     pub name: String,
     /// How answers are scored.
     pub metric: Metric,
     /// The documents.
     pub documents: Vec<Document>,
-    /// Most tokens of an answer.
+    /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Texts that end an answer.
+    /// Stop strings.
     pub stop: Vec<String>,
 }
 

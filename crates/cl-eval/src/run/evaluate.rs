@@ -1,0 +1,273 @@
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::files::{lock_log, make_parent, remove_leftovers, write_whole};
+use super::predictions::{Prediction, Saved, to_jsonl};
+use super::scores::Scores;
+use crate::error::Error;
+use crate::request::{BoxError, LanguageModel, Loglikelihood, Request, Response};
+use crate::task::Task;
+
+/// A task to evaluate, and the file (JSONL of [`Prediction`]) for its answers.
+pub struct Open<'a> {
+    /// The task.
+    pub task: &'a dyn Task,
+    /// The predictions file. Two tasks cannot share one.
+    pub predictions: PathBuf,
+}
+
+/// Evaluates one task, see [`evaluate_all`]. `observe(done, all)` is called before the first and after every answer.
+///
+/// # Errors
+/// Returns the same errors as [`evaluate_all`].
+pub fn evaluate(
+    task: &dyn Task,
+    model: &mut dyn LanguageModel,
+    predictions: &Path,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<Scores, Error> {
+    let open = [Open { task, predictions: predictions.to_owned() }];
+    let mut scores = evaluate_all(&open, model, &mut |_, done, all| observe(done, all))?;
+    Ok(scores.remove(0))
+}
+
+/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each answer
+/// to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with the index of
+/// the task.
+///
+/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes, documents may
+/// be added or reordered, and identical documents are sent to the model once. An incomplete last line is discarded. Answers
+/// to other requests, such as those of a run with a larger limit, are kept at the end of the file and not scored. On
+/// completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may differ in the last bits,
+/// which depend on how the model batches.
+///
+/// Each file is locked while answers are appended to it. Several processes may write different files in one directory.
+///
+/// # Errors
+/// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
+/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions file
+/// (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or [`Error::File`] if
+/// reading or writing fails.
+pub fn evaluate_all(
+    open: &[Open<'_>],
+    model: &mut dyn LanguageModel,
+    observe: &mut dyn FnMut(usize, usize, usize),
+) -> Result<Vec<Scores>, Error> {
+    let fingerprint = model.fingerprint();
+    let mut runs = open.iter().map(|o| Run::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    for (index, run) in runs.iter_mut().enumerate() {
+        run.begin()?;
+        observe(index, run.done, run.task.len());
+    }
+    let mut written = Asked::default();
+    let mut scored = Asked::default();
+    for (index, run) in runs.iter().enumerate() {
+        for document in run.saved.first_unanswered(&run.keys) {
+            match &run.requests[document] {
+                Request::Generate(r) => written.push((index, document), std::slice::from_ref(r)),
+                Request::Loglikelihood(list) => scored.push((index, document), list),
+            }
+        }
+    }
+    written.ask(
+        &mut runs,
+        observe,
+        |requests, answered| model.generate(requests, answered),
+        |texts| Response::Text(texts.into_iter().next().unwrap_or_default()),
+    )?;
+    scored.ask(
+        &mut runs,
+        observe,
+        |requests, answered| model.loglikelihood(requests, answered),
+        |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
+    )?;
+    runs.iter_mut().map(Run::finish).collect()
+}
+
+/// The state of a task's evaluation: its requests, and the answers so far.
+pub(super) struct Run<'a> {
+    task: &'a dyn Task,
+    path: PathBuf,
+    requests: Vec<Request>,
+    keys: Vec<String>,
+    askers: HashMap<String, usize>, // documents by key: one that comes twice is asked about once
+    done: usize,
+    fingerprint: Option<String>,
+    saved: Saved,
+    file: Option<File>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
+        let (task, path) = (open.task, open.predictions.clone());
+        if task.is_empty() {
+            return Err(Error::NoDocuments { name: task.name().to_owned() });
+        }
+        let requests: Vec<Request> = (0..task.len()).map(|d| task.request(d)).collect();
+        let keys: Vec<String> = requests.iter().map(key).collect();
+        let saved = Saved::read(&path)?;
+        saved.check_model(&path, fingerprint)?;
+        let mut askers = HashMap::new();
+        keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
+        let done = saved.done(&keys);
+        let fingerprint = fingerprint.map(str::to_owned);
+        Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
+    }
+
+    /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
+    fn begin(&mut self) -> Result<(), Error> {
+        make_parent(&self.path)?;
+        let mut file = lock_log(&self.path)?;
+        remove_leftovers(&self.path);
+        // Another process may have added to it, or replaced it, since it was looked at.
+        self.saved = Saved::read(&self.path)?;
+        self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
+        self.done = self.saved.done(&self.keys);
+        let end: &[u8] = if self.saved.unended { b"\n" } else { b"" };
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        file.set_len(self.saved.whole).and_then(|()| file.write_all(end)).map_err(io)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn answer(&mut self, document: usize, response: Response) -> Result<(), Error> {
+        let (target, metric) = (self.task.target(document), self.task.metric());
+        let scores = metric.scores(&target, &response);
+        let (task, request, model) =
+            (self.task.name().to_owned(), self.keys[document].clone(), self.fingerprint.clone());
+        let prediction = Prediction { document, task, metric, request, model, response, target, scores };
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        if let Some(file) = &mut self.file {
+            file.write_all(&to_jsonl(std::slice::from_ref(&prediction)).map_err(io)?).map_err(io)?;
+        }
+        self.done += self.askers.get(&prediction.request).copied().unwrap_or(0);
+        self.saved.push(prediction);
+        Ok(())
+    }
+
+    /// One prediction per document, scored by the task's current metric.
+    pub(super) fn answered(&self) -> Result<Vec<Prediction>, Error> {
+        let (task, metric) = (self.task.name(), self.task.metric());
+        let one = |(document, key): (usize, &String)| {
+            let line = self.saved.by_request.get(key).ok_or_else(|| Error::Unanswered {
+                path: self.path.clone(),
+                task: task.to_owned(),
+                document,
+                documents: self.keys.len(),
+            })?;
+            let (saved, target) = (&self.saved.lines[*line], self.task.target(document));
+            let scores = metric.scores(&target, &saved.response);
+            Ok(Prediction { document, task: task.to_owned(), metric, target, scores, ..saved.clone() })
+        };
+        self.keys.iter().enumerate().map(one).collect()
+    }
+
+    fn finish(&mut self) -> Result<Scores, Error> {
+        let answered = self.answered()?;
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        write_whole(&self.path, &to_jsonl(&self.saved.in_order(&self.keys, &answered)).map_err(io)?)?;
+        self.file = None;
+        Ok(Scores::of(self.task.name(), self.task.metric(), &answered))
+    }
+}
+
+/// Requests of one kind, the documents they belong to, and the answers so far.
+struct Asked<R, A> {
+    requests: Vec<R>,
+    owners: Vec<usize>,                      // of each request, its place in `documents`
+    documents: Vec<((usize, usize), usize)>, // (run, document) and the place of its first request
+    answers: Vec<Option<A>>,
+    open: Vec<usize>, // of each document, requests without an answer
+}
+
+impl<R, A> Default for Asked<R, A> {
+    fn default() -> Self {
+        Asked { requests: Vec::new(), owners: Vec::new(), documents: Vec::new(), answers: Vec::new(), open: Vec::new() }
+    }
+}
+
+impl<R: Clone, A> Asked<R, A> {
+    fn push(&mut self, document: (usize, usize), requests: &[R]) {
+        let owner = self.documents.len();
+        self.documents.push((document, self.requests.len()));
+        self.open.push(requests.len());
+        self.owners.extend(requests.iter().map(|_| owner));
+        self.answers.extend(requests.iter().map(|_| None));
+        self.requests.extend_from_slice(requests);
+    }
+
+    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are answered.
+    fn ask(
+        mut self,
+        runs: &mut [Run<'_>],
+        observe: &mut dyn FnMut(usize, usize, usize),
+        ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
+        response: impl Fn(Vec<A>) -> Response,
+    ) -> Result<(), Error> {
+        // A document that asks for nothing is answered by nothing.
+        for owner in (0..self.documents.len()).filter(|&o| self.open[o] == 0) {
+            let (run, document) = self.documents[owner].0;
+            runs[run].answer(document, response(Vec::new()))?;
+        }
+        let Some(&((first, _), _)) = self.documents.first() else { return Ok(()) };
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let (mut failure, mut got, asked) = (None, 0, self.requests.len());
+        let requests = std::mem::take(&mut self.requests);
+        let outcome = ask(&requests, &mut |index, answer| {
+            got += 1;
+            let Some(slot) = self.answers.get_mut(index).filter(|slot| slot.is_none()) else {
+                return Err(format!("an answer to request {index} of {asked}, which has one or is none").into());
+            };
+            *slot = Some(answer);
+            let owner = self.owners[index];
+            self.open[owner] -= 1;
+            if self.open[owner] > 0 {
+                return Ok(());
+            }
+            let ((run, document), from) = self.documents[owner];
+            let to = self.documents.get(owner + 1).map_or(asked, |(_, next)| *next);
+            let answers = self.answers[from..to].iter_mut().filter_map(Option::take).collect();
+            let written = runs[run].answer(document, response(answers));
+            observe(run, runs[run].done, runs[run].task.len());
+            written.map_err(|e| {
+                let message = e.to_string();
+                failure = Some(e);
+                message.into()
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        // Which of the tasks it was is not known once they are asked together; the first one that is still open.
+        let open = self.open.iter().position(|&n| n > 0).map_or(first, |o| self.documents[o].0.0);
+        let name = || runs[open].task.name().to_owned();
+        outcome.map_err(|e| Error::Model { task: name(), message: with_causes(e.as_ref()) })?;
+        if got != asked {
+            return Err(Error::Answers { task: name(), asked, got });
+        }
+        Ok(())
+    }
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let text = e.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = e.source();
+    }
+    message
+}
+
+/// Identifies a request. Half of a blake3 hash is enough: 128 bits.
+fn key(request: &Request) -> String {
+    let json = serde_json::to_vec(request).expect("texts and numbers always serialize");
+    blake3::hash(&json).to_hex()[..32].to_owned()
+}

@@ -1,0 +1,18 @@
+//! Runs a model on tasks: predictions, scores, results.
+
+mod evaluate;
+mod files;
+mod group_scores;
+mod predictions;
+mod rescore;
+mod response_cache;
+mod results;
+mod scores;
+
+pub use evaluate::{Open, evaluate, evaluate_all};
+pub use group_scores::aggregate_group;
+pub use predictions::Prediction;
+pub use rescore::{rescore, score_file};
+pub use response_cache::{Answer, ResponseCache, TokenRequest};
+pub use results::{GroupResult, RunSettings, TaskResult, harness_metric, results, write_results};
+pub use scores::Scores;

@@ -1,0 +1,137 @@
+//! Jinja templates and expressions over the fields of a row.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use cl_data::jinja::{self, Dialect};
+use minijinja::{Environment, Error, Value};
+use regex::Regex;
+
+use crate::error::shortened;
+use crate::metrics::python_strip;
+
+/// lm-eval's dialect, with its preprocessing of HellaSwag as a filter.
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = jinja::environment(Dialect::LmEval);
+    environment.add_filter("hellaswag_clean", |text: Cow<'_, str>| hellaswag_clean(&text));
+    environment
+});
+
+/// A Jinja template.
+pub(crate) struct Template(jinja::Template);
+
+impl Template {
+    /// Compiles a template. Returns an error message if the syntax is invalid or it is too long.
+    pub(crate) fn new(source: &str) -> Result<Template, String> {
+        jinja::Template::new(&ENVIRONMENT, source).map(Template).map_err(|e| describe(&e))
+    }
+
+    /// Renders a row. Returns an error message, which names fields that the row lacks.
+    pub(crate) fn render(&self, row: &Value) -> Result<String, String> {
+        let missing = || missing(&self.0.undeclared_variables(), row);
+        self.0.render(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))
+    }
+}
+
+/// A Jinja expression.
+pub(crate) struct Formula(jinja::Expression);
+
+impl Formula {
+    /// Compiles an expression. Returns an error message if the syntax is invalid or it is too long.
+    pub(crate) fn new(source: &str) -> Result<Formula, String> {
+        jinja::Expression::new(&ENVIRONMENT, source).map(Formula).map_err(|e| describe(&e))
+    }
+
+    /// The value for a row. Returns an error message, which names fields that the row lacks.
+    pub(crate) fn value(&self, row: &Value) -> Result<Value, String> {
+        let missing = || missing(&self.0.undeclared_variables(), row);
+        let value = self.0.evaluate(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))?;
+        if value.is_undefined() {
+            return Err(missing().unwrap_or_else(|| "it has no value".to_owned()));
+        }
+        Ok(value)
+    }
+}
+
+/// Names that are defined without a row.
+const FUNCTIONS: [&str; 4] = ["range", "dict", "debug", "namespace"];
+
+/// The fields that are undefined: the engine's own error does not name them.
+fn missing(wanted: &HashSet<String>, row: &Value) -> Option<String> {
+    let mut absent: Vec<String> = wanted
+        .iter()
+        .filter(|name| !FUNCTIONS.contains(&name.as_str()))
+        .filter(|name| row.get_attr(name).map_or(true, |v| v.is_undefined()))
+        .map(|n| format!("`{n}`"))
+        .collect();
+    absent.sort_unstable();
+    let has: Vec<String> = row.try_iter().ok()?.map(|k| k.to_string()).collect();
+    (!absent.is_empty()).then(|| shortened(&format!("no {}; the row has {}", absent.join(", "), has.join(", "))))
+}
+
+/// The error with its causes, without the location in a one-line template.
+fn describe(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
+}
+
+/// lm-eval's preprocessing of HellaSwag's texts, whose WikiHow part contains `[title]`, `[step]` and the like: strips the text,
+/// replaces ` [title]` by a full stop, removes other bracketed text, and replaces two spaces by one.
+fn hellaswag_clean(text: &str) -> String {
+    static BRACKETS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\[.*?\]").expect("a valid pattern"));
+    let text = python_strip(text).replace(" [title]", ". ");
+    BRACKETS.replace_all(&text, "").replace("  ", " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use minijinja::context;
+
+    use super::*;
+
+    fn render(template: &str) -> Result<String, String> {
+        let row = context! { text => "\u{1c} a b\u{85}", list => ["x", "y"], word => "ΌΔΟΣ ÉTÉ" };
+        Template::new(template)?.render(&row)
+    }
+
+    #[test]
+    fn python_s_methods() {
+        for (template, expected) in [
+            ("{{ text.strip() }}|", "a b|"),
+            ("{{ text.lstrip() }}|{{ text.rstrip() }}", "a b\u{85}||\u{1c} a b".replace("||", "|").as_str()),
+            ("{{ list.index('y') }}\n", "1\n"),
+            ("{{ word.capitalize() }}", "Όδος été"),
+            ("{{ 'a#b#c'.split('#')[-1] }}", "c"),
+            ("{{ gone if gone is defined else list[0] }}", "x"),
+            ("<b>{{ '<&' }}", "<b><&"),
+        ] {
+            assert_eq!(render(template).as_deref(), Ok(expected), "{template}");
+        }
+        assert_eq!(
+            render("{{ none }} {{ true }} {{ ['a', 1.5] }} {{ text | trim }}").unwrap(),
+            "None True ['a', 1.5] a b"
+        );
+    }
+
+    #[test]
+    fn errors_name_what_is_missing() {
+        assert_eq!(render("{{ gone }}").unwrap_err(), "no `gone`; the row has text, list, word");
+        let error = render("{{ list.index('z') }}").unwrap_err();
+        assert!(error.contains(r#""z" is not in the list ["x", "y"]"#), "{error}");
+        assert!(render("{{ list.index('z') ").unwrap_err().contains("syntax error"));
+        assert!(render("{{ list[7].strip() }}").unwrap_err().contains("undefined"));
+    }
+
+    #[test]
+    fn hellaswag_s_texts() {
+        let text = " How to [x] pay [title] Go. [substeps] Now  \t";
+        assert_eq!(hellaswag_clean(text), "How to pay. Go. Now");
+        assert_eq!(hellaswag_clean("a [x\ny]   b"), "a [x\ny]  b");
+    }
+}
