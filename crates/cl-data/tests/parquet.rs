@@ -49,7 +49,8 @@ fn examples_from_parquet() {
     let data = load(&fixture("examples.parquet"), Format::Auto).unwrap();
     assert_eq!(data.name, "examples");
     let pairs: Vec<_> = data.examples.iter().map(|e| (e.shown(), e.answer().to_owned())).collect();
-    assert_eq!(pairs, [("p0", "a0"), ("p1", "a1"), ("p2", "a2")]);
+    let expected = [("p0", "a0"), ("p1", "a1"), ("p2", "a2")].map(|(p, a)| (p.to_owned(), a.to_owned()));
+    assert_eq!(pairs, expected);
 }
 
 #[test]

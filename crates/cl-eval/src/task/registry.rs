@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, read_text};
-use cl_data::{DatasetRef, Row, Split, load_split};
+use cl_data::{DatasetRef, Example, Row, Split, load_split};
 use serde_json::{Map, Value, json};
 
 use super::Task;
@@ -381,6 +381,14 @@ fn unknown(name: &str, dir: &Path) -> Error {
     Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known: known.join(", ") }
 }
 
+fn conversation(path: &Path, row: usize) -> Error {
+    let message =
+        "is a conversation, which training takes and scoring does not; give rows of `prompt` and `answer` to score, \
+                   or describe the task in a .toml file"
+            .to_owned();
+    cl_data::Error::Row { path: path.to_owned(), row, message }.into()
+}
+
 /// Loads a directory of examples in any format that training reads.
 fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     const DESCRIPTION: &str = r#"
@@ -399,9 +407,14 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
     let mut read = |split| -> Result<Vec<Document>, Error> {
         let data = load_split(&folder, split)?;
         files.push(json!({ "path": data.path, "blake3": data.hash }));
-        let row = |prompt, answer| [("prompt".to_owned(), json!(prompt)), ("answer".to_owned(), json!(answer))];
-        let rows = data.examples.into_iter().map(|e| row(e.prompt, e.answer).into_iter().collect());
-        Ok(rows.enumerate().map(|(index, row)| Document { path: data.path.clone(), index, row }).collect())
+        let document = |(index, example): (usize, Example)| match example {
+            Example::Pair { prompt, answer } => {
+                let row = [("prompt".to_owned(), json!(prompt)), ("answer".to_owned(), json!(answer))];
+                Ok(Document { path: data.path.clone(), index, row: row.into_iter().collect() })
+            }
+            Example::Chat { .. } => Err(conversation(&data.path, index)),
+        };
+        data.examples.into_iter().enumerate().map(document).collect()
     };
     let mut documents = read(Split::Test)?;
     documents.truncate(options.limit.unwrap_or(usize::MAX));
