@@ -6,8 +6,8 @@ use cl_checkpoint::{Checkpoint, Dtype, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::tensor::is_readable;
-use crate::{Error, Piece, TensorGroup, Values, kernels};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, Values, is_readable, kernels};
 
 /// How one tensor differs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
 use serde_json::{Map, Value, json};
 
+use super::fold::check_output;
 use super::{
     AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
-    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold::check_output, fold_with, info, open,
+    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold_with, info, open,
 };
-use crate::cli::{bytes, write_json};
-use crate::config::FloatType;
-use crate::{Election, Parameter, Parameters, Profile};
+use crate::recipe::config::{Election, FloatType, Parameters, Profile};
+use crate::recipe::parameter::Parameter;
+use crate::report::{bytes, write_json};
 
 /// What can be done with adapters.
 #[derive(clap::Subcommand)]

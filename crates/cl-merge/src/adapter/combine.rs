@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::dense::{self, Dense};
-use super::factors;
 use super::low_rank::{Leading, LowRank};
 use super::merge::{self, Group, Method, Recipe, Resolved};
 use super::output::{self, About, NewModule, NewWhole};
 use super::set::{Module, Set, base_tensor};
 use super::update::Update;
 use super::whole::{self, Difference, View, Whole};
-use super::{card, on_threads, stop_if_asked};
-use crate::config::{FloatType, Profile};
-use crate::engine::{Budget, FIXED};
-use crate::{Error, Parameters, registry};
+use super::{card, factors, on_threads, stop_if_asked};
+use crate::Error;
+use crate::recipe::config::{FloatType, Parameters, Profile};
+use crate::recipe::registry;
+use crate::run::budget::{Budget, FIXED};
 
 /// What is combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,10 +12,10 @@ use super::dense::{self, Dense};
 use super::output::{self, About, NewModule};
 use super::set::{HEAD, tied_table};
 use super::{card, on_threads, stop_if_asked};
-use crate::config::FloatType;
-use crate::engine::{Budget, FIXED};
-use crate::tensor::{READ, is_float};
-use crate::{Error, TensorGroup, Values, kernels};
+use crate::Error;
+use crate::recipe::config::FloatType;
+use crate::run::budget::{Budget, FIXED};
+use crate::tensor::{READ, TensorGroup, Values, is_float, kernels};
 
 /// How an adapter is extracted.
 #[derive(Clone, Debug)]

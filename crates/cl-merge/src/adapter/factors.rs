@@ -9,8 +9,9 @@ use super::low_rank::LowRank;
 use super::output::NewModule;
 use super::set::{Module, Set};
 use super::update::Update;
-use crate::methods::{Sparsify, TaskVectors};
-use crate::{Error, TensorGroup, Values, merge_tensor};
+use crate::Error;
+use crate::methods::{Sparsify, TaskVectors, merge_tensor};
+use crate::tensor::{TensorGroup, Values};
 
 /// New factors of a module by a method, or side by side without one, and how far they are from `Σ wᵢsᵢBᵢAᵢ`.
 pub(super) fn combine(

@@ -18,7 +18,7 @@ use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
 use super::whole::{self, Whole};
 use super::{on_threads, stop_if_asked};
 use crate::Error;
-use crate::engine::copy_bytes;
+use crate::tensor::copy_bytes;
 
 /// How adapters are folded.
 #[derive(Clone, Debug)]

@@ -219,7 +219,7 @@ pub(super) fn no_svd(tensor: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Stream;
+    use crate::tensor::Stream;
 
     /// A random update.
     fn update(shape: [usize; 2], rank: usize, seed: u64) -> Update {

@@ -5,14 +5,16 @@ use serde_json::Value;
 
 use super::combine::{CombineOptions, Space};
 use super::set::{Module, Set};
-use crate::config::{DivisorChoice, Profile};
-use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
-use crate::registry::{self, Base, MethodInfo};
-use crate::select::{Trim, trim_models};
-use crate::{
-    Error, MergeConfig, MergeMethod, MethodConfig, ModelConfig, Parameter, Parameters, TensorGroup, Values, check,
-    merge_tensor, settings,
+use crate::Error;
+use crate::methods::{Consensus, Divisor, MergeMethod, Rescale, Sign, Sparsify, TaskVectors, merge_tensor};
+use crate::recipe::config::{
+    DivisorChoice, Election, MergeConfig, MethodConfig, ModelConfig, Parameters, Profile, Trimmed,
 };
+use crate::recipe::parameter::Parameter;
+use crate::recipe::registry::{self, Base, MethodInfo};
+use crate::recipe::{check, settings};
+use crate::tensor::select::{Trim, trim_models};
+use crate::tensor::{TensorGroup, Values};
 
 /// Methods that mean nothing without the base's own weights, or that are no merge of several updates.
 const NOT_FOR_ADAPTERS: [&str; 5] = ["slerp", "nearswap", "arcee_fusion", "passthrough", "opcm"];
@@ -152,7 +154,7 @@ fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<St
             .push(format!("{method} is none of PEFT's methods on factors, which are {all}; the space delta has it"));
     }
     // Each factor is trimmed by itself in PEFT: to say so is no mistake.
-    let by_tensor = options.parameters.trim == Some(crate::Trimmed::Tensor);
+    let by_tensor = options.parameters.trim == Some(Trimmed::Tensor);
     let settable = |name: &str| matches!(name, "density" | "election") || (name == "trim" && by_tensor);
     let names = options.parameters.names();
     problems.extend(names.iter().filter(|name| !settable(name)).map(|name| {
@@ -230,7 +232,7 @@ fn factor_recipe(
         _ => options.density.clone(),
     };
     let election = match resolved.election {
-        Some(crate::Election::Count) => Sign::Count,
+        Some(Election::Count) => Sign::Count,
         _ => Sign::Sum,
     };
     let elected = (Some(Consensus { sign: election, weighted: false }), Divisor::Count);

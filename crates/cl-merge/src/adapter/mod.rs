@@ -60,7 +60,7 @@ fn stop_if_asked(interrupt: &Interrupt) -> Result<(), Error> {
 
 /// Runs on so many threads; 0 for all cores.
 fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> Result<R, Error> + Send) -> Result<R, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(crate::engine::at_most(threads)).build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(crate::run::options::at_most(threads)).build();
     let wrong = |e| Error::Io { path: PathBuf::from("threads"), source: std::io::Error::other(e) };
     pool.map_err(wrong)?.install(f)
 }

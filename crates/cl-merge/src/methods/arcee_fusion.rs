@@ -1,6 +1,7 @@
-use super::undefined;
-use crate::select::keep_largest;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::select::keep_largest;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Takes the model's entries that matter most, the base's elsewhere: `θ = θ₀ + δ · [s ≥ q₂ + 1.5 (q₃ − q₁)]` with importances
 /// `s = |δ| · KL(softmax(θ₁ row) ‖ softmax(θ₀ row))` and their quartiles `q` over the tensor.
@@ -103,9 +104,9 @@ fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Error>
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
-    use crate::PIECE;
+    use crate::tensor::PIECE;
 
     fn fused(shape: &[usize], base: &[f32], model: &[f32]) -> Vec<f32> {
         merged(&ArceeFusion, shape, Some(base), &[model]).unwrap()
@@ -139,7 +140,7 @@ mod tests {
         let step = |i: usize| (((i * 104_729) % 997) as f32 / 997.0 - 0.5).powi(3);
         let model: Vec<f32> = (0..n).map(|i| base[i] + step(i)).collect();
         let out = fused(&[7, rows / 7, columns], &base, &model);
-        let values = |x| Some(crate::Values::from_slice("m", x));
+        let values = |x| Some(crate::tensor::Values::from_slice("m", x));
         let group = TensorGroup {
             name: "w",
             shape: &[rows, columns],

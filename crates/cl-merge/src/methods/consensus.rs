@@ -1,5 +1,6 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Task arithmetic without the entries that only one task, or none, has a use for:
 /// `θ = θ₀ + λ τ · [Σᵢ mᵢ ≥ k]`, `τ = Σᵢ δᵢ`, with the masks `mᵢ = [|δᵢ| ≥ tᵢ · |τ − δᵢ|]`.
@@ -63,7 +64,7 @@ fn add_mask(count: &mut [f32], x: &[f32], total: &[f32], threshold: f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const BASE: [f32; 5] = [1.0; 5];

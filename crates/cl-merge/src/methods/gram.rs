@@ -3,7 +3,9 @@
 //! Norms, angles and means on a sphere are functions of the Gram matrix. So a tensor is read once for that matrix and once for the
 //! sum, whatever happens in between, and no tensor is held.
 
-use crate::{Error, MergePieces, Piece, TensorGroup, kernels};
+use super::method::MergePieces;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Which vectors are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +153,7 @@ pub(super) fn combine_rows<'t>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PIECE, Values};
+    use crate::tensor::{PIECE, Values};
 
     #[test]
     fn a_tensor_of_many_pieces_has_the_products_of_its_inputs_and_of_its_task_vectors() {

@@ -1,8 +1,10 @@
 use faer::MatRef;
 
+use super::method::{MergeMethod, MergePieces};
 use super::svd::{self, Algebra, Step, Triplets};
 use super::tsv::side_by_side;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Iso-C: the sum of task vectors with all singular values set to their mean.
 ///

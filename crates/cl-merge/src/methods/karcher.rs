@@ -1,7 +1,9 @@
 use std::f64::consts::PI;
 
 use super::gram::{Gram, Vectors, combine};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::method::{MergeMethod, MergePieces};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Mean of all inputs on the sphere, times their mean length: `m · Σ ‖θᵢ‖ / n`, where the directions `uᵢ = θᵢ / ‖θᵢ‖` seen from
 /// `m` cancel out: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`, `cos φᵢ = uᵢ · m`. Tensors are taken as vectors.
@@ -78,7 +80,7 @@ fn normalized(gram: &Gram, c: Vec<f64>, tol: f64) -> Option<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const DEFAULT: Karcher = Karcher { max_iter: 10, tol: 1e-5 };

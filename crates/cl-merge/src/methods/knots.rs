@@ -1,6 +1,8 @@
-use super::TaskVectors;
+use super::method::{MergeMethod, MergePieces, merge_tensor};
 use super::svd::{self, Algebra, Step, Triplets};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup, Values, merge_tensor};
+use super::task_vectors::TaskVectors;
+use crate::Error;
+use crate::tensor::{TensorGroup, Values};
 
 /// KnOTS: task vectors are merged in the basis of their joint singular vectors, where they are aligned.
 ///
@@ -120,8 +122,8 @@ fn merge_parts(
 #[cfg(test)]
 mod tests {
     use super::super::svd::testing::{assert_close, merge, random, task_vectors};
-    use super::super::{Consensus, Divisor, Rescale, Sign, Sparsify};
     use super::*;
+    use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify};
 
     fn ties(models: usize, density: f64) -> TaskVectors {
         TaskVectors {

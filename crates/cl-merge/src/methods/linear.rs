@@ -1,4 +1,6 @@
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Weighted sum of models: `Σ wᵢ θᵢ`, divided by `Σ wᵢ` when `normalize` is set; with equal weights the average.
 ///

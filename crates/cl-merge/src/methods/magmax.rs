@@ -1,5 +1,6 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Entry by entry the task vector's value of greatest magnitude: `θ = θ₀ + λ δₖ`, `k = argmaxᵢ |δᵢ|`.
 ///
@@ -33,7 +34,7 @@ impl MergeMethod for MagMax {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

@@ -1,6 +1,7 @@
 use super::gram::{Gram, Vectors, combine, combine_rows};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Interpolation between the base and the mean of models by how well their task vectors agree:
 /// `θ = t · mean(θᵢ) + (1−t) θ₀`, `t = N cos φ / (1 + (N−1) cos φ)`, with `cos φ` the mean cosine between task vectors.
@@ -49,7 +50,7 @@ fn coefficients(gram: &Gram) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const WHOLE: ModelStock = ModelStock { filter_wise: false };

@@ -1,6 +1,7 @@
 use super::gram::{Gram, Vectors, combine};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Weighted mean direction of models, or of their task vectors where there is a base, at their weighted mean length:
 /// `m / ‖m‖ · Σ wᵢ ‖vᵢ‖` with `m = Σ wᵢ vᵢ / ‖vᵢ‖`, plus the base; tensors are taken as vectors.
@@ -55,7 +56,7 @@ fn coefficients(gram: &Gram, weights: &[f64], eps: f64) -> Option<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     fn multislerp(weights: &[f64]) -> MultiSlerp {

@@ -1,5 +1,6 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Takes the model's value where it is near the base's, and less of it the farther it is:
 /// `θ = w θ₁ + (1−w) θ₀`, `w = min(1, t / |θ₁ − θ₀|)`.
@@ -28,7 +29,7 @@ impl MergeMethod for Nearswap {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

@@ -1,7 +1,8 @@
 use super::gram::{Gram, Vectors, combine, combine_rows};
+use super::method::{MergeMethod, MergePieces, undefined};
 use super::slerp::arc;
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, PIECE, Piece, TensorGroup};
+use crate::Error;
+use crate::tensor::{PIECE, Piece, TensorGroup};
 
 /// Spherical interpolation of two models, or of their task vectors where there is a base:
 /// `(sin((1−t)φ) v₁ + sin(tφ) v₂) / sin φ` with `t = w₂ / (w₁ + w₂)`, plus the base.
@@ -107,7 +108,7 @@ fn column_sums(piece: &mut Piece, vectors: Vectors, width: usize) -> Vec<[f64; 3
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const FLAT: NuSlerp = NuSlerp { weights: [0.6, 0.4], row_wise: false, flatten: true };

@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
-use std::ops::AddAssign;
 
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::norms::OpcmNorms;
 use super::svd::{self, Algebra, Step, Triplets};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// OPCM: models are merged one after another, in order, each projected off what has been merged before.
 ///
@@ -58,23 +59,6 @@ pub struct OpcmTensor {
     pub lambda: f64,
     /// Sum of the norms of their task vectors: of this tensor, or of the whole model where that was merged by its norms.
     pub norm_sum: f64,
-}
-
-/// Squared norms, which add up over tensors.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct OpcmNorms {
-    /// `‖δ‖²` of each new model.
-    pub task_vectors: Vec<f64>,
-    /// `‖S_T‖²`.
-    pub sum: f64,
-}
-
-impl AddAssign<&OpcmNorms> for OpcmNorms {
-    fn add_assign(&mut self, other: &OpcmNorms) {
-        self.task_vectors.resize(other.task_vectors.len().max(self.task_vectors.len()), 0.0);
-        self.task_vectors.iter_mut().zip(&other.task_vectors).for_each(|(sum, x)| *sum += x);
-        self.sum += other.sum;
-    }
 }
 
 impl MergeMethod for Opcm {
@@ -257,7 +241,8 @@ impl<P: MergePieces> MergePieces for Merged<P> {
 mod tests {
     use super::super::svd::testing::{assert_close, merge, outer, random, task_vectors, with_group};
     use super::*;
-    use crate::{Values, merge_tensor};
+    use crate::methods::merge_tensor;
+    use crate::tensor::Values;
 
     fn opcm(projection: Projection) -> Opcm {
         Opcm { alpha: 0.9, projection, previous: None, over_model: false, norms: None }

@@ -1,5 +1,6 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// The one input, base or model, times a scale: `θ = scale · θ₁`.
 ///
@@ -27,7 +28,7 @@ impl MergeMethod for Passthrough {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

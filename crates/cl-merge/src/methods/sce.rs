@@ -1,6 +1,7 @@
-use super::undefined;
-use crate::select::{Trim, keep_largest};
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::select::{Trim, keep_largest};
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Select, calculate, erase: `θ = θ₀ + Σ wᵢ mᵢ δᵢ / Σ wᵢ mᵢ`, over the entries where task vectors differ most.
 ///
@@ -102,9 +103,9 @@ fn weights(group: &TensorGroup<'_>, trim: Trim) -> Result<Vec<f32>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
-    use crate::PIECE;
+    use crate::tensor::PIECE;
 
     fn sce(select_topk: f64, base: &[f32], models: &[&[f32]]) -> Vec<f32> {
         merged(&Sce { select_topk }, &[base.len()], Some(base), models).unwrap()

@@ -1,6 +1,7 @@
 use super::gram::{Gram, Vectors, combine};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Spherical linear interpolation from the base to one model, the tensor taken as one vector:
 /// `(sin((1−t)φ) θ₀ + sin(tφ) θ₁) / sin φ`, with `φ` the angle between `θ₀` and `θ₁`.
@@ -37,7 +38,7 @@ pub(super) fn arc(cosine: f64, t: f64) -> [f64; 2] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     fn slerp(t: f64, a: &[f32], b: &[f32]) -> Vec<f32> {

@@ -1,5 +1,7 @@
-use crate::select::{Trim, bits, keep, keep_largest_changes};
-use crate::{Error, MergeMethod, MergePieces, PIECE, Piece, Stream, TensorGroup, kernels};
+use super::method::{MergeMethod, MergePieces};
+use crate::Error;
+use crate::tensor::select::{Trim, bits, keep, keep_largest_changes};
+use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
 
 /// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
 ///
@@ -445,7 +447,7 @@ fn mask_and_add(
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const ROWS: [&[f32]; 2] = [&[4.0, -1.0, 0.5, 2.0], &[-3.0, 2.0, 0.1, 1.0]];

@@ -1,7 +1,9 @@
 use faer::Mat;
 
+use super::method::{MergeMethod, MergePieces};
 use super::svd::{self, Algebra, Step, Triplets};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// TSV-Merge: the tasks' leading singular vectors side by side, made orthonormal, around their singular values.
 ///
@@ -86,7 +88,7 @@ pub(super) fn side_by_side(tasks: Vec<Triplets>, shape: &[usize]) -> Triplets {
 mod tests {
     use super::super::svd::testing::{assert_close, merge, outer, task_vectors, with_group};
     use super::*;
-    use crate::merge_tensor;
+    use crate::methods::merge_tensor;
 
     /// ```python
     /// svd = lambda a: np.linalg.svd(a, full_matrices=False)

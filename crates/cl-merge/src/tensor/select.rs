@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use crate::tensor::runs;
-use crate::{Error, Piece, TensorGroup, kernels};
+use super::group::{Piece, TensorGroup, runs};
+use super::kernels;
+use crate::Error;
 
 /// Which elements of a tensor are kept, by magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -546,7 +547,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Values;
+    use crate::tensor::Values;
 
     /// What a full sort keeps: the larger magnitude first, then the lower index.
     fn by_sorting(x: &[f32], k: usize) -> Vec<f32> {
@@ -578,7 +579,7 @@ mod tests {
     /// Values by a recipe: how many distinct ones, and how they are spread.
     fn values(n: usize, distinct: u32, seed: u64) -> Vec<f32> {
         let mut words = vec![0; n];
-        crate::Stream::new(seed, "w", "m").fill(0, &mut words);
+        crate::tensor::Stream::new(seed, "w", "m").fill(0, &mut words);
         words.iter().map(|w| ((u32::from(*w) % distinct) as f32 - distinct as f32 / 3.0) / 7.0).collect()
     }
 

@@ -1,13 +1,14 @@
 //! What a merge file says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Error, Parameter};
+use super::parameter::Parameter;
+use crate::Error;
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -419,6 +420,28 @@ pub enum DivisorChoice {
     Count,
 }
 
+impl MergeConfig {
+    /// All models that the file names, each once, in order.
+    pub(crate) fn written_models(&self) -> Vec<&str> {
+        let sources = self.slices.iter().flat_map(|s| {
+            let sources = s.sources.iter().map(|source| source.model.as_str());
+            s.base_model.as_deref().into_iter().chain(sources)
+        });
+        let base = self.base_model.as_deref().into_iter();
+        let previous = self.method.parameters.previous.as_deref().into_iter();
+        let all = base.chain(previous).chain(self.models.iter().map(|m| m.model.as_str())).chain(sources);
+        let mut seen = BTreeSet::new();
+        all.filter(|model| seen.insert(*model)).collect()
+    }
+}
+
+impl SliceConfig {
+    /// Layers of the output.
+    pub(crate) fn layers(&self) -> usize {
+        self.sources.first().map_or(0, |s| s.layer_range[1].saturating_sub(s.layer_range[0]))
+    }
+}
+
 impl Parameters {
     /// Names of those that are set.
     pub fn names(&self) -> Vec<String> {
@@ -437,7 +460,7 @@ impl MergeFile {
     pub fn read(path: &Path) -> Result<MergeFile, Error> {
         let text = read_text(path, MAX_CONFIG)?;
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
-        let file = if yaml { crate::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
+        let file = if yaml { super::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
         file.map_err(|message| Error::Config { path: path.to_owned(), message })
     }
 

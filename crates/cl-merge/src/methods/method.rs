@@ -1,6 +1,6 @@
-use crate::methods::OpcmNorms;
-use crate::tensor::runs;
-use crate::{Error, Piece, TensorGroup};
+use super::norms::OpcmNorms;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, runs};
 
 /// A way to make one tensor of several: sees one tensor's values at a time and returns one tensor.
 ///
@@ -107,4 +107,9 @@ pub(crate) fn merge_runs<A: Default, R: Send>(
         end(run[0].start, all)
     })?;
     Ok((results, prepared.state()))
+}
+
+/// The error of a method that has no answer for a tensor.
+pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, message: &str) -> Error {
+    Error::Undefined { tensor: group.name.to_owned(), method, message: message.to_owned() }
 }

@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::{Dtype, TensorInfo, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
-use crate::check::{idle_filters, parameter_problems, shape_of_config, varies};
-use crate::config::{ExtraTensors, MergeConfig, Vocabulary};
-use crate::draft::{Draft, drafts, model_index, slice_layers};
-use crate::engine::STATE_NAME;
-use crate::extra;
-use crate::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
-use crate::methods::{Linear, OpcmState};
-use crate::output::{companions, out_config};
-use crate::registry::{self, MethodInfo};
-use crate::tensor::{is_eight_bit, is_readable};
-use crate::{Error, MergeMethod, TensorGroup, Values, settings};
+use super::draft::{Draft, drafts};
+use super::extra;
+use super::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
+use super::output::{companions, out_config};
+use super::work::{PlannedTensor, Segment, Source, Work};
+use crate::Error;
+use crate::methods::{Linear, MergeMethod, OpcmState};
+use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
+use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary};
+use crate::recipe::registry::{self, MethodInfo};
+use crate::recipe::settings;
+use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
 /// A merge that can be run: what is read, what is computed, what is written.
 pub struct Plan {
@@ -33,38 +34,6 @@ pub struct Plan {
     pub(crate) stages: Vec<MergeConfig>,
     /// What one should know but that does not stand in the way.
     pub notes: Vec<String>,
-}
-
-pub(crate) struct PlannedTensor {
-    pub(crate) spec: TensorSpec,
-    pub(crate) work: Work,
-}
-
-pub(crate) enum Work {
-    /// The bytes of a tensor of a model, as they are.
-    Copy(Source),
-    /// Consecutive parts, each merged by itself.
-    Merge(Vec<Segment>),
-}
-
-/// A tensor of a model.
-#[derive(Clone, Debug)]
-pub(crate) struct Source {
-    pub(crate) model: usize,
-    pub(crate) tensor: String,
-    /// What keys its random masks.
-    pub(crate) key: String,
-}
-
-/// Some rows of a tensor, or all of it.
-pub(crate) struct Segment {
-    pub(crate) elements: Range<usize>,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) method: Box<dyn MergeMethod>,
-    pub(crate) base: Option<Source>,
-    pub(crate) models: Vec<Source>,
-    /// Whether it is merged by the method of the plan, and so counts in a trim of the whole model.
-    pub(crate) whole: bool,
 }
 
 impl Plan {
@@ -93,18 +62,18 @@ impl Plan {
         let config = &config;
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
-        for written in written_models(config) {
+        for written in config.written_models() {
             if let Err(problem) = inputs.open(written, stages) {
                 problems.push(problem);
             }
         }
-        if inputs.models.is_empty() || inputs.models.len() < written_models(config).len() {
+        if inputs.models.is_empty() || inputs.models.len() < config.written_models().len() {
             return Err(Error::Problems(problems));
         }
-        let reference = reference(config, &inputs);
-        let previous = previous(config, &inputs).unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
+        let reference = inputs.reference(config);
+        let previous = config.method.parameters.previous.as_deref().and_then(|written| {
+            let state = inputs.models[inputs.index(written)].state();
+            state.map_err(|problem| problems.push(problem)).ok()
         });
         let mut notes = Vec::new();
         model_problems(config, &inputs, reference, &mut problems, &mut notes);
@@ -171,7 +140,7 @@ impl Plan {
         if !problems.is_empty() {
             return Err(Error::Problems(problems));
         }
-        let layers = config.slices.iter().map(slice_layers).sum();
+        let layers = config.slices.iter().map(SliceConfig::layers).sum();
         let out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
         let companions = companions(config, &inputs, reference, stages).map_err(|p| Error::Problems(vec![p]))?;
         Ok(Plan {
@@ -247,25 +216,6 @@ fn dedup(problems: &mut Vec<String>) {
     problems.retain(|problem| seen.insert(problem.clone()));
 }
 
-/// All models that the file names, each once, in order.
-pub(crate) fn written_models(config: &MergeConfig) -> Vec<&str> {
-    let sources = config.slices.iter().flat_map(|s| {
-        let sources = s.sources.iter().map(|source| source.model.as_str());
-        s.base_model.as_deref().into_iter().chain(sources)
-    });
-    let base = config.base_model.as_deref().into_iter();
-    let previous = config.method.parameters.previous.as_deref().into_iter();
-    let all = base.chain(previous).chain(config.models.iter().map(|m| m.model.as_str())).chain(sources);
-    let mut seen = BTreeSet::new();
-    all.filter(|model| seen.insert(*model)).collect()
-}
-
-/// Whose config, tokenizer and dtypes the output has: the base's, else the first model's.
-pub(crate) fn reference(config: &MergeConfig, inputs: &Inputs) -> usize {
-    let written = config.base_model.as_deref();
-    inputs.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
-}
-
 /// Problems between models, whatever the tensors are.
 fn model_problems(
     config: &MergeConfig,
@@ -324,15 +274,6 @@ struct Context<'c> {
     inputs: &'c Inputs,
     reference: usize,
     previous: Option<&'c OpcmState>,
-}
-
-/// The state that the earlier merge left, where this one goes on from one.
-fn previous(config: &MergeConfig, inputs: &Inputs) -> Result<Option<OpcmState>, String> {
-    let Some(written) = config.method.parameters.previous.as_deref() else { return Ok(None) };
-    let path = inputs.models[model_index(inputs, written)].path.join(STATE_NAME);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| format!("{}: {e}; `previous` is the output of an earlier opcm merge", path.display()))?;
-    serde_json::from_str(&text).map(Some).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Why a tensor cannot be planned.

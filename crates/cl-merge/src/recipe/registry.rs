@@ -390,7 +390,7 @@ pub fn parameter(name: &str) -> Option<&'static ParameterInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Parameters;
+    use crate::recipe::config::Parameters;
 
     #[test]
     fn every_parameter_of_a_method_is_in_the_table_and_in_the_struct() {

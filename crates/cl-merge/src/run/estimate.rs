@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::threads;
-use crate::method::merge_runs;
-use crate::plan::{PlannedTensor, Work};
-use crate::{Error, MergeOptions, Plan};
+use super::options::{MergeOptions, threads};
+use crate::Error;
+use crate::methods::merge_runs;
+use crate::plan::Plan;
+use crate::plan::work::{PlannedTensor, Work};
 
 /// What a merge reads, writes, holds and takes.
 #[derive(Clone, Debug)]

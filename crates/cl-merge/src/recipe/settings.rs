@@ -1,9 +1,9 @@
 //! What makes a method of a name and of the settings that hold for one tensor.
 
-use crate::config::{DivisorChoice, Election, Profile, ProjectionChoice, RescaleChoice, Trimmed};
-use crate::methods::{self, Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
-use crate::registry::method;
-use crate::{MergeMethod, Parameter, Parameters};
+use super::config::{DivisorChoice, Election, Parameters, Profile, ProjectionChoice, RescaleChoice, Trimmed};
+use super::parameter::Parameter;
+use super::registry::method;
+use crate::methods::{self, Consensus, Divisor, MergeMethod, Rescale, Sign, Sparsify, TaskVectors};
 
 /// The settings that hold for one tensor.
 pub(crate) struct Settings<'a> {

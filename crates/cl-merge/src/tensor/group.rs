@@ -6,8 +6,9 @@ use std::ops::Range;
 use cl_checkpoint::{Dtype, TensorSource, convert};
 use rayon::prelude::*;
 
-use crate::select::Trim;
-use crate::{Error, kernels};
+use super::kernels;
+use super::select::Trim;
+use crate::Error;
 
 /// Elements of a piece: so few that all models' are still in a core's cache when a method goes over them again. It is fixed,
 /// because sums over pieces would otherwise depend on who asks.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::config::{MergeConfig, Parameters};
-use crate::draft::slice_layers;
-use crate::registry::{self, Base, MethodInfo};
+use super::config::{MergeConfig, Parameters};
+use super::parameter::Parameter;
+use super::registry::{self, Base, MethodInfo};
 
 /// Every place where parameters stand, and what it is called.
 fn scopes(config: &MergeConfig) -> Vec<(String, &Parameters, bool)> {
@@ -93,7 +93,7 @@ pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<
         for source in slice.sources.iter().filter(|s| s.layer_range[0] >= s.layer_range[1]) {
             problems.push(format!("{place}, {}: layer_range {:?} is empty", source.model, source.layer_range));
         }
-        if slice.sources.iter().any(|s| s.layer_range[1].saturating_sub(s.layer_range[0]) != slice_layers(slice)) {
+        if slice.sources.iter().any(|s| s.layer_range[1].saturating_sub(s.layer_range[0]) != slice.layers()) {
             problems.push(format!("{place}: all sources need the same number of layers"));
         }
     }
@@ -122,7 +122,7 @@ fn count_problems(place: &str, names: &[&str], base: Option<&str>, method: &Meth
 
 /// Whether densities are not plain numbers.
 pub(crate) fn varies(config: &MergeConfig) -> bool {
-    scopes(config).iter().any(|(_, p, _)| p.density.as_ref().is_some_and(|d| !matches!(d, crate::Parameter::Number(_))))
+    scopes(config).iter().any(|(_, p, _)| p.density.as_ref().is_some_and(|d| !matches!(d, Parameter::Number(_))))
 }
 
 /// Filters that match no tensor.
