@@ -42,6 +42,5 @@ pub use opcm::{Opcm, OpcmState, OpcmTensor, Projection};
 pub use passthrough::Passthrough;
 pub use sce::Sce;
 pub use slerp::Slerp;
-pub(crate) use task_vectors::kept;
 pub use task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 pub use tsv::Tsv;

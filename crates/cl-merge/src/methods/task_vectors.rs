@@ -1,6 +1,7 @@
 use super::method::{MergeMethod, MergePieces};
 use crate::Error;
-use crate::tensor::select::{Trim, bits, keep, keep_largest_changes};
+use crate::tensor::select::{bits, keep, keep_largest_changes};
+use crate::tensor::trim::{Trim, kept};
 use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
 
 /// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
@@ -253,15 +254,6 @@ fn mark_bytes(group: &TensorGroup<'_>) -> usize {
 fn bound(probability: f64) -> u32 {
     let bound = (probability.max(0.0) * 65_536.0).round() as u32;
     if probability > 0.0 { bound.max(1) } else { bound }
-}
-
-/// `⌊density · n⌋`, but at least one of something.
-pub(crate) fn kept(density: f64, n: usize) -> usize {
-    match density {
-        d if d >= 1.0 => n,
-        d if d <= 0.0 || n == 0 => 0,
-        d => ((d * n as f64) as usize).max(1),
-    }
 }
 
 /// Sums of magnitudes before and after masking, per model; and what random masks keep, one model's after another's, if it is to

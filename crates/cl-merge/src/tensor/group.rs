@@ -7,7 +7,7 @@ use cl_checkpoint::{Dtype, TensorSource, convert};
 use rayon::prelude::*;
 
 use super::kernels;
-use super::select::Trim;
+use super::trim::Trim;
 use crate::Error;
 
 /// Elements of a piece: so few that all models' are still in a core's cache when a method goes over them again. It is fixed,

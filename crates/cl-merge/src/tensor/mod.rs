@@ -3,8 +3,10 @@
 mod copy;
 mod group;
 pub(crate) mod kernels;
+mod keys;
 mod random;
 pub mod select;
+pub(crate) mod trim;
 
 pub(crate) use copy::copy_bytes;
 pub use group::{PIECE, Piece, TensorGroup, Values};
