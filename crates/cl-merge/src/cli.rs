@@ -9,9 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
 use crate::diff::{TensorDiff, diff};
+use crate::methods::{Base, METHODS};
 use crate::plan::Plan;
 use crate::recipe::config::MergeFile;
-use crate::recipe::registry::{Base, DECOMPOSING, METHODS, PARAMETERS};
+use crate::recipe::registry::method;
 use crate::report::{bytes, size, write_json};
 use crate::run::estimate::estimate;
 use crate::run::options::MergeOptions;
@@ -101,7 +102,7 @@ impl Command {
         match self {
             Command::Run(args) => {
                 let file = args.config.is_file().then(|| MergeFile::read(&args.config).ok()).flatten();
-                file.is_some_and(|f| f.stages.iter().any(|s| DECOMPOSING.contains(&s.method.name.as_str())))
+                file.is_some_and(|f| f.stages.iter().any(|s| method(&s.method.name).is_some_and(|m| m.decomposes)))
             }
             Command::Adapter(_) => true,
             Command::Diff(_) | Command::Verify(_) | Command::Methods(_) => false,
@@ -316,7 +317,7 @@ fn run_methods(args: &MethodsArgs, out: &mut dyn Write) -> Result<()> {
         };
         writeln!(out, "    models: {models}, {base}")?;
         for name in info.parameters {
-            if let Some(parameter) = PARAMETERS.iter().find(|p| p.name == *name) {
+            if let Some(parameter) = info.parameter(name) {
                 writeln!(out, "    {name}: {}; {}", parameter.meaning, parameter.range)?;
             }
         }

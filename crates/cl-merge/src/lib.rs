@@ -15,14 +15,17 @@ mod tensor;
 
 pub use diff::{Diff, TensorDiff, diff};
 pub use error::Error;
-pub use methods::{MergeMethod, MergePieces, merge_tensor};
+pub use methods::{
+    Base, Divisor as DivisorChoice, Election, METHODS, MergeMethod, MergePieces, MethodInfo, ParameterInfo, Profile,
+    Projection as ProjectionChoice, Rescale as RescaleChoice, Trimmed, merge_tensor,
+};
 pub use plan::Plan;
 pub use recipe::config::{
-    DivisorChoice, Election, ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters,
-    Profile, ProjectionChoice, RescaleChoice, SliceConfig, SliceSource, Trimmed, Vocabulary,
+    ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
+    Vocabulary,
 };
 pub use recipe::parameter::{Filter, NumberOrGradient, Parameter};
-pub use recipe::registry::{Base, METHODS, MethodInfo, PARAMETERS, ParameterInfo};
+pub use recipe::registry::PARAMETERS;
 pub use run::engine::{Summary, merge};
 pub use run::estimate::{Estimate, estimate};
 pub use run::options::MergeOptions;

@@ -12,7 +12,8 @@ use super::{
     AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
     ModuleDrift, ModuleReport, Space, combine, compare, extract, fold_with, info, open,
 };
-use crate::recipe::config::{Election, FloatType, Parameters, Profile};
+use crate::methods::{Election, Profile};
+use crate::recipe::config::{FloatType, Parameters};
 use crate::recipe::parameter::Parameter;
 use crate::report::{bytes, write_json};
 

@@ -17,7 +17,8 @@ use super::update::Update;
 use super::whole::{self, Difference, View, Whole};
 use super::{card, factors, on_threads, stop_if_asked};
 use crate::Error;
-use crate::recipe::config::{FloatType, Parameters, Profile};
+use crate::methods::Profile;
+use crate::recipe::config::{FloatType, Parameters};
 use crate::recipe::registry;
 use crate::run::budget::{Budget, FIXED};
 

@@ -1,3 +1,4 @@
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use crate::Error;
 use crate::tensor::select::keep_largest;
@@ -14,6 +15,16 @@ use crate::tensor::{Piece, TensorGroup};
 /// Where at least three quarters of the importances are zero, as where few entries differ, the threshold is zero and everything is taken.
 #[derive(Clone, Debug)]
 pub struct ArceeFusion;
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Arcee Fusion",
+    paper: "mergekit",
+    formula: "θ₀ + δ where |δ| · KL(softmax θ₁ ‖ softmax θ₀) is at least median + 1.5 (q₃ − q₁)",
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("arcee_fusion", |_| Ok(Box::new(ArceeFusion)))
+};
 
 /// Added to each softmax.
 const EPS: f64 = 1e-8;

@@ -1,6 +1,12 @@
+use serde::Deserialize;
+
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, merge_tensor};
+use super::parameters::ParameterInfo;
+use super::settings::{Profile, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
-use super::task_vectors::TaskVectors;
+use super::task_vector_settings::{elected, task_vectors};
+use super::task_vectors::{Divisor, Sparsify, TaskVectors};
 use crate::Error;
 use crate::tensor::{TensorGroup, Values};
 
@@ -22,6 +28,29 @@ pub struct Knots {
     pub merge: TaskVectors,
     /// Merge `diag(σ) Vᵢᵀ` instead of `Vᵢᵀ`.
     pub scaled: bool,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "KnOTS-TIES",
+    paper: "Stoica et al., arXiv 2410.19735",
+    formula: "θ₀ + λ U Σ (TIES of Vᵢ)ᵀ, U Σ [V₁ … Vₙ]ᵀ = [δ₁ … δₙ]",
+    parameters: &["weight", "density", "lambda", "scaled", "election", "divisor"],
+    own_parameters: &[ParameterInfo::choice("scaled", "trim Σ Vᵀ instead of Vᵀ", "true or false")],
+    decomposes: true,
+    // Whatever the profile: no other tool has it.
+    defaults: |_| elected(Profile::Method, Divisor::Count).with("density", 1.0).with("scaled", false),
+    ..MethodInfo::new("knots", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    density: Vec<f64>,
+    scaled: bool,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { density, scaled } = settings.read()?;
+    Ok(Box::new(Knots { merge: task_vectors(settings, Sparsify::Magnitude { density })?, scaled }))
 }
 
 /// Singular values that the authors' code leaves out.

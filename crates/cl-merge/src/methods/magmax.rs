@@ -1,4 +1,8 @@
+use serde::Deserialize;
+
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::{Defaults, TensorSettings};
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -9,6 +13,25 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 pub struct MagMax {
     /// λ; any number, 0.5 in the authors' scripts.
     pub lambda: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "MagMax",
+    paper: "Marczak et al., arXiv 2407.06322",
+    formula: "θ₀ + λ · the δᵢ of greatest magnitude, entry by entry",
+    parameters: &["lambda"],
+    defaults: |_| Defaults::new().with("lambda", 1.0),
+    ..MethodInfo::new("magmax", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    lambda: f32,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda } = settings.read()?;
+    Ok(Box::new(MagMax { lambda: lambda.into() }))
 }
 
 impl MergeMethod for MagMax {

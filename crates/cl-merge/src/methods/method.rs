@@ -1,4 +1,4 @@
-use super::norms::OpcmNorms;
+use super::opcm_state::OpcmNorms;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, runs};
 
@@ -14,6 +14,11 @@ pub trait MergeMethod: Send + Sync {
 
     /// Whether [`MergePieces::merge`] wants the models' values as differences from the base's. Such a method has a base.
     fn task_vectors(&self) -> bool {
+        false
+    }
+
+    /// Whether the merge of a lone input is that input, so that its bytes may be copied as they are.
+    fn copies(&self) -> bool {
         false
     }
 

@@ -1,5 +1,10 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine};
+use super::info::{Base, MethodInfo};
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
@@ -17,6 +22,32 @@ pub struct MultiSlerp {
     pub normalize_weights: bool,
     /// Added to norms before division, and the length of `m` below which it has no direction; at least 0, 1e-8 in mergekit.
     pub eps: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Multi-SLERP",
+    paper: "Goddard 2024, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+    formula: "weighted mean on the sphere by one step in the tangent space",
+    parameters: &["weight", "normalize_weights", "eps"],
+    own_parameters: &[
+        ParameterInfo::choice("normalize_weights", "make weights sum to one", "true or false"),
+        ParameterInfo::number("eps", "guard against division by zero", "above 0", (0.0, f64::MAX)),
+    ],
+    base: Base::Optional,
+    defaults: |_| Defaults::new().with("weight", 1.0).with("normalize_weights", true).with("eps", 1e-8),
+    ..MethodInfo::new("multislerp", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    weight: Vec<f64>,
+    normalize_weights: bool,
+    eps: f64,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { weight: weights, normalize_weights, eps } = settings.read()?;
+    Ok(Box::new(MultiSlerp { weights, normalize_weights, eps }))
 }
 
 impl MergeMethod for MultiSlerp {

@@ -1,4 +1,8 @@
+use serde::Deserialize;
+
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::TensorSettings;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
@@ -10,6 +14,27 @@ use crate::tensor::{Piece, TensorGroup};
 pub struct Nearswap {
     /// Up to which difference the model's value is taken whole; at least 0.
     pub t: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "NearSwap",
+    paper: "alchemonaut 2024, QuartetAnemoi-70B-t0.0001",
+    formula: "θ₀ + min(1, t / |θ₁−θ₀|) (θ₁−θ₀)",
+    parameters: &["t"],
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("nearswap", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    t: Option<f64>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let t = settings.read::<Settings>()?.t.ok_or("nearswap needs `t`, such as 0.001")?;
+    Ok(Box::new(Nearswap { t }))
 }
 
 impl MergeMethod for Nearswap {

@@ -1,11 +1,13 @@
-use std::collections::BTreeMap;
-
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
-use super::norms::OpcmNorms;
+use super::opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
+use super::ties::Trimmed;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -35,7 +37,8 @@ pub struct Opcm {
 }
 
 /// What is removed of `C = Uᵀ δ V`, where the leading `r` singular values sum to at most `alpha` of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Projection {
     /// `Cᵢⱼ` with `i ≤ r` and `j ≤ r`: what leads from the leading to the leading directions (the authors' code).
     #[default]
@@ -44,21 +47,47 @@ pub enum Projection {
     Complement,
 }
 
-/// Where a merge stands, per tensor.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct OpcmState(pub BTreeMap<String, OpcmTensor>);
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "OPCM",
+    paper: "Tang et al., arXiv 2501.09522",
+    formula: "one model after another, each δ projected off those before it, at a constant norm",
+    parameters: &["alpha", "projection", "norms", "previous"],
+    own_parameters: &[
+        ParameterInfo::number(
+            "alpha",
+            "share of the sum of singular values that counts as the earlier tasks' own space",
+            "0 to 1",
+            SHARE,
+        ),
+        ParameterInfo::choice(
+            "projection",
+            "what is removed: leading (from leading to leading directions), complement (what touches them)",
+            "leading, complement",
+        ),
+        ParameterInfo::choice("norms", "what has one scale", "model, tensor"),
+        ParameterInfo::choice("previous", "directory of an earlier merge that this one goes on from", "a path"),
+    ],
+    ordered: true,
+    decomposes: true,
+    for_updates: false,
+    defaults: |_| {
+        let defaults = Defaults::new().with("alpha", 0.5).with("projection", Projection::Leading);
+        defaults.with("norms", Trimmed::Model)
+    },
+    ..MethodInfo::new("opcm", build)
+};
 
-/// Where the merge of one tensor stands; [`MergePieces::state`] has it as JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OpcmTensor {
-    /// How many models were merged.
-    pub models: usize,
-    /// `λ_T`.
-    pub lambda: f64,
-    /// Sum of the norms of their task vectors: of this tensor, or of the whole model where that was merged by its norms.
-    pub norm_sum: f64,
+#[derive(Deserialize)]
+struct Settings {
+    alpha: f64,
+    projection: Projection,
+    norms: Trimmed,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { alpha, projection, norms } = settings.read()?;
+    let (previous, over_model) = (settings.previous.cloned(), norms == Trimmed::Model);
+    Ok(Box::new(Opcm { alpha, projection, previous, over_model, norms: None }))
 }
 
 impl MergeMethod for Opcm {

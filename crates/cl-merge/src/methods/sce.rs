@@ -1,4 +1,9 @@
+use serde::Deserialize;
+
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
 use crate::Error;
 use crate::tensor::select::{Trim, keep_largest};
 use crate::tensor::{Piece, TensorGroup, kernels};
@@ -16,6 +21,31 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 pub struct Sce {
     /// Share of entries that are selected, 0 to 1; at 1 and above all are, at 0 and below none.
     pub select_topk: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "SCE",
+    paper: "Wan et al., arXiv 2408.07990",
+    formula: "select entries by variance, weigh models by energy, erase minority signs",
+    parameters: &["select_topk", "int8_mask"],
+    own_parameters: &[ParameterInfo::number(
+        "select_topk",
+        "share of entries, those that vary most between models",
+        "0 to 1",
+        SHARE,
+    )],
+    defaults: |_| Defaults::new().with("select_topk", 1.0),
+    ..MethodInfo::new("sce", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    select_topk: f64,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { select_topk } = settings.read()?;
+    Ok(Box::new(Sce { select_topk }))
 }
 
 impl MergeMethod for Sce {

@@ -1,5 +1,9 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine};
+use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::TensorSettings;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
@@ -13,6 +17,27 @@ use crate::tensor::TensorGroup;
 pub struct Slerp {
     /// Place between the base (0) and the model (1); any number, beyond 0 to 1 it extrapolates.
     pub t: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "SLERP",
+    paper: "Shoemake 1985",
+    formula: "(sin((1−t)φ) θ₀ + sin(tφ) θ₁) / sin φ, φ the angle between θ₀ and θ₁",
+    parameters: &["t"],
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("slerp", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    t: Option<f64>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let t = settings.read::<Settings>()?.t.ok_or("slerp needs `t`, 0 for the base to 1 for the model")?;
+    Ok(Box::new(Slerp { t }))
 }
 
 impl MergeMethod for Slerp {

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use super::method::{MergeMethod, MergePieces};
 use crate::Error;
 use crate::tensor::select::{bits, keep, keep_largest_changes};
@@ -62,7 +64,8 @@ pub enum Sparsify {
 }
 
 /// What makes up for dropped entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", try_from = "RescaleForm")]
 pub enum Rescale {
     /// Nothing.
     None,
@@ -70,6 +73,31 @@ pub enum Rescale {
     Density,
     /// The kept part is scaled to the L1 norm of the whole (mergekit).
     Norm,
+}
+
+/// As a word, or mergekit's boolean.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
+enum RescaleForm {
+    Flag(bool),
+    Word(String),
+}
+
+impl TryFrom<RescaleForm> for Rescale {
+    type Error = String;
+
+    fn try_from(form: RescaleForm) -> Result<Rescale, String> {
+        match form {
+            RescaleForm::Flag(true) => Ok(Rescale::Norm),
+            RescaleForm::Flag(false) => Ok(Rescale::None),
+            RescaleForm::Word(word) => match word.as_str() {
+                "none" => Ok(Rescale::None),
+                "density" => Ok(Rescale::Density),
+                "norm" => Ok(Rescale::Norm),
+                _ => Err(format!("rescale is \"none\", \"density\" or \"norm\", not {word:?}")),
+            },
+        }
+    }
 }
 
 /// An election of one sign per entry; only entries of that sign are merged. Zero sums elect plus.
@@ -91,7 +119,8 @@ pub enum Sign {
 }
 
 /// What the sum of task vectors is divided by; where it is zero nothing is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Divisor {
     /// Nothing.
     None,

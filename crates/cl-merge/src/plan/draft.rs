@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use cl_checkpoint::TensorSource;
 
 use super::inputs::{Inputs, is_buffer, names};
-use crate::methods::OpcmState;
-use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, Profile, SliceConfig};
-use crate::recipe::registry::{Base, MethodInfo};
-use crate::recipe::settings::Settings;
+use crate::methods::{Base, MethodInfo, OpcmState, Profile};
+use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
+use crate::recipe::settings::Scopes;
 
 /// One output tensor: where it comes from and with what settings.
 pub(crate) struct Draft<'c> {
@@ -236,8 +235,8 @@ fn slice_draft<'c>(
 }
 
 impl Draft<'_> {
-    pub(crate) fn settings<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Settings<'s> {
-        Settings {
+    pub(crate) fn scopes<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Scopes<'s> {
+        Scopes {
             shared: self.shared.clone(),
             models: self.models.iter().map(|m| (m.parameters, m.tensor.as_str())).collect(),
             tensor: &self.name,

@@ -13,10 +13,10 @@ use super::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, c
 use super::output::{companions, out_config};
 use super::work::{PlannedTensor, Segment, Source, Work};
 use crate::Error;
-use crate::methods::{Linear, MergeMethod, OpcmState};
+use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, whole_model_trim};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
 use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary};
-use crate::recipe::registry::{self, MethodInfo};
+use crate::recipe::registry;
 use crate::recipe::settings;
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
@@ -45,20 +45,43 @@ impl Plan {
         Plan::of_stage(config, &BTreeMap::new())
     }
 
+    /// As [`Plan::new`], with a method that is not built in. The merge file names it as `method` does.
+    ///
+    /// # Errors
+    /// Returns [`Error::Problems`] with everything that stands in the way.
+    pub fn with_method(config: &MergeConfig, method: &'static MethodInfo) -> Result<Plan, Error> {
+        if config.method.name != method.name {
+            let problem = format!("the method is `{}`, but the file names `{}`", method.name, config.method.name);
+            return Err(Error::Problems(vec![problem]));
+        }
+        Plan::planned(config, method, &BTreeMap::new())
+    }
+
     /// As [`Plan::new`], where models may be names of earlier stages, whose directories are given.
     ///
     /// # Errors
     /// [`Error::Problems`].
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
+        let Some(method) = registry::method(&config.method.name) else {
+            let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+            let problem = format!("no method is called `{}`; there are {}", config.method.name, names.join(", "));
+            return Err(Error::Problems(vec![problem]));
+        };
+        Plan::planned(config, method, stages)
+    }
+
+    fn planned(
+        config: &MergeConfig,
+        method: &'static MethodInfo,
+        stages: &BTreeMap<String, PathBuf>,
+    ) -> Result<Plan, Error> {
         let mut config = config.clone();
         let mut problems = Vec::new();
-        let Some(method) = registry::method(&config.method.name) else {
-            let names: Vec<&str> = registry::METHODS.iter().map(|m| m.name).collect();
-            problems.push(format!("no method is called `{}`; there are {}", config.method.name, names.join(", ")));
-            return Err(Error::Problems(problems));
-        };
         problems.extend(parameter_problems(&config, method));
-        config.method.parameters = settings::resolve(method.name, config.profile, &config.method.parameters);
+        match settings::resolve(method, config.profile, &config.method.parameters) {
+            Ok(resolved) => config.method.parameters = resolved,
+            Err(problem) => problems.push(problem),
+        }
         let config = &config;
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
@@ -126,10 +149,8 @@ impl Plan {
             [one] => format!("tensor `{one}`: {problem}"),
             all => format!("{} tensors (`{}`, …): {problem}", all.len(), all[0]),
         }));
-        let whole_model_trim = drafts.first().and_then(|draft| {
-            let of_first = draft.settings(config, None);
-            settings::whole_model_trim(&of_first)
-        });
+        let whole_model_trim =
+            drafts.first().and_then(|draft| whole_model_trim(&draft.scopes(config, None).settings(method).ok()?));
         if whole_model_trim.is_some() && varies(config) {
             problems.push(
                 "density: a gradient or filter means nothing when the whole model is trimmed at once; set trim = \"tensor\""
@@ -321,18 +342,19 @@ fn plan_tensor(
         return Err(Obstacle::Dtype(format!("{:?} in {}, elsewhere {dtype:?}", info.dtype, input.written)));
     }
     let out_dtype = config.dtype.map_or(written_as(dtype), |d| d.dtype());
-    let own = draft.settings(config, previous);
-    let method_of = || settings::build(method.name, &own).map_err(Obstacle::Parameters);
+    let scopes = draft.scopes(config, previous);
+    let method_of = || scopes.build(method).map_err(Obstacle::Parameters);
     let spec = |shape: Vec<usize>| TensorSpec { name: draft.name.clone(), dtype: out_dtype, shape };
     let shape = reference.2.shape.clone();
     if infos.iter().all(|(_, _, info)| info.shape == shape) {
         let as_it_is = out_dtype == dtype || config.dtype.is_none() && is_eight_bit(dtype);
-        if infos.len() == 1 && method.name == "passthrough" && as_it_is && settings::untouched(&own) {
+        let method = method_of()?;
+        if infos.len() == 1 && as_it_is && method.copies() {
             let spec = TensorSpec { dtype, ..spec(shape) };
             return Ok(PlannedTensor { spec, work: Work::Copy(reference.0.clone()) });
         }
         let elements = 0..shape.iter().product();
-        let segment = Segment { elements, shape: shape.clone(), method: method_of()?, base, models, whole: true };
+        let segment = Segment { elements, shape: shape.clone(), method, base, models, whole: true };
         return Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(vec![segment]) });
     }
     let segments = vocabulary_segments(config, draft, (&infos, reference), base.as_ref(), &models, method_of)?;

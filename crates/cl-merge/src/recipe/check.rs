@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::config::{MergeConfig, Parameters};
 use super::parameter::Parameter;
-use super::registry::{self, Base, MethodInfo};
+use crate::methods::{Base, MethodInfo, ParameterInfo};
 
 /// Every place where parameters stand, and what it is called.
 fn scopes(config: &MergeConfig) -> Vec<(String, &Parameters, bool)> {
@@ -28,16 +28,15 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
     let mut problems = Vec::new();
     for (place, parameters, of_model) in scopes(config) {
         for name in parameters.names() {
-            let known = registry::parameter(&name);
-            match known {
-                Some(info) if method.parameters.contains(&info.name) => {
+            match method.parameter(&name) {
+                Some(info) => {
                     if of_model && !info.per_model {
                         problems.push(format!("{place}: `{name}` is one for all models; set it under the method"));
                     }
                     let values = serde_json::to_value(parameters).unwrap_or_default();
                     problems.extend(range_problems(&place, info, &values[&name]));
                 }
-                _ => {
+                None => {
                     let has = if method.parameters.is_empty() {
                         "no parameters".to_owned()
                     } else {
@@ -52,7 +51,7 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
 }
 
 /// Numbers in the JSON form of a parameter that are out of range.
-fn range_problems(place: &str, info: &registry::ParameterInfo, value: &Value) -> Vec<String> {
+fn range_problems(place: &str, info: &ParameterInfo, value: &Value) -> Vec<String> {
     let (low, high) = info.bounds;
     match value {
         Value::Number(number) => {

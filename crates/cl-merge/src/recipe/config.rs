@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parameter::Parameter;
 use crate::Error;
+use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -164,19 +165,6 @@ pub struct SliceSource {
     pub parameters: Parameters,
 }
 
-/// Whose definitions hold where tools and papers differ. Parameters that are set win.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// Those of the papers that introduced the methods.
-    #[default]
-    Method,
-    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
-    Paper,
-    /// Those of mergekit.
-    Mergekit,
-}
-
 /// What happens to rows of token tables that not all models have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -309,7 +297,7 @@ pub struct Parameters {
     pub int8_mask: Option<bool>,
     /// What makes up for dropped entries.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rescale: Option<RescaleChoice>,
+    pub rescale: Option<Rescale>,
     /// What is trimmed by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trim: Option<Trimmed>,
@@ -318,13 +306,13 @@ pub struct Parameters {
     pub election: Option<Election>,
     /// What a sum of task vectors is divided by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub divisor: Option<DivisorChoice>,
+    pub divisor: Option<Divisor>,
     /// Trim scaled singular vectors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled: Option<bool>,
     /// What of a new task vector is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub projection: Option<ProjectionChoice>,
+    pub projection: Option<Projection>,
     /// What has one scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<Trimmed>,
@@ -334,90 +322,10 @@ pub struct Parameters {
     /// Earlier merge that this one goes on from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
-    /// Keys that no method knows; they are reported when the merge is planned.
+    /// All others: those of methods that are not built in, and keys that no method knows, which are reported when the merge
+    /// is planned.
     #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
     pub unknown: BTreeMap<String, serde_json::Value>,
-}
-
-/// What makes up for dropped entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "RescaleForm")]
-pub enum RescaleChoice {
-    /// Nothing.
-    None,
-    /// Division by the probability of being kept.
-    Density,
-    /// The L1 norm of the whole.
-    Norm,
-}
-
-/// As a word, or mergekit's boolean.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
-enum RescaleForm {
-    Flag(bool),
-    Word(String),
-}
-
-impl TryFrom<RescaleForm> for RescaleChoice {
-    type Error = String;
-
-    fn try_from(form: RescaleForm) -> Result<RescaleChoice, String> {
-        match form {
-            RescaleForm::Flag(true) => Ok(RescaleChoice::Norm),
-            RescaleForm::Flag(false) => Ok(RescaleChoice::None),
-            RescaleForm::Word(word) => match word.as_str() {
-                "none" => Ok(RescaleChoice::None),
-                "density" => Ok(RescaleChoice::Density),
-                "norm" => Ok(RescaleChoice::Norm),
-                _ => Err(format!("rescale is \"none\", \"density\" or \"norm\", not {word:?}")),
-            },
-        }
-    }
-}
-
-/// What is trimmed by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trimmed {
-    /// Each tensor keeps its share.
-    Tensor,
-    /// The whole model keeps its share, wherever the largest entries are.
-    Model,
-}
-
-/// What of a new task vector is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProjectionChoice {
-    /// What leads from the leading to the leading directions of those before.
-    Leading,
-    /// What touches them on either side.
-    Complement,
-}
-
-/// What elects an entry's sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Election {
-    /// The sum of task vectors.
-    Unweighted,
-    /// The sum of weighted task vectors.
-    Weighted,
-    /// The sum of their signs.
-    Count,
-}
-
-/// What a sum of task vectors is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DivisorChoice {
-    /// Nothing.
-    None,
-    /// The weights of those that take part.
-    Weight,
-    /// The number of those that take part.
-    Count,
 }
 
 impl MergeConfig {

@@ -4,9 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{
-    ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, Profile, SliceConfig,
-    SliceSource, Vocabulary,
+    ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
+    Vocabulary,
 };
+use crate::methods::Profile;
 
 /// One document.
 #[derive(Deserialize)]
@@ -225,7 +226,7 @@ dtype: float32
         assert_eq!(file.stages[0].base_model.as_deref(), Some("base"));
         assert_eq!(file.stages[0].vocabulary, Vocabulary::Base);
         assert_eq!(file.stages[0].models[1].parameters.weight, Some(Parameter::Number(0.5)));
-        assert_eq!(file.stages[0].method.parameters.rescale, Some(crate::recipe::config::RescaleChoice::Norm));
+        assert_eq!(file.stages[0].method.parameters.rescale, Some(crate::methods::Rescale::Norm));
         assert_eq!(file.stages[1].dtype, Some(FloatType::Bfloat16));
         assert_eq!(file.stages[1].name, None);
     }

@@ -1,256 +1,155 @@
-//! What makes a method of a name and of the settings that hold for one tensor.
+//! Settings as files give them, resolved: defaults filled in, and for every tensor what holds for it.
 
-use super::config::{DivisorChoice, Election, Parameters, Profile, ProjectionChoice, RescaleChoice, Trimmed};
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use super::config::Parameters;
 use super::parameter::Parameter;
-use super::registry::method;
-use crate::methods::{self, Consensus, Divisor, MergeMethod, Rescale, Sign, Sparsify, TaskVectors};
+use crate::methods::{Divisor, MergeMethod, MethodInfo, OpcmState, Profile, TensorSettings};
 
-/// The settings that hold for one tensor.
-pub(crate) struct Settings<'a> {
+/// Where the settings of one tensor stand.
+pub(crate) struct Scopes<'a> {
     /// Of the method, or of the slice before it: the first that has a value wins.
     pub(crate) shared: Vec<&'a Parameters>,
     /// Of each model, and the name of the tensor in it; then `shared`.
     pub(crate) models: Vec<(&'a Parameters, &'a str)>,
     pub(crate) tensor: &'a str,
+    /// Place of the tensor among the layers, 0 to 1.
     pub(crate) t: f64,
     /// What keys each model's masks.
     pub(crate) keys: Vec<&'a str>,
     /// Where an earlier merge ended that this one goes on from.
-    pub(crate) previous: Option<&'a methods::OpcmState>,
+    pub(crate) previous: Option<&'a OpcmState>,
     pub(crate) seed: u64,
 }
 
-type Field = fn(&Parameters) -> &Option<Parameter>;
-
-impl Settings<'_> {
-    fn number(&self, field: Field) -> Option<f64> {
-        self.shared.iter().find_map(|p| field(p).as_ref()?.resolve(self.tensor, self.t))
+impl Scopes<'_> {
+    /// The method for the tensor; `shared` ends with resolved parameters.
+    ///
+    /// # Errors
+    /// Returns an error if something is missing or out of range.
+    pub(crate) fn build(&self, method: &MethodInfo) -> Result<Box<dyn MergeMethod>, String> {
+        (method.build)(&self.settings(method)?)
     }
 
-    fn of_input(&self, (own, tensor): (&Parameters, &str), field: Field) -> Option<f64> {
-        let of = |p: &Parameters| field(p).as_ref().and_then(|value| value.resolve(tensor, self.t));
-        of(own).or_else(|| self.shared.iter().find_map(|p| of(p)))
+    /// What holds for the tensor; where filters match nothing, the defaults of the papers.
+    ///
+    /// # Errors
+    /// Returns an error if a value is neither a number, a word, a truth value, a gradient nor filters.
+    pub(crate) fn settings(&self, method: &MethodInfo) -> Result<TensorSettings<'_>, String> {
+        let shared: Vec<Given> = self.shared.iter().map(|p| given(method, p)).collect::<Result<_, _>>()?;
+        let own: Vec<Given> = self.models.iter().map(|(p, _)| given(method, p)).collect::<Result<_, _>>()?;
+        let defaults = (method.defaults)(Profile::Method).0;
+        let mut values = Table::new();
+        for &name in method.parameters {
+            let of_shared = |tensor: &str| {
+                let set = shared.iter().find_map(|scope| scope.get(name)?.resolve(tensor, self.t));
+                set.or_else(|| defaults.get(name).cloned())
+            };
+            let value = if method.parameter(name).is_some_and(|info| info.per_model) {
+                let of_model = |(scope, (_, tensor)): (&Given, &(_, &str))| {
+                    let set = scope.get(name).and_then(|setting| setting.resolve(tensor, self.t));
+                    set.or_else(|| of_shared(tensor))
+                };
+                own.iter().zip(&self.models).map(of_model).collect::<Option<Vec<Value>>>().map(Value::Array)
+            } else {
+                of_shared(self.tensor)
+            };
+            values.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        Ok(TensorSettings { values, models: self.keys.clone(), seed: self.seed, previous: self.previous })
     }
+}
 
-    fn per_model(&self, field: Field, default: f64) -> Vec<f64> {
-        self.models.iter().map(|&model| self.of_input(model, field).unwrap_or(default)).collect()
-    }
+/// The settings of one place by name.
+type Given = BTreeMap<String, Setting>;
 
-    fn choice<T: Copy>(&self, field: fn(&Parameters) -> &Option<T>) -> Option<T> {
-        self.shared.iter().find_map(|p| *field(p))
-    }
+/// What a file gives one parameter.
+enum Setting {
+    /// A gradient or filters.
+    Varying(Parameter),
+    /// The same for all tensors.
+    Plain(Value),
+}
 
-    fn weights(&self) -> Vec<f32> {
-        self.per_model(|p| &p.weight, 1.0).into_iter().map(|w| w as f32).collect()
+impl Setting {
+    fn resolve(&self, tensor: &str, t: f64) -> Option<Value> {
+        match self {
+            Setting::Varying(parameter) => parameter.resolve(tensor, t).map(Value::Float),
+            Setting::Plain(value) => Some(value.clone()),
+        }
     }
+}
 
-    fn lambda(&self) -> f32 {
-        self.number(|p| &p.lambda).unwrap_or(1.0) as f32
+fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, String> {
+    let setting = |(name, value): (String, Value)| match value {
+        Value::Array(_) | Value::Table(_) => {
+            let varying = value.try_into().map_err(|e| format!("`{name}`: {}", e.to_string().trim()))?;
+            Ok((name, Setting::Varying(varying)))
+        }
+        plain => Ok((name, Setting::Plain(plain))),
+    };
+    table(method, parameters)?.into_iter().map(setting).collect()
+}
+
+/// The parameters that are set, by name.
+fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, String> {
+    let known = Parameters { unknown: BTreeMap::new(), ..parameters.clone() };
+    let mut table = Table::try_from(known).map_err(|e| e.to_string())?;
+    // JSON's null says nothing.
+    let of_others = parameters.unknown.iter().filter_map(|(name, value)| Some((name, Value::try_from(value).ok()?)));
+    table.extend(of_others.map(|(name, value)| (name.clone(), value)));
+    // `normalize` is mergekit's word for the two divisors that it has.
+    if method.parameters.contains(&"divisor")
+        && let Some(normalize) = table.remove("normalize")
+    {
+        let divisor = if normalize.as_bool() == Some(true) { Divisor::Weight } else { Divisor::None };
+        table.entry("divisor").or_insert(Value::try_from(divisor).map_err(|e| e.to_string())?);
     }
+    Ok(table)
 }
 
 /// The parameters of a method with every default filled in, by whose definitions hold.
-pub(crate) fn resolve(name: &str, profile: Profile, given: &Parameters) -> Parameters {
-    let mut p = given.clone();
-    let Some(info) = method(name) else { return p };
-    let has = |parameter: &str| info.parameters.contains(&parameter);
-    let mergekit = profile == Profile::Mergekit;
-    let number = |field: &mut Option<Parameter>, parameter: &str, value: f64| {
-        if has(parameter) {
-            field.get_or_insert(Parameter::Number(value));
-        }
-    };
-    number(&mut p.weight, "weight", 1.0);
-    // What the paper, and PEFT's documentation, take for TIES and DARE.
-    let paper = profile == Profile::Paper && matches!(name, "ties" | "dare_ties" | "dare_linear");
-    number(&mut p.density, "density", if paper { 0.2 } else { 1.0 });
-    number(&mut p.gamma, "gamma", 0.01);
-    number(&mut p.epsilon, "epsilon", 0.15);
-    number(&mut p.lambda, "lambda", 1.0);
-    number(&mut p.select_topk, "select_topk", 1.0);
-    number(&mut p.mask_threshold, "mask_threshold", 0.4);
-    number(&mut p.alpha, "alpha", 0.5);
-    number(&mut p.common_share, "common_share", 0.8);
-    if has("scaled") {
-        p.scaled.get_or_insert(false);
-    }
-    if has("projection") {
-        p.projection.get_or_insert(ProjectionChoice::Leading);
-        p.norms.get_or_insert(Trimmed::Model);
-    }
-    if has("min_agree") {
-        p.min_agree.get_or_insert(2);
-    }
-    if has("max_iter") {
-        p.max_iter.get_or_insert(10);
-        p.tol.get_or_insert(1e-5);
-    }
-    if has("normalize_weights") {
-        p.normalize_weights.get_or_insert(true);
-        p.eps.get_or_insert(1e-8);
-    }
-    if has("filter_wise") {
-        p.filter_wise.get_or_insert(false);
-    }
-    if has("nuslerp_flatten") {
-        p.nuslerp_flatten.get_or_insert(true);
-        p.nuslerp_row_wise.get_or_insert(false);
-    }
-    if has("divisor") {
-        // `normalize` is mergekit's word for the two of these that it has.
-        let of_normalize = p.normalize.take().map(divisor_of);
-        p.divisor = p.divisor.or(of_normalize).or(Some(match (has("election"), mergekit) {
-            (true, true) if matches!(name, "ties" | "della") => DivisorChoice::Weight,
-            (true, true) if name != "knots" => DivisorChoice::None,
-            (true, _) => DivisorChoice::Count,
-            _ => DivisorChoice::None,
-        }));
-    } else if has("normalize") {
-        p.normalize.get_or_insert(true);
-    }
-    if has("election") {
-        p.election.get_or_insert(if mergekit && name != "knots" { Election::Weighted } else { Election::Unweighted });
-    }
-    if has("rescale") {
-        let random = matches!(name, "dare_linear" | "dare_ties" | "della" | "della_linear");
-        p.rescale.get_or_insert(match profile {
-            Profile::Method if random => RescaleChoice::Density,
-            Profile::Mergekit if random => RescaleChoice::Norm,
-            _ => RescaleChoice::None,
-        });
-    }
-    if has("trim") {
-        p.trim.get_or_insert(if profile == Profile::Method { Trimmed::Model } else { Trimmed::Tensor });
-    }
-    p
-}
-
-fn divisor_of(normalize: bool) -> DivisorChoice {
-    if normalize { DivisorChoice::Weight } else { DivisorChoice::None }
-}
-
-/// The method for one tensor; `shared` of the settings ends with resolved parameters.
 ///
 /// # Errors
-/// What is missing or out of range.
-pub(crate) fn build(name: &str, s: &Settings<'_>) -> Result<Box<dyn MergeMethod>, String> {
-    Ok(match name {
-        "linear" => {
-            let (weights, normalize) = (s.weights(), s.choice(|p| &p.normalize).unwrap_or(true));
-            if normalize && weights.iter().sum::<f32>() == 0.0 {
-                return Err("the weights sum to zero; set normalize = false or other weights".to_owned());
-            }
-            Box::new(methods::Linear { weights, normalize })
-        }
-        "slerp" => Box::new(methods::Slerp {
-            t: s.number(|p| &p.t).ok_or("slerp needs `t`, 0 for the base to 1 for the model")?,
-        }),
-        "nuslerp" => Box::new(methods::NuSlerp {
-            weights: s.per_model(|p| &p.weight, 1.0).try_into().map_err(|_| "nuslerp merges two models".to_owned())?,
-            row_wise: s.choice(|p| &p.nuslerp_row_wise).unwrap_or(false),
-            flatten: s.choice(|p| &p.nuslerp_flatten).unwrap_or(true),
-        }),
-        "multislerp" => Box::new(methods::MultiSlerp {
-            weights: s.per_model(|p| &p.weight, 1.0),
-            normalize_weights: s.choice(|p| &p.normalize_weights).unwrap_or(true),
-            eps: s.choice(|p| &p.eps).unwrap_or(1e-8),
-        }),
-        "karcher" => Box::new(methods::Karcher {
-            max_iter: s.choice(|p| &p.max_iter).unwrap_or(10),
-            tol: s.choice(|p| &p.tol).unwrap_or(1e-5),
-        }),
-        "model_stock" => Box::new(methods::ModelStock { filter_wise: s.choice(|p| &p.filter_wise).unwrap_or(false) }),
-        "nearswap" => Box::new(methods::Nearswap { t: s.number(|p| &p.t).ok_or("nearswap needs `t`, such as 0.001")? }),
-        "arcee_fusion" => Box::new(methods::ArceeFusion),
-        "passthrough" => Box::new(methods::Passthrough {
-            scale: s.models.first().and_then(|&model| s.of_input(model, |p| &p.scale)),
-        }),
-        "sce" => Box::new(methods::Sce { select_topk: s.number(|p| &p.select_topk).unwrap_or(1.0) }),
-        "magmax" => Box::new(methods::MagMax { lambda: f64::from(s.lambda()) }),
-        "consensus" => {
-            let only = s.shared.iter().find_map(|p| p.only.as_deref());
-            let position = |name: &str| {
-                let missing =
-                    || format!("`only` is `{name}`, which is none of the models; give a path or name as written");
-                s.keys.iter().position(|key| *key == name).ok_or_else(missing)
-            };
-            Box::new(methods::ConsensusMerging {
-                lambda: f64::from(s.lambda()),
-                tall_lambda: s.per_model(|p| &p.mask_threshold, 0.4),
-                min_agree: s.choice(|p| &p.min_agree).unwrap_or(2),
-                only: only.map(position).transpose()?,
-            })
-        }
-        "tsv" => Box::new(methods::Tsv { lambda: f64::from(s.lambda()), rank_share: s.number(|p| &p.rank_share) }),
-        "iso_c" => Box::new(methods::IsoC { lambda: f64::from(s.lambda()) }),
-        "iso_cts" => Box::new(methods::IsoCts {
-            lambda: f64::from(s.lambda()),
-            common_share: s.number(|p| &p.common_share).unwrap_or(0.8),
-        }),
-        "knots" => Box::new(methods::Knots {
-            merge: task_vectors("ties", s)?,
-            scaled: s.choice(|p| &p.scaled).unwrap_or(false),
-        }),
-        "opcm" => Box::new(methods::Opcm {
-            alpha: s.number(|p| &p.alpha).unwrap_or(0.5),
-            projection: match s.choice(|p| &p.projection) {
-                Some(ProjectionChoice::Complement) => methods::Projection::Complement,
-                Some(ProjectionChoice::Leading) | None => methods::Projection::Leading,
-            },
-            previous: s.previous.cloned(),
-            over_model: s.choice(|p| &p.norms) != Some(Trimmed::Tensor),
-            norms: None,
-        }),
-        name => Box::new(task_vectors(name, s)?),
-    })
+/// Returns an error if a number is beyond what TOML holds.
+pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters) -> Result<Parameters, String> {
+    let mut resolved = table(method, given)?;
+    for (name, value) in (method.defaults)(profile).0 {
+        resolved.entry(name).or_insert(value);
+    }
+    resolved.try_into().map_err(|e| e.to_string())
 }
 
-/// Whether a tensor that is passed through stays as it is.
-pub(crate) fn untouched(s: &Settings<'_>) -> bool {
-    s.models.iter().all(|&model| s.of_input(model, |p| &p.scale).is_none_or(|scale| scale == 1.0))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::METHODS;
 
-/// A row of the family of task vectors.
-fn task_vectors(name: &str, s: &Settings<'_>) -> Result<TaskVectors, String> {
-    let density = s.per_model(|p| &p.density, 1.0);
-    let sparsify = match name {
-        "task_arithmetic" => Sparsify::None,
-        "ties" => Sparsify::Magnitude { density },
-        "dare_linear" | "dare_ties" => Sparsify::Random { density },
-        "breadcrumbs" | "breadcrumbs_ties" => Sparsify::Outliers { density, gamma: s.per_model(|p| &p.gamma, 0.01) },
-        "della" | "della_linear" => {
-            let epsilon = s.per_model(|p| &p.epsilon, 0.15);
-            for (d, e) in density.iter().zip(&epsilon) {
-                if *d > 0.0 && *d < 1.0 && !(d - e > 0.0 && d + e < 1.0) {
-                    return Err(format!(
-                        "density {d} ± epsilon {e} has to lie between 0 and 1; choose a smaller epsilon"
-                    ));
+    /// Whatever a file leaves out has a default of the type that the method reads, but for the `t` of two methods.
+    #[test]
+    fn defaults_make_every_method() {
+        for method in METHODS {
+            for profile in [Profile::Method, Profile::Paper, Profile::Mergekit] {
+                let mut given = Parameters::default();
+                if method.parameters.contains(&"t") {
+                    given.t = Some(0.5.into());
                 }
+                let resolved = resolve(method, profile, &given).unwrap();
+                let own = Parameters::default();
+                let n = (*method.models.end()).min(2);
+                let scopes = Scopes {
+                    shared: vec![&resolved],
+                    models: vec![(&own, "w"); n],
+                    tensor: "w",
+                    t: 0.0,
+                    keys: vec!["a", "b"],
+                    previous: None,
+                    seed: 42,
+                };
+                scopes.build(method).map(drop).unwrap_or_else(|e| panic!("{}: {e}", method.name));
             }
-            Sparsify::Ranked { density, epsilon }
         }
-        other => return Err(format!("no method is called `{other}`")),
-    };
-    let rescale = match s.choice(|p| &p.rescale) {
-        Some(RescaleChoice::Density) => Rescale::Density,
-        Some(RescaleChoice::Norm) => Rescale::Norm,
-        Some(RescaleChoice::None) | None => Rescale::None,
-    };
-    let consensus = s.choice(|p| &p.election).map(|election| match election {
-        Election::Unweighted => Consensus { sign: Sign::Sum, weighted: false },
-        Election::Weighted => Consensus { sign: Sign::Sum, weighted: true },
-        Election::Count => Consensus { sign: Sign::Count, weighted: false },
-    });
-    let divisor = s.shared.iter().find_map(|p| p.divisor.or(p.normalize.map(divisor_of)));
-    let divisor = match divisor {
-        Some(DivisorChoice::Weight) => Divisor::Weight,
-        Some(DivisorChoice::Count) => Divisor::Count,
-        Some(DivisorChoice::None) | None => Divisor::None,
-    };
-    Ok(TaskVectors { weights: s.weights(), lambda: s.lambda(), sparsify, rescale, consensus, divisor, seed: s.seed })
-}
-
-/// What a trim over the whole model needs: the densities, where this is asked for.
-pub(crate) fn whole_model_trim(s: &Settings<'_>) -> Option<Vec<f64>> {
-    (s.choice(|p| &p.trim) == Some(Trimmed::Model)).then(|| s.per_model(|p| &p.density, 1.0))
+    }
 }
