@@ -137,7 +137,7 @@ pub fn give_memory_back() {
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command, and of writing to `out`.
+/// Returns an error if the command fails or `out` cannot be written.
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Run(args) => run_merge(args, interrupt, out),

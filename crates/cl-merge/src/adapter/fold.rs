@@ -14,9 +14,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
-use super::whole::{self, Whole};
-use super::{on_threads, stop_if_asked};
+use super::set::{HEAD, Module, Set, Whole, base_tensor, load, tied_table};
+use super::threads::{on_threads, stop_if_asked};
+use super::whole;
 use crate::Error;
 use crate::tensor::copy_bytes;
 

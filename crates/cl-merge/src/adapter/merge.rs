@@ -3,7 +3,7 @@
 use cl_checkpoint::TensorSource;
 use serde_json::Value;
 
-use super::combine::{CombineOptions, Space};
+use super::options::{CombineOptions, Space};
 use super::set::{Module, Set};
 use crate::Error;
 use crate::methods::{
@@ -320,15 +320,10 @@ impl Method {
     fn group<'g>(&'g self, group: &Group<'g>) -> TensorGroup<'g> {
         let values = |name, update| Values::from_source(name, update, "", cl_checkpoint::Dtype::F32);
         let members = self.config.models.iter().zip(&group.updates);
-        TensorGroup {
-            name: group.tensor,
-            shape: group.shape,
-            // To some methods a base is one more input.
-            base: (self.info.base != Base::Input).then(|| values("zero", group.zero)),
-            models: members.map(|(member, update)| values(member.model.as_str(), *update)).collect(),
-            parallel: group.parallel,
-            model_trims: None,
-        }
+        let models = members.map(|(member, update)| values(member.model.as_str(), *update)).collect();
+        // To some methods a base is one more input.
+        let base = (self.info.base != Base::Input).then(|| values("zero", group.zero));
+        TensorGroup { parallel: group.parallel, ..TensorGroup::new(group.tensor, group.shape, base, models) }
     }
 
     /// Bytes that a merge holds beside the updates' factors: the result, and what the method takes.

@@ -152,14 +152,8 @@ mod tests {
         let model: Vec<f32> = (0..n).map(|i| base[i] + step(i)).collect();
         let out = fused(&[7, rows / 7, columns], &base, &model);
         let values = |x| Some(crate::tensor::Values::from_slice("m", x));
-        let group = TensorGroup {
-            name: "w",
-            shape: &[rows, columns],
-            base: values(&base),
-            models: vec![values(&model).unwrap()],
-            parallel: false,
-            model_trims: None,
-        };
+        let shape = [rows, columns];
+        let group = TensorGroup::new("w", &shape, values(&base), vec![values(&model).unwrap()]);
         let divergences = group.map_pieces(&group.pieces(true), |piece| divergences(piece, columns)).unwrap().concat();
         let importances: Vec<f32> = (0..n).map(|i| importance(base[i], model[i], divergences[i / columns])).collect();
         let mut sorted = importances.clone();

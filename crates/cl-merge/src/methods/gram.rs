@@ -162,7 +162,8 @@ mod tests {
         let (a, b) = (vec![3.0f32; n], vec![0.0f32; n]);
         let models = vec![Values::from_slice("a", &a), Values::from_slice("b", &b)];
         let base = Some(Values::from_slice("base", &base));
-        let group = TensorGroup { name: "w", shape: &[n], base, models, parallel: true, model_trims: None };
+        let shape = [n];
+        let group = TensorGroup { parallel: true, ..TensorGroup::new("w", &shape, base, models) };
         let products = |vectors| Gram::of_tensor(&group, vectors).unwrap().products;
         let of = |x: &[f64]| x.iter().map(|x| x * n as f64).collect::<Vec<f64>>();
         assert_eq!(products(Vectors::TaskVectors), of(&[4.0, -2.0, -2.0, 1.0]));

@@ -135,17 +135,9 @@ fn merge_parts(
 ) -> Result<Vec<f32>, Error> {
     let zeros = vec![0.0; shape[0] * shape[1]];
     let models = group.models.iter().zip(parts).map(|(model, part)| Values::from_slice(model.model(), part)).collect();
-    merge_tensor(
-        method,
-        &TensorGroup {
-            name: group.name,
-            shape: &shape,
-            base: Some(Values::from_slice("zero", &zeros)),
-            models,
-            parallel: group.parallel,
-            model_trims: None,
-        },
-    )
+    let base = Values::from_slice("zero", &zeros);
+    let group = TensorGroup { parallel: group.parallel, ..TensorGroup::new(group.name, &shape, Some(base), models) };
+    merge_tensor(method, &group)
 }
 
 #[cfg(test)]

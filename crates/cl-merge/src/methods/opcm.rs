@@ -140,7 +140,7 @@ impl Opcm {
     /// This tensor's part of the norms over a model. It takes as long as the merge.
     ///
     /// # Errors
-    /// Those of the merge.
+    /// Returns an error if the merge does.
     pub fn measure(&self, group: &TensorGroup<'_>) -> Result<OpcmNorms, Error> {
         let (algebra, start) = (Algebra::new(group, "opcm")?, self.start(group)?);
         if group.is_matrix() { Ok(self.sum(&algebra, group, start)?.1) } else { sum_norms(group, start) }
@@ -320,7 +320,7 @@ mod tests {
             let group = |models: &[&[f32]], f: &mut dyn FnMut(&TensorGroup<'_>)| {
                 let models = models.iter().map(|x| Values::from_slice("m", x)).collect();
                 let base = Some(Values::from_slice("base", &base));
-                f(&TensorGroup { name: "w", shape: &shape, base, models, parallel: false, model_trims: None });
+                f(&TensorGroup::new("w", &shape, base, models));
             };
             let (mut at_once, mut merged) = (Vec::new(), values[0].clone());
             let mut method = opcm(projection);

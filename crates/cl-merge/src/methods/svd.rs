@@ -281,7 +281,7 @@ pub(super) mod testing {
         let names: Vec<String> = (0..task_vectors.len()).map(|t| format!("model {t}")).collect();
         let models = names.iter().zip(task_vectors).map(|(name, x)| Values::from_slice(name, x)).collect();
         let base = Some(Values::from_slice("base", &base));
-        f(&TensorGroup { name: "w", shape, base, models, parallel, model_trims: None })
+        f(&TensorGroup { parallel, ..TensorGroup::new("w", shape, base, models) })
     }
 
     pub(in crate::methods) fn merge(

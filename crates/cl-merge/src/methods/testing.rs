@@ -11,7 +11,7 @@ pub(super) fn merged(
 ) -> Result<Vec<f32>, Error> {
     let base = base.map(|x| Values::from_slice("base", x));
     let models: Vec<_> = models.iter().map(|x| Values::from_slice("model", x)).collect();
-    let mut group = TensorGroup { name: "w", shape, base, models, parallel: false, model_trims: None };
+    let mut group = TensorGroup::new("w", shape, base, models);
     let serial = merge_tensor(method, &group)?;
     group.parallel = true;
     assert_eq!(serial, merge_tensor(method, &group)?);

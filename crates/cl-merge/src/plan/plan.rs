@@ -40,7 +40,7 @@ impl Plan {
     /// Opens all models and plans the merge; no tensor is read.
     ///
     /// # Errors
-    /// [`Error::Problems`] with everything that stands in the way.
+    /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn new(config: &MergeConfig) -> Result<Plan, Error> {
         Plan::of_stage(config, &BTreeMap::new())
     }
@@ -60,7 +60,7 @@ impl Plan {
     /// As [`Plan::new`], where models may be names of earlier stages, whose directories are given.
     ///
     /// # Errors
-    /// [`Error::Problems`].
+    /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
         let Some(method) = registry::method(&config.method.name) else {
             let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
@@ -217,14 +217,8 @@ impl Plan {
             let dtype = checkpoint.info(&source.tensor).expect("planned from its header").dtype;
             Values::from_source(&source.key, checkpoint, &source.tensor, dtype).skip(segment.elements.start)
         };
-        TensorGroup {
-            name: &tensor.spec.name,
-            shape: &segment.shape,
-            base: segment.base.as_ref().map(values),
-            models: segment.models.iter().map(values).collect(),
-            parallel: false,
-            model_trims: None,
-        }
+        let models = segment.models.iter().map(values).collect();
+        TensorGroup::new(&tensor.spec.name, &segment.shape, segment.base.as_ref().map(values), models)
     }
 }
 

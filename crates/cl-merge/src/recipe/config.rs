@@ -1,14 +1,11 @@
 //! What a merge file says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parameter::Parameter;
-use crate::Error;
 use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
@@ -357,37 +354,5 @@ impl Parameters {
             Ok(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
             _ => Vec::new(),
         }
-    }
-}
-
-impl MergeFile {
-    /// Reads a file: mergekit's YAML by its ending, TOML otherwise.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Config`].
-    pub fn read(path: &Path) -> Result<MergeFile, Error> {
-        let text = read_text(path, MAX_CONFIG)?;
-        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
-        let file = if yaml { super::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
-        file.map_err(|message| Error::Config { path: path.to_owned(), message })
-    }
-
-    /// One merge, or stages under `[[stage]]`, in TOML.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
-    pub fn from_toml(text: &str) -> Result<MergeFile, String> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Stages {
-            stage: Vec<MergeConfig>,
-        }
-        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
-        let stages = if table.contains_key("stage") {
-            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
-        } else {
-            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
-        };
-        Ok(MergeFile { stages })
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod config;
+mod file;
 mod mergekit;
 pub(crate) mod parameter;
 pub(crate) mod registry;

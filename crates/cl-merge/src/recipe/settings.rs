@@ -125,7 +125,9 @@ pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::methods::METHODS;
+    use crate::methods::{Defaults, METHODS, ParameterInfo};
+    use crate::recipe::check::parameter_problems;
+    use crate::recipe::config::MergeConfig;
 
     /// Whatever a file leaves out has a default of the type that the method reads, but for the `t` of two methods.
     #[test]
@@ -151,5 +153,50 @@ mod tests {
                 scopes.build(method).map(drop).unwrap_or_else(|e| panic!("{}: {e}", method.name));
             }
         }
+    }
+
+    /// A parameter that no other method has needs no field in [`Parameters`].
+    #[test]
+    fn parameters_of_new_names_are_read_resolved_and_checked() {
+        const METHOD: MethodInfo = MethodInfo {
+            parameters: &["sharpness", "weight"],
+            own_parameters: &[ParameterInfo::number("sharpness", "how sharp", "0 to 2", (0.0, 2.0)).per_model()],
+            defaults: |_| Defaults::new().with("sharpness", 1.0).with("weight", 1.0),
+            ..MethodInfo::new("sharp", |settings| {
+                let Settings { sharpness, weight } = settings.read()?;
+                Err(format!("{sharpness:?} {weight:?}"))
+            })
+        };
+        #[derive(serde::Deserialize)]
+        struct Settings {
+            sharpness: Vec<f64>,
+            weight: Vec<f64>,
+        }
+        let parse = |text: &str| toml::from_str::<MergeConfig>(text).unwrap();
+        let config = parse(
+            "[method.sharp]\nsharpness = [{ filter = \"mlp\", value = [0.0, 2.0] }]\n\
+             [[models]]\nmodel = \"a\"\nsharpness = 0.25\n[[models]]\nmodel = \"b\"\nweight = 3",
+        );
+        assert!(parameter_problems(&config, &METHOD).is_empty());
+        let resolved = resolve(&METHOD, Profile::Method, &config.method.parameters).unwrap();
+        let of = |tensor: &str| {
+            let scopes = Scopes {
+                shared: vec![&resolved],
+                models: config.models.iter().map(|m| (&m.parameters, tensor)).collect(),
+                tensor,
+                t: 0.25,
+                keys: vec!["a", "b"],
+                previous: None,
+                seed: 42,
+            };
+            scopes.build(&METHOD).err().unwrap()
+        };
+        assert_eq!(of("mlp.weight"), "[0.25, 0.5] [1.0, 3.0]");
+        // No filter matches: the default holds.
+        assert_eq!(of("norm.weight"), "[0.25, 1.0] [1.0, 3.0]");
+        let wrong = parse("[method.sharp]\nsharpness = 3\ndulness = 1\n[[models]]\nmodel = \"a\"");
+        let problems = parameter_problems(&wrong, &METHOD);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().any(|p| p.contains("it has to be 0 to 2")), "{problems:?}");
     }
 }

@@ -38,7 +38,7 @@ impl Plan {
     /// Bytes that are held at most, of those allowed.
     ///
     /// # Errors
-    /// [`Error::Problems`] when these are not enough.
+    /// Returns [`Error::Problems`] if these are not enough.
     pub fn peak_memory(&self, options: &MergeOptions) -> Result<usize, Error> {
         let threads = threads(options);
         let pieces = threads * self.piece_bytes();

@@ -31,7 +31,7 @@ const ENOUGH: f64 = 300_000.0;
 /// Estimates a merge by merging one of its tensors.
 ///
 /// # Errors
-/// Those of reading that tensor; [`Error::Problems`] when memory is not enough.
+/// Returns an error if reading that tensor fails, or [`Error::Problems`] if memory is not enough.
 pub fn estimate(plan: &Plan, options: &MergeOptions) -> Result<Estimate, Error> {
     let peak_memory = plan.peak_memory(options)?;
     let cost = |tensor: &PlannedTensor| cost(plan, tensor);

@@ -30,7 +30,7 @@ pub enum Event<'e> {
 /// the stages that it finished are taken over by the next one, unless the file or the inputs have changed.
 ///
 /// # Errors
-/// Those of planning and merging; [`Error::Problems`] for stages that do not fit together.
+/// Returns an error if planning or merging fails, or [`Error::Problems`] if stages do not fit together.
 pub fn run_file(
     file: &MergeFile,
     out: &Path,
@@ -75,7 +75,7 @@ pub fn run_file(
 /// Checks the output's place before any work: see [`OutputDir::check`].
 ///
 /// # Errors
-/// An output that exists, holds something else than a model, or lies in the way of an input.
+/// Returns an error if the output exists, holds something else than a model, or lies in the way of an input.
 pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(), Error> {
     let stages: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
     let models = file.stages.iter().flat_map(MergeConfig::written_models).filter(|model| !stages.contains(model));

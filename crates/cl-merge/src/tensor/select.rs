@@ -74,7 +74,7 @@ pub(crate) fn bits(values: &[f32]) -> &[u32] {
 /// For each entry of `k`, one per model, what keeps the `k` entries of greatest magnitude of that model's task vector.
 ///
 /// # Errors
-/// Those of reading.
+/// Returns an error if reading fails.
 pub fn keep_largest_changes(group: &TensorGroup<'_>, k: &[usize]) -> Result<Vec<Trim>, Error> {
     keep(group, false, true, k, |piece, model, f| f(bits(&piece.models[model])))
 }
@@ -85,7 +85,7 @@ pub fn keep_largest_changes(group: &TensorGroup<'_>, k: &[usize]) -> Result<Vec<
 /// piece, and may overwrite the piece. `whole_rows` as in [`TensorGroup::pieces`].
 ///
 /// # Errors
-/// Those of reading.
+/// Returns an error if reading fails.
 pub fn keep_largest(
     group: &TensorGroup<'_>,
     whole_rows: bool,
@@ -153,7 +153,7 @@ impl Keys for ModelKeys<'_, '_> {
 /// entries of greatest magnitude among all its `N` task-vector entries.
 ///
 /// # Errors
-/// Those of reading.
+/// Returns an error if reading fails.
 pub fn trim_models(groups: &[TensorGroup<'_>], density: &[f64]) -> Result<Vec<Vec<Trim>>, Error> {
     let places: Vec<(usize, Run)> = groups
         .iter()
@@ -199,7 +199,7 @@ mod tests {
     fn check(x: &[f32], k: usize, parallel: bool) {
         let shape = [x.len()];
         let models = vec![Values::from_slice("m", x)];
-        let group = TensorGroup { name: "w", shape: &shape, base: None, models, parallel, model_trims: None };
+        let group = TensorGroup { parallel, ..TensorGroup::new("w", &shape, None, models) };
         let key = |piece: &mut Piece, _: usize, keys: &mut Vec<u32>| keys.copy_from_slice(bits(&piece.models[0]));
         let trim = keep_largest(&group, false, &[k, 0, x.len()], key).unwrap();
         let mut kept = x.to_vec();
