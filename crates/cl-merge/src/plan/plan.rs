@@ -16,8 +16,7 @@ use crate::Error;
 use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, whole_model_trim};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
 use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary};
-use crate::recipe::registry;
-use crate::recipe::settings;
+use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
 /// A merge that can be run: what is read, what is computed, what is written.
