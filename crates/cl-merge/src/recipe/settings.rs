@@ -62,7 +62,7 @@ impl Scopes<'_> {
     }
 }
 
-/// The settings of one place by name.
+/// The settings of one place that the method has, by name.
 type Given = BTreeMap<String, Setting>;
 
 /// What a file gives one parameter.
@@ -90,7 +90,8 @@ fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, String> 
         }
         plain => Ok((name, Setting::Plain(plain))),
     };
-    table(method, parameters)?.into_iter().map(setting).collect()
+    let has = |name: &str| method.parameters.contains(&name);
+    table(method, parameters)?.into_iter().filter(|(name, _)| has(name)).map(setting).collect()
 }
 
 /// The parameters that are set, by name.
