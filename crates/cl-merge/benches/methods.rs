@@ -27,14 +27,8 @@ fn values(seed: u64) -> Vec<f32> {
 fn with_group(bencher: Bencher<'_, '_>, models: usize, f: impl Fn(&TensorGroup<'_>) + Sync) {
     let base = values(0);
     let tuned: Vec<Vec<f32>> = (1..=models as u64).map(values).collect();
-    let group = TensorGroup {
-        name: "w",
-        shape: &SHAPE,
-        base: Some(Values::from_slice("base", &base)),
-        models: tuned.iter().map(|x| Values::from_slice("model", x)).collect(),
-        parallel: false,
-        model_trims: None,
-    };
+    let values = tuned.iter().map(|x| Values::from_slice("model", x)).collect();
+    let group = TensorGroup::new("w", &SHAPE, Some(Values::from_slice("base", &base)), values);
     bencher.counter(ItemsCount::new(models * base.len())).bench_local(|| f(&group));
 }
 

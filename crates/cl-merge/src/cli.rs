@@ -8,10 +8,15 @@ use cl_checkpoint::{Checkpoint, Interrupt, Manifest, ManifestProblem, TensorSour
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
-use crate::{
-    Base, Event, METHODS, MergeFile, MergeOptions, PARAMETERS, Plan, TensorDiff, check_output, diff, estimate,
-    run_file, stages,
-};
+use crate::diff::{TensorDiff, diff};
+use crate::methods::{Base, METHODS};
+use crate::plan::Plan;
+use crate::recipe::config::MergeFile;
+use crate::recipe::registry::method;
+use crate::report::{bytes, size, write_json};
+use crate::run::estimate::estimate;
+use crate::run::options::MergeOptions;
+use crate::run::stages::{self, Event, check_output, run_file};
 
 /// What can be done.
 #[derive(clap::Subcommand)]
@@ -97,9 +102,7 @@ impl Command {
         match self {
             Command::Run(args) => {
                 let file = args.config.is_file().then(|| MergeFile::read(&args.config).ok()).flatten();
-                file.is_some_and(|f| {
-                    f.stages.iter().any(|s| crate::registry::DECOMPOSING.contains(&s.method.name.as_str()))
-                })
+                file.is_some_and(|f| f.stages.iter().any(|s| method(&s.method.name).is_some_and(|m| m.decomposes)))
             }
             Command::Adapter(_) => true,
             Command::Diff(_) | Command::Verify(_) | Command::Methods(_) => false,
@@ -134,7 +137,7 @@ pub fn give_memory_back() {
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command, and of writing to `out`.
+/// Returns an error if the command fails or `out` cannot be written.
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Run(args) => run_merge(args, interrupt, out),
@@ -185,7 +188,7 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
     for stage in &file.stages {
         let title = stage.name.as_deref().unwrap_or("result");
         let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model));
-        if let Some(earlier) = crate::plan::written_models(stage).into_iter().find(named) {
+        if let Some(earlier) = stage.written_models().into_iter().find(named) {
             writeln!(out, "{title}: is made of stage {earlier}; it can be planned once that is there")?;
             continue;
         }
@@ -314,17 +317,11 @@ fn run_methods(args: &MethodsArgs, out: &mut dyn Write) -> Result<()> {
         };
         writeln!(out, "    models: {models}, {base}")?;
         for name in info.parameters {
-            if let Some(parameter) = PARAMETERS.iter().find(|p| p.name == *name) {
+            if let Some(parameter) = info.parameter(name) {
                 writeln!(out, "    {name}: {}; {}", parameter.meaning, parameter.range)?;
             }
         }
     }
-    Ok(())
-}
-
-pub(crate) fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)?;
     Ok(())
 }
 
@@ -334,30 +331,4 @@ fn bar() -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}").expect("a valid template");
     ProgressBar::new(0).with_style(style)
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{bytes} bytes"),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
-}
-
-/// A number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = match unit.trim() {
-        "" | "B" => 1u64,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" | "K" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        other => return Err(format!("unknown unit `{other}`; use MB, GB, MiB or GiB")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no number of bytes; write 800MiB or 2GiB"))?;
-    Ok((number * factor as f64) as u64)
 }

@@ -6,8 +6,8 @@ use cl_checkpoint::{Checkpoint, Dtype, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::tensor::is_readable;
-use crate::{Error, Piece, TensorGroup, Values, kernels};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, Values, is_readable, kernels};
 
 /// How one tensor differs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -94,7 +94,7 @@ pub(crate) fn cosine(aa: f64, bb: f64, ab: f64) -> f64 {
 /// Compares two models, or with a base their task vectors.
 ///
 /// # Errors
-/// Those of opening and reading.
+/// Returns an error if opening or reading fails.
 pub fn diff(a: &Path, b: &Path, base: Option<&Path>) -> Result<Diff, Error> {
     let (first, second) = (Checkpoint::open(a)?, Checkpoint::open(b)?);
     let base = base.map(Checkpoint::open).transpose()?;
@@ -126,17 +126,10 @@ fn sums(a: &Checkpoint, b: &Checkpoint, base: Option<&Checkpoint>, name: &str) -
     let values = |checkpoint: &'_ Checkpoint| checkpoint.info(name).map(|info| info.dtype).unwrap_or(Dtype::F32);
     let shape = &a.info(name).expect("compared tensors are there").shape;
     let (a_name, b_name) = (a.dir().display().to_string(), b.dir().display().to_string());
-    let group = TensorGroup {
-        name,
-        shape,
-        base: base.map(|base| Values::from_source("base", base, name, values(base))),
-        models: vec![
-            Values::from_source(&a_name, a, name, values(a)),
-            Values::from_source(&b_name, b, name, values(b)),
-        ],
-        parallel: true,
-        model_trims: None,
-    };
+    let base = base.map(|base| Values::from_source("base", base, name, values(base)));
+    let models =
+        vec![Values::from_source(&a_name, a, name, values(a)), Values::from_source(&b_name, b, name, values(b))];
+    let group = TensorGroup { parallel: true, ..TensorGroup::new(name, shape, base, models) };
     let parts = group.map_pieces(&group.pieces(false), |piece: &mut Piece| {
         if group.base.is_some() {
             piece.subtract_base();

@@ -7,13 +7,18 @@ use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
 use serde_json::{Map, Value, json};
 
-use super::{
-    AdapterInfo, CombineOptions, CombineReport, ExtractOptions, ExtractReport, FoldOptions, FoldReport, ModuleDiff,
-    ModuleDrift, ModuleReport, Space, combine, compare, extract, fold::check_output, fold_with, info, open,
-};
-use crate::cli::{bytes, write_json};
-use crate::config::FloatType;
-use crate::{Election, Parameter, Parameters, Profile};
+use super::combine::combine;
+use super::compare::{ModuleDiff, compare};
+use super::extract::{ExtractOptions, ExtractReport, extract};
+use super::fold::{FoldOptions, FoldReport, ModuleDrift, check_output, fold_with};
+use super::info::{AdapterInfo, info};
+use super::options::{CombineOptions, Space};
+use super::report::{CombineReport, ModuleReport};
+use super::set::open;
+use crate::methods::{Election, Profile};
+use crate::recipe::config::{FloatType, Parameters};
+use crate::recipe::parameter::Parameter;
+use crate::report::{bytes, write_json};
 
 /// What can be done with adapters.
 #[derive(clap::Subcommand)]
@@ -205,7 +210,7 @@ enum Majority {
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command, and of writing to `out`.
+/// Returns an error if the command fails or `out` cannot be written.
 pub fn run_adapter(command: &AdapterCommand, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         AdapterCommand::Combine(args) => run_combine(args, interrupt, out),

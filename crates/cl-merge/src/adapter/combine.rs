@@ -3,150 +3,24 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Adapter, Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource, convert};
+use cl_checkpoint::{Adapter, Checkpoint, LayerKind, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::dense::{self, Dense};
-use super::factors;
 use super::low_rank::{Leading, LowRank};
 use super::merge::{self, Group, Method, Recipe, Resolved};
+use super::options::{CombineOptions, Space};
 use super::output::{self, About, NewModule, NewWhole};
-use super::set::{Module, Set, base_tensor};
+use super::report::{CombineReport, ModuleReport, WholeReport};
+use super::set::{Module, Set, Whole, base_tensor, open};
+use super::threads::{on_threads, stop_if_asked};
 use super::update::Update;
-use super::whole::{self, Difference, View, Whole};
-use super::{card, on_threads, stop_if_asked};
-use crate::config::{FloatType, Profile};
-use crate::engine::{Budget, FIXED};
-use crate::{Error, Parameters, registry};
-
-/// What is combined.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Space {
-    /// The updates `ΔW = s·B·A`, as the methods' papers mean it.
-    #[default]
-    Delta,
-    /// The factors A and B apart, each times `√(w·s)`, as PEFT does. Their product has terms `BᵢAⱼ` across adapters.
-    Factors,
-}
-
-/// How adapters are combined.
-#[derive(Clone, Debug)]
-pub struct CombineOptions {
-    /// `cat`, `linear`, `magnitude_prune`, or a method of [`crate::METHODS`] that works on task vectors; `-` counts as `_`.
-    pub method: String,
-    /// One for each adapter; none for ones.
-    pub weights: Vec<f64>,
-    /// One for all adapters, or one for each; none for the method's default.
-    pub density: Vec<f64>,
-    /// Other parameters of the method.
-    pub parameters: Parameters,
-    /// Rank of the output at most. Without it sums keep all ranks, and other methods are cut to the largest rank of an input.
-    pub rank: Option<usize>,
-    /// What is combined.
-    pub space: Space,
-    /// Whose definitions hold where nothing is set.
-    pub profile: Profile,
-    /// Key of random masks.
-    pub seed: u64,
-    /// Model directory that the adapters were made for; modules and shapes are checked against it.
-    pub base: Option<PathBuf>,
-    /// Take adapters whose manifests say that they were made for different bases.
-    pub ignore_base: bool,
-    /// Threads; 0 for all cores. The result does not depend on it.
-    pub threads: usize,
-    /// Bytes that may be held.
-    pub memory: usize,
-    /// Element type of the output.
-    pub dtype: FloatType,
-    /// Replace an output that exists.
-    pub overwrite: bool,
-    /// A request to stop.
-    pub interrupt: Interrupt,
-}
-
-impl Space {
-    /// Where the paper's code ran a method: PEFT's `ties` and `dare_ties` see A and B, sums are of whole models.
-    pub fn of_paper(method: &str) -> Space {
-        match method.replace('-', "_").as_str() {
-            "ties" | "dare_ties" => Space::Factors,
-            _ => Space::Delta,
-        }
-    }
-}
-
-impl Default for CombineOptions {
-    /// `linear` with weights of one, exact, in f32, with 1 GiB on all cores.
-    fn default() -> Self {
-        CombineOptions {
-            method: "linear".to_owned(),
-            weights: Vec::new(),
-            density: Vec::new(),
-            parameters: Parameters::default(),
-            rank: None,
-            space: Space::Delta,
-            profile: Profile::Method,
-            seed: 42,
-            base: None,
-            ignore_base: false,
-            threads: 0,
-            memory: 1 << 30,
-            dtype: FloatType::Float32,
-            overwrite: false,
-            interrupt: Interrupt::default(),
-        }
-    }
-}
-
-/// What was written of a module, or of all together.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct ModuleReport {
-    /// Its name; empty for all together.
-    pub module: String,
-    /// Rank of the output.
-    pub rank: usize,
-    /// `‖ΔW‖` before it was cut and rounded.
-    pub norm: f64,
-    /// `‖kept‖² / ‖ΔW‖²`; 1 where nothing was to be kept. In the space of factors the energy of what was written against
-    /// that of the weighted sum `Σ wᵢΔWᵢ`.
-    pub energy: f64,
-    /// `‖ΔW − written‖ / ‖ΔW‖`, rounding included. In the space of factors the distance from the weighted sum.
-    pub relative_error: f64,
-}
-
-/// What combining did.
-#[derive(Clone, Debug, Serialize)]
-pub struct CombineReport {
-    /// The method.
-    pub method: String,
-    /// What was combined.
-    pub space: Space,
-    /// The adapters, in the order in which they were taken.
-    pub adapters: Vec<String>,
-    /// By name.
-    pub modules: Vec<ModuleReport>,
-    /// All modules together; its rank is the largest.
-    pub total: ModuleReport,
-    /// What was trained beside the factors and was combined, too.
-    pub whole: Vec<WholeReport>,
-    /// Numbers in the tensors that were written.
-    pub parameters: usize,
-    /// What one should know.
-    pub notes: Vec<String>,
-}
-
-/// A tensor beside the factors that was written.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct WholeReport {
-    /// Its name in the base.
-    pub tensor: String,
-    /// Shape of what was written.
-    pub shape: Vec<usize>,
-    /// Norm of the difference from the base's values; of an update's own bias its norm.
-    pub norm: f64,
-}
+use super::whole::{self, Difference, View};
+use super::{card, factors};
+use crate::Error;
+use crate::recipe::registry;
+use crate::run::budget::{Budget, FIXED};
 
 /// Combines adapters to one PEFT directory, which appears whole or not at all.
 ///
@@ -161,7 +35,7 @@ pub struct WholeReport {
 /// [`Error::Problems`] with everything that stands in the way; values that are not finite, and the operating system's answers.
 pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result<CombineReport, Error> {
     let (dirs, options) = in_order(dirs, options);
-    let adapters = super::open(&dirs)?;
+    let adapters = open(&dirs)?;
     let mut problems = Vec::new();
     let mut set = Set::new(&adapters, &options.weights, &mut problems);
     let base = checked(&mut set, &options, &mut problems)?;

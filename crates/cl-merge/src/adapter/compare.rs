@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::low_rank::LowRank;
-use super::set::{Module, Set};
+use super::set::{Module, Set, open};
 use crate::Error;
 use crate::diff::cosine;
 
@@ -88,7 +88,7 @@ fn of_bases(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
 /// # Errors
 /// [`Error::Problems`] for adapters whose modules have different shapes; those of opening and reading.
 pub fn compare(a: &Path, b: &Path) -> Result<AdapterDiff, Error> {
-    let adapters = super::open(&[PathBuf::from(a), PathBuf::from(b)])?;
+    let adapters = open(&[PathBuf::from(a), PathBuf::from(b)])?;
     let mut problems = Vec::new();
     let set = Set::new(&adapters, &[], &mut problems);
     if !problems.is_empty() {

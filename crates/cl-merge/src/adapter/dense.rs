@@ -8,7 +8,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 
 use super::low_rank::{Leading, LowRank, no_svd, times};
-use crate::{Error, Stream};
+use crate::Error;
+use crate::tensor::Stream;
 
 /// Up to this many rows or columns a decomposition is exact.
 const EXACT: usize = 64;

@@ -7,15 +7,17 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use super::combine::{ModuleReport, total};
+use super::card;
+use super::combine::total;
 use super::dense::{self, Dense};
 use super::output::{self, About, NewModule};
+use super::report::ModuleReport;
 use super::set::{HEAD, tied_table};
-use super::{card, on_threads, stop_if_asked};
-use crate::config::FloatType;
-use crate::engine::{Budget, FIXED};
-use crate::tensor::{READ, is_float};
-use crate::{Error, TensorGroup, Values, kernels};
+use super::threads::{on_threads, stop_if_asked};
+use crate::Error;
+use crate::recipe::config::FloatType;
+use crate::run::budget::{Budget, FIXED};
+use crate::tensor::{READ, TensorGroup, Values, is_float, kernels};
 
 /// How an adapter is extracted.
 #[derive(Clone, Debug)]
@@ -159,14 +161,7 @@ fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<String>) ->
         let shape: [usize; 2] = info.shape.as_slice().try_into().ok()?;
         let name = tensor.strip_suffix(".weight")?;
         is_float(info.dtype).then(|| {
-            let group = TensorGroup {
-                name: tensor,
-                shape: &info.shape,
-                base: None,
-                models: Vec::new(),
-                parallel: false,
-                model_trims: None,
-            };
+            let group = TensorGroup::new(tensor, &info.shape, None, Vec::new());
             let table = !group.is_matrix() && !name.ends_with("lm_head") && !name.ends_with("embed_out");
             let kind = if table { LayerKind::Embedding } else { LayerKind::Linear };
             (Wanted { name: name.to_owned(), kind, shape }, group.is_matrix())
@@ -241,14 +236,9 @@ impl Pair<'_> {
         let (of_base, of_tuned) = (self.base.dir().display().to_string(), self.tuned.dir().display().to_string());
         let info = |c: &Checkpoint| c.info(tensor).expect("both have the same tensors").clone();
         let (x, y) = (info(self.base), info(self.tuned));
-        let group = TensorGroup {
-            name: tensor,
-            shape: &x.shape,
-            base: Some(Values::from_source(&of_base, self.base, tensor, x.dtype)),
-            models: vec![Values::from_source(&of_tuned, self.tuned, tensor, y.dtype)],
-            parallel: false,
-            model_trims: None,
-        };
+        let base = Values::from_source(&of_base, self.base, tensor, x.dtype);
+        let tuned = Values::from_source(&of_tuned, self.tuned, tensor, y.dtype);
+        let group = TensorGroup::new(tensor, &x.shape, Some(base), vec![tuned]);
         let mut differences = group.load_task_vectors()?;
         Ok(differences.swap_remove(0))
     }

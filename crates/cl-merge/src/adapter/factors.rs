@@ -4,13 +4,15 @@
 //! `w·s·B·A`. Of several, the product of the two holds terms `BᵢAⱼ` across adapters too. Signs are elected without weights, and
 //! sums are divided by the number of those who take part (PEFT 0.9 to 0.21; negative weights as since 0.18).
 
-use super::combine::{CombineOptions, ModuleReport};
 use super::low_rank::LowRank;
+use super::options::CombineOptions;
 use super::output::NewModule;
+use super::report::ModuleReport;
 use super::set::{Module, Set};
 use super::update::Update;
-use crate::methods::{Sparsify, TaskVectors};
-use crate::{Error, TensorGroup, Values, merge_tensor};
+use crate::Error;
+use crate::methods::{Sparsify, TaskVectors, merge_tensor};
+use crate::tensor::{TensorGroup, Values};
 
 /// New factors of a module by a method, or side by side without one, and how far they are from `Σ wᵢsᵢBᵢAᵢ`.
 pub(super) fn combine(
@@ -92,14 +94,8 @@ fn merged(set: &Set<'_>, module: &Module, method: &TaskVectors, updates: &[(f64,
         let values = module.parts.iter().zip(updates).map(|(part, (_, update))| {
             Values::from_slice(&set.members[part.member].name, if left { &update.left } else { &update.right })
         });
-        let group = TensorGroup {
-            name: if is_a { &a_name } else { &b_name },
-            shape: &shape,
-            base: Some(Values::from_slice("zero", &zeros)),
-            models: values.collect(),
-            parallel: false,
-            model_trims: None,
-        };
+        let name = if is_a { &a_name } else { &b_name };
+        let group = TensorGroup::new(name, &shape, Some(Values::from_slice("zero", &zeros)), values.collect());
         merge_tensor(&method, &group)
     };
     let mut new = Update::zero(module.shape);

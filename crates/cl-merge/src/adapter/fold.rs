@@ -14,11 +14,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::set::{HEAD, Module, Set, base_tensor, load, tied_table};
-use super::whole::{self, Whole};
-use super::{on_threads, stop_if_asked};
+use super::set::{HEAD, Module, Set, Whole, base_tensor, load, tied_table};
+use super::threads::{on_threads, stop_if_asked};
+use super::whole;
 use crate::Error;
-use crate::engine::copy_bytes;
+use crate::tensor::copy_bytes;
 
 /// How adapters are folded.
 #[derive(Clone, Debug)]

@@ -120,7 +120,7 @@ impl LowRank {
     /// PEFT's factors in a dtype, and the squared norm of what rounding changed.
     ///
     /// # Errors
-    /// [`Error::Overflow`] for values that the dtype cannot hold.
+    /// Returns [`Error::Overflow`] for values that the dtype cannot hold.
     pub(super) fn encode(&self, module: &str, kind: LayerKind, dtype: Dtype) -> Result<Encoded, Error> {
         let (left, left_values) = (row_major(&self.left), &self.left);
         let right: Vec<f64> = (0..self.rank()).flat_map(|k| self.right.col_as_slice(k).iter().copied()).collect();
@@ -219,7 +219,7 @@ pub(super) fn no_svd(tensor: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Stream;
+    use crate::tensor::Stream;
 
     /// A random update.
     fn update(shape: [usize; 2], rank: usize, seed: u64) -> Update {

@@ -3,19 +3,19 @@
 use cl_checkpoint::TensorSource;
 use serde_json::Value;
 
-use super::combine::{CombineOptions, Space};
+use super::options::{CombineOptions, Space};
 use super::set::{Module, Set};
-use crate::config::{DivisorChoice, Profile};
-use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
-use crate::registry::{self, Base, MethodInfo};
-use crate::select::{Trim, trim_models};
-use crate::{
-    Error, MergeConfig, MergeMethod, MethodConfig, ModelConfig, Parameter, Parameters, TensorGroup, Values, check,
-    merge_tensor, settings,
+use crate::Error;
+use crate::methods::{
+    Base, Consensus, Divisor, Election, METHODS, MergeMethod, MethodInfo, Profile, Rescale, Sign, Sparsify,
+    TaskVectors, Trimmed, merge_tensor, whole_model_trim,
 };
-
-/// Methods that mean nothing without the base's own weights, or that are no merge of several updates.
-const NOT_FOR_ADAPTERS: [&str; 5] = ["slerp", "nearswap", "arcee_fusion", "passthrough", "opcm"];
+use crate::recipe::config::{MergeConfig, MethodConfig, ModelConfig, Parameters};
+use crate::recipe::parameter::Parameter;
+use crate::recipe::settings::Scopes;
+use crate::recipe::{check, registry, settings};
+use crate::tensor::select::{Trim, trim_models};
+use crate::tensor::{TensorGroup, Values};
 
 /// What is computed of a module's updates.
 pub(super) enum Recipe {
@@ -50,14 +50,14 @@ pub(super) struct Resolved {
 
 /// Names of everything that can be asked for.
 pub(super) fn method_names() -> Vec<&'static str> {
-    let of_registry = registry::METHODS.iter().map(|m| m.name).filter(|n| !NOT_FOR_ADAPTERS.contains(n));
+    let of_registry = METHODS.iter().filter(|m| m.for_updates).map(|m| m.name);
     ["cat", "magnitude_prune"].into_iter().chain(of_registry).collect()
 }
 
 /// The method of these options; what is wrong with it goes to `problems`.
 pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) -> Option<Resolved> {
     let method = options.method.replace('-', "_");
-    if NOT_FOR_ADAPTERS.contains(&method.as_str()) {
+    if registry::method(&method).is_some_and(|info| !info.for_updates) {
         problems.push(format!(
             "{method} works on the weights of models, not on updates; fold each adapter into its base and merge the models"
         ));
@@ -88,7 +88,13 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
         return None;
     }
     let mut config = config;
-    config.method.parameters = settings::resolve(info.name, options.profile, &config.method.parameters);
+    config.method.parameters = match settings::resolve(info, options.profile, &config.method.parameters) {
+        Ok(resolved) => resolved,
+        Err(problem) => {
+            problems.push(problem);
+            return None;
+        }
+    };
     let resolved = config.method.parameters.clone();
     let recipe = match options.space {
         Space::Factors => factor_recipe(&method, set, options, &resolved, problems)?,
@@ -152,7 +158,7 @@ fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<St
             .push(format!("{method} is none of PEFT's methods on factors, which are {all}; the space delta has it"));
     }
     // Each factor is trimmed by itself in PEFT: to say so is no mistake.
-    let by_tensor = options.parameters.trim == Some(crate::Trimmed::Tensor);
+    let by_tensor = options.parameters.trim == Some(Trimmed::Tensor);
     let settable = |name: &str| matches!(name, "density" | "election") || (name == "trim" && by_tensor);
     let names = options.parameters.names();
     problems.extend(names.iter().filter(|name| !settable(name)).map(|name| {
@@ -202,9 +208,9 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
 fn sum_factors(set: &Set<'_>, resolved: &Parameters) -> Vec<f64> {
     let total: f64 = set.members.iter().map(|m| m.weight).sum();
     let divisor = match resolved.divisor {
-        Some(DivisorChoice::Weight) => total,
-        Some(DivisorChoice::Count) => set.members.len() as f64,
-        Some(DivisorChoice::None) | None => 1.0,
+        Some(Divisor::Weight) => total,
+        Some(Divisor::Count) => set.members.len() as f64,
+        Some(Divisor::None) | None => 1.0,
     };
     // As in the merging of models: what vanishes is not divided by.
     let divisor = if divisor.abs() < 1e-8 { 1.0 } else { divisor };
@@ -230,7 +236,7 @@ fn factor_recipe(
         _ => options.density.clone(),
     };
     let election = match resolved.election {
-        Some(crate::Election::Count) => Sign::Count,
+        Some(Election::Count) => Sign::Count,
         _ => Sign::Sum,
     };
     let elected = (Some(Consensus { sign: election, weighted: false }), Divisor::Count);
@@ -279,7 +285,7 @@ fn mixed_ranks(set: &Set<'_>, module: &Module) -> Option<String> {
 impl Method {
     fn build(&self, tensor: &str) -> Result<Box<dyn MergeMethod>, String> {
         let config = &self.config;
-        let settings = settings::Settings {
+        let scopes = Scopes {
             shared: vec![&config.method.parameters],
             models: config.models.iter().map(|m| (&m.parameters, tensor)).collect(),
             tensor,
@@ -288,12 +294,12 @@ impl Method {
             previous: None,
             seed: config.seed,
         };
-        settings::build(self.info.name, &settings)
+        scopes.build(self.info)
     }
 
     /// Looks at all modules together, where the method trims over the whole adapter.
     pub(super) fn prepare(&mut self, all: &[Group<'_>]) -> Result<(), Error> {
-        let settings = settings::Settings {
+        let scopes = Scopes {
             shared: vec![&self.config.method.parameters],
             models: self.config.models.iter().map(|m| (&m.parameters, "")).collect(),
             tensor: "",
@@ -302,8 +308,8 @@ impl Method {
             previous: None,
             seed: self.config.seed,
         };
-        let density = settings::whole_model_trim(&settings);
-        let Some(density) = density.filter(|_| self.info.parameters.contains(&"trim")) else { return Ok(()) };
+        let settings = scopes.settings(self.info).map_err(|problem| Error::Problems(vec![problem]))?;
+        let Some(density) = whole_model_trim(&settings) else { return Ok(()) };
         let groups: Vec<TensorGroup<'_>> =
             all.iter().map(|group| TensorGroup { parallel: true, ..self.group(group) }).collect();
         self.trims = Some(trim_models(&groups, &density)?);
@@ -314,15 +320,10 @@ impl Method {
     fn group<'g>(&'g self, group: &Group<'g>) -> TensorGroup<'g> {
         let values = |name, update| Values::from_source(name, update, "", cl_checkpoint::Dtype::F32);
         let members = self.config.models.iter().zip(&group.updates);
-        TensorGroup {
-            name: group.tensor,
-            shape: group.shape,
-            // To some methods a base is one more input.
-            base: (self.info.base != Base::Input).then(|| values("zero", group.zero)),
-            models: members.map(|(member, update)| values(member.model.as_str(), *update)).collect(),
-            parallel: group.parallel,
-            model_trims: None,
-        }
+        let models = members.map(|(member, update)| values(member.model.as_str(), *update)).collect();
+        // To some methods a base is one more input.
+        let base = (self.info.base != Base::Input).then(|| values("zero", group.zero));
+        TensorGroup { parallel: group.parallel, ..TensorGroup::new(group.tensor, group.shape, base, models) }
     }
 
     /// Bytes that a merge holds beside the updates' factors: the result, and what the method takes.

@@ -22,45 +22,19 @@ mod fold;
 mod info;
 mod low_rank;
 mod merge;
+mod options;
 mod output;
+mod report;
 mod set;
+mod threads;
 mod update;
 mod whole;
 
-pub use combine::{CombineOptions, CombineReport, ModuleReport, Space, WholeReport, combine};
+pub use combine::combine;
 pub use compare::{AdapterDiff, ModuleDiff, compare, overlap};
 pub use extract::{ExtractOptions, ExtractReport, Untouched, extract};
 pub use fold::{Drift, FoldOptions, FoldReport, ModuleDrift, fold, fold_with};
 pub use info::{AdapterInfo, BesideInfo, ModuleInfo, info};
-
-use cl_checkpoint::{Adapter, Interrupt};
-use std::path::PathBuf;
-
-use crate::Error;
-
-/// Opens adapters.
-///
-/// # Errors
-/// [`Error::Problems`] with everything that is wrong with any of them.
-pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
-    let (mut adapters, mut problems) = (Vec::new(), Vec::new());
-    for dir in dirs {
-        match Adapter::open(dir) {
-            Ok(adapter) => adapters.push(adapter),
-            Err(error) => problems.push(error.to_string()),
-        }
-    }
-    if problems.is_empty() { Ok(adapters) } else { Err(Error::Problems(problems)) }
-}
-
-/// Ends the work between two modules when that was asked for.
-fn stop_if_asked(interrupt: &Interrupt) -> Result<(), Error> {
-    if interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
-}
-
-/// Runs on so many threads; 0 for all cores.
-fn on_threads<R: Send>(threads: usize, f: impl FnOnce() -> Result<R, Error> + Send) -> Result<R, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(crate::engine::at_most(threads)).build();
-    let wrong = |e| Error::Io { path: PathBuf::from("threads"), source: std::io::Error::other(e) };
-    pool.map_err(wrong)?.install(f)
-}
+pub use options::{CombineOptions, Space};
+pub use report::{CombineReport, ModuleReport, WholeReport};
+pub use set::open;

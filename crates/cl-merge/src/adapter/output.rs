@@ -11,8 +11,8 @@ use cl_checkpoint::{
 use serde_json::{Value, json};
 
 use super::low_rank::Encoded;
-use super::set::{HEAD, Set};
-use super::whole::{View, Whole, WholePart};
+use super::set::{HEAD, Set, Whole, WholePart};
+use super::whole::View;
 use crate::Error;
 
 /// New factors of a module; their scaling is one.

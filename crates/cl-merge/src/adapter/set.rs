@@ -1,13 +1,47 @@
 //! Opened adapters side by side: which modules they change, and whether they belong together.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use cl_checkpoint::{Adapter, AdapterModule, BesideKind, Checkpoint, LayerKind, TensorSource, convert};
 
 use super::update::Update;
-use super::whole::{Whole, WholePart};
 use crate::Error;
 use crate::tensor::is_float;
+
+/// Opens adapters.
+///
+/// # Errors
+/// Returns [`Error::Problems`] with everything that is wrong with any of them.
+pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
+    let (mut adapters, mut problems) = (Vec::new(), Vec::new());
+    for dir in dirs {
+        match Adapter::open(dir) {
+            Ok(adapter) => adapters.push(adapter),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    if problems.is_empty() { Ok(adapters) } else { Err(Error::Problems(problems)) }
+}
+
+/// A tensor of the base that at least one adapter changes.
+pub(super) struct Whole {
+    /// Its name in a model.
+    pub(super) tensor: String,
+    /// Those who change it, in the order of members.
+    pub(super) parts: Vec<WholePart>,
+}
+
+/// What one adapter has of it.
+#[derive(Clone, Debug)]
+pub(super) struct WholePart {
+    pub(super) member: usize,
+    /// Name in the adapter's file.
+    pub(super) name: String,
+    pub(super) kind: BesideKind,
+    /// What an update's own bias is multiplied by.
+    pub(super) scaling: f64,
+}
 
 /// An adapter and how much of it is taken.
 pub(super) struct Member<'a> {

@@ -2,7 +2,7 @@
 
 use cl_checkpoint::{Dtype, LayerKind, TensorInfo, TensorSource};
 
-use crate::kernels;
+use crate::tensor::kernels;
 
 /// `ΔW = left · right`, `[rows, columns]`, of any rank, zero too.
 pub(super) struct Update {

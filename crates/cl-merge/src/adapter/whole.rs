@@ -6,28 +6,9 @@ use std::ops::Range;
 
 use cl_checkpoint::{BesideKind, Checkpoint, Dtype, TensorInfo, TensorSource, convert};
 
-use super::set::{HEAD, Set, base_tensor, tied_table};
+use super::set::{HEAD, Set, Whole, WholePart, base_tensor, tied_table};
 use crate::Error;
 use crate::tensor::is_float;
-
-/// A tensor of the base that at least one adapter changes.
-pub(super) struct Whole {
-    /// Its name in a model.
-    pub(super) tensor: String,
-    /// Those who change it, in the order of members.
-    pub(super) parts: Vec<WholePart>,
-}
-
-/// What one adapter has of it.
-#[derive(Clone, Debug)]
-pub(super) struct WholePart {
-    pub(super) member: usize,
-    /// Name in the adapter's file.
-    pub(super) name: String,
-    pub(super) kind: BesideKind,
-    /// What an update's own bias is multiplied by.
-    pub(super) scaling: f64,
-}
 
 /// Rows of a tensor, as a matrix of `[rows, columns]`.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
-use super::undefined;
-use crate::select::keep_largest;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use crate::Error;
+use crate::tensor::select::keep_largest;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Takes the model's entries that matter most, the base's elsewhere: `θ = θ₀ + δ · [s ≥ q₂ + 1.5 (q₃ − q₁)]` with importances
 /// `s = |δ| · KL(softmax(θ₁ row) ‖ softmax(θ₀ row))` and their quartiles `q` over the tensor.
@@ -13,6 +15,16 @@ use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
 /// Where at least three quarters of the importances are zero, as where few entries differ, the threshold is zero and everything is taken.
 #[derive(Clone, Debug)]
 pub struct ArceeFusion;
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Arcee Fusion",
+    paper: "mergekit",
+    formula: "θ₀ + δ where |δ| · KL(softmax θ₁ ‖ softmax θ₀) is at least median + 1.5 (q₃ − q₁)",
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("arcee_fusion", |_| Ok(Box::new(ArceeFusion)))
+};
 
 /// Added to each softmax.
 const EPS: f64 = 1e-8;
@@ -103,9 +115,9 @@ fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Error>
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
-    use crate::PIECE;
+    use crate::tensor::PIECE;
 
     fn fused(shape: &[usize], base: &[f32], model: &[f32]) -> Vec<f32> {
         merged(&ArceeFusion, shape, Some(base), &[model]).unwrap()
@@ -139,15 +151,9 @@ mod tests {
         let step = |i: usize| (((i * 104_729) % 997) as f32 / 997.0 - 0.5).powi(3);
         let model: Vec<f32> = (0..n).map(|i| base[i] + step(i)).collect();
         let out = fused(&[7, rows / 7, columns], &base, &model);
-        let values = |x| Some(crate::Values::from_slice("m", x));
-        let group = TensorGroup {
-            name: "w",
-            shape: &[rows, columns],
-            base: values(&base),
-            models: vec![values(&model).unwrap()],
-            parallel: false,
-            model_trims: None,
-        };
+        let values = |x| Some(crate::tensor::Values::from_slice("m", x));
+        let shape = [rows, columns];
+        let group = TensorGroup::new("w", &shape, values(&base), vec![values(&model).unwrap()]);
         let divergences = group.map_pieces(&group.pieces(true), |piece| divergences(piece, columns)).unwrap().concat();
         let importances: Vec<f32> = (0..n).map(|i| importance(base[i], model[i], divergences[i / columns])).collect();
         let mut sorted = importances.clone();

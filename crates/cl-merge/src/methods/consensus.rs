@@ -1,5 +1,11 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use serde::Deserialize;
+
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Task arithmetic without the entries that only one task, or none, has a use for:
 /// `θ = θ₀ + λ τ · [Σᵢ mᵢ ≥ k]`, `τ = Σᵢ δᵢ`, with the masks `mᵢ = [|δᵢ| ≥ tᵢ · |τ − δᵢ|]`.
@@ -17,6 +23,52 @@ pub struct ConsensusMerging {
     pub min_agree: usize,
     /// Instead of the consensus, the entries that this model's mask keeps: its task taken back out of the sum (with λ = 1).
     pub only: Option<usize>,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Consensus (TALL-mask)",
+    paper: "Wang et al., arXiv 2405.07813",
+    formula: "θ₀ + λ Σ δᵢ where at least min_agree tasks have |δᵢ| ≥ threshold · |Σ δ − δᵢ|",
+    parameters: &["lambda", "mask_threshold", "min_agree", "only"],
+    own_parameters: &[
+        ParameterInfo::number(
+            "mask_threshold",
+            "an entry is a task's own when it is at least so many times what the others add",
+            "at least 0",
+            (0.0, f64::MAX),
+        )
+        .per_model(),
+        ParameterInfo::number("min_agree", "tasks whose masks have to agree on an entry", "1 or more", (1.0, f64::MAX)),
+        ParameterInfo::choice(
+            "only",
+            "instead of the consensus, what this model's own mask keeps",
+            "a model as written",
+        ),
+    ],
+    defaults: |_| Defaults::new().with("lambda", 1.0).with("mask_threshold", 0.4).with("min_agree", 2),
+    ..MethodInfo::new("consensus", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    lambda: f32,
+    mask_threshold: Vec<f64>,
+    min_agree: usize,
+    only: Option<String>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda, mask_threshold, min_agree, only } = settings.read()?;
+    let position = |name: String| {
+        let missing = || format!("`only` is `{name}`, which is none of the models; give a path or name as written");
+        settings.models.iter().position(|model| *model == name).ok_or_else(missing)
+    };
+    Ok(Box::new(ConsensusMerging {
+        lambda: lambda.into(),
+        tall_lambda: mask_threshold,
+        min_agree,
+        only: only.map(position).transpose()?,
+    }))
 }
 
 impl MergeMethod for ConsensusMerging {
@@ -63,7 +115,7 @@ fn add_mask(count: &mut [f32], x: &[f32], total: &[f32], threshold: f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const BASE: [f32; 5] = [1.0; 5];

@@ -3,7 +3,9 @@
 //! Norms, angles and means on a sphere are functions of the Gram matrix. So a tensor is read once for that matrix and once for the
 //! sum, whatever happens in between, and no tensor is held.
 
-use crate::{Error, MergePieces, Piece, TensorGroup, kernels};
+use super::method::MergePieces;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Which vectors are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +153,7 @@ pub(super) fn combine_rows<'t>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PIECE, Values};
+    use crate::tensor::{PIECE, Values};
 
     #[test]
     fn a_tensor_of_many_pieces_has_the_products_of_its_inputs_and_of_its_task_vectors() {
@@ -160,7 +162,8 @@ mod tests {
         let (a, b) = (vec![3.0f32; n], vec![0.0f32; n]);
         let models = vec![Values::from_slice("a", &a), Values::from_slice("b", &b)];
         let base = Some(Values::from_slice("base", &base));
-        let group = TensorGroup { name: "w", shape: &[n], base, models, parallel: true, model_trims: None };
+        let shape = [n];
+        let group = TensorGroup { parallel: true, ..TensorGroup::new("w", &shape, base, models) };
         let products = |vectors| Gram::of_tensor(&group, vectors).unwrap().products;
         let of = |x: &[f64]| x.iter().map(|x| x * n as f64).collect::<Vec<f64>>();
         assert_eq!(products(Vectors::TaskVectors), of(&[4.0, -2.0, -2.0, 1.0]));

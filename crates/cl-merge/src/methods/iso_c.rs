@@ -1,8 +1,14 @@
 use faer::MatRef;
+use serde::Deserialize;
 
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
 use super::tsv::side_by_side;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Iso-C: the sum of task vectors with all singular values set to their mean.
 ///
@@ -32,6 +38,48 @@ pub struct IsoCts {
     pub lambda: f64,
     /// Share of directions that the sum keeps, in [0, 1]; the paper uses 0.8.
     pub common_share: f64,
+}
+
+pub(super) const ISO_C: MethodInfo = MethodInfo {
+    title: "Iso-C",
+    paper: "Marczak et al., arXiv 2502.04959",
+    formula: "θ₀ + λ · mean(σ) U Vᵀ, U Σ Vᵀ = Σ δᵢ",
+    parameters: &["lambda"],
+    decomposes: true,
+    defaults: |_| Defaults::new().with("lambda", 1.0),
+    ..MethodInfo::new("iso_c", build_c)
+};
+
+pub(super) const ISO_CTS: MethodInfo = MethodInfo {
+    title: "Iso-CTS",
+    paper: "Marczak et al., arXiv 2502.04959",
+    formula: "as iso_c, with the tasks' own directions in place of the least common ones",
+    parameters: &["lambda", "common_share"],
+    own_parameters: &[ParameterInfo::number(
+        "common_share",
+        "share of directions that the sum of task vectors keeps",
+        "0 to 1",
+        SHARE,
+    )],
+    decomposes: true,
+    defaults: |_| Defaults::new().with("lambda", 1.0).with("common_share", 0.8),
+    ..MethodInfo::new("iso_cts", build_cts)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    lambda: f32,
+    common_share: Option<f64>,
+}
+
+fn build_c(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda, .. } = settings.read()?;
+    Ok(Box::new(IsoC { lambda: lambda.into() }))
+}
+
+fn build_cts(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda, common_share } = settings.read()?;
+    Ok(Box::new(IsoCts { lambda: lambda.into(), common_share: common_share.unwrap_or(0.8) }))
 }
 
 impl MergeMethod for IsoC {

@@ -1,7 +1,14 @@
 use std::f64::consts::PI;
 
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::info::{Base, MethodInfo};
+use super::method::{MergeMethod, MergePieces};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Mean of all inputs on the sphere, times their mean length: `m · Σ ‖θᵢ‖ / n`, where the directions `uᵢ = θᵢ / ‖θᵢ‖` seen from
 /// `m` cancel out: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`, `cos φᵢ = uᵢ · m`. Tensors are taken as vectors.
@@ -16,6 +23,31 @@ pub struct Karcher {
     pub max_iter: usize,
     /// Length of a step, in radians, from which on the mean is good enough; at least 0, 1e-5 in mergekit.
     pub tol: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Karcher mean",
+    paper: "Karcher 1977; arXiv 2603.04972",
+    formula: "mean on the sphere, iterated, times the mean norm",
+    parameters: &["max_iter", "tol"],
+    own_parameters: &[
+        ParameterInfo::number("max_iter", "rounds of the iteration at most", "between 0 and 1000000", (0.0, 1e6)),
+        ParameterInfo::number("tol", "where the iteration stops", "above 0", (0.0, f64::MAX)),
+    ],
+    base: Base::Input,
+    defaults: |_| Defaults::new().with("max_iter", 10).with("tol", 1e-5),
+    ..MethodInfo::new("karcher", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    max_iter: usize,
+    tol: f64,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { max_iter, tol } = settings.read()?;
+    Ok(Box::new(Karcher { max_iter, tol }))
 }
 
 impl MergeMethod for Karcher {
@@ -78,7 +110,7 @@ fn normalized(gram: &Gram, c: Vec<f64>, tol: f64) -> Option<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const DEFAULT: Karcher = Karcher { max_iter: 10, tol: 1e-5 };

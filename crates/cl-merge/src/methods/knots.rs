@@ -1,6 +1,14 @@
-use super::TaskVectors;
+use serde::Deserialize;
+
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, merge_tensor};
+use super::parameters::ParameterInfo;
+use super::settings::{Profile, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup, Values, merge_tensor};
+use super::task_vector_settings::{elected, task_vectors};
+use super::task_vectors::{Divisor, Sparsify, TaskVectors};
+use crate::Error;
+use crate::tensor::{TensorGroup, Values};
 
 /// KnOTS: task vectors are merged in the basis of their joint singular vectors, where they are aligned.
 ///
@@ -20,6 +28,29 @@ pub struct Knots {
     pub merge: TaskVectors,
     /// Merge `diag(σ) Vᵢᵀ` instead of `Vᵢᵀ`.
     pub scaled: bool,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "KnOTS-TIES",
+    paper: "Stoica et al., arXiv 2410.19735",
+    formula: "θ₀ + λ U Σ (TIES of Vᵢ)ᵀ, U Σ [V₁ … Vₙ]ᵀ = [δ₁ … δₙ]",
+    parameters: &["weight", "density", "lambda", "scaled", "election", "divisor"],
+    own_parameters: &[ParameterInfo::choice("scaled", "trim Σ Vᵀ instead of Vᵀ", "true or false")],
+    decomposes: true,
+    // Whatever the profile: no other tool has it.
+    defaults: |_| elected(Profile::Method, Divisor::Count).with("density", 1.0).with("scaled", false),
+    ..MethodInfo::new("knots", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    density: Vec<f64>,
+    scaled: bool,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { density, scaled } = settings.read()?;
+    Ok(Box::new(Knots { merge: task_vectors(settings, Sparsify::Magnitude { density })?, scaled }))
 }
 
 /// Singular values that the authors' code leaves out.
@@ -104,24 +135,16 @@ fn merge_parts(
 ) -> Result<Vec<f32>, Error> {
     let zeros = vec![0.0; shape[0] * shape[1]];
     let models = group.models.iter().zip(parts).map(|(model, part)| Values::from_slice(model.model(), part)).collect();
-    merge_tensor(
-        method,
-        &TensorGroup {
-            name: group.name,
-            shape: &shape,
-            base: Some(Values::from_slice("zero", &zeros)),
-            models,
-            parallel: group.parallel,
-            model_trims: None,
-        },
-    )
+    let base = Values::from_slice("zero", &zeros);
+    let group = TensorGroup { parallel: group.parallel, ..TensorGroup::new(group.name, &shape, Some(base), models) };
+    merge_tensor(method, &group)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::svd::testing::{assert_close, merge, random, task_vectors};
-    use super::super::{Consensus, Divisor, Rescale, Sign, Sparsify};
     use super::*;
+    use crate::methods::{Consensus, Divisor, Rescale, Sign, Sparsify};
 
     fn ties(models: usize, density: f64) -> TaskVectors {
         TaskVectors {

@@ -1,4 +1,10 @@
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use serde::Deserialize;
+
+use super::info::{Base, MethodInfo};
+use super::method::{MergeMethod, MergePieces};
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Weighted sum of models: `Σ wᵢ θᵢ`, divided by `Σ wᵢ` when `normalize` is set; with equal weights the average.
 ///
@@ -8,6 +14,30 @@ pub struct Linear {
     pub weights: Vec<f32>,
     /// Divide by the sum of weights, which then must not be zero.
     pub normalize: bool,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Linear",
+    paper: "Wortsman et al., arXiv 2203.05482",
+    formula: "Σ wᵢθᵢ / Σ wᵢ",
+    parameters: &["weight", "normalize"],
+    base: Base::Input,
+    defaults: |_| Defaults::new().with("weight", 1.0).with("normalize", true),
+    ..MethodInfo::new("linear", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    weight: Vec<f32>,
+    normalize: bool,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { weight: weights, normalize } = settings.read()?;
+    if normalize && weights.iter().sum::<f32>() == 0.0 {
+        return Err("the weights sum to zero; set normalize = false or other weights".to_owned());
+    }
+    Ok(Box::new(Linear { weights, normalize }))
 }
 
 impl MergeMethod for Linear {

@@ -1,5 +1,10 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use serde::Deserialize;
+
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Entry by entry the task vector's value of greatest magnitude: `θ = θ₀ + λ δₖ`, `k = argmaxᵢ |δᵢ|`.
 ///
@@ -8,6 +13,25 @@ use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
 pub struct MagMax {
     /// λ; any number, 0.5 in the authors' scripts.
     pub lambda: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "MagMax",
+    paper: "Marczak et al., arXiv 2407.06322",
+    formula: "θ₀ + λ · the δᵢ of greatest magnitude, entry by entry",
+    parameters: &["lambda"],
+    defaults: |_| Defaults::new().with("lambda", 1.0),
+    ..MethodInfo::new("magmax", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    lambda: f32,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda } = settings.read()?;
+    Ok(Box::new(MagMax { lambda: lambda.into() }))
 }
 
 impl MergeMethod for MagMax {
@@ -33,7 +57,7 @@ impl MergeMethod for MagMax {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

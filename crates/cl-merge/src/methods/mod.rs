@@ -1,64 +1,91 @@
-//! The methods, one file each. Those that share an equation share its code.
+//! The methods, one file each, and the list of them. Those that share an equation share its code.
 
 mod arcee_fusion;
+mod breadcrumbs;
 mod consensus;
+mod dare;
+mod della;
 mod gram;
+mod info;
 mod iso_c;
 mod karcher;
 mod knots;
 mod linear;
 mod magmax;
+mod method;
 mod model_stock;
 mod multislerp;
 mod nearswap;
 mod nuslerp;
 mod opcm;
+mod opcm_state;
+mod parameters;
 mod passthrough;
 mod sce;
+mod settings;
 mod slerp;
 mod svd;
+mod task_arithmetic;
+mod task_vector_settings;
 mod task_vectors;
+#[cfg(test)]
+mod testing;
+mod ties;
 mod tsv;
 
 pub use arcee_fusion::ArceeFusion;
 pub use consensus::ConsensusMerging;
+pub use info::{Base, Build, MethodInfo};
 pub use iso_c::{IsoC, IsoCts};
 pub use karcher::Karcher;
 pub use knots::Knots;
 pub use linear::Linear;
 pub use magmax::MagMax;
+pub(crate) use method::merge_runs;
+pub use method::{MergeMethod, MergePieces, merge_tensor};
 pub use model_stock::ModelStock;
 pub use multislerp::MultiSlerp;
 pub use nearswap::Nearswap;
 pub use nuslerp::NuSlerp;
-pub use opcm::{Opcm, OpcmNorms, OpcmState, OpcmTensor, Projection};
+pub use opcm::{Opcm, Projection};
+pub use opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
+pub use parameters::ParameterInfo;
+pub(crate) use parameters::SHARED;
 pub use passthrough::Passthrough;
 pub use sce::Sce;
+pub use settings::{Defaults, Profile, TensorSettings};
 pub use slerp::Slerp;
-pub(crate) use task_vectors::kept;
+pub use task_vector_settings::Election;
 pub use task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
+pub use ties::Trimmed;
+pub(crate) use ties::whole_model_trim;
 pub use tsv::Tsv;
 
-use crate::{Error, TensorGroup};
-
-/// The error of a method that has no answer for a tensor.
-fn undefined(group: &TensorGroup<'_>, method: &'static str, message: &str) -> Error {
-    Error::Undefined { tensor: group.name.to_owned(), method, message: message.to_owned() }
-}
-
-/// Merges values in memory, on one thread and on several, which has to give the same bits.
-#[cfg(test)]
-fn merged(
-    method: &dyn crate::MergeMethod,
-    shape: &[usize],
-    base: Option<&[f32]>,
-    models: &[&[f32]],
-) -> Result<Vec<f32>, Error> {
-    let base = base.map(|x| crate::Values::from_slice("base", x));
-    let models: Vec<_> = models.iter().map(|x| crate::Values::from_slice("model", x)).collect();
-    let mut group = TensorGroup { name: "w", shape, base, models, parallel: false, model_trims: None };
-    let serial = crate::merge_tensor(method, &group)?;
-    group.parallel = true;
-    assert_eq!(serial, crate::merge_tensor(method, &group)?);
-    Ok(serial)
-}
+/// Every method, in the order in which they are listed. A new one is added here.
+pub const METHODS: &[MethodInfo] = &[
+    linear::INFO,
+    slerp::INFO,
+    nuslerp::INFO,
+    multislerp::INFO,
+    karcher::INFO,
+    task_arithmetic::INFO,
+    ties::INFO,
+    dare::LINEAR,
+    dare::TIES,
+    della::TIES,
+    della::LINEAR,
+    breadcrumbs::LINEAR,
+    breadcrumbs::TIES,
+    sce::INFO,
+    model_stock::INFO,
+    nearswap::INFO,
+    arcee_fusion::INFO,
+    passthrough::INFO,
+    tsv::INFO,
+    iso_c::ISO_C,
+    iso_c::ISO_CTS,
+    knots::INFO,
+    consensus::INFO,
+    magmax::INFO,
+    opcm::INFO,
+];

@@ -1,6 +1,12 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine, combine_rows};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Interpolation between the base and the mean of models by how well their task vectors agree:
 /// `θ = t · mean(θᵢ) + (1−t) θ₀`, `t = N cos φ / (1 + (N−1) cos φ)`, with `cos φ` the mean cosine between task vectors.
@@ -11,6 +17,31 @@ use crate::{Error, MergeMethod, MergePieces, TensorGroup};
 pub struct ModelStock {
     /// One ratio `t` for each row (of the last dimension) instead of each tensor.
     pub filter_wise: bool,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Model Stock",
+    paper: "Jang et al., arXiv 2403.19522",
+    formula: "t · mean + (1−t) θ₀, t = N cos φ / (1 + (N−1) cos φ)",
+    parameters: &["filter_wise"],
+    own_parameters: &[ParameterInfo::choice(
+        "filter_wise",
+        "one ratio for each row instead of each tensor",
+        "true or false",
+    )],
+    models: 2..=usize::MAX,
+    defaults: |_| Defaults::new().with("filter_wise", false),
+    ..MethodInfo::new("model_stock", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    filter_wise: bool,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { filter_wise } = settings.read()?;
+    Ok(Box::new(ModelStock { filter_wise }))
 }
 
 impl MergeMethod for ModelStock {
@@ -49,7 +80,7 @@ fn coefficients(gram: &Gram) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const WHOLE: ModelStock = ModelStock { filter_wise: false };

@@ -1,6 +1,12 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use super::info::{Base, MethodInfo};
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Weighted mean direction of models, or of their task vectors where there is a base, at their weighted mean length:
 /// `m / ‖m‖ · Σ wᵢ ‖vᵢ‖` with `m = Σ wᵢ vᵢ / ‖vᵢ‖`, plus the base; tensors are taken as vectors.
@@ -16,6 +22,32 @@ pub struct MultiSlerp {
     pub normalize_weights: bool,
     /// Added to norms before division, and the length of `m` below which it has no direction; at least 0, 1e-8 in mergekit.
     pub eps: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Multi-SLERP",
+    paper: "Goddard 2024, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+    formula: "weighted mean on the sphere by one step in the tangent space",
+    parameters: &["weight", "normalize_weights", "eps"],
+    own_parameters: &[
+        ParameterInfo::choice("normalize_weights", "make weights sum to one", "true or false"),
+        ParameterInfo::number("eps", "guard against division by zero", "above 0", (0.0, f64::MAX)),
+    ],
+    base: Base::Optional,
+    defaults: |_| Defaults::new().with("weight", 1.0).with("normalize_weights", true).with("eps", 1e-8),
+    ..MethodInfo::new("multislerp", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    weight: Vec<f64>,
+    normalize_weights: bool,
+    eps: f64,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { weight: weights, normalize_weights, eps } = settings.read()?;
+    Ok(Box::new(MultiSlerp { weights, normalize_weights, eps }))
 }
 
 impl MergeMethod for MultiSlerp {
@@ -55,7 +87,7 @@ fn coefficients(gram: &Gram, weights: &[f64], eps: f64) -> Option<Vec<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     fn multislerp(weights: &[f64]) -> MultiSlerp {

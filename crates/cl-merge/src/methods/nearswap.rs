@@ -1,5 +1,10 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
+use serde::Deserialize;
+
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::TensorSettings;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup};
 
 /// Takes the model's value where it is near the base's, and less of it the farther it is:
 /// `θ = w θ₁ + (1−w) θ₀`, `w = min(1, t / |θ₁ − θ₀|)`.
@@ -9,6 +14,27 @@ use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup};
 pub struct Nearswap {
     /// Up to which difference the model's value is taken whole; at least 0.
     pub t: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "NearSwap",
+    paper: "alchemonaut 2024, QuartetAnemoi-70B-t0.0001",
+    formula: "θ₀ + min(1, t / |θ₁−θ₀|) (θ₁−θ₀)",
+    parameters: &["t"],
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("nearswap", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    t: Option<f64>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let t = settings.read::<Settings>()?.t.ok_or("nearswap needs `t`, such as 0.001")?;
+    Ok(Box::new(Nearswap { t }))
 }
 
 impl MergeMethod for Nearswap {
@@ -28,7 +54,7 @@ impl MergeMethod for Nearswap {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

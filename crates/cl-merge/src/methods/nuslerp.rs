@@ -1,7 +1,13 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine, combine_rows};
+use super::info::{Base, MethodInfo};
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::ParameterInfo;
+use super::settings::{Defaults, TensorSettings};
 use super::slerp::arc;
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, PIECE, Piece, TensorGroup};
+use crate::Error;
+use crate::tensor::{PIECE, Piece, TensorGroup};
 
 /// Spherical interpolation of two models, or of their task vectors where there is a base:
 /// `(sin((1−t)φ) v₁ + sin(tφ) v₂) / sin φ` with `t = w₂ / (w₁ + w₂)`, plus the base.
@@ -16,6 +22,35 @@ pub struct NuSlerp {
     pub row_wise: bool,
     /// The tensor as one vector.
     pub flatten: bool,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "NuSLERP",
+    paper: "mergekit",
+    formula: "SLERP of two models, or of their task vectors, at w₂ / (w₁ + w₂)",
+    parameters: &["weight", "nuslerp_row_wise", "nuslerp_flatten"],
+    own_parameters: &[
+        ParameterInfo::choice("nuslerp_row_wise", "by columns instead of rows, where not flattened", "true or false"),
+        ParameterInfo::choice("nuslerp_flatten", "tensors as one vector", "true or false"),
+    ],
+    base: Base::Optional,
+    models: 2..=2,
+    ordered: true,
+    defaults: |_| Defaults::new().with("weight", 1.0).with("nuslerp_row_wise", false).with("nuslerp_flatten", true),
+    ..MethodInfo::new("nuslerp", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    weight: Vec<f64>,
+    nuslerp_row_wise: bool,
+    nuslerp_flatten: bool,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { weight, nuslerp_row_wise, nuslerp_flatten } = settings.read()?;
+    let weights = weight.try_into().map_err(|_| "nuslerp merges two models".to_owned())?;
+    Ok(Box::new(NuSlerp { weights, row_wise: nuslerp_row_wise, flatten: nuslerp_flatten }))
 }
 
 /// Pieces whose sums by column are held at a time.
@@ -107,7 +142,7 @@ fn column_sums(piece: &mut Piece, vectors: Vectors, width: usize) -> Vec<[f64; 3
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const FLAT: NuSlerp = NuSlerp { weights: [0.6, 0.4], row_wise: false, flatten: true };

@@ -1,12 +1,15 @@
-use std::collections::BTreeMap;
-use std::ops::AddAssign;
-
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use super::ties::Trimmed;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// OPCM: models are merged one after another, in order, each projected off what has been merged before.
 ///
@@ -34,7 +37,8 @@ pub struct Opcm {
 }
 
 /// What is removed of `C = Uᵀ δ V`, where the leading `r` singular values sum to at most `alpha` of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Projection {
     /// `Cᵢⱼ` with `i ≤ r` and `j ≤ r`: what leads from the leading to the leading directions (the authors' code).
     #[default]
@@ -43,38 +47,47 @@ pub enum Projection {
     Complement,
 }
 
-/// Where a merge stands, per tensor.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct OpcmState(pub BTreeMap<String, OpcmTensor>);
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "OPCM",
+    paper: "Tang et al., arXiv 2501.09522",
+    formula: "one model after another, each δ projected off those before it, at a constant norm",
+    parameters: &["alpha", "projection", "norms", "previous"],
+    own_parameters: &[
+        ParameterInfo::number(
+            "alpha",
+            "share of the sum of singular values that counts as the earlier tasks' own space",
+            "0 to 1",
+            SHARE,
+        ),
+        ParameterInfo::choice(
+            "projection",
+            "what is removed: leading (from leading to leading directions), complement (what touches them)",
+            "leading, complement",
+        ),
+        ParameterInfo::choice("norms", "what has one scale", "model, tensor"),
+        ParameterInfo::choice("previous", "directory of an earlier merge that this one goes on from", "a path"),
+    ],
+    ordered: true,
+    decomposes: true,
+    for_updates: false,
+    defaults: |_| {
+        let defaults = Defaults::new().with("alpha", 0.5).with("projection", Projection::Leading);
+        defaults.with("norms", Trimmed::Model)
+    },
+    ..MethodInfo::new("opcm", build)
+};
 
-/// Where the merge of one tensor stands; [`MergePieces::state`] has it as JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OpcmTensor {
-    /// How many models were merged.
-    pub models: usize,
-    /// `λ_T`.
-    pub lambda: f64,
-    /// Sum of the norms of their task vectors: of this tensor, or of the whole model where that was merged by its norms.
-    pub norm_sum: f64,
+#[derive(Deserialize)]
+struct Settings {
+    alpha: f64,
+    projection: Projection,
+    norms: Trimmed,
 }
 
-/// Squared norms, which add up over tensors.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct OpcmNorms {
-    /// `‖δ‖²` of each new model.
-    pub task_vectors: Vec<f64>,
-    /// `‖S_T‖²`.
-    pub sum: f64,
-}
-
-impl AddAssign<&OpcmNorms> for OpcmNorms {
-    fn add_assign(&mut self, other: &OpcmNorms) {
-        self.task_vectors.resize(other.task_vectors.len().max(self.task_vectors.len()), 0.0);
-        self.task_vectors.iter_mut().zip(&other.task_vectors).for_each(|(sum, x)| *sum += x);
-        self.sum += other.sum;
-    }
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { alpha, projection, norms } = settings.read()?;
+    let (previous, over_model) = (settings.previous.cloned(), norms == Trimmed::Model);
+    Ok(Box::new(Opcm { alpha, projection, previous, over_model, norms: None }))
 }
 
 impl MergeMethod for Opcm {
@@ -127,7 +140,7 @@ impl Opcm {
     /// This tensor's part of the norms over a model. It takes as long as the merge.
     ///
     /// # Errors
-    /// Those of the merge.
+    /// Returns an error if the merge does.
     pub fn measure(&self, group: &TensorGroup<'_>) -> Result<OpcmNorms, Error> {
         let (algebra, start) = (Algebra::new(group, "opcm")?, self.start(group)?);
         if group.is_matrix() { Ok(self.sum(&algebra, group, start)?.1) } else { sum_norms(group, start) }
@@ -257,7 +270,8 @@ impl<P: MergePieces> MergePieces for Merged<P> {
 mod tests {
     use super::super::svd::testing::{assert_close, merge, outer, random, task_vectors, with_group};
     use super::*;
-    use crate::{Values, merge_tensor};
+    use crate::methods::merge_tensor;
+    use crate::tensor::Values;
 
     fn opcm(projection: Projection) -> Opcm {
         Opcm { alpha: 0.9, projection, previous: None, over_model: false, norms: None }
@@ -306,7 +320,7 @@ mod tests {
             let group = |models: &[&[f32]], f: &mut dyn FnMut(&TensorGroup<'_>)| {
                 let models = models.iter().map(|x| Values::from_slice("m", x)).collect();
                 let base = Some(Values::from_slice("base", &base));
-                f(&TensorGroup { name: "w", shape: &shape, base, models, parallel: false, model_trims: None });
+                f(&TensorGroup::new("w", &shape, base, models));
             };
             let (mut at_once, mut merged) = (Vec::new(), values[0].clone());
             let mut method = opcm(projection);

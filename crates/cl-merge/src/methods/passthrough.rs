@@ -1,5 +1,11 @@
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use serde::Deserialize;
+
+use super::info::{Base, MethodInfo};
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::{INFINITE, ParameterInfo};
+use super::settings::TensorSettings;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// The one input, base or model, times a scale: `θ = scale · θ₁`.
 ///
@@ -11,7 +17,34 @@ pub struct Passthrough {
     pub scale: Option<f64>,
 }
 
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Passthrough",
+    paper: "mergekit",
+    formula: "scale · θ",
+    parameters: &["scale"],
+    own_parameters: &[ParameterInfo::number("scale", "factor of the tensor", "a finite number", INFINITE).per_model()],
+    base: Base::Input,
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("passthrough", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    scale: Option<Vec<f64>>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { scale } = settings.read()?;
+    Ok(Box::new(Passthrough { scale: scale.and_then(|scales| scales.first().copied()) }))
+}
+
 impl MergeMethod for Passthrough {
+    fn copies(&self) -> bool {
+        self.scale.is_none_or(|scale| scale == 1.0)
+    }
+
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.models.len() + usize::from(group.base.is_some()) != 1 {
             return Err(undefined(group, "passthrough", "passes one input on; name one"));
@@ -27,7 +60,7 @@ impl MergeMethod for Passthrough {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     #[test]

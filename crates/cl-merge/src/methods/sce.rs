@@ -1,6 +1,12 @@
-use super::undefined;
-use crate::select::{Trim, keep_largest};
-use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
+use serde::Deserialize;
+
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
+use crate::Error;
+use crate::tensor::select::{Trim, keep_largest};
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Select, calculate, erase: `θ = θ₀ + Σ wᵢ mᵢ δᵢ / Σ wᵢ mᵢ`, over the entries where task vectors differ most.
 ///
@@ -15,6 +21,31 @@ use crate::{Error, MergeMethod, MergePieces, Piece, TensorGroup, kernels};
 pub struct Sce {
     /// Share of entries that are selected, 0 to 1; at 1 and above all are, at 0 and below none.
     pub select_topk: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "SCE",
+    paper: "Wan et al., arXiv 2408.07990",
+    formula: "select entries by variance, weigh models by energy, erase minority signs",
+    parameters: &["select_topk", "int8_mask"],
+    own_parameters: &[ParameterInfo::number(
+        "select_topk",
+        "share of entries, those that vary most between models",
+        "0 to 1",
+        SHARE,
+    )],
+    defaults: |_| Defaults::new().with("select_topk", 1.0),
+    ..MethodInfo::new("sce", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    select_topk: f64,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { select_topk } = settings.read()?;
+    Ok(Box::new(Sce { select_topk }))
 }
 
 impl MergeMethod for Sce {
@@ -102,9 +133,9 @@ fn weights(group: &TensorGroup<'_>, trim: Trim) -> Result<Vec<f32>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
-    use crate::PIECE;
+    use crate::tensor::PIECE;
 
     fn sce(select_topk: f64, base: &[f32], models: &[&[f32]]) -> Vec<f32> {
         merged(&Sce { select_topk }, &[base.len()], Some(base), models).unwrap()

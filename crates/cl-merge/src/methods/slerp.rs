@@ -1,6 +1,11 @@
+use serde::Deserialize;
+
 use super::gram::{Gram, Vectors, combine};
-use super::undefined;
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces, undefined};
+use super::settings::TensorSettings;
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// Spherical linear interpolation from the base to one model, the tensor taken as one vector:
 /// `(sin((1−t)φ) θ₀ + sin(tφ) θ₁) / sin φ`, with `φ` the angle between `θ₀` and `θ₁`.
@@ -12,6 +17,27 @@ use crate::{Error, MergeMethod, MergePieces, TensorGroup};
 pub struct Slerp {
     /// Place between the base (0) and the model (1); any number, beyond 0 to 1 it extrapolates.
     pub t: f64,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "SLERP",
+    paper: "Shoemake 1985",
+    formula: "(sin((1−t)φ) θ₀ + sin(tφ) θ₁) / sin φ, φ the angle between θ₀ and θ₁",
+    parameters: &["t"],
+    models: 1..=1,
+    ordered: true,
+    for_updates: false,
+    ..MethodInfo::new("slerp", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    t: Option<f64>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let t = settings.read::<Settings>()?.t.ok_or("slerp needs `t`, 0 for the base to 1 for the model")?;
+    Ok(Box::new(Slerp { t }))
 }
 
 impl MergeMethod for Slerp {
@@ -37,7 +63,7 @@ pub(super) fn arc(cosine: f64, t: f64) -> [f64; 2] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     fn slerp(t: f64, a: &[f32], b: &[f32]) -> Vec<f32> {

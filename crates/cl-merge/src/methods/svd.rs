@@ -11,8 +11,9 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::undefined;
-use crate::{Error, MergePieces, Piece, TensorGroup, kernels};
+use super::method::{MergePieces, undefined};
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// Singular values of at most this share of the largest one count as zero.
 pub(super) const TOLERANCE: f64 = 1e-6;
@@ -244,7 +245,8 @@ fn in_f64<B: Real>(a: MatRef<'_, B>) -> Mat<f64> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use crate::{MergeMethod, TensorGroup, Values, merge_tensor};
+    use crate::methods::{MergeMethod, merge_tensor};
+    use crate::tensor::{TensorGroup, Values};
 
     /// Task vectors whose NumPy form is
     /// `i = np.arange(rows * columns); ((i * i * (t + 2) + 3 * i + t) % 11 - 5).reshape(rows, columns) / 8`.
@@ -257,7 +259,7 @@ pub(super) mod testing {
     pub(in crate::methods) fn random(shape: [usize; 2], tasks: usize, seed: u64) -> Vec<Vec<f32>> {
         let values = |t: usize| {
             let mut words = vec![0; shape[0] * shape[1]];
-            crate::Stream::new(seed, "w", &t.to_string()).fill(0, &mut words);
+            crate::tensor::Stream::new(seed, "w", &t.to_string()).fill(0, &mut words);
             words.iter().map(|&w| f32::from(w) / 65_536.0 - 0.5).collect()
         };
         (0..tasks).map(values).collect()
@@ -279,7 +281,7 @@ pub(super) mod testing {
         let names: Vec<String> = (0..task_vectors.len()).map(|t| format!("model {t}")).collect();
         let models = names.iter().zip(task_vectors).map(|(name, x)| Values::from_slice(name, x)).collect();
         let base = Some(Values::from_slice("base", &base));
-        f(&TensorGroup { name: "w", shape, base, models, parallel, model_trims: None })
+        f(&TensorGroup { parallel, ..TensorGroup::new("w", shape, base, models) })
     }
 
     pub(in crate::methods) fn merge(
@@ -305,9 +307,10 @@ mod tests {
     use super::testing::{assert_close, merge, outer, random, with_group};
     use super::*;
     use crate::methods::{
-        Consensus, Divisor, IsoC, IsoCts, Knots, Opcm, Projection, Rescale, Sign, Sparsify, TaskVectors, Tsv,
+        Consensus, Divisor, IsoC, IsoCts, Knots, MergeMethod, Opcm, Projection, Rescale, Sign, Sparsify, TaskVectors,
+        Tsv, merge_tensor,
     };
-    use crate::{MergeMethod, PIECE, merge_tensor};
+    use crate::tensor::PIECE;
 
     const ALGEBRA: Algebra<'_> = Algebra { tensor: "w", method: "test", parallel: false };
 

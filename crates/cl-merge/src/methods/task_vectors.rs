@@ -1,5 +1,10 @@
-use crate::select::{Trim, bits, keep, keep_largest_changes};
-use crate::{Error, MergeMethod, MergePieces, PIECE, Piece, Stream, TensorGroup, kernels};
+use serde::{Deserialize, Serialize};
+
+use super::method::{MergeMethod, MergePieces};
+use crate::Error;
+use crate::tensor::select::{bits, keep, keep_largest_changes};
+use crate::tensor::trim::{Trim, kept};
+use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
 
 /// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
 ///
@@ -59,7 +64,8 @@ pub enum Sparsify {
 }
 
 /// What makes up for dropped entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", try_from = "RescaleForm")]
 pub enum Rescale {
     /// Nothing.
     None,
@@ -67,6 +73,31 @@ pub enum Rescale {
     Density,
     /// The kept part is scaled to the L1 norm of the whole (mergekit).
     Norm,
+}
+
+/// As a word, or mergekit's boolean.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
+enum RescaleForm {
+    Flag(bool),
+    Word(String),
+}
+
+impl TryFrom<RescaleForm> for Rescale {
+    type Error = String;
+
+    fn try_from(form: RescaleForm) -> Result<Rescale, String> {
+        match form {
+            RescaleForm::Flag(true) => Ok(Rescale::Norm),
+            RescaleForm::Flag(false) => Ok(Rescale::None),
+            RescaleForm::Word(word) => match word.as_str() {
+                "none" => Ok(Rescale::None),
+                "density" => Ok(Rescale::Density),
+                "norm" => Ok(Rescale::Norm),
+                _ => Err(format!("rescale is \"none\", \"density\" or \"norm\", not {word:?}")),
+            },
+        }
+    }
 }
 
 /// An election of one sign per entry; only entries of that sign are merged. Zero sums elect plus.
@@ -88,7 +119,8 @@ pub enum Sign {
 }
 
 /// What the sum of task vectors is divided by; where it is zero nothing is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Divisor {
     /// Nothing.
     None,
@@ -251,15 +283,6 @@ fn mark_bytes(group: &TensorGroup<'_>) -> usize {
 fn bound(probability: f64) -> u32 {
     let bound = (probability.max(0.0) * 65_536.0).round() as u32;
     if probability > 0.0 { bound.max(1) } else { bound }
-}
-
-/// `⌊density · n⌋`, but at least one of something.
-pub(crate) fn kept(density: f64, n: usize) -> usize {
-    match density {
-        d if d >= 1.0 => n,
-        d if d <= 0.0 || n == 0 => 0,
-        d => ((d * n as f64) as usize).max(1),
-    }
 }
 
 /// Sums of magnitudes before and after masking, per model; and what random masks keep, one model's after another's, if it is to
@@ -445,7 +468,7 @@ fn mask_and_add(
 
 #[cfg(test)]
 mod tests {
-    use super::super::merged;
+    use super::super::testing::merged;
     use super::*;
 
     const ROWS: [&[f32]; 2] = [&[4.0, -1.0, 0.5, 2.0], &[-3.0, 2.0, 0.1, 1.0]];

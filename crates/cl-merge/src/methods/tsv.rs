@@ -1,7 +1,13 @@
 use faer::Mat;
+use serde::Deserialize;
 
+use super::info::MethodInfo;
+use super::method::{MergeMethod, MergePieces};
+use super::parameters::{ParameterInfo, SHARE};
+use super::settings::{Defaults, TensorSettings};
 use super::svd::{self, Algebra, Step, Triplets};
-use crate::{Error, MergeMethod, MergePieces, TensorGroup};
+use crate::Error;
+use crate::tensor::TensorGroup;
 
 /// TSV-Merge: the tasks' leading singular vectors side by side, made orthonormal, around their singular values.
 ///
@@ -20,6 +26,33 @@ pub struct Tsv {
     /// Share of each task's singular triplets that is kept, in (0, 1]: `k = max(1, ⌊share · min(rows, columns)⌋)`.
     /// `None` shares the triplets among the models: `1 / T`, as in the paper.
     pub rank_share: Option<f64>,
+}
+
+pub(super) const INFO: MethodInfo = MethodInfo {
+    title: "Task Singular Vectors (TSV-Merge)",
+    paper: "Gargiulo et al., arXiv 2412.00081",
+    formula: "θ₀ + λ U⊥ Σ V⊥ᵀ of the tasks' leading singular vectors, decorrelated",
+    parameters: &["lambda", "rank_share"],
+    own_parameters: &[ParameterInfo::number(
+        "rank_share",
+        "share of a matrix' rank that each task keeps",
+        "0 to 1; default 1 / models",
+        SHARE,
+    )],
+    decomposes: true,
+    defaults: |_| Defaults::new().with("lambda", 1.0),
+    ..MethodInfo::new("tsv", build)
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    lambda: f32,
+    rank_share: Option<f64>,
+}
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+    let Settings { lambda, rank_share } = settings.read()?;
+    Ok(Box::new(Tsv { lambda: lambda.into(), rank_share }))
 }
 
 impl Tsv {
@@ -86,7 +119,7 @@ pub(super) fn side_by_side(tasks: Vec<Triplets>, shape: &[usize]) -> Triplets {
 mod tests {
     use super::super::svd::testing::{assert_close, merge, outer, task_vectors, with_group};
     use super::*;
-    use crate::merge_tensor;
+    use crate::methods::merge_tensor;
 
     /// ```python
     /// svd = lambda a: np.linalg.svd(a, full_matrices=False)

@@ -1,83 +1,26 @@
 //! Runs a plan: reads, merges and writes all tensors on all cores, in bounded memory.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
 
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{CheckpointWriter, Dtype, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use crate::method::merge_runs;
-use crate::methods::OpcmNorms;
-use crate::plan::{PlannedTensor, Segment, Source, Work};
-use crate::select::{Trim, trim_models};
-use crate::tensor::READ;
-use crate::{Error, PIECE, Piece, Plan, kernels, provenance};
+use super::budget::{Budget, FIXED};
+use super::options::{MergeOptions, threads};
+use super::provenance;
+use crate::Error;
+use crate::methods::{OpcmNorms, merge_runs};
+use crate::plan::Plan;
+use crate::plan::inputs::STATE_NAME;
+use crate::plan::work::{PlannedTensor, Segment, Source, Work};
+use crate::tensor::select::{Trim, trim_models};
+use crate::tensor::{Piece, copy_bytes, kernels};
 
 /// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
 const LARGE: usize = 4 << 20;
-
-/// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
-pub(crate) const FIXED: usize = 32 << 20;
-
-/// Gives a tensor's bytes to `write` as they are, a megabyte at a time, with the place of each part's first byte; an empty
-/// tensor's too, once.
-pub(crate) fn copy_bytes(
-    source: &Checkpoint,
-    tensor: &str,
-    write: impl Fn(usize, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let length = source.info(tensor).map_or(0, |info| info.byte_len());
-    let mut buffer = vec![0; length.min(1 << 20)];
-    let mut offset = 0;
-    loop {
-        let part = buffer.len().min(length - offset);
-        source.read(tensor, offset, &mut buffer[..part])?;
-        write(offset, &buffer[..part])?;
-        offset += part;
-        if offset == length {
-            return Ok(());
-        }
-    }
-}
-
-/// What a method that goes on from its own output needs, per tensor.
-pub(crate) const STATE_NAME: &str = "merge_state.json";
-
-/// How a merge is run.
-#[derive(Clone, Debug)]
-pub struct MergeOptions {
-    /// Bytes that may be held at a time.
-    pub memory: usize,
-    /// Threads; 0 for all cores. The result does not depend on it.
-    pub threads: usize,
-    /// Bytes of tensors in one file.
-    pub max_shard_size: u64,
-    /// Replace an output that exists.
-    pub overwrite: bool,
-    /// Hash the inputs' files into the manifest. Inputs that this project wrote carry their hash already.
-    pub hash_inputs: bool,
-    /// Copy tensors that hold NaN or infinities as they are; otherwise they are an error. Merged values are numbers in any case.
-    pub allow_non_finite: bool,
-    /// A request to stop.
-    pub interrupt: Interrupt,
-}
-
-impl Default for MergeOptions {
-    /// 1 GiB, all cores, shards of 5 GB; nothing is overwritten.
-    fn default() -> Self {
-        MergeOptions {
-            memory: 1 << 30,
-            threads: 0,
-            max_shard_size: 5_000_000_000,
-            overwrite: false,
-            hash_inputs: false,
-            allow_non_finite: false,
-            interrupt: Interrupt::default(),
-        }
-    }
-}
 
 /// What a merge did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,18 +77,6 @@ pub fn merge(
     writer.finish(manifest)?;
     let copied = plan.tensors.iter().filter(|t| matches!(t.work, Work::Copy(_))).count();
     Ok(Summary { tensors: plan.tensors.len(), copied, bytes: plan.bytes_written() })
-}
-
-pub(crate) fn threads(options: &MergeOptions) -> usize {
-    match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => at_most(threads),
-    }
-}
-
-/// No more threads than any machine has cores: results do not depend on it, and to start a hundred thousand takes minutes.
-pub(crate) fn at_most(threads: usize) -> usize {
-    threads.min(1024)
 }
 
 struct Run<'p> {
@@ -308,12 +239,6 @@ fn beyond(dtype: Dtype) -> u32 {
     }
 }
 
-impl PlannedTensor {
-    pub(crate) fn elements(&self) -> usize {
-        self.spec.shape.iter().product()
-    }
-}
-
 impl Plan {
     /// That no input was replaced or overwritten since the merge was planned.
     fn check_unchanged(&self) -> Result<(), Error> {
@@ -338,104 +263,5 @@ impl Plan {
             trims[place] = Some(trim);
         }
         Ok(trims)
-    }
-
-    /// Bytes of one thread's pieces.
-    pub(crate) fn piece_bytes(&self) -> usize {
-        let bytes = |segment: &Segment| {
-            let inputs = segment.models.len() + usize::from(segment.base.is_some());
-            let columns = segment.shape.last().copied().unwrap_or(1);
-            let rows = segment.method.whole_rows();
-            let (piece, read) = if rows { (PIECE.max(columns), READ.max(columns)) } else { (PIECE, READ) };
-            // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, of four at most.
-            piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
-        };
-        let segments = self.tensors.iter().filter_map(|t| match &t.work {
-            Work::Merge(segments) => Some(segments),
-            Work::Copy(_) => None,
-        });
-        segments.flatten().map(bytes).max().unwrap_or(1 << 20)
-    }
-
-    /// The largest tensor's need beside pieces, and its name.
-    pub(crate) fn largest_workspace(&self) -> (usize, &str) {
-        let needs = self.tensors.iter().map(|t| (self.workspace(t), t.spec.name.as_str()));
-        needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""))
-    }
-
-    /// Bytes that are held at most, of those allowed.
-    ///
-    /// # Errors
-    /// [`Error::Problems`] when these are not enough.
-    pub fn peak_memory(&self, options: &MergeOptions) -> Result<usize, Error> {
-        let threads = threads(options);
-        let pieces = threads * self.piece_bytes();
-        let (workspace, tensor) = self.largest_workspace();
-        let needed = FIXED + pieces + workspace;
-        if needed <= options.memory {
-            let side_by_side = self.workspaces().take(threads).sum::<usize>();
-            return Ok(options.memory.min(FIXED + pieces + side_by_side.max(workspace)));
-        }
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Err(Error::Problems(vec![format!(
-            "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB \
-             or fewer threads",
-            mib(options.memory),
-            mib(FIXED + pieces),
-            mib(workspace),
-            mib(needed)
-        )]))
-    }
-
-    /// What a tensor needs beside pieces.
-    fn workspace(&self, tensor: &PlannedTensor) -> usize {
-        match &tensor.work {
-            Work::Copy(_) => 1 << 20,
-            Work::Merge(segments) => {
-                segments.iter().map(|s| s.method.workspace(&self.group(tensor, s))).max().unwrap_or(0)
-            }
-        }
-    }
-
-    /// What each tensor needs beside pieces, largest first.
-    fn workspaces(&self) -> impl Iterator<Item = usize> {
-        let mut needs: Vec<usize> = self.tensors.iter().map(|t| self.workspace(t)).collect();
-        needs.sort_unstable_by(|a, b| b.cmp(a));
-        needs.into_iter()
-    }
-}
-
-/// A number of bytes that may be held at a time.
-pub(crate) struct Budget {
-    free: Mutex<usize>,
-    freed: Condvar,
-}
-
-/// Bytes taken from a budget until this is dropped.
-pub(crate) struct Room<'b> {
-    budget: &'b Budget,
-    bytes: usize,
-}
-
-impl Budget {
-    pub(crate) fn new(bytes: usize) -> Budget {
-        Budget { free: Mutex::new(bytes), freed: Condvar::new() }
-    }
-
-    /// Waits until so many bytes are free. That more than all are never asked for was checked beforehand.
-    pub(crate) fn take(&self, bytes: usize) -> Room<'_> {
-        let mut free = self.free.lock().expect("no panic while held");
-        while *free < bytes {
-            free = self.freed.wait(free).expect("no panic while held");
-        }
-        *free -= bytes;
-        Room { budget: self, bytes }
-    }
-}
-
-impl Drop for Room<'_> {
-    fn drop(&mut self) {
-        *self.budget.free.lock().expect("no panic while held") += self.bytes;
-        self.budget.freed.notify_all();
     }
 }

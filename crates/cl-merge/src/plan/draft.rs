@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 
 use cl_checkpoint::TensorSource;
 
-use crate::config::{MergeConfig, ModelConfig, Parameters, Profile, SliceConfig};
-use crate::extra;
-use crate::inputs::Inputs;
-use crate::methods::OpcmState;
-use crate::plan::reference;
-use crate::registry::{Base, MethodInfo};
-use crate::settings::Settings;
+use super::inputs::{Inputs, is_buffer, names};
+use crate::methods::{Base, MethodInfo, OpcmState, Profile};
+use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
+use crate::recipe::settings::Scopes;
 
 /// One output tensor: where it comes from and with what settings.
 pub(crate) struct Draft<'c> {
@@ -29,10 +26,6 @@ pub(crate) struct DraftInput<'c> {
 }
 
 static NO_PARAMETERS: std::sync::LazyLock<Parameters> = std::sync::LazyLock::new(Parameters::default);
-
-pub(crate) fn slice_layers(slice: &SliceConfig) -> usize {
-    slice.sources.first().map_or(0, |s| s.layer_range[1].saturating_sub(s.layer_range[0]))
-}
 
 /// `model.layers.7.mlp.up_proj.weight` as prefix, layer and rest.
 fn layer_of(tensor: &str) -> Option<(&str, usize, &str)> {
@@ -74,10 +67,6 @@ pub(crate) fn drafts<'c>(
     }
 }
 
-pub(crate) fn model_index(inputs: &Inputs, written: &str) -> usize {
-    inputs.models.iter().position(|m| m.written == written).expect("all were opened")
-}
-
 /// What keys the random masks of each model: its name, else its path as written; a second one of the same is told apart.
 fn mask_keys(models: &[ModelConfig]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
@@ -109,25 +98,25 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
         .zip(keys)
         // A base that is listed among the models is no task vector.
         .filter(|(model, _)| method.base == Base::Input || Some(model.model.as_str()) != base)
-        .map(|(model, key)| (model_index(inputs, &model.model), key, &model.parameters))
+        .map(|(model, key)| (inputs.index(&model.model), key, &model.parameters))
         .collect();
     if let Some(base) = base
         && base_is_input(config, method)
         && config.models.iter().all(|m| m.model != base)
     {
-        members.push((model_index(inputs, base), base.to_owned(), &NO_PARAMETERS));
+        members.push((inputs.index(base), base.to_owned(), &NO_PARAMETERS));
     }
     if !method.ordered {
         members.sort_by(|a, b| a.1.cmp(&b.1));
     }
     if let Some(written) = config.method.parameters.previous.as_deref() {
-        members.insert(0, (model_index(inputs, written), written.to_owned(), &NO_PARAMETERS));
+        members.insert(0, (inputs.index(written), written.to_owned(), &NO_PARAMETERS));
     }
     let base = base.filter(|_| method.base != Base::Input).map(|base| {
         let parameters = config.models.iter().find(|m| m.model == base).map_or(&*NO_PARAMETERS, |m| &m.parameters);
-        (model_index(inputs, base), parameters)
+        (inputs.index(base), parameters)
     });
-    let reference = &inputs.models[reference(config, inputs)].checkpoint;
+    let reference = &inputs.models[inputs.reference(config)].checkpoint;
     let layers = reference.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
     let draft = |name: &str| Draft {
         name: name.to_owned(),
@@ -148,7 +137,7 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
             })
             .collect(),
     };
-    extra::names(reference).into_iter().map(draft).collect()
+    names(reference).into_iter().map(draft).collect()
 }
 
 fn slice_drafts<'c>(
@@ -159,8 +148,8 @@ fn slice_drafts<'c>(
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
-        let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
-        let names = extra::names(model).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
+        let model = &inputs.models[inputs.index(&slice.sources[0].model)].checkpoint;
+        let names = names(model).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
         names.map(str::to_owned).collect()
     };
     let (Some(first), Some(last)) = (config.slices.first(), config.slices.last()) else { return Ok(drafts) };
@@ -176,7 +165,7 @@ fn slice_drafts<'c>(
             problems.push(format!("slice {}: `{base}` is the base and has to be among the sources", number + 1));
         }
         for source in &slice.sources {
-            let checkpoint = &inputs.models[model_index(inputs, &source.model)].checkpoint;
+            let checkpoint = &inputs.models[inputs.index(&source.model)].checkpoint;
             let layers = checkpoint.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
             if source.layer_range[1] > layers {
                 problems.push(format!(
@@ -191,18 +180,18 @@ fn slice_drafts<'c>(
             // Ranges beyond the layers may be beyond any machine.
             continue;
         }
-        for i in 0..slice_layers(slice) {
-            let model = &inputs.models[model_index(inputs, &slice.sources[0].model)].checkpoint;
+        for i in 0..slice.layers() {
+            let model = &inputs.models[inputs.index(&slice.sources[0].model)].checkpoint;
             let from = slice.sources[0].layer_range[0] + i;
             let parts: Vec<(String, String)> = model
                 .names()
                 .iter()
-                .filter(|n| !extra::is_buffer(n) || n.ends_with(".attn.bias"))
+                .filter(|n| !is_buffer(n) || n.ends_with(".attn.bias"))
                 .filter_map(|n| layer_of(n).filter(|l| l.1 == from))
                 .map(|(prefix, _, rest)| (prefix.to_owned(), rest.to_owned()))
                 .collect();
             for (prefix, rest) in parts {
-                let t = place(i, slice_layers(slice));
+                let t = place(i, slice.layers());
                 let name = format!("{prefix}{layer}.{rest}");
                 drafts.push(slice_draft(config, method, inputs, slice, &name, t, |start| {
                     format!("{prefix}{}.{rest}", start + i)
@@ -232,7 +221,7 @@ fn slice_draft<'c>(
     let mut base = None;
     let mut models = Vec::new();
     for source in &slice.sources {
-        let (model, tensor) = (model_index(inputs, &source.model), tensor(source.layer_range[0]));
+        let (model, tensor) = (inputs.index(&source.model), tensor(source.layer_range[0]));
         if Some(source.model.as_str()) == written {
             base = Some((model, tensor, &source.parameters));
         } else {
@@ -246,8 +235,8 @@ fn slice_draft<'c>(
 }
 
 impl Draft<'_> {
-    pub(crate) fn settings<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Settings<'s> {
-        Settings {
+    pub(crate) fn scopes<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Scopes<'s> {
+        Scopes {
             shared: self.shared.clone(),
             models: self.models.iter().map(|m| (m.parameters, m.tensor.as_str())).collect(),
             tensor: &self.name,

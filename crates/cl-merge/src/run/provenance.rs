@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use cl_checkpoint::{CheckpointWriter, Manifest, hash_file};
 use serde_json::{Value, json};
 
-use crate::{Error, MergeConfig, Plan};
+use crate::Error;
+use crate::plan::Plan;
+use crate::plan::inputs::Input;
+use crate::recipe::config::MergeConfig;
 
 /// Name of the resolved merge file in an output.
 pub const CONFIG_NAME: &str = "merge_config.toml";
@@ -38,7 +41,7 @@ pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error
 }
 
 /// One hash over the weight files and config.json.
-fn hash_model(input: &crate::inputs::Input) -> Result<String, Error> {
+fn hash_model(input: &Input) -> Result<String, Error> {
     let mut lines = String::new();
     let config = input.path.join("config.json");
     for file in input.checkpoint.files().chain([config.as_path()]) {

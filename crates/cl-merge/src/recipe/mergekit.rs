@@ -3,8 +3,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ExtraTensors, MethodConfig, ModelConfig, SliceConfig, SliceSource, Vocabulary};
-use crate::{FloatType, MergeConfig, MergeFile, Parameters, Profile};
+use super::config::{
+    ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
+    Vocabulary,
+};
+use crate::methods::Profile;
 
 /// One document.
 #[derive(Deserialize)]
@@ -166,7 +169,7 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Parameter;
+    use crate::recipe::parameter::Parameter;
 
     #[test]
     fn a_typical_file_is_read_as_it_is() {
@@ -223,7 +226,7 @@ dtype: float32
         assert_eq!(file.stages[0].base_model.as_deref(), Some("base"));
         assert_eq!(file.stages[0].vocabulary, Vocabulary::Base);
         assert_eq!(file.stages[0].models[1].parameters.weight, Some(Parameter::Number(0.5)));
-        assert_eq!(file.stages[0].method.parameters.rescale, Some(crate::RescaleChoice::Norm));
+        assert_eq!(file.stages[0].method.parameters.rescale, Some(crate::methods::Rescale::Norm));
         assert_eq!(file.stages[1].dtype, Some(FloatType::Bfloat16));
         assert_eq!(file.stages[1].name, None);
     }

@@ -4,25 +4,9 @@ use std::collections::BTreeSet;
 
 use cl_checkpoint::{TensorSource, TensorSpec};
 
-use crate::config::ExtraTensors;
-use crate::inputs::Inputs;
-use crate::plan::{PlannedTensor, Source, Work};
-
-/// Whether a tensor is a buffer that follows from config.json: rotary frequencies of Llama's first checkpoints, causal masks
-/// of GPT-2's. Newer versions of the same model do not hold them, and nobody reads them.
-pub(crate) fn is_buffer(tensor: &str) -> bool {
-    tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".attn.masked_bias") || tensor.ends_with(".attn.bias")
-}
-
-/// Names of an input that count in a merge.
-pub(crate) fn names(source: &impl TensorSource) -> Vec<&str> {
-    // GPT-2's mask has four dimensions; a bias of that name has one.
-    let counts = |name: &&str| {
-        let mask = name.ends_with(".attn.bias") && source.info(name).is_some_and(|info| info.shape.len() != 4);
-        !is_buffer(name) || mask
-    };
-    source.names().into_iter().filter(counts).collect()
-}
+use super::inputs::{Inputs, names};
+use super::work::{PlannedTensor, Source, Work};
+use crate::recipe::config::ExtraTensors;
 
 /// What a policy does with the tensors of several inputs.
 pub(crate) struct Extra {

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::threads;
-use crate::method::merge_runs;
-use crate::plan::{PlannedTensor, Work};
-use crate::{Error, MergeOptions, Plan};
+use super::options::{MergeOptions, threads};
+use crate::Error;
+use crate::methods::merge_runs;
+use crate::plan::Plan;
+use crate::plan::work::{PlannedTensor, Work};
 
 /// What a merge reads, writes, holds and takes.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ const ENOUGH: f64 = 300_000.0;
 /// Estimates a merge by merging one of its tensors.
 ///
 /// # Errors
-/// Those of reading that tensor; [`Error::Problems`] when memory is not enough.
+/// Returns an error if reading that tensor fails, or [`Error::Problems`] if memory is not enough.
 pub fn estimate(plan: &Plan, options: &MergeOptions) -> Result<Estimate, Error> {
     let peak_memory = plan.peak_memory(options)?;
     let cost = |tensor: &PlannedTensor| cost(plan, tensor);

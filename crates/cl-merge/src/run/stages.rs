@@ -6,8 +6,13 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{FileStamp, write_file};
 use cl_checkpoint::{Manifest, OutputDir};
 
-use crate::engine::STATE_NAME;
-use crate::{Error, MergeFile, MergeOptions, Plan, Summary, merge, provenance};
+use super::engine::{Summary, merge};
+use super::options::MergeOptions;
+use super::provenance;
+use crate::Error;
+use crate::plan::Plan;
+use crate::plan::inputs::STATE_NAME;
+use crate::recipe::config::{MergeConfig, MergeFile};
 
 /// What a run of a file tells while it goes on.
 pub enum Event<'e> {
@@ -25,7 +30,7 @@ pub enum Event<'e> {
 /// the stages that it finished are taken over by the next one, unless the file or the inputs have changed.
 ///
 /// # Errors
-/// Those of planning and merging; [`Error::Problems`] for stages that do not fit together.
+/// Returns an error if planning or merging fails, or [`Error::Problems`] if stages do not fit together.
 pub fn run_file(
     file: &MergeFile,
     out: &Path,
@@ -70,10 +75,10 @@ pub fn run_file(
 /// Checks the output's place before any work: see [`OutputDir::check`].
 ///
 /// # Errors
-/// An output that exists, holds something else than a model, or lies in the way of an input.
+/// Returns an error if the output exists, holds something else than a model, or lies in the way of an input.
 pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(), Error> {
     let stages: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
-    let models = file.stages.iter().flat_map(crate::plan::written_models).filter(|model| !stages.contains(model));
+    let models = file.stages.iter().flat_map(MergeConfig::written_models).filter(|model| !stages.contains(model));
     let inputs: Vec<(&str, &Path)> = models.map(|model| ("a model to be merged", Path::new(model))).collect();
     Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
@@ -97,7 +102,7 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     }
     let names: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
     for (i, stage) in file.stages.iter().enumerate() {
-        for model in crate::plan::written_models(stage) {
+        for model in stage.written_models() {
             if let Some(at) = names.iter().position(|n| *n == model)
                 && at >= i
             {
@@ -105,7 +110,7 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
             }
         }
     }
-    let used = |name: &str| file.stages.iter().any(|s| crate::plan::written_models(s).contains(&name));
+    let used = |name: &str| file.stages.iter().any(|s| s.written_models().contains(&name));
     problems
         .extend(seen.iter().filter(|n| !used(n)).map(|n| format!("no stage uses `{n}`; the last one is the result")));
     let _ = last;

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::{Dtype, TensorInfo, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
-use crate::check::{idle_filters, parameter_problems, shape_of_config, varies};
-use crate::config::{ExtraTensors, MergeConfig, Vocabulary};
-use crate::draft::{Draft, drafts, model_index, slice_layers};
-use crate::engine::STATE_NAME;
-use crate::extra;
-use crate::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
-use crate::methods::{Linear, OpcmState};
-use crate::output::{companions, out_config};
-use crate::registry::{self, MethodInfo};
-use crate::tensor::{is_eight_bit, is_readable};
-use crate::{Error, MergeMethod, TensorGroup, Values, settings};
+use super::draft::{Draft, drafts};
+use super::extra;
+use super::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
+use super::output::{companions, out_config};
+use super::work::{PlannedTensor, Segment, Source, Work};
+use crate::Error;
+use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, whole_model_trim};
+use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
+use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary};
+use crate::recipe::{registry, settings};
+use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
 /// A merge that can be run: what is read, what is computed, what is written.
 pub struct Plan {
@@ -35,76 +35,67 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-pub(crate) struct PlannedTensor {
-    pub(crate) spec: TensorSpec,
-    pub(crate) work: Work,
-}
-
-pub(crate) enum Work {
-    /// The bytes of a tensor of a model, as they are.
-    Copy(Source),
-    /// Consecutive parts, each merged by itself.
-    Merge(Vec<Segment>),
-}
-
-/// A tensor of a model.
-#[derive(Clone, Debug)]
-pub(crate) struct Source {
-    pub(crate) model: usize,
-    pub(crate) tensor: String,
-    /// What keys its random masks.
-    pub(crate) key: String,
-}
-
-/// Some rows of a tensor, or all of it.
-pub(crate) struct Segment {
-    pub(crate) elements: Range<usize>,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) method: Box<dyn MergeMethod>,
-    pub(crate) base: Option<Source>,
-    pub(crate) models: Vec<Source>,
-    /// Whether it is merged by the method of the plan, and so counts in a trim of the whole model.
-    pub(crate) whole: bool,
-}
-
 impl Plan {
     /// Opens all models and plans the merge; no tensor is read.
     ///
     /// # Errors
-    /// [`Error::Problems`] with everything that stands in the way.
+    /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn new(config: &MergeConfig) -> Result<Plan, Error> {
         Plan::of_stage(config, &BTreeMap::new())
+    }
+
+    /// As [`Plan::new`], with a method that is not built in. The merge file names it as `method` does.
+    ///
+    /// # Errors
+    /// Returns [`Error::Problems`] with everything that stands in the way.
+    pub fn with_method(config: &MergeConfig, method: &'static MethodInfo) -> Result<Plan, Error> {
+        if config.method.name != method.name {
+            let problem = format!("the method is `{}`, but the file names `{}`", method.name, config.method.name);
+            return Err(Error::Problems(vec![problem]));
+        }
+        Plan::planned(config, method, &BTreeMap::new())
     }
 
     /// As [`Plan::new`], where models may be names of earlier stages, whose directories are given.
     ///
     /// # Errors
-    /// [`Error::Problems`].
+    /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
+        let Some(method) = registry::method(&config.method.name) else {
+            let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+            let problem = format!("no method is called `{}`; there are {}", config.method.name, names.join(", "));
+            return Err(Error::Problems(vec![problem]));
+        };
+        Plan::planned(config, method, stages)
+    }
+
+    fn planned(
+        config: &MergeConfig,
+        method: &'static MethodInfo,
+        stages: &BTreeMap<String, PathBuf>,
+    ) -> Result<Plan, Error> {
         let mut config = config.clone();
         let mut problems = Vec::new();
-        let Some(method) = registry::method(&config.method.name) else {
-            let names: Vec<&str> = registry::METHODS.iter().map(|m| m.name).collect();
-            problems.push(format!("no method is called `{}`; there are {}", config.method.name, names.join(", ")));
-            return Err(Error::Problems(problems));
-        };
         problems.extend(parameter_problems(&config, method));
-        config.method.parameters = settings::resolve(method.name, config.profile, &config.method.parameters);
+        match settings::resolve(method, config.profile, &config.method.parameters) {
+            Ok(resolved) => config.method.parameters = resolved,
+            Err(problem) => problems.push(problem),
+        }
         let config = &config;
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
-        for written in written_models(config) {
+        for written in config.written_models() {
             if let Err(problem) = inputs.open(written, stages) {
                 problems.push(problem);
             }
         }
-        if inputs.models.is_empty() || inputs.models.len() < written_models(config).len() {
+        if inputs.models.is_empty() || inputs.models.len() < config.written_models().len() {
             return Err(Error::Problems(problems));
         }
-        let reference = reference(config, &inputs);
-        let previous = previous(config, &inputs).unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
+        let reference = inputs.reference(config);
+        let previous = config.method.parameters.previous.as_deref().and_then(|written| {
+            let state = inputs.models[inputs.index(written)].state();
+            state.map_err(|problem| problems.push(problem)).ok()
         });
         let mut notes = Vec::new();
         model_problems(config, &inputs, reference, &mut problems, &mut notes);
@@ -157,10 +148,8 @@ impl Plan {
             [one] => format!("tensor `{one}`: {problem}"),
             all => format!("{} tensors (`{}`, …): {problem}", all.len(), all[0]),
         }));
-        let whole_model_trim = drafts.first().and_then(|draft| {
-            let of_first = draft.settings(config, None);
-            settings::whole_model_trim(&of_first)
-        });
+        let whole_model_trim =
+            drafts.first().and_then(|draft| whole_model_trim(&draft.scopes(config, None).settings(method).ok()?));
         if whole_model_trim.is_some() && varies(config) {
             problems.push(
                 "density: a gradient or filter means nothing when the whole model is trimmed at once; set trim = \"tensor\""
@@ -171,7 +160,7 @@ impl Plan {
         if !problems.is_empty() {
             return Err(Error::Problems(problems));
         }
-        let layers = config.slices.iter().map(slice_layers).sum();
+        let layers = config.slices.iter().map(SliceConfig::layers).sum();
         let out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
         let companions = companions(config, &inputs, reference, stages).map_err(|p| Error::Problems(vec![p]))?;
         Ok(Plan {
@@ -227,14 +216,8 @@ impl Plan {
             let dtype = checkpoint.info(&source.tensor).expect("planned from its header").dtype;
             Values::from_source(&source.key, checkpoint, &source.tensor, dtype).skip(segment.elements.start)
         };
-        TensorGroup {
-            name: &tensor.spec.name,
-            shape: &segment.shape,
-            base: segment.base.as_ref().map(values),
-            models: segment.models.iter().map(values).collect(),
-            parallel: false,
-            model_trims: None,
-        }
+        let models = segment.models.iter().map(values).collect();
+        TensorGroup::new(&tensor.spec.name, &segment.shape, segment.base.as_ref().map(values), models)
     }
 }
 
@@ -245,25 +228,6 @@ fn bytes(dtype: Dtype, shape: &[usize]) -> u64 {
 fn dedup(problems: &mut Vec<String>) {
     let mut seen = BTreeSet::new();
     problems.retain(|problem| seen.insert(problem.clone()));
-}
-
-/// All models that the file names, each once, in order.
-pub(crate) fn written_models(config: &MergeConfig) -> Vec<&str> {
-    let sources = config.slices.iter().flat_map(|s| {
-        let sources = s.sources.iter().map(|source| source.model.as_str());
-        s.base_model.as_deref().into_iter().chain(sources)
-    });
-    let base = config.base_model.as_deref().into_iter();
-    let previous = config.method.parameters.previous.as_deref().into_iter();
-    let all = base.chain(previous).chain(config.models.iter().map(|m| m.model.as_str())).chain(sources);
-    let mut seen = BTreeSet::new();
-    all.filter(|model| seen.insert(*model)).collect()
-}
-
-/// Whose config, tokenizer and dtypes the output has: the base's, else the first model's.
-pub(crate) fn reference(config: &MergeConfig, inputs: &Inputs) -> usize {
-    let written = config.base_model.as_deref();
-    inputs.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
 }
 
 /// Problems between models, whatever the tensors are.
@@ -326,15 +290,6 @@ struct Context<'c> {
     previous: Option<&'c OpcmState>,
 }
 
-/// The state that the earlier merge left, where this one goes on from one.
-fn previous(config: &MergeConfig, inputs: &Inputs) -> Result<Option<OpcmState>, String> {
-    let Some(written) = config.method.parameters.previous.as_deref() else { return Ok(None) };
-    let path = inputs.models[model_index(inputs, written)].path.join(STATE_NAME);
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| format!("{}: {e}; `previous` is the output of an earlier opcm merge", path.display()))?;
-    serde_json::from_str(&text).map(Some).map_err(|e| format!("{}: {e}", path.display()))
-}
-
 /// Why a tensor cannot be planned.
 enum Obstacle {
     /// Something of this tensor.
@@ -380,18 +335,19 @@ fn plan_tensor(
         return Err(Obstacle::Dtype(format!("{:?} in {}, elsewhere {dtype:?}", info.dtype, input.written)));
     }
     let out_dtype = config.dtype.map_or(written_as(dtype), |d| d.dtype());
-    let own = draft.settings(config, previous);
-    let method_of = || settings::build(method.name, &own).map_err(Obstacle::Parameters);
+    let scopes = draft.scopes(config, previous);
+    let method_of = || scopes.build(method).map_err(Obstacle::Parameters);
     let spec = |shape: Vec<usize>| TensorSpec { name: draft.name.clone(), dtype: out_dtype, shape };
     let shape = reference.2.shape.clone();
     if infos.iter().all(|(_, _, info)| info.shape == shape) {
         let as_it_is = out_dtype == dtype || config.dtype.is_none() && is_eight_bit(dtype);
-        if infos.len() == 1 && method.name == "passthrough" && as_it_is && settings::untouched(&own) {
+        let method = method_of()?;
+        if infos.len() == 1 && as_it_is && method.copies() {
             let spec = TensorSpec { dtype, ..spec(shape) };
             return Ok(PlannedTensor { spec, work: Work::Copy(reference.0.clone()) });
         }
         let elements = 0..shape.iter().product();
-        let segment = Segment { elements, shape: shape.clone(), method: method_of()?, base, models, whole: true };
+        let segment = Segment { elements, shape: shape.clone(), method, base, models, whole: true };
         return Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(vec![segment]) });
     }
     let segments = vocabulary_segments(config, draft, (&infos, reference), base.as_ref(), &models, method_of)?;

@@ -1,6 +1,6 @@
-use crate::methods::OpcmNorms;
-use crate::tensor::runs;
-use crate::{Error, Piece, TensorGroup};
+use super::opcm_state::OpcmNorms;
+use crate::Error;
+use crate::tensor::{Piece, TensorGroup, runs};
 
 /// A way to make one tensor of several: sees one tensor's values at a time and returns one tensor.
 ///
@@ -17,6 +17,11 @@ pub trait MergeMethod: Send + Sync {
         false
     }
 
+    /// Whether the merge of a lone input is that input, so that its bytes may be copied as they are.
+    fn copies(&self) -> bool {
+        false
+    }
+
     /// Bytes that the method holds beside pieces for a tensor; estimated from above, without reading it.
     fn workspace(&self, _group: &TensorGroup<'_>) -> usize {
         0
@@ -30,7 +35,7 @@ pub trait MergeMethod: Send + Sync {
     /// This tensor's part of norms over the whole model, for a method that scales by these; `None` for others.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Returns an error if reading fails.
     fn measure(&self, _group: &TensorGroup<'_>) -> Result<Option<OpcmNorms>, Error> {
         Ok(None)
     }
@@ -43,7 +48,7 @@ pub trait MergeMethod: Send + Sync {
     /// Looks at the tensor and returns what merges its pieces.
     ///
     /// # Errors
-    /// Those of reading; [`Error::Undefined`] where the method has no answer for these values.
+    /// Returns an error if reading fails, or [`Error::Undefined`] if the method has no answer for these values.
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error>;
 }
 
@@ -68,20 +73,14 @@ impl<F: Fn(&mut Piece, &mut [f32]) + Sync> MergePieces for F {
 ///
 /// ```
 /// use cl_merge::{TensorGroup, Values, merge_tensor, methods::Linear};
-/// let group = TensorGroup {
-///     name: "w",
-///     shape: &[2],
-///     base: None,
-///     models: vec![Values::from_slice("a", &[1.0, 2.0]), Values::from_slice("b", &[3.0, 6.0])],
-///     parallel: false,
-///     model_trims: None,
-/// };
+/// let models = vec![Values::from_slice("a", &[1.0, 2.0]), Values::from_slice("b", &[3.0, 6.0])];
+/// let group = TensorGroup::new("w", &[2], None, models);
 /// assert_eq!(merge_tensor(&Linear { weights: vec![1.0, 1.0], normalize: true }, &group)?, [2.0, 4.0]);
 /// # Ok::<(), cl_merge::Error>(())
 /// ```
 ///
 /// # Errors
-/// Those of the method.
+/// Returns an error if the method does.
 pub fn merge_tensor(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> Result<Vec<f32>, Error> {
     let collect = |values: &mut Vec<f32>, _: &Piece, out: &[f32]| values.extend_from_slice(out);
     Ok(merge_runs(method, group, collect, |_, values| Ok(values))?.0.concat())
@@ -107,4 +106,9 @@ pub(crate) fn merge_runs<A: Default, R: Send>(
         end(run[0].start, all)
     })?;
     Ok((results, prepared.state()))
+}
+
+/// The error of a method that has no answer for a tensor.
+pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, message: &str) -> Error {
+    Error::Undefined { tensor: group.name.to_owned(), method, message: message.to_owned() }
 }

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use cl_checkpoint::TensorSource;
 use serde_json::{Map, Value};
 
-use crate::config::{MergeConfig, Vocabulary};
-use crate::inputs::{Input, Inputs};
-use crate::plan::PlannedTensor;
+use super::inputs::{Input, Inputs};
+use super::work::PlannedTensor;
+use crate::recipe::config::{MergeConfig, Vocabulary};
 
 /// config.json of the output.
 pub(crate) fn out_config(

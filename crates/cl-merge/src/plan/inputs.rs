@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::Checkpoint;
+use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::Value;
 
-use crate::extra;
+use crate::methods::OpcmState;
+use crate::recipe::config::MergeConfig;
 
 /// Model directories, each opened once.
 #[derive(Default)]
@@ -33,6 +34,46 @@ impl Inputs {
         self.models.push(Input { written: written.to_owned(), path, checkpoint });
         Ok(self.models.len() - 1)
     }
+
+    /// The index of a model that was opened.
+    pub(crate) fn index(&self, written: &str) -> usize {
+        self.models.iter().position(|m| m.written == written).expect("all were opened")
+    }
+
+    /// Whose config, tokenizer and dtypes the output has: the base's, else the first model's.
+    pub(crate) fn reference(&self, config: &MergeConfig) -> usize {
+        let written = config.base_model.as_deref();
+        self.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
+    }
+}
+
+/// What a method needs that goes on from its own output, per tensor.
+pub(crate) const STATE_NAME: &str = "merge_state.json";
+
+impl Input {
+    /// The state that an earlier merge left.
+    pub(crate) fn state(&self) -> Result<OpcmState, String> {
+        let path = self.path.join(STATE_NAME);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| format!("{}: {e}; `previous` is the output of an earlier opcm merge", path.display()))?;
+        serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+    }
+}
+
+/// Whether a tensor is a buffer that follows from config.json: rotary frequencies of Llama's first checkpoints, causal masks
+/// of GPT-2's. Newer versions of the same model do not hold them, and nobody reads them.
+pub(crate) fn is_buffer(tensor: &str) -> bool {
+    tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".attn.masked_bias") || tensor.ends_with(".attn.bias")
+}
+
+/// Names of an input that count in a merge.
+pub(crate) fn names(source: &impl TensorSource) -> Vec<&str> {
+    // GPT-2's mask has four dimensions; a bias of that name has one.
+    let counts = |name: &&str| {
+        let mask = name.ends_with(".attn.bias") && source.info(name).is_some_and(|info| info.shape.len() != 4);
+        !is_buffer(name) || mask
+    };
+    source.names().into_iter().filter(counts).collect()
 }
 
 fn explain(written: &str, path: &Path, error: cl_checkpoint::Error) -> String {
@@ -126,7 +167,7 @@ const PREFIXES: [&str; 4] = ["model.", "transformer.", "gpt_neox.", "language_mo
 
 /// Says so where one of the two was saved from the bare model: its names lack the prefix that the other's have.
 pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
-    let (a, b) = (extra::names(&reference.checkpoint), extra::names(&other.checkpoint));
+    let (a, b) = (names(&reference.checkpoint), names(&other.checkpoint));
     let of_bare = |bare: &[&str], whole: &[&str]| {
         let whole: BTreeSet<&str> = whole.iter().copied().collect();
         PREFIXES.into_iter().find(|prefix| {
@@ -147,8 +188,8 @@ pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
 
 /// Names that only one side has, shortened for a message.
 pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
-    let a: BTreeSet<&str> = extra::names(&reference.checkpoint).into_iter().collect();
-    let b: BTreeSet<&str> = extra::names(&other.checkpoint).into_iter().collect();
+    let a: BTreeSet<&str> = names(&reference.checkpoint).into_iter().collect();
+    let b: BTreeSet<&str> = names(&other.checkpoint).into_iter().collect();
     let list = |names: Vec<&&str>| {
         let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
         let more = names.len().saturating_sub(4);

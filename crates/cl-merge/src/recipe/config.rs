@@ -1,13 +1,12 @@
 //! What a merge file says.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Error, Parameter};
+use super::parameter::Parameter;
+use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -163,19 +162,6 @@ pub struct SliceSource {
     pub parameters: Parameters,
 }
 
-/// Whose definitions hold where tools and papers differ. Parameters that are set win.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// Those of the papers that introduced the methods.
-    #[default]
-    Method,
-    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
-    Paper,
-    /// Those of mergekit.
-    Mergekit,
-}
-
 /// What happens to rows of token tables that not all models have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -308,7 +294,7 @@ pub struct Parameters {
     pub int8_mask: Option<bool>,
     /// What makes up for dropped entries.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rescale: Option<RescaleChoice>,
+    pub rescale: Option<Rescale>,
     /// What is trimmed by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trim: Option<Trimmed>,
@@ -317,13 +303,13 @@ pub struct Parameters {
     pub election: Option<Election>,
     /// What a sum of task vectors is divided by.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub divisor: Option<DivisorChoice>,
+    pub divisor: Option<Divisor>,
     /// Trim scaled singular vectors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled: Option<bool>,
     /// What of a new task vector is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub projection: Option<ProjectionChoice>,
+    pub projection: Option<Projection>,
     /// What has one scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<Trimmed>,
@@ -333,90 +319,32 @@ pub struct Parameters {
     /// Earlier merge that this one goes on from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
-    /// Keys that no method knows; they are reported when the merge is planned.
+    /// All others: those of methods that are not built in, and keys that no method knows, which are reported when the merge
+    /// is planned.
     #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
     pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
-/// What makes up for dropped entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "RescaleForm")]
-pub enum RescaleChoice {
-    /// Nothing.
-    None,
-    /// Division by the probability of being kept.
-    Density,
-    /// The L1 norm of the whole.
-    Norm,
-}
-
-/// As a word, or mergekit's boolean.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
-enum RescaleForm {
-    Flag(bool),
-    Word(String),
-}
-
-impl TryFrom<RescaleForm> for RescaleChoice {
-    type Error = String;
-
-    fn try_from(form: RescaleForm) -> Result<RescaleChoice, String> {
-        match form {
-            RescaleForm::Flag(true) => Ok(RescaleChoice::Norm),
-            RescaleForm::Flag(false) => Ok(RescaleChoice::None),
-            RescaleForm::Word(word) => match word.as_str() {
-                "none" => Ok(RescaleChoice::None),
-                "density" => Ok(RescaleChoice::Density),
-                "norm" => Ok(RescaleChoice::Norm),
-                _ => Err(format!("rescale is \"none\", \"density\" or \"norm\", not {word:?}")),
-            },
-        }
+impl MergeConfig {
+    /// All models that the file names, each once, in order.
+    pub(crate) fn written_models(&self) -> Vec<&str> {
+        let sources = self.slices.iter().flat_map(|s| {
+            let sources = s.sources.iter().map(|source| source.model.as_str());
+            s.base_model.as_deref().into_iter().chain(sources)
+        });
+        let base = self.base_model.as_deref().into_iter();
+        let previous = self.method.parameters.previous.as_deref().into_iter();
+        let all = base.chain(previous).chain(self.models.iter().map(|m| m.model.as_str())).chain(sources);
+        let mut seen = BTreeSet::new();
+        all.filter(|model| seen.insert(*model)).collect()
     }
 }
 
-/// What is trimmed by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trimmed {
-    /// Each tensor keeps its share.
-    Tensor,
-    /// The whole model keeps its share, wherever the largest entries are.
-    Model,
-}
-
-/// What of a new task vector is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProjectionChoice {
-    /// What leads from the leading to the leading directions of those before.
-    Leading,
-    /// What touches them on either side.
-    Complement,
-}
-
-/// What elects an entry's sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Election {
-    /// The sum of task vectors.
-    Unweighted,
-    /// The sum of weighted task vectors.
-    Weighted,
-    /// The sum of their signs.
-    Count,
-}
-
-/// What a sum of task vectors is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DivisorChoice {
-    /// Nothing.
-    None,
-    /// The weights of those that take part.
-    Weight,
-    /// The number of those that take part.
-    Count,
+impl SliceConfig {
+    /// Layers of the output.
+    pub(crate) fn layers(&self) -> usize {
+        self.sources.first().map_or(0, |s| s.layer_range[1].saturating_sub(s.layer_range[0]))
+    }
 }
 
 impl Parameters {
@@ -426,37 +354,5 @@ impl Parameters {
             Ok(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
             _ => Vec::new(),
         }
-    }
-}
-
-impl MergeFile {
-    /// Reads a file: mergekit's YAML by its ending, TOML otherwise.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Config`].
-    pub fn read(path: &Path) -> Result<MergeFile, Error> {
-        let text = read_text(path, MAX_CONFIG)?;
-        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
-        let file = if yaml { crate::mergekit::from_yaml(&text) } else { MergeFile::from_toml(&text) };
-        file.map_err(|message| Error::Config { path: path.to_owned(), message })
-    }
-
-    /// One merge, or stages under `[[stage]]`, in TOML.
-    ///
-    /// # Errors
-    /// What is wrong, and where.
-    pub fn from_toml(text: &str) -> Result<MergeFile, String> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Stages {
-            stage: Vec<MergeConfig>,
-        }
-        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
-        let stages = if table.contains_key("stage") {
-            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
-        } else {
-            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
-        };
-        Ok(MergeFile { stages })
     }
 }

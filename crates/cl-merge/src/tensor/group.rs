@@ -6,8 +6,9 @@ use std::ops::Range;
 use cl_checkpoint::{Dtype, TensorSource, convert};
 use rayon::prelude::*;
 
-use crate::select::Trim;
-use crate::{Error, kernels};
+use super::kernels;
+use super::trim::Trim;
+use crate::Error;
 
 /// Elements of a piece: so few that all models' are still in a core's cache when a method goes over them again. It is fixed,
 /// because sums over pieces would otherwise depend on who asks.
@@ -206,6 +207,17 @@ thread_local! {
 }
 
 impl<'a> TensorGroup<'a> {
+    /// A tensor of this shape, outermost dimension first, with as many values in the base, if there is one, and in each model.
+    /// It is merged on the calling thread, and trims are its own.
+    pub fn new(
+        name: &'a str,
+        shape: &'a [usize],
+        base: Option<Values<'a>>,
+        models: Vec<Values<'a>>,
+    ) -> TensorGroup<'a> {
+        TensorGroup { name, shape, base, models, parallel: false, model_trims: None }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -233,7 +245,7 @@ impl<'a> TensorGroup<'a> {
     /// Everything is read at the start. With `task_vectors` the models' values come as differences from the base's.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Returns an error if reading fails.
     pub fn with_pieces<R>(
         &self,
         ranges: &[Range<usize>],
@@ -281,7 +293,7 @@ impl<'a> TensorGroup<'a> {
     /// Calls `f` with every piece, on several threads where that is allowed, and returns the results in order.
     ///
     /// # Errors
-    /// Those of reading; of several, the first in order.
+    /// Returns an error if reading fails; of several errors the first in order.
     pub fn map_pieces<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -293,7 +305,7 @@ impl<'a> TensorGroup<'a> {
     /// As [`TensorGroup::map_pieces`], with the models' values as differences from the base's.
     ///
     /// # Errors
-    /// Those of reading; of several, the first in order.
+    /// Returns an error if reading fails; of several errors the first in order.
     pub fn map_task_vectors<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -327,7 +339,7 @@ impl<'a> TensorGroup<'a> {
     /// All values of the base, or of a model, as f32.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Returns an error if reading fails.
     pub fn load(&self, values: &Values<'_>) -> Result<Vec<f32>, Error> {
         let mut out = vec![0.0; self.elements()];
         let mut bytes = Vec::new();
@@ -341,7 +353,7 @@ impl<'a> TensorGroup<'a> {
     /// Differences of all models from the base, as f32.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Returns an error if reading fails.
     ///
     /// # Panics
     /// Without a base.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::config::{MergeConfig, Parameters};
-use crate::draft::slice_layers;
-use crate::registry::{self, Base, MethodInfo};
+use super::config::{MergeConfig, Parameters};
+use super::parameter::Parameter;
+use crate::methods::{Base, MethodInfo, ParameterInfo};
 
 /// Every place where parameters stand, and what it is called.
 fn scopes(config: &MergeConfig) -> Vec<(String, &Parameters, bool)> {
@@ -28,16 +28,15 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
     let mut problems = Vec::new();
     for (place, parameters, of_model) in scopes(config) {
         for name in parameters.names() {
-            let known = registry::parameter(&name);
-            match known {
-                Some(info) if method.parameters.contains(&info.name) => {
+            match method.parameter(&name) {
+                Some(info) => {
                     if of_model && !info.per_model {
                         problems.push(format!("{place}: `{name}` is one for all models; set it under the method"));
                     }
                     let values = serde_json::to_value(parameters).unwrap_or_default();
                     problems.extend(range_problems(&place, info, &values[&name]));
                 }
-                _ => {
+                None => {
                     let has = if method.parameters.is_empty() {
                         "no parameters".to_owned()
                     } else {
@@ -52,7 +51,7 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
 }
 
 /// Numbers in the JSON form of a parameter that are out of range.
-fn range_problems(place: &str, info: &registry::ParameterInfo, value: &Value) -> Vec<String> {
+fn range_problems(place: &str, info: &ParameterInfo, value: &Value) -> Vec<String> {
     let (low, high) = info.bounds;
     match value {
         Value::Number(number) => {
@@ -93,7 +92,7 @@ pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<
         for source in slice.sources.iter().filter(|s| s.layer_range[0] >= s.layer_range[1]) {
             problems.push(format!("{place}, {}: layer_range {:?} is empty", source.model, source.layer_range));
         }
-        if slice.sources.iter().any(|s| s.layer_range[1].saturating_sub(s.layer_range[0]) != slice_layers(slice)) {
+        if slice.sources.iter().any(|s| s.layer_range[1].saturating_sub(s.layer_range[0]) != slice.layers()) {
             problems.push(format!("{place}: all sources need the same number of layers"));
         }
     }
@@ -122,7 +121,7 @@ fn count_problems(place: &str, names: &[&str], base: Option<&str>, method: &Meth
 
 /// Whether densities are not plain numbers.
 pub(crate) fn varies(config: &MergeConfig) -> bool {
-    scopes(config).iter().any(|(_, p, _)| p.density.as_ref().is_some_and(|d| !matches!(d, crate::Parameter::Number(_))))
+    scopes(config).iter().any(|(_, p, _)| p.density.as_ref().is_some_and(|d| !matches!(d, Parameter::Number(_))))
 }
 
 /// Filters that match no tensor.

@@ -1,0 +1,65 @@
+//! What parameters are, and those that several methods share.
+
+/// One parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct ParameterInfo {
+    /// Name in files.
+    pub name: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    /// Values it can have.
+    pub range: &'static str,
+    /// Lowest and highest number.
+    pub bounds: (f64, f64),
+    /// Whether each model can have its own.
+    pub per_model: bool,
+}
+
+impl ParameterInfo {
+    /// A number within `bounds`, one for all models.
+    pub const fn number(
+        name: &'static str,
+        meaning: &'static str,
+        range: &'static str,
+        bounds: (f64, f64),
+    ) -> ParameterInfo {
+        ParameterInfo { name, meaning, range, bounds, per_model: false }
+    }
+
+    /// A word, a truth value or a path.
+    pub const fn choice(name: &'static str, meaning: &'static str, range: &'static str) -> ParameterInfo {
+        ParameterInfo { name, meaning, range, bounds: INFINITE, per_model: false }
+    }
+
+    /// The same, where each model can have its own.
+    pub const fn per_model(self) -> ParameterInfo {
+        ParameterInfo { per_model: true, ..self }
+    }
+}
+
+/// Bounds of any finite number.
+pub(super) const INFINITE: (f64, f64) = (f64::MIN, f64::MAX);
+/// Bounds of a share.
+pub(super) const SHARE: (f64, f64) = (0.0, 1.0);
+
+/// Parameters that several methods share.
+pub(crate) const SHARED: &[ParameterInfo] = &[
+    ParameterInfo::number("weight", "how much of the model", "a finite number", INFINITE).per_model(),
+    ParameterInfo::number("density", "share of a task vector's entries that is kept", "0 to 1", SHARE).per_model(),
+    ParameterInfo::number("lambda", "scale of the merged task vector", "a finite number", INFINITE),
+    ParameterInfo::number(
+        "t",
+        "place between base (0) and model (1); nearswap: how near a weight has to be",
+        "a finite number",
+        INFINITE,
+    ),
+    ParameterInfo::choice("normalize", "divide by the weights of those that take part", "true or false"),
+    ParameterInfo::choice("int8_mask", "no effect, masks are never stored", "true or false"),
+    ParameterInfo::choice(
+        "rescale",
+        "what makes up for dropped entries",
+        "none, density (1 / density), norm (the L1 norm of the whole)",
+    ),
+    ParameterInfo::choice("election", "what elects an entry's sign", "unweighted, weighted (sums), count (of signs)"),
+    ParameterInfo::choice("divisor", "what the sum is divided by", "none, weight, count (of those that take part)"),
+];

@@ -1,0 +1,64 @@
+//! Settings as methods get them: what holds for one tensor, and what holds where a file says nothing.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::opcm_state::OpcmState;
+
+/// Whose definitions hold where tools and papers differ. Parameters that are set win.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// Those of the papers that introduced the methods.
+    #[default]
+    Method,
+    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
+    Paper,
+    /// Those of mergekit.
+    Mergekit,
+}
+
+/// Values of parameters that hold where a file says nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults(pub(crate) Table);
+
+impl Defaults {
+    /// None.
+    pub fn new() -> Defaults {
+        Defaults::default()
+    }
+
+    /// With one more.
+    ///
+    /// # Panics
+    /// Panics if TOML has no form for the value.
+    pub fn with(mut self, name: &str, value: impl Serialize) -> Defaults {
+        let value = Value::try_from(value).expect("defaults are numbers, truth values and words");
+        self.0.insert(name.to_owned(), value);
+        self
+    }
+}
+
+/// What a method is made of for one tensor.
+pub struct TensorSettings<'a> {
+    /// Parameters by name, gradients and filters resolved; what each model can have of its own is a list in the order of models.
+    pub(crate) values: Table,
+    /// The models' names, which key their random masks.
+    pub models: Vec<&'a str>,
+    /// Random seed.
+    pub seed: u64,
+    /// Where an earlier merge ended that this one goes on from.
+    pub previous: Option<&'a OpcmState>,
+}
+
+impl TensorSettings<'_> {
+    /// The parameters as a method's own type, with one field a parameter: `Vec<f64>` where each model can have its own, else
+    /// one value; an `Option` where there may be none.
+    ///
+    /// # Errors
+    /// Returns an error if a value is missing or of another type.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
+        self.values.clone().try_into().map_err(|e| e.to_string().trim().to_owned())
+    }
+}

@@ -1,0 +1,42 @@
+//! Merge files, read.
+
+use std::path::Path;
+
+use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
+use serde::Deserialize;
+
+use super::config::{MergeConfig, MergeFile};
+use super::mergekit::from_yaml;
+use crate::Error;
+
+impl MergeFile {
+    /// Reads a file: mergekit's YAML by its ending, TOML otherwise.
+    ///
+    /// # Errors
+    /// Returns [`Error::Io`] if the file cannot be read, or [`Error::Config`] if it is no merge file.
+    pub fn read(path: &Path) -> Result<MergeFile, Error> {
+        let text = read_text(path, MAX_CONFIG)?;
+        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
+        let file = if yaml { from_yaml(&text) } else { MergeFile::from_toml(&text) };
+        file.map_err(|message| Error::Config { path: path.to_owned(), message })
+    }
+
+    /// One merge, or stages under `[[stage]]`, in TOML.
+    ///
+    /// # Errors
+    /// Returns what is wrong, and where, if this is no merge file.
+    pub fn from_toml(text: &str) -> Result<MergeFile, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Stages {
+            stage: Vec<MergeConfig>,
+        }
+        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
+        let stages = if table.contains_key("stage") {
+            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
+        } else {
+            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
+        };
+        Ok(MergeFile { stages })
+    }
+}

@@ -1,0 +1,9 @@
+//! What is to be merged, as a file says it: settings read, checked, and resolved for every tensor.
+
+pub(crate) mod check;
+pub(crate) mod config;
+mod file;
+mod mergekit;
+pub(crate) mod parameter;
+pub(crate) mod registry;
+pub(crate) mod settings;

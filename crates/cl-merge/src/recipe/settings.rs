@@ -1,0 +1,203 @@
+//! Settings as files give them, resolved: defaults filled in, and for every tensor what holds for it.
+
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use super::config::Parameters;
+use super::parameter::Parameter;
+use crate::methods::{Divisor, MergeMethod, MethodInfo, OpcmState, Profile, TensorSettings};
+
+/// Where the settings of one tensor stand.
+pub(crate) struct Scopes<'a> {
+    /// Of the method, or of the slice before it: the first that has a value wins.
+    pub(crate) shared: Vec<&'a Parameters>,
+    /// Of each model, and the name of the tensor in it; then `shared`.
+    pub(crate) models: Vec<(&'a Parameters, &'a str)>,
+    pub(crate) tensor: &'a str,
+    /// Place of the tensor among the layers, 0 to 1.
+    pub(crate) t: f64,
+    /// What keys each model's masks.
+    pub(crate) keys: Vec<&'a str>,
+    /// Where an earlier merge ended that this one goes on from.
+    pub(crate) previous: Option<&'a OpcmState>,
+    pub(crate) seed: u64,
+}
+
+impl Scopes<'_> {
+    /// The method for the tensor; `shared` ends with resolved parameters.
+    ///
+    /// # Errors
+    /// Returns an error if something is missing or out of range.
+    pub(crate) fn build(&self, method: &MethodInfo) -> Result<Box<dyn MergeMethod>, String> {
+        (method.build)(&self.settings(method)?)
+    }
+
+    /// What holds for the tensor; where filters match nothing, the defaults of the papers.
+    ///
+    /// # Errors
+    /// Returns an error if a value is neither a number, a word, a truth value, a gradient nor filters.
+    pub(crate) fn settings(&self, method: &MethodInfo) -> Result<TensorSettings<'_>, String> {
+        let shared: Vec<Given> = self.shared.iter().map(|p| given(method, p)).collect::<Result<_, _>>()?;
+        let own: Vec<Given> = self.models.iter().map(|(p, _)| given(method, p)).collect::<Result<_, _>>()?;
+        let defaults = (method.defaults)(Profile::Method).0;
+        let mut values = Table::new();
+        for &name in method.parameters {
+            let of_shared = |tensor: &str| {
+                let set = shared.iter().find_map(|scope| scope.get(name)?.resolve(tensor, self.t));
+                set.or_else(|| defaults.get(name).cloned())
+            };
+            let value = if method.parameter(name).is_some_and(|info| info.per_model) {
+                let of_model = |(scope, (_, tensor)): (&Given, &(_, &str))| {
+                    let set = scope.get(name).and_then(|setting| setting.resolve(tensor, self.t));
+                    set.or_else(|| of_shared(tensor))
+                };
+                own.iter().zip(&self.models).map(of_model).collect::<Option<Vec<Value>>>().map(Value::Array)
+            } else {
+                of_shared(self.tensor)
+            };
+            values.extend(value.map(|value| (name.to_owned(), value)));
+        }
+        Ok(TensorSettings { values, models: self.keys.clone(), seed: self.seed, previous: self.previous })
+    }
+}
+
+/// The settings of one place that the method has, by name.
+type Given = BTreeMap<String, Setting>;
+
+/// What a file gives one parameter.
+enum Setting {
+    /// A gradient or filters.
+    Varying(Parameter),
+    /// The same for all tensors.
+    Plain(Value),
+}
+
+impl Setting {
+    fn resolve(&self, tensor: &str, t: f64) -> Option<Value> {
+        match self {
+            Setting::Varying(parameter) => parameter.resolve(tensor, t).map(Value::Float),
+            Setting::Plain(value) => Some(value.clone()),
+        }
+    }
+}
+
+fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, String> {
+    let setting = |(name, value): (String, Value)| match value {
+        Value::Array(_) | Value::Table(_) => {
+            let varying = value.try_into().map_err(|e| format!("`{name}`: {}", e.to_string().trim()))?;
+            Ok((name, Setting::Varying(varying)))
+        }
+        plain => Ok((name, Setting::Plain(plain))),
+    };
+    let has = |name: &str| method.parameters.contains(&name);
+    table(method, parameters)?.into_iter().filter(|(name, _)| has(name)).map(setting).collect()
+}
+
+/// The parameters that are set, by name.
+fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, String> {
+    let known = Parameters { unknown: BTreeMap::new(), ..parameters.clone() };
+    let mut table = Table::try_from(known).map_err(|e| e.to_string())?;
+    // JSON's null says nothing.
+    let of_others = parameters.unknown.iter().filter_map(|(name, value)| Some((name, Value::try_from(value).ok()?)));
+    table.extend(of_others.map(|(name, value)| (name.clone(), value)));
+    // `normalize` is mergekit's word for the two divisors that it has.
+    if method.parameters.contains(&"divisor")
+        && let Some(normalize) = table.remove("normalize")
+    {
+        let divisor = if normalize.as_bool() == Some(true) { Divisor::Weight } else { Divisor::None };
+        table.entry("divisor").or_insert(Value::try_from(divisor).map_err(|e| e.to_string())?);
+    }
+    Ok(table)
+}
+
+/// The parameters of a method with every default filled in, by whose definitions hold.
+///
+/// # Errors
+/// Returns an error if a number is beyond what TOML holds.
+pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters) -> Result<Parameters, String> {
+    let mut resolved = table(method, given)?;
+    for (name, value) in (method.defaults)(profile).0 {
+        resolved.entry(name).or_insert(value);
+    }
+    resolved.try_into().map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::{Defaults, METHODS, ParameterInfo};
+    use crate::recipe::check::parameter_problems;
+    use crate::recipe::config::MergeConfig;
+
+    /// Whatever a file leaves out has a default of the type that the method reads, but for the `t` of two methods.
+    #[test]
+    fn defaults_make_every_method() {
+        for method in METHODS {
+            for profile in [Profile::Method, Profile::Paper, Profile::Mergekit] {
+                let mut given = Parameters::default();
+                if method.parameters.contains(&"t") {
+                    given.t = Some(0.5.into());
+                }
+                let resolved = resolve(method, profile, &given).unwrap();
+                let own = Parameters::default();
+                let n = (*method.models.end()).min(2);
+                let scopes = Scopes {
+                    shared: vec![&resolved],
+                    models: vec![(&own, "w"); n],
+                    tensor: "w",
+                    t: 0.0,
+                    keys: vec!["a", "b"],
+                    previous: None,
+                    seed: 42,
+                };
+                scopes.build(method).map(drop).unwrap_or_else(|e| panic!("{}: {e}", method.name));
+            }
+        }
+    }
+
+    /// A parameter that no other method has needs no field in [`Parameters`].
+    #[test]
+    fn parameters_of_new_names_are_read_resolved_and_checked() {
+        const METHOD: MethodInfo = MethodInfo {
+            parameters: &["sharpness", "weight"],
+            own_parameters: &[ParameterInfo::number("sharpness", "how sharp", "0 to 2", (0.0, 2.0)).per_model()],
+            defaults: |_| Defaults::new().with("sharpness", 1.0).with("weight", 1.0),
+            ..MethodInfo::new("sharp", |settings| {
+                let Settings { sharpness, weight } = settings.read()?;
+                Err(format!("{sharpness:?} {weight:?}"))
+            })
+        };
+        #[derive(serde::Deserialize)]
+        struct Settings {
+            sharpness: Vec<f64>,
+            weight: Vec<f64>,
+        }
+        let parse = |text: &str| toml::from_str::<MergeConfig>(text).unwrap();
+        let config = parse(
+            "[method.sharp]\nsharpness = [{ filter = \"mlp\", value = [0.0, 2.0] }]\n\
+             [[models]]\nmodel = \"a\"\nsharpness = 0.25\n[[models]]\nmodel = \"b\"\nweight = 3",
+        );
+        assert!(parameter_problems(&config, &METHOD).is_empty());
+        let resolved = resolve(&METHOD, Profile::Method, &config.method.parameters).unwrap();
+        let of = |tensor: &str| {
+            let scopes = Scopes {
+                shared: vec![&resolved],
+                models: config.models.iter().map(|m| (&m.parameters, tensor)).collect(),
+                tensor,
+                t: 0.25,
+                keys: vec!["a", "b"],
+                previous: None,
+                seed: 42,
+            };
+            scopes.build(&METHOD).err().unwrap()
+        };
+        assert_eq!(of("mlp.weight"), "[0.25, 0.5] [1.0, 3.0]");
+        // No filter matches: the default holds.
+        assert_eq!(of("norm.weight"), "[0.25, 1.0] [1.0, 3.0]");
+        let wrong = parse("[method.sharp]\nsharpness = 3\ndulness = 1\n[[models]]\nmodel = \"a\"");
+        let problems = parameter_problems(&wrong, &METHOD);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().any(|p| p.contains("it has to be 0 to 2")), "{problems:?}");
+    }
+}

@@ -1,0 +1,113 @@
+//! What a plan holds in memory at most, and the room that tensors take of it while it runs.
+
+use std::sync::{Condvar, Mutex};
+
+use super::options::{MergeOptions, threads};
+use crate::Error;
+use crate::plan::Plan;
+use crate::plan::work::{PlannedTensor, Segment, Work};
+use crate::tensor::{PIECE, READ};
+
+/// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
+pub(crate) const FIXED: usize = 32 << 20;
+
+impl Plan {
+    /// Bytes of one thread's pieces.
+    pub(super) fn piece_bytes(&self) -> usize {
+        let bytes = |segment: &Segment| {
+            let inputs = segment.models.len() + usize::from(segment.base.is_some());
+            let columns = segment.shape.last().copied().unwrap_or(1);
+            let rows = segment.method.whole_rows();
+            let (piece, read) = if rows { (PIECE.max(columns), READ.max(columns)) } else { (PIECE, READ) };
+            // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, of four at most.
+            piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
+        };
+        let segments = self.tensors.iter().filter_map(|t| match &t.work {
+            Work::Merge(segments) => Some(segments),
+            Work::Copy(_) => None,
+        });
+        segments.flatten().map(bytes).max().unwrap_or(1 << 20)
+    }
+
+    /// The largest tensor's need beside pieces, and its name.
+    pub(super) fn largest_workspace(&self) -> (usize, &str) {
+        let needs = self.tensors.iter().map(|t| (self.workspace(t), t.spec.name.as_str()));
+        needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""))
+    }
+
+    /// Bytes that are held at most, of those allowed.
+    ///
+    /// # Errors
+    /// Returns [`Error::Problems`] if these are not enough.
+    pub fn peak_memory(&self, options: &MergeOptions) -> Result<usize, Error> {
+        let threads = threads(options);
+        let pieces = threads * self.piece_bytes();
+        let (workspace, tensor) = self.largest_workspace();
+        let needed = FIXED + pieces + workspace;
+        if needed <= options.memory {
+            let side_by_side = self.workspaces().take(threads).sum::<usize>();
+            return Ok(options.memory.min(FIXED + pieces + side_by_side.max(workspace)));
+        }
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        Err(Error::Problems(vec![format!(
+            "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB \
+             or fewer threads",
+            mib(options.memory),
+            mib(FIXED + pieces),
+            mib(workspace),
+            mib(needed)
+        )]))
+    }
+
+    /// What a tensor needs beside pieces.
+    pub(super) fn workspace(&self, tensor: &PlannedTensor) -> usize {
+        match &tensor.work {
+            Work::Copy(_) => 1 << 20,
+            Work::Merge(segments) => {
+                segments.iter().map(|s| s.method.workspace(&self.group(tensor, s))).max().unwrap_or(0)
+            }
+        }
+    }
+
+    /// What each tensor needs beside pieces, largest first.
+    fn workspaces(&self) -> impl Iterator<Item = usize> {
+        let mut needs: Vec<usize> = self.tensors.iter().map(|t| self.workspace(t)).collect();
+        needs.sort_unstable_by(|a, b| b.cmp(a));
+        needs.into_iter()
+    }
+}
+
+/// A number of bytes that may be held at a time.
+pub(crate) struct Budget {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// Bytes taken from a budget until this is dropped.
+pub(crate) struct Room<'b> {
+    budget: &'b Budget,
+    bytes: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Budget {
+        Budget { free: Mutex::new(bytes), freed: Condvar::new() }
+    }
+
+    /// Waits until so many bytes are free. That more than all are never asked for was checked beforehand.
+    pub(crate) fn take(&self, bytes: usize) -> Room<'_> {
+        let mut free = self.free.lock().expect("no panic while held");
+        while *free < bytes {
+            free = self.freed.wait(free).expect("no panic while held");
+        }
+        *free -= bytes;
+        Room { budget: self, bytes }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        *self.budget.free.lock().expect("no panic while held") += self.bytes;
+        self.budget.freed.notify_all();
+    }
+}

@@ -1,0 +1,14 @@
+//! One tensor of several models: read by pieces, its largest entries found, its values computed with.
+
+mod copy;
+mod group;
+pub(crate) mod kernels;
+mod keys;
+mod random;
+pub mod select;
+pub(crate) mod trim;
+
+pub(crate) use copy::copy_bytes;
+pub use group::{PIECE, Piece, TensorGroup, Values};
+pub(crate) use group::{READ, is_eight_bit, is_float, is_readable, runs};
+pub use random::Stream;
