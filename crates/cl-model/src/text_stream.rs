@@ -134,7 +134,7 @@ mod tests {
         let special = serde_json::json!({"id": 256, "content": "<end>", "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": false, "special": true});
         let tokenizer = serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [special],
-            "normalizer": null, "post_processor": null, "decoder": {"type": "ByteLevel"},
+            "normalizer": null, "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
             "model": {"type": "BPE", "vocab": vocab, "merges": []}});
         let folder = tempfile::tempdir().unwrap();

@@ -21,7 +21,7 @@ pub struct Args {
     #[command(flatten)]
     prompts: PromptArgs,
     /// Write the lines of --prompts to this file when all are there.
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     out: Option<PathBuf>,
     /// PEFT adapter directory; of several the sum is used.
     #[arg(long, value_name = "DIR")]

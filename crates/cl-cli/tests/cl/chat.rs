@@ -17,14 +17,14 @@ fn world() -> World {
     world
 }
 
-fn start(world: &World, more: &[&str]) -> Child {
-    let mut command = world.command(["chat", "model", "--max-new-tokens", "4"].iter().chain(more));
+fn start(world: &World, max_new_tokens: &str, more: &[&str]) -> Child {
+    let mut command = world.command(["chat", "model", "--max-new-tokens", max_new_tokens].iter().chain(more));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// What is said to these lines.
 fn chat(world: &World, more: &[&str], input: &[u8]) -> Run {
-    let mut process = start(world, more);
+    let mut process = start(world, "4", more);
     // Who ends early does not read all.
     let _ = process.stdin.take().unwrap().write_all(input);
     let output = process.wait_with_output().unwrap();
@@ -139,7 +139,7 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
     tokenizer["eos_token"] = json!(null);
     world.write("model/tokenizer_config.json", &tokenizer.to_string());
     for (more, code) in [(&["/exit\n"][..], 0), (&[], 130)] {
-        let mut process = start(&world, &["--max-new-tokens", "900000", "--temperature", "1"]);
+        let mut process = start(&world, "900000", &["--temperature", "1"]);
         let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         input.write_all(b"a\n").unwrap();
         output.read_exact(&mut [0; 8]).unwrap();
@@ -160,7 +160,7 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
     }
     // While it waits for a line, one is enough.
     for (name, code) in [("-INT", 130), ("-TERM", 143)] {
-        let mut process = start(&world, &[]);
+        let mut process = start(&world, "4", &[]);
         let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         input.write_all(b"a\n").unwrap();
         let mut byte = [0];

@@ -128,13 +128,13 @@ fn conversations_are_written_by_the_chat_template() {
 fn several_adapters_write_what_the_model_with_their_sum_does() {
     let world = World::new();
     for (out, seed) in [("r", "1"), ("s", "2")] {
-        let seed = format!("train.seed={seed}");
-        world.ok(["train", "train.toml", "--out", out, "--set", "train.learning_rate=0.05", "--set", &seed]);
+        let seed = format!("seed={seed}");
+        world.ok(["train", "train.toml", "--out", out, "--set", &seed]);
     }
     world.ok(["adapter", "fold", "model", "r/adapter", "s/adapter", "--out", "folded"]);
     let ids = |model: &str, more: &[&str]| {
         let prompts = PROMPTS.iter().flat_map(|p| ["--prompt", p]);
-        let args = ["generate", model, "--ids", "--max-new-tokens", "6"].into_iter().chain(prompts);
+        let args = ["generate", model, "--ids", "--max-new-tokens", "6"].into_iter().chain(SAMPLED).chain(prompts);
         world.ok(args.chain(more.iter().copied()))
     };
     let both = ids("model", &["--adapter", "r/adapter", "--adapter", "s/adapter"]);
