@@ -125,11 +125,11 @@ mod tests {
     fn bytes() -> Tokenizer {
         // The printable stand-ins of byte-level BPE: bytes that are not printable follow from U+0100 on.
         let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-        let mut next = 256;
+        let mut unprintable = 256..;
         let mut vocab = serde_json::Map::new();
         for b in 0..256u32 {
-            let stand_in = if printable(b) { b } else { (next, next += 1).0 };
-            vocab.insert(char::from_u32(stand_in).unwrap().to_string(), b.into());
+            let stand_in = if printable(b) { Some(b) } else { unprintable.next() };
+            vocab.insert(char::from_u32(stand_in.unwrap()).unwrap().to_string(), b.into());
         }
         let special = serde_json::json!({"id": 256, "content": "<end>", "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": false, "special": true});
