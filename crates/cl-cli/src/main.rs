@@ -40,8 +40,10 @@ struct Cli {
 enum Command {
     /// Turn a GGUF file into a Hugging Face model directory.
     ImportGguf(commands::import_gguf::Args),
-    /// Continue a prompt, always with the likeliest token.
+    /// Continue prompts, by greedy decoding or sampling.
     Generate(commands::generate::Args),
+    /// Talk to a model.
+    Chat(commands::chat::Args),
     /// Fine-tune a model once: to an adapter (LoRA) or with all weights.
     Train(commands::train::Args),
     /// Fine-tune on tasks one after another and score all of them after every round.
@@ -73,8 +75,8 @@ enum Command {
 impl Command {
     /// Whether it trains or scores, so that libtorch's threads work all the time.
     fn computes(&self) -> bool {
-        use Command::{Eval, Generate, Reproduce, Sequence, Train};
-        matches!(self, Generate(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
+        use Command::{Chat, Eval, Generate, Reproduce, Sequence, Train};
+        matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
     }
 
     /// Whether it merges by decomposing matrices.
@@ -125,7 +127,8 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
     let mut out = Stdout::new();
     match command {
         Command::ImportGguf(args) => commands::import_gguf::run(&args, &mut out),
-        Command::Generate(args) => commands::generate::run(&args, &mut out),
+        Command::Generate(args) => commands::generate::run(&args, interrupt, &mut out),
+        Command::Chat(args) => commands::chat::run(&args, interrupt, &mut out),
         Command::Train(args) => commands::train::run(&args, log, interrupt, &mut out),
         Command::Sequence(args) => commands::sequence::run(&args, log, interrupt, &mut out),
         Command::Eval(args) => commands::compare::run(&args, log, &mut out),

@@ -1,5 +1,6 @@
-//! What the command writes to stdout: its results. Everything else goes to stderr, see `progress.rs`.
+//! What the command writes to stdout: its results. Everything else goes to stderr.
 
+use std::fmt::Display;
 use std::io::{Error, ErrorKind, Result, StdoutLock, Write};
 
 /// Standard output, whose failure is an error like any other and not a panic.
@@ -29,4 +30,9 @@ fn named(error: Error) -> Error {
 /// Whether nobody reads the output any more.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
+}
+
+/// A line on stderr to whoever sits before a conversation; other commands speak through `tracing`.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -67,6 +67,16 @@ pub enum ModelError {
         /// Position of the sequence in the request.
         index: usize,
     },
+    /// A setting of generation outside its range.
+    #[error("{name} is {got}; expected {expected}")]
+    Setting {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        got: String,
+        /// Its range.
+        expected: &'static str,
+    },
     /// The model computes something else than numbers.
     #[error(
         "the model's logits are NaN: weights or an adapter hold NaN or infinities, or values overflow; `cl check DIR` says where, or compute in f32"

@@ -1,7 +1,9 @@
 use cl_torch::tch::{self, Tensor};
+use rayon::prelude::*;
 
 use crate::kv_cache::{KvCache, Prefix};
 use crate::prefix_tree::{PrefixTree, common};
+use crate::sampling::Decoding;
 use crate::{Decoder, ModelError};
 
 /// What a prompt was continued with.
@@ -9,18 +11,41 @@ use crate::{Decoder, ModelError};
 pub struct Generation {
     /// New tokens, without the one that ended the generation.
     pub ids: Vec<u32>,
-    /// Whether an end token or `stop` ended it, rather than the limit.
+    /// Whether an end token or `stop` ended it, and not the limit.
     pub stopped: bool,
 }
 
-/// Continues all prompts together, always with the likeliest token (the lowest id among equals).
+/// What ends a text, and how its tokens are chosen.
 ///
-/// What prompts begin with alike is computed once, and its keys and values are kept once; then each step adds a token to every
-/// unfinished sequence. Generation of a sequence ends at one of `eos`, when `stop(index, ids)` says so, or after
-/// `max_new_tokens`.
+/// # Example
+/// ```
+/// use cl_model::{Decoding, GenerateOptions, Sampling};
+///
+/// let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: 1, ..Sampling::default() };
+/// let options = GenerateOptions {
+///     max_new_tokens: 32,
+///     eos: &[2],
+///     decoding: Decoding { sampling: Some(sampling), ..Decoding::default() },
+///     ..GenerateOptions::default()
+/// };
+/// # assert_eq!(options.first_prompt, 0);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GenerateOptions<'a> {
+    /// Maximum number of new tokens.
+    pub max_new_tokens: usize,
+    /// Tokens that end a text.
+    pub eos: &'a [u32],
+    /// How the next token is chosen.
+    pub decoding: Decoding,
+    /// Index of the first prompt among all, so that prompts draw the same random numbers in batches of any size.
+    pub first_prompt: usize,
+}
+
+/// Continues all prompts together with greedy decoding (the lowest id among equals); see [`generate`].
 ///
 /// # Errors
-/// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Torch`].
+/// Those of [`generate`].
 pub fn greedy(
     model: &Decoder,
     prompts: &[&[u32]],
@@ -28,6 +53,26 @@ pub fn greedy(
     eos: &[u32],
     stop: &mut dyn FnMut(usize, &[u32]) -> bool,
 ) -> Result<Vec<Generation>, ModelError> {
+    let options = GenerateOptions { max_new_tokens, eos, ..GenerateOptions::default() };
+    generate(model, prompts, &options, stop)
+}
+
+/// Continues all prompts together.
+///
+/// Shared prefixes are computed once, and their keys and values are kept once; then each step adds a token to every unfinished
+/// sequence. Generation of a sequence ends at one of `eos`, when `stop(index, ids)`, called after every new token, says so,
+/// or after `max_new_tokens`.
+///
+/// # Errors
+/// [`ModelError::Setting`], [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`],
+/// [`ModelError::Torch`].
+pub fn generate(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    options: &GenerateOptions<'_>,
+    stop: &mut dyn FnMut(usize, &[u32]) -> bool,
+) -> Result<Vec<Generation>, ModelError> {
+    options.decoding.validate()?;
     if let Some(index) = prompts.iter().position(|p| p.is_empty()) {
         return Err(ModelError::EmptySequence { index });
     }
@@ -36,7 +81,7 @@ pub fn greedy(
     let sorted: Vec<&[u32]> = order.iter().map(|&i| prompts[i]).collect();
     let mut stop = |place: usize, ids: &[u32]| stop(order[place], ids);
     let none = (&Prefix::default(), 0);
-    let (generations, _) = greedy_behind(model, none, 0, &sorted, max_new_tokens, eos, &mut stop)?;
+    let (generations, _) = generate_behind(model, none, 0, (&sorted, &order), options, &mut stop)?;
     let mut results = vec![Generation { ids: Vec::new(), stopped: false }; prompts.len()];
     for (place, generation) in generations.into_iter().enumerate() {
         results[order[place]] = generation;
@@ -51,13 +96,30 @@ const MIN_PREFIX: usize = 64;
 /// `keep` tokens of the last prompt.
 pub(crate) fn greedy_behind(
     model: &Decoder,
-    (past, past_len): (&Prefix, usize),
+    past: (&Prefix, usize),
     keep: usize,
     prompts: &[&[u32]],
     max_new_tokens: usize,
     eos: &[u32],
     stop: &mut dyn FnMut(usize, &[u32]) -> bool,
 ) -> Result<(Vec<Generation>, Prefix), ModelError> {
+    let options = GenerateOptions { max_new_tokens, eos, ..GenerateOptions::default() };
+    // Greedy decoding draws no random numbers, so the order of the prompts does not matter.
+    let order: Vec<usize> = (0..prompts.len()).collect();
+    generate_behind(model, past, keep, (prompts, &order), &options, stop)
+}
+
+/// [`generate`] of sorted prompts, each with its index before sorting, that all begin with a past of so many tokens; also
+/// returns the keys and values of the first `keep` tokens of the last prompt.
+pub(crate) fn generate_behind(
+    model: &Decoder,
+    (past, past_len): (&Prefix, usize),
+    keep: usize,
+    (prompts, order): (&[&[u32]], &[usize]),
+    options: &GenerateOptions<'_>,
+    stop: &mut dyn FnMut(usize, &[u32]) -> bool,
+) -> Result<(Vec<Generation>, Prefix), ModelError> {
+    let max_new_tokens = options.max_new_tokens;
     let mut results = vec![Generation { ids: Vec::new(), stopped: false }; prompts.len()];
     let mut kept = Prefix::of_len(keep);
     if prompts.is_empty() || (max_new_tokens == 0 && keep == 0) {
@@ -86,14 +148,15 @@ pub(crate) fn greedy_behind(
         return Ok((results, kept));
     }
     let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
-    let mut next = likeliest(model, &x.index_select(0, &on_device(&last)))?;
-    drop(x);
     let mut running: Vec<usize> = (0..prompts.len()).collect();
+    let chooser = Chooser { options, prompts, order };
+    let mut next = chooser.next(model, &x.index_select(0, &on_device(&last)), &running, &results)?;
+    drop(x);
     loop {
         let mut going = Vec::new();
         for (slot, &index) in running.iter().enumerate() {
             let result = &mut results[index];
-            if eos.contains(&next[slot]) {
+            if options.eos.contains(&next[slot]) {
                 result.stopped = true;
                 continue;
             }
@@ -112,12 +175,45 @@ pub(crate) fn greedy_behind(
         }
         let ids: Vec<i64> = going.iter().map(|&s| i64::from(next[s as usize])).collect();
         let x = model.step(&on_device(&ids), &mut cache);
-        next = likeliest(model, &x)?;
+        next = chooser.next(model, &x, &running, &results)?;
     }
 }
 
-fn likeliest(model: &Decoder, x: &Tensor) -> Result<Vec<u32>, ModelError> {
-    let logits = model.logits(x);
+/// Chooses tokens for the texts of a batch.
+struct Chooser<'a> {
+    options: &'a GenerateOptions<'a>,
+    prompts: &'a [&'a [u32]],
+    order: &'a [usize],
+}
+
+impl Chooser<'_> {
+    /// The next token of every text in `running`; `x` is `(running, hidden)`.
+    fn next(
+        &self,
+        model: &Decoder,
+        x: &Tensor,
+        running: &[usize],
+        results: &[Generation],
+    ) -> Result<Vec<u32>, ModelError> {
+        let logits = model.logits(x);
+        if self.options.decoding.is_plain() {
+            return likeliest(&logits);
+        }
+        let vocab = logits.size()[1] as usize;
+        let logits = logits.flatten(0, -1).to_device(tch::Device::Cpu);
+        let mut scores = Vec::<f32>::try_from(&logits).expect("logits are f32");
+        let rows = scores.par_chunks_mut(vocab).zip(running);
+        rows.map(|(scores, &text)| self.choose(scores, text, &results[text].ids)).collect()
+    }
+
+    fn choose(&self, scores: &mut [f32], text: usize, output: &[u32]) -> Result<u32, ModelError> {
+        let prompt = self.options.first_prompt + self.order[text];
+        let history = [self.prompts[text], output].concat();
+        self.options.decoding.choose(&history, scores, prompt as u64, output.len())
+    }
+}
+
+fn likeliest(logits: &Tensor) -> Result<Vec<u32>, ModelError> {
     let ids = logits.argmax(-1, true);
     // A NaN is the largest of its row, so it would be taken for an answer.
     let largest = logits.gather(-1, &ids, false);

@@ -20,6 +20,16 @@ impl Prefix {
         self.layers.get(index).map(|(k, v)| (k, v))
     }
 
+    /// Keeps the first `len` tokens.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            *self = Prefix::default();
+        } else if len < self.len {
+            self.layers.iter_mut().for_each(|(k, v)| [k, v].into_iter().for_each(|t| *t = t.narrow(0, 0, len as i64)));
+            self.len = len;
+        }
+    }
+
     /// Takes the next layer's keys and values: the first ones of `past`, then those of `rows`.
     pub(crate) fn store(&mut self, past: Option<(&Tensor, &Tensor)>, rows: &Tensor, k: &Tensor, v: &Tensor) {
         if self.len == 0 {

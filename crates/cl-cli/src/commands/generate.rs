@@ -1,26 +1,39 @@
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
-use cl_lab::LoadedModel;
-use cl_model::{Scorer, greedy};
+use anyhow::{Result, bail, ensure};
+use cl_checkpoint::Interrupt;
+use cl_checkpoint::files::write_file;
+use cl_lab::{EvalConfig, LoadedModel};
+use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
+use serde_json::json;
 
-use super::Precision;
+use super::decoding::DecodingArgs;
+use super::prompts::{Prompt, PromptArgs};
+use super::{Precision, loaded, reply};
 
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model directory.
     model: PathBuf,
-    /// Text to continue; may be given several times, the answers come in the same order.
-    #[arg(long, required = true, allow_hyphen_values = true)]
-    prompt: Vec<String>,
-    /// PEFT adapter directory to put beside the model.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
-    /// Most tokens to write.
+    #[command(flatten)]
+    prompts: PromptArgs,
+    /// Write the lines of --prompts to this file when all are there.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    out: Option<PathBuf>,
+    /// PEFT adapter directory; of several the sum is used.
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// Maximum number of new tokens.
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
+    #[command(flatten)]
+    decoding: DecodingArgs,
+    /// Maximum number of prompts that are continued together.
+    #[arg(long, value_name = "N", default_value_t = EvalConfig::default().batch_sequences)]
+    batch_sequences: usize,
     /// Dtype to compute in.
     #[arg(long, value_enum, default_value = "f32")]
     precision: Precision,
@@ -28,35 +41,102 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// Print the ids of the new tokens instead of their text.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prompts")]
     ids: bool,
 }
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let device = cl_torch::pick_device(&args.device)?;
-    let loaded = LoadedModel::open(&args.model, args.adapter.as_deref(), args.precision.into(), device)?;
-    let prompts = args.prompt.iter().map(|p| loaded.tokenizer.encode(p, true)).collect::<Result<Vec<Vec<u32>>, _>>()?;
-    let most = loaded.model.config.max_position_embeddings;
-    for (text, ids) in args.prompt.iter().zip(&prompts) {
-        let length = ids.len().saturating_add(args.max_new_tokens);
-        ensure!(!ids.is_empty(), "--prompt {text:?} has no tokens; this tokenizer adds no BOS by itself");
-        ensure!(
-            length <= most,
-            "--prompt of {} tokens and --max-new-tokens {} exceed the model's {most} positions",
-            ids.len(),
-            args.max_new_tokens
-        );
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let decoding = args.decoding.decoding()?;
+    if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
+        bail!("--out {}: exists; remove it or choose another name", path.display());
     }
-    let end = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
-    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let generations = greedy(&loaded.model, &slices, args.max_new_tokens, &end, &mut |_, _| false)?;
-    for generation in generations {
-        if args.ids {
-            writeln!(out, "{:?}", generation.ids)?;
-        } else {
-            writeln!(out, "{}", loaded.tokenizer.decode(&generation.ids, true)?)?;
+    let prompts = args.prompts.prompts(&args.model)?;
+    let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
+    let positions = loaded.model.config.max_position_embeddings;
+    let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);
+    let ids = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;
+    let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
+    let options = GenerateOptions { max_new_tokens: args.max_new_tokens, eos: &eos, decoding, first_prompt: 0 };
+    if ids.len() == 1 && !args.ids && args.prompts.prompts.is_none() {
+        let mut session = Session::new(&loaded.model);
+        let (stop, interrupted) = (&args.decoding.stop, || interrupt.requested());
+        reply::write(&mut session, &loaded.tokenizer, &ids[0], &options, stop, &interrupted, out)?;
+        ensure!(!interrupt.requested(), "stopped before the text was complete");
+        return Ok(());
+    }
+    let mut kept = String::new();
+    for batch in batches(&ids, args.batch_sequences.max(1)) {
+        let of: Vec<&[u32]> = ids[batch.clone()].iter().map(Vec::as_slice).collect();
+        let options = GenerateOptions { first_prompt: batch.start, ..options };
+        let texts = texts(&loaded, &of, &options, &args.decoding.stop, interrupt)?;
+        for (prompt, (generation, text)) in prompts[batch].iter().zip(&texts) {
+            let line = line(args, prompt, generation, text);
+            match args.out {
+                Some(_) => kept += &format!("{line}\n"),
+                None => writeln!(out, "{line}")?,
+            }
         }
     }
+    if let Some(path) = &args.out {
+        write_file(path, kept.as_bytes())?;
+    }
     Ok(())
+}
+
+/// Prompts that are continued together: at most `most`, with at most as many tokens as `cl eval` continues at once.
+fn batches(prompts: &[Vec<u32>], most: usize) -> Vec<Range<usize>> {
+    let tokens = 4 * EvalConfig::default().batch_tokens;
+    let mut all: Vec<Range<usize>> = Vec::new();
+    let mut used = 0;
+    for (index, prompt) in prompts.iter().enumerate() {
+        used += prompt.len();
+        match all.last_mut().filter(|batch| batch.len() < most && used <= tokens) {
+            Some(batch) => batch.end = index + 1,
+            None => {
+                all.push(index..index + 1);
+                used = prompt.len();
+            }
+        }
+    }
+    all
+}
+
+/// Continues the prompts of a batch.
+fn texts(
+    loaded: &LoadedModel,
+    prompts: &[&[u32]],
+    options: &GenerateOptions<'_>,
+    stop: &[String],
+    interrupt: &Interrupt,
+) -> Result<Vec<(Generation, String)>> {
+    let mut streams: Vec<TextStream<'_>> = prompts.iter().map(|_| TextStream::new(&loaded.tokenizer, stop)).collect();
+    let mut failure: Option<ModelError> = None;
+    let generations = generate(&loaded.model, prompts, options, &mut |index, ids| {
+        let stream = &mut streams[index];
+        if let Some(Err(error)) = ids.last().map(|&id| stream.push(id)) {
+            failure = Some(error);
+        }
+        failure.is_some() || stream.stopped() || interrupt.requested()
+    })?;
+    failure.map_or(Ok(()), Err)?;
+    ensure!(!interrupt.requested(), "stopped before all texts were complete");
+    let text = |(mut generation, mut stream): (Generation, TextStream<'_>)| {
+        stream.finish()?;
+        generation.stopped |= stream.stopped();
+        Ok((generation, stream.text().to_owned()))
+    };
+    generations.into_iter().zip(streams).map(text).collect()
+}
+
+/// What is printed of a text.
+fn line(args: &Args, prompt: &Prompt, generation: &Generation, text: &str) -> String {
+    if args.ids {
+        return format!("{:?}", generation.ids);
+    }
+    if args.prompts.prompts.is_none() {
+        return text.to_owned();
+    }
+    let finish_reason = if generation.stopped { "stop" } else { "length" };
+    json!({"prompt": prompt.text, "text": text, "tokens": generation.ids, "finish_reason": finish_reason}).to_string()
 }

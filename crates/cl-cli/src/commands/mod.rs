@@ -1,13 +1,20 @@
 //! One command, one file: its arguments and what it does with them.
 
+pub mod chat;
+mod chat_template;
 pub mod check;
 pub mod compare;
 pub mod data;
+mod decoding;
 pub mod eval;
 pub mod generate;
 pub mod import_gguf;
+mod input;
+mod loaded;
 pub mod moe;
 pub mod paper_tables;
+mod prompts;
+mod reply;
 pub mod reproduce;
 pub mod sequence;
 pub mod train;

@@ -1,6 +1,7 @@
 //! The command `cl` as somebody uses it, in a folder with a small model and small tasks.
 
 mod arguments;
+mod chat;
 mod check;
 mod corrupted;
 mod data;
@@ -10,6 +11,7 @@ mod import;
 mod interrupted;
 mod killed;
 mod moe;
+mod sampling;
 mod sequence;
 mod train;
 mod words;

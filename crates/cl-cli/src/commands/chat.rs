@@ -1,0 +1,164 @@
+use std::io::{IsTerminal, Write, stderr, stdin};
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use cl_checkpoint::Interrupt;
+use cl_data::{ChatTemplate, Message};
+use cl_lab::LoadedModel;
+use cl_model::{GenerateOptions, Scorer, Session};
+
+use super::decoding::DecodingArgs;
+use super::input::Lines;
+use super::{Precision, chat_template, loaded, reply};
+use crate::output::say;
+
+/// Arguments of `cl chat`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "A line is a message. /reset begins a new conversation, /system TEXT changes the system message, \
+    /exit or Ctrl-D ends.\nCtrl-C ends a reply; a second one ends the program."
+)]
+pub struct Args {
+    /// Model directory.
+    model: PathBuf,
+    /// PEFT adapter directory; of several the sum is used.
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// System message.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Chat template (Jinja) to use instead of the model's own.
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+    /// Maximum number of new tokens of a reply.
+    #[arg(long, default_value_t = 512)]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    decoding: DecodingArgs,
+    /// Dtype to compute in.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// What has been said, and what the model remembers of it.
+struct Conversation<'a> {
+    args: &'a Args,
+    template: ChatTemplate,
+    loaded: &'a LoadedModel,
+    session: Session<'a>,
+    options: GenerateOptions<'a>,
+    system: Option<String>,
+    turns: Vec<Message>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let decoding = args.decoding.decoding()?;
+    let template = chat_template::open(&args.model, args.template.as_deref())?;
+    check_system(&template, args.system.as_deref())?;
+    let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
+    let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
+    let mut conversation = Conversation {
+        args,
+        template,
+        loaded: &loaded,
+        session: Session::new(&loaded.model),
+        options: GenerateOptions { max_new_tokens: 0, eos: &eos, decoding, first_prompt: 0 },
+        system: args.system.clone(),
+        turns: Vec::new(),
+    };
+    let terminal = stdin().is_terminal() && stderr().is_terminal();
+    if terminal {
+        say("/reset, /system TEXT, /exit; Ctrl-C ends a reply");
+    }
+    let mut lines = Lines::new();
+    // The first Ctrl-C during a reply ends the reply; the program goes on, and the system ends it at the second.
+    let mut spent = false;
+    loop {
+        if terminal {
+            let _ = write!(stderr(), "> ");
+        }
+        let Some(line) = lines.next(&|| interrupt.requested() && !spent)? else { break };
+        if line.trim_end() == "/exit" {
+            break;
+        }
+        conversation.take(&line, &|| interrupt.requested() && !spent, out)?;
+        let by_ctrl_c = interrupt.exit_code() == Some(CTRL_C);
+        if interrupt.requested() && !by_ctrl_c {
+            break;
+        }
+        spent |= by_ctrl_c;
+    }
+    if interrupt.requested() && !spent {
+        bail!("stopped");
+    }
+    Ok(())
+}
+
+/// Exit code of a program that Ctrl-C has stopped.
+const CTRL_C: u8 = 130;
+
+/// Not every template knows system messages.
+fn check_system(template: &ChatTemplate, system: Option<&str>) -> Result<()> {
+    chat_template::render(template, system, &[Message::new("user", "?")]).map(|_| ())
+}
+
+impl Conversation<'_> {
+    /// Takes a line: a command or a message, which is answered.
+    fn take(&mut self, line: &str, interrupted: &dyn Fn() -> bool, out: &mut impl Write) -> Result<()> {
+        let (first, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
+        match first {
+            "" => {}
+            "/reset" => self.turns.clear(),
+            "/system" => self.set_system(rest.trim()),
+            // A path is no command.
+            _ if first.len() > 1 && first.starts_with('/') && !first[1..].contains(|c: char| !c.is_alphabetic()) => {
+                say(format_args!("{first} is no command; there are /reset, /system TEXT and /exit"));
+            }
+            _ => self.answer(line, interrupted, out)?,
+        }
+        Ok(())
+    }
+
+    fn set_system(&mut self, text: &str) {
+        let system = Some(text.to_owned()).filter(|text| !text.is_empty());
+        match check_system(&self.template, system.as_deref()) {
+            Ok(()) => self.system = system,
+            Err(error) => say(format_args!("the system message stays as it was: {error}")),
+        }
+    }
+
+    fn answer(&mut self, message: &str, interrupted: &dyn Fn() -> bool, out: &mut impl Write) -> Result<()> {
+        self.turns.push(Message::new("user", message));
+        let prompt = chat_template::render(&self.template, self.system.as_deref(), &self.turns)?;
+        // The template writes BOS itself.
+        let ids = self.loaded.tokenizer.encode(&prompt, false)?;
+        let positions = self.loaded.model.config.max_position_embeddings;
+        let room = positions.saturating_sub(ids.len());
+        if room == 0 {
+            self.turns.pop();
+            say(format_args!(
+                "the conversation would have {} tokens, the model's context holds {positions}; the message was dropped, \
+                 /reset begins a new conversation",
+                ids.len()
+            ));
+            return Ok(());
+        }
+        self.options.max_new_tokens = room.min(self.args.max_new_tokens);
+        let (tokenizer, stop) = (&self.loaded.tokenizer, &self.args.decoding.stop);
+        let reply = reply::write(&mut self.session, tokenizer, &ids, &self.options, stop, interrupted, out)?;
+        self.options.first_prompt += 1;
+        self.turns.push(Message::new("assistant", reply.text));
+        if interrupted() {
+            say("(interrupted)");
+        } else if !reply.stopped && room <= self.args.max_new_tokens {
+            say(format_args!("(cut: the context of {positions} tokens is full; /reset begins a new conversation)"));
+        } else if !reply.stopped {
+            say(format_args!("(cut after {} tokens; --max-new-tokens allows more)", self.args.max_new_tokens));
+        }
+        Ok(())
+    }
+}

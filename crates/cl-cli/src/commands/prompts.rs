@@ -1,0 +1,127 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use cl_data::{Message, Row, Tokenizer, read_rows};
+
+use super::chat_template;
+
+/// What `cl generate` continues: its arguments.
+#[derive(clap::Args)]
+pub struct PromptArgs {
+    /// Text to continue; may be given several times, the texts come in the same order. A single one is printed as it is
+    /// generated.
+    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts", allow_hyphen_values = true)]
+    prompt: Vec<String>,
+    /// File of prompts, rows of {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}: JSONL, JSON or Parquet. The
+    /// output is a line of JSON per prompt: {"prompt", "text", "tokens", "finish_reason"}.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Put each prompt into the model's chat template, as the user's message.
+    #[arg(long)]
+    chat: bool,
+    /// System message of conversations that have none of their own.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Chat template (Jinja) to use instead of the model's own.
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+}
+
+/// A text to continue.
+pub struct Prompt {
+    /// Where it comes from, for messages.
+    pub source: String,
+    /// As the model reads it.
+    pub text: String,
+    /// Whether a chat template has written it, with all special tokens.
+    rendered: bool,
+}
+
+impl Prompt {
+    /// Its tokens, which leave room for `max_new_tokens`.
+    pub fn tokens(&self, tokenizer: &Tokenizer, max_new_tokens: usize, positions: usize) -> Result<Vec<u32>> {
+        let ids = tokenizer.encode(&self.text, !self.rendered)?;
+        ensure!(!ids.is_empty(), "{} has no tokens; this tokenizer adds no BOS by itself", self.source);
+        ensure!(
+            ids.len().saturating_add(max_new_tokens) <= positions,
+            "{}: {} tokens and --max-new-tokens {max_new_tokens} exceed the model's {positions} positions",
+            self.source,
+            ids.len(),
+        );
+        Ok(ids)
+    }
+}
+
+/// A prompt as it was given.
+enum Given {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+impl PromptArgs {
+    /// All prompts, those of conversations rendered.
+    pub fn prompts(&self, model: &Path) -> Result<Vec<Prompt>> {
+        let given = self.given()?;
+        let conversations = given.iter().any(|(_, given)| matches!(given, Given::Messages(_)));
+        ensure!(
+            conversations || (self.system.is_none() && self.template.is_none()),
+            "--system and --template are for conversations; add --chat, or give {{\"messages\"}} in --prompts"
+        );
+        let template = conversations.then(|| chat_template::open(model, self.template.as_deref())).transpose()?;
+        let prompt = |(source, given): (String, Given)| match (given, &template) {
+            (Given::Messages(messages), Some(template)) => {
+                let own = messages.iter().any(|m| m.role == "system");
+                let system = self.system.as_deref().filter(|_| !own);
+                let text = chat_template::render(template, system, &messages).with_context(|| source.clone())?;
+                Ok(Prompt { source, text, rendered: true })
+            }
+            (Given::Text(text), _) => Ok(Prompt { source, text, rendered: false }),
+            (Given::Messages(_), None) => unreachable!("the template is open when there are messages"),
+        };
+        given.into_iter().map(prompt).collect()
+    }
+
+    /// The prompts with their places.
+    fn given(&self) -> Result<Vec<(String, Given)>> {
+        let of_user = |given| match given {
+            Given::Text(text) if self.chat => Given::Messages(vec![Message::new("user", text)]),
+            given => given,
+        };
+        let Some(file) = &self.prompts else {
+            let given = |text: &String| (shortened(text), of_user(Given::Text(text.clone())));
+            return Ok(self.prompt.iter().map(given).collect());
+        };
+        let rows = read_rows(file)?.rows;
+        ensure!(!rows.is_empty(), "{}: no rows; {EXPECTED}", file.display());
+        let given = |(index, row): (usize, &Row)| {
+            let source = format!("{}: row {index} (from 0)", file.display());
+            let given = of_row(row).with_context(|| source.clone())?;
+            Ok((source, of_user(given)))
+        };
+        rows.iter().enumerate().map(given).collect()
+    }
+}
+
+const EXPECTED: &str = "expected {\"prompt\": TEXT} or {\"messages\": [{\"role\": TEXT, \"content\": TEXT}, ...]}";
+
+/// Other keys are ignored.
+fn of_row(row: &Row) -> Result<Given> {
+    match (row.get("prompt"), row.get("messages")) {
+        (Some(prompt), None) => prompt.as_str().map(|text| Given::Text(text.to_owned())).context(EXPECTED),
+        (None, Some(messages)) => {
+            let messages: Vec<Message> = serde_json::from_value(messages.clone()).ok().context(EXPECTED)?;
+            ensure!(!messages.is_empty(), "`messages` is empty; {EXPECTED}");
+            Ok(Given::Messages(messages))
+        }
+        _ => bail!("neither or both of `prompt` and `messages`; {EXPECTED}"),
+    }
+}
+
+/// A prompt as an error names it.
+fn shortened(text: &str) -> String {
+    let mut start: String = text.chars().take(60).collect();
+    if start.len() < text.len() {
+        start.push('…');
+    }
+    format!("--prompt {start:?}")
+}

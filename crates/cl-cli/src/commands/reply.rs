@@ -1,0 +1,45 @@
+use std::io::Write;
+
+use anyhow::Result;
+use cl_data::Tokenizer;
+use cl_model::{GenerateOptions, Session, TextStream};
+
+/// A text that was written while it came.
+pub struct Reply {
+    /// The text, without the stop string.
+    pub text: String,
+    /// Whether it ended by itself, at an end token or a stop string.
+    pub stopped: bool,
+}
+
+/// Continues a prompt and writes the text as it comes, with a line break at its end; ends early when `interrupted` says so.
+pub fn write(
+    session: &mut Session<'_>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions<'_>,
+    stop: &[String],
+    interrupted: &dyn Fn() -> bool,
+    out: &mut impl Write,
+) -> Result<Reply> {
+    let mut stream = TextStream::new(tokenizer, stop);
+    let mut written = Ok(());
+    let generation = session.generate(prompt, options, &mut |ids| {
+        written = push(&mut stream, ids, out);
+        written.is_err() || stream.stopped() || interrupted()
+    })?;
+    written?;
+    writeln!(out, "{}", stream.finish()?)?;
+    let stopped = generation.stopped && (stream.stopped() || !interrupted());
+    Ok(Reply { text: stream.text().to_owned(), stopped })
+}
+
+fn push(stream: &mut TextStream<'_>, ids: &[u32], out: &mut impl Write) -> Result<()> {
+    if let Some(&id) = ids.last() {
+        let new = stream.push(id)?;
+        if !new.is_empty() {
+            write!(out, "{new}")?;
+        }
+    }
+    Ok(())
+}

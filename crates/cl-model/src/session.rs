@@ -1,0 +1,70 @@
+use crate::generate::generate_behind;
+use crate::kv_cache::Prefix;
+use crate::prefix_tree::common;
+use crate::{Decoder, GenerateOptions, Generation, ModelError};
+
+/// Generates for prompts that mostly begin with the prompt before, such as those of a conversation: keys and values of the
+/// shared tokens are kept, and only what is new is computed.
+///
+/// # Example
+/// ```
+/// use cl_model::{GenerateOptions, LoadOptions, Session, greedy, random_weights};
+/// use cl_torch::tch::Kind;
+///
+/// # let config = serde_json::json!({
+/// #     "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+/// #     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true
+/// # });
+/// # let config = config.as_object().unwrap();
+/// let model = random_weights(config, 1, LoadOptions::cpu(Kind::Float))?;
+/// let options = GenerateOptions { max_new_tokens: 4, ..GenerateOptions::default() };
+/// let mut session = Session::new(&model);
+/// let first = session.generate(&[1, 2, 3], &options, &mut |_| false)?;
+/// let prompt = [&[1, 2, 3], first.ids.as_slice(), &[9]].concat();
+/// let second = session.generate(&prompt, &options, &mut |_| false)?;
+/// assert_eq!(second, greedy(&model, &[&prompt], 4, &[], &mut |_, _| false)?[0]);
+/// # Ok::<(), cl_model::ModelError>(())
+/// ```
+pub struct Session<'a> {
+    model: &'a Decoder,
+    past: Prefix,
+    tokens: Vec<u32>, // whose keys and values `past` holds
+}
+
+impl<'a> Session<'a> {
+    /// A session that has seen nothing.
+    pub fn new(model: &'a Decoder) -> Session<'a> {
+        Session { model, past: Prefix::default(), tokens: Vec::new() }
+    }
+
+    /// Continues `prompt`; `stop(ids)` is called after every new token and ends the text when it says so.
+    ///
+    /// The prompt's index is `options.first_prompt`.
+    ///
+    /// # Errors
+    /// Those of [`generate`](crate::generate); the session can go on.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions<'_>,
+        stop: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<Generation, ModelError> {
+        options.decoding.validate()?;
+        if prompt.is_empty() {
+            return Err(ModelError::EmptySequence { index: 0 });
+        }
+        // A shorter sliding window cannot attend to a past that is kept apart.
+        let share = self.model.may_share(prompt.len() + options.max_new_tokens);
+        // The last token's logits are always needed.
+        let shared = if share { common(&self.tokens, prompt).min(prompt.len() - 1) } else { 0 };
+        self.past.truncate(shared);
+        self.tokens.truncate(shared);
+        let keep = if share { prompt.len() } else { 0 };
+        let mut stop = |_: usize, ids: &[u32]| stop(ids);
+        let past = (&self.past, shared);
+        let (mut texts, kept) = generate_behind(self.model, past, keep, (&[prompt], &[0]), options, &mut stop)?;
+        self.past = kept;
+        self.tokens = prompt[..keep].to_vec();
+        Ok(texts.pop().expect("one text for one prompt"))
+    }
+}

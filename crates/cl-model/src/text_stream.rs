@@ -1,0 +1,206 @@
+use cl_data::Tokenizer;
+
+use crate::ModelError;
+
+/// The text of tokens that come one after another, up to the first stop string.
+///
+/// What is handed out is never taken back: a character whose bytes have not all come is held back, and so is text that a
+/// stop string may begin with. Special tokens have no text.
+///
+/// # Example
+/// ```no_run
+/// # let tokenizer = cl_data::Tokenizer::from_dir("models/smollm2".as_ref())?;
+/// let stop = ["\n\n".to_owned()];
+/// let mut stream = cl_model::TextStream::new(&tokenizer, &stop);
+/// for id in tokenizer.encode("One.\n\nTwo.", false)? {
+///     print!("{}", stream.push(id)?);
+/// }
+/// println!("{}", stream.finish()?);
+/// assert_eq!((stream.text(), stream.stopped()), ("One.", true));
+/// # Ok::<(), cl_model::ModelError>(())
+/// ```
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    stop: &'a [String],
+    ids: Vec<u32>,
+    // Tokens before `done` are in `text`; those from `context` on are decoded again with each new token, because how a
+    // token is written may depend on the one before.
+    context: usize,
+    done: usize,
+    text: String,
+    handed_out: usize,
+    stopped: bool,
+}
+
+impl<'a> TextStream<'a> {
+    /// An empty text that ends before the first of the `stop` strings.
+    pub fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> TextStream<'a> {
+        let (ids, text) = (Vec::new(), String::new());
+        TextStream { tokenizer, stop, ids, context: 0, done: 0, text, handed_out: 0, stopped: false }
+    }
+
+    /// Takes the next token and returns the text that has become certain, which may be empty. After a stop string tokens
+    /// are ignored.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer cannot decode the tokens.
+    pub fn push(&mut self, id: u32) -> Result<&str, ModelError> {
+        if !self.stopped {
+            self.ids.push(id);
+            let before = self.tokenizer.decode(&self.ids[self.context..self.done], true)?;
+            let with = self.tokenizer.decode(&self.ids[self.context..], true)?;
+            if let Some(new) = with.strip_prefix(&before).filter(|new| !new.is_empty() && !new.ends_with('\u{fffd}')) {
+                (self.context, self.done) = (self.done, self.ids.len());
+                self.append(new);
+            }
+        }
+        Ok(self.hand_out())
+    }
+
+    /// The text that is still held back, after the last token.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer cannot decode the tokens.
+    pub fn finish(&mut self) -> Result<&str, ModelError> {
+        let whole = self.tokenizer.decode(&self.ids, true)?;
+        let end = first_of(self.stop, &whole);
+        let whole = &whole[..end.unwrap_or(whole.len())];
+        // What has been handed out stays, should the tokenizer write all tokens together in another way.
+        if whole.starts_with(&self.text[..self.handed_out]) {
+            whole.clone_into(&mut self.text);
+            self.stopped |= end.is_some();
+        }
+        let rest = self.handed_out;
+        self.handed_out = self.text.len();
+        Ok(&self.text[rest..])
+    }
+
+    /// Whether a stop string has come.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// All text so far without the stop string, held-back text included.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn append(&mut self, new: &str) {
+        let longest = self.stop.iter().map(String::len).max().unwrap_or(0);
+        let from = self.text.floor_char_boundary(self.text.len().saturating_sub(longest));
+        self.text.push_str(new);
+        if let Some(at) = first_of(self.stop, &self.text[from..]) {
+            self.text.truncate(from + at);
+            self.stopped = true;
+        }
+    }
+
+    fn hand_out(&mut self) -> &str {
+        let held = if self.stopped { 0 } else { beginning_of(self.stop, &self.text[self.handed_out..]) };
+        let from = self.handed_out;
+        self.handed_out = self.text.len() - held;
+        &self.text[from..self.handed_out]
+    }
+}
+
+/// Where the first stop string begins.
+fn first_of(stop: &[String], text: &str) -> Option<usize> {
+    stop.iter().filter_map(|s| text.find(s.as_str())).min()
+}
+
+/// Bytes at the end of a text that a stop string may begin with.
+fn beginning_of(stop: &[String], text: &str) -> usize {
+    let may_begin = |s: &String| {
+        let boundaries = s.char_indices().map(|(at, _)| at).filter(|&at| at > 0);
+        boundaries.filter(|&at| text.ends_with(&s[..at])).max().unwrap_or(0)
+    };
+    stop.iter().map(may_begin).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte-level tokenizer with a token for each byte (its id) and none longer; 256 is special.
+    fn bytes() -> Tokenizer {
+        // The printable stand-ins of byte-level BPE: bytes that are not printable follow from U+0100 on.
+        let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+        let mut unprintable = 256..;
+        let mut vocab = serde_json::Map::new();
+        for b in 0..256u32 {
+            let stand_in = if printable(b) { Some(b) } else { unprintable.next() };
+            vocab.insert(char::from_u32(stand_in.unwrap()).unwrap().to_string(), b.into());
+        }
+        let special = serde_json::json!({"id": 256, "content": "<end>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true});
+        let tokenizer = serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [special],
+            "normalizer": null, "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
+
+    /// The pieces that come out, the rest, and whether a stop string came.
+    fn stream(ids: impl IntoIterator<Item = u32>, stop: &[&str]) -> (Vec<String>, String, bool) {
+        let tokenizer = bytes();
+        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
+        let mut stream = TextStream::new(&tokenizer, &stop);
+        let pieces: Vec<String> = ids.into_iter().map(|id| stream.push(id).unwrap().to_owned()).collect();
+        let rest = stream.finish().unwrap().to_owned();
+        assert_eq!(stream.text(), pieces.concat() + &rest);
+        (pieces, rest, stream.stopped())
+    }
+
+    fn of(text: &str) -> impl Iterator<Item = u32> {
+        text.bytes().map(u32::from)
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        let (pieces, rest, _) = stream(of("aé€😀"), &[]);
+        assert_eq!(pieces, ["a", "", "é", "", "", "€", "", "", "", "😀"]);
+        assert_eq!(rest, "");
+        // Bytes that never become a character come out at the end, as the tokenizer writes them.
+        let (pieces, rest, _) = stream([b'a'.into(), 0xf0, 0x9f], &[]);
+        assert_eq!((pieces.concat().as_str(), rest.chars().all(|c| c == '\u{fffd}')), ("a", true));
+        assert!(!rest.is_empty());
+    }
+
+    #[test]
+    fn the_beginning_of_a_stop_string_is_held_back() {
+        let (pieces, rest, stopped) = stream(of("a\nb\n\nc"), &["\n\n"]);
+        assert_eq!(pieces, ["a", "", "\nb", "", "", ""]);
+        assert_eq!((rest.as_str(), stopped), ("", true));
+        // What was held back for nothing comes in the end.
+        let (pieces, rest, stopped) = stream(of("aEN"), &["END", "x"]);
+        assert_eq!((pieces.concat().as_str(), rest.as_str(), stopped), ("a", "EN", false));
+        // A beginning within a beginning.
+        let (pieces, _, stopped) = stream(of("aab"), &["ab"]);
+        assert_eq!((pieces.concat().as_str(), stopped), ("a", true));
+        // Not on a character's boundary of the text before.
+        let (pieces, _, stopped) = stream(of("ééa."), &["a."]);
+        assert_eq!((pieces.concat().as_str(), stopped), ("éé", true));
+    }
+
+    #[test]
+    fn special_tokens_have_no_text() {
+        let (pieces, rest, _) = stream(of("a").chain([256]).chain(of("b")), &[]);
+        assert_eq!((pieces.concat().as_str(), rest.as_str()), ("ab", ""));
+    }
+
+    #[test]
+    fn however_the_text_is_cut_into_tokens_the_stop_string_ends_it() {
+        for stop in ["c", "cd", "cde", "bcd", "é€", "😀"] {
+            let text = "ab cdeé€ab😀z";
+            let (pieces, rest, stopped) = stream(of(text), &[stop, "zzz"]);
+            assert_eq!(
+                (pieces.concat() + &rest, stopped),
+                (text[..text.find(stop).unwrap_or(text.len())].to_owned(), text.contains(stop)),
+                "{stop}"
+            );
+        }
+    }
+}
