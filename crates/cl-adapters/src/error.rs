@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Why an adapter cannot be made, loaded, saved or folded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AdapterError {
     /// A hyper-parameter outside its range.
     #[error("{key} = {value}: expected {expected}")]

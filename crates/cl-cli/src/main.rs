@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::output::{Stdout, is_closed_pipe};
 use crate::progress::AboveBars;
@@ -70,6 +70,10 @@ enum Command {
     Reproduce(commands::reproduce::Args),
     /// Recompute the paper's printed averages, gains and BWT from its tables' cells.
     PaperTables(commands::paper_tables::Args),
+    /// Print completions for a shell.
+    Completions(commands::shell::CompletionsArgs),
+    /// Print the manual page, or write those of all commands.
+    Man(commands::shell::ManArgs),
 }
 
 impl Command {
@@ -140,5 +144,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
+        Command::Completions(args) => commands::shell::completions(&args, Cli::command(), &mut out),
+        Command::Man(args) => commands::shell::man(&args, Cli::command(), &mut out),
     }
 }

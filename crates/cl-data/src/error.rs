@@ -4,6 +4,7 @@ use crate::HubError;
 
 /// Why examples or a tokenizer cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system's answer.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 /// Errors of loading, running and tabulating tasks.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The name is neither a known task nor a directory.
     #[error(

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use cl_checkpoint::logging::LogArgs;
 use cl_eval::cli::Command;
 use clap::Parser;
 
@@ -9,18 +10,21 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cl-eval", version)]
 struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let Cli { command, log } = Cli::parse();
+    log.init(std::io::stderr);
     match cl_eval::cli::run(&command, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has closed the pipe, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}"); // messages hold their causes' texts
+            tracing::error!("{error}"); // messages hold their causes' texts
             ExitCode::FAILURE
         }
     }

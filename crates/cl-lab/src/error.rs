@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a study cannot run or go on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LabError {
     /// A configuration that does not parse or makes no sense.
     #[error("{path}: {message}")]

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::SequenceShape;
 use cl_checkpoint::files::shorten;
-use cl_data::{Columns, Dataset, Format, Joint, Mixture, Split, load_as, load_split_as};
+use cl_data::{Columns, Dataset, Format, Mixture, Split, load_as, load_split_as};
 use cl_eval::TaskSpec;
 use cl_train::TrainConfig;
 use serde_json::Value;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use cl_merge::cli::Command;
 use clap::Parser;
 
@@ -12,19 +13,22 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cl-merge", version)]
 struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let Cli { command, log } = Cli::parse();
+    log.init(std::io::stderr);
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {
-            eprintln!("error: signal handlers cannot be set: {error}");
+            tracing::error!("signal handlers cannot be set: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -33,7 +37,7 @@ fn main() -> ExitCode {
         // Whoever reads has read enough, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", cl_checkpoint::files::with_causes(error.as_ref()));
+            tracing::error!("{}", cl_checkpoint::files::with_causes(error.as_ref()));
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }

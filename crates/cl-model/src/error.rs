@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Why a model cannot be built, run or saved.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// An architecture that is not built.
     #[error("{path}: architecture `{architecture}` is not supported; supported: {supported}")]

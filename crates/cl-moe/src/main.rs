@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use cl_checkpoint::Interrupt;
+use cl_checkpoint::logging::LogArgs;
 use cl_moe::cli::Command;
 use clap::Parser;
 
@@ -12,23 +13,26 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cl-moe", version)]
 struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let Cli { command, log } = Cli::parse();
+    log.init(std::io::stderr);
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {
-            eprintln!("error: signal handlers cannot be set: {error}");
+            tracing::error!("signal handlers cannot be set: {error}");
             return ExitCode::FAILURE;
         }
     };
     match cl_moe::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tracing::error!("{error:#}");
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }

@@ -4,6 +4,7 @@ use crate::ffi;
 
 /// An error raised inside libtorch, or a tensor that cannot be what was asked for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TorchError {
     /// libtorch raised a C++ exception; `message` is its first line.
     #[error("{operation}: {message}")]

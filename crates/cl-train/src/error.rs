@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Why a round of fine-tuning cannot start or go on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TrainError {
     /// A setting outside its range.
     #[error("{key} = {value}: expected {expected}")]

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a GGUF file cannot be read or imported. Every message names the file, and the key or tensor where there is one.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system's answer.
     #[error("{path}: {}", crate::files::explain(source))]

@@ -17,6 +17,7 @@ mod prompts;
 mod reply;
 pub mod reproduce;
 pub mod sequence;
+pub mod shell;
 pub mod train;
 
 use std::path::Path;

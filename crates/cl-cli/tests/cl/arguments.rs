@@ -107,3 +107,15 @@ fn the_paper_tables_need_nothing() {
     assert!(all.lines().count() > flagged.lines().count());
     assert!(flagged.contains("stands in the neighbouring column"), "{flagged}");
 }
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let world = World::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = world.ok(["completions", shell]);
+        assert!(script.contains("sequence") && script.contains("chat"), "{shell}");
+    }
+    assert!(world.ok(["man"]).contains(".TH cl 1"));
+    world.ok(["man", "--out", "pages"]);
+    assert!(world.read("pages/cl-sequence.1").contains("resume"));
+}

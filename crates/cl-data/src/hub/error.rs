@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Why a data set cannot be had from the hub.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HubError {
     /// Not the name of a repository, a revision or a file.
     #[error("`{name}` is not {expected}")]

@@ -88,7 +88,7 @@ fn joint_training_takes_exact_shares_and_goes_on_inside_an_epoch() {
 
     let interrupt = Interrupt::default();
     let stopped = run_train(&config, &world.path("cut"), false, &interrupt, &mut |event| {
-        if matches!(event, Event::Step(step) if step.step == 5) {
+        if matches!(event, Event::Step(progress) if progress.step.step == 5) {
             interrupt.request();
         }
     });

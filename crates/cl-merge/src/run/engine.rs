@@ -200,6 +200,7 @@ impl Run<'_> {
         if let Some(state) = state {
             self.states.lock().expect("no panic while held").insert(tensor.spec.name.clone(), state);
         }
+        tracing::debug!(tensor = tensor.spec.name.as_str(), "merged");
         Ok(())
     }
 

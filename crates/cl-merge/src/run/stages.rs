@@ -52,6 +52,7 @@ pub fn run_file(
             observe(Event::Kept(name));
         } else {
             observe(Event::Stage(name, plan.bytes_written()));
+            let _span = tracing::info_span!("stage", name).entered();
             let options = MergeOptions { overwrite: true, ..options.clone() };
             merge(&plan, &dir, &options, &|bytes| observe(Event::Written(bytes)))?;
             write_file(&note(&folder, name), fingerprint.as_bytes())?;
@@ -61,7 +62,9 @@ pub fn run_file(
     let mut plan = Plan::of_stage(last, &done)?;
     plan.stages = earlier.to_vec();
     observe(Event::Stage(last.name.as_deref().unwrap_or("result"), plan.bytes_written()));
+    let span = tracing::info_span!("stage", name = last.name.as_deref().unwrap_or("result")).entered();
     let summary = merge(&plan, out, options, &|bytes| observe(Event::Written(bytes)))?;
+    drop(span);
     drop(plan);
     for (name, dir) in &done {
         let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::remove_file(note(&folder, name)));
