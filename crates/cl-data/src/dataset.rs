@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn tables_and_plain_text() {
-        let rows: [(&str, &[u8], &[(&str, &str)]); 4] = [
+        type Case<'c> = (&'c str, &'c [u8], &'c [(&'c str, &'c str)]);
+        let rows: [Case<'_>; 4] = [
             ("x.csv", b"prompt,answer\n\"a, b\",\"c\nd\"\ne,f\n", &[("a, b", "c\nd"), ("e", "f")]),
             ("x.tsv", b"\xef\xbb\xbfquestion\tanswer\nq\t7\n", &[("Question: q\nAnswer:", " 7")]),
             ("x.txt", b"one\ntwo\n\n\n \nthree", &[("", "one\ntwo"), ("", "three")]),

@@ -127,7 +127,7 @@ pub enum LabError {
         /// The file.
         path: PathBuf,
         /// Which row, and why.
-        source: cl_data::Error,
+        source: Box<cl_data::Error>,
     },
     /// Adapters.
     #[error(transparent)]
@@ -162,7 +162,7 @@ impl LabError {
     pub(crate) fn data(path: &Path) -> impl FnOnce(cl_data::Error) -> LabError {
         let path = path.to_owned();
         move |source| match source {
-            cl_data::Error::Example { .. } => LabError::Rows { path, source },
+            cl_data::Error::Example { .. } => LabError::Rows { path, source: Box::new(source) },
             other => other.into(),
         }
     }

@@ -47,10 +47,11 @@ fn findings(args: &Args) -> Result<Vec<Finding>> {
     })
 }
 
-/// A sequence has `tasks`, and its `data` is a directory; one round has a table `[data]`.
+/// A sequence has `tasks` or `[[rounds]]`, and its `data` is a directory; one round has a table `[data]`.
 fn is_sequence(text: &str, set: &[String]) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     table.contains_key("tasks")
+        || table.contains_key("rounds")
         || table.get("data").is_some_and(toml::Value::is_str)
-        || set.iter().any(|entry| entry.trim_start().starts_with("tasks"))
+        || set.iter().any(|entry| entry.trim_start().starts_with("tasks") || entry.trim_start().starts_with("rounds"))
 }

@@ -71,7 +71,7 @@ fn what_is_no_configuration_says_where() {
     world.write("other.toml", "model = \"m\"\ndata = \"data\"\n[train.lora]\n");
     for (args, part) in [
         (&["broken.toml"] as &[&str], "broken.toml: TOML parse error at line 2"),
-        (&["other.toml"], "missing field `tasks`"),
+        (&["other.toml"], "neither `tasks` nor `[[rounds]]`"),
         (&["nowhere.toml"], "nowhere.toml: not found"),
         (&["model/model.safetensors"], "is not valid UTF-8; the file is damaged or not a text file"),
         (&["lora.toml", "--set", "train.lora.rank=4"], "unknown field `rank`"),

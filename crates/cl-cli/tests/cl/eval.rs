@@ -62,7 +62,7 @@ fn another_model_adapter_or_precision_needs_another_output() {
     for more in others {
         let message = world.fails(EVAL.iter().chain(more));
         assert!(message.contains("e/first.jsonl: holds answers of model "), "{message}");
-        assert!(message.contains("write elsewhere"), "{message}");
+        assert!(message.contains("choose another output path"), "{message}");
     }
     let mut other = EVAL;
     other[1] = "other";
