@@ -51,7 +51,8 @@ fn a_table_is_trained_on_by_its_columns() {
         let message = world.fails(["train", "stars.toml", "--out", "run"]);
         assert!(message.contains(part), "{message}");
     }
-    let message = world.fails(["data", "show", "stars.csv", "--model", "model", "--from", "2"].into_iter().chain(columns));
+    let message =
+        world.fails(["data", "show", "stars.csv", "--model", "model", "--from", "2"].into_iter().chain(columns));
     assert!(message.contains("has 2 rows, counted from 0"), "{message}");
     let message = world.fails(["data", "show", "stars.csv", "--model", "model", "--columns", "prompts=a"]);
     assert!(message.contains("there are prompt, answer and messages"), "{message}");
