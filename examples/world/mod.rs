@@ -12,7 +12,7 @@ use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, Schedule, TrainConfig};
 use serde_json::json;
 
-/// Key of everything.
+/// Random seed of everything.
 pub const SEED: u64 = 1;
 
 /// Facts, questions about them, and tasks, as files. Returns the files of questions: the old knowledge.

@@ -267,7 +267,7 @@ pub fn write_adapter(
 /// As [`write_adapter`], with more files beside, such as a model card: their names and contents.
 ///
 /// # Errors
-/// Those of [`write_adapter`].
+/// Returns an error as [`write_adapter`] does.
 pub fn write_adapter_with_files(
     dir: &Path,
     config: &AdapterConfig,

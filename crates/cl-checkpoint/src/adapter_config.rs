@@ -167,7 +167,7 @@ fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
 /// What a key of PEFT's patterns matches: names that end in it, from a dot or the start on.
 ///
 /// # Errors
-/// Those of the expression.
+/// Returns the regular expression's error.
 pub fn module_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }

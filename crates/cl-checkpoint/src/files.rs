@@ -52,7 +52,7 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
 /// Reads a regular UTF-8 file of at most `limit` bytes.
 ///
 /// # Errors
-/// Those of [`read_file`]; [`Error::NotUtf8`] with the first offending byte.
+/// Returns an error as [`read_file`] does; [`Error::NotUtf8`] with the first offending byte.
 pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
     String::from_utf8(read_file(path, limit)?)
         .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: e.utf8_error().valid_up_to() })

@@ -114,7 +114,7 @@ impl Manifest {
     /// Compares a directory with its manifest, file by file.
     ///
     /// # Errors
-    /// Those of [`Manifest::read`], and [`Error::Io`].
+    /// Returns an error as [`Manifest::read`] does; [`Error::Io`].
     pub fn verify(dir: &Path) -> Result<Vec<ManifestProblem>, Error> {
         let manifest = Manifest::read(dir)?;
         let mut problems = Vec::new();

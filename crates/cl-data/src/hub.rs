@@ -127,7 +127,7 @@ impl Hub {
     /// files, a line each, where there are several.
     ///
     /// # Errors
-    /// Those of [`Hub::dataset_files`] and of [`read_rows`].
+    /// Returns an error as [`Hub::dataset_files`] and [`read_rows`] do.
     ///
     /// # Example
     /// ```no_run

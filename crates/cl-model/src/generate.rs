@@ -45,7 +45,7 @@ pub struct GenerateOptions<'a> {
 /// Continues all prompts together with greedy decoding (the lowest id among equals); see [`generate`].
 ///
 /// # Errors
-/// Those of [`generate`].
+/// Returns an error as [`generate`] does.
 pub fn greedy(
     model: &Decoder,
     prompts: &[&[u32]],

@@ -149,7 +149,7 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, sh
     all
 }
 
-/// Number of tokens that two sequences begin with alike.
+/// Length of the prefix that two sequences share, in tokens.
 pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -31,7 +31,7 @@ const CHUNK: usize = 256;
 /// Scores the tokens of every sequence from `from[i]` (at least 1) on, in batches of at most `rows` rows, and hands over
 /// the scores of each sequence as soon as they are known.
 ///
-/// What sequences begin with alike is computed once, their last tokens are not fed at all, and the head sees only rows behind
+/// Prefixes that sequences share are computed once, their last tokens are not fed at all, and the head sees only rows behind
 /// which a token is scored: choices of one token are read from a single row.
 pub(crate) fn score<E: From<ModelError>>(
     model: &Decoder,

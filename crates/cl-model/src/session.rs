@@ -42,7 +42,7 @@ impl<'a> Session<'a> {
     /// The prompt's index is `options.first_prompt`.
     ///
     /// # Errors
-    /// Those of [`generate`](crate::generate); the session can go on.
+    /// Returns an error as [`generate`](crate::generate) does; the session can go on.
     pub fn generate(
         &mut self,
         prompt: &[u32],

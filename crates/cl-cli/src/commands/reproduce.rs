@@ -17,7 +17,7 @@ pub struct Args {
     /// Directory for the study; stages that stand there are kept.
     #[arg(long, default_value = "target/reproduce")]
     out: PathBuf,
-    /// Key of every random choice.
+    /// Random seed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seed: u64,
 }

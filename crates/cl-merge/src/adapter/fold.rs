@@ -107,7 +107,7 @@ pub struct ModuleDrift {
 /// of whatever base, as those of a sequence of rounds are.
 ///
 /// # Errors
-/// Those of [`fold_with`].
+/// Returns an error as [`fold_with`] does.
 pub fn fold(
     base: &Checkpoint,
     adapters: &[Adapter],

@@ -84,7 +84,7 @@ pub struct ModuleInfo {
 /// Describes an adapter. No product of its factors is formed.
 ///
 /// # Errors
-/// Those of opening and reading; values that are not finite.
+/// Returns an error if the adapter cannot be read or holds values that are not finite.
 pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
     let adapters = [Adapter::open(dir)?];
     let adapter = &adapters[0];

@@ -56,7 +56,7 @@ pub struct MergeConfig {
     /// the first model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
-    /// Key of every random mask.
+    /// Random seed of masks.
     #[serde(default = "seed")]
     pub seed: u64,
     /// Where tokenizer files come from: `base`, or one of the models by its path or name. Without it from the base, or else
