@@ -52,6 +52,8 @@ enum Command {
     Eval(commands::compare::EvalArgs),
     /// Compute scores again from predictions files alone.
     Score(cl_eval::cli::ScoreArgs),
+    /// Put finished runs into one table: methods by tasks, with averages and gains over the base.
+    Table(cl_eval::cli::TableArgs),
     /// Merge models; compare and verify them.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
@@ -137,6 +139,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Sequence(args) => commands::sequence::run(&args, log, interrupt, &mut out),
         Command::Eval(args) => commands::compare::run(&args, log, &mut out),
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
+        Command::Table(args) => cl_eval::cli::run_table(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
         Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),

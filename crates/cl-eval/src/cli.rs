@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    Comparison, Error, Estimate, Metric, Prediction, Resampling, Scores, Table, TaskComparison, compare,
+    Comparison, Error, Estimate, Metric, Prediction, Resampling, Scores, Table, TaskComparison, compare, method_table,
     prediction_files, score_file,
 };
 
@@ -17,6 +17,36 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
+    /// Put finished runs into one table: methods by tasks, with averages and gains over the base.
+    Table(TableArgs),
+}
+
+/// Arguments of `table`.
+#[derive(clap::Args)]
+pub struct TableArgs {
+    /// Directories of `cl sequence` (the last round counts) or `cl eval`, as DIR or NAME=DIR.
+    #[arg(required = true, value_name = "[NAME=]DIR")]
+    runs: Vec<String>,
+    /// Run of the base model that gains are over; what the first sequence scored before its first round when absent.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Tasks of old knowledge, separated by commas; those of the first sequence when there is one.
+    #[arg(long, value_delimiter = ',')]
+    old: Vec<String>,
+    /// How the table is written.
+    #[arg(long, value_enum, default_value = "text")]
+    format: TableFormat,
+}
+
+/// How a table is written.
+#[derive(clap::ValueEnum, Clone, Copy)]
+pub enum TableFormat {
+    /// Aligned columns.
+    Text,
+    /// Markdown.
+    Markdown,
+    /// Comma-separated values.
+    Csv,
 }
 
 /// Arguments of `score`.
@@ -63,7 +93,29 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Score(args) => run_score(args, out),
         Command::Compare(args) => run_compare(args, out),
+        Command::Table(args) => run_table(args, out),
     }
+}
+
+/// Prints a table of methods by tasks.
+///
+/// # Errors
+/// Returns the errors of [`method_table`], and an error if `out` cannot be written.
+pub fn run_table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
+    let named = |run: &String| match run.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !name.contains('/') => (name.to_owned(), PathBuf::from(dir)),
+        _ => (run.trim_end_matches('/').to_owned(), PathBuf::from(run)),
+    };
+    let runs: Vec<(String, PathBuf)> = args.runs.iter().map(named).collect();
+    let table = method_table(&runs, args.base.as_deref(), &args.old)?;
+    let table =
+        table.table("Scores ± standard error; gains over the base as the mean of the columns' gains and (of means).");
+    let text = match args.format {
+        TableFormat::Text => table.text(),
+        TableFormat::Markdown => table.markdown(),
+        TableFormat::Csv => table.csv(),
+    };
+    Ok(write!(out, "{text}")?)
 }
 
 /// Recomputes scores from predictions files and prints a table, or JSON.

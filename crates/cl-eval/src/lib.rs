@@ -12,7 +12,8 @@ mod task;
 
 pub use error::Error;
 pub use matrix::{
-    Column, Group, ScoreMatrix, Table, mean_of_percentages, paper, ratio_of_means, summary_table, table_of,
+    Cell, Column, Group, MethodTable, ScoreMatrix, Table, mean_of_percentages, paper, ratio_of_means, summary_table,
+    table_of,
 };
 pub use metrics::{Metric, Target};
 pub use request::{
@@ -20,7 +21,7 @@ pub use request::{
 };
 pub use run::{
     Answer, GroupResult, Open, Prediction, ResponseCache, RunSettings, Scores, TaskResult, TokenRequest,
-    aggregate_group, evaluate, evaluate_all, harness_metric, rescore, results, score_file, write_results,
+    aggregate_group, evaluate, evaluate_all, harness_metric, method_table, rescore, results, score_file, write_results,
 };
 pub use stats::{
     Comparison, Estimate, McNemar, Means, MetricComparison, Resampling, TaskComparison, compare, mcnemar,

@@ -191,3 +191,21 @@ all = ["short", "long"]
     let again = world.run(["sequence", "lora.toml", "--out", "s", "--resume"]);
     assert!(again.stderr.contains("scoring: done before"), "{}", again.stderr);
 }
+
+#[test]
+fn finished_runs_are_one_table() {
+    let world = World::new();
+    world.ok(["sequence", "lora.toml", "--out", "s"]);
+    let model = "s/rounds/1-first/model";
+    world.ok(["eval", model, "--tasks", "first,homes.jsonl", "--data", "data", "--out", "e", "--max-new-tokens", "2"]);
+    let table = world.ok(["table", "LoRA=s", "one=e", "--format", "csv"]);
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split(',').collect()).collect();
+    assert!(rows[0].contains(&"first") && rows[0].contains(&"AVall"), "{table}");
+    assert_eq!(rows[1..4].iter().map(|row| row[0]).collect::<Vec<_>>(), ["base", "LoRA", "one"]);
+    // Of the sequence's second task the other run says nothing, so it has no average of new knowledge.
+    let column = |name: &str| rows[0].iter().position(|c| *c == name).unwrap();
+    assert_eq!((rows[3][column("mood")], rows[3][column("AVnew")]), ("–", "–"));
+    assert!(rows[2][column("AVnew")].parse::<f64>().is_ok(), "{table}");
+    let message = world.fails(["table", "data"]);
+    assert!(message.contains("data/scores.json"), "{message}");
+}

@@ -178,7 +178,7 @@ fn ratio(after: f64, before: f64) -> Option<f64> {
     Some(after / before - 1.0).filter(|r| r.is_finite())
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
+pub(super) fn mean(values: &[f64]) -> Option<f64> {
     let mean = values.iter().sum::<f64>() / values.len() as f64; // 0/0 without values
     Some(mean).filter(|m| m.is_finite())
 }

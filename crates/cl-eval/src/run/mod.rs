@@ -3,6 +3,7 @@
 mod evaluate;
 mod files;
 mod group_scores;
+mod method_runs;
 mod predictions;
 mod rescore;
 mod response_cache;
@@ -11,6 +12,7 @@ mod scores;
 
 pub use evaluate::{Open, evaluate, evaluate_all};
 pub use group_scores::aggregate_group;
+pub use method_runs::method_table;
 pub use predictions::Prediction;
 pub use rescore::{rescore, score_file};
 pub use response_cache::{Answer, ResponseCache, TokenRequest};
