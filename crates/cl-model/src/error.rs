@@ -86,6 +86,9 @@ pub enum ModelError {
     /// Adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
+    /// Mixtures of adapters.
+    #[error(transparent)]
+    Mixture(#[from] cl_moe::Error),
     /// Files.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
