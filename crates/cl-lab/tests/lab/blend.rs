@@ -368,10 +368,11 @@ fn a_mixture_of_another_base_or_with_other_contents_is_refused() {
         .save(&models.path("other"), Kind::Float, &config, &toy::tokenizer_files(), Manifest::new("model"), false)
         .unwrap();
     let open = |model: &str| {
-        LoadedModel::open(&models.path(model), Some(&models.path("m")), Precision::F32, Device::Cpu).map(|_| ())
+        let loaded = LoadedModel::open(&models.path(model), Some(&models.path("m")), Precision::F32, Device::Cpu);
+        loaded.map(|_| ()).map_err(|e| e.to_string())
     };
     open("base").unwrap();
-    let message = open("other").unwrap_err().to_string();
+    let message = open("other").unwrap_err();
     assert!(message.contains("is a mixture for the base") && message.contains("cl moe blend"), "{message}");
 
     let file = models.path("m").join("mixture_config.json");
@@ -384,7 +385,61 @@ fn a_mixture_of_another_base_or_with_other_contents_is_refused() {
     ] {
         assert!(text.contains(from), "{from}");
         std::fs::write(&file, text.replace(from, to)).unwrap();
-        let message = open("base").unwrap_err().to_string();
+        let message = open("base").unwrap_err();
         assert!(message.contains(part), "{message}");
+    }
+}
+
+/// Seven adapters of rank 8 at all linear layers of a model of SmolLM2-135M's shape, 512 tokens, f32, in turns with the base.
+/// `cargo test -p cl-lab --test lab blend::time -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement, about a minute and 1 GB"]
+fn time_of_a_forward_pass_beside_the_bases() {
+    tch::set_num_threads(2);
+    let models = Models(tempfile::tempdir().unwrap());
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100_000.0, "tie_word_embeddings": true
+    });
+    let config = config.as_object().unwrap().clone();
+    let base = random_weights(&config, 1, LoadOptions::cpu(Kind::Float)).unwrap();
+    base.save(&models.path("base"), Kind::Float, &config, &[], Manifest::new("model"), false).unwrap();
+    let names = ["a", "b", "c", "d", "e", "f", "g"];
+    for (seed, name) in names.iter().enumerate() {
+        let lora = cl_adapters::LoraConfig { r: 8, ..Default::default() };
+        let mut model = models.base();
+        model.add_lora(&lora, seed as u64).unwrap();
+        cl_adapters::save_lora(&models.path(name), model.sites(), &[], &lora, "base", Manifest::new("adapter"), false)
+            .unwrap();
+    }
+    let mixture = |out: &str, settings: &str| {
+        models.blend(out, &names, settings);
+        models.mixture(out)
+    };
+    let rows = [
+        ("base", models.base()),
+        ("one adapter", models.adapted("a")),
+        ("seven, all", mixture("all", "")),
+        ("seven, top 2", mixture("two", "num_experts_per_tok = 2\nrouter.norm = 'softmax'")),
+    ];
+    let ids: Vec<u32> = (0..512).map(|i| i * 97 % 49152).collect();
+    let batch = PackedBatch::new(&[&ids], 49152, Device::Cpu).unwrap();
+    let mut times = vec![Vec::new(); rows.len()];
+    let _no_graph = tch::no_grad_guard();
+    for _ in 0..15 {
+        for ((_, model), times) in rows.iter().zip(&mut times) {
+            let start = std::time::Instant::now();
+            let _ = model.forward(&batch, Mode::Eval).unwrap();
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    for times in &mut times {
+        times.sort_by(f64::total_cmp);
+    }
+    for ((name, _), of_row) in rows.iter().zip(&times) {
+        let (median, fastest) = (of_row[7], of_row[0]);
+        let (by_median, by_fastest) = (median / times[0][7], fastest / times[0][0]);
+        eprintln!("{name}: median {median:.3} s ({by_median:.3}), fastest {fastest:.3} s ({by_fastest:.3})");
     }
 }

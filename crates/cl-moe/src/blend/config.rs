@@ -43,8 +43,7 @@ pub struct BlendConfig {
 pub struct BlendRouter {
     /// The rule that router weights start from.
     pub init: BlendInit,
-    /// Gates from the selected logits; defaults to `softmax` for `arrow` and `spectr`, as in their papers, and to `sigmoid`
-    /// for the others.
+    /// Gates from the selected logits; defaults to `softmax` for `arrow` and `spectr`, and to `sigmoid` for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm: Option<RouterNorm>,
     /// Seed of `random`.
@@ -79,7 +78,8 @@ pub enum BlendInit {
     /// An expert's row is the leading right singular vector of its update, and its logit `|row·x|` (Ostapenko et al., "Towards
     /// Modular LLMs by Building and Reusing a Library of LoRAs", arXiv:2405.11157).
     Arrow,
-    /// An expert's logit is `‖ΔW·x‖`; there is no router weight (Fleshman and Van Durme, "SpectR", arXiv:2504.03454).
+    /// An expert's logit is `‖ΔW·x‖`, all of the update's spectrum; there is no router weight (after Fleshman and Van Durme,
+    /// "SpectR: Dynamically Composing LM Experts with Spectral Routing", arXiv:2504.03454).
     Spectr,
 }
 
