@@ -1,7 +1,7 @@
 use cl_checkpoint::LayerKind;
 use cl_torch::tch::{Kind, Tensor};
 
-use crate::{Lora, Mode, Site, TokenRows};
+use crate::{Lora, LoraMixture, Mode, Site, TokenRows};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
@@ -15,6 +15,8 @@ pub struct Linear {
     pub lora: Option<Lora>,
     /// Low-rank updates beside it that do not learn: adapters of earlier rounds, and what the adapter's start is less.
     pub frozen: Vec<Frozen>,
+    /// Low-rank updates beside it that a router weights for each token.
+    pub mixture: Option<LoraMixture>,
     /// Rows of the weight that are trained in place of its own; of the output head.
     pub rows: Option<TokenRows>,
     /// Dtype of the adapters' products; that of `x` when absent.
@@ -51,7 +53,16 @@ impl Frozen {
 impl Linear {
     /// A layer without an adapter.
     pub fn new(name: &str, weight: Tensor, bias: Option<Tensor>) -> Linear {
-        Linear { name: name.to_owned(), weight, bias, lora: None, frozen: Vec::new(), rows: None, adapter_kind: None }
+        Linear {
+            name: name.to_owned(),
+            weight,
+            bias,
+            lora: None,
+            frozen: Vec::new(),
+            mixture: None,
+            rows: None,
+            adapter_kind: None,
+        }
     }
 
     /// `(in, out)`.
@@ -76,6 +87,9 @@ impl Linear {
         };
         for frozen in &self.frozen {
             y = y.addmm_(&frozen.narrow(x, adapters), &frozen.b.to_kind(adapters).tr());
+        }
+        if let Some(mixture) = &self.mixture {
+            y = mixture.add_to(y, x, mode);
         }
         let y = y.to_kind(kind);
         match &self.rows {
@@ -109,6 +123,7 @@ impl Linear {
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
             lora: self.lora.as_ref().map(Lora::shallow_clone),
             frozen: self.frozen.iter().map(Frozen::shallow_clone).collect(),
+            mixture: self.mixture.as_ref().map(LoraMixture::shallow_clone),
             rows: self.rows.as_ref().map(TokenRows::shallow_clone),
             adapter_kind: self.adapter_kind,
         }

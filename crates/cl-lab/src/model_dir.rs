@@ -7,6 +7,8 @@ use cl_adapters::AdapterError;
 use cl_checkpoint::files::FileStamp;
 use cl_checkpoint::{Adapter, Checkpoint, LayerKind, Manifest, ManifestProblem, TensorSource};
 use cl_data::Tokenizer;
+use cl_model::ModelError;
+use cl_moe::Mixture;
 
 use crate::LabError;
 
@@ -122,6 +124,23 @@ pub(crate) fn verify(dir: &Path) -> Result<(), LabError> {
 /// blake3 over an adapter's weights and config.
 pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
+}
+
+/// Opens a mixture of adapters that was made for the base with this hash.
+pub(crate) fn open_mixture(dir: &Path, base: &str) -> Result<Mixture, LabError> {
+    let mixture = Mixture::open(dir).map_err(ModelError::from)?;
+    let config = mixture.config();
+    if config.base_model_blake3 != base {
+        let short = |hash: &str| hash.chars().take(12).collect::<String>();
+        let message = format!(
+            "is a mixture for the base {} ({}…), not for this model ({}…); make it again with `cl moe blend` for this one",
+            config.base_model_name_or_path,
+            short(&config.base_model_blake3),
+            short(base)
+        );
+        return Err(LabError::Config { path: dir.to_owned(), message });
+    }
+    Ok(mixture)
 }
 
 #[cfg(test)]

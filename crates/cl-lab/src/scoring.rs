@@ -4,11 +4,12 @@ use cl_checkpoint::Adapter;
 use cl_checkpoint::files::write_file;
 use cl_data::Tokenizer;
 use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
-use cl_model::{Decoder, LoadOptions, Scorer};
+use cl_model::{Decoder, LoadOptions, ModelError, Scorer};
+use cl_moe::Mixture;
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
-use crate::model_dir::{adapter_hash, model_hash, open_model};
+use crate::model_dir::{adapter_hash, model_hash, open_mixture, open_model};
 use crate::observe::tell;
 use crate::{EvalConfig, Event, LabError, Observer};
 
@@ -20,12 +21,12 @@ pub struct LoadedModel {
     pub tokenizer: Tokenizer,
     /// Hash of the files it was made from, and the dtype it computes in.
     pub fingerprint: String,
-    base: String,
+    base: String, // hash of the model directory
     precision: Precision,
 }
 
 impl LoadedModel {
-    /// Loads a model directory, with an adapter beside it when one is given.
+    /// Loads a model directory, with an adapter or a mixture of adapters beside it when one is given.
     ///
     /// # Errors
     /// Anything wrong with either directory.
@@ -41,30 +42,37 @@ impl LoadedModel {
         };
         let (checkpoint, tokenizer) = open_model(dir)?;
         let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(kind) })?;
-        let base = model_hash(dir)?[..32].to_owned();
+        let base = model_hash(dir)?;
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
         loaded.set_adapter(adapter)?;
         Ok(loaded)
     }
 
-    /// Puts another adapter beside the model, or none; the model itself stays loaded.
+    /// Puts another adapter or mixture of adapters beside the model, or none; the model itself stays loaded.
     ///
     /// # Errors
-    /// Anything wrong with the adapter; the model is then as it was.
+    /// Anything wrong with the adapter or the mixture, and a mixture of another base; the model is then as it was.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
         let dtype = match self.precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
         };
+        let base = &self.base[..32];
         self.fingerprint = match adapter {
             None => {
                 self.model.unload_lora();
-                format!("{}:{dtype}", self.base)
+                format!("{base}:{dtype}")
+            }
+            Some(dir) if Mixture::is_mixture(dir) => {
+                let mixture = open_mixture(dir, &self.base)?;
+                let hash = mixture.content_hash().map_err(ModelError::from)?;
+                self.model.load_mixture(&mixture)?;
+                format!("{base}+{}:{dtype}", &hash[..32])
             }
             Some(adapter) => {
                 let hash = adapter_hash(adapter)?;
                 self.model.load_lora(&Adapter::open(adapter)?, 0.0)?;
-                format!("{}+{}:{dtype}", self.base, &hash[..32])
+                format!("{base}+{}:{dtype}", &hash[..32])
             }
         };
         Ok(())

@@ -178,7 +178,7 @@ impl Decoder {
         self.layers.iter().flat_map(Layer::linears).chain(self.lm_head.iter())
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(Layer::linears_mut).chain(self.lm_head.iter_mut())
     }
 
@@ -380,7 +380,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Takes the adapter away.
+    /// Takes the adapter or the mixture away.
     pub fn unload_lora(&mut self) {
         for (name, original) in std::mem::take(&mut self.originals) {
             if let Some(place) = self.parameter_mut(&name) {
@@ -390,7 +390,7 @@ impl Decoder {
         self.whole = WholePlan::default();
         (self.embed_tokens.lora, self.embed_tokens.rows) = (None, None);
         for layer in self.linears_mut() {
-            (layer.lora, layer.rows) = (None, None);
+            (layer.lora, layer.mixture, layer.rows) = (None, None, None);
             layer.frozen.retain(|f| !f.of_start);
         }
         if self.config.tie_word_embeddings {
@@ -469,7 +469,8 @@ impl Decoder {
         all
     }
 
-    /// What the optimizer moves, by name: the adapters when there are any, else every weight that requires a gradient.
+    /// What the optimizer moves, by name: the adapters or the routers of a mixture when there are any, else every weight that
+    /// requires a gradient.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let mut adapters = Vec::new();
         for site in self.sites() {
@@ -484,6 +485,7 @@ impl Decoder {
             let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
+        adapters.extend(self.routers());
         // A tensor that two names share learns once.
         let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
         adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));

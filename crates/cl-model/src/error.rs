@@ -86,6 +86,9 @@ pub enum ModelError {
     /// Adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
+    /// Mixtures of adapters.
+    #[error(transparent)]
+    Mixture(Box<cl_moe::Error>), // large for an error
     /// Files.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
@@ -95,4 +98,10 @@ pub enum ModelError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+impl From<cl_moe::Error> for ModelError {
+    fn from(error: cl_moe::Error) -> ModelError {
+        ModelError::Mixture(Box::new(error))
+    }
 }

@@ -13,6 +13,7 @@ mod language_model;
 mod layer;
 mod load;
 mod loss;
+mod mixture;
 mod norm;
 mod prefix_tree;
 mod random;

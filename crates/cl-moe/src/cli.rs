@@ -7,13 +7,15 @@ use anyhow::{Context, Result};
 use cl_checkpoint::Interrupt;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{MixConfig, MixOptions, Plan, mix};
+use crate::{BlendConfig, BlendPlan, MixConfig, MixOptions, Plan, blend, mix};
 
 /// What can be done.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
     Mix(MixArgs),
+    /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
+    Blend(BlendArgs),
 }
 
 /// Arguments of `mix`.
@@ -32,6 +34,25 @@ pub struct MixArgs {
     overwrite: bool,
 }
 
+/// Arguments of `blend`.
+#[derive(clap::Args)]
+pub struct BlendArgs {
+    /// Configuration, TOML.
+    config: PathBuf,
+    /// Directory of the mixture to write; commands that take --adapter take it.
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Say what would be written, and everything that stands in the way; write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Take adapters whose manifests name another base.
+    #[arg(long)]
+    ignore_base: bool,
+    /// Replace the output if it is a mixture that holds nothing else.
+    #[arg(long)]
+    overwrite: bool,
+}
+
 /// Runs a command.
 ///
 /// # Errors
@@ -39,6 +60,7 @@ pub struct MixArgs {
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Mix(args) => run_mix(args, interrupt, out),
+        Command::Blend(args) => run_blend(args, interrupt, out),
     }
 }
 
@@ -64,6 +86,26 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     let summary = mix(&plan, dir, &options, &|bytes| bar.set_position(bytes))?;
     bar.finish_and_clear();
     writeln!(out, "{}: {} tensors, {total} M parameters, {active} M of them active", dir.display(), summary.tensors)?;
+    Ok(())
+}
+
+fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let plan = BlendPlan::new(&BlendConfig::read(&args.config)?, args.ignore_base)?;
+    if let Some(dir) = &args.out {
+        plan.check_output(dir, args.overwrite)?;
+    }
+    for note in &plan.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    if args.dry_run {
+        writeln!(out, "writes {} tensors, {} bytes", plan.tensors().len(), plan.bytes_written())?;
+        writeln!(out, "{}", plan.summary())?;
+        writeln!(out, "no problem found; nothing was written")?;
+        return Ok(());
+    }
+    let dir = args.out.as_ref().context("--out says where the mixture goes")?;
+    blend(&plan, dir, args.overwrite, interrupt)?;
+    writeln!(out, "{}: {}", dir.display(), plan.summary())?;
     Ok(())
 }
 

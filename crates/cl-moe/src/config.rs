@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::Dtype;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, mergekit};
@@ -150,7 +151,7 @@ impl MixConfig {
     }
 }
 
-fn from_toml(text: &str) -> Result<MixConfig, String> {
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         format!("line {line}: {}", e.message())

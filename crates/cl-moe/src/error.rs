@@ -19,6 +19,14 @@ pub enum Error {
     /// Everything that stands in the way, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<Problem>),
+    /// A mixture of adapters whose files do not fit together, or that cannot be made of an adapter.
+    #[error("{path}: {message}", path = .path.display())]
+    Mixture {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// A value that is not a number in an input.
     #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
     NotFinite {

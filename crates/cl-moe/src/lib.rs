@@ -1,19 +1,23 @@
 #![doc = include_str!("../README.md")]
 
+mod blend;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;
 mod error;
 mod mergekit;
 mod mix;
+mod mixture;
 mod model_info;
 mod names;
 mod plan;
 mod router;
 
+pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
 pub use config::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit};
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
+pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
 pub use model_info::ModelInfo;
 pub use plan::Plan;
 pub use router::{ROUTER_STATES, router_states_spec};

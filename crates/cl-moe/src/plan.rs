@@ -102,7 +102,7 @@ impl Plan {
     }
 }
 
-fn note<T, E: ToString>(result: Result<T, E>, place: &str, problems: &mut Vec<Problem>) -> Option<T> {
+pub(crate) fn note<T, E: ToString>(result: Result<T, E>, place: &str, problems: &mut Vec<Problem>) -> Option<T> {
     result.map_err(|e| problems.push(Problem { place: place.to_owned(), message: e.to_string() })).ok()
 }
 

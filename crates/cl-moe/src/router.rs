@@ -58,7 +58,7 @@ impl RouterRows {
     /// A layer's rows, one after another.
     pub(crate) fn layer(&self, layer: usize) -> Result<Vec<f32>, Error> {
         match (self.init, &self.states) {
-            (RouterInit::Random, _) => Ok(normal(self.seed, layer, self.experts * self.hidden)),
+            (RouterInit::Random, _) => Ok(normal(self.seed, &(layer as u64).to_le_bytes(), self.experts * self.hidden)),
             (RouterInit::Uniform, _) | (RouterInit::States, None) => Ok(vec![0.0; self.experts * self.hidden]),
             (RouterInit::Base, _) => {
                 let row = |expert| vec![if expert == 0 { 1.0 } else { 1e-6 }; self.hidden];
@@ -93,10 +93,10 @@ fn normalize(row: &mut [f32]) {
     }
 }
 
-/// Normal numbers of one layer by Box and Muller; each layer's depend on the seed and its index only.
-fn normal(seed: u64, layer: usize, count: usize) -> Vec<f32> {
+/// Normal numbers of one router by Box and Muller; they depend on the seed and the router's `key` only.
+pub(crate) fn normal(seed: u64, key: &[u8], count: usize) -> Vec<f32> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).update(&(layer as u64).to_le_bytes());
+    hasher.update(&seed.to_le_bytes()).update(key);
     let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
     let mut unit = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     let mut values = Vec::with_capacity(count + 1);
@@ -115,13 +115,13 @@ mod tests {
 
     #[test]
     fn random_rows_are_normal_and_differ_from_layer_to_layer() {
-        let values = normal(1399, 0, 20_000);
+        let values = normal(1399, b"0", 20_000);
         let mean = values.iter().sum::<f32>() / 20_000.0;
         let deviation = (values.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 20_000.0).sqrt();
         // Standard errors of 20,000 numbers: 1.4e-4 and 1e-4.
         assert!(mean.abs() < 6e-4 && (deviation - 0.02).abs() < 4e-4, "{mean} {deviation}");
-        assert_ne!(values[..5], normal(1399, 1, 5));
-        assert_eq!(values[..5], normal(1399, 0, 5));
+        assert_ne!(values[..5], normal(1399, b"1", 5));
+        assert_eq!(values[..5], normal(1399, b"0", 5));
     }
 
     #[test]

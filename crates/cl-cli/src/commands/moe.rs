@@ -14,6 +14,8 @@ use super::Precision;
 pub enum Command {
     /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
     Mix(cl_moe::cli::MixArgs),
+    /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
+    Blend(cl_moe::cli::BlendArgs),
     /// Compute the hidden states of the experts' prompts that routers can start from.
     States(StatesArgs),
 }
@@ -55,6 +57,7 @@ enum PoolingArg {
 pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     match command {
         Command::Mix(args) => cl_moe::cli::run(&cl_moe::cli::Command::Mix(args), interrupt, out),
+        Command::Blend(args) => cl_moe::cli::run(&cl_moe::cli::Command::Blend(args), interrupt, out),
         Command::States(args) => states(&args, out),
     }
 }

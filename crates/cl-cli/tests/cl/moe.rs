@@ -90,3 +90,97 @@ fn a_document_of_mergekit_moe_is_read() {
     );
     assert_eq!(number("active_parameters"), number("total_parameters") - number("expert_parameters") / 2);
 }
+
+/// Two adapters of one base, `r1/adapter` and `r2/adapter`, and the mixture's configuration.
+fn adapters(world: &World, more: &str) {
+    world.ok(["train", "train.toml", "--out", "r1", "--set", "train.learning_rate=0.05"]);
+    let second = ["--set", "data.train=\"data/mood\"", "--set", "train.lora.r=4", "--set", "train.learning_rate=0.05"];
+    world.ok(["train", "train.toml", "--out", "r2"].into_iter().chain(second));
+    let experts = "[[experts]]\nadapter = \"r1/adapter\"\n[[experts]]\nadapter = \"r2/adapter\"\n";
+    world.write("blend.toml", &format!("base_model = \"model\"\n{more}\n{experts}"));
+}
+
+#[test]
+fn a_mixture_of_adapters_is_taken_where_an_adapter_is() {
+    let world = World::new();
+    adapters(&world, "router.init = \"arrow\"");
+    let said = world.ok(["moe", "blend", "blend.toml", "--dry-run"]);
+    assert!(said.contains("nothing was written") && !world.exists("mix"), "{said}");
+    let bytes: u64 = said.split(" bytes").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    world.ok(["moe", "blend", "blend.toml", "--out", "mix"]);
+    let written = std::fs::metadata(world.path("mix/mixture_model.safetensors")).unwrap().len();
+    assert!((1..8192).contains(&(written - bytes)), "{bytes} bytes of tensors and a header, {written} in the file");
+    let config = world.json("mix/mixture_config.json");
+    assert_eq!((&config["experts"][0]["name"], &config["experts"][1]["name"]), (&"r1".into(), &"r2".into()));
+    assert_eq!(config["modules"]["model.layers.0.mlp.up_proj"]["ranks"], serde_json::json!([2, 4]));
+
+    // The folded models are the same two, one after the other.
+    let ids = |adapter: &str| {
+        let prompts = PROMPTS.iter().flat_map(|p| ["--prompt", p]);
+        world.ok(["generate", "model", "--ids", "--max-new-tokens", "8", "--adapter", adapter]
+            .into_iter()
+            .chain(prompts))
+    };
+    world.write(
+        "one.toml",
+        "base_model = \"model\"\nrouter.norm = \"softmax\"\n[[experts]]\nadapter = \"r1/adapter\"\n",
+    );
+    world.ok(["moe", "blend", "one.toml", "--out", "one"]);
+    assert_eq!(ids("one"), ids("r1/adapter"));
+    assert_ne!(ids("mix"), ids("r2/adapter"));
+    let eval = ["eval", "model", "--tasks", "first,mood", "--data", "data", "--max-new-tokens", "2"];
+    world.ok(eval.iter().chain(&["--adapter", "mix", "--adapter", "one", "--adapter", "r1/adapter", "--out", "e"]));
+    let scores = |name: &str| world.json(&format!("e/{name}/scores.json"));
+    assert_eq!(scores("one"), scores("r1"));
+    assert!(world.exists("e/mix/first.jsonl"));
+
+    let message = world.fails(["moe", "blend", "blend.toml", "--out", "mix"]);
+    assert!(message.contains("mix"), "{message}");
+    world.ok(["moe", "blend", "blend.toml", "--out", "mix", "--overwrite"]);
+    world.model("other", 2);
+    let message = world.fails(["generate", "other", "--prompt", "a", "--adapter", "mix"]);
+    assert!(message.contains("is a mixture for the base model"), "{message}");
+    for args in [&["adapter", "info", "mix"][..], &["adapter", "fold", "model", "mix", "--out", "f"]] {
+        world.fails(args);
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_mixture_of_adapters_is_said_at_once() {
+    let world = World::new();
+    adapters(&world, "num_experts_per_tok = 9");
+    let train = |out: &str, set: &[&str]| {
+        let set = set.iter().flat_map(|s| ["--set", s]);
+        world.ok(["train", "train.toml", "--out", out, "--set", "train.max_steps=1"].into_iter().chain(set));
+    };
+    train("dora", &["train.lora.use_dora=true"]);
+    train("table", &["train.lora.target_modules=[\"embed_tokens\", \"lm_head\", \"q_proj\"]"]);
+    train("saved", &["train.lora.modules_to_save=[\"norm\"]"]);
+    let more: String =
+        ["dora", "table", "saved", "nowhere"].map(|a| format!("[[experts]]\nadapter = \"{a}/adapter\"\n")).concat();
+    world.write("bad.toml", &(world.read("blend.toml") + &more));
+    let message = world.fails(["moe", "blend", "bad.toml", "--out", "mix"]);
+    for part in [
+        "num_experts_per_tok: 9; expected 1 to the number of experts, 6",
+        "experts[2] (dora/adapter): DoRA",
+        "experts[3] (table/adapter): `model.embed_tokens` is an embedding",
+        "experts[3] (table/adapter): `lm_head` is the output head",
+        "experts[4] (saved/adapter): tensor `base_model.model.model.norm.weight` is a module trained whole",
+        "experts[5]: nowhere/adapter/adapter_config.json: not found",
+        "nothing was written",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(!world.exists("mix"));
+
+    // A model of the same shape is another base.
+    world.model("other", 2);
+    world.write(
+        "other.toml",
+        &world.read("blend.toml").replace("base_model = \"model\"\nnum_experts_per_tok = 9", "base_model = \"other\""),
+    );
+    let message = world.fails(["moe", "blend", "other.toml", "--out", "mix"]);
+    assert!(message.contains("2 problems found") && message.contains("--ignore-base"), "{message}");
+    world.ok(["moe", "blend", "other.toml", "--out", "mix", "--ignore-base"]);
+    world.ok(["generate", "other", "--prompt", "a", "--adapter", "mix", "--max-new-tokens", "1"]);
+}

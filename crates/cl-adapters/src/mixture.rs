@@ -1,0 +1,137 @@
+//! Several low-rank updates beside one linear layer, weighted for each token by a router.
+
+use cl_moe::{Mixture, RouterLogits, RouterNorm, mixture_tensors};
+use cl_torch::load_tensor;
+use cl_torch::tch::{Device, Kind, Tensor};
+
+use crate::{AdapterError, Linear, Mode};
+
+/// Low-rank experts of one linear layer:
+///
+/// ```text
+/// y = W₀x + Σ_{e ∈ top-k} gₑ(x) · sₑ·Bₑ·Aₑ·x
+/// ```
+///
+/// Experts are selected by their logits, ties by the lowest index, and gates are the norm of the selected logits, in f32. All
+/// experts are one product: A stacked, the result times each expert's gate and scaling over its rank, B stacked. Experts that
+/// are not selected have a gate of 0 there, which costs less than collecting the tokens of each.
+///
+/// Source: Lee et al., "Flexible and Effective Mixing of Large Language Models into a Mixture of Domain Experts",
+/// arXiv:2408.17280, for trained or random routers; [`RouterLogits`] names those of routers from adapters alone.
+pub struct LoraMixture {
+    /// `[Σr, in]`, f32.
+    pub a: Tensor,
+    /// `[out, Σr]`, f32.
+    pub b: Tensor,
+    /// `[experts, in]`, f32; none where logits are norms of updates. The only tensor here that learns.
+    pub router: Option<Tensor>,
+    /// `[Σr, experts]`, f32: an expert's scaling in the rows of its rank, 0 elsewhere. Spreads gates over ranks.
+    scalings: Tensor,
+    logits: RouterLogits,
+    norm: RouterNorm,
+    top_k: i64,
+}
+
+/// Keeps the gradient of a norm finite where it is 0.
+const SMALLEST_SQUARE: f64 = 1e-30;
+
+impl LoraMixture {
+    /// Reads the experts of `layer` from a mixture's directory.
+    ///
+    /// # Errors
+    /// Returns [`AdapterError::UnknownModule`] if the mixture has none for it, [`AdapterError::Shape`] if they do not fit, and
+    /// the directory's own error.
+    pub fn load(layer: &Linear, mixture: &Mixture) -> Result<LoraMixture, AdapterError> {
+        let (path, module) = (mixture.dir().to_owned(), layer.name.clone());
+        let (Some(experts), Some((input, output))) = (mixture.config().modules.get(&module), mixture.widths(&module))
+        else {
+            return Err(AdapterError::UnknownModule { path, module });
+        };
+        if layer.widths() != (input as i64, output as i64) {
+            let ((own_input, own_output), rank) = (layer.widths(), experts.total_rank());
+            let (a, b) = (vec![rank, input], vec![output, rank]);
+            return Err(AdapterError::Shape { path, module, input: own_input, output: own_output, a, b });
+        }
+        let device = layer.weight.device();
+        let load = |name: &str| load_tensor(mixture, name, Kind::Float, device);
+        let [a, b, router] = mixture_tensors(&module);
+        let config = mixture.config();
+        let router = match config.router_logits {
+            RouterLogits::UpdateNorm => None,
+            _ => Some(load(&router)?.set_requires_grad(true)),
+        };
+        Ok(LoraMixture {
+            a: load(&a)?,
+            b: load(&b)?,
+            router,
+            scalings: scalings(&experts.ranks, &experts.scalings, device),
+            logits: config.router_logits,
+            norm: config.router_norm,
+            top_k: config.num_experts_per_tok as i64,
+        })
+    }
+
+    /// `y + Σₑ gₑ·sₑ·Bₑ·Aₑ·x`, computed in the dtype of `y` `[tokens, out]`, whose memory it takes over; `x` is `[tokens, in]`.
+    pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
+        let kind = y.kind();
+        let narrow = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
+        let gates = self.gates(&self.logits(x, &narrow, mode));
+        let spread = mode.linear(&gates, &self.scalings, None).to_kind(kind);
+        y.addmm_(&(narrow * spread), &self.b.to_kind(kind).tr())
+    }
+
+    /// `[tokens, experts]`, f32.
+    fn logits(&self, x: &Tensor, narrow: &Tensor, mode: Mode) -> Tensor {
+        let routed = |router: &Tensor| mode.linear(&x.to_kind(Kind::Float), router, None);
+        match (self.logits, &self.router) {
+            (RouterLogits::Linear, Some(router)) => routed(router),
+            (RouterLogits::Absolute, Some(router)) => routed(router).abs(),
+            _ => {
+                let squares = narrow.to_kind(Kind::Float).square();
+                squares.matmul(&self.scalings.square()).clamp_min(SMALLEST_SQUARE).sqrt()
+            }
+        }
+    }
+
+    /// `[tokens, experts]`, f32: 0 for experts that are not selected.
+    fn gates(&self, logits: &Tensor) -> Tensor {
+        if self.top_k == logits.size()[1] {
+            return self.normed(logits);
+        }
+        // A stable order breaks ties by the lowest index, which topk leaves open.
+        let (_, order) = logits.detach().sort_stable(true, -1, true);
+        let chosen = order.narrow(-1, 0, self.top_k);
+        let gates = self.normed(&logits.gather(-1, &chosen, false));
+        logits.zeros_like().scatter(-1, &chosen, &gates)
+    }
+
+    fn normed(&self, selected: &Tensor) -> Tensor {
+        match self.norm {
+            RouterNorm::Sigmoid => selected.sigmoid(),
+            RouterNorm::Softmax => selected.softmax(-1, Kind::Float),
+            RouterNorm::Sum => selected / (selected.sum_dim_intlist(-1, true, Kind::Float) + 1e-6),
+        }
+    }
+
+    /// Another handle on the same tensors.
+    pub fn shallow_clone(&self) -> LoraMixture {
+        LoraMixture {
+            a: self.a.shallow_clone(),
+            b: self.b.shallow_clone(),
+            router: self.router.as_ref().map(Tensor::shallow_clone),
+            scalings: self.scalings.shallow_clone(),
+            ..*self
+        }
+    }
+}
+
+fn scalings(ranks: &[usize], scalings: &[f64], device: Device) -> Tensor {
+    let experts = ranks.len();
+    let mut rows = Vec::new();
+    for (e, (&rank, &scaling)) in ranks.iter().zip(scalings).enumerate() {
+        let mut row = vec![0f32; experts];
+        row[e] = scaling as f32;
+        (0..rank).for_each(|_| rows.extend_from_slice(&row));
+    }
+    Tensor::from_slice(&rows).reshape([-1, experts as i64]).to_device(device)
+}

@@ -1,0 +1,160 @@
+//! Writes a mixture of LoRA adapters: every module's factors stacked, a router beside them.
+
+mod config;
+mod plan;
+mod prototype;
+
+use std::path::Path;
+
+use cl_checkpoint::{Adapter, Interrupt, Manifest, OutputDir, TensorSource, convert};
+use rayon::prelude::*;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+
+pub use config::{BlendConfig, BlendExpert, BlendInit, BlendRouter};
+pub use plan::BlendPlan;
+
+use crate::mixture::{CONFIG, VERSION, WEIGHTS};
+use crate::router::normal;
+use crate::{Error, MixtureConfig, MixtureExpert};
+use plan::{BlendModule, BlendPart};
+use prototype::Spectrum;
+
+/// Writes the mixture as a directory that appears whole or not at all: `mixture_config.json`, `mixture_model.safetensors` and a
+/// manifest. Memory holds all factors once.
+///
+/// # Errors
+/// Returns an error if a factor is not finite, an input changes meanwhile, the work is interrupted, or a file cannot be read or
+/// written; nothing is left then.
+pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrupt) -> Result<(), Error> {
+    plan.check_output(out, overwrite)?;
+    let dir = OutputDir::create(out, overwrite)?;
+    let tensors: Vec<Vec<Vec<u8>>> = plan
+        .modules
+        .par_iter()
+        .map(|module| if interrupt.requested() { Err(Error::Interrupted) } else { module_tensors(plan, module) })
+        .collect::<Result<_, _>>()?;
+    let specs = plan.tensors();
+    let tensors = specs.iter().zip(tensors.iter().flatten());
+    let views = tensors.map(|(spec, bytes)| {
+        (&spec.name, TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("as many bytes as planned"))
+    });
+    let path = dir.path().join(WEIGHTS);
+    safetensors::serialize_to_file(views, None, &path)
+        .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
+    let (config, manifest) = describe(plan)?;
+    let text = serde_json::to_string_pretty(&config).expect("numbers and strings") + "\n";
+    let path = dir.path().join(CONFIG);
+    std::fs::write(&path, text).map_err(|source| cl_checkpoint::Error::Io { path, source })?;
+    plan.base.check_unchanged()?;
+    plan.experts.iter().try_for_each(Adapter::check_unchanged)?;
+    Ok(dir.finish(manifest)?)
+}
+
+/// The configuration that goes along, and the manifest.
+fn describe(plan: &BlendPlan) -> Result<(MixtureConfig, Manifest), Error> {
+    let resolved = resolved(&plan.config);
+    let mut manifest = Manifest::new("mixture").with_config(json!({ "blend": resolved }));
+    manifest = manifest.with_source("base", plan.base.dir(), plan.base_hash.clone());
+    let mut experts = Vec::new();
+    for (adapter, expert) in plan.experts.iter().zip(&plan.config.experts) {
+        let blake3 = adapter.content_hash()?;
+        manifest = manifest.with_source("adapter", adapter.dir(), blake3.clone());
+        experts.push(MixtureExpert { name: expert.name(), adapter: expert.adapter.display().to_string(), blake3 });
+    }
+    let config = MixtureConfig {
+        format_version: VERSION,
+        base_model_name_or_path: plan.config.base_model.display().to_string(),
+        base_model_blake3: plan.base_hash.clone(),
+        num_experts_per_tok: plan.config.top_k(),
+        router_logits: plan.config.router.init.logits(),
+        router_norm: plan.config.router.norm(),
+        experts,
+        modules: plan.modules.iter().map(|m| (m.name.clone(), m.experts())).collect(),
+    };
+    Ok((config, manifest))
+}
+
+/// The configuration with defaults filled in.
+fn resolved(config: &BlendConfig) -> BlendConfig {
+    let router = BlendRouter { norm: Some(config.router.norm()), ..config.router.clone() };
+    BlendConfig { num_experts_per_tok: Some(config.top_k()), router, ..config.clone() }
+}
+
+/// Bytes of a module's tensors, in the order of its specs.
+fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>, Error> {
+    let init = plan.config.router.init;
+    let mut stack = Stack::new(module);
+    for (adapter, part) in plan.experts.iter().zip(&module.parts) {
+        let Some(part) = part else {
+            stack.router.extend(vec![0.0; module.input]);
+            continue;
+        };
+        let [mut a, mut b] = read(adapter, part)?;
+        if matches!(init, BlendInit::Arrow | BlendInit::Spectr) {
+            let rank = part.module.rank();
+            let spectrum = Spectrum::of(&a, &b, rank).ok_or_else(|| Error::Mixture {
+                path: adapter.dir().to_owned(),
+                message: format!("module `{}`: the singular value decomposition does not converge", module.name),
+            })?;
+            stack.router.extend(spectrum.prototype().unwrap_or_else(|| vec![0.0; module.input]));
+            if init == BlendInit::Spectr {
+                [a, b] = spectrum.factors(rank);
+            }
+        }
+        stack.push(&a, &b, part.module.rank());
+    }
+    let router = match init {
+        BlendInit::Random => normal(plan.config.router.seed, module.name.as_bytes(), module.parts.len() * module.input),
+        BlendInit::Uniform => vec![0.0; module.parts.len() * module.input],
+        BlendInit::Arrow | BlendInit::Spectr => stack.router,
+    };
+    let values = [stack.a, stack.b, router];
+    let specs = module.specs(&plan.config);
+    Ok(specs.iter().zip(&values).map(|(s, v)| convert::from_f32(s.dtype, v).expect("a floating dtype")).collect())
+}
+
+/// A module's factors, one expert after another.
+struct Stack {
+    /// `(Σr, in)`: experts one below the other.
+    a: Vec<f32>,
+    /// `(out, Σr)`: experts side by side.
+    b: Vec<f32>,
+    /// `(experts, in)`.
+    router: Vec<f32>,
+    total: usize,
+    column: usize,
+}
+
+impl Stack {
+    fn new(module: &BlendModule) -> Stack {
+        let total = module.experts().total_rank();
+        let b = vec![0.0; module.output * total];
+        Stack { a: Vec::with_capacity(total * module.input), b, router: Vec::new(), total, column: 0 }
+    }
+
+    fn push(&mut self, a: &[f32], b: &[f32], rank: usize) {
+        self.a.extend_from_slice(a);
+        for (row, own) in self.b.chunks_exact_mut(self.total).zip(b.chunks_exact(rank)) {
+            row[self.column..self.column + rank].copy_from_slice(own);
+        }
+        self.column += rank;
+    }
+}
+
+/// An expert's A and B, checked to be finite.
+fn read(adapter: &Adapter, part: &BlendPart) -> Result<[Vec<f32>; 2], Error> {
+    let [a, b] = part.module.factors();
+    let load = |name: String| {
+        let dtype = adapter.info(&name).expect("planned from this adapter").dtype;
+        let values = convert::to_f32(dtype, adapter.bytes(&name)?).expect("checked to be floating");
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(index) => {
+                let model = adapter.dir().display().to_string();
+                Err(Error::NotFinite { model, tensor: name, index, value: values[index] })
+            }
+        }
+    };
+    Ok([load(a)?, load(b)?])
+}

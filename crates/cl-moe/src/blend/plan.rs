@@ -1,0 +1,288 @@
+//! What a mixture of adapters reads and writes, with everything that stands in its way.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cl_checkpoint::{
+    Adapter, AdapterModule, BesideKind, Checkpoint, Dtype, LayerKind, OutputDir, TensorSource, TensorSpec, convert,
+};
+
+use crate::mixture::MOST_EXPERTS;
+use crate::plan::note;
+use crate::{BlendConfig, BlendInit, Error, FloatType, ModuleExperts, Problem, mixture_tensors};
+
+/// Everything about a mixture of adapters that is known without reading a factor.
+pub struct BlendPlan {
+    pub(crate) config: BlendConfig,
+    pub(crate) base: Checkpoint,
+    pub(crate) base_hash: String,
+    pub(crate) experts: Vec<Adapter>,
+    pub(crate) modules: Vec<BlendModule>,
+    /// Things that are worth knowing and stand in nobody's way.
+    pub notes: Vec<String>,
+}
+
+/// A module that at least one expert changes.
+pub(crate) struct BlendModule {
+    pub(crate) name: String,
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    /// Dtype of the stacked factors.
+    pub(crate) dtype: Dtype,
+    /// What each expert has of it.
+    pub(crate) parts: Vec<Option<BlendPart>>,
+}
+
+/// What one expert has of a module.
+#[derive(Clone)]
+pub(crate) struct BlendPart {
+    pub(crate) module: AdapterModule,
+    pub(crate) scaling: f64,
+}
+
+impl BlendPlan {
+    /// Opens the base and all adapters and checks that they make a mixture. With `ignore_base`, adapters whose manifests name
+    /// another base are taken.
+    ///
+    /// # Errors
+    /// Returns [`Error::Problems`] with everything that stands in the way at once.
+    pub fn new(config: &BlendConfig, ignore_base: bool) -> Result<BlendPlan, Error> {
+        let mut problems = Vec::new();
+        let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
+        let opened: Vec<Option<Adapter>> = (0..)
+            .zip(&config.experts)
+            .map(|(i, e)| note(Adapter::open(&e.adapter), &format!("experts[{i}]"), &mut problems))
+            .collect();
+        check_counts(config, &mut problems);
+        for (i, adapter) in opened.iter().enumerate().filter_map(|(i, a)| Some((i, a.as_ref()?))) {
+            check_kind(adapter, base.as_ref(), &place(i, adapter), &mut problems);
+        }
+        let base_hash = base.as_ref().and_then(|b| note(b.content_hash(), "base_model", &mut problems));
+        if let Some((base, hash)) = base.as_ref().zip(base_hash.as_ref()) {
+            for (i, adapter) in opened.iter().enumerate().filter_map(|(i, a)| Some((i, a.as_ref()?))) {
+                check_fits(base, adapter, &place(i, adapter), &mut problems);
+                check_base_hash(hash, adapter, ignore_base, &place(i, adapter), &mut problems);
+            }
+        }
+        let experts: Option<Vec<Adapter>> = opened.into_iter().collect();
+        match (base, base_hash, experts) {
+            (Some(base), Some(base_hash), Some(experts)) if problems.is_empty() => {
+                let modules = modules(config, &experts);
+                let notes = notes(config, &modules);
+                Ok(BlendPlan { config: config.clone(), base, base_hash, experts, modules, notes })
+            }
+            _ => Err(Error::Problems(problems)),
+        }
+    }
+
+    /// Checks the output's place, as [`blend`](crate::blend) does before it begins.
+    ///
+    /// # Errors
+    /// Those of [`OutputDir::check`].
+    pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
+        let mut inputs = vec![("the base model", self.base.dir())];
+        inputs.extend(self.experts.iter().map(|e| ("an expert", e.dir())));
+        Ok(OutputDir::check(out, overwrite, &inputs)?)
+    }
+
+    /// The tensors that will be written, module by module.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        self.modules.iter().flat_map(|module| module.specs(&self.config)).collect()
+    }
+
+    /// Bytes of tensors that will be written.
+    pub fn bytes_written(&self) -> u64 {
+        let bytes = |t: &TensorSpec| t.shape.iter().product::<usize>() * t.dtype.bitsize() / 8;
+        self.tensors().iter().map(|t| bytes(t) as u64).sum()
+    }
+
+    /// One line on what the mixture is.
+    pub fn summary(&self) -> String {
+        let ranks: usize = self.modules.iter().map(|m| m.experts().total_rank()).max().unwrap_or(0);
+        format!(
+            "{} experts at {} modules, {} for each token, ranks of up to {ranks} in all",
+            self.experts.len(),
+            self.modules.len(),
+            self.config.top_k()
+        )
+    }
+}
+
+impl BlendModule {
+    /// Ranks and scalings, as `mixture_config.json` holds them.
+    pub(crate) fn experts(&self) -> ModuleExperts {
+        let of = |part: &Option<BlendPart>| part.as_ref().map_or((0, 0.0), |p| (p.module.rank(), p.scaling));
+        let (ranks, scalings) = self.parts.iter().map(of).unzip();
+        ModuleExperts { ranks, scalings }
+    }
+
+    /// A, B, and the router where the rule has one.
+    pub(crate) fn specs(&self, config: &BlendConfig) -> Vec<TensorSpec> {
+        let (rank, experts) = (self.experts().total_rank(), self.parts.len());
+        let [a, b, router] = mixture_tensors(&self.name);
+        let mut specs = vec![
+            TensorSpec { name: a, dtype: self.dtype, shape: vec![rank, self.input] },
+            TensorSpec { name: b, dtype: self.dtype, shape: vec![self.output, rank] },
+        ];
+        if config.router.init != BlendInit::Spectr {
+            specs.push(TensorSpec { name: router, dtype: Dtype::F32, shape: vec![experts, self.input] });
+        }
+        specs
+    }
+}
+
+fn place(index: usize, adapter: &Adapter) -> String {
+    format!("experts[{index}] ({})", adapter.dir().display())
+}
+
+fn check_counts(config: &BlendConfig, problems: &mut Vec<Problem>) {
+    let (experts, k) = (config.experts.len(), config.top_k());
+    let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
+    if experts == 0 || experts > MOST_EXPERTS {
+        add("experts", format!("{experts} experts; a mixture has 1 to {MOST_EXPERTS}"));
+    } else if k == 0 || k > experts {
+        add("num_experts_per_tok", format!("{k}; expected 1 to the number of experts, {experts}"));
+    }
+}
+
+/// Refuses what is more than a product beside a linear layer of the decoder.
+fn check_kind(adapter: &Adapter, base: Option<&Checkpoint>, place: &str, problems: &mut Vec<Problem>) {
+    let mut add = |message: String| problems.push(Problem { place: place.to_owned(), message });
+    if let Err(error) = adapter.check_built() {
+        add(error.to_string());
+        return;
+    }
+    for module in adapter.modules() {
+        let name = &module.name;
+        if module.kind == LayerKind::Embedding {
+            add(format!(
+                "`{name}` is an embedding; a router needs the input of a linear layer, and token ids have none"
+            ));
+        } else if is_head(name) {
+            add(format!("`{name}` is the output head; only linear layers of the decoder's layers are mixed"));
+        }
+        let scaling = adapter.config().scaling(name);
+        if !scaling.is_finite() {
+            add(format!("module `{name}`: its scaling is {scaling}"));
+        }
+        for factor in module.factors() {
+            let dtype = adapter.info(&factor).map(|info| info.dtype);
+            if !dtype.is_some_and(|d| matches!(d, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)) {
+                add(format!("tensor `{factor}` is {dtype:?}; expected f64, f32, f16 or bf16"));
+            }
+        }
+    }
+    if adapter.modules().iter().any(|module| module.dora) {
+        add("DoRA rescales the whole weight and is no sum of updates; train it without use_dora, or fold it".to_owned());
+    }
+    match adapter.beside() {
+        Err(error) => add(error.to_string()),
+        Ok(tensors) => {
+            for beside in tensors {
+                let what = match beside.kind {
+                    BesideKind::Saved => "a module trained whole (modules_to_save)",
+                    BesideKind::Bias => "a trained bias (bias)",
+                    BesideKind::UpdateBias { .. } => "an update's own bias (lora_bias)",
+                    BesideKind::Rows(_) => "trained rows of tokens (trainable_token_indices)",
+                    BesideKind::Untrained if base.is_none_or(|b| is_copy(adapter, &beside.name, b, &beside.tensor)) => {
+                        continue;
+                    }
+                    BesideKind::Untrained => "neither a factor nor the base's own tensor",
+                };
+                add(format!(
+                    "tensor `{}` is {what}; a mixture holds low-rank updates of linear layers only",
+                    beside.name
+                ));
+            }
+        }
+    }
+}
+
+fn is_head(module: &str) -> bool {
+    module.rsplit('.').next() == Some("lm_head")
+}
+
+/// Whether a tensor of an adapter is the base's own.
+fn is_copy(adapter: &Adapter, name: &str, base: &Checkpoint, tensor: &str) -> bool {
+    let values = |source: &dyn TensorSource, name: &str| {
+        source.info(name).and_then(|info| convert::to_f32(info.dtype, source.bytes(name).ok()?))
+    };
+    let own = values(base, tensor)
+        .or_else(|| values(base, "model.embed_tokens.weight").filter(|_| tensor == "lm_head.weight"));
+    own.is_some_and(|own| values(adapter, name) == Some(own))
+}
+
+fn check_fits(base: &Checkpoint, adapter: &Adapter, place: &str, problems: &mut Vec<Problem>) {
+    for module in adapter.modules().into_iter().filter(|m| m.kind == LayerKind::Linear && !is_head(&m.name)) {
+        let (name, shape) = (&module.name, module.weight_shape());
+        let message = match base.info(&format!("{name}.weight")) {
+            None => format!("the base has no module `{name}`"),
+            Some(info) if info.shape != shape => {
+                format!("module `{name}` fits a weight of {shape:?}; the base's is {:?}", info.shape)
+            }
+            Some(_) => continue,
+        };
+        problems.push(Problem { place: place.to_owned(), message });
+        return; // one is enough to know that they are of different bases
+    }
+}
+
+fn check_base_hash(base: &str, adapter: &Adapter, ignore: bool, place: &str, problems: &mut Vec<Problem>) {
+    let Some(other) = adapter.base_hash().filter(|other| other != base && !ignore) else { return };
+    let short = |hash: &str| hash[..hash.len().min(12)].to_owned();
+    let message = format!(
+        "was made for another base ({}…) than this one ({}…), its manifest says; --ignore-base takes it all the same",
+        short(&other),
+        short(base)
+    );
+    problems.push(Problem { place: place.to_owned(), message });
+}
+
+/// The union of all adapters' modules, by name.
+fn modules(config: &BlendConfig, experts: &[Adapter]) -> Vec<BlendModule> {
+    let mut modules: BTreeMap<&str, Vec<Option<BlendPart>>> = BTreeMap::new();
+    for (e, adapter) in experts.iter().enumerate() {
+        for module in adapter.modules() {
+            let scaling = adapter.config().scaling(&module.name);
+            let parts = modules.entry(&module.name).or_insert_with(|| vec![None; experts.len()]);
+            parts[e] = Some(BlendPart { module: module.clone(), scaling });
+        }
+    }
+    let built = modules.into_iter().map(|(name, parts)| {
+        let [output, input] = parts.iter().flatten().next().expect("some expert has it").module.weight_shape();
+        let dtype = if config.router.init == BlendInit::Spectr { Dtype::F32 } else { common_dtype(experts, &parts) };
+        BlendModule { name: name.to_owned(), input, output, dtype, parts }
+    });
+    built.collect()
+}
+
+/// The dtype that all factors of a module have, else f32.
+fn common_dtype(experts: &[Adapter], parts: &[Option<BlendPart>]) -> Dtype {
+    let of = |(adapter, part): (&Adapter, &Option<BlendPart>)| {
+        let factors = part.as_ref().map(|p| p.module.factors()).into_iter().flatten();
+        factors.filter_map(|name| Some(adapter.info(&name)?.dtype)).collect::<Vec<_>>()
+    };
+    let mut dtypes: Vec<Dtype> = experts.iter().zip(parts).flat_map(of).collect();
+    dtypes.dedup();
+    match dtypes[..] {
+        [one] if FloatType::of(one).is_some() => one,
+        _ => Dtype::F32,
+    }
+}
+
+fn notes(config: &BlendConfig, modules: &[BlendModule]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let all = config.top_k() == config.experts.len();
+    match config.router.init {
+        BlendInit::Random => notes.push("router: random; train it, or gates follow chance".to_owned()),
+        BlendInit::Uniform if !all => {
+            notes.push("router: all logits are 0, so every token goes to the first experts".to_owned());
+        }
+        _ => {}
+    }
+    let partial = modules.iter().filter(|m| m.parts.iter().any(Option::is_none)).count();
+    if partial > 0 {
+        notes.push(format!("{partial} modules are not in every adapter; an expert without one adds nothing there"));
+    }
+    notes
+}

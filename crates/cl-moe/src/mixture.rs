@@ -1,0 +1,225 @@
+//! Directories of mixtures of LoRA adapters: `mixture_config.json` and `mixture_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
+use cl_checkpoint::{Dtype, Manifest, SafetensorsFile, TensorInfo, TensorSource, hash_file};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, FloatType};
+
+/// Name of the configuration in a mixture's directory.
+pub(crate) const CONFIG: &str = "mixture_config.json";
+/// Name of the file of tensors.
+pub(crate) const WEIGHTS: &str = "mixture_model.safetensors";
+/// Version of the format that is written and read.
+pub(crate) const VERSION: u32 = 1;
+/// Maximum number of experts of one mixture.
+pub(crate) const MOST_EXPERTS: usize = 1024;
+
+/// `mixture_config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureConfig {
+    /// Version of the format, 1.
+    pub format_version: u32,
+    /// Where the base model was.
+    pub base_model_name_or_path: String,
+    /// Content hash of the base model, hexadecimal.
+    pub base_model_blake3: String,
+    /// Number of experts that each token goes through.
+    pub num_experts_per_tok: usize,
+    /// How logits are computed.
+    pub router_logits: RouterLogits,
+    /// Gates from the selected logits.
+    pub router_norm: RouterNorm,
+    /// The experts, in the order of the tensors' parts.
+    pub experts: Vec<MixtureExpert>,
+    /// What the experts have of each module of the base, by the module's name.
+    pub modules: BTreeMap<String, ModuleExperts>,
+}
+
+/// How the logits of a module's experts are computed, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterLogits {
+    /// `router·x`.
+    Linear,
+    /// `|router·x|`.
+    Absolute,
+    /// `‖ΔWₑ·x‖ = |sₑ|·‖Aₑ·x‖`, with orthonormal columns of `Bₑ`; there is no router weight.
+    UpdateNorm,
+}
+
+/// Gates from the selected logits `v`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterNorm {
+    /// `1 / (1 + exp(-v))` of each.
+    Sigmoid,
+    /// `exp(v) / Σ exp(v)`.
+    Softmax,
+    /// `v / (Σ v + 1e-6)`.
+    Sum,
+}
+
+/// One expert of a mixture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureExpert {
+    /// Its name.
+    pub name: String,
+    /// Where its adapter was.
+    pub adapter: String,
+    /// Content hash of the adapter, hexadecimal.
+    pub blake3: String,
+}
+
+/// Ranks and scalings of one module, one of each per expert; both are 0 for an expert without this module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuleExperts {
+    /// Rank of each expert's update.
+    pub ranks: Vec<usize>,
+    /// Scaling of each expert's update.
+    pub scalings: Vec<f64>,
+}
+
+impl ModuleExperts {
+    /// Rows of the stacked A, columns of the stacked B.
+    pub fn total_rank(&self) -> usize {
+        self.ranks.iter().sum()
+    }
+}
+
+/// Names of a module's tensors: A `[Σr, in]`, B `[out, Σr]`, router `[experts, in]`.
+pub fn mixture_tensors(module: &str) -> [String; 3] {
+    ["lora_A", "lora_B", "lora_router"].map(|part| format!("{module}.{part}.weight"))
+}
+
+/// A mixture's directory, opened lazily.
+pub struct Mixture {
+    dir: PathBuf,
+    config: MixtureConfig,
+    file: SafetensorsFile,
+}
+
+impl Mixture {
+    /// Whether a directory holds a mixture of adapters.
+    pub fn is_mixture(dir: &Path) -> bool {
+        dir.join(CONFIG).is_file()
+    }
+
+    /// Opens a directory and checks that tensors are those that the configuration implies.
+    ///
+    /// # Errors
+    /// Returns [`Error::Mixture`] for contents that do not fit together, and [`Error::Checkpoint`] for files that cannot be
+    /// read.
+    pub fn open(dir: &Path) -> Result<Mixture, Error> {
+        let wrong = |message| Error::Mixture { path: dir.to_owned(), message };
+        let text = read_file(&dir.join(CONFIG), MAX_TOKENIZER)?;
+        let config: MixtureConfig = serde_json::from_slice(&text).map_err(|e| wrong(format!("{CONFIG}: {e}")))?;
+        if let Some(message) = config.problem() {
+            return Err(wrong(format!("{CONFIG}: {message}")));
+        }
+        let file = SafetensorsFile::open(&dir.join(WEIGHTS))?;
+        if let Some(message) = tensor_problem(&config, &file) {
+            return Err(wrong(format!("{WEIGHTS}: {message}")));
+        }
+        Ok(Mixture { dir: dir.to_owned(), config, file })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Content of `mixture_config.json`.
+    pub fn config(&self) -> &MixtureConfig {
+        &self.config
+    }
+
+    /// Input and output width of a module; `None` for one that the mixture does not have.
+    pub fn widths(&self, module: &str) -> Option<(usize, usize)> {
+        let [a, b, _] = mixture_tensors(module);
+        Some((self.file.info(&a)?.shape[1], self.file.info(&b)?.shape[0]))
+    }
+
+    /// blake3 over tensors and configuration.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if a file cannot be read.
+    pub fn content_hash(&self) -> Result<String, Error> {
+        let mut manifest = Manifest::new("mixture");
+        for name in [CONFIG, WEIGHTS] {
+            manifest.files.insert(name.to_owned(), hash_file(&self.dir.join(name))?);
+        }
+        Ok(manifest.content_hash())
+    }
+}
+
+impl TensorSource for Mixture {
+    fn names(&self) -> Vec<&str> {
+        self.file.names()
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.file.info(name)
+    }
+
+    fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
+        self.file.bytes(name)
+    }
+}
+
+impl MixtureConfig {
+    fn problem(&self) -> Option<String> {
+        let (experts, k) = (self.experts.len(), self.num_experts_per_tok);
+        if self.format_version != VERSION {
+            return Some(format!("format_version is {}; this program reads {VERSION}", self.format_version));
+        }
+        if experts == 0 || experts > MOST_EXPERTS || k == 0 || k > experts {
+            return Some(format!(
+                "{k} of {experts} experts; expected 1 to {MOST_EXPERTS} experts, 1 to all of them a token"
+            ));
+        }
+        if self.modules.is_empty() {
+            return Some("no modules".to_owned());
+        }
+        self.modules.iter().find_map(|(name, module)| {
+            let fits = module.ranks.len() == experts && module.scalings.len() == experts;
+            let sound = module.total_rank() > 0 && module.scalings.iter().all(|s| s.is_finite());
+            (!fits || !sound).then(|| format!("module `{name}`: expected a rank and a finite scaling per expert"))
+        })
+    }
+}
+
+/// Tensors that are missing, left over, or of another shape or dtype than the configuration implies.
+fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<String> {
+    let mut expected = 0;
+    for (name, module) in &config.modules {
+        let [a, b, router] = mixture_tensors(name);
+        let shape = |name: &str| file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let (rank, input) = (module.total_rank(), shape(&a).get(1).copied().unwrap_or(0));
+        let mut tensors = vec![(&a, vec![rank, input]), (&b, vec![shape(&b).first().copied().unwrap_or(0), rank])];
+        if config.router_logits != RouterLogits::UpdateNorm {
+            tensors.push((&router, vec![config.experts.len(), input]));
+        }
+        expected += tensors.len();
+        for (name, shape) in tensors {
+            let Some(info) = file.info(name) else { return Some(format!("tensor `{name}` is missing")) };
+            if info.shape != shape || FloatType::of(info.dtype).is_none() {
+                return Some(format!(
+                    "tensor `{name}` is {:?} {:?}; expected floats {shape:?}",
+                    info.dtype, info.shape
+                ));
+            }
+            if *name == router && info.dtype != Dtype::F32 {
+                return Some(format!("tensor `{name}` is {:?}; expected F32", info.dtype));
+            }
+        }
+    }
+    let names = file.names();
+    (names.len() != expected).then(|| format!("{} tensors; {CONFIG} implies {expected}", names.len()))
+}
