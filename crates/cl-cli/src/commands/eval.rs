@@ -319,5 +319,5 @@ fn table(runs: &[(String, Vec<Scores>)]) -> Table {
     let fixed = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     let scores = if single { fixed(&["score", "stderr"]) } else { runs.iter().map(|(name, _)| name.clone()).collect() };
     let columns = [fixed(&["task", "metric"]), scores, fixed(&["documents"])].concat();
-    Table { caption: "* stands for the task in tables of sequences.".to_owned(), columns, rows }
+    Table { caption: "* main metric, which represents the task in tables of sequences.".to_owned(), columns, rows }
 }
