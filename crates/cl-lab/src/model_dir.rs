@@ -7,7 +7,6 @@ use cl_adapters::AdapterError;
 use cl_checkpoint::files::FileStamp;
 use cl_checkpoint::{Adapter, Checkpoint, LayerKind, Manifest, ManifestProblem, TensorSource};
 use cl_data::Tokenizer;
-use cl_model::ModelError;
 use cl_moe::Mixture;
 
 use crate::LabError;
@@ -126,9 +125,23 @@ pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
 }
 
+/// blake3 over a mixture's tensors and configuration.
+pub(crate) fn mixture_hash(mixture: &Mixture) -> Result<String, LabError> {
+    mixture.content_hash().map_err(mixture_error(mixture.dir()))
+}
+
+fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabError {
+    let dir = dir.to_owned();
+    move |error| match error {
+        cl_moe::Error::Checkpoint(error) => error.into(),
+        cl_moe::Error::Mixture { path, message } => LabError::Config { path, message },
+        other => LabError::Config { path: dir, message: other.to_string() },
+    }
+}
+
 /// Opens a mixture of adapters that was made for the base with this hash.
 pub(crate) fn open_mixture(dir: &Path, base: &str) -> Result<Mixture, LabError> {
-    let mixture = Mixture::open(dir).map_err(ModelError::from)?;
+    let mixture = Mixture::open(dir).map_err(mixture_error(dir))?;
     let config = mixture.config();
     if config.base_model_blake3 != base {
         let short = |hash: &str| hash.chars().take(12).collect::<String>();

@@ -4,12 +4,12 @@ use cl_checkpoint::Adapter;
 use cl_checkpoint::files::write_file;
 use cl_data::Tokenizer;
 use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
-use cl_model::{Decoder, LoadOptions, ModelError, Scorer};
+use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_moe::Mixture;
 use cl_torch::tch::{Device, Kind};
 use cl_train::Precision;
 
-use crate::model_dir::{adapter_hash, model_hash, open_mixture, open_model};
+use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
 use crate::observe::tell;
 use crate::{EvalConfig, Event, LabError, Observer};
 
@@ -65,7 +65,7 @@ impl LoadedModel {
             }
             Some(dir) if Mixture::is_mixture(dir) => {
                 let mixture = open_mixture(dir, &self.base)?;
-                let hash = mixture.content_hash().map_err(ModelError::from)?;
+                let hash = mixture_hash(&mixture)?;
                 self.model.load_mixture(&mixture)?;
                 format!("{base}+{}:{dtype}", &hash[..32])
             }
