@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::COMPANIONS;
+use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
@@ -85,7 +86,8 @@ impl Adapter {
     pub fn open(dir: &Path) -> Result<Adapter, Error> {
         let path = dir.join(CONFIG);
         if !path.exists() {
-            return Err(Error::NotFound { path, hint: "an adapter directory holds adapter_config.json" });
+            let hint = mixture_hint(dir).unwrap_or("an adapter directory holds adapter_config.json");
+            return Err(Error::NotFound { path, hint });
         }
         let text = read_file(&path, MAX_CONFIG)?;
         let config: AdapterConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;

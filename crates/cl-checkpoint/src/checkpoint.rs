@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, read_file};
 use crate::output_dir::is_file_name;
 use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
@@ -184,7 +185,8 @@ impl TensorSource for Checkpoint {
 
 fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     if !path.exists() {
-        let hint = "a model directory holds config.json beside its weights";
+        let mixture = path.parent().and_then(mixture_hint);
+        let hint = mixture.unwrap_or("a model directory holds config.json beside its weights");
         return Err(Error::NotFound { path: path.to_owned(), hint });
     }
     let text = read_file(path, MAX_CONFIG)?;

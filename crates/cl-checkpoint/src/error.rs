@@ -152,6 +152,14 @@ pub enum Error {
     },
 }
 
+/// What to say of a directory that was taken for a model or an adapter and is a mixture of adapters.
+pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
+    dir.join("mixture_config.json").exists().then_some(
+        "this is a mixture of adapters, which routers weigh for each token: `cl eval` and `cl generate` take it as --adapter; \
+         it cannot be merged, folded or trained on",
+    )
+}
+
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_owned();

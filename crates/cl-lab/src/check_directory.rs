@@ -3,18 +3,22 @@ use std::path::Path;
 use cl_checkpoint::{Adapter, Checkpoint, Error, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::Tokenizer;
 use cl_model::Decoder;
+use cl_moe::Mixture;
 
 use crate::check_model::parameters;
 use crate::findings::note;
+use crate::model_dir::mixture_error;
 use crate::{Finding, LabError};
 
-/// Checks a model or adapter directory: every header, names and shapes against the config, the tokenizer, every value for NaN
+/// Checks the directory of a model, an adapter or a mixture of adapters: every header, names and shapes against the config, the tokenizer, every value for NaN
 /// and infinities, and every file against the manifest when there is one.
 pub fn check_directory(dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let has = |name: &str| dir.join(name).exists();
     if has("adapter_config.json") {
         check_adapter(dir, &mut findings);
+    } else if Mixture::is_mixture(dir) {
+        check_mixture(dir, &mut findings);
     } else if has("config.json") || has("model.safetensors") || has("manifest.json") {
         check_whole_model(dir, &mut findings);
     } else {
@@ -66,11 +70,29 @@ fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
         config.lora_alpha,
         config.base_model_name_or_path.as_deref().unwrap_or("not named")
     )));
-    for name in adapter.names() {
-        let values = adapter.info(name).zip(adapter.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));
+    check_finite(&dir.join("adapter_model.safetensors"), &adapter, findings);
+}
+
+fn check_mixture(dir: &Path, findings: &mut Vec<Finding>) {
+    let Some(mixture) = note(Mixture::open(dir).map_err(mixture_error(dir)), findings) else { return };
+    let config = mixture.config();
+    findings.push(Finding::Fact(format!(
+        "mixture: {} adapters on {} modules, {} for each token, base {}",
+        config.experts.len(),
+        config.modules.len(),
+        config.num_experts_per_tok,
+        config.base_model_name_or_path
+    )));
+    check_finite(&dir.join("mixture_model.safetensors"), &mixture, findings);
+}
+
+/// Each tensor's first value that is not finite.
+fn check_finite(path: &Path, source: &impl TensorSource, findings: &mut Vec<Finding>) {
+    for name in source.names() {
+        let values = source.info(name).zip(source.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));
         let bad = values.iter().flatten().enumerate().find(|(_, v)| !v.is_finite());
         if let Some((index, &value)) = bad {
-            let (path, tensor) = (dir.join("adapter_model.safetensors"), name.to_owned());
+            let (path, tensor) = (path.to_owned(), name.to_owned());
             findings.push(Finding::Problem(Error::NotFinite { path, tensor, index, value }.into()));
         }
     }

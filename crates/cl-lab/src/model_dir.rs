@@ -130,7 +130,8 @@ pub(crate) fn mixture_hash(mixture: &Mixture) -> Result<String, LabError> {
     mixture.content_hash().map_err(mixture_error(mixture.dir()))
 }
 
-fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabError {
+/// A mixture's error as one of a run.
+pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabError {
     let dir = dir.to_owned();
     move |error| match error {
         cl_moe::Error::Checkpoint(error) => error.into(),

@@ -108,6 +108,11 @@ fn a_mixture_of_adapters_is_taken_where_an_adapter_is() {
     assert!(said.contains("nothing was written") && !world.exists("mix"), "{said}");
     let bytes: u64 = said.split(" bytes").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
     world.ok(["moe", "blend", "blend.toml", "--out", "mix"]);
+    assert!(world.ok(["check", "mix"]).contains("mixture: "));
+    for command in [&["adapter", "info", "mix"] as &[&str], &["merge", "diff", "mix", "model"]] {
+        let message = world.fails(command);
+        assert!(message.contains("this is a mixture of adapters"), "{message}");
+    }
     let written = std::fs::metadata(world.path("mix/mixture_model.safetensors")).unwrap().len();
     assert!((1..8192).contains(&(written - bytes)), "{bytes} bytes of tensors and a header, {written} in the file");
     let config = world.json("mix/mixture_config.json");
