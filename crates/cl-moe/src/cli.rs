@@ -56,7 +56,7 @@ pub struct BlendArgs {
 /// Runs a command.
 ///
 /// # Errors
-/// Those of the command, and of writing to `out`.
+/// Returns an error if the command fails or `out` cannot be written.
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Mix(args) => run_mix(args, interrupt, out),

@@ -3,8 +3,9 @@
 use cl_checkpoint::Interrupt;
 use cl_data::{Example, RowPlan};
 use cl_eval::Group;
-use cl_lab::{Event, check_sequence, run_sequence, run_train};
+use cl_lab::{Event, check_sequence, read_sequence, run_sequence, run_train};
 use cl_torch::tch::Kind;
+use cl_train::Plan;
 use serde_json::json;
 
 use crate::world::{World, silent};
@@ -134,4 +135,28 @@ fn a_check_says_what_each_round_takes() {
     let config = world.sequence(&["tasks=[]", "rounds=[{name='first', data=['nowhere']}]"]);
     let error = run_sequence(&config, &world.path("n"), false, &Interrupt::default(), &mut silent).unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
+}
+
+#[test]
+fn example_configurations_read_and_the_papers_takes_its_steps() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let config = read_sequence(&path, &std::fs::read_to_string(&path).unwrap(), &[]).unwrap();
+        names.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+        if names.last().unwrap() != "paper_lora" {
+            continue;
+        }
+        let rounds = config.resolve_rounds().unwrap();
+        // Rows of the full data; 20 epochs end at the published checkpoint's step 780.
+        for round in &rounds[..6] {
+            let plan = Plan::new(5_000, &round.train, true).unwrap();
+            assert_eq!((plan.steps_per_epoch, plan.total_steps), (39, 780), "{}", round.name);
+        }
+        let plan = Plan::new(395_000, &rounds[6].train, true).unwrap();
+        assert_eq!((rounds.len(), plan.steps_per_epoch, plan.total_steps), (7, 3_085, 6 * 3_085));
+        assert_eq!(rounds[6].scored, ["gsm8k", "gsm8k_cot"]);
+    }
+    assert!(names.contains(&"paper_lora".to_owned()), "{names:?}");
 }

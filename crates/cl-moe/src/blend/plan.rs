@@ -78,7 +78,7 @@ impl BlendPlan {
     /// Checks the output's place, as [`blend`](crate::blend) does before it begins.
     ///
     /// # Errors
-    /// Those of [`OutputDir::check`].
+    /// Returns an error as [`OutputDir::check`] does.
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         let mut inputs = vec![("the base model", self.base.dir())];
         inputs.extend(self.experts.iter().map(|e| ("an expert", e.dir())));
@@ -229,7 +229,8 @@ fn check_fits(base: &Checkpoint, adapter: &Adapter, place: &str, problems: &mut 
 
 fn check_base_hash(base: &str, adapter: &Adapter, ignore: bool, place: &str, problems: &mut Vec<Problem>) {
     let Some(other) = adapter.base_hash().filter(|other| other != base && !ignore) else { return };
-    let short = |hash: &str| hash[..hash.len().min(12)].to_owned();
+    // A manifest can hold any text in the place of a hash.
+    let short = |hash: &str| hash.chars().take(12).collect::<String>();
     let message = format!(
         "was made for another base ({}…) than this one ({}…), its manifest says; --ignore-base takes it all the same",
         short(&other),
