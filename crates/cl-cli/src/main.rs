@@ -98,9 +98,6 @@ impl Command {
 fn main() -> ExitCode {
     let Cli { command, threads, log } = Cli::parse();
     log.init(|| AboveBars);
-    if command.computes() {
-        cl_torch::wait_briefly();
-    }
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
@@ -108,6 +105,9 @@ fn main() -> ExitCode {
     let cuda = cl_torch::load_cuda();
     if let Some(threads) = threads {
         cl_torch::set_threads(threads);
+    }
+    if command.computes() {
+        cl_torch::watch_load();
     }
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,

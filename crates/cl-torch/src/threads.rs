@@ -1,34 +1,170 @@
 //! How libtorch's threads wait for each other, and how many there are.
+//!
+//! libtorch computes with the threads of libgomp, which wait for each other in a loop ("spinning", some milliseconds) before they
+//! sleep. On a machine of one's own that is fastest. Beside another busy process it is slow: while one thread spins, the one it
+//! waits for may have no core to run on. libgomp spins a hundredth of that as soon as it has more threads than the process has
+//! cores (`gomp_throttled_spin_count_var`, chosen anew for every parallel region). So where other processes keep cores busy, a
+//! second small team of libgomp's threads is started, which then sleeps; where the cores are free again, it is ended.
 
-use std::env;
+use std::fs;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-/// How often a thread of libgomp looks before it sleeps: some tens of microseconds. libgomp's own 300,000 are milliseconds, which
-/// pay on a machine of one's own; where another process holds a core, each thread spins through the time in which the one that
-/// it waits for could run.
-const SPINS: &str = "500";
+use tch::{Device, Kind, Tensor};
+
+/// The environment variables of libgomp that fix how long threads spin.
 const SPIN_VARIABLES: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
+/// How often the load is measured.
+const PERIOD: Duration = Duration::from_millis(500);
+/// From so many cores' worth of other processes on, threads spin briefly; below half of it they spin long again.
+const BUSY_CORES: f64 = 0.25;
 
-/// Starts this program again, once, with threads that wait briefly before they sleep: libgomp reads that from the environment when
-/// it is loaded, which is before any code of ours. What the user has set stays. Results do not depend on it.
+/// Watches, until the program ends, how busy other processes keep the cores that this one may use, and has libtorch's threads spin
+/// only briefly while there are too few cores for all. Results do not depend on it.
 ///
-/// Call it before anything else happens: on success it does not return. Where it cannot be done nothing changes.
-pub fn wait_briefly() {
-    if SPIN_VARIABLES.iter().any(|name| env::var_os(name).is_some()) {
+/// Nothing happens where the user has set `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`, where one thread computes alone, or where
+/// `/proc` does not tell the load (other systems than Linux).
+pub fn watch_load() {
+    if SPIN_VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
         return;
     }
-    #[cfg(unix)]
-    if let Ok(program) = env::current_exe() {
-        use std::os::unix::process::CommandExt;
-        let mut arguments = env::args_os();
-        let mut command = std::process::Command::new(program);
-        if let Some(name) = arguments.next() {
-            command.arg0(name);
+    let Some(mut before) = Usage::now() else { return };
+    let watch = move || {
+        let mut team: Option<Team> = None;
+        loop {
+            thread::sleep(PERIOD);
+            let Some(now) = Usage::now() else { return };
+            let computing = tch::get_num_threads();
+            let others = now.others_since(&before, PERIOD);
+            let limit = if team.is_some() { BUSY_CORES / 2.0 } else { BUSY_CORES };
+            let crowded = computing > 1 && others > limit && others + f64::from(computing) > now.cores as f64;
+            match (&team, crowded) {
+                (None, true) => team = Some(Team::start()),
+                (Some(_), false) => team = None,
+                _ => {}
+            }
+            before = now;
         }
-        let _failure = command.args(arguments).env(SPIN_VARIABLES[0], SPINS).exec();
-    }
+    };
+    // Without the thread everything is computed as well, only slower beside other processes.
+    let _watcher = thread::Builder::new().name("load".to_owned()).spawn(watch);
 }
 
 /// Lets libtorch compute with so many threads instead of one for each core. Sums may differ in their last bits with another number.
 pub fn set_threads(threads: u16) {
     tch::set_num_threads(i32::from(threads));
+}
+
+/// Threads of libgomp that sleep: with them it has more threads than cores. Ended when dropped.
+struct Team {
+    end: Option<Sender<()>>,
+    leader: Option<JoinHandle<()>>,
+}
+
+impl Team {
+    fn start() -> Team {
+        let (end, ended) = channel::<()>();
+        let lead = move || {
+            // Large enough that libtorch gives it to several threads, which stay with the thread that asked for them.
+            let _ = Tensor::zeros([1 << 18], (Kind::Float, Device::Cpu)) + 1;
+            // Returns with an error once the sender is gone.
+            let _ = ended.recv();
+        };
+        Team { end: Some(end), leader: thread::Builder::new().name("sleeping team".to_owned()).spawn(lead).ok() }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(leader) = self.leader.take() {
+            let _ = leader.join();
+        }
+    }
+}
+
+/// Time in which cores worked, in ticks of the kernel since it started.
+struct Usage {
+    /// Cores that this process may use.
+    cores: usize,
+    /// What these cores did for any process.
+    all: u64,
+    /// What any core did for this process.
+    own: u64,
+}
+
+/// Ticks a second in `/proc`: Linux has the same on every architecture (`USER_HZ`).
+const TICKS: f64 = 100.0;
+
+impl Usage {
+    fn now() -> Option<Usage> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let allowed = allowed_cores(&status)?;
+        let all = busy_ticks(&fs::read_to_string("/proc/stat").ok()?, &allowed);
+        let own = own_ticks(&fs::read_to_string("/proc/self/stat").ok()?)?;
+        Some(Usage { cores: allowed.len(), all, own })
+    }
+
+    /// How many cores other processes kept busy since `before`, `period` ago.
+    fn others_since(&self, before: &Usage, period: Duration) -> f64 {
+        let others = self.all.saturating_sub(before.all).saturating_sub(self.own.saturating_sub(before.own));
+        others as f64 / TICKS / period.as_secs_f64()
+    }
+}
+
+/// The cores of `Cpus_allowed_list: 0-1,4`.
+fn allowed_cores(status: &str) -> Option<Vec<usize>> {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cores = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cores.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cores)
+}
+
+/// Ticks that these cores spent on processes: user, nice, system, and on interrupts; not idle, waiting for disks, or taken by a host.
+fn busy_ticks(stat: &str, cores: &[usize]) -> u64 {
+    let of_core = |line: &str| {
+        let mut fields = line.strip_prefix("cpu")?.split_ascii_whitespace();
+        let core: usize = fields.next()?.parse().ok()?;
+        let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+        let busy = ticks.iter().take(3).chain(ticks.iter().skip(5).take(2)).sum::<u64>();
+        cores.contains(&core).then_some(busy)
+    };
+    stat.lines().filter_map(of_core).sum()
+}
+
+/// Ticks of all threads of this process, in user and in kernel mode; the name in parentheses may hold anything.
+fn own_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_is_read_as_the_kernel_writes_it() {
+        let status = "Name:\tcl\nCpus_allowed:\t13\nCpus_allowed_list:\t0-1,4\nMems_allowed_list:\t0\n";
+        let cores = allowed_cores(status).unwrap();
+        assert_eq!(cores, [0, 1, 4]);
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 1000 1000 4 5 1000 0 0\ncpu1 10 0 0 7 0 0 0 0 0 0\n\
+            cpu2 500 0 0 0 0 0 0 0 0 0\ncpu4 100 0 0 0 0 0 0 0 0 0\nintr 5\n";
+        assert_eq!(busy_ticks(stat, &cores), 15 + 10 + 100);
+        let own = "77 (a ) b) R 1 77 77 0 -1 4194304 100 0 0 0 30 12 5 5 20 0 3 0 100 1 1";
+        assert_eq!(own_ticks(own), Some(42));
+        let (before, now) = (Usage { cores: 3, all: 100, own: 40 }, Usage { cores: 3, all: 200, own: 90 });
+        assert_eq!(now.others_since(&before, Duration::from_millis(500)), 1.0);
+    }
+
+    #[test]
+    fn a_sleeping_team_ends_when_dropped() {
+        let team = Team::start();
+        let sum = (Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)) * 2.0).sum(Kind::Float);
+        assert_eq!(f64::try_from(sum).unwrap(), f64::from(1 << 19));
+        drop(team);
+    }
 }
