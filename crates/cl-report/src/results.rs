@@ -1,0 +1,177 @@
+//! What a study measured, as it stands in `results.json`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use cl_checkpoint::files::{MAX_CONFIG, read_file};
+use cl_eval::Group;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// What a study measured: the same columns for every model it made. Stored as `results.json`.
+///
+/// Fields that a reader does not know are ignored, so that a newer study can be read by an older program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StudyResults {
+    /// Name of the study.
+    pub name: String,
+    /// One or two sentences on what was compared.
+    #[serde(default)]
+    pub description: String,
+    /// Name of the base model.
+    #[serde(default)]
+    pub model: String,
+    /// Seeds of the study.
+    #[serde(default)]
+    pub seeds: Vec<u64>,
+    /// Names of the rounds, in order.
+    #[serde(default)]
+    pub rounds: Vec<String>,
+    /// The scored tasks.
+    pub columns: Vec<Column>,
+    /// One model each.
+    pub rows: Vec<ResultRow>,
+    /// Remarks, printed with the report.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// A scored task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    /// Name of the task.
+    pub name: String,
+    /// Old or new knowledge.
+    pub group: Group,
+    /// Name of the metric.
+    #[serde(default)]
+    pub metric: String,
+    /// Score of guessing, in `[0, 1]`.
+    #[serde(default)]
+    pub chance: Option<f64>,
+    /// The round (1-based) that teaches it.
+    #[serde(default)]
+    pub round: Option<usize>,
+    /// The column of the paper it stands for, as in [`cl_eval::paper`], such as `cstan` or `mmlu`.
+    #[serde(default)]
+    pub paper: Option<String>,
+}
+
+/// The scores of one model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultRow {
+    /// Unique name of the stage that made the model.
+    pub stage: String,
+    /// Name of the method for display, such as `LoRA`, `FFT`, `o-LoRA-l1(0.5)`, `LoRA-Rep`, `TIES`.
+    pub method: String,
+    /// How the model came to be.
+    pub kind: RowKind,
+    /// Seed of the stage.
+    #[serde(default)]
+    pub seed: u64,
+    /// Of a sequence: the round (1-based) after which it was scored. Of one round: the round it learned.
+    #[serde(default)]
+    pub round: Option<usize>,
+    /// Of merges and mixtures: the number of models combined.
+    #[serde(default)]
+    pub members: Option<usize>,
+    /// Whether the row belongs to the main comparison, and not to a side question.
+    #[serde(default = "yes")]
+    pub main: bool,
+    /// The side question it belongs to, such as `DARE with and without rescale`.
+    #[serde(default)]
+    pub question: Option<String>,
+    /// Label of the row in the paper's tables, such as `LoRA 1-3` or `Joint-FFT`.
+    #[serde(default)]
+    pub paper: Option<String>,
+    /// Scores in `[0, 1]`, one for each column; `None` if not measured.
+    pub scores: Vec<Option<f64>>,
+    /// Standard errors over a task's documents, one for each column, or no entry at all.
+    #[serde(default)]
+    pub standard_errors: Vec<Option<f64>>,
+    /// Seconds that the stage took.
+    #[serde(default)]
+    pub seconds: Option<f64>,
+    /// Bytes that the stage stores.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+}
+
+/// How a model came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// The base model.
+    Base,
+    /// One round of training on the base model.
+    OneRound,
+    /// A sequence of rounds.
+    Sequence,
+    /// Training on all tasks at once.
+    Joint,
+    /// Models merged into one.
+    Merge,
+    /// Models or adapters as a mixture of experts.
+    MixtureOfExperts,
+    /// A model that was scored, and of which nothing more is known.
+    Other,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl StudyResults {
+    /// Reads a `results.json`.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read, is not such a file, or is [not consistent](StudyResults::check).
+    pub fn read_file(path: &Path) -> Result<StudyResults, Error> {
+        let results: StudyResults = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
+            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        results.check()?;
+        Ok(results)
+    }
+
+    /// Checks that every row has a score for each column, standard errors for each or none, a stage of its own, and a round
+    /// that exists.
+    ///
+    /// # Errors
+    /// Returns [`Error::Row`] with the first problem, or [`Error::NoColumns`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.columns.is_empty() {
+            return Err(Error::NoColumns);
+        }
+        let mut stages = BTreeSet::new();
+        for row in &self.rows {
+            let problem = |problem: String| Err(Error::Row { stage: row.stage.clone(), problem });
+            let (columns, scores, errors) = (self.columns.len(), row.scores.len(), row.standard_errors.len());
+            if scores != columns {
+                return problem(format!("has {scores} scores for {columns} columns"));
+            }
+            if errors != 0 && errors != columns {
+                return problem(format!("has {errors} standard errors for {columns} columns"));
+            }
+            if let Some(round) = row.round.filter(|&r| r == 0 || r > self.rounds.len()) {
+                return problem(format!("is of round {round}; the study has rounds 1 to {}", self.rounds.len()));
+            }
+            if !stages.insert(&row.stage) {
+                return problem("stands twice; each stage needs a name of its own".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ResultRow {
+    /// The score of a column; `None` if it was not measured or is not finite.
+    pub fn score(&self, column: usize) -> Option<f64> {
+        self.scores.get(column).copied().flatten().filter(|v| v.is_finite())
+    }
+
+    /// The standard error of a column's score over its documents.
+    pub fn standard_error(&self, column: usize) -> Option<f64> {
+        self.standard_errors.get(column).copied().flatten().filter(|e| e.is_finite())
+    }
+}
