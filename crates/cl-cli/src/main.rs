@@ -68,7 +68,9 @@ enum Command {
     Data(commands::data::Command),
     /// Check a configuration without running it, or a model or adapter directory with every value in it.
     Check(commands::check::Args),
-    /// Run the embedded study: a small model of our own, four tasks, the paper's first tables.
+    /// Compare ways of learning rounds: sequences, replay, joint training, merges, mixtures, with several seeds.
+    Study(commands::study::Args),
+    /// Reproduce the paper: every table and figure, by default with a small model and tasks made from seeds.
     Reproduce(commands::reproduce::Args),
     /// Recompute the paper's printed averages, gains and BWT from its tables' cells.
     PaperTables(commands::paper_tables::Args),
@@ -81,8 +83,8 @@ enum Command {
 impl Command {
     /// Whether it trains or scores, so that libtorch's threads work all the time.
     fn computes(&self) -> bool {
-        use Command::{Chat, Eval, Generate, Reproduce, Sequence, Train};
-        matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
+        use Command::{Chat, Eval, Generate, Reproduce, Sequence, Study, Train};
+        matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Study(_) | Reproduce(_))
     }
 
     /// Whether it merges by decomposing matrices.
@@ -145,6 +147,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),
         Command::Data(command) => commands::data::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
+        Command::Study(args) => commands::study::run(&args, log, interrupt, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
         Command::Completions(args) => commands::shell::completions(&args, Cli::command(), &mut out),

@@ -1,10 +1,11 @@
 //! Progress on a terminal: a bar below the messages.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 
 use cl_checkpoint::logging::LogArgs;
-use cl_lab::Event;
+use cl_lab::{Event, StudyEvent};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// All bars of this process. A message has to move them out of its way.
@@ -91,5 +92,86 @@ impl Write for AboveBars {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Draws the events of a study: a bar for all stages, and one for each that runs. Where there is no terminal, a line for each
+/// stage that ends.
+pub struct StudyProgress {
+    all: Option<ProgressBar>,
+    running: BTreeMap<usize, (String, Option<ProgressBar>)>,
+    wanted: bool,
+    stages: usize,
+    done: usize,
+}
+
+impl StudyProgress {
+    /// For this process's stderr.
+    pub fn new(log: LogArgs) -> StudyProgress {
+        let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
+        StudyProgress { all: None, running: BTreeMap::new(), wanted, stages: 0, done: 0 }
+    }
+
+    /// Takes an event.
+    pub fn observe(&mut self, event: StudyEvent) {
+        match event {
+            StudyEvent::Begun { stages, done } => {
+                (self.stages, self.done) = (stages, done);
+                tracing::info!("{stages} stages, {done} of them done before");
+                self.all = self.wanted.then(|| {
+                    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} stages  {elapsed}  eta {eta}")
+                        .expect("a constant template");
+                    let bar = BARS.add(ProgressBar::new(stages as u64).with_style(style));
+                    bar.set_position(done as u64);
+                    bar.reset_eta();
+                    bar
+                });
+            }
+            StudyEvent::Started { stage, name } => {
+                let bar = self.wanted.then(|| {
+                    let style =
+                        ProgressStyle::with_template("  {bar:20} {prefix}  {msg}").expect("a constant template");
+                    BARS.add(ProgressBar::new(100).with_style(style).with_prefix(name.clone()))
+                });
+                self.running.insert(stage, (name, bar));
+            }
+            StudyEvent::Progress { stage, what, share } => {
+                if let Some((_, Some(bar))) = self.running.get(&stage) {
+                    bar.set_position((share * 100.0) as u64);
+                    bar.set_message(what);
+                }
+            }
+            StudyEvent::Warning { stage, message } => tracing::warn!("{}: {message}", self.name(stage)),
+            StudyEvent::Finished { stage, seconds } => {
+                self.done += 1;
+                tracing::info!("{} of {}: {}, {seconds:.1} s", self.done, self.stages, self.name(stage));
+                self.end(stage);
+            }
+            StudyEvent::Failed { stage, message } => {
+                tracing::error!("{}: {message}", self.name(stage));
+                self.end(stage);
+            }
+        }
+    }
+
+    fn name(&self, stage: usize) -> &str {
+        self.running.get(&stage).map_or("stage", |(name, _)| name)
+    }
+
+    fn end(&mut self, stage: usize) {
+        if let Some((_, Some(bar))) = self.running.remove(&stage) {
+            bar.finish_and_clear();
+        }
+        if let Some(all) = &self.all {
+            all.set_position(self.done as u64);
+        }
+    }
+}
+
+impl Drop for StudyProgress {
+    fn drop(&mut self) {
+        for bar in self.running.values_mut().filter_map(|(_, bar)| bar.take()).chain(self.all.take()) {
+            bar.finish_and_clear();
+        }
     }
 }

@@ -21,15 +21,14 @@ pub(crate) fn load_each_task(
     names.map(move |name| Ok(load_tasks(&name, &config.data, options)?))
 }
 
-/// The columns of the matrix of scores: new knowledge with the round that teaches it, then old.
+/// The columns of the matrix of scores: new knowledge with the round that teaches it, then old. `scored` has a group for each
+/// task that was asked for, in the same order.
 pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskGroup]) -> Vec<Column> {
-    let new = config.new_tasks(rounds).len();
-    let column = |(i, task): (usize, &TaskGroup)| {
-        if i < new {
-            Column::new(&task.name, Group::New, teaching_round(rounds, &task.name))
-        } else {
-            Column::new(&task.name, Group::Old, None)
-        }
+    let new = config.new_tasks(rounds);
+    let column = |(i, task): (usize, &TaskGroup)| match new.get(i) {
+        // By what it was asked for as: a task described by a file is called otherwise than the file.
+        Some(asked) => Column::new(&task.name, Group::New, teaching_round(rounds, asked)),
+        None => Column::new(&task.name, Group::Old, None),
     };
     scored.iter().enumerate().map(column).collect()
 }

@@ -15,6 +15,12 @@ pub enum LabError {
     /// Rounds of a sequence that make no sense.
     #[error("{0}")]
     Rounds(String),
+    /// A study that makes no sense.
+    #[error("the study's configuration: {0}")]
+    Study(String),
+    /// Stages of a study that failed; what others made stands.
+    #[error("{} of the study's stages failed; what the others made stands, and the same command goes on:{}", .0.len(), lines(.0))]
+    Stages(Vec<crate::StageError>),
     /// `--set` without a key, or with a value that is no TOML.
     #[error("--set {text}: {message}")]
     Set {
@@ -147,6 +153,10 @@ pub enum LabError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+fn lines(failed: &[crate::StageError]) -> String {
+    failed.iter().map(|stage| format!("\n  {stage}")).collect()
 }
 
 fn indented(problems: &[LabError]) -> String {

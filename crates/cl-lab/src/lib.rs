@@ -12,7 +12,6 @@ mod observe;
 mod output;
 mod read_config;
 mod report;
-mod reproduce;
 mod round;
 mod round_data;
 mod rounds;
@@ -20,6 +19,7 @@ mod router_states;
 mod scoring;
 mod sequence;
 mod sources;
+mod study;
 pub mod toy;
 mod train_run;
 
@@ -33,11 +33,14 @@ pub use model_dir::ModelRef;
 pub use observe::{Event, Observer};
 pub use read_config::{read_sequence, read_train};
 pub use report::{method_name, tables_of};
-pub use reproduce::{Study, StudyConfig, reproduce};
 pub use round::{RoundInput, RoundOutput, run_round};
 pub use round_data::load_train_data;
 pub use rounds::Round;
 pub use router_states::{Pooling, router_states};
 pub use scoring::{LoadedModel, add_bos_token, score_model, write_scores};
 pub use sequence::{SequenceReport, run_sequence};
+pub use study::{
+    ColumnConfig, Comparison, OloraComparison, StageError, StudyConfig, StudyEvent, StudyOptions, StudyPlan,
+    TinyConfig, plan_study, run_study,
+};
 pub use train_run::run_train;

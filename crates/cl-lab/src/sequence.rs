@@ -27,6 +27,8 @@ use crate::{
 pub struct SequenceReport {
     /// Scores before the first round and after every one.
     pub matrix: ScoreMatrix,
+    /// Standard errors of the matrix's scores over each task's documents; `None` for groups of tasks.
+    pub standard_errors: Vec<Vec<Option<f64>>>,
     /// The last round's model.
     pub model: PathBuf,
 }
@@ -53,6 +55,18 @@ pub fn run_sequence(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
+    run_sequence_on(config, out, resume, None, interrupt, observer)
+}
+
+/// [`run_sequence`] where another directory may hold what the base model was scored at before, on the same tasks.
+pub(crate) fn run_sequence_on(
+    config: &SequenceConfig,
+    out: &Path,
+    resume: bool,
+    base_scores: Option<&Path>,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<SequenceReport, LabError> {
     let Checked { device, rounds, datasets, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
     let _lock = claim(config, &rounds, &base, &datasets, out, resume)?;
@@ -61,10 +75,16 @@ pub fn run_sequence(
     let latest = latest_model(&rounds, out);
     let method = method_name(config);
     let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
+    let mut standard_errors = Vec::new();
     let base_dir = out.join("rounds/0-base");
+    if let Some(scored) = base_scores.filter(|_| !base_dir.join("scores.json").exists()) {
+        copy_scores(scored, &base_dir)?;
+    }
     tell(observer, Event::Stage("round 0: scoring the base model"));
     let scores = score_round(&config.model, &tasks, config, &base_dir, device, observer)?;
-    matrix.push("base", main(&scored, &scores)?)?;
+    let (main, errors) = cells(&scored, &scores)?;
+    matrix.push("base", main)?;
+    standard_errors.push(errors);
     if latest == 0 {
         report(config, &matrix, out)?;
     }
@@ -116,7 +136,9 @@ pub fn run_sequence(
         stop_if_asked(interrupt)?;
         let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
         stop_if_asked(interrupt)?;
-        matrix.push(&row_name(&method, round), main(&scored, &scores)?)?;
+        let (main, errors) = cells(&scored, &scores)?;
+        matrix.push(&row_name(&method, round), main)?;
+        standard_errors.push(errors);
         if round >= latest {
             report(config, &matrix, out)?;
         }
@@ -130,7 +152,7 @@ pub fn run_sequence(
         model = if output.model.join("manifest.json").exists() { ModelRef::take(&output.model)? } else { model };
         last = output.model;
     }
-    Ok(SequenceReport { matrix, model: last })
+    Ok(SequenceReport { matrix, standard_errors, model: last })
 }
 
 fn round_dir(out: &Path, round: usize, name: &str) -> PathBuf {
@@ -203,13 +225,33 @@ fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
     (saved == again).then_some(saved)
 }
 
-/// The score of each column: a task's own, or that of a group's documents together.
-fn main(columns: &[TaskGroup], scores: &[Scores]) -> Result<Vec<Option<f64>>, LabError> {
-    let score = |column: &TaskGroup| match column.members.as_slice() {
-        [only] => Ok(scores.iter().find(|s| s.task == *only).map(Scores::main)),
-        _ => Ok(Some(aggregate_group(column, scores)?.main())),
+/// Scores by column, and their standard errors.
+type Cells = (Vec<Option<f64>>, Vec<Option<f64>>);
+
+/// The score of each column, a task's own or that of a group's documents together, and its standard error, of a single task.
+pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, LabError> {
+    let cell = |column: &TaskGroup| match column.members.as_slice() {
+        [only] => {
+            let own = scores.iter().find(|s| s.task == *only);
+            Ok((own.map(Scores::main), own.and_then(|s| s.stderr.get(&s.main_metric).copied())))
+        }
+        _ => Ok((Some(aggregate_group(column, scores)?.main()), None)),
     };
-    columns.iter().map(score).collect()
+    let cells = columns.iter().map(cell).collect::<Result<Vec<_>, LabError>>()?;
+    Ok(cells.into_iter().unzip())
+}
+
+/// Copies predictions and scores, `scores.json` last: without it they count as answers that stand.
+fn copy_scores(from: &Path, to: &Path) -> Result<(), LabError> {
+    let (source, target) = (from.join("scores"), to.join("scores"));
+    std::fs::create_dir_all(&target).map_err(LabError::io(&target))?;
+    for entry in std::fs::read_dir(&source).map_err(LabError::io(&source))? {
+        let path = entry.map_err(LabError::io(&source))?.path();
+        let name = path.file_name().unwrap_or_default();
+        write_file(&target.join(name), &std::fs::read(&path).map_err(LabError::io(&path))?)?;
+    }
+    let scores = from.join("scores.json");
+    Ok(write_file(&to.join("scores.json"), &std::fs::read(&scores).map_err(LabError::io(&scores))?)?)
 }
 
 fn report(config: &SequenceConfig, matrix: &ScoreMatrix, out: &Path) -> Result<(), LabError> {

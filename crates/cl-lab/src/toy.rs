@@ -171,12 +171,17 @@ pub fn write_tokenizer(dir: &Path) -> Result<(), LabError> {
 
 /// The tokenizer's files by name and content.
 pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
+    word_tokenizer(&vocabulary(), 64)
+}
+
+/// A tokenizer with one token a word, of texts of at most `max_length` tokens. The first three words are `<unk>`, `<s>`, `</s>`.
+pub(crate) fn word_tokenizer<W: AsRef<str>>(words: &[W], max_length: usize) -> Vec<(String, Vec<u8>)> {
     let special = |id: usize, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                "special": true})
     };
     let vocab: serde_json::Map<String, Value> =
-        vocabulary().into_iter().enumerate().map(|(i, w)| (w.to_owned(), Value::from(i))).collect();
+        words.iter().enumerate().map(|(i, w)| (w.as_ref().to_owned(), Value::from(i))).collect();
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
@@ -193,7 +198,7 @@ pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
     });
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
-        "model_max_length": 64, "clean_up_tokenization_spaces": false
+        "model_max_length": max_length, "clean_up_tokenization_spaces": false
     });
     vec![("tokenizer.json".to_owned(), pretty(&tokenizer)), ("tokenizer_config.json".to_owned(), pretty(&config))]
 }
@@ -206,10 +211,15 @@ fn pretty(value: &Value) -> Vec<u8> {
 
 /// `config.json` of a Llama small enough to be trained in seconds: two layers of width `hidden`, tied embeddings.
 pub fn model_config(hidden: usize) -> serde_json::Map<String, Value> {
+    small_llama(vocabulary().len(), hidden, 64)
+}
+
+/// `config.json` of a Llama of two layers for texts of at most `max_length` tokens, tied embeddings.
+pub(crate) fn small_llama(vocabulary: usize, hidden: usize, max_length: usize) -> serde_json::Map<String, Value> {
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary().len(),
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary,
         "hidden_size": hidden, "intermediate_size": hidden * 2, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "num_key_value_heads": 2, "max_position_embeddings": max_length, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "hidden_act": "silu", "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false,
         "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"
     });
@@ -235,12 +245,12 @@ fn vocabulary() -> Vec<&'static str> {
     words
 }
 
-fn rng(seed: u64, name: &str) -> ChaCha8Rng {
+pub(crate) fn rng(seed: u64, name: &str) -> ChaCha8Rng {
     let key = name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     ChaCha8Rng::seed_from_u64(key)
 }
 
-fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
     // The bias of the remainder is below 2⁻⁵⁹ for these sizes.
     (rng.next_u64() % n as u64) as usize
 }

@@ -18,6 +18,7 @@ mod reply;
 pub mod reproduce;
 pub mod sequence;
 pub mod shell;
+pub mod study;
 pub mod train;
 
 use std::path::Path;

@@ -4,34 +4,42 @@ use std::path::PathBuf;
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
-use cl_lab::{StudyConfig, reproduce};
+use cl_lab::TinyConfig;
 
+use super::study::StageArgs;
 use crate::progress::Progress;
 
-/// Configurations are TOML, whose integers are signed.
-const MAX_SEED: u64 = i64::MAX as u64;
+/// Configurations are TOML, whose integers are signed; a study multiplies its seeds.
+const MAX_SEED: u64 = i64::MAX as u64 / 1_000_000;
 
 /// Arguments of `cl reproduce`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory for the study; stages that stand there are kept.
-    #[arg(long, default_value = "target/reproduce")]
+    /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
+    #[arg(long, value_name = "DIR", default_value = "target/reproduce")]
     out: PathBuf,
-    /// Random seed.
+    /// Random seed of facts, tasks and the small base model.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seed: u64,
+    /// One seed and fewer test rows, and none of the questions that the paper leaves open.
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    stages: StageArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = StudyConfig { seed: args.seed, ..StudyConfig::default() };
+    let size = if args.quick { TinyConfig::quick() } else { TinyConfig::default() };
+    let tiny = TinyConfig { seed: args.seed, ..size };
     // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
-    cl_torch::tch::set_num_threads(1);
-    let mut progress = Progress::new(log);
-    let study = reproduce(&config, &args.out, interrupt, &mut |e| progress.observe(e))?;
-    for table in &study.tables {
-        writeln!(out, "{}", table.text())?;
+    cl_torch::set_threads(1);
+    if args.stages.dry_run && !args.out.join("base/model/manifest.json").exists() {
+        let sketch = tempfile::tempdir()?;
+        tiny.write_sketch(sketch.path())?;
+        return args.stages.run(&tiny.study(sketch.path()), &args.out, log, interrupt, out);
     }
-    writeln!(out, "tables   {}", args.out.join("tables.md").display())?;
-    Ok(())
+    let mut progress = Progress::new(log);
+    tiny.write_world(&args.out, interrupt, &mut |event| progress.observe(event))?;
+    args.stages.run(&tiny.study(&args.out), &args.out, log, interrupt, out)
 }

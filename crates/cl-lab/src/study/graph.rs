@@ -1,0 +1,430 @@
+//! The stages of a study, and which of them need which.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use cl_adapters::{Lambda, OloraConfig, Overlap};
+use cl_data::{Buffer, Joint, Replay};
+use cl_merge::RescaleChoice;
+use cl_merge::adapter::Space;
+use cl_moe::{BlendInit, BlendRouter, RouterConfig, RouterInit};
+use cl_report::RowKind;
+use cl_train::{Precision, States};
+use serde::Serialize;
+
+use super::config::{Comparison, StudyConfig, Tuning, overlay};
+use crate::report::{method_name, row_name};
+use crate::{MixtureConfig, RoundConfig, SequenceConfig};
+
+/// One stage: something that is made and scored.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    /// Its name, and that of its directory.
+    pub(super) id: String,
+    /// The stages it is made of, by place.
+    pub(super) needs: Vec<usize>,
+    pub(super) work: Work,
+    pub(super) row: Row,
+}
+
+/// How a stage's scores appear in the results.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) method: String,
+    pub(super) kind: RowKind,
+    pub(super) seed: u64,
+    /// Of one round: which it learned.
+    pub(super) round: Option<usize>,
+    pub(super) members: Option<usize>,
+    pub(super) question: Option<&'static str>,
+}
+
+/// What is done in a stage. Serialized it is a part of the stage's key, so it holds everything that decides the result, and no
+/// path of an output.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Work {
+    /// The base model is scored.
+    Base {
+        /// Whether BOS stands in front of texts; the study's own setting when absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        add_bos_token: Option<bool>,
+    },
+    /// Rounds of training.
+    Rounds(Box<SequenceConfig>),
+    /// Adapters are combined to one.
+    Adapters(Combination),
+    /// Fully tuned models are averaged.
+    Average,
+    /// Adapters become a mixture.
+    Blend(BlendRouter),
+    /// Fully tuned models become a mixture.
+    Mix { router: RouterConfig, num_experts_per_tok: usize },
+}
+
+/// How adapters are combined.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Combination {
+    pub(super) method: &'static str,
+    pub(super) space: Space,
+    /// Weight of each adapter.
+    pub(super) weight: f64,
+    pub(super) density: Option<f64>,
+    pub(super) rescale: Option<RescaleChoice>,
+    pub(super) seed: u64,
+}
+
+/// The paper's density of TIES and DARE.
+const DENSITY: f64 = 0.2;
+
+/// The stages of a study, each after those it needs.
+///
+/// # Errors
+/// Returns a text that says what in the configuration is wrong.
+pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
+    let mut graph = Graph::new(config)?;
+    graph.add("base", vec![], Work::Base { add_bos_token: None }, Row::of("base", RowKind::Base, 0));
+    for (index, &seed) in config.seeds.iter().enumerate() {
+        let first = index == 0;
+        let compares = |comparison| config.compares(comparison);
+        // Merges and mixtures are made of one-round models, whether these are compared or not.
+        let parts = [Comparison::OneRound, Comparison::Merge, Comparison::Mixture].into_iter().any(compares);
+        let (lora, full) = if parts {
+            (graph.one_rounds(Tuning::Lora, seed)?, graph.one_rounds(Tuning::Full, seed)?)
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        if compares(Comparison::Sequence) {
+            graph.sequence(Tuning::Full, seed, |_| ())?;
+            graph.sequence(Tuning::Lora, seed, |_| ())?;
+        }
+        if compares(Comparison::Olora) {
+            for &lambda in &config.olora.lambda {
+                graph.sequence(Tuning::Lora, seed, |s| s.train.olora = Some(olora(config.olora.mode, lambda)))?;
+            }
+        }
+        if compares(Comparison::Replay) {
+            for tuning in [Tuning::Full, Tuning::Lora] {
+                graph.sequence(tuning, seed, |s| s.replay = Some(replay(config, Buffer::Redrawn)))?;
+            }
+        }
+        if compares(Comparison::Joint) {
+            for tuning in [Tuning::Full, Tuning::Lora] {
+                graph.joint(tuning, seed, Joint::Uniform)?;
+                graph.joint(tuning, seed, Joint::Natural)?;
+            }
+        }
+        if compares(Comparison::Merge) {
+            graph.merges(&lora, &full, seed, first)?;
+        }
+        if compares(Comparison::Mixture) {
+            graph.mixtures(&lora, &full, seed)?;
+        }
+        if first && compares(Comparison::Questions) {
+            graph.questions(&lora, seed)?;
+        }
+    }
+    Ok(graph.stages)
+}
+
+/// Everything that a study scores, as a sequence of its rounds.
+///
+/// # Errors
+/// Returns a text that says what in the configuration is wrong.
+pub(super) fn sequence_of(config: &StudyConfig, tuning: Tuning) -> Result<SequenceConfig, String> {
+    Graph::new(config)?.config_of(tuning, config.seeds[0])
+}
+
+struct Graph<'a> {
+    config: &'a StudyConfig,
+    rounds: Vec<RoundConfig>,
+    /// Every task that a round teaches, in order.
+    scored: Vec<String>,
+    stages: Vec<Stage>,
+    ids: HashSet<String>,
+}
+
+impl<'a> Graph<'a> {
+    fn new(config: &'a StudyConfig) -> Result<Graph<'a>, String> {
+        let rounds = config.all_rounds();
+        let count = rounds.len();
+        if let Some(wrong) = config.members.iter().flatten().find(|m| !(2..=count).contains(*m)) {
+            return Err(format!("members: {wrong} is not among 2 to {count}, the number of rounds"));
+        }
+        if let Some(wrong) = config.experts.iter().find(|name| rounds.iter().all(|round| round.name != **name)) {
+            return Err(format!("experts: no round is called `{wrong}`"));
+        }
+        if config.seeds.is_empty() || config.seeds.iter().any(|&seed| seed > MAX_SEED) {
+            return Err(format!("seeds: expected at least one, each at most {MAX_SEED}"));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = config.seeds.iter().find(|seed| !seen.insert(**seed)) {
+            return Err(format!("seeds: {twice} stands twice"));
+        }
+        // What sequences check by themselves is checked before any stage runs.
+        let mut graph = Graph { config, rounds, scored: Vec::new(), stages: Vec::new(), ids: HashSet::new() };
+        for tuning in [Tuning::Lora, Tuning::Full] {
+            let resolved = graph.config_of(tuning, 1)?.resolve_rounds()?;
+            graph.scored.clear();
+            for task in resolved.iter().flat_map(|round| &round.scored) {
+                if !graph.scored.contains(task) {
+                    graph.scored.push(task.clone());
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    fn add(&mut self, id: &str, needs: Vec<usize>, work: Work, row: Row) -> usize {
+        assert!(self.ids.insert(id.to_owned()), "stage {id} stands twice");
+        self.stages.push(Stage { id: id.to_owned(), needs, work, row });
+        self.stages.len() - 1
+    }
+
+    /// The study's rounds as a sequence.
+    fn config_of(&self, tuning: Tuning, seed: u64) -> Result<SequenceConfig, String> {
+        let config = self.config;
+        let mut eval = config.eval.clone();
+        if eval.tasks.is_none() && !self.scored.is_empty() {
+            eval.tasks = Some(self.scored.clone());
+        }
+        Ok(SequenceConfig {
+            model: config.model.clone(),
+            data: config.data.clone(),
+            tasks: Vec::new(),
+            // Far apart: a sequence adds the number of the round.
+            seed: seed * SEEDS_APART,
+            profile: config.profile,
+            device: config.device.clone(),
+            keep_models: false,
+            limit: config.limit,
+            train: config.train_config(tuning)?,
+            mixture: MixtureConfig::default(),
+            replay: None,
+            eval,
+            rounds: self.rounds.clone(),
+        })
+    }
+
+    fn one_rounds(&mut self, tuning: Tuning, seed: u64) -> Result<Vec<usize>, String> {
+        let mut places = Vec::new();
+        for (index, round) in self.rounds.clone().into_iter().enumerate() {
+            let mut sequence = self.config_of(tuning, seed)?;
+            // The seed that this round has in a sequence.
+            sequence.seed += index as u64;
+            let id = format!("one-{}-{}-{}.seed{seed}", slug(&method_name(&sequence)), index + 1, slug(&round.name));
+            let row = Row::of(&method_name(&sequence), RowKind::OneRound, seed);
+            sequence.rounds = vec![round];
+            let row = Row { round: Some(index + 1), ..row };
+            places.push(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row));
+        }
+        Ok(places)
+    }
+
+    fn sequence(
+        &mut self,
+        tuning: Tuning,
+        seed: u64,
+        change: impl FnOnce(&mut SequenceConfig),
+    ) -> Result<usize, String> {
+        let mut sequence = self.config_of(tuning, seed)?;
+        change(&mut sequence);
+        let method = method_name(&sequence);
+        let id = format!("sequence-{}.seed{seed}", slug(&method));
+        let row = Row::of(&method, RowKind::Sequence, seed);
+        Ok(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row))
+    }
+
+    /// All rounds' data at once.
+    fn joint(&mut self, tuning: Tuning, seed: u64, joint: Joint) -> Result<usize, String> {
+        let mut sequence = self.config_of(tuning, seed)?;
+        let own = |round: &RoundConfig| (round.format, round.columns.clone());
+        let (format, columns) = own(&self.rounds[0]);
+        if self.rounds.iter().any(|round| own(round) != (format, columns.clone())) {
+            return Err("compare: `joint` needs rounds whose `format` and `columns` are the same".to_owned());
+        }
+        let data = self.rounds.iter().flat_map(|round| match round.data.as_slice() {
+            [] => vec![PathBuf::from(&round.name)],
+            data => data.to_vec(),
+        });
+        let mut train = toml::Table::new();
+        overlay(&mut train, &self.config.joint);
+        let method = match tuning {
+            Tuning::Lora => "Joint-LoRA",
+            Tuning::Full => "Joint-FFT",
+        };
+        let (method, question) = match joint {
+            Joint::Uniform => (method.to_owned(), None),
+            _ => (format!("{method} (natural)"), Some("Joint training: upsampled to equal shares or as the data is")),
+        };
+        sequence.rounds = vec![RoundConfig {
+            data: data.collect(),
+            scored: Some(self.scored.clone()),
+            format,
+            columns,
+            joint: Some(joint),
+            train,
+            ..RoundConfig::of_task("joint")
+        }];
+        let id = format!("{}.seed{seed}", slug(&method));
+        let row = Row { question, ..Row::of(&method, RowKind::Joint, seed) };
+        Ok(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row))
+    }
+
+    /// One-round models merged: with the first seed in all numbers, with the others all of them.
+    fn merges(&mut self, lora: &[usize], full: &[usize], seed: u64, every_number: bool) -> Result<(), String> {
+        let all = lora.len();
+        let numbers: Vec<usize> = match &self.config.members {
+            Some(members) => members.clone(),
+            None => (2..=all).collect(),
+        };
+        for members in numbers.into_iter().filter(|m| every_number || *m == all) {
+            let merged = |method: &str| Row { members: Some(members), ..Row::of(method, RowKind::Merge, seed) };
+            let id = |name: &str| format!("{name}-{members}.seed{seed}");
+            self.add(&id("merge-fft-average"), full[..members].to_vec(), Work::Average, merged("FFT-average"));
+            for (name, label, combination) in adapter_merges(members, seed) {
+                let row = merged(label);
+                self.add(&id(name), lora[..members].to_vec(), Work::Adapters(combination), row);
+            }
+        }
+        Ok(())
+    }
+
+    fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), String> {
+        let mixed =
+            |method: &str, members| Row { members: Some(members), ..Row::of(method, RowKind::MixtureOfExperts, seed) };
+        for (init, name) in
+            [(BlendInit::Random, "untrained"), (BlendInit::Arrow, "arrow"), (BlendInit::Spectr, "spectr")]
+        {
+            let router = BlendRouter { init, ..BlendRouter::default() };
+            let (id, row) = (format!("blend-{name}.seed{seed}"), mixed(&format!("MoE-LoRA ({name})"), lora.len()));
+            self.add(&id, lora.to_vec(), Work::Blend(router), row);
+        }
+        let chosen: Vec<usize> =
+            (0..full.len()).filter(|&i| self.config.experts.contains(&self.rounds[i].name)).collect();
+        let all: Vec<usize> = (0..full.len()).collect();
+        for experts in [chosen, all] {
+            if experts.len() < 2 || self.ids.contains(&format!("mix-{}.seed{seed}", experts.len())) {
+                continue;
+            }
+            let router = RouterConfig { init: RouterInit::Random, ..RouterConfig::default() };
+            let (id, row) = (format!("mix-{}.seed{seed}", experts.len()), mixed("MoE-FFT", experts.len()));
+            let needs = experts.iter().map(|&i| full[i]).collect();
+            self.add(&id, needs, Work::Mix { router, num_experts_per_tok: 2 }, row);
+        }
+        Ok(())
+    }
+
+    /// What the paper leaves open.
+    fn questions(&mut self, lora: &[usize], seed: u64) -> Result<(), String> {
+        if !lora.is_empty() {
+            for (rescale, name) in
+                [(RescaleChoice::None, "DARE-TIES (not rescaled)"), (RescaleChoice::Density, "DARE-TIES (rescaled)")]
+            {
+                let combination = Combination { rescale: Some(rescale), ..dare_ties(Space::Delta, seed) };
+                let members = Some(lora.len());
+                let question = Some("DARE with and without rescaling what is kept");
+                let row = Row { members, question, ..Row::of(name, RowKind::Merge, seed) };
+                self.add(&format!("question-{}", slug(name)), lora.to_vec(), Work::Adapters(combination), row);
+            }
+        }
+        let terms = "Definitions of o-LoRA's term, each at its default strength";
+        for mode in [Overlap::L1, Overlap::Squared, Overlap::Cosine] {
+            let change = |s: &mut SequenceConfig| s.train.olora = Some(olora(mode, mode.lambda()));
+            let mut named = self.config_of(Tuning::Lora, seed)?;
+            change(&mut named);
+            self.question(terms, &format!("{} (default strength)", method_name(&named)), Tuning::Lora, seed, change)?;
+        }
+        let (buffer, fixed) =
+            ("Replayed rows: drawn anew in each epoch, or a fixed buffer", replay(self.config, Buffer::Fixed));
+        self.question(buffer, "LoRA-Rep (fixed buffer)", Tuning::Lora, seed, |s| s.replay = Some(fixed))?;
+        let weights = "Weights and optimizer states in f32, or all in bf16";
+        self.question(weights, "FFT (pure bf16)", Tuning::Full, seed, |s| {
+            (s.train.precision, s.train.states) = (Precision::Bf16, States::Pure);
+        })?;
+        let order = "Order of the rounds";
+        self.question(order, "LoRA (reversed order)", Tuning::Lora, seed, |s| s.rounds.reverse())?;
+        let row =
+            Row { question: Some("BOS in front of every text"), ..Row::of("base (without BOS)", RowKind::Base, seed) };
+        self.add("question-base-without-bos", vec![0], Work::Base { add_bos_token: Some(false) }, row);
+        Ok(())
+    }
+
+    fn question(
+        &mut self,
+        question: &'static str,
+        method: &str,
+        tuning: Tuning,
+        seed: u64,
+        change: impl FnOnce(&mut SequenceConfig),
+    ) -> Result<(), String> {
+        let mut sequence = self.config_of(tuning, seed)?;
+        change(&mut sequence);
+        let row = Row { question: Some(question), ..Row::of(method, RowKind::Sequence, seed) };
+        self.add(&format!("question-{}", slug(method)), vec![0], Work::Rounds(Box::new(sequence)), row);
+        Ok(())
+    }
+}
+
+/// Sequences with neighbouring seeds share no round's seed up to this many rounds.
+const SEEDS_APART: u64 = 1000;
+/// A sequence's seed is written as TOML, whose integers are signed.
+const MAX_SEED: u64 = i64::MAX as u64 / SEEDS_APART - 1;
+
+/// The merges of adapters: identifier, name in tables, and what is done. TIES and DARE-TIES are the paper's, on the factors A and B
+/// apart; those on ΔW are the methods as their own papers mean them.
+fn adapter_merges(members: usize, seed: u64) -> [(&'static str, &'static str, Combination); 5] {
+    let average = Combination {
+        method: "linear",
+        space: Space::Delta,
+        weight: 1.0 / members as f64,
+        density: None,
+        rescale: None,
+        seed,
+    };
+    let ties = |space| Combination { method: "ties", ..dare_ties(space, seed) };
+    [
+        ("merge-lora-average", "LoRA-average", average),
+        ("merge-ties", "TIES", ties(Space::Factors)),
+        ("merge-dare-ties", "DARE-TIES", dare_ties(Space::Factors, seed)),
+        ("merge-ties-delta", "TIES (ΔW)", ties(Space::Delta)),
+        ("merge-dare-ties-delta", "DARE-TIES (ΔW)", dare_ties(Space::Delta, seed)),
+    ]
+}
+
+fn dare_ties(space: Space, seed: u64) -> Combination {
+    Combination { method: "dare_ties", space, weight: 1.0, density: Some(DENSITY), rescale: None, seed }
+}
+
+fn olora(mode: Overlap, lambda: f64) -> OloraConfig {
+    OloraConfig { mode, lambda: Lambda::Every(lambda), ..OloraConfig::default() }
+}
+
+fn replay(config: &StudyConfig, buffer: Buffer) -> Replay {
+    Replay { fraction: config.replay, buffer }
+}
+
+impl Row {
+    fn of(method: &str, kind: RowKind, seed: u64) -> Row {
+        Row { method: method.to_owned(), kind, seed, round: None, members: None, question: None }
+    }
+
+    /// The label of the same row in the paper's Tables 1 to 6, after `round` of a sequence.
+    pub(super) fn paper(&self, round: Option<usize>) -> Option<String> {
+        match (self.kind, round, self.question) {
+            (RowKind::Base, _, None) => Some("base".to_owned()),
+            (RowKind::Sequence, Some(round), None) if ["LoRA", "FFT"].contains(&self.method.as_str()) => {
+                Some(row_name(&self.method, round))
+            }
+            (RowKind::Sequence | RowKind::Joint, _, None) => Some(self.method.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// A name as a part of a directory's: letters, digits, dots and dashes.
+fn slug(name: &str) -> String {
+    let plain = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' });
+    let joined = plain.collect::<String>().split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+    if joined.is_empty() { "round".to_owned() } else { joined }
+}

@@ -1,0 +1,91 @@
+//! What a study's stages come to, as the report takes it.
+
+use cl_eval::{Column, TaskSpec};
+use cl_report::{ResultRow, RowKind, StudyResults};
+use serde_json::{Map, Value, json};
+
+use super::config::StudyConfig;
+use super::graph::Stage;
+use super::work::Record;
+
+/// The results, and by row how long its stage took. Times are kept apart, so that a study that was killed and went on has the
+/// same results to the byte.
+pub(super) fn results(
+    config: &StudyConfig,
+    columns: &[Column],
+    metrics: &[String],
+    stages: &[(&Stage, &Record)],
+) -> (StudyResults, Value) {
+    let mut rows = Vec::new();
+    for (stage, record) in stages {
+        // A side question is about where a sequence ends.
+        let skipped = if stage.row.question.is_some() { record.rows.len().saturating_sub(1) } else { 0 };
+        for (i, scored) in record.rows.iter().enumerate().skip(skipped) {
+            let in_sequence = stage.row.kind == RowKind::Sequence;
+            let round = if in_sequence { Some(i + 1) } else { stage.row.round };
+            let last = i + 1 == record.rows.len();
+            rows.push(ResultRow {
+                stage: if in_sequence { format!("{}/{}", stage.id, i + 1) } else { stage.id.clone() },
+                method: stage.row.method.clone(),
+                kind: stage.row.kind,
+                seed: stage.row.seed,
+                round,
+                members: stage.row.members,
+                main: stage.row.question.is_none(),
+                question: stage.row.question.map(str::to_owned),
+                paper: stage.row.paper(round),
+                scores: scored.scores.clone(),
+                standard_errors: scored.standard_errors.clone(),
+                // Of a sequence the whole of it, in its last row.
+                seconds: last.then_some(record.seconds),
+                bytes: last.then_some(record.bytes),
+            });
+        }
+    }
+    let times: Map<String, Value> =
+        rows.iter().filter_map(|row| Some((row.stage.clone(), json!(row.seconds?)))).collect();
+    let results = StudyResults {
+        name: config.name.clone(),
+        description: config.description.clone(),
+        model: config.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        seeds: config.seeds.clone(),
+        rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
+        columns: columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric)).collect(),
+        rows,
+        notes: Vec::new(),
+    };
+    (results, Value::Object(times))
+}
+
+/// The paper's columns of tasks that are built in.
+const PAPER: [(&str, &str); 15] = [
+    ("C-STANCE", "cstan"),
+    ("FOMC", "fomc"),
+    ("MeetingBank", "meet"),
+    ("Py150", "py150"),
+    ("ScienceQA", "sci"),
+    ("20Minuten", "20min"),
+    ("gsm8k", "gsm8k"),
+    ("gsm8k_cot", "gsmcot"),
+    ("mmlu", "mmlu"),
+    ("arc_challenge", "arc_c"),
+    ("commonsense_qa", "comqa"),
+    ("hellaswag", "hella"),
+    ("openbookqa", "opnbk"),
+    ("piqa", "piqa"),
+    ("winogrande", "wino"),
+];
+
+fn reported(config: &StudyConfig, column: &Column, metric: &str) -> cl_report::Column {
+    let said = config.columns.iter().find(|c| c.name == column.name);
+    let built_in = TaskSpec::find(&column.name).map(|spec| spec.name);
+    let paper = PAPER.iter().find(|(name, _)| Some(*name) == built_in).map(|(_, paper)| (*paper).to_owned());
+    cl_report::Column {
+        name: column.name.clone(),
+        group: column.group,
+        metric: metric.to_owned(),
+        chance: said.and_then(|c| c.chance),
+        round: column.round,
+        paper: said.and_then(|c| c.paper.clone()).or(paper),
+    }
+}

@@ -1,0 +1,461 @@
+//! Stages run as soon as those they need are done, several at a time.
+
+use std::fs::File;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use cl_checkpoint::files::write_file;
+use cl_checkpoint::{Interrupt, refuse_overlap};
+use cl_eval::Column;
+use cl_report::StudyResults;
+use serde_json::{Value, json};
+
+use super::config::{StudyConfig, Tuning};
+use super::graph::{Stage, Work, stages};
+use super::results::results;
+use super::work::{Record, Site, tasks_hash};
+use crate::check::{Checked, require_sequence};
+use crate::columns::columns;
+use crate::{Event, LabError, ModelRef, Observer, SequenceConfig};
+
+/// How a study is run.
+#[derive(Clone, Debug, Default)]
+pub struct StudyOptions {
+    /// Stages that run at once; as many as there are cores when absent.
+    pub jobs: Option<NonZero<usize>>,
+    /// Only stages whose name starts with one of these, and what they need; all when empty.
+    pub only: Vec<String>,
+    /// Keep the models of finished stages; otherwise only adapters, mixtures of adapters and scores.
+    pub keep_models: bool,
+}
+
+/// What a watcher of a study is told. Stages are named by their place among all.
+#[derive(Clone, Debug)]
+pub enum StudyEvent {
+    /// How many stages there are, and how many of them are done.
+    Begun {
+        /// All stages that are wanted.
+        stages: usize,
+        /// Those that earlier runs have finished.
+        done: usize,
+    },
+    /// A stage begins.
+    Started {
+        /// Its place.
+        stage: usize,
+        /// Its name.
+        name: String,
+    },
+    /// A stage goes on: what it does, and the share of that which is done.
+    Progress {
+        /// Its place.
+        stage: usize,
+        /// What it does.
+        what: String,
+        /// Share done, in `[0, 1]`.
+        share: f64,
+    },
+    /// A stage says something that should be known.
+    Warning {
+        /// Its place.
+        stage: usize,
+        /// What it says.
+        message: String,
+    },
+    /// A stage is done.
+    Finished {
+        /// Its place.
+        stage: usize,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A stage cannot be done.
+    Failed {
+        /// Its place.
+        stage: usize,
+        /// Why.
+        message: String,
+    },
+}
+
+/// A stage that failed; those that need it were not begun.
+#[derive(Debug)]
+pub struct StageError {
+    /// Its name.
+    pub stage: String,
+    /// Why.
+    pub error: LabError,
+}
+
+impl std::fmt::Display for StageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stage {}: {}", self.stage, self.error)
+    }
+}
+
+/// What a study would do.
+#[derive(Clone, Debug)]
+pub struct StudyPlan {
+    /// Names of the stages in their order, and whether they are done.
+    pub stages: Vec<(String, bool)>,
+    /// Optimizer steps of the stages that are not done.
+    pub steps: u64,
+    /// Bytes of the base model's weights; a fully tuned model has as many.
+    pub model_bytes: u64,
+}
+
+/// Runs a study into `out`: `study.toml`, `stages/<name>/`, `results.json`, `times.json`.
+///
+/// Stages that earlier runs have finished for the same inputs stay as they are. If a stage fails, others that do not need it go
+/// on, and the results hold what there is.
+///
+/// # Errors
+/// Returns [`LabError::Study`] if the configuration makes no sense, [`LabError::Output`] if `out` holds something else or
+/// another process works in it, [`LabError::Stages`] with every stage that failed, and [`LabError::Interrupted`] if it was
+/// asked to stop.
+pub fn run_study(
+    config: &StudyConfig,
+    out: &Path,
+    options: &StudyOptions,
+    interrupt: &Interrupt,
+    observer: &mut dyn FnMut(StudyEvent),
+) -> Result<StudyResults, LabError> {
+    let study = Study::open(config, out, options)?;
+    let _lock = study.claim()?;
+    study.run(interrupt, observer)
+}
+
+/// Says what [`run_study`] would do, and does nothing.
+///
+/// # Errors
+/// Returns an error if the configuration makes no sense, or model and data do not fit it.
+pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> Result<StudyPlan, LabError> {
+    let study = Study::open(config, out, options)?;
+    let interrupt = Interrupt::default();
+    let site = study.site(&interrupt);
+    let wanted = (0..study.stages.len()).filter(|&place| study.wanted[place]);
+    let stages: Vec<(usize, bool)> = wanted.map(|place| (place, study.record(&site, place).is_some())).collect();
+    let mut steps = 0;
+    for (place, _) in stages.iter().filter(|(_, done)| !done) {
+        if let Work::Rounds(sequence) = &study.stages[*place].work {
+            steps += crate::check::total_steps(sequence)?;
+        }
+    }
+    let model_bytes = ModelRef::weight_bytes(&config.model)?;
+    let stages = stages.into_iter().map(|(place, done)| (study.stages[place].id.clone(), done)).collect();
+    Ok(StudyPlan { stages, steps, model_bytes })
+}
+
+struct Study<'a> {
+    config: &'a StudyConfig,
+    out: &'a Path,
+    options: &'a StudyOptions,
+    stages: Vec<Stage>,
+    /// Which stages are asked for.
+    wanted: Vec<bool>,
+    keys: Vec<String>,
+    /// Everything that is scored, as a sequence.
+    sequence: SequenceConfig,
+    columns: Vec<Column>,
+    metrics: Vec<String>,
+}
+
+impl<'a> Study<'a> {
+    /// Reads and checks everything that stages are made of.
+    fn open(config: &'a StudyConfig, out: &'a Path, options: &'a StudyOptions) -> Result<Study<'a>, LabError> {
+        let stages = stages(config).map_err(LabError::Study)?;
+        let wanted = wanted(&stages, &options.only)?;
+        let sequence = super::graph::sequence_of(config, Tuning::Lora).map_err(LabError::Study)?;
+        let Checked { rounds, datasets, tasks, columns: scored, .. } = require_sequence(&sequence)?;
+        require_sequence(&super::graph::sequence_of(config, Tuning::Full).map_err(LabError::Study)?)?;
+        let base = ModelRef::take(&config.model)?;
+        let data: Vec<&str> = datasets.iter().flatten().map(|set| set.hash.as_str()).collect();
+        let world = json!({"format": 1, "base": base.hash(), "data": data, "tasks": tasks_hash(&tasks)});
+        let mut keys: Vec<String> = Vec::with_capacity(stages.len());
+        for stage in &stages {
+            let needs: Vec<&str> = stage.needs.iter().map(|&place| keys[place].as_str()).collect();
+            let text = json!([world, without_paths(&stage.work), needs]).to_string();
+            keys.push(blake3::hash(text.as_bytes()).to_hex().to_string());
+        }
+        let metric = |group: &cl_eval::TaskGroup| {
+            let first = tasks.iter().find(|task| group.members.iter().any(|name| name == task.name()));
+            first.map_or_else(String::new, |task| task.metric().main().to_owned())
+        };
+        let metrics = scored.iter().map(metric).collect();
+        let columns = columns(&sequence, &rounds, &scored);
+        Ok(Study { config, out, options, stages, wanted, keys, sequence, columns, metrics })
+    }
+
+    fn site<'s>(&'s self, interrupt: &'s Interrupt) -> Site<'s> {
+        Site { config: &self.sequence, out: self.out, interrupt }
+    }
+
+    /// Makes the directory this study's, which a change of the configuration leaves it.
+    fn claim(&self) -> Result<File, LabError> {
+        let (out, marker) = (self.out, self.out.join("study.toml"));
+        let inputs = [("the base model", self.config.model.as_path()), ("the data", self.config.data.as_path())];
+        refuse_overlap(&out.join("stages"), &inputs)?;
+        std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+        let refuse = |message: &str| LabError::Output { path: out.to_owned(), message: message.to_owned() };
+        let path = out.join(".lock");
+        let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
+        if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(refuse("another process is writing there; wait for it, or choose another --out"));
+        }
+        let known = ["study.toml", "stages", "results.json", "times.json", "report", ".lock", "data", "base"];
+        for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
+            let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
+            if !known.contains(&name.as_str()) && !name.ends_with(".part") && !marker.exists() {
+                return Err(refuse("is not empty and holds no study (study.toml); choose another --out"));
+            }
+        }
+        let text = toml::to_string(self.config)
+            .map_err(|e| LabError::Config { path: marker.clone(), message: e.to_string() })?;
+        write_file(&marker, text.as_bytes())?;
+        Ok(lock)
+    }
+
+    /// What a stage left, if it was finished for the same key.
+    fn record(&self, site: &Site<'_>, place: usize) -> Option<Record> {
+        Record::read(&site.dir(&self.stages[place])).filter(|record| record.key == self.keys[place])
+    }
+
+    fn run(&self, interrupt: &Interrupt, observer: &mut dyn FnMut(StudyEvent)) -> Result<StudyResults, LabError> {
+        let site = self.site(interrupt);
+        let states = self.states(&site);
+        let (stages, done) = (states.iter().filter(|s| !matches!(s, State::Unwanted)).count(), count_done(&states));
+        observer(StudyEvent::Begun { stages, done });
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let jobs = self.options.jobs.map_or(cores, NonZero::get).min(stages.saturating_sub(done).max(1));
+        let threads = self.config.threads.map_or((cores / jobs).max(1), usize::from);
+        let board = Board { states: Mutex::new(states), changed: Condvar::new() };
+        let (sender, events) = channel();
+        thread::scope(|scope| {
+            for _ in 0..jobs {
+                let (sender, board, site) = (sender.clone(), &board, &site);
+                scope.spawn(move || self.work(board, site, threads, &sender));
+            }
+            drop(sender);
+            for event in events {
+                observer(event);
+            }
+        });
+        self.finish(&site, board.states.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Which stages have to be done. One whose product is gone is done again where another needs it.
+    fn states(&self, site: &Site<'_>) -> Vec<State> {
+        let stages = &self.stages;
+        let mut states: Vec<State> = (0..stages.len())
+            .map(|place| match self.record(site, place) {
+                _ if !self.wanted[place] => State::Unwanted,
+                Some(record) => State::Done(record),
+                None => State::Waiting,
+            })
+            .collect();
+        for place in (0..stages.len()).rev() {
+            if matches!(states[place], State::Waiting) {
+                for &need in &stages[place].needs {
+                    let gone = site.artifact(&stages[need]).is_some_and(|path| !path.join("manifest.json").exists());
+                    if gone && matches!(states[need], State::Done(_)) {
+                        states[need] = State::Waiting;
+                    }
+                }
+            }
+        }
+        states
+    }
+
+    /// One worker: takes stages until none is left that could be done.
+    fn work(&self, board: &Board, site: &Site<'_>, threads: usize, sender: &Sender<StudyEvent>) {
+        // Threads of libtorch are a setting of the thread that asks.
+        cl_torch::set_threads(u16::try_from(threads).unwrap_or(u16::MAX));
+        // A receiver that is gone is no reason to stop.
+        let tell = |event| drop(sender.send(event));
+        while let Some(stage) = board.take(&self.stages, site.interrupt) {
+            tell(StudyEvent::Started { stage, name: self.stages[stage].id.clone() });
+            let result = self.run_stage(site, stage, &tell);
+            match &result {
+                Ok(record) => tell(StudyEvent::Finished { stage, seconds: record.seconds }),
+                Err(error) if error.is_interrupted() => {}
+                Err(error) => tell(StudyEvent::Failed { stage, message: error.to_string() }),
+            }
+            let dropped = board.put(stage, result, &self.stages, |over| match self.options.keep_models {
+                true => Ok(()),
+                false => site.drop_models(&self.stages[over]),
+            });
+            if let Err(error) = dropped {
+                tell(StudyEvent::Warning {
+                    stage,
+                    message: format!("models that are not needed any more stay: {error}"),
+                });
+            }
+        }
+    }
+
+    fn run_stage(&self, site: &Site<'_>, stage: usize, tell: &dyn Fn(StudyEvent)) -> Result<Record, LabError> {
+        let needs = &self.stages[stage].needs;
+        let inputs: Vec<PathBuf> = needs.iter().filter_map(|&place| site.artifact(&self.stages[place])).collect();
+        let mut what = String::new();
+        let observe: &mut Observer<'_> = &mut |event| match event {
+            Event::Stage(name) => name.clone_into(&mut what),
+            Event::Step(step) => {
+                let share = step.step.step as f64 / step.total_steps.max(1) as f64;
+                tell(StudyEvent::Progress { stage, what: what.clone(), share });
+            }
+            Event::Scored { task, done, all } => {
+                let share = done as f64 / all.max(1) as f64;
+                tell(StudyEvent::Progress { stage, what: format!("scoring {task}"), share });
+            }
+            Event::Warning(message) => tell(StudyEvent::Warning { stage, message: message.to_owned() }),
+            Event::Skipped(_) => {}
+        };
+        // What a stage tells step by step is no message of a study of hundreds.
+        let quiet = tracing::subscriber::NoSubscriber::default();
+        tracing::subscriber::with_default(quiet, || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe))
+    }
+
+    fn finish(&self, site: &Site<'_>, states: Vec<State>) -> Result<StudyResults, LabError> {
+        let records = states.iter().map(|state| match state {
+            State::Done(record) => Some(record),
+            _ => None,
+        });
+        let stages: Vec<(&Stage, &Record)> =
+            self.stages.iter().zip(records).filter_map(|(s, r)| Some((s, r?))).collect();
+        let (results, times) = results(self.config, &self.columns, &self.metrics, &stages);
+        for (name, value) in [("results.json", json!(without_times(&results))), ("times.json", times)] {
+            let path = self.out.join(name);
+            let text =
+                serde_json::to_vec_pretty(&value).map_err(|e| LabError::Io { path: path.clone(), source: e.into() })?;
+            write_file(&path, &[text.as_slice(), b"\n"].concat())?;
+        }
+        let failed = self.stages.iter().zip(states).filter_map(|(stage, state)| match state {
+            State::Failed(error) if !error.is_interrupted() => Some(StageError { stage: stage.id.clone(), error }),
+            _ => None,
+        });
+        let failed: Vec<StageError> = failed.collect();
+        if !failed.is_empty() {
+            return Err(LabError::Stages(failed));
+        }
+        if site.interrupt.requested() {
+            return Err(LabError::Interrupted);
+        }
+        Ok(results)
+    }
+}
+
+fn without_times(results: &StudyResults) -> StudyResults {
+    let mut results = results.clone();
+    results.rows.iter_mut().for_each(|row| row.seconds = None);
+    results
+}
+
+/// What a stage's key holds of its work: everything but the places of model and data, whose content is hashed.
+fn without_paths(work: &Work) -> Value {
+    match work {
+        Work::Rounds(config) => {
+            let (model, data) = (PathBuf::new(), PathBuf::new());
+            json!({"rounds": SequenceConfig { model, data, ..(**config).clone() }})
+        }
+        other => json!(other),
+    }
+}
+
+/// The stages whose names start with one of `only`, and what these need.
+fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
+    let mut wanted: Vec<bool> =
+        stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
+    if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {
+        return Err(LabError::Study(format!("--only: no stage's name starts with `{start}`; --dry-run lists them")));
+    }
+    for place in (0..stages.len()).rev() {
+        if wanted[place] {
+            stages[place].needs.iter().for_each(|&need| wanted[need] = true);
+        }
+    }
+    Ok(wanted)
+}
+
+enum State {
+    Unwanted,
+    Waiting,
+    Running,
+    Done(Record),
+    Failed(LabError),
+    /// Needs one that failed.
+    Cut,
+}
+
+fn count_done(states: &[State]) -> usize {
+    states.iter().filter(|state| matches!(state, State::Done(_))).count()
+}
+
+/// Who does what.
+struct Board {
+    states: Mutex<Vec<State>>,
+    changed: Condvar,
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next stage that can be done; waits for one. `None` when there will be no more.
+    fn take(&self, stages: &[Stage], interrupt: &Interrupt) -> Option<usize> {
+        let mut states = self.lock();
+        loop {
+            if interrupt.requested() {
+                return None;
+            }
+            cut(&mut states, stages);
+            let done = |place: &usize| matches!(states[*place], State::Done(_));
+            let ready = |(place, state): (usize, &State)| {
+                (matches!(state, State::Waiting) && stages[place].needs.iter().all(done)).then_some(place)
+            };
+            if let Some(place) = states.iter().enumerate().find_map(ready) {
+                states[place] = State::Running;
+                return Some(place);
+            }
+            if !states.iter().any(|state| matches!(state, State::Running)) {
+                return None;
+            }
+            states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Notes what became of a stage; `over` is called with each stage that no other waits for any more.
+    fn put(
+        &self,
+        place: usize,
+        result: Result<Record, LabError>,
+        stages: &[Stage],
+        mut over: impl FnMut(usize) -> Result<(), LabError>,
+    ) -> Result<(), LabError> {
+        let mut states = self.lock();
+        states[place] = match result {
+            Ok(record) => State::Done(record),
+            Err(error) => State::Failed(error),
+        };
+        let waits = |state: &State| matches!(state, State::Waiting | State::Running);
+        let needed = |need: usize| (0..stages.len()).any(|p| waits(&states[p]) && stages[p].needs.contains(&need));
+        let candidates = stages[place].needs.iter().copied().chain([place]);
+        let idle = candidates.filter(|&p| matches!(states[p], State::Done(_)) && !needed(p));
+        let result = idle.map(&mut over).find(Result::is_err).unwrap_or(Ok(()));
+        self.changed.notify_all();
+        result
+    }
+}
+
+/// Marks the stages that need one that failed.
+fn cut(states: &mut [State], stages: &[Stage]) {
+    for place in 0..states.len() {
+        let lost = |&need: &usize| matches!(states[need], State::Failed(_) | State::Cut);
+        if matches!(states[place], State::Waiting) && stages[place].needs.iter().any(lost) {
+            states[place] = State::Cut;
+        }
+    }
+}

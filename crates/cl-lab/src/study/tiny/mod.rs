@@ -1,0 +1,249 @@
+//! The study that needs nothing: a small Llama and seven tasks, all made from a seed.
+//!
+//! The model is pretrained on facts about forty people and on questions of every task with an answer drawn without its rule. So
+//! it knows every word and the form of every question, as a pretrained model does, and no task. Rare facts come up once, common
+//! ones often, so that it knows most of them and not all.
+
+mod tasks;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::files::write_file;
+use cl_checkpoint::{Interrupt, Manifest};
+use cl_data::{Example, Mixture, Profile, Split, load_split};
+use cl_model::{LoadOptions, random_weights};
+use cl_torch::tch::{Device, Kind};
+use cl_train::{Full, TrainConfig};
+use serde_json::json;
+
+use self::tasks::TASKS;
+use self::words::{COLOURS, PLACES, SUBJECTS, TRADES, vocabulary};
+use super::config::{ColumnConfig, Comparison, StudyConfig};
+use crate::toy::{below, rng, small_llama, word_tokenizer};
+use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, RoundInput, run_round};
+
+/// Tokens of the longest text.
+const MAX_LENGTH: usize = 48;
+
+/// How large the tiny study is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TinyConfig {
+    /// Random seed of facts, tasks and the base model.
+    pub seed: u64,
+    /// Seeds of trainings; the main comparisons are made with each.
+    pub seeds: Vec<u64>,
+    /// Width of the model.
+    pub hidden_size: usize,
+    /// Passes over the pretraining data.
+    pub pretraining_epochs: u64,
+    /// Questions of each task in the pretraining data.
+    pub pretraining_questions: usize,
+    /// Training rows of a task; arithmetic has ten times as many.
+    pub train_rows: usize,
+    /// Test documents of a task.
+    pub test_rows: usize,
+    /// Passes over a task's rows; arithmetic gets three tenths.
+    pub epochs: u64,
+    /// Only what the paper's tables compare, and no side questions.
+    pub quick: bool,
+}
+
+impl Default for TinyConfig {
+    fn default() -> Self {
+        TinyConfig {
+            seed: 1,
+            seeds: vec![1, 2, 3],
+            hidden_size: 96,
+            pretraining_epochs: 10,
+            pretraining_questions: 150,
+            train_rows: 128,
+            test_rows: 60,
+            epochs: 10,
+            quick: false,
+        }
+    }
+}
+
+impl TinyConfig {
+    /// One seed, fewer rows and the main comparisons alone.
+    pub fn quick() -> TinyConfig {
+        TinyConfig { seeds: vec![1], test_rows: 40, quick: true, ..TinyConfig::default() }
+    }
+
+    /// The study as a file of it would say, with model and data in `out`.
+    pub fn study(&self, out: &Path) -> StudyConfig {
+        let data = out.join("data");
+        let table = |text: &str| toml::from_str(text).expect("a constant table");
+        let math_epochs = (self.epochs * 3 / 10).max(1);
+        let rounds = TASKS.iter().map(|task| RoundConfig {
+            scored: Some(vec![format!("{}.toml", task.name)]),
+            train: if task.times > 1 { table(&format!("epochs = {math_epochs}")) } else { toml::Table::new() },
+            ..RoundConfig::of_task(task.name)
+        });
+        let mut columns: Vec<ColumnConfig> = TASKS
+            .iter()
+            .map(|task| ColumnConfig {
+                name: task.name.to_owned(),
+                chance: task.chance,
+                paper: Some(task.paper.to_owned()),
+            })
+            .collect();
+        columns.extend(FACTS.iter().map(|(name, ..)| ColumnConfig {
+            name: (*name).to_owned(),
+            chance: Some(1.0 / 8.0),
+            paper: None,
+        }));
+        StudyConfig {
+            name: "tiny".to_owned(),
+            description:
+                "A Llama of two layers and seven tasks made from seeds, in the place of the paper's model and data."
+                    .to_owned(),
+            model: out.join("base/model"),
+            data: data.clone(),
+            tasks: Vec::new(),
+            rounds: rounds.collect(),
+            seeds: self.seeds.clone(),
+            profile: Profile::Method,
+            device: "cpu".to_owned(),
+            threads: Some(1),
+            limit: Limits::default(),
+            train: table(&format!("epochs = {}\nmicro_batch_size = 16\nsave_steps = 200", self.epochs)),
+            lora: table("learning_rate = 4e-3\n[lora]\nr = 8"),
+            full: table("learning_rate = 1e-3"),
+            joint: table(&format!("epochs = {math_epochs}")),
+            eval: EvalConfig {
+                old: FACTS.iter().map(|(name, ..)| format!("{name}.jsonl")).collect(),
+                batch_sequences: 128,
+                ..EvalConfig::default()
+            },
+            columns,
+            compare: if self.quick { Comparison::MAIN.to_vec() } else { Comparison::ALL.to_vec() },
+            ..StudyConfig::default()
+        }
+    }
+
+    /// Writes facts, tasks and the pretrained model into `out`: `data/`, `base/`. What stands there is kept.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be written or the pretraining fails; [`LabError::is_interrupted`] says whether it was
+    /// asked to stop.
+    pub fn write_world(&self, out: &Path, interrupt: &Interrupt, observer: &mut Observer<'_>) -> Result<(), LabError> {
+        let data = out.join("data");
+        self.write_data(&data)?;
+        self.pretrain(out, &data, interrupt, observer)
+    }
+
+    /// Writes facts, tasks and the base model as it is before its pretraining: enough to see what a study would do.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be written.
+    pub fn write_sketch(&self, out: &Path) -> Result<(), LabError> {
+        self.write_data(&out.join("data"))?;
+        self.write_untrained(&out.join("base/model"))
+    }
+
+    fn write_untrained(&self, dir: &Path) -> Result<(), LabError> {
+        let words = vocabulary();
+        let keys = small_llama(words.len(), self.hidden_size, MAX_LENGTH);
+        let model = random_weights(&keys, self.seed, LoadOptions::cpu(Kind::Float))?;
+        let tokenizer = word_tokenizer(&words, MAX_LENGTH);
+        Ok(model.save(dir, Kind::Float, &keys, &tokenizer, Manifest::new("model"), true)?)
+    }
+
+    fn write_data(&self, data: &Path) -> Result<(), LabError> {
+        let (facts, questions) = facts(self.seed);
+        let asked = TASKS.iter().flat_map(|task| task.questions(self.seed, self.pretraining_questions));
+        let before: Vec<Example> = facts.into_iter().chain(asked).collect();
+        write_rows(&data.join("pretraining/train.json"), &before)?;
+        for ((name, ..), questions) in FACTS.iter().zip(questions) {
+            let lines: Vec<String> = questions.iter().map(ToString::to_string).collect();
+            write_file(&data.join(format!("{name}.jsonl")), (lines.join("\n") + "\n").as_bytes())?;
+        }
+        for task in &TASKS {
+            let (train, test) = task.rows(self.seed, self.train_rows, self.test_rows);
+            write_rows(&data.join(task.name).join("train.json"), &train)?;
+            write_rows(&data.join(task.name).join("test.json"), &test)?;
+            let (name, metric, tokens) = (task.name, task.metric, task.answer_tokens + 1);
+            let description = format!(
+                "name = \"{name}\"\nmetric = \"{metric}\"\ntarget_delimiter = \"\"\n[files]\neval = [\"{name}/test\"]\n\
+                 [generation]\nprompt = \"{{{{ prompt }}}}\"\ntarget = \"{{{{ answer }}}}\"\nmax_new_tokens = {tokens}\n"
+            );
+            write_file(&data.join(format!("{name}.toml")), description.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// A random model, then all its weights trained on what it is to know beforehand.
+    fn pretrain(
+        &self,
+        out: &Path,
+        data: &Path,
+        interrupt: &Interrupt,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), LabError> {
+        let init = out.join("base/init");
+        if !init.join("manifest.json").exists() {
+            self.write_untrained(&init)?;
+        }
+        let train = TrainConfig {
+            epochs: self.pretraining_epochs,
+            micro_batch_size: 32,
+            learning_rate: 3e-3,
+            lr_scheduler_type: cl_train::Schedule::Cosine,
+            warmup_steps: 10,
+            save_steps: 200,
+            full: Some(Full {}),
+            ..TrainConfig::default()
+        };
+        let input = RoundInput {
+            model: &ModelRef::take(&init)?,
+            interrupt,
+            data: &[load_split(&data.join("pretraining"), Split::Train)?],
+            earlier_data: &[],
+            mixture: &Mixture::default(),
+            config: &train,
+            seed: self.seed,
+            buffer_seed: self.seed,
+            profile: Profile::Method,
+            device: Device::Cpu,
+            compose: None,
+            earlier: &[],
+        };
+        run_round(&input, &out.join("base"), observer).map(|_| ())
+    }
+}
+
+/// Sets of facts: name, what is asked around a subject, and the answers.
+const FACTS: [(&str, [&str; 2], [&str; 8]); 3] = [
+    ("homes", ["where does", "live ?"], PLACES),
+    ("colours", ["which colour does", "like ?"], COLOURS),
+    ("trades", ["what work has", "?"], TRADES),
+];
+
+/// How often facts come up beforehand, in turn.
+const TIMES: [usize; 5] = [1, 2, 3, 5, 8];
+
+/// Facts as training rows, each as often as it comes up, and as questions with choices.
+fn facts(seed: u64) -> (Vec<Example>, Vec<Vec<serde_json::Value>>) {
+    let mut rng = rng(seed, "facts");
+    let mut rows = Vec::new();
+    let questions = FACTS.iter().enumerate().map(|(set, (_, [before, after], answers))| {
+        let question = |(i, subject): (usize, &&str)| {
+            let (query, gold) = (format!("{before} {subject} {after}"), below(&mut rng, answers.len()));
+            // Another fact about the same person is as rare or as common as chance has it.
+            let times = TIMES[(i * 7 + set * 3) % TIMES.len()];
+            rows.extend(std::iter::repeat_n(Example::pair(query.clone(), answers[gold]), times));
+            json!({"query": query, "choices": answers, "gold": gold})
+        };
+        SUBJECTS.iter().enumerate().map(question).collect::<Vec<_>>()
+    });
+    let questions = questions.collect();
+    (rows, questions)
+}
+
+fn write_rows(path: &Path, rows: &[Example]) -> Result<(), LabError> {
+    let dir: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
+    std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
+    Ok(write_file(path, json!(rows).to_string().as_bytes())?)
+}

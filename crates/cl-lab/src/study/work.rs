@@ -1,0 +1,271 @@
+//! What is done in a stage: something is made in its directory and scored.
+//!
+//! ```text
+//! stages/<id>/stage.json       key, scores, seconds, bytes; written last
+//! stages/<id>/run/            of a sequence, as `cl sequence` lays it out
+//! stages/<id>/adapter, model, mixture    of a merge or a mixture
+//! stages/<id>/scores/          predictions of everything else than a sequence
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
+use cl_checkpoint::{Interrupt, OutputDir};
+use cl_eval::Task;
+use cl_merge::adapter::{CombineOptions, combine};
+use cl_merge::{MergeFile, MergeOptions, Plan, merge};
+use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixOptions, blend, mix};
+use cl_torch::tch::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::graph::{Combination, Stage, Work};
+use crate::check::require_sequence;
+use crate::model_dir::{mixture_error, verify};
+use crate::output::discard;
+use crate::sequence::{cells, run_sequence_on};
+use crate::{LabError, LoadedModel, Observer, SequenceConfig, score_model, write_scores};
+
+/// What a finished stage left, besides its models: `stage.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Hash of everything that the result depends on.
+    pub(super) key: String,
+    /// Scores after each round of a sequence; of anything else once.
+    pub(super) rows: Vec<ScoredRow>,
+    /// How long the last process worked on it.
+    pub(super) seconds: f64,
+    /// Bytes of the weights that it stored.
+    pub(super) bytes: u64,
+}
+
+/// Scores by column.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ScoredRow {
+    pub(super) scores: Vec<Option<f64>>,
+    pub(super) standard_errors: Vec<Option<f64>>,
+}
+
+impl Record {
+    pub(super) fn read(dir: &Path) -> Option<Record> {
+        serde_json::from_slice(&read_file(&dir.join("stage.json"), MAX_CONFIG).ok()?).ok()
+    }
+}
+
+/// What every stage shares.
+pub(super) struct Site<'a> {
+    /// The base model and what is scored, as a sequence.
+    pub(super) config: &'a SequenceConfig,
+    /// The study's directory.
+    pub(super) out: &'a Path,
+    pub(super) interrupt: &'a Interrupt,
+}
+
+impl Site<'_> {
+    /// A stage's directory.
+    pub(super) fn dir(&self, stage: &Stage) -> PathBuf {
+        self.out.join("stages").join(&stage.id)
+    }
+
+    /// What other stages are made of: the adapter of LoRA, or the model.
+    pub(super) fn artifact(&self, stage: &Stage) -> Option<PathBuf> {
+        let Work::Rounds(config) = &stage.work else { return None };
+        let part = if config.train.lora.is_some() { "adapter" } else { "model" };
+        let last = config.rounds.last()?;
+        Some(self.dir(stage).join(format!("run/rounds/{}-{}/{part}", config.rounds.len(), last.name)))
+    }
+
+    /// Does a stage and records it.
+    pub(super) fn run(
+        &self,
+        stage: &Stage,
+        inputs: &[PathBuf],
+        key: &str,
+        observer: &mut Observer<'_>,
+    ) -> Result<Record, LabError> {
+        let (dir, started) = (self.dir(stage), Instant::now());
+        std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
+        self.begin(&dir, key)?;
+        let (rows, bytes) = match &stage.work {
+            Work::Base { add_bos_token } => {
+                let mut config = self.config.clone();
+                if let Some(add) = add_bos_token {
+                    (config.eval.add_bos_token, config.eval.lm_eval_add_bos_token) = (Some(*add), Some(*add));
+                }
+                (vec![score(&config, &config.model, None, &dir, observer)?], 0)
+            }
+            Work::Rounds(config) => {
+                let base = self.out.join("stages/base");
+                let report = run_sequence_on(config, &dir.join("run"), true, Some(&base), self.interrupt, observer)?;
+                let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);
+                let rows = rows.map(|(scores, standard_errors)| ScoredRow { scores, standard_errors });
+                (rows.collect(), stored(&dir))
+            }
+            Work::Adapters(combination) => {
+                let adapter = dir.join("adapter");
+                if !stands(&adapter)? {
+                    combine(inputs, &adapter, &combination.options(inputs.len(), &self.config.model, self.interrupt))?;
+                }
+                (vec![score(self.config, &self.config.model, Some(&adapter), &dir, observer)?], stored(&dir))
+            }
+            Work::Average => {
+                let model = dir.join("model");
+                if !stands(&model)? {
+                    self.average(inputs, &model)?;
+                }
+                (vec![score(self.config, &model, None, &dir, observer)?], stored(&dir))
+            }
+            Work::Blend(router) => {
+                let mixture = dir.join("mixture");
+                if !stands(&mixture)? {
+                    let experts = inputs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
+                    let base_model = self.config.model.clone();
+                    let config = BlendConfig { base_model, num_experts_per_tok: None, router: router.clone(), experts };
+                    let plan = BlendPlan::new(&config, false).map_err(mixture_error(&mixture))?;
+                    blend(&plan, &mixture, false, self.interrupt).map_err(mixture_error(&mixture))?;
+                }
+                (vec![score(self.config, &self.config.model, Some(&mixture), &dir, observer)?], stored(&dir))
+            }
+            Work::Mix { router, num_experts_per_tok } => {
+                let model = dir.join("model");
+                if !stands(&model)? {
+                    let expert = |model: &PathBuf| ExpertConfig {
+                        model: model.clone(),
+                        positive_prompts: Vec::new(),
+                        negative_prompts: Vec::new(),
+                    };
+                    let config = MixConfig {
+                        base_model: self.config.model.clone(),
+                        num_experts_per_tok: *num_experts_per_tok,
+                        dtype: None,
+                        router: router.clone(),
+                        experts: inputs.iter().map(expert).collect(),
+                    };
+                    let plan = cl_moe::Plan::new(&config).map_err(mixture_error(&model))?;
+                    let options = MixOptions { interrupt: self.interrupt.clone(), ..MixOptions::default() };
+                    mix(&plan, &model, &options, &|_| ()).map_err(mixture_error(&model))?;
+                }
+                (vec![score(self.config, &model, None, &dir, observer)?], stored(&dir))
+            }
+        };
+        let record = Record { key: key.to_owned(), rows, seconds: started.elapsed().as_secs_f64(), bytes };
+        write_file(&dir.join("stage.json"), json!(record).to_string().as_bytes())?;
+        Ok(record)
+    }
+
+    /// That what an earlier process left in the directory was made for the same key; anything else is removed.
+    fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
+        let note = dir.join("key");
+        if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
+        std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
+        Ok(write_file(&note, key.as_bytes())?)
+    }
+
+    fn average(&self, models: &[PathBuf], out: &Path) -> Result<(), LabError> {
+        let text = |e: toml::ser::Error| LabError::Config { path: out.to_owned(), message: e.to_string() };
+        let recipe = toml::to_string(&average_recipe(models)).map_err(text)?;
+        let file =
+            MergeFile::from_toml(&recipe).map_err(|message| LabError::Config { path: out.to_owned(), message })?;
+        let plan = Plan::new(&file.stages[0])?;
+        let options = MergeOptions { threads: 1, interrupt: self.interrupt.clone(), ..MergeOptions::default() };
+        merge(&plan, out, &options, &|_bytes| ())?;
+        Ok(())
+    }
+
+    /// Removes the weights of a stage that no other needs any more; `adapters` are small and stay.
+    pub(super) fn drop_models(&self, stage: &Stage) -> Result<(), LabError> {
+        let dir = self.dir(stage);
+        for model in weights_in(&dir, "model") {
+            discard(&model)?;
+        }
+        Ok(())
+    }
+}
+
+impl Combination {
+    fn options(&self, adapters: usize, base: &Path, interrupt: &Interrupt) -> CombineOptions {
+        let mut options = CombineOptions {
+            method: self.method.to_owned(),
+            weights: vec![self.weight; adapters],
+            density: self.density.into_iter().collect(),
+            space: self.space,
+            seed: self.seed,
+            base: Some(base.to_owned()),
+            threads: 1,
+            interrupt: interrupt.clone(),
+            ..CombineOptions::default()
+        };
+        options.parameters.rescale = self.rescale;
+        options
+    }
+}
+
+fn average_recipe(models: &[PathBuf]) -> serde_json::Value {
+    let entry = |model: &PathBuf| json!({"model": model, "weight": 1.0});
+    json!({"method": {"linear": {}}, "models": models.iter().map(entry).collect::<Vec<_>>()})
+}
+
+/// Whether a directory was finished by an earlier process; what one that was killed left of it is removed.
+fn stands(dir: &Path) -> Result<bool, LabError> {
+    OutputDir::clean_up(dir)?;
+    if dir.join("manifest.json").exists() {
+        verify(dir)?;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Scores a model, alone or with an adapter or mixture, on all of a study's tasks.
+fn score(
+    config: &SequenceConfig,
+    model: &Path,
+    adapter: Option<&Path>,
+    dir: &Path,
+    observer: &mut Observer<'_>,
+) -> Result<ScoredRow, LabError> {
+    let checked = require_sequence(config)?;
+    let loaded = LoadedModel::open(model, adapter, config.eval.precision, device(config)?)?;
+    let scores = score_model(&loaded, &checked.tasks, &config.eval, &dir.join("scores"), observer)?;
+    write_scores(&dir.join("scores.json"), &scores)?;
+    let (scores, standard_errors) = cells(&checked.columns, &scores)?;
+    Ok(ScoredRow { scores, standard_errors })
+}
+
+fn device(config: &SequenceConfig) -> Result<Device, LabError> {
+    Ok(cl_torch::pick_device(&config.device)?)
+}
+
+/// Bytes of the weights in a stage's directory: those of adapters and mixtures, or else of models.
+fn stored(dir: &Path) -> u64 {
+    let size = |kind: &str| -> u64 {
+        let files = weights_in(dir, kind).into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+        let weights = files.filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
+        weights.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum()
+    };
+    [size("adapter") + size("mixture"), size("model")].into_iter().find(|bytes| *bytes > 0).unwrap_or(0)
+}
+
+/// The directories of this name in a stage's directory and its rounds.
+fn weights_in(dir: &Path, name: &str) -> Vec<PathBuf> {
+    let rounds = std::fs::read_dir(dir.join("run/rounds")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut rounds: Vec<PathBuf> = rounds.collect();
+    rounds.sort();
+    rounds.into_iter().chain([dir.to_owned()]).map(|parent| parent.join(name)).filter(|dir| dir.is_dir()).collect()
+}
+
+/// Hash of what a study's tasks ask and expect.
+pub(super) fn tasks_hash(tasks: &[Box<dyn Task>]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for task in tasks {
+        hasher.update(json!([task.name(), task.metric(), task.len()]).to_string().as_bytes());
+        for document in 0..task.len() {
+            let asked = json!([task.request(document), task.target(document)]);
+            hasher.update(asked.to_string().as_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
