@@ -88,7 +88,10 @@ struct Claims<'s, 'r> {
 
 impl<'r> Claims<'_, 'r> {
     fn lora_forgets_less(&self) -> Finding {
-        let finding = blank("LoRA forgets old knowledge less than full fine-tuning.", "AVold of sequential LoRA − AVold of sequential FFT");
+        let finding = blank(
+            "LoRA forgets old knowledge less than full fine-tuning.",
+            "AVold of sequential LoRA − AVold of sequential FFT",
+        );
         let models = (self.study.sequence("LoRA"), self.study.sequence("FFT"));
         let paper = self.printed("LoRA", "FFT", Span::Old);
         self.compare(finding, &[models.0], &[models.1], &self.average(Span::Old), paper)
@@ -97,7 +100,8 @@ impl<'r> Claims<'_, 'r> {
     fn replay_restores(&self) -> Vec<Finding> {
         let one = |name: &str| {
             let replay = self.sequence(|m| is_replay(m) && family(m) == family(name));
-            let measure = format!("mean score on tasks taught before the last round, sequential {name} with replay − without");
+            let measure =
+                format!("mean score on tasks taught before the last round, sequential {name} with replay − without");
             let finding = blank(&format!("Replay restores what sequential {name} forgot."), &measure);
             let earlier = self.earlier();
             let figure = move |r: &ResultRow| (mean_of(r, &earlier), error_of_mean(r, &earlier));
@@ -110,7 +114,8 @@ impl<'r> Claims<'_, 'r> {
     /// The heaviest o-lora beside LoRA, right after each round and over the rounds.
     fn orthogonality(&self) -> Vec<Finding> {
         let orthogonal = self.study.finals_of(RowKind::Sequence).into_iter().filter(|m| is_olora(m.method));
-        let heavy = orthogonal.max_by(|a, b| weight(a.method).unwrap_or(0.0).total_cmp(&weight(b.method).unwrap_or(0.0)));
+        let heavy =
+            orthogonal.max_by(|a, b| weight(a.method).unwrap_or(0.0).total_cmp(&weight(b.method).unwrap_or(0.0)));
         let lora = self.study.sequence("LoRA");
         let name = heavy.map_or("o-lora", |m| m.method);
         let taught: Vec<usize> =
@@ -123,7 +128,8 @@ impl<'r> Claims<'_, 'r> {
         };
         let acquired = |r: &ResultRow| {
             let scores = matrix(r).and_then(|m| {
-                let scores = taught.iter().map(|&c| m.at(study.columns()[c].round?, c)).collect::<Option<Vec<f64>>>()?;
+                let scores =
+                    taught.iter().map(|&c| m.at(study.columns()[c].round?, c)).collect::<Option<Vec<f64>>>()?;
                 mean(&scores)
             });
             (scores, None)
@@ -143,7 +149,11 @@ impl<'r> Claims<'_, 'r> {
     fn mixing_beats_merging(&self) -> Finding {
         let some = |kind| self.study.finals_of(kind).into_iter().map(Some).collect::<Vec<_>>();
         let (mixtures, merges) = (some(RowKind::MixtureOfExperts), some(RowKind::Merge));
-        let measure = format!("AVall, mean over {} − mean over {}", counted(mixtures.len(), "mixture"), counted(merges.len(), "merge"));
+        let measure = format!(
+            "AVall, mean over {} − mean over {}",
+            counted(mixtures.len(), "mixture"),
+            counted(merges.len(), "merge")
+        );
         let finding = blank("Mixtures of experts beat merges.", &measure);
         self.compare(finding, &or_none(mixtures), &or_none(merges), &self.average(Span::All), None)
     }
@@ -165,7 +175,12 @@ impl<'r> Claims<'_, 'r> {
     fn factors_lose(&self) -> Vec<Finding> {
         let merges = self.study.finals_of(RowKind::Merge);
         let plain = |m: &&&Model<'r>| !is_ties_or_dare(m.method);
-        let average = merges.iter().filter(plain).find(|m| family(m.method) == Family::Lora).or(merges.iter().find(plain)).copied();
+        let average = merges
+            .iter()
+            .filter(plain)
+            .find(|m| family(m.method) == Family::Lora)
+            .or(merges.iter().find(plain))
+            .copied();
         let name = average.map_or("an average", |m| m.method);
         let one = |method: &str, of: Option<&Model<'r>>| {
             let finding = blank(
@@ -301,10 +316,10 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
 
 /// The 0.975 quantile of Student's t with so many degrees of freedom (1 or more).
 ///
-/// Up to four degrees as tabulated, beyond by the expansion of Cornish and Fisher, good to three digits there
+/// Up to nine degrees as tabulated, beyond by the expansion of Cornish and Fisher, good to three decimals there
 /// (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5).
 fn t_quantile(degrees: usize) -> f64 {
-    const FEW: [f64; 4] = [12.7062, 4.3027, 3.1824, 2.7764];
+    const FEW: [f64; 9] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622];
     if let Some(tabulated) = FEW.get(degrees.saturating_sub(1)) {
         return *tabulated;
     }
@@ -326,7 +341,7 @@ mod tests {
         // scipy.stats.t.ppf(0.975, [1, 2, 5, 10, 30])
         for (degrees, expected) in [(1, 12.7062), (2, 4.3027), (5, 2.5706), (10, 2.2281), (30, 2.0423)] {
             let got = t_quantile(degrees);
-            assert!((got - expected).abs() < 2e-3, "{degrees}: {got} against {expected}");
+            assert!((got - expected).abs() < 5e-4, "{degrees}: {got} against {expected}");
         }
     }
 

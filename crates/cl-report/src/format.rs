@@ -49,7 +49,11 @@ impl Format {
         match self {
             Format::Score(decimals) => {
                 let text = format!("{value:+.decimals$}");
-                if text.contains(|c: char| ('1'..='9').contains(&c)) { text.replace('-', "−") } else { text[1..].to_owned() }
+                if text.contains(|c: char| ('1'..='9').contains(&c)) {
+                    text.replace('-', "−")
+                } else {
+                    text[1..].to_owned()
+                }
             }
             other => other.text(value),
         }
@@ -68,7 +72,11 @@ fn size(bytes: f64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
     let step = (0..units.len() - 1).find(|&i| bytes.abs() < 999.5 * 1000f64.powi(i as i32)).unwrap_or(units.len() - 1);
     let value = bytes / 1000f64.powi(step as i32);
-    if step == 0 || value >= 99.95 { format!("{value:.0} {}", units[step]) } else { format!("{value:.1} {}", units[step]) }
+    if step == 0 || value >= 99.95 {
+        format!("{value:.0} {}", units[step])
+    } else {
+        format!("{value:.1} {}", units[step])
+    }
 }
 
 #[cfg(test)]

@@ -101,7 +101,9 @@ impl<'r> Study<'r> {
         let others: Vec<(RowKind, &str)> =
             self.finals().iter().map(|m| (m.kind, m.method)).filter(|(k, m)| self.free(*k, m)).collect();
         let place = others.iter().position(|o| *o == (kind, method)).unwrap_or(0);
-        3 + place % (crate::svg::COLOURS - 3)
+        // 5 and 6 are those of one round alone beside sequences.
+        const FREE: [usize; 11] = [3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        FREE[place % FREE.len()]
     }
 
     fn free(&self, kind: RowKind, method: &str) -> bool {
@@ -118,7 +120,10 @@ mod tests {
         assert_eq!(weight("o-LoRA-l1(0.5)"), Some(0.5));
         assert_eq!(weight("o-LoRA (λ = 5)"), Some(5.0));
         assert_eq!(weight("LoRA"), None);
-        assert_eq!((family("Joint-FFT"), family("LoRA MoE"), family("TIES")), (Family::Full, Family::Lora, Family::Unknown));
+        assert_eq!(
+            (family("Joint-FFT"), family("LoRA MoE"), family("TIES")),
+            (Family::Full, Family::Lora, Family::Unknown)
+        );
         assert!(is_olora("o-LoRA(5)") && !is_olora("Joint-LoRA") && is_replay("FFT-Rep") && !is_replay("LoRA"));
     }
 }

@@ -18,10 +18,10 @@ impl Rasterizer {
         for font in [dejavu::sans_condensed::regular(), dejavu::sans_condensed::bold()] {
             fonts.load_font_source(usvg::fontdb::Source::Binary(Arc::new(font)));
         }
-        let family = "DejaVu Sans Condensed";
+        // Condensed faces are filed under their family's plain name.
+        let family = fonts.faces().next().map_or(String::new(), |face| face.families[0].0.clone());
         fonts.set_sans_serif_family(family);
-        let font_family = family.to_owned();
-        Rasterizer { options: usvg::Options { fontdb: Arc::new(fonts), font_family, ..usvg::Options::default() } }
+        Rasterizer { options: usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() } }
     }
 
     /// A drawing as PNG; what failed, in words.

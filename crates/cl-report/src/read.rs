@@ -181,7 +181,8 @@ impl StudyResults {
 
     /// The seed of a run of this method, or where it is not known or taken the next free number.
     fn seed(&self, method: &str, known: Option<u64>) -> u64 {
-        let taken = |seed: &u64| self.rows.iter().any(|r| r.kind != RowKind::Base && r.method == method && r.seed == *seed);
+        let taken =
+            |seed: &u64| self.rows.iter().any(|r| r.kind != RowKind::Base && r.method == method && r.seed == *seed);
         known.filter(|seed| !taken(seed)).unwrap_or_else(|| (1..).find(|seed| !taken(seed)).unwrap_or(0))
     }
 }

@@ -52,9 +52,15 @@ impl Section {
     pub fn about(self) -> &'static str {
         match self {
             Section::Overview => "Every method after its last step, on old knowledge and on the new tasks.",
-            Section::OneRound => "Each task learned alone, from the base model: what a method acquires, and what it costs in old knowledge.",
-            Section::Sequence => "Tasks learned one after another, each round starting from the model of the round before.",
-            Section::SemiCooperative => "Models of earlier rounds are at hand, their data is not: orthogonal adapters, merges, mixtures of experts.",
+            Section::OneRound => {
+                "Each task learned alone, from the base model: what a method acquires, and what it costs in old knowledge."
+            }
+            Section::Sequence => {
+                "Tasks learned one after another, each round starting from the model of the round before."
+            }
+            Section::SemiCooperative => {
+                "Models of earlier rounds are at hand, their data is not: orthogonal adapters, merges, mixtures of experts."
+            }
             Section::FullyCooperative => "All data stays at hand: joint training, and sequences with replay.",
             Section::Beyond => "How each task fares over the rounds, all scores at a glance, and time and size.",
             Section::Questions => "Comparisons beside the main one.",

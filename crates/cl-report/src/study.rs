@@ -145,6 +145,11 @@ impl<'r> Study<'r> {
         self.columns().iter().any(|c| c.paper.is_some()) || self.results.rows.iter().any(|r| r.paper.is_some())
     }
 
+    /// Whether any model was made with several seeds.
+    pub fn has_seeds(&self) -> bool {
+        self.models.iter().any(|m| m.rows.len() > 1)
+    }
+
     /// The base model.
     pub fn base(&self) -> Option<&Model<'r>> {
         self.models.iter().find(|m| m.kind == RowKind::Base)
@@ -195,10 +200,7 @@ impl<'r> Study<'r> {
     /// The model that learned a round alone.
     pub fn one_round(&self, method: &str, round: usize) -> Option<&Model<'r>> {
         self.models.iter().find(|m| {
-            m.main
-                && m.kind == RowKind::OneRound
-                && m.method.eq_ignore_ascii_case(method)
-                && m.round == Some(round)
+            m.main && m.kind == RowKind::OneRound && m.method.eq_ignore_ascii_case(method) && m.round == Some(round)
         })
     }
 
@@ -232,7 +234,10 @@ impl<'r> Study<'r> {
         };
         let error = |r: &ResultRow| {
             let base = self.base_row(r.seed)?;
-            relative_error((r.score(column)?, r.standard_error(column)?), (base.score(column)?, base.standard_error(column)?))
+            relative_error(
+                (r.score(column)?, r.standard_error(column)?),
+                (base.score(column)?, base.standard_error(column)?),
+            )
         };
         Value::over(&model.rows, gain, error)
     }
@@ -282,16 +287,6 @@ impl<'r> Study<'r> {
         let round = self.columns()[column].round?;
         let own = self.rounds_of(last).into_iter().find(|m| m.round == Some(round))?;
         self.score(own, column)
-    }
-
-    /// Mean over the taught columns of the score right after their own round.
-    pub fn average_acquired(&self, last: &Model<'r>) -> Option<Value> {
-        let taught: Vec<usize> =
-            self.places(Span::New).into_iter().filter(|&c| self.columns()[c].round.is_some()).collect();
-        self.of_matrix(last, |m| {
-            let scores: Option<Vec<f64>> = taught.iter().map(|&c| m.at(self.columns()[c].round?, c)).collect();
-            mean(&scores?)
-        })
     }
 
     /// Seconds and bytes of a method's end: for a sequence those of all its rounds together.

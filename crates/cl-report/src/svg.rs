@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Number of colours for methods; the first is the base model's.
-pub(crate) const COLOURS: usize = 12;
+pub(crate) const COLOURS: usize = 16;
 
 /// Colours on a light and on a dark ground: grey, then hues told apart with all common kinds of colour blindness (Okabe and Ito's,
 /// and after them darker and lighter ones).
@@ -20,6 +20,10 @@ const SERIES: [(&str, &str); COLOURS] = [
     ("#0b5d4b", "#67a896"),
     ("#99325e", "#cf6f98"),
     ("#5f7d0e", "#9cba4a"),
+    ("#2f3f94", "#8794e0"),
+    ("#b9a06a", "#d6c295"),
+    ("#a8322e", "#e0706b"),
+    ("#4f9a96", "#7ec4c0"),
 ];
 
 /// Eleven steps from loss over no change to gain: orange to blue.
@@ -109,7 +113,8 @@ impl Canvas {
     }
 
     pub fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), fill: Paint, tip: &str) {
-        let size = format!(r#"x="{}" y="{}" width="{}" height="{}" rx="1.5""#, n(x), n(y), n(width.max(0.5)), n(height));
+        let size =
+            format!(r#"x="{}" y="{}" width="{}" height="{}" rx="1.5""#, n(x), n(y), n(width.max(0.5)), n(height));
         self.shape("rect", &format!("{size} {}", filled(fill)), tip);
     }
 
@@ -121,7 +126,11 @@ impl Canvas {
 
     pub fn polyline(&mut self, points: &[(f64, f64)], stroke: Paint, width: f64, dashes: &str) {
         let dashes = if dashes.is_empty() { String::new() } else { format!(r#" stroke-dasharray="{dashes}""#) };
-        let attributes = format!(r#"points="{}" fill="none" stroke-linejoin="round" {}{dashes}"#, list(points), stroked(stroke, width));
+        let attributes = format!(
+            r#"points="{}" fill="none" stroke-linejoin="round" {}{dashes}"#,
+            list(points),
+            stroked(stroke, width)
+        );
         self.shape("polyline", &attributes, "");
     }
 
@@ -156,7 +165,16 @@ impl Canvas {
         self.words((x, y), size, Anchor::Start, fill, text, limit, &turn);
     }
 
-    fn words(&mut self, (x, y): (f64, f64), size: f64, anchor: Anchor, fill: Paint, text: &str, limit: f64, more: &str) {
+    fn words(
+        &mut self,
+        (x, y): (f64, f64),
+        size: f64,
+        anchor: Anchor,
+        fill: Paint,
+        text: &str,
+        limit: f64,
+        more: &str,
+    ) {
         let shown = shorten(text, size, limit);
         let anchor = match anchor {
             Anchor::Start => "",
@@ -181,7 +199,9 @@ impl Canvas {
         let (width, height) = (n(self.width), n(self.height));
         format!(
             r#"<svg class="{class}" viewBox="0 0 {width} {height}" role="img" aria-label="{}">{}{}</svg>"#,
-            escape(title), "\n", self.body
+            escape(title),
+            "\n",
+            self.body
         )
     }
 
@@ -201,9 +221,10 @@ impl Canvas {
         let ground = filled(Paint::Ground);
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
-             font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans Condensed', sans-serif\" role=\"img\">\n\
+             font-family=\"system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif\" role=\"img\">\n\
              <title>{}</title>\n{style}<rect width=\"{width}\" height=\"{height}\" {ground}/>\n{}</svg>\n",
-            escape(title), self.body
+            escape(title),
+            self.body
         )
     }
 }
@@ -229,11 +250,6 @@ pub(crate) fn rules(theme: Theme) -> String {
         format!(".f-{0}{{fill:{colour}}}.k-{0}{{stroke:{colour}}}", paint.class())
     };
     roles.into_iter().chain(series).chain(ramp).map(rule).collect()
-}
-
-/// Colour of a method on a light and a dark ground.
-pub(crate) fn series_colours() -> [(&'static str, &'static str); COLOURS] {
-    SERIES
 }
 
 fn filled(paint: Paint) -> String {
@@ -311,7 +327,8 @@ pub(crate) fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
         return vec![low];
     }
     let unit = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|s| s * unit).find(|s| *s >= rough * 0.999).unwrap_or(10.0 * unit);
+    let step =
+        [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|s| s * unit).find(|s| *s >= rough * 0.999).unwrap_or(10.0 * unit);
     let first = (low / step - 1e-9).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     (first..=last).map(|i| i as f64 * step).collect()

@@ -273,7 +273,10 @@ mod tests {
     #[test]
     fn latex_shows_names_as_they_are() {
         let text = table().latex();
-        assert!(text.contains(r"\textless{}b\textgreater{}\_100\%|\textbackslash{} & 0.5000 $\pm$ 0.1414 & --"), "{text}");
+        assert!(
+            text.contains(r"\textless{}b\textgreater{}\_100\%|\textbackslash{} & 0.5000 $\pm$ 0.1414 & --"),
+            "{text}"
+        );
         assert!(text.contains(r"\quad paper & 0.5500$^\dagger$ & --"), "{text}");
     }
 

@@ -62,11 +62,15 @@ impl<'r> Builder<'_, 'r> {
         }
         let of = match span {
             Span::Old => "the mean of the columns' gains",
-            _ => "the gain of the columns' mean; BWT: final score over the score right after the task's own round, minus one",
+            _ => {
+                "the gain of the columns' mean; BWT: final score over the score right after the task's own round, minus one"
+            }
         };
         table.caption = format!(
             "{} Rows are rounds in the order {}. AVE: mean of the columns. Gain base: last round over the base, minus one, whose average is {of}.{}",
-            self.seeds(last), self.order(), self.beside()
+            self.seeds(last),
+            self.order(),
+            self.beside()
         );
         table.source = source(rounds.iter().copied().chain(self.study.base()));
         table
@@ -98,7 +102,11 @@ impl<'r> Builder<'_, 'r> {
         table.caption = format!(
             "{} Sequences after their last round beside joint training on all tasks at once. {}{}",
             self.seeds(models[0]),
-            if span == Span::New { "AVnew: mean of these columns; AVall: mean of these and the old ones." } else { "AVE: mean of the columns." },
+            if span == Span::New {
+                "AVnew: mean of these columns; AVall: mean of these and the old ones."
+            } else {
+                "AVE: mean of the columns."
+            },
             self.beside()
         );
         table.source = source(models.into_iter().chain(self.study.base()));
@@ -109,8 +117,19 @@ impl<'r> Builder<'_, 'r> {
     fn overview(&self) -> ReportTable {
         let models: Vec<&Model> = self.study.base().into_iter().chain(self.study.finals()).collect();
         let columns = [
-            "AVold", "AVnew", "AVall", "gain old", "(of means)", "gain new", "(of means)", "BWT", "BWT abs.", "forgetting",
-            "forward", "time", "size",
+            "AVold",
+            "AVnew",
+            "AVall",
+            "gain old",
+            "(of means)",
+            "gain new",
+            "(of means)",
+            "BWT",
+            "BWT abs.",
+            "forgetting",
+            "forward",
+            "time",
+            "size",
         ];
         let mut table = ReportTable {
             id: "overview".to_owned(),
@@ -171,10 +190,13 @@ impl<'r> Builder<'_, 'r> {
 
     /// Merges by the number of models.
     fn merged(&self) -> Option<ReportTable> {
-        let merges = |m: &&Model| m.main && matches!(m.kind, RowKind::Merge | RowKind::MixtureOfExperts) && m.members.is_some();
+        let merges =
+            |m: &&Model| m.main && matches!(m.kind, RowKind::Merge | RowKind::MixtureOfExperts) && m.members.is_some();
         let mut models: Vec<&Model> = self.study.models.iter().filter(merges).collect();
         let several = models.iter().any(|a| models.iter().any(|b| a.method == b.method && a.members != b.members));
-        models.sort_by_key(|m| (self.study.models.iter().position(|o| (o.kind, o.method) == (m.kind, m.method)), m.members));
+        models.sort_by_key(|m| {
+            (self.study.models.iter().position(|o| (o.kind, o.method) == (m.kind, m.method)), m.members)
+        });
         let name = |m: &Model| format!("{} of {}", m.method, m.members.unwrap_or(0));
         let caption = "Merges and mixtures of more and more models, in the order of the rounds.";
         self.plain(&models, "Number of models combined", caption, &name).filter(|_| several)
@@ -238,7 +260,11 @@ impl<'r> Builder<'_, 'r> {
         };
         let mut rows: Vec<Row> = self.study.base().map(|base| row("base".to_owned(), base)).into_iter().collect();
         rows.extend(models.iter().map(|m| row(name(m), m)));
-        let caption = format!("{} {caption} AVold, AVnew, AVall: means of the old, new and all columns.{}", self.seeds(first), self.beside());
+        let caption = format!(
+            "{} {caption} AVold, AVnew, AVall: means of the old, new and all columns.{}",
+            self.seeds(first),
+            self.beside()
+        );
         let source = source(models.iter().copied().chain(self.study.base()));
         Some(ReportTable { title: title.to_owned(), caption, columns, rows, source, ..ReportTable::default() })
     }
@@ -299,7 +325,11 @@ impl<'r> Builder<'_, 'r> {
     fn gains(&self, last: &Model<'r>, span: Span, number: usize) -> Row {
         let average = self.study.average_gain(last, span, GainOf::paper(span));
         let cells = self.with_average(self.gain_cells(last, span), span, Cell::new(average, Format::Percent));
-        Row { name: "gain base".to_owned(), cells: self.beside_under(cells, span, number, "gain base", last), summary: true }
+        Row {
+            name: "gain base".to_owned(),
+            cells: self.beside_under(cells, span, number, "gain base", last),
+            summary: true,
+        }
     }
 
     fn bwt(&self, last: &Model<'r>, span: Span, number: usize) -> Row {
@@ -331,7 +361,9 @@ impl<'r> Builder<'_, 'r> {
         let rounds = self.study.results.rounds.len();
         match (model.kind, model.round, model.members) {
             (RowKind::Base, ..) => "base".to_owned(),
-            (RowKind::Sequence, Some(round), _) if round < rounds => format!("{} (round {round} of {rounds})", model.method),
+            (RowKind::Sequence, Some(round), _) if round < rounds => {
+                format!("{} (round {round} of {rounds})", model.method)
+            }
             (RowKind::Merge | RowKind::MixtureOfExperts, _, Some(members)) if members < rounds => {
                 format!("{} ({members} of {rounds})", model.method)
             }

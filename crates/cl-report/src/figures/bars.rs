@@ -30,6 +30,8 @@ pub(crate) struct Panel {
     pub title: String,
     pub format: Format,
     pub groups: Vec<Group>,
+    /// Whether whiskers are spreads over seeds.
+    pub seeds: bool,
 }
 
 /// Panels under one legend.
@@ -97,9 +99,10 @@ impl Group {
     }
 }
 
-/// Half the length of a whisker: the spread over seeds, else the standard error.
-pub(super) fn half(value: &Value) -> f64 {
-    value.spread().or(value.standard_error).unwrap_or(0.0)
+/// Half the length of a whisker: where a figure has spreads over seeds those alone, else standard errors. One mark must not mean
+/// two things.
+pub(super) fn half(value: &Value, seeds: bool) -> f64 {
+    if seeds { value.spread() } else { value.standard_error }.unwrap_or(0.0)
 }
 
 impl Panel {
@@ -155,7 +158,7 @@ impl Panel {
         let middle = y + BAR / 2.0;
         let mut end = zero;
         if let Some(value) = &bar.value {
-            let (x, half) = (scale.x(value.mean), half(value));
+            let (x, half) = (scale.x(value.mean), half(value, self.seeds));
             canvas.rect((zero.min(x), y), ((x - zero).abs(), BAR), Paint::Series(bar.colour), &self.tip(group, bar));
             if half > 0.0 {
                 let (a, b) = (scale.x(value.mean - half), scale.x(value.mean + half));
@@ -170,7 +173,11 @@ impl Panel {
         let negative = bar.value.as_ref().is_some_and(|v| v.mean < 0.0);
         if let Some(paper) = bar.paper {
             let x = scale.x(paper);
-            canvas.diamond((x, middle), 4.6, &format!("{}, {}: paper {}", group.label, bar.name, self.format.text(paper)));
+            canvas.diamond(
+                (x, middle),
+                4.6,
+                &format!("{}, {}: paper {}", group.label, bar.name, self.format.text(paper)),
+            );
             end = if negative { end.min(x - 4.6) } else { end.max(x + 4.6) };
         }
         let text = bar.value.as_ref().map_or(NONE.to_owned(), |v| short(self.format, v.mean));
@@ -190,7 +197,7 @@ impl Panel {
     fn scale(&self, left: f64, wide: f64) -> Scale {
         let bars = || self.groups.iter().flat_map(|g| &g.bars);
         let ends = bars().flat_map(|b| {
-            let value = b.value.as_ref().map(|v| [v.mean - half(v), v.mean + half(v)]);
+            let value = b.value.as_ref().map(|v| [v.mean - half(v, self.seeds), v.mean + half(v, self.seeds)]);
             value.into_iter().flatten().chain(b.paper)
         });
         let (mut low, mut high) = ends.fold((0.0f64, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));

@@ -99,7 +99,13 @@ impl HeatCell {
         };
         canvas.rect((x + 0.5, y + 0.5), (wide - 1.0, CELL - 1.0), Paint::Ramp(tone), &self.tip);
         if self.framed {
-            let corners = [(x + 1.5, y + 1.5), (x + wide - 1.5, y + 1.5), (x + wide - 1.5, y + CELL - 1.5), (x + 1.5, y + CELL - 1.5), (x + 1.5, y + 1.5)];
+            let corners = [
+                (x + 1.5, y + 1.5),
+                (x + wide - 1.5, y + 1.5),
+                (x + wide - 1.5, y + CELL - 1.5),
+                (x + 1.5, y + CELL - 1.5),
+                (x + 1.5, y + 1.5),
+            ];
             canvas.polyline(&corners, Paint::Ink, 1.4, "");
         }
         let size = if width(&self.text, SMALL) <= wide - 2.0 { SMALL } else { 8.5 };

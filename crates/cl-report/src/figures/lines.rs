@@ -111,8 +111,8 @@ impl Lines {
             line.values.iter().enumerate().filter_map(|(i, v)| Some((i, v.as_ref()?))).collect();
         let paint = Paint::Series(line.colour);
         if known.iter().any(|(_, v)| v.spread().is_some()) {
-            let upper = known.iter().map(|(i, v)| (x(*i), y(v.mean + half(v))));
-            let lower = known.iter().rev().map(|(i, v)| (x(*i), y(v.mean - half(v))));
+            let upper = known.iter().map(|(i, v)| (x(*i), y(v.mean + half(v, true))));
+            let lower = known.iter().rev().map(|(i, v)| (x(*i), y(v.mean - half(v, true))));
             canvas.area(&upper.chain(lower).collect::<Vec<_>>(), paint);
         }
         let points: Vec<(f64, f64)> = known.iter().map(|(i, v)| (x(*i), y(v.mean))).collect();
@@ -120,7 +120,7 @@ impl Lines {
         for (step, value) in known {
             let details = crate::table::Cell::new(Some(value.clone()), Format::Score(4)).details();
             let tip = format!("{}, {}, {}: {details}", panel.title, line.name, self.steps[step]);
-            canvas.circle((x(step), y(value.mean)), 3.2, paint, &tip);
+            canvas.circle((x(step), y(value.mean)), 2.7, paint, &tip);
         }
     }
 }
@@ -129,7 +129,7 @@ impl LinePanel {
     /// From the lowest to the highest value, rounded outwards to a step that the axis shows.
     fn range(&self) -> (f64, f64) {
         let values = self.lines.iter().flat_map(|l| l.values.iter().flatten());
-        let ends = values.flat_map(|v| [v.mean - half(v), v.mean + half(v)]);
+        let ends = values.flat_map(|v| [v.mean - half(v, true), v.mean + half(v, true)]);
         let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if low > high {
             return (0.0, 1.0);

@@ -208,7 +208,8 @@ impl<'r> Builder<'_, 'r> {
             });
             self.group(c, bars.collect())
         };
-        let mut groups: Vec<Group> = if models.is_empty() { Vec::new() } else { self.taught().iter().map(group).collect() };
+        let mut groups: Vec<Group> =
+            if models.is_empty() { Vec::new() } else { self.taught().iter().map(group).collect() };
         groups.extend(self.averages(&groups));
         self.bars(
             "Acquisition: each task right after its own round",
@@ -270,7 +271,12 @@ impl<'r> Builder<'_, 'r> {
                 let bar = self.bar(model.method, model.kind, gain, self.printed_gain(model, span));
                 Group { label: model.method.to_owned(), bars: vec![bar], chance: None }
             };
-            Panel { title: title.to_owned(), format: Format::Percent, groups: models.iter().map(group).collect() }
+            Panel {
+                title: title.to_owned(),
+                format: Format::Percent,
+                groups: models.iter().map(group).collect(),
+                seeds: self.study.has_seeds(),
+            }
         };
         let panels = [(Span::Old, "Old knowledge"), (Span::New, "New tasks")];
         let panels = panels.into_iter().filter(|(span, _)| !self.study.places(*span).is_empty());
@@ -305,7 +311,8 @@ impl<'r> Builder<'_, 'r> {
         columns.push("AVE".to_owned());
         let grid = Grid { title: String::new(), columns, rows: models.iter().map(row).collect() };
         let legend = format!("gain over the base in percent, from −{0:.0} to +{0:.0}", 100.0 * full);
-        let chart = (!models.is_empty() && !places.is_empty()).then_some(Chart::Heat(Heat { grids: vec![grid], legend }));
+        let chart =
+            (!models.is_empty() && !places.is_empty()).then_some(Chart::Heat(Heat { grids: vec![grid], legend }));
         let average = if span == Span::Old { "mean of the gains" } else { "gain of the mean score" };
         self.figure(
             &format!("Semi-cooperative setting: gain of each task, {what}"),
@@ -333,8 +340,10 @@ impl<'r> Builder<'_, 'r> {
             })
         };
         let points: Vec<Point> = models.iter().filter_map(point).collect();
-        let (across, up) = ("AVnew: mean score on new tasks".to_owned(), "AVold: mean score on old knowledge".to_owned());
-        let chart = (points.len() >= 2).then_some(Chart::Scatter(Scatter { points, across, up }));
+        let (across, up) =
+            ("AVnew: mean score on new tasks".to_owned(), "AVold: mean score on old knowledge".to_owned());
+        let chart =
+            (points.len() >= 2).then_some(Chart::Scatter(Scatter { points, across, up, seeds: study.has_seeds() }));
         self.figure(
             "Acquisition against retention",
             "Every method after its last step. The dashed line is the Pareto front: methods on it (larger, bold) are beaten by no other \
@@ -423,10 +432,12 @@ impl<'r> Builder<'_, 'r> {
                 let bar = self.bar(model.method, model.kind, of(cost), None);
                 Group { label: model.method.to_owned(), bars: vec![bar], chance: None }
             };
-            let groups: Vec<Group> = models.iter().zip(&costs).map(group).filter(|g| g.bars[0].value.is_some()).collect();
-            (!groups.is_empty()).then_some(Panel { title: title.to_owned(), format, groups })
+            let groups: Vec<Group> =
+                models.iter().zip(&costs).map(group).filter(|g| g.bars[0].value.is_some()).collect();
+            (!groups.is_empty()).then_some(Panel { title: title.to_owned(), format, groups, seeds: study.has_seeds() })
         };
-        let panels = [panel("Time", Format::Seconds, &|c| c.0.clone()), panel("Stored", Format::Bytes, &|c| c.1.clone())];
+        let panels =
+            [panel("Time", Format::Seconds, &|c| c.0.clone()), panel("Stored", Format::Bytes, &|c| c.1.clone())];
         let panels: Vec<Panel> = panels.into_iter().flatten().collect();
         let chart = (!panels.is_empty()).then_some(Chart::Bars(Bars { panels }));
         self.figure(
@@ -500,7 +511,8 @@ impl<'r> Builder<'_, 'r> {
         if ours != columns.len() {
             return None;
         }
-        let cells = |label: &str| columns.iter().map(|c| Some(self.paper.cell(label, c)?.value)).collect::<Option<Vec<f64>>>();
+        let cells =
+            |label: &str| columns.iter().map(|c| Some(self.paper.cell(label, c)?.value)).collect::<Option<Vec<f64>>>();
         let (before, after) = (cells("base")?, cells(label)?);
         match GainOf::paper(span) {
             GainOf::Columns => cl_eval::mean_of_percentages(&before, &after),
@@ -510,7 +522,7 @@ impl<'r> Builder<'_, 'r> {
 
     fn bars(&self, title: &str, caption: &str, format: Format, groups: Vec<Group>, models: &[&Model<'r>]) -> Figure {
         let some = groups.iter().any(|g| g.bars.iter().any(|b| b.value.is_some()));
-        let panels = vec![Panel { title: String::new(), format, groups }];
+        let panels = vec![Panel { title: String::new(), format, groups, seeds: self.study.has_seeds() }];
         self.figure(title, caption, some.then_some(Chart::Bars(Bars { panels })), models)
     }
 

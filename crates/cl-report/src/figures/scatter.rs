@@ -23,6 +23,8 @@ pub(crate) struct Scatter {
     pub points: Vec<Point>,
     pub across: String,
     pub up: String,
+    /// Whether whiskers are spreads over seeds.
+    pub seeds: bool,
 }
 
 /// Points that no other is at least as good as in both and better in one, from left to right.
@@ -42,8 +44,8 @@ impl Scatter {
         let tall = if wide >= 600.0 { 430.0 } else { 380.0 };
         canvas.height = tall;
         let places: Vec<(f64, f64)> = self.points.iter().map(|p| (p.new.mean, p.old.mean)).collect();
-        let across = scale(self.points.iter().map(|p| &p.new), 40.0, wide - 12.0);
-        let up = scale(self.points.iter().map(|p| &p.old), tall - 44.0, 26.0);
+        let across = scale(self.points.iter().map(|p| &p.new), self.seeds, 40.0, wide - 12.0);
+        let up = scale(self.points.iter().map(|p| &p.old), self.seeds, tall - 44.0, 26.0);
         for tick in ticks(across.low, across.high, if wide < 500.0 { 4 } else { 7 }) {
             let x = across.x(tick);
             canvas.line((x, 26.0), (x, tall - 44.0), Paint::Grid, 1.0, "");
@@ -81,7 +83,7 @@ impl Scatter {
 
     fn whiskers(&self, canvas: &mut Canvas, point: &Point, across: &Scale, up: &Scale) {
         let (x, y) = (point.new.mean, point.old.mean);
-        let (a, b) = (half(&point.new), half(&point.old));
+        let (a, b) = (half(&point.new, self.seeds), half(&point.old, self.seeds));
         let paint = Paint::Series(point.colour);
         if a > 0.0 {
             canvas.line((across.x(x - a), up.x(y)), (across.x(x + a), up.x(y)), paint, 1.2, "");
@@ -110,8 +112,8 @@ fn stairs(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     path
 }
 
-fn scale<'v>(values: impl Iterator<Item = &'v Value>, start: f64, end: f64) -> Scale {
-    let ends = values.flat_map(|v| [v.mean - half(v), v.mean + half(v)]);
+fn scale<'v>(values: impl Iterator<Item = &'v Value>, seeds: bool, start: f64, end: f64) -> Scale {
+    let ends = values.flat_map(|v| [v.mean - half(v, seeds), v.mean + half(v, seeds)]);
     let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
     let margin = ((high - low) * 0.09).max(0.005);
@@ -139,11 +141,24 @@ fn label(canvas: &mut Canvas, name: &str, (x, y): (f64, f64), bold: bool, taken:
     let wide = width(name, SMALL + 0.5).min(limit) * if bold { 1.06 } else { 1.0 };
     let mut best: Option<(f64, Area)> = None;
     for (ring, distance) in [(0.0, 9.0), (1.0, 20.0), (2.0, 32.0)] {
-        for (dx, dy) in [(1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (0.8, -0.9), (0.8, 0.9), (-0.8, -0.9), (-0.8, 0.9)] {
-            let left = x + dx * distance + if dx > 0.0 { 0.0 } else if dx < 0.0 { -wide } else { -wide / 2.0 };
+        for (dx, dy) in
+            [(1.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (0.8, -0.9), (0.8, 0.9), (-0.8, -0.9), (-0.8, 0.9)]
+        {
+            let left = x
+                + dx * distance
+                + if dx > 0.0 {
+                    0.0
+                } else if dx < 0.0 {
+                    -wide
+                } else {
+                    -wide / 2.0
+                };
             let middle = y + dy * (distance + 3.0);
             let area = Area { left, top: middle - 6.5, right: left + wide, bottom: middle + 6.5 };
-            let outside = (2.0 - left).max(0.0) + (area.right - canvas.width + 2.0).max(0.0) + (20.0 - area.top).max(0.0) + (area.bottom - canvas.height + 44.0).max(0.0);
+            let outside = (2.0 - left).max(0.0)
+                + (area.right - canvas.width + 2.0).max(0.0)
+                + (20.0 - area.top).max(0.0)
+                + (area.bottom - canvas.height + 44.0).max(0.0);
             let covered: f64 = taken.iter().map(|t| t.overlap(&area)).sum();
             let cost = covered + outside * 60.0 + ring * 12.0;
             if best.as_ref().is_none_or(|(least, _)| cost < *least - 1e-9) {
