@@ -44,7 +44,7 @@ impl Section {
             Section::Sequence => "Sequences of rounds",
             Section::SemiCooperative => "Semi-cooperative setting",
             Section::FullyCooperative => "Fully cooperative setting",
-            Section::Beyond => "Over the rounds, and what it costs",
+            Section::Beyond => "Rounds and cost",
             Section::Questions => "Side questions",
         }
     }

@@ -217,12 +217,14 @@ impl Canvas {
     }
 
     fn document(&self, title: &str, style: &str) -> String {
-        let (width, height) = (n(self.width), n(self.height));
-        let ground = filled(Paint::Ground);
+        const MARGIN: f64 = 16.0;
+        let (width, height) = (n(self.width + 2.0 * MARGIN), n(self.height + 2.0 * MARGIN));
+        let (corner, ground) = (n(-MARGIN), filled(Paint::Ground));
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+             viewBox=\"{corner} {corner} {width} {height}\" \
              font-family=\"system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif\" role=\"img\">\n\
-             <title>{}</title>\n{style}<rect width=\"{width}\" height=\"{height}\" {ground}/>\n{}</svg>\n",
+             <title>{}</title>\n{style}<rect x=\"{corner}\" y=\"{corner}\" width=\"{width}\" height=\"{height}\" {ground}/>\n{}</svg>\n",
             escape(title),
             self.body
         )
@@ -297,10 +299,10 @@ pub(crate) fn escape(text: &str) -> String {
 pub(crate) fn width(text: &str, size: f64) -> f64 {
     let em = |c: char| match c {
         'i' | 'j' | 'l' | '.' | ',' | ':' | '\'' | '|' => 0.32,
-        'm' | 'w' | 'M' | 'W' | '%' => 0.88,
-        c if c.is_uppercase() => 0.66,
+        'm' | 'w' | 'M' | 'W' | '%' => 0.94,
+        c if c.is_uppercase() => 0.69,
         c if (c as u32) >= 0x2E80 => 1.0,
-        _ => 0.56,
+        _ => 0.6,
     };
     text.chars().map(em).sum::<f64>() * size
 }

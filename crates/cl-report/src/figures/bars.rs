@@ -2,7 +2,7 @@
 
 use crate::format::{Format, NONE};
 use crate::study::Value;
-use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, shorten, ticks, width};
+use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks, width};
 
 use super::legend;
 
@@ -119,7 +119,7 @@ impl Panel {
         let scale = self.scale(left + label, wide - label);
         let first = y;
         let bottom = y + self.groups.iter().map(|g| height(g, above)).sum::<f64>() - BETWEEN + 4.0;
-        for tick in ticks(scale.low, scale.high, if wide < 400.0 { 4 } else { 6 }) {
+        for tick in self.ticks(&scale, if wide < 400.0 { 4 } else { 6 }) {
             let x = scale.x(tick);
             let zero = tick.abs() < 1e-12;
             let paint = if zero { Paint::Muted } else { Paint::Grid };
@@ -132,21 +132,22 @@ impl Panel {
                 y += 17.0;
             } else {
                 let middle = y + (group.bars.len() as f64 * (BAR + GAP) - GAP) / 2.0;
-                let text = shorten(&group.label, TEXT, label - 8.0);
-                let end = (left + label - 8.0, middle + 4.0);
-                if text == group.label {
-                    canvas.text(end, TEXT, Anchor::End, Paint::Ink, &group.label, label);
-                } else {
-                    canvas.text(end, TEXT, Anchor::End, Paint::Ink, &group.label, label - 8.0);
-                }
-            }
-            if let Some(x) = group.chance.filter(|c| (scale.low..=scale.high).contains(c)).map(|c| scale.x(c)) {
-                let lower = y + group.bars.len() as f64 * (BAR + GAP);
-                canvas.line((x, y - 2.0), (x, lower), Paint::Muted, 1.3, "2 2");
+                canvas.text(
+                    (left + label - 8.0, middle + 4.0),
+                    TEXT,
+                    Anchor::End,
+                    Paint::Ink,
+                    &group.label,
+                    label - 8.0,
+                );
             }
             for bar in &group.bars {
                 self.bar(canvas, &scale, group, bar, y);
                 y += BAR + GAP;
+            }
+            if let Some(x) = group.chance.filter(|c| (scale.low..=scale.high).contains(c)).map(|c| scale.x(c)) {
+                let upper = y - group.bars.len() as f64 * (BAR + GAP);
+                canvas.line((x, upper - 2.0), (x, y), Paint::Muted, 1.3, "2 2");
             }
             y += BETWEEN - GAP;
         }
@@ -171,18 +172,29 @@ impl Panel {
             }
         }
         let negative = bar.value.as_ref().is_some_and(|v| v.mean < 0.0);
+        let text = bar.value.as_ref().map_or(NONE.to_owned(), |v| short(self.format, v.mean));
         if let Some(paper) = bar.paper {
             let x = scale.x(paper);
-            canvas.diamond(
-                (x, middle),
-                4.6,
-                &format!("{}, {}: paper {}", group.label, bar.name, self.format.text(paper)),
-            );
-            end = if negative { end.min(x - 4.6) } else { end.max(x + 4.6) };
+            let tip = format!("{}, {}: paper {}", group.label, bar.name, self.format.text(paper));
+            canvas.diamond((x, middle), 4.6, &tip);
+            // The number gives way to a mark that it would cover, and stays with its bar otherwise.
+            let (away, reach) = (if negative { end - x } else { x - end }, width(&text, SMALL) + 10.0);
+            if (-9.0..reach).contains(&away) {
+                end = if negative { end.min(x - 4.6) } else { end.max(x + 4.6) };
+            }
         }
-        let text = bar.value.as_ref().map_or(NONE.to_owned(), |v| short(self.format, v.mean));
         let (x, anchor) = if negative { (end - 5.0, Anchor::End) } else { (end + 5.0, Anchor::Start) };
         canvas.text((x, middle + 3.8), SMALL, anchor, Paint::Muted, &text, 200.0);
+    }
+
+    /// Round positions in the unit that the numbers are written in.
+    fn ticks(&self, scale: &Scale, count: usize) -> Vec<f64> {
+        let unit = match self.format {
+            Format::Seconds if scale.high >= 3600.0 => 3600.0,
+            Format::Seconds if scale.high >= 60.0 => 60.0,
+            _ => 1.0,
+        };
+        ticks(scale.low / unit, scale.high / unit, count).into_iter().map(|tick| tick * unit).collect()
     }
 
     fn tip(&self, group: &Group, bar: &Bar) -> String {

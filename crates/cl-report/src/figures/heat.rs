@@ -34,7 +34,7 @@ impl Heat {
         let mut canvas = Canvas::new(wide);
         let mut y = self.scale(&mut canvas);
         let columns = self.grids.iter().map(|g| g.columns.len()).max().unwrap_or(0);
-        let side_by_side = if wide >= 600.0 && columns <= 6 { self.grids.len().clamp(1, 2) } else { 1 };
+        let side_by_side = if wide >= 600.0 && columns <= 9 { self.grids.len().clamp(1, 2) } else { 1 };
         let each = (wide - 24.0 * (side_by_side as f64 - 1.0)) / side_by_side as f64;
         for row in self.grids.chunks(side_by_side) {
             let ends: Vec<f64> =
