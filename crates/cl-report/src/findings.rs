@@ -13,7 +13,7 @@
 
 use serde::Serialize;
 
-use crate::methods::{Family, family, is_olora, is_replay, is_ties_or_dare, weight};
+use crate::methods::{Family, family, is_of_task_vectors, is_olora, is_replay, is_ties_or_dare, weight};
 use crate::paper::Paper;
 use crate::results::{ResultRow, RowKind, StudyResults};
 use crate::study::{Model, Span, Study, deviation, error_of_mean, mean, mean_of};
@@ -189,7 +189,8 @@ impl<'r> Claims<'_, 'r> {
             );
             self.compare(finding, &[average], &[of], &self.average(Span::New), None)
         };
-        let losers: Vec<&Model<'r>> = merges.iter().copied().filter(|m| is_ties_or_dare(m.method)).collect();
+        let on_factors = |m: &&Model<'r>| is_ties_or_dare(m.method) && !is_of_task_vectors(m.method);
+        let losers: Vec<&Model<'r>> = merges.iter().copied().filter(on_factors).collect();
         if losers.is_empty() {
             return vec![one("TIES or DARE", None)];
         }

@@ -39,6 +39,12 @@ pub(crate) fn weight(method: &str) -> Option<f64> {
     method.rsplit_once('(')?.1.split_once(')')?.0.trim_start_matches(['λ', '=', ' ']).trim().parse().ok()
 }
 
+/// Whether a name says that a merge works on whole task vectors and not on the factors of adapters.
+pub(crate) fn is_of_task_vectors(method: &str) -> bool {
+    let name = method.to_lowercase();
+    ["δ", "delta", "svd", "task vector", "fft"].iter().any(|part| name.contains(part))
+}
+
 /// Whether a name is that of TIES or DARE.
 pub(crate) fn is_ties_or_dare(method: &str) -> bool {
     let name = method.to_lowercase();

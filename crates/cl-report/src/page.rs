@@ -30,8 +30,9 @@ pub(crate) fn render(
     let rounds: Vec<&str> = results.rounds.iter().map(String::as_str).collect();
     let seeds: Vec<String> = results.seeds.iter().map(u64::to_string).collect();
     let sections: Vec<SectionView> = Section::ALL.into_iter().filter_map(|s| section(s, tables, figures)).collect();
-    // Findings are about the paper's methods: where none of them was run there is nothing to say.
-    let run = findings.iter().any(|f| f.verdict != Verdict::NotRun);
+    // Outside the paper's study nobody misses its methods.
+    let shown = |f: &&Finding| study.has_paper() || f.verdict != Verdict::NotRun;
+    let findings: Vec<&Finding> = findings.iter().filter(shown).collect();
     let page = environment.get_template("page.html")?.render(context! {
         light => rules(Theme::Light),
         dark => rules(Theme::Dark),
@@ -43,7 +44,7 @@ pub(crate) fn render(
         models => study.models.len(),
         columns => columns(study),
         sections,
-        findings => if run { finding_views(findings) } else { Vec::new() },
+        findings => finding_views(&findings),
         notes => results.notes,
         paper_notes => if study.has_paper() { NOTES.to_vec() } else { Vec::new() },
         reading => READING,
@@ -187,7 +188,7 @@ fn plain(source: &str) -> String {
     source.replace('`', "")
 }
 
-fn finding_views(findings: &[Finding]) -> Vec<FindingView> {
+fn finding_views(findings: &[&Finding]) -> Vec<FindingView> {
     let ends = findings.iter().flat_map(|f| {
         let interval = f.interval.map(|(low, high)| [low, high]);
         interval.into_iter().flatten().chain(f.estimate).chain(f.paper)

@@ -200,8 +200,10 @@ impl Settings {
     fn read(dir: &Path) -> Settings {
         let text = read_text(&dir.join("config.toml"), MAX_CONFIG).unwrap_or_default();
         let settings: Settings = toml::from_str(&text).unwrap_or_default();
-        let name = Path::new(&settings.model).file_name().map(|n| n.to_string_lossy().into_owned());
-        Settings { model: name.unwrap_or_default(), ..settings }
+        // A run's own model directories are all called `model`: what is above them tells them apart.
+        let parts: Vec<&str> = settings.model.split('/').filter(|part| !part.is_empty()).collect();
+        let shown = if parts.last() == Some(&"model") { 2 } else { 1 };
+        Settings { model: parts[parts.len().saturating_sub(shown)..].join("/"), ..settings }
     }
 }
 
@@ -238,9 +240,9 @@ fn title(runs: &[Run]) -> String {
     names.join(", ")
 }
 
-/// A stage's name: the directory, and the seed where the same directory is given twice.
+/// A stage's name; no two runs of a name have the same seed.
 fn label(run: &Run, seed: u64) -> String {
-    format!("{} (seed {seed})", run.path.display())
+    format!("{} (seed {seed})", run.name)
 }
 
 /// Directories of the rounds by their number, the base's being 0.

@@ -49,8 +49,10 @@ impl Heat {
         for step in 0..11 {
             canvas.rect((step as f64 * 13.0, 4.0), (13.0, 11.0), Paint::Ramp((f64::from(step) - 5.0) / 5.0), "");
         }
-        canvas.text((151.0, 14.0), TEXT, Anchor::Start, Paint::Muted, &self.legend, canvas.width - 155.0);
-        30.0
+        let beside = width(&self.legend, TEXT) <= canvas.width - 155.0;
+        let at = if beside { (151.0, 14.0) } else { (0.0, 31.0) };
+        canvas.text(at, TEXT, Anchor::Start, Paint::Muted, &self.legend, canvas.width);
+        if beside { 30.0 } else { 46.0 }
     }
 }
 
