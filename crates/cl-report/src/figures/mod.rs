@@ -94,6 +94,9 @@ struct Builder<'s, 'r> {
     paper: &'s Paper,
 }
 
+/// Time and size of a method.
+type Costs = (Option<Value>, Option<Value>);
+
 /// A method in a figure: its name there and its model, if it was made.
 type Named<'m, 'r> = (String, &'m Model<'r>);
 
@@ -426,8 +429,8 @@ impl<'r> Builder<'_, 'r> {
     fn cost(&self) -> Figure {
         let study = self.study;
         let models = study.finals();
-        let costs: Vec<(Option<Value>, Option<Value>)> = models.iter().map(|m| study.cost(m)).collect();
-        let panel = |title: &str, format: Format, of: &dyn Fn(&(Option<Value>, Option<Value>)) -> Option<Value>| {
+        let costs: Vec<Costs> = models.iter().map(|m| study.cost(m)).collect();
+        let panel = |title: &str, format: Format, of: fn(&Costs) -> Option<Value>| {
             let group = |(model, cost): (&&Model<'r>, _)| {
                 let bar = self.bar(model.method, model.kind, of(cost), None);
                 Group { label: model.method.to_owned(), bars: vec![bar], chance: None }
@@ -436,8 +439,7 @@ impl<'r> Builder<'_, 'r> {
                 models.iter().zip(&costs).map(group).filter(|g| g.bars[0].value.is_some()).collect();
             (!groups.is_empty()).then_some(Panel { title: title.to_owned(), format, groups, seeds: study.has_seeds() })
         };
-        let panels =
-            [panel("Time", Format::Seconds, &|c| c.0.clone()), panel("Stored", Format::Bytes, &|c| c.1.clone())];
+        let panels = [panel("Time", Format::Seconds, |c| c.0.clone()), panel("Stored", Format::Bytes, |c| c.1.clone())];
         let panels: Vec<Panel> = panels.into_iter().flatten().collect();
         let chart = (!panels.is_empty()).then_some(Chart::Bars(Bars { panels }));
         self.figure(
