@@ -297,7 +297,7 @@ impl<'r> Builder<'_, 'r> {
         let what = if span == Span::Old { "old knowledge" } else { "new tasks" };
         let format = Format::Percent;
         // One task that starts near zero must not take all the colour.
-        let full = if span == Span::Old { 0.5 } else { 1.0 };
+        let full = if span == Span::Old { 0.25 } else { 1.0 };
         let row = |model: &&Model<'r>| {
             let average = self.study.average_gain(model, span, GainOf::paper(span));
             let gains = places.iter().map(|&c| (self.study.columns()[c].name.clone(), self.study.gain(model, c)));
