@@ -54,6 +54,8 @@ enum Command {
     Score(cl_eval::cli::ScoreArgs),
     /// Put finished runs into one table: methods by tasks, with averages and gains over the base.
     Table(cl_eval::cli::TableArgs),
+    /// Turn finished runs, or a study, into a report: a page, tables and figures.
+    Report(commands::report::Args),
     /// Merge models; compare and verify them.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
@@ -142,6 +144,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Eval(args) => commands::compare::run(&args, log, &mut out),
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Table(args) => cl_eval::cli::run_table(&args, &mut out),
+        Command::Report(args) => commands::report::run(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
         Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),

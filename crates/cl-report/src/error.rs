@@ -15,6 +15,45 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Runs cannot be read.
+    #[error(transparent)]
+    Eval(#[from] cl_eval::Error),
+    /// A study among other runs.
+    #[error("{path} is a study, which makes a report of its own; other runs cannot be added to it")]
+    Several {
+        /// The study.
+        path: PathBuf,
+    },
+    /// Two sequences teach a task in different rounds.
+    #[error("{path} teaches `{task}` in {}, the first sequence in {}; backward transfer would mix them, so give each order a report of \
+             its own", round(.other), round(.first))]
+    Rounds {
+        /// The second sequence.
+        path: PathBuf,
+        /// The task.
+        task: String,
+        /// The round in the first sequence.
+        first: Option<usize>,
+        /// The round in this one.
+        other: Option<usize>,
+    },
+    /// Something else is where the report should go.
+    #[error("{path} is not a report of this program; name another directory")]
+    NotAReport {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A figure could not be rasterized.
+    #[error("{figure}: cannot be rasterized: {problem}")]
+    Raster {
+        /// The figure.
+        figure: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The page could not be filled in.
+    #[error("the page could not be made")]
+    Page(#[from] minijinja::Error),
     /// The results have no columns.
     #[error("the results have no columns; a report needs at least one scored task")]
     NoColumns,
@@ -26,4 +65,8 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+fn round(round: &Option<usize>) -> String {
+    round.map_or("no round".to_owned(), |r| format!("round {r}"))
 }

@@ -15,6 +15,7 @@ pub mod moe;
 pub mod paper_tables;
 mod prompts;
 mod reply;
+pub mod report;
 pub mod reproduce;
 pub mod sequence;
 pub mod shell;

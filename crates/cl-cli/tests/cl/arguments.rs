@@ -6,7 +6,7 @@ use crate::world::{Run, World};
 #[test]
 fn help_names_every_argument() {
     let world = World::new();
-    let rows: [(&[&str], &[&str]); 11] = [
+    let rows: [(&[&str], &[&str]); 12] = [
         (
             &[],
             &[
@@ -44,6 +44,7 @@ fn help_names_every_argument() {
         (&["score"], &["<PREDICTIONS>", "--metric", "--json"]),
         (&["check"], &["<PATH>", "--set"]),
         (&["reproduce"], &["--out", "--seed", "target/reproduce"]),
+        (&["report"], &["[NAME=]RUN", "--out", "--old"]),
         (&["paper-tables"], &["--flagged"]),
     ];
     for (command, parts) in rows {

@@ -11,6 +11,7 @@ mod import;
 mod interrupted;
 mod killed;
 mod moe;
+mod report;
 mod sampling;
 mod sequence;
 mod train;

@@ -1,0 +1,47 @@
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use cl_report::{Run, StudyResults, Verdict, check_place, write};
+
+/// Arguments of `cl report`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "The report is a directory: index.html, which loads nothing; tables.md, tables.csv, tables.tex; figures as SVG and PNG.\n\
+    Runs of one name are seeds of one method:\n  cl report LoRA=runs/lora-1 LoRA=runs/lora-2 FFT=runs/fft --out report"
+)]
+pub struct Args {
+    /// A study (a directory with its results.json), or directories of `cl sequence` or `cl eval`, as DIR or NAME=DIR; a run of
+    /// `cl eval` called base is the base model.
+    #[arg(required = true, value_name = "[NAME=]RUN")]
+    runs: Vec<String>,
+    /// Directory for the report. An earlier report there is replaced, anything else is refused.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Tasks of old knowledge, separated by commas; those of the first sequence when there is one.
+    #[arg(long, value_delimiter = ',')]
+    old: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+    check_place(&args.out)?;
+    let runs: Vec<Run> = args.runs.iter().map(|text| Run::parse(text)).collect();
+    let inputs: Vec<_> = runs.iter().map(|r| ("a run", r.path.as_path())).collect();
+    // A report may lie in the directory of its study, but must not take the place of a run or of what contains one.
+    for input in inputs.iter().filter(|(_, path)| !args.out.starts_with(path) || args.out == *path) {
+        cl_checkpoint::refuse_overlap(&args.out, &[*input])?;
+    }
+    let results = StudyResults::read(&runs, &args.old)?;
+    let written = write(&results, &args.out)?;
+    for finding in written.findings.iter().filter(|f| f.verdict != Verdict::NotRun) {
+        let numbers = match (finding.estimate, finding.interval) {
+            (Some(value), Some((low, high))) => format!(" {value:+.4} ({low:+.4} to {high:+.4}), {}", finding.method),
+            (Some(value), None) => format!(" {value:+.4}, {}", finding.method),
+            _ => format!(" {}", finding.method),
+        };
+        writeln!(out, "{}: {}{numbers}", finding.verdict.words(), finding.claim)?;
+    }
+    writeln!(out, "{} tables, {} figures", written.tables, written.figures)?;
+    Ok(writeln!(out, "report {}", written.page.display())?)
+}

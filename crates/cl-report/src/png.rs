@@ -1,0 +1,35 @@
+//! Figures as PNG, with a font of their own so that no system font is needed.
+
+use std::sync::Arc;
+
+use resvg::{tiny_skia, usvg};
+
+/// Pixels for each unit of the drawing.
+const SCALE: f32 = 2.0;
+
+/// The font of figures as pictures.
+pub(crate) struct Rasterizer {
+    options: usvg::Options<'static>,
+}
+
+impl Rasterizer {
+    pub fn new() -> Rasterizer {
+        let mut fonts = usvg::fontdb::Database::new();
+        for font in [dejavu::sans_condensed::regular(), dejavu::sans_condensed::bold()] {
+            fonts.load_font_source(usvg::fontdb::Source::Binary(Arc::new(font)));
+        }
+        // Condensed faces are filed under their family's plain name.
+        let family = fonts.faces().next().map_or(String::new(), |face| face.families[0].0.clone());
+        fonts.set_sans_serif_family(family);
+        Rasterizer { options: usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() } }
+    }
+
+    /// A drawing as PNG; what failed, in words.
+    pub fn png(&self, svg: &str) -> Result<Vec<u8>, String> {
+        let tree = usvg::Tree::from_str(svg, &self.options).map_err(|e| e.to_string())?;
+        let size = tree.size().to_int_size().scale_by(SCALE).ok_or("has no size")?;
+        let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or("is too large")?;
+        resvg::render(&tree, tiny_skia::Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
+        pixels.encode_png().map_err(|e| e.to_string())
+    }
+}

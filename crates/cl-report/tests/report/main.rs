@@ -1,0 +1,6 @@
+//! Reports of an invented study: its files, its page, and the page in a browser.
+
+mod browser;
+mod files;
+mod invented;
+mod reading;
