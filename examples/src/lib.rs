@@ -1,1 +1,1 @@
-//! The examples are beside this folder: `cargo run --example sequential_replay`.
+//! The examples are beside this folder: `cargo run -p cl-examples --example sequential_replay`.
