@@ -1,7 +1,7 @@
 //! How strongly o-lora's terms pull at a new adapter beside the loss, on a real model and real rows.
 //!
 //! ```text
-//! cargo run --example olora_gradients -- MODEL TRAIN.json [TRAIN.json ...]
+//! cargo run -p cl-examples --example olora_gradients -- MODEL TRAIN.json [TRAIN.json ...]
 //! ```
 //!
 //! One short round on each file but the last makes the earlier adapters; of the last one, gradients of loss and terms are taken

@@ -1,7 +1,7 @@
 //! Three tasks one after another with o-lora: how much do the rounds' adapters overlap as λ grows, and what does it cost?
 //!
 //! ```text
-//! cargo run --example olora_overlap [FIGURE.svg]
+//! cargo run -p cl-examples --example olora_overlap [FIGURE.svg]
 //! ```
 //!
 //! Overlap is the mean squared cosine between rows of A of different rounds, over layers and pairs of rounds: 0 where what a

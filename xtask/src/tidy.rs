@@ -32,6 +32,8 @@ pub fn run() -> Result<()> {
     problems.extend(size_problems(&files));
     problems.extend(crate_problems());
     problems.extend(readme_problems());
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap_or_default();
+    problems.extend(book_problems(&files, &summary));
     problems.extend(dependency_problems()?);
     for problem in &problems {
         eprintln!("{problem}");
@@ -124,6 +126,15 @@ fn readme_problems() -> Vec<String> {
         .collect()
 }
 
+/// Every page of `docs` is in the book.
+fn book_problems(files: &[String], summary: &str) -> Vec<String> {
+    let pages = files.iter().filter_map(|file| file.strip_prefix("docs/")).filter(|page| page.ends_with(".md"));
+    pages
+        .filter(|page| *page != "SUMMARY.md" && !summary.contains(&format!("]({page})")))
+        .map(|page| format!("docs/SUMMARY.md: does not list {page}"))
+        .collect()
+}
+
 fn dependency_problems() -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for name in LIGHT.iter().filter(|n| root().join("crates").join(n).is_dir()) {
@@ -162,6 +173,12 @@ mod tests {
         assert_eq!(text_problems("crates/cl-data/src/x.rs", &text).len(), 2);
         assert_eq!(text_problems("crates/cl-torch/src/x.rs", &text).len(), 1);
         assert!(text_problems("docs/x.md", &text).is_empty());
+    }
+
+    #[test]
+    fn pages_outside_of_the_book_are_found() {
+        let files = ["docs/SUMMARY.md", "docs/a.md", "docs/b/c.md", "README.md", "docs/x.svg"].map(str::to_owned);
+        assert_eq!(book_problems(&files, "- [A](a.md)"), ["docs/SUMMARY.md: does not list b/c.md"]);
     }
 
     #[test]
