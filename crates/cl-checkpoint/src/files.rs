@@ -3,6 +3,7 @@
 //! Every file that a user names goes through here, so that a FIFO does not hang a command, `/dev/zero` does not fill the
 //! memory, and a kill or a full disk leaves the old content or the new one, never half of either.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -221,6 +222,18 @@ pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Err
         Some((path, _)) => Err(Error::Changed { path: path.clone() }),
         None => Ok(()),
     }
+}
+
+/// This project's cache folder, outside any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`, else `~/.cache/cl`. `None` when
+/// none of these variables is set. The folder may not exist yet.
+pub fn cache_dir() -> Option<PathBuf> {
+    cache_dir_from(|name| std::env::var_os(name))
+}
+
+fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let own = || set("XDG_CACHE_HOME").map(|dir| dir.join("cl"));
+    set("CL_CACHE").or_else(own).or_else(|| set("HOME").map(|dir| dir.join(".cache/cl")))
 }
 
 #[cfg(test)]

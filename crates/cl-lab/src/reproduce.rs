@@ -11,7 +11,7 @@ use cl_train::{Full, TrainConfig};
 use serde_json::json;
 
 use crate::observe::tell;
-use crate::output::Claim;
+use crate::output::RunDir;
 use crate::report::method_name;
 use crate::toy;
 use crate::{
@@ -82,8 +82,8 @@ pub fn reproduce(
 ) -> Result<Study, LabError> {
     let settings = format!("{config:#?}\n");
     let (sources, inputs, marker) = (&[], &[], "study.txt");
-    let claim = Claim { out, what: "study", marker, settings: &settings, sources, inputs, resume: true };
-    let _lock = claim.take()?;
+    let dir = RunDir { out, what: "study", marker, settings: &settings, sources, inputs, resume: true };
+    let _lock = dir.open()?;
     let data = out.join("data");
     let questions = write_data(config, &data)?;
     tell(observer, Event::Stage("pretraining a small model on facts"));

@@ -6,7 +6,7 @@ use cl_data::Tokenizer;
 use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_moe::Mixture;
-use cl_torch::tch::{Device, Kind};
+use cl_torch::tch::Device;
 use cl_train::Precision;
 
 use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
@@ -36,12 +36,8 @@ impl LoadedModel {
         precision: Precision,
         device: Device,
     ) -> Result<LoadedModel, LabError> {
-        let kind = match precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(kind) })?;
+        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(precision.kind()) })?;
         let base = model_hash(dir)?;
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
         loaded.set_adapter(adapter)?;
@@ -53,11 +49,7 @@ impl LoadedModel {
     /// # Errors
     /// Anything wrong with the adapter or the mixture, and a mixture of another base; the model is then as it was.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
-        let dtype = match self.precision {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
-        let base = &self.base[..32];
+        let (base, dtype) = (&self.base[..32], self.precision);
         self.fingerprint = match adapter {
             None => {
                 self.model.unload_lora();

@@ -11,7 +11,7 @@ use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::{ModelRef, verify};
 use crate::observe::tell;
-use crate::output::{Claim, discard};
+use crate::output::{RunDir, discard};
 use crate::report::{method_name, row_name, tables_of};
 use crate::round::{clean_up, stop_if_asked};
 use crate::rounds::is_stack;
@@ -55,7 +55,7 @@ pub fn run_sequence(
 ) -> Result<SequenceReport, LabError> {
     let Checked { device, rounds, datasets, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
-    let _lock = claim(config, &rounds, &base, &datasets, out, resume)?;
+    let _lock = open_run_dir(config, &rounds, &base, &datasets, out, resume)?;
 
     // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
     let latest = latest_model(&rounds, out);
@@ -157,7 +157,7 @@ fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<
     })
 }
 
-fn claim(
+fn open_run_dir(
     config: &SequenceConfig,
     rounds: &[Round],
     base: &ModelRef,
@@ -171,7 +171,7 @@ fn claim(
     let data = rounds.iter().flat_map(|round| &round.data);
     let inputs = inputs(&config.model, &config.train, data.map(PathBuf::as_path));
     let marker = "config.toml";
-    Claim { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.take()
+    RunDir { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.open()
 }
 
 /// Scores a model on every task, or reads the scores that stand.

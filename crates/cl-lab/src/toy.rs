@@ -8,6 +8,7 @@
 
 use std::path::Path;
 
+use cl_checkpoint::seed::fnv1a;
 use cl_data::Example;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -236,8 +237,7 @@ fn vocabulary() -> Vec<&'static str> {
 }
 
 fn rng(seed: u64, name: &str) -> ChaCha8Rng {
-    let key = name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    ChaCha8Rng::seed_from_u64(key)
+    ChaCha8Rng::seed_from_u64(fnv1a(seed, name))
 }
 
 fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {

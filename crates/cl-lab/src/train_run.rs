@@ -3,7 +3,7 @@ use std::path::Path;
 use cl_checkpoint::Interrupt;
 
 use crate::check::{Checked, require_train};
-use crate::output::Claim;
+use crate::output::RunDir;
 use crate::rounds::is_stack;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, TrainRun, run_round};
@@ -31,8 +31,8 @@ pub fn run_train(
     let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
     let inputs = inputs(&config.model, &config.train, datasets.iter().flatten().map(|d| d.path.as_path()));
     let marker = "config.toml";
-    let claim = Claim { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
-    let _lock = claim.take()?;
+    let dir = RunDir { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
+    let _lock = dir.open()?;
     let input = RoundInput {
         model: &base,
         interrupt,

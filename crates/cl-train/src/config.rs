@@ -94,6 +94,25 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// libtorch's name of the dtype.
+    pub fn kind(self) -> Kind {
+        match self {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
 /// Dtype of weights and AdamW states in full fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -213,11 +232,8 @@ impl TrainConfig {
 
     /// How the model has to be loaded for this round.
     pub fn load_options(&self, device: Device) -> LoadOptions {
-        let kind = |precision| match precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
-        let (compute, adapters) = (kind(self.precision), kind(self.adapter_precision.unwrap_or(self.precision)));
+        let compute = self.precision.kind();
+        let adapters = self.adapter_precision.unwrap_or(self.precision).kind();
         let master = self.full.is_some() && self.states == States::F32;
         LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
     }

@@ -6,10 +6,11 @@ use cl_checkpoint::Interrupt;
 use cl_data::{ChatTemplate, Message};
 use cl_lab::LoadedModel;
 use cl_model::{GenerateOptions, Scorer, Session};
+use cl_train::Precision;
 
 use super::decoding::DecodingArgs;
 use super::input::Lines;
-use super::{Precision, chat_template, loaded, reply};
+use super::{chat_template, loaded, reply};
 use crate::output::say;
 
 /// Arguments of `cl chat`.
@@ -36,7 +37,7 @@ pub struct Args {
     #[command(flatten)]
     decoding: DecodingArgs,
     /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

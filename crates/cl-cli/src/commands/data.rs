@@ -5,8 +5,6 @@ use anyhow::{Context, Result, ensure};
 use cl_data::{
     ChatTemplate, Columns, Encoded, Encoding, Format, Profile, RowPlan, Split, Tokenizer, load_as, load_split_as,
 };
-use serde::Deserialize;
-use serde::de::value::StrDeserializer;
 
 /// What can be asked about data.
 #[derive(clap::Subcommand)]
@@ -35,7 +33,7 @@ pub struct ShowArgs {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     max_length: u32,
     /// How rows become examples: auto, prompt_answer, prompt_completion, alpaca, meta_math, gsm8k, messages, text.
-    #[arg(long, default_value = "auto", value_parser = format)]
+    #[arg(long, default_value = "auto", value_parser = super::word::<Format>)]
     format: Format,
     /// Which field holds what, as in --columns prompt=question --columns "answer={{ label }}"; keys: prompt, answer, messages.
     #[arg(long, value_name = "KEY=FIELD")]
@@ -43,11 +41,6 @@ pub struct ShowArgs {
     /// Mark what is learned with ⟦ and ⟧ instead of dimming the rest; so it is also where stdout is no terminal.
     #[arg(long)]
     plain: bool,
-}
-
-fn format(text: &str) -> Result<Format, String> {
-    let error = StrDeserializer::<serde::de::value::Error>::new(text);
-    Format::deserialize(error).map_err(|e| e.to_string())
 }
 
 /// Arguments of `cl data rows`.

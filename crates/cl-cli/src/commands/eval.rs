@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
-use cl_data::{ChatTemplate, Hub};
+use cl_data::{ChatTemplate, Hub, Profile};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
+use cl_train::Precision;
 
-use super::Precision;
 use crate::progress::Progress;
 
 /// Arguments of `cl eval`.
@@ -72,7 +73,7 @@ pub struct Args {
     lm_eval_add_bos_token: Option<bool>,
     /// paper: as the paper's columns were computed, the tasks of lm-evaluation-harness without BOS, MeetingBank by its
     /// script's ROUGE-L.
-    #[arg(long, value_enum, default_value = "method")]
+    #[arg(long, value_parser = super::profile(), default_value = "method")]
     profile: Profile,
     /// Where lm-eval is installed, for the shots of gsm8k_cot, which come with it: a python (python3) or the package's folder.
     #[arg(long, value_name = "PATH")]
@@ -94,31 +95,15 @@ pub struct Args {
     #[arg(long, conflicts_with = "cache")]
     no_cache: bool,
     /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
 }
 
-/// Whose scoring.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Profile {
-    Paper,
-    Method,
-}
-
-impl From<Profile> for cl_data::Profile {
-    fn from(profile: Profile) -> cl_data::Profile {
-        match profile {
-            Profile::Paper => cl_data::Profile::Paper,
-            Profile::Method => cl_data::Profile::Method,
-        }
-    }
-}
-
 /// A model or one of its adapters, and where its answers go.
-struct Run<'a> {
+struct EvalRun<'a> {
     name: String,
     adapter: Option<&'a Path>,
     out: PathBuf,
@@ -138,7 +123,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
         fewshot_as_multiturn: args.fewshot_as_multiturn,
         system_instruction: args.system_instruction.as_deref(),
         hub: hub.as_ref(),
-        profile: args.profile.into(),
+        profile: args.profile,
         lm_eval: args.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
@@ -153,7 +138,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
         batch_sequences: args.batch_sequences.max(1),
         add_bos_token: args.add_bos_token,
         lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
-            let paper = matches!(args.profile, Profile::Paper) && args.add_bos_token.is_none();
+            let paper = args.profile == Profile::Paper && args.add_bos_token.is_none();
             paper.then_some(false)
         }),
         max_length: args.max_length,
@@ -162,7 +147,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
     };
     let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
-    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision.into(), device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, device)?;
     let mut progress = Progress::new(log);
     let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
     for (place, run) in runs.iter().enumerate() {
@@ -212,17 +197,17 @@ fn rendered(template: &ChatTemplate, messages: &[Message]) -> Result<String, Box
 }
 
 /// The model alone, or every adapter, each with a name that no other has.
-fn runs(args: &Args) -> Result<Vec<Run<'_>>> {
+fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     let mut runs = Vec::new();
     if args.adapter.is_empty() || args.base {
-        runs.push(Run { name: "base".to_owned(), adapter: None, out: args.out.clone() });
+        runs.push(EvalRun { name: "base".to_owned(), adapter: None, out: args.out.clone() });
     }
     for adapter in &args.adapter {
         // Adapters of rounds are all called `adapter`; what tells them apart is the directory above.
         let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
         let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
         let name = names.get(last).context("--adapter: an empty path")?.clone();
-        runs.push(Run { name, adapter: Some(adapter), out: args.out.clone() });
+        runs.push(EvalRun { name, adapter: Some(adapter), out: args.out.clone() });
     }
     if runs.len() > 1 {
         let mut seen = HashSet::new();
@@ -241,17 +226,13 @@ fn cache(args: &Args) -> Option<PathBuf> {
     if args.no_cache {
         return None;
     }
-    let folder = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let own = folder("CL_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|d| d.join("cl")))
-        .or_else(|| folder("HOME").map(|d| d.join(".cache/cl")));
-    args.cache.clone().or_else(|| own.map(|d| d.join("responses")))
+    args.cache.clone().or_else(|| cache_dir().map(|dir| dir.join("responses")))
 }
 
 fn settings(
     args: &Args,
     config: &EvalConfig,
-    run: &Run<'_>,
+    run: &EvalRun<'_>,
     loaded: &LoadedModel,
     template: Option<&ChatTemplate>,
 ) -> RunSettings {

@@ -7,11 +7,12 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_lab::{EvalConfig, LoadedModel};
 use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
+use cl_train::Precision;
 use serde_json::json;
 
 use super::decoding::DecodingArgs;
 use super::prompts::{Prompt, PromptArgs};
-use super::{Precision, loaded, reply};
+use super::{loaded, reply};
 
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
@@ -35,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = EvalConfig::default().batch_sequences)]
     batch_sequences: usize,
     /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

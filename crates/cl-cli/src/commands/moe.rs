@@ -6,8 +6,7 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_lab::{Pooling, router_states};
 use cl_moe::MixConfig;
-
-use super::Precision;
+use cl_train::Precision;
 
 /// What can be done with mixtures of experts.
 #[derive(clap::Subcommand)]
@@ -32,7 +31,7 @@ pub struct StatesArgs {
     #[arg(long, value_enum, default_value = "last")]
     pooling: PoolingArg,
     /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
@@ -73,7 +72,7 @@ fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
         PoolingArg::Embeddings => Pooling::Embeddings,
     };
     let device = cl_torch::pick_device(&args.device)?;
-    let states = router_states(&config, pooling, args.precision.into(), device)?;
+    let states = router_states(&config, pooling, args.precision, device)?;
     write_file(&args.out, &states)?;
     writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
     Ok(())

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use crate::world::{Run, World};
+use crate::world::{CommandOutput, World};
 
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %} {{ m.role[0] }} {{ m.content }} :{% endfor %}\
                         {% if add_generation_prompt %} a{% endif %}";
@@ -23,13 +23,13 @@ fn start(world: &World, max_new_tokens: &str, more: &[&str]) -> Child {
 }
 
 /// What is said to these lines.
-fn chat(world: &World, more: &[&str], input: &[u8]) -> Run {
+fn chat(world: &World, more: &[&str], input: &[u8]) -> CommandOutput {
     let mut process = start(world, "4", more);
     // Who ends early does not read all.
     let _ = process.stdin.take().unwrap().write_all(input);
     let output = process.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    CommandOutput { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The replies to lines that give no reason to say anything else.

@@ -63,7 +63,7 @@ fn messages_come_as_json_and_as_much_of_them_as_is_asked_for() {
     let world = World::new();
     let run = |log: &[&str], out: &str| {
         let args = ["sequence", "lora.toml", "--out", out].into_iter().chain(log.iter().copied());
-        let run = crate::world::Run::of(&mut world.command(args));
+        let run = crate::world::CommandOutput::of(&mut world.command(args));
         assert_eq!(run.code, Some(0), "{}", run.stderr);
         run.stderr
     };

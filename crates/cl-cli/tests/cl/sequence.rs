@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::world::{Run, World, assert_same, content};
+use crate::world::{CommandOutput, World, assert_same, content};
 
 #[test]
 fn a_sequence_of_lora_leaves_what_is_documented() {
@@ -90,7 +90,7 @@ fn the_same_configuration_gives_the_same_bytes_for_any_number_of_threads() {
         let worlds = ["1", "2"].map(|threads| {
             let world = World::new();
             let mut command = world.command(["sequence", config, "--out", "s", "--set", "replay.fraction=0.5"]);
-            let run = Run::of(command.env("OMP_NUM_THREADS", threads).env("RAYON_NUM_THREADS", threads));
+            let run = CommandOutput::of(command.env("OMP_NUM_THREADS", threads).env("RAYON_NUM_THREADS", threads));
             assert_eq!(run.code, Some(0), "{}", run.stderr);
             world
         });

@@ -56,13 +56,13 @@ pub fn evaluate_all(
     observe: &mut dyn FnMut(usize, usize, usize),
 ) -> Result<Vec<Scores>, Error> {
     let fingerprint = model.fingerprint();
-    let mut runs = open.iter().map(|o| Run::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    let mut runs = open.iter().map(|o| TaskRun::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
     for (index, run) in runs.iter_mut().enumerate() {
         run.begin()?;
         observe(index, run.done, run.task.len());
     }
-    let mut written = Asked::default();
-    let mut scored = Asked::default();
+    let mut written = RequestBatch::default();
+    let mut scored = RequestBatch::default();
     for (index, run) in runs.iter().enumerate() {
         for document in run.saved.first_unanswered(&run.keys) {
             match &run.requests[document] {
@@ -83,11 +83,11 @@ pub fn evaluate_all(
         |requests, answered| model.loglikelihood(requests, answered),
         |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
     )?;
-    runs.iter_mut().map(Run::finish).collect()
+    runs.iter_mut().map(TaskRun::finish).collect()
 }
 
 /// The state of a task's evaluation: its requests, and the answers so far.
-pub(super) struct Run<'a> {
+pub(super) struct TaskRun<'a> {
     task: &'a dyn Task,
     path: PathBuf,
     requests: Vec<Request>,
@@ -99,8 +99,8 @@ pub(super) struct Run<'a> {
     file: Option<File>,
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
+impl<'a> TaskRun<'a> {
+    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<TaskRun<'a>, Error> {
         let (task, path) = (open.task, open.predictions.clone());
         if task.is_empty() {
             return Err(Error::NoDocuments { name: task.name().to_owned() });
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
         keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
         let done = saved.done(&keys);
         let fingerprint = fingerprint.map(str::to_owned);
-        Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
+        Ok(TaskRun { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
     }
 
     /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
 }
 
 /// Requests of one kind, the documents they belong to, and the answers so far.
-struct Asked<R, A> {
+struct RequestBatch<R, A> {
     requests: Vec<R>,
     owners: Vec<usize>,                      // of each request, its place in `documents`
     documents: Vec<((usize, usize), usize)>, // (run, document) and the place of its first request
@@ -182,13 +182,19 @@ struct Asked<R, A> {
     open: Vec<usize>, // of each document, requests without an answer
 }
 
-impl<R, A> Default for Asked<R, A> {
+impl<R, A> Default for RequestBatch<R, A> {
     fn default() -> Self {
-        Asked { requests: Vec::new(), owners: Vec::new(), documents: Vec::new(), answers: Vec::new(), open: Vec::new() }
+        RequestBatch {
+            requests: Vec::new(),
+            owners: Vec::new(),
+            documents: Vec::new(),
+            answers: Vec::new(),
+            open: Vec::new(),
+        }
     }
 }
 
-impl<R: Clone, A> Asked<R, A> {
+impl<R: Clone, A> RequestBatch<R, A> {
     fn push(&mut self, document: (usize, usize), requests: &[R]) {
         let owner = self.documents.len();
         self.documents.push((document, self.requests.len()));
@@ -201,7 +207,7 @@ impl<R: Clone, A> Asked<R, A> {
     /// Assigns each answer to its document, and writes a document to its task's file when all its requests are answered.
     fn ask(
         mut self,
-        runs: &mut [Run<'_>],
+        runs: &mut [TaskRun<'_>],
         observe: &mut dyn FnMut(usize, usize, usize),
         ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
         response: impl Fn(Vec<A>) -> Response,

@@ -207,7 +207,7 @@ fn members(
 
 /// A requested task. `member` is the field that selects a group member's rows, and its value.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct RequestedTask<'a> {
     file: &'a TaskFile,
     name: &'a str,
     member: Option<(&'a str, &'a str)>,
@@ -216,25 +216,25 @@ struct Asked<'a> {
 
 fn load_described(
     file: &TaskFile,
-    asked: &str,
+    name: &str,
     member: Option<(&str, &str)>,
     library: &mut Library<'_>,
     dir: &Path,
     options: TaskOptions<'_>,
 ) -> Result<Box<dyn Task>, Error> {
-    let asked = Asked { file, name: asked, member, dir };
-    let rows = asked.rows(library)?;
-    let (values, mut files) = asked.values(library)?;
+    let requested = RequestedTask { file, name, member, dir };
+    let rows = requested.rows(library)?;
+    let (values, mut files) = requested.values(library)?;
     files.push(rows.settings());
     let mut documents = documents(&rows, member);
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
-    let pool = if shots > 0 { asked.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
-    let material = Material { name: asked.task().to_owned(), documents, pool, values, files };
+    let pool = if shots > 0 { requested.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
+    let material = Material { name: requested.task().to_owned(), documents, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))
 }
 
-impl Asked<'_> {
+impl RequestedTask<'_> {
     /// Name of the task.
     fn task(&self) -> &str {
         if self.member.is_some() { self.name } else { &self.file.name }
