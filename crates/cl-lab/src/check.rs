@@ -18,21 +18,22 @@ use crate::rounds::{is_stack, load_round, load_round_test};
 use crate::scoring::{check_room, file_names};
 use crate::{Finding, LabError, Round, SequenceConfig, TrainRun};
 
-/// What a run is made of, read and checked.
+/// The checked inputs of a run.
 pub(crate) struct Checked {
-    /// Where to compute.
+    /// Device to compute on.
     pub(crate) device: Device,
     /// The rounds of a sequence.
     pub(crate) rounds: Vec<Round>,
-    /// Training rows of each round, the one of `cl train` last.
+    /// Training data of each round; that of `cl train` is the last.
     pub(crate) datasets: Vec<Vec<Dataset>>,
-    /// What is scored.
+    /// Tasks to score.
     pub(crate) tasks: Vec<Box<dyn Task>>,
-    /// What the columns of a matrix stand for: a task each, or a group's tasks.
+    /// The columns of the score matrix: a task each, or a group of tasks.
     pub(crate) columns: Vec<TaskGroup>,
 }
 
-/// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets, device; all problems at once.
+/// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets and device. Returns all
+/// problems at once.
 pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_sequence(config, &mut findings);
@@ -54,14 +55,14 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
-/// [`check_sequence`] for a run, which has to have no problem.
+/// Like [`check_sequence`]; returns an error if there is a problem.
 pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_sequence(config, &mut findings);
     no_problem(findings).map(|()| checked)
 }
 
-/// [`check_train`] for a run, which has to have no problem.
+/// Like [`check_train`]; returns an error if there is a problem.
 pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_train(config, &mut findings);
@@ -109,7 +110,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     checked
 }
 
-/// What a sequence cannot do with `[train]` that one round can.
+/// Checks for settings of `[train]` that a single round supports, but a sequence does not.
 fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Finding>) {
     let mut wrong = |key, value: String, expected| {
         findings.push(Finding::Problem(TrainError::Config { key, value, expected }.into()));
@@ -125,14 +126,14 @@ fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Fi
         wrong("olora", value, "shape = \"fold\", or target_modules without embed_tokens");
     }
     if let Some(adapter) = rounds.iter().find_map(|round| round.train.initial_adapter.as_ref()) {
-        // Every round would start from it on a model that holds it already, and count it once more.
+        // Every round would add it again to a model that already contains it.
         let expected =
-            "none in a sequence, whose rounds start from fresh adapters; `cl train` starts one round from it";
+            "none in a sequence, whose rounds start with new adapters; use `cl train` to continue an adapter";
         wrong("initial_adapter", adapter.display().to_string(), expected);
     }
 }
 
-/// What a sequence is scored by, and what each column stands for.
+/// Loads the tasks of a sequence, and the columns of its matrix.
 fn check_tasks(
     config: &SequenceConfig,
     rounds: &[Round],
@@ -142,13 +143,13 @@ fn check_tasks(
     let (mut tasks, mut columns) = (Vec::new(), Vec::new());
     for set in note_all(load_each_task(config, rounds), findings) {
         let one = |t: &dyn Task| TaskGroup { name: t.name().to_owned(), members: vec![t.name().to_owned()] };
-        // The first group is the one that was asked for, and the others are its parts.
+        // The first group is the requested one; the others are its subgroups.
         columns.extend(set.groups.into_iter().next().or_else(|| set.tasks.first().map(|t| one(t.as_ref()))));
         tasks.extend(set.tasks);
     }
     note(file_names(&tasks), findings);
     for task in &tasks {
-        let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
+        let fact = format!("task: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
         findings.push(Finding::Fact(fact));
         if let Some(model) = model {
             note(check_room(task.as_ref(), model.max_position_embeddings), findings);
@@ -168,7 +169,7 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
     Checked { device, rounds: Vec::new(), datasets, tasks: Vec::new(), columns: Vec::new() }
 }
 
-/// Rows that are probably not meant as they are: warnings, which stop nothing.
+/// Warns of rows that are probably mistakes.
 fn inspect_data(
     model: &Path,
     train: &TrainConfig,
@@ -210,7 +211,7 @@ fn check_plan(
         let sets = earlier.iter().flatten().chain(own).zip(&lengths).filter(|(_, rows)| **rows > 0);
         let rows: Vec<String> = sets.map(|(data, rows)| format!("{rows} of {}", data.name)).collect();
         findings.push(Finding::Fact(format!(
-            "{what}: rows an epoch: {}; {} steps an epoch, {} in all",
+            "{what}: rows per epoch: {}; {} steps per epoch, {} in total",
             rows.join(", "),
             steps.steps_per_epoch,
             steps.total_steps

@@ -19,28 +19,29 @@ use crate::{
     run_sequence,
 };
 
-/// Settings of the embedded study: a small model pretrained on facts, then four tasks in sequence, three ways.
+/// Settings of the built-in experiment: a small model is pretrained on facts, then trained on four tasks in sequence,
+/// with three methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudyConfig {
-    /// Key of facts, tasks, weights and orders.
+    /// Random seed.
     pub seed: u64,
-    /// Width of the model.
+    /// Hidden size of the model.
     pub hidden_size: usize,
-    /// Questions of each task seen beforehand, with an answer drawn at random.
+    /// Number of questions of each task in the pretraining data, with random answers.
     pub pretraining_questions: usize,
-    /// Passes over facts and questions.
+    /// Epochs of pretraining.
     pub pretraining_epochs: u64,
-    /// Training rows of each task.
+    /// Number of training rows per task.
     pub train_rows: usize,
-    /// Test documents of each task.
+    /// Number of test documents per task.
     pub test_rows: usize,
-    /// Passes over each task.
+    /// Epochs per task.
     pub epochs: u64,
     /// Learning rate of LoRA.
     pub lora_learning_rate: f64,
     /// Learning rate of full fine-tuning.
     pub full_learning_rate: f64,
-    /// Share of replayed rows.
+    /// Fraction of replayed rows.
     pub replay: f64,
 }
 
@@ -61,19 +62,19 @@ impl Default for StudyConfig {
     }
 }
 
-/// What the study came to.
+/// Results of the built-in experiment.
 pub struct Study {
-    /// Tables laid out like the paper's 1 to 4, those of replay, and a summary.
+    /// Tables in the layout of the paper's Tables 1 to 4, the same for replay, and a summary.
     pub tables: Vec<Table>,
-    /// The matrix of every sequence, by its name.
+    /// The score matrix of each sequence, by name.
     pub matrices: Vec<(String, ScoreMatrix)>,
 }
 
-/// Runs the study into `out`: `data/`, `base/`, `sequences/<method>/`, `tables.md`. What stands there is kept, so a killed
-/// study goes on where it was.
+/// Runs the built-in experiment in `out`: `data/`, `base/`, `sequences/<method>/` and `tables.md`. Completed stages are
+/// kept, so that an interrupted experiment resumes.
 ///
 /// # Errors
-/// Anything the stages raise; [`LabError::Output`] when `out` holds another study, or something else.
+/// Returns [`LabError::Output`] if `out` contains anything else, and an error if a stage fails.
 pub fn reproduce(
     config: &StudyConfig,
     out: &Path,
@@ -102,7 +103,7 @@ pub fn reproduce(
     Ok(Study { tables, matrices })
 }
 
-/// Writes facts, questions and tasks as files, as anybody's data would be; returns the files of questions.
+/// Writes facts, questions and tasks as files; returns the files of questions.
 pub(crate) fn write_data(config: &StudyConfig, data: &Path) -> Result<Vec<PathBuf>, LabError> {
     let facts = toy::facts(config.seed);
     write_split(&data.join("pretraining"), "train", &toy::pretraining(config.seed, config.pretraining_questions))?;
@@ -125,7 +126,7 @@ fn write_split(dir: &Path, split: &str, examples: &[cl_data::Example]) -> Result
     Ok(write_file(&dir.join(format!("{split}.json")), json!(examples).to_string().as_bytes())?)
 }
 
-/// A random model, then all its weights trained on what it is to know beforehand.
+/// Pretrains a randomly initialized model.
 fn pretrain(
     config: &StudyConfig,
     out: &Path,
@@ -206,7 +207,7 @@ fn sequence(
     }
 }
 
-/// Full fine-tuning and LoRA on old and on new knowledge as in the paper's Tables 1 to 4, replay the same way, a summary.
+/// The paper's Tables 1 to 4 (full fine-tuning and LoRA on old and new knowledge), the same for replay, and a summary.
 fn tables(matrices: &[(String, ScoreMatrix)]) -> Vec<Table> {
     let of = |name: &str, group: Group, caption: String| {
         let matrix = &matrices.iter().find(|m| m.0 == name).expect("every sequence was run").1;

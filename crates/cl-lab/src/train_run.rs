@@ -8,12 +8,13 @@ use crate::rounds::is_stack;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, TrainRun, run_round};
 
-/// Runs `cl train`: one round into `out`, as [`run_round`] does, with `config.toml`, the resolved configuration, and
-/// `base.blake3` and `data.blake3`, the hashes of what it is made from. With `resume` an unfinished run goes on where it was.
+/// Runs `cl train`: one round as by [`run_round`], with the resolved configuration in `config.toml` and hashes of the
+/// inputs in `base.blake3` and `data.blake3`. With `resume`, an unfinished run continues.
 ///
 /// # Errors
-/// What [`check_train`](crate::check_train) finds, before anything is written; [`LabError::Output`] when `out` holds something
-/// already and `resume` is false, or another run; anything the round raises.
+/// Returns the problems that [`check_train`](crate::check_train) finds, before anything is written;
+/// [`LabError::Output`] if `out` is not empty and `resume` is false, or belongs to another run; and an error if the
+/// round fails.
 pub fn run_train(
     config: &TrainRun,
     out: &Path,
@@ -40,7 +41,7 @@ pub fn run_train(
         earlier_data,
         mixture: &config.mixture(),
         config: &config.train,
-        // As the round that it is in a sequence: with the same seed it would start where the first one did.
+        // The same seed as for this round in a sequence; otherwise it would have the first round's initialization.
         seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
         buffer_seed: config.seed,
         profile: config.profile,

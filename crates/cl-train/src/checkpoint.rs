@@ -1,4 +1,5 @@
-//! The resumable state of a round: trained tensors, both moments, the step. A folder, replaced as a whole.
+//! Checkpoints of a round in progress: trained tensors, both moments, the step. A directory that is replaced
+//! atomically.
 
 use std::path::Path;
 
@@ -14,19 +15,19 @@ use serde_json::Value;
 use crate::adamw::Optimizer;
 use crate::{Plan, TrainConfig, TrainError};
 
-/// Where a run stands. Data order and dropout follow from the seed and the step, so nothing else needs keeping; the rest
-/// tells this run from others.
+/// Progress of a run. Data order and dropout follow from the seed and the step, so nothing else is saved; the other
+/// fields identify the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// Steps taken.
     pub(crate) step: u64,
-    /// Key of the run.
+    /// Random seed of the run.
     pub(crate) seed: u64,
-    /// Its steps.
+    /// Plan of its steps.
     pub(crate) plan: Plan,
     /// Hash of its data.
     pub(crate) data: String,
-    /// Hash of the earlier factors that it stays orthogonal to.
+    /// Hash of the earlier adapters that it stays orthogonal to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) orthogonality: Option<String>,
 }
@@ -57,7 +58,7 @@ pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, stat
     Ok(())
 }
 
-/// Puts a saved state of the run that starts as `fresh` into the optimizer; returns where the run stands.
+/// Loads a saved state into the optimizer, if there is one, and returns the progress; otherwise returns `fresh`.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
@@ -71,7 +72,7 @@ pub(crate) fn resume(
     if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
         let (path, what) = match problem {
             ManifestProblem::Missing(path) => (path, "is missing"),
-            ManifestProblem::Changed(path) => (path, "has another content than when it was saved"),
+            ManifestProblem::Changed(path) => (path, "has changed since it was saved"),
             ManifestProblem::Unlisted(path) => (path, "was not saved with it"),
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -80,16 +81,16 @@ pub(crate) fn resume(
     let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
     if saved != *config {
-        return Err(misfit("it was saved under another [train] configuration".to_owned()));
+        return Err(misfit("it was saved with a different [train] configuration".to_owned()));
     }
     if state.seed != fresh.seed {
-        return Err(misfit(format!("it was saved with seed {}, this run has {}", state.seed, fresh.seed)));
+        return Err(misfit(format!("it was saved with seed {}, but this run has seed {}", state.seed, fresh.seed)));
     }
     if state.plan != fresh.plan || state.data != fresh.data {
-        return Err(misfit("it was saved while training on other data".to_owned()));
+        return Err(misfit("it was saved with different training data".to_owned()));
     }
     if state.orthogonality != fresh.orthogonality {
-        return Err(misfit("it was saved while staying orthogonal to other adapters".to_owned()));
+        return Err(misfit("it was saved with different earlier adapters".to_owned()));
     }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
@@ -99,7 +100,7 @@ pub(crate) fn resume(
             let key = format!("{part}.{name}");
             let shape: Vec<usize> = t.size().iter().map(|&d| d as usize).collect();
             if file.info(&key).is_none_or(|i| i.shape != shape) {
-                return Err(misfit(format!("tensor `{key}` of shape {shape:?} is not in it")));
+                return Err(misfit(format!("it has no tensor `{key}` of shape {shape:?}")));
             }
             t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
         }

@@ -8,24 +8,24 @@ use tfrecord::{EventWriter, EventWriterConfig};
 
 use crate::{StepLog, TrainError};
 
-/// Where the step log goes beside `log.jsonl`; named after Transformers' `report_to`.
+/// Formats of the step log in addition to `log.jsonl`, named after Transformers' `report_to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReportTo {
-    /// `log.csv`: a header, then a line a step.
+    /// `log.csv`: a header, then one line per step.
     Csv,
     /// `events.out.tfevents.cl` for TensorBoard: the scalars `train/loss`, `train/grad_norm`, …, by step.
     Tensorboard,
 }
 
-/// One of these files, open.
+/// An open file of the step log.
 pub(crate) enum Report {
     Csv(PathBuf, File),
     Tensorboard(PathBuf, EventWriter<File>),
 }
 
 impl ReportTo {
-    /// Begins the file anew with the steps before; they are taken to have ended just now, one after another.
+    /// Rewrites the file with the earlier steps. Their times are computed backwards from now.
     pub(crate) fn open(self, dir: &Path, before: &[StepLog]) -> Result<Report, TrainError> {
         let path = dir.join(match self {
             ReportTo::Csv => "log.csv",

@@ -1,4 +1,4 @@
-//! One command, one file: its arguments and what it does with them.
+//! The commands, one per file.
 
 pub mod chat;
 mod chat_template;
@@ -29,7 +29,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::DeserializeOwned;
 use serde::de::value::StrDeserializer;
 
-/// Reads a configuration's text.
+/// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String> {
     Ok(cl_checkpoint::files::read_text(path, cl_checkpoint::files::MAX_CONFIG)?)
 }

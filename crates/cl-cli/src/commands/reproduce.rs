@@ -8,13 +8,13 @@ use cl_lab::{StudyConfig, reproduce};
 
 use crate::progress::Progress;
 
-/// Configurations are TOML, whose integers are signed.
+/// TOML integers are signed.
 const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Arguments of `cl reproduce`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory for the study; stages that stand there are kept.
+    /// Output directory; completed stages are kept.
     #[arg(long, default_value = "target/reproduce")]
     out: PathBuf,
     /// Random seed.
@@ -25,7 +25,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let config = StudyConfig { seed: args.seed, ..StudyConfig::default() };
-    // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
+    // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost
+    // minutes.
     cl_torch::tch::set_num_threads(1);
     let mut progress = Progress::new(log);
     let study = reproduce(&config, &args.out, interrupt, &mut |e| progress.observe(e))?;

@@ -33,23 +33,23 @@ pub fn evaluate(
     Ok(scores.remove(0))
 }
 
-/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each answer
-/// to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with the index of
-/// the task.
+/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each
+/// answer to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with
+/// the index of the task.
 ///
-/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes, documents may
-/// be added or reordered, and identical documents are sent to the model once. An incomplete last line is discarded. Answers
-/// to other requests, such as those of a run with a larger limit, are kept at the end of the file and not scored. On
-/// completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may differ in the last bits,
-/// which depend on how the model batches.
+/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes,
+/// documents may be added or reordered, and identical documents are sent to the model once. An incomplete last line is
+/// discarded. Answers to other requests, such as those of a run with a larger limit, are kept at the end of the file
+/// and not scored. On completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may
+/// differ in the last bits, which depend on how the model batches.
 ///
 /// Each file is locked while answers are appended to it. Several processes may write different files in one directory.
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
-/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions file
-/// (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or [`Error::File`] if
-/// reading or writing fails.
+/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions
+/// file (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or
+/// [`Error::File`] if reading or writing fails.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
@@ -121,7 +121,7 @@ impl<'a> TaskRun<'a> {
         make_parent(&self.path)?;
         let mut file = lock_log(&self.path)?;
         remove_leftovers(&self.path);
-        // Another process may have added to it, or replaced it, since it was looked at.
+        // Another process may have changed the file since it was read.
         self.saved = Saved::read(&self.path)?;
         self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
         self.done = self.saved.done(&self.keys);
@@ -204,7 +204,8 @@ impl<R: Clone, A> RequestBatch<R, A> {
         self.requests.extend_from_slice(requests);
     }
 
-    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are answered.
+    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are
+    /// answered.
     fn ask(
         mut self,
         runs: &mut [TaskRun<'_>],
@@ -212,7 +213,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
         ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
         response: impl Fn(Vec<A>) -> Response,
     ) -> Result<(), Error> {
-        // A document that asks for nothing is answered by nothing.
+        // A document without requests has an empty answer.
         for owner in (0..self.documents.len()).filter(|&o| self.open[o] == 0) {
             let (run, document) = self.documents[owner].0;
             runs[run].answer(document, response(Vec::new()))?;
@@ -226,7 +227,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
         let outcome = ask(&requests, &mut |index, answer| {
             got += 1;
             let Some(slot) = self.answers.get_mut(index).filter(|slot| slot.is_none()) else {
-                return Err(format!("an answer to request {index} of {asked}, which has one or is none").into());
+                return Err(format!("unexpected answer to request {index} of {asked}").into());
             };
             *slot = Some(answer);
             let owner = self.owners[index];
@@ -248,7 +249,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
         if let Some(error) = failure {
             return Err(error);
         }
-        // Which of the tasks it was is not known once they are asked together; the first one that is still open.
+        // The failing task is not known when tasks are batched; name the first unfinished one.
         let open = self.open.iter().position(|&n| n > 0).map_or(first, |o| self.documents[o].0.0);
         let name = || runs[open].task.name().to_owned();
         outcome.map_err(|e| Error::Model { task: name(), message: with_causes(e.as_ref()) })?;

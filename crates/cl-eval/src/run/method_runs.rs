@@ -8,14 +8,13 @@ use super::scores::Scores;
 use crate::Error;
 use crate::matrix::{Cell, Column, Group, MethodTable, ScoreMatrix};
 
-/// Reads finished runs as the rows of one table: directories of `cl sequence`, of which the last round counts, and of
-/// `cl eval`.
+/// Reads finished runs as rows of one table: directories of `cl sequence` (their last round) or `cl eval`.
 ///
-/// The columns are those of the first sequence among the runs; without one, every task of the first run, those named in `old`
-/// being old knowledge. The base is `base`, or what the first sequence scored before its first round.
+/// The columns are those of the first sequence; without a sequence, all tasks of the first run, of which those in `old`
+/// are old knowledge. The base is `base`, or else the first sequence's base model.
 ///
 /// # Errors
-/// Returns an error if a directory holds neither run, or its files cannot be read.
+/// Returns an error if a directory is not a run of either command, or its files cannot be read.
 pub fn method_table(runs: &[(String, PathBuf)], base: Option<&Path>, old: &[String]) -> Result<MethodTable, Error> {
     let opened = runs.iter().map(|(_, dir)| FinishedRun::open(dir)).collect::<Result<Vec<FinishedRun>, Error>>()?;
     let sequence = opened.iter().find_map(|run| run.matrix.as_ref());

@@ -19,12 +19,12 @@ pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
     Ok(Scores::of(task.name(), task.metric(), &run.answered()?))
 }
 
-/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order of
-/// their first lines. A document that occurs twice counts once.
+/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order
+/// of their first lines. A document that occurs twice counts once.
 ///
 /// # Errors
-/// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and an
-/// error if it cannot be read.
+/// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and
+/// an error if it cannot be read.
 pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
     cl_checkpoint::files::open_file(predictions)?;
     let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();

@@ -99,14 +99,15 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Compares two runs, each a predictions file or a directory of them.
 ///
-/// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers and
-/// targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`] with the
-/// task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a stratified bootstrap).
+/// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers
+/// and targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`]
+/// with the task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a
+/// stratified bootstrap).
 ///
 /// # Errors
-/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::OtherTarget`] or [`Error::OtherMetric`] if the runs
-/// score a document differently, [`Error::NothingInCommon`] if they have no document in common, and [`Error::Resampling`] if
-/// `resampling` is invalid.
+/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::OtherTarget`] or [`Error::OtherMetric`] if
+/// the runs score a document differently, [`Error::NothingInCommon`] if they have no document in common, and
+/// [`Error::Resampling`] if `resampling` is invalid.
 pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison, Error> {
     let Resampling { resamples, level, .. } = resampling;
     if !resampling.is_valid() {
