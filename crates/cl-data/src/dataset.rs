@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use crate::row_format::RowFormat;
 use crate::rows::each_row;
-use crate::{Columns, Error, Example, Format};
+use crate::{Columns, Error, Example, Format, HeldOut};
 
 /// The examples of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Dataset {
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub hash: String,
+    /// Rows that were removed from the examples for validation.
+    pub held_out: Option<HeldOut>,
 }
 
 /// A split of a data set.
@@ -105,7 +107,7 @@ pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset
     }
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
-    Ok(Dataset { name, examples, path: path.to_owned(), hash })
+    Ok(Dataset { name, examples, path: path.to_owned(), hash, held_out: None })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use serde::{Deserialize, Serialize};
 
-use crate::{Draw, Error, Profile, RowRef, epoch_rows};
+use crate::{Draw, Error, HeldOut, Profile, RowRef, epoch_rows};
 
 /// The plan of a round's training rows (`rows.json`), from which every epoch's rows and their order can be computed.
 /// Its size does not depend on the amount of data.
@@ -18,6 +18,7 @@ use crate::{Draw, Error, Profile, RowRef, epoch_rows};
 ///     rows: 5,
 ///     rows_per_epoch: 5,
 ///     fixed_seed: None,
+///     held_out: None,
 /// };
 /// let plan = RowPlan::new(vec![set], 42, Profile::Method, true, 7);
 /// let used: Vec<_> = plan.used(1).collect();
@@ -50,13 +51,16 @@ pub struct PlannedSet {
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub blake3: String,
-    /// Number of rows available.
+    /// Number of rows available for training.
     pub rows: usize,
     /// Number of rows per epoch.
     pub rows_per_epoch: usize,
     /// Random seed of rows that are sampled once; absent if they are sampled again for each epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_seed: Option<u64>,
+    /// Rows of the file that are held out for validation, in addition to `rows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOut>,
 }
 
 /// A row used in training.
@@ -70,6 +74,13 @@ pub struct UsedRow {
     pub dataset: String,
     /// Index of the row in its file, from 0.
     pub row: usize,
+}
+
+impl PlannedSet {
+    /// Indices in the file of the rows available for training, if they are not simply the first ones.
+    fn rows_in_file(&self) -> Option<Vec<usize>> {
+        self.held_out.map(|held_out| held_out.remaining(self.rows + held_out.rows))
+    }
 }
 
 impl RowPlan {
@@ -106,11 +117,12 @@ impl RowPlan {
         let before = epoch.saturating_mul(self.rows_per_epoch() as u64);
         let left = usize::try_from(self.rows.saturating_sub(before)).unwrap_or(usize::MAX);
         let rows = if left == 0 { Vec::new() } else { self.epoch(epoch) };
+        let in_file: Vec<Option<Vec<usize>>> = self.datasets.iter().map(PlannedSet::rows_in_file).collect();
         rows.into_iter().take(left).enumerate().map(move |(position, r)| UsedRow {
             epoch,
             position,
             dataset: self.datasets[r.dataset].name.clone(),
-            row: r.row,
+            row: in_file[r.dataset].as_ref().map_or(r.row, |rows| rows[r.row]),
         })
     }
 
@@ -132,9 +144,10 @@ impl RowPlan {
     pub fn read(path: &Path) -> Result<RowPlan, Error> {
         let wrong = |message: String| Error::Form { path: path.to_owned(), message };
         let plan: RowPlan = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
-            .map_err(|e| wrong(format!("is no plan of rows: {e}")))?;
+            .map_err(|e| wrong(format!("not a valid rows.json: {e}")))?;
         // No round is larger; a damaged number would fill the memory.
-        if plan.datasets.iter().any(|set| set.rows.max(set.rows_per_epoch) > 1 << 32) {
+        let largest = |set: &PlannedSet| set.rows.max(set.rows_per_epoch).max(set.held_out.map_or(0, |h| h.rows));
+        if plan.datasets.iter().any(|set| largest(set) > 1 << 32) {
             return Err(wrong("names more than 2³² rows".to_owned()));
         }
         if hash(&plan.epoch(0)) != plan.first_epoch {
@@ -168,6 +181,7 @@ mod tests {
             rows,
             rows_per_epoch,
             fixed_seed: None,
+            held_out: None,
         };
         RowPlan::new(vec![set("old", 10, 2), set("new", 6, 6)], 7, Profile::Method, true, rows)
     }
@@ -185,6 +199,18 @@ mod tests {
             let message = RowPlan::read(&path).unwrap_err().to_string();
             assert!(message.contains("rows.json"), "{message}");
         }
+    }
+
+    #[test]
+    fn used_rows_are_those_of_the_file_and_none_that_is_held_out() {
+        let mut plan = plan(16);
+        let held_out = HeldOut { rows: 3, seed: 5 };
+        plan.datasets[1].held_out = Some(held_out); // 6 of 9 rows are trained on
+        let mut rows: Vec<usize> = plan.used(1).filter(|r| r.dataset == "new").map(|r| r.row).collect();
+        rows.extend(held_out.indices(9));
+        rows.sort_unstable();
+        assert_eq!(rows, (0..9).collect::<Vec<_>>());
+        assert_eq!(plan.first_epoch, hash(&plan.epoch(0)));
     }
 
     #[test]

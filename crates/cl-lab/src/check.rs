@@ -16,6 +16,7 @@ use crate::model_dir::open_checkpoint;
 use crate::round_data::load_each;
 use crate::rounds::{is_stack, load_round, load_round_test};
 use crate::scoring::{check_room, file_names};
+use crate::validation::{check_size, take_validation};
 use crate::{Finding, LabError, Round, SequenceConfig, TrainRun};
 
 /// The checked inputs of a run.
@@ -26,6 +27,8 @@ pub(crate) struct Checked {
     pub(crate) rounds: Vec<Round>,
     /// Training data of each round; that of `cl train` is the last.
     pub(crate) datasets: Vec<Vec<Dataset>>,
+    /// Validation data of each round; of `cl train` the last. Empty without `[validation]`.
+    pub(crate) validation: Vec<Vec<Dataset>>,
     /// Tasks to score.
     pub(crate) tasks: Vec<Box<dyn Task>>,
     /// The columns of the score matrix: a task each, or a group of tasks.
@@ -86,8 +89,14 @@ fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
 
 fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Checked {
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
-    let mut checked =
-        Checked { device, rounds: Vec::new(), datasets: Vec::new(), tasks: Vec::new(), columns: Vec::new() };
+    let mut checked = Checked {
+        device,
+        rounds: Vec::new(),
+        datasets: Vec::new(),
+        validation: Vec::new(),
+        tasks: Vec::new(),
+        columns: Vec::new(),
+    };
     let Some(rounds) = note(config.resolve_rounds().map_err(LabError::Rounds), findings) else { return checked };
     let model = check_model(&config.model, &config.train, findings);
     check_rounds(config, &rounds, findings);
@@ -99,9 +108,17 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     let loaded = rounds.iter().map(|round| load_round(round, config.limit.train));
     checked.datasets = loaded.filter_map(|data| note(data, findings)).collect();
     if checked.datasets.len() == rounds.len() {
+        for (round, own) in rounds.iter().zip(&mut checked.datasets) {
+            let taken =
+                round.validation.as_ref().map(|v| take_validation(v, own, config.seed, round.format, &round.columns));
+            checked.validation.push(note(taken.transpose(), findings).flatten().unwrap_or_default());
+        }
         for (i, round) in rounds.iter().enumerate() {
             let earlier = if config.replay.is_some() { &checked.datasets[..i] } else { &[] };
             let what = format!("round {} ({})", i + 1, round.name);
+            if let Some(validation) = &round.validation {
+                check_size(&what, validation, &checked.validation[i], &checked.datasets[i], findings);
+            }
             check_plan(&what, earlier, &checked.datasets[i], &round.mixture, &round.train, config.profile, findings);
         }
     }
@@ -162,11 +179,22 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
     check_model(&config.model, &config.train, findings);
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
     let before = findings.len();
-    let datasets: Vec<Vec<Dataset>> = load_each(config).map(|sets| note_all(sets.into_iter(), findings)).collect();
+    let mut datasets: Vec<Vec<Dataset>> = load_each(config).map(|sets| note_all(sets.into_iter(), findings)).collect();
+    let mut validation = Vec::new();
+    if let (Some(settings), true) = (&config.validation, findings.len() == before) {
+        // As in a sequence, rows that an earlier round held out are not replayed.
+        for sets in &mut datasets {
+            let taken = take_validation(settings, sets, config.seed, config.data.format, &config.data.columns);
+            validation.push(note(taken, findings).unwrap_or_default());
+        }
+    }
     if let (Some((own, earlier)), true) = (datasets.split_last(), findings.len() == before) {
+        if let (Some(settings), Some(data)) = (&config.validation, validation.last()) {
+            check_size("the round", settings, data, own, findings);
+        }
         check_plan("the round", earlier, own, &config.mixture(), &config.train, config.profile, findings);
     }
-    Checked { device, rounds: Vec::new(), datasets, tasks: Vec::new(), columns: Vec::new() }
+    Checked { device, rounds: Vec::new(), datasets, validation, tasks: Vec::new(), columns: Vec::new() }
 }
 
 /// Warns of rows that are probably mistakes.

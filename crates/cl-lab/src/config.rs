@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use cl_data::{Columns, Format, Joint, Mixture, Profile, Replay};
 use cl_eval::Metric;
-use cl_train::{Precision, TrainConfig};
+use cl_train::{Precision, TrainConfig, ValidationConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Configuration of `cl train`: one round of fine-tuning. Paths are relative to the current directory.
@@ -24,6 +24,9 @@ pub struct TrainRun {
     pub data: DataConfig,
     /// How.
     pub train: TrainConfig,
+    /// Validation during training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
     /// Composition of several data sets.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
@@ -81,6 +84,9 @@ pub struct SequenceConfig {
     pub limit: Limits,
     /// Training settings.
     pub train: TrainConfig,
+    /// Validation during training in every round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
     /// Composition of several data sets of a round.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
@@ -116,6 +122,9 @@ pub struct RoundConfig {
     /// Composition of several data sets; defaults to the sequence's `[mixture]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joint: Option<Joint>,
+    /// Validation during training; defaults to the sequence's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
     /// Overrides of the sequence's `[train]`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub train: toml::Table,
@@ -240,6 +249,7 @@ impl RoundConfig {
             format: Format::Auto,
             columns: Columns::default(),
             joint: None,
+            validation: None,
             train: toml::Table::new(),
         }
     }

@@ -48,6 +48,9 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
         return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
     }
     config.mixture().validate(config.data.train.len()).map_err(wrong)?;
+    if let Some(validation) = &config.validation {
+        validation.validate().map_err(|e| wrong(e.to_string()))?;
+    }
     config.data.columns.validate().map_err(|e| wrong(format!("data.{e}")))?;
     at_least_one(path, "data.limit", config.data.limit)?;
     Ok(config)

@@ -158,6 +158,7 @@ fn pretrain(
         earlier_data: &[],
         mixture: &Mixture::default(),
         config: &train,
+        validation: None,
         seed: config.seed,
         buffer_seed: config.seed,
         profile: Profile::Method,
@@ -195,6 +196,7 @@ fn sequence(
             full: (!lora).then_some(Full {}),
             ..TrainConfig::default()
         },
+        validation: None,
         mixture: MixtureConfig::default(),
         replay: replay.then_some(Replay { fraction: config.replay, buffer: Buffer::Redrawn }),
         eval: EvalConfig {

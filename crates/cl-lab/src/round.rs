@@ -6,7 +6,7 @@ use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, Planned
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
+use cl_train::{Plan, TrainConfig, TrainData, TrainReport, Validation, ValidationConfig, train};
 use serde_json::json;
 
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
@@ -29,6 +29,8 @@ pub struct RoundInput<'a> {
     pub mixture: &'a Mixture,
     /// Training settings.
     pub config: &'a TrainConfig,
+    /// Validation during training.
+    pub validation: Option<RoundValidation<'a>>,
     /// Random seed of the round.
     pub seed: u64,
     /// Random seed of replay's fixed buffer, the same for all rounds.
@@ -42,6 +44,15 @@ pub struct RoundInput<'a> {
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
     /// Adapters of earlier rounds, in order, that `[train.olora]` keeps the new one orthogonal to.
     pub earlier: &'a [PathBuf],
+}
+
+/// Validation data of a round, and its settings.
+#[derive(Clone, Copy)]
+pub struct RoundValidation<'a> {
+    /// Settings.
+    pub config: &'a ValidationConfig,
+    /// Validation data.
+    pub data: &'a [Dataset],
 }
 
 /// Outputs of a round.
@@ -125,6 +136,9 @@ fn fine_tune(
     let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
     let rows = RowPlan { rows: steps.rows_in_all(), ..rows.clone() };
     rows.write(&out.join("rows.json"))?;
+    let held_out =
+        input.validation.iter().flat_map(|v| v.data).map(encode).collect::<Result<Vec<_>, LabError>>()?.concat();
+    let validation = input.validation.map(|v| Validation { config: v.config, examples: &held_out });
 
     let span = tracing::info_span!("training").entered();
     tell(observer, Event::Stage("training"));
@@ -137,11 +151,16 @@ fn fine_tune(
         None => model.set_requires_grad(true),
     }
     let orthogonality = orthogonality(input, &mut model)?;
-    let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref() };
+    let data =
+        TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref(), validation };
     let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
         tell(observer, Event::Step(p))
     })?;
     drop(span);
+    if report.steps < steps.total_steps {
+        // Early stopping: fewer rows were used than planned.
+        RowPlan { rows: steps.rows_in(report.steps), ..rows.clone() }.write(&out.join("rows.json"))?;
+    }
     input.model.check()?;
 
     tell(observer, Event::Stage("saving"));
@@ -215,6 +234,7 @@ fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
         rows: rows.len(),
         rows_per_epoch,
         fixed_seed: fixed.filter(|_| i < replayed),
+        held_out: set.held_out,
     });
     RowPlan::new(sets.collect(), input.seed, input.profile, input.config.shuffle, 0)
 }
@@ -240,7 +260,14 @@ fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     for dir in input.earlier {
         manifest = manifest.with_source("earlier_adapter", dir, adapter_hash(dir)?);
     }
-    let config = json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
+    let mut config =
+        json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
+    if let Some(validation) = &input.validation {
+        config["validation"] = json!(validation.config);
+        for data in validation.data.iter().filter(|_| validation.config.data.is_some()) {
+            manifest = manifest.with_source("validation", &data.path, data.hash.clone());
+        }
+    }
     Ok(manifest.with_config(config))
 }
 

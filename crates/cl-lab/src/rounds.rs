@@ -4,7 +4,7 @@ use cl_adapters::SequenceShape;
 use cl_checkpoint::files::shorten;
 use cl_data::{Columns, Dataset, Format, Mixture, Split, load_as, load_split_as};
 use cl_eval::TaskSpec;
-use cl_train::TrainConfig;
+use cl_train::{TrainConfig, ValidationConfig};
 use serde_json::Value;
 
 use crate::{LabError, RoundConfig, SequenceConfig};
@@ -26,6 +26,8 @@ pub struct Round {
     pub mixture: Mixture,
     /// Training settings.
     pub train: TrainConfig,
+    /// Validation during training.
+    pub validation: Option<ValidationConfig>,
 }
 
 impl SequenceConfig {
@@ -61,7 +63,10 @@ impl SequenceConfig {
         let mixture = Mixture { joint: round.joint.clone().unwrap_or(self.mixture.joint.clone()), replay: self.replay };
         mixture.validate(data.len())?;
         round.columns.validate()?;
+        let validation = round.validation.clone().or_else(|| self.validation.clone());
+        validation.as_ref().map_or(Ok(()), ValidationConfig::validate).map_err(|e| e.to_string())?;
         Ok(Round {
+            validation,
             name: round.name.clone(),
             data: data.iter().map(|entry| data_path(&self.data, entry)).collect(),
             format: round.format,

@@ -18,8 +18,8 @@ use crate::rounds::is_stack;
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{
-    Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
-    write_scores,
+    Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, RoundValidation, SequenceConfig, run_round,
+    score_model, write_scores,
 };
 
 /// Results of a sequence.
@@ -54,9 +54,9 @@ pub fn run_sequence(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    let Checked { device, rounds, datasets, tasks, columns: scored } = require_sequence(config)?;
+    let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
-    let _lock = open_run_dir(config, &rounds, &base, &datasets, out, resume)?;
+    let _lock = open_run_dir(config, &rounds, &base, &datasets, &validation, out, resume)?;
 
     // The saved matrix already contains completed rounds; it is not rewritten until the latest is reached.
     let latest = latest_model(&rounds, out);
@@ -77,7 +77,7 @@ pub fn run_sequence(
     let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
     let before = earlier.len();
     let stack = is_stack(&config.train);
-    for (index, Round { name, mixture, train, .. }) in rounds.iter().enumerate() {
+    for (index, Round { name, mixture, train, validation: settings, .. }) in rounds.iter().enumerate() {
         let round = index + 1;
         let dir = round_dir(out, round, name);
         let _span = tracing::info_span!("round", number = round, name = name.as_str()).entered();
@@ -95,6 +95,7 @@ pub fn run_sequence(
             earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },
             mixture,
             config: train,
+            validation: settings.as_ref().map(|config| RoundValidation { config, data: &validation[index] }),
             // Earlier runs' rounds count: otherwise the first round would have the same initialization as theirs.
             seed: config.seed.wrapping_add((round + before) as u64),
             buffer_seed: config.seed,
@@ -163,13 +164,17 @@ fn open_run_dir(
     rounds: &[Round],
     base: &ModelRef,
     datasets: &[Vec<Dataset>],
+    validation: &[Vec<Dataset>],
     out: &Path,
     resume: bool,
 ) -> Result<File, LabError> {
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let sources = [base_source(base), data_sources(datasets.iter().flatten(), &config.train)?];
-    let data = rounds.iter().flat_map(|round| &round.data);
+    let from_file = |round: &Round| round.validation.as_ref().is_some_and(|v| v.data.is_some());
+    let of_files = rounds.iter().zip(validation).filter(|(round, _)| from_file(round)).flat_map(|(_, sets)| sets);
+    let sources = [base_source(base), data_sources(datasets.iter().flatten().chain(of_files), &config.train)?];
+    let held_out = rounds.iter().filter_map(|round| round.validation.as_ref()?.data.as_ref());
+    let data = rounds.iter().flat_map(|round| &round.data).chain(held_out);
     let inputs = inputs(&config.model, &config.train, data.map(PathBuf::as_path));
     let marker = "config.toml";
     RunDir { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.open()

@@ -7,17 +7,18 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{
     CheckpointWriter, Dtype, Manifest, ManifestProblem, SafetensorsFile, TensorSource, TensorSpec, WriteOptions,
 };
-use cl_torch::tch::{self, Kind, Tensor};
+use cl_torch::tch::{self, Device, Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adamw::Optimizer;
-use crate::{Plan, TrainConfig, TrainError};
+use crate::validation::ValidationState;
+use crate::{Keep, Plan, TrainConfig, TrainError};
 
 /// Progress of a run. Data order and dropout follow from the seed and the step, so nothing else is saved; the other
 /// fields identify the run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// Steps taken.
     pub(crate) step: u64,
@@ -30,15 +31,31 @@ pub(crate) struct State {
     /// Hash of the earlier adapters that it stays orthogonal to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) orthogonality: Option<String>,
+    /// Validation so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) validation: Option<ValidationState>,
 }
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
 
-pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, state: &State) -> Result<(), TrainError> {
+/// Name of a tensor of the best weights so far.
+fn best_name(name: &str) -> String {
+    format!("best.{name}")
+}
+
+/// Saves a checkpoint. `best` are the weights with the lowest validation loss, if they are kept.
+pub(crate) fn save(
+    dir: &Path,
+    optimizer: &Optimizer,
+    best: Option<&[Tensor]>,
+    config: &TrainConfig,
+    state: &State,
+) -> Result<(), TrainError> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
     for (part, list) in PARTS.iter().zip([&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
         tensors.extend(optimizer.names.iter().zip(list).map(|(n, t)| (format!("{part}.{n}"), t)));
     }
+    tensors.extend(optimizer.names.iter().zip(best.into_iter().flatten()).map(|(n, t)| (best_name(n), t)));
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|(name, t)| TensorSpec {
@@ -58,15 +75,16 @@ pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, stat
     Ok(())
 }
 
-/// Loads a saved state into the optimizer, if there is one, and returns the progress; otherwise returns `fresh`.
+/// Loads a saved state into the optimizer, if there is one, and returns the progress and the best weights; otherwise
+/// returns `fresh`.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
     config: &TrainConfig,
     fresh: State,
-) -> Result<State, TrainError> {
+) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
     if !dir.join("manifest.json").exists() {
-        return Ok(fresh);
+        return Ok((fresh, None));
     }
     let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
     if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
@@ -92,6 +110,10 @@ pub(crate) fn resume(
     if state.orthogonality != fresh.orthogonality {
         return Err(misfit("it was saved with different earlier adapters".to_owned()));
     }
+    let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
+    if identity(&state) != identity(&fresh) {
+        return Err(misfit("it was saved with different [validation] settings or data".to_owned()));
+    }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
     let names = optimizer.names.clone();
@@ -105,7 +127,17 @@ pub(crate) fn resume(
             t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
         }
     }
-    Ok(state)
+    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
+    let saved = |(name, param): (&String, &Tensor)| {
+        let best = load_tensor(&file, &best_name(name), param.kind(), Device::Cpu)?;
+        if best.size() != param.size() {
+            return Err(misfit(format!("tensor `{}` has the shape {:?}", best_name(name), best.size())));
+        }
+        Ok(best)
+    };
+    let pairs = names.iter().zip(&optimizer.params);
+    let best = evaluated.then(|| pairs.map(saved).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
+    Ok((state, best))
 }
 
 fn dtype(t: &Tensor) -> Dtype {

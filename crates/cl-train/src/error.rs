@@ -20,6 +20,12 @@ pub enum TrainError {
         /// Number of examples.
         examples: usize,
     },
+    /// There is nothing to evaluate on.
+    #[error("[validation]: none of the {examples} validation examples has a token that the loss covers")]
+    NoValidationData {
+        /// Number of validation examples.
+        examples: usize,
+    },
     /// A step has no supervised token.
     #[error(
         "step {step}: none of its {rows} examples has a token that the loss covers; remove such examples, or increase \

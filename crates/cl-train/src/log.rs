@@ -20,6 +20,9 @@ pub struct StepLog {
     /// O-LoRA's penalty, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub penalty: Option<f64>,
+    /// Loss on the validation data after the step, if it was evaluated: the mean over all tokens that it covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
     /// L2 norm of all gradients, before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
@@ -46,6 +49,7 @@ impl LogWriter {
         dir: &Path,
         last_step: u64,
         report_to: &[ReportTo],
+        validates: bool,
     ) -> Result<(LogWriter, Vec<StepLog>), TrainError> {
         let path = &dir.join("log.jsonl");
         let kept: Vec<StepLog> = if last_step > 0 && path.exists() {
@@ -55,7 +59,7 @@ impl LogWriter {
         };
         write_file_with(path, |file| kept.iter().try_for_each(|line| write_line(file, line)))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
-        let reports = report_to.iter().map(|to| to.open(dir, &kept)).collect::<Result<Vec<_>, _>>()?;
+        let reports = report_to.iter().map(|to| to.open(dir, &kept, validates)).collect::<Result<Vec<_>, _>>()?;
         Ok((LogWriter { path: path.to_owned(), file, reports }, kept))
     }
 

@@ -4,7 +4,7 @@ use cl_adapters::Orthogonality;
 use cl_data::{Encoded, RowRef};
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainConfig, TrainError};
+use crate::{TrainConfig, TrainError, Validation};
 
 /// Training data of a round: tokenized data sets, and the rows of each epoch, in order.
 pub struct TrainData<'a> {
@@ -14,6 +14,8 @@ pub struct TrainData<'a> {
     pub epoch_rows: &'a dyn Fn(u64) -> Vec<RowRef>,
     /// O-LoRA's penalty against adapters of earlier rounds.
     pub orthogonality: Option<&'a Orthogonality>,
+    /// Validation data and settings.
+    pub validation: Option<Validation<'a>>,
 }
 
 impl TrainData<'_> {
@@ -133,24 +135,7 @@ impl Plan {
             return Err(TrainError::NoData { examples });
         }
         let mut hasher = blake3::Hasher::new();
-        for example in data.datasets.iter().flatten() {
-            let length = example.input_ids.len();
-            hasher.update(&(length as u64).to_le_bytes());
-            // For an answer at the end, only its start, for compatibility with older checkpoints.
-            let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
-            match example.learned.first() {
-                _ if !plain => {
-                    for place in example.learned.iter().flat_map(|range| [range.start, range.end]) {
-                        hasher.update(&(place as u64).to_le_bytes());
-                    }
-                }
-                range => {
-                    hasher.update(&(range.map_or(length, |r| r.start) as u64).to_le_bytes());
-                }
-            }
-            let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            hasher.update(&ids);
-        }
+        hash_examples(&mut hasher, data.datasets.iter().flatten());
         let first = (data.epoch_rows)(0);
         for number in first.iter().flat_map(|r| [r.dataset, r.row]) {
             hasher.update(&(number as u64).to_le_bytes());
@@ -168,7 +153,12 @@ impl Plan {
 
     /// Number of rows that all steps use.
     pub fn rows_in_all(&self) -> u64 {
-        let last = self.total_steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
+        self.rows_in(self.total_steps)
+    }
+
+    /// Number of rows that the first `steps` steps use.
+    pub fn rows_in(&self, steps: u64) -> u64 {
+        let last = steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
         last.map_or(0, |part| part.epoch.saturating_mul(self.rows as u64).saturating_add(part.rows.end as u64))
     }
 
@@ -182,6 +172,28 @@ impl Plan {
             return Err(TrainError::NoTarget { step: step + 1, rows });
         }
         Ok(())
+    }
+}
+
+/// Adds tokens and labels of examples to a hash.
+pub(crate) fn hash_examples<'e>(hasher: &mut blake3::Hasher, examples: impl Iterator<Item = &'e Encoded>) {
+    for example in examples {
+        let length = example.input_ids.len();
+        hasher.update(&(length as u64).to_le_bytes());
+        // For an answer at the end, only its start, for compatibility with older checkpoints.
+        let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
+        match example.learned.first() {
+            _ if !plain => {
+                for place in example.learned.iter().flat_map(|range| [range.start, range.end]) {
+                    hasher.update(&(place as u64).to_le_bytes());
+                }
+            }
+            range => {
+                hasher.update(&(range.map_or(length, |r| r.start) as u64).to_le_bytes());
+            }
+        }
+        let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        hasher.update(&ids);
     }
 }
 

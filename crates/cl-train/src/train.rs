@@ -11,7 +11,8 @@ use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
-use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
+use crate::validation::{ValidationState, eval_loss, restore, snapshot};
+use crate::{Keep, LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError, ValidationReport};
 
 /// Progress after a step.
 pub struct Progress<'a> {
@@ -24,7 +25,7 @@ pub struct Progress<'a> {
 /// Summary of a finished round.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainReport {
-    /// Number of steps of the round.
+    /// Number of steps taken; fewer than planned after early stopping.
     pub steps: u64,
     /// Mean loss of the last tenth of the round's steps, including those of earlier processes; NaN if the log has none.
     pub final_loss: f64,
@@ -32,6 +33,8 @@ pub struct TrainReport {
     pub tokens: u64,
     /// Wall-clock time in seconds of the steps in this process.
     pub seconds: f64,
+    /// Outcome of the validation, if there was any.
+    pub validation: Option<ValidationReport>,
 }
 
 /// Fine-tunes `model` in place: its adapters if it has any, else all weights that require a gradient.
@@ -58,17 +61,19 @@ pub fn train(
     config.validate()?;
     check_model(model, config)?;
     let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
-    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality };
+    let validation = data.validation.as_ref().map(ValidationState::new).transpose()?;
+    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality, validation };
     model.activation_checkpointing = config.activation_checkpointing;
     let mut optimizer = Optimizer::new(model.trainable(), config);
-    let mut state = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
+    let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
     let mut done = state.step;
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
-    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to)?;
+    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to, data.validation.is_some())?;
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
 
-    while done < plan.total_steps {
+    let stops = |state: &State| state.validation.as_ref().is_some_and(ValidationState::stops);
+    while done < plan.total_steps && !stops(&state) {
         let started = Instant::now();
         let parts = plan.micro_batches(done);
         let epoch = parts[0].epoch;
@@ -90,20 +95,28 @@ pub fn train(
         optimizer.zero_grad();
         done = number;
 
+        let seconds = started.elapsed().as_secs_f64();
+        let eval_loss = evaluate(model, data, config, plan, done, &mut state)?;
+        if let Some((_, true)) = eval_loss {
+            optimizer.check_finite(done)?;
+            best = keeps_best(data).then(|| snapshot(&optimizer.params));
+        }
+
         let step = StepLog {
             step: done,
             epoch,
             loss,
             penalty,
+            eval_loss: eval_loss.map(|(loss, _)| loss),
             grad_norm,
             learning_rate,
             tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
             supervised_tokens: supervised_tokens as u64,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds,
         };
         log.write(&step)?;
         tracing::debug!(step = done, loss, grad_norm, learning_rate, tokens = step.tokens, "step");
-        let last = done == plan.total_steps;
+        let last = done == plan.total_steps || stops(&state);
         let stop = interrupt.requested() && !last;
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
         if due || stop || last {
@@ -112,7 +125,7 @@ pub fn train(
         }
         if due || stop {
             state.step = done;
-            checkpoint::save(&out.join("state"), &optimizer, config, &state)?;
+            checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state)?;
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
@@ -120,7 +133,39 @@ pub fn train(
             return Err(TrainError::Interrupted { step: done, total_steps: plan.total_steps });
         }
     }
-    Ok(report(plan, &steps, before))
+    if let Some(best) = &best {
+        restore(&mut optimizer.params, best);
+    }
+    let validation = state.validation.and_then(|v| v.report);
+    if let Some(ValidationReport { best_step, best_loss, .. }) = &validation {
+        let kept = if best.is_some() { ", whose weights are kept" } else { "" };
+        tracing::info!("  lowest validation loss {best_loss:.4} after step {best_step} of {done}{kept}");
+    }
+    Ok(report(done, &steps, before, validation))
+}
+
+/// Whether the weights with the lowest validation loss are the result.
+fn keeps_best(data: &TrainData<'_>) -> bool {
+    data.validation.is_some_and(|v| v.config.keep == Keep::Best)
+}
+
+/// The validation loss after step `done`, if it is due, and whether it is the lowest so far.
+fn evaluate(
+    model: &Decoder,
+    data: &TrainData<'_>,
+    config: &TrainConfig,
+    plan: &Plan,
+    done: u64,
+    state: &mut State,
+) -> Result<Option<(f64, bool)>, TrainError> {
+    let (Some(validation), Some(progress)) = (data.validation, &mut state.validation) else { return Ok(None) };
+    if !progress.is_due(done, plan) {
+        return Ok(None);
+    }
+    let loss = eval_loss(model, validation.examples, config)?;
+    finite(done, "eval_loss", loss)?;
+    tracing::debug!(step = done, eval_loss = loss, "validation");
+    Ok(Some((loss, progress.add(done, loss))))
 }
 
 /// Checks that the model fits `config`.
@@ -230,13 +275,14 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
 }
 
 /// `steps` are all steps of the round; the first `before` are from earlier processes.
-fn report(plan: &Plan, steps: &[StepLog], before: usize) -> TrainReport {
+fn report(done: u64, steps: &[StepLog], before: usize, validation: Option<ValidationReport>) -> TrainReport {
     let own = &steps[before..];
     let report = TrainReport {
-        steps: plan.total_steps,
+        steps: done,
         final_loss: final_loss(steps),
         tokens: own.iter().map(|s| s.tokens).sum(),
         seconds: own.iter().map(|s| s.seconds).sum(),
+        validation,
     };
     let (seconds, rate) = (report.seconds, report.tokens as f64 / report.seconds.max(1e-9));
     let last = steps.last().map_or(f64::NAN, |step| step.loss);

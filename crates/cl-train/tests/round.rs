@@ -91,7 +91,7 @@ fn run_with(
     let rows = |epoch: u64| -> Vec<RowRef> {
         cl_data::shuffled(n, epoch, 3).into_iter().map(|row| RowRef { dataset: 0, row }).collect()
     };
-    let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None };
+    let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None, validation: None };
     let plan = Plan::new(n, config, false).unwrap();
     train(model, &data, config, &plan, seed, out, &Interrupt::default(), &mut |p| observe(p.step))
 }

@@ -36,6 +36,10 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     let tokens: u64 = steps.iter().map(|s| s.tokens).sum();
     let rate = tokens as f64 / steps.iter().map(|s| s.seconds).sum::<f64>().max(1e-9);
     writeln!(out, "{} steps, mean loss over the last 10% of steps {loss:.4}, {rate:.0} tokens/s", steps.len())?;
+    let evaluated = steps.iter().filter_map(|s| Some((s.step, s.eval_loss?)));
+    if let Some((step, loss)) = evaluated.min_by(|a, b| a.1.total_cmp(&b.1)) {
+        writeln!(out, "lowest validation loss {loss:.4} after step {step}")?;
+    }
     if let Some(adapter) = output.adapter {
         writeln!(out, "adapter  {}", adapter.display())?;
     }
