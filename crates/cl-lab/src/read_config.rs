@@ -177,8 +177,8 @@ mod tests {
         let rows: [(&str, &[&str], &str); 10] = [
             ("model = 'm'\ntask = []", &[], "line 2"),
             (MINIMAL, &["replay.fraction=-1"], "replay.fraction = -1"),
-            (MINIMAL, &["tasks=['a', 'a']"], "`a` comes up again"),
-            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not the name"),
+            (MINIMAL, &["tasks=['a', 'a']"], "`a` occurs again"),
+            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not a valid directory name"),
             (MINIMAL, &["limit.train=0"], "limit.train = 0: expected at least 1"),
             (MINIMAL, &["eval.max_new_tokens=0"], "eval.max_new_tokens = 0"),
             (MINIMAL, &["train.full={}"], "exactly one of"),

@@ -197,12 +197,12 @@ mod tests {
     fn wrong_rounds_are_named() {
         for (text, part) in [
             ("", "neither `tasks` nor"),
-            ("[[rounds]]\nname = 'a'\n[[rounds]]\nname = 'a'\n", "`a` comes up again at place 2"),
-            ("[[rounds]]\nname = '../a'\n", "`../a` is not the name"),
+            ("[[rounds]]\nname = 'a'\n[[rounds]]\nname = 'a'\n", "`a` occurs again as entry 2"),
+            ("[[rounds]]\nname = '../a'\n", "`../a` is not a valid directory name"),
             ("[[rounds]]\nname = 'a'\ntrain = { epoch = 3 }\n", "round `a`: train: unknown field `epoch`"),
             ("[[rounds]]\nname = 'a'\ntrain = { epochs = 0 }\n", "round `a`: train: epochs = 0"),
             ("[[rounds]]\nname = 'a'\ntrain = { full = {} }\n", "exactly one of"),
-            ("[[rounds]]\nname = 'a'\ntrain = { olora = { lambda = 0.5 } }\n", "hold for the whole sequence"),
+            ("[[rounds]]\nname = 'a'\ntrain = { olora = { lambda = 0.5 } }\n", "apply to the whole sequence"),
             ("[[rounds]]\nname = 'a'\ndata = 3\n", "expected a path or a list of paths"),
             ("[[rounds]]\nname = 'a'\ndata = ['b', 'c']\njoint = { weights = [1.0] }\n", "1 for 2 data sets"),
             ("[[rounds]]\nname = 'a'\njoint = 'unifrom'\n", "unifrom"),

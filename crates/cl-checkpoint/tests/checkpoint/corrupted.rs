@@ -74,9 +74,9 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
         (
             "shape product beyond 64 bits",
             safetensors(shape("F32", "[4294967296,4294967296,1]"), &four),
-            vec![w, "too many"],
+            vec![w, "too large"],
         ),
-        ("bits beyond 64 bits", safetensors(shape("F64", "[2305843009213693952]"), &four), vec![w, "too many"]),
+        ("bits beyond 64 bits", safetensors(shape("F64", "[2305843009213693952]"), &four), vec![w, "too large"]),
         ("half a byte", safetensors(shape("F4", "[7]"), &four), vec![w, "not a whole number of bytes"]),
         ("negative dimension", safetensors(shape("F32", "[-1]"), &four), vec![w, "-1"]),
         ("fractional dimension", safetensors(shape("F32", "[1.0]"), &four), vec![w, "floating point"]),

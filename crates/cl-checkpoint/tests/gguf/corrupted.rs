@@ -104,12 +104,12 @@ fn a_tensor_that_makes_no_sense_is_refused_by_name() {
         row(
             "a layer too many",
             |f| f.add("blk.1.attn_q.weight", &[8, 8], (0..).map(|_| 0.0)),
-            &["`blk.1.attn_q.weight`", "no place in a llama"],
+            &["`blk.1.attn_q.weight`", "not part of a llama"],
         ),
         row(
             "left over",
             |f| f.add("blk.0.ffn_gate_inp.weight", &[8], (0..).map(|_| 0.0)),
-            &["`blk.0.ffn_gate_inp.weight`", "no place in a llama"],
+            &["`blk.0.ffn_gate_inp.weight`", "not part of a llama"],
         ),
         row(
             "one bias of four",
@@ -169,7 +169,7 @@ fn metadata_that_cannot_be_used_is_refused_by_key() {
         row(
             "huge head",
             set("llama.attention.key_length", Value::U64(1 << 63)),
-            &["`llama.attention.head_count`", "impossible"],
+            &["`llama.attention.head_count`", "not a valid head size"],
         ),
         row("odd head", set("llama.attention.key_length", u(3)), &["width of 3"]),
         row(

@@ -19,7 +19,7 @@ fn help_names_every_argument() {
                 "check",
                 "reproduce",
                 "paper-tables",
-                "Start here",
+                "Examples",
                 "--threads <N>",
             ],
         ),
@@ -105,7 +105,7 @@ fn the_paper_tables_need_nothing() {
     let all = world.ok(["paper-tables"]);
     let flagged = world.ok(["paper-tables", "--flagged"]);
     assert!(all.lines().count() > flagged.lines().count());
-    assert!(flagged.contains("stands in the neighbouring column"), "{flagged}");
+    assert!(flagged.contains("is printed in the adjacent column"), "{flagged}");
 }
 
 #[test]

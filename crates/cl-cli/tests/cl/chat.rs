@@ -117,7 +117,7 @@ fn what_cannot_be_a_conversation_says_why() {
     assert!(message.contains("no system here"), "{message}");
     let run = chat(&world, &["--template", "chat.jinja"], b"/system x\na\n");
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 1));
-    assert!(run.stderr.contains("the system message stays as it was") && run.stderr.contains("no system here"));
+    assert!(run.stderr.contains("the system message is unchanged") && run.stderr.contains("no system here"));
     let run = chat(&world, &["--template", "chat.jinja"], b"a\n\xff\xfe\n");
     assert_eq!(run.code, Some(1));
     assert!(run.stderr.contains("line 2 of standard input is not UTF-8"), "{}", run.stderr);

@@ -40,7 +40,7 @@ fn a_table_is_trained_on_by_its_columns() {
                   columns = { prompt = \"Review: {{ review }}\", answer = 'stars' }\n[train.lora]\nr = 2\n";
     world.write("stars.toml", config);
     let checked = world.ok(["check", "stars.toml"]);
-    assert!(checked.contains("rows an epoch: 2 of stars"), "{checked}");
+    assert!(checked.contains("rows per epoch: 2 of stars"), "{checked}");
     for (wrong, part) in [
         (config.replace("answer = 'stars'", "answer = 'star'"), "`star` is missing; the row has [review, stars]"),
         (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
@@ -55,7 +55,7 @@ fn a_table_is_trained_on_by_its_columns() {
         world.fails(["data", "show", "stars.csv", "--model", "model", "--from", "2"].into_iter().chain(columns));
     assert!(message.contains("has 2 rows, counted from 0"), "{message}");
     let message = world.fails(["data", "show", "stars.csv", "--model", "model", "--columns", "prompts=a"]);
-    assert!(message.contains("there are prompt, answer and messages"), "{message}");
+    assert!(message.contains("expected prompt, answer or messages"), "{message}");
 }
 
 #[test]

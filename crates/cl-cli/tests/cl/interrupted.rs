@@ -62,7 +62,7 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
     flip(&world, "r/state/model.safetensors");
     let message = world.fails(&resume);
     assert!(message.contains("r/state") && message.contains("`model.safetensors` has another content"), "{message}");
-    assert!(message.contains("remove the folder to start this round again"), "{message}");
+    assert!(message.contains("remove the directory to restart the round"), "{message}");
     std::fs::remove_dir_all(world.path("r/state")).unwrap();
     world.ok(&resume);
 
@@ -70,7 +70,7 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
         let whole = std::fs::read(world.path(file)).unwrap();
         flip(&world, file);
         let message = world.fails(&resume);
-        assert!(message.contains(file) && message.contains("to have it made again"), "{message}");
+        assert!(message.contains(file) && message.contains("to create it again"), "{message}");
         std::fs::write(world.path(file), whole).unwrap();
         world.ok(&resume);
     }

@@ -14,5 +14,6 @@ mod moe;
 mod sampling;
 mod sequence;
 mod train;
+mod validation;
 mod words;
 mod world;

@@ -112,7 +112,7 @@ fn a_finished_sequence_makes_nothing_again() {
         match event {
             Event::Skipped(name) => events.push(name.to_owned()),
             Event::Stage(name) => assert!(name.starts_with("round "), "{name}"),
-            Event::Step(_) | Event::Warning(_) | Event::Scored { .. } => panic!("made again"),
+            Event::Step(_) | Event::Warning(_) | Event::Scored { .. } => panic!("create it again"),
         }
     })
     .unwrap();
