@@ -72,7 +72,7 @@ fn commands_change_the_conversation() {
     assert_eq!(lines[0], lines[1]);
     assert_eq!(lines[2], alone("a b c d e f"));
     let run = chat(&world, &[], b"/help\n/a/path ?\n");
-    assert!(run.stderr.contains("/help is no command; there are /reset, /system TEXT and /exit"), "{}", run.stderr);
+    assert!(run.stderr.contains("unknown command /help; commands: /reset, /system TEXT, /exit"), "{}", run.stderr);
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 1));
 }
 
@@ -83,9 +83,9 @@ fn a_full_context_is_told() {
     // <s> u … : a are 61 of 64 tokens; the next message does not fit any more, and one after /reset does.
     let run = chat(&world, &[], format!("{long}\nb\n/reset\nb\n").as_bytes());
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 2), "{}", run.stderr);
-    assert!(run.stderr.contains("(cut: the context of 64 tokens is full; /reset begins a new"), "{}", run.stderr);
+    assert!(run.stderr.contains("(truncated: the context of 64 tokens is full; /reset starts a new"), "{}", run.stderr);
     assert!(run.stderr.contains("the model's context holds 64; the message was dropped"), "{}", run.stderr);
-    assert!(run.stderr.contains("(cut after 4 tokens; --max-new-tokens allows more)"), "{}", run.stderr);
+    assert!(run.stderr.contains("(truncated after 4 tokens; see --max-new-tokens)"), "{}", run.stderr);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn what_cannot_be_a_conversation_says_why() {
     assert!(run.stderr.contains("the system message is unchanged") && run.stderr.contains("no system here"));
     let run = chat(&world, &["--template", "chat.jinja"], b"a\n\xff\xfe\n");
     assert_eq!(run.code, Some(1));
-    assert!(run.stderr.contains("line 2 of standard input is not UTF-8"), "{}", run.stderr);
+    assert!(run.stderr.contains("line 2 of standard input is not valid UTF-8"), "{}", run.stderr);
 }
 
 fn signal(process: &Child, name: &str) {

@@ -75,7 +75,7 @@ fn what_is_no_configuration_says_where() {
         (&["nowhere.toml"], "nowhere.toml: not found"),
         (&["model/model.safetensors"], "is not valid UTF-8; the file is damaged or not a text file"),
         (&["lora.toml", "--set", "train.lora.rank=4"], "unknown field `rank`"),
-        (&["model", "--set", "seed=3"], "--set changes keys of a configuration; model is a directory"),
+        (&["model", "--set", "seed=3"], "--set applies to configurations; model is a directory"),
     ] {
         let message = world.fails(["check"].iter().chain(args));
         assert!(message.contains(part), "{message}");
@@ -92,7 +92,7 @@ fn good_directories_say_what_they_hold() {
     let text = world.ok(["check", "r/adapter"]);
     assert!(text.starts_with("adapter: LORA on 14 modules, r 2, lora_alpha 16, base model\n"), "{text}");
     world.write("r/model/notes.txt", "mine");
-    assert!(world.ok(["check", "r/model"]).contains("r/model/notes.txt: not named in manifest.json"));
+    assert!(world.ok(["check", "r/model"]).contains("r/model/notes.txt: not listed in manifest.json"));
     let (count, text) = problems(&world, &["r"]);
     assert!(count == 1 && text.contains("r: holds neither a model (config.json) nor an adapter"), "{text}");
 }
@@ -143,7 +143,7 @@ fn a_file_that_was_edited_differs_from_its_manifest() {
     world.write("model/tokenizer_config.json", &(text + "\n"));
     let (count, text) = problems(&world, &["model"]);
     assert_eq!(count, 1);
-    assert!(text.contains("model/tokenizer_config.json: has differs from manifest.json"), "{text}");
+    assert!(text.contains("model/tokenizer_config.json: differs from manifest.json"), "{text}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn a_table_is_trained_on_by_its_columns() {
         (config.replace("answer = 'stars'", "answer = 'star'"), "`star` is missing; the row has [review, stars]"),
         (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
         (config.replace("columns = {", "columns = { answr = 'x', "), "unknown field `answr`"),
-        (config.replace("columns", "# columns"), "keys [review, stars] are none of"),
+        (config.replace("columns", "# columns"), "unknown format with keys [review, stars]"),
     ] {
         world.write("stars.toml", &wrong);
         let message = world.fails(["train", "stars.toml", "--out", "run"]);

@@ -95,10 +95,10 @@ fn what_cannot_be_asked_is_told() {
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
         ("folder", "data/folder/test.json: is a directory"),
-        ("FOMC", "task `FOMC`: no such directory"),
+        ("FOMC", "task `FOMC`: neither a known task"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
-        ("first,first", "task `first`: named twice"),
-        ("first,../data/first", "the same file as those of `first`"),
+        ("first,first", "task `first`: listed twice"),
+        ("first,../data/first", "the same as that of `first`"),
     ];
     for (tasks, part) in rows {
         let message =
@@ -171,7 +171,7 @@ fn several_adapters_over_one_model_are_one_table() {
         }
     }
     let message = world.fails(EVAL.iter().chain(&["--adapter", "r1/adapter", "--adapter", "r1"]));
-    assert!(message.contains("two adapters are called `r1`"), "{message}");
+    assert!(message.contains("two adapters have the name `r1`"), "{message}");
 }
 
 #[test]
@@ -247,7 +247,7 @@ gold = "right"
 fn a_chat_template_that_is_not_there_is_told() {
     let world = World::new();
     let message = world.fails(EVAL.iter().chain(&["--apply-chat-template"]));
-    assert!(message.contains("model: neither chat_template.jinja nor a chat_template"), "{message}");
+    assert!(message.contains("model: no chat template (neither chat_template.jinja nor"), "{message}");
     world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
     world.ok(EVAL.iter().chain(&["--apply-chat-template"]));
     assert!(world.read("e/results.json").contains("m.content"));

@@ -135,9 +135,9 @@ fn mistakes_are_told_before_anything_is_written() {
         ("tasks=['first', '../data']", "tasks: `../data` is not a valid directory name"),
         ("tasks=['first', 'first']", "tasks: `first` occurs again as entry 2"),
         ("eval.old=['nowhere.jsonl']", "data/nowhere.jsonl: not found"),
-        ("eval.old=['homes.jsonl', 'data/homes.jsonl']", "task `homes`: named twice"),
+        ("eval.old=['homes.jsonl', 'data/homes.jsonl']", "task `homes`: listed twice"),
         ("limit.test=0", "limit.test = 0: expected at least 1"),
-        ("eval.max_new_tokens=64", "64 new tokens leave no room for a prompt in the model's 64 positions"),
+        ("eval.max_new_tokens=64", "64 new tokens leave no room for a prompt in the model's context of 64 tokens"),
     ];
     for (set, part) in rows {
         let message = world.fails(["sequence", "lora.toml", "--out", "s", "--set", set]);

@@ -10,7 +10,7 @@ fn a_round_of_lora_leaves_what_is_documented() {
     let run = world.run(["train", "train.toml", "--out", "r"]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let lines: Vec<&str> = run.stdout.lines().collect();
-    assert!(lines[0].starts_with("12 steps, mean loss of the last tenth "), "{lines:?}");
+    assert!(lines[0].starts_with("12 steps, mean loss over the last 10% of steps "), "{lines:?}");
     assert_eq!(lines[1..], ["adapter  r/adapter", "model    r/model"]);
     assert!(run.stderr.contains("training") && run.stderr.contains("12 steps"), "{}", run.stderr);
     let names: Vec<String> = content(&world.path("r")).into_iter().map(|f| f.0).collect();
@@ -106,7 +106,10 @@ fn a_second_run_into_the_same_output_needs_resume_and_the_same_configuration() {
     world.ok(["train", "train.toml", "--out", "r"]);
     let before = content(&world.path("r"));
     let message = world.fails(["train", "train.toml", "--out", "r"]);
-    assert!(message.contains("r: is not empty; add --resume to continue the run in it, or choose another --out"), "{message}");
+    assert!(
+        message.contains("r: is not empty; add --resume to continue the run in it, or choose another --out"),
+        "{message}"
+    );
     let message = world.fails(["train", "train.toml", "--out", "r", "--resume", "--set", "train.epochs=4"]);
     assert!(message.contains("it has `epochs = 3`, this run has `epochs = 4`; choose another --out"), "{message}");
     let again = world.run(["train", "train.toml", "--out", "r", "--resume"]);
@@ -169,7 +172,7 @@ fn mistakes_are_told_before_anything_is_written() {
         assert!(message.contains(&format!("error: {out}: ")), "{message}");
     }
     let message = world.fails(["train", "data", "--out", "r"]);
-    assert!(message.contains("data: is a directory; a regular file is expected"), "{message}");
+    assert!(message.contains("data: is a directory; expected a regular file"), "{message}");
 }
 
 #[test]
