@@ -197,7 +197,7 @@ fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
     let run = world.run(with("c", &[]));
     assert_eq!((run.code, run.stdout.as_str()), (Some(0), table.as_str()), "{}", run.stderr);
     assert!(
-        run.stderr.contains("warning: ") && run.stderr.contains("1 damaged lines (line 1 first)"),
+        run.stderr.contains("warning: ") && run.stderr.contains("1 damaged lines (first: line 1)"),
         "{}",
         run.stderr
     );
