@@ -94,7 +94,7 @@ fn good_directories_say_what_they_hold() {
     world.write("r/model/notes.txt", "mine");
     assert!(world.ok(["check", "r/model"]).contains("r/model/notes.txt: not listed in manifest.json"));
     let (count, text) = problems(&world, &["r"]);
-    assert!(count == 1 && text.contains("r: holds neither a model (config.json) nor an adapter"), "{text}");
+    assert!(count == 1 && text.contains("r: contains neither a model (config.json) nor an adapter"), "{text}");
 }
 
 const WEIGHTS: &str = "m/model.safetensors";

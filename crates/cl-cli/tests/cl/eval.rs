@@ -89,7 +89,7 @@ fn what_cannot_be_asked_is_told() {
     let rows = [
         (
             "nowhere",
-            "task `nowhere`: no such directory in data, and no known task has it there; known tasks: C-STANCE, FOMC",
+            "task `nowhere`: neither a known task in data, and no known task has it there; known tasks: C-STANCE, FOMC",
         ),
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
