@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// The name is neither a known task nor a directory.
     #[error(
-        "task `{name}`: neither a known task nor a directory in {dir}; known tasks: {known}. A directory needs a test.json or \
+        "task `{name}`: not found in {dir}; known tasks: {known}. A directory needs a test.json or \
          test.jsonl of {{\"prompt\", \"answer\"}}"
     )]
     UnknownTask {

@@ -84,7 +84,11 @@ fn a_full_context_is_told() {
     let run = chat(&world, &[], format!("{long}\nb\n/reset\nb\n").as_bytes());
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 2), "{}", run.stderr);
     assert!(run.stderr.contains("(truncated: the context of 64 tokens is full; /reset starts a new"), "{}", run.stderr);
-    assert!(run.stderr.contains("exceed the model's context (69 of 64 tokens); the message was dropped"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("exceed the model's context (69 of 64 tokens); the message was dropped"),
+        "{}",
+        run.stderr
+    );
     assert!(run.stderr.contains("(truncated after 4 tokens; see --max-new-tokens)"), "{}", run.stderr);
 }
 

@@ -42,7 +42,10 @@ fn a_table_is_trained_on_by_its_columns() {
     let checked = world.ok(["check", "stars.toml"]);
     assert!(checked.contains("rows per epoch: 2 of stars"), "{checked}");
     for (wrong, part) in [
-        (config.replace("answer = 'stars'", "answer = 'star'"), "`star` is missing; the row has the keys [review, stars]"),
+        (
+            config.replace("answer = 'stars'", "answer = 'star'"),
+            "`star` is missing; the row has the keys [review, stars]",
+        ),
         (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
         (config.replace("columns = {", "columns = { answr = 'x', "), "unknown field `answr`"),
         (config.replace("columns", "# columns"), "unknown format with keys [review, stars]"),

@@ -87,15 +87,12 @@ fn what_cannot_be_asked_is_told() {
     world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 1}\n");
     world.write("data/folder/test.json/x", "");
     let rows = [
-        (
-            "nowhere",
-            "task `nowhere`: neither a known task in data, and no known task has it there; known tasks: C-STANCE, FOMC",
-        ),
+        ("nowhere", "task `nowhere`: not found in data; known tasks: C-STANCE, FOMC"),
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
         ("folder", "data/folder/test.json: is a directory"),
-        ("FOMC", "task `FOMC`: neither a known task"),
+        ("FOMC", "task `FOMC`: not found in data"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
         ("first,first", "task `first`: listed twice"),
         ("first,../data/first", "the same as that of `first`"),
