@@ -77,7 +77,8 @@ fn few_steps(model: &mut Decoder, rows: Vec<Encoded>, seed: u64, less: u64, fold
         cl_data::shuffled(rows.len(), epoch, seed).into_iter().map(|row| RowRef { dataset: 0, row }).collect()
     };
     let plan = Plan::new(rows.len(), &config, false)?;
-    let data = TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None };
+    let data =
+        TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None, validation: None };
     let out = folder.join(format!("log-{seed}-{less}"));
     let report = train(model, &data, &config, &plan, seed, &out, &Interrupt::default(), &mut |_| {})?;
     eprintln!("{} steps, loss {:.3}", report.steps, report.final_loss);

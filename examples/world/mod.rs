@@ -63,6 +63,7 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
         earlier_data: &[],
         mixture: &Mixture::default(),
         config: &train,
+        validation: None,
         seed: SEED,
         buffer_seed: SEED,
         profile: Profile::Method,
@@ -91,6 +92,7 @@ pub fn sequence(base: &Path, data: &Path, tasks: &[&str]) -> SequenceConfig {
             lora: Some(LoraConfig::default()),
             ..TrainConfig::default()
         },
+        validation: None,
         mixture: MixtureConfig::default(),
         replay: None,
         eval: EvalConfig { max_new_tokens: Some(4), ..EvalConfig::default() },

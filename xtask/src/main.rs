@@ -69,11 +69,9 @@ fn root() -> &'static Path {
     })
 }
 
-/// Where fetched things are kept, outside the checkout: `CL_CACHE`, or `cl` in the user's cache folder.
+/// The cache folder, for downloads.
 fn cache() -> Result<PathBuf> {
-    let from = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("CL_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|d| d.join("cl")))
-        .or_else(|| from("HOME").map(|d| d.join(".cache/cl")))
-        .ok_or_else(|| anyhow::anyhow!("neither CL_CACHE nor HOME is set; set CL_CACHE to a folder with 2 GB of room"))
+    cl_checkpoint::files::cache_dir().ok_or_else(|| {
+        anyhow::anyhow!("neither CL_CACHE nor HOME is set; set CL_CACHE to a folder with 2 GB of free space")
+    })
 }

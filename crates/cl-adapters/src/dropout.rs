@@ -1,6 +1,7 @@
+use cl_checkpoint::seed::splitmix64;
 use cl_torch::tch::{self, Tensor};
 
-/// Whether a forward pass trains, and from which number its dropout masks are drawn.
+/// Whether a forward pass trains, and from which seed its dropout masks are drawn.
 ///
 /// A mask depends on this seed and on the module only. So the recomputation of a checkpointed layer sees the same mask,
 /// and a resumed run goes on as the uninterrupted one would have.
@@ -8,9 +9,9 @@ use cl_torch::tch::{self, Tensor};
 pub enum Mode {
     /// No dropout.
     Eval,
-    /// Dropout with masks keyed by this number; give every micro-batch its own.
+    /// Dropout with masks drawn from this seed; give every micro-batch its own.
     Train {
-        /// Key of the masks.
+        /// Random seed of the masks.
         seed: u64,
     },
 }
@@ -21,7 +22,7 @@ impl Mode {
         match self {
             Mode::Train { seed } if p > 0.0 => {
                 // Seeding the process's generator is what works on every device; nothing else draws from it in a step.
-                tch::manual_seed((mix(seed ^ key) >> 1) as i64);
+                tch::manual_seed((splitmix64(seed ^ key) >> 1) as i64);
                 let mask = x.empty_like().bernoulli_float_(1.0 - p) / (1.0 - p);
                 x * mask
             }
@@ -37,14 +38,6 @@ impl Mode {
             Mode::Train { .. } => x.linear(weight, bias),
         }
     }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): spreads neighbouring keys over all 64 bits.
-pub(crate) fn mix(key: u64) -> u64 {
-    let mut z = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

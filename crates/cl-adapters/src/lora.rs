@@ -167,5 +167,5 @@ fn find<'a>(adapter: &'a Adapter, name: &str, kind: LayerKind) -> Result<&'a Ada
 }
 
 pub(crate) fn name_key(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    cl_checkpoint::seed::fnv1a(cl_checkpoint::seed::FNV_OFFSET, name)
 }

@@ -1,21 +1,21 @@
 //! Random numbers of a layer or tensor, which depend on a seed and a name only.
 
+use cl_checkpoint::seed::{FNV_OFFSET, fnv1a, splitmix64};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::dropout::mix;
 use crate::lora::name_key;
 
 /// Uniform in ±`bound`.
 pub(crate) fn uniform(seed: u64, name: &str, n: usize, bound: f64) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(mix(seed) ^ name_key(name));
+    let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(seed) ^ name_key(name));
     let mut unit = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     (0..n).map(|_| (bound * (2.0 * unit() - 1.0)) as f32).collect()
 }
 
 /// Standard normal numbers (Box and Muller, 1958) from a generator keyed by seed and name.
 pub fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
-    let key = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let key = fnv1a(seed ^ FNV_OFFSET, name);
     let mut rng = ChaCha8Rng::seed_from_u64(key);
     let mut unit = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     let mut out = Vec::with_capacity(n + 1);

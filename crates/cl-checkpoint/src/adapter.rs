@@ -21,27 +21,27 @@ pub struct Adapter {
 pub struct AdapterModule {
     /// Name of the layer in the base model.
     pub name: String,
-    /// What the layer is.
+    /// Kind of the layer.
     pub kind: LayerKind,
-    /// Shape of `lora_A`: `[r, in]`, of an embedding `[r, tokens]`.
+    /// Shape of `lora_A`: `[r, in]`; for an embedding, `[r, tokens]`.
     pub a_shape: Vec<usize>,
     /// Shape of `lora_B`: `[out, r]`.
     pub b_shape: Vec<usize>,
-    /// Whether the layer has a magnitude beside its factors (DoRA).
+    /// Whether the layer has a magnitude vector (DoRA).
     pub dora: bool,
 }
 
-/// What an adapted layer is.
+/// Kind of an adapted layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerKind {
     /// A linear layer: `ΔW = scaling · B·A`, `[out, in]`.
     Linear,
-    /// A table of tokens: `ΔW = scaling · (B·A)ᵀ`, `[tokens, out]`.
+    /// An embedding: `ΔW = scaling · (B·A)ᵀ`, `[tokens, out]`.
     Embedding,
 }
 
 impl LayerKind {
-    /// What the names of its factors end in.
+    /// Suffixes of its factors' names.
     fn suffixes(self) -> [&'static str; 2] {
         match self {
             LayerKind::Linear => [".lora_A.weight", ".lora_B.weight"],
@@ -50,7 +50,7 @@ impl LayerKind {
     }
 }
 
-/// What the name of a magnitude ends in, as PEFT writes it and as it did before 0.10.
+/// Suffix of a magnitude's name in current PEFT, and before 0.10.
 const MAGNITUDES: [&str; 2] = [".lora_magnitude_vector", ".lora_magnitude_vector.weight"];
 
 impl AdapterModule {
@@ -78,15 +78,16 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 impl Adapter {
-    /// Opens `adapter_config.json` and `adapter_model.safetensors` and checks that every `lora_A` has its `lora_B` and that
-    /// ranks agree with each other and with the config.
+    /// Opens `adapter_config.json` and `adapter_model.safetensors` and checks that every `lora_A` has its `lora_B` and
+    /// that ranks agree with each other and with the config.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Json`], [`Error::Adapter`], and those of the weight file.
+    /// Returns [`Error::NotFound`], [`Error::Json`] or [`Error::Adapter`] if a file is missing or invalid, and an error
+    /// if the weight file cannot be read.
     pub fn open(dir: &Path) -> Result<Adapter, Error> {
         let path = dir.join(CONFIG);
         if !path.exists() {
-            let hint = mixture_hint(dir).unwrap_or("an adapter directory holds adapter_config.json");
+            let hint = mixture_hint(dir).unwrap_or("an adapter directory contains adapter_config.json");
             return Err(Error::NotFound { path, hint });
         }
         let text = read_file(&path, MAX_CONFIG)?;
@@ -99,7 +100,7 @@ impl Adapter {
             let hint = if dir.join("adapter_model.bin").exists() {
                 "this adapter has only adapter_model.bin; save it again with safe_serialization=True"
             } else {
-                "an adapter directory holds adapter_model.safetensors"
+                "an adapter directory contains adapter_model.safetensors"
             };
             return Err(Error::NotFound { path, hint });
         }
@@ -115,18 +116,18 @@ impl Adapter {
         &self.dir
     }
 
-    /// That neither of its files was replaced or overwritten since it was opened.
+    /// Checks that neither file has changed since it was opened.
     ///
     /// # Errors
-    /// [`Error::Changed`].
+    /// Returns [`Error::Changed`] if one has.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         check_unchanged(&self.stamps)
     }
 
-    /// Tokenizer and template files beside the adapter, as they are saved where tokens were added.
+    /// Tokenizer and template files in the adapter's directory. Training with added tokens saves them there.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn tokenizer_files(&self) -> Result<Vec<PathBuf>, Error> {
         let of_model = ["generation_config.json", "LICENSE"];
         let names = COMPANIONS.iter().filter(|name| !of_model.contains(name));
@@ -143,14 +144,14 @@ impl Adapter {
         self.modules.iter().collect()
     }
 
-    /// Name of the tensor with a module's magnitude, `[out]`, where it has one (DoRA).
+    /// Name of a module's magnitude tensor, `[out]`, if it has one (DoRA).
     pub fn magnitude(&self, module: &AdapterModule) -> Option<String> {
         let names = MAGNITUDES.map(|suffix| format!("{PREFIX}{}{suffix}", module.name));
         names.into_iter().find(|name| module.dora && self.info(name).is_some())
     }
 
-    /// Tensors that are neither factors nor magnitudes, each with the name of the base's tensor that it stands for: PEFT
-    /// stores the weight of an adapted embedding or head beside its adapter.
+    /// Tensors that are neither factors nor magnitudes, each with the name of the corresponding tensor of the base:
+    /// PEFT stores the weight of an adapted embedding or head together with its adapter.
     pub fn whole_tensors(&self) -> Vec<(&str, String)> {
         let factor = |name: &str| {
             let kinds = [LayerKind::Linear, LayerKind::Embedding];
@@ -160,11 +161,11 @@ impl Adapter {
         whole.map(|name| (name, name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", "."))).collect()
     }
 
-    /// Refuses adapters of a meaning that is not known here: other methods, and LoRA with more than factors, DoRA's magnitudes
-    /// and what is trained [beside](Adapter::beside) them.
+    /// Checks that the adapter is of a supported kind: LoRA with nothing but factors, DoRA magnitudes and [additional
+    /// tensors](Adapter::beside).
     ///
     /// # Errors
-    /// [`Error::Adapter`] names the feature.
+    /// Returns [`Error::Adapter`] with the name of the unsupported feature.
     pub fn check_built(&self) -> Result<(), Error> {
         self.refuse(self.config.not_built())
     }
@@ -217,7 +218,7 @@ fn modules(
     Ok(modules)
 }
 
-/// Whether a module has a magnitude, which `use_dora` asks for and nothing else may bring.
+/// Whether a module has a magnitude. It must have one if `use_dora` is set, and none otherwise.
 fn magnitude(
     module: &str,
     shapes: &BTreeMap<&str, &[usize]>,
@@ -252,10 +253,11 @@ impl TensorSource for Adapter {
     }
 }
 
-/// Writes a PEFT directory, whole or not at all.
+/// Writes a PEFT adapter directory atomically.
 ///
 /// # Errors
-/// [`Error::Adapter`] for tensors that contradict the config, as [`Adapter::open`] finds them; those of [`CheckpointWriter`].
+/// Returns [`Error::Adapter`] if tensors contradict the config, as [`Adapter::open`] does, and the errors of
+/// [`CheckpointWriter`].
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
@@ -266,10 +268,10 @@ pub fn write_adapter(
     write_adapter_with_files(dir, config, tensors, &[], manifest, overwrite)
 }
 
-/// As [`write_adapter`], with more files beside, such as a model card: their names and contents.
+/// Like [`write_adapter`], with additional files, such as a model card, given by name and content.
 ///
 /// # Errors
-/// Returns an error as [`write_adapter`] does.
+/// Returns the same errors as [`write_adapter`].
 pub fn write_adapter_with_files(
     dir: &Path,
     config: &AdapterConfig,

@@ -12,44 +12,44 @@ use crate::ordered_map;
 pub struct AdapterConfig {
     /// `LORA` for low-rank adapters.
     pub peft_type: String,
-    /// What the base model does, `CAUSAL_LM` here.
+    /// The task, `CAUSAL_LM`.
     pub task_type: Option<String>,
-    /// Where the base model was.
+    /// Name or path of the base model.
     pub base_model_name_or_path: Option<String>,
-    /// Loaded frozen by PEFT.
+    /// Whether PEFT loads the adapter frozen.
     pub inference_mode: bool,
     /// Rank.
     pub r: usize,
     /// Numerator of the scaling.
     pub lora_alpha: f64,
-    /// Dropout in front of A while training.
+    /// Dropout of A's input during training.
     pub lora_dropout: f64,
-    /// Which modules have an adapter.
+    /// The modules that have an adapter.
     pub target_modules: Option<TargetModules>,
-    /// Scale by `lora_alpha / √r`.
+    /// rsLoRA: scale by `lora_alpha / √r`.
     pub use_rslora: bool,
-    /// Weight-decomposed adapters.
+    /// DoRA: weight-decomposed adapters.
     pub use_dora: bool,
     /// Which biases were trained: `none`, `all` or `lora_only`.
     pub bias: String,
-    /// Weights are stored transposed.
+    /// Whether weights are stored transposed.
     pub fan_in_fan_out: bool,
-    /// Modules trained and stored whole.
+    /// Modules that are fully trained and stored.
     pub modules_to_save: Option<Vec<String>>,
-    /// How the factors were started.
+    /// How the factors were initialized.
     pub init_lora_weights: Value,
-    /// Ranks of modules that differ from `r`; of several patterns that match, the first one counts.
+    /// Ranks of modules that differ from `r`, by pattern; the first matching pattern applies.
     #[serde(with = "ordered_map")]
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas of modules that differ from `lora_alpha`; of several patterns that match, the first one counts.
+    /// Alphas of modules that differ from `lora_alpha`, by pattern; the first matching pattern applies.
     #[serde(with = "ordered_map")]
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Everything else.
+    /// All other keys.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
 }
 
-/// Keys that change what an adapter computes when they hold anything but null, false or nothing.
+/// Keys that change what an adapter computes unless they are null, false or empty.
 const CHANGE_THE_MEANING: [&str; 8] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -61,14 +61,14 @@ const CHANGE_THE_MEANING: [&str; 8] = [
     "use_qalora",
 ];
 
-/// Ways of starting the factors that subtract the start from the base weight, which then is no longer the base model's.
+/// Initializations that subtract the initial update from the base weight, so that it differs from the base model's.
 const CHANGE_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// A list of names, or a string (`all-linear` or a regular expression).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TargetModules {
-    /// Names or last parts of names.
+    /// Names, or suffixes of names.
     List(Vec<String>),
     /// `all-linear`, or a regular expression over the whole name.
     Pattern(String),
@@ -99,12 +99,12 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Rank of a module, `rank_pattern` considered.
+    /// Rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> usize {
         pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
 
-    /// Factor in front of `B·A` of a module: `alpha / r`, or `alpha / √r` with rsLoRA, patterns considered.
+    /// Scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
     ///
     /// ```
     /// use cl_checkpoint::AdapterConfig;
@@ -117,8 +117,8 @@ impl AdapterConfig {
         lora_scaling(alpha, rank, self.use_rslora)
     }
 
-    /// What makes an adapter mean something that is not known here, if anything does: a feature's name. Factors, magnitudes,
-    /// modules trained whole, biases and rows of tokens are known.
+    /// The name of the first unsupported feature, if there is one. Factors, magnitudes, fully trained modules, biases
+    /// and token rows are supported.
     pub fn not_built(&self) -> Option<String> {
         let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
         if self.peft_type != "LORA" {
@@ -141,7 +141,7 @@ impl AdapterConfig {
         }
     }
 
-    /// What is wrong with ranks and patterns, if anything.
+    /// What is wrong with ranks or patterns; `None` if they are valid.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.r == 0 {
             return Some("r = 0: expected a rank of at least 1".to_owned());
@@ -153,21 +153,21 @@ impl AdapterConfig {
         let mut patterns = ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key)));
         patterns.find_map(|(map, key)| {
             let e = module_pattern(key).err()?;
-            Some(format!("{map} `{key}` is not a regular expression that is understood: {e}"))
+            Some(format!("{map} `{key}` is not a regular expression: {e}"))
         })
     }
 }
 
-/// PEFT's rule: a key is a regular expression that matches the end of the name from a dot (or the start) on, and the first
-/// key that matches counts.
+/// PEFT's rule: a key is a regular expression that must match the name's end, starting after a dot or at the beginning.
+/// The first matching key applies.
 fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
     pairs.iter().find(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
 }
 
-/// What a key of PEFT's patterns matches: names that end in it, from a dot or the start on.
+/// Compiles a key of PEFT's patterns. It matches names that end in it, starting after a dot or at the beginning.
 ///
 /// # Errors
-/// Returns the regular expression's error.
+/// Returns an error if the regular expression is invalid.
 pub fn module_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }
@@ -177,8 +177,8 @@ pub fn lora_scaling(alpha: f64, rank: f64, use_rslora: bool) -> f64 {
     if use_rslora { alpha / rank.sqrt() } else { alpha / rank }
 }
 
-/// `target_modules` for these modules: the last parts of their names, or whole names where last parts would name others of
-/// the model too, which PEFT would give an adapter that the file does not hold.
+/// `target_modules` for these modules: the last parts of their names, or full names where the last part would also
+/// match other modules of the model.
 pub fn target_names(adapted: &[&str], others: &[&str]) -> Vec<String> {
     fn last(name: &str) -> &str {
         name.rsplit('.').next().unwrap_or(name)

@@ -1,4 +1,5 @@
-//! What a PEFT adapter holds beside its factors: modules and biases trained whole, updates' own biases, rows of single tokens.
+//! Additional tensors of a PEFT adapter: fully trained modules and biases, biases of updates, and rows of single
+//! tokens.
 
 use serde_json::Value;
 
@@ -7,42 +8,43 @@ use crate::{Adapter, AdapterConfig, Error, TensorSource};
 /// A tensor of an adapter that is neither a factor nor a magnitude.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beside {
-    /// Its name in the adapter's file.
+    /// Name in the adapter's file.
     pub name: String,
-    /// The base's tensor that it stands for or changes.
+    /// The base's tensor that it replaces or changes.
     pub tensor: String,
-    /// What it is.
+    /// Its kind.
     pub kind: BesideKind,
 }
 
-/// What a tensor beside the factors is.
+/// Kind of an additional tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BesideKind {
-    /// The base's weight as it is after training (`modules_to_save`).
+    /// The base's weight after training (`modules_to_save`).
     Saved,
-    /// The base's bias as it is after training (`bias`).
+    /// The base's bias after training (`bias`).
     Bias,
-    /// The update's own bias (`lora_bias`): times the module's scaling it is added to the base's.
+    /// The update's own bias (`lora_bias`): multiplied by the module's scaling and added to the base's bias.
     UpdateBias {
         /// The module.
         module: String,
     },
-    /// `[ids, columns]`: rows of the base's table as they are after training (`trainable_token_indices`), for these tokens.
+    /// `[ids, columns]`: rows of the base's embedding after training (`trainable_token_indices`), for these tokens.
     Rows(Vec<usize>),
-    /// A weight of which nothing says that it was trained. PEFT stores the base's own table beside factors on it.
+    /// A weight that the configuration does not mark as trained. PEFT stores the base's embedding if it has an adapter.
     Untrained,
 }
 
 const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 const UPDATE_BIAS: &str = ".lora_B.bias";
-/// Names of a token table and of the head that may share it.
+/// Names of the embedding and of the head that may share its weight.
 const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 impl Adapter {
-    /// Every tensor beside factors and magnitudes, with what `adapter_config.json` says of it.
+    /// Every tensor that is neither factor nor magnitude, with its kind by `adapter_config.json`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for tensors that contradict the configuration, and for trained modules that the file lacks.
+    /// Returns [`Error::Adapter`] if tensors contradict the configuration, or a trained module is missing from the
+    /// file.
     pub fn beside(&self) -> Result<Vec<Beside>, Error> {
         let tensors: Result<Vec<Beside>, Error> =
             self.whole_tensors().into_iter().map(|(name, tensor)| self.kind_of(name, tensor)).collect();
@@ -50,7 +52,7 @@ impl Adapter {
         match self.lacks(&tensors) {
             None => Ok(tensors),
             Some(key) => Err(self.contradiction(format!(
-                "{key} says that more was trained than adapter_model.safetensors holds; save the adapter again with its PEFT version"
+                "{key} names trained tensors that adapter_model.safetensors does not contain; save the adapter again with its PEFT version"
             ))),
         }
     }
@@ -72,7 +74,7 @@ impl Adapter {
         Ok(Beside { name: name.to_owned(), tensor, kind })
     }
 
-    /// Ids of a table's trained rows.
+    /// Token ids of an embedding's trained rows.
     fn rows(&self, name: &str, table: &str) -> Result<Vec<usize>, Error> {
         let ids = self.config().token_ids(table);
         let shape = self.info(name).map(|info| info.shape.clone()).unwrap_or_default();
@@ -100,7 +102,7 @@ impl Adapter {
         )))
     }
 
-    /// The key of something trained that is not there.
+    /// The first key whose trained tensors are missing.
     fn lacks(&self, tensors: &[Beside]) -> Option<String> {
         let config = self.config();
         let saved = config.modules_to_save.iter().flatten();
@@ -122,7 +124,8 @@ impl Adapter {
 }
 
 impl AdapterConfig {
-    /// Whether PEFT trains a table and its head, which share one weight in the base, as one (`ensure_weight_tying`).
+    /// Whether PEFT keeps embedding and head, which share one weight in the base, tied during training
+    /// (`ensure_weight_tying`).
     pub fn ties_weights(&self) -> bool {
         self.flag("ensure_weight_tying")
     }
@@ -131,7 +134,7 @@ impl AdapterConfig {
         self.other.get(key) == Some(&Value::Bool(true))
     }
 
-    /// Whether a tensor of the base stands in a module of `modules_to_save`. Of a table and a head that are one, PEFT names one.
+    /// Whether a tensor of the base is in a module of `modules_to_save`. Of a tied embedding and head, PEFT names one.
     fn is_saved(&self, tensor: &str) -> bool {
         let entries = || self.modules_to_save.iter().flatten();
         let table = |name: &str| TABLES.iter().any(|table| stands_in(name, table));
@@ -139,7 +142,7 @@ impl AdapterConfig {
             || self.ties_weights() && table(tensor) && entries().any(|entry| table(&format!("{entry}.")))
     }
 
-    /// `trainable_token_indices` of a table: a list is for the embedding, a map has lists by the ends of names.
+    /// `trainable_token_indices` of a module: a list applies to the embedding; a map has lists by suffix of the name.
     fn token_ids(&self, table: &str) -> Vec<usize> {
         let list = |value: &Value| -> Vec<usize> {
             let ids = value.as_array().into_iter().flatten();

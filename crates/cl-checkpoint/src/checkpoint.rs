@@ -22,7 +22,7 @@ pub struct Checkpoint {
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that belong to a model beside its weights and config.
+/// Files of a model in addition to its weights and config.
 pub(crate) const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
@@ -37,19 +37,23 @@ pub(crate) const COMPANIONS: [&str; 10] = [
 ];
 
 impl Checkpoint {
-    /// Opens `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names, and checks all
-    /// headers. No tensor is read.
+    /// Opens `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names, and checks
+    /// all headers. No tensor is read.
     ///
     /// # Errors
-    /// A missing or damaged file, an index that contradicts its shards or points outside the directory.
+    /// Returns an error if a file is missing or damaged, or the index contradicts its shards or points outside the
+    /// directory.
     pub fn open(dir: &Path) -> Result<Checkpoint, Error> {
         if !dir.is_dir() {
-            return Err(Error::NotFound { path: dir.to_owned(), hint: "a model is a directory with config.json" });
+            return Err(Error::NotFound {
+                path: dir.to_owned(),
+                hint: "a model is a directory that contains config.json",
+            });
         }
         let config = read_config(&dir.join("config.json"))?;
         let index = dir.join(INDEX);
         let single = dir.join(SINGLE);
-        // As Transformers does: the single file wins when both are there.
+        // As in Transformers, the single file takes precedence over shards.
         if single.exists() {
             let file = SafetensorsFile::open(&single)?;
             let home = file.names().into_iter().map(|n| (n.to_owned(), 0)).collect();
@@ -59,7 +63,7 @@ impl Checkpoint {
             let hint = if dir.join("pytorch_model.bin").exists() {
                 "this model has only pytorch_model.bin; convert it to safetensors first (save_pretrained does)"
             } else {
-                "a model directory holds model.safetensors, or shards and model.safetensors.index.json"
+                "a model directory contains model.safetensors, or shards and model.safetensors.index.json"
             };
             return Err(Error::NotFound { path: single, hint });
         }
@@ -76,17 +80,16 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// The files that the model consists of, with their stamps when it was opened: weights, config.json, tokenizer and its
-    /// companions.
+    /// The model's files with their stamps at opening: weights, config.json, tokenizer and related files.
     pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
         &self.stamps
     }
 
-    /// That none of its files was replaced or overwritten since it was opened. A reader of a file that is written to meanwhile
-    /// gets a mixture of two contents.
+    /// Checks that none of its files has changed since it was opened. Reading a file while it is written gives a
+    /// mixture of two contents.
     ///
     /// # Errors
-    /// [`Error::Changed`] with the first such file.
+    /// Returns [`Error::Changed`] with the first file that has.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         check_unchanged(&self.stamps)
     }
@@ -106,10 +109,11 @@ impl Checkpoint {
         self.files.iter().map(SafetensorsFile::path)
     }
 
-    /// A floating tensor as f32, row-major.
+    /// A floating-point tensor as f32, row-major.
     ///
     /// # Errors
-    /// [`Error::TensorNotFound`], or [`Error::Tensor`] for a dtype that is not floating.
+    /// Returns [`Error::TensorNotFound`] if there is no such tensor, and [`Error::Tensor`] if its dtype is not floating
+    /// point.
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
         let bytes = self.bytes(name)?;
         let dtype = self.home_of(name)?.info(name).map(|i| i.dtype);
@@ -120,10 +124,10 @@ impl Checkpoint {
         })
     }
 
-    /// Checks that a floating tensor, eight-bit ones included, holds neither NaN nor infinities.
+    /// Checks that a floating-point tensor (8-bit formats included) has no NaN and no infinity.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] with the first such element.
+    /// Returns [`Error::NotFinite`] with the first such element.
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
         let file = self.home_of(name)?;
         let bytes = file.bytes(name)?;
@@ -135,19 +139,19 @@ impl Checkpoint {
         }
     }
 
-    /// [`Checkpoint::check_finite`] for every tensor, on all cores.
+    /// Calls [`Checkpoint::check_finite`] for every tensor, in parallel.
     ///
     /// # Errors
-    /// The first one by name.
+    /// Returns the error of the first such tensor by name.
     pub fn check_all_finite(&self) -> Result<(), Error> {
         let results: Vec<Result<(), Error>> = self.names().par_iter().map(|n| self.check_finite(n)).collect();
         results.into_iter().collect()
     }
 
-    /// Tokenizer, generation and template files that go along when the model is copied.
+    /// Tokenizer, generation and template files, which are copied along with the model.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn companion_files(&self) -> Result<Vec<PathBuf>, Error> {
         Ok(COMPANIONS.iter().map(|n| self.dir.join(n)).filter(|p| p.is_file()).collect())
     }
@@ -186,7 +190,7 @@ impl TensorSource for Checkpoint {
 fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     if !path.exists() {
         let mixture = path.parent().and_then(mixture_hint);
-        let hint = mixture.unwrap_or("a model directory holds config.json beside its weights");
+        let hint = mixture.unwrap_or("a model directory contains config.json and the weights");
         return Err(Error::NotFound { path: path.to_owned(), hint });
     }
     let text = read_file(path, MAX_CONFIG)?;
@@ -196,7 +200,7 @@ fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// Tensor to file name, every name checked to lie in the directory.
+/// Maps tensors to file names, all checked to be in the directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     #[derive(Deserialize)]
     struct Index {
@@ -205,7 +209,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     }
     let text = read_file(path, MAX_TOKENIZER)?;
     let index: Index = serde_json::from_slice(&text)
-        .map_err(|e| Error::Json { path: path.to_owned(), message: format!("not an index of shards: {e}") })?;
+        .map_err(|e| Error::Json { path: path.to_owned(), message: format!("not a valid shard index: {e}") })?;
     let wrong = |message: String| Error::Index { path: path.to_owned(), message };
     if index.weight_map.is_empty() {
         return Err(wrong("`weight_map` names no tensor".to_owned()));

@@ -1,14 +1,15 @@
-//! What a model or an adapter holds, as one number: a copy has that of its original, whatever its manifest says.
+//! Hashes of the content of models and adapters. A copy has the same hash as the original; manifests are not
+//! considered.
 
 use std::path::{Path, PathBuf};
 
 use crate::{Adapter, Checkpoint, Error, Manifest, hash_file};
 
 impl Checkpoint {
-    /// blake3 over everything that decides what the model computes: weights, config.json, tokenizer and its companions.
+    /// blake3 of everything that determines what the model computes: weights, config.json, tokenizer and related files.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn content_hash(&self) -> Result<String, Error> {
         let mut files: Vec<PathBuf> = self.files().map(Path::to_owned).collect();
         files.push(self.dir().join("config.json"));
@@ -18,15 +19,15 @@ impl Checkpoint {
 }
 
 impl Adapter {
-    /// blake3 over the adapter's weights and config.
+    /// blake3 of the adapter's weights and config.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn content_hash(&self) -> Result<String, Error> {
         hash(&["adapter_model.safetensors", "adapter_config.json"].map(|name| self.dir().join(name)))
     }
 
-    /// Hash of the base model that the adapter was made for, where its manifest knows it.
+    /// Hash of the base model that the adapter was made for, if its manifest has one.
     pub fn base_hash(&self) -> Option<String> {
         let manifest = Manifest::read(self.dir()).ok()?;
         manifest.sources.into_iter().find(|source| source.role == "base")?.blake3

@@ -1,4 +1,4 @@
-//! Bytes of floating dtypes to f32 and back, rounded to nearest even.
+//! Conversion between bytes of floating-point dtypes and f32, rounding to nearest even.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -23,8 +23,8 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// Reads eight-bit floats as f32: `F8_E4M3` (as PyTorch's `float8_e4m3fn`, without infinities) or `F8_E5M2`; `None` for other
-/// dtypes. Weights of a quantized model mean this times a scale that is stored beside them, which nobody applies here.
+/// Reads eight-bit floats as f32: `F8_E4M3` (as PyTorch's `float8_e4m3fn`, without infinities) or `F8_E5M2`; `None` for
+/// other dtypes. Quantized models store a scale with each weight, which is not applied here.
 ///
 /// ```
 /// use cl_checkpoint::{Dtype, convert::f8_to_f32};
@@ -60,7 +60,8 @@ pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     })
 }
 
-/// The first element that is NaN or infinite, and its flat index; `None` for dtypes that are not floating.
+/// The first element that is NaN or infinite, and its flat index; `None` if there is none, or the dtype is not floating
+/// point.
 ///
 /// ```
 /// use cl_checkpoint::{Dtype, convert::first_not_finite};
@@ -73,7 +74,7 @@ pub fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
     }
     let nan_if = |nan: bool| if nan { f32::NAN } else { 0.0 };
     match dtype {
-        // A finite f64 may be beyond f32.
+        // A finite f64 may exceed the range of f32.
         Dtype::F64 => first(bytes, |b| {
             let value = f64::from_le_bytes(b);
             if value.is_finite() { 0.0 } else { value as f32 }

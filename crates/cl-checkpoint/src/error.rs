@@ -1,47 +1,47 @@
 use std::path::{Path, PathBuf};
 
-/// Why a directory or file cannot be read or written. Every message names the file, and the tensor where there is one.
+/// Errors of reading and writing checkpoints. Every message names the file, and the tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system's answer.
+    /// I/O error.
     #[error("{path}: {}", crate::files::explain(source))]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A file that has to be there is not.
+    /// A required file is missing.
     #[error("{path}: not found; {hint}")]
     NotFound {
-        /// What was looked for.
+        /// The missing file.
         path: PathBuf,
-        /// What a directory of this kind holds.
+        /// What is expected there.
         hint: &'static str,
     },
-    /// Something else where a file has to be.
-    #[error("{path}: is {what}; a regular file is expected")]
+    /// The path is not a regular file.
+    #[error("{path}: is {what}; expected a regular file")]
     NotAFile {
-        /// What was to be read.
+        /// The path.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         what: &'static str,
     },
-    /// A file larger than any of its kind has reason to be.
-    #[error("{path}: has more than {limit} bytes, the most that is read of a file of this kind")]
+    /// The file exceeds the size limit of its kind.
+    #[error("{path}: has more than {limit} bytes, the limit for files of this kind")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Bytes that it may have.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// A text file that is none.
+    /// The file is not valid UTF-8.
     #[error("{path}: byte {offset} is not valid UTF-8; the file is damaged or not a text file")]
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// The first byte that does not fit, counted from 0.
+        /// 0-based offset of the first invalid byte.
         offset: usize,
     },
     /// The safetensors header does not describe the file.
@@ -52,7 +52,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// One tensor's entry in the header does not make sense.
+    /// A tensor's entry in the header is invalid.
     #[error("{path}: tensor `{tensor}`: {message}")]
     Tensor {
         /// The file.
@@ -62,20 +62,20 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A tensor that is not there.
+    /// There is no such tensor.
     #[error("{path}: tensor `{tensor}` not found")]
     TensorNotFound {
-        /// Where it was looked for.
+        /// The directory or file that was searched.
         path: PathBuf,
         /// Its name.
         tensor: String,
     },
-    /// JSON that does not parse or has another form.
+    /// The JSON is invalid, or has an unexpected structure.
     #[error("{path}: {message}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong and where.
+        /// What is wrong, and where.
         message: String,
     },
     /// The index of a sharded model contradicts its shards.
@@ -86,7 +86,7 @@ pub enum Error {
         /// What contradicts what.
         message: String,
     },
-    /// A value that is not a number where numbers were asked for.
+    /// A tensor has a NaN or infinite value.
     #[error("{path}: tensor `{tensor}`: element {index} is {value}")]
     NotFinite {
         /// Directory or file.
@@ -98,43 +98,43 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
-    /// The output exists and was not to be replaced.
+    /// The output exists, and overwriting was not requested.
     #[error("{path}: exists already; add --overwrite to replace it, or choose another output")]
     Exists {
         /// The output.
         path: PathBuf,
     },
-    /// An output that may not be replaced, since it holds something that this program did not write.
-    #[error("{path}: {what}, so it is not overwritten; move it away, or choose another output")]
+    /// The output contains something that this program did not write, so it is not replaced.
+    #[error("{path}: {what}, so it is not overwritten; move it, or choose another output")]
     NotReplaceable {
         /// The output.
         path: PathBuf,
-        /// What is in the way.
+        /// What it contains.
         what: String,
     },
-    /// An output in the place of what is read for it.
+    /// The output overlaps an input.
     #[error("{path}: {relation} {other}; choose another output")]
     Overlap {
         /// The output.
         path: PathBuf,
-        /// How the two lie: `is`, `contains`, `lies inside`.
+        /// `is`, `contains` or `lies inside`.
         relation: &'static str,
         /// The input with its role, or the working directory.
         other: String,
     },
-    /// An input that was replaced or overwritten while it was read.
-    #[error("{path}: has changed while it was read, so nothing was written; run the command again when it is at rest")]
+    /// An input changed while it was being read.
+    #[error("{path}: changed while it was being read, so nothing was written; run the command again")]
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// Another process writes the same output.
+    /// Another process is writing the output.
     #[error("{path}: is being written by another process; wait for it, or choose another output")]
     Busy {
         /// The output.
         path: PathBuf,
     },
-    /// The plan of an output does not make sense, or was not followed.
+    /// The plan of an output is invalid, or was not followed.
     #[error("{path}: {message}")]
     Plan {
         /// The output.
@@ -142,7 +142,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// An adapter directory that does not make sense.
+    /// The adapter directory is invalid.
     #[error("{path}: {message}")]
     Adapter {
         /// The file.
@@ -152,11 +152,11 @@ pub enum Error {
     },
 }
 
-/// What to say of a directory that was taken for a model or an adapter and is a mixture of adapters.
+/// Hint for a mixture of adapters in place of a model or an adapter.
 pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
     dir.join("mixture_config.json").exists().then_some(
-        "this is a mixture of adapters, which routers weigh for each token: `cl eval` and `cl generate` take it as --adapter; \
-         it cannot be merged, folded or trained on",
+        "this is a mixture of adapters with routers; pass it to `cl eval` or `cl generate` as --adapter; it cannot be merged, \
+         folded or trained further",
     )
 }
 

@@ -1,8 +1,9 @@
-//! Reading and writing single files: only regular ones, of bounded size, whole or not at all.
+//! Reading and writing single files: regular files only, with a size limit, written atomically.
 //!
-//! Every file that a user names goes through here, so that a FIFO does not hang a command, `/dev/zero` does not fill the
-//! memory, and a kill or a full disk leaves the old content or the new one, never half of either.
+//! All files named by a user are read and written through this module: a FIFO does not hang a command, `/dev/zero` does
+//! not fill the memory, and a killed process or a full disk leaves either the old content or the new one.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -10,17 +11,19 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// Bytes that a configuration may have: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
+/// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
 pub const MAX_CONFIG: u64 = 16 << 20;
-/// Bytes that a tokenizer, a shard index, a template or a manifest may have. The largest published tokenizers have 35 MB.
+/// Maximum size in bytes of a tokenizer, shard index, template or manifest. The largest published tokenizers have 35
+/// MB.
 pub const MAX_TOKENIZER: u64 = 256 << 20;
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// [`Error::NotAFile`] for directories, FIFOs, sockets and devices, which are not opened; [`Error::Io`].
+/// Returns [`Error::NotAFile`] for directories, FIFOs, sockets and devices, which are not opened, and [`Error::Io`] if
+/// opening fails.
 pub fn open_file(path: &Path) -> Result<File, Error> {
-    // Asked before opening: opening a FIFO waits for a writer.
+    // Checked before opening: opening a FIFO waits for a writer.
     require_file(path, &fs::metadata(path).map_err(Error::io(path))?)?;
     File::open(path).map_err(Error::io(path))
 }
@@ -28,7 +31,7 @@ pub fn open_file(path: &Path) -> Result<File, Error> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Error::NotAFile`], [`Error::TooLarge`], [`Error::Io`].
+/// Returns [`Error::NotAFile`] or [`Error::TooLarge`] if the file does not qualify, and [`Error::Io`] if reading fails.
 ///
 /// ```
 /// let folder = tempfile::tempdir()?;
@@ -41,7 +44,7 @@ pub fn open_file(path: &Path) -> Result<File, Error> {
 /// ```
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let mut content = Vec::new();
-    // One byte more tells a file of the largest size from one that grew while it was read.
+    // Reads one extra byte, to detect a file that has grown beyond the limit since its size was checked.
     open_file(path)?.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(Error::io(path))?;
     if content.len() as u64 > limit {
         return Err(Error::TooLarge { path: path.to_owned(), limit });
@@ -52,24 +55,24 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
 /// Reads a regular UTF-8 file of at most `limit` bytes.
 ///
 /// # Errors
-/// Returns an error as [`read_file`] does; [`Error::NotUtf8`] with the first offending byte.
+/// Returns the same errors as [`read_file`], and [`Error::NotUtf8`] with the first invalid byte.
 pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
     String::from_utf8(read_file(path, limit)?)
         .map_err(|e| Error::NotUtf8 { path: path.to_owned(), offset: e.utf8_error().valid_up_to() })
 }
 
-/// Writes a file whole or not at all: a temporary sibling with a random name, synced to disk, then renamed over `path`.
+/// Writes a file atomically: to a temporary file in the same directory, which is synced and renamed to `path`.
 ///
 /// # Errors
-/// [`Error::Io`]; the old content stays then.
+/// Returns [`Error::Io`] if writing fails; the old content is then unchanged.
 pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Error> {
     write_file_with(path, |file| file.write_all(content))
 }
 
-/// As [`write_file`], with a function that writes the content.
+/// Like [`write_file`], with a function that writes the content.
 ///
 /// # Errors
-/// [`Error::Io`], also for what `write` returns.
+/// Returns [`Error::Io`] if writing fails or `write` returns an error.
 pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<(), Error> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
@@ -82,23 +85,23 @@ pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Re
 
 const PART: &str = ".part";
 
-/// A temporary, locked as long as it is open, so that nobody takes it for a leftover.
+/// A temporary file, locked while it is open so that it is not removed as a leftover.
 fn temporary(parent: &Path, prefix: &str) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    // As any file that is made: what the umask leaves of it.
+    // Permissions by the umask, as for any new file.
     builder.prefix(prefix).suffix(PART).permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     loop {
         let part = builder.tempfile_in(parent)?;
-        // Not every file system has locks; there leftovers are not removed either.
+        // On file systems without locks, leftovers are not removed either.
         let _ = part.as_file().try_lock();
-        // Before it was locked another process may have removed it.
+        // Another process may have removed it before it was locked.
         if part.path().exists() {
             return Ok(part);
         }
     }
 }
 
-/// Removes temporaries of the same file that a killed process has left.
+/// Removes temporary files that killed processes left for the same file.
 fn remove_leftovers(parent: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -107,31 +110,31 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
         if random.is_some_and(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_alphanumeric()))
             && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
         {
-            // Whoever else removes it meanwhile has done the work.
+            // Another process may have removed it meanwhile.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// What an error of the operating system means, without its number.
+/// The meaning of an I/O error, without its number.
 pub fn explain(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "not found".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
         ErrorKind::AlreadyExists => "exists already".to_owned(),
-        ErrorKind::IsADirectory => "is a directory; a file is expected".to_owned(),
-        ErrorKind::NotADirectory => "is no directory; one is expected".to_owned(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no space is left on the device".to_owned(),
+        ErrorKind::IsADirectory => "is a directory; expected a file".to_owned(),
+        ErrorKind::NotADirectory => "is not a directory".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no space left on device".to_owned(),
         ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
-        ErrorKind::UnexpectedEof => "ends too early; the file is cut off or damaged".to_owned(),
-        ErrorKind::InvalidData => "is damaged, or not a text file".to_owned(),
+        ErrorKind::UnexpectedEof => "unexpected end of file; it is truncated or damaged".to_owned(),
+        ErrorKind::InvalidData => "invalid data; the file is damaged, or not a text file".to_owned(),
         _ => error.to_string(),
     }
 }
 
-/// An error with its causes, each said once: most messages hold their cause's text already, and the operating system's answers
-/// are [explained](explain).
+/// An error's message with those of its causes, except for causes whose text it already contains. I/O errors are
+/// [explained](explain).
 ///
 /// ```
 /// use cl_checkpoint::{Error, files::with_causes};
@@ -150,7 +153,7 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     message
 }
 
-/// A parser's message with lines as long as they help: parsers quote the line that is wrong, whatever its length.
+/// A parser's message with long lines shortened: parsers quote the invalid line, whatever its length.
 ///
 /// ```
 /// let short = cl_checkpoint::files::shorten(&"x".repeat(10_000));
@@ -165,7 +168,7 @@ pub fn shorten(message: &str) -> String {
     message.trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
-/// Waits until a file or the entries of a directory are on the disk.
+/// Syncs a file, or the entries of a directory, to disk.
 pub(crate) fn sync(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|f| f.sync_all()).map_err(Error::io(path))
 }
@@ -183,8 +186,8 @@ fn require_file(path: &Path, metadata: &Metadata) -> Result<(), Error> {
     Err(Error::NotAFile { path: path.to_owned(), what })
 }
 
-/// What tells one state of a file from another without reading it: device, inode, size, and time of the last change of its
-/// content. A file that is overwritten in place, replaced or truncated gets another stamp.
+/// Identifies a state of a file without reading it: device, inode, size and modification time. A file that is
+/// overwritten, replaced or truncated has a different stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,
@@ -194,10 +197,10 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
-    /// The stamp of a file as it is now. Symbolic links are followed.
+    /// The current stamp of a file. Symbolic links are followed.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn of(path: &Path) -> Result<FileStamp, Error> {
         let m = fs::metadata(path).map_err(Error::io(path))?;
         Ok(FileStamp { device: m.dev(), inode: m.ino(), bytes: m.len(), modified: (m.mtime(), m.mtime_nsec()) })
@@ -205,22 +208,34 @@ impl FileStamp {
 }
 
 impl FileStamp {
-    /// The stamps of several files, beside their paths.
+    /// The stamps of several files, with their paths.
     pub(crate) fn of_all(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, FileStamp)>, Error> {
         files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
     }
 }
 
-/// That all files still have their stamps.
+/// Checks that all files still have their stamps.
 ///
 /// # Errors
-/// [`Error::Changed`] with the first that has not.
+/// Returns [`Error::Changed`] with the first file that has not.
 pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Error> {
     let changed = |entry: &&(PathBuf, FileStamp)| !FileStamp::of(&entry.0).is_ok_and(|now| now == entry.1);
     match stamps.iter().find(changed) {
         Some((path, _)) => Err(Error::Changed { path: path.clone() }),
         None => Ok(()),
     }
+}
+
+/// This project's cache folder, outside any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`, else `~/.cache/cl`.
+/// `None` when none of these variables is set. The folder may not exist yet.
+pub fn cache_dir() -> Option<PathBuf> {
+    cache_dir_from(|name| std::env::var_os(name))
+}
+
+fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let own = || set("XDG_CACHE_HOME").map(|dir| dir.join("cl"));
+    set("CL_CACHE").or_else(own).or_else(|| set("HOME").map(|dir| dir.join(".cache/cl")))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The header of a safetensors file, read with every number checked.
+//! Parses and validates the header of a safetensors file.
 //!
 //! The `safetensors` crate reads headers too, but its errors do not say which tensor is wrong.
 
@@ -33,7 +33,7 @@ struct Entry {
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
     let wrong = |message: String| Error::Header { path: path.to_owned(), message };
     let in_tensor = |tensor: &str, message| Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), message };
-    let length = file.get(..8).ok_or_else(|| wrong(format!("{} bytes, a header needs at least 8", file.len())))?;
+    let length = file.get(..8).ok_or_else(|| wrong(format!("{} bytes, but a header needs at least 8", file.len())))?;
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
     let room = file.len() as u64 - 8;
     if length > room || length > MAX_HEADER {
@@ -65,7 +65,7 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
 fn check(entry: &Entry, data: usize) -> Result<Range<usize>, String> {
     let (start, end) = entry.data_offsets;
     let length = byte_len(entry.dtype, &entry.shape).ok_or_else(|| {
-        format!("shape {:?} of {:?} is no whole number of bytes, or too many", entry.shape, entry.dtype)
+        format!("shape {:?} of {:?} is not a whole number of bytes, or too large", entry.shape, entry.dtype)
     })?;
     if start > end || end > data {
         return Err(format!("data_offsets [{start}, {end}] lie outside the file's {data} bytes of data"));
@@ -81,7 +81,7 @@ fn check(entry: &Entry, data: usize) -> Result<Range<usize>, String> {
     Ok(start..end)
 }
 
-/// Tensors neither overlap nor leave bytes that belong to none.
+/// Checks that tensors neither overlap nor leave gaps.
 fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
     let mut order: Vec<(&String, &Range<usize>)> = header.tensors.iter().map(|(n, t)| (n, &t.1)).collect();
     order.sort_by_key(|(_, r)| (r.start, r.end));
@@ -107,7 +107,7 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
 
 const METADATA: &str = "__metadata__";
 
-/// The header's JSON object. Its keys all differ; serde would silently keep the last of two.
+/// The header's JSON object. Duplicate keys are an error; serde alone would keep the last.
 #[derive(Default)]
 struct Entries {
     tensors: BTreeMap<String, Entry>,

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A request to stop that long work looks at between its steps: a step ends, what is worth keeping is saved, temporaries go.
+/// A request to stop. Long-running work checks it between steps, finishes the current step, saves its state and removes
+/// temporary files.
 ///
-/// Clones share the request. [`Interrupt::default`] is one that nobody makes.
+/// Clones share the request. [`Interrupt::default`] is not connected to signals.
 ///
 /// ```
 /// let interrupt = cl_checkpoint::Interrupt::default();
@@ -17,22 +18,22 @@ pub struct Interrupt {
     signal: Arc<AtomicUsize>, // 0 for none
 }
 
-/// SIGINT's number, as a request in code counts.
+/// Number of SIGINT, which a request in code is treated as.
 const SIGINT: usize = 2;
 
 impl Interrupt {
-    /// Asks for the stop, as Ctrl-C does.
+    /// Requests the stop, as Ctrl-C does.
     pub fn request(&self) {
         self.signal.store(SIGINT, Ordering::Relaxed);
     }
 
-    /// Whether to stop.
+    /// Whether a stop was requested.
     pub fn requested(&self) -> bool {
         self.signal.load(Ordering::Relaxed) != 0
     }
 
-    /// What a shell expects of a program that a signal has stopped: 128 plus its number (130 for Ctrl-C, 143 for SIGTERM).
-    /// `None` when nobody asked.
+    /// Exit code after a stop: 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM). `None` if no stop was
+    /// requested.
     pub fn exit_code(&self) -> Option<u8> {
         match self.signal.load(Ordering::Relaxed) {
             0 => None,
@@ -40,12 +41,12 @@ impl Interrupt {
         }
     }
 
-    /// An interrupt that SIGINT, SIGTERM and SIGHUP request. A second signal ends the process at once, as without it.
+    /// An interrupt that is requested by SIGINT, SIGTERM or SIGHUP. A second signal ends the process at once.
     ///
-    /// To be called once, at the start of a command.
+    /// Call it once, at the start of a command.
     ///
     /// # Errors
-    /// The operating system's, when a handler cannot be set.
+    /// Returns an error if a signal handler cannot be set.
     #[cfg(feature = "signals")]
     pub fn on_signals() -> std::io::Result<Interrupt> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -53,7 +54,7 @@ impl Interrupt {
         let interrupt = Interrupt::default();
         let second = Arc::new(std::sync::atomic::AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // In this order: the first signal finds the condition unset, and sets it for the next one.
+            // The order matters: the first signal finds the condition unset and sets it for the second.
             flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
             flag::register(signal, second.clone())?;
             flag::register_usize(signal, interrupt.signal.clone(), signal as usize)?;

@@ -17,6 +17,7 @@ mod manifest;
 mod ordered_map;
 mod output_dir;
 mod safetensors_file;
+pub mod seed;
 mod source;
 mod writer;
 

@@ -1,5 +1,5 @@
-//! What a command says on stderr while it works: which events of `tracing`, as text or as JSON. The libraries emit events and
-//! spans; a command subscribes once, with [`LogArgs::init`].
+//! Log output of the commands on stderr, as text or JSON. The libraries emit `tracing` events and spans; a command
+//! subscribes once, with [`LogArgs::init`].
 
 use std::fmt;
 
@@ -11,42 +11,46 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Options that all commands share.
+/// Where help texts list these options: apart from those of the command.
+const HEADING: &str = "Logging options";
+
+/// Logging options of all commands.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct LogArgs {
-    /// Say more: -v every step and file, -vv everything. RUST_LOG selects by module, as in RUST_LOG=cl_train=debug.
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    /// Print more: -v for every step and file, -vv for everything. RUST_LOG selects by module, for example
+    /// RUST_LOG=cl_train=debug.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = HEADING)]
     verbose: u8,
-    /// Say only what went wrong.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Print only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = HEADING)]
     quiet: bool,
-    /// How messages on stderr are written; json has time, level, target, spans and fields, one object a line.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    /// Format of messages on stderr. json: one object per line with time, level, target, spans and fields.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true, help_heading = HEADING)]
     log_format: LogFormat,
 }
 
-/// How messages are written.
+/// Format of messages.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     Text,
-    /// For programs.
+    /// JSON lines.
     Json,
 }
 
 impl LogArgs {
-    /// Whether nothing but warnings and errors is wanted.
+    /// Whether only warnings and errors are printed.
     pub fn is_quiet(self) -> bool {
         self.quiet
     }
 
-    /// Whether messages are for programs.
+    /// Whether messages are JSON.
     pub fn is_json(self) -> bool {
         self.log_format == LogFormat::Json
     }
 
-    /// Subscribes for the whole process; a second call changes nothing. `RUST_LOG`, where it is set and can be read, decides
-    /// what is said instead of `-v` and `-q`.
+    /// Subscribes for the whole process; a second call has no effect. A valid `RUST_LOG` takes precedence over `-v` and
+    /// `-q`.
     pub fn init(self, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
         let level = match (self.quiet, self.verbose) {
             (true, _) => LevelFilter::WARN,
@@ -54,12 +58,12 @@ impl LogArgs {
             (false, 1) => LevelFilter::DEBUG,
             (false, _) => LevelFilter::TRACE,
         };
-        // Other crates' own debugging is not what `-v` asks for.
+        // `-v` does not apply to dependencies.
         let ours =
             |level: LevelFilter| EnvFilter::new(format!("warn,{}", OURS.map(|c| format!("{c}={level}")).join(",")));
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| ours(level));
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
-        // An error means that a subscriber is there already.
+        // Fails only if there already is a subscriber.
         let _ = match self.log_format {
             LogFormat::Text => builder.event_format(Plain).try_init(),
             LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -67,7 +71,7 @@ impl LogArgs {
     }
 }
 
-/// The workspace's crates, by the targets of their events.
+/// Targets of the workspace's events.
 const OURS: [&str; 12] = [
     "cl",
     "cl_adapters",
@@ -83,7 +87,8 @@ const OURS: [&str; 12] = [
     "cl_train",
 ];
 
-/// The message alone at level INFO, behind `warning: ` or `error: ` above it, and with level, spans and fields below it.
+/// The message alone at level INFO, with a prefix `warning: ` or `error: ` above it, and with level, spans and fields
+/// below it.
 struct Plain;
 
 impl<S, N> FormatEvent<S, N> for Plain

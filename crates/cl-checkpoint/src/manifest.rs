@@ -11,26 +11,26 @@ use serde_json::Value;
 use crate::Error;
 use crate::files::{MAX_TOKENIZER, open_file, read_file};
 
-/// `manifest.json`: what a directory holds and where it came from. Written last, so its presence means the directory is
-/// complete. It carries no time and no host, so the same work gives the same bytes.
+/// `manifest.json`: the files of a directory and what they were made from. It is written last, so its presence means
+/// that the directory is complete. It contains no time and no host name, so equal runs give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// `model`, `adapter`, `train_state`, `scores`, …
     pub kind: String,
-    /// What wrote it.
+    /// The program that wrote it.
     pub tool: Tool,
-    /// What it was made from.
+    /// The inputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
-    /// The settings that made it, resolved.
+    /// The resolved settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Value>,
-    /// Every other file of the directory, by its path inside.
+    /// Every other file of the directory, by relative path.
     #[serde(default)]
     pub files: BTreeMap<String, FileEntry>,
 }
 
-/// Name and version of the program.
+/// A program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tool {
     /// Name.
@@ -39,14 +39,14 @@ pub struct Tool {
     pub version: String,
 }
 
-/// One input.
+/// An input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// `base`, `adapter`, `data`, …
     pub role: String,
-    /// Where it was.
+    /// Its path.
     pub path: String,
-    /// blake3 of its content, hexadecimal; none where a large input was not read for it.
+    /// blake3 of its content, hexadecimal; `None` for large inputs that were not hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blake3: Option<String>,
 }
@@ -63,11 +63,11 @@ pub struct FileEntry {
 /// A difference between a manifest and its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestProblem {
-    /// The file is listed but not there.
+    /// The file is listed but missing.
     Missing(PathBuf),
-    /// The file has another content than when it was written.
+    /// The content differs from the manifest.
     Changed(PathBuf),
-    /// The file is there but not listed.
+    /// The file exists but is not listed.
     Unlisted(PathBuf),
 }
 
@@ -101,11 +101,14 @@ impl Manifest {
     /// Reads the manifest of a directory.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Json`].
+    /// Returns [`Error::NotFound`] if there is none, and [`Error::Json`] if it is invalid.
     pub fn read(dir: &Path) -> Result<Manifest, Error> {
         let path = dir.join(NAME);
         if !path.exists() {
-            return Err(Error::NotFound { path, hint: "the directory is unfinished, or was not written by this tool" });
+            return Err(Error::NotFound {
+                path,
+                hint: "the directory is incomplete, or was not written by this program",
+            });
         }
         let text = read_file(&path, MAX_TOKENIZER)?;
         serde_json::from_slice(&text).map_err(Error::json(&path))
@@ -114,7 +117,7 @@ impl Manifest {
     /// Compares a directory with its manifest, file by file.
     ///
     /// # Errors
-    /// Returns an error as [`Manifest::read`] does; [`Error::Io`].
+    /// Returns the same errors as [`Manifest::read`], and [`Error::Io`] if a file cannot be read.
     pub fn verify(dir: &Path) -> Result<Vec<ManifestProblem>, Error> {
         let manifest = Manifest::read(dir)?;
         let mut problems = Vec::new();
@@ -136,7 +139,7 @@ impl Manifest {
         Ok(problems)
     }
 
-    /// One hash over all files' names and hashes: equal for equal content.
+    /// A hash of all files' names and hashes, equal for equal content.
     pub fn content_hash(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, entry) in &self.files {
@@ -164,14 +167,15 @@ impl Manifest {
     }
 }
 
-/// Bytes that a thread reads and hashes at a time, a power of two: a subtree of blake3's tree that stays in a core's cache.
+/// Number of bytes that a thread reads and hashes at a time. A power of two, so that it is a subtree of blake3's tree,
+/// and small enough for a core's cache.
 const SUBTREE: u64 = 512 << 10;
 
-/// Size and blake3 of a file, on all cores for large ones. It is read rather than mapped: of a mapped file every page would
+/// Size and blake3 of a file, in parallel for large files. The file is read, not memory-mapped: a map's pages would
 /// stay resident until the end.
 ///
 /// # Errors
-/// [`Error::Io`], also when the file becomes shorter meanwhile.
+/// Returns [`Error::Io`] if reading fails or the file becomes shorter meanwhile.
 pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
     let file = open_file(path)?;
     let metadata = file.metadata().map_err(Error::io(path))?;
@@ -185,7 +189,7 @@ pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
     Ok(FileEntry { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
 }
 
-/// Hashes subtrees in parallel and joins them as the specification of blake3 says (section 2.1).
+/// Hashes subtrees in parallel and joins them as in section 2.1 of the blake3 specification.
 fn hash_in_parallel(file: &fs::File, bytes: u64) -> std::io::Result<blake3::Hash> {
     let subtree = |i: u64| {
         let start = i * SUBTREE;
@@ -215,7 +219,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let path = entry.path();
-        // A link to a directory is not followed: it may lead out, or back in without end.
+        // Links to directories are not followed: they may lead outside, or form a cycle.
         if entry.file_type().map_err(Error::io(&path))?.is_dir() {
             out.extend(files(&path)?);
         } else {

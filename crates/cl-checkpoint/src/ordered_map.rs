@@ -1,4 +1,4 @@
-//! JSON objects as pairs in the order of the file; two equal keys are an error, where serde alone would keep the last one.
+//! JSON objects as pairs in file order. Duplicate keys are an error; serde alone would keep the last.
 //!
 //! For `#[serde(with = "ordered_map")]`; null counts as an empty object.
 

@@ -6,14 +6,15 @@ use crate::checkpoint::COMPANIONS;
 use crate::files::sync;
 use crate::{Error, Manifest};
 
-/// An output directory that appears whole or not at all.
+/// An output directory that is created atomically.
 ///
 /// Files are written to a temporary sibling, `.NAME.cl-RANDOM.part`, under the lock of `.NAME.cl-lock`.
-/// [`OutputDir::finish`] writes `manifest.json` last, syncs, and renames. Dropped without that, the temporary is removed; what
-/// a killed process left is removed by the next [`OutputDir::create`] for the same output.
+/// [`OutputDir::finish`] writes `manifest.json` last, syncs, and renames. If it is dropped before that, the temporary
+/// directory is removed. Leftovers of killed processes are removed by the next [`OutputDir::create`] for the same
+/// output.
 ///
-/// With `overwrite` an output is replaced only if everything in it was written by this program, or is plainly part of a model
-/// or an adapter; see [`OutputDir::check`].
+/// With `overwrite`, an output is replaced only if everything in it was written by this program or is a known file of a
+/// model or an adapter; see [`OutputDir::check`].
 pub struct OutputDir {
     target: PathBuf,
     part: PathBuf,
@@ -24,14 +25,15 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
-    /// Checks an output before work is put into it: [`OutputDir::create`] and [`OutputDir::finish`] would refuse the same.
+    /// Checks an output before the work starts, as [`OutputDir::create`] and [`OutputDir::finish`] do later.
     ///
-    /// `inputs` are what the output is made from, each with its role (`the base model`, `the data`): an output that is one of
-    /// them, lies inside one, or contains one is refused, as is one that is or contains the working directory.
+    /// `inputs` are the paths that the output is made from, each with its role (`the base model`, `the data`). The
+    /// output must not be, contain or lie inside one of them, and must not be or contain the working directory.
     ///
     /// # Errors
-    /// [`Error::Overlap`]; [`Error::Exists`] when `target` is there and `overwrite` is false; [`Error::NotReplaceable`] when it
-    /// holds a file that this program would not have written; [`Error::Plan`] when it has no name.
+    /// Returns [`Error::Overlap`] if it overlaps an input, [`Error::Exists`] if `target` exists and `overwrite` is
+    /// false, [`Error::NotReplaceable`] if it contains a file that this program would not have written, and
+    /// [`Error::Plan`] if it has no name.
     pub fn check(target: &Path, overwrite: bool, inputs: &[(&str, &Path)]) -> Result<(), Error> {
         let place = resolve(target)?;
         if let Some(file) = place.ancestors().skip(1).find(|p| p.exists()).filter(|p| !p.is_dir()) {
@@ -41,11 +43,11 @@ impl OutputDir {
         check_free(target, &place, overwrite)
     }
 
-    /// Makes the temporary directory for `target`. A symbolic link is followed.
+    /// Creates the temporary directory for `target`. A symbolic link is followed.
     ///
     /// # Errors
-    /// As [`OutputDir::check`]; [`Error::Busy`] when another process, or another part of this one, is writing it;
-    /// [`Error::Io`].
+    /// Returns the same errors as [`OutputDir::check`], [`Error::Busy`] if it is already being written, and
+    /// [`Error::Io`] if the directory cannot be created.
     pub fn create(target: &Path, overwrite: bool) -> Result<OutputDir, Error> {
         OutputDir::check(target, overwrite, &[])?;
         let absolute = resolve(target)?;
@@ -53,7 +55,7 @@ impl OutputDir {
         let made = parent.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let lock = OutputLock::take(parent, &name)?.ok_or_else(|| Error::Busy { path: target.to_owned() })?;
-        // Without a lock nobody can tell a leftover from what is being written.
+        // Without a lock, leftovers cannot be told from directories that are being written.
         if lock.held {
             remove_stale(parent, &name)?;
         }
@@ -67,11 +69,11 @@ impl OutputDir {
         Ok(OutputDir { target: absolute, part, made, overwrite, finished: false, lock: Some(lock) })
     }
 
-    /// Removes what a killed process left beside `target` while it was writing it, and puts back an output that was being
-    /// replaced. Nothing happens while another process is writing it.
+    /// Removes temporary directories that a killed process left next to `target`, and restores an output that it was
+    /// replacing. Does nothing while another process is writing `target`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn clean_up(target: &Path) -> Result<(), Error> {
         let absolute = resolve(target)?;
         let (parent, name) = parts(&absolute);
@@ -90,12 +92,12 @@ impl OutputDir {
         }
     }
 
-    /// Where to write for now.
+    /// The temporary directory to write to.
     pub fn path(&self) -> &Path {
         &self.part
     }
 
-    /// Where the directory will be.
+    /// The final path.
     pub fn target(&self) -> &Path {
         &self.target
     }
@@ -103,9 +105,10 @@ impl OutputDir {
     /// Hashes every file into `manifest`, writes it last, and moves the directory into place.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Exists`] or [`Error::NotReplaceable`] when somebody wrote to `target` meanwhile.
+    /// Returns [`Error::Io`] if writing fails, and [`Error::Exists`] or [`Error::NotReplaceable`] if `target` was
+    /// written to meanwhile.
     pub fn finish(mut self, mut manifest: Manifest) -> Result<(), Error> {
-        // The disk writes while the cores hash.
+        // Writes to disk while hashing.
         std::thread::scope(|scope| {
             let synced = scope.spawn(|| sync_all(&self.part));
             manifest.hash_files(&self.part)?;
@@ -121,7 +124,7 @@ impl OutputDir {
         }
         if let Err(source) = fs::rename(&self.part, &self.target) {
             if replaced {
-                // Put back what was there; the error to report is the first one.
+                // Restore the old output; the first error is reported.
                 let _ = fs::rename(&old, &self.target);
             }
             return Err(Error::Io { path: self.target.clone(), source });
@@ -140,26 +143,26 @@ impl OutputDir {
 impl Drop for OutputDir {
     fn drop(&mut self) {
         if !self.finished {
-            // Nothing sensible can be done about a failure here; the next create tries again.
+            // A failure here is ignored; the next `create` tries again.
             let _ = fs::remove_dir_all(&self.part);
         }
         self.lock.take();
         if !self.finished {
-            // Those that are not empty hold something else by now.
+            // Directories that are not empty are in use.
             let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
     }
 }
 
-/// Between an output's name and the random part of a temporary's.
+/// The part of a temporary directory's name between the output's name and the random part.
 const TEMPORARY: &str = ".cl-";
 
-/// Name of the lock's file.
+/// Name of the lock file.
 fn lock_name(name: &str) -> String {
     format!(".{name}{TEMPORARY}lock")
 }
 
-/// The lock of an output, held by whoever writes it. The file is removed with it.
+/// The lock of an output, held while it is written. Dropping it removes the file.
 struct OutputLock {
     path: PathBuf,
     _file: File,
@@ -167,11 +170,11 @@ struct OutputLock {
 }
 
 impl OutputLock {
-    /// The lock of the output `name` in `parent`; `None` when another process, or another part of this one, has it.
+    /// The lock of the output `name` in `parent`; `None` if it is held already.
     fn take(parent: &Path, name: &str) -> Result<Option<OutputLock>, Error> {
         let path = parent.join(lock_name(name));
         loop {
-            // Open for writing: NFS locks no other files.
+            // Opened for writing: NFS cannot lock files opened read-only.
             let mut options = File::options();
             let file = options.create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
             let held = match file.try_lock() {
@@ -179,7 +182,7 @@ impl OutputLock {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(_)) => false,
             };
-            // Whoever had it may have removed it between opening and locking; then it guards nothing.
+            // The previous holder may have removed the file between opening and locking; the lock is then void.
             let locked = file.metadata().map_err(Error::io(&path))?;
             let same = |now: fs::Metadata| (now.dev(), now.ino()) == (locked.dev(), locked.ino());
             if fs::metadata(&path).is_ok_and(same) {
@@ -191,12 +194,12 @@ impl OutputLock {
 
 impl Drop for OutputLock {
     fn drop(&mut self) {
-        // Removed while still held: a process that opened it before finds out and makes its own.
+        // Removed while still held: a process that has opened it notices, and creates a new one.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The absolute path of an output: `..` and a trailing slash would hide its name, and a link is followed to what it names.
+/// The absolute path of an output, without `..` and trailing slash, and with links followed.
 fn resolve(target: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(target).map_err(Error::io(target))?;
     let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
@@ -207,13 +210,13 @@ fn resolve(target: &Path) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-/// Folder and name of a resolved output.
+/// Parent directory and name of a resolved output.
 fn parts(absolute: &Path) -> (&Path, String) {
     let name = absolute.file_name().expect("resolved").to_string_lossy().into_owned();
     (absolute.parent().expect("resolved"), name)
 }
 
-/// As far as a path exists, with all links followed.
+/// The path with all links followed, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let known = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
@@ -223,10 +226,11 @@ fn real(path: &Path) -> PathBuf {
     })
 }
 
-/// Refuses an output that is, contains or lies inside one of its inputs, or is or contains the working directory.
+/// Checks that an output is not, does not contain and does not lie inside one of its inputs, and neither is nor
+/// contains the working directory.
 ///
 /// # Errors
-/// [`Error::Overlap`].
+/// Returns [`Error::Overlap`] otherwise.
 pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
     let out = real(target);
     let refuse = |relation, other| Err(Error::Overlap { path: target.to_owned(), relation, other });
@@ -248,7 +252,7 @@ pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Err
     }
 }
 
-/// That nothing is in the way at `place`, or only what may be replaced.
+/// Checks that `place` is free, or holds only what may be replaced.
 fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error> {
     if !occupied(place) {
         return Ok(());
@@ -262,11 +266,11 @@ fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error>
     }
 }
 
-/// Why a directory must not be replaced: the first thing in it that neither its manifest names nor is plainly part of a model
-/// or an adapter.
+/// Why a directory must not be replaced: the first entry that is neither in its manifest nor a known file of a model or
+/// an adapter.
 fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
     if !dir.is_dir() {
-        let what = if dir.is_symlink() { "is a symbolic link that leads nowhere" } else { "is a file" };
+        let what = if dir.is_symlink() { "is a dangling symbolic link" } else { "is a file" };
         return Ok(Some(what.to_owned()));
     }
     let manifest = Manifest::read(dir).ok();
@@ -298,7 +302,7 @@ fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
     Ok(None)
 }
 
-/// Whether a file of this name belongs to a model or an adapter as Transformers and PEFT save them.
+/// Whether a file with this name belongs to a model or an adapter as Transformers and PEFT save them.
 fn part_of_a_model(name: &str) -> bool {
     let weights = (name.starts_with("model") || name.starts_with("adapter_model"))
         && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
@@ -306,19 +310,19 @@ fn part_of_a_model(name: &str) -> bool {
     weights || other.contains(&name) || COMPANIONS.contains(&name)
 }
 
-/// Whether this names a file directly in a directory, wherever the name came from.
+/// Whether this is the name of a file directly in a directory.
 pub(crate) fn is_file_name(name: &str) -> bool {
     Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0'])
 }
 
-/// Removes a directory, a file, or a symbolic link but not what it leads to.
+/// Removes a directory, a file, or a symbolic link (not its target).
 fn remove(path: &Path) -> Result<(), Error> {
     let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());
     let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map_err(Error::io(path))
 }
 
-/// An empty directory may be written into; anything else is in the way.
+/// An empty directory may be used; anything else is in the way.
 fn occupied(path: &Path) -> bool {
     match fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_some(),
@@ -334,8 +338,8 @@ fn temporary_kind(file: &str, name: &str) -> Option<&'static str> {
     random.chars().all(|c| c.is_ascii_alphanumeric()).then_some(kind)
 }
 
-/// Removes temporaries that nobody is writing to, and puts back an old output that was being replaced by one. To be called
-/// under the lock of the output.
+/// Removes leftover temporary directories, and restores an old output that was being replaced. Call it under the
+/// output's lock.
 fn remove_stale(parent: &Path, name: &str) -> Result<(), Error> {
     for entry in fs::read_dir(parent).map_err(Error::io(parent))? {
         let path = entry.map_err(Error::io(parent))?.path();

@@ -23,7 +23,8 @@ impl SafetensorsFile {
     /// Maps the file and checks its header; no tensor is read.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Header`], [`Error::Tensor`].
+    /// Returns [`Error::Io`] if the file cannot be read, and [`Error::Header`] or [`Error::Tensor`] if its header is
+    /// invalid.
     pub fn open(path: &Path) -> Result<SafetensorsFile, Error> {
         let wrong = |message: &str| Error::Header { path: path.to_owned(), message: message.to_owned() };
         let file = open_file(path)?;
@@ -39,7 +40,7 @@ impl SafetensorsFile {
         Ok(SafetensorsFile { path: path.to_owned(), file, map, data, header })
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -49,7 +50,7 @@ impl SafetensorsFile {
         &self.header.metadata
     }
 
-    /// Where a tensor's bytes are in the file.
+    /// Byte range of a tensor in the file.
     fn range(&self, name: &str) -> Result<std::ops::Range<usize>, Error> {
         let (_, range) = self
             .header

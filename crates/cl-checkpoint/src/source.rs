@@ -4,7 +4,7 @@ use safetensors::Dtype;
 
 use crate::Error;
 
-/// What is known of a tensor without reading it.
+/// Dtype and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Element type as stored.
@@ -36,25 +36,25 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// Bytes that a tensor takes; `None` when that overflows or is no whole number.
+/// Size of a tensor in bytes; `None` if that overflows or is not a whole number.
 pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
     let bits = elements.checked_mul(dtype.bitsize())?;
     (bits % 8 == 0).then_some(bits / 8)
 }
 
-/// Something that holds named tensors.
+/// A source of named tensors.
 pub trait TensorSource: Sync {
     /// All names, sorted.
     fn names(&self) -> Vec<&str>;
 
-    /// Dtype and shape; `None` for a name that is not there.
+    /// Dtype and shape of a tensor; `None` if there is no such tensor.
     fn info(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// The tensor's bytes, row-major and little endian, straight from the file's map.
+    /// The tensor's bytes, row-major and little endian, from the memory-mapped file.
     ///
     /// # Errors
-    /// [`Error::TensorNotFound`].
+    /// Returns [`Error::TensorNotFound`] if there is no such tensor.
     fn bytes(&self, name: &str) -> Result<&[u8], Error>;
 
     /// Copies a part of the tensor's bytes, starting at byte `offset`, into `out`.
@@ -63,7 +63,8 @@ pub trait TensorSource: Sync {
     /// resident.
     ///
     /// # Errors
-    /// [`Error::TensorNotFound`], [`Error::Tensor`] for a part that reaches beyond the tensor, [`Error::Io`].
+    /// Returns [`Error::TensorNotFound`] if there is no such tensor, [`Error::Tensor`] if the range exceeds it, and
+    /// [`Error::Io`] if reading fails.
     fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {
         let bytes = self.bytes(name)?;
         let part = offset.checked_add(out.len()).and_then(|end| bytes.get(offset..end));
@@ -72,8 +73,8 @@ pub trait TensorSource: Sync {
     }
 }
 
-/// The error for a part that reaches beyond its tensor.
+/// The error for a range that exceeds its tensor.
 pub(crate) fn outside(path: &Path, name: &str, offset: usize, length: usize, bytes: usize) -> Error {
-    let message = format!("{length} bytes from byte {offset} were asked for; it has {bytes}");
+    let message = format!("{length} bytes at offset {offset} were requested, but it has {bytes} bytes");
     Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), message }
 }

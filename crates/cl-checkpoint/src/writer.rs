@@ -13,12 +13,12 @@ use crate::output_dir::is_file_name;
 use crate::source::byte_len;
 use crate::{Error, Manifest, OutputDir, TensorSpec};
 
-/// How a checkpoint is laid out.
+/// Options of a checkpoint writer.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// Bytes of tensors that one file may hold; a larger tensor has a file of its own.
+    /// Maximum size in bytes of a shard's tensors; a larger tensor has a shard of its own.
     pub max_shard_size: u64,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
 }
 
@@ -29,7 +29,7 @@ impl Default for WriteOptions {
     }
 }
 
-/// Writes a model directory whose tensors are all planned beforehand; they may come in any order and from any thread.
+/// Writes a model directory. All tensors are declared in advance, and may be written in any order and from any thread.
 pub struct CheckpointWriter {
     out: OutputDir,
     shards: Vec<File>,
@@ -39,7 +39,7 @@ pub struct CheckpointWriter {
     sync: Mutex<Option<JoinHandle<std::io::Result<()>>>>,
 }
 
-/// Bytes after which the disk is set to work. Left to the end, all of it would be waited for.
+/// Number of bytes after which a background sync is started, so that little is left to sync at the end.
 const SYNC_EVERY: usize = 32 << 20;
 
 struct Place {
@@ -52,12 +52,13 @@ impl CheckpointWriter {
     /// Checks the plan, lays out the shards and writes their headers.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a plan without tensors, with a name twice or a tensor too large; [`Error::Exists`]; [`Error::Io`].
+    /// Returns [`Error::Plan`] if there are no tensors, a name occurs twice or a tensor is too large, [`Error::Exists`]
+    /// if the output exists, and [`Error::Io`] if writing fails.
     pub fn create(out_dir: &Path, tensors: &[TensorSpec], options: WriteOptions) -> Result<CheckpointWriter, Error> {
         Self::create_named(out_dir, tensors, options, "model")
     }
 
-    /// As [`CheckpointWriter::create`] with another stem than `model`, as adapters have.
+    /// Like [`CheckpointWriter::create`], with a file stem other than `model`, as for adapters.
     pub(crate) fn create_named(
         out_dir: &Path,
         tensors: &[TensorSpec],
@@ -114,7 +115,7 @@ impl CheckpointWriter {
     /// Writes one tensor's bytes, row-major and little endian.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a name that was not planned or another number of bytes; [`Error::Io`].
+    /// Returns [`Error::Plan`] if the tensor was not planned or has another size, and [`Error::Io`] if writing fails.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let place = self.place(name)?;
         if bytes.len() != place.length {
@@ -127,11 +128,12 @@ impl CheckpointWriter {
         self.write_part(name, 0, bytes)
     }
 
-    /// Writes a part of one tensor's bytes, starting at byte `offset`; every part once, in any order and from any thread.
+    /// Writes a part of one tensor's bytes, starting at byte `offset`. Each byte must be written once, in any order and
+    /// from any thread.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a name that was not planned, a part that reaches beyond the tensor, or more bytes in all than the
-    /// tensor has; [`Error::Io`].
+    /// Returns [`Error::Plan`] if the tensor was not planned, the part exceeds it, or bytes were written twice, and
+    /// [`Error::Io`] if writing fails.
     pub fn write_part(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         let place = self.place(name)?;
         if offset.checked_add(bytes.len()).is_none_or(|end| end > place.length) {
@@ -158,7 +160,7 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Lets the disk write what it has of a shard, in the background; nothing while an earlier sync is under way.
+    /// Starts to sync a shard in the background, unless an earlier sync is still running.
     fn start_sync(&self, shard: usize) -> Result<(), Error> {
         let Ok(mut running) = self.sync.try_lock() else { return Ok(()) };
         if running.as_ref().is_some_and(|sync| !sync.is_finished()) {
@@ -171,7 +173,7 @@ impl CheckpointWriter {
         self.synced(last)
     }
 
-    /// The outcome of a sync: its error would not be told again to the next one.
+    /// The result of a sync. Its error would not be reported again by the next one.
     fn synced(&self, sync: Option<JoinHandle<std::io::Result<()>>>) -> Result<(), Error> {
         let Some(sync) = sync else { return Ok(()) };
         sync.join().expect("syncing does not panic").map_err(Error::io(self.out.target()))
@@ -188,7 +190,7 @@ impl CheckpointWriter {
     /// Writes a JSON file, indented.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file cannot be read or written.
     pub fn put_json(&self, name: &str, value: &Value) -> Result<(), Error> {
         let mut text = serde_json::to_vec_pretty(value).map_err(Error::json(Path::new(name)))?;
         text.push(b'\n');
@@ -198,7 +200,7 @@ impl CheckpointWriter {
     /// Writes a file.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a name with a folder in it; [`Error::Io`].
+    /// Returns [`Error::Plan`] if the name contains a directory, and [`Error::Io`] if writing fails.
     pub fn put_file(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         let path = self.inside(name)?;
         std::fs::write(&path, content).map_err(Error::io(&path))
@@ -207,7 +209,7 @@ impl CheckpointWriter {
     /// Copies a file.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a name with a folder in it; [`Error::Io`].
+    /// Returns [`Error::Plan`] if the name contains a directory, and [`Error::Io`] if writing fails.
     pub fn copy_file(&self, from: &Path, name: &str) -> Result<(), Error> {
         std::fs::copy(from, self.inside(name)?).map_err(Error::io(from))?;
         Ok(())
@@ -221,14 +223,14 @@ impl CheckpointWriter {
         Ok(self.out.path().join(name))
     }
 
-    /// Completes the directory: manifest last, then one rename.
+    /// Completes the directory: writes the manifest, then renames it into place.
     ///
     /// # Errors
-    /// [`Error::Plan`] when a planned tensor was never written; [`Error::Io`].
+    /// Returns [`Error::Plan`] if a planned tensor was not written completely, and [`Error::Io`] if writing fails.
     pub fn finish(self, manifest: Manifest) -> Result<(), Error> {
         if let Some((name, left)) = self.missing.lock().expect("no panic while held").first_key_value() {
             let whole = self.places.get(name).is_some_and(|place| place.length == *left);
-            let what = if whole { "was planned but never written" } else { "was written in part only" };
+            let what = if whole { "was planned but never written" } else { "was written only in part" };
             let message = format!("tensor `{name}` {what}");
             return Err(Error::Plan { path: self.out.target().to_owned(), message });
         }
@@ -238,7 +240,7 @@ impl CheckpointWriter {
     }
 }
 
-/// Splits the tensors, in their order, into shards.
+/// Splits the tensors into shards, in order.
 fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec<&'t TensorSpec>>, Error> {
     let plan = |message| Error::Plan { path: out.to_owned(), message };
     if tensors.is_empty() {
@@ -253,7 +255,7 @@ fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec
         }
         let too_large = || plan(format!("tensor `{}`: shape {:?} is too large", spec.name, spec.shape));
         let length = byte_len(spec.dtype, &spec.shape).ok_or_else(too_large)? as u64;
-        // Files have room for 2⁶³ bytes; no sum below overflows then.
+        // Files are limited to 2⁶³ bytes, so no sum below overflows.
         total = total.checked_add(length).filter(|&t| t < 1 << 62).ok_or_else(too_large)?;
         let last = shards.last_mut().expect("starts with one");
         if !last.is_empty() && size + length > max {

@@ -1,4 +1,5 @@
-//! `cl`: add knowledge to a language model round after round. Parses, calls the libraries, reports.
+//! `cl`: continual fine-tuning, evaluation and merging of language models. Parses arguments, calls the libraries,
+//! prints results.
 
 mod commands;
 mod output;
@@ -14,7 +15,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::output::{Stdout, is_closed_pipe};
 use crate::progress::AboveBars;
 
-/// Add knowledge to a language model, round after round, and see what it keeps.
+/// Add knowledge to a language model round after round, and measure what it retains.
 ///
 /// A model is a Hugging Face directory (config.json, model.safetensors, tokenizer.json).
 /// Progress goes to stderr, results to files, a summary to stdout.
@@ -22,12 +23,12 @@ use crate::progress::AboveBars;
 #[command(
     name = "cl",
     version,
-    after_help = "Start here:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
-    cl check CONFIG        what a configuration would do, without doing it\n  \
-    cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nConfigurations to start from: examples/configs/"
+    after_help = "Examples:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
+    cl check CONFIG        check a configuration without running it\n  \
+    cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nExample configurations: examples/configs/"
 )]
 struct Cli {
-    /// Threads that training and scoring compute with, as in `cl --threads 2 train`; one for each core when absent.
+    /// Number of threads for training and evaluation, as in `cl --threads 2 train` [default: number of cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[command(flatten)]
@@ -38,58 +39,58 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Turn a GGUF file into a Hugging Face model directory.
+    /// Convert a GGUF file to a Hugging Face model directory.
     ImportGguf(commands::import_gguf::Args),
-    /// Continue prompts, by greedy decoding or sampling.
+    /// Generate text from prompts, by greedy decoding or sampling.
     Generate(commands::generate::Args),
-    /// Talk to a model.
+    /// Chat with a model.
     Chat(commands::chat::Args),
-    /// Fine-tune a model once: to an adapter (LoRA) or with all weights.
+    /// Fine-tune a model: LoRA, or all weights.
     Train(commands::train::Args),
-    /// Fine-tune on tasks one after another and score all of them after every round.
+    /// Fine-tune a model on several tasks in sequence, and evaluate it on all of them after each round.
     Sequence(commands::sequence::Args),
-    /// Score a model on tasks; compare two runs.
+    /// Evaluate a model on tasks, or compare two evaluations.
     Eval(commands::compare::EvalArgs),
-    /// Compute scores again from predictions files alone.
+    /// Recompute scores from predictions files, without a model.
     Score(cl_eval::cli::ScoreArgs),
-    /// Put finished runs into one table: methods by tasks, with averages and gains over the base.
+    /// Print one table of several runs: methods by tasks, with averages and gains over the base.
     Table(cl_eval::cli::TableArgs),
     /// Turn finished runs, or a study, into a report: a page, tables and figures.
     Report(commands::report::Args),
-    /// Merge models; compare and verify them.
+    /// Merge, compare and verify models.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
-    /// Combine adapters, fold them into their base, extract, describe and compare them.
+    /// Combine, merge, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(cl_merge::adapter::cli::AdapterCommand),
-    /// Make mixtures of experts of models.
+    /// Create mixtures of experts from models or adapters.
     #[command(subcommand)]
     Moe(commands::moe::Command),
-    /// What a run did with its data.
+    /// Inspect training data.
     #[command(subcommand)]
     Data(commands::data::Command),
-    /// Check a configuration without running it, or a model or adapter directory with every value in it.
+    /// Check a configuration without running it, or all values of a model or adapter directory.
     Check(commands::check::Args),
-    /// Compare ways of learning rounds: sequences, replay, joint training, merges, mixtures, with several seeds.
+    /// Compare ways of learning the same rounds: sequences, replay, joint training, merges, mixtures, with several seeds.
     Study(commands::study::Args),
-    /// Reproduce the paper: every table and figure, by default with a small model and tasks made from seeds.
+    /// Reproduce the paper's tables and figures, with a small model and tasks made from seeds.
     Reproduce(commands::reproduce::Args),
-    /// Recompute the paper's printed averages, gains and BWT from its tables' cells.
+    /// Recompute the averages, gains and BWT of the paper's tables from their cells.
     PaperTables(commands::paper_tables::Args),
-    /// Print completions for a shell.
+    /// Print shell completions.
     Completions(commands::shell::CompletionsArgs),
-    /// Print the manual page, or write those of all commands.
+    /// Print the man page, or write the man pages of all commands.
     Man(commands::shell::ManArgs),
 }
 
 impl Command {
-    /// Whether it trains or scores, so that libtorch's threads work all the time.
+    /// Whether it runs a model, so that libtorch's threads are busy.
     fn computes(&self) -> bool {
         use Command::{Chat, Eval, Generate, Reproduce, Sequence, Study, Train};
         matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Study(_) | Reproduce(_))
     }
 
-    /// Whether it merges by decomposing matrices.
+    /// Whether it decomposes matrices.
     fn decomposes(&self) -> bool {
         match self {
             Command::Merge(command) => command.decomposes(),
@@ -105,7 +106,7 @@ fn main() -> ExitCode {
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
-    // Before libtorch does anything: it asks for its CUDA half once, and keeps the answer.
+    // Before any other use of libtorch, which looks for CUDA only once.
     let cuda = cl_torch::load_cuda();
     if let Some(threads) = threads {
         cl_torch::set_threads(threads);
@@ -116,18 +117,18 @@ fn main() -> ExitCode {
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {
-            tracing::error!("signal handlers cannot be set: {error}");
+            tracing::error!("cannot set signal handlers: {error}");
             return ExitCode::FAILURE;
         }
     };
     let result = cuda.map_err(anyhow::Error::from).and_then(|_| run(command, log, &interrupt));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has read enough, as `head` does.
+        // The reader has closed the pipe, as `head` does.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", cl_checkpoint::files::with_causes(error.as_ref()));
-            // What a shell expects of a program that Ctrl-C has stopped.
+            // The exit code that shells expect after Ctrl-C.
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }

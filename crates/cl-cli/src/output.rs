@@ -1,13 +1,13 @@
-//! What the command writes to stdout: its results. Everything else goes to stderr.
+//! Standard output, for results. Everything else goes to stderr.
 
 use std::fmt::Display;
 use std::io::{Error, ErrorKind, Result, StdoutLock, Write};
 
-/// Standard output, whose failure is an error like any other and not a panic.
+/// Standard output that returns errors instead of panicking.
 pub struct Stdout(StdoutLock<'static>);
 
 impl Stdout {
-    /// This process's.
+    /// Locks the process's standard output.
     pub fn new() -> Stdout {
         Stdout(std::io::stdout().lock())
     }
@@ -27,12 +27,12 @@ fn named(error: Error) -> Error {
     Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
-/// Whether nobody reads the output any more.
+/// Whether the reader has closed the output.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
 }
 
-/// A line on stderr to whoever sits before a conversation; other commands speak through `tracing`.
+/// Prints a line to stderr during a chat; other commands use `tracing`.
 pub fn say(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

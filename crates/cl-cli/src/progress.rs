@@ -1,4 +1,4 @@
-//! Progress on a terminal: a bar below the messages.
+//! Progress bars, below the log messages.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -8,10 +8,10 @@ use cl_checkpoint::logging::LogArgs;
 use cl_lab::{Event, StudyEvent};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// All bars of this process. A message has to move them out of its way.
+/// All bars of the process, which are hidden while a message is printed.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Draws the events of a study.
+/// Draws progress events.
 pub struct Progress {
     bar: Option<ProgressBar>,
     wanted: bool,
@@ -21,13 +21,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For this process's stderr; without bars where that is no terminal, or only errors or JSON are wanted there.
+    /// Draws to stderr. There are no bars if stderr is not a terminal, or with --quiet or JSON messages.
     pub fn new(log: LogArgs) -> Progress {
         let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
         Progress { bar: None, wanted, tokens: 0, seconds: 0.0, scoring: String::new() }
     }
 
-    /// Takes an event.
+    /// Handles an event.
     pub fn observe(&mut self, event: Event<'_>) {
         match event {
             Event::Stage(_) => self.clear(),
@@ -81,7 +81,7 @@ impl Progress {
     }
 }
 
-/// Standard error for messages, above the bars. A closed one is no reason to stop hours of work.
+/// Standard error for messages, above the bars. Errors are ignored: a closed stderr should not stop a long run.
 pub struct AboveBars;
 
 impl Write for AboveBars {

@@ -8,35 +8,35 @@ use serde::{Deserialize, Serialize};
 use crate::jinja::{self, Dialect, Template};
 use crate::{Error, special};
 
-/// Names of special tokens that a template may use, as Transformers passes them.
+/// Special tokens that Transformers passes to a template.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| jinja::environment(Dialect::Transformers));
 
-/// The roles that every chat template knows.
+/// The roles that every chat template supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions for the whole conversation.
     System,
-    /// The one who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
 }
 
-/// One message of a conversation. The role is a text, because templates may know more of them than [`Role`] has; where
-/// only those occur, it may be `Message<Role>`.
+/// One message of a conversation. The role is a string, because templates may support more roles than [`Role`] has;
+/// `Message<Role>` is limited to those.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message<R = String> {
-    /// `system`, `user`, `assistant`, or another role that the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template supports.
     pub role: R,
     /// The text.
     pub content: String,
 }
 
 impl Message {
-    /// A message of a role.
+    /// Creates a message.
     ///
     /// # Example
     /// ```
@@ -48,11 +48,10 @@ impl Message {
     }
 }
 
-/// How a model wants conversations written: the Jinja template of its tokenizer, rendered as Transformers'
-/// `apply_chat_template` renders it.
+/// A model's chat template: the Jinja template of its tokenizer, rendered as by Transformers' `apply_chat_template`.
 ///
-/// Where the text of a template differs by Python's own types (floats in exponent form, `~` before a boolean), the result
-/// does; see `tests/chat.rs` for what is compared. Templates come from strangers: see [`jinja`] for what they may do.
+/// Values that depend on Python's own types (floats in exponent form, `~` before a boolean) may be rendered
+/// differently; see `tests/chat.rs` for what is compared. Templates are untrusted: see [`jinja`] for their limits.
 ///
 /// # Example
 /// ```
@@ -74,21 +73,22 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// A template from its text, with the special tokens it may use by name (`bos_token` and so on).
+    /// Compiles a template. `tokens` are the special tokens that it may use by name (`bos_token` and so on).
     ///
     /// # Errors
-    /// [`Error::Chat`] when the text is no template.
+    /// Returns [`Error::Chat`] if the template is invalid.
     pub fn new(text: &str, tokens: &[(&str, &str)]) -> Result<ChatTemplate, Error> {
         let tokens = tokens.iter().map(|(role, token)| (role.to_string(), token.to_string())).collect();
         Self::compile(PathBuf::from("chat template"), text.to_owned(), tokens)
     }
 
-    /// The template of a model directory: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`, which is
-    /// a text or a list of named texts of which `default` is taken. `None` when the model has none.
+    /// Reads the template of a model directory: `chat_template.jinja`, or else `chat_template` in
+    /// `tokenizer_config.json`, which is a string or a list of named templates, of which `default` is used. `None` if
+    /// the model has none.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Tokenizer`] for a configuration that is no JSON, [`Error::Chat`] when there is no `default`
-    /// or the text is no template.
+    /// Returns [`Error::Io`] if a file cannot be read, [`Error::Tokenizer`] if the configuration is not valid JSON, and
+    /// [`Error::Chat`] if there is no `default` or the template is invalid.
     pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>, Error> {
         let [config, map] = special::FILES.map(|name| special::read(&dir.join(name)));
         let (config, map) = (config?, map?);
@@ -114,13 +114,14 @@ impl ChatTemplate {
         Ok(ChatTemplate { template, text, tokens, path })
     }
 
-    /// The conversation as the model is shown it; with `add_generation_prompt` it ends where the assistant begins to speak.
+    /// Renders a conversation. With `add_generation_prompt` it ends with the start of the assistant's turn.
     ///
-    /// The text holds its special tokens; encode it with
-    /// [`Tokenizer::encode_with`](crate::Tokenizer::encode_with), which adds no second BOS.
+    /// The text contains its special tokens; encode it with [`Tokenizer::encode_with`](crate::Tokenizer::encode_with),
+    /// which adds no second BOS.
     ///
     /// # Errors
-    /// [`Error::Chat`] with the template's own message when it refuses the conversation (roles that do not alternate, say).
+    /// Returns [`Error::Chat`] with the template's message if it rejects the conversation (for example, because roles
+    /// do not alternate).
     pub fn render<R: Serialize>(&self, messages: &[Message<R>], add_generation_prompt: bool) -> Result<String, Error> {
         let fixed = [
             ("messages", Value::from_serialize(messages)),
@@ -141,12 +142,12 @@ impl ChatTemplate {
         Error::Chat { path: self.path.clone(), message }
     }
 
-    /// The template as it was read.
+    /// The template's source text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// blake3 of the template's text, hexadecimal: what a score was made with.
+    /// blake3 of the template's source text, hexadecimal.
     pub fn hash(&self) -> String {
         blake3::hash(self.text.as_bytes()).to_hex().to_string()
     }
@@ -156,7 +157,7 @@ fn default_template(entry: &serde_json::Value) -> Result<String, String> {
     if let Some(text) = entry.as_str() {
         return Ok(text.to_owned());
     }
-    let list = entry.as_array().ok_or("`chat_template` is neither text nor a list of named templates")?;
+    let list = entry.as_array().ok_or("`chat_template` is neither a string nor a list of named templates")?;
     let name = |e: &serde_json::Value| e.get("name").and_then(|n| n.as_str()).unwrap_or_default().to_owned();
     let default = list.iter().find(|e| name(e) == "default").and_then(|e| e.get("template")?.as_str());
     default.map(str::to_owned).ok_or_else(|| {
@@ -165,8 +166,8 @@ fn default_template(entry: &serde_json::Value) -> Result<String, String> {
     })
 }
 
-/// The template with `{% generation %}` blocks as blocks that always render: the tag only marks what an assistant said, for
-/// masks over tokens.
+/// Replaces `{% generation %}` blocks by blocks that always render: the tag only marks the assistant's tokens for
+/// masks.
 fn without_generation(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;

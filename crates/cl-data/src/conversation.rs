@@ -2,16 +2,16 @@ use std::ops::Range;
 
 use crate::{ChatTemplate, Encoded, Error, Message, Tokenizer};
 
-/// Tokenizes a conversation as the model's chat template writes it. Learned are the assistant's turns: from where the template
-/// would let it begin to speak to the end of what it says, and the special token that ends the turn.
+/// Tokenizes a conversation as rendered by the model's chat template. The loss covers the assistant's turns: from the
+/// end of the generation prompt to the end of the message, and the special token that ends the turn.
 ///
-/// Every earlier part is found again in the text of the whole conversation, so that templates that write past turns in another
-/// way than the last one (as some leave out past reasoning) are learned as they are written.
-/// A conversation of more than `max_length` tokens loses its end.
+/// Turns are located in the text of the whole conversation, so that templates that render earlier turns differently
+/// from the last (some omit earlier reasoning) are handled. A conversation of more than `max_length` tokens is
+/// truncated at its end.
 ///
 /// # Errors
-/// Returns an error if the template refuses the conversation, writes what the assistant says otherwise than it stands there,
-/// or if the text cannot be tokenized.
+/// Returns an error if the template rejects the conversation or changes the assistant's messages, or if the text cannot
+/// be tokenized.
 pub(crate) fn encode_conversation(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -40,7 +40,7 @@ pub(crate) fn encode_conversation(
     Ok(Encoded { input_ids: ids, learned })
 }
 
-/// Where the assistant's turns stand in the text of a conversation, in bytes.
+/// Byte ranges of the assistant's turns in the text of a conversation.
 fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>, Error> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
@@ -50,7 +50,9 @@ fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<
         let opened = text.starts_with(&before).then_some(before.len()).filter(|start| *start >= from);
         let start = opened.unwrap_or(from);
         let Some(place) = text[start..].find(said) else {
-            return Err(template.error(format!("turn {i} of the assistant is not in the text that the template makes")));
+            return Err(
+                template.error(format!("message {i} of the assistant is not in the text that the template renders"))
+            );
         };
         let place = start + place;
         ranges.push(opened.unwrap_or(place)..place + said.len());
@@ -136,6 +138,6 @@ mod tests {
     #[test]
     fn a_template_that_changes_what_was_said_is_refused() {
         let template = TEMPLATE.replace("{{ m.content | trim }}", "{{ m.content | upper }}");
-        assert!(encode(&template, &TURNS, None).unwrap_err().contains("turn 2 of the assistant is not in the text"));
+        assert!(encode(&template, &TURNS, None).unwrap_err().contains("message 2 of the assistant is not in the text"));
     }
 }

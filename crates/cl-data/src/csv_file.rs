@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::rows::{Row, TakeRow};
 use crate::{Error, MAX_LINE};
 
-/// A reader that gives up where a record does not end: an open quotation mark would take the rest of the file for one field.
+/// A reader that limits the size of a record: after an unclosed quotation mark, the rest of the file would be one
+/// field.
 struct Bounded<'c, R> {
     reader: R,
     since: &'c Cell<usize>,
@@ -18,21 +19,21 @@ impl<R: Read> Read for Bounded<'_, R> {
         let n = self.reader.read(buffer)?;
         self.since.set(self.since.get() + n);
         if self.since.get() > MAX_LINE {
-            let message = format!("a record has more than {MAX_LINE} bytes; is a quotation mark left open?");
+            let message = format!("a record is longer than {MAX_LINE} bytes; check for an unclosed quotation mark");
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(n)
     }
 }
 
-/// Hands over the rows of a CSV or TSV file: its first line names the fields, all of them text.
+/// Passes on the rows of a CSV or TSV file. Its first line names the fields; all values are text.
 pub(crate) fn each_row(path: &Path, separator: u8, reader: impl Read, take: TakeRow<'_>) -> Result<(), Error> {
     let wrong = |error: &csv::Error| {
         let line = error.position().map_or(String::new(), |p| format!("line {}: ", p.line()));
         let what = match error.kind() {
             csv::ErrorKind::Utf8 { .. } => "not UTF-8".to_owned(),
             csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                format!("has {len} fields, the first line {expected_len}")
+                format!("has {len} fields, but the first line has {expected_len}")
             }
             _ => error.to_string(),
         };
@@ -42,7 +43,7 @@ pub(crate) fn each_row(path: &Path, separator: u8, reader: impl Read, take: Take
     let mut file = csv::ReaderBuilder::new().delimiter(separator).from_reader(Bounded { reader, since: &since });
     let names = file.headers().map_err(|e| wrong(&e))?.clone();
     if let Some(name) = names.iter().enumerate().find(|(i, name)| names.iter().take(*i).any(|n| n == *name)) {
-        let message = format!("the first line names the field `{}` twice", name.1);
+        let message = format!("the first line has the field `{}` twice", name.1);
         return Err(Error::Form { path: path.to_owned(), message });
     }
     let mut record = csv::StringRecord::new();

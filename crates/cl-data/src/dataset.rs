@@ -2,12 +2,12 @@ use std::path::{Path, PathBuf};
 
 use crate::row_format::RowFormat;
 use crate::rows::each_row;
-use crate::{Columns, Error, Example, Format};
+use crate::{Columns, Error, Example, Format, HeldOut};
 
-/// Examples of one file.
+/// The examples of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// Name of the task: that of the directory for a split, else of the file.
+    /// Name of the task: the name of the directory for a split, else of the file.
     pub name: String,
     /// The examples in file order.
     pub examples: Vec<Example>,
@@ -15,16 +15,18 @@ pub struct Dataset {
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub hash: String,
+    /// Rows that were removed from the examples for validation.
+    pub held_out: Option<HeldOut>,
 }
 
-/// A part of a task's data.
+/// A split of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// To train on.
+    /// Training data.
     Train,
-    /// To tune on.
+    /// Validation data.
     Eval,
-    /// To be scored on.
+    /// Test data.
     Test,
 }
 
@@ -38,19 +40,19 @@ impl Split {
     }
 }
 
-/// Reads the split of a task directory as TRACE lays it out: `train.json`, `eval.json`, `test.json`; also `.jsonl`, `.csv`,
-/// `.tsv` and `.txt`, each also with `.gz`, and `.parquet`.
+/// Reads a split of a task directory in TRACE's layout: `train.json`, `eval.json` or `test.json`; also `.jsonl`,
+/// `.csv`, `.tsv` and `.txt`, each optionally with `.gz`, and `.parquet`.
 ///
 /// # Errors
-/// [`Error::NoSplit`], and those of [`load`].
+/// Returns [`Error::NoSplit`] if there is no such file, and the errors of [`load`].
 pub fn load_split(dir: &Path, split: Split) -> Result<Dataset, Error> {
     load_split_as(dir, split, Format::Auto, &Columns::default())
 }
 
-/// [`load_split`] with rows in a given form; see [`load_as`].
+/// Like [`load_split`], with the format and columns of [`load_as`].
 ///
 /// # Errors
-/// As [`load_split`].
+/// Returns the same errors as [`load_split`].
 pub fn load_split_as(dir: &Path, split: Split, format: Format, columns: &Columns) -> Result<Dataset, Error> {
     let plain = ["json", "jsonl", "csv", "tsv", "txt"].into_iter();
     let path = plain
@@ -66,16 +68,16 @@ pub fn load_split_as(dir: &Path, split: Split, format: Format, columns: &Columns
     Ok(dataset)
 }
 
-/// Reads a file of rows, see [`read_rows`](crate::read_rows) for the files, and makes an example of each.
+/// Reads a file of rows and converts each row to an example. See [`read_rows`](crate::read_rows) for supported files.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::Io`], [`Error::Form`], [`Error::LongLine`], [`Error::Row`] with the row's index,
-/// [`Error::Empty`].
+/// Returns the errors of [`read_rows`](crate::read_rows), [`Error::Row`] if a row does not fit the format, and
+/// [`Error::Empty`] if there are no rows.
 pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
     load_as(path, format, &Columns::default())
 }
 
-/// [`load`] with fields that have names of their own.
+/// Like [`load`], with a given format and column names.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -91,7 +93,7 @@ pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
 /// ```
 ///
 /// # Errors
-/// As [`load`]; also [`Error::Form`] for columns that make no sense.
+/// Returns the same errors as [`load`], and [`Error::Form`] if `columns` is invalid.
 pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset, Error> {
     let wrong = |message| Error::Form { path: path.to_owned(), message };
     let mut row_format = RowFormat::new(format, columns).map_err(wrong)?;
@@ -105,7 +107,7 @@ pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset
     }
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
-    Ok(Dataset { name, examples, path: path.to_owned(), hash })
+    Ok(Dataset { name, examples, path: path.to_owned(), hash, held_out: None })
 }
 
 #[cfg(test)]
@@ -166,8 +168,8 @@ mod tests {
         }
         let endless = [b"prompt,answer\n\"".as_slice(), &vec![b'x'; crate::MAX_LINE + 9]].concat();
         for (content, part) in [
-            (b"prompt,answer\na\n".as_slice(), "line 2: has 1 fields, the first line 2"),
-            (b"prompt,prompt\na,b\n", "names the field `prompt` twice"),
+            (b"prompt,answer\na\n".as_slice(), "line 2: has 1 fields, but the first line has 2"),
+            (b"prompt,prompt\na,b\n", "has the field `prompt` twice"),
             (b"prompt,answer\n\xff,b\n", "not UTF-8"),
             (&endless, "quotation mark"),
         ] {
@@ -187,7 +189,7 @@ mod tests {
             (br#"[{"prompt": "p", "answer": "a"}, {"prompt": "p"}]"#, "row 1 (from 0): `answer` is missing"),
             (br#"[{"prompt": "p", "answer": 3}]"#, "`answer` is a number"),
             (br#"[1]"#, "row 0 (from 0): expected an object"),
-            (br#"{"texts": "x"}"#, "keys [texts] are none of"),
+            (br#"{"texts": "x"}"#, "unknown format with keys [texts]"),
             (b"{\"prompt\": \"\xff\"}", "not UTF-8"),
             (&cut[..cut.len() - 9], "x.json"),
         ];

@@ -5,23 +5,23 @@ use rayon::prelude::*;
 use crate::conversation::encode_conversation;
 use crate::{ChatTemplate, Error, Example, Profile, Tokenizer};
 
-/// Tokens of one example, and which of them are learned.
+/// The tokens of an example, and which of them the loss covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
     /// All tokens.
     pub input_ids: Vec<u32>,
-    /// Places of the tokens that are learned, in order and apart from each other.
+    /// Ranges of the tokens that the loss covers, in order and disjoint.
     pub learned: Vec<Range<usize>>,
 }
 
 impl Encoded {
-    /// A source of `source_len` tokens, which is not learned, and what follows it, which is.
+    /// Creates an example whose loss covers all tokens after the first `source_len`.
     pub fn new(input_ids: Vec<u32>, source_len: usize) -> Encoded {
         let target = source_len..input_ids.len();
         Encoded { learned: if target.is_empty() { Vec::new() } else { vec![target] }, input_ids }
     }
 
-    /// What is learned: the tokens themselves in the learned places, −100 elsewhere.
+    /// Labels: the token where the loss covers it, −100 elsewhere.
     pub fn labels(&self) -> Vec<i64> {
         let mut labels = vec![-100; self.input_ids.len()];
         for range in &self.learned {
@@ -32,53 +32,56 @@ impl Encoded {
         labels
     }
 
-    /// How many tokens are learned; a first token, which has nothing before it, is not.
+    /// Number of tokens that the loss covers, without a first token, which has no context.
     pub fn targets(&self) -> usize {
         self.learned.iter().map(|range| range.end.saturating_sub(range.start.max(1))).sum()
     }
 }
 
-/// How examples become tokens.
+/// Settings for tokenizing examples.
 #[derive(Clone, Copy)]
 pub struct Encoding<'a> {
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// The model's chat template, which conversations need.
+    /// The model's chat template, required for conversations.
     pub chat: Option<&'a ChatTemplate>,
-    /// Most tokens of an example; `None` keeps it whole.
+    /// Maximum number of tokens of an example; unlimited if `None`.
     pub max_length: Option<usize>,
-    /// Whose way of cutting.
+    /// Which definition of truncation applies.
     pub profile: Profile,
 }
 
 impl Encoding<'_> {
     /// Tokenizes an example.
     ///
-    /// Of a pair: the prompt with the tokenizer's special tokens, the answer and the EOS text apart without them, so that there
-    /// is always a token boundary between the two; then cut to `max_length` tokens in the middle. A conversation is written by
-    /// the chat template, and what the assistant says is learned; a longer one loses its end.
+    /// A pair: the prompt is tokenized with the tokenizer's special tokens, and the answer followed by EOS separately
+    /// without them, so that there is always a token boundary between them; the middle is then truncated to
+    /// `max_length` tokens. A conversation is rendered by the chat template; the loss covers the assistant's messages,
+    /// and the end is truncated.
     ///
     /// # Errors
-    /// [`Error::NoEos`], [`Error::Encode`]; [`Error::Chat`] for a conversation without a template or one that it refuses.
+    /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and [`Error::Chat`] if a
+    /// conversation has no template or is rejected by it.
     pub fn example(&self, example: &Example) -> Result<Encoded, Error> {
         match example {
             Example::Pair { prompt, answer } => self.pair(prompt, answer),
             Example::Chat { messages } => {
                 let template = self.chat.ok_or_else(|| Error::Chat {
                     path: "chat_template".into(),
-                    message: "the model has none, and the data holds conversations; take a model with a chat template, or rows \
+                    message:
+                        "the model has none, but the data has conversations; use a model with a chat template, or rows \
                               of prompt and answer"
-                        .to_owned(),
+                            .to_owned(),
                 })?;
                 encode_conversation(self.tokenizer, template, messages, self.max_length)
             }
         }
     }
 
-    /// [`Encoding::example`] for all, on all cores, order kept.
+    /// Calls [`Encoding::example`] for all examples in parallel; the order is kept.
     ///
     /// # Errors
-    /// The first one by index; [`Error::Example`] names it.
+    /// Returns [`Error::Example`] with the index of the first example that fails.
     pub fn examples(&self, examples: &[Example]) -> Result<Vec<Encoded>, Error> {
         let numbered =
             |(row, example)| self.example(example).map_err(|source| Error::Example { row, source: Box::new(source) });
@@ -97,19 +100,19 @@ impl Encoding<'_> {
     }
 }
 
-/// The paper's truncation "middle". With L and T tokens and room for M: a target longer than ⌊M/2⌋ shares the room in
-/// proportion, n₁ = ⌊L/(L+T)·M⌋ for the source, and loses its end (EOS too); a shorter one is kept whole and n₁ = M − T.
-/// The source keeps its first ⌊n₁/2⌋ and its last n₁ − ⌊n₁/2⌋ tokens.
+/// The paper's truncation "middle", with L source tokens, T target tokens and a maximum of M. If T > ⌊M/2⌋, the source
+/// gets n₁ = ⌊L/(L+T)·M⌋ tokens and the end of the target (including EOS) is cut off; otherwise the target is kept and
+/// n₁ = M − T. The source keeps its first ⌊n₁/2⌋ and its last n₁ − ⌊n₁/2⌋ tokens.
 ///
-/// Where n₁ = 0 the paper's code keeps the whole source (Python's `[-0:]`) and so exceeds M; the profile `method` keeps
-/// none of it.
+/// If n₁ = 0, the paper's code keeps the whole source (Python's `[-0:]`) and exceeds M; the profile `method` keeps none
+/// of it.
 fn truncate(source: Vec<u32>, target: Vec<u32>, max: usize, profile: Profile) -> (Vec<u32>, Vec<u32>) {
     let (l, t) = (source.len(), target.len());
     if l + t <= max {
         return (source, target);
     }
     let (n1, target) = if t > max / 2 {
-        // As Python computes it, in f64.
+        // In f64, as in Python.
         let n1 = (l as f64 / (l + t) as f64 * max as f64).floor() as usize;
         (n1, target[..(max - n1).min(t)].to_vec())
     } else {

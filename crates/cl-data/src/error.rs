@@ -2,48 +2,48 @@ use std::path::PathBuf;
 
 use crate::HubError;
 
-/// Why examples or a tokenizer cannot be read.
+/// Errors of reading and tokenizing data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system's answer.
+    /// I/O error.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
-        /// The answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A file that cannot be read or written as a whole: missing, no regular file, too large, no text.
+    /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
     File(#[from] cl_checkpoint::Error),
-    /// A line of a JSONL file that no example has.
-    #[error("{path}: line {line} has more than {limit} bytes; is it a JSONL file, an object on every line?")]
+    /// A line of a JSONL file is too long.
+    #[error("{path}: line {line} is longer than {limit} bytes; expected JSONL, with one object per line")]
     LongLine {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// 1-based line number.
         line: usize,
-        /// The most that is read.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// No file of a split.
-    #[error("{dir}: no {split}.json, .jsonl, .csv, .tsv or .txt, each also with .gz, and no {split}.parquet")]
+    /// There is no file of the split.
+    #[error("{dir}: no {split}.json, .jsonl, .csv, .tsv or .txt (each optionally with .gz), and no {split}.parquet")]
     NoSplit {
         /// The task's directory.
         dir: PathBuf,
         /// `train`, `eval` or `test`.
         split: &'static str,
     },
-    /// The file is no JSON and no Parquet, or not a list of objects.
+    /// The file is in no supported format, or is not a list of objects.
     #[error("{path}: {message}")]
     Form {
         /// The file.
         path: PathBuf,
-        /// What was expected and found, and where.
+        /// What was expected, what was found, and where.
         message: String,
     },
-    /// One row lacks a key, or holds something else than text.
+    /// A row lacks a key, or has a value that is not text.
     #[error("{path}: row {row} (from 0): {message}")]
     Row {
         /// The file.
@@ -53,7 +53,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// An example that cannot be turned into tokens.
+    /// An example cannot be tokenized.
     #[error("row {row} (from 0): {source}")]
     Example {
         /// Index of the row.
@@ -61,13 +61,13 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
-    /// The file holds no examples.
-    #[error("{path}: no examples in it")]
+    /// The file has no examples.
+    #[error("{path}: no examples")]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// The tokenizer's files do not make a tokenizer.
+    /// The tokenizer's files are invalid.
     #[error("{path}: {message}")]
     Tokenizer {
         /// The file.
@@ -75,25 +75,25 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// The tokenizer refused a text.
+    /// The tokenizer failed.
     #[error("cannot tokenize: {message}")]
     Encode {
         /// The tokenizer's message.
         message: String,
     },
-    /// The hub does not give the data set.
+    /// The data set cannot be read from the hub.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// A chat template is none, or refused a conversation.
+    /// A chat template is invalid, or rejected a conversation.
     #[error("{path}: {message}")]
     Chat {
-        /// The file that holds the template.
+        /// The file with the template.
         path: PathBuf,
         /// The template's own message, or what is wrong with it.
         message: String,
     },
-    /// Targets need an end token.
-    #[error("{path}: no eos_token; training needs one to end each answer")]
+    /// The tokenizer has no EOS token, which training requires.
+    #[error("{path}: no eos_token; training requires one to end each answer")]
     NoEos {
         /// The tokenizer's configuration.
         path: PathBuf,

@@ -6,27 +6,27 @@ use crate::Message;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Example {
-    /// A text that is shown and a text that should follow; both verbatim.
+    /// A prompt and its answer, both verbatim.
     Pair {
-        /// Shown; not learned.
+        /// The prompt, which the loss does not cover.
         prompt: String,
-        /// Learned, with the end token behind it.
+        /// The answer, which the loss covers together with the EOS token after it.
         answer: String,
     },
-    /// A conversation, which the model's chat template writes; what the assistant says is learned.
+    /// A conversation, rendered by the model's chat template. The loss covers the assistant's messages.
     Chat {
-        /// Its turns.
+        /// The messages.
         messages: Vec<Message>,
     },
 }
 
 impl Example {
-    /// A prompt and its answer.
+    /// Creates an example from a prompt and an answer.
     pub fn pair(prompt: impl Into<String>, answer: impl Into<String>) -> Example {
         Example::Pair { prompt: prompt.into(), answer: answer.into() }
     }
 
-    /// Whether there is nothing in it to learn but an end token.
+    /// Whether the loss covers nothing but an end token.
     pub fn is_empty(&self) -> bool {
         match self {
             Example::Pair { answer, .. } => answer.trim().is_empty(),
@@ -34,7 +34,7 @@ impl Example {
         }
     }
 
-    /// What is shown before the last answer: the prompt, or the turns before it one after another.
+    /// The text before the last answer: the prompt, or the earlier messages, concatenated.
     pub fn shown(&self) -> String {
         match self {
             Example::Pair { prompt, .. } => prompt.clone(),

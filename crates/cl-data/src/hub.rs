@@ -18,7 +18,7 @@ use layout::{Miss, label, pick};
 use crate::Error;
 use crate::rows::{RowFile, read_rows};
 
-/// Where the hub keeps its own conversion of data sets that come in other forms.
+/// Branch of the hub's automatic conversion to Parquet.
 const CONVERTED: &str = "refs/convert/parquet";
 
 /// One split of a data set on the hub.
@@ -34,24 +34,23 @@ const CONVERTED: &str = "refs/convert/parquet";
 pub struct DatasetRef {
     /// `organization/name`.
     pub repo: String,
-    /// Its configuration. Without one, the files that belong to none, else those of `default`, else those of the only one
-    /// that has the split.
+    /// Configuration. If `None`, the files without a configuration, or else of `default`, or else of the only
+    /// configuration with the split.
     pub config: Option<String>,
-    /// `train`, `validation`, `test`, or what else the data set has.
+    /// `train`, `validation`, `test` or any other split.
     pub split: String,
-    /// Branch, tag or commit; `main` without one.
+    /// Branch, tag or commit; `main` if `None`.
     pub revision: Option<String>,
 }
 
 impl DatasetRef {
-    /// The split of a data set that has one configuration, as it is now.
+    /// The current split of a data set with one configuration.
     pub fn new(repo: impl Into<String>, split: impl Into<String>) -> DatasetRef {
         DatasetRef { repo: repo.into(), config: None, split: split.into(), revision: None }
     }
 }
 
-/// The Hugging Face hub and the cache on disk that all of its clients share: what Python's tools have downloaded is found
-/// here, and the other way round.
+/// The Hugging Face hub, with the disk cache that its Python clients use as well.
 ///
 /// # Example
 /// ```
@@ -70,14 +69,14 @@ pub struct Hub {
     pub endpoint: String,
     /// The folder that holds `datasets--organization--name`.
     pub cache: PathBuf,
-    /// What gives access to private and gated data sets.
+    /// Access token for private and gated data sets.
     pub token: Option<String>,
-    /// No request is sent.
+    /// Whether to send no requests.
     pub offline: bool,
 }
 
 impl fmt::Debug for Hub {
-    /// Without the token, which has no place in a log.
+    /// Omits the token, which must not be logged.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "…");
         f.debug_struct("Hub")
@@ -90,9 +89,9 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// By the variables of Python's `huggingface_hub`: `HF_ENDPOINT`; `HF_HUB_CACHE`, else `HF_HOME`, else
-    /// `XDG_CACHE_HOME`, else the user's `.cache`; `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names, else `token` in
-    /// `HF_HOME`; `HF_HUB_OFFLINE` (also `HF_DATASETS_OFFLINE` and `TRANSFORMERS_OFFLINE`).
+    /// Settings from the environment variables of `huggingface_hub`: `HF_ENDPOINT`; `HF_HUB_CACHE`, else `HF_HOME`,
+    /// else `XDG_CACHE_HOME`, else the user's `.cache`; `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names, else
+    /// `token` in `HF_HOME`; `HF_HUB_OFFLINE` (also `HF_DATASETS_OFFLINE` and `TRANSFORMERS_OFFLINE`).
     ///
     /// Source: <https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables>.
     pub fn from_env() -> Hub {
@@ -123,11 +122,11 @@ impl Hub {
         }
     }
 
-    /// Rows of a split, its files one after another, and the files. The hash is that of the file, or of the hashes of all
-    /// files, a line each, where there are several.
+    /// Rows of a split, in the order of its files, and the files. The hash is the file's, or, for several files, the
+    /// hash of their hashes (one per line).
     ///
     /// # Errors
-    /// Returns an error as [`Hub::dataset_files`] and [`read_rows`] do.
+    /// Returns the errors of [`Hub::dataset_files`] and [`read_rows`].
     ///
     /// # Example
     /// ```no_run
@@ -153,13 +152,13 @@ impl Hub {
         Ok((RowFile { rows, hash }, paths))
     }
 
-    /// Files of a split in the order of its rows, downloaded where the cache lacks them: `.parquet`, else `.jsonl`, else
-    /// `.json`, in the usual layouts; those of the hub's own conversion to Parquet where the repository has none.
+    /// Files of a split in the order of its rows, downloaded if they are not cached: `.parquet`, else `.jsonl`, else
+    /// `.json`, in the usual layouts, or else the hub's automatic conversion to Parquet.
     ///
     /// # Errors
-    /// [`Error::Hub`]: no such data set, revision, configuration or split; no access; no network; a download that stays
-    /// incomplete; offline, what the cache lacks; a cache that cannot be written, where something has to be downloaded.
-    /// [`Error::Io`] of the cache.
+    /// Returns [`Error::Hub`] if the data set, revision, configuration or split does not exist or may not be read, if a
+    /// download fails, if a file is not cached and the hub is offline, or if the cache cannot be written. Returns
+    /// [`Error::Io`] if the cache cannot be read.
     pub fn dataset_files(&self, dataset: &DatasetRef) -> Result<Vec<PathBuf>, Error> {
         check_name(&dataset.repo, "the name of a data set like `organization/name`")?;
         if dataset.repo.matches('/').count() > 1 {
@@ -174,7 +173,7 @@ impl Hub {
             Err(Error::Hub(error @ (HubError::NoSplit { .. } | HubError::Offline { .. }))) => error,
             Err(error) => return Err(error),
         };
-        // A revision was named: its own files or none.
+        // For an explicit revision, only its own files are used.
         if dataset.revision.is_some() {
             return Err(error.into());
         }
@@ -223,7 +222,7 @@ struct Source<'a> {
 struct Known {
     commit: String,
     names: Vec<String>,
-    /// Whether the commit has no other files.
+    /// Whether the list is complete.
     all: bool,
 }
 
@@ -235,10 +234,10 @@ impl Source<'_> {
         let wanted = label(dataset.config.as_deref(), &split);
         match pick(&known.names, dataset.config.as_deref(), &dataset.split) {
             Ok(names) => Ok((known.commit, names)),
-            // What another client left in the cache is not all that there is.
+            // Other clients may have cached only some of the files.
             Err(Miss::Nothing(found)) if !known.all => Err(self.offline(&format!("{wanted} (there is {found})"))),
             Err(Miss::Shards(message)) if !known.all => {
-                let message = format!("{message} in the cache, and no request is sent while HF_HUB_OFFLINE is set");
+                let message = format!("{message} in the cache, and HF_HUB_OFFLINE is set");
                 Err(HubError::Shards { repo, split, message }.into())
             }
             Err(Miss::Nothing(found)) => Err(HubError::NoSplit { repo, wanted, found }.into()),
@@ -247,20 +246,20 @@ impl Source<'_> {
         }
     }
 
-    /// By the cache alone.
+    /// From the cache alone.
     fn known(&self) -> Result<Known, Error> {
         let commit = self.cache.commit(self.subject.revision).ok_or_else(|| self.offline("the data set"))?;
         let (names, all) = self.cache.listing(&commit);
         Ok(Known { commit, names, all })
     }
 
-    /// By the hub, and kept for when there is no network.
+    /// From the hub; the answer is cached for offline use.
     fn asked(&self) -> Result<Known, Error> {
         let info = self.client().info(&self.subject)?;
         let names: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         check_name(&info.sha, "a commit")?;
         names.iter().try_for_each(|name| check_name(name, "the name of a file"))?;
-        // A cache that cannot be written still serves what lies in it.
+        // A read-only cache can still be read.
         let _ = self.cache.set_commit(self.subject.revision, &info.sha);
         let _ = self.cache.set_listing(&info.sha, &names);
         Ok(Known { commit: info.sha, names, all: true })
@@ -280,7 +279,7 @@ impl Source<'_> {
             .collect()
     }
 
-    /// Downloads a file to its place; nobody sees it there before it is whole.
+    /// Downloads a file atomically.
     fn fetch(&self, commit: &str, name: &str) -> Result<PathBuf, Error> {
         let Subject { endpoint, repo, .. } = self.subject;
         let url = format!("{endpoint}/datasets/{repo}/resolve/{commit}/{}", encoded(name, true));
@@ -291,8 +290,8 @@ impl Source<'_> {
         let blob = self.cache.blob(&meta.etag);
         if !blob.is_file() {
             let io = |source| Error::Io { path: blob.clone(), source };
-            // Written under the lock, and gone on with after a kill; only what is whole and verified is renamed.
-            // Not the name Python's client uses: what that one left is not ours to go on from.
+            // Written under the lock, and resumed after a kill; renamed once complete and verified.
+            // Differs from the name that Python's client uses, whose partial downloads are not resumed.
             let part = self.cache.blob(&format!("{}.cl.incomplete", meta.etag));
             client.download(&self.subject, &url, &meta, &part)?;
             std::fs::rename(&part, &blob).map_err(io)?;
@@ -311,7 +310,7 @@ impl Source<'_> {
     }
 }
 
-/// A path in which `~` is the user's folder.
+/// Expands `~` to the home directory.
 fn expanded(path: &str, user: &str) -> PathBuf {
     match path.strip_prefix("~/") {
         Some(rest) => Path::new(user).join(rest),

@@ -1,4 +1,4 @@
-//! What training would do with rows that are probably not meant: found before it starts.
+//! Finds rows that are probably mistakes, before training starts.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::{Encoding, Error, Example};
 
-/// Prompts, each as half of its hash: 16 bytes a prompt, whatever its length.
+/// A set of prompts, stored as 128-bit hashes.
 ///
 /// ```
 /// let mut test = cl_data::Prompts::default();
@@ -18,12 +18,12 @@ use crate::{Encoding, Error, Example};
 pub struct Prompts(HashSet<u128>);
 
 impl Prompts {
-    /// Adds a prompt; false if it is there already.
+    /// Adds a prompt; returns false if it was present.
     pub fn insert(&mut self, prompt: &str) -> bool {
         self.0.insert(half_hash(&[prompt]))
     }
 
-    /// Whether a prompt is there.
+    /// Whether a prompt is in the set.
     pub fn contains(&self, prompt: &str) -> bool {
         self.0.contains(&half_hash(&[prompt]))
     }
@@ -35,13 +35,13 @@ impl<'a> Extend<&'a Example> for Prompts {
     }
 }
 
-/// What an example asks; of plain text, which asks nothing, the text itself.
+/// The prompt of an example, or the text itself for plain text.
 fn asked(example: &Example) -> String {
     let shown = example.shown();
     if shown.is_empty() { example.answer().to_owned() } else { shown }
 }
 
-/// Texts with their lengths, so that no two lists of texts run together.
+/// Hashes texts with their lengths, so that different lists have different hashes.
 fn half_hash(texts: &[&str]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     for text in texts {
@@ -52,12 +52,12 @@ fn half_hash(texts: &[&str]) -> u128 {
     u128::from_le_bytes(half)
 }
 
-/// Rows with something in common.
+/// Rows with the same finding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
-    /// The first, from 0.
+    /// 0-based index of the first.
     pub first: usize,
 }
 
@@ -70,26 +70,27 @@ impl Found {
     }
 }
 
-/// What a data set's rows are like. Nothing of it stops a run.
+/// Findings about the rows of a data set. They are warnings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataReport {
-    /// Rows of the data set.
+    /// Number of rows.
     pub rows: usize,
-    /// Rows whose answer is empty or white space: the end token alone is learned.
+    /// Rows whose answer is empty or white space, so that only the EOS token is trained.
     pub empty_answers: Found,
-    /// Rows that are the same as an earlier one, prompt and answer.
+    /// Rows that repeat an earlier row, prompt and answer.
     pub duplicates: Found,
-    /// Rows whose prompt is in the test.
+    /// Rows whose prompt is in the test split.
     pub in_test: Found,
-    /// Rows longer than `max_length`, which lose tokens.
+    /// Rows longer than `max_length`, which are truncated.
     pub cut: Found,
-    /// The most tokens of a row; 0 where rows were not tokenized.
+    /// Length of the longest row in tokens; 0 if rows were not tokenized.
     pub longest: usize,
-    /// The limit that [`DataReport::cut`] is about.
+    /// The `max_length` of [`DataReport::cut`].
     pub max_length: Option<usize>,
 }
 
-/// Goes through rows once. With `test`, prompts are looked up in it. Memory: 16 bytes a row, and a share for the hash table.
+/// Inspects rows in one pass; prompts are looked up in `test` if it is given. Memory: 16 bytes per row plus the hash
+/// table's overhead.
 ///
 /// Lengths are counted by [`DataReport::count_lengths`].
 ///
@@ -119,10 +120,10 @@ pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
 }
 
 impl DataReport {
-    /// Tokenizes the rows, on all cores, to count those that `encoding.max_length` cuts; no tokens are kept.
+    /// Tokenizes the rows in parallel to count those that `encoding.max_length` truncates; tokens are not kept.
     ///
     /// # Errors
-    /// As [`Encoding::examples`].
+    /// Returns the same errors as [`Encoding::examples`].
     pub fn count_lengths(&mut self, encoding: Encoding<'_>, examples: &[Example]) -> Result<(), Error> {
         let (whole, max_length) = (Encoding { max_length: None, ..encoding }, encoding.max_length);
         let length = |(row, example): (usize, &Example)| match whole.example(example) {
@@ -142,22 +143,24 @@ impl DataReport {
     }
 }
 
-/// A line for everything that was found; nothing where nothing was.
+/// One line per finding; empty if there are none.
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cut = match self.max_length {
-            Some(max) => format!("are longer than max_length = {max} (up to {}) and lose tokens", self.longest),
+            Some(max) => {
+                format!("are longer than max_length = {max} (up to {} tokens) and are truncated", self.longest)
+            }
             None => String::new(),
         };
         let kinds = [
-            (self.empty_answers, "have an empty answer and train the end token alone"),
+            (self.empty_answers, "have an empty answer, so only the EOS token is trained"),
             (self.cut, cut.as_str()),
-            (self.duplicates, "are the same as an earlier row"),
-            (self.in_test, "have a prompt that is in the test as well"),
+            (self.duplicates, "repeat an earlier row"),
+            (self.in_test, "have a prompt that is also in the test split"),
         ];
         let mut line = "";
         for (Found { rows, first }, what) in kinds.into_iter().filter(|(found, _)| found.rows > 0) {
-            write!(f, "{line}{rows} of {} rows {what}; the first: row {first} (from 0)", self.rows)?;
+            write!(f, "{line}{rows} of {} rows {what}; first: row {first} (from 0)", self.rows)?;
             line = "\n";
         }
         Ok(())
@@ -184,7 +187,7 @@ mod tests {
         assert_eq!(report.in_test, Found { rows: 2, first: 1 });
         let text = report.to_string();
         assert!(text.contains("3 of 7 rows have an empty answer"), "{text}");
-        assert!(text.contains("the first: row 4 (from 0)"), "{text}");
+        assert!(text.contains("first: row 4 (from 0)"), "{text}");
         assert_eq!(text.lines().count(), 3, "{text}");
     }
 

@@ -1,4 +1,4 @@
-//! Files of lines, read a line at a time.
+//! Reads files line by line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,40 +8,40 @@ use cl_checkpoint::files::open_file;
 
 use crate::Error;
 
-/// UTF-8's byte-order mark, which some editors put in front of a file.
+/// UTF-8 byte-order mark, which some editors write at the beginning of a file.
 pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Bytes that a line of a JSONL file, or a row of a JSON list, may have: far more than any example that fits into a model.
+/// Maximum size in bytes of a line of a JSONL file or a row of a JSON list: far more than fits into a model.
 pub const MAX_LINE: usize = 16 << 20;
 
-/// A line, and where it stands.
+/// A line with its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// From 1.
+    /// 1-based line number.
     pub number: usize,
-    /// Its bytes, the line feed included; only a last line may lack it.
+    /// The bytes, including the line feed, which only the last line may lack.
     pub bytes: Vec<u8>,
 }
 
 impl Line {
-    /// Whether there is nothing but white space.
+    /// Whether the line has only white space.
     pub fn is_blank(&self) -> bool {
         self.bytes.iter().all(u8::is_ascii_whitespace)
     }
 }
 
-/// The lines of a reader, none longer than [`MAX_LINE`].
+/// The lines of a reader, of at most [`MAX_LINE`] bytes.
 pub struct Lines<R> {
     reader: R,
     path: PathBuf,
     number: usize,
 }
 
-/// The lines of a regular file, read as they are asked for.
+/// Iterates over the lines of a regular file.
 ///
 /// # Errors
-/// [`Error::File`]: no such file, or none that can be read, such as a FIFO or a device. The iterator's own:
-/// [`Error::LongLine`], [`Error::Io`].
+/// Returns [`Error::File`] if the file does not exist or is not a regular file. The iterator returns
+/// [`Error::LongLine`] and [`Error::Io`].
 ///
 /// # Example
 /// ```

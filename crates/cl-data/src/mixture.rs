@@ -3,81 +3,81 @@ use serde::{Deserialize, Serialize};
 use crate::Profile;
 use crate::numpy::{Mt19937, random_state};
 
-/// How the data sets of a round share its epochs: the round's own, and those of earlier rounds beside them.
+/// How an epoch is composed of a round's own data sets and of replayed rows of earlier rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
-    /// How several data sets of the round's own share an epoch.
+    /// Composition of the round's own data sets.
     #[serde(default)]
     pub joint: Joint,
-    /// Rows of earlier rounds beside; none when absent.
+    /// Replay of earlier rounds; none if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 }
 
-/// How the data sets of one round share an epoch. With rows N₁ … Nₙ and N = ΣNᵢ, an epoch takes Lᵢ rows of set i.
+/// How many rows an epoch takes of each data set of a round. Set i has Nᵢ rows, N = ΣNᵢ, and an epoch takes Lᵢ of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Joint {
     /// Every row once: Lᵢ = Nᵢ.
     #[default]
     Natural,
-    /// As many rows of each set as the largest has, in whole copies rounded up: Lᵢ = ⌈max N / Nᵢ⌉·Nᵢ. The paper's joint
-    /// training: 79 copies of 5,000 rows beside 395,000.
+    /// Upsampling of all sets to the size of the largest, in whole copies, rounded up: Lᵢ = ⌈max N / Nᵢ⌉·Nᵢ. The
+    /// paper's joint training: 79 copies of 5,000 rows beside 395,000.
     Uniform,
-    /// N rows in the given proportions, one for each set; Lᵢ ∝ wᵢ.
+    /// N rows in the given proportions, one per set: Lᵢ ∝ wᵢ.
     Weights(Vec<f64>),
     /// N rows with Lᵢ ∝ Nᵢ^(1/T): natural at T = 1, equal shares for T → ∞ (mT5, arXiv:2010.11934, calls 1/T alpha).
     Temperature(f64),
 }
 
-/// Rows of earlier rounds that come up again.
+/// Replay of rows of earlier rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replay {
-    /// Rows of each earlier round, as a share of the rows that an epoch takes of the round's own data.
+    /// Rows per earlier round, as a fraction of the round's own rows per epoch.
     pub fraction: f64,
-    /// Which rows these are.
+    /// Which rows are replayed.
     #[serde(default)]
     pub buffer: Buffer,
 }
 
-/// Whether replayed rows change.
+/// Whether the replayed rows change from epoch to epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Buffer {
-    /// Drawn anew each epoch from all rows, as in the paper's code.
+    /// Sampled again for each epoch from all rows, as in the paper's code.
     #[default]
     Redrawn,
-    /// Drawn once and kept, as when only a few rows of each task may be stored: the same in all epochs and later rounds.
+    /// Sampled once: the same rows in all epochs and later rounds, as with a memory of fixed size.
     Fixed,
 }
 
-/// One row of one of several data sets.
+/// A row of one of several data sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowRef {
-    /// Which data set.
+    /// Index of the data set.
     pub dataset: usize,
-    /// Which row of it.
+    /// Index of the row.
     pub row: usize,
 }
 
-/// What an epoch takes of one data set.
+/// Rows that an epoch takes of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// Rows that the set has.
+    /// Number of rows of the set.
     pub rows: usize,
-    /// Rows that an epoch takes.
+    /// Number of rows per epoch.
     pub take: usize,
-    /// The seed of rows that are drawn once and stay; `None` where each epoch draws anew.
+    /// Random seed of rows that are sampled once; `None` if they are sampled again for each epoch.
     pub fixed: Option<u64>,
 }
 
 impl Mixture {
-    /// Says what is wrong with the numbers, for a round with `sets` data sets of its own.
+    /// Checks the settings for a round with `sets` data sets of its own.
     ///
     /// # Errors
-    /// Returns a text that names the key, the value and what is expected.
+    /// Returns a message with the key, the value and what is expected.
     pub fn validate(&self, sets: usize) -> Result<(), String> {
         if let Some(r) = self.replay.filter(|r| !(r.fraction > 0.0 && r.fraction <= 100.0)) {
             return Err(format!(
@@ -87,13 +87,13 @@ impl Mixture {
         }
         match &self.joint {
             Joint::Weights(weights) if weights.len() != sets => Err(format!(
-                "mixture.joint.weights: {} for {sets} data sets; expected one for each, in their order",
+                "mixture.joint.weights: {} for {sets} data sets; expected one per data set, in order",
                 weights.len()
             )),
             Joint::Weights(weights)
                 if weights.iter().any(|w| !(0.0..=1e9).contains(w)) || weights.iter().sum::<f64>() <= 0.0 =>
             {
-                Err(format!("mixture.joint.weights = {weights:?}: expected numbers from 0 to 1e9, not all of them 0"))
+                Err(format!("mixture.joint.weights = {weights:?}: expected numbers from 0 to 1e9, not all 0"))
             }
             Joint::Temperature(t) if !(0.01..=1e9).contains(t) => {
                 Err(format!("mixture.joint.temperature = {t}: expected 0.01 to 1e9, such as 2.0"))
@@ -102,10 +102,10 @@ impl Mixture {
         }
     }
 
-    /// How many rows an epoch takes of each data set: those of each earlier round in turn, then the round's own.
+    /// Number of rows that an epoch takes of each data set: first those of each earlier round, then the round's own.
     ///
-    /// An earlier round gives round(f·L) rows, L being the rows taken of the round's own data, halves rounded to even as Python
-    /// does; if it had several data sets, they share these in proportion to their rows.
+    /// An earlier round contributes round(f·L) rows, where L is the number of rows of the round's own data (halves are
+    /// rounded to even, as in Python). Several data sets of one round share them in proportion to their sizes.
     ///
     /// ```
     /// use cl_data::{Buffer, Joint, Mixture, Replay};
@@ -121,7 +121,7 @@ impl Mixture {
         let total: usize = own.iter().sum();
         let replayed = earlier.iter().flat_map(|sizes| match (self.replay, sizes.iter().sum::<usize>()) {
             (Some(replay), rows) if rows > 0 => {
-                // The paper's code goes through a weight of the earlier set, which moves a half by a rounding error.
+                // The paper's code computes a weight of the earlier set first, which affects the rounding of halves.
                 let weight = replay.fraction * total as f64 / rows as f64;
                 let wanted = (weight * rows as f64).round_ties_even() as usize;
                 shares(wanted, &sizes.iter().map(|&n| n as f64).collect::<Vec<_>>())
@@ -135,7 +135,7 @@ impl Mixture {
 impl Joint {
     fn rows_per_epoch(&self, sizes: &[usize]) -> Vec<usize> {
         let total = sizes.iter().sum();
-        // A set without rows has none to give, whatever its weight.
+        // An empty set contributes nothing, whatever its weight.
         let weighted = |weight: &dyn Fn(usize) -> f64| {
             let weights = sizes.iter().enumerate().map(|(i, &n)| if n == 0 { 0.0 } else { weight(i) });
             shares(total, &weights.collect::<Vec<_>>())
@@ -152,8 +152,8 @@ impl Joint {
     }
 }
 
-/// `total` in whole numbers in proportion to weights: rounded down, and what is missing goes to the largest remainders, first
-/// come first among equals.
+/// Apportions `total` in proportion to weights: rounded down, and the rest given to the largest remainders, in order
+/// among equals.
 fn shares(total: usize, weights: &[f64]) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     if sum <= 0.0 {
@@ -170,12 +170,13 @@ fn shares(total: usize, weights: &[f64]) -> Vec<usize> {
     shares
 }
 
-/// The rows of an epoch (from 0), in order: `take` rows of each data set, drawn anew each epoch unless they are fixed.
+/// The rows of an epoch (from 0), in order: `take` rows of each data set, sampled again for each epoch unless they are
+/// fixed.
 ///
-/// For each data set with n rows, c = ⌈take/n⌉ copies of it are permuted and the first `take` kept, so no row comes up more
-/// than c times; all drawn rows are then permuted together. Under [`Profile::Paper`] the generator is NumPy's legacy one seeded
-/// with Σᵢ (i+1)·takeᵢ + epoch, whatever `seed` is, as the paper's code does; under [`Profile::Method`] it is keyed by `seed`
-/// and epoch. A fixed set's rows are keyed by its own seed and its place.
+/// For each data set with n rows, c = ⌈take/n⌉ copies are permuted and the first `take` kept, so no row occurs more
+/// than c times; then all rows are permuted together. With [`Profile::Paper`] the generator is NumPy's legacy one,
+/// seeded by Σᵢ (i+1)·takeᵢ + epoch regardless of `seed`, as in the paper's code; with [`Profile::Method`] it is seeded
+/// by `seed` and epoch. A fixed set's rows depend on its own seed and its index.
 pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec<RowRef> {
     let mut rng = match profile {
         Profile::Paper => {
@@ -197,7 +198,7 @@ pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec
     order.into_iter().map(|i| rows[i]).collect()
 }
 
-/// The rows of one data set in a seeded order, anew each epoch.
+/// The rows of one data set in random order, by seed and epoch.
 pub fn shuffled(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
     keyed(seed, epoch).permutation(rows)
 }
@@ -252,7 +253,7 @@ mod tests {
             (fraction(f64::NAN), "replay.fraction = NaN"),
             (fraction(-1.0), "replay.fraction = -1"),
             (joint(Joint::Weights(vec![1.0])), "1 for 2 data sets"),
-            (joint(Joint::Weights(vec![0.0, 0.0])), "not all of them 0"),
+            (joint(Joint::Weights(vec![0.0, 0.0])), "not all 0"),
             (joint(Joint::Weights(vec![f64::INFINITY, 0.0])), "from 0 to 1e9"),
             (joint(Joint::Temperature(0.0)), "temperature = 0"),
         ] {

@@ -1,12 +1,12 @@
 //! NumPy's legacy `RandomState`, bit for bit: the Mersenne Twister MT19937 and the shuffle on top of it.
 //!
-//! Sources: Matsumoto and Nishimura, "Mersenne Twister" (1998), with the initialisation of 2002; NumPy's documentation of
-//! its legacy generator, whose stream is frozen.
+//! Sources: Matsumoto and Nishimura, "Mersenne Twister" (1998), with the initialisation of 2002; NumPy's documentation
+//! of its legacy generator, whose stream is frozen.
 
 const N: usize = 624;
 const M: usize = 397;
 
-/// The generator behind `numpy.random.RandomState(seed)`, and behind Python's `random` when seeded by key.
+/// The generator of `numpy.random.RandomState(seed)`, and of Python's `random`.
 #[derive(Clone)]
 pub struct Mt19937 {
     state: [u32; N],
@@ -14,7 +14,7 @@ pub struct Mt19937 {
 }
 
 impl Mt19937 {
-    /// As `RandomState(seed)` for a seed below 2³².
+    /// Seeds like `RandomState(seed)`, for a seed below 2³².
     pub fn new(seed: u32) -> Mt19937 {
         let mut state = [0u32; N];
         state[0] = seed;
@@ -25,7 +25,8 @@ impl Mt19937 {
         Mt19937 { state, next: N }
     }
 
-    /// As seeded with an array of words: `RandomState([...])`, and Python's `Random(n)` with the words of n, lowest first.
+    /// Seeds with an array of words, like `RandomState([...])`, and like Python's `Random(n)` for the words of n,
+    /// lowest first.
     pub fn from_key(key: &[u32]) -> Mt19937 {
         let mut mt = Mt19937::new(19_650_218);
         let (mut i, mut j) = (1, 0);
@@ -119,8 +120,7 @@ impl Mt19937 {
     }
 }
 
-/// `RandomState(seed)` for any non-negative seed: NumPy's legacy seeding takes 32 bits, larger ones are an error there, so
-/// here they are mixed in as a key.
+/// `RandomState(seed)`; seeds above 32 bits, which NumPy rejects, are used as an array of words.
 pub fn random_state(seed: u64) -> Mt19937 {
     match u32::try_from(seed) {
         Ok(small) => Mt19937::new(small),

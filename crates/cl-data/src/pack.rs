@@ -1,19 +1,19 @@
 use crate::Encoded;
 
-/// A micro-batch in one row: examples end to end, no padding.
+/// A packed micro-batch: concatenated examples without padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
     /// `(tokens)`.
     pub input_ids: Vec<i64>,
     /// `(tokens)`, from 0 in each example.
     pub position_ids: Vec<i64>,
-    /// `(tokens)`; −100 where nothing is learned, and on the first token of each example, which has nothing before it.
+    /// `(tokens)`; −100 where the loss does not apply, and on the first token of each example, which has no context.
     pub labels: Vec<i64>,
     /// Boundaries of the examples, from 0 to `tokens`.
     pub cu_seqlens: Vec<i64>,
 }
 
-/// Packs by flattening, as Transformers' `DataCollatorWithFlattening` does.
+/// Packs examples like Transformers' `DataCollatorWithFlattening`.
 ///
 /// ```
 /// use cl_data::{Encoded, pack};

@@ -1,4 +1,4 @@
-//! Rows of a Parquet file as the JSON of the same data set would give them.
+//! Reads rows of a Parquet file as the same values that the data set's JSON has.
 //!
 //! Record assembly of nested columns after Dremel, as the format's documentation describes it
 //! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` does it.
@@ -20,15 +20,15 @@ use crate::Error;
 use crate::parquet_limits::{Bounded, Budget, check_schema};
 use crate::rows::{Row, TakeRow};
 
-/// The four bytes a Parquet file begins and ends with.
+/// Magic number at the beginning and end of a Parquet file.
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
-/// Hands over the rows of a file; `path` is for messages.
+/// Passes on the rows of a file; `path` is for messages.
 ///
-/// Returns an error if the file is damaged, holds what JSON does not have, or unpacks to too much; see [`Budget`].
+/// Returns an error if the file is damaged, has types that JSON lacks, or exceeds the limits of [`Budget`].
 pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
     let form = |message| Error::Form { path: path.to_owned(), message };
-    // The crate's decoders panic on some damaged pages; a damaged file is an error like any other here.
+    // The crate's decoders panic on some damaged pages, which is turned into an error.
     let (reader, budget) = decoded(|| open(&file)).map_err(form)?;
     let groups = reader.metadata().row_groups();
     let mut found = 0;
@@ -43,17 +43,17 @@ pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(),
     }
     let promised = groups.iter().map(|g| g.num_rows()).sum::<i64>();
     if found as i64 != promised {
-        return Err(form(format!("a damaged Parquet file: {found} rows where its footer says {promised}")));
+        return Err(form(format!("damaged Parquet file: {found} rows, but its footer says {promised}")));
     }
     Ok(())
 }
 
 fn damaged(error: ParquetError) -> String {
-    format!("a damaged or cut-off Parquet file: {error}")
+    format!("damaged or truncated Parquet file: {error}")
 }
 
 fn decoded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let message = |_| Err("a damaged Parquet file: its pages cannot be decoded".to_owned());
+    let message = |_| Err("damaged Parquet file: its pages cannot be decoded".to_owned());
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(message)
 }
 
@@ -76,7 +76,7 @@ fn next(rows: &mut RowIter<'_>, budget: &Budget) -> Result<Option<Row>, ParquetE
     Ok(Some(row))
 }
 
-/// Bytes of the texts in a value.
+/// Size in bytes of the texts in a value.
 fn text_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.len() as u64,
@@ -86,25 +86,25 @@ fn text_bytes(value: &Value) -> u64 {
     }
 }
 
-/// Whether a column, named by its dotted path, has a form in JSON.
+/// Checks that a column, given by its dotted path, can be represented in JSON.
 fn supported(column: &Type, name: &str) -> Result<(), String> {
     let info = column.get_basic_info();
     if column.is_primitive() {
         return match unsupported(column) {
             None => Ok(()),
             Some(what) => Err(format!(
-                "column `{name}` holds {what}, which has no form in JSON; supported are text, integers, floats, \
+                "column `{name}` has type {what}, which JSON cannot represent; supported: text, integers, floats, \
                  booleans, and lists and structs of them"
             )),
         };
     }
     match info.converted_type() {
         ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => {
-            Err(format!("column `{name}` is a map, which the JSON of a data set does not have"))
+            Err(format!("column `{name}` is a map, which is not supported"))
         }
         ConvertedType::LIST => match column.get_fields() {
             [items] if items.get_basic_info().repetition() == Repetition::REPEATED => children(items, name),
-            _ => Err(format!("column `{name}` is a list of no known layout")),
+            _ => Err(format!("column `{name}` is a list with an unknown layout")),
         },
         _ => children(column, name),
     }
@@ -117,14 +117,14 @@ fn children(column: &Type, name: &str) -> Result<(), String> {
     column.get_fields().iter().try_for_each(|child| supported(child, &format!("{name}.{}", child.name())))
 }
 
-/// What a leaf holds, if it is nothing that JSON has.
+/// Type of a leaf that JSON cannot represent; `None` if it can.
 fn unsupported(leaf: &Type) -> Option<String> {
     use ConvertedType as C;
     let info = leaf.get_basic_info();
     let fits = match (leaf.get_physical_type(), info.converted_type()) {
         (Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE, _) => true,
         (Physical::INT32, C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32) => true,
-        // Timestamps of nanoseconds have a logical type alone, and would pass for numbers.
+        // Nanosecond timestamps have only a logical type, and would be mistaken for integers.
         (Physical::INT64, C::NONE) => info.logical_type_ref().is_none(),
         (Physical::INT64, C::INT_64 | C::UINT_64) => true,
         (Physical::BYTE_ARRAY, C::UTF8 | C::ENUM | C::JSON) => true,
@@ -142,7 +142,7 @@ fn fields(columns: Vec<(String, Field)>) -> Row {
     columns.into_iter().map(|(name, field)| (name, json(&field))).collect()
 }
 
-/// A value as JSON; what [`supported`] turned away does not come here.
+/// Converts a value to JSON. Unsupported types have been rejected by [`supported`].
 fn json(field: &Field) -> Value {
     match field {
         Field::Bool(b) => Value::Bool(*b),

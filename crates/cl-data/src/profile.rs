@@ -1,12 +1,12 @@
 use serde::{Deserialize, Serialize};
 
-/// Whose semantics hold where a paper's code differs from the method it describes.
+/// Which definitions apply where the paper's code differs from the methods that it cites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// What "Collaboratively adding new knowledge to an LLM" was computed with.
+    /// Those that "Collaboratively adding new knowledge to an LLM" was computed with.
     Paper,
-    /// What the method's own authors describe.
+    /// Those of the methods' own authors.
     #[default]
     Method,
 }

@@ -1,6 +1,6 @@
-//! Python's ideas of texts where Rust's differ, for what follows programs written in it.
+//! Python's definitions of text functions where they differ from Rust's.
 
-/// White space as `str.split()` and `str.strip()` see it: Unicode's, and the separators U+001C to U+001F.
+/// White space as in `str.split()` and `str.strip()`: Unicode's, and the separators U+001C to U+001F.
 ///
 /// ```
 /// assert!(cl_data::python::is_space('\u{1c}') && cl_data::python::is_space('\u{3000}'));

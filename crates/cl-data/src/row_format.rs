@@ -1,4 +1,4 @@
-//! How the fields of a row become an example.
+//! Conversion of a row's fields to an example.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,64 +10,63 @@ use crate::jinja::{Dialect, Template, environment};
 use crate::rows::{Row, kind};
 use crate::{Error, Example, Message, template};
 
-/// How rows are turned into examples.
+/// Format of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// By the keys of the first row.
+    /// Detected from the keys of the first row.
     #[default]
     Auto,
-    /// `prompt` and `answer`, verbatim: TRACE's, and anybody's own.
+    /// `prompt` and `answer`, verbatim (TRACE).
     PromptAnswer,
-    /// `prompt` and `completion`, verbatim, as TRL has them.
+    /// `prompt` and `completion`, verbatim (TRL).
     PromptCompletion,
-    /// `instruction`, `input` (may be absent) and `output` in Alpaca's prompt.
+    /// `instruction`, `input` (optional) and `output`, in Alpaca's prompt.
     Alpaca,
-    /// `query` and `response` in Alpaca's prompt, split at the first line.
+    /// `query` and `response` (MetaMathQA), in Alpaca's prompt, with the first line of the query as instruction.
     MetaMath,
-    /// `question` and `answer` as the evaluation harness asks GSM8K.
+    /// `question` and `answer`, in lm-evaluation-harness's prompt for GSM8K.
     Gsm8k,
-    /// `messages`, a list of turns with `role` and `content`; also `conversations` with `from` and `value`, as ShareGPT has
-    /// them.
+    /// `messages`, a list with `role` and `content`; or `conversations`, a list with `from` and `value` (ShareGPT).
     Messages,
-    /// `text`, all of it learned.
+    /// `text`, with the loss over all of it.
     Text,
 }
 
-/// Which fields of a row hold what, where they have names of their own: `[data.columns]`. A value is the name of a field, or a
-/// Jinja template over the row's fields, as in `"Translate: {{ german }}"`.
+/// Names of a row's fields: `[data.columns]`. A value is the name of a field, or a Jinja template over the row's
+/// fields, such as `"Translate: {{ german }}"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Columns {
-    /// What is shown.
+    /// The prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// What is learned.
+    /// The answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// The name of the field that holds a conversation.
+    /// Name of the field with the conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<String>,
 }
 
 impl Columns {
-    /// Whether it says nothing.
+    /// Whether no name is set.
     pub fn is_empty(&self) -> bool {
         *self == Columns::default()
     }
 
-    /// Says what is wrong with it.
+    /// Checks the combination of names.
     ///
     /// # Errors
-    /// Returns a text that names the key and what is expected.
+    /// Returns a message with the key and what is expected.
     pub fn validate(&self) -> Result<(), String> {
         match (&self.prompt, &self.answer, &self.messages) {
             (None, None, None) | (_, Some(_), None) => {}
             (None, None, Some(name)) if !name.contains("{{") => return Ok(()),
             (None, None, Some(_)) => return Err("columns.messages: expected the name of a field".to_owned()),
-            (Some(_), None, _) => return Err("columns.prompt without columns.answer: expected both".to_owned()),
+            (Some(_), None, _) => return Err("columns.prompt is set without columns.answer: expected both".to_owned()),
             (_, _, Some(_)) => {
-                return Err("columns.messages beside prompt or answer: expected one of the two".to_owned());
+                return Err("columns.messages is set together with columns.prompt or columns.answer: expected only one of the two".to_owned());
             }
         }
         for (key, text) in [("prompt", &self.prompt), ("answer", &self.answer)] {
@@ -79,7 +78,7 @@ impl Columns {
     }
 }
 
-/// Turns the rows of one file into examples; the first row decides where nothing else does.
+/// Converts the rows of a file to examples. The first row determines the format unless it is given.
 pub(crate) struct RowFormat {
     format: Format,
     columns: Option<ParsedColumns>,
@@ -121,7 +120,7 @@ impl RowFormat {
     }
 }
 
-/// A field's name, or a template over all fields.
+/// A field's name, or a template over the fields.
 enum Field {
     Name(String),
     Template(Box<Template>),
@@ -147,17 +146,17 @@ impl Field {
     }
 }
 
-/// A field as text; numbers and truth values, which CSV and Parquet files often hold, as they are written.
+/// A field as text. Numbers and booleans are formatted as in JSON.
 fn text_of(row: &Row, key: &str) -> Result<String, String> {
     match row.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
         Some(other) => Err(format!("`{key}` is {}, expected text", kind(other))),
-        None => Err(format!("`{key}` is missing; the row has {}", keys(row))),
+        None => Err(format!("`{key}` is missing; the row has the keys {}", keys(row))),
     }
 }
 
-/// The keys of a row, for messages.
+/// Keys of a row, for messages.
 fn keys(row: &Row) -> String {
     let beginning = |key: &String| key.chars().take(40).collect::<String>();
     let keys: Vec<String> = row.keys().take(20).map(beginning).collect();
@@ -178,8 +177,8 @@ fn detect(row: &Row) -> Result<Format, String> {
     ];
     known.iter().find(|(names, _)| has(names)).map(|(_, format)| *format).ok_or_else(|| {
         format!(
-            "keys {} are none of: messages; conversations; prompt and answer; prompt and completion; instruction and output; \
-             query and response; question and answer; text. Say which hold what in [data.columns], as in \
+            "unknown format with keys {}; expected messages; conversations; prompt and answer; prompt and completion; instruction and output; \
+             query and response; question and answer; text. Set the field names in [data.columns], for example \
              columns = {{ prompt = \"…\", answer = \"…\" }}",
             keys(row)
         )
@@ -208,18 +207,18 @@ fn example(row: &Row, format: Format) -> Result<Example, String> {
     })
 }
 
-/// Turns as `{"role", "content"}`, or as ShareGPT's `{"from", "value"}`.
+/// Messages as `{"role", "content"}`, or as ShareGPT's `{"from", "value"}`.
 fn messages(row: &Row, key: &str) -> Result<Example, String> {
     let turns = match row.get(key) {
         Some(Value::Array(turns)) => turns,
-        Some(other) => return Err(format!("`{key}` is {}, expected a list of turns", kind(other))),
-        None => return Err(format!("`{key}` is missing; the row has {}", keys(row))),
+        Some(other) => return Err(format!("`{key}` is {}, expected a list of messages", kind(other))),
+        None => return Err(format!("`{key}` is missing; the row has the keys {}", keys(row))),
     };
     let messages =
-        turns.iter().enumerate().map(|(i, turn)| message(turn).map_err(|e| format!("`{key}`, turn {i}: {e}")));
+        turns.iter().enumerate().map(|(i, turn)| message(turn).map_err(|e| format!("`{key}`, message {i}: {e}")));
     let messages: Vec<Message> = messages.collect::<Result<_, String>>()?;
     if !messages.iter().any(|m| m.role == "assistant") {
-        return Err(format!("`{key}` has no turn of the role `assistant`, so there is nothing to learn"));
+        return Err(format!("`{key}` has no message with the role `assistant`, so there is nothing to train on"));
     }
     Ok(Example::Chat { messages })
 }
@@ -283,15 +282,15 @@ mod tests {
     fn errors_say_what_to_write() {
         let row = || json!({"a": "x", "b": ["y"]});
         for (row, columns, part) in [
-            (row(), Columns::default(), "keys [a, b] are none of"),
-            (row(), columns(Some("a"), Some("c"), None), "`c` is missing; the row has [a, b]"),
+            (row(), Columns::default(), "unknown format with keys [a, b]"),
+            (row(), columns(Some("a"), Some("c"), None), "`c` is missing; the row has the keys [a, b]"),
             (row(), columns(Some("a"), Some("b"), None), "`b` is a list, expected text"),
             (row(), columns(Some("a"), None, None), "without columns.answer"),
             (row(), columns(Some("{{ a"), Some("a"), None), "columns.prompt"),
             (row(), columns(Some("{{ z }}"), Some("a"), None), "undefined"),
             (row(), columns(None, Some("a"), Some("b")), "one of the two"),
-            (row(), columns(None, None, Some("b")), "turn 0: expected `role`"),
-            (json!({"messages": []}), Columns::default(), "nothing to learn"),
+            (row(), columns(None, None, Some("b")), "message 0: expected `role`"),
+            (json!({"messages": []}), Columns::default(), "nothing to train on"),
         ] {
             let message = read(row, &columns).unwrap_err();
             assert!(message.contains(part), "{message}");

@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use serde::{Deserialize, Serialize};
 
-use crate::{Draw, Error, Profile, RowRef, epoch_rows};
+use crate::{Draw, Error, HeldOut, Profile, RowRef, epoch_rows};
 
-/// Which rows a round goes through: what every epoch's order follows from. A file of a few hundred bytes, `rows.json`,
-/// whatever the size of the data and the number of epochs.
+/// The plan of a round's training rows (`rows.json`), from which every epoch's rows and their order can be computed.
+/// Its size does not depend on the amount of data.
 ///
 /// ```
 /// use cl_data::{PlannedSet, Profile, RowPlan};
@@ -18,6 +18,7 @@ use crate::{Draw, Error, Profile, RowRef, epoch_rows};
 ///     rows: 5,
 ///     rows_per_epoch: 5,
 ///     fixed_seed: None,
+///     held_out: None,
 /// };
 /// let plan = RowPlan::new(vec![set], 42, Profile::Method, true, 7);
 /// let used: Vec<_> = plan.used(1).collect();
@@ -26,54 +27,64 @@ use crate::{Draw, Error, Profile, RowRef, epoch_rows};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowPlan {
-    /// The data sets that rows are drawn from; the round's own are the last.
+    /// The data sets, those of the round itself last.
     pub datasets: Vec<PlannedSet>,
-    /// Random seed of the draws.
+    /// Random seed.
     pub seed: u64,
-    /// Whose generator draws.
+    /// Which random number generator is used.
     pub profile: Profile,
-    /// Whether rows are in random order; otherwise as they lie in the files.
+    /// Whether rows are shuffled; otherwise they are in file order.
     pub shuffle: bool,
-    /// Rows that all steps go through, epoch after epoch; of the last epoch only as many as steps need.
+    /// Number of rows used by all steps; the last epoch may be used only in part.
     pub rows: u64,
-    /// blake3 over the first epoch's rows, hexadecimal: other numbers mean another generator.
+    /// blake3 of the first epoch's rows, hexadecimal, to detect a different generator.
     pub first_epoch: String,
 }
 
-/// One data set of a [`RowPlan`].
+/// A data set of a [`RowPlan`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlannedSet {
-    /// Its name, or its path where two have the same name.
+    /// Name, or path if two have the same name.
     pub name: String,
-    /// Its file.
+    /// Path of the file.
     pub path: PathBuf,
     /// blake3 of the file, hexadecimal.
     pub blake3: String,
-    /// Rows of the file that may be drawn.
+    /// Number of rows available for training.
     pub rows: usize,
-    /// Rows that each epoch draws.
+    /// Number of rows per epoch.
     pub rows_per_epoch: usize,
-    /// Seed of rows that are drawn once for all epochs; absent where each epoch draws anew.
+    /// Random seed of rows that are sampled once; absent if they are sampled again for each epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_seed: Option<u64>,
+    /// Rows of the file that are held out for validation, in addition to `rows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOut>,
 }
 
-/// One used row.
+/// A row used in training.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedRow {
-    /// Pass over the data, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
-    /// Place in the epoch, from 0.
+    /// Position in the epoch, from 0.
     pub position: usize,
     /// Name of the data set.
     pub dataset: String,
-    /// Row of its file, from 0.
+    /// Index of the row in its file, from 0.
     pub row: usize,
 }
 
+impl PlannedSet {
+    /// Indices in the file of the rows available for training, if they are not simply the first ones.
+    fn rows_in_file(&self) -> Option<Vec<usize>> {
+        self.held_out.map(|held_out| held_out.remaining(self.rows + held_out.rows))
+    }
+}
+
 impl RowPlan {
-    /// The plan of a round whose steps go through `rows` rows in all.
+    /// Creates a plan for a round whose steps use `rows` rows in total.
     pub fn new(datasets: Vec<PlannedSet>, seed: u64, profile: Profile, shuffle: bool, rows: u64) -> RowPlan {
         let mut plan = RowPlan { datasets, seed, profile, shuffle, rows, first_epoch: String::new() };
         plan.first_epoch = hash(&plan.epoch(0));
@@ -96,49 +107,52 @@ impl RowPlan {
         self.datasets.iter().map(|set| set.rows_per_epoch).sum()
     }
 
-    /// How many epochs steps go through, the last one perhaps in part.
+    /// Number of epochs, including a last one that is used only in part.
     pub fn epochs(&self) -> u64 {
         self.rows.div_ceil(self.rows_per_epoch().max(1) as u64)
     }
 
-    /// The rows of an epoch that steps use.
+    /// The used rows of an epoch.
     pub fn used(&self, epoch: u64) -> impl Iterator<Item = UsedRow> {
         let before = epoch.saturating_mul(self.rows_per_epoch() as u64);
         let left = usize::try_from(self.rows.saturating_sub(before)).unwrap_or(usize::MAX);
         let rows = if left == 0 { Vec::new() } else { self.epoch(epoch) };
+        let in_file: Vec<Option<Vec<usize>>> = self.datasets.iter().map(PlannedSet::rows_in_file).collect();
         rows.into_iter().take(left).enumerate().map(move |(position, r)| UsedRow {
             epoch,
             position,
             dataset: self.datasets[r.dataset].name.clone(),
-            row: r.row,
+            row: in_file[r.dataset].as_ref().map_or(r.row, |rows| rows[r.row]),
         })
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// [`Error::File`].
+    /// Returns [`Error::File`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let mut json = serde_json::to_vec_pretty(self).expect("numbers and text are JSON");
         json.push(b'\n');
         Ok(write_file(path, &json)?)
     }
 
-    /// Reads the file, and draws the first epoch to see that it gives the rows that were used.
+    /// Reads the file, and checks that the first epoch still gives the same rows.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Form`] for a file that is damaged or whose rows another generator has drawn.
+    /// Returns [`Error::File`] if the file cannot be read, and [`Error::Form`] if it is damaged, or was written by a
+    /// version with a different generator.
     pub fn read(path: &Path) -> Result<RowPlan, Error> {
         let wrong = |message: String| Error::Form { path: path.to_owned(), message };
         let plan: RowPlan = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
-            .map_err(|e| wrong(format!("is no plan of rows: {e}")))?;
-        // Beyond this no round has been; a damaged number would fill the memory.
-        if plan.datasets.iter().any(|set| set.rows.max(set.rows_per_epoch) > 1 << 32) {
+            .map_err(|e| wrong(format!("not a valid rows.json: {e}")))?;
+        // No round is larger; a damaged number would fill the memory.
+        let largest = |set: &PlannedSet| set.rows.max(set.rows_per_epoch).max(set.held_out.map_or(0, |h| h.rows));
+        if plan.datasets.iter().any(|set| largest(set) > 1 << 32) {
             return Err(wrong("names more than 2³² rows".to_owned()));
         }
         if hash(&plan.epoch(0)) != plan.first_epoch {
             return Err(wrong(
-                "its first epoch has other rows than when the round began; the file is damaged, or \
+                "its first epoch gives different rows than when the round started; the file is damaged, or \
                               another version of this program drew them"
                     .to_owned(),
             ));
@@ -167,6 +181,7 @@ mod tests {
             rows,
             rows_per_epoch,
             fixed_seed: None,
+            held_out: None,
         };
         RowPlan::new(vec![set("old", 10, 2), set("new", 6, 6)], 7, Profile::Method, true, rows)
     }
@@ -184,6 +199,18 @@ mod tests {
             let message = RowPlan::read(&path).unwrap_err().to_string();
             assert!(message.contains("rows.json"), "{message}");
         }
+    }
+
+    #[test]
+    fn used_rows_are_those_of_the_file_and_none_that_is_held_out() {
+        let mut plan = plan(16);
+        let held_out = HeldOut { rows: 3, seed: 5 };
+        plan.datasets[1].held_out = Some(held_out); // 6 of 9 rows are trained on
+        let mut rows: Vec<usize> = plan.used(1).filter(|r| r.dataset == "new").map(|r| r.row).collect();
+        rows.extend(held_out.indices(9));
+        rows.sort_unstable();
+        assert_eq!(rows, (0..9).collect::<Vec<_>>());
+        assert_eq!(plan.first_epoch, hash(&plan.epoch(0)));
     }
 
     #[test]

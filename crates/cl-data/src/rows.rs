@@ -11,32 +11,31 @@ use serde_json::{Map, Value};
 use crate::lines::{BOM, Lines, MAX_LINE};
 use crate::{Error, csv_file, parquet_file};
 
-/// A row of a data file: its fields in the order of the file.
+/// A row of a data file, with fields in file order.
 pub type Row = Map<String, Value>;
 
 /// The rows of a data file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowFile {
-    /// In file order.
+    /// The rows, in file order.
     pub rows: Vec<Row>,
     /// blake3 of the file, hexadecimal.
     pub hash: String,
 }
 
-/// Reads a `.json` file (a list of objects) or a `.jsonl` file (an object a line), either gzipped or not, or a
-/// `.parquet` file, whose rows come as the JSON of the same data set would give them: structs as objects, lists as lists,
-/// class labels as the integers they are stored as. The content decides, not the name; blank lines and a byte-order mark
-/// are skipped.
+/// Reads a `.json` file (a list of objects), a `.jsonl` file (one object per line), either optionally gzipped, or a
+/// `.parquet` file (structs become objects, class labels stay integers). The format is detected from the content, not
+/// the name; blank lines and a byte-order mark are skipped.
 ///
-/// By their names are known: `.csv` and `.tsv`, whose first line names the fields, all of them text; and `.txt`, whose
-/// paragraphs (with blank lines between them) are rows with the one field `text`. Each may be gzipped, too (`.csv.gz`).
+/// Detected by name: `.csv` and `.tsv`, whose first line names the fields and whose values are text; and `.txt`, whose
+/// paragraphs (separated by blank lines) are rows with the field `text`. They may be gzipped (`.csv.gz`).
 ///
-/// The file is read row by row: beside the rows that are returned no more than one, of at most [`MAX_LINE`] bytes, is in
-/// memory. Only regular files are read.
+/// The file is read row by row, with rows of at most [`MAX_LINE`] bytes. Only regular files are read.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::Io`], [`Error::Form`] (a Parquet column that has no form in JSON, bytes or a date, is named in
-/// it), [`Error::LongLine`], [`Error::Row`] with the row's index.
+/// Returns [`Error::File`] or [`Error::Io`] if the file cannot be read, [`Error::Form`] if its format is invalid or a
+/// Parquet column cannot be represented in JSON, [`Error::LongLine`] if a line is too long, and [`Error::Row`] if a row
+/// is not an object.
 ///
 /// # Example
 /// ```
@@ -56,10 +55,10 @@ pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
     Ok(RowFile { rows, hash })
 }
 
-/// Takes a row and its index.
+/// Callback that takes a row and its index.
 pub(crate) type TakeRow<'a> = &'a mut dyn FnMut(usize, Row) -> Result<(), Error>;
 
-/// Hands over every row of a file, and returns the file's hash. See [`read_rows`].
+/// Passes on every row of a file, and returns the file's hash. See [`read_rows`].
 pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut file = BufReader::new(Hashed { file: open_file(path)?, hasher: blake3::Hasher::new() });
@@ -80,7 +79,7 @@ pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> 
     Ok(file.into_inner().hasher.finalize().to_hex().to_string())
 }
 
-/// A file that is hashed as it is read.
+/// A reader that hashes what it reads.
 struct Hashed {
     file: File,
     hasher: blake3::Hasher,
@@ -98,7 +97,7 @@ fn drain(reader: &mut impl Read) -> io::Result<u64> {
     io::copy(reader, &mut io::sink())
 }
 
-/// The rows of a text file: those of a table or of plain text by the file's name, else JSON.
+/// The rows of a text file: CSV, TSV or plain text by its name, else JSON.
 fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     if reader.fill_buf().map_err(io)?.starts_with(BOM) {
@@ -113,7 +112,7 @@ fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Res
     }
 }
 
-/// Paragraphs of plain text, with blank lines between them.
+/// Paragraphs of plain text, separated by blank lines.
 fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> Result<(), Error> {
     let (mut text, mut row) = (String::new(), 0);
     let mut hand_over = |text: &mut String| {
@@ -142,7 +141,7 @@ fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) ->
     hand_over(&mut text)
 }
 
-/// The rows of a JSON list or of JSONL, as the first character says.
+/// The rows of a JSON list or of JSONL, by the first character.
 fn json_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut blank_lines = 0;
@@ -171,7 +170,7 @@ fn line_rows(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> 
         let form = |message| Error::Form { path: path.to_owned(), message: format!("line {}: {message}", line.number) };
         let text = std::str::from_utf8(&line.bytes).map_err(|e| form(format!("not UTF-8: {e}")))?;
         let value = serde_json::from_str(text)
-            .map_err(|e| form(format!("not valid JSON: {e}; expected a JSON list, or an object on every line")))?;
+            .map_err(|e| form(format!("not valid JSON: {e}; expected a JSON list, or one object per line")))?;
         take(row, object(path, row, value)?)?;
         row += 1;
     }
@@ -202,7 +201,7 @@ fn list_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result
     }
 }
 
-/// A reader that fails when more than what is left is read.
+/// A reader with a limit on the number of bytes.
 struct Bounded<'a> {
     reader: &'a mut dyn BufRead,
     left: &'a Cell<usize>,
@@ -212,12 +211,13 @@ impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.reader.read(buffer)?;
         let left = self.left.get().checked_sub(n);
-        self.left.set(left.ok_or_else(|| io::Error::other(format!("a row of more than {MAX_LINE} bytes")))?);
+        self.left.set(left.ok_or_else(|| io::Error::other(format!("a row longer than {MAX_LINE} bytes")))?);
         Ok(n)
     }
 }
 
-/// Hands over the rows of a list as they are parsed. Errors of ours cannot pass through those of the parser.
+/// Passes on the rows of a list as they are parsed. The callback's errors are stored, because the parser's error type
+/// cannot carry them.
 struct List<'a, 'f> {
     path: &'a Path,
     left: &'a Cell<usize>,
@@ -242,7 +242,7 @@ impl<'de> Visitor<'de> for List<'_, '_> {
             }
             row += 1;
         }
-        // What stands behind the list is not bounded: white space, or an error.
+        // After the list there is no limit: anything but white space is an error.
         self.left.set(usize::MAX);
         Ok(())
     }

@@ -1,11 +1,11 @@
 use crate::RowRef;
 
-/// The rows of one of several processes, as accelerate deals them: whole micro-batches in turn, process 0 first.
+/// The rows of one of several processes, sharded as in accelerate: micro-batches are assigned in turn, process 0 first.
 ///
-/// All processes get equally many rows. What the last round of micro-batches lacks is filled up from the beginning of the
-/// stream, so up to `world · micro_batch_size − 1` rows come up twice in an epoch. Map-style and iterable data sets are
-/// dealt the same way (`BatchSamplerShard` with `even_batches`, and `IterableDatasetShard`, accelerate 1.0.1). With one
-/// process nothing is filled up.
+/// All processes get the same number of rows: the last micro-batches are filled up from the beginning, so that up to
+/// `world · micro_batch_size − 1` rows occur twice in an epoch. Map-style and iterable data sets are sharded in the
+/// same way (`BatchSamplerShard` with `even_batches`, and `IterableDatasetShard`, accelerate 1.0.1). With one process,
+/// nothing is filled up.
 ///
 /// ```
 /// use cl_data::{RowRef, shard};
@@ -16,14 +16,14 @@ use crate::RowRef;
 /// ```
 ///
 /// # Panics
-/// When `rank` is not below `world`, or `micro_batch_size` is 0.
+/// Panics if `rank` is not below `world`, or `micro_batch_size` is 0.
 pub fn shard(rows: &[RowRef], rank: usize, world: usize, micro_batch_size: usize) -> Vec<RowRef> {
     assert!(rank < world && micro_batch_size > 0, "rank {rank} of {world}, micro-batches of {micro_batch_size}");
     if world == 1 {
         return rows.to_vec();
     }
     let round = world * micro_batch_size;
-    // The first round's rows, over and over, behind the stream.
+    // The stream, followed by its first rows repeatedly.
     let first = &rows[..round.min(rows.len())];
     let all = rows.len().div_ceil(round) * round;
     let filled = rows.iter().chain(first.iter().cycle()).take(all);

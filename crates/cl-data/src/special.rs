@@ -1,4 +1,4 @@
-//! Special tokens by role, as a model directory's JSON files name them.
+//! Special tokens by role, from the JSON files of a model directory.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// The files that name special tokens; what the first does not name is looked for in the second.
+/// Files that name special tokens, in order of precedence.
 pub(crate) const FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-/// One of [`FILES`] as JSON, or nothing where the directory has no such file.
+/// One of [`FILES`] as JSON; `None` if the directory has no such file.
 pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
     if !file.exists() {
         return Ok(None);

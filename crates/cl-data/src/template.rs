@@ -1,9 +1,8 @@
-//! Prompts around raw fields.
+//! Prompt templates of known data sets.
 
 use crate::Example;
 
-/// Alpaca's prompt (Taori et al., 2023), with its block for an input or without. Nothing stands between
-/// `### Response:` and the answer.
+/// Alpaca's prompt (Taori et al., 2023), with or without an input. The answer follows `### Response:` directly.
 ///
 /// ```
 /// let prompt = cl_data::template::alpaca("Add.", "");
@@ -24,13 +23,13 @@ pub fn alpaca(instruction: &str, input: &str) -> String {
     }
 }
 
-/// MetaMathQA: the first line of `query` is the instruction, the others are the input of Alpaca's prompt.
+/// MetaMathQA: the first line of `query` is the instruction of Alpaca's prompt, the other lines are its input.
 pub fn metamath(query: &str, response: &str) -> Example {
     let (instruction, input) = query.split_once('\n').unwrap_or((query, ""));
     Example::pair(alpaca(instruction, input), response)
 }
 
-/// GSM8K: `Question: …`, `Answer:` and a space before the answer, as the evaluation harness asks.
+/// GSM8K: `Question: …`, `Answer:`, and a space before the answer, as in lm-evaluation-harness.
 pub fn gsm8k(question: &str, answer: &str) -> Example {
     Example::pair(format!("Question: {question}\nAnswer:"), format!(" {answer}"))
 }

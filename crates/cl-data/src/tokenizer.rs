@@ -15,15 +15,15 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model directory. Special tokens that `tokenizer_config.json` does not name are looked for in
+    /// Reads the tokenizer of a model directory. Special tokens missing from `tokenizer_config.json` are taken from
     /// `special_tokens_map.json`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when `tokenizer.json` is missing or no tokenizer.
+    /// Returns [`Error::Tokenizer`] if `tokenizer.json` is missing or invalid.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer, Error> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
-            let message = "not found; a model directory holds its tokenizer in tokenizer.json".to_owned();
+            let message = "not found; a model directory contains tokenizer.json".to_owned();
             return Err(Error::Tokenizer { path, message });
         }
         let mut tokenizer = Self::from_file(&path)?;
@@ -43,14 +43,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json` alone, of at most 256 MiB; it knows no special tokens by role.
+    /// Reads only a `tokenizer.json` of at most 256 MiB, without the roles of special tokens.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Tokenizer`].
+    /// Returns [`Error::File`] if the file cannot be read, and [`Error::Tokenizer`] if it is invalid.
     pub fn from_file(path: &Path) -> Result<Tokenizer, Error> {
         let mut inner = tokenizers::Tokenizer::from_bytes(read_file(path, MAX_TOKENIZER)?)
             .map_err(|e| Error::Tokenizer { path: path.to_owned(), message: e.to_string() })?;
-        // Length is our business: a truncation or padding setting left in the file would cut examples silently.
+        // A truncation or padding setting in the file would silently change examples.
         inner
             .with_truncation(None)
             .map_err(|e| Error::Tokenizer { path: path.to_owned(), message: e.to_string() })?
@@ -58,33 +58,32 @@ impl Tokenizer {
         Ok(Tokenizer { inner, path: path.to_owned(), eos: None, bos: None, pad: None })
     }
 
-    /// Token ids of `text`, with the special tokens that the tokenizer adds by itself (BOS, say) or without.
+    /// Token ids of `text`, with or without the special tokens that the tokenizer adds (such as BOS).
     ///
     /// # Errors
-    /// [`Error::Encode`].
+    /// Returns [`Error::Encode`] if tokenization fails.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
         let encoding =
             self.inner.encode_fast(text, add_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a rendered conversation, which holds its special tokens already, and the bytes of the text that each stands
-    /// for.
+    /// Token ids of a rendered conversation, which already contains its special tokens, and the byte range of each.
     ///
     /// # Errors
-    /// [`Error::Encode`].
+    /// Returns [`Error::Encode`] if tokenization fails.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), Error> {
         let encoding = self.inner.encode(text, false).map_err(|e| Error::Encode { message: e.to_string() })?;
         let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), places))
     }
 
-    /// Whether a token is a special one, such as the end of a turn.
+    /// Whether a token is special, such as the end of a turn.
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// Token ids of `text` as the evaluation harness makes them for the settings of its `add_bos_token`.
+    /// Token ids of `text` as in lm-evaluation-harness, by its setting `add_bos_token`.
     ///
     /// | `add_bos` | tokens |
     /// | --- | --- |
@@ -92,15 +91,15 @@ impl Tokenizer {
     /// | `Some(false)` | without any |
     /// | `Some(true)` | without any, and BOS in front if the tokenizer has one, whether or not it would add it by itself |
     ///
-    /// A text that begins with the text of BOS (of EOS where there is no BOS) gets no special tokens in any case, so that a
-    /// rendered chat template has one BOS and not two.
+    /// A text that begins with BOS (with EOS if there is no BOS) gets no special tokens in any case, so that a rendered
+    /// chat template does not have two BOS tokens.
     ///
-    /// Sources: `tok_encode` in lm-evaluation-harness' `models/huggingface.py`; `update_post_processor` in Transformers 5's
-    /// `tokenization_utils_tokenizers.py`, by which a given `add_bos_token` takes the place of the tokenizer's own rule, its
-    /// EOS included.
+    /// Sources: `tok_encode` in lm-evaluation-harness' `models/huggingface.py`; `update_post_processor` in Transformers
+    /// 5's `tokenization_utils_tokenizers.py`, by which a given `add_bos_token` takes the place of the tokenizer's own
+    /// rule, its EOS included.
     ///
     /// # Errors
-    /// [`Error::Encode`], also when BOS is no token of the vocabulary.
+    /// Returns [`Error::Encode`] if tokenization fails, or BOS is not in the vocabulary.
     ///
     /// # Example
     /// ```no_run
@@ -126,33 +125,33 @@ impl Tokenizer {
         }
     }
 
-    /// Text of token ids.
+    /// Decodes token ids.
     ///
     /// # Errors
-    /// [`Error::Encode`].
+    /// Returns [`Error::Encode`] if tokenization fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, Error> {
         self.inner.decode(ids, skip_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })
     }
 
-    /// Text of the token that ends a sequence.
+    /// Text of the EOS token.
     pub fn eos_token(&self) -> Option<&str> {
         self.eos.as_deref()
     }
 
-    /// Text of the token that ends a sequence, which training cannot do without.
+    /// Text of the EOS token, which training requires.
     ///
     /// # Errors
-    /// [`Error::NoEos`].
+    /// Returns [`Error::NoEos`] if the tokenizer has none.
     pub fn require_eos(&self) -> Result<&str, Error> {
         self.eos_token().ok_or_else(|| Error::NoEos { path: self.path.clone() })
     }
 
-    /// Id of the end token.
+    /// Id of the EOS token.
     pub fn eos_id(&self) -> Option<u32> {
         self.inner.token_to_id(self.eos.as_deref()?)
     }
 
-    /// Id of the start token.
+    /// Id of the BOS token.
     pub fn bos_id(&self) -> Option<u32> {
         self.inner.token_to_id(self.bos.as_deref()?)
     }
@@ -162,7 +161,7 @@ impl Tokenizer {
         self.inner.token_to_id(self.pad.as_deref()?)
     }
 
-    /// Number of tokens, added ones included.
+    /// Number of tokens, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }

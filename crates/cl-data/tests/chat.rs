@@ -82,7 +82,7 @@ fn where_the_template_stands() {
 fn errors_say_which_file() {
     let configs = [
         (r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#, "only [rag]"),
-        (r#"{"chat_template": 3}"#, "neither text nor a list"),
+        (r#"{"chat_template": 3}"#, "neither a string nor a list"),
         (r#"{"chat_template": "{% if %}"}"#, "invalid chat template"),
     ];
     for (config, part) in configs {

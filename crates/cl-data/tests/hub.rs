@@ -263,7 +263,7 @@ fn refusals_say_what_to_do() {
         (401, "RepoNotFound", None, "set HF_TOKEN"),
         (401, "GatedRepo", None, "it is gated; accept its terms on its page, then set HF_TOKEN"),
         (403, "GatedRepo", Some("secret"), "with the account of HF_TOKEN"),
-        (401, "", Some("secret"), "no valid token"),
+        (401, "", Some("secret"), "not valid"),
         (429, "", None, "HTTP 429"),
     ];
     for (status, code, token, part) in rows {
@@ -315,7 +315,7 @@ fn a_download_that_stays_cut_off_is_never_taken_for_whole() {
     let train = DatasetRef::new("o/d", "train");
     let error = hub_error(hub.dataset_files(&train));
     assert!(matches!(error, HubError::Download { .. }), "{error}");
-    assert!(error.to_string().contains("broken off after"), "{error}");
+    assert!(error.to_string().contains("interrupted after"), "{error}");
     let snapshot = cache.path().join("datasets--o--d/snapshots").join(COMMIT);
     assert!(!snapshot.join("data/train-00000-of-00002.jsonl").exists());
     let offline = Hub { offline: true, ..hub.clone() };
@@ -363,7 +363,7 @@ fn splits_and_configurations_there_are_get_named() {
     let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "dev"))).to_string();
     assert!(error.contains("no files of dev; it has a/test, b/test"), "{error}");
     let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "test"))).to_string();
-    assert!(error.contains("name one of: a, b"), "{error}");
+    assert!(error.contains("specify one of: a, b"), "{error}");
     let named = DatasetRef { config: Some("b".into()), ..DatasetRef::new("o/d", "test") };
     assert_eq!(hub.dataset_rows(&named).unwrap().0.rows.len(), 2);
 }

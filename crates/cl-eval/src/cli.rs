@@ -17,7 +17,7 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
-    /// Put finished runs into one table: methods by tasks, with averages and gains over the base.
+    /// Print one table of several runs: methods by tasks, with averages and gains over the base.
     Table(TableArgs),
 }
 
@@ -27,18 +27,18 @@ pub struct TableArgs {
     /// Directories of `cl sequence` (the last round counts) or `cl eval`, as DIR or NAME=DIR.
     #[arg(required = true, value_name = "[NAME=]DIR")]
     runs: Vec<String>,
-    /// Run of the base model that gains are over; what the first sequence scored before its first round when absent.
+    /// Run of the base model, for gains; by default, the base scores of the first sequence.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Tasks of old knowledge, separated by commas; those of the first sequence when there is one.
+    /// Tasks of old knowledge, separated by commas; by default, those of the first sequence.
     #[arg(long, value_delimiter = ',')]
     old: Vec<String>,
-    /// How the table is written.
+    /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     format: TableFormat,
 }
 
-/// How a table is written.
+/// Output format of a table.
 #[derive(clap::ValueEnum, Clone, Copy)]
 pub enum TableFormat {
     /// Aligned columns.
@@ -121,8 +121,8 @@ pub fn run_table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
 /// Recomputes scores from predictions files and prints a table, or JSON.
 ///
 /// # Errors
-/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::Unscorable`] if the chosen metric does not fit, and
-/// an error if `out` cannot be written.
+/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::Unscorable`] if the chosen metric does not
+/// fit, and an error if `out` cannot be written.
 pub fn run_score(args: &ScoreArgs, out: &mut dyn Write) -> Result<()> {
     let mut all = Vec::new();
     for path in prediction_files(&args.predictions)? {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// The name is neither a known task nor a directory.
     #[error(
-        "task `{name}`: no such directory in {dir}, and no known task has it there; known tasks: {known}; or give a \
-         directory with a test.json or test.jsonl of {{\"prompt\", \"answer\"}}, or a .jsonl file of questions"
+        "task `{name}`: not found in {dir}; known tasks: {known}. A directory needs a test.json or \
+         test.jsonl of {{\"prompt\", \"answer\"}}"
     )]
     UnknownTask {
         /// The requested name.
@@ -49,7 +49,7 @@ pub enum Error {
         message: String,
     },
     /// There is no local file, and the hub data set cannot be read.
-    #[error("task `{name}`: {path} is missing, and the hub's data set {dataset} cannot be read: {source}")]
+    #[error("task `{name}`: {path} is missing, and {dataset} cannot be read from the hub: {source}")]
     Fetch {
         /// The task.
         name: String,
@@ -364,5 +364,5 @@ pub(crate) fn shortened(message: &str) -> String {
 }
 
 fn or_fetched(dataset: Option<&str>) -> String {
-    dataset.map_or_else(String::new, |repo| format!("; or download it from the hub data set {repo} (--hub)"))
+    dataset.map_or_else(String::new, |repo| format!("; add --hub to download it from {repo}"))
 }

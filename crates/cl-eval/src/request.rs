@@ -7,9 +7,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The log-likelihood of `continuation` given `context`.
 ///
-/// Tokenized as in lm-eval: white space at the end of the context moves to the continuation; context and continuation are
-/// tokenized together, and the continuation's tokens are those after as many as the context alone has; a text that is too
-/// long is truncated on the left.
+/// Tokenized as in lm-eval: white space at the end of the context moves to the continuation; context and continuation
+/// are tokenized together, and the continuation's tokens are those after as many as the context alone has; a text that
+/// is too long is truncated on the left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LoglikelihoodRequest {
     /// The text before the continuation.
@@ -57,17 +57,18 @@ pub enum Request {
 pub enum Response {
     /// The generated text.
     Text(String),
-    /// Sum of log-probabilities of each continuation. In JSON, values that are not finite are the strings `"inf"`, `"-inf"`
-    /// and `"NaN"`.
+    /// Sum of log-probabilities of each continuation. In JSON, values that are not finite are the strings `"inf"`,
+    /// `"-inf"` and `"NaN"`.
     Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
 }
 
-/// Callback that takes the answer to the request of an index. If it returns an error, the model must return that error at
-/// once.
+/// Callback that takes the answer to the request of an index. If it returns an error, the model must return that error
+/// at once.
 pub type Answered<'a, T> = &'a mut dyn FnMut(usize, T) -> Result<(), BoxError>;
 
-/// A model that answers requests. The implementation chooses batches and order, and calls `answered` with each answer and
-/// the index of its request as soon as the answer is known, so that finished work survives if the process is killed.
+/// A model that answers requests. The implementation chooses batches and order, and calls `answered` with each answer
+/// and the index of its request as soon as the answer is known, so that finished work survives if the process is
+/// killed.
 pub trait LanguageModel {
     /// Computes log-likelihoods. Each request is answered once.
     ///
@@ -85,8 +86,8 @@ pub trait LanguageModel {
     /// Returns an error if the model fails or `answered` returns one.
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError>;
 
-    /// Identifies the model, such as by a hash of its weights and settings. It is saved with each prediction, so that one
-    /// model's answers are never used for another. Without a fingerprint, models cannot be told apart.
+    /// Identifies the model, such as by a hash of its weights and settings. It is saved with each prediction, so that
+    /// one model's answers are never used for another. Without a fingerprint, models cannot be told apart.
     fn fingerprint(&self) -> Option<String> {
         None
     }

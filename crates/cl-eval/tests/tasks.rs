@@ -371,7 +371,7 @@ fn tasks_by_name_alias_and_directory() {
     assert_eq!(load_task("facts.jsonl", &data, options).unwrap().name(), "facts");
 
     for (name, part) in [
-        ("nothing", "task `nothing`: no such directory"),
+        ("nothing", "task `nothing`: not found in"),
         ("", "known tasks: C-STANCE, FOMC"),
         ("gsm8k", "gsm8k/test.jsonl is missing"),
         ("gone.jsonl", "gone.jsonl"),

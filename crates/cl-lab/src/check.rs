@@ -16,23 +16,27 @@ use crate::model_dir::open_checkpoint;
 use crate::round_data::load_each;
 use crate::rounds::{is_stack, load_round, load_round_test};
 use crate::scoring::{check_room, file_names};
+use crate::validation::{check_size, take_validation};
 use crate::{Finding, LabError, Round, SequenceConfig, TrainRun};
 
-/// What a run is made of, read and checked.
+/// The checked inputs of a run.
 pub(crate) struct Checked {
-    /// Where to compute.
+    /// Device to compute on.
     pub(crate) device: Device,
     /// The rounds of a sequence.
     pub(crate) rounds: Vec<Round>,
-    /// Training rows of each round, the one of `cl train` last.
+    /// Training data of each round; that of `cl train` is the last.
     pub(crate) datasets: Vec<Vec<Dataset>>,
-    /// What is scored.
+    /// Validation data of each round; of `cl train` the last. Empty without `[validation]`.
+    pub(crate) validation: Vec<Vec<Dataset>>,
+    /// Tasks to score.
     pub(crate) tasks: Vec<Box<dyn Task>>,
-    /// What the columns of a matrix stand for: a task each, or a group's tasks.
+    /// The columns of the score matrix: a task each, or a group of tasks.
     pub(crate) columns: Vec<TaskGroup>,
 }
 
-/// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets, device; all problems at once.
+/// Checks a sequence without running it: model, tokenizer, data, tasks, adapter targets and device. Returns all
+/// problems at once.
 pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_sequence(config, &mut findings);
@@ -54,14 +58,14 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
-/// [`check_sequence`] for a run, which has to have no problem.
+/// Like [`check_sequence`]; returns an error if there is a problem.
 pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_sequence(config, &mut findings);
     no_problem(findings).map(|()| checked)
 }
 
-/// [`check_train`] for a run, which has to have no problem.
+/// Like [`check_train`]; returns an error if there is a problem.
 pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_train(config, &mut findings);
@@ -98,8 +102,14 @@ fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
 
 fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Checked {
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
-    let mut checked =
-        Checked { device, rounds: Vec::new(), datasets: Vec::new(), tasks: Vec::new(), columns: Vec::new() };
+    let mut checked = Checked {
+        device,
+        rounds: Vec::new(),
+        datasets: Vec::new(),
+        validation: Vec::new(),
+        tasks: Vec::new(),
+        columns: Vec::new(),
+    };
     let Some(rounds) = note(config.resolve_rounds().map_err(LabError::Rounds), findings) else { return checked };
     let model = check_model(&config.model, &config.train, findings);
     check_rounds(config, &rounds, findings);
@@ -111,9 +121,17 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     let loaded = rounds.iter().map(|round| load_round(round, config.limit.train));
     checked.datasets = loaded.filter_map(|data| note(data, findings)).collect();
     if checked.datasets.len() == rounds.len() {
+        for (round, own) in rounds.iter().zip(&mut checked.datasets) {
+            let taken =
+                round.validation.as_ref().map(|v| take_validation(v, own, config.seed, round.format, &round.columns));
+            checked.validation.push(note(taken.transpose(), findings).flatten().unwrap_or_default());
+        }
         for (i, round) in rounds.iter().enumerate() {
             let earlier = if config.replay.is_some() { &checked.datasets[..i] } else { &[] };
             let what = format!("round {} ({})", i + 1, round.name);
+            if let Some(validation) = &round.validation {
+                check_size(&what, validation, &checked.validation[i], &checked.datasets[i], findings);
+            }
             check_plan(&what, earlier, &checked.datasets[i], &round.mixture, &round.train, config.profile, findings);
         }
     }
@@ -122,7 +140,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
     checked
 }
 
-/// What a sequence cannot do with `[train]` that one round can.
+/// Checks for settings of `[train]` that a single round supports, but a sequence does not.
 fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Finding>) {
     let mut wrong = |key, value: String, expected| {
         findings.push(Finding::Problem(TrainError::Config { key, value, expected }.into()));
@@ -138,14 +156,14 @@ fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Fi
         wrong("olora", value, "shape = \"fold\", or target_modules without embed_tokens");
     }
     if let Some(adapter) = rounds.iter().find_map(|round| round.train.initial_adapter.as_ref()) {
-        // Every round would start from it on a model that holds it already, and count it once more.
+        // Every round would add it again to a model that already contains it.
         let expected =
-            "none in a sequence, whose rounds start from fresh adapters; `cl train` starts one round from it";
+            "none in a sequence, whose rounds start with new adapters; use `cl train` to continue an adapter";
         wrong("initial_adapter", adapter.display().to_string(), expected);
     }
 }
 
-/// What a sequence is scored by, and what each column stands for.
+/// Loads the tasks of a sequence, and the columns of its matrix.
 fn check_tasks(
     config: &SequenceConfig,
     rounds: &[Round],
@@ -155,13 +173,13 @@ fn check_tasks(
     let (mut tasks, mut columns) = (Vec::new(), Vec::new());
     for set in note_all(load_each_task(config, rounds), findings) {
         let one = |t: &dyn Task| TaskGroup { name: t.name().to_owned(), members: vec![t.name().to_owned()] };
-        // The first group is the one that was asked for, and the others are its parts.
+        // The first group is the requested one; the others are its subgroups.
         columns.extend(set.groups.into_iter().next().or_else(|| set.tasks.first().map(|t| one(t.as_ref()))));
         tasks.extend(set.tasks);
     }
     note(file_names(&tasks), findings);
     for task in &tasks {
-        let fact = format!("scored: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
+        let fact = format!("task: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
         findings.push(Finding::Fact(fact));
         if let Some(model) = model {
             note(check_room(task.as_ref(), model.max_position_embeddings), findings);
@@ -174,14 +192,25 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
     check_model(&config.model, &config.train, findings);
     let device = note(pick_device(&config.device), findings).unwrap_or(Device::Cpu);
     let before = findings.len();
-    let datasets: Vec<Vec<Dataset>> = load_each(config).map(|sets| note_all(sets.into_iter(), findings)).collect();
+    let mut datasets: Vec<Vec<Dataset>> = load_each(config).map(|sets| note_all(sets.into_iter(), findings)).collect();
+    let mut validation = Vec::new();
+    if let (Some(settings), true) = (&config.validation, findings.len() == before) {
+        // As in a sequence, rows that an earlier round held out are not replayed.
+        for sets in &mut datasets {
+            let taken = take_validation(settings, sets, config.seed, config.data.format, &config.data.columns);
+            validation.push(note(taken, findings).unwrap_or_default());
+        }
+    }
     if let (Some((own, earlier)), true) = (datasets.split_last(), findings.len() == before) {
+        if let (Some(settings), Some(data)) = (&config.validation, validation.last()) {
+            check_size("the round", settings, data, own, findings);
+        }
         check_plan("the round", earlier, own, &config.mixture(), &config.train, config.profile, findings);
     }
-    Checked { device, rounds: Vec::new(), datasets, tasks: Vec::new(), columns: Vec::new() }
+    Checked { device, rounds: Vec::new(), datasets, validation, tasks: Vec::new(), columns: Vec::new() }
 }
 
-/// Rows that are probably not meant as they are: warnings, which stop nothing.
+/// Warns of rows that are probably mistakes.
 fn inspect_data(
     model: &Path,
     train: &TrainConfig,
@@ -223,7 +252,7 @@ fn check_plan(
         let sets = earlier.iter().flatten().chain(own).zip(&lengths).filter(|(_, rows)| **rows > 0);
         let rows: Vec<String> = sets.map(|(data, rows)| format!("{rows} of {}", data.name)).collect();
         findings.push(Finding::Fact(format!(
-            "{what}: rows an epoch: {}; {} steps an epoch, {} in all",
+            "{what}: rows per epoch: {}; {} steps per epoch, {} in total",
             rows.join(", "),
             steps.steps_per_epoch,
             steps.total_steps

@@ -10,8 +10,8 @@ use crate::findings::note;
 use crate::model_dir::mixture_error;
 use crate::{Finding, LabError};
 
-/// Checks the directory of a model, an adapter or a mixture of adapters: every header, names and shapes against the config, the tokenizer, every value for NaN
-/// and infinities, and every file against the manifest when there is one.
+/// Checks the directory of a model, an adapter or a mixture of adapters: every header, names and shapes against the
+/// config, the tokenizer, every value for NaN and infinities, and every file against the manifest when there is one.
 pub fn check_directory(dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let has = |name: &str| dir.join(name).exists();
@@ -29,9 +29,11 @@ pub fn check_directory(dir: &Path) -> Vec<Finding> {
     {
         let wrong = |path, what| Finding::Problem(LabError::Manifest { path, what });
         findings.extend(differences.into_iter().map(|difference| match difference {
-            ManifestProblem::Missing(path) => wrong(path, "named in manifest.json, but missing"),
-            ManifestProblem::Changed(path) => wrong(path, "has another content than manifest.json says"),
-            ManifestProblem::Unlisted(path) => Finding::Fact(format!("{}: not named in manifest.json", path.display())),
+            ManifestProblem::Missing(path) => wrong(path, "listed in manifest.json, but missing"),
+            ManifestProblem::Changed(path) => wrong(path, "differs from manifest.json"),
+            ManifestProblem::Unlisted(path) => {
+                Finding::Fact(format!("{}: not listed in manifest.json", path.display()))
+            }
         }));
     }
     findings
@@ -68,7 +70,7 @@ fn check_adapter(dir: &Path, findings: &mut Vec<Finding>) {
         adapter.modules().len(),
         config.r,
         config.lora_alpha,
-        config.base_model_name_or_path.as_deref().unwrap_or("not named")
+        config.base_model_name_or_path.as_deref().unwrap_or("unknown")
     )));
     check_finite(&dir.join("adapter_model.safetensors"), &adapter, findings);
 }
@@ -77,7 +79,7 @@ fn check_mixture(dir: &Path, findings: &mut Vec<Finding>) {
     let Some(mixture) = note(Mixture::open(dir).map_err(mixture_error(dir)), findings) else { return };
     let config = mixture.config();
     findings.push(Finding::Fact(format!(
-        "mixture: {} adapters on {} modules, {} for each token, base {}",
+        "mixture: {} adapters on {} modules, {} per token, base {}",
         config.experts.len(),
         config.modules.len(),
         config.num_experts_per_tok,

@@ -11,7 +11,7 @@ use crate::findings::note;
 use crate::model_dir::{check_fits, open_checkpoint};
 use crate::rounds::is_stack;
 
-/// Checks what a run starts from: headers, names and shapes, the tokenizer, and what `[train]` asks of it.
+/// Checks the base model of a run: headers, names and shapes, the tokenizer, and whether it fits `[train]`.
 pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> Option<ModelConfig> {
     let checkpoint = note(open_checkpoint(dir), findings)?;
     if let Some(tokenizer) = note(Tokenizer::from_dir(dir), findings) {
@@ -24,31 +24,31 @@ pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Fi
     model
 }
 
-/// Adapters that the run makes, starts from, or stays away from.
+/// Checks the adapters that the run trains, continues, or stays orthogonal to.
 fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Finding>) {
     let stack = is_stack(train);
     if let Some(dir) = &train.initial_adapter {
-        // It decides the modules; `target_modules` is not looked at.
+        // It determines the modules; `target_modules` is ignored.
         if let Some(adapter) = note(Adapter::open(dir), findings) {
             note(check_fits(base, &adapter), findings);
             note(check_continued(&adapter, train), findings);
             if stack && adapter.config().use_dora {
-                // What it makes could not be added to the base together with the others.
+                // The result could not be added to the base together with the others.
                 note(check_frozen(&adapter), findings);
             }
         }
     } else if let Some(lora) = &train.lora {
         let plain = LoraConfig { use_dora: false, ..lora.clone() };
         if let (true, Some(key)) = (lora.use_dora, plain.beyond_factors()) {
-            // The round's model could not be made of it.
-            let (value, expected) = ("beside use_dora".to_owned(), "one of the two");
+            // It could not be merged into the round's model.
+            let (value, expected) = ("set together with use_dora".to_owned(), "only one of the two");
             findings.push(Finding::Problem(AdapterError::Parameter { key, value, expected }.into()));
         }
         note(check_targets(base, lora), findings);
     }
     let Some(olora) = &train.olora else { return };
     findings.push(Finding::Fact(format!(
-        "o-lora: {:?}, lambda {:?}, earlier adapters {:?}, {} of them from before this run",
+        "O-LoRA: {:?}, lambda {:?}, shape {:?}, {} earlier adapters",
         olora.mode,
         olora.lambda.values(),
         olora.shape,
@@ -64,11 +64,11 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
     }
 }
 
-/// An adapter that is continued decides what it is; settings that say otherwise would not be heeded.
+/// Checks that no setting contradicts the adapter that is continued, since it would be ignored.
 fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), AdapterError> {
     let Some(lora) = &train.lora else { return Ok(()) };
     let wrong = |key, value: String| {
-        Err(AdapterError::Parameter { key, value, expected: "nothing beside initial_adapter, which decides it" })
+        Err(AdapterError::Parameter { key, value, expected: "no value, since initial_adapter determines it" })
     };
     if lora.use_dora && !adapter.config().use_dora {
         return wrong("use_dora", "true".to_owned());
@@ -100,7 +100,7 @@ fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterErro
     check_whole(base, lora, &adapted)
 }
 
-/// What is trained beside factors is there, and can be folded into the base.
+/// Checks that additionally trained tensors exist, and can be merged into the base.
 fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result<(), AdapterError> {
     let shape = |name: &str| base.info(name).map_or(Vec::new(), |i| i.shape.iter().map(|&d| d as i64).collect());
     let mut shapes: Vec<(&str, Vec<i64>)> = base.names().into_iter().map(|name| (name, shape(name))).collect();
@@ -113,17 +113,17 @@ fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result
     let bare = |layer: &&&str| base.info(&format!("{layer}.bias")).is_none();
     match adapted.iter().find(bare).filter(|_| lora.lora_bias) {
         Some(layer) => {
-            let value = format!("true for `{layer}`, which has no bias that the adapter's could be folded into");
+            let value = format!("true for `{layer}`, which has no bias to merge the adapter's into");
             Err(AdapterError::Parameter { key: "lora_bias", value, expected: "target_modules that have a bias" })
         }
         None => Ok(()),
     }
 }
 
-/// A layer's name, what it is, and its weight's shape.
+/// Name and kind of a layer, and the shape of its weight.
 pub(crate) type Layer<'n> = (&'n str, LayerKind, [i64; 2]);
 
-/// The layers that get an adapter: matrices of the layers, the embedding, and the head, which may share the embedding's weight.
+/// The layers that get an adapter: linear layers, the embedding, and the head, which may share the embedding's weight.
 pub(crate) fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Vec<Layer<'n>>, AdapterError> {
     let layer = |name: &'_ str, weight: &str| {
         let &[rows, columns] = base.info(weight)?.shape.as_slice() else { return None };
@@ -148,7 +148,7 @@ pub(crate) fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Ve
     Ok(layers)
 }
 
-/// Numbers that a model's tensors hold.
+/// Number of a model's parameters.
 pub(crate) fn parameters(checkpoint: &Checkpoint) -> usize {
     checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum()
 }

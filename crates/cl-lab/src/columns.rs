@@ -1,10 +1,10 @@
-//! What a sequence is scored by: tasks, and the columns of its matrix.
+//! Tasks of a sequence, and the columns of its matrix.
 
 use cl_eval::{Column, Group, TaskGroup, TaskOptions, TaskSet, TaskSpec, load_tasks};
 
 use crate::{LabError, Round, SequenceConfig};
 
-/// The tasks that are scored: new knowledge first, then old.
+/// The scored tasks: new knowledge first, then old.
 pub(crate) fn load_each_task(
     config: &SequenceConfig,
     rounds: &[Round],
@@ -33,8 +33,8 @@ pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskG
     scored.iter().enumerate().map(column).collect()
 }
 
-/// The round (from 1) that teaches a task, by any of its names. A task that no round names is taught with the one whose data
-/// set it shares, as GSM8K's two forms do.
+/// The round (from 1) that teaches a task, by name or alias. Otherwise the round of a task with the same data set, such
+/// as GSM8K's two forms.
 pub(crate) fn teaching_round(rounds: &[Round], task: &str) -> Option<usize> {
     let spec = TaskSpec::find(task);
     let same =

@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use cl_data::{Columns, Format, Joint, Mixture, Profile, Replay};
 use cl_eval::Metric;
-use cl_train::{Precision, TrainConfig};
+use cl_train::{Precision, TrainConfig, ValidationConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// One round of fine-tuning: the file of `cl train`. Paths are taken from the current directory.
+/// Configuration of `cl train`: one round of fine-tuning. Paths are relative to the current directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainRun {
@@ -14,83 +14,89 @@ pub struct TrainRun {
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Whose semantics.
+    /// Which definitions apply.
     #[serde(default)]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
-    /// What to train on.
+    /// Training data.
     pub data: DataConfig,
     /// How.
     pub train: TrainConfig,
-    /// How several data sets share an epoch.
+    /// Validation during training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+    /// Composition of several data sets.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
-    /// Rows of `data.earlier` beside.
+    /// Replay of rows of `data.earlier`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 }
 
-/// Files of a round.
+/// Data of a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// A file of examples or a task directory with a train split, or a list of them.
+    /// A file of examples, a task directory with a train split, or a list of these.
     #[serde(deserialize_with = "one_or_several")]
     pub train: Vec<PathBuf>,
-    /// How rows become examples.
+    /// Format of the rows.
     #[serde(default)]
     pub format: Format,
-    /// Which fields of a row hold what, where they have names of their own.
+    /// Names of the rows' fields, if they differ from the format's.
     #[serde(default, skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
-    /// Only the first so many rows of each file.
+    /// Maximum number of rows of each file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Data of earlier rounds for replay, a file or task directory for each round.
+    /// Data of earlier rounds for replay: one file or task directory per round.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<PathBuf>,
 }
 
-/// A sequence of rounds: the file of `cl sequence`. Paths are taken from the current directory.
+/// Configuration of `cl sequence`: several rounds of fine-tuning. Paths are relative to the current directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceConfig {
     /// Model directory to start from.
     pub model: PathBuf,
-    /// Directory of tasks, each with a train and a test split, as TRACE is laid out.
+    /// Directory of tasks in TRACE's layout, each with a train and a test split.
     pub data: PathBuf,
-    /// Tasks in the order they are learned, one a round: the short form of `[[rounds]]`.
+    /// Tasks in training order, one per round: a short form of `[[rounds]]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Whose semantics.
+    /// Which definitions apply.
     #[serde(default)]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
-    /// Keep the model of every round; otherwise only the last (adapters are kept in any case).
+    /// Keep the models of all rounds; otherwise only the last. Adapters are always kept.
     #[serde(default = "yes")]
     pub keep_models: bool,
-    /// How much of the data.
+    /// Limits on the data.
     #[serde(default)]
     pub limit: Limits,
-    /// How a round goes.
+    /// Training settings.
     pub train: TrainConfig,
-    /// How several data sets of one round share an epoch.
+    /// Validation during training in every round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+    /// Composition of several data sets of a round.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
-    /// Rows of earlier rounds beside.
+    /// Replay of earlier rounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// What is scored after every round.
+    /// Evaluation after each round.
     #[serde(default)]
     pub eval: EvalConfig,
-    /// Rounds that are more than a task each: their data, what shows their success, and what differs in `[train]`.
+    /// Rounds with their own data, tasks and training settings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<RoundConfig>,
 }
@@ -99,24 +105,27 @@ pub struct SequenceConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundConfig {
-    /// What the round is called; its directory is `rounds/<number>-<name>`.
+    /// Name of the round; its directory is `rounds/<number>-<name>`.
     pub name: String,
-    /// What to train on: task directories in `data`, or paths of task directories and files. The round's name when empty.
+    /// Training data: task directories in `data`, or paths of task directories or files. Defaults to the round's name.
     #[serde(default, deserialize_with = "one_or_several", skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
-    /// Tasks that show what the round teaches; the round's name when absent.
+    /// Tasks that the round teaches; defaults to the round's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scored: Option<Vec<String>>,
-    /// How rows become examples.
+    /// Format of the rows.
     #[serde(default, skip_serializing_if = "is_auto")]
     pub format: Format,
-    /// Which fields of a row hold what, where they have names of their own.
+    /// Names of the rows' fields, if they differ from the format's.
     #[serde(default, skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
-    /// How several data sets share an epoch, instead of the sequence's `[mixture]`.
+    /// Composition of several data sets; defaults to the sequence's `[mixture]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joint: Option<Joint>,
-    /// What differs from the sequence's `[train]`.
+    /// Validation during training; defaults to the sequence's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+    /// Overrides of the sequence's `[train]`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub train: toml::Table,
 }
@@ -125,7 +134,7 @@ pub struct RoundConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureConfig {
-    /// How several data sets of one round share an epoch.
+    /// Composition of several data sets of a round.
     #[serde(default)]
     pub joint: Joint,
 }
@@ -136,53 +145,54 @@ impl MixtureConfig {
     }
 }
 
-/// How much of the data is used: the first rows of each file.
+/// Limits on the data; the first rows of each file are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Training rows of a task.
+    /// Maximum number of training rows per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<usize>,
-    /// Test documents of a task.
+    /// Maximum number of test documents per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<usize>,
 }
 
-/// What is scored, and how.
+/// Evaluation settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// New knowledge; what the rounds teach when absent.
+    /// Tasks of new knowledge; defaults to those that the rounds teach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Vec<String>>,
-    /// Old knowledge: known tasks, or `.jsonl` files of multiple-choice questions.
+    /// Tasks of old knowledge: known tasks, or `.jsonl` files of multiple-choice questions.
     pub old: Vec<String>,
-    /// Most tokens of a written answer; each task's own when absent.
+    /// Maximum number of tokens of a generated answer; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
-    /// Metric of tasks, instead of their own.
+    /// Metric; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
-    /// Dtype while scoring.
+    /// Dtype of the computation.
     pub precision: Precision,
-    /// Tokens of one forward pass.
+    /// Maximum number of tokens per forward pass.
     pub batch_tokens: usize,
-    /// Sequences that are generated together.
+    /// Number of sequences generated in parallel.
     pub batch_sequences: usize,
-    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent.
+    /// Whether to prepend BOS to every text; defaults to the tokenizer's behaviour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub add_bos_token: Option<bool>,
-    /// `add_bos_token` for the tasks of lm-evaluation-harness alone, the same as for all when absent. The profile `paper` sets
-    /// it to false: the harness's default of its time, while TRACE's tasks have BOS as in training.
+    /// `add_bos_token` for tasks of lm-evaluation-harness only. The profile `paper` sets it to false, the harness's
+    /// default at the time; TRACE's tasks have BOS as in training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lm_eval_add_bos_token: Option<bool>,
-    /// An installed lm-eval (its folder, or a Python that has it) for shots that it alone publishes: those of `gsm8k_cot`.
+    /// An installed lm-eval (its directory, or a Python interpreter that has it), for the few-shot examples of
+    /// `gsm8k_cot`, which only it publishes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lm_eval: Option<PathBuf>,
-    /// Most tokens of prompt and answer, instead of the model's own.
+    /// Maximum number of tokens of prompt and answer; defaults to the model's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
-    /// Directory of answers that models gave before, to any run: what is there is not computed again.
+    /// Directory of the response cache, shared by all runs.
     #[serde(skip)]
     pub cache: Option<PathBuf>,
 }
@@ -223,14 +233,14 @@ fn yes() -> bool {
 }
 
 impl TrainRun {
-    /// The mixture of the round.
+    /// Composition of the round's data.
     pub fn mixture(&self) -> Mixture {
         Mixture { joint: self.mixture.joint.clone(), replay: self.replay }
     }
 }
 
 impl RoundConfig {
-    /// A round that trains on a task and is scored by it.
+    /// A round that trains on one task and is scored on it.
     pub(crate) fn of_task(task: &str) -> RoundConfig {
         RoundConfig {
             name: task.to_owned(),
@@ -239,6 +249,7 @@ impl RoundConfig {
             format: Format::Auto,
             columns: Columns::default(),
             joint: None,
+            validation: None,
             train: toml::Table::new(),
         }
     }

@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
-/// Why a study cannot run or go on.
+/// Errors of experiments.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabError {
-    /// A configuration that does not parse or makes no sense.
+    /// A configuration is invalid.
     #[error("{path}: {message}")]
     Config {
         /// The file.
@@ -12,75 +12,75 @@ pub enum LabError {
         /// What is wrong.
         message: String,
     },
-    /// Rounds of a sequence that make no sense.
+    /// The rounds of a sequence are invalid.
     #[error("{0}")]
     Rounds(String),
-    /// A study that makes no sense.
+    /// The configuration of a study is invalid.
     #[error("the study's configuration: {0}")]
     Study(String),
-    /// Stages of a study that failed; what others made stands.
-    #[error("{} of the study's stages failed; what the others made stands, and the same command goes on:{}", .0.len(), lines(.0))]
+    /// Stages of a study failed. The results of the others are kept.
+    #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
-    /// `--set` without a key, or with a value that is no TOML.
+    /// An argument of `--set` is invalid.
     #[error("--set {text}: {message}")]
     Set {
-        /// What was given.
+        /// The value.
         text: String,
         /// What is wrong.
         message: String,
     },
-    /// The output belongs to another study, or was not asked to be continued.
+    /// The run directory belongs to another run, or `--resume` is missing.
     #[error("{path}: {message}")]
     Output {
         /// The directory.
         path: PathBuf,
-        /// What is wrong and how to go on.
+        /// What is wrong, and what to do.
         message: String,
     },
-    /// A file in the place of a model directory.
-    #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` makes one of a GGUF file)")]
+    /// A file in place of a model directory.
+    #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` converts a GGUF file)")]
     NotADirectory {
         /// The file.
         path: PathBuf,
     },
-    /// A directory that is neither a model nor an adapter.
-    #[error("{path}: holds neither a model (config.json) nor an adapter (adapter_config.json)")]
+    /// The directory is neither a model nor an adapter.
+    #[error("{path}: contains neither a model (config.json) nor an adapter (adapter_config.json)")]
     NothingToCheck {
         /// The directory.
         path: PathBuf,
     },
-    /// A model that was replaced or edited while it was in use.
+    /// A model changed during the run.
     #[error(
-        "{path}: has changed since the run took it up, so what was made of it cannot be said to be made of either; nothing \
-         was published. Put the old file back and add --resume, or start anew with another --out"
+        "{path}: has changed since the run started, so no result was saved. Restore the old file and add --resume, or start \
+         again with another --out"
     )]
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// Something that an earlier process of the run finished and that is not what it wrote any more.
-    #[error("{path}: {what}; restore it, or remove {dir} to have it made again", path = .path.display(), dir = .dir.display())]
+    /// A completed part of the run has changed since it was written.
+    #[error("{path}: {what}; restore it, or remove {dir} to create it again", path = .path.display(), dir = .dir.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// How it differs.
+        /// The difference.
         what: &'static str,
-        /// The directory that it belongs to.
+        /// The directory that contains it.
         dir: PathBuf,
     },
-    /// The run was asked to stop between two stages.
-    #[error("stopped; what is finished stands: the same command with --resume goes on from there")]
+    /// A stop was requested between two stages.
+    #[error("stopped; completed stages are kept, and the same command with --resume continues")]
     Interrupted,
-    /// A file that differs from what the manifest beside it says.
+    /// A file differs from the manifest of its directory.
     #[error("{path}: {what}")]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// How it differs.
+        /// The difference.
         what: &'static str,
     },
-    /// A tokenizer whose tokens the model has no embeddings for.
-    #[error("{path}: the tokenizer has {tokens} tokens, the embedding only {rows} rows")]
+    /// The tokenizer has more tokens than the embedding has rows.
+    #[error("{path}: the tokenizer has {tokens} tokens, but the embedding has only {rows} rows")]
     Vocabulary {
         /// The model directory.
         path: PathBuf,
@@ -89,29 +89,29 @@ pub enum LabError {
         /// Rows of the embedding.
         rows: i64,
     },
-    /// A task whose name cannot be that of its file of predictions.
+    /// The name of a task cannot be used for its predictions file.
     #[error("task `{name}`: {message}")]
     TaskName {
         /// Name of the task.
         name: String,
-        /// What is wrong and how to go on.
+        /// What is wrong, and what to do.
         message: String,
     },
-    /// Answers so long that the model would not see the question.
+    /// The maximum answer length leaves no room for the prompt.
     #[error(
-        "task `{task}`: {max_new_tokens} new tokens leave no room for a prompt in the model's {positions} positions; lower \
+        "task `{task}`: {max_new_tokens} new tokens leave no room for a prompt in the model's context of {positions} tokens; lower \
          max_new_tokens"
     )]
     NoRoom {
         /// Name of the task.
         task: String,
-        /// Most tokens of an answer.
+        /// Maximum number of tokens of an answer.
         max_new_tokens: usize,
-        /// Longest sequence of the model.
+        /// Maximum sequence length of the model.
         positions: usize,
     },
-    /// Several things at once, each of which would stop a run.
-    #[error("{} problems found before the start:{}", .0.len(), indented(.0))]
+    /// Several problems.
+    #[error("{} problems:{}", .0.len(), indented(.0))]
     Problems(Vec<LabError>),
     /// The operating system's answer.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
@@ -121,18 +121,18 @@ pub enum LabError {
         /// The answer.
         source: std::io::Error,
     },
-    /// Files of models and adapters.
+    /// Error of a model or adapter directory.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// Examples and tokenizers.
+    /// Error of data or a tokenizer.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
-    /// A row that cannot be turned into tokens.
+    /// A row cannot be tokenized.
     #[error("{path}: {source}", path = .path.display())]
     Rows {
         /// The file.
         path: PathBuf,
-        /// Which row, and why.
+        /// The row and the reason.
         source: Box<cl_data::Error>,
     },
     /// Adapters.
@@ -164,7 +164,7 @@ fn indented(problems: &[LabError]) -> String {
 }
 
 impl LabError {
-    /// Whether the run was asked to stop, and did.
+    /// Whether the run stopped because a stop was requested.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, LabError::Interrupted | LabError::Train(cl_train::TrainError::Interrupted { .. }))
     }

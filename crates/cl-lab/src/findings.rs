@@ -1,20 +1,20 @@
 use crate::LabError;
 
-/// Something a check has to say.
+/// A finding of a check.
 #[derive(Debug)]
 pub enum Finding {
-    /// A fact of the plan: sizes, steps.
+    /// A fact, such as a size or a number of steps.
     Fact(String),
-    /// Something that would stop the run.
+    /// A problem that would stop the run.
     Problem(LabError),
 }
 
-/// What went well; what did not is a finding.
+/// Returns the value, or adds the error to the findings.
 pub(crate) fn note<T, E: Into<LabError>>(result: Result<T, E>, findings: &mut Vec<Finding>) -> Option<T> {
     result.map_err(|e| findings.push(Finding::Problem(e.into()))).ok()
 }
 
-/// What went well of several; the rest are findings.
+/// Returns the values, and adds the errors to the findings.
 pub(crate) fn note_all<T>(results: impl Iterator<Item = Result<T, LabError>>, findings: &mut Vec<Finding>) -> Vec<T> {
     results.filter_map(|result| note(result, findings)).collect()
 }

@@ -1,5 +1,5 @@
-//! Model and adapter directories: opened with one order of errors, and what they hold as one number. The number always comes
-//! from the files themselves: a manifest says what they held when it was written.
+//! Opens and hashes model and adapter directories. Hashes are always computed from the files; a manifest says only what
+//! they contained when it was written.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use cl_moe::Mixture;
 
 use crate::LabError;
 
-/// Opens a model directory. What is wrong with the directory as a whole comes first, its tokenizer last.
+/// Opens a model directory. Errors of the directory are reported before those of its tokenizer.
 pub(crate) fn open_model(dir: &Path) -> Result<(Checkpoint, Tokenizer), LabError> {
     Ok((open_checkpoint(dir)?, Tokenizer::from_dir(dir)?))
 }
@@ -23,12 +23,12 @@ pub(crate) fn open_checkpoint(dir: &Path) -> Result<Checkpoint, LabError> {
     Ok(Checkpoint::open(dir)?)
 }
 
-/// Whether an adapter is of a kind that is built and fits beside a model, without reading a tensor.
+/// Checks that an adapter is supported and fits a model, without reading tensors.
 pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), LabError> {
     adapter.check_built()?;
     for module in adapter.modules() {
         let (path, name) = (adapter.dir().to_owned(), module.name.clone());
-        // A tied head is the embedding.
+        // A tied head uses the embedding's weight.
         let own = base.info(&format!("{name}.weight"));
         let weight = own.or_else(|| base.info("model.embed_tokens.weight").filter(|_| name == "lm_head"));
         let embedding = module.kind == LayerKind::Embedding;
@@ -47,13 +47,13 @@ pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), Lab
     Ok(())
 }
 
-/// blake3 over what a model computes with.
+/// blake3 of everything that determines what a model computes.
 pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
     Ok(open_checkpoint(dir)?.content_hash()?)
 }
 
-/// A model directory and what it held when a run took it up. The hash that manifests name is this one, and it is checked again
-/// before anything is published that was made from the model.
+/// A model directory and its hash at the start of a run. Manifests contain this hash; it is checked again before a
+/// result is published.
 #[derive(Clone, Debug)]
 pub struct ModelRef {
     dir: PathBuf,
@@ -65,9 +65,9 @@ impl ModelRef {
     /// Hashes the model.
     ///
     /// # Errors
-    /// [`LabError::Checkpoint`] when the directory holds none.
+    /// Returns [`LabError::Checkpoint`] if the directory is not a model.
     pub fn take(dir: &Path) -> Result<ModelRef, LabError> {
-        // Stamps first: what changes while it is hashed has another one then.
+        // Stamps first, so that a change during hashing is noticed.
         let stamps = stamps(&open_checkpoint(dir)?)?;
         Ok(ModelRef { dir: dir.to_owned(), hash: model_hash(dir)?, stamps })
     }
@@ -87,15 +87,15 @@ impl ModelRef {
         &self.dir
     }
 
-    /// blake3 over weights, config.json, tokenizer and its companions, hexadecimal.
+    /// blake3 of weights, config.json, tokenizer and related files, hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// That the directory still holds what it did: by its files' stamps, and where one differs by the hash.
+    /// Checks that the directory is unchanged: by its files' stamps, and if one differs, by the hash.
     ///
     /// # Errors
-    /// [`LabError::Changed`].
+    /// Returns [`LabError::Changed`] if it has changed.
     pub fn check(&self) -> Result<(), LabError> {
         let same = |(path, stamp): &(PathBuf, FileStamp)| FileStamp::of(path).is_ok_and(|now| now == *stamp);
         let Some((path, _)) = self.stamps.iter().find(|entry| !same(entry)) else { return Ok(()) };
@@ -113,34 +113,34 @@ fn stamps(checkpoint: &Checkpoint) -> Result<Vec<(PathBuf, FileStamp)>, LabError
     files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
 }
 
-/// That a directory which an earlier process of a run finished holds what it wrote, file by file.
+/// Checks that a directory completed by an earlier process is unchanged.
 ///
 /// # Errors
-/// [`LabError::Damaged`] with the first file that does not.
+/// Returns [`LabError::Damaged`] with the first file that is not.
 pub(crate) fn verify(dir: &Path) -> Result<(), LabError> {
     let damaged = |path, what| Err(LabError::Damaged { path, what, dir: dir.to_owned() });
     for problem in Manifest::verify(dir)? {
         match problem {
             ManifestProblem::Missing(path) => return damaged(path, "is missing"),
-            ManifestProblem::Changed(path) => return damaged(path, "has another content than when it was written"),
-            // A user's note is no damage.
+            ManifestProblem::Changed(path) => return damaged(path, "has changed since it was written"),
+            // Additional files are allowed.
             ManifestProblem::Unlisted(_) => {}
         }
     }
     Ok(())
 }
 
-/// blake3 over an adapter's weights and config.
+/// blake3 of an adapter's weights and config.
 pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
 }
 
-/// blake3 over a mixture's tensors and configuration.
+/// blake3 of a mixture's tensors and configuration.
 pub(crate) fn mixture_hash(mixture: &Mixture) -> Result<String, LabError> {
     mixture.content_hash().map_err(mixture_error(mixture.dir()))
 }
 
-/// A mixture's error as one of a run.
+/// Converts an error of a mixture.
 pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabError {
     let dir = dir.to_owned();
     move |error| match error {
@@ -150,14 +150,14 @@ pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabErro
     }
 }
 
-/// Opens a mixture of adapters that was made for the base with this hash.
+/// Opens a mixture of adapters, and checks that it was made for the base with this hash.
 pub(crate) fn open_mixture(dir: &Path, base: &str) -> Result<Mixture, LabError> {
     let mixture = Mixture::open(dir).map_err(mixture_error(dir))?;
     let config = mixture.config();
     if config.base_model_blake3 != base {
         let short = |hash: &str| hash.chars().take(12).collect::<String>();
         let message = format!(
-            "is a mixture for the base {} ({}…), not for this model ({}…); make it again with `cl moe blend` for this one",
+            "is a mixture for the base {} ({}…), not for this model ({}…); create it again with `cl moe blend` for this model",
             config.base_model_name_or_path,
             short(&config.base_model_blake3),
             short(base)

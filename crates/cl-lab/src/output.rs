@@ -1,4 +1,4 @@
-//! Directories of runs: each belongs to one configuration and to what that names, and one process at a time works in it.
+//! Run directories. Each belongs to one configuration and its inputs, and one process at a time writes to it.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -8,46 +8,48 @@ use cl_checkpoint::refuse_overlap;
 
 use crate::LabError;
 
-/// What a directory of a run has to hold to be gone on with.
-pub(crate) struct Claim<'a> {
+/// A run directory, and what it must hold so that a run can be resumed in it.
+pub(crate) struct RunDir<'a> {
     /// The directory.
     pub(crate) out: &'a Path,
     /// What is run: `sequence`, `run` or `study`.
     pub(crate) what: &'a str,
-    /// File of the settings, which is written last and so marks the directory.
+    /// Name of the settings file. It is written last: a directory that has it is a run directory.
     pub(crate) marker: &'a str,
-    /// The settings.
+    /// Content of that file.
     pub(crate) settings: &'a str,
-    /// Files beside the marker, by name and content: the hashes of what the run is made from, a line each.
+    /// Files beside it, by name and content: the hashes of the inputs, one per line.
     pub(crate) sources: &'a [(&'a str, String)],
-    /// Models, adapters and data that it is made from, each with its role: the directory must stay apart from them.
+    /// Models, adapters and data that the run reads, each with its role. The run directory must not overlap them.
     pub(crate) inputs: &'a [(&'a str, &'a Path)],
-    /// Whether to go on with a run that was begun.
+    /// Whether to resume an unfinished run.
     pub(crate) resume: bool,
 }
 
-impl Claim<'_> {
-    /// Makes the directory, or checks that it holds this very run. The run lasts as long as the lock that is returned.
-    pub(crate) fn take(&self) -> Result<File, LabError> {
+impl RunDir<'_> {
+    /// Creates the directory, or checks that it belongs to this run. Returns the lock; keep it until the run ends.
+    pub(crate) fn open(&self) -> Result<File, LabError> {
         let marker = self.out.join(self.marker);
         if !marker.exists() {
-            self.begin()?;
+            self.create()?;
         } else if !self.resume {
-            return self.refuse("is not empty; add --resume to go on with it, or choose another --out");
+            return self.refuse("is not empty; add --resume to continue the run in it, or choose another --out");
         } else {
             self.compare(&read(&marker)?)?;
         }
         self.lock(&marker)
     }
 
-    fn begin(&self) -> Result<(), LabError> {
+    fn create(&self) -> Result<(), LabError> {
         let entries =
             if self.out.exists() { Some(std::fs::read_dir(self.out).map_err(LabError::io(self.out))?) } else { None };
         for entry in entries.into_iter().flatten() {
             let name = entry.map_err(LabError::io(self.out))?.file_name();
             if !self.is_ours(&name.to_string_lossy()) {
-                let message =
-                    format!("is not empty and holds no {} ({}); choose another --out", self.what, self.marker);
+                let message = format!(
+                    "is not empty and is not the directory of a {} (no {}); choose another --out",
+                    self.what, self.marker
+                );
                 return self.refuse(&message);
             }
         }
@@ -59,7 +61,7 @@ impl Claim<'_> {
         Ok(write_file(&self.out.join(self.marker), self.settings.as_bytes())?)
     }
 
-    /// Whether a kill in [`Claim::begin`] may have left a file of this name.
+    /// Whether a process killed in [`RunDir::create`] may have left a file of this name.
     fn is_ours(&self, name: &str) -> bool {
         let mut ours = self.sources.iter().map(|s| s.0).chain([self.marker]);
         ours.any(|file| name == file || (name.starts_with(&format!(".{file}.")) && name.ends_with(".part")))
@@ -70,14 +72,14 @@ impl Claim<'_> {
             let what = self.what;
             let difference = difference(settings, self.settings);
             return self
-                .refuse(&format!("holds a {what} with another configuration{difference}; choose another --out"));
+                .refuse(&format!("holds a {what} with a different configuration{difference}; choose another --out"));
         }
         for (name, content) in self.sources {
             let path = self.out.join(name);
             let saved = read(&path)?;
             if let Some((_, source)) = first_missing(content, &saved).and_then(|line| line.split_once("  ")) {
                 let what = self.what;
-                return self.refuse(&format!("{source} has changed since the {what} was begun; choose another --out"));
+                return self.refuse(&format!("{source} has changed since the {what} started; choose another --out"));
             }
         }
         Ok(())
@@ -87,9 +89,9 @@ impl Claim<'_> {
         let file = File::open(marker).map_err(LabError::io(marker))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                self.refuse("another process is writing there; wait for it, or choose another --out")
+                self.refuse("another process is using it; wait for that to finish, or choose another --out")
             }
-            // Not every file system has locks; without one the run goes on unguarded.
+            // Some file systems have no locks; the run continues without one.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
     }
@@ -99,7 +101,7 @@ impl Claim<'_> {
     }
 }
 
-/// Removes a directory that is no longer needed, its manifest first, so that a kill leaves nothing that looks whole.
+/// Removes a directory, its manifest first, so that a process killed halfway leaves nothing that looks complete.
 pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     let marker = dir.join("manifest.json");
     if marker.exists() {
@@ -111,12 +113,12 @@ pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The first lines that only one of two texts has.
+/// The first line of each text that the other does not have, as the end of a message.
 fn difference(saved: &str, now: &str) -> String {
     match (first_missing(saved, now), first_missing(now, saved)) {
-        (Some(a), Some(b)) => format!(": it has `{a}`, this one `{b}`"),
-        (Some(a), None) => format!(": it has `{a}`, this one has not"),
-        (None, Some(b)) => format!(": this one has `{b}`, it has not"),
+        (Some(a), Some(b)) => format!(": it has `{a}`, this run has `{b}`"),
+        (Some(a), None) => format!(": it has `{a}`, this run does not"),
+        (None, Some(b)) => format!(": this run has `{b}`, it does not"),
         (None, None) => String::new(),
     }
 }
@@ -133,12 +135,12 @@ fn read(path: &Path) -> Result<String, LabError> {
 mod tests {
     use super::*;
 
-    fn claim<'a>(out: &'a Path, settings: &'a str, sources: &'a [(&'a str, String)], resume: bool) -> Claim<'a> {
-        Claim { out, what: "run", marker: "config.toml", settings, sources, inputs: &[], resume }
+    fn run_dir<'a>(out: &'a Path, settings: &'a str, sources: &'a [(&'a str, String)], resume: bool) -> RunDir<'a> {
+        RunDir { out, what: "run", marker: "config.toml", settings, sources, inputs: &[], resume }
     }
 
-    fn refused(claim: &Claim<'_>) -> String {
-        claim.take().unwrap_err().to_string()
+    fn refused(dir: &RunDir<'_>) -> String {
+        dir.open().unwrap_err().to_string()
     }
 
     #[test]
@@ -146,15 +148,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("a/b");
         let sources = [("data.blake3", "77  d.json\n".to_owned())];
-        drop(claim(&out, "r = 1\n", &sources, false).take().unwrap());
-        assert!(refused(&claim(&out, "r = 1\n", &sources, false)).contains("--resume"));
-        drop(claim(&out, "r = 1\n", &sources, true).take().unwrap());
-        let message = refused(&claim(&out, "r = 2\n", &sources, true));
-        assert!(message.contains("it has `r = 1`, this one `r = 2`"), "{message}");
-        let message = refused(&claim(&out, "r = 1\nq = 3\n", &sources, true));
-        assert!(message.contains("this one has `q = 3`, it has not"), "{message}");
+        drop(run_dir(&out, "r = 1\n", &sources, false).open().unwrap());
+        assert!(refused(&run_dir(&out, "r = 1\n", &sources, false)).contains("--resume"));
+        drop(run_dir(&out, "r = 1\n", &sources, true).open().unwrap());
+        let message = refused(&run_dir(&out, "r = 2\n", &sources, true));
+        assert!(message.contains("it has `r = 1`, this run has `r = 2`"), "{message}");
+        let message = refused(&run_dir(&out, "r = 1\nq = 3\n", &sources, true));
+        assert!(message.contains("this run has `q = 3`, it does not"), "{message}");
         let changed = [("data.blake3", "78  d.json\n".to_owned())];
-        assert!(refused(&claim(&out, "r = 1\n", &changed, true)).contains("d.json has changed"));
+        assert!(refused(&run_dir(&out, "r = 1\n", &changed, true)).contains("d.json has changed"));
     }
 
     #[test]
@@ -165,20 +167,20 @@ mod tests {
         std::fs::create_dir_all(&data).unwrap();
         let inputs = [("the base model", model.as_path()), ("the data", data.as_path())];
         for (out, expected) in [(&model, "is the base model"), (&data.join("run"), "lies inside the data")] {
-            let message = refused(&Claim { inputs: &inputs, ..claim(out, "", &[], false) });
+            let message = refused(&RunDir { inputs: &inputs, ..run_dir(out, "", &[], false) });
             assert!(message.contains(expected), "{message}");
         }
         assert!(!data.join("run").exists());
-        Claim { inputs: &inputs, ..claim(&folder.path().join("run"), "", &[], false) }.take().unwrap();
+        RunDir { inputs: &inputs, ..run_dir(&folder.path().join("run"), "", &[], false) }.open().unwrap();
     }
 
     #[test]
     fn another_process_at_work_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let first = claim(folder.path(), "", &[], true).take().unwrap();
-        assert!(refused(&claim(folder.path(), "", &[], true)).contains("another process"));
+        let first = run_dir(folder.path(), "", &[], true).open().unwrap();
+        assert!(refused(&run_dir(folder.path(), "", &[], true)).contains("another process"));
         drop(first);
-        claim(folder.path(), "", &[], true).take().unwrap();
+        run_dir(folder.path(), "", &[], true).open().unwrap();
     }
 
     #[test]
@@ -188,11 +190,11 @@ mod tests {
         for name in ["base.blake3", ".config.toml.a1b2c3.part"] {
             std::fs::write(folder.path().join(name), "half").unwrap();
         }
-        drop(claim(folder.path(), "", &sources, false).take().unwrap());
+        drop(run_dir(folder.path(), "", &sources, false).open().unwrap());
         std::fs::remove_file(folder.path().join("config.toml")).unwrap();
         std::fs::write(folder.path().join("notes.txt"), "").unwrap();
         for resume in [false, true] {
-            assert!(refused(&claim(folder.path(), "", &sources, resume)).contains("holds no run"));
+            assert!(refused(&run_dir(folder.path(), "", &sources, resume)).contains("is not the directory of a run"));
         }
     }
 }

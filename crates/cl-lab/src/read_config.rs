@@ -7,10 +7,11 @@ use toml::{Table, Value};
 
 use crate::{LabError, SequenceConfig, TrainRun};
 
-/// Reads the configuration of a sequence. `set` holds overrides such as `train.learning_rate=1e-4`, applied in order.
+/// Reads the configuration of a sequence. `set` are overrides such as `train.learning_rate=1e-4`, applied in order.
 ///
 /// # Errors
-/// [`LabError::Config`] with line and column, [`LabError::Set`].
+/// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
+/// override is.
 pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<SequenceConfig, LabError> {
     let config: SequenceConfig = read(path, text, set)?;
     let wrong = |message: String| Err(LabError::Config { path: path.to_owned(), message });
@@ -37,7 +38,8 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
 /// Reads the configuration of one round; see [`read_sequence`] for `set`.
 ///
 /// # Errors
-/// [`LabError::Config`] with line and column, [`LabError::Set`].
+/// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
+/// override is.
 pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
     let config: TrainRun = read(path, text, set)?;
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
@@ -46,6 +48,9 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
         return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
     }
     config.mixture().validate(config.data.train.len()).map_err(wrong)?;
+    if let Some(validation) = &config.validation {
+        validation.validate().map_err(|e| wrong(e.to_string()))?;
+    }
     config.data.columns.validate().map_err(|e| wrong(format!("data.{e}")))?;
     at_least_one(path, "data.limit", config.data.limit)?;
     Ok(config)
@@ -66,7 +71,7 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
     if set.is_empty() && !is_paper(&table) {
-        // Straight from the text, so that errors point at line and column.
+        // Parsed from the text, so that errors have line and column.
         return toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())));
     }
     for entry in set {
@@ -82,9 +87,9 @@ fn is_paper(table: &Table) -> bool {
     table.get("profile").and_then(Value::as_str) == Some("paper")
 }
 
-/// What the profile `paper` changes where the file says nothing: the loss is a mean per micro-batch, bf16 without master
-/// weights everywhere but in the adapters' products, a constant learning rate of 2e-5; o-lora in the definition of its code; a
-/// sequence's tasks of lm-eval are scored without BOS.
+/// Defaults of the profile `paper`: the loss is averaged per micro-batch; bf16 without master weights, except for the
+/// adapters' products; a constant learning rate of 2e-5; O-LoRA's penalty as in its code; lm-eval's tasks are scored
+/// without BOS.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -108,12 +113,12 @@ fn paper_defaults(table: &mut Table) {
     }
 }
 
-/// `a.b.c=value`: the value is TOML, or text where that does not parse.
+/// `a.b.c=value`: the value is parsed as TOML, or else taken as a string.
 fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
     let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
     let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
     if text.trim().parse::<i128>().is_ok_and(|number| i64::try_from(number).is_err()) {
-        return Err(wrong("the number is beyond what TOML holds, -2⁶³ to 2⁶³ - 1"));
+        return Err(wrong("the number is outside the range of TOML, -2⁶³ to 2⁶³ - 1"));
     }
     let value = toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
@@ -127,7 +132,7 @@ fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
             .entry(part)
             .or_insert_with(|| Value::Table(Table::new()))
             .as_table_mut()
-            .ok_or_else(|| wrong("a part of the key is no table"))?;
+            .ok_or_else(|| wrong("a part of the key is not a table"))?;
     }
     place.insert(last.to_owned(), value);
     Ok(())
@@ -172,8 +177,8 @@ mod tests {
         let rows: [(&str, &[&str], &str); 10] = [
             ("model = 'm'\ntask = []", &[], "line 2"),
             (MINIMAL, &["replay.fraction=-1"], "replay.fraction = -1"),
-            (MINIMAL, &["tasks=['a', 'a']"], "`a` comes up again"),
-            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not the name"),
+            (MINIMAL, &["tasks=['a', 'a']"], "`a` occurs again"),
+            (MINIMAL, &["tasks=['a', '../b']"], "`../b` is not a valid directory name"),
             (MINIMAL, &["limit.train=0"], "limit.train = 0: expected at least 1"),
             (MINIMAL, &["eval.max_new_tokens=0"], "eval.max_new_tokens = 0"),
             (MINIMAL, &["train.full={}"], "exactly one of"),

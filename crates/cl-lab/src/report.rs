@@ -4,8 +4,8 @@ use cl_eval::{Group, ScoreMatrix, Table, summary_table, table_of};
 
 use crate::SequenceConfig;
 
-/// What the rows of a sequence's tables are called after: `LoRA`, `FFT`, `o-LoRA-l1(0.5)` with the term's definition and λ,
-/// with `-Rep` for replay.
+/// Name of a sequence's method in tables: `LoRA`, `FFT`, or `o-LoRA-l1(0.5)` with the penalty's definition and λ,
+/// followed by `-Rep` with replay.
 pub fn method_name(config: &SequenceConfig) -> String {
     let method = match (&config.train.lora, &config.train.olora) {
         (Some(_), Some(olora)) => {
@@ -32,8 +32,8 @@ pub(crate) fn row_name(method: &str, round: usize) -> String {
     }
 }
 
-/// A sequence's tables: old knowledge as in the paper's Tables 1 and 2, new knowledge as in 3 and 4, then every definition of
-/// transfer and forgetting.
+/// The tables of a sequence: old knowledge as in the paper's Tables 1 and 2, new knowledge as in Tables 3 and 4, and a
+/// summary of transfer and forgetting.
 pub fn tables_of(matrix: &ScoreMatrix, method: &str, profile: Profile) -> Vec<Table> {
     let caption = |what: &str| format!("{method}: {what} after each round (profile {profile}).");
     let mut tables: Vec<Table> = [(Group::Old, "old knowledge kept"), (Group::New, "new knowledge acquired and kept")]

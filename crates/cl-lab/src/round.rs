@@ -6,7 +6,7 @@ use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, Planned
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Plan, TrainConfig, TrainData, TrainReport, train};
+use cl_train::{Plan, TrainConfig, TrainData, TrainReport, Validation, ValidationConfig, train};
 use serde_json::json;
 
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
@@ -15,52 +15,66 @@ use crate::output::discard;
 use crate::rounds::is_stack;
 use crate::{Event, LabError, Observer};
 
-/// Everything one round of fine-tuning is made from.
+/// Inputs of a round of fine-tuning.
 pub struct RoundInput<'a> {
     /// The model to start from.
     pub model: &'a ModelRef,
-    /// A request to stop.
+    /// Requests the round to stop.
     pub interrupt: &'a Interrupt,
     /// The round's own data.
     pub data: &'a [Dataset],
     /// Data of each earlier round, for replay.
     pub earlier_data: &'a [Vec<Dataset>],
-    /// How these share an epoch.
+    /// Composition of the data.
     pub mixture: &'a Mixture,
-    /// How to train.
+    /// Training settings.
     pub config: &'a TrainConfig,
+    /// Validation during training.
+    pub validation: Option<RoundValidation<'a>>,
     /// Random seed of the round.
     pub seed: u64,
-    /// Random seed of what stays the same over rounds: replay's fixed buffer.
+    /// Random seed of replay's fixed buffer, the same for all rounds.
     pub buffer_seed: u64,
-    /// Whose semantics.
+    /// Which definitions apply.
     pub profile: Profile,
-    /// Where to compute.
+    /// Device to compute on.
     pub device: Device,
-    /// Base and adapters whose sum, taken at once in f64, is the folded model; the model and the new adapter when `None`.
+    /// Base and earlier adapters, which are merged with the new adapter in one f64 sum. If `None`, the new adapter is
+    /// merged into `model`.
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
-    /// Adapters of earlier rounds, first to last, that `[train.olora]` keeps the new one away from.
+    /// Adapters of earlier rounds, in order, that `[train.olora]` keeps the new one orthogonal to.
     pub earlier: &'a [PathBuf],
 }
 
-/// What a round left behind.
+/// Validation data of a round, and its settings.
+#[derive(Clone, Copy)]
+pub struct RoundValidation<'a> {
+    /// Settings.
+    pub config: &'a ValidationConfig,
+    /// Validation data.
+    pub data: &'a [Dataset],
+}
+
+/// Outputs of a round.
 #[derive(Clone, Debug)]
 pub struct RoundOutput {
     /// The adapter's directory, for LoRA.
     pub adapter: Option<PathBuf>,
-    /// The model with what was learned in it.
+    /// Directory of the resulting model.
     pub model: PathBuf,
-    /// The training's report; `None` when it was found done.
+    /// Report of the training; `None` if it had been completed before.
     pub report: Option<TrainReport>,
 }
 
-/// Runs one round into `out`: `log.jsonl`, `rows.json` (which rows are used), `adapter/` for LoRA, `model/`.
+/// Runs a round of fine-tuning. Writes `log.jsonl`, `rows.json` (the rows used), `adapter/` (LoRA) and `model/` to
+/// `out`.
 ///
-/// Each directory appears whole; what is there already is checked and not made again, and a training that was killed goes on
-/// from its last saved state. The base is hashed once; if it is replaced meanwhile, nothing is published.
+/// Directories are written atomically. Completed ones are verified and kept, and interrupted training resumes from its
+/// last checkpoint. If the base model changes during the round, nothing is published.
 ///
 /// # Errors
-/// Anything the files, the data or the training raise; [`LabError::is_interrupted`] when the round was asked to stop.
+/// Returns an error if a file, the data or the training fails; [`LabError::is_interrupted`] tells whether a stop was
+/// requested.
 pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>) -> Result<RoundOutput, LabError> {
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
     clean_up(out)?;
@@ -79,7 +93,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
         verify(&model)?;
     } else if lora {
         stop_if_asked(input.interrupt)?;
-        tell(observer, Event::Stage("folding the adapter into its base"));
+        tell(observer, Event::Stage("merging the adapter into the base model"));
         let (base, mut adapters) = match input.compose {
             Some((base, earlier)) => (base, earlier.to_vec()),
             None => (input.model, Vec::new()),
@@ -87,12 +101,12 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
         adapters.push(adapter.clone());
         fold_into(base, &adapters, &model)?;
     }
-    // The resumable state has served its purpose once the result stands.
+    // The checkpoint is no longer needed once the result is complete.
     discard(&state)?;
     Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
 }
 
-/// Removes what killed processes left in the directory of a round.
+/// Removes leftovers of killed processes from the directory of a round.
 pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
     for dir in ["adapter", "model", "state"] {
         OutputDir::clean_up(&round.join(dir))?;
@@ -100,7 +114,7 @@ pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Ends a run between two of its stages when that was asked for.
+/// Returns an error if a stop was requested.
 pub(crate) fn stop_if_asked(interrupt: &Interrupt) -> Result<(), LabError> {
     if interrupt.requested() { Err(LabError::Interrupted) } else { Ok(()) }
 }
@@ -122,6 +136,9 @@ fn fine_tune(
     let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
     let rows = RowPlan { rows: steps.rows_in_all(), ..rows.clone() };
     rows.write(&out.join("rows.json"))?;
+    let held_out =
+        input.validation.iter().flat_map(|v| v.data).map(encode).collect::<Result<Vec<_>, LabError>>()?.concat();
+    let validation = input.validation.map(|v| Validation { config: v.config, examples: &held_out });
 
     let span = tracing::info_span!("training").entered();
     tell(observer, Event::Stage("training"));
@@ -134,18 +151,23 @@ fn fine_tune(
         None => model.set_requires_grad(true),
     }
     let orthogonality = orthogonality(input, &mut model)?;
-    let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref() };
+    let data =
+        TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref(), validation };
     let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
         tell(observer, Event::Step(p))
     })?;
     drop(span);
+    if report.steps < steps.total_steps {
+        // Early stopping: fewer rows were used than planned.
+        RowPlan { rows: steps.rows_in(report.steps), ..rows.clone() }.write(&out.join("rows.json"))?;
+    }
     input.model.check()?;
 
     tell(observer, Event::Stage("saving"));
     let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
     match &input.config.lora {
         Some(lora) => {
-            // An initial adapter decides rank and scaling; what is saved has to say the same.
+            // An initial adapter determines rank and scaling, which the saved config must have as well.
             let lora = match &input.config.initial_adapter {
                 Some(dir) => lora.continued(&Adapter::open(dir)?),
                 None => lora.clone(),
@@ -163,7 +185,7 @@ fn fine_tune(
     Ok(report)
 }
 
-/// What `[train.olora]` asks for, and, in its shape `stack`, the earlier adapters beside the model.
+/// O-LoRA's penalty. With the shape `stack`, the earlier adapters are also added to the model, frozen.
 fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<Orthogonality>, LabError> {
     let Some(olora) = &input.config.olora else { return Ok(None) };
     let earlier = input.earlier.iter().map(|dir| Ok(Adapter::open(dir)?)).collect::<Result<Vec<_>, LabError>>()?;
@@ -173,7 +195,7 @@ fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<O
     Ok(Some(Orthogonality::new(model.linears(), &earlier, olora)?))
 }
 
-/// The dtype of the base's embedding, which the result keeps.
+/// Dtype of the base's embedding, in which the result is saved.
 fn stored_kind(checkpoint: &Checkpoint) -> Option<Kind> {
     use cl_checkpoint::TensorSource;
     cl_torch::kind_of(checkpoint.info("model.embed_tokens.weight")?.dtype)
@@ -191,13 +213,13 @@ fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabErro
 }
 
 impl RoundInput<'_> {
-    /// Data of the earlier rounds in turn, then the round's own.
+    /// Data of the earlier rounds, in order, then the round's own.
     fn datasets(&self) -> impl Iterator<Item = &Dataset> {
         self.earlier_data.iter().flatten().chain(self.data)
     }
 }
 
-/// Which rows every epoch goes through.
+/// The plan of the rows of all epochs.
 fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
     let sizes = |sets: &[Dataset]| sets.iter().map(|d| d.examples.len()).collect::<Vec<usize>>();
     let earlier: Vec<Vec<usize>> = input.earlier_data.iter().map(|sets| sizes(sets)).collect();
@@ -212,11 +234,12 @@ fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
         rows: rows.len(),
         rows_per_epoch,
         fixed_seed: fixed.filter(|_| i < replayed),
+        held_out: set.held_out,
     });
     RowPlan::new(sets.collect(), input.seed, input.profile, input.config.shuffle, 0)
 }
 
-/// Names of the data sets, or their paths where names are not enough to tell them apart.
+/// Names of the data sets, or their paths where names are not unique.
 fn names(input: &RoundInput<'_>) -> Vec<String> {
     let name = |d: &Dataset| match input.datasets().filter(|o| o.name == d.name).count() {
         1 => d.name.clone(),
@@ -237,7 +260,14 @@ fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
     for dir in input.earlier {
         manifest = manifest.with_source("earlier_adapter", dir, adapter_hash(dir)?);
     }
-    let config = json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
+    let mut config =
+        json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
+    if let Some(validation) = &input.validation {
+        config["validation"] = json!(validation.config);
+        for data in validation.data.iter().filter(|_| validation.config.data.is_some()) {
+            manifest = manifest.with_source("validation", &data.path, data.hash.clone());
+        }
+    }
     Ok(manifest.with_config(config))
 }
 
@@ -253,7 +283,7 @@ fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), La
     Ok(())
 }
 
-/// That the first adapter of a fold, which was trained on the fold's base, names the hash that the base has now.
+/// Checks that the base is unchanged; a single adapter must also have been trained on it.
 fn check_base(opened: &[Adapter], dirs: &[PathBuf], base: &ModelRef) -> Result<(), LabError> {
     let (Some(adapter), [_]) = (opened.first(), dirs) else { return base.check() };
     match adapter.base_hash() {

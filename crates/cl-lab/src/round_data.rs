@@ -4,7 +4,7 @@ use cl_data::{Dataset, Split, load_as, load_split_as};
 
 use crate::{LabError, TrainRun};
 
-/// Data of `cl train`: one set for each of `data.earlier`, for replay, then all of the round's own together.
+/// Loads the data of `cl train`: one list for each entry of `data.earlier`, then one for the round's own data.
 ///
 /// # Errors
 /// Returns [`LabError::Data`] for a file that cannot be read or has no examples.
@@ -12,7 +12,7 @@ pub fn load_train_data(config: &TrainRun) -> Result<Vec<Vec<Dataset>>, LabError>
     load_each(config).map(|sets| sets.into_iter().collect()).collect()
 }
 
-/// [`load_train_data`], each round's results by themselves.
+/// Like [`load_train_data`], with a result per data set.
 pub(crate) fn load_each(config: &TrainRun) -> impl Iterator<Item = Vec<Result<Dataset, LabError>>> {
     let earlier = config.data.earlier.iter().map(|path| vec![load_limited(path, config)]);
     let own = config.data.train.iter().map(|path| load_limited(path, config));

@@ -4,50 +4,52 @@ use cl_adapters::SequenceShape;
 use cl_checkpoint::files::shorten;
 use cl_data::{Columns, Dataset, Format, Mixture, Split, load_as, load_split_as};
 use cl_eval::TaskSpec;
-use cl_train::TrainConfig;
+use cl_train::{TrainConfig, ValidationConfig};
 use serde_json::Value;
 
 use crate::{LabError, RoundConfig, SequenceConfig};
 
-/// One round with everything that it takes from the sequence.
+/// A round with all its settings, including those inherited from the sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Round {
-    /// What it is called.
+    /// Name of the round.
     pub name: String,
     /// Files, or task directories with a train split.
     pub data: Vec<PathBuf>,
-    /// How rows become examples.
+    /// Format of the rows.
     pub format: Format,
-    /// Which fields of a row hold what.
+    /// Names of the rows' fields.
     pub columns: Columns,
-    /// Tasks that show what it teaches.
+    /// Tasks that it teaches.
     pub scored: Vec<String>,
-    /// How its data sets and those of earlier rounds share an epoch.
+    /// Composition of its data and replayed data.
     pub mixture: Mixture,
-    /// How to train.
+    /// Training settings.
     pub train: TrainConfig,
+    /// Validation during training.
+    pub validation: Option<ValidationConfig>,
 }
 
 impl SequenceConfig {
-    /// The rounds of `[[rounds]]`, or one for each of `tasks`.
+    /// The rounds of `[[rounds]]`, or one per entry of `tasks`.
     ///
     /// # Errors
-    /// Returns a text that names the key, what is wrong and what is expected.
+    /// Returns a message with the key, what is wrong and what is expected.
     pub fn resolve_rounds(&self) -> Result<Vec<Round>, String> {
         let rounds: Vec<RoundConfig> = match (self.tasks.as_slice(), self.rounds.as_slice()) {
-            ([], []) => return Err("neither `tasks` nor `[[rounds]]`: expected one of them".to_owned()),
+            ([], []) => return Err("neither `tasks` nor `[[rounds]]` is set: expected one of them".to_owned()),
             (tasks, []) => tasks.iter().map(|task| RoundConfig::of_task(task)).collect(),
             ([], rounds) => rounds.to_vec(),
-            _ => return Err("both `tasks` and `[[rounds]]`: expected one of them".to_owned()),
+            _ => return Err("both `tasks` and `[[rounds]]` are set: expected one of them".to_owned()),
         };
         let key = if self.rounds.is_empty() { "tasks" } else { "rounds" };
         for (i, round) in rounds.iter().enumerate() {
             let name = &round.name;
             if Path::new(name).file_name().is_none_or(|last| last != name.as_str()) {
-                return Err(format!("{key}: `{name}` is not the name of a directory"));
+                return Err(format!("{key}: `{name}` is not a valid directory name"));
             }
             if rounds[..i].iter().any(|r| r.name == *name) {
-                return Err(format!("{key}: `{name}` comes up again at place {}", i + 1));
+                return Err(format!("{key}: `{name}` occurs again as entry {}", i + 1));
             }
         }
         let resolved =
@@ -61,7 +63,10 @@ impl SequenceConfig {
         let mixture = Mixture { joint: round.joint.clone().unwrap_or(self.mixture.joint.clone()), replay: self.replay };
         mixture.validate(data.len())?;
         round.columns.validate()?;
+        let validation = round.validation.clone().or_else(|| self.validation.clone());
+        validation.as_ref().map_or(Ok(()), ValidationConfig::validate).map_err(|e| e.to_string())?;
         Ok(Round {
+            validation,
             name: round.name.clone(),
             data: data.iter().map(|entry| data_path(&self.data, entry)).collect(),
             format: round.format,
@@ -72,7 +77,7 @@ impl SequenceConfig {
         })
     }
 
-    /// Tasks of new knowledge: those of `[eval]`, or else what the rounds teach, each once.
+    /// Tasks of new knowledge: those of `[eval]`, or else those that the rounds teach, without duplicates.
     pub(crate) fn new_tasks(&self, rounds: &[Round]) -> Vec<String> {
         let taught = || {
             let mut tasks: Vec<String> = Vec::new();
@@ -87,17 +92,17 @@ impl SequenceConfig {
     }
 }
 
-/// Whether earlier adapters stay beside the weights of the first model.
+/// Whether earlier adapters are kept frozen beside the base model (O-LoRA's shape `stack`).
 pub(crate) fn is_stack(train: &TrainConfig) -> bool {
     train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
 }
 
-/// Training rows of a round, a data set for each entry of its `data`, of each at most `limit` rows.
+/// Loads the training data of a round: one data set per entry of its `data`, of at most `limit` rows.
 pub(crate) fn load_round(round: &Round, limit: Option<usize>) -> Result<Vec<Dataset>, LabError> {
     round.data.iter().map(|path| load_rows(path, round, limit)).collect()
 }
 
-/// Test rows of a round's data, as far as there are any in the form of training rows.
+/// Loads the test splits of a round's data, if there are any in a training format.
 pub(crate) fn load_round_test(round: &Round) -> impl Iterator<Item = Dataset> {
     round
         .data
@@ -116,8 +121,8 @@ fn load_rows(path: &Path, round: &Round, limit: Option<usize>) -> Result<Dataset
     Ok(data)
 }
 
-/// An entry of a round's data: in the sequence's `data`, or the directory of a known task by any of its names, where `cl-eval`
-/// looks for them, too, or else a path.
+/// Resolves an entry of a round's data: a directory in the sequence's `data`, or the directory of a known task by name
+/// or alias, where `cl-eval` also finds it, or else a path.
 fn data_path(data: &Path, entry: &Path) -> PathBuf {
     let direct = data.join(entry);
     let name = entry.to_string_lossy();
@@ -128,7 +133,7 @@ fn data_path(data: &Path, entry: &Path) -> PathBuf {
     candidates.into_iter().find(|path| path.exists()).unwrap_or(direct)
 }
 
-/// The sequence's `[train]` with a round's own values in the place of its.
+/// The sequence's `[train]` with a round's overrides.
 fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainConfig, String> {
     if overrides.is_empty() {
         return Ok(train.clone());
@@ -141,8 +146,8 @@ fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainC
     let shape = |config: &TrainConfig| config.olora.as_ref().map(|o| (o.shape, o.earlier.clone()));
     if shape(train) != shape(&round) {
         return Err(
-            "train.olora: `shape`, `earlier` and whether there is o-lora at all hold for the whole sequence; set \
-                    them in its [train.olora]"
+            "train.olora: `shape`, `earlier` and the presence of the table apply to the whole sequence; set them in \
+                    its [train.olora]"
                 .to_owned(),
         );
     }
@@ -192,12 +197,12 @@ mod tests {
     fn wrong_rounds_are_named() {
         for (text, part) in [
             ("", "neither `tasks` nor"),
-            ("[[rounds]]\nname = 'a'\n[[rounds]]\nname = 'a'\n", "`a` comes up again at place 2"),
-            ("[[rounds]]\nname = '../a'\n", "`../a` is not the name"),
+            ("[[rounds]]\nname = 'a'\n[[rounds]]\nname = 'a'\n", "`a` occurs again as entry 2"),
+            ("[[rounds]]\nname = '../a'\n", "`../a` is not a valid directory name"),
             ("[[rounds]]\nname = 'a'\ntrain = { epoch = 3 }\n", "round `a`: train: unknown field `epoch`"),
             ("[[rounds]]\nname = 'a'\ntrain = { epochs = 0 }\n", "round `a`: train: epochs = 0"),
             ("[[rounds]]\nname = 'a'\ntrain = { full = {} }\n", "exactly one of"),
-            ("[[rounds]]\nname = 'a'\ntrain = { olora = { lambda = 0.5 } }\n", "hold for the whole sequence"),
+            ("[[rounds]]\nname = 'a'\ntrain = { olora = { lambda = 0.5 } }\n", "apply to the whole sequence"),
             ("[[rounds]]\nname = 'a'\ndata = 3\n", "expected a path or a list of paths"),
             ("[[rounds]]\nname = 'a'\ndata = ['b', 'c']\njoint = { weights = [1.0] }\n", "1 for 2 data sets"),
             ("[[rounds]]\nname = 'a'\njoint = 'unifrom'\n", "unifrom"),

@@ -1,4 +1,4 @@
-//! Where the routers of a mixture of experts start: the hidden states of each expert's example prompts in the base model.
+//! Initial router weights of a mixture of experts: hidden states of each expert's prompts in the base model.
 
 use cl_adapters::Mode;
 use cl_data::Tokenizer;
@@ -10,22 +10,22 @@ use safetensors::tensor::TensorView;
 
 use crate::{LabError, LoadedModel};
 
-/// Which hidden states of a prompt count.
+/// Which hidden states of a prompt are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// That of its last token, as mergekit-moe's `hidden`.
+    /// That of the last token, like mergekit-moe's `hidden`.
     Last,
-    /// Their mean, as the paper's tool and mergekit-moe's `hidden_avg`.
+    /// Their mean, like the paper's tool and mergekit-moe's `hidden_avg`.
     Mean,
-    /// The mean of its tokens' embeddings, the same for all layers, as mergekit-moe's `cheap_embed`.
+    /// The mean of the token embeddings, for all layers, like mergekit-moe's `cheap_embed`.
     Embeddings,
 }
 
-/// A safetensors file with one tensor a layer, `layers.N`, `(experts, hidden)` in f32: for each expert the mean over its
-/// positive prompts minus that over its negative ones, of the hidden states that enter the layer of the base model.
+/// Computes a safetensors file with one f32 tensor `layers.N` of shape `(experts, hidden)` per layer: for each expert,
+/// the mean of the layer's input hidden states over its positive prompts, minus the mean over its negative prompts.
 ///
 /// # Errors
-/// [`LabError::Config`] for an expert without a positive prompt, and what loading and running the base raise.
+/// Returns [`LabError::Config`] if an expert has no positive prompt, and an error if the base cannot be loaded or run.
 pub fn router_states(
     config: &MixConfig,
     pooling: Pooling,
@@ -33,7 +33,7 @@ pub fn router_states(
     device: Device,
 ) -> Result<Vec<u8>, LabError> {
     if let Some(expert) = config.experts.iter().position(|e| e.positive_prompts.is_empty()) {
-        let message = format!("experts[{expert}] has no positive_prompts; its router row would be nothing");
+        let message = format!("experts[{expert}] has no positive_prompts; at least one is required");
         return Err(LabError::Config { path: config.base_model.clone(), message });
     }
     let loaded = LoadedModel::open(&config.base_model, None, precision, device)?;
@@ -45,7 +45,7 @@ pub fn router_states(
     let bytes: Vec<Vec<u8>> =
         (0..specs.len() as i64).map(|layer| cl_torch::tensor_bytes(&states.get(layer), Kind::Float)).collect();
     let views = specs.iter().zip(&bytes).map(|(spec, bytes)| {
-        let view = TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("as many bytes as its shape says");
+        let view = TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("size matches the shape");
         (spec.name.clone(), view)
     });
     Ok(safetensors::serialize(views, None).expect("names and shapes are valid"))

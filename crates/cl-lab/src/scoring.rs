@@ -6,58 +6,51 @@ use cl_data::Tokenizer;
 use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_moe::Mixture;
-use cl_torch::tch::{Device, Kind};
+use cl_torch::tch::Device;
 use cl_train::Precision;
 
 use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
 use crate::observe::tell;
 use crate::{EvalConfig, Event, LabError, Observer};
 
-/// A model with its tokenizer, ready to be asked.
+/// A loaded model with its tokenizer.
 pub struct LoadedModel {
     /// The model.
     pub model: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Hash of the files it was made from, and the dtype it computes in.
+    /// Hash of the files, and the dtype of the computation.
     pub fingerprint: String,
     base: String, // hash of the model directory
     precision: Precision,
 }
 
 impl LoadedModel {
-    /// Loads a model directory, with an adapter or a mixture of adapters beside it when one is given.
+    /// Loads a model directory, optionally with an adapter or a mixture of adapters.
     ///
     /// # Errors
-    /// Anything wrong with either directory.
+    /// Returns an error if either directory is invalid.
     pub fn open(
         dir: &Path,
         adapter: Option<&Path>,
         precision: Precision,
         device: Device,
     ) -> Result<LoadedModel, LabError> {
-        let kind = match precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(kind) })?;
+        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(precision.kind()) })?;
         let base = model_hash(dir)?;
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
         loaded.set_adapter(adapter)?;
         Ok(loaded)
     }
 
-    /// Puts another adapter or mixture of adapters beside the model, or none; the model itself stays loaded.
+    /// Replaces the adapter or mixture of adapters; the model itself stays loaded.
     ///
     /// # Errors
-    /// Anything wrong with the adapter or the mixture, and a mixture of another base; the model is then as it was.
+    /// Returns an error if the adapter or mixture is invalid, or the mixture is for another base; the model is then
+    /// unchanged.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
-        let dtype = match self.precision {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
-        let base = &self.base[..32];
+        let (base, dtype) = (&self.base[..32], self.precision);
         self.fingerprint = match adapter {
             None => {
                 self.model.unload_lora();
@@ -79,11 +72,10 @@ impl LoadedModel {
     }
 }
 
-/// Scores a model on every task, all of them asked together; predictions go to `out/<task>.jsonl`, and those that are there
-/// already are kept.
+/// Scores a model on all tasks. Predictions are written to `out/<task>.jsonl`; existing ones are reused.
 ///
 /// # Errors
-/// Anything the model or the files raise.
+/// Returns an error if the model fails, or a file cannot be read or written.
 pub fn score_model(
     loaded: &LoadedModel,
     tasks: &[Box<dyn Task>],
@@ -100,13 +92,13 @@ pub fn score_model(
         check_room(task.as_ref(), scorer.max_length)?;
     }
     if let Some(dir) = &config.cache {
-        // Tokens are part of every question, so the model and its dtype are all that is left to tell apart.
+        // Requests contain tokens, so model and dtype are all that must match.
         let cache = ResponseCache::open(dir, &loaded.fingerprint);
         warn_of(&cache, observer);
         if let Some(line) = cache.damaged().first() {
             let (lines, path) = (cache.damaged().len(), cache.path().display());
             let message =
-                format!("{path}: {lines} damaged lines (line {line} first); what they answered is asked again");
+                format!("{path}: {lines} damaged lines (first: line {line}); their answers are computed again");
             tell(observer, Event::Warning(&message));
         }
         scorer.cache = Some(cache);
@@ -129,13 +121,13 @@ pub fn score_model(
     }
     if scorer.truncated > 0 {
         let (cut, most) = (scorer.truncated, scorer.max_length);
-        let message = format!("{cut} requests were longer than {most} tokens and lost tokens on their left");
+        let message = format!("{cut} requests were longer than {most} tokens and were truncated on the left");
         tell(observer, Event::Warning(&message));
     }
     Ok(scores.into_iter().map(|(_, scores)| scores).collect())
 }
 
-/// Whether BOS stands in front of a task's texts.
+/// Whether BOS is prepended to a task's texts.
 pub fn add_bos_token(task: &dyn Task, config: &EvalConfig) -> Option<bool> {
     match task.harness() {
         Harness::LmEval => config.lm_eval_add_bos_token.or(config.add_bos_token),
@@ -143,7 +135,7 @@ pub fn add_bos_token(task: &dyn Task, config: &EvalConfig) -> Option<bool> {
     }
 }
 
-/// Tasks that are asked together: their places, by whether their texts get BOS.
+/// Groups tasks, by index, by whether BOS is prepended.
 fn by_bos(tasks: &[Box<dyn Task>], config: &EvalConfig) -> Vec<(Option<bool>, Vec<usize>)> {
     let mut groups: Vec<(Option<bool>, Vec<usize>)> = Vec::new();
     for (i, task) in tasks.iter().enumerate() {
@@ -156,16 +148,16 @@ fn by_bos(tasks: &[Box<dyn Task>], config: &EvalConfig) -> Vec<(Option<bool>, Ve
     groups
 }
 
-/// A cache that fails costs time, and stops nothing.
+/// A cache that fails is only a warning.
 fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
     if let Some(error) = cache.failure() {
         let message =
-            format!("{error}; answers are not kept for other commands (--cache names another folder, --no-cache none)");
+            format!("{error}; answers are not cached (set another directory with --cache, or use --no-cache)");
         tell(observer, Event::Warning(&message));
     }
 }
 
-/// What tells answers in predictions files apart: the model, and how texts become tokens.
+/// Identifies answers in predictions files: the model, and how texts are tokenized.
 fn fingerprint(loaded: &LoadedModel, config: &EvalConfig, add_bos_token: Option<bool>) -> String {
     let bos = match add_bos_token {
         None => "",
@@ -176,10 +168,10 @@ fn fingerprint(loaded: &LoadedModel, config: &EvalConfig, add_bos_token: Option<
     format!("{}{bos}{most}", loaded.fingerprint)
 }
 
-/// Writes scores as JSON, whole or not at all; makes the directory.
+/// Writes scores as JSON, atomically. Creates the directory.
 ///
 /// # Errors
-/// [`LabError::Io`].
+/// Returns [`LabError::Io`] if a file cannot be written.
 pub fn write_scores(path: &Path, scores: &[Scores]) -> Result<(), LabError> {
     let dir = path.parent().unwrap_or(path);
     std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
@@ -188,18 +180,18 @@ pub fn write_scores(path: &Path, scores: &[Scores]) -> Result<(), LabError> {
     Ok(write_file(path, &[json.as_slice(), b"\n"].concat())?)
 }
 
-/// Names of the tasks' files of predictions. A task that is named by a path has its file called after the last part, so that
-/// nothing is written outside the folder of scores.
+/// Names of the tasks' predictions files. A task given by a path is named after the last component, so that nothing is
+/// written outside the directory.
 pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabError> {
     let mut names: Vec<String> = Vec::with_capacity(tasks.len());
     for task in tasks {
         let wrong = |message| LabError::TaskName { name: task.name().to_owned(), message };
-        let last = Path::new(task.name()).file_name().ok_or_else(|| wrong("not the name of a directory".to_owned()))?;
+        let last = Path::new(task.name()).file_name().ok_or_else(|| wrong("not a valid directory name".to_owned()))?;
         let name = format!("{}.jsonl", last.to_string_lossy());
         if let Some(other) = names.iter().position(|n| *n == name) {
             let message = match tasks[other].name() {
-                same if same == task.name() => "named twice; every task is scored once".to_owned(),
-                other => format!("its predictions would go to the same file as those of `{other}`; rename one of them"),
+                same if same == task.name() => "listed twice; expected each task once".to_owned(),
+                other => format!("its predictions file would be the same as that of `{other}`; rename one of them"),
             };
             return Err(wrong(message));
         }
@@ -208,7 +200,8 @@ pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabErro
     Ok(names)
 }
 
-/// The harness cuts a prompt on its left until prompt and answer fit; an answer that fills all positions leaves nothing of it.
+/// The harness truncates a prompt on the left until prompt and answer fit; an answer that fills all positions would
+/// leave nothing.
 pub(crate) fn check_room(task: &dyn Task, positions: usize) -> Result<(), LabError> {
     let most = (0..task.len()).filter_map(|d| match task.request(d) {
         Request::Generate(request) => Some(request.max_new_tokens),

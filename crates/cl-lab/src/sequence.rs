@@ -11,21 +11,21 @@ use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::{ModelRef, verify};
 use crate::observe::tell;
-use crate::output::{Claim, discard};
+use crate::output::{RunDir, discard};
 use crate::report::{method_name, row_name, tables_of};
 use crate::round::{clean_up, stop_if_asked};
 use crate::rounds::is_stack;
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{
-    Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, SequenceConfig, run_round, score_model,
-    write_scores,
+    Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, RoundValidation, SequenceConfig, run_round,
+    score_model, write_scores,
 };
 
-/// What a sequence came to.
+/// Results of a sequence.
 #[derive(Clone, Debug)]
 pub struct SequenceReport {
-    /// Scores before the first round and after every one.
+    /// Scores before the first round and after each round.
     pub matrix: ScoreMatrix,
     /// Standard errors of the matrix's scores over each task's documents; `None` for groups of tasks.
     pub standard_errors: Vec<Vec<Option<f64>>>,
@@ -33,7 +33,7 @@ pub struct SequenceReport {
     pub model: PathBuf,
 }
 
-/// Runs the rounds of a sequence into `out`:
+/// Runs the rounds of a sequence. Writes to `out`:
 ///
 /// ```text
 /// config.toml                    the resolved configuration
@@ -43,11 +43,12 @@ pub struct SequenceReport {
 /// matrix.json, tables.md         after every round
 /// ```
 ///
-/// With `resume` an unfinished sequence goes on where it was: stages that stand are kept.
+/// With `resume`, an unfinished sequence continues; completed stages are kept.
 ///
 /// # Errors
-/// What [`check_sequence`](crate::check_sequence) finds, before anything is written; [`LabError::Output`] when `out` holds
-/// something already and `resume` is false, or another configuration; anything a round or a scoring raises.
+/// Returns the problems that [`check_sequence`](crate::check_sequence) finds, before anything is written;
+/// [`LabError::Output`] if `out` is not empty and `resume` is false, or belongs to another run; and an error if a round
+/// or its evaluation fails.
 pub fn run_sequence(
     config: &SequenceConfig,
     out: &Path,
@@ -67,11 +68,11 @@ pub(crate) fn run_sequence_on(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    let Checked { device, rounds, datasets, tasks, columns: scored } = require_sequence(config)?;
+    let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
-    let _lock = claim(config, &rounds, &base, &datasets, out, resume)?;
+    let _lock = open_run_dir(config, &rounds, &base, &datasets, &validation, out, resume)?;
 
-    // Rounds before the last one that stands are in the matrix already, which does not shrink while they are gone through.
+    // The saved matrix already contains completed rounds; it is not rewritten until the latest is reached.
     let latest = latest_model(&rounds, out);
     let method = method_name(config);
     let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
@@ -96,13 +97,13 @@ pub(crate) fn run_sequence_on(
     let mut earlier: Vec<PathBuf> = olora.map_or_else(Vec::new, |o| o.earlier.clone());
     let before = earlier.len();
     let stack = is_stack(&config.train);
-    for (index, Round { name, mixture, train, .. }) in rounds.iter().enumerate() {
+    for (index, Round { name, mixture, train, validation: settings, .. }) in rounds.iter().enumerate() {
         let round = index + 1;
         let dir = round_dir(out, round, name);
         let _span = tracing::info_span!("round", number = round, name = name.as_str()).entered();
         tell(observer, Event::Stage(&format!("round {round} of {}: {name}", rounds.len())));
-        // The method composes all adapters with the first base at once; the paper folds one into the last round's model.
-        // What scales or replaces the weights that it was trained beside can only be folded one after another.
+        // The profile `method` merges all adapters into the base at once; `paper` merges one into the previous round's
+        // model. Adapters that scale or replace weights can only be merged one after another.
         let at_once = config.profile == Profile::Method || stack;
         let composed = if stack { earlier.as_slice() } else { adapters.as_slice() };
         let additive = train.lora.as_ref().is_some_and(|lora| lora.beyond_factors().is_none());
@@ -114,7 +115,8 @@ pub(crate) fn run_sequence_on(
             earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },
             mixture,
             config: train,
-            // Rounds before this run count: with the same seed the first one here would start where theirs did.
+            validation: settings.as_ref().map(|config| RoundValidation { config, data: &validation[index] }),
+            // Earlier runs' rounds count: otherwise the first round would have the same initialization as theirs.
             seed: config.seed.wrapping_add((round + before) as u64),
             buffer_seed: config.seed,
             profile: config.profile,
@@ -145,10 +147,10 @@ pub(crate) fn run_sequence_on(
         earlier.extend(output.adapter.clone());
         adapters.extend(output.adapter);
         if !config.keep_models && round > 1 {
-            // That of the round before; never the base.
+            // The previous round's; never the base.
             discard(&last)?;
         }
-        // The model of a round that is over may be gone; nothing starts from it then.
+        // The model of a completed round may have been removed; it is then not needed.
         model = if output.model.join("manifest.json").exists() { ModelRef::take(&output.model)? } else { model };
         last = output.model;
     }
@@ -159,7 +161,7 @@ fn round_dir(out: &Path, round: usize, name: &str) -> PathBuf {
     out.join(format!("rounds/{round}-{name}"))
 }
 
-/// The last round whose model stands; 0 is the base.
+/// The last round whose model is complete; 0 is the base.
 fn latest_model(rounds: &[Round], out: &Path) -> usize {
     let stands = |round: &usize| {
         let dir = round_dir(out, *round, &rounds[round - 1].name);
@@ -168,7 +170,7 @@ fn latest_model(rounds: &[Round], out: &Path) -> usize {
     (1..=rounds.len()).rev().find(stands).unwrap_or(0)
 }
 
-/// What a round left that is done with: its model may be gone by now.
+/// Outputs of a completed round; its model may have been removed.
 fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<RoundOutput> {
     let adapter = config.train.lora.is_some().then(|| dir.join("adapter"));
     let trained = adapter.as_ref().is_none_or(|a| a.join("manifest.json").exists());
@@ -179,24 +181,28 @@ fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<
     })
 }
 
-fn claim(
+fn open_run_dir(
     config: &SequenceConfig,
     rounds: &[Round],
     base: &ModelRef,
     datasets: &[Vec<Dataset>],
+    validation: &[Vec<Dataset>],
     out: &Path,
     resume: bool,
 ) -> Result<File, LabError> {
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
-    let sources = [base_source(base), data_sources(datasets.iter().flatten(), &config.train)?];
-    let data = rounds.iter().flat_map(|round| &round.data);
+    let from_file = |round: &Round| round.validation.as_ref().is_some_and(|v| v.data.is_some());
+    let of_files = rounds.iter().zip(validation).filter(|(round, _)| from_file(round)).flat_map(|(_, sets)| sets);
+    let sources = [base_source(base), data_sources(datasets.iter().flatten().chain(of_files), &config.train)?];
+    let held_out = rounds.iter().filter_map(|round| round.validation.as_ref()?.data.as_ref());
+    let data = rounds.iter().flat_map(|round| &round.data).chain(held_out);
     let inputs = inputs(&config.model, &config.train, data.map(PathBuf::as_path));
     let marker = "config.toml";
-    Claim { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.take()
+    RunDir { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.open()
 }
 
-/// Scores a model on every task, or reads the scores that stand.
+/// Scores a model on all tasks, or reads the saved scores.
 fn score_round(
     model: &Path,
     tasks: &[Box<dyn Task>],
@@ -215,7 +221,7 @@ fn score_round(
     Ok(scores)
 }
 
-/// The scores of a round that stand, if they still follow from its predictions and the tasks' documents.
+/// The saved scores of a round, if they still match its predictions and the tasks' documents.
 fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
     let text = std::fs::read(dir.join("scores.json")).ok()?;
     let saved: Vec<Scores> = serde_json::from_slice(&text).ok()?;

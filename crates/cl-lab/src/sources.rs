@@ -1,4 +1,4 @@
-//! What a run is made from, as lines `hash  path` like those of `b3sum`.
+//! Hashes of a run's inputs, as lines `hash  path` like those of `b3sum`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use cl_train::TrainConfig;
 
 use crate::{LabError, ModelRef};
 
-/// `base.blake3`: the model that a run starts from.
+/// `base.blake3`: the base model.
 pub(crate) fn base_source(model: &ModelRef) -> (&'static str, String) {
     ("base.blake3", line(model.hash(), model.dir()))
 }
 
-/// `data.blake3`: the files that a run trains on, and those of the adapters it starts from or stays away from.
+/// `data.blake3`: the training data, and the adapters that a run continues or stays orthogonal to.
 pub(crate) fn data_sources<'d>(
     datasets: impl Iterator<Item = &'d Dataset>,
     train: &TrainConfig,
@@ -28,7 +28,7 @@ pub(crate) fn data_sources<'d>(
     Ok(("data.blake3", lines))
 }
 
-/// What the directory of a run must stay apart from, each with its role.
+/// The inputs that a run directory must not overlap, each with its role.
 pub(crate) fn inputs<'a>(
     model: &'a Path,
     train: &'a TrainConfig,
@@ -38,7 +38,7 @@ pub(crate) fn inputs<'a>(
     [("the base model", model)].into_iter().chain(adapters).chain(data.map(|d| ("the data", d))).collect()
 }
 
-/// The adapters that a run starts from or stays away from.
+/// The adapters that a run continues or stays orthogonal to.
 fn adapters(train: &TrainConfig) -> impl Iterator<Item = &PathBuf> {
     train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier))
 }

@@ -1,13 +1,14 @@
-//! A small world made from a seed: facts to know beforehand, tasks to learn one after another, and a tokenizer for both.
+//! A synthetic benchmark generated from a seed: facts for pretraining, tasks to learn one after another, and a
+//! tokenizer.
 //!
-//! It stands in for a pretrained model and real data wherever neither is at hand: the example, the embedded study, tests.
-//! Beforehand a model sees the facts, and the tasks' questions with an answer drawn at random: like a pretrained model it then
-//! knows every word and the form of every question, but no task's rule. Everything a task asks for can be learned by a
-//! two-layer transformer in seconds, and learning one task with the same few weights disturbs the others, which is what the
-//! study is about.
+//! It replaces a pretrained model and real data in the example, the built-in experiment and tests. The model is
+//! pretrained on the facts and on the tasks' questions with random answers: like a pretrained model, it then knows the
+//! vocabulary and the form of the questions, but not the tasks. A two-layer transformer learns each task in seconds,
+//! and learning one task interferes with the others, which is what the experiment measures.
 
 use std::path::Path;
 
+use cl_checkpoint::seed::fnv1a;
 use cl_data::Example;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -16,22 +17,22 @@ use serde_json::{Value, json};
 
 use crate::LabError;
 
-/// A task to learn: examples to train on and others to be scored on.
+/// A task with training and test examples.
 pub struct ToyTask {
     /// Its name.
     pub name: &'static str,
-    /// To train on.
+    /// Training examples.
     pub train: Vec<Example>,
-    /// To be scored on; no prompt of these is among the training ones.
+    /// Test examples; their prompts do not occur in training.
     pub test: Vec<Example>,
 }
 
-/// A question with choices, in the form `cl-eval` reads multiple-choice files.
+/// A multiple-choice question, in `cl-eval`'s format.
 #[derive(Clone, Debug, Serialize)]
 pub struct Question {
-    /// What is asked.
+    /// The question.
     pub query: String,
-    /// What may be answered.
+    /// The choices.
     pub choices: Vec<String>,
     /// Index of the right choice.
     pub gold: usize,
@@ -39,9 +40,9 @@ pub struct Question {
 
 /// Facts the model is pretrained on.
 pub struct Facts {
-    /// Each fact once, as question and answer.
+    /// Each fact once, as a question and its answer.
     pub examples: Vec<Example>,
-    /// Questions that ask for the facts, by name of the set.
+    /// Questions about the facts, by name of the set.
     pub questions: Vec<(&'static str, Vec<Question>)>,
 }
 
@@ -64,7 +65,7 @@ const FRAME: [&str; 15] = [
     "where", "does", "live", "which", "colour", "like", "?", ":", "first", "last", "largest", "of", "mood", "the", "is",
 ];
 
-/// The facts of a seed: where everybody lives and which colour they like.
+/// Generates the facts: where each subject lives, and which colour it likes.
 pub fn facts(seed: u64) -> Facts {
     let mut rng = rng(seed, "facts");
     let mut examples = Vec::new();
@@ -85,7 +86,7 @@ pub fn facts(seed: u64) -> Facts {
     Facts { examples, questions: vec![("homes", homes), ("colours", colours)] }
 }
 
-/// A task's question, its answer, and the answers that somebody who does not know the rule could give.
+/// A question of a task, its answer, and all plausible answers.
 struct Drawn {
     prompt: String,
     answer: &'static str,
@@ -96,8 +97,8 @@ type Maker = fn(&mut ChaCha8Rng) -> Drawn;
 
 const MAKERS: [(&str, Maker); 4] = [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
 
-/// What the model is pretrained on: every fact four times, and `questions` questions of each task with a plausible answer
-/// drawn at random.
+/// Generates the pretraining data: every fact four times, and `questions` questions per task with a random plausible
+/// answer.
 pub fn pretraining(seed: u64, questions: usize) -> Vec<Example> {
     let mut rng = rng(seed, "pretraining");
     let facts = facts(seed).examples;
@@ -112,7 +113,7 @@ pub fn pretraining(seed: u64, questions: usize) -> Vec<Example> {
     examples
 }
 
-/// The tasks of a seed, in the order they are learned: `first`, `mood`, `largest`, `last`.
+/// Generates the tasks, in training order: `first`, `mood`, `largest`, `last`.
 pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
     MAKERS
         .into_iter()
@@ -157,10 +158,10 @@ fn mood(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt, answer, plausible: MOODS.map(|m| m.0).to_vec() }
 }
 
-/// Writes `tokenizer.json` and `tokenizer_config.json` of the world: one token a word, BOS in front.
+/// Writes `tokenizer.json` and `tokenizer_config.json`: one token per word, with BOS.
 ///
 /// # Errors
-/// [`LabError::Io`].
+/// Returns [`LabError::Io`] if a file cannot be written.
 pub fn write_tokenizer(dir: &Path) -> Result<(), LabError> {
     for (name, value) in tokenizer_files() {
         let path = dir.join(name);
@@ -169,7 +170,7 @@ pub fn write_tokenizer(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The tokenizer's files by name and content.
+/// The tokenizer's files, by name and content.
 pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
     word_tokenizer(&vocabulary(), 64)
 }
@@ -209,7 +210,7 @@ fn pretty(value: &Value) -> Vec<u8> {
     text
 }
 
-/// `config.json` of a Llama small enough to be trained in seconds: two layers of width `hidden`, tied embeddings.
+/// `config.json` of a small Llama: two layers with hidden size `hidden`, and tied embeddings.
 pub fn model_config(hidden: usize) -> serde_json::Map<String, Value> {
     small_llama(vocabulary().len(), hidden, 64)
 }
@@ -246,8 +247,7 @@ fn vocabulary() -> Vec<&'static str> {
 }
 
 pub(crate) fn rng(seed: u64, name: &str) -> ChaCha8Rng {
-    let key = name.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    ChaCha8Rng::seed_from_u64(key)
+    ChaCha8Rng::seed_from_u64(fnv1a(seed, name))
 }
 
 pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {

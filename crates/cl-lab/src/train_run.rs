@@ -3,17 +3,18 @@ use std::path::Path;
 use cl_checkpoint::Interrupt;
 
 use crate::check::{Checked, require_train};
-use crate::output::Claim;
+use crate::output::RunDir;
 use crate::rounds::is_stack;
 use crate::sources::{base_source, data_sources, inputs};
-use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, TrainRun, run_round};
+use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, RoundValidation, TrainRun, run_round};
 
-/// Runs `cl train`: one round into `out`, as [`run_round`] does, with `config.toml`, the resolved configuration, and
-/// `base.blake3` and `data.blake3`, the hashes of what it is made from. With `resume` an unfinished run goes on where it was.
+/// Runs `cl train`: one round as by [`run_round`], with the resolved configuration in `config.toml` and hashes of the
+/// inputs in `base.blake3` and `data.blake3`. With `resume`, an unfinished run continues.
 ///
 /// # Errors
-/// What [`check_train`](crate::check_train) finds, before anything is written; [`LabError::Output`] when `out` holds something
-/// already and `resume` is false, or another run; anything the round raises.
+/// Returns the problems that [`check_train`](crate::check_train) finds, before anything is written;
+/// [`LabError::Output`] if `out` is not empty and `resume` is false, or belongs to another run; and an error if the
+/// round fails.
 pub fn run_train(
     config: &TrainRun,
     out: &Path,
@@ -21,18 +22,23 @@ pub fn run_train(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<RoundOutput, LabError> {
-    let Checked { device, datasets, .. } = require_train(config)?;
+    let Checked { device, datasets, validation, .. } = require_train(config)?;
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
     let base = ModelRef::take(&config.model)?;
     let (earlier_data, data) = datasets.split_at(config.data.earlier.len());
     let data = data.concat();
-    let sources = [base_source(&base), data_sources(datasets.iter().flatten(), &config.train)?];
+    let held_out = validation.last().map_or(&[][..], Vec::as_slice);
+    let of_file = held_out.iter().filter(|_| config.validation.as_ref().is_some_and(|v| v.data.is_some()));
+    let of_file = of_file.collect::<Vec<_>>();
+    let sources =
+        [base_source(&base), data_sources(datasets.iter().flatten().chain(of_file.iter().copied()), &config.train)?];
     let earlier = config.train.olora.as_ref().map_or(&[][..], |o| &o.earlier);
-    let inputs = inputs(&config.model, &config.train, datasets.iter().flatten().map(|d| d.path.as_path()));
+    let inputs =
+        inputs(&config.model, &config.train, datasets.iter().flatten().chain(of_file).map(|d| d.path.as_path()));
     let marker = "config.toml";
-    let claim = Claim { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
-    let _lock = claim.take()?;
+    let dir = RunDir { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
+    let _lock = dir.open()?;
     let input = RoundInput {
         model: &base,
         interrupt,
@@ -40,7 +46,8 @@ pub fn run_train(
         earlier_data,
         mixture: &config.mixture(),
         config: &config.train,
-        // As the round that it is in a sequence: with the same seed it would start where the first one did.
+        validation: config.validation.as_ref().map(|config| RoundValidation { config, data: held_out }),
+        // The same seed as for this round in a sequence; otherwise it would have the first round's initialization.
         seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
         buffer_seed: config.seed,
         profile: config.profile,

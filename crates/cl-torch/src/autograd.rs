@@ -9,7 +9,7 @@ use crate::ffi::{self, pointers};
 /// `.grad` of every leaf that requires one.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when shapes differ or the graph was freed already.
+/// Returns [`TorchError::Libtorch`] if shapes differ or the graph has been freed.
 pub fn backward(outputs: &[&Tensor], gradients: &[&Tensor]) -> Result<(), TorchError> {
     assert_eq!(outputs.len(), gradients.len(), "one gradient per output");
     // SAFETY: both arrays hold live tensors and have the stated length.
@@ -21,7 +21,7 @@ pub fn backward(outputs: &[&Tensor], gradients: &[&Tensor]) -> Result<(), TorchE
 /// on gives an undefined tensor. `create_graph` makes the result differentiable.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when shapes differ or an input requires no gradient.
+/// Returns [`TorchError::Libtorch`] if shapes differ or an input requires no gradient.
 pub fn grad(
     outputs: &[&Tensor],
     gradients: &[&Tensor],

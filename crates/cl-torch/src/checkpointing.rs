@@ -13,11 +13,11 @@ type Segment = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 /// backward pass. Gradients reach both the inputs that require them and every leaf used inside `f`.
 ///
 /// At least one input must require a gradient, or the node is not part of any graph. `f` must be a pure function:
-/// dropout inside has to draw the same mask both times. On CUDA the second run happens on autograd's own thread, which is
-/// why `f` is `Send`. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
+/// dropout inside has to draw the same mask both times. On CUDA the second run happens on autograd's own thread, which
+/// is why `f` is `Send`. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when `f` panics or libtorch refuses the node.
+/// Returns [`TorchError::Libtorch`] if `f` panics or libtorch rejects the node.
 pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Result<Tensor, TorchError> {
     let segment: Box<Segment> = Box::new(Box::new(f));
     let data = Box::into_raw(segment).cast::<c_void>();

@@ -5,15 +5,15 @@ use tch::{Cuda, Device};
 
 use crate::TorchError;
 
-/// Loads the CUDA half of libtorch when there is one, so that a binary linked against the CPU libraries can use a GPU.
+/// Loads libtorch's CUDA library if there is one, so that a binary linked against the CPU libraries can use a GPU.
 ///
-/// Looked for, in this order: the folder named by `CL_LIBTORCH_CUDA` (the `lib` folder of a full torch 2.11.0), the
-/// folder of the libtorch that is loaded already, and the loader's own search path. Must run before any other call into
-/// libtorch, which asks for its CUDA hooks once and keeps the answer. Returns whether the library was loaded.
+/// Searched in order: the directory in `CL_LIBTORCH_CUDA` (the `lib` directory of a CUDA build of torch 2.11.0), the
+/// directory of the loaded libtorch, and the loader's search path. Must be called before any other function of
+/// libtorch, which looks for CUDA only once. Returns whether the library was loaded.
 ///
 /// # Errors
-/// [`TorchError::Cuda`] when `CL_LIBTORCH_CUDA` is set and the library there does not load; without that variable a
-/// missing CUDA library is no error.
+/// Returns [`TorchError::Cuda`] if `CL_LIBTORCH_CUDA` is set and its library cannot be loaded. Without that variable, a
+/// missing CUDA library is not an error.
 pub fn load_cuda() -> Result<bool, TorchError> {
     if let Some(folder) = std::env::var_os("CL_LIBTORCH_CUDA").filter(|v| !v.is_empty()) {
         open(&Path::new(&folder).join("libtorch_cuda.so"))?;
@@ -24,10 +24,10 @@ pub fn load_cuda() -> Result<bool, TorchError> {
     Ok(open(&file).is_ok())
 }
 
-/// The device named by `name`: `auto` (the first GPU when there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+/// Returns the device `name`: `auto` (the first GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 ///
 /// # Errors
-/// [`TorchError::Device`] for an unknown name or a GPU that is not there.
+/// Returns [`TorchError::Device`] if the name is unknown or there is no such GPU.
 pub fn pick_device(name: &str) -> Result<Device, TorchError> {
     let index = match name {
         "auto" => return Ok(Device::cuda_if_available()),
@@ -40,7 +40,7 @@ pub fn pick_device(name: &str) -> Result<Device, TorchError> {
     let count = if Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
     if index >= count {
         return Err(error(format!(
-            "{count} GPUs visible; for a GPU set CL_LIBTORCH_CUDA to the lib folder of a CUDA build of torch 2.11.0"
+            "{count} GPUs visible; to use a GPU, set CL_LIBTORCH_CUDA to the lib directory of a CUDA build of torch 2.11.0"
         )));
     }
     Ok(Device::Cuda(index))
@@ -60,7 +60,7 @@ fn open(file: &Path) -> Result<(), TorchError> {
     Ok(())
 }
 
-/// The folder of the loaded `libtorch_cpu.so`, from the process's own memory map.
+/// The directory of the loaded `libtorch_cpu.so`, from the process's memory map.
 fn loaded_libtorch_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|l| l.ends_with("/libtorch_cpu.so"))?;

@@ -6,12 +6,11 @@ use crate::ffi::{self, pointer};
 /// Causal attention over packed sequences with the variable-length flash kernel (CUDA, f16 or bf16), differentiable.
 ///
 /// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, `cu_seqlens` is an i32 tensor
-/// `[sequences + 1]` of boundaries, `max_len` the longest sequence, `window` the number of earlier positions a query may
-/// see (all when `None`). Returns `[tokens, heads, head_dim]`.
-/// Source: Dao, "FlashAttention-2", arXiv:2307.08691.
+/// `[sequences + 1]` of boundaries, `max_len` the longest sequence, `window` the number of earlier positions a query
+/// may see (all when `None`). Returns `[tokens, heads, head_dim]`. Source: Dao, "FlashAttention-2", arXiv:2307.08691.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] on a device without the kernel, CPU included, or for other dtypes.
+/// Returns [`TorchError::Libtorch`] on a device without the kernel, such as the CPU, and for other dtypes.
 pub fn flash_varlen(
     q: &Tensor,
     k: &Tensor,

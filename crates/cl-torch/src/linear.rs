@@ -5,9 +5,9 @@ use crate::{TorchError, ffi::T};
 
 /// `x·Wᵀ + b`: `x` is `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`.
 ///
-/// libtorch's own `linear`, but that f32 on a CPU goes to oneDNN wherever no gradient is wanted. libtorch calls MKL there,
-/// which is slower by half or more on processors of other makers than its own (docs/benchmarks.md). Both add f32 products in
-/// f32; sums differ in their last bits.
+/// libtorch's `linear`, except that f32 on a CPU uses oneDNN if no gradient is needed. libtorch uses MKL there, which
+/// takes at least half as much time again on processors of other vendors than Intel (docs/benchmarks.md). Both
+/// accumulate in f32; results differ in the last bits.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -16,7 +16,7 @@ use crate::{TorchError, ffi::T};
 /// ```
 ///
 /// # Panics
-/// On shapes or dtypes that do not fit, as [`Tensor::linear`].
+/// Panics if shapes or dtypes do not fit, like [`Tensor::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let mut out: T = std::ptr::null_mut();
     // SAFETY: live tensors, a null pointer for no bias; `out` is filled on success with a tensor that nobody else owns.

@@ -24,7 +24,7 @@ pub struct AdamW {
 /// step, from 1. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when dtypes or shapes differ.
+/// Returns [`TorchError::Libtorch`] if dtypes or shapes differ.
 pub fn fused_adamw(
     params: &[&Tensor],
     grads: &[&Tensor],
@@ -57,7 +57,7 @@ pub fn fused_adamw(
 /// L2 norm over all elements of all tensors: an f32 scalar on their device, without a copy to the host.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when the list is empty or devices differ.
+/// Returns [`TorchError::Libtorch`] if the list is empty or devices differ.
 pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor, TorchError> {
     let mut result = std::ptr::null_mut();
     // SAFETY: live tensors; `result` is filled on success with a tensor that nobody else owns.
@@ -70,7 +70,7 @@ pub fn global_norm(tensors: &[&Tensor]) -> Result<Tensor, TorchError> {
 /// Multiplies every tensor in place by a scalar tensor on the same device.
 ///
 /// # Errors
-/// [`TorchError::Libtorch`] when devices differ.
+/// Returns [`TorchError::Libtorch`] if devices differ.
 pub fn foreach_mul_(tensors: &[&Tensor], factor: &Tensor) -> Result<(), TorchError> {
     // SAFETY: live tensors.
     let code = unsafe { ffi::cl_foreach_mul_(pointers(tensors).as_ptr(), tensors.len(), pointer(factor)) };

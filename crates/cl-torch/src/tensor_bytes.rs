@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
 
-/// libtorch's name of a stored dtype; `None` for those it cannot compute with here.
+/// libtorch's name of a stored dtype; `None` if it is not supported.
 pub fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F64 => Kind::Double,
@@ -20,10 +20,12 @@ pub fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// Reads a tensor of a checkpoint onto `device`, converted to `kind` (nearest even). The result owns its memory.
+/// Loads a tensor of a checkpoint to `device`, converted to `kind` (rounded to nearest even). The result owns its
+/// memory.
 ///
 /// # Errors
-/// [`TorchError::Missing`], [`TorchError::Dtype`], or the source's own error.
+/// Returns [`TorchError::Missing`] if there is no such tensor, [`TorchError::Dtype`] if libtorch does not have its
+/// dtype, and an error if reading fails.
 pub fn load_tensor(source: &dyn TensorSource, name: &str, kind: Kind, device: Device) -> Result<Tensor, TorchError> {
     let info = source.info(name).ok_or_else(|| TorchError::Missing { tensor: name.to_owned() })?;
     let stored = kind_of(info.dtype)

@@ -3,7 +3,7 @@ use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm};
 
 use crate::{TrainConfig, TrainError};
 
-/// AdamW with its states, over a fixed list of leaves.
+/// AdamW and its state for a fixed list of parameters.
 pub(crate) struct Optimizer {
     pub(crate) names: Vec<String>,
     pub(crate) params: Vec<Tensor>,
@@ -15,12 +15,12 @@ pub(crate) struct Optimizer {
 
 /// Parameters with the same settings.
 struct Group {
-    /// Whether they decay: norms, biases and DoRA's magnitudes do not. (Transformers' Trainer lets magnitudes decay, PEFT's
-    /// optimizer for LoRA+ does not.)
+    /// Whether weight decay applies. It does not to norms, biases and DoRA's magnitudes. (Transformers' Trainer decays
+    /// magnitudes, PEFT's optimizer for LoRA+ does not.)
     decays: bool,
-    /// Their learning rate over that of the others.
+    /// Multiplier of the learning rate.
     factor: f64,
-    /// Their places in the list.
+    /// Indices of the parameters.
     places: Vec<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Optimizer {
         }
     }
 
-    /// Norm over all gradients; then scales them down to `max_norm` as PyTorch's `clip_grad_norm_` does (0: leaves them).
+    /// Returns the norm of all gradients, and clips it to `max_norm` like PyTorch's `clip_grad_norm_` (0: no clipping).
     pub(crate) fn clip(&self, max_norm: f64) -> Result<f64, TrainError> {
         let grads = self.grads();
         let grads: Vec<&Tensor> = grads.iter().flatten().collect();
@@ -62,7 +62,7 @@ impl Optimizer {
         Ok(norm.double_value(&[]))
     }
 
-    /// Moves the parameters; `number` is that of this step, from 1.
+    /// Updates the parameters. `number` is the 1-based number of the step.
     pub(crate) fn step(&mut self, number: u64, settings: AdamW) -> Result<(), TrainError> {
         let _ = self.step.fill_(number as f64);
         let grads = self.grads();
@@ -85,7 +85,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// That every parameter is a number behind step `number`.
+    /// Checks that all parameters are finite after step `number`.
     pub(crate) fn check_finite(&self, number: u64) -> Result<(), TrainError> {
         let finite = |t: &Tensor| t.isfinite().all().int64_value(&[]) == 1;
         match self.names.iter().zip(&self.params).find(|(_, param)| !finite(param)) {
@@ -94,7 +94,7 @@ impl Optimizer {
         }
     }
 
-    /// Forgets the gradients of the step.
+    /// Clears the gradients.
     pub(crate) fn zero_grad(&mut self) {
         self.params.iter_mut().for_each(Tensor::zero_grad);
     }
@@ -104,14 +104,14 @@ impl Optimizer {
     }
 }
 
-/// A parameter's learning rate over `learning_rate`: LoRA+ moves B faster than A, and adapters on the embedding and on the
-/// output head can have a rate of their own.
+/// Multiplier of a parameter's learning rate: LoRA+ has a higher rate for B than for A, and adapters on the embedding
+/// and the output head may have their own rate.
 fn learning_rate_factor(name: &str, config: &TrainConfig) -> f64 {
     let Some(lora) = &config.lora else { return 1.0 };
     let of_tokens = ["model.embed_tokens.", "lm_head."].iter().any(|layer| name.starts_with(layer));
     match lora.embedding_learning_rate.filter(|_| of_tokens) {
         Some(rate) => rate / config.learning_rate,
-        // Magnitudes and biases go with B, as in PEFT's optimizer.
+        // Magnitudes and biases have B's rate, as in PEFT's optimizer.
         None if [".lora_B.weight", ".bias", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end)) => {
             lora.loraplus_lr_ratio.unwrap_or(1.0)
         }

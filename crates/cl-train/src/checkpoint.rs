@@ -1,4 +1,5 @@
-//! The resumable state of a round: trained tensors, both moments, the step. A folder, replaced as a whole.
+//! Checkpoints of a round in progress: trained tensors, both moments, the step. A directory that is replaced
+//! atomically.
 
 use std::path::Path;
 
@@ -6,38 +7,55 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{
     CheckpointWriter, Dtype, Manifest, ManifestProblem, SafetensorsFile, TensorSource, TensorSpec, WriteOptions,
 };
-use cl_torch::tch::{self, Kind, Tensor};
+use cl_torch::tch::{self, Device, Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adamw::Optimizer;
-use crate::{Plan, TrainConfig, TrainError};
+use crate::validation::ValidationState;
+use crate::{Keep, Plan, TrainConfig, TrainError};
 
-/// Where a run stands. Data order and dropout follow from the seed and the step, so nothing else needs keeping; the rest
-/// tells this run from others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Progress of a run. Data order and dropout follow from the seed and the step, so nothing else is saved; the other
+/// fields identify the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// Steps taken.
     pub(crate) step: u64,
-    /// Key of the run.
+    /// Random seed of the run.
     pub(crate) seed: u64,
-    /// Its steps.
+    /// Plan of its steps.
     pub(crate) plan: Plan,
     /// Hash of its data.
     pub(crate) data: String,
-    /// Hash of the earlier factors that it stays orthogonal to.
+    /// Hash of the earlier adapters that it stays orthogonal to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) orthogonality: Option<String>,
+    /// Validation so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) validation: Option<ValidationState>,
 }
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
 
-pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, state: &State) -> Result<(), TrainError> {
+/// Name of a tensor of the best weights so far.
+fn best_name(name: &str) -> String {
+    format!("best.{name}")
+}
+
+/// Saves a checkpoint. `best` are the weights with the lowest validation loss, if they are kept.
+pub(crate) fn save(
+    dir: &Path,
+    optimizer: &Optimizer,
+    best: Option<&[Tensor]>,
+    config: &TrainConfig,
+    state: &State,
+) -> Result<(), TrainError> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
     for (part, list) in PARTS.iter().zip([&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
         tensors.extend(optimizer.names.iter().zip(list).map(|(n, t)| (format!("{part}.{n}"), t)));
     }
+    tensors.extend(optimizer.names.iter().zip(best.into_iter().flatten()).map(|(n, t)| (best_name(n), t)));
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|(name, t)| TensorSpec {
@@ -57,21 +75,22 @@ pub(crate) fn save(dir: &Path, optimizer: &Optimizer, config: &TrainConfig, stat
     Ok(())
 }
 
-/// Puts a saved state of the run that starts as `fresh` into the optimizer; returns where the run stands.
+/// Loads a saved state into the optimizer, if there is one, and returns the progress and the best weights; otherwise
+/// returns `fresh`.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
     config: &TrainConfig,
     fresh: State,
-) -> Result<State, TrainError> {
+) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
     if !dir.join("manifest.json").exists() {
-        return Ok(fresh);
+        return Ok((fresh, None));
     }
     let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
     if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
         let (path, what) = match problem {
             ManifestProblem::Missing(path) => (path, "is missing"),
-            ManifestProblem::Changed(path) => (path, "has another content than when it was saved"),
+            ManifestProblem::Changed(path) => (path, "has changed since it was saved"),
             ManifestProblem::Unlisted(path) => (path, "was not saved with it"),
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -80,16 +99,20 @@ pub(crate) fn resume(
     let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
     if saved != *config {
-        return Err(misfit("it was saved under another [train] configuration".to_owned()));
+        return Err(misfit("it was saved with a different [train] configuration".to_owned()));
     }
     if state.seed != fresh.seed {
-        return Err(misfit(format!("it was saved with seed {}, this run has {}", state.seed, fresh.seed)));
+        return Err(misfit(format!("it was saved with seed {}, but this run has seed {}", state.seed, fresh.seed)));
     }
     if state.plan != fresh.plan || state.data != fresh.data {
-        return Err(misfit("it was saved while training on other data".to_owned()));
+        return Err(misfit("it was saved with different training data".to_owned()));
     }
     if state.orthogonality != fresh.orthogonality {
-        return Err(misfit("it was saved while staying orthogonal to other adapters".to_owned()));
+        return Err(misfit("it was saved with different earlier adapters".to_owned()));
+    }
+    let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
+    if identity(&state) != identity(&fresh) {
+        return Err(misfit("it was saved with different [validation] settings or data".to_owned()));
     }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
@@ -99,12 +122,22 @@ pub(crate) fn resume(
             let key = format!("{part}.{name}");
             let shape: Vec<usize> = t.size().iter().map(|&d| d as usize).collect();
             if file.info(&key).is_none_or(|i| i.shape != shape) {
-                return Err(misfit(format!("tensor `{key}` of shape {shape:?} is not in it")));
+                return Err(misfit(format!("it has no tensor `{key}` of shape {shape:?}")));
             }
             t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
         }
     }
-    Ok(state)
+    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
+    let saved = |(name, param): (&String, &Tensor)| {
+        let best = load_tensor(&file, &best_name(name), param.kind(), Device::Cpu)?;
+        if best.size() != param.size() {
+            return Err(misfit(format!("tensor `{}` has the shape {:?}", best_name(name), best.size())));
+        }
+        Ok(best)
+    };
+    let pairs = names.iter().zip(&optimizer.params);
+    let best = evaluated.then(|| pairs.map(saved).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
+    Ok((state, best))
 }
 
 fn dtype(t: &Tensor) -> Dtype {

@@ -5,63 +5,63 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ReportTo, Schedule, TrainError};
 
-/// How one round of fine-tuning goes. Names and defaults follow Transformers' `TrainingArguments` where it has them.
+/// Settings of one round of fine-tuning. Names and defaults follow Transformers' `TrainingArguments` where it has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Passes over the data. Ignored when `max_steps` is set.
+    /// Number of epochs. Ignored if `max_steps` is set.
     pub epochs: u64,
-    /// Optimizer steps; the data is passed over as often as that takes.
+    /// Number of optimizer steps; overrides `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Examples that are packed into one forward and backward pass.
+    /// Examples per forward and backward pass.
     pub micro_batch_size: usize,
-    /// Micro-batches that are added up before an optimizer step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
-    /// Largest learning rate of the schedule.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// How the learning rate changes.
+    /// Schedule of the learning rate.
     pub lr_scheduler_type: Schedule,
-    /// Steps over which the learning rate rises from 0.
+    /// Number of steps of linear warm-up from 0.
     pub warmup_steps: u64,
-    /// AdamW's decay of the first moment.
+    /// AdamW's β₁.
     pub adam_beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// AdamW's β₂.
     pub adam_beta2: f64,
-    /// AdamW's term in the denominator.
+    /// AdamW's ε.
     pub adam_epsilon: f64,
-    /// Decoupled weight decay, of matrices only: norms and biases do not decay.
+    /// Decoupled weight decay of matrices. It does not apply to norms and biases.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this norm; 0 leaves them as they are.
+    /// Maximum norm of the gradients (gradient clipping); 0: no clipping.
     pub max_grad_norm: f64,
-    /// What the loss of a step is a mean over.
+    /// How the loss of a step is averaged.
     pub loss_norm: LossNorm,
-    /// Dtype of activations and products.
+    /// Dtype of activations and matrix products.
     pub precision: Precision,
-    /// Dtype of the adapters' products, that of `precision` when absent: as PEFT computes within autocast. Outside of it PEFT
-    /// multiplies in f32, and so does `profile = "paper"`.
+    /// Dtype of the adapters' matrix products; defaults to `precision`, as in PEFT within autocast. Without autocast
+    /// PEFT computes in f32, and so does `profile = "paper"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter_precision: Option<Precision>,
-    /// Dtype of weights and optimizer states while all weights are trained.
+    /// Dtype of weights and optimizer states in full fine-tuning.
     pub states: States,
-    /// Recompute activations in the backward pass: less memory, about a third more time.
+    /// Recompute activations in the backward pass: less memory for about a third more time.
     pub activation_checkpointing: bool,
-    /// Examples longer than this many tokens are cut in the middle; `None` keeps them whole.
+    /// Maximum number of tokens of an example; longer ones are truncated in the middle. No limit if `None`.
     pub max_length: Option<usize>,
-    /// A resumable state is saved every so many steps (and when the round ends); 0 saves none.
+    /// Number of steps between checkpoints; one is also saved after the last step. 0: no checkpoints.
     pub save_steps: u64,
-    /// Where the step log goes beside `log.jsonl`.
+    /// Additional formats of the step log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub report_to: Vec<ReportTo>,
-    /// Go through the examples in a seeded random order; otherwise in file order.
+    /// Shuffle the examples; otherwise they are in file order.
     pub shuffle: bool,
-    /// PEFT directory to start the adapter from.
+    /// PEFT adapter directory to continue from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initial_adapter: Option<std::path::PathBuf>,
-    /// Train a low-rank adapter (`[train.lora]`).
+    /// Train a LoRA adapter (`[train.lora]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// Keep the adapter orthogonal to those of earlier rounds (`[train.olora]`).
+    /// Keep the adapter orthogonal to those of earlier rounds (O-LoRA, `[train.olora]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub olora: Option<OloraConfig>,
     /// Train all weights (`[train.full]`).
@@ -69,7 +69,7 @@ pub struct TrainConfig {
     pub full: Option<Full>,
 }
 
-/// Full fine-tuning has no settings of its own yet; the table's presence chooses it.
+/// Full fine-tuning. It has no settings; the presence of the table selects it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Full {}
@@ -78,13 +78,14 @@ pub struct Full {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossNorm {
-    /// All supervised tokens of the step, so that a token counts the same wherever it stands.
+    /// Mean over all supervised tokens of the step, so that all tokens have the same weight.
     TokenMean,
-    /// Supervised tokens of each micro-batch, then the micro-batches: the paper's, which weighs long answers less.
+    /// Mean over the supervised tokens of each micro-batch, then over micro-batches, as in the paper; tokens of long
+    /// answers have less weight.
     MicrobatchMean,
 }
 
-/// Dtype of activations and products.
+/// Dtype of activations and matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -94,14 +95,33 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// libtorch's name of the dtype.
+    pub fn kind(self) -> Kind {
+        match self {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
 /// Dtype of weights and AdamW states in full fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum States {
     /// f32 master weights and states.
     F32,
-    /// Weights and states in the dtype of the products: with `precision = "bf16"` the paper's pure bf16, in which most
-    /// updates of a small learning rate are rounded away.
+    /// Weights and states in the dtype of `precision`. With `precision = "bf16"` this is the paper's pure bf16, in
+    /// which most updates of a small learning rate are rounded away.
     Pure,
 }
 
@@ -138,10 +158,10 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Checks every range, and that exactly one of `lora` and `full` is chosen.
+    /// Checks all ranges, and that exactly one of `lora` and `full` is set.
     ///
     /// # Errors
-    /// [`TrainError::Config`] names the key, the value and what is allowed.
+    /// Returns [`TrainError::Config`] with the first invalid key, its value and what is allowed.
     pub fn validate(&self) -> Result<(), TrainError> {
         self.validate_ranges()?;
         let method = match (&self.lora, &self.full) {
@@ -163,7 +183,7 @@ impl TrainConfig {
         self.validate_olora()
     }
 
-    /// Every number has a bound, so that a slip of the finger is told before it asks for all memory or for a year.
+    /// All numbers have bounds, to catch typing errors before they take all memory or run for a year.
     fn validate_ranges(&self) -> Result<(), TrainError> {
         let count = |key, value: u64, least: u64, most: u64, expected| {
             (key, value.to_string(), least <= value && value <= most, expected)
@@ -204,20 +224,17 @@ impl TrainConfig {
         let Some(olora) = &self.olora else { return Ok(()) };
         olora.validate().map_err(cl_model::ModelError::from)?;
         let wrong = |value: &str, expected| Err(TrainError::Config { key: "olora", value: value.to_owned(), expected });
-        let Some(lora) = &self.lora else { return wrong("set without `lora`", "[train.lora] beside it") };
+        let Some(lora) = &self.lora else { return wrong("set without `lora`", "[train.lora]") };
         match lora.beyond_factors().filter(|_| olora.shape == SequenceShape::Stack) {
             Some(key) => wrong(&format!("shape = \"stack\" with `{key}`"), "shape = \"fold\", or adapters without it"),
             None => Ok(()),
         }
     }
 
-    /// How the model has to be loaded for this round.
+    /// Options for loading the model for this round.
     pub fn load_options(&self, device: Device) -> LoadOptions {
-        let kind = |precision| match precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
-        let (compute, adapters) = (kind(self.precision), kind(self.adapter_precision.unwrap_or(self.precision)));
+        let compute = self.precision.kind();
+        let adapters = self.adapter_precision.unwrap_or(self.precision).kind();
         let master = self.full.is_some() && self.states == States::F32;
         LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
     }

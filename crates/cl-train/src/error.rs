@@ -1,42 +1,46 @@
 use std::path::PathBuf;
 
-/// Why a round of fine-tuning cannot start or go on.
+/// Errors of fine-tuning.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// A setting outside its range.
+    /// A setting is invalid.
     #[error("{key} = {value}: expected {expected}")]
     Config {
         /// The key.
         key: &'static str,
-        /// What was given.
+        /// The value.
         value: String,
-        /// What is allowed.
+        /// What is expected.
         expected: &'static str,
     },
-    /// The data makes no optimizer step.
-    #[error(
-        "nothing to train on: {examples} examples, none with a token to learn (in its answer, after another token)"
-    )]
+    /// There is nothing to train on.
+    #[error("nothing to train on: none of the {examples} examples has a token that the loss covers")]
     NoData {
-        /// How many examples there were.
+        /// Number of examples.
         examples: usize,
     },
-    /// A step would have nothing to learn from.
+    /// There is nothing to evaluate on.
+    #[error("[validation]: none of the {examples} validation examples has a token that the loss covers")]
+    NoValidationData {
+        /// Number of validation examples.
+        examples: usize,
+    },
+    /// A step has no supervised token.
     #[error(
-        "step {step}: none of its {rows} examples has a token to learn (in its answer, after another token); leave such \
-         examples out, or raise micro_batch_size"
+        "step {step}: none of its {rows} examples has a token that the loss covers; remove such examples, or increase \
+         micro_batch_size"
     )]
     NoTarget {
         /// The step, from 1.
         step: u64,
-        /// How many examples it has.
+        /// Number of its examples.
         rows: usize,
     },
-    /// The loss or the gradient is not a number any more.
+    /// The loss or the gradient is NaN or infinite.
     #[error(
-        "step {step}: {what} is {value}; the last saved state is kept. Lower learning_rate or weight_decay, or try \
-         `precision = \"f32\"`; `cl check` says whether the model itself holds such values"
+        "step {step}: {what} is {value}; the last checkpoint is kept. Lower learning_rate or weight_decay, or try \
+         `precision = \"f32\"`; `cl check` reports such values in the model itself"
     )]
     NotFinite {
         /// The step, from 1.
@@ -46,10 +50,10 @@ pub enum TrainError {
         /// Its value.
         value: f64,
     },
-    /// An update made a weight infinite or NaN.
+    /// A weight is NaN or infinite after an update.
     #[error(
-        "step {step}: the update left `{tensor}` with values that are infinite or NaN; nothing of it was saved. Lower \
-         learning_rate or weight_decay, and run again: with save_steps, --resume goes on from the last state before"
+        "step {step}: `{tensor}` has NaN or infinite values after the update, which was not saved. Lower learning_rate or \
+         weight_decay and run again; with save_steps, --resume continues from the last checkpoint"
     )]
     NotFiniteWeight {
         /// The step, from 1.
@@ -57,20 +61,20 @@ pub enum TrainError {
         /// The first such tensor.
         tensor: String,
     },
-    /// The run was asked to stop.
+    /// A stop was requested.
     #[error(
-        "stopped after step {step} of {total_steps}; its state is saved: the same command with --resume goes on from there"
+        "stopped after step {step} of {total_steps}; a checkpoint is saved, and the same command with --resume continues"
     )]
     Interrupted {
-        /// The last step taken.
+        /// The last completed step.
         step: u64,
-        /// Steps of the round.
+        /// Number of steps of the round.
         total_steps: u64,
     },
-    /// A saved state belongs to another run.
-    #[error("{path}: the saved state does not fit: {message}; remove the folder to start this round again")]
+    /// A checkpoint belongs to another run, or is damaged.
+    #[error("{path}: the checkpoint does not match this run: {message}; remove the directory to restart the round")]
     State {
-        /// Folder of the state.
+        /// Directory of the checkpoint.
         path: PathBuf,
         /// What differs.
         message: String,
@@ -83,7 +87,7 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
-    /// Files of checkpoints.
+    /// Error of a checkpoint file.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
     /// The model.

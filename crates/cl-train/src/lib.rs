@@ -9,6 +9,7 @@ mod plan;
 mod report_to;
 mod schedule;
 mod train;
+mod validation;
 
 pub use config::{Full, LossNorm, Precision, States, TrainConfig};
 pub use error::TrainError;
@@ -17,3 +18,4 @@ pub use plan::{Plan, TrainData};
 pub use report_to::ReportTo;
 pub use schedule::Schedule;
 pub use train::{Progress, TrainReport, train};
+pub use validation::{Keep, Validation, ValidationConfig, ValidationReport};

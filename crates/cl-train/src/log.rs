@@ -13,26 +13,29 @@ use crate::report_to::{Report, ReportTo};
 pub struct StepLog {
     /// Number of the step, from 1.
     pub step: u64,
-    /// Pass over the data, from 0.
+    /// Epoch, from 0.
     pub epoch: u64,
-    /// Loss, normalised as the config says.
+    /// Loss, averaged as set by `loss_norm`.
     pub loss: f64,
-    /// What was added to the loss to stay orthogonal to earlier adapters.
+    /// O-LoRA's penalty, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub penalty: Option<f64>,
-    /// L2 norm of all gradients before clipping.
+    /// Loss on the validation data after the step, if it was evaluated: the mean over all tokens that it covers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+    /// L2 norm of all gradients, before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Tokens that went through the model.
+    /// Number of tokens processed.
     pub tokens: u64,
-    /// Tokens that the loss looked at.
+    /// Number of tokens that the loss covers.
     pub supervised_tokens: u64,
     /// Wall-clock seconds of the step.
     pub seconds: f64,
 }
 
-/// Writes the log as the run goes, and after a resume goes on behind the last saved step.
+/// Writes the step log. After a resume, it continues after the last checkpoint.
 pub(crate) struct LogWriter {
     path: PathBuf,
     file: File,
@@ -40,12 +43,13 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Opens `log.jsonl` in `dir` and drops the lines of steps after `last_step`, which will be taken again; returns the
-    /// others. What else is asked for is written from these anew.
+    /// Opens `log.jsonl` in `dir`, and drops the lines of steps after `last_step`, which will be repeated; returns the
+    /// other lines. The other formats are rewritten from these.
     pub(crate) fn open(
         dir: &Path,
         last_step: u64,
         report_to: &[ReportTo],
+        validates: bool,
     ) -> Result<(LogWriter, Vec<StepLog>), TrainError> {
         let path = &dir.join("log.jsonl");
         let kept: Vec<StepLog> = if last_step > 0 && path.exists() {
@@ -55,7 +59,7 @@ impl LogWriter {
         };
         write_file_with(path, |file| kept.iter().try_for_each(|line| write_line(file, line)))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::io(path))?;
-        let reports = report_to.iter().map(|to| to.open(dir, &kept)).collect::<Result<Vec<_>, _>>()?;
+        let reports = report_to.iter().map(|to| to.open(dir, &kept, validates)).collect::<Result<Vec<_>, _>>()?;
         Ok((LogWriter { path: path.to_owned(), file, reports }, kept))
     }
 
@@ -71,19 +75,19 @@ fn write_line(file: &mut File, line: &StepLog) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// Mean loss of the last tenth of some steps (at least one of them); NaN for none.
+/// Mean loss of the last tenth of the steps (at least one); NaN if there are none.
 pub fn final_loss(steps: &[StepLog]) -> f64 {
     let last = &steps[steps.len() - steps.len().div_ceil(10)..];
     last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
 }
 
-/// Reads a `log.jsonl`; lines that are damaged or that a kill cut off are left out.
+/// Reads a `log.jsonl`; damaged or incomplete lines are skipped.
 ///
 /// # Errors
-/// [`TrainError::Io`] when the file cannot be read.
+/// Returns [`TrainError::Io`] if the file cannot be read.
 pub fn read_log(path: &Path) -> Result<Vec<StepLog>, TrainError> {
     let mut steps = Vec::new();
-    // Line by line as bytes: what is no UTF-8 is no line of ours.
+    // As bytes, so that invalid UTF-8 damages only its line.
     for line in BufReader::new(open_file(path)?).split(b'\n') {
         if let Ok(step) = serde_json::from_slice(&line.map_err(TrainError::io(path))?) {
             steps.push(step);

@@ -4,31 +4,33 @@ use cl_adapters::Orthogonality;
 use cl_data::{Encoded, RowRef};
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainConfig, TrainError};
+use crate::{TrainConfig, TrainError, Validation};
 
-/// What a round trains on: encoded data sets, and which of their rows each epoch goes through, in order.
+/// Training data of a round: tokenized data sets, and the rows of each epoch, in order.
 pub struct TrainData<'a> {
-    /// Data sets; the round's own and those replayed.
+    /// Data sets: the round's own and replayed ones.
     pub datasets: &'a [Vec<Encoded>],
-    /// Rows of an epoch (from 0). Has to give the same rows each time it is asked for the same epoch.
+    /// Rows of an epoch (from 0). Must be deterministic.
     pub epoch_rows: &'a dyn Fn(u64) -> Vec<RowRef>,
-    /// What keeps the adapter away from those of earlier rounds.
+    /// O-LoRA's penalty against adapters of earlier rounds.
     pub orthogonality: Option<&'a Orthogonality>,
+    /// Validation data and settings.
+    pub validation: Option<Validation<'a>>,
 }
 
 impl TrainData<'_> {
-    /// The examples of some rows.
+    /// The examples of the given rows.
     pub(crate) fn examples(&self, rows: &[RowRef]) -> Vec<&Encoded> {
         rows.iter().map(|r| &self.datasets[r.dataset][r.row]).collect()
     }
 }
 
-/// How the rows of epochs fall into micro-batches and steps.
+/// Division of epochs into micro-batches and steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Steps of one epoch; with `carry` on average.
+    /// Number of steps per epoch (on average, with `carry`).
     pub steps_per_epoch: u64,
-    /// Steps of the round.
+    /// Number of steps of the round.
     pub total_steps: u64,
     rows: usize, // of an epoch
     micro_batch_size: usize,
@@ -36,26 +38,26 @@ pub struct Plan {
     carry: bool,
 }
 
-/// Rows of one epoch that go through the model together.
+/// Rows of one epoch that are processed together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MicroBatch {
-    /// Pass over the data, from 0.
+    /// Epoch, from 0.
     pub(crate) epoch: u64,
-    /// Places in the order of that epoch.
+    /// Positions in the order of that epoch.
     pub(crate) rows: Range<usize>,
 }
 
 impl Plan {
-    /// Counts steps for epochs of `rows` rows.
+    /// Plans the steps for epochs of `rows` rows.
     ///
-    /// Without `carry` every epoch ends with a step, which may have fewer micro-batches: ⌈⌈rows/micro_batch⌉ / accumulation⌉
-    /// steps. With `carry`, as in Transformers' Trainer before 4.46 and so in the paper's code, an epoch counts
-    /// ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps, at least one, and micro-batches that fill no whole step are the beginning of
-    /// the next epoch's first: the last epoch is not gone through to its end. An epoch of at most `accumulation` micro-batches
-    /// does end with a step.
+    /// Without `carry`, every epoch ends with a step, which may have fewer micro-batches: ⌈⌈rows/micro_batch⌉ /
+    /// accumulation⌉ steps. With `carry`, as in Transformers' Trainer before 4.46 and therefore in the paper's code, an
+    /// epoch counts as ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps (at least one), and leftover micro-batches are carried
+    /// over into the next epoch's first step, so that the end of the last epoch is not used. An epoch of at most
+    /// `accumulation` micro-batches does end with a step.
     ///
     /// # Errors
-    /// [`TrainError::NoData`] when there is nothing to train on, [`TrainError::Config`] for batches of nothing.
+    /// Returns [`TrainError::NoData`] if there are no rows, and [`TrainError::Config`] if a batch size is 0.
     pub fn new(rows: usize, config: &TrainConfig, carry: bool) -> Result<Plan, TrainError> {
         let sizes = [
             ("micro_batch_size", config.micro_batch_size),
@@ -81,10 +83,10 @@ impl Plan {
         })
     }
 
-    /// What a step (from 0) goes through.
+    /// The micro-batches of a step (from 0).
     pub(crate) fn micro_batches(&self, step: u64) -> Vec<MicroBatch> {
         let in_epoch = self.rows.div_ceil(self.micro_batch_size) as u64;
-        // Micro-batches are counted through all epochs.
+        // Micro-batches are numbered across epochs.
         let (first, end) = if self.carry {
             (self.boundary(step), self.boundary(step.saturating_add(1)))
         } else {
@@ -99,8 +101,8 @@ impl Plan {
         (first..end).map(micro_batch).collect()
     }
 
-    /// How many micro-batches the first `steps` steps take with `carry`: a step ends at every multiple of the accumulation,
-    /// and at the end of an epoch that has no more micro-batches than that.
+    /// Number of micro-batches of the first `steps` steps with `carry`: a step ends at every multiple of the
+    /// accumulation, and at the end of an epoch with at most that many micro-batches.
     fn boundary(&self, steps: u64) -> u64 {
         let (in_epoch, accumulation) = (self.rows.div_ceil(self.micro_batch_size) as u64, self.accumulation as u64);
         if in_epoch > accumulation {
@@ -117,41 +119,23 @@ impl Plan {
         low
     }
 
-    /// What the mean over a step's micro-batches divides by: Trainer always divides by the accumulation.
+    /// Divisor of the mean over a step's micro-batches. Trainer always divides by the accumulation.
     pub(crate) fn micro_batches_in_mean(&self, count: usize) -> usize {
         if self.carry { self.accumulation } else { count }
     }
 
-    /// Goes through the first epoch before its first step is taken: each step has to have something to learn from. Later
-    /// epochs are checked as they come, so that a start does not take longer the more epochs there are.
-    /// Returns a hash of everything the steps will see, as far as data and plan decide it.
+    /// Checks that each step of the first epoch has a supervised token. Later epochs are checked as they come, so that
+    /// the start does not take longer with more epochs. Returns a hash of the data and the first epoch's rows.
     ///
     /// # Errors
-    /// [`TrainError::NoData`], [`TrainError::NoTarget`].
+    /// Returns [`TrainError::NoData`] or [`TrainError::NoTarget`] if the data or a step has no supervised token.
     pub(crate) fn check(&self, data: &TrainData<'_>) -> Result<String, TrainError> {
         let examples: usize = data.datasets.iter().map(Vec::len).sum();
         if data.datasets.iter().flatten().all(|e| e.targets() == 0) {
             return Err(TrainError::NoData { examples });
         }
         let mut hasher = blake3::Hasher::new();
-        for example in data.datasets.iter().flatten() {
-            let length = example.input_ids.len();
-            hasher.update(&(length as u64).to_le_bytes());
-            // Of an answer at the end its start alone, as states of before conversations have it.
-            let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
-            match example.learned.first() {
-                _ if !plain => {
-                    for place in example.learned.iter().flat_map(|range| [range.start, range.end]) {
-                        hasher.update(&(place as u64).to_le_bytes());
-                    }
-                }
-                range => {
-                    hasher.update(&(range.map_or(length, |r| r.start) as u64).to_le_bytes());
-                }
-            }
-            let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            hasher.update(&ids);
-        }
+        hash_examples(&mut hasher, data.datasets.iter().flatten());
         let first = (data.epoch_rows)(0);
         for number in first.iter().flat_map(|r| [r.dataset, r.row]) {
             hasher.update(&(number as u64).to_le_bytes());
@@ -167,22 +151,49 @@ impl Plan {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// How many rows all steps go through, the last epoch's only as far as steps do.
+    /// Number of rows that all steps use.
     pub fn rows_in_all(&self) -> u64 {
-        let last = self.total_steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
+        self.rows_in(self.total_steps)
+    }
+
+    /// Number of rows that the first `steps` steps use.
+    pub fn rows_in(&self, steps: u64) -> u64 {
+        let last = steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
         last.map_or(0, |part| part.epoch.saturating_mul(self.rows as u64).saturating_add(part.rows.end as u64))
     }
 
-    /// That a step has something to learn from.
+    /// Checks that a step has a supervised token.
     ///
     /// # Errors
-    /// [`TrainError::NoTarget`].
+    /// Returns [`TrainError::NoTarget`] if it has none.
     pub(crate) fn check_step(step: u64, examples: &[Vec<&Encoded>]) -> Result<(), TrainError> {
         let rows = examples.iter().map(Vec::len).sum();
         if examples.iter().flatten().all(|e| e.targets() == 0) {
             return Err(TrainError::NoTarget { step: step + 1, rows });
         }
         Ok(())
+    }
+}
+
+/// Adds tokens and labels of examples to a hash.
+pub(crate) fn hash_examples<'e>(hasher: &mut blake3::Hasher, examples: impl Iterator<Item = &'e Encoded>) {
+    for example in examples {
+        let length = example.input_ids.len();
+        hasher.update(&(length as u64).to_le_bytes());
+        // For an answer at the end, only its start, for compatibility with older checkpoints.
+        let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
+        match example.learned.first() {
+            _ if !plain => {
+                for place in example.learned.iter().flat_map(|range| [range.start, range.end]) {
+                    hasher.update(&(place as u64).to_le_bytes());
+                }
+            }
+            range => {
+                hasher.update(&(range.map_or(length, |r| r.start) as u64).to_le_bytes());
+            }
+        }
+        let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        hasher.update(&ids);
     }
 }
 

@@ -8,25 +8,26 @@ use tfrecord::{EventWriter, EventWriterConfig};
 
 use crate::{StepLog, TrainError};
 
-/// Where the step log goes beside `log.jsonl`; named after Transformers' `report_to`.
+/// Formats of the step log in addition to `log.jsonl`, named after Transformers' `report_to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReportTo {
-    /// `log.csv`: a header, then a line a step.
+    /// `log.csv`: a header, then one line per step.
     Csv,
     /// `events.out.tfevents.cl` for TensorBoard: the scalars `train/loss`, `train/grad_norm`, …, by step.
     Tensorboard,
 }
 
-/// One of these files, open.
+/// An open file of the step log.
 pub(crate) enum Report {
-    Csv(PathBuf, File),
+    Csv { path: PathBuf, file: File, validates: bool },
     Tensorboard(PathBuf, EventWriter<File>),
 }
 
 impl ReportTo {
-    /// Begins the file anew with the steps before; they are taken to have ended just now, one after another.
-    pub(crate) fn open(self, dir: &Path, before: &[StepLog]) -> Result<Report, TrainError> {
+    /// Rewrites the file with the earlier steps. Their times are computed backwards from now. With `validates`, the CSV file has
+    /// a column for the validation loss.
+    pub(crate) fn open(self, dir: &Path, before: &[StepLog], validates: bool) -> Result<Report, TrainError> {
         let path = dir.join(match self {
             ReportTo::Csv => "log.csv",
             ReportTo::Tensorboard => "events.out.tfevents.cl",
@@ -34,8 +35,9 @@ impl ReportTo {
         let mut file = File::create(&path).map_err(TrainError::io(&path))?;
         let mut report = match self {
             ReportTo::Csv => {
-                writeln!(file, "{}", CSV_HEADER.join(",")).map_err(TrainError::io(&path))?;
-                Report::Csv(path, file)
+                let eval_loss = if validates { ",eval_loss" } else { "" };
+                writeln!(file, "{}{eval_loss}", CSV_HEADER.join(",")).map_err(TrainError::io(&path))?;
+                Report::Csv { path, file, validates }
             }
             ReportTo::Tensorboard => {
                 let writer = EventWriter::from_writer(file, EventWriterConfig::default()).map_err(other(&path))?;
@@ -61,18 +63,19 @@ impl Report {
 
     fn write_at(&mut self, step: &StepLog, time: f64) -> Result<(), TrainError> {
         match self {
-            Report::Csv(path, file) => writeln!(
+            Report::Csv { path, file, validates } => writeln!(
                 file,
-                "{},{},{},{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{},{},{}{}",
                 step.step,
                 step.epoch,
                 step.loss,
-                step.penalty.map(|p| p.to_string()).unwrap_or_default(),
+                optional(step.penalty),
                 step.grad_norm,
                 step.learning_rate,
                 step.tokens,
                 step.supervised_tokens,
-                step.seconds
+                step.seconds,
+                if *validates { format!(",{}", optional(step.eval_loss)) } else { String::new() }
             )
             .map_err(TrainError::io(path)),
             Report::Tensorboard(path, writer) => {
@@ -80,6 +83,7 @@ impl Report {
                 let scalars = [
                     ("train/loss", Some(step.loss)),
                     ("train/penalty", step.penalty),
+                    ("eval/loss", step.eval_loss),
                     ("train/grad_norm", Some(step.grad_norm)),
                     ("train/learning_rate", Some(step.learning_rate)),
                     ("train/epoch", Some(step.epoch as f64)),
@@ -92,6 +96,10 @@ impl Report {
             }
         }
     }
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map(|v| v.to_string()).unwrap_or_default()
 }
 
 fn now() -> f64 {
@@ -113,6 +121,7 @@ mod tests {
             epoch: 0,
             loss: 0.5 / step as f64,
             penalty: (step == 2).then_some(0.25),
+            eval_loss: (step == 2).then_some(0.75),
             grad_norm: 1.0,
             learning_rate: 1e-4,
             tokens: 40,
@@ -124,18 +133,25 @@ mod tests {
     #[test]
     fn a_resumed_csv_has_every_step_once() {
         let folder = tempfile::tempdir().unwrap();
-        let mut report = ReportTo::Csv.open(folder.path(), &[step(1)]).unwrap();
+        let mut report = ReportTo::Csv.open(folder.path(), &[step(1)], false).unwrap();
         report.write(&step(2)).unwrap();
         let text = std::fs::read_to_string(folder.path().join("log.csv")).unwrap();
         let expected = "step,epoch,loss,penalty,grad_norm,learning_rate,tokens,supervised_tokens,seconds\n\
                         1,0,0.5,,1,0.0001,40,4,0.5\n2,0,0.25,0.25,1,0.0001,40,4,0.5\n";
         assert_eq!(text, expected);
+        let mut report = ReportTo::Csv.open(folder.path(), &[step(1)], true).unwrap();
+        report.write(&step(2)).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("log.csv")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].ends_with(",seconds,eval_loss") && lines[1].ends_with(",0.5,") && lines[2].ends_with(",0.5,0.75")
+        );
     }
 
     #[test]
     fn tensorboard_gets_every_scalar_by_step() {
         let folder = tempfile::tempdir().unwrap();
-        let mut report = ReportTo::Tensorboard.open(folder.path(), &[step(1)]).unwrap();
+        let mut report = ReportTo::Tensorboard.open(folder.path(), &[step(1)], true).unwrap();
         report.write(&step(2)).unwrap();
         let path = folder.path().join("events.out.tfevents.cl");
         let reader = std::io::BufReader::new(File::open(&path).unwrap());
@@ -150,7 +166,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(read.len(), 11, "five scalars, then six with the penalty");
+        assert_eq!(read.len(), 12, "five scalars, then seven with the penalty and the validation loss");
+        assert!(read.contains(&(2, "eval/loss".to_owned(), 0.75)));
         assert!(read.contains(&(1, "train/loss".to_owned(), 0.5)));
         assert!(read.contains(&(2, "train/penalty".to_owned(), 0.25)));
         assert!(read.contains(&(2, "train/tokens_per_second".to_owned(), 80.0)));

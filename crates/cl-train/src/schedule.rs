@@ -2,20 +2,20 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate changes over the steps, after a linear warm-up from 0; Transformers' names and formulas.
+/// Schedule of the learning rate after a linear warm-up from 0; names and formulas are Transformers'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Stays.
+    /// Constant.
     Constant,
-    /// Falls linearly to 0.
+    /// Linear decay to 0.
     Linear,
-    /// Falls along half a cosine to 0.
+    /// Cosine decay to 0.
     Cosine,
 }
 
 impl Schedule {
-    /// Factor on the learning rate at `step` (from 0) of `total`.
+    /// Multiplier of the learning rate at `step` (from 0) of `total`.
     ///
     /// ```
     /// use cl_train::Schedule;

@@ -11,41 +11,43 @@ use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
-use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
+use crate::validation::{ValidationState, eval_loss, restore, snapshot};
+use crate::{Keep, LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError, ValidationReport};
 
-/// What a watcher of the run is told after every step.
+/// Progress after a step.
 pub struct Progress<'a> {
-    /// The step just taken.
+    /// The completed step.
     pub step: &'a StepLog,
-    /// Steps of the whole round.
+    /// Number of steps of the round.
     pub total_steps: u64,
 }
 
-/// What a finished round reports.
+/// Summary of a finished round.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainReport {
-    /// Steps of the round.
+    /// Number of steps taken; fewer than planned after early stopping.
     pub steps: u64,
-    /// Mean loss of the last tenth of the round's steps, those of a process before this one included; NaN when nothing is
-    /// logged of them.
+    /// Mean loss of the last tenth of the round's steps, including those of earlier processes; NaN if the log has none.
     pub final_loss: f64,
-    /// Tokens that went through the model in this process.
+    /// Number of tokens processed in this process.
     pub tokens: u64,
-    /// Wall-clock seconds of the steps taken in this process.
+    /// Wall-clock time in seconds of the steps in this process.
     pub seconds: f64,
+    /// Outcome of the validation, if there was any.
+    pub validation: Option<ValidationReport>,
 }
 
-/// Fine-tunes `model` in place: its adapters when it has any, else all weights that require a gradient.
+/// Fine-tunes `model` in place: its adapters if it has any, else all weights that require a gradient.
 ///
-/// `out` receives `log.jsonl` (one line a step) and, with `save_steps`, the resumable state in `state/`. When a state is
-/// there already the run goes on behind it and takes the very steps the uninterrupted run would have taken.
-/// With `report_to` the log is also written in other forms. `seed` is the random seed of the dropout masks. `observe` is called after every step. When `interrupt` asks for it, training
-/// stops behind the step under way, whose state is saved whatever `save_steps` says.
+/// Writes `log.jsonl` (one line per step) to `out` and, with `save_steps`, a checkpoint to `out/state/`. If there is a
+/// checkpoint, training resumes from it, with the same results as an uninterrupted run. `report_to` adds other formats
+/// of the log. `seed` is the random seed of the dropout masks. `observe` is called after every step. If `interrupt` is
+/// requested, training stops after the current step and saves a checkpoint regardless of `save_steps`.
 ///
 /// # Errors
-/// A setting outside its range or a model made for another one, a step without a token to learn, a state that was saved by
-/// another run or damaged since, a loss, gradient or weight that is not finite, files that cannot be written;
-/// [`TrainError::Interrupted`] when it was asked to stop.
+/// Returns an error if a setting is invalid or does not fit the model, a step has no supervised token, the checkpoint
+/// is damaged or another run's, a loss, gradient or weight is not finite, or a file cannot be written; and
+/// [`TrainError::Interrupted`] if a stop was requested.
 pub fn train(
     model: &mut Decoder,
     data: &TrainData<'_>,
@@ -59,17 +61,19 @@ pub fn train(
     config.validate()?;
     check_model(model, config)?;
     let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
-    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality };
+    let validation = data.validation.as_ref().map(ValidationState::new).transpose()?;
+    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality, validation };
     model.activation_checkpointing = config.activation_checkpointing;
     let mut optimizer = Optimizer::new(model.trainable(), config);
-    let mut state = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
+    let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
     let mut done = state.step;
     std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
-    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to)?;
+    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to, data.validation.is_some())?;
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
 
-    while done < plan.total_steps {
+    let stops = |state: &State| state.validation.as_ref().is_some_and(ValidationState::stops);
+    while done < plan.total_steps && !stops(&state) {
         let started = Instant::now();
         let parts = plan.micro_batches(done);
         let epoch = parts[0].epoch;
@@ -91,29 +95,37 @@ pub fn train(
         optimizer.zero_grad();
         done = number;
 
+        let seconds = started.elapsed().as_secs_f64();
+        let eval_loss = evaluate(model, data, config, plan, done, &mut state)?;
+        if let Some((_, true)) = eval_loss {
+            optimizer.check_finite(done)?;
+            best = keeps_best(data).then(|| snapshot(&optimizer.params));
+        }
+
         let step = StepLog {
             step: done,
             epoch,
             loss,
             penalty,
+            eval_loss: eval_loss.map(|(loss, _)| loss),
             grad_norm,
             learning_rate,
             tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
             supervised_tokens: supervised_tokens as u64,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds,
         };
         log.write(&step)?;
         tracing::debug!(step = done, loss, grad_norm, learning_rate, tokens = step.tokens, "step");
-        let last = done == plan.total_steps;
+        let last = done == plan.total_steps || stops(&state);
         let stop = interrupt.requested() && !last;
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
         if due || stop || last {
-            // What is kept or published has to be numbers: an overflow would show in the next step's loss only.
+            // Saved weights must be finite; an overflow would otherwise show only in the next step's loss.
             optimizer.check_finite(done)?;
         }
         if due || stop {
             state.step = done;
-            checkpoint::save(&out.join("state"), &optimizer, config, &state)?;
+            checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state)?;
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
@@ -121,21 +133,53 @@ pub fn train(
             return Err(TrainError::Interrupted { step: done, total_steps: plan.total_steps });
         }
     }
-    Ok(report(plan, &steps, before))
+    if let Some(best) = &best {
+        restore(&mut optimizer.params, best);
+    }
+    let validation = state.validation.and_then(|v| v.report);
+    if let Some(ValidationReport { best_step, best_loss, .. }) = &validation {
+        let kept = if best.is_some() { ", whose weights are kept" } else { "" };
+        tracing::info!("  lowest validation loss {best_loss:.4} after step {best_step} of {done}{kept}");
+    }
+    Ok(report(done, &steps, before, validation))
 }
 
-/// The model is in the state that `config` speaks of.
+/// Whether the weights with the lowest validation loss are the result.
+fn keeps_best(data: &TrainData<'_>) -> bool {
+    data.validation.is_some_and(|v| v.config.keep == Keep::Best)
+}
+
+/// The validation loss after step `done`, if it is due, and whether it is the lowest so far.
+fn evaluate(
+    model: &Decoder,
+    data: &TrainData<'_>,
+    config: &TrainConfig,
+    plan: &Plan,
+    done: u64,
+    state: &mut State,
+) -> Result<Option<(f64, bool)>, TrainError> {
+    let (Some(validation), Some(progress)) = (data.validation, &mut state.validation) else { return Ok(None) };
+    if !progress.is_due(done, plan) {
+        return Ok(None);
+    }
+    let loss = eval_loss(model, validation.examples, config)?;
+    finite(done, "eval_loss", loss)?;
+    tracing::debug!(step = done, eval_loss = loss, "validation");
+    Ok(Some((loss, progress.add(done, loss))))
+}
+
+/// Checks that the model fits `config`.
 fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> {
     let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
     let adapted = model.sites().any(|s| s.lora.is_some());
     if config.lora.is_some() && !adapted {
-        return wrong("lora", "set, but the model has no adapter", "a model after `add_lora` or `load_lora`");
+        return wrong("lora", "set, but the model has no adapter", "a model with adapters (`add_lora` or `load_lora`)");
     }
     if config.full.is_some() && adapted {
-        return wrong("full", "set, but the model has adapters", "a model without");
+        return wrong("full", "set, but the model has adapters", "a model without adapters");
     }
     if model.trainable().is_empty() {
-        return wrong("full", "set, but all weights are frozen", "a model after `set_requires_grad(true)`");
+        return wrong("full", "set, but all weights are frozen", "trainable weights (`set_requires_grad(true)`)");
     }
     let options = config.load_options(model.device);
     if model.compute != options.compute {
@@ -147,7 +191,8 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     Ok(())
 }
 
-/// Forward and backward of every micro-batch; gradients add up in the leaves. Returns the loss and the supervised tokens.
+/// Runs forward and backward passes of all micro-batches, accumulating gradients. Returns the loss and the number of
+/// supervised tokens.
 fn accumulate(
     model: &Decoder,
     micro_batches: &[Packed],
@@ -162,7 +207,7 @@ fn accumulate(
         if counts[i] == 0 {
             continue;
         }
-        // The factor is known before the forward pass, so the gradient of the mean needs no second look.
+        // The scale is known before the forward pass, so gradients need no rescaling.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
             LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * in_mean as f64),
@@ -177,17 +222,17 @@ fn accumulate(
     Ok((loss, all))
 }
 
-/// Adds the gradients of what keeps the adapter away from earlier ones; returns its value.
+/// Adds the gradient of O-LoRA's penalty; returns its value.
 ///
-/// The published codes add the term to the loss of every micro-batch and divide by their number: since it does not depend on
-/// the data, that is its gradient once a step.
+/// Published implementations add the penalty to the loss of every micro-batch and divide by their number. Since it does
+/// not depend on the data, this equals its gradient once per step.
 fn penalize(model: &Decoder, data: &TrainData<'_>) -> Result<Option<f64>, TrainError> {
     let Some(orthogonality) = data.orthogonality else { return Ok(None) };
     let linears: Vec<&Linear> = model.linears().collect();
     Ok(Some(orthogonality.backward(&linears).map_err(ModelError::from)?))
 }
 
-/// The orders of epochs as they are drawn; a step may need two of them.
+/// Row orders of recent epochs; a step may need two of them.
 struct Epochs<'a> {
     data: &'a TrainData<'a>,
     drawn: Vec<(u64, Vec<RowRef>)>,
@@ -197,7 +242,7 @@ impl<'a> Epochs<'a> {
     /// The examples of a micro-batch.
     fn examples(&mut self, part: &MicroBatch) -> Vec<&'a Encoded> {
         if !self.drawn.iter().any(|(epoch, _)| *epoch == part.epoch) {
-            // Steps go forward: epochs before the last one are over.
+            // Earlier epochs are no longer needed.
             self.drawn.retain(|(epoch, _)| epoch + 1 >= part.epoch);
             self.drawn.push((part.epoch, (self.data.epoch_rows)(part.epoch)));
         }
@@ -220,7 +265,7 @@ fn adamw(config: &TrainConfig, lr: f64) -> AdamW {
     }
 }
 
-/// A step's own range of dropout keys; micro-batches count up inside it.
+/// Random seed of a step's dropout; micro-batches add their index.
 fn step_seed(seed: u64, step: u64) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step << 20)
 }
@@ -229,14 +274,15 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
     if value.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step, what, value }) }
 }
 
-/// `steps` are those of the round, the first `before` of them from an earlier process.
-fn report(plan: &Plan, steps: &[StepLog], before: usize) -> TrainReport {
+/// `steps` are all steps of the round; the first `before` are from earlier processes.
+fn report(done: u64, steps: &[StepLog], before: usize, validation: Option<ValidationReport>) -> TrainReport {
     let own = &steps[before..];
     let report = TrainReport {
-        steps: plan.total_steps,
+        steps: done,
         final_loss: final_loss(steps),
         tokens: own.iter().map(|s| s.tokens).sum(),
         seconds: own.iter().map(|s| s.seconds).sum(),
+        validation,
     };
     let (seconds, rate) = (report.seconds, report.tokens as f64 / report.seconds.max(1e-9));
     let last = steps.last().map_or(f64::NAN, |step| step.loss);

@@ -110,7 +110,7 @@ fn ten_steps_go_as_in_torch() {
         let rows = |epoch: u64| -> Vec<RowRef> {
             (0..case.rows).map(|i| RowRef { dataset: 0, row: (5 * i + epoch as usize) % case.rows }).collect()
         };
-        let data = TrainData { datasets: &datasets, epoch_rows: &rows, orthogonality: None };
+        let data = TrainData { datasets: &datasets, epoch_rows: &rows, orthogonality: None, validation: None };
         let plan = Plan::new(case.rows, &case.train, false).unwrap();
         let out = dir.path().join("round");
         train(&mut model, &data, &case.train, &plan, 1, &out, &Interrupt::default(), &mut |_| {}).unwrap();

@@ -13,7 +13,8 @@ use cl_data::{Encoded, RowRef};
 use cl_model::{Decoder, PackedBatch};
 use cl_torch::tch::{self, Device, Tensor};
 use cl_train::{
-    Full, Plan, Precision, Schedule, States, StepLog, TrainConfig, TrainData, TrainError, TrainReport, read_log, train,
+    Full, Keep, Plan, Precision, Schedule, States, StepLog, TrainConfig, TrainData, TrainError, TrainReport,
+    Validation, ValidationConfig, read_log, train,
 };
 use serde_json::json;
 
@@ -87,11 +88,24 @@ fn run_with(
     out: &Path,
     observe: &mut dyn FnMut(&StepLog),
 ) -> Result<TrainReport, TrainError> {
+    run_validated(model, examples, config, None, seed, out, observe)
+}
+
+/// As [`run_with`], with validation.
+fn run_validated(
+    model: &mut Decoder,
+    examples: Vec<Encoded>,
+    config: &TrainConfig,
+    validation: Option<Validation<'_>>,
+    seed: u64,
+    out: &Path,
+    observe: &mut dyn FnMut(&StepLog),
+) -> Result<TrainReport, TrainError> {
     let n = examples.len();
     let rows = |epoch: u64| -> Vec<RowRef> {
         cl_data::shuffled(n, epoch, 3).into_iter().map(|row| RowRef { dataset: 0, row }).collect()
     };
-    let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None };
+    let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None, validation };
     let plan = Plan::new(n, config, false).unwrap();
     train(model, &data, config, &plan, seed, out, &Interrupt::default(), &mut |p| observe(p.step))
 }
@@ -263,17 +277,17 @@ fn a_state_of_another_run_is_refused_and_kept() {
     let mut changed = examples();
     changed[2].input_ids[7] ^= 1;
     let rows: [(&str, TrainConfig, Vec<Encoded>, u64, &str); 6] = [
-        ("learning rate", TrainConfig { learning_rate: 1.1e-2, ..lora() }, examples(), 11, "another [train]"),
-        ("epochs", TrainConfig { epochs: 5, ..lora() }, examples(), 11, "another [train]"),
-        ("rank", TrainConfig { lora: Some(other_rank), ..lora() }, examples(), 11, "another [train]"),
-        ("seed", lora(), examples(), 12, "saved with seed 11, this run has 12"),
-        ("a token", lora(), changed, 11, "other data"),
-        ("a row less", lora(), examples()[..6].to_vec(), 11, "other data"),
+        ("learning rate", TrainConfig { learning_rate: 1.1e-2, ..lora() }, examples(), 11, "different [train]"),
+        ("epochs", TrainConfig { epochs: 5, ..lora() }, examples(), 11, "different [train]"),
+        ("rank", TrainConfig { lora: Some(other_rank), ..lora() }, examples(), 11, "different [train]"),
+        ("seed", lora(), examples(), 12, "saved with seed 11, but this run has seed 12"),
+        ("a token", lora(), changed, 11, "different training data"),
+        ("a row less", lora(), examples()[..6].to_vec(), 11, "different training data"),
     ];
     for (what, config, examples, seed, part) in rows {
         let error = run_with(&mut model(&config), examples, &config, seed, dir.path(), &mut |_| panic!("no step"));
         let message = error.unwrap_err().to_string();
-        assert!(message.contains(part) && message.contains("remove the folder"), "{what}: {message}");
+        assert!(message.contains(part) && message.contains("remove the directory"), "{what}: {message}");
         assert_eq!(left_behind(dir.path()), before, "{what}");
     }
     run(&lora(), dir.path());
@@ -328,7 +342,7 @@ fn rows_without_anything_to_learn_are_an_error_before_the_first_step() {
     let no_target = Encoded::new(vec![5, 6, 7], 3);
     let lone_token = Encoded::new(vec![5], 0);
     let message = attempt(vec![no_target.clone(), lone_token.clone()], &full());
-    assert!(message.starts_with("nothing to train on: 2 examples"), "{message}");
+    assert!(message.starts_with("nothing to train on: none of the 2 examples"), "{message}");
     // One of eight in a micro-batch of its own.
     let mut mixed = examples();
     mixed.push(lone_token);
@@ -448,4 +462,118 @@ fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
     let TrainError::NotFiniteWeight { step: 1, tensor } = &error else { panic!("{error}") };
     assert_eq!(tensor, "model.embed_tokens.weight");
     assert!(!dir.path().join("state").exists());
+}
+
+/// Five examples that are not trained on.
+fn held_out() -> Vec<Encoded> {
+    common::sequences(&[8; 5], 61, 77).into_iter().map(|input_ids| Encoded::new(input_ids, 3)).collect()
+}
+
+/// Every third step and after the last one; its epochs have two steps.
+fn every_third() -> ValidationConfig {
+    ValidationConfig { fraction: Some(0.5), every: Some(3), ..ValidationConfig::default() }
+}
+
+fn weights(model: &Decoder) -> Vec<Vec<f32>> {
+    model.trainable().iter().map(|(_, t)| Vec::try_from(t.flatten(0, -1)).unwrap()).collect()
+}
+
+#[test]
+fn validation_changes_no_step_and_keeps_the_best_weights() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    // So fast that the loss on other examples soon rises.
+    let config = TrainConfig { learning_rate: 0.1, warmup_steps: 0, ..lora() };
+    let plain = run(&config, &dir.path().join("plain"));
+    let (_, plain_log) = left_behind(&dir.path().join("plain"));
+    let examples_held = held_out();
+    let train_with = |name: &str, settings: &ValidationConfig| {
+        let mut trained = model(&config);
+        let validation = Some(Validation { config: settings, examples: &examples_held });
+        let out = dir.path().join(name);
+        let report = run_validated(&mut trained, examples(), &config, validation, 11, &out, &mut |_| {}).unwrap();
+        (report, left_behind(&out).1, weights(&trained))
+    };
+    let (report, log, best) = train_with("best", &every_third());
+    let evaluated: Vec<u64> = log.iter().filter(|l| l.eval_loss.is_some()).map(|l| l.step).collect();
+    assert_eq!(evaluated, [3, 6, 8]);
+    let without: Vec<StepLog> = log.iter().map(|l| StepLog { eval_loss: None, ..l.clone() }).collect();
+    assert_eq!(without, plain_log, "evaluation draws no random number and moves no weight");
+    assert_eq!(report.final_loss, plain.final_loss);
+    let outcome = report.validation.unwrap();
+    let lowest = log.iter().filter_map(|l| Some((l.step, l.eval_loss?))).min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert_eq!((outcome.best_step, outcome.best_loss, outcome.evaluations), (lowest.0, lowest.1, 3));
+    // Seven random examples say nothing about five others: the loss there rises while these are learned by heart.
+    assert!(outcome.best_step < 8, "{log:?}");
+    // The weights are those of a run that ends at the best step, which evaluates to the same loss.
+    let (_, _, last) = train_with("last", &ValidationConfig { keep: Keep::Last, ..every_third() });
+    assert_ne!(best, last);
+    let mut again = model(&config);
+    let stop = outcome.best_step;
+    let died = catch_unwind(AssertUnwindSafe(|| {
+        let mut die = |log: &StepLog| {
+            if log.step == stop {
+                resume_unwind(Box::new("stopped"));
+            }
+        };
+        run_with(&mut again, examples(), &config, 11, &dir.path().join("stopped"), &mut die)
+    }));
+    assert!(died.is_err());
+    assert_eq!(weights(&again), best);
+}
+
+#[test]
+fn patience_ends_training_early() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ValidationConfig { every: Some(1), patience: Some(2), ..every_third() };
+    let examples_held = held_out();
+    let validation = Some(Validation { config: &settings, examples: &examples_held });
+    let config = TrainConfig { learning_rate: 0.1, warmup_steps: 0, ..lora() };
+    let report =
+        run_validated(&mut model(&config), examples(), &config, validation, 11, dir.path(), &mut |_| {}).unwrap();
+    let outcome = report.validation.unwrap();
+    assert_eq!((outcome.best_step + 2, outcome.without_improvement), (report.steps, 2));
+    assert!(report.steps < 8, "{outcome:?}");
+    assert_eq!(left_behind(dir.path()).1.len() as u64, report.steps);
+    let again =
+        run_validated(&mut model(&config), examples(), &config, validation, 11, dir.path(), &mut |_| panic!("no step"));
+    assert_eq!(again.unwrap().steps, report.steps, "a stopped run is finished");
+}
+
+#[test]
+fn a_killed_run_with_validation_goes_on_bit_by_bit() {
+    let _turn = one_at_a_time();
+    let dir = tempfile::tempdir().unwrap();
+    let examples_held = held_out();
+    let settings = ValidationConfig { every: Some(2), patience: Some(3), ..every_third() };
+    let validation = Some(Validation { config: &settings, examples: &examples_held });
+    let pure = TrainConfig { precision: Precision::Bf16, states: States::Pure, ..full() };
+    for (name, config) in [("lora", lora()), ("pure bf16", pure)] {
+        let go = |out: &Path, observe: &mut dyn FnMut(&StepLog)| {
+            let mut trained = model(&config);
+            let report = run_validated(&mut trained, examples(), &config, validation, 11, out, observe);
+            report.map(|r| (r.validation, r.steps, weights(&trained)))
+        };
+        let whole = dir.path().join(name);
+        let expected = go(&whole, &mut |_| {}).unwrap();
+        // Saved after steps 3, 6 and 8; evaluated after 2, 4, 6 and 8.
+        for step in [2, 3, 4, 5, 7, 8] {
+            let out = dir.path().join(format!("{name}, killed after {step}"));
+            let died = catch_unwind(AssertUnwindSafe(|| {
+                go(&out, &mut |log| {
+                    if log.step == step {
+                        resume_unwind(Box::new("killed"));
+                    }
+                })
+            }));
+            assert!(died.is_err() || step >= expected.1, "{name}, {step}");
+            assert_eq!(go(&out, &mut |_| {}).unwrap(), expected, "{name}, killed after step {step}");
+            assert_eq!(left_behind(&out), left_behind(&whole), "{name}, killed after step {step}");
+        }
+        let other = ValidationConfig { patience: None, ..settings.clone() };
+        let other = Some(Validation { config: &other, examples: &examples_held });
+        let refused = run_validated(&mut model(&config), examples(), &config, other, 11, &whole, &mut |_| {});
+        assert!(refused.unwrap_err().to_string().contains("different [validation]"));
+    }
 }

@@ -20,7 +20,7 @@ impl Architecture {
     }
 }
 
-/// What the metadata says about the model; the tensors are held against it.
+/// The model's shape by its metadata, which the tensors are checked against.
 pub(super) struct Shape {
     pub(super) architecture: Architecture,
     pub(super) layers: usize,
@@ -44,7 +44,7 @@ pub(super) struct Optional {
     pub(super) mlp_bias: bool,
 }
 
-/// Keys below `{architecture}.` that are understood; any other might change what the model computes.
+/// Supported keys below `{architecture}.`; any other might change what the model computes.
 const KEYS: [&str; 23] = [
     "vocab_size",
     "context_length",
@@ -192,10 +192,11 @@ fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize
         _ => share,
     };
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim.checked_mul(heads).is_none() {
-        return Err(keys.error("attention.head_count", format!("a head width of {head_dim} is impossible")));
+        return Err(keys.error("attention.head_count", format!("{head_dim} is not a valid head size")));
     }
     if let Some(rotary) = rotary.filter(|&r| r != head_dim) {
-        let problem = format!("only {rotary} of {head_dim} dimensions are rotated, which is not supported");
+        let problem =
+            format!("only {rotary} of {head_dim} dimensions are rotated; partial rotary embeddings are not supported");
         return Err(keys.error("rope.dimension_count", problem));
     }
     if let Some(value) = keys.optional("attention.value_length")?.filter(|&v| v != head_dim) {
@@ -204,7 +205,7 @@ fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize
     Ok(head_dim)
 }
 
-/// The embedding's rows; metadata that says otherwise is wrong.
+/// Number of rows of the embedding, which the metadata must not contradict.
 fn vocab_size(keys: &Keys) -> Result<usize, Error> {
     let tensor = "token_embd.weight";
     let embedding = keys.file.tensors().get(tensor);
@@ -276,8 +277,7 @@ impl Keys<'_> {
         for key in self.file.metadata().keys() {
             let Some(rest) = key.strip_prefix(self.prefix).and_then(|k| k.strip_prefix('.')) else { continue };
             if !KEYS.contains(&rest) {
-                let problem =
-                    "not known for this architecture; it may change what the model computes, so nothing is imported";
+                let problem = "not supported for this architecture; it may change what the model computes, so nothing is imported";
                 return Err(self.error(rest, problem.to_owned()));
             }
         }

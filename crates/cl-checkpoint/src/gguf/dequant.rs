@@ -23,7 +23,7 @@
 
 use half::{bf16, f16};
 
-/// An element type of ggml that can be read.
+/// A supported element type of ggml.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)] // the names that the format's own documents use
 pub enum GgmlType {
@@ -67,7 +67,7 @@ const TYPES: [(GgmlType, u32, &str, usize, usize); 11] = [
 ];
 
 impl GgmlType {
-    /// The type with this number in files; `None` for types that are not read.
+    /// The type with this number in files; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<GgmlType> {
         TYPES.iter().find(|row| row.1 == id).map(|row| row.0)
     }
@@ -178,8 +178,9 @@ fn q5_1(b: &[u8], out: &mut [f32]) {
     five_bits(&b[4..], out, |q| d * q + m);
 }
 
-/// Scale and minimum of group `g` from the 12 packed bytes: the first four groups keep theirs in the low 6 bits of bytes
-/// `g` and `g + 4`; the last four in the nibbles of byte `g + 4`, with their upper two bits on top of the first ones'.
+/// Scale and minimum of group `g` from the 12 packed bytes: the first four groups keep theirs in the low 6 bits of
+/// bytes `g` and `g + 4`; the last four in the nibbles of byte `g + 4`, with their upper two bits on top of the first
+/// ones'.
 fn scale_and_min(packed: &[u8], g: usize) -> (f32, f32) {
     let (scale, min) = if g < 4 {
         (packed[g] & 63, packed[g + 4] & 63)
@@ -210,8 +211,8 @@ fn q5_k(b: &[u8], out: &mut [f32]) {
     k_groups(b, &b[48..], out, |g, i| (b[16 + i] >> g & 1) << 4);
 }
 
-/// Each half of 128 values uses 64 bytes of nibbles and 32 of bit pairs; its four runs of 32 take the low nibbles of the
-/// first and second 32 bytes, then the high ones, and bit pairs 0 to 3.
+/// Each half of 128 values uses 64 bytes of nibbles and 32 of bit pairs; its four runs of 32 take the low nibbles of
+/// the first and second 32 bytes, then the high ones, and bit pairs 0 to 3.
 fn q6_k(b: &[u8], out: &mut [f32]) {
     let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(&b[208..]));
     for (run, out) in out.chunks_exact_mut(32).enumerate() {

@@ -1,24 +1,24 @@
 use std::path::{Path, PathBuf};
 
-/// Why a GGUF file cannot be read or imported. Every message names the file, and the key or tensor where there is one.
+/// Errors of reading and importing GGUF files. Every message names the file, and the key or tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system's answer.
+    /// I/O error.
     #[error("{path}: {}", crate::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
-        /// The answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// The file does not start as GGUF files do.
+    /// The file is not a GGUF file.
     #[error("{path}: not a GGUF file (it does not start with the bytes `GGUF`)")]
     Magic {
         /// The file.
         path: PathBuf,
     },
-    /// A version of the format, or a byte order, that is not read.
+    /// The version of the format, or the byte order, is not supported.
     #[error("{path}: GGUF version {version} is not supported; little-endian files of version 2 and 3 are")]
     Version {
         /// The file.
@@ -26,17 +26,17 @@ pub enum Error {
         /// As stored.
         version: u32,
     },
-    /// The header's structure is broken.
-    #[error("{path}: broken GGUF header at byte {offset}: {problem}")]
+    /// The header is damaged.
+    #[error("{path}: invalid GGUF header at byte {offset}: {problem}")]
     Header {
         /// The file.
         path: PathBuf,
-        /// Where in the file.
+        /// Offset in the file.
         offset: usize,
         /// What is wrong there.
         problem: String,
     },
-    /// A metadata value that is needed is not there.
+    /// A required metadata key is missing.
     #[error("{path}: metadata key `{key}` is missing")]
     MissingKey {
         /// The file.
@@ -44,7 +44,7 @@ pub enum Error {
         /// The key.
         key: String,
     },
-    /// A metadata value that cannot be used.
+    /// A metadata value is invalid or not supported.
     #[error("{path}: metadata key `{key}`: {problem}")]
     Key {
         /// The file.
@@ -54,7 +54,7 @@ pub enum Error {
         /// What is wrong with the value.
         problem: String,
     },
-    /// A tensor's entry does not make sense.
+    /// A tensor's entry is invalid.
     #[error("{path}: tensor `{tensor}`: {problem}")]
     Tensor {
         /// The file.
@@ -64,7 +64,7 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// A tensor that the architecture needs is not there.
+    /// A required tensor is missing.
     #[error("{path}: tensor `{tensor}` is missing")]
     MissingTensor {
         /// The file.
@@ -72,9 +72,9 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor that the architecture has no place for.
+    /// The architecture has no such tensor.
     #[error(
-        "{path}: tensor `{tensor}` has no place in a {architecture} model; it would be lost, so nothing is imported"
+        "{path}: tensor `{tensor}` is not part of a {architecture} model and would be lost, so nothing is imported"
     )]
     UnusedTensor {
         /// The file.
@@ -84,7 +84,7 @@ pub enum Error {
         /// `general.architecture`.
         architecture: String,
     },
-    /// A weight that is no finite number, in the file or after rounding.
+    /// A weight is not finite, in the file or after rounding.
     #[error("{path}: tensor `{tensor}`: element {index} is {value} and cannot be stored as {dtype}{hint}")]
     NotFinite {
         /// The file.
@@ -95,23 +95,23 @@ pub enum Error {
         index: usize,
         /// The value in f32.
         value: f32,
-        /// What it was to be rounded to.
+        /// The target dtype.
         dtype: &'static str,
-        /// How to go on, where there is a way.
+        /// What can be done about it, if anything.
         hint: &'static str,
     },
-    /// An architecture that is not imported.
-    #[error("{path}: architecture `{architecture}` is not supported; supported are {supported}")]
+    /// The architecture is not supported.
+    #[error("{path}: architecture `{architecture}` is not supported; supported: {supported}")]
     Architecture {
         /// The file.
         path: PathBuf,
         /// `general.architecture`.
         architecture: String,
-        /// Those that are.
+        /// The supported ones.
         supported: String,
     },
-    /// A tokenizer model or pre-tokenizer that is not known: guessing would split text wrongly without anybody noticing.
-    #[error("{path}: `{key}` is `{name}`, which is not supported; supported are {supported}")]
+    /// The tokenizer model or pre-tokenizer is not supported. A wrong guess would silently split text differently.
+    #[error("{path}: `{key}` is `{name}`, which is not supported; supported: {supported}")]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -119,7 +119,7 @@ pub enum Error {
         key: &'static str,
         /// Its value.
         name: String,
-        /// Those that are.
+        /// The supported ones.
         supported: String,
     },
     /// The output directory cannot be written.

@@ -42,9 +42,9 @@ impl FloatDtype {
     }
 }
 
-/// A name that is none of `bf16`, `f16` and `f32`.
+/// The name is not `bf16`, `f16` or `f32`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown dtype `{0}`; choose bf16, f16 or f32")]
+#[error("unknown dtype `{0}`; expected bf16, f16 or f32")]
 pub struct UnknownDtype(pub String);
 
 impl FromStr for FloatDtype {
@@ -60,16 +60,16 @@ impl FromStr for FloatDtype {
     }
 }
 
-/// How to import.
+/// Options of an import.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ImportOptions {
-    /// What the weights are rounded to, to nearest even.
+    /// Dtype that the weights are rounded to (to nearest even).
     pub dtype: FloatDtype,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
 }
 
-/// What was imported.
+/// Summary of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportReport {
     /// `model_type` of the written `config.json`.
@@ -80,7 +80,7 @@ pub struct ImportReport {
     pub parameters: usize,
     /// Number of tokens.
     pub tokens: usize,
-    /// What had to be assumed because the file does not say; empty for files of current converters.
+    /// Assumptions about what the file does not specify; empty for files of current converters.
     pub notes: Vec<String>,
 }
 
@@ -90,8 +90,8 @@ pub struct ImportReport {
 /// Weights are dequantized in f32 and rounded once. Memory holds one output tensor at a time.
 ///
 /// # Errors
-/// Any [`Error`]; everything but the weights' values is checked before the first byte is written, and after an error nothing
-/// of the output stays.
+/// Returns an error if the file is invalid or not supported, or the output cannot be written. Everything except the
+/// weights' values is checked before anything is written; after an error, there is no output.
 pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<ImportReport, Error> {
     let gguf = GgufFile::open(file)?;
     OutputDir::check(out, options.overwrite, &[("the GGUF file", file)])?;
@@ -161,7 +161,7 @@ fn convert(gguf: &GgufFile, planned: &Planned, dtype: FloatDtype) -> Result<Vec<
             index,
             value,
             dtype: dtype.torch_name(),
-            hint: if value.is_finite() { "; choose f32, or bf16 for anything but the largest floats" } else { "" },
+            hint: if value.is_finite() { "; choose f32, or bf16 unless values are near the largest f32" } else { "" },
         }),
     }
 }

@@ -1,7 +1,7 @@
 //! GGUF files, and their import into Hugging Face directories.
 //!
-//! The format: magic `GGUF`, version 2 or 3, counts, key-value pairs, tensor descriptions, then aligned tensor data; all
-//! little endian. Dimensions are stored innermost first.
+//! The format: magic `GGUF`, version 2 or 3, counts, key-value pairs, tensor descriptions, then aligned tensor data;
+//! all little endian. Dimensions are stored innermost first.
 
 mod config;
 mod dequant;

@@ -13,7 +13,7 @@ pub enum GgufValue {
     Unsigned(u64),
     /// Any signed integer.
     Signed(i64),
-    /// f32, or f64 rounded to it where it was written so.
+    /// f32, or f64 rounded to f32.
     Float(f64),
     /// A boolean.
     Bool(bool),
@@ -43,10 +43,11 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Maps the file and checks everything but the tensors' values.
+    /// Memory-maps the file and checks everything except the tensors' values.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Magic`], [`Error::Version`], [`Error::Header`], [`Error::Tensor`].
+    /// Returns [`Error::Io`] if the file cannot be read, and [`Error::Magic`], [`Error::Version`], [`Error::Header`] or
+    /// [`Error::Tensor`] if it is not a valid GGUF file.
     pub fn open(path: &Path) -> Result<GgufFile, Error> {
         let file = open_file(path)?;
         if file.metadata().map_err(Error::io(path))?.len() == 0 {
@@ -59,7 +60,7 @@ impl GgufFile {
         Ok(GgufFile { path: path.to_owned(), map, metadata, tensors })
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -167,9 +168,9 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
         return Err(Error::Version { path: path.to_owned(), version });
     }
     let (tensor_count, pair_count) = (cursor.u64()?, cursor.u64()?);
-    // An entry takes more bytes than one.
+    // Every entry takes more than one byte.
     if tensor_count.max(pair_count) > file.len() as u64 {
-        return Err(cursor.wrong(format!("{tensor_count} tensors and {pair_count} keys have no room in the file")));
+        return Err(cursor.wrong(format!("{tensor_count} tensors and {pair_count} keys do not fit into the file")));
     }
     let mut metadata = BTreeMap::new();
     for _ in 0..pair_count {
@@ -213,7 +214,7 @@ fn place(
         let wrong = |problem: String| Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem };
         let size = tensor.end;
         if tensor.start % alignment != 0 {
-            return Err(wrong(format!("offset {} is no multiple of the alignment {alignment}", tensor.start)));
+            return Err(wrong(format!("offset {} is not a multiple of the alignment {alignment}", tensor.start)));
         }
         let start = data.checked_add(tensor.start);
         let end = start.and_then(|s| s.checked_add(size));
@@ -238,7 +239,7 @@ fn place(
     Ok(())
 }
 
-/// More than any vocabulary needs, and few enough that no list of single bytes grows into all memory.
+/// More than any vocabulary needs, and small enough that a list of single bytes cannot fill the memory.
 const MAX_VALUES: usize = 1 << 24;
 
 struct Cursor<'a> {
@@ -266,7 +267,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
         let end = self.at.checked_add(n).filter(|&e| e <= self.file.len());
         let end = end.ok_or_else(|| {
-            self.wrong(format!("{n} bytes wanted, the file ends at {}; it is truncated", self.file.len()))
+            self.wrong(format!("{n} bytes expected, but the file ends at {}; it is truncated", self.file.len()))
         })?;
         let bytes = &self.file[self.at..end];
         self.at = end;
@@ -300,7 +301,7 @@ impl<'a> Cursor<'a> {
     fn value(&mut self, kind: u32, depth: usize) -> Result<GgufValue, Error> {
         self.values += 1;
         if self.values > MAX_VALUES {
-            return Err(self.wrong(format!("more than {MAX_VALUES} values; this is no model's metadata")));
+            return Err(self.wrong(format!("more than {MAX_VALUES} values")));
         }
         Ok(match kind {
             0 => GgufValue::Unsigned(u64::from(self.array::<1>()?[0])),
@@ -319,7 +320,8 @@ impl<'a> Cursor<'a> {
                 }
                 let kind = self.u32()?;
                 let count = self.u64()?;
-                // Every element takes a byte at least, so a count beyond the file is refused before anything is made.
+                // Every element takes at least one byte, so a count beyond the file's end is an error before anything
+                // is allocated.
                 if count > (self.file.len() - self.at) as u64 {
                     return Err(self.wrong(format!("a list of {count} at byte {}; the file is truncated", self.at)));
                 }
@@ -332,7 +334,7 @@ impl<'a> Cursor<'a> {
             10 => GgufValue::Unsigned(self.u64()?),
             11 => GgufValue::Signed(i64::from_le_bytes(self.array()?)),
             12 => GgufValue::Float(f64::from_le_bytes(self.array()?)),
-            other => return Err(self.wrong(format!("value type {other} at byte {} is not known", self.at))),
+            other => return Err(self.wrong(format!("unknown value type {other} at byte {}", self.at))),
         })
     }
 

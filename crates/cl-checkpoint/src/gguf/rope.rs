@@ -21,12 +21,15 @@ pub(super) fn scaling(
     let stated = stated(&keys, original)?;
     let factors = factors(file, head_dim)?;
     match (stated, factors) {
-        (Some(_), Some(_)) => {
-            Err(file.tensor_error(FACTORS, format!("stands beside `{prefix}.rope.scaling.type`; only one can hold")))
-        }
+        (Some(_), Some(_)) => Err(file.tensor_error(
+            FACTORS,
+            format!("is present together with `{prefix}.rope.scaling.type`; expected only one of them"),
+        )),
         (None, Some(factors)) => match recover(&factors, head_dim, theta, original) {
             Some(rule) => Ok(Some(rule.to_json())),
-            None => Err(file.tensor_error(FACTORS, format!("{factors:?} follow no Llama 3 rope scaling"))),
+            None => {
+                Err(file.tensor_error(FACTORS, format!("{factors:?} are not the factors of a Llama 3 rope scaling")))
+            }
         },
         (stated, None) => Ok(stated),
     }
@@ -59,7 +62,7 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
             Ok(Some(scaling))
         }
         (other, _) => {
-            let problem = format!("`{other}` is not supported; supported are none, linear, yarn");
+            let problem = format!("`{other}` is not supported; supported: none, linear, yarn");
             Err(keys.error("rope.scaling.type", problem))
         }
     }
@@ -74,14 +77,15 @@ fn factors(file: &GgufFile, head_dim: usize) -> Result<Option<Vec<f64>>, Error> 
     let mut factors = vec![0.0; head_dim / 2];
     dequantize(tensor.ggml_type, file.bytes(tensor), &mut factors);
     if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f >= 1.0)) {
-        return Err(file.tensor_error(FACTORS, format!("a factor is {bad}; finite ones of at least 1 are expected")));
+        return Err(file.tensor_error(FACTORS, format!("a factor is {bad}; expected finite factors of at least 1")));
     }
     let scaled = factors.iter().any(|&f| f != 1.0);
     Ok(scaled.then(|| factors.into_iter().map(f64::from).collect()))
 }
 
-/// Llama 3's rule. With wavelength λ = 2π·theta^(2i/d), frequencies of λ < original/high stay, those of λ > original/low
-/// are divided by `factor`, and between them by 1 / ((1 − s)/factor + s), s = (original/λ − low) / (high − low).
+/// Llama 3's rule. With wavelength λ = 2π·theta^(2i/d), frequencies of λ < original/high stay, those of λ >
+/// original/low are divided by `factor`, and between them by 1 / ((1 − s)/factor + s), s = (original/λ − low) / (high −
+/// low).
 struct Llama3 {
     factor: f64,
     low: f64,
@@ -106,8 +110,8 @@ impl Llama3 {
     }
 }
 
-/// Finds a rule that gives these factors. Scaling `original`, `low` and `high` together changes nothing, so `low` is 1 as in
-/// every published model; then `high` = 4 with the stated, the usual or the implied `original`; then both fitted.
+/// Finds a rule that gives these factors. Scaling `original`, `low` and `high` together changes nothing, so `low` is 1
+/// as in every published model; then `high` = 4 with the stated, the usual or the implied `original`; then both fitted.
 fn recover(factors: &[f64], head_dim: usize, theta: f64, stated: Option<usize>) -> Option<Llama3> {
     let wavelength = |i: usize| 2.0 * PI * theta.powf(2.0 * i as f64 / head_dim as f64);
     let factor = factors.iter().copied().fold(1.0, f64::max);
@@ -125,7 +129,8 @@ fn recover(factors: &[f64], head_dim: usize, theta: f64, stated: Option<usize>) 
         let offset = slope / w0 - s0; // 1 / (high − 1)
         candidates.push(rule(1.0 + 1.0 / offset, slope / offset));
     }
-    // The writer computes in f32 and `original` is rounded to a whole number, so the factors agree to a few parts in 10⁵.
+    // The writer computes in f32 and `original` is rounded to a whole number, so the factors agree to a few parts in
+    // 10⁵.
     let fits = |rule: &Llama3| {
         rule.original >= 1.0
             && rule.high > 1.0

@@ -15,8 +15,8 @@ pub(super) struct Planned<'f> {
 impl Planned<'_> {
     /// The row of the file that becomes row `row`.
     ///
-    /// Transformers rotates dimension `j` of a head together with `j + d/2`, llama.cpp's llama `2j` with `2j + 1`, so its
-    /// converter moved row `j + i·d/2` to `2j + i` in the query and key projections.
+    /// Transformers rotates dimension `j` of a head together with `j + d/2`, llama.cpp's llama `2j` with `2j + 1`, so
+    /// its converter moved row `j + i·d/2` to `2j + i` in the query and key projections.
     pub(super) fn source_row(&self, row: usize, rows: usize) -> usize {
         let Some(heads) = self.interleaved_heads else { return row };
         let head_dim = rows / heads;

@@ -240,9 +240,9 @@ fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<Str
     })
 }
 
-/// SentencePiece BPE, `tokenizer.ggml.model` = `llama`: one space is put before the text, also before text that starts with
-/// one, spaces become `▁`, unknown characters fall back to their bytes. Of the two ways that published files say this, a
-/// normalizer and the pre-tokenizer `Metaspace`, only the normalizer keeps a leading space of the text itself.
+/// SentencePiece BPE, `tokenizer.ggml.model` = `llama`: one space is put before the text, also before text that starts
+/// with one, spaces become `▁`, unknown characters fall back to their bytes. Of the two ways that published files say
+/// this, a normalizer and the pre-tokenizer `Metaspace`, only the normalizer keeps a leading space of the text itself.
 fn sentencepiece(
     file: &GgufFile,
     tokens: &[&str],
@@ -287,9 +287,9 @@ fn merges(file: &GgufFile, index: &HashMap<&str, usize>) -> Result<Option<Vec<(S
     for (i, line) in lines.iter().enumerate() {
         let halves = line.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
         let wrong = |what: &str| file.key_error(MERGES, format!("merge {i}, {line:?}, {what}"));
-        let (a, b) = halves.ok_or_else(|| wrong("is not two tokens with a space between them"))?;
+        let (a, b) = halves.ok_or_else(|| wrong("is not two tokens separated by a space"))?;
         if ![a, b, &format!("{a}{b}")].iter().all(|token| index.contains_key(token)) {
-            return Err(wrong("joins or makes something that is no token"));
+            return Err(wrong("contains or produces something that is not a token"));
         }
         merges.push((a.to_owned(), b.to_owned()));
     }
@@ -307,8 +307,8 @@ fn scores(file: &GgufFile, tokens: usize) -> Result<Vec<f32>, Error> {
     Ok(scores)
 }
 
-/// SentencePiece joins whichever neighbours make the token with the highest score, so every way to cut a token in two tokens
-/// is a merge, the highest scores first. Control, unknown and byte tokens are never the result of joining text.
+/// SentencePiece joins whichever neighbours make the token with the highest score, so every way to cut a token in two
+/// tokens is a merge, the highest scores first. Control, unknown and byte tokens are never the result of joining text.
 fn implied_merges(
     tokens: &[&str],
     index: &HashMap<&str, usize>,
@@ -332,8 +332,8 @@ fn implied_merges(
         // Adding zero makes −0, the score of the first merge, equal to 0.
         merges.extend(ways.into_iter().map(|(_, _, a, b)| (scores[id] + 0.0, a, b)));
     }
-    // Equal scores: the longer left half first, then the longer right half, then the order of the vocabulary, as Transformers
-    // orders them.
+    // Equal scores: the longer left half first, then the longer right half, then the order of the vocabulary, as
+    // Transformers orders them.
     let lengths = |a: &str, b: &str| (a.chars().count(), b.chars().count());
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then_with(|| lengths(y.1, y.2).cmp(&lengths(x.1, x.2))));
     merges.into_iter().map(|(_, a, b)| (a.to_owned(), b.to_owned())).collect()

@@ -319,7 +319,7 @@ fn what_is_trained_beside_factors_is_told() {
         (r#","modules_to_save":["embed_tokens","lm_head"]"#, &[(table, &[4, 3])], "modules_to_save (`lm_head`)"),
         (r#","trainable_token_indices":[7,3]"#, &[(rows, &[3, 3])], "2 different ids"),
         (r#","trainable_token_indices":[7,7]"#, &[(rows, &[2, 3])], "1 different ids"),
-        (r#","lora_bias":true"#, &[], "lora_bias says that more was trained"),
+        (r#","lora_bias":true"#, &[], "lora_bias names trained tensors"),
         ("", &[(&own, &[5])], "expected lora_bias = true"),
     ];
     for (more, tensors, message) in wrong {

@@ -140,7 +140,7 @@ fn a_file_or_a_link_in_the_way_is_never_replaced() {
     fs::write(path("t/mine"), "m").unwrap();
     symlink(path("t"), path("full")).unwrap();
     symlink(path("nowhere"), path("gone")).unwrap();
-    for (name, why) in [("file", "is a file"), ("full", "neither"), ("gone", "leads nowhere")] {
+    for (name, why) in [("file", "is a file"), ("full", "neither"), ("gone", "dangling symbolic link")] {
         assert_error(name, write_model(&path(name), false, b"new!"), &["exists already"]);
         assert_error(name, write_model(&path(name), true, b"new!"), &[why, "not overwritten"]);
     }
@@ -178,5 +178,5 @@ fn verifying_follows_no_link_to_a_directory_and_no_name_outside() {
     fs::write(dir.join("manifest.json"), "{}").unwrap();
     assert_error("no kind", Manifest::verify(&dir), &["manifest.json", "kind"]);
     fs::remove_file(dir.join("manifest.json")).unwrap();
-    assert_error("unfinished", Manifest::read(&dir), &["manifest.json: not found", "unfinished"]);
+    assert_error("unfinished", Manifest::read(&dir), &["manifest.json: not found", "incomplete"]);
 }

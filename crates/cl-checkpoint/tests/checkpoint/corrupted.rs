@@ -21,7 +21,7 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
     let (w, four) = ("`w`", [0u8; 4]);
     let rows: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
         ("empty file", vec![], vec!["the file is empty"]),
-        ("no room for the length", vec![1; 7], vec!["7 bytes, a header needs at least 8"]),
+        ("no room for the length", vec![1; 7], vec!["7 bytes, but a header needs at least 8"]),
         ("header length beyond the file", [&9u64.to_le_bytes()[..], b"{}"].concat(), vec!["claims 9", "has 2"]),
         ("huge header length", [&u64::MAX.to_le_bytes()[..], b"{}"].concat(), vec!["claims 18446744073709551615"]),
         ("pickle", b"PK\x03\x04 archive/data.pkl".to_vec(), vec!["truncated or another format"]),
@@ -74,10 +74,10 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
         (
             "shape product beyond 64 bits",
             safetensors(shape("F32", "[4294967296,4294967296,1]"), &four),
-            vec![w, "too many"],
+            vec![w, "too large"],
         ),
-        ("bits beyond 64 bits", safetensors(shape("F64", "[2305843009213693952]"), &four), vec![w, "too many"]),
-        ("half a byte", safetensors(shape("F4", "[7]"), &four), vec![w, "no whole number of bytes"]),
+        ("bits beyond 64 bits", safetensors(shape("F64", "[2305843009213693952]"), &four), vec![w, "too large"]),
+        ("half a byte", safetensors(shape("F4", "[7]"), &four), vec![w, "not a whole number of bytes"]),
         ("negative dimension", safetensors(shape("F32", "[-1]"), &four), vec![w, "-1"]),
         ("fractional dimension", safetensors(shape("F32", "[1.0]"), &four), vec![w, "floating point"]),
         ("shape no list", safetensors(shape("F32", "1"), &four), vec![w]),
@@ -118,7 +118,7 @@ fn what_is_no_file_is_refused() {
     let path = folder.path().join("model.safetensors");
     assert_error("nothing", SafetensorsFile::open(&path), &["model.safetensors", "not found"]);
     fs::create_dir(&path).unwrap();
-    assert_error("a directory", SafetensorsFile::open(&path), &["model.safetensors", "a regular file is expected"]);
+    assert_error("a directory", SafetensorsFile::open(&path), &["model.safetensors", "expected a regular file"]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn an_index_that_leads_outside_or_contradicts_its_shards_is_refused_by_name() {
 fn what_a_directory_lacks_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("model");
-    assert_error("no directory", Checkpoint::open(&dir), &["model: not found"]);
+    assert_error("not a directory", Checkpoint::open(&dir), &["model: not found"]);
     fs::create_dir(&dir).unwrap();
     assert_error("no config", Checkpoint::open(&dir), &["config.json: not found"]);
     for (case, text, part) in [("not JSON", "{", "not valid JSON"), ("a list", "[1]", "expected a JSON object")] {

@@ -49,7 +49,8 @@ fn factors_of_one_are_no_scaling_and_others_have_to_follow_the_rule() {
     assert!(model.info("rope_freqs.weight").is_none());
 
     let folder = tempfile::tempdir().unwrap();
-    for (factors, part) in [([3.0, 1.0], "follow no Llama 3"), ([f32::NAN, 1.0], "NaN"), ([1.0, 0.5], "0.5")] {
+    for (factors, part) in [([3.0, 1.0], "not the factors of a Llama 3"), ([f32::NAN, 1.0], "NaN"), ([1.0, 0.5], "0.5")]
+    {
         let mut file = Gguf::tiny();
         file.add("rope_freqs.weight", &[2], factors.into_iter());
         assert_refused(part, folder.path(), &file.bytes(), &["`rope_freqs.weight`", part]);
@@ -58,7 +59,7 @@ fn factors_of_one_are_no_scaling_and_others_have_to_follow_the_rule() {
     let mut file = Gguf::tiny();
     file.add("rope_freqs.weight", &[2], [2.0, 2.0].into_iter());
     file.set("llama.rope.scaling.original_context_length", Value::U32(0));
-    assert_refused("length 0", folder.path(), &file.bytes(), &["`rope_freqs.weight`", "follow no Llama 3"]);
+    assert_refused("length 0", folder.path(), &file.bytes(), &["`rope_freqs.weight`", "not the factors of a Llama 3"]);
 }
 
 #[test]

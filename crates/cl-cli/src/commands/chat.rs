@@ -6,28 +6,29 @@ use cl_checkpoint::Interrupt;
 use cl_data::{ChatTemplate, Message};
 use cl_lab::LoadedModel;
 use cl_model::{GenerateOptions, Scorer, Session};
+use cl_train::Precision;
 
 use super::decoding::DecodingArgs;
 use super::input::Lines;
-use super::{Precision, chat_template, loaded, reply};
+use super::{chat_template, loaded, reply};
 use crate::output::say;
 
 /// Arguments of `cl chat`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "A line is a message. /reset begins a new conversation, /system TEXT changes the system message, \
-    /exit or Ctrl-D ends.\nCtrl-C ends a reply; a second one ends the program."
+    after_help = "Each line is a message. Commands: /reset starts a new conversation, /system TEXT changes the system \
+    message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
 )]
 pub struct Args {
     /// Model directory.
     model: PathBuf,
-    /// PEFT adapter directory; of several the sum is used.
+    /// PEFT adapter directory; may be repeated, the updates are added.
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
     /// System message.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    /// Chat template (Jinja) to use instead of the model's own.
+    /// Chat template (Jinja) instead of the model's.
     #[arg(long, value_name = "FILE")]
     template: Option<PathBuf>,
     /// Maximum number of new tokens of a reply.
@@ -35,15 +36,15 @@ pub struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     decoding: DecodingArgs,
-    /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
 }
 
-/// What has been said, and what the model remembers of it.
+/// A conversation and the model's cached state.
 struct Conversation<'a> {
     args: &'a Args,
     template: ChatTemplate,
@@ -75,7 +76,7 @@ pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<(
         say("/reset, /system TEXT, /exit; Ctrl-C ends a reply");
     }
     let mut lines = Lines::new();
-    // The first Ctrl-C during a reply ends the reply; the program goes on, and the system ends it at the second.
+    // The first Ctrl-C ends the reply; the second ends the program.
     let mut spent = false;
     loop {
         if terminal {
@@ -98,25 +99,25 @@ pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<(
     Ok(())
 }
 
-/// Exit code of a program that Ctrl-C has stopped.
+/// Exit code after Ctrl-C.
 const CTRL_C: u8 = 130;
 
-/// Not every template knows system messages.
+/// Not every template supports system messages.
 fn check_system(template: &ChatTemplate, system: Option<&str>) -> Result<()> {
     chat_template::render(template, system, &[Message::new("user", "?")]).map(|_| ())
 }
 
 impl Conversation<'_> {
-    /// Takes a line: a command or a message, which is answered.
+    /// Handles a line: a command, or a message to answer.
     fn take(&mut self, line: &str, interrupted: &dyn Fn() -> bool, out: &mut impl Write) -> Result<()> {
         let (first, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
         match first {
             "" => {}
             "/reset" => self.turns.clear(),
             "/system" => self.set_system(rest.trim()),
-            // A path is no command.
+            // A path is not a command.
             _ if first.len() > 1 && first.starts_with('/') && !first[1..].contains(|c: char| !c.is_alphabetic()) => {
-                say(format_args!("{first} is no command; there are /reset, /system TEXT and /exit"));
+                say(format_args!("unknown command {first}; commands: /reset, /system TEXT, /exit"));
             }
             _ => self.answer(line, interrupted, out)?,
         }
@@ -127,7 +128,7 @@ impl Conversation<'_> {
         let system = Some(text.to_owned()).filter(|text| !text.is_empty());
         match check_system(&self.template, system.as_deref()) {
             Ok(()) => self.system = system,
-            Err(error) => say(format_args!("the system message stays as it was: {error}")),
+            Err(error) => say(format_args!("the system message is unchanged: {error}")),
         }
     }
 
@@ -141,8 +142,8 @@ impl Conversation<'_> {
         if room == 0 {
             self.turns.pop();
             say(format_args!(
-                "the conversation would have {} tokens, the model's context holds {positions}; the message was dropped, \
-                 /reset begins a new conversation",
+                "the conversation would exceed the model's context ({} of {positions} tokens); the message was dropped. \
+                 /reset starts a new conversation",
                 ids.len()
             ));
             return Ok(());
@@ -155,9 +156,11 @@ impl Conversation<'_> {
         if interrupted() {
             say("(interrupted)");
         } else if !reply.stopped && room <= self.args.max_new_tokens {
-            say(format_args!("(cut: the context of {positions} tokens is full; /reset begins a new conversation)"));
+            say(format_args!(
+                "(truncated: the context of {positions} tokens is full; /reset starts a new conversation)"
+            ));
         } else if !reply.stopped {
-            say(format_args!("(cut after {} tokens; --max-new-tokens allows more)", self.args.max_new_tokens));
+            say(format_args!("(truncated after {} tokens; see --max-new-tokens)", self.args.max_new_tokens));
         }
         Ok(())
     }

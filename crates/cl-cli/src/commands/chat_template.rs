@@ -5,7 +5,7 @@ use cl_checkpoint::Checkpoint;
 use cl_checkpoint::files::{MAX_TOKENIZER, read_text};
 use cl_data::{ChatTemplate, Message, Tokenizer};
 
-/// The chat template of a model, or the one in `file` in its place.
+/// The chat template in `file`, or else of the model.
 pub fn open(model: &Path, file: Option<&Path>) -> Result<ChatTemplate> {
     if let Some(file) = file {
         let text = read_text(file, MAX_TOKENIZER)?;
@@ -16,23 +16,23 @@ pub fn open(model: &Path, file: Option<&Path>) -> Result<ChatTemplate> {
     if let Some(template) = ChatTemplate::from_dir(model)? {
         return Ok(template);
     }
-    // What is no model at all is told as such.
+    // Report first if it is not a model at all.
     Checkpoint::open(model)?;
     bail!(
-        "{}: no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json); name one with \
+        "{}: no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json); set one with \
          --template FILE",
         model.display()
     )
 }
 
-/// Special tokens by the names that templates use.
+/// Special tokens, by their names in templates.
 fn special_tokens(tokenizer: &Tokenizer) -> Result<Vec<(&'static str, String)>> {
     let ids = [("bos_token", tokenizer.bos_id()), ("eos_token", tokenizer.eos_id()), ("pad_token", tokenizer.pad_id())];
     let present = ids.into_iter().filter_map(|(role, id)| Some((role, id?)));
     present.map(|(role, id)| Ok((role, tokenizer.decode(&[id], false)?))).collect()
 }
 
-/// A conversation as the model reads it, up to where the assistant's turn begins.
+/// Renders a conversation, up to the start of the assistant's turn.
 pub fn render(template: &ChatTemplate, system: Option<&str>, turns: &[Message]) -> Result<String> {
     let system = system.map(|text| Message::new("system", text));
     let messages: Vec<Message> = system.into_iter().chain(turns.iter().cloned()).collect();

@@ -7,9 +7,9 @@ use cl_lab::{Finding, check_directory, check_sequence, check_train, read_sequenc
 /// Arguments of `cl check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration of `cl sequence` (it has `tasks`) or of `cl train`, or a model or adapter directory.
+    /// Configuration of `cl train` or `cl sequence`, or a model or adapter directory.
     path: PathBuf,
-    /// Change a key of the configuration, as in --set train.learning_rate=1e-4.
+    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -30,13 +30,13 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     if problems > 0 {
         bail!("{}: {problems} problem{} found", args.path.display(), if problems == 1 { "" } else { "s" });
     }
-    writeln!(out, "{}: no problem found", args.path.display())?;
+    writeln!(out, "{}: no problems found", args.path.display())?;
     Ok(())
 }
 
 fn findings(args: &Args) -> Result<Vec<Finding>> {
     if args.path.is_dir() {
-        ensure!(args.set.is_empty(), "--set changes keys of a configuration; {} is a directory", args.path.display());
+        ensure!(args.set.is_empty(), "--set applies to configurations; {} is a directory", args.path.display());
         return Ok(check_directory(&args.path));
     }
     let text = super::read(&args.path)?;
@@ -47,7 +47,7 @@ fn findings(args: &Args) -> Result<Vec<Finding>> {
     })
 }
 
-/// A sequence has `tasks` or `[[rounds]]`, and its `data` is a directory; one round has a table `[data]`.
+/// A sequence has `tasks` or `[[rounds]]`, and its `data` is a path; a single round has a table `[data]`.
 fn is_sequence(text: &str, set: &[String]) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     table.contains_key("tasks")

@@ -6,7 +6,7 @@ use cl_eval::cli::{CompareArgs, run_compare};
 
 use super::eval;
 
-/// Arguments of `cl eval`: a model and its tasks, or one of the commands that need no model.
+/// Arguments of `cl eval`: a model and tasks, or a subcommand.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct EvalArgs {
@@ -18,7 +18,7 @@ pub struct EvalArgs {
 
 #[derive(clap::Subcommand)]
 enum EvalCommand {
-    /// Compare two runs document by document: differences with intervals, McNemar's test.
+    /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
 }
 

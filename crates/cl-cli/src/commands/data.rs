@@ -5,55 +5,50 @@ use anyhow::{Context, Result, ensure};
 use cl_data::{
     ChatTemplate, Columns, Encoded, Encoding, Format, Profile, RowPlan, Split, Tokenizer, load_as, load_split_as,
 };
-use serde::Deserialize;
-use serde::de::value::StrDeserializer;
 
-/// What can be asked about data.
+/// Subcommands of `cl data`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// List the rows that a run or a round of a sequence went through, in their order, as JSON lines.
+    /// List the training rows of a run or a round, in order, as JSON lines.
     Rows(RowsArgs),
-    /// Print examples as the model will see them: what is learned as it is, everything else dimmed.
+    /// Print examples as the model sees them. Text outside the loss is dimmed.
     Show(ShowArgs),
 }
 
 /// Arguments of `cl data show`.
 #[derive(clap::Args)]
 pub struct ShowArgs {
-    /// A file of rows (JSON, JSONL, CSV, TSV, text, Parquet), or a task directory with a train split.
+    /// Data file (JSON, JSONL, CSV, TSV, text, Parquet), or task directory with a train split.
     file: PathBuf,
-    /// Model directory whose tokenizer and chat template are used.
+    /// Model directory, for its tokenizer and chat template.
     #[arg(long)]
     model: PathBuf,
     /// First row, from 0.
     #[arg(long, default_value_t = 0)]
     from: usize,
-    /// How many rows.
+    /// Number of rows.
     #[arg(long, default_value_t = 3)]
     rows: usize,
-    /// Most tokens of an example, as train.max_length.
+    /// Maximum number of tokens of an example, like train.max_length.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     max_length: u32,
-    /// How rows become examples: auto, prompt_answer, prompt_completion, alpaca, meta_math, gsm8k, messages, text.
-    #[arg(long, default_value = "auto", value_parser = format)]
+    /// Format of the rows: auto, prompt_answer, prompt_completion, alpaca, meta_math, gsm8k, messages, text.
+    #[arg(long, default_value = "auto", value_parser = super::word::<Format>)]
     format: Format,
-    /// Which field holds what, as in --columns prompt=question --columns "answer={{ label }}"; keys: prompt, answer, messages.
+    /// Names of the fields, for example --columns prompt=question --columns "answer={{ label }}"; keys: prompt, answer,
+    /// messages.
     #[arg(long, value_name = "KEY=FIELD")]
     columns: Vec<String>,
-    /// Mark what is learned with ⟦ and ⟧ instead of dimming the rest; so it is also where stdout is no terminal.
+    /// Mark the text that the loss covers with ⟦ and ⟧ instead of dimming the rest; the default if stdout is not a
+    /// terminal.
     #[arg(long)]
     plain: bool,
-}
-
-fn format(text: &str) -> Result<Format, String> {
-    let error = StrDeserializer::<serde::de::value::Error>::new(text);
-    Format::deserialize(error).map_err(|e| e.to_string())
 }
 
 /// Arguments of `cl data rows`.
 #[derive(clap::Args)]
 pub struct RowsArgs {
-    /// Directory of a run, or of a round (rounds/1-TASK); or its rows.json.
+    /// Directory of a run or a round (rounds/1-TASK), or its rows.json.
     run: PathBuf,
     /// Only this epoch, from 0.
     #[arg(long)]
@@ -86,13 +81,13 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> Result<()> {
         let place = || format!("{}, row {row} (from 0)", data.path.display());
         let encoded = encoding.example(example).with_context(place)?;
         let (all, learned) = (encoded.input_ids.len(), encoded.targets());
-        writeln!(out, "row {row} of {count}: {all} tokens, {learned} of them learned")?;
+        writeln!(out, "row {row} of {count}: {all} tokens, {learned} in the loss")?;
         writeln!(out, "{}\n", text(&tokenizer, &encoded, plain)?)?;
     }
     Ok(())
 }
 
-/// The tokens as text, special ones included, with what is learned set apart.
+/// The tokens as text, including special tokens, with the parts that the loss covers marked.
 fn text(tokenizer: &Tokenizer, encoded: &Encoded, plain: bool) -> Result<String> {
     let (shown, learned) = if plain { (["", ""], ["⟦", "⟧"]) } else { (["\x1b[2m", "\x1b[0m"], ["", ""]) };
     let mut text = String::new();
@@ -120,7 +115,7 @@ fn columns(entries: &[String]) -> Result<Columns> {
             "prompt" => &mut columns.prompt,
             "answer" => &mut columns.answer,
             "messages" => &mut columns.messages,
-            other => anyhow::bail!("--columns {entry}: no key `{other}`; there are prompt, answer and messages"),
+            other => anyhow::bail!("--columns {entry}: unknown key `{other}`; expected prompt, answer or messages"),
         };
         *slot = Some(field.to_owned());
     }
@@ -134,12 +129,12 @@ fn rows(args: &RowsArgs, out: &mut impl Write) -> Result<()> {
     let epochs = plan.epochs();
     let chosen = match args.epoch {
         Some(epoch) => {
-            ensure!(epoch < epochs, "--epoch {epoch}: the round goes through {epochs}, counted from 0");
+            ensure!(epoch < epochs, "--epoch {epoch}: the round has {epochs} epochs, counted from 0");
             epoch..epoch + 1
         }
         None => 0..epochs,
     };
-    // One epoch in memory at a time.
+    // One epoch at a time, to save memory.
     let mut lines = std::io::BufWriter::new(out);
     for row in chosen.flat_map(|epoch| plan.used(epoch)) {
         serde_json::to_writer(&mut lines, &row)?;

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
-use cl_data::{ChatTemplate, Hub};
+use cl_data::{ChatTemplate, Hub, Profile};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
+use cl_train::Precision;
 
-use super::Precision;
 use crate::progress::Progress;
 
 /// Arguments of `cl eval`.
@@ -20,105 +21,91 @@ use crate::progress::Progress;
 pub struct Args {
     /// Model directory.
     model: PathBuf,
-    /// Tasks by name, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
-    /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; the name of any
-    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml file that describes a task; or a .jsonl file of
+    /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
+    /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
+    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of
     /// multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     tasks: Vec<String>,
-    /// Directory of tasks, as TRACE is laid out.
+    /// Directory of tasks, in TRACE's layout.
     #[arg(long, default_value = ".")]
     data: PathBuf,
-    /// Fetch data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
+    /// Download data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN,
+    /// HF_HUB_OFFLINE).
     #[arg(long)]
     hub: bool,
-    /// Directory for predictions (<task>.jsonl), scores.json and results.json, the last as lm-eval lays it out; predictions
-    /// that are there already are kept. With several adapters a directory for each.
+    /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
+    /// predictions are reused. With several adapters, there is a subdirectory for each.
     #[arg(long)]
     out: PathBuf,
-    /// PEFT adapter directory to put beside the model; several are scored one after another over the model loaded once.
+    /// PEFT adapter directory; may be repeated, each is evaluated separately.
     #[arg(long)]
     adapter: Vec<PathBuf>,
-    /// Score the model without an adapter, too.
+    /// Also evaluate the model without adapters.
     #[arg(long, requires = "adapter")]
     base: bool,
-    /// Only the first so many documents of each task.
+    /// Maximum number of documents per task.
     #[arg(long)]
     limit: Option<usize>,
-    /// Most tokens of a written answer, instead of each task's own.
+    /// Maximum number of tokens of a generated answer [default: the task's].
     #[arg(long)]
     max_new_tokens: Option<usize>,
-    /// Solved examples in front of each document, instead of each task's own number.
+    /// Number of few-shot examples [default: the task's].
     #[arg(long)]
     num_fewshot: Option<usize>,
-    /// Seed that they are drawn with.
+    /// Random seed for drawing few-shot examples.
     #[arg(long, default_value_t = 1234)]
     fewshot_seed: u32,
-    /// Put the prompts into the model's chat template.
+    /// Apply the model's chat template to the prompts.
     #[arg(long)]
     apply_chat_template: bool,
-    /// Every solved example as a turn of its own.
+    /// Format each few-shot example as a separate turn.
     #[arg(long, requires = "apply_chat_template")]
     fewshot_as_multiturn: bool,
-    /// Text in front of every task's description; the system's turn of a chat.
+    /// System instruction, placed before the task's description.
     #[arg(long)]
     system_instruction: Option<String>,
-    /// Whether BOS stands in front of every text [default: as the tokenizer does by itself].
+    /// Whether to prepend BOS to every text [default: the tokenizer's behaviour].
     #[arg(long)]
     add_bos_token: Option<bool>,
-    /// The same for the tasks of lm-evaluation-harness alone: mmlu, arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa,
-    /// winogrande, gsm8k, gsm8k_cot.
+    /// The same for tasks of lm-evaluation-harness only: mmlu, arc_challenge, commonsense_qa, hellaswag, openbookqa,
+    /// piqa, winogrande, gsm8k, gsm8k_cot.
     #[arg(long)]
     lm_eval_add_bos_token: Option<bool>,
-    /// paper: as the paper's columns were computed, the tasks of lm-evaluation-harness without BOS, MeetingBank by its
-    /// script's ROUGE-L.
-    #[arg(long, value_enum, default_value = "method")]
+    /// Which definitions apply. paper: as in the paper, tasks of lm-evaluation-harness without BOS, and MeetingBank
+    /// with the paper's ROUGE-L.
+    #[arg(long, value_parser = super::profile(), default_value = "method")]
     profile: Profile,
-    /// Where lm-eval is installed, for the shots of gsm8k_cot, which come with it: a python (python3) or the package's folder.
+    /// Installed lm-eval, for the few-shot examples of gsm8k_cot: a Python interpreter (python3) or the package's
+    /// directory.
     #[arg(long, value_name = "PATH")]
     lm_eval: Option<PathBuf>,
-    /// Most tokens of prompt and answer; what is longer is cut on its left [default: the model's positions].
+    /// Maximum number of tokens of prompt and answer; longer prompts are truncated on the left [default: the model's
+    /// context].
     #[arg(long)]
     max_length: Option<usize>,
-    /// Tokens of one forward pass.
+    /// Maximum number of tokens per forward pass.
     #[arg(long, default_value_t = EvalConfig::default().batch_tokens)]
     batch_tokens: usize,
-    /// Sequences that are written together.
+    /// Number of sequences generated in parallel.
     #[arg(long, default_value_t = EvalConfig::default().batch_sequences)]
     batch_sequences: usize,
-    /// Directory of answers that models gave before, to any command: they are not computed again [default: responses in
-    /// CL_CACHE, else in the user's cache].
+    /// Directory of the response cache [default: responses/ in CL_CACHE, or in ~/.cache/cl].
     #[arg(long)]
     cache: Option<PathBuf>,
-    /// Neither read nor keep such answers.
+    /// Do not use the response cache.
     #[arg(long, conflicts_with = "cache")]
     no_cache: bool,
-    /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
 }
 
-/// Whose scoring.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Profile {
-    Paper,
-    Method,
-}
-
-impl From<Profile> for cl_data::Profile {
-    fn from(profile: Profile) -> cl_data::Profile {
-        match profile {
-            Profile::Paper => cl_data::Profile::Paper,
-            Profile::Method => cl_data::Profile::Method,
-        }
-    }
-}
-
-/// A model or one of its adapters, and where its answers go.
-struct Run<'a> {
+/// A model or one of its adapters, with its output directory.
+struct EvalRun<'a> {
     name: String,
     adapter: Option<&'a Path>,
     out: PathBuf,
@@ -138,7 +125,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
         fewshot_as_multiturn: args.fewshot_as_multiturn,
         system_instruction: args.system_instruction.as_deref(),
         hub: hub.as_ref(),
-        profile: args.profile.into(),
+        profile: args.profile,
         lm_eval: args.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
@@ -153,7 +140,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
         batch_sequences: args.batch_sequences.max(1),
         add_bos_token: args.add_bos_token,
         lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
-            let paper = matches!(args.profile, Profile::Paper) && args.add_bos_token.is_none();
+            let paper = args.profile == Profile::Paper && args.add_bos_token.is_none();
             paper.then_some(false)
         }),
         max_length: args.max_length,
@@ -162,7 +149,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
     };
     let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
-    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision.into(), device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, device)?;
     let mut progress = Progress::new(log);
     let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
     for (place, run) in runs.iter().enumerate() {
@@ -175,7 +162,7 @@ pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
         let start = Instant::now();
         let mut scores = score_model(&loaded, &tasks, &config, &run.out, &mut |e| progress.observe(e))?;
         let documents: usize = scores.iter().map(|s| s.documents).sum();
-        tracing::info!("  {documents} documents asked and answered in {:.1} s", start.elapsed().as_secs_f64());
+        tracing::info!("  {documents} documents in {:.1} s", start.elapsed().as_secs_f64());
         write_scores(&run.out.join("scores.json"), &scores)?;
         let of_groups = groups.iter().map(|g| aggregate_group(g, &scores)).collect::<Result<Vec<_>, _>>()?;
         let settings = settings(args, &config, run, &loaded, template.as_ref());
@@ -196,7 +183,10 @@ fn chat_template(args: &Args) -> Result<Option<ChatTemplate>> {
     }
     let template = ChatTemplate::from_dir(&args.model)?;
     let none = || {
-        format!("{}: neither chat_template.jinja nor a chat_template in tokenizer_config.json", args.model.display())
+        format!(
+            "{}: no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json)",
+            args.model.display()
+        )
     };
     template.with_context(none).map(Some)
 }
@@ -211,24 +201,24 @@ fn rendered(template: &ChatTemplate, messages: &[Message]) -> Result<String, Box
     Ok(template.render(&messages, true)?)
 }
 
-/// The model alone, or every adapter, each with a name that no other has.
-fn runs(args: &Args) -> Result<Vec<Run<'_>>> {
+/// The model alone, or all adapters, with unique names.
+fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     let mut runs = Vec::new();
     if args.adapter.is_empty() || args.base {
-        runs.push(Run { name: "base".to_owned(), adapter: None, out: args.out.clone() });
+        runs.push(EvalRun { name: "base".to_owned(), adapter: None, out: args.out.clone() });
     }
     for adapter in &args.adapter {
-        // Adapters of rounds are all called `adapter`; what tells them apart is the directory above.
+        // Adapters of rounds are all called `adapter`, so use the parent directory's name.
         let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
         let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
-        let name = names.get(last).context("--adapter: an empty path")?.clone();
-        runs.push(Run { name, adapter: Some(adapter), out: args.out.clone() });
+        let name = names.get(last).context("--adapter: empty path")?.clone();
+        runs.push(EvalRun { name, adapter: Some(adapter), out: args.out.clone() });
     }
     if runs.len() > 1 {
         let mut seen = HashSet::new();
         for run in &mut runs {
             if !seen.insert(run.name.clone()) {
-                bail!("two adapters are called `{}`; score them with two commands, or rename one", run.name);
+                bail!("two adapters have the name `{}`; evaluate them separately, or rename one", run.name);
             }
             run.out = args.out.join(&run.name);
         }
@@ -236,22 +226,18 @@ fn runs(args: &Args) -> Result<Vec<Run<'_>>> {
     Ok(runs)
 }
 
-/// Where answers are kept for all commands: beside what else is fetched once.
+/// Directory of the response cache.
 fn cache(args: &Args) -> Option<PathBuf> {
     if args.no_cache {
         return None;
     }
-    let folder = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let own = folder("CL_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|d| d.join("cl")))
-        .or_else(|| folder("HOME").map(|d| d.join(".cache/cl")));
-    args.cache.clone().or_else(|| own.map(|d| d.join("responses")))
+    args.cache.clone().or_else(|| cache_dir().map(|dir| dir.join("responses")))
 }
 
 fn settings(
     args: &Args,
     config: &EvalConfig,
-    run: &Run<'_>,
+    run: &EvalRun<'_>,
     loaded: &LoadedModel,
     template: Option<&ChatTemplate>,
 ) -> RunSettings {
@@ -295,7 +281,7 @@ fn laid_out(
     results(&tasks, &groups, run)
 }
 
-/// One model: its scores with their standard errors in columns. Several: a column for each.
+/// For one model: columns for scores and standard errors. For several: one column each.
 fn table(runs: &[(String, Vec<Scores>)]) -> Table {
     let error = |s: &Scores, metric: &str| s.stderr.get(metric).map_or_else(|| "-".to_owned(), |e| format!("{e:.4}"));
     let single = runs.len() == 1;

@@ -7,11 +7,12 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_lab::{EvalConfig, LoadedModel};
 use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
+use cl_train::Precision;
 use serde_json::json;
 
 use super::decoding::DecodingArgs;
 use super::prompts::{Prompt, PromptArgs};
-use super::{Precision, loaded, reply};
+use super::{loaded, reply};
 
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
@@ -20,10 +21,10 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     prompts: PromptArgs,
-    /// Write the lines of --prompts to this file when all are there.
+    /// Output file for --prompts, written when all are done.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     out: Option<PathBuf>,
-    /// PEFT adapter directory; of several the sum is used.
+    /// PEFT adapter directory; may be repeated, the updates are added.
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
     /// Maximum number of new tokens.
@@ -31,16 +32,16 @@ pub struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     decoding: DecodingArgs,
-    /// Maximum number of prompts that are continued together.
+    /// Maximum number of prompts per batch.
     #[arg(long, value_name = "N", default_value_t = EvalConfig::default().batch_sequences)]
     batch_sequences: usize,
-    /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Print the ids of the new tokens instead of their text.
+    /// Print token ids instead of text.
     #[arg(long, conflicts_with = "prompts")]
     ids: bool,
 }
@@ -49,7 +50,7 @@ pub struct Args {
 pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = args.decoding.decoding()?;
     if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
-        bail!("--out {}: exists; remove it or choose another name", path.display());
+        bail!("--out {}: exists already; remove it, or choose another file", path.display());
     }
     let prompts = args.prompts.prompts(&args.model)?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
@@ -84,7 +85,7 @@ pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<(
     Ok(())
 }
 
-/// Prompts that are continued together: at most `most`, with at most as many tokens as `cl eval` continues at once.
+/// Divides prompts into batches of at most `most` prompts, with a limit on tokens as in `cl eval`.
 fn batches(prompts: &[Vec<u32>], most: usize) -> Vec<Range<usize>> {
     let tokens = 4 * EvalConfig::default().batch_tokens;
     let mut all: Vec<Range<usize>> = Vec::new();
@@ -102,7 +103,7 @@ fn batches(prompts: &[Vec<u32>], most: usize) -> Vec<Range<usize>> {
     all
 }
 
-/// Continues the prompts of a batch.
+/// Generates the texts of a batch.
 fn texts(
     loaded: &LoadedModel,
     prompts: &[&[u32]],
@@ -129,7 +130,7 @@ fn texts(
     generations.into_iter().zip(streams).map(text).collect()
 }
 
-/// What is printed of a text.
+/// Formats a text for output.
 fn line(args: &Args, prompt: &Prompt, generation: &Generation, text: &str) -> String {
     if args.ids {
         return format!("{:?}", generation.ids);

@@ -9,12 +9,12 @@ use cl_checkpoint::gguf::{FloatDtype, ImportOptions, import};
 pub struct Args {
     /// The GGUF file.
     file: PathBuf,
-    /// Model directory to make.
+    /// Model directory to write.
     out: PathBuf,
-    /// Dtype of the tensors: bf16, f16 or f32; rounded to nearest even.
+    /// Dtype of the tensors: bf16, f16 or f32 (rounded to nearest even).
     #[arg(long, default_value = "bf16")]
     dtype: FloatDtype,
-    /// Replace OUT when it is a model directory already and holds nothing else.
+    /// Replace OUT if it is a model directory without other files.
     #[arg(long)]
     overwrite: bool,
 }

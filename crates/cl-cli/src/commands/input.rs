@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Lines of standard input, read beside the program, so that waiting for one can be interrupted.
+/// Lines of standard input, read by a thread, so that waiting can be interrupted.
 pub struct Lines {
     lines: Receiver<std::io::Result<Vec<u8>>>,
     number: usize,
 }
 
-/// How long an interrupt may go unnoticed.
+/// Interval between checks for an interrupt.
 const LOOK: Duration = Duration::from_millis(50);
 
 impl Lines {
-    /// Begins to read.
+    /// Starts the thread.
     pub fn new() -> Lines {
-        // No more than a line ahead.
+        // Reads at most one line ahead.
         let (sender, lines) = sync_channel(1);
         std::thread::spawn(move || {
             for line in stdin().lock().split(b'\n') {
@@ -28,7 +28,7 @@ impl Lines {
         Lines { lines, number: 0 }
     }
 
-    /// The next line without its end; none at the end of the input, or when `interrupted` says so.
+    /// The next line without its line break; `None` at the end of the input, or if interrupted.
     pub fn next(&mut self, interrupted: &dyn Fn() -> bool) -> Result<Option<String>> {
         let line = loop {
             match self.lines.recv_timeout(LOOK) {
@@ -39,9 +39,9 @@ impl Lines {
             }
         };
         self.number += 1;
-        let text = String::from_utf8(line).ok().with_context(|| {
-            format!("line {} of standard input is not UTF-8; convert the input to UTF-8", self.number)
-        })?;
+        let text = String::from_utf8(line)
+            .ok()
+            .with_context(|| format!("line {} of standard input is not valid UTF-8", self.number))?;
         Ok(Some(text.strip_suffix('\r').map_or(text.clone(), str::to_owned)))
     }
 }

@@ -4,14 +4,14 @@ use anyhow::Result;
 use cl_checkpoint::Adapter;
 use cl_lab::LoadedModel;
 
-use super::Precision;
+use cl_train::Precision;
 
-/// Loads a model with the sum of all adapters beside it. Only the first may be more than products beside linear layers
-/// (DoRA, adapters on the embedding, weights that are trained whole).
+/// Loads a model with the sum of several adapters. Only the first may have more than LoRA factors on linear layers
+/// (DoRA, adapters on the embedding, fully trained weights).
 pub fn open(model: &Path, adapters: &[PathBuf], precision: Precision, device: &str) -> Result<LoadedModel> {
     let device = cl_torch::pick_device(device)?;
     let first = adapters.first().map(PathBuf::as_path);
-    let mut loaded = LoadedModel::open(model, first, precision.into(), device)?;
+    let mut loaded = LoadedModel::open(model, first, precision, device)?;
     let others = adapters.iter().skip(1).map(|a| Adapter::open(a)).collect::<Result<Vec<_>, _>>()?;
     loaded.model.add_frozen(&others)?;
     Ok(loaded)

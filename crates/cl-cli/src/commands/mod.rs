@@ -1,4 +1,4 @@
-//! One command, one file: its arguments and what it does with them.
+//! The commands, one per file.
 
 pub mod chat;
 mod chat_template;
@@ -25,26 +25,29 @@ pub mod train;
 use std::path::Path;
 
 use anyhow::Result;
+use cl_data::Profile;
+use cl_train::Precision;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::de::DeserializeOwned;
+use serde::de::value::StrDeserializer;
 
-/// Reads a configuration's text.
+/// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String> {
     Ok(cl_checkpoint::files::read_text(path, cl_checkpoint::files::MAX_CONFIG)?)
 }
 
-/// `f32` or `bf16` on a command line.
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum Precision {
-    /// 32 bits.
-    F32,
-    /// bfloat16.
-    Bf16,
+/// Parses a word as configuration files spell it.
+pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let word = StrDeserializer::<serde::de::value::Error>::new(text);
+    T::deserialize(word).map_err(|e| e.to_string())
 }
 
-impl From<Precision> for cl_train::Precision {
-    fn from(p: Precision) -> Self {
-        match p {
-            Precision::F32 => cl_train::Precision::F32,
-            Precision::Bf16 => cl_train::Precision::Bf16,
-        }
-    }
+/// Parses `--precision`.
+pub fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(["f32", "bf16"]).try_map(|text| word(&text))
+}
+
+/// Parses `--profile`.
+pub fn profile() -> impl TypedValueParser<Value = Profile> {
+    PossibleValuesParser::new(["method", "paper"]).try_map(|text| word(&text))
 }

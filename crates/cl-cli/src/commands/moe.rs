@@ -6,35 +6,34 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_lab::{Pooling, router_states};
 use cl_moe::MixConfig;
+use cl_train::Precision;
 
-use super::Precision;
-
-/// What can be done with mixtures of experts.
+/// Subcommands of `cl moe`.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
     Mix(cl_moe::cli::MixArgs),
     /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
     Blend(cl_moe::cli::BlendArgs),
-    /// Compute the hidden states of the experts' prompts that routers can start from.
+    /// Compute hidden states of the experts' prompts, to initialize routers.
     States(StatesArgs),
 }
 
 /// Arguments of `cl moe states`.
 #[derive(clap::Args)]
 pub struct StatesArgs {
-    /// The configuration of the mixture, with `positive_prompts` for each expert.
+    /// Configuration of the mixture, with `positive_prompts` for each expert.
     config: PathBuf,
-    /// File to write, which `router.states` then names.
+    /// Output file, for `router.states`.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Which hidden states of a prompt count.
+    /// Which hidden states of a prompt are used.
     #[arg(long, value_enum, default_value = "last")]
     pooling: PoolingArg,
-    /// Dtype to compute in.
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
     precision: Precision,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
     /// Replace the file if it exists.
@@ -42,14 +41,14 @@ pub struct StatesArgs {
     overwrite: bool,
 }
 
-/// As `--pooling` names it.
+/// Values of `--pooling`.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum PoolingArg {
-    /// Its last token's.
+    /// Those of the last token.
     Last,
-    /// The mean over its tokens.
+    /// The mean over all tokens.
     Mean,
-    /// The mean of its tokens' embeddings, for all layers.
+    /// The mean of the token embeddings, for all layers.
     Embeddings,
 }
 
@@ -65,7 +64,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
 fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
     let file = args.out.display();
     ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
-    ensure!(!args.out.is_dir(), "{file}: is a directory; --out names a file");
+    ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
     let config = MixConfig::read(&args.config)?;
     let pooling = match args.pooling {
         PoolingArg::Last => Pooling::Last,
@@ -73,7 +72,7 @@ fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
         PoolingArg::Embeddings => Pooling::Embeddings,
     };
     let device = cl_torch::pick_device(&args.device)?;
-    let states = router_states(&config, pooling, args.precision.into(), device)?;
+    let states = router_states(&config, pooling, args.precision, device)?;
     write_file(&args.out, &states)?;
     writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
     Ok(())

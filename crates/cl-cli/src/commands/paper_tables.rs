@@ -7,7 +7,7 @@ use cl_eval::paper::{Verdict, check};
 /// Arguments of `cl paper-tables`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only cells that do not come out as printed.
+    /// Show only cells that differ from the printed value.
     #[arg(long)]
     flagged: bool,
 }
@@ -21,7 +21,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         .map(|c| {
             let verdict = match c.verdict {
                 Verdict::Agrees => "",
-                Verdict::Swapped => "stands in the neighbouring column",
+                Verdict::Swapped => "is printed in the adjacent column",
                 Verdict::Differs => "differs",
             };
             vec![
@@ -36,7 +36,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         .collect();
     let columns = ["table", "row", "column", "printed", "recomputed", ""].map(str::to_owned).to_vec();
     let flagged = cells.iter().filter(|c| c.verdict != Verdict::Agrees).count();
-    let caption = format!("{} cells recomputed, {flagged} not as printed.", cells.len());
+    let caption = format!("{} cells recomputed; {flagged} differ from the printed value.", cells.len());
     write!(out, "{}", Table { caption, columns, rows }.text())?;
     Ok(())
 }

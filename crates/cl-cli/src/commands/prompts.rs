@@ -5,46 +5,45 @@ use cl_data::{Message, Row, Tokenizer, read_rows};
 
 use super::chat_template;
 
-/// What `cl generate` continues: its arguments.
+/// Prompt arguments of `cl generate`.
 #[derive(clap::Args)]
 pub struct PromptArgs {
-    /// Text to continue; may be given several times, the texts come in the same order. A single one is printed as it is
-    /// generated.
+    /// Prompt; may be repeated, outputs are in the same order. The output of a single prompt is streamed.
     #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts", allow_hyphen_values = true)]
     prompt: Vec<String>,
-    /// File of prompts, rows of {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}: JSONL, JSON or Parquet. The
-    /// output is a line of JSON per prompt: {"prompt", "text", "tokens", "finish_reason"}.
+    /// File of prompts (JSONL, JSON or Parquet) with rows {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}.
+    /// Prints one JSON line per prompt: {"prompt", "text", "tokens", "finish_reason"}.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Put each prompt into the model's chat template, as the user's message.
+    /// Apply the chat template, with each prompt as a user message.
     #[arg(long)]
     chat: bool,
-    /// System message of conversations that have none of their own.
+    /// System message of conversations without one.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    /// Chat template (Jinja) to use instead of the model's own.
+    /// Chat template (Jinja) instead of the model's.
     #[arg(long, value_name = "FILE")]
     template: Option<PathBuf>,
 }
 
-/// A text to continue.
+/// A prompt.
 pub struct Prompt {
-    /// Where it comes from, for messages.
+    /// Its origin, for messages.
     pub source: String,
-    /// As the model reads it.
+    /// The text.
     pub text: String,
-    /// Whether a chat template has written it, with all special tokens.
+    /// Whether it was rendered by a chat template, with special tokens.
     rendered: bool,
 }
 
 impl Prompt {
-    /// Its tokens, which leave room for `max_new_tokens`.
+    /// Tokenizes the prompt, and checks that there is room for `max_new_tokens`.
     pub fn tokens(&self, tokenizer: &Tokenizer, max_new_tokens: usize, positions: usize) -> Result<Vec<u32>> {
         let ids = tokenizer.encode(&self.text, !self.rendered)?;
-        ensure!(!ids.is_empty(), "{} has no tokens; this tokenizer adds no BOS by itself", self.source);
+        ensure!(!ids.is_empty(), "{} has no tokens, and the tokenizer adds no BOS", self.source);
         ensure!(
             ids.len().saturating_add(max_new_tokens) <= positions,
-            "{}: {} tokens and --max-new-tokens {max_new_tokens} exceed the model's {positions} positions",
+            "{}: {} tokens and --max-new-tokens {max_new_tokens} exceed the model's context of {positions} tokens",
             self.source,
             ids.len(),
         );
@@ -52,20 +51,20 @@ impl Prompt {
     }
 }
 
-/// A prompt as it was given.
+/// A prompt from the arguments.
 enum Given {
     Text(String),
     Messages(Vec<Message>),
 }
 
 impl PromptArgs {
-    /// All prompts, those of conversations rendered.
+    /// All prompts, with conversations rendered.
     pub fn prompts(&self, model: &Path) -> Result<Vec<Prompt>> {
         let given = self.given()?;
         let conversations = given.iter().any(|(_, given)| matches!(given, Given::Messages(_)));
         ensure!(
             conversations || (self.system.is_none() && self.template.is_none()),
-            "--system and --template are for conversations; add --chat, or give {{\"messages\"}} in --prompts"
+            "--system and --template apply to conversations; add --chat, or use {{\"messages\"}} in --prompts"
         );
         let template = conversations.then(|| chat_template::open(model, self.template.as_deref())).transpose()?;
         let prompt = |(source, given): (String, Given)| match (given, &template) {
@@ -81,7 +80,7 @@ impl PromptArgs {
         given.into_iter().map(prompt).collect()
     }
 
-    /// The prompts with their places.
+    /// The prompts with their origins.
     fn given(&self) -> Result<Vec<(String, Given)>> {
         let of_user = |given| match given {
             Given::Text(text) if self.chat => Given::Messages(vec![Message::new("user", text)]),
@@ -104,7 +103,7 @@ impl PromptArgs {
 
 const EXPECTED: &str = "expected {\"prompt\": TEXT} or {\"messages\": [{\"role\": TEXT, \"content\": TEXT}, ...]}";
 
-/// Other keys are ignored.
+/// The prompt of a row; other keys are ignored.
 fn of_row(row: &Row) -> Result<Given> {
     match (row.get("prompt"), row.get("messages")) {
         (Some(prompt), None) => prompt.as_str().map(|text| Given::Text(text.to_owned())).context(EXPECTED),
@@ -113,11 +112,11 @@ fn of_row(row: &Row) -> Result<Given> {
             ensure!(!messages.is_empty(), "`messages` is empty; {EXPECTED}");
             Ok(Given::Messages(messages))
         }
-        _ => bail!("neither or both of `prompt` and `messages`; {EXPECTED}"),
+        _ => bail!("expected either `prompt` or `messages`; {EXPECTED}"),
     }
 }
 
-/// A prompt as an error names it.
+/// A prompt, shortened for messages.
 fn shortened(text: &str) -> String {
     let mut start: String = text.chars().take(60).collect();
     if start.len() < text.len() {

@@ -4,15 +4,15 @@ use anyhow::Result;
 use cl_data::Tokenizer;
 use cl_model::{GenerateOptions, Session, TextStream};
 
-/// A text that was written while it came.
+/// A streamed text.
 pub struct Reply {
     /// The text, without the stop string.
     pub text: String,
-    /// Whether it ended by itself, at an end token or a stop string.
+    /// Whether it ended with an end token or a stop string.
     pub stopped: bool,
 }
 
-/// Continues a prompt and writes the text as it comes, with a line break at its end; ends early when `interrupted` says so.
+/// Generates a text and streams it, followed by a line break; stops early if interrupted.
 pub fn write(
     session: &mut Session<'_>,
     tokenizer: &Tokenizer,

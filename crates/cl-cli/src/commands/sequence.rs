@@ -11,15 +11,16 @@ use crate::progress::Progress;
 /// Arguments of `cl sequence`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration: model, data, tasks or [[rounds]], [train.lora] or [train.full], [mixture], [replay], [eval].
+    /// Configuration (TOML): model, data, tasks or [[rounds]], [train.lora] or [train.full], [mixture], [replay],
+    /// [eval].
     config: PathBuf,
-    /// Directory for rounds/, matrix.json and tables.md.
+    /// Output directory, for rounds/, matrix.json and tables.md.
     #[arg(long)]
     out: PathBuf,
-    /// Change a key of the configuration, as in --set replay.fraction=0.1.
+    /// Override a key of the configuration, for example --set replay.fraction=0.1.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with an unfinished sequence; what stands is kept.
+    /// Resume an unfinished sequence.
     #[arg(long)]
     resume: bool,
 }

@@ -12,15 +12,15 @@ use crate::progress::Progress;
 /// Arguments of `cl train`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration: model, data, [train.lora] or [train.full].
+    /// Configuration (TOML): model, [data], [train.lora] or [train.full].
     config: PathBuf,
-    /// Directory for log.jsonl, rows.json, adapter/ and model/.
+    /// Output directory, for log.jsonl, rows.json, adapter/ and model/.
     #[arg(long)]
     out: PathBuf,
-    /// Change a key of the configuration, as in --set train.learning_rate=1e-4.
+    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with an unfinished run.
+    /// Resume an unfinished run.
     #[arg(long)]
     resume: bool,
 }
@@ -30,12 +30,16 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     let mut progress = Progress::new(log);
     let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
-    // From the log, which has the steps of every run that was killed, too.
+    // From the log, which includes the steps of interrupted runs.
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let loss = final_loss(&steps);
     let tokens: u64 = steps.iter().map(|s| s.tokens).sum();
     let rate = tokens as f64 / steps.iter().map(|s| s.seconds).sum::<f64>().max(1e-9);
-    writeln!(out, "{} steps, mean loss of the last tenth {loss:.4}, {rate:.0} tokens/s", steps.len())?;
+    writeln!(out, "{} steps, mean loss over the last 10% of steps {loss:.4}, {rate:.0} tokens/s", steps.len())?;
+    let evaluated = steps.iter().filter_map(|s| Some((s.step, s.eval_loss?)));
+    if let Some((step, loss)) = evaluated.min_by(|a, b| a.1.total_cmp(&b.1)) {
+        writeln!(out, "lowest validation loss {loss:.4} after step {step}")?;
+    }
     if let Some(adapter) = output.adapter {
         writeln!(out, "adapter  {}", adapter.display())?;
     }

@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::process::Stdio;
 
-use crate::world::{Run, World};
+use crate::world::{CommandOutput, World};
 
 #[test]
 fn help_names_every_argument() {
@@ -19,7 +19,7 @@ fn help_names_every_argument() {
                 "check",
                 "reproduce",
                 "paper-tables",
-                "Start here",
+                "Examples",
                 "--threads <N>",
             ],
         ),
@@ -81,10 +81,10 @@ fn a_reader_that_stops_reading_is_no_error_and_a_full_disk_is_one() {
     let world = World::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let run = Run::of(world.command(["paper-tables"]).stdout(writer));
+    let run = CommandOutput::of(world.command(["paper-tables"]).stdout(writer));
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let run = Run::of(world.command(["paper-tables"]).stdout(full));
+    let run = CommandOutput::of(world.command(["paper-tables"]).stdout(full));
     assert_eq!(run.code, Some(1));
     assert!(run.stderr.starts_with("error: cannot write to standard output: No space left"), "{}", run.stderr);
 }
@@ -106,7 +106,7 @@ fn the_paper_tables_need_nothing() {
     let all = world.ok(["paper-tables"]);
     let flagged = world.ok(["paper-tables", "--flagged"]);
     assert!(all.lines().count() > flagged.lines().count());
-    assert!(flagged.contains("stands in the neighbouring column"), "{flagged}");
+    assert!(flagged.contains("is printed in the adjacent column"), "{flagged}");
 }
 
 #[test]

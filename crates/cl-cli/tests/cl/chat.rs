@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use crate::world::{Run, World};
+use crate::world::{CommandOutput, World};
 
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %} {{ m.role[0] }} {{ m.content }} :{% endfor %}\
                         {% if add_generation_prompt %} a{% endif %}";
@@ -23,13 +23,13 @@ fn start(world: &World, max_new_tokens: &str, more: &[&str]) -> Child {
 }
 
 /// What is said to these lines.
-fn chat(world: &World, more: &[&str], input: &[u8]) -> Run {
+fn chat(world: &World, more: &[&str], input: &[u8]) -> CommandOutput {
     let mut process = start(world, "4", more);
     // Who ends early does not read all.
     let _ = process.stdin.take().unwrap().write_all(input);
     let output = process.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    CommandOutput { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The replies to lines that give no reason to say anything else.
@@ -72,7 +72,7 @@ fn commands_change_the_conversation() {
     assert_eq!(lines[0], lines[1]);
     assert_eq!(lines[2], alone("a b c d e f"));
     let run = chat(&world, &[], b"/help\n/a/path ?\n");
-    assert!(run.stderr.contains("/help is no command; there are /reset, /system TEXT and /exit"), "{}", run.stderr);
+    assert!(run.stderr.contains("unknown command /help; commands: /reset, /system TEXT, /exit"), "{}", run.stderr);
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 1));
 }
 
@@ -83,9 +83,13 @@ fn a_full_context_is_told() {
     // <s> u … : a are 61 of 64 tokens; the next message does not fit any more, and one after /reset does.
     let run = chat(&world, &[], format!("{long}\nb\n/reset\nb\n").as_bytes());
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 2), "{}", run.stderr);
-    assert!(run.stderr.contains("(cut: the context of 64 tokens is full; /reset begins a new"), "{}", run.stderr);
-    assert!(run.stderr.contains("the model's context holds 64; the message was dropped"), "{}", run.stderr);
-    assert!(run.stderr.contains("(cut after 4 tokens; --max-new-tokens allows more)"), "{}", run.stderr);
+    assert!(run.stderr.contains("(truncated: the context of 64 tokens is full; /reset starts a new"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("exceed the model's context (69 of 64 tokens); the message was dropped"),
+        "{}",
+        run.stderr
+    );
+    assert!(run.stderr.contains("(truncated after 4 tokens; see --max-new-tokens)"), "{}", run.stderr);
 }
 
 #[test]
@@ -117,10 +121,10 @@ fn what_cannot_be_a_conversation_says_why() {
     assert!(message.contains("no system here"), "{message}");
     let run = chat(&world, &["--template", "chat.jinja"], b"/system x\na\n");
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 1));
-    assert!(run.stderr.contains("the system message stays as it was") && run.stderr.contains("no system here"));
+    assert!(run.stderr.contains("the system message is unchanged") && run.stderr.contains("no system here"));
     let run = chat(&world, &["--template", "chat.jinja"], b"a\n\xff\xfe\n");
     assert_eq!(run.code, Some(1));
-    assert!(run.stderr.contains("line 2 of standard input is not UTF-8"), "{}", run.stderr);
+    assert!(run.stderr.contains("line 2 of standard input is not valid UTF-8"), "{}", run.stderr);
 }
 
 fn signal(process: &Child, name: &str) {

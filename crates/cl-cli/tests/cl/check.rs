@@ -16,16 +16,16 @@ fn a_good_configuration_lists_what_it_would_do() {
     let facts = world.ok(["check", "lora.toml", "--set", "replay.fraction=0.25", "--set", "limit.test=5"]);
     for line in [
         "model: model with 0.0 M parameters",
-        "round 1 (first): rows an epoch: 16 of first; 4 steps an epoch, 12 in all",
-        "round 2 (mood): rows an epoch: 4 of first, 16 of mood; 5 steps an epoch, 15 in all",
-        "scored: first, 5 documents, exact_match",
-        "scored: homes, 5 documents, acc",
-        "lora.toml: no problem found",
+        "round 1 (first): rows per epoch: 16 of first; 4 steps per epoch, 12 in total",
+        "round 2 (mood): rows per epoch: 4 of first, 16 of mood; 5 steps per epoch, 15 in total",
+        "task: first, 5 documents, exact_match",
+        "task: homes, 5 documents, acc",
+        "lora.toml: no problems found",
     ] {
         assert!(facts.lines().any(|l| l == line), "{line} is not in\n{facts}");
     }
     let facts = world.ok(["check", "train.toml"]);
-    assert!(facts.contains("the round: rows an epoch: 16 of first; 4 steps an epoch, 12 in all"), "{facts}");
+    assert!(facts.contains("the round: rows per epoch: 16 of first; 4 steps per epoch, 12 in total"), "{facts}");
     assert!(!world.exists("rounds"));
 }
 
@@ -75,7 +75,7 @@ fn what_is_no_configuration_says_where() {
         (&["nowhere.toml"], "nowhere.toml: not found"),
         (&["model/model.safetensors"], "is not valid UTF-8; the file is damaged or not a text file"),
         (&["lora.toml", "--set", "train.lora.rank=4"], "unknown field `rank`"),
-        (&["model", "--set", "seed=3"], "--set changes keys of a configuration; model is a directory"),
+        (&["model", "--set", "seed=3"], "--set applies to configurations; model is a directory"),
     ] {
         let message = world.fails(["check"].iter().chain(args));
         assert!(message.contains(part), "{message}");
@@ -88,13 +88,13 @@ fn good_directories_say_what_they_hold() {
     world.ok(["train", "train.toml", "--out", "r"]);
     let text = world.ok(["check", "r/model"]);
     assert!(text.starts_with("model: Llama family, 2 layers, hidden size 16, "), "{text}");
-    assert!(text.ends_with("r/model: no problem found\n"), "{text}");
+    assert!(text.ends_with("r/model: no problems found\n"), "{text}");
     let text = world.ok(["check", "r/adapter"]);
     assert!(text.starts_with("adapter: LORA on 14 modules, r 2, lora_alpha 16, base model\n"), "{text}");
     world.write("r/model/notes.txt", "mine");
-    assert!(world.ok(["check", "r/model"]).contains("r/model/notes.txt: not named in manifest.json"));
+    assert!(world.ok(["check", "r/model"]).contains("r/model/notes.txt: not listed in manifest.json"));
     let (count, text) = problems(&world, &["r"]);
-    assert!(count == 1 && text.contains("r: holds neither a model (config.json) nor an adapter"), "{text}");
+    assert!(count == 1 && text.contains("r: contains neither a model (config.json) nor an adapter"), "{text}");
 }
 
 const WEIGHTS: &str = "m/model.safetensors";
@@ -119,7 +119,7 @@ fn damaged_models_name_file_and_tensor() {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         // The manifest knows of every one of them.
-        assert!(text.contains("another content than manifest.json says") || text.contains("but missing"), "{text}");
+        assert!(text.contains("differs from manifest.json") || text.contains("but missing"), "{text}");
         std::fs::remove_dir_all(world.path("m")).unwrap();
     }
 }
@@ -143,7 +143,7 @@ fn a_file_that_was_edited_differs_from_its_manifest() {
     world.write("model/tokenizer_config.json", &(text + "\n"));
     let (count, text) = problems(&world, &["model"]);
     assert_eq!(count, 1);
-    assert!(text.contains("model/tokenizer_config.json: has another content than manifest.json says"), "{text}");
+    assert!(text.contains("model/tokenizer_config.json: differs from manifest.json"), "{text}");
 }
 
 #[test]

@@ -97,6 +97,6 @@ fn training_needs_an_end_token_and_generation_does_not() {
     std::fs::remove_file(world.path("model/tokenizer_config.json")).unwrap();
     world.ok(["generate", "model", "--prompt", "a", "--max-new-tokens", "2"]);
     let message = world.fails(["train", "train.toml", "--out", "r"]);
-    assert!(message.contains("model/tokenizer.json: no eos_token; training needs one"), "{message}");
+    assert!(message.contains("model/tokenizer.json: no eos_token; training requires one"), "{message}");
     assert!(!world.exists("r"));
 }

@@ -40,12 +40,15 @@ fn a_table_is_trained_on_by_its_columns() {
                   columns = { prompt = \"Review: {{ review }}\", answer = 'stars' }\n[train.lora]\nr = 2\n";
     world.write("stars.toml", config);
     let checked = world.ok(["check", "stars.toml"]);
-    assert!(checked.contains("rows an epoch: 2 of stars"), "{checked}");
+    assert!(checked.contains("rows per epoch: 2 of stars"), "{checked}");
     for (wrong, part) in [
-        (config.replace("answer = 'stars'", "answer = 'star'"), "`star` is missing; the row has [review, stars]"),
+        (
+            config.replace("answer = 'stars'", "answer = 'star'"),
+            "`star` is missing; the row has the keys [review, stars]",
+        ),
         (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
         (config.replace("columns = {", "columns = { answr = 'x', "), "unknown field `answr`"),
-        (config.replace("columns", "# columns"), "keys [review, stars] are none of"),
+        (config.replace("columns", "# columns"), "unknown format with keys [review, stars]"),
     ] {
         world.write("stars.toml", &wrong);
         let message = world.fails(["train", "stars.toml", "--out", "run"]);
@@ -55,7 +58,7 @@ fn a_table_is_trained_on_by_its_columns() {
         world.fails(["data", "show", "stars.csv", "--model", "model", "--from", "2"].into_iter().chain(columns));
     assert!(message.contains("has 2 rows, counted from 0"), "{message}");
     let message = world.fails(["data", "show", "stars.csv", "--model", "model", "--columns", "prompts=a"]);
-    assert!(message.contains("there are prompt, answer and messages"), "{message}");
+    assert!(message.contains("expected prompt, answer or messages"), "{message}");
 }
 
 #[test]
@@ -63,7 +66,7 @@ fn messages_come_as_json_and_as_much_of_them_as_is_asked_for() {
     let world = World::new();
     let run = |log: &[&str], out: &str| {
         let args = ["sequence", "lora.toml", "--out", out].into_iter().chain(log.iter().copied());
-        let run = crate::world::Run::of(&mut world.command(args));
+        let run = crate::world::CommandOutput::of(&mut world.command(args));
         assert_eq!(run.code, Some(0), "{}", run.stderr);
         run.stderr
     };

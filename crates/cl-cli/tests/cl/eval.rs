@@ -87,18 +87,15 @@ fn what_cannot_be_asked_is_told() {
     world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 1}\n");
     world.write("data/folder/test.json/x", "");
     let rows = [
-        (
-            "nowhere",
-            "task `nowhere`: no such directory in data, and no known task has it there; known tasks: C-STANCE, FOMC",
-        ),
+        ("nowhere", "task `nowhere`: not found in data; known tasks: C-STANCE, FOMC"),
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
         ("folder", "data/folder/test.json: is a directory"),
-        ("FOMC", "task `FOMC`: no such directory"),
+        ("FOMC", "task `FOMC`: not found in data"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
-        ("first,first", "task `first`: named twice"),
-        ("first,../data/first", "the same file as those of `first`"),
+        ("first,first", "task `first`: listed twice"),
+        ("first,../data/first", "the same as that of `first`"),
     ];
     for (tasks, part) in rows {
         let message =
@@ -171,7 +168,7 @@ fn several_adapters_over_one_model_are_one_table() {
         }
     }
     let message = world.fails(EVAL.iter().chain(&["--adapter", "r1/adapter", "--adapter", "r1"]));
-    assert!(message.contains("two adapters are called `r1`"), "{message}");
+    assert!(message.contains("two adapters have the name `r1`"), "{message}");
 }
 
 #[test]
@@ -197,7 +194,7 @@ fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
     let run = world.run(with("c", &[]));
     assert_eq!((run.code, run.stdout.as_str()), (Some(0), table.as_str()), "{}", run.stderr);
     assert!(
-        run.stderr.contains("warning: ") && run.stderr.contains("1 damaged lines (line 1 first)"),
+        run.stderr.contains("warning: ") && run.stderr.contains("1 damaged lines (first: line 1)"),
         "{}",
         run.stderr
     );
@@ -247,7 +244,7 @@ gold = "right"
 fn a_chat_template_that_is_not_there_is_told() {
     let world = World::new();
     let message = world.fails(EVAL.iter().chain(&["--apply-chat-template"]));
-    assert!(message.contains("model: neither chat_template.jinja nor a chat_template"), "{message}");
+    assert!(message.contains("model: no chat template (neither chat_template.jinja nor"), "{message}");
     world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
     world.ok(EVAL.iter().chain(&["--apply-chat-template"]));
     assert!(world.read("e/results.json").contains("m.content"));

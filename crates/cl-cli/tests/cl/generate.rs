@@ -53,10 +53,13 @@ fn impossible_requests_say_why() {
     let rows: [(&[&str], &str); 8] = [
         (
             &["model", "--prompt", "a", "--max-new-tokens", "63"],
-            "2 tokens and --max-new-tokens 63 exceed the model's 64",
+            "2 tokens and --max-new-tokens 63 exceed the model's context of 64",
         ),
-        (&["model", "--prompt", "a", "--max-new-tokens", "18446744073709551615"], "exceed the model's 64 positions"),
-        (&["nowhere", "--prompt", "a"], "nowhere: not found; a model is a directory with config.json"),
+        (
+            &["model", "--prompt", "a", "--max-new-tokens", "18446744073709551615"],
+            "exceed the model's context of 64 tokens",
+        ),
+        (&["nowhere", "--prompt", "a"], "nowhere: not found; a model is a directory that contains config.json"),
         (&["train.toml", "--prompt", "a"], "train.toml: is a file; a model is a directory"),
         (&["data", "--prompt", "a"], "data/config.json: not found"),
         (&["model", "--prompt", "a", "--adapter", "model"], "model/adapter_config.json: not found"),

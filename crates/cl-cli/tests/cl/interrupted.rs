@@ -61,8 +61,8 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
     stop(&world, &args, "r/log.jsonl", "-INT");
     flip(&world, "r/state/model.safetensors");
     let message = world.fails(&resume);
-    assert!(message.contains("r/state") && message.contains("`model.safetensors` has another content"), "{message}");
-    assert!(message.contains("remove the folder to start this round again"), "{message}");
+    assert!(message.contains("r/state") && message.contains("`model.safetensors` has changed"), "{message}");
+    assert!(message.contains("remove the directory to restart the round"), "{message}");
     std::fs::remove_dir_all(world.path("r/state")).unwrap();
     world.ok(&resume);
 
@@ -70,7 +70,7 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
         let whole = std::fs::read(world.path(file)).unwrap();
         flip(&world, file);
         let message = world.fails(&resume);
-        assert!(message.contains(file) && message.contains("to have it made again"), "{message}");
+        assert!(message.contains(file) && message.contains("to create it again"), "{message}");
         std::fs::write(world.path(file), whole).unwrap();
         world.ok(&resume);
     }
@@ -81,7 +81,7 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
     std::fs::remove_dir_all(world.path("s/rounds/2-mood")).unwrap();
     flip(&world, "s/rounds/1-first/adapter/adapter_model.safetensors");
     let message = world.fails(sequence.iter().chain(&["--resume"]));
-    assert!(message.contains("s/rounds/1-first/adapter/adapter_model.safetensors: has another content"), "{message}");
+    assert!(message.contains("s/rounds/1-first/adapter/adapter_model.safetensors: has changed"), "{message}");
 }
 
 #[test]
@@ -95,5 +95,5 @@ fn rows_are_listed_from_a_small_file_whatever_the_number_of_steps() {
     assert_eq!(epoch.lines().count(), 16);
     assert!(epoch.starts_with("{\"epoch\":123456789,\"position\":0,\"dataset\":\"first\",\"row\":"), "{epoch}");
     let message = world.fails(["data", "rows", "r", "--epoch", "999999999"]);
-    assert!(message.contains("--epoch 999999999: the round goes through 250000000"), "{message}");
+    assert!(message.contains("--epoch 999999999: the round has 250000000"), "{message}");
 }

@@ -85,7 +85,7 @@ fn a_killed_full_fine_tuning_that_keeps_the_last_model_only_comes_out_the_same_a
         assert!(!world.exists(&format!("s/rounds/{round}/model")));
     }
     let again = killed.run(args);
-    assert_eq!(again.stderr.matches("training: done before").count(), 3, "{}", again.stderr);
+    assert_eq!(again.stderr.matches("training: already done").count(), 3, "{}", again.stderr);
     assert!(!again.stderr.contains(" steps, "), "{}", again.stderr);
     assert_same(&left_alone.path("s"), &killed.path("s"));
 }
@@ -147,4 +147,21 @@ fn a_killed_evaluation_asks_nothing_twice() {
     world.ok(elsewhere);
     assert_eq!(world.lines(&file).len(), 1200);
     assert_eq!(world.read("e/many.jsonl"), world.read("f/many.jsonl"));
+}
+
+#[test]
+fn a_killed_run_with_validation_comes_out_as_if_it_had_not_been() {
+    let (left_alone, killed) = (World::new(), World::new());
+    for world in [&left_alone, &killed] {
+        long(world, "train.toml", "lora_dropout = 0.1\n[validation]\nfraction = 0.25\nevery = 4\n");
+        long(world, "lora.toml", "[validation]\nfraction = 0.2\npatience = 2\n[replay]\nfraction = 0.5\n");
+    }
+    left_alone.ok(["train", "train.toml", "--out", "r"]);
+    let args = ["train", "train.toml", "--out", "r", "--resume"];
+    kill_at(&killed, &args, "r", &[("log.jsonl", 5), ("log.jsonl", 11), ("log.jsonl", 21), ("adapter", 0)]);
+    assert_same(&left_alone.path("r"), &killed.path("r"));
+    left_alone.ok(["sequence", "lora.toml", "--out", "s"]);
+    let moments = [("rounds/1-first/log.jsonl", 5), ("rounds/2-mood/log.jsonl", 4), ("rounds/2-mood/adapter", 0)];
+    kill_at(&killed, &["sequence", "lora.toml", "--out", "s", "--resume"], "s", &moments);
+    assert_same(&left_alone.path("s"), &killed.path("s"));
 }

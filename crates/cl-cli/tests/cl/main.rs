@@ -15,5 +15,6 @@ mod report;
 mod sampling;
 mod sequence;
 mod train;
+mod validation;
 mod words;
 mod world;

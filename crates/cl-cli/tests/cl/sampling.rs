@@ -99,7 +99,7 @@ fn lines_go_to_a_file_when_all_are_there() {
     assert_eq!(world.lines("texts.jsonl"), lines);
     let args = ["generate", "model", "--prompts", "prompts.jsonl", "--out", "texts.jsonl"];
     let message = world.fails(args);
-    assert!(message.contains("--out texts.jsonl: exists; remove it or choose another name"), "{message}");
+    assert!(message.contains("--out texts.jsonl: exists already; remove it, or choose another file"), "{message}");
 }
 
 #[test]
@@ -159,14 +159,14 @@ fn impossible_settings_say_why() {
         (&["--top-k", "0"], "top_k is 0; expected 1 or more"),
         (&["--top-p", "1.5"], "top_p is 1.5; expected above 0 and at most 1"),
         (&["--repetition-penalty", "0"], "repetition_penalty is 0"),
-        (&["--seed", "1"], "--seed has no effect on greedy decoding; to sample add --temperature"),
-        (&["--stop", ""], "--stop is empty"),
+        (&["--seed", "1"], "--seed has no effect on greedy decoding; add --temperature"),
+        (&["--stop", ""], "--stop must not be empty"),
         (&["--chat"], "model: no chat template"),
-        (&["--chat"], "name one with --template FILE"),
+        (&["--chat"], "set one with --template FILE"),
         (&["--chat", "--template", "broken.jinja"], "chat template"),
-        (&["--system", "x"], "--system and --template are for conversations; add --chat"),
+        (&["--system", "x"], "--system and --template apply to conversations; add --chat"),
         (&["--prompts", "empty.jsonl"], "empty.jsonl: no rows"),
-        (&["--prompts", "neither.jsonl"], "neither.jsonl: row 1 (from 0): neither or both of `prompt` and `messages`"),
+        (&["--prompts", "neither.jsonl"], "neither.jsonl: row 1 (from 0): expected either `prompt` or `messages`"),
         (&["--prompts", "wrong.jsonl"], "wrong.jsonl: row 0 (from 0): expected {\"prompt\": TEXT} or"),
         (&["--prompts", "long.jsonl"], "long.jsonl: row 0 (from 0): 71 tokens and --max-new-tokens 64 exceed"),
     ];

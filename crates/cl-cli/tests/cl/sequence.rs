@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::world::{Run, World, assert_same, content};
+use crate::world::{CommandOutput, World, assert_same, content};
 
 #[test]
 fn a_sequence_of_lora_leaves_what_is_documented() {
@@ -90,7 +90,7 @@ fn the_same_configuration_gives_the_same_bytes_for_any_number_of_threads() {
         let worlds = ["1", "2"].map(|threads| {
             let world = World::new();
             let mut command = world.command(["sequence", config, "--out", "s", "--set", "replay.fraction=0.5"]);
-            let run = Run::of(command.env("OMP_NUM_THREADS", threads).env("RAYON_NUM_THREADS", threads));
+            let run = CommandOutput::of(command.env("OMP_NUM_THREADS", threads).env("RAYON_NUM_THREADS", threads));
             assert_eq!(run.code, Some(0), "{}", run.stderr);
             world
         });
@@ -106,11 +106,11 @@ fn a_second_run_into_the_same_output_needs_resume_and_the_same_configuration() {
     let message = world.fails(["sequence", "lora.toml", "--out", "s"]);
     assert!(message.contains("s: is not empty; add --resume"), "{message}");
     let message = world.fails(["sequence", "lora.toml", "--out", "s", "--resume", "--set", "train.lora.r=3"]);
-    assert!(message.contains("it has `r = 2`, this one `r = 3`; choose another --out"), "{message}");
+    assert!(message.contains("it has `r = 2`, this run has `r = 3`; choose another --out"), "{message}");
     let message = world.fails(["sequence", "lora.toml", "--out", "s", "--resume", "--set", "replay.fraction=0.5"]);
-    assert!(message.contains("this one has `[replay]`, it has not"), "{message}");
+    assert!(message.contains("this run has `[replay]`, it does not"), "{message}");
     let again = world.run(["sequence", "lora.toml", "--out", "s", "--resume"]);
-    assert_eq!(again.stderr.matches("scoring: done before").count(), 3, "{}", again.stderr);
+    assert_eq!(again.stderr.matches("scoring: already done").count(), 3, "{}", again.stderr);
     assert_eq!(content(&world.path("s")), before);
 }
 
@@ -132,12 +132,12 @@ fn mistakes_are_told_before_anything_is_written() {
     let rows: [(&str, &str); 8] = [
         ("data=nowhere", "nowhere: "),
         ("tasks=['first', 'no_test']", "data/no_test: no test.json"),
-        ("tasks=['first', '../data']", "tasks: `../data` is not the name of a directory"),
-        ("tasks=['first', 'first']", "tasks: `first` comes up again at place 2"),
+        ("tasks=['first', '../data']", "tasks: `../data` is not a valid directory name"),
+        ("tasks=['first', 'first']", "tasks: `first` occurs again as entry 2"),
         ("eval.old=['nowhere.jsonl']", "data/nowhere.jsonl: not found"),
-        ("eval.old=['homes.jsonl', 'data/homes.jsonl']", "task `homes`: named twice"),
+        ("eval.old=['homes.jsonl', 'data/homes.jsonl']", "task `homes`: listed twice"),
         ("limit.test=0", "limit.test = 0: expected at least 1"),
-        ("eval.max_new_tokens=64", "64 new tokens leave no room for a prompt in the model's 64 positions"),
+        ("eval.max_new_tokens=64", "64 new tokens leave no room for a prompt in the model's context of 64 tokens"),
     ];
     for (set, part) in rows {
         let message = world.fails(["sequence", "lora.toml", "--out", "s", "--set", set]);
@@ -154,7 +154,7 @@ fn mistakes_are_told_before_anything_is_written() {
 fn a_study_does_not_settle_where_something_else_is() {
     let world = World::new();
     let message = world.fails(["reproduce", "--out", "."]);
-    assert!(message.contains(".: is not empty and holds no study (study.txt)"), "{message}");
+    assert!(message.contains(".: is not empty and is not the directory of a study (no study.txt)"), "{message}");
 }
 
 #[test]
@@ -189,7 +189,7 @@ all = ["short", "long"]
         assert_eq!(world.lines(&format!("s/rounds/1-first/scores/letters_{part}.jsonl")).len(), 2);
     }
     let again = world.run(["sequence", "lora.toml", "--out", "s", "--resume"]);
-    assert!(again.stderr.contains("scoring: done before"), "{}", again.stderr);
+    assert!(again.stderr.contains("scoring: already done"), "{}", again.stderr);
 }
 
 #[test]

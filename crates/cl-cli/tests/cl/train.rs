@@ -10,7 +10,7 @@ fn a_round_of_lora_leaves_what_is_documented() {
     let run = world.run(["train", "train.toml", "--out", "r"]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let lines: Vec<&str> = run.stdout.lines().collect();
-    assert!(lines[0].starts_with("12 steps, mean loss of the last tenth "), "{lines:?}");
+    assert!(lines[0].starts_with("12 steps, mean loss over the last 10% of steps "), "{lines:?}");
     assert_eq!(lines[1..], ["adapter  r/adapter", "model    r/model"]);
     assert!(run.stderr.contains("training") && run.stderr.contains("12 steps"), "{}", run.stderr);
     let names: Vec<String> = content(&world.path("r")).into_iter().map(|f| f.0).collect();
@@ -106,15 +106,18 @@ fn a_second_run_into_the_same_output_needs_resume_and_the_same_configuration() {
     world.ok(["train", "train.toml", "--out", "r"]);
     let before = content(&world.path("r"));
     let message = world.fails(["train", "train.toml", "--out", "r"]);
-    assert!(message.contains("r: is not empty; add --resume to go on with it, or choose another --out"), "{message}");
+    assert!(
+        message.contains("r: is not empty; add --resume to continue the run in it, or choose another --out"),
+        "{message}"
+    );
     let message = world.fails(["train", "train.toml", "--out", "r", "--resume", "--set", "train.epochs=4"]);
-    assert!(message.contains("it has `epochs = 3`, this one `epochs = 4`; choose another --out"), "{message}");
+    assert!(message.contains("it has `epochs = 3`, this run has `epochs = 4`; choose another --out"), "{message}");
     let again = world.run(["train", "train.toml", "--out", "r", "--resume"]);
-    assert!(again.stderr.contains("training: done before"), "{}", again.stderr);
+    assert!(again.stderr.contains("training: already done"), "{}", again.stderr);
     assert!(again.stdout.starts_with("12 steps"), "{}", again.stdout);
     assert_eq!(content(&world.path("r")), before);
     let message = world.fails(["train", "train.toml", "--out", "data"]);
-    assert!(message.contains("data: is not empty and holds no run (config.toml)"), "{message}");
+    assert!(message.contains("data: is not empty and is not the directory of a run (no config.toml)"), "{message}");
 }
 
 #[test]
@@ -125,13 +128,13 @@ fn a_run_is_not_gone_on_with_when_model_or_data_have_changed() {
     let rows = world.read("data/first/train.json");
     world.write("data/first/train.json", &rows.replacen("first of", "last of", 1));
     let message = world.fails(["train", "train.toml", "--out", "r", "--resume"]);
-    assert!(message.contains("data/first/train.json has changed since the run was begun"), "{message}");
+    assert!(message.contains("data/first/train.json has changed since the run started"), "{message}");
     world.write("data/first/train.json", &rows);
     world.ok(["train", "train.toml", "--out", "r", "--resume"]);
     std::fs::remove_dir_all(world.path("model")).unwrap();
     world.model("model", 2);
     let message = world.fails(["train", "train.toml", "--out", "r", "--resume"]);
-    assert!(message.contains("r: model has changed since the run was begun"), "{message}");
+    assert!(message.contains("r: model has changed since the run started"), "{message}");
 }
 
 #[test]
@@ -169,7 +172,7 @@ fn mistakes_are_told_before_anything_is_written() {
         assert!(message.contains(&format!("error: {out}: ")), "{message}");
     }
     let message = world.fails(["train", "data", "--out", "r"]);
-    assert!(message.contains("data: is a directory; a regular file is expected"), "{message}");
+    assert!(message.contains("data: is a directory; expected a regular file"), "{message}");
 }
 
 #[test]
@@ -204,7 +207,7 @@ fn one_process_at_a_time_works_in_an_output() {
     let mut first = world.command(long).stderr(std::process::Stdio::null()).spawn().unwrap();
     crate::killed::wait_for(&mut first, || world.exists("r/log.jsonl"));
     let message = world.fails(long.iter().chain(&["--resume"]));
-    assert!(message.contains("r: another process is writing there"), "{message}");
+    assert!(message.contains("r: another process is using it"), "{message}");
     first.kill().unwrap();
     first.wait().unwrap();
 }

@@ -117,8 +117,8 @@ impl World {
         command
     }
 
-    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        Run::of(&mut self.command(args))
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> CommandOutput {
+        CommandOutput::of(&mut self.command(args))
     }
 
     /// Stdout of a command that has to succeed.
@@ -141,17 +141,17 @@ impl World {
 }
 
 /// What a command came to.
-pub struct Run {
+pub struct CommandOutput {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-impl Run {
-    pub fn of(command: &mut std::process::Command) -> Run {
+impl CommandOutput {
+    pub fn of(command: &mut std::process::Command) -> CommandOutput {
         let output = command.output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        CommandOutput { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 

@@ -1,8 +1,8 @@
-//! The cache on disk that all of the hub's clients share.
+//! The hub's disk cache.
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>: `refs/<revision>` holds a commit,
-//! `snapshots/<commit>/<file>` are links to `blobs/<etag>`. Beside them, `.listing/<commit>.json` of our own says which files
-//! the commit has, so that a split of which only some files were downloaded is not taken for whole without a network.
+//! `snapshots/<commit>/<file>` are links to `blobs/<etag>`. In addition, `.listing/<commit>.json` lists the commit's
+//! files, so that a partially downloaded split is noticed when offline.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text, writ
 use super::HubError;
 use crate::Error;
 
-/// The folder of one data set.
+/// The cache folder of a data set.
 pub(super) struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
@@ -24,7 +24,7 @@ impl RepoCache {
         RepoCache { folder: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
-    /// The commit that a revision stood for when it was last asked for.
+    /// The last known commit of a revision.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
         let text = read_text(&self.folder.join("refs").join(revision), MAX_CONFIG).ok();
         let commit = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
@@ -39,7 +39,7 @@ impl RepoCache {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Makes the folder that blobs are written to.
+    /// Creates the folder of blobs.
     pub(super) fn prepare(&self) -> Result<(), HubError> {
         let folder = self.blob("");
         fs::create_dir_all(&folder).map_err(|source| HubError::Cache { path: folder, source })
@@ -49,7 +49,7 @@ impl RepoCache {
         self.folder.join("blobs").join(etag)
     }
 
-    /// Held while a blob is written, by the file that Python's clients lock too.
+    /// The lock of a blob, shared with Python's clients.
     pub(super) fn lock(&self, etag: &str) -> Result<fs::File, Error> {
         let path = self.locks.join(format!("{etag}.lock"));
         let io = |source| Error::Io { path: path.clone(), source };
@@ -67,8 +67,8 @@ impl RepoCache {
         write(&path, serde_json::to_string(files).unwrap_or_default().as_bytes())
     }
 
-    /// The files of a commit, and whether they are all of them: where the hub was asked by us they are, else they are those
-    /// that lie in the cache.
+    /// The files of a commit, and whether the list is complete: it is if this client has asked the hub; otherwise it is
+    /// what the cache contains.
     pub(super) fn listing(&self, commit: &str) -> (Vec<String>, bool) {
         let kept = read_file(&self.listing_path(commit), MAX_TOKENIZER)
             .ok()
@@ -85,7 +85,7 @@ impl RepoCache {
         self.folder.join(".listing").join(format!("{commit}.json"))
     }
 
-    /// Makes a whole blob a file of a snapshot.
+    /// Links a complete blob into a snapshot.
     pub(super) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<PathBuf, Error> {
         let path = self.snapshot(commit).join(file);
         let io = |source| Error::Io { path: path.clone(), source };
@@ -106,13 +106,13 @@ fn link(_: &Path, relative: &str, path: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(relative, path)
 }
 
-/// Links need rights on Windows that a user may not have; Python's client moves the file there too.
+/// Links require privileges on Windows; like Python's client, move the file in that case.
 #[cfg(not(unix))]
 fn link(blob: &Path, _: &str, path: &Path) -> std::io::Result<()> {
     fs::rename(blob, path)
 }
 
-/// Writes a file and the folders above it.
+/// Writes a file, and creates its folders.
 fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|source| Error::Io { path: path.to_owned(), source })?;
@@ -132,7 +132,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) {
     }
 }
 
-/// Names come from configurations and from a server; none may lead out of the cache.
+/// Names come from configurations and from a server, and must not lead out of the cache.
 pub(super) fn check_name(name: &str, expected: &'static str) -> Result<(), HubError> {
     let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
     if name.split('/').all(good) { Ok(()) } else { Err(HubError::Name { name: name.to_owned(), expected }) }

@@ -1,18 +1,18 @@
 use std::path::PathBuf;
 
-/// Why a data set cannot be had from the hub.
+/// Errors of reading data sets from the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// Not the name of a repository, a revision or a file.
+    /// The name of a repository, revision or file is invalid.
     #[error("`{name}` is not {expected}")]
     Name {
-        /// What was given.
+        /// The name.
         name: String,
-        /// What it should have been.
+        /// What is expected.
         expected: &'static str,
     },
-    /// The hub has no such repository or revision, or shows it to nobody without a token.
+    /// The hub has no such repository or revision, or hides it without a token.
     #[error("{endpoint} has no data set {repo} at revision {revision}{hint}")]
     NotFound {
         /// The data set.
@@ -21,11 +21,11 @@ pub enum HubError {
         revision: String,
         /// The hub.
         endpoint: String,
-        /// What else it can be.
+        /// Other possible reasons.
         hint: &'static str,
     },
-    /// The hub does not let this user read it.
-    #[error("{repo} may not be read (HTTP {status}): {hint}")]
+    /// Access to the data set is denied.
+    #[error("access to {repo} denied (HTTP {status}): {hint}")]
     Access {
         /// The data set.
         repo: String,
@@ -34,33 +34,33 @@ pub enum HubError {
         /// How to get access.
         hint: &'static str,
     },
-    /// No answer.
-    #[error("{url}: {message}; where the files are in the cache already, HF_HUB_OFFLINE=1 uses them without a request")]
+    /// The hub does not answer.
+    #[error("{url}: {message}; if the files are cached, set HF_HUB_OFFLINE=1 to use them without a request")]
     Network {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
         /// What went wrong.
         message: String,
     },
-    /// Another answer than expected.
+    /// The answer is not the expected one.
     #[error("{url}: {message}")]
     Answer {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
-        /// What came.
+        /// What was received.
         message: String,
     },
-    /// A file did not come whole; what came stays in the cache, and the next call goes on from there.
+    /// A download is incomplete. It stays in the cache and is resumed by the next call.
     #[error("{url}: {message}")]
     Download {
         /// The file.
         url: String,
-        /// How much came, or what does not fit.
+        /// What is missing or wrong.
         message: String,
     },
-    /// No request may be sent, and the cache lacks something.
+    /// Something is not cached, and no requests may be sent.
     #[error(
-        "{repo} at revision {revision}: {missing} is not in {cache}, and no request is sent while HF_HUB_OFFLINE is set; \
+        "{repo} at revision {revision}: {missing} is not in {cache}, and HF_HUB_OFFLINE is set; \
          unset it, or download the data set into this cache first"
     )]
     Offline {
@@ -68,17 +68,17 @@ pub enum HubError {
         repo: String,
         /// Branch, tag or commit.
         revision: String,
-        /// What the cache lacks.
+        /// What is not cached.
         missing: String,
         /// The cache.
         cache: PathBuf,
     },
-    /// What is downloaded has no place.
-    #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a folder that can")]
+    /// The cache cannot be written.
+    #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]
     Cache {
         /// The folder of the cache.
         path: PathBuf,
-        /// The operating system's answer.
+        /// I/O error.
         source: std::io::Error,
     },
     /// The repository's files do not have the split.
@@ -88,11 +88,11 @@ pub enum HubError {
         repo: String,
         /// Configuration and split.
         wanted: String,
-        /// The configurations and splits there are.
+        /// Existing configurations and splits.
         found: String,
     },
-    /// Several configurations have the split, and none was named.
-    #[error("{repo} has {split} in several configurations, name one of: {configs}")]
+    /// Several configurations have the split, and none was specified.
+    #[error("{repo} has {split} in several configurations; specify one of: {configs}")]
     Config {
         /// The data set.
         repo: String,
@@ -101,8 +101,8 @@ pub enum HubError {
         /// The configurations.
         configs: String,
     },
-    /// The files of a split are not all there.
-    #[error("{repo}: {split} is not whole: {message}")]
+    /// Files of the split are missing.
+    #[error("{repo}: {split} is incomplete: {message}")]
     Shards {
         /// The data set.
         repo: String,

@@ -1,6 +1,7 @@
 //! Requests to the hub.
 //!
-//! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads them.
+//! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads
+//! them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,12 +18,12 @@ use ureq::{Agent, Body};
 use super::HubError;
 use crate::Error;
 
-/// A listing of the largest repositories has some tens of megabytes.
+/// Limit for listings; those of the largest repositories have tens of megabytes.
 const LARGEST_LISTING: u64 = 512 << 20;
-/// Broken connections in a row after which a download is given up.
+/// Number of consecutive failures after which a download is abandoned.
 const ATTEMPTS: usize = 3;
 
-/// What a repository holds at a commit.
+/// The files of a repository at a commit.
 #[derive(Deserialize)]
 pub(super) struct Info {
     pub(super) sha: String,
@@ -35,15 +36,15 @@ pub(super) struct Sibling {
     pub(super) rfilename: String,
 }
 
-/// What the hub says about a file before it is downloaded.
+/// Metadata of a file.
 pub(super) struct Meta {
-    /// Name of its content.
+    /// Identifies the content.
     pub(super) etag: String,
-    /// Its bytes, where the hub says so.
+    /// Size in bytes, if known.
     pub(super) size: Option<u64>,
 }
 
-/// What a message names a request by.
+/// Describes a request in messages.
 pub(super) struct Subject<'a> {
     pub(super) endpoint: &'a str,
     pub(super) repo: &'a str,
@@ -85,8 +86,8 @@ impl Client {
         serde_json::from_slice(&text).map_err(|e| answer(format!("not a listing of a repository: {e}")))
     }
 
-    /// Asks for a file's headers. Those of the hub's own answer count, not of the storage it leads to; only redirects within
-    /// the hub, of a renamed repository, are followed.
+    /// Requests a file's headers from the hub itself, not from the storage it redirects to. Only redirects within the
+    /// hub, as for renamed repositories, are followed.
     pub(super) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
         let mut at = url.to_owned();
         for _ in 0..5 {
@@ -104,11 +105,11 @@ impl Client {
                 _ => return meta(headers, response.status().is_redirection(), &at),
             }
         }
-        Err(HubError::Answer { url: url.to_owned(), message: "leads from one redirect to the next".to_owned() })
+        Err(HubError::Answer { url: url.to_owned(), message: "too many redirects".to_owned() })
     }
 
-    /// Downloads a file, from where an earlier download stopped, until its size and, where the hub names content by it, its
-    /// SHA-256 are right.
+    /// Downloads a file, resuming an earlier download, until its size and, if the hub provides it, its SHA-256 are
+    /// correct.
     pub(super) fn download(&self, subject: &Subject, url: &str, meta: &Meta, to: &Path) -> Result<(), Error> {
         let io = |source| Error::Io { path: to.to_owned(), source };
         let mut file = File::options().create(true).truncate(false).read(true).write(true).open(to).map_err(io)?;
@@ -122,13 +123,13 @@ impl Client {
             let length = file.metadata().map_err(io)?.len();
             match done {
                 Ok(()) => break,
-                // Something came, so the connection is worth another try.
+                // Some data arrived, so retry.
                 Err(Received::Cut(_)) if length > before || failures + 1 < ATTEMPTS => {
                     failures = if length > before { 0 } else { failures + 1 };
                 }
                 Err(Received::Cut(message)) => {
                     let whole = meta.size.map_or(String::new(), |size| format!(" of {size}"));
-                    let message = format!("broken off after {length}{whole} bytes: {message}");
+                    let message = format!("interrupted after {length}{whole} bytes: {message}");
                     return Err(HubError::Download { url: url.to_owned(), message }.into());
                 }
                 Err(Received::Refused(error)) => return Err(error.into()),
@@ -137,14 +138,14 @@ impl Client {
         }
         file.sync_all().map_err(io)?;
         if let Err(message) = verify(&mut file, meta).map_err(io)? {
-            // Wrong bytes are no start to go on from.
+            // Do not resume from wrong content.
             file.set_len(0).map_err(io)?;
             return Err(HubError::Download { url: url.to_owned(), message }.into());
         }
         Ok(())
     }
 
-    /// One request for what is missing of a file.
+    /// One request for the missing part of a file.
     fn receive(&self, subject: &Subject, url: &str, meta: &Meta, file: &mut File) -> Result<(), Received> {
         let start = file.metadata().map_err(Received::Disk)?.len();
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
@@ -157,7 +158,7 @@ impl Client {
         let response = match request.call() {
             Ok(response) if response.status() == 416 => {
                 file.set_len(0).map_err(Received::Disk)?;
-                return Err(Received::Cut("the server has no such range".to_owned()));
+                return Err(Received::Cut("the server does not have this range".to_owned()));
             }
             Ok(response) if response.status().is_server_error() => {
                 return Err(Received::Cut(format!("HTTP {}", response.status().as_u16())));
@@ -165,13 +166,13 @@ impl Client {
             Err(error) => return Err(Received::Cut(error.to_string())),
             answered => self.checked(subject, url, answered).map_err(Received::Refused)?,
         };
-        // A server that ignores the range sends the file from its beginning.
+        // A server that ignores the range sends the whole file.
         let range = text(response.headers(), "content-range").unwrap_or_default();
         let resumed = response.status() == 206 && range.starts_with(&format!("bytes {start}-"));
         if !resumed {
             if response.status() == 206 {
                 file.set_len(0).map_err(Received::Disk)?;
-                return Err(Received::Cut(format!("another range than asked for: {range}")));
+                return Err(Received::Cut(format!("unexpected range: {range}")));
             }
             file.set_len(0).map_err(Received::Disk)?;
         }
@@ -210,26 +211,26 @@ impl Client {
         };
         match status {
             200..=399 => Ok(response),
-            // Without a token the hub does not tell a private data set from none.
+            // Without a token, a private data set looks like a missing one.
             401 if code == "RepoNotFound" && !has_token => {
-                Err(not_found("; if it is a private one, set HF_TOKEN to a token that may read it"))
+                Err(not_found("; if it is private, set HF_TOKEN to a token with access"))
             }
             404 if code == "EntryNotFound" => {
                 Err(HubError::Answer { url: url.to_owned(), message: "no such file (HTTP 404)".to_owned() })
             }
             404 => Err(not_found(if code == "RevisionNotFound" {
-                " (the data set is there, the revision is not)"
+                " (the data set exists, but not the revision)"
             } else {
                 ""
             })),
             401 | 403 => {
                 let hint = match (code.as_str(), has_token) {
-                    ("GatedRepo", true) => "it is gated; accept its terms on its page, with the account of HF_TOKEN",
+                    ("GatedRepo", true) => "it is gated; accept its terms on its page with the account of HF_TOKEN",
                     ("GatedRepo", false) => {
-                        "it is gated; accept its terms on its page, then set HF_TOKEN to a token of yours"
+                        "it is gated; accept its terms on its page, then set HF_TOKEN to your token"
                     }
-                    (_, true) => "HF_TOKEN may not read it, or is no valid token",
-                    (_, false) => "it is private or gated; set HF_TOKEN to a token that may read it",
+                    (_, true) => "HF_TOKEN has no access to it, or is not valid",
+                    (_, false) => "it is private or gated; set HF_TOKEN to a token with access",
                 };
                 Err(HubError::Access { repo: subject.repo.to_owned(), status, hint })
             }
@@ -238,13 +239,13 @@ impl Client {
     }
 }
 
-/// How a request for a file ended early.
+/// Why a request for a file ended early.
 enum Received {
-    /// Worth another try.
+    /// May be retried.
     Cut(String),
-    /// The hub said no.
+    /// The hub refused.
     Refused(HubError),
-    /// The disk said no.
+    /// Writing failed.
     Disk(io::Error),
 }
 
@@ -257,9 +258,9 @@ fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubErr
     let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).ok_or_else(|| answer("no etag"))?;
     let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
     if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
-        return Err(answer("an etag that cannot be a file's name"));
+        return Err(answer("an etag that is not a valid file name"));
     }
-    // The length of a redirect is that of its own body.
+    // A redirect has the length of its own body.
     let length = text(headers, "content-length").filter(|_| !redirected);
     let size = text(headers, "x-linked-size").or(length);
     Ok(Meta { etag, size: size.and_then(|s| s.parse().ok()) })
@@ -275,7 +276,7 @@ fn origin(endpoint: &str) -> &str {
     endpoint[host..].find('/').map_or(endpoint, |at| &endpoint[..host + at])
 }
 
-/// Percent-encoding of a part of an address, with or without its slashes left as they are.
+/// Percent-encodes a part of a URL, optionally keeping slashes.
 pub(super) fn encoded(name: &str, slashes: bool) -> String {
     let mut out = String::new();
     for byte in name.bytes() {
@@ -288,11 +289,11 @@ pub(super) fn encoded(name: &str, slashes: bool) -> String {
     out
 }
 
-/// What is wrong with the bytes, if anything is.
+/// Verifies size and hash; the inner error says what is wrong.
 fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
     let length = file.metadata()?.len();
     if let Some(size) = meta.size.filter(|size| *size != length) {
-        return Ok(Err(format!("{length} bytes came where the hub says {size}")));
+        return Ok(Err(format!("received {length} bytes, expected {size}")));
     }
     // Large files are named by SHA-256, small ones by Git's SHA-1.
     if meta.etag.len() != 64 || !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -305,6 +306,6 @@ fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
     Ok(if found == meta.etag.to_ascii_lowercase() {
         Ok(())
     } else {
-        Err(format!("its SHA-256 is {found} where the hub says {}", meta.etag))
+        Err(format!("its SHA-256 is {found}, expected {}", meta.etag))
     })
 }

@@ -6,18 +6,18 @@
 
 use std::collections::BTreeSet;
 
-/// Endings of data files, the preferred first.
+/// Extensions of data files, in order of preference.
 const KINDS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
 
-/// JSON files of repositories that are no data.
+/// JSON files of repositories that are not data.
 const NO_DATA: [&str; 5] = ["dataset_infos", "dataset_info", "dataset_dict", "state", "config"];
 
-/// Why no files were picked.
+/// Why no files were selected.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Miss {
-    /// No such split; these are there.
+    /// There is no such split; these exist.
     Nothing(String),
-    /// In several configurations.
+    /// Several configurations have the split.
     Ambiguous(String),
     /// Some of its files are missing.
     Shards(String),
@@ -25,7 +25,7 @@ pub(crate) enum Miss {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct DataFile {
-    /// The conversion of a part of a split comes after that of a whole one.
+    /// A partial conversion ranks below a complete one.
     partial: bool,
     kind: usize,
     folder: String,
@@ -36,8 +36,8 @@ struct DataFile {
     split: String,
 }
 
-/// The files of a split in the order of its rows. Without `config`, files that belong to none, else to `default`, else to
-/// the only configuration that has the split.
+/// The files of a split in the order of its rows. Without `config`: files without a configuration, or else of
+/// `default`, or else of the only configuration with the split.
 pub(crate) fn pick(paths: &[String], config: Option<&str>, split: &str) -> Result<Vec<String>, Miss> {
     let files: Vec<DataFile> = paths.iter().filter_map(|p| parse(p)).collect();
     let of_split: Vec<&DataFile> = files.iter().filter(|f| f.split == split).collect();
@@ -63,7 +63,7 @@ pub(crate) fn pick(paths: &[String], config: Option<&str>, split: &str) -> Resul
     Ok(of_config.into_iter().map(|f| f.path.clone()).collect())
 }
 
-/// Shards are numbered from 0 without a gap, up to the number in their names where there is one.
+/// Checks that shards are numbered from 0 without gaps, up to the count in their names if there is one.
 fn whole(files: &[&DataFile]) -> Result<(), Miss> {
     let numbers: Vec<usize> = files.iter().map(|f| f.shard).collect();
     let count = files[0].of.unwrap_or(numbers.len());
@@ -73,9 +73,9 @@ fn whole(files: &[&DataFile]) -> Result<(), Miss> {
     let missing = (0..count).find(|n| !numbers.contains(n));
     Err(Miss::Shards(match missing {
         Some(n) => {
-            format!("{} files of {count}, number {n} (from 0) is missing beside {}", numbers.len(), files[0].path)
+            format!("{} files of {count}; number {n} (from 0) is missing next to {}", numbers.len(), files[0].path)
         }
-        None => format!("{} files where their names say {count}, {} among them", numbers.len(), files[0].path),
+        None => format!("{} files, but their names say {count}, such as {}", numbers.len(), files[0].path),
     }))
 }
 
@@ -103,7 +103,7 @@ fn parse(path: &str) -> Option<DataFile> {
     Some(DataFile { partial, kind, folder, of, shard, path: path.to_owned(), config, split: split.to_owned() })
 }
 
-/// `train-00001-of-00003`, and with the hash that earlier versions of `datasets` put behind it.
+/// `train-00001-of-00003`, optionally with the hash that earlier versions of `datasets` appended.
 fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
     let (before, after) = name.rsplit_once("-of-")?;
     let (split, shard) = before.rsplit_once('-')?;
@@ -111,17 +111,17 @@ fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
     Some((split, shard.parse().ok()?, Some(count.parse().ok()?)))
 }
 
-/// What there is, for a message.
+/// The existing splits, for a message.
 fn found(files: &[DataFile]) -> String {
     let names: BTreeSet<String> = files.iter().map(|f| label(f.config.as_deref(), &f.split)).collect();
     match names.len() {
-        0 => "no .parquet, .jsonl or .json file".to_owned(),
+        0 => "no .parquet, .jsonl or .json files".to_owned(),
         n if n > 40 => names.into_iter().take(40).collect::<Vec<_>>().join(", ") + &format!(" and {} more", n - 40),
         _ => names.into_iter().collect::<Vec<_>>().join(", "),
     }
 }
 
-/// Configuration and split in one word.
+/// Configuration and split as one string.
 pub(crate) fn label(config: Option<&str>, split: &str) -> String {
     config.map_or_else(|| split.to_owned(), |config| format!("{config}/{split}"))
 }

@@ -11,8 +11,8 @@ use crate::python::is_space;
 /// Which Python program an environment renders as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// Transformers' `apply_chat_template`: blocks trimmed, undefined variables empty, `raise_exception`, `strftime_now`,
-    /// `tojson` as `json.dumps` writes it.
+    /// Transformers' `apply_chat_template`: blocks trimmed, undefined variables empty, `raise_exception`,
+    /// `strftime_now`, `tojson` as `json.dumps` writes it.
     ///
     /// Source: `_cached_compile_jinja_template` in `transformers/utils/chat_template_utils.py`.
     Transformers,
@@ -101,8 +101,8 @@ fn strip(text: &str, side: &str, chars: Option<&str>) -> String {
     .to_owned()
 }
 
-/// Python's `str.capitalize`: the first letter upper case, all others lower case. Letters with a title case of their own,
-/// such as ǆ, become upper case.
+/// Python's `str.capitalize`: the first letter upper case, all others lower case. Letters with a title case of their
+/// own, such as ǆ, become upper case.
 fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
     let mut upper = first.to_uppercase();

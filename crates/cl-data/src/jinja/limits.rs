@@ -110,8 +110,8 @@ fn text_length(bytes: &[u8], quote: u8) -> usize {
     bytes.len()
 }
 
-/// Sets the limits of an environment that has its own filters already. `plain` does the work of the filters; it has the same
-/// filters and settings. `steps`: instructions of one rendering.
+/// Sets the limits of an environment that has its own filters already. `plain` does the work of the filters; it has the
+/// same filters and settings. `steps`: instructions of one rendering.
 pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
     environment.set_fuel(Some(steps));
     let plain = Arc::new(plain);

@@ -1,14 +1,14 @@
 //! Templates with a size check around every operator and literal that can make a value larger.
 //!
-//! `{% set x = x ~ x %}` in a loop doubles a text 40 times in 40 steps, and `[0] * 10 ** 15` is as short as its items are many.
-//! The engine has no hook for operators, so the source is rewritten before it is compiled: `a ~ b` becomes
-//! `(a ~ b)|bounded`, where the filter checks the result. The same goes for `+`, `*`, and for lists and maps of variables,
-//! which can share items so that comparing two of them takes exponential time. Operands of comparisons, subscripts and keys
-//! are checked too, because namespaces can contain each other in a circle. A constant that is repeated is checked so that the
-//! compiler does not repeat it, once for every place in the source.
+//! `{% set x = x ~ x %}` in a loop doubles a text 40 times in 40 steps, and `[0] * 10 ** 15` is as short as its items
+//! are many. The engine has no hook for operators, so the source is rewritten before it is compiled: `a ~ b` becomes
+//! `(a ~ b)|bounded`, where the filter checks the result. The same goes for `+`, `*`, and for lists and maps of
+//! variables, which can share items so that comparing two of them takes exponential time. Operands of comparisons,
+//! subscripts and keys are checked too, because namespaces can contain each other in a circle. A constant that is
+//! repeated is checked so that the compiler does not repeat it, once for every place in the source.
 //!
-//! The places come from the engine's own parser. The result is parsed again and rejected if anything is left unchecked, so
-//! a wrong place is an error and never a hole.
+//! The places come from the engine's own parser. The result is parsed again and rejected if anything is left unchecked,
+//! so a wrong place is an error and never a hole.
 
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Filter, Spanned, Stmt};
 use minijinja::machinery::{Span, WhitespaceConfig, parse, parse_expr};

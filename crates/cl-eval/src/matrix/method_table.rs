@@ -1,26 +1,27 @@
 use super::score_matrix::{Column, Group, mean, mean_of_percentages, ratio_of_means};
 use super::table::Table;
 
-/// A score and its standard error, where there is one.
+/// A score with its standard error, if known.
 pub type Cell = Option<(f64, Option<f64>)>;
 
-/// What models made by different methods score on the same columns: the last round of a sequence, a merge, a mixture, a joint
-/// run, one row each.
+/// Scores of different methods on the same tasks, with one row per method: the last round of a sequence, a merge, a
+/// mixture, or joint training.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MethodTable {
     /// The tasks.
     pub columns: Vec<Column>,
-    /// The model before any of the methods, which gains are over.
+    /// Scores of the base model, for gains.
     pub base: Option<Vec<Cell>>,
-    /// Names and scores of the methods, a cell for each column.
+    /// Names and scores of the methods, with one cell per column.
     pub rows: Vec<(String, Vec<Cell>)>,
 }
 
 impl MethodTable {
-    /// The table: old knowledge, then new; their averages (`AVold`, `AVnew`, `AVall`); and the gain over the base, of old and of
-    /// new knowledge, each as the mean of the columns' gains and as the gain of their mean, as in the paper's Tables 1 to 4.
+    /// Formats the table: old knowledge, then new; averages (`AVold`, `AVnew`, `AVall`); and gains over the base for
+    /// old and new knowledge, each as the mean of the columns' gains and as the gain of their mean, as in the paper's
+    /// Tables 1 to 4.
     ///
-    /// Averages are of all columns of a group, and absent where one was not measured.
+    /// An average is missing if one of its columns was not measured.
     ///
     /// ```
     /// use cl_eval::{Column, Group, MethodTable};
@@ -66,7 +67,7 @@ impl MethodTable {
         row
     }
 
-    /// Gain over the base of a group's columns: mean of the gains, gain of the means.
+    /// Gain over the base of a group's columns: the mean of the gains, and the gain of the mean.
     fn gains(&self, cells: &[Cell], group: Group) -> (Option<f64>, Option<f64>) {
         let Some(base) = &self.base else { return (None, None) };
         let of = |cells: &[Cell]| self.places(group).map(|c| value(&cells[c])).collect::<Option<Vec<f64>>>();

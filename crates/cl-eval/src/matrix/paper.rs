@@ -65,9 +65,9 @@ pub fn tables() -> Vec<PaperTable> {
     file.tables
 }
 
-/// Cells with four decimals are averaged to three or four; half a unit of the last, and of the cells' own rounding.
+/// Cells have four decimals and averages three or four: half a unit of the last, plus the cells' rounding.
 const AVERAGE: f64 = 0.0006;
-/// Gains and BWT are printed in whole percents, some with a digit more that was itself rounded.
+/// Gains and BWT are printed in whole percent, some with one more (rounded) digit.
 const PERCENT: f64 = 0.0055;
 
 /// Recomputes every average, gain and BWT, and compares rows that two tables print.
@@ -104,7 +104,7 @@ pub fn check() -> Vec<Cell> {
     cells
 }
 
-/// Rows that are printed twice: after the last round in Tables 1 to 4, and beside the other methods in Tables 5 and 6.
+/// Rows that are printed twice: after the last round in Tables 1 to 4, and with the other methods in Tables 5 and 6.
 fn restated(tables: &[PaperTable]) -> Vec<Cell> {
     let twice = [
         (5, "base", 1, "base"),
@@ -117,14 +117,14 @@ fn restated(tables: &[PaperTable]) -> Vec<Cell> {
     for (table, name, first, first_name) in twice {
         let (table, before) = (&tables[table - 1], row(&tables[first - 1], first_name));
         let again = table.rows.iter().find(|r| r.row == name).expect("a constant file");
-        // Table 6 rounds to three decimals, and its averages are checked by themselves.
+        // Table 6 has three decimals, and its averages are checked separately.
         let tolerance = if table.table == 6 { 0.000_51 } else { 0.0 };
         cells.extend((0..8).map(|i| cell(table, again, i, before[i], tolerance)));
     }
     cells
 }
 
-/// Questions of each test that is scored by counting right answers.
+/// Number of questions of each test that is scored by accuracy.
 const QUESTIONS: [(&str, f64); 10] = [
     ("cstan", 2000.0),
     ("fomc", 496.0),
@@ -138,8 +138,8 @@ const QUESTIONS: [(&str, f64); 10] = [
     ("wino", 1267.0),
 ];
 
-/// Accuracies of Tables 1 to 5 beside the nearest one that so many questions can have: FOMC's, for instance, are multiples of
-/// 1/496, so the paper's FOMC test has 496 rows and not 2 000.
+/// Compares the accuracies of Tables 1 to 5 with the nearest value possible for the number of questions: FOMC's, for
+/// example, are multiples of 1/496, so the paper's FOMC test has 496 rows, not 2,000.
 pub fn accuracies() -> Vec<Cell> {
     let mut cells = Vec::new();
     for table in tables().iter().filter(|t| t.table <= 5) {
@@ -155,7 +155,7 @@ pub fn accuracies() -> Vec<Cell> {
     cells
 }
 
-/// Table 1's and 2's last row: gains of each column, and the mean of the percentages.
+/// Last row of Tables 1 and 2: gains per column, and their mean.
 fn gains_old(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     let Some(gain) = table.rows.iter().find(|r| r.row == "gain base") else {
         return Vec::new();
@@ -168,7 +168,7 @@ fn gains_old(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     cells
 }
 
-/// Table 3's and 4's last rows: gains of each column, the ratio of the means, and the relative BWT.
+/// Last rows of Tables 3 and 4: gains per column, the ratio of the means, and the relative BWT.
 fn gains_new(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     let find = |name: &str| table.rows.iter().find(|r| r.row == name).expect("a constant file");
     let (gain, bwt, last) = (find("gain base"), find("BWT"), &table.rows[6].values);
@@ -180,7 +180,7 @@ fn gains_new(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     cells
 }
 
-/// Table 6: AVnew over its eight columns, AVall over Table 5's seven besides.
+/// Table 6: AVnew over its eight columns, AVall over these and Table 5's seven.
 fn averages_of_table_6(table: &PaperTable, old: &PaperTable) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (r, o) in table.rows.iter().zip(&old.rows) {

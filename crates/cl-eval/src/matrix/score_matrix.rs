@@ -32,8 +32,8 @@ impl Column {
 
 /// Scores before the first round (row 0) and after each round t (row t), with one column per task.
 ///
-/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` that of the base model, T the last round that has a row, and
-/// r(c) the round that teaches column c.
+/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` that of the base model, T the last round
+/// that has a row, and r(c) the round that teaches column c.
 ///
 /// | figure | formula | defined for columns |
 /// | --- | --- | --- |
@@ -84,7 +84,7 @@ impl ScoreMatrix {
         self.at(self.scores.len().checked_sub(1)?, column)
     }
 
-    /// The row right after the column's own round, when rounds followed it.
+    /// The row of the column's own round, if it is not the last.
     fn diagonal(&self, column: usize) -> Option<f64> {
         let round = self.round(column)?;
         if round + 1 < self.scores.len() { self.at(round, column) } else { None }
@@ -99,12 +99,14 @@ impl ScoreMatrix {
         ratio(self.last(column)?, self.at(0, column)?)
     }
 
-    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; `None` for the last round's tasks.
+    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; `None` for the last round's
+    /// tasks.
     pub fn relative_bwt(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.diagonal(column)?)
     }
 
-    /// Backward transfer as the literature defines it: `R[T][c] − R[r(c)][c]` (Lopez-Paz and Ranzato, arXiv:1706.08840).
+    /// Backward transfer as the literature defines it: `R[T][c] − R[r(c)][c]` (Lopez-Paz and Ranzato,
+    /// arXiv:1706.08840).
     pub fn absolute_bwt(&self, column: usize) -> Option<f64> {
         Some(self.last(column)? - self.diagonal(column)?)
     }
@@ -117,8 +119,8 @@ impl ScoreMatrix {
         Some(best - self.last(column)?)
     }
 
-    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, the effect of earlier rounds on a task before its own; `None` for the
-    /// first round's tasks.
+    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, the effect of earlier rounds on a task before its own; `None` for
+    /// the first round's tasks.
     pub fn forward_transfer(&self, column: usize) -> Option<f64> {
         let round = self.round(column).filter(|&r| r >= 2)?;
         Some(self.at(round - 1, column)? - self.at(0, column)?)
@@ -135,8 +137,8 @@ impl ScoreMatrix {
         mean(&self.row(row, group)?)
     }
 
-    /// Average gain of a group's columns as the mean of their gains (the paper's Tables 1 and 2), and as the gain of their
-    /// mean (Tables 3 and 4). The first is dominated by columns that start near zero.
+    /// Average gain of a group's columns as the mean of their gains (the paper's Tables 1 and 2), and as the gain of
+    /// their mean (Tables 3 and 4). The first is dominated by columns that start near zero.
     pub fn average_gains(&self, group: Group) -> (Option<f64>, Option<f64>) {
         let last = self.scores.len().saturating_sub(1);
         let (Some(before), Some(after)) = (self.row(0, group), self.row(last, group)) else {

@@ -14,11 +14,11 @@ pub struct Table {
 const NONE: &str = "–";
 
 /// The matrix laid out like the paper's tables: one group's columns and their average (first for old knowledge, as in
-/// Tables 1 and 2, and last for new, as in Tables 3 and 4); rows for the base model and each round, then the gain over base,
-/// and for new knowledge the relative BWT. Returns `None` if there is no such column or no row.
+/// Tables 1 and 2, and last for new, as in Tables 3 and 4); rows for the base model and each round, then the gain over
+/// base, and for new knowledge the relative BWT. Returns `None` if there is no such column or no row.
 ///
-/// The average of the gains is the mean of the percentages for old knowledge and the ratio of the means for new, as in the
-/// paper; the other average is in the caption, which should also name the profile of the scores. The average BWT is
+/// The average of the gains is the mean of the percentages for old knowledge and the ratio of the means for new, as in
+/// the paper; the other average is in the caption, which should also name the profile of the scores. The average BWT is
 /// the mean over the tasks that have one.
 pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Table> {
     let chosen: Vec<usize> = (0..matrix.columns.len()).filter(|&c| matrix.columns[c].group == group).collect();
@@ -146,7 +146,7 @@ fn percent(value: Option<f64>) -> String {
     value.map_or(NONE.to_owned(), |v| unsigned_zero(format!("{:+.1}%", 100.0 * v)))
 }
 
-/// "-0.0%" reads like a loss.
+/// Avoids "-0.0%", which looks like a loss.
 fn unsigned_zero(number: String) -> String {
     let zero = number.chars().all(|c| matches!(c, '+' | '-' | '0' | '.' | '%'));
     if zero { number.trim_start_matches(['+', '-']).to_owned() } else { number }

@@ -14,7 +14,7 @@ pub(crate) fn accuracies(target: &Target, response: &Response) -> (f64, f64) {
     (right(sums), right(&per_character))
 }
 
-/// Index of the largest value, the first among equals; NaN never wins.
+/// Index of the largest value, or the first of several; NaN is ignored.
 pub(crate) fn first_largest(values: &[f64]) -> Option<usize> {
     let mut best: Option<usize> = None;
     for (i, v) in values.iter().enumerate().filter(|(_, v)| !v.is_nan()) {

@@ -1,4 +1,4 @@
-//! `fuzz.ratio`, the paper's score for Py150, and TRACE's clean-up of masked literals in front of it.
+//! `fuzz.ratio`, the paper's score for Py150, and TRACE's preceding replacement of masked literals.
 //!
 //! ```text
 //! fuzz.ratio = round(100 · 2·M / (|a| + |b|))     M: matched characters; halves to even; an integer for every item
@@ -15,8 +15,8 @@
 //! - Equal texts score 100 before anything else is asked, so two empty ones do, too; one empty text scores 0.
 //! - Lengths are in code points, as Python's are.
 //!
-//! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener, "Pattern
-//! Matching: The Gestalt Approach", 1988); TRACE (arXiv:2310.06762) for the clean-up.
+//! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener,
+//! "Pattern Matching: The Gestalt Approach", 1988); TRACE (arXiv:2310.06762) for the clean-up.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -27,10 +27,11 @@ use regex::Regex;
 static LITERAL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?s)<(?:STR|NUM|CHAR)_LIT:(.*?)>").expect("a constant pattern"));
 
-/// Replaces Py150's masks: `<NUM_LIT>` by `0`, `<STR_LIT>` and `<CHAR_LIT>` by nothing, then each `<KIND_LIT:v>` by `v`.
+/// Replaces Py150's masks: `<NUM_LIT>` by `0`, `<STR_LIT>` and `<CHAR_LIT>` by nothing, then each `<KIND_LIT:v>` by
+/// `v`.
 ///
-/// The masks with a value are looked up first and then replaced one after another everywhere, as the reference does: it
-/// matters only where a replacement makes a new mask out of its surroundings.
+/// As in the reference, masks with a value are collected first and then replaced one after another. The difference
+/// matters only if a replacement creates a new mask.
 ///
 /// ```
 /// use cl_eval::metrics::edit::clean_py150;
@@ -60,7 +61,8 @@ pub fn fuzz_ratio(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| lcs_seq::similarity(a.iter().copied(), b.iter().copied()))
 }
 
-/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are. The order of the texts matters.
+/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are. The
+/// order of the texts matters.
 pub fn fuzz_ratio_difflib(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| Blocks::new(b).matching_characters(a))
 }
@@ -77,12 +79,12 @@ fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64
     (100.0 * ratio).round_ties_even()
 }
 
-/// difflib's search for matching blocks in a second text.
+/// difflib's search for matching blocks.
 struct Blocks<'t> {
     b: &'t [char],
-    /// Where each character that is not popular stands, ascending.
+    /// Positions of each character that is not popular, ascending.
     places: HashMap<char, Vec<usize>>,
-    /// `length[j + 1]`: length of the block that ends at place j, as of row `row[j + 1]`.
+    /// `length[j + 1]`: length of the block that ends at position j, as of row `row[j + 1]`.
     length: Vec<usize>,
     row: Vec<u64>,
     rows: u64,
@@ -101,9 +103,9 @@ impl<'t> Blocks<'t> {
         Blocks { b, places, length: vec![0; b.len() + 1], row: vec![0; b.len() + 1], rows: 1 }
     }
 
-    /// Characters in blocks: the longest one, then the same on its left and on its right.
+    /// Number of characters in blocks: the longest block, then recursively on its left and right.
     fn matching_characters(&mut self, a: &[char]) -> usize {
-        // A queue in the place of recursion: thousands of blocks must not fill the stack.
+        // A queue instead of recursion, so that thousands of blocks cannot overflow the stack.
         let mut queue = vec![(0, a.len(), 0, self.b.len())];
         let mut total = 0;
         while let Some((a_low, a_high, b_low, b_high)) = queue.pop() {
@@ -120,8 +122,8 @@ impl<'t> Blocks<'t> {
         total
     }
 
-    /// The longest block that starts earliest in `a`, then in `b`, of characters that are not popular; then grown on both
-    /// sides over any that match.
+    /// The longest block of characters that are not popular (the earliest in `a`, then in `b`), extended on both sides
+    /// by any matching characters.
     fn longest_match(
         &mut self,
         a: &[char],
@@ -139,7 +141,7 @@ impl<'t> Blocks<'t> {
             let from = places.partition_point(|&j| j < b_low);
             let to = places.partition_point(|&j| j < b_high);
             let mut best_of_row = false;
-            // Backwards, so that what the row before left at j is still there when j + 1 is written.
+            // Backwards, so that the previous row's value at j is still available for j + 1.
             for &j in places[from..to].iter().rev() {
                 let before = if j > b_low && self.row[j] == self.rows - 1 { self.length[j] } else { 0 };
                 let k = before + 1;

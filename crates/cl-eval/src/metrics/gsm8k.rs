@@ -1,4 +1,4 @@
-//! Numbers out of written solutions, as lm-eval's `gsm8k` and `gsm8k_cot` extract and compare them.
+//! Extraction and comparison of numbers in solutions, as in lm-eval's `gsm8k` and `gsm8k_cot`.
 //!
 //! Traps:
 //! - [`flexible_extract`] takes the *last* number-like piece, whose pattern allows `$`, commas and dots anywhere: "18." is
@@ -23,10 +23,10 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a constant pattern")
 }
 
-/// What stands for an answer in which nothing was found.
+/// Result if nothing is found in an answer.
 pub const INVALID: &str = "[invalid]";
 
-/// The last number-like piece of the answer.
+/// The last number-like part of the answer.
 ///
 /// ```
 /// use cl_eval::metrics::gsm8k::flexible_extract;
@@ -52,13 +52,13 @@ fn first_group<'t>(pattern: &Regex, answer: &'t str) -> &'t str {
     pattern.captures(answer).and_then(|c| c.get(1)).map_or(INVALID, |m| m.as_str())
 }
 
-/// What stands behind the last `####` of a solution, without white space around it: `gsm8k_cot`'s reference.
+/// The stripped text after the last `####` of a solution: `gsm8k_cot`'s reference.
 pub fn final_answer(solution: &str) -> &str {
     python_strip(solution.rsplit("####").next().unwrap_or(solution))
 }
 
-/// 1 when both are equal after what lm-eval ignores, else 0: commas, dollar signs, everything up to the last `#### `, a final
-/// dot, and case.
+/// 1 if both are equal, ignoring commas, dollar signs, everything up to the last `#### `, a final dot, and case, as in
+/// lm-eval; else 0.
 pub fn exact_match(extracted: &str, reference: &str) -> f64 {
     f64::from(u8::from(normal(extracted) == normal(reference)))
 }
@@ -66,7 +66,7 @@ pub fn exact_match(extracted: &str, reference: &str) -> f64 {
 fn normal(text: &str) -> String {
     let text = text.replace([',', '$'], "");
     let text = text.rfind("#### ").map_or(text.as_str(), |at| &text[at + "#### ".len()..]);
-    // Python's `$` also stands before a final line break, which stays.
+    // Python's `$` also matches before a final line break, which is kept.
     let (body, line_break) = text.strip_suffix('\n').map_or((text, ""), |body| (body, "\n"));
     let body = body.strip_suffix('.').unwrap_or(body);
     format!("{body}{line_break}").to_lowercase()

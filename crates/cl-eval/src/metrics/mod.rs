@@ -1,6 +1,6 @@
-//! Metrics, one a file, each with its source and its traps.
+//! Metrics, one per file, with their sources and pitfalls.
 //!
-//! Every metric is total: any two texts have a score, however long, empty or strange they are.
+//! Every metric is defined for any two texts.
 
 pub(crate) mod choice;
 pub mod edit;

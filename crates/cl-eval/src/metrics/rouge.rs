@@ -15,19 +15,19 @@
 //! - The package also fails (its walk is recursive) on sentences of about a thousand words or more, which the paper's script
 //!   would count as 0. Here such sentences are scored.
 //!
-//! Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, for the definition; `rouge` 1.0.1 for the
-//! behaviour.
+//! Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, for the definition; `rouge` 1.0.1 for
+//! the behaviour.
 
 use std::collections::{HashMap, HashSet};
 
 use super::python_split;
 
-/// Recall, precision and both F values that versions of the package have had.
+/// Recall, precision, and the F values of two versions of the package.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RougeL {
-    /// Hits over different words of the reference.
+    /// Hits divided by the number of distinct words of the reference.
     pub recall: f64,
-    /// Hits over different words of the answer.
+    /// Hits divided by the number of distinct words of the answer.
     pub precision: f64,
     /// Since 1.0: 2PR / (P + R + 1e-8).
     pub f: f64,
@@ -58,9 +58,9 @@ pub fn rouge_l(answer: &str, reference: &str) -> RougeL {
     RougeL { recall, precision, f, f_beta }
 }
 
-/// Different sentences as numbers of words, and how many different words there are.
+/// Distinct sentences as lists of word indices, and the number of distinct words.
 ///
-/// The result depends on sets of words only, so a sentence that comes again adds nothing.
+/// The result depends only on sets of words, so a repeated sentence adds nothing.
 fn sentences<'t>(text: &'t str, ids: &mut HashMap<&'t str, u32>) -> (Vec<Vec<u32>>, usize) {
     let (mut all, mut seen, mut words) = (Vec::new(), HashSet::new(), HashSet::new());
     for piece in text.split('.').filter(|p| !p.is_empty()) {
@@ -93,7 +93,7 @@ fn hits(reference: &[Vec<u32>], answer: &[Vec<u32>]) -> usize {
     union.len()
 }
 
-/// A sentence's words, and where each of them stands, ascending.
+/// A sentence's words, and the positions of each, ascending.
 struct Sentence<'t> {
     words: &'t [u32],
     places: HashMap<u32, Vec<usize>>,
@@ -109,12 +109,12 @@ impl<'t> Sentence<'t> {
     }
 }
 
-/// Adds the words of the common subsequence that the package's walk finds.
+/// Adds the words of the common subsequence that the package's traceback finds.
 ///
-/// Let t[i][j] be the length of the longest common subsequence of the first i words of the reference's sentence and the first
-/// j of the answer's. At (i, j), where the words differ, the walk goes up when t[i − 1][j] > t[i][j − 1], which is when
-/// t[i][j] > t[i][j − 1], and left otherwise. Rows whose word the answer does not have repeat the row above: they are not
-/// computed, but in them the walk goes left, too.
+/// Let t[i][j] be the length of the longest common subsequence of the first i words of the reference's sentence and the
+/// first j of the answer's. At (i, j), where the words differ, the walk goes up when t[i − 1][j] > t[i][j − 1], which
+/// is when t[i][j] > t[i][j − 1], and left otherwise. Rows whose word the answer does not have repeat the row above:
+/// they are not computed, but in them the walk goes left, too.
 fn common_subsequence(reference: &Sentence<'_>, answer: &Sentence<'_>, union: &mut HashSet<u32>) {
     let mut rows: Vec<usize> =
         answer.places.keys().filter_map(|w| reference.places.get(w)).flatten().copied().collect();
@@ -140,12 +140,12 @@ fn common_subsequence(reference: &Sentence<'_>, answer: &Sentence<'_>, union: &m
     }
 }
 
-/// Rows between two kept states of the table: a walk back recomputes so many at a time.
+/// Number of rows between two stored states of the table; the traceback recomputes them in blocks.
 const BLOCK: usize = 256;
 
-/// The horizontal steps of the table as bits, 64 columns a word (Crochemore et al., "A fast and practical bit-vector algorithm
-/// for the longest common subsequence problem", 2001). Only every [`BLOCK`]th row is kept: two texts of 50 000 words need a few
-/// MB instead of 10 GB.
+/// The horizontal steps of the table as bits, 64 columns a word (Crochemore et al., "A fast and practical bit-vector
+/// algorithm for the longest common subsequence problem", 2001). Only every [`BLOCK`]th row is kept: two texts of 50
+/// 000 words need a few MB instead of 10 GB.
 struct Table<'t> {
     words: &'t [u32],
     rows: &'t [usize],

@@ -12,8 +12,8 @@
 //! - 0/0 is 1: a text too short for an n-gram scores 1 there, and an empty answer, which deletes all, does not score 0.
 //! - Sums run in the order in which n-grams first appear in the source, as Python's counters do, so scores are the same bits.
 //!
-//! Sources: Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016; the `sari` metric of
-//! `evaluate` for the behaviour; NIST's mteval-v13a for the tokens.
+//! Sources: Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016; the `sari`
+//! metric of `evaluate` for the behaviour; NIST's mteval-v13a for the tokens.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -38,7 +38,7 @@ pub fn sari(source: &str, answer: &str, reference: &str) -> f64 {
     (mean(0) + mean(1) + mean(2)) / 3.0
 }
 
-/// Scores of what was kept, deleted and added, for n-grams of one length.
+/// Scores for kept, deleted and added n-grams of one length.
 fn one_order(source: &Counts, answer: &Counts, reference: &Counts) -> [f64; 3] {
     let (mut kept, mut kept_good, mut kept_all) = (Part::default(), 0, 0);
     let mut deleted = Part::default();
@@ -60,7 +60,7 @@ fn one_order(source: &Counts, answer: &Counts, reference: &Counts) -> [f64; 3] {
     [f1(kept.mean(), kept_recall), deleted.mean(), f1(added_precision, added_recall)]
 }
 
-/// Mean over different n-grams of good / all.
+/// Mean over distinct n-grams of good / all.
 #[derive(Default)]
 struct Part {
     different: usize,
@@ -88,7 +88,7 @@ fn f1(precision: f64, recall: f64) -> f64 {
     if precision > 0.0 || recall > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 }
 }
 
-/// n-grams with their counts, in the order of their first appearance.
+/// n-grams with their counts, in order of first occurrence.
 struct Counts<'t> {
     grams: Vec<(&'t [&'t str], usize)>,
     index: HashMap<&'t [&'t str], usize>,

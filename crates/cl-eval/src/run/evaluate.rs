@@ -33,36 +33,36 @@ pub fn evaluate(
     Ok(scores.remove(0))
 }
 
-/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each answer
-/// to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with the index of
-/// the task.
+/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each
+/// answer to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with
+/// the index of the task.
 ///
-/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes, documents may
-/// be added or reordered, and identical documents are sent to the model once. An incomplete last line is discarded. Answers
-/// to other requests, such as those of a run with a larger limit, are kept at the end of the file and not scored. On
-/// completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may differ in the last bits,
-/// which depend on how the model batches.
+/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes,
+/// documents may be added or reordered, and identical documents are sent to the model once. An incomplete last line is
+/// discarded. Answers to other requests, such as those of a run with a larger limit, are kept at the end of the file
+/// and not scored. On completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may
+/// differ in the last bits, which depend on how the model batches.
 ///
 /// Each file is locked while answers are appended to it. Several processes may write different files in one directory.
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
-/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions file
-/// (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or [`Error::File`] if
-/// reading or writing fails.
+/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions
+/// file (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or
+/// [`Error::File`] if reading or writing fails.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
     observe: &mut dyn FnMut(usize, usize, usize),
 ) -> Result<Vec<Scores>, Error> {
     let fingerprint = model.fingerprint();
-    let mut runs = open.iter().map(|o| Run::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    let mut runs = open.iter().map(|o| TaskRun::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
     for (index, run) in runs.iter_mut().enumerate() {
         run.begin()?;
         observe(index, run.done, run.task.len());
     }
-    let mut written = Asked::default();
-    let mut scored = Asked::default();
+    let mut written = RequestBatch::default();
+    let mut scored = RequestBatch::default();
     for (index, run) in runs.iter().enumerate() {
         for document in run.saved.first_unanswered(&run.keys) {
             match &run.requests[document] {
@@ -83,11 +83,11 @@ pub fn evaluate_all(
         |requests, answered| model.loglikelihood(requests, answered),
         |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
     )?;
-    runs.iter_mut().map(Run::finish).collect()
+    runs.iter_mut().map(TaskRun::finish).collect()
 }
 
 /// The state of a task's evaluation: its requests, and the answers so far.
-pub(super) struct Run<'a> {
+pub(super) struct TaskRun<'a> {
     task: &'a dyn Task,
     path: PathBuf,
     requests: Vec<Request>,
@@ -99,8 +99,8 @@ pub(super) struct Run<'a> {
     file: Option<File>,
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<Run<'a>, Error> {
+impl<'a> TaskRun<'a> {
+    pub(super) fn start(open: &Open<'a>, fingerprint: Option<&str>) -> Result<TaskRun<'a>, Error> {
         let (task, path) = (open.task, open.predictions.clone());
         if task.is_empty() {
             return Err(Error::NoDocuments { name: task.name().to_owned() });
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
         keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
         let done = saved.done(&keys);
         let fingerprint = fingerprint.map(str::to_owned);
-        Ok(Run { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
+        Ok(TaskRun { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
     }
 
     /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         make_parent(&self.path)?;
         let mut file = lock_log(&self.path)?;
         remove_leftovers(&self.path);
-        // Another process may have added to it, or replaced it, since it was looked at.
+        // Another process may have changed the file since it was read.
         self.saved = Saved::read(&self.path)?;
         self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
         self.done = self.saved.done(&self.keys);
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
 }
 
 /// Requests of one kind, the documents they belong to, and the answers so far.
-struct Asked<R, A> {
+struct RequestBatch<R, A> {
     requests: Vec<R>,
     owners: Vec<usize>,                      // of each request, its place in `documents`
     documents: Vec<((usize, usize), usize)>, // (run, document) and the place of its first request
@@ -182,13 +182,19 @@ struct Asked<R, A> {
     open: Vec<usize>, // of each document, requests without an answer
 }
 
-impl<R, A> Default for Asked<R, A> {
+impl<R, A> Default for RequestBatch<R, A> {
     fn default() -> Self {
-        Asked { requests: Vec::new(), owners: Vec::new(), documents: Vec::new(), answers: Vec::new(), open: Vec::new() }
+        RequestBatch {
+            requests: Vec::new(),
+            owners: Vec::new(),
+            documents: Vec::new(),
+            answers: Vec::new(),
+            open: Vec::new(),
+        }
     }
 }
 
-impl<R: Clone, A> Asked<R, A> {
+impl<R: Clone, A> RequestBatch<R, A> {
     fn push(&mut self, document: (usize, usize), requests: &[R]) {
         let owner = self.documents.len();
         self.documents.push((document, self.requests.len()));
@@ -198,15 +204,16 @@ impl<R: Clone, A> Asked<R, A> {
         self.requests.extend_from_slice(requests);
     }
 
-    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are answered.
+    /// Assigns each answer to its document, and writes a document to its task's file when all its requests are
+    /// answered.
     fn ask(
         mut self,
-        runs: &mut [Run<'_>],
+        runs: &mut [TaskRun<'_>],
         observe: &mut dyn FnMut(usize, usize, usize),
         ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
         response: impl Fn(Vec<A>) -> Response,
     ) -> Result<(), Error> {
-        // A document that asks for nothing is answered by nothing.
+        // A document without requests has an empty answer.
         for owner in (0..self.documents.len()).filter(|&o| self.open[o] == 0) {
             let (run, document) = self.documents[owner].0;
             runs[run].answer(document, response(Vec::new()))?;
@@ -220,7 +227,7 @@ impl<R: Clone, A> Asked<R, A> {
         let outcome = ask(&requests, &mut |index, answer| {
             got += 1;
             let Some(slot) = self.answers.get_mut(index).filter(|slot| slot.is_none()) else {
-                return Err(format!("an answer to request {index} of {asked}, which has one or is none").into());
+                return Err(format!("unexpected answer to request {index} of {asked}").into());
             };
             *slot = Some(answer);
             let owner = self.owners[index];
@@ -242,7 +249,7 @@ impl<R: Clone, A> Asked<R, A> {
         if let Some(error) = failure {
             return Err(error);
         }
-        // Which of the tasks it was is not known once they are asked together; the first one that is still open.
+        // The failing task is not known when tasks are batched; name the first unfinished one.
         let open = self.open.iter().position(|&n| n > 0).map_or(first, |o| self.documents[o].0.0);
         let name = || runs[open].task.name().to_owned();
         outcome.map_err(|e| Error::Model { task: name(), message: with_causes(e.as_ref()) })?;

@@ -32,7 +32,7 @@ pub(super) fn lock_log(path: &Path) -> Result<File, Error> {
             // A file system without locks.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
-        // Whoever had it before may have put another file in its place, which this lock does not guard.
+        // The previous holder may have replaced the file, in which case this lock is void.
         let same_file = |there: &Metadata, open: &Metadata| (there.dev(), there.ino()) == (open.dev(), open.ino());
         let open = file.metadata().map_err(io)?;
         if std::fs::metadata(path).is_ok_and(|there| same_file(&there, &open)) {
@@ -41,7 +41,8 @@ pub(super) fn lock_log(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. Call it under the file's lock.
+/// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. Call it under the file's
+/// lock.
 pub(super) fn remove_leftovers(path: &Path) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
     let prefix = format!(".{}.", name.to_string_lossy());

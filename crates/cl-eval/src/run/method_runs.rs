@@ -8,16 +8,15 @@ use super::scores::Scores;
 use crate::Error;
 use crate::matrix::{Cell, Column, Group, MethodTable, ScoreMatrix};
 
-/// Reads finished runs as the rows of one table: directories of `cl sequence`, of which the last round counts, and of
-/// `cl eval`.
+/// Reads finished runs as rows of one table: directories of `cl sequence` (their last round) or `cl eval`.
 ///
-/// The columns are those of the first sequence among the runs; without one, every task of the first run, those named in `old`
-/// being old knowledge. The base is `base`, or what the first sequence scored before its first round.
+/// The columns are those of the first sequence; without a sequence, all tasks of the first run, of which those in `old`
+/// are old knowledge. The base is `base`, or else the first sequence's base model.
 ///
 /// # Errors
-/// Returns an error if a directory holds neither run, or its files cannot be read.
+/// Returns an error if a directory is not a run of either command, or its files cannot be read.
 pub fn method_table(runs: &[(String, PathBuf)], base: Option<&Path>, old: &[String]) -> Result<MethodTable, Error> {
-    let opened = runs.iter().map(|(_, dir)| Run::open(dir)).collect::<Result<Vec<Run>, Error>>()?;
+    let opened = runs.iter().map(|(_, dir)| FinishedRun::open(dir)).collect::<Result<Vec<FinishedRun>, Error>>()?;
     let sequence = opened.iter().find_map(|run| run.matrix.as_ref());
     let columns = match (sequence, opened.first()) {
         (Some(matrix), _) => matrix.columns.clone(),
@@ -25,7 +24,7 @@ pub fn method_table(runs: &[(String, PathBuf)], base: Option<&Path>, old: &[Stri
         (None, None) => Vec::new(),
     };
     let base = match (base, sequence) {
-        (Some(dir), _) => Some(Run::open(dir)?.cells(&columns)),
+        (Some(dir), _) => Some(FinishedRun::open(dir)?.cells(&columns)),
         (None, Some(matrix)) => Some((0..columns.len()).map(|c| Some((matrix.at(0, c)?, None))).collect()),
         (None, None) => None,
     };
@@ -39,23 +38,23 @@ fn column(task: &str, old: &[String]) -> Column {
 }
 
 /// One run's scores.
-struct Run {
+struct FinishedRun {
     matrix: Option<ScoreMatrix>,
     scores: Vec<Scores>,
     results: Value,
 }
 
-impl Run {
-    fn open(dir: &Path) -> Result<Run, Error> {
+impl FinishedRun {
+    fn open(dir: &Path) -> Result<FinishedRun, Error> {
         let matrix = dir.join("matrix.json");
         if matrix.exists() {
             let last = last_round(dir).map(|round| round.join("scores.json")).filter(|path| path.exists());
             let scores = last.map(|path| read(&path)).transpose()?.unwrap_or_default();
-            return Ok(Run { matrix: Some(read(&matrix)?), scores, results: Value::Null });
+            return Ok(FinishedRun { matrix: Some(read(&matrix)?), scores, results: Value::Null });
         }
         let results = dir.join("results.json");
         let results = if results.exists() { read(&results)? } else { Value::Null };
-        Ok(Run { matrix: None, scores: read(&dir.join("scores.json"))?, results })
+        Ok(FinishedRun { matrix: None, scores: read(&dir.join("scores.json"))?, results })
     }
 
     fn cells(&self, columns: &[Column]) -> Vec<Cell> {

@@ -43,8 +43,8 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// Reads a file; a missing file has no lines. An incomplete last line is left out. Returns an error if any other line is
-    /// not a prediction, so that no other file is ever overwritten.
+    /// Reads a file; a missing file has no lines. An incomplete last line is left out. Returns an error if any other
+    /// line is not a prediction, so that no other file is ever overwritten.
     pub(super) fn read(path: &Path) -> Result<Saved, Error> {
         let mut saved = Saved::default();
         if !path.exists() {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::evaluate::{Open, Run};
+use super::evaluate::{Open, TaskRun};
 use super::predictions::{Prediction, Saved};
 use super::scores::Scores;
 use crate::error::Error;
@@ -15,16 +15,16 @@ use crate::task::Task;
 /// Returns [`Error::Unanswered`] if a document has no answer, [`Error::NoDocuments`] if the task is empty,
 /// [`Error::NotPredictions`] if the file is not a predictions file, and an error if it cannot be read.
 pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
-    let run = Run::start(&Open { task, predictions: predictions.to_owned() }, None)?;
+    let run = TaskRun::start(&Open { task, predictions: predictions.to_owned() }, None)?;
     Ok(Scores::of(task.name(), task.metric(), &run.answered()?))
 }
 
-/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order of
-/// their first lines. A document that occurs twice counts once.
+/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order
+/// of their first lines. A document that occurs twice counts once.
 ///
 /// # Errors
-/// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and an
-/// error if it cannot be read.
+/// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and
+/// an error if it cannot be read.
 pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, Error> {
     cl_checkpoint::files::open_file(predictions)?;
     let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();

@@ -43,10 +43,10 @@ pub enum Answer {
 
 /// A persistent cache of one model's answers, keyed by request.
 ///
-/// The file is `DIR/<blake3 of the fingerprint>.jsonl`, with one answer per line; it is only ever appended to. An answer's key
-/// is the blake3 of the model's fingerprint (its weights, adapter and dtype) and the request. Each line has a checksum over
-/// key and answer; incomplete or damaged lines are skipped on reading ([`ResponseCache::damaged`]). Several processes may
-/// append to one file.
+/// The file is `DIR/<blake3 of the fingerprint>.jsonl`, with one answer per line; it is only ever appended to. An
+/// answer's key is the blake3 of the model's fingerprint (its weights, adapter and dtype) and the request. Each line
+/// has a checksum over key and answer; incomplete or damaged lines are skipped on reading ([`ResponseCache::damaged`]).
+/// Several processes may append to one file.
 ///
 /// If the file cannot be read or written, answers are cached in memory only, and [`ResponseCache::failure`] returns the
 /// reason.

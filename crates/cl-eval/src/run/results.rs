@@ -13,8 +13,8 @@ use crate::error::Error;
 pub struct TaskResult<'s> {
     /// Its scores.
     pub scores: &'s Scores,
-    /// From [`crate::Task::settings`]. The number of few-shot examples is its key `num_fewshot`, or 0; the version its key
-    /// `version`, or 1.
+    /// From [`crate::Task::settings`]. The number of few-shot examples is its key `num_fewshot`, or 0; the version its
+    /// key `version`, or 1.
     pub settings: Map<String, Value>,
     /// Number of documents without a limit; defaults to the number scored.
     pub original: Option<usize>,
@@ -71,9 +71,9 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
 /// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal
 /// files.
 ///
-/// Values that the harness has no key for (fingerprint, batch tokens, this crate's version) are in `config`. The standard
-/// error of a single document is the string `"N/A"`, as in the harness. A group's scores are both in `results` and in
-/// `groups`.
+/// Values that the harness has no key for (fingerprint, batch tokens, this crate's version) are in `config`. The
+/// standard error of a single document is the string `"N/A"`, as in the harness. A group's scores are both in `results`
+/// and in `groups`.
 ///
 /// ```
 /// use cl_eval::{RunSettings, Scores, TaskResult, results};

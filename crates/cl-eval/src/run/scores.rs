@@ -16,8 +16,8 @@ pub struct Scores {
     pub main_metric: String,
     /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
-    /// Standard error of each mean: the sample standard deviation divided by the square root of the number of documents.
-    /// A single document has none. Absent from files written by older versions.
+    /// Standard error of each mean: the sample standard deviation divided by the square root of the number of
+    /// documents. A single document has none. Absent from files written by older versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stderr: BTreeMap<String, f64>,
 }

@@ -47,9 +47,9 @@ pub struct Estimate {
 /// [low, high] = the quantiles (1 − level)/2 and (1 + level)/2 of d*, interpolated linearly between neighbours
 /// ```
 ///
-/// Each document is drawn with both of its scores, so that its difficulty for both runs cancels. Random numbers are ChaCha8's;
-/// `stream`, such as the name of a task, selects an independent sequence, so that the result does not depend on what else is
-/// compared. Exchanging the runs negates every number exactly.
+/// Each document is drawn with both of its scores, so that its difficulty for both runs cancels. Random numbers are
+/// ChaCha8's; `stream`, such as the name of a task, selects an independent sequence, so that the result does not depend
+/// on what else is compared. Exchanging the runs negates every number exactly.
 ///
 /// Returns `None` if there are no documents, the lists differ in length, or `resampling` is not
 /// [valid](Resampling::is_valid).

@@ -99,20 +99,21 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Compares two runs, each a predictions file or a directory of them.
 ///
-/// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers and
-/// targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`] with the
-/// task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a stratified bootstrap).
+/// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers
+/// and targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`]
+/// with the task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a
+/// stratified bootstrap).
 ///
 /// # Errors
-/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::OtherTarget`] or [`Error::OtherMetric`] if the runs
-/// score a document differently, [`Error::NothingInCommon`] if they have no document in common, and [`Error::Resampling`] if
-/// `resampling` is invalid.
+/// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::OtherTarget`] or [`Error::OtherMetric`] if
+/// the runs score a document differently, [`Error::NothingInCommon`] if they have no document in common, and
+/// [`Error::Resampling`] if `resampling` is invalid.
 pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison, Error> {
     let Resampling { resamples, level, .. } = resampling;
     if !resampling.is_valid() {
         return Err(Error::Resampling { resamples, level });
     }
-    let (runs_a, runs_b) = (Run::read(a)?, Run::read(b)?);
+    let (runs_a, runs_b) = (RunPredictions::read(a)?, RunPredictions::read(b)?);
     let mut tasks = Vec::new();
     let mut overall = Pooled::default();
     for (task, lines_a) in &runs_a.tasks {
@@ -129,13 +130,13 @@ pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison,
     Ok(Comparison { resampling, tasks, overall, only_a: runs_a.without(&runs_b), only_b: runs_b.without(&runs_a) })
 }
 
-/// Predictions by task.
-struct Run {
+/// Predictions of one run, by task.
+struct RunPredictions {
     tasks: Vec<(String, Vec<Prediction>)>,
 }
 
-impl Run {
-    fn read(path: &Path) -> Result<Run, Error> {
+impl RunPredictions {
+    fn read(path: &Path) -> Result<RunPredictions, Error> {
         let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
         let mut seen = HashSet::new();
         for file in prediction_files(&[path])? {
@@ -148,10 +149,10 @@ impl Run {
             }
         }
         tasks.iter_mut().for_each(|(_, lines)| lines.sort_by_key(|line| line.document));
-        Ok(Run { tasks })
+        Ok(RunPredictions { tasks })
     }
 
-    fn without(&self, other: &Run) -> Vec<String> {
+    fn without(&self, other: &RunPredictions) -> Vec<String> {
         let has = |name: &String| other.tasks.iter().any(|(n, _)| n == name);
         self.tasks.iter().map(|(name, _)| name).filter(|name| !has(name)).cloned().collect()
     }

@@ -30,8 +30,8 @@ const LARGE: u64 = 25;
 /// χ²     = max(|b − c| − 1, 0)² / (b + c),  p = P(χ²₁ ≥ χ²)
 /// ```
 ///
-/// Without discordant documents, p is 1. Sums start at their largest term, so p has at least ten digits for ten thousand
-/// documents; p-values below the smallest f64 are 0.
+/// Without discordant documents, p is 1. Sums start at their largest term, so p has at least ten digits for ten
+/// thousand documents; p-values below the smallest f64 are 0.
 ///
 /// Sources: McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948, for the correction; Fagerland, Lydersen
 /// and Laake, BMC Medical Research Methodology 13:91, 2013, for mid-p.

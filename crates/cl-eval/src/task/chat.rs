@@ -1,4 +1,5 @@
-//! Prompts as conversations, rendered to text by concatenation or by a model's chat template, as in lm-eval 0.4.13 with `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
+//! Prompts as conversations, rendered to text by concatenation or by a model's chat template, as in lm-eval 0.4.13 with
+//! `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
 
 use cl_data::{ChatTemplate, Role};
 
@@ -8,8 +9,8 @@ use crate::request::BoxError;
 /// One message of a prompt.
 pub type Message = cl_data::Message<Role>;
 
-/// Renders a conversation that ends with a user message as a prompt, including the marker that begins the assistant's turn
-/// (`add_generation_prompt`). [`ChatTemplate`] and closures implement it.
+/// Renders a conversation that ends with a user message as a prompt, including the marker that begins the assistant's
+/// turn (`add_generation_prompt`). [`ChatTemplate`] and closures implement it.
 pub trait ChatRender {
     /// The prompt for a conversation.
     ///
@@ -51,8 +52,8 @@ pub(crate) struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// The prompt. Without a template, the turns are concatenated, each followed by its delimiter. With a template, every turn
-    /// is a message, or all turns but the system's are one user message.
+    /// The prompt. Without a template, the turns are concatenated, each followed by its delimiter. With a template,
+    /// every turn is a message, or all turns but the system's are one user message.
     pub(crate) fn text(self, turns: &[Turn]) -> Result<String, BoxError> {
         let Some(template) = self.template else { return Ok(plain(turns)) };
         let messages: Vec<Message> = if self.fewshot_as_multiturn {

@@ -102,7 +102,7 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
         seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED),
     };
     let metric = options.metric.unwrap_or(match (task.metric, options.profile) {
-        // The paper's script hands over the two texts the other way round.
+        // The paper's script exchanges the two texts.
         (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
         (metric, _) => metric,
     });
@@ -309,7 +309,8 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// A few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as in lm-eval.
+    /// A few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as in
+    /// lm-eval.
     fn shot(&self, filled: Filled) -> Vec<Turn> {
         let (question, answer) = match filled {
             Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),

@@ -33,7 +33,8 @@ pub(crate) struct TooFew {
 }
 
 impl<'a> ShotSampler<'a> {
-    /// `exclude_document`: a document is never its own example. As in lm-eval, one more than needed is drawn in that case.
+    /// `exclude_document`: a document is never its own example. As in lm-eval, one more than needed is drawn in that
+    /// case.
     pub(crate) fn new(pool: Vec<&'a Row>, sampler: Sampler, exclude_document: bool, seed: u32) -> ShotSampler<'a> {
         ShotSampler { pool, sampler, exclude_document, random: PythonRandom::new(seed) }
     }
@@ -52,7 +53,7 @@ impl<'a> ShotSampler<'a> {
                 drawn.retain(|&i| self.pool[i] != document);
                 drawn.truncate(n);
                 if drawn.len() < n {
-                    // The document stands in the pool more than once, and was drawn as often.
+                    // The document occurs in the pool more than once, and was drawn as often.
                     let others = others(&self.pool);
                     drawn = self.sample(others.len(), n)?.into_iter().map(|i| others[i]).collect();
                 }
@@ -91,7 +92,7 @@ impl PythonRandom {
 
     /// Indices of `sample(range(n), k)` in CPython 3.11 and later; k ≤ n < 2³².
     pub(crate) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
-        // Python copies the population when that is smaller than a set of the drawn.
+        // Python copies the population if that is smaller than a set of the selected.
         let mut set_size = 21;
         if k > 5 {
             set_size += 4usize.pow((k as f64 * 3.0).log(4.0).ceil() as u32);

@@ -45,7 +45,10 @@ pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     }
     let name = given.file_name().unwrap_or_default().to_string_lossy();
     if !name.starts_with("python") {
-        return Err(wrong("neither the folder of lm-eval, a task's .yaml file of it, nor a python".to_owned()));
+        return Err(wrong(
+            "neither the directory of lm-eval, nor a .yaml file of one of its tasks, nor a Python interpreter"
+                .to_owned(),
+        ));
     }
     // Not `import lm_eval`, which loads PyTorch.
     let program =
@@ -54,13 +57,14 @@ pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     let output = output.map_err(|e| wrong(format!("cannot be started: {e}")))?;
     let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if folder.is_empty() {
-        return Err(wrong("has no lm-eval; `pip install lm-eval`, or name another python".to_owned()));
+        return Err(wrong("has no lm-eval; run `pip install lm-eval`, or use another Python interpreter".to_owned()));
     }
     Ok(PathBuf::from(folder))
 }
 
-/// Reads a task's few-shot examples: `fewshot_config.samples` of its YAML file. `lm_eval` is the package's directory or its
-/// parent, the file itself, or a Python interpreter ([`find_lm_eval`]); `yaml` is the file's path within the package.
+/// Reads a task's few-shot examples: `fewshot_config.samples` of its YAML file. `lm_eval` is the package's directory or
+/// its parent, the file itself, or a Python interpreter ([`find_lm_eval`]); `yaml` is the file's path within the
+/// package.
 ///
 /// # Errors
 /// Returns [`Error::LmEval`] if there is no such file or it has no examples, and [`Error::File`] if it cannot be read.
@@ -80,7 +84,7 @@ pub fn lm_eval_samples(lm_eval: &Path, yaml: &str) -> Result<Samples, Error> {
     let found = find_lm_eval(lm_eval)?;
     let candidates = [found.join(yaml), found.join("lm_eval").join(yaml), found.clone()];
     let Some(path) = candidates.into_iter().find(|p| p.exists() && !p.is_dir()) else {
-        let message = format!("has no {yaml}; expected the folder of the Python package lm_eval");
+        let message = format!("has no {yaml}; expected the directory of the Python package lm_eval");
         return Err(Error::LmEval { path: found, message });
     };
     let wrong = |message| Error::LmEval { path: path.clone(), message };

@@ -28,9 +28,9 @@ pub use multiple_choice::{MultipleChoice, Question};
 pub use options::TaskOptions;
 pub use registry::{TaskSet, TaskSpec, known_tasks, load_task, load_tasks};
 
-/// The evaluation script that a task's published scores come from. Besides prompts, the scripts differ in tokenization: in
-/// the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness without BOS, its default
-/// at the time.
+/// The evaluation script that a task's published scores come from. Besides prompts, the scripts differ in tokenization:
+/// in the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness without BOS, its
+/// default at the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Harness {

@@ -32,7 +32,8 @@ impl MultipleChoice {
     /// Makes a task of questions.
     ///
     /// # Errors
-    /// Returns [`Error::NoDocuments`] if there are no questions, and [`Error::QuestionGold`] if an index is out of range.
+    /// Returns [`Error::NoDocuments`] if there are no questions, and [`Error::QuestionGold`] if an index is out of
+    /// range.
     pub fn new(name: &str, questions: Vec<Question>) -> Result<MultipleChoice, Error> {
         if questions.is_empty() {
             return Err(Error::NoDocuments { name: name.to_owned() });
@@ -52,8 +53,8 @@ impl MultipleChoice {
     /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read, [`Error::Line`] or [`Error::Gold`] if a line is not a valid question, and
-    /// [`Error::NoDocuments`] if there are none.
+    /// Returns an error if the file cannot be read, [`Error::Line`] or [`Error::Gold`] if a line is not a valid
+    /// question, and [`Error::NoDocuments`] if there are none.
     pub fn load(path: &Path, limit: Option<usize>) -> Result<MultipleChoice, Error> {
         let mut questions = Vec::new();
         for (line, question) in lines::<Question>(path, r#"{"query": "…", "choices": ["…", "…"], "gold": 0}"#)? {

@@ -20,8 +20,8 @@ pub struct TaskOptions<'a> {
     pub fewshot_seed: Option<u32>,
     /// Chat template for prompts. Choices then have no leading space.
     pub chat: Option<&'a dyn ChatRender>,
-    /// With a chat template: each few-shot example is a user message and an assistant message, instead of all being one user
-    /// message.
+    /// With a chat template: each few-shot example is a user message and an assistant message, instead of all being one
+    /// user message.
     pub fewshot_as_multiturn: bool,
     /// System instruction, placed before the task's description.
     pub system_instruction: Option<&'a str>,

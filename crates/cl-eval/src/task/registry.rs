@@ -31,7 +31,7 @@ pub struct TaskSpec {
     pub max_new_tokens: usize,
     /// Stop strings.
     pub stop: &'static [&'static str],
-    /// The data set that it asks about, by its name on the hub; two tasks may share one.
+    /// Name of its data set on the hub; tasks may share one.
     pub dataset: Option<&'static str>,
 }
 
@@ -44,8 +44,8 @@ macro_rules! embedded {
 /// The built-in descriptions: the paper's tasks first, in its order.
 ///
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter, then an
-/// explanation), so few tokens are enough there; a line of Py150 fits into 64 tokens and a summary into 256. TRACE generates
-/// up to 512 everywhere. 256 for GSM8K is lm-eval's default.
+/// explanation), so few tokens are enough there; a line of Py150 fits into 64 tokens and a summary into 256. TRACE
+/// generates up to 512 everywhere. 256 for GSM8K is lm-eval's default.
 const EMBEDDED: [(&str, &str); 19] = embedded![
     "C-STANCE",
     "FOMC",
@@ -119,9 +119,9 @@ pub struct TaskSet {
 ///   a metric.
 ///
 /// # Errors
-/// Returns [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its files
-/// are not found, [`Error::NoDocuments`] or [`Error::Shots`] if there are too few rows, [`Error::Chat`] if the chat template
-/// fails, and an error if the description or a file is invalid.
+/// Returns [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its
+/// files are not found, [`Error::NoDocuments`] or [`Error::Shots`] if there are too few rows, [`Error::Chat`] if the
+/// chat template fails, and an error if the description or a file is invalid.
 pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     let mut set = load(name, dir, options, true)?;
     Ok(set.tasks.swap_remove(0))
@@ -207,7 +207,7 @@ fn members(
 
 /// A requested task. `member` is the field that selects a group member's rows, and its value.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct RequestedTask<'a> {
     file: &'a TaskFile,
     name: &'a str,
     member: Option<(&'a str, &'a str)>,
@@ -216,25 +216,25 @@ struct Asked<'a> {
 
 fn load_described(
     file: &TaskFile,
-    asked: &str,
+    name: &str,
     member: Option<(&str, &str)>,
     library: &mut Library<'_>,
     dir: &Path,
     options: TaskOptions<'_>,
 ) -> Result<Box<dyn Task>, Error> {
-    let asked = Asked { file, name: asked, member, dir };
-    let rows = asked.rows(library)?;
-    let (values, mut files) = asked.values(library)?;
+    let requested = RequestedTask { file, name, member, dir };
+    let rows = requested.rows(library)?;
+    let (values, mut files) = requested.values(library)?;
     files.push(rows.settings());
     let mut documents = documents(&rows, member);
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
-    let pool = if shots > 0 { asked.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
-    let material = Material { name: asked.task().to_owned(), documents, pool, values, files };
+    let pool = if shots > 0 { requested.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
+    let material = Material { name: requested.task().to_owned(), documents, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))
 }
 
-impl Asked<'_> {
+impl RequestedTask<'_> {
     /// Name of the task.
     fn task(&self) -> &str {
         if self.member.is_some() { self.name } else { &self.file.name }
@@ -324,7 +324,7 @@ impl Asked<'_> {
         }
         for (key, patterns) in &self.file.files.values {
             let names = self.candidates(patterns)?;
-            let needed = || self.missing(&names, format!("`{key}` of its prompts is read from it"), None);
+            let needed = || self.missing(&names, format!("template variable `{key}` is read from it"), None);
             let path = library.find(&names).ok_or_else(needed)?;
             let bytes = read_file(&path, MAX_CONFIG)?;
             let value =
@@ -354,7 +354,7 @@ impl Asked<'_> {
             return Ok(documents(own, self.member));
         }
         let names = self.candidates(&self.file.files.fewshot)?;
-        let needed = || format!("the {shots} shots in front of every document are drawn from it");
+        let needed = || format!("the {shots} few-shot examples are drawn from it");
         let dataset = self.dataset(|hub| hub.fewshot_split.as_ref())?;
         let found = self.find_rows(library, &names, dataset.as_ref())?;
         if let (None, Some(yaml)) = (&found, &self.file.fewshot.lm_eval) {
@@ -382,10 +382,9 @@ fn unknown(name: &str, dir: &Path) -> Error {
 }
 
 fn conversation(path: &Path, row: usize) -> Error {
-    let message =
-        "is a conversation, which training takes and scoring does not; give rows of `prompt` and `answer` to score, \
+    let message = "is a conversation, which is not supported for evaluation; use rows of `prompt` and `answer`, \
                    or describe the task in a .toml file"
-            .to_owned();
+        .to_owned();
     cl_data::Error::Row { path: path.to_owned(), row, message }.into()
 }
 

@@ -81,8 +81,8 @@ fn describe(error: &Error) -> String {
     shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
 }
 
-/// lm-eval's preprocessing of HellaSwag's texts, whose WikiHow part contains `[title]`, `[step]` and the like: strips the text,
-/// replaces ` [title]` by a full stop, removes other bracketed text, and replaces two spaces by one.
+/// lm-eval's preprocessing of HellaSwag's texts, whose WikiHow part contains `[title]`, `[step]` and the like: strips
+/// the text, replaces ` [title]` by a full stop, removes other bracketed text, and replaces two spaces by one.
 fn hellaswag_clean(text: &str) -> String {
     static BRACKETS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\[.*?\]").expect("a valid pattern"));
     let text = python_strip(text).replace(" [title]", ". ");

@@ -6,7 +6,7 @@ use cl_data::Profile;
 use cl_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::{EvalConfig, LabError, Limits, RoundConfig};
+use crate::{EvalConfig, LabError, Limits, RoundConfig, ValidationConfig};
 
 /// A study: one model, several rounds, and the ways of learning them that are compared. The file of `cl study`. Paths are taken
 /// from the current directory.
@@ -90,6 +90,9 @@ pub struct StudyConfig {
     /// What differs from either where all tasks are learned at once.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub joint: toml::Table,
+    /// Held-out rows on which the loss is measured while training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
     /// What is scored, and how.
     #[serde(default)]
     pub eval: EvalConfig,
@@ -208,6 +211,7 @@ impl Default for StudyConfig {
             lora: toml::Table::new(),
             full: toml::Table::new(),
             joint: toml::Table::new(),
+            validation: None,
             eval: EvalConfig::default(),
             rounds: Vec::new(),
             columns: Vec::new(),

@@ -201,6 +201,7 @@ impl<'a> Graph<'a> {
             train: config.train_config(tuning)?,
             mixture: MixtureConfig::default(),
             replay: None,
+            validation: config.validation.clone(),
             eval,
             rounds: self.rounds.clone(),
         })

@@ -22,7 +22,7 @@ fn agree(problems: &[String], error: Option<LabError>) {
     let expected = match problems {
         [] => String::new(),
         [one] => one.clone(),
-        many => format!("{} problems found before the start:\n  {}", many.len(), many.join("\n  ")),
+        many => format!("{} problems:\n  {}", many.len(), many.join("\n  ")),
     };
     assert_eq!(told, expected);
 }

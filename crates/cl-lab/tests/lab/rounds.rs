@@ -129,7 +129,7 @@ fn a_check_says_what_each_round_takes() {
     let said: Vec<String> = check_sequence(&config).iter().map(|finding| format!("{finding:?}")).collect();
     let said = said.join("\n");
     assert!(
-        said.contains("round 2 (math): rows an epoch: 2 of first, 5 of metamath; 4 steps an epoch, 4 in all"),
+        said.contains("round 2 (math): rows per epoch: 2 of first, 5 of metamath; 4 steps per epoch, 4 in total"),
         "{said}"
     );
     let config = world.sequence(&["tasks=[]", "rounds=[{name='first', data=['nowhere']}]"]);

@@ -112,7 +112,7 @@ fn a_finished_sequence_makes_nothing_again() {
         match event {
             Event::Skipped(name) => events.push(name.to_owned()),
             Event::Stage(name) => assert!(name.starts_with("round "), "{name}"),
-            Event::Step(_) | Event::Warning(_) | Event::Scored { .. } => panic!("made again"),
+            Event::Step(_) | Event::Warning(_) | Event::Scored { .. } => panic!("create it again"),
         }
     })
     .unwrap();
@@ -165,5 +165,5 @@ fn another_run_is_not_written_over() {
     let message = cl_lab::run_sequence(&config, &world.path("r"), true, &Interrupt::default(), &mut silent)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("holds a sequence with another configuration"), "{message}");
+    assert!(message.contains("holds a sequence with a different configuration"), "{message}");
 }

@@ -69,7 +69,7 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
         .err()
         .unwrap()
         .to_string();
-    assert!(message.contains("it has `seed: 1,`, this one `seed: 2,`; choose another --out"), "{message}");
+    assert!(message.contains("it has `seed: 1,`, this run has `seed: 2,`; choose another --out"), "{message}");
 }
 
 #[test]

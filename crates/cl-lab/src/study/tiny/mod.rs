@@ -209,6 +209,7 @@ impl TinyConfig {
             device: Device::Cpu,
             compose: None,
             earlier: &[],
+            validation: None,
         };
         run_round(&input, &out.join("base"), observer).map(|_| ())
     }
