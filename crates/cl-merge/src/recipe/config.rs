@@ -6,6 +6,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parameter::Parameter;
+use super::tokenizer::TokenizerConfig;
 use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
@@ -60,9 +61,16 @@ pub struct MergeConfig {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Where tokenizer files come from: `base`, or one of the models by its path or name. Without it from the base, or else
-    /// the first model.
+    /// the first model. Rows of token tables do not follow it, see `tokenizer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<String>,
+    /// The output's tokens, where models have different ones: rows of token tables follow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
+    /// The output's chat template: `auto` for that of most models, a model by its path or name for its own, or the text.
+    /// Without it that of the tokenizer's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// What happens to rows of token tables that not all models have.
     #[serde(default)]
     pub vocabulary: Vocabulary,

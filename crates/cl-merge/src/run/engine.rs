@@ -150,13 +150,13 @@ impl Run<'_> {
     }
 
     fn copy(&self, tensor: &PlannedTensor, source: &Source) -> Result<(), Error> {
-        let checkpoint = &self.plan.inputs.models[source.model].checkpoint;
+        let input = &self.plan.inputs.models[source.model];
         let dtype = tensor.spec.dtype;
-        copy_bytes(checkpoint, &source.tensor, |offset, bytes| {
+        copy_bytes(input.source(), &source.tensor, |offset, bytes| {
             if !self.options.allow_non_finite
                 && let Some((index, value)) = convert::first_not_finite(dtype, bytes)
             {
-                let (model, tensor) = (checkpoint.dir().display().to_string(), source.tensor.clone());
+                let (model, tensor) = (input.path.display().to_string(), source.tensor.clone());
                 let index = index + offset * 8 / dtype.bitsize().max(1);
                 return Err(Error::NotFinite { model, tensor, index, value });
             }
@@ -243,7 +243,7 @@ fn beyond(dtype: Dtype) -> u32 {
 impl Plan {
     /// That no input was replaced or overwritten since the merge was planned.
     fn check_unchanged(&self) -> Result<(), Error> {
-        Ok(self.inputs.models.iter().try_for_each(|input| input.checkpoint.check_unchanged())?)
+        Ok(self.inputs.models.iter().try_for_each(|input| input.check_unchanged())?)
     }
 
     /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.

@@ -17,7 +17,13 @@ pub const CONFIG_NAME: &str = "merge_config.toml";
 pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
     writer.put_json("config.json", &Value::Object(plan.out_config.clone()))?;
     for file in &plan.companions {
-        writer.copy_file(file, &file.file_name().unwrap_or_default().to_string_lossy())?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if !plan.made.contains_key(&*name) {
+            writer.copy_file(file, &name)?;
+        }
+    }
+    for (name, content) in &plan.made {
+        writer.put_file(name, content)?;
     }
     let toml = to_toml(plan);
     writer.put_file(CONFIG_NAME, toml.as_bytes())?;
