@@ -115,6 +115,11 @@ impl Adapter {
         &self.dir
     }
 
+    /// Its files with their stamps when it was opened.
+    pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
+        &self.stamps
+    }
+
     /// That neither of its files was replaced or overwritten since it was opened.
     ///
     /// # Errors

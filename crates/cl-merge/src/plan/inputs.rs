@@ -7,8 +7,9 @@ use std::sync::Arc;
 use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::{Map, Value};
 
+use crate::adapter::folded::Folded;
 use crate::methods::OpcmState;
-use crate::recipe::config::MergeConfig;
+use crate::recipe::config::{MergeConfig, model_and_adapter};
 
 /// Model directories, each opened once.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub(crate) struct Input {
     pub(crate) path: PathBuf,
     /// The model's directory; its weights, before an adapter is folded into them.
     pub(crate) checkpoint: Arc<Checkpoint>,
+    /// The same with an adapter folded in, where the file says `model+adapter`.
+    pub(crate) folded: Option<Arc<Folded>>,
 }
 
 /// Tensors that several readers share.
@@ -31,22 +34,31 @@ pub(crate) type SharedSource = Arc<dyn TensorSource + Send + Sync>;
 impl Input {
     /// Its tensors.
     pub(crate) fn source(&self) -> &dyn TensorSource {
-        &*self.checkpoint
+        match &self.folded {
+            Some(folded) => &**folded,
+            None => &*self.checkpoint,
+        }
     }
 
     /// Its tensors, to be kept.
     pub(crate) fn shared(&self) -> SharedSource {
-        self.checkpoint.clone()
+        match &self.folded {
+            Some(folded) => folded.clone(),
+            None => self.checkpoint.clone(),
+        }
     }
 
     /// Its config.json.
     pub(crate) fn config(&self) -> &Map<String, Value> {
-        self.checkpoint.config()
+        self.folded.as_ref().map_or(self.checkpoint.config(), |folded| folded.config())
     }
 
     /// Tokenizer, generation and template files that go along.
     pub(crate) fn companion_files(&self) -> Result<Vec<PathBuf>, cl_checkpoint::Error> {
-        self.checkpoint.companion_files()
+        match &self.folded {
+            Some(folded) => Ok(folded.companions().to_vec()),
+            None => self.checkpoint.companion_files(),
+        }
     }
 
     /// A companion by its name, where there is one.
@@ -56,19 +68,22 @@ impl Input {
 
     /// That none of its files was replaced or overwritten since it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<(), cl_checkpoint::Error> {
+        self.folded.iter().try_for_each(|folded| folded.adapter().check_unchanged())?;
         self.checkpoint.check_unchanged()
     }
 }
 
 impl Inputs {
     /// The index of a model, opened if it was not yet. `stages` holds the directories of earlier stages by name.
-    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, String> {
+    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, Vec<String>> {
         if let Some(index) = self.models.iter().position(|m| m.written == written) {
             return Ok(index);
         }
-        let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
-        let checkpoint = Checkpoint::open(&path).map_err(|e| explain(written, &path, e))?;
-        self.models.push(Input { written: written.to_owned(), path, checkpoint: Arc::new(checkpoint) });
+        let (model, adapter) = if stages.contains_key(written) { (written, None) } else { model_and_adapter(written) };
+        let path = stages.get(model).cloned().unwrap_or_else(|| PathBuf::from(model));
+        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|e| vec![e.to_string()])?);
+        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), Path::new(dir))).transpose()?.map(Arc::new);
+        self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
     }
 
@@ -123,13 +138,6 @@ pub(crate) fn names(source: &dyn TensorSource) -> Vec<&str> {
         !is_buffer(name) || mask
     };
     source.names().into_iter().filter(counts).collect()
-}
-
-fn explain(written: &str, path: &Path, error: cl_checkpoint::Error) -> String {
-    if written.contains('+') && !path.exists() {
-        return format!("{written}: a model with an adapter on it; fold the adapter into its model first");
-    }
-    error.to_string()
 }
 
 /// Keys of config.json whose values have to agree for weights to mean the same.

@@ -97,8 +97,8 @@ impl Plan {
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
         for written in config.written_models() {
-            if let Err(problem) = inputs.open(written, stages) {
-                problems.push(problem);
+            if let Err(more) = inputs.open(written, stages) {
+                problems.extend(more);
             }
         }
         if inputs.models.is_empty() || inputs.models.len() < config.written_models().len() {
@@ -109,7 +109,8 @@ impl Plan {
             let state = inputs.models[inputs.index(written)].state();
             state.map_err(|problem| problems.push(problem)).ok()
         });
-        let mut notes = Vec::new();
+        let folded = inputs.models.iter().filter_map(|input| input.folded.as_ref());
+        let mut notes: Vec<String> = folded.flat_map(|folded| folded.notes.clone()).collect();
         model_problems(config, &inputs, reference, &mut problems, &mut notes);
         let drafts = match drafts(config, method, &inputs) {
             Ok(drafts) => drafts,

@@ -1,6 +1,7 @@
 //! What a merge file says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -135,7 +136,7 @@ impl From<MethodConfig> for BTreeMap<String, Parameters> {
 /// A model and the parameters that are its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Model directory, or the name of an earlier stage.
+    /// Model directory, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter folded in.
     pub model: String,
     /// What its random masks are keyed by; without it the path as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -331,6 +332,16 @@ pub struct Parameters {
     /// is planned.
     #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// The parts of `model+adapter`, mergekit's way to write a model with an adapter on it; a directory of that very name is itself.
+pub(crate) fn model_and_adapter(written: &str) -> (&str, Option<&str>) {
+    match written.split_once('+') {
+        Some((model, adapter)) if !model.is_empty() && !adapter.is_empty() && !Path::new(written).exists() => {
+            (model, Some(adapter))
+        }
+        _ => (written, None),
+    }
 }
 
 impl MergeConfig {

@@ -110,7 +110,7 @@ enum Model {
 #[derive(Deserialize)]
 struct LongModel {
     model: LongPath,
-    lora: Option<Value>,
+    lora: Option<LongPath>,
     override_architecture: Option<Value>,
 }
 
@@ -158,10 +158,15 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
     let mut path = |model: Model| match model {
         Model::Path(path) => path,
         Model::Long(long) => {
-            refuse(long.lora.is_some_and(|v| !v.is_null()), "`lora` of a model");
             refuse(long.override_architecture.is_some_and(|v| !v.is_null()), "`override_architecture`");
             refuse(long.model.revision.is_some(), "`revision` of a model");
-            long.model.path
+            match long.lora {
+                None => long.model.path,
+                Some(adapter) => {
+                    refuse(adapter.revision.is_some(), "`revision` of an adapter");
+                    format!("{}+{}", long.model.path, adapter.path)
+                }
+            }
         }
     };
     let models = document.models.unwrap_or_default();

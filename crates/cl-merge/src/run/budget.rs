@@ -26,7 +26,8 @@ impl Plan {
             Work::Merge(segments) => Some(segments),
             Work::Copy(_) => None,
         });
-        segments.flatten().map(bytes).max().unwrap_or(1 << 20)
+        let folded: usize = self.inputs.models.iter().filter_map(|m| Some(m.folded.as_ref()?.room())).sum();
+        segments.flatten().map(bytes).max().unwrap_or(1 << 20) + folded
     }
 
     /// The largest tensor's need beside pieces, and its name.
