@@ -48,6 +48,11 @@ impl TokenTable {
         TokenTable { tables, rows, columns, info, mean: Mutex::default() }
     }
 
+    /// Bytes that it holds.
+    pub(crate) fn held(&self) -> usize {
+        self.rows.len() * size_of::<Row>() + 4 * self.columns
+    }
+
     /// The values of whole rows.
     fn whole_rows(&self, from: usize, out: &mut [f32]) -> Result<(), Error> {
         let columns = self.columns;

@@ -1,7 +1,7 @@
 //! Tokenizers as `tokenizer.json` has them: tokens by number, and the files of a tokenizer with more or fewer of them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 
 use cl_checkpoint::files::{MAX_TOKENIZER, read_file, read_text};
 use serde_json::{Map, Value, json};
@@ -243,7 +243,7 @@ fn without_id(token: &Value) -> Value {
     Value::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-fn json_file(path: &PathBuf) -> Result<Value, String> {
+fn json_file(path: &Path) -> Result<Value, String> {
     let bytes = read_file(path, MAX_TOKENIZER).map_err(|e| e.to_string())?;
     serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display()))
 }

@@ -8,7 +8,7 @@ use cl_checkpoint::{CheckpointWriter, Dtype, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::budget::{Budget, FIXED};
+use super::budget::Budget;
 use super::options::{MergeOptions, threads};
 use super::provenance;
 use crate::Error;
@@ -56,7 +56,7 @@ pub fn merge(
     let run = Run {
         plan,
         writer: &writer,
-        budget: Budget::new(options.memory.saturating_sub(FIXED + threads * plan.piece_bytes())),
+        budget: Budget::new(options.memory.saturating_sub(plan.fixed_bytes() + threads * plan.piece_bytes())),
         written: AtomicU64::new(0),
         states: Mutex::default(),
         progress,

@@ -26,11 +26,9 @@ fn placed(mut file: MergeFile) -> MergeFile {
             place(&mut tokenizer.source);
         }
         for token in &mut tokenizer.tokens {
-            match &mut token.source {
-                Some(TokenSource::Model(model) | TokenSource::Kind(TokenKind::ModelToken { model, .. })) => {
-                    place(model)
-                }
-                _ => {}
+            use TokenSource::{Kind, Model};
+            if let Some(Model(model) | Kind(TokenKind::ModelToken { model, .. })) = &mut token.source {
+                place(model);
             }
         }
     }
