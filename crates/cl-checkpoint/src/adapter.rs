@@ -116,6 +116,11 @@ impl Adapter {
         &self.dir
     }
 
+    /// Its files with their stamps when it was opened.
+    pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
+        &self.stamps
+    }
+
     /// Checks that neither file has changed since it was opened.
     ///
     /// # Errors

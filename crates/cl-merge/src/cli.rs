@@ -11,7 +11,7 @@ pub use crate::adapter::cli::{AdapterCommand, run_adapter};
 use crate::diff::{TensorDiff, diff};
 use crate::methods::{Base, METHODS};
 use crate::plan::Plan;
-use crate::recipe::config::MergeFile;
+use crate::recipe::config::{MergeFile, model_and_adapter};
 use crate::recipe::registry::method;
 use crate::report::{bytes, size, write_json};
 use crate::run::estimate::estimate;
@@ -187,7 +187,7 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
     stages::check(file)?;
     for stage in &file.stages {
         let title = stage.name.as_deref().unwrap_or("result");
-        let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model));
+        let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model_and_adapter(model).0));
         if let Some(earlier) = stage.written_models().into_iter().find(named) {
             writeln!(out, "{title}: is made of stage {earlier}; it can be planned once that is there")?;
             continue;

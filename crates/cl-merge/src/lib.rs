@@ -26,6 +26,7 @@ pub use recipe::config::{
 };
 pub use recipe::parameter::{Filter, NumberOrGradient, Parameter};
 pub use recipe::registry::PARAMETERS;
+pub use recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig};
 pub use run::engine::{Summary, merge};
 pub use run::estimate::{Estimate, estimate};
 pub use run::options::MergeOptions;

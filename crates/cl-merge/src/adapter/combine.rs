@@ -463,8 +463,8 @@ fn about(
         manifest = manifest.with_source("adapter", member.adapter.dir(), hash?);
     }
     let task = |adapter: &Adapter| adapter.config().task_type.clone();
-    let first = set.members.first().and_then(|m| task(m.adapter));
-    let same = set.members.iter().all(|m| task(m.adapter) == first);
+    let first = set.members.first().and_then(|m| task(&m.adapter));
+    let same = set.members.iter().all(|m| task(&m.adapter) == first);
     let inputs: Vec<(String, String)> =
         set.members.iter().map(|m| (m.name.clone(), format!("weight {}", m.weight))).collect();
     let done = match options.space {

@@ -156,12 +156,13 @@ pub fn fold_with(
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &specs, write)?;
     let interrupt = &options.interrupt;
-    let fold = Fold { base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1, interrupt };
+    let sums = Folding { base, set: &set };
+    let fold = Fold { sums, base, set: &set, writer: &writer, drift: options.drift && adapters.len() > 1, interrupt };
     let (sums, whole_rounding) = on_threads(options.threads, || Ok((fold.all(&targets)?, fold.wholes(&targets)?)))?;
     report.max_rounding_error = sums.iter().fold(whole_rounding, |most, (_, sums)| most.max(sums.rounding));
     report.drift = fold.drift.then(|| drift(&set.modules, &sums));
     let grown = grown(base, &set);
-    for (name, file) in companions(base, grown.map(|(member, _)| set.members[member].adapter))? {
+    for (name, file) in companions(base, grown.map(|(member, _)| &*set.members[member].adapter))? {
         writer.copy_file(&file, &name)?;
     }
     let mut config = base.config().clone();
@@ -186,7 +187,7 @@ pub(super) fn check_output(base: &Checkpoint, adapters: &[Adapter], out: &Path, 
 }
 
 /// DoRA's norms are those of the base plus one adapter whole: neither a part of it nor another one beside it has a meaning.
-fn dora_problems(set: &Set<'_>, problems: &mut Vec<String>) {
+pub(super) fn dora_problems(set: &Set<'_>, problems: &mut Vec<String>) {
     let Some(dora) = set.members.iter().find(|m| m.adapter.config().use_dora) else { return };
     if set.members.len() > 1 {
         problems.push(format!("{}: a DoRA adapter can only be folded alone; fold one after another", dora.name));
@@ -198,18 +199,18 @@ fn dora_problems(set: &Set<'_>, problems: &mut Vec<String>) {
 }
 
 /// A tensor of the output.
-struct Target {
-    spec: TensorSpec,
+pub(super) struct Target {
+    pub(super) spec: TensorSpec,
     /// The base's tensor that it is made of.
-    source: String,
+    pub(super) source: String,
     /// Number of the module that changes it.
-    module: Option<usize>,
+    pub(super) module: Option<usize>,
     /// Number of what was trained whole.
-    whole: Option<usize>,
+    pub(super) whole: Option<usize>,
 }
 
 /// The adapter that brings tokens of its own, and the number of rows that the tables then have.
-fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> {
+pub(super) fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> {
     set.wholes.iter().find_map(|whole| {
         let before = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
         let rows = whole.shape(set, Some(base)).first().copied()?;
@@ -218,13 +219,13 @@ fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> {
 }
 
 /// Files that go along, by name; the tokenizer of an adapter that brings tokens takes the place of the base's.
-fn companions(base: &Checkpoint, with_tokens: Option<&Adapter>) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(super) fn companions(base: &Checkpoint, with_tokens: Option<&Adapter>) -> Result<BTreeMap<String, PathBuf>, Error> {
     let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let own = with_tokens.map_or(Ok(Vec::new()), Adapter::tokenizer_files)?;
     Ok(base.companion_files()?.into_iter().chain(own).map(|file| (name(&file), file)).collect())
 }
 
-fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Target> {
+pub(super) fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Target> {
     let module = |tensor: &str| set.modules.iter().position(|m| m.tensor() == tensor);
     let whole = |tensor: &str| set.wholes.iter().position(|w| w.tensor == tensor);
     let changed = |tensor: &str| module(tensor).is_some() || whole(tensor).is_some();
@@ -263,9 +264,10 @@ fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport) -> Vec<Tar
 }
 
 /// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
-const BLOCK: usize = 1 << 17;
+pub(super) const BLOCK: usize = 1 << 17;
 
 struct Fold<'f> {
+    sums: Folding<'f>,
     base: &'f Checkpoint,
     set: &'f Set<'f>,
     writer: &'f CheckpointWriter,
@@ -273,8 +275,15 @@ struct Fold<'f> {
     interrupt: &'f Interrupt,
 }
 
+/// A base and what is added to it.
+#[derive(Clone, Copy)]
+pub(super) struct Folding<'f> {
+    pub(super) base: &'f Checkpoint,
+    pub(super) set: &'f Set<'f>,
+}
+
 /// A module's updates, ready to be multiplied.
-struct Updates {
+pub(super) struct Updates {
     /// In the order of the adapters' names.
     parts: Vec<Scaled>,
     /// DoRA's magnitude, and for an embedding the norms of columns.
@@ -371,11 +380,9 @@ impl Fold<'_> {
 
     fn whole(&self, target: &Target, whole: &Whole) -> Result<f64, Error> {
         let view = whole.view(self.set, Some(self.base), false);
-        let weights: Vec<f64> = self.set.members.iter().map(|m| m.weight).collect();
         let (dtype, name) = (target.spec.dtype, &target.spec.name);
         let block = |rows: std::ops::Range<usize>| -> Result<f64, Error> {
-            let base = whole::base_rows(Some(self.base), &whole.tensor, &view, rows.clone())?;
-            let values = whole::weighted(self.set, whole, &view, rows.clone(), &weights, &base)?;
+            let values = self.sums.whole_rows(whole, &view, rows.clone())?;
             let start = rows.start * view.columns;
             let (mut bytes, mut rounding) = (Vec::new(), 0.0f64);
             for (i, &value) in values.iter().enumerate() {
@@ -400,66 +407,11 @@ impl Fold<'_> {
     }
 
     fn change(&self, target: &Target, module: &Module) -> Result<Sums, Error> {
-        let updates = self.updates(target, module)?;
+        let updates = self.sums.updates(target, module)?;
         let blocks = blocks(module.shape);
         let sums: Vec<Result<Sums, Error>> =
             blocks.par_iter().map(|rows| self.block(target, module, &updates, rows.clone())).collect();
         sums.into_iter().try_fold(Sums::default(), |all, sums| Ok(all.plus(sums?)))
-    }
-
-    fn updates(&self, target: &Target, module: &Module) -> Result<Updates, Error> {
-        let mut parts = Vec::new();
-        for part in &module.parts {
-            let update = self.set.load(part)?;
-            let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect();
-            let factor = self.set.members[part.member].weight * part.scaling;
-            let (left, right) = (wide(&update.left), wide(&update.right));
-            parts.push(Scaled { member: part.member, factor, rank: update.rank, left, right });
-        }
-        let name = |member: usize| &self.set.members[member].name;
-        parts.sort_by(|x, y| name(x.member).cmp(name(y.member)).then(x.factor.total_cmp(&y.factor)));
-        let mut updates = Updates { parts, dora: None };
-        let first = &module.parts[0];
-        let member = &self.set.members[first.member];
-        if let Some(tensor) = member.adapter.magnitude(&first.module) {
-            let magnitude = load(member.adapter, &member.name, &tensor)?.into_iter().map(f64::from).collect();
-            let columns = module.kind == LayerKind::Embedding;
-            let norms = columns.then(|| self.column_norms(target, module, &updates)).transpose()?;
-            updates.dora = Some((magnitude, norms));
-        }
-        Ok(updates)
-    }
-
-    /// Norms over all rows of `W + ΔW`, block by block.
-    fn column_norms(&self, target: &Target, module: &Module, updates: &Updates) -> Result<Vec<f64>, Error> {
-        let columns = module.shape[1];
-        let mut squares = vec![0.0; columns];
-        for rows in blocks(module.shape) {
-            let mut sum = self.base_rows(target, module, &rows)?;
-            updates.parts.iter().for_each(|part| part.add(&mut sum, &rows, columns));
-            for row in sum.chunks(columns) {
-                squares.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
-            }
-        }
-        Ok(squares.into_iter().map(f64::sqrt).collect())
-    }
-
-    /// The base's values of some rows.
-    fn base_rows(&self, target: &Target, module: &Module, rows: &std::ops::Range<usize>) -> Result<Vec<f64>, Error> {
-        let (columns, dtype) = (module.shape[1], target.spec.dtype);
-        let size = dtype.bitsize() / 8;
-        let mut bytes = vec![0; rows.len() * columns * size];
-        self.base.read(&target.source, rows.start * columns * size, &mut bytes)?;
-        let values = whole::to_f64(dtype, &bytes);
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(i) => Err(Error::NotFinite {
-                model: self.base.dir().display().to_string(),
-                tensor: target.source.clone(),
-                index: rows.start * columns + i,
-                value: values[i] as f32,
-            }),
-        }
     }
 
     fn block(
@@ -470,16 +422,7 @@ impl Fold<'_> {
         rows: std::ops::Range<usize>,
     ) -> Result<Sums, Error> {
         let (columns, dtype) = (module.shape[1], target.spec.dtype);
-        let base = self.base_rows(target, module, &rows)?;
-        let mut sum = base.clone();
-        updates.parts.iter().for_each(|part| part.add(&mut sum, &rows, columns));
-        if let Some((magnitude, norms)) = &updates.dora {
-            scale(&mut sum, columns, rows.start, magnitude, norms.as_deref()).map_err(|message| Error::Undefined {
-                tensor: target.spec.name.clone(),
-                method: "DoRA",
-                message,
-            })?;
-        }
+        let (base, sum) = self.sums.rows(target, module, updates, &rows)?;
         let mut sums = Sums { elements: sum.len(), ..Sums::default() };
         let mut bytes = Vec::with_capacity(sum.len() * dtype.bitsize() / 8);
         let mut stored = Vec::with_capacity(sum.len());
@@ -532,6 +475,97 @@ impl Fold<'_> {
     }
 }
 
+impl Folding<'_> {
+    /// Some rows of the base, and of the base with all updates.
+    pub(super) fn rows(
+        &self,
+        target: &Target,
+        module: &Module,
+        updates: &Updates,
+        rows: &std::ops::Range<usize>,
+    ) -> Result<(Vec<f64>, Vec<f64>), Error> {
+        let columns = module.shape[1];
+        let base = self.base_rows(target, module, rows)?;
+        let mut sum = base.clone();
+        updates.parts.iter().for_each(|part| part.add(&mut sum, rows, columns));
+        if let Some((magnitude, norms)) = &updates.dora {
+            scale(&mut sum, columns, rows.start, magnitude, norms.as_deref()).map_err(|message| Error::Undefined {
+                tensor: target.spec.name.clone(),
+                method: "DoRA",
+                message,
+            })?;
+        }
+        Ok((base, sum))
+    }
+
+    /// Some rows of what was trained whole.
+    pub(super) fn whole_rows(
+        &self,
+        whole: &Whole,
+        view: &whole::View,
+        rows: std::ops::Range<usize>,
+    ) -> Result<Vec<f64>, Error> {
+        let weights: Vec<f64> = self.set.members.iter().map(|m| m.weight).collect();
+        let base = whole::base_rows(Some(self.base), &whole.tensor, view, rows.clone())?;
+        whole::weighted(self.set, whole, view, rows, &weights, &base)
+    }
+
+    pub(super) fn updates(&self, target: &Target, module: &Module) -> Result<Updates, Error> {
+        let mut parts = Vec::new();
+        for part in &module.parts {
+            let update = self.set.load(part)?;
+            let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect();
+            let factor = self.set.members[part.member].weight * part.scaling;
+            let (left, right) = (wide(&update.left), wide(&update.right));
+            parts.push(Scaled { member: part.member, factor, rank: update.rank, left, right });
+        }
+        let name = |member: usize| &self.set.members[member].name;
+        parts.sort_by(|x, y| name(x.member).cmp(name(y.member)).then(x.factor.total_cmp(&y.factor)));
+        let mut updates = Updates { parts, dora: None };
+        let first = &module.parts[0];
+        let member = &self.set.members[first.member];
+        if let Some(tensor) = member.adapter.magnitude(&first.module) {
+            let magnitude = load(&member.adapter, &member.name, &tensor)?.into_iter().map(f64::from).collect();
+            let columns = module.kind == LayerKind::Embedding;
+            let norms = columns.then(|| self.column_norms(target, module, &updates)).transpose()?;
+            updates.dora = Some((magnitude, norms));
+        }
+        Ok(updates)
+    }
+
+    /// Norms over all rows of `W + ΔW`, block by block.
+    fn column_norms(&self, target: &Target, module: &Module, updates: &Updates) -> Result<Vec<f64>, Error> {
+        let columns = module.shape[1];
+        let mut squares = vec![0.0; columns];
+        for rows in blocks(module.shape) {
+            let mut sum = self.base_rows(target, module, &rows)?;
+            updates.parts.iter().for_each(|part| part.add(&mut sum, &rows, columns));
+            for row in sum.chunks(columns) {
+                squares.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
+            }
+        }
+        Ok(squares.into_iter().map(f64::sqrt).collect())
+    }
+
+    /// The base's values of some rows.
+    fn base_rows(&self, target: &Target, module: &Module, rows: &std::ops::Range<usize>) -> Result<Vec<f64>, Error> {
+        let (columns, dtype) = (module.shape[1], target.spec.dtype);
+        let size = dtype.bitsize() / 8;
+        let mut bytes = vec![0; rows.len() * columns * size];
+        self.base.read(&target.source, rows.start * columns * size, &mut bytes)?;
+        let values = whole::to_f64(dtype, &bytes);
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => Err(Error::NotFinite {
+                model: self.base.dir().display().to_string(),
+                tensor: target.source.clone(),
+                index: rows.start * columns + i,
+                value: values[i] as f32,
+            }),
+        }
+    }
+}
+
 impl Scaled {
     /// `out += factor · left[rows] · right`.
     fn add(&self, out: &mut [f64], rows: &std::ops::Range<usize>, columns: usize) {
@@ -544,7 +578,7 @@ impl Scaled {
 }
 
 /// Ranges of rows that are worked on together.
-fn blocks([rows, columns]: [usize; 2]) -> Vec<std::ops::Range<usize>> {
+pub(super) fn blocks([rows, columns]: [usize; 2]) -> Vec<std::ops::Range<usize>> {
     let length = (BLOCK / columns.max(1)).max(1);
     (0..rows).step_by(length).map(|start| start..rows.min(start + length)).collect()
 }
@@ -579,7 +613,7 @@ fn scale(
 }
 
 /// Appends a value in a dtype, rounded once and to nearest even, and returns what it then is.
-fn store(dtype: Dtype, value: f64, bytes: &mut Vec<u8>) -> f64 {
+pub(super) fn store(dtype: Dtype, value: f64, bytes: &mut Vec<u8>) -> f64 {
     match dtype {
         Dtype::F64 => {
             bytes.extend(value.to_le_bytes());

@@ -198,6 +198,8 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         dtype: None,
         seed: options.seed,
         tokenizer_source: None,
+        tokenizer: None,
+        chat_template: None,
         vocabulary: Default::default(),
         extra_tensors: Default::default(),
         ignore_tokenizers: false,

@@ -19,6 +19,7 @@ mod dense;
 mod extract;
 mod factors;
 mod fold;
+pub(crate) mod folded;
 mod info;
 mod low_rank;
 mod merge;

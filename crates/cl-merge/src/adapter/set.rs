@@ -1,7 +1,9 @@
 //! Opened adapters side by side: which modules they change, and whether they belong together.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cl_checkpoint::{Adapter, AdapterModule, BesideKind, Checkpoint, LayerKind, TensorSource, convert};
 
@@ -43,9 +45,26 @@ pub(super) struct WholePart {
     pub(super) scaling: f64,
 }
 
+/// An adapter of the caller's, or one that is kept.
+pub(super) enum Held<'a> {
+    Borrowed(&'a Adapter),
+    Kept(Arc<Adapter>),
+}
+
+impl Deref for Held<'_> {
+    type Target = Adapter;
+
+    fn deref(&self) -> &Adapter {
+        match self {
+            Held::Borrowed(adapter) => adapter,
+            Held::Kept(adapter) => adapter,
+        }
+    }
+}
+
 /// An adapter and how much of it is taken.
 pub(super) struct Member<'a> {
-    pub(super) adapter: &'a Adapter,
+    pub(super) adapter: Held<'a>,
     /// Its directory as written, which names it in messages and keys its random masks.
     pub(super) name: String,
     pub(super) weight: f64,
@@ -101,6 +120,11 @@ pub(super) struct Set<'a> {
 impl<'a> Set<'a> {
     /// Takes adapters together with their weights, one each, or none for weights of one. What is wrong goes to `problems`.
     pub(super) fn new(adapters: &'a [Adapter], weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
+        Set::of(adapters.iter().map(Held::Borrowed).collect(), weights, problems)
+    }
+
+    /// As [`Set::new`], of adapters that it may keep.
+    pub(super) fn of(adapters: Vec<Held<'a>>, weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
         if !weights.is_empty() && weights.len() != adapters.len() {
             problems.push(format!(
                 "weights: expected one for each of {} adapters, got {}",
@@ -114,7 +138,7 @@ impl<'a> Set<'a> {
         let mut members = Vec::new();
         let mut modules: BTreeMap<String, Module> = BTreeMap::new();
         let (mut wholes, mut untrained) = (BTreeMap::new(), Vec::new());
-        for (index, adapter) in adapters.iter().enumerate() {
+        for (index, adapter) in adapters.into_iter().enumerate() {
             let weight = weights.get(index).copied().unwrap_or(1.0);
             let name = adapter.dir().display().to_string();
             if !weight.is_finite() {
@@ -124,7 +148,7 @@ impl<'a> Set<'a> {
             for module in adapter.modules() {
                 let part =
                     Part { member: index, module: module.clone(), scaling: adapter.config().scaling(&module.name) };
-                problems.extend(part_problems(adapter, &name, &part));
+                problems.extend(part_problems(&adapter, &name, &part));
                 let new = Module {
                     name: module.name.clone(),
                     kind: module.kind,
@@ -144,7 +168,7 @@ impl<'a> Set<'a> {
                 }
                 known.parts.push(part);
             }
-            take_beside(index, adapter, &mut wholes, &mut untrained, problems);
+            take_beside(index, &adapter, &mut wholes, &mut untrained, problems);
             members.push(Member { adapter, name, weight });
         }
         let modules = modules.into_values().collect();
@@ -213,7 +237,7 @@ impl<'a> Set<'a> {
         }
         for (member, tensor, stands_for) in &self.untrained {
             let member = &self.members[*member];
-            if !is_copy(member.adapter, tensor, base, &base_tensor(base, stands_for))? {
+            if !is_copy(&member.adapter, tensor, base, &base_tensor(base, stands_for))? {
                 problems.push(format!(
                     "{}: tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json \
                      does not say that it was trained; add its module to modules_to_save there if it was",
@@ -249,7 +273,7 @@ impl<'a> Set<'a> {
     /// [`Error::NotFinite`], those of reading.
     pub(super) fn load(&self, part: &Part) -> Result<Update, Error> {
         let member = &self.members[part.member];
-        let [a, b] = part.module.factors().map(|name| load(member.adapter, &member.name, &name));
+        let [a, b] = part.module.factors().map(|name| load(&member.adapter, &member.name, &name));
         Ok(Update::new(part.module.kind, part.module.weight_shape(), part.module.rank(), a?, b?))
     }
 

@@ -359,7 +359,7 @@ impl Set<'_> {
 
     /// Whether two parts of a member hold the same.
     fn equal(&self, a: &WholePart, b: &WholePart) -> bool {
-        let adapter = self.members[a.member].adapter;
+        let adapter = &self.members[a.member].adapter;
         let shape = |part: &WholePart| adapter.info(&part.name).map(|info| (info.dtype, info.shape.clone()));
         let bytes = |part: &WholePart| adapter.bytes(&part.name).ok();
         a.kind == b.kind && (a.name == b.name || shape(a) == shape(b) && bytes(a) == bytes(b))

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use cl_checkpoint::TensorSource;
-
 use super::inputs::{Inputs, is_buffer, names};
 use crate::methods::{Base, MethodInfo, OpcmState, Profile};
 use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
@@ -116,7 +114,7 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
         let parameters = config.models.iter().find(|m| m.model == base).map_or(&*NO_PARAMETERS, |m| &m.parameters);
         (inputs.index(base), parameters)
     });
-    let reference = &inputs.models[inputs.reference(config)].checkpoint;
+    let reference = inputs.models[inputs.reference(config)].source();
     let layers = reference.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
     let draft = |name: &str| Draft {
         name: name.to_owned(),
@@ -148,7 +146,7 @@ fn slice_drafts<'c>(
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
-        let model = &inputs.models[inputs.index(&slice.sources[0].model)].checkpoint;
+        let model = inputs.models[inputs.index(&slice.sources[0].model)].source();
         let names = names(model).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
         names.map(str::to_owned).collect()
     };
@@ -165,7 +163,7 @@ fn slice_drafts<'c>(
             problems.push(format!("slice {}: `{base}` is the base and has to be among the sources", number + 1));
         }
         for source in &slice.sources {
-            let checkpoint = &inputs.models[inputs.index(&source.model)].checkpoint;
+            let checkpoint = inputs.models[inputs.index(&source.model)].source();
             let layers = checkpoint.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
             if source.layer_range[1] > layers {
                 problems.push(format!(
@@ -181,7 +179,7 @@ fn slice_drafts<'c>(
             continue;
         }
         for i in 0..slice.layers() {
-            let model = &inputs.models[inputs.index(&slice.sources[0].model)].checkpoint;
+            let model = inputs.models[inputs.index(&slice.sources[0].model)].source();
             let from = slice.sources[0].layer_range[0] + i;
             let parts: Vec<(String, String)> = model
                 .names()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cl_checkpoint::{TensorSource, TensorSpec};
+use cl_checkpoint::TensorSpec;
 
 use super::inputs::{Inputs, names};
 use super::work::{PlannedTensor, Source, Work};
@@ -20,10 +20,10 @@ pub(crate) struct Extra {
 
 /// Splits the tensors by whether all inputs have them.
 pub(crate) fn split(inputs: &Inputs, reference: usize, policy: ExtraTensors) -> Extra {
-    let of = |model: usize| names(&inputs.models[model].checkpoint).into_iter().map(str::to_owned).collect();
+    let of = |model: usize| names(inputs.models[model].source()).into_iter().map(str::to_owned).collect();
     let all: Vec<BTreeSet<String>> = (0..inputs.models.len()).map(of).collect();
     let mut extra = Extra { merged: all[reference].clone(), copied: Vec::new(), notes: Vec::new() };
-    let buffers: usize = inputs.models.iter().map(|m| m.checkpoint.names().len() - names(&m.checkpoint).len()).sum();
+    let buffers: usize = inputs.models.iter().map(|m| m.source().names().len() - names(m.source()).len()).sum();
     if buffers > 0 {
         extra
             .notes
@@ -61,8 +61,8 @@ pub(crate) fn split(inputs: &Inputs, reference: usize, policy: ExtraTensors) -> 
 }
 
 fn copy(inputs: &Inputs, model: usize, name: &str) -> Option<PlannedTensor> {
-    let info = inputs.models[model].checkpoint.info(name)?;
+    let info = inputs.models[model].source().info(name)?;
     let spec = TensorSpec { name: name.to_owned(), dtype: info.dtype, shape: info.shape.clone() };
-    let source = Source { model, tensor: name.to_owned(), key: String::new() };
+    let source = Source { model, tensor: name.to_owned(), key: String::new(), table: None };
     Some(PlannedTensor { spec, work: Work::Copy(source) })
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cl_checkpoint::{Checkpoint, TensorSource};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::adapter::folded::Folded;
 use crate::methods::OpcmState;
-use crate::recipe::config::MergeConfig;
+use crate::recipe::config::{MergeConfig, model_and_adapter};
 
 /// Model directories, each opened once.
 #[derive(Default)]
@@ -20,24 +22,86 @@ pub(crate) struct Input {
     /// As the file names it.
     pub(crate) written: String,
     pub(crate) path: PathBuf,
-    pub(crate) checkpoint: Checkpoint,
+    /// The model's directory; its weights, before an adapter is folded into them.
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    /// The same with an adapter folded in, where the file says `model+adapter`.
+    pub(crate) folded: Option<Arc<Folded>>,
+}
+
+/// Tensors that several readers share.
+pub(crate) type SharedSource = Arc<dyn TensorSource + Send + Sync>;
+
+impl Input {
+    /// Its tensors.
+    pub(crate) fn source(&self) -> &dyn TensorSource {
+        match &self.folded {
+            Some(folded) => &**folded,
+            None => &*self.checkpoint,
+        }
+    }
+
+    /// Its tensors, to be kept.
+    pub(crate) fn shared(&self) -> SharedSource {
+        match &self.folded {
+            Some(folded) => folded.clone(),
+            None => self.checkpoint.clone(),
+        }
+    }
+
+    /// Its config.json.
+    pub(crate) fn config(&self) -> &Map<String, Value> {
+        self.folded.as_ref().map_or(self.checkpoint.config(), |folded| folded.config())
+    }
+
+    /// Tokenizer, generation and template files that go along.
+    pub(crate) fn companion_files(&self) -> Result<Vec<PathBuf>, cl_checkpoint::Error> {
+        match &self.folded {
+            Some(folded) => Ok(folded.companions().to_vec()),
+            None => self.checkpoint.companion_files(),
+        }
+    }
+
+    /// A companion by its name, where there is one.
+    pub(crate) fn companion(&self, name: &str) -> Option<PathBuf> {
+        self.companion_files().ok()?.into_iter().find(|file| file.ends_with(name))
+    }
+
+    /// That none of its files was replaced or overwritten since it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<(), cl_checkpoint::Error> {
+        self.folded.iter().try_for_each(|folded| folded.adapter().check_unchanged())?;
+        self.checkpoint.check_unchanged()
+    }
 }
 
 impl Inputs {
     /// The index of a model, opened if it was not yet. `stages` holds the directories of earlier stages by name.
-    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, String> {
+    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, Vec<String>> {
         if let Some(index) = self.models.iter().position(|m| m.written == written) {
             return Ok(index);
         }
-        let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
-        let checkpoint = Checkpoint::open(&path).map_err(|e| explain(written, &path, e))?;
-        self.models.push(Input { written: written.to_owned(), path, checkpoint });
+        let (model, adapter) = if stages.contains_key(written) { (written, None) } else { model_and_adapter(written) };
+        let path = stages.get(model).cloned().unwrap_or_else(|| PathBuf::from(model));
+        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|e| vec![e.to_string()])?);
+        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), Path::new(dir))).transpose()?.map(Arc::new);
+        self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
     }
 
     /// The index of a model that was opened.
     pub(crate) fn index(&self, written: &str) -> usize {
         self.models.iter().position(|m| m.written == written).expect("all were opened")
+    }
+
+    /// Whether a model is the one that the file calls so.
+    pub(crate) fn is(&self, index: usize, written: &str) -> bool {
+        let input = &self.models[index];
+        input.written == written || input.path == Path::new(written)
+    }
+
+    /// The model of this path, or of this name in the file.
+    pub(crate) fn find(&self, config: &MergeConfig, written: &str) -> Option<usize> {
+        let named = config.models.iter().find(|m| m.name.as_deref() == Some(written)).map(|m| m.model.as_str());
+        (0..self.models.len()).find(|&index| self.is(index, named.unwrap_or(written)))
     }
 
     /// Whose config, tokenizer and dtypes the output has: the base's, else the first model's.
@@ -67,20 +131,13 @@ pub(crate) fn is_buffer(tensor: &str) -> bool {
 }
 
 /// Names of an input that count in a merge.
-pub(crate) fn names(source: &impl TensorSource) -> Vec<&str> {
+pub(crate) fn names(source: &dyn TensorSource) -> Vec<&str> {
     // GPT-2's mask has four dimensions; a bias of that name has one.
     let counts = |name: &&str| {
         let mask = name.ends_with(".attn.bias") && source.info(name).is_some_and(|info| info.shape.len() != 4);
         !is_buffer(name) || mask
     };
     source.names().into_iter().filter(counts).collect()
-}
-
-fn explain(written: &str, path: &Path, error: cl_checkpoint::Error) -> String {
-    if written.contains('+') && !path.exists() {
-        return format!("{written}: a model with an adapter on it; fold the adapter into its model first");
-    }
-    error.to_string()
 }
 
 /// Keys of config.json whose values have to agree for weights to mean the same.
@@ -109,7 +166,7 @@ const TUNED_KEYS: [&str; 5] =
 /// Compares `config.json` of a model with that of the reference; `layers` tells whether the number of layers has to agree.
 /// Returns problems and notes.
 pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) -> (Vec<String>, Vec<String>) {
-    let (a, b) = (reference.checkpoint.config(), other.checkpoint.config());
+    let (a, b) = (reference.config(), other.config());
     // A key that one file leaves at its default is no contradiction.
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| !same(a, b));
     let say = |key: &&str| {
@@ -126,8 +183,8 @@ fn same(a: &Value, b: &Value) -> bool {
 
 /// Compares the tokenizers of two models on the ids that both have, where both have a tokenizer.json.
 pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<String> {
-    let path = |input: &Input| input.path.join("tokenizer.json");
-    let (a, b) = (std::fs::read(path(reference)).ok()?, std::fs::read(path(other)).ok()?);
+    let read = |input: &Input| std::fs::read(input.companion("tokenizer.json")?).ok();
+    let (a, b) = (read(reference)?, read(other)?);
     if a == b {
         return None;
     }
@@ -167,7 +224,7 @@ const PREFIXES: [&str; 4] = ["model.", "transformer.", "gpt_neox.", "language_mo
 
 /// Says so where one of the two was saved from the bare model: its names lack the prefix that the other's have.
 pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
-    let (a, b) = (names(&reference.checkpoint), names(&other.checkpoint));
+    let (a, b) = (names(reference.source()), names(other.source()));
     let of_bare = |bare: &[&str], whole: &[&str]| {
         let whole: BTreeSet<&str> = whole.iter().copied().collect();
         PREFIXES.into_iter().find(|prefix| {
@@ -188,8 +245,8 @@ pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
 
 /// Names that only one side has, shortened for a message.
 pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
-    let a: BTreeSet<&str> = names(&reference.checkpoint).into_iter().collect();
-    let b: BTreeSet<&str> = names(&other.checkpoint).into_iter().collect();
+    let a: BTreeSet<&str> = names(reference.source()).into_iter().collect();
+    let b: BTreeSet<&str> = names(other.source()).into_iter().collect();
     let list = |names: Vec<&&str>| {
         let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
         let more = names.len().saturating_sub(4);

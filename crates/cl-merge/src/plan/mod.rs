@@ -6,6 +6,9 @@ pub(crate) mod inputs;
 mod output;
 #[expect(clippy::module_inception, reason = "the plan is what this module makes")]
 mod plan;
+mod token_table;
+mod tokens;
+mod vocabulary;
 pub(crate) mod work;
 
 pub use plan::Plan;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cl_checkpoint::TensorSource;
 use serde_json::{Map, Value};
 
 use super::inputs::{Input, Inputs};
@@ -18,7 +17,7 @@ pub(crate) fn out_config(
     tensors: &[PlannedTensor],
     layers: usize,
 ) -> Map<String, Value> {
-    let mut out = reference.checkpoint.config().clone();
+    let mut out = reference.config().clone();
     if let Some(rows) = vocabulary {
         out.insert("vocab_size".to_owned(), rows.into());
     }
@@ -52,22 +51,21 @@ pub(crate) fn out_config(
     out
 }
 
-/// Tokenizer and generation files that go along.
-pub(crate) fn companions(
+/// The model whose tokenizer and generation files go along.
+pub(crate) fn tokenizer_model(
     config: &MergeConfig,
     inputs: &Inputs,
     reference: usize,
     stages: &BTreeMap<String, PathBuf>,
-) -> Result<Vec<PathBuf>, String> {
-    let of = |index: usize| inputs.models[index].checkpoint.companion_files().map_err(|e| e.to_string());
+) -> Result<usize, String> {
     match config.tokenizer_source.as_deref() {
-        None | Some("base") if config.vocabulary == Vocabulary::Keep => of(longest(inputs, reference)),
-        None | Some("base") => of(reference),
+        None | Some("base") if config.vocabulary == Vocabulary::Keep => Ok(longest(inputs, reference)),
+        None | Some("base") => Ok(reference),
         Some(written) => {
             let named = config.models.iter().find(|m| m.name.as_deref() == Some(written)).map(|m| m.model.as_str());
             let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
             match inputs.models.iter().position(|m| m.written == named.unwrap_or(written) || m.path == path) {
-                Some(index) => of(index),
+                Some(index) => Ok(index),
                 None => Err(format!(
                     "tokenizer_source `{written}` is none of the models; set `base`, or a model by its path or name"
                 )),
@@ -79,8 +77,8 @@ pub(crate) fn companions(
 /// The model with the most rows in its token table: the one whose tokenizer knows all kept rows.
 fn longest(inputs: &Inputs, reference: usize) -> usize {
     let rows = |input: &Input| {
-        let tables = input.checkpoint.names().into_iter().filter(|n| n.contains("embed") || n.contains("wte"));
-        tables.filter_map(|n| input.checkpoint.info(n)?.shape.first().copied()).max().unwrap_or(0)
+        let tables = input.source().names().into_iter().filter(|n| n.contains("embed") || n.contains("wte"));
+        tables.filter_map(|n| input.source().info(n)?.shape.first().copied()).max().unwrap_or(0)
     };
     let most = inputs.models.iter().map(rows).max().unwrap_or(0);
     if rows(&inputs.models[reference]) == most {

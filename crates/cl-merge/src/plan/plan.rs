@@ -3,19 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use cl_checkpoint::{Dtype, TensorInfo, TensorSource, TensorSpec};
+use cl_checkpoint::{Dtype, TensorInfo, TensorSpec};
 use serde_json::{Map, Value};
 
 use super::draft::{Draft, drafts};
 use super::extra;
 use super::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
-use super::output::{companions, out_config};
+use super::output::{out_config, tokenizer_model};
+use super::vocabulary::{Participant, Vocabulary, is_token_table, put_wanted_template};
 use super::work::{PlannedTensor, Segment, Source, Work};
 use crate::Error;
 use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, whole_model_trim};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
-use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary};
+use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary as VocabularyPolicy};
+use crate::recipe::tokenizer::{TokenizerConfig, UNION};
 use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
@@ -27,6 +30,8 @@ pub struct Plan {
     pub(crate) tensors: Vec<PlannedTensor>,
     pub(crate) out_config: Map<String, Value>,
     pub(crate) companions: Vec<PathBuf>,
+    /// Files that were made for the output, by name; they take the place of companions.
+    pub(crate) made: BTreeMap<String, Vec<u8>>,
     /// Densities of a trim over the whole model.
     pub(crate) whole_model_trim: Option<Vec<f64>>,
     /// The stages before, whose names its models may be.
@@ -77,6 +82,13 @@ impl Plan {
         let mut config = config.clone();
         let mut problems = Vec::new();
         problems.extend(parameter_problems(&config, method));
+        if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
+            problems.push("set either `tokenizer` or `tokenizer_source`".to_owned());
+        }
+        // The tokens of all models belong to no model's files.
+        if config.tokenizer_source.as_deref() == Some(UNION) {
+            (config.tokenizer_source, config.tokenizer) = (None, Some(TokenizerConfig::default()));
+        }
         match settings::resolve(method, config.profile, &config.method.parameters) {
             Ok(resolved) => config.method.parameters = resolved,
             Err(problem) => problems.push(problem),
@@ -85,8 +97,8 @@ impl Plan {
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
         for written in config.written_models() {
-            if let Err(problem) = inputs.open(written, stages) {
-                problems.push(problem);
+            if let Err(more) = inputs.open(written, stages) {
+                problems.extend(more);
             }
         }
         if inputs.models.is_empty() || inputs.models.len() < config.written_models().len() {
@@ -97,7 +109,8 @@ impl Plan {
             let state = inputs.models[inputs.index(written)].state();
             state.map_err(|problem| problems.push(problem)).ok()
         });
-        let mut notes = Vec::new();
+        let folded = inputs.models.iter().filter_map(|input| input.folded.as_ref());
+        let mut notes: Vec<String> = folded.flat_map(|folded| folded.notes.clone()).collect();
         model_problems(config, &inputs, reference, &mut problems, &mut notes);
         let drafts = match drafts(config, method, &inputs) {
             Ok(drafts) => drafts,
@@ -116,13 +129,30 @@ impl Plan {
         notes.append(&mut extra.notes);
         let names: Vec<&str> = drafts.iter().map(|d| d.name.as_str()).collect();
         notes.extend(idle_filters(config, &names));
+        let aligned = Vocabulary::new(config, &inputs, reference, &mut notes).unwrap_or_else(|more| {
+            problems.extend(more);
+            None
+        });
+        if aligned.is_some() {
+            let tables = extra.copied.iter().filter(|t| is_token_table(&t.spec.name, &t.spec.shape));
+            problems.extend(tables.map(|table| {
+                format!("tensor `{}` is not in all models; with `tokenizer` it has to be, or in none", table.spec.name)
+            }));
+        }
         let mut tensors = Vec::new();
         let mut vocabulary = None;
         let mut undefined: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut unmerged: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for draft in &drafts {
-            let context = Context { config, method, inputs: &inputs, reference, previous: previous.as_ref() };
+            let context = Context {
+                config,
+                method,
+                inputs: &inputs,
+                reference,
+                previous: previous.as_ref(),
+                vocabulary: aligned.as_ref(),
+            };
             match plan_tensor(&context, draft, &mut vocabulary) {
                 Ok(tensor) => tensors.push(tensor),
                 Err(Obstacle::Tensor(problem)) => problems.push(problem),
@@ -161,8 +191,21 @@ impl Plan {
             return Err(Error::Problems(problems));
         }
         let layers = config.slices.iter().map(SliceConfig::layers).sum();
-        let out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
-        let companions = companions(config, &inputs, reference, stages).map_err(|p| Error::Problems(vec![p]))?;
+        let mut out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
+        let one = |problem| Error::Problems(vec![problem]);
+        let (companions, mut made, tokenizer) = match &aligned {
+            Some(aligned) => {
+                aligned.put_special_ids(&mut out_config, &inputs);
+                let files = inputs.models[aligned.model()].companion_files()?;
+                (files, aligned.files(&inputs).map_err(one)?, aligned.model())
+            }
+            None => {
+                let model = tokenizer_model(config, &inputs, reference, stages).map_err(one)?;
+                (inputs.models[model].companion_files()?, BTreeMap::new(), model)
+            }
+        };
+        put_wanted_template(config, &inputs, tokenizer, &mut made, &mut notes).map_err(one)?;
+        drop(aligned);
         Ok(Plan {
             config: config.clone(),
             method,
@@ -170,6 +213,7 @@ impl Plan {
             tensors,
             out_config,
             companions,
+            made,
             whole_model_trim,
             stages: Vec::new(),
             notes,
@@ -189,7 +233,7 @@ impl Plan {
     /// Bytes of tensors that inputs hold; a method may go over them more than once.
     pub fn bytes_read(&self) -> u64 {
         let of = |source: &Source| {
-            let info = self.inputs.models[source.model].checkpoint.info(&source.tensor);
+            let info = self.inputs.models[source.model].source().info(&source.tensor);
             info.map_or(0, |info| info.byte_len() as u64)
         };
         let read = |tensor: &PlannedTensor| match &tensor.work {
@@ -212,7 +256,10 @@ impl Plan {
     /// The values of a segment.
     pub(crate) fn group<'p>(&'p self, tensor: &'p PlannedTensor, segment: &'p Segment) -> TensorGroup<'p> {
         let values = |source: &'p Source| {
-            let checkpoint = &self.inputs.models[source.model].checkpoint;
+            if let Some(table) = &source.table {
+                return Values::from_source(&source.key, &**table, "", Dtype::F32).skip(segment.elements.start);
+            }
+            let checkpoint = self.inputs.models[source.model].source();
             let dtype = checkpoint.info(&source.tensor).expect("planned from its header").dtype;
             Values::from_source(&source.key, checkpoint, &source.tensor, dtype).skip(segment.elements.start)
         };
@@ -256,6 +303,9 @@ fn model_problems(
         if whole && comparable && config.extra_tensors == ExtraTensors::Error {
             problems.extend(compare_names(first, other));
         }
+        if config.tokenizer.is_some() {
+            continue;
+        }
         if let Some(difference) = compare_tokenizers(first, &inputs.models[i]) {
             if config.ignore_tokenizers { notes.push(difference) } else { problems.push(difference) }
         }
@@ -264,8 +314,8 @@ fn model_problems(
 
 /// Weights of eight bits are read as they are; with scales beside them they are a quantized model's.
 fn eight_bit_weights(input: &Input, problems: &mut Vec<String>, notes: &mut Vec<String>) {
-    let names = input.checkpoint.names();
-    let eight = |name: &&str| input.checkpoint.info(name).is_some_and(|info| is_eight_bit(info.dtype));
+    let names = input.source().names();
+    let eight = |name: &&str| input.source().info(name).is_some_and(|info| is_eight_bit(info.dtype));
     if !names.iter().any(eight) {
         return;
     }
@@ -288,6 +338,8 @@ struct Context<'c> {
     inputs: &'c Inputs,
     reference: usize,
     previous: Option<&'c OpcmState>,
+    /// The output's tokens, where rows of token tables follow them.
+    vocabulary: Option<&'c Vocabulary<'c>>,
 }
 
 /// Why a tensor cannot be planned.
@@ -314,16 +366,20 @@ fn plan_tensor(
     draft: &Draft<'_>,
     vocabulary: &mut Option<usize>,
 ) -> Result<PlannedTensor, Obstacle> {
-    let &Context { config, method, inputs, reference, previous } = context;
-    let source =
-        |model: usize, tensor: &str, key: &str| Source { model, tensor: tensor.to_owned(), key: key.to_owned() };
+    let &Context { config, method, inputs, reference, previous, .. } = context;
+    let source = |model: usize, tensor: &str, key: &str| Source {
+        model,
+        tensor: tensor.to_owned(),
+        key: key.to_owned(),
+        table: None,
+    };
     let base = draft.base.as_ref().map(|(model, tensor, _)| source(*model, tensor, "base"));
     let models: Vec<Source> = draft.models.iter().map(|m| source(m.model, &m.tensor, &m.key)).collect();
     let mut infos = Vec::new();
     for s in base.iter().chain(&models) {
         let input = &inputs.models[s.model];
         let missing = || Obstacle::Missing { input: input.written.clone(), tensor: s.tensor.clone() };
-        infos.push((s, input, input.checkpoint.info(&s.tensor).ok_or_else(missing)?));
+        infos.push((s, input, input.source().info(&s.tensor).ok_or_else(missing)?));
     }
     let of_reference = infos.iter().find(|(s, _, _)| s.model == reference).or(infos.first());
     let reference = of_reference.ok_or_else(|| format!("tensor `{}` has no source", draft.name))?;
@@ -339,6 +395,12 @@ fn plan_tensor(
     let method_of = || scopes.build(method).map_err(Obstacle::Parameters);
     let spec = |shape: Vec<usize>| TensorSpec { name: draft.name.clone(), dtype: out_dtype, shape };
     let shape = reference.2.shape.clone();
+    if let Some(aligned) = context.vocabulary.filter(|_| is_token_table(&draft.name, &shape)) {
+        let base = draft.base.as_ref().map(|b| b.0).or_else(|| config.base_model.as_ref().map(|b| inputs.index(b)));
+        let segment = aligned_segment(aligned, draft, &infos, base, inputs, method_of()?)?;
+        *vocabulary = Some(aligned.rows);
+        return Ok(PlannedTensor { spec: spec(segment.shape.clone()), work: Work::Merge(vec![segment]) });
+    }
     if infos.iter().all(|(_, _, info)| info.shape == shape) {
         let as_it_is = out_dtype == dtype || config.dtype.is_none() && is_eight_bit(dtype);
         let method = method_of()?;
@@ -358,6 +420,39 @@ fn plan_tensor(
     Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(segments) })
 }
 
+/// A token table whose rows are put in the order of the output's tokens before they are merged.
+fn aligned_segment(
+    vocabulary: &Vocabulary<'_>,
+    draft: &Draft<'_>,
+    infos: &Infos<'_>,
+    base: Option<usize>,
+    inputs: &Inputs,
+    method: Box<dyn MergeMethod>,
+) -> Result<Segment, String> {
+    let participants = infos.iter().map(|(source, input, info)| Participant {
+        model: source.model,
+        input,
+        tensor: &source.tensor,
+        dtype: info.dtype,
+        shape: &info.shape,
+    });
+    let participants: Vec<Participant<'_>> = participants.collect();
+    let columns = |p: &Participant<'_>| p.shape.get(1..).unwrap_or_default().to_vec();
+    if participants.iter().any(|p| columns(p) != columns(&participants[0])) {
+        let shapes: Vec<String> =
+            participants.iter().map(|p| format!("{:?} in {}", p.shape, p.input.written)).collect();
+        return Err(format!("tensor `{}` has different shapes: {}", draft.name, shapes.join("; ")));
+    }
+    let tables = vocabulary.align(&participants, base, inputs)?;
+    let shape = [&[vocabulary.rows], &participants[0].shape[1..]].concat();
+    let sources = infos.iter().zip(tables);
+    let mut sources: Vec<Source> =
+        sources.map(|((s, _, _), table)| Source { table: Some(Arc::new(table)), ..(*s).clone() }).collect();
+    // The base stands before the models.
+    let base = draft.base.is_some().then(|| sources.remove(0));
+    Ok(Segment { elements: 0..shape.iter().product(), shape, method, base, models: sources, whole: true })
+}
+
 /// Element type of the output for one of the inputs' where none is asked for.
 fn written_as(dtype: Dtype) -> Dtype {
     match dtype {
@@ -373,9 +468,9 @@ type Infos<'i> = [InputTensor<'i>];
 /// A tensor of integers: the same everywhere, or nothing that can be merged.
 fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, Obstacle> {
     let (source, input, info) = infos[0];
-    let bytes = input.checkpoint.bytes(&source.tensor).map_err(|e| e.to_string())?;
+    let bytes = input.source().bytes(&source.tensor).map_err(|e| e.to_string())?;
     for (s, other, _) in &infos[1..] {
-        if other.checkpoint.bytes(&s.tensor).map_err(|e| e.to_string())? != bytes {
+        if other.source().bytes(&s.tensor).map_err(|e| e.to_string())? != bytes {
             return Err(Obstacle::Dtype(format!(
                 "{:?} cannot be merged, and differs between {} and {}",
                 info.dtype, input.written, other.written
@@ -420,7 +515,7 @@ fn vocabulary_segments(
     };
     let mut segments = vec![segment(0..common, method_of()?, base.cloned(), models.to_vec(), true)];
     match config.vocabulary {
-        Vocabulary::Error => {
+        VocabularyPolicy::Error => {
             return Err(format!(
                 "tensor `{}` has different numbers of rows: {}; set `vocabulary` to \"common\" (rows that all have), \
                  \"base\" (the base's rows) or \"keep\" (all rows)",
@@ -429,14 +524,14 @@ fn vocabulary_segments(
             )
             .into());
         }
-        Vocabulary::Common => {}
-        Vocabulary::Base => {
+        VocabularyPolicy::Common => {}
+        VocabularyPolicy::Base => {
             if rows(info) > common {
                 let copy = Box::new(Linear { weights: vec![1.0], normalize: false });
                 segments.push(segment(common..rows(info), copy, None, vec![(*source).clone()], false));
             }
         }
-        Vocabulary::Keep => {
+        VocabularyPolicy::Keep => {
             let mut lengths: Vec<usize> = infos.iter().map(|(_, _, info)| rows(info)).collect();
             lengths.sort_unstable();
             lengths.dedup();

@@ -1,9 +1,11 @@
 //! What is done for each output tensor.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use cl_checkpoint::TensorSpec;
 
+use super::token_table::TokenTable;
 use crate::methods::MergeMethod;
 
 /// One output tensor.
@@ -20,12 +22,14 @@ pub(crate) enum Work {
 }
 
 /// A tensor of a model.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) model: usize,
     pub(crate) tensor: String,
     /// What keys its random masks.
     pub(crate) key: String,
+    /// Its rows in the output's order, where tokenizers differ.
+    pub(crate) table: Option<Arc<TokenTable>>,
 }
 
 /// Some rows of a tensor, or all of it.

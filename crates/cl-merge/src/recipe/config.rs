@@ -1,11 +1,13 @@
 //! What a merge file says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parameter::Parameter;
+use super::tokenizer::TokenizerConfig;
 use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
@@ -60,9 +62,16 @@ pub struct MergeConfig {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Where tokenizer files come from: `base`, or one of the models by its path or name. Without it from the base, or else
-    /// the first model.
+    /// the first model. Rows of token tables do not follow it, see `tokenizer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<String>,
+    /// The output's tokens, where models have different ones: rows of token tables follow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
+    /// The output's chat template: `auto` for that of most models, a model by its path or name for its own, or the text.
+    /// Without it that of the tokenizer's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// What happens to rows of token tables that not all models have.
     #[serde(default)]
     pub vocabulary: Vocabulary,
@@ -127,7 +136,7 @@ impl From<MethodConfig> for BTreeMap<String, Parameters> {
 /// A model and the parameters that are its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Model directory, or the name of an earlier stage.
+    /// Model directory, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter folded in.
     pub model: String,
     /// What its random masks are keyed by; without it the path as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -323,6 +332,16 @@ pub struct Parameters {
     /// is planned.
     #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// The parts of `model+adapter`, mergekit's way to write a model with an adapter on it; a directory of that very name is itself.
+pub(crate) fn model_and_adapter(written: &str) -> (&str, Option<&str>) {
+    match written.split_once('+') {
+        Some((model, adapter)) if !model.is_empty() && !adapter.is_empty() && !Path::new(written).exists() => {
+            (model, Some(adapter))
+        }
+        _ => (written, None),
+    }
 }
 
 impl MergeConfig {

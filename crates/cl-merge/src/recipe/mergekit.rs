@@ -1,12 +1,13 @@
 //! mergekit's YAML, read as it is. What of it has no counterpart here is an error that names it, never left out in silence.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{
     ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
     Vocabulary,
 };
+use super::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig, UNION};
 use crate::methods::Profile;
 
 /// One document.
@@ -22,7 +23,7 @@ struct Document {
     parameters: Option<Parameters>,
     dtype: Option<FloatType>,
     out_dtype: Option<FloatType>,
-    tokenizer_source: Option<String>,
+    tokenizer_source: Option<Model>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<String>,
 }
@@ -54,9 +55,48 @@ struct Source {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tokenizer {
-    source: Option<String>,
-    tokens: Option<Value>,
-    pad_to_multiple_of: Option<u64>,
+    source: Option<Model>,
+    tokens: Option<Map<String, Value>>,
+    pad_to_multiple_of: Option<usize>,
+}
+
+/// Settings of one token.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Token {
+    source: Option<TokenRow>,
+    #[serde(default)]
+    force: bool,
+}
+
+/// A row: `{kind: model_token, …}`, `{kind: zero}`, or a model.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "source: a model, {kind: zero}, or {kind: model_token, model, token or token_id}")]
+enum TokenRow {
+    ModelToken {
+        #[serde(rename = "kind")]
+        _kind: ModelTokenKind,
+        model: Model,
+        token: Option<String>,
+        token_id: Option<usize>,
+    },
+    Zero {
+        #[serde(rename = "kind")]
+        _kind: ZeroKind,
+    },
+    Model(Model),
+}
+
+#[derive(Deserialize)]
+enum ModelTokenKind {
+    #[serde(rename = "model_token")]
+    ModelToken,
+}
+
+#[derive(Deserialize)]
+enum ZeroKind {
+    #[serde(rename = "zero")]
+    Zero,
 }
 
 /// A path, or mergekit's long form of it.
@@ -70,7 +110,7 @@ enum Model {
 #[derive(Deserialize)]
 struct LongModel {
     model: LongPath,
-    lora: Option<Value>,
+    lora: Option<LongPath>,
     override_architecture: Option<Value>,
 }
 
@@ -113,25 +153,34 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         }
     };
     refuse(document.modules.is_some(), "`modules`");
-    refuse(document.chat_template.is_some(), "`chat_template`");
-    let tokenizer = document.tokenizer.as_ref();
-    refuse(tokenizer.is_some_and(|t| t.tokens.is_some()), "`tokenizer.tokens`");
-    refuse(tokenizer.is_some_and(|t| t.pad_to_multiple_of.is_some()), "`tokenizer.pad_to_multiple_of`");
-    let tokenizer_source = document.tokenizer_source.or(document.tokenizer.and_then(|t| t.source));
-    refuse(tokenizer_source.as_deref() == Some("union"), "`tokenizer_source: union`");
     let slices = document.slices.unwrap_or_default();
     refuse(slices.iter().any(|s| s.residual_weight.is_some()), "`residual_weight`");
     let mut path = |model: Model| match model {
         Model::Path(path) => path,
         Model::Long(long) => {
-            refuse(long.lora.is_some_and(|v| !v.is_null()), "`lora` of a model");
             refuse(long.override_architecture.is_some_and(|v| !v.is_null()), "`override_architecture`");
             refuse(long.model.revision.is_some(), "`revision` of a model");
-            long.model.path
+            match long.lora {
+                None => long.model.path,
+                Some(adapter) => {
+                    refuse(adapter.revision.is_some(), "`revision` of an adapter");
+                    format!("{}+{}", long.model.path, adapter.path)
+                }
+            }
         }
     };
     let models = document.models.unwrap_or_default();
-    MergeConfig {
+    let both = document.tokenizer.is_some() && document.tokenizer_source.is_some();
+    let mut wrong: Vec<String> = Vec::new();
+    let tokenizer = match (document.tokenizer, document.tokenizer_source) {
+        (Some(tokenizer), _) => Some(tokenizer_config(tokenizer, &mut path, &mut wrong)),
+        (None, Some(source)) => Some(TokenizerConfig { source: path(source), ..TokenizerConfig::default() }),
+        (None, None) => None,
+    };
+    if both {
+        wrong.push("set either `tokenizer_source` or `tokenizer`".to_owned());
+    }
+    let config = MergeConfig {
         name: document.name,
         profile: Profile::Mergekit,
         base_model: document.base_model.map(&mut path),
@@ -158,11 +207,43 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         method: MethodConfig { name: document.merge_method, parameters: document.parameters.unwrap_or_default() },
         dtype: document.out_dtype.or(document.dtype),
         seed: 42,
-        // With a tokenizer of its own mergekit gives tokens that a model lacks the base's rows.
-        vocabulary: if tokenizer_source.is_some() { Vocabulary::Base } else { Vocabulary::Error },
+        tokenizer,
+        chat_template: document.chat_template,
+        vocabulary: Vocabulary::Error,
         extra_tensors: ExtraTensors::default(),
-        tokenizer_source,
+        tokenizer_source: None,
         ignore_tokenizers: false,
+    };
+    problems.extend(wrong);
+    config
+}
+
+/// The long form: where tokens and single rows come from.
+fn tokenizer_config(
+    tokenizer: Tokenizer,
+    path: &mut impl FnMut(Model) -> String,
+    problems: &mut Vec<String>,
+) -> TokenizerConfig {
+    let mut tokens = Vec::new();
+    for (token, settings) in tokenizer.tokens.unwrap_or_default() {
+        match serde_json::from_value::<Token>(settings) {
+            Ok(settings) => {
+                let source = settings.source.map(|source| match source {
+                    TokenRow::Zero { .. } => TokenSource::Kind(TokenKind::Zero),
+                    TokenRow::ModelToken { model, token, token_id, .. } => {
+                        TokenSource::Kind(TokenKind::ModelToken { model: path(model), token, token_id })
+                    }
+                    TokenRow::Model(model) => TokenSource::Model(path(model)),
+                });
+                tokens.push(TokenConfig { token, source, force: settings.force });
+            }
+            Err(error) => problems.push(format!("tokenizer.tokens: `{token}`: {error}")),
+        }
+    }
+    TokenizerConfig {
+        source: tokenizer.source.map_or_else(|| UNION.to_owned(), path),
+        pad_to_multiple_of: tokenizer.pad_to_multiple_of,
+        tokens,
     }
 }
 
@@ -224,7 +305,7 @@ dtype: float32
 ";
         let file = from_yaml(text).unwrap();
         assert_eq!(file.stages[0].base_model.as_deref(), Some("base"));
-        assert_eq!(file.stages[0].vocabulary, Vocabulary::Base);
+        assert_eq!(file.stages[0].tokenizer.as_ref().unwrap().source, "base");
         assert_eq!(file.stages[0].models[1].parameters.weight, Some(Parameter::Number(0.5)));
         assert_eq!(file.stages[0].method.parameters.rescale, Some(crate::methods::Rescale::Norm));
         assert_eq!(file.stages[1].dtype, Some(FloatType::Bfloat16));
@@ -235,12 +316,13 @@ dtype: float32
     fn what_is_not_supported_is_named() {
         let text = "
 merge_method: linear
-models: [{model: {model: {path: a}, lora: {path: b}}}]
-tokenizer: {source: union, pad_to_multiple_of: 8}
-chat_template: auto
+models: [{model: {model: {path: a}, override_architecture: B}}]
+modules: {text_decoder: {}}
+tokenizer: {tokens: {<a>: {source: {kind: one}}}}
+tokenizer_source: base
 ";
         let message = from_yaml(text).unwrap_err();
-        for part in ["lora", "union", "pad_to_multiple_of", "chat_template"] {
+        for part in ["override_architecture", "modules", "`<a>`", "either `tokenizer_source` or `tokenizer`"] {
             assert!(message.contains(part), "{part} is not in {message}");
         }
         assert!(from_yaml("merge_method: linear\nmodell: []\n").unwrap_err().contains("modell"));

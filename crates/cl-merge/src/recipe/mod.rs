@@ -7,3 +7,4 @@ mod mergekit;
 pub(crate) mod parameter;
 pub(crate) mod registry;
 pub(crate) mod settings;
+pub(crate) mod tokenizer;

@@ -12,6 +12,16 @@ use crate::tensor::{PIECE, READ};
 pub(crate) const FIXED: usize = 32 << 20;
 
 impl Plan {
+    /// Bytes that are held whatever is worked on.
+    pub(super) fn fixed_bytes(&self) -> usize {
+        let segments = self.tensors.iter().filter_map(|t| match &t.work {
+            Work::Merge(segments) => Some(segments),
+            Work::Copy(_) => None,
+        });
+        let sources = segments.flatten().flat_map(|s| s.models.iter().chain(&s.base));
+        FIXED + sources.filter_map(|source| Some(source.table.as_ref()?.held())).sum::<usize>()
+    }
+
     /// Bytes of one thread's pieces.
     pub(super) fn piece_bytes(&self) -> usize {
         let bytes = |segment: &Segment| {
@@ -20,13 +30,17 @@ impl Plan {
             let rows = segment.method.whole_rows();
             let (piece, read) = if rows { (PIECE.max(columns), READ.max(columns)) } else { (PIECE, READ) };
             // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, of four at most.
-            piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
+            // A table in another order is read by whole rows: as bytes, as f32, and once more where rows are put together.
+            let aligned = segment.models.iter().any(|s| s.table.is_some());
+            let reordered = if aligned { 12 * (read + 2 * columns) } else { 0 };
+            reordered + piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
         };
         let segments = self.tensors.iter().filter_map(|t| match &t.work {
             Work::Merge(segments) => Some(segments),
             Work::Copy(_) => None,
         });
-        segments.flatten().map(bytes).max().unwrap_or(1 << 20)
+        let folded: usize = self.inputs.models.iter().filter_map(|m| Some(m.folded.as_ref()?.room())).sum();
+        segments.flatten().map(bytes).max().unwrap_or(1 << 20) + folded
     }
 
     /// The largest tensor's need beside pieces, and its name.
@@ -43,17 +57,18 @@ impl Plan {
         let threads = threads(options);
         let pieces = threads * self.piece_bytes();
         let (workspace, tensor) = self.largest_workspace();
-        let needed = FIXED + pieces + workspace;
+        let fixed = self.fixed_bytes();
+        let needed = fixed + pieces + workspace;
         if needed <= options.memory {
             let side_by_side = self.workspaces().take(threads).sum::<usize>();
-            return Ok(options.memory.min(FIXED + pieces + side_by_side.max(workspace)));
+            return Ok(options.memory.min(fixed + pieces + side_by_side.max(workspace)));
         }
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
         Err(Error::Problems(vec![format!(
             "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB \
              or fewer threads",
             mib(options.memory),
-            mib(FIXED + pieces),
+            mib(fixed + pieces),
             mib(workspace),
             mib(needed)
         )]))

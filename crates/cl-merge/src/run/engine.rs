@@ -8,7 +8,7 @@ use cl_checkpoint::{CheckpointWriter, Dtype, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::budget::{Budget, FIXED};
+use super::budget::Budget;
 use super::options::{MergeOptions, threads};
 use super::provenance;
 use crate::Error;
@@ -56,7 +56,7 @@ pub fn merge(
     let run = Run {
         plan,
         writer: &writer,
-        budget: Budget::new(options.memory.saturating_sub(FIXED + threads * plan.piece_bytes())),
+        budget: Budget::new(options.memory.saturating_sub(plan.fixed_bytes() + threads * plan.piece_bytes())),
         written: AtomicU64::new(0),
         states: Mutex::default(),
         progress,
@@ -150,13 +150,13 @@ impl Run<'_> {
     }
 
     fn copy(&self, tensor: &PlannedTensor, source: &Source) -> Result<(), Error> {
-        let checkpoint = &self.plan.inputs.models[source.model].checkpoint;
+        let input = &self.plan.inputs.models[source.model];
         let dtype = tensor.spec.dtype;
-        copy_bytes(checkpoint, &source.tensor, |offset, bytes| {
+        copy_bytes(input.source(), &source.tensor, |offset, bytes| {
             if !self.options.allow_non_finite
                 && let Some((index, value)) = convert::first_not_finite(dtype, bytes)
             {
-                let (model, tensor) = (checkpoint.dir().display().to_string(), source.tensor.clone());
+                let (model, tensor) = (input.path.display().to_string(), source.tensor.clone());
                 let index = index + offset * 8 / dtype.bitsize().max(1);
                 return Err(Error::NotFinite { model, tensor, index, value });
             }
@@ -243,7 +243,7 @@ fn beyond(dtype: Dtype) -> u32 {
 impl Plan {
     /// That no input was replaced or overwritten since the merge was planned.
     fn check_unchanged(&self) -> Result<(), Error> {
-        Ok(self.inputs.models.iter().try_for_each(|input| input.checkpoint.check_unchanged())?)
+        Ok(self.inputs.models.iter().try_for_each(|input| input.check_unchanged())?)
     }
 
     /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.

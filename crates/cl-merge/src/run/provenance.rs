@@ -1,6 +1,6 @@
 //! What an output says of itself: resolved settings, a model card, sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cl_checkpoint::{CheckpointWriter, Manifest, hash_file};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::plan::Plan;
 use crate::plan::inputs::Input;
-use crate::recipe::config::MergeConfig;
+use crate::recipe::config::{MergeConfig, model_and_adapter};
 
 /// Name of the resolved merge file in an output.
 pub const CONFIG_NAME: &str = "merge_config.toml";
@@ -17,7 +17,13 @@ pub const CONFIG_NAME: &str = "merge_config.toml";
 pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
     writer.put_json("config.json", &Value::Object(plan.out_config.clone()))?;
     for file in &plan.companions {
-        writer.copy_file(file, &file.file_name().unwrap_or_default().to_string_lossy())?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if !plan.made.contains_key(&*name) {
+            writer.copy_file(file, &name)?;
+        }
+    }
+    for (name, content) in &plan.made {
+        writer.put_file(name, content)?;
     }
     let toml = to_toml(plan);
     writer.put_file(CONFIG_NAME, toml.as_bytes())?;
@@ -35,7 +41,16 @@ pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error
     for input in &plan.inputs.models {
         let role = if plan.config.base_model.as_deref() == Some(&input.written) { "base" } else { "model" };
         let hash = if hash_inputs { Some(hash_model(input)?) } else { known_hash(&input.path) };
-        manifest = manifest.with_source(role, std::path::Path::new(&input.written), hash);
+        let Some(folded) = &input.folded else {
+            manifest = manifest.with_source(role, std::path::Path::new(&input.written), hash);
+            continue;
+        };
+        // A model with an adapter on it: one after the other.
+        let adapter = folded.adapter();
+        let of_adapter = if hash_inputs { Some(adapter.content_hash()?) } else { known_hash(adapter.dir()) };
+        let (model, _) = model_and_adapter(&input.written);
+        manifest = manifest.with_source(role, std::path::Path::new(model), hash);
+        manifest = manifest.with_source("adapter", adapter.dir(), of_adapter);
     }
     Ok(manifest)
 }
@@ -75,8 +90,14 @@ pub(crate) fn to_toml(plan: &Plan) -> String {
 fn card(plan: &Plan, toml: &str) -> String {
     let config = &plan.config;
     let models: Vec<&str> = plan.inputs.models.iter().map(|m| m.written.as_str()).collect();
+    let parts = models.iter().flat_map(|model| {
+        let (model, adapter) = model_and_adapter(model);
+        std::iter::once(model).chain(adapter)
+    });
+    let mut seen = BTreeSet::new();
+    let parts: Vec<&str> = parts.filter(|part| seen.insert(*part)).collect();
     let quoted = |name: &str| serde_json::to_string(name).unwrap_or_default();
-    let list: String = models.iter().map(|m| format!("- {}\n", quoted(m))).collect();
+    let list: String = parts.iter().map(|m| format!("- {}\n", quoted(m))).collect();
     let role = |m: &&str| if config.base_model.as_deref() == Some(m) { "base model" } else { "model" };
     let members: String = models.iter().map(|m| format!("- `{m}` ({})\n", role(m))).collect();
     format!(

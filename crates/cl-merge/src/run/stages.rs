@@ -12,7 +12,7 @@ use super::provenance;
 use crate::Error;
 use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
-use crate::recipe::config::{MergeConfig, MergeFile};
+use crate::recipe::config::{MergeConfig, MergeFile, model_and_adapter};
 
 /// What a run of a file tells while it goes on.
 pub enum Event<'e> {
@@ -81,7 +81,12 @@ pub fn run_file(
 /// Returns an error if the output exists, holds something else than a model, or lies in the way of an input.
 pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(), Error> {
     let stages: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
-    let models = file.stages.iter().flat_map(MergeConfig::written_models).filter(|model| !stages.contains(model));
+    let written = file.stages.iter().flat_map(MergeConfig::written_models);
+    let parts = written.flat_map(|written| {
+        let (model, adapter) = model_and_adapter(written);
+        std::iter::once(model).chain(adapter)
+    });
+    let models = parts.filter(|model| !stages.contains(model));
     let inputs: Vec<(&str, &Path)> = models.map(|model| ("a model to be merged", Path::new(model))).collect();
     Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
@@ -106,14 +111,15 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     let names: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
     for (i, stage) in file.stages.iter().enumerate() {
         for model in stage.written_models() {
-            if let Some(at) = names.iter().position(|n| *n == model)
+            if let Some(at) = names.iter().position(|n| *n == model_and_adapter(model).0)
                 && at >= i
             {
                 problems.push(format!("stage {}: `{model}` is a stage that comes later", i + 1));
             }
         }
     }
-    let used = |name: &str| file.stages.iter().any(|s| s.written_models().contains(&name));
+    let used =
+        |name: &str| file.stages.iter().any(|s| s.written_models().iter().any(|m| model_and_adapter(m).0 == name));
     problems
         .extend(seen.iter().filter(|n| !used(n)).map(|n| format!("no stage uses `{n}`; the last one is the result")));
     let _ = last;
@@ -136,7 +142,8 @@ fn note(folder: &Path, name: &str) -> PathBuf {
 fn fingerprint(plan: &Plan) -> String {
     let mut text = provenance::to_toml(plan);
     for input in &plan.inputs.models {
-        for (file, stamp) in input.checkpoint.stamps() {
+        let of_adapter = input.folded.iter().flat_map(|folded| folded.adapter().stamps());
+        for (file, stamp) in input.checkpoint.stamps().iter().chain(of_adapter) {
             text += &format!("{} {stamp:?}\n", file.display());
         }
         // What a method goes on from.

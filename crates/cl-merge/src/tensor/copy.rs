@@ -1,11 +1,11 @@
-use cl_checkpoint::{Checkpoint, TensorSource};
+use cl_checkpoint::TensorSource;
 
 use crate::Error;
 
 /// Gives a tensor's bytes to `write` as they are, a megabyte at a time, with the place of each part's first byte; an empty
 /// tensor's too, once.
 pub(crate) fn copy_bytes(
-    source: &Checkpoint,
+    source: &dyn TensorSource,
     tensor: &str,
     write: impl Fn(usize, &[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {

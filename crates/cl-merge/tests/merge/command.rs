@@ -91,6 +91,6 @@ fn yaml_is_taken_by_its_ending() {
     std::fs::write(&config, text.replace("models/", &format!("{}/", fixtures().join("models").display()))).unwrap();
     let out = folder.path().join("out");
     assert!(call(&["run", path(&config), "--out", path(&out)]).unwrap().contains("20 tensors"));
-    std::fs::write(&config, "merge_method: linear\nmodels: []\nchat_template: auto\n").unwrap();
-    assert!(call(&["run", path(&config), "--out", path(&out)]).unwrap_err().contains("chat_template"));
+    std::fs::write(&config, "merge_method: linear\nmodels: []\nmodules: {}\n").unwrap();
+    assert!(call(&["run", path(&config), "--out", path(&out)]).unwrap_err().contains("modules"));
 }

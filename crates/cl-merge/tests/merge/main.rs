@@ -10,6 +10,7 @@ mod models;
 mod parity;
 mod plans;
 mod signals;
+mod tokenizers;
 
 use std::path::{Path, PathBuf};
 

@@ -4,6 +4,7 @@ mod beside;
 #[cfg(feature = "cli")]
 mod command;
 mod laws;
+mod on_the_fly;
 mod parity;
 mod problems;
 

@@ -1,0 +1,287 @@
+//! Token tables of models with different tokenizers, put in the order of one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cl_checkpoint::Dtype;
+use serde_json::{Map, Value};
+
+use super::inputs::{Input, Inputs};
+use super::token_table::{Row, Table, TokenTable};
+use super::tokens::{NewTokenizer, Tokens, chat_template, put_chat_template};
+use crate::recipe::config::MergeConfig;
+use crate::recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, UNION};
+
+/// The tokens of an output, and what every model knows of them.
+pub(crate) struct Vocabulary<'c> {
+    wanted: BTreeMap<&'c str, &'c TokenConfig>,
+    new: NewTokenizer,
+    /// The output's tokens by number.
+    tokens: Vec<Option<String>>,
+    /// Rows of the output's tables.
+    pub(crate) rows: usize,
+    /// The tokenizers of the inputs.
+    of_inputs: Vec<Arc<Tokens>>,
+}
+
+/// One input's token table.
+pub(crate) struct Participant<'i> {
+    pub(crate) model: usize,
+    pub(crate) input: &'i Input,
+    pub(crate) tensor: &'i str,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'i [usize],
+}
+
+/// Whether a tensor has one row for each token.
+pub(crate) fn is_token_table(name: &str, shape: &[usize]) -> bool {
+    let table = ["embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out"].iter().any(|t| name.contains(t));
+    (table && shape.len() == 2 || name.contains("lm_head") && !shape.is_empty()) && shape[1..].iter().all(|d| *d > 0)
+}
+
+/// Rows of a model's token table.
+fn rows(input: &Input) -> Option<usize> {
+    let source = input.source();
+    let tables = source.names().into_iter().filter(|name| !name.contains("lm_head"));
+    let rows = tables.filter_map(|name| source.info(name).filter(|info| is_token_table(name, &info.shape)));
+    rows.map(|info| info.shape[0]).max()
+}
+
+impl<'c> Vocabulary<'c> {
+    /// The tokens that a merge file asks for; none where it says nothing of a tokenizer.
+    ///
+    /// # Errors
+    /// Returns everything that stands in the way.
+    pub(crate) fn new(
+        config: &'c MergeConfig,
+        inputs: &Inputs,
+        reference: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Vocabulary<'c>>, Vec<String>> {
+        let Some(tokenizer) = &config.tokenizer else { return Ok(None) };
+        let mut problems = Vec::new();
+        let mut read = Vec::new();
+        let mut table_rows = Vec::new();
+        for input in &inputs.models {
+            read.push(Tokens::read(input).unwrap_or_else(|problem| {
+                problems.push(problem);
+                None
+            }));
+            table_rows.push(rows(input).unwrap_or_else(|| {
+                problems.push(format!("{}: has no token table that a tokenizer could be merged with", input.written));
+                0
+            }));
+        }
+        let read: Vec<Option<Arc<Tokens>>> = read.into_iter().map(|tokens| tokens.map(Arc::new)).collect();
+        let source = match tokenizer.source.as_str() {
+            UNION | "base" => Some(reference),
+            written => {
+                let found = inputs.find(config, written);
+                if found.is_none() {
+                    let ways = "set `union`, `base`, or a model by its path or name";
+                    problems.push(format!("tokenizer.source `{written}` is none of the models; {ways}"));
+                }
+                found
+            }
+        };
+        if tokenizer.pad_to_multiple_of == Some(0) {
+            problems.push("tokenizer.pad_to_multiple_of: has to be at least 1".to_owned());
+        }
+        for index in [source, Some(reference)].into_iter().flatten() {
+            if read[index].is_none() && problems.is_empty() {
+                problems.push(format!(
+                    "{}: has no tokenizer.json; save its tokenizer with Transformers (save_pretrained) into its directory",
+                    inputs.models[index].written
+                ));
+            }
+        }
+        let (Some(source), Some(of_reference), true) = (source, &read[reference], problems.is_empty()) else {
+            return Err(problems);
+        };
+        let without = inputs.models.iter().zip(&read).filter(|(_, tokens)| tokens.is_none());
+        notes.extend(without.map(|(input, _)| {
+            format!("{}: has no tokenizer.json; its tokens are taken to be the base's", input.written)
+        }));
+        let of_inputs: Vec<Arc<Tokens>> =
+            read.iter().map(|tokens| tokens.clone().unwrap_or_else(|| of_reference.clone())).collect();
+        let mut new = if tokenizer.source == UNION {
+            let others = (0..inputs.models.len()).filter(|i| *i != reference);
+            let all = std::iter::once(reference).chain(others).map(|i| (i, &*of_inputs[i], table_rows[i]));
+            NewTokenizer::union(&all.collect::<Vec<_>>())
+        } else {
+            NewTokenizer::of(source, &of_inputs[source], table_rows[source])
+        };
+        if new.literal() > 0 {
+            notes.push(format!(
+                "{} tokens of other models than the base are found in texts as they stand, as mergekit adds them; texts \
+                 that hold them are split differently than by any of the models",
+                new.literal()
+            ));
+        }
+        new.extend(&of_inputs[new.model], tokenizer.tokens.iter().map(|token| token.token.as_str()));
+        let mut tokens = vec![None; new.len()];
+        new.ids.iter().for_each(|(token, id)| tokens[*id] = Some(token.clone()));
+        let rows = tokens.len().next_multiple_of(tokenizer.pad_to_multiple_of.unwrap_or(1));
+        let wanted = tokenizer.tokens.iter().map(|token| (token.token.as_str(), token)).collect();
+        Ok(Some(Vocabulary { wanted, new, tokens, rows, of_inputs }))
+    }
+
+    /// The model whose tokenizer files, special tokens and generation settings the output has.
+    pub(crate) fn model(&self) -> usize {
+        self.new.model
+    }
+
+    /// The tables of some models with their rows in the order of the output's tokens, in the order of `of`.
+    ///
+    /// # Errors
+    /// Returns what is wrong with a token's source.
+    pub(crate) fn align(
+        &self,
+        of: &[Participant<'_>],
+        base: Option<usize>,
+        inputs: &Inputs,
+    ) -> Result<Vec<TokenTable>, String> {
+        let tables = of.iter().map(|p| Table { source: p.input.shared(), tensor: p.tensor.to_owned(), dtype: p.dtype });
+        let tables = Arc::new(tables.collect::<Vec<_>>());
+        let mut rows: Vec<Vec<Row>> = vec![Vec::with_capacity(self.tokens.len()); of.len()];
+        for token in &self.tokens {
+            let Some(token) = token else {
+                rows.iter_mut().for_each(|rows| rows.push(Row::Zero));
+                continue;
+            };
+            let own: Vec<Option<usize>> = of.iter().map(|p| self.row(p, token)).collect();
+            let wanted = self.wanted.get(token.as_str());
+            let forced = wanted.is_some_and(|w| w.force);
+            let other = match wanted.and_then(|w| w.source.as_ref()) {
+                _ if !forced && own.iter().all(Option::is_some) => Row::Zero,
+                Some(source) => self.chosen(source, token, of, inputs)?,
+                None => usual(&own, of.iter().position(|p| Some(p.model) == base)),
+            };
+            for (table, (own, rows)) in own.iter().zip(&mut rows).enumerate() {
+                rows.push(match own {
+                    Some(row) if !forced => Row::Of { table, row: *row },
+                    _ => other.clone(),
+                });
+            }
+        }
+        let table = |(rows, p): (Vec<Row>, &Participant<'_>)| {
+            TokenTable::new(tables.clone(), rows, [&[self.rows], &p.shape[1..]].concat())
+        };
+        Ok(rows.into_iter().zip(of).map(table).collect())
+    }
+
+    fn row(&self, p: &Participant<'_>, token: &str) -> Option<usize> {
+        self.of_inputs[p.model].row(token, p.shape[0])
+    }
+
+    /// The row that the file says.
+    fn chosen(
+        &self,
+        source: &TokenSource,
+        token: &str,
+        of: &[Participant<'_>],
+        inputs: &Inputs,
+    ) -> Result<Row, String> {
+        let place = |what: String| format!("tokenizer.tokens: `{token}`: {what}");
+        let table = |written: &str| {
+            let found = of.iter().position(|p| inputs.is(p.model, written));
+            found.ok_or_else(|| place(format!("{written} is none of the models that are merged here")))
+        };
+        match source {
+            TokenSource::Kind(TokenKind::Zero) => Ok(Row::Zero),
+            TokenSource::Model(written) => {
+                let table = table(written)?;
+                let row = self.row(&of[table], token);
+                row.map(|row| Row::Of { table, row }).ok_or_else(|| place(format!("{written} does not have it")))
+            }
+            TokenSource::Kind(TokenKind::ModelToken { model, token: other, token_id }) => {
+                let table = table(model)?;
+                let row = match (other, token_id) {
+                    (Some(other), None) => self.row(&of[table], other),
+                    (None, Some(id)) => Some(*id).filter(|id| *id < of[table].shape[0]),
+                    _ => return Err(place("name either `token` or `token_id` of the model".to_owned())),
+                };
+                let name = || other.clone().or(token_id.map(|id| id.to_string())).unwrap_or_default();
+                let missing = || place(format!("{model} has no token `{}`", name()));
+                row.map(|row| Row::Of { table, row }).ok_or_else(missing)
+            }
+        }
+    }
+
+    /// Files that take the place of the tokenizer model's own, by name.
+    ///
+    /// # Errors
+    /// Returns what is wrong with a file.
+    pub(crate) fn files(&self, inputs: &Inputs) -> Result<BTreeMap<String, Vec<u8>>, String> {
+        self.new.files(&inputs.models[self.new.model])
+    }
+
+    /// Numbers of special tokens in `config.json`, as they are in the output's tokenizer.
+    pub(crate) fn put_special_ids(&self, config: &mut Map<String, Value>, inputs: &Inputs) {
+        let own = inputs.models[self.new.model].config();
+        for (key, value) in config.iter_mut().filter(|(key, _)| key.ends_with("_token_id")) {
+            if let Some(id) = own.get(key) {
+                *value = id.clone();
+            }
+        }
+        for (key, id) in own.iter().filter(|(key, _)| key.ends_with("_token_id")) {
+            config.entry(key.clone()).or_insert_with(|| id.clone());
+        }
+    }
+}
+
+/// What models take for a token that the file does not name: the base's row, else the mean of those that have it.
+fn usual(own: &[Option<usize>], base: Option<usize>) -> Row {
+    let having: Vec<(usize, usize)> =
+        own.iter().enumerate().filter_map(|(table, row)| Some((table, (*row)?))).collect();
+    match (&having[..], base) {
+        ([], _) => Row::Zero,
+        ([(table, row)], _) => Row::Of { table: *table, row: *row },
+        (_, Some(base)) if own[base].is_some() => Row::Of { table: base, row: own[base].unwrap_or(0) },
+        _ => Row::Mean(having),
+    }
+}
+
+/// Puts the chat template that a merge file asks for among the files of the tokenizer of `model`.
+///
+/// # Errors
+/// Returns what is wrong with a file, or with what the merge file says.
+pub(crate) fn put_wanted_template(
+    config: &MergeConfig,
+    inputs: &Inputs,
+    model: usize,
+    files: &mut BTreeMap<String, Vec<u8>>,
+    notes: &mut Vec<String>,
+) -> Result<(), String> {
+    let Some(wanted) = config.chat_template.as_deref() else { return Ok(()) };
+    let template = if wanted == "auto" {
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for input in &inputs.models {
+            let Some(template) = chat_template(input)?.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()) else {
+                continue;
+            };
+            match counts.iter_mut().find(|(other, _)| *other == template) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((template, 1)),
+            }
+        }
+        let most = counts.iter().map(|(_, count)| *count).max();
+        // Of several the first, in the order in which the file names the models.
+        let Some((template, count)) = counts.into_iter().find(|(_, count)| Some(*count) == most) else {
+            notes.push("chat_template: no model has one".to_owned());
+            return Ok(());
+        };
+        notes.push(format!("chat_template: that of {count} of {} models", inputs.models.len()));
+        template
+    } else if let Some(index) = inputs.find(config, wanted) {
+        chat_template(&inputs.models[index])?.ok_or_else(|| format!("chat_template: {wanted} has none"))?
+    } else if wanted.contains('{') {
+        wanted.to_owned()
+    } else {
+        return Err(format!(
+            "chat_template: `{wanted}` is neither `auto`, one of the models nor a template; templates have no names here, \
+             write the text"
+        ));
+    };
+    put_chat_template(files, &template, &inputs.models[model])
+}
