@@ -74,20 +74,20 @@ impl LoraMixture {
     /// `y + Σₑ gₑ·sₑ·Bₑ·Aₑ·x`, computed in the dtype of `y` `[tokens, out]`, whose memory it takes over; `x` is `[tokens, in]`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
-        let narrow = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
-        let gates = self.gates(&self.logits(x, &narrow, mode));
+        let projected = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
+        let gates = self.gates(&self.logits(x, &projected, mode));
         let spread = mode.linear(&gates, &self.scalings, None).to_kind(kind);
-        y.addmm_(&(narrow * spread), &self.b.to_kind(kind).tr())
+        y.addmm_(&(projected * spread), &self.b.to_kind(kind).tr())
     }
 
     /// `[tokens, experts]`, f32.
-    fn logits(&self, x: &Tensor, narrow: &Tensor, mode: Mode) -> Tensor {
+    fn logits(&self, x: &Tensor, projected: &Tensor, mode: Mode) -> Tensor {
         let routed = |router: &Tensor| mode.linear(&x.to_kind(Kind::Float), router, None);
         match (self.logits, &self.router) {
             (RouterLogits::Linear, Some(router)) => routed(router),
             (RouterLogits::Absolute, Some(router)) => routed(router).abs(),
             _ => {
-                let squares = narrow.to_kind(Kind::Float).square();
+                let squares = projected.to_kind(Kind::Float).square();
                 squares.matmul(&self.scalings.square()).clamp_min(SMALLEST_SQUARE).sqrt()
             }
         }

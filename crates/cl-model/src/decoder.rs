@@ -391,7 +391,7 @@ impl Decoder {
         (self.embed_tokens.lora, self.embed_tokens.rows) = (None, None);
         for layer in self.linears_mut() {
             (layer.lora, layer.mixture, layer.rows) = (None, None, None);
-            layer.frozen.retain(|f| !f.of_start);
+            layer.frozen.retain(|f| !f.is_init_offset);
         }
         if self.config.tie_word_embeddings {
             let shared = self.embed_tokens.weight.shallow_clone();
@@ -424,7 +424,7 @@ impl Decoder {
             let a: Vec<Tensor> = updates.iter().map(|u| u.a.detach()).collect();
             let b: Vec<Tensor> = updates.iter().map(|u| u.b.detach() * u.scaling).collect();
             let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1));
-            layer.frozen.push(Frozen { a, b, scaling: 1.0, of_start: false });
+            layer.frozen.push(Frozen { a, b, scaling: 1.0, is_init_offset: false });
         }
         Ok(())
     }

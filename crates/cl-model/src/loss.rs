@@ -94,12 +94,12 @@ fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     let kind = head.adapter_kind.unwrap_or(h.kind());
     let mut factors = Vec::new();
     if let Some(lora) = &head.lora {
-        factors.push(Factor::new(lora.narrow(h, kind, mode), lora.b.to_kind(kind)));
+        factors.push(Factor::new(lora.project_down(h, kind, mode), lora.b.to_kind(kind)));
         // A bias is one more column of B, which every token has the same input for.
         let one = Tensor::full([h.size()[0], 1], lora.scaling, (kind, h.device()));
         factors.extend(lora.bias.iter().map(|b| Factor::new(one.shallow_clone(), b.to_kind(kind).unsqueeze(-1))));
     }
-    factors.extend(head.frozen.iter().map(|f| Factor::new(f.narrow(h, kind), f.b.to_kind(kind))));
+    factors.extend(head.frozen.iter().map(|f| Factor::new(f.project_down(h, kind), f.b.to_kind(kind))));
     factors
 }
 
