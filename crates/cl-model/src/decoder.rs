@@ -485,7 +485,7 @@ impl Decoder {
             let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
-        adapters.extend(self.routers());
+        adapters.extend(self.mixture_routers());
         // A tensor that two names share learns once.
         let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
         adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));

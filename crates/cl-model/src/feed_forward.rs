@@ -1,4 +1,4 @@
-use cl_adapters::{Linear, Mode};
+use cl_adapters::{Linear, Mode, RouterRecorder, top_k};
 use cl_torch::tch::{Kind, Tensor};
 
 use crate::config::Activation;
@@ -29,11 +29,18 @@ pub(crate) enum GateUp {
 }
 
 /// Experts behind a router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all router logits, in f32, the
-/// largest k renormalised to a sum of 1, and the sum of those experts' outputs with these weights.
+/// largest k renormalised to a sum of 1, and the sum of those experts' outputs with these weights. Among equal logits the
+/// expert with the lowest index comes first.
 pub(crate) struct Experts {
-    pub(crate) gate: Linear, // hidden to experts
+    pub(crate) gate: Linear, // hidden to experts, f32 whatever the model computes in
     pub(crate) experts: Vec<Mlp>,
     pub(crate) num_experts_per_tok: i64,
+    pub(crate) recorder: Option<RouterRecorder>,
+}
+
+/// Whether a tensor of a checkpoint is a router's weight, which is held in f32.
+pub(crate) fn is_router_weight(name: &str) -> bool {
+    name.ends_with(".block_sparse_moe.gate.weight")
 }
 
 impl FeedForward {
@@ -42,6 +49,21 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.forward(x, mode),
             FeedForward::Experts(experts) => experts.forward(x, mode),
+        }
+    }
+
+    /// The experts, where there are any.
+    pub(crate) fn experts(&self) -> Option<&Experts> {
+        match self {
+            FeedForward::Dense(_) => None,
+            FeedForward::Experts(experts) => Some(experts),
+        }
+    }
+
+    pub(crate) fn experts_mut(&mut self) -> Option<&mut Experts> {
+        match self {
+            FeedForward::Dense(_) => None,
+            FeedForward::Experts(experts) => Some(experts),
         }
     }
 
@@ -70,6 +92,7 @@ impl FeedForward {
                 gate: e.gate.shallow_clone(),
                 experts: e.experts.iter().map(Mlp::shallow_clone).collect(),
                 num_experts_per_tok: e.num_experts_per_tok,
+                recorder: e.recorder.clone(),
             }),
         }
     }
@@ -117,9 +140,15 @@ impl Mlp {
 
 impl Experts {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let probabilities = self.gate.forward(x, mode).softmax(-1, Kind::Float);
-        let (weights, chosen) = probabilities.topk(self.num_experts_per_tok, -1, true, true);
-        let weights = (&weights / weights.sum_dim_intlist(-1, true, Kind::Float)).to_kind(x.kind());
+        let logits = self.gate.forward(&x.to_kind(Kind::Float), mode);
+        let chosen = top_k(&logits, self.num_experts_per_tok);
+        // Renormalising the softmax over all logits leaves the softmax over those selected.
+        let weights = logits.gather(-1, &chosen, false).softmax(-1, Kind::Float);
+        if let Some(recorder) = &self.recorder {
+            let gates = || logits.zeros_like().scatter(-1, &chosen, &weights);
+            recorder.record(&logits, self.num_experts_per_tok, gates);
+        }
+        let weights = weights.to_kind(x.kind());
         // All (token, expert) pairs in the order of experts, so that each expert sees its tokens in one product.
         let (sorted, order) = chosen.flatten(0, -1).sort_stable(true, 0, false);
         let tokens = order.divide_scalar_mode(self.num_experts_per_tok, "floor");

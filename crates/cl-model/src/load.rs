@@ -8,7 +8,7 @@ use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
 use crate::config::{ModelConfig, NormPlacement, QkNorm, add_generation_eos};
-use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
+use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, is_router_weight};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
 use crate::rope::Rope;
@@ -43,7 +43,8 @@ impl Decoder {
     /// shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
         from_checkpoint(checkpoint, options, &|name| {
-            Ok(load_tensor(checkpoint, name, options.weights, options.device)?)
+            let kind = if is_router_weight(name) { Kind::Float } else { options.weights };
+            Ok(load_tensor(checkpoint, name, kind, options.device)?)
         })
     }
 
@@ -147,12 +148,14 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
             return Ok(FeedForward::Dense(mlp(&format!("{p}.mlp"), ["gate_proj", "up_proj", "down_proj"])?));
         };
         let p = format!("{p}.block_sparse_moe");
-        let gate = linear(format!("{p}.gate"), hidden, experts.num_local_experts, false)?;
+        let mut gate = linear(format!("{p}.gate"), hidden, experts.num_local_experts, false)?;
+        (gate.weight, gate.adapter_kind) = (gate.weight.to_kind(Kind::Float), None);
         let expert = |e: i64| mlp(&format!("{p}.experts.{e}"), ["w1", "w3", "w2"]);
         Ok(FeedForward::Experts(Experts {
             gate,
             experts: (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?,
             num_experts_per_tok: experts.num_experts_per_tok,
+            recorder: None,
         }))
     };
     let qkv = |p: &str| -> Result<Qkv, ModelError> {

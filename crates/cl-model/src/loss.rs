@@ -20,6 +20,17 @@ impl SupervisedLoss {
     /// # Errors
     /// [`ModelError::Torch`].
     pub fn backward(self) -> Result<(), ModelError> {
+        self.backward_with(&[])
+    }
+
+    /// As [`SupervisedLoss::backward`], with the gradients of `Σ weight · term` beside: scalars that share the graph.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`].
+    pub fn backward_with(mut self, terms: &[(&Tensor, f64)]) -> Result<(), ModelError> {
+        for (term, weight) in terms.iter().filter(|(term, _)| term.requires_grad()) {
+            self.roots.push((term.shallow_clone(), term.full_like(*weight)));
+        }
         let roots: Vec<&Tensor> = self.roots.iter().map(|r| &r.0).collect();
         let grads: Vec<&Tensor> = self.roots.iter().map(|r| &r.1).collect();
         if !roots.is_empty() {
