@@ -60,7 +60,7 @@ enum Command {
     /// Combine adapters, fold them into their base, extract, describe and compare them.
     #[command(subcommand)]
     Adapter(cl_merge::adapter::cli::AdapterCommand),
-    /// Make mixtures of experts of models.
+    /// Make mixtures of experts of models or adapters, and train their routers.
     #[command(subcommand)]
     Moe(commands::moe::Command),
     /// What a run did with its data.
@@ -81,8 +81,11 @@ enum Command {
 impl Command {
     /// Whether it trains or scores, so that libtorch's threads work all the time.
     fn computes(&self) -> bool {
-        use Command::{Chat, Eval, Generate, Reproduce, Sequence, Train};
-        matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_))
+        use Command::{Chat, Eval, Generate, Moe, Reproduce, Sequence, Train};
+        match self {
+            Moe(command) => command.computes(),
+            _ => matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Reproduce(_)),
+        }
     }
 
     /// Whether it merges by decomposing matrices.
@@ -142,7 +145,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Table(args) => cl_eval::cli::run_table(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
-        Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),
+        Command::Moe(command) => commands::moe::run(command, log, interrupt, &mut out),
         Command::Data(command) => commands::data::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),

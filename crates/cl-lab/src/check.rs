@@ -10,13 +10,14 @@ use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainError};
 
 use crate::check_model::{check_model, targeted};
+use crate::check_routers::check_routers;
 use crate::columns::load_each_task;
 use crate::findings::{note, note_all};
 use crate::model_dir::open_checkpoint;
 use crate::round_data::load_each;
 use crate::rounds::{is_stack, load_round, load_round_test};
 use crate::scoring::{check_room, file_names};
-use crate::{Finding, LabError, Round, SequenceConfig, TrainRun};
+use crate::{Finding, LabError, Round, RouterRun, SequenceConfig, TrainRun};
 
 /// What a run is made of, read and checked.
 pub(crate) struct Checked {
@@ -54,6 +55,14 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
+/// Checks a training of routers without running it.
+pub fn check_router(config: &RouterRun) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let checked = examine_router(config, &mut findings);
+    inspect_data(&config.model, &config.round().train, &checked.datasets, std::iter::empty(), &mut findings);
+    findings
+}
+
 /// [`check_sequence`] for a run, which has to have no problem.
 pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
@@ -65,6 +74,13 @@ pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabEr
 pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_train(config, &mut findings);
+    no_problem(findings).map(|()| checked)
+}
+
+/// [`check_router`] for a run, which has to have no problem.
+pub(crate) fn require_router(config: &RouterRun) -> Result<Checked, LabError> {
+    let mut findings = Vec::new();
+    let checked = examine_router(config, &mut findings);
     no_problem(findings).map(|()| checked)
 }
 
@@ -166,6 +182,12 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
         check_plan("the round", earlier, own, &config.mixture(), &config.train, config.profile, findings);
     }
     Checked { device, rounds: Vec::new(), datasets, tasks: Vec::new(), columns: Vec::new() }
+}
+
+fn examine_router(config: &RouterRun, findings: &mut Vec<Finding>) -> Checked {
+    let checked = examine_train(&config.round(), findings);
+    check_routers(config, findings);
+    checked
 }
 
 /// Rows that are probably not meant as they are: warnings, which stop nothing.

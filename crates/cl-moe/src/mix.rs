@@ -8,11 +8,12 @@ use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, Te
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use crate::model_info::INFO;
 use crate::plan::{Planned, Source};
 use crate::{Error, ModelInfo, Plan};
 
 /// Name of the resolved configuration in an output.
-const CONFIG_NAME: &str = "moe_config.toml";
+pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
 /// Elements of a tensor that are held at a time, by each thread.
 const PIECE: usize = 1 << 20;
 
@@ -142,7 +143,7 @@ fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
         writer.copy_file(&file, &file.file_name().unwrap_or_default().to_string_lossy())?;
     }
     let toml = toml::to_string(&plan.config).expect("settings are strings, numbers and tables");
-    writer.put_json("model_info.json", &json!(plan.info()))?;
+    writer.put_json(INFO, &json!(plan.info()))?;
     writer.put_file(CONFIG_NAME, toml.as_bytes())?;
     writer.put_file("README.md", card(plan, &toml).as_bytes())?;
     Ok(())

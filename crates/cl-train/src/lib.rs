@@ -7,6 +7,7 @@ mod error;
 mod log;
 mod plan;
 mod report_to;
+mod router;
 mod schedule;
 mod train;
 
@@ -15,5 +16,6 @@ pub use error::TrainError;
 pub use log::{StepLog, final_loss, read_log};
 pub use plan::{Plan, TrainData};
 pub use report_to::ReportTo;
+pub use router::RouterTraining;
 pub use schedule::Schedule;
 pub use train::{Progress, TrainReport, train};

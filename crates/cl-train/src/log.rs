@@ -20,6 +20,12 @@ pub struct StepLog {
     /// What was added to the loss to stay orthogonal to earlier adapters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub penalty: Option<f64>,
+    /// Load-balancing loss of routers, before its coefficient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<f64>,
+    /// Router z-loss, before its coefficient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
     /// L2 norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.

@@ -51,8 +51,19 @@ impl ReportTo {
     }
 }
 
-const CSV_HEADER: [&str; 9] =
-    ["step", "epoch", "loss", "penalty", "grad_norm", "learning_rate", "tokens", "supervised_tokens", "seconds"];
+const CSV_HEADER: [&str; 11] = [
+    "step",
+    "epoch",
+    "loss",
+    "penalty",
+    "load_balancing",
+    "z_loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens",
+    "supervised_tokens",
+    "seconds",
+];
 
 impl Report {
     pub(crate) fn write(&mut self, step: &StepLog) -> Result<(), TrainError> {
@@ -63,11 +74,13 @@ impl Report {
         match self {
             Report::Csv(path, file) => writeln!(
                 file,
-                "{},{},{},{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{},{},{},{},{}",
                 step.step,
                 step.epoch,
                 step.loss,
-                step.penalty.map(|p| p.to_string()).unwrap_or_default(),
+                text(step.penalty),
+                text(step.load_balancing),
+                text(step.z_loss),
                 step.grad_norm,
                 step.learning_rate,
                 step.tokens,
@@ -80,6 +93,8 @@ impl Report {
                 let scalars = [
                     ("train/loss", Some(step.loss)),
                     ("train/penalty", step.penalty),
+                    ("train/load_balancing", step.load_balancing),
+                    ("train/z_loss", step.z_loss),
                     ("train/grad_norm", Some(step.grad_norm)),
                     ("train/learning_rate", Some(step.learning_rate)),
                     ("train/epoch", Some(step.epoch as f64)),
@@ -92,6 +107,10 @@ impl Report {
             }
         }
     }
+}
+
+fn text(value: Option<f64>) -> String {
+    value.map(|v| v.to_string()).unwrap_or_default()
 }
 
 fn now() -> f64 {
@@ -113,6 +132,8 @@ mod tests {
             epoch: 0,
             loss: 0.5 / step as f64,
             penalty: (step == 2).then_some(0.25),
+            load_balancing: None,
+            z_loss: None,
             grad_norm: 1.0,
             learning_rate: 1e-4,
             tokens: 40,
@@ -127,8 +148,8 @@ mod tests {
         let mut report = ReportTo::Csv.open(folder.path(), &[step(1)]).unwrap();
         report.write(&step(2)).unwrap();
         let text = std::fs::read_to_string(folder.path().join("log.csv")).unwrap();
-        let expected = "step,epoch,loss,penalty,grad_norm,learning_rate,tokens,supervised_tokens,seconds\n\
-                        1,0,0.5,,1,0.0001,40,4,0.5\n2,0,0.25,0.25,1,0.0001,40,4,0.5\n";
+        let expected = "step,epoch,loss,penalty,load_balancing,z_loss,grad_norm,learning_rate,tokens,supervised_tokens,\
+                        seconds\n1,0,0.5,,,,1,0.0001,40,4,0.5\n2,0,0.25,0.25,,,1,0.0001,40,4,0.5\n";
         assert_eq!(text, expected);
     }
 

@@ -1,17 +1,19 @@
 use std::path::Path;
 use std::time::Instant;
 
-use cl_adapters::{Linear, Mode};
+use cl_adapters::{Linear, Mode, RouterLog};
 use cl_checkpoint::Interrupt;
 use cl_data::{Encoded, Packed, RowRef, pack};
 use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
+use cl_torch::tch::Tensor;
 
 use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
-use crate::{LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError};
+use crate::router::{AuxiliaryLosses, WeightedLosses};
+use crate::{LossNorm, Plan, RouterTraining, StepLog, TrainConfig, TrainData, TrainError};
 
 /// What a watcher of the run is told after every step.
 pub struct Progress<'a> {
@@ -35,7 +37,8 @@ pub struct TrainReport {
     pub seconds: f64,
 }
 
-/// Fine-tunes `model` in place: its adapters when it has any, else all weights that require a gradient.
+/// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, when it has any, else all weights that
+/// require a gradient.
 ///
 /// `out` receives `log.jsonl` (one line a step) and, with `save_steps`, the resumable state in `state/`. When a state is
 /// there already the run goes on behind it and takes the very steps the uninterrupted run would have taken.
@@ -68,6 +71,7 @@ pub fn train(
     let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to)?;
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
+    let routers = config.router.filter(RouterTraining::has_losses).map(|training| (training, model.record_routers()));
 
     while done < plan.total_steps {
         let started = Instant::now();
@@ -80,7 +84,8 @@ pub fn train(
         let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
         let learning_rate = config.learning_rate * factor;
 
-        let (loss, supervised_tokens) = accumulate(model, &micro_batches, in_mean, config, step_seed(seed, done))?;
+        let Sums { loss, supervised_tokens, auxiliary } =
+            accumulate(model, &micro_batches, in_mean, config, routers.as_ref(), step_seed(seed, done))?;
         let number = done + 1;
         finite(number, "loss", loss)?;
         let penalty = penalize(model, data)?;
@@ -96,6 +101,8 @@ pub fn train(
             epoch,
             loss,
             penalty,
+            load_balancing: auxiliary.map(|a| a.load_balancing),
+            z_loss: auxiliary.map(|a| a.z_loss),
             grad_norm,
             learning_rate,
             tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
@@ -134,6 +141,15 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     if config.full.is_some() && adapted {
         return wrong("full", "set, but the model has adapters", "a model without");
     }
+    if config.router.is_some() {
+        let (routers, trainable) = (model.routers(), model.trainable());
+        if routers.is_empty() {
+            return wrong("router", "set, but the model has no routers that learn", "a mixture with router weights");
+        }
+        if trainable.iter().map(|(name, _)| name).ne(routers.iter().map(|(name, _)| name)) {
+            return wrong("router", "set, but other weights would learn too", "a model after `train_routers`");
+        }
+    }
     if model.trainable().is_empty() {
         return wrong("full", "set, but all weights are frozen", "a model after `set_requires_grad(true)`");
     }
@@ -141,23 +157,35 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     if model.compute != options.compute {
         return wrong("precision", &format!("{:?}", config.precision), "the dtype that the model was loaded for");
     }
-    if config.full.is_some() && model.trainable().iter().any(|(_, t)| t.kind() != options.weights) {
+    // Routers are f32 whatever the rest is in.
+    let routers: Vec<String> = model.routers().into_iter().map(|(name, _)| name).collect();
+    let other = |(name, t): &(String, Tensor)| t.kind() != options.weights && !routers.contains(name);
+    if config.full.is_some() && model.trainable().iter().any(other) {
         return wrong("states", &format!("{:?}", config.states), "the dtype that the weights were loaded in");
     }
     Ok(())
 }
 
-/// Forward and backward of every micro-batch; gradients add up in the leaves. Returns the loss and the supervised tokens.
+/// What the micro-batches of a step come to.
+struct Sums {
+    loss: f64,
+    supervised_tokens: usize,
+    auxiliary: Option<AuxiliaryLosses>,
+}
+
+/// Forward and backward of every micro-batch; gradients add up in the leaves.
 fn accumulate(
     model: &Decoder,
     micro_batches: &[Packed],
     in_mean: usize,
     config: &TrainConfig,
+    routers: Option<&(RouterTraining, RouterLog)>,
     seed: u64,
-) -> Result<(f64, usize), TrainError> {
+) -> Result<Sums, TrainError> {
     let counts: Vec<usize> = micro_batches.iter().map(supervised_count).collect();
     let all: usize = counts.iter().sum();
     let mut loss = 0.0;
+    let mut auxiliary = AuxiliaryLosses::default();
     for (i, packed) in micro_batches.iter().enumerate() {
         if counts[i] == 0 {
             continue;
@@ -172,9 +200,10 @@ fn accumulate(
         let x = model.forward(&batch, mode)?;
         let supervised = supervised_loss(model, &x, packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
-        supervised.backward()?;
+        let losses = routers.map(|(training, log)| WeightedLosses::of(log, *training, in_mean, &mut auxiliary));
+        supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
     }
-    Ok((loss, all))
+    Ok(Sums { loss, supervised_tokens: all, auxiliary: routers.map(|_| auxiliary) })
 }
 
 /// Adds the gradients of what keeps the adapter away from earlier ones; returns its value.
