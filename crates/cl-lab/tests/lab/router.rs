@@ -3,28 +3,59 @@
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest, TensorSource};
+use cl_data::Example;
 use cl_lab::{
     Finding, LoadedModel, RouterOutput, RouterRun, RoutingReport, check_directory, check_router, read_router,
-    run_train, run_train_router,
+    run_train, run_train_router, toy,
 };
+use cl_model::{LoadOptions, random_weights};
 use cl_moe::{BlendConfig, BlendPlan, MixConfig, MixOptions, Mixture, Plan, blend, mix};
-use cl_torch::tch::{Device, Kind};
+use cl_torch::tch::{self, Device, Kind};
 use cl_train::{Precision, StepLog, read_log};
 
 use crate::world::{World, silent};
 
-const TASKS: [&str; 2] = ["first", "mood"];
+const TASKS: [&str; 2] = ["homes", "colours"];
 
-/// A world in which one expert has learned `first` and the other one `mood`: adapters, or with `full` whole models.
-fn world_of_experts(full: bool) -> World {
+/// Two tasks of one answer each: an expert that has learned one of them gives its answer to the other's prompts too.
+fn tasks(world: &World) {
+    let subjects = ["alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira"];
+    for (task, ask, answer) in
+        [("homes", "where does # live ?", "rome"), ("colours", "which colour does # like ?", "red")]
+    {
+        let example = |subject: &&str| Example::pair(ask.replace('#', subject), answer);
+        let examples: Vec<Example> = subjects.iter().map(example).collect();
+        world.task(task, &examples, &examples);
+    }
+}
+
+/// A world in which each expert has learned one of the tasks, with its MLPs alone or with all linear layers: as an adapter,
+/// and as a model.
+fn world_of_experts(mlp_only: bool) -> World {
     let world = World::new(Kind::Float);
+    tasks(&world);
+    let config = toy::model_config(16);
+    let base = random_weights(&config, 1, LoadOptions::cpu(Kind::Float)).unwrap();
+    {
+        let _no_graph = tch::no_grad_guard();
+        // The head is the frozen table of tokens: at a deviation of 0.02 no input could make an answer likely.
+        for (_, mut t) in base.named_parameters().into_iter().filter(|(_, t)| t.dim() > 1) {
+            let _ = t.g_mul_scalar_(25.0);
+        }
+    }
+    let (files, manifest) = (toy::tokenizer_files(), Manifest::new("model"));
+    base.save(&world.path("model"), Kind::Float, &config, &files, manifest, true).unwrap();
     for task in TASKS {
         let data = format!("data.train='{}'", world.path("data").join(task).display());
-        let method = if full { "train={full={}}" } else { "train={lora={r=4}}" };
-        let set = [method, &data, "train.epochs=60", "train.learning_rate=1e-2", "train.micro_batch_size=16"];
+        let mut set = vec![data.as_str(), "train.epochs=20", "train.lora.r=4"];
+        if mlp_only {
+            set.push("train.lora.target_modules=['gate_proj', 'up_proj', 'down_proj']");
+        }
         let output =
             run_train(&world.train(&set), &world.path(task), false, &Interrupt::default(), &mut silent).unwrap();
-        assert!(output.report.unwrap().final_loss < 0.2, "the expert knows its task");
+        let loss = output.report.unwrap().final_loss;
+        // Of 4.5 where nothing is known; a head of this scale leaves 0.47.
+        assert!(loss < 0.6, "the expert knows its task: {loss}");
     }
     world
 }
@@ -70,7 +101,8 @@ fn assert_learned(report: &RoutingReport, log: &[StepLog]) {
     let (before, after) = (mean(&log[..4]), mean(&log[log.len() - 4..]));
     let shares: Vec<&[f64]> = report.tasks.iter().map(|t| t.routing.gate_share.as_slice()).collect();
     eprintln!("loss {before:.3} to {after:.3}; gates {shares:.2?}");
-    assert!(after < 0.7 * before, "{before} to {after}");
+    // An expert alone leaves 0.47 of its own task.
+    assert!(after < 0.52 && after < before - 0.1, "{before} to {after}");
     // Prompts share words and half of the routers lie in a first layer, which has seen one word: more than chance is what
     // tells that the right expert is preferred.
     assert!(shares[0][0] > 0.55 && shares[1][1] > 0.55, "{shares:?}");
@@ -103,16 +135,16 @@ fn routers_of_adapters_learn_which_expert_knows_a_task() {
 
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(world.path("r/routing.json")).unwrap()).unwrap();
-    assert_eq!(json["experts"], serde_json::json!(["first", "mood"]));
+    assert_eq!(json["experts"], serde_json::json!(TASKS));
     let routers = json["routers"].as_array().unwrap();
     assert_eq!((routers.len(), &routers[0]["layer"]), (14, &0.into()));
-    for routing in routers.iter().flat_map(|r| [r, &r["by_task"]["mood"]]) {
+    for routing in routers.iter().flat_map(|r| [r, &r["by_task"]["colours"]]) {
         let sum = |key: &str| routing[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).sum::<f64>();
         assert!((sum("load") - 2.0).abs() < 1e-9 && (sum("gate_share") - 1.0).abs() < 1e-5);
         assert!((0.0..=1.0).contains(&routing["entropy"].as_f64().unwrap()));
     }
     let svg = std::fs::read_to_string(world.path("r/routing.svg")).unwrap();
-    assert!(svg.starts_with("<svg") && svg.contains("layer 1") && svg.contains(">mood<"));
+    assert!(svg.starts_with("<svg") && svg.contains("layer 1") && svg.contains(">homes<"));
 }
 
 #[test]
@@ -135,23 +167,26 @@ fn routers_of_a_mixture_of_models_learn_which_expert_knows_a_task() {
 #[test]
 fn load_balancing_spreads_tokens_over_experts_and_a_z_loss_keeps_logits_small() {
     let world = world_of_experts(true);
-    let experts = ["first", "mood", "first", "mood"];
+    let experts = ["homes", "colours", "homes", "colours"];
     // A router that prefers the first expert wherever the sum of the inputs is positive.
     let mixture = mixed(&world, "mix", &experts, "num_experts_per_tok = 2\nrouter.init = 'base'");
     let spread = |set: &[&str], out: &str| {
         let (output, log) = run(&world, &config(&world, &mixture, None, set), out);
         let report = output.routing.unwrap();
-        let loads = report.routers.iter().flat_map(|r| r.routing.load.clone());
-        (loads.map(|load| (load - 0.5).abs()).fold(0.0, f64::max), log)
+        // The loss looks at all routers together.
+        let mean =
+            |e: usize| report.routers.iter().map(|r| r.routing.load[e]).sum::<f64>() / report.routers.len() as f64;
+        ((0..4).map(|e| (mean(e) - 0.5).abs()).fold(0.0, f64::max), log)
     };
-    let (without, _) = spread(&[], "plain");
+    let (without, plain) = spread(&["router.load_balancing=1e-9"], "plain");
     let (with, log) = spread(&["router.load_balancing=1.0", "router.z_loss=0.01"], "balanced");
     let of = |f: fn(&StepLog) -> Option<f64>| [f(&log[0]).unwrap(), f(&log[log.len() - 1]).unwrap()];
     let (balance, z) = (of(|s| s.load_balancing), of(|s| s.z_loss));
     eprintln!("largest deviation from an equal load {without:.2} and {with:.2}; {balance:.3?}, z {z:.2?}");
     assert!(with < 0.5 * without, "{without} and {with}");
-    // k = 2 is its smallest value over many tokens.
-    assert!(balance[1] < balance[0] && balance[1] > 1.9, "{balance:?}");
+    let plain = plain[plain.len() - 1].load_balancing.unwrap();
+    // 2 is its value where all experts are used alike.
+    assert!(balance[1] < balance[0] && balance[1] < plain && balance[1] < 2.1, "{balance:?}, {plain} without");
     let (_, log) = spread(&["router.z_loss=1.0"], "small");
     let z = [log[0].z_loss.unwrap(), log[log.len() - 1].z_loss.unwrap()];
     assert!(z[1] < 0.5 * z[0], "{z:?}");
@@ -167,14 +202,16 @@ fn stopped_after_any_step_and_gone_on_with_it_has_the_same_bytes() {
     for stop in 1..log.len() as u64 {
         let out = world.path(format!("stopped{stop}"));
         let interrupt = Interrupt::default();
+        if stop == 1 {
+            interrupt.request();
+        }
         let error = run_train_router(&config, &out, false, &interrupt, &mut |event| {
             if matches!(event, cl_lab::Event::Step(p) if p.step.step + 1 == stop) {
                 interrupt.request();
             }
         });
-        if let Err(error) = error {
-            assert!(error.is_interrupted(), "{error}");
-        }
+        assert!(error.unwrap_err().is_interrupted());
+        assert_eq!(read_log(&out.join("log.jsonl")).unwrap().len() as u64, stop);
         let output = run_train_router(&config, &out, true, &Interrupt::default(), &mut silent).unwrap();
         for file in ["mixture_config.json", "mixture_model.safetensors", "manifest.json"] {
             let read = |dir: &Path| std::fs::read(dir.join(file)).unwrap();
@@ -197,7 +234,7 @@ fn a_check_says_what_would_leave_routers_as_they_are() {
     let spectr = blended(&world, "spectr", "router.init = 'spectr'");
     assert!(say(&config(&world, &base, Some(&spectr), &[])).contains("no router weight to train"));
     assert!(say(&config(&world, &base, None, &[])).contains("holds no router"));
-    let adapter = world.path("first/adapter");
+    let adapter = world.path("homes/adapter");
     assert!(say(&config(&world, &base, Some(&adapter), &[])).contains("is no mixture of adapters"));
     let all = config(&world, &base, Some(&blended(&world, "all", "")), &["router.load_balancing=0.1"]);
     let facts: Vec<String> = check_router(&all).iter().filter_map(fact).collect();
