@@ -49,7 +49,7 @@ fn of_experts(config: &RouterRun) -> Option<Choice> {
         Some(experts) => Choice {
             experts: experts.num_local_experts as usize,
             chosen: experts.num_experts_per_tok as usize,
-            routers: model.num_hidden_layers,
+            routers: experts.routers(),
             sum_to_one: true,
         },
     })

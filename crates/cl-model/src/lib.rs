@@ -19,6 +19,7 @@ mod prefix_tree;
 mod random;
 mod rope;
 mod router_loss;
+mod routing;
 mod sampling;
 mod save;
 mod score;
@@ -27,7 +28,9 @@ mod text_stream;
 mod tree_attention;
 
 pub use batch::PackedBatch;
-pub use config::{Activation, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling};
+pub use config::{
+    Activation, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling,
+};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use generate::{GenerateOptions, Generation, generate, greedy};

@@ -4,7 +4,8 @@ use cl_adapters::{AdapterError, Linear, LoraMixture, RouterLog};
 use cl_moe::{Mixture, mixture_tensors};
 use cl_torch::tch::Tensor;
 
-use crate::feed_forward::Experts;
+use crate::layer::Layer;
+use crate::routing::Router;
 use crate::{Decoder, ModelError};
 
 impl Decoder {
@@ -47,8 +48,8 @@ impl Decoder {
         if !beside.is_empty() {
             return beside;
         }
-        let gate = |experts: &Experts| (format!("{}.weight", experts.gate.name), experts.gate.weight.shallow_clone());
-        self.layers.iter().filter_map(|layer| layer.feed_forward.experts()).map(gate).collect()
+        let weight = |r: &Router| (format!("{}.weight", r.linear.name), r.linear.weight.shallow_clone());
+        self.layers.iter().flat_map(Layer::routers).map(weight).collect()
     }
 
     /// Lets the routers of [`Decoder::routers`] learn and freezes everything else.
@@ -62,8 +63,8 @@ impl Decoder {
     /// Collects what all routers decide in forward passes for as long as the result exists.
     pub fn record_routers(&mut self) -> RouterLog {
         let log = RouterLog::default();
-        for experts in self.layers.iter_mut().filter_map(|layer| layer.feed_forward.experts_mut()) {
-            experts.recorder = Some(log.recorder(&experts.gate.name));
+        for router in self.layers.iter_mut().flat_map(Layer::routers_mut) {
+            router.recorder = Some(log.recorder(&router.linear.name));
         }
         for layer in self.linears_mut() {
             if let Some(mixture) = &mut layer.mixture {
