@@ -132,3 +132,59 @@ impl Projection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cl_adapters::normal;
+
+    fn matrix(name: &str, rows: i64, columns: i64) -> Tensor {
+        Tensor::from_slice(&normal(1, name, (rows * columns) as usize)).reshape([rows, columns])
+    }
+
+    fn projection(top_k: i64, router: Tensor) -> Projection {
+        let expert = |e: i64| Linear::new(&format!("e{e}"), matrix(&format!("e{e}"), 5, 6), None);
+        let router = Router::new(Linear::new("router", router, None), top_k);
+        Projection::Experts { router, experts: (0..4).map(expert).collect() }
+    }
+
+    /// The definition, token by token and expert by expert, in f64.
+    fn reference(projection: &Projection, x: &Tensor) -> Tensor {
+        let Projection::Experts { router, experts } = projection else { panic!("experts") };
+        let row = |t: i64| {
+            let x = x.get(t).to_kind(Kind::Double);
+            let logits: Vec<f64> = Vec::try_from(router.linear.weight.to_kind(Kind::Double).mv(&x)).unwrap();
+            let all: f64 = logits.iter().map(|v| v.exp()).sum();
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            order.truncate(router.num_experts_per_tok as usize);
+            let p = |e: usize| logits[e].exp() / all;
+            let kept: f64 = order.iter().map(|&e| p(e)).sum();
+            let output = |&e: &usize| experts[e].weight.to_kind(Kind::Double).mv(&x) * (p(e) / kept);
+            order.iter().map(output).reduce(|a, b| a + b).unwrap()
+        };
+        Tensor::stack(&(0..x.size()[0]).map(row).collect::<Vec<_>>(), 0)
+    }
+
+    #[test]
+    fn one_product_for_each_expert_equals_the_definition_in_f64() {
+        let x = matrix("x", 9, 6);
+        for (top_k, mode) in (1..=4).flat_map(|k| [(k, Mode::Eval), (k, Mode::Train { seed: 1 })]) {
+            let projection = projection(top_k, matrix("router", 4, 6));
+            let difference = projection.forward(&x, mode).to_kind(Kind::Double) - reference(&projection, &x);
+            // f32 sums of six products of order 1.
+            assert!(difference.abs().max().double_value(&[]) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn equal_logits_select_the_first_experts_in_any_dtype() {
+        let x = matrix("x", 300, 6);
+        let projection = projection(1, Tensor::zeros([4, 6], (Kind::Float, cl_torch::tch::Device::Cpu)));
+        let Projection::Experts { experts, .. } = &projection else { panic!("experts") };
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let x = x.to_kind(kind);
+            assert_eq!(projection.forward(&x, Mode::Eval), experts[0].forward(&x, Mode::Eval));
+        }
+    }
+}

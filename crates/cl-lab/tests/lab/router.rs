@@ -165,6 +165,20 @@ fn routers_of_a_mixture_of_models_learn_which_expert_knows_a_task() {
 }
 
 #[test]
+fn routers_of_attention_and_of_parts_of_mlps_learn_too() {
+    let world = world_of_experts(false);
+    let settings = "modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']";
+    let mixture = mixed(&world, "mix", &TASKS, settings);
+    let (output, log) = run(&world, &config(&world, &mixture, None, &["router.z_loss=1e-3"]), "r");
+    let report = output.routing.unwrap();
+    assert_eq!(report.routers.len(), 14);
+    assert!(log[log.len() - 1].loss < log[0].loss - 0.1, "{} {}", log[0].loss, log[log.len() - 1].loss);
+    let [old, new] = [&mixture, &output.mixture].map(|dir| Checkpoint::open(dir).unwrap());
+    assert_only_routers_differ(&old, &new);
+    assert!(problems(&check_directory(&output.mixture)).is_empty());
+}
+
+#[test]
 fn load_balancing_spreads_tokens_over_experts_and_a_z_loss_keeps_logits_small() {
     let world = world_of_experts(true);
     let experts = ["homes", "colours", "homes", "colours"];
@@ -273,7 +287,8 @@ fn assert_only_routers_differ(old: &dyn TensorSource, new: &dyn TensorSource) {
     assert_eq!(old.names(), new.names());
     for name in old.names() {
         assert_eq!(old.info(name).unwrap().dtype, new.info(name).unwrap().dtype);
-        let is_router = name.contains("lora_router") || name.contains("block_sparse_moe.gate.");
+        let is_router =
+            name.contains("lora_router") || name.contains("block_sparse_moe.gate.") || name.contains(".router.");
         assert_eq!(old.bytes(name).unwrap() == new.bytes(name).unwrap(), !is_router, "{name}");
     }
 }
