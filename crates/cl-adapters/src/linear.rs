@@ -34,14 +34,14 @@ pub struct Frozen {
     pub b: Tensor,
     /// The factor in front of `B·A`.
     pub scaling: f64,
-    /// Whether it takes the start of the layer's adapter out of the weight, as PiSSA does: part of the adapter when that is
+    /// Whether it subtracts the initial value of the layer's adapter from the weight, as PiSSA does: part of the adapter when it is
     /// saved.
-    pub of_start: bool,
+    pub is_init_offset: bool,
 }
 
 impl Frozen {
     /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype `kind`.
-    pub fn narrow(&self, x: &Tensor, kind: Kind) -> Tensor {
+    pub fn project_down(&self, x: &Tensor, kind: Kind) -> Tensor {
         x.to_kind(kind).linear::<&Tensor>(&self.a.to_kind(kind), None) * self.scaling
     }
 
@@ -86,7 +86,7 @@ impl Linear {
             }
         };
         for frozen in &self.frozen {
-            y = y.addmm_(&frozen.narrow(x, adapters), &frozen.b.to_kind(adapters).tr());
+            y = y.addmm_(&frozen.project_down(x, adapters), &frozen.b.to_kind(adapters).tr());
         }
         if let Some(mixture) = &self.mixture {
             y = mixture.add_to(y, x, mode);
@@ -111,7 +111,7 @@ impl Linear {
 
     /// The layer as a place for an adapter.
     pub fn site(&self) -> Site<'_> {
-        let start = self.frozen.iter().find(|f| f.of_start);
+        let start = self.frozen.iter().find(|f| f.is_init_offset);
         Site { name: &self.name, kind: LayerKind::Linear, lora: self.lora.as_ref(), start }
     }
 

@@ -36,9 +36,9 @@ impl Lora {
         let init = config.init_lora_weights;
         let [a, b] = start::linear(&layer.name, &layer.weight, config, seed);
         let scaling = config.scaling(&layer.name);
-        layer.frozen.retain(|f| !f.of_start);
+        layer.frozen.retain(|f| !f.is_init_offset);
         if init.changes_the_base() {
-            layer.frozen.push(Frozen { a: a.copy(), b: -b.copy(), scaling, of_start: true });
+            layer.frozen.push(Frozen { a: a.copy(), b: -b.copy(), scaling, is_init_offset: true });
         }
         let mut lora = Lora::new(a, b, scaling, config.lora_dropout, &layer.name);
         if config.lora_bias {
@@ -96,7 +96,7 @@ impl Lora {
     }
 
     /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`: what `Bᵀ` is still to be multiplied with.
-    pub fn narrow(&self, x: &Tensor, kind: Kind, mode: Mode) -> Tensor {
+    pub fn project_down(&self, x: &Tensor, kind: Kind, mode: Mode) -> Tensor {
         let h = mode.linear(&mode.dropout(&x.to_kind(kind), self.dropout, self.key), &self.a.to_kind(kind), None);
         // Scaling the skinny product costs r per token instead of out per token.
         h * self.scaling
@@ -105,7 +105,7 @@ impl Lora {
     /// `y + scaling · ((dropout(x)·Aᵀ)·Bᵀ + b)`, computed in the dtype of `y`; takes over the memory of `y`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
-        let sum = y.addmm_(&self.narrow(x, kind, mode), &self.b.to_kind(kind).tr());
+        let sum = y.addmm_(&self.project_down(x, kind, mode), &self.b.to_kind(kind).tr());
         match &self.bias {
             Some(bias) => sum + bias.to_kind(kind) * self.scaling,
             None => sum,

@@ -4,7 +4,7 @@ use cl_moe::{Mixture, RouterLogits, RouterNorm, mixture_tensors};
 use cl_torch::load_tensor;
 use cl_torch::tch::{Device, Kind, Tensor};
 
-use crate::{AdapterError, Linear, Mode};
+use crate::{AdapterError, Linear, Mode, RouterRecorder, top_k};
 
 /// Low-rank experts of one linear layer:
 ///
@@ -25,6 +25,8 @@ pub struct LoraMixture {
     pub b: Tensor,
     /// `[experts, in]`, f32; none where logits are norms of updates. The only tensor here that learns.
     pub router: Option<Tensor>,
+    /// Whom the router tells its decisions.
+    pub recorder: Option<RouterRecorder>,
     /// `[Σr, experts]`, f32: an expert's scaling in the rows of its rank, 0 elsewhere. Spreads gates over ranks.
     scalings: Tensor,
     logits: RouterLogits,
@@ -64,6 +66,7 @@ impl LoraMixture {
             a: load(&a)?,
             b: load(&b)?,
             router,
+            recorder: None,
             scalings: scalings(&experts.ranks, &experts.scalings, device),
             logits: config.router_logits,
             norm: config.router_norm,
@@ -74,20 +77,24 @@ impl LoraMixture {
     /// `y + Σₑ gₑ·sₑ·Bₑ·Aₑ·x`, computed in the dtype of `y` `[tokens, out]`, whose memory it takes over; `x` is `[tokens, in]`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
-        let narrow = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
-        let gates = self.gates(&self.logits(x, &narrow, mode));
+        let projected = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
+        let logits = self.logits(x, &projected, mode);
+        let gates = self.gates(&logits);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(&logits, self.top_k, || gates.shallow_clone());
+        }
         let spread = mode.linear(&gates, &self.scalings, None).to_kind(kind);
-        y.addmm_(&(narrow * spread), &self.b.to_kind(kind).tr())
+        y.addmm_(&(projected * spread), &self.b.to_kind(kind).tr())
     }
 
     /// `[tokens, experts]`, f32.
-    fn logits(&self, x: &Tensor, narrow: &Tensor, mode: Mode) -> Tensor {
+    fn logits(&self, x: &Tensor, projected: &Tensor, mode: Mode) -> Tensor {
         let routed = |router: &Tensor| mode.linear(&x.to_kind(Kind::Float), router, None);
         match (self.logits, &self.router) {
             (RouterLogits::Linear, Some(router)) => routed(router),
             (RouterLogits::Absolute, Some(router)) => routed(router).abs(),
             _ => {
-                let squares = narrow.to_kind(Kind::Float).square();
+                let squares = projected.to_kind(Kind::Float).square();
                 squares.matmul(&self.scalings.square()).clamp_min(SMALLEST_SQUARE).sqrt()
             }
         }
@@ -98,9 +105,7 @@ impl LoraMixture {
         if self.top_k == logits.size()[1] {
             return self.normed(logits);
         }
-        // A stable order breaks ties by the lowest index, which topk leaves open.
-        let (_, order) = logits.detach().sort_stable(true, -1, true);
-        let chosen = order.narrow(-1, 0, self.top_k);
+        let chosen = top_k(logits, self.top_k);
         let gates = self.normed(&logits.gather(-1, &chosen, false));
         logits.zeros_like().scatter(-1, &chosen, &gates)
     }
@@ -119,6 +124,7 @@ impl LoraMixture {
             a: self.a.shallow_clone(),
             b: self.b.shallow_clone(),
             router: self.router.as_ref().map(Tensor::shallow_clone),
+            recorder: self.recorder.clone(),
             scalings: self.scalings.shallow_clone(),
             ..*self
         }

@@ -63,7 +63,7 @@ enum Command {
     /// Combine, merge, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(cl_merge::adapter::cli::AdapterCommand),
-    /// Create mixtures of experts from models or adapters.
+    /// Create mixtures of experts from models or adapters, and train their routers.
     #[command(subcommand)]
     Moe(commands::moe::Command),
     /// Inspect training data.
@@ -86,8 +86,11 @@ enum Command {
 impl Command {
     /// Whether it runs a model, so that libtorch's threads are busy.
     fn computes(&self) -> bool {
-        use Command::{Chat, Eval, Generate, Reproduce, Sequence, Study, Train};
-        matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Study(_) | Reproduce(_))
+        use Command::{Chat, Eval, Generate, Moe, Reproduce, Sequence, Study, Train};
+        match self {
+            Moe(command) => command.computes(),
+            _ => matches!(self, Generate(_) | Chat(_) | Train(_) | Sequence(_) | Eval(_) | Study(_) | Reproduce(_)),
+        }
     }
 
     /// Whether it decomposes matrices.
@@ -148,7 +151,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Report(args) => commands::report::run(&args, &mut out),
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, &mut out),
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
-        Command::Moe(command) => commands::moe::run(command, interrupt, &mut out),
+        Command::Moe(command) => commands::moe::run(command, log, interrupt, &mut out),
         Command::Data(command) => commands::data::run(&command, &mut out),
         Command::Check(args) => commands::check::run(&args, &mut out),
         Command::Study(args) => commands::study::run(&args, log, interrupt, &mut out),

@@ -10,6 +10,7 @@ use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainError};
 
 use crate::check_model::{check_model, targeted};
+use crate::check_routers::check_routers;
 use crate::columns::load_each_task;
 use crate::findings::{note, note_all};
 use crate::model_dir::open_checkpoint;
@@ -17,7 +18,7 @@ use crate::round_data::load_each;
 use crate::rounds::{is_stack, load_round, load_round_test};
 use crate::scoring::{check_room, file_names};
 use crate::validation::{check_size, take_validation};
-use crate::{Finding, LabError, Round, SequenceConfig, TrainRun};
+use crate::{Finding, LabError, Round, RouterRun, SequenceConfig, TrainRun};
 
 /// The checked inputs of a run.
 pub(crate) struct Checked {
@@ -58,6 +59,14 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
+/// Checks a training of routers without running it.
+pub fn check_router(config: &RouterRun) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let checked = examine_router(config, &mut findings);
+    inspect_data(&config.model, &config.round().train, &checked.datasets, std::iter::empty(), &mut findings);
+    findings
+}
+
 /// Like [`check_sequence`]; returns an error if there is a problem.
 pub(crate) fn require_sequence(config: &SequenceConfig) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
@@ -83,6 +92,13 @@ pub(crate) fn total_steps(config: &SequenceConfig) -> Result<u64, LabError> {
         Ok(Plan::new(rows, &round.train, config.profile == Profile::Paper)?.total_steps)
     });
     steps.sum()
+}
+
+/// [`check_router`] for a run, which has to have no problem.
+pub(crate) fn require_router(config: &RouterRun) -> Result<Checked, LabError> {
+    let mut findings = Vec::new();
+    let checked = examine_router(config, &mut findings);
+    no_problem(findings).map(|()| checked)
 }
 
 fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
@@ -208,6 +224,12 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
         check_plan("the round", earlier, own, &config.mixture(), &config.train, config.profile, findings);
     }
     Checked { device, rounds: Vec::new(), datasets, validation, tasks: Vec::new(), columns: Vec::new() }
+}
+
+fn examine_router(config: &RouterRun, findings: &mut Vec<Finding>) -> Checked {
+    let checked = examine_train(&config.round(), findings);
+    check_routers(config, findings);
+    checked
 }
 
 /// Warns of rows that are probably mistakes.

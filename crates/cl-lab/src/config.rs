@@ -140,7 +140,7 @@ pub struct MixtureConfig {
 }
 
 impl MixtureConfig {
-    fn is_default(&self) -> bool {
+    pub(crate) fn is_default(&self) -> bool {
         *self == MixtureConfig::default()
     }
 }
@@ -220,11 +220,11 @@ fn is_auto(format: &Format) -> bool {
     *format == Format::Auto
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     42
 }
 
-fn auto() -> String {
+pub(crate) fn auto() -> String {
     "auto".to_owned()
 }
 

@@ -42,8 +42,14 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
 /// override is.
 pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
     let config: TrainRun = read(path, text, set)?;
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     check_train(path, &config.train)?;
+    check_data(path, &config)?;
+    Ok(config)
+}
+
+/// What of a round's data can be checked without reading it.
+pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError> {
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.data.train.is_empty() {
         return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
     }
@@ -52,8 +58,7 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
         validation.validate().map_err(|e| wrong(e.to_string()))?;
     }
     config.data.columns.validate().map_err(|e| wrong(format!("data.{e}")))?;
-    at_least_one(path, "data.limit", config.data.limit)?;
-    Ok(config)
+    at_least_one(path, "data.limit", config.data.limit)
 }
 
 fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabError> {
@@ -64,10 +69,14 @@ fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabE
 }
 
 fn check_train(path: &Path, train: &TrainConfig) -> Result<(), LabError> {
-    train.validate().map_err(|e| LabError::Config { path: path.to_owned(), message: format!("train: {e}") })
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    if train.router.is_some() {
+        return Err(wrong("train.router: routers are trained by `cl moe train-router`".to_owned()));
+    }
+    train.validate().map_err(|e| wrong(format!("train: {e}")))
 }
 
-fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
     if set.is_empty() && !is_paper(&table) {

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::{Orthogonality, save_lora};
 use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
-use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, PlannedSet, Profile, RowPlan};
+use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, PlannedSet, Profile, RowPlan, Tokenizer};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
@@ -108,7 +108,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
 
 /// Removes leftovers of killed processes from the directory of a round.
 pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
-    for dir in ["adapter", "model", "state"] {
+    for dir in ["adapter", "mixture", "model", "state"] {
         OutputDir::clean_up(&round.join(dir))?;
     }
     Ok(())
@@ -126,18 +126,10 @@ fn fine_tune(
     observer: &mut Observer<'_>,
 ) -> Result<TrainReport, LabError> {
     let (checkpoint, tokenizer) = open_model(input.model.dir())?;
-    let chat = ChatTemplate::from_dir(input.model.dir())?;
-    let (max_length, profile) = (input.config.max_length, input.profile);
-    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile };
-    let encode = |d: &Dataset| encoding.examples(&d.examples).map_err(LabError::data(&d.path));
-    let encoded = input.datasets().map(encode).collect::<Result<Vec<Vec<Encoded>>, LabError>>()?;
-    let rows = row_plan(input, &encoded);
+    let encoded = encode(input, &tokenizer)?;
+    let (rows, steps) = plan_rows(input, &encoded, out)?;
     let rows_of = |epoch: u64| rows.epoch(epoch);
-    let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
-    let rows = RowPlan { rows: steps.rows_in_all(), ..rows.clone() };
-    rows.write(&out.join("rows.json"))?;
-    let held_out =
-        input.validation.iter().flat_map(|v| v.data).map(encode).collect::<Result<Vec<_>, LabError>>()?.concat();
+    let held_out = encode_all(input, &tokenizer, input.validation.iter().flat_map(|v| v.data))?.concat();
     let validation = input.validation.map(|v| Validation { config: v.config, examples: &held_out });
 
     let span = tracing::info_span!("training").entered();
@@ -183,6 +175,34 @@ fn fine_tune(
         }
     }
     Ok(report)
+}
+
+/// The data sets of a round as tokens.
+pub(crate) fn encode(input: &RoundInput<'_>, tokenizer: &Tokenizer) -> Result<Vec<Vec<Encoded>>, LabError> {
+    encode_all(input, tokenizer, input.datasets())
+}
+
+fn encode_all<'d>(
+    input: &RoundInput<'_>,
+    tokenizer: &Tokenizer,
+    datasets: impl Iterator<Item = &'d Dataset>,
+) -> Result<Vec<Vec<Encoded>>, LabError> {
+    let chat = ChatTemplate::from_dir(input.model.dir())?;
+    let (max_length, profile) = (input.config.max_length, input.profile);
+    let encoding = Encoding { tokenizer, chat: chat.as_ref(), max_length, profile };
+    datasets.map(|d| encoding.examples(&d.examples).map_err(LabError::data(&d.path))).collect()
+}
+
+/// Which rows every epoch goes through, and the steps of the round; writes `rows.json`.
+pub(crate) fn plan_rows(
+    input: &RoundInput<'_>,
+    encoded: &[Vec<Encoded>],
+    out: &Path,
+) -> Result<(RowPlan, Plan), LabError> {
+    let rows = row_plan(input, encoded);
+    let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
+    RowPlan { rows: steps.rows_in_all(), ..rows.clone() }.write(&out.join("rows.json"))?;
+    Ok((rows, steps))
 }
 
 /// O-LoRA's penalty. With the shape `stack`, the earlier adapters are also added to the model, frozen.
@@ -240,7 +260,7 @@ fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
 }
 
 /// Names of the data sets, or their paths where names are not unique.
-fn names(input: &RoundInput<'_>) -> Vec<String> {
+pub(crate) fn names(input: &RoundInput<'_>) -> Vec<String> {
     let name = |d: &Dataset| match input.datasets().filter(|o| o.name == d.name).count() {
         1 => d.name.clone(),
         _ => d.path.display().to_string(),

@@ -43,6 +43,11 @@ fn adapters(train: &TrainConfig) -> impl Iterator<Item = &PathBuf> {
     train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier))
 }
 
+/// `mixture.blake3`: the mixture of adapters that a run starts from.
+pub(crate) fn mixture_source(hash: &str, dir: &Path) -> (&'static str, String) {
+    ("mixture.blake3", line(hash, dir))
+}
+
 fn line(hash: &str, path: &Path) -> String {
     format!("{hash}  {}\n", path.display())
 }

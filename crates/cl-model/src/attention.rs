@@ -5,11 +5,12 @@ use cl_torch::{TorchError, flash_varlen};
 use crate::layer::Attend;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
+use crate::routing::{Projection, Router};
 
 /// The projections around attention; which keys a query sees is decided by who calls.
 pub(crate) struct Attention {
     pub(crate) qkv: Qkv,
-    pub(crate) o_proj: Linear,
+    pub(crate) o_proj: Projection,
     pub(crate) q_norm: Option<RmsNorm>,
     pub(crate) k_norm: Option<RmsNorm>,
     pub(crate) norm_heads: bool, // q_norm and k_norm see one head at a time
@@ -22,9 +23,9 @@ pub(crate) struct Attention {
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum Qkv {
     /// `q_proj`, `k_proj`, `v_proj`.
-    Split(Linear, Linear, Linear),
+    Split(Projection, Projection, Projection),
     /// `qkv_proj`: the rows of q, then as many of k as of v.
-    Fused { qkv_proj: Linear, q_width: i64 },
+    Fused { qkv_proj: Projection, q_width: i64 },
 }
 
 /// What a layer's attention does to scores before the softmax.
@@ -80,13 +81,29 @@ impl Attention {
     }
 
     pub(crate) fn linears(&self) -> Vec<&Linear> {
+        self.projections().into_iter().flat_map(Projection::linears).collect()
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        self.projections_mut().into_iter().flat_map(Projection::linears_mut).collect()
+    }
+
+    pub(crate) fn routers(&self) -> Vec<&Router> {
+        self.projections().into_iter().filter_map(Projection::router).collect()
+    }
+
+    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
+        self.projections_mut().into_iter().filter_map(Projection::router_mut).collect()
+    }
+
+    fn projections(&self) -> Vec<&Projection> {
         match &self.qkv {
             Qkv::Split(q, k, v) => vec![q, k, v, &self.o_proj],
             Qkv::Fused { qkv_proj, .. } => vec![qkv_proj, &self.o_proj],
         }
     }
 
-    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn projections_mut(&mut self) -> Vec<&mut Projection> {
         match &mut self.qkv {
             Qkv::Split(q, k, v) => vec![q, k, v, &mut self.o_proj],
             Qkv::Fused { qkv_proj, .. } => vec![qkv_proj, &mut self.o_proj],

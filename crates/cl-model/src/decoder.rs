@@ -391,7 +391,7 @@ impl Decoder {
         (self.embed_tokens.lora, self.embed_tokens.rows) = (None, None);
         for layer in self.linears_mut() {
             (layer.lora, layer.mixture, layer.rows) = (None, None, None);
-            layer.frozen.retain(|f| !f.of_start);
+            layer.frozen.retain(|f| !f.is_init_offset);
         }
         if self.config.tie_word_embeddings {
             let shared = self.embed_tokens.weight.shallow_clone();
@@ -424,7 +424,7 @@ impl Decoder {
             let a: Vec<Tensor> = updates.iter().map(|u| u.a.detach()).collect();
             let b: Vec<Tensor> = updates.iter().map(|u| u.b.detach() * u.scaling).collect();
             let (a, b) = (Tensor::cat(&a, 0), Tensor::cat(&b, 1));
-            layer.frozen.push(Frozen { a, b, scaling: 1.0, of_start: false });
+            layer.frozen.push(Frozen { a, b, scaling: 1.0, is_init_offset: false });
         }
         Ok(())
     }
@@ -485,7 +485,7 @@ impl Decoder {
             let magnitude = lora.magnitude.iter().map(|m| m.vector.shallow_clone());
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
-        adapters.extend(self.routers());
+        adapters.extend(self.mixture_routers());
         // A tensor that two names share learns once.
         let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
         adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));

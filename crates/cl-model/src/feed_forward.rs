@@ -1,7 +1,8 @@
 use cl_adapters::{Linear, Mode};
-use cl_torch::tch::{Kind, Tensor};
+use cl_torch::tch::Tensor;
 
 use crate::config::Activation;
+use crate::routing::{Projection, Router};
 
 /// What a layer does to each token by itself.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
@@ -15,7 +16,7 @@ pub(crate) enum FeedForward {
 /// A gated MLP (Shazeer, arXiv:2002.05202): `down(act(gate(x)) · up(x))`.
 pub(crate) struct Mlp {
     pub(crate) gate_up: GateUp,
-    pub(crate) down: Linear,
+    pub(crate) down: Projection,
     pub(crate) activation: Activation,
 }
 
@@ -23,17 +24,15 @@ pub(crate) struct Mlp {
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum GateUp {
     /// `gate_proj` and `up_proj`.
-    Split(Linear, Linear),
+    Split(Projection, Projection),
     /// `gate_up_proj`: the rows of gate, then those of up.
-    Fused(Linear),
+    Fused(Projection),
 }
 
-/// Experts behind a router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all router logits, in f32, the
-/// largest k renormalised to a sum of 1, and the sum of those experts' outputs with these weights.
+/// Several MLPs behind a router, each an expert as a whole.
 pub(crate) struct Experts {
-    pub(crate) gate: Linear, // hidden to experts
+    pub(crate) router: Router,
     pub(crate) experts: Vec<Mlp>,
-    pub(crate) num_experts_per_tok: i64,
 }
 
 impl FeedForward {
@@ -45,11 +44,25 @@ impl FeedForward {
         }
     }
 
+    pub(crate) fn routers(&self) -> Vec<&Router> {
+        match self {
+            FeedForward::Dense(mlp) => mlp.projections().into_iter().filter_map(Projection::router).collect(),
+            FeedForward::Experts(experts) => vec![&experts.router],
+        }
+    }
+
+    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
+        match self {
+            FeedForward::Dense(mlp) => mlp.projections_mut().into_iter().filter_map(Projection::router_mut).collect(),
+            FeedForward::Experts(experts) => vec![&mut experts.router],
+        }
+    }
+
     pub(crate) fn linears(&self) -> Vec<&Linear> {
         match self {
             FeedForward::Dense(mlp) => mlp.linears(),
             FeedForward::Experts(e) => {
-                std::iter::once(&e.gate).chain(e.experts.iter().flat_map(Mlp::linears)).collect()
+                std::iter::once(&e.router.linear).chain(e.experts.iter().flat_map(Mlp::linears)).collect()
             }
         }
     }
@@ -58,7 +71,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.linears_mut(),
             FeedForward::Experts(e) => {
-                std::iter::once(&mut e.gate).chain(e.experts.iter_mut().flat_map(Mlp::linears_mut)).collect()
+                std::iter::once(&mut e.router.linear).chain(e.experts.iter_mut().flat_map(Mlp::linears_mut)).collect()
             }
         }
     }
@@ -67,9 +80,8 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => FeedForward::Dense(mlp.shallow_clone()),
             FeedForward::Experts(e) => FeedForward::Experts(Experts {
-                gate: e.gate.shallow_clone(),
+                router: e.router.shallow_clone(),
                 experts: e.experts.iter().map(Mlp::shallow_clone).collect(),
-                num_experts_per_tok: e.num_experts_per_tok,
             }),
         }
     }
@@ -93,13 +105,21 @@ impl Mlp {
     }
 
     fn linears(&self) -> Vec<&Linear> {
+        self.projections().into_iter().flat_map(Projection::linears).collect()
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        self.projections_mut().into_iter().flat_map(Projection::linears_mut).collect()
+    }
+
+    fn projections(&self) -> Vec<&Projection> {
         match &self.gate_up {
             GateUp::Split(gate, up) => vec![gate, up, &self.down],
             GateUp::Fused(both) => vec![both, &self.down],
         }
     }
 
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn projections_mut(&mut self) -> Vec<&mut Projection> {
         match &mut self.gate_up {
             GateUp::Split(gate, up) => vec![gate, up, &mut self.down],
             GateUp::Fused(both) => vec![both, &mut self.down],
@@ -117,22 +137,6 @@ impl Mlp {
 
 impl Experts {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let probabilities = self.gate.forward(x, mode).softmax(-1, Kind::Float);
-        let (weights, chosen) = probabilities.topk(self.num_experts_per_tok, -1, true, true);
-        let weights = (&weights / weights.sum_dim_intlist(-1, true, Kind::Float)).to_kind(x.kind());
-        // All (token, expert) pairs in the order of experts, so that each expert sees its tokens in one product.
-        let (sorted, order) = chosen.flatten(0, -1).sort_stable(true, 0, false);
-        let tokens = order.divide_scalar_mode(self.num_experts_per_tok, "floor");
-        let counts: Vec<i64> = Vec::try_from(sorted.bincount::<Tensor>(None, self.experts.len() as i64))
-            .expect("a vector of whole numbers");
-        let rows = x.index_select(0, &tokens);
-        let mut outputs = Vec::new();
-        let mut start = 0;
-        for (expert, count) in self.experts.iter().zip(counts).filter(|(_, count)| *count > 0) {
-            outputs.push(expert.forward(&rows.narrow(0, start, count), mode));
-            start += count;
-        }
-        let weighted = Tensor::cat(&outputs, 0) * weights.flatten(0, -1).index_select(0, &order).unsqueeze(-1);
-        x.zeros_like().index_add(0, &tokens, &weighted)
+        self.router.select(x, mode).apply(x, self.experts.len(), |e, rows| self.experts[e].forward(rows, mode))
     }
 }

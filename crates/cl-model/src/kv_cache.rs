@@ -1,7 +1,7 @@
 use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::attention::{AttentionRule, heads_first};
-use crate::tree_attention::{See, Weighted};
+use crate::tree_attention::{Mask, Weighted};
 
 /// Keys and values of tokens that sequences begin with: per layer `(tokens, kv_heads, head_dim)`.
 #[derive(Default)]
@@ -120,10 +120,11 @@ impl KvCache {
         };
         let (keys, values) = (put(&self.keys[index], k), put(&self.values[index], v));
         let mask = self.mask(longest, rule.window, q.kind(), q.device());
-        let own = Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(See::All, See::Masked), rule);
+        let own =
+            Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(Mask::None, Mask::Additive), rule);
         if let Some((k, v)) = self.prefix.layer(index) {
             // All sequences are queries to the same keys.
-            let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &See::All, rule);
+            let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &Mask::None, rule);
             own.add(&part.of_each_query());
         }
         own.mean.squeeze_dim(2)

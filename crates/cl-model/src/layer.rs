@@ -5,6 +5,7 @@ use crate::attention::{Attention, AttentionRule};
 use crate::feed_forward::FeedForward;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
+use crate::routing::Router;
 
 /// One decoder layer: attention and feed-forward, each added to the residual stream.
 pub(crate) struct Layer {
@@ -101,6 +102,14 @@ impl Layer {
 
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         self.self_attn.linears_mut().into_iter().chain(self.feed_forward.linears_mut()).collect()
+    }
+
+    pub(crate) fn routers(&self) -> Vec<&Router> {
+        self.self_attn.routers().into_iter().chain(self.feed_forward.routers()).collect()
+    }
+
+    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
+        self.self_attn.routers_mut().into_iter().chain(self.feed_forward.routers_mut()).collect()
     }
 
     pub(crate) fn norms_mut(&mut self) -> Vec<&mut RmsNorm> {

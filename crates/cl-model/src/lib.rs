@@ -18,6 +18,8 @@ mod norm;
 mod prefix_tree;
 mod random;
 mod rope;
+mod router_loss;
+mod routing;
 mod sampling;
 mod save;
 mod score;
@@ -26,7 +28,9 @@ mod text_stream;
 mod tree_attention;
 
 pub use batch::PackedBatch;
-pub use config::{Activation, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling};
+pub use config::{
+    Activation, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling,
+};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use generate::{GenerateOptions, Generation, generate, greedy};
@@ -34,6 +38,7 @@ pub use language_model::Scorer;
 pub use load::LoadOptions;
 pub use loss::{SupervisedLoss, supervised_loss};
 pub use random::random_weights;
+pub use router_loss::{RouterLosses, router_losses};
 pub use sampling::{Decoding, Sampling};
 pub use score::token_log_probs;
 pub use session::Session;

@@ -7,11 +7,12 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
-use crate::config::{ModelConfig, NormPlacement, QkNorm, add_generation_eos};
+use crate::config::{ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
 use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
 use crate::rope::Rope;
+use crate::routing::{Projection, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
 /// In which precision and where a model is loaded.
@@ -43,7 +44,8 @@ impl Decoder {
     /// shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
         from_checkpoint(checkpoint, options, &|name| {
-            Ok(load_tensor(checkpoint, name, options.weights, options.device)?)
+            let kind = if is_router_weight(name) { Kind::Float } else { options.weights };
+            Ok(load_tensor(checkpoint, name, kind, options.device)?)
         })
     }
 
@@ -131,39 +133,59 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
             QkNorm::Whole => norm(name, whole).map(Some),
         }
     };
-    // Gate, up and down by the names that they have in the family.
-    let mlp = |p: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
+    let router = |name: String, input: i64| -> Result<Router, ModelError> {
+        let experts = config.experts.as_ref().expect("asked for by the caller");
+        Ok(Router::new(linear(name, input, experts.num_local_experts, false)?, experts.num_experts_per_tok))
+    };
+    // One linear layer, or a router's experts where the layer has some of this module.
+    let projection = |layer: usize, module: ExpertModule, name: String, input: i64, output: i64, bias: bool| {
+        let experts = config.experts.as_ref().filter(|experts| experts.has(layer, module));
+        let Some(experts) = experts else { return Ok(Projection::Dense(linear(name, input, output, bias)?)) };
+        let expert = |e: i64| linear(format!("{name}.experts.{e}"), input, output, bias);
+        let linears = (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
+        Ok::<_, ModelError>(Projection::Experts { router: router(format!("{name}.router"), input)?, experts: linears })
+    };
+    // Gate, up and down by the names that they have in the family, as experts of their own where `layer` has such.
+    let mlp = |layer: Option<usize>, p: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
         let bias = config.mlp_bias;
+        let part = |name: &str, input, output| match layer {
+            None => Ok(Projection::Dense(linear(format!("{p}.{name}"), input, output, bias)?)),
+            Some(layer) => projection(layer, ExpertModule::MlpProjections, format!("{p}.{name}"), input, output, bias),
+        };
         let gate_up = if config.fused_projections {
-            GateUp::Fused(linear(format!("{p}.gate_up_proj"), hidden, 2 * inner, bias)?)
+            GateUp::Fused(part("gate_up_proj", hidden, 2 * inner)?)
         } else {
-            let gate = linear(format!("{p}.{gate}"), hidden, inner, bias)?;
-            GateUp::Split(gate, linear(format!("{p}.{up}"), hidden, inner, bias)?)
+            GateUp::Split(part(gate, hidden, inner)?, part(up, hidden, inner)?)
         };
-        Ok(Mlp { gate_up, down: linear(format!("{p}.{down}"), inner, hidden, bias)?, activation: config.hidden_act })
+        Ok(Mlp { gate_up, down: part(down, inner, hidden)?, activation: config.hidden_act })
     };
-    let feed_forward = |p: &str| -> Result<FeedForward, ModelError> {
-        let Some(experts) = config.experts else {
-            return Ok(FeedForward::Dense(mlp(&format!("{p}.mlp"), ["gate_proj", "up_proj", "down_proj"])?));
+    let feed_forward = |layer: usize, p: &str| -> Result<FeedForward, ModelError> {
+        let dense = ["gate_proj", "up_proj", "down_proj"];
+        let Some(experts) = config.experts.as_ref().filter(|experts| experts.has(layer, ExpertModule::Mlp)) else {
+            return Ok(FeedForward::Dense(mlp(Some(layer), &format!("{p}.mlp"), dense)?));
         };
-        let p = format!("{p}.block_sparse_moe");
-        let gate = linear(format!("{p}.gate"), hidden, experts.num_local_experts, false)?;
-        let expert = |e: i64| mlp(&format!("{p}.experts.{e}"), ["w1", "w3", "w2"]);
-        Ok(FeedForward::Experts(Experts {
-            gate,
-            experts: (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?,
-            num_experts_per_tok: experts.num_experts_per_tok,
-        }))
+        let (p, name, parts) = match experts.layout {
+            ExpertLayout::Mixtral => (format!("{p}.block_sparse_moe"), "gate", ["w1", "w3", "w2"]),
+            ExpertLayout::Moetify => (format!("{p}.mlp"), "router", dense),
+        };
+        let router = router(format!("{p}.{name}"), hidden)?;
+        let expert = |e: i64| mlp(None, &format!("{p}.experts.{e}"), parts);
+        let experts = (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
+        Ok(FeedForward::Experts(Experts { router, experts }))
     };
-    let qkv = |p: &str| -> Result<Qkv, ModelError> {
+    let qkv = |layer: usize, p: &str| -> Result<Qkv, ModelError> {
         let bias = config.qkv_bias;
         if config.fused_projections {
             let qkv_proj = linear(format!("{p}.qkv_proj"), hidden, q_width + 2 * kv_width, bias)?;
-            return Ok(Qkv::Fused { qkv_proj, q_width });
+            return Ok(Qkv::Fused { qkv_proj: Projection::Dense(qkv_proj), q_width });
         }
-        let q = linear(format!("{p}.q_proj"), hidden, q_width, bias)?;
-        let k = linear(format!("{p}.k_proj"), hidden, kv_width, bias)?;
-        Ok(Qkv::Split(q, k, linear(format!("{p}.v_proj"), hidden, kv_width, bias)?))
+        let part = |module, name, width| projection(layer, module, format!("{p}.{name}"), hidden, width, bias);
+        let q = part(ExpertModule::Query, "q_proj", q_width)?;
+        let k = part(ExpertModule::Key, "k_proj", kv_width)?;
+        Ok(Qkv::Split(q, k, part(ExpertModule::Value, "v_proj", kv_width)?))
+    };
+    let o_proj = |layer: usize, p: &str| {
+        projection(layer, ExpertModule::Output, format!("{p}.o_proj"), q_width, hidden, config.o_bias)
     };
     let norms = |p: &str| -> Result<Norms, ModelError> {
         let named = |name: &str| norm(format!("{p}.{name}_layernorm"), hidden);
@@ -189,8 +211,8 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         layers.push(Layer {
             norms: norms(&p)?,
             self_attn: Attention {
-                qkv: qkv(&format!("{p}.self_attn"))?,
-                o_proj: linear(format!("{p}.self_attn.o_proj"), q_width, hidden, config.o_bias)?,
+                qkv: qkv(i, &format!("{p}.self_attn"))?,
+                o_proj: o_proj(i, &format!("{p}.self_attn"))?,
                 q_norm: qk_norm(format!("{p}.self_attn.q_norm"), q_width)?,
                 k_norm: qk_norm(format!("{p}.self_attn.k_norm"), kv_width)?,
                 norm_heads: config.qk_norm == QkNorm::Head,
@@ -202,7 +224,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
                     softcap: config.attn_logit_softcapping,
                 },
             },
-            feed_forward: feed_forward(&p)?,
+            feed_forward: feed_forward(i, &p)?,
             residual_multiplier: config.residual_multiplier,
         });
     }

@@ -20,6 +20,17 @@ impl SupervisedLoss {
     /// # Errors
     /// [`ModelError::Torch`].
     pub fn backward(self) -> Result<(), ModelError> {
+        self.backward_with(&[])
+    }
+
+    /// As [`SupervisedLoss::backward`], with the gradients of `Σ weight · term` beside: scalars that share the graph.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`].
+    pub fn backward_with(mut self, terms: &[(&Tensor, f64)]) -> Result<(), ModelError> {
+        for (term, weight) in terms.iter().filter(|(term, _)| term.requires_grad()) {
+            self.roots.push((term.shallow_clone(), term.full_like(*weight)));
+        }
         let roots: Vec<&Tensor> = self.roots.iter().map(|r| &r.0).collect();
         let grads: Vec<&Tensor> = self.roots.iter().map(|r| &r.1).collect();
         if !roots.is_empty() {
@@ -94,12 +105,12 @@ fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     let kind = head.adapter_kind.unwrap_or(h.kind());
     let mut factors = Vec::new();
     if let Some(lora) = &head.lora {
-        factors.push(Factor::new(lora.narrow(h, kind, mode), lora.b.to_kind(kind)));
+        factors.push(Factor::new(lora.project_down(h, kind, mode), lora.b.to_kind(kind)));
         // A bias is one more column of B, which every token has the same input for.
         let one = Tensor::full([h.size()[0], 1], lora.scaling, (kind, h.device()));
         factors.extend(lora.bias.iter().map(|b| Factor::new(one.shallow_clone(), b.to_kind(kind).unsqueeze(-1))));
     }
-    factors.extend(head.frozen.iter().map(|f| Factor::new(f.narrow(h, kind), f.b.to_kind(kind))));
+    factors.extend(head.frozen.iter().map(|f| Factor::new(f.project_down(h, kind), f.b.to_kind(kind))));
     factors
 }
 

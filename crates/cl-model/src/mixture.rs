@@ -1,9 +1,11 @@
-//! Mixtures of adapters beside a model's layers.
+//! Mixtures of adapters beside a model's layers, and the routers of both kinds of mixtures.
 
-use cl_adapters::{AdapterError, Linear, LoraMixture};
+use cl_adapters::{AdapterError, Linear, LoraMixture, RouterLog};
 use cl_moe::{Mixture, mixture_tensors};
 use cl_torch::tch::Tensor;
 
+use crate::layer::Layer;
+use crate::routing::Router;
 use crate::{Decoder, ModelError};
 
 impl Decoder {
@@ -39,8 +41,41 @@ impl Decoder {
         }
     }
 
-    /// The routers of a mixture, `[experts, in]`, by their names in its file.
-    pub(crate) fn routers(&self) -> Vec<(String, Tensor)> {
+    /// The weights of all routers that can learn, `(experts, in)` in f32, by their names in the checkpoint or in the mixture's
+    /// file: those of a mixture of adapters if there is one beside the model, else those of the model's own experts.
+    pub fn routers(&self) -> Vec<(String, Tensor)> {
+        let beside = self.mixture_routers();
+        if !beside.is_empty() {
+            return beside;
+        }
+        let weight = |r: &Router| (format!("{}.weight", r.linear.name), r.linear.weight.shallow_clone());
+        self.layers.iter().flat_map(Layer::routers).map(weight).collect()
+    }
+
+    /// Lets the routers of [`Decoder::routers`] learn and freezes everything else.
+    pub fn train_routers(&mut self) {
+        self.set_requires_grad(false);
+        for (_, router) in self.routers() {
+            let _ = router.set_requires_grad(true);
+        }
+    }
+
+    /// Collects what all routers decide in forward passes for as long as the result exists.
+    pub fn record_routers(&mut self) -> RouterLog {
+        let log = RouterLog::default();
+        for router in self.layers.iter_mut().flat_map(Layer::routers_mut) {
+            router.recorder = Some(log.recorder(&router.linear.name));
+        }
+        for layer in self.linears_mut() {
+            if let Some(mixture) = &mut layer.mixture {
+                mixture.recorder = Some(log.recorder(&layer.name));
+            }
+        }
+        log
+    }
+
+    /// The routers of a mixture of adapters, by their names in its file.
+    pub(crate) fn mixture_routers(&self) -> Vec<(String, Tensor)> {
         let router = |layer: &Linear| {
             let [_, _, name] = mixture_tensors(&layer.name);
             Some((name, layer.mixture.as_ref()?.router.as_ref()?.shallow_clone()))

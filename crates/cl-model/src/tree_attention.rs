@@ -10,25 +10,25 @@ const DENSE: usize = 512;
 
 /// Who attends to whom in the rows of a [`PrefixTree`], and to a past that all of them go on from.
 ///
-/// Every row is a query of exactly one call of `own`, which holds its nearest keys. The keys above them come in parts, each
-/// with the sum of its weights, and are put together by these sums, as blocks of keys are in FlashAttention (Dao et al.,
-/// arXiv:2205.14135).
+/// Every row is a query of exactly one dense block, which holds its nearest keys. The keys of its prefix come in further
+/// blocks, each with the sum of its weights, and are combined by these sums, as blocks of keys are in FlashAttention (Dao et
+/// al., arXiv:2205.14135).
 pub(crate) struct TreeAttention {
-    own: Vec<Own>,
-    above: Vec<Above>,
+    dense_blocks: Vec<DenseBlock>,
+    prefix_blocks: Vec<PrefixBlock>,
     /// Boundaries of rows that do not branch anywhere, in memory and on the device: one kernel can do them all.
     plain: Option<(Vec<i64>, Tensor)>,
 }
 
-/// Rows that attend to each other: to all before them without a mask, else as the mask (0 or −∞ to be added) says.
-struct Own {
+/// Rows that attend to each other: causally without a mask, else with the mask (0 or −∞) added to their scores.
+struct DenseBlock {
     start: i64,
     len: i64,
     mask: Option<Tensor>,
 }
 
-/// Queries that see all of some keys.
-struct Above {
+/// Queries behind a shared prefix: they attend to all of its keys.
+struct PrefixBlock {
     queries: (i64, i64),
     keys: (i64, i64),
 }
@@ -38,7 +38,7 @@ pub(crate) type Past<'a> = Option<(&'a Tensor, &'a Tensor)>;
 
 impl TreeAttention {
     pub(crate) fn new(tree: &PrefixTree, kind: Kind, device: Device) -> TreeAttention {
-        let mut plan = TreeAttention { own: Vec::new(), above: Vec::new(), plain: None };
+        let mut plan = TreeAttention { dense_blocks: Vec::new(), prefix_blocks: Vec::new(), plain: None };
         for &root in &tree.roots {
             plan.add(tree, root, kind, device);
         }
@@ -55,15 +55,15 @@ impl TreeAttention {
         let n = &tree.nodes[node];
         let (start, own, all) = (n.start as i64, (n.own_end - n.start) as i64, (n.end - n.start) as i64);
         if n.children.is_empty() {
-            self.own.push(Own { start, len: own, mask: None });
+            self.dense_blocks.push(DenseBlock { start, len: own, mask: None });
         } else if all <= DENSE as i64 {
-            self.own.push(Own { start, len: all, mask: Some(mask(tree, node, kind, device)) });
+            self.dense_blocks.push(DenseBlock { start, len: all, mask: Some(mask(tree, node, kind, device)) });
         } else {
-            self.own.push(Own { start, len: own, mask: None });
+            self.dense_blocks.push(DenseBlock { start, len: own, mask: None });
             for &child in &n.children {
                 self.add(tree, child, kind, device);
             }
-            self.above.push(Above { queries: (start + own, all - own), keys: (start, own) });
+            self.prefix_blocks.push(PrefixBlock { queries: (start + own, all - own), keys: (start, own) });
         }
     }
 
@@ -85,38 +85,40 @@ impl TreeAttention {
         }
         let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
         let cut = |t: &Tensor, (start, len): (i64, i64)| t.narrow(2, start, len);
-        let own = |o: &Own| [&q, &k, &v].map(|t| cut(t, (o.start, o.len)));
-        if self.above.is_empty() && past.is_none() {
-            let parts: Vec<Tensor> = self.own.iter().map(|o| masked(&own(o), o.mask.as_ref(), rule)).collect();
+        let rows = |block: &DenseBlock| [&q, &k, &v].map(|t| cut(t, (block.start, block.len)));
+        if self.prefix_blocks.is_empty() && past.is_none() {
+            let parts: Vec<Tensor> =
+                self.dense_blocks.iter().map(|b| masked(&rows(b), b.mask.as_ref(), rule)).collect();
             return Ok(joined(&parts).squeeze_dim(0).transpose(0, 1));
         }
-        let parts: Vec<Weighted> = self.own.iter().map(|o| Weighted::new(&own(o), &o.see(), rule)).collect();
+        let parts: Vec<Weighted> = self.dense_blocks.iter().map(|b| Weighted::new(&rows(b), &b.mask(), rule)).collect();
         let all = Weighted::cat(&parts);
-        for a in &self.above {
-            let part = Weighted::new(&[cut(&q, a.queries), cut(&k, a.keys), cut(&v, a.keys)], &See::All, rule);
-            all.narrow(a.queries).add(&part);
+        for block in &self.prefix_blocks {
+            let part =
+                Weighted::new(&[cut(&q, block.queries), cut(&k, block.keys), cut(&v, block.keys)], &Mask::None, rule);
+            all.narrow(block.queries).add(&part);
         }
         if let Some((k, v)) = past {
-            all.add(&Weighted::new(&[q.shallow_clone(), heads_first(k), heads_first(v)], &See::All, rule));
+            all.add(&Weighted::new(&[q.shallow_clone(), heads_first(k), heads_first(v)], &Mask::None, rule));
         }
         Ok(all.mean.squeeze_dim(0).transpose(0, 1))
     }
 }
 
-impl Own {
-    fn see(&self) -> See<'_> {
-        self.mask.as_ref().map_or(See::Before, See::Masked)
+impl DenseBlock {
+    fn mask(&self) -> Mask<'_> {
+        self.mask.as_ref().map_or(Mask::Causal, Mask::Additive)
     }
 }
 
-/// Which keys a query sees.
-pub(crate) enum See<'a> {
+/// Which keys a query attends to.
+pub(crate) enum Mask<'a> {
     /// All of them.
-    All,
-    /// Those up to its own place.
-    Before,
+    None,
+    /// Those up to its own position.
+    Causal,
     /// Those whose entry is 0 and not −∞; broadcasts to `(sequences, heads, queries, keys)`.
-    Masked(&'a Tensor),
+    Additive(&'a Tensor),
 }
 
 /// Attention to some of the keys: the mean of their values, and the logarithm of the sum of their weights.
@@ -127,36 +129,36 @@ pub(crate) struct Weighted {
 
 impl Weighted {
     /// `q` `(sequences, heads, queries, head_dim)`, `k` and `v` `(sequences, kv_heads, keys, head_dim)`.
-    pub(crate) fn new([q, k, v]: &[Tensor; 3], see: &See<'_>, rule: AttentionRule) -> Weighted {
+    pub(crate) fn new([q, k, v]: &[Tensor; 3], mask: &Mask<'_>, rule: AttentionRule) -> Weighted {
         let (heads, kv_heads) = (q.size()[1], k.size()[1]);
         let groups = heads / kv_heads;
-        let alike = matches!(see, See::All) || (matches!(see, See::Masked(_)) && q.size()[2] == 1);
+        let alike = matches!(mask, Mask::None) || (matches!(mask, Mask::Additive(_)) && q.size()[2] == 1);
         if groups > 1 && alike {
             // Queries that all see the same keys: the heads of a group are more of them.
             let size = q.size();
             let folded = q.reshape([size[0], kv_heads, groups * size[2], size[3]]);
-            let part = Weighted::of_equal_heads(&folded, k, v, see, rule);
+            let part = Weighted::of_equal_heads(&folded, k, v, mask, rule);
             return Weighted {
                 mean: part.mean.reshape(&size),
                 log_sum: part.log_sum.reshape([size[0], heads, size[2]]),
             };
         }
-        Weighted::of_equal_heads(q, &repeated(k, groups), &repeated(v, groups), see, rule)
+        Weighted::of_equal_heads(q, &repeated(k, groups), &repeated(v, groups), mask, rule)
     }
 
-    fn of_equal_heads(q: &Tensor, k: &Tensor, v: &Tensor, see: &See<'_>, rule: AttentionRule) -> Weighted {
-        let mask = match see {
-            See::Masked(mask) => Some(*mask),
-            _ => None,
+    fn of_equal_heads(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask<'_>, rule: AttentionRule) -> Weighted {
+        let (causal, mask) = match mask {
+            Mask::Additive(mask) => (false, Some(*mask)),
+            Mask::Causal => (true, None),
+            Mask::None => (false, None),
         };
-        let before = matches!(see, See::Before);
         if q.device() == Device::Cpu && rule.softcap.is_none() {
             let (mean, log_sum) =
-                Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, before, mask, rule.scale);
+                Tensor::internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, mask, rule.scale);
             return Weighted { mean, log_sum };
         }
         let scores = rule.scores(q, k);
-        let scores = match (mask, before) {
+        let scores = match (mask, causal) {
             (Some(mask), _) => scores + mask,
             (None, true) => {
                 let size = scores.size();

@@ -27,11 +27,17 @@ use crate::{Error, mergekit};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixConfig {
-    /// Model directory that everything but the experts' MLPs is taken from.
+    /// Model directory that everything but the experts is taken from.
     pub base_model: PathBuf,
     /// Experts that each token goes through.
     #[serde(default = "two")]
     pub num_experts_per_tok: usize,
+    /// What is made of experts; each has a router of its own, and `mlp_fg` three.
+    #[serde(default = "mlp", skip_serializing_if = "is_mlp")]
+    pub modules: Vec<MixModule>,
+    /// Layers that have experts; defaults to all. The others are the base's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
     /// Dtype of the output; that of the base's embedding without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
@@ -44,6 +50,45 @@ pub struct MixConfig {
 
 fn two() -> usize {
     2
+}
+
+pub(crate) fn mlp() -> Vec<MixModule> {
+    vec![MixModule::Mlp]
+}
+
+fn is_mlp(modules: &[MixModule]) -> bool {
+    modules == [MixModule::Mlp]
+}
+
+/// A module of a layer that experts take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixModule {
+    /// The MLP as a whole: one router, which reads its input.
+    Mlp,
+    /// `gate_proj`, `up_proj` and `down_proj`, each with a router that reads its own input.
+    MlpFg,
+    /// `q_proj`.
+    QProj,
+    /// `k_proj`.
+    KProj,
+    /// `v_proj`.
+    VProj,
+    /// `o_proj`, which reads attention's output.
+    OProj,
+}
+
+impl MixModule {
+    /// The projection of attention that it is.
+    pub(crate) fn attention(self) -> Option<&'static str> {
+        match self {
+            MixModule::Mlp | MixModule::MlpFg => None,
+            MixModule::QProj => Some("q_proj"),
+            MixModule::KProj => Some("k_proj"),
+            MixModule::VProj => Some("v_proj"),
+            MixModule::OProj => Some("o_proj"),
+        }
+    }
 }
 
 /// How the routers start.
@@ -85,7 +130,7 @@ pub enum RouterInit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertConfig {
-    /// Model directory whose MLPs it takes.
+    /// Model directory whose modules it takes.
     pub model: PathBuf,
     /// Prompts of the kind that it is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -12,12 +12,14 @@ mod model_info;
 mod names;
 mod plan;
 mod router;
+mod trained;
 
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
-pub use config::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit};
+pub use config::{ExpertConfig, FloatType, MixConfig, MixModule, RouterConfig, RouterInit};
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
 pub use model_info::ModelInfo;
 pub use plan::Plan;
 pub use router::{ROUTER_STATES, router_states_spec};
+pub use trained::{RouterWeights, save_mixture_with_routers, save_model_with_routers};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit};
+use crate::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit, config};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,6 +74,8 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
     Ok(MixConfig {
         base_model: document.base_model,
         num_experts_per_tok: document.experts_per_token,
+        modules: config::mlp(),
+        layers: None,
         dtype: document.dtype,
         router: RouterConfig { init, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),

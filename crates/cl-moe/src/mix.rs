@@ -8,11 +8,12 @@ use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, Te
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use crate::model_info::INFO;
 use crate::plan::{Planned, Source};
 use crate::{Error, ModelInfo, Plan};
 
 /// Name of the resolved configuration in an output.
-const CONFIG_NAME: &str = "moe_config.toml";
+pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
 /// Elements of a tensor that are held at a time, by each thread.
 const PIECE: usize = 1 << 20;
 
@@ -45,7 +46,8 @@ pub struct Summary {
     pub info: ModelInfo,
 }
 
-/// Writes the mixture as a model directory that appears whole or not at all: a Mixtral with tokenizer, model card,
+/// Writes the mixture as a model directory that appears whole or not at all: a Mixtral, or where more or less than all MLPs
+/// are experts a model in the format of the paper's tool, with tokenizer, model card,
 /// `model_info.json`, the resolved configuration and a manifest. Memory holds a megabyte of elements a thread, whatever the
 /// models' size. `progress` is called with the bytes written so far, from any thread.
 ///
@@ -95,8 +97,9 @@ fn write_tensor(
     match &tensor.source {
         Source::Base(name) => copy(&plan.base, name, tensor, writer, done),
         Source::Expert(index, name) => copy(&plan.experts[*index], name, tensor, writer, done),
-        Source::Router(layer) => {
-            let bytes = convert::from_f32(spec.dtype, &plan.routers.layer(*layer)?).expect("a floating output");
+        Source::Router { layer, name } => {
+            let rows = plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?;
+            let bytes = convert::from_f32(spec.dtype, &rows).expect("a floating output");
             writer.write(&spec.name, &bytes)?;
             done(bytes.len())
         }
@@ -142,7 +145,7 @@ fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
         writer.copy_file(&file, &file.file_name().unwrap_or_default().to_string_lossy())?;
     }
     let toml = toml::to_string(&plan.config).expect("settings are strings, numbers and tables");
-    writer.put_json("model_info.json", &json!(plan.info()))?;
+    writer.put_json(INFO, &json!(plan.info()))?;
     writer.put_file(CONFIG_NAME, toml.as_bytes())?;
     writer.put_file("README.md", card(plan, &toml).as_bytes())?;
     Ok(())
@@ -167,8 +170,9 @@ fn card(plan: &Plan, toml: &str) -> String {
     let info = plan.info();
     format!(
         "---\nbase_model:\n{models}library_name: transformers\ntags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
-         A Mixtral of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
+         {} of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
          All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
+        if plan.config.layout().is_mixtral() { "A Mixtral" } else { "A model in the format of moetify" },
         plan.experts.len(),
         plan.config.num_experts_per_tok,
         env!("CARGO_PKG_VERSION"),

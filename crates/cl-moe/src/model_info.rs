@@ -1,5 +1,8 @@
 use serde::Serialize;
 
+/// Name of its file in an output.
+pub(crate) const INFO: &str = "model_info.json";
+
 /// Parameters of a mixture by what they are for, as in `model_info.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
@@ -24,6 +27,20 @@ impl ModelInfo {
             router_parameters: routers,
             total_parameters: stem + all_experts + routers,
             active_parameters: stem + routers + all_experts / experts.max(1) as u64 * chosen as u64,
+        }
+    }
+
+    /// Of adapters beside a stem: `experts` has each one's parameters, and a token goes through the `chosen` largest at most.
+    pub(crate) fn of_adapters(stem: u64, experts: &[u64], routers: u64, chosen: usize) -> ModelInfo {
+        let mut sorted = experts.to_vec();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let (all, active) = (sorted.iter().sum::<u64>(), sorted.iter().take(chosen).sum::<u64>());
+        ModelInfo {
+            stem_parameters: stem,
+            expert_parameters: all,
+            router_parameters: routers,
+            total_parameters: stem + all + routers,
+            active_parameters: stem + routers + active,
         }
     }
 }

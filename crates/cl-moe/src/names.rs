@@ -1,46 +1,123 @@
-//! Names of tensors in Llama-like checkpoints and in Mixtral's.
+//! Names of tensors in Llama-like checkpoints and in those of mixtures.
+
+use crate::MixModule;
 
 /// The three matrices of an MLP: in a dense model, and of a Mixtral expert.
-pub(crate) const MATRICES: [(&str, &str); 3] = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
+const MLP: [(&str, &str); 3] = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
+const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 
-/// `model.layers.N.mlp.MATRIX.weight`.
-pub(crate) fn dense(layer: usize, matrix: &str) -> String {
-    format!("model.layers.{layer}.mlp.{matrix}.weight")
+/// Which tensors of the base become experts, and how these and their routers are called.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout<'a> {
+    pub(crate) modules: &'a [MixModule],
+    /// All layers when absent.
+    pub(crate) layers: Option<&'a [usize]>,
 }
 
-/// `model.layers.N.block_sparse_moe.experts.E.W.weight`.
-pub(crate) fn expert(layer: usize, expert: usize, matrix: &str) -> String {
-    format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}.weight")
+/// A matrix of a dense model that experts take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Replaced<'n> {
+    pub(crate) layer: usize,
+    pub(crate) module: MixModule,
+    /// `gate_proj`, `q_proj`, ….
+    pub(crate) matrix: &'n str,
 }
 
-/// `model.layers.N.block_sparse_moe.gate.weight`, `(experts, hidden)`.
-pub(crate) fn router(layer: usize) -> String {
-    format!("model.layers.{layer}.block_sparse_moe.gate.weight")
+impl Layout<'_> {
+    /// Whether the mixture is a Mixtral; else it is in the format of the paper's tool.
+    pub(crate) fn is_mixtral(&self) -> bool {
+        self.modules == [MixModule::Mlp] && self.layers.is_none()
+    }
+
+    /// What a tensor of the base is if experts take its place.
+    pub(crate) fn replaced<'n>(&self, name: &'n str) -> Option<Replaced<'n>> {
+        let (layer, block, matrix) = projection(name)?;
+        if self.layers.is_some_and(|layers| !layers.contains(&layer)) {
+            return None;
+        }
+        let module = match (block, matrix) {
+            ("mlp", _) => self.modules.iter().find(|m| matches!(m, MixModule::Mlp | MixModule::MlpFg)),
+            (_, matrix) => self.modules.iter().find(|m| m.attention() == Some(matrix)),
+        };
+        module.map(|&module| Replaced { layer, module, matrix })
+    }
+
+    /// The name of an expert's weight.
+    pub(crate) fn expert(&self, of: Replaced<'_>, expert: usize) -> String {
+        let (layer, matrix) = (of.layer, of.matrix);
+        match of.module {
+            MixModule::Mlp if self.is_mixtral() => {
+                let mixed = MLP.iter().find(|(dense, _)| *dense == matrix).map_or(matrix, |(_, mixed)| mixed);
+                format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{mixed}.weight")
+            }
+            MixModule::Mlp => format!("model.layers.{layer}.mlp.experts.{expert}.{matrix}.weight"),
+            MixModule::MlpFg => format!("model.layers.{layer}.mlp.{matrix}.experts.{expert}.weight"),
+            _ => format!("model.layers.{layer}.self_attn.{matrix}.experts.{expert}.weight"),
+        }
+    }
+
+    /// The name of the router's weight, `(experts, in)`.
+    pub(crate) fn router(&self, of: Replaced<'_>) -> String {
+        let (layer, matrix) = (of.layer, of.matrix);
+        match of.module {
+            MixModule::Mlp if self.is_mixtral() => format!("model.layers.{layer}.block_sparse_moe.gate.weight"),
+            MixModule::Mlp => format!("model.layers.{layer}.mlp.router.weight"),
+            MixModule::MlpFg => format!("model.layers.{layer}.mlp.{matrix}.router.weight"),
+            _ => format!("model.layers.{layer}.self_attn.{matrix}.router.weight"),
+        }
+    }
 }
 
-/// Whether a tensor of the base is taken as it is: what a Mixtral has under the same name.
-pub(crate) fn is_stem(name: &str) -> bool {
+/// Layer, block and matrix of a projection's weight.
+fn projection(name: &str) -> Option<(usize, &str, &str)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (block, matrix) = rest.strip_suffix(".weight")?.split_once('.')?;
+    let known = match block {
+        "mlp" => MLP.iter().any(|(dense, _)| *dense == matrix),
+        "self_attn" => ATTENTION.contains(&matrix),
+        _ => false,
+    };
+    known.then_some((layer.parse().ok()?, block, matrix))
+}
+
+/// The layer whose MLP a tensor opens.
+pub(crate) fn layer_with_mlp(name: &str) -> Option<usize> {
+    projection(name).filter(|(_, _, matrix)| *matrix == "gate_proj").map(|(layer, ..)| layer)
+}
+
+/// Whether a tensor of the base has a place in a mixture: what Llama and Mistral without biases are made of.
+pub(crate) fn is_known(name: &str) -> bool {
     if ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].contains(&name) {
         return true;
     }
-    let Some((layer, part)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
-        return false;
-    };
-    let parts = [
-        "input_layernorm.weight",
-        "post_attention_layernorm.weight",
-        "self_attn.q_proj.weight",
-        "self_attn.k_proj.weight",
-        "self_attn.v_proj.weight",
-        "self_attn.o_proj.weight",
-    ];
-    layer.parse::<usize>().is_ok() && parts.contains(&part)
+    let norm = |rest: &str| rest == "input_layernorm.weight" || rest == "post_attention_layernorm.weight";
+    let of_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    projection(name).is_some() || of_layer.is_some_and(|(layer, rest)| layer.parse::<usize>().is_ok() && norm(rest))
 }
 
-/// Whether a tensor of the base has no place in the mixture and needs none: its MLPs, which the experts replace, and buffers
-/// that follow from config.json.
-pub(crate) fn is_replaced(name: &str) -> bool {
+/// Whether a tensor of the base has no place and needs none: buffers that follow from config.json.
+pub(crate) fn is_buffer(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
-        || (name.starts_with("model.layers.")
-            && MATRICES.iter().any(|(dense, _)| name.ends_with(&format!(".mlp.{dense}.weight"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_of_chosen_modules_and_layers_become_experts() {
+        let modules = [MixModule::MlpFg, MixModule::QProj];
+        let layout = Layout { modules: &modules, layers: Some(&[1]) };
+        assert!(!layout.is_mixtral());
+        assert_eq!(layout.replaced("model.layers.0.self_attn.q_proj.weight"), None);
+        assert_eq!(layout.replaced("model.layers.1.self_attn.k_proj.weight"), None);
+        let q = layout.replaced("model.layers.1.self_attn.q_proj.weight").unwrap();
+        assert_eq!(layout.expert(q, 2), "model.layers.1.self_attn.q_proj.experts.2.weight");
+        let down = layout.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
+        assert_eq!(layout.router(down), "model.layers.1.mlp.down_proj.router.weight");
+        let mixtral = Layout { modules: &[MixModule::Mlp], layers: None };
+        let down = mixtral.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
+        assert_eq!(mixtral.expert(down, 0), "model.layers.1.block_sparse_moe.experts.0.w2.weight");
+        assert!(is_known("model.layers.3.input_layernorm.weight") && !is_known("model.layers.3.self_attn.q_proj.bias"));
+    }
 }

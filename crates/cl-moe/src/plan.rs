@@ -1,14 +1,14 @@
 //! What a mixture reads and writes, with everything that stands in its way.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use cl_checkpoint::{Checkpoint, Dtype, OutputDir, SafetensorsFile, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
-use crate::names::{self, MATRICES};
+use crate::names::{self, Layout, Replaced};
 use crate::router::{self, RouterRows};
-use crate::{Error, FloatType, MixConfig, ModelInfo, Problem, RouterInit};
+use crate::{Error, FloatType, MixConfig, MixModule, ModelInfo, Problem, RouterInit};
 
 /// Everything about a mixture that is known without reading a weight.
 pub struct Plan {
@@ -35,13 +35,22 @@ pub(crate) enum Source {
     Base(String),
     /// An expert's tensor of this name.
     Expert(usize, String),
-    /// The router of a layer.
-    Router(usize),
+    /// A router of a layer; that of a whole MLP has no name.
+    Router { layer: usize, name: Option<String> },
+}
+
+impl MixConfig {
+    /// Which tensors become experts, and their names.
+    pub(crate) fn layout(&self) -> Layout<'_> {
+        Layout { modules: &self.modules, layers: self.layers.as_deref() }
+    }
 }
 
 /// Keys of config.json in which experts and base have to agree for an expert's MLP to fit.
 const FITS: [&str; 4] = ["hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"];
-/// Keys that change what an expert's MLP was trained beside.
+/// Those for projections of attention.
+const FITS_ATTENTION: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "head_dim"];
+/// Keys that change what an expert was trained beside.
 const BESIDE: [&str; 5] = ["model_type", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings"];
 
 impl Plan {
@@ -63,10 +72,11 @@ impl Plan {
         let mut notes = Vec::new();
         check_base(&base, &mut problems);
         for (i, expert) in experts.iter().enumerate() {
-            check_expert(&base, expert, i, &mut problems, &mut notes);
+            check_expert(config.layout(), &base, expert, i, &mut problems, &mut notes);
         }
+        check_modules(config, &base, &mut problems);
         let dtype = output_dtype(config, &base);
-        let tensors = tensors(&base, experts.len(), dtype.dtype(), &mut problems);
+        let tensors = tensors(config.layout(), &base, experts.len(), dtype.dtype(), &mut problems);
         let routers = note(RouterRows::new(config, &base), "router", &mut problems);
         let (Some(routers), true) = (routers, problems.is_empty()) else { return Err(Error::Problems(problems)) };
         notes.extend(routers.notes());
@@ -145,14 +155,43 @@ fn check_base(base: &Checkpoint, problems: &mut Vec<Problem>) {
             add(format!("{key} is true; a Mixtral has no biases"));
         }
     }
-    let unknown: Vec<&str> =
-        base.names().into_iter().filter(|n| !names::is_stem(n) && !names::is_replaced(n)).collect();
+    let unknown: Vec<&str> = base.names().into_iter().filter(|n| !names::is_known(n) && !names::is_buffer(n)).collect();
     if let Some(first) = unknown.first() {
-        add(format!("{} tensor(s) have no place in a Mixtral, `{first}` first", unknown.len()));
+        add(format!("{} tensor(s) have no place in a mixture, `{first}` first", unknown.len()));
+    }
+}
+
+/// What is to be made of experts is there, once, and has routers that can start by the rule.
+fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
+    let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
+    let modules = &config.modules;
+    let twice = modules.iter().enumerate().any(|(i, module)| modules[..i].contains(module));
+    if modules.is_empty() || twice {
+        add("modules", "expected some of mlp, mlp_fg, q_proj, k_proj, v_proj and o_proj, each once".to_owned());
+    }
+    let has = |module| modules.contains(&module);
+    if has(MixModule::Mlp) && has(MixModule::MlpFg) {
+        add("modules", "mlp and mlp_fg are two ways to mix the same matrices; keep one".to_owned());
+    }
+    if config.router.init == RouterInit::States && (has(MixModule::OProj) || has(MixModule::MlpFg)) {
+        let message = "init = \"states\" knows the hidden states that enter a layer, which are not what o_proj and down_proj \
+                       read; choose another rule, or leave out o_proj and mlp_fg";
+        add("router.init", message.to_owned());
+    }
+    let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    match &config.layers {
+        Some(layers) if layers.is_empty() => add("layers", "is empty; leave it out for all layers".to_owned()),
+        Some(layers) => {
+            if let Some(layer) = layers.iter().find(|layer| **layer >= count) {
+                add("layers", format!("there is no layer {layer}; the base has {count}, from 0"));
+            }
+        }
+        None => {}
     }
 }
 
 fn check_expert(
+    layout: Layout<'_>,
     base: &Checkpoint,
     expert: &Checkpoint,
     index: usize,
@@ -162,14 +201,16 @@ fn check_expert(
     let (a, b) = (base.config(), expert.config());
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| a != b);
     let place = format!("experts[{index}] ({})", expert.dir().display());
-    for key in FITS.iter().filter(differ) {
+    let attention = layout.modules.iter().any(|module| module.attention().is_some());
+    let of_attention = if attention { &FITS_ATTENTION[..] } else { &[] };
+    for key in FITS.iter().chain(of_attention).filter(differ) {
         let message = format!("`{key}` is {} in config.json, {} in the base's", b[*key], a[*key]);
         problems.push(Problem { place: place.clone(), message });
     }
     for key in BESIDE.iter().filter(differ) {
         notes.push(format!("{place}: `{key}` is {}, {} in the base, which counts", b[*key], a[*key]));
     }
-    let replaced = base.names().into_iter().filter(|n| names::is_replaced(n) && n.ends_with(".weight"));
+    let replaced = base.names().into_iter().filter(|name| layout.replaced(name).is_some());
     for name in replaced {
         let (own, theirs) = (base.info(name), expert.info(name));
         match (own, theirs) {
@@ -196,34 +237,42 @@ fn output_dtype(config: &MixConfig, base: &Checkpoint) -> FloatType {
     config.dtype.or(stored).unwrap_or(FloatType::Bfloat16)
 }
 
-fn tensors(base: &Checkpoint, experts: usize, dtype: Dtype, problems: &mut Vec<Problem>) -> Vec<Planned> {
+fn tensors(
+    layout: Layout<'_>,
+    base: &Checkpoint,
+    experts: usize,
+    dtype: Dtype,
+    problems: &mut Vec<Problem>,
+) -> Vec<Planned> {
     let mut planned = Vec::new();
-    let mut layers: BTreeMap<usize, usize> = BTreeMap::new(); // layer to hidden size
+    let mut routers = BTreeSet::new();
     for name in base.names() {
-        let Some(info) = base.info(name) else { continue };
-        if names::is_stem(name) {
-            if FloatType::of(info.dtype).is_none() {
-                let message = format!("tensor `{name}` is {:?}; expected f32, f16 or bf16", info.dtype);
-                problems.push(Problem { place: "base_model".to_owned(), message });
-            }
-            let spec = TensorSpec { name: name.to_owned(), dtype, shape: info.shape.clone() };
-            planned.push(Planned { spec, source: Source::Base(name.to_owned()) });
+        let Some(info) = base.info(name).filter(|_| names::is_known(name)) else { continue };
+        if FloatType::of(info.dtype).is_none() {
+            let message = format!("tensor `{name}` is {:?}; expected f32, f16 or bf16", info.dtype);
+            problems.push(Problem { place: "base_model".to_owned(), message });
         }
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once(".mlp.gate_proj."));
-        if let (Some(layer), Some(&hidden)) = (layer.and_then(|l| l.0.parse().ok()), info.shape.get(1)) {
-            layers.insert(layer, hidden);
+        let mut add = |name, shape, source| {
+            planned.push(Planned { spec: TensorSpec { name, dtype, shape }, source });
+        };
+        let Some(of) = layout.replaced(name) else {
+            add(name.to_owned(), info.shape.clone(), Source::Base(name.to_owned()));
+            continue;
+        };
+        // The router of a whole MLP reads what gate and up do.
+        let of_whole = of.module == MixModule::Mlp;
+        let router = layout.router(if of_whole { Replaced { matrix: "gate_proj", ..of } } else { of });
+        if let (Some(&input), true) = (info.shape.get(1), !of_whole || of.matrix == "gate_proj")
+            && routers.insert(router.clone())
+        {
+            let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| router.clone()) };
+            add(router, vec![experts, input], source);
+        }
+        for e in 0..experts {
+            add(layout.expert(of, e), info.shape.clone(), Source::Expert(e, name.to_owned()));
         }
     }
-    for (&layer, &hidden) in &layers {
-        let spec = TensorSpec { name: names::router(layer), dtype, shape: vec![experts, hidden] };
-        planned.push(Planned { spec, source: Source::Router(layer) });
-        for (e, (dense, mixed)) in (0..experts).flat_map(|e| MATRICES.map(|m| (e, m))) {
-            let from = names::dense(layer, dense);
-            let Some(info) = base.info(&from) else { continue };
-            let spec = TensorSpec { name: names::expert(layer, e, mixed), dtype, shape: info.shape.clone() };
-            planned.push(Planned { spec, source: Source::Expert(e, from) });
-        }
-    }
+    let layers: BTreeSet<usize> = base.names().into_iter().filter_map(names::layer_with_mlp).collect();
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0);
     if layers.len() as u64 != count {
         let message = format!("num_hidden_layers is {count} in config.json, {} layers have an MLP", layers.len());
@@ -232,8 +281,42 @@ fn tensors(base: &Checkpoint, experts: usize, dtype: Dtype, problems: &mut Vec<P
     planned
 }
 
-/// The base's config.json as a Mixtral's.
+/// The base's config.json as that of the mixture.
 fn out_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
+    if config.layout().is_mixtral() { mixtral_config(config, base, dtype) } else { moetify_config(config, base, dtype) }
+}
+
+/// In the format of the paper's tool, whose keys name what is made of experts.
+fn moetify_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
+    let mut out = base.config().clone();
+    let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
+    let (class, kind) =
+        if mistral { ("MoeMistralForCausalLM", "moemistral") } else { ("MoeLlamaForCausalLM", "moellama") };
+    let has = |module| Value::from(config.modules.contains(&module));
+    for (key, value) in [
+        ("architectures", Value::from(vec![class])),
+        ("model_type", kind.into()),
+        ("num_local_experts", config.experts.len().into()),
+        ("num_experts_per_tok", config.num_experts_per_tok.into()),
+        ("moe_mlp", has(MixModule::Mlp)),
+        ("moe_mlp_fg", has(MixModule::MlpFg)),
+        ("moe_query", has(MixModule::QProj)),
+        ("moe_key", has(MixModule::KProj)),
+        ("moe_value", has(MixModule::VProj)),
+        ("moe_output", has(MixModule::OProj)),
+        ("moe_layer_idx", config.layers.clone().unwrap_or_default().into()),
+        ("output_router_logits", false.into()),
+        ("torch_dtype", dtype.name().into()),
+    ] {
+        out.insert(key.to_owned(), value);
+    }
+    if out.contains_key("dtype") {
+        out.insert("dtype".to_owned(), dtype.name().into());
+    }
+    out
+}
+
+fn mixtral_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
     let mut out = base.config().clone();
     let number = |key: &str| out.get(key).and_then(Value::as_u64);
     let heads = number("num_attention_heads").unwrap_or(1);
@@ -278,7 +361,7 @@ fn model_info(tensors: &[Planned], experts: usize, chosen: usize) -> ModelInfo {
     ModelInfo::new(
         sum(|s| matches!(s, Source::Base(_))),
         sum(|s| matches!(s, Source::Expert(..))),
-        sum(|s| matches!(s, Source::Router(_))),
+        sum(|s| matches!(s, Source::Router { .. })),
         experts,
         chosen,
     )

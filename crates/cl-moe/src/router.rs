@@ -55,13 +55,17 @@ impl RouterRows {
         Ok(RouterRows { init: config.router.init, seed: config.router.seed, experts, hidden, states })
     }
 
-    /// A layer's rows, one after another.
-    pub(crate) fn layer(&self, layer: usize) -> Result<Vec<f32>, Error> {
+    /// The rows of a layer's router with `input` columns, one after another. `name` tells random routers of one layer apart; that
+    /// of an MLP has none.
+    pub(crate) fn rows(&self, layer: usize, name: Option<&str>, input: usize) -> Result<Vec<f32>, Error> {
         match (self.init, &self.states) {
-            (RouterInit::Random, _) => Ok(normal(self.seed, &(layer as u64).to_le_bytes(), self.experts * self.hidden)),
-            (RouterInit::Uniform, _) | (RouterInit::States, None) => Ok(vec![0.0; self.experts * self.hidden]),
+            (RouterInit::Random, _) => {
+                let key = name.map_or_else(|| (layer as u64).to_le_bytes().to_vec(), |name| name.as_bytes().to_vec());
+                Ok(normal(self.seed, &key, self.experts * input))
+            }
+            (RouterInit::Uniform, _) | (RouterInit::States, None) => Ok(vec![0.0; self.experts * input]),
             (RouterInit::Base, _) => {
-                let row = |expert| vec![if expert == 0 { 1.0 } else { 1e-6 }; self.hidden];
+                let row = |expert| vec![if expert == 0 { 1.0 } else { 1e-6 }; input];
                 Ok((0..self.experts).flat_map(row).collect())
             }
             (RouterInit::States, Some(file)) => {

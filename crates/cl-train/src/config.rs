@@ -3,7 +3,7 @@ use cl_model::LoadOptions;
 use cl_torch::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
 
-use crate::{ReportTo, Schedule, TrainError};
+use crate::{ReportTo, RouterTraining, Schedule, TrainError};
 
 /// Settings of one round of fine-tuning. Names and defaults follow Transformers' `TrainingArguments` where it has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,9 @@ pub struct TrainConfig {
     /// Train all weights (`[train.full]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
+    /// Train the routers of a mixture and nothing else: the table `[router]` of `cl moe train-router`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterTraining>,
 }
 
 /// Full fine-tuning. It has no settings; the presence of the table selects it.
@@ -153,17 +156,21 @@ impl Default for TrainConfig {
             lora: None,
             olora: None,
             full: None,
+            router: None,
         }
     }
 }
 
 impl TrainConfig {
-    /// Checks all ranges, and that exactly one of `lora` and `full` is set.
+    /// Checks all ranges, and that exactly one of `lora`, `full` and `router` is set.
     ///
     /// # Errors
     /// Returns [`TrainError::Config`] with the first invalid key, its value and what is allowed.
     pub fn validate(&self) -> Result<(), TrainError> {
         self.validate_ranges()?;
+        if let Some(router) = self.router {
+            return self.validate_router(router);
+        }
         let method = match (&self.lora, &self.full) {
             (Some(_), None) | (None, Some(_)) => None,
             (None, None) => Some("neither `lora` nor `full`"),
@@ -218,6 +225,26 @@ impl TrainConfig {
             Some((key, value, _, expected)) => Err(TrainError::Config { key, value, expected }),
             None => Ok(()),
         }
+    }
+
+    fn validate_router(&self, router: RouterTraining) -> Result<(), TrainError> {
+        router.validate()?;
+        let set = [
+            ("lora", self.lora.is_some()),
+            ("full", self.full.is_some()),
+            ("olora", self.olora.is_some()),
+            ("initial_adapter", self.initial_adapter.is_some()),
+        ];
+        let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
+        if let Some((key, _)) = set.into_iter().find(|(_, set)| *set) {
+            return wrong(key, "set together with `router`", "nothing: routers alone are trained");
+        }
+        if self.activation_checkpointing && router.has_losses() {
+            // Logits of recomputed layers exist one layer at a time, and only in the backward pass.
+            let expected = "false, or coefficients of 0 in [router]";
+            return wrong("activation_checkpointing", "true with auxiliary losses of routers", expected);
+        }
+        Ok(())
     }
 
     fn validate_olora(&self) -> Result<(), TrainError> {

@@ -20,6 +20,12 @@ pub struct StepLog {
     /// O-LoRA's penalty, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub penalty: Option<f64>,
+    /// Load-balancing loss of routers, before its coefficient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<f64>,
+    /// Router z-loss, before its coefficient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
     /// Loss on the validation data after the step, if it was evaluated: the mean over all tokens that it covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,

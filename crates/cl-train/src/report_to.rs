@@ -53,8 +53,19 @@ impl ReportTo {
     }
 }
 
-const CSV_HEADER: [&str; 9] =
-    ["step", "epoch", "loss", "penalty", "grad_norm", "learning_rate", "tokens", "supervised_tokens", "seconds"];
+const CSV_HEADER: [&str; 11] = [
+    "step",
+    "epoch",
+    "loss",
+    "penalty",
+    "load_balancing",
+    "z_loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens",
+    "supervised_tokens",
+    "seconds",
+];
 
 impl Report {
     pub(crate) fn write(&mut self, step: &StepLog) -> Result<(), TrainError> {
@@ -65,11 +76,13 @@ impl Report {
         match self {
             Report::Csv { path, file, validates } => writeln!(
                 file,
-                "{},{},{},{},{},{},{},{},{}{}",
+                "{},{},{},{},{},{},{},{},{},{},{}{}",
                 step.step,
                 step.epoch,
                 step.loss,
                 optional(step.penalty),
+                optional(step.load_balancing),
+                optional(step.z_loss),
                 step.grad_norm,
                 step.learning_rate,
                 step.tokens,
@@ -83,6 +96,8 @@ impl Report {
                 let scalars = [
                     ("train/loss", Some(step.loss)),
                     ("train/penalty", step.penalty),
+                    ("train/load_balancing", step.load_balancing),
+                    ("train/z_loss", step.z_loss),
                     ("eval/loss", step.eval_loss),
                     ("train/grad_norm", Some(step.grad_norm)),
                     ("train/learning_rate", Some(step.learning_rate)),
@@ -121,6 +136,8 @@ mod tests {
             epoch: 0,
             loss: 0.5 / step as f64,
             penalty: (step == 2).then_some(0.25),
+            load_balancing: None,
+            z_loss: None,
             eval_loss: (step == 2).then_some(0.75),
             grad_norm: 1.0,
             learning_rate: 1e-4,
@@ -136,8 +153,8 @@ mod tests {
         let mut report = ReportTo::Csv.open(folder.path(), &[step(1)], false).unwrap();
         report.write(&step(2)).unwrap();
         let text = std::fs::read_to_string(folder.path().join("log.csv")).unwrap();
-        let expected = "step,epoch,loss,penalty,grad_norm,learning_rate,tokens,supervised_tokens,seconds\n\
-                        1,0,0.5,,1,0.0001,40,4,0.5\n2,0,0.25,0.25,1,0.0001,40,4,0.5\n";
+        let expected = "step,epoch,loss,penalty,load_balancing,z_loss,grad_norm,learning_rate,tokens,supervised_tokens,\
+                        seconds\n1,0,0.5,,,,1,0.0001,40,4,0.5\n2,0,0.25,0.25,,,1,0.0001,40,4,0.5\n";
         assert_eq!(text, expected);
         let mut report = ReportTo::Csv.open(folder.path(), &[step(1)], true).unwrap();
         report.write(&step(2)).unwrap();

@@ -1,18 +1,20 @@
 use std::path::Path;
 use std::time::Instant;
 
-use cl_adapters::{Linear, Mode};
+use cl_adapters::{Linear, Mode, RouterLog};
 use cl_checkpoint::Interrupt;
 use cl_data::{Encoded, Packed, RowRef, pack};
 use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
+use cl_torch::tch::Tensor;
 
 use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
+use crate::router::{AuxiliaryLosses, WeightedLosses};
 use crate::validation::{ValidationState, eval_loss, restore, snapshot};
-use crate::{Keep, LossNorm, Plan, StepLog, TrainConfig, TrainData, TrainError, ValidationReport};
+use crate::{Keep, LossNorm, Plan, RouterTraining, StepLog, TrainConfig, TrainData, TrainError, ValidationReport};
 
 /// Progress after a step.
 pub struct Progress<'a> {
@@ -37,7 +39,8 @@ pub struct TrainReport {
     pub validation: Option<ValidationReport>,
 }
 
-/// Fine-tunes `model` in place: its adapters if it has any, else all weights that require a gradient.
+/// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, if it has any, else all weights that
+/// require a gradient.
 ///
 /// Writes `log.jsonl` (one line per step) to `out` and, with `save_steps`, a checkpoint to `out/state/`. If there is a
 /// checkpoint, training resumes from it, with the same results as an uninterrupted run. `report_to` adds other formats
@@ -71,6 +74,7 @@ pub fn train(
     let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to, data.validation.is_some())?;
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
+    let routers = config.router.filter(RouterTraining::has_losses).map(|training| (training, model.record_routers()));
 
     let stops = |state: &State| state.validation.as_ref().is_some_and(ValidationState::stops);
     while done < plan.total_steps && !stops(&state) {
@@ -84,7 +88,8 @@ pub fn train(
         let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
         let learning_rate = config.learning_rate * factor;
 
-        let (loss, supervised_tokens) = accumulate(model, &micro_batches, in_mean, config, step_seed(seed, done))?;
+        let Sums { loss, supervised_tokens, auxiliary } =
+            accumulate(model, &micro_batches, in_mean, config, routers.as_ref(), step_seed(seed, done))?;
         let number = done + 1;
         finite(number, "loss", loss)?;
         let penalty = penalize(model, data)?;
@@ -97,6 +102,10 @@ pub fn train(
 
         let seconds = started.elapsed().as_secs_f64();
         let eval_loss = evaluate(model, data, config, plan, done, &mut state)?;
+        if let Some((_, decided)) = &routers {
+            // What routers decided on validation data is no part of the next step's losses.
+            drop(decided.take());
+        }
         if let Some((_, true)) = eval_loss {
             optimizer.check_finite(done)?;
             best = keeps_best(data).then(|| snapshot(&optimizer.params));
@@ -107,6 +116,8 @@ pub fn train(
             epoch,
             loss,
             penalty,
+            load_balancing: auxiliary.map(|a| a.load_balancing),
+            z_loss: auxiliary.map(|a| a.z_loss),
             eval_loss: eval_loss.map(|(loss, _)| loss),
             grad_norm,
             learning_rate,
@@ -178,6 +189,15 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     if config.full.is_some() && adapted {
         return wrong("full", "set, but the model has adapters", "a model without adapters");
     }
+    if config.router.is_some() {
+        let (routers, trainable) = (model.routers(), model.trainable());
+        if routers.is_empty() {
+            return wrong("router", "set, but the model has no routers that learn", "a mixture with router weights");
+        }
+        if trainable.iter().map(|(name, _)| name).ne(routers.iter().map(|(name, _)| name)) {
+            return wrong("router", "set, but other weights would learn too", "a model after `train_routers`");
+        }
+    }
     if model.trainable().is_empty() {
         return wrong("full", "set, but all weights are frozen", "trainable weights (`set_requires_grad(true)`)");
     }
@@ -185,24 +205,35 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     if model.compute != options.compute {
         return wrong("precision", &format!("{:?}", config.precision), "the dtype that the model was loaded for");
     }
-    if config.full.is_some() && model.trainable().iter().any(|(_, t)| t.kind() != options.weights) {
+    // Routers are f32 whatever the rest is in.
+    let routers: Vec<String> = model.routers().into_iter().map(|(name, _)| name).collect();
+    let other = |(name, t): &(String, Tensor)| t.kind() != options.weights && !routers.contains(name);
+    if config.full.is_some() && model.trainable().iter().any(other) {
         return wrong("states", &format!("{:?}", config.states), "the dtype that the weights were loaded in");
     }
     Ok(())
 }
 
-/// Runs forward and backward passes of all micro-batches, accumulating gradients. Returns the loss and the number of
-/// supervised tokens.
+/// What the micro-batches of a step come to.
+struct Sums {
+    loss: f64,
+    supervised_tokens: usize,
+    auxiliary: Option<AuxiliaryLosses>,
+}
+
+/// Runs forward and backward passes of all micro-batches, accumulating gradients.
 fn accumulate(
     model: &Decoder,
     micro_batches: &[Packed],
     in_mean: usize,
     config: &TrainConfig,
+    routers: Option<&(RouterTraining, RouterLog)>,
     seed: u64,
-) -> Result<(f64, usize), TrainError> {
+) -> Result<Sums, TrainError> {
     let counts: Vec<usize> = micro_batches.iter().map(supervised_count).collect();
     let all: usize = counts.iter().sum();
     let mut loss = 0.0;
+    let mut auxiliary = AuxiliaryLosses::default();
     for (i, packed) in micro_batches.iter().enumerate() {
         if counts[i] == 0 {
             continue;
@@ -217,9 +248,10 @@ fn accumulate(
         let x = model.forward(&batch, mode)?;
         let supervised = supervised_loss(model, &x, packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
-        supervised.backward()?;
+        let losses = routers.map(|(training, log)| WeightedLosses::of(log, *training, in_mean, &mut auxiliary));
+        supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
     }
-    Ok((loss, all))
+    Ok(Sums { loss, supervised_tokens: all, auxiliary: routers.map(|_| auxiliary) })
 }
 
 /// Adds the gradient of O-LoRA's penalty; returns its value.

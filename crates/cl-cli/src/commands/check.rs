@@ -2,12 +2,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use cl_lab::{Finding, check_directory, check_sequence, check_train, read_sequence, read_train};
+use cl_lab::{
+    Finding, check_directory, check_router, check_sequence, check_train, read_router, read_sequence, read_train,
+};
 
 /// Arguments of `cl check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration of `cl train` or `cl sequence`, or a model or adapter directory.
+    /// Configuration of `cl train`, `cl sequence` or `cl moe train-router`, or the directory of a model, an adapter or a mixture.
     path: PathBuf,
     /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -40,11 +42,20 @@ fn findings(args: &Args) -> Result<Vec<Finding>> {
         return Ok(check_directory(&args.path));
     }
     let text = super::read(&args.path)?;
-    Ok(if is_sequence(&text, &args.set) {
+    Ok(if is_router(&text, &args.set) {
+        check_router(&read_router(&args.path, &text, &args.set)?)
+    } else if is_sequence(&text, &args.set) {
         check_sequence(&read_sequence(&args.path, &text, &args.set)?)
     } else {
         check_train(&read_train(&args.path, &text, &args.set)?)
     })
+}
+
+/// A training of routers has the table `[router]`, or names a mixture of adapters.
+fn is_router(text: &str, set: &[String]) -> bool {
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    let set = |key: &str| set.iter().any(|entry| entry.trim_start().starts_with(key));
+    table.contains_key("router") || table.contains_key("adapter") || set("router.") || set("adapter=")
 }
 
 /// A sequence has `tasks` or `[[rounds]]`, and its `data` is a path; a single round has a table `[data]`.

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
-use cl_lab::{Pooling, router_states};
+use cl_checkpoint::logging::LogArgs;
+use cl_lab::{Pooling, read_router, router_states, run_train_router};
 use cl_moe::MixConfig;
-use cl_train::Precision;
+use cl_train::{Precision, final_loss, read_log};
+
+use crate::progress::Progress;
 
 /// Subcommands of `cl moe`.
 #[derive(clap::Subcommand)]
@@ -17,6 +20,31 @@ pub enum Command {
     Blend(cl_moe::cli::BlendArgs),
     /// Compute hidden states of the experts' prompts, to initialize routers.
     States(StatesArgs),
+    /// Train the routers of a mixture; base and experts stay as they are.
+    TrainRouter(TrainRouterArgs),
+}
+
+impl Command {
+    /// Whether it trains, so that libtorch's threads work all the time.
+    pub fn computes(&self) -> bool {
+        matches!(self, Command::TrainRouter(_))
+    }
+}
+
+/// Arguments of `cl moe train-router`.
+#[derive(clap::Args)]
+pub struct TrainRouterArgs {
+    /// Configuration: model, adapter for a mixture of adapters, [data], [train], [router].
+    config: PathBuf,
+    /// Directory for log.jsonl, rows.json, routing.json, routing.svg, and mixture/ or model/.
+    #[arg(long)]
+    out: PathBuf,
+    /// Change a key of the configuration, as in --set router.load_balancing=0.01.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with an unfinished run.
+    #[arg(long)]
+    resume: bool,
 }
 
 /// Arguments of `cl moe states`.
@@ -53,11 +81,12 @@ enum PoolingArg {
 }
 
 /// Runs the command.
-pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(command: Command, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     match command {
         Command::Mix(args) => cl_moe::cli::run(&cl_moe::cli::Command::Mix(args), interrupt, out),
         Command::Blend(args) => cl_moe::cli::run(&cl_moe::cli::Command::Blend(args), interrupt, out),
         Command::States(args) => states(&args, out),
+        Command::TrainRouter(args) => train_router(&args, log, interrupt, out),
     }
 }
 
@@ -75,5 +104,21 @@ fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
     let states = router_states(&config, pooling, args.precision, device)?;
     write_file(&args.out, &states)?;
     writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
+    Ok(())
+}
+
+fn train_router(args: &TrainRouterArgs, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut progress = Progress::new(log);
+    let output = run_train_router(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
+    let steps = read_log(&args.out.join("log.jsonl"))?;
+    let (first, last) = (steps.first().map_or(f64::NAN, |s| s.loss), final_loss(&steps));
+    writeln!(out, "{} steps, loss {first:.4} at first, mean of the last tenth {last:.4}", steps.len())?;
+    for task in output.routing.iter().flat_map(|r| &r.tasks) {
+        let experts = output.routing.iter().flat_map(|r| &r.experts).zip(&task.routing.gate_share);
+        let shares: Vec<String> = experts.map(|(name, share)| format!("{name} {share:.2}")).collect();
+        writeln!(out, "{}: gates {}", task.task, shares.join(", "))?;
+    }
+    writeln!(out, "mixture  {}", output.mixture.display())?;
     Ok(())
 }

@@ -2,7 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cl_report::{Run, StudyResults, Verdict, check_place, write};
+use cl_report::{Run, StudyResults, Verdict, Written, check_place, write};
 
 /// Arguments of `cl report`.
 #[derive(clap::Args)]
@@ -33,7 +33,11 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         cl_checkpoint::refuse_overlap(&args.out, &[*input])?;
     }
     let results = StudyResults::read(&runs, &args.old)?;
-    let written = write(&results, &args.out)?;
+    print(&write(&results, &args.out)?, out)
+}
+
+/// Prints the paper's claims with their verdicts, and where the report is.
+pub(super) fn print(written: &Written, out: &mut impl Write) -> Result<()> {
     for finding in written.findings.iter().filter(|f| f.verdict != Verdict::NotRun) {
         let numbers = match (finding.estimate, finding.interval) {
             (Some(value), Some((low, high))) => format!(" {value:+.4} ({low:+.4} to {high:+.4}), {}", finding.method),

@@ -7,6 +7,7 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_lab::{StudyConfig, StudyOptions, plan_study, run_study};
 
+use super::report;
 use crate::progress::StudyProgress;
 
 /// Arguments of `cl study`.
@@ -59,9 +60,9 @@ impl StageArgs {
             return list(config, dir, &options, out);
         }
         let mut progress = StudyProgress::new(log);
-        run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
-        writeln!(out, "results  {}", dir.join("results.json").display())?;
-        Ok(())
+        let results = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
+        drop(progress);
+        report::print(&cl_report::write(&results, &dir.join("report"))?, out)
     }
 }
 

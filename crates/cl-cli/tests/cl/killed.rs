@@ -106,6 +106,34 @@ fn a_killed_round_comes_out_as_if_it_had_not_been() {
 }
 
 #[test]
+fn a_killed_training_of_routers_comes_out_as_if_it_had_not_been() {
+    let (left_alone, killed) = (World::new(), World::new());
+    for world in [&left_alone, &killed] {
+        world.model("other", 2);
+        let experts = "[[experts]]\nmodel = \"model\"\n[[experts]]\nmodel = \"other\"\n";
+        world.write("mix.toml", &format!("base_model = \"model\"\n{experts}"));
+        world.ok(["moe", "mix", "mix.toml", "--out", "mix"]);
+        let router = world.read("train.toml").replace("model = \"model\"", "model = \"mix\"");
+        world.write("router.toml", &router.replace("[train.lora]\nr = 2", "[router]\nz_loss = 0.001"));
+        long(world, "router.toml", "load_balancing = 0.01\n");
+    }
+    let done = left_alone.ok(["moe", "train-router", "router.toml", "--out", "r"]);
+    assert!(done.contains("first: gates model 0.") && done.contains("mixture  r/model"), "{done}");
+    assert!(left_alone.ok(["check", "router.toml"]).contains("2 routers of 2 experts, 2 for each token"));
+    let moments = [
+        ("config.toml", 0),
+        ("log.jsonl", 4),
+        ("state", 0),
+        ("log.jsonl", 17),
+        ("model", 0),
+        ("routing.svg", 0),
+        ("routing.json", 0),
+    ];
+    kill_at(&killed, &["moe", "train-router", "router.toml", "--out", "r", "--resume"], "r", &moments);
+    assert_same(&left_alone.path("r"), &killed.path("r"));
+}
+
+#[test]
 fn a_killed_evaluation_goes_on_where_it_was() {
     let (left_alone, killed) = (World::new(), World::new());
     let args =

@@ -149,6 +149,25 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     Ok(StudyPlan { stages, steps, model_bytes })
 }
 
+/// Writes the configuration into the study's directory, which has to be empty or a study's.
+pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<(), LabError> {
+    let marker = out.join("study.toml");
+    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+    if !marker.exists() {
+        for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
+            let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
+            if !(name.starts_with(".study.toml.") && name.ends_with(".part")) {
+                let message =
+                    "is not empty and is not the directory of a study (no study.toml); choose another --out".to_owned();
+                return Err(LabError::Output { path: out.to_owned(), message });
+            }
+        }
+    }
+    let text =
+        toml::to_string(config).map_err(|e| LabError::Config { path: marker.clone(), message: e.to_string() })?;
+    Ok(write_file(&marker, text.as_bytes())?)
+}
+
 struct Study<'a> {
     config: &'a StudyConfig,
     out: &'a Path,
@@ -193,28 +212,18 @@ impl<'a> Study<'a> {
         Site { config: &self.sequence, out: self.out, interrupt }
     }
 
-    /// Makes the directory this study's, which a change of the configuration leaves it.
+    /// Makes the directory this study's; the lock lasts as long as the study runs.
     fn claim(&self) -> Result<File, LabError> {
-        let (out, marker) = (self.out, self.out.join("study.toml"));
+        let out = self.out;
         let inputs = [("the base model", self.config.model.as_path()), ("the data", self.config.data.as_path())];
         refuse_overlap(&out.join("stages"), &inputs)?;
-        std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-        let refuse = |message: &str| LabError::Output { path: out.to_owned(), message: message.to_owned() };
+        mark(self.config, out)?;
         let path = out.join(".lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
         if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(refuse("another process is writing there; wait for it, or choose another --out"));
+            let message = "another process is writing there; wait for it, or choose another --out".to_owned();
+            return Err(LabError::Output { path: out.to_owned(), message });
         }
-        let known = ["study.toml", "stages", "results.json", "times.json", "report", ".lock", "data", "base"];
-        for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
-            let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
-            if !known.contains(&name.as_str()) && !name.ends_with(".part") && !marker.exists() {
-                return Err(refuse("is not empty and holds no study (study.toml); choose another --out"));
-            }
-        }
-        let text = toml::to_string(self.config)
-            .map_err(|e| LabError::Config { path: marker.clone(), message: e.to_string() })?;
-        write_file(&marker, text.as_bytes())?;
         Ok(lock)
     }
 

@@ -15,7 +15,7 @@ use cl_checkpoint::{Interrupt, OutputDir};
 use cl_eval::Task;
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
-use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixOptions, blend, mix};
+use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixModule, MixOptions, blend, mix};
 use cl_torch::tch::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -139,6 +139,8 @@ impl Site<'_> {
                         base_model: self.config.model.clone(),
                         num_experts_per_tok: *num_experts_per_tok,
                         dtype: None,
+                        modules: vec![MixModule::Mlp],
+                        layers: None,
                         router: router.clone(),
                         experts: inputs.iter().map(expert).collect(),
                     };

@@ -6,6 +6,7 @@ mod moe;
 mod olora;
 mod round;
 mod rounds;
+mod router;
 mod scoring;
 mod sequence;
 mod study;

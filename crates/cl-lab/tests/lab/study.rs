@@ -1,24 +1,52 @@
-use cl_checkpoint::Interrupt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cl_lab::{StudyConfig, reproduce};
-use cl_torch::tch;
+use cl_checkpoint::Interrupt;
+use cl_lab::{LabError, StudyConfig, StudyEvent, StudyOptions, TinyConfig, plan_study, run_study};
+use cl_torch::tch::Kind;
 
-use crate::world::silent;
+use crate::world::{World, silent};
 
-/// The study in a few seconds; nothing is learned in it.
-fn tiny() -> StudyConfig {
-    StudyConfig {
+/// The tiny study in seconds; nothing is learned in it.
+fn tiny() -> TinyConfig {
+    TinyConfig {
+        seeds: vec![1],
         hidden_size: 16,
-        pretraining_questions: 4,
         pretraining_epochs: 1,
-        train_rows: 16,
+        pretraining_questions: 4,
+        train_rows: 8,
         test_rows: 4,
-        epochs: 2,
-        ..StudyConfig::default()
+        epochs: 1,
+        quick: true,
+        ..TinyConfig::default()
     }
+}
+
+/// A stage of each kind.
+fn some() -> StudyOptions {
+    let names = [
+        "sequence-fft.",
+        "sequence-lora-rep",
+        "joint-lora.",
+        "merge-fft-average-3",
+        "merge-ties-2",
+        "blend-a",
+        "mix-7",
+    ];
+    StudyOptions { only: names.map(str::to_owned).to_vec(), ..StudyOptions::default() }
+}
+
+fn ignore(_: StudyEvent) {}
+
+fn run(out: &Path) {
+    let tiny = tiny();
+    tiny.write_world(out, &Interrupt::default(), &mut silent).unwrap();
+    run_study(&tiny.study(out), out, &some(), &Interrupt::default(), &mut ignore).unwrap();
+}
+
+fn results(out: &Path) -> String {
+    std::fs::read_to_string(out.join("results.json")).unwrap()
 }
 
 const OUT: &str = "CL_LAB_TEST_STUDY";
@@ -28,22 +56,21 @@ const OUT: &str = "CL_LAB_TEST_STUDY";
 #[ignore = "started by a_killed_study_goes_on_and_ends_as_if_it_had_not_been"]
 fn study_to_kill() {
     let Some(out) = std::env::var_os(OUT) else { return };
-    tch::set_num_threads(1);
-    reproduce(&tiny(), Path::new(&out), &Interrupt::default(), &mut silent).unwrap();
+    run(Path::new(&out));
 }
 
 #[test]
 fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
-    tch::set_num_threads(1);
     let folder = tempfile::tempdir().unwrap();
     let (alone, killed) = (folder.path().join("alone"), folder.path().join("killed"));
-    let study = reproduce(&tiny(), &alone, &Interrupt::default(), &mut silent).unwrap();
+    run(&alone);
     for moment in [
         "base/log.jsonl",
-        "base/model/manifest.json",
-        "sequences/FFT/rounds/1-first/log.jsonl",
-        "sequences/LoRA/rounds/2-mood/adapter/manifest.json",
-        "sequences/LoRA-Rep/rounds/3-largest/scores/first.jsonl",
+        "stages/base/scores",
+        "stages/sequence-fft.seed1/run/rounds/2-tone/log.jsonl",
+        "stages/sequence-lora-rep.seed1/run/rounds/1-stance/adapter/manifest.json",
+        "stages/merge-ties-2.seed1/adapter",
+        "stages/mix-7.seed1/key",
     ] {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "study::study_to_kill", "--ignored"])
@@ -59,44 +86,133 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
         process.kill().unwrap();
         process.wait().unwrap();
     }
-    let again = reproduce(&tiny(), &killed, &Interrupt::default(), &mut silent).unwrap();
-    assert_eq!(again.tables, study.tables);
-    for file in ["tables.md", "base/model/model.safetensors", "sequences/LoRA-Rep/matrix.json"] {
-        let read = |out: &Path| std::fs::read(out.join(file)).unwrap();
-        assert!(read(&alone) == read(&killed), "{file} differs");
-    }
-    let message = reproduce(&StudyConfig { seed: 2, ..tiny() }, &killed, &Interrupt::default(), &mut silent)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(message.contains("it has `seed: 1,`, this run has `seed: 2,`; choose another --out"), "{message}");
+    run(&killed);
+    // The name of the base model's directory is the same, and nothing else of a path is in it.
+    assert_eq!(results(&killed), results(&alone));
 }
 
 #[test]
-fn the_study_has_the_papers_first_four_tables() {
-    tch::set_num_threads(1);
+fn a_change_makes_only_what_it_concerns_again() {
     let folder = tempfile::tempdir().unwrap();
-    let study = reproduce(&tiny(), folder.path(), &Interrupt::default(), &mut silent).unwrap();
-    let captions: Vec<&str> = study.tables.iter().map(|t| t.caption.as_str()).collect();
-    for (i, start) in ["Table 1. Full", "Table 2. LoRA", "Table 3. Full", "Table 4. LoRA"].iter().enumerate() {
-        assert!(captions[i].starts_with(start), "{captions:?}");
-    }
-    for (table, rows) in [(0, ["base", "FFT 1", "FFT 1,2", "FFT 1-3", "FFT 1-4"]), (3, lora())] {
-        let names: Vec<&str> = study.tables[table].rows.iter().map(|r| r[0].as_str()).collect();
-        assert_eq!(names[..5], rows, "{names:?}");
-    }
-    assert_eq!(study.tables[0].columns[1..], ["AVE", "homes", "colours"]);
-    assert_eq!(study.tables[2].columns[1..], ["first", "mood", "largest", "last", "AVE"]);
-    let markdown = std::fs::read_to_string(folder.path().join("tables.md")).unwrap();
-    assert!(study.tables.iter().all(|t| markdown.contains(&t.markdown())));
-    let names: Vec<&str> = study.matrices.iter().map(|m| m.0.as_str()).collect();
-    assert_eq!(names, ["FFT", "LoRA", "LoRA-Rep"]);
-    for (name, matrix) in &study.matrices {
-        assert_eq!((matrix.rows.len(), matrix.columns.len()), (5, 6), "{name}");
-        assert!(matrix.scores.iter().flatten().all(|s| s.is_some_and(|s| (0.0..=1.0).contains(&s))), "{name}");
-    }
+    let out = folder.path();
+    run(out);
+    let mut config = tiny().study(out);
+    let done = |config: &StudyConfig| {
+        let mut begun = None;
+        let observe = &mut |event| {
+            if let StudyEvent::Begun { stages, done } = event {
+                begun = Some((stages, done));
+            }
+        };
+        run_study(config, out, &some(), &Interrupt::default(), observe).map(|_| begun.unwrap())
+    };
+    let (stages, all) = done(&config).unwrap();
+    assert_eq!(all, stages, "nothing has changed");
+    let before = results(out);
+    config.full.insert("learning_rate".to_owned(), 2e-3.into());
+    let left: Vec<String> =
+        plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.1).map(|s| s.0).collect();
+    assert!(left.iter().all(|name| !name.contains("lora") && !name.contains("ties") && name != "base"), "{left:?}");
+    assert!(left.iter().any(|name| name == "mix-7.seed1") && left.iter().any(|name| name == "sequence-fft.seed1"));
+    done(&config).unwrap();
+    assert_ne!(results(out), before);
+    // An edited test row changes what everything is scored on.
+    let rows = out.join("data/tone/test.json");
+    let text = std::fs::read_to_string(&rows).unwrap();
+    std::fs::write(&rows, text.replacen(" is ", " was ", 1)).unwrap();
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
 }
 
-fn lora() -> [&'static str; 5] {
-    ["base", "LoRA 1", "LoRA 1,2", "LoRA 1-3", "LoRA 1-4"]
+/// A study of one's own tasks, written by hand.
+fn own(world: &World, more: &str) -> StudyConfig {
+    let text = format!(
+        "name = 'mine'\nmodel = '{}'\ndata = '{}'\ntasks = ['first', 'mood', 'largest']\nseeds = [3, 4]\n{more}\n\
+         [train]\nepochs = 1\n[lora]\nlearning_rate = 1e-2\nlora = {{ r = 2 }}\n[eval]\nmax_new_tokens = 2\n",
+        world.path("model").display(),
+        world.path("data").display()
+    );
+    toml::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
+    let world = World::new(Kind::Float);
+    let config =
+        own(&world, "compare = ['sequence', 'joint', 'merge', 'mixture']\nmembers = [3]\nexperts = ['first', 'mood']");
+    let out = world.path("study");
+    let results = run_study(&config, &out, &StudyOptions::default(), &Interrupt::default(), &mut ignore).unwrap();
+    let count = |method: &str| results.rows.iter().filter(|row| row.method == method).count();
+    // Two seeds; a sequence has a row for each round, and the parts of merges and mixtures have one.
+    for (method, rows) in
+        [("base", 1), ("LoRA", 2 * (3 + 3)), ("Joint-FFT", 2), ("TIES", 2), ("MoE-FFT", 4), ("LoRA-Rep", 0)]
+    {
+        assert_eq!(count(method), rows, "{method}");
+    }
+    assert_eq!(results.columns.iter().map(|c| c.round).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
+    results.check().unwrap();
+    let matrix: cl_eval::ScoreMatrix =
+        serde_json::from_slice(&std::fs::read(out.join("stages/sequence-lora.seed4/run/matrix.json")).unwrap())
+            .unwrap();
+    for (round, scores) in matrix.scores.iter().enumerate().skip(1) {
+        let row = results.rows.iter().find(|row| row.stage == format!("sequence-lora.seed4/{round}")).unwrap();
+        assert_eq!((&row.scores, row.round, row.seed), (scores, Some(round), 4));
+    }
+    // Models that nothing needs any more are gone; adapters stay.
+    let stage = |name: &str| out.join("stages").join(name);
+    assert!(!stage("one-fft-1-first.seed3/run/rounds/1-first/model").exists());
+    assert!(stage("one-lora-1-first.seed3/run/rounds/1-first/adapter/manifest.json").exists());
+    // What needs them is made again together with them.
+    std::fs::remove_dir_all(stage("mix-3.seed3")).unwrap();
+    let again = run_study(&config, &out, &StudyOptions::default(), &Interrupt::default(), &mut ignore).unwrap();
+    assert_eq!(
+        again.rows.iter().map(|r| &r.scores).collect::<Vec<_>>(),
+        results.rows.iter().map(|r| &r.scores).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn wrong_studies_are_refused_before_anything_runs() {
+    let world = World::new(Kind::Float);
+    let refused = |config: &StudyConfig, only: &str| {
+        let options = StudyOptions { only: vec![only.to_owned()], ..StudyOptions::default() };
+        plan_study(config, &world.path("study"), &options).unwrap_err().to_string()
+    };
+    for (more, part) in [
+        ("members = [1]", "members: 1 is not among 2 to 3"),
+        ("experts = ['news']", "no round is called `news`"),
+        ("[full]\nepochs = 0", "[full]: epochs = 0"),
+    ] {
+        let message = refused(&own(&world, more), "");
+        assert!(message.contains(part), "{message}");
+    }
+    let mut config = own(&world, "");
+    assert!(refused(&config, "nothing").contains("no stage's name starts with `nothing`"));
+    config.seeds.clear();
+    assert!(refused(&config, "").contains("seeds: expected at least one"));
+    config.seeds = vec![7, 7];
+    assert!(refused(&config, "").contains("7 stands twice"));
+    config.seeds = vec![7];
+    config.train.insert("lora".to_owned(), toml::Table::new().into());
+    assert!(refused(&config, "").contains("write it as [lora]"));
+}
+
+#[test]
+fn a_stage_that_fails_leaves_the_others() {
+    let world = World::new(Kind::Float);
+    let config = own(&world, "compare = ['sequence']");
+    let out = world.path("study");
+    // A file where two of the stages want their directory.
+    std::fs::create_dir_all(out.join("stages")).unwrap();
+    std::fs::write(out.join("study.toml"), "").unwrap();
+    for seed in [3, 4] {
+        std::fs::write(out.join(format!("stages/sequence-fft.seed{seed}")), "").unwrap();
+    }
+    let failed = run_study(&config, &out, &StudyOptions::default(), &Interrupt::default(), &mut ignore);
+    match failed {
+        Err(LabError::Stages(stages)) => {
+            assert!(stages.iter().all(|stage| stage.stage.starts_with("sequence-fft")), "{stages:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(results(&out).contains("sequence-lora.seed4/3"));
 }

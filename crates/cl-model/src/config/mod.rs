@@ -7,6 +7,7 @@ mod keys;
 mod llama;
 mod mistral;
 mod mixtral;
+mod moellama;
 mod olmo2;
 mod phi3;
 mod qwen;
@@ -47,11 +48,15 @@ pub enum Family {
     Olmo2,
     /// `GraniteForCausalLM`: Llama with multipliers.
     Granite,
+    /// `MoeLlamaForCausalLM` of the paper's tool: Llama with experts in any of its projections.
+    MoeLlama,
+    /// `MoeMistralForCausalLM` of the paper's tool.
+    MoeMistral,
 }
 
 impl Family {
     /// All families with their `architectures[0]` and `model_type`.
-    const NAMES: [(Family, &'static str, &'static str); 11] = [
+    const NAMES: [(Family, &'static str, &'static str); 13] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
         (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
@@ -63,6 +68,8 @@ impl Family {
         (Family::Phi3, "Phi3ForCausalLM", "phi3"),
         (Family::Olmo2, "Olmo2ForCausalLM", "olmo2"),
         (Family::Granite, "GraniteForCausalLM", "granite"),
+        (Family::MoeLlama, "MoeLlamaForCausalLM", "moellama"),
+        (Family::MoeMistral, "MoeMistralForCausalLM", "moemistral"),
     ];
 
     /// The family that a config names: by its architecture, or by `model_type` where it names none.
@@ -112,13 +119,58 @@ pub enum QkNorm {
     Whole,
 }
 
-/// Experts in place of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Experts in place of the MLP or of projections.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// Experts of each layer.
+    /// Names of their tensors.
+    pub layout: ExpertLayout,
+    /// What is made of experts, in the layers of `layers`.
+    pub modules: Vec<ExpertModule>,
+    /// Per layer: whether it has experts.
+    pub layers: Vec<bool>,
+    /// Experts of each router.
     pub num_local_experts: i64,
     /// How many of them a token goes through.
     pub num_experts_per_tok: i64,
+}
+
+impl Experts {
+    /// Whether a module of a layer is made of experts.
+    pub(crate) fn has(&self, layer: usize, module: ExpertModule) -> bool {
+        self.layers[layer] && self.modules.contains(&module)
+    }
+
+    /// Number of routers.
+    pub fn routers(&self) -> usize {
+        let of_module = |m: &ExpertModule| if *m == ExpertModule::MlpProjections { 3 } else { 1 };
+        self.layers.iter().filter(|has| **has).count() * self.modules.iter().map(of_module).sum::<usize>()
+    }
+}
+
+/// How experts are named in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// Mixtral's `block_sparse_moe.gate` and `block_sparse_moe.experts.E.w1`.
+    Mixtral,
+    /// `mlp.router` and `mlp.experts.E.gate_proj`, `self_attn.q_proj.router` and `self_attn.q_proj.experts.E`.
+    Moetify,
+}
+
+/// What a router chooses experts of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertModule {
+    /// The whole MLP.
+    Mlp,
+    /// `gate_proj`, `up_proj` and `down_proj`, each with a router of its own.
+    MlpProjections,
+    /// `q_proj`.
+    Query,
+    /// `k_proj`.
+    Key,
+    /// `v_proj`.
+    Value,
+    /// `o_proj`.
+    Output,
 }
 
 /// What the decoder needs to know of a `config.json`; fields that are keys have their keys' names.
@@ -213,6 +265,8 @@ impl ModelConfig {
             Family::Phi3 => phi3::read,
             Family::Olmo2 => olmo2::read,
             Family::Granite => granite::read,
+            Family::MoeLlama => moellama::read_llama,
+            Family::MoeMistral => moellama::read_mistral,
         };
         let config = read(&keys).map_err(wrong)?;
         config.validate().map_err(wrong)?;

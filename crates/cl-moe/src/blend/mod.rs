@@ -15,13 +15,14 @@ pub use config::{BlendConfig, BlendExpert, BlendInit, BlendRouter};
 pub use plan::BlendPlan;
 
 use crate::mixture::{CONFIG, VERSION, WEIGHTS};
+use crate::model_info::INFO;
 use crate::router::normal;
 use crate::{Error, MixtureConfig, MixtureExpert};
 use plan::{BlendModule, BlendPart};
 use prototype::Spectrum;
 
-/// Writes the mixture as a directory that appears whole or not at all: `mixture_config.json`, `mixture_model.safetensors` and a
-/// manifest. Memory holds all factors once.
+/// Writes the mixture as a directory that appears whole or not at all: `mixture_config.json`, `mixture_model.safetensors`,
+/// `model_info.json` and a manifest. Memory holds all factors once.
 ///
 /// # Errors
 /// Returns an error if a factor is not finite, an input changes meanwhile, the work is interrupted, or a file cannot be read or
@@ -43,9 +44,11 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
     safetensors::serialize_to_file(views, None, &path)
         .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
     let (config, manifest) = describe(plan)?;
-    let text = serde_json::to_string_pretty(&config).expect("numbers and strings") + "\n";
-    let path = dir.path().join(CONFIG);
-    std::fs::write(&path, text).map_err(|source| cl_checkpoint::Error::Io { path, source })?;
+    for (name, content) in [(CONFIG, json!(config)), (INFO, json!(plan.info()))] {
+        let text = serde_json::to_string_pretty(&content).expect("numbers and strings") + "\n";
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).map_err(|source| cl_checkpoint::Error::Io { path, source })?;
+    }
     plan.base.check_unchanged()?;
     plan.experts.iter().try_for_each(Adapter::check_unchanged)?;
     Ok(dir.finish(manifest)?)

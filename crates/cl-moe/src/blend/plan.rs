@@ -9,7 +9,7 @@ use cl_checkpoint::{
 
 use crate::mixture::MOST_EXPERTS;
 use crate::plan::note;
-use crate::{BlendConfig, BlendInit, Error, FloatType, ModuleExperts, Problem, mixture_tensors};
+use crate::{BlendConfig, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors};
 
 /// Everything about a mixture of adapters that is known without reading a factor.
 pub struct BlendPlan {
@@ -94,6 +94,22 @@ impl BlendPlan {
     pub fn bytes_written(&self) -> u64 {
         let bytes = |t: &TensorSpec| t.shape.iter().product::<usize>() * t.dtype.bitsize() / 8;
         self.tensors().iter().map(|t| bytes(t) as u64).sum()
+    }
+
+    /// Parameters by what they are for; the base is the stem.
+    pub fn info(&self) -> ModelInfo {
+        let stem = self.base.names().iter().filter_map(|n| self.base.info(n)).map(|i| i.elements() as u64).sum();
+        let mut experts = vec![0; self.experts.len()];
+        for module in &self.modules {
+            let ranks = module.experts().ranks;
+            let sizes = ranks.iter().map(|rank| (rank * (module.input + module.output)) as u64);
+            experts.iter_mut().zip(sizes).for_each(|(sum, size)| *sum += size);
+        }
+        let routers = match self.config.router.init {
+            BlendInit::Spectr => 0,
+            _ => self.modules.iter().map(|m| (m.parts.len() * m.input) as u64).sum(),
+        };
+        ModelInfo::of_adapters(stem, &experts, routers, self.config.top_k())
     }
 
     /// One line on what the mixture is.

@@ -20,6 +20,7 @@ use serde_json::json;
 use self::tasks::TASKS;
 use self::words::{COLOURS, PLACES, SUBJECTS, TRADES, vocabulary};
 use super::config::{ColumnConfig, Comparison, StudyConfig};
+use super::run::mark;
 use crate::toy::{below, rng, small_llama, word_tokenizer};
 use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, RoundInput, run_round};
 
@@ -129,6 +130,7 @@ impl TinyConfig {
     /// Returns an error if a file cannot be written or the pretraining fails; [`LabError::is_interrupted`] says whether it was
     /// asked to stop.
     pub fn write_world(&self, out: &Path, interrupt: &Interrupt, observer: &mut Observer<'_>) -> Result<(), LabError> {
+        mark(&self.study(out), out)?;
         let data = out.join("data");
         self.write_data(&data)?;
         self.pretrain(out, &data, interrupt, observer)

@@ -1,0 +1,56 @@
+//! What routers decide in forward passes, collected from outside.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cl_torch::tch::Tensor;
+
+/// One router's decisions over the tokens of one forward pass.
+pub struct RouterRecord {
+    /// The router's module: of a mixture of adapters the linear layer that it stands beside.
+    pub router: String,
+    /// `(tokens, experts)`, f32, part of the graph when the pass trains.
+    pub logits: Tensor,
+    /// `(tokens, experts)`, f32, without a graph: 0 for experts that are not selected.
+    pub gates: Tensor,
+    /// Number of experts that each token goes through.
+    pub top_k: i64,
+}
+
+/// Collects what routers decide for as long as it exists.
+#[derive(Default)]
+pub struct RouterLog(Arc<Mutex<Vec<RouterRecord>>>);
+
+impl RouterLog {
+    /// The records since the last call, in the order of the forward pass.
+    pub fn take(&self) -> Vec<RouterRecord> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a router writes its decisions with.
+    pub fn recorder(&self, router: &str) -> RouterRecorder {
+        RouterRecorder { router: router.to_owned(), log: Arc::downgrade(&self.0) }
+    }
+}
+
+/// A router's end of a [`RouterLog`]; does nothing once the log is gone.
+#[derive(Clone)]
+pub struct RouterRecorder {
+    router: String,
+    log: Weak<Mutex<Vec<RouterRecord>>>,
+}
+
+impl RouterRecorder {
+    /// Adds a record, with the gates as `gates` computes them.
+    pub fn record(&self, logits: &Tensor, top_k: i64, gates: impl FnOnce() -> Tensor) {
+        let Some(log) = self.log.upgrade() else { return };
+        let (router, logits, gates) = (self.router.clone(), logits.shallow_clone(), gates().detach());
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(RouterRecord { router, logits, gates, top_k });
+    }
+}
+
+/// Indices of the `k` largest entries along the last dimension, largest first, the lowest index first among equals (which
+/// `topk` leaves open).
+pub fn top_k(values: &Tensor, k: i64) -> Tensor {
+    let (_, order) = values.detach().sort_stable(true, -1, true);
+    order.narrow(-1, 0, k)
+}

@@ -1,0 +1,80 @@
+use cl_model::Decoder;
+use cl_moe::{Mixture, RouterLogits, RouterNorm};
+
+use crate::findings::note;
+use crate::model_dir::{model_hash, open_checkpoint, open_mixture};
+use crate::{Finding, LabError, RouterRun};
+
+/// Checks that a training of routers has routers that a loss can move.
+pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
+    let choice = match &config.adapter {
+        None => of_experts(config),
+        Some(_) => note(of_adapters(config), findings),
+    };
+    let Some(Choice { experts, chosen, routers, sum_to_one }) = choice else { return };
+    findings.push(Finding::Fact(format!("{routers} routers of {experts} experts, {chosen} for each token")));
+    if chosen == 1 && sum_to_one {
+        let message = "one expert for each token has a gate of 1 whatever its router says, so the loss cannot train routers; \
+                       make the mixture with num_experts_per_tok = 2 or more, or with router.norm = \"sigmoid\" where it is \
+                       one of adapters";
+        findings.push(problem(config, message));
+    }
+    if routers == 0 {
+        findings.push(problem(
+            config,
+            "holds no router: train those of a model of `cl moe mix`, or name a mixture of `cl moe blend` with the key `adapter`",
+        ));
+    }
+    if config.router.load_balancing > 0.0 && experts == chosen {
+        findings.push(Finding::Fact(
+            "warning: every token goes through all experts, so the load-balancing loss is constant".to_owned(),
+        ));
+    }
+}
+
+/// What a router chooses from.
+struct Choice {
+    experts: usize,
+    chosen: usize,
+    routers: usize,
+    /// Whether gates are renormalised to a sum of 1.
+    sum_to_one: bool,
+}
+
+/// The experts of the model itself; nothing when it does not open, which is a finding already.
+fn of_experts(config: &RouterRun) -> Option<Choice> {
+    let model = Decoder::check(&open_checkpoint(&config.model).ok()?).ok()?;
+    Some(match model.experts {
+        None => Choice { experts: 0, chosen: 0, routers: 0, sum_to_one: true },
+        Some(experts) => Choice {
+            experts: experts.num_local_experts as usize,
+            chosen: experts.num_experts_per_tok as usize,
+            routers: experts.routers(),
+            sum_to_one: true,
+        },
+    })
+}
+
+fn of_adapters(config: &RouterRun) -> Result<Choice, LabError> {
+    let dir = config.adapter.as_ref().expect("asked for by the caller");
+    let wrong = |message: &str| Err(LabError::Config { path: dir.clone(), message: message.to_owned() });
+    if dir.exists() && !Mixture::is_mixture(dir) {
+        return wrong("is no mixture of adapters; `cl moe blend` makes one");
+    }
+    let mixture = open_mixture(dir, &model_hash(&config.model)?)?;
+    let mixture = mixture.config();
+    if mixture.router_logits == RouterLogits::UpdateNorm {
+        return wrong("its logits are norms of updates (router.init = \"spectr\"); there is no router weight to train");
+    }
+    Ok(Choice {
+        experts: mixture.experts.len(),
+        chosen: mixture.num_experts_per_tok,
+        routers: mixture.modules.len(),
+        sum_to_one: mixture.router_norm != RouterNorm::Sigmoid,
+    })
+}
+
+fn problem(config: &RouterRun, message: &str) -> Finding {
+    let path = config.adapter.as_ref().unwrap_or(&config.model).clone();
+    Finding::Problem(LabError::Config { path, message: message.to_owned() })
+}

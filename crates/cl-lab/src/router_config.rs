@@ -1,0 +1,81 @@
+use std::path::{Path, PathBuf};
+
+use cl_data::{Mixture, Profile};
+use cl_train::{RouterTraining, TrainConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{auto, seed};
+use crate::read_config::{check_data, read};
+use crate::{DataConfig, LabError, MixtureConfig, TrainRun};
+
+/// Training of a mixture's routers: the file of `cl moe train-router`. Paths are taken from the current directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterRun {
+    /// Model directory: a mixture of experts, or the base of a mixture of adapters.
+    pub model: PathBuf,
+    /// Directory of a mixture of adapters beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// Random seed.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// Whose semantics.
+    #[serde(default)]
+    pub profile: Profile,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// What to train on.
+    pub data: DataConfig,
+    /// How, without the tables of other methods.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Auxiliary losses.
+    #[serde(default)]
+    pub router: RouterTraining,
+    /// How several data sets share an epoch.
+    #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
+    pub mixture: MixtureConfig,
+}
+
+impl RouterRun {
+    /// The round of fine-tuning that it is.
+    pub(crate) fn round(&self) -> TrainRun {
+        TrainRun {
+            validation: None,
+            model: self.model.clone(),
+            seed: self.seed,
+            profile: self.profile,
+            device: self.device.clone(),
+            data: self.data.clone(),
+            train: TrainConfig { router: Some(self.router), ..self.train.clone() },
+            mixture: self.mixture.clone(),
+            replay: None,
+        }
+    }
+
+    /// How several data sets share an epoch.
+    pub(crate) fn mixture(&self) -> Mixture {
+        Mixture { joint: self.mixture.joint.clone(), replay: None }
+    }
+}
+
+/// Reads the configuration of a router training. `set` holds overrides such as `router.z_loss=1e-3`, applied in order.
+///
+/// # Errors
+/// [`LabError::Config`] with line and column, [`LabError::Set`].
+pub fn read_router(path: &Path, text: &str, set: &[String]) -> Result<RouterRun, LabError> {
+    let config: RouterRun = read(path, text, set)?;
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    if config.train.router.is_some() {
+        return Err(wrong("train.router: its keys stand in the table [router]".to_owned()));
+    }
+    let round = config.round();
+    round.train.validate().map_err(|e| wrong(e.to_string()))?;
+    if !config.data.earlier.is_empty() {
+        return Err(wrong("data.earlier is for replay; name all data in data.train".to_owned()));
+    }
+    check_data(path, &round)?;
+    Ok(config)
+}

@@ -1,0 +1,190 @@
+use cl_adapters::{Linear, Mode, RouterRecorder, top_k};
+use cl_torch::tch::{Kind, Tensor};
+
+/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits, in f32, of which the largest k are
+/// renormalised to a sum of 1. Among equal logits the expert with the lowest index comes first.
+pub(crate) struct Router {
+    pub(crate) linear: Linear, // input to experts, f32 whatever the model computes in
+    pub(crate) num_experts_per_tok: i64,
+    pub(crate) recorder: Option<RouterRecorder>,
+}
+
+/// Whether a tensor of a checkpoint is a router's weight, which is held in f32.
+pub(crate) fn is_router_weight(name: &str) -> bool {
+    name.ends_with(".block_sparse_moe.gate.weight") || name.ends_with(".router.weight")
+}
+
+/// Which experts a router selects for some tokens, and with which weights.
+pub(crate) struct Selection {
+    /// `(tokens, k)`.
+    experts: Tensor,
+    /// `(tokens, k)`, f32.
+    weights: Tensor,
+}
+
+impl Router {
+    /// A router without adapters, from a linear layer of any dtype.
+    pub(crate) fn new(mut linear: Linear, num_experts_per_tok: i64) -> Router {
+        (linear.weight, linear.adapter_kind) = (linear.weight.to_kind(Kind::Float), None);
+        Router { linear, num_experts_per_tok, recorder: None }
+    }
+
+    /// `x` is `(tokens, in)`.
+    pub(crate) fn select(&self, x: &Tensor, mode: Mode) -> Selection {
+        let logits = self.linear.forward(&x.to_kind(Kind::Float), mode);
+        let experts = top_k(&logits, self.num_experts_per_tok);
+        // Renormalising the softmax over all logits leaves the softmax over those selected.
+        let weights = logits.gather(-1, &experts, false).softmax(-1, Kind::Float);
+        if let Some(recorder) = &self.recorder {
+            let gates = || logits.zeros_like().scatter(-1, &experts, &weights);
+            recorder.record(&logits, self.num_experts_per_tok, gates);
+        }
+        Selection { experts, weights }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Router {
+        Router {
+            linear: self.linear.shallow_clone(),
+            num_experts_per_tok: self.num_experts_per_tok,
+            recorder: self.recorder.clone(),
+        }
+    }
+}
+
+impl Selection {
+    /// The weighted sum of the selected experts' outputs, `(tokens, out)`: `expert(e, rows)` is that of expert e on its tokens,
+    /// which it gets in one piece.
+    pub(crate) fn apply(&self, x: &Tensor, experts: usize, expert: impl Fn(usize, &Tensor) -> Tensor) -> Tensor {
+        let weights = self.weights.to_kind(x.kind());
+        // All (token, expert) pairs in the order of experts, so that each expert sees its tokens in one product.
+        let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
+        let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
+        let counts: Vec<i64> =
+            Vec::try_from(sorted.bincount::<Tensor>(None, experts as i64)).expect("a vector of whole numbers");
+        let rows = x.index_select(0, &tokens);
+        let mut outputs = Vec::new();
+        let mut start = 0;
+        for (e, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+            outputs.push(expert(e, &rows.narrow(0, start, count)));
+            start += count;
+        }
+        let weighted = Tensor::cat(&outputs, 0) * weights.flatten(0, -1).index_select(0, &order).unsqueeze(-1);
+        let shape = [x.size()[0], weighted.size()[1]];
+        Tensor::zeros(shape, (x.kind(), x.device())).index_add(0, &tokens, &weighted)
+    }
+}
+
+/// A projection: one linear layer, or several behind a router of their own.
+#[expect(clippy::large_enum_variant, reason = "a few a layer, beside weights of megabytes")]
+pub(crate) enum Projection {
+    /// One linear layer.
+    Dense(Linear),
+    /// Several, of which the router selects some for each token.
+    Experts { router: Router, experts: Vec<Linear> },
+}
+
+impl Projection {
+    /// `x` `(tokens, in)` in, `(tokens, out)` out.
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        match self {
+            Projection::Dense(linear) => linear.forward(x, mode),
+            Projection::Experts { router, experts } => {
+                router.select(x, mode).apply(x, experts.len(), |e, rows| experts[e].forward(rows, mode))
+            }
+        }
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Projection::Dense(linear) => vec![linear],
+            Projection::Experts { router, experts } => std::iter::once(&router.linear).chain(experts).collect(),
+        }
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Projection::Dense(linear) => vec![linear],
+            Projection::Experts { router, experts } => std::iter::once(&mut router.linear).chain(experts).collect(),
+        }
+    }
+
+    pub(crate) fn router(&self) -> Option<&Router> {
+        match self {
+            Projection::Dense(_) => None,
+            Projection::Experts { router, .. } => Some(router),
+        }
+    }
+
+    pub(crate) fn router_mut(&mut self) -> Option<&mut Router> {
+        match self {
+            Projection::Dense(_) => None,
+            Projection::Experts { router, .. } => Some(router),
+        }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Projection {
+        match self {
+            Projection::Dense(linear) => Projection::Dense(linear.shallow_clone()),
+            Projection::Experts { router, experts } => Projection::Experts {
+                router: router.shallow_clone(),
+                experts: experts.iter().map(Linear::shallow_clone).collect(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cl_adapters::normal;
+
+    fn matrix(name: &str, rows: i64, columns: i64) -> Tensor {
+        Tensor::from_slice(&normal(1, name, (rows * columns) as usize)).reshape([rows, columns])
+    }
+
+    fn projection(top_k: i64, router: Tensor) -> Projection {
+        let expert = |e: i64| Linear::new(&format!("e{e}"), matrix(&format!("e{e}"), 5, 6), None);
+        let router = Router::new(Linear::new("router", router, None), top_k);
+        Projection::Experts { router, experts: (0..4).map(expert).collect() }
+    }
+
+    /// The definition, token by token and expert by expert, in f64.
+    fn reference(projection: &Projection, x: &Tensor) -> Tensor {
+        let Projection::Experts { router, experts } = projection else { panic!("experts") };
+        let row = |t: i64| {
+            let x = x.get(t).to_kind(Kind::Double);
+            let logits: Vec<f64> = Vec::try_from(router.linear.weight.to_kind(Kind::Double).mv(&x)).unwrap();
+            let all: f64 = logits.iter().map(|v| v.exp()).sum();
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            order.truncate(router.num_experts_per_tok as usize);
+            let p = |e: usize| logits[e].exp() / all;
+            let kept: f64 = order.iter().map(|&e| p(e)).sum();
+            let output = |&e: &usize| experts[e].weight.to_kind(Kind::Double).mv(&x) * (p(e) / kept);
+            order.iter().map(output).reduce(|a, b| a + b).unwrap()
+        };
+        Tensor::stack(&(0..x.size()[0]).map(row).collect::<Vec<_>>(), 0)
+    }
+
+    #[test]
+    fn one_product_for_each_expert_equals_the_definition_in_f64() {
+        let x = matrix("x", 9, 6);
+        for (top_k, mode) in (1..=4).flat_map(|k| [(k, Mode::Eval), (k, Mode::Train { seed: 1 })]) {
+            let projection = projection(top_k, matrix("router", 4, 6));
+            let difference = projection.forward(&x, mode).to_kind(Kind::Double) - reference(&projection, &x);
+            // f32 sums of six products of order 1.
+            assert!(difference.abs().max().double_value(&[]) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn equal_logits_select_the_first_experts_in_any_dtype() {
+        let x = matrix("x", 300, 6);
+        let projection = projection(1, Tensor::zeros([4, 6], (Kind::Float, cl_torch::tch::Device::Cpu)));
+        let Projection::Experts { experts, .. } = &projection else { panic!("experts") };
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let x = x.to_kind(kind);
+            assert_eq!(projection.forward(&x, Mode::Eval), experts[0].forward(&x, Mode::Eval));
+        }
+    }
+}
