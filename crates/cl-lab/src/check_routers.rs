@@ -47,7 +47,7 @@ fn of_experts(config: &RouterRun) -> Option<Choice> {
     Some(match model.experts {
         None => Choice { experts: 0, chosen: 0, routers: 0, sum_to_one: true },
         Some(experts) => Choice {
-            experts: experts.num_local_experts as usize,
+            experts: experts.routed() as usize,
             chosen: experts.num_experts_per_tok as usize,
             routers: experts.routers(),
             sum_to_one: true,

@@ -214,7 +214,7 @@ fn expert_names(mixture: Option<&Mixture>, dir: &Path, model: &Decoder) -> Vec<S
     if let Some(mixture) = mixture {
         return mixture.config().experts.iter().map(|e| e.name.clone()).collect();
     }
-    let count = model.config.experts.as_ref().map_or(0, |e| e.num_local_experts as usize);
+    let count = model.config.experts.as_ref().map_or(0, |e| e.routed() as usize);
     let numbered = || (0..count).map(|e| e.to_string()).collect();
     let Ok(config) = MixConfig::read(&dir.join("moe_config.toml")) else { return numbered() };
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -29,9 +29,10 @@ pub(crate) enum GateUp {
     Fused(Projection),
 }
 
-/// Several MLPs behind a router, each an expert as a whole.
+/// Several MLPs behind a router, each an expert as a whole, and beside them one that every token goes through.
 pub(crate) struct Experts {
     pub(crate) router: Router,
+    pub(crate) shared: Option<Mlp>,
     pub(crate) experts: Vec<Mlp>,
 }
 
@@ -62,7 +63,8 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.linears(),
             FeedForward::Experts(e) => {
-                std::iter::once(&e.router.linear).chain(e.experts.iter().flat_map(Mlp::linears)).collect()
+                let mlps = e.shared.iter().chain(&e.experts);
+                std::iter::once(&e.router.linear).chain(mlps.flat_map(Mlp::linears)).collect()
             }
         }
     }
@@ -71,7 +73,8 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.linears_mut(),
             FeedForward::Experts(e) => {
-                std::iter::once(&mut e.router.linear).chain(e.experts.iter_mut().flat_map(Mlp::linears_mut)).collect()
+                let mlps = e.shared.iter_mut().chain(&mut e.experts);
+                std::iter::once(&mut e.router.linear).chain(mlps.flat_map(Mlp::linears_mut)).collect()
             }
         }
     }
@@ -81,6 +84,7 @@ impl FeedForward {
             FeedForward::Dense(mlp) => FeedForward::Dense(mlp.shallow_clone()),
             FeedForward::Experts(e) => FeedForward::Experts(Experts {
                 router: e.router.shallow_clone(),
+                shared: e.shared.as_ref().map(Mlp::shallow_clone),
                 experts: e.experts.iter().map(Mlp::shallow_clone).collect(),
             }),
         }
@@ -137,6 +141,8 @@ impl Mlp {
 
 impl Experts {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        self.router.select(x, mode).apply(x, self.experts.len(), |e, rows| self.experts[e].forward(rows, mode))
+        let selection = self.router.select(x, mode);
+        let y = selection.apply(x, self.experts.len(), |e, rows| self.experts[e].forward(rows, mode));
+        self.shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, mode) + &y)
     }
 }

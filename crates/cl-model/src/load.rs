@@ -135,15 +135,16 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     };
     let router = |name: String, input: i64| -> Result<Router, ModelError> {
         let experts = config.experts.as_ref().expect("asked for by the caller");
-        Ok(Router::new(linear(name, input, experts.num_local_experts, false)?, experts.num_experts_per_tok))
+        Ok(Router::new(linear(name, input, experts.routed(), false)?, experts.num_experts_per_tok))
     };
     // One linear layer, or a router's experts where the layer has some of this module.
     let projection = |layer: usize, module: ExpertModule, name: String, input: i64, output: i64, bias: bool| {
         let experts = config.experts.as_ref().filter(|experts| experts.has(layer, module));
         let Some(experts) = experts else { return Ok(Projection::Dense(linear(name, input, output, bias)?)) };
         let expert = |e: i64| linear(format!("{name}.experts.{e}"), input, output, bias);
-        let linears = (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
-        Ok::<_, ModelError>(Projection::Experts { router: router(format!("{name}.router"), input)?, experts: linears })
+        let shared = experts.shared.then(|| expert(0)).transpose()?;
+        let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
+        Ok::<_, ModelError>(Projection::Experts { router: router(format!("{name}.router"), input)?, shared, experts })
     };
     // Gate, up and down by the names that they have in the family, as experts of their own where `layer` has such.
     let mlp = |layer: Option<usize>, p: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
@@ -170,8 +171,9 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         };
         let router = router(format!("{p}.{name}"), hidden)?;
         let expert = |e: i64| mlp(None, &format!("{p}.experts.{e}"), parts);
-        let experts = (0..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
-        Ok(FeedForward::Experts(Experts { router, experts }))
+        let shared = experts.shared.then(|| expert(0)).transpose()?;
+        let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
+        Ok(FeedForward::Experts(Experts { router, shared, experts }))
     };
     let qkv = |layer: usize, p: &str| -> Result<Qkv, ModelError> {
         let bias = config.qkv_bias;

@@ -79,8 +79,8 @@ impl Selection {
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),
-    /// Several, of which the router selects some for each token.
-    Experts { router: Router, experts: Vec<Linear> },
+    /// Several, of which the router selects some for each token, and beside them one that every token goes through.
+    Experts { router: Router, shared: Option<Linear>, experts: Vec<Linear> },
 }
 
 impl Projection {
@@ -88,8 +88,10 @@ impl Projection {
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         match self {
             Projection::Dense(linear) => linear.forward(x, mode),
-            Projection::Experts { router, experts } => {
-                router.select(x, mode).apply(x, experts.len(), |e, rows| experts[e].forward(rows, mode))
+            Projection::Experts { router, shared, experts } => {
+                let selection = router.select(x, mode);
+                let y = selection.apply(x, experts.len(), |e, rows| experts[e].forward(rows, mode));
+                shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, mode) + &y)
             }
         }
     }
@@ -97,14 +99,18 @@ impl Projection {
     pub(crate) fn linears(&self) -> Vec<&Linear> {
         match self {
             Projection::Dense(linear) => vec![linear],
-            Projection::Experts { router, experts } => std::iter::once(&router.linear).chain(experts).collect(),
+            Projection::Experts { router, shared, experts } => {
+                std::iter::once(&router.linear).chain(shared).chain(experts).collect()
+            }
         }
     }
 
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {
             Projection::Dense(linear) => vec![linear],
-            Projection::Experts { router, experts } => std::iter::once(&mut router.linear).chain(experts).collect(),
+            Projection::Experts { router, shared, experts } => {
+                std::iter::once(&mut router.linear).chain(shared).chain(experts).collect()
+            }
         }
     }
 
@@ -125,8 +131,9 @@ impl Projection {
     pub(crate) fn shallow_clone(&self) -> Projection {
         match self {
             Projection::Dense(linear) => Projection::Dense(linear.shallow_clone()),
-            Projection::Experts { router, experts } => Projection::Experts {
+            Projection::Experts { router, shared, experts } => Projection::Experts {
                 router: router.shallow_clone(),
+                shared: shared.as_ref().map(Linear::shallow_clone),
                 experts: experts.iter().map(Linear::shallow_clone).collect(),
             },
         }
@@ -145,12 +152,12 @@ mod tests {
     fn projection(top_k: i64, router: Tensor) -> Projection {
         let expert = |e: i64| Linear::new(&format!("e{e}"), matrix(&format!("e{e}"), 5, 6), None);
         let router = Router::new(Linear::new("router", router, None), top_k);
-        Projection::Experts { router, experts: (0..4).map(expert).collect() }
+        Projection::Experts { router, shared: None, experts: (0..4).map(expert).collect() }
     }
 
     /// The definition, token by token and expert by expert, in f64.
     fn reference(projection: &Projection, x: &Tensor) -> Tensor {
-        let Projection::Experts { router, experts } = projection else { panic!("experts") };
+        let Projection::Experts { router, experts, .. } = projection else { panic!("experts") };
         let row = |t: i64| {
             let x = x.get(t).to_kind(Kind::Double);
             let logits: Vec<f64> = Vec::try_from(router.linear.weight.to_kind(Kind::Double).mv(&x)).unwrap();

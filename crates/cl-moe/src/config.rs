@@ -44,8 +44,27 @@ pub struct MixConfig {
     /// How the routers start.
     #[serde(default)]
     pub router: RouterConfig,
+    /// An expert that every token goes through, beside those that are chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_expert: Option<SharedExpert>,
     /// The experts, in their order.
     pub experts: Vec<ExpertConfig>,
+}
+
+/// An expert that every token goes through.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedExpert {
+    /// Model directory whose modules it takes.
+    pub model: PathBuf,
+    /// Factor on its output. The gates of the others add up to 1, so that with 1 the module's output is about twice as large as
+    /// the base's.
+    #[serde(default = "one")]
+    pub residual_scale: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 fn two() -> usize {

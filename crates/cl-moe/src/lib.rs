@@ -15,7 +15,7 @@ mod router;
 mod trained;
 
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
-pub use config::{ExpertConfig, FloatType, MixConfig, MixModule, RouterConfig, RouterInit};
+pub use config::{ExpertConfig, FloatType, MixConfig, MixModule, RouterConfig, RouterInit, SharedExpert};
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};

@@ -76,6 +76,7 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         num_experts_per_tok: document.experts_per_token,
         modules: config::mlp(),
         layers: None,
+        shared_expert: None,
         dtype: document.dtype,
         router: RouterConfig { init, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),

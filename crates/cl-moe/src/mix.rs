@@ -95,8 +95,9 @@ fn write_tensor(
 ) -> Result<(), Error> {
     let spec = &tensor.spec;
     match &tensor.source {
-        Source::Base(name) => copy(&plan.base, name, tensor, writer, done),
-        Source::Expert(index, name) => copy(&plan.experts[*index], name, tensor, writer, done),
+        Source::Base(name) => copy(&plan.base, name, 1.0, tensor, writer, done),
+        Source::Expert(index, name) => copy(&plan.experts[*index], name, 1.0, tensor, writer, done),
+        Source::Shared(name, scale) => copy(&plan.experts[0], name, *scale, tensor, writer, done),
         Source::Router { layer, name } => {
             let rows = plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?;
             let bytes = convert::from_f32(spec.dtype, &rows).expect("a floating output");
@@ -106,10 +107,11 @@ fn write_tensor(
     }
 }
 
-/// Copies a tensor piece by piece, in the output's dtype.
+/// Copies a tensor times `scale` piece by piece, in the output's dtype.
 fn copy(
     model: &Checkpoint,
     name: &str,
+    scale: f64,
     tensor: &Planned,
     writer: &CheckpointWriter,
     done: &dyn Fn(usize) -> Result<(), Error>,
@@ -127,11 +129,19 @@ fn copy(
             return Err(Error::NotFinite { model, tensor, index: start + index, value });
         }
         let place = start * width(to);
-        if from == to {
+        if from == to && scale == 1.0 {
             writer.write_part(&tensor.spec.name, place, bytes)?;
         } else {
-            let values = convert::to_f32(from, bytes).expect("checked to be floating");
+            let mut values = convert::to_f32(from, bytes).expect("checked to be floating");
+            if scale != 1.0 {
+                values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
+            }
             let converted = convert::from_f32(to, &values).expect("a floating output");
+            // A narrower dtype may have no room, and a factor may be large.
+            if let Some((index, value)) = convert::first_not_finite(to, &converted) {
+                let (model, tensor) = (model.dir().display().to_string(), tensor.spec.name.clone());
+                return Err(Error::NotFinite { model, tensor, index: start + index, value });
+            }
             writer.write_part(&tensor.spec.name, place, &converted)?;
         }
         done(count * width(to))?;
@@ -154,8 +164,9 @@ fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
 fn manifest(plan: &Plan) -> Result<Manifest, Error> {
     let mut manifest = Manifest::new("model").with_config(json!({ "mix": plan.config }));
     manifest = manifest.with_source("base", plan.base.dir(), plan.base.content_hash()?);
-    for expert in &plan.experts {
-        manifest = manifest.with_source("expert", expert.dir(), expert.content_hash()?);
+    let shared = plan.config.shared_expert.iter().map(|_| "shared_expert");
+    for (role, expert) in shared.chain(std::iter::repeat("expert")).zip(&plan.experts) {
+        manifest = manifest.with_source(role, expert.dir(), expert.content_hash()?);
     }
     Ok(manifest)
 }
@@ -164,6 +175,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Error> {
 fn card(plan: &Plan, toml: &str) -> String {
     let quoted = |path: &Path| serde_json::to_string(&path.display().to_string()).unwrap_or_default();
     let models: String = std::iter::once(&plan.config.base_model)
+        .chain(plan.config.shared_expert.iter().map(|e| &e.model))
         .chain(plan.config.experts.iter().map(|e| &e.model))
         .map(|path| format!("- {}\n", quoted(path)))
         .collect();
@@ -173,7 +185,7 @@ fn card(plan: &Plan, toml: &str) -> String {
          {} of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
          All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
         if plan.config.layout().is_mixtral() { "A Mixtral" } else { "A model in the format of moetify" },
-        plan.experts.len(),
+        plan.config.experts.len(),
         plan.config.num_experts_per_tok,
         env!("CARGO_PKG_VERSION"),
         info.total_parameters,

@@ -1,7 +1,7 @@
 //! What a mixture reads and writes, with everything that stands in its way.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{Checkpoint, Dtype, OutputDir, SafetensorsFile, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
@@ -14,6 +14,7 @@ use crate::{Error, FloatType, MixConfig, MixModule, ModelInfo, Problem, RouterIn
 pub struct Plan {
     pub(crate) config: MixConfig,
     pub(crate) base: Checkpoint,
+    /// The shared expert if there is one, then the others.
     pub(crate) experts: Vec<Checkpoint>,
     pub(crate) routers: RouterRows,
     pub(crate) tensors: Vec<Planned>,
@@ -35,6 +36,8 @@ pub(crate) enum Source {
     Base(String),
     /// An expert's tensor of this name.
     Expert(usize, String),
+    /// The shared expert's tensor of this name, times a factor.
+    Shared(String, f64),
     /// A router of a layer; that of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
 }
@@ -42,7 +45,7 @@ pub(crate) enum Source {
 impl MixConfig {
     /// Which tensors become experts, and their names.
     pub(crate) fn layout(&self) -> Layout<'_> {
-        Layout { modules: &self.modules, layers: self.layers.as_deref() }
+        Layout { modules: &self.modules, layers: self.layers.as_deref(), shared: self.shared_expert.is_some() }
     }
 }
 
@@ -61,26 +64,27 @@ impl Plan {
     pub fn new(config: &MixConfig) -> Result<Plan, Error> {
         let mut problems = Vec::new();
         let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
-        let experts: Vec<Option<Checkpoint>> = (0..)
-            .zip(&config.experts)
-            .map(|(i, e)| note(Checkpoint::open(&e.model), &format!("experts[{i}]"), &mut problems))
-            .collect();
+        let shared = config.shared_expert.iter().map(|shared| ("shared_expert".to_owned(), &shared.model));
+        let chosen = (0..).zip(&config.experts).map(|(i, e)| (format!("experts[{i}]"), &e.model));
+        let places: Vec<(String, &PathBuf)> = shared.chain(chosen).collect();
+        let experts: Vec<Option<Checkpoint>> =
+            places.iter().map(|(place, dir)| note(Checkpoint::open(dir), place, &mut problems)).collect();
         check_counts(config, &mut problems);
         let (Some(base), Some(experts)) = (base, experts.into_iter().collect::<Option<Vec<_>>>()) else {
             return Err(Error::Problems(problems));
         };
         let mut notes = Vec::new();
         check_base(&base, &mut problems);
-        for (i, expert) in experts.iter().enumerate() {
-            check_expert(config.layout(), &base, expert, i, &mut problems, &mut notes);
+        for ((place, _), expert) in places.iter().zip(&experts) {
+            check_expert(config.layout(), &base, expert, place, &mut problems, &mut notes);
         }
         check_modules(config, &base, &mut problems);
         let dtype = output_dtype(config, &base);
-        let tensors = tensors(config.layout(), &base, experts.len(), dtype.dtype(), &mut problems);
+        let tensors = tensors(config, &base, dtype.dtype(), &mut problems);
         let routers = note(RouterRows::new(config, &base), "router", &mut problems);
         let (Some(routers), true) = (routers, problems.is_empty()) else { return Err(Error::Problems(problems)) };
         notes.extend(routers.notes());
-        let info = model_info(&tensors, experts.len(), config.num_experts_per_tok);
+        let info = model_info(&tensors, config.experts.len(), config.num_experts_per_tok);
         let out_config = out_config(config, &base, dtype);
         Ok(Plan { config: config.clone(), base, experts, routers, tensors, out_config, info, notes })
     }
@@ -179,6 +183,11 @@ fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Probl
         add("router.init", message.to_owned());
     }
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    if let Some(scale) = config.shared_expert.as_ref().map(|shared| shared.residual_scale)
+        && !(scale.is_finite() && scale != 0.0)
+    {
+        add("shared_expert.residual_scale", format!("{scale}; expected a finite number other than 0"));
+    }
     match &config.layers {
         Some(layers) if layers.is_empty() => add("layers", "is empty; leave it out for all layers".to_owned()),
         Some(layers) => {
@@ -194,13 +203,13 @@ fn check_expert(
     layout: Layout<'_>,
     base: &Checkpoint,
     expert: &Checkpoint,
-    index: usize,
+    place: &str,
     problems: &mut Vec<Problem>,
     notes: &mut Vec<String>,
 ) {
     let (a, b) = (base.config(), expert.config());
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| a != b);
-    let place = format!("experts[{index}] ({})", expert.dir().display());
+    let place = format!("{place} ({})", expert.dir().display());
     let attention = layout.modules.iter().any(|module| module.attention().is_some());
     let of_attention = if attention { &FITS_ATTENTION[..] } else { &[] };
     for key in FITS.iter().chain(of_attention).filter(differ) {
@@ -237,13 +246,8 @@ fn output_dtype(config: &MixConfig, base: &Checkpoint) -> FloatType {
     config.dtype.or(stored).unwrap_or(FloatType::Bfloat16)
 }
 
-fn tensors(
-    layout: Layout<'_>,
-    base: &Checkpoint,
-    experts: usize,
-    dtype: Dtype,
-    problems: &mut Vec<Problem>,
-) -> Vec<Planned> {
+fn tensors(config: &MixConfig, base: &Checkpoint, dtype: Dtype, problems: &mut Vec<Problem>) -> Vec<Planned> {
+    let (layout, experts) = (config.layout(), config.experts.len());
     let mut planned = Vec::new();
     let mut routers = BTreeSet::new();
     for name in base.names() {
@@ -268,7 +272,13 @@ fn tensors(
             let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| router.clone()) };
             add(router, vec![experts, input], source);
         }
-        for e in 0..experts {
+        if let Some(shared) = &config.shared_expert {
+            // The factor is that of the expert's output: in a whole MLP the last matrix makes that.
+            let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { shared.residual_scale };
+            add(layout.expert(of, 0), info.shape.clone(), Source::Shared(name.to_owned(), scale));
+        }
+        let first = usize::from(config.shared_expert.is_some());
+        for e in first..first + experts {
             add(layout.expert(of, e), info.shape.clone(), Source::Expert(e, name.to_owned()));
         }
     }
@@ -296,7 +306,8 @@ fn moetify_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Ma
     for (key, value) in [
         ("architectures", Value::from(vec![class])),
         ("model_type", kind.into()),
-        ("num_local_experts", config.experts.len().into()),
+        ("num_local_experts", (config.experts.len() + usize::from(config.shared_expert.is_some())).into()),
+        ("always_on", config.shared_expert.is_some().into()),
         ("num_experts_per_tok", config.num_experts_per_tok.into()),
         ("moe_mlp", has(MixModule::Mlp)),
         ("moe_mlp_fg", has(MixModule::MlpFg)),
@@ -359,7 +370,7 @@ fn model_info(tensors: &[Planned], experts: usize, chosen: usize) -> ModelInfo {
         tensors.iter().filter(|t| wanted(&t.source)).map(|t| elements(&t.spec)).sum::<u64>()
     };
     ModelInfo::new(
-        sum(|s| matches!(s, Source::Base(_))),
+        sum(|s| matches!(s, Source::Base(_) | Source::Shared(..))),
         sum(|s| matches!(s, Source::Expert(..))),
         sum(|s| matches!(s, Source::Router { .. })),
         experts,

@@ -1,3 +1,6 @@
+use std::io::Write;
+use std::process::Stdio;
+
 use crate::world::World;
 
 const PROMPTS: [&str; 3] = ["first of a b c d :", "mood of the glad day :", "where does alba live ?"];
@@ -147,6 +150,43 @@ fn a_mixture_of_adapters_is_taken_where_an_adapter_is() {
     assert!(message.contains("is a mixture for the base model"), "{message}");
     for args in [&["adapter", "info", "mix"][..], &["adapter", "fold", "model", "mix", "--out", "f"]] {
         world.fails(args);
+    }
+}
+
+#[test]
+fn mixtures_of_all_kinds_are_scored_generate_chat_and_are_checked() {
+    let world = World::new();
+    world.model("other", 2);
+    world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} :{% endfor %}");
+    let modules = "modules = [\"mlp_fg\", \"q_proj\", \"o_proj\"]\nlayers = [1]";
+    world.write("mixtral.toml", &config(&["model", "other"], ""));
+    world.write("attention.toml", &config(&["model", "other"], modules));
+    world.ok(["moe", "mix", "mixtral.toml", "--out", "mixtral"]);
+    world.ok(["moe", "mix", "attention.toml", "--out", "attention"]);
+    let kind = &world.json("attention/config.json")["model_type"];
+    assert_eq!(kind, "moellama");
+    adapters(&world, "");
+    world.ok(["moe", "blend", "blend.toml", "--out", "adapters"]);
+    for (name, model, beside) in
+        [("a", "mixtral", &[] as &[&str]), ("b", "attention", &[]), ("c", "model", &["--adapter", "adapters"])]
+    {
+        let eval = ["eval", model, "--tasks", "first", "--data", "data", "--max-new-tokens", "2", "--out", name];
+        world.ok(eval.iter().chain(beside));
+        let generate = ["generate", model, "--prompt", PROMPTS[0], "--ids", "--max-new-tokens", "4"];
+        assert!(!world.ok(generate.iter().chain(beside)).trim().is_empty());
+        let mut chat = world.command(["chat", model, "--max-new-tokens", "2"].iter().chain(beside));
+        let mut process = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        process.stdin.take().unwrap().write_all(b"where does alba live ?\n").unwrap();
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        world.ok(["check", beside.last().unwrap_or(&model)]);
+    }
+    for mixture in ["mixtral", "attention", "adapters"] {
+        let info = world.json(&format!("{mixture}/model_info.json"));
+        let number = |key: &str| info[format!("{key}_parameters")].as_u64().unwrap();
+        assert_eq!(number("total"), number("stem") + number("expert") + number("router"), "{mixture}");
+        // Both experts for each token.
+        assert_eq!(number("active"), number("total"), "{mixture}");
     }
 }
 

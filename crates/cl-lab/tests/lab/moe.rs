@@ -207,6 +207,45 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
 }
 
 #[test]
+fn a_shared_expert_is_added_whatever_the_router_says() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    models.save("base", 1, &|_, own, _| own * 10.0);
+    // With the same expert on both sides a module's output is that of the expert, 1 + 0.5 times.
+    for (i, (modules, scaled)) in [
+        ("modules = ['mlp']", &["down_proj"] as &[&str]),
+        ("modules = ['q_proj', 'o_proj']", &["q_proj", "o_proj"]),
+        ("modules = ['mlp_fg']", &["gate_proj", "up_proj", "down_proj"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = |what: &str| format!("{what}{i}");
+        let factor = |n: &str| if is_of(n, scaled, &[0, 1]) { 15.0 } else { 10.0 };
+        models.save(&name("expected"), 2, &|n, own, _| own * factor(n));
+        let shared =
+            format!("{modules}\nshared_expert = {{ model = {:?}, residual_scale = 0.5 }}", models.path("base"));
+        models.mix_modules(&name("mix"), &["base", "base"], 1, "random", &shared);
+        let difference = largest_difference(&models.log_probs(&name("mix")), &models.log_probs(&name("expected")));
+        assert!(difference < 1e-5, "{modules}: {difference}");
+
+        let model = models.load(&name("mix"));
+        assert!(model.routers().iter().all(|(_, t)| t.size()[0] == 2), "the shared expert has no row");
+        let config = Checkpoint::open(&models.path(&name("mix"))).unwrap().config().clone();
+        assert_eq!((&config["num_local_experts"], &config["always_on"]), (&3.into(), &true.into()));
+        let again = models.path(&name("again"));
+        model.save(&again, Kind::Float, &config, &[], Manifest::new("model"), false).unwrap();
+        assert_eq!(log_probs(&again), models.log_probs(&name("mix")));
+        let info = std::fs::read(models.path(&name("mix")).join("model_info.json")).unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+        let number = |key: &str| info[format!("{key}_parameters")].as_u64().unwrap();
+        let total: usize = model.named_parameters().iter().map(|(_, t)| t.numel()).sum();
+        assert_eq!(number("total"), total as u64);
+        assert_eq!(number("active"), number("stem") + number("router") + number("expert") / 2);
+    }
+}
+
+#[test]
 fn modules_that_cannot_be_mixed_are_named() {
     let models = Models(tempfile::tempdir().unwrap());
     models.save("base", 1, &|_, own, _| own.copy());
@@ -218,6 +257,12 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(refused("modules = []").contains("modules: expected some of"));
     assert!(refused("modules = ['q_proj', 'q_proj']").contains("each once"));
     assert!(refused("modules = ['mlp', 'mlp_fg']").contains("keep one"));
+    let shared = |scale: &str| {
+        refused(&format!("shared_expert = {{ model = {:?}, residual_scale = {scale} }}", models.path("base")))
+    };
+    assert!(shared("0.0").contains("shared_expert.residual_scale: 0; expected a finite number"));
+    assert_eq!(shared("0.1"), "");
+    assert!(refused("shared_expert = { model = 'nowhere' }").contains("shared_expert: nowhere"));
     assert!(refused("layers = [2]").contains("there is no layer 2; the base has 2"));
     assert!(refused("layers = []").contains("layers: is empty"));
     assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("leave out o_proj"));
@@ -228,7 +273,7 @@ fn modules_that_cannot_be_mixed_are_named() {
 /// model of four layers, eight experts, two for each token.
 /// `cargo test -p cl-lab --test lab moe::flip_rate -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement, about a minute"]
+#[ignore = "a measurement, minutes of bf16 on a CPU"]
 fn flip_rate_over_batch_sizes() {
     let models = Models(tempfile::tempdir().unwrap());
     let config = serde_json::json!({

@@ -128,8 +128,10 @@ pub struct Experts {
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.
     pub layers: Vec<bool>,
-    /// Experts of each router.
+    /// Experts of each module, the shared one included.
     pub num_local_experts: i64,
+    /// Whether every token goes through the first of them, beside those that the router selects of the others.
+    pub shared: bool,
     /// How many of them a token goes through.
     pub num_experts_per_tok: i64,
 }
@@ -138,6 +140,11 @@ impl Experts {
     /// Whether a module of a layer is made of experts.
     pub(crate) fn has(&self, layer: usize, module: ExpertModule) -> bool {
         self.layers[layer] && self.modules.contains(&module)
+    }
+
+    /// Experts that a router chooses from.
+    pub fn routed(&self) -> i64 {
+        self.num_local_experts - i64::from(self.shared)
     }
 
     /// Number of routers.

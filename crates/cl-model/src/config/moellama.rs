@@ -12,16 +12,13 @@ pub(super) fn read_mistral(keys: &Keys) -> Result<ModelConfig, String> {
 }
 
 fn experts(keys: &Keys) -> Result<Experts, String> {
-    let others = [
-        ("always_on", keys.always_on),
-        ("deep_router", keys.deep_router),
-        ("gateless", keys.gateless),
-        ("global_router", keys.global_router),
-    ];
+    let others =
+        [("deep_router", keys.deep_router), ("gateless", keys.gateless), ("global_router", keys.global_router)];
     if let Some((key, _)) = others.iter().find(|(_, value)| *value == Some(true)) {
         return Err(format!("{key} = true is not supported; expected false"));
     }
-    let (num_local_experts, num_experts_per_tok) = mixtral::counts(keys, 4)?;
+    let shared = keys.always_on.unwrap_or(false);
+    let (num_local_experts, num_experts_per_tok) = mixtral::counts(keys, 4, shared)?;
     let modules = [
         (ExpertModule::Mlp, keys.moe_mlp.unwrap_or(true)),
         (ExpertModule::MlpProjections, keys.moe_mlp_fg.unwrap_or(false)),
@@ -41,5 +38,5 @@ fn experts(keys: &Keys) -> Result<Experts, String> {
         return Err(format!("moe_layer_idx names layer {layer} of {count}"));
     }
     let layers = (0..count).map(|layer| chosen.is_none_or(|layers| layers.contains(&layer))).collect();
-    Ok(Experts { layout: ExpertLayout::Moetify, modules, layers, num_local_experts, num_experts_per_tok })
+    Ok(Experts { layout: ExpertLayout::Moetify, modules, layers, num_local_experts, shared, num_experts_per_tok })
 }
