@@ -125,7 +125,7 @@ fn own_chats_are_learned_and_talked_about() {
     let said = world.run("own-chats", &["model", "out"]);
     // Only what the assistant says is learned.
     assert!(said.contains("⟦We open at half past six, Tuesday to Sunday.<|im_end|>⟧"), "{said}");
-    assert!(said.contains("rows an epoch: 16 of chats"), "{said}");
+    assert!(said.contains("rows per epoch: 16 of chats"), "{said}");
     world.assert_learned("out");
     Adapter::open(&world.path("out/adapter")).unwrap();
 }

@@ -171,7 +171,7 @@ fn metadata_that_cannot_be_used_is_refused_by_key() {
             set("llama.attention.key_length", Value::U64(1 << 63)),
             &["`llama.attention.head_count`", "not a valid head size"],
         ),
-        row("odd head", set("llama.attention.key_length", u(3)), &["width of 3"]),
+        row("odd head", set("llama.attention.key_length", u(3)), &["not a valid head size"]),
         row(
             "part of a head rotated",
             set("llama.attention.key_length", u(8)),
