@@ -227,7 +227,7 @@ fn nothing_is_fetched_unasked_and_the_error_says_how() {
     let folder = tempfile::tempdir().unwrap();
     let error = load_task("piqa", folder.path(), TaskOptions::default()).err().unwrap().to_string();
     assert!(error.contains("piqa/validation.jsonl is missing"), "{error}");
-    assert!(error.ends_with("; or download it from the hub data set baber/piqa (--hub)"), "{error}");
+    assert!(error.ends_with("; add --hub to download it from baber/piqa"), "{error}");
 }
 
 #[test]

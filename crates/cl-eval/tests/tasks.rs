@@ -399,7 +399,7 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     write(folder.path().join("gsm8k/test.jsonl"), &(rows(2) + "{\"question\": \"x\", \"answer\": \"42\"}\n"));
     let options = TaskOptions::default();
     let error = load_task("gsm8k", &data, options).err().unwrap().to_string();
-    assert!(error.contains("train.jsonl is missing; the 5 shots"), "{error}");
+    assert!(error.contains("train.jsonl is missing; the 5 few-shot examples"), "{error}");
     write(folder.path().join("gsm8k/train.jsonl"), &rows(7473));
     let task = load_task("gsm8k", &data, options).unwrap();
     // Random(1234).sample(range(7473), 5), twice: see fixtures/python_sample.json.

@@ -38,7 +38,7 @@ fn an_output_never_takes_the_place_of_an_input_or_of_what_is_not_ours() {
         (here.parent().unwrap().to_owned(), "contains the working directory"),
         (thesis.clone(), "holds neither a manifest.json"),
         (folder.path().join("note"), "is a file"),
-        (folder.path().join("note/merged"), "note: is no directory; one is expected"),
+        (folder.path().join("note/merged"), "note: is not a directory"),
     ] {
         for error in [check_output(&file, &out, true).err(), run_file(&file, &out, &overwrite, &|_| ()).err()] {
             let message = error.unwrap().to_string();
