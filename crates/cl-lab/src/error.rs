@@ -21,6 +21,9 @@ pub enum LabError {
     /// Stages of a study failed. The results of the others are kept.
     #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
+    /// A study was asked to stop.
+    #[error("stopped; completed stages are kept, and the same command resumes")]
+    StudyInterrupted,
     /// An argument of `--set` is invalid.
     #[error("--set {text}: {message}")]
     Set {
@@ -166,7 +169,12 @@ fn indented(problems: &[LabError]) -> String {
 impl LabError {
     /// Whether the run stopped because a stop was requested.
     pub fn is_interrupted(&self) -> bool {
-        matches!(self, LabError::Interrupted | LabError::Train(cl_train::TrainError::Interrupted { .. }))
+        matches!(
+            self,
+            LabError::Interrupted
+                | LabError::StudyInterrupted
+                | LabError::Train(cl_train::TrainError::Interrupted { .. })
+        )
     }
 
     pub(crate) fn data(path: &Path) -> impl FnOnce(cl_data::Error) -> LabError {

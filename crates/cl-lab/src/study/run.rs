@@ -114,7 +114,7 @@ pub struct StudyPlan {
 ///
 /// # Errors
 /// Returns [`LabError::Study`] if the configuration makes no sense, [`LabError::Output`] if `out` holds something else or
-/// another process works in it, [`LabError::Stages`] with every stage that failed, and [`LabError::Interrupted`] if it was
+/// another process works in it, [`LabError::Stages`] with every stage that failed, and [`LabError::StudyInterrupted`] if it was
 /// asked to stop.
 pub fn run_study(
     config: &StudyConfig,
@@ -328,12 +328,18 @@ impl<'a> Study<'a> {
     }
 
     fn finish(&self, site: &Site<'_>, states: Vec<State>) -> Result<StudyResults, LabError> {
-        let records = states.iter().map(|state| match state {
-            State::Done(record) => Some(record),
-            _ => None,
-        });
+        // What earlier calls finished counts as well, whatever this one was limited to.
+        let records: Vec<Option<Record>> = states
+            .iter()
+            .enumerate()
+            .map(|(place, state)| match state {
+                State::Done(record) => Some(record.clone()),
+                State::Unwanted => self.record(site, place),
+                _ => None,
+            })
+            .collect();
         let stages: Vec<(&Stage, &Record)> =
-            self.stages.iter().zip(records).filter_map(|(s, r)| Some((s, r?))).collect();
+            self.stages.iter().zip(&records).filter_map(|(s, r)| Some((s, r.as_ref()?))).collect();
         let (results, times) = results(self.config, &self.columns, &self.metrics, &stages);
         for (name, value) in [("results.json", json!(without_times(&results))), ("times.json", times)] {
             let path = self.out.join(name);
@@ -350,7 +356,7 @@ impl<'a> Study<'a> {
             return Err(LabError::Stages(failed));
         }
         if site.interrupt.requested() {
-            return Err(LabError::Interrupted);
+            return Err(LabError::StudyInterrupted);
         }
         Ok(results)
     }

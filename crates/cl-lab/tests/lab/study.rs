@@ -109,6 +109,9 @@ fn a_change_makes_only_what_it_concerns_again() {
     let (stages, all) = done(&config).unwrap();
     assert_eq!(all, stages, "nothing has changed");
     let before = results(out);
+    let base = StudyOptions { only: vec!["base".to_owned()], ..StudyOptions::default() };
+    run_study(&config, out, &base, &Interrupt::default(), &mut ignore).unwrap();
+    assert_eq!(results(out), before, "a call for one stage forgets nothing of the others");
     config.full.insert("learning_rate".to_owned(), 2e-3.into());
     let left: Vec<String> =
         plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.1).map(|s| s.0).collect();
