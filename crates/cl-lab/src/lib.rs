@@ -38,7 +38,7 @@ pub use error::LabError;
 pub use findings::Finding;
 pub use model_dir::ModelRef;
 pub use observe::{Event, Observer};
-pub use read_config::{read_sequence, read_train};
+pub use read_config::{read_sequence, read_study, read_train};
 pub use report::{method_name, tables_of};
 pub use round::{RoundInput, RoundOutput, RoundValidation, run_round};
 pub use round_data::load_train_data;

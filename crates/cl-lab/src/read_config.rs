@@ -5,7 +5,7 @@ use cl_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::{LabError, SequenceConfig, TrainRun};
+use crate::{LabError, SequenceConfig, StudyConfig, TrainRun};
 
 /// Reads the configuration of a sequence. `set` are overrides such as `train.learning_rate=1e-4`, applied in order.
 ///
@@ -14,6 +14,25 @@ use crate::{LabError, SequenceConfig, TrainRun};
 /// override is.
 pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<SequenceConfig, LabError> {
     let config: SequenceConfig = read(path, text, set)?;
+    check_sequence_keys(path, &config)?;
+    Ok(config)
+}
+
+/// Reads the configuration of a study; see [`read_sequence`] for `set`.
+///
+/// # Errors
+/// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
+/// override is.
+pub fn read_study(path: &Path, text: &str, set: &[String]) -> Result<StudyConfig, LabError> {
+    let config: StudyConfig = read(path, text, set)?;
+    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
+    for sequence in config.sequences().map_err(wrong)? {
+        check_sequence_keys(path, &sequence)?;
+    }
+    Ok(config)
+}
+
+fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabError> {
     let wrong = |message: String| Err(LabError::Config { path: path.to_owned(), message });
     check_train(path, &config.train)?;
     if let Err(message) = config.resolve_rounds() {
@@ -32,7 +51,7 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
             return wrong(format!("{key} = {value}: expected 1 to {most}"));
         }
     }
-    Ok(config)
+    Ok(())
 }
 
 /// Reads the configuration of one round; see [`read_sequence`] for `set`.

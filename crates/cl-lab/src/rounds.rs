@@ -154,7 +154,8 @@ fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainC
     Ok(round)
 }
 
-fn overlay(value: &mut Value, with: Value) {
+/// Puts the values of one object over those of another.
+pub(crate) fn overlay(value: &mut Value, with: Value) {
     match (value, with) {
         (Value::Object(below), Value::Object(above)) => {
             for (key, value) in above {

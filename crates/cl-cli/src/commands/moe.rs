@@ -39,10 +39,10 @@ pub struct TrainRouterArgs {
     /// Directory for log.jsonl, rows.json, routing.json, routing.svg, and mixture/ or model/.
     #[arg(long)]
     out: PathBuf,
-    /// Change a key of the configuration, as in --set router.load_balancing=0.01.
+    /// Override a key of the configuration, for example --set router.load_balancing=0.01.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with an unfinished run.
+    /// Resume an unfinished run.
     #[arg(long)]
     resume: bool,
 }

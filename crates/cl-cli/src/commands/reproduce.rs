@@ -37,9 +37,11 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     if args.stages.dry_run && !args.out.join("base/model/manifest.json").exists() {
         let sketch = tempfile::tempdir()?;
         tiny.write_sketch(sketch.path())?;
-        return args.stages.run(&tiny.study(sketch.path()), &args.out, log, interrupt, out);
+        return args.stages.run(&tiny.study(sketch.path()), &args.out, None, log, interrupt, out);
     }
     let mut progress = Progress::new(log);
     tiny.write_world(&args.out, interrupt, &mut |event| progress.observe(event))?;
-    args.stages.run(&tiny.study(&args.out), &args.out, log, interrupt, out)
+    // So small a training takes no memory to speak of.
+    let jobs = args.stages.jobs.or_else(|| std::thread::available_parallelism().ok());
+    args.stages.run(&tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
 }

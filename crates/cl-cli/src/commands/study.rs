@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
-use cl_lab::{StudyConfig, StudyOptions, plan_study, run_study};
+use cl_lab::{StudyConfig, StudyOptions, plan_study, read_study, run_study};
 
 use super::report;
 use crate::progress::StudyProgress;
@@ -18,6 +18,9 @@ pub struct Args {
     /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Override a key of the configuration, for example --set lora.learning_rate=1e-4.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     #[command(flatten)]
     stages: StageArgs,
 }
@@ -25,9 +28,9 @@ pub struct Args {
 /// Which stages are run, and how.
 #[derive(clap::Args)]
 pub struct StageArgs {
-    /// Stages that run at once; one for each core when absent.
+    /// Stages that run at once, each with the memory of a training; one when absent, `cl reproduce` one for each core.
     #[arg(long, value_name = "N")]
-    jobs: Option<NonZero<usize>>,
+    pub jobs: Option<NonZero<usize>>,
     /// Only the stages whose name starts with this, and what they need; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -41,8 +44,8 @@ pub struct StageArgs {
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = StudyConfig::read(&args.config)?;
-    args.stages.run(&config, &args.out, log, interrupt, out)
+    let config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    args.stages.run(&config, &args.out, args.stages.jobs, log, interrupt, out)
 }
 
 impl StageArgs {
@@ -51,11 +54,12 @@ impl StageArgs {
         &self,
         config: &StudyConfig,
         dir: &Path,
+        jobs: Option<NonZero<usize>>,
         log: LogArgs,
         interrupt: &Interrupt,
         out: &mut impl Write,
     ) -> Result<()> {
-        let options = StudyOptions { jobs: self.jobs, only: self.only.clone(), keep_models: self.keep_models };
+        let options = StudyOptions { jobs, only: self.only.clone(), keep_models: self.keep_models };
         if self.dry_run {
             return list(config, dir, &options, out);
         }

@@ -154,7 +154,7 @@ fn mistakes_are_told_before_anything_is_written() {
 fn a_study_does_not_settle_where_something_else_is() {
     let world = World::new();
     let message = world.fails(["reproduce", "--out", "."]);
-    assert!(message.contains(".: is not empty and is not the directory of a study (no study.toml)"), "{message}");
+    assert!(message.contains(".: is not empty and is not the directory of a study (no study.json)"), "{message}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cl_adapters::Overlap;
-use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
+use cl_checkpoint::files::shorten;
 use cl_data::Profile;
 use cl_train::TrainConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::{EvalConfig, LabError, Limits, RoundConfig, ValidationConfig};
+use crate::rounds::overlay;
+use crate::{EvalConfig, Limits, RoundConfig, ValidationConfig};
 
 /// A study: one model, several rounds, and the ways of learning them that are compared. The file of `cl study`. Paths are taken
 /// from the current directory.
@@ -128,17 +130,7 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    /// What the paper compares.
-    pub const MAIN: [Comparison; 7] = [
-        Comparison::OneRound,
-        Comparison::Sequence,
-        Comparison::Olora,
-        Comparison::Replay,
-        Comparison::Joint,
-        Comparison::Merge,
-        Comparison::Mixture,
-    ];
-    /// Everything.
+    /// Everything: first what the paper compares, then its open questions.
     pub const ALL: [Comparison; 8] = [
         Comparison::OneRound,
         Comparison::Sequence,
@@ -149,6 +141,11 @@ impl Comparison {
         Comparison::Mixture,
         Comparison::Questions,
     ];
+
+    /// What the paper compares.
+    pub fn of_paper() -> &'static [Comparison] {
+        &Self::ALL[..7]
+    }
 }
 
 /// Strengths of o-LoRA's term.
@@ -220,18 +217,6 @@ impl Default for StudyConfig {
 }
 
 impl StudyConfig {
-    /// Reads a TOML file.
-    ///
-    /// # Errors
-    /// Returns [`LabError::Config`] with the place in the file if it does not parse, and an error if it cannot be read.
-    pub fn read(path: &Path) -> Result<StudyConfig, LabError> {
-        let text = read_text(path, MAX_CONFIG)?;
-        toml::from_str(&text).map_err(|e| {
-            let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            LabError::Config { path: path.to_owned(), message: format!("line {line}: {}", shorten(e.message())) }
-        })
-    }
-
     /// The rounds, those of `tasks` written out.
     pub(super) fn all_rounds(&self) -> Vec<RoundConfig> {
         if self.rounds.is_empty() {
@@ -257,29 +242,19 @@ impl StudyConfig {
                 ));
             }
         }
-        let mut table = self.train.clone();
-        overlay(&mut table, own);
-        table.entry(key).or_insert_with(|| toml::Table::new().into());
-        let train: TrainConfig =
-            table.try_into().map_err(|e: toml::de::Error| format!("[{key}]: {}", shorten(e.message())))?;
+        let plain = |e: serde_json::Error| format!("[{key}]: {}", shorten(&e.to_string()));
+        let mut values = serde_json::to_value(&self.train).map_err(plain)?;
+        overlay(&mut values, serde_json::to_value(own).map_err(plain)?);
+        if let Value::Object(values) = &mut values {
+            values.entry(key).or_insert_with(|| json!({}));
+        }
+        let train: TrainConfig = serde_json::from_value(values).map_err(plain)?;
         train.validate().map_err(|e| format!("[{key}]: {e}"))?;
         Ok(train)
     }
 
     pub(super) fn compares(&self, comparison: Comparison) -> bool {
         self.compare.contains(&comparison)
-    }
-}
-
-/// Puts the values of one table over those of another.
-pub(super) fn overlay(below: &mut toml::Table, above: &toml::Table) {
-    for (key, value) in above {
-        match (below.get_mut(key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => overlay(below, above),
-            _ => {
-                below.insert(key.clone(), value.clone());
-            }
-        }
     }
 }
 

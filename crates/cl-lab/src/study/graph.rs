@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use cl_adapters::{Lambda, OloraConfig, Overlap};
-use cl_data::{Buffer, Joint, Replay};
+use cl_data::{Buffer, Joint, Mixture, Replay};
 use cl_merge::RescaleChoice;
 use cl_merge::adapter::Space;
 use cl_moe::{BlendInit, BlendRouter, RouterConfig, RouterInit};
@@ -12,7 +12,7 @@ use cl_report::RowKind;
 use cl_train::{Precision, States};
 use serde::Serialize;
 
-use super::config::{Comparison, StudyConfig, Tuning, overlay};
+use super::config::{Comparison, StudyConfig, Tuning};
 use crate::report::{method_name, row_name};
 use crate::{MixtureConfig, RoundConfig, SequenceConfig};
 
@@ -124,15 +124,25 @@ pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
             graph.questions(&lora, seed)?;
         }
     }
+    for stage in &graph.stages {
+        if let Work::Rounds(config) = &stage.work {
+            let wrong = |e: String| format!("stage {}: {e}", stage.id);
+            config.resolve_rounds().map_err(wrong)?;
+            config.train.validate().map_err(|e| wrong(e.to_string()))?;
+        }
+    }
     Ok(graph.stages)
 }
 
-/// Everything that a study scores, as a sequence of its rounds.
-///
-/// # Errors
-/// Returns a text that says what in the configuration is wrong.
-pub(super) fn sequence_of(config: &StudyConfig, tuning: Tuning) -> Result<SequenceConfig, String> {
-    Graph::new(config)?.config_of(tuning, config.seeds[0])
+impl StudyConfig {
+    /// The study's rounds as a sequence with LoRA and as one with all weights; both score everything that the study does.
+    ///
+    /// # Errors
+    /// Returns a text that says what in the configuration is wrong.
+    pub(crate) fn sequences(&self) -> Result<[SequenceConfig; 2], String> {
+        let graph = Graph::new(self)?;
+        Ok([graph.config_of(Tuning::Lora, self.seeds[0])?, graph.config_of(Tuning::Full, self.seeds[0])?])
+    }
 }
 
 struct Graph<'a> {
@@ -148,6 +158,23 @@ impl<'a> Graph<'a> {
     fn new(config: &'a StudyConfig) -> Result<Graph<'a>, String> {
         let rounds = config.all_rounds();
         let count = rounds.len();
+        if !config.tasks.is_empty() && !config.rounds.is_empty() {
+            return Err("both `tasks` and `[[rounds]]`: expected one of them".to_owned());
+        }
+        for (key, twice) in [
+            ("seeds", twice(&config.seeds)),
+            ("members", config.members.as_deref().and_then(twice)),
+            ("olora.lambda", twice(&config.olora.lambda)),
+        ] {
+            if let Some(value) = twice {
+                return Err(format!("{key}: {value} stands twice"));
+            }
+        }
+        for &lambda in &config.olora.lambda {
+            olora(config.olora.mode, lambda).validate().map_err(|e| format!("olora: {e}"))?;
+        }
+        let replayed = Mixture { replay: Some(replay(config, Buffer::Redrawn)), ..Mixture::default() };
+        replayed.validate(1)?;
         if let Some(wrong) = config.members.iter().flatten().find(|m| !(2..=count).contains(*m)) {
             return Err(format!("members: {wrong} is not among 2 to {count}, the number of rounds"));
         }
@@ -156,10 +183,6 @@ impl<'a> Graph<'a> {
         }
         if config.seeds.is_empty() || config.seeds.iter().any(|&seed| seed > MAX_SEED) {
             return Err(format!("seeds: expected at least one, each at most {MAX_SEED}"));
-        }
-        let mut seen = HashSet::new();
-        if let Some(twice) = config.seeds.iter().find(|seed| !seen.insert(**seed)) {
-            return Err(format!("seeds: {twice} stands twice"));
         }
         // What sequences check by themselves is checked before any stage runs.
         let mut graph = Graph { config, rounds, scored: Vec::new(), stages: Vec::new(), ids: HashSet::new() };
@@ -248,8 +271,6 @@ impl<'a> Graph<'a> {
             [] => vec![PathBuf::from(&round.name)],
             data => data.to_vec(),
         });
-        let mut train = toml::Table::new();
-        overlay(&mut train, &self.config.joint);
         let method = match tuning {
             Tuning::Lora => "Joint-LoRA",
             Tuning::Full => "Joint-FFT",
@@ -264,7 +285,7 @@ impl<'a> Graph<'a> {
             format,
             columns,
             joint: Some(joint),
-            train,
+            train: self.config.joint.clone(),
             ..RoundConfig::of_task("joint")
         }];
         let id = format!("{}.seed{seed}", slug(&method));
@@ -365,6 +386,12 @@ impl<'a> Graph<'a> {
         self.add(&format!("question-{}", slug(method)), vec![0], Work::Rounds(Box::new(sequence)), row);
         Ok(())
     }
+}
+
+/// A value that comes up again, as a text.
+fn twice<T: PartialEq + ToString>(values: &[T]) -> Option<String> {
+    let again = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+    again.map(|(_, value)| value.to_string())
 }
 
 /// Sequences with neighbouring seeds share no round's seed up to this many rounds.

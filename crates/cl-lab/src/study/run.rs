@@ -7,13 +7,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use cl_checkpoint::files::write_file;
+use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use cl_checkpoint::{Interrupt, refuse_overlap};
-use cl_eval::Column;
+use cl_eval::{Column, Task, TaskGroup};
 use cl_report::StudyResults;
+use cl_torch::tch::Device;
 use serde_json::{Value, json};
 
-use super::config::{StudyConfig, Tuning};
+use super::config::StudyConfig;
 use super::graph::{Stage, Work, stages};
 use super::results::results;
 use super::work::{Record, Site, tasks_hash};
@@ -24,7 +25,7 @@ use crate::{Event, LabError, ModelRef, Observer, SequenceConfig};
 /// How a study is run.
 #[derive(Clone, Debug, Default)]
 pub struct StudyOptions {
-    /// Stages that run at once; as many as there are cores when absent.
+    /// Stages that run at once, each with the memory of a training; one when absent.
     pub jobs: Option<NonZero<usize>>,
     /// Only stages whose name starts with one of these, and what they need; all when empty.
     pub only: Vec<String>,
@@ -107,7 +108,7 @@ pub struct StudyPlan {
     pub model_bytes: u64,
 }
 
-/// Runs a study into `out`: `study.toml`, `stages/<name>/`, `results.json`, `times.json`.
+/// Runs a study into `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
 /// Stages that earlier runs have finished for the same inputs stay as they are. If a stage fails, others that do not need it go
 /// on, and the results hold what there is.
@@ -149,23 +150,37 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     Ok(StudyPlan { stages, steps, model_bytes })
 }
 
-/// Writes the configuration into the study's directory, which has to be empty or a study's.
-pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<(), LabError> {
-    let marker = out.join("study.toml");
+/// Writes the configuration into the study's directory, which has to be empty or a study's. The directory is this process's as
+/// long as the lock lasts.
+pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
+    const MARKER: &str = "study.json";
+    let refuse = |message: &str| Err(LabError::Output { path: out.to_owned(), message: message.to_owned() });
+    let marker = out.join(MARKER);
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-    if !marker.exists() {
+    if !is_study(&marker) {
         for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
             let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
-            if !(name.starts_with(".study.toml.") && name.ends_with(".part")) {
-                let message =
-                    "is not empty and is not the directory of a study (no study.toml); choose another --out".to_owned();
-                return Err(LabError::Output { path: out.to_owned(), message });
+            // What a kill right at the start leaves.
+            if name != ".study.lock" && !(name.starts_with(".study.json.") && name.ends_with(".part")) {
+                return refuse(
+                    "is not empty and is not the directory of a study (no study.json); choose another --out",
+                );
             }
         }
     }
-    let text =
-        toml::to_string(config).map_err(|e| LabError::Config { path: marker.clone(), message: e.to_string() })?;
-    Ok(write_file(&marker, text.as_bytes())?)
+    let path = out.join(".study.lock");
+    let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
+    if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
+        return refuse("another process is writing there; wait for it, or choose another --out");
+    }
+    write_file(&marker, format!("{:#}\n", json!({"cl_study": 1, "config": config})).as_bytes())?;
+    Ok(lock)
+}
+
+/// Whether a file marks the directory of a study, and is not another program's of this name.
+fn is_study(marker: &Path) -> bool {
+    let value = read_file(marker, MAX_CONFIG).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    value.is_some_and(|value| value.get("cl_study").is_some())
 }
 
 struct Study<'a> {
@@ -178,6 +193,10 @@ struct Study<'a> {
     keys: Vec<String>,
     /// Everything that is scored, as a sequence.
     sequence: SequenceConfig,
+    device: Device,
+    tasks: Vec<Box<dyn Task>>,
+    /// The tasks of each column.
+    scored: Vec<TaskGroup>,
     columns: Vec<Column>,
     metrics: Vec<String>,
 }
@@ -187,29 +206,32 @@ impl<'a> Study<'a> {
     fn open(config: &'a StudyConfig, out: &'a Path, options: &'a StudyOptions) -> Result<Study<'a>, LabError> {
         let stages = stages(config).map_err(LabError::Study)?;
         let wanted = wanted(&stages, &options.only)?;
-        let sequence = super::graph::sequence_of(config, Tuning::Lora).map_err(LabError::Study)?;
-        let Checked { rounds, datasets, tasks, columns: scored, .. } = require_sequence(&sequence)?;
-        require_sequence(&super::graph::sequence_of(config, Tuning::Full).map_err(LabError::Study)?)?;
+        let [sequence, full] = config.sequences().map_err(LabError::Study)?;
+        let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(&sequence)?;
         let base = ModelRef::take(&config.model)?;
-        let data: Vec<&str> = datasets.iter().flatten().map(|set| set.hash.as_str()).collect();
-        let world = json!({"format": 1, "base": base.hash(), "data": data, "tasks": tasks_hash(&tasks)});
+        let data = datasets.iter().chain(&validation).flatten().map(|set| set.hash.as_str()).collect::<Vec<&str>>();
+        // How everything is scored, whatever it was made by.
+        let (eval, profile) = (&full.eval, config.profile);
+        let tasks_hash = tasks_hash(&tasks);
+        let world = json!({"format": 2, "base": base.hash(), "data": data, "tasks": tasks_hash, "eval": eval, "profile": profile});
         let mut keys: Vec<String> = Vec::with_capacity(stages.len());
         for stage in &stages {
             let needs: Vec<&str> = stage.needs.iter().map(|&place| keys[place].as_str()).collect();
             let text = json!([world, without_paths(&stage.work), needs]).to_string();
             keys.push(blake3::hash(text.as_bytes()).to_hex().to_string());
         }
-        let metric = |group: &cl_eval::TaskGroup| {
+        let metric = |group: &TaskGroup| {
             let first = tasks.iter().find(|task| group.members.iter().any(|name| name == task.name()));
             first.map_or_else(String::new, |task| task.metric().main().to_owned())
         };
         let metrics = scored.iter().map(metric).collect();
         let columns = columns(&sequence, &rounds, &scored);
-        Ok(Study { config, out, options, stages, wanted, keys, sequence, columns, metrics })
+        Ok(Study { config, out, options, stages, wanted, keys, sequence, device, tasks, scored, columns, metrics })
     }
 
     fn site<'s>(&'s self, interrupt: &'s Interrupt) -> Site<'s> {
-        Site { config: &self.sequence, out: self.out, interrupt }
+        let (config, out) = (&self.sequence, self.out);
+        Site { config, device: self.device, tasks: &self.tasks, columns: &self.scored, out, interrupt }
     }
 
     /// Makes the directory this study's; the lock lasts as long as the study runs.
@@ -217,14 +239,7 @@ impl<'a> Study<'a> {
         let out = self.out;
         let inputs = [("the base model", self.config.model.as_path()), ("the data", self.config.data.as_path())];
         refuse_overlap(&out.join("stages"), &inputs)?;
-        mark(self.config, out)?;
-        let path = out.join(".lock");
-        let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
-        if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-            let message = "another process is writing there; wait for it, or choose another --out".to_owned();
-            return Err(LabError::Output { path: out.to_owned(), message });
-        }
-        Ok(lock)
+        mark(self.config, out)
     }
 
     /// What a stage left, if it was finished for the same key.
@@ -237,9 +252,9 @@ impl<'a> Study<'a> {
         let states = self.states(&site);
         let (stages, done) = (states.iter().filter(|s| !matches!(s, State::Unwanted)).count(), count_done(&states));
         observer(StudyEvent::Begun { stages, done });
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let jobs = self.options.jobs.map_or(cores, NonZero::get).min(stages.saturating_sub(done).max(1));
-        let threads = self.config.threads.map_or((cores / jobs).max(1), usize::from);
+        let jobs = self.options.jobs.map_or(1, NonZero::get).min(stages.saturating_sub(done).max(1));
+        let threads = usize::try_from(cl_torch::tch::get_num_threads()).unwrap_or(1);
+        let threads = self.config.threads.map_or((threads / jobs).max(1), usize::from);
         let board = Board { states: Mutex::new(states), changed: Condvar::new() };
         let (sender, events) = channel();
         thread::scope(|scope| {
@@ -286,6 +301,7 @@ impl<'a> Study<'a> {
         let tell = |event| drop(sender.send(event));
         while let Some(stage) = board.take(&self.stages, site.interrupt) {
             tell(StudyEvent::Started { stage, name: self.stages[stage].id.clone() });
+            let _unwinding = Unwinding { board, stage };
             let result = self.run_stage(site, stage, &tell);
             match &result {
                 Ok(record) => tell(StudyEvent::Finished { stage, seconds: record.seconds }),
@@ -400,7 +416,7 @@ enum State {
     Running,
     Done(Record),
     Failed(LabError),
-    /// Needs one that failed.
+    /// Needs one that failed, or panicked itself.
     Cut,
 }
 
@@ -462,6 +478,21 @@ impl Board {
         let result = idle.map(&mut over).find(Result::is_err).unwrap_or(Ok(()));
         self.changed.notify_all();
         result
+    }
+}
+
+/// Takes care that a stage that panics does not leave others waiting for it. The panic ends the study when they are done.
+struct Unwinding<'a> {
+    board: &'a Board,
+    stage: usize,
+}
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.board.lock()[self.stage] = State::Cut;
+            self.board.changed.notify_all();
+        }
     }
 }
 

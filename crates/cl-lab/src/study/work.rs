@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use cl_checkpoint::{Interrupt, OutputDir};
-use cl_eval::Task;
+use cl_eval::{Task, TaskGroup};
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
 use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixModule, MixOptions, blend, mix};
@@ -21,11 +21,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::graph::{Combination, Stage, Work};
-use crate::check::require_sequence;
 use crate::model_dir::{mixture_error, verify};
 use crate::output::discard;
 use crate::sequence::{cells, run_sequence_on};
-use crate::{LabError, LoadedModel, Observer, SequenceConfig, score_model, write_scores};
+use crate::{EvalConfig, LabError, LoadedModel, Observer, SequenceConfig, score_model, write_scores};
 
 /// What a finished stage left, besides its models: `stage.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +56,11 @@ impl Record {
 pub(super) struct Site<'a> {
     /// The base model and what is scored, as a sequence.
     pub(super) config: &'a SequenceConfig,
+    pub(super) device: Device,
+    /// What is scored.
+    pub(super) tasks: &'a [Box<dyn Task>],
+    /// The tasks of each column.
+    pub(super) columns: &'a [TaskGroup],
     /// The study's directory.
     pub(super) out: &'a Path,
     pub(super) interrupt: &'a Interrupt,
@@ -87,17 +91,18 @@ impl Site<'_> {
         let (dir, started) = (self.dir(stage), Instant::now());
         std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
         self.begin(&dir, key)?;
+        let (base, eval) = (&self.config.model, &self.config.eval);
         let (rows, bytes) = match &stage.work {
             Work::Base { add_bos_token } => {
-                let mut config = self.config.clone();
+                let mut eval = eval.clone();
                 if let Some(add) = add_bos_token {
-                    (config.eval.add_bos_token, config.eval.lm_eval_add_bos_token) = (Some(*add), Some(*add));
+                    (eval.add_bos_token, eval.lm_eval_add_bos_token) = (Some(*add), Some(*add));
                 }
-                (vec![score(&config, &config.model, None, &dir, observer)?], 0)
+                (self.score(&eval, base, None, &dir, observer)?, 0)
             }
             Work::Rounds(config) => {
-                let base = self.out.join("stages/base");
-                let report = run_sequence_on(config, &dir.join("run"), true, Some(&base), self.interrupt, observer)?;
+                let scored = self.out.join("stages/base");
+                let report = run_sequence_on(config, &dir.join("run"), true, Some(&scored), self.interrupt, observer)?;
                 let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);
                 let rows = rows.map(|(scores, standard_errors)| ScoredRow { scores, standard_errors });
                 (rows.collect(), stored(&dir))
@@ -105,27 +110,27 @@ impl Site<'_> {
             Work::Adapters(combination) => {
                 let adapter = dir.join("adapter");
                 if !stands(&adapter)? {
-                    combine(inputs, &adapter, &combination.options(inputs.len(), &self.config.model, self.interrupt))?;
+                    combine(inputs, &adapter, &combination.options(inputs.len(), base, self.interrupt))?;
                 }
-                (vec![score(self.config, &self.config.model, Some(&adapter), &dir, observer)?], stored(&dir))
+                (self.score(eval, base, Some(&adapter), &dir, observer)?, stored(&dir))
             }
             Work::Average => {
                 let model = dir.join("model");
                 if !stands(&model)? {
                     self.average(inputs, &model)?;
                 }
-                (vec![score(self.config, &model, None, &dir, observer)?], stored(&dir))
+                (self.score(eval, &model, None, &dir, observer)?, stored(&dir))
             }
             Work::Blend(router) => {
                 let mixture = dir.join("mixture");
                 if !stands(&mixture)? {
                     let experts = inputs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
-                    let base_model = self.config.model.clone();
+                    let base_model = base.clone();
                     let config = BlendConfig { base_model, num_experts_per_tok: None, router: router.clone(), experts };
                     let plan = BlendPlan::new(&config, false).map_err(mixture_error(&mixture))?;
                     blend(&plan, &mixture, false, self.interrupt).map_err(mixture_error(&mixture))?;
                 }
-                (vec![score(self.config, &self.config.model, Some(&mixture), &dir, observer)?], stored(&dir))
+                (self.score(eval, base, Some(&mixture), &dir, observer)?, stored(&dir))
             }
             Work::Mix { router, num_experts_per_tok } => {
                 let model = dir.join("model");
@@ -136,7 +141,7 @@ impl Site<'_> {
                         negative_prompts: Vec::new(),
                     };
                     let config = MixConfig {
-                        base_model: self.config.model.clone(),
+                        base_model: base.clone(),
                         num_experts_per_tok: *num_experts_per_tok,
                         dtype: None,
                         modules: vec![MixModule::Mlp],
@@ -149,7 +154,7 @@ impl Site<'_> {
                     let options = MixOptions { interrupt: self.interrupt.clone(), ..MixOptions::default() };
                     mix(&plan, &model, &options, &|_| ()).map_err(mixture_error(&model))?;
                 }
-                (vec![score(self.config, &model, None, &dir, observer)?], stored(&dir))
+                (self.score(eval, &model, None, &dir, observer)?, stored(&dir))
             }
         };
         let record = Record { key: key.to_owned(), rows, seconds: started.elapsed().as_secs_f64(), bytes };
@@ -157,9 +162,27 @@ impl Site<'_> {
         Ok(record)
     }
 
-    /// That what an earlier process left in the directory was made for the same key; anything else is removed.
+    /// Scores a model, alone or with an adapter or mixture, on all of the study's tasks.
+    fn score(
+        &self,
+        eval: &EvalConfig,
+        model: &Path,
+        adapter: Option<&Path>,
+        dir: &Path,
+        observer: &mut Observer<'_>,
+    ) -> Result<Vec<ScoredRow>, LabError> {
+        let loaded = LoadedModel::open(model, adapter, eval.precision, self.device)?;
+        let scores = score_model(&loaded, self.tasks, eval, &dir.join("scores"), observer)?;
+        write_scores(&dir.join("scores.json"), &scores)?;
+        let (scores, standard_errors) = cells(self.columns, &scores)?;
+        Ok(vec![ScoredRow { scores, standard_errors }])
+    }
+
+    /// Checks that what an earlier process left in the directory was made for the same key and from the same places, which
+    /// an unfinished sequence names; anything else is removed.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
+        let key = format!("{key}\n{}\n{}\n", self.config.model.display(), self.config.data.display());
         if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
             return Ok(());
         }
@@ -220,26 +243,6 @@ fn stands(dir: &Path) -> Result<bool, LabError> {
         return Ok(true);
     }
     Ok(false)
-}
-
-/// Scores a model, alone or with an adapter or mixture, on all of a study's tasks.
-fn score(
-    config: &SequenceConfig,
-    model: &Path,
-    adapter: Option<&Path>,
-    dir: &Path,
-    observer: &mut Observer<'_>,
-) -> Result<ScoredRow, LabError> {
-    let checked = require_sequence(config)?;
-    let loaded = LoadedModel::open(model, adapter, config.eval.precision, device(config)?)?;
-    let scores = score_model(&loaded, &checked.tasks, &config.eval, &dir.join("scores"), observer)?;
-    write_scores(&dir.join("scores.json"), &scores)?;
-    let (scores, standard_errors) = cells(&checked.columns, &scores)?;
-    Ok(ScoredRow { scores, standard_errors })
-}
-
-fn device(config: &SequenceConfig) -> Result<Device, LabError> {
-    Ok(cl_torch::pick_device(&config.device)?)
 }
 
 /// Bytes of the weights in a stage's directory: those of adapters and mixtures, or else of models.

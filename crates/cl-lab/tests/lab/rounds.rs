@@ -3,7 +3,7 @@
 use cl_checkpoint::Interrupt;
 use cl_data::{Example, RowPlan};
 use cl_eval::Group;
-use cl_lab::{Event, StudyConfig, check_sequence, read_sequence, run_sequence, run_train};
+use cl_lab::{Event, check_sequence, read_sequence, read_study, run_sequence, run_train};
 use cl_torch::tch::Kind;
 use cl_train::Plan;
 use serde_json::json;
@@ -144,7 +144,7 @@ fn example_configurations_read_and_the_papers_takes_its_steps() {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.file_stem().unwrap() == "study" {
-            assert_eq!(StudyConfig::read(&path).unwrap().seeds.len(), 3);
+            assert_eq!(read_study(&path, &std::fs::read_to_string(&path).unwrap(), &[]).unwrap().seeds.len(), 3);
             continue;
         }
         let config = read_sequence(&path, &std::fs::read_to_string(&path).unwrap(), &[]).unwrap();

@@ -3,7 +3,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cl_checkpoint::Interrupt;
-use cl_lab::{LabError, StudyConfig, StudyEvent, StudyOptions, TinyConfig, plan_study, run_study};
+use cl_lab::{LabError, StudyConfig, StudyEvent, StudyOptions, TinyConfig, plan_study, read_study, run_study};
 use cl_torch::tch::Kind;
 
 use crate::world::{World, silent};
@@ -34,7 +34,8 @@ fn some() -> StudyOptions {
         "blend-a",
         "mix-7",
     ];
-    StudyOptions { only: names.map(str::to_owned).to_vec(), ..StudyOptions::default() }
+    let jobs = std::num::NonZero::new(2);
+    StudyOptions { jobs, only: names.map(str::to_owned).to_vec(), ..StudyOptions::default() }
 }
 
 fn ignore(_: StudyEvent) {}
@@ -119,6 +120,11 @@ fn a_change_makes_only_what_it_concerns_again() {
     assert!(left.iter().any(|name| name == "mix-7.seed1") && left.iter().any(|name| name == "sequence-fft.seed1"));
     done(&config).unwrap();
     assert_ne!(results(out), before);
+    // How models are scored concerns everything, merges and the base as well.
+    config.eval.add_bos_token = Some(false);
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
+    config.eval.add_bos_token = None;
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| *done));
     // An edited test row changes what everything is scored on.
     let rows = out.join("data/tone/test.json");
     let text = std::fs::read_to_string(&rows).unwrap();
@@ -184,6 +190,11 @@ fn wrong_studies_are_refused_before_anything_runs() {
         ("members = [1]", "members: 1 is not among 2 to 3"),
         ("experts = ['news']", "no round is called `news`"),
         ("[full]\nepochs = 0", "[full]: epochs = 0"),
+        ("members = [3, 3]", "members: 3 stands twice"),
+        ("olora = { lambda = [0.5, 0.5] }", "olora.lambda: 0.5 stands twice"),
+        ("replay = -0.5", "fraction"),
+        ("[[rounds]]\nname = 'first'", "both `tasks` and `[[rounds]]`"),
+        ("[joint]\nepoch = 3", "stage joint-fft.seed3: round `joint`: train: unknown field `epoch`"),
     ] {
         let message = refused(&own(&world, more), "");
         assert!(message.contains(part), "{message}");
@@ -200,13 +211,59 @@ fn wrong_studies_are_refused_before_anything_runs() {
 }
 
 #[test]
+fn a_study_of_the_paper_is_the_papers_everywhere() {
+    let world = World::new(Kind::Float);
+    let text = format!(
+        "name = 'paper'\nprofile = 'paper'\nmodel = '{}'\ndata = '{}'\ntasks = ['first', 'mood']\nseeds = [3]\n[lora.lora]\nr = 2\n[eval]\nmax_new_tokens = 2\n",
+        world.path("model").display(),
+        world.path("data").display()
+    );
+    let config = read_study("memory".as_ref(), &text, &["train.epochs=2".to_owned()]).unwrap();
+    let out = world.path("study");
+    let only = StudyOptions { only: vec!["sequence-lora.seed3".to_owned()], ..StudyOptions::default() };
+    run_study(&config, &out, &only, &Interrupt::default(), &mut ignore).unwrap();
+    let sequence = std::fs::read_to_string(out.join("stages/sequence-lora.seed3/run/config.toml")).unwrap();
+    for line in [
+        "profile = \"paper\"",
+        "loss_norm = \"microbatch_mean\"",
+        "precision = \"bf16\"",
+        "adapter_precision = \"f32\"",
+        "learning_rate = 0.00002",
+        "lm_eval_add_bos_token = false",
+        "epochs = 2",
+    ] {
+        assert!(sequence.lines().any(|l| l == line), "{line}: {sequence}");
+    }
+}
+
+#[test]
+fn a_directory_belongs_to_one_world_and_nothing_of_others_is_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |tiny: &TinyConfig, out: &Path| tiny.write_world(out, &Interrupt::default(), &mut silent);
+    let out = folder.path().join("study");
+    write(&tiny(), &out).unwrap();
+    write(&tiny(), &out).unwrap();
+    let message = write(&TinyConfig { seed: 2, ..tiny() }, &out).unwrap_err().to_string();
+    assert!(message.contains("other settings") && message.contains("choose another --out"), "{message}");
+    // A folder with somebody's own files, of whatever names.
+    for name in ["study.toml", "study.json", "data"] {
+        let dir = folder.path().join(format!("own {name}"));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(name), "name = 'mine'").unwrap();
+        let message = write(&tiny(), &dir).unwrap_err().to_string();
+        assert!(message.contains("is not the directory of a study"), "{message}");
+        assert_eq!(std::fs::read_to_string(dir.join(name)).unwrap(), "name = 'mine'");
+    }
+}
+
+#[test]
 fn a_stage_that_fails_leaves_the_others() {
     let world = World::new(Kind::Float);
     let config = own(&world, "compare = ['sequence']");
     let out = world.path("study");
     // A file where two of the stages want their directory.
     std::fs::create_dir_all(out.join("stages")).unwrap();
-    std::fs::write(out.join("study.toml"), "").unwrap();
+    std::fs::write(out.join("study.json"), r#"{"cl_study": 1}"#).unwrap();
     for seed in [3, 4] {
         std::fs::write(out.join(format!("stages/sequence-fft.seed{seed}")), "").unwrap();
     }

@@ -15,6 +15,7 @@ use cl_data::{Example, Mixture, Profile, Split, load_split};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
 use cl_train::{Full, TrainConfig};
+use serde::Serialize;
 use serde_json::json;
 
 use self::tasks::TASKS;
@@ -28,7 +29,7 @@ use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, Round
 const MAX_LENGTH: usize = 48;
 
 /// How large the tiny study is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TinyConfig {
     /// Random seed of facts, tasks and the base model.
     pub seed: u64,
@@ -119,7 +120,7 @@ impl TinyConfig {
                 ..EvalConfig::default()
             },
             columns,
-            compare: if self.quick { Comparison::MAIN.to_vec() } else { Comparison::ALL.to_vec() },
+            compare: if self.quick { Comparison::of_paper().to_vec() } else { Comparison::ALL.to_vec() },
             ..StudyConfig::default()
         }
     }
@@ -130,10 +131,25 @@ impl TinyConfig {
     /// Returns an error if a file cannot be written or the pretraining fails; [`LabError::is_interrupted`] says whether it was
     /// asked to stop.
     pub fn write_world(&self, out: &Path, interrupt: &Interrupt, observer: &mut Observer<'_>) -> Result<(), LabError> {
-        mark(&self.study(out), out)?;
+        let _lock = mark(&self.study(out), out)?;
+        self.claim_world(out)?;
         let data = out.join("data");
         self.write_data(&data)?;
         self.pretrain(out, &data, interrupt, observer)
+    }
+
+    /// Facts, tasks and base model of one configuration do not go with those of another, and what was measured with the first
+    /// would be lost.
+    fn claim_world(&self, out: &Path) -> Result<(), LabError> {
+        let (path, own) = (out.join("tiny.json"), format!("{:#}\n", json!(self)));
+        match std::fs::read_to_string(&path) {
+            Ok(saved) if saved == own => Ok(()),
+            Ok(_) => {
+                let message = "holds the tiny study with other settings (tiny.json); choose another --out".to_owned();
+                Err(LabError::Output { path: out.to_owned(), message })
+            }
+            Err(_) => Ok(write_file(&path, own.as_bytes())?),
+        }
     }
 
     /// Writes facts, tasks and the base model as it is before its pretraining: enough to see what a study would do.
