@@ -153,6 +153,9 @@ pub enum LabError {
     /// Scoring.
     #[error(transparent)]
     Eval(#[from] cl_eval::Error),
+    /// Figures.
+    #[error(transparent)]
+    Report(#[from] cl_report::Error),
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),

@@ -20,7 +20,7 @@ mod router_config;
 mod router_round;
 mod router_states;
 mod routing;
-mod routing_svg;
+mod routing_heat_map;
 mod scoring;
 mod sequence;
 mod sources;

@@ -17,7 +17,7 @@ use crate::observe::tell;
 use crate::output::{RunDir, discard};
 use crate::round::{clean_up, encode, names, plan_rows, stop_if_asked};
 use crate::routing::{RoutingReport, routing_report};
-use crate::routing_svg::heat_map;
+use crate::routing_heat_map::heat_map;
 use crate::sources::{base_source, data_sources, inputs, mixture_source};
 use crate::{Event, LabError, ModelRef, Observer, RoundInput, RouterRun};
 
@@ -33,7 +33,7 @@ pub struct RouterOutput {
 }
 
 /// Runs `cl moe train-router` into `out`: `config.toml`, the hashes of what it is made from, `log.jsonl`, `rows.json`,
-/// `mixture/` or `model/`, `routing.json` and `routing.svg`. Everything of the mixture but its routers is copied byte for byte.
+/// `mixture/` or `model/`, `routing.json`, `routing.svg` and `routing.png`. Everything of the mixture but its routers is copied byte for byte.
 /// With `resume` an unfinished run goes on where it was.
 ///
 /// # Errors
@@ -192,7 +192,9 @@ impl RouterRound<'_> {
         let experts = expert_names(mixture.as_ref(), dir, &model);
         let report = routing_report(&mut model, &tasks, experts, &has, input.config.micro_batch_size)?;
         let text = serde_json::to_string_pretty(&report).expect("numbers and strings") + "\n";
-        write_file(&out.join("routing.svg"), heat_map(&report).as_bytes())?;
+        let picture = heat_map(&report)?;
+        write_file(&out.join("routing.svg"), picture.svg.as_bytes())?;
+        write_file(&out.join("routing.png"), &picture.png)?;
         // Last: it marks the report as done.
         write_file(&out.join("routing.json"), text.as_bytes())?;
         Ok(report)

@@ -4,6 +4,7 @@ mod error;
 mod figures;
 mod findings;
 mod format;
+mod heat_map;
 mod methods;
 mod page;
 mod paper;
@@ -19,6 +20,7 @@ mod write;
 
 pub use error::Error;
 pub use findings::{Finding, Verdict, findings};
+pub use heat_map::{HeatMap, Picture, draw_heat_maps};
 pub use read::Run;
 pub use results::{Column, ResultRow, RowKind, StudyResults};
 pub use write::{Written, check_place, write};

@@ -36,7 +36,7 @@ impl Command {
 pub struct TrainRouterArgs {
     /// Configuration: model, adapter for a mixture of adapters, [data], [train], [router].
     config: PathBuf,
-    /// Directory for log.jsonl, rows.json, routing.json, routing.svg, and mixture/ or model/.
+    /// Directory for log.jsonl, rows.json, routing.json, routing.svg, routing.png, and mixture/ or model/.
     #[arg(long)]
     out: PathBuf,
     /// Override a key of the configuration, for example --set router.load_balancing=0.01.

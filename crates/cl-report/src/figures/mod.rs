@@ -1,7 +1,7 @@
 //! The figures of a study: the paper's ten, then those it does not have.
 
 mod bars;
-mod heat;
+pub(crate) mod heat;
 mod legend;
 mod lines;
 mod scatter;
