@@ -43,18 +43,19 @@ pub struct Picture {
 /// # Errors
 /// Returns [`Error::Raster`] if the drawing is too large for a picture.
 pub fn draw_heat_maps(title: &str, legend: &str, maps: &[HeatMap]) -> Result<Picture, Error> {
-    let heat = Heat { grids: maps.iter().map(grid).collect(), legend: legend.to_owned() };
+    let most = maps.iter().flat_map(|m| &m.rows).flat_map(|row| row.1.iter().flatten()).copied().fold(0.0, f64::max);
+    let legend = format!("{legend}, from 0 to {most:.2}");
+    let heat = Heat { grids: maps.iter().map(|map| grid(map, most)).collect(), legend, lowest: 0.0 };
     let canvas = heat.draw(WIDE);
     let raster = |problem| Error::Raster { figure: title.to_owned(), problem };
     let png = Rasterizer::new().png(&canvas.light(title)).map_err(raster)?;
     Ok(Picture { svg: canvas.file(title), png })
 }
 
-fn grid(map: &HeatMap) -> Grid {
+fn grid(map: &HeatMap, most: f64) -> Grid {
     let cell = |(column, value): (&String, &Option<f64>), row: &str| HeatCell {
         text: value.map_or_else(String::new, |v| format!("{v:.2}")),
-        // The half of the ramp that stands for much.
-        tone: value.map(|v| v.clamp(0.0, 1.0)),
+        tone: value.map(|v| if most > 0.0 { (v / most).clamp(0.0, 1.0) } else { 0.0 }),
         tip: value.map_or_else(String::new, |v| format!("{}, {row}, {column}: {v:.4}", map.title)),
         framed: false,
     };

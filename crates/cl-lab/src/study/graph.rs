@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use cl_adapters::{Lambda, OloraConfig, Overlap};
 use cl_data::{Buffer, Joint, Mixture, Replay};
-use cl_merge::RescaleChoice;
 use cl_merge::adapter::Space;
+use cl_merge::{Profile, RescaleChoice};
 use cl_moe::{BlendInit, BlendRouter, RouterConfig, RouterInit};
 use cl_report::RowKind;
 use cl_train::{Precision, States};
@@ -67,6 +67,8 @@ pub(super) enum Work {
 pub(super) struct Combination {
     pub(super) method: &'static str,
     pub(super) space: Space,
+    /// Whose definitions hold.
+    pub(super) profile: Profile,
     /// Weight of each adapter.
     pub(super) weight: f64,
     pub(super) density: Option<f64>,
@@ -405,6 +407,7 @@ fn adapter_merges(members: usize, seed: u64) -> [(&'static str, &'static str, Co
     let average = Combination {
         method: "linear",
         space: Space::Delta,
+        profile: Profile::Method,
         weight: 1.0 / members as f64,
         density: None,
         rescale: None,
@@ -421,7 +424,8 @@ fn adapter_merges(members: usize, seed: u64) -> [(&'static str, &'static str, Co
 }
 
 fn dare_ties(space: Space, seed: u64) -> Combination {
-    Combination { method: "dare_ties", space, weight: 1.0, density: Some(DENSITY), rescale: None, seed }
+    let profile = if space == Space::Factors { Profile::Paper } else { Profile::Method };
+    Combination { method: "dare_ties", space, profile, weight: 1.0, density: Some(DENSITY), rescale: None, seed }
 }
 
 fn olora(mode: Overlap, lambda: f64) -> OloraConfig {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::config::StudyConfig;
 use super::graph::{Stage, Work, stages};
 use super::results::results;
-use super::work::{Record, Site, tasks_hash};
+use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::{Event, LabError, ModelRef, Observer, SequenceConfig};
@@ -213,7 +213,7 @@ impl<'a> Study<'a> {
         // How everything is scored, whatever it was made by.
         let (eval, profile) = (&full.eval, config.profile);
         let tasks_hash = tasks_hash(&tasks);
-        let world = json!({"format": 2, "base": base.hash(), "data": data, "tasks": tasks_hash, "eval": eval, "profile": profile});
+        let world = json!({"format": 3, "base": base.hash(), "data": data, "tasks": tasks_hash, "eval": eval, "profile": profile});
         let mut keys: Vec<String> = Vec::with_capacity(stages.len());
         for stage in &stages {
             let needs: Vec<&str> = stage.needs.iter().map(|&place| keys[place].as_str()).collect();
@@ -323,7 +323,12 @@ impl<'a> Study<'a> {
 
     fn run_stage(&self, site: &Site<'_>, stage: usize, tell: &dyn Fn(StudyEvent)) -> Result<Record, LabError> {
         let needs = &self.stages[stage].needs;
-        let inputs: Vec<PathBuf> = needs.iter().filter_map(|&place| site.artifact(&self.stages[place])).collect();
+        let made = needs.iter().filter_map(|&place| {
+            let stage = &self.stages[place];
+            Some((site.artifact(stage)?, stage.id.clone()))
+        });
+        let (dirs, names) = made.unzip();
+        let inputs = Inputs { dirs, names };
         let mut what = String::new();
         let observe: &mut Observer<'_> = &mut |event| match event {
             Event::Stage(name) => name.clone_into(&mut what),

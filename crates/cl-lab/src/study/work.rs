@@ -52,6 +52,13 @@ impl Record {
     }
 }
 
+/// What a stage is made of: products of others.
+pub(super) struct Inputs {
+    pub(super) dirs: Vec<PathBuf>,
+    /// The stages' names. Random masks follow from them, so that a study gives the same in any place.
+    pub(super) names: Vec<String>,
+}
+
 /// What every stage shares.
 pub(super) struct Site<'a> {
     /// The base model and what is scored, as a sequence.
@@ -84,7 +91,7 @@ impl Site<'_> {
     pub(super) fn run(
         &self,
         stage: &Stage,
-        inputs: &[PathBuf],
+        inputs: &Inputs,
         key: &str,
         observer: &mut Observer<'_>,
     ) -> Result<Record, LabError> {
@@ -110,21 +117,21 @@ impl Site<'_> {
             Work::Adapters(combination) => {
                 let adapter = dir.join("adapter");
                 if !stands(&adapter)? {
-                    combine(inputs, &adapter, &combination.options(inputs.len(), base, self.interrupt))?;
+                    combine(&inputs.dirs, &adapter, &combination.options(inputs, base, self.interrupt))?;
                 }
                 (self.score(eval, base, Some(&adapter), &dir, observer)?, stored(&dir))
             }
             Work::Average => {
                 let model = dir.join("model");
                 if !stands(&model)? {
-                    self.average(inputs, &model)?;
+                    self.average(&inputs.dirs, &model)?;
                 }
                 (self.score(eval, &model, None, &dir, observer)?, stored(&dir))
             }
             Work::Blend(router) => {
                 let mixture = dir.join("mixture");
                 if !stands(&mixture)? {
-                    let experts = inputs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
+                    let experts = inputs.dirs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
                     let base_model = base.clone();
                     let config = BlendConfig { base_model, num_experts_per_tok: None, router: router.clone(), experts };
                     let plan = BlendPlan::new(&config, false).map_err(mixture_error(&mixture))?;
@@ -148,7 +155,7 @@ impl Site<'_> {
                         layers: None,
                         shared_expert: None,
                         router: router.clone(),
-                        experts: inputs.iter().map(expert).collect(),
+                        experts: inputs.dirs.iter().map(expert).collect(),
                     };
                     let plan = cl_moe::Plan::new(&config).map_err(mixture_error(&model))?;
                     let options = MixOptions { interrupt: self.interrupt.clone(), ..MixOptions::default() };
@@ -213,10 +220,12 @@ impl Site<'_> {
 }
 
 impl Combination {
-    fn options(&self, adapters: usize, base: &Path, interrupt: &Interrupt) -> CombineOptions {
+    fn options(&self, inputs: &Inputs, base: &Path, interrupt: &Interrupt) -> CombineOptions {
         let mut options = CombineOptions {
             method: self.method.to_owned(),
-            weights: vec![self.weight; adapters],
+            weights: vec![self.weight; inputs.dirs.len()],
+            names: inputs.names.clone(),
+            profile: self.profile,
             density: self.density.into_iter().collect(),
             space: self.space,
             seed: self.seed,

@@ -224,6 +224,7 @@ pub fn run_adapter(command: &AdapterCommand, interrupt: &Interrupt, out: &mut dy
 fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let options = CombineOptions {
         method: args.method.clone(),
+        names: Vec::new(),
         weights: args.weights.clone(),
         density: args.density.clone(),
         parameters: parameters(args)?,

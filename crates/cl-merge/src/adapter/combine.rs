@@ -38,6 +38,7 @@ pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result
     let adapters = open(&dirs)?;
     let mut problems = Vec::new();
     let mut set = Set::new(&adapters, &options.weights, &mut problems);
+    set.rename(&options.names, &mut problems);
     let base = checked(&mut set, &options, &mut problems)?;
     let resolved = merge::resolve(&set, &options, &mut problems);
     let Some(mut resolved) = resolved.filter(|_| problems.is_empty()) else { return Err(Error::Problems(problems)) };
@@ -72,17 +73,22 @@ fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, Combin
     let mut options = options.clone();
     let ordered = registry::method(&options.method.replace('-', "_")).is_some_and(|m| m.ordered);
     let fits = |list: &[f64]| list.len() < 2 || list.len() == dirs.len();
-    if ordered || !fits(&options.weights) || !fits(&options.density) {
+    let named = options.names.len() == dirs.len();
+    if ordered || !fits(&options.weights) || !fits(&options.density) || !(named || options.names.is_empty()) {
         return (dirs.to_vec(), options);
     }
     let at = |list: &[f64], i: usize| list.get(i).copied().unwrap_or(0.0);
     let mut order: Vec<usize> = (0..dirs.len()).collect();
     order.sort_by(|&i, &j| {
         let numbers = |list: &[f64]| at(list, i).total_cmp(&at(list, j));
-        dirs[i].cmp(&dirs[j]).then(numbers(&options.weights)).then(numbers(&options.density))
+        let by_name = if named { options.names[i].cmp(&options.names[j]) } else { dirs[i].cmp(&dirs[j]) };
+        by_name.then(numbers(&options.weights)).then(numbers(&options.density))
     });
     let sorted = |list: &[f64]| if list.len() < 2 { list.to_vec() } else { order.iter().map(|&i| list[i]).collect() };
     (options.weights, options.density) = (sorted(&options.weights), sorted(&options.density));
+    if named {
+        options.names = order.iter().map(|&i| options.names[i].clone()).collect();
+    }
     (order.into_iter().map(|i| dirs[i].clone()).collect(), options)
 }
 

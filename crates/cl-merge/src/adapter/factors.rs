@@ -92,7 +92,7 @@ fn merged(set: &Set<'_>, module: &Module, method: &TaskVectors, updates: &[(f64,
         let shape = if left { [module.shape[0], rank] } else { [rank, columns] };
         let zeros = vec![0.0; shape[0] * shape[1]];
         let values = module.parts.iter().zip(updates).map(|(part, (_, update))| {
-            Values::from_slice(&set.members[part.member].name, if left { &update.left } else { &update.right })
+            Values::from_slice(&set.members[part.member].key, if left { &update.left } else { &update.right })
         });
         let name = if is_a { &a_name } else { &b_name };
         let group = TensorGroup::new(name, &shape, Some(Values::from_slice("zero", &zeros)), values.collect());

@@ -186,7 +186,7 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         if options.density.len() > 1 {
             own.density = options.density.get(i).copied().map(Parameter::Number);
         }
-        ModelConfig { model: member.name.clone(), name: None, parameters: own }
+        ModelConfig { model: member.key.clone(), name: None, parameters: own }
     });
     MergeConfig {
         name: None,

@@ -24,6 +24,9 @@ pub struct CombineOptions {
     pub method: String,
     /// One for each adapter; none for ones.
     pub weights: Vec<f64>,
+    /// Names of the adapters, one each; none for their directories as given. They key random masks and decide the order in which
+    /// sums are taken, so that with names a result does not depend on where the adapters are.
+    pub names: Vec<String>,
     /// One for all adapters, or one for each; none for the method's default.
     pub density: Vec<f64>,
     /// Other parameters of the method.
@@ -68,6 +71,7 @@ impl Default for CombineOptions {
         CombineOptions {
             method: "linear".to_owned(),
             weights: Vec::new(),
+            names: Vec::new(),
             density: Vec::new(),
             parameters: Parameters::default(),
             rank: None,

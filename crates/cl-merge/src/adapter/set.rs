@@ -65,8 +65,10 @@ impl Deref for Held<'_> {
 /// An adapter and how much of it is taken.
 pub(super) struct Member<'a> {
     pub(super) adapter: Held<'a>,
-    /// Its directory as written, which names it in messages and keys its random masks.
+    /// Its directory as written, which names it in messages.
     pub(super) name: String,
+    /// What keys its random masks: its directory as written, unless it is given a name.
+    pub(super) key: String,
     pub(super) weight: f64,
 }
 
@@ -123,6 +125,18 @@ impl<'a> Set<'a> {
         Set::of(adapters.iter().map(Held::Borrowed).collect(), weights, problems)
     }
 
+    /// Gives the adapters names that key their random masks, one each, or none.
+    pub(super) fn rename(&mut self, names: &[String], problems: &mut Vec<String>) {
+        if !names.is_empty() && names.len() != self.members.len() {
+            let (adapters, given) = (self.members.len(), names.len());
+            problems.push(format!("names: expected one for each of {adapters} adapters, got {given}"));
+            return;
+        }
+        for (member, name) in self.members.iter_mut().zip(names) {
+            member.key.clone_from(name);
+        }
+    }
+
     /// As [`Set::new`], of adapters that it may keep.
     pub(super) fn of(adapters: Vec<Held<'a>>, weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
         if !weights.is_empty() && weights.len() != adapters.len() {
@@ -169,7 +183,7 @@ impl<'a> Set<'a> {
                 known.parts.push(part);
             }
             take_beside(index, &adapter, &mut wholes, &mut untrained, problems);
-            members.push(Member { adapter, name, weight });
+            members.push(Member { adapter, key: name.clone(), name, weight });
         }
         let modules = modules.into_values().collect();
         let wholes = wholes.into_iter().map(|(tensor, parts)| Whole { tensor, parts }).collect();

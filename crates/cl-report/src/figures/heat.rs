@@ -27,6 +27,8 @@ pub(crate) struct Heat {
     pub grids: Vec<Grid>,
     /// What the colours mean.
     pub legend: String,
+    /// The tone where their scale begins: −1, or 0 where nothing is lost.
+    pub lowest: f64,
 }
 
 impl Heat {
@@ -47,7 +49,12 @@ impl Heat {
 
     fn scale(&self, canvas: &mut Canvas) -> f64 {
         for step in 0..11 {
-            canvas.rect((step as f64 * 13.0, 4.0), (13.0, 11.0), Paint::Ramp((f64::from(step) - 5.0) / 5.0), "");
+            canvas.rect(
+                (step as f64 * 13.0, 4.0),
+                (13.0, 11.0),
+                Paint::Ramp(self.lowest + (1.0 - self.lowest) * f64::from(step) / 10.0),
+                "",
+            );
         }
         let beside = width(&self.legend, TEXT) <= canvas.width - 155.0;
         let at = if beside { (151.0, 14.0) } else { (0.0, 31.0) };

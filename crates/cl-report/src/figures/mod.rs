@@ -314,8 +314,11 @@ impl<'r> Builder<'_, 'r> {
         columns.push("AVE".to_owned());
         let grid = Grid { title: String::new(), columns, rows: models.iter().map(row).collect() };
         let legend = format!("gain over the base in percent, from −{0:.0} to +{0:.0}", 100.0 * full);
-        let chart =
-            (!models.is_empty() && !places.is_empty()).then_some(Chart::Heat(Heat { grids: vec![grid], legend }));
+        let chart = (!models.is_empty() && !places.is_empty()).then_some(Chart::Heat(Heat {
+            grids: vec![grid],
+            legend,
+            lowest: -1.0,
+        }));
         let average = if span == Span::Old { "mean of the gains" } else { "gain of the mean score" };
         self.figure(
             &format!("Semi-cooperative setting: gain of each task, {what}"),
@@ -415,7 +418,7 @@ impl<'r> Builder<'_, 'r> {
         };
         let grids: Vec<Grid> = models.iter().map(grid).collect();
         let legend = "score minus the base’s, from −0.4 to +0.4".to_owned();
-        let chart = (!models.is_empty()).then_some(Chart::Heat(Heat { grids, legend }));
+        let chart = (!models.is_empty()).then_some(Chart::Heat(Heat { grids, legend, lowest: -1.0 }));
         self.figure(
             "Score matrices",
             "Scores of each sequence by task (rows) and round (columns; 0 is the base model). Colour: difference from the base. A frame marks the \

@@ -150,6 +150,50 @@ fn another_seed_draws_other_masks() {
     assert!(of(1) == of(1) && of(1) != of(2));
 }
 
+/// Without names the directories as given key the masks, so that the same adapters elsewhere give other bytes.
+#[test]
+fn with_names_it_does_not_matter_where_adapters_are() {
+    // Factors apart want equal ranks.
+    for (space, other) in [(Space::Delta, "rslora"), (Space::Factors, "plain")] {
+        names_decide(space, other);
+    }
+}
+
+fn names_decide(space: Space, other: &str) {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = |root: &Path, parts: [&str; 2]| {
+        // The order of the directories is not that of the names.
+        parts.map(|part| {
+            let dir = root.join(part);
+            let source = fixture(if part.contains('p') { "plain" } else { other });
+            std::fs::create_dir(&dir).unwrap();
+            for file in ["adapter_config.json", "adapter_model.safetensors"] {
+                std::fs::copy(source.join(file), dir.join(file)).unwrap();
+            }
+            dir
+        })
+    };
+    let (a, b) = (place(here.path(), ["1p", "2r"]), place(there.path(), ["9p", "0r"]));
+    for method in ["dare_ties", "linear"] {
+        let density = if method == "linear" { Vec::new() } else { vec![0.5] };
+        let of = |dirs: &[PathBuf], names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            let options = CombineOptions { names, density: density.clone(), space, ..by(method) };
+            files(&combined(dirs, &options).1)[0].clone()
+        };
+        let named = of(&a, &["x", "y"]);
+        assert!(named == of(&b, &["x", "y"]), "{method} {space:?}: place");
+        let turned = [b[1].clone(), b[0].clone()];
+        assert!(named == of(&turned, &["y", "x"]), "{method} {space:?}: order");
+        if method == "dare_ties" {
+            assert!(named != of(&a, &["x", "z"]), "{space:?}: names key the masks");
+        }
+    }
+    let options = CombineOptions { names: vec!["x".to_owned()], ..by("linear") };
+    let message = combine(&a, &here.path().join("out"), &options).unwrap_err().to_string();
+    assert!(message.contains("names: expected one for each of 2 adapters, got 1"), "{message}");
+}
+
 /// In a space of one module of one column and a rank of one with A = 1, factors are vectors: the example of four entries.
 #[test]
 fn ties_of_four_entries() {
