@@ -20,21 +20,21 @@ pub struct RouterRun {
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Whose semantics.
+    /// Which definitions apply.
     #[serde(default)]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
-    /// What to train on.
+    /// Training data.
     pub data: DataConfig,
-    /// How, without the tables of other methods.
+    /// Training settings, without the tables of other methods.
     #[serde(default)]
     pub train: TrainConfig,
     /// Auxiliary losses.
     #[serde(default)]
     pub router: RouterTraining,
-    /// How several data sets share an epoch.
+    /// Composition of several data sets.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
 }
@@ -55,7 +55,7 @@ impl RouterRun {
         }
     }
 
-    /// How several data sets share an epoch.
+    /// Composition of several data sets.
     pub(crate) fn mixture(&self) -> Mixture {
         Mixture { joint: self.mixture.joint.clone(), replay: None }
     }

@@ -55,7 +55,7 @@ pub struct StudyConfig {
     /// What is compared; everything when absent.
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
-    /// Whose semantics.
+    /// Which definitions apply.
     #[serde(default)]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
