@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cl_checkpoint::Interrupt;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{BlendConfig, BlendPlan, MixConfig, MixOptions, Plan, blend, mix};
+use crate::{BlendConfig, BlendPlan, ExpertStorage, MixConfig, MixOptions, Plan, blend, mix};
 
 /// What can be done.
 #[derive(clap::Subcommand)]
@@ -26,6 +26,10 @@ pub struct MixArgs {
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
+    /// How experts are stored, in place of the configuration's `expert_storage`: full; lowrank:R or bitdelta for the base's
+    /// weights and compressed differences from them.
+    #[arg(long, value_name = "STORAGE")]
+    experts: Option<ExpertStorage>,
     /// Say what would be written, and everything that stands in the way; write nothing.
     #[arg(long)]
     dry_run: bool,
@@ -65,7 +69,9 @@ pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Res
 }
 
 fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let plan = Plan::new(&MixConfig::read(&args.config)?)?;
+    let config = MixConfig::read(&args.config)?;
+    let expert_storage = args.experts.unwrap_or(config.expert_storage);
+    let plan = Plan::new(&MixConfig { expert_storage, ..config })?;
     if let Some(dir) = &args.out {
         plan.check_output(dir, args.overwrite)?;
     }
@@ -77,6 +83,10 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     if args.dry_run {
         writeln!(out, "writes {} tensors, {:.1} MB", plan.tensors().len(), plan.bytes_written() as f64 / 1e6)?;
         writeln!(out, "{total} M parameters, {active} M of them active")?;
+        if let Some(bytes) = info.bytes {
+            let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
+            writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {expert_storage}")?;
+        }
         writeln!(out, "no problem found; nothing was written")?;
         return Ok(());
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit, config};
+use crate::{ExpertConfig, ExpertStorage, FloatType, MixConfig, RouterConfig, RouterInit, config};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +19,9 @@ struct Document {
     experts_per_token: usize,
     shared_experts: Option<Value>,
     architecture: Option<String>,
+    /// Ours: mergekit-moe stores experts whole.
+    #[serde(default)]
+    expert_storage: ExpertStorage,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +79,7 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         num_experts_per_tok: document.experts_per_token,
         modules: config::mlp(),
         layers: None,
+        expert_storage: document.expert_storage,
         shared_expert: None,
         dtype: document.dtype,
         router: RouterConfig { init, ..RouterConfig::default() },
