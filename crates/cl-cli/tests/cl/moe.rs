@@ -115,7 +115,7 @@ fn experts_stored_as_differences_are_scored_generate_and_their_routers_learn() {
         let scores = format!("scores-{name}");
         world.ok(["eval", name, "--tasks", "first", "--data", "data", "--max-new-tokens", "2", "--out", &scores]);
         let mut router = format!("model = \"{name}\"\n") + "[data]\ntrain = [\"data/first\", \"data/mood\"]\n[train]\n";
-        router += "max_steps = 3\nlearning_rate = 0.01\n";
+        router += "max_steps = 3\nlearning_rate = 0.01\n[router]\nz_loss = 0.001\n";
         world.write("router.toml", &router);
         world.ok(["check", "router.toml"]);
         let out = format!("trained-{name}");
