@@ -30,14 +30,14 @@ pub struct Context<'a> {
     pub out: &'a mut Stdout,
 }
 
-/// Parses the process's arguments and runs the command; one that needs a model is handed to `with_model`. `log` subscribes to
-/// messages.
+/// Parses the process's arguments and runs the command; one that needs a model is handed to `with_model`. `subscribe` sets up
+/// where messages go.
 pub fn run(
-    log_init: impl FnOnce(LogArgs),
+    subscribe: impl FnOnce(LogArgs),
     with_model: impl FnOnce(ModelCommand, Context<'_>) -> Result<()>,
 ) -> ExitCode {
     let Cli { command, threads, log } = Cli::parse();
-    log_init(log);
+    subscribe(log);
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
@@ -48,7 +48,7 @@ pub fn run(
             return ExitCode::FAILURE;
         }
     };
-    let mut out = Stdout::new();
+    let mut out = Stdout::lock();
     let result = light::run(command, &interrupt, &mut out).and_then(|rest| match rest {
         Some(command) => with_model(command, Context { threads, log, interrupt: &interrupt, out: &mut out }),
         None => Ok(()),

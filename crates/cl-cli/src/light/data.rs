@@ -1,3 +1,5 @@
+//! `cl data`: rows and examples of training data.
+
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 

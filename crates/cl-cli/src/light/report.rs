@@ -1,3 +1,5 @@
+//! `cl report`.
+
 use std::io::Write;
 use std::path::PathBuf;
 
