@@ -213,6 +213,8 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         extra_tensors: ExtraTensors::default(),
         tokenizer_source: None,
         ignore_tokenizers: false,
+        revisions: Default::default(),
+        places: Default::default(),
     };
     problems.extend(wrong);
     config
