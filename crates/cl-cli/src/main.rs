@@ -141,11 +141,11 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
     let mut out = Stdout::new();
     match command {
         Command::ImportGguf(args) => commands::import_gguf::run(&args, &mut out),
-        Command::Generate(args) => commands::generate::run(&args, interrupt, &mut out),
-        Command::Chat(args) => commands::chat::run(&args, interrupt, &mut out),
+        Command::Generate(args) => commands::generate::run(args, interrupt, &mut out),
+        Command::Chat(args) => commands::chat::run(args, interrupt, &mut out),
         Command::Train(args) => commands::train::run(&args, log, interrupt, &mut out),
         Command::Sequence(args) => commands::sequence::run(&args, log, interrupt, &mut out),
-        Command::Eval(args) => commands::compare::run(&args, log, &mut out),
+        Command::Eval(args) => commands::compare::run(args, log, interrupt, &mut out),
         Command::Score(args) => cl_eval::cli::run_score(&args, &mut out),
         Command::Table(args) => cl_eval::cli::run_table(&args, &mut out),
         Command::Report(args) => commands::report::run(&args, &mut out),
@@ -153,7 +153,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, &mut out),
         Command::Moe(command) => commands::moe::run(command, log, interrupt, &mut out),
         Command::Data(command) => commands::data::run(&command, &mut out),
-        Command::Check(args) => commands::check::run(&args, &mut out),
+        Command::Check(args) => commands::check::run(&args, interrupt, &mut out),
         Command::Study(args) => commands::study::run(&args, log, interrupt, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),

@@ -11,8 +11,8 @@ use cl_hub::{Hub, HubError, Repo, RepoKind, Revision, check_name};
 pub use error::DatasetError;
 use layout::{Miss, label, pick};
 
-use crate::rows::{RowFile, read_rows};
 use crate::Error;
+use crate::rows::{RowFile, read_rows};
 
 /// Branch of the hub's automatic conversion to Parquet.
 const CONVERTED: &str = "refs/convert/parquet";

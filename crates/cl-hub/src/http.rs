@@ -12,7 +12,6 @@ use cl_checkpoint::Interrupt;
 use serde::Deserialize;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -67,7 +66,9 @@ impl Client {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("cl-hub/", env!("CARGO_PKG_VERSION")))
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Followed here, so that the token goes to no other address.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -83,15 +84,33 @@ impl Client {
         // Sizes of the files, which are many only in data sets.
         let sizes = if *kind == RepoKind::Model { "?blobs=true" } else { "" };
         let url = format!("{endpoint}/api/{}/{repo}/revision/{}{sizes}", kind.plural(), encoded(revision, false));
-        let mut request = self.agent.get(&url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, token);
-        }
-        let mut response = self.checked(subject, &url, request.call())?;
+        let mut response = self.checked(subject, &url, self.get(endpoint, &url, None))?;
         let answer = |message| HubError::Answer { url: url.clone(), message };
         let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec();
         let text = text.map_err(|e| network(&url, &e))?;
         serde_json::from_slice(&text).map_err(|e| answer(format!("not a listing of a repository: {e}")))
+    }
+
+    /// A request that follows redirects. The token is sent to the hub's own address only, which is scheme, host and
+    /// port, and not to the storage of large files.
+    fn get(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, ureq::Error> {
+        let mut at = url.to_owned();
+        for _ in 0..10 {
+            let mut request = self.agent.get(&at).header(header::ACCEPT_ENCODING, "identity");
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&at) == origin(endpoint)) {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            if let Some(range) = range {
+                request = request.header(header::RANGE, range);
+            }
+            let response = request.call()?;
+            match text(response.headers(), "location").filter(|_| response.status().is_redirection()) {
+                Some(to) if to.starts_with('/') => at = format!("{}{to}", origin(&at)),
+                Some(to) => at = to,
+                None => return Ok(response),
+            }
+        }
+        Err(ureq::Error::TooManyRedirects)
     }
 
     /// Requests a file's headers from the hub itself, not from the storage it redirects to. Only redirects within the
@@ -103,7 +122,6 @@ impl Client {
             if let Some(token) = &self.token {
                 request = request.header(header::AUTHORIZATION, token);
             }
-            let request = request.config().max_redirects(0).max_redirects_will_error(false).build();
             let response = self.checked(subject, &at, request.call())?;
             let headers = response.headers();
             match text(headers, "location") {
@@ -134,7 +152,11 @@ impl Client {
             if meta.size.is_some_and(|size| before > size) {
                 file.set_len(0).map_err(io)?;
             }
-            let done = if meta.size == Some(before) { Ok(()) } else { self.receive(subject, url, meta, &mut file, &mut progress, interrupt) };
+            let done = if meta.size == Some(before) {
+                Ok(())
+            } else {
+                self.receive(subject, url, meta, &mut file, &mut progress, interrupt)
+            };
             let length = file.metadata().map_err(io)?.len();
             if interrupt.requested() {
                 file.sync_all().map_err(io)?;
@@ -175,14 +197,8 @@ impl Client {
         interrupt: &Interrupt,
     ) -> Result<(), Received> {
         let start = file.metadata().map_err(Received::Disk)?.len();
-        let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, token);
-        }
-        if start > 0 {
-            request = request.header(header::RANGE, format!("bytes={start}-"));
-        }
-        let response = match request.call() {
+        let range = (start > 0).then(|| format!("bytes={start}-"));
+        let response = match self.get(subject.endpoint, url, range.as_deref()) {
             Ok(response) if response.status() == 416 => {
                 file.set_len(0).map_err(Received::Disk)?;
                 return Err(Received::Cut("the server does not have this range".to_owned()));

@@ -76,6 +76,23 @@ pub struct Download {
     pub bytes: u64,
 }
 
+impl Download {
+    /// One line about it, for a dry run.
+    pub fn summary(&self) -> String {
+        let short = self.commit.get(..12).unwrap_or(&self.commit);
+        match (self.files, self.bytes) {
+            (0, _) => format!("commit {short}, in the cache"),
+            (files, bytes) => {
+                let plural = if files == 1 { "" } else { "s" };
+                format!(
+                    "commit {short}, {files} file{plural} to download, {:.1} MB ({bytes} bytes)",
+                    bytes as f64 / 1e6
+                )
+            }
+        }
+    }
+}
+
 impl Hub {
     /// A model or an adapter in the cache, downloaded as far as it is not there.
     ///
@@ -154,9 +171,7 @@ fn unusable(revision: &Revision<'_>, part: Part) -> HubError {
         Part::Model if ends(".bin") => {
             "it has only .bin weights; convert them to safetensors first (Transformers' save_pretrained does)"
         }
-        Part::Model if ends(".gguf") => {
-            "it has only GGUF files; download one, and convert it with `cl import-gguf`"
-        }
+        Part::Model if ends(".gguf") => "it has only GGUF files; download one, and convert it with `cl import-gguf`",
         Part::Model => "it has no config.json with model.safetensors",
     };
     revision.unusable(message.to_owned())

@@ -114,7 +114,8 @@ mod tests {
         for good in ["o/m", "Qwen/Qwen2.5-0.5B", "o/m@refs/pr/1", "a_b/c.d@0123abcd"] {
             assert_eq!(Repo::parse_model(good).unwrap().to_string(), good);
         }
-        let bad = ["", "m", "/o/m", "o/m/", "../m", "./m", "o//m", "o/-m", "o/m--n", "o/m n", "~/m", "o/m@", "o/m@a/../b"];
+        let bad =
+            ["", "m", "/o/m", "o/m/", "../m", "./m", "o//m", "o/-m", "o/m--n", "o/m n", "~/m", "o/m@", "o/m@a/../b"];
         for bad in bad {
             assert_eq!(Repo::parse_model(bad), None, "{bad}");
         }

@@ -41,8 +41,10 @@ impl Hub {
         let mut revision =
             Revision { hub: self, repo, cache, commit: String::new(), files: Vec::new(), complete: true };
         if self.offline {
-            revision.commit =
-                revision.cache.commit(repo.revision()).ok_or_else(|| revision.offline(&format!("the {}", repo.kind)))?;
+            revision.commit = revision
+                .cache
+                .commit(repo.revision())
+                .ok_or_else(|| revision.offline(&format!("the {}", repo.kind)))?;
             let (names, complete) = revision.cache.listing(&revision.commit);
             revision.files = names.into_iter().map(|name| RepoFile { name, size: None }).collect();
             revision.complete = complete;

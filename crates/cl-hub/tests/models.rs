@@ -68,7 +68,8 @@ fn only_what_a_model_needs_in_the_layout_of_the_cache() {
 
     server.state().log.clear();
     assert_eq!(model(&hub, "o/m").unwrap(), snapshot);
-    assert_eq!((server.state().log.len(), server.requests("GET /api/models/o/m/")), (1, 1), "no file is asked for again");
+    assert_eq!(server.requests(""), 1, "no file is asked for again");
+    assert_eq!(server.requests("GET /api/models/o/m/"), 1);
     assert_eq!(hub.plan_model(&repo("o/m"), Part::Model).unwrap().files, 0);
 }
 
@@ -169,7 +170,10 @@ fn several_at_once_download_each_file_once() {
         }
     });
     assert_eq!(server.requests("storage GET"), 1);
-    assert_eq!(server.state().log.iter().filter(|l| l.starts_with("GET /o/m/resolve/") && l.contains("config.json")).count(), 2);
+    assert_eq!(
+        server.state().log.iter().filter(|l| l.starts_with("GET /o/m/resolve/") && l.contains("config.json")).count(),
+        2
+    );
 }
 
 #[test]
@@ -202,7 +206,8 @@ fn adapters_and_repositories_that_are_something_else() {
     for (path, bytes) in [("adapter_config.json", "{}"), ("adapter_model.safetensors", "A and B"), ("x.bin", "")] {
         server.add("o/a", path, bytes.as_bytes());
     }
-    for (repo, path) in [("o/bin", "pytorch_model.bin"), ("o/gguf", "m.gguf"), ("o/bin", "config.json"), ("o/no", "x")] {
+    for (repo, path) in [("o/bin", "pytorch_model.bin"), ("o/gguf", "m.gguf"), ("o/bin", "config.json"), ("o/no", "x")]
+    {
         server.add(repo, path, b"{}");
     }
     let hub = server.hub(cache.path());

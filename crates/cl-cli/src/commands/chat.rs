@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use cl_checkpoint::Interrupt;
 use cl_data::{ChatTemplate, Message};
+use cl_hub::HubArgs;
 use cl_lab::LoadedModel;
 use cl_model::{GenerateOptions, Scorer, Session};
 use cl_train::Precision;
@@ -20,8 +21,10 @@ use crate::output::say;
     message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
 )]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// PEFT adapter directory; may be repeated, the updates are added.
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
@@ -56,8 +59,10 @@ struct Conversation<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = args.decoding.decoding()?;
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template::open(&args.model, args.template.as_deref())?;
     check_system(&template, args.system.as_deref())?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;

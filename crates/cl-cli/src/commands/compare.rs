@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_eval::cli::{CompareArgs, run_compare};
 
@@ -23,10 +24,10 @@ enum EvalCommand {
 }
 
 /// Runs the command.
-pub fn run(args: &EvalArgs, log: LogArgs, out: &mut impl Write) -> Result<()> {
-    match (&args.command, &args.eval) {
-        (Some(EvalCommand::Compare(args)), _) => run_compare(args, out),
-        (None, Some(args)) => eval::run(args, log, out),
+pub fn run(args: EvalArgs, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    match (args.command, args.eval) {
+        (Some(EvalCommand::Compare(args)), _) => run_compare(&args, out),
+        (None, Some(args)) => eval::run(args, log, interrupt, out),
         (None, None) => Ok(()), // not reached: without a command the parser insists on a model
     }
 }

@@ -6,11 +6,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
-use cl_data::{ChatTemplate, Hub, Profile};
+use cl_checkpoint::{HubSnapshot, Interrupt};
+use cl_data::{ChatTemplate, Profile};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
+use cl_hub::HubArgs;
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
 use cl_train::Precision;
 
@@ -19,7 +21,7 @@ use crate::progress::Progress;
 /// Arguments of `cl eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     model: PathBuf,
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
     /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
@@ -30,10 +32,8 @@ pub struct Args {
     /// Directory of tasks, in TRACE's layout.
     #[arg(long, default_value = ".")]
     data: PathBuf,
-    /// Download data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN,
-    /// HF_HUB_OFFLINE).
-    #[arg(long)]
-    hub: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
     /// predictions are reused. With several adapters, there is a subdirectory for each.
     #[arg(long)]
@@ -112,10 +112,12 @@ struct EvalRun<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
-    let hub = args.hub.then(Hub::from_env);
+    let hub = args.hub.hub();
     let options = TaskOptions {
         limit: args.limit,
         max_new_tokens: args.max_new_tokens,
@@ -209,7 +211,9 @@ fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     }
     for adapter in &args.adapter {
         // Adapters of rounds are all called `adapter`, so use the parent directory's name.
-        let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        let named = HubSnapshot::model_name(adapter);
+        let names: Vec<_> =
+            Path::new(&named).components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
         let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
         let name = names.get(last).context("--adapter: empty path")?.clone();
         runs.push(EvalRun { name, adapter: Some(adapter), out: args.out.clone() });
@@ -246,9 +250,9 @@ fn settings(
         Precision::Bf16 => "bfloat16",
     };
     RunSettings {
-        model: args.model.display().to_string(),
+        model: HubSnapshot::source_name(&args.model),
         fingerprint: Some(loaded.fingerprint.clone()),
-        adapter: run.adapter.map(|a| a.display().to_string()),
+        adapter: run.adapter.map(HubSnapshot::source_name),
         dtype: dtype.to_owned(),
         add_bos_token: config.add_bos_token,
         chat_template: template.map(|t| t.text().to_owned()),

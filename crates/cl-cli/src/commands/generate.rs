@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
+use cl_hub::HubArgs;
 use cl_lab::{EvalConfig, LoadedModel};
 use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
 use cl_train::Precision;
@@ -17,8 +18,10 @@ use super::{loaded, reply};
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     model: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     #[command(flatten)]
     prompts: PromptArgs,
     /// Output file for --prompts, written when all are done.
@@ -47,11 +50,13 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = args.decoding.decoding()?;
     if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
         bail!("--out {}: exists already; remove it, or choose another file", path.display());
     }
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let prompts = args.prompts.prompts(&args.model)?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
     let positions = loaded.model.config.max_position_embeddings;

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::logging::LogArgs;
+use cl_hub::HubArgs;
 use cl_lab::{Pooling, read_router, router_states, run_train_router};
 use cl_moe::MixConfig;
 use cl_train::{Precision, final_loss, read_log};
@@ -42,6 +43,8 @@ pub struct TrainRouterArgs {
     /// Override a key of the configuration, for example --set router.load_balancing=0.01.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Resume an unfinished run.
     #[arg(long)]
     resume: bool,
@@ -64,6 +67,8 @@ pub struct StatesArgs {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Replace the file if it exists.
     #[arg(long)]
     overwrite: bool,
@@ -85,16 +90,17 @@ pub fn run(command: Command, log: LogArgs, interrupt: &Interrupt, out: &mut impl
     match command {
         Command::Mix(args) => cl_moe::cli::run(&cl_moe::cli::Command::Mix(args), interrupt, out),
         Command::Blend(args) => cl_moe::cli::run(&cl_moe::cli::Command::Blend(args), interrupt, out),
-        Command::States(args) => states(&args, out),
+        Command::States(args) => states(&args, interrupt, out),
         Command::TrainRouter(args) => train_router(&args, log, interrupt, out),
     }
 }
 
-fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
+fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let file = args.out.display();
     ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
     ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
-    let config = MixConfig::read(&args.config)?;
+    let mut config = MixConfig::read(&args.config)?;
+    cl_moe::cli::find_models(&mut config, &args.hub.names(interrupt))?;
     let pooling = match args.pooling {
         PoolingArg::Last => Pooling::Last,
         PoolingArg::Mean => Pooling::Mean,
@@ -108,7 +114,8 @@ fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
 }
 
 fn train_router(args: &TrainRouterArgs, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
     let mut progress = Progress::new(log);
     let output = run_train_router(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     let steps = read_log(&args.out.join("log.jsonl"))?;

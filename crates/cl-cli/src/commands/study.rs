@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_hub::HubArgs;
 use cl_lab::{StudyConfig, StudyOptions, plan_study, read_study, run_study};
 
 use super::report;
@@ -21,6 +22,8 @@ pub struct Args {
     /// Override a key of the configuration, for example --set lora.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    hub: HubArgs,
     #[command(flatten)]
     stages: StageArgs,
 }
@@ -44,7 +47,8 @@ pub struct StageArgs {
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
     args.stages.run(&config, &args.out, args.stages.jobs, log, interrupt, out)
 }
 

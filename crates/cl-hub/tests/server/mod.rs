@@ -189,10 +189,8 @@ impl Server {
         if is_large(name) {
             let (hash, size) = (sha256(&bytes), bytes.len());
             state.stored.insert(hash.clone(), bytes);
-            let headers = format!(
-                "Location: {}/{hash}\r\nX-Linked-Etag: \"{hash}\"\r\nX-Linked-Size: {size}\r\n",
-                self.storage
-            );
+            let headers =
+                format!("Location: {}/{hash}\r\nX-Linked-Etag: \"{hash}\"\r\nX-Linked-Size: {size}\r\n", self.storage);
             return Answer::new("302 Found", headers, Vec::new());
         }
         send(state, request, bytes.clone(), &format!("ETag: \"{}\"\r\n", git_sha1(&bytes)))
@@ -288,8 +286,7 @@ impl Server {
                 Some(part) => {
                     let mut header = json!({ "chunk_size": part.to_string() });
                     for number in 1..=size.div_ceil(part) {
-                        header[format!("{number:05}")] =
-                            json!(format!("{}/upload/{oid}?part={number}", self.storage));
+                        header[format!("{number:05}")] = json!(format!("{}/upload/{oid}?part={number}", self.storage));
                     }
                     json!({ "href": format!("{}/complete/{oid}", self.storage), "header": header })
                 }

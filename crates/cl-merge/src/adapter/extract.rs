@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
+use cl_checkpoint::{Checkpoint, HubSnapshot, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;

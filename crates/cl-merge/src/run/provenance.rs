@@ -73,7 +73,7 @@ fn hash_model(input: &Input) -> Result<String, Error> {
 }
 
 /// The hash of a directory that carries a manifest whose files have the sizes it lists.
-fn known_hash(dir: &std::path::Path) -> Option<String> {
+fn known_hash(dir: &Path) -> Option<String> {
     let manifest = Manifest::read(dir).ok()?;
     let unchanged = |(name, entry): (&String, &cl_checkpoint::FileEntry)| {
         std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == entry.bytes)
