@@ -75,6 +75,8 @@ enum Command {
     Study(commands::study::Args),
     /// Reproduce the paper's tables and figures, with a small model and tasks made from seeds.
     Reproduce(commands::reproduce::Args),
+    /// Make a model or adapter ready for the Hugging Face hub, with a model card, and upload it.
+    Publish(commands::publish::Args),
     /// Recompute the averages, gains and BWT of the paper's tables from their cells.
     PaperTables(commands::paper_tables::Args),
     /// Print shell completions.
@@ -156,6 +158,7 @@ fn run(command: Command, log: LogArgs, interrupt: &Interrupt) -> Result<()> {
         Command::Check(args) => commands::check::run(&args, interrupt, &mut out),
         Command::Study(args) => commands::study::run(&args, log, interrupt, &mut out),
         Command::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, &mut out),
+        Command::Publish(args) => commands::publish::run(&args, interrupt, &mut out),
         Command::PaperTables(args) => commands::paper_tables::run(&args, &mut out),
         Command::Completions(args) => commands::shell::completions(&args, Cli::command(), &mut out),
         Command::Man(args) => commands::shell::man(&args, Cli::command(), &mut out),

@@ -101,6 +101,14 @@ pub enum HubError {
         /// What is missing, and how to go on.
         message: String,
     },
+    /// An upload fails. What is stored stays, and is not sent again.
+    #[error("{repo}: {message}")]
+    Upload {
+        /// The repository.
+        repo: String,
+        /// What is wrong, and how to go on.
+        message: String,
+    },
     /// The cache cannot be written.
     #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]
     Cache {

@@ -57,8 +57,9 @@ pub(crate) struct Subject<'a> {
 }
 
 pub(crate) struct Client {
-    agent: Agent,
-    token: Option<String>,
+    pub(crate) agent: Agent,
+    /// As the header has it.
+    pub(crate) token: Option<String>,
 }
 
 impl Client {
@@ -244,7 +245,8 @@ impl Client {
         }
     }
 
-    fn checked(
+    /// An answer that is no error.
+    pub(crate) fn checked(
         &self,
         subject: &Subject,
         url: &str,
@@ -301,7 +303,7 @@ enum Received {
     Disk(io::Error),
 }
 
-fn network(url: &str, error: &ureq::Error) -> HubError {
+pub(crate) fn network(url: &str, error: &ureq::Error) -> HubError {
     HubError::Network { url: url.to_owned(), message: error.to_string() }
 }
 
@@ -318,12 +320,12 @@ fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubErr
     Ok(Meta { etag, size: size.and_then(|s| s.parse().ok()) })
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// Scheme and host of an address.
-fn origin(endpoint: &str) -> &str {
+pub(crate) fn origin(endpoint: &str) -> &str {
     let host = endpoint.find("://").map_or(0, |at| at + 3);
     endpoint[host..].find('/').map_or(endpoint, |at| &endpoint[..host + at])
 }
@@ -387,6 +389,8 @@ struct Progress {
     said: Instant,
 }
 
+/// Size of files whose download is announced.
+const WORTH_SAYING: u64 = 1_000_000;
 /// Time between two messages.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -396,7 +400,9 @@ impl Progress {
         let repo = url.split("/resolve/").next().unwrap_or_default().rsplit('/').take(2).collect::<Vec<_>>();
         let repo = repo.into_iter().rev().collect::<Vec<_>>().join("/");
         let bytes = size.map_or(String::new(), |size| format!(", {:.1} MB", size as f64 / 1e6));
-        tracing::info!("downloading {name} of {repo}{bytes}");
+        if size.is_none_or(|size| size >= WORTH_SAYING) {
+            tracing::info!("downloading {name} of {repo}{bytes}");
+        }
         Progress { name, size, said: Instant::now() }
     }
 

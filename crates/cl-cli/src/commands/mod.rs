@@ -14,6 +14,7 @@ mod loaded;
 pub mod moe;
 pub mod paper_tables;
 mod prompts;
+pub mod publish;
 mod reply;
 pub mod report;
 pub mod reproduce;

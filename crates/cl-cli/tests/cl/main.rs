@@ -7,6 +7,7 @@ mod corrupted;
 mod data;
 mod eval;
 mod generate;
+mod hub;
 mod import;
 mod interrupted;
 mod killed;
