@@ -1,3 +1,5 @@
+//! `cl publish`.
+
 use std::io::Write;
 use std::path::PathBuf;
 
