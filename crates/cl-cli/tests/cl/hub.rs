@@ -39,7 +39,7 @@ fn generate_and_eval() {
     let local = world.ok(["generate", "model", "--prompt", "a", "--max-new-tokens", "3"]);
     assert_eq!(ok(&world, &server, &generate), local);
     let eval = ["--tasks", "first", "--data", "data", "--limit", "2", "--no-cache"];
-    let of = |model: &str, out: &str| [&["eval", model, "--out", out, "--hub"][..], &eval].concat();
+    let of = |model: &'static str, out: &'static str| [&["eval", model, "--out", out, "--hub"][..], &eval].concat();
     ok(&world, &server, &of("o/m", "scores"));
     ok(&world, &server, &of("model", "local"));
     assert_eq!(world.read("scores/scores.json"), world.read("local/scores.json"));
