@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cl_checkpoint::files::FileStamp;
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{
+    Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, WriteOptions, convert,
+};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -173,7 +175,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Error> {
 
 /// The model card, with the keys that the model hub reads.
 fn card(plan: &Plan, toml: &str) -> String {
-    let quoted = |path: &Path| serde_json::to_string(&path.display().to_string()).unwrap_or_default();
+    let quoted = |path: &Path| serde_json::to_string(&HubSnapshot::model_name(path)).unwrap_or_default();
     let models: String = std::iter::once(&plan.config.base_model)
         .chain(plan.config.shared_expert.iter().map(|e| &e.model))
         .chain(plan.config.experts.iter().map(|e| &e.model))
