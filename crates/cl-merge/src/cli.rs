@@ -110,21 +110,20 @@ impl Command {
     }
 }
 
-/// What glibc's allocator reads from the environment when a program starts.
-const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
-
-/// Starts this program again, once, with an allocator that gives every block of 4 MiB or more back as soon as it is freed.
-/// Without it glibc keeps more and more of them the larger they are, and a merge that decomposes matrices takes two to three
-/// times the memory that it holds. What the user has set stays. Results do not depend on it.
+/// Restarts this program once, with glibc's allocator set to return every freed block of 4 MiB or more to the system.
 ///
-/// Call it before anything else happens: on success it does not return. Where it cannot be done nothing changes.
+/// By default glibc keeps larger and larger blocks, and a merge that decomposes matrices takes two to three times the
+/// memory it needs. Settings of the user are kept. Results do not depend on it.
+///
+/// Call it first in `main`: on success it does not return. If it fails, and on systems without glibc, it does nothing.
 pub fn give_memory_back() {
-    if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
-        return;
-    }
-    #[cfg(unix)]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if let Ok(program) = std::env::current_exe() {
         use std::os::unix::process::CommandExt;
+        const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
+        if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
+            return;
+        }
         let mut arguments = std::env::args_os();
         let mut command = std::process::Command::new(program);
         if let Some(name) = arguments.next() {
