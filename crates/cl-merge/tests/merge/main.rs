@@ -9,6 +9,7 @@ mod faults;
 mod models;
 mod parity;
 mod plans;
+#[cfg(unix)]
 mod signals;
 mod tokenizers;
 
