@@ -1,4 +1,4 @@
-//! The command: argument types, and what they do. Results go to `out`, progress to stderr.
+//! The command line: arguments and subcommands. Results are written to `out`, progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -18,18 +18,18 @@ use crate::run::estimate::estimate;
 use crate::run::options::MergeOptions;
 use crate::run::stages::{self, Event, check_output, run_file};
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Merge models as a file says: TOML, or mergekit's YAML.
+    /// Run a merge file: TOML, or mergekit's YAML.
     Run(RunArgs),
     /// Compare two models tensor by tensor: norms, cosine, opposite signs.
     Diff(DiffArgs),
-    /// Check a model directory against its manifest, and every value in it.
+    /// Check a model directory against its manifest, and that all values are finite.
     Verify(VerifyArgs),
     /// List all methods with formula, source and parameters.
     Methods(MethodsArgs),
-    /// Combine, fold, extract, describe and compare low-rank adapters.
+    /// Combine, fold, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(AdapterCommand),
 }
@@ -37,30 +37,30 @@ pub enum Command {
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Merge file: TOML, or mergekit's YAML by its ending .yml or .yaml.
+    /// Merge file: TOML, or mergekit's YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Largest file of weights, as in 5GB.
+    /// Maximum size of a weights file, such as 5GB.
     #[arg(long, default_value = "5GB", value_parser = bytes)]
     max_shard_size: u64,
-    /// Say what would be done, what it takes and everything that stands in the way, and write nothing.
+    /// Print what would be read and written, memory and time, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is a model that holds nothing else.
+    /// Replace the output if all of its files were written by this program or are part of a model.
     #[arg(long)]
     overwrite: bool,
-    /// Hash the inputs' files into the manifest.
+    /// Record hashes of the input files in the manifest.
     #[arg(long)]
     hash_inputs: bool,
-    /// Copy tensors with NaN or infinities as they are, where they are copied; merged values are numbers in any case.
+    /// Allow NaN and infinities in tensors that are copied unchanged; merged values must be finite.
     #[arg(long)]
     allow_non_finite: bool,
 }
@@ -68,14 +68,14 @@ pub struct RunArgs {
 /// Arguments of `diff`.
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// A model directory.
+    /// First model directory.
     a: PathBuf,
-    /// Another one.
+    /// Second model directory.
     b: PathBuf,
-    /// Compare their differences from this model instead of their weights.
+    /// Compare task vectors, the differences from this base, instead of weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -90,7 +90,7 @@ pub struct VerifyArgs {
 /// Arguments of `methods`.
 #[derive(clap::Args)]
 pub struct MethodsArgs {
-    /// Only this one.
+    /// Print only this method.
     name: Option<String>,
 }
 
