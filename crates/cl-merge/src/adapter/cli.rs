@@ -66,8 +66,8 @@ pub struct CombineArgs {
     /// Maximum rank of the output; by default, sums keep the full rank, and other methods the largest rank of an input.
     #[arg(long)]
     rank: Option<usize>,
-    /// What is combined: updates (delta), or A and B apart as PEFT does (factors). Delta without it; with `--profile paper`
-    /// factors for the methods that the paper ran on them (ties, dare_ties).
+    /// Combine updates (delta), or A and B separately as in PEFT (factors). Defaults to delta; with `--profile paper`, to
+    /// factors for the methods that the paper applied to them (ties, dare_ties).
     #[arg(long, value_enum)]
     space: Option<SpaceName>,
     /// Profile: which definitions are the defaults.
