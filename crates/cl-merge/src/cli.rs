@@ -1,4 +1,4 @@
-//! The command: argument types, and what they do. Results go to `out`, progress to stderr.
+//! The command line: arguments and subcommands. Results are written to `out`, progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -20,18 +20,18 @@ use crate::run::estimate::estimate;
 use crate::run::options::MergeOptions;
 use crate::run::stages::{self, Event, check_output, run_file};
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Merge models as a file says: TOML, or mergekit's YAML.
+    /// Run a merge file: TOML, or mergekit's YAML.
     Run(RunArgs),
     /// Compare two models tensor by tensor: norms, cosine, opposite signs.
     Diff(DiffArgs),
-    /// Check a model directory against its manifest, and every value in it.
+    /// Check a model directory against its manifest, and that all values are finite.
     Verify(VerifyArgs),
     /// List all methods with formula, source and parameters.
     Methods(MethodsArgs),
-    /// Combine, fold, extract, describe and compare low-rank adapters.
+    /// Combine, fold, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(AdapterCommand),
 }
@@ -39,32 +39,32 @@ pub enum Command {
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Merge file: TOML, or mergekit's YAML by its ending .yml or .yaml.
+    /// Merge file: TOML, or mergekit's YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Largest file of weights, as in 5GB.
+    /// Maximum size of a weights file, such as 5GB.
     #[arg(long, default_value = "5GB", value_parser = bytes)]
     max_shard_size: u64,
-    /// Say what would be done, what it takes and everything that stands in the way, and write nothing.
+    /// Print what would be read and written, memory and time, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is a model that holds nothing else.
+    /// Replace the output if all of its files were written by this program or are part of a model.
     #[arg(long)]
     overwrite: bool,
-    /// Hash the inputs' files into the manifest.
+    /// Record hashes of the input files in the manifest.
     #[arg(long)]
     hash_inputs: bool,
-    /// Copy tensors with NaN or infinities as they are, where they are copied; merged values are numbers in any case.
+    /// Allow NaN and infinities in tensors that are copied unchanged; merged values must be finite.
     #[arg(long)]
     allow_non_finite: bool,
 }
@@ -72,16 +72,16 @@ pub struct RunArgs {
 /// Arguments of `diff`.
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// A model directory.
+    /// First model directory.
     a: PathBuf,
-    /// Another one.
+    /// Second model directory.
     b: PathBuf,
-    /// Compare their differences from this model instead of their weights.
+    /// Compare task vectors, the differences from this base, instead of weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -96,7 +96,7 @@ pub struct VerifyArgs {
 /// Arguments of `methods`.
 #[derive(clap::Args)]
 pub struct MethodsArgs {
-    /// Only this one.
+    /// Print only this method.
     name: Option<String>,
 }
 
@@ -116,21 +116,20 @@ impl Command {
     }
 }
 
-/// What glibc's allocator reads from the environment when a program starts.
-const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
-
-/// Starts this program again, once, with an allocator that gives every block of 4 MiB or more back as soon as it is freed.
-/// Without it glibc keeps more and more of them the larger they are, and a merge that decomposes matrices takes two to three
-/// times the memory that it holds. What the user has set stays. Results do not depend on it.
+/// Restarts this program once, with glibc's allocator set to return every freed block of 4 MiB or more to the system.
 ///
-/// Call it before anything else happens: on success it does not return. Where it cannot be done nothing changes.
+/// By default glibc keeps larger and larger blocks, and a merge that decomposes matrices takes two to three times the
+/// memory it needs. Settings of the user are kept. Results do not depend on it.
+///
+/// Call it first in `main`: on success it does not return. If it fails, and on systems without glibc, it does nothing.
 pub fn give_memory_back() {
-    if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
-        return;
-    }
-    #[cfg(unix)]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if let Ok(program) = std::env::current_exe() {
         use std::os::unix::process::CommandExt;
+        const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
+        if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
+            return;
+        }
         let mut arguments = std::env::args_os();
         let mut command = std::process::Command::new(program);
         if let Some(name) = arguments.next() {

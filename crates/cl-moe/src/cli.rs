@@ -10,29 +10,29 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{BlendConfig, BlendPlan, MixConfig, MixOptions, Plan, blend, mix};
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
+    /// Build a mixture of experts from a base and models fine-tuned from it.
     Mix(MixArgs),
-    /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
+    /// Build a mixture of LoRA adapters of one base, with a router per linear layer.
     Blend(BlendArgs),
 }
 
 /// Arguments of `mix`.
 #[derive(clap::Args)]
 pub struct MixArgs {
-    /// Configuration: TOML, or mergekit-moe's YAML by its ending .yml or .yaml.
+    /// Configuration: TOML, or mergekit-moe's YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Say what would be written, and everything that stands in the way; write nothing.
+    /// Print what would be written, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is a model that holds nothing else.
+    /// Replace the output if all of its files were written by this program or are part of a model.
     #[arg(long)]
     overwrite: bool,
 }
@@ -40,20 +40,20 @@ pub struct MixArgs {
 /// Arguments of `blend`.
 #[derive(clap::Args)]
 pub struct BlendArgs {
-    /// Configuration, TOML.
+    /// Configuration: TOML.
     config: PathBuf,
-    /// Directory of the mixture to write; commands that take --adapter take it.
+    /// Directory of the mixture to write; it can be passed to other commands as --adapter.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Say what would be written, and everything that stands in the way; write nothing.
+    /// Print what would be written, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Take adapters whose manifests name another base.
+    /// Accept adapters whose manifests name another base.
     #[arg(long)]
     ignore_base: bool,
-    /// Replace the output if it is a mixture that holds nothing else.
+    /// Replace the output if all of its files were written by this program.
     #[arg(long)]
     overwrite: bool,
 }

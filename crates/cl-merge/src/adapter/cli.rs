@@ -21,18 +21,18 @@ use crate::recipe::config::{FloatType, Parameters};
 use crate::recipe::parameter::Parameter;
 use crate::report::{bytes, write_json};
 
-/// What can be done with adapters.
+/// Subcommands of `adapter`.
 #[derive(clap::Subcommand)]
 pub enum AdapterCommand {
-    /// Combine adapters to one: exact sums, or any method of merging on their updates.
+    /// Combine adapters into one: by exact sums, or by any merge method on their updates.
     Combine(CombineArgs),
-    /// Add adapters to their base: one model, rounded once.
+    /// Fold adapters into their base, with one rounding.
     Fold(FoldArgs),
-    /// Extract a low-rank adapter from a tuned model and its base.
+    /// Extract a LoRA adapter from a fine-tuned model and its base.
     Extract(ExtractArgs),
-    /// Describe an adapter: ranks, scalings, sizes of its updates.
+    /// Describe an adapter: ranks, scalings, norms of its updates.
     Info(InfoArgs),
-    /// Compare two adapters: norms, cosine, shared directions.
+    /// Compare two adapters: norms, cosine, overlap of their subspaces.
     Diff(DiffArgs),
 }
 
@@ -42,51 +42,51 @@ pub struct CombineArgs {
     /// Adapter directories.
     #[arg(required = true)]
     adapters: Vec<PathBuf>,
-    /// cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
+    /// Method: cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
     /// and others; those of models are described by `cl-merge methods`.
     #[arg(long, default_value = "linear")]
     method: String,
     /// Adapter directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One weight for each adapter, as in 1,0.5; without it ones.
+    /// One weight per adapter, such as 1,0.5; defaults to 1.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Share of entries that is kept, above 0 and at most 1: one for all adapters, or one for each.
+    /// Fraction of entries to keep, above 0 and at most 1: one for all adapters, or one per adapter.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     density: Vec<f64>,
-    /// Scale of the result.
+    /// Scale of the merged update.
     #[arg(long, allow_hyphen_values = true)]
     lambda: Option<f64>,
-    /// What elects a sign: the sum of values (total) or of signs (frequency).
+    /// Elect signs by the sum of values (total) or of signs (frequency).
     #[arg(long, value_enum)]
     sign: Option<Majority>,
-    /// Another parameter of the method, as in epsilon=0.1; may be given several times.
+    /// Another parameter of the method, such as epsilon=0.1; can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Rank of the output at most; without it sums keep all ranks and other methods the largest one of an input.
+    /// Maximum rank of the output; by default, sums keep the full rank, and other methods the largest rank of an input.
     #[arg(long)]
     rank: Option<usize>,
-    /// What is combined: updates (delta), or A and B apart as PEFT does (factors). Delta without it; with `--profile paper`
-    /// factors for the methods that the paper ran on them (ties, dare_ties).
+    /// Combine updates (delta), or A and B separately as in PEFT (factors). Defaults to delta; with `--profile paper`, to
+    /// factors for the methods that the paper applied to them (ties, dare_ties).
     #[arg(long, value_enum)]
     space: Option<SpaceName>,
-    /// Whose definitions hold where nothing is set.
+    /// Profile: which definitions are the defaults.
     #[arg(long, value_enum, default_value = "method")]
     profile: ProfileName,
-    /// Key of random masks.
+    /// Random seed of masks.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// The model that the adapters were made for: modules, shapes and stored weights are checked against it.
+    /// Base model of the adapters, to check modules, shapes and stored weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Combine adapters even where their manifests name different bases.
+    /// Combine adapters even if their manifests name different bases.
     #[arg(long)]
     ignore_base: bool,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Element type of the output: float32, float16 or bfloat16.
@@ -97,7 +97,7 @@ pub struct CombineArgs {
     overwrite: bool,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write the report as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -113,19 +113,19 @@ pub struct FoldArgs {
     /// Model directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One weight for each adapter, as in 1,0.5; without it ones.
+    /// One weight per adapter, such as 1,0.5; defaults to 1.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Also say how far folding one after another, rounded each time, would be from this.
+    /// Also report how much folding one after another, with rounding each time, would differ.
     #[arg(long)]
     drift: bool,
-    /// Fold adapters even where their manifests name another base.
+    /// Fold adapters even if their manifests name another base.
     #[arg(long)]
     ignore_base: bool,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Largest file of weights, as in 5GB.
+    /// Maximum size of a weights file, such as 5GB.
     #[arg(long, default_value = "5GB", value_parser = bytes)]
     max_shard_size: u64,
     /// Replace the output if it exists.
@@ -133,7 +133,7 @@ pub struct FoldArgs {
     overwrite: bool,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write the report as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -143,24 +143,24 @@ pub struct FoldArgs {
 pub struct ExtractArgs {
     /// Base model directory.
     base: PathBuf,
-    /// Tuned model directory.
+    /// Fine-tuned model directory.
     tuned: PathBuf,
-    /// Rank of every module at most.
+    /// Maximum rank of each module.
     #[arg(long)]
     rank: usize,
     /// Adapter directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Modules by name or last parts of names, as in q_proj,v_proj,lm_head; all-linear for all linear layers but the head.
+    /// Modules by name or name suffix, such as q_proj,v_proj,lm_head; all-linear for all linear layers except the head.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
     /// Element type of the output: float32, float16 or bfloat16.
     #[arg(long, default_value = "float32", value_parser = float_type)]
     dtype: FloatType,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Replace the output if it exists.
@@ -168,7 +168,7 @@ pub struct ExtractArgs {
     overwrite: bool,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write the report as JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -180,7 +180,7 @@ pub struct InfoArgs {
     dir: PathBuf,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -188,13 +188,13 @@ pub struct InfoArgs {
 /// Arguments of `adapter diff`.
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// An adapter directory.
+    /// First adapter directory.
     a: PathBuf,
-    /// Another one.
+    /// Second adapter directory.
     b: PathBuf,
     #[command(flatten)]
     hub: HubArgs,
-    /// Write JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }

@@ -10,6 +10,7 @@ mod hub;
 mod models;
 mod parity;
 mod plans;
+#[cfg(unix)]
 mod signals;
 mod tokenizers;
 
