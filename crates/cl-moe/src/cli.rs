@@ -8,7 +8,7 @@ use cl_checkpoint::Interrupt;
 use cl_hub::{HubArgs, Names, Part};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{BlendConfig, BlendPlan, MixConfig, MixOptions, Plan, blend, mix};
+use crate::{BlendConfig, BlendPlan, ExpertStorage, MixConfig, MixOptions, Plan, blend, mix};
 
 /// Subcommands.
 #[derive(clap::Subcommand)]
@@ -27,6 +27,10 @@ pub struct MixArgs {
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
+    /// How experts are stored, in place of the configuration's `expert_storage`: full; lowrank:R or bitdelta for the base's
+    /// weights and compressed differences from them.
+    #[arg(long, value_name = "STORAGE")]
+    experts: Option<ExpertStorage>,
     #[command(flatten)]
     hub: HubArgs,
     /// Print what would be written, or all problems, and write nothing.
@@ -84,6 +88,7 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
         return Ok(());
     }
     find(models(&mut config), &names)?;
+    config.expert_storage = args.experts.unwrap_or(config.expert_storage);
     let plan = Plan::new(&config)?;
     if let Some(dir) = &args.out {
         plan.check_output(dir, args.overwrite)?;
@@ -96,6 +101,10 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     if args.dry_run {
         writeln!(out, "writes {} tensors, {:.1} MB", plan.tensors().len(), plan.bytes_written() as f64 / 1e6)?;
         writeln!(out, "{total} M parameters, {active} M of them active")?;
+        if let Some(bytes) = info.bytes {
+            let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
+            writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {expert_storage}")?;
+        }
         writeln!(out, "no problem found; nothing was written")?;
         return Ok(());
     }

@@ -5,7 +5,7 @@ use cl_checkpoint::{Dtype, HubSnapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, mergekit};
+use crate::{Error, ExpertStorage, mergekit};
 
 /// A mixture as a TOML file describes it.
 ///
@@ -42,6 +42,9 @@ pub struct MixConfig {
     /// Dtype of the output; that of the base's embedding without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
+    /// How experts are stored: `full`, `lowrank:R` or `bitdelta`.
+    #[serde(default, skip_serializing_if = "is_full")]
+    pub expert_storage: ExpertStorage,
     /// How the routers start.
     #[serde(default)]
     pub router: RouterConfig,
@@ -79,6 +82,10 @@ pub(crate) fn mlp() -> Vec<MixModule> {
 
 fn is_mlp(modules: &[MixModule]) -> bool {
     modules == [MixModule::Mlp]
+}
+
+fn is_full(storage: &ExpertStorage) -> bool {
+    !storage.is_delta()
 }
 
 /// A module of a layer that experts take the place of.

@@ -15,7 +15,9 @@ use cl_checkpoint::{HubSnapshot, Interrupt, OutputDir};
 use cl_eval::{Task, TaskGroup};
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
-use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixModule, MixOptions, blend, mix};
+use cl_moe::{
+    BlendConfig, BlendExpert, BlendPlan, ExpertConfig, ExpertStorage, MixConfig, MixModule, MixOptions, blend, mix,
+};
 use cl_torch::tch::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,6 +150,7 @@ impl Site<'_> {
                         negative_prompts: Vec::new(),
                     };
                     let config = MixConfig {
+                        expert_storage: ExpertStorage::Full,
                         base_model: base.clone(),
                         num_experts_per_tok: *num_experts_per_tok,
                         dtype: None,
