@@ -6,6 +6,7 @@
 
 mod config;
 mod graph;
+mod mixtures;
 mod results;
 mod run;
 mod tiny;

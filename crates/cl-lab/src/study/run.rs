@@ -9,6 +9,7 @@ use std::thread;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use cl_checkpoint::{Interrupt, refuse_overlap};
+use cl_data::Dataset;
 use cl_eval::{Column, Task, TaskGroup};
 use cl_report::StudyResults;
 use cl_torch::tch::Device;
@@ -20,7 +21,7 @@ use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
-use crate::{Event, LabError, ModelRef, Observer, SequenceConfig};
+use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// How a study is run.
 #[derive(Clone, Debug, Default)]
@@ -194,6 +195,9 @@ struct Study<'a> {
     /// Everything that is scored, as a sequence.
     sequence: SequenceConfig,
     device: Device,
+    rounds: Vec<Round>,
+    /// Training data of each round.
+    datasets: Vec<Vec<Dataset>>,
     tasks: Vec<Box<dyn Task>>,
     /// The tasks of each column.
     scored: Vec<TaskGroup>,
@@ -226,12 +230,35 @@ impl<'a> Study<'a> {
         };
         let metrics = scored.iter().map(metric).collect();
         let columns = columns(&sequence, &rounds, &scored);
-        Ok(Study { config, out, options, stages, wanted, keys, sequence, device, tasks, scored, columns, metrics })
+        Ok(Study {
+            config,
+            out,
+            options,
+            stages,
+            wanted,
+            keys,
+            sequence,
+            device,
+            rounds,
+            datasets,
+            tasks,
+            scored,
+            columns,
+            metrics,
+        })
     }
 
     fn site<'s>(&'s self, interrupt: &'s Interrupt) -> Site<'s> {
-        let (config, out) = (&self.sequence, self.out);
-        Site { config, device: self.device, tasks: &self.tasks, columns: &self.scored, out, interrupt }
+        Site {
+            config: &self.sequence,
+            device: self.device,
+            tasks: &self.tasks,
+            columns: &self.scored,
+            rounds: &self.rounds,
+            datasets: &self.datasets,
+            out: self.out,
+            interrupt,
+        }
     }
 
     /// Makes the directory this study's; the lock lasts as long as the study runs.
@@ -328,7 +355,7 @@ impl<'a> Study<'a> {
             Some((site.artifact(stage)?, stage.id.clone()))
         });
         let (dirs, names) = made.unzip();
-        let inputs = Inputs { dirs, names };
+        let inputs = Inputs { dirs, names, experts: self.experts(stage) };
         let mut what = String::new();
         let observe: &mut Observer<'_> = &mut |event| match event {
             Event::Stage(name) => name.clone_into(&mut what),
@@ -346,6 +373,15 @@ impl<'a> Study<'a> {
         // What a stage tells step by step is no message of a study of hundreds.
         let quiet = tracing::subscriber::NoSubscriber::default();
         tracing::subscriber::with_default(quiet, || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe))
+    }
+
+    /// The rounds, from 0, of the models that a stage is made of, also of those that its mixture is made of.
+    fn experts(&self, stage: usize) -> Vec<usize> {
+        let of = |&need: &usize| match self.stages[need].row.round {
+            Some(round) => vec![round - 1],
+            None => self.experts(need),
+        };
+        self.stages[stage].needs.iter().flat_map(of).collect()
     }
 
     fn finish(&self, site: &Site<'_>, states: Vec<State>) -> Result<StudyResults, LabError> {

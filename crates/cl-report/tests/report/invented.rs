@@ -180,6 +180,7 @@ impl Maker {
             standard_errors: errors,
             seconds: (kind != RowKind::Base).then_some(seconds),
             bytes: (kind != RowKind::Base).then_some(bytes),
+            routing: None,
         });
     }
 
