@@ -9,7 +9,7 @@ use std::thread;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use cl_checkpoint::{Interrupt, refuse_overlap};
-use cl_data::Dataset;
+use cl_data::{ChatTemplate, Dataset, Encoding};
 use cl_eval::{Column, Task, TaskGroup};
 use cl_report::StudyResults;
 use cl_torch::tch::Device;
@@ -17,10 +17,12 @@ use serde_json::{Value, json};
 
 use super::config::StudyConfig;
 use super::graph::{Stage, Work, stages};
+use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
+use crate::model_dir::open_model;
 use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// How a study is run.
@@ -98,17 +100,6 @@ impl std::fmt::Display for StageError {
     }
 }
 
-/// What a study would do.
-#[derive(Clone, Debug)]
-pub struct StudyPlan {
-    /// Names of the stages in their order, and whether they are done.
-    pub stages: Vec<(String, bool)>,
-    /// Optimizer steps of the stages that are not done.
-    pub steps: u64,
-    /// Bytes of the base model's weights; a fully tuned model has as many.
-    pub model_bytes: u64,
-}
-
 /// Runs a study into `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
 /// Stages that earlier runs have finished for the same inputs stay as they are. If a stage fails, others that do not need it go
@@ -130,7 +121,7 @@ pub fn run_study(
     study.run(interrupt, observer)
 }
 
-/// Says what [`run_study`] would do, and does nothing.
+/// Says what [`run_study`] would do and what it would take, and does nothing.
 ///
 /// # Errors
 /// Returns an error if the configuration makes no sense, or model and data do not fit it.
@@ -138,17 +129,14 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     let study = Study::open(config, out, options)?;
     let interrupt = Interrupt::default();
     let site = study.site(&interrupt);
-    let wanted = (0..study.stages.len()).filter(|&place| study.wanted[place]);
-    let stages: Vec<(usize, bool)> = wanted.map(|place| (place, study.record(&site, place).is_some())).collect();
-    let mut steps = 0;
-    for (place, _) in stages.iter().filter(|(_, done)| !done) {
-        if let Work::Rounds(sequence) = &study.stages[*place].work {
-            steps += crate::check::total_steps(sequence)?;
-        }
-    }
-    let model_bytes = ModelRef::weight_bytes(&config.model)?;
-    let stages = stages.into_iter().map(|(place, done)| (study.stages[place].id.clone(), done)).collect();
-    Ok(StudyPlan { stages, steps, model_bytes })
+    let records: Vec<Option<Record>> = (0..study.stages.len()).map(|place| study.record(&site, place)).collect();
+    let (checkpoint, tokenizer) = open_model(&config.model)?;
+    let chat = ChatTemplate::from_dir(&config.model)?;
+    let max_length = study.sequence.train.max_length;
+    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: config.profile };
+    let longest = study.sequence.eval.max_length;
+    let sizes = StudySizes::of(checkpoint.config().clone(), &study.datasets, encoding, &study.tasks, longest)?;
+    plan(config, &study.stages, &study.wanted, &records, &sizes, options.keep_models)
 }
 
 /// Writes the configuration into the study's directory, which has to be empty or a study's. The directory is this process's as
@@ -437,7 +425,7 @@ fn without_paths(work: &Work) -> Value {
 }
 
 /// The stages whose names start with one of `only`, and what these need.
-fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
+pub(super) fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
     let mut wanted: Vec<bool> =
         stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
     if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {

@@ -117,21 +117,21 @@ fn a_change_makes_only_what_it_concerns_again() {
     assert_eq!(results(out), before, "a call for one stage forgets nothing of the others");
     config.full.insert("learning_rate".to_owned(), 2e-3.into());
     let left: Vec<String> =
-        plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.1).map(|s| s.0).collect();
+        plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.done).map(|s| s.name).collect();
     assert!(left.iter().all(|name| !name.contains("lora") && !name.contains("ties") && name != "base"), "{left:?}");
     assert!(left.iter().any(|name| name == "mix-7.seed1") && left.iter().any(|name| name == "sequence-fft.seed1"));
     done(&config).unwrap();
     assert_ne!(results(out), before);
     // How models are scored concerns everything, merges and the base as well.
     config.eval.add_bos_token = Some(false);
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
     config.eval.add_bos_token = None;
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| *done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| stage.done));
     // An edited test row changes what everything is scored on.
     let rows = out.join("data/tone/test.json");
     let text = std::fs::read_to_string(&rows).unwrap();
     std::fs::write(&rows, text.replacen(" is ", " was ", 1)).unwrap();
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
 }
 
 /// A study of one's own tasks, written by hand.
