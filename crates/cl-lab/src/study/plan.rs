@@ -387,7 +387,11 @@ impl Planner<'_> {
         let experts = shape.bytes() + members.saturating_sub(1) * shape.mlp() * shape.bytes_per_weight;
         Ok(match &stage.work {
             Work::Base { .. } => scoring,
-            Work::Rounds(config) => self.rounds(config)?,
+            Work::Rounds(config) => {
+                let effort = self.rounds(config)?;
+                // A side question is scored where it ends.
+                Effort { scorings: if stage.row.question.is_some() { 1 } else { effort.scorings }, ..effort }
+            }
             Work::Adapters(_) => Effort { kept: adapter, ..scoring },
             Work::Average => Effort { models: shape.bytes(), ..scoring },
             Work::Blend(_) => Effort { kept: members * adapter, ..scoring },

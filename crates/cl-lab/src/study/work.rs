@@ -25,7 +25,7 @@ use serde_json::json;
 use super::graph::{Combination, Stage, Work};
 use crate::model_dir::verify;
 use crate::output::discard;
-use crate::sequence::{cells, run_sequence_on};
+use crate::sequence::{Scoring, cells, run_sequence_on};
 use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
 /// What a finished stage left, besides its models: `stage.json`.
@@ -125,7 +125,9 @@ impl Site<'_> {
             }
             Work::Rounds(config) => {
                 let scored = self.out.join("stages/base");
-                let report = run_sequence_on(config, &dir.join("run"), true, Some(&scored), self.interrupt, observer)?;
+                // A side question is about where a sequence ends.
+                let scoring = Scoring { base: Some(&scored), last_only: stage.row.question.is_some() };
+                let report = run_sequence_on(config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
                 let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);
                 let rows = rows.map(|(scores, standard_errors)| ScoredRow { scores, standard_errors });
                 (rows.collect(), None)
