@@ -1,57 +1,14 @@
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_cli::arguments::reproduce::{Args, StudyProfile};
 use cl_lab::{PAPER_STUDY, SMOL_STUDY, StudyConfig, StudySizes, TinyConfig, read_study, sketch_study};
-use clap::ValueEnum;
 
-use super::study::{StageArgs, print_plan};
+use super::study::{options, print_plan, run_stages};
 use crate::progress::Progress;
-
-/// Configurations are TOML, whose integers are signed; a study multiplies its seeds.
-const MAX_SEED: u64 = i64::MAX as u64 / 1_000_000;
-
-/// What the paper's comparison is made with.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StudyProfile {
-    /// A small model and tasks made from seeds; minutes on any machine.
-    Tiny,
-    /// SmolLM2-135M and samples of the paper's tasks; a night of one core.
-    Smol,
-    /// The paper's model and data; weeks of a large GPU.
-    Paper,
-}
-
-/// Arguments of `cl reproduce`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
-    #[arg(long, value_name = "DIR", default_value = "target/reproduce")]
-    out: PathBuf,
-    /// What the comparison is made with; `smol` and `paper` need --model and --data.
-    #[arg(long, value_enum, default_value = "tiny")]
-    profile: StudyProfile,
-    /// Model directory of the profiles `smol` and `paper`.
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// Data of the profiles `smol` and `paper`: tasks in TRACE's layout there or in its folder `trace`, `gsm8k` or `metamath`, and
-    /// lm-eval's tasks there or in `lm-eval`.
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Of the profiles `smol` and `paper`: at most so many training rows and test documents of each task.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: Option<u32>,
-    /// Random seed of facts, tasks and the small base model of the profile `tiny`.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
-    seed: u64,
-    /// Of the profile `tiny`: one seed and fewer test rows, and none of the questions that the paper leaves open.
-    #[arg(long)]
-    quick: bool,
-    #[command(flatten)]
-    stages: StageArgs,
-}
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
@@ -77,13 +34,13 @@ fn tiny(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) 
     if args.stages.dry_run && !args.out.join("base/model/manifest.json").exists() {
         let sketch = tempfile::tempdir()?;
         tiny.write_sketch(sketch.path())?;
-        return args.stages.run(&tiny.study(sketch.path()), &args.out, None, log, interrupt, out);
+        return run_stages(&args.stages, &tiny.study(sketch.path()), &args.out, None, log, interrupt, out);
     }
     let mut progress = Progress::new(log);
     tiny.write_world(&args.out, interrupt, &mut |event| progress.observe(event))?;
     // So small a training takes no memory to speak of.
     let jobs = args.stages.jobs.or_else(|| std::thread::available_parallelism().ok());
-    args.stages.run(&tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
+    run_stages(&args.stages, &tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
 }
 
 /// A study of a model and data of the user's.
@@ -101,7 +58,11 @@ fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrup
             config.model.clone_from(model);
             let trace = data.join("trace");
             config.data = if trace.is_dir() { trace } else { data.clone() };
-            args.stages.run(&config, &args.out, args.stages.jobs, log, interrupt, out)
+            // MetaMathQA lies beside TRACE's folder.
+            let beside =
+                config.rounds.iter_mut().flat_map(|round| &mut round.data).filter(|path| data.join(&*path).exists());
+            beside.for_each(|path| *path = data.join(&*path));
+            run_stages(&args.stages, &config, &args.out, args.stages.jobs, log, interrupt, out)
         }
         (model, _) if args.stages.dry_run && args.profile == StudyProfile::Paper => {
             sketch(&config, model.as_deref(), args, out)
@@ -126,5 +87,5 @@ fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut imp
         sizes.rounds.iter_mut().flatten().for_each(|set| set.rows = set.rows.min(limit));
     }
     writeln!(out, "model and data are not read: rows and documents are the paper's, lengths those of samples")?;
-    print_plan(&sketch_study(config, &sizes, &args.stages.options(None))?, out)
+    print_plan(&sketch_study(config, &sizes, &options(&args.stages, None))?, out)
 }
