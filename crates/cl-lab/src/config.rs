@@ -158,6 +158,13 @@ pub struct Limits {
     /// Maximum number of test documents per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<usize>,
+    /// Maximum number of documents of each task of old knowledge, where it is another; of a group such as `mmlu` in all, shared
+    /// evenly among its tasks and rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<usize>,
+    /// Maximum number of tokens of a generated answer, for tasks that would generate more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_tokens: Option<usize>,
 }
 
 /// Evaluation settings.
@@ -172,6 +179,9 @@ pub struct EvalConfig {
     /// Maximum number of tokens of a generated answer; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
+    /// Number of few-shot examples; defaults to the task's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_fewshot: Option<usize>,
     /// Metric; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
@@ -206,6 +216,7 @@ impl Default for EvalConfig {
             tasks: None,
             old: Vec::new(),
             max_new_tokens: None,
+            num_fewshot: None,
             metric: None,
             precision: Precision::F32,
             batch_tokens: cl_eval::DEFAULT_BATCH_TOKENS,

@@ -103,7 +103,7 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
         writeln!(out, "{total} M parameters, {active} M of them active")?;
         if let Some(bytes) = info.bytes {
             let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
-            writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {expert_storage}")?;
+            writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {}", config.expert_storage)?;
         }
         writeln!(out, "no problem found; nothing was written")?;
         return Ok(());

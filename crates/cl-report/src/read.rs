@@ -222,6 +222,7 @@ fn blank() -> ResultRow {
         standard_errors: Vec::new(),
         seconds: None,
         bytes: None,
+        routing: None,
     }
 }
 

@@ -33,7 +33,7 @@ pub struct StageArgs {
     /// Only the stages whose name starts with this, and what they need; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
-    /// List the stages, the steps and the space they take; write nothing.
+    /// List the stages with their steps, tokens, about their time, space and memory; write nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Keep the models of finished stages; otherwise adapters and scores are kept.

@@ -1,8 +1,5 @@
 //! What a study's stages come to, as the report takes it.
 
-use std::path::Path;
-
-use cl_checkpoint::HubSnapshot;
 use cl_eval::{Column, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
 use serde_json::{Map, Value, json};
@@ -42,6 +39,7 @@ pub(super) fn results(
                 // Of a sequence the whole of it, in its last row.
                 seconds: last.then_some(record.seconds),
                 bytes: last.then_some(record.bytes),
+                routing: record.routing.clone(),
             });
         }
     }
@@ -50,7 +48,7 @@ pub(super) fn results(
     let results = StudyResults {
         name: config.name.clone(),
         description: config.description.clone(),
-        model: model_name(&config.model),
+        model: config.base_name(),
         seeds: config.seeds.clone(),
         rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
         columns: columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric)).collect(),
@@ -58,12 +56,6 @@ pub(super) fn results(
         notes: Vec::new(),
     };
     (results, Value::Object(times))
-}
-
-/// The last part of a model's name.
-fn model_name(dir: &Path) -> String {
-    let name = HubSnapshot::model_name(dir);
-    Path::new(&name).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 /// The paper's columns of tasks that are built in.
