@@ -10,6 +10,7 @@ mod error;
 pub mod files;
 pub mod gguf;
 mod header;
+mod hub_snapshot;
 mod interrupt;
 mod lock;
 #[cfg(feature = "logging")]
@@ -29,6 +30,7 @@ pub use adapter_config::{AdapterConfig, TargetModules, lora_scaling, module_patt
 pub use beside::{Beside, BesideKind};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
+pub use hub_snapshot::HubSnapshot;
 pub use interrupt::Interrupt;
 pub use lock::FileLock;
 pub use manifest::{FileEntry, Manifest, ManifestProblem, Source, Tool, hash_file};

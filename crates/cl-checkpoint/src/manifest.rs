@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Error;
 use crate::files::{MAX_TOKENIZER, open_file, read_file};
 use crate::platform::{read_exact_at, sync_file};
+use crate::{Error, HubSnapshot};
 
 /// `manifest.json`: the files of a directory and what they were made from. It is written last, so its presence means
 /// that the directory is complete. It contains no time and no host name, so equal runs give equal bytes.
@@ -44,7 +44,7 @@ pub struct Tool {
 pub struct Source {
     /// `base`, `adapter`, `data`, …
     pub role: String,
-    /// Its path.
+    /// Its path, or `organization/name@commit` if it is in the cache of the hub.
     pub path: String,
     /// blake3 of its content, hexadecimal; `None` for large inputs that were not hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,7 +88,7 @@ impl Manifest {
     /// Adds an input.
     pub fn with_source(mut self, role: &str, path: &Path, blake3: impl Into<Option<String>>) -> Manifest {
         let blake3 = blake3.into();
-        self.sources.push(Source { role: role.to_owned(), path: path.display().to_string(), blake3 });
+        self.sources.push(Source { role: role.to_owned(), path: HubSnapshot::source_name(path), blake3 });
         self
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest, ManifestProblem, TensorSource};
+use cl_hub::{HubArgs, Located, Names, Part};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
@@ -12,6 +13,7 @@ use crate::diff::{TensorDiff, diff};
 use crate::methods::{Base, METHODS};
 use crate::plan::Plan;
 use crate::recipe::config::{MergeFile, model_and_adapter};
+use crate::recipe::places::Named;
 use crate::recipe::registry::method;
 use crate::report::{bytes, size, write_json};
 use crate::run::estimate::estimate;
@@ -42,6 +44,8 @@ pub struct RunArgs {
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
@@ -75,6 +79,8 @@ pub struct DiffArgs {
     /// Compare task vectors, the differences from this base, instead of weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -140,7 +146,7 @@ pub fn give_memory_back() {
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Run(args) => run_merge(args, interrupt, out),
-        Command::Diff(args) => run_diff(args, out),
+        Command::Diff(args) => run_diff(args, interrupt, out),
         Command::Verify(args) => run_verify(args, out),
         Command::Methods(args) => run_methods(args, out),
         Command::Adapter(command) => run_adapter(command, interrupt, out),
@@ -148,7 +154,7 @@ pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Res
 }
 
 fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let file = MergeFile::read(&args.config)?;
+    let mut file = MergeFile::read(&args.config)?;
     let options = MergeOptions {
         memory: usize::try_from(args.memory).context("--memory is beyond what can be addressed")?,
         threads: args.threads,
@@ -162,9 +168,16 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
         if let Some(dir) = &args.out {
             check_output(&file, dir, args.overwrite)?;
         }
+        if !list_downloads(&file, &args.hub.names(interrupt), out)? {
+            return Ok(());
+        }
+        find_models(&mut file, &args.hub.names(interrupt))?;
         return dry_run(&file, &options, out);
     }
     let dir = args.out.as_ref().context("--out says where the merged model goes")?;
+    // Before the download, which takes its time.
+    check_output(&file, dir, args.overwrite)?;
+    find_models(&mut file, &args.hub.names(interrupt))?;
     let bar = bar();
     let observe = |event: Event<'_>| match event {
         Event::Stage(name, bytes) => {
@@ -180,6 +193,34 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     let copied = if summary.copied > 0 { format!(" ({} copied unchanged)", summary.copied) } else { String::new() };
     writeln!(out, "{}: {} tensors{copied}, {}", dir.display(), summary.tensors, size(summary.bytes))?;
     Ok(())
+}
+
+/// Finds the models of the hub that a file names, and downloads what is not there.
+fn find_models(file: &mut MergeFile, names: &Names) -> Result<()> {
+    for named in file.named() {
+        if let Located { dir, commit: Some(commit) } = names.locate(&named.pinned, part(&named))? {
+            file.place(&named.written, dir, &commit);
+        }
+    }
+    Ok(())
+}
+
+/// Says what a merge would download. Returns whether everything is there, so that the merge can be planned.
+fn list_downloads(file: &MergeFile, names: &Names, out: &mut dyn Write) -> Result<bool> {
+    let mut there = true;
+    for named in file.named() {
+        let Some(plan) = names.plan(&named.pinned, part(&named))? else { continue };
+        writeln!(out, "{}: {}", named.written, plan.summary())?;
+        there &= plan.files == 0;
+    }
+    if !there {
+        writeln!(out, "nothing was downloaded or written; the merge can be planned once these files are there")?;
+    }
+    Ok(there)
+}
+
+fn part(named: &Named) -> Part {
+    if named.adapter { Part::Adapter } else { Part::Model }
 }
 
 fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Result<()> {
@@ -227,8 +268,11 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
     Ok(())
 }
 
-fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
-    let diff = diff(&args.a, &args.b, args.base.as_deref())?;
+fn run_diff(args: &DiffArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let model = |path: &PathBuf| names.directory(path, Part::Model);
+    let base = args.base.as_ref().map(model).transpose()?;
+    let diff = diff(&model(&args.a)?, &model(&args.b)?, base.as_deref())?;
     if args.json {
         return write_json(out, &diff);
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
+use cl_hub::{HubArgs, HubError, Names, Part};
 use serde_json::{Map, Value, json};
 
 use super::combine::combine;
@@ -94,6 +95,8 @@ pub struct CombineArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -128,6 +131,8 @@ pub struct FoldArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -161,6 +166,8 @@ pub struct ExtractArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -171,6 +178,8 @@ pub struct ExtractArgs {
 pub struct InfoArgs {
     /// Adapter directory.
     dir: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -183,6 +192,8 @@ pub struct DiffArgs {
     a: PathBuf,
     /// Second adapter directory.
     b: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -216,15 +227,22 @@ pub fn run_adapter(command: &AdapterCommand, interrupt: &Interrupt, out: &mut dy
         AdapterCommand::Combine(args) => run_combine(args, interrupt, out),
         AdapterCommand::Fold(args) => run_fold(args, interrupt, out),
         AdapterCommand::Extract(args) => run_extract(args, interrupt, out),
-        AdapterCommand::Info(args) => run_info(args, out),
-        AdapterCommand::Diff(args) => run_diff(args, out),
+        AdapterCommand::Info(args) => run_info(args, interrupt, out),
+        AdapterCommand::Diff(args) => run_diff(args, interrupt, out),
     }
 }
 
 fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let adapters = directories(&names, &args.adapters)?;
     let options = CombineOptions {
         method: args.method.clone(),
-        names: Vec::new(),
+        // A result does not depend on where the hub's cache is.
+        names: if adapters == args.adapters {
+            Vec::new()
+        } else {
+            args.adapters.iter().map(|a| a.display().to_string()).collect()
+        },
         weights: args.weights.clone(),
         density: args.density.clone(),
         parameters: parameters(args)?,
@@ -241,7 +259,7 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
             ProfileName::Mergekit => Profile::Mergekit,
         },
         seed: args.seed,
-        base: args.base.clone(),
+        base: args.base.as_ref().map(|base| names.directory(base, Part::Model)).transpose()?,
         ignore_base: args.ignore_base,
         threads: args.threads,
         memory: size(args.memory)?,
@@ -249,7 +267,7 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
         overwrite: args.overwrite,
         interrupt: interrupt.clone(),
     };
-    let report = combine(&args.adapters, &args.out, &options)?;
+    let report = combine(&adapters, &args.out, &options)?;
     if args.json {
         return write_json(out, &report);
     }
@@ -304,8 +322,11 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
 }
 
 fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let adapters = open(&args.adapters)?;
-    let base = Checkpoint::open(&args.base)?;
+    let names = args.hub.names(interrupt);
+    let dirs = directories(&names, &args.adapters)?;
+    let adapters = open(&dirs)?;
+    let base_dir = names.directory(&args.base, Part::Model)?;
+    let base = Checkpoint::open(&base_dir)?;
     // Before the inputs are hashed, which takes its time.
     check_output(&base, &adapters, &args.out, args.overwrite)?;
     let options = FoldOptions {
@@ -319,10 +340,10 @@ fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     };
     let mut manifest = Manifest::new("model").with_config(json!({ "fold": { "weights": args.weights } })).with_source(
         "base",
-        &args.base,
+        &base_dir,
         base.content_hash()?,
     );
-    for (dir, adapter) in args.adapters.iter().zip(&adapters) {
+    for (dir, adapter) in dirs.iter().zip(&adapters) {
         manifest = manifest.with_source("adapter", dir, adapter.content_hash()?);
     }
     let report = fold_with(&base, &adapters, &args.out, manifest, &options)?;
@@ -376,7 +397,9 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
         overwrite: args.overwrite,
         interrupt: interrupt.clone(),
     };
-    let report = extract(&args.base, &args.tuned, &args.out, &options)?;
+    let names = args.hub.names(interrupt);
+    let [base, tuned] = [&args.base, &args.tuned].map(|dir| names.directory(dir, Part::Model));
+    let report = extract(&base?, &tuned?, &args.out, &options)?;
     if args.json {
         return write_json(out, &report);
     }
@@ -399,8 +422,8 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     Ok(())
 }
 
-fn run_info(args: &InfoArgs, out: &mut dyn Write) -> Result<()> {
-    let info = info(&args.dir)?;
+fn run_info(args: &InfoArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let info = info(&args.hub.names(interrupt).directory(&args.dir, Part::Adapter)?)?;
     if args.json {
         return write_json(out, &info);
     }
@@ -454,8 +477,10 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     Ok(())
 }
 
-fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
-    let diff = compare(&args.a, &args.b)?;
+fn run_diff(args: &DiffArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let [a, b] = [&args.a, &args.b].map(|dir| names.directory(dir, Part::Adapter));
+    let diff = compare(&a?, &b?)?;
     if args.json {
         return write_json(out, &diff);
     }
@@ -503,6 +528,11 @@ fn write_notes(out: &mut dyn Write, notes: &[String]) -> Result<()> {
         writeln!(out, "note: {note}")?;
     }
     Ok(())
+}
+
+/// Directories of adapters.
+fn directories(names: &Names, adapters: &[PathBuf]) -> Result<Vec<PathBuf>, HubError> {
+    adapters.iter().map(|dir| names.directory(dir, Part::Adapter)).collect()
 }
 
 fn size(bytes: u64) -> Result<usize> {

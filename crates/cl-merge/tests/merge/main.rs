@@ -6,6 +6,7 @@ mod atomic;
 mod command;
 mod contract;
 mod faults;
+mod hub;
 mod models;
 mod parity;
 mod plans;
