@@ -53,7 +53,10 @@ fn main() -> Result<()> {
     drop(whole);
 
     println!("{} experts, {} tokens", experts.len(), ids.len());
-    println!("{:<14} {:>9} {:>9} {:>11} {:>11} {:>12} {:>9}", "experts", "MB", "to base", "mean error", "largest", "|Δ log p|", "seconds");
+    println!(
+        "{:<14} {:>9} {:>9} {:>11} {:>11} {:>12} {:>9}",
+        "experts", "MB", "to base", "mean error", "largest", "|Δ log p|", "seconds"
+    );
     let row = |name: String, bytes: ModelBytes, errors: [f64; 2], difference: f64, seconds: f64| {
         let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
         let mb = bytes.total_bytes as f64 / 1e6;

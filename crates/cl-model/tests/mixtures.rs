@@ -5,9 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use cl_checkpoint::{
-    AdapterConfig, Checkpoint, Dtype, Interrupt, Manifest, TensorSpec, convert, write_adapter,
-};
+use cl_checkpoint::{AdapterConfig, Checkpoint, Dtype, Interrupt, Manifest, TensorSpec, convert, write_adapter};
 use cl_model::{Decoder, LoadOptions, token_log_probs};
 use cl_moe::{BlendConfig, BlendPlan, Mixture, blend};
 use cl_torch::tch::Kind;

@@ -58,7 +58,10 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
     refuse(shared.len() > 1, "more than one of `shared_experts`");
     refuse(shared.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale` of a shared expert");
     let prompted = |e: &Expert| !e.positive_prompts.is_empty() || !e.negative_prompts.is_empty();
-    refuse(shared.iter().any(prompted), "a gate from prompts of a shared expert, which every token goes through ungated here,");
+    refuse(
+        shared.iter().any(prompted),
+        "a gate from prompts of a shared expert, which every token goes through ungated here,",
+    );
     refuse(document.architecture.as_deref().is_some_and(|a| a != "mixtral"), "an `architecture` other than mixtral");
     refuse(document.experts.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale`");
     refuse(document.experts.iter().any(|e| e.residual_scale.is_some_and(|s| s != 1.0)), "`residual_scale`");
@@ -84,10 +87,10 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         modules: config::mlp(),
         layers: None,
         expert_storage: document.expert_storage,
-        shared_expert: shared.into_iter().next().map(|e| SharedExpert {
-            model: e.source_model,
-            residual_scale: e.residual_scale.unwrap_or(1.0),
-        }),
+        shared_expert: shared
+            .into_iter()
+            .next()
+            .map(|e| SharedExpert { model: e.source_model, residual_scale: e.residual_scale.unwrap_or(1.0) }),
         dtype: document.dtype,
         router: RouterConfig { init, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),
@@ -110,7 +113,8 @@ mod tests {
         let expected = SharedExpert { model: PathBuf::from("z"), residual_scale: 0.1 };
         assert_eq!(config.shared_expert, Some(expected));
         assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
-        let several = format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");
+        let several =
+            format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");
         let message = from_yaml(&several).unwrap_err();
         for part in ["`noise_scale`", "more than one of `shared_experts`", "prompts of a shared expert"] {
             assert!(message.contains(part), "{part}: {message}");

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use cl_moe::{
-    BlendConfig, BlendInit, BlendPlan, Error, ExpertStorage, MixConfig, MixModule, Plan, RouterInit, RouterLogits, RouterNorm,
+    BlendConfig, BlendInit, BlendPlan, Error, ExpertStorage, MixConfig, MixModule, Plan, RouterInit, RouterLogits,
+    RouterNorm,
 };
 
 fn config(name: &str) -> PathBuf {
