@@ -31,8 +31,8 @@ impl Default for WriteOptions {
 
 /// Writes a model directory. All tensors are declared in advance, and may be written in any order and from any thread.
 pub struct CheckpointWriter {
+    shards: Vec<File>, // dropped before `out`: Windows does not remove open files
     out: OutputDir,
-    shards: Vec<File>,
     places: BTreeMap<String, Place>,
     missing: Mutex<BTreeMap<String, usize>>, // bytes of each tensor that are still to come
     unsynced: AtomicUsize,

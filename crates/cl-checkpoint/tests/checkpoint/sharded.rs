@@ -6,7 +6,9 @@ use std::path::Path;
 use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::{Value, json};
 
-use super::{assert_error, names, safetensors};
+#[cfg(unix)]
+use super::names;
+use super::{assert_error, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 
