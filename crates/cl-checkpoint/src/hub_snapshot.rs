@@ -52,6 +52,20 @@ impl HubSnapshot {
         HubSnapshot::of(path).map_or_else(|| path.display().to_string(), |snapshot| snapshot.repo)
     }
 
+    /// Whether a text is a name of the hub, `organization/name` or `organization/name@revision`, by its rules for names.
+    ///
+    /// ```
+    /// use cl_checkpoint::HubSnapshot;
+    ///
+    /// assert!(HubSnapshot::is_name("org/name") && HubSnapshot::is_name("org/name@v1"));
+    /// assert!(!HubSnapshot::is_name("./name") && !HubSnapshot::is_name("models/org/name"));
+    /// ```
+    pub fn is_name(text: &str) -> bool {
+        let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
+        name.matches('/').count() == 1 && name.split('/').all(is_valid_part) && revision.split('/').all(good)
+    }
+
     /// For `#[serde(serialize_with)]`: a path as [`HubSnapshot::source_name`].
     ///
     /// # Errors
@@ -65,4 +79,15 @@ impl fmt::Display for HubSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}@{}", self.repo, self.commit)
     }
+}
+
+/// The hub's rule for organizations and names.
+fn is_valid_part(part: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| !"-.".contains(c));
+    part.len() <= 96
+        && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && edge(part.chars().next())
+        && edge(part.chars().last())
+        && !part.contains("--")
+        && !part.contains("..")
 }

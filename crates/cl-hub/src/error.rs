@@ -14,12 +14,6 @@ pub enum HubError {
         /// What is expected.
         expected: &'static str,
     },
-    /// A name is no directory, and the hub was not allowed.
-    #[error("{names}: no such directory; add --hub to download a model or adapter from the Hugging Face hub")]
-    NoDirectory {
-        /// The name, or several.
-        names: String,
-    },
     /// The hub has no such repository or revision, or hides it without a token.
     #[error("{endpoint} has no {kind} {repo} at revision {revision}{hint}")]
     NotFound {

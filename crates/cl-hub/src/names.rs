@@ -14,8 +14,9 @@ use crate::{Download, Hub, HubError, Part, Repo};
 ///
 /// let names = Names { hub: None, interrupt: Interrupt::default() };
 /// assert_eq!(names.locate("./models/base", Part::Model)?.dir.to_str(), Some("./models/base"));
-/// // Without the hub, a name of the hub is an error that says how to go on.
-/// assert!(names.locate("organization/name", Part::Model).unwrap_err().to_string().contains("--hub"));
+/// // Without the hub, a name of the hub is a path, and opening it is an error that says how to go on.
+/// let located = names.locate("organization/name", Part::Model)?;
+/// assert!(cl_checkpoint::Checkpoint::open(&located.dir).err().unwrap().to_string().contains("--hub"));
 /// # Ok::<(), cl_hub::HubError>(())
 /// ```
 pub struct Names {
@@ -36,16 +37,14 @@ pub struct Located {
 
 impl Names {
     /// The directory of a model or adapter, downloaded if need be. Anything that is no name of the hub is taken as a
-    /// path, whether it exists or not.
+    /// path, whether it exists or not; without the hub every name is, and opening it says what is missing.
     ///
     /// # Errors
-    /// Returns [`HubError::NoDirectory`] if a name of the hub is no local directory and the hub is not allowed, and the
-    /// errors of [`Hub::model`].
+    /// Returns the errors of [`Hub::model`].
     pub fn locate(&self, written: &str, part: Part) -> Result<Located, HubError> {
-        let Some(repo) = remote(written) else {
+        let Some((hub, repo)) = self.hub.as_ref().zip(remote(written)) else {
             return Ok(Located { dir: PathBuf::from(written), commit: None });
         };
-        let hub = self.hub.as_ref().ok_or_else(|| no_directory(&[written]))?;
         let snapshot = hub.model(&repo, part, &self.interrupt)?;
         Ok(Located { dir: snapshot.dir, commit: Some(snapshot.commit) })
     }
@@ -55,9 +54,7 @@ impl Names {
     /// # Errors
     /// Returns the same errors.
     pub fn plan(&self, written: &str, part: Part) -> Result<Option<Download>, HubError> {
-        let Some(repo) = remote(written) else { return Ok(None) };
-        let hub = self.hub.as_ref().ok_or_else(|| no_directory(&[written]))?;
-        hub.plan_model(&repo, part).map(Some)
+        self.hub.as_ref().zip(remote(written)).map(|(hub, repo)| hub.plan_model(&repo, part)).transpose()
     }
 
     /// The directory of a path from a command line or a configuration; see [`Names::locate`].
@@ -73,8 +70,4 @@ impl Names {
 /// The repository that a name means, unless something of that name exists.
 fn remote(written: &str) -> Option<Repo> {
     Repo::parse_model(written).filter(|_| !Path::new(written).exists())
-}
-
-fn no_directory(names: &[&str]) -> HubError {
-    HubError::NoDirectory { names: names.join(", ") }
 }

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use cl_checkpoint::HubSnapshot;
+
 use crate::HubError;
 
 /// The kinds of repositories that are read.
@@ -67,9 +69,7 @@ impl Repo {
             Some((name, revision)) => (name, Some(revision.to_owned())),
             None => (written, None),
         };
-        let good_revision = revision.as_deref().is_none_or(|r| !r.is_empty() && check_name(r, "").is_ok());
-        let valid = name.matches('/').count() == 1 && name.split('/').all(is_valid_part) && good_revision;
-        valid.then(|| Repo { kind: RepoKind::Model, name: name.to_owned(), revision })
+        HubSnapshot::is_name(written).then(|| Repo { kind: RepoKind::Model, name: name.to_owned(), revision })
     }
 
     /// Branch, tag or commit.
@@ -83,17 +83,6 @@ impl fmt::Display for Repo {
         f.write_str(&self.name)?;
         self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
     }
-}
-
-/// The hub's rule for organizations and names.
-fn is_valid_part(part: &str) -> bool {
-    let edge = |c: Option<char>| c.is_some_and(|c| !"-.".contains(c));
-    part.len() <= 96
-        && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        && edge(part.chars().next())
-        && edge(part.chars().last())
-        && !part.contains("--")
-        && !part.contains("..")
 }
 
 /// Checks a name from a configuration or a server, which must not lead out of the cache.

@@ -247,6 +247,7 @@ fn a_directory_of_that_name_is_used_first() {
     let located = names.locate("tests/server", Part::Model).unwrap();
     assert_eq!((located.commit, located.dir.as_path()), (None, Path::new("tests/server")));
     let alone = Names { hub: None, ..names };
-    let error = alone.locate("o/m", Part::Model).unwrap_err().to_string();
-    assert_eq!(error, "o/m: no such directory; add --hub to download a model or adapter from the Hugging Face hub");
+    let located = alone.locate("o/m", Part::Model).unwrap();
+    let error = cl_checkpoint::Checkpoint::open(&located.dir).err().unwrap().to_string();
+    assert_eq!(error, "o/m: not found; add --hub to download a model of the Hugging Face hub by this name");
 }

@@ -34,7 +34,7 @@ fn generate_and_eval() {
     let (world, server) = world();
     let error = run(&world, &server, &["generate", "o/m", "--prompt", "a"]);
     assert_eq!(error.code, Some(1));
-    assert!(error.stderr.contains("o/m: no such directory; add --hub"), "{}", error.stderr);
+    assert!(error.stderr.contains("o/m: not found; add --hub"), "{}", error.stderr);
     let generate = ["generate", "o/m", "--prompt", "a", "--max-new-tokens", "3", "--hub"];
     let local = world.ok(["generate", "model", "--prompt", "a", "--max-new-tokens", "3"]);
     assert_eq!(ok(&world, &server, &generate), local);

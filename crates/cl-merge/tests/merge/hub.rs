@@ -92,7 +92,7 @@ fn the_same_bytes_as_from_local_directories_of_these_names() {
     place.ok("local", &["run", "../local.yml", "--out", "out"]);
 
     let error = place.fails(&["run", "../merge.yml", "--out", "out"]);
-    assert!(error.contains("o/base: no such directory; add --hub"), "{error}");
+    assert!(error.contains("o/base: not found; add --hub"), "{error}");
     let told = place.ok("remote", &["run", "../merge.yml", "--out", "out", "--hub", "--dry-run"]);
     let line = told.lines().find(|line| line.starts_with("o/lora: ")).unwrap();
     let needed = ["README.md", "adapter_config.json", "adapter_model.safetensors"];
