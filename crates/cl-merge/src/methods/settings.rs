@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::opcm_state::OpcmState;
+use super::settings_error::SettingsError;
 
 /// Whose definitions hold where tools and papers differ. Parameters that are set win.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ impl TensorSettings<'_> {
     ///
     /// # Errors
     /// Returns an error if a value is missing or of another type.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
-        self.values.clone().try_into().map_err(|e| e.to_string().trim().to_owned())
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, SettingsError> {
+        Ok(self.values.clone().try_into()?)
     }
 }

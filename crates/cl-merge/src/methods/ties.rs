@@ -8,6 +8,7 @@ use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{Densities, density, elected, task_vectors};
 use super::task_vectors::{Divisor, Rescale, Sparsify};
 
@@ -39,7 +40,7 @@ fn defaults(profile: Profile) -> Defaults {
         .with("trim", trim)
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Densities { density } = settings.read()?;
     Ok(Box::new(task_vectors(settings, Sparsify::Magnitude { density })?))
 }
