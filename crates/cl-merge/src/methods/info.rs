@@ -1,10 +1,11 @@
 //! What a method says of itself, and how it is made of settings.
 
+use cl_checkpoint::Profile;
 use std::ops::RangeInclusive;
 
 use super::method::MergeMethod;
 use super::parameters::{ParameterInfo, SHARED};
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 
 /// Whether a method has a base.

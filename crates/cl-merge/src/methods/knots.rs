@@ -1,9 +1,10 @@
+use cl_checkpoint::Profile;
 use serde::Deserialize;
 
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, merge_tensor};
 use super::parameters::ParameterInfo;
-use super::settings::{Profile, TensorSettings};
+use super::settings::TensorSettings;
 use super::settings_error::SettingsError;
 use super::svd::{self, Algebra, Step, Triplets};
 use super::task_vector_settings::{elected, task_vectors};

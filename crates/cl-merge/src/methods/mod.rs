@@ -36,6 +36,7 @@ mod tsv;
 mod undefined;
 
 pub use arcee_fusion::ArceeFusion;
+pub use cl_checkpoint::Profile;
 pub use consensus::ConsensusMerging;
 pub use info::{Base, Build, MethodInfo};
 pub use iso_c::{IsoC, IsoCts};
@@ -55,7 +56,7 @@ pub use parameters::ParameterInfo;
 pub(crate) use parameters::SHARED;
 pub use passthrough::Passthrough;
 pub use sce::Sce;
-pub use settings::{Defaults, Profile, TensorSettings};
+pub use settings::{Defaults, TensorSettings};
 pub use settings_error::SettingsError;
 pub use slerp::Slerp;
 pub use task_vector_settings::Election;

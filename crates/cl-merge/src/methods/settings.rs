@@ -1,24 +1,11 @@
 //! Settings as methods get them: what holds for one tensor, and what holds where a file says nothing.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::opcm_state::OpcmState;
 use super::settings_error::SettingsError;
-
-/// Whose definitions hold where tools and papers differ. Parameters that are set win.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// Those of the papers that introduced the methods.
-    #[default]
-    Method,
-    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
-    Paper,
-    /// Those of mergekit.
-    Mergekit,
-}
 
 /// Values of parameters that hold where a file says nothing.
 #[derive(Clone, Debug, Default)]

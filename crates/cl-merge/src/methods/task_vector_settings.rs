@@ -1,8 +1,9 @@
 //! Settings that all merges of task vectors share, with the definitions of papers and tools.
 
+use cl_checkpoint::Profile;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 use super::task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 

@@ -2,12 +2,13 @@
 //!
 //! Yadav et al., "TIES-Merging", arXiv 2306.01708.
 
+use cl_checkpoint::Profile;
 use serde::{Deserialize, Serialize};
 
 use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::parameters::ParameterInfo;
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 use super::task_vector_settings::{Densities, density, elected, task_vectors};
 use super::task_vectors::{Divisor, Rescale, Sparsify};
