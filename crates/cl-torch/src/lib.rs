@@ -20,5 +20,5 @@ pub use flash::flash_varlen;
 pub use linear::linear;
 pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};
 pub use tch;
-pub use tensor_bytes::{kind_of, load_tensor, tensor_bytes};
+pub use tensor_bytes::{kind, kind_of, load_tensor, tensor_bytes};
 pub use threads::{set_threads, watch_load};

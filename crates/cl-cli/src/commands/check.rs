@@ -1,20 +1,10 @@
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
+use cl_cli::arguments::check::Args;
 use cl_lab::{
     Finding, check_directory, check_router, check_sequence, check_train, read_router, read_sequence, read_train,
 };
-
-/// Arguments of `cl check`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Configuration of `cl train`, `cl sequence` or `cl moe train-router`, or the directory of a model, an adapter or a mixture.
-    path: PathBuf,
-    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {

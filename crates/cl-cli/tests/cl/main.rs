@@ -5,6 +5,7 @@ mod chat;
 mod check;
 mod corrupted;
 mod data;
+mod engine;
 mod eval;
 mod generate;
 mod import;

@@ -10,6 +10,12 @@ use crate::error::Error;
 use crate::request::{BoxError, LanguageModel, Loglikelihood, Request, Response};
 use crate::task::Task;
 
+/// Maximum number of tokens that a model is given at once, unless said otherwise.
+pub const DEFAULT_BATCH_TOKENS: usize = 2048;
+
+/// Maximum number of sequences that a model generates at once, unless said otherwise.
+pub const DEFAULT_BATCH_SEQUENCES: usize = 32;
+
 /// A task to evaluate, and the file (JSONL of [`Prediction`]) for its answers.
 pub struct Open<'a> {
     /// The task.
