@@ -10,12 +10,15 @@ mod error;
 pub mod files;
 pub mod gguf;
 mod header;
+mod hub_snapshot;
 mod interrupt;
+mod lock;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod manifest;
 mod ordered_map;
 mod output_dir;
+mod platform;
 mod precision;
 mod profile;
 mod safetensors_file;
@@ -28,7 +31,9 @@ pub use adapter_config::{AdapterConfig, TargetModules, lora_scaling, module_patt
 pub use beside::{Beside, BesideKind};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
+pub use hub_snapshot::HubSnapshot;
 pub use interrupt::Interrupt;
+pub use lock::FileLock;
 pub use manifest::{FileEntry, Manifest, ManifestProblem, Source, Tool, hash_file};
 pub use output_dir::{OutputDir, refuse_overlap};
 pub use precision::Precision;

@@ -28,12 +28,13 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message, Role};
 pub use cl_checkpoint::Profile;
+pub use cl_hub::{Hub, HubError};
 pub use dataset::{Dataset, Split, load, load_as, load_split, load_split_as};
 pub use encode::{Encoded, Encoding};
 pub use error::Error;
 pub use example::Example;
 pub use held_out::HeldOut;
-pub use hub::{DatasetRef, Hub, HubError};
+pub use hub::{DatasetError, DatasetRef};
 pub use inspect::{DataReport, Found, Prompts, inspect};
 pub use lines::{BOM, Line, Lines, MAX_LINE, read_lines};
 pub use mixture::{Buffer, Draw, Joint, Mixture, Replay, RowRef, epoch_rows, shuffled};

@@ -28,6 +28,7 @@ pub use recipe::config::{
 };
 pub use recipe::error::{ConfigError, MergekitProblem};
 pub use recipe::parameter::{Filter, NumberOrGradient, Parameter};
+pub use recipe::places::Named;
 pub use recipe::registry::PARAMETERS;
 pub use recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig};
 pub use run::engine::{Summary, merge};

@@ -44,6 +44,7 @@ fn shards_are_one_model() {
     assert_error("not floating", model.load_f32("c"), &["2.safetensors", "tensor `c`", "U8"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn links_into_a_cache_are_followed() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use cl_adapters::Overlap;
+use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::shorten;
 use cl_data::Profile;
 use cl_train::TrainConfig;
@@ -43,6 +44,7 @@ pub struct StudyConfig {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Model directory that everything starts from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Directory of tasks, each with a train and a test split, as TRACE is laid out.
     pub data: PathBuf,

@@ -1,5 +1,8 @@
 //! What a study's stages come to, as the report takes it.
 
+use std::path::Path;
+
+use cl_checkpoint::HubSnapshot;
 use cl_eval::{Column, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
 use serde_json::{Map, Value, json};
@@ -47,7 +50,7 @@ pub(super) fn results(
     let results = StudyResults {
         name: config.name.clone(),
         description: config.description.clone(),
-        model: config.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        model: model_name(&config.model),
         seeds: config.seeds.clone(),
         rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
         columns: columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric)).collect(),
@@ -55,6 +58,12 @@ pub(super) fn results(
         notes: Vec::new(),
     };
     (results, Value::Object(times))
+}
+
+/// The last part of a model's name.
+fn model_name(dir: &Path) -> String {
+    let name = HubSnapshot::model_name(dir);
+    Path::new(&name).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 /// The paper's columns of tasks that are built in.

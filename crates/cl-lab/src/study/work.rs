@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
-use cl_checkpoint::{Interrupt, OutputDir};
+use cl_checkpoint::{HubSnapshot, Interrupt, OutputDir};
 use cl_eval::{Task, TaskGroup};
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
-use cl_moe::{BlendConfig, BlendExpert, BlendPlan, ExpertConfig, MixConfig, MixModule, MixOptions, blend, mix};
+use cl_moe::{
+    BlendConfig, BlendExpert, BlendPlan, ExpertConfig, ExpertStorage, MixConfig, MixModule, MixOptions, blend, mix,
+};
 use cl_torch::tch::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,6 +150,7 @@ impl Site<'_> {
                         negative_prompts: Vec::new(),
                     };
                     let config = MixConfig {
+                        expert_storage: ExpertStorage::Full,
                         base_model: base.clone(),
                         num_experts_per_tok: *num_experts_per_tok,
                         dtype: None,
@@ -189,7 +192,7 @@ impl Site<'_> {
     /// an unfinished sequence names; anything else is removed.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
-        let key = format!("{key}\n{}\n{}\n", self.config.model.display(), self.config.data.display());
+        let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
         if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
             return Ok(());
         }

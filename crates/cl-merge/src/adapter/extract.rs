@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
+use cl_checkpoint::{Checkpoint, HubSnapshot, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -274,7 +274,7 @@ impl Pair<'_> {
             .with_config(json!({ "extract": settings }))
             .with_source("base", self.base.dir(), self.base.content_hash()?)
             .with_source("tuned", self.tuned.dir(), self.tuned.content_hash()?);
-        let name = |model: &Checkpoint| model.dir().display().to_string();
+        let name = |model: &Checkpoint| HubSnapshot::model_name(model.dir());
         let inputs = [(name(self.base), "base".to_owned()), (name(self.tuned), "tuned model".to_owned())];
         let done = format!("The difference of two models, cut to rank {} by its singular values.", self.options.rank);
         let text = serde_json::to_string_pretty(&settings).unwrap_or_default();

@@ -198,6 +198,8 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         vocabulary: Default::default(),
         extra_tensors: Default::default(),
         ignore_tokenizers: false,
+        revisions: Default::default(),
+        places: Default::default(),
     }
 }
 

@@ -75,15 +75,22 @@ impl Input {
 }
 
 impl Inputs {
-    /// The index of a model, opened if it was not yet. `stages` holds the directories of earlier stages by name.
-    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, Vec<Problem>> {
+    /// The index of a model, opened if it was not yet. `directories` holds those of earlier stages and of the
+    /// hub's models by name.
+    pub(crate) fn open(
+        &mut self,
+        written: &str,
+        directories: &BTreeMap<String, PathBuf>,
+    ) -> Result<usize, Vec<Problem>> {
         if let Some(index) = self.models.iter().position(|m| m.written == written) {
             return Ok(index);
         }
-        let (model, adapter) = if stages.contains_key(written) { (written, None) } else { model_and_adapter(written) };
-        let path = stages.get(model).cloned().unwrap_or_else(|| PathBuf::from(model));
+        let (model, adapter) =
+            if directories.contains_key(written) { (written, None) } else { model_and_adapter(written) };
+        let place = |name: &str| directories.get(name).cloned().unwrap_or_else(|| PathBuf::from(name));
+        let path = place(model);
         let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|error| vec![Problem::unopened(&path, error)])?);
-        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), Path::new(dir))).transpose()?.map(Arc::new);
+        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), &place(dir))).transpose()?.map(Arc::new);
         self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
     }

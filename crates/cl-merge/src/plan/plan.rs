@@ -97,8 +97,9 @@ impl Plan {
         let config = &config;
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
+        let directories = config.directories(stages);
         for written in config.written_models() {
-            if let Err(more) = inputs.open(written, stages) {
+            if let Err(more) = inputs.open(written, &directories) {
                 problems.extend(more);
             }
         }

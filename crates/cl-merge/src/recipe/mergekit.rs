@@ -121,6 +121,13 @@ struct LongPath {
     revision: Option<String>,
 }
 
+impl LongPath {
+    /// As mergekit writes it in one text.
+    fn with_revision(self) -> String {
+        self.revision.map_or(self.path.clone(), |revision| format!("{}@{revision}", self.path))
+    }
+}
+
 /// Reads one merge, or several documents, of which later ones may name earlier ones.
 pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
     let documents: Vec<Document> = serde_saphyr::from_multiple(text)?;
@@ -160,13 +167,9 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
         Model::Path(path) => path,
         Model::Long(long) => {
             refuse(long.override_architecture.is_some_and(|v| !v.is_null()), "`override_architecture`");
-            refuse(long.model.revision.is_some(), "`revision` of a model");
             match long.lora {
-                None => long.model.path,
-                Some(adapter) => {
-                    refuse(adapter.revision.is_some(), "`revision` of an adapter");
-                    format!("{}+{}", long.model.path, adapter.path)
-                }
+                None => long.model.with_revision(),
+                Some(adapter) => format!("{}+{}", long.model.with_revision(), adapter.with_revision()),
             }
         }
     };
@@ -214,6 +217,8 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
         extra_tensors: ExtraTensors::default(),
         tokenizer_source: None,
         ignore_tokenizers: false,
+        revisions: Default::default(),
+        places: Default::default(),
     };
     problems.extend(wrong);
     config

@@ -6,6 +6,7 @@ pub(crate) mod error;
 mod file;
 mod mergekit;
 pub(crate) mod parameter;
+pub(crate) mod places;
 pub(crate) mod registry;
 pub(crate) mod settings;
 pub(crate) mod tokenizer;
