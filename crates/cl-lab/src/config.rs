@@ -17,7 +17,7 @@ pub struct TrainRun {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -74,7 +74,7 @@ pub struct SequenceConfig {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]

@@ -23,7 +23,7 @@ pub struct RouterRun {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cl_checkpoint::files::FileStamp;
 use cl_checkpoint::{
     Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, WriteOptions, convert,
 };
@@ -58,7 +57,6 @@ pub struct Summary {
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
 pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
     plan.check_output(out, options.overwrite)?;
-    let stamps = stamps(plan)?;
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
     let written = AtomicU64::new(0);
@@ -69,24 +67,9 @@ pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64
     plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| write_tensor(plan, tensor, &writer, &done))?;
     plan.deltas.par_iter().with_max_len(1).try_for_each(|planned| done(delta::write(plan, planned, &writer)?))?;
     put_files(plan, &writer)?;
-    for (file, stamp) in &stamps {
-        if FileStamp::of(file)? != *stamp {
-            let message = "changed while it was read; run the command again".to_owned();
-            return Err(cl_checkpoint::Error::Plan { path: file.clone(), message }.into());
-        }
-    }
+    plan.experts.iter().chain([&plan.base]).try_for_each(Checkpoint::check_unchanged)?;
     writer.finish(manifest(plan)?)?;
     Ok(Summary { tensors: plan.tensors.len(), bytes: plan.bytes_written(), info: plan.info() })
-}
-
-fn stamps(plan: &Plan) -> Result<Vec<(std::path::PathBuf, FileStamp)>, Error> {
-    let mut files = Vec::new();
-    for model in plan.experts.iter().chain([&plan.base]) {
-        files.extend(model.files().map(Path::to_owned));
-        files.push(model.dir().join("config.json"));
-        files.extend(model.companion_files()?);
-    }
-    files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
 }
 
 fn write_tensor(

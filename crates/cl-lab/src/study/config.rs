@@ -61,7 +61,7 @@ pub struct StudyConfig {
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]

@@ -219,7 +219,7 @@ impl Site<'_> {
         let text = |e: toml::ser::Error| LabError::Config { path: out.to_owned(), message: e.to_string() };
         let recipe = toml::to_string(&average_recipe(models)).map_err(text)?;
         let file =
-            MergeFile::from_toml(&recipe).map_err(|message| LabError::Config { path: out.to_owned(), message })?;
+            MergeFile::from_toml(&recipe).map_err(|source| cl_merge::Error::Config { path: out.to_owned(), source })?;
         let plan = Plan::new(&file.stages[0])?;
         let options = MergeOptions { threads: 1, interrupt: self.interrupt.clone(), ..MergeOptions::default() };
         merge(&plan, out, &options, &|_bytes| ())?;

@@ -32,7 +32,7 @@ pub struct MergeFile {
 ///     weight = 0.5
 /// "#)?;
 /// assert_eq!(file.stages[0].method.name, "ties");
-/// # Ok::<(), String>(())
+/// # Ok::<(), cl_merge::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

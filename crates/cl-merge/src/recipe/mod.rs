@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod config;
+pub(crate) mod error;
 mod file;
 mod mergekit;
 pub(crate) mod parameter;
