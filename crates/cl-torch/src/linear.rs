@@ -110,7 +110,8 @@ mod tests {
 
     /// Inputs, weights and updates of three layers: with an update and a bias, with neither, with an update of another rank.
     fn leaves(frozen: bool) -> Vec<Tensor> {
-        let shapes: [&[i64]; 9] = [&[130, 24], &[40, 24], &[40], &[4, 24], &[40, 4], &[8, 24], &[16, 24], &[2, 24], &[16, 2]];
+        let shapes: [&[i64]; 9] =
+            [&[130, 24], &[40, 24], &[40], &[4, 24], &[40, 4], &[8, 24], &[16, 24], &[2, 24], &[16, 2]];
         let leaf = |(i, shape): (usize, &&[i64])| {
             let learns = !(frozen && [1, 2, 5, 6].contains(&i));
             noise(shape, 0.1 * i as f64).set_requires_grad(learns)
