@@ -1,5 +1,6 @@
 // Linear layers over one input as one autograd node, each with a low-rank update beside it or not.
 #include <ATen/ops/cat.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,6 +18,13 @@ namespace {
 enum Part { kWeight, kBias, kA, kB, kParts };
 
 size_t place(size_t layer, Part part) { return 1 + layer * kParts + part; }
+
+// x·Wᵀ + b. libtorch rounds the sum once, which shows in half precision.
+Tensor with_bias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  if (!bias.defined()) return cl::product(x, weight.t());
+  if (!cl::uses_onednn() || x.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
+  return cl::product(x, weight.t()).add_(bias);
+}
 
 // y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ. The A are one product; sums go into what is there already.
 struct Linears : torch::autograd::Function<Linears> {
@@ -41,8 +49,7 @@ struct Linears : torch::autograd::Function<Linears> {
     int64_t start = 0;
     for (size_t i = 0; i < layers; ++i) {
       const Tensor &weight = tensors[place(i, kWeight)], &bias = tensors[place(i, kBias)], &b = tensors[place(i, kB)];
-      Tensor y = cl::product(x, weight.t());
-      if (bias.defined()) y.add_(bias);
+      Tensor y = with_bias(x, weight, bias);
       Tensor h;
       if (b.defined()) {
         h = as.size() == 1 ? narrow : narrow.narrow(1, start, b.size(1)).contiguous();
