@@ -28,8 +28,9 @@ fn main() {
         .pic(true)
         .warnings(false)
         .opt_level(1)
+        .debug(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("csrc/shim.cpp")
+        .files(["csrc/shim.cpp", "csrc/products.cpp", "csrc/linear.cpp"])
         .compile("cl_torch_shim");
 }
