@@ -60,7 +60,7 @@ fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrup
             config.data = if trace.is_dir() { trace } else { data.clone() };
             // MetaMathQA lies beside TRACE's folder.
             let beside =
-                config.rounds.iter_mut().flat_map(|round| &mut round.data).filter(|path| data.join(&*path).exists());
+                config.rounds.iter_mut().flat_map(|round| &mut round.data).filter(|path| data.join(path).exists());
             beside.for_each(|path| *path = data.join(&*path));
             run_stages(&args.stages, &config, &args.out, args.stages.jobs, log, interrupt, out)
         }
