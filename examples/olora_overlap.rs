@@ -72,7 +72,7 @@ fn orthogonal(base: &Path, data: &Path, mode: Overlap, lambda: f64) -> SequenceC
     let config = sequence(base, data, &TASKS);
     let olora = OloraConfig { mode, lambda: Lambda::Every(lambda), ..OloraConfig::default() };
     let train = TrainConfig { epochs: 10, olora: Some(olora), ..config.train };
-    SequenceConfig { limit: Limits { train: Some(160), test: Some(50) }, train, ..config }
+    SequenceConfig { limit: Limits { train: Some(160), test: Some(50), ..Limits::default() }, train, ..config }
 }
 
 /// Mean score over all tasks after the last round.

@@ -16,7 +16,8 @@ pub fn test(arguments: &[String]) -> Result<()> {
 /// The paper's tables and figures, with a small model.
 pub fn reproduce(arguments: &[String]) -> Result<()> {
     setup::run()?;
-    let mut command = cargo(&["run", "--quiet", "--release", "--package", "cl-cli", "--", "reproduce"]);
+    let mut command =
+        cargo(&["run", "--quiet", "--release", "--package", "cl-cli", "--bin", "cl-engine", "--", "reproduce"]);
     eprintln!("building the cl command (a few minutes the first time)");
     command.args(arguments);
     run(command)

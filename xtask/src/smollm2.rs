@@ -22,7 +22,8 @@ pub fn fetch(arguments: &[String]) -> Result<()> {
     if !out.join("manifest.json").exists() {
         setup::run()?;
         let file = gguf()?;
-        let mut command = cargo(&["run", "--quiet", "--release", "--package", "cl-cli", "--", "import-gguf"]);
+        let mut command =
+            cargo(&["run", "--quiet", "--release", "--package", "cl-cli", "--bin", "cl", "--", "import-gguf"]);
         command.arg(&file).arg(&out);
         eprintln!("building the cl command (a few minutes the first time)");
         run(command)?;

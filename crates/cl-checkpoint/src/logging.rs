@@ -72,12 +72,13 @@ impl LogArgs {
 }
 
 /// Targets of the workspace's events.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     "cl",
     "cl_adapters",
     "cl_checkpoint",
     "cl_cli",
     "cl_data",
+    "cl_engine",
     "cl_eval",
     "cl_lab",
     "cl_merge",

@@ -8,7 +8,7 @@ pub struct Stdout(StdoutLock<'static>);
 
 impl Stdout {
     /// Locks the process's standard output.
-    pub fn new() -> Stdout {
+    pub fn lock() -> Stdout {
         Stdout(std::io::stdout().lock())
     }
 }

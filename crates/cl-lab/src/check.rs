@@ -81,19 +81,6 @@ pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
     no_problem(findings).map(|()| checked)
 }
 
-/// Optimizer steps of all rounds of a sequence.
-pub(crate) fn total_steps(config: &SequenceConfig) -> Result<u64, LabError> {
-    let Checked { rounds, datasets, .. } = require_sequence(config)?;
-    let sizes = |sets: &[Dataset]| sets.iter().map(|d| d.examples.len()).collect::<Vec<usize>>();
-    let steps = rounds.iter().enumerate().map(|(i, round)| {
-        let earlier = if config.replay.is_some() { &datasets[..i] } else { &[] };
-        let earlier: Vec<Vec<usize>> = earlier.iter().map(|sets| sizes(sets)).collect();
-        let rows = round.mixture.rows_per_epoch(&earlier, &sizes(&datasets[i])).iter().sum();
-        Ok(Plan::new(rows, &round.train, config.profile == Profile::Paper)?.total_steps)
-    });
-    steps.sum()
-}
-
 /// [`check_router`] for a run, which has to have no problem.
 pub(crate) fn require_router(config: &RouterRun) -> Result<Checked, LabError> {
     let mut findings = Vec::new();

@@ -9,16 +9,21 @@ pub(crate) fn load_each_task(
     config: &SequenceConfig,
     rounds: &[Round],
 ) -> impl Iterator<Item = Result<TaskSet, LabError>> {
-    let options = TaskOptions {
-        limit: config.limit.test,
+    let limits = config.limit;
+    let new = TaskOptions {
+        limit: limits.test,
         max_new_tokens: config.eval.max_new_tokens,
+        most_new_tokens: limits.new_tokens,
+        num_fewshot: config.eval.num_fewshot,
         metric: config.eval.metric,
         profile: config.profile,
         lm_eval: config.eval.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
-    let names = config.new_tasks(rounds).into_iter().chain(config.eval.old.iter().cloned());
-    names.map(move |name| Ok(load_tasks(&name, &config.data, options)?))
+    let old = TaskOptions { limit: limits.old.or(limits.test), group_limit: limits.old, ..new };
+    let names = config.new_tasks(rounds).into_iter().map(move |name| (name, new));
+    let names = names.chain(config.eval.old.iter().map(move |name| (name.clone(), old)));
+    names.map(|(name, options)| Ok(load_tasks(&name, &config.data, options)?))
 }
 
 /// The columns of the matrix of scores: new knowledge with the round that teaches it, then old. `scored` has a group for each

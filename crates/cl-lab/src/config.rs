@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use cl_checkpoint::HubSnapshot;
 use cl_data::{Columns, Format, Joint, Mixture, Profile, Replay};
 use cl_eval::Metric;
 use cl_train::{Precision, TrainConfig, ValidationConfig};
@@ -10,12 +11,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct TrainRun {
     /// Model directory to start from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -61,6 +63,7 @@ pub struct DataConfig {
 #[serde(deny_unknown_fields)]
 pub struct SequenceConfig {
     /// Model directory to start from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Directory of tasks in TRACE's layout, each with a train and a test split.
     pub data: PathBuf,
@@ -71,7 +74,7 @@ pub struct SequenceConfig {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -155,6 +158,13 @@ pub struct Limits {
     /// Maximum number of test documents per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<usize>,
+    /// Maximum number of documents of each task of old knowledge, where it is another; of a group such as `mmlu` in all, shared
+    /// evenly among its tasks and rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<usize>,
+    /// Maximum number of tokens of a generated answer, for tasks that would generate more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_tokens: Option<usize>,
 }
 
 /// Evaluation settings.
@@ -169,6 +179,9 @@ pub struct EvalConfig {
     /// Maximum number of tokens of a generated answer; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
+    /// Number of few-shot examples; defaults to the task's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_fewshot: Option<usize>,
     /// Metric; defaults to the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
@@ -203,10 +216,11 @@ impl Default for EvalConfig {
             tasks: None,
             old: Vec::new(),
             max_new_tokens: None,
+            num_fewshot: None,
             metric: None,
             precision: Precision::F32,
-            batch_tokens: 2048,
-            batch_sequences: 32,
+            batch_tokens: cl_eval::DEFAULT_BATCH_TOKENS,
+            batch_sequences: cl_eval::DEFAULT_BATCH_SEQUENCES,
             add_bos_token: None,
             lm_eval_add_bos_token: None,
             lm_eval: None,

@@ -50,7 +50,7 @@ pub use routing::{RouterReport, Routing, RoutingReport, TaskRouting};
 pub use scoring::{LoadedModel, add_bos_token, score_model, write_scores};
 pub use sequence::{SequenceReport, run_sequence};
 pub use study::{
-    ColumnConfig, Comparison, OloraComparison, StageError, StudyConfig, StudyEvent, StudyOptions, StudyPlan,
-    TinyConfig, plan_study, run_study,
+    ColumnConfig, Comparison, OloraComparison, PAPER_STUDY, PlannedStage, SMOL_STUDY, SetSize, StageError, StudyConfig,
+    StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, plan_study, run_study, sketch_study,
 };
 pub use train_run::run_train;

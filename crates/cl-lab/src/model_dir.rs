@@ -72,16 +72,6 @@ impl ModelRef {
         Ok(ModelRef { dir: dir.to_owned(), hash: model_hash(dir)?, stamps })
     }
 
-    /// Bytes of the weights of a model directory.
-    ///
-    /// # Errors
-    /// Returns [`LabError::Checkpoint`] if the directory holds no model.
-    pub(crate) fn weight_bytes(dir: &Path) -> Result<u64, LabError> {
-        let checkpoint = open_checkpoint(dir)?;
-        let size = |file: &Path| std::fs::metadata(file).map(|m| m.len()).map_err(LabError::io(file));
-        checkpoint.files().map(size).sum()
-    }
-
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

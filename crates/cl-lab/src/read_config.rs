@@ -40,6 +40,8 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
     }
     at_least_one(path, "limit.train", config.limit.train)?;
     at_least_one(path, "limit.test", config.limit.test)?;
+    at_least_one(path, "limit.old", config.limit.old)?;
+    at_least_one(path, "limit.new_tokens", config.limit.new_tokens)?;
     at_least_one(path, "eval.max_new_tokens", config.eval.max_new_tokens)?;
     for (key, value, most) in [
         ("eval.batch_tokens", config.eval.batch_tokens, 1 << 24),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Interrupt, Manifest};
-use cl_data::{Encoded, Mixture as DataMixture};
+use cl_data::{Dataset, Encoded, Mixture as DataMixture};
 use cl_model::Decoder;
 use cl_moe::{MixConfig, Mixture, RouterWeights, save_mixture_with_routers, save_model_with_routers};
 use cl_torch::tch::{Device, Kind, Tensor};
@@ -47,11 +47,23 @@ pub fn run_train_router(
     observer: &mut Observer<'_>,
 ) -> Result<RouterOutput, LabError> {
     let Checked { device, datasets, .. } = require_router(config)?;
+    train_routers_on(config, &datasets.concat(), device, out, resume, interrupt, observer)
+}
+
+/// [`run_train_router`] with data that was read before.
+pub(crate) fn train_routers_on(
+    config: &RouterRun,
+    data: &[Dataset],
+    device: Device,
+    out: &Path,
+    resume: bool,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<RouterOutput, LabError> {
     let settings = toml::to_string(config)
         .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
     let base = ModelRef::take(&config.model)?;
     let beside = config.adapter.as_ref().map(|dir| Beside::open(dir, base.hash())).transpose()?;
-    let data = datasets.concat();
     let train = config.round().train;
     let mut sources = vec![base_source(&base), data_sources(data.iter(), &train)?];
     sources.extend(beside.as_ref().map(|b| mixture_source(&b.hash, b.mixture.dir())));
@@ -63,7 +75,7 @@ pub fn run_train_router(
     let input = RoundInput {
         model: &base,
         interrupt,
-        data: &data,
+        data,
         earlier_data: &[],
         mixture: &config.mixture(),
         config: &train,

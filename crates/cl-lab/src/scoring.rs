@@ -37,7 +37,7 @@ impl LoadedModel {
         device: Device,
     ) -> Result<LoadedModel, LabError> {
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(precision.kind()) })?;
+        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(cl_torch::kind(precision)) })?;
         let base = model_hash(dir)?;
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
         loaded.set_adapter(adapter)?;

@@ -56,15 +56,24 @@ pub fn run_sequence(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    run_sequence_on(config, out, resume, None, interrupt, observer)
+    run_sequence_on(config, out, resume, Scoring::default(), interrupt, observer)
 }
 
-/// [`run_sequence`] where another directory may hold what the base model was scored at before, on the same tasks.
+/// What of a sequence is scored.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Scoring<'a> {
+    /// A directory that may hold what the base model was scored at before, on the same tasks.
+    pub(crate) base: Option<&'a Path>,
+    /// After the last round alone; the matrix has nothing for the others.
+    pub(crate) last_only: bool,
+}
+
+/// [`run_sequence`] of which not everything is scored.
 pub(crate) fn run_sequence_on(
     config: &SequenceConfig,
     out: &Path,
     resume: bool,
-    base_scores: Option<&Path>,
+    scoring: Scoring<'_>,
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
@@ -78,7 +87,7 @@ pub(crate) fn run_sequence_on(
     let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
     let mut standard_errors = Vec::new();
     let base_dir = out.join("rounds/0-base");
-    if let Some(scored) = base_scores.filter(|_| !base_dir.join("scores.json").exists()) {
+    if let Some(scored) = scoring.base.filter(|_| !base_dir.join("scores.json").exists()) {
         copy_scores(scored, &base_dir)?;
     }
     tell(observer, Event::Stage("round 0: scoring the base model"));
@@ -124,7 +133,8 @@ pub(crate) fn run_sequence_on(
             compose,
             earlier: if olora.is_some() { &earlier } else { &[] },
         };
-        let output = match past(config, &dir, &tasks).filter(|_| round < latest) {
+        let scores_it = !scoring.last_only || round == rounds.len();
+        let output = match past(config, &dir, scores_it.then_some(&tasks)).filter(|_| round < latest) {
             Some(output) => {
                 clean_up(&dir)?;
                 if let Some(adapter) = &output.adapter {
@@ -136,9 +146,12 @@ pub(crate) fn run_sequence_on(
             None => run_round(&input, &dir, observer)?,
         };
         stop_if_asked(interrupt)?;
-        let scores = score_round(&output.model, &tasks, config, &dir, device, observer)?;
+        let (main, errors) = if scores_it {
+            cells(&scored, &score_round(&output.model, &tasks, config, &dir, device, observer)?)?
+        } else {
+            (vec![None; scored.len()], vec![None; scored.len()])
+        };
         stop_if_asked(interrupt)?;
-        let (main, errors) = cells(&scored, &scores)?;
         matrix.push(&row_name(&method, round), main)?;
         standard_errors.push(errors);
         if round >= latest {
@@ -170,11 +183,11 @@ fn latest_model(rounds: &[Round], out: &Path) -> usize {
     (1..=rounds.len()).rev().find(stands).unwrap_or(0)
 }
 
-/// Outputs of a completed round; its model may have been removed.
-fn past(config: &SequenceConfig, dir: &Path, tasks: &[Box<dyn Task>]) -> Option<RoundOutput> {
+/// Outputs of a completed round, scored on the tasks if there are any; its model may have been removed.
+fn past(config: &SequenceConfig, dir: &Path, tasks: Option<&Vec<Box<dyn Task>>>) -> Option<RoundOutput> {
     let adapter = config.train.lora.is_some().then(|| dir.join("adapter"));
     let trained = adapter.as_ref().is_none_or(|a| a.join("manifest.json").exists());
-    (trained && standing_scores(dir, tasks).is_some()).then(|| RoundOutput {
+    (trained && tasks.is_none_or(|tasks| standing_scores(dir, tasks).is_some())).then(|| RoundOutput {
         adapter,
         model: dir.join("model"),
         report: None,

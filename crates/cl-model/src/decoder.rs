@@ -139,15 +139,15 @@ impl Decoder {
         self.config.windows.iter().flatten().all(|&w| w >= longest as i64)
     }
 
-    /// One more token for every sequence of the cache: `ids` is `(sequences)`; the result is `(sequences, hidden)`.
-    pub(crate) fn step(&self, ids: &Tensor, cache: &mut KvCache) -> Tensor {
-        let angles = self.rope.angles(&cache.next_positions(self.device), self.compute);
+    /// More tokens for every sequence of the cache, `widths` says how many: `ids` is `(tokens)`, those of the first sequence
+    /// first; the result is `(tokens, hidden)`. [`KvCache::end_step`] says how many of them stay.
+    pub(crate) fn step(&self, ids: &Tensor, widths: &[i64], cache: &mut KvCache) -> Tensor {
+        cache.begin_step(widths);
+        let angles = self.rope.angles(&cache.positions(self.device), self.compute);
         let mut x = self.embed(ids);
-        cache.begin_step();
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, rule| cache.attend(index, &q, &k, &v, rule));
         }
-        cache.end_step();
         x
     }
 

@@ -112,7 +112,7 @@ impl Activation {
 impl Mlp {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         let (gate, up) = match &self.gate_up {
-            GateUp::Split(gate, up) => (gate.forward(x, mode), up.forward(x, mode)),
+            GateUp::Split(gate, up) => Projection::forward_all([gate, up], x, mode).into(),
             GateUp::Fused(both) => {
                 let mut halves = both.forward(x, mode).chunk(2, -1);
                 let up = halves.pop().expect("two halves");

@@ -2,6 +2,7 @@ use cl_torch::tch::{self, Tensor};
 use rayon::prelude::*;
 
 use crate::kv_cache::{KvCache, Prefix};
+use crate::lookup::Lookup;
 use crate::prefix_tree::{PrefixTree, common};
 use crate::sampling::Decoding;
 use crate::{Decoder, ModelError};
@@ -60,7 +61,8 @@ pub fn greedy(
 /// Continues all prompts together.
 ///
 /// Shared prefixes are computed once, and their keys and values are kept once; then each step adds a token to every unfinished
-/// sequence. Generation of a sequence ends at one of `eos`, when `stop(index, ids)`, called after every new token, says so,
+/// sequence. Greedy decoding adds several where the text repeats itself (prompt lookup, Saxena 2023: what followed the last
+/// tokens before is guessed to follow them again, and kept as far as the model chooses the same). Generation of a sequence ends at one of `eos`, when `stop(index, ids)`, called after every new token, says so,
 /// or after `max_new_tokens`.
 ///
 /// # Errors
@@ -150,20 +152,18 @@ pub(crate) fn generate_behind(
     let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
     let mut running: Vec<usize> = (0..prompts.len()).collect();
     let chooser = Chooser { options, prompts, order };
-    let mut next = chooser.next(model, &x.index_select(0, &on_device(&last)), &running, &results)?;
+    let first = chooser.next(model, &x.index_select(0, &on_device(&last)), &running, &results)?;
     drop(x);
+    let mut next: Vec<Vec<u32>> = first.into_iter().map(|id| vec![id]).collect();
+    let mut texts: Vec<Vec<u32>> = prompts.iter().map(|p| p.to_vec()).collect();
+    let mut lookup = options.decoding.is_plain().then(|| Lookup::new(prompts.len()));
     loop {
         let mut going = Vec::new();
         for (slot, &index) in running.iter().enumerate() {
-            let result = &mut results[index];
-            if options.eos.contains(&next[slot]) {
-                result.stopped = true;
-                continue;
-            }
-            result.ids.push(next[slot]);
-            result.stopped = stop(index, &result.ids);
-            if !result.stopped && result.ids.len() < max_new_tokens {
+            let before = results[index].ids.len();
+            if results[index].take(&next[slot], options, &mut |ids| stop(index, ids)) {
                 going.push(slot as i64);
+                texts[index].extend_from_slice(&results[index].ids[before..]);
             }
         }
         if going.is_empty() {
@@ -173,9 +173,44 @@ pub(crate) fn generate_behind(
             cache.keep(&going);
             running = going.iter().map(|&s| running[s as usize]).collect();
         }
-        let ids: Vec<i64> = going.iter().map(|&s| i64::from(next[s as usize])).collect();
-        let x = model.step(&on_device(&ids), &mut cache);
-        next = chooser.next(model, &x, &running, &results)?;
+        let room = |index: usize| max_new_tokens - results[index].ids.len() - 1;
+        let guess = |&index: &usize| lookup.as_ref()?.guess(index, &texts[index], room(index), running.len());
+        let guesses: Vec<&[u32]> = running.iter().map(|index| guess(index).unwrap_or_default()).collect();
+        let rows = running
+            .iter()
+            .zip(&guesses)
+            .map(|(&index, guess)| [&texts[index][texts[index].len() - 1..], guess].concat());
+        let rows: Vec<Vec<u32>> = rows.collect();
+        let widths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
+        let ids: Vec<i64> = rows.iter().flatten().map(|&id| i64::from(id)).collect();
+        let x = model.step(&on_device(&ids), &widths, &mut cache);
+        next = match &mut lookup {
+            Some(lookup) => {
+                let mut chosen = likeliest(&model.logits(&x))?.into_iter();
+                let texts = running.iter().zip(&guesses);
+                texts.map(|(&index, guess)| lookup.check(index, guess, chosen.by_ref().take(1 + guess.len()))).collect()
+            }
+            None => chooser.next(model, &x, &running, &results)?.into_iter().map(|id| vec![id]).collect(),
+        };
+        cache.end_step(&next.iter().map(|ids| ids.len() as i64).collect::<Vec<_>>());
+    }
+}
+
+impl Generation {
+    /// Appends tokens until one of them ends the text; returns whether the text goes on.
+    fn take(&mut self, next: &[u32], options: &GenerateOptions<'_>, stop: &mut dyn FnMut(&[u32]) -> bool) -> bool {
+        for &id in next {
+            if options.eos.contains(&id) {
+                self.stopped = true;
+                return false;
+            }
+            self.ids.push(id);
+            self.stopped = stop(&self.ids);
+            if self.stopped || self.ids.len() >= options.max_new_tokens {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -52,7 +52,43 @@ pub(crate) struct KvCache {
     values: Vec<Tensor>,
     lengths: Vec<i64>, // of each sequence, behind the prefix
     capacity: i64,
-    slots: Tensor, // where this call's tokens go in the flattened (sequences · capacity)
+    slots: Tensor,            // where this call's tokens go in the flattened (sequences · capacity)
+    widths: Vec<i64>,         // this step's tokens of each sequence
+    rows: Option<PaddedRows>, // where they are not all 1
+}
+
+/// Rows of sequences end to end, and the same padded to `(sequences, width)`.
+struct PaddedRows {
+    padded: Tensor, // for each place the row that is put there, the sequence's last one behind its end
+    places: Tensor, // for each row its place
+}
+
+impl PaddedRows {
+    fn new(widths: &[i64], device: Device) -> PaddedRows {
+        let width = widths.iter().max().copied().unwrap_or(0);
+        let (mut padded, mut places, mut start) = (Vec::new(), Vec::new(), 0);
+        for (sequence, &own) in widths.iter().enumerate() {
+            padded.extend((0..width).map(|place| start + place.min(own - 1)));
+            places.extend((0..own).map(|place| sequence as i64 * width + place));
+            start += own;
+        }
+        let [padded, places] = [padded, places].map(|rows| Tensor::from_slice(&rows).to_device(device));
+        PaddedRows { padded, places }
+    }
+
+    /// Attention of padded rows to the keys and values of their sequence, for each row: `q` is `(rows, heads, head_dim)`,
+    /// the result as [`Weighted::of_each_query`]'s.
+    fn attend(&self, q: &Tensor, [k, v]: [Tensor; 2], mask: &Tensor, rule: AttentionRule) -> Weighted {
+        let (sequences, kv_heads) = (k.size()[0], k.size()[1]);
+        let (_, heads, head_dim) = q.size3().expect("rows of heads");
+        let (groups, width) = (heads / kv_heads, self.padded.size()[0] / sequences);
+        let padded = q.index_select(0, &self.padded).view([sequences, width, heads, head_dim]).transpose(1, 2);
+        // Queries that see the same keys: the heads of a group are more of them.
+        let folded = padded.reshape([sequences, kv_heads, groups * width, head_dim]);
+        let mask = mask.repeat([1, 1, groups, 1]);
+        let part = Weighted::new(&[folded, k, v], &Mask::Additive(&mask), rule);
+        part.rows(&[sequences, heads, width], &self.places)
+    }
 }
 
 /// Room that is added at a time; a step beyond it copies the cache once.
@@ -71,6 +107,8 @@ impl KvCache {
             lengths,
             capacity,
             slots: Tensor::from_slice(&slots).to_device(device),
+            widths: Vec::new(),
+            rows: None,
         }
     }
 
@@ -93,35 +131,51 @@ impl KvCache {
         self.values.push(v);
     }
 
-    /// Position of the token that comes next in every sequence: `(sequences)`, int64.
-    pub(crate) fn next_positions(&self, device: Device) -> Tensor {
-        Tensor::from_slice(&self.lengths).to_device(device) + self.prefix.len as i64
-    }
-
-    /// Makes room for one more token in every sequence.
-    pub(crate) fn begin_step(&mut self) {
-        if self.lengths.contains(&self.capacity) {
+    /// Makes room for more tokens in every sequence, at least one in each.
+    pub(crate) fn begin_step(&mut self, widths: &[i64]) {
+        let longest = self.lengths.iter().zip(widths).map(|(n, w)| n + w).max().unwrap_or(0);
+        if longest > self.capacity {
+            let more = (longest - self.capacity).max(GROWTH);
             for t in self.keys.iter_mut().chain(self.values.iter_mut()) {
-                *t = t.constant_pad_nd([0, 0, 0, 0, 0, GROWTH]);
+                *t = t.constant_pad_nd([0, 0, 0, 0, 0, more]);
             }
-            self.capacity += GROWTH;
+            self.capacity += more;
         }
-        let slots: Vec<i64> = self.lengths.iter().enumerate().map(|(i, &n)| i as i64 * self.capacity + n).collect();
-        self.slots = Tensor::from_slice(&slots).to_device(self.slots.device());
+        widths.clone_into(&mut self.widths);
+        let device = self.slots.device();
+        self.slots = self.each_token(|sequence, place| sequence as i64 * self.capacity + place).to_device(device);
+        self.rows = widths.iter().any(|&w| w != 1).then(|| PaddedRows::new(widths, device));
     }
 
-    /// Stores this step's key and value of layer `index` and attends to everything before and them.
-    /// `q` is `(sequences, heads, head_dim)`; so is the result. With a prefix there is no window.
+    /// Positions of this step's tokens: `(tokens)`, int64.
+    pub(crate) fn positions(&self, device: Device) -> Tensor {
+        self.each_token(|_, place| place).to_device(device) + self.prefix.len as i64
+    }
+
+    /// A number for each token of this step, of its sequence and its place there.
+    fn each_token(&self, number: impl Fn(usize, i64) -> i64) -> Tensor {
+        let sequences = self.lengths.iter().zip(&self.widths).enumerate();
+        let numbers = sequences.flat_map(|(i, (&n, &w))| (n..n + w).map(move |place| (i, place)));
+        Tensor::from_slice(&numbers.map(|(i, place)| number(i, place)).collect::<Vec<i64>>())
+    }
+
+    /// Stores this step's keys and values of layer `index`; every token attends to what is before it, and to itself.
+    /// `q` is `(tokens, heads, head_dim)`; so is the result. With a prefix there is no window.
     pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
-        let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
+        let longest = self.lengths.iter().zip(&self.widths).map(|(n, w)| n + w).max().unwrap_or(0);
         let put = |cache: &Tensor, t: &Tensor| {
             let _ = cache.flatten(0, 1).index_copy_(0, &self.slots, t);
             cache.narrow(1, 0, longest).transpose(1, 2)
         };
         let (keys, values) = (put(&self.keys[index], k), put(&self.values[index], v));
         let mask = self.mask(longest, rule.window, q.kind(), q.device());
-        let own =
-            Weighted::new(&[q.unsqueeze(2), keys, values], &mask.as_ref().map_or(Mask::None, Mask::Additive), rule);
+        let own = match (&self.rows, &mask) {
+            (Some(rows), Some(mask)) => rows.attend(q, [keys, values], mask, rule),
+            _ => {
+                let mask = mask.as_ref().map_or(Mask::None, Mask::Additive);
+                Weighted::new(&[q.unsqueeze(2), keys, values], &mask, rule)
+            }
+        };
         if let Some((k, v)) = self.prefix.layer(index) {
             // All sequences are queries to the same keys.
             let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &Mask::None, rule);
@@ -130,25 +184,27 @@ impl KvCache {
         own.mean.squeeze_dim(2)
     }
 
-    /// 0 where a sequence sees a key, −∞ elsewhere, `(sequences, 1, 1, longest)`; none when all see all.
+    /// 0 where a token sees a key, −∞ elsewhere, `(sequences, 1, width, longest)`; none when all see all.
     fn mask(&self, longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
         let window = window.filter(|&w| w < longest);
-        if window.is_none() && self.lengths.iter().all(|&n| n + 1 == longest) {
+        let width = self.widths.iter().max().copied().unwrap_or(0);
+        if width == 1 && window.is_none() && self.lengths.iter().all(|&n| n + 1 == longest) {
             return None;
         }
         let key = Tensor::arange(longest, (Kind::Int64, device));
-        let own = Tensor::from_slice(&self.lengths).to_device(device).unsqueeze(-1);
+        let first = Tensor::from_slice(&self.lengths).to_device(device).view([-1, 1, 1]);
+        let own = first + Tensor::arange(width, (Kind::Int64, device)).view([1, -1, 1]);
         let mut hidden = key.gt_tensor(&own);
         if let Some(w) = window {
             hidden = hidden.logical_or(&key.le_tensor(&(own - w)));
         }
         let mask = Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY);
-        Some(mask.unsqueeze(1).unsqueeze(1))
+        Some(mask.unsqueeze(1))
     }
 
-    /// Counts the tokens of this step.
-    pub(crate) fn end_step(&mut self) {
-        self.lengths.iter_mut().for_each(|n| *n += 1);
+    /// Keeps so many of this step's tokens in each sequence, the first ones.
+    pub(crate) fn end_step(&mut self, kept: &[i64]) {
+        self.lengths.iter_mut().zip(kept).for_each(|(n, kept)| *n += kept);
     }
 
     /// Keeps only the named sequences, in that order.

@@ -13,6 +13,7 @@ mod kv_cache;
 mod language_model;
 mod layer;
 mod load;
+mod lookup;
 mod loss;
 mod mixture;
 mod norm;

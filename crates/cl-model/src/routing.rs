@@ -143,6 +143,16 @@ impl Projection {
         }
     }
 
+    /// [`Projection::forward`] of several over the same input, the dense ones together.
+    pub(crate) fn forward_all<const N: usize>(all: [&Projection; N], x: &Tensor, mode: Mode) -> [Tensor; N] {
+        let dense = |p: &&Projection| matches!(**p, Projection::Dense(_));
+        if !all.iter().all(dense) {
+            return all.map(|p| p.forward(x, mode));
+        }
+        let linears: Vec<&Linear> = all.into_iter().flat_map(Projection::linears).collect();
+        Linear::forward_all(&linears, x, mode).try_into().expect("one output a layer")
+    }
+
     pub(crate) fn linears(&self) -> Vec<&Linear> {
         match self {
             Projection::Dense(linear) => vec![linear],

@@ -189,6 +189,17 @@ impl Weighted {
         }
     }
 
+    /// Of queries `(sequences, heads, width)`, in whatever shape their heads are, those at `places` of `(sequences · width)`:
+    /// `(places, heads, 1, head_dim)`.
+    pub(crate) fn rows(&self, shape: &[i64; 3], places: &Tensor) -> Weighted {
+        let [sequences, heads, width] = *shape;
+        let of = |t: &Tensor| {
+            let rows = t.reshape([sequences, heads, width, -1]).transpose(1, 2).reshape([sequences * width, heads, -1]);
+            rows.index_select(0, places)
+        };
+        Weighted { mean: of(&self.mean).unsqueeze(2), log_sum: of(&self.log_sum) }
+    }
+
     /// Takes in the attention to other keys, in place.
     pub(crate) fn add(&self, other: &Weighted) {
         let total = self.log_sum.logaddexp(&other.log_sum);

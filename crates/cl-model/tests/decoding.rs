@@ -179,3 +179,44 @@ fn settings_are_checked_before_anything_is_computed() {
     let message = generate(&model, &[&[1]], &options, &mut |_, _| false).unwrap_err().to_string();
     assert_eq!(message, "repetition_penalty is 0; expected a number above 0; 1 changes nothing");
 }
+
+/// Texts that go round in circles, as those of random models do, are guessed several tokens at a time; the tokens are those that
+/// the model chooses one by one.
+#[test]
+fn guessed_tokens_change_no_text() {
+    cl_torch::tch::set_num_threads(1); // products this small are quicker on one
+    let header: Vec<u32> = (0..70).map(|i| i * 7 % 31 + 1).collect();
+    let tail = |seed: u32, len: u32| (0..len).map(|i| (i % 9 * seed + 3) % 31 + 1).collect::<Vec<u32>>();
+    let mut prompts: Vec<Vec<u32>> = (1..6).map(|seed| [header.clone(), tail(seed, 5 + 4 * seed)].concat()).collect();
+    prompts.extend((1..4).map(|seed| tail(seed, 3 * seed)));
+    for changes in [
+        json!({}),
+        json!({"num_key_value_heads": 1}),
+        json!({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 11}),
+    ] {
+        let model = llama(changes.clone());
+        let one_by_one = |prompt: &[u32]| {
+            let mut text = prompt.to_vec();
+            for _ in 0..60 {
+                text.push(greedy(&model, &[&text], 1, &[], &mut |_, _| false).unwrap()[0].ids[0]);
+            }
+            text.split_off(prompt.len())
+        };
+        let alone: Vec<Vec<u32>> = prompts.iter().map(|p| one_by_one(p)).collect();
+        let mut calls = 0;
+        let together = greedy(&model, &slices(&prompts), 60, &[], &mut |_, _| {
+            calls += 1;
+            false
+        });
+        let together: Vec<Vec<u32>> = together.unwrap().into_iter().map(|g| g.ids).collect();
+        assert_eq!(together, alone, "{changes}");
+        assert_eq!(calls, 60 * prompts.len(), "every token is handed over");
+        // An end inside a guess ends the text there.
+        let end = alone[0][40];
+        let place = alone[0].iter().position(|&id| id == end).unwrap();
+        let ended = greedy(&model, &[&prompts[0]], 60, &[end], &mut |_, _| false).unwrap().remove(0);
+        assert!(ended.stopped && ended.ids == alone[0][..place]);
+        let stopped = greedy(&model, &[&prompts[0]], 60, &[], &mut |_, ids| ids.len() == 43).unwrap().remove(0);
+        assert!(stopped.stopped && stopped.ids == alone[0][..43]);
+    }
+}

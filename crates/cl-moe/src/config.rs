@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::Dtype;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use cl_checkpoint::{Dtype, HubSnapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,7 @@ use crate::{Error, ExpertStorage, mergekit};
 #[serde(deny_unknown_fields)]
 pub struct MixConfig {
     /// Model directory that everything but the experts is taken from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
     /// Experts that each token goes through.
     #[serde(default = "two")]
@@ -59,6 +60,7 @@ pub struct MixConfig {
 #[serde(deny_unknown_fields)]
 pub struct SharedExpert {
     /// Model directory whose modules it takes.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Factor on its output. The gates of the others add up to 1, so that with 1 the module's output is about twice as large as
     /// the base's.
@@ -157,6 +159,7 @@ pub enum RouterInit {
 #[serde(deny_unknown_fields)]
 pub struct ExpertConfig {
     /// Model directory whose modules it takes.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Prompts of the kind that it is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

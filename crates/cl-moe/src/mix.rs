@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cl_checkpoint::files::FileStamp;
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{
+    Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, WriteOptions, convert,
+};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -56,7 +57,6 @@ pub struct Summary {
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
 pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
     plan.check_output(out, options.overwrite)?;
-    let stamps = stamps(plan)?;
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
     let written = AtomicU64::new(0);
@@ -67,24 +67,9 @@ pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64
     plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| write_tensor(plan, tensor, &writer, &done))?;
     plan.deltas.par_iter().with_max_len(1).try_for_each(|planned| done(delta::write(plan, planned, &writer)?))?;
     put_files(plan, &writer)?;
-    for (file, stamp) in &stamps {
-        if FileStamp::of(file)? != *stamp {
-            let message = "changed while it was read; run the command again".to_owned();
-            return Err(cl_checkpoint::Error::Plan { path: file.clone(), message }.into());
-        }
-    }
+    plan.experts.iter().chain([&plan.base]).try_for_each(Checkpoint::check_unchanged)?;
     writer.finish(manifest(plan)?)?;
     Ok(Summary { tensors: plan.tensors.len(), bytes: plan.bytes_written(), info: plan.info() })
-}
-
-fn stamps(plan: &Plan) -> Result<Vec<(std::path::PathBuf, FileStamp)>, Error> {
-    let mut files = Vec::new();
-    for model in plan.experts.iter().chain([&plan.base]) {
-        files.extend(model.files().map(Path::to_owned));
-        files.push(model.dir().join("config.json"));
-        files.extend(model.companion_files()?);
-    }
-    files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
 }
 
 fn write_tensor(
@@ -174,7 +159,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Error> {
 
 /// The model card, with the keys that the model hub reads.
 fn card(plan: &Plan, toml: &str) -> String {
-    let quoted = |path: &Path| serde_json::to_string(&path.display().to_string()).unwrap_or_default();
+    let quoted = |path: &Path| serde_json::to_string(&HubSnapshot::model_name(path)).unwrap_or_default();
     let models: String = std::iter::once(&plan.config.base_model)
         .chain(plan.config.shared_expert.iter().map(|e| &e.model))
         .chain(plan.config.experts.iter().map(|e| &e.model))

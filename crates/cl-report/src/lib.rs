@@ -22,5 +22,5 @@ pub use error::Error;
 pub use findings::{Finding, Verdict, findings};
 pub use heat_map::{HeatMap, Picture, draw_heat_maps};
 pub use read::Run;
-pub use results::{Column, ResultRow, RowKind, StudyResults};
+pub use results::{Column, ResultRow, Routing, RowKind, StudyResults, TaskRouting};
 pub use write::{Written, check_place, write};

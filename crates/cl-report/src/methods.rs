@@ -45,6 +45,11 @@ pub(crate) fn is_of_task_vectors(method: &str) -> bool {
     ["δ", "delta", "svd", "task vector", "fft"].iter().any(|part| name.contains(part))
 }
 
+/// Whether a name says that something was trained for it on the data of all rounds, as the routers of a mixture.
+pub(crate) fn is_trained(method: &str) -> bool {
+    method.to_lowercase().ends_with("(trained)")
+}
+
 /// Whether a name is that of TIES or DARE.
 pub(crate) fn is_ties_or_dare(method: &str) -> bool {
     let name = method.to_lowercase();

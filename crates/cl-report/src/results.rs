@@ -96,6 +96,27 @@ pub struct ResultRow {
     /// Bytes that the stage stores.
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// Of a mixture of experts: what its routers do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
+}
+
+/// What the routers of a mixture do with the data of each round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Routing {
+    /// The round that each expert learned.
+    pub experts: Vec<String>,
+    /// Data of the rounds.
+    pub tasks: Vec<TaskRouting>,
+}
+
+/// What routers do with the data of one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskRouting {
+    /// Name of the round.
+    pub task: String,
+    /// Each expert's share of a token's gates, mean over tokens and routers; they add up to 1.
+    pub shares: Vec<f64>,
 }
 
 /// How a model came to be.

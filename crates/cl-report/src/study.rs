@@ -145,9 +145,9 @@ impl<'r> Study<'r> {
         self.columns().iter().any(|c| c.paper.is_some()) || self.results.rows.iter().any(|r| r.paper.is_some())
     }
 
-    /// Whether any model was made with several seeds.
+    /// Whether any model of the main comparison was made with several seeds.
     pub fn has_seeds(&self) -> bool {
-        self.models.iter().any(|m| m.rows.len() > 1)
+        self.models.iter().any(|m| m.main && m.rows.len() > 1)
     }
 
     /// The base model.

@@ -380,7 +380,8 @@ impl<'r> Builder<'_, 'r> {
     }
 
     fn seeds(&self, model: &Model) -> String {
-        match self.study.models.iter().map(|m| m.rows.len()).max().unwrap_or(0).max(model.rows.len()) {
+        let main = self.study.models.iter().filter(|m| m.main).map(|m| m.rows.len()).max();
+        match main.unwrap_or(0).max(if model.main { model.rows.len() } else { 0 }) {
             0 | 1 => "One seed; in parentheses the standard error over documents.".to_owned(),
             n => format!("Means over {n} seeds ± their sample standard deviation."),
         }

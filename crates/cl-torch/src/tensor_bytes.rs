@@ -1,7 +1,15 @@
-use cl_checkpoint::{Dtype, TensorSource};
+use cl_checkpoint::{Dtype, Precision, TensorSource};
 use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
+
+/// libtorch's name of a dtype of computation.
+pub fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    }
+}
 
 /// libtorch's name of a stored dtype; `None` if it is not supported.
 pub fn kind_of(dtype: Dtype) -> Option<Kind> {

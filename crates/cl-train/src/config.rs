@@ -1,4 +1,5 @@
 use cl_adapters::{LoraConfig, OloraConfig, SequenceShape};
+use cl_checkpoint::Precision;
 use cl_model::LoadOptions;
 use cl_torch::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
@@ -86,35 +87,6 @@ pub enum LossNorm {
     /// Mean over the supervised tokens of each micro-batch, then over micro-batches, as in the paper; tokens of long
     /// answers have less weight.
     MicrobatchMean,
-}
-
-/// Dtype of activations and matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    F32,
-    /// bfloat16, with losses and norms in f32.
-    Bf16,
-}
-
-impl Precision {
-    /// libtorch's name of the dtype.
-    pub fn kind(self) -> Kind {
-        match self {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        })
-    }
 }
 
 /// Dtype of weights and AdamW states in full fine-tuning.
@@ -260,8 +232,8 @@ impl TrainConfig {
 
     /// Options for loading the model for this round.
     pub fn load_options(&self, device: Device) -> LoadOptions {
-        let compute = self.precision.kind();
-        let adapters = self.adapter_precision.unwrap_or(self.precision).kind();
+        let compute = cl_torch::kind(self.precision);
+        let adapters = cl_torch::kind(self.adapter_precision.unwrap_or(self.precision));
         let master = self.full.is_some() && self.states == States::F32;
         LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
     }

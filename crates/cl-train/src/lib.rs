@@ -12,7 +12,8 @@ mod schedule;
 mod train;
 mod validation;
 
-pub use config::{Full, LossNorm, Precision, States, TrainConfig};
+pub use cl_checkpoint::Precision;
+pub use config::{Full, LossNorm, States, TrainConfig};
 pub use error::TrainError;
 pub use log::{StepLog, final_loss, read_log};
 pub use plan::{Plan, TrainData};

@@ -1,48 +1,16 @@
 use std::io::{IsTerminal, Write, stderr, stdin};
-use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use cl_checkpoint::Interrupt;
+use cl_cli::arguments::chat::Args;
 use cl_data::{ChatTemplate, Message};
 use cl_lab::LoadedModel;
 use cl_model::{GenerateOptions, Scorer, Session};
-use cl_train::Precision;
 
-use super::decoding::DecodingArgs;
+use super::decoding::decoding;
 use super::input::Lines;
 use super::{chat_template, loaded, reply};
-use crate::output::say;
-
-/// Arguments of `cl chat`.
-#[derive(clap::Args)]
-#[command(
-    after_help = "Each line is a message. Commands: /reset starts a new conversation, /system TEXT changes the system \
-    message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
-)]
-pub struct Args {
-    /// Model directory.
-    model: PathBuf,
-    /// PEFT adapter directory; may be repeated, the updates are added.
-    #[arg(long, value_name = "DIR")]
-    adapter: Vec<PathBuf>,
-    /// System message.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system: Option<String>,
-    /// Chat template (Jinja) instead of the model's.
-    #[arg(long, value_name = "FILE")]
-    template: Option<PathBuf>,
-    /// Maximum number of new tokens of a reply.
-    #[arg(long, default_value_t = 512)]
-    max_new_tokens: usize,
-    #[command(flatten)]
-    decoding: DecodingArgs,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
-    precision: Precision,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: String,
-}
+use cl_cli::output::say;
 
 /// A conversation and the model's cached state.
 struct Conversation<'a> {
@@ -56,8 +24,10 @@ struct Conversation<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let decoding = args.decoding.decoding()?;
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let decoding = decoding(&args.decoding)?;
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template::open(&args.model, args.template.as_deref())?;
     check_system(&template, args.system.as_deref())?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;

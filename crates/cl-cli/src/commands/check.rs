@@ -1,24 +1,15 @@
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
+use cl_checkpoint::Interrupt;
+use cl_cli::arguments::check::Args;
 use cl_lab::{
     Finding, check_directory, check_router, check_sequence, check_train, read_router, read_sequence, read_train,
 };
 
-/// Arguments of `cl check`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Configuration of `cl train`, `cl sequence` or `cl moe train-router`, or the directory of a model, an adapter or a mixture.
-    path: PathBuf,
-    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
-
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let findings = findings(args)?;
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let findings = findings(args, interrupt)?;
     let mut problems = 0;
     for finding in &findings {
         match finding {
@@ -36,18 +27,24 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn findings(args: &Args) -> Result<Vec<Finding>> {
+fn findings(args: &Args, interrupt: &Interrupt) -> Result<Vec<Finding>> {
     if args.path.is_dir() {
         ensure!(args.set.is_empty(), "--set applies to configurations; {} is a directory", args.path.display());
         return Ok(check_directory(&args.path));
     }
     let text = super::read(&args.path)?;
     Ok(if is_router(&text, &args.set) {
-        check_router(&read_router(&args.path, &text, &args.set)?)
+        let mut config = read_router(&args.path, &text, &args.set)?;
+        super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
+        check_router(&config)
     } else if is_sequence(&text, &args.set) {
-        check_sequence(&read_sequence(&args.path, &text, &args.set)?)
+        let mut config = read_sequence(&args.path, &text, &args.set)?;
+        super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+        check_sequence(&config)
     } else {
-        check_train(&read_train(&args.path, &text, &args.set)?)
+        let mut config = read_train(&args.path, &text, &args.set)?;
+        super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+        check_train(&config)
     })
 }
 

@@ -6,103 +6,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
-use cl_data::{ChatTemplate, Hub, Profile};
+use cl_checkpoint::{HubSnapshot, Interrupt, Precision};
+use cl_cli::arguments::eval::Args;
+use cl_data::{ChatTemplate, Profile};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
-use cl_train::Precision;
 
 use crate::progress::Progress;
-
-/// Arguments of `cl eval`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Model directory.
-    model: PathBuf,
-    /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
-    /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
-    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of
-    /// multiple-choice questions.
-    #[arg(long, value_delimiter = ',', required = true)]
-    tasks: Vec<String>,
-    /// Directory of tasks, in TRACE's layout.
-    #[arg(long, default_value = ".")]
-    data: PathBuf,
-    /// Download data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN,
-    /// HF_HUB_OFFLINE).
-    #[arg(long)]
-    hub: bool,
-    /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
-    /// predictions are reused. With several adapters, there is a subdirectory for each.
-    #[arg(long)]
-    out: PathBuf,
-    /// PEFT adapter directory; may be repeated, each is evaluated separately.
-    #[arg(long)]
-    adapter: Vec<PathBuf>,
-    /// Also evaluate the model without adapters.
-    #[arg(long, requires = "adapter")]
-    base: bool,
-    /// Maximum number of documents per task.
-    #[arg(long)]
-    limit: Option<usize>,
-    /// Maximum number of tokens of a generated answer [default: the task's].
-    #[arg(long)]
-    max_new_tokens: Option<usize>,
-    /// Number of few-shot examples [default: the task's].
-    #[arg(long)]
-    num_fewshot: Option<usize>,
-    /// Random seed for drawing few-shot examples.
-    #[arg(long, default_value_t = 1234)]
-    fewshot_seed: u32,
-    /// Apply the model's chat template to the prompts.
-    #[arg(long)]
-    apply_chat_template: bool,
-    /// Format each few-shot example as a separate turn.
-    #[arg(long, requires = "apply_chat_template")]
-    fewshot_as_multiturn: bool,
-    /// System instruction, placed before the task's description.
-    #[arg(long)]
-    system_instruction: Option<String>,
-    /// Whether to prepend BOS to every text [default: the tokenizer's behaviour].
-    #[arg(long)]
-    add_bos_token: Option<bool>,
-    /// The same for tasks of lm-evaluation-harness only: mmlu, arc_challenge, commonsense_qa, hellaswag, openbookqa,
-    /// piqa, winogrande, gsm8k, gsm8k_cot.
-    #[arg(long)]
-    lm_eval_add_bos_token: Option<bool>,
-    /// Which definitions apply. paper: as in the paper, tasks of lm-evaluation-harness without BOS, and MeetingBank
-    /// with the paper's ROUGE-L.
-    #[arg(long, value_parser = super::profile(), default_value = "method")]
-    profile: Profile,
-    /// Installed lm-eval, for the few-shot examples of gsm8k_cot: a Python interpreter (python3) or the package's
-    /// directory.
-    #[arg(long, value_name = "PATH")]
-    lm_eval: Option<PathBuf>,
-    /// Maximum number of tokens of prompt and answer; longer prompts are truncated on the left [default: the model's
-    /// context].
-    #[arg(long)]
-    max_length: Option<usize>,
-    /// Maximum number of tokens per forward pass.
-    #[arg(long, default_value_t = EvalConfig::default().batch_tokens)]
-    batch_tokens: usize,
-    /// Number of sequences generated in parallel.
-    #[arg(long, default_value_t = EvalConfig::default().batch_sequences)]
-    batch_sequences: usize,
-    /// Directory of the response cache [default: responses/ in CL_CACHE, or in ~/.cache/cl].
-    #[arg(long)]
-    cache: Option<PathBuf>,
-    /// Do not use the response cache.
-    #[arg(long, conflicts_with = "cache")]
-    no_cache: bool,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
-    precision: Precision,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: String,
-}
 
 /// A model or one of its adapters, with its output directory.
 struct EvalRun<'a> {
@@ -112,10 +25,12 @@ struct EvalRun<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
-    let hub = args.hub.then(Hub::from_env);
+    let hub = args.hub.hub();
     let options = TaskOptions {
         limit: args.limit,
         max_new_tokens: args.max_new_tokens,
@@ -209,7 +124,9 @@ fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     }
     for adapter in &args.adapter {
         // Adapters of rounds are all called `adapter`, so use the parent directory's name.
-        let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        let named = HubSnapshot::model_name(adapter);
+        let names: Vec<_> =
+            Path::new(&named).components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
         let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
         let name = names.get(last).context("--adapter: empty path")?.clone();
         runs.push(EvalRun { name, adapter: Some(adapter), out: args.out.clone() });
@@ -246,9 +163,9 @@ fn settings(
         Precision::Bf16 => "bfloat16",
     };
     RunSettings {
-        model: args.model.display().to_string(),
+        model: HubSnapshot::source_name(&args.model),
         fingerprint: Some(loaded.fingerprint.clone()),
-        adapter: run.adapter.map(|a| a.display().to_string()),
+        adapter: run.adapter.map(HubSnapshot::source_name),
         dtype: dtype.to_owned(),
         add_bos_token: config.add_bos_token,
         chat_template: template.map(|t| t.text().to_owned()),

@@ -1,58 +1,27 @@
 use std::io::Write;
 use std::ops::Range;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
+use cl_cli::arguments::generate::Args;
 use cl_lab::{EvalConfig, LoadedModel};
 use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
-use cl_train::Precision;
 use serde_json::json;
 
-use super::decoding::DecodingArgs;
-use super::prompts::{Prompt, PromptArgs};
+use super::decoding::decoding;
+use super::prompts::{Prompt, prompts};
 use super::{loaded, reply};
 
-/// Arguments of `cl generate`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Model directory.
-    model: PathBuf,
-    #[command(flatten)]
-    prompts: PromptArgs,
-    /// Output file for --prompts, written when all are done.
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
-    out: Option<PathBuf>,
-    /// PEFT adapter directory; may be repeated, the updates are added.
-    #[arg(long, value_name = "DIR")]
-    adapter: Vec<PathBuf>,
-    /// Maximum number of new tokens.
-    #[arg(long, default_value_t = 64)]
-    max_new_tokens: usize,
-    #[command(flatten)]
-    decoding: DecodingArgs,
-    /// Maximum number of prompts per batch.
-    #[arg(long, value_name = "N", default_value_t = EvalConfig::default().batch_sequences)]
-    batch_sequences: usize,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
-    precision: Precision,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Print token ids instead of text.
-    #[arg(long, conflicts_with = "prompts")]
-    ids: bool,
-}
-
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let decoding = args.decoding.decoding()?;
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let decoding = decoding(&args.decoding)?;
     if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
         bail!("--out {}: exists already; remove it, or choose another file", path.display());
     }
-    let prompts = args.prompts.prompts(&args.model)?;
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
+    let prompts = prompts(&args.prompts, &args.model)?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
     let positions = loaded.model.config.max_position_embeddings;
     let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cl_checkpoint::Adapter;
 use cl_lab::LoadedModel;
 
-use cl_train::Precision;
+use cl_checkpoint::Precision;
 
 /// Loads a model with the sum of several adapters. Only the first may have more than LoRA factors on linear layers
 /// (DoRA, adapters on the embedding, fully trained weights).

@@ -1,30 +1,10 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use cl_cli::arguments::prompts::PromptArgs;
 use cl_data::{Message, Row, Tokenizer, read_rows};
 
 use super::chat_template;
-
-/// Prompt arguments of `cl generate`.
-#[derive(clap::Args)]
-pub struct PromptArgs {
-    /// Prompt; may be repeated, outputs are in the same order. The output of a single prompt is streamed.
-    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts", allow_hyphen_values = true)]
-    prompt: Vec<String>,
-    /// File of prompts (JSONL, JSON or Parquet) with rows {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}.
-    /// Prints one JSON line per prompt: {"prompt", "text", "tokens", "finish_reason"}.
-    #[arg(long, value_name = "FILE")]
-    pub prompts: Option<PathBuf>,
-    /// Apply the chat template, with each prompt as a user message.
-    #[arg(long)]
-    chat: bool,
-    /// System message of conversations without one.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system: Option<String>,
-    /// Chat template (Jinja) instead of the model's.
-    #[arg(long, value_name = "FILE")]
-    template: Option<PathBuf>,
-}
 
 /// A prompt.
 pub struct Prompt {
@@ -57,48 +37,46 @@ enum Given {
     Messages(Vec<Message>),
 }
 
-impl PromptArgs {
-    /// All prompts, with conversations rendered.
-    pub fn prompts(&self, model: &Path) -> Result<Vec<Prompt>> {
-        let given = self.given()?;
-        let conversations = given.iter().any(|(_, given)| matches!(given, Given::Messages(_)));
-        ensure!(
-            conversations || (self.system.is_none() && self.template.is_none()),
-            "--system and --template apply to conversations; add --chat, or use {{\"messages\"}} in --prompts"
-        );
-        let template = conversations.then(|| chat_template::open(model, self.template.as_deref())).transpose()?;
-        let prompt = |(source, given): (String, Given)| match (given, &template) {
-            (Given::Messages(messages), Some(template)) => {
-                let own = messages.iter().any(|m| m.role == "system");
-                let system = self.system.as_deref().filter(|_| !own);
-                let text = chat_template::render(template, system, &messages).with_context(|| source.clone())?;
-                Ok(Prompt { source, text, rendered: true })
-            }
-            (Given::Text(text), _) => Ok(Prompt { source, text, rendered: false }),
-            (Given::Messages(_), None) => unreachable!("the template is open when there are messages"),
-        };
-        given.into_iter().map(prompt).collect()
-    }
+/// All prompts, with conversations rendered.
+pub fn prompts(args: &PromptArgs, model: &Path) -> Result<Vec<Prompt>> {
+    let given = given(args)?;
+    let conversations = given.iter().any(|(_, given)| matches!(given, Given::Messages(_)));
+    ensure!(
+        conversations || (args.system.is_none() && args.template.is_none()),
+        "--system and --template apply to conversations; add --chat, or use {{\"messages\"}} in --prompts"
+    );
+    let template = conversations.then(|| chat_template::open(model, args.template.as_deref())).transpose()?;
+    let prompt = |(source, given): (String, Given)| match (given, &template) {
+        (Given::Messages(messages), Some(template)) => {
+            let own = messages.iter().any(|m| m.role == "system");
+            let system = args.system.as_deref().filter(|_| !own);
+            let text = chat_template::render(template, system, &messages).with_context(|| source.clone())?;
+            Ok(Prompt { source, text, rendered: true })
+        }
+        (Given::Text(text), _) => Ok(Prompt { source, text, rendered: false }),
+        (Given::Messages(_), None) => unreachable!("the template is open when there are messages"),
+    };
+    given.into_iter().map(prompt).collect()
+}
 
-    /// The prompts with their origins.
-    fn given(&self) -> Result<Vec<(String, Given)>> {
-        let of_user = |given| match given {
-            Given::Text(text) if self.chat => Given::Messages(vec![Message::new("user", text)]),
-            given => given,
-        };
-        let Some(file) = &self.prompts else {
-            let given = |text: &String| (shortened(text), of_user(Given::Text(text.clone())));
-            return Ok(self.prompt.iter().map(given).collect());
-        };
-        let rows = read_rows(file)?.rows;
-        ensure!(!rows.is_empty(), "{}: no rows; {EXPECTED}", file.display());
-        let given = |(index, row): (usize, &Row)| {
-            let source = format!("{}: row {index} (from 0)", file.display());
-            let given = of_row(row).with_context(|| source.clone())?;
-            Ok((source, of_user(given)))
-        };
-        rows.iter().enumerate().map(given).collect()
-    }
+/// The prompts with their origins.
+fn given(args: &PromptArgs) -> Result<Vec<(String, Given)>> {
+    let of_user = |given| match given {
+        Given::Text(text) if args.chat => Given::Messages(vec![Message::new("user", text)]),
+        given => given,
+    };
+    let Some(file) = &args.prompts else {
+        let given = |text: &String| (shortened(text), of_user(Given::Text(text.clone())));
+        return Ok(args.prompt.iter().map(given).collect());
+    };
+    let rows = read_rows(file)?.rows;
+    ensure!(!rows.is_empty(), "{}: no rows; {EXPECTED}", file.display());
+    let given = |(index, row): (usize, &Row)| {
+        let source = format!("{}: row {index} (from 0)", file.display());
+        let given = of_row(row).with_context(|| source.clone())?;
+        Ok((source, of_user(given)))
+    };
+    rows.iter().enumerate().map(given).collect()
 }
 
 const EXPECTED: &str = "expected {\"prompt\": TEXT} or {\"messages\": [{\"role\": TEXT, \"content\": TEXT}, ...]}";

@@ -1,35 +1,32 @@
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
-use cl_lab::TinyConfig;
+use cl_cli::arguments::reproduce::{Args, StudyProfile};
+use cl_lab::{PAPER_STUDY, SMOL_STUDY, StudyConfig, StudySizes, TinyConfig, read_study, sketch_study};
 
-use super::study::StageArgs;
+use super::study::{options, print_plan, run_stages};
 use crate::progress::Progress;
-
-/// Configurations are TOML, whose integers are signed; a study multiplies its seeds.
-const MAX_SEED: u64 = i64::MAX as u64 / 1_000_000;
-
-/// Arguments of `cl reproduce`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
-    #[arg(long, value_name = "DIR", default_value = "target/reproduce")]
-    out: PathBuf,
-    /// Random seed of facts, tasks and the small base model.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
-    seed: u64,
-    /// One seed and fewer test rows, and none of the questions that the paper leaves open.
-    #[arg(long)]
-    quick: bool,
-    #[command(flatten)]
-    stages: StageArgs,
-}
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    match args.profile {
+        StudyProfile::Tiny => tiny(args, log, interrupt, out),
+        StudyProfile::Smol => given(args, "smol", SMOL_STUDY, log, interrupt, out),
+        StudyProfile::Paper => given(args, "paper", PAPER_STUDY, log, interrupt, out),
+    }
+}
+
+fn tiny(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    for (set, name) in
+        [(args.model.is_some(), "--model"), (args.data.is_some(), "--data"), (args.limit.is_some(), "--limit")]
+    {
+        if set {
+            bail!("{name} is for --profile smol and --profile paper; the profile tiny makes its model and data itself");
+        }
+    }
     let size = if args.quick { TinyConfig::quick() } else { TinyConfig::default() };
     let tiny = TinyConfig { seed: args.seed, ..size };
     // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
@@ -37,11 +34,58 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     if args.stages.dry_run && !args.out.join("base/model/manifest.json").exists() {
         let sketch = tempfile::tempdir()?;
         tiny.write_sketch(sketch.path())?;
-        return args.stages.run(&tiny.study(sketch.path()), &args.out, None, log, interrupt, out);
+        return run_stages(&args.stages, &tiny.study(sketch.path()), &args.out, None, log, interrupt, out);
     }
     let mut progress = Progress::new(log);
     tiny.write_world(&args.out, interrupt, &mut |event| progress.observe(event))?;
     // So small a training takes no memory to speak of.
     let jobs = args.stages.jobs.or_else(|| std::thread::available_parallelism().ok());
-    args.stages.run(&tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
+    run_stages(&args.stages, &tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
+}
+
+/// A study of a model and data of the user's.
+fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    if args.quick {
+        bail!("--quick is for --profile tiny; use --limit or --only with the profile {name}");
+    }
+    let mut config = read_study(Path::new(&format!("examples/configs/{name}.toml")), text, &[])?;
+    if let Some(limit) = args.limit {
+        let limit = Some(usize::try_from(limit)?);
+        (config.limit.train, config.limit.test, config.limit.old) = (limit, limit, limit);
+    }
+    match (&args.model, &args.data) {
+        (Some(model), Some(data)) if has_weights(model) => {
+            config.model.clone_from(model);
+            let trace = data.join("trace");
+            config.data = if trace.is_dir() { trace } else { data.clone() };
+            // MetaMathQA lies beside TRACE's folder.
+            let beside =
+                config.rounds.iter_mut().flat_map(|round| &mut round.data).filter(|path| data.join(path).exists());
+            beside.for_each(|path| *path = data.join(&*path));
+            run_stages(&args.stages, &config, &args.out, args.stages.jobs, log, interrupt, out)
+        }
+        (model, _) if args.stages.dry_run && args.profile == StudyProfile::Paper => {
+            sketch(&config, model.as_deref(), args, out)
+        }
+        (Some(model), Some(_)) => bail!("{}: no weights there; --model names a model directory", model.display()),
+        _ => bail!("--profile {name} needs --model DIR and --data DIR"),
+    }
+}
+
+fn has_weights(model: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| model.join(name).exists())
+}
+
+/// What the paper's study would take, of which nothing needs to be at hand; a `config.json` that is takes the place of Llama-3-8B's.
+fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut impl Write) -> Result<()> {
+    let mut sizes = StudySizes::of_paper();
+    if let Some(model) = model {
+        let path = if model.is_dir() { model.join("config.json") } else { model.to_owned() };
+        sizes.model = serde_json::from_str(&super::read(&path)?)?;
+    }
+    if let Some(limit) = config.limit.train {
+        sizes.rounds.iter_mut().flatten().for_each(|set| set.rows = set.rows.min(limit));
+    }
+    writeln!(out, "model and data are not read: rows and documents are the paper's, lengths those of samples")?;
+    print_plan(&sketch_study(config, &sizes, &options(&args.stages, None))?, out)
 }

@@ -1,83 +1,131 @@
 use std::io::Write;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
-use cl_lab::{StudyConfig, StudyOptions, plan_study, read_study, run_study};
+use cl_cli::arguments::study::{Args, StageArgs};
+use cl_cli::light::report;
+use cl_lab::{PlannedStage, StudyConfig, StudyOptions, StudyPlan, plan_study, read_study, run_study};
 
-use super::report;
 use crate::progress::StudyProgress;
-
-/// Arguments of `cl study`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Configuration, TOML; see examples/configs/study.toml.
-    config: PathBuf,
-    /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Override a key of the configuration, for example --set lora.learning_rate=1e-4.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    #[command(flatten)]
-    stages: StageArgs,
-}
-
-/// Which stages are run, and how.
-#[derive(clap::Args)]
-pub struct StageArgs {
-    /// Stages that run at once, each with the memory of a training; one when absent, `cl reproduce` one for each core.
-    #[arg(long, value_name = "N")]
-    pub jobs: Option<NonZero<usize>>,
-    /// Only the stages whose name starts with this, and what they need; may be repeated.
-    #[arg(long, value_name = "NAME")]
-    only: Vec<String>,
-    /// List the stages, the steps and the space they take; write nothing.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Keep the models of finished stages; otherwise adapters and scores are kept.
-    #[arg(long)]
-    keep_models: bool,
-}
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
-    args.stages.run(&config, &args.out, args.stages.jobs, log, interrupt, out)
+    let mut config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
+    run_stages(&args.stages, &config, &args.out, args.stages.jobs, log, interrupt, out)
 }
 
-impl StageArgs {
-    /// Runs or lists the stages of a study, and writes its report.
-    pub fn run(
-        &self,
-        config: &StudyConfig,
-        dir: &Path,
-        jobs: Option<NonZero<usize>>,
-        log: LogArgs,
-        interrupt: &Interrupt,
-        out: &mut impl Write,
-    ) -> Result<()> {
-        let options = StudyOptions { jobs, only: self.only.clone(), keep_models: self.keep_models };
-        if self.dry_run {
-            return list(config, dir, &options, out);
-        }
-        let mut progress = StudyProgress::new(log);
-        let results = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
-        drop(progress);
-        report::print(&cl_report::write(&results, &dir.join("report"))?, out)
+/// Runs or lists the stages of a study, and writes its report.
+pub fn run_stages(
+    args: &StageArgs,
+    config: &StudyConfig,
+    dir: &Path,
+    jobs: Option<NonZero<usize>>,
+    log: LogArgs,
+    interrupt: &Interrupt,
+    out: &mut impl Write,
+) -> Result<()> {
+    let options = options(args, jobs);
+    if args.dry_run {
+        return print_plan(&plan_study(config, dir, &options)?, out);
     }
+    let mut progress = StudyProgress::new(log);
+    let results = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
+    drop(progress);
+    report::print(&cl_report::write(&results, &dir.join("report"))?, out)
 }
 
-fn list(config: &StudyConfig, dir: &Path, options: &StudyOptions, out: &mut impl Write) -> Result<()> {
-    let plan = plan_study(config, dir, options)?;
-    for (name, done) in &plan.stages {
-        writeln!(out, "{}  {name}", if *done { "done   " } else { "to do  " })?;
+/// The arguments as options of a study.
+pub fn options(args: &StageArgs, jobs: Option<NonZero<usize>>) -> StudyOptions {
+    StudyOptions { jobs, only: args.only.clone(), keep_models: args.keep_models }
+}
+
+/// Prints a line for each stage, and sums.
+pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
+    let width = plan.stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(5);
+    let head = ["steps", "trained on", "scored on", "time", "disk", "memory"];
+    let line = |name: &str, state: &str, cells: [String; 6]| {
+        let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+        format!("{state:<5}  {name:<width$}{cells}")
+    };
+    writeln!(out, "{}", line("stage", "", head.map(str::to_owned)))?;
+    for stage in &plan.stages {
+        let cells = [
+            stage.steps.to_string(),
+            count(stage.train_tokens),
+            count(stage.scored_tokens),
+            time(stage.seconds),
+            bytes(stage.bytes),
+            bytes(stage.memory),
+        ];
+        writeln!(out, "{}", line(&stage.name, if stage.done { "done" } else { "to do" }, cells))?;
     }
-    let to_do = plan.stages.iter().filter(|(_, done)| !done).count();
-    let model = plan.model_bytes as f64 / 1e6;
-    writeln!(out, "{} stages, {to_do} of them to do: {} optimizer steps", plan.stages.len(), plan.steps)?;
-    writeln!(out, "the base model takes {model:.1} MB, and as much each fully tuned one")?;
+    let left: Vec<&PlannedStage> = plan.stages.iter().filter(|stage| !stage.done).collect();
+    let sum = |of: fn(&PlannedStage) -> u64| left.iter().map(|stage| of(stage)).sum::<u64>();
+    let seconds: f64 = left.iter().map(|stage| stage.seconds).sum();
+    let memory = left.iter().map(|stage| stage.memory).max().unwrap_or(0);
+    writeln!(
+        out,
+        "{} stages, {} of them to do: {} steps, {} tokens trained on and {} scored on, about {}",
+        plan.stages.len(),
+        left.len(),
+        sum(|stage| stage.steps),
+        count(sum(|stage| stage.train_tokens)),
+        count(sum(|stage| stage.scored_tokens)),
+        time(seconds)
+    )?;
+    writeln!(
+        out,
+        "disk: at most about {} at once, {} in the end; memory: about {} for each of --jobs",
+        bytes(plan.peak_bytes),
+        bytes(plan.kept_bytes),
+        bytes(memory)
+    )?;
+    for rate in &plan.rates {
+        writeln!(out, "time is {rate}")?;
+    }
     Ok(())
+}
+
+/// `950`, `1.2 k`, `3.4 M`, `5.6 G`.
+fn count(number: u64) -> String {
+    let (value, unit) = scaled(number as f64);
+    if unit.is_empty() { number.to_string() } else { format!("{value:.1} {unit}") }
+}
+
+fn bytes(number: u64) -> String {
+    let (value, unit) = scaled(number as f64);
+    if unit.is_empty() { format!("{number} B") } else { format!("{value:.1} {unit}B") }
+}
+
+fn scaled(value: f64) -> (f64, &'static str) {
+    let units = ["", "k", "M", "G", "T", "P"];
+    let power = (0..units.len() - 1).find(|&power| value < 1000f64.powi(power as i32 + 1) * 0.9995);
+    let power = power.unwrap_or(units.len() - 1);
+    (value / 1000f64.powi(power as i32), units[power])
+}
+
+/// `45 s`, `12 min`, `3.5 h`, `12 days`.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 48.0 * 3600.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_a_unit_that_fits() {
+        assert_eq!([count(950), count(1_234), count(999_999), count(0)], ["950", "1.2 k", "1.0 M", "0"]);
+        assert_eq!([bytes(12), bytes(16_060_522_496)], ["12 B", "16.1 GB"]);
+        assert_eq!([time(45.0), time(600.0), time(7200.0), time(1e6)], ["45 s", "10 min", "2.0 h", "12 days"]);
+    }
 }

@@ -1,33 +1,18 @@
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_cli::arguments::train::Args;
 use cl_lab::{read_train, run_train};
 use cl_train::{final_loss, read_log};
 
 use crate::progress::Progress;
 
-/// Arguments of `cl train`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Configuration (TOML): model, [data], [train.lora] or [train.full].
-    config: PathBuf,
-    /// Output directory, for log.jsonl, rows.json, adapter/ and model/.
-    #[arg(long)]
-    out: PathBuf,
-    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Resume an unfinished run.
-    #[arg(long)]
-    resume: bool,
-}
-
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
     let mut progress = Progress::new(log);
     let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     // From the log, which includes the steps of interrupted runs.

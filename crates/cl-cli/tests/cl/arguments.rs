@@ -43,7 +43,7 @@ fn help_names_every_argument() {
         (&["eval", "compare"], &["<RUN1>", "<RUN2>", "--resamples", "--seed", "--level", "--json"]),
         (&["score"], &["<PREDICTIONS>", "--metric", "--json"]),
         (&["check"], &["<PATH>", "--set"]),
-        (&["reproduce"], &["--out", "--seed", "target/reproduce"]),
+        (&["reproduce"], &["--out", "--seed", "target/reproduce", "--profile", "smol", "--limit"]),
         (&["report"], &["[NAME=]RUN", "--out", "--old"]),
         (&["paper-tables"], &["--flagged"]),
     ];
@@ -119,4 +119,23 @@ fn shells_and_man_know_every_command() {
     assert!(world.ok(["man"]).contains(".TH cl 1"));
     world.ok(["man", "--out", "pages"]);
     assert!(world.read("pages/cl-sequence.1").contains("resume"));
+}
+
+#[test]
+fn the_papers_study_is_planned_with_nothing_at_hand() {
+    let world = World::new();
+    let plan = world.ok(["reproduce", "--profile", "paper", "--dry-run", "--only", "sequence-lora.seed"]);
+    let sequence = plan.lines().find(|line| line.contains("sequence-lora.seed42")).unwrap();
+    // 6 × 780 + 6 × 3,085 steps.
+    assert!(sequence.starts_with("to do") && sequence.contains(" 23190 "), "{plan}");
+    assert!(plan.contains("model and data are not read") && plan.contains("operations a second of a GPU"), "{plan}");
+    for (args, part) in [
+        (&["reproduce", "--profile", "smol", "--dry-run"][..], "--profile smol needs --model DIR and --data DIR"),
+        (&["reproduce", "--profile", "paper"], "--profile paper needs --model DIR and --data DIR"),
+        (&["reproduce", "--model", "m"], "--model is for --profile smol"),
+        (&["reproduce", "--profile", "paper", "--quick"], "--quick is for --profile tiny"),
+    ] {
+        let message = world.fails(args);
+        assert!(message.contains(part), "{message}");
+    }
 }

@@ -112,6 +112,7 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
     }
     let generation = task.generation.as_ref();
     let max_new_tokens = options.max_new_tokens.or(generation.map(|g| g.max_new_tokens)).unwrap_or_default();
+    let max_new_tokens = options.most_new_tokens.map_or(max_new_tokens, |most| max_new_tokens.min(most));
     let stop = generation.map(|g| g.stop.clone()).unwrap_or_default();
     let mut settings = settings(task, &material, options, draws);
     if generation.is_some() {

@@ -10,8 +10,13 @@ use crate::metrics::Metric;
 pub struct TaskOptions<'a> {
     /// Maximum number of documents per task.
     pub limit: Option<usize>,
+    /// Maximum number of documents of a group in all, shared evenly among its tasks and rounded up; without it each task has
+    /// `limit`.
+    pub group_limit: Option<usize>,
     /// Maximum number of new tokens; defaults to the task's.
     pub max_new_tokens: Option<usize>,
+    /// Bound of the number of new tokens, for tasks that would generate more.
+    pub most_new_tokens: Option<usize>,
     /// Metric; defaults to the task's, and to `exact_match` for a directory that is not a known task.
     pub metric: Option<Metric>,
     /// Number of few-shot examples; defaults to the task's.

@@ -197,6 +197,8 @@ fn members(
     if groups.is_empty() && !group.members.values().flatten().any(|m| full(m) == wanted) {
         return Err(unknown(wanted, dir));
     }
+    let limit = options.group_limit.map(|all| all.div_ceil(names.len())).or(options.limit);
+    let options = TaskOptions { limit, ..options };
     let mut tasks: Vec<Box<dyn Task>> = Vec::new();
     for name in &names {
         let id = &name[file.name.len() + 1..];

@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cl_adapters::Overlap;
+use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::shorten;
 use cl_data::Profile;
 use cl_train::TrainConfig;
@@ -43,7 +44,11 @@ pub struct StudyConfig {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Model directory that everything starts from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
+    /// What the report calls the model; defaults to the last part of its path.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model_name: String,
     /// Directory of tasks, each with a train and a test split, as TRACE is laid out.
     pub data: PathBuf,
     /// Tasks in the order they are learned, one a round: the short form of `[[rounds]]`.
@@ -56,7 +61,7 @@ pub struct StudyConfig {
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -74,6 +79,10 @@ pub struct StudyConfig {
     /// Rounds whose fully tuned models become a mixture of experts beside that of all; none when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<String>,
+    /// Further orders of the rounds, among the open questions: the first reversed, the others drawn by their number. LoRA and
+    /// full fine-tuning are repeated in each with the first seed.
+    #[serde(default = "three")]
+    pub orders: usize,
     /// o-LoRA's term and the strengths λ that are compared.
     #[serde(default)]
     pub olora: OloraComparison,
@@ -89,6 +98,10 @@ pub struct StudyConfig {
     /// What differs from it in full fine-tuning.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub full: toml::Table,
+    /// What differs from `[train]` where the routers of a mixture are trained, on all tasks at once; its `router` are the
+    /// auxiliary losses.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub router: toml::Table,
     /// What differs from either where all tasks are learned at once.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub joint: toml::Table,
@@ -122,10 +135,10 @@ pub enum Comparison {
     Joint,
     /// One-round models merged: averages of fully tuned models, averages, TIES and DARE-TIES of adapters.
     Merge,
-    /// One-round models as mixtures of experts.
+    /// One-round models as mixtures of experts, with routers that are untrained, prototypes of each expert, or trained.
     Mixture,
     /// What the paper leaves open, with the first seed: DARE's rescaling, definitions of o-LoRA's term, pure bf16 weights, a
-    /// fixed replay buffer, the order of the rounds, BOS.
+    /// fixed replay buffer, orders of the rounds, BOS.
     Questions,
 }
 
@@ -184,6 +197,8 @@ pub struct ColumnConfig {
 pub(super) enum Tuning {
     Lora,
     Full,
+    /// The routers of a mixture and nothing else.
+    Router,
 }
 
 impl Default for StudyConfig {
@@ -192,6 +207,7 @@ impl Default for StudyConfig {
             name: "study".to_owned(),
             description: String::new(),
             model: PathBuf::new(),
+            model_name: String::new(),
             data: PathBuf::new(),
             tasks: Vec::new(),
             seeds: one_seed(),
@@ -202,11 +218,13 @@ impl Default for StudyConfig {
             replay: tenth(),
             members: None,
             experts: Vec::new(),
+            orders: three(),
             olora: OloraComparison::default(),
             limit: Limits::default(),
             train: toml::Table::new(),
             lora: toml::Table::new(),
             full: toml::Table::new(),
+            router: toml::Table::new(),
             joint: toml::Table::new(),
             validation: None,
             eval: EvalConfig::default(),
@@ -234,8 +252,9 @@ impl StudyConfig {
         let (own, key) = match tuning {
             Tuning::Lora => (&self.lora, "lora"),
             Tuning::Full => (&self.full, "full"),
+            Tuning::Router => (&self.router, "router"),
         };
-        for other in ["lora", "full", "olora"] {
+        for other in ["lora", "full", "olora", "router"] {
             if self.train.contains_key(other) {
                 return Err(format!(
                     "train.{other}: a study compares LoRA and full fine-tuning; write it as [{other}]"
@@ -253,6 +272,17 @@ impl StudyConfig {
         Ok(train)
     }
 
+    /// What the report calls the base model.
+    pub(super) fn base_name(&self) -> String {
+        match self.model_name.as_str() {
+            "" => {
+                let name = HubSnapshot::model_name(&self.model);
+                Path::new(&name).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+            }
+            name => name.to_owned(),
+        }
+    }
+
     pub(super) fn compares(&self, comparison: Comparison) -> bool {
         self.compare.contains(&comparison)
     }
@@ -268,6 +298,10 @@ fn everything() -> Vec<Comparison> {
 
 fn auto() -> String {
     "auto".to_owned()
+}
+
+fn three() -> usize {
+    3
 }
 
 fn tenth() -> f64 {

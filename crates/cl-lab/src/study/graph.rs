@@ -9,11 +9,12 @@ use cl_merge::adapter::Space;
 use cl_merge::{Profile, RescaleChoice};
 use cl_moe::{BlendInit, BlendRouter, RouterConfig, RouterInit};
 use cl_report::RowKind;
-use cl_train::{Precision, States};
+use cl_train::{Precision, States, TrainConfig};
 use serde::Serialize;
 
 use super::config::{Comparison, StudyConfig, Tuning};
 use crate::report::{method_name, row_name};
+use crate::toy::{below, rng};
 use crate::{MixtureConfig, RoundConfig, SequenceConfig};
 
 /// One stage: something that is made and scored.
@@ -59,7 +60,15 @@ pub(super) enum Work {
     /// Adapters become a mixture.
     Blend(BlendRouter),
     /// Fully tuned models become a mixture.
-    Mix { router: RouterConfig, num_experts_per_tok: usize },
+    Mix {
+        router: RouterConfig,
+        num_experts_per_tok: usize,
+        /// With routers of hidden states: prompts of each expert's round that these are taken from.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prompts: Option<usize>,
+    },
+    /// The routers of a mixture are trained on the data of all rounds, upsampled to equal shares.
+    Routers { train: Box<TrainConfig>, seed: u64, limit: Option<usize> },
 }
 
 /// How adapters are combined.
@@ -76,6 +85,8 @@ pub(super) struct Combination {
     pub(super) seed: u64,
 }
 
+/// Prompts of a round that an expert's rows of the routers are taken from.
+const PROMPTS: usize = 16;
 /// The paper's density of TIES and DARE.
 const DENSITY: f64 = 0.2;
 
@@ -273,10 +284,7 @@ impl<'a> Graph<'a> {
             [] => vec![PathBuf::from(&round.name)],
             data => data.to_vec(),
         });
-        let method = match tuning {
-            Tuning::Lora => "Joint-LoRA",
-            Tuning::Full => "Joint-FFT",
-        };
+        let method = if tuning == Tuning::Lora { "Joint-LoRA" } else { "Joint-FFT" };
         let (method, question) = match joint {
             Joint::Uniform => (method.to_owned(), None),
             _ => (format!("{method} (natural)"), Some("Joint training: upsampled to equal shares or as the data is")),
@@ -314,29 +322,50 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
+    /// Mixtures whose routers are untrained, prototypes of each expert, or trained from these.
     fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), String> {
         let mixed =
             |method: &str, members| Row { members: Some(members), ..Row::of(method, RowKind::MixtureOfExperts, seed) };
+        let trained = self.routers(seed)?;
         for (init, name) in
             [(BlendInit::Random, "untrained"), (BlendInit::Arrow, "arrow"), (BlendInit::Spectr, "spectr")]
         {
             let router = BlendRouter { init, ..BlendRouter::default() };
             let (id, row) = (format!("blend-{name}.seed{seed}"), mixed(&format!("MoE-LoRA ({name})"), lora.len()));
-            self.add(&id, lora.to_vec(), Work::Blend(router), row);
+            let blend = self.add(&id, lora.to_vec(), Work::Blend(router), row);
+            if init == BlendInit::Arrow {
+                let row = mixed("MoE-LoRA (trained)", lora.len());
+                self.add(&format!("blend-trained.seed{seed}"), vec![blend], trained.clone(), row);
+            }
         }
         let chosen: Vec<usize> =
             (0..full.len()).filter(|&i| self.config.experts.contains(&self.rounds[i].name)).collect();
         let all: Vec<usize> = (0..full.len()).collect();
         for experts in [chosen, all] {
-            if experts.len() < 2 || self.ids.contains(&format!("mix-{}.seed{seed}", experts.len())) {
+            let count = experts.len();
+            if count < 2 || self.ids.contains(&format!("mix-{count}.seed{seed}")) {
                 continue;
             }
-            let router = RouterConfig { init: RouterInit::Random, ..RouterConfig::default() };
-            let (id, row) = (format!("mix-{}.seed{seed}", experts.len()), mixed("MoE-FFT", experts.len()));
-            let needs = experts.iter().map(|&i| full[i]).collect();
-            self.add(&id, needs, Work::Mix { router, num_experts_per_tok: 2 }, row);
+            let needs: Vec<usize> = experts.iter().map(|&i| full[i]).collect();
+            let mix = |init, prompts| Work::Mix {
+                router: RouterConfig { init, ..RouterConfig::default() },
+                num_experts_per_tok: 2,
+                prompts,
+            };
+            let row = |name: &str| mixed(&format!("MoE-FFT ({name})"), count);
+            let id = |name: &str| format!("mix-{name}{count}.seed{seed}");
+            self.add(&id(""), needs.clone(), mix(RouterInit::Random, None), row("untrained"));
+            let states = mix(RouterInit::States, Some(PROMPTS));
+            let prototypes = self.add(&id("prototypes-"), needs, states, row("prototypes"));
+            self.add(&id("trained-"), vec![prototypes], trained.clone(), row("trained"));
         }
         Ok(())
+    }
+
+    /// How routers are trained, whatever mixture they are of.
+    fn routers(&self, seed: u64) -> Result<Work, String> {
+        let train = Box::new(self.config.train_config(Tuning::Router)?);
+        Ok(Work::Routers { train, seed: seed * SEEDS_APART, limit: self.config.limit.train })
     }
 
     /// What the paper leaves open.
@@ -366,11 +395,28 @@ impl<'a> Graph<'a> {
         self.question(weights, "FFT (pure bf16)", Tuning::Full, seed, |s| {
             (s.train.precision, s.train.states) = (Precision::Bf16, States::Pure);
         })?;
-        let order = "Order of the rounds";
-        self.question(order, "LoRA (reversed order)", Tuning::Lora, seed, |s| s.rounds.reverse())?;
+        self.orders(seed)?;
         let row =
             Row { question: Some("BOS in front of every text"), ..Row::of("base (without BOS)", RowKind::Base, seed) };
         self.add("question-base-without-bos", vec![0], Work::Base { add_bos_token: Some(false) }, row);
+        Ok(())
+    }
+
+    /// Sequences in other orders, whose rows differ in their order as others do in their seed.
+    fn orders(&mut self, seed: u64) -> Result<(), String> {
+        const QUESTION: &str = "Order of the rounds: the given one reversed and others drawn, ± over the orders";
+        for (order, rounds) in orders(&self.rounds, self.config.orders).into_iter().enumerate() {
+            for (tuning, method) in [(Tuning::Lora, "LoRA"), (Tuning::Full, "FFT")] {
+                let mut sequence = self.config_of(tuning, seed)?;
+                sequence.rounds.clone_from(&rounds);
+                let (id, number) = (format!("order-{}-{}.seed{seed}", slug(method), order + 1), order as u64 + 1);
+                let row = Row {
+                    question: Some(QUESTION),
+                    ..Row::of(&format!("{method} (other orders)"), RowKind::Sequence, number)
+                };
+                self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row);
+            }
+        }
         Ok(())
     }
 
@@ -388,6 +434,27 @@ impl<'a> Graph<'a> {
         self.add(&format!("question-{}", slug(method)), vec![0], Work::Rounds(Box::new(sequence)), row);
         Ok(())
     }
+}
+
+/// So many other orders of the rounds, as far as there are so many: the reversed one, then those drawn by their number.
+fn orders(rounds: &[RoundConfig], count: usize) -> Vec<Vec<RoundConfig>> {
+    const TRIES: u64 = 1000;
+    let reversed: Vec<RoundConfig> = rounds.iter().rev().cloned().collect();
+    let drawn = (0..TRIES).map(|number| {
+        let (mut rng, mut order) = (rng(number, "order"), rounds.to_vec());
+        (1..order.len()).rev().for_each(|i| order.swap(i, below(&mut rng, i + 1)));
+        order
+    });
+    let mut all: Vec<Vec<RoundConfig>> = Vec::new();
+    for order in std::iter::once(reversed).chain(drawn) {
+        if all.len() == count {
+            break;
+        }
+        if order != rounds && !all.contains(&order) {
+            all.push(order);
+        }
+    }
+    all
 }
 
 /// A value that comes up again, as a text.

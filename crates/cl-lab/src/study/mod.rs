@@ -6,11 +6,19 @@
 
 mod config;
 mod graph;
+mod mixtures;
+mod plan;
 mod results;
 mod run;
 mod tiny;
 mod work;
 
+/// The study of SmolLM2-135M on TRACE and GSM8K: `examples/configs/smol.toml`.
+pub const SMOL_STUDY: &str = include_str!("../../../../examples/configs/smol.toml");
+/// The paper's own comparison: `examples/configs/paper.toml`.
+pub const PAPER_STUDY: &str = include_str!("../../../../examples/configs/paper.toml");
+
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};
-pub use run::{StageError, StudyEvent, StudyOptions, StudyPlan, plan_study, run_study};
+pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, sketch_study};
+pub use run::{StageError, StudyEvent, StudyOptions, plan_study, run_study};
 pub use tiny::TinyConfig;

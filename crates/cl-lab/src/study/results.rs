@@ -39,6 +39,7 @@ pub(super) fn results(
                 // Of a sequence the whole of it, in its last row.
                 seconds: last.then_some(record.seconds),
                 bytes: last.then_some(record.bytes),
+                routing: record.routing.clone(),
             });
         }
     }
@@ -47,7 +48,7 @@ pub(super) fn results(
     let results = StudyResults {
         name: config.name.clone(),
         description: config.description.clone(),
-        model: config.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        model: config.base_name(),
         seeds: config.seeds.clone(),
         rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
         columns: columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric)).collect(),

@@ -9,6 +9,7 @@ use std::thread;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use cl_checkpoint::{Interrupt, refuse_overlap};
+use cl_data::{ChatTemplate, Dataset, Encoding};
 use cl_eval::{Column, Task, TaskGroup};
 use cl_report::StudyResults;
 use cl_torch::tch::Device;
@@ -16,11 +17,13 @@ use serde_json::{Value, json};
 
 use super::config::StudyConfig;
 use super::graph::{Stage, Work, stages};
+use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
-use crate::{Event, LabError, ModelRef, Observer, SequenceConfig};
+use crate::model_dir::open_model;
+use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// How a study is run.
 #[derive(Clone, Debug, Default)]
@@ -97,17 +100,6 @@ impl std::fmt::Display for StageError {
     }
 }
 
-/// What a study would do.
-#[derive(Clone, Debug)]
-pub struct StudyPlan {
-    /// Names of the stages in their order, and whether they are done.
-    pub stages: Vec<(String, bool)>,
-    /// Optimizer steps of the stages that are not done.
-    pub steps: u64,
-    /// Bytes of the base model's weights; a fully tuned model has as many.
-    pub model_bytes: u64,
-}
-
 /// Runs a study into `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
 /// Stages that earlier runs have finished for the same inputs stay as they are. If a stage fails, others that do not need it go
@@ -129,7 +121,7 @@ pub fn run_study(
     study.run(interrupt, observer)
 }
 
-/// Says what [`run_study`] would do, and does nothing.
+/// Says what [`run_study`] would do and what it would take, and does nothing.
 ///
 /// # Errors
 /// Returns an error if the configuration makes no sense, or model and data do not fit it.
@@ -137,17 +129,14 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     let study = Study::open(config, out, options)?;
     let interrupt = Interrupt::default();
     let site = study.site(&interrupt);
-    let wanted = (0..study.stages.len()).filter(|&place| study.wanted[place]);
-    let stages: Vec<(usize, bool)> = wanted.map(|place| (place, study.record(&site, place).is_some())).collect();
-    let mut steps = 0;
-    for (place, _) in stages.iter().filter(|(_, done)| !done) {
-        if let Work::Rounds(sequence) = &study.stages[*place].work {
-            steps += crate::check::total_steps(sequence)?;
-        }
-    }
-    let model_bytes = ModelRef::weight_bytes(&config.model)?;
-    let stages = stages.into_iter().map(|(place, done)| (study.stages[place].id.clone(), done)).collect();
-    Ok(StudyPlan { stages, steps, model_bytes })
+    let records: Vec<Option<Record>> = (0..study.stages.len()).map(|place| study.record(&site, place)).collect();
+    let (checkpoint, tokenizer) = open_model(&config.model)?;
+    let chat = ChatTemplate::from_dir(&config.model)?;
+    let max_length = study.sequence.train.max_length;
+    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: config.profile };
+    let longest = study.sequence.eval.max_length;
+    let sizes = StudySizes::of(checkpoint.config().clone(), &study.datasets, encoding, &study.tasks, longest)?;
+    plan(config, &study.stages, &study.wanted, &records, &sizes, options.keep_models)
 }
 
 /// Writes the configuration into the study's directory, which has to be empty or a study's. The directory is this process's as
@@ -194,6 +183,9 @@ struct Study<'a> {
     /// Everything that is scored, as a sequence.
     sequence: SequenceConfig,
     device: Device,
+    rounds: Vec<Round>,
+    /// Training data of each round.
+    datasets: Vec<Vec<Dataset>>,
     tasks: Vec<Box<dyn Task>>,
     /// The tasks of each column.
     scored: Vec<TaskGroup>,
@@ -226,12 +218,35 @@ impl<'a> Study<'a> {
         };
         let metrics = scored.iter().map(metric).collect();
         let columns = columns(&sequence, &rounds, &scored);
-        Ok(Study { config, out, options, stages, wanted, keys, sequence, device, tasks, scored, columns, metrics })
+        Ok(Study {
+            config,
+            out,
+            options,
+            stages,
+            wanted,
+            keys,
+            sequence,
+            device,
+            rounds,
+            datasets,
+            tasks,
+            scored,
+            columns,
+            metrics,
+        })
     }
 
     fn site<'s>(&'s self, interrupt: &'s Interrupt) -> Site<'s> {
-        let (config, out) = (&self.sequence, self.out);
-        Site { config, device: self.device, tasks: &self.tasks, columns: &self.scored, out, interrupt }
+        Site {
+            config: &self.sequence,
+            device: self.device,
+            tasks: &self.tasks,
+            columns: &self.scored,
+            rounds: &self.rounds,
+            datasets: &self.datasets,
+            out: self.out,
+            interrupt,
+        }
     }
 
     /// Makes the directory this study's; the lock lasts as long as the study runs.
@@ -328,7 +343,7 @@ impl<'a> Study<'a> {
             Some((site.artifact(stage)?, stage.id.clone()))
         });
         let (dirs, names) = made.unzip();
-        let inputs = Inputs { dirs, names };
+        let inputs = Inputs { dirs, names, experts: self.experts(stage) };
         let mut what = String::new();
         let observe: &mut Observer<'_> = &mut |event| match event {
             Event::Stage(name) => name.clone_into(&mut what),
@@ -346,6 +361,15 @@ impl<'a> Study<'a> {
         // What a stage tells step by step is no message of a study of hundreds.
         let quiet = tracing::subscriber::NoSubscriber::default();
         tracing::subscriber::with_default(quiet, || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe))
+    }
+
+    /// The rounds, from 0, of the models that a stage is made of, also of those that its mixture is made of.
+    fn experts(&self, stage: usize) -> Vec<usize> {
+        let of = |&need: &usize| match self.stages[need].row.round {
+            Some(round) => vec![round - 1],
+            None => self.experts(need),
+        };
+        self.stages[stage].needs.iter().flat_map(of).collect()
     }
 
     fn finish(&self, site: &Site<'_>, states: Vec<State>) -> Result<StudyResults, LabError> {
@@ -401,7 +425,7 @@ fn without_paths(work: &Work) -> Value {
 }
 
 /// The stages whose names start with one of `only`, and what these need.
-fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
+pub(super) fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
     let mut wanted: Vec<bool> =
         stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
     if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {

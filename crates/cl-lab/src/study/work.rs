@@ -4,6 +4,7 @@
 //! stages/<id>/stage.json       key, scores, seconds, bytes; written last
 //! stages/<id>/run/            of a sequence, as `cl sequence` lays it out
 //! stages/<id>/adapter, model, mixture    of a merge or a mixture
+//! stages/<id>/run/            of trained routers, as `cl moe train-router` lays it out
 //! stages/<id>/scores/          predictions of everything else than a sequence
 //! ```
 
@@ -11,22 +12,21 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
-use cl_checkpoint::{Interrupt, OutputDir};
+use cl_checkpoint::{HubSnapshot, Interrupt, OutputDir};
+use cl_data::Dataset;
 use cl_eval::{Task, TaskGroup};
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
-use cl_moe::{
-    BlendConfig, BlendExpert, BlendPlan, ExpertConfig, ExpertStorage, MixConfig, MixModule, MixOptions, blend, mix,
-};
+use cl_report::Routing;
 use cl_torch::tch::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::graph::{Combination, Stage, Work};
-use crate::model_dir::{mixture_error, verify};
+use crate::model_dir::verify;
 use crate::output::discard;
-use crate::sequence::{cells, run_sequence_on};
-use crate::{EvalConfig, LabError, LoadedModel, Observer, SequenceConfig, score_model, write_scores};
+use crate::sequence::{Scoring, cells, run_sequence_on};
+use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
 /// What a finished stage left, besides its models: `stage.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub(super) struct Record {
     pub(super) seconds: f64,
     /// Bytes of the weights that it stored.
     pub(super) bytes: u64,
+    /// Of a mixture: what its routers do with the rounds' data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) routing: Option<Routing>,
 }
 
 /// Scores by column.
@@ -59,6 +62,8 @@ pub(super) struct Inputs {
     pub(super) dirs: Vec<PathBuf>,
     /// The stages' names. Random masks follow from them, so that a study gives the same in any place.
     pub(super) names: Vec<String>,
+    /// Of a mixture: the round of each expert, from 0.
+    pub(super) experts: Vec<usize>,
 }
 
 /// What every stage shares.
@@ -70,6 +75,9 @@ pub(super) struct Site<'a> {
     pub(super) tasks: &'a [Box<dyn Task>],
     /// The tasks of each column.
     pub(super) columns: &'a [TaskGroup],
+    pub(super) rounds: &'a [Round],
+    /// Training data of each round.
+    pub(super) datasets: &'a [Vec<Dataset>],
     /// The study's directory.
     pub(super) out: &'a Path,
     pub(super) interrupt: &'a Interrupt,
@@ -81,12 +89,18 @@ impl Site<'_> {
         self.out.join("stages").join(&stage.id)
     }
 
-    /// What other stages are made of: the adapter of LoRA, or the model.
+    /// What other stages are made of: the adapter of LoRA, the model, or the mixture.
     pub(super) fn artifact(&self, stage: &Stage) -> Option<PathBuf> {
-        let Work::Rounds(config) = &stage.work else { return None };
-        let part = if config.train.lora.is_some() { "adapter" } else { "model" };
-        let last = config.rounds.last()?;
-        Some(self.dir(stage).join(format!("run/rounds/{}-{}/{part}", config.rounds.len(), last.name)))
+        let part = match &stage.work {
+            Work::Rounds(config) => {
+                let part = if config.train.lora.is_some() { "adapter" } else { "model" };
+                format!("run/rounds/{}-{}/{part}", config.rounds.len(), config.rounds.last()?.name)
+            }
+            Work::Blend(_) => "mixture".to_owned(),
+            Work::Mix { .. } => "model".to_owned(),
+            Work::Base { .. } | Work::Adapters(_) | Work::Average | Work::Routers { .. } => return None,
+        };
+        Some(self.dir(stage).join(part))
     }
 
     /// Does a stage and records it.
@@ -101,88 +115,88 @@ impl Site<'_> {
         std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
         self.begin(&dir, key)?;
         let (base, eval) = (&self.config.model, &self.config.eval);
-        let (rows, bytes) = match &stage.work {
+        let (rows, routing) = match &stage.work {
             Work::Base { add_bos_token } => {
                 let mut eval = eval.clone();
                 if let Some(add) = add_bos_token {
                     (eval.add_bos_token, eval.lm_eval_add_bos_token) = (Some(*add), Some(*add));
                 }
-                (self.score(&eval, base, None, &dir, observer)?, 0)
+                (self.score(&self.load(base, None)?, &eval, &dir, observer)?, None)
             }
             Work::Rounds(config) => {
                 let scored = self.out.join("stages/base");
-                let report = run_sequence_on(config, &dir.join("run"), true, Some(&scored), self.interrupt, observer)?;
+                // A side question is about where a sequence ends.
+                let scoring = Scoring { base: Some(&scored), last_only: stage.row.question.is_some() };
+                let report = run_sequence_on(config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
                 let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);
                 let rows = rows.map(|(scores, standard_errors)| ScoredRow { scores, standard_errors });
-                (rows.collect(), stored(&dir))
+                (rows.collect(), None)
             }
             Work::Adapters(combination) => {
                 let adapter = dir.join("adapter");
                 if !stands(&adapter)? {
                     combine(&inputs.dirs, &adapter, &combination.options(inputs, base, self.interrupt))?;
                 }
-                (self.score(eval, base, Some(&adapter), &dir, observer)?, stored(&dir))
+                (self.score(&self.load(base, Some(&adapter))?, eval, &dir, observer)?, None)
             }
             Work::Average => {
                 let model = dir.join("model");
                 if !stands(&model)? {
                     self.average(&inputs.dirs, &model)?;
                 }
-                (self.score(eval, &model, None, &dir, observer)?, stored(&dir))
+                (self.score(&self.load(&model, None)?, eval, &dir, observer)?, None)
             }
             Work::Blend(router) => {
                 let mixture = dir.join("mixture");
                 if !stands(&mixture)? {
-                    let experts = inputs.dirs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
-                    let base_model = base.clone();
-                    let config = BlendConfig { base_model, num_experts_per_tok: None, router: router.clone(), experts };
-                    let plan = BlendPlan::new(&config, false).map_err(mixture_error(&mixture))?;
-                    blend(&plan, &mixture, false, self.interrupt).map_err(mixture_error(&mixture))?;
+                    self.blend(router, inputs, &mixture)?;
                 }
-                (self.score(eval, base, Some(&mixture), &dir, observer)?, stored(&dir))
+                self.score_mixture(self.load(base, Some(&mixture))?, inputs, &dir, observer)?
             }
-            Work::Mix { router, num_experts_per_tok } => {
+            Work::Mix { router, num_experts_per_tok, prompts } => {
                 let model = dir.join("model");
                 if !stands(&model)? {
-                    let expert = |model: &PathBuf| ExpertConfig {
-                        model: model.clone(),
-                        positive_prompts: Vec::new(),
-                        negative_prompts: Vec::new(),
-                    };
-                    let config = MixConfig {
-                        expert_storage: ExpertStorage::Full,
-                        base_model: base.clone(),
-                        num_experts_per_tok: *num_experts_per_tok,
-                        dtype: None,
-                        modules: vec![MixModule::Mlp],
-                        layers: None,
-                        shared_expert: None,
-                        router: router.clone(),
-                        experts: inputs.dirs.iter().map(expert).collect(),
-                    };
-                    let plan = cl_moe::Plan::new(&config).map_err(mixture_error(&model))?;
-                    let options = MixOptions { interrupt: self.interrupt.clone(), ..MixOptions::default() };
-                    mix(&plan, &model, &options, &|_| ()).map_err(mixture_error(&model))?;
+                    self.mix(router, *num_experts_per_tok, *prompts, inputs, &model)?;
                 }
-                (self.score(eval, &model, None, &dir, observer)?, stored(&dir))
+                self.score_mixture(self.load(&model, None)?, inputs, &dir, observer)?
+            }
+            Work::Routers { train, seed, limit } => {
+                let loaded = self.train_routers(train, *seed, *limit, inputs, &dir.join("run"), observer)?;
+                self.score_mixture(loaded, inputs, &dir, observer)?
             }
         };
-        let record = Record { key: key.to_owned(), rows, seconds: started.elapsed().as_secs_f64(), bytes };
+        let bytes = if matches!(stage.work, Work::Base { .. }) { 0 } else { stored(&dir) };
+        let record = Record { key: key.to_owned(), rows, seconds: started.elapsed().as_secs_f64(), bytes, routing };
         write_file(&dir.join("stage.json"), json!(record).to_string().as_bytes())?;
         Ok(record)
     }
 
-    /// Scores a model, alone or with an adapter or mixture, on all of the study's tasks.
+    /// A model, alone or with an adapter or mixture.
+    pub(super) fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<LoadedModel, LabError> {
+        LoadedModel::open(model, adapter, self.config.eval.precision, self.device)
+    }
+
+    /// Scores a mixture, and looks at what its routers do.
+    fn score_mixture(
+        &self,
+        mut loaded: LoadedModel,
+        inputs: &Inputs,
+        dir: &Path,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Vec<ScoredRow>, Option<Routing>), LabError> {
+        let rows = self.score(&loaded, &self.config.eval, dir, observer)?;
+        Ok((rows, Some(self.routing(&mut loaded, inputs)?)))
+    }
+
+    /// Scores a model on all of the study's tasks.
     fn score(
         &self,
+        loaded: &LoadedModel,
         eval: &EvalConfig,
-        model: &Path,
-        adapter: Option<&Path>,
         dir: &Path,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<ScoredRow>, LabError> {
-        let loaded = LoadedModel::open(model, adapter, eval.precision, self.device)?;
-        let scores = score_model(&loaded, self.tasks, eval, &dir.join("scores"), observer)?;
+        let scores = score_model(loaded, self.tasks, eval, &dir.join("scores"), observer)?;
         write_scores(&dir.join("scores.json"), &scores)?;
         let (scores, standard_errors) = cells(self.columns, &scores)?;
         Ok(vec![ScoredRow { scores, standard_errors }])
@@ -192,7 +206,7 @@ impl Site<'_> {
     /// an unfinished sequence names; anything else is removed.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
-        let key = format!("{key}\n{}\n{}\n", self.config.model.display(), self.config.data.display());
+        let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
         if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
             return Ok(());
         }
@@ -205,7 +219,7 @@ impl Site<'_> {
         let text = |e: toml::ser::Error| LabError::Config { path: out.to_owned(), message: e.to_string() };
         let recipe = toml::to_string(&average_recipe(models)).map_err(text)?;
         let file =
-            MergeFile::from_toml(&recipe).map_err(|message| LabError::Config { path: out.to_owned(), message })?;
+            MergeFile::from_toml(&recipe).map_err(|source| cl_merge::Error::Config { path: out.to_owned(), source })?;
         let plan = Plan::new(&file.stages[0])?;
         let options = MergeOptions { threads: 1, interrupt: self.interrupt.clone(), ..MergeOptions::default() };
         merge(&plan, out, &options, &|_bytes| ())?;
@@ -248,7 +262,7 @@ fn average_recipe(models: &[PathBuf]) -> serde_json::Value {
 }
 
 /// Whether a directory was finished by an earlier process; what one that was killed left of it is removed.
-fn stands(dir: &Path) -> Result<bool, LabError> {
+pub(super) fn stands(dir: &Path) -> Result<bool, LabError> {
     OutputDir::clean_up(dir)?;
     if dir.join("manifest.json").exists() {
         verify(dir)?;
@@ -267,12 +281,17 @@ fn stored(dir: &Path) -> u64 {
     [size("adapter") + size("mixture"), size("model")].into_iter().find(|bytes| *bytes > 0).unwrap_or(0)
 }
 
-/// The directories of this name in a stage's directory and its rounds.
+/// The directories of this name in a stage's directory, its run and its rounds.
 fn weights_in(dir: &Path, name: &str) -> Vec<PathBuf> {
     let rounds = std::fs::read_dir(dir.join("run/rounds")).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut rounds: Vec<PathBuf> = rounds.collect();
     rounds.sort();
-    rounds.into_iter().chain([dir.to_owned()]).map(|parent| parent.join(name)).filter(|dir| dir.is_dir()).collect()
+    rounds
+        .into_iter()
+        .chain([dir.to_owned(), dir.join("run")])
+        .map(|parent| parent.join(name))
+        .filter(|dir| dir.is_dir())
+        .collect()
 }
 
 /// Hash of what a study's tasks ask and expect.

@@ -3,7 +3,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cl_checkpoint::Interrupt;
-use cl_lab::{LabError, StudyConfig, StudyEvent, StudyOptions, TinyConfig, plan_study, read_study, run_study};
+use cl_lab::{
+    LabError, StudyConfig, StudyEvent, StudyOptions, StudySizes, TinyConfig, plan_study, read_study, run_study,
+    sketch_study,
+};
 use cl_torch::tch::Kind;
 
 use crate::world::{World, silent};
@@ -34,6 +37,7 @@ fn some() -> StudyOptions {
         "merge-dare-ties-2",
         "merge-dare-ties-delta-2",
         "blend-a",
+        "blend-trained",
         "mix-7",
     ];
     let jobs = std::num::NonZero::new(2);
@@ -117,28 +121,28 @@ fn a_change_makes_only_what_it_concerns_again() {
     assert_eq!(results(out), before, "a call for one stage forgets nothing of the others");
     config.full.insert("learning_rate".to_owned(), 2e-3.into());
     let left: Vec<String> =
-        plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.1).map(|s| s.0).collect();
+        plan_study(&config, out, &some()).unwrap().stages.into_iter().filter(|s| !s.done).map(|s| s.name).collect();
     assert!(left.iter().all(|name| !name.contains("lora") && !name.contains("ties") && name != "base"), "{left:?}");
     assert!(left.iter().any(|name| name == "mix-7.seed1") && left.iter().any(|name| name == "sequence-fft.seed1"));
     done(&config).unwrap();
     assert_ne!(results(out), before);
     // How models are scored concerns everything, merges and the base as well.
     config.eval.add_bos_token = Some(false);
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
     config.eval.add_bos_token = None;
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| *done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| stage.done));
     // An edited test row changes what everything is scored on.
     let rows = out.join("data/tone/test.json");
     let text = std::fs::read_to_string(&rows).unwrap();
     std::fs::write(&rows, text.replacen(" is ", " was ", 1)).unwrap();
-    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|(_, done)| !done));
+    assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
 }
 
 /// A study of one's own tasks, written by hand.
 fn own(world: &World, more: &str) -> StudyConfig {
     let text = format!(
         "name = 'mine'\nmodel = '{}'\ndata = '{}'\ntasks = ['first', 'mood', 'largest']\nseeds = [3, 4]\n{more}\n\
-         [train]\nepochs = 1\n[lora]\nlearning_rate = 1e-2\nlora = {{ r = 2 }}\n[eval]\nmax_new_tokens = 2\n",
+         [train]\nepochs = 1\n[lora]\nlearning_rate = 1e-2\nlora = {{ r = 2 }}\n[router]\nlearning_rate = 1e-2\n[eval]\nmax_new_tokens = 2\n",
         world.path("model").display(),
         world.path("data").display()
     );
@@ -155,10 +159,33 @@ fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
     let count = |method: &str| results.rows.iter().filter(|row| row.method == method).count();
     // Two seeds; a sequence has a row for each round, and the parts of merges and mixtures have one.
     for (method, rows) in
-        [("base", 1), ("LoRA", 2 * (3 + 3)), ("Joint-FFT", 2), ("TIES", 2), ("MoE-FFT", 4), ("LoRA-Rep", 0)]
+        [("base", 1), ("LoRA", 2 * (3 + 3)), ("Joint-FFT", 2), ("TIES", 2), ("MoE-FFT (trained)", 4), ("LoRA-Rep", 0)]
     {
         assert_eq!(count(method), rows, "{method}");
     }
+    // Mixtures of two and of three fully tuned models, and one of the adapters, each with what its routers do.
+    for (method, experts) in [
+        ("MoE-LoRA (untrained)", ["first", "mood", "largest"].as_slice()),
+        ("MoE-LoRA (trained)", &["first", "mood", "largest"]),
+        ("MoE-FFT (untrained)", &["first", "mood"]),
+        ("MoE-FFT (prototypes)", &["first", "mood"]),
+        ("MoE-FFT (trained)", &["first", "mood"]),
+    ] {
+        let row = results.rows.iter().find(|row| row.method == method).unwrap();
+        let routing = row.routing.as_ref().unwrap();
+        assert_eq!(routing.experts, experts, "{method}");
+        assert_eq!(routing.tasks.iter().map(|t| t.task.as_str()).collect::<Vec<_>>(), ["first", "mood", "largest"]);
+        for task in &routing.tasks {
+            assert!((task.shares.iter().sum::<f64>() - 1.0).abs() < 1e-4, "{method}: {task:?}");
+        }
+    }
+    // Routers that are not trained send tokens elsewhere than those made from them.
+    let shares = |method: &str| {
+        let row = results.rows.iter().find(|row| row.method == method && row.members == Some(2)).unwrap();
+        row.routing.clone().unwrap().tasks
+    };
+    assert_ne!(shares("MoE-FFT (untrained)"), shares("MoE-FFT (prototypes)"));
+    assert_ne!(shares("MoE-FFT (prototypes)"), shares("MoE-FFT (trained)"));
     assert_eq!(results.columns.iter().map(|c| c.round).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
     results.check().unwrap();
     let matrix: cl_eval::ScoreMatrix =
@@ -178,6 +205,77 @@ fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
     assert_eq!(
         again.rows.iter().map(|r| &r.scores).collect::<Vec<_>>(),
         results.rows.iter().map(|r| &r.scores).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn questions_are_scored_where_they_end_and_orders_differ() {
+    let world = World::new(Kind::Float);
+    let config = own(&world, "compare = ['questions']\norders = 3");
+    let out = world.path("study");
+    let only = StudyOptions { only: vec!["order-lora".to_owned()], ..StudyOptions::default() };
+    let results = run_study(&config, &out, &only, &Interrupt::default(), &mut ignore).unwrap();
+    let rows: Vec<_> = results.rows.iter().filter(|row| row.method == "LoRA (other orders)").collect();
+    assert_eq!(
+        rows.iter().map(|r| (r.seed, r.round, r.main)).collect::<Vec<_>>(),
+        [1, 2, 3].map(|n| (n, Some(3), false))
+    );
+    let mut orders = vec![vec!["first".to_owned(), "mood".to_owned(), "largest".to_owned()]];
+    for number in 1..=3 {
+        let run = out.join(format!("stages/order-lora-{number}.seed3/run"));
+        let mut rounds: Vec<(String, bool)> = std::fs::read_dir(run.join("rounds"))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), p.join("scores.json").exists()))
+            .collect();
+        rounds.sort();
+        assert_eq!(rounds.iter().map(|r| r.1).collect::<Vec<_>>(), [true, false, false, true], "{rounds:?}");
+        let names = rounds[1..].iter().map(|r| r.0.split_once('-').unwrap().1.to_owned()).collect::<Vec<String>>();
+        assert!(!orders.contains(&names), "{names:?}");
+        orders.push(names);
+    }
+    assert_eq!(orders[1], ["largest", "mood", "first"]);
+}
+
+#[test]
+fn a_plan_says_what_stages_take_and_measures_by_what_is_done() {
+    let world = World::new(Kind::Float);
+    let config = own(&world, "compare = ['sequence', 'merge']");
+    let out = world.path("study");
+    let rows = |task: &str| {
+        let text = std::fs::read_to_string(world.path("data").join(task).join("train.json")).unwrap();
+        serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap().len() as u64
+    };
+    let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
+    let stage = |name: &str| plan.stages.iter().find(|stage| stage.name == name).unwrap();
+    let steps: u64 = ["first", "mood", "largest"].map(|task| rows(task).div_ceil(4)).iter().sum();
+    let (sequence, base) = (stage("sequence-lora.seed3"), stage("base"));
+    assert_eq!((sequence.steps, base.steps, base.train_tokens), (steps, 0, 0));
+    assert_eq!(sequence.scored_tokens, 3 * base.scored_tokens);
+    assert!(sequence.train_tokens > steps && base.scored_tokens > 0 && sequence.seconds > base.seconds);
+    assert!(stage("sequence-fft.seed3").memory > sequence.memory && plan.peak_bytes > plan.kept_bytes);
+    assert!(plan.rates[0].contains("assumed") && plan.rates.len() == 1);
+    let only = StudyOptions { only: vec!["sequence-lora.seed3".to_owned()], ..StudyOptions::default() };
+    run_study(&config, &out, &only, &Interrupt::default(), &mut ignore).unwrap();
+    let later = plan_study(&config, &out, &StudyOptions::default()).unwrap();
+    assert!(later.rates[1].contains("measured: scoring") && later.rates.len() >= 2, "{:?}", later.rates);
+    assert_eq!(later.stages.iter().filter(|stage| stage.done).count(), 2);
+}
+
+#[test]
+fn the_papers_study_is_planned_without_model_and_data() {
+    let config = read_study("paper.toml".as_ref(), cl_lab::PAPER_STUDY, &[]).unwrap();
+    let plan = sketch_study(&config, &StudySizes::of_paper(), &StudyOptions::default()).unwrap();
+    let steps = |name: &str| plan.stages.iter().find(|stage| stage.name == name).unwrap().steps;
+    // 39 steps an epoch and 20 epochs of 5,000 rows; 3,085 and 6 of 395,000.
+    for (round, name) in ["c-stance", "fomc", "meetingbank", "py150", "scienceqa", "20minuten"].iter().enumerate() {
+        assert_eq!(steps(&format!("one-fft-{}-{name}.seed42", round + 1)), 780, "{name}");
+    }
+    assert_eq!(steps("sequence-lora.seed42"), 6 * 780 + 6 * 3085);
+    // 2,765,000 rows an epoch in steps of 128.
+    assert_eq!(steps("joint-lora.seed42"), 21_601);
+    assert!(
+        plan.stages.iter().all(|stage| !stage.done) && plan.stages.iter().any(|stage| stage.name == "mix-4.seed42")
     );
 }
 

@@ -8,7 +8,7 @@ mod scatter;
 
 use crate::format::Format;
 use crate::paper::{MODEL, Paper};
-use crate::results::RowKind;
+use crate::results::{Routing, RowKind, TaskRouting};
 use crate::section::{Section, source};
 use crate::study::{GainOf, Model, Span, Study, Value};
 use crate::svg::Canvas;
@@ -77,6 +77,7 @@ pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, Figure)> {
         (Section::Beyond, builder.curves()),
         (Section::Beyond, builder.matrices()),
         (Section::Beyond, builder.cost()),
+        (Section::SemiCooperative, builder.routing()),
     ];
     // Outside the paper's study nobody misses its figures, nor those beyond it anywhere.
     let papers = papers.into_iter().filter(|(_, f)| study.has_paper() || f.chart.is_some());
@@ -451,6 +452,46 @@ impl<'r> Builder<'_, 'r> {
              alone, without the models it is made of.",
             chart,
             &models,
+        )
+    }
+
+    /// What the routers of mixtures do, with the first seed.
+    fn routing(&self) -> Figure {
+        let study = self.study;
+        let mixtures: Vec<&Model<'r>> =
+            study.models.iter().filter(|m| m.kind == RowKind::MixtureOfExperts && m.main).collect();
+        let routed = |m: &&Model<'r>| Some((m.method, m.members, m.rows.first()?.routing.as_ref()?));
+        let rounds = &study.results.rounds;
+        let number =
+            |name: &String| rounds.iter().position(|r| r == name).map_or(name.clone(), |r| (r + 1).to_string());
+        let grid = |(method, members, routing): (&str, Option<usize>, &'r Routing)| {
+            let row = |task: &'r TaskRouting| {
+                let cells = routing.experts.iter().zip(&task.shares).map(|(expert, &share)| HeatCell {
+                    text: format!("{:.0}", 100.0 * share),
+                    tone: Some(share.clamp(0.0, 1.0)),
+                    tip: format!("{method}, data of {}, expert of {expert}: {:.1} %", task.task, 100.0 * share),
+                    framed: task.task == *expert,
+                });
+                (task.task.clone(), cells.collect())
+            };
+            let title = match members.filter(|&m| m < rounds.len()) {
+                Some(members) => format!("{method}, {members} of {}", rounds.len()),
+                None => method.to_owned(),
+            };
+            Grid {
+                title,
+                columns: routing.experts.iter().map(number).collect(),
+                rows: routing.tasks.iter().map(row).collect(),
+            }
+        };
+        let grids: Vec<Grid> = mixtures.iter().filter_map(routed).map(grid).collect();
+        let legend = "share of a token’s gates, from 0 to 100 %".to_owned();
+        let chart = (!grids.is_empty()).then_some(Chart::Heat(Heat { grids, legend, lowest: 0.0 }));
+        self.figure(
+            "Routing",
+            "Share of a token’s gates in percent that each expert gets (columns, by the round that it learned), by the round whose data is              read (rows): mean over tokens and all routers, first seed. A frame marks a round’s own expert. Trained routers have seen              the data of all rounds, the others none but what their experts learned.",
+            chart,
+            &mixtures,
         )
     }
 

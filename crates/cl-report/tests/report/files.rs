@@ -22,13 +22,18 @@ fn everything_is_written_and_nothing_is_loaded() {
         assert!(!page.contains(outside), "the page loads `{outside}`");
     }
     assert_eq!(written.page, out.join("index.html"));
-    assert_eq!(written.figures, 14, "the paper's ten and four more");
-    for figure in 1..=14 {
+    assert_eq!(written.figures, 15, "the paper's ten and five more");
+    for figure in 1..=15 {
         let svg = text(&out, &format!("figures/figure-{figure}.svg"));
         assert!(svg.starts_with("<svg xmlns") && svg.contains("prefers-color-scheme: dark"));
         let png = fs::read(out.join(format!("figures/figure-{figure}.png"))).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
         assert!(page.contains(&format!("id=\"figure-{figure}\"")));
+    }
+    let routing = text(&out, "figures/figure-15.svg");
+    // A round's own expert among four, and another's: half and an eighth, an eighth; among seven 57 % and 7 %.
+    for part in ["LoRA MoE", "FFT MoE, 4 of 7", ">63<", ">13<", ">57<", ">7<"] {
+        assert!(routing.contains(part), "{part}");
     }
     for table in 1..=written.tables - 1 {
         assert!(page.contains(&format!("id=\"table-{table}\"")));

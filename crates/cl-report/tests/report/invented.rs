@@ -1,7 +1,7 @@
 //! A study that nobody ran, with every kind of model, three seeds, missing cells and hostile names.
 
 use cl_eval::Group;
-use cl_report::{Column, ResultRow, RowKind, StudyResults};
+use cl_report::{Column, ResultRow, Routing, RowKind, StudyResults, TaskRouting};
 
 pub const HOSTILE: &str = "<script>alert(1)</script> & \"DARE\" | \\%_$";
 
@@ -180,6 +180,7 @@ impl Maker {
             standard_errors: errors,
             seconds: (kind != RowKind::Base).then_some(seconds),
             bytes: (kind != RowKind::Base).then_some(bytes),
+            routing: None,
         });
     }
 
@@ -187,6 +188,17 @@ impl Maker {
         self.push(seed, method, kind, None, fate, "", 40.0);
         let row = self.results.rows.last_mut().unwrap();
         row.members = Some(members);
+        if kind == RowKind::MixtureOfExperts {
+            let experts: Vec<String> = ROUNDS[ROUNDS.len() - members..].iter().map(|r| (*r).to_owned()).collect();
+            // Half of a token's gates to the round's own expert, the rest to all.
+            let shares = |task: &str| {
+                let own = experts.iter().any(|e| e == task);
+                let rest = if own { 0.5 } else { 1.0 } / members as f64;
+                experts.iter().map(|e| rest + if e == task { 0.5 } else { 0.0 }).collect()
+            };
+            let tasks = ROUNDS.iter().map(|task| TaskRouting { task: (*task).to_owned(), shares: shares(task) });
+            row.routing = Some(Routing { tasks: tasks.collect(), experts });
+        }
         row.stage += &format!("-{members}");
     }
 

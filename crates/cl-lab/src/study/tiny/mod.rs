@@ -102,6 +102,7 @@ impl TinyConfig {
                 "A Llama of two layers and seven tasks made from seeds, in the place of the paper's model and data."
                     .to_owned(),
             model: out.join("base/model"),
+            model_name: format!("Llama of two layers, width {}", self.hidden_size),
             data: data.clone(),
             tasks: Vec::new(),
             rounds: rounds.collect(),
@@ -113,6 +114,9 @@ impl TinyConfig {
             train: table(&format!("epochs = {}\nmicro_batch_size = 16\nsave_steps = 200", self.epochs)),
             lora: table("learning_rate = 4e-3\n[lora]\nr = 8"),
             full: table("learning_rate = 1e-3"),
+            router: table("learning_rate = 4e-3\nmax_steps = 60"),
+            // Those in the place of the paper's four.
+            experts: ["minutes", "code", "science", "math"].map(str::to_owned).to_vec(),
             joint: table(&format!("epochs = {math_epochs}")),
             eval: EvalConfig {
                 old: FACTS.iter().map(|(name, ..)| format!("{name}.jsonl")).collect(),

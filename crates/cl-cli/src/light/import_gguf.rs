@@ -1,3 +1,5 @@
+//! `cl import-gguf`.
+
 use std::io::Write;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+//! `cl paper-tables`.
+
 use std::io::Write;
 
 use anyhow::Result;

@@ -1,3 +1,5 @@
+//! `cl report`.
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -37,7 +39,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
 }
 
 /// Prints the paper's claims with their verdicts, and where the report is.
-pub(super) fn print(written: &Written, out: &mut impl Write) -> Result<()> {
+pub fn print(written: &Written, out: &mut impl Write) -> Result<()> {
     for finding in written.findings.iter().filter(|f| f.verdict != Verdict::NotRun) {
         let numbers = match (finding.estimate, finding.interval) {
             (Some(value), Some((low, high))) => format!(" {value:+.4} ({low:+.4} to {high:+.4}), {}", finding.method),

@@ -1,0 +1,43 @@
+//! Arguments of `cl chat`.
+
+use std::path::PathBuf;
+
+use cl_checkpoint::Precision;
+use cl_hub::HubArgs;
+
+use super::decoding::DecodingArgs;
+
+/// Arguments of `cl chat`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Each line is a message. Commands: /reset starts a new conversation, /system TEXT changes the system \
+    message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
+)]
+pub struct Args {
+    /// Model directory, or a name of the hub with --hub.
+    pub model: PathBuf,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// PEFT adapter directory; may be repeated, the updates are added.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
+    /// System message.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Chat template (Jinja) instead of the model's.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Maximum number of new tokens of a reply.
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+    /// Decoding.
+    #[command(flatten)]
+    pub decoding: DecodingArgs,
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    pub precision: Precision,
+    /// Device: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}

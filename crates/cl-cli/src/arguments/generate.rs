@@ -1,0 +1,47 @@
+//! Arguments of `cl generate`.
+
+use std::path::PathBuf;
+
+use cl_checkpoint::Precision;
+use cl_eval::DEFAULT_BATCH_SEQUENCES;
+use cl_hub::HubArgs;
+
+use super::decoding::DecodingArgs;
+use super::prompts::PromptArgs;
+
+/// Arguments of `cl generate`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model directory, or a name of the hub with --hub.
+    pub model: PathBuf,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// The prompts.
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// Output file for --prompts, written when all are done.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub out: Option<PathBuf>,
+    /// PEFT adapter directory; may be repeated, the updates are added.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
+    /// Maximum number of new tokens.
+    #[arg(long, default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Decoding.
+    #[command(flatten)]
+    pub decoding: DecodingArgs,
+    /// Maximum number of prompts per batch.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SEQUENCES)]
+    pub batch_sequences: usize,
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    pub precision: Precision,
+    /// Device: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print token ids instead of text.
+    #[arg(long, conflicts_with = "prompts")]
+    pub ids: bool,
+}

@@ -1,0 +1,123 @@
+//! The command line of `cl`: every command with its arguments. Light commands have theirs beside what they do.
+
+pub mod chat;
+pub mod check;
+pub mod decoding;
+pub mod eval;
+pub mod generate;
+pub mod moe;
+pub mod prompts;
+pub mod reproduce;
+pub mod sequence;
+pub mod study;
+pub mod train;
+
+use cl_checkpoint::Precision;
+use cl_checkpoint::logging::LogArgs;
+use cl_data::Profile;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::de::DeserializeOwned;
+use serde::de::value::StrDeserializer;
+
+use crate::light::{data, import_gguf, paper_tables, publish, report, shell};
+
+/// Add knowledge to a language model round after round, and measure what it retains.
+///
+/// A model is a Hugging Face directory (config.json, model.safetensors, tokenizer.json).
+/// Progress goes to stderr, results to files, a summary to stdout.
+#[derive(clap::Parser)]
+#[command(
+    name = "cl",
+    bin_name = "cl",
+    version,
+    after_help = "Examples:\n  cl generate MODEL --prompt \"The capital of France is\"\n  \
+    cl check CONFIG        check a configuration without running it\n  \
+    cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nExample configurations: examples/configs/"
+)]
+pub struct Cli {
+    /// Number of threads for training and evaluation, as in `cl --threads 2 train` [default: number of cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// What is written to stderr.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Convert a GGUF file to a Hugging Face model directory.
+    ImportGguf(import_gguf::Args),
+    /// Generate text from prompts, by greedy decoding or sampling.
+    Generate(generate::Args),
+    /// Chat with a model.
+    Chat(chat::Args),
+    /// Fine-tune a model: LoRA, or all weights.
+    Train(train::Args),
+    /// Fine-tune a model on several tasks in sequence, and evaluate it on all of them after each round.
+    Sequence(sequence::Args),
+    /// Evaluate a model on tasks, or compare two evaluations.
+    Eval(eval::EvalArgs),
+    /// Recompute scores from predictions files, without a model.
+    Score(cl_eval::cli::ScoreArgs),
+    /// Print one table of several runs: methods by tasks, with averages and gains over the base.
+    Table(cl_eval::cli::TableArgs),
+    /// Turn finished runs, or a study, into a report: a page, tables and figures.
+    Report(report::Args),
+    /// Merge, compare and verify models.
+    #[command(subcommand)]
+    Merge(cl_merge::cli::Command),
+    /// Combine, merge, extract, describe and compare LoRA adapters.
+    #[command(subcommand)]
+    Adapter(cl_merge::adapter::cli::AdapterCommand),
+    /// Create mixtures of experts from models or adapters, and train their routers.
+    #[command(subcommand)]
+    Moe(moe::Command),
+    /// Inspect training data.
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Check a configuration without running it, or all values of a model or adapter directory.
+    Check(check::Args),
+    /// Compare ways of learning the same rounds: sequences, replay, joint training, merges, mixtures, with several seeds.
+    Study(study::Args),
+    /// Reproduce the paper's tables and figures, with a small model and tasks made from seeds.
+    Reproduce(reproduce::Args),
+    /// Make a model or adapter ready for the Hugging Face hub, with a model card, and upload it.
+    Publish(publish::Args),
+    /// Recompute the averages, gains and BWT of the paper's tables from their cells.
+    PaperTables(paper_tables::Args),
+    /// Print shell completions.
+    Completions(shell::CompletionsArgs),
+    /// Print the man page, or write the man pages of all commands.
+    Man(shell::ManArgs),
+}
+
+impl Command {
+    /// Whether it decomposes matrices.
+    pub fn decomposes(&self) -> bool {
+        match self {
+            Command::Merge(command) => command.decomposes(),
+            Command::Adapter(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Parses a word as configuration files spell it.
+pub(crate) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let word = StrDeserializer::<serde::de::value::Error>::new(text);
+    T::deserialize(word).map_err(|e| e.to_string())
+}
+
+/// Parses `--precision`.
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(["f32", "bf16"]).try_map(|text| word(&text))
+}
+
+/// Parses `--profile`.
+fn profile() -> impl TypedValueParser<Value = Profile> {
+    PossibleValuesParser::new(["method", "paper"]).try_map(|text| word(&text))
+}

@@ -1,0 +1,24 @@
+//! Arguments of `cl train`.
+
+use std::path::PathBuf;
+
+use cl_hub::HubArgs;
+
+/// Arguments of `cl train`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Configuration (TOML): model, [data], [train.lora] or [train.full].
+    pub config: PathBuf,
+    /// Output directory, for log.jsonl, rows.json, adapter/ and model/.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Resume an unfinished run.
+    #[arg(long)]
+    pub resume: bool,
+}

@@ -1,0 +1,45 @@
+//! `cl-engine`: all of `cl`, with the commands that run a model.
+
+mod commands;
+mod progress;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cl_cli::Context;
+use cl_cli::light::ModelCommand;
+
+use crate::progress::AboveBars;
+
+fn main() -> ExitCode {
+    cl_cli::run(|log| log.init(|| AboveBars), run)
+}
+
+fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
+    let Context { threads, log, interrupt, out } = context;
+    // Before any other use of libtorch, which looks for CUDA only once.
+    cl_torch::load_cuda()?;
+    if let Some(threads) = threads {
+        cl_torch::set_threads(threads);
+    }
+    if computes(&command) {
+        cl_torch::watch_load();
+    }
+    match command {
+        ModelCommand::Generate(args) => commands::generate::run(args, interrupt, out),
+        ModelCommand::Chat(args) => commands::chat::run(args, interrupt, out),
+        ModelCommand::Train(args) => commands::train::run(&args, log, interrupt, out),
+        ModelCommand::Sequence(args) => commands::sequence::run(&args, log, interrupt, out),
+        ModelCommand::Eval(args) => commands::eval::run(args, log, interrupt, out),
+        ModelCommand::RouterStates(args) => commands::moe::states(&args, interrupt, out),
+        ModelCommand::TrainRouter(args) => commands::moe::train_router(&args, log, interrupt, out),
+        ModelCommand::Check(args) => commands::check::run(&args, interrupt, out),
+        ModelCommand::Study(args) => commands::study::run(&args, log, interrupt, out),
+        ModelCommand::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, out),
+    }
+}
+
+/// Whether libtorch's threads are busy all the time.
+fn computes(command: &ModelCommand) -> bool {
+    !matches!(command, ModelCommand::RouterStates(_) | ModelCommand::Check(_))
+}

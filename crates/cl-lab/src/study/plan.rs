@@ -1,0 +1,483 @@
+//! What a study would take: steps, tokens, time, space and memory of each stage, before anything runs.
+//!
+//! Everything here is arithmetic over sizes. They come from model and data where these are at hand, and else from what is known of
+//! the paper's.
+
+use cl_data::{Dataset, Encoding, Mixture, Profile};
+use cl_eval::{Request, Task};
+use cl_train::{Plan, Precision, States, TrainConfig};
+use serde_json::{Map, Value};
+
+use super::config::StudyConfig;
+use super::graph::{Stage, Work, stages};
+use super::run::wanted;
+use super::work::Record;
+use crate::{LabError, SequenceConfig, StudyOptions};
+
+/// What a study would do.
+#[derive(Clone, Debug)]
+pub struct StudyPlan {
+    /// The stages in their order.
+    pub stages: Vec<PlannedStage>,
+    /// Where times come from, a line for each kind of work.
+    pub rates: Vec<String>,
+    /// What is on disk when the study is over, in bytes.
+    pub kept_bytes: u64,
+    /// The most that is on disk at once, in bytes, one stage at a time.
+    pub peak_bytes: u64,
+}
+
+/// What a stage would take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedStage {
+    /// Its name.
+    pub name: String,
+    /// Whether it is done.
+    pub done: bool,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens that it trains on.
+    pub train_tokens: u64,
+    /// Tokens of the texts that it scores models on.
+    pub scored_tokens: u64,
+    /// About how long it takes; of a done stage how long it took.
+    pub seconds: f64,
+    /// Bytes on disk when it ends, models included that later stages need.
+    pub bytes: u64,
+    /// About the memory of its process at most, in bytes.
+    pub memory: u64,
+}
+
+/// What planning knows of model and data.
+#[derive(Clone, Debug)]
+pub struct StudySizes {
+    /// The model's `config.json`.
+    pub model: Map<String, Value>,
+    /// Data sets of each round.
+    pub rounds: Vec<Vec<SetSize>>,
+    /// Tokens of the texts that a model is scored on once, all tasks together.
+    pub scored_tokens: u64,
+}
+
+/// Size of a data set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SetSize {
+    /// Rows to train on.
+    pub rows: usize,
+    /// Tokens of a row as it is trained on, in the mean.
+    pub tokens: f64,
+}
+
+/// Rows whose mean length stands for all.
+const SAMPLE: usize = 200;
+/// Documents whose mean length stands for all of a task.
+const SAMPLED_DOCUMENTS: usize = 20;
+
+impl StudySizes {
+    /// Counts what there is.
+    pub(super) fn of(
+        model: Map<String, Value>,
+        datasets: &[Vec<Dataset>],
+        encoding: Encoding<'_>,
+        tasks: &[Box<dyn Task>],
+        longest: Option<usize>,
+    ) -> Result<StudySizes, LabError> {
+        let size = |set: &Dataset| {
+            let first = &set.examples[..set.examples.len().min(SAMPLE)];
+            let rows = encoding.examples(first).map_err(LabError::data(&set.path))?;
+            let tokens: usize = rows.iter().map(|row| row.input_ids.len()).sum();
+            Ok(SetSize { rows: set.examples.len(), tokens: tokens as f64 / rows.len().max(1) as f64 })
+        };
+        let rounds = datasets.iter().map(|sets| sets.iter().map(size).collect()).collect::<Result<_, LabError>>()?;
+        let count = |text: &str| encoding.tokenizer.encode(text, false).map_or(0, |ids| ids.len());
+        let cut = |tokens: usize| longest.map_or(tokens, |most| tokens.min(most));
+        let request = |task: &dyn Task, document: usize| match task.request(document) {
+            Request::Generate(request) => cut(count(&request.prompt) + request.max_new_tokens),
+            // Texts in front of several continuations are read once.
+            Request::Loglikelihood(all) => {
+                let context = all.first().map_or(0, |first| count(&first.context));
+                cut(context) + all.iter().map(|one| count(&one.continuation)).sum::<usize>()
+            }
+        };
+        let of_task = |task: &dyn Task| {
+            let sampled = task.len().min(SAMPLED_DOCUMENTS);
+            let tokens: usize = (0..sampled).map(|document| request(task, document)).sum();
+            (tokens as f64 / sampled.max(1) as f64 * task.len() as f64) as u64
+        };
+        Ok(StudySizes { model, rounds, scored_tokens: tasks.iter().map(|task| of_task(task.as_ref())).sum() })
+    }
+
+    /// Those of the paper: Llama-3-8B, 5,000 rows of each task of TRACE and the 395,000 of MetaMathQA. Numbers of rows and
+    /// documents are the paper's and its data sets'; lengths are means over samples of these data sets in SmolLM2's tokens, cut to
+    /// 1,024, and a guess of 270 for MetaMathQA.
+    pub fn of_paper() -> StudySizes {
+        let model = serde_json::json!({
+            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": false, "torch_dtype": "bfloat16"
+        });
+        let trace = [262.0, 80.0, 803.0, 455.0, 316.0, 858.0].map(|tokens| vec![SetSize { rows: 5000, tokens }]);
+        let math = vec![SetSize { rows: 395_000, tokens: 270.0 }];
+        // Documents and tokens of each, answers included: TRACE's six, GSM8K with 5 and with 8 examples, and the seven of old knowledge.
+        const TESTS: [(u64, u64); 15] = [
+            (2000, 315),
+            (496, 89),
+            (2000, 1753),
+            (2000, 1019),
+            (2000, 92),
+            (200, 1160),
+            (1319, 1295),
+            (1319, 1100),
+            (14_042, 115),
+            (1172, 58),
+            (1221, 69),
+            (10_042, 96),
+            (500, 28),
+            (1838, 57),
+            (1267, 44),
+        ];
+        let Value::Object(model) = model else { unreachable!("an object is written above") };
+        let scored_tokens = TESTS.iter().map(|(documents, tokens)| documents * tokens).sum();
+        StudySizes { model, rounds: trace.into_iter().chain([math]).collect(), scored_tokens }
+    }
+}
+
+/// A model of Llama's shape, which others come near.
+struct Shape {
+    hidden: u64,
+    intermediate: u64,
+    layers: u64,
+    /// Widths of queries, and of keys or values.
+    heads: (u64, u64),
+    vocabulary: u64,
+    tied: bool,
+    bytes_per_weight: u64,
+}
+
+impl Shape {
+    fn of(config: &Map<String, Value>) -> Shape {
+        let number = |key: &str| config.get(key).and_then(Value::as_u64);
+        let hidden = number("hidden_size").unwrap_or(0);
+        let heads = number("num_attention_heads").unwrap_or(1).max(1);
+        let head_dim = number("head_dim").unwrap_or(hidden / heads);
+        let stored = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str);
+        Shape {
+            hidden,
+            intermediate: number("intermediate_size").unwrap_or(4 * hidden),
+            layers: number("num_hidden_layers").unwrap_or(0),
+            heads: (heads * head_dim, number("num_key_value_heads").unwrap_or(heads) * head_dim),
+            vocabulary: number("vocab_size").unwrap_or(0),
+            tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+            bytes_per_weight: if stored == Some("float32") { 4 } else { 2 },
+        }
+    }
+
+    /// Inputs and outputs of a layer's linear modules.
+    fn linears(&self) -> [(u64, u64); 7] {
+        let (h, f, (q, kv)) = (self.hidden, self.intermediate, self.heads);
+        [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
+    }
+
+    fn parameters(&self) -> u64 {
+        let layer: u64 = self.linears().iter().map(|(i, o)| i * o).sum::<u64>() + 2 * self.hidden;
+        let ends = if self.tied { 1 } else { 2 };
+        self.layers * layer + ends * self.vocabulary * self.hidden + self.hidden
+    }
+
+    /// Parameters of an adapter on every linear module.
+    fn adapter(&self, rank: u64) -> u64 {
+        self.layers * self.linears().iter().map(|(i, o)| rank * (i + o)).sum::<u64>()
+    }
+
+    fn mlp(&self) -> u64 {
+        self.layers * 3 * self.hidden * self.intermediate
+    }
+
+    fn bytes(&self) -> u64 {
+        self.parameters() * self.bytes_per_weight
+    }
+
+    /// What a training step keeps of each token for its backward pass: of a layer its norms, projections and residuals, at the
+    /// end the logits with their gradient in f32.
+    fn activations(&self, tokens: u64, train: &TrainConfig) -> u64 {
+        let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
+        let (q, kv) = self.heads;
+        let layer = 6 * self.hidden + 2 * (q + 2 * kv) + 5 * self.intermediate;
+        let layers =
+            if train.activation_checkpointing { self.layers * self.hidden + layer } else { self.layers * layer };
+        tokens * (layers * size + self.vocabulary * 12)
+    }
+
+    /// Memory of a training with so many tokens at once.
+    fn training(&self, tokens: u64, train: &TrainConfig) -> u64 {
+        let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
+        let weights = match (&train.lora, train.states) {
+            (Some(lora), _) => self.parameters() * size + self.adapter(lora.r as u64) * 16,
+            (None, _) if train.router.is_some() => self.parameters() * size,
+            // Weights, gradients and two moments; with bf16 products a copy of the weights beside those in f32.
+            (None, States::Pure) => self.parameters() * size * 4,
+            (None, States::F32) => self.parameters() * (16 + if size == 2 { 2 } else { 0 }),
+        };
+        weights + self.activations(tokens, train)
+    }
+}
+
+/// What a stage does, in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Effort {
+    steps: u64,
+    train_tokens: u64,
+    /// How often a model is scored on everything.
+    scorings: u64,
+    /// Bytes that stay, and those of models that go when no stage needs them any more.
+    kept: u64,
+    models: u64,
+    memory: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Scoring,
+    Lora,
+    Full,
+}
+
+/// Tokens a second.
+struct Rates {
+    scoring: f64,
+    lora: f64,
+    full: f64,
+    lines: Vec<String>,
+}
+
+/// Operations a second that are reckoned with where nothing was measured: of a thread of a processor, and 40 % of what an A100
+/// promises in bf16.
+const OF_A_THREAD: f64 = 8e10;
+const OF_A_GPU: f64 = 1.25e14;
+
+impl Rates {
+    /// A token takes two operations a parameter forward and as many backward, and in full fine-tuning two more for the gradient of
+    /// the weights.
+    fn stated(shape: &Shape, config: &StudyConfig) -> Rates {
+        let (speed, of) = match config.device.as_str() {
+            cuda if cuda.starts_with("cuda") => (OF_A_GPU, "a GPU".to_owned()),
+            _ => {
+                let threads = config.threads.unwrap_or(1);
+                (OF_A_THREAD * f64::from(threads), format!("{threads} thread{}", if threads == 1 { "" } else { "s" }))
+            }
+        };
+        let operations = shape.parameters() as f64;
+        let lines = vec![format!("assumed where nothing is measured: {speed:.1e} operations a second of {of}")];
+        Rates {
+            scoring: speed / (2.0 * operations),
+            lora: speed / (4.0 * operations),
+            full: speed / (6.0 * operations),
+            lines,
+        }
+    }
+
+    /// Takes the place of a rate by what finished stages took.
+    fn measure(&mut self, done: &[(Effort, f64)], scored_tokens: u64) {
+        let sum = |kind: Kind, of: &dyn Fn(&(Effort, f64)) -> f64| -> f64 {
+            done.iter().filter(|(effort, _)| effort.kind == kind).map(of).sum()
+        };
+        let scored = |e: &Effort| (e.scorings * scored_tokens) as f64;
+        let seconds = sum(Kind::Scoring, &|d| d.1);
+        if seconds > 0.0 {
+            self.scoring = (sum(Kind::Scoring, &|d| scored(&d.0)) / seconds).max(f64::MIN_POSITIVE);
+            self.lines.push(format!("measured: scoring {:.0} tokens/s", self.scoring));
+        }
+        for (kind, name) in [(Kind::Lora, "LoRA"), (Kind::Full, "full fine-tuning")] {
+            let seconds = sum(kind, &|d| d.1 - scored(&d.0) / self.scoring);
+            let tokens = sum(kind, &|d| d.0.train_tokens as f64);
+            if seconds > 0.0 && tokens > 0.0 {
+                let rate = if kind == Kind::Lora { &mut self.lora } else { &mut self.full };
+                *rate = tokens / seconds;
+                self.lines.push(format!("measured: {name} {:.0} tokens/s", tokens / seconds));
+            }
+        }
+    }
+
+    fn seconds(&self, effort: &Effort, scored_tokens: u64) -> f64 {
+        let rate = if effort.kind == Kind::Full { self.full } else { self.lora };
+        effort.train_tokens as f64 / rate + (effort.scorings * scored_tokens) as f64 / self.scoring
+    }
+}
+
+/// Says what [`run_study`](crate::run_study) would do with model and data of these sizes, which need not be at hand.
+///
+/// ```
+/// let config = cl_lab::read_study("paper.toml".as_ref(), cl_lab::PAPER_STUDY, &[])?;
+/// let plan = cl_lab::sketch_study(&config, &cl_lab::StudySizes::of_paper(), &cl_lab::StudyOptions::default())?;
+/// let math = plan.stages.iter().find(|stage| stage.name == "one-lora-7-math.seed42").unwrap();
+/// assert_eq!(math.steps, 6 * 3085);
+/// # Ok::<(), cl_lab::LabError>(())
+/// ```
+///
+/// # Errors
+/// Returns [`LabError::Study`] if the configuration makes no sense.
+pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOptions) -> Result<StudyPlan, LabError> {
+    let stages = stages(config).map_err(LabError::Study)?;
+    let wanted = wanted(&stages, &options.only)?;
+    let records = vec![None; stages.len()];
+    plan(config, &stages, &wanted, &records, sizes, options.keep_models)
+}
+
+/// The plan of these stages, some of which are done.
+pub(super) fn plan(
+    config: &StudyConfig,
+    stages: &[Stage],
+    wanted: &[bool],
+    records: &[Option<Record>],
+    sizes: &StudySizes,
+    keep_models: bool,
+) -> Result<StudyPlan, LabError> {
+    let shape = Shape::of(&sizes.model);
+    let names: Vec<String> = config.all_rounds().into_iter().map(|round| round.name).collect();
+    let planner = Planner { shape: &shape, sizes, names: &names, paper: config.profile == Profile::Paper };
+    let efforts = stages.iter().map(|stage| planner.effort(stage)).collect::<Result<Vec<Effort>, LabError>>()?;
+    let mut rates = Rates::stated(&shape, config);
+    let done: Vec<(Effort, f64)> =
+        efforts.iter().zip(records).filter_map(|(effort, record)| Some((*effort, record.as_ref()?.seconds))).collect();
+    rates.measure(&done, sizes.scored_tokens);
+    let (mut kept_bytes, mut peak_bytes) = (0, 0);
+    let mut planned = Vec::new();
+    for place in (0..stages.len()).filter(|&place| wanted[place]) {
+        let (effort, record) = (&efforts[place], &records[place]);
+        // Models of earlier stages that this one or a later one is made of.
+        let waiting = |need: &usize| (place..stages.len()).any(|p| wanted[p] && stages[p].needs.contains(need));
+        let models: u64 =
+            (0..place).filter(|p| wanted[*p] && (keep_models || waiting(p))).map(|p| efforts[p].models).sum();
+        // A sequence has the models of two rounds for a moment.
+        let own = if effort.scorings > 1 { 2 } else { 1 } * effort.models;
+        peak_bytes = peak_bytes.max(kept_bytes + effort.kept + models + own);
+        kept_bytes += effort.kept + if keep_models { effort.models } else { 0 };
+        let seconds = record.as_ref().map_or_else(|| rates.seconds(effort, sizes.scored_tokens), |r| r.seconds);
+        planned.push(PlannedStage {
+            name: stages[place].id.clone(),
+            done: record.is_some(),
+            steps: effort.steps,
+            train_tokens: effort.train_tokens,
+            scored_tokens: effort.scorings * sizes.scored_tokens,
+            seconds,
+            bytes: effort.kept + effort.models,
+            memory: effort.memory,
+        });
+    }
+    Ok(StudyPlan { stages: planned, rates: rates.lines, kept_bytes, peak_bytes: peak_bytes.max(kept_bytes) })
+}
+
+struct Planner<'a> {
+    shape: &'a Shape,
+    sizes: &'a StudySizes,
+    /// Names of the study's rounds.
+    names: &'a [String],
+    paper: bool,
+}
+
+impl Planner<'_> {
+    fn effort(&self, stage: &Stage) -> Result<Effort, LabError> {
+        let shape = self.shape;
+        let members = stage.row.members.unwrap_or(0) as u64;
+        // Scoring holds the model and little else.
+        let scoring = Effort { scorings: 1, memory: shape.parameters() * 4, ..Effort::default() };
+        // An adapter of the usual rank, where a stage does not say which.
+        let adapter = shape.adapter(8) * 4;
+        let experts = shape.bytes() + members.saturating_sub(1) * shape.mlp() * shape.bytes_per_weight;
+        Ok(match &stage.work {
+            Work::Base { .. } => scoring,
+            Work::Rounds(config) => {
+                let effort = self.rounds(config)?;
+                // A side question is scored where it ends.
+                Effort { scorings: if stage.row.question.is_some() { 1 } else { effort.scorings }, ..effort }
+            }
+            Work::Adapters(_) => Effort { kept: adapter, ..scoring },
+            Work::Average => Effort { models: shape.bytes(), ..scoring },
+            Work::Blend(_) => Effort { kept: members * adapter, ..scoring },
+            Work::Mix { .. } => Effort { models: experts, memory: 4 * experts / shape.bytes_per_weight, ..scoring },
+            Work::Routers { train, .. } => {
+                let sets: Vec<SetSize> = self.sizes.rounds.concat();
+                let mixture = Mixture { joint: cl_data::Joint::Uniform, replay: None };
+                let own: Vec<usize> = sets.iter().map(|set| set.rows).collect();
+                let (steps, train_tokens) = self.training(&mixture.rows_per_epoch(&[], &own), &sets, train)?;
+                let memory = shape.training(tokens_at_once(&sets, train), train);
+                let of_adapters = stage.id.starts_with("blend");
+                let (kept, models) = if of_adapters { (members * adapter, 0) } else { (0, experts) };
+                let memory = if of_adapters { memory } else { memory + 4 * members * shape.mlp() };
+                Effort { steps, train_tokens, kept, models, memory, kind: Kind::Lora, ..scoring }
+            }
+        })
+    }
+
+    fn rounds(&self, config: &SequenceConfig) -> Result<Effort, LabError> {
+        let shape = self.shape;
+        let mut effort = Effort { models: shape.bytes(), ..Effort::default() };
+        let mut earlier: Vec<Vec<SetSize>> = Vec::new();
+        for round in config.resolve_rounds().map_err(LabError::Rounds)? {
+            let place = self.names.iter().position(|name| *name == round.name);
+            // A round that is none of the study's has the data of all.
+            let own = place.map_or_else(|| self.sizes.rounds.concat(), |place| self.sizes.rounds[place].clone());
+            let replayed = if config.replay.is_some() { earlier.as_slice() } else { &[] };
+            let rows = |sets: &[SetSize]| sets.iter().map(|set| set.rows).collect::<Vec<usize>>();
+            let sizes: Vec<Vec<usize>> = replayed.iter().map(|sets| rows(sets)).collect();
+            let lengths = round.mixture.rows_per_epoch(&sizes, &rows(&own));
+            let sets: Vec<SetSize> = replayed.iter().flatten().chain(&own).copied().collect();
+            let (steps, tokens) = self.training(&lengths, &sets, &round.train)?;
+            effort.steps += steps;
+            effort.train_tokens += tokens;
+            effort.scorings += 1;
+            effort.memory = effort.memory.max(shape.training(tokens_at_once(&sets, &round.train), &round.train));
+            match &round.train.lora {
+                Some(lora) => (effort.kept, effort.kind) = (effort.kept + shape.adapter(lora.r as u64) * 4, Kind::Lora),
+                None => effort.kind = Kind::Full,
+            }
+            earlier.push(own);
+        }
+        Ok(effort)
+    }
+
+    /// Steps and tokens of a training on so many rows of each set an epoch.
+    fn training(&self, lengths: &[usize], sets: &[SetSize], train: &TrainConfig) -> Result<(u64, u64), LabError> {
+        let rows: usize = lengths.iter().sum();
+        let steps = Plan::new(rows, train, self.paper)?.total_steps;
+        let tokens: f64 = lengths.iter().zip(sets).map(|(&rows, set)| rows as f64 * set.tokens).sum();
+        let batch = (train.micro_batch_size * train.gradient_accumulation_steps) as u64;
+        let most = if train.max_steps.is_some() { u64::MAX } else { train.epochs.saturating_mul(rows as u64) };
+        let trained = steps.saturating_mul(batch).min(most);
+        Ok((steps, (trained as f64 * tokens / rows.max(1) as f64) as u64))
+    }
+}
+
+/// Tokens of a micro-batch of the set with the longest rows.
+fn tokens_at_once(sets: &[SetSize], train: &TrainConfig) -> u64 {
+    let longest = sets.iter().map(|set| set.tokens).fold(0.0, f64::max);
+    (longest * train.micro_batch_size as f64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_3_8b_has_the_parameters_that_it_is_named_after() {
+        let shape = Shape::of(&StudySizes::of_paper().model);
+        // Llama-3-8B as published: 8,030,261,248.
+        assert_eq!(shape.parameters(), 8_030_261_248);
+        // Two matrices of rank 8 at each of seven projections: 16 × 4096 + … by hand, times 32 layers.
+        assert_eq!(shape.adapter(8), 32 * 8 * (8192 + 2 * 5120 + 8192 + 3 * 18_432));
+    }
+
+    #[test]
+    fn measured_stages_take_the_place_of_assumptions() {
+        let shape = Shape::of(&StudySizes::of_paper().model);
+        let mut rates = Rates::stated(&shape, &StudyConfig::default());
+        let scoring = Effort { scorings: 1, ..Effort::default() };
+        let lora = Effort { scorings: 2, train_tokens: 500, kind: Kind::Lora, ..Effort::default() };
+        // 100 tokens in 10 s are 10 a second; of 30 s two scorings of 10 s leave 10 s for 500 tokens.
+        rates.measure(&[(scoring, 10.0), (lora, 30.0)], 100);
+        assert_eq!((rates.scoring, rates.lora), (10.0, 50.0));
+        assert_eq!(rates.seconds(&lora, 100), 30.0);
+        assert!(rates.full < 1e6 && rates.lines.len() == 3);
+    }
+}

@@ -1,0 +1,85 @@
+//! Prompt lookup decoding (Saxena, 2023): what may come next is copied from the text itself, and checked by the model.
+
+/// Rows that a step may have in all. Up to there a step takes little longer than one of a single row, because reading the
+/// weights takes most of its time.
+const ROWS: usize = 64;
+
+/// Most tokens that are guessed at once for one text.
+const MOST: usize = 16;
+
+/// Lengths of the ends of a text that are looked for in it, the longest first.
+const ENDS: [usize; 3] = [4, 3, 2];
+
+/// How many tokens are guessed for each text: more where the last guess was right, fewer where it was wrong.
+pub(crate) struct Lookup {
+    lengths: Vec<usize>,
+}
+
+impl Lookup {
+    pub(crate) fn new(texts: usize) -> Lookup {
+        Lookup { lengths: vec![MOST / 4; texts] }
+    }
+
+    /// What may follow `text`, at most `room` tokens, in a step of so many texts: the tokens behind the last place where its
+    /// end stood before.
+    pub(crate) fn guess<'t>(&self, index: usize, text: &'t [u32], room: usize, texts: usize) -> Option<&'t [u32]> {
+        let most = self.lengths[index].min(room).min(ROWS.saturating_sub(texts) / texts);
+        let place = ENDS.iter().filter(|_| most > 0).find_map(|&length| place_behind(text, length))?;
+        Some(&text[place..text.len().min(place + most)])
+    }
+
+    /// The tokens that the model chose behind the text's last token and behind each guessed one, up to the first that differs
+    /// from the guess: what follows a wrong guess is no answer to the text.
+    pub(crate) fn check(&mut self, index: usize, guess: &[u32], chosen: impl Iterator<Item = u32>) -> Vec<u32> {
+        let mut chosen: Vec<u32> = chosen.collect();
+        let right = chosen.iter().zip(guess).take_while(|(a, b)| a == b).count();
+        chosen.truncate(1 + right);
+        let length = &mut self.lengths[index];
+        if right < guess.len() {
+            *length = right.max(1);
+        } else if right > 0 {
+            *length = (*length * 2).min(MOST);
+        }
+        chosen
+    }
+}
+
+/// Where the text went on when its last `length` tokens stood in it before, the last time that they did.
+fn place_behind(text: &[u32], length: usize) -> Option<usize> {
+    let end = text.len().checked_sub(length)?;
+    let last = &text[end..];
+    (0..end).rev().find(|&start| text[start..start + length] == *last).map(|start| start + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_end_is_found_at_its_last_place() {
+        let lookup = Lookup::new(1);
+        let guess = |text: &'static [u32], room| lookup.guess(0, text, room, 1).unwrap_or_default();
+        assert_eq!(guess(&[1, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], 9), [5, 9, 1, 2]);
+        // Three tokens are found before the last place of two.
+        assert_eq!(guess(&[1, 2, 3, 4, 7, 2, 3, 6, 1, 2, 3], 9), [4, 7, 2, 3]);
+        assert_eq!(guess(&[1, 2, 3, 4, 7, 2, 3, 6, 1, 2, 3], 1), [4]);
+        assert_eq!(guess(&[5, 5, 5], 9), [5]); // a place may overlap the end
+        assert!(guess(&[1, 2, 3], 9).is_empty() && guess(&[1], 9).is_empty() && guess(&[5, 5, 5], 0).is_empty());
+    }
+
+    #[test]
+    fn guesses_grow_with_success_and_leave_room_for_other_texts() {
+        let text: Vec<u32> = (0..40).chain(0..2).collect();
+        let mut lookup = Lookup::new(64);
+        let len = |lookup: &Lookup, texts| lookup.guess(3, &text, 99, texts).map_or(0, <[u32]>::len);
+        assert_eq!([1, 32, 64, 65].map(|texts| len(&lookup, texts)), [4, 1, 0, 0]);
+        assert_eq!(lookup.check(3, &[2, 3, 4, 5], [2, 3, 4, 5, 6].into_iter()), [2, 3, 4, 5, 6]);
+        assert_eq!(len(&lookup, 1), 8);
+        assert_eq!(lookup.check(3, &[2, 3, 4, 5], [2, 3, 9, 5, 6].into_iter()), [2, 3, 9]);
+        assert_eq!(len(&lookup, 1), 2);
+        assert_eq!(lookup.check(3, &[2, 3], [7, 3, 4].into_iter()), [7]);
+        assert_eq!(len(&lookup, 1), 1);
+        assert_eq!(lookup.check(3, &[], [7].into_iter()), [7]); // nothing was guessed, so nothing is learned
+        assert_eq!(len(&lookup, 1), 1);
+    }
+}
