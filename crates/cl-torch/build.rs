@@ -4,8 +4,8 @@ use std::env;
 use std::path::PathBuf;
 
 fn main() {
-    // docs.rs has no libtorch; torch-sys looks for none with this feature.
-    if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
+    // docs.rs has no libtorch; torch-sys looks for none with this cfg (Cargo.toml).
+    if env::var_os("CARGO_CFG_DOCSRS").is_some() {
         return;
     }
     let lib = PathBuf::from(
@@ -28,8 +28,9 @@ fn main() {
         .pic(true)
         .warnings(false)
         .opt_level(1)
+        .debug(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("csrc/shim.cpp")
+        .files(["csrc/shim.cpp", "csrc/products.cpp", "csrc/linear.cpp"])
         .compile("cl_torch_shim");
 }

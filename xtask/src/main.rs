@@ -6,6 +6,7 @@ mod ci;
 mod command;
 mod setup;
 mod smollm2;
+mod targets;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ cargo xtask COMMAND
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
   bench merge [--quick]  time merging beside mergekit and write the table to docs/benchmarks.md
   book               docs as a book in target/book, by mdbook; CL_REPOSITORY: where links to other files lead
+  check-targets      the light crates for Windows and macOS, where rustup has these targets installed
   tidy               the repository's own rules
 ";
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         "ci" => ci::all(rest),
         "bench" => bench::run(rest),
         "book" => book::run(),
+        "check-targets" => targets::check(rest),
         "tidy" => tidy::run(),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -9,7 +9,7 @@ use crate::command::cargo;
 use crate::root;
 
 /// Crates that never link libtorch, and never bring a command-line parser unless asked for their command.
-const LIGHT: [&str; 6] = ["cl-checkpoint", "cl-data", "cl-merge", "cl-moe", "cl-eval", "cl-report"];
+pub const LIGHT: [&str; 7] = ["cl-checkpoint", "cl-data", "cl-hub", "cl-merge", "cl-moe", "cl-eval", "cl-report"];
 
 /// Files that may hold `unsafe`, and why.
 const UNSAFE: [(&str, &str); 3] = [

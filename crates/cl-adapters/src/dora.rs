@@ -1,5 +1,6 @@
 //! DoRA (Liu et al., arXiv:2402.09353): direction and magnitude of each output learned apart.
 
+use cl_torch::linear;
 use cl_torch::tch::{self, Kind, Tensor};
 
 use crate::{Lora, Mode};
@@ -40,12 +41,12 @@ impl Magnitude {
         let weight = weight.to_kind(x.kind());
         let factor = (&self.vector / row_norms(&weight, &self.squares, lora)).to_kind(adapters);
         let dropped = mode.dropout(&x.to_kind(adapters), lora.dropout, lora.key);
-        let narrow = dropped.linear::<&Tensor>(&lora.a.to_kind(adapters), None) * lora.scaling;
+        let narrow = linear(&dropped, &lora.a.to_kind(adapters), None) * lora.scaling;
         let update = narrow.matmul(&lora.b.to_kind(adapters).tr());
-        let y = x.linear(&weight, bias.map(|b| b.to_kind(x.kind())).as_ref());
+        let y = linear(x, &weight, bias.map(|b| b.to_kind(x.kind())).as_ref());
         // Without dropout PEFT takes `x·Wᵀ` out of the layer's output, which may be rounded.
         let product = match (mode, bias) {
-            (Mode::Train { .. }, _) if lora.dropout > 0.0 => dropped.linear::<&Tensor>(&weight.to_kind(adapters), None),
+            (Mode::Train { .. }, _) if lora.dropout > 0.0 => linear(&dropped, &weight.to_kind(adapters), None),
             (_, Some(bias)) => &y - bias.to_kind(x.kind()),
             (_, None) => y.shallow_clone(),
         };

@@ -30,13 +30,9 @@ impl Mode {
         }
     }
 
-    /// `x·Wᵀ + b`. Without dropout there is no training, and the faster product may take the place of the differentiable one.
-    /// Training keeps to one of them, so that activations that are computed again have the same bits.
+    /// `x·Wᵀ + b`, in training and without by the same product, so that activations that are computed again have the same bits.
     pub(crate) fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        match self {
-            Mode::Eval => cl_torch::linear(x, weight, bias),
-            Mode::Train { .. } => x.linear(weight, bias),
-        }
+        cl_torch::linear(x, weight, bias)
     }
 }
 

@@ -1,7 +1,8 @@
 use cl_checkpoint::LayerKind;
 use cl_torch::tch::{Kind, Tensor};
+use cl_torch::{LinearLayer, LowRank, linears};
 
-use crate::{Lora, LoraMixture, Mode, Site, TokenRows};
+use crate::{Lora, LoraMixture, Magnitude, Mode, Site, TokenRows};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
@@ -42,11 +43,25 @@ pub struct Frozen {
 impl Frozen {
     /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype `kind`.
     pub fn project_down(&self, x: &Tensor, kind: Kind) -> Tensor {
-        x.to_kind(kind).linear::<&Tensor>(&self.a.to_kind(kind), None) * self.scaling
+        cl_torch::linear(&x.to_kind(kind), &self.a.to_kind(kind), None) * self.scaling
     }
 
     fn shallow_clone(&self) -> Frozen {
         Frozen { a: self.a.shallow_clone(), b: self.b.shallow_clone(), ..*self }
+    }
+}
+
+/// What a layer is multiplied by, in the dtype of its input.
+struct Operands {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    low_rank: Option<(Tensor, Tensor, f64)>,
+}
+
+impl Operands {
+    fn layer(&self) -> LinearLayer<'_> {
+        let low_rank = self.low_rank.as_ref().map(|(a, b, scaling)| LowRank { a, b, scaling: *scaling });
+        LinearLayer { weight: &self.weight, bias: self.bias.as_ref(), low_rank }
     }
 }
 
@@ -76,15 +91,63 @@ impl Linear {
     /// Weights kept in another dtype (f32 master weights under bf16 compute) are converted on the way, so that their
     /// gradients arrive in the dtype they are kept in.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let (kind, adapters) = (x.kind(), self.adapter_kind.unwrap_or(x.kind()));
-        let mut y = match &self.lora {
-            Some(lora) if lora.magnitude.is_some() => self.with_magnitude(lora, x, mode),
-            lora => {
-                let bias = self.bias.as_ref().map(|b| b.to_kind(kind));
-                let y = mode.linear(x, &self.weight.to_kind(kind), bias.as_ref()).to_kind(adapters);
-                lora.as_ref().map_or_else(|| y.shallow_clone(), |lora| lora.add_to(y.shallow_clone(), x, mode))
+        Linear::forward_all(&[self], x, mode).pop().expect("one output a layer")
+    }
+
+    /// [`Linear::forward`] of several layers over the same input, with their products as one node of the graph.
+    pub fn forward_all(layers: &[&Linear], x: &Tensor, mode: Mode) -> Vec<Tensor> {
+        if layers.iter().any(|l| l.magnitude().is_some()) {
+            return layers.iter().map(|l| l.finished(l.alone(x, mode), x, mode)).collect();
+        }
+        let operands: Vec<Operands> = layers.iter().map(|l| l.operands(x.kind(), mode)).collect();
+        let products: Vec<LinearLayer<'_>> = operands.iter().map(Operands::layer).collect();
+        let outputs = layers.iter().zip(linears(x, &products));
+        outputs.map(|(l, y)| l.finished(l.with_update(y, x, mode), x, mode)).collect()
+    }
+
+    fn magnitude(&self) -> Option<&Magnitude> {
+        self.lora.as_ref()?.magnitude.as_ref()
+    }
+
+    /// Whether the adapter's factors can be multiplied together with the weight: in one dtype and from one input.
+    fn fuses(&self, kind: Kind, mode: Mode) -> bool {
+        let same_input = |lora: &Lora| mode == Mode::Eval || lora.dropout == 0.0;
+        self.lora.as_ref().is_some_and(same_input) && self.adapter_kind.unwrap_or(kind) == kind
+    }
+
+    fn operands(&self, kind: Kind, mode: Mode) -> Operands {
+        let fused = self.lora.as_ref().filter(|_| self.fuses(kind, mode));
+        Operands {
+            weight: self.weight.to_kind(kind),
+            bias: self.bias.as_ref().map(|b| b.to_kind(kind)),
+            low_rank: fused.map(|lora| (lora.a.to_kind(kind), lora.b.to_kind(kind), lora.scaling)),
+        }
+    }
+
+    /// The layer's product with its learning update, as far as that is not in `y` already.
+    fn with_update(&self, y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
+        let y = y.to_kind(self.adapter_kind.unwrap_or(x.kind()));
+        match &self.lora {
+            Some(lora) if self.fuses(x.kind(), mode) => lora.add_bias(y),
+            Some(lora) => lora.add_to(y, x, mode),
+            None => y,
+        }
+    }
+
+    fn alone(&self, x: &Tensor, mode: Mode) -> Tensor {
+        match self.magnitude() {
+            Some(_) => self.with_magnitude(self.lora.as_ref().expect("it has a magnitude"), x, mode),
+            None => {
+                let operands = self.operands(x.kind(), mode);
+                let y = linears(x, &[operands.layer()]).pop().expect("one output a layer");
+                self.with_update(y, x, mode)
             }
-        };
+        }
+    }
+
+    /// What comes after the weight and its learning update, in the dtype of `x`.
+    fn finished(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
+        let (kind, adapters) = (x.kind(), self.adapter_kind.unwrap_or(x.kind()));
         for frozen in &self.frozen {
             y = y.addmm_(&frozen.project_down(x, adapters), &frozen.b.to_kind(adapters).tr());
         }

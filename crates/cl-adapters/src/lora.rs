@@ -105,10 +105,14 @@ impl Lora {
     /// `y + scaling · ((dropout(x)·Aᵀ)·Bᵀ + b)`, computed in the dtype of `y`; takes over the memory of `y`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
-        let sum = y.addmm_(&self.project_down(x, kind, mode), &self.b.to_kind(kind).tr());
+        self.add_bias(y.addmm_(&self.project_down(x, kind, mode), &self.b.to_kind(kind).tr()))
+    }
+
+    /// `y + scaling · b`, where the update has a bias.
+    pub(crate) fn add_bias(&self, y: Tensor) -> Tensor {
         match &self.bias {
-            Some(bias) => sum + bias.to_kind(kind) * self.scaling,
-            None => sum,
+            Some(bias) => &y + bias.to_kind(y.kind()) * self.scaling,
+            None => y,
         }
     }
 

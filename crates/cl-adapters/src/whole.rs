@@ -178,7 +178,7 @@ impl TokenRows {
 
     /// `h·valuesᵀ`, `[rows, ids]`: the columns of the logits that belong to the trained tokens.
     pub fn logits(&self, h: &Tensor) -> Tensor {
-        h.linear::<&Tensor>(&self.values.to_kind(h.kind()), None)
+        cl_torch::linear(h, &self.values.to_kind(h.kind()), None)
     }
 
     /// Where those columns are.

@@ -5,7 +5,7 @@ use crate::checkpoint::COMPANIONS;
 use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::writer::{CheckpointWriter, WriteOptions};
-use crate::{AdapterConfig, Error, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
+use crate::{AdapterConfig, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
 
 /// A PEFT adapter directory, opened lazily.
 pub struct Adapter {
@@ -87,7 +87,9 @@ impl Adapter {
     pub fn open(dir: &Path) -> Result<Adapter, Error> {
         let path = dir.join(CONFIG);
         if !path.exists() {
-            let hint = mixture_hint(dir).unwrap_or("an adapter directory contains adapter_config.json");
+            let named = !dir.exists() && dir.to_str().is_some_and(HubSnapshot::is_name);
+            let hub = named.then_some("add --hub to download an adapter of the Hugging Face hub by this name");
+            let hint = mixture_hint(dir).or(hub).unwrap_or("an adapter directory contains adapter_config.json");
             return Err(Error::NotFound { path, hint });
         }
         let text = read_file(&path, MAX_CONFIG)?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, read_file};
 use crate::output_dir::is_file_name;
-use crate::{Error, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
+use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 
 /// A Hugging Face model directory, opened lazily.
 pub struct Checkpoint {
@@ -47,7 +47,10 @@ impl Checkpoint {
         if !dir.is_dir() {
             return Err(Error::NotFound {
                 path: dir.to_owned(),
-                hint: "a model is a directory that contains config.json",
+                hint: match dir.to_str().is_some_and(HubSnapshot::is_name) {
+                    true => "add --hub to download a model of the Hugging Face hub by this name",
+                    false => "a model is a directory that contains config.json",
+                },
             });
         }
         let config = read_config(&dir.join("config.json"))?;

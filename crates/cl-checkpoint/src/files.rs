@@ -4,12 +4,13 @@
 //! not fill the memory, and a killed process or a full disk leaves either the old content or the new one.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::Error;
+use crate::platform::{FileId, special_file, sync_directory, temporary_files};
 
 /// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
 pub const MAX_CONFIG: u64 = 16 << 20;
@@ -23,9 +24,10 @@ pub const MAX_TOKENIZER: u64 = 256 << 20;
 /// Returns [`Error::NotAFile`] for directories, FIFOs, sockets and devices, which are not opened, and [`Error::Io`] if
 /// opening fails.
 pub fn open_file(path: &Path) -> Result<File, Error> {
-    // Checked before opening: opening a FIFO waits for a writer.
-    require_file(path, &fs::metadata(path).map_err(Error::io(path))?)?;
-    File::open(path).map_err(Error::io(path))
+    match special_file(path).map_err(Error::io(path))? {
+        Some(what) => Err(Error::NotAFile { path: path.to_owned(), what }),
+        None => File::open(path).map_err(Error::io(path)),
+    }
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -79,17 +81,22 @@ pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Re
     remove_leftovers(parent, &prefix);
     let mut part = temporary(parent, &prefix).map_err(Error::io(path))?;
     write(part.as_file_mut()).and_then(|()| part.as_file().sync_all()).map_err(Error::io(path))?;
-    part.persist(path).map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
-    sync(parent)
+    let (file, part) = part.keep().map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
+    // `fs::rename` replaces files that others have open on Windows, too, where `persist` does not.
+    if let Err(source) = fs::rename(&part, path) {
+        drop(file);
+        let _ = fs::remove_file(&part);
+        return Err(Error::Io { path: path.to_owned(), source });
+    }
+    sync_directory(parent).map_err(Error::io(parent))
 }
 
 const PART: &str = ".part";
 
 /// A temporary file, locked while it is open so that it is not removed as a leftover.
 fn temporary(parent: &Path, prefix: &str) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    // Permissions by the umask, as for any new file.
-    builder.prefix(prefix).suffix(PART).permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut builder = temporary_files();
+    builder.prefix(prefix).suffix(PART);
     loop {
         let part = builder.tempfile_in(parent)?;
         // On file systems without locks, leftovers are not removed either.
@@ -121,6 +128,8 @@ pub fn explain(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "not found".to_owned(),
+        // What is open in another program often cannot be replaced or removed on Windows.
+        ErrorKind::PermissionDenied if cfg!(windows) => "permission denied, or in use by another program".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
         ErrorKind::AlreadyExists => "exists already".to_owned(),
         ErrorKind::IsADirectory => "is a directory; expected a file".to_owned(),
@@ -168,42 +177,34 @@ pub fn shorten(message: &str) -> String {
     message.trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
-/// Syncs a file, or the entries of a directory, to disk.
-pub(crate) fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io(path))
+/// Copies a file to a new one.
+///
+/// # Errors
+/// Returns [`Error::Io`] with `from` if reading or writing fails.
+pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
+    crate::platform::copy(from, to).map_err(Error::io(from))
 }
 
-fn require_file(path: &Path, metadata: &Metadata) -> Result<(), Error> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = metadata.file_type();
-    let what = match kind {
-        _ if kind.is_file() => return Ok(()),
-        _ if kind.is_dir() => "a directory",
-        _ if kind.is_fifo() => "a FIFO",
-        _ if kind.is_socket() => "a socket",
-        _ => "a device",
-    };
-    Err(Error::NotAFile { path: path.to_owned(), what })
-}
-
-/// Identifies a state of a file without reading it: device, inode, size and modification time. A file that is
-/// overwritten, replaced or truncated has a different stamp.
+/// Identifies a state of a file without reading it: identity (device and inode), size and modification time. A file
+/// that is overwritten, replaced or truncated has a different stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStamp {
-    device: u64,
-    inode: u64,
+    id: FileId,
     bytes: u64,
-    modified: (i64, i64),
+    modified: SystemTime,
 }
 
 impl FileStamp {
     /// The current stamp of a file. Symbolic links are followed.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if a file cannot be read or written.
+    /// Returns [`Error::Io`] if there is no such file, or its directory cannot be read.
     pub fn of(path: &Path) -> Result<FileStamp, Error> {
-        let m = fs::metadata(path).map_err(Error::io(path))?;
-        Ok(FileStamp { device: m.dev(), inode: m.ino(), bytes: m.len(), modified: (m.mtime(), m.mtime_nsec()) })
+        let stamp = || {
+            let metadata = fs::metadata(path)?;
+            Ok(FileStamp { id: FileId::at(path)?, bytes: metadata.len(), modified: metadata.modified()? })
+        };
+        stamp().map_err(Error::io(path))
     }
 }
 
@@ -226,8 +227,8 @@ pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Err
     }
 }
 
-/// This project's cache folder, outside any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`, else `~/.cache/cl`.
-/// `None` when none of these variables is set. The folder may not exist yet.
+/// This project's cache folder, outside any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`, else `.cache/cl` in the
+/// home directory (`HOME`, else Windows' `USERPROFILE`). `None` when none of these variables is set. The folder may not exist yet.
 pub fn cache_dir() -> Option<PathBuf> {
     cache_dir_from(|name| std::env::var_os(name))
 }
@@ -235,7 +236,8 @@ pub fn cache_dir() -> Option<PathBuf> {
 fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let own = || set("XDG_CACHE_HOME").map(|dir| dir.join("cl"));
-    set("CL_CACHE").or_else(own).or_else(|| set("HOME").map(|dir| dir.join(".cache/cl")))
+    let home = || set("HOME").or_else(|| set("USERPROFILE"));
+    set("CL_CACHE").or_else(own).or_else(|| home().map(|dir| dir.join(".cache").join("cl")))
 }
 
 #[cfg(test)]
@@ -247,10 +249,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let message = |path: &Path| read_file(path, 100).unwrap_err().to_string();
         assert!(message(folder.path()).contains("is a directory"));
-        assert!(message(Path::new("/dev/zero")).contains("is a device"));
-        let fifo = folder.path().join("config.json");
-        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-        assert!(message(&fifo).contains("is a FIFO"));
+        let device = if cfg!(windows) { "NUL" } else { "/dev/zero" };
+        assert!(message(Path::new(device)).contains("is a device"));
+        if cfg!(unix) {
+            let fifo = folder.path().join("config.json");
+            assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+            assert!(message(&fifo).contains("is a FIFO"));
+        }
     }
 
     #[test]

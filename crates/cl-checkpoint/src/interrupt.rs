@@ -41,7 +41,8 @@ impl Interrupt {
         }
     }
 
-    /// An interrupt that is requested by SIGINT, SIGTERM or SIGHUP. A second signal ends the process at once.
+    /// An interrupt that is requested by SIGINT, SIGTERM or SIGHUP; on Windows by Ctrl-C. A second signal ends the
+    /// process at once.
     ///
     /// Call it once, at the start of a command.
     ///
@@ -49,11 +50,17 @@ impl Interrupt {
     /// Returns an error if a signal handler cannot be set.
     #[cfg(feature = "signals")]
     pub fn on_signals() -> std::io::Result<Interrupt> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::consts::{SIGINT, SIGTERM};
         use signal_hook::flag;
         let interrupt = Interrupt::default();
         let second = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let signals = [
+            SIGINT,
+            SIGTERM,
+            #[cfg(unix)]
+            signal_hook::consts::SIGHUP,
+        ];
+        for signal in signals {
             // The order matters: the first signal finds the condition unset and sets it for the second.
             flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
             flag::register(signal, second.clone())?;

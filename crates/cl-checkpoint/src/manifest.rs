@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
@@ -8,8 +7,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Error;
 use crate::files::{MAX_TOKENIZER, open_file, read_file};
+use crate::platform::{read_exact_at, sync_file};
+use crate::{Error, HubSnapshot};
 
 /// `manifest.json`: the files of a directory and what they were made from. It is written last, so its presence means
 /// that the directory is complete. It contains no time and no host name, so equal runs give equal bytes.
@@ -44,7 +44,7 @@ pub struct Tool {
 pub struct Source {
     /// `base`, `adapter`, `data`, …
     pub role: String,
-    /// Its path.
+    /// Its path, or `organization/name@commit` if it is in the cache of the hub.
     pub path: String,
     /// blake3 of its content, hexadecimal; `None` for large inputs that were not hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,7 +88,7 @@ impl Manifest {
     /// Adds an input.
     pub fn with_source(mut self, role: &str, path: &Path, blake3: impl Into<Option<String>>) -> Manifest {
         let blake3 = blake3.into();
-        self.sources.push(Source { role: role.to_owned(), path: path.display().to_string(), blake3 });
+        self.sources.push(Source { role: role.to_owned(), path: HubSnapshot::source_name(path), blake3 });
         self
     }
 
@@ -163,7 +163,7 @@ impl Manifest {
         let mut text = serde_json::to_vec_pretty(self).map_err(Error::json(&path))?;
         text.push(b'\n');
         fs::write(&path, text).map_err(Error::io(&path))?;
-        fs::File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io(&path))
+        sync_file(&path).map_err(Error::io(&path))
     }
 }
 
@@ -194,7 +194,7 @@ fn hash_in_parallel(file: &fs::File, bytes: u64) -> std::io::Result<blake3::Hash
     let subtree = |i: u64| {
         let start = i * SUBTREE;
         let mut buffer = vec![0; (bytes - start).min(SUBTREE) as usize];
-        file.read_exact_at(&mut buffer, start)?;
+        read_exact_at(file, &mut buffer, start)?;
         Ok(blake3::Hasher::new().set_input_offset(start).update(&buffer).finalize_non_root())
     };
     let subtrees: std::io::Result<Vec<_>> = (0..bytes.div_ceil(SUBTREE)).into_par_iter().map(subtree).collect();
@@ -230,8 +230,10 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(out)
 }
 
-fn inside(dir: &Path, path: &Path) -> String {
-    path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned()
+/// The path of a file relative to its directory, with `/` on all systems.
+pub(crate) fn inside(dir: &Path, path: &Path) -> String {
+    let relative = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
+    if cfg!(windows) { relative.replace('\\', "/") } else { relative.into_owned() }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::COMPANIONS;
-use crate::files::sync;
-use crate::{Error, Manifest};
+use crate::lock::lock_name;
+use crate::manifest::inside;
+use crate::platform::{sync_directory, sync_file};
+use crate::{Error, FileLock, Manifest};
 
 /// An output directory that is created atomically.
 ///
@@ -21,7 +22,7 @@ pub struct OutputDir {
     made: Vec<PathBuf>, // folders above `target` that were made for it, innermost first
     overwrite: bool,
     finished: bool,
-    lock: Option<OutputLock>,
+    lock: Option<FileLock>,
 }
 
 impl OutputDir {
@@ -54,9 +55,9 @@ impl OutputDir {
         let (parent, name) = parts(&absolute);
         let made = parent.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let lock = OutputLock::take(parent, &name)?.ok_or_else(|| Error::Busy { path: target.to_owned() })?;
+        let lock = FileLock::take(&absolute)?.ok_or_else(|| Error::Busy { path: target.to_owned() })?;
         // Without a lock, leftovers cannot be told from directories that are being written.
-        if lock.held {
+        if lock.is_exclusive() {
             remove_stale(parent, &name)?;
         }
         let prefix = format!(".{name}{TEMPORARY}");
@@ -86,8 +87,8 @@ impl OutputDir {
         if !fs::read_dir(parent).is_ok_and(|mut entries| entries.any(leftover)) {
             return Ok(());
         }
-        match OutputLock::take(parent, &name)? {
-            Some(lock) if lock.held => remove_stale(parent, &name),
+        match FileLock::take(&absolute)? {
+            Some(lock) if lock.is_exclusive() => remove_stale(parent, &name),
             _ => Ok(()),
         }
     }
@@ -115,7 +116,7 @@ impl OutputDir {
             synced.join().expect("syncing does not panic")
         })?;
         manifest.write(&self.part)?;
-        sync(&self.part)?;
+        sync_directory(&self.part).map_err(Error::io(&self.part))?;
         check_free(&self.target, &self.target, self.overwrite)?;
         let old = self.part.with_extension("old");
         let replaced = self.target.symlink_metadata().is_ok();
@@ -131,7 +132,7 @@ impl OutputDir {
         }
         self.finished = true;
         if let Some(parent) = self.target.parent() {
-            sync(parent)?;
+            sync_directory(parent).map_err(Error::io(parent))?;
         }
         if replaced {
             remove(&old)?;
@@ -156,48 +157,6 @@ impl Drop for OutputDir {
 
 /// The part of a temporary directory's name between the output's name and the random part.
 const TEMPORARY: &str = ".cl-";
-
-/// Name of the lock file.
-fn lock_name(name: &str) -> String {
-    format!(".{name}{TEMPORARY}lock")
-}
-
-/// The lock of an output, held while it is written. Dropping it removes the file.
-struct OutputLock {
-    path: PathBuf,
-    _file: File,
-    held: bool, // false where the file system has no locks
-}
-
-impl OutputLock {
-    /// The lock of the output `name` in `parent`; `None` if it is held already.
-    fn take(parent: &Path, name: &str) -> Result<Option<OutputLock>, Error> {
-        let path = parent.join(lock_name(name));
-        loop {
-            // Opened for writing: NFS cannot lock files opened read-only.
-            let mut options = File::options();
-            let file = options.create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
-            let held = match file.try_lock() {
-                Ok(()) => true,
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(_)) => false,
-            };
-            // The previous holder may have removed the file between opening and locking; the lock is then void.
-            let locked = file.metadata().map_err(Error::io(&path))?;
-            let same = |now: fs::Metadata| (now.dev(), now.ino()) == (locked.dev(), locked.ino());
-            if fs::metadata(&path).is_ok_and(same) {
-                return Ok(Some(OutputLock { path, _file: file, held }));
-            }
-        }
-    }
-}
-
-impl Drop for OutputLock {
-    fn drop(&mut self) {
-        // Removed while still held: a process that has opened it notices, and creates a new one.
-        let _ = fs::remove_file(&self.path);
-    }
-}
 
 /// The absolute path of an output, without `..` and trailing slash, and with links followed.
 fn resolve(target: &Path) -> Result<PathBuf, Error> {
@@ -282,7 +241,7 @@ fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
         return Ok(Some("holds neither a manifest.json of this program nor a model or an adapter".to_owned()));
     }
     let known = |path: &Path| {
-        let inside = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
+        let inside = inside(dir, path);
         manifest.as_ref().is_some_and(|m| inside == "manifest.json" || m.files.contains_key(&inside))
             || ((model || adapter) && part_of_a_model(&inside))
     };
@@ -294,8 +253,7 @@ fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
             if entry.file_type().map_err(Error::io(&path))?.is_dir() {
                 pending.push(path);
             } else if !known(&path) {
-                let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
-                return Ok(Some(format!("holds `{name}`, which this program did not write")));
+                return Ok(Some(format!("holds `{}`, which this program did not write", inside(dir, &path))));
             }
         }
     }
@@ -312,7 +270,9 @@ fn part_of_a_model(name: &str) -> bool {
 
 /// Whether this is the name of a file directly in a directory.
 pub(crate) fn is_file_name(name: &str) -> bool {
-    Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0'])
+    // A colon begins the name of a stream of a file on Windows.
+    let stream = cfg!(windows) && name.contains(':');
+    Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0']) && !stream
 }
 
 /// Removes a directory, a file, or a symbolic link (not its target).
@@ -361,8 +321,10 @@ fn sync_all(dir: &Path) -> Result<(), Error> {
         let path = entry.map_err(Error::io(dir))?.path();
         if path.is_dir() {
             sync_all(&path)?;
+            sync_directory(&path).map_err(Error::io(&path))?;
+        } else {
+            sync_file(&path).map_err(Error::io(&path))?;
         }
-        sync(&path)?;
     }
     Ok(())
 }
@@ -454,16 +416,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir_all(path("models/a")).unwrap();
-        std::os::unix::fs::symlink(path("models"), path("link")).unwrap();
+        // Links need a privilege on Windows.
+        let link = if cfg!(unix) { "link" } else { "models" };
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(path("models"), path(link)).unwrap();
         let input = path("models/a");
         let relation = |out: &Path| match OutputDir::check(out, true, &[("an input", &input)]) {
             Err(Error::Overlap { relation, .. }) => relation,
             other => panic!("{}: {other:?}", out.display()),
         };
         assert_eq!(relation(&path("models/a")), "is");
-        assert_eq!(relation(&path("models/../link/a/")), "is");
+        assert_eq!(relation(&path(&format!("models/../{link}/a/"))), "is");
         assert_eq!(relation(&path("models")), "contains");
-        assert_eq!(relation(&path("link/a/new/out")), "lies inside");
+        assert_eq!(relation(&path(&format!("{link}/a/new/out"))), "lies inside");
         OutputDir::check(&path("models/b"), true, &[("an input", &input)]).unwrap();
         let here = std::env::current_dir().unwrap();
         assert_eq!(relation(&here), "is");

@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use crate::files::open_file;
 use crate::header::{self, Header};
+use crate::platform::read_exact_at;
 use crate::source::outside;
 use crate::{Error, TensorInfo, TensorSource};
 
@@ -80,6 +80,6 @@ impl TensorSource for SafetensorsFile {
         if offset.checked_add(out.len()).is_none_or(|end| end > range.len()) {
             return Err(outside(&self.path, name, offset, out.len(), range.len()));
         }
-        self.file.read_exact_at(out, (range.start + offset) as u64).map_err(Error::io(&self.path))
+        read_exact_at(&self.file, out, (range.start + offset) as u64).map_err(Error::io(&self.path))
     }
 }

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::header::MAX_HEADER;
 use crate::output_dir::is_file_name;
+use crate::platform::{self, write_all_at};
 use crate::source::byte_len;
 use crate::{Error, Manifest, OutputDir, TensorSpec};
 
@@ -31,8 +31,8 @@ impl Default for WriteOptions {
 
 /// Writes a model directory. All tensors are declared in advance, and may be written in any order and from any thread.
 pub struct CheckpointWriter {
+    shards: Vec<File>, // dropped before `out`: Windows does not remove open files
     out: OutputDir,
-    shards: Vec<File>,
     places: BTreeMap<String, Place>,
     missing: Mutex<BTreeMap<String, usize>>, // bytes of each tensor that are still to come
     unsynced: AtomicUsize,
@@ -91,7 +91,7 @@ impl CheckpointWriter {
                 let message = format!("`{file_name}` would have a header of more than {MAX_HEADER} bytes");
                 return Err(Error::Plan { path: out_dir.to_owned(), message });
             }
-            file.write_all_at(&header, 0).map_err(Error::io(&path))?;
+            write_all_at(&file, &header, 0).map_err(Error::io(&path))?;
             let mut offset = header.len() as u64;
             for spec in shard {
                 let length = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");
@@ -145,7 +145,7 @@ impl CheckpointWriter {
             return Err(self.unplanned(message));
         }
         let at = place.offset + offset as u64;
-        self.shards[place.shard].write_all_at(bytes, at).map_err(Error::io(self.out.target()))?;
+        write_all_at(&self.shards[place.shard], bytes, at).map_err(Error::io(self.out.target()))?;
         let mut missing = self.missing.lock().expect("no panic while held");
         let left = missing.get(name).and_then(|left| left.checked_sub(bytes.len()));
         match left {
@@ -211,8 +211,7 @@ impl CheckpointWriter {
     /// # Errors
     /// Returns [`Error::Plan`] if the name contains a directory, and [`Error::Io`] if writing fails.
     pub fn copy_file(&self, from: &Path, name: &str) -> Result<(), Error> {
-        std::fs::copy(from, self.inside(name)?).map_err(Error::io(from))?;
-        Ok(())
+        platform::copy(from, &self.inside(name)?).map_err(Error::io(from))
     }
 
     fn inside(&self, name: &str) -> Result<std::path::PathBuf, Error> {
@@ -236,6 +235,8 @@ impl CheckpointWriter {
         }
         let sync = self.sync.lock().expect("no panic while held").take();
         self.synced(sync)?;
+        // Windows does not rename a directory with open files.
+        drop(self.shards);
         self.out.finish(manifest)
     }
 }

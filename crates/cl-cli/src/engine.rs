@@ -26,14 +26,14 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
         cl_torch::watch_load();
     }
     match command {
-        ModelCommand::Generate(args) => commands::generate::run(&args, interrupt, out),
-        ModelCommand::Chat(args) => commands::chat::run(&args, interrupt, out),
+        ModelCommand::Generate(args) => commands::generate::run(args, interrupt, out),
+        ModelCommand::Chat(args) => commands::chat::run(args, interrupt, out),
         ModelCommand::Train(args) => commands::train::run(&args, log, interrupt, out),
         ModelCommand::Sequence(args) => commands::sequence::run(&args, log, interrupt, out),
-        ModelCommand::Eval(args) => commands::eval::run(&args, log, out),
-        ModelCommand::RouterStates(args) => commands::moe::states(&args, out),
+        ModelCommand::Eval(args) => commands::eval::run(args, log, interrupt, out),
+        ModelCommand::RouterStates(args) => commands::moe::states(&args, interrupt, out),
         ModelCommand::TrainRouter(args) => commands::moe::train_router(&args, log, interrupt, out),
-        ModelCommand::Check(args) => commands::check::run(&args, out),
+        ModelCommand::Check(args) => commands::check::run(&args, interrupt, out),
         ModelCommand::Study(args) => commands::study::run(&args, log, interrupt, out),
         ModelCommand::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, out),
     }

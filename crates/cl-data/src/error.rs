@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use crate::HubError;
+use crate::{DatasetError, HubError};
 
 /// Errors of reading and tokenizing data.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,9 @@ pub enum Error {
     /// The data set cannot be read from the hub.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The hub's data set has no such split.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
     /// A chat template is invalid, or rejected a conversation.
     #[error("{path}: {message}")]
     Chat {

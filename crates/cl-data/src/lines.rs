@@ -105,6 +105,7 @@ mod tests {
         assert!(matches!(error, Error::LongLine { line: 2, .. }), "{error}");
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_never_ends_is_not_opened() {
         assert!(read_lines(Path::new("/dev/zero")).err().unwrap().to_string().contains("is a device"));

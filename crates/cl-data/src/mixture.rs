@@ -183,7 +183,7 @@ pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec
             let sum: u64 = sets.iter().enumerate().map(|(i, set)| (i as u64 + 1) * set.take as u64).sum();
             random_state(sum + epoch)
         }
-        Profile::Method => keyed(seed, epoch),
+        Profile::Method | Profile::Mergekit => keyed(seed, epoch),
     };
     let mut rows = Vec::with_capacity(sets.iter().map(|set| set.take).sum());
     for (dataset, set) in sets.iter().enumerate().filter(|(_, set)| set.rows > 0 && set.take > 0) {

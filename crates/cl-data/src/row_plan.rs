@@ -32,6 +32,7 @@ pub struct RowPlan {
     /// Random seed.
     pub seed: u64,
     /// Which random number generator is used.
+    #[serde(deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// Whether rows are shuffled; otherwise they are in file order.
     pub shuffle: bool,

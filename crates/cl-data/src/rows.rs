@@ -313,6 +313,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn only_regular_files_are_read() {
         let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cl_data::{DatasetRef, Error, Hub, HubError};
+use cl_data::{DatasetError, DatasetRef, Error, Hub, HubError};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -125,7 +126,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         );
         return reply(&mut stream, "302 Found", &headers, b"", 0);
     }
-    let etag = format!("ETag: W/\"{}\"\r\nX-Repo-Commit: {COMMIT}\r\n", &hash[..40]);
+    // Git's name of a file.
+    let named = [format!("blob {}\0", bytes.len()).as_bytes(), &bytes].concat();
+    let name: String = Sha1::digest(&named).iter().map(|b| format!("{b:02x}")).collect();
+    let etag = format!("ETag: W/\"{name}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
     if method == "HEAD" {
         return reply(&mut stream, "200 OK", &etag, b"", bytes.len());
     }
@@ -169,7 +173,7 @@ fn hub_error(result: Result<Vec<std::path::PathBuf>, Error>) -> HubError {
 fn shards_come_in_order_and_only_once() {
     let (server, cache) = (sharded(), tempfile::tempdir().unwrap());
     let hub = server.hub(cache.path());
-    let (file, paths) = hub.dataset_rows(&DatasetRef::new("o/d", "train")).unwrap();
+    let (file, paths) = DatasetRef::new("o/d", "train").rows(&hub).unwrap();
     let prompts: Vec<_> = file.rows.iter().map(|row| row["prompt"].as_str().unwrap().to_owned()).collect();
     assert_eq!(prompts, (0..60).map(|i| format!("p{i}")).collect::<Vec<_>>());
     let snapshot = cache.path().join("datasets--o--d/snapshots").join(COMMIT);
@@ -177,10 +181,10 @@ fn shards_come_in_order_and_only_once() {
     assert_eq!(std::fs::read_to_string(cache.path().join("datasets--o--d/refs/main")).unwrap(), COMMIT);
     let (downloads, heads) = (server.requests("GET /datasets"), server.requests("HEAD"));
     assert_eq!((downloads, heads), (2, 2));
-    let again = hub.dataset_rows(&DatasetRef::new("o/d", "train")).unwrap();
+    let again = DatasetRef::new("o/d", "train").rows(&hub).unwrap();
     assert_eq!((again.0.hash, again.1), (file.hash, paths));
     assert_eq!((server.requests("GET /datasets"), server.requests("HEAD")), (downloads, heads));
-    let test = hub.dataset_rows(&DatasetRef::new("o/d", "test")).unwrap();
+    let test = DatasetRef::new("o/d", "test").rows(&hub).unwrap();
     assert_eq!(test.0.rows.len(), 1);
 }
 
@@ -190,25 +194,25 @@ fn offline_after_the_cache_and_without_it() {
     let online = server.hub(cache.path());
     let offline = Hub { offline: true, ..online.clone() };
     let train = DatasetRef::new("o/d", "train");
-    let error = hub_error(offline.dataset_files(&train));
+    let error = hub_error(train.files(&offline));
     assert!(matches!(&error, HubError::Offline { repo, .. } if repo == "o/d"), "{error}");
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     assert_eq!(server.state().log.len(), 0);
-    let paths = online.dataset_files(&train).unwrap();
+    let paths = train.files(&online).unwrap();
     let sent = server.state().log.len();
-    assert_eq!(offline.dataset_files(&train).unwrap(), paths);
+    assert_eq!(train.files(&offline).unwrap(), paths);
     let commit = DatasetRef { revision: Some(COMMIT.to_owned()), ..train.clone() };
-    assert_eq!(offline.dataset_files(&commit).unwrap(), paths);
+    assert_eq!(commit.files(&offline).unwrap(), paths);
     // The listing says that there is a test split; its file was never downloaded.
-    let error = hub_error(offline.dataset_files(&DatasetRef::new("o/d", "test"))).to_string();
+    let error = hub_error(DatasetRef::new("o/d", "test").files(&offline)).to_string();
     assert!(error.contains("data/test-00000-of-00001.json"), "{error}");
     std::fs::remove_file(&paths[0]).unwrap();
-    let error = hub_error(offline.dataset_files(&train)).to_string();
+    let error = hub_error(train.files(&offline)).to_string();
     assert!(error.contains("data/train-00000-of-00002.jsonl"), "{error}");
     assert_eq!(server.state().log.len(), sent);
     // Only the link was gone: the content is there and is not downloaded again.
     let downloads = server.requests("GET /datasets");
-    assert_eq!(online.dataset_files(&train).unwrap(), paths);
+    assert_eq!(train.files(&online).unwrap(), paths);
     assert_eq!(server.requests("GET /datasets"), downloads);
 }
 
@@ -218,15 +222,15 @@ fn a_cache_that_cannot_be_written_serves_what_it_has_and_says_what_to_set_for_mo
     let folder = tempfile::tempdir().unwrap();
     let hub = server.hub(folder.path());
     let split = DatasetRef::new("o/d", "train");
-    let paths = hub.dataset_files(&split).unwrap();
+    let paths = split.files(&hub).unwrap();
     for name in ["refs", ".listing"] {
         let own = folder.path().join("datasets--o--d").join(name);
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::write(&own, "in the way").unwrap();
     }
-    assert_eq!(hub.dataset_files(&split).unwrap(), paths);
+    assert_eq!(split.files(&hub).unwrap(), paths);
     std::fs::write(folder.path().join("file"), "").unwrap();
-    let error = hub_error(server.hub(&folder.path().join("file/hub")).dataset_files(&split));
+    let error = hub_error(split.files(&server.hub(&folder.path().join("file/hub"))));
     assert!(matches!(error, HubError::Cache { .. }) && error.to_string().contains("set HF_HUB_CACHE"), "{error}");
 }
 
@@ -240,11 +244,11 @@ fn what_pythons_client_left_is_found_offline() {
     std::fs::write(repo.join("refs/main"), COMMIT).unwrap();
     std::fs::write(snapshot.join("test-00000-of-00002.jsonl"), lines(0, 2)).unwrap();
     let hub = Hub { endpoint: "http://127.0.0.1:1".into(), cache: cache.path().to_owned(), token: None, offline: true };
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "test")));
-    assert!(matches!(error, HubError::Shards { .. }), "{error}");
+    let error = DatasetRef::new("o/d", "test").files(&hub).unwrap_err();
+    assert!(matches!(error, Error::Dataset(DatasetError::Shards { .. })), "{error}");
     std::fs::write(snapshot.join("test-00001-of-00002.jsonl"), lines(2, 3)).unwrap();
-    assert_eq!(hub.dataset_rows(&DatasetRef::new("o/d", "test")).unwrap().0.rows.len(), 3);
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "train"))).to_string();
+    assert_eq!(DatasetRef::new("o/d", "test").rows(&hub).unwrap().0.rows.len(), 3);
+    let error = hub_error(DatasetRef::new("o/d", "train").files(&hub)).to_string();
     assert!(error.contains("there is main/test"), "{error}");
 }
 
@@ -252,7 +256,7 @@ fn what_pythons_client_left_is_found_offline() {
 fn the_endpoint_may_end_in_a_slash() {
     let (server, cache) = (sharded(), tempfile::tempdir().unwrap());
     let hub = Hub { endpoint: format!("{}/", server.address), ..server.hub(cache.path()) };
-    assert_eq!(hub.dataset_files(&DatasetRef::new("o/d", "train")).unwrap().len(), 2);
+    assert_eq!(DatasetRef::new("o/d", "train").files(&hub).unwrap().len(), 2);
     assert_eq!(server.requests("GET //"), 0);
 }
 
@@ -270,13 +274,13 @@ fn refusals_say_what_to_do() {
         let (server, cache) = (sharded(), tempfile::tempdir().unwrap());
         let hub = Hub { token: token.map(str::to_owned), ..server.hub(cache.path()) };
         server.state().refuse = Some((status, code));
-        let message = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "train"))).to_string();
+        let message = hub_error(DatasetRef::new("o/d", "train").files(&hub)).to_string();
         assert!(message.contains(part) && !message.contains("secret"), "{status} {code}: {message}");
         // The hub shows what a gated data set has, and keeps the files.
         let mut state = server.state();
         (state.refuse, state.refuse_files) = (None, Some((status, code)));
         drop(state);
-        let message = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "train"))).to_string();
+        let message = hub_error(DatasetRef::new("o/d", "train").files(&hub)).to_string();
         assert!(message.contains(part), "{status} {code}: {message}");
         let sent = server.requests("GET /api/datasets/o/d/revision/main bearer secret");
         assert_eq!(sent, if token.is_some() { 2 } else { 0 });
@@ -288,7 +292,7 @@ fn no_network_is_said() {
     let cache = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let hub = Hub { endpoint: format!("http://{port}"), cache: cache.path().to_owned(), token: None, offline: false };
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "train")));
+    let error = hub_error(DatasetRef::new("o/d", "train").files(&hub));
     assert!(matches!(error, HubError::Network { .. }), "{error}");
     assert!(error.to_string().contains("HF_HUB_OFFLINE=1"), "{error}");
 }
@@ -300,7 +304,7 @@ fn a_cut_off_download_goes_on_where_it_stopped() {
         let mut state = server.state();
         (state.cut, state.ignore_range) = (1, ignore_range);
         drop(state);
-        let (file, _) = server.hub(cache.path()).dataset_rows(&DatasetRef::new("o/d", "train")).unwrap();
+        let (file, _) = DatasetRef::new("o/d", "train").rows(&server.hub(cache.path())).unwrap();
         assert_eq!(file.rows.len(), 60);
         let first = lines(0, 40).len() / 2;
         assert!(server.state().log.iter().any(|line| line.ends_with(&format!("bytes={first}-"))));
@@ -313,16 +317,16 @@ fn a_download_that_stays_cut_off_is_never_taken_for_whole() {
     let hub = server.hub(cache.path());
     server.state().cut = usize::MAX;
     let train = DatasetRef::new("o/d", "train");
-    let error = hub_error(hub.dataset_files(&train));
+    let error = hub_error(train.files(&hub));
     assert!(matches!(error, HubError::Download { .. }), "{error}");
     assert!(error.to_string().contains("interrupted after"), "{error}");
     let snapshot = cache.path().join("datasets--o--d/snapshots").join(COMMIT);
     assert!(!snapshot.join("data/train-00000-of-00002.jsonl").exists());
     let offline = Hub { offline: true, ..hub.clone() };
-    assert!(matches!(hub_error(offline.dataset_files(&train)), HubError::Offline { .. }));
+    assert!(matches!(hub_error(train.files(&offline)), HubError::Offline { .. }));
     server.state().cut = 0;
     server.state().log.clear();
-    assert_eq!(hub.dataset_rows(&train).unwrap().0.rows.len(), 60);
+    assert_eq!(train.rows(&hub).unwrap().0.rows.len(), 60);
     assert!(server.state().log.iter().any(|line| line.contains("bytes=")), "what came before is gone on from");
 }
 
@@ -331,10 +335,10 @@ fn wrong_bytes_are_noticed_and_not_kept() {
     let (server, cache) = (sharded(), tempfile::tempdir().unwrap());
     let hub = server.hub(cache.path());
     server.state().wrong_bytes = true;
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "train"))).to_string();
+    let error = hub_error(DatasetRef::new("o/d", "train").files(&hub)).to_string();
     assert!(error.contains("SHA-256"), "{error}");
     server.state().wrong_bytes = false;
-    assert_eq!(hub.dataset_rows(&DatasetRef::new("o/d", "train")).unwrap().0.rows.len(), 60);
+    assert_eq!(DatasetRef::new("o/d", "train").rows(&hub).unwrap().0.rows.len(), 60);
 }
 
 #[test]
@@ -346,13 +350,14 @@ fn without_data_files_the_converted_branch_is_read() {
         server.add("refs/convert/parquet", path, &parquet);
     }
     let hub = server.hub(cache.path());
-    let (file, paths) = hub.dataset_rows(&DatasetRef::new("o/d", "test")).unwrap();
+    let (file, paths) = DatasetRef::new("o/d", "test").rows(&hub).unwrap();
     assert_eq!((file.rows.len(), paths.len()), (6, 2));
     let offline = Hub { offline: true, ..hub.clone() };
-    assert_eq!(offline.dataset_files(&DatasetRef::new("o/d", "test")).unwrap(), paths);
+    assert_eq!(DatasetRef::new("o/d", "test").files(&offline).unwrap(), paths);
     let partial = DatasetRef { config: Some("e".into()), ..DatasetRef::new("o/d", "train") };
-    assert_eq!(hub.dataset_rows(&partial).unwrap().0.rows.len(), 3);
-    assert!(matches!(hub_error(hub.dataset_files(&DatasetRef::new("o/d", "dev"))), HubError::NoSplit { .. }));
+    assert_eq!(partial.rows(&hub).unwrap().0.rows.len(), 3);
+    let error = DatasetRef::new("o/d", "dev").files(&hub).unwrap_err();
+    assert!(matches!(error, Error::Dataset(DatasetError::NoSplit { .. })), "{error}");
 }
 
 #[test]
@@ -360,12 +365,12 @@ fn splits_and_configurations_there_are_get_named() {
     let server = Server::new(&[("a/test.jsonl", &lines(0, 1)), ("b/test.jsonl", &lines(0, 2))]);
     let cache = tempfile::tempdir().unwrap();
     let hub = server.hub(cache.path());
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "dev"))).to_string();
+    let error = DatasetRef::new("o/d", "dev").files(&hub).unwrap_err().to_string();
     assert!(error.contains("no files of dev; it has a/test, b/test"), "{error}");
-    let error = hub_error(hub.dataset_files(&DatasetRef::new("o/d", "test"))).to_string();
+    let error = DatasetRef::new("o/d", "test").files(&hub).unwrap_err().to_string();
     assert!(error.contains("specify one of: a, b"), "{error}");
     let named = DatasetRef { config: Some("b".into()), ..DatasetRef::new("o/d", "test") };
-    assert_eq!(hub.dataset_rows(&named).unwrap().0.rows.len(), 2);
+    assert_eq!(named.rows(&hub).unwrap().0.rows.len(), 2);
 }
 
 #[test]
@@ -373,8 +378,8 @@ fn names_cannot_lead_out_of_the_cache() {
     let (server, cache) = (Server::new(&[("../../x/test.jsonl", "{}")]), tempfile::tempdir().unwrap());
     let hub = server.hub(cache.path());
     for repo in ["../d", "a/b/c", "", "o/.."] {
-        assert!(matches!(hub_error(hub.dataset_files(&DatasetRef::new(repo, "x"))), HubError::Name { .. }), "{repo}");
+        assert!(matches!(hub_error(DatasetRef::new(repo, "x").files(&hub)), HubError::Name { .. }), "{repo}");
     }
     assert_eq!(server.state().log.len(), 0);
-    assert!(matches!(hub_error(hub.dataset_files(&DatasetRef::new("o/d", "test"))), HubError::Name { .. }));
+    assert!(matches!(hub_error(DatasetRef::new("o/d", "test").files(&hub)), HubError::Name { .. }));
 }

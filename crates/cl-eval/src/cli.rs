@@ -103,8 +103,8 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
 /// Returns the errors of [`method_table`], and an error if `out` cannot be written.
 pub fn run_table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
     let named = |run: &String| match run.split_once('=') {
-        Some((name, dir)) if !name.is_empty() && !name.contains('/') => (name.to_owned(), PathBuf::from(dir)),
-        _ => (run.trim_end_matches('/').to_owned(), PathBuf::from(run)),
+        Some((name, dir)) if !name.is_empty() && !name.contains(['/', '\\']) => (name.to_owned(), PathBuf::from(dir)),
+        _ => (run.trim_end_matches(['/', '\\']).to_owned(), PathBuf::from(run)),
     };
     let runs: Vec<(String, PathBuf)> = args.runs.iter().map(named).collect();
     let table = method_table(&runs, args.base.as_deref(), &args.old)?;

@@ -23,6 +23,7 @@ impl Folder {
         std::fs::write(self.path(name), text).unwrap();
     }
 
+    #[cfg(unix)]
     fn fifo(&self, name: &str) {
         let _ = std::fs::remove_file(self.path(name));
         assert!(Command::new("mkfifo").arg(self.path(name)).status().unwrap().success());
@@ -110,6 +111,7 @@ fn an_error_in_toml_does_not_echo_a_long_line() {
     assert!(message.contains("line 2") && message.contains("nonsense") && message.contains("rouge_l"), "{message}");
 }
 
+#[cfg(unix)]
 #[test]
 fn only_regular_files_of_bounded_size_are_read() {
     let folder = Folder::new();

@@ -92,7 +92,7 @@ fn answer(mut stream: TcpStream, files: &Files) {
     });
     let (status, body) = found.map_or(("404 No", Vec::new()), |b| ("200 OK", b));
     let etag = BuildHasherDefault::<DefaultHasher>::default().hash_one(&body);
-    let headers = format!("ETag: \"{etag:040x}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n", body.len());
+    let headers = format!("ETag: \"{etag:016x}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n", body.len());
     write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n").unwrap();
     stream.write_all(if head { b"" } else { &body }).unwrap();
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
 use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource};
 use cl_data::Tokenizer;
-use cl_model::{Decoder, ModelConfig};
+use cl_model::{Decoder, ModelConfig, ModelError};
 use cl_train::TrainConfig;
 
 use crate::Finding;
@@ -21,6 +21,10 @@ pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Fi
     let millions = parameters(&checkpoint) as f64 / 1e6;
     findings.push(Finding::Fact(format!("model: {} with {millions:.1} M parameters", dir.display())));
     check_adapters(&checkpoint, train, findings);
+    let storage = model.as_ref().and_then(|m| m.experts.as_ref()).map(|experts| experts.storage);
+    if let Some(storage) = storage.filter(|storage| storage.is_delta() && train.full.is_some()) {
+        findings.push(Finding::Problem(ModelError::DeltaExperts { path: dir.to_owned(), storage }.into()));
+    }
     model
 }
 

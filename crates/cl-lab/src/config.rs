@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use cl_checkpoint::HubSnapshot;
 use cl_data::{Columns, Format, Joint, Mixture, Profile, Replay};
 use cl_eval::Metric;
 use cl_train::{Precision, TrainConfig, ValidationConfig};
@@ -10,12 +11,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct TrainRun {
     /// Model directory to start from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -61,6 +63,7 @@ pub struct DataConfig {
 #[serde(deny_unknown_fields)]
 pub struct SequenceConfig {
     /// Model directory to start from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Directory of tasks in TRACE's layout, each with a train and a test split.
     pub data: PathBuf,
@@ -71,7 +74,7 @@ pub struct SequenceConfig {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{Orthogonality, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest, OutputDir};
+use cl_checkpoint::{Adapter, Checkpoint, HubSnapshot, Interrupt, Manifest, OutputDir};
 use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, PlannedSet, Profile, RowPlan, Tokenizer};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
@@ -164,7 +164,7 @@ fn fine_tune(
                 Some(dir) => lora.continued(&Adapter::open(dir)?),
                 None => lora.clone(),
             };
-            let base = input.model.dir().display().to_string();
+            let base = HubSnapshot::model_name(input.model.dir());
             save_lora(trained, model.sites(), &model.trained_whole(), &lora, &base, manifest, true)?;
         }
         None => {

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::HubSnapshot;
 use cl_data::{Mixture, Profile};
 use cl_train::{RouterTraining, TrainConfig};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::{DataConfig, LabError, MixtureConfig, TrainRun};
 #[serde(deny_unknown_fields)]
 pub struct RouterRun {
     /// Model directory: a mixture of experts, or the base of a mixture of adapters.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Directory of a mixture of adapters beside the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -21,7 +23,7 @@ pub struct RouterRun {
     #[serde(default = "seed")]
     pub seed: u64,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::hash_file;
+use cl_checkpoint::{HubSnapshot, hash_file};
 use cl_data::Dataset;
 use cl_train::TrainConfig;
 
@@ -49,5 +49,5 @@ pub(crate) fn mixture_source(hash: &str, dir: &Path) -> (&'static str, String) {
 }
 
 fn line(hash: &str, path: &Path) -> String {
-    format!("{hash}  {}\n", path.display())
+    format!("{hash}  {}\n", HubSnapshot::source_name(path))
 }

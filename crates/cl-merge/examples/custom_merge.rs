@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cl_merge::methods::{Defaults, MethodInfo, TensorSettings};
+use cl_merge::methods::{Defaults, MethodInfo, SettingsError, TensorSettings};
 use cl_merge::{Error, MergeFile, MergeMethod, MergeOptions, MergePieces, Piece, Plan, Summary, TensorGroup, merge};
 use serde::Deserialize;
 
@@ -26,7 +26,7 @@ static MEDIAN: MethodInfo = MethodInfo {
     ..MethodInfo::new("median", build)
 };
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     Ok(Box::new(settings.read::<Median>()?))
 }
 

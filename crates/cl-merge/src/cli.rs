@@ -1,10 +1,11 @@
-//! The command: argument types, and what they do. Results go to `out`, progress to stderr.
+//! The command line: arguments and subcommands. Results are written to `out`, progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest, ManifestProblem, TensorSource};
+use cl_hub::{HubArgs, Located, Names, Part};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
@@ -12,24 +13,25 @@ use crate::diff::{TensorDiff, diff};
 use crate::methods::{Base, METHODS};
 use crate::plan::Plan;
 use crate::recipe::config::{MergeFile, model_and_adapter};
+use crate::recipe::places::Named;
 use crate::recipe::registry::method;
 use crate::report::{bytes, size, write_json};
 use crate::run::estimate::estimate;
 use crate::run::options::MergeOptions;
 use crate::run::stages::{self, Event, check_output, run_file};
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Merge models as a file says: TOML, or mergekit's YAML.
+    /// Run a merge file: TOML, or mergekit's YAML.
     Run(RunArgs),
     /// Compare two models tensor by tensor: norms, cosine, opposite signs.
     Diff(DiffArgs),
-    /// Check a model directory against its manifest, and every value in it.
+    /// Check a model directory against its manifest, and that all values are finite.
     Verify(VerifyArgs),
     /// List all methods with formula, source and parameters.
     Methods(MethodsArgs),
-    /// Combine, fold, extract, describe and compare low-rank adapters.
+    /// Combine, fold, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(AdapterCommand),
 }
@@ -37,30 +39,32 @@ pub enum Command {
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Merge file: TOML, or mergekit's YAML by its ending .yml or .yaml.
+    /// Merge file: TOML, or mergekit's YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Largest file of weights, as in 5GB.
+    /// Maximum size of a weights file, such as 5GB.
     #[arg(long, default_value = "5GB", value_parser = bytes)]
     max_shard_size: u64,
-    /// Say what would be done, what it takes and everything that stands in the way, and write nothing.
+    /// Print what would be read and written, memory and time, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is a model that holds nothing else.
+    /// Replace the output if all of its files were written by this program or are part of a model.
     #[arg(long)]
     overwrite: bool,
-    /// Hash the inputs' files into the manifest.
+    /// Record hashes of the input files in the manifest.
     #[arg(long)]
     hash_inputs: bool,
-    /// Copy tensors with NaN or infinities as they are, where they are copied; merged values are numbers in any case.
+    /// Allow NaN and infinities in tensors that are copied unchanged; merged values must be finite.
     #[arg(long)]
     allow_non_finite: bool,
 }
@@ -68,14 +72,16 @@ pub struct RunArgs {
 /// Arguments of `diff`.
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// A model directory.
+    /// First model directory.
     a: PathBuf,
-    /// Another one.
+    /// Second model directory.
     b: PathBuf,
-    /// Compare their differences from this model instead of their weights.
+    /// Compare task vectors, the differences from this base, instead of weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Write JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -90,7 +96,7 @@ pub struct VerifyArgs {
 /// Arguments of `methods`.
 #[derive(clap::Args)]
 pub struct MethodsArgs {
-    /// Only this one.
+    /// Print only this method.
     name: Option<String>,
 }
 
@@ -110,21 +116,20 @@ impl Command {
     }
 }
 
-/// What glibc's allocator reads from the environment when a program starts.
-const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
-
-/// Starts this program again, once, with an allocator that gives every block of 4 MiB or more back as soon as it is freed.
-/// Without it glibc keeps more and more of them the larger they are, and a merge that decomposes matrices takes two to three
-/// times the memory that it holds. What the user has set stays. Results do not depend on it.
+/// Restarts this program once, with glibc's allocator set to return every freed block of 4 MiB or more to the system.
 ///
-/// Call it before anything else happens: on success it does not return. Where it cannot be done nothing changes.
+/// By default glibc keeps larger and larger blocks, and a merge that decomposes matrices takes two to three times the
+/// memory it needs. Settings of the user are kept. Results do not depend on it.
+///
+/// Call it first in `main`: on success it does not return. If it fails, and on systems without glibc, it does nothing.
 pub fn give_memory_back() {
-    if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
-        return;
-    }
-    #[cfg(unix)]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if let Ok(program) = std::env::current_exe() {
         use std::os::unix::process::CommandExt;
+        const ALLOCATOR: [&str; 2] = ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"];
+        if ALLOCATOR.iter().any(|name| std::env::var_os(name).is_some()) {
+            return;
+        }
         let mut arguments = std::env::args_os();
         let mut command = std::process::Command::new(program);
         if let Some(name) = arguments.next() {
@@ -141,7 +146,7 @@ pub fn give_memory_back() {
 pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Run(args) => run_merge(args, interrupt, out),
-        Command::Diff(args) => run_diff(args, out),
+        Command::Diff(args) => run_diff(args, interrupt, out),
         Command::Verify(args) => run_verify(args, out),
         Command::Methods(args) => run_methods(args, out),
         Command::Adapter(command) => run_adapter(command, interrupt, out),
@@ -149,7 +154,7 @@ pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Res
 }
 
 fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let file = MergeFile::read(&args.config)?;
+    let mut file = MergeFile::read(&args.config)?;
     let options = MergeOptions {
         memory: usize::try_from(args.memory).context("--memory is beyond what can be addressed")?,
         threads: args.threads,
@@ -163,9 +168,16 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
         if let Some(dir) = &args.out {
             check_output(&file, dir, args.overwrite)?;
         }
+        if !list_downloads(&file, &args.hub.names(interrupt), out)? {
+            return Ok(());
+        }
+        find_models(&mut file, &args.hub.names(interrupt))?;
         return dry_run(&file, &options, out);
     }
     let dir = args.out.as_ref().context("--out says where the merged model goes")?;
+    // Before the download, which takes its time.
+    check_output(&file, dir, args.overwrite)?;
+    find_models(&mut file, &args.hub.names(interrupt))?;
     let bar = bar();
     let observe = |event: Event<'_>| match event {
         Event::Stage(name, bytes) => {
@@ -181,6 +193,34 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     let copied = if summary.copied > 0 { format!(" ({} copied unchanged)", summary.copied) } else { String::new() };
     writeln!(out, "{}: {} tensors{copied}, {}", dir.display(), summary.tensors, size(summary.bytes))?;
     Ok(())
+}
+
+/// Finds the models of the hub that a file names, and downloads what is not there.
+fn find_models(file: &mut MergeFile, names: &Names) -> Result<()> {
+    for named in file.named() {
+        if let Located { dir, commit: Some(commit) } = names.locate(&named.pinned, part(&named))? {
+            file.place(&named.written, dir, &commit);
+        }
+    }
+    Ok(())
+}
+
+/// Says what a merge would download. Returns whether everything is there, so that the merge can be planned.
+fn list_downloads(file: &MergeFile, names: &Names, out: &mut dyn Write) -> Result<bool> {
+    let mut there = true;
+    for named in file.named() {
+        let Some(plan) = names.plan(&named.pinned, part(&named))? else { continue };
+        writeln!(out, "{}: {}", named.written, plan.summary())?;
+        there &= plan.files == 0;
+    }
+    if !there {
+        writeln!(out, "nothing was downloaded or written; the merge can be planned once these files are there")?;
+    }
+    Ok(there)
+}
+
+fn part(named: &Named) -> Part {
+    if named.adapter { Part::Adapter } else { Part::Model }
 }
 
 fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Result<()> {
@@ -228,8 +268,11 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
     Ok(())
 }
 
-fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
-    let diff = diff(&args.a, &args.b, args.base.as_deref())?;
+fn run_diff(args: &DiffArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let model = |path: &PathBuf| names.directory(path, Part::Model);
+    let base = args.base.as_ref().map(model).transpose()?;
+    let diff = diff(&model(&args.a)?, &model(&args.b)?, base.as_deref())?;
     if args.json {
         return write_json(out, &diff);
     }

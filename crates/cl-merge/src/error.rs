@@ -2,6 +2,10 @@ use std::path::PathBuf;
 
 use cl_checkpoint::Dtype;
 
+use crate::methods::Undefined;
+use crate::problem::Problem;
+use crate::recipe::error::ConfigError;
+
 /// Why a merge cannot be done. Every message names what is wrong and where, and how to go on where there is a way.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -38,26 +42,26 @@ pub enum Error {
         dtype: Dtype,
     },
     /// A method that has no answer for these values.
-    #[error("tensor `{tensor}`: {method}: {message}")]
+    #[error("tensor `{tensor}`: {method}: {kind}")]
     Undefined {
         /// The tensor.
         tensor: String,
         /// The method.
         method: &'static str,
         /// Why, and how to go on.
-        message: String,
+        kind: Undefined,
     },
     /// A configuration file that does not say what can be done.
-    #[error("{path}: {message}")]
+    #[error("{path}: {source}")]
     Config {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        source: ConfigError,
     },
     /// Everything that stands in the way of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
-    Problems(Vec<String>),
+    Problems(Vec<Problem>),
     /// The work was asked to stop.
     #[error("stopped; nothing was written")]
     Interrupted,
@@ -71,6 +75,12 @@ pub enum Error {
     },
 }
 
-fn list(problems: &[String]) -> String {
+fn list(problems: &[Problem]) -> String {
     problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Error {
+        Error::Problems(vec![problem])
+    }
 }

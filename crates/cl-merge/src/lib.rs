@@ -7,6 +7,7 @@ mod diff;
 mod error;
 pub mod methods;
 mod plan;
+pub mod problem;
 mod recipe;
 #[cfg(feature = "cli")]
 mod report;
@@ -20,11 +21,14 @@ pub use methods::{
     Projection as ProjectionChoice, Rescale as RescaleChoice, Trimmed, merge_tensor,
 };
 pub use plan::Plan;
+pub use problem::Problem;
 pub use recipe::config::{
     ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
     Vocabulary,
 };
+pub use recipe::error::{ConfigError, MergekitProblem};
 pub use recipe::parameter::{Filter, NumberOrGradient, Parameter};
+pub use recipe::places::Named;
 pub use recipe::registry::PARAMETERS;
 pub use recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig};
 pub use run::engine::{Summary, merge};

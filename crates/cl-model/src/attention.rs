@@ -124,7 +124,7 @@ impl Attention {
 impl Qkv {
     fn forward(&self, x: &Tensor, mode: Mode) -> [Tensor; 3] {
         match self {
-            Qkv::Split(q, k, v) => [q.forward(x, mode), k.forward(x, mode), v.forward(x, mode)],
+            Qkv::Split(q, k, v) => Projection::forward_all([q, k, v], x, mode),
             Qkv::Fused { qkv_proj, q_width } => {
                 let all = qkv_proj.forward(x, mode);
                 let kv_width = (all.size()[1] - q_width) / 2;

@@ -76,6 +76,34 @@ impl Decoder {
         Ok(x)
     }
 
+    /// What enters the feed-forward block of every layer, `(tokens, hidden)` each, without a graph.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`].
+    pub fn feed_forward_inputs(&self, batch: &PackedBatch) -> Result<Vec<Tensor>, ModelError> {
+        let _no_graph = cl_torch::tch::no_grad_guard();
+        let angles = self.rope.angles(&batch.position_ids, self.compute);
+        let (mut x, mut inputs) = (self.embed(&batch.input_ids), Vec::new());
+        for layer in &self.layers {
+            let mut failure = None;
+            let mut attend = |q: Tensor, k: Tensor, v: Tensor, rule| {
+                catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, rule), &q, &mut failure)
+            };
+            let mut keep = |x: &Tensor| inputs.push(x.shallow_clone());
+            x = layer.forward_observed(&x, &angles, Mode::Eval, &mut attend, &mut keep);
+            failure.map_or(Ok(()), Err)?;
+        }
+        Ok(inputs)
+    }
+
+    /// The feed-forward block of a layer on rows `x` `(tokens, hidden)`.
+    ///
+    /// # Panics
+    /// Panics if there is no such layer.
+    pub fn feed_forward(&self, layer: usize, x: &Tensor) -> Tensor {
+        self.layers[layer].feed_forward.forward(x, Mode::Eval)
+    }
+
     /// The residual stream of sequences that share what they begin with, behind a past that all of them begin with, without
     /// a graph. `keep` gets the keys and values of every layer, `(rows, kv_heads, head_dim)`.
     ///

@@ -35,7 +35,7 @@ pub enum ModelError {
         got: Vec<i64>,
     },
     /// A tensor is stored in a dtype that a model is not made of.
-    #[error("{path}: tensor `{tensor}` has dtype {dtype}; expected F32, F16, BF16 or F64")]
+    #[error("{path}: tensor `{tensor}` has dtype {dtype}; expected {expected}")]
     Dtype {
         /// Directory of the model.
         path: PathBuf,
@@ -43,6 +43,8 @@ pub enum ModelError {
         tensor: String,
         /// Its dtype as stored.
         dtype: String,
+        /// What it may be.
+        expected: &'static str,
     },
     /// Tensors that config.json implies are not there, or tensors are there that it does not.
     #[error("{path}: tensors do not match config.json; missing: [{missing}]; not used: [{unused}]")]
@@ -53,6 +55,17 @@ pub enum ModelError {
         missing: String,
         /// Names that nothing reads.
         unused: String,
+    },
+    /// Experts that are differences from the base cannot be written again beside other weights.
+    #[error(
+        "{path}: experts are stored as differences from the base ({storage}), which holds for its own weights only; train an \
+         adapter or the routers, or make the mixture with full experts"
+    )]
+    DeltaExperts {
+        /// The output.
+        path: PathBuf,
+        /// How they are stored.
+        storage: cl_moe::ExpertStorage,
     },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the model's vocabulary of {vocab_size}; is this the model's own tokenizer?")]

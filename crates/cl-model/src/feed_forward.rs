@@ -2,6 +2,7 @@ use cl_adapters::{Linear, Mode};
 use cl_torch::tch::Tensor;
 
 use crate::config::Activation;
+use crate::delta::DeltaMlp;
 use crate::routing::{Projection, Router};
 
 /// What a layer does to each token by itself.
@@ -11,6 +12,8 @@ pub(crate) enum FeedForward {
     Dense(Mlp),
     /// Several, of which a router chooses for each token.
     Experts(Experts),
+    /// One MLP, and experts as differences from it.
+    Deltas(DeltaMlp),
 }
 
 /// A gated MLP (Shazeer, arXiv:2002.05202): `down(act(gate(x)) · up(x))`.
@@ -42,6 +45,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.forward(x, mode),
             FeedForward::Experts(experts) => experts.forward(x, mode),
+            FeedForward::Deltas(mlp) => mlp.forward(x, mode),
         }
     }
 
@@ -49,6 +53,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.projections().into_iter().filter_map(Projection::router).collect(),
             FeedForward::Experts(experts) => vec![&experts.router],
+            FeedForward::Deltas(mlp) => vec![&mlp.router],
         }
     }
 
@@ -56,6 +61,7 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.projections_mut().into_iter().filter_map(Projection::router_mut).collect(),
             FeedForward::Experts(experts) => vec![&mut experts.router],
+            FeedForward::Deltas(mlp) => vec![&mut mlp.router],
         }
     }
 
@@ -66,6 +72,7 @@ impl FeedForward {
                 let mlps = e.shared.iter().chain(&e.experts);
                 std::iter::once(&e.router.linear).chain(mlps.flat_map(Mlp::linears)).collect()
             }
+            FeedForward::Deltas(mlp) => mlp.linears(),
         }
     }
 
@@ -76,6 +83,7 @@ impl FeedForward {
                 let mlps = e.shared.iter_mut().chain(&mut e.experts);
                 std::iter::once(&mut e.router.linear).chain(mlps.flat_map(Mlp::linears_mut)).collect()
             }
+            FeedForward::Deltas(mlp) => mlp.linears_mut(),
         }
     }
 
@@ -87,6 +95,16 @@ impl FeedForward {
                 shared: e.shared.as_ref().map(Mlp::shallow_clone),
                 experts: e.experts.iter().map(Mlp::shallow_clone).collect(),
             }),
+            FeedForward::Deltas(mlp) => FeedForward::Deltas(mlp.shallow_clone()),
+        }
+    }
+}
+
+impl Activation {
+    pub(crate) fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Activation::Silu => x.silu(),
+            Activation::GeluTanh => x.gelu("tanh"),
         }
     }
 }
@@ -94,18 +112,14 @@ impl FeedForward {
 impl Mlp {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         let (gate, up) = match &self.gate_up {
-            GateUp::Split(gate, up) => (gate.forward(x, mode), up.forward(x, mode)),
+            GateUp::Split(gate, up) => Projection::forward_all([gate, up], x, mode).into(),
             GateUp::Fused(both) => {
                 let mut halves = both.forward(x, mode).chunk(2, -1);
                 let up = halves.pop().expect("two halves");
                 (halves.pop().expect("two halves"), up)
             }
         };
-        let gate = match self.activation {
-            Activation::Silu => gate.silu(),
-            Activation::GeluTanh => gate.gelu("tanh"),
-        };
-        self.down.forward(&(gate * up), mode)
+        self.down.forward(&(self.activation.apply(&gate) * up), mode)
     }
 
     fn linears(&self) -> Vec<&Linear> {

@@ -70,8 +70,23 @@ pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) ->
 impl Layer {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
+        self.forward_observed(x, angles, mode, attend, &mut |_| {})
+    }
+
+    /// As [`Layer::forward`]; `observe` gets what enters the feed-forward block, `(tokens, hidden)`.
+    pub(crate) fn forward_observed(
+        &self,
+        x: &Tensor,
+        angles: &Angles,
+        mode: Mode,
+        attend: &mut Attend<'_>,
+        observe: &mut dyn FnMut(&Tensor),
+    ) -> Tensor {
         let mut attention = |x: &Tensor| self.self_attn.forward(x, angles, mode, attend);
-        let feed_forward = |x: &Tensor| self.feed_forward.forward(x, mode);
+        let mut feed_forward = |x: &Tensor| {
+            observe(x);
+            self.feed_forward.forward(x, mode)
+        };
         match &self.norms {
             Norms::Pre { input, post_attention } => {
                 let x = x + self.branch(attention(&input.forward(x)));

@@ -4,6 +4,7 @@ mod attention;
 mod batch;
 mod config;
 mod decoder;
+mod delta;
 mod encoder;
 mod error;
 mod feed_forward;

@@ -3,11 +3,13 @@ use std::collections::BTreeSet;
 
 use cl_adapters::{Embedding, Linear, WholePlan};
 use cl_checkpoint::{Checkpoint, TensorSource};
+use cl_moe::{ExpertStorage, low_rank_delta_tensors, sign_delta_tensors};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
 use crate::config::{ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
+use crate::delta::{DeltaMlp, Deltas};
 use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
@@ -44,7 +46,11 @@ impl Decoder {
     /// shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
         from_checkpoint(checkpoint, options, &|name| {
-            let kind = if is_router_weight(name) { Kind::Float } else { options.weights };
+            let kind = match name {
+                _ if is_signs(name) => Kind::Uint8,
+                _ if is_router_weight(name) || name.ends_with(".delta_scale") => Kind::Float,
+                _ => options.weights,
+            };
             Ok(load_tensor(checkpoint, name, kind, options.device)?)
         })
     }
@@ -58,6 +64,11 @@ impl Decoder {
         let nothing = |_: &str| Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)));
         Ok(from_checkpoint(checkpoint, options, &nothing)?.config)
     }
+}
+
+/// Whether a tensor holds an expert's signs, a bit a weight.
+fn is_signs(name: &str) -> bool {
+    name.ends_with(".delta_sign")
 }
 
 /// Asks `read` for every tensor that config.json implies, and holds names, shapes and dtypes against the files.
@@ -82,10 +93,13 @@ fn from_checkpoint(
             let (tensor, expected) = (name.to_owned(), shape.to_vec());
             return Err(ModelError::Shape { path: dir.to_owned(), tensor, expected, got });
         }
-        if !kind_of(info.dtype).is_some_and(|k| matches!(k, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16)) {
+        let floats = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
+        let (allowed, expected) =
+            if is_signs(name) { (&[Kind::Uint8][..], "U8") } else { (&floats[..], "F32, F16, BF16 or F64") };
+        if !kind_of(info.dtype).is_some_and(|kind| allowed.contains(&kind)) {
             // Quantized weights would load as whole numbers.
             let (tensor, dtype) = (name.to_owned(), format!("{:?}", info.dtype));
-            return Err(ModelError::Dtype { path: dir.to_owned(), tensor, dtype });
+            return Err(ModelError::Dtype { path: dir.to_owned(), tensor, dtype, expected });
         }
         read(name)
     };
@@ -137,10 +151,29 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         let experts = config.experts.as_ref().expect("asked for by the caller");
         Ok(Router::new(linear(name, input, experts.routed(), false)?, experts.num_experts_per_tok))
     };
+    // Experts' differences from the weight of a module.
+    let deltas = |storage: ExpertStorage, experts: i64, name: &str, input: i64, output: i64| match storage {
+        ExpertStorage::Full => unreachable!("asked for by callers of deltas alone"),
+        ExpertStorage::LowRank(rank) => {
+            let rank = i64::try_from(rank).unwrap_or(i64::MAX).min(input).min(output);
+            let [u, v] = low_rank_delta_tensors(name);
+            Ok(Deltas::LowRank { u: get(&u, &[experts, rank, output])?, v: get(&v, &[experts, rank, input])? })
+        }
+        ExpertStorage::BitDelta => {
+            let [signs, scales] = sign_delta_tensors(name);
+            let signs = get(&signs, &[experts, output, (input + 7) / 8])?;
+            Ok::<_, ModelError>(Deltas::Signs { signs, scales: get(&scales, &[experts])?, columns: input })
+        }
+    };
     // One linear layer, or a router's experts where the layer has some of this module.
     let projection = |layer: usize, module: ExpertModule, name: String, input: i64, output: i64, bias: bool| {
         let experts = config.experts.as_ref().filter(|experts| experts.has(layer, module));
         let Some(experts) = experts else { return Ok(Projection::Dense(linear(name, input, output, bias)?)) };
+        if experts.storage.is_delta() {
+            let deltas = deltas(experts.storage, experts.num_local_experts, &name, input, output)?;
+            let router = router(format!("{name}.router"), input)?;
+            return Ok(Projection::Deltas { router, base: linear(name, input, output, bias)?, deltas });
+        }
         let expert = |e: i64| linear(format!("{name}.experts.{e}"), input, output, bias);
         let shared = experts.shared.then(|| expert(0)).transpose()?;
         let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
@@ -165,6 +198,18 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         let Some(experts) = config.experts.as_ref().filter(|experts| experts.has(layer, ExpertModule::Mlp)) else {
             return Ok(FeedForward::Dense(mlp(Some(layer), &format!("{p}.mlp"), dense)?));
         };
+        if experts.storage.is_delta() {
+            let part = |name: &str, input, output| {
+                let name = format!("{p}.mlp.{name}");
+                let deltas = deltas(experts.storage, experts.num_local_experts, &name, input, output)?;
+                Ok::<_, ModelError>((linear(name, input, output, config.mlp_bias)?, deltas))
+            };
+            let router = router(format!("{p}.mlp.router"), hidden)?;
+            let ((gate, of_gate), (up, of_up)) = (part(dense[0], hidden, inner)?, part(dense[1], hidden, inner)?);
+            let (down, of_down) = part(dense[2], inner, hidden)?;
+            let deltas = [of_gate, of_up, of_down];
+            return Ok(FeedForward::Deltas(DeltaMlp { router, gate, up, down, deltas, activation: config.hidden_act }));
+        }
         let (p, name, parts) = match experts.layout {
             ExpertLayout::Mixtral => (format!("{p}.block_sparse_moe"), "gate", ["w1", "w3", "w2"]),
             ExpertLayout::Moetify => (format!("{p}.mlp"), "router", dense),

@@ -128,7 +128,7 @@ impl Factor {
     }
 
     fn product(&self, start: i64, len: i64) -> Tensor {
-        self.x.narrow(0, start, len).linear::<&Tensor>(&self.weight, None)
+        cl_torch::linear(&self.x.narrow(0, start, len), &self.weight, None)
     }
 
     fn add_gradients(&mut self, d_logits: &Tensor, start: i64, len: i64) {

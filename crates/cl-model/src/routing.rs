@@ -1,6 +1,8 @@
 use cl_adapters::{Linear, Mode, RouterRecorder, top_k};
 use cl_torch::tch::{Kind, Tensor};
 
+use crate::delta::Deltas;
+
 /// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits, in f32, of which the largest k are
 /// renormalised to a sum of 1. Among equal logits the expert with the lowest index comes first.
 pub(crate) struct Router {
@@ -51,36 +53,77 @@ impl Router {
     }
 }
 
+/// The pairs of a token and an expert that it goes through, in the order of experts, so that each expert sees its tokens in one
+/// product.
+pub(crate) struct Pairs {
+    /// The token of each pair.
+    pub(crate) tokens: Tensor,
+    /// Pairs of each expert.
+    pub(crate) counts: Vec<i64>,
+    /// f32 `(pairs, 1)`.
+    weights: Tensor,
+}
+
 impl Selection {
     /// The weighted sum of the selected experts' outputs, `(tokens, out)`: `expert(e, rows)` is that of expert e on its tokens,
     /// which it gets in one piece.
     pub(crate) fn apply(&self, x: &Tensor, experts: usize, expert: impl Fn(usize, &Tensor) -> Tensor) -> Tensor {
-        let weights = self.weights.to_kind(x.kind());
-        // All (token, expert) pairs in the order of experts, so that each expert sees its tokens in one product.
-        let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
-        let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
-        let counts: Vec<i64> =
-            Vec::try_from(sorted.bincount::<Tensor>(None, experts as i64)).expect("a vector of whole numbers");
-        let rows = x.index_select(0, &tokens);
+        let pairs = self.pairs(experts as i64);
+        let rows = x.index_select(0, &pairs.tokens);
         let mut outputs = Vec::new();
         let mut start = 0;
-        for (e, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+        for (e, &count) in pairs.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             outputs.push(expert(e, &rows.narrow(0, start, count)));
             start += count;
         }
-        let weighted = Tensor::cat(&outputs, 0) * weights.flatten(0, -1).index_select(0, &order).unsqueeze(-1);
-        let shape = [x.size()[0], weighted.size()[1]];
-        Tensor::zeros(shape, (x.kind(), x.device())).index_add(0, &tokens, &weighted)
+        pairs.sum(&(Tensor::cat(&outputs, 0) * pairs.weights(x.kind())), x.size()[0])
+    }
+
+    /// The pairs of tokens and experts; their numbers come to the host.
+    pub(crate) fn pairs(&self, experts: i64) -> Pairs {
+        let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
+        let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
+        let counts = Vec::try_from(sorted.bincount::<Tensor>(None, experts)).expect("a vector of whole numbers");
+        Pairs { tokens, counts, weights: self.weights.flatten(0, -1).index_select(0, &order).unsqueeze(-1) }
+    }
+
+    /// Weights `(tokens, k)`.
+    pub(crate) fn weights(&self, kind: Kind) -> Tensor {
+        self.weights.to_kind(kind)
+    }
+
+    /// 1 for the expert of each of the k selections, `(tokens, k, experts)`.
+    pub(crate) fn one_hot(&self, experts: i64) -> Tensor {
+        self.experts.one_hot(experts)
+    }
+
+    /// Weights of all experts, f32 `(tokens, experts)`: 0 for those that are not selected.
+    pub(crate) fn gates(&self, experts: i64) -> Tensor {
+        let zeros = Tensor::zeros([self.experts.size()[0], experts], (Kind::Float, self.weights.device()));
+        zeros.scatter(-1, &self.experts, &self.weights)
+    }
+}
+
+impl Pairs {
+    /// The weights `(pairs, 1)`.
+    pub(crate) fn weights(&self, kind: Kind) -> Tensor {
+        self.weights.to_kind(kind)
+    }
+
+    /// The sum over each token's pairs of `values` `(pairs, n)`: `(tokens, n)`.
+    pub(crate) fn sum(&self, values: &Tensor, tokens: i64) -> Tensor {
+        Tensor::zeros([tokens, values.size()[1]], (values.kind(), values.device())).index_add(0, &self.tokens, values)
     }
 }
 
 /// A projection: one linear layer, or several behind a router of their own.
-#[expect(clippy::large_enum_variant, reason = "a few a layer, beside weights of megabytes")]
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),
     /// Several, of which the router selects some for each token, and beside them one that every token goes through.
     Experts { router: Router, shared: Option<Linear>, experts: Vec<Linear> },
+    /// The base's, and the experts' differences from it.
+    Deltas { router: Router, base: Linear, deltas: Deltas },
 }
 
 impl Projection {
@@ -93,7 +136,21 @@ impl Projection {
                 let y = selection.apply(x, experts.len(), |e, rows| experts[e].forward(rows, mode));
                 shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, mode) + &y)
             }
+            // The selected gates add up to 1, and so do their shares of the base.
+            Projection::Deltas { router, base, deltas } => {
+                base.forward(x, mode) + deltas.weighted(x, &router.select(x, mode))
+            }
         }
+    }
+
+    /// [`Projection::forward`] of several over the same input, the dense ones together.
+    pub(crate) fn forward_all<const N: usize>(all: [&Projection; N], x: &Tensor, mode: Mode) -> [Tensor; N] {
+        let dense = |p: &&Projection| matches!(**p, Projection::Dense(_));
+        if !all.iter().all(dense) {
+            return all.map(|p| p.forward(x, mode));
+        }
+        let linears: Vec<&Linear> = all.into_iter().flat_map(Projection::linears).collect();
+        Linear::forward_all(&linears, x, mode).try_into().expect("one output a layer")
     }
 
     pub(crate) fn linears(&self) -> Vec<&Linear> {
@@ -102,6 +159,7 @@ impl Projection {
             Projection::Experts { router, shared, experts } => {
                 std::iter::once(&router.linear).chain(shared).chain(experts).collect()
             }
+            Projection::Deltas { router, base, .. } => vec![&router.linear, base],
         }
     }
 
@@ -111,20 +169,21 @@ impl Projection {
             Projection::Experts { router, shared, experts } => {
                 std::iter::once(&mut router.linear).chain(shared).chain(experts).collect()
             }
+            Projection::Deltas { router, base, .. } => vec![&mut router.linear, base],
         }
     }
 
     pub(crate) fn router(&self) -> Option<&Router> {
         match self {
             Projection::Dense(_) => None,
-            Projection::Experts { router, .. } => Some(router),
+            Projection::Experts { router, .. } | Projection::Deltas { router, .. } => Some(router),
         }
     }
 
     pub(crate) fn router_mut(&mut self) -> Option<&mut Router> {
         match self {
             Projection::Dense(_) => None,
-            Projection::Experts { router, .. } => Some(router),
+            Projection::Experts { router, .. } | Projection::Deltas { router, .. } => Some(router),
         }
     }
 
@@ -135,6 +194,11 @@ impl Projection {
                 router: router.shallow_clone(),
                 shared: shared.as_ref().map(Linear::shallow_clone),
                 experts: experts.iter().map(Linear::shallow_clone).collect(),
+            },
+            Projection::Deltas { router, base, deltas } => Projection::Deltas {
+                router: router.shallow_clone(),
+                base: base.shallow_clone(),
+                deltas: deltas.shallow_clone(),
             },
         }
     }

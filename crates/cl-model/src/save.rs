@@ -2,6 +2,7 @@ use std::path::Path;
 
 use cl_checkpoint::convert::first_not_finite;
 use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions};
+use cl_moe::ExpertStorage;
 use cl_torch::tch::Kind;
 use cl_torch::tensor_bytes;
 use serde_json::{Map, Value};
@@ -14,7 +15,7 @@ impl Decoder {
     /// `config` is the content of config.json; `companions` are the files that go along, by name and content.
     ///
     /// # Errors
-    /// [`ModelError::Checkpoint`] when `dir` exists and `overwrite` is false, when it cannot be written, or for a weight that
+    /// [`ModelError::DeltaExperts`] for experts that are differences from the base; [`ModelError::Checkpoint`] when `dir` exists and `overwrite` is false, when it cannot be written, or for a weight that
     /// `kind` cannot hold.
     pub fn save(
         &self,
@@ -25,6 +26,10 @@ impl Decoder {
         manifest: Manifest,
         overwrite: bool,
     ) -> Result<(), ModelError> {
+        let storage = self.config.experts.as_ref().map_or(ExpertStorage::Full, |experts| experts.storage);
+        if storage.is_delta() {
+            return Err(ModelError::DeltaExperts { path: dir.to_owned(), storage });
+        }
         let parameters = self.named_parameters();
         let dtype = match kind {
             Kind::Half => Dtype::F16,

@@ -5,31 +5,38 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use cl_checkpoint::Interrupt;
+use cl_hub::{HubArgs, Names, Part};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{BlendConfig, BlendPlan, MixConfig, MixOptions, Plan, blend, mix};
+use crate::{BlendConfig, BlendPlan, ExpertStorage, MixConfig, MixOptions, Plan, blend, mix};
 
-/// What can be done.
+/// Subcommands.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
+    /// Build a mixture of experts from a base and models fine-tuned from it.
     Mix(MixArgs),
-    /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
+    /// Build a mixture of LoRA adapters of one base, with a router per linear layer.
     Blend(BlendArgs),
 }
 
 /// Arguments of `mix`.
 #[derive(clap::Args)]
 pub struct MixArgs {
-    /// Configuration: TOML, or mergekit-moe's YAML by its ending .yml or .yaml.
+    /// Configuration: TOML, or mergekit-moe's YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Say what would be written, and everything that stands in the way; write nothing.
+    /// How experts are stored, in place of the configuration's `expert_storage`: full; lowrank:R or bitdelta for the base's
+    /// weights and compressed differences from them.
+    #[arg(long, value_name = "STORAGE")]
+    experts: Option<ExpertStorage>,
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print what would be written, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is a model that holds nothing else.
+    /// Replace the output if all of its files were written by this program or are part of a model.
     #[arg(long)]
     overwrite: bool,
 }
@@ -37,18 +44,20 @@ pub struct MixArgs {
 /// Arguments of `blend`.
 #[derive(clap::Args)]
 pub struct BlendArgs {
-    /// Configuration, TOML.
+    /// Configuration: TOML.
     config: PathBuf,
-    /// Directory of the mixture to write; commands that take --adapter take it.
+    /// Directory of the mixture to write; it can be passed to other commands as --adapter.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Say what would be written, and everything that stands in the way; write nothing.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print what would be written, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Take adapters whose manifests name another base.
+    /// Accept adapters whose manifests name another base.
     #[arg(long)]
     ignore_base: bool,
-    /// Replace the output if it is a mixture that holds nothing else.
+    /// Replace the output if all of its files were written by this program.
     #[arg(long)]
     overwrite: bool,
 }
@@ -64,8 +73,23 @@ pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Res
     }
 }
 
+/// Puts directories in the place of the names of models, and downloads what is not there.
+///
+/// # Errors
+/// Returns an error if a model is neither a directory nor on the hub, or a download fails.
+pub fn find_models(config: &mut MixConfig, names: &Names) -> Result<()> {
+    find(models(config), names)
+}
+
 fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let plan = Plan::new(&MixConfig::read(&args.config)?)?;
+    let mut config = MixConfig::read(&args.config)?;
+    let names = args.hub.names(interrupt);
+    if args.dry_run && !list_downloads(models(&mut config), &names, out)? {
+        return Ok(());
+    }
+    find(models(&mut config), &names)?;
+    config.expert_storage = args.experts.unwrap_or(config.expert_storage);
+    let plan = Plan::new(&config)?;
     if let Some(dir) = &args.out {
         plan.check_output(dir, args.overwrite)?;
     }
@@ -77,6 +101,10 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     if args.dry_run {
         writeln!(out, "writes {} tensors, {:.1} MB", plan.tensors().len(), plan.bytes_written() as f64 / 1e6)?;
         writeln!(out, "{total} M parameters, {active} M of them active")?;
+        if let Some(bytes) = info.bytes {
+            let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
+            writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {}", config.expert_storage)?;
+        }
         writeln!(out, "no problem found; nothing was written")?;
         return Ok(());
     }
@@ -90,7 +118,13 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
 }
 
 fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let plan = BlendPlan::new(&BlendConfig::read(&args.config)?, args.ignore_base)?;
+    let mut config = BlendConfig::read(&args.config)?;
+    let names = args.hub.names(interrupt);
+    if args.dry_run && !list_downloads(parts(&mut config), &names, out)? {
+        return Ok(());
+    }
+    find(parts(&mut config), &names)?;
+    let plan = BlendPlan::new(&config, args.ignore_base)?;
     if let Some(dir) = &args.out {
         plan.check_output(dir, args.overwrite)?;
     }
@@ -107,6 +141,45 @@ fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Re
     blend(&plan, dir, args.overwrite, interrupt)?;
     writeln!(out, "{}: {}", dir.display(), plan.summary())?;
     Ok(())
+}
+
+/// The base and the experts of a mixture.
+fn models(config: &mut MixConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> {
+    let shared = config.shared_expert.iter_mut().map(|expert| &mut expert.model);
+    let experts = shared.chain(config.experts.iter_mut().map(|expert| &mut expert.model));
+    std::iter::once(&mut config.base_model).chain(experts).map(|path| (path, Part::Model))
+}
+
+/// The base and the adapters of a mixture.
+fn parts(config: &mut BlendConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> {
+    let adapters = config.experts.iter_mut().map(|expert| (&mut expert.adapter, Part::Adapter));
+    std::iter::once((&mut config.base_model, Part::Model)).chain(adapters)
+}
+
+/// Puts directories in the place of names, and downloads what is not there.
+fn find<'a>(names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>, names: &Names) -> Result<()> {
+    for (path, part) in names_of {
+        *path = names.directory(path, part)?;
+    }
+    Ok(())
+}
+
+/// Says what would be downloaded. Returns whether everything is there, so that the mixture can be planned.
+fn list_downloads<'a>(
+    names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>,
+    names: &Names,
+    out: &mut dyn Write,
+) -> Result<bool> {
+    let mut there = true;
+    for (path, part) in names_of {
+        let Some(plan) = names.plan(&path.to_string_lossy(), part)? else { continue };
+        writeln!(out, "{}: {}", path.display(), plan.summary())?;
+        there &= plan.files == 0;
+    }
+    if !there {
+        writeln!(out, "nothing was downloaded or written; the mixture can be planned once these files are there")?;
+    }
+    Ok(there)
 }
 
 fn millions(parameters: u64) -> String {

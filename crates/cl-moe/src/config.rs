@@ -1,11 +1,11 @@
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::Dtype;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use cl_checkpoint::{Dtype, HubSnapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, mergekit};
+use crate::{Error, ExpertStorage, mergekit};
 
 /// A mixture as a TOML file describes it.
 ///
@@ -28,6 +28,7 @@ use crate::{Error, mergekit};
 #[serde(deny_unknown_fields)]
 pub struct MixConfig {
     /// Model directory that everything but the experts is taken from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
     /// Experts that each token goes through.
     #[serde(default = "two")]
@@ -41,6 +42,9 @@ pub struct MixConfig {
     /// Dtype of the output; that of the base's embedding without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
+    /// How experts are stored: `full`, `lowrank:R` or `bitdelta`.
+    #[serde(default, skip_serializing_if = "is_full")]
+    pub expert_storage: ExpertStorage,
     /// How the routers start.
     #[serde(default)]
     pub router: RouterConfig,
@@ -56,6 +60,7 @@ pub struct MixConfig {
 #[serde(deny_unknown_fields)]
 pub struct SharedExpert {
     /// Model directory whose modules it takes.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Factor on its output. The gates of the others add up to 1, so that with 1 the module's output is about twice as large as
     /// the base's.
@@ -77,6 +82,10 @@ pub(crate) fn mlp() -> Vec<MixModule> {
 
 fn is_mlp(modules: &[MixModule]) -> bool {
     modules == [MixModule::Mlp]
+}
+
+fn is_full(storage: &ExpertStorage) -> bool {
+    !storage.is_delta()
 }
 
 /// A module of a layer that experts take the place of.
@@ -150,6 +159,7 @@ pub enum RouterInit {
 #[serde(deny_unknown_fields)]
 pub struct ExpertConfig {
     /// Model directory whose modules it takes.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// Prompts of the kind that it is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -39,6 +39,17 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// A matrix of an expert whose difference cannot be decomposed.
+    #[error(
+        "{model}: tensor `{tensor}`: the singular values of its difference from the base cannot be computed; store experts as \
+         full or bitdelta"
+    )]
+    Decomposition {
+        /// The expert's model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+    },
     /// The work was asked to stop; nothing was written.
     #[error("stopped; nothing was written")]
     Interrupted,

@@ -4,6 +4,7 @@ mod blend;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;
+mod delta;
 mod error;
 mod mergekit;
 mod mix;
@@ -12,6 +13,7 @@ mod model_info;
 mod names;
 mod plan;
 mod router;
+mod storage;
 mod trained;
 
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
@@ -19,7 +21,8 @@ pub use config::{ExpertConfig, FloatType, MixConfig, MixModule, RouterConfig, Ro
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
-pub use model_info::ModelInfo;
+pub use model_info::{ModelBytes, ModelInfo};
 pub use plan::Plan;
 pub use router::{ROUTER_STATES, router_states_spec};
+pub use storage::{ExpertStorage, low_rank_delta_tensors, sign_delta_tensors};
 pub use trained::{RouterWeights, save_mixture_with_routers, save_model_with_routers};

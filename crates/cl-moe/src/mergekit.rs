@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::Value;
 
-use crate::{ExpertConfig, FloatType, MixConfig, RouterConfig, RouterInit, config};
+use crate::{ExpertConfig, ExpertStorage, FloatType, MixConfig, RouterConfig, RouterInit, SharedExpert, config};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,8 +16,12 @@ struct Document {
     experts: Vec<Expert>,
     #[serde(default = "two")]
     experts_per_token: usize,
-    shared_experts: Option<Value>,
+    #[serde(default)]
+    shared_experts: Vec<Expert>,
     architecture: Option<String>,
+    /// Ours: mergekit-moe stores experts whole.
+    #[serde(default)]
+    expert_storage: ExpertStorage,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +54,14 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
             problems.push(format!("{what} is not supported; remove it"));
         }
     };
-    refuse(document.shared_experts.is_some(), "`shared_experts`");
+    let shared = document.shared_experts;
+    refuse(shared.len() > 1, "more than one of `shared_experts`");
+    refuse(shared.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale` of a shared expert");
+    let prompted = |e: &Expert| !e.positive_prompts.is_empty() || !e.negative_prompts.is_empty();
+    refuse(
+        shared.iter().any(prompted),
+        "a gate from prompts of a shared expert, which every token goes through ungated here,",
+    );
     refuse(document.architecture.as_deref().is_some_and(|a| a != "mixtral"), "an `architecture` other than mixtral");
     refuse(document.experts.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale`");
     refuse(document.experts.iter().any(|e| e.residual_scale.is_some_and(|s| s != 1.0)), "`residual_scale`");
@@ -76,7 +86,11 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         num_experts_per_tok: document.experts_per_token,
         modules: config::mlp(),
         layers: None,
-        shared_expert: None,
+        expert_storage: document.expert_storage,
+        shared_expert: shared
+            .into_iter()
+            .next()
+            .map(|e| SharedExpert { model: e.source_model, residual_scale: e.residual_scale.unwrap_or(1.0) }),
         dtype: document.dtype,
         router: RouterConfig { init, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),
@@ -94,8 +108,17 @@ mod tests {
         let config = from_yaml(text).unwrap();
         assert_eq!((config.num_experts_per_tok, config.router.init), (1, RouterInit::Random));
         assert_eq!(config.experts[0].positive_prompts, ["a", "b"]);
-        let message = from_yaml(&format!("{text}    noise_scale: 0.1\nshared_experts: []\n")).unwrap_err();
-        assert!(message.contains("noise_scale") && message.contains("shared_experts"), "{message}");
+        let shared = "shared_experts:\n  - source_model: z\n    residual_scale: 0.1\n";
+        let config = from_yaml(&format!("{text}{shared}")).unwrap();
+        let expected = SharedExpert { model: PathBuf::from("z"), residual_scale: 0.1 };
+        assert_eq!(config.shared_expert, Some(expected));
+        assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
+        let several =
+            format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");
+        let message = from_yaml(&several).unwrap_err();
+        for part in ["`noise_scale`", "more than one of `shared_experts`", "prompts of a shared expert"] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
         assert!(from_yaml("base_model: b\nexpert: []\n").unwrap_err().contains("expert"));
     }
 }

@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cl_checkpoint::files::FileStamp;
-use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSource, WriteOptions, convert};
+use cl_checkpoint::{
+    Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, WriteOptions, convert,
+};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use crate::delta;
 use crate::model_info::INFO;
 use crate::plan::{Planned, Source};
-use crate::{Error, ModelInfo, Plan};
+use crate::{Error, ExpertStorage, ModelInfo, Plan};
 
 /// Name of the resolved configuration in an output.
 pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
@@ -49,42 +51,25 @@ pub struct Summary {
 /// Writes the mixture as a model directory that appears whole or not at all: a Mixtral, or where more or less than all MLPs
 /// are experts a model in the format of the paper's tool, with tokenizer, model card,
 /// `model_info.json`, the resolved configuration and a manifest. Memory holds a megabyte of elements a thread, whatever the
-/// models' size. `progress` is called with the bytes written so far, from any thread.
+/// models' size; with low-rank differences a matrix a thread and what its decomposition takes. `progress` is called with the bytes written so far, from any thread.
 ///
 /// # Errors
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
 pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
     plan.check_output(out, options.overwrite)?;
-    let stamps = stamps(plan)?;
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
     let written = AtomicU64::new(0);
-    plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| {
-        let done = |bytes: usize| {
-            progress(written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
-            if options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
-        };
-        write_tensor(plan, tensor, &writer, &done)
-    })?;
+    let done = |bytes: usize| {
+        progress(written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
+        if options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
+    };
+    plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| write_tensor(plan, tensor, &writer, &done))?;
+    plan.deltas.par_iter().with_max_len(1).try_for_each(|planned| done(delta::write(plan, planned, &writer)?))?;
     put_files(plan, &writer)?;
-    for (file, stamp) in &stamps {
-        if FileStamp::of(file)? != *stamp {
-            let message = "changed while it was read; run the command again".to_owned();
-            return Err(cl_checkpoint::Error::Plan { path: file.clone(), message }.into());
-        }
-    }
+    plan.experts.iter().chain([&plan.base]).try_for_each(Checkpoint::check_unchanged)?;
     writer.finish(manifest(plan)?)?;
     Ok(Summary { tensors: plan.tensors.len(), bytes: plan.bytes_written(), info: plan.info() })
-}
-
-fn stamps(plan: &Plan) -> Result<Vec<(std::path::PathBuf, FileStamp)>, Error> {
-    let mut files = Vec::new();
-    for model in plan.experts.iter().chain([&plan.base]) {
-        files.extend(model.files().map(Path::to_owned));
-        files.push(model.dir().join("config.json"));
-        files.extend(model.companion_files()?);
-    }
-    files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
 }
 
 fn write_tensor(
@@ -98,6 +83,7 @@ fn write_tensor(
         Source::Base(name) => copy(&plan.base, name, 1.0, tensor, writer, done),
         Source::Expert(index, name) => copy(&plan.experts[*index], name, 1.0, tensor, writer, done),
         Source::Shared(name, scale) => copy(&plan.experts[0], name, *scale, tensor, writer, done),
+        Source::Deltas => Ok(()),
         Source::Router { layer, name } => {
             let rows = plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?;
             let bytes = convert::from_f32(spec.dtype, &rows).expect("a floating output");
@@ -173,18 +159,23 @@ fn manifest(plan: &Plan) -> Result<Manifest, Error> {
 
 /// The model card, with the keys that the model hub reads.
 fn card(plan: &Plan, toml: &str) -> String {
-    let quoted = |path: &Path| serde_json::to_string(&path.display().to_string()).unwrap_or_default();
+    let quoted = |path: &Path| serde_json::to_string(&HubSnapshot::model_name(path)).unwrap_or_default();
     let models: String = std::iter::once(&plan.config.base_model)
         .chain(plan.config.shared_expert.iter().map(|e| &e.model))
         .chain(plan.config.experts.iter().map(|e| &e.model))
         .map(|path| format!("- {}\n", quoted(path)))
         .collect();
     let info = plan.info();
+    let kind = match (plan.config.layout().is_mixtral(), plan.config.expert_storage) {
+        (true, _) => "A Mixtral",
+        (false, ExpertStorage::Full) => "A model in the format of moetify",
+        (false, _) => "A model in a format of the `cl` tools, experts stored as differences from the base,",
+    };
     format!(
         "---\nbase_model:\n{models}library_name: transformers\ntags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
          {} of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
          All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
-        if plan.config.layout().is_mixtral() { "A Mixtral" } else { "A model in the format of moetify" },
+        kind,
         plan.config.experts.len(),
         plan.config.num_experts_per_tok,
         env!("CARGO_PKG_VERSION"),

@@ -16,6 +16,20 @@ pub struct ModelInfo {
     pub total_parameters: u64,
     /// What one token goes through: stem, routers, and the chosen experts.
     pub active_parameters: u64,
+    /// Bytes of tensors; of mixtures of models only.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ModelBytes>,
+}
+
+/// Bytes of a mixture's tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ModelBytes {
+    /// Those of the base in the mixture's dtype.
+    pub base_bytes: u64,
+    /// All experts.
+    pub expert_bytes: u64,
+    /// All tensors.
+    pub total_bytes: u64,
 }
 
 impl ModelInfo {
@@ -27,6 +41,7 @@ impl ModelInfo {
             router_parameters: routers,
             total_parameters: stem + all_experts + routers,
             active_parameters: stem + routers + all_experts / experts.max(1) as u64 * chosen as u64,
+            bytes: None,
         }
     }
 
@@ -41,6 +56,7 @@ impl ModelInfo {
             router_parameters: routers,
             total_parameters: stem + all + routers,
             active_parameters: stem + routers + active,
+            bytes: None,
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Layout<'a> {
     pub(crate) layers: Option<&'a [usize]>,
     /// Whether the first expert is not chosen, but always gone through.
     pub(crate) shared: bool,
+    /// Whether experts are stored as differences from the base.
+    pub(crate) delta: bool,
 }
 
 /// A matrix of a dense model that experts take the place of.
@@ -28,7 +30,7 @@ pub(crate) struct Replaced<'n> {
 impl Layout<'_> {
     /// Whether the mixture is a Mixtral; else it is in the format of the paper's tool.
     pub(crate) fn is_mixtral(&self) -> bool {
-        self.modules == [MixModule::Mlp] && self.layers.is_none() && !self.shared
+        self.modules == [MixModule::Mlp] && self.layers.is_none() && !self.shared && !self.delta
     }
 
     /// What a tensor of the base is if experts take its place.
@@ -109,7 +111,7 @@ mod tests {
     #[test]
     fn tensors_of_chosen_modules_and_layers_become_experts() {
         let modules = [MixModule::MlpFg, MixModule::QProj];
-        let layout = Layout { modules: &modules, layers: Some(&[1]), shared: false };
+        let layout = Layout { modules: &modules, layers: Some(&[1]), shared: false, delta: false };
         assert!(!layout.is_mixtral());
         assert_eq!(layout.replaced("model.layers.0.self_attn.q_proj.weight"), None);
         assert_eq!(layout.replaced("model.layers.1.self_attn.k_proj.weight"), None);
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(layout.expert(q, 2), "model.layers.1.self_attn.q_proj.experts.2.weight");
         let down = layout.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
         assert_eq!(layout.router(down), "model.layers.1.mlp.down_proj.router.weight");
-        let mixtral = Layout { modules: &[MixModule::Mlp], layers: None, shared: false };
+        let mixtral = Layout { modules: &[MixModule::Mlp], layers: None, shared: false, delta: false };
         let down = mixtral.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
         assert_eq!(mixtral.expert(down, 0), "model.layers.1.block_sparse_moe.experts.0.w2.weight");
         assert!(is_known("model.layers.3.input_layernorm.weight") && !is_known("model.layers.3.self_attn.q_proj.bias"));

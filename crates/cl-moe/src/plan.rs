@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::{Checkpoint, Dtype, OutputDir, SafetensorsFile, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
+use crate::delta::{self, PlannedDelta};
 use crate::names::{self, Layout, Replaced};
 use crate::router::{self, RouterRows};
-use crate::{Error, FloatType, MixConfig, MixModule, ModelInfo, Problem, RouterInit};
+use crate::{Error, FloatType, MixConfig, MixModule, ModelBytes, ModelInfo, Problem, RouterInit};
 
 /// Everything about a mixture that is known without reading a weight.
 pub struct Plan {
@@ -18,6 +19,10 @@ pub struct Plan {
     pub(crate) experts: Vec<Checkpoint>,
     pub(crate) routers: RouterRows,
     pub(crate) tensors: Vec<Planned>,
+    /// What tensors of [`Source::Deltas`] are made of.
+    pub(crate) deltas: Vec<PlannedDelta>,
+    /// Dtype of everything but signs and their scales.
+    pub(crate) dtype: Dtype,
     pub(crate) out_config: Map<String, Value>,
     info: ModelInfo,
     /// Things that are worth knowing and stand in nobody's way.
@@ -40,12 +45,19 @@ pub(crate) enum Source {
     Shared(String, f64),
     /// A router of a layer; that of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
+    /// Differences from the base, written expert by expert.
+    Deltas,
 }
 
 impl MixConfig {
     /// Which tensors become experts, and their names.
     pub(crate) fn layout(&self) -> Layout<'_> {
-        Layout { modules: &self.modules, layers: self.layers.as_deref(), shared: self.shared_expert.is_some() }
+        Layout {
+            modules: &self.modules,
+            layers: self.layers.as_deref(),
+            shared: self.shared_expert.is_some(),
+            delta: self.expert_storage.is_delta(),
+        }
     }
 }
 
@@ -80,13 +92,14 @@ impl Plan {
         }
         check_modules(config, &base, &mut problems);
         let dtype = output_dtype(config, &base);
-        let tensors = tensors(config, &base, dtype.dtype(), &mut problems);
+        let (tensors, deltas) = tensors(config, &base, dtype.dtype(), &mut problems);
         let routers = note(RouterRows::new(config, &base), "router", &mut problems);
         let (Some(routers), true) = (routers, problems.is_empty()) else { return Err(Error::Problems(problems)) };
         notes.extend(routers.notes());
-        let info = model_info(&tensors, config.experts.len(), config.num_experts_per_tok);
+        let info = model_info(&tensors, &base, dtype.dtype(), config);
         let out_config = out_config(config, &base, dtype);
-        Ok(Plan { config: config.clone(), base, experts, routers, tensors, out_config, info, notes })
+        let (config, dtype) = (config.clone(), dtype.dtype());
+        Ok(Plan { config, base, experts, routers, tensors, deltas, dtype, out_config, info, notes })
     }
 
     /// Checks the output's place, as [`mix`](crate::mix) does before it begins.
@@ -107,7 +120,7 @@ impl Plan {
 
     /// Bytes of tensors that will be written.
     pub fn bytes_written(&self) -> u64 {
-        self.tensors.iter().map(|t| elements(&t.spec) * t.spec.dtype.bitsize() as u64 / 8).sum()
+        self.tensors.iter().map(|t| bytes(&t.spec)).sum()
     }
 
     /// Parameters by what they are for.
@@ -182,6 +195,11 @@ fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Probl
                        read; choose another rule, or leave out o_proj and mlp_fg";
         add("router.init", message.to_owned());
     }
+    if config.expert_storage.is_delta() && config.shared_expert.is_some() {
+        let message =
+            "experts stored as differences have no shared expert; remove shared_expert, or store experts as full";
+        add("expert_storage", message.to_owned());
+    }
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
     if let Some(scale) = config.shared_expert.as_ref().map(|shared| shared.residual_scale)
         && !(scale.is_finite() && scale != 0.0)
@@ -246,9 +264,14 @@ fn output_dtype(config: &MixConfig, base: &Checkpoint) -> FloatType {
     config.dtype.or(stored).unwrap_or(FloatType::Bfloat16)
 }
 
-fn tensors(config: &MixConfig, base: &Checkpoint, dtype: Dtype, problems: &mut Vec<Problem>) -> Vec<Planned> {
-    let (layout, experts) = (config.layout(), config.experts.len());
-    let mut planned = Vec::new();
+fn tensors(
+    config: &MixConfig,
+    base: &Checkpoint,
+    dtype: Dtype,
+    problems: &mut Vec<Problem>,
+) -> (Vec<Planned>, Vec<PlannedDelta>) {
+    let (layout, experts, storage) = (config.layout(), config.experts.len(), config.expert_storage);
+    let (mut planned, mut deltas) = (Vec::new(), Vec::new());
     let mut routers = BTreeSet::new();
     for name in base.names() {
         let Some(info) = base.info(name).filter(|_| names::is_known(name)) else { continue };
@@ -272,6 +295,14 @@ fn tensors(config: &MixConfig, base: &Checkpoint, dtype: Dtype, problems: &mut V
             let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| router.clone()) };
             add(router, vec![experts, input], source);
         }
+        if let (true, &[rows, columns]) = (storage.is_delta(), info.shape.as_slice()) {
+            let (module, shape) = (name.strip_suffix(".weight").unwrap_or(name), [rows, columns]);
+            add(name.to_owned(), info.shape.clone(), Source::Base(name.to_owned()));
+            let specs = delta::specs(storage, module, shape, experts, dtype);
+            planned.extend(specs.into_iter().map(|spec| Planned { spec, source: Source::Deltas }));
+            deltas.extend((0..experts).map(|expert| PlannedDelta { expert, tensor: name.to_owned(), shape }));
+            continue;
+        }
         if let Some(shared) = &config.shared_expert {
             // The factor is that of the expert's output: in a whole MLP the last matrix makes that.
             let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { shared.residual_scale };
@@ -288,7 +319,7 @@ fn tensors(config: &MixConfig, base: &Checkpoint, dtype: Dtype, problems: &mut V
         let message = format!("num_hidden_layers is {count} in config.json, {} layers have an MLP", layers.len());
         problems.push(Problem { place: "base_model".to_owned(), message });
     }
-    planned
+    (planned, deltas)
 }
 
 /// The base's config.json as that of the mixture.
@@ -300,8 +331,16 @@ fn out_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<St
 fn moetify_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
     let mut out = base.config().clone();
     let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
-    let (class, kind) =
-        if mistral { ("MoeMistralForCausalLM", "moemistral") } else { ("MoeLlamaForCausalLM", "moellama") };
+    // Names of their own where experts are differences, which the paper's tool would not find and start at random.
+    let (class, kind) = match (mistral, config.expert_storage.is_delta()) {
+        (false, false) => ("MoeLlamaForCausalLM", "moellama"),
+        (true, false) => ("MoeMistralForCausalLM", "moemistral"),
+        (false, true) => ("DeltaMoeLlamaForCausalLM", "delta_moellama"),
+        (true, true) => ("DeltaMoeMistralForCausalLM", "delta_moemistral"),
+    };
+    if config.expert_storage.is_delta() {
+        out.insert("expert_storage".to_owned(), config.expert_storage.to_string().into());
+    }
     let has = |module| Value::from(config.modules.contains(&module));
     for (key, value) in [
         ("architectures", Value::from(vec![class])),
@@ -365,17 +404,32 @@ fn mixtral_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Ma
     out
 }
 
-fn model_info(tensors: &[Planned], experts: usize, chosen: usize) -> ModelInfo {
-    let sum = |wanted: fn(&Source) -> bool| {
-        tensors.iter().filter(|t| wanted(&t.source)).map(|t| elements(&t.spec)).sum::<u64>()
+fn model_info(tensors: &[Planned], base: &Checkpoint, dtype: Dtype, config: &MixConfig) -> ModelInfo {
+    let is_expert = |source: &Source| matches!(source, Source::Expert(..) | Source::Deltas);
+    // A byte of signs is eight weights, the last of a row fewer where rows are no multiple of eight.
+    let signs: u64 = tensors.iter().filter(|t| t.spec.dtype == Dtype::U8).map(|t| elements(&t.spec)).sum();
+    let sum = |wanted: &dyn Fn(&Source) -> bool, count: fn(&TensorSpec) -> u64| {
+        tensors.iter().filter(|t| wanted(&t.source)).map(|t| count(&t.spec)).sum::<u64>()
     };
-    ModelInfo::new(
-        sum(|s| matches!(s, Source::Base(_) | Source::Shared(..))),
-        sum(|s| matches!(s, Source::Expert(..))),
-        sum(|s| matches!(s, Source::Router { .. })),
-        experts,
-        chosen,
-    )
+    let of_base = |name: &str| base.info(name).map_or(0, |info| info.elements() * dtype.bitsize() / 8) as u64;
+    let known = base.names().into_iter().filter(|name| names::is_known(name));
+    let bytes = ModelBytes {
+        base_bytes: known.map(of_base).sum(),
+        expert_bytes: sum(&is_expert, bytes),
+        total_bytes: sum(&|_| true, bytes),
+    };
+    let info = ModelInfo::new(
+        sum(&|s| matches!(s, Source::Base(_) | Source::Shared(..)), elements),
+        sum(&is_expert, elements) + 7 * signs,
+        sum(&|s| matches!(s, Source::Router { .. }), elements),
+        config.experts.len(),
+        config.num_experts_per_tok,
+    );
+    ModelInfo { bytes: Some(bytes), ..info }
+}
+
+fn bytes(spec: &TensorSpec) -> u64 {
+    elements(spec) * spec.dtype.bitsize() as u64 / 8
 }
 
 fn elements(spec: &TensorSpec) -> u64 {

@@ -45,7 +45,7 @@ pub fn save_mixture_with_routers(
         .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
     for name in [CONFIG, INFO].into_iter().filter(|name| mixture.dir().join(name).exists()) {
         let (from, path) = (mixture.dir().join(name), dir.path().join(name));
-        std::fs::copy(&from, &path).map_err(|source| cl_checkpoint::Error::Io { path, source })?;
+        cl_checkpoint::files::copy_file(&from, &path)?;
     }
     Ok(dir.finish(manifest)?)
 }

@@ -30,7 +30,7 @@ impl Run {
     /// ```
     pub fn parse(text: &str) -> Run {
         match text.split_once('=') {
-            Some((name, dir)) if !name.is_empty() && !name.contains('/') => {
+            Some((name, dir)) if !name.is_empty() && !name.contains(['/', '\\']) => {
                 Run { name: name.to_owned(), path: dir.into() }
             }
             _ => {
@@ -201,7 +201,7 @@ impl Settings {
         let text = read_text(&dir.join("config.toml"), MAX_CONFIG).unwrap_or_default();
         let settings: Settings = toml::from_str(&text).unwrap_or_default();
         // A run's own model directories are all called `model`: what is above them tells them apart.
-        let parts: Vec<&str> = settings.model.split('/').filter(|part| !part.is_empty()).collect();
+        let parts: Vec<&str> = settings.model.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
         let shown = if parts.last() == Some(&"model") { 2 } else { 1 };
         Settings { model: parts[parts.len().saturating_sub(shown)..].join("/"), ..settings }
     }

@@ -1,13 +1,10 @@
 // What tch does not bind: output gradients, a custom autograd node, foreach and fused optimizer kernels, varlen flash
 // attention. Every entry is a C function that catches C++ exceptions; the text of the last one is kept per thread.
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -16,58 +13,15 @@
 #include <string>
 #include <vector>
 
+#include "guard.h"
+
 using at::Tensor;
 
-namespace {
-
-// oneDNN's product of dense f32 matrices. libtorch registers it for its compiler and calls MKL in `linear`; MKL leaves the
-// wide instructions of other makers' processors unused.
-using LinearPointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
-                               torch::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
-
-std::optional<c10::TypedOperatorHandle<LinearPointwise>> find_onednn_linear() {
-  auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-  if (!op || !at::globalContext().userEnabledMkldnn()) return std::nullopt;
-  return op->typed<LinearPointwise>();
-}
-
-// The operator has no derivative.
-bool needs_gradient(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return c10::GradMode::is_enabled() &&
-         (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
-}
-
-bool is_plain_f32(const Tensor& t) { return t.device().is_cpu() && t.scalar_type() == at::kFloat && t.numel() > 0; }
-
-}  // namespace
-
-static thread_local std::string last_error;
-
-template <class F>
-static int guarded(F body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error& e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return -1;
-}
-
-static std::vector<Tensor> gather(Tensor* const* p, size_t n) {
-  std::vector<Tensor> v;
-  v.reserve(n);
-  for (size_t i = 0; i < n; ++i) v.push_back(*p[i]);
-  return v;
-}
+thread_local std::string cl_error_text;
 
 extern "C" {
 
-const char* cl_last_error() { return last_error.c_str(); }
+const char* cl_last_error() { return cl_error_text.c_str(); }
 
 int cl_backward(Tensor* const* outputs, Tensor* const* gradients, size_t n, int keep_graph) {
   return guarded([&] { torch::autograd::backward(gather(outputs, n), gather(gradients, n), keep_graph != 0); });
@@ -118,19 +72,6 @@ int cl_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu_q, Tensor* cu_k,
     auto r = at::_flash_attention_forward(*q, *k, *v, *cu_q, *cu_k, max_q, max_k, /*dropout_p=*/0.0, causal != 0,
                                           /*return_debug_mask=*/false, scale, left, right);
     *result = new Tensor(std::get<0>(r));
-  });
-}
-
-// x [rows, in], weight [out, in], bias [out] or null.
-int cl_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** result) {
-  return guarded([&] {
-    static const auto onednn = find_onednn_linear();
-    std::optional<Tensor> b = bias ? std::optional<Tensor>(*bias) : std::nullopt;
-    if (onednn && is_plain_f32(*x) && is_plain_f32(*weight) && !needs_gradient(*x, *weight, b)) {
-      *result = new Tensor(onednn->call(*x, *weight, b, "none", torch::List<std::optional<at::Scalar>>(), ""));
-    } else {
-      *result = new Tensor(at::linear(*x, *weight, b));
-    }
   });
 }
 

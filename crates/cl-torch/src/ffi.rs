@@ -1,4 +1,4 @@
-//! Declarations of `csrc/shim.cpp`. A `tch::Tensor` holds an `at::Tensor*`, which is what crosses this border.
+//! Declarations of `csrc/`. A `tch::Tensor` holds an `at::Tensor*`, which is what crosses this border.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -51,7 +51,10 @@ unsafe extern "C" {
         window_left: i64,
         result: *mut T,
     ) -> c_int;
-    pub(crate) fn cl_linear(x: T, weight: T, bias: T, result: *mut T) -> c_int;
+    pub(crate) fn cl_linears(tensors: *const T, scalings: *const f64, layers: usize, outputs: *mut T) -> c_int;
+    pub(crate) fn cl_has_onednn() -> c_int;
+    pub(crate) fn cl_uses_onednn() -> c_int;
+    pub(crate) fn cl_use_onednn(on: c_int);
     pub(crate) fn cl_rust_node(
         inputs: *const T,
         n: usize,

@@ -9,6 +9,7 @@ mod ffi;
 mod flash;
 mod linear;
 mod optimizer;
+mod products;
 mod tensor_bytes;
 mod threads;
 
@@ -17,8 +18,9 @@ pub use checkpointing::checkpoint;
 pub use cuda::{load_cuda, pick_device};
 pub use error::TorchError;
 pub use flash::flash_varlen;
-pub use linear::linear;
+pub use linear::{LinearLayer, LowRank, linear, linears};
 pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};
+pub use products::{Products, products, use_products};
 pub use tch;
 pub use tensor_bytes::{kind, kind_of, load_tensor, tensor_bytes};
 pub use threads::{set_threads, watch_load};

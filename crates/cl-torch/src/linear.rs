@@ -1,13 +1,34 @@
 use tch::Tensor;
 
-use crate::ffi::{self, pointer};
-use crate::{TorchError, ffi::T};
+use crate::TorchError;
+use crate::ffi::{self, T, pointer};
+
+/// One of several linear layers over the same input.
+#[derive(Clone, Copy)]
+pub struct LinearLayer<'a> {
+    /// `[out, in]`.
+    pub weight: &'a Tensor,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+    /// A low-rank update beside the weight.
+    pub low_rank: Option<LowRank<'a>>,
+}
+
+/// `ΔW = scaling · B·A` (Hu et al., "LoRA", arXiv:2106.09685).
+#[derive(Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[r, in]`.
+    pub a: &'a Tensor,
+    /// `[out, r]`.
+    pub b: &'a Tensor,
+    /// The factor in front of `B·A`.
+    pub scaling: f64,
+}
 
 /// `x·Wᵀ + b`: `x` is `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`.
 ///
-/// libtorch's `linear`, except that f32 on a CPU uses oneDNN if no gradient is needed. libtorch uses MKL there, which
-/// takes at least half as much time again on processors of other vendors than Intel (docs/benchmarks.md). Both
-/// accumulate in f32; results differ in the last bits.
+/// libtorch's `linear` and its derivative, except that f32 products on a CPU are computed by the library of [`products`].
+/// Both libraries accumulate in f32; results differ in the last bits.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -15,16 +36,37 @@ use crate::{TorchError, ffi::T};
 /// assert_eq!(cl_torch::linear(&x, &w, None).double_value(&[0, 0]), 11.0);
 /// ```
 ///
+/// [`products`]: crate::products
+///
 /// # Panics
 /// Panics if shapes or dtypes do not fit, like [`Tensor::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let mut out: T = std::ptr::null_mut();
-    // SAFETY: live tensors, a null pointer for no bias; `out` is filled on success with a tensor that nobody else owns.
+    linears(x, &[LinearLayer { weight, bias, low_rank: None }]).pop().expect("one output a layer")
+}
+
+/// `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` of each layer, `[rows, out]` in the dtype of `x` `[rows, in]`, which all tensors have.
+///
+/// All layers are one node of the graph, so that the products with A are one, and sums are added to where they belong
+/// instead of to a copy: those of the updates to the outputs, those of all layers to the gradient of `x`. Tensors that need
+/// no gradient get none computed. There is no second derivative.
+///
+/// # Panics
+/// Panics if shapes or dtypes do not fit.
+pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
+    let optional = |t: Option<&Tensor>| t.map_or(std::ptr::null_mut(), pointer);
+    let mut tensors: Vec<T> = vec![pointer(x)];
+    for LinearLayer { weight, bias, low_rank } in layers {
+        let (a, b) = (low_rank.map(|l| l.a), low_rank.map(|l| l.b));
+        tensors.extend([pointer(weight), optional(*bias), optional(a), optional(b)]);
+    }
+    let scalings: Vec<f64> = layers.iter().map(|l| l.low_rank.map_or(1.0, |l| l.scaling)).collect();
+    let mut outputs: Vec<T> = vec![std::ptr::null_mut(); layers.len()];
+    // SAFETY: one live tensor, then four for each layer, null for none; `outputs` has one slot a layer and is filled on success
+    // with tensors that nobody else owns.
     unsafe {
-        let bias = bias.map_or(std::ptr::null_mut(), pointer);
-        let code = ffi::cl_linear(pointer(x), pointer(weight), bias, &mut out);
+        let code = ffi::cl_linears(tensors.as_ptr(), scalings.as_ptr(), layers.len(), outputs.as_mut_ptr());
         TorchError::check("linear", code).unwrap_or_else(|e| panic!("{e}"));
-        Tensor::from_ptr(out)
+        outputs.into_iter().map(|y| Tensor::from_ptr(y)).collect()
     }
 }
 
@@ -33,14 +75,21 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::{Products, products, use_products};
+
+    fn noise(shape: &[i64], phase: f64) -> Tensor {
+        let n: i64 = shape.iter().product();
+        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
+        t.to_kind(Kind::Float).reshape(shape)
+    }
+
+    fn close(a: &Tensor, b: &Tensor) -> bool {
+        // Up to 130 products of numbers below 1, added up in another order.
+        a.size() == b.size() && a.allclose(b, 1e-5, 1e-5, false)
+    }
 
     #[test]
-    fn equals_libtorchs_and_has_its_gradient() {
-        let noise = |shape: &[i64], phase: f64| {
-            let n: i64 = shape.iter().product();
-            let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
-            t.to_kind(Kind::Float).reshape(shape)
-        };
+    fn equals_libtorchs() {
         let (w, b) = (noise(&[40, 24], 0.1), noise(&[40], 0.2));
         for rows in [0, 1, 3, 130] {
             let wide = noise(&[rows, 48], 0.3);
@@ -48,18 +97,73 @@ mod tests {
                 for bias in [None, Some(&b)] {
                     let y = linear(&x, &w, bias);
                     assert_eq!((y.size(), y.kind()), (vec![rows, 40], Kind::Float));
-                    // 24 products of numbers below 1, added up in another order.
-                    assert!(y.allclose(&x.linear(&w, bias), 1e-6, 1e-5, false), "{rows}");
+                    assert!(close(&y, &x.linear(&w, bias)), "{rows}");
                 }
             }
             let half = noise(&[rows, 24], 0.4).to_kind(Kind::BFloat16);
             let w = w.to_kind(Kind::BFloat16);
             assert!(linear(&half, &w, None).equal(&half.linear::<&Tensor>(&w, None)));
         }
-        let learned = w.detach().copy().set_requires_grad(true);
-        linear(&noise(&[5, 24], 0.5), &learned, Some(&b)).sum(Kind::Float).backward();
-        assert_eq!(learned.grad().size(), [40, 24]);
         let wrong = std::panic::catch_unwind(|| linear(&noise(&[5, 23], 0.5), &noise(&[40, 24], 0.1), None));
         assert!(wrong.is_err());
+    }
+
+    /// Inputs, weights and updates of three layers: with an update and a bias, with neither, with an update of another rank.
+    fn leaves(frozen: bool) -> Vec<Tensor> {
+        let shapes: [&[i64]; 9] =
+            [&[130, 24], &[40, 24], &[40], &[4, 24], &[40, 4], &[8, 24], &[16, 24], &[2, 24], &[16, 2]];
+        let leaf = |(i, shape): (usize, &&[i64])| {
+            let learns = !(frozen && [1, 2, 5, 6].contains(&i));
+            noise(shape, 0.1 * i as f64).set_requires_grad(learns)
+        };
+        shapes.iter().enumerate().map(leaf).collect()
+    }
+
+    fn forward(t: &[Tensor]) -> Vec<Tensor> {
+        let update = |a, b, scaling| Some(LowRank { a, b, scaling });
+        let layers = [
+            LinearLayer { weight: &t[1], bias: Some(&t[2]), low_rank: update(&t[3], &t[4], 2.0) },
+            LinearLayer { weight: &t[5], bias: None, low_rank: None },
+            LinearLayer { weight: &t[6], bias: None, low_rank: update(&t[7], &t[8], 0.5) },
+        ];
+        linears(&t[0], &layers)
+    }
+
+    /// The same by libtorch's own operators and derivatives.
+    fn reference(t: &[Tensor]) -> Vec<Tensor> {
+        let product = |x: &Tensor, w: &Tensor| x.linear::<&Tensor>(w, None);
+        let x = &t[0];
+        vec![
+            x.linear(&t[1], Some(&t[2])) + product(&product(x, &t[3]), &t[4]) * 2.0,
+            product(x, &t[5]),
+            product(x, &t[6]) + product(&product(x, &t[7]), &t[8]) * 0.5,
+        ]
+    }
+
+    fn gradients(outputs: &[Tensor], leaves: &[Tensor]) -> Vec<Tensor> {
+        // Of the second output nothing is used.
+        let weighted = |i: usize| (&outputs[i] * noise(&outputs[i].size(), 0.7 + i as f64)).sum(Kind::Float);
+        (weighted(0) + weighted(2)).backward();
+        leaves.iter().map(Tensor::grad).collect()
+    }
+
+    #[test]
+    fn several_layers_and_their_gradients_equal_libtorchs_with_either_library() {
+        let before = products();
+        for library in [Products::Libtorch, Products::Onednn].into_iter().filter(|p| p.is_available()) {
+            assert!(use_products(library));
+            for frozen in [false, true] {
+                let (ours, theirs) = (leaves(frozen), leaves(frozen));
+                let (y, expected) = (forward(&ours), reference(&theirs));
+                // Activations that are computed again have the same bits.
+                assert!(y.iter().zip(tch::no_grad(|| forward(&ours))).all(|(a, b)| a.equal(&b)), "{library:?}");
+                assert!(y.iter().zip(&expected).all(|(a, b)| close(a, b)), "{library:?}");
+                for (i, (a, b)) in gradients(&y, &ours).iter().zip(gradients(&expected, &theirs)).enumerate() {
+                    assert_eq!(a.defined(), b.defined(), "{i}");
+                    assert!(!a.defined() || close(a, &b), "{library:?}, {frozen}, {i}");
+                }
+            }
+        }
+        assert!(use_products(before));
     }
 }

@@ -8,7 +8,7 @@ use cl_checkpoint::{
     CheckpointWriter, Dtype, Manifest, ManifestProblem, SafetensorsFile, TensorSource, TensorSpec, WriteOptions,
 };
 use cl_torch::tch::{self, Device, Kind, Tensor};
-use cl_torch::{load_tensor, tensor_bytes};
+use cl_torch::{Products, load_tensor, products, tensor_bytes, use_products};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -28,12 +28,32 @@ pub(crate) struct State {
     pub(crate) plan: Plan,
     /// Hash of its data.
     pub(crate) data: String,
+    /// The library that computes its f32 products on a CPU, by [`Products::name`]; before this was recorded, libtorch's.
+    #[serde(default = "libtorch")]
+    pub(crate) products: String,
     /// Hash of the earlier adapters that it stays orthogonal to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) orthogonality: Option<String>,
     /// Validation so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) validation: Option<ValidationState>,
+}
+
+fn libtorch() -> String {
+    Products::Libtorch.name().to_owned()
+}
+
+/// Goes on with the library that computed the run's products so far, so that the results are those of an uninterrupted run.
+///
+/// On the same machine this changes nothing. On another one it keeps the library where that has it; the last bits may differ all
+/// the same, since libraries choose instructions by the processor.
+fn keep_products(state: &mut State) {
+    let all = [Products::Libtorch, Products::Onednn];
+    if !all.into_iter().any(|p| p.name() == state.products && use_products(p)) {
+        let here = products().name();
+        tracing::warn!("this libtorch has no {}: products go on with {here}, and last bits differ", state.products);
+        state.products = here.to_owned();
+    }
 }
 
 const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
@@ -96,7 +116,7 @@ pub(crate) fn resume(
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         return Err(misfit(format!("`{name}` {what}")));
     }
-    let state: State = read_json(&dir.join("state.json"))?;
+    let mut state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
     if saved != *config {
         return Err(misfit("it was saved with a different [train] configuration".to_owned()));
@@ -114,6 +134,7 @@ pub(crate) fn resume(
     if identity(&state) != identity(&fresh) {
         return Err(misfit("it was saved with different [validation] settings or data".to_owned()));
     }
+    keep_products(&mut state);
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let _no_graph = tch::no_grad_guard();
     let names = optimizer.names.clone();

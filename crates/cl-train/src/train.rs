@@ -65,7 +65,8 @@ pub fn train(
     check_model(model, config)?;
     let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
     let validation = data.validation.as_ref().map(ValidationState::new).transpose()?;
-    let fresh = State { step: 0, seed, plan: *plan, data: plan.check(data)?, orthogonality, validation };
+    let (data_hash, products) = (plan.check(data)?, cl_torch::products().name().to_owned());
+    let fresh = State { step: 0, seed, plan: *plan, data: data_hash, products, orthogonality, validation };
     model.activation_checkpointing = config.activation_checkpointing;
     let mut optimizer = Optimizer::new(model.trainable(), config);
     let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;

@@ -1,6 +1,7 @@
 //! Outputs appear whole or not at all, and what was there before is kept until then.
 
 use std::fs;
+#[cfg(unix)]
 use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -131,6 +132,7 @@ fn two_parts_of_a_process_never_write_the_same_output() {
     assert_eq!(names(&dir), ["manifest.json"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_file_or_a_link_in_the_way_is_never_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -148,6 +150,7 @@ fn a_file_or_a_link_in_the_way_is_never_replaced() {
     assert_eq!(fs::read_to_string(path("full/mine")).unwrap(), "m");
 }
 
+#[cfg(unix)]
 #[test]
 fn a_link_to_a_model_stays_and_the_model_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -164,9 +167,12 @@ fn verifying_follows_no_link_to_a_directory_and_no_name_outside() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("model");
     write_model(&dir, false, b"old!").unwrap();
-    symlink(folder.path(), dir.join("loop")).unwrap();
-    assert_eq!(Manifest::verify(&dir).unwrap(), [ManifestProblem::Unlisted(dir.join("loop"))]);
-    fs::remove_file(dir.join("loop")).unwrap();
+    #[cfg(unix)]
+    {
+        symlink(folder.path(), dir.join("loop")).unwrap();
+        assert_eq!(Manifest::verify(&dir).unwrap(), [ManifestProblem::Unlisted(dir.join("loop"))]);
+        fs::remove_file(dir.join("loop")).unwrap();
+    }
 
     fs::write(folder.path().join("secret"), "s").unwrap();
     let mut manifest = Manifest::read(&dir).unwrap();

@@ -6,7 +6,9 @@ use std::path::Path;
 use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::{Value, json};
 
-use super::{assert_error, names, safetensors};
+#[cfg(unix)]
+use super::names;
+use super::{assert_error, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -44,6 +46,7 @@ fn shards_are_one_model() {
     assert_error("not floating", model.load_f32("c"), &["2.safetensors", "tensor `c`", "U8"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn links_into_a_cache_are_followed() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cl_checkpoint::Precision;
+use cl_hub::HubArgs;
 
 use super::decoding::DecodingArgs;
 
@@ -13,8 +14,11 @@ use super::decoding::DecodingArgs;
     message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
 )]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     pub model: PathBuf,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// PEFT adapter directory; may be repeated, the updates are added.
     #[arg(long, value_name = "DIR")]
     pub adapter: Vec<PathBuf>,

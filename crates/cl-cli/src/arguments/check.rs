@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cl_hub::HubArgs;
+
 /// Arguments of `cl check`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -10,4 +12,7 @@ pub struct Args {
     /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
 }

@@ -6,6 +6,7 @@ use cl_checkpoint::Precision;
 use cl_data::Profile;
 use cl_eval::cli::CompareArgs;
 use cl_eval::{DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS};
+use cl_hub::HubArgs;
 
 /// Arguments of `cl eval`: a model and tasks, or a subcommand.
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub enum EvalCommand {
 /// A model and tasks.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     pub model: PathBuf,
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
     /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
@@ -40,10 +41,9 @@ pub struct Args {
     /// Directory of tasks, in TRACE's layout.
     #[arg(long, default_value = ".")]
     pub data: PathBuf,
-    /// Download data sets that are not in DATA from the Hugging Face hub (HF_ENDPOINT, HF_HOME, HF_TOKEN,
-    /// HF_HUB_OFFLINE).
-    #[arg(long)]
-    pub hub: bool,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
     /// predictions are reused. With several adapters, there is a subdirectory for each.
     #[arg(long)]

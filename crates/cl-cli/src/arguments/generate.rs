@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use cl_checkpoint::Precision;
 use cl_eval::DEFAULT_BATCH_SEQUENCES;
+use cl_hub::HubArgs;
 
 use super::decoding::DecodingArgs;
 use super::prompts::PromptArgs;
@@ -11,8 +12,11 @@ use super::prompts::PromptArgs;
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory.
+    /// Model directory, or a name of the hub with --hub.
     pub model: PathBuf,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// The prompts.
     #[command(flatten)]
     pub prompts: PromptArgs,

@@ -19,7 +19,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::DeserializeOwned;
 use serde::de::value::StrDeserializer;
 
-use crate::light::{data, import_gguf, paper_tables, report, shell};
+use crate::light::{data, import_gguf, paper_tables, publish, report, shell};
 
 /// Add knowledge to a language model round after round, and measure what it retains.
 ///
@@ -85,6 +85,8 @@ pub enum Command {
     Study(study::Args),
     /// Reproduce the paper's tables and figures, with a small model and tasks made from seeds.
     Reproduce(reproduce::Args),
+    /// Make a model or adapter ready for the Hugging Face hub, with a model card, and upload it.
+    Publish(publish::Args),
     /// Recompute the averages, gains and BWT of the paper's tables from their cells.
     PaperTables(paper_tables::Args),
     /// Print shell completions.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cl_checkpoint::Precision;
+use cl_hub::HubArgs;
 
 /// Subcommands of `cl moe`.
 #[derive(clap::Subcommand)]
@@ -28,6 +29,9 @@ pub struct TrainRouterArgs {
     /// Override a key of the configuration, for example --set router.load_balancing=0.01.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Resume an unfinished run.
     #[arg(long)]
     pub resume: bool,
@@ -50,6 +54,9 @@ pub struct StatesArgs {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Replace the file if it exists.
     #[arg(long)]
     pub overwrite: bool,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cl_hub::HubArgs;
+
 /// Arguments of `cl sequence`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -14,6 +16,9 @@ pub struct Args {
     /// Override a key of the configuration, for example --set replay.fraction=0.1.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Resume an unfinished sequence.
     #[arg(long)]
     pub resume: bool,

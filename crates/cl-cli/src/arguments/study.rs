@@ -3,6 +3,8 @@
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use cl_hub::HubArgs;
+
 /// Arguments of `cl study`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -14,6 +16,9 @@ pub struct Args {
     /// Override a key of the configuration, for example --set lora.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Whether names may lead to the hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Which stages are run, and how.
     #[command(flatten)]
     pub stages: StageArgs,

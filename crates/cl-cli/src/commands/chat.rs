@@ -24,8 +24,10 @@ struct Conversation<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = decoding(&args.decoding)?;
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template::open(&args.model, args.template.as_deref())?;
     check_system(&template, args.system.as_deref())?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;

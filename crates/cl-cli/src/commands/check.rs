@@ -1,14 +1,15 @@
 use std::io::Write;
 
 use anyhow::{Result, bail, ensure};
+use cl_checkpoint::Interrupt;
 use cl_cli::arguments::check::Args;
 use cl_lab::{
     Finding, check_directory, check_router, check_sequence, check_train, read_router, read_sequence, read_train,
 };
 
 /// Runs the command.
-pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let findings = findings(args)?;
+pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let findings = findings(args, interrupt)?;
     let mut problems = 0;
     for finding in &findings {
         match finding {
@@ -26,18 +27,24 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn findings(args: &Args) -> Result<Vec<Finding>> {
+fn findings(args: &Args, interrupt: &Interrupt) -> Result<Vec<Finding>> {
     if args.path.is_dir() {
         ensure!(args.set.is_empty(), "--set applies to configurations; {} is a directory", args.path.display());
         return Ok(check_directory(&args.path));
     }
     let text = super::read(&args.path)?;
     Ok(if is_router(&text, &args.set) {
-        check_router(&read_router(&args.path, &text, &args.set)?)
+        let mut config = read_router(&args.path, &text, &args.set)?;
+        super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
+        check_router(&config)
     } else if is_sequence(&text, &args.set) {
-        check_sequence(&read_sequence(&args.path, &text, &args.set)?)
+        let mut config = read_sequence(&args.path, &text, &args.set)?;
+        super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+        check_sequence(&config)
     } else {
-        check_train(&read_train(&args.path, &text, &args.set)?)
+        let mut config = read_train(&args.path, &text, &args.set)?;
+        super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+        check_train(&config)
     })
 }
 

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use cl_checkpoint::Precision;
 use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
+use cl_checkpoint::{HubSnapshot, Interrupt, Precision};
 use cl_cli::arguments::eval::Args;
-use cl_data::{ChatTemplate, Hub, Profile};
+use cl_data::{ChatTemplate, Profile};
 use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
@@ -25,10 +25,12 @@ struct EvalRun<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, log: LogArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
-    let hub = args.hub.then(Hub::from_env);
+    let hub = args.hub.hub();
     let options = TaskOptions {
         limit: args.limit,
         max_new_tokens: args.max_new_tokens,
@@ -122,7 +124,9 @@ fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     }
     for adapter in &args.adapter {
         // Adapters of rounds are all called `adapter`, so use the parent directory's name.
-        let names: Vec<_> = adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        let named = HubSnapshot::model_name(adapter);
+        let names: Vec<_> =
+            Path::new(&named).components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
         let last = names.iter().rposition(|n| n != "adapter" && n != ".").unwrap_or(0);
         let name = names.get(last).context("--adapter: empty path")?.clone();
         runs.push(EvalRun { name, adapter: Some(adapter), out: args.out.clone() });
@@ -159,9 +163,9 @@ fn settings(
         Precision::Bf16 => "bfloat16",
     };
     RunSettings {
-        model: args.model.display().to_string(),
+        model: HubSnapshot::source_name(&args.model),
         fingerprint: Some(loaded.fingerprint.clone()),
-        adapter: run.adapter.map(|a| a.display().to_string()),
+        adapter: run.adapter.map(HubSnapshot::source_name),
         dtype: dtype.to_owned(),
         add_bos_token: config.add_bos_token,
         chat_template: template.map(|t| t.text().to_owned()),

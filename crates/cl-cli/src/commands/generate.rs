@@ -14,11 +14,13 @@ use super::prompts::{Prompt, prompts};
 use super::{loaded, reply};
 
 /// Runs the command.
-pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = decoding(&args.decoding)?;
     if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
         bail!("--out {}: exists already; remove it, or choose another file", path.display());
     }
+    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    let args = &args;
     let prompts = prompts(&args.prompts, &args.model)?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, &args.device)?;
     let positions = loaded.model.config.max_position_embeddings;

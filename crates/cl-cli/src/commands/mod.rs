@@ -16,11 +16,40 @@ pub mod sequence;
 pub mod study;
 pub mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cl_checkpoint::Interrupt;
+use cl_hub::{HubArgs, HubError, Names, Part};
+use cl_train::TrainConfig;
 
 /// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String> {
     Ok(cl_checkpoint::files::read_text(path, cl_checkpoint::files::MAX_CONFIG)?)
+}
+
+/// Puts directories in the place of the names of a model and adapters; with `--hub`, what is not there is downloaded.
+fn locate(hub: HubArgs, model: &mut PathBuf, adapters: &mut [PathBuf], interrupt: &Interrupt) -> Result<(), HubError> {
+    let names = hub.names(interrupt);
+    *model = names.directory(model, Part::Model)?;
+    adapters.iter_mut().try_for_each(|dir| locate_adapter(&names, dir))
+}
+
+/// The same for an adapter.
+fn locate_adapter(names: &Names, dir: &mut PathBuf) -> Result<(), HubError> {
+    *dir = names.directory(dir, Part::Adapter)?;
+    Ok(())
+}
+
+/// The same for the model of a configuration, and the adapters that its training starts from or stays orthogonal to.
+fn locate_training(
+    hub: HubArgs,
+    model: &mut PathBuf,
+    train: &mut TrainConfig,
+    interrupt: &Interrupt,
+) -> Result<(), HubError> {
+    locate(hub, model, &mut [], interrupt)?;
+    let names = hub.names(interrupt);
+    let earlier = train.olora.iter_mut().flat_map(|olora| &mut olora.earlier);
+    train.initial_adapter.iter_mut().chain(earlier).try_for_each(|dir| locate_adapter(&names, dir))
 }

@@ -12,11 +12,12 @@ use cl_train::{final_loss, read_log};
 use crate::progress::Progress;
 
 /// Computes the hidden states of prompts.
-pub fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
+pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let file = args.out.display();
     ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
     ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
-    let config = MixConfig::read(&args.config)?;
+    let mut config = MixConfig::read(&args.config)?;
+    cl_moe::cli::find_models(&mut config, &args.hub.names(interrupt))?;
     let pooling = match args.pooling {
         PoolingArg::Last => Pooling::Last,
         PoolingArg::Mean => Pooling::Mean,
@@ -31,7 +32,8 @@ pub fn states(args: &StatesArgs, out: &mut impl Write) -> Result<()> {
 
 /// Trains routers.
 pub fn train_router(args: &TrainRouterArgs, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
     let mut progress = Progress::new(log);
     let output = run_train_router(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     let steps = read_log(&args.out.join("log.jsonl"))?;

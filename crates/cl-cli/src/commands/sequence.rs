@@ -10,7 +10,8 @@ use crate::progress::Progress;
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
     let mut progress = Progress::new(log);
     let report = run_sequence(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     for table in tables_of(&report.matrix, &method_name(&config), config.profile) {

@@ -13,7 +13,8 @@ use crate::progress::StudyProgress;
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_study(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate(args.hub, &mut config.model, &mut [], interrupt)?;
     run_stages(&args.stages, &config, &args.out, args.stages.jobs, log, interrupt, out)
 }
 

@@ -11,7 +11,8 @@ use crate::progress::Progress;
 
 /// Runs the command.
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
+    let mut config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
+    super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
     let mut progress = Progress::new(log);
     let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     // From the log, which includes the steps of interrupted runs.

@@ -3,6 +3,7 @@
 pub mod data;
 pub mod import_gguf;
 pub mod paper_tables;
+pub mod publish;
 pub mod report;
 pub mod shell;
 
@@ -49,6 +50,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Merge(command) => cl_merge::cli::run(&command, interrupt, out)?,
         Command::Adapter(command) => cl_merge::adapter::cli::run_adapter(&command, interrupt, out)?,
         Command::Data(command) => data::run(&command, out)?,
+        Command::Publish(args) => publish::run(&args, interrupt, out)?,
         Command::PaperTables(args) => paper_tables::run(&args, out)?,
         Command::Completions(args) => shell::completions(&args, Cli::command(), out)?,
         Command::Man(args) => shell::man(&args, Cli::command(), out)?,

@@ -94,6 +94,55 @@ fn a_document_of_mergekit_moe_is_read() {
     assert_eq!(number("active_parameters"), number("total_parameters") - number("expert_parameters") / 2);
 }
 
+#[test]
+fn experts_stored_as_differences_are_scored_generate_and_their_routers_learn() {
+    let world = World::new();
+    world.model("other", 2);
+    world.write("mix.toml", &config(&["model", "other"], ""));
+    for (storage, name) in [("lowrank:3", "lowrank"), ("bitdelta", "bits")] {
+        let said = world.ok(["moe", "mix", "mix.toml", "--experts", storage, "--dry-run"]);
+        assert!(said.contains(&format!("times the base's bytes, experts stored as {storage}")), "{said}");
+        assert!(!world.exists(name));
+        world.ok(["moe", "mix", "mix.toml", "--experts", storage, "--out", name]);
+        let config = world.json(&format!("{name}/config.json"));
+        assert_eq!(
+            (&config["architectures"][0], &config["expert_storage"]),
+            (&"DeltaMoeLlamaForCausalLM".into(), &storage.into())
+        );
+        assert!(world.ok(["check", name]).contains("MoeLlama family"));
+        world.ok(["merge", "verify", name]);
+        assert!(!ids(&world, name).trim().is_empty());
+        let scores = format!("scores-{name}");
+        world.ok(["eval", name, "--tasks", "first", "--data", "data", "--max-new-tokens", "2", "--out", &scores]);
+        let mut router = format!("model = \"{name}\"\n") + "[data]\ntrain = [\"data/first\", \"data/mood\"]\n[train]\n";
+        router += "max_steps = 3\nlearning_rate = 0.01\n";
+        world.write("router.toml", &router);
+        world.ok(["check", "router.toml"]);
+        let out = format!("trained-{name}");
+        world.ok(["moe", "train-router", "router.toml", "--out", &out]);
+        assert!(!ids(&world, &format!("{out}/model")).trim().is_empty());
+
+        // All weights cannot be trained beside differences from what they were.
+        let full = world.read("train.toml").replace("model = \"model\"", &format!("model = \"{name}\""));
+        let full: String = full.split("[train.lora]").next().unwrap().to_owned() + "[train.full]\n";
+        world.write("full.toml", &full);
+        let message = world.fails(["train", "full.toml", "--out", "full"]);
+        assert!(message.contains("stored as differences from the base"), "{message}");
+    }
+    let message = world.fails(["moe", "mix", "mix.toml", "--experts", "lowrank:0", "--dry-run"]);
+    assert!(message.contains("expected full, lowrank:R"), "{message}");
+    world.write("key.toml", &config(&["model", "other"], "expert_storage = \"half\""));
+    let message = world.fails(["moe", "mix", "key.toml", "--dry-run"]);
+    assert!(message.contains("expected full, lowrank:R"), "{message}");
+    world.write(
+        "moe.yaml",
+        "base_model: model\ngate_mode: random\nexpert_storage: lowrank:2\nexperts:\n  - source_model: model\n  - source_model: \
+         other\n",
+    );
+    world.ok(["moe", "mix", "moe.yaml", "--out", "yaml"]);
+    assert_eq!(world.json("yaml/config.json")["expert_storage"], "lowrank:2");
+}
+
 /// Two adapters of one base, `r1/adapter` and `r2/adapter`, and the mixture's configuration.
 fn adapters(world: &World, more: &str) {
     world.ok(["train", "train.toml", "--out", "r1", "--set", "train.learning_rate=0.05"]);

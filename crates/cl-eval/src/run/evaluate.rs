@@ -3,7 +3,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::files::{lock_log, make_parent, remove_leftovers, write_whole};
+use cl_checkpoint::FileLock;
+
+use super::files::{lock_log, make_parent, open_log, remove_leftovers, write_whole};
 use super::predictions::{Prediction, Saved, to_jsonl};
 use super::scores::Scores;
 use crate::error::Error;
@@ -102,7 +104,7 @@ pub(super) struct TaskRun<'a> {
     done: usize,
     fingerprint: Option<String>,
     saved: Saved,
-    file: Option<File>,
+    log: Option<(File, FileLock)>,
 }
 
 impl<'a> TaskRun<'a> {
@@ -119,13 +121,13 @@ impl<'a> TaskRun<'a> {
         keys.iter().for_each(|k| *askers.entry(k.clone()).or_insert(0) += 1);
         let done = saved.done(&keys);
         let fingerprint = fingerprint.map(str::to_owned);
-        Ok(TaskRun { task, path, requests, keys, askers, done, fingerprint, saved, file: None })
+        Ok(TaskRun { task, path, requests, keys, askers, done, fingerprint, saved, log: None })
     }
 
     /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
     fn begin(&mut self) -> Result<(), Error> {
         make_parent(&self.path)?;
-        let mut file = lock_log(&self.path)?;
+        let lock = lock_log(&self.path)?;
         remove_leftovers(&self.path);
         // Another process may have changed the file since it was read.
         self.saved = Saved::read(&self.path)?;
@@ -133,8 +135,9 @@ impl<'a> TaskRun<'a> {
         self.done = self.saved.done(&self.keys);
         let end: &[u8] = if self.saved.unended { b"\n" } else { b"" };
         let io = |source| Error::Io { path: self.path.clone(), source };
-        file.set_len(self.saved.whole).and_then(|()| file.write_all(end)).map_err(io)?;
-        self.file = Some(file);
+        let mut file = open_log(&self.path, self.saved.whole).map_err(io)?;
+        file.write_all(end).map_err(io)?;
+        self.log = Some((file, lock));
         Ok(())
     }
 
@@ -145,7 +148,7 @@ impl<'a> TaskRun<'a> {
             (self.task.name().to_owned(), self.keys[document].clone(), self.fingerprint.clone());
         let prediction = Prediction { document, task, metric, request, model, response, target, scores };
         let io = |source| Error::Io { path: self.path.clone(), source };
-        if let Some(file) = &mut self.file {
+        if let Some((file, _)) = &mut self.log {
             file.write_all(&to_jsonl(std::slice::from_ref(&prediction)).map_err(io)?).map_err(io)?;
         }
         self.done += self.askers.get(&prediction.request).copied().unwrap_or(0);
@@ -173,8 +176,9 @@ impl<'a> TaskRun<'a> {
     fn finish(&mut self) -> Result<Scores, Error> {
         let answered = self.answered()?;
         let io = |source| Error::Io { path: self.path.clone(), source };
+        // Closed before it is replaced, as Windows requires; the lock is kept until then.
+        let _lock = self.log.take().map(|(_, lock)| lock);
         write_whole(&self.path, &to_jsonl(&self.saved.in_order(&self.keys, &answered)).map_err(io)?)?;
-        self.file = None;
         Ok(Scores::of(self.task.name(), self.task.metric(), &answered))
     }
 }

@@ -1,9 +1,10 @@
 //! Files of a run: written atomically, or appended to under a lock.
 
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
+use cl_checkpoint::FileLock;
 use cl_checkpoint::files::write_file;
 
 use crate::error::Error;
@@ -22,23 +23,18 @@ pub(super) fn make_parent(path: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
 }
 
-/// Opens a log of answers for appending, locked as long as it is open.
-pub(super) fn lock_log(path: &Path) -> Result<File, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    loop {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_owned() }),
-            // A file system without locks.
-            Ok(()) | Err(TryLockError::Error(_)) => {}
-        }
-        // The previous holder may have replaced the file, in which case this lock is void.
-        let same_file = |there: &Metadata, open: &Metadata| (there.dev(), there.ino()) == (open.dev(), open.ino());
-        let open = file.metadata().map_err(io)?;
-        if std::fs::metadata(path).is_ok_and(|there| same_file(&there, &open)) {
-            return Ok(file);
-        }
-    }
+/// Takes the lock of a log of answers.
+pub(super) fn lock_log(path: &Path) -> Result<FileLock, Error> {
+    FileLock::take(path)?.ok_or_else(|| Error::Busy { path: path.to_owned() })
+}
+
+/// Opens a log of answers for writing after its first `length` bytes; the rest is dropped. Call it under the file's lock.
+pub(super) fn open_log(path: &Path, length: u64) -> std::io::Result<File> {
+    // Not for appending: Windows does not truncate through such a handle.
+    let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.set_len(length)?;
+    file.seek(SeekFrom::End(0))?;
+    Ok(file)
 }
 
 /// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. Call it under the file's

@@ -267,11 +267,12 @@ mod tests {
         let file = folder.path().join("a file");
         std::fs::write(&file, "").unwrap();
         let mut cache = ResponseCache::open(&file.join("responses"), "m");
-        assert!(cache.failure().unwrap().to_string().contains("a file/responses"), "{:?}", cache.failure());
+        assert!(cache.failure().unwrap().to_string().contains("a file"), "{:?}", cache.failure());
         cache.put(&question(&[1, 7]), answer(-1.5));
         assert_eq!(cache.get(&question(&[1, 7])), Some(&answer(-1.5)));
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_fifo_in_its_place_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();

@@ -127,6 +127,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_python_is_asked_for_the_folder() {
         let folder = tempfile::tempdir().unwrap();

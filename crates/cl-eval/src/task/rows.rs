@@ -84,7 +84,7 @@ impl<'a> Library<'a> {
     /// The rows of a data set, or `None` without a hub.
     pub(crate) fn fetch(&self, dataset: &DatasetRef) -> Result<Option<Rows>, cl_data::Error> {
         let Some(hub) = self.hub else { return Ok(None) };
-        let (file, paths) = hub.dataset_rows(dataset)?;
+        let (file, paths) = dataset.rows(hub)?;
         let path = paths.first().cloned().unwrap_or_default();
         let commit = hub.commit(&path);
         let fetched = Fetched { dataset: dataset.clone(), commit, paths };

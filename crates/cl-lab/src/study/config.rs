@@ -1,6 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cl_adapters::Overlap;
+use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::shorten;
 use cl_data::Profile;
 use cl_train::TrainConfig;
@@ -43,6 +44,7 @@ pub struct StudyConfig {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// Model directory that everything starts from.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
     /// What the report calls the model; defaults to the last part of its path.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -59,7 +61,7 @@ pub struct StudyConfig {
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
     /// Which definitions apply.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -273,7 +275,10 @@ impl StudyConfig {
     /// What the report calls the base model.
     pub(super) fn base_name(&self) -> String {
         match self.model_name.as_str() {
-            "" => self.model.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+            "" => {
+                let name = HubSnapshot::model_name(&self.model);
+                Path::new(&name).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+            }
             name => name.to_owned(),
         }
     }

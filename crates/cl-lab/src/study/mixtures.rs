@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::write_file;
 use cl_data::{ChatTemplate, Columns, Encoded, Encoding, Format, Joint};
 use cl_moe::{
-    BlendConfig, BlendExpert, BlendPlan, BlendRouter, ExpertConfig, MixConfig, MixModule, MixOptions, Mixture,
-    RouterConfig, blend, mix,
+    BlendConfig, BlendExpert, BlendPlan, BlendRouter, ExpertConfig, ExpertStorage, MixConfig, MixModule, MixOptions,
+    Mixture, RouterConfig, blend, mix,
 };
 use cl_report::{Routing, TaskRouting};
 use cl_train::{Precision, TrainConfig};
@@ -45,6 +45,7 @@ impl Site<'_> {
         out: &Path,
     ) -> Result<(), LabError> {
         let mut config = MixConfig {
+            expert_storage: ExpertStorage::Full,
             base_model: self.config.model.clone(),
             num_experts_per_tok,
             dtype: None,

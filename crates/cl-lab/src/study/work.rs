@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
-use cl_checkpoint::{Interrupt, OutputDir};
+use cl_checkpoint::{HubSnapshot, Interrupt, OutputDir};
 use cl_data::Dataset;
 use cl_eval::{Task, TaskGroup};
 use cl_merge::adapter::{CombineOptions, combine};
@@ -206,7 +206,7 @@ impl Site<'_> {
     /// an unfinished sequence names; anything else is removed.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
-        let key = format!("{key}\n{}\n{}\n", self.config.model.display(), self.config.data.display());
+        let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
         if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
             return Ok(());
         }
@@ -219,7 +219,7 @@ impl Site<'_> {
         let text = |e: toml::ser::Error| LabError::Config { path: out.to_owned(), message: e.to_string() };
         let recipe = toml::to_string(&average_recipe(models)).map_err(text)?;
         let file =
-            MergeFile::from_toml(&recipe).map_err(|message| LabError::Config { path: out.to_owned(), message })?;
+            MergeFile::from_toml(&recipe).map_err(|source| cl_merge::Error::Config { path: out.to_owned(), source })?;
         let plan = Plan::new(&file.stages[0])?;
         let options = MergeOptions { threads: 1, interrupt: self.interrupt.clone(), ..MergeOptions::default() };
         merge(&plan, out, &options, &|_bytes| ())?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{Mode, RouterRecord, top_k};
-use cl_checkpoint::{Checkpoint, Manifest};
+use cl_checkpoint::{Checkpoint, Manifest, TensorSource};
 use cl_lab::toy;
 use cl_model::{Decoder, LoadOptions, PackedBatch, greedy, random_weights, token_log_probs};
 use cl_moe::{MixConfig, MixOptions, Plan, mix};
@@ -245,6 +245,124 @@ fn a_shared_expert_is_added_whatever_the_router_says() {
     }
 }
 
+/// Settings of modules, a storage, and the kind of difference that it holds without loss.
+const DELTAS: [(&str, &str); 6] = [
+    ("", "lowrank:2"),
+    ("modules = ['mlp', 'v_proj']\nlayers = [1]", "lowrank:2"),
+    ("modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']", "lowrank:2"),
+    // Beyond what a matrix has: nothing is cut off.
+    ("", "lowrank:1000"),
+    ("", "bitdelta"),
+    ("modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']", "bitdelta"),
+];
+
+#[test]
+fn experts_as_differences_compute_what_whole_ones_do() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    models.save("base", 1, &|_, own, _| own * 10.0);
+    for (i, (settings, storage)) in DELTAS.into_iter().enumerate() {
+        let name = |what: &str| format!("{what}{i}");
+        let tuned = |_: &str, own: &Tensor, other: &Tensor| {
+            let low_rank = || other.narrow(1, 0, 2).matmul(&other.narrow(0, 0, 2)) * 100.0;
+            own * 10.0 + if storage == "bitdelta" { other.sign() * 0.05 } else { low_rank() }
+        };
+        let (x, y, z) = (name("x"), name("y"), name("z"));
+        for (model, seed) in [(&x, 2), (&y, 3), (&z, 4)] {
+            models.save(model, seed, &tuned);
+        }
+        let experts = [x.as_str(), &y, &z];
+        let stored = format!("{settings}\nexpert_storage = '{storage}'");
+        models.mix_modules(&name("full"), &experts, 2, "random", settings);
+        models.mix_modules(&name("delta"), &experts, 2, "random", &stored);
+        let (full, delta) = (models.log_probs(&name("full")), models.log_probs(&name("delta")));
+        assert!(largest_difference(&models.log_probs("base"), &full) > 1e-2, "{settings}");
+        // f32 factors and sums in another order, in weights of up to ten times the usual size.
+        let difference = largest_difference(&full, &delta);
+        assert!(difference < 2e-4, "{settings} {storage}: {difference}");
+
+        // Experts that are the base are the base, exactly for factors of zeros and for scales of zero.
+        models.mix_modules(&name("none"), &["base", "base"], 2, "random", &stored);
+        assert!(largest_difference(&models.log_probs(&name("none")), &models.log_probs("base")) < 1e-5, "{storage}");
+
+        // Generation is scoring.
+        let model = models.load(&name("delta"));
+        let _no_graph = cl_torch::tch::no_grad_guard();
+        let generated = greedy(&model, &SEQUENCES, 4, &[], &mut |_, _| false).unwrap();
+        for (prompt, generated) in SEQUENCES.iter().zip(generated) {
+            let mut ids = prompt.to_vec();
+            for expected in generated.ids {
+                let batch = PackedBatch::new(&[&ids], model.config.vocab_size, Device::Cpu).unwrap();
+                let last = model.forward(&batch, Mode::Eval).unwrap().narrow(0, ids.len() as i64 - 1, 1);
+                assert_eq!(model.logits(&last).argmax(-1, false).int64_value(&[0]), i64::from(expected));
+                ids.push(expected);
+            }
+        }
+
+        // The feed-forward block alone is what the layers have.
+        let batch = PackedBatch::new(&SEQUENCES[..1], model.config.vocab_size, Device::Cpu).unwrap();
+        let whole = models.load(&name("full"));
+        for (layer, input) in whole.feed_forward_inputs(&batch).unwrap().iter().enumerate() {
+            let (a, b) = (model.feed_forward(layer, input), whole.feed_forward(layer, input));
+            assert!(((a - &b).abs().max() / b.abs().max()).double_value(&[]) < 1e-5, "{settings} {storage}");
+        }
+
+        // Bytes are those of the files.
+        let dir = models.path(&name("delta"));
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let bytes: usize = checkpoint.names().iter().map(|n| checkpoint.info(n).unwrap().byte_len()).sum();
+        let info: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("model_info.json")).unwrap()).unwrap();
+        let number = |key: &str| info[key].as_u64().unwrap();
+        assert_eq!(number("total_bytes"), bytes as u64);
+        let base = Checkpoint::open(&models.path("base")).unwrap();
+        let of_base: usize = base.names().iter().map(|n| base.info(n).unwrap().byte_len()).sum();
+        assert_eq!(number("base_bytes"), of_base as u64);
+        assert!(number("expert_bytes") < bytes as u64 - of_base as u64, "routers are no experts");
+
+        let config = checkpoint.config().clone();
+        let error = model.save(&models.path("again"), Kind::Float, &config, &[], Manifest::new("model"), false);
+        assert!(error.unwrap_err().to_string().contains("stored as differences from the base"));
+    }
+}
+
+#[test]
+fn what_a_low_rank_cuts_off_is_no_more_than_has_to_be() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    models.save("base", 1, &|_, own, _| own * 10.0);
+    models.save("x", 2, &|_, own, other| own * 10.0 + other);
+    let mut last = f64::INFINITY;
+    for rank in [1, 2, 4, 8, 16] {
+        let out = format!("rank{rank}");
+        models.mix_modules(&out, &["x"], 1, "random", &format!("expert_storage = 'lowrank:{rank}'"));
+        let stored = Checkpoint::open(&models.path(&out)).unwrap();
+        let name = "model.layers.0.mlp.up_proj";
+        let factor = |part: &str| {
+            let name = format!("{name}.experts.{part}");
+            let shape: Vec<i64> = stored.info(&name).unwrap().shape.iter().map(|&d| d as i64).collect();
+            Tensor::from_slice(&stored.load_f32(&name).unwrap()).reshape(shape).get(0).to_kind(Kind::Double)
+        };
+        let weight = |model: &str| {
+            let checkpoint = Checkpoint::open(&models.path(model)).unwrap();
+            let shape: Vec<i64> =
+                checkpoint.info(&format!("{name}.weight")).unwrap().shape.iter().map(|&d| d as i64).collect();
+            Tensor::from_slice(&checkpoint.load_f32(&format!("{name}.weight")).unwrap())
+                .reshape(shape)
+                .to_kind(Kind::Double)
+        };
+        let difference = weight("x") - weight("base");
+        let rest = (&difference - factor("delta_u").tr().matmul(&factor("delta_v"))).norm().double_value(&[]);
+        // Eckart and Young: the norm of the singular values that are left out.
+        let values: Vec<f64> = Vec::try_from(difference.svd(true, false).1).unwrap();
+        let expected = values.iter().skip(rank).map(|s| s * s).sum::<f64>().sqrt();
+        // f32 factors beside a difference of norm near 1.
+        assert!((rest - expected).abs() < 1e-5 * difference.norm().double_value(&[]), "{rank}: {rest} {expected}");
+        assert!(rest < last);
+        last = rest;
+    }
+}
+
 #[test]
 fn modules_that_cannot_be_mixed_are_named() {
     let models = Models(tempfile::tempdir().unwrap());
@@ -263,6 +381,11 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(shared("0.0").contains("shared_expert.residual_scale: 0; expected a finite number"));
     assert_eq!(shared("0.1"), "");
     assert!(refused("shared_expert = { model = 'nowhere' }").contains("shared_expert: nowhere"));
+    let delta = |storage: &str| {
+        let shared = format!("shared_expert = {{ model = {:?} }}", models.path("base"));
+        refused(&format!("expert_storage = '{storage}'\n{shared}"))
+    };
+    assert!(delta("bitdelta").contains("expert_storage: experts stored as differences have no shared expert"));
     assert!(refused("layers = [2]").contains("there is no layer 2; the base has 2"));
     assert!(refused("layers = []").contains("layers: is empty"));
     assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("leave out o_proj"));

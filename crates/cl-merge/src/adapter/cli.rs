@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::{Checkpoint, Interrupt, Manifest};
+use cl_hub::{HubArgs, HubError, Names, Part};
 use serde_json::{Map, Value, json};
 
 use super::combine::combine;
@@ -20,18 +21,18 @@ use crate::recipe::config::{FloatType, Parameters};
 use crate::recipe::parameter::Parameter;
 use crate::report::{bytes, write_json};
 
-/// What can be done with adapters.
+/// Subcommands of `adapter`.
 #[derive(clap::Subcommand)]
 pub enum AdapterCommand {
-    /// Combine adapters to one: exact sums, or any method of merging on their updates.
+    /// Combine adapters into one: by exact sums, or by any merge method on their updates.
     Combine(CombineArgs),
-    /// Add adapters to their base: one model, rounded once.
+    /// Fold adapters into their base, with one rounding.
     Fold(FoldArgs),
-    /// Extract a low-rank adapter from a tuned model and its base.
+    /// Extract a LoRA adapter from a fine-tuned model and its base.
     Extract(ExtractArgs),
-    /// Describe an adapter: ranks, scalings, sizes of its updates.
+    /// Describe an adapter: ranks, scalings, norms of its updates.
     Info(InfoArgs),
-    /// Compare two adapters: norms, cosine, shared directions.
+    /// Compare two adapters: norms, cosine, overlap of their subspaces.
     Diff(DiffArgs),
 }
 
@@ -41,51 +42,51 @@ pub struct CombineArgs {
     /// Adapter directories.
     #[arg(required = true)]
     adapters: Vec<PathBuf>,
-    /// cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
+    /// Method: cat, linear, ties, dare_ties, dare_linear, magnitude_prune, task_arithmetic, della, breadcrumbs, sce, magmax, tsv, knots
     /// and others; those of models are described by `cl-merge methods`.
     #[arg(long, default_value = "linear")]
     method: String,
     /// Adapter directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One weight for each adapter, as in 1,0.5; without it ones.
+    /// One weight per adapter, such as 1,0.5; defaults to 1.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Share of entries that is kept, above 0 and at most 1: one for all adapters, or one for each.
+    /// Fraction of entries to keep, above 0 and at most 1: one for all adapters, or one per adapter.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     density: Vec<f64>,
-    /// Scale of the result.
+    /// Scale of the merged update.
     #[arg(long, allow_hyphen_values = true)]
     lambda: Option<f64>,
-    /// What elects a sign: the sum of values (total) or of signs (frequency).
+    /// Elect signs by the sum of values (total) or of signs (frequency).
     #[arg(long, value_enum)]
     sign: Option<Majority>,
-    /// Another parameter of the method, as in epsilon=0.1; may be given several times.
+    /// Another parameter of the method, such as epsilon=0.1; can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Rank of the output at most; without it sums keep all ranks and other methods the largest one of an input.
+    /// Maximum rank of the output; by default, sums keep the full rank, and other methods the largest rank of an input.
     #[arg(long)]
     rank: Option<usize>,
-    /// What is combined: updates (delta), or A and B apart as PEFT does (factors). Delta without it; with `--profile paper`
-    /// factors for the methods that the paper ran on them (ties, dare_ties).
+    /// Combine updates (delta), or A and B separately as in PEFT (factors). Defaults to delta; with `--profile paper`, to
+    /// factors for the methods that the paper applied to them (ties, dare_ties).
     #[arg(long, value_enum)]
     space: Option<SpaceName>,
-    /// Whose definitions hold where nothing is set.
+    /// Profile: which definitions are the defaults.
     #[arg(long, value_enum, default_value = "method")]
     profile: ProfileName,
-    /// Key of random masks.
+    /// Random seed of masks.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// The model that the adapters were made for: modules, shapes and stored weights are checked against it.
+    /// Base model of the adapters, to check modules, shapes and stored weights.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Combine adapters even where their manifests name different bases.
+    /// Combine adapters even if their manifests name different bases.
     #[arg(long)]
     ignore_base: bool,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Element type of the output: float32, float16 or bfloat16.
@@ -94,7 +95,9 @@ pub struct CombineArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
-    /// Write the report as JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -110,25 +113,27 @@ pub struct FoldArgs {
     /// Model directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One weight for each adapter, as in 1,0.5; without it ones.
+    /// One weight per adapter, such as 1,0.5; defaults to 1.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Also say how far folding one after another, rounded each time, would be from this.
+    /// Also report how much folding one after another, with rounding each time, would differ.
     #[arg(long)]
     drift: bool,
-    /// Fold adapters even where their manifests name another base.
+    /// Fold adapters even if their manifests name another base.
     #[arg(long)]
     ignore_base: bool,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Largest file of weights, as in 5GB.
+    /// Maximum size of a weights file, such as 5GB.
     #[arg(long, default_value = "5GB", value_parser = bytes)]
     max_shard_size: u64,
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
-    /// Write the report as JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -138,30 +143,32 @@ pub struct FoldArgs {
 pub struct ExtractArgs {
     /// Base model directory.
     base: PathBuf,
-    /// Tuned model directory.
+    /// Fine-tuned model directory.
     tuned: PathBuf,
-    /// Rank of every module at most.
+    /// Maximum rank of each module.
     #[arg(long)]
     rank: usize,
     /// Adapter directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Modules by name or last parts of names, as in q_proj,v_proj,lm_head; all-linear for all linear layers but the head.
+    /// Modules by name or name suffix, such as q_proj,v_proj,lm_head; all-linear for all linear layers except the head.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
     /// Element type of the output: float32, float16 or bfloat16.
     #[arg(long, default_value = "float32", value_parser = float_type)]
     dtype: FloatType,
-    /// Memory that may be held, as in 800MiB or 2GiB.
+    /// Memory limit, such as 800MiB or 2GiB.
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. It does not change the result.
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Replace the output if it exists.
     #[arg(long)]
     overwrite: bool,
-    /// Write the report as JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -171,7 +178,9 @@ pub struct ExtractArgs {
 pub struct InfoArgs {
     /// Adapter directory.
     dir: PathBuf,
-    /// Write JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -179,11 +188,13 @@ pub struct InfoArgs {
 /// Arguments of `adapter diff`.
 #[derive(clap::Args)]
 pub struct DiffArgs {
-    /// An adapter directory.
+    /// First adapter directory.
     a: PathBuf,
-    /// Another one.
+    /// Second adapter directory.
     b: PathBuf,
-    /// Write JSON.
+    #[command(flatten)]
+    hub: HubArgs,
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
@@ -216,15 +227,22 @@ pub fn run_adapter(command: &AdapterCommand, interrupt: &Interrupt, out: &mut dy
         AdapterCommand::Combine(args) => run_combine(args, interrupt, out),
         AdapterCommand::Fold(args) => run_fold(args, interrupt, out),
         AdapterCommand::Extract(args) => run_extract(args, interrupt, out),
-        AdapterCommand::Info(args) => run_info(args, out),
-        AdapterCommand::Diff(args) => run_diff(args, out),
+        AdapterCommand::Info(args) => run_info(args, interrupt, out),
+        AdapterCommand::Diff(args) => run_diff(args, interrupt, out),
     }
 }
 
 fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let adapters = directories(&names, &args.adapters)?;
     let options = CombineOptions {
         method: args.method.clone(),
-        names: Vec::new(),
+        // A result does not depend on where the hub's cache is.
+        names: if adapters == args.adapters {
+            Vec::new()
+        } else {
+            args.adapters.iter().map(|a| a.display().to_string()).collect()
+        },
         weights: args.weights.clone(),
         density: args.density.clone(),
         parameters: parameters(args)?,
@@ -241,7 +259,7 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
             ProfileName::Mergekit => Profile::Mergekit,
         },
         seed: args.seed,
-        base: args.base.clone(),
+        base: args.base.as_ref().map(|base| names.directory(base, Part::Model)).transpose()?,
         ignore_base: args.ignore_base,
         threads: args.threads,
         memory: size(args.memory)?,
@@ -249,7 +267,7 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
         overwrite: args.overwrite,
         interrupt: interrupt.clone(),
     };
-    let report = combine(&args.adapters, &args.out, &options)?;
+    let report = combine(&adapters, &args.out, &options)?;
     if args.json {
         return write_json(out, &report);
     }
@@ -304,8 +322,11 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
 }
 
 fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
-    let adapters = open(&args.adapters)?;
-    let base = Checkpoint::open(&args.base)?;
+    let names = args.hub.names(interrupt);
+    let dirs = directories(&names, &args.adapters)?;
+    let adapters = open(&dirs)?;
+    let base_dir = names.directory(&args.base, Part::Model)?;
+    let base = Checkpoint::open(&base_dir)?;
     // Before the inputs are hashed, which takes its time.
     check_output(&base, &adapters, &args.out, args.overwrite)?;
     let options = FoldOptions {
@@ -319,10 +340,10 @@ fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     };
     let mut manifest = Manifest::new("model").with_config(json!({ "fold": { "weights": args.weights } })).with_source(
         "base",
-        &args.base,
+        &base_dir,
         base.content_hash()?,
     );
-    for (dir, adapter) in args.adapters.iter().zip(&adapters) {
+    for (dir, adapter) in dirs.iter().zip(&adapters) {
         manifest = manifest.with_source("adapter", dir, adapter.content_hash()?);
     }
     let report = fold_with(&base, &adapters, &args.out, manifest, &options)?;
@@ -376,7 +397,9 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
         overwrite: args.overwrite,
         interrupt: interrupt.clone(),
     };
-    let report = extract(&args.base, &args.tuned, &args.out, &options)?;
+    let names = args.hub.names(interrupt);
+    let [base, tuned] = [&args.base, &args.tuned].map(|dir| names.directory(dir, Part::Model));
+    let report = extract(&base?, &tuned?, &args.out, &options)?;
     if args.json {
         return write_json(out, &report);
     }
@@ -399,8 +422,8 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     Ok(())
 }
 
-fn run_info(args: &InfoArgs, out: &mut dyn Write) -> Result<()> {
-    let info = info(&args.dir)?;
+fn run_info(args: &InfoArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let info = info(&args.hub.names(interrupt).directory(&args.dir, Part::Adapter)?)?;
     if args.json {
         return write_json(out, &info);
     }
@@ -454,8 +477,10 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     Ok(())
 }
 
-fn run_diff(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
-    let diff = compare(&args.a, &args.b)?;
+fn run_diff(args: &DiffArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
+    let names = args.hub.names(interrupt);
+    let [a, b] = [&args.a, &args.b].map(|dir| names.directory(dir, Part::Adapter));
+    let diff = compare(&a?, &b?)?;
     if args.json {
         return write_json(out, &diff);
     }
@@ -503,6 +528,11 @@ fn write_notes(out: &mut dyn Write, notes: &[String]) -> Result<()> {
         writeln!(out, "note: {note}")?;
     }
     Ok(())
+}
+
+/// Directories of adapters.
+fn directories(names: &Names, adapters: &[PathBuf]) -> Result<Vec<PathBuf>, HubError> {
+    adapters.iter().map(|dir| names.directory(dir, Part::Adapter)).collect()
 }
 
 fn size(bytes: u64) -> Result<usize> {

@@ -19,6 +19,7 @@ use super::update::Update;
 use super::whole::{self, Difference, View};
 use super::{card, factors};
 use crate::Error;
+use crate::problem::{AdapterProblem, MemoryProblem, Place, Problem};
 use crate::recipe::registry;
 use crate::run::budget::{Budget, FIXED};
 
@@ -45,8 +46,8 @@ pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result
     let mut inputs: Vec<(&str, &Path)> = dirs.iter().map(|dir| ("an adapter", dir.as_path())).collect();
     inputs.extend(base.as_ref().map(|base| ("the base model", base.dir())));
     OutputDir::check(out, options.overwrite, &inputs)?;
-    let run = Run { set: &set, options: &options, base: base.as_ref() };
-    let (made, wholes) = on_threads(options.threads, || run.all(&mut resolved))?;
+    let combining = Combining { set: &set, options: &options, base: base.as_ref() };
+    let (made, wholes) = on_threads(options.threads, || combining.all(&mut resolved))?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let (wholes, whole): (Vec<NewWhole>, Vec<WholeReport>) = wholes.into_iter().unzip();
     let factors: usize = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
@@ -96,27 +97,21 @@ fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, Combin
 fn checked(
     set: &mut Set<'_>,
     options: &CombineOptions,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
 ) -> Result<Option<Checkpoint>, Error> {
     if !options.ignore_base {
         set.check_bases(problems);
     }
     for member in set.members.iter().filter(|m| m.adapter.config().use_dora) {
-        problems.push(format!(
-            "{}: a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain \
-             adapter from the result where one is needed",
-            member.name
-        ));
+        problems.push(Problem::new(Place::adapter(&member.name), AdapterProblem::DoraCombined));
     }
     let embedding = set.modules.iter().find(|m| m.kind == LayerKind::Embedding);
     if let (Some(module), Some(whole)) = (embedding, set.wholes.iter().find(|w| w.is_update())) {
-        problems.push(format!(
-            "`{}` belongs to lora_bias, which PEFT does not have beside factors on an embedding (`{}`); fold the adapters instead",
-            whole.tensor, module.name
-        ));
+        let kind = AdapterProblem::LoraBias { tensor: whole.tensor.clone(), module: module.name.clone() };
+        problems.push(Problem::whole(kind));
     }
     if options.rank == Some(0) {
-        problems.push("rank is 0; it has to be at least 1".to_owned());
+        problems.push(Problem::whole(AdapterProblem::RankZero));
     }
     let Some(dir) = &options.base else {
         set.check_alone(problems);
@@ -132,23 +127,23 @@ fn checked(
             Ok(Some(base))
         }
         Err(error) => {
-            problems.push(error.to_string());
+            problems.push(Problem::unopened(dir, error));
             Ok(None)
         }
     }
 }
 
 /// A table with more rows than the base's: what stands for the new tokens in other adapters is not known.
-fn grown(set: &Set<'_>, whole: &Whole, base: &Checkpoint) -> Option<String> {
+fn grown(set: &Set<'_>, whole: &Whole, base: &Checkpoint) -> Option<Problem> {
     let rows = whole.shape(set, Some(base)).first().copied()?;
     let own = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
     let name = &set.members[whole.parts[0].member].name;
-    let tensor = &whole.tensor;
-    (rows > own)
-        .then(|| format!("{name}: `{tensor}` has {rows} rows, the base's {own}; name the base that has these rows"))
+    let kind = AdapterProblem::RowsBeyondBase { tensor: whole.tensor.clone(), rows, base_rows: own };
+    (rows > own).then(|| Problem::new(Place::adapter(name), kind))
 }
 
-struct Run<'r> {
+/// What all modules are combined from and by.
+struct Combining<'r> {
     set: &'r Set<'r>,
     options: &'r CombineOptions,
     base: Option<&'r Checkpoint>,
@@ -160,7 +155,7 @@ type MadeWhole = (NewWhole, WholeReport);
 /// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
 const ROWS_OF: usize = 1 << 17;
 
-impl Run<'_> {
+impl Combining<'_> {
     fn all(&self, resolved: &mut Resolved) -> Result<(Vec<Made>, Vec<MadeWhole>), Error> {
         match &mut resolved.recipe {
             Recipe::Dense(method) => self.dense(method),
@@ -203,13 +198,7 @@ impl Run<'_> {
         if views.is_empty() || needed <= self.options.memory {
             return Ok(());
         }
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Err(Error::Problems(vec![format!(
-            "{} MiB of memory are not enough: the tensors beside the factors need {} MiB with these; allow {} MiB",
-            mib(self.options.memory),
-            mib(needed),
-            mib(needed)
-        )]))
+        Err(Problem::whole(MemoryProblem::BesideFactors { allowed: self.options.memory, needed }).into())
     }
 
     /// Rounds and measures a tensor beside the factors; `merged` gives some rows of it, from those of the base.
@@ -275,14 +264,8 @@ impl Run<'_> {
         if held + most <= self.options.memory {
             return Ok(Budget::new(self.options.memory - held));
         }
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Err(Error::Problems(vec![format!(
-            "{} MiB of memory are not enough: factors take {} MiB and module `{module}` {} MiB; allow {} MiB",
-            mib(self.options.memory),
-            mib(held),
-            mib(most),
-            mib(held + most)
-        )]))
+        let (allowed, module) = (self.options.memory, module.to_owned());
+        Err(Problem::whole(MemoryProblem::Modules { allowed, held, module, largest: most }).into())
     }
 
     /// Bytes of all factors, read and written.

@@ -10,6 +10,7 @@ use super::low_rank::LowRank;
 use super::set::{Module, Set, open};
 use crate::Error;
 use crate::diff::cosine;
+use crate::methods::Undefined;
 
 /// Two adapters compared.
 #[derive(Clone, Debug, Serialize)]
@@ -62,13 +63,13 @@ pub struct ModuleDiff {
 /// # Errors
 /// [`Error::Undefined`] for values that are no rows of this length or that are not finite.
 pub fn overlap(a: &[f32], b: &[f32], columns: usize) -> Result<f64, Error> {
-    let undefined = |message: String| Error::Undefined { tensor: "rows".to_owned(), method: "overlap", message };
+    let undefined = |kind: Undefined| Error::Undefined { tensor: "rows".to_owned(), method: "overlap", kind };
     for values in [a, b] {
         if columns == 0 || !values.len().is_multiple_of(columns) {
-            return Err(undefined(format!("{} values are no rows of {columns}", values.len())));
+            return Err(undefined(Undefined::NotRows { values: values.len(), columns }));
         }
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(undefined(format!("element {i} is {}", values[i])));
+            return Err(undefined(Undefined::NotFinite { index: i, value: values[i] }));
         }
     }
     let basis = |values: &[f32]| {

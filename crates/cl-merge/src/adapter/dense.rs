@@ -1,11 +1,12 @@
 //! The leading singular triplets of a dense matrix.
 //!
-//! Small matrices are decomposed exactly. For others a random subspace is improved by power iterations until the energy in it
-//! stands still (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithms 4.4 and 5.1), from a fixed
-//! seed and on one thread, so that results have the same bits for any number of threads.
+//! Small matrices are decomposed exactly, and so are those of which many triplets are asked for, through the eigenvectors of
+//! their smaller Gram matrix. For others a random subspace is improved by power iterations until the energy in it stands still
+//! (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithms 4.4 and 5.1), from a fixed seed. All of it
+//! is on one thread, so that results have the same bits for any number of threads.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
+use faer::{Accum, Mat, MatRef, Par, Side};
 
 use super::low_rank::{Leading, LowRank, no_svd, times};
 use crate::Error;
@@ -15,6 +16,8 @@ use crate::tensor::Stream;
 const EXACT: usize = 64;
 /// Directions beside those that are asked for, at least.
 const OVERSAMPLING: usize = 10;
+/// Where the directions that are followed are more than this share of all of them, finding all at once costs less.
+const MANY: f64 = 0.25;
 /// Power iterations at most.
 const ITERATIONS: usize = 40;
 /// Where they stop: the change of the captured energy, relative.
@@ -32,7 +35,13 @@ pub(super) struct Dense<'a> {
 pub(super) fn scratch(shape: [usize; 2], rank: usize) -> usize {
     let [rows, columns] = shape;
     let sketch = width(shape, rank);
-    8 * (4 * (rows + columns) * sketch + BLOCK * columns + 8 * sketch * sketch)
+    let gram = if is_many(shape, sketch) { 8 * rows.min(columns).pow(2) } else { 0 };
+    8 * (4 * (rows + columns) * sketch + BLOCK * rows.max(columns) + 8 * sketch * sketch + gram)
+}
+
+fn is_many(shape: [usize; 2], sketch: usize) -> bool {
+    let short = shape[0].min(shape[1]);
+    short > EXACT && sketch as f64 > MANY * short as f64
 }
 
 /// Directions that are followed.
@@ -41,6 +50,36 @@ fn width(shape: [usize; 2], rank: usize) -> usize {
     // A rank may be any number.
     let rank = rank.min(short);
     if short <= EXACT { short } else { (rank + OVERSAMPLING.max(rank)).min(short) }
+}
+
+/// The nearest matrix of at most some rank: `uᵀ·v`.
+pub struct Truncated {
+    /// `(rank, rows)`, row-major: left singular vectors times the roots of their singular values.
+    pub u: Vec<f32>,
+    /// `(rank, columns)`, row-major: right singular vectors times the roots.
+    pub v: Vec<f32>,
+    /// Squared Frobenius norm of the matrix.
+    pub energy: f64,
+    /// That of what was cut off.
+    pub lost: f64,
+}
+
+/// Cuts a matrix `(rows, columns)`, row-major, to its `rank` largest singular values, fewer where it has fewer; decomposed in f64.
+/// `tensor` names it in errors.
+///
+/// ```
+/// let matrix = [3.0, 0.0, 0.0, 0.0, 2.0, 0.0]; // singular values 3 and 2
+/// let cut = cl_merge::adapter::truncated_svd(&matrix, [2, 3], 1, "w")?;
+/// assert!((cut.u[0] * cut.v[0] - 3.0).abs() < 1e-6 && (cut.lost - 4.0).abs() < 1e-9);
+/// # Ok::<(), cl_merge::Error>(())
+/// ```
+///
+/// # Errors
+/// Returns [`Error::Undefined`] if the decomposition does not converge.
+pub fn truncated_svd(values: &[f32], shape: [usize; 2], rank: usize, tensor: &str) -> Result<Truncated, Error> {
+    let Leading { factors, energy, lost } = Dense { values, shape }.leading(rank, tensor)?;
+    let rows = |x: &Mat<f64>| (0..x.ncols()).flat_map(|k| x.col_as_slice(k)).map(|&x| x as f32).collect();
+    Ok(Truncated { u: rows(&factors.left), v: rows(&factors.right), energy, lost })
 }
 
 impl Dense<'_> {
@@ -52,6 +91,9 @@ impl Dense<'_> {
         let [rows, columns] = self.shape;
         let energy: f64 = self.values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
         let sketch = width(self.shape, rank);
+        if is_many(self.shape, sketch) {
+            return self.leading_of_all(rank, energy, tensor);
+        }
         let (left, right) = if sketch == rows.min(columns) {
             // All of it: no subspace is to be found.
             let all = Mat::from_fn(rows, columns, |i, j| f64::from(self.values[i * columns + j]));
@@ -66,6 +108,40 @@ impl Dense<'_> {
         let leading = LowRank { left, right }.leading(rank, tensor)?;
         let kept = leading.energy - leading.lost;
         Ok(Leading { factors: leading.factors, energy, lost: (energy - kept).max(0.0) })
+    }
+
+    /// By all eigenvectors of the smaller Gram matrix. Squaring costs singular values below 1e-8 of the largest their digits, which
+    /// f32 values do not have either.
+    fn leading_of_all(&self, rank: usize, energy: f64, tensor: &str) -> Result<Leading, Error> {
+        let [rows, columns] = self.shape;
+        let short = rows.min(columns);
+        let eigen = self.gram().self_adjoint_eigen(Side::Lower).map_err(|_| no_svd(tensor))?;
+        let rank = rank.min(short);
+        // Eigenvalues come in increasing order.
+        let vectors = Mat::from_fn(short, rank, |i, k| eigen.U()[(i, short - 1 - k)]);
+        let is_wide = rows <= columns;
+        let image = if is_wide { self.transpose_times(vectors.as_ref()) } else { self.times(vectors.as_ref()) };
+        let values: Vec<f64> = (0..rank).map(|k| image.col(k).norm_l2()).collect();
+        let root = |k: usize| values[k].sqrt();
+        let vectors = Mat::from_fn(short, rank, |i, k| vectors[(i, k)] * root(k));
+        let inverse = |k: usize| if values[k] > 0.0 { 1.0 / root(k) } else { 0.0 };
+        let image = Mat::from_fn(rows.max(columns), rank, |i, k| image[(i, k)] * inverse(k));
+        let (left, right) = if is_wide { (vectors, image) } else { (image, vectors) };
+        let kept: f64 = values.iter().map(|s| s * s).sum();
+        Ok(Leading { factors: LowRank { left, right }, energy, lost: (energy - kept).max(0.0) })
+    }
+
+    /// `A Aᵀ`, or `Aᵀ A` where that is smaller.
+    fn gram(&self) -> Mat<f64> {
+        let [rows, columns] = self.shape;
+        let (short, long) = (rows.min(columns), rows.max(columns));
+        let mut out = Mat::zeros(short, short);
+        for start in (0..long).step_by(BLOCK) {
+            let at = |i: usize, j: usize| if rows <= columns { i * columns + j } else { j * columns + i };
+            let block = Mat::from_fn(short, BLOCK.min(long - start), |i, j| f64::from(self.values[at(i, start + j)]));
+            matmul(out.as_mut(), Accum::Add, block.as_ref(), block.transpose(), 1.0, Par::Seq);
+        }
+        out
     }
 
     /// `Q` and `Aᵀ Q`, with `Q` orthonormal and close to the leading left singular vectors: `A ≈ Q (AᵀQ)ᵀ`.
@@ -145,7 +221,7 @@ mod tests {
     #[test]
     fn the_random_subspace_keeps_as_much_as_an_exact_decomposition() {
         for (shape, strength) in
-            [([200, 150], 2.0), ([150, 200], 0.0), ([300, 70], 0.2), ([40, 90], 0.0), ([80, 65], 0.0)]
+            [([200, 150], 2.0), ([150, 200], 0.0), ([300, 70], 0.2), ([40, 90], 0.0), ([80, 65], 0.0), ([70, 90], 0.5)]
         {
             let values = matrix(shape, strength);
             let exact = Mat::from_fn(shape[0], shape[1], |i, j| f64::from(values[i * shape[1] + j]));
@@ -166,6 +242,8 @@ mod tests {
         let cut = Dense { values: &[0.0; 100 * 80], shape: [100, 80] }.leading(4, "w").unwrap();
         assert_eq!((cut.energy, cut.lost), (0.0, 0.0));
         assert!(cut.factors.left.norm_l2() == 0.0);
+        let cut = Dense { values: &[0.0; 100 * 80], shape: [100, 80] }.leading(40, "w").unwrap();
+        assert!(cut.lost == 0.0 && cut.factors.left.norm_l2() == 0.0 && cut.factors.right.norm_l2() == 0.0);
         let thin: Vec<f32> = (0..100 * 80).map(|n| ((n / 80) as f32).sin() * ((n % 80) as f32).cos()).collect();
         let cut = Dense { values: &thin, shape: [100, 80] }.leading(4, "w").unwrap();
         assert!(cut.lost < 1e-12 * cut.energy, "{} {}", cut.lost, cut.energy);

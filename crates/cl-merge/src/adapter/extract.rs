@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
+use cl_checkpoint::{Checkpoint, HubSnapshot, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -15,6 +15,7 @@ use super::report::ModuleReport;
 use super::set::{HEAD, tied_table};
 use super::threads::{on_threads, stop_if_asked};
 use crate::Error;
+use crate::problem::{AdapterProblem, MemoryProblem, Place, Problem};
 use crate::recipe::config::FloatType;
 use crate::run::budget::{Budget, FIXED};
 use crate::tensor::{READ, TensorGroup, Values, is_float, kernels};
@@ -86,7 +87,7 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
     let mut problems = shape_problems(&base, &tuned);
     if options.rank == 0 {
-        problems.push("rank is 0; it has to be at least 1".to_owned());
+        problems.push(Problem::whole(AdapterProblem::RankZero));
     }
     let modules = modules(&base, &options.targets, &mut problems);
     let pair = Pair { base: &base, tuned: &tuned, options };
@@ -98,8 +99,8 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     let (made, untouched) = on_threads(options.threads, || Ok((pair.extract(&modules)?, pair.untouched(&modules)?)))?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().flatten().unzip();
     if modules.is_empty() {
-        let (base, tuned) = (base.dir().display(), tuned.dir().display());
-        return Err(Error::Problems(vec![format!("{tuned} does not differ from {base} in any of these modules")]));
+        let kind = AdapterProblem::NoDifference { base: base.dir().to_owned() };
+        return Err(Problem::new(of_dir(&tuned), kind).into());
     }
     let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
     let mut notes = Vec::new();
@@ -113,36 +114,38 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     Ok(ExtractReport { total: total(&reports), modules: reports, untouched, parameters, notes })
 }
 
+/// A model by its directory.
+fn of_dir(model: &Checkpoint) -> Place {
+    Place::Model(model.dir().display().to_string())
+}
+
 /// Tensors that only one has, or that differ in shape or kind.
-fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<String> {
+fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<Problem> {
     let mut problems = Vec::new();
     let only = |of: &Checkpoint, other: &Checkpoint| {
         let names = of.names().into_iter().filter(|n| other.info(n).is_none());
-        let missing =
-            |name| format!("{}: has no tensor `{name}`, but {} has", other.dir().display(), of.dir().display());
-        names.map(missing).collect::<Vec<_>>()
+        let lacks = |name: &str| {
+            let (tensor, of) = (name.to_owned(), of.dir().display().to_string());
+            Problem::new(of_dir(other), AdapterProblem::LacksTensor { tensor, other: of })
+        };
+        names.map(lacks).collect::<Vec<_>>()
     };
     problems.extend(only(base, tuned));
     let untied = tied_table(base).is_some() && base.info(HEAD).is_none() && tuned.info(HEAD).is_some();
     if untied {
-        problems.push(format!(
-            "{}: embeddings and head are apart, in the base they are one tensor, as after a fold of an adapter on either; what \
-             the two uses became cannot be one adapter of a tied base",
-            tuned.dir().display()
-        ));
+        problems.push(Problem::new(of_dir(tuned), AdapterProblem::Untied));
     } else {
         problems.extend(only(tuned, base));
     }
     for name in base.names() {
         let (Some(x), Some(y)) = (base.info(name), tuned.info(name)) else { continue };
         if x.shape != y.shape {
-            problems.push(format!(
-                "tensor `{name}` is {:?} in the base and {:?} in the tuned model; models of one vocabulary and shape are needed",
-                x.shape, y.shape
-            ));
+            let kind = AdapterProblem::ShapesDiffer { base: x.shape.clone(), tuned: y.shape.clone() };
+            problems.push(Problem::new(Place::tensor(name), kind));
         }
         if is_float(x.dtype) != is_float(y.dtype) {
-            problems.push(format!("tensor `{name}` is {:?} in the base and {:?} in the tuned model", x.dtype, y.dtype));
+            let kind = AdapterProblem::DtypesDiffer { base: x.dtype, tuned: y.dtype };
+            problems.push(Problem::new(Place::tensor(name), kind));
         }
     }
     problems
@@ -155,7 +158,7 @@ struct Wanted {
     shape: [usize; 2],
 }
 
-fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<String>) -> Vec<Wanted> {
+fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<Problem>) -> Vec<Wanted> {
     let matrices = base.names().into_iter().filter_map(|tensor| {
         let info = base.info(tensor)?;
         let shape: [usize; 2] = info.shape.as_slice().try_into().ok()?;
@@ -171,7 +174,8 @@ fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<String>) ->
     let matches = |name: &str, target: &str| name == target || name.ends_with(&format!(".{target}"));
     for target in targets.iter().filter(|t| *t != "all-linear") {
         if !matrices.iter().any(|(m, _)| matches(&m.name, target)) {
-            problems.push(format!("target `{target}` names no matrix of {}", base.dir().display()));
+            let kind = AdapterProblem::UnknownTarget { target: target.clone(), base: base.dir().to_owned() };
+            problems.push(Problem::whole(kind));
         }
     }
     let all_linear = targets.is_empty() || targets.iter().any(|t| t == "all-linear");
@@ -190,14 +194,11 @@ impl Pair<'_> {
         4 * module.shape[0] * module.shape[1] + dense::scratch(module.shape, self.options.rank) + 16 * READ
     }
 
-    fn memory_problem(&self, modules: &[Wanted]) -> Option<String> {
+    fn memory_problem(&self, modules: &[Wanted]) -> Option<Problem> {
         let most = modules.iter().max_by_key(|m| self.bytes(m))?;
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        let needed = FIXED + self.bytes(most);
-        (needed > self.options.memory).then(|| {
-            let (memory, needed) = (mib(self.options.memory), mib(needed));
-            format!("{memory} MiB of memory are not enough: module `{}` needs {needed} MiB; allow these", most.name)
-        })
+        let (allowed, needed) = (self.options.memory, FIXED + self.bytes(most));
+        let short = || Problem::whole(MemoryProblem::Extract { allowed, module: most.name.clone(), needed });
+        (needed > allowed).then(short)
     }
 
     /// None for modules that do not differ.
@@ -273,7 +274,7 @@ impl Pair<'_> {
             .with_config(json!({ "extract": settings }))
             .with_source("base", self.base.dir(), self.base.content_hash()?)
             .with_source("tuned", self.tuned.dir(), self.tuned.content_hash()?);
-        let name = |model: &Checkpoint| model.dir().display().to_string();
+        let name = |model: &Checkpoint| HubSnapshot::model_name(model.dir());
         let inputs = [(name(self.base), "base".to_owned()), (name(self.tuned), "tuned model".to_owned())];
         let done = format!("The difference of two models, cut to rank {} by its singular values.", self.options.rank);
         let text = serde_json::to_string_pretty(&settings).unwrap_or_default();

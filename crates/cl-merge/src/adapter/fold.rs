@@ -18,6 +18,8 @@ use super::set::{HEAD, Module, Set, Whole, base_tensor, load, tied_table};
 use super::threads::{on_threads, stop_if_asked};
 use super::whole;
 use crate::Error;
+use crate::methods::Undefined;
+use crate::problem::{AdapterProblem, Place, Problem};
 use crate::tensor::copy_bytes;
 
 /// How adapters are folded.
@@ -187,14 +189,14 @@ pub(super) fn check_output(base: &Checkpoint, adapters: &[Adapter], out: &Path, 
 }
 
 /// DoRA's norms are those of the base plus one adapter whole: neither a part of it nor another one beside it has a meaning.
-pub(super) fn dora_problems(set: &Set<'_>, problems: &mut Vec<String>) {
+pub(super) fn dora_problems(set: &Set<'_>, problems: &mut Vec<Problem>) {
     let Some(dora) = set.members.iter().find(|m| m.adapter.config().use_dora) else { return };
+    let mut add = |kind: AdapterProblem| problems.push(Problem::new(Place::adapter(&dora.name), kind));
     if set.members.len() > 1 {
-        problems.push(format!("{}: a DoRA adapter can only be folded alone; fold one after another", dora.name));
+        add(AdapterProblem::DoraNotAlone);
     }
     if dora.weight != 1.0 {
-        problems
-            .push(format!("{}: a DoRA adapter can only be folded with a weight of 1, not {}", dora.name, dora.weight));
+        add(AdapterProblem::DoraWeight { weight: dora.weight });
     }
 }
 
@@ -219,7 +221,10 @@ pub(super) fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> 
 }
 
 /// Files that go along, by name; the tokenizer of an adapter that brings tokens takes the place of the base's.
-pub(super) fn companions(base: &Checkpoint, with_tokens: Option<&Adapter>) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(super) fn companions(
+    base: &Checkpoint,
+    with_tokens: Option<&Adapter>,
+) -> Result<BTreeMap<String, PathBuf>, cl_checkpoint::Error> {
     let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let own = with_tokens.map_or(Ok(Vec::new()), Adapter::tokenizer_files)?;
     Ok(base.companion_files()?.into_iter().chain(own).map(|file| (name(&file), file)).collect())
@@ -489,10 +494,9 @@ impl Folding<'_> {
         let mut sum = base.clone();
         updates.parts.iter().for_each(|part| part.add(&mut sum, rows, columns));
         if let Some((magnitude, norms)) = &updates.dora {
-            scale(&mut sum, columns, rows.start, magnitude, norms.as_deref()).map_err(|message| Error::Undefined {
-                tensor: target.spec.name.clone(),
-                method: "DoRA",
-                message,
+            scale(&mut sum, columns, rows.start, magnitude, norms.as_deref()).map_err(|kind| {
+                let tensor = target.spec.name.clone();
+                Error::Undefined { tensor, method: "DoRA", kind }
             })?;
         }
         Ok((base, sum))
@@ -590,20 +594,19 @@ fn scale(
     first: usize,
     magnitude: &[f64],
     norms: Option<&[f64]>,
-) -> Result<(), String> {
-    let zero = |what: &str, i: usize| format!("{what} {i} of the weight with its update is zero and has no direction");
+) -> Result<(), Undefined> {
     for (i, row) in values.chunks_mut(columns).enumerate() {
         match norms {
             None => {
                 let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
                 if norm == 0.0 {
-                    return Err(zero("row", first + i));
+                    return Err(Undefined::NoDirection { column: false, index: first + i });
                 }
                 row.iter_mut().for_each(|v| *v *= magnitude[first + i] / norm);
             }
             Some(norms) => {
                 if let Some(j) = norms.iter().position(|norm| *norm == 0.0) {
-                    return Err(zero("column", j));
+                    return Err(Undefined::NoDirection { column: true, index: j });
                 }
                 row.iter_mut().zip(magnitude.iter().zip(norms)).for_each(|(v, (m, norm))| *v *= m / norm);
             }

@@ -13,6 +13,7 @@ use super::fold::{
 };
 use super::set::{Held, Set};
 use crate::Error;
+use crate::problem::Problem;
 
 /// A base with one adapter folded into it: the same bytes that [`super::fold_with`] writes.
 pub(crate) struct Folded {
@@ -40,21 +41,21 @@ impl Folded {
     ///
     /// # Errors
     /// Returns everything that does not fit.
-    pub(crate) fn open(base: Arc<Checkpoint>, dir: &Path) -> Result<Folded, Vec<String>> {
-        let one = |error: String| vec![error];
-        let adapter = Arc::new(Adapter::open(dir).map_err(|error| one(error.to_string()))?);
+    pub(crate) fn open(base: Arc<Checkpoint>, dir: &Path) -> Result<Folded, Vec<Problem>> {
+        let one = |at: &Path, error| vec![Problem::unopened(at, error)];
+        let adapter = Arc::new(Adapter::open(dir).map_err(|error| one(dir, error))?);
         let mut problems = Vec::new();
         let mut set: Set<'static> = Set::of(vec![Held::Kept(adapter.clone())], &[], &mut problems);
-        set.check_against(&base, &mut problems).map_err(|error| one(error.to_string()))?;
+        set.check_against(&base, &mut problems).map_err(|error| one(base.dir(), error))?;
         dora_problems(&set, &mut problems);
-        set.check_base_hash(&base, &mut problems).map_err(|error| one(error.to_string()))?;
+        set.check_base_hash(&base, &mut problems).map_err(|error| one(base.dir(), error))?;
         if !problems.is_empty() {
             return Err(problems);
         }
         let mut report = FoldReport { notes: set.notes.clone(), ..FoldReport::default() };
         let targets = targets(&base, &set, &mut report);
         let grown = grown(&base, &set);
-        let of = companions(&base, grown.map(|_| &*adapter)).map_err(|error| one(error.to_string()))?;
+        let of = companions(&base, grown.map(|_| &*adapter)).map_err(|error| one(base.dir(), error))?;
         let mut config = base.config().clone();
         if let Some((_, rows)) = grown {
             config.insert("vocab_size".to_owned(), rows.into());

@@ -14,6 +14,7 @@ use faer::{Conj, Mat, MatRef, Par};
 
 use super::update::Update;
 use crate::Error;
+use crate::methods::Undefined;
 
 /// `ΔW = left · rightᵀ`.
 pub(super) struct LowRank {
@@ -212,8 +213,8 @@ fn columns_of(values: &[f32], rows: usize, columns: usize) -> Mat<f64> {
 }
 
 pub(super) fn no_svd(tensor: &str) -> Error {
-    let message = "its singular values cannot be computed".to_owned();
-    Error::Undefined { tensor: tensor.to_owned(), method: "low rank", message }
+    let kind = Undefined::NoSingularValues { merging: false };
+    Error::Undefined { tensor: tensor.to_owned(), method: "low rank", kind }
 }
 
 #[cfg(test)]

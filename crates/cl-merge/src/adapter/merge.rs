@@ -4,12 +4,13 @@ use cl_checkpoint::TensorSource;
 use serde_json::Value;
 
 use super::options::{CombineOptions, Space};
-use super::set::{Module, Set};
+use super::set::{Module, Set, one_per_adapter};
 use crate::Error;
 use crate::methods::{
-    Base, Consensus, Divisor, Election, METHODS, MergeMethod, MethodInfo, Profile, Rescale, Sign, Sparsify,
-    TaskVectors, Trimmed, merge_tensor, whole_model_trim,
+    Base, Consensus, Divisor, Election, METHODS, MergeMethod, MethodInfo, Profile, Rescale, SettingsError, Sign,
+    Sparsify, TaskVectors, Trimmed, merge_tensor, whole_model_trim,
 };
+use crate::problem::{AdapterProblem, ConfigProblem, Place, Problem};
 use crate::recipe::config::{MergeConfig, MethodConfig, ModelConfig, Parameters};
 use crate::recipe::parameter::Parameter;
 use crate::recipe::settings::Scopes;
@@ -55,12 +56,10 @@ pub(super) fn method_names() -> Vec<&'static str> {
 }
 
 /// The method of these options; what is wrong with it goes to `problems`.
-pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<String>) -> Option<Resolved> {
+pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<Problem>) -> Option<Resolved> {
     let method = options.method.replace('-', "_");
     if registry::method(&method).is_some_and(|info| !info.for_updates) {
-        problems.push(format!(
-            "{method} works on the weights of models, not on updates; fold each adapter into its base and merge the models"
-        ));
+        problems.push(Problem::whole(AdapterProblem::OnlyForModels { method }));
         return None;
     }
     let of_registry = match method.as_str() {
@@ -69,20 +68,20 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
         other => other,
     };
     let Some(info) = registry::method(of_registry) else {
-        problems.push(format!("no method is called `{method}`; for adapters there are {}", method_names().join(", ")));
+        let kind = ConfigProblem::UnknownMethod { method, known: method_names(), for_adapters: true };
+        problems.push(Problem::whole(kind));
         return None;
     };
     if options.density.len() > 1 && options.density.len() != set.members.len() {
         let (adapters, given) = (set.members.len(), options.density.len());
-        problems.push(format!("density: expected one for all or one for each of {adapters} adapters, got {given}"));
+        problems.push(one_per_adapter("density", adapters, given, true));
     }
     let parameters = parameters(&method, options, problems);
     let config = merge_config(set, info, options, parameters);
     problems.extend(check::parameter_problems(&config, info));
     if !info.models.contains(&set.members.len()) && !set.members.is_empty() {
-        let most =
-            if *info.models.end() == usize::MAX { "or more".to_owned() } else { format!("to {}", info.models.end()) };
-        problems.push(format!("{method} takes {} {most} adapters, not {}", info.models.start(), set.members.len()));
+        let (method, adapters, found) = (method.clone(), info.models.clone(), set.members.len());
+        problems.push(Problem::whole(AdapterProblem::AdapterCount { method, adapters, found }));
     }
     if !problems.is_empty() {
         return None;
@@ -90,8 +89,8 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
     let mut config = config;
     config.method.parameters = match settings::resolve(info, options.profile, &config.method.parameters) {
         Ok(resolved) => resolved,
-        Err(problem) => {
-            problems.push(problem);
+        Err(error) => {
+            problems.push(Problem::whole(error));
             return None;
         }
     };
@@ -103,7 +102,7 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
             let method = Method { info, config, trims: None };
             // What parameters forbid is said here, before the work.
             let first = set.modules.first()?;
-            problems.extend(method.build(&first.tensor()).err());
+            problems.extend(method.build(&first.tensor()).err().map(Problem::whole));
             Recipe::Dense(Box::new(method))
         }
     };
@@ -111,11 +110,11 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
 }
 
 /// The given parameters, with what the method's name means for adapters.
-fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>) -> Parameters {
+fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<Problem>) -> Parameters {
     let mut parameters = options.parameters.clone();
     for density in options.density.iter().copied().chain(number(&parameters.density)) {
         if !(density > 0.0 && density <= 1.0) {
-            problems.push(format!("density is {density}; it has to be above 0 and at most 1"));
+            problems.push(Problem::whole(AdapterProblem::Density { density }));
         }
     }
     if let [density] = options.density[..] {
@@ -130,15 +129,15 @@ fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>
     }
     if method == "cat" {
         let names = parameters.names();
-        problems.extend(names.iter().map(|name| format!("cat has no parameter `{name}`; it takes weights alone")));
-        problems.extend(options.rank.map(|_| "cat keeps all ranks; linear with a rank cuts to it".to_owned()));
+        problems.extend(names.into_iter().map(|parameter| Problem::whole(AdapterProblem::CatParameter { parameter })));
+        problems.extend(options.rank.map(|_| Problem::whole(AdapterProblem::CatRank)));
     }
     if options.space == Space::Factors {
         factor_problems(method, options, problems);
     }
     for (name, value) in serde_json::to_value(&parameters).ok().iter().flat_map(Value::as_object).flatten() {
         if value.is_array() || value.is_object() {
-            problems.push(format!("{name}: gradients and filters are for whole models; give one value"));
+            problems.push(Problem::new(Place::key(name), AdapterProblem::Varying));
         }
     }
     parameters
@@ -148,24 +147,20 @@ fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<String>
 const FACTOR_METHODS: [&str; 6] = ["linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune"];
 
 /// What cannot be set where everything is as in PEFT.
-fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<String>) {
+fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<Problem>) {
     if options.rank.is_some() {
-        problems.push("in the space of factors the rank is that of the adapters; leave rank out".to_owned());
+        problems.push(Problem::whole(AdapterProblem::FactorRank));
     }
     if !FACTOR_METHODS.contains(&method) {
-        let all = FACTOR_METHODS.join(", ");
-        problems
-            .push(format!("{method} is none of PEFT's methods on factors, which are {all}; the space delta has it"));
+        let kind = AdapterProblem::FactorMethod { method: method.to_owned(), known: &FACTOR_METHODS };
+        problems.push(Problem::whole(kind));
     }
     // Each factor is trimmed by itself in PEFT: to say so is no mistake.
     let by_tensor = options.parameters.trim == Some(Trimmed::Tensor);
     let settable = |name: &str| matches!(name, "density" | "election") || (name == "trim" && by_tensor);
     let names = options.parameters.names();
-    problems.extend(names.iter().filter(|name| !settable(name)).map(|name| {
-        format!(
-            "`{name}` has no meaning in the space of factors, where all but weights, density and sign is as in PEFT"
-        )
-    }));
+    let meaningless = names.into_iter().filter(|name| !settable(name));
+    problems.extend(meaningless.map(|parameter| Problem::whole(AdapterProblem::FactorParameter { parameter })));
 }
 
 fn number(parameter: &Option<Parameter>) -> Option<f64> {
@@ -203,6 +198,8 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         vocabulary: Default::default(),
         extra_tensors: Default::default(),
         ignore_tokenizers: false,
+        revisions: Default::default(),
+        places: Default::default(),
     }
 }
 
@@ -226,7 +223,7 @@ fn factor_recipe(
     set: &Set<'_>,
     options: &CombineOptions,
     resolved: &Parameters,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
 ) -> Option<Recipe> {
     // As PEFT does: one adapter is only weighted.
     let method = if set.members.len() == 1 { "linear" } else { method };
@@ -257,8 +254,7 @@ fn factor_recipe(
     problems.extend(set.modules.iter().find_map(|module| mixed_ranks(set, module)));
     problems.extend(set.wholes.first().map(|whole| {
         let name = &set.members[whole.parts[0].member].name;
-        let tensor = &whole.tensor;
-        format!("{name}: trains `{tensor}` beside its factors, which PEFT does not combine; the space delta does")
+        Problem::new(Place::adapter(name), AdapterProblem::BesideFactors { tensor: whole.tensor.clone() })
     }));
     let random = method.starts_with("dare");
     let rescale = if random && options.profile != Profile::Paper { Rescale::Density } else { Rescale::None };
@@ -270,22 +266,16 @@ fn factor_recipe(
 }
 
 /// Why the factors of a module cannot be merged apart, if so.
-fn mixed_ranks(set: &Set<'_>, module: &Module) -> Option<String> {
+fn mixed_ranks(set: &Set<'_>, module: &Module) -> Option<Problem> {
     let rank = module.parts[0].module.rank();
     let other = module.parts.iter().find(|part| part.module.rank() != rank)?;
-    let name = |member: usize| &set.members[member].name;
-    Some(format!(
-        "module `{}`: {} has rank {rank}, {} has {}; factors of different ranks cannot be merged apart, but updates can: use the \
-         space delta",
-        module.name,
-        name(module.parts[0].member),
-        name(other.member),
-        other.module.rank()
-    ))
+    let adapters = [&module.parts[0], other].map(|part| set.members[part.member].name.clone());
+    let kind = AdapterProblem::MixedRanks { adapters, ranks: [rank, other.module.rank()] };
+    Some(Problem::new(Place::Module(module.name.clone()), kind))
 }
 
 impl Method {
-    fn build(&self, tensor: &str) -> Result<Box<dyn MergeMethod>, String> {
+    fn build(&self, tensor: &str) -> Result<Box<dyn MergeMethod>, SettingsError> {
         let config = &self.config;
         let scopes = Scopes {
             shared: vec![&config.method.parameters],
@@ -310,7 +300,7 @@ impl Method {
             previous: None,
             seed: self.config.seed,
         };
-        let settings = scopes.settings(self.info).map_err(|problem| Error::Problems(vec![problem]))?;
+        let settings = scopes.settings(self.info).map_err(Problem::whole)?;
         let Some(density) = whole_model_trim(&settings) else { return Ok(()) };
         let groups: Vec<TensorGroup<'_>> =
             all.iter().map(|group| TensorGroup { parallel: true, ..self.group(group) }).collect();
@@ -343,7 +333,7 @@ impl Method {
     /// The merged update of a module, `[rows, columns]`. Where they are given, `dense` are the updates' entries; else these are
     /// computed whenever they are read; their bits are the same. `index` is the group's place among those prepared.
     pub(super) fn merge(&self, index: usize, group: &Group<'_>, dense: &[Vec<f32>]) -> Result<Vec<f32>, Error> {
-        let method = self.build(group.tensor).map_err(|problem| Error::Problems(vec![problem]))?;
+        let method = self.build(group.tensor).map_err(Problem::whole)?;
         let mut of = self.group(group);
         of.model_trims = self.trims.as_ref().map(|trims| trims[index].clone());
         if !dense.is_empty() {

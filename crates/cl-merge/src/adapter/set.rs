@@ -9,6 +9,7 @@ use cl_checkpoint::{Adapter, AdapterModule, BesideKind, Checkpoint, LayerKind, T
 
 use super::update::Update;
 use crate::Error;
+use crate::problem::{AdapterProblem, Place, Problem};
 use crate::tensor::is_float;
 
 /// Opens adapters.
@@ -20,7 +21,7 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
     for dir in dirs {
         match Adapter::open(dir) {
             Ok(adapter) => adapters.push(adapter),
-            Err(error) => problems.push(error.to_string()),
+            Err(error) => problems.push(Problem::unopened(dir, error)),
         }
     }
     if problems.is_empty() { Ok(adapters) } else { Err(Error::Problems(problems)) }
@@ -121,15 +122,15 @@ pub(super) struct Set<'a> {
 
 impl<'a> Set<'a> {
     /// Takes adapters together with their weights, one each, or none for weights of one. What is wrong goes to `problems`.
-    pub(super) fn new(adapters: &'a [Adapter], weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
+    pub(super) fn new(adapters: &'a [Adapter], weights: &[f64], problems: &mut Vec<Problem>) -> Set<'a> {
         Set::of(adapters.iter().map(Held::Borrowed).collect(), weights, problems)
     }
 
     /// Gives the adapters names that key their random masks, one each, or none.
-    pub(super) fn rename(&mut self, names: &[String], problems: &mut Vec<String>) {
+    pub(super) fn rename(&mut self, names: &[String], problems: &mut Vec<Problem>) {
         if !names.is_empty() && names.len() != self.members.len() {
             let (adapters, given) = (self.members.len(), names.len());
-            problems.push(format!("names: expected one for each of {adapters} adapters, got {given}"));
+            problems.push(one_per_adapter("names", adapters, given, false));
             return;
         }
         for (member, name) in self.members.iter_mut().zip(names) {
@@ -138,16 +139,12 @@ impl<'a> Set<'a> {
     }
 
     /// As [`Set::new`], of adapters that it may keep.
-    pub(super) fn of(adapters: Vec<Held<'a>>, weights: &[f64], problems: &mut Vec<String>) -> Set<'a> {
+    pub(super) fn of(adapters: Vec<Held<'a>>, weights: &[f64], problems: &mut Vec<Problem>) -> Set<'a> {
         if !weights.is_empty() && weights.len() != adapters.len() {
-            problems.push(format!(
-                "weights: expected one for each of {} adapters, got {}",
-                adapters.len(),
-                weights.len()
-            ));
+            problems.push(one_per_adapter("weights", adapters.len(), weights.len(), false));
         }
         if adapters.is_empty() {
-            problems.push("no adapters; name at least one".to_owned());
+            problems.push(Problem::whole(AdapterProblem::NoAdapters));
         }
         let mut members = Vec::new();
         let mut modules: BTreeMap<String, Module> = BTreeMap::new();
@@ -155,10 +152,11 @@ impl<'a> Set<'a> {
         for (index, adapter) in adapters.into_iter().enumerate() {
             let weight = weights.get(index).copied().unwrap_or(1.0);
             let name = adapter.dir().display().to_string();
+            let of_adapter = |kind: AdapterProblem| Problem::new(Place::adapter(&name), kind);
             if !weight.is_finite() {
-                problems.push(format!("{name}: its weight is {weight}; it has to be a finite number"));
+                problems.push(of_adapter(AdapterProblem::Weight { weight }));
             }
-            problems.extend(adapter.check_built().err().map(|error| error.to_string()));
+            problems.extend(adapter.check_built().err().map(|error| Problem::unopened(adapter.dir(), error)));
             for module in adapter.modules() {
                 let part =
                     Part { member: index, module: module.clone(), scaling: adapter.config().scaling(&module.name) };
@@ -171,14 +169,13 @@ impl<'a> Set<'a> {
                 };
                 let known = modules.entry(module.name.clone()).or_insert(new);
                 if known.kind != module.kind || known.shape != module.weight_shape() {
-                    problems.push(format!(
-                        "{name}: module `{}` is {:?} {:?}, in an adapter before it {:?} {:?}; they are of different bases",
-                        module.name,
-                        module.kind,
-                        module.weight_shape(),
-                        known.kind,
-                        known.shape
-                    ));
+                    problems.push(of_adapter(AdapterProblem::ModulesDiffer {
+                        module: module.name.clone(),
+                        kind: module.kind,
+                        shape: module.weight_shape(),
+                        other_kind: known.kind,
+                        other_shape: known.shape,
+                    }));
                 }
                 known.parts.push(part);
             }
@@ -193,70 +190,68 @@ impl<'a> Set<'a> {
     }
 
     /// Adapters of different bases: by hash, where manifests know it.
-    pub(super) fn check_bases(&self, problems: &mut Vec<String>) {
+    pub(super) fn check_bases(&self, problems: &mut Vec<Problem>) {
         let known = self.members.iter().filter_map(|m| Some((m.name.as_str(), m.adapter.base_hash()?)));
         let known: Vec<(&str, String)> = known.collect();
         let Some((first, base)) = known.first() else { return };
         for (name, other) in known.iter().filter(|(_, other)| other != base) {
-            problems.push(format!(
-                "{name} was made for another base ({}…) than {first} ({}…), their manifests say; ignore-base takes them all \
-                 the same",
-                &other[..other.len().min(12)],
-                &base[..base.len().min(12)]
-            ));
+            let (base, first_base) = (other.clone(), base.clone());
+            let kind = AdapterProblem::OtherBase { base, first: (*first).to_owned(), first_base };
+            problems.push(Problem::new(Place::adapter(name), kind));
         }
     }
 
     /// Adapters that were made for another base than this one, by hash, where manifests know it.
-    pub(super) fn check_base_hash(&self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
+    pub(super) fn check_base_hash(
+        &self,
+        base: &Checkpoint,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), cl_checkpoint::Error> {
         let known: Vec<_> = self.members.iter().filter_map(|m| Some((&m.name, m.adapter.base_hash()?))).collect();
         if known.is_empty() {
             return Ok(());
         }
         let hash = base.content_hash()?;
         for (name, _) in known.iter().filter(|(_, other)| *other != hash) {
-            let dir = base.dir().display();
-            problems.push(format!(
-                "{name} was made for another base than {dir}, its manifest says; ignore-base takes it all the same"
-            ));
+            let kind = AdapterProblem::NotThisBase { base: base.dir().to_owned() };
+            problems.push(Problem::new(Place::adapter(name), kind));
         }
         Ok(())
     }
 
     /// Modules that the base lacks or that have another shape there, and stored weights that are not the base's own.
-    pub(super) fn check_against(&mut self, base: &Checkpoint, problems: &mut Vec<String>) -> Result<(), Error> {
+    pub(super) fn check_against(
+        &mut self,
+        base: &Checkpoint,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), cl_checkpoint::Error> {
         for module in &self.modules {
-            let of = || {
-                let names = module.parts.iter().map(|part| self.members[part.member].name.as_str());
-                names.collect::<Vec<_>>().join(", ")
+            let of = |kind: AdapterProblem| {
+                let names = module.parts.iter().map(|part| self.members[part.member].name.clone());
+                Problem::new(Place::Adapters(names.collect()), kind)
             };
+            let name = || module.name.clone();
             match base.info(&base_tensor(base, &module.tensor())) {
                 None => {
-                    let dir = base.dir().display();
-                    problems.push(format!("{}: module `{}` is not in the base {dir}", of(), module.name));
+                    let base = base.dir().to_owned();
+                    problems.push(of(AdapterProblem::ModuleNotInBase { module: name(), base }));
                 }
-                Some(info) if info.shape != module.shape => problems.push(format!(
-                    "{}: module `{}` is for a weight of {:?}, the base's is {:?}",
-                    of(),
-                    module.name,
-                    module.shape,
-                    info.shape
-                )),
-                Some(info) if !is_float(info.dtype) => problems.push(format!(
-                    "module `{}`: the base's weight is {:?}; expected f64, f32, f16 or bf16",
-                    module.name, info.dtype
-                )),
+                Some(info) if info.shape != module.shape => {
+                    let (shape, of_base) = (module.shape, info.shape.clone());
+                    problems.push(of(AdapterProblem::ModuleShape { module: name(), shape, of_base }));
+                }
+                Some(info) if !is_float(info.dtype) => {
+                    let kind = AdapterProblem::BaseDtype { dtype: info.dtype };
+                    problems.push(Problem::new(Place::Module(name()), kind));
+                }
                 Some(_) => {}
             }
         }
         for (member, tensor, stands_for) in &self.untrained {
             let member = &self.members[*member];
             if !is_copy(&member.adapter, tensor, base, &base_tensor(base, stands_for))? {
-                problems.push(format!(
-                    "{}: tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json \
-                     does not say that it was trained; add its module to modules_to_save there if it was",
-                    member.name
-                ));
+                let kind = AdapterProblem::Untrained { tensor: tensor.clone(), stands_for: stands_for.clone() };
+                problems.push(Problem::new(Place::adapter(&member.name), kind));
             }
         }
         self.fit_wholes(base, problems);
@@ -264,21 +259,17 @@ impl<'a> Set<'a> {
     }
 
     /// Weights stored beside factors, which nobody can judge without the base.
-    pub(super) fn check_alone(&self, problems: &mut Vec<String>) {
+    pub(super) fn check_alone(&self, problems: &mut Vec<Problem>) {
         for (member, tensor, _) in &self.untrained {
-            problems.push(format!(
-                "{}: holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy",
-                self.members[*member].name
-            ));
+            let kind = AdapterProblem::WholeWeight { tensor: tensor.clone() };
+            problems.push(Problem::new(Place::adapter(&self.members[*member].name), kind));
         }
         for whole in self.wholes.iter().filter(|whole| !whole.is_update()) {
             let name = &self.members[whole.parts[0].member].name;
-            problems.push(format!(
-                "{name}: `{}` was trained whole, and is combined as its difference from the base's; name the base",
-                whole.tensor
-            ));
+            let kind = AdapterProblem::TrainedWhole { tensor: whole.tensor.clone() };
+            problems.push(Problem::new(Place::adapter(name), kind));
         }
-        problems.dedup();
+        problems.dedup_by_key(|problem| problem.to_string());
     }
 
     /// Reads what one adapter has of a module.
@@ -314,13 +305,13 @@ fn take_beside(
     adapter: &Adapter,
     wholes: &mut BTreeMap<String, Vec<WholePart>>,
     untrained: &mut Vec<(usize, String, String)>,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
 ) {
     if adapter.check_built().is_err() {
         return;
     }
     let tensors = adapter.beside().unwrap_or_else(|error| {
-        problems.push(error.to_string());
+        problems.push(Problem::unopened(adapter.dir(), error));
         Vec::new()
     });
     for beside in tensors {
@@ -337,16 +328,22 @@ fn take_beside(
     }
 }
 
-fn part_problems(adapter: &Adapter, name: &str, part: &Part) -> Vec<String> {
+/// A list that is not as long as that of adapters.
+pub(super) fn one_per_adapter(option: &str, adapters: usize, given: usize, or_one: bool) -> Problem {
+    Problem::new(Place::key(option), AdapterProblem::OnePerAdapter { adapters, given, or_one })
+}
+
+fn part_problems(adapter: &Adapter, name: &str, part: &Part) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let mut add = |kind: AdapterProblem| problems.push(Problem::new(Place::adapter(name), kind));
     for factor in part.module.factors() {
         let dtype = adapter.info(&factor).map(|info| info.dtype);
-        if dtype.is_some_and(|dtype| !is_float(dtype)) {
-            problems.push(format!("{name}: tensor `{factor}` is {dtype:?}; expected f64, f32, f16 or bf16"));
+        if let Some(dtype) = dtype.filter(|dtype| !is_float(*dtype)) {
+            add(AdapterProblem::Dtype { tensor: factor, dtype });
         }
     }
     if !part.scaling.is_finite() {
-        problems.push(format!("{name}: module `{}` has the scaling {}", part.module.name, part.scaling));
+        add(AdapterProblem::Scaling { module: part.module.name.clone(), scaling: part.scaling });
     }
     problems
 }
@@ -388,7 +385,7 @@ pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f3
 }
 
 /// Whether a stored weight is the base's, up to the rounding from one of the two dtypes to the other.
-fn is_copy(adapter: &Adapter, tensor: &str, base: &Checkpoint, stands_for: &str) -> Result<bool, Error> {
+fn is_copy(adapter: &Adapter, tensor: &str, base: &Checkpoint, stands_for: &str) -> Result<bool, cl_checkpoint::Error> {
     let (Some(ours), Some(theirs)) = (adapter.info(tensor), base.info(stands_for)) else { return Ok(false) };
     if ours.shape != theirs.shape {
         return Ok(false);

@@ -8,6 +8,7 @@ use cl_checkpoint::{BesideKind, Checkpoint, Dtype, TensorInfo, TensorSource, con
 
 use super::set::{HEAD, Set, Whole, WholePart, base_tensor, tied_table};
 use crate::Error;
+use crate::problem::{AdapterProblem, Place, Problem};
 use crate::tensor::is_float;
 
 /// Rows of a tensor, as a matrix of `[rows, columns]`.
@@ -240,7 +241,7 @@ impl TensorSource for Difference<'_> {
 impl Set<'_> {
     /// What adapters train beside their factors, held against the base; where embedding and head are one tensor there,
     /// what changes both alike is taken once.
-    pub(super) fn fit_wholes(&mut self, base: &Checkpoint, problems: &mut Vec<String>) {
+    pub(super) fn fit_wholes(&mut self, base: &Checkpoint, problems: &mut Vec<Problem>) {
         self.share_tied(base);
         for whole in &self.wholes {
             problems.extend(self.whole_problems(whole, base));
@@ -258,59 +259,55 @@ impl Set<'_> {
             && !self.as_one
             && table != head
         {
-            problems.push(format!(
-                "with the adapters the embedding has {table} rows and the head {head}; both have to be trained whole where \
-                 tokens were added"
-            ));
+            problems.push(Problem::whole(AdapterProblem::HeadRows { embedding: table, head }));
         }
     }
 
-    fn whole_problems(&self, whole: &Whole, base: &Checkpoint) -> Vec<String> {
+    fn whole_problems(&self, whole: &Whole, base: &Checkpoint) -> Vec<Problem> {
         let tensor = &whole.tensor;
-        let names: Vec<&str> = whole.parts.iter().map(|p| self.members[p.member].name.as_str()).collect();
-        let who = names.join(", ");
+        let who = || whole.parts.iter().map(|p| self.members[p.member].name.clone()).collect::<Vec<String>>();
+        let of_tensor = |kind: AdapterProblem| Problem::new(Place::tensor(tensor), kind);
         let Some(info) = base.info(&base_tensor(base, tensor)) else {
-            let dir = base.dir().display();
-            return vec![format!("{who}: changes `{tensor}`, which the base {dir} does not have")];
+            let kind = AdapterProblem::TensorNotInBase { tensor: tensor.clone(), base: base.dir().to_owned() };
+            return vec![Problem::new(Place::Adapters(who()), kind)];
         };
         if !is_float(info.dtype) {
-            return vec![format!("`{tensor}`: the base's is {:?}; expected f64, f32, f16 or bf16", info.dtype)];
+            return vec![of_tensor(AdapterProblem::BaseDtype { dtype: info.dtype })];
         }
-        let mut problems: Vec<String> =
+        let mut problems: Vec<Problem> =
             whole.parts.iter().filter_map(|part| self.part_problem(whole, part, info)).collect();
         if let Some(module) = self.modules.iter().find(|m| m.tensor() == *tensor) {
             let other = &self.members[module.parts[0].member].name;
-            problems.push(format!(
-                "`{tensor}` has factors in {other} and is trained whole in {who}; fold the adapters one after another"
-            ));
+            problems.push(of_tensor(AdapterProblem::FactorsAndWhole { factors: other.clone(), whole: who() }));
         }
         let mut bases: Vec<String> =
             whole.parts.iter().filter_map(|p| self.members[p.member].adapter.base_hash()).collect();
         bases.sort();
         bases.dedup();
         if bases.len() > 1 && !whole.is_update() {
-            problems.push(format!(
-                "`{tensor}` is trained whole in {who}, on different bases as their manifests say, so their differences from one \
-                 base do not add up; fold the adapters one after another"
-            ));
+            problems.push(of_tensor(AdapterProblem::WholeOfOtherBases { adapters: who() }));
         }
         problems
     }
 
-    fn part_problem(&self, whole: &Whole, part: &WholePart, info: &TensorInfo) -> Option<String> {
+    fn part_problem(&self, whole: &Whole, part: &WholePart, info: &TensorInfo) -> Option<Problem> {
         let member = &self.members[part.member];
         let own = member.adapter.info(&part.name)?;
-        let say = |what: String| Some(format!("{}: `{}` {what}", member.name, part.name));
+        let say = |kind: AdapterProblem| Some(Problem::new(Place::adapter(&member.name), kind));
+        let tensor = part.name.clone();
         if !is_float(own.dtype) {
-            return say(format!("is {:?}; expected f64, f32, f16 or bf16", own.dtype));
+            return say(AdapterProblem::Dtype { tensor, dtype: own.dtype });
         }
         if let BesideKind::Rows(ids) = &part.kind {
             let fits = own.shape.get(1..) == info.shape.get(1..);
             let rows = info.shape.first().copied().unwrap_or(0);
             let outside = ids.iter().find(|id| **id >= rows);
             return match outside {
-                Some(id) => say(format!("is for token {id}; the base's table has {rows} rows")),
-                None if !fits => say(format!("is {:?}, the base's table {:?}", own.shape, info.shape)),
+                Some(id) => say(AdapterProblem::TokenBeyond { tensor, token: *id, rows }),
+                None if !fits => {
+                    let (shape, of_base) = (own.shape.clone(), info.shape.clone());
+                    say(AdapterProblem::RowShape { tensor, shape, of_base })
+                }
                 None => None,
             };
         }
@@ -319,14 +316,11 @@ impl Set<'_> {
         }
         let table = ["embed", "lm_head", "wte"].iter().any(|t| whole.tensor.contains(t)) && own.shape.len() == 2;
         if !(table && own.shape[1..] == info.shape[1..] && own.shape[0] > info.shape[0]) {
-            return say(format!("is {:?}, the base's `{}` {:?}", own.shape, whole.tensor, info.shape));
+            let (shape, base_tensor, of_base) = (own.shape.clone(), whole.tensor.clone(), info.shape.clone());
+            return say(AdapterProblem::WholeShape { tensor, shape, base_tensor, of_base });
         }
         if whole.parts.len() > 1 || member.weight != 1.0 {
-            return say(format!(
-                "has {} rows, the base's {}: tokens were added, and what stands for them in the base is not known; fold this \
-                 adapter alone with a weight of 1, or give the base with these rows",
-                own.shape[0], info.shape[0]
-            ));
+            return say(AdapterProblem::AddedTokens { tensor, rows: own.shape[0], base_rows: info.shape[0] });
         }
         None
     }

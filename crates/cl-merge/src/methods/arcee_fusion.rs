@@ -1,5 +1,6 @@
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::select::keep_largest;
 use crate::tensor::{Piece, TensorGroup};
@@ -42,7 +43,7 @@ impl MergeMethod for ArceeFusion {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() || group.models.len() != 1 {
-            return Err(undefined(group, "arcee_fusion", "fuses one model into a base; name a base and one model"));
+            return Err(undefined(group, "arcee_fusion", Undefined::NotOneModelOnBase("fuses one model into a base")));
         }
         let columns = group.columns();
         let divergences = group.map_pieces(&group.pieces(true), |piece| divergences(piece, columns))?.concat();

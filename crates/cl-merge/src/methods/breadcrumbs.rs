@@ -8,6 +8,7 @@ use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{elected, summed, task_vectors};
 use super::task_vectors::{Divisor, Rescale, Sparsify};
 
@@ -44,7 +45,7 @@ fn kept(defaults: Defaults) -> Defaults {
     defaults.with("density", 1.0).with("gamma", 0.01).with("rescale", Rescale::None)
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { density, gamma } = settings.read()?;
     Ok(Box::new(task_vectors(settings, Sparsify::Outliers { density, gamma })?))
 }

@@ -4,6 +4,8 @@ use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -57,11 +59,11 @@ struct Settings {
     only: Option<String>,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { lambda, mask_threshold, min_agree, only } = settings.read()?;
     let position = |name: String| {
-        let missing = || format!("`only` is `{name}`, which is none of the models; give a path or name as written");
-        settings.models.iter().position(|model| *model == name).ok_or_else(missing)
+        let found = settings.models.iter().position(|model| *model == name);
+        found.ok_or(SettingsError::NotAModel { parameter: "only", name })
     };
     Ok(Box::new(ConsensusMerging {
         lambda: lambda.into(),
@@ -78,10 +80,10 @@ impl MergeMethod for ConsensusMerging {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() {
-            return Err(undefined(group, "consensus", "compares task vectors; name a base"));
+            return Err(undefined(group, "consensus", Undefined::NoBase("compares task vectors")));
         }
         if self.only.is_some_and(|model| model >= group.models.len()) {
-            return Err(undefined(group, "consensus", "the model whose mask is to be used is not among the models"));
+            return Err(undefined(group, "consensus", Undefined::NoSuchModel { model: self.only.unwrap_or_default() }));
         }
         Ok(Box::new(|piece: &mut Piece, out: &mut [f32]| self.merge(piece, out)))
     }

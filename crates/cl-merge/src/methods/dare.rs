@@ -5,6 +5,7 @@
 use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{Densities, density, elected, rescale_of_random, summed, task_vectors};
 use super::task_vectors::{Divisor, Sparsify};
 
@@ -29,7 +30,7 @@ pub(super) const TIES: MethodInfo = MethodInfo {
     ..LINEAR
 };
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Densities { density } = settings.read()?;
     Ok(Box::new(task_vectors(settings, Sparsify::Random { density })?))
 }

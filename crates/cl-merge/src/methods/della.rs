@@ -8,6 +8,7 @@ use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{elected, rescale_of_random, summed, task_vectors};
 use super::task_vectors::{Divisor, Rescale, Sparsify};
 
@@ -48,11 +49,11 @@ fn kept(defaults: Defaults, rescale: Rescale) -> Defaults {
     defaults.with("density", 1.0).with("epsilon", 0.15).with("rescale", rescale)
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { density, epsilon } = settings.read()?;
     for (d, e) in density.iter().zip(&epsilon) {
         if *d > 0.0 && *d < 1.0 && !(d - e > 0.0 && d + e < 1.0) {
-            return Err(format!("density {d} ± epsilon {e} has to lie between 0 and 1; choose a smaller epsilon"));
+            return Err(SettingsError::DensitySpan { density: *d, epsilon: *e });
         }
     }
     Ok(Box::new(task_vectors(settings, Sparsify::Ranked { density, epsilon })?))

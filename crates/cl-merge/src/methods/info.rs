@@ -1,10 +1,12 @@
 //! What a method says of itself, and how it is made of settings.
 
+use cl_checkpoint::Profile;
 use std::ops::RangeInclusive;
 
 use super::method::MergeMethod;
 use super::parameters::{ParameterInfo, SHARED};
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 
 /// Whether a method has a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +20,7 @@ pub enum Base {
 }
 
 /// Makes the method that merges one tensor; the error says what is missing or wrong in the settings.
-pub type Build = fn(&TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String>;
+pub type Build = fn(&TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError>;
 
 /// One method: what a merge file calls it, what it takes, and how it is made.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces};
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::svd::{self, Algebra, Step, Triplets};
 use super::tsv::side_by_side;
 use crate::Error;
@@ -72,12 +73,12 @@ struct Settings {
     common_share: Option<f64>,
 }
 
-fn build_c(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build_c(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { lambda, .. } = settings.read()?;
     Ok(Box::new(IsoC { lambda: lambda.into() }))
 }
 
-fn build_cts(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build_cts(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { lambda, common_share } = settings.read()?;
     Ok(Box::new(IsoCts { lambda: lambda.into(), common_share: common_share.unwrap_or(0.8) }))
 }

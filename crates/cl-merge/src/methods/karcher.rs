@@ -7,6 +7,7 @@ use super::info::{Base, MethodInfo};
 use super::method::{MergeMethod, MergePieces};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
@@ -45,7 +46,7 @@ struct Settings {
     tol: f64,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { max_iter, tol } = settings.read()?;
     Ok(Box::new(Karcher { max_iter, tol }))
 }

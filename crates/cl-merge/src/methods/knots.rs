@@ -1,9 +1,11 @@
+use cl_checkpoint::Profile;
 use serde::Deserialize;
 
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, merge_tensor};
 use super::parameters::ParameterInfo;
-use super::settings::{Profile, TensorSettings};
+use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
 use super::svd::{self, Algebra, Step, Triplets};
 use super::task_vector_settings::{elected, task_vectors};
 use super::task_vectors::{Divisor, Sparsify, TaskVectors};
@@ -48,7 +50,7 @@ struct Settings {
     scaled: bool,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { density, scaled } = settings.read()?;
     Ok(Box::new(Knots { merge: task_vectors(settings, Sparsify::Magnitude { density })?, scaled }))
 }

@@ -1,8 +1,9 @@
 use serde::Deserialize;
 
 use super::info::{Base, MethodInfo};
-use super::method::{MergeMethod, MergePieces};
+use super::method::{MergeMethod, MergePieces, undefined};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -32,10 +33,13 @@ struct Settings {
     normalize: bool,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+/// Weights that cannot be divided by their sum.
+const NO_SUM: SettingsError = SettingsError::WeightsSumToZero { switch: "normalize" };
+
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { weight: weights, normalize } = settings.read()?;
     if normalize && weights.iter().sum::<f32>() == 0.0 {
-        return Err("the weights sum to zero; set normalize = false or other weights".to_owned());
+        return Err(NO_SUM);
     }
     Ok(Box::new(Linear { weights, normalize }))
 }
@@ -44,11 +48,7 @@ impl MergeMethod for Linear {
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         let total: f32 = self.weights.iter().sum();
         if self.normalize && total == 0.0 {
-            return Err(Error::Undefined {
-                tensor: group.name.to_owned(),
-                method: "linear",
-                message: "the weights sum to zero; set normalize = false or other weights".to_owned(),
-            });
+            return Err(undefined(group, "linear", NO_SUM.into()));
         }
         // Dividing the weights instead of the sum would round x to something else where all models hold x.
         Ok(Box::new(move |piece: &mut Piece, out: &mut [f32]| {

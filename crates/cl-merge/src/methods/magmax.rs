@@ -3,6 +3,8 @@ use serde::Deserialize;
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -29,7 +31,7 @@ struct Settings {
     lambda: f32,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { lambda } = settings.read()?;
     Ok(Box::new(MagMax { lambda: lambda.into() }))
 }
@@ -41,7 +43,7 @@ impl MergeMethod for MagMax {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() {
-            return Err(undefined(group, "magmax", "compares task vectors; name a base"));
+            return Err(undefined(group, "magmax", Undefined::NoBase("compares task vectors")));
         }
         let lambda = self.lambda as f32;
         Ok(Box::new(move |piece: &mut Piece, out: &mut [f32]| {

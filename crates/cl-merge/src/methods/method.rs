@@ -1,4 +1,5 @@
 use super::opcm_state::OpcmNorms;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, runs};
 
@@ -109,6 +110,6 @@ pub(crate) fn merge_runs<A: Default, R: Send>(
 }
 
 /// The error of a method that has no answer for a tensor.
-pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, message: &str) -> Error {
-    Error::Undefined { tensor: group.name.to_owned(), method, message: message.to_owned() }
+pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, kind: Undefined) -> Error {
+    Error::Undefined { tensor: group.name.to_owned(), method, kind }
 }

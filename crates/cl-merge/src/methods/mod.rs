@@ -23,6 +23,7 @@ mod parameters;
 mod passthrough;
 mod sce;
 mod settings;
+mod settings_error;
 mod slerp;
 mod svd;
 mod task_arithmetic;
@@ -32,8 +33,10 @@ mod task_vectors;
 mod testing;
 mod ties;
 mod tsv;
+mod undefined;
 
 pub use arcee_fusion::ArceeFusion;
+pub use cl_checkpoint::Profile;
 pub use consensus::ConsensusMerging;
 pub use info::{Base, Build, MethodInfo};
 pub use iso_c::{IsoC, IsoCts};
@@ -53,13 +56,15 @@ pub use parameters::ParameterInfo;
 pub(crate) use parameters::SHARED;
 pub use passthrough::Passthrough;
 pub use sce::Sce;
-pub use settings::{Defaults, Profile, TensorSettings};
+pub use settings::{Defaults, TensorSettings};
+pub use settings_error::SettingsError;
 pub use slerp::Slerp;
 pub use task_vector_settings::Election;
 pub use task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 pub use ties::Trimmed;
 pub(crate) use ties::whole_model_trim;
 pub use tsv::Tsv;
+pub use undefined::Undefined;
 
 /// Every method, in the order in which they are listed. A new one is added here.
 pub const METHODS: &[MethodInfo] = &[

@@ -5,6 +5,8 @@ use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
@@ -39,7 +41,7 @@ struct Settings {
     filter_wise: bool,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { filter_wise } = settings.read()?;
     Ok(Box::new(ModelStock { filter_wise }))
 }
@@ -55,8 +57,7 @@ impl MergeMethod for ModelStock {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() || group.models.len() < 2 {
-            let message = "the angle between task vectors needs a base and at least two models";
-            return Err(undefined(group, "model_stock", message));
+            return Err(undefined(group, "model_stock", Undefined::NoAngle));
         }
         if self.filter_wise {
             Ok(combine_rows(group.columns(), Vectors::TaskVectors, coefficients))

@@ -5,6 +5,8 @@ use super::info::{Base, MethodInfo};
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
@@ -45,7 +47,7 @@ struct Settings {
     eps: f64,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { weight: weights, normalize_weights, eps } = settings.read()?;
     Ok(Box::new(MultiSlerp { weights, normalize_weights, eps }))
 }
@@ -57,15 +59,14 @@ impl MergeMethod for MultiSlerp {
         }
         let total: f64 = self.weights.iter().sum();
         if self.normalize_weights && total == 0.0 {
-            let message = "the weights sum to zero; set normalize_weights = false or other weights";
-            return Err(undefined(group, "multislerp", message));
+            let kind = SettingsError::WeightsSumToZero { switch: "normalize_weights" };
+            return Err(undefined(group, "multislerp", kind.into()));
         }
         let total = if self.normalize_weights { total } else { 1.0 };
         let weights: Vec<f64> = self.weights.iter().map(|w| w / total).collect();
         combine(group, Vectors::of(group), |gram| {
-            let message =
-                "the weighted directions of the models cancel out, so their mean has none; choose other weights";
-            coefficients(gram, &weights, self.eps).ok_or_else(|| undefined(group, "multislerp", message))
+            let cancel = || undefined(group, "multislerp", Undefined::DirectionsCancel);
+            coefficients(gram, &weights, self.eps).ok_or_else(cancel)
         })
     }
 }

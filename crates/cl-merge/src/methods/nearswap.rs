@@ -3,6 +3,8 @@ use serde::Deserialize;
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
@@ -32,15 +34,16 @@ struct Settings {
     t: Option<f64>,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
-    let t = settings.read::<Settings>()?.t.ok_or("nearswap needs `t`, such as 0.001")?;
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
+    let missing = SettingsError::Missing { method: "nearswap", parameter: "t", hint: "such as 0.001" };
+    let t = settings.read::<Settings>()?.t.ok_or(missing)?;
     Ok(Box::new(Nearswap { t }))
 }
 
 impl MergeMethod for Nearswap {
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() || group.models.len() != 1 {
-            return Err(undefined(group, "nearswap", "compares one model with a base; name a base and one model"));
+            return Err(undefined(group, "nearswap", Undefined::NotOneModelOnBase("compares one model with a base")));
         }
         let t = self.t as f32;
         Ok(Box::new(move |piece: &mut Piece, out: &mut [f32]| {

@@ -5,7 +5,9 @@ use super::info::{Base, MethodInfo};
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::slerp::arc;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{PIECE, Piece, TensorGroup};
 
@@ -47,9 +49,9 @@ struct Settings {
     nuslerp_flatten: bool,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { weight, nuslerp_row_wise, nuslerp_flatten } = settings.read()?;
-    let weights = weight.try_into().map_err(|_| "nuslerp merges two models".to_owned())?;
+    let weights = weight.try_into().map_err(|_| SettingsError::NotTwoModels { method: "nuslerp" })?;
     Ok(Box::new(NuSlerp { weights, row_wise: nuslerp_row_wise, flatten: nuslerp_flatten }))
 }
 
@@ -72,7 +74,7 @@ impl MergeMethod for NuSlerp {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.models.len() != 2 {
-            return Err(undefined(group, "nuslerp", "interpolates between two models; name two"));
+            return Err(undefined(group, "nuslerp", Undefined::NotTwoModels("interpolates between two models")));
         }
         let vectors = Vectors::of(group);
         let of_gram = |gram: &Gram| self.coefficients(gram.dot(0, 0), gram.dot(0, 1), gram.dot(1, 1)).to_vec();

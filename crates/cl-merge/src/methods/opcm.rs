@@ -6,8 +6,10 @@ use super::method::{MergeMethod, MergePieces, undefined};
 use super::opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::svd::{self, Algebra, Step, Triplets};
 use super::ties::Trimmed;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -84,7 +86,7 @@ struct Settings {
     norms: Trimmed,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { alpha, projection, norms } = settings.read()?;
     let (previous, over_model) = (settings.previous.cloned(), norms == Trimmed::Model);
     Ok(Box::new(Opcm { alpha, projection, previous, over_model, norms: None }))
@@ -148,9 +150,7 @@ impl Opcm {
 
     fn start(&self, group: &TensorGroup<'_>) -> Result<OpcmTensor, Error> {
         let Some(state) = &self.previous else { return Ok(OpcmTensor { models: 0, lambda: 1.0, norm_sum: 0.0 }) };
-        state.0.get(group.name).copied().ok_or_else(|| {
-            undefined(group, "opcm", "the earlier merge's state has no such tensor; its models differ from these")
-        })
+        state.0.get(group.name).copied().ok_or_else(|| undefined(group, "opcm", Undefined::NotInState))
     }
 
     fn end(&self, start: OpcmTensor, norms: &OpcmNorms) -> OpcmTensor {

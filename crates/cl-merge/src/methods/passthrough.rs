@@ -4,6 +4,8 @@ use super::info::{Base, MethodInfo};
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::{INFINITE, ParameterInfo};
 use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -35,7 +37,7 @@ struct Settings {
     scale: Option<Vec<f64>>,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { scale } = settings.read()?;
     Ok(Box::new(Passthrough { scale: scale.and_then(|scales| scales.first().copied()) }))
 }
@@ -47,7 +49,7 @@ impl MergeMethod for Passthrough {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.models.len() + usize::from(group.base.is_some()) != 1 {
-            return Err(undefined(group, "passthrough", "passes one input on; name one"));
+            return Err(undefined(group, "passthrough", Undefined::NotOneInput("passes one input on")));
         }
         Ok(Box::new(|piece: &mut Piece, out: &mut [f32]| {
             out.copy_from_slice(piece.models.first().unwrap_or(&piece.base));

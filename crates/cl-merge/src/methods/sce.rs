@@ -4,6 +4,8 @@ use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::select::{Trim, keep_largest};
 use crate::tensor::{Piece, TensorGroup, kernels};
@@ -43,7 +45,7 @@ struct Settings {
     select_topk: f64,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { select_topk } = settings.read()?;
     Ok(Box::new(Sce { select_topk }))
 }
@@ -55,7 +57,7 @@ impl MergeMethod for Sce {
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() {
-            return Err(undefined(group, "sce", "weighs task vectors; name a base"));
+            return Err(undefined(group, "sce", Undefined::NoBase("weighs task vectors")));
         }
         let trim = self.select(group)?;
         let weights = weights(group, trim)?;

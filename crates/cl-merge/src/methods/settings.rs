@@ -1,23 +1,11 @@
 //! Settings as methods get them: what holds for one tensor, and what holds where a file says nothing.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::opcm_state::OpcmState;
-
-/// Whose definitions hold where tools and papers differ. Parameters that are set win.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Profile {
-    /// Those of the papers that introduced the methods.
-    #[default]
-    Method,
-    /// Those of the paper this project reproduces, which ran with PEFT's: DARE without its rescale, trimming per tensor.
-    Paper,
-    /// Those of mergekit.
-    Mergekit,
-}
+use super::settings_error::SettingsError;
 
 /// Values of parameters that hold where a file says nothing.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +46,7 @@ impl TensorSettings<'_> {
     ///
     /// # Errors
     /// Returns an error if a value is missing or of another type.
-    pub fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
-        self.values.clone().try_into().map_err(|e| e.to_string().trim().to_owned())
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, SettingsError> {
+        Ok(self.values.clone().try_into()?)
     }
 }

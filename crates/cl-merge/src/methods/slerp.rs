@@ -4,6 +4,8 @@ use super::gram::{Gram, Vectors, combine};
 use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces, undefined};
 use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
@@ -35,15 +37,21 @@ struct Settings {
     t: Option<f64>,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
-    let t = settings.read::<Settings>()?.t.ok_or("slerp needs `t`, 0 for the base to 1 for the model")?;
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
+    let hint = "0 for the base to 1 for the model";
+    let missing = SettingsError::Missing { method: "slerp", parameter: "t", hint };
+    let t = settings.read::<Settings>()?.t.ok_or(missing)?;
     Ok(Box::new(Slerp { t }))
 }
 
 impl MergeMethod for Slerp {
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
         if group.base.is_none() || group.models.len() != 1 {
-            return Err(undefined(group, "slerp", "interpolates from a base to one model; name a base and one model"));
+            return Err(undefined(
+                group,
+                "slerp",
+                Undefined::NotOneModelOnBase("interpolates from a base to one model"),
+            ));
         }
         combine(group, Vectors::Inputs, |gram| Ok(coefficients(gram, self.t)))
     }

@@ -12,6 +12,7 @@ use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::method::{MergePieces, undefined};
+use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
@@ -127,7 +128,7 @@ impl<'g> Algebra<'g> {
     /// Makes sure that there is a base.
     pub(super) fn new(group: &TensorGroup<'g>, method: &'static str) -> Result<Algebra<'g>, Error> {
         if group.base.is_none() {
-            return Err(undefined(group, method, "works on task vectors; name a base"));
+            return Err(undefined(group, method, Undefined::NoBase("works on task vectors")));
         }
         Ok(Algebra { tensor: group.name, method, parallel: group.parallel })
     }
@@ -173,11 +174,8 @@ impl<'g> Algebra<'g> {
         let stack = MemStack::new(&mut memory);
         let into = (values.as_diagonal_mut(), Some(vectors.as_mut()));
         self_adjoint_evd(gram.as_ref(), into.0, into.1, Par::Seq, stack, Default::default()).map_err(|_| {
-            Error::Undefined {
-                tensor: self.tensor.to_owned(),
-                method: self.method,
-                message: "its singular values cannot be computed; merge this tensor by another method".to_owned(),
-            }
+            let kind = Undefined::NoSingularValues { merging: true };
+            Error::Undefined { tensor: self.tensor.to_owned(), method: self.method, kind }
         })?;
         let roots: Vec<f64> = values.iter().rev().map(|&value| value.max(0.0).sqrt()).collect();
         let least = TOLERANCE * roots.first().copied().unwrap_or(0.0);

@@ -5,6 +5,7 @@
 use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::settings::TensorSettings;
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{summed, task_vectors};
 use super::task_vectors::Sparsify;
 
@@ -17,6 +18,6 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     ..MethodInfo::new("task_arithmetic", build)
 };
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     Ok(Box::new(task_vectors(settings, Sparsify::None)?))
 }

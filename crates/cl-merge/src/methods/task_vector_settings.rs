@@ -1,8 +1,10 @@
 //! Settings that all merges of task vectors share, with the definitions of papers and tools.
 
+use cl_checkpoint::Profile;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 
 /// What elects an entry's sign.
@@ -43,7 +45,7 @@ pub(super) struct Densities {
 }
 
 /// The merge with this sparsification.
-pub(super) fn task_vectors(settings: &TensorSettings<'_>, sparsify: Sparsify) -> Result<TaskVectors, String> {
+pub(super) fn task_vectors(settings: &TensorSettings<'_>, sparsify: Sparsify) -> Result<TaskVectors, SettingsError> {
     let Settings { weight, lambda, rescale, election, divisor } = settings.read()?;
     Ok(TaskVectors {
         weights: weight,

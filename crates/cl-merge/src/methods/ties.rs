@@ -2,12 +2,14 @@
 //!
 //! Yadav et al., "TIES-Merging", arXiv 2306.01708.
 
+use cl_checkpoint::Profile;
 use serde::{Deserialize, Serialize};
 
 use super::info::MethodInfo;
 use super::method::MergeMethod;
 use super::parameters::ParameterInfo;
-use super::settings::{Defaults, Profile, TensorSettings};
+use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::task_vector_settings::{Densities, density, elected, task_vectors};
 use super::task_vectors::{Divisor, Rescale, Sparsify};
 
@@ -39,7 +41,7 @@ fn defaults(profile: Profile) -> Defaults {
         .with("trim", trim)
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Densities { density } = settings.read()?;
     Ok(Box::new(task_vectors(settings, Sparsify::Magnitude { density })?))
 }

@@ -5,6 +5,7 @@ use super::info::MethodInfo;
 use super::method::{MergeMethod, MergePieces};
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
+use super::settings_error::SettingsError;
 use super::svd::{self, Algebra, Step, Triplets};
 use crate::Error;
 use crate::tensor::TensorGroup;
@@ -50,7 +51,7 @@ struct Settings {
     rank_share: Option<f64>,
 }
 
-fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, String> {
+fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
     let Settings { lambda, rank_share } = settings.read()?;
     Ok(Box::new(Tsv { lambda: lambda.into(), rank_share }))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::inputs::{Inputs, is_buffer, names};
 use crate::methods::{Base, MethodInfo, OpcmState, Profile};
+use crate::problem::{ConfigProblem, Place, Problem, ProblemKind};
 use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
 use crate::recipe::settings::Scopes;
 
@@ -57,7 +58,7 @@ pub(crate) fn drafts<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
     inputs: &Inputs,
-) -> Result<Vec<Draft<'c>>, Vec<String>> {
+) -> Result<Vec<Draft<'c>>, Vec<Problem>> {
     if config.slices.is_empty() {
         Ok(whole_drafts(config, method, inputs))
     } else {
@@ -142,7 +143,7 @@ fn slice_drafts<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
     inputs: &Inputs,
-) -> Result<Vec<Draft<'c>>, Vec<String>> {
+) -> Result<Vec<Draft<'c>>, Vec<Problem>> {
     let mut drafts = Vec::new();
     let mut problems = Vec::new();
     let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
@@ -156,22 +157,19 @@ fn slice_drafts<'c>(
     }
     let mut layer = 0;
     for (number, slice) in config.slices.iter().enumerate() {
+        let of_slice = |kind: ConfigProblem| Problem::new(Place::Slice { number: number + 1, model: None }, kind);
         let base = slice.base_model.as_deref().or(config.base_model.as_deref()).filter(|_| method.base != Base::Input);
         if let Some(base) = base
             && slice.sources.iter().all(|s| s.model != base)
         {
-            problems.push(format!("slice {}: `{base}` is the base and has to be among the sources", number + 1));
+            problems.push(of_slice(ConfigProblem::BaseNotASource { base: base.to_owned() }));
         }
         for source in &slice.sources {
             let checkpoint = inputs.models[inputs.index(&source.model)].source();
             let layers = checkpoint.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
             if source.layer_range[1] > layers {
-                problems.push(format!(
-                    "slice {}: {} has layers 0 to {layers}, not up to {}",
-                    number + 1,
-                    source.model,
-                    source.layer_range[1]
-                ));
+                let (model, end) = (source.model.clone(), source.layer_range[1]);
+                problems.push(of_slice(ConfigProblem::LayersBeyond { model, layers, end }));
             }
         }
         if !problems.is_empty() {
@@ -233,6 +231,11 @@ fn slice_draft<'c>(
 }
 
 impl Draft<'_> {
+    /// A problem of this tensor.
+    pub(crate) fn problem(&self, kind: impl Into<ProblemKind>) -> Problem {
+        Problem::new(Place::tensor(&self.name), kind)
+    }
+
     pub(crate) fn scopes<'s>(&'s self, config: &MergeConfig, previous: Option<&'s OpcmState>) -> Scopes<'s> {
         Scopes {
             shared: self.shared.clone(),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::folded::Folded;
 use crate::methods::OpcmState;
+use crate::problem::{ModelProblem, Place, Problem, TokenizerProblem};
 use crate::recipe::config::{MergeConfig, model_and_adapter};
 
 /// Model directories, each opened once.
@@ -74,15 +75,22 @@ impl Input {
 }
 
 impl Inputs {
-    /// The index of a model, opened if it was not yet. `stages` holds the directories of earlier stages by name.
-    pub(crate) fn open(&mut self, written: &str, stages: &BTreeMap<String, PathBuf>) -> Result<usize, Vec<String>> {
+    /// The index of a model, opened if it was not yet. `directories` holds those of earlier stages and of the
+    /// hub's models by name.
+    pub(crate) fn open(
+        &mut self,
+        written: &str,
+        directories: &BTreeMap<String, PathBuf>,
+    ) -> Result<usize, Vec<Problem>> {
         if let Some(index) = self.models.iter().position(|m| m.written == written) {
             return Ok(index);
         }
-        let (model, adapter) = if stages.contains_key(written) { (written, None) } else { model_and_adapter(written) };
-        let path = stages.get(model).cloned().unwrap_or_else(|| PathBuf::from(model));
-        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|e| vec![e.to_string()])?);
-        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), Path::new(dir))).transpose()?.map(Arc::new);
+        let (model, adapter) =
+            if directories.contains_key(written) { (written, None) } else { model_and_adapter(written) };
+        let place = |name: &str| directories.get(name).cloned().unwrap_or_else(|| PathBuf::from(name));
+        let path = place(model);
+        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|error| vec![Problem::unopened(&path, error)])?);
+        let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), &place(dir))).transpose()?.map(Arc::new);
         self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
     }
@@ -116,11 +124,11 @@ pub(crate) const STATE_NAME: &str = "merge_state.json";
 
 impl Input {
     /// The state that an earlier merge left.
-    pub(crate) fn state(&self) -> Result<OpcmState, String> {
+    pub(crate) fn state(&self) -> Result<OpcmState, Problem> {
         let path = self.path.join(STATE_NAME);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| format!("{}: {e}; `previous` is the output of an earlier opcm merge", path.display()))?;
-        serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+        let wrong = |kind: ModelProblem| Problem::new(Place::File(path.clone()), kind);
+        let text = std::fs::read_to_string(&path).map_err(|source| wrong(ModelProblem::NoState { source }))?;
+        serde_json::from_str(&text).map_err(|error| wrong(ModelProblem::State(error)))
     }
 }
 
@@ -165,13 +173,15 @@ const TUNED_KEYS: [&str; 5] =
 
 /// Compares `config.json` of a model with that of the reference; `layers` tells whether the number of layers has to agree.
 /// Returns problems and notes.
-pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) -> (Vec<String>, Vec<String>) {
+pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) -> (Vec<Problem>, Vec<Problem>) {
     let (a, b) = (reference.config(), other.config());
     // A key that one file leaves at its default is no contradiction.
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| !same(a, b));
-    let say = |key: &&str| {
-        let (a, b) = (a.get(*key).unwrap_or(&Value::Null), b.get(*key).unwrap_or(&Value::Null));
-        format!("{}: `{key}` is {b} in config.json, {a} in {}", other.written, reference.written)
+    let say = |key: &&'static str| {
+        let value = |config: &Map<String, Value>| config.get(*key).cloned().unwrap_or_default();
+        let (value, of_reference) = (value(b), value(a));
+        let kind = ModelProblem::ConfigDiffers { key, value, reference: reference.written.clone(), of_reference };
+        Problem::new(Place::model(&other.written), kind)
     };
     let problems = SHAPE_KEYS.iter().filter(|k| layers || !["num_hidden_layers", "n_layer"].contains(k));
     (problems.filter(differ).map(say).collect(), TUNED_KEYS.iter().filter(differ).map(say).collect())
@@ -182,7 +192,7 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 /// Compares the tokenizers of two models on the ids that both have, where both have a tokenizer.json.
-pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<String> {
+pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<Problem> {
     let read = |input: &Input| std::fs::read(input.companion("tokenizer.json")?).ok();
     let (a, b) = (read(reference)?, read(other)?);
     if a == b {
@@ -190,12 +200,8 @@ pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<Str
     }
     let (a, b) = (tokens(&a)?, tokens(&b)?);
     let (id, token) = a.iter().find(|(id, token)| b.get(id).is_some_and(|other| other != *token))?;
-    Some(format!(
-        "{} and {}: token {id} is {token:?} in one tokenizer.json and {:?} in the other, so the rows of their token tables \
-         mean different things; merge models of one tokenizer, or set ignore_tokenizers = true to merge rows by their \
-         number all the same",
-        reference.written, other.written, b[id]
-    ))
+    let (models, tokens) = ([reference, other].map(|input| input.written.clone()), [token.clone(), b[id].clone()]);
+    Some(Problem::new(Place::model(&other.written), TokenizerProblem::Differ { models, id: *id, tokens }))
 }
 
 /// Tokens by id.
@@ -223,7 +229,7 @@ fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
 const PREFIXES: [&str; 4] = ["model.", "transformer.", "gpt_neox.", "language_model."];
 
 /// Says so where one of the two was saved from the bare model: its names lack the prefix that the other's have.
-pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
+pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<Problem> {
     let (a, b) = (names(reference.source()), names(other.source()));
     let of_bare = |bare: &[&str], whole: &[&str]| {
         let whole: BTreeSet<&str> = whole.iter().copied().collect();
@@ -232,60 +238,35 @@ pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<String> {
             bare.iter().all(|name| !whole.contains(name)) && 2 * found > bare.len()
         })
     };
-    let say = |prefix: &str, bare: &Input, whole: &Input| {
-        format!(
-            "{}: was saved from the bare model: its names lack `{prefix}`, which those of {} begin with, and it has no head; save it \
-             from the whole one (AutoModelForCausalLM)",
-            bare.written, whole.written
-        )
+    let say = |prefix: &'static str, bare: &Input, whole: &Input| {
+        let kind = ModelProblem::BareModel { prefix, whole: whole.written.clone() };
+        Problem::new(Place::model(&bare.written), kind)
     };
     let bare = of_bare(&b, &a).map(|prefix| say(prefix, other, reference));
     bare.or_else(|| of_bare(&a, &b).map(|prefix| say(prefix, reference, other)))
 }
 
-/// Names that only one side has, shortened for a message.
-pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<String> {
+/// Names that only one side has.
+pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<Problem> {
     let a: BTreeSet<&str> = names(reference.source()).into_iter().collect();
     let b: BTreeSet<&str> = names(other.source()).into_iter().collect();
-    let list = |names: Vec<&&str>| {
-        let shown: Vec<String> = names.iter().take(4).map(|n| format!("`{n}`")).collect();
-        let more = names.len().saturating_sub(4);
-        if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
-    };
+    let missing: Vec<String> = a.difference(&b).map(|name| (*name).to_owned()).collect();
+    let added: Vec<String> = b.difference(&a).map(|name| (*name).to_owned()).collect();
+    let tied = |names: &[String]| matches!(names, [one] if one.ends_with("lm_head.weight"));
+    let problem = |kind: ModelProblem| Problem::new(Place::model(&other.written), kind);
+    let reference = reference.written.clone();
+    if tied(&missing) && added.is_empty() {
+        return vec![problem(ModelProblem::HeadMissing { reference })];
+    }
+    if tied(&added) && missing.is_empty() {
+        return vec![problem(ModelProblem::HeadAdded { reference })];
+    }
     let mut problems = Vec::new();
-    let missing: Vec<&&str> = a.difference(&b).collect();
-    let extra: Vec<&&str> = b.difference(&a).collect();
-    let tied = |names: &[&&str]| names.len() == 1 && names[0].ends_with("lm_head.weight");
-    if tied(&missing) && extra.is_empty() {
-        problems.push(format!(
-            "{}: has no lm_head.weight (its embeddings are tied), {} has one; save both tied or both untied",
-            other.written, reference.written
-        ));
-    } else if tied(&extra) && missing.is_empty() {
-        problems.push(format!(
-            "{}: has lm_head.weight, {} has none (its embeddings are tied); save both tied or both untied",
-            other.written, reference.written
-        ));
-    } else {
-        if !missing.is_empty() {
-            problems.push(format!(
-                "{}: lacks {} tensor(s) that {} has: {}; extra_tensors = \"base\" or \"union\" copies them from the one that has \
-                 them",
-                other.written,
-                missing.len(),
-                reference.written,
-                list(missing)
-            ));
-        }
-        if !extra.is_empty() {
-            problems.push(format!(
-                "{}: has {} tensor(s) that {} lacks: {}; extra_tensors = \"base\" leaves them out, \"union\" copies them",
-                other.written,
-                extra.len(),
-                reference.written,
-                list(extra)
-            ));
-        }
+    if !missing.is_empty() {
+        problems.push(problem(ModelProblem::TensorsMissing { tensors: missing, reference: reference.clone() }));
+    }
+    if !added.is_empty() {
+        problems.push(problem(ModelProblem::TensorsAdded { tensors: added, reference }));
     }
     problems
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::inputs::{Input, Inputs};
 use super::work::PlannedTensor;
+use crate::problem::{Place, Problem, TokenizerProblem};
 use crate::recipe::config::{MergeConfig, Vocabulary};
 
 /// config.json of the output.
@@ -57,7 +58,7 @@ pub(crate) fn tokenizer_model(
     inputs: &Inputs,
     reference: usize,
     stages: &BTreeMap<String, PathBuf>,
-) -> Result<usize, String> {
+) -> Result<usize, Problem> {
     match config.tokenizer_source.as_deref() {
         None | Some("base") if config.vocabulary == Vocabulary::Keep => Ok(longest(inputs, reference)),
         None | Some("base") => Ok(reference),
@@ -66,9 +67,10 @@ pub(crate) fn tokenizer_model(
             let path = stages.get(written).cloned().unwrap_or_else(|| PathBuf::from(written));
             match inputs.models.iter().position(|m| m.written == named.unwrap_or(written) || m.path == path) {
                 Some(index) => Ok(index),
-                None => Err(format!(
-                    "tokenizer_source `{written}` is none of the models; set `base`, or a model by its path or name"
-                )),
+                None => {
+                    let kind = TokenizerProblem::NotAModel { named: written.to_owned(), words: &["base"] };
+                    Err(Problem::new(Place::key("tokenizer_source"), kind))
+                }
             }
         }
     }

@@ -15,7 +15,8 @@ use super::output::{out_config, tokenizer_model};
 use super::vocabulary::{Participant, Vocabulary, is_token_table, put_wanted_template};
 use super::work::{PlannedTensor, Segment, Source, Work};
 use crate::Error;
-use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, whole_model_trim};
+use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, SettingsError, whole_model_trim};
+use crate::problem::{ConfigProblem, ModelProblem, Place, Problem, ProblemKind, TokenizerProblem};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
 use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary as VocabularyPolicy};
 use crate::recipe::tokenizer::{TokenizerConfig, UNION};
@@ -55,8 +56,8 @@ impl Plan {
     /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn with_method(config: &MergeConfig, method: &'static MethodInfo) -> Result<Plan, Error> {
         if config.method.name != method.name {
-            let problem = format!("the method is `{}`, but the file names `{}`", method.name, config.method.name);
-            return Err(Error::Problems(vec![problem]));
+            let kind = ConfigProblem::OtherMethod { method: method.name, named: config.method.name.clone() };
+            return Err(Problem::whole(kind).into());
         }
         Plan::planned(config, method, &BTreeMap::new())
     }
@@ -67,9 +68,9 @@ impl Plan {
     /// Returns [`Error::Problems`] with everything that stands in the way.
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
         let Some(method) = registry::method(&config.method.name) else {
-            let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
-            let problem = format!("no method is called `{}`; there are {}", config.method.name, names.join(", "));
-            return Err(Error::Problems(vec![problem]));
+            let known = METHODS.iter().map(|m| m.name).collect();
+            let kind = ConfigProblem::UnknownMethod { method: config.method.name.clone(), known, for_adapters: false };
+            return Err(Problem::whole(kind).into());
         };
         Plan::planned(config, method, stages)
     }
@@ -83,7 +84,7 @@ impl Plan {
         let mut problems = Vec::new();
         problems.extend(parameter_problems(&config, method));
         if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
-            problems.push("set either `tokenizer` or `tokenizer_source`".to_owned());
+            problems.push(Problem::whole(TokenizerProblem::SourceTwice));
         }
         // The tokens of all models belong to no model's files.
         if config.tokenizer_source.as_deref() == Some(UNION) {
@@ -91,13 +92,14 @@ impl Plan {
         }
         match settings::resolve(method, config.profile, &config.method.parameters) {
             Ok(resolved) => config.method.parameters = resolved,
-            Err(problem) => problems.push(problem),
+            Err(error) => problems.push(Problem::whole(error)),
         }
         let config = &config;
         problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
+        let directories = config.directories(stages);
         for written in config.written_models() {
-            if let Err(more) = inputs.open(written, stages) {
+            if let Err(more) = inputs.open(written, &directories) {
                 problems.extend(more);
             }
         }
@@ -135,14 +137,13 @@ impl Plan {
         });
         if aligned.is_some() {
             let tables = extra.copied.iter().filter(|t| is_token_table(&t.spec.name, &t.spec.shape));
-            problems.extend(tables.map(|table| {
-                format!("tensor `{}` is not in all models; with `tokenizer` it has to be, or in none", table.spec.name)
-            }));
+            let missing = |name: &str| Problem::new(Place::tensor(name), TokenizerProblem::TableMissing);
+            problems.extend(tables.map(|table| missing(&table.spec.name)));
         }
         let mut tensors = Vec::new();
         let mut vocabulary = None;
-        let mut undefined: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        let mut unmerged: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut undefined = OfTensors::default();
+        let mut unmerged = OfTensors::default();
         let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for draft in &drafts {
             let context = Context {
@@ -156,35 +157,24 @@ impl Plan {
             match plan_tensor(&context, draft, &mut vocabulary) {
                 Ok(tensor) => tensors.push(tensor),
                 Err(Obstacle::Tensor(problem)) => problems.push(problem),
-                Err(Obstacle::Parameters(problem)) => undefined.entry(problem).or_default().push(&draft.name),
+                Err(Obstacle::Parameters(error)) => undefined.add(error.into(), &draft.name),
                 Err(Obstacle::Missing { input, tensor }) => missing.entry(input).or_default().push(tensor),
-                Err(Obstacle::Dtype(problem)) => unmerged.entry(problem).or_default().push(&draft.name),
+                Err(Obstacle::Dtype(kind)) => unmerged.add((*kind).into(), &draft.name),
             }
         }
         tensors.append(&mut extra.copied);
         // What is wrong with parameters is mostly wrong for all tensors; said once it can be read.
-        problems.extend(undefined.into_iter().map(|(problem, tensors)| match &tensors[..] {
-            [one] => format!("tensor `{one}`: {problem}"),
-            all if all.len() == drafts.len() => problem,
-            some => format!("tensor `{}` and {} more: {problem}", some[0], some.len() - 1),
-        }));
+        problems.extend(undefined.problems(drafts.len()));
         // Of whole models the names were compared before.
         let said = config.slices.is_empty() && !problems.is_empty();
-        problems.extend(missing.into_iter().filter(|_| !said).map(|(input, tensors)| match &tensors[..] {
-            [one] => format!("{input}: lacks tensor `{one}`"),
-            all => format!("{input}: lacks {} tensors (`{}`, …)", all.len(), all[0]),
-        }));
-        problems.extend(unmerged.into_iter().map(|(problem, tensors)| match &tensors[..] {
-            [one] => format!("tensor `{one}`: {problem}"),
-            all => format!("{} tensors (`{}`, …): {problem}", all.len(), all[0]),
-        }));
+        let lacking = missing.into_iter().filter(|_| !said);
+        let lacks = |(input, tensors)| Problem::new(Place::Model(input), ModelProblem::LacksTensors { tensors });
+        problems.extend(lacking.map(lacks));
+        problems.extend(unmerged.problems(usize::MAX));
         let whole_model_trim =
             drafts.first().and_then(|draft| whole_model_trim(&draft.scopes(config, None).settings(method).ok()?));
         if whole_model_trim.is_some() && varies(config) {
-            problems.push(
-                "density: a gradient or filter means nothing when the whole model is trimmed at once; set trim = \"tensor\""
-                    .to_owned(),
-            );
+            problems.push(Problem::new(Place::key("density"), ConfigProblem::VaryingDensity));
         }
         dedup(&mut problems);
         if !problems.is_empty() {
@@ -192,19 +182,18 @@ impl Plan {
         }
         let layers = config.slices.iter().map(SliceConfig::layers).sum();
         let mut out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
-        let one = |problem| Error::Problems(vec![problem]);
         let (companions, mut made, tokenizer) = match &aligned {
             Some(aligned) => {
                 aligned.put_special_ids(&mut out_config, &inputs);
                 let files = inputs.models[aligned.model()].companion_files()?;
-                (files, aligned.files(&inputs).map_err(one)?, aligned.model())
+                (files, aligned.files(&inputs)?, aligned.model())
             }
             None => {
-                let model = tokenizer_model(config, &inputs, reference, stages).map_err(one)?;
+                let model = tokenizer_model(config, &inputs, reference, stages)?;
                 (inputs.models[model].companion_files()?, BTreeMap::new(), model)
             }
         };
-        put_wanted_template(config, &inputs, tokenizer, &mut made, &mut notes).map_err(one)?;
+        put_wanted_template(config, &inputs, tokenizer, &mut made, &mut notes)?;
         drop(aligned);
         Ok(Plan {
             config: config.clone(),
@@ -272,9 +261,27 @@ fn bytes(dtype: Dtype, shape: &[usize]) -> u64 {
     (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64
 }
 
-fn dedup(problems: &mut Vec<String>) {
+fn dedup(problems: &mut Vec<Problem>) {
     let mut seen = BTreeSet::new();
-    problems.retain(|problem| seen.insert(problem.clone()));
+    problems.retain(|problem| seen.insert(problem.to_string()));
+}
+
+/// Kinds of problems by their text, with the tensors that have them.
+#[derive(Default)]
+struct OfTensors<'t>(BTreeMap<String, (ProblemKind, Vec<&'t str>)>);
+
+impl<'t> OfTensors<'t> {
+    fn add(&mut self, kind: ProblemKind, tensor: &'t str) {
+        self.0.entry(kind.to_string()).or_insert((kind, Vec::new())).1.push(tensor);
+    }
+
+    /// One problem for each kind; where all of several tensors have it, none is named.
+    fn problems(self, all: usize) -> impl Iterator<Item = Problem> {
+        self.0.into_values().map(move |(kind, tensors)| {
+            let everywhere = tensors.len() > 1 && tensors.len() == all;
+            Problem::new(if everywhere { Place::Whole } else { Place::tensors(&tensors) }, kind)
+        })
+    }
 }
 
 /// Problems between models, whatever the tensors are.
@@ -282,7 +289,7 @@ fn model_problems(
     config: &MergeConfig,
     inputs: &Inputs,
     reference: usize,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
     notes: &mut Vec<String>,
 ) {
     let whole = config.slices.is_empty();
@@ -294,7 +301,7 @@ fn model_problems(
         let (wrong, notable) = compare_configs(first, other, whole);
         let comparable = wrong.is_empty();
         problems.extend(wrong);
-        notes.extend(notable);
+        notes.extend(notable.iter().map(Problem::to_string));
         if let Some(bare) = bare_model(first, other) {
             problems.push(bare);
             continue;
@@ -307,23 +314,23 @@ fn model_problems(
             continue;
         }
         if let Some(difference) = compare_tokenizers(first, &inputs.models[i]) {
-            if config.ignore_tokenizers { notes.push(difference) } else { problems.push(difference) }
+            if config.ignore_tokenizers { notes.push(difference.to_string()) } else { problems.push(difference) }
         }
     }
 }
 
 /// Weights of eight bits are read as they are; with scales beside them they are a quantized model's.
-fn eight_bit_weights(input: &Input, problems: &mut Vec<String>, notes: &mut Vec<String>) {
+fn eight_bit_weights(input: &Input, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
     let names = input.source().names();
     let eight = |name: &&str| input.source().info(name).is_some_and(|info| is_eight_bit(info.dtype));
     if !names.iter().any(eight) {
         return;
     }
     match names.iter().find(|name| name.ends_with("scale_inv") || name.ends_with("_scale")) {
-        Some(scale) => problems.push(format!(
-            "{}: its weights have eight bits and mean something only times scales such as `{scale}`; convert the model to bf16 first",
-            input.written
-        )),
+        Some(scale) => {
+            let kind = ModelProblem::ScaledWeights { scale: (*scale).to_owned() };
+            problems.push(Problem::new(Place::model(&input.written), kind));
+        }
         None => notes.push(format!(
             "{}: weights of eight bits are read; where they give the output its dtype it is bfloat16, if `dtype` says nothing",
             input.written
@@ -345,17 +352,17 @@ struct Context<'c> {
 /// Why a tensor cannot be planned.
 enum Obstacle {
     /// Something of this tensor.
-    Tensor(String),
+    Tensor(Problem),
     /// The parameters that hold for it.
-    Parameters(String),
+    Parameters(SettingsError),
     /// An input does not have it.
     Missing { input: String, tensor: String },
     /// Its element type, or those of its sources; mostly that of many.
-    Dtype(String),
+    Dtype(Box<ModelProblem>),
 }
 
-impl From<String> for Obstacle {
-    fn from(problem: String) -> Obstacle {
+impl From<Problem> for Obstacle {
+    fn from(problem: Problem) -> Obstacle {
         Obstacle::Tensor(problem)
     }
 }
@@ -382,13 +389,14 @@ fn plan_tensor(
         infos.push((s, input, input.source().info(&s.tensor).ok_or_else(missing)?));
     }
     let of_reference = infos.iter().find(|(s, _, _)| s.model == reference).or(infos.first());
-    let reference = of_reference.ok_or_else(|| format!("tensor `{}` has no source", draft.name))?;
+    let reference = of_reference.ok_or_else(|| draft.problem(ModelProblem::NoSource))?;
     let dtype = reference.2.dtype;
     if !is_readable(dtype) {
         return copied(draft, &infos);
     }
     if let Some((_, input, info)) = infos.iter().find(|(_, _, info)| !is_readable(info.dtype)) {
-        return Err(Obstacle::Dtype(format!("{:?} in {}, elsewhere {dtype:?}", info.dtype, input.written)));
+        let (other, model) = (info.dtype, input.written.clone());
+        return Err(Obstacle::Dtype(Box::new(ModelProblem::MixedDtypes { dtype: other, model, elsewhere: dtype })));
     }
     let out_dtype = config.dtype.map_or(written_as(dtype), |d| d.dtype());
     let scopes = draft.scopes(config, previous);
@@ -428,7 +436,7 @@ fn aligned_segment(
     base: Option<usize>,
     inputs: &Inputs,
     method: Box<dyn MergeMethod>,
-) -> Result<Segment, String> {
+) -> Result<Segment, Problem> {
     let participants = infos.iter().map(|(source, input, info)| Participant {
         model: source.model,
         input,
@@ -439,9 +447,8 @@ fn aligned_segment(
     let participants: Vec<Participant<'_>> = participants.collect();
     let columns = |p: &Participant<'_>| p.shape.get(1..).unwrap_or_default().to_vec();
     if participants.iter().any(|p| columns(p) != columns(&participants[0])) {
-        let shapes: Vec<String> =
-            participants.iter().map(|p| format!("{:?} in {}", p.shape, p.input.written)).collect();
-        return Err(format!("tensor `{}` has different shapes: {}", draft.name, shapes.join("; ")));
+        let shapes = participants.iter().map(|p| (p.shape.to_vec(), vec![p.input.written.clone()])).collect();
+        return Err(draft.problem(ModelProblem::Shapes { shapes }));
     }
     let tables = vocabulary.align(&participants, base, inputs)?;
     let shape = [&[vocabulary.rows], &participants[0].shape[1..]].concat();
@@ -468,13 +475,11 @@ type Infos<'i> = [InputTensor<'i>];
 /// A tensor of integers: the same everywhere, or nothing that can be merged.
 fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, Obstacle> {
     let (source, input, info) = infos[0];
-    let bytes = input.source().bytes(&source.tensor).map_err(|e| e.to_string())?;
+    let bytes = input.source().bytes(&source.tensor).map_err(|error| draft.problem(error))?;
     for (s, other, _) in &infos[1..] {
-        if other.source().bytes(&s.tensor).map_err(|e| e.to_string())? != bytes {
-            return Err(Obstacle::Dtype(format!(
-                "{:?} cannot be merged, and differs between {} and {}",
-                info.dtype, input.written, other.written
-            )));
+        if other.source().bytes(&s.tensor).map_err(|error| draft.problem(error))? != bytes {
+            let models = [input.written.clone(), other.written.clone()];
+            return Err(Obstacle::Dtype(Box::new(ModelProblem::CannotMerge { dtype: info.dtype, models })));
         }
     }
     let spec = TensorSpec { name: draft.name.clone(), dtype: info.dtype, shape: info.shape.clone() };
@@ -493,14 +498,15 @@ fn vocabulary_segments(
     let rest = |info: &TensorInfo| info.shape.get(1..).unwrap_or_default().to_vec();
     let table = rest(infos[0].2);
     let shapes = || {
-        let mut shapes: BTreeMap<&Vec<usize>, Vec<&str>> = BTreeMap::new();
-        infos.iter().for_each(|(_, input, info)| shapes.entry(&info.shape).or_default().push(&input.written));
-        let list: Vec<String> = shapes.iter().map(|(s, models)| format!("{s:?} in {}", models.join(", "))).collect();
-        list.join("; ")
+        let mut shapes: BTreeMap<Vec<usize>, Vec<String>> = BTreeMap::new();
+        for (_, input, info) in infos {
+            shapes.entry(info.shape.clone()).or_default().push(input.written.clone());
+        }
+        shapes.into_iter().collect()
     };
     let is_table = ["embed", "lm_head", "wte"].iter().any(|part| draft.name.contains(part));
     if !is_table || table.is_empty() || infos.iter().any(|(_, _, info)| rest(info) != table) {
-        return Err(format!("tensor `{}` has different shapes: {}", draft.name, shapes()).into());
+        return Err(draft.problem(ModelProblem::Shapes { shapes: shapes() }).into());
     }
     let rows = |info: &TensorInfo| info.shape[0];
     let common = infos.iter().map(|(_, _, info)| rows(info)).min().unwrap_or(0);
@@ -516,13 +522,7 @@ fn vocabulary_segments(
     let mut segments = vec![segment(0..common, method_of()?, base.cloned(), models.to_vec(), true)];
     match config.vocabulary {
         VocabularyPolicy::Error => {
-            return Err(format!(
-                "tensor `{}` has different numbers of rows: {}; set `vocabulary` to \"common\" (rows that all have), \
-                 \"base\" (the base's rows) or \"keep\" (all rows)",
-                draft.name,
-                shapes()
-            )
-            .into());
+            return Err(draft.problem(ModelProblem::RowCounts { shapes: shapes() }).into());
         }
         VocabularyPolicy::Common => {}
         VocabularyPolicy::Base => {

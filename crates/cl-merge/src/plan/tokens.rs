@@ -7,6 +7,7 @@ use cl_checkpoint::files::{MAX_TOKENIZER, read_file, read_text};
 use serde_json::{Map, Value, json};
 
 use super::inputs::Input;
+use crate::problem::{Place, Problem, TokenizerProblem};
 
 /// The tokens of a model.
 pub(crate) struct Tokens {
@@ -36,10 +37,11 @@ impl Tokens {
     ///
     /// # Errors
     /// Returns what is wrong with the file.
-    pub(crate) fn read(input: &Input) -> Result<Option<Tokens>, String> {
+    pub(crate) fn read(input: &Input) -> Result<Option<Tokens>, Problem> {
         let Some(path) = input.companion("tokenizer.json") else { return Ok(None) };
         let value = json_file(&path)?;
-        Tokens::of(&value).map(Some).ok_or_else(|| format!("{}: has no tokens under `model.vocab`", path.display()))
+        let none = || Problem::new(Place::File(path.clone()), TokenizerProblem::NoTokens);
+        Tokens::of(&value).map(Some).ok_or_else(none)
     }
 
     fn of(value: &Value) -> Option<Tokens> {
@@ -148,7 +150,7 @@ impl NewTokenizer {
     ///
     /// # Errors
     /// Returns what is wrong with a file.
-    pub(crate) fn files(&self, input: &Input) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    pub(crate) fn files(&self, input: &Input) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
         let mut files = BTreeMap::new();
         let read = |name: &str| input.companion(name).map(|path| json_file(&path)).transpose();
         let Some(mut tokenizer) = read("tokenizer.json")? else { return Ok(files) };
@@ -243,9 +245,10 @@ fn without_id(token: &Value) -> Value {
     Value::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-fn json_file(path: &Path) -> Result<Value, String> {
-    let bytes = read_file(path, MAX_TOKENIZER).map_err(|e| e.to_string())?;
-    serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display()))
+fn json_file(path: &Path) -> Result<Value, Problem> {
+    let bytes = read_file(path, MAX_TOKENIZER).map_err(|error| Problem::unopened(path, error))?;
+    let wrong = |error| Problem::new(Place::File(path.to_owned()), TokenizerProblem::Json(error));
+    serde_json::from_slice(&bytes).map_err(wrong)
 }
 
 fn text(value: &Value) -> Vec<u8> {
@@ -257,9 +260,9 @@ fn text(value: &Value) -> Vec<u8> {
 ///
 /// # Errors
 /// Returns what is wrong with a file.
-pub(crate) fn chat_template(input: &Input) -> Result<Option<String>, String> {
+pub(crate) fn chat_template(input: &Input) -> Result<Option<String>, Problem> {
     if let Some(path) = input.companion("chat_template.jinja") {
-        return read_text(&path, MAX_TOKENIZER).map(Some).map_err(|e| e.to_string());
+        return read_text(&path, MAX_TOKENIZER).map(Some).map_err(|error| Problem::unopened(&path, error));
     }
     let Some(path) = input.companion("tokenizer_config.json") else { return Ok(None) };
     Ok(match json_file(&path)?.get("chat_template") {
@@ -280,7 +283,7 @@ pub(crate) fn put_chat_template(
     files: &mut BTreeMap<String, Vec<u8>>,
     template: &str,
     input: &Input,
-) -> Result<(), String> {
+) -> Result<(), Problem> {
     const CONFIG: &str = "tokenizer_config.json";
     let config = match (files.get(CONFIG), input.companion(CONFIG)) {
         (Some(bytes), _) => serde_json::from_slice(bytes).ok(),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::inputs::{Input, Inputs};
 use super::token_table::{Row, Table, TokenTable};
 use super::tokens::{NewTokenizer, Tokens, chat_template, put_chat_template};
+use crate::problem::{Place, Problem, TokenizerProblem};
 use crate::recipe::config::MergeConfig;
 use crate::recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, UNION};
 
@@ -57,7 +58,7 @@ impl<'c> Vocabulary<'c> {
         inputs: &Inputs,
         reference: usize,
         notes: &mut Vec<String>,
-    ) -> Result<Option<Vocabulary<'c>>, Vec<String>> {
+    ) -> Result<Option<Vocabulary<'c>>, Vec<Problem>> {
         let Some(tokenizer) = &config.tokenizer else { return Ok(None) };
         let mut problems = Vec::new();
         let mut read = Vec::new();
@@ -68,7 +69,7 @@ impl<'c> Vocabulary<'c> {
                 None
             }));
             table_rows.push(rows(input).unwrap_or_else(|| {
-                problems.push(format!("{}: has no token table that a tokenizer could be merged with", input.written));
+                problems.push(Problem::new(Place::model(&input.written), TokenizerProblem::NoTable));
                 0
             }));
         }
@@ -78,21 +79,19 @@ impl<'c> Vocabulary<'c> {
             written => {
                 let found = inputs.find(config, written);
                 if found.is_none() {
-                    let ways = "set `union`, `base`, or a model by its path or name";
-                    problems.push(format!("tokenizer.source `{written}` is none of the models; {ways}"));
+                    let kind = TokenizerProblem::NotAModel { named: written.to_owned(), words: &[UNION, "base"] };
+                    problems.push(Problem::new(Place::key("tokenizer.source"), kind));
                 }
                 found
             }
         };
         if tokenizer.pad_to_multiple_of == Some(0) {
-            problems.push("tokenizer.pad_to_multiple_of: has to be at least 1".to_owned());
+            problems.push(Problem::new(Place::key("tokenizer.pad_to_multiple_of"), TokenizerProblem::PadToZero));
         }
         for index in [source, Some(reference)].into_iter().flatten() {
             if read[index].is_none() && problems.is_empty() {
-                problems.push(format!(
-                    "{}: has no tokenizer.json; save its tokenizer with Transformers (save_pretrained) into its directory",
-                    inputs.models[index].written
-                ));
+                let place = Place::model(&inputs.models[index].written);
+                problems.push(Problem::new(place, TokenizerProblem::NoTokenizer));
             }
         }
         let (Some(source), Some(of_reference), true) = (source, &read[reference], problems.is_empty()) else {
@@ -140,7 +139,7 @@ impl<'c> Vocabulary<'c> {
         of: &[Participant<'_>],
         base: Option<usize>,
         inputs: &Inputs,
-    ) -> Result<Vec<TokenTable>, String> {
+    ) -> Result<Vec<TokenTable>, Problem> {
         let tables = of.iter().map(|p| Table { source: p.input.shared(), tensor: p.tensor.to_owned(), dtype: p.dtype });
         let tables = Arc::new(tables.collect::<Vec<_>>());
         let mut rows: Vec<Vec<Row>> = vec![Vec::with_capacity(self.tokens.len()); of.len()];
@@ -181,28 +180,30 @@ impl<'c> Vocabulary<'c> {
         token: &str,
         of: &[Participant<'_>],
         inputs: &Inputs,
-    ) -> Result<Row, String> {
-        let place = |what: String| format!("tokenizer.tokens: `{token}`: {what}");
+    ) -> Result<Row, Problem> {
+        let wrong = |kind: TokenizerProblem| Problem::new(Place::Token(token.to_owned()), kind);
+        let owned = str::to_owned;
         let table = |written: &str| {
             let found = of.iter().position(|p| inputs.is(p.model, written));
-            found.ok_or_else(|| place(format!("{written} is none of the models that are merged here")))
+            found.ok_or_else(|| wrong(TokenizerProblem::NotMergedHere { model: owned(written) }))
         };
         match source {
             TokenSource::Kind(TokenKind::Zero) => Ok(Row::Zero),
             TokenSource::Model(written) => {
                 let table = table(written)?;
                 let row = self.row(&of[table], token);
-                row.map(|row| Row::Of { table, row }).ok_or_else(|| place(format!("{written} does not have it")))
+                let lacking = || wrong(TokenizerProblem::LacksIt { model: owned(written) });
+                row.map(|row| Row::Of { table, row }).ok_or_else(lacking)
             }
             TokenSource::Kind(TokenKind::ModelToken { model, token: other, token_id }) => {
                 let table = table(model)?;
                 let row = match (other, token_id) {
                     (Some(other), None) => self.row(&of[table], other),
                     (None, Some(id)) => Some(*id).filter(|id| *id < of[table].shape[0]),
-                    _ => return Err(place("name either `token` or `token_id` of the model".to_owned())),
+                    _ => return Err(wrong(TokenizerProblem::TokenOrId)),
                 };
                 let name = || other.clone().or(token_id.map(|id| id.to_string())).unwrap_or_default();
-                let missing = || place(format!("{model} has no token `{}`", name()));
+                let missing = || wrong(TokenizerProblem::NoSuchToken { model: owned(model), token: name() });
                 row.map(|row| Row::Of { table, row }).ok_or_else(missing)
             }
         }
@@ -212,7 +213,7 @@ impl<'c> Vocabulary<'c> {
     ///
     /// # Errors
     /// Returns what is wrong with a file.
-    pub(crate) fn files(&self, inputs: &Inputs) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    pub(crate) fn files(&self, inputs: &Inputs) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
         self.new.files(&inputs.models[self.new.model])
     }
 
@@ -252,8 +253,9 @@ pub(crate) fn put_wanted_template(
     model: usize,
     files: &mut BTreeMap<String, Vec<u8>>,
     notes: &mut Vec<String>,
-) -> Result<(), String> {
+) -> Result<(), Problem> {
     let Some(wanted) = config.chat_template.as_deref() else { return Ok(()) };
+    let wrong = |kind: TokenizerProblem| Problem::new(Place::key("chat_template"), kind);
     let template = if wanted == "auto" {
         let mut counts: Vec<(String, usize)> = Vec::new();
         for input in &inputs.models {
@@ -274,14 +276,12 @@ pub(crate) fn put_wanted_template(
         notes.push(format!("chat_template: that of {count} of {} models", inputs.models.len()));
         template
     } else if let Some(index) = inputs.find(config, wanted) {
-        chat_template(&inputs.models[index])?.ok_or_else(|| format!("chat_template: {wanted} has none"))?
+        let none = || wrong(TokenizerProblem::NoChatTemplate { model: wanted.to_owned() });
+        chat_template(&inputs.models[index])?.ok_or_else(none)?
     } else if wanted.contains('{') {
         wanted.to_owned()
     } else {
-        return Err(format!(
-            "chat_template: `{wanted}` is neither `auto`, one of the models nor a template; templates have no names here, \
-             write the text"
-        ));
+        return Err(wrong(TokenizerProblem::ChatTemplate { given: wanted.to_owned() }));
     };
     put_chat_template(files, &template, &inputs.models[model])
 }

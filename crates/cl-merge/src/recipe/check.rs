@@ -7,42 +7,46 @@ use serde_json::Value;
 use super::config::{MergeConfig, Parameters};
 use super::parameter::Parameter;
 use crate::methods::{Base, MethodInfo, ParameterInfo};
+use crate::problem::{ConfigProblem, Place, Problem};
 
 /// Every place where parameters stand, and what it is called.
-fn scopes(config: &MergeConfig) -> Vec<(String, &Parameters, bool)> {
-    let mut scopes = vec![(format!("method.{}", config.method.name), &config.method.parameters, false)];
+fn scopes(config: &MergeConfig) -> Vec<(Place, &Parameters, bool)> {
+    let mut scopes = vec![(Place::Key(format!("method.{}", config.method.name)), &config.method.parameters, false)];
     for model in &config.models {
-        scopes.push((model.model.clone(), &model.parameters, true));
+        scopes.push((Place::model(&model.model), &model.parameters, true));
     }
     for (i, slice) in config.slices.iter().enumerate() {
-        scopes.push((format!("slice {}", i + 1), &slice.parameters, false));
+        scopes.push((slice_place(i, None), &slice.parameters, false));
         for source in &slice.sources {
-            scopes.push((format!("slice {}, {}", i + 1, source.model), &source.parameters, true));
+            scopes.push((slice_place(i, Some(&source.model)), &source.parameters, true));
         }
     }
     scopes
 }
 
+/// A slice by its index, or one of its sources.
+fn slice_place(index: usize, model: Option<&str>) -> Place {
+    Place::Slice { number: index + 1, model: model.map(str::to_owned) }
+}
+
 /// Parameters that the method does not have, that have no place where they stand, or that are out of range.
-pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> Vec<String> {
+pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (place, parameters, of_model) in scopes(config) {
         for name in parameters.names() {
             match method.parameter(&name) {
                 Some(info) => {
                     if of_model && !info.per_model {
-                        problems.push(format!("{place}: `{name}` is one for all models; set it under the method"));
+                        let kind = ConfigProblem::SharedParameter { parameter: name.clone() };
+                        problems.push(Problem::new(place.clone(), kind));
                     }
                     let values = serde_json::to_value(parameters).unwrap_or_default();
                     problems.extend(range_problems(&place, info, &values[&name]));
                 }
                 None => {
-                    let has = if method.parameters.is_empty() {
-                        "no parameters".to_owned()
-                    } else {
-                        method.parameters.join(", ")
-                    };
-                    problems.push(format!("{place}: {} has no parameter `{name}`; it has {has}", method.name));
+                    let (method, known) = (method.name, method.parameters);
+                    let kind = ConfigProblem::UnknownParameter { method, parameter: name, known };
+                    problems.push(Problem::new(place.clone(), kind));
                 }
             }
         }
@@ -51,19 +55,21 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
 }
 
 /// Numbers in the JSON form of a parameter that are out of range.
-fn range_problems(place: &str, info: &ParameterInfo, value: &Value) -> Vec<String> {
+fn range_problems(place: &Place, info: &ParameterInfo, value: &Value) -> Vec<Problem> {
     let (low, high) = info.bounds;
+    let (parameter, range) = (info.name, info.range);
+    let one = |kind: ConfigProblem| vec![Problem::new(place.clone(), kind)];
     match value {
         Value::Number(number) => {
             let number = number.as_f64().unwrap_or(f64::NAN);
             if (low..=high).contains(&number) {
                 return Vec::new();
             }
-            vec![format!("{place}: `{}` is {number}; it has to be {}", info.name, info.range)]
+            one(ConfigProblem::OutOfRange { parameter, value: number, range })
         }
         // serde_json writes NaN and infinities as null.
-        Value::Null => vec![format!("{place}: `{}` is no finite number; it has to be {}", info.name, info.range)],
-        Value::Array(list) if list.is_empty() => vec![format!("{place}: `{}` is an empty list", info.name)],
+        Value::Null => one(ConfigProblem::NotFinite { parameter, range }),
+        Value::Array(list) if list.is_empty() => one(ConfigProblem::EmptyList { parameter }),
         Value::Array(list) => list.iter().flat_map(|v| range_problems(place, info, v)).collect(),
         Value::Object(filter) => filter.get("value").map_or(Vec::new(), |v| range_problems(place, info, v)),
         _ => Vec::new(),
@@ -71,50 +77,47 @@ fn range_problems(place: &str, info: &ParameterInfo, value: &Value) -> Vec<Strin
 }
 
 /// Models and slices: how many, and which of the two.
-pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<String> {
+pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     if config.models.is_empty() == config.slices.is_empty() {
-        problems.push("set either `models` or `slices`".to_owned());
+        problems.push(Problem::whole(ConfigProblem::ModelsOrSlices));
     }
     if !config.models.is_empty() {
         let names: Vec<&str> = config.models.iter().map(|m| m.model.as_str()).collect();
-        problems.extend(count_problems("models", &names, config.base_model.as_deref(), method));
+        problems.extend(count_problems(&Place::key("models"), &names, config.base_model.as_deref(), method));
     }
     for (i, slice) in config.slices.iter().enumerate() {
-        let place = format!("slice {}", i + 1);
+        let place = slice_place(i, None);
+        let of_slice = |kind: ConfigProblem| Problem::new(place.clone(), kind);
         let base = slice.base_model.as_deref().or(config.base_model.as_deref());
         let names: Vec<&str> = slice.sources.iter().map(|s| s.model.as_str()).collect();
         problems.extend(count_problems(&place, &names, base, method));
         let mut seen = BTreeSet::new();
         if let Some(twice) = names.iter().find(|name| !seen.insert(**name)) {
-            problems.push(format!("{place}: {twice} is named twice"));
+            problems.push(of_slice(ConfigProblem::NamedTwice { model: (*twice).to_owned() }));
         }
         for source in slice.sources.iter().filter(|s| s.layer_range[0] >= s.layer_range[1]) {
-            problems.push(format!("{place}, {}: layer_range {:?} is empty", source.model, source.layer_range));
+            let kind = ConfigProblem::EmptyLayerRange { range: source.layer_range };
+            problems.push(Problem::new(slice_place(i, Some(&source.model)), kind));
         }
         if slice.sources.iter().any(|s| s.layer_range[1].saturating_sub(s.layer_range[0]) != slice.layers()) {
-            problems.push(format!("{place}: all sources need the same number of layers"));
+            problems.push(of_slice(ConfigProblem::LayerCounts));
         }
     }
     problems
 }
 
 /// Too few or too many models, or no base where one is needed.
-fn count_problems(place: &str, names: &[&str], base: Option<&str>, method: &MethodInfo) -> Vec<String> {
+fn count_problems(place: &Place, names: &[&str], base: Option<&str>, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     if method.base == Base::Required && base.is_none() {
-        problems.push(format!("{place}: {} needs a `base_model`", method.name));
+        problems.push(Problem::new(place.clone(), ConfigProblem::NoBase { method: method.name }));
     }
     let n = names.iter().filter(|name| method.base == Base::Input || Some(**name) != base).count();
     if !method.models.contains(&n) {
-        let (least, most) = (method.models.start(), method.models.end());
-        let wanted = match () {
-            () if least == most => format!("exactly {least}"),
-            () if *most == usize::MAX => format!("at least {least}"),
-            () => format!("{least} to {most}"),
-        };
-        let beside = if method.base == Base::Input { "" } else { " beside the base" };
-        problems.push(format!("{place}: {} merges {wanted} model(s){beside}, not {n}", method.name));
+        let (name, models, beside_base) = (method.name, method.models.clone(), method.base != Base::Input);
+        let kind = ConfigProblem::ModelCount { method: name, models, beside_base, found: n };
+        problems.push(Problem::new(place.clone(), kind));
     }
     problems
 }

@@ -1,7 +1,7 @@
 //! What a merge file says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -32,7 +32,7 @@ pub struct MergeFile {
 ///     weight = 0.5
 /// "#)?;
 /// assert_eq!(file.stages[0].method.name, "ties");
-/// # Ok::<(), String>(())
+/// # Ok::<(), cl_merge::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +81,12 @@ pub struct MergeConfig {
     /// Merge rows of token tables by their number even where tokenizers disagree.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_tokenizers: bool,
+    /// Commits of models and adapters of the hub, by the names that the file has for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revisions: BTreeMap<String, String>,
+    /// Directories of their files, see [`MergeFile::place`]; they are no part of the file.
+    #[serde(skip)]
+    pub places: BTreeMap<String, PathBuf>,
 }
 
 fn seed() -> u64 {
@@ -136,7 +142,7 @@ impl From<MethodConfig> for BTreeMap<String, Parameters> {
 /// A model and the parameters that are its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Model directory, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter folded in.
+    /// Model directory, name of the hub, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter folded in.
     pub model: String,
     /// What its random masks are keyed by; without it the path as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use cl_checkpoint::files::{MAX_CONFIG, read_text, shorten};
+use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use serde::Deserialize;
 
 use super::config::{MergeConfig, MergeFile};
+use super::error::ConfigError;
 use super::mergekit::from_yaml;
 use crate::Error;
 
@@ -18,24 +19,24 @@ impl MergeFile {
         let text = read_text(path, MAX_CONFIG)?;
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
         let file = if yaml { from_yaml(&text) } else { MergeFile::from_toml(&text) };
-        file.map_err(|message| Error::Config { path: path.to_owned(), message })
+        file.map_err(|source| Error::Config { path: path.to_owned(), source })
     }
 
     /// One merge, or stages under `[[stage]]`, in TOML.
     ///
     /// # Errors
     /// Returns what is wrong, and where, if this is no merge file.
-    pub fn from_toml(text: &str) -> Result<MergeFile, String> {
+    pub fn from_toml(text: &str) -> Result<MergeFile, ConfigError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Stages {
             stage: Vec<MergeConfig>,
         }
-        let table: toml::Table = toml::from_str(text).map_err(|e| shorten(&e.to_string()))?;
+        let table: toml::Table = toml::from_str(text)?;
         let stages = if table.contains_key("stage") {
-            toml::from_str::<Stages>(text).map_err(|e| shorten(&e.to_string()))?.stage
+            toml::from_str::<Stages>(text)?.stage
         } else {
-            vec![toml::from_str(text).map_err(|e| shorten(&e.to_string()))?]
+            vec![toml::from_str(text)?]
         };
         Ok(MergeFile { stages })
     }

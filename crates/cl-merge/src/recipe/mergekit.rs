@@ -7,6 +7,7 @@ use super::config::{
     ExtraTensors, FloatType, MergeConfig, MergeFile, MethodConfig, ModelConfig, Parameters, SliceConfig, SliceSource,
     Vocabulary,
 };
+use super::error::{ConfigError, MergekitProblem};
 use super::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig, UNION};
 use crate::methods::Profile;
 
@@ -120,11 +121,18 @@ struct LongPath {
     revision: Option<String>,
 }
 
+impl LongPath {
+    /// As mergekit writes it in one text.
+    fn with_revision(self) -> String {
+        self.revision.map_or(self.path.clone(), |revision| format!("{}@{revision}", self.path))
+    }
+}
+
 /// Reads one merge, or several documents, of which later ones may name earlier ones.
-pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, String> {
-    let documents: Vec<Document> = serde_saphyr::from_multiple(text).map_err(|e| told(&e.to_string()))?;
+pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
+    let documents: Vec<Document> = serde_saphyr::from_multiple(text)?;
     if documents.is_empty() {
-        return Err("the file is empty".to_owned());
+        return Err(ConfigError::Empty);
     }
     let mut stages = Vec::new();
     let mut problems = Vec::new();
@@ -133,11 +141,11 @@ pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, String> {
     }
     // The one without a name is the result.
     stages.sort_by_key(|stage: &MergeConfig| stage.name.is_none());
-    if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(problems.join("\n  ")) }
+    if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(ConfigError::Mergekit(problems)) }
 }
 
 /// The first line of the parser's message, without its advice to programmers and its picture of the text.
-fn told(message: &str) -> String {
+pub(super) fn told(message: &str) -> String {
     const LONGEST: usize = 300;
     let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
     let plain = first
@@ -146,10 +154,10 @@ fn told(message: &str) -> String {
     plain.chars().take(LONGEST).collect()
 }
 
-fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
-    let mut refuse = |set: bool, what: &str| {
+fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig {
+    let mut refuse = |set: bool, what: &'static str| {
         if set {
-            problems.push(format!("{what} is not supported; remove it"));
+            problems.push(MergekitProblem::NotSupported { what });
         }
     };
     refuse(document.modules.is_some(), "`modules`");
@@ -159,26 +167,22 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         Model::Path(path) => path,
         Model::Long(long) => {
             refuse(long.override_architecture.is_some_and(|v| !v.is_null()), "`override_architecture`");
-            refuse(long.model.revision.is_some(), "`revision` of a model");
             match long.lora {
-                None => long.model.path,
-                Some(adapter) => {
-                    refuse(adapter.revision.is_some(), "`revision` of an adapter");
-                    format!("{}+{}", long.model.path, adapter.path)
-                }
+                None => long.model.with_revision(),
+                Some(adapter) => format!("{}+{}", long.model.with_revision(), adapter.with_revision()),
             }
         }
     };
     let models = document.models.unwrap_or_default();
     let both = document.tokenizer.is_some() && document.tokenizer_source.is_some();
-    let mut wrong: Vec<String> = Vec::new();
+    let mut wrong: Vec<MergekitProblem> = Vec::new();
     let tokenizer = match (document.tokenizer, document.tokenizer_source) {
         (Some(tokenizer), _) => Some(tokenizer_config(tokenizer, &mut path, &mut wrong)),
         (None, Some(source)) => Some(TokenizerConfig { source: path(source), ..TokenizerConfig::default() }),
         (None, None) => None,
     };
     if both {
-        wrong.push("set either `tokenizer_source` or `tokenizer`".to_owned());
+        wrong.push(MergekitProblem::TokenizerTwice);
     }
     let config = MergeConfig {
         name: document.name,
@@ -213,6 +217,8 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
         extra_tensors: ExtraTensors::default(),
         tokenizer_source: None,
         ignore_tokenizers: false,
+        revisions: Default::default(),
+        places: Default::default(),
     };
     problems.extend(wrong);
     config
@@ -222,7 +228,7 @@ fn stage(document: Document, problems: &mut Vec<String>) -> MergeConfig {
 fn tokenizer_config(
     tokenizer: Tokenizer,
     path: &mut impl FnMut(Model) -> String,
-    problems: &mut Vec<String>,
+    problems: &mut Vec<MergekitProblem>,
 ) -> TokenizerConfig {
     let mut tokens = Vec::new();
     for (token, settings) in tokenizer.tokens.unwrap_or_default() {
@@ -237,7 +243,7 @@ fn tokenizer_config(
                 });
                 tokens.push(TokenConfig { token, source, force: settings.force });
             }
-            Err(error) => problems.push(format!("tokenizer.tokens: `{token}`: {error}")),
+            Err(source) => problems.push(MergekitProblem::Token { token, source }),
         }
     }
     TokenizerConfig {
@@ -321,11 +327,11 @@ modules: {text_decoder: {}}
 tokenizer: {tokens: {<a>: {source: {kind: one}}}}
 tokenizer_source: base
 ";
-        let message = from_yaml(text).unwrap_err();
+        let message = from_yaml(text).unwrap_err().to_string();
         for part in ["override_architecture", "modules", "`<a>`", "either `tokenizer_source` or `tokenizer`"] {
             assert!(message.contains(part), "{part} is not in {message}");
         }
-        assert!(from_yaml("merge_method: linear\nmodell: []\n").unwrap_err().contains("modell"));
+        assert!(from_yaml("merge_method: linear\nmodell: []\n").unwrap_err().to_string().contains("modell"));
         assert!(from_yaml("a: [").is_err() && from_yaml("").is_err());
     }
 }

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::config::Parameters;
 use super::parameter::Parameter;
-use crate::methods::{Divisor, MergeMethod, MethodInfo, OpcmState, Profile, TensorSettings};
+use crate::methods::{Divisor, MergeMethod, MethodInfo, OpcmState, Profile, SettingsError, TensorSettings};
 
 /// Where the settings of one tensor stand.
 pub(crate) struct Scopes<'a> {
@@ -29,7 +29,7 @@ impl Scopes<'_> {
     ///
     /// # Errors
     /// Returns an error if something is missing or out of range.
-    pub(crate) fn build(&self, method: &MethodInfo) -> Result<Box<dyn MergeMethod>, String> {
+    pub(crate) fn build(&self, method: &MethodInfo) -> Result<Box<dyn MergeMethod>, SettingsError> {
         (method.build)(&self.settings(method)?)
     }
 
@@ -37,7 +37,7 @@ impl Scopes<'_> {
     ///
     /// # Errors
     /// Returns an error if a value is neither a number, a word, a truth value, a gradient nor filters.
-    pub(crate) fn settings(&self, method: &MethodInfo) -> Result<TensorSettings<'_>, String> {
+    pub(crate) fn settings(&self, method: &MethodInfo) -> Result<TensorSettings<'_>, SettingsError> {
         let shared: Vec<Given> = self.shared.iter().map(|p| given(method, p)).collect::<Result<_, _>>()?;
         let own: Vec<Given> = self.models.iter().map(|(p, _)| given(method, p)).collect::<Result<_, _>>()?;
         let defaults = (method.defaults)(Profile::Method).0;
@@ -82,12 +82,12 @@ impl Setting {
     }
 }
 
-fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, String> {
+fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, SettingsError> {
     let setting = |(name, value): (String, Value)| match value {
-        Value::Array(_) | Value::Table(_) => {
-            let varying = value.try_into().map_err(|e| format!("`{name}`: {}", e.to_string().trim()))?;
-            Ok((name, Setting::Varying(varying)))
-        }
+        Value::Array(_) | Value::Table(_) => match value.try_into() {
+            Ok(varying) => Ok((name, Setting::Varying(varying))),
+            Err(error) => Err(SettingsError::Varying { parameter: name, source: Box::new(error) }),
+        },
         plain => Ok((name, Setting::Plain(plain))),
     };
     let has = |name: &str| method.parameters.contains(&name);
@@ -95,9 +95,9 @@ fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, String> 
 }
 
 /// The parameters that are set, by name.
-fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, String> {
+fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, SettingsError> {
     let known = Parameters { unknown: BTreeMap::new(), ..parameters.clone() };
-    let mut table = Table::try_from(known).map_err(|e| e.to_string())?;
+    let mut table = Table::try_from(known)?;
     // JSON's null says nothing.
     let of_others = parameters.unknown.iter().filter_map(|(name, value)| Some((name, Value::try_from(value).ok()?)));
     table.extend(of_others.map(|(name, value)| (name.clone(), value)));
@@ -106,7 +106,7 @@ fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, String> 
         && let Some(normalize) = table.remove("normalize")
     {
         let divisor = if normalize.as_bool() == Some(true) { Divisor::Weight } else { Divisor::None };
-        table.entry("divisor").or_insert(Value::try_from(divisor).map_err(|e| e.to_string())?);
+        table.entry("divisor").or_insert(Value::try_from(divisor)?);
     }
     Ok(table)
 }
@@ -115,12 +115,12 @@ fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, String> 
 ///
 /// # Errors
 /// Returns an error if a number is beyond what TOML holds.
-pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters) -> Result<Parameters, String> {
+pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters) -> Result<Parameters, SettingsError> {
     let mut resolved = table(method, given)?;
     for (name, value) in (method.defaults)(profile).0 {
         resolved.entry(name).or_insert(value);
     }
-    resolved.try_into().map_err(|e| e.to_string())
+    Ok(resolved.try_into()?)
 }
 
 #[cfg(test)]
@@ -165,7 +165,7 @@ mod tests {
             defaults: |_| Defaults::new().with("sharpness", 1.0).with("weight", 1.0),
             ..MethodInfo::new("sharp", |settings| {
                 let Settings { sharpness, weight } = settings.read()?;
-                Err(format!("{sharpness:?} {weight:?}"))
+                Err(SettingsError::Custom(format!("{sharpness:?} {weight:?}")))
             })
         };
         #[derive(serde::Deserialize)]
@@ -190,7 +190,7 @@ mod tests {
                 previous: None,
                 seed: 42,
             };
-            scopes.build(&METHOD).err().unwrap()
+            scopes.build(&METHOD).err().unwrap().to_string()
         };
         assert_eq!(of("mlp.weight"), "[0.25, 0.5] [1.0, 3.0]");
         // No filter matches: the default holds.
@@ -198,6 +198,6 @@ mod tests {
         let wrong = parse("[method.sharp]\nsharpness = 3\ndulness = 1\n[[models]]\nmodel = \"a\"");
         let problems = parameter_problems(&wrong, &METHOD);
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems.iter().any(|p| p.contains("it has to be 0 to 2")), "{problems:?}");
+        assert!(problems.iter().any(|p| p.to_string().contains("it has to be 0 to 2")), "{problems:?}");
     }
 }

@@ -6,6 +6,7 @@ use super::options::{MergeOptions, threads};
 use crate::Error;
 use crate::plan::Plan;
 use crate::plan::work::{PlannedTensor, Segment, Work};
+use crate::problem::{MemoryProblem, Problem};
 use crate::tensor::{PIECE, READ};
 
 /// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
@@ -63,15 +64,9 @@ impl Plan {
             let side_by_side = self.workspaces().take(threads).sum::<usize>();
             return Ok(options.memory.min(fixed + pieces + side_by_side.max(workspace)));
         }
-        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        Err(Error::Problems(vec![format!(
-            "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB \
-             or fewer threads",
-            mib(options.memory),
-            mib(fixed + pieces),
-            mib(workspace),
-            mib(needed)
-        )]))
+        let (held, tensor) = (fixed + pieces, tensor.to_owned());
+        let kind = MemoryProblem::Merge { allowed: options.memory, threads, held, tensor, largest: workspace };
+        Err(Problem::whole(kind).into())
     }
 
     /// What a tensor needs beside pieces.

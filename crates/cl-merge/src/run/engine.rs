@@ -53,7 +53,7 @@ pub fn merge(
         .num_threads(threads)
         .build()
         .map_err(|e| Error::Io { path: out.to_owned(), source: std::io::Error::other(e) })?;
-    let run = Run {
+    let merging = Merging {
         plan,
         writer: &writer,
         budget: Budget::new(options.memory.saturating_sub(plan.fixed_bytes() + threads * plan.piece_bytes())),
@@ -64,9 +64,9 @@ pub fn merge(
     };
     // What is written to while it is read often fails in another way first.
     let changed = |error| plan.check_unchanged().err().unwrap_or(error);
-    pool.install(|| run.all()).map_err(changed)?;
+    pool.install(|| merging.all()).map_err(changed)?;
     provenance::put_files(plan, &writer)?;
-    let mut states = run.states.into_inner().expect("no panic while held");
+    let mut states = merging.states.into_inner().expect("no panic while held");
     if !states.is_empty() {
         // Tensors end in any order; files do not depend on it.
         states.sort_keys();
@@ -79,7 +79,8 @@ pub fn merge(
     Ok(Summary { tensors: plan.tensors.len(), copied, bytes: plan.bytes_written() })
 }
 
-struct Run<'p> {
+/// A plan on its way to the output.
+struct Merging<'p> {
     plan: &'p Plan,
     writer: &'p CheckpointWriter,
     budget: Budget,
@@ -89,7 +90,7 @@ struct Run<'p> {
     options: &'p MergeOptions,
 }
 
-impl Run<'_> {
+impl Merging<'_> {
     fn all(&self) -> Result<(), Error> {
         let trims = self.plan.model_trims()?;
         let mut jobs: Vec<(usize, &PlannedTensor)> = self.plan.tensors.iter().enumerate().collect();

@@ -1,8 +1,9 @@
 //! What an output says of itself: resolved settings, a model card, sources.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use cl_checkpoint::{CheckpointWriter, Manifest, hash_file};
+use cl_checkpoint::{CheckpointWriter, HubSnapshot, Manifest, hash_file};
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -42,17 +43,22 @@ pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error
         let role = if plan.config.base_model.as_deref() == Some(&input.written) { "base" } else { "model" };
         let hash = if hash_inputs { Some(hash_model(input)?) } else { known_hash(&input.path) };
         let Some(folded) = &input.folded else {
-            manifest = manifest.with_source(role, std::path::Path::new(&input.written), hash);
+            manifest = manifest.with_source(role, source(input, &input.written), hash);
             continue;
         };
         // A model with an adapter on it: one after the other.
         let adapter = folded.adapter();
         let of_adapter = if hash_inputs { Some(adapter.content_hash()?) } else { known_hash(adapter.dir()) };
         let (model, _) = model_and_adapter(&input.written);
-        manifest = manifest.with_source(role, std::path::Path::new(model), hash);
+        manifest = manifest.with_source(role, source(input, model), hash);
         manifest = manifest.with_source("adapter", adapter.dir(), of_adapter);
     }
     Ok(manifest)
+}
+
+/// A model as the file names it, or with its commit if it is of the hub.
+fn source<'a>(input: &'a Input, written: &'a str) -> &'a Path {
+    if HubSnapshot::of(&input.path).is_some() { &input.path } else { Path::new(written) }
 }
 
 /// One hash over the weight files and config.json.
@@ -67,7 +73,7 @@ fn hash_model(input: &Input) -> Result<String, Error> {
 }
 
 /// The hash of a directory that carries a manifest whose files have the sizes it lists.
-fn known_hash(dir: &std::path::Path) -> Option<String> {
+fn known_hash(dir: &Path) -> Option<String> {
     let manifest = Manifest::read(dir).ok()?;
     let unchanged = |(name, entry): (&String, &cl_checkpoint::FileEntry)| {
         std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() == entry.bytes)
@@ -94,6 +100,7 @@ fn card(plan: &Plan, toml: &str) -> String {
         let (model, adapter) = model_and_adapter(model);
         std::iter::once(model).chain(adapter)
     });
+    let parts = parts.map(|part| config.card_name(part));
     let mut seen = BTreeSet::new();
     let parts: Vec<&str> = parts.filter(|part| seen.insert(*part)).collect();
     let quoted = |name: &str| serde_json::to_string(name).unwrap_or_default();

@@ -12,6 +12,7 @@ use super::provenance;
 use crate::Error;
 use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
+use crate::problem::{ConfigProblem, Place, Problem};
 use crate::recipe::config::{MergeConfig, MergeFile, model_and_adapter};
 
 /// What a run of a file tells while it goes on.
@@ -96,14 +97,17 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     let mut problems = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
     let Some((last, earlier)) = file.stages.split_last() else {
-        return Err(Error::Problems(vec!["the file holds no merge".to_owned()]));
+        return Err(Problem::whole(ConfigProblem::NoMerge).into());
     };
+    let of_stage = |i: usize, kind: ConfigProblem| Problem::new(Place::Stage(i + 1), kind);
     for (i, stage) in earlier.iter().enumerate() {
         match stage.name.as_deref() {
-            None => problems.push(format!("stage {}: every stage but the last needs a `name`", i + 1)),
-            Some(name) if seen.contains(&name) => problems.push(format!("two stages are called `{name}`")),
+            None => problems.push(of_stage(i, ConfigProblem::UnnamedStage)),
+            Some(name) if seen.contains(&name) => {
+                problems.push(Problem::whole(ConfigProblem::StageNamedTwice { name: name.to_owned() }));
+            }
             Some(name) if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') => {
-                problems.push(format!("`{name}` cannot be the name of a stage; use letters, digits, - and _"));
+                problems.push(Problem::whole(ConfigProblem::StageName { name: name.to_owned() }));
             }
             Some(name) => seen.push(name),
         }
@@ -114,14 +118,15 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
             if let Some(at) = names.iter().position(|n| *n == model_and_adapter(model).0)
                 && at >= i
             {
-                problems.push(format!("stage {}: `{model}` is a stage that comes later", i + 1));
+                problems.push(of_stage(i, ConfigProblem::LaterStage { stage: model.to_owned() }));
             }
         }
     }
     let used =
         |name: &str| file.stages.iter().any(|s| s.written_models().iter().any(|m| model_and_adapter(m).0 == name));
-    problems
-        .extend(seen.iter().filter(|n| !used(n)).map(|n| format!("no stage uses `{n}`; the last one is the result")));
+    let unused =
+        seen.iter().filter(|name| !used(name)).map(|name| ConfigProblem::UnusedStage { name: (*name).to_owned() });
+    problems.extend(unused.map(Problem::whole));
     let _ = last;
     if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
 }

@@ -6,9 +6,11 @@ mod atomic;
 mod command;
 mod contract;
 mod faults;
+mod hub;
 mod models;
 mod parity;
 mod plans;
+#[cfg(unix)]
 mod signals;
 mod tokenizers;
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Manifest, TensorSource, TensorSpec, WriteOptions};
+use cl_merge::methods::SettingsError;
+use cl_merge::problem::{ModelProblem, Place, ProblemKind};
 use cl_merge::{Error, MergeFile, MergeOptions, Plan, estimate, merge, run_file};
 use serde_json::json;
 
@@ -17,7 +19,7 @@ fn config(text: &str) -> cl_merge::MergeConfig {
 /// The problems of a merge; it must have some.
 fn problems(text: &str) -> Vec<String> {
     match Plan::new(&config(text)) {
-        Err(Error::Problems(problems)) => problems,
+        Err(Error::Problems(problems)) => problems.iter().map(ToString::to_string).collect(),
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("planned:\n{text}"),
     }
@@ -66,6 +68,34 @@ fn every_problem_is_said_at_once() {
     let missing = problems(&linear(&[&dir("a"), &dir("nowhere"), &dir("neither")]));
     assert_problem(&missing, &["nowhere", "not found"]);
     assert_problem(&missing, &["neither", "not found"]);
+}
+
+/// Programs read places and facts, not texts.
+#[test]
+fn problems_carry_their_facts() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = |name: &str| folder.path().join(name);
+    Llama::default().write(&dir("a"), 1);
+    Llama { vocab: 41, ..Llama::default() }.write(&dir("padded"), 1);
+    let written = |name: &str| dir(name).display().to_string();
+    let Err(Error::Problems(found)) = Plan::new(&config(&linear(&[&dir("a"), &dir("padded")]))) else { panic!() };
+    let ProblemKind::Model(ModelProblem::RowCounts { shapes }) = &*found[0].kind else { panic!("{found:?}") };
+    let rows = |shape: &(Vec<usize>, Vec<String>)| (shape.0[0], shape.1.clone());
+    let expected = [(Llama::default().vocab, vec![written("a")]), (41, vec![written("padded")])];
+    assert_eq!(shapes.iter().map(rows).collect::<Vec<_>>(), expected);
+    let Place::Tensor(tensor) = &found[0].place else { panic!("{found:?}") };
+    assert!(found[0].to_string().starts_with(&format!("tensor `{tensor}` has different numbers of rows: ")));
+    let Err(Error::Problems(found)) = Plan::new(&config(&linear(&[&dir("a"), &dir("nowhere")]))) else { panic!() };
+    assert_eq!(found[0].place, Place::File(dir("nowhere")));
+    let ProblemKind::Checkpoint(error) = &*found[0].kind else { panic!("{found:?}") };
+    // The error names the directory; the place is not said twice.
+    assert_eq!(found[0].to_string(), error.to_string());
+    let zero = linear(&[&dir("a")]).replace("[[models]]", "[[models]]\nweight = 0.0");
+    let Err(Error::Problems(found)) = Plan::new(&config(&zero)) else { panic!() };
+    // One problem of all tensors is one of the file.
+    assert_eq!((found.len(), &found[0].place), (1, &Place::Whole));
+    let zero_sum = ProblemKind::from(SettingsError::WeightsSumToZero { switch: "normalize" });
+    assert_eq!(found[0].kind.to_string(), zero_sum.to_string());
 }
 
 #[test]
@@ -130,7 +160,7 @@ fn rubbish_is_refused_with_a_reason() {
         ("[method.ties]\nrescale = \"halve\"", "rescale is"),
         ("method = \"ties\"\nprofile = \"papper\"", "papper"),
     ] {
-        let error = MergeFile::from_toml(text).unwrap_err();
+        let error = MergeFile::from_toml(text).unwrap_err().to_string();
         assert!(error.contains(part), "{text}: {error}");
     }
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! The keys as they stand in the file, and what several families do with them.
 
+use cl_moe::ExpertStorage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,7 @@ pub(super) struct Keys {
     pub(super) moe_output: Option<bool>,
     pub(super) moe_layer_idx: Option<Vec<usize>>,
     pub(super) always_on: Option<bool>,
+    pub(super) expert_storage: Option<ExpertStorage>,
     pub(super) deep_router: Option<bool>,
     pub(super) gateless: Option<bool>,
     pub(super) global_router: Option<bool>,

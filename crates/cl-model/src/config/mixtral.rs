@@ -1,3 +1,5 @@
+use cl_moe::ExpertStorage;
+
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
 
@@ -10,6 +12,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
         windows: keys.windows(keys.sliding_window.flatten(), |_| true)?,
         experts: Some(Experts {
             layout: ExpertLayout::Mixtral,
+            storage: ExpertStorage::Full,
             modules: vec![ExpertModule::Mlp],
             layers: vec![true; keys.num_hidden_layers],
             num_local_experts,

@@ -16,6 +16,7 @@ mod smollm3;
 
 use std::path::Path;
 
+use cl_moe::ExpertStorage;
 use serde_json::{Map, Value};
 
 pub use rope::RopeScaling;
@@ -56,7 +57,7 @@ pub enum Family {
 
 impl Family {
     /// All families with their `architectures[0]` and `model_type`.
-    const NAMES: [(Family, &'static str, &'static str); 13] = [
+    const NAMES: [(Family, &'static str, &'static str); 15] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
         (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
@@ -70,6 +71,9 @@ impl Family {
         (Family::Granite, "GraniteForCausalLM", "granite"),
         (Family::MoeLlama, "MoeLlamaForCausalLM", "moellama"),
         (Family::MoeMistral, "MoeMistralForCausalLM", "moemistral"),
+        // Ours: experts as differences from the base.
+        (Family::MoeLlama, "DeltaMoeLlamaForCausalLM", "delta_moellama"),
+        (Family::MoeMistral, "DeltaMoeMistralForCausalLM", "delta_moemistral"),
     ];
 
     /// The family that a config names: by its architecture, or by `model_type` where it names none.
@@ -124,6 +128,8 @@ pub enum QkNorm {
 pub struct Experts {
     /// Names of their tensors.
     pub layout: ExpertLayout,
+    /// Whether they are stored whole or as differences from the base.
+    pub storage: ExpertStorage,
     /// What is made of experts, in the layers of `layers`.
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.

@@ -18,6 +18,10 @@ fn experts(keys: &Keys) -> Result<Experts, String> {
         return Err(format!("{key} = true is not supported; expected false"));
     }
     let shared = keys.always_on.unwrap_or(false);
+    let storage = keys.expert_storage.unwrap_or_default();
+    if shared && storage.is_delta() {
+        return Err(format!("always_on = true is not supported with expert_storage = {storage}; expected false"));
+    }
     let (num_local_experts, num_experts_per_tok) = mixtral::counts(keys, 4, shared)?;
     let modules = [
         (ExpertModule::Mlp, keys.moe_mlp.unwrap_or(true)),
@@ -38,5 +42,6 @@ fn experts(keys: &Keys) -> Result<Experts, String> {
         return Err(format!("moe_layer_idx names layer {layer} of {count}"));
     }
     let layers = (0..count).map(|layer| chosen.is_none_or(|layers| layers.contains(&layer))).collect();
-    Ok(Experts { layout: ExpertLayout::Moetify, modules, layers, num_local_experts, shared, num_experts_per_tok })
+    let layout = ExpertLayout::Moetify;
+    Ok(Experts { layout, storage, modules, layers, num_local_experts, shared, num_experts_per_tok })
 }

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ use crate::{Error, RouterLogits, RouterNorm};
 #[serde(deny_unknown_fields)]
 pub struct BlendConfig {
     /// Model directory that the adapters were trained on.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
     /// Experts that each token goes through; defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,12 +101,17 @@ impl BlendInit {
 #[serde(deny_unknown_fields)]
 pub struct BlendExpert {
     /// PEFT adapter directory.
+    #[serde(serialize_with = "HubSnapshot::serialize")]
     pub adapter: PathBuf,
 }
 
 impl BlendExpert {
-    /// What it is called: the last part of its path that is not `adapter`, which is what rounds call theirs.
+    /// What it is called: the last part of its path that is not `adapter`, which is what rounds call theirs;
+    /// the name of its repository if it is of the hub.
     pub fn name(&self) -> String {
+        if let Some(snapshot) = HubSnapshot::of(&self.adapter) {
+            return snapshot.repo.rsplit('/').next().unwrap_or_default().to_owned();
+        }
         let parts = self.adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
         let parts: Vec<String> = parts.collect();
         let own = parts.iter().rfind(|part| *part != "adapter" && *part != ".").or(parts.last());

@@ -6,7 +6,7 @@ mod prototype;
 
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, Interrupt, Manifest, OutputDir, TensorSource, convert};
+use cl_checkpoint::{Adapter, HubSnapshot, Interrupt, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -63,11 +63,11 @@ fn describe(plan: &BlendPlan) -> Result<(MixtureConfig, Manifest), Error> {
     for (adapter, expert) in plan.experts.iter().zip(&plan.config.experts) {
         let blake3 = adapter.content_hash()?;
         manifest = manifest.with_source("adapter", adapter.dir(), blake3.clone());
-        experts.push(MixtureExpert { name: expert.name(), adapter: expert.adapter.display().to_string(), blake3 });
+        experts.push(MixtureExpert { name: expert.name(), adapter: HubSnapshot::source_name(&expert.adapter), blake3 });
     }
     let config = MixtureConfig {
         format_version: VERSION,
-        base_model_name_or_path: plan.config.base_model.display().to_string(),
+        base_model_name_or_path: HubSnapshot::source_name(&plan.config.base_model),
         base_model_blake3: plan.base_hash.clone(),
         num_experts_per_tok: plan.config.top_k(),
         router_logits: plan.config.router.init.logits(),

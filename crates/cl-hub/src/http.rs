@@ -6,62 +6,70 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cl_checkpoint::Interrupt;
 use serde::Deserialize;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::HubError;
-use crate::Error;
+use crate::{HubError, RepoKind};
 
 /// Limit for listings; those of the largest repositories have tens of megabytes.
 const LARGEST_LISTING: u64 = 512 << 20;
+/// Limit for a file whose size the hub does not say.
+const LARGEST_FILE: u64 = 1 << 40;
 /// Number of consecutive failures after which a download is abandoned.
 const ATTEMPTS: usize = 3;
 
 /// The files of a repository at a commit.
 #[derive(Deserialize)]
-pub(super) struct Info {
-    pub(super) sha: String,
+pub(crate) struct Info {
+    pub(crate) sha: String,
     #[serde(default)]
-    pub(super) siblings: Vec<Sibling>,
+    pub(crate) siblings: Vec<Sibling>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Sibling {
-    pub(super) rfilename: String,
+pub(crate) struct Sibling {
+    pub(crate) rfilename: String,
+    /// Only if asked for.
+    pub(crate) size: Option<u64>,
 }
 
 /// Metadata of a file.
-pub(super) struct Meta {
+pub(crate) struct Meta {
     /// Identifies the content.
-    pub(super) etag: String,
+    pub(crate) etag: String,
     /// Size in bytes, if known.
-    pub(super) size: Option<u64>,
+    pub(crate) size: Option<u64>,
 }
 
 /// Describes a request in messages.
-pub(super) struct Subject<'a> {
-    pub(super) endpoint: &'a str,
-    pub(super) repo: &'a str,
-    pub(super) revision: &'a str,
+pub(crate) struct Subject<'a> {
+    pub(crate) endpoint: &'a str,
+    pub(crate) kind: RepoKind,
+    pub(crate) repo: &'a str,
+    pub(crate) revision: &'a str,
 }
 
-pub(super) struct Client {
-    agent: Agent,
-    token: Option<String>,
+pub(crate) struct Client {
+    pub(crate) agent: Agent,
+    /// As the header has it.
+    pub(crate) token: Option<String>,
 }
 
 impl Client {
-    pub(super) fn new(token: Option<&str>) -> Client {
+    pub(crate) fn new(token: Option<&str>) -> Client {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            .user_agent(concat!("cl-data/", env!("CARGO_PKG_VERSION")))
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .user_agent(concat!("cl-hub/", env!("CARGO_PKG_VERSION")))
+            // Followed here, so that the token goes to no other address.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -72,30 +80,49 @@ impl Client {
     }
 
     /// Commit and files of a revision.
-    pub(super) fn info(&self, subject: &Subject) -> Result<Info, HubError> {
-        let Subject { endpoint, repo, revision } = subject;
-        let url = format!("{endpoint}/api/datasets/{repo}/revision/{}", encoded(revision, false));
-        let mut request = self.agent.get(&url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, token);
-        }
-        let mut response = self.checked(subject, &url, request.call())?;
+    pub(crate) fn info(&self, subject: &Subject) -> Result<Info, HubError> {
+        let Subject { endpoint, kind, repo, revision } = subject;
+        // Sizes of the files, which are many only in data sets.
+        let sizes = if *kind == RepoKind::Model { "?blobs=true" } else { "" };
+        let url = format!("{endpoint}/api/{}/{repo}/revision/{}{sizes}", kind.plural(), encoded(revision, false));
+        let mut response = self.checked(subject, &url, self.get(endpoint, &url, None))?;
         let answer = |message| HubError::Answer { url: url.clone(), message };
         let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec();
         let text = text.map_err(|e| network(&url, &e))?;
         serde_json::from_slice(&text).map_err(|e| answer(format!("not a listing of a repository: {e}")))
     }
 
+    /// A request that follows redirects. The token is sent to the hub's own address only, which is scheme, host and
+    /// port, and not to the storage of large files.
+    fn get(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, ureq::Error> {
+        let mut at = url.to_owned();
+        for _ in 0..10 {
+            let mut request = self.agent.get(&at).header(header::ACCEPT_ENCODING, "identity");
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&at) == origin(endpoint)) {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            if let Some(range) = range {
+                request = request.header(header::RANGE, range);
+            }
+            let response = request.call()?;
+            match text(response.headers(), "location").filter(|_| response.status().is_redirection()) {
+                Some(to) if to.starts_with('/') => at = format!("{}{to}", origin(&at)),
+                Some(to) => at = to,
+                None => return Ok(response),
+            }
+        }
+        Err(ureq::Error::TooManyRedirects)
+    }
+
     /// Requests a file's headers from the hub itself, not from the storage it redirects to. Only redirects within the
     /// hub, as for renamed repositories, are followed.
-    pub(super) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
+    pub(crate) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
         let mut at = url.to_owned();
         for _ in 0..5 {
             let mut request = self.agent.head(&at).header(header::ACCEPT_ENCODING, "identity");
             if let Some(token) = &self.token {
                 request = request.header(header::AUTHORIZATION, token);
             }
-            let request = request.config().max_redirects(0).max_redirects_will_error(false).build();
             let response = self.checked(subject, &at, request.call())?;
             let headers = response.headers();
             match text(headers, "location") {
@@ -108,10 +135,17 @@ impl Client {
         Err(HubError::Answer { url: url.to_owned(), message: "too many redirects".to_owned() })
     }
 
-    /// Downloads a file, resuming an earlier download, until its size and, if the hub provides it, its SHA-256 are
-    /// correct.
-    pub(super) fn download(&self, subject: &Subject, url: &str, meta: &Meta, to: &Path) -> Result<(), Error> {
-        let io = |source| Error::Io { path: to.to_owned(), source };
+    /// Downloads a file, resuming an earlier download, until its size and hash are correct. Stops at a request to.
+    pub(crate) fn download(
+        &self,
+        subject: &Subject,
+        url: &str,
+        meta: &Meta,
+        to: &Path,
+        interrupt: &Interrupt,
+    ) -> Result<(), HubError> {
+        let io = |source| HubError::Io { path: to.to_owned(), source };
+        let mut progress = Progress::new(url, meta.size);
         let mut file = File::options().create(true).truncate(false).read(true).write(true).open(to).map_err(io)?;
         let mut failures = 0;
         loop {
@@ -119,8 +153,16 @@ impl Client {
             if meta.size.is_some_and(|size| before > size) {
                 file.set_len(0).map_err(io)?;
             }
-            let done = if meta.size == Some(before) { Ok(()) } else { self.receive(subject, url, meta, &mut file) };
+            let done = if meta.size == Some(before) {
+                Ok(())
+            } else {
+                self.receive(subject, url, meta, &mut file, &mut progress, interrupt)
+            };
             let length = file.metadata().map_err(io)?.len();
+            if interrupt.requested() {
+                file.sync_all().map_err(io)?;
+                return Err(HubError::Interrupted { url: url.to_owned() });
+            }
             match done {
                 Ok(()) => break,
                 // Some data arrived, so retry.
@@ -130,9 +172,9 @@ impl Client {
                 Err(Received::Cut(message)) => {
                     let whole = meta.size.map_or(String::new(), |size| format!(" of {size}"));
                     let message = format!("interrupted after {length}{whole} bytes: {message}");
-                    return Err(HubError::Download { url: url.to_owned(), message }.into());
+                    return Err(HubError::Download { url: url.to_owned(), message });
                 }
-                Err(Received::Refused(error)) => return Err(error.into()),
+                Err(Received::Refused(error)) => return Err(error),
                 Err(Received::Disk(source)) => return Err(io(source)),
             }
         }
@@ -140,22 +182,24 @@ impl Client {
         if let Err(message) = verify(&mut file, meta).map_err(io)? {
             // Do not resume from wrong content.
             file.set_len(0).map_err(io)?;
-            return Err(HubError::Download { url: url.to_owned(), message }.into());
+            return Err(HubError::Download { url: url.to_owned(), message });
         }
         Ok(())
     }
 
     /// One request for the missing part of a file.
-    fn receive(&self, subject: &Subject, url: &str, meta: &Meta, file: &mut File) -> Result<(), Received> {
+    fn receive(
+        &self,
+        subject: &Subject,
+        url: &str,
+        meta: &Meta,
+        file: &mut File,
+        progress: &mut Progress,
+        interrupt: &Interrupt,
+    ) -> Result<(), Received> {
         let start = file.metadata().map_err(Received::Disk)?.len();
-        let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, token);
-        }
-        if start > 0 {
-            request = request.header(header::RANGE, format!("bytes={start}-"));
-        }
-        let response = match request.call() {
+        let range = (start > 0).then(|| format!("bytes={start}-"));
+        let response = match self.get(subject.endpoint, url, range.as_deref()) {
             Ok(response) if response.status() == 416 => {
                 file.set_len(0).map_err(Received::Disk)?;
                 return Err(Received::Cut("the server does not have this range".to_owned()));
@@ -177,12 +221,20 @@ impl Client {
             file.set_len(0).map_err(Received::Disk)?;
         }
         file.seek(SeekFrom::End(0)).map_err(Received::Disk)?;
-        let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        // One byte more than announced is enough to see that the file is another one.
+        let start = file.metadata().map_err(Received::Disk)?.len();
+        let most = meta.size.map_or(LARGEST_FILE, |size| size.saturating_sub(start) + 1);
+        let mut body = response.into_body().into_with_config().limit(u64::MAX).reader().take(most);
         let mut buffer = vec![0; 1 << 16];
-        loop {
+        let mut arrived = start;
+        while !interrupt.requested() {
             match body.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(n) => file.write_all(&buffer[..n]).map_err(Received::Disk)?,
+                Ok(n) => {
+                    file.write_all(&buffer[..n]).map_err(Received::Disk)?;
+                    arrived += n as u64;
+                    progress.arrived(arrived);
+                }
                 Err(error) => return Err(Received::Cut(error.to_string())),
             }
         }
@@ -193,7 +245,8 @@ impl Client {
         }
     }
 
-    fn checked(
+    /// An answer that is no error.
+    pub(crate) fn checked(
         &self,
         subject: &Subject,
         url: &str,
@@ -204,6 +257,7 @@ impl Client {
         let code = text(response.headers(), "x-error-code").unwrap_or_default();
         let has_token = self.token.is_some();
         let not_found = |hint| HubError::NotFound {
+            kind: subject.kind,
             repo: subject.repo.to_owned(),
             revision: subject.revision.to_owned(),
             endpoint: subject.endpoint.to_owned(),
@@ -211,7 +265,7 @@ impl Client {
         };
         match status {
             200..=399 => Ok(response),
-            // Without a token, a private data set looks like a missing one.
+            // Without a token, a private repository looks like a missing one.
             401 if code == "RepoNotFound" && !has_token => {
                 Err(not_found("; if it is private, set HF_TOKEN to a token with access"))
             }
@@ -219,7 +273,7 @@ impl Client {
                 Err(HubError::Answer { url: url.to_owned(), message: "no such file (HTTP 404)".to_owned() })
             }
             404 => Err(not_found(if code == "RevisionNotFound" {
-                " (the data set exists, but not the revision)"
+                " (the repository exists, but not the revision)"
             } else {
                 ""
             })),
@@ -249,7 +303,7 @@ enum Received {
     Disk(io::Error),
 }
 
-fn network(url: &str, error: &ureq::Error) -> HubError {
+pub(crate) fn network(url: &str, error: &ureq::Error) -> HubError {
     HubError::Network { url: url.to_owned(), message: error.to_string() }
 }
 
@@ -266,18 +320,18 @@ fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubErr
     Ok(Meta { etag, size: size.and_then(|s| s.parse().ok()) })
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// Scheme and host of an address.
-fn origin(endpoint: &str) -> &str {
+pub(crate) fn origin(endpoint: &str) -> &str {
     let host = endpoint.find("://").map_or(0, |at| at + 3);
     endpoint[host..].find('/').map_or(endpoint, |at| &endpoint[..host + at])
 }
 
 /// Percent-encodes a part of a URL, optionally keeping slashes.
-pub(super) fn encoded(name: &str, slashes: bool) -> String {
+pub(crate) fn encoded(name: &str, slashes: bool) -> String {
     let mut out = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (slashes && byte == b'/') {
@@ -295,17 +349,80 @@ fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
     if let Some(size) = meta.size.filter(|size| *size != length) {
         return Ok(Err(format!("received {length} bytes, expected {size}")));
     }
-    // Large files are named by SHA-256, small ones by Git's SHA-1.
-    if meta.etag.len() != 64 || !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
+    // Large files are named by SHA-256, small ones by Git's SHA-1; a mirror may have names of its own.
+    if !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(Ok(()));
     }
     file.rewind()?;
+    let (kind, found) = match meta.etag.len() {
+        64 => ("SHA-256", sha256(file)?),
+        40 => ("SHA-1", git_sha1(file, length)?),
+        _ => return Ok(Ok(())),
+    };
+    let same = found == meta.etag.to_ascii_lowercase();
+    Ok(if same { Ok(()) } else { Err(format!("its {kind} is {found}, expected {}", meta.etag)) })
+}
+
+/// SHA-256 of what is read, hexadecimal.
+pub(crate) fn sha256(content: &mut impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    io::copy(file, &mut hasher)?;
-    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(if found == meta.etag.to_ascii_lowercase() {
-        Ok(())
-    } else {
-        Err(format!("its SHA-256 is {found}, expected {}", meta.etag))
-    })
+    io::copy(content, &mut hasher)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The name that Git gives a file of this length.
+pub(crate) fn git_sha1(content: &mut impl Read, length: u64) -> io::Result<String> {
+    let mut hasher = Sha1::new();
+    hasher.update(format!("blob {length}\0"));
+    io::copy(content, &mut hasher)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Says how far a download is, every few seconds.
+struct Progress {
+    name: String,
+    size: Option<u64>,
+    said: Instant,
+}
+
+/// Size of files whose download is announced.
+const WORTH_SAYING: u64 = 1_000_000;
+/// Time between two messages.
+const SAY: Duration = Duration::from_secs(10);
+
+impl Progress {
+    fn new(url: &str, size: Option<u64>) -> Progress {
+        let name = url.rsplit('/').next().unwrap_or(url).to_owned();
+        let repo = url.split("/resolve/").next().unwrap_or_default().rsplit('/').take(2).collect::<Vec<_>>();
+        let repo = repo.into_iter().rev().collect::<Vec<_>>().join("/");
+        let bytes = size.map_or(String::new(), |size| format!(", {:.1} MB", size as f64 / 1e6));
+        if size.is_none_or(|size| size >= WORTH_SAYING) {
+            tracing::info!("downloading {name} of {repo}{bytes}");
+        }
+        Progress { name, size, said: Instant::now() }
+    }
+
+    fn arrived(&mut self, bytes: u64) {
+        if self.said.elapsed() < SAY {
+            return;
+        }
+        self.said = Instant::now();
+        let whole = self.size.map_or(String::new(), |size| format!(" of {:.1}", size as f64 / 1e6));
+        tracing::info!("{}: {:.1}{whole} MB", self.name, bytes as f64 / 1e6);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_of_git() {
+        // printf 'hello\n' | git hash-object --stdin
+        assert_eq!(git_sha1(&mut &b"hello\n"[..], 6).unwrap(), "ce013625030ba8dba906f756967f9e9ca394464a");
+    }
 }

@@ -2,64 +2,63 @@
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>: `refs/<revision>` holds a commit,
 //! `snapshots/<commit>/<file>` are links to `blobs/<etag>`. In addition, `.listing/<commit>.json` lists the commit's
-//! files, so that a partially downloaded split is noticed when offline.
+//! files, so that a partial download is noticed when offline.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text, write_file};
 
-use super::HubError;
-use crate::Error;
+use crate::{HubError, Repo};
 
-/// The cache folder of a data set.
-pub(super) struct RepoCache {
+/// The cache folder of a repository.
+pub(crate) struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
 }
 
 impl RepoCache {
-    pub(super) fn new(cache: &Path, repo: &str) -> RepoCache {
-        let name = format!("datasets--{}", repo.replace('/', "--"));
+    pub(crate) fn new(cache: &Path, repo: &Repo) -> RepoCache {
+        let name = format!("{}--{}", repo.kind.plural(), repo.name.replace('/', "--"));
         RepoCache { folder: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
     /// The last known commit of a revision.
-    pub(super) fn commit(&self, revision: &str) -> Option<String> {
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         let text = read_text(&self.folder.join("refs").join(revision), MAX_CONFIG).ok();
         let commit = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         commit.or_else(|| self.snapshot(revision).is_dir().then(|| revision.to_owned()))
     }
 
-    pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<(), Error> {
+    pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit { Ok(()) } else { write(&self.folder.join("refs").join(revision), commit.as_bytes()) }
     }
 
-    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
     /// Creates the folder of blobs.
-    pub(super) fn prepare(&self) -> Result<(), HubError> {
+    pub(crate) fn prepare(&self) -> Result<(), HubError> {
         let folder = self.blob("");
         fs::create_dir_all(&folder).map_err(|source| HubError::Cache { path: folder, source })
     }
 
-    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(etag)
     }
 
     /// The lock of a blob, shared with Python's clients.
-    pub(super) fn lock(&self, etag: &str) -> Result<fs::File, Error> {
+    pub(crate) fn lock(&self, etag: &str) -> Result<fs::File, HubError> {
         let path = self.locks.join(format!("{etag}.lock"));
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |source| HubError::Io { path: path.clone(), source };
         fs::create_dir_all(&self.locks).map_err(io)?;
         let file = fs::File::options().create(true).append(true).open(&path).map_err(io)?;
         file.lock().map_err(io)?;
         Ok(file)
     }
 
-    pub(super) fn set_listing(&self, commit: &str, files: &[String]) -> Result<(), Error> {
+    pub(crate) fn set_listing(&self, commit: &str, files: &[String]) -> Result<(), HubError> {
         let path = self.listing_path(commit);
         if path.is_file() {
             return Ok(());
@@ -69,7 +68,7 @@ impl RepoCache {
 
     /// The files of a commit, and whether the list is complete: it is if this client has asked the hub; otherwise it is
     /// what the cache contains.
-    pub(super) fn listing(&self, commit: &str) -> (Vec<String>, bool) {
+    pub(crate) fn listing(&self, commit: &str) -> (Vec<String>, bool) {
         let kept = read_file(&self.listing_path(commit), MAX_TOKENIZER)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -86,9 +85,9 @@ impl RepoCache {
     }
 
     /// Links a complete blob into a snapshot.
-    pub(super) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<PathBuf, Error> {
+    pub(crate) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<PathBuf, HubError> {
         let path = self.snapshot(commit).join(file);
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |source| HubError::Io { path: path.clone(), source };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(io)?;
         }
@@ -101,21 +100,39 @@ impl RepoCache {
     }
 }
 
+/// Links a file to its blob. Where links cannot be made, as on Windows without the privilege, the snapshot holds a copy,
+/// which appears whole.
+fn link(blob: &Path, relative: &str, path: &Path) -> std::io::Result<()> {
+    match symlink(relative, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(error),
+        Err(_) => {
+            let part = path.with_extension("cl.incomplete");
+            fs::copy(blob, &part)?;
+            fs::rename(&part, path)
+        }
+        done => done,
+    }
+}
+
 #[cfg(unix)]
-fn link(_: &Path, relative: &str, path: &Path) -> std::io::Result<()> {
+fn symlink(relative: &str, path: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(relative, path)
 }
 
-/// Links require privileges on Windows; like Python's client, move the file in that case.
-#[cfg(not(unix))]
-fn link(blob: &Path, _: &str, path: &Path) -> std::io::Result<()> {
-    fs::rename(blob, path)
+#[cfg(windows)]
+fn symlink(relative: &str, path: &Path) -> std::io::Result<()> {
+    std::os::windows::fs::symlink_file(relative.replace('/', "\\"), path)
+}
+
+#[cfg(not(any(unix, windows)))]
+fn symlink(_: &str, _: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Writes a file, and creates its folders.
-fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+fn write(path: &Path, content: &[u8]) -> Result<(), HubError> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        fs::create_dir_all(parent).map_err(|source| HubError::Io { path: path.to_owned(), source })?;
     }
     Ok(write_file(path, content)?)
 }
@@ -130,10 +147,4 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) {
             files.push(name);
         }
     }
-}
-
-/// Names come from configurations and from a server, and must not lead out of the cache.
-pub(super) fn check_name(name: &str, expected: &'static str) -> Result<(), HubError> {
-    let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
-    if name.split('/').all(good) { Ok(()) } else { Err(HubError::Name { name: name.to_owned(), expected }) }
 }

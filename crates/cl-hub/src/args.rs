@@ -1,0 +1,24 @@
+use cl_checkpoint::Interrupt;
+
+use crate::{Hub, Names};
+
+/// The option `--hub` of commands.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct HubArgs {
+    /// Download models, adapters and data sets that are no local files from the Hugging Face hub: names such as
+    /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
+    #[arg(long)]
+    pub hub: bool,
+}
+
+impl HubArgs {
+    /// The hub, if it is allowed.
+    pub fn hub(self) -> Option<Hub> {
+        self.hub.then(Hub::from_env)
+    }
+
+    /// Where names of models lead.
+    pub fn names(self, interrupt: &Interrupt) -> Names {
+        Names { hub: self.hub(), interrupt: interrupt.clone() }
+    }
+}

@@ -1,0 +1,132 @@
+use std::path::PathBuf;
+
+use crate::RepoKind;
+
+/// Errors of reading from the hub and writing to it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// The name of a repository, revision or file is invalid.
+    #[error("`{name}` is not {expected}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is expected.
+        expected: &'static str,
+    },
+    /// The hub has no such repository or revision, or hides it without a token.
+    #[error("{endpoint} has no {kind} {repo} at revision {revision}{hint}")]
+    NotFound {
+        /// Model or data set.
+        kind: RepoKind,
+        /// The repository.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The hub.
+        endpoint: String,
+        /// Other possible reasons.
+        hint: &'static str,
+    },
+    /// Access to the repository is denied.
+    #[error("access to {repo} denied (HTTP {status}): {hint}")]
+    Access {
+        /// The repository.
+        repo: String,
+        /// 401 or 403.
+        status: u16,
+        /// How to get access.
+        hint: &'static str,
+    },
+    /// The hub does not answer.
+    #[error("{url}: {message}; if the files are cached, set HF_HUB_OFFLINE=1 to use them without a request")]
+    Network {
+        /// The requested URL.
+        url: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The answer is not the expected one.
+    #[error("{url}: {message}")]
+    Answer {
+        /// The requested URL.
+        url: String,
+        /// What was received.
+        message: String,
+    },
+    /// A download is incomplete. It stays in the cache and is resumed by the next call.
+    #[error("{url}: {message}")]
+    Download {
+        /// The file.
+        url: String,
+        /// What is missing or wrong.
+        message: String,
+    },
+    /// A download was stopped by a signal. It stays in the cache and is resumed by the next call.
+    #[error("stopped while {url} was downloaded; the same command resumes it")]
+    Interrupted {
+        /// The file.
+        url: String,
+    },
+    /// Something is not cached, and no requests may be sent.
+    #[error(
+        "{repo} at revision {revision}: {missing} is not in {cache}, and HF_HUB_OFFLINE is set; \
+         unset it, or download the {kind} into this cache first"
+    )]
+    Offline {
+        /// Model or data set.
+        kind: RepoKind,
+        /// The repository.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// What is not cached.
+        missing: String,
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// The repository does not hold what is needed.
+    #[error("{repo} at revision {revision}: {message}")]
+    Unusable {
+        /// The repository.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// What is missing, and how to go on.
+        message: String,
+    },
+    /// An upload fails. What is stored stays, and is not sent again.
+    #[error("{repo}: {message}")]
+    Upload {
+        /// The repository.
+        repo: String,
+        /// What is wrong, and how to go on.
+        message: String,
+    },
+    /// The cache cannot be written.
+    #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]
+    Cache {
+        /// The folder of the cache.
+        path: PathBuf,
+        /// I/O error.
+        source: std::io::Error,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// I/O error.
+        source: std::io::Error,
+    },
+    /// A file of a model cannot be read or written.
+    #[error(transparent)]
+    File(#[from] cl_checkpoint::Error),
+}
+
+impl HubError {
+    /// For `map_err` where a file is read or written.
+    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> HubError + '_ {
+        move |source| HubError::Io { path: path.to_owned(), source }
+    }
+}

@@ -1,0 +1,200 @@
+//! Which files of a repository a model or an adapter needs.
+//!
+//! Weights are chosen as Transformers does: `model.safetensors`, or else the shards of `model.safetensors.index.json`.
+//! `.bin` duplicates, GGUF, ONNX and other frameworks' files are left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use cl_checkpoint::Interrupt;
+use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
+use serde::Deserialize;
+
+use crate::{Hub, HubError, Repo, Revision};
+
+/// Weights in one file, and the index of shards.
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Files beside the weights, of models and adapters.
+const COMPANIONS: [&str; 18] = [
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model_info.json",
+];
+
+/// Files of a PEFT adapter.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+/// What of a repository is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A model: configuration, tokenizer, safetensors.
+    Model,
+    /// A PEFT adapter.
+    Adapter,
+}
+
+/// A model or an adapter in the cache, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `organization/name`.
+    pub repo: String,
+    /// Commit of the repository.
+    pub commit: String,
+    /// Directory with the files.
+    pub dir: PathBuf,
+}
+
+/// What a download takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Download {
+    /// The repository with its revision.
+    pub repo: String,
+    /// Commit of the repository.
+    pub commit: String,
+    /// Directory that the files have in the cache.
+    pub dir: PathBuf,
+    /// Number of files that are not in the cache.
+    pub files: usize,
+    /// Their size.
+    pub bytes: u64,
+}
+
+impl Download {
+    /// One line about it, for a dry run.
+    pub fn summary(&self) -> String {
+        let short = self.commit.get(..12).unwrap_or(&self.commit);
+        match (self.files, self.bytes) {
+            (0, _) => format!("commit {short}, in the cache"),
+            (files, bytes) => {
+                let plural = if files == 1 { "" } else { "s" };
+                format!(
+                    "commit {short}, {files} file{plural} to download, {:.1} MB ({bytes} bytes)",
+                    bytes as f64 / 1e6
+                )
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// A model or an adapter in the cache, downloaded as far as it is not there.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Hub::revision`] and [`Revision::fetch`], and [`HubError::Unusable`] if the repository
+    /// holds no safetensors of a model, or no adapter.
+    pub fn model(&self, repo: &Repo, part: Part, interrupt: &Interrupt) -> Result<Snapshot, HubError> {
+        let revision = self.revision(repo)?;
+        let mut names = needed(&revision, part)?;
+        // The index first, which says for certain which shards there are.
+        names.sort_by_key(|name| name != INDEX);
+        if names.first().is_some_and(|name| name == INDEX) {
+            let paths = revision.fetch(&names[..1], interrupt)?;
+            let shards = shards(&paths[0]).map_err(|message| revision.unusable(message))?;
+            names.retain(|name| !is_shard(name));
+            names.extend(shards);
+        }
+        revision.fetch(&names, interrupt)?;
+        Ok(Snapshot { repo: repo.name.clone(), dir: revision.dir(), commit: revision.commit })
+    }
+
+    /// What [`Hub::model`] would download; no file is.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Hub::model`].
+    pub fn plan_model(&self, repo: &Repo, part: Part) -> Result<Download, HubError> {
+        let revision = self.revision(repo)?;
+        let names = needed(&revision, part)?;
+        let missing = revision.files.iter().filter(|f| names.contains(&f.name) && !revision.is_cached(&f.name));
+        let sizes: Vec<u64> = missing.map(|file| file.size.unwrap_or(0)).collect();
+        Ok(Download {
+            repo: repo.to_string(),
+            dir: revision.dir(),
+            files: sizes.len(),
+            bytes: sizes.iter().sum(),
+            commit: revision.commit,
+        })
+    }
+}
+
+/// The needed files, in the order of the repository.
+fn needed(revision: &Revision<'_>, part: Part) -> Result<Vec<String>, HubError> {
+    let has = |name: &str| revision.files.iter().any(|file| file.name == name);
+    let weights: BTreeSet<&str> = match part {
+        Part::Model if has("config.json") && has(SINGLE) => [SINGLE].into(),
+        Part::Model if has("config.json") && has(INDEX) => {
+            let shards = revision.files.iter().map(|f| f.name.as_str()).filter(|name| is_shard(name));
+            shards.chain([INDEX]).collect()
+        }
+        Part::Adapter if ADAPTER.iter().all(|name| has(name)) => ADAPTER.into(),
+        _ => return Err(unusable(revision, part)),
+    };
+    let wanted = |name: &str| weights.contains(name) || COMPANIONS.contains(&name);
+    Ok(revision.files.iter().map(|file| file.name.clone()).filter(|name| wanted(name)).collect())
+}
+
+/// Why a repository is not a model or an adapter.
+fn unusable(revision: &Revision<'_>, part: Part) -> HubError {
+    let has = |name: &str| revision.files.iter().any(|file| file.name == name);
+    let ends = |ending: &str| revision.files.iter().any(|file| file.name.ends_with(ending));
+    if !revision.complete {
+        let model = ["config.json", SINGLE];
+        let needs = if part == Part::Model { model } else { ADAPTER };
+        let missing: Vec<&str> = needs.into_iter().filter(|name| !has(name)).collect();
+        return revision.offline(&missing.join(", "));
+    }
+    let message = match part {
+        Part::Model if ADAPTER.iter().all(|name| has(name)) => {
+            "it is an adapter, not a model; name it after its base, as base+adapter or by --adapter"
+        }
+        Part::Adapter if has("config.json") => "it is a model, not an adapter (there is no adapter_config.json)",
+        Part::Adapter if ends("adapter_model.bin") => {
+            "it has only adapter_model.bin; convert it to safetensors first (PEFT's save_pretrained does)"
+        }
+        Part::Adapter => "it has no adapter_config.json with adapter_model.safetensors",
+        Part::Model if ends(".bin") => {
+            "it has only .bin weights; convert them to safetensors first (Transformers' save_pretrained does)"
+        }
+        Part::Model if ends(".gguf") => "it has only GGUF files; download one, and convert it with `cl import-gguf`",
+        Part::Model => "it has no config.json with model.safetensors",
+    };
+    revision.unusable(message.to_owned())
+}
+
+/// Whether a file is a shard of a model: `model-00001-of-00003.safetensors`.
+fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.and_then(|rest| rest.split_once("-of-")).is_some_and(|(a, b)| digits(a) && digits(b))
+}
+
+/// The shards that an index names.
+fn shards(index: &std::path::Path) -> Result<Vec<String>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let bytes = read_file(index, MAX_TOKENIZER).map_err(|e| e.to_string())?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| format!("{INDEX} is not an index: {e}"))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    match names.iter().find(|name| name.contains(['/', '\\', ':']) || name.starts_with('.') || name.is_empty()) {
+        Some(name) => Err(format!("{INDEX} names `{name}`, which is not a file beside it")),
+        None => Ok(names.into_iter().collect()),
+    }
+}

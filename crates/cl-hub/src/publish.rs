@@ -1,0 +1,340 @@
+//! A model or adapter directory made ready for the hub: its files, and a card from what its manifest says.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text};
+use cl_checkpoint::{Adapter, Checkpoint, FileEntry, Manifest, OutputDir, Source, hash_file};
+use serde_json::Value;
+
+use crate::card::{self, CardData, CardResult};
+use crate::{Content, Hub, HubError, Repo, Upload};
+
+/// Manifests that are followed from a directory to its base.
+const DEEPEST: usize = 16;
+/// Settings that a card shows; longer ones are in `manifest.json`.
+const LONGEST_SETTINGS: usize = 20_000;
+/// Data sources that a card lists.
+const MOST_DATA: usize = 50;
+
+/// What a card says besides what the directory says itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishOptions {
+    /// `organization/name`.
+    pub repo: String,
+    /// Repositories of the base models, instead of those that manifests name.
+    pub base_models: Vec<String>,
+    /// Licence, instead of the base's.
+    pub license: Option<String>,
+    /// Repositories of training data, besides those that manifests name.
+    pub datasets: Vec<String>,
+    /// Files of scores in lm-eval's layout, as `cl eval` writes `results.json`.
+    pub results: Vec<PathBuf>,
+}
+
+/// A folder ready for the hub.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publication {
+    /// README.md.
+    pub card: String,
+    /// All files, with the card.
+    pub files: Vec<Upload>,
+    /// What the card lacks, and how to add it.
+    pub notes: Vec<String>,
+}
+
+impl Publication {
+    /// Size of all files in bytes.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be read.
+    pub fn bytes(&self) -> Result<u64, HubError> {
+        self.files.iter().map(|file| file.content.size()).sum()
+    }
+
+    /// Writes the files to a new directory.
+    ///
+    /// # Errors
+    /// Returns an error if the directory exists or is not writable, or a file cannot be read.
+    pub fn write(&self, out: &Path) -> Result<(), HubError> {
+        OutputDir::check(out, false, &[])?;
+        let part = out.with_file_name(format!(".{}.part", out.file_name().unwrap_or_default().to_string_lossy()));
+        if part.exists() {
+            std::fs::remove_dir_all(&part).map_err(HubError::io(&part))?;
+        }
+        for file in &self.files {
+            let path = part.join(&file.name);
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(HubError::io(parent))?;
+            }
+            match &file.content {
+                Content::File(from) => std::fs::copy(from, &path).map(|_| ()),
+                Content::Bytes(bytes) => std::fs::write(&path, bytes),
+            }
+            .map_err(HubError::io(&path))?;
+        }
+        std::fs::rename(&part, out).map_err(HubError::io(out))
+    }
+}
+
+/// Makes a model or adapter directory ready for the hub.
+///
+/// The card has the front matter that the hub reads, the text of an existing README.md, and sections about lineage, data,
+/// settings and scores. Base models are those that manifests name by repository, also through directories between.
+///
+/// # Errors
+/// Returns an error if the directory is neither a model nor an adapter, or one of its files is damaged, and
+/// [`HubError::Name`] if `repo` is not a name of the hub.
+pub fn publish(dir: &Path, hub: &Hub, options: &PublishOptions) -> Result<Publication, HubError> {
+    if Repo::parse_model(&options.repo).is_none_or(|repo| repo.revision.is_some()) {
+        let expected = "the name of a repository like `organization/name`";
+        return Err(HubError::Name { name: options.repo.clone(), expected });
+    }
+    let is_adapter = dir.join("adapter_config.json").is_file();
+    let named_base = if is_adapter {
+        Adapter::open(dir)?.config().base_model_name_or_path.clone()
+    } else {
+        Checkpoint::open(dir)?;
+        None
+    };
+    let manifest = dir.join("manifest.json").is_file().then(|| Manifest::read(dir)).transpose()?;
+    let mut notes = Vec::new();
+    let lineage = Lineage::of(manifest.as_ref(), named_base.as_deref());
+    let data = card_data(is_adapter, manifest.as_ref(), &lineage, hub, options, &mut notes)?;
+    let card = text(&data, dir, manifest.as_ref())?;
+    let files = files(dir, &card, manifest, &options.repo)?;
+    Ok(Publication { card, files, notes })
+}
+
+/// Where a model comes from.
+#[derive(Default)]
+struct Lineage {
+    /// Repositories with their commits where they are known.
+    bases: Vec<Repo>,
+    /// Local directories without a base that is known.
+    unknown: Vec<String>,
+}
+
+impl Lineage {
+    fn of(manifest: Option<&Manifest>, named: Option<&str>) -> Lineage {
+        let mut lineage = Lineage::default();
+        lineage.follow(manifest, DEEPEST);
+        let named = named.filter(|name| !Path::new(name).exists()).and_then(Repo::parse_model);
+        if let Some(repo) = named.filter(|_| lineage.bases.is_empty()) {
+            lineage.bases.push(repo);
+            lineage.unknown.clear();
+        }
+        lineage
+    }
+
+    fn follow(&mut self, manifest: Option<&Manifest>, depth: usize) {
+        for source in manifest.iter().flat_map(|m| &m.sources).filter(|s| is_model(s)) {
+            let repo = Repo::parse_model(&source.path).filter(|repo| repo.revision.is_some());
+            if let Some(repo) = repo {
+                if self.bases.iter().all(|known| known.name != repo.name) {
+                    self.bases.push(repo);
+                }
+                continue;
+            }
+            match Manifest::read(Path::new(&source.path)) {
+                Ok(earlier) if depth > 0 && earlier.sources.iter().any(is_model) => {
+                    self.follow(Some(&earlier), depth - 1);
+                }
+                _ => self.unknown.push(source.path.clone()),
+            }
+        }
+    }
+}
+
+fn is_model(source: &Source) -> bool {
+    matches!(source.role.as_str(), "base" | "model" | "tuned" | "expert" | "shared_expert")
+}
+
+fn card_data(
+    is_adapter: bool,
+    manifest: Option<&Manifest>,
+    lineage: &Lineage,
+    hub: &Hub,
+    options: &PublishOptions,
+    notes: &mut Vec<String>,
+) -> Result<CardData, HubError> {
+    let config = manifest.and_then(|m| m.config.as_ref());
+    let has = |key: &str| config.is_some_and(|c| c.get(key).is_some());
+    let (merged, mixed) = (has("merge"), has("mix"));
+    let (relation, tags): (_, &[&str]) = match (is_adapter, mixed, merged) {
+        (true, ..) => ("adapter", &["lora"]),
+        (_, true, _) => ("merge", &["moe", "merge"]),
+        (.., true) => ("merge", &["merge"]),
+        _ => ("finetune", &[]),
+    };
+    let mut base_model: Vec<String> = options.base_models.clone();
+    if base_model.is_empty() {
+        base_model.extend(lineage.bases.iter().map(|repo| repo.name.clone()));
+        if let Some(path) = lineage.unknown.first() {
+            notes.push(format!("{}: its repository on the hub is not known; --base-model names it", shown(path)));
+        }
+    }
+    if base_model.is_empty() {
+        notes.push("the card names no base model; --base-model ORG/NAME does".to_owned());
+    }
+    let license = options.license.clone().or_else(|| license(hub, &lineage.bases));
+    if license.is_none() {
+        notes.push("the licence is not known; --license ID names it, such as apache-2.0".to_owned());
+    }
+    let mut datasets: BTreeSet<String> = options.datasets.iter().cloned().collect();
+    datasets.extend(manifest.iter().flat_map(|m| &m.sources).filter_map(|source| dataset(&source.path)));
+    let mut results: Vec<CardResult> = Vec::new();
+    for path in &options.results {
+        let value: Value = serde_json::from_slice(&read_file(path, MAX_TOKENIZER)?)
+            .map_err(|e| HubError::Io { path: path.clone(), source: e.into() })?;
+        let of_file = card::results(&value);
+        if of_file.is_empty() {
+            notes.push(format!("{}: no scores; expected results.json as `cl eval` writes it", path.display()));
+        }
+        results.extend(of_file);
+    }
+    Ok(CardData {
+        license,
+        base_model_relation: Some(relation),
+        base_model,
+        datasets: datasets.into_iter().collect(),
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+        library_name: Some(if is_adapter { "peft" } else { "transformers" }),
+        pipeline_tag: Some("text-generation"),
+        name: options.repo.rsplit('/').next().unwrap_or_default().to_owned(),
+        results,
+    })
+}
+
+/// The licence that the cards of all bases in the cache name; `None` if one is missing or they differ.
+fn license(hub: &Hub, bases: &[Repo]) -> Option<String> {
+    let of = |repo: &Repo| {
+        let folder = hub.cache.join(format!("models--{}", repo.name.replace('/', "--"))).join("snapshots");
+        let card = read_text(&folder.join(repo.revision.as_deref()?).join("README.md"), MAX_CONFIG).ok()?;
+        card::word(card::split(&card).0, "license").map(str::to_owned)
+    };
+    let all: BTreeSet<Option<String>> = bases.iter().map(of).collect();
+    if all.len() == 1 { all.into_iter().next().flatten() } else { None }
+}
+
+/// The data set of the hub that a file in its cache belongs to.
+fn dataset(path: &str) -> Option<String> {
+    let folder = path.split(['/', '\\']).find_map(|part| part.strip_prefix("datasets--"))?;
+    path.contains("snapshots").then(|| folder.replacen("--", "/", 1))
+}
+
+/// A source without the folders of this machine.
+fn shown(path: &str) -> String {
+    if Repo::parse_model(path).is_some_and(|repo| repo.revision.is_some()) {
+        return path.to_owned();
+    }
+    let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
+    parts[parts.len().saturating_sub(2)..].join("/")
+}
+
+/// The card: front matter, the text there was, and what the manifest says.
+fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<String, HubError> {
+    let readme = dir.join("README.md");
+    let old = if readme.is_file() { read_text(&readme, MAX_CONFIG)? } else { String::new() };
+    let body = card::split(&old).1.trim();
+    let mut out = data.front_matter();
+    out += &if body.is_empty() { format!("# {}\n", data.name) } else { format!("{body}\n") };
+    let cell = |text: &str| text.replace('|', "\\|");
+    if let Some(manifest) = manifest {
+        let (data, models): (Vec<&Source>, Vec<&Source>) =
+            manifest.sources.iter().partition(|s| matches!(s.role.as_str(), "data" | "validation"));
+        let row = |s: &&Source| {
+            let hash = s.blake3.as_ref().map_or(String::new(), |hash| format!("`{hash}`"));
+            format!("| {} | {} | {hash} |\n", cell(&s.role), cell(&shown(&s.path)))
+        };
+        for (title, sources) in [("Lineage", models), ("Training data", data)] {
+            if !sources.is_empty() {
+                out += &format!("\n## {title}\n\n| role | source | blake3 |\n| --- | --- | --- |\n");
+                out.extend(sources.iter().take(MOST_DATA).map(row));
+                if sources.len() > MOST_DATA {
+                    out += &format!("\n{} more are in `manifest.json`.\n", sources.len() - MOST_DATA);
+                }
+            }
+        }
+        let has_settings = body.contains("## Settings") || body.contains("## Configuration");
+        if let Some(config) = manifest.config.as_ref().filter(|_| !has_settings) {
+            let settings = serde_json::to_string_pretty(config).unwrap_or_default();
+            out += "\n## Settings\n\n";
+            out += &if settings.len() <= LONGEST_SETTINGS {
+                format!("```json\n{settings}\n```\n")
+            } else {
+                "All settings are in `manifest.json`.\n".to_owned()
+            };
+        }
+    }
+    if !data.results.is_empty() {
+        out += "\n## Scores\n\n| task | metric | value | standard error |\n| --- | --- | --- | --- |\n";
+        for r in &data.results {
+            let stderr = r.stderr.map_or(String::new(), |e| format!("{e:.4}"));
+            out += &format!("| {} | {} | {:.4} | {stderr} |\n", cell(&r.task), cell(&r.metric), r.value);
+        }
+    }
+    if let Some(manifest) = manifest {
+        out += &format!("\nMade with {} {}.\n", manifest.tool.name, manifest.tool.version);
+    }
+    Ok(out)
+}
+
+/// All files of the directory with the new card, and a manifest that lists it.
+fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Result<Vec<Upload>, HubError> {
+    let mut names = Vec::new();
+    walk(dir, "", &mut names)?;
+    names.retain(|name| name != "README.md" && name != "manifest.json");
+    names.sort();
+    let file = |name: String| Upload { content: Content::File(dir.join(&name)), name };
+    let mut files = vec![Upload { name: "README.md".to_owned(), content: Content::Bytes(card.as_bytes().to_vec()) }];
+    files.extend(names.into_iter().map(file));
+    if let Some(mut manifest) = manifest {
+        for (name, entry) in manifest.files.iter().filter(|(name, _)| *name != "README.md") {
+            let path = dir.join(name);
+            if hash_file(&path)? != *entry {
+                let message = format!("{}: is not what manifest.json lists; restore or make it again", path.display());
+                return Err(HubError::Upload { repo: repo.to_owned(), message });
+            }
+        }
+        let blake3 = blake3::hash(card.as_bytes()).to_hex().to_string();
+        manifest.files.insert("README.md".to_owned(), FileEntry { bytes: card.len() as u64, blake3 });
+        let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
+        files.push(Upload { name: "manifest.json".to_owned(), content: Content::Bytes(text.into_bytes()) });
+    }
+    Ok(files)
+}
+
+fn walk(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), HubError> {
+    for entry in std::fs::read_dir(dir).map_err(HubError::io(dir))? {
+        let entry = entry.map_err(HubError::io(dir))?;
+        let own = entry.file_name().to_string_lossy().into_owned();
+        // Hidden files are a client's or the system's.
+        if own.starts_with('.') {
+            continue;
+        }
+        let name = format!("{prefix}{own}");
+        if entry.path().is_dir() {
+            walk(&entry.path(), &format!("{name}/"), names)?;
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_shown() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        assert_eq!(shown(&format!("o/m@{commit}")), format!("o/m@{commit}"));
+        assert_eq!(shown("/home/somebody/runs/law/adapter"), "law/adapter");
+        assert_eq!(shown("../base"), "base");
+        let file = "/c/datasets--openai--gsm8k/snapshots/01/main/train.parquet";
+        assert_eq!(dataset(file).as_deref(), Some("openai/gsm8k"));
+        assert_eq!(dataset("data/train.jsonl"), None);
+    }
+}

@@ -1,0 +1,396 @@
+//! Files sent to a repository of the hub in one commit.
+//!
+//! API: <https://huggingface.co/docs/hub/api>; large files by Git LFS' batch API
+//! (<https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>), whole or in the parts that the hub asks for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cl_checkpoint::Interrupt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ureq::SendBody;
+use ureq::http::{Response, header};
+
+use crate::http::{Client, Subject, git_sha1, network, origin, sha256, text};
+use crate::{Hub, HubError, RepoKind};
+
+/// Files in one request about how they are sent, and in one about where.
+const BATCH: usize = 100;
+/// Attempts to send a file or a part of it.
+const ATTEMPTS: u64 = 3;
+/// Start of a file by which the hub decides how it is stored.
+const SAMPLE: u64 = 512;
+/// Limit for files that are not stored by LFS; the hub takes no larger ones either.
+const LARGEST_REGULAR: u64 = 16 << 20;
+/// Limit for answers.
+const LARGEST_ANSWER: u64 = 64 << 20;
+
+/// A file to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// Path in the repository.
+    pub name: String,
+    /// Its content.
+    pub content: Content,
+}
+
+/// Content of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// That of a local file.
+    File(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
+}
+
+/// What was sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Files that the repository had already, with the same content.
+    pub unchanged: usize,
+    /// Files of the commit.
+    pub sent: usize,
+    /// Bytes of large files that the storage did not have yet.
+    pub bytes: u64,
+    /// The commit; `None` if nothing has changed.
+    pub commit: Option<String>,
+}
+
+/// A file with what identifies it.
+struct Prepared<'a> {
+    upload: &'a Upload,
+    size: u64,
+    sha256: String,
+    git_sha1: String,
+    large: bool,
+}
+
+impl Content {
+    fn open(&self) -> Result<Box<dyn ReadSeek + '_>, HubError> {
+        Ok(match self {
+            Content::File(path) => Box::new(File::open(path).map_err(HubError::io(path))?),
+            Content::Bytes(bytes) => Box::new(std::io::Cursor::new(bytes)),
+        })
+    }
+
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// Returns [`HubError::Io`] if the file cannot be read.
+    pub fn size(&self) -> Result<u64, HubError> {
+        match self {
+            Content::File(path) => Ok(std::fs::metadata(path).map_err(HubError::io(path))?.len()),
+            Content::Bytes(bytes) => Ok(bytes.len() as u64),
+        }
+    }
+}
+
+trait ReadSeek: Read + Seek {}
+impl<T: Read + Seek> ReadSeek for T {}
+
+impl Hub {
+    /// Sends files to the branch `main` of a model's repository, in one commit; the repository is created if there is
+    /// none. Files that it has already with the same content are not sent, nor large files that an interrupted upload
+    /// has stored. Needs a token with write access.
+    ///
+    /// # Errors
+    /// Returns an error if there is no token or it may not write, the hub is offline or does not answer as expected, a
+    /// file cannot be read, or the upload is interrupted.
+    pub fn upload(
+        &self,
+        repo: &str,
+        private: bool,
+        files: &[Upload],
+        message: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Uploaded, HubError> {
+        let needs = |message: &str| HubError::Upload { repo: repo.to_owned(), message: message.to_owned() };
+        if self.offline {
+            return Err(needs("HF_HUB_OFFLINE is set; unset it to upload"));
+        }
+        if self.token.is_none() {
+            return Err(needs("uploading needs a token with write access; set HF_TOKEN, or save it in HF_HOME/token"));
+        }
+        let subject =
+            Subject { endpoint: self.endpoint.trim_end_matches('/'), kind: RepoKind::Model, repo, revision: "main" };
+        let sender = Sender { client: Client::new(self.token.as_deref()), subject, interrupt };
+        sender.create(private)?;
+        let mut prepared = files.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+        let mut done = Uploaded::default();
+        let existing = sender.preupload(&mut prepared)?;
+        let same = |file: &Prepared<'_>| {
+            let own = if file.large { &file.sha256 } else { &file.git_sha1 };
+            existing.get(&file.upload.name) == Some(own)
+        };
+        let (unchanged, changed): (Vec<_>, Vec<_>) = prepared.iter().partition(|file| same(file));
+        (done.unchanged, done.sent) = (unchanged.len(), changed.len());
+        let large: Vec<&Prepared<'_>> = changed.iter().copied().filter(|file| file.large).collect();
+        for files in large.chunks(BATCH) {
+            done.bytes += sender.store(files)?;
+        }
+        if !changed.is_empty() {
+            done.commit = Some(sender.commit(&changed, message)?);
+        }
+        Ok(done)
+    }
+}
+
+fn prepare(upload: &Upload) -> Result<Prepared<'_>, HubError> {
+    let size = upload.content.size()?;
+    let io = |source| HubError::Io { path: PathBuf::from(&upload.name), source };
+    let sha256 = sha256(&mut upload.content.open()?).map_err(io)?;
+    let git_sha1 = git_sha1(&mut upload.content.open()?, size).map_err(io)?;
+    Ok(Prepared { upload, size, sha256, git_sha1, large: false })
+}
+
+/// Requests about one repository.
+struct Sender<'a> {
+    client: Client,
+    subject: Subject<'a>,
+    interrupt: &'a Interrupt,
+}
+
+/// An object's answer of the batch API.
+#[derive(Deserialize)]
+struct Stored {
+    oid: String,
+    #[serde(default)]
+    actions: Option<Actions>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Actions {
+    upload: Option<Action>,
+    verify: Option<Action>,
+}
+
+#[derive(Deserialize)]
+struct Action {
+    href: String,
+    #[serde(default)]
+    header: BTreeMap<String, Value>,
+}
+
+impl Sender<'_> {
+    fn create(&self, private: bool) -> Result<(), HubError> {
+        let url = format!("{}/api/repos/create", self.subject.endpoint);
+        let (organization, name) = self.subject.repo.split_once('/').unwrap_or(("", self.subject.repo));
+        let body = json!({ "type": "model", "organization": organization, "name": name, "private": private });
+        let answer = self.post(&url, "application/json", body.to_string().into_bytes());
+        // It exists already.
+        match answer {
+            Ok(response) if response.status() == 409 => Ok(()),
+            answer => self.client.checked(&self.subject, &url, answer).map(|_| ()),
+        }
+    }
+
+    /// Asks how each file is stored, and returns the hashes of those that the repository has.
+    fn preupload(&self, files: &mut [Prepared<'_>]) -> Result<BTreeMap<String, String>, HubError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Mode {
+            path: String,
+            upload_mode: String,
+            #[serde(default)]
+            oid: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Modes {
+            files: Vec<Mode>,
+        }
+        let mut existing = BTreeMap::new();
+        for chunk in files.chunks_mut(BATCH) {
+            let url = format!("{}/api/models/{}/preupload/main", self.subject.endpoint, self.subject.repo);
+            let mut asked = Vec::new();
+            for file in chunk.iter() {
+                let mut sample = Vec::new();
+                let io = |source| HubError::Io { path: PathBuf::from(&file.upload.name), source };
+                file.upload.content.open()?.take(SAMPLE).read_to_end(&mut sample).map_err(io)?;
+                asked.push(json!({ "path": file.upload.name, "size": file.size, "sample": STANDARD.encode(sample) }));
+            }
+            let body = json!({ "files": asked }).to_string().into_bytes();
+            let modes: Modes = self.answer(&url, "application/json", body)?;
+            for mode in modes.files {
+                if let Some(file) = chunk.iter_mut().find(|file| file.upload.name == mode.path) {
+                    file.large = mode.upload_mode == "lfs";
+                }
+                existing.extend(mode.oid.map(|oid| (mode.path, oid)));
+            }
+        }
+        Ok(existing)
+    }
+
+    /// Sends large files to the storage, as far as it does not have them. Returns the bytes sent.
+    fn store(&self, files: &[&Prepared<'_>]) -> Result<u64, HubError> {
+        #[derive(Deserialize)]
+        struct Batch {
+            objects: Vec<Stored>,
+        }
+        let url = format!("{}/{}.git/info/lfs/objects/batch", self.subject.endpoint, self.subject.repo);
+        let objects: Vec<Value> = files.iter().map(|f| json!({ "oid": f.sha256, "size": f.size })).collect();
+        let body = json!({
+            "operation": "upload", "transfers": ["basic", "multipart"], "objects": objects, "hash_algo": "sha256",
+            "ref": { "name": "main" },
+        });
+        let batch: Batch = self.answer(&url, "application/vnd.git-lfs+json", body.to_string().into_bytes())?;
+        let mut sent = 0;
+        for object in batch.objects {
+            let Some(file) = files.iter().find(|file| file.sha256 == object.oid) else { continue };
+            if let Some(error) = object.error {
+                return Err(self.failed(format!("{}: {error}", file.upload.name)));
+            }
+            // The storage has it.
+            let Some(actions) = object.actions else { continue };
+            if let Some(upload) = &actions.upload {
+                tracing::info!("uploading {}, {:.1} MB", file.upload.name, file.size as f64 / 1e6);
+                self.send_object(file, upload)?;
+                sent += file.size;
+            }
+            if let Some(verify) = &actions.verify {
+                let body = json!({ "oid": file.sha256, "size": file.size }).to_string().into_bytes();
+                self.answer_of(&verify.href, self.post(&verify.href, "application/vnd.git-lfs+json", body))?;
+            }
+        }
+        Ok(sent)
+    }
+
+    fn send_object(&self, file: &Prepared<'_>, action: &Action) -> Result<(), HubError> {
+        let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok());
+        let Some(part_size) = action.header.get("chunk_size").and_then(number).filter(|size| *size > 0) else {
+            return self.put(file, &action.href, &action.header, 0..file.size).map(|_| ());
+        };
+        // The other headers are the addresses of the parts, by their numbers.
+        let parts = action.header.iter().filter_map(|(key, url)| Some((key.parse::<u64>().ok()?, url.as_str()?)));
+        let parts: BTreeMap<u64, &str> = parts.collect();
+        let count = file.size.div_ceil(part_size);
+        let mut etags = Vec::new();
+        for number in 1..=count {
+            let url = parts.get(&number);
+            let url =
+                url.ok_or_else(|| self.failed(format!("the hub gave no address for part {number} of {count}")))?;
+            let start = (number - 1) * part_size;
+            let range = start..(start + part_size).min(file.size);
+            let response = self.put(file, url, &BTreeMap::new(), range)?;
+            let etag = text(response.headers(), "etag");
+            let etag = etag.ok_or_else(|| self.failed(format!("the storage gave no etag for part {number}")))?;
+            etags.push(json!({ "partNumber": number, "etag": etag }));
+        }
+        let body = json!({ "oid": file.sha256, "parts": etags }).to_string().into_bytes();
+        let answer = self.post(&action.href, "application/vnd.git-lfs+json", body);
+        self.answer_of(&action.href, answer).map(|_| ())
+    }
+
+    /// Sends a range of a file to the storage. The address is signed; the token is not sent.
+    fn put(
+        &self,
+        file: &Prepared<'_>,
+        url: &str,
+        headers: &BTreeMap<String, Value>,
+        range: std::ops::Range<u64>,
+    ) -> Result<Response<ureq::Body>, HubError> {
+        let io = |source| HubError::Io { path: PathBuf::from(&file.upload.name), source };
+        for attempt in 1.. {
+            if self.interrupt.requested() {
+                return Err(self.failed("stopped; the same command resumes it".to_owned()));
+            }
+            let mut content = file.upload.content.open()?;
+            content.seek(SeekFrom::Start(range.start)).map_err(io)?;
+            let mut part = content.take(range.end - range.start);
+            let mut request = self.client.agent.put(url).header(header::CONTENT_LENGTH, range.end - range.start);
+            for (name, value) in headers.iter().filter_map(|(name, value)| Some((name, value.as_str()?))) {
+                request = request.header(name, value);
+            }
+            let problem = match request.send(SendBody::from_reader(&mut part)) {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if !response.status().is_server_error() => {
+                    return Err(self.failed(format!(
+                        "{}: the storage answers HTTP {}",
+                        file.upload.name,
+                        response.status().as_u16()
+                    )));
+                }
+                Ok(response) => format!("HTTP {}", response.status().as_u16()),
+                Err(error) => error.to_string(),
+            };
+            if attempt == ATTEMPTS {
+                let name = &file.upload.name;
+                return Err(
+                    self.failed(format!("{name}: {problem}; what is stored stays, and the same command resumes"))
+                );
+            }
+            std::thread::sleep(Duration::from_millis(500 * attempt));
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// The commit, as lines of JSON.
+    fn commit(&self, files: &[&Prepared<'_>], message: &str) -> Result<String, HubError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Committed {
+            commit_oid: String,
+        }
+        let mut lines =
+            json!({ "key": "header", "value": { "summary": message, "description": "" } }).to_string() + "\n";
+        for file in files {
+            let (path, size) = (&file.upload.name, file.size);
+            let entry = if file.large {
+                json!({ "key": "lfsFile", "value": { "path": path, "algo": "sha256", "oid": file.sha256, "size": size } })
+            } else {
+                if size > LARGEST_REGULAR {
+                    return Err(self.failed(format!("{path}: {size} bytes are too many for a file outside LFS")));
+                }
+                let mut content = Vec::new();
+                let io = |source| HubError::Io { path: PathBuf::from(path), source };
+                file.upload.content.open()?.read_to_end(&mut content).map_err(io)?;
+                json!({ "key": "file", "value": { "content": STANDARD.encode(content), "path": path, "encoding": "base64" } })
+            };
+            lines += &format!("{entry}\n");
+        }
+        let url = format!("{}/api/models/{}/commit/main", self.subject.endpoint, self.subject.repo);
+        let committed: Committed = self.answer(&url, "application/x-ndjson", lines.into_bytes())?;
+        Ok(committed.commit_oid)
+    }
+
+    /// A request with the token, if it goes to the hub itself.
+    fn post(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<Response<ureq::Body>, ureq::Error> {
+        let mut request = self.client.agent.post(url).header(header::CONTENT_TYPE, kind);
+        if kind.starts_with("application/vnd.git-lfs") {
+            request = request.header(header::ACCEPT, kind);
+        }
+        if let Some(token) = self.client.token.as_ref().filter(|_| origin(url) == origin(self.subject.endpoint)) {
+            request = request.header(header::AUTHORIZATION, token);
+        }
+        request.send(&body[..])
+    }
+
+    fn answer<T: serde::de::DeserializeOwned>(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<T, HubError> {
+        let text = self.answer_of(url, self.post(url, kind, body))?;
+        let wrong = |e| HubError::Answer { url: url.to_owned(), message: format!("not the expected answer: {e}") };
+        serde_json::from_slice(&text).map_err(wrong)
+    }
+
+    fn answer_of(&self, url: &str, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>, HubError> {
+        let mut response = self.client.checked(&self.subject, url, answer)?;
+        if response.status().is_redirection() {
+            return Err(HubError::Answer {
+                url: url.to_owned(),
+                message: "redirected, which uploads do not follow".to_owned(),
+            });
+        }
+        let read = response.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
+        read.map_err(|e| network(url, &e))
+    }
+
+    fn failed(&self, message: String) -> HubError {
+        HubError::Upload { repo: self.subject.repo.to_owned(), message }
+    }
+}

@@ -1,0 +1,391 @@
+//! Adapters that do not fit together, to their base or to what is asked for.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use cl_checkpoint::{Dtype, LayerKind};
+
+use super::Joint;
+
+/// What is wrong with adapters, or with what is to be done to them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterProblem {
+    /// No adapter is named.
+    #[error("no adapters; name at least one")]
+    NoAdapters,
+    /// A list with another length than that of adapters.
+    #[error("expected {}one for each of {adapters} adapters, got {given}", if *.or_one { "one for all or " } else { "" })]
+    OnePerAdapter {
+        /// Number of adapters.
+        adapters: usize,
+        /// Number of entries.
+        given: usize,
+        /// Whether a single entry would hold for all.
+        or_one: bool,
+    },
+    /// A weight that is NaN or an infinity.
+    #[error("its weight is {weight}; it has to be a finite number")]
+    Weight {
+        /// The weight.
+        weight: f64,
+    },
+    /// A density out of range.
+    #[error("density is {density}; it has to be above 0 and at most 1")]
+    Density {
+        /// The density.
+        density: f64,
+    },
+    /// A rank of zero.
+    #[error("rank is 0; it has to be at least 1")]
+    RankZero,
+    /// A gradient or filters, which only whole models can have.
+    #[error("gradients and filters are for whole models; give one value")]
+    Varying,
+    /// A method that needs the weights of models.
+    #[error(
+        "{method} works on the weights of models, not on updates; fold each adapter into its base and merge the models"
+    )]
+    OnlyForModels {
+        /// The method.
+        method: String,
+    },
+    /// Too few or too many adapters for a method.
+    #[error("{method} takes {} {} adapters, not {found}", adapters.start(), most(adapters))]
+    AdapterCount {
+        /// The method.
+        method: String,
+        /// How many it takes.
+        adapters: RangeInclusive<usize>,
+        /// How many there are.
+        found: usize,
+    },
+    /// A parameter of `cat`, which has none.
+    #[error("cat has no parameter `{parameter}`; it takes weights alone")]
+    CatParameter {
+        /// The parameter.
+        parameter: String,
+    },
+    /// A rank for `cat`.
+    #[error("cat keeps all ranks; linear with a rank cuts to it")]
+    CatRank,
+    /// A rank where factors are merged apart.
+    #[error("in the space of factors the rank is that of the adapters; leave rank out")]
+    FactorRank,
+    /// A method that PEFT does not have on factors.
+    #[error("{method} is none of PEFT's methods on factors, which are {}; the space delta has it", known.join(", "))]
+    FactorMethod {
+        /// The method.
+        method: String,
+        /// Those that PEFT has.
+        known: &'static [&'static str],
+    },
+    /// A parameter that PEFT's methods on factors do not have.
+    #[error(
+        "`{parameter}` has no meaning in the space of factors, where all but weights, density and sign is as in PEFT"
+    )]
+    FactorParameter {
+        /// The parameter.
+        parameter: String,
+    },
+    /// Factors of different ranks, which cannot be merged apart.
+    #[error(
+        "{} has rank {}, {} has {}; factors of different ranks cannot be merged apart, but updates can: use the space delta",
+        adapters[0], ranks[0], adapters[1], ranks[1]
+    )]
+    MixedRanks {
+        /// Two adapters.
+        adapters: [String; 2],
+        /// The rank of each.
+        ranks: [usize; 2],
+    },
+    /// A tensor beside the factors, where factors are merged apart.
+    #[error("trains `{tensor}` beside its factors, which PEFT does not combine; the space delta does")]
+    BesideFactors {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A scaling that is NaN or an infinity.
+    #[error("module `{module}` has the scaling {scaling}")]
+    Scaling {
+        /// The module.
+        module: String,
+        /// Its scaling.
+        scaling: f64,
+    },
+    /// A tensor of the adapter whose element type cannot be combined.
+    #[error("tensor `{tensor}` is {dtype:?}; expected f64, f32, f16 or bf16")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: Dtype,
+    },
+    /// A tensor of the base whose element type cannot be folded into.
+    #[error("the base's weight is {dtype:?}; expected f64, f32, f16 or bf16")]
+    BaseDtype {
+        /// Its element type.
+        dtype: Dtype,
+    },
+    /// A module that is something else in another adapter.
+    #[error(
+        "module `{module}` is {kind:?} {shape:?}, in an adapter before it {other_kind:?} {other_shape:?}; they are of different bases"
+    )]
+    ModulesDiffer {
+        /// The module.
+        module: String,
+        /// What layer it is.
+        kind: LayerKind,
+        /// Rows and columns of its weight.
+        shape: [usize; 2],
+        /// What layer it is in the other.
+        other_kind: LayerKind,
+        /// Rows and columns of its weight there.
+        other_shape: [usize; 2],
+    },
+    /// Adapters of different bases, by the hashes in their manifests.
+    #[error(
+        "was made for another base ({}…) than {first} ({}…), their manifests say; ignore-base takes them all the same",
+        start(base),
+        start(first_base)
+    )]
+    OtherBase {
+        /// Hash of the base.
+        base: String,
+        /// Another adapter.
+        first: String,
+        /// Hash of that one's base.
+        first_base: String,
+    },
+    /// An adapter of another base than the given one, by the hash in its manifest.
+    #[error("was made for another base than {}, its manifest says; ignore-base takes it all the same", base.display())]
+    NotThisBase {
+        /// The given base.
+        base: PathBuf,
+    },
+    /// A module that the base does not have.
+    #[error("module `{module}` is not in the base {}", base.display())]
+    ModuleNotInBase {
+        /// The module.
+        module: String,
+        /// The base.
+        base: PathBuf,
+    },
+    /// A module whose weight has another shape in the base.
+    #[error("module `{module}` is for a weight of {shape:?}, the base's is {of_base:?}")]
+    ModuleShape {
+        /// The module.
+        module: String,
+        /// Rows and columns of its weight.
+        shape: [usize; 2],
+        /// Shape of the base's weight.
+        of_base: Vec<usize>,
+    },
+    /// A tensor that is no factor, no copy of the base's, and not said to be trained.
+    #[error(
+        "tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json does not say that \
+         it was trained; add its module to modules_to_save there if it was"
+    )]
+    Untrained {
+        /// The tensor.
+        tensor: String,
+        /// The base's tensor of that name.
+        stands_for: String,
+    },
+    /// A whole weight, which without the base cannot be told from a copy.
+    #[error("holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy")]
+    WholeWeight {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor that was trained whole, to be combined without its base.
+    #[error("`{tensor}` was trained whole, and is combined as its difference from the base's; name the base")]
+    TrainedWhole {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor that was trained whole and that the base does not have.
+    #[error("changes `{tensor}`, which the base {} does not have", base.display())]
+    TensorNotInBase {
+        /// The tensor.
+        tensor: String,
+        /// The base.
+        base: PathBuf,
+    },
+    /// A tensor that one adapter has factors for, and another has trained whole.
+    #[error("has factors in {factors} and is trained whole in {whole}; fold the adapters one after another", whole = whole.join(", "))]
+    FactorsAndWhole {
+        /// The adapter with factors.
+        factors: String,
+        /// The adapters with the whole tensor.
+        whole: Vec<String>,
+    },
+    /// A tensor that was trained whole on different bases.
+    #[error(
+        "is trained whole in {}, on different bases as their manifests say, so their differences from one base do not add up; \
+         fold the adapters one after another", adapters.join(", ")
+    )]
+    WholeOfOtherBases {
+        /// The adapters.
+        adapters: Vec<String>,
+    },
+    /// A row of a token that the base's table does not have.
+    #[error("`{tensor}` is for token {token}; the base's table has {rows} rows")]
+    TokenBeyond {
+        /// The tensor with the row.
+        tensor: String,
+        /// The token's number.
+        token: usize,
+        /// Rows of the base's table.
+        rows: usize,
+    },
+    /// Rows of tokens of another length than the base's.
+    #[error("`{tensor}` is {shape:?}, the base's table {of_base:?}")]
+    RowShape {
+        /// The tensor with the rows.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Shape of the base's table.
+        of_base: Vec<usize>,
+    },
+    /// A whole tensor of another shape than the base's.
+    #[error("`{tensor}` is {shape:?}, the base's `{base_tensor}` {of_base:?}")]
+    WholeShape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its name in the base.
+        base_tensor: String,
+        /// Its shape there.
+        of_base: Vec<usize>,
+    },
+    /// A table with rows for new tokens, beside other adapters or with a weight.
+    #[error(
+        "`{tensor}` has {rows} rows, the base's {base_rows}: tokens were added, and what stands for them in the base is not known; \
+         fold this adapter alone with a weight of 1, or give the base with these rows"
+    )]
+    AddedTokens {
+        /// The tensor.
+        tensor: String,
+        /// Its rows.
+        rows: usize,
+        /// Rows of the base's.
+        base_rows: usize,
+    },
+    /// A table with rows for new tokens, to be combined.
+    #[error("`{tensor}` has {rows} rows, the base's {base_rows}; name the base that has these rows")]
+    RowsBeyondBase {
+        /// The tensor.
+        tensor: String,
+        /// Its rows.
+        rows: usize,
+        /// Rows of the base's.
+        base_rows: usize,
+    },
+    /// An embedding and a head of different lengths.
+    #[error(
+        "with the adapters the embedding has {embedding} rows and the head {head}; both have to be trained whole where tokens were \
+         added"
+    )]
+    HeadRows {
+        /// Rows of the embedding.
+        embedding: usize,
+        /// Rows of the head.
+        head: usize,
+    },
+    /// Biases of updates beside an update of an embedding.
+    #[error(
+        "`{tensor}` belongs to lora_bias, which PEFT does not have beside factors on an embedding (`{module}`); fold the adapters instead"
+    )]
+    LoraBias {
+        /// The bias.
+        tensor: String,
+        /// The embedding.
+        module: String,
+    },
+    /// A DoRA adapter to be combined.
+    #[error(
+        "a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain adapter \
+         from the result where one is needed"
+    )]
+    DoraCombined,
+    /// A DoRA adapter beside others.
+    #[error("a DoRA adapter can only be folded alone; fold one after another")]
+    DoraNotAlone,
+    /// A part of a DoRA adapter.
+    #[error("a DoRA adapter can only be folded with a weight of 1, not {weight}")]
+    DoraWeight {
+        /// The weight.
+        weight: f64,
+    },
+    /// A tensor that one of two models lacks whose difference is extracted.
+    #[error("has no tensor `{tensor}`, but {other} has")]
+    LacksTensor {
+        /// The tensor.
+        tensor: String,
+        /// The model that has it.
+        other: String,
+    },
+    /// A tuned model with a head of its own, of a base without.
+    #[error(
+        "embeddings and head are apart, in the base they are one tensor, as after a fold of an adapter on either; what the two \
+         uses became cannot be one adapter of a tied base"
+    )]
+    Untied,
+    /// A tensor of different shapes in base and tuned model.
+    #[error("is {base:?} in the base and {tuned:?} in the tuned model; models of one vocabulary and shape are needed")]
+    ShapesDiffer {
+        /// Shape in the base.
+        base: Vec<usize>,
+        /// Shape in the tuned model.
+        tuned: Vec<usize>,
+    },
+    /// A tensor that is floating in only one of base and tuned model.
+    #[error("is {base:?} in the base and {tuned:?} in the tuned model")]
+    DtypesDiffer {
+        /// Element type in the base.
+        base: Dtype,
+        /// Element type in the tuned model.
+        tuned: Dtype,
+    },
+    /// A target that is no matrix of the base.
+    #[error("target `{target}` names no matrix of {}", base.display())]
+    UnknownTarget {
+        /// The target.
+        target: String,
+        /// The base.
+        base: PathBuf,
+    },
+    /// Models that are equal in the modules that are asked for.
+    #[error("does not differ from {} in any of these modules", base.display())]
+    NoDifference {
+        /// The base.
+        base: PathBuf,
+    },
+}
+
+fn most(adapters: &RangeInclusive<usize>) -> String {
+    if *adapters.end() == usize::MAX { "or more".to_owned() } else { format!("to {}", adapters.end()) }
+}
+
+/// Enough of a hash to tell two apart.
+fn start(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+impl AdapterProblem {
+    pub(super) fn joint(&self) -> Joint {
+        match self {
+            AdapterProblem::OtherBase { .. }
+            | AdapterProblem::NotThisBase { .. }
+            | AdapterProblem::FactorsAndWhole { .. }
+            | AdapterProblem::WholeOfOtherBases { .. }
+            | AdapterProblem::ShapesDiffer { .. }
+            | AdapterProblem::DtypesDiffer { .. }
+            | AdapterProblem::NoDifference { .. } => Joint::Sentence,
+            _ => Joint::Colon,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What stands in the way of a merge: where it is, and what it is, with its facts as fields.
+//!
+//! ```
+//! use cl_merge::problem::{ConfigProblem, Place, ProblemKind};
+//! use cl_merge::{Error, MergeFile, Plan};
+//! let file = MergeFile::from_toml("[method.ties]\ndensity = 2.0\n[[models]]\nmodel = \"nowhere\"")?;
+//! let Err(Error::Problems(problems)) = Plan::new(&file.stages[0]) else { panic!("it was planned") };
+//! assert_eq!(problems[0].place, Place::Key("method.ties".to_owned()));
+//! let ProblemKind::Config(ConfigProblem::OutOfRange { parameter, value, .. }) = &*problems[0].kind else { panic!() };
+//! assert_eq!((*parameter, *value), ("density", 2.0));
+//! assert_eq!(problems[0].to_string(), "method.ties: `density` is 2; it has to be 0 to 1");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod adapter;
+mod config;
+mod memory;
+mod model;
+mod tokenizer;
+
+use std::fmt::{self, Display, Formatter};
+use std::path::{Path, PathBuf};
+
+pub use adapter::AdapterProblem;
+pub use config::ConfigProblem;
+pub use memory::MemoryProblem;
+pub use model::ModelProblem;
+pub use tokenizer::TokenizerProblem;
+
+use crate::methods::SettingsError;
+
+/// One of the things that stand in the way.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Where.
+    pub place: Place,
+    /// What; boxed, because problems are returned as errors.
+    pub kind: Box<ProblemKind>,
+}
+
+/// Where a problem is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// The merge file or the options as a whole.
+    Whole,
+    /// A key or a table of the merge file, or an option: `method.ties`, `weights`.
+    Key(String),
+    /// A slice of the merge file.
+    Slice {
+        /// Its number, from 1.
+        number: usize,
+        /// One of its sources, as written.
+        model: Option<String>,
+    },
+    /// A stage of the merge file, by its number from 1.
+    Stage(usize),
+    /// A token under `tokenizer.tokens`.
+    Token(String),
+    /// A model, as written, or its directory.
+    Model(String),
+    /// Adapters, by their directories.
+    Adapters(Vec<String>),
+    /// A module of adapters.
+    Module(String),
+    /// A tensor of the output.
+    Tensor(String),
+    /// Several tensors of the output.
+    Tensors {
+        /// The first.
+        first: String,
+        /// How many.
+        count: usize,
+    },
+    /// A file.
+    File(PathBuf),
+}
+
+/// The kinds of problems.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// The merge file contradicts itself, or a method.
+    #[error(transparent)]
+    Config(#[from] ConfigProblem),
+    /// A method cannot be made of its settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Models do not fit together.
+    #[error(transparent)]
+    Model(#[from] ModelProblem),
+    /// Tokenizers do not fit together.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerProblem),
+    /// Adapters do not fit together, to their base or to what is asked for.
+    #[error(transparent)]
+    Adapter(#[from] AdapterProblem),
+    /// The memory that may be held is not enough.
+    #[error(transparent)]
+    Memory(#[from] MemoryProblem),
+    /// A model or an adapter cannot be opened or read.
+    #[error(transparent)]
+    Checkpoint(#[from] cl_checkpoint::Error),
+}
+
+/// How a kind's text follows the place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Joint {
+    /// After a colon.
+    Colon,
+    /// As a sentence about it.
+    Sentence,
+    /// Without it: the text names the place itself.
+    Alone,
+}
+
+impl Problem {
+    pub(crate) fn new(place: Place, kind: impl Into<ProblemKind>) -> Problem {
+        Problem { place, kind: Box::new(kind.into()) }
+    }
+
+    /// Of the merge file, or of the options, as a whole.
+    pub(crate) fn whole(kind: impl Into<ProblemKind>) -> Problem {
+        Problem::new(Place::Whole, kind)
+    }
+
+    /// Of a model or an adapter that cannot be opened.
+    pub(crate) fn unopened(dir: &Path, error: cl_checkpoint::Error) -> Problem {
+        Problem::new(Place::File(dir.to_owned()), error)
+    }
+}
+
+impl Place {
+    pub(crate) fn key(key: &str) -> Place {
+        Place::Key(key.to_owned())
+    }
+
+    pub(crate) fn model(written: &str) -> Place {
+        Place::Model(written.to_owned())
+    }
+
+    pub(crate) fn adapter(name: &str) -> Place {
+        Place::Adapters(vec![name.to_owned()])
+    }
+
+    pub(crate) fn tensor(name: &str) -> Place {
+        Place::Tensor(name.to_owned())
+    }
+
+    /// One tensor, or several.
+    pub(crate) fn tensors(names: &[&str]) -> Place {
+        match names {
+            [one] => Place::tensor(one),
+            all => Place::Tensors { first: all.first().unwrap_or(&"").to_string(), count: all.len() },
+        }
+    }
+}
+
+impl ProblemKind {
+    fn joint(&self) -> Joint {
+        match self {
+            ProblemKind::Config(kind) => kind.joint(),
+            ProblemKind::Model(kind) => kind.joint(),
+            ProblemKind::Tokenizer(kind) => kind.joint(),
+            ProblemKind::Adapter(kind) => kind.joint(),
+            ProblemKind::Settings(_) => Joint::Colon,
+            ProblemKind::Memory(_) | ProblemKind::Checkpoint(_) => Joint::Alone,
+        }
+    }
+}
+
+impl Display for Problem {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match (self.kind.joint(), &self.place) {
+            (Joint::Alone, _) | (_, Place::Whole) => write!(f, "{}", self.kind),
+            (Joint::Colon, place) => write!(f, "{place}: {}", self.kind),
+            (Joint::Sentence, place) => write!(f, "{place} {}", self.kind),
+        }
+    }
+}
+
+impl std::error::Error for Problem {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.kind.source()
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Whole => Ok(()),
+            Place::Key(text) | Place::Model(text) => f.write_str(text),
+            Place::Slice { number, model: None } => write!(f, "slice {number}"),
+            Place::Slice { number, model: Some(model) } => write!(f, "slice {number}, {model}"),
+            Place::Stage(number) => write!(f, "stage {number}"),
+            Place::Token(token) => write!(f, "tokenizer.tokens: `{token}`"),
+            Place::Adapters(names) => f.write_str(&names.join(", ")),
+            Place::Module(name) => write!(f, "module `{name}`"),
+            Place::Tensor(name) => write!(f, "tensor `{name}`"),
+            Place::Tensors { first, count } => write!(f, "{count} tensors (`{first}`, …)"),
+            Place::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Experts as differences from the base: the base's product is computed once, and to it those of the differences are added.
+
+use cl_adapters::{Linear, Mode};
+use cl_torch::tch::{Kind, Tensor};
+
+use crate::config::Activation;
+use crate::routing::{Pairs, Router, Selection};
+
+/// The differences `ΔWₑ` of all experts from one matrix of the base.
+pub(crate) enum Deltas {
+    /// `ΔWₑ = uₑᵀ·vₑ`: u `(experts, r, out)`, v `(experts, r, in)`.
+    LowRank { u: Tensor, v: Tensor },
+    /// `ΔWₑ = scaleₑ · signₑ`: signs U8 `(experts, out, ⌈in / 8⌉)`, a bit a weight; scales f32 `(experts)`; columns `in`.
+    Signs { signs: Tensor, scales: Tensor, columns: i64 },
+}
+
+/// An MLP whose experts are differences, behind a router that chooses among them as wholes.
+///
+/// Products of the base are shared: those of gate and up by all experts of a token, and `down` is linear, so that the base's is
+/// applied once to the weighted sum of what enters it.
+pub(crate) struct DeltaMlp {
+    pub(crate) router: Router,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    /// Of gate, up and down.
+    pub(crate) deltas: [Deltas; 3],
+    pub(crate) activation: Activation,
+}
+
+/// Up to this share of the width, ranks of all experts together go through one product with zeros for those that a token does
+/// not go through; above it collecting the tokens of each expert costs less.
+const FUSED: f64 = 0.25;
+
+impl Deltas {
+    /// `ΔWₑ·x` for rows `x` `(pairs, in)` of one expert after the other, `counts` of each: `(pairs, out)`.
+    fn of_pairs(&self, x: &Tensor, counts: &[i64]) -> Tensor {
+        let mut start = 0;
+        let mut products = Vec::new();
+        for (e, &count) in (0..).zip(counts).filter(|(_, count)| **count > 0) {
+            products.push(self.product(e, &x.narrow(0, start, count)));
+            start += count;
+        }
+        Tensor::cat(&products, 0)
+    }
+
+    /// `ΔWₑ·x`, `(rows, out)`.
+    fn product(&self, e: i64, x: &Tensor) -> Tensor {
+        match self {
+            Deltas::LowRank { u, v } => x.matmul(&v.get(e).to_kind(x.kind()).tr()).matmul(&u.get(e).to_kind(x.kind())),
+            Deltas::Signs { signs, scales, columns } => {
+                let signs = unpacked(&signs.get(e), *columns, x.kind());
+                x.matmul(&signs.tr()) * scales.get(e).to_kind(x.kind())
+            }
+        }
+    }
+
+    /// `Σₑ gₑ·ΔWₑ·x` over the selected experts, `(tokens, out)`.
+    pub(crate) fn weighted(&self, x: &Tensor, selection: &Selection) -> Tensor {
+        match self {
+            Deltas::LowRank { u, v } => {
+                let (u, v) = (stacked(u, x.kind()), stacked(v, x.kind()));
+                let gates = selection.gates(self.experts()).repeat_interleave_self_int(self.rank(), -1, None);
+                (x.matmul(&v.tr()) * gates.to_kind(x.kind())).matmul(&u)
+            }
+            Deltas::Signs { .. } => {
+                let pairs = selection.pairs(self.experts());
+                let products = self.of_pairs(&x.index_select(0, &pairs.tokens), &pairs.counts);
+                pairs.sum(&(products * pairs.weights(x.kind())), x.size()[0])
+            }
+        }
+    }
+
+    fn experts(&self) -> i64 {
+        match self {
+            Deltas::LowRank { u, .. } => u.size()[0],
+            Deltas::Signs { signs, .. } => signs.size()[0],
+        }
+    }
+
+    /// Of one low-rank difference.
+    fn rank(&self) -> i64 {
+        match self {
+            Deltas::LowRank { u, .. } => u.size()[1],
+            Deltas::Signs { .. } => 0,
+        }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Deltas {
+        match self {
+            Deltas::LowRank { u, v } => Deltas::LowRank { u: u.shallow_clone(), v: v.shallow_clone() },
+            Deltas::Signs { signs, scales, columns } => {
+                Deltas::Signs { signs: signs.shallow_clone(), scales: scales.shallow_clone(), columns: *columns }
+            }
+        }
+    }
+}
+
+/// `(experts, r, width)` as `(experts·r, width)`.
+fn stacked(factors: &Tensor, kind: Kind) -> Tensor {
+    factors.flatten(0, 1).to_kind(kind)
+}
+
+/// Packed signs `(out, bytes)` as ±1 `(out, columns)`.
+fn unpacked(signs: &Tensor, columns: i64, kind: Kind) -> Tensor {
+    let bits: Vec<f32> = (0..256 * 8).map(|i| if ((i / 8) >> (i % 8)) & 1 == 1 { 1.0 } else { -1.0 }).collect();
+    let table = Tensor::from_slice(&bits).reshape([256, 8]).to_kind(kind).to_device(signs.device());
+    let rows = signs.size()[0];
+    table.index_select(0, &signs.flatten(0, 1).to_kind(Kind::Int)).reshape([rows, -1]).narrow(1, 0, columns)
+}
+
+impl DeltaMlp {
+    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let selection = self.router.select(x, mode);
+        let total = self.deltas[0].experts() * self.deltas[0].rank();
+        match &self.deltas {
+            [Deltas::LowRank { u: gate_u, v: gate_v }, Deltas::LowRank { u: up_u, v: up_v }, down]
+                if total as f64 <= FUSED * x.size()[1] as f64 =>
+            {
+                self.fused(x, &selection, [(gate_u, gate_v), (up_u, up_v)], down, mode)
+            }
+            _ => self.by_expert(x, &selection.pairs(self.deltas[0].experts()), mode),
+        }
+    }
+
+    /// All experts in one product, those that a token does not go through as zeros; nothing waits for the device.
+    fn fused(
+        &self,
+        x: &Tensor,
+        selection: &Selection,
+        gate_up: [(&Tensor, &Tensor); 2],
+        down: &Deltas,
+        mode: Mode,
+    ) -> Tensor {
+        let kind = x.kind();
+        // (tokens, k, experts·r)
+        let chosen = selection.one_hot(down.experts()).repeat_interleave_self_int(down.rank(), -1, None).to_kind(kind);
+        let with = |base: &Linear, (u, v): (&Tensor, &Tensor)| {
+            let ranks = x.matmul(&stacked(v, kind).tr()).unsqueeze(1) * &chosen;
+            base.forward(x, mode).unsqueeze(1) + ranks.matmul(&stacked(u, kind))
+        };
+        let [gate, up] = gate_up;
+        let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up); // (tokens, k, inner)
+        let weighted = inner * selection.weights(kind).unsqueeze(-1);
+        let sum = weighted.sum_dim_intlist([1].as_slice(), false, kind);
+        let Deltas::LowRank { u, v } = down else { unreachable!("all three are of one kind") };
+        let ranks = weighted.matmul(&stacked(v, kind).tr()) * chosen;
+        let ranks = ranks.sum_dim_intlist([1].as_slice(), false, kind);
+        self.down.forward(&sum, mode) + ranks.matmul(&stacked(u, kind))
+    }
+
+    /// The tokens of each expert in a product of their own.
+    fn by_expert(&self, x: &Tensor, pairs: &Pairs, mode: Mode) -> Tensor {
+        let rows = x.index_select(0, &pairs.tokens);
+        let with = |base: &Linear, deltas: &Deltas| {
+            base.forward(x, mode).index_select(0, &pairs.tokens) + deltas.of_pairs(&rows, &pairs.counts)
+        };
+        let [gate, up, down] = &self.deltas;
+        let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up);
+        let weighted = inner * pairs.weights(x.kind());
+        let tokens = x.size()[0];
+        let of_base = self.down.forward(&pairs.sum(&weighted, tokens), mode);
+        of_base + pairs.sum(&down.of_pairs(&weighted, &pairs.counts), tokens)
+    }
+
+    pub(crate) fn linears(&self) -> Vec<&Linear> {
+        vec![&self.router.linear, &self.gate, &self.up, &self.down]
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        vec![&mut self.router.linear, &mut self.gate, &mut self.up, &mut self.down]
+    }
+
+    pub(crate) fn shallow_clone(&self) -> DeltaMlp {
+        DeltaMlp {
+            router: self.router.shallow_clone(),
+            gate: self.gate.shallow_clone(),
+            up: self.up.shallow_clone(),
+            down: self.down.shallow_clone(),
+            deltas: self.deltas.each_ref().map(Deltas::shallow_clone),
+            activation: self.activation,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed_forward::{Experts, GateUp, Mlp};
+    use crate::routing::Projection;
+    use cl_adapters::normal;
+
+    const EXPERTS: i64 = 3;
+
+    fn noise(name: &str, shape: &[i64]) -> Tensor {
+        let n = shape.iter().product::<i64>() as usize;
+        Tensor::from_slice(&normal(1, name, n)).reshape(shape)
+    }
+
+    fn linear(name: &str, weight: Tensor) -> Linear {
+        Linear::new(name, weight, None)
+    }
+
+    fn router(width: i64, k: i64) -> Router {
+        Router::new(linear("router", noise("router", &[EXPERTS, width])), k)
+    }
+
+    fn deltas(name: &str, out: i64, input: i64, rank: Option<i64>) -> Deltas {
+        match rank {
+            Some(rank) => Deltas::LowRank {
+                u: noise(&format!("{name}u"), &[EXPERTS, rank, out]),
+                v: noise(&format!("{name}v"), &[EXPERTS, rank, input]),
+            },
+            None => Deltas::Signs {
+                signs: (noise(name, &[EXPERTS, out, (input + 7) / 8]) * 1000.0)
+                    .to_kind(Kind::Int)
+                    .remainder(256)
+                    .to_kind(Kind::Uint8),
+                scales: noise(name, &[EXPERTS]).abs(),
+                columns: input,
+            },
+        }
+    }
+
+    /// The weight of an expert, entry by entry.
+    fn whole(base: &Tensor, deltas: &Deltas, e: i64) -> Tensor {
+        match deltas {
+            Deltas::LowRank { u, v } => base + u.get(e).tr().matmul(&v.get(e)),
+            Deltas::Signs { signs, scales, columns } => {
+                let scale = scales.double_value(&[e]);
+                let value = |i: i64| {
+                    let (row, column) = (i / columns, i % columns);
+                    let byte = signs.int64_value(&[e, row, column / 8]);
+                    if byte >> (column % 8) & 1 == 1 { scale as f32 } else { -scale as f32 }
+                };
+                let values: Vec<f32> = (0..base.numel() as i64).map(value).collect();
+                base + Tensor::from_slice(&values).reshape(base.size())
+            }
+        }
+    }
+
+    fn largest(a: &Tensor, b: &Tensor) -> f64 {
+        assert_eq!(a.size(), b.size());
+        ((a - b).abs().max() / b.abs().max()).double_value(&[])
+    }
+
+    #[test]
+    fn an_mlp_equals_one_whose_experts_are_whole() {
+        // Ranks below and above what is fused; widths that are no multiples of eight.
+        let (hidden, inner) = (20, 13);
+        let x = noise("x", &[11, hidden]);
+        for (rank, k) in [(Some(1), 1), (Some(1), 2), (Some(1), 3), (Some(4), 2), (Some(4), 3), (None, 1), (None, 2)] {
+            let shapes = [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)];
+            let base = shapes.map(|(name, out, input)| noise(name, &[out, input]));
+            let delta = shapes.map(|(name, out, input)| deltas(name, out, input, rank));
+            let expert = |e: i64| {
+                let part = |i: usize| Projection::Dense(linear(shapes[i].0, whole(&base[i], &delta[i], e)));
+                Mlp { gate_up: GateUp::Split(part(0), part(1)), down: part(2), activation: Activation::Silu }
+            };
+            let experts = (0..EXPERTS).map(expert).collect();
+            let whole =
+                crate::feed_forward::FeedForward::Experts(Experts { router: router(hidden, k), shared: None, experts });
+            let [gate, up, down] = [0, 1, 2].map(|i: usize| linear(shapes[i].0, base[i].shallow_clone()));
+            let mlp =
+                DeltaMlp { router: router(hidden, k), gate, up, down, deltas: delta, activation: Activation::Silu };
+            for mode in [Mode::Eval, Mode::Train { seed: 1 }] {
+                // f32 sums in another order.
+                let difference = largest(&mlp.forward(&x, mode), &whole.forward(&x, mode));
+                assert!(difference < 1e-5, "{rank:?} {k}: {difference}");
+            }
+            let by_expert = mlp.by_expert(&x, &mlp.router.select(&x, Mode::Eval).pairs(EXPERTS), Mode::Eval);
+            assert!(largest(&mlp.forward(&x, Mode::Eval), &by_expert) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_projection_equals_one_whose_experts_are_whole_and_its_router_has_the_same_gradient() {
+        let (out, input) = (9, 21);
+        let x = noise("x", &[11, input]);
+        for (rank, k) in [(Some(2), 1), (Some(2), 2), (None, 2), (None, 3)] {
+            let base = noise("base", &[out, input]);
+            let deltas = deltas("d", out, input, rank);
+            let experts = (0..EXPERTS).map(|e| linear("e", whole(&base, &deltas, e))).collect();
+            let whole = Projection::Experts { router: router(input, k), shared: None, experts };
+            let ours = Projection::Deltas { router: router(input, k), base: linear("base", base), deltas };
+            let outputs = [&ours, &whole].map(|projection| {
+                let _ = projection.router().unwrap().linear.weight.set_requires_grad(true);
+                let y = projection.forward(&x, Mode::Train { seed: 1 });
+                (&y * noise("direction", &y.size())).sum(Kind::Float).backward();
+                (y.detach(), projection.router().unwrap().linear.weight.grad())
+            });
+            assert!(largest(&outputs[0].0, &outputs[1].0) < 1e-5, "{rank:?} {k}");
+            let gradient = (&outputs[0].1 - &outputs[1].1).abs().max().double_value(&[]);
+            assert!(gradient < 1e-4, "{rank:?} {k}: {gradient}");
+            assert_eq!(outputs[0].1.abs().max().double_value(&[]) > 1e-3, k > 1, "one expert's gate has no gradient");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Mixtures of experts against their definitions, computed in NumPy: models in the format of the paper's tool, and adapters behind
+//! SpectR's routing. `fixtures/make_mixtures.py` made the expected values.
+
+mod common;
+
+use std::path::Path;
+
+use cl_checkpoint::{AdapterConfig, Checkpoint, Dtype, Interrupt, Manifest, TensorSpec, convert, write_adapter};
+use cl_model::{Decoder, LoadOptions, token_log_probs};
+use cl_moe::{BlendConfig, BlendPlan, Mixture, blend};
+use cl_torch::tch::Kind;
+use common::{weight, write_model};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+#[derive(Deserialize)]
+struct Fixture {
+    sequences: Vec<Vec<u32>>,
+    moetify: Vec<Moetify>,
+    spectr: Vec<Spectr>,
+}
+
+#[derive(Deserialize)]
+struct Moetify {
+    name: String,
+    config: Map<String, Value>,
+    tensors: Map<String, Value>,
+    log_probs: Vec<Vec<f64>>,
+}
+
+#[derive(Deserialize)]
+struct Spectr {
+    k: usize,
+    config: Map<String, Value>,
+    tensors: Map<String, Value>,
+    adapters: Vec<Low>,
+    log_probs: Vec<Vec<f64>>,
+}
+
+/// An adapter whose factors are of the formula.
+#[derive(Deserialize)]
+struct Low {
+    name: String,
+    r: usize,
+    alpha: f64,
+    targets: Vec<String>,
+}
+
+fn fixture() -> Fixture {
+    serde_json::from_str(include_str!("fixtures/mixtures.json")).unwrap()
+}
+
+fn load(dir: &Path) -> Decoder {
+    Decoder::load(&Checkpoint::open(dir).unwrap(), LoadOptions::cpu(Kind::Float)).unwrap()
+}
+
+fn assert_agrees(what: &str, model: &Decoder, sequences: &[Vec<u32>], expected: &[Vec<f64>]) {
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let ours = token_log_probs(model, &sequences).unwrap();
+    let ours: Vec<f64> = ours.into_iter().flatten().map(|p| p.0).collect();
+    let expected: Vec<f64> = expected.concat();
+    assert_eq!(ours.len(), expected.len());
+    let largest = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    eprintln!("{what}: largest difference {largest:.2e}");
+    // f32 against f64 with 6 digits in the fixture.
+    assert!(largest < 2e-5, "{what}: {largest}");
+}
+
+#[test]
+fn directories_in_the_format_of_the_papers_tool_compute_what_it_describes() {
+    let fixture = fixture();
+    for case in &fixture.moetify {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model");
+        write_model(&path, &case.config, &case.tensors, Dtype::F32);
+        assert_agrees(&case.name, &load(&path), &fixture.sequences, &case.log_probs);
+    }
+}
+
+#[test]
+fn spectr_weights_adapters_as_its_paper_says() {
+    let fixture = fixture();
+    for case in &fixture.spectr {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        write_model(&base, &case.config, &case.tensors, Dtype::F32);
+        let mut text = format!("base_model = {base:?}\nnum_experts_per_tok = {}\nrouter.init = \"spectr\"\n", case.k);
+        for adapter in &case.adapters {
+            let path = dir.path().join(&adapter.name);
+            write_low(&path, adapter, &case.tensors);
+            text += &format!("[[experts]]\nadapter = {path:?}\n");
+        }
+        let config: BlendConfig = toml::from_str(&text).unwrap();
+        let out = dir.path().join("mixture");
+        blend(&BlendPlan::new(&config, false).unwrap(), &out, false, &Interrupt::default()).unwrap();
+        let mut model = load(&base);
+        model.load_mixture(&Mixture::open(&out).unwrap()).unwrap();
+        assert_agrees(&format!("SpectR, {} of 3", case.k), &model, &fixture.sequences, &case.log_probs);
+    }
+}
+
+fn write_low(dir: &Path, adapter: &Low, base: &Map<String, Value>) {
+    let mut tensors = Vec::new();
+    for (tensor, shape) in base {
+        let module = tensor.trim_end_matches(".weight");
+        if !adapter.targets.iter().any(|target| module.ends_with(target)) {
+            continue;
+        }
+        let [out, input]: [usize; 2] = serde_json::from_value(shape.clone()).unwrap();
+        for (part, shape) in [("lora_A", [adapter.r, input]), ("lora_B", [out, adapter.r])] {
+            let name = format!("base_model.model.{module}.{part}.weight");
+            let values = weight(&format!("{} {module}.{part}", adapter.name), shape[0] * shape[1]);
+            let spec = TensorSpec { name, dtype: Dtype::F32, shape: shape.to_vec() };
+            tensors.push((spec, convert::from_f32(Dtype::F32, &values).unwrap()));
+        }
+    }
+    let config = AdapterConfig { r: adapter.r, lora_alpha: adapter.alpha, ..Default::default() };
+    write_adapter(dir, &config, &tensors, Manifest::new("adapter"), false).unwrap();
+}

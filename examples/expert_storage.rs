@@ -1,0 +1,104 @@
+//! What storing experts as differences from the base saves and costs: bytes against the error of every feed-forward block on the
+//! activations of a text, and against the text's log-probabilities.
+//!
+//! ```text
+//! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT...
+//! ```
+//!
+//! `STORAGE` is as `cl moe mix --experts` has it, BASE and EXPERTs are model directories. All are compared with the mixture whose
+//! experts are whole; two experts for each token, random routers, f32.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use cl_checkpoint::Checkpoint;
+use cl_data::Tokenizer;
+use cl_model::{Decoder, LoadOptions, PackedBatch, token_log_probs};
+use cl_moe::{ExpertConfig, ExpertStorage, MixConfig, MixOptions, ModelBytes, Plan, mix};
+use cl_torch::tch::{Device, Kind, Tensor, no_grad_guard};
+
+const TEXT: &str = "The town lies where two rivers meet. Every spring the water rises to the second step of the mill, and every autumn \
+                    the mayor promises a higher wall. Question: A farmer has 12 sheep and buys 7 more. How many sheep does he have? \
+                    Answer: 12 + 7 = 19, so he has 19 sheep.\n\ndef area(width, height):\n    return width * height\n\nThe committee \
+                    decided to leave interest rates unchanged, since inflation has slowed in most regions while hiring held up.";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [base, storages, experts @ ..] = arguments.as_slice() else {
+        anyhow::bail!("expected BASE STORAGE,STORAGE,... EXPERT EXPERT...");
+    };
+    ensure!(experts.len() >= 2, "{} experts; two or more are needed", experts.len());
+    let storages: Vec<ExpertStorage> =
+        storages.split(',').map(|s| s.parse().map_err(anyhow::Error::msg)).collect::<Result<_>>()?;
+    let _no_graph = no_grad_guard();
+    let folder = tempfile::tempdir()?;
+    let mut config: MixConfig = MixConfig {
+        base_model: PathBuf::from(base),
+        num_experts_per_tok: 2,
+        modules: vec![cl_moe::MixModule::Mlp],
+        layers: None,
+        dtype: None,
+        expert_storage: ExpertStorage::Full,
+        router: cl_moe::RouterConfig::default(),
+        shared_expert: None,
+        experts: experts.iter().map(expert).collect(),
+    };
+    let ids = Tokenizer::from_dir(Path::new(base))?.encode(TEXT, true)?;
+    let (whole, bytes, _) = make(&config, &folder.path().join("full"))?;
+    let batch = PackedBatch::new(&[&ids], whole.config.vocab_size, Device::Cpu)?;
+    let inputs = whole.feed_forward_inputs(&batch)?;
+    let expected: Vec<Tensor> = inputs.iter().enumerate().map(|(layer, x)| whole.feed_forward(layer, x)).collect();
+    let log_probs = scored(&whole, &ids)?;
+    drop(whole);
+
+    println!("{} experts, {} tokens", experts.len(), ids.len());
+    println!(
+        "{:<14} {:>9} {:>9} {:>11} {:>11} {:>12} {:>9}",
+        "experts", "MB", "to base", "mean error", "largest", "|Δ log p|", "seconds"
+    );
+    let row = |name: String, bytes: ModelBytes, errors: [f64; 2], difference: f64, seconds: f64| {
+        let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
+        let mb = bytes.total_bytes as f64 / 1e6;
+        let [mean, largest] = errors;
+        println!("{name:<14} {mb:>9.1} {ratio:>9.2} {mean:>11.2e} {largest:>11.2e} {difference:>12.2e} {seconds:>9.1}");
+    };
+    row("full".to_owned(), bytes, [0.0; 2], 0.0, 0.0);
+    for storage in storages {
+        config.expert_storage = storage;
+        let dir = folder.path().join("stored");
+        let (model, bytes, seconds) = make(&config, &dir)?;
+        let errors: Vec<f64> = inputs
+            .iter()
+            .zip(&expected)
+            .enumerate()
+            .map(|(layer, (x, y))| ((model.feed_forward(layer, x) - y).norm() / y.norm()).double_value(&[]))
+            .collect();
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        let largest = errors.iter().copied().fold(0.0, f64::max);
+        let differences = scored(&model, &ids)?.into_iter().zip(&log_probs).map(|(a, b)| (a - b).abs());
+        row(storage.to_string(), bytes, [mean, largest], differences.sum::<f64>() / log_probs.len() as f64, seconds);
+        drop(model);
+        std::fs::remove_dir_all(&dir)?;
+    }
+    Ok(())
+}
+
+fn expert(dir: &String) -> ExpertConfig {
+    ExpertConfig { model: PathBuf::from(dir), positive_prompts: Vec::new(), negative_prompts: Vec::new() }
+}
+
+/// The mixture, its bytes, and how long it took to write.
+fn make(config: &MixConfig, out: &Path) -> Result<(Decoder, ModelBytes, f64)> {
+    let plan = Plan::new(config)?;
+    let start = Instant::now();
+    let summary = mix(&plan, out, &MixOptions::default(), &|_| {})?;
+    let seconds = start.elapsed().as_secs_f64();
+    let model = Decoder::load(&Checkpoint::open(out)?, LoadOptions::cpu(Kind::Float))?;
+    Ok((model, summary.info.bytes.context("a mixture of models has bytes")?, seconds))
+}
+
+/// Log-probabilities of a text's tokens.
+fn scored(model: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
+    Ok(token_log_probs(model, &[ids])?.into_iter().flatten().map(|p| p.0).collect())
+}
