@@ -13,10 +13,10 @@ mod run;
 mod tiny;
 mod work;
 
-/// The study of SmolLM2-135M on TRACE and GSM8K: `examples/configs/smol.toml`.
-pub const SMOL_STUDY: &str = include_str!("../../../../examples/configs/smol.toml");
-/// The paper's own comparison: `examples/configs/paper.toml`.
-pub const PAPER_STUDY: &str = include_str!("../../../../examples/configs/paper.toml");
+/// The study of SmolLM2-135M on TRACE and GSM8K: `profiles/smol.toml`, which `examples/configs` links to.
+pub const SMOL_STUDY: &str = include_str!("profiles/smol.toml");
+/// The paper's own comparison: `profiles/paper.toml`, which `examples/configs` links to.
+pub const PAPER_STUDY: &str = include_str!("profiles/paper.toml");
 
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};
 pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, sketch_study};
