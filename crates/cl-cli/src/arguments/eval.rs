@@ -6,7 +6,6 @@ use cl_checkpoint::Precision;
 use cl_data::Profile;
 use cl_eval::cli::CompareArgs;
 use cl_eval::{DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS};
-use cl_hub::HubArgs;
 
 /// Arguments of `cl eval`: a model and tasks, or a subcommand.
 #[derive(clap::Args)]
@@ -41,9 +40,11 @@ pub struct Args {
     /// Directory of tasks, in TRACE's layout.
     #[arg(long, default_value = ".")]
     pub data: PathBuf,
-    /// Whether names may lead to the hub.
-    #[command(flatten)]
-    pub hub: HubArgs,
+    /// Download models, adapters and data sets that are no local files from the Hugging Face hub: names such as
+    /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
+    // Not `HubArgs`: clap takes an optional group that has another within it for one that is never given.
+    #[arg(long)]
+    pub hub: bool,
     /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
     /// predictions are reused. With several adapters, there is a subdirectory for each.
     #[arg(long)]

@@ -13,6 +13,7 @@ use cl_eval::{
     BoxError, GroupResult, Message, Role, RunSettings, Scores, Table, Task, TaskGroup, TaskOptions, TaskResult,
     aggregate_group, load_tasks, results, write_results,
 };
+use cl_hub::HubArgs;
 use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
 
 use crate::progress::Progress;
@@ -26,11 +27,11 @@ struct EvalRun<'a> {
 
 /// Runs the command.
 pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
-    super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
+    super::locate(HubArgs { hub: args.hub }, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
-    let hub = args.hub.hub();
+    let hub = HubArgs { hub: args.hub }.hub();
     let options = TaskOptions {
         limit: args.limit,
         max_new_tokens: args.max_new_tokens,

@@ -9,7 +9,7 @@ pub mod shell;
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cl_checkpoint::Interrupt;
 use clap::CommandFactory;
 
@@ -63,7 +63,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Eval(EvalArgs { command, eval }) => match command {
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,
             // Without a subcommand the parser insists on a model.
-            None => return Ok(eval.map(ModelCommand::Eval)),
+            None => return eval.map(ModelCommand::Eval).context("cl eval: no model is given").map(Some),
         },
         Command::Generate(args) => return Ok(Some(ModelCommand::Generate(args))),
         Command::Chat(args) => return Ok(Some(ModelCommand::Chat(args))),
