@@ -335,7 +335,9 @@ pub(super) fn plan(
 ) -> Result<StudyPlan, LabError> {
     let shape = Shape::of(&sizes.model);
     let names: Vec<String> = config.all_rounds().into_iter().map(|round| round.name).collect();
-    let planner = Planner { shape: &shape, sizes, names: &names, paper: config.profile == Profile::Paper };
+    let paper = config.profile == Profile::Paper;
+    let scored_in = if config.eval.precision == Precision::Bf16 { 2 } else { 4 };
+    let planner = Planner { shape: &shape, sizes, names: &names, paper, scored_in };
     let efforts = stages.iter().map(|stage| planner.effort(stage)).collect::<Result<Vec<Effort>, LabError>>()?;
     let mut rates = Rates::stated(&shape, config);
     let done: Vec<(Effort, f64)> =
@@ -374,6 +376,8 @@ struct Planner<'a> {
     /// Names of the study's rounds.
     names: &'a [String],
     paper: bool,
+    /// Bytes of a weight while a model is scored.
+    scored_in: u64,
 }
 
 impl Planner<'_> {
@@ -381,10 +385,11 @@ impl Planner<'_> {
         let shape = self.shape;
         let members = stage.row.members.unwrap_or(0) as u64;
         // Scoring holds the model and little else.
-        let scoring = Effort { scorings: 1, memory: shape.parameters() * 4, ..Effort::default() };
+        let scoring = Effort { scorings: 1, memory: shape.parameters() * self.scored_in, ..Effort::default() };
         // An adapter of the usual rank, where a stage does not say which.
         let adapter = shape.adapter(8) * 4;
-        let experts = shape.bytes() + members.saturating_sub(1) * shape.mlp() * shape.bytes_per_weight;
+        let parameters = shape.parameters() + members.saturating_sub(1) * shape.mlp();
+        let experts = parameters * shape.bytes_per_weight;
         Ok(match &stage.work {
             Work::Base { .. } => scoring,
             Work::Rounds(config) => {
@@ -395,7 +400,7 @@ impl Planner<'_> {
             Work::Adapters(_) => Effort { kept: adapter, ..scoring },
             Work::Average => Effort { models: shape.bytes(), ..scoring },
             Work::Blend(_) => Effort { kept: members * adapter, ..scoring },
-            Work::Mix { .. } => Effort { models: experts, memory: 4 * experts / shape.bytes_per_weight, ..scoring },
+            Work::Mix { .. } => Effort { models: experts, memory: parameters * self.scored_in, ..scoring },
             Work::Routers { train, .. } => {
                 let sets: Vec<SetSize> = self.sizes.rounds.concat();
                 let mixture = Mixture { joint: cl_data::Joint::Uniform, replay: None };
@@ -404,7 +409,9 @@ impl Planner<'_> {
                 let memory = shape.training(tokens_at_once(&sets, train), train);
                 let of_adapters = stage.id.starts_with("blend");
                 let (kept, models) = if of_adapters { (members * adapter, 0) } else { (0, experts) };
-                let memory = if of_adapters { memory } else { memory + 4 * members * shape.mlp() };
+                let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
+                let more = if of_adapters { members * shape.adapter(8) } else { parameters - shape.parameters() };
+                let memory = memory + size * more;
                 Effort { steps, train_tokens, kept, models, memory, kind: Kind::Lora, ..scoring }
             }
         })

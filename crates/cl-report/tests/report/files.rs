@@ -31,8 +31,8 @@ fn everything_is_written_and_nothing_is_loaded() {
         assert!(page.contains(&format!("id=\"figure-{figure}\"")));
     }
     let routing = text(&out, "figures/figure-15.svg");
-    // A round's own expert among four, and another's: half and an eighth, an eighth; among seven 57 % and 7 %.
-    for part in ["LoRA MoE", "FFT MoE, 4 of 7", ">63<", ">13<", ">57<", ">7<"] {
+    // A round's own expert among four, and another's: 62.5 and 12.5 %; among seven 57 and 7 %.
+    for part in ["LoRA MoE", "FFT MoE, 4 of 7", ">62<", ">12<", ">57<", ">7<"] {
         assert!(routing.contains(part), "{part}");
     }
     for table in 1..=written.tables - 1 {
