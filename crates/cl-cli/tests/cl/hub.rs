@@ -96,7 +96,20 @@ fn a_trained_adapter_is_published_and_used_from_there() {
     ok(
         &world,
         &server,
-        &["eval", "model", "--adapter", "r/adapter", "--tasks", "first", "--data", "data", "--max-new-tokens", "2", "--out", "scores"],
+        &[
+            "eval",
+            "model",
+            "--adapter",
+            "r/adapter",
+            "--tasks",
+            "first",
+            "--data",
+            "data",
+            "--max-new-tokens",
+            "2",
+            "--out",
+            "scores",
+        ],
     );
     let publish =
         ["publish", "r/adapter", "--repo", "me/lora", "--results", "scores/results.json", "--dataset", "o/data"];
