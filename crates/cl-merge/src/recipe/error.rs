@@ -8,10 +8,10 @@ use cl_checkpoint::files::shorten;
 pub enum ConfigError {
     /// It is not TOML, or not a merge in TOML; says the line and column.
     #[error("{}", shorten(&.0.to_string()))]
-    Toml(#[source] Box<toml::de::Error>),
+    Toml(Box<toml::de::Error>), // no source, whose text would be printed again, in the parser's words
     /// It is not YAML, or not a merge in mergekit's YAML; says the line and column.
     #[error("{}", super::mergekit::told(&.0.to_string()))]
-    Yaml(#[source] Box<serde_saphyr::Error>),
+    Yaml(Box<serde_saphyr::Error>),
     /// It holds nothing.
     #[error("the file is empty")]
     Empty,
