@@ -68,7 +68,7 @@ fn training_is_the_same_and_names_the_commit() {
     assert_eq!(output.code, Some(0), "{}", output.stderr);
     // The model's manifest names the adapter by its path, which differs.
     for file in ["config.toml", adapter, "adapter/manifest.json", "model/model.safetensors"] {
-        let bytes = |run: &str| std::fs::read(world.path(&format!("{run}/{file}"))).unwrap();
+        let bytes = |run: &str| std::fs::read(world.path(format!("{run}/{file}"))).unwrap();
         assert!(bytes("r") == bytes("t"), "{file} differs");
     }
     let checked = ok(&world, &server, &["check", "r/config.toml", "--hub"]);
