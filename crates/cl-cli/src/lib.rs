@@ -3,6 +3,9 @@
 //! Loading libtorch takes a quarter of a second, so `cl` is two programs: `cl` itself, which links none of it and does what
 //! needs no model, and `cl-engine` beside it, which `cl` becomes for everything else.
 
+// Help texts name TOML tables in brackets and places of values in angle brackets.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::bare_urls)]
+
 pub mod arguments;
 pub mod light;
 pub mod output;
