@@ -5,7 +5,7 @@ use crate::{Hub, Names};
 /// The option `--hub` of commands.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct HubArgs {
-    /// Download models, adapters and data sets that are no local files from the Hugging Face hub: names such as
+    /// Download models, adapters and data sets that are not local files from the Hugging Face Hub: names such as
     /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
     #[arg(long)]
     pub hub: bool,

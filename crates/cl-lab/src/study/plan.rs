@@ -268,7 +268,7 @@ impl Rates {
             }
         };
         let operations = shape.parameters() as f64;
-        let lines = vec![format!("assumed where nothing is measured: {speed:.1e} operations a second of {of}")];
+        let lines = vec![format!("assumed where not measured: {speed:.1e} operations per second on {of}")];
         Rates {
             scoring: speed / (2.0 * operations),
             lora: speed / (4.0 * operations),

@@ -35,15 +35,15 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     own_parameters: &[
         ParameterInfo::number(
             "mask_threshold",
-            "an entry is a task's own when it is at least so many times what the others add",
+            "minimum ratio of a task's entry to the sum of the others for its mask",
             "at least 0",
             (0.0, f64::MAX),
         )
         .per_model(),
-        ParameterInfo::number("min_agree", "tasks whose masks have to agree on an entry", "1 or more", (1.0, f64::MAX)),
+        ParameterInfo::number("min_agree", "minimum number of masks that contain an entry", "1 or more", (1.0, f64::MAX)),
         ParameterInfo::choice(
             "only",
-            "instead of the consensus, what this model's own mask keeps",
+            "use the mask of this model instead of the consensus",
             "a model as written",
         ),
     ],

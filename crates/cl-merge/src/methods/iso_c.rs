@@ -58,7 +58,7 @@ pub(super) const ISO_CTS: MethodInfo = MethodInfo {
     parameters: &["lambda", "common_share"],
     own_parameters: &[ParameterInfo::number(
         "common_share",
-        "share of directions that the sum of task vectors keeps",
+        "fraction of directions that the sum of task vectors keeps",
         "0 to 1",
         SHARE,
     )],

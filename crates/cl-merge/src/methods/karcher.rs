@@ -32,8 +32,8 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "mean on the sphere, iterated, times the mean norm",
     parameters: &["max_iter", "tol"],
     own_parameters: &[
-        ParameterInfo::number("max_iter", "rounds of the iteration at most", "between 0 and 1000000", (0.0, 1e6)),
-        ParameterInfo::number("tol", "where the iteration stops", "above 0", (0.0, f64::MAX)),
+        ParameterInfo::number("max_iter", "maximum number of iterations", "between 0 and 1000000", (0.0, 1e6)),
+        ParameterInfo::number("tol", "tolerance of convergence", "above 0", (0.0, f64::MAX)),
     ],
     base: Base::Input,
     defaults: |_| Defaults::new().with("max_iter", 10).with("tol", 1e-5),

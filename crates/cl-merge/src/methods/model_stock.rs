@@ -28,7 +28,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["filter_wise"],
     own_parameters: &[ParameterInfo::choice(
         "filter_wise",
-        "one ratio for each row instead of each tensor",
+        "one ratio per row instead of per tensor",
         "true or false",
     )],
     models: 2..=usize::MAX,

@@ -32,8 +32,8 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "weighted mean on the sphere by one step in the tangent space",
     parameters: &["weight", "normalize_weights", "eps"],
     own_parameters: &[
-        ParameterInfo::choice("normalize_weights", "make weights sum to one", "true or false"),
-        ParameterInfo::number("eps", "guard against division by zero", "above 0", (0.0, f64::MAX)),
+        ParameterInfo::choice("normalize_weights", "normalize weights to a sum of 1", "true or false"),
+        ParameterInfo::number("eps", "smallest norm, against division by zero", "above 0", (0.0, f64::MAX)),
     ],
     base: Base::Optional,
     defaults: |_| Defaults::new().with("weight", 1.0).with("normalize_weights", true).with("eps", 1e-8),

@@ -32,8 +32,8 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "SLERP of two models, or of their task vectors, at w₂ / (w₁ + w₂)",
     parameters: &["weight", "nuslerp_row_wise", "nuslerp_flatten"],
     own_parameters: &[
-        ParameterInfo::choice("nuslerp_row_wise", "by columns instead of rows, where not flattened", "true or false"),
-        ParameterInfo::choice("nuslerp_flatten", "tensors as one vector", "true or false"),
+        ParameterInfo::choice("nuslerp_row_wise", "interpolate columns instead of rows, if not flattened", "true or false"),
+        ParameterInfo::choice("nuslerp_flatten", "treat each tensor as one vector", "true or false"),
     ],
     base: Base::Optional,
     models: 2..=2,

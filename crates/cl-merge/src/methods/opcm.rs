@@ -57,17 +57,17 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     own_parameters: &[
         ParameterInfo::number(
             "alpha",
-            "share of the sum of singular values that counts as the earlier tasks' own space",
+            "fraction of the sum of singular values that defines the subspace of earlier tasks",
             "0 to 1",
             SHARE,
         ),
         ParameterInfo::choice(
             "projection",
-            "what is removed: leading (from leading to leading directions), complement (what touches them)",
+            "component to remove: leading (within the leading directions), complement (everything that touches them)",
             "leading, complement",
         ),
-        ParameterInfo::choice("norms", "what has one scale", "model, tensor"),
-        ParameterInfo::choice("previous", "directory of an earlier merge that this one goes on from", "a path"),
+        ParameterInfo::choice("norms", "scope of the norms for scaling", "model, tensor"),
+        ParameterInfo::choice("previous", "directory of an earlier merge to continue from", "a path"),
     ],
     ordered: true,
     decomposes: true,

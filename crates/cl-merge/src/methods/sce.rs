@@ -32,7 +32,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["select_topk", "int8_mask"],
     own_parameters: &[ParameterInfo::number(
         "select_topk",
-        "share of entries, those that vary most between models",
+        "fraction of entries to keep, those with the highest variance between models",
         "0 to 1",
         SHARE,
     )],

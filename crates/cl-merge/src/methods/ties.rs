@@ -18,7 +18,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "Yadav et al., arXiv 2306.01708",
     formula: "θ₀ + λ · disjoint mean of the trimmed δᵢ with the elected sign",
     parameters: &["weight", "density", "lambda", "normalize", "rescale", "trim", "election", "divisor", "int8_mask"],
-    own_parameters: &[ParameterInfo::choice("trim", "what is trimmed by itself", "tensor, model")],
+    own_parameters: &[ParameterInfo::choice("trim", "scope of trimming", "tensor, model")],
     defaults,
     ..MethodInfo::new("ties", build)
 };

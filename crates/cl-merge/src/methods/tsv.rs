@@ -36,7 +36,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["lambda", "rank_share"],
     own_parameters: &[ParameterInfo::number(
         "rank_share",
-        "share of a matrix' rank that each task keeps",
+        "fraction of a matrix's rank that each task keeps",
         "0 to 1; default 1 / models",
         SHARE,
     )],
