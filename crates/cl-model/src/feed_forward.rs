@@ -5,14 +5,14 @@ use crate::config::Activation;
 use crate::delta::DeltaMlp;
 use crate::routing::{Projection, Router};
 
-/// What a layer does to each token by itself.
+/// The feed-forward block of a layer.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum FeedForward {
     /// One MLP.
     Dense(Mlp),
-    /// Several, of which a router chooses for each token.
+    /// Several, some of which a router selects for each token.
     Experts(Experts),
-    /// One MLP, and experts as differences from it.
+    /// One MLP, and experts stored as differences from it.
     Deltas(DeltaMlp),
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Mlp {
     pub(crate) activation: Activation,
 }
 
-/// The first projections of an MLP.
+/// The input projections of an MLP.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum GateUp {
     /// `gate_proj` and `up_proj`.
@@ -32,7 +32,7 @@ pub(crate) enum GateUp {
     Fused(Projection),
 }
 
-/// Several MLPs behind a router, each an expert as a whole, and beside them one that every token goes through.
+/// Several MLPs as experts, with one router, and optionally a shared expert for every token.
 pub(crate) struct Experts {
     pub(crate) router: Router,
     pub(crate) shared: Option<Mlp>,
@@ -40,7 +40,7 @@ pub(crate) struct Experts {
 }
 
 impl FeedForward {
-    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
+    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         match self {
             FeedForward::Dense(mlp) => mlp.forward(x, mode),

@@ -3,8 +3,8 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::delta::Deltas;
 
-/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits, in f32, of which the largest k are
-/// renormalised to a sum of 1. Among equal logits the expert with the lowest index comes first.
+/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits in f32, of which the k
+/// largest are renormalized to a sum of 1. Ties go to the expert with the lowest index.
 pub(crate) struct Router {
     pub(crate) linear: Linear, // input to experts, f32 whatever the model computes in
     pub(crate) num_experts_per_tok: i64,
@@ -16,7 +16,7 @@ pub(crate) fn is_router_weight(name: &str) -> bool {
     name.ends_with(".block_sparse_moe.gate.weight") || name.ends_with(".router.weight")
 }
 
-/// Which experts a router selects for some tokens, and with which weights.
+/// The experts that a router selects for some tokens, and their weights.
 pub(crate) struct Selection {
     /// `(tokens, k)`.
     experts: Tensor,
@@ -53,20 +53,19 @@ impl Router {
     }
 }
 
-/// The pairs of a token and an expert that it goes through, in the order of experts, so that each expert sees its tokens in one
-/// product.
+/// Pairs of a token and a selected expert, ordered by expert, so that each expert processes its tokens in one product.
 pub(crate) struct Pairs {
     /// The token of each pair.
     pub(crate) tokens: Tensor,
-    /// Pairs of each expert.
+    /// Number of pairs of each expert.
     pub(crate) counts: Vec<i64>,
     /// f32 `(pairs, 1)`.
     weights: Tensor,
 }
 
 impl Selection {
-    /// The weighted sum of the selected experts' outputs, `(tokens, out)`: `expert(e, rows)` is that of expert e on its tokens,
-    /// which it gets in one piece.
+    /// The weighted sum of the selected experts' outputs, `(tokens, out)`; `expert(e, rows)` is the output of expert e
+    /// for its tokens, which are passed together.
     pub(crate) fn apply(&self, x: &Tensor, experts: usize, expert: impl Fn(usize, &Tensor) -> Tensor) -> Tensor {
         let pairs = self.pairs(experts as i64);
         let rows = x.index_select(0, &pairs.tokens);
@@ -79,7 +78,7 @@ impl Selection {
         pairs.sum(&(Tensor::cat(&outputs, 0) * pairs.weights(x.kind())), x.size()[0])
     }
 
-    /// The pairs of tokens and experts; their numbers come to the host.
+    /// The pairs of tokens and experts; their counts are copied to the host.
     pub(crate) fn pairs(&self, experts: i64) -> Pairs {
         let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
         let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
@@ -92,12 +91,12 @@ impl Selection {
         self.weights.to_kind(kind)
     }
 
-    /// 1 for the expert of each of the k selections, `(tokens, k, experts)`.
+    /// One-hot encoding of the k selections, `(tokens, k, experts)`.
     pub(crate) fn one_hot(&self, experts: i64) -> Tensor {
         self.experts.one_hot(experts)
     }
 
-    /// Weights of all experts, f32 `(tokens, experts)`: 0 for those that are not selected.
+    /// Weights of all experts, f32 `(tokens, experts)`; 0 if not selected.
     pub(crate) fn gates(&self, experts: i64) -> Tensor {
         let zeros = Tensor::zeros([self.experts.size()[0], experts], (Kind::Float, self.weights.device()));
         zeros.scatter(-1, &self.experts, &self.weights)
@@ -116,18 +115,18 @@ impl Pairs {
     }
 }
 
-/// A projection: one linear layer, or several behind a router of their own.
+/// A projection: one linear layer, or several as experts with their own router.
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),
-    /// Several, of which the router selects some for each token, and beside them one that every token goes through.
+    /// Several, some of which the router selects for each token, and optionally a shared one for every token.
     Experts { router: Router, shared: Option<Linear>, experts: Vec<Linear> },
-    /// The base's, and the experts' differences from it.
+    /// The base's layer, and the experts' differences from it.
     Deltas { router: Router, base: Linear, deltas: Deltas },
 }
 
 impl Projection {
-    /// `x` `(tokens, in)` in, `(tokens, out)` out.
+    /// Maps `x` `(tokens, in)` to `(tokens, out)`.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         match self {
             Projection::Dense(linear) => linear.forward(x, mode),
@@ -143,7 +142,7 @@ impl Projection {
         }
     }
 
-    /// [`Projection::forward`] of several over the same input, the dense ones together.
+    /// [`Projection::forward`] of several projections of the same input, the dense ones together.
     pub(crate) fn forward_all<const N: usize>(all: [&Projection; N], x: &Tensor, mode: Mode) -> [Tensor; N] {
         let dense = |p: &&Projection| matches!(**p, Projection::Dense(_));
         if !all.iter().all(dense) {
