@@ -40,12 +40,13 @@ pub(super) const INFO: MethodInfo = MethodInfo {
             (0.0, f64::MAX),
         )
         .per_model(),
-        ParameterInfo::number("min_agree", "minimum number of masks that contain an entry", "1 or more", (1.0, f64::MAX)),
-        ParameterInfo::choice(
-            "only",
-            "use the mask of this model instead of the consensus",
-            "a model as written",
+        ParameterInfo::number(
+            "min_agree",
+            "minimum number of masks that contain an entry",
+            "1 or more",
+            (1.0, f64::MAX),
         ),
+        ParameterInfo::choice("only", "use the mask of this model instead of the consensus", "a model as written"),
     ],
     defaults: |_| Defaults::new().with("lambda", 1.0).with("mask_threshold", 0.4).with("min_agree", 2),
     ..MethodInfo::new("consensus", build)

@@ -26,11 +26,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "Jang et al., arXiv 2403.19522",
     formula: "t · mean + (1−t) θ₀, t = N cos φ / (1 + (N−1) cos φ)",
     parameters: &["filter_wise"],
-    own_parameters: &[ParameterInfo::choice(
-        "filter_wise",
-        "one ratio per row instead of per tensor",
-        "true or false",
-    )],
+    own_parameters: &[ParameterInfo::choice("filter_wise", "one ratio per row instead of per tensor", "true or false")],
     models: 2..=usize::MAX,
     defaults: |_| Defaults::new().with("filter_wise", false),
     ..MethodInfo::new("model_stock", build)

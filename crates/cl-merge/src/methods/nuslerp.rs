@@ -32,7 +32,11 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "SLERP of two models, or of their task vectors, at w₂ / (w₁ + w₂)",
     parameters: &["weight", "nuslerp_row_wise", "nuslerp_flatten"],
     own_parameters: &[
-        ParameterInfo::choice("nuslerp_row_wise", "interpolate columns instead of rows, if not flattened", "true or false"),
+        ParameterInfo::choice(
+            "nuslerp_row_wise",
+            "interpolate columns instead of rows, if not flattened",
+            "true or false",
+        ),
         ParameterInfo::choice("nuslerp_flatten", "treat each tensor as one vector", "true or false"),
     ],
     base: Base::Optional,

@@ -60,6 +60,10 @@ pub(crate) const SHARED: &[ParameterInfo] = &[
         "how to compensate for dropped entries",
         "none, density (1 / density), norm (keep the L1 norm)",
     ),
-    ParameterInfo::choice("election", "how to elect the sign of an entry", "unweighted, weighted (sums), count (of signs)"),
+    ParameterInfo::choice(
+        "election",
+        "how to elect the sign of an entry",
+        "unweighted, weighted (sums), count (of signs)",
+    ),
     ParameterInfo::choice("divisor", "divisor of the sum", "none, weight, count (of the models that contribute)"),
 ];

@@ -24,7 +24,9 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "mergekit",
     formula: "scale · θ",
     parameters: &["scale"],
-    own_parameters: &[ParameterInfo::number("scale", "factor applied to the tensor", "a finite number", INFINITE).per_model()],
+    own_parameters: &[
+        ParameterInfo::number("scale", "factor applied to the tensor", "a finite number", INFINITE).per_model()
+    ],
     base: Base::Input,
     models: 1..=1,
     ordered: true,

@@ -17,7 +17,10 @@ fn combine_info_and_diff() {
     let told =
         call(&["adapter", "combine", inputs[0], inputs[1], "--weights", "1,-0.5", "--rank", "2", "--out", path(&out)]);
     let told = told.unwrap();
-    assert!(told.contains("2 adapters combined by linear, 7 modules, maximum rank 2") && told.lines().count() == 10, "{told}");
+    assert!(
+        told.contains("2 adapters combined by linear, 7 modules, maximum rank 2") && told.lines().count() == 10,
+        "{told}"
+    );
     let again = ["adapter", "combine", inputs[0], inputs[1], "--out", path(&out)];
     assert!(call(&again).unwrap_err().contains("exists"));
     let more = [
