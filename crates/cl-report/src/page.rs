@@ -1,4 +1,4 @@
-//! The page: one file that loads nothing.
+//! The HTML page: one self-contained file.
 
 use minijinja::{Environment, context};
 use serde::Serialize;
