@@ -37,8 +37,7 @@ const KIND: &str = "report";
 /// | file | content |
 /// | --- | --- |
 /// | `index.html` | the self-contained page |
-/// | `tables.md`, `tables.csv`, `tables.tex` | all tables: for reading, with one line per cell, and for LaTeX with
-/// booktabs |
+/// | `tables.md`, `tables.csv`, `tables.tex` | all tables; CSV has one line per cell, LaTeX needs booktabs |
 /// | `figures/figure-N.svg`, `figures/figure-N.png` | all figures |
 /// | `findings.json` | the paper's claims with estimates and intervals |
 /// | `results.json` | the input of the report |
