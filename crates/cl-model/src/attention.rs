@@ -55,8 +55,8 @@ impl AttentionRule {
 }
 
 impl Attention {
-    /// `x` is `(tokens, hidden)`; `attend` receives the rotated q `(tokens, heads, head_dim)`, k and v `(tokens,
-    /// kv_heads, head_dim)`, and the layer's rule, and returns `(tokens, heads, head_dim)`.
+    /// `x` is `(tokens, hidden)`; `attend` gets q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`,
+    /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
         let [q, k, v] = self.qkv.forward(x, mode);
         let heads = |t: &Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);

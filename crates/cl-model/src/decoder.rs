@@ -486,7 +486,7 @@ impl Decoder {
         all
     }
 
-    /// The weights used in the computation, with the adapter's own in place of the base's.
+    /// The weights as they are computed with, an adapter's own in place of the base's.
     pub(crate) fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);

@@ -16,7 +16,7 @@ pub(crate) enum Deltas {
     Signs { signs: Tensor, scales: Tensor, columns: i64 },
 }
 
-/// An MLP whose experts are stored as differences, with one router for whole experts.
+/// An MLP whose experts are differences, behind a router that chooses among them as wholes.
 ///
 /// Products of the base are shared: gate and up by all experts of a token; because `down` is linear, the base's is
 /// applied once to the weighted sum of its inputs.
@@ -112,7 +112,7 @@ fn unpacked(signs: &Tensor, columns: i64, kind: Kind) -> Tensor {
 }
 
 impl DeltaMlp {
-    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`.
+    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         let selection = self.router.select(x, mode);
         let total = self.deltas[0].experts() * self.deltas[0].rank();
@@ -153,7 +153,7 @@ impl DeltaMlp {
         self.down.forward(&sum, mode) + ranks.matmul(&stacked(u, kind))
     }
 
-    /// The tokens of each expert in a separate product.
+    /// The tokens of each expert in a product of their own.
     fn by_expert(&self, x: &Tensor, pairs: &Pairs, mode: Mode) -> Tensor {
         let rows = x.index_select(0, &pairs.tokens);
         let with = |base: &Linear, deltas: &Deltas| {

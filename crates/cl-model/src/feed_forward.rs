@@ -10,7 +10,7 @@ use crate::routing::{Projection, Router};
 pub(crate) enum FeedForward {
     /// One MLP.
     Dense(Mlp),
-    /// Several, some of which a router selects for each token.
+    /// Several, of which a router chooses for each token.
     Experts(Experts),
     /// One MLP, and experts stored as differences from it.
     Deltas(DeltaMlp),
@@ -32,7 +32,7 @@ pub(crate) enum GateUp {
     Fused(Projection),
 }
 
-/// Several MLPs as experts, with one router, and optionally a shared expert for every token.
+/// Several MLPs behind a router, each an expert as a whole, and beside them one that every token goes through.
 pub(crate) struct Experts {
     pub(crate) router: Router,
     pub(crate) shared: Option<Mlp>,
@@ -40,7 +40,7 @@ pub(crate) struct Experts {
 }
 
 impl FeedForward {
-    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`.
+    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         match self {
             FeedForward::Dense(mlp) => mlp.forward(x, mode),

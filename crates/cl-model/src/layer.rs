@@ -68,7 +68,7 @@ impl Norms {
 pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl Layer {
-    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`; see [`Attention::forward`] for `attend`.
+    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
         self.forward_observed(x, angles, mode, attend, &mut |_| {})
     }

@@ -71,7 +71,7 @@ fn is_signs(name: &str) -> bool {
     name.ends_with(".delta_sign")
 }
 
-/// Calls `read` for every tensor that config.json implies, and compares names, shapes and dtypes with the files.
+/// Asks `read` for every tensor that config.json implies, and holds names, shapes and dtypes against the files.
 fn from_checkpoint(
     checkpoint: &Checkpoint,
     options: LoadOptions,

@@ -3,8 +3,8 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::delta::Deltas;
 
-/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits in f32, of which the k
-/// largest are renormalized to a sum of 1. Ties go to the expert with the lowest index.
+/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits, in f32, of which the largest k are
+/// renormalised to a sum of 1. Among equal logits the expert with the lowest index comes first.
 pub(crate) struct Router {
     pub(crate) linear: Linear, // input to experts, f32 whatever the model computes in
     pub(crate) num_experts_per_tok: i64,
@@ -64,8 +64,8 @@ pub(crate) struct Pairs {
 }
 
 impl Selection {
-    /// The weighted sum of the selected experts' outputs, `(tokens, out)`; `expert(e, rows)` is the output of expert e
-    /// for its tokens, which are passed together.
+    /// The weighted sum of the selected experts' outputs, `(tokens, out)`: `expert(e, rows)` is that of expert e on its tokens,
+    /// which it gets in one piece.
     pub(crate) fn apply(&self, x: &Tensor, experts: usize, expert: impl Fn(usize, &Tensor) -> Tensor) -> Tensor {
         let pairs = self.pairs(experts as i64);
         let rows = x.index_select(0, &pairs.tokens);
@@ -119,14 +119,14 @@ impl Pairs {
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),
-    /// Several, some of which the router selects for each token, and optionally a shared one for every token.
+    /// Several, of which the router selects some for each token, and beside them one that every token goes through.
     Experts { router: Router, shared: Option<Linear>, experts: Vec<Linear> },
-    /// The base's layer, and the experts' differences from it.
+    /// The base's, and the experts' differences from it.
     Deltas { router: Router, base: Linear, deltas: Deltas },
 }
 
 impl Projection {
-    /// Maps `x` `(tokens, in)` to `(tokens, out)`.
+    /// `x` `(tokens, in)` in, `(tokens, out)` out.
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         match self {
             Projection::Dense(linear) => linear.forward(x, mode),
@@ -142,7 +142,7 @@ impl Projection {
         }
     }
 
-    /// [`Projection::forward`] of several projections of the same input, the dense ones together.
+    /// [`Projection::forward`] of several over the same input, the dense ones together.
     pub(crate) fn forward_all<const N: usize>(all: [&Projection; N], x: &Tensor, mode: Mode) -> [Tensor; N] {
         let dense = |p: &&Projection| matches!(**p, Projection::Dense(_));
         if !all.iter().all(dense) {

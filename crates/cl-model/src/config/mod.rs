@@ -134,11 +134,11 @@ pub struct Experts {
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.
     pub layers: Vec<bool>,
-    /// Number of experts per module, including the shared one.
+    /// Experts of each module, the shared one included.
     pub num_local_experts: i64,
-    /// Whether the first expert processes every token, in addition to those that the router selects from the others.
+    /// Whether every token goes through the first of them, beside those that the router selects of the others.
     pub shared: bool,
-    /// Number of experts per token.
+    /// How many of them a token goes through.
     pub num_experts_per_tok: i64,
 }
 
@@ -148,7 +148,7 @@ impl Experts {
         self.layers[layer] && self.modules.contains(&module)
     }
 
-    /// Number of experts from which a router selects.
+    /// Experts that a router chooses from.
     pub fn routed(&self) -> i64 {
         self.num_local_experts - i64::from(self.shared)
     }
@@ -160,7 +160,7 @@ impl Experts {
     }
 }
 
-/// Naming of experts in a checkpoint.
+/// How experts are named in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertLayout {
     /// Mixtral's `block_sparse_moe.gate` and `block_sparse_moe.experts.E.w1`.
