@@ -28,7 +28,7 @@ pub enum Verdict {
     /// The whole interval contradicts the claim.
     DoesNotHold,
     /// The interval contains zero, or there is none.
-    CannotBeTold,
+    Inconclusive,
     /// A model that the claim needs is missing.
     NotRun,
 }
@@ -39,7 +39,7 @@ impl Verdict {
         match self {
             Verdict::Holds => "holds",
             Verdict::DoesNotHold => "does not hold",
-            Verdict::CannotBeTold => "cannot be told",
+            Verdict::Inconclusive => "inconclusive",
             Verdict::NotRun => "not run",
         }
     }
@@ -299,7 +299,7 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     let n = differences.len();
     let Some(estimate) = mean(&differences) else {
         let method = "both sides were run, but have no seed in common with all scores measured".to_owned();
-        return Finding { method, verdict: Verdict::CannotBeTold, ..finding };
+        return Finding { method, verdict: Verdict::Inconclusive, ..finding };
     };
     let (half, method) = match (deviation(&differences), pairs[0].1) {
         (Some(deviation), _) => {
@@ -313,7 +313,7 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     let verdict = match interval {
         Some((low, _)) if low > 0.0 => Verdict::Holds,
         Some((_, high)) if high < 0.0 => Verdict::DoesNotHold,
-        _ => Verdict::CannotBeTold,
+        _ => Verdict::Inconclusive,
     };
     Finding { estimate: Some(estimate), interval, method, seeds: n, verdict, ..finding }
 }
@@ -358,16 +358,16 @@ mod tests {
         assert!((low - 0.085_158).abs() < 1e-5 && (high - 0.134_842).abs() < 1e-5, "{low} {high}");
         assert_eq!((clear.verdict, clear.seeds), (Verdict::Holds, 3));
         assert_eq!(of(&[-0.10, -0.11, -0.12]).verdict, Verdict::DoesNotHold);
-        assert_eq!(of(&[0.10, -0.11, 0.12]).verdict, Verdict::CannotBeTold);
-        assert_eq!(of(&[0.10, 0.12]).verdict, Verdict::CannotBeTold, "two seeds are few: t is 12.7");
+        assert_eq!(of(&[0.10, -0.11, 0.12]).verdict, Verdict::Inconclusive);
+        assert_eq!(of(&[0.10, 0.12]).verdict, Verdict::Inconclusive, "two seeds are few: t is 12.7");
     }
 
     #[test]
     fn one_seed_needs_standard_errors() {
         let one = |error| judged(blank("c", "m"), &[(0.1, error)]);
         assert_eq!(one(Some(0.02)).verdict, Verdict::Holds);
-        assert_eq!(one(Some(0.06)).verdict, Verdict::CannotBeTold);
-        assert_eq!((one(None).verdict, one(None).estimate), (Verdict::CannotBeTold, Some(0.1)));
-        assert_eq!(judged(blank("c", "m"), &[]).verdict, Verdict::CannotBeTold);
+        assert_eq!(one(Some(0.06)).verdict, Verdict::Inconclusive);
+        assert_eq!((one(None).verdict, one(None).estimate), (Verdict::Inconclusive, Some(0.1)));
+        assert_eq!(judged(blank("c", "m"), &[]).verdict, Verdict::Inconclusive);
     }
 }

@@ -207,7 +207,7 @@ fn finding(finding: &Finding, reach: f64) -> FindingView {
         class: match finding.verdict {
             Verdict::Holds => "yes",
             Verdict::DoesNotHold => "no",
-            Verdict::CannotBeTold => "open",
+            Verdict::Inconclusive => "open",
             Verdict::NotRun => "none",
         },
         estimate: finding.estimate.map(signed),
