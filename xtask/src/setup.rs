@@ -45,7 +45,7 @@ pub fn run() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The cached folder, assembled from wheels when it is not there or not whole.
+/// The cached directory, assembled from wheels if it is missing or incomplete.
 fn cached() -> Result<PathBuf> {
     let cache = cache()?;
     let folder = cache.join(format!("libtorch-{VERSION}-cpu"));
@@ -53,25 +53,25 @@ fn cached() -> Result<PathBuf> {
         return Ok(folder);
     }
     if folder.exists() {
-        eprintln!("{}: not whole, made again", folder.display());
+        eprintln!("{}: incomplete, assembling it again", folder.display());
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
     require(
         "python3",
         &["-m", "pip", "--version"],
-        "python3 with pip is needed to fetch libtorch (on Debian: apt-get install python3-pip)",
+        "python3 with pip is needed to download libtorch (on Debian: apt-get install python3-pip)",
     )?;
     fs::create_dir_all(&cache)
-        .with_context(|| format!("{}: cannot be made; set CL_CACHE to another folder", cache.display()))?;
+        .with_context(|| format!("{}: cannot be created; set CL_CACHE to another directory", cache.display()))?;
     remove_stale(&cache)?;
     let part = cache.join(format!("libtorch-{VERSION}-cpu.{}.part", std::process::id()));
     fs::create_dir(&part).with_context(|| part.display().to_string())?;
-    eprintln!("fetching libtorch {VERSION} from PyPI (about 550 MB, once) into {}", cache.display());
+    eprintln!("downloading libtorch {VERSION} from PyPI (about 550 MB, once) to {}", cache.display());
     let made = Command::new("python3").args(["-c", SCRIPT]).arg(&part).status();
     let made = made.context("python3").and_then(|s| if s.success() { check(&part) } else { bail!("python3: {s}") });
     if let Err(error) = made {
         fs::remove_dir_all(&part).ok();
-        return Err(error.context("libtorch could not be assembled; nothing is left behind, run the command again. Or export LIBTORCH=<folder of libtorch 2.11.0>"));
+        return Err(error.context("libtorch could not be assembled; no files were left. Run the command again, or export LIBTORCH=<directory of libtorch 2.11.0>"));
     }
     if fs::rename(&part, &folder).is_err() {
         // Another set-up was quicker; its result is as good.

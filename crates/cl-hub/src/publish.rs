@@ -171,15 +171,15 @@ fn card_data(
     if base_model.is_empty() {
         base_model.extend(lineage.bases.iter().map(|repo| repo.name.clone()));
         if let Some(path) = lineage.unknown.first() {
-            notes.push(format!("{}: its repository on the hub is not known; --base-model names it", shown(path)));
+            notes.push(format!("{}: its Hub repository is unknown; set it with --base-model", shown(path)));
         }
     }
     if base_model.is_empty() {
-        notes.push("the card names no base model; --base-model ORG/NAME does".to_owned());
+        notes.push("the card has no base model; set it with --base-model ORG/NAME".to_owned());
     }
     let license = options.license.clone().or_else(|| license(hub, &lineage.bases));
     if license.is_none() {
-        notes.push("the licence is not known; --license ID names it, such as apache-2.0".to_owned());
+        notes.push("the licence is unknown; set it with --license ID, such as apache-2.0".to_owned());
     }
     let mut datasets: BTreeSet<String> = options.datasets.iter().cloned().collect();
     datasets.extend(manifest.iter().flat_map(|m| &m.sources).filter_map(|source| dataset(&source.path)));

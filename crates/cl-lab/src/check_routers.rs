@@ -22,7 +22,7 @@ pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     if routers == 0 {
         findings.push(problem(
             config,
-            "holds no router: train those of a model of `cl moe mix`, or name a mixture of `cl moe blend` with the key `adapter`",
+            "has no routers: use a model made by `cl moe mix`, or set `adapter` to a mixture made by `cl moe blend`",
         ));
     }
     if config.router.load_balancing > 0.0 && experts == chosen {

@@ -71,7 +71,7 @@ pub fn read_router(path: &Path, text: &str, set: &[String]) -> Result<RouterRun,
     let config: RouterRun = read(path, text, set)?;
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.train.router.is_some() {
-        return Err(wrong("train.router: its keys stand in the table [router]".to_owned()));
+        return Err(wrong("train.router: these keys belong in the table [router]".to_owned()));
     }
     let round = config.round();
     round.train.validate().map_err(|e| wrong(e.to_string()))?;

@@ -108,7 +108,7 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
         writeln!(out, "no problems found; nothing was written")?;
         return Ok(());
     }
-    let dir = args.out.as_ref().context("--out says where the mixture goes")?;
+    let dir = args.out.as_ref().context("--out is required without --dry-run")?;
     let bar = bar(plan.bytes_written());
     let options = MixOptions { overwrite: args.overwrite, interrupt: interrupt.clone(), ..MixOptions::default() };
     let summary = mix(&plan, dir, &options, &|bytes| bar.set_position(bytes))?;
@@ -137,7 +137,7 @@ fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Re
         writeln!(out, "no problems found; nothing was written")?;
         return Ok(());
     }
-    let dir = args.out.as_ref().context("--out says where the mixture goes")?;
+    let dir = args.out.as_ref().context("--out is required without --dry-run")?;
     blend(&plan, dir, args.overwrite, interrupt)?;
     writeln!(out, "{}: {}", dir.display(), plan.summary())?;
     Ok(())

@@ -178,7 +178,7 @@ impl StudyResults {
                 return problem(format!("is of round {round}; the study has rounds 1 to {}", self.rounds.len()));
             }
             if !stages.insert(&row.stage) {
-                return problem("stands twice; each stage needs a name of its own".to_owned());
+                return problem("is listed twice; stages need unique names".to_owned());
             }
         }
         Ok(())

@@ -52,7 +52,10 @@ fn keep_products(state: &mut State) {
     let all = [Products::Libtorch, Products::Onednn];
     if !all.into_iter().any(|p| p.name() == state.products && use_products(p)) {
         let here = products().name();
-        tracing::warn!("this libtorch has no {}: products go on with {here}, and last bits differ", state.products);
+        tracing::warn!(
+            "this libtorch has no {}: continuing with {here}; results will differ in their last bits",
+            state.products
+        );
         state.products = here.to_owned();
     }
 }

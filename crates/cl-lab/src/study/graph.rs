@@ -181,7 +181,7 @@ impl<'a> Graph<'a> {
             ("olora.lambda", twice(&config.olora.lambda)),
         ] {
             if let Some(value) = twice {
-                return Err(format!("{key}: {value} stands twice"));
+                return Err(format!("{key}: {value} is listed twice"));
             }
         }
         for &lambda in &config.olora.lambda {
@@ -213,7 +213,7 @@ impl<'a> Graph<'a> {
     }
 
     fn add(&mut self, id: &str, needs: Vec<usize>, work: Work, row: Row) -> usize {
-        assert!(self.ids.insert(id.to_owned()), "stage {id} stands twice");
+        assert!(self.ids.insert(id.to_owned()), "stage {id} is listed twice");
         self.stages.push(Stage { id: id.to_owned(), needs, work, row });
         self.stages.len() - 1
     }

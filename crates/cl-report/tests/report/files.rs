@@ -156,6 +156,6 @@ fn inconsistent_results_are_refused() {
     assert!(refused(|r| r.rows[1].scores.truncate(3)).ends_with("has 3 scores for 15 columns"));
     assert!(refused(|r| r.rows[1].standard_errors.truncate(3)).ends_with("has 3 standard errors for 15 columns"));
     assert!(refused(|r| r.rows[1].round = Some(9)).ends_with("is of round 9; the study has rounds 1 to 7"));
-    assert!(refused(|r| r.rows[1].stage = r.rows[0].stage.clone()).contains("stands twice"));
+    assert!(refused(|r| r.rows[1].stage = r.rows[0].stage.clone()).contains("is listed twice"));
     assert!(refused(|r| r.columns.clear()).contains("no columns"));
 }
