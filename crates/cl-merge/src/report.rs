@@ -1,4 +1,4 @@
-//! Results as text and JSON, and numbers of bytes as users write them.
+//! Results as text and JSON, and parsing of byte counts.
 
 use std::io::Write;
 

@@ -1,17 +1,17 @@
-//! What parameters are, and those that several methods share.
+//! Descriptions of parameters, and the parameters shared by several methods.
 
 /// One parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterInfo {
-    /// Name in files.
+    /// Its name in files.
     pub name: &'static str,
-    /// What it does.
+    /// Its effect.
     pub meaning: &'static str,
-    /// Values it can have.
+    /// Its valid values.
     pub range: &'static str,
-    /// Lowest and highest number.
+    /// Bounds of a number.
     pub bounds: (f64, f64),
-    /// Whether each model can have its own.
+    /// Whether it can be set per model.
     pub per_model: bool,
 }
 
@@ -26,12 +26,12 @@ impl ParameterInfo {
         ParameterInfo { name, meaning, range, bounds, per_model: false }
     }
 
-    /// A word, a truth value or a path.
+    /// A word, a boolean or a path.
     pub const fn choice(name: &'static str, meaning: &'static str, range: &'static str) -> ParameterInfo {
         ParameterInfo { name, meaning, range, bounds: INFINITE, per_model: false }
     }
 
-    /// The same, where each model can have its own.
+    /// The same parameter, but settable per model.
     pub const fn per_model(self) -> ParameterInfo {
         ParameterInfo { per_model: true, ..self }
     }

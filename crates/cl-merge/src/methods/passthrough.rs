@@ -11,11 +11,11 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// The one input, base or model, times a scale: `θ = scale · θ₁`.
 ///
-/// What layers of several models are stacked with. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
+/// Used to stack layers of several models. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
 /// turns the block into the identity.
 #[derive(Clone, Debug)]
 pub struct Passthrough {
-    /// Factor; any number, 1 where there is none.
+    /// Scale; any number, 1 by default.
     pub scale: Option<f64>,
 }
 
