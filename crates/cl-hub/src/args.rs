@@ -12,12 +12,12 @@ pub struct HubArgs {
 }
 
 impl HubArgs {
-    /// The hub, if it is allowed.
+    /// Whether downloads are allowed.
     pub fn hub(self) -> Option<Hub> {
         self.hub.then(Hub::from_env)
     }
 
-    /// Where names of models lead.
+    /// Resolves names of models.
     pub fn names(self, interrupt: &Interrupt) -> Names {
         Names { hub: self.hub(), interrupt: interrupt.clone() }
     }

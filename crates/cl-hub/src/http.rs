@@ -1,4 +1,4 @@
-//! Requests to the hub.
+//! Requests to the Hub.
 //!
 //! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads
 //! them.
@@ -297,7 +297,7 @@ impl Client {
 enum Received {
     /// May be retried.
     Cut(String),
-    /// The hub refused.
+    /// The Hub refused the request.
     Refused(HubError),
     /// Writing failed.
     Disk(io::Error),

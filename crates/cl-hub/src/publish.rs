@@ -1,4 +1,4 @@
-//! A model or adapter directory made ready for the hub: its files, and a card from what its manifest says.
+//! Preparation of a model or adapter directory for the Hub: its files, and a model card from its manifest.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,29 +17,29 @@ const LONGEST_SETTINGS: usize = 20_000;
 /// Data sources that a card lists.
 const MOST_DATA: usize = 50;
 
-/// What a card says besides what the directory says itself.
+/// Metadata for the card that the directory does not contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublishOptions {
     /// `organization/name`.
     pub repo: String,
-    /// Repositories of the base models, instead of those that manifests name.
+    /// Repositories of the base models, instead of those in manifests.
     pub base_models: Vec<String>,
     /// Licence, instead of the base's.
     pub license: Option<String>,
-    /// Repositories of training data, besides those that manifests name.
+    /// Repositories of training data, in addition to those in manifests.
     pub datasets: Vec<String>,
-    /// Files of scores in lm-eval's layout, as `cl eval` writes `results.json`.
+    /// Files of scores in lm-eval's layout: `results.json` of `cl eval`.
     pub results: Vec<PathBuf>,
 }
 
-/// A folder ready for the hub.
+/// A directory prepared for the Hub.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
     /// README.md.
     pub card: String,
-    /// All files, with the card.
+    /// All files, including the card.
     pub files: Vec<Upload>,
-    /// What the card lacks, and how to add it.
+    /// Missing metadata of the card, and how to add it.
     pub notes: Vec<String>,
 }
 
@@ -77,14 +77,15 @@ impl Publication {
     }
 }
 
-/// Makes a model or adapter directory ready for the hub.
+/// Prepares a model or adapter directory for the Hub.
 ///
-/// The card has the front matter that the hub reads, the text of an existing README.md, and sections about lineage, data,
-/// settings and scores. Base models are those that manifests name by repository, also through directories between.
+/// The card has the front matter that the Hub reads, the text of an existing README.md, and sections about lineage,
+/// data, settings and scores. Base models are those that manifests name by repository, also through intermediate
+/// directories.
 ///
 /// # Errors
 /// Returns an error if the directory is neither a model nor an adapter, or one of its files is damaged, and
-/// [`HubError::Name`] if `repo` is not a name of the hub.
+/// [`HubError::Name`] if `repo` is not a valid Hub name.
 pub fn publish(dir: &Path, hub: &Hub, options: &PublishOptions) -> Result<Publication, HubError> {
     if Repo::parse_model(&options.repo).is_none_or(|repo| repo.revision.is_some()) {
         let expected = "the name of a repository like `organization/name`";
