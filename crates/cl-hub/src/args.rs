@@ -12,7 +12,7 @@ pub struct HubArgs {
 }
 
 impl HubArgs {
-    /// Whether downloads are allowed.
+    /// Returns the Hub, if downloads are allowed.
     pub fn hub(self) -> Option<Hub> {
         self.hub.then(Hub::from_env)
     }
