@@ -36,6 +36,7 @@ unsafe extern "C" {
         keep_graph: c_int,
         create_graph: c_int,
     ) -> c_int;
+    pub(crate) fn cl_set_gradient(leaf: T, gradient: T) -> c_int;
     pub(crate) fn cl_fused_adamw(
         params: *const T,
         grads: *const T,

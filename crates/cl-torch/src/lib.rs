@@ -15,7 +15,7 @@ mod rendezvous;
 mod tensor_bytes;
 mod threads;
 
-pub use autograd::{backward, grad};
+pub use autograd::{backward, grad, set_gradient};
 pub use checkpointing::checkpoint;
 pub use cuda::{load_cuda, pick_device};
 pub use error::TorchError;

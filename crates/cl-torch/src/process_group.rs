@@ -176,8 +176,16 @@ mod tests {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let start = |rank| {
             let address = "127.0.0.1".to_owned();
-            let meeting =
-                Rendezvous { rank, world_size, local_rank: rank, address, port, launcher_hosts: false, restart: 0 };
+            let meeting = Rendezvous {
+                rank,
+                world_size,
+                local_rank: rank,
+                local_world_size: None,
+                address,
+                port,
+                launcher_hosts: false,
+                restart: 0,
+            };
             thread::spawn(move || body(ProcessGroup::join(&meeting, Duration::from_secs(20)).unwrap()))
         };
         let threads: Vec<_> = (0..world_size).map(start).collect();

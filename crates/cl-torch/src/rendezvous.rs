@@ -16,6 +16,8 @@ pub struct Rendezvous {
     pub world_size: usize,
     /// Number of this process among those of its machine: the index of its GPU.
     pub local_rank: usize,
+    /// Number of processes on this machine, if the launcher says it.
+    pub local_world_size: Option<usize>,
     /// Host of the store where the processes meet: that of rank 0.
     pub address: String,
     /// Port of the store.
@@ -26,12 +28,12 @@ pub struct Rendezvous {
     pub restart: u64,
 }
 
-/// Names of rank, number of processes and rank on the machine, by launcher.
-const LAUNCHERS: [[&str; 3]; 2] = [
-    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
-    ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
+/// Names of rank and number of processes, in all and on the machine, by launcher.
+const LAUNCHERS: [[&str; 4]; 2] = [
+    ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+    ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"],
 ];
-const PYTORCH: [&str; 3] = ["RANK", "WORLD_SIZE", "LOCAL_RANK"];
+const PYTORCH: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
 
 impl Rendezvous {
     /// Reads the environment; `None` if this process was started alone.
@@ -67,6 +69,7 @@ impl Rendezvous {
             rank,
             world_size,
             local_rank,
+            local_world_size: get(names[3]).and_then(|v| v.parse().ok()),
             address: address.clone().ok_or_else(missing)?,
             port: number(get, "MASTER_PORT", "a free port of that host")?,
             launcher_hosts: get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True"),
@@ -107,7 +110,16 @@ mod tests {
             "SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_LOCALID=1",
         ] {
             let found = read(&(own.to_owned() + meeting)).unwrap().unwrap();
-            let Rendezvous { rank, world_size, local_rank, address, port, launcher_hosts, restart } = found;
+            let Rendezvous {
+                rank,
+                world_size,
+                local_rank,
+                local_world_size: _,
+                address,
+                port,
+                launcher_hosts,
+                restart,
+            } = found;
             assert_eq!((rank, world_size, local_rank, address.as_str(), port), (3, 4, 1, "node0", 29400));
             assert!(!launcher_hosts && restart == 0);
         }

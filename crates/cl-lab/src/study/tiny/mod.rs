@@ -14,7 +14,7 @@ use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Example, Mixture, Profile, Split, load_split};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Full, TrainConfig};
+use cl_train::{Full, Ranks, TrainConfig};
 use serde::Serialize;
 use serde_json::json;
 
@@ -221,6 +221,7 @@ impl TinyConfig {
         let input = RoundInput {
             model: &ModelRef::take(&init)?,
             interrupt,
+            ranks: &Ranks::alone(),
             data: &[load_split(&data.join("pretraining"), Split::Train)?],
             earlier_data: &[],
             mixture: &Mixture::default(),
