@@ -133,7 +133,7 @@ pub enum SequenceShape {
 impl OloraConfig {
     /// Checks every range.
     ///
-    /// # Errors
+    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
     /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let values = self.lambda.values();
@@ -176,7 +176,7 @@ impl Orthogonality {
     /// The term for the adapters of `linears` (all linear layers of a model, adapted or not) against `earlier` adapters, first
     /// to last.
     ///
-    /// # Errors
+    /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
     /// [`AdapterError::Shape`] for an earlier adapter of another input width, or the directory's own error.
     pub fn new<'a>(
         linears: impl Iterator<Item = &'a Linear>,
@@ -240,7 +240,7 @@ impl Orthogonality {
     /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. With λ and λ₂ zero nothing is
     /// computed.
     ///
-    /// # Errors
+    /// Returns [`AdapterError::Torch`] if an operation fails.
     /// [`AdapterError::Torch`].
     pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
         let mut terms = Vec::new();
