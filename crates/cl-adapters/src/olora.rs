@@ -124,17 +124,17 @@ impl Lambda {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SequenceShape {
-    /// In the weights: every round starts from the model that the last one was folded into (the paper's).
+    /// In the weights: every round starts from the model into which the last adapter was folded (as in the paper).
     Fold,
-    /// Beside the weights, frozen: every round starts from the first model with all earlier adapters (O-LoRA's).
+    /// Separate and frozen: every round starts from the first model with all earlier adapters (as in O-LoRA).
     Stack,
 }
 
 impl OloraConfig {
-    /// Checks every range.
+    /// Checks all ranges.
     ///
     /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
-    /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
+    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let values = self.lambda.values();
         let wrong = |x: &f64| !(0.0..=1e12).contains(x);
@@ -154,8 +154,8 @@ impl OloraConfig {
     }
 }
 
-/// The term of one round, over the linear layers of one model. Layers that no earlier adapter has do not count in Ω, and
-/// adapters on embeddings not at all.
+/// The penalty of one round, over the linear layers of one model. Layers without an earlier adapter, and adapters on
+/// embeddings, do not contribute to Ω.
 pub struct Orthogonality {
     mode: Overlap,
     lambda: f64,
@@ -173,11 +173,11 @@ struct Group {
 }
 
 impl Orthogonality {
-    /// The term for the adapters of `linears` (all linear layers of a model, adapted or not) against `earlier` adapters, first
-    /// to last.
+    /// Loads the penalty for the adapters of `linears` (all linear layers of a model, adapted or not) against the
+    /// `earlier` adapters, first to last.
     ///
     /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
-    /// [`AdapterError::Shape`] for an earlier adapter of another input width, or the directory's own error.
+    /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
     pub fn new<'a>(
         linears: impl Iterator<Item = &'a Linear>,
         earlier: &[Adapter],
@@ -213,12 +213,12 @@ impl Orthogonality {
         })
     }
 
-    /// blake3 over the earlier adapters, by which a resumed round knows them again.
+    /// blake3 over the earlier adapters, which a resumed run compares.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Ω at the present factors, an f32 scalar in their graph; `None` where there is nothing to be orthogonal to.
+    /// Ω for the current factors, an f32 scalar in their graph; `None` without earlier adapters.
     pub fn overlap(&self, linears: &[&Linear]) -> Option<Tensor> {
         let layers: usize = self.groups.iter().map(|g| g.places.len()).sum();
         let parts = self.groups.iter().map(|group| {
@@ -237,11 +237,11 @@ impl Orthogonality {
         parts.reduce(|sum, part| sum + part)
     }
 
-    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. With λ and λ₂ zero nothing is
-    /// computed.
+    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. If λ and λ₂ are zero,
+    /// nothing is computed.
     ///
     /// Returns [`AdapterError::Torch`] if an operation fails.
-    /// [`AdapterError::Torch`].
+    /// Returns [`AdapterError::Torch`] if an operation fails.
     pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
         let mut terms = Vec::new();
         if self.lambda > 0.0 {
