@@ -1,12 +1,12 @@
-//! What storing experts as differences from the base saves and costs: bytes against the error of every feed-forward block on the
-//! activations of a text, and against the text's log-probabilities.
+//! Size and error of experts stored as differences from the base: bytes, the error of every feed-forward block on the
+//! activations of a text, and the error of the text's log-probabilities.
 //!
 //! ```text
 //! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT...
 //! ```
 //!
-//! `STORAGE` is as `cl moe mix --experts` has it, BASE and EXPERTs are model directories. All are compared with the mixture whose
-//! experts are whole; two experts for each token, random routers, f32.
+//! `STORAGE` is a value of `cl moe mix --experts`; BASE and EXPERT are model directories. Everything is compared with
+//! the mixture with full experts; two experts per token, random routers, f32.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

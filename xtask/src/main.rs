@@ -1,4 +1,4 @@
-//! `cargo xtask`: everything around the code. Links no libtorch, so that it can fetch it.
+//! `cargo xtask`: tasks around the code. Links no libtorch, so that it can download it.
 
 mod bench;
 mod book;
@@ -63,7 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root. Cargo says it at run time: what was compiled in is wrong once a checkout was moved with its `target`.
+/// The workspace's root, as given by Cargo at run time: a compiled-in path would be wrong after a checkout was moved
+/// together with its `target`.
 fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {

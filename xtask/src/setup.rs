@@ -1,4 +1,4 @@
-//! Finds or fetches libtorch and tells cargo where it is.
+//! Finds or downloads libtorch and tells cargo where it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{cache, root};
 pub const VERSION: &str = "2.11.0";
 const SCRIPT: &str = include_str!("trim_libtorch.py");
 
-/// Files without which a folder is no libtorch with headers.
+/// Files that a libtorch with headers must have.
 const NEEDED: [&str; 5] = [
     "lib/libtorch_cpu.so",
     "lib/libc10.so",
@@ -21,14 +21,14 @@ const NEEDED: [&str; 5] = [
     "include/torch/csrc/autograd/custom_function.h",
 ];
 
-/// A LIBTORCH that the user exported, as opposed to the one that cargo's own configuration set for this process.
+/// A LIBTORCH exported by the user, as opposed to the one set for this process by cargo's configuration.
 pub fn exported_libtorch() -> Option<PathBuf> {
     let value = std::env::var("LIBTORCH").ok().filter(|v| !v.is_empty())?;
     let configured = fs::read_to_string(config_file()).ok().and_then(|t| configured(&t));
     (configured.as_deref() != Some(value.as_str())).then(|| PathBuf::from(value))
 }
 
-/// Makes sure that there is a libtorch and that `.cargo/libtorch.toml` names it; returns its folder.
+/// Makes sure that there is a libtorch and that `.cargo/libtorch.toml` contains its path; returns its directory.
 pub fn run() -> Result<PathBuf> {
     require("c++", &["--version"], "a C++ compiler is needed (on Debian and Ubuntu: apt-get install g++)")?;
     let folder = match exported_libtorch() {
@@ -81,7 +81,7 @@ fn cached() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes what killed set-ups left.
+/// Removes leftovers of killed processes.
 fn remove_stale(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
@@ -98,7 +98,7 @@ fn remove_stale(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// That a folder holds a libtorch of the right version with its headers.
+/// Checks that a directory contains a libtorch of the right version with its headers.
 pub fn check(folder: &Path) -> Result<()> {
     for file in NEEDED {
         let path = folder.join(file);
@@ -140,7 +140,7 @@ fn write_config(folder: &Path) -> Result<()> {
     fs::write(&part, text).and_then(|()| fs::rename(&part, &file)).with_context(|| file.display().to_string())
 }
 
-/// That a program is there.
+/// Checks that a program can be run.
 fn require(program: &str, arguments: &[&str], hint: &str) -> Result<()> {
     let found = Command::new(program).args(arguments).output().is_ok_and(|o| o.status.success());
     if found { Ok(()) } else { bail!("{program} {} does not work: {hint}", arguments.join(" ")) }
