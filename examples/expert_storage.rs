@@ -5,8 +5,8 @@
 //! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT...
 //! ```
 //!
-//! `STORAGE` is a value of `cl moe mix --experts`; BASE and EXPERT are model directories. Everything is compared with
-//! the mixture with full experts; two experts per token, random routers, f32.
+//! `STORAGE` is as `cl moe mix --experts` has it, BASE and EXPERTs are model directories. All are compared with the mixture whose
+//! experts are whole; two experts for each token, random routers, f32.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
