@@ -297,7 +297,7 @@ impl Client {
 enum Received {
     /// May be retried.
     Cut(String),
-    /// The Hub refused the request.
+    /// The hub refused.
     Refused(HubError),
     /// Writing failed.
     Disk(io::Error),

@@ -161,7 +161,7 @@ fn unusable(revision: &Revision<'_>, part: Part) -> HubError {
     }
     let message = match part {
         Part::Model if ADAPTER.iter().all(|name| has(name)) => {
-            "it is an adapter, not a model; use it with its base, as base+adapter or with --adapter"
+            "it is an adapter, not a model; name it after its base, as base+adapter or by --adapter"
         }
         Part::Adapter if has("config.json") => "it is a model, not an adapter (there is no adapter_config.json)",
         Part::Adapter if ends("adapter_model.bin") => {
@@ -194,7 +194,7 @@ fn shards(index: &std::path::Path) -> Result<Vec<String>, String> {
     let index: Index = serde_json::from_slice(&bytes).map_err(|e| format!("{INDEX} is not an index: {e}"))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     match names.iter().find(|name| name.contains(['/', '\\', ':']) || name.starts_with('.') || name.is_empty()) {
-        Some(name) => Err(format!("{INDEX} lists `{name}`, which is not a file in the same directory")),
+        Some(name) => Err(format!("{INDEX} names `{name}`, which is not a file beside it")),
         None => Ok(names.into_iter().collect()),
     }
 }
