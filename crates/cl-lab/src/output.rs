@@ -71,9 +71,8 @@ impl RunDir<'_> {
         if settings != self.settings {
             let what = self.what;
             let difference = difference(settings, self.settings);
-            return self.refuse(&format!(
-                "contains a {what} with a different configuration{difference}; choose another --out"
-            ));
+            return self
+                .refuse(&format!("holds a {what} with a different configuration{difference}; choose another --out"));
         }
         for (name, content) in self.sources {
             let path = self.out.join(name);
