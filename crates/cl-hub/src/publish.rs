@@ -281,6 +281,30 @@ fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<Stri
     Ok(out)
 }
 
+/// Shortens paths of sources, and absolute ones of settings, as a card shows them: where files are on this machine is no one else's
+/// business, and their hashes say what they were.
+fn without_directories(manifest: &mut Manifest) {
+    for source in &mut manifest.sources {
+        source.path = shown(&source.path);
+    }
+    manifest.config.iter_mut().for_each(shorten_all);
+}
+
+fn shorten_all(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => shorten(text),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(shorten_all),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(shorten_all),
+        _ => {}
+    }
+}
+
+fn shorten(text: &mut String) {
+    if Path::new(text.as_str()).is_absolute() {
+        *text = shown(text);
+    }
+}
+
 /// All files of the directory with the new card, and a manifest that lists it.
 fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Result<Vec<Upload>, HubError> {
     let mut names = Vec::new();
@@ -300,6 +324,7 @@ fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Resu
         }
         let blake3 = blake3::hash(card.as_bytes()).to_hex().to_string();
         manifest.files.insert("README.md".to_owned(), FileEntry { bytes: card.len() as u64, blake3 });
+        without_directories(&mut manifest);
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
         files.push(Upload { name: "manifest.json".to_owned(), content: Content::Bytes(text.into_bytes()) });
     }
@@ -337,5 +362,20 @@ mod tests {
         let file = "/c/datasets--openai--gsm8k/snapshots/01/main/train.parquet";
         assert_eq!(dataset(file).as_deref(), Some("openai/gsm8k"));
         assert_eq!(dataset("data/train.jsonl"), None);
+    }
+
+    #[test]
+    fn a_published_manifest_names_no_directory_of_this_machine() {
+        let config = serde_json::json!({"train": {"initial_adapter": "/home/somebody/a/adapter", "epochs": 2}, "data": ["/srv/x.jsonl", "b/c"]});
+        let mut manifest =
+            Manifest::new("adapter").with_source("base", Path::new("/home/somebody/models/base"), "77".to_owned());
+        manifest.config = Some(config);
+        without_directories(&mut manifest);
+        let text = serde_json::to_string(&manifest).unwrap();
+        assert!(!text.contains("/home") && !text.contains("/srv"), "{text}");
+        assert!(
+            text.contains("a/adapter") && text.contains("x.jsonl") && text.contains("b/c") && text.contains("77"),
+            "{text}"
+        );
     }
 }

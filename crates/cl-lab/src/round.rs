@@ -149,6 +149,9 @@ fn fine_tune(
 
     let span = tracing::info_span!("training").entered();
     tell(observer, Event::Stage("training"));
+    if input.config.zero_stage > 0 && input.ranks.world_size() > 1 {
+        cl_torch::give_memory_back();
+    }
     let divides = input.config.zero_stage == 3 && input.ranks.world_size() > 1;
     let spread = divides.then(|| SpreadWeights::new(input.ranks));
     let mut model = Decoder::load_with(&checkpoint, input.config.load_options(input.device), &|name, tensor| {
