@@ -132,6 +132,17 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A row is a conversation, where a prompt and an answer are required.
+    #[error(
+        "{path}: row {row} (from 0): is a conversation, which is not supported for evaluation; use rows of `prompt` and \
+         `answer`, or describe the task in a .toml file"
+    )]
+    Conversation {
+        /// The file of the row.
+        path: PathBuf,
+        /// Index of the row.
+        row: usize,
+    },
     /// A file of template values is not valid JSON.
     #[error("{path}: {source}")]
     Values {

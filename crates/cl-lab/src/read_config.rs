@@ -74,7 +74,7 @@ pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError>
     if config.data.train.is_empty() {
         return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
     }
-    config.mixture().validate(config.data.train.len()).map_err(wrong)?;
+    config.mixture().validate(config.data.train.len()).map_err(|e| wrong(e.to_string()))?;
     if let Some(validation) = &config.validation {
         validation.validate().map_err(|e| wrong(e.to_string()))?;
     }

@@ -384,10 +384,7 @@ fn unknown(name: &str, dir: &Path) -> Error {
 }
 
 fn conversation(path: &Path, row: usize) -> Error {
-    let message = "is a conversation, which is not supported for evaluation; use rows of `prompt` and `answer`, \
-                   or describe the task in a .toml file"
-        .to_owned();
-    cl_data::Error::Row { path: path.to_owned(), row, message }.into()
+    Error::Conversation { path: path.to_owned(), row }
 }
 
 /// Loads a directory of examples in any format that training reads.
