@@ -27,6 +27,16 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// Hidden states for routers that are not those of the base's layers and the experts.
+    #[error("{path}: tensor `{tensor}`: expected {expected:?} in f32, as the base and the experts have it")]
+    RouterStates {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The expected shape.
+        expected: Vec<usize>,
+    },
     /// A value that is not a number in an input.
     #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
     NotFinite {

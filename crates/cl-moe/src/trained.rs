@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file};
+use cl_checkpoint::problem::PlanProblem;
 use cl_checkpoint::{
     Checkpoint, CheckpointWriter, Manifest, OutputDir, TensorSource, TensorSpec, WriteOptions, convert,
 };
@@ -41,8 +42,9 @@ pub fn save_mixture_with_routers(
         };
         views.push((name, TensorView::new(info.dtype, info.shape.clone(), bytes).expect("as many bytes as it has")));
     }
-    safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS))
-        .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
+    safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS)).map_err(|source| {
+        cl_checkpoint::Error::Plan { path: out.to_owned(), problem: PlanProblem::Serialize { source } }
+    })?;
     for name in [CONFIG, INFO].into_iter().filter(|name| mixture.dir().join(name).exists()) {
         let (from, path) = (mixture.dir().join(name), dir.path().join(name));
         cl_checkpoint::files::copy_file(&from, &path)?;

@@ -6,6 +6,7 @@ mod prototype;
 
 use std::path::Path;
 
+use cl_checkpoint::problem::PlanProblem;
 use cl_checkpoint::{Adapter, HubSnapshot, Interrupt, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
@@ -41,8 +42,10 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
         (&spec.name, TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("as many bytes as planned"))
     });
     let path = dir.path().join(WEIGHTS);
-    safetensors::serialize_to_file(views, None, &path)
-        .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
+    safetensors::serialize_to_file(views, None, &path).map_err(|source| cl_checkpoint::Error::Plan {
+        path: out.to_owned(),
+        problem: PlanProblem::Serialize { source },
+    })?;
     let (config, manifest) = describe(plan)?;
     for (name, content) in [(CONFIG, json!(config)), (INFO, json!(plan.info()))] {
         let text = serde_json::to_string_pretty(&content).expect("numbers and strings") + "\n";
