@@ -12,6 +12,32 @@ pub enum LabError {
         /// What is wrong.
         message: String,
     },
+    /// A mixture of adapters whose files do not fit together.
+    #[error("{path}: {problem}")]
+    Mixture {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: cl_moe::problem::MixtureProblem,
+    },
+    /// A mixture of adapters for another base.
+    #[error(
+        "{path}: is a mixture for the base {base} ({}…), not for this model ({}…); create it again with `cl moe blend` for this \
+         model",
+        short(base_hash),
+        short(model_hash)
+    )]
+    MixtureBase {
+        /// The directory.
+        path: PathBuf,
+        /// Its base, as it was named.
+        base: String,
+        /// Hash of that base.
+        base_hash: String,
+        /// Hash of the model.
+        model_hash: String,
+    },
     /// The rounds of a sequence are invalid.
     #[error("{0}")]
     Rounds(String),
@@ -159,6 +185,11 @@ pub enum LabError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+/// Enough of a hash to tell two apart; a file can hold any text in the place of one.
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
 }
 
 fn lines(failed: &[crate::StageError]) -> String {

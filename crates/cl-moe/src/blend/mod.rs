@@ -17,6 +17,7 @@ pub use plan::BlendPlan;
 
 use crate::mixture::{CONFIG, VERSION, WEIGHTS};
 use crate::model_info::INFO;
+use crate::problem::MixtureProblem;
 use crate::router::normal;
 use crate::{Error, MixtureConfig, MixtureExpert};
 use plan::{BlendModule, BlendPart};
@@ -101,7 +102,7 @@ fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>
             let rank = part.module.rank();
             let spectrum = Spectrum::of(&a, &b, rank).ok_or_else(|| Error::Mixture {
                 path: adapter.dir().to_owned(),
-                message: format!("module `{}`: the singular value decomposition does not converge", module.name),
+                problem: MixtureProblem::Decomposition { module: module.name.clone() },
             })?;
             stack.router.extend(spectrum.prototype().unwrap_or_else(|| vec![0.0; module.input]));
             if init == BlendInit::Spectr {
