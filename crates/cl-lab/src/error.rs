@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::problem::{OutputProblem, SetProblem, TaskNameProblem};
+
 /// Errors of experiments.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,20 +53,22 @@ pub enum LabError {
     #[error("stopped; completed stages are kept, and the same command resumes")]
     StudyInterrupted,
     /// An argument of `--set` is invalid.
-    #[error("--set {text}: {message}")]
+    #[error("--set {text}: {problem}")]
     Set {
         /// The value.
         text: String,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: SetProblem,
     },
     /// The run directory belongs to another run, or `--resume` is missing.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Output {
         /// The directory.
         path: PathBuf,
-        /// What is wrong, and what to do.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: OutputProblem,
     },
     /// A file in place of a model directory.
     #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` converts a GGUF file)")]
@@ -119,12 +123,13 @@ pub enum LabError {
         rows: i64,
     },
     /// The name of a task cannot be used for its predictions file.
-    #[error("task `{name}`: {message}")]
+    #[error("task `{name}`: {problem}")]
     TaskName {
         /// Name of the task.
         name: String,
-        /// What is wrong, and what to do.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: TaskNameProblem,
     },
     /// The maximum answer length leaves no room for the prompt.
     #[error(
