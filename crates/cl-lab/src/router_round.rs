@@ -151,7 +151,7 @@ impl RouterRound<'_> {
         }
         model.train_routers();
         let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: None, validation: None };
-        let report = train(&mut model, &data, input.config, &steps, &input.context(out), &mut |p| {
+        let report = train(&mut model, &data, input.config, &steps, &input.context(out), None, &mut |p| {
             tell(observer, Event::Step(p))
         })?;
         drop(span);

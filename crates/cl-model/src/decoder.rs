@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cl_adapters::{
     AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind,
@@ -6,7 +7,7 @@ use cl_adapters::{
 };
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_torch::{TorchError, checkpoint, linear};
+use cl_torch::{Around, TorchError, checkpoint_around, linear, on_backward};
 
 use crate::attention::packed_causal;
 use crate::batch::PackedBatch;
@@ -31,6 +32,8 @@ pub struct Decoder {
     pub device: Device,
     /// Recompute each layer's activations in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+    /// What happens around each layer in training.
+    pub layer_hooks: Option<Arc<dyn LayerHooks>>,
     pub(crate) embed_tokens: Embedding,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
@@ -66,10 +69,25 @@ impl Decoder {
         let mut x = self.embed(&batch.input_ids);
         for (index, layer) in self.layers.iter().enumerate() {
             observe(index, &x);
-            x = if self.activation_checkpointing && mode != Mode::Eval && x.requires_grad() {
-                recomputed(layer, &x, &angles, batch, mode)?
-            } else {
-                attend_packed(layer, &x, &angles, batch, mode)?
+            let hooks = self.layer_hooks.as_ref().map(|hooks| LayerHook { hooks: Arc::clone(hooks), layer: index });
+            if hooks.as_ref().is_some_and(|h| h.hooks.spreads_weights()) && mode != Mode::Eval && !x.requires_grad() {
+                // So that the first layer, too, is computed a second time, when its weights are there again.
+                x = x.detach().set_requires_grad(true);
+            }
+            x = match hooks {
+                _ if mode == Mode::Eval || !x.requires_grad() => {
+                    hooks.iter().for_each(Around::before);
+                    let y = attend_packed(layer, &x, &angles, batch, mode)?;
+                    hooks.iter().for_each(Around::after_forward);
+                    y
+                }
+                None if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, mode, ())?,
+                Some(hook) if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, mode, hook)?,
+                None => attend_packed(layer, &x, &angles, batch, mode)?,
+                Some(hook) => {
+                    let x = on_backward(&x, move || hook.after_backward())?;
+                    attend_packed(layer, &x, &angles, batch, mode)?
+                }
             };
         }
         observe(self.layers.len(), &x);
@@ -559,13 +577,52 @@ fn recomputed(
     angles: &Angles,
     batch: &PackedBatch,
     mode: Mode,
+    around: impl Around + 'static,
 ) -> Result<Tensor, TorchError> {
     let (layer, angles) = (layer.shallow_clone(), angles.shallow_clone());
     let (cu_seqlens, cu_tensor) = (batch.cu_seqlens.clone(), batch.cu_tensor.shallow_clone());
-    checkpoint(&[x], move |inputs| {
+    let run = move |inputs: &[Tensor]| {
         layer.forward(&inputs[0], &angles, mode, &mut |q, k, v, rule| {
             // A panic here is caught at the border and comes back as the node's error.
             packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).expect("attention worked in the first pass")
         })
-    })
+    };
+    checkpoint_around(&[x], run, around)
+}
+
+/// What happens around each layer in training, such as fetching weights that are spread over processes and sending gradients.
+pub trait LayerHooks: Send + Sync {
+    /// Whether a layer's weights are there only between [`LayerHooks::before`] and what follows it. Training then needs
+    /// [`Decoder::activation_checkpointing`].
+    fn spreads_weights(&self) -> bool;
+
+    /// Before a layer is computed, in a forward pass or for the second time in a backward pass.
+    fn before(&self, layer: usize);
+
+    /// After a layer was computed in a forward pass.
+    fn after_forward(&self, layer: usize);
+
+    /// In the backward pass, when the gradients of a layer's weights are there. It is not called for the layers before the
+    /// first trained weight.
+    fn after_backward(&self, layer: usize);
+}
+
+/// The hooks of one layer.
+struct LayerHook {
+    hooks: Arc<dyn LayerHooks>,
+    layer: usize,
+}
+
+impl Around for LayerHook {
+    fn before(&self) {
+        self.hooks.before(self.layer);
+    }
+
+    fn after_forward(&self) {
+        self.hooks.after_forward(self.layer);
+    }
+
+    fn after_backward(&self) {
+        self.hooks.after_backward(self.layer);
+    }
 }

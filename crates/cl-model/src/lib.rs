@@ -33,7 +33,7 @@ pub use batch::PackedBatch;
 pub use config::{
     Activation, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling,
 };
-pub use decoder::Decoder;
+pub use decoder::{Decoder, LayerHooks};
 pub use error::ModelError;
 pub use generate::{GenerateOptions, Generation, generate, greedy};
 pub use language_model::Scorer;

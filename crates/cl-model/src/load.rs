@@ -45,13 +45,26 @@ impl Decoder {
     /// An unknown architecture, a config that does not make sense, tensors that are missing, left over or of another
     /// shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
+        Decoder::load_with(checkpoint, options, &|_, tensor| Ok(tensor))
+    }
+
+    /// As [`Decoder::load`]; `place` gets each tensor with its name as soon as it is read, and returns what the model holds in
+    /// its place, of the same shape and dtype.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`], and those of `place`.
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        place: &dyn Fn(&str, Tensor) -> Result<Tensor, ModelError>,
+    ) -> Result<Decoder, ModelError> {
         from_checkpoint(checkpoint, options, &|name| {
             let kind = match name {
                 _ if is_signs(name) => Kind::Uint8,
                 _ if is_router_weight(name) || name.ends_with(".delta_scale") => Kind::Float,
                 _ => options.weights,
             };
-            Ok(load_tensor(checkpoint, name, kind, options.device)?)
+            place(name, load_tensor(checkpoint, name, kind, options.device)?)
         })
     }
 
@@ -287,6 +300,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         compute: options.compute,
         device: options.device,
         activation_checkpointing: false,
+        layer_hooks: None,
         embed_tokens,
         layers,
         norm,

@@ -9,6 +9,8 @@ use cl_torch::tch::{self, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::hash_examples;
+use crate::ranks::deal;
+use crate::sharding::Sharding;
 use crate::{Plan, Ranks, TrainConfig, TrainError};
 
 /// Validation during training (`[validation]`): a held-out fraction of the training data, or a file.
@@ -168,15 +170,22 @@ pub(crate) fn eval_loss(
     examples: &[Encoded],
     config: &TrainConfig,
     ranks: &Ranks,
+    sharding: Option<&Sharding>,
 ) -> Result<f64, TrainError> {
     let _no_graph = tch::no_grad_guard();
     let (mut sum, mut tokens) = (0.0, 0);
-    for (_, examples) in examples.chunks(config.micro_batch_size).enumerate().filter(|(i, _)| ranks.has(*i)) {
-        let packed = pack(&examples.iter().collect::<Vec<_>>());
+    let batches: Vec<&[Encoded]> = examples.chunks(config.micro_batch_size).collect();
+    let own = deal(batches.len(), |_| true, ranks, sharding.is_some_and(Sharding::in_lockstep));
+    for (index, counts) in own {
+        let packed = pack(&batches[index].iter().collect::<Vec<_>>());
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
+        sharding.map_or(Ok(()), Sharding::begin_pass)?;
         let x = model.forward(&batch, Mode::Eval)?;
         let loss = supervised_loss(model, &x, &packed, 1.0, Mode::Eval)?;
-        (sum, tokens) = (sum + loss.nll_sum, tokens + loss.tokens);
+        sharding.map_or(Ok(()), Sharding::end_forward)?;
+        if counts {
+            (sum, tokens) = (sum + loss.nll_sum, tokens + loss.tokens);
+        }
     }
     let mut sums = [sum, tokens as f64];
     ranks.sum(&mut sums)?;
