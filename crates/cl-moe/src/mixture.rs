@@ -220,5 +220,5 @@ fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<Mixt
         }
     }
     let names = file.names();
-    (names.len() != expected).then(|| MixtureProblem::TensorCount { found: names.len(), expected })
+    (names.len() != expected).then_some(MixtureProblem::TensorCount { found: names.len(), expected })
 }
