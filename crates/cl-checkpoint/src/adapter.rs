@@ -96,7 +96,7 @@ impl Adapter {
         let text = read_file(&path, MAX_CONFIG)?;
         let config: AdapterConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
         if let Some(problem) = config.problem() {
-            return Err(Error::Adapter { path, problem });
+            return Err(Error::Adapter { path, problem: Box::new(problem) });
         }
         let path = dir.join(WEIGHTS);
         if !path.exists() {
@@ -176,7 +176,7 @@ impl Adapter {
     /// Returns [`Error::Adapter`] with the name of the unsupported feature.
     pub fn check_built(&self) -> Result<(), Error> {
         let Some(feature) = self.config.not_built() else { return Ok(()) };
-        Err(Error::Adapter { path: self.dir.clone(), problem: AdapterProblem::Unsupported { feature } })
+        Err(Error::Adapter { path: self.dir.clone(), problem: Box::new(AdapterProblem::Unsupported { feature }) })
     }
 }
 
@@ -185,7 +185,7 @@ fn modules(
     shapes: &BTreeMap<&str, &[usize]>,
     config: &AdapterConfig,
 ) -> Result<Vec<AdapterModule>, Error> {
-    let wrong = |problem| Error::Adapter { path: path.to_owned(), problem };
+    let wrong = |problem| Error::Adapter { path: path.to_owned(), problem: Box::new(problem) };
     let mut modules = Vec::new();
     if config.peft_type != "LORA" {
         return Ok(modules);
@@ -282,7 +282,7 @@ pub fn write_adapter_with_files(
 ) -> Result<(), Error> {
     let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
     if let Some(problem) = config.problem() {
-        return Err(Error::Adapter { path: dir.join(CONFIG), problem });
+        return Err(Error::Adapter { path: dir.join(CONFIG), problem: Box::new(problem) });
     }
     modules(&dir.join(WEIGHTS), &shapes, config)?;
     let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();

@@ -113,7 +113,7 @@ impl Adapter {
     }
 
     fn contradiction(&self, problem: AdapterProblem) -> Error {
-        Error::Adapter { path: self.dir().to_owned(), problem }
+        Error::Adapter { path: self.dir().to_owned(), problem: Box::new(problem) }
     }
 }
 

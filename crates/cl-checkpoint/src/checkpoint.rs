@@ -124,7 +124,7 @@ impl Checkpoint {
         convert::to_f32(dtype, self.bytes(name)?).ok_or_else(|| Error::Tensor {
             path: self.path_of(name),
             tensor: name.to_owned(),
-            problem: TensorProblem::NotFloat { dtype },
+            problem: Box::new(TensorProblem::NotFloat { dtype }),
         })
     }
 
@@ -212,7 +212,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         weight_map: Vec<(String, String)>,
     }
     let text = read_file(path, MAX_TOKENIZER)?;
-    let wrong = |problem| Error::Index { path: path.to_owned(), problem };
+    let wrong = |problem| Error::Index { path: path.to_owned(), problem: Box::new(problem) };
     let index: Index = serde_json::from_slice(&text).map_err(|source| wrong(IndexProblem::Json { source }))?;
     if index.weight_map.is_empty() {
         return Err(wrong(IndexProblem::NoTensors));
@@ -226,7 +226,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
 type Shards = (Vec<SafetensorsFile>, BTreeMap<String, usize>);
 
 fn open_shards(dir: &Path, index: &Path, weight_map: &BTreeMap<String, String>) -> Result<Shards, Error> {
-    let wrong = |problem| Error::Index { path: index.to_owned(), problem };
+    let wrong = |problem| Error::Index { path: index.to_owned(), problem: Box::new(problem) };
     let mut names: Vec<&String> = weight_map.values().collect();
     names.sort();
     names.dedup();

@@ -64,7 +64,7 @@ pub enum Error {
         tensor: String,
         /// What is wrong.
         #[source]
-        problem: TensorProblem,
+        problem: Box<TensorProblem>,
     },
     /// There is no such tensor.
     #[error("{path}: tensor `{tensor}` not found")]
@@ -95,7 +95,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         #[source]
-        problem: IndexProblem,
+        problem: Box<IndexProblem>,
     },
     /// A tensor has a NaN or infinite value.
     #[error("{path}: tensor `{tensor}`: element {index} is {value}")]
@@ -132,9 +132,9 @@ pub enum Error {
         /// `is`, `contains` or `lies inside`.
         relation: &'static str,
         /// What is overlapped: the role of an input, or `the working directory`.
-        role: String,
+        role: Box<str>,
         /// Its path.
-        other: PathBuf,
+        other: Box<Path>,
     },
     /// An input changed while it was being read.
     #[error("{path}: changed while it was being read, so nothing was written; run the command again")]
@@ -155,7 +155,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         #[source]
-        problem: PlanProblem,
+        problem: Box<PlanProblem>,
     },
     /// The adapter directory is invalid.
     #[error("{path}: {problem}")]
@@ -164,7 +164,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         #[source]
-        problem: AdapterProblem,
+        problem: Box<AdapterProblem>,
     },
 }
 

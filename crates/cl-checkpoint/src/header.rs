@@ -33,7 +33,11 @@ struct Entry {
 
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
     let wrong = |problem| Error::Header { path: path.to_owned(), problem };
-    let in_tensor = |tensor: &str, problem| Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem };
+    let in_tensor = |tensor: &str, problem| Error::Tensor {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        problem: Box::new(problem),
+    };
     let length = file.get(..8).ok_or_else(|| wrong(HeaderProblem::TooShort { bytes: file.len() }))?;
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
     let room = file.len() as u64 - 8;
@@ -87,7 +91,7 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
                 true => TensorProblem::Overlaps { offsets, before, end },
                 false => TensorProblem::Hole { offsets, before, end },
             };
-            return Err(Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem });
+            return Err(Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem: Box::new(problem) });
         }
         end = range.end;
         before = Some(name);

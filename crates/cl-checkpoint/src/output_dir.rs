@@ -164,7 +164,7 @@ fn resolve(target: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(target).map_err(Error::io(target))?;
     let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
     if absolute.file_name().is_none() || absolute.parent().is_none() {
-        return Err(Error::Plan { path: target.to_owned(), problem: PlanProblem::NoName });
+        return Err(Error::Plan { path: target.to_owned(), problem: Box::new(PlanProblem::NoName) });
     }
     Ok(absolute)
 }
@@ -193,7 +193,7 @@ fn real(path: &Path) -> PathBuf {
 pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
     let out = real(target);
     let refuse = |relation, role: &str, other: &Path| {
-        let (path, role, other) = (target.to_owned(), role.to_owned(), other.to_owned());
+        let (path, role, other) = (target.to_owned(), role.into(), other.into());
         Err(Error::Overlap { path, relation, role, other })
     };
     for (role, given) in inputs {

@@ -76,6 +76,6 @@ pub trait TensorSource: Sync {
 
 /// The error for a range that exceeds its tensor.
 pub(crate) fn outside(path: &Path, name: &str, offset: usize, length: usize, bytes: usize) -> Error {
-    let problem = TensorProblem::Range { offset, length, bytes };
+    let problem = Box::new(TensorProblem::Range { offset, length, bytes });
     Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem }
 }

@@ -90,7 +90,7 @@ impl CheckpointWriter {
             let header = header(shard);
             if header.len() as u64 > MAX_HEADER {
                 let problem = PlanProblem::Header { file: file_name, limit: MAX_HEADER };
-                return Err(Error::Plan { path: out_dir.to_owned(), problem });
+                return Err(Error::Plan { path: out_dir.to_owned(), problem: Box::new(problem) });
             }
             write_all_at(&file, &header, 0).map_err(Error::io(&path))?;
             let mut offset = header.len() as u64;
@@ -179,7 +179,7 @@ impl CheckpointWriter {
     }
 
     fn unplanned(&self, problem: PlanProblem) -> Error {
-        Error::Plan { path: self.out.target().to_owned(), problem }
+        Error::Plan { path: self.out.target().to_owned(), problem: Box::new(problem) }
     }
 
     /// Writes a JSON file, indented.
@@ -239,7 +239,7 @@ impl CheckpointWriter {
 
 /// Splits the tensors into shards, in order.
 fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec<&'t TensorSpec>>, Error> {
-    let plan = |problem| Error::Plan { path: out.to_owned(), problem };
+    let plan = |problem| Error::Plan { path: out.to_owned(), problem: Box::new(problem) };
     if tensors.is_empty() {
         return Err(plan(PlanProblem::NoTensors));
     }

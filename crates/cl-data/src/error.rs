@@ -63,7 +63,7 @@ pub enum Error {
         row: usize,
         /// What is wrong.
         #[source]
-        problem: RowProblem,
+        problem: Box<RowProblem>,
     },
     /// An example cannot be tokenized.
     #[error("row {row} (from 0): {source}")]

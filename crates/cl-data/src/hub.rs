@@ -140,7 +140,7 @@ impl DatasetRef {
             Err(Miss::Nothing(found)) => Err(DatasetError::NoSplit { repo, wanted, found }.into()),
             Err(Miss::Ambiguous(configs)) => Err(DatasetError::Config { repo, split, configs }.into()),
             Err(Miss::Shards(gap)) => {
-                Err(DatasetError::Shards { repo, split, gap, offline: !revision.complete }.into())
+                Err(DatasetError::Shards { repo, split, gap: Box::new(gap), offline: !revision.complete }.into())
             }
         }
     }

@@ -99,7 +99,7 @@ impl RowFormat {
 
     /// The example of a row.
     pub(crate) fn example(&mut self, path: &Path, index: usize, row: &Row) -> Result<Example, Error> {
-        let wrong = |problem| Error::Row { path: path.to_owned(), row: index, problem };
+        let wrong = |problem| Error::Row { path: path.to_owned(), row: index, problem: Box::new(problem) };
         match &self.columns {
             Some(ParsedColumns::Messages(name)) => messages(row, name).map_err(wrong),
             Some(ParsedColumns::Pair { prompt, answer }) => {

@@ -184,7 +184,7 @@ fn object(path: &Path, row: usize, value: Value) -> Result<Row, Error> {
     match value {
         Value::Object(object) => Ok(object),
         other => {
-            let problem = RowProblem::NotAnObject { found: kind(&other) };
+            let problem = Box::new(RowProblem::NotAnObject { found: kind(&other) });
             Err(Error::Row { path: path.to_owned(), row, problem })
         }
     }

@@ -218,7 +218,7 @@ fn encode_all<'d>(
     datasets.map(|d| encoding.examples(&d.examples).map_err(LabError::data(&d.path))).collect()
 }
 
-/// Which rows every epoch goes through, and the steps of the round; writes `rows.json`.
+/// Determines the rows of every epoch and the steps of the round; writes `rows.json`.
 pub(crate) fn plan_rows(
     input: &RoundInput<'_>,
     encoded: &[Vec<Encoded>],

@@ -17,22 +17,22 @@ use crate::rope::Rope;
 use crate::routing::{Projection, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
-/// In which precision and where a model is loaded.
+/// Precision and device of a loaded model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Dtype of the weights in memory; f32 master weights for full fine-tuning, else the same as `compute`.
     pub weights: Kind,
-    /// Dtype of activations and products.
+    /// Dtype of activations and matrix products.
     pub compute: Kind,
-    /// Dtype of the adapters' products. PEFT computes them in f32 outside of autocast, whatever `compute` is; within it as
-    /// everything else.
+    /// Dtype of the adapters' matrix products. PEFT uses f32 without autocast, independently of `compute`; with
+    /// autocast, the same dtype as everything else.
     pub adapters: Kind,
-    /// Where.
+    /// The device.
     pub device: Device,
 }
 
 impl LoadOptions {
-    /// Weights and products in one dtype on the CPU.
+    /// Weights and matrix products in one dtype, on the CPU.
     pub fn cpu(kind: Kind) -> LoadOptions {
         LoadOptions { weights: kind, compute: kind, adapters: kind, device: Device::Cpu }
     }
@@ -42,8 +42,8 @@ impl Decoder {
     /// Loads a Hugging Face model directory.
     ///
     /// # Errors
-    /// An unknown architecture, a config that does not make sense, tensors that are missing, left over or of another
-    /// shape than the config implies.
+    /// Returns an error for an unknown architecture, an invalid config, and tensors that are missing, unused, or of
+    /// another shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
         Decoder::load_with(checkpoint, options, &|_, tensor| Ok(tensor))
     }
@@ -71,7 +71,7 @@ impl Decoder {
     /// Checks a model directory as [`Decoder::load`] does, without reading a tensor.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
+    /// Returns the errors of [`Decoder::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<ModelConfig, ModelError> {
         let options = LoadOptions::cpu(Kind::Float);
         let nothing = |_: &str| Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)));
@@ -79,7 +79,7 @@ impl Decoder {
     }
 }
 
-/// Whether a tensor holds an expert's signs, a bit a weight.
+/// Whether a tensor contains an expert's signs, one bit per weight.
 fn is_signs(name: &str) -> bool {
     name.ends_with(".delta_sign")
 }
@@ -127,7 +127,7 @@ fn from_checkpoint(
     Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
 }
 
-/// The first few names, and how many more there are.
+/// The first few names, and the number of the others.
 fn some(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let mut text = names[..names.len().min(SHOWN)].join(", ");
@@ -137,10 +137,10 @@ fn some(names: &[&str]) -> String {
     text
 }
 
-/// Gives the tensor of a name, which has to have a shape.
+/// Returns the tensor of a name, which must have the given shape.
 type Get<'a> = dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError> + 'a;
 
-/// Puts a decoder together from `get(name, shape)`.
+/// Builds a decoder from `get(name, shape)`.
 pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) -> Result<Decoder, ModelError> {
     let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);

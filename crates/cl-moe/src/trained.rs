@@ -44,7 +44,7 @@ pub fn save_mixture_with_routers(
         views.push((name, TensorView::new(info.dtype, info.shape.clone(), bytes).expect("as many bytes as it has")));
     }
     safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS)).map_err(|source| {
-        cl_checkpoint::Error::Plan { path: out.to_owned(), problem: PlanProblem::Serialize { source } }
+        cl_checkpoint::Error::Plan { path: out.to_owned(), problem: Box::new(PlanProblem::Serialize { source }) }
     })?;
     for name in [CONFIG, INFO].into_iter().filter(|name| mixture.dir().join(name).exists()) {
         let (from, path) = (mixture.dir().join(name), dir.path().join(name));

@@ -43,15 +43,19 @@ fn libtorch() -> String {
     Products::Libtorch.name().to_owned()
 }
 
-/// Goes on with the library that computed the run's products so far, so that the results are those of an uninterrupted run.
+/// Continues with the library that computed the run's products so far, so that the results are those of an
+/// uninterrupted run.
 ///
-/// On the same machine this changes nothing. On another one it keeps the library where that has it; the last bits may differ all
-/// the same, since libraries choose instructions by the processor.
+/// On the same machine this has no effect. On another machine it keeps the library if available; the last bits can
+/// still differ, since libraries choose instructions by the processor.
 fn keep_products(state: &mut State) {
     let all = [Products::Libtorch, Products::Onednn];
     if !all.into_iter().any(|p| p.name() == state.products && use_products(p)) {
         let here = products().name();
-        tracing::warn!("this libtorch has no {}: products go on with {here}, and last bits differ", state.products);
+        tracing::warn!(
+            "this libtorch has no {}: continuing with {here}; results will differ in their last bits",
+            state.products
+        );
         state.products = here.to_owned();
     }
 }

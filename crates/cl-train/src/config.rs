@@ -35,7 +35,7 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Maximum norm of the gradients (gradient clipping); 0: no clipping.
     pub max_grad_norm: f64,
-    /// How the loss of a step is averaged.
+    /// Normalization of the loss over a step.
     pub loss_norm: LossNorm,
     /// Dtype of activations and matrix products.
     pub precision: Precision,
@@ -82,7 +82,7 @@ pub struct TrainConfig {
 #[serde(deny_unknown_fields)]
 pub struct Full {}
 
-/// What the loss of an optimizer step is a mean over.
+/// Normalization of the loss over an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossNorm {

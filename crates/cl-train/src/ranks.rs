@@ -1,4 +1,4 @@
-//! The processes among which a round is trained.
+//! The processes that train a round together.
 
 use std::sync::Arc;
 use std::time::Duration;

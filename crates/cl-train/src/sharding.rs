@@ -47,20 +47,42 @@ fn part(tensor: &Tensor, group: &ProcessGroup) -> Tensor {
 /// The whole tensors of which each rank has `parts`, which are of one dtype.
 fn whole(parts: &[(&Tensor, &[i64])], group: &ProcessGroup) -> Result<Vec<Tensor>, TorchError> {
     let Some((first, _)) = parts.first() else { return Ok(Vec::new()) };
-    let (kind, device) = (first.kind(), first.device());
-    let own = Tensor::cat(&parts.iter().map(|(part, _)| part.to_device(Device::Cpu)).collect::<Vec<_>>(), 0);
-    let ranks = group.world_size() as i64;
+    let (kind, device, ranks) = (first.kind(), first.device(), group.world_size() as i64);
+    let own = joined(parts.iter().map(|(part, _)| part.to_device(Device::Cpu)).collect(), 0);
     let all = Tensor::empty([ranks * own.numel() as i64], (kind, Device::Cpu));
     group.all_gather(&all, &own)?.wait()?;
     let all = all.view([ranks, -1]);
     let mut start = 0;
     let cut = |(part, shape): &(&Tensor, &[i64])| {
         let length = part.numel() as i64;
+        // Of a single tensor this is a view: the parts lie one after another.
         let flat = all.narrow(1, start, length).reshape([-1]).narrow(0, 0, shape.iter().product());
         start += length;
         flat.reshape(*shape).to_device(device)
     };
     Ok(parts.iter().map(cut).collect())
+}
+
+/// Tensors joined along a dimension; a single one is not copied.
+fn joined(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
+    if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, dim) }
+}
+
+/// Tensors of this many bytes and more are sent alone, without a copy; smaller ones together, with fewer messages.
+const ALONE: usize = 1 << 20;
+
+/// Sorts items so that those which are sent together stand together.
+fn sort<T>(items: &mut [T], own: impl Fn(&T) -> &Tensor) {
+    items.sort_by_key(|item| (is_alone(own(item)), own(item).kind() as i32));
+}
+
+/// Whether two neighbours are sent together.
+fn together(a: &Tensor, b: &Tensor) -> bool {
+    a.kind() == b.kind() && !is_alone(a) && !is_alone(b)
+}
+
+fn is_alone(own: &Tensor) -> bool {
+    own.numel() * own.kind().elt_size_in_bytes() >= ALONE
 }
 
 /// Stands for a tensor whose values are elsewhere: NaN everywhere, from a single element.
@@ -235,8 +257,9 @@ impl Sharding {
         let _no_graph = tch::no_grad_guard();
         for unit in &self.units {
             let unit = locked(unit);
-            let resident: Vec<&Trained> = unit.trained.iter().filter(|t| t.resident).collect();
-            for same in by_kind(&resident, |t| t.own.kind()) {
+            let mut resident: Vec<&Trained> = unit.trained.iter().filter(|t| t.resident).collect();
+            sort(&mut resident, |t| &t.own);
+            for same in resident.chunk_by(|a, b| together(&a.own, &b.own)) {
                 let parts: Vec<(&Tensor, &[i64])> = same.iter().map(|t| (&t.own, t.shape.as_slice())).collect();
                 self.ranks.together(|group| {
                     for (trained, whole) in same.iter().zip(whole(&parts, group)?) {
@@ -297,8 +320,8 @@ impl Sharding {
 
     fn gather(&self, unit: &mut Unit, group: &ProcessGroup) -> Result<(), TorchError> {
         let mut pieces: Vec<&mut Piece> = unit.spread.iter_mut().collect();
-        pieces.sort_by_key(|piece| piece.own.kind() as i32);
-        for same in pieces.chunk_by_mut(|a, b| a.own.kind() == b.own.kind()) {
+        sort(&mut pieces, |piece| &piece.own);
+        for same in pieces.chunk_by_mut(|a, b| together(&a.own, &b.own)) {
             let parts: Vec<(&Tensor, &[i64])> = same.iter().map(|p| (&p.own, p.shape.as_slice())).collect();
             let all = whole(&parts, group)?;
             same.iter_mut().zip(&all).for_each(|(piece, whole)| piece.tensor.set_data(whole));
@@ -316,11 +339,11 @@ impl Sharding {
         let present = Vec::<f32>::try_from(&present).map_err(|e| TorchError::from_tch("all_reduce", e))?;
         let mut somewhere: Vec<&mut Trained> =
             unit.trained.iter_mut().zip(present).filter(|(_, count)| *count > 0.0).map(|(t, _)| t).collect();
-        somewhere.sort_by_key(|t| t.own.kind() as i32);
+        sort(&mut somewhere, |t| &t.own);
         let ranks = group.world_size() as i64;
-        for same in somewhere.chunk_by_mut(|a, b| a.own.kind() == b.own.kind()) {
+        for same in somewhere.chunk_by_mut(|a, b| together(&a.own, &b.own)) {
             let rows: Vec<Tensor> = same.iter().map(|t| rows_of_gradient(t, ranks)).collect();
-            let all = Tensor::cat(&rows, 1).reshape([-1]);
+            let all = joined(rows, 1).reshape([-1]);
             let sum = Tensor::empty([all.numel() as i64 / ranks], (all.kind(), Device::Cpu));
             group.reduce_scatter(&sum, &all)?.wait()?;
             let mut start = 0;
@@ -329,7 +352,7 @@ impl Sharding {
                 let part = sum.narrow(0, start, length).to_device(trained.own.device());
                 start += length;
                 trained.gradient = Some(match trained.gradient.take() {
-                    Some(before) => before + part,
+                    Some(mut before) => before.g_add_(&part),
                     None => part.copy(),
                 });
                 set_gradient(&trained.tensor, None)?;
@@ -385,17 +408,6 @@ fn release(unit: &mut Unit) {
 fn unit_of(name: &str) -> usize {
     let number = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
     number.map_or(0, |layer| layer + 1)
-}
-
-fn by_kind<'a, T>(items: &[&'a T], kind: impl Fn(&T) -> Kind) -> Vec<Vec<&'a T>> {
-    let mut groups: Vec<Vec<&T>> = Vec::new();
-    for &item in items {
-        match groups.iter_mut().find(|group| kind(group[0]) == kind(item)) {
-            Some(group) => group.push(item),
-            None => groups.push(vec![item]),
-        }
-    }
-    groups
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -34,7 +34,7 @@ pub struct Progress<'a> {
 pub struct TrainReport {
     /// Number of steps taken; fewer than planned after early stopping.
     pub steps: u64,
-    /// Mean loss of the last tenth of the round's steps, including those of earlier processes; NaN if the log has none.
+    /// Mean loss over the last 10% of the round's steps, including those of earlier processes; NaN if the log has none.
     pub final_loss: f64,
     /// Number of tokens processed in this process.
     pub tokens: u64,
@@ -269,7 +269,7 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     Ok(())
 }
 
-/// What the micro-batches of a step come to.
+/// Sums over the micro-batches of a step.
 struct Sums {
     loss: f64,
     supervised_tokens: usize,

@@ -26,24 +26,24 @@ pub struct ValidationConfig {
     /// Number of steps between evaluations; by default one epoch. There is always one after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
-    /// Which weights are the result.
+    /// The weights to save as the result.
     pub keep: Keep,
     /// Stop after this many evaluations in a row without improvement (Transformers' `early_stopping_patience`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
-    /// How much lower than the best so far a loss must be to count as an improvement for `patience` (Transformers'
+    /// Minimum decrease of the loss that counts as an improvement for `patience` (Transformers'
     /// `early_stopping_threshold`).
     pub threshold: f64,
 }
 
-/// Which weights are the result of the training.
+/// The weights to save as the result of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
-    /// Those of the evaluation with the lowest loss (Transformers' `load_best_model_at_end`).
+    /// Weights with the lowest validation loss (Transformers' `load_best_model_at_end`).
     #[default]
     Best,
-    /// Those after the last step.
+    /// Weights after the last step.
     Last,
 }
 
@@ -197,7 +197,7 @@ pub(crate) fn snapshot(params: &[Tensor]) -> Vec<Tensor> {
     params.iter().map(|p| p.detach().to_device(Device::Cpu).copy()).collect()
 }
 
-/// Puts a snapshot back into the parameters.
+/// Restores the parameters from a snapshot.
 pub(crate) fn restore(params: &mut [Tensor], saved: &[Tensor]) {
     let _no_graph = tch::no_grad_guard();
     params.iter_mut().zip(saved).for_each(|(param, saved)| param.copy_(saved));

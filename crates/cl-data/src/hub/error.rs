@@ -32,7 +32,7 @@ pub enum DatasetError {
         /// The split.
         split: String,
         /// Which files are missing.
-        gap: ShardGap,
+        gap: Box<ShardGap>,
         /// Whether only the cache was searched, because the hub is offline.
         offline: bool,
     },

@@ -8,7 +8,7 @@
 //! let path = folder.path().join("train.jsonl");
 //! std::fs::write(&path, "{\"prompt\": \"1+1?\", \"answer\": 2}\n")?;
 //! let Err(Error::Row { row, problem, .. }) = load(&path, Format::Auto) else { panic!("it was loaded") };
-//! let RowProblem::NotText { key, found } = &problem else { panic!("{problem}") };
+//! let RowProblem::NotText { key, found } = &*problem else { panic!("{problem}") };
 //! assert_eq!((row, key.as_str(), *found), (0, "answer", "a number"));
 //! assert_eq!(problem.to_string(), "`answer` is a number, expected text");
 //! # Ok::<(), Box<dyn std::error::Error>>(())

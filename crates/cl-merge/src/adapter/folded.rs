@@ -1,4 +1,4 @@
-//! A model with an adapter on it, `base + s·B·A`, computed as it is read and written nowhere.
+//! A model with an adapter applied, `base + s·B·A`, computed while it is read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -180,7 +180,7 @@ impl TensorSource for Folded {
         match self.targets.get(name) {
             Some((target, _)) if target.module.is_none() && target.whole.is_none() => self.base.bytes(&target.source),
             Some(_) => {
-                let problem = TensorProblem::Computed;
+                let problem = Box::new(TensorProblem::Computed);
                 let path = self.adapter.dir().to_owned();
                 Err(cl_checkpoint::Error::Tensor { path, tensor: name.to_owned(), problem })
             }
@@ -196,7 +196,7 @@ impl TensorSource for Folded {
                     other => cl_checkpoint::Error::Tensor {
                         path: self.adapter.dir().to_owned(),
                         tensor: name.to_owned(),
-                        problem: TensorProblem::NotComputed { source: Box::new(other) },
+                        problem: Box::new(TensorProblem::NotComputed { source: Box::new(other) }),
                     },
                 })
             }

@@ -1,4 +1,4 @@
-//! Opened adapters side by side: which modules they change, and whether they belong together.
+//! Several opened adapters: their modules, and whether they are compatible.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use crate::tensor::is_float;
 /// Opens adapters.
 ///
 /// # Errors
-/// Returns [`Error::Problems`] with everything that is wrong with any of them.
+/// Returns [`Error::Problems`] with all problems of all adapters.
 pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
     let (mut adapters, mut problems) = (Vec::new(), Vec::new());
     for dir in dirs {
@@ -374,7 +374,7 @@ pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f3
     let bytes = adapter.bytes(tensor)?;
     let dtype = adapter.info(tensor).expect("its bytes were found").dtype;
     let values = convert::to_f32(dtype, bytes).ok_or_else(|| {
-        let problem = TensorProblem::NotFloat { dtype };
+        let problem = Box::new(TensorProblem::NotFloat { dtype });
         cl_checkpoint::Error::Tensor { path: adapter.dir().to_owned(), tensor: tensor.to_owned(), problem }
     })?;
     match values.iter().position(|v| !v.is_finite()) {

@@ -1,4 +1,4 @@
-//! The update of one module by one adapter, in the layout of the weight, and its entries on demand.
+//! The update of one module by one adapter, in the layout of the weight, with entries computed on demand.
 
 use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{Dtype, LayerKind, TensorInfo, TensorSource};
@@ -78,7 +78,7 @@ impl TensorSource for Update {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
-        let problem = TensorProblem::Computed;
+        let problem = Box::new(TensorProblem::Computed);
         Err(cl_checkpoint::Error::Tensor { path: "update".into(), tensor: name.to_owned(), problem })
     }
 

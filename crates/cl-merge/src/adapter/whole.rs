@@ -1,6 +1,6 @@
-//! What adapters train beside their factors: tensors of the base that get new values, whole or in some rows.
+//! Tensors of the base that adapters train besides their factors, in full or in some rows.
 //!
-//! Such a tensor counts as its difference from the base's, so that it is weighted and merged as updates are.
+//! Such a tensor is treated as its difference from the base's, so that it is weighted and merged like an update.
 
 use std::ops::Range;
 
@@ -97,7 +97,7 @@ impl WholePart {
         let values = values.ok_or_else(|| cl_checkpoint::Error::Tensor {
             path: member.adapter.dir().to_owned(),
             tensor: self.name.clone(),
-            problem: TensorProblem::NoRow { row },
+            problem: Box::new(TensorProblem::NoRow { row }),
         })?;
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
@@ -216,7 +216,7 @@ impl TensorSource for Difference<'_> {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
-        let problem = TensorProblem::Computed;
+        let problem = Box::new(TensorProblem::Computed);
         Err(cl_checkpoint::Error::Tensor { path: "difference".into(), tensor: name.to_owned(), problem })
     }
 
@@ -229,7 +229,7 @@ impl TensorSource for Difference<'_> {
             other => cl_checkpoint::Error::Tensor {
                 path: "adapter".into(),
                 tensor: self.whole.tensor.clone(),
-                problem: TensorProblem::NotComputed { source: Box::new(other) },
+                problem: Box::new(TensorProblem::NotComputed { source: Box::new(other) }),
             },
         })?;
         for (bytes, value) in out.chunks_exact_mut(4).zip(&values[start - first..]) {

@@ -1,4 +1,4 @@
-//! A model's token table with its rows in another tokenizer's order, computed as it is read.
+//! An embedding with its rows in another tokenizer's order, computed while it is read.
 
 use std::sync::{Arc, Mutex};
 
@@ -130,7 +130,7 @@ impl TensorSource for TokenTable {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
-        let problem = TensorProblem::Computed;
+        let problem = Box::new(TensorProblem::Computed);
         Err(Error::Tensor { path: "token table".into(), tensor: name.to_owned(), problem })
     }
 

@@ -45,7 +45,7 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
     let path = dir.path().join(WEIGHTS);
     safetensors::serialize_to_file(views, None, &path).map_err(|source| cl_checkpoint::Error::Plan {
         path: out.to_owned(),
-        problem: PlanProblem::Serialize { source },
+        problem: Box::new(PlanProblem::Serialize { source }),
     })?;
     let (config, manifest) = describe(plan)?;
     for (name, content) in [(CONFIG, json!(config)), (INFO, json!(plan.info()))] {
