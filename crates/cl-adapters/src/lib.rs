@@ -20,7 +20,7 @@ pub use config::{Bias, InitLoraWeights, LoraConfig, TargetModules, TokenIndices}
 pub use dora::Magnitude;
 pub use dropout::Mode;
 pub use embedding::Embedding;
-pub use error::AdapterError;
+pub use error::{AdapterError, WholeProblem};
 pub use linear::{Frozen, Linear};
 pub use lora::Lora;
 pub use mixture::LoraMixture;

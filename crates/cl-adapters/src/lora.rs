@@ -4,7 +4,7 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::dora::Magnitude;
 use crate::linear::Frozen;
-use crate::{AdapterError, Embedding, Linear, LoraConfig, Mode, start};
+use crate::{AdapterError, Embedding, Linear, LoraConfig, Mode, WholeProblem, start};
 
 /// The two factors of one layer's update `ΔW = scaling · B·A`, in f32 regardless of the dtype of the computation.
 pub struct Lora {
@@ -158,8 +158,8 @@ fn bias(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterErro
     let Some(info) = adapter.info(&name) else { return Ok(None) };
     let output = layer.widths().1;
     if info.shape != [output as usize] {
-        let message = format!("expected [{output}], its shape is {:?}", info.shape);
-        return Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name, message });
+        let problem = WholeProblem::Shape { expected: vec![output], found: info.shape.clone() };
+        return Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name, problem });
     }
     Ok(Some(load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.set_requires_grad(true)))
 }

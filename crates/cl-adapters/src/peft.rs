@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::linear::Frozen;
 use crate::whole::stands_in;
-use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind, WholePlan};
+use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind, WholePlan, WholeProblem};
 
 /// A layer that can have an adapter.
 #[derive(Clone, Copy)]
@@ -180,20 +180,19 @@ pub fn load_whole(
     let config = trained_of(adapter);
     let (mut plan, mut values) = (WholePlan::default(), BTreeMap::new());
     for (name, of_base) in adapter.whole_tensors() {
-        let wrong = |message: String| {
-            Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name.to_owned(), message })
-        };
+        let wrong =
+            |problem| Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name.to_owned(), problem });
         let module = of_base.rsplit_once('.').map_or("", |(module, _)| module);
         if let Some(module) = of_base.strip_suffix(TOKENS) {
             let Some((_, table)) = base.iter().find(|(n, _)| n.strip_suffix(".weight") == Some(module)) else {
-                return wrong("rows of a module that this model does not have".to_owned());
+                return wrong(WholeProblem::RowsOfNoModule);
             };
             let ids = config.trainable_token_indices.as_ref().map_or(Vec::new(), |t| t.of(module).to_vec());
             let rows = load_tensor(adapter, name, Kind::Float, table.device())?;
             if rows.size() != [ids.len() as i64, table.size()[1]]
                 || ids.iter().any(|id| !(0..table.size()[0]).contains(id))
             {
-                return wrong(format!("rows {:?} for trainable_token_indices {ids:?}", rows.size()));
+                return wrong(WholeProblem::Rows { shape: rows.size(), ids });
             }
             plan.tokens.insert(module.to_owned(), ids);
             values.insert(module.to_owned(), rows);
@@ -203,7 +202,7 @@ pub fn load_whole(
             continue;
         }
         let Some((_, own)) = base.iter().find(|(n, _)| *n == of_base) else {
-            return wrong("neither a factor nor a tensor of the base model".to_owned());
+            return wrong(WholeProblem::NotInBase);
         };
         let saved = |name: &str| config.modules_to_save.iter().any(|entry| stands_in(name, entry));
         // Where both are one, PEFT's configuration names the embedding only.
@@ -212,16 +211,13 @@ pub fn load_whole(
         let bias = config.bias != Bias::None && of_base.ends_with(".bias");
         let value = load_tensor(adapter, name, if saved || bias { Kind::Float } else { own.kind() }, own.device())?;
         if value.size() != own.size() {
-            return wrong(format!("its shape is {:?}, the base model's {:?}", value.size(), own.size()));
+            return wrong(WholeProblem::ShapeOfBase { found: value.size(), base: own.size() });
         }
         match (saved, bias) {
             (true, _) => plan.saved.push(of_base.clone()),
             (false, true) => plan.biases.push(of_base.clone()),
             (false, false) if value == *own => continue,
-            _ => {
-                let unsaid = format!("and adapter_config.json does not say that `{module}` was trained");
-                return wrong(format!("neither a factor nor the base model's own, {unsaid}"));
-            }
+            _ => return wrong(WholeProblem::Untrained { module: module.to_owned() }),
         }
         values.insert(of_base, value);
     }

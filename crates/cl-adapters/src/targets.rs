@@ -22,7 +22,7 @@ impl Targets {
             TargetModules::Pattern(p) if p == "all-linear" => return Ok(Targets(Rule::AllLinear)),
             TargetModules::Pattern(p) => {
                 let whole = Regex::new(&format!("^(?:{p})$"))
-                    .map_err(|e| AdapterError::Pattern { pattern: p.clone(), message: e.to_string() })?;
+                    .map_err(|source| AdapterError::Pattern { pattern: p.clone(), source })?;
                 (Rule::Whole(whole), vec![p.clone()])
             }
             TargetModules::Names(names) => (Rule::Names(names.clone()), names.clone()),
@@ -51,11 +51,11 @@ impl Targets {
     }
 }
 
-fn last_parts(names: &[&str]) -> String {
+fn last_parts(names: &[&str]) -> Vec<String> {
     let mut parts: Vec<&str> = names.iter().map(|n| n.rsplit('.').next().unwrap_or(n)).collect();
     parts.sort_unstable();
     parts.dedup();
-    parts.join(", ")
+    parts.into_iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

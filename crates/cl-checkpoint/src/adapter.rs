@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::COMPANIONS;
 use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
+use crate::problem::AdapterProblem;
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
 
@@ -94,8 +95,8 @@ impl Adapter {
         }
         let text = read_file(&path, MAX_CONFIG)?;
         let config: AdapterConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
-        if let Some(message) = config.problem() {
-            return Err(Error::Adapter { path, message });
+        if let Some(problem) = config.problem() {
+            return Err(Error::Adapter { path, problem: Box::new(problem) });
         }
         let path = dir.join(WEIGHTS);
         if !path.exists() {
@@ -174,13 +175,8 @@ impl Adapter {
     /// # Errors
     /// Returns [`Error::Adapter`] with the name of the unsupported feature.
     pub fn check_built(&self) -> Result<(), Error> {
-        self.refuse(self.config.not_built())
-    }
-
-    fn refuse(&self, feature: Option<String>) -> Result<(), Error> {
-        let Some(feature) = feature else { return Ok(()) };
-        let message = format!("{feature} adapters are not supported; use a plain LoRA adapter");
-        Err(Error::Adapter { path: self.dir.clone(), message })
+        let Some(feature) = self.config.not_built() else { return Ok(()) };
+        Err(Error::Adapter { path: self.dir.clone(), problem: Box::new(AdapterProblem::Unsupported { feature }) })
     }
 }
 
@@ -189,7 +185,7 @@ fn modules(
     shapes: &BTreeMap<&str, &[usize]>,
     config: &AdapterConfig,
 ) -> Result<Vec<AdapterModule>, Error> {
-    let wrong = |message: String| Error::Adapter { path: path.to_owned(), message };
+    let wrong = |problem| Error::Adapter { path: path.to_owned(), problem: Box::new(problem) };
     let mut modules = Vec::new();
     if config.peft_type != "LORA" {
         return Ok(modules);
@@ -202,25 +198,23 @@ fn modules(
         let Some((kind, module, is_a)) = found else { continue };
         let [a, b] = kind.suffixes().map(|suffix| shapes.get(format!("{module}{suffix}").as_str()).map(|s| s.to_vec()));
         let (Some(a), Some(b)) = (a, b) else {
-            return Err(wrong(format!("tensor `{name}` has no counterpart; both lora_A and lora_B are needed")));
+            return Err(wrong(AdapterProblem::NoCounterpart { tensor: name.to_owned() }));
         };
         if !is_a {
             continue;
         }
         let Some(module) = module.strip_prefix(PREFIX) else {
-            return Err(wrong(format!("tensor `{name}`: expected a name that starts with `{PREFIX}`")));
+            return Err(wrong(AdapterProblem::Prefix { tensor: name.to_owned(), prefix: PREFIX }));
         };
         let rank = config.rank(module);
         if a.len() != 2 || b.len() != 2 || a[0] != rank || b[1] != rank {
-            return Err(wrong(format!(
-                "module `{module}`: adapter_config.json implies rank {rank}, lora_A is {a:?} and lora_B is {b:?}"
-            )));
+            return Err(wrong(AdapterProblem::Rank { module: module.to_owned(), rank, a, b }));
         }
         let dora = magnitude(module, shapes, config, &b).map_err(wrong)?;
         modules.push(AdapterModule { name: module.to_owned(), kind, a_shape: a, b_shape: b, dora });
     }
     if modules.is_empty() {
-        return Err(wrong("no lora_A and lora_B tensors".to_owned()));
+        return Err(wrong(AdapterProblem::NoFactors));
     }
     Ok(modules)
 }
@@ -231,16 +225,15 @@ fn magnitude(
     shapes: &BTreeMap<&str, &[usize]>,
     config: &AdapterConfig,
     b_shape: &[usize],
-) -> Result<bool, String> {
+) -> Result<bool, AdapterProblem> {
+    let name = || module.to_owned();
     let shape = MAGNITUDES.iter().find_map(|suffix| shapes.get(format!("{PREFIX}{module}{suffix}").as_str()));
     match shape {
-        None if config.use_dora => Err(format!("module `{module}`: use_dora is set, but there is no magnitude vector")),
+        None if config.use_dora => Err(AdapterProblem::NoMagnitude { module: name() }),
         None => Ok(false),
-        Some(_) if !config.use_dora => {
-            Err(format!("module `{module}` has a magnitude vector, but use_dora is not set in adapter_config.json"))
-        }
+        Some(_) if !config.use_dora => Err(AdapterProblem::Magnitude { module: name() }),
         Some(shape) if shape.iter().product::<usize>() != b_shape[0] => {
-            Err(format!("module `{module}`: expected a magnitude of {} values, its shape is {shape:?}", b_shape[0]))
+            Err(AdapterProblem::MagnitudeShape { module: name(), expected: b_shape[0], shape: shape.to_vec() })
         }
         Some(_) => Ok(true),
     }
@@ -288,8 +281,8 @@ pub fn write_adapter_with_files(
     overwrite: bool,
 ) -> Result<(), Error> {
     let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
-    if let Some(message) = config.problem() {
-        return Err(Error::Adapter { path: dir.join(CONFIG), message });
+    if let Some(problem) = config.problem() {
+        return Err(Error::Adapter { path: dir.join(CONFIG), problem: Box::new(problem) });
     }
     modules(&dir.join(WEIGHTS), &shapes, config)?;
     let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();

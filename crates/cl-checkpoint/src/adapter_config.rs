@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ordered_map;
+use crate::problem::AdapterProblem;
 
 /// PEFT's `adapter_config.json`; field names are its keys, and keys not listed here are kept as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,18 +143,18 @@ impl AdapterConfig {
     }
 
     /// What is wrong with ranks or patterns; `None` if they are valid.
-    pub(crate) fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<AdapterProblem> {
         if self.r == 0 {
-            return Some("r = 0: expected a rank of at least 1".to_owned());
+            return Some(AdapterProblem::RankZero);
         }
         if let Some((key, _)) = self.rank_pattern.iter().find(|(_, rank)| *rank == 0) {
-            return Some(format!("rank_pattern `{key}` = 0: expected a rank of at least 1"));
+            return Some(AdapterProblem::PatternRankZero { key: key.clone() });
         }
         let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
         let mut patterns = ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key)));
         patterns.find_map(|(map, key)| {
-            let e = module_pattern(key).err()?;
-            Some(format!("{map} `{key}` is not a regular expression: {e}"))
+            let source = module_pattern(key).err()?;
+            Some(AdapterProblem::Pattern { map, key: key.clone(), source })
         })
     }
 }

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::problem::AdapterProblem;
 use crate::{Adapter, AdapterConfig, Error, TensorSource};
 
 /// A tensor of an adapter that is neither a factor nor a magnitude.
@@ -51,9 +52,7 @@ impl Adapter {
         let tensors = tensors?;
         match self.lacks(&tensors) {
             None => Ok(tensors),
-            Some(key) => Err(self.contradiction(format!(
-                "{key} names trained tensors that adapter_model.safetensors does not contain; save the adapter again with its PEFT version"
-            ))),
+            Some((key, entry)) => Err(self.contradiction(AdapterProblem::MissingTrained { key, entry })),
         }
     }
 
@@ -84,10 +83,7 @@ impl Adapter {
         if shape.len() == 2 && shape[0] == ids.len() && distinct.len() == ids.len() && !ids.is_empty() {
             return Ok(ids);
         }
-        Err(self.contradiction(format!(
-            "tensor `{name}` is {shape:?}, but trainable_token_indices has {} different ids for it",
-            distinct.len()
-        )))
+        Err(self.contradiction(AdapterProblem::Rows { tensor: name.to_owned(), shape, ids: distinct.len() }))
     }
 
     fn check_update_bias(&self, name: &str, module: &str) -> Result<(), Error> {
@@ -97,29 +93,27 @@ impl Adapter {
         if said && rows.is_some_and(|rows| shape == [rows]) {
             return Ok(());
         }
-        Err(self.contradiction(format!(
-            "tensor `{name}` is {shape:?}; expected lora_bias = true in adapter_config.json and one value for each row of lora_B"
-        )))
+        Err(self.contradiction(AdapterProblem::UpdateBias { tensor: name.to_owned(), shape }))
     }
 
-    /// The first key whose trained tensors are missing.
-    fn lacks(&self, tensors: &[Beside]) -> Option<String> {
+    /// The first key whose trained tensors are missing, and its entry where it has several.
+    fn lacks(&self, tensors: &[Beside]) -> Option<(&'static str, Option<String>)> {
         let config = self.config();
         let saved = config.modules_to_save.iter().flatten();
         let of = |entry: &String| tensors.iter().any(|t| t.kind == BesideKind::Saved && stands_in(&t.tensor, entry));
         if let Some(entry) = saved.into_iter().find(|entry| !of(entry)) {
-            return Some(format!("modules_to_save (`{entry}`)"));
+            return Some(("modules_to_save", Some(entry.clone())));
         }
         let has = |kind: fn(&BesideKind) -> bool| tensors.iter().any(|t| kind(&t.kind));
         if config.holds("trainable_token_indices") && !has(|kind| matches!(kind, BesideKind::Rows(_))) {
-            return Some("trainable_token_indices".to_owned());
+            return Some(("trainable_token_indices", None));
         }
         let lacks_bias = config.flag("lora_bias") && !has(|kind| matches!(kind, BesideKind::UpdateBias { .. }));
-        lacks_bias.then(|| "lora_bias".to_owned())
+        lacks_bias.then_some(("lora_bias", None))
     }
 
-    fn contradiction(&self, message: String) -> Error {
-        Error::Adapter { path: self.dir().to_owned(), message }
+    fn contradiction(&self, problem: AdapterProblem) -> Error {
+        Error::Adapter { path: self.dir().to_owned(), problem: Box::new(problem) }
     }
 }
 

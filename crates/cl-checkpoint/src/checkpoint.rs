@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::mixture_hint;
 use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, read_file};
 use crate::output_dir::is_file_name;
+use crate::problem::{IndexProblem, TensorProblem};
 use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 
 /// A Hugging Face model directory, opened lazily.
@@ -118,12 +119,12 @@ impl Checkpoint {
     /// Returns [`Error::TensorNotFound`] if there is no such tensor, and [`Error::Tensor`] if its dtype is not floating
     /// point.
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let bytes = self.bytes(name)?;
-        let dtype = self.home_of(name)?.info(name).map(|i| i.dtype);
-        dtype.and_then(|d| convert::to_f32(d, bytes)).ok_or_else(|| Error::Tensor {
+        let missing = || Error::TensorNotFound { path: self.dir.clone(), tensor: name.to_owned() };
+        let dtype = self.info(name).ok_or_else(missing)?.dtype;
+        convert::to_f32(dtype, self.bytes(name)?).ok_or_else(|| Error::Tensor {
             path: self.path_of(name),
             tensor: name.to_owned(),
-            message: format!("dtype {dtype:?} is not f64, f32, f16 or bf16"),
+            problem: Box::new(TensorProblem::NotFloat { dtype }),
         })
     }
 
@@ -199,7 +200,7 @@ fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     let text = read_file(path, MAX_CONFIG)?;
     match serde_json::from_slice(&text).map_err(Error::json(path))? {
         Value::Object(map) => Ok(map),
-        _ => Err(Error::Json { path: path.to_owned(), message: "expected a JSON object".to_owned() }),
+        _ => Err(Error::NotAnObject { path: path.to_owned() }),
     }
 }
 
@@ -211,14 +212,13 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         weight_map: Vec<(String, String)>,
     }
     let text = read_file(path, MAX_TOKENIZER)?;
-    let index: Index = serde_json::from_slice(&text)
-        .map_err(|e| Error::Json { path: path.to_owned(), message: format!("not a valid shard index: {e}") })?;
-    let wrong = |message: String| Error::Index { path: path.to_owned(), message };
+    let wrong = |problem| Error::Index { path: path.to_owned(), problem: Box::new(problem) };
+    let index: Index = serde_json::from_slice(&text).map_err(|source| wrong(IndexProblem::Json { source }))?;
     if index.weight_map.is_empty() {
-        return Err(wrong("`weight_map` names no tensor".to_owned()));
+        return Err(wrong(IndexProblem::NoTensors));
     }
     if let Some((tensor, file)) = index.weight_map.iter().find(|(_, file)| !is_file_name(file)) {
-        return Err(wrong(format!("tensor `{tensor}`: `{file}` is not the name of a file in this directory")));
+        return Err(wrong(IndexProblem::FileName { tensor: tensor.clone(), file: file.clone() }));
     }
     Ok(index.weight_map.into_iter().collect())
 }
@@ -226,7 +226,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
 type Shards = (Vec<SafetensorsFile>, BTreeMap<String, usize>);
 
 fn open_shards(dir: &Path, index: &Path, weight_map: &BTreeMap<String, String>) -> Result<Shards, Error> {
-    let wrong = |message: String| Error::Index { path: index.to_owned(), message };
+    let wrong = |problem| Error::Index { path: index.to_owned(), problem: Box::new(problem) };
     let mut names: Vec<&String> = weight_map.values().collect();
     names.sort();
     names.dedup();
@@ -240,17 +240,20 @@ fn open_shards(dir: &Path, index: &Path, weight_map: &BTreeMap<String, String>) 
         }
         let file = SafetensorsFile::open(&path)?;
         for tensor in file.names() {
-            if weight_map.get(tensor) != Some(name) {
-                let other =
-                    weight_map.get(tensor).map_or("does not name it".to_owned(), |f| format!("puts it in `{f}`"));
-                return Err(wrong(format!("shard `{name}` holds tensor `{tensor}`, but the index {other}")));
+            let (shard, owned) = (name.clone(), tensor.to_owned());
+            match weight_map.get(tensor) {
+                Some(named) if named == name => {}
+                Some(named) => {
+                    return Err(wrong(IndexProblem::Elsewhere { shard, tensor: owned, named: named.clone() }));
+                }
+                None => return Err(wrong(IndexProblem::Unnamed { shard, tensor: owned })),
             }
             home.insert(tensor.to_owned(), files.len());
         }
         files.push(file);
     }
     if let Some((tensor, file)) = weight_map.iter().find(|(t, _)| !home.contains_key(*t)) {
-        return Err(wrong(format!("tensor `{tensor}` is not in shard `{file}`")));
+        return Err(wrong(IndexProblem::NotInShard { tensor: tensor.clone(), shard: file.clone() }));
     }
     Ok((files, home))
 }

@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::problem::{AdapterProblem, HeaderProblem, IndexProblem, Obstacle, PlanProblem, TensorProblem};
+
 /// Errors of reading and writing checkpoints. Every message names the file, and the tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -45,22 +47,24 @@ pub enum Error {
         offset: usize,
     },
     /// The safetensors header does not describe the file.
-    #[error("{path}: not a valid safetensors file: {message}")]
+    #[error("{path}: not a valid safetensors file: {problem}")]
     Header {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: HeaderProblem,
     },
-    /// A tensor's entry in the header is invalid.
-    #[error("{path}: tensor `{tensor}`: {message}")]
+    /// A tensor's entry in the header is invalid, or the tensor cannot be read as requested.
+    #[error("{path}: tensor `{tensor}`: {problem}")]
     Tensor {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: Box<TensorProblem>,
     },
     /// There is no such tensor.
     #[error("{path}: tensor `{tensor}` not found")]
@@ -71,20 +75,27 @@ pub enum Error {
         tensor: String,
     },
     /// The JSON is invalid, or has an unexpected structure.
-    #[error("{path}: {message}")]
+    #[error("{path}: not valid JSON: {source}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        message: String,
+        /// The parser's error.
+        source: serde_json::Error,
     },
-    /// The index of a sharded model contradicts its shards.
-    #[error("{path}: {message}")]
+    /// The JSON is not an object.
+    #[error("{path}: expected a JSON object")]
+    NotAnObject {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The index of a sharded model is invalid, or contradicts its shards.
+    #[error("{path}: {problem}")]
     Index {
         /// The index.
         path: PathBuf,
-        /// What contradicts what.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: Box<IndexProblem>,
     },
     /// A tensor has a NaN or infinite value.
     #[error("{path}: tensor `{tensor}`: element {index} is {value}")]
@@ -105,22 +116,25 @@ pub enum Error {
         path: PathBuf,
     },
     /// The output contains something that this program did not write, so it is not replaced.
-    #[error("{path}: {what}, so it is not overwritten; move it, or choose another output")]
+    #[error("{path}: {obstacle}, so it is not overwritten; move it, or choose another output")]
     NotReplaceable {
         /// The output.
         path: PathBuf,
-        /// What it contains.
-        what: String,
+        /// What it is, or contains.
+        #[source]
+        obstacle: Obstacle,
     },
-    /// The output overlaps an input.
-    #[error("{path}: {relation} {other}; choose another output")]
+    /// The output overlaps an input or the working directory.
+    #[error("{path}: {relation} {role} ({other}); choose another output")]
     Overlap {
         /// The output.
         path: PathBuf,
         /// `is`, `contains` or `lies inside`.
         relation: &'static str,
-        /// The input with its role, or the working directory.
-        other: String,
+        /// What is overlapped: the role of an input, or `the working directory`.
+        role: Box<str>,
+        /// Its path.
+        other: Box<Path>,
     },
     /// An input changed while it was being read.
     #[error("{path}: changed while it was being read, so nothing was written; run the command again")]
@@ -135,20 +149,22 @@ pub enum Error {
         path: PathBuf,
     },
     /// The plan of an output is invalid, or was not followed.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Plan {
         /// The output.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: Box<PlanProblem>,
     },
     /// The adapter directory is invalid.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Adapter {
         /// The file.
         path: PathBuf,
-        /// What is wrong and how to go on.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: Box<AdapterProblem>,
     },
 }
 
@@ -168,6 +184,6 @@ impl Error {
 
     pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Error {
         let path = path.to_owned();
-        move |e| Error::Json { path, message: format!("not valid JSON: {e}") }
+        move |source| Error::Json { path, source }
     }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use crate::Error;
+use crate::problem::{HeaderProblem, TensorProblem};
 use crate::source::{TensorInfo, byte_len};
 
 /// The specification's limit.
@@ -31,52 +32,48 @@ struct Entry {
 }
 
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
-    let wrong = |message: String| Error::Header { path: path.to_owned(), message };
-    let in_tensor = |tensor: &str, message| Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), message };
-    let length = file.get(..8).ok_or_else(|| wrong(format!("{} bytes, but a header needs at least 8", file.len())))?;
+    let wrong = |problem| Error::Header { path: path.to_owned(), problem };
+    let in_tensor = |tensor: &str, problem| Error::Tensor {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        problem: Box::new(problem),
+    };
+    let length = file.get(..8).ok_or_else(|| wrong(HeaderProblem::TooShort { bytes: file.len() }))?;
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
     let room = file.len() as u64 - 8;
     if length > room || length > MAX_HEADER {
-        return Err(wrong(format!(
-            "the header claims {length} bytes, the file has {room} after its first 8 (a header may have {MAX_HEADER}); \
-             truncated or another format"
-        )));
+        return Err(wrong(HeaderProblem::Length { declared: length, available: room, limit: MAX_HEADER }));
     }
     let (text, data) = file[8..].split_at(length as usize);
-    let text = std::str::from_utf8(text).map_err(|e| wrong(format!("the header is not UTF-8: {e}")))?;
+    let text = std::str::from_utf8(text).map_err(|source| wrong(HeaderProblem::NotUtf8 { source }))?;
     let mut entries = Entries::default();
     let mut json = serde_json::Deserializer::from_str(text);
-    if let Err(e) = entries.deserialize(&mut json).and_then(|()| json.end()) {
+    if let Err(source) = entries.deserialize(&mut json).and_then(|()| json.end()) {
         return Err(match entries.at {
-            Some(name) if name == METADATA => wrong(format!("{METADATA} is not a map of strings: {e}")),
-            Some(name) => in_tensor(&name, e.to_string()),
-            None => wrong(format!("the header is not valid JSON: {e}")),
+            Some(name) if name == METADATA => wrong(HeaderProblem::Metadata { source }),
+            Some(name) => in_tensor(&name, TensorProblem::Entry { source }),
+            None => wrong(HeaderProblem::Json { source }),
         });
     }
     let mut header = Header { tensors: BTreeMap::new(), metadata: entries.metadata.unwrap_or_default() };
     for (name, entry) in entries.tensors {
-        let range = check(&entry, data.len()).map_err(|message| in_tensor(&name, message))?;
+        let range = check(&entry, data.len()).map_err(|problem| in_tensor(&name, problem))?;
         header.tensors.insert(name, (TensorInfo { dtype: entry.dtype, shape: entry.shape }, range));
     }
     covers(path, &header, data.len())?;
     Ok(header)
 }
 
-fn check(entry: &Entry, data: usize) -> Result<Range<usize>, String> {
+fn check(entry: &Entry, data: usize) -> Result<Range<usize>, TensorProblem> {
+    let (dtype, shape) = (entry.dtype, || entry.shape.clone());
     let (start, end) = entry.data_offsets;
-    let length = byte_len(entry.dtype, &entry.shape).ok_or_else(|| {
-        format!("shape {:?} of {:?} is not a whole number of bytes, or too large", entry.shape, entry.dtype)
-    })?;
+    let expected = byte_len(dtype, &entry.shape).ok_or_else(|| TensorProblem::Size { dtype, shape: shape() })?;
+    let offsets = [start, end];
     if start > end || end > data {
-        return Err(format!("data_offsets [{start}, {end}] lie outside the file's {data} bytes of data"));
+        return Err(TensorProblem::Outside { offsets, data });
     }
-    if end - start != length {
-        return Err(format!(
-            "shape {:?} of {:?} takes {length} bytes, data_offsets [{start}, {end}] hold {}",
-            entry.shape,
-            entry.dtype,
-            end - start
-        ));
+    if end - start != expected {
+        return Err(TensorProblem::Length { dtype, shape: shape(), expected, offsets });
     }
     Ok(start..end)
 }
@@ -86,21 +83,21 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
     let mut order: Vec<(&String, &Range<usize>)> = header.tensors.iter().map(|(n, t)| (n, &t.1)).collect();
     order.sort_by_key(|(_, r)| (r.start, r.end));
     let mut end = 0;
-    let mut before = "the start of the data";
+    let mut before: Option<&String> = None;
     for (name, range) in order {
         if range.start != end {
-            let what = if range.start < end { "overlaps" } else { "leaves a hole after" };
-            let message =
-                format!("data_offsets [{}, {}]: {what} {before}, which ends at {end}", range.start, range.end);
-            return Err(Error::Tensor { path: path.to_owned(), tensor: name.clone(), message });
+            let (offsets, before) = ([range.start, range.end], before.cloned());
+            let problem = match range.start < end {
+                true => TensorProblem::Overlaps { offsets, before, end },
+                false => TensorProblem::Hole { offsets, before, end },
+            };
+            return Err(Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem: Box::new(problem) });
         }
         end = range.end;
-        before = name;
+        before = Some(name);
     }
     if end != data {
-        let message =
-            format!("the tensors end at byte {end} of {data} bytes of data; truncated header or trailing bytes");
-        return Err(Error::Header { path: path.to_owned(), message });
+        return Err(Error::Header { path: path.to_owned(), problem: HeaderProblem::End { end, data } });
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod ordered_map;
 mod output_dir;
 mod platform;
 mod precision;
+pub mod problem;
 mod profile;
 mod safetensors_file;
 pub mod seed;

@@ -5,6 +5,7 @@ use crate::checkpoint::COMPANIONS;
 use crate::lock::lock_name;
 use crate::manifest::inside;
 use crate::platform::{sync_directory, sync_file};
+use crate::problem::{Obstacle, PlanProblem};
 use crate::{Error, FileLock, Manifest};
 
 /// An output directory that is created atomically.
@@ -163,8 +164,7 @@ fn resolve(target: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(target).map_err(Error::io(target))?;
     let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
     if absolute.file_name().is_none() || absolute.parent().is_none() {
-        let message = "not the name of a directory".to_owned();
-        return Err(Error::Plan { path: target.to_owned(), message });
+        return Err(Error::Plan { path: target.to_owned(), problem: Box::new(PlanProblem::NoName) });
     }
     Ok(absolute)
 }
@@ -192,21 +192,23 @@ fn real(path: &Path) -> PathBuf {
 /// Returns [`Error::Overlap`] otherwise.
 pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
     let out = real(target);
-    let refuse = |relation, other| Err(Error::Overlap { path: target.to_owned(), relation, other });
-    for (role, input) in inputs {
-        let named = format!("{role} ({})", input.display());
-        let input = real(input);
+    let refuse = |relation, role: &str, other: &Path| {
+        let (path, role, other) = (target.to_owned(), role.into(), other.into());
+        Err(Error::Overlap { path, relation, role, other })
+    };
+    for (role, given) in inputs {
+        let input = real(given);
         if out == input {
-            return refuse("is", named);
+            return refuse("is", role, given);
         } else if input.starts_with(&out) {
-            return refuse("contains", named);
+            return refuse("contains", role, given);
         } else if out.starts_with(&input) {
-            return refuse("lies inside", named);
+            return refuse("lies inside", role, given);
         }
     }
     match std::env::current_dir().map(|d| real(&d)) {
-        Ok(here) if here == out => refuse("is", "the working directory".to_owned()),
-        Ok(here) if here.starts_with(&out) => refuse("contains", "the working directory".to_owned()),
+        Ok(here) if here == out => refuse("is", "the working directory", &here),
+        Ok(here) if here.starts_with(&out) => refuse("contains", "the working directory", &here),
         _ => Ok(()),
     }
 }
@@ -220,17 +222,16 @@ fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error>
         return Err(Error::Exists { path: target.to_owned() });
     }
     match in_the_way(place)? {
-        Some(what) => Err(Error::NotReplaceable { path: target.to_owned(), what }),
+        Some(obstacle) => Err(Error::NotReplaceable { path: target.to_owned(), obstacle }),
         None => Ok(()),
     }
 }
 
 /// Why a directory must not be replaced: the first entry that is neither in its manifest nor a known file of a model or
 /// an adapter.
-fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
+fn in_the_way(dir: &Path) -> Result<Option<Obstacle>, Error> {
     if !dir.is_dir() {
-        let what = if dir.is_symlink() { "is a dangling symbolic link" } else { "is a file" };
-        return Ok(Some(what.to_owned()));
+        return Ok(Some(if dir.is_symlink() { Obstacle::DanglingLink } else { Obstacle::File }));
     }
     let manifest = Manifest::read(dir).ok();
     let has = |name: &str| dir.join(name).is_file();
@@ -238,7 +239,7 @@ fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
     let model = has("config.json") && weights("model");
     let adapter = has("adapter_config.json") && weights("adapter_model");
     if manifest.is_none() && !model && !adapter {
-        return Ok(Some("holds neither a manifest.json of this program nor a model or an adapter".to_owned()));
+        return Ok(Some(Obstacle::Unknown));
     }
     let known = |path: &Path| {
         let inside = inside(dir, path);
@@ -253,7 +254,7 @@ fn in_the_way(dir: &Path) -> Result<Option<String>, Error> {
             if entry.file_type().map_err(Error::io(&path))?.is_dir() {
                 pending.push(path);
             } else if !known(&path) {
-                return Ok(Some(format!("holds `{}`, which this program did not write", inside(dir, &path))));
+                return Ok(Some(Obstacle::Foreign { file: inside(dir, &path) }));
             }
         }
     }
@@ -392,7 +393,7 @@ mod tests {
             dir
         };
         let refused = |dir: &Path| match OutputDir::create(dir, true).map(drop) {
-            Err(Error::NotReplaceable { what, .. }) => what,
+            Err(Error::NotReplaceable { obstacle, .. }) => obstacle.to_string(),
             other => panic!("{}: {other:?}", dir.display()),
         };
         assert!(refused(&write("thesis", &["thesis.txt"])).contains("neither"));

@@ -7,6 +7,7 @@ use memmap2::Mmap;
 use crate::files::open_file;
 use crate::header::{self, Header};
 use crate::platform::read_exact_at;
+use crate::problem::HeaderProblem;
 use crate::source::outside;
 use crate::{Error, TensorInfo, TensorSource};
 
@@ -26,10 +27,9 @@ impl SafetensorsFile {
     /// Returns [`Error::Io`] if the file cannot be read, and [`Error::Header`] or [`Error::Tensor`] if its header is
     /// invalid.
     pub fn open(path: &Path) -> Result<SafetensorsFile, Error> {
-        let wrong = |message: &str| Error::Header { path: path.to_owned(), message: message.to_owned() };
         let file = open_file(path)?;
         if file.metadata().map_err(Error::io(path))?.len() == 0 {
-            return Err(wrong("the file is empty"));
+            return Err(Error::Header { path: path.to_owned(), problem: HeaderProblem::Empty });
         }
         // SAFETY: the map is read-only and lives as long as every borrow of it. Another process that truncates the file
         // meanwhile would crash this one; our own writers never do, they rename a finished file into place.

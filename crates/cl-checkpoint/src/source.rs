@@ -3,6 +3,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use crate::Error;
+use crate::problem::TensorProblem;
 
 /// Dtype and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,6 @@ pub trait TensorSource: Sync {
 
 /// The error for a range that exceeds its tensor.
 pub(crate) fn outside(path: &Path, name: &str, offset: usize, length: usize, bytes: usize) -> Error {
-    let message = format!("{length} bytes at offset {offset} were requested, but it has {bytes} bytes");
-    Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), message }
+    let problem = Box::new(TensorProblem::Range { offset, length, bytes });
+    Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem }
 }

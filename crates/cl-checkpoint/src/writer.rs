@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::header::MAX_HEADER;
 use crate::output_dir::is_file_name;
 use crate::platform::{self, write_all_at};
+use crate::problem::PlanProblem;
 use crate::source::byte_len;
 use crate::{Error, Manifest, OutputDir, TensorSpec};
 
@@ -88,8 +89,8 @@ impl CheckpointWriter {
             let file = File::create_new(&path).map_err(Error::io(&path))?;
             let header = header(shard);
             if header.len() as u64 > MAX_HEADER {
-                let message = format!("`{file_name}` would have a header of more than {MAX_HEADER} bytes");
-                return Err(Error::Plan { path: out_dir.to_owned(), message });
+                let problem = PlanProblem::Header { file: file_name, limit: MAX_HEADER };
+                return Err(Error::Plan { path: out_dir.to_owned(), problem: Box::new(problem) });
             }
             write_all_at(&file, &header, 0).map_err(Error::io(&path))?;
             let mut offset = header.len() as u64;
@@ -119,11 +120,8 @@ impl CheckpointWriter {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let place = self.place(name)?;
         if bytes.len() != place.length {
-            return Err(self.unplanned(format!(
-                "tensor `{name}`: planned {} bytes, got {}",
-                place.length,
-                bytes.len()
-            )));
+            let (tensor, planned) = (name.to_owned(), place.length);
+            return Err(self.unplanned(PlanProblem::Size { tensor, planned, found: bytes.len() }));
         }
         self.write_part(name, 0, bytes)
     }
@@ -137,19 +135,15 @@ impl CheckpointWriter {
     pub fn write_part(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         let place = self.place(name)?;
         if offset.checked_add(bytes.len()).is_none_or(|end| end > place.length) {
-            let message = format!(
-                "tensor `{name}`: {} bytes at {offset} do not fit into the planned {}",
-                bytes.len(),
-                place.length
-            );
-            return Err(self.unplanned(message));
+            let (tensor, length, planned) = (name.to_owned(), bytes.len(), place.length);
+            return Err(self.unplanned(PlanProblem::Beyond { tensor, offset, length, planned }));
         }
         let at = place.offset + offset as u64;
         write_all_at(&self.shards[place.shard], bytes, at).map_err(Error::io(self.out.target()))?;
         let mut missing = self.missing.lock().expect("no panic while held");
         let left = missing.get(name).and_then(|left| left.checked_sub(bytes.len()));
         match left {
-            None => return Err(self.unplanned(format!("tensor `{name}`: some bytes were written twice"))),
+            None => return Err(self.unplanned(PlanProblem::WrittenTwice { tensor: name.to_owned() })),
             Some(0) => missing.remove(name),
             Some(left) => missing.insert(name.to_owned(), left),
         };
@@ -180,11 +174,12 @@ impl CheckpointWriter {
     }
 
     fn place(&self, name: &str) -> Result<&Place, Error> {
-        self.places.get(name).ok_or_else(|| self.unplanned(format!("tensor `{name}` was not planned")))
+        let problem = || PlanProblem::NotPlanned { tensor: name.to_owned() };
+        self.places.get(name).ok_or_else(|| self.unplanned(problem()))
     }
 
-    fn unplanned(&self, message: String) -> Error {
-        Error::Plan { path: self.out.target().to_owned(), message }
+    fn unplanned(&self, problem: PlanProblem) -> Error {
+        Error::Plan { path: self.out.target().to_owned(), problem: Box::new(problem) }
     }
 
     /// Writes a JSON file, indented.
@@ -216,8 +211,7 @@ impl CheckpointWriter {
 
     fn inside(&self, name: &str) -> Result<std::path::PathBuf, Error> {
         if !is_file_name(name) {
-            let message = format!("`{name}` is not the name of a file in this directory");
-            return Err(Error::Plan { path: self.out.target().to_owned(), message });
+            return Err(self.unplanned(PlanProblem::FileName { name: name.to_owned() }));
         }
         Ok(self.out.path().join(name))
     }
@@ -229,9 +223,11 @@ impl CheckpointWriter {
     pub fn finish(self, manifest: Manifest) -> Result<(), Error> {
         if let Some((name, left)) = self.missing.lock().expect("no panic while held").first_key_value() {
             let whole = self.places.get(name).is_some_and(|place| place.length == *left);
-            let what = if whole { "was planned but never written" } else { "was written only in part" };
-            let message = format!("tensor `{name}` {what}");
-            return Err(Error::Plan { path: self.out.target().to_owned(), message });
+            let tensor = name.clone();
+            return Err(self.unplanned(match whole {
+                true => PlanProblem::NeverWritten { tensor },
+                false => PlanProblem::PartlyWritten { tensor },
+            }));
         }
         let sync = self.sync.lock().expect("no panic while held").take();
         self.synced(sync)?;
@@ -243,18 +239,18 @@ impl CheckpointWriter {
 
 /// Splits the tensors into shards, in order.
 fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec<&'t TensorSpec>>, Error> {
-    let plan = |message| Error::Plan { path: out.to_owned(), message };
+    let plan = |problem| Error::Plan { path: out.to_owned(), problem: Box::new(problem) };
     if tensors.is_empty() {
-        return Err(plan("no tensors to write".to_owned()));
+        return Err(plan(PlanProblem::NoTensors));
     }
     let mut names = std::collections::BTreeSet::new();
     let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
     let (mut size, mut total) = (0u64, 0u64);
     for spec in tensors {
         if !names.insert(&spec.name) || spec.name == "__metadata__" {
-            return Err(plan(format!("tensor name `{}` is planned twice or reserved", spec.name)));
+            return Err(plan(PlanProblem::TensorName { tensor: spec.name.clone() }));
         }
-        let too_large = || plan(format!("tensor `{}`: shape {:?} is too large", spec.name, spec.shape));
+        let too_large = || plan(PlanProblem::TooLarge { tensor: spec.name.clone(), shape: spec.shape.clone() });
         let length = byte_len(spec.dtype, &spec.shape).ok_or_else(too_large)? as u64;
         // Files are limited to 2⁶³ bytes, so no sum below overflows.
         total = total.checked_add(length).filter(|&t| t < 1 << 62).ok_or_else(too_large)?;

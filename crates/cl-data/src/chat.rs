@@ -6,6 +6,7 @@ use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::jinja::{self, Dialect, Template};
+use crate::problem::ChatProblem;
 use crate::{Error, special};
 
 /// Special tokens that Transformers passes to a template.
@@ -87,7 +88,7 @@ impl ChatTemplate {
     /// the model has none.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if a file cannot be read, [`Error::Tokenizer`] if the configuration is not valid JSON, and
+    /// Returns [`Error::Io`] if a file cannot be read, [`Error::Json`] if the configuration is not valid JSON, and
     /// [`Error::Chat`] if there is no `default` or the template is invalid.
     pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>, Error> {
         let [config, map] = special::FILES.map(|name| special::read(&dir.join(name)));
@@ -104,13 +105,13 @@ impl ChatTemplate {
         let path = dir.join(special::FILES[0]);
         let entry = config.as_ref().and_then(|c| c.get("chat_template")).filter(|entry| !entry.is_null());
         let Some(entry) = entry else { return Ok(None) };
-        let text = default_template(entry).map_err(|message| Error::Chat { path: path.clone(), message })?;
+        let text = default_template(entry).map_err(|problem| Error::Chat { path: path.clone(), problem })?;
         Self::compile(path, text, tokens).map(Some)
     }
 
     fn compile(path: PathBuf, text: String, tokens: Vec<(String, String)>) -> Result<ChatTemplate, Error> {
         let template = Template::new(&ENVIRONMENT, &without_generation(&text))
-            .map_err(|e| Error::Chat { path: path.clone(), message: format!("invalid chat template: {e}") })?;
+            .map_err(|source| Error::Chat { path: path.clone(), problem: ChatProblem::Syntax { source } })?;
         Ok(ChatTemplate { template, text, tokens, path })
     }
 
@@ -132,14 +133,14 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(role, token)| (role.as_str(), Value::from(token.as_str())));
         let context: Value = tokens.chain(fixed).collect();
-        let wrong = |message| Error::Chat { path: self.path.clone(), message };
-        let rendered = jinja::on_large_stack(|| self.template.render(context)).map_err(|e| wrong(e.to_string()))?;
-        rendered.map_err(|e| wrong(e.to_string()))
+        let rendered = jinja::on_large_stack(|| self.template.render(context));
+        let rendered = rendered.map_err(|source| self.error(ChatProblem::Thread { source }))?;
+        rendered.map_err(|source| self.error(ChatProblem::Render { source }))
     }
 
     /// An error about this template.
-    pub(crate) fn error(&self, message: String) -> Error {
-        Error::Chat { path: self.path.clone(), message }
+    pub(crate) fn error(&self, problem: ChatProblem) -> Error {
+        Error::Chat { path: self.path.clone(), problem }
     }
 
     /// The template's source text.
@@ -153,17 +154,14 @@ impl ChatTemplate {
     }
 }
 
-fn default_template(entry: &serde_json::Value) -> Result<String, String> {
+fn default_template(entry: &serde_json::Value) -> Result<String, ChatProblem> {
     if let Some(text) = entry.as_str() {
         return Ok(text.to_owned());
     }
-    let list = entry.as_array().ok_or("`chat_template` is neither a string nor a list of named templates")?;
+    let list = entry.as_array().ok_or(ChatProblem::Layout)?;
     let name = |e: &serde_json::Value| e.get("name").and_then(|n| n.as_str()).unwrap_or_default().to_owned();
     let default = list.iter().find(|e| name(e) == "default").and_then(|e| e.get("template")?.as_str());
-    default.map(str::to_owned).ok_or_else(|| {
-        let names: Vec<String> = list.iter().map(name).collect();
-        format!("`chat_template` has no template named `default`, only [{}]", names.join(", "))
-    })
+    default.map(str::to_owned).ok_or_else(|| ChatProblem::NoDefault { names: list.iter().map(name).collect() })
 }
 
 /// Replaces `{% generation %}` blocks by blocks that always render: the tag only marks the assistant's tokens for

@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use crate::problem::ChatProblem;
 use crate::{ChatTemplate, Encoded, Error, Message, Tokenizer};
 
 /// Tokenizes a conversation as rendered by the model's chat template. The loss covers the assistant's turns: from the
@@ -50,9 +51,7 @@ fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<
         let opened = text.starts_with(&before).then_some(before.len()).filter(|start| *start >= from);
         let start = opened.unwrap_or(from);
         let Some(place) = text[start..].find(said) else {
-            return Err(
-                template.error(format!("message {i} of the assistant is not in the text that the template renders"))
-            );
+            return Err(template.error(ChatProblem::NotRendered { index: i }));
         };
         let place = start + place;
         ranges.push(opened.unwrap_or(place)..place + said.len());

@@ -93,9 +93,9 @@ pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
 /// ```
 ///
 /// # Errors
-/// Returns the same errors as [`load`], and [`Error::Form`] if `columns` is invalid.
+/// Returns the same errors as [`load`], and [`Error::Columns`] if `columns` is invalid.
 pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset, Error> {
-    let wrong = |message| Error::Form { path: path.to_owned(), message };
+    let wrong = |problem| Error::Columns { path: path.to_owned(), problem };
     let mut row_format = RowFormat::new(format, columns).map_err(wrong)?;
     let mut examples = Vec::new();
     let hash = each_row(path, &mut |index, row| {

@@ -60,19 +60,13 @@ impl Encoding<'_> {
     /// and the end is truncated.
     ///
     /// # Errors
-    /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and [`Error::Chat`] if a
-    /// conversation has no template or is rejected by it.
+    /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and [`Error::NoChatTemplate`]
+    /// or [`Error::Chat`] if a conversation has no template or is rejected by it.
     pub fn example(&self, example: &Example) -> Result<Encoded, Error> {
         match example {
             Example::Pair { prompt, answer } => self.pair(prompt, answer),
             Example::Chat { messages } => {
-                let template = self.chat.ok_or_else(|| Error::Chat {
-                    path: "chat_template".into(),
-                    message:
-                        "the model has none, but the data has conversations; use a model with a chat template, or rows \
-                              of prompt and answer"
-                            .to_owned(),
-                })?;
+                let template = self.chat.ok_or(Error::NoChatTemplate)?;
                 encode_conversation(self.tokenizer, template, messages, self.max_length)
             }
         }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use crate::problem::{ChatProblem, ColumnsProblem, FormProblem, RowPlanProblem, RowProblem};
 use crate::{DatasetError, HubError};
 
 /// Errors of reading and tokenizing data.
@@ -36,22 +37,33 @@ pub enum Error {
         split: &'static str,
     },
     /// The file is in no supported format, or is not a list of objects.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Form {
         /// The file.
         path: PathBuf,
-        /// What was expected, what was found, and where.
-        message: String,
+        /// What is wrong, and where.
+        #[source]
+        problem: FormProblem,
+    },
+    /// The given columns are invalid.
+    #[error("{path}: {problem}")]
+    Columns {
+        /// The file to which they were to be applied.
+        path: PathBuf,
+        /// What is wrong with them.
+        #[source]
+        problem: ColumnsProblem,
     },
     /// A row lacks a key, or has a value that is not text.
-    #[error("{path}: row {row} (from 0): {message}")]
+    #[error("{path}: row {row} (from 0): {problem}")]
     Row {
         /// The file.
         path: PathBuf,
         /// Index of the row.
         row: usize,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: Box<RowProblem>,
     },
     /// An example cannot be tokenized.
     #[error("row {row} (from 0): {source}")]
@@ -67,19 +79,42 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The tokenizer's files are invalid.
-    #[error("{path}: {message}")]
-    Tokenizer {
+    /// A `rows.json` is damaged, or was written by a version that draws other rows.
+    #[error("{path}: {problem}")]
+    RowPlan {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: RowPlanProblem,
+    },
+    /// The tokenizer's configuration is not valid JSON.
+    #[error("{path}: not valid JSON: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's error.
+        source: serde_json::Error,
+    },
+    /// The `tokenizer.json` is invalid.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// The error of the library `tokenizers`.
+        source: tokenizers::Error,
     },
     /// The tokenizer failed.
-    #[error("cannot tokenize: {message}")]
+    #[error("cannot tokenize: {source}")]
     Encode {
-        /// The tokenizer's message.
-        message: String,
+        /// The error of the library `tokenizers`.
+        source: tokenizers::Error,
+    },
+    /// The BOS token is not in the vocabulary.
+    #[error("cannot tokenize: bos_token `{token}` is not in the vocabulary")]
+    BosNotInVocabulary {
+        /// The BOS token.
+        token: String,
     },
     /// The data set cannot be read from the hub.
     #[error(transparent)]
@@ -88,13 +123,20 @@ pub enum Error {
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// A chat template is invalid, or rejected a conversation.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Chat {
         /// The file with the template.
         path: PathBuf,
-        /// The template's own message, or what is wrong with it.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: ChatProblem,
     },
+    /// The data has conversations, but the model has no chat template.
+    #[error(
+        "chat_template: the model has none, but the data has conversations; use a model with a chat template, or rows of \
+         prompt and answer"
+    )]
+    NoChatTemplate,
     /// The tokenizer has no EOS token, which training requires.
     #[error("{path}: no eos_token; training requires one to end each answer")]
     NoEos {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use cl_checkpoint::Interrupt;
 use cl_hub::{Hub, HubError, Repo, RepoKind, Revision, check_name};
 
-pub use error::DatasetError;
+pub use error::{DatasetError, ShardGap};
 use layout::{Miss, label, pick};
 
 use crate::Error;
@@ -135,15 +135,13 @@ impl DatasetRef {
             Ok(names) => Ok((revision, names)),
             // Other clients may have cached only some of the files.
             Err(Miss::Nothing(found)) if !revision.complete => {
-                Err(revision.offline(&format!("{wanted} (there is {found})")).into())
-            }
-            Err(Miss::Shards(message)) if !revision.complete => {
-                let message = format!("{message} in the cache, and HF_HUB_OFFLINE is set");
-                Err(DatasetError::Shards { repo, split, message }.into())
+                Err(revision.offline(&format!("{wanted} (there is {})", error::list(&found))).into())
             }
             Err(Miss::Nothing(found)) => Err(DatasetError::NoSplit { repo, wanted, found }.into()),
             Err(Miss::Ambiguous(configs)) => Err(DatasetError::Config { repo, split, configs }.into()),
-            Err(Miss::Shards(message)) => Err(DatasetError::Shards { repo, split, message }.into()),
+            Err(Miss::Shards(gap)) => {
+                Err(DatasetError::Shards { repo, split, gap: Box::new(gap), offline: !revision.complete }.into())
+            }
         }
     }
 }

@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Profile;
 use crate::numpy::{Mt19937, random_state};
+use crate::problem::MixtureProblem;
 
 /// How an epoch is composed of a round's own data sets and of replayed rows of earlier rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,27 +78,21 @@ impl Mixture {
     /// Checks the settings for a round with `sets` data sets of its own.
     ///
     /// # Errors
-    /// Returns a message with the key, the value and what is expected.
-    pub fn validate(&self, sets: usize) -> Result<(), String> {
+    /// Returns the first setting that is out of range.
+    pub fn validate(&self, sets: usize) -> Result<(), MixtureProblem> {
         if let Some(r) = self.replay.filter(|r| !(r.fraction > 0.0 && r.fraction <= 100.0)) {
-            return Err(format!(
-                "replay.fraction = {}: expected a positive number, at most 100, such as 0.1",
-                r.fraction
-            ));
+            return Err(MixtureProblem::Fraction { fraction: r.fraction });
         }
         match &self.joint {
-            Joint::Weights(weights) if weights.len() != sets => Err(format!(
-                "mixture.joint.weights: {} for {sets} data sets; expected one per data set, in order",
-                weights.len()
-            )),
+            Joint::Weights(weights) if weights.len() != sets => {
+                Err(MixtureProblem::WeightCount { weights: weights.len(), sets })
+            }
             Joint::Weights(weights)
                 if weights.iter().any(|w| !(0.0..=1e9).contains(w)) || weights.iter().sum::<f64>() <= 0.0 =>
             {
-                Err(format!("mixture.joint.weights = {weights:?}: expected numbers from 0 to 1e9, not all 0"))
+                Err(MixtureProblem::Weights { weights: weights.clone() })
             }
-            Joint::Temperature(t) if !(0.01..=1e9).contains(t) => {
-                Err(format!("mixture.joint.temperature = {t}: expected 0.01 to 1e9, such as 2.0"))
-            }
+            Joint::Temperature(t) if !(0.01..=1e9).contains(t) => Err(MixtureProblem::Temperature { temperature: *t }),
             _ => Ok(()),
         }
     }
@@ -257,7 +252,7 @@ mod tests {
             (joint(Joint::Weights(vec![f64::INFINITY, 0.0])), "from 0 to 1e9"),
             (joint(Joint::Temperature(0.0)), "temperature = 0"),
         ] {
-            let message = mixture.validate(2).unwrap_err();
+            let message = mixture.validate(2).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
     }

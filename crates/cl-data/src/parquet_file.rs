@@ -18,6 +18,7 @@ use serde_json::{Number, Value};
 
 use crate::Error;
 use crate::parquet_limits::{Bounded, Budget, check_schema};
+use crate::problem::ParquetProblem;
 use crate::rows::{Row, TakeRow};
 
 /// Magic number at the beginning and end of a Parquet file.
@@ -27,7 +28,7 @@ pub(crate) const MAGIC: &[u8] = b"PAR1";
 ///
 /// Returns an error if the file is damaged, has types that JSON lacks, or exceeds the limits of [`Budget`].
 pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
-    let form = |message| Error::Form { path: path.to_owned(), message };
+    let form = |problem: ParquetProblem| Error::Form { path: path.to_owned(), problem: problem.into() };
     // The crate's decoders panic on some damaged pages, which is turned into an error.
     let (reader, budget) = decoded(|| open(&file)).map_err(form)?;
     let groups = reader.metadata().row_groups();
@@ -41,23 +42,22 @@ pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(),
             found += 1;
         }
     }
-    let promised = groups.iter().map(|g| g.num_rows()).sum::<i64>();
-    if found as i64 != promised {
-        return Err(form(format!("damaged Parquet file: {found} rows, but its footer says {promised}")));
+    let declared = groups.iter().map(|g| g.num_rows()).sum::<i64>();
+    if found as i64 != declared {
+        return Err(form(ParquetProblem::RowCount { found, declared }));
     }
     Ok(())
 }
 
-fn damaged(error: ParquetError) -> String {
-    format!("damaged or truncated Parquet file: {error}")
+fn damaged(source: ParquetError) -> ParquetProblem {
+    ParquetProblem::Damaged { source }
 }
 
-fn decoded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let message = |_| Err("damaged Parquet file: its pages cannot be decoded".to_owned());
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(message)
+fn decoded<T>(decode: impl FnOnce() -> Result<T, ParquetProblem>) -> Result<T, ParquetProblem> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or(Err(ParquetProblem::Pages))
 }
 
-fn open(file: &File) -> Result<(SerializedFileReader<File>, Arc<Budget>), String> {
+fn open(file: &File) -> Result<(SerializedFileReader<File>, Arc<Budget>), ParquetProblem> {
     let io = |e| damaged(ParquetError::from(e));
     let budget = Budget::new(file.metadata().map_err(io)?.len());
     check_schema(file).map_err(damaged)?;
@@ -87,30 +87,26 @@ fn text_bytes(value: &Value) -> u64 {
 }
 
 /// Checks that a column, given by its dotted path, can be represented in JSON.
-fn supported(column: &Type, name: &str) -> Result<(), String> {
+fn supported(column: &Type, name: &str) -> Result<(), ParquetProblem> {
+    let path = || name.to_owned();
     let info = column.get_basic_info();
     if column.is_primitive() {
         return match unsupported(column) {
             None => Ok(()),
-            Some(what) => Err(format!(
-                "column `{name}` has type {what}, which JSON cannot represent; supported: text, integers, floats, \
-                 booleans, and lists and structs of them"
-            )),
+            Some(found) => Err(ParquetProblem::Type { column: path(), found }),
         };
     }
     match info.converted_type() {
-        ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => {
-            Err(format!("column `{name}` is a map, which is not supported"))
-        }
+        ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE => Err(ParquetProblem::Map { column: path() }),
         ConvertedType::LIST => match column.get_fields() {
             [items] if items.get_basic_info().repetition() == Repetition::REPEATED => children(items, name),
-            _ => Err(format!("column `{name}` is a list with an unknown layout")),
+            _ => Err(ParquetProblem::ListLayout { column: path() }),
         },
         _ => children(column, name),
     }
 }
 
-fn children(column: &Type, name: &str) -> Result<(), String> {
+fn children(column: &Type, name: &str) -> Result<(), ParquetProblem> {
     if column.is_primitive() {
         return supported(column, name);
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::jinja::{Dialect, Template, environment};
+use crate::problem::{ColumnsProblem, RowProblem};
 use crate::rows::{Row, kind};
 use crate::{Error, Example, Message, template};
 
@@ -58,22 +59,17 @@ impl Columns {
     /// Checks the combination of names.
     ///
     /// # Errors
-    /// Returns a message with the key and what is expected.
-    pub fn validate(&self) -> Result<(), String> {
+    /// Returns the first problem.
+    pub fn validate(&self) -> Result<(), ColumnsProblem> {
         match (&self.prompt, &self.answer, &self.messages) {
             (None, None, None) | (_, Some(_), None) => {}
             (None, None, Some(name)) if !name.contains("{{") => return Ok(()),
-            (None, None, Some(_)) => return Err("columns.messages: expected the name of a field".to_owned()),
-            (Some(_), None, _) => return Err("columns.prompt is set without columns.answer: expected both".to_owned()),
-            (_, _, Some(_)) => {
-                return Err("columns.messages is set together with columns.prompt or columns.answer: expected only one of the two".to_owned());
-            }
+            (None, None, Some(_)) => return Err(ColumnsProblem::MessagesTemplate),
+            (Some(_), None, _) => return Err(ColumnsProblem::NoAnswer),
+            (_, _, Some(_)) => return Err(ColumnsProblem::MessagesAndPair),
         }
-        for (key, text) in [("prompt", &self.prompt), ("answer", &self.answer)] {
-            if let Some(text) = text {
-                Field::parse(text).map_err(|e| format!("columns.{key}: {e}"))?;
-            }
-        }
+        Field::parse("prompt", self.prompt.as_deref())?;
+        Field::parse("answer", self.answer.as_deref())?;
         Ok(())
     }
 }
@@ -90,12 +86,12 @@ enum ParsedColumns {
 }
 
 impl RowFormat {
-    pub(crate) fn new(format: Format, columns: &Columns) -> Result<RowFormat, String> {
+    pub(crate) fn new(format: Format, columns: &Columns) -> Result<RowFormat, ColumnsProblem> {
         columns.validate()?;
-        let field = |text: &Option<String>| text.as_deref().map(Field::parse).transpose();
-        let columns = match (&columns.messages, field(&columns.answer)?) {
+        let prompt = Field::parse("prompt", columns.prompt.as_deref())?;
+        let columns = match (&columns.messages, Field::parse("answer", columns.answer.as_deref())?) {
             (Some(name), _) => Some(ParsedColumns::Messages(name.clone())),
-            (None, Some(answer)) => Some(ParsedColumns::Pair { prompt: field(&columns.prompt)?, answer }),
+            (None, Some(answer)) => Some(ParsedColumns::Pair { prompt, answer }),
             (None, None) => None,
         };
         Ok(RowFormat { format, columns })
@@ -103,7 +99,7 @@ impl RowFormat {
 
     /// The example of a row.
     pub(crate) fn example(&mut self, path: &Path, index: usize, row: &Row) -> Result<Example, Error> {
-        let wrong = |message| Error::Row { path: path.to_owned(), row: index, message };
+        let wrong = |problem| Error::Row { path: path.to_owned(), row: index, problem: Box::new(problem) };
         match &self.columns {
             Some(ParsedColumns::Messages(name)) => messages(row, name).map_err(wrong),
             Some(ParsedColumns::Pair { prompt, answer }) => {
@@ -127,43 +123,48 @@ enum Field {
 }
 
 impl Field {
-    fn parse(text: &str) -> Result<Field, String> {
+    /// The field of a key of [`Columns`].
+    fn parse(key: &'static str, text: Option<&str>) -> Result<Option<Field>, ColumnsProblem> {
+        let Some(text) = text else { return Ok(None) };
         if !text.contains("{{") && !text.contains("{%") {
-            return Ok(Field::Name(text.to_owned()));
+            return Ok(Some(Field::Name(text.to_owned())));
         }
-        let template = Template::new(&environment(Dialect::LmEval), text).map_err(|e| e.to_string())?;
-        Ok(Field::Template(Box::new(template)))
+        let template = Template::new(&environment(Dialect::LmEval), text);
+        let template = template.map_err(|source| ColumnsProblem::Template { key, source })?;
+        Ok(Some(Field::Template(Box::new(template))))
     }
 
-    fn of(&self, row: &Row) -> Result<String, String> {
+    fn of(&self, row: &Row) -> Result<String, RowProblem> {
         match self {
             Field::Name(name) => text_of(row, name),
             Field::Template(template) => {
                 let context: BTreeMap<&str, &Value> = row.iter().map(|(key, value)| (key.as_str(), value)).collect();
-                template.render(minijinja::Value::from_serialize(context)).map_err(|e| e.to_string())
+                let rendered = template.render(minijinja::Value::from_serialize(context));
+                rendered.map_err(|source| RowProblem::Template { source })
             }
         }
     }
 }
 
 /// A field as text. Numbers and booleans are formatted as in JSON.
-fn text_of(row: &Row, key: &str) -> Result<String, String> {
+fn text_of(row: &Row, key: &str) -> Result<String, RowProblem> {
     match row.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string()),
-        Some(other) => Err(format!("`{key}` is {}, expected text", kind(other))),
-        None => Err(format!("`{key}` is missing; the row has the keys {}", keys(row))),
+        Some(other) => Err(RowProblem::NotText { key: key.to_owned(), found: kind(other) }),
+        None => Err(missing(row, key)),
     }
 }
 
-/// Keys of a row, for messages.
-fn keys(row: &Row) -> String {
-    let beginning = |key: &String| key.chars().take(40).collect::<String>();
-    let keys: Vec<String> = row.keys().take(20).map(beginning).collect();
-    format!("[{}{}]", keys.join(", "), if row.len() > keys.len() { ", …" } else { "" })
+fn missing(row: &Row, key: &str) -> RowProblem {
+    RowProblem::Missing { key: key.to_owned(), keys: keys(row) }
 }
 
-fn detect(row: &Row) -> Result<Format, String> {
+fn keys(row: &Row) -> Vec<String> {
+    row.keys().cloned().collect()
+}
+
+fn detect(row: &Row) -> Result<Format, RowProblem> {
     let has = |keys: &[&str]| keys.iter().all(|k| row.contains_key(*k));
     let known: [(&[&str], Format); 8] = [
         (&["messages"], Format::Messages),
@@ -175,21 +176,15 @@ fn detect(row: &Row) -> Result<Format, String> {
         (&["question", "answer"], Format::Gsm8k),
         (&["text"], Format::Text),
     ];
-    known.iter().find(|(names, _)| has(names)).map(|(_, format)| *format).ok_or_else(|| {
-        format!(
-            "unknown format with keys {}; expected messages; conversations; prompt and answer; prompt and completion; instruction and output; \
-             query and response; question and answer; text. Set the field names in [data.columns], for example \
-             columns = {{ prompt = \"…\", answer = \"…\" }}",
-            keys(row)
-        )
-    })
+    let format = known.iter().find(|(names, _)| has(names)).map(|(_, format)| *format);
+    format.ok_or_else(|| RowProblem::UnknownFormat { keys: keys(row) })
 }
 
-fn example(row: &Row, format: Format) -> Result<Example, String> {
+fn example(row: &Row, format: Format) -> Result<Example, RowProblem> {
     let text = |key: &str| match row.get(key) {
         Some(Value::String(s)) => Ok(s.as_str()),
-        Some(other) => Err(format!("`{key}` is {}, expected text", kind(other))),
-        None => Err(format!("`{key}` is missing")),
+        Some(other) => Err(RowProblem::NotText { key: key.to_owned(), found: kind(other) }),
+        None => Err(missing(row, key)),
     };
     Ok(match format {
         Format::Auto | Format::PromptAnswer => Example::pair(text("prompt")?, text("answer")?),
@@ -208,29 +203,25 @@ fn example(row: &Row, format: Format) -> Result<Example, String> {
 }
 
 /// Messages as `{"role", "content"}`, or as ShareGPT's `{"from", "value"}`.
-fn messages(row: &Row, key: &str) -> Result<Example, String> {
+fn messages(row: &Row, key: &str) -> Result<Example, RowProblem> {
     let turns = match row.get(key) {
         Some(Value::Array(turns)) => turns,
-        Some(other) => return Err(format!("`{key}` is {}, expected a list of messages", kind(other))),
-        None => return Err(format!("`{key}` is missing; the row has the keys {}", keys(row))),
+        Some(other) => return Err(RowProblem::NotMessages { key: key.to_owned(), found: kind(other) }),
+        None => return Err(missing(row, key)),
     };
-    let messages =
-        turns.iter().enumerate().map(|(i, turn)| message(turn).map_err(|e| format!("`{key}`, message {i}: {e}")));
-    let messages: Vec<Message> = messages.collect::<Result<_, String>>()?;
+    let messages = turns.iter().enumerate().map(|(index, turn)| message(key, index, turn));
+    let messages: Vec<Message> = messages.collect::<Result<_, RowProblem>>()?;
     if !messages.iter().any(|m| m.role == "assistant") {
-        return Err(format!("`{key}` has no message with the role `assistant`, so there is nothing to train on"));
+        return Err(RowProblem::NoAssistant { key: key.to_owned() });
     }
     Ok(Example::Chat { messages })
 }
 
-fn message(turn: &Value) -> Result<Message, String> {
-    let text = |names: [&str; 2]| {
-        let found = names.iter().find_map(|name| turn.get(name));
-        match found {
-            Some(Value::String(text)) => Ok(text.as_str()),
-            Some(other) => Err(format!("`{}` is {}, expected text", names[0], kind(other))),
-            None => Err(format!("expected `{}` (or `{}`)", names[0], names[1])),
-        }
+fn message(key: &str, index: usize, turn: &Value) -> Result<Message, RowProblem> {
+    let text = |[field, alternative]: [&'static str; 2]| match turn.get(field).or_else(|| turn.get(alternative)) {
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => Err(RowProblem::MessageNotText { key: key.to_owned(), index, field, found: kind(other) }),
+        None => Err(RowProblem::MessageMissing { key: key.to_owned(), index, field, alternative }),
     };
     let role = match text(["role", "from"])? {
         "human" => "user",
@@ -248,7 +239,7 @@ mod tests {
 
     fn read(row: Value, columns: &Columns) -> Result<Example, String> {
         let Value::Object(row) = row else { panic!("an object") };
-        let mut format = RowFormat::new(Format::Auto, columns)?;
+        let mut format = RowFormat::new(Format::Auto, columns).map_err(|e| e.to_string())?;
         format.example(Path::new("x"), 0, &row).map_err(|e| e.to_string())
     }
 

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
 use serde::{Deserialize, Serialize};
 
+use crate::problem::RowPlanProblem;
 use crate::{Draw, Error, HeldOut, Profile, RowRef, epoch_rows};
 
 /// The plan of a round's training rows (`rows.json`), from which every epoch's rows and their order can be computed.
@@ -140,23 +141,20 @@ impl RowPlan {
     /// Reads the file, and checks that the first epoch still gives the same rows.
     ///
     /// # Errors
-    /// Returns [`Error::File`] if the file cannot be read, and [`Error::Form`] if it is damaged, or was written by a
+    /// Returns [`Error::File`] if the file cannot be read, and [`Error::RowPlan`] if it is damaged, or was written by a
     /// version with a different generator.
     pub fn read(path: &Path) -> Result<RowPlan, Error> {
-        let wrong = |message: String| Error::Form { path: path.to_owned(), message };
+        let wrong = |problem| Error::RowPlan { path: path.to_owned(), problem };
         let plan: RowPlan = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
-            .map_err(|e| wrong(format!("not a valid rows.json: {e}")))?;
+            .map_err(|source| wrong(RowPlanProblem::Json { source }))?;
         // No round is larger; a damaged number would fill the memory.
+        let limit = 1 << 32;
         let largest = |set: &PlannedSet| set.rows.max(set.rows_per_epoch).max(set.held_out.map_or(0, |h| h.rows));
-        if plan.datasets.iter().any(|set| largest(set) > 1 << 32) {
-            return Err(wrong("names more than 2³² rows".to_owned()));
+        if plan.datasets.iter().any(|set| largest(set) > limit) {
+            return Err(wrong(RowPlanProblem::TooManyRows { limit }));
         }
         if hash(&plan.epoch(0)) != plan.first_epoch {
-            return Err(wrong(
-                "its first epoch gives different rows than when the round started; the file is damaged, or \
-                              another version of this program drew them"
-                    .to_owned(),
-            ));
+            return Err(wrong(RowPlanProblem::OtherRows));
         }
         Ok(plan)
     }

@@ -9,7 +9,8 @@ use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::lines::{BOM, Lines, MAX_LINE};
-use crate::{Error, csv_file, parquet_file};
+use crate::problem::{FormProblem, RowProblem};
+use crate::{Error, Line, csv_file, parquet_file};
 
 /// A row of a data file, with fields in file order.
 pub type Row = Map<String, Value>;
@@ -129,11 +130,7 @@ fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) ->
             hand_over(&mut text)?;
             continue;
         }
-        let utf8 = std::str::from_utf8(&line.bytes).map_err(|e| Error::Form {
-            path: path.to_owned(),
-            message: format!("line {}: not UTF-8: {e}", line.number),
-        })?;
-        text += utf8;
+        text += utf8(path, &line)?;
         if text.len() > MAX_LINE {
             return Err(Error::LongLine { path: path.to_owned(), line: line.number, limit: MAX_LINE });
         }
@@ -167,22 +164,28 @@ fn line_rows(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> 
         if line.is_blank() {
             continue;
         }
-        let form = |message| Error::Form { path: path.to_owned(), message: format!("line {}: {message}", line.number) };
-        let text = std::str::from_utf8(&line.bytes).map_err(|e| form(format!("not UTF-8: {e}")))?;
-        let value = serde_json::from_str(text)
-            .map_err(|e| form(format!("not valid JSON: {e}; expected a JSON list, or one object per line")))?;
+        let problem = |source| FormProblem::JsonLine { line: line.number, source };
+        let value = serde_json::from_str(utf8(path, &line)?)
+            .map_err(|e| Error::Form { path: path.to_owned(), problem: problem(e) })?;
         take(row, object(path, row, value)?)?;
         row += 1;
     }
     Ok(())
 }
 
+fn utf8<'l>(path: &Path, line: &'l Line) -> Result<&'l str, Error> {
+    std::str::from_utf8(&line.bytes).map_err(|e| {
+        let problem = FormProblem::NotUtf8 { line: line.number as u64, field: None, offset: e.valid_up_to() };
+        Error::Form { path: path.to_owned(), problem }
+    })
+}
+
 fn object(path: &Path, row: usize, value: Value) -> Result<Row, Error> {
     match value {
         Value::Object(object) => Ok(object),
         other => {
-            let message = format!("expected an object like {{\"prompt\": …, \"answer\": …}}, got {}", kind(&other));
-            Err(Error::Row { path: path.to_owned(), row, message })
+            let problem = Box::new(RowProblem::NotAnObject { found: kind(&other) });
+            Err(Error::Row { path: path.to_owned(), row, problem })
         }
     }
 }
@@ -193,10 +196,14 @@ fn list_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result
     let mut json = serde_json::Deserializer::from_reader(Bounded { reader, left: &left });
     let list = List { path, left: &left, take, failure: &mut failure };
     let read = json.deserialize_seq(list).and_then(|()| json.end());
+    let form = |problem| Error::Form { path: path.to_owned(), problem };
     match (failure, read) {
         (Some(error), _) => Err(error),
+        (None, Err(e)) if e.io_error_kind() == Some(io::ErrorKind::FileTooLarge) => {
+            Err(form(FormProblem::LongRow { limit: MAX_LINE }))
+        }
         (None, Err(e)) if e.is_io() => Err(Error::Io { path: path.to_owned(), source: e.into() }),
-        (None, Err(e)) => Err(Error::Form { path: path.to_owned(), message: format!("not valid JSON: {e}") }),
+        (None, Err(source)) => Err(form(FormProblem::JsonList { source })),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -211,7 +218,7 @@ impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.reader.read(buffer)?;
         let left = self.left.get().checked_sub(n);
-        self.left.set(left.ok_or_else(|| io::Error::other(format!("a row longer than {MAX_LINE} bytes")))?);
+        self.left.set(left.ok_or(io::ErrorKind::FileTooLarge)?);
         Ok(n)
     }
 }

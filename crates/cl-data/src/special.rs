@@ -16,7 +16,7 @@ pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
         return Ok(None);
     }
     let text = read_file(file, MAX_TOKENIZER)?;
-    let invalid = |e| Error::Tokenizer { path: file.to_owned(), message: format!("not valid JSON: {e}") };
+    let invalid = |source| Error::Json { path: file.to_owned(), source };
     serde_json::from_slice(&text).map(Some).map_err(invalid)
 }
 

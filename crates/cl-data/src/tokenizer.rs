@@ -19,12 +19,13 @@ impl Tokenizer {
     /// `special_tokens_map.json`.
     ///
     /// # Errors
-    /// Returns [`Error::Tokenizer`] if `tokenizer.json` is missing or invalid.
+    /// Returns [`Error::File`] if there is no `tokenizer.json`, [`Error::Tokenizer`] if it is invalid, and [`Error::Json`]
+    /// if another file is.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer, Error> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
-            let message = "not found; a model directory contains tokenizer.json".to_owned();
-            return Err(Error::Tokenizer { path, message });
+            let hint = "a model directory contains tokenizer.json";
+            return Err(cl_checkpoint::Error::NotFound { path, hint }.into());
         }
         let mut tokenizer = Self::from_file(&path)?;
         for file in special::FILES.map(|name| dir.join(name)) {
@@ -48,13 +49,10 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::File`] if the file cannot be read, and [`Error::Tokenizer`] if it is invalid.
     pub fn from_file(path: &Path) -> Result<Tokenizer, Error> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(read_file(path, MAX_TOKENIZER)?)
-            .map_err(|e| Error::Tokenizer { path: path.to_owned(), message: e.to_string() })?;
+        let invalid = |source| Error::Tokenizer { path: path.to_owned(), source };
+        let mut inner = tokenizers::Tokenizer::from_bytes(read_file(path, MAX_TOKENIZER)?).map_err(invalid)?;
         // A truncation or padding setting in the file would silently change examples.
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::Tokenizer { path: path.to_owned(), message: e.to_string() })?
-            .with_padding(None);
+        inner.with_truncation(None).map_err(invalid)?.with_padding(None);
         Ok(Tokenizer { inner, path: path.to_owned(), eos: None, bos: None, pad: None })
     }
 
@@ -63,8 +61,7 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::Encode`] if tokenization fails.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, Error> {
-        let encoding =
-            self.inner.encode_fast(text, add_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })?;
+        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|source| Error::Encode { source })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -73,7 +70,7 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::Encode`] if tokenization fails.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), Error> {
-        let encoding = self.inner.encode(text, false).map_err(|e| Error::Encode { message: e.to_string() })?;
+        let encoding = self.inner.encode(text, false).map_err(|source| Error::Encode { source })?;
         let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         Ok((encoding.get_ids().to_vec(), places))
     }
@@ -99,7 +96,7 @@ impl Tokenizer {
     /// rule, its EOS included.
     ///
     /// # Errors
-    /// Returns [`Error::Encode`] if tokenization fails, or BOS is not in the vocabulary.
+    /// Returns [`Error::Encode`] if tokenization fails, and [`Error::BosNotInVocabulary`].
     ///
     /// # Example
     /// ```no_run
@@ -116,7 +113,7 @@ impl Tokenizer {
         match (add_bos, &self.bos) {
             (None, _) => self.encode(text, true),
             (Some(true), Some(bos)) => {
-                let missing = || Error::Encode { message: format!("bos_token `{bos}` is not in the vocabulary") };
+                let missing = || Error::BosNotInVocabulary { token: bos.clone() };
                 let mut ids = vec![self.bos_id().ok_or_else(missing)?];
                 ids.extend(self.encode(text, false)?);
                 Ok(ids)
@@ -130,7 +127,7 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::Encode`] if tokenization fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, Error> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| Error::Encode { message: e.to_string() })
+        self.inner.decode(ids, skip_special_tokens).map_err(|source| Error::Encode { source })
     }
 
     /// Text of the EOS token.

@@ -1,13 +1,19 @@
 use std::path::{Path, PathBuf};
 
+use cl_checkpoint::files::with_causes;
+use cl_data::DatasetRef;
+
+use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem};
+use crate::request::BoxError;
+
 /// Errors of loading, running and tabulating tasks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The name is neither a known task nor a directory.
     #[error(
-        "task `{name}`: not found in {dir}; known tasks: {known}. A directory needs a test.json or \
-         test.jsonl of {{\"prompt\", \"answer\"}}"
+        "task `{name}`: not found in {dir}; known tasks: {}. A directory needs a test.json or \
+         test.jsonl of {{\"prompt\", \"answer\"}}", known.join(", ")
     )]
     UnknownTask {
         /// The requested name.
@@ -15,7 +21,7 @@ pub enum Error {
         /// The directory that was searched.
         dir: PathBuf,
         /// Names of the known tasks.
-        known: String,
+        known: Vec<&'static str>,
     },
     /// A file that the task needs is missing.
     #[error("task `{name}`: {path} is missing; {needed}{}", or_fetched(dataset.as_deref()))]
@@ -25,7 +31,7 @@ pub enum Error {
         /// The first path that was tried.
         path: PathBuf,
         /// What the file is needed for.
-        needed: String,
+        needed: Need,
         /// The hub data set with the same rows.
         dataset: Option<String>,
     },
@@ -41,22 +47,23 @@ pub enum Error {
         path: PathBuf,
     },
     /// lm-eval was not found, or does not have the task.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     LmEval {
-        /// The path given for lm-eval.
+        /// The path given for lm-eval, or the file of the task in it.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: LmEvalProblem,
     },
     /// There is no local file, and the hub data set cannot be read.
-    #[error("task `{name}`: {path} is missing, and {dataset} cannot be read from the hub: {source}")]
+    #[error("task `{name}`: {path} is missing, and {} cannot be read from the hub: {source}", named(dataset))]
     Fetch {
         /// The task.
         name: String,
         /// The first path that was tried.
         path: PathBuf,
-        /// Repository, configuration and split.
-        dataset: String,
+        /// The hub data set with the same rows.
+        dataset: Box<DatasetRef>,
         /// The reason.
         source: Box<cl_data::Error>,
     },
@@ -105,21 +112,22 @@ pub enum Error {
         path: PathBuf,
         /// 1-based line number.
         line: usize,
-        /// What is wrong.
+        /// The parser's message, shortened.
         message: String,
     },
     /// The value of a key in a task description is invalid.
-    #[error("{path}: `{key}`: {message}")]
+    #[error("{path}: `{key}`: {problem}")]
     TaskKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: &'static str,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: KeyProblem,
     },
     /// A template fails for a row.
-    #[error("{path}: row {row} (from 0): task `{name}`: `{key}`: {message}")]
+    #[error("{path}: row {row} (from 0): task `{name}`: `{key}`: {problem}")]
     TaskRow {
         /// The task.
         name: String,
@@ -130,7 +138,19 @@ pub enum Error {
         /// The key of the description.
         key: &'static str,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: Box<TemplateProblem>,
+    },
+    /// A row is a conversation, where a prompt and an answer are required.
+    #[error(
+        "{path}: row {row} (from 0): is a conversation, which is not supported for evaluation; use rows of `prompt` and \
+         `answer`, or describe the task in a .toml file"
+    )]
+    Conversation {
+        /// The file of the row.
+        path: PathBuf,
+        /// Index of the row.
+        row: usize,
     },
     /// A file of template values is not valid JSON.
     #[error("{path}: {source}")]
@@ -153,12 +173,12 @@ pub enum Error {
         available: usize,
     },
     /// The chat template failed.
-    #[error("task `{name}`: the chat template failed: {message}")]
+    #[error("task `{name}`: the chat template failed: {source}")]
     Chat {
         /// The task.
         name: String,
         /// The template's error.
-        message: String,
+        source: BoxError,
     },
     /// The name is a group, where a single task is required.
     #[error("`{name}` is a group of {members} tasks; load the group, or one of its tasks, such as `{first}`")]
@@ -250,12 +270,12 @@ pub enum Error {
         documents: usize,
     },
     /// The model returned an error.
-    #[error("task `{task}`: the model failed: {message}")]
+    #[error("task `{task}`: the model failed: {}", with_causes(source.as_ref()))]
     Model {
         /// The task.
         task: String,
-        /// The model's error and its causes.
-        message: String,
+        /// The model's error.
+        source: BoxError,
     },
     /// The number of answers is not the number of requests.
     #[error("task `{task}`: the model returned {got} answers to {asked} requests")]
@@ -361,6 +381,13 @@ pub(crate) fn shortened(message: &str) -> String {
     }
     let part = |from: usize, n: usize| message.chars().skip(from).take(n).collect::<String>();
     format!("{} … {}", part(0, MOST), part(count - MOST, MOST))
+}
+
+/// A data set with configuration and split.
+fn named(dataset: &DatasetRef) -> String {
+    let DatasetRef { repo, config, split, .. } = dataset;
+    let config = config.as_ref().map_or_else(String::new, |config| format!("configuration {config}, "));
+    format!("{repo} ({config}split {split})")
 }
 
 fn or_fetched(dataset: Option<&str>) -> String {

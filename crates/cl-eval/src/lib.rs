@@ -5,6 +5,7 @@ pub mod cli;
 mod error;
 mod matrix;
 pub mod metrics;
+pub mod problem;
 mod request;
 mod run;
 mod stats;

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::RepoKind;
+use crate::problem::{AnswerProblem, DownloadProblem, RepoProblem, UploadProblem};
 
 /// Errors of reading from the hub and writing to it.
 #[derive(Debug, thiserror::Error)]
@@ -43,24 +44,26 @@ pub enum HubError {
     Network {
         /// The requested URL.
         url: String,
-        /// What went wrong.
+        /// The HTTP client's message.
         message: String,
     },
     /// The answer is not the expected one.
-    #[error("{url}: {message}")]
+    #[error("{url}: {problem}")]
     Answer {
         /// The requested URL.
         url: String,
         /// What was received.
-        message: String,
+        #[source]
+        problem: AnswerProblem,
     },
     /// A download is incomplete. It stays in the cache and is resumed by the next call.
-    #[error("{url}: {message}")]
+    #[error("{url}: {problem}")]
     Download {
         /// The file.
         url: String,
         /// What is missing or wrong.
-        message: String,
+        #[source]
+        problem: DownloadProblem,
     },
     /// A download was stopped by a signal. It stays in the cache and is resumed by the next call.
     #[error("stopped while {url} was downloaded; the same command resumes it")]
@@ -86,22 +89,24 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// The repository does not hold what is needed.
-    #[error("{repo} at revision {revision}: {message}")]
+    #[error("{repo} at revision {revision}: {problem}")]
     Unusable {
         /// The repository.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
-        /// What is missing, and how to go on.
-        message: String,
+        /// What it holds instead.
+        #[source]
+        problem: RepoProblem,
     },
     /// An upload fails. What is stored stays, and is not sent again.
-    #[error("{repo}: {message}")]
+    #[error("{repo}: {problem}")]
     Upload {
         /// The repository.
         repo: String,
-        /// What is wrong, and how to go on.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: UploadProblem,
     },
     /// The cache cannot be written.
     #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]

@@ -16,6 +16,7 @@ use ureq::http::{HeaderMap, Response, header};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use crate::problem::{AnswerProblem, Cut, DownloadProblem};
 use crate::{HubError, RepoKind};
 
 /// Limit for listings; those of the largest repositories have tens of megabytes.
@@ -86,10 +87,10 @@ impl Client {
         let sizes = if *kind == RepoKind::Model { "?blobs=true" } else { "" };
         let url = format!("{endpoint}/api/{}/{repo}/revision/{}{sizes}", kind.plural(), encoded(revision, false));
         let mut response = self.checked(subject, &url, self.get(endpoint, &url, None))?;
-        let answer = |message| HubError::Answer { url: url.clone(), message };
+        let listing = |source| HubError::Answer { url: url.clone(), problem: AnswerProblem::Listing { source } };
         let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec();
         let text = text.map_err(|e| network(&url, &e))?;
-        serde_json::from_slice(&text).map_err(|e| answer(format!("not a listing of a repository: {e}")))
+        serde_json::from_slice(&text).map_err(listing)
     }
 
     /// A request that follows redirects. The token is sent to the hub's own address only, which is scheme, host and
@@ -132,7 +133,7 @@ impl Client {
                 _ => return meta(headers, response.status().is_redirection(), &at),
             }
         }
-        Err(HubError::Answer { url: url.to_owned(), message: "too many redirects".to_owned() })
+        Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Redirects })
     }
 
     /// Downloads a file, resuming an earlier download, until its size and hash are correct. Stops at a request to.
@@ -169,20 +170,19 @@ impl Client {
                 Err(Received::Cut(_)) if length > before || failures + 1 < ATTEMPTS => {
                     failures = if length > before { 0 } else { failures + 1 };
                 }
-                Err(Received::Cut(message)) => {
-                    let whole = meta.size.map_or(String::new(), |size| format!(" of {size}"));
-                    let message = format!("interrupted after {length}{whole} bytes: {message}");
-                    return Err(HubError::Download { url: url.to_owned(), message });
+                Err(Received::Cut(cut)) => {
+                    let problem = DownloadProblem::Interrupted { received: length, size: meta.size, cut };
+                    return Err(HubError::Download { url: url.to_owned(), problem });
                 }
                 Err(Received::Refused(error)) => return Err(error),
                 Err(Received::Disk(source)) => return Err(io(source)),
             }
         }
         file.sync_all().map_err(io)?;
-        if let Err(message) = verify(&mut file, meta).map_err(io)? {
+        if let Err(problem) = verify(&mut file, meta).map_err(io)? {
             // Do not resume from wrong content.
             file.set_len(0).map_err(io)?;
-            return Err(HubError::Download { url: url.to_owned(), message });
+            return Err(HubError::Download { url: url.to_owned(), problem });
         }
         Ok(())
     }
@@ -202,12 +202,12 @@ impl Client {
         let response = match self.get(subject.endpoint, url, range.as_deref()) {
             Ok(response) if response.status() == 416 => {
                 file.set_len(0).map_err(Received::Disk)?;
-                return Err(Received::Cut("the server does not have this range".to_owned()));
+                return Err(Received::Cut(Cut::NoRange));
             }
             Ok(response) if response.status().is_server_error() => {
-                return Err(Received::Cut(format!("HTTP {}", response.status().as_u16())));
+                return Err(Received::Cut(Cut::Status { status: response.status().as_u16() }));
             }
-            Err(error) => return Err(Received::Cut(error.to_string())),
+            Err(error) => return Err(Received::Cut(Cut::Request { message: error.to_string() })),
             answered => self.checked(subject, url, answered).map_err(Received::Refused)?,
         };
         // A server that ignores the range sends the whole file.
@@ -216,7 +216,7 @@ impl Client {
         if !resumed {
             if response.status() == 206 {
                 file.set_len(0).map_err(Received::Disk)?;
-                return Err(Received::Cut(format!("unexpected range: {range}")));
+                return Err(Received::Cut(Cut::Range { range }));
             }
             file.set_len(0).map_err(Received::Disk)?;
         }
@@ -235,12 +235,12 @@ impl Client {
                     arrived += n as u64;
                     progress.arrived(arrived);
                 }
-                Err(error) => return Err(Received::Cut(error.to_string())),
+                Err(error) => return Err(Received::Cut(Cut::Request { message: error.to_string() })),
             }
         }
         let length = file.metadata().map_err(Received::Disk)?.len();
         match meta.size {
-            Some(size) if length < size => Err(Received::Cut("the connection ended".to_owned())),
+            Some(size) if length < size => Err(Received::Cut(Cut::Ended)),
             _ => Ok(()),
         }
     }
@@ -270,7 +270,7 @@ impl Client {
                 Err(not_found("; if it is private, set HF_TOKEN to a token with access"))
             }
             404 if code == "EntryNotFound" => {
-                Err(HubError::Answer { url: url.to_owned(), message: "no such file (HTTP 404)".to_owned() })
+                Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::NoFile })
             }
             404 => Err(not_found(if code == "RevisionNotFound" {
                 " (the repository exists, but not the revision)"
@@ -288,7 +288,7 @@ impl Client {
                 };
                 Err(HubError::Access { repo: subject.repo.to_owned(), status, hint })
             }
-            _ => Err(HubError::Answer { url: url.to_owned(), message: format!("HTTP {status}") }),
+            _ => Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Status { status } }),
         }
     }
 }
@@ -296,7 +296,7 @@ impl Client {
 /// Why a request for a file ended early.
 enum Received {
     /// May be retried.
-    Cut(String),
+    Cut(Cut),
     /// The hub refused.
     Refused(HubError),
     /// Writing failed.
@@ -308,11 +308,12 @@ pub(crate) fn network(url: &str, error: &ureq::Error) -> HubError {
 }
 
 fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubError> {
-    let answer = |message: &str| HubError::Answer { url: url.to_owned(), message: message.to_owned() };
-    let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).ok_or_else(|| answer("no etag"))?;
+    let answer = |problem| HubError::Answer { url: url.to_owned(), problem };
+    let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
+    let etag = etag.ok_or_else(|| answer(AnswerProblem::NoEtag))?;
     let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
     if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
-        return Err(answer("an etag that is not a valid file name"));
+        return Err(answer(AnswerProblem::Etag));
     }
     // A redirect has the length of its own body.
     let length = text(headers, "content-length").filter(|_| !redirected);
@@ -344,10 +345,10 @@ pub(crate) fn encoded(name: &str, slashes: bool) -> String {
 }
 
 /// Verifies size and hash; the inner error says what is wrong.
-fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
+fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), DownloadProblem>> {
     let length = file.metadata()?.len();
     if let Some(size) = meta.size.filter(|size| *size != length) {
-        return Ok(Err(format!("received {length} bytes, expected {size}")));
+        return Ok(Err(DownloadProblem::Size { received: length, size }));
     }
     // Large files are named by SHA-256, small ones by Git's SHA-1; a mirror may have names of its own.
     if !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -360,7 +361,7 @@ fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), String>> {
         _ => return Ok(Ok(())),
     };
     let same = found == meta.etag.to_ascii_lowercase();
-    Ok(if same { Ok(()) } else { Err(format!("its {kind} is {found}, expected {}", meta.etag)) })
+    Ok(if same { Ok(()) } else { Err(DownloadProblem::Hash { kind, found, expected: meta.etag.clone() }) })
 }
 
 /// SHA-256 of what is read, hexadecimal.

@@ -9,6 +9,7 @@ mod http;
 mod hub;
 mod model;
 mod names;
+pub mod problem;
 mod publish;
 mod repo;
 mod revision;

@@ -10,6 +10,7 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 use serde::Deserialize;
 
+use crate::problem::RepoProblem;
 use crate::{Hub, HubError, Repo, Revision};
 
 /// Weights in one file, and the index of shards.
@@ -106,7 +107,7 @@ impl Hub {
         names.sort_by_key(|name| name != INDEX);
         if names.first().is_some_and(|name| name == INDEX) {
             let paths = revision.fetch(&names[..1], interrupt)?;
-            let shards = shards(&paths[0]).map_err(|message| revision.unusable(message))?;
+            let shards = shards(&revision, &paths[0])?;
             names.retain(|name| !is_shard(name));
             names.extend(shards);
         }
@@ -159,22 +160,15 @@ fn unusable(revision: &Revision<'_>, part: Part) -> HubError {
         let missing: Vec<&str> = needs.into_iter().filter(|name| !has(name)).collect();
         return revision.offline(&missing.join(", "));
     }
-    let message = match part {
-        Part::Model if ADAPTER.iter().all(|name| has(name)) => {
-            "it is an adapter, not a model; name it after its base, as base+adapter or by --adapter"
-        }
-        Part::Adapter if has("config.json") => "it is a model, not an adapter (there is no adapter_config.json)",
-        Part::Adapter if ends("adapter_model.bin") => {
-            "it has only adapter_model.bin; convert it to safetensors first (PEFT's save_pretrained does)"
-        }
-        Part::Adapter => "it has no adapter_config.json with adapter_model.safetensors",
-        Part::Model if ends(".bin") => {
-            "it has only .bin weights; convert them to safetensors first (Transformers' save_pretrained does)"
-        }
-        Part::Model if ends(".gguf") => "it has only GGUF files; download one, and convert it with `cl import-gguf`",
-        Part::Model => "it has no config.json with model.safetensors",
-    };
-    revision.unusable(message.to_owned())
+    revision.unusable(match part {
+        Part::Model if ADAPTER.iter().all(|name| has(name)) => RepoProblem::Adapter,
+        Part::Adapter if has("config.json") => RepoProblem::Model,
+        Part::Adapter if ends("adapter_model.bin") => RepoProblem::BinAdapter,
+        Part::Adapter => RepoProblem::NoAdapter,
+        Part::Model if ends(".bin") => RepoProblem::BinModel,
+        Part::Model if ends(".gguf") => RepoProblem::Gguf,
+        Part::Model => RepoProblem::NoModel,
+    })
 }
 
 /// Whether a file is a shard of a model: `model-00001-of-00003.safetensors`.
@@ -185,16 +179,16 @@ fn is_shard(name: &str) -> bool {
 }
 
 /// The shards that an index names.
-fn shards(index: &std::path::Path) -> Result<Vec<String>, String> {
+fn shards(revision: &Revision<'_>, index: &std::path::Path) -> Result<Vec<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let bytes = read_file(index, MAX_TOKENIZER).map_err(|e| e.to_string())?;
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| format!("{INDEX} is not an index: {e}"))?;
+    let invalid = |source| revision.unusable(RepoProblem::Index { index: INDEX, source });
+    let index: Index = serde_json::from_slice(&read_file(index, MAX_TOKENIZER)?).map_err(invalid)?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     match names.iter().find(|name| name.contains(['/', '\\', ':']) || name.starts_with('.') || name.is_empty()) {
-        Some(name) => Err(format!("{INDEX} names `{name}`, which is not a file beside it")),
+        Some(name) => Err(revision.unusable(RepoProblem::Shard { index: INDEX, shard: name.clone() })),
         None => Ok(names.into_iter().collect()),
     }
 }

@@ -8,6 +8,7 @@ use cl_checkpoint::{Adapter, Checkpoint, FileEntry, Manifest, OutputDir, Source,
 use serde_json::Value;
 
 use crate::card::{self, CardData, CardResult};
+use crate::problem::UploadProblem;
 use crate::{Content, Hub, HubError, Repo, Upload};
 
 /// Manifests that are followed from a directory to its base.
@@ -318,8 +319,7 @@ fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Resu
         for (name, entry) in manifest.files.iter().filter(|(name, _)| *name != "README.md") {
             let path = dir.join(name);
             if hash_file(&path)? != *entry {
-                let message = format!("{}: is not what manifest.json lists; restore or make it again", path.display());
-                return Err(HubError::Upload { repo: repo.to_owned(), message });
+                return Err(HubError::Upload { repo: repo.to_owned(), problem: UploadProblem::Changed { path } });
             }
         }
         let blake3 = blake3::hash(card.as_bytes()).to_hex().to_string();

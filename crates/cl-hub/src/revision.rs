@@ -4,6 +4,7 @@ use cl_checkpoint::Interrupt;
 
 use crate::cache::RepoCache;
 use crate::http::{Client, Subject, encoded};
+use crate::problem::RepoProblem;
 use crate::{Hub, HubError, Repo, check_name};
 
 /// A repository at the commit of its revision.
@@ -137,8 +138,8 @@ impl Revision<'_> {
     }
 
     /// An error that says why the repository is not what is needed.
-    pub(crate) fn unusable(&self, message: String) -> HubError {
+    pub(crate) fn unusable(&self, problem: RepoProblem) -> HubError {
         let (repo, revision) = (self.repo.name.clone(), self.repo.revision().to_owned());
-        HubError::Unusable { repo, revision, message }
+        HubError::Unusable { repo, revision, problem }
     }
 }

@@ -19,6 +19,7 @@ use ureq::SendBody;
 use ureq::http::{Response, header};
 
 use crate::http::{Client, Subject, git_sha1, network, origin, sha256, text};
+use crate::problem::{AnswerProblem, Cut, UploadProblem};
 use crate::{Hub, HubError, RepoKind};
 
 /// Files in one request about how they are sent, and in one about where.
@@ -111,12 +112,12 @@ impl Hub {
         message: &str,
         interrupt: &Interrupt,
     ) -> Result<Uploaded, HubError> {
-        let needs = |message: &str| HubError::Upload { repo: repo.to_owned(), message: message.to_owned() };
+        let needs = |problem| HubError::Upload { repo: repo.to_owned(), problem };
         if self.offline {
-            return Err(needs("HF_HUB_OFFLINE is set; unset it to upload"));
+            return Err(needs(UploadProblem::Offline));
         }
         if self.token.is_none() {
-            return Err(needs("uploading needs a token with write access; set HF_TOKEN, or save it in HF_HOME/token"));
+            return Err(needs(UploadProblem::NoToken));
         }
         let subject =
             Subject { endpoint: self.endpoint.trim_end_matches('/'), kind: RepoKind::Model, repo, revision: "main" };
@@ -246,7 +247,7 @@ impl Sender<'_> {
         for object in batch.objects {
             let Some(file) = files.iter().find(|file| file.sha256 == object.oid) else { continue };
             if let Some(error) = object.error {
-                return Err(self.failed(format!("{}: {error}", file.upload.name)));
+                return Err(self.failed(UploadProblem::Refused { file: file.upload.name.clone(), error }));
             }
             // The storage has it.
             let Some(actions) = object.actions else { continue };
@@ -275,13 +276,12 @@ impl Sender<'_> {
         let mut etags = Vec::new();
         for number in 1..=count {
             let url = parts.get(&number);
-            let url =
-                url.ok_or_else(|| self.failed(format!("the hub gave no address for part {number} of {count}")))?;
+            let url = url.ok_or_else(|| self.failed(UploadProblem::NoAddress { part: number, count }))?;
             let start = (number - 1) * part_size;
             let range = start..(start + part_size).min(file.size);
             let response = self.put(file, url, &BTreeMap::new(), range)?;
             let etag = text(response.headers(), "etag");
-            let etag = etag.ok_or_else(|| self.failed(format!("the storage gave no etag for part {number}")))?;
+            let etag = etag.ok_or_else(|| self.failed(UploadProblem::NoEtag { part: number }))?;
             etags.push(json!({ "partNumber": number, "etag": etag }));
         }
         let body = json!({ "oid": file.sha256, "parts": etags }).to_string().into_bytes();
@@ -300,7 +300,7 @@ impl Sender<'_> {
         let io = |source| HubError::Io { path: PathBuf::from(&file.upload.name), source };
         for attempt in 1.. {
             if self.interrupt.requested() {
-                return Err(self.failed("stopped; the same command resumes it".to_owned()));
+                return Err(self.failed(UploadProblem::Stopped));
             }
             let mut content = file.upload.content.open()?;
             content.seek(SeekFrom::Start(range.start)).map_err(io)?;
@@ -309,23 +309,17 @@ impl Sender<'_> {
             for (name, value) in headers.iter().filter_map(|(name, value)| Some((name, value.as_str()?))) {
                 request = request.header(name, value);
             }
-            let problem = match request.send(SendBody::from_reader(&mut part)) {
+            let cut = match request.send(SendBody::from_reader(&mut part)) {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) if !response.status().is_server_error() => {
-                    return Err(self.failed(format!(
-                        "{}: the storage answers HTTP {}",
-                        file.upload.name,
-                        response.status().as_u16()
-                    )));
+                    let (file, status) = (file.upload.name.clone(), response.status().as_u16());
+                    return Err(self.failed(UploadProblem::Storage { file, status }));
                 }
-                Ok(response) => format!("HTTP {}", response.status().as_u16()),
-                Err(error) => error.to_string(),
+                Ok(response) => Cut::Status { status: response.status().as_u16() },
+                Err(error) => Cut::Request { message: error.to_string() },
             };
             if attempt == ATTEMPTS {
-                let name = &file.upload.name;
-                return Err(
-                    self.failed(format!("{name}: {problem}; what is stored stays, and the same command resumes"))
-                );
+                return Err(self.failed(UploadProblem::Failed { file: file.upload.name.clone(), cut }));
             }
             std::thread::sleep(Duration::from_millis(500 * attempt));
         }
@@ -347,7 +341,7 @@ impl Sender<'_> {
                 json!({ "key": "lfsFile", "value": { "path": path, "algo": "sha256", "oid": file.sha256, "size": size } })
             } else {
                 if size > LARGEST_REGULAR {
-                    return Err(self.failed(format!("{path}: {size} bytes are too many for a file outside LFS")));
+                    return Err(self.failed(UploadProblem::TooLarge { file: path.clone(), size }));
                 }
                 let mut content = Vec::new();
                 let io = |source| HubError::Io { path: PathBuf::from(path), source };
@@ -375,23 +369,20 @@ impl Sender<'_> {
 
     fn answer<T: serde::de::DeserializeOwned>(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<T, HubError> {
         let text = self.answer_of(url, self.post(url, kind, body))?;
-        let wrong = |e| HubError::Answer { url: url.to_owned(), message: format!("not the expected answer: {e}") };
+        let wrong = |source| HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Upload { source } };
         serde_json::from_slice(&text).map_err(wrong)
     }
 
     fn answer_of(&self, url: &str, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>, HubError> {
         let mut response = self.client.checked(&self.subject, url, answer)?;
         if response.status().is_redirection() {
-            return Err(HubError::Answer {
-                url: url.to_owned(),
-                message: "redirected, which uploads do not follow".to_owned(),
-            });
+            return Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Redirected });
         }
         let read = response.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
         read.map_err(|e| network(url, &e))
     }
 
-    fn failed(&self, message: String) -> HubError {
-        HubError::Upload { repo: self.subject.repo.to_owned(), message }
+    fn failed(&self, problem: UploadProblem) -> HubError {
+        HubError::Upload { repo: self.subject.repo.to_owned(), problem }
     }
 }

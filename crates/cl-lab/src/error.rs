@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::problem::{OutputProblem, SetProblem, TaskNameProblem};
+
 /// Errors of experiments.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -11,6 +13,32 @@ pub enum LabError {
         path: PathBuf,
         /// What is wrong.
         message: String,
+    },
+    /// A mixture of adapters whose files do not fit together.
+    #[error("{path}: {problem}")]
+    Mixture {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        problem: cl_moe::problem::MixtureProblem,
+    },
+    /// A mixture of adapters for another base.
+    #[error(
+        "{path}: is a mixture for the base {base} ({}…), not for this model ({}…); create it again with `cl moe blend` for this \
+         model",
+        short(base_hash),
+        short(model_hash)
+    )]
+    MixtureBase {
+        /// The directory.
+        path: PathBuf,
+        /// Its base, as it was named.
+        base: String,
+        /// Hash of that base.
+        base_hash: String,
+        /// Hash of the model.
+        model_hash: String,
     },
     /// The rounds of a sequence are invalid.
     #[error("{0}")]
@@ -25,20 +53,22 @@ pub enum LabError {
     #[error("stopped; completed stages are kept, and the same command resumes")]
     StudyInterrupted,
     /// An argument of `--set` is invalid.
-    #[error("--set {text}: {message}")]
+    #[error("--set {text}: {problem}")]
     Set {
         /// The value.
         text: String,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: SetProblem,
     },
     /// The run directory belongs to another run, or `--resume` is missing.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Output {
         /// The directory.
         path: PathBuf,
-        /// What is wrong, and what to do.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: OutputProblem,
     },
     /// A file in place of a model directory.
     #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` converts a GGUF file)")]
@@ -93,12 +123,13 @@ pub enum LabError {
         rows: i64,
     },
     /// The name of a task cannot be used for its predictions file.
-    #[error("task `{name}`: {message}")]
+    #[error("task `{name}`: {problem}")]
     TaskName {
         /// Name of the task.
         name: String,
-        /// What is wrong, and what to do.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: TaskNameProblem,
     },
     /// The maximum answer length leaves no room for the prompt.
     #[error(
@@ -159,6 +190,11 @@ pub enum LabError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+/// Enough of a hash to tell two apart; a file can hold any text in the place of one.
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
 }
 
 fn lines(failed: &[crate::StageError]) -> String {

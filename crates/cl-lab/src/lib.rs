@@ -11,6 +11,7 @@ mod findings;
 mod model_dir;
 mod observe;
 mod output;
+pub mod problem;
 mod read_config;
 mod report;
 mod round;

@@ -135,7 +135,7 @@ pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabErro
     let dir = dir.to_owned();
     move |error| match error {
         cl_moe::Error::Checkpoint(error) => error.into(),
-        cl_moe::Error::Mixture { path, message } => LabError::Config { path, message },
+        cl_moe::Error::Mixture { path, problem } => LabError::Mixture { path, problem },
         other => LabError::Config { path: dir, message: other.to_string() },
     }
 }
@@ -145,14 +145,12 @@ pub(crate) fn open_mixture(dir: &Path, base: &str) -> Result<Mixture, LabError> 
     let mixture = Mixture::open(dir).map_err(mixture_error(dir))?;
     let config = mixture.config();
     if config.base_model_blake3 != base {
-        let short = |hash: &str| hash.chars().take(12).collect::<String>();
-        let message = format!(
-            "is a mixture for the base {} ({}…), not for this model ({}…); create it again with `cl moe blend` for this model",
-            config.base_model_name_or_path,
-            short(&config.base_model_blake3),
-            short(base)
-        );
-        return Err(LabError::Config { path: dir.to_owned(), message });
+        return Err(LabError::MixtureBase {
+            path: dir.to_owned(),
+            base: config.base_model_name_or_path.clone(),
+            base_hash: config.base_model_blake3.clone(),
+            model_hash: base.to_owned(),
+        });
     }
     Ok(mixture)
 }

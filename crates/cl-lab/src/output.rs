@@ -7,15 +7,16 @@ use cl_checkpoint::files::write_file;
 use cl_checkpoint::refuse_overlap;
 
 use crate::LabError;
+use crate::problem::OutputProblem;
 
 /// A run directory, and what it must hold so that a run can be resumed in it.
 pub(crate) struct RunDir<'a> {
     /// The directory.
     pub(crate) out: &'a Path,
     /// What is run: `sequence`, `run` or `study`.
-    pub(crate) what: &'a str,
+    pub(crate) what: &'static str,
     /// Name of the settings file. It is written last: a directory that has it is a run directory.
-    pub(crate) marker: &'a str,
+    pub(crate) marker: &'static str,
     /// Content of that file.
     pub(crate) settings: &'a str,
     /// Files beside it, by name and content: the hashes of the inputs, one per line.
@@ -33,7 +34,7 @@ impl RunDir<'_> {
         if !marker.exists() {
             self.create()?;
         } else if !self.resume {
-            return self.refuse("is not empty; add --resume to continue the run in it, or choose another --out");
+            return self.refuse(OutputProblem::NotResumed);
         } else {
             self.compare(&read(&marker)?)?;
         }
@@ -46,11 +47,7 @@ impl RunDir<'_> {
         for entry in entries.into_iter().flatten() {
             let name = entry.map_err(LabError::io(self.out))?.file_name();
             if !self.is_ours(&name.to_string_lossy()) {
-                let message = format!(
-                    "is not empty and is not the directory of a {} (no {}); choose another --out",
-                    self.what, self.marker
-                );
-                return self.refuse(&message);
+                return self.refuse(OutputProblem::NotEmpty { what: self.what, marker: self.marker });
             }
         }
         refuse_overlap(self.out, self.inputs)?;
@@ -69,17 +66,16 @@ impl RunDir<'_> {
 
     fn compare(&self, settings: &str) -> Result<(), LabError> {
         if settings != self.settings {
-            let what = self.what;
-            let difference = difference(settings, self.settings);
-            return self
-                .refuse(&format!("holds a {what} with a different configuration{difference}; choose another --out"));
+            let owned = |line: Option<&str>| line.map(str::to_owned);
+            let (saved, now) = (first_missing(settings, self.settings), first_missing(self.settings, settings));
+            let (saved, now) = (owned(saved), owned(now));
+            return self.refuse(OutputProblem::OtherSettings { what: self.what, saved, now });
         }
         for (name, content) in self.sources {
             let path = self.out.join(name);
             let saved = read(&path)?;
             if let Some((_, source)) = first_missing(content, &saved).and_then(|line| line.split_once("  ")) {
-                let what = self.what;
-                return self.refuse(&format!("{source} has changed since the {what} started; choose another --out"));
+                return self.refuse(OutputProblem::InputChanged { what: self.what, input: source.to_owned() });
             }
         }
         Ok(())
@@ -88,16 +84,14 @@ impl RunDir<'_> {
     fn lock(&self, marker: &Path) -> Result<File, LabError> {
         let file = File::open(marker).map_err(LabError::io(marker))?;
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                self.refuse("another process is using it; wait for that to finish, or choose another --out")
-            }
+            Err(TryLockError::WouldBlock) => self.refuse(OutputProblem::Busy),
             // Some file systems have no locks; the run continues without one.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
     }
 
-    fn refuse<T>(&self, message: &str) -> Result<T, LabError> {
-        Err(LabError::Output { path: self.out.to_owned(), message: message.to_owned() })
+    fn refuse<T>(&self, problem: OutputProblem) -> Result<T, LabError> {
+        Err(LabError::Output { path: self.out.to_owned(), problem })
     }
 }
 
@@ -111,16 +105,6 @@ pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
         std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
     }
     Ok(())
-}
-
-/// The first line of each text that the other does not have, as the end of a message.
-fn difference(saved: &str, now: &str) -> String {
-    match (first_missing(saved, now), first_missing(now, saved)) {
-        (Some(a), Some(b)) => format!(": it has `{a}`, this run has `{b}`"),
-        (Some(a), None) => format!(": it has `{a}`, this run does not"),
-        (None, Some(b)) => format!(": this run has `{b}`, it does not"),
-        (None, None) => String::new(),
-    }
 }
 
 fn first_missing<'a>(lines: &'a str, other: &str) -> Option<&'a str> {

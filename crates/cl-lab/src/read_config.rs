@@ -5,6 +5,7 @@ use cl_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::problem::SetProblem;
 use crate::{LabError, SequenceConfig, StudyConfig, TrainRun};
 
 /// Reads the configuration of a sequence. `set` are overrides such as `train.learning_rate=1e-4`, applied in order.
@@ -74,7 +75,7 @@ pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError>
     if config.data.train.is_empty() {
         return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
     }
-    config.mixture().validate(config.data.train.len()).map_err(wrong)?;
+    config.mixture().validate(config.data.train.len()).map_err(|e| wrong(e.to_string()))?;
     if let Some(validation) = &config.validation {
         validation.validate().map_err(|e| wrong(e.to_string()))?;
     }
@@ -145,24 +146,24 @@ fn paper_defaults(table: &mut Table) {
 
 /// `a.b.c=value`: the value is parsed as TOML, or else taken as a string.
 fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
-    let wrong = |message: &str| LabError::Set { text: entry.to_owned(), message: message.to_owned() };
-    let (key, text) = entry.split_once('=').ok_or_else(|| wrong("expected key=value"))?;
+    let wrong = |problem| LabError::Set { text: entry.to_owned(), problem };
+    let (key, text) = entry.split_once('=').ok_or_else(|| wrong(SetProblem::NoValue))?;
     if text.trim().parse::<i128>().is_ok_and(|number| i64::try_from(number).is_err()) {
-        return Err(wrong("the number is outside the range of TOML, -2⁶³ to 2⁶³ - 1"));
+        return Err(wrong(SetProblem::Range));
     }
     let value = toml::from_str::<Table>(&format!("v = {text}"))
         .ok()
         .and_then(|mut t| t.remove("v"))
         .unwrap_or_else(|| Value::from(text.trim()));
     let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let last = parts.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong("expected a key before ="))?;
+    let last = parts.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong(SetProblem::NoKey))?;
     let mut place = table;
     for part in parts {
         place = place
             .entry(part)
             .or_insert_with(|| Value::Table(Table::new()))
             .as_table_mut()
-            .ok_or_else(|| wrong("a part of the key is not a table"))?;
+            .ok_or_else(|| wrong(SetProblem::NotATable))?;
     }
     place.insert(last.to_owned(), value);
     Ok(())

@@ -61,8 +61,8 @@ impl SequenceConfig {
         let named = [PathBuf::from(&round.name)];
         let data: &[PathBuf] = if round.data.is_empty() { &named } else { &round.data };
         let mixture = Mixture { joint: round.joint.clone().unwrap_or(self.mixture.joint.clone()), replay: self.replay };
-        mixture.validate(data.len())?;
-        round.columns.validate()?;
+        mixture.validate(data.len()).map_err(|e| e.to_string())?;
+        round.columns.validate().map_err(|e| e.to_string())?;
         let validation = round.validation.clone().or_else(|| self.validation.clone());
         validation.as_ref().map_or(Ok(()), ValidationConfig::validate).map_err(|e| e.to_string())?;
         Ok(Round {

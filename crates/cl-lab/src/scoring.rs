@@ -11,6 +11,7 @@ use cl_train::Precision;
 
 use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
 use crate::observe::tell;
+use crate::problem::TaskNameProblem;
 use crate::{EvalConfig, Event, LabError, Observer};
 
 /// A loaded model with its tokenizer.
@@ -185,15 +186,14 @@ pub fn write_scores(path: &Path, scores: &[Scores]) -> Result<(), LabError> {
 pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabError> {
     let mut names: Vec<String> = Vec::with_capacity(tasks.len());
     for task in tasks {
-        let wrong = |message| LabError::TaskName { name: task.name().to_owned(), message };
-        let last = Path::new(task.name()).file_name().ok_or_else(|| wrong("not a valid directory name".to_owned()))?;
+        let wrong = |problem| LabError::TaskName { name: task.name().to_owned(), problem };
+        let last = Path::new(task.name()).file_name().ok_or_else(|| wrong(TaskNameProblem::NoFileName))?;
         let name = format!("{}.jsonl", last.to_string_lossy());
         if let Some(other) = names.iter().position(|n| *n == name) {
-            let message = match tasks[other].name() {
-                same if same == task.name() => "listed twice; expected each task once".to_owned(),
-                other => format!("its predictions file would be the same as that of `{other}`; rename one of them"),
-            };
-            return Err(wrong(message));
+            return Err(wrong(match tasks[other].name() {
+                same if same == task.name() => TaskNameProblem::Twice,
+                other => TaskNameProblem::SameFile { other: other.to_owned() },
+            }));
         }
         names.push(name);
     }

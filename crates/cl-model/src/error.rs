@@ -22,6 +22,14 @@ pub enum ModelError {
         /// Key, value and what is allowed.
         message: String,
     },
+    /// An end of sequence that is not a token id.
+    #[error("{path}: eos_token_id {value} is not a token id")]
+    EosTokenId {
+        /// The generation_config.json.
+        path: PathBuf,
+        /// The value.
+        value: serde_json::Value,
+    },
     /// A tensor has another shape than config.json implies.
     #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, the file has {got:?}")]
     Shape {

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::problem::MixtureProblem;
+
 /// Why a mixture cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -13,19 +15,30 @@ pub enum Error {
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its line.
+        /// What is wrong, with its line: the parser's message, or keys of mergekit's that are not supported.
         message: String,
     },
     /// Everything that stands in the way, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<Problem>),
     /// A mixture of adapters whose files do not fit together, or that cannot be made of an adapter.
-    #[error("{path}: {message}", path = .path.display())]
+    #[error("{path}: {problem}")]
     Mixture {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: MixtureProblem,
+    },
+    /// Hidden states for routers that are not those of the base's layers and the experts.
+    #[error("{path}: tensor `{tensor}`: expected {expected:?} in f32, as the base and the experts have it")]
+    RouterStates {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The expected shape.
+        expected: Vec<usize>,
     },
     /// A value that is not a number in an input.
     #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]

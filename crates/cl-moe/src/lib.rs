@@ -12,6 +12,7 @@ mod mixture;
 mod model_info;
 mod names;
 mod plan;
+pub mod problem;
 mod router;
 mod storage;
 mod trained;

@@ -7,6 +7,7 @@ use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 use cl_checkpoint::{Dtype, Manifest, SafetensorsFile, TensorInfo, TensorSource, hash_file};
 use serde::{Deserialize, Serialize};
 
+use crate::problem::MixtureProblem;
 use crate::{Error, FloatType};
 
 /// Name of the configuration in a mixture's directory.
@@ -117,15 +118,16 @@ impl Mixture {
     /// Returns [`Error::Mixture`] for contents that do not fit together, and [`Error::Checkpoint`] for files that cannot be
     /// read.
     pub fn open(dir: &Path) -> Result<Mixture, Error> {
-        let wrong = |message| Error::Mixture { path: dir.to_owned(), message };
+        let wrong = |problem| Error::Mixture { path: dir.to_owned(), problem };
         let text = read_file(&dir.join(CONFIG), MAX_TOKENIZER)?;
-        let config: MixtureConfig = serde_json::from_slice(&text).map_err(|e| wrong(format!("{CONFIG}: {e}")))?;
-        if let Some(message) = config.problem() {
-            return Err(wrong(format!("{CONFIG}: {message}")));
+        let config: MixtureConfig =
+            serde_json::from_slice(&text).map_err(|source| wrong(MixtureProblem::Config { source }))?;
+        if let Some(problem) = config.problem() {
+            return Err(wrong(problem));
         }
         let file = SafetensorsFile::open(&dir.join(WEIGHTS))?;
-        if let Some(message) = tensor_problem(&config, &file) {
-            return Err(wrong(format!("{WEIGHTS}: {message}")));
+        if let Some(problem) = tensor_problem(&config, &file) {
+            return Err(wrong(problem));
         }
         Ok(Mixture { dir: dir.to_owned(), config, file })
     }
@@ -174,29 +176,27 @@ impl TensorSource for Mixture {
 }
 
 impl MixtureConfig {
-    fn problem(&self) -> Option<String> {
+    fn problem(&self) -> Option<MixtureProblem> {
         let (experts, k) = (self.experts.len(), self.num_experts_per_tok);
         if self.format_version != VERSION {
-            return Some(format!("format_version is {}; this program reads {VERSION}", self.format_version));
+            return Some(MixtureProblem::Version { found: self.format_version });
         }
         if experts == 0 || experts > MOST_EXPERTS || k == 0 || k > experts {
-            return Some(format!(
-                "{k} of {experts} experts; expected 1 to {MOST_EXPERTS} experts, 1 to all of them a token"
-            ));
+            return Some(MixtureProblem::Experts { chosen: k, experts });
         }
         if self.modules.is_empty() {
-            return Some("no modules".to_owned());
+            return Some(MixtureProblem::NoModules);
         }
         self.modules.iter().find_map(|(name, module)| {
             let fits = module.ranks.len() == experts && module.scalings.len() == experts;
             let sound = module.total_rank() > 0 && module.scalings.iter().all(|s| s.is_finite());
-            (!fits || !sound).then(|| format!("module `{name}`: expected a rank and a finite scaling per expert"))
+            (!fits || !sound).then(|| MixtureProblem::Module { module: name.clone() })
         })
     }
 }
 
 /// Tensors that are missing, left over, or of another shape or dtype than the configuration implies.
-fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<String> {
+fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<MixtureProblem> {
     let mut expected = 0;
     for (name, module) in &config.modules {
         let [a, b, router] = mixture_tensors(name);
@@ -208,18 +208,17 @@ fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<Stri
         }
         expected += tensors.len();
         for (name, shape) in tensors {
-            let Some(info) = file.info(name) else { return Some(format!("tensor `{name}` is missing")) };
+            let tensor = || name.clone();
+            let Some(info) = file.info(name) else { return Some(MixtureProblem::NoTensor { tensor: tensor() }) };
             if info.shape != shape || FloatType::of(info.dtype).is_none() {
-                return Some(format!(
-                    "tensor `{name}` is {:?} {:?}; expected floats {shape:?}",
-                    info.dtype, info.shape
-                ));
+                let (dtype, found) = (info.dtype, info.shape.clone());
+                return Some(MixtureProblem::Tensor { tensor: tensor(), dtype, shape: found, expected: shape });
             }
             if *name == router && info.dtype != Dtype::F32 {
-                return Some(format!("tensor `{name}` is {:?}; expected F32", info.dtype));
+                return Some(MixtureProblem::RouterDtype { tensor: tensor(), dtype: info.dtype });
             }
         }
     }
     let names = file.names();
-    (names.len() != expected).then(|| format!("{} tensors; {CONFIG} implies {expected}", names.len()))
+    (names.len() != expected).then_some(MixtureProblem::TensorCount { found: names.len(), expected })
 }

@@ -43,12 +43,8 @@ impl RouterRows {
             for spec in router_states_spec(number("num_hidden_layers"), experts, hidden) {
                 let info = file.info(&spec.name);
                 if !info.is_some_and(|i| i.shape == spec.shape && i.dtype == spec.dtype) {
-                    return Err(cl_checkpoint::Error::Tensor {
-                        path: file.path().to_owned(),
-                        tensor: spec.name,
-                        message: format!("expected {:?} in f32, as the base and the experts have it", spec.shape),
-                    }
-                    .into());
+                    let (path, tensor, expected) = (file.path().to_owned(), spec.name, spec.shape);
+                    return Err(Error::RouterStates { path, tensor, expected });
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file};
+use cl_checkpoint::problem::PlanProblem;
 use cl_checkpoint::{
     Checkpoint, CheckpointWriter, Manifest, OutputDir, TensorSource, TensorSpec, WriteOptions, convert,
 };
@@ -13,6 +14,7 @@ use safetensors::tensor::TensorView;
 use crate::mix::CONFIG_NAME;
 use crate::mixture::{CONFIG, WEIGHTS};
 use crate::model_info::INFO;
+use crate::problem::MixtureProblem;
 use crate::{Error, Mixture};
 
 /// Values of routers, `(experts, in)` row-major, by the names of their tensors.
@@ -41,8 +43,9 @@ pub fn save_mixture_with_routers(
         };
         views.push((name, TensorView::new(info.dtype, info.shape.clone(), bytes).expect("as many bytes as it has")));
     }
-    safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS))
-        .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
+    safetensors::serialize_to_file(views, None, &dir.path().join(WEIGHTS)).map_err(|source| {
+        cl_checkpoint::Error::Plan { path: out.to_owned(), problem: Box::new(PlanProblem::Serialize { source }) }
+    })?;
     for name in [CONFIG, INFO].into_iter().filter(|name| mixture.dir().join(name).exists()) {
         let (from, path) = (mixture.dir().join(name), dir.path().join(name));
         cl_checkpoint::files::copy_file(&from, &path)?;
@@ -102,16 +105,18 @@ fn in_stored_dtype(
     routers: &RouterWeights,
 ) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let bytes = |(name, values): (&String, &Vec<f32>)| {
-        let wrong =
-            |message: String| Error::Mixture { path: dir.to_owned(), message: format!("router `{name}`: {message}") };
-        let info = source.info(name).ok_or_else(|| wrong("there is no such tensor".to_owned()))?;
+        let wrong = |problem| Error::Mixture { path: dir.to_owned(), problem };
+        let router = || name.clone();
+        let info = source.info(name).ok_or_else(|| wrong(MixtureProblem::NoRouter { router: router() }))?;
+        let dtype = info.dtype;
         if info.elements() != values.len() {
-            return Err(wrong(format!("{} values for a tensor of {:?}", values.len(), info.shape)));
+            let (values, shape) = (values.len(), info.shape.clone());
+            return Err(wrong(MixtureProblem::RouterSize { router: router(), values, shape }));
         }
-        let bytes = convert::from_f32(info.dtype, values)
-            .ok_or_else(|| wrong(format!("cannot be stored as {:?}", info.dtype)))?;
-        match convert::first_not_finite(info.dtype, &bytes) {
-            Some((index, value)) => Err(wrong(format!("element {index} is {value} in {:?}", info.dtype))),
+        let bytes = convert::from_f32(dtype, values)
+            .ok_or_else(|| wrong(MixtureProblem::NotStorable { router: router(), dtype }))?;
+        match convert::first_not_finite(dtype, &bytes) {
+            Some((index, value)) => Err(wrong(MixtureProblem::NotFinite { router: router(), index, value, dtype })),
             None => Ok((name.clone(), bytes)),
         }
     };

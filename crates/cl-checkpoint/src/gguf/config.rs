@@ -1,7 +1,7 @@
 use serde_json::{Map, Value, json};
 
 use super::tokenizer::SpecialIds;
-use super::{Error, FloatDtype, GgufFile, rope};
+use super::{Error, FloatDtype, GgufFile, KeyProblem, rope};
 
 /// The architectures that are imported, by `general.architecture`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Shape {
         let heads = keys.positive("attention.head_count")?;
         let kv_heads = keys.positive_or("attention.head_count_kv", heads)?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(keys.error("attention.head_count_kv", format!("{kv_heads} does not divide {heads} heads")));
+            return Err(keys.error("attention.head_count_kv", KeyProblem::Heads { heads, kv_heads }));
         }
         let head_dim = head_dim(&keys, architecture, hidden, heads)?;
         let rope_theta = file.float(&keys.full("rope.freq_base"))?.unwrap_or(10_000.0);
@@ -91,7 +91,7 @@ impl Shape {
         )?;
         if rope_theta <= 0.0 || rms_norm_eps <= 0.0 {
             let key = if rope_theta <= 0.0 { "rope.freq_base" } else { "attention.layer_norm_rms_epsilon" };
-            return Err(keys.error(key, "must be positive".to_owned()));
+            return Err(keys.error(key, KeyProblem::NotPositive));
         }
         let context = keys.positive("context_length")?;
         Ok(Shape {
@@ -169,15 +169,14 @@ fn insert<const N: usize>(map: &mut Map<String, Value>, entries: [(&str, Value);
 
 fn architecture(file: &GgufFile) -> Result<Architecture, Error> {
     if let Some(parts) = file.uint("split.count")?.filter(|&n| n > 1) {
-        let problem = format!("this is one of {parts} parts of a model; join them first (`llama-gguf-split --merge`)");
-        return Err(file.key_error("split.count", problem));
+        return Err(file.key_error("split.count", KeyProblem::Split { parts }));
     }
     let key = "general.architecture";
     let name = file.string(key)?.ok_or_else(|| missing(file, key.to_owned()))?;
     Architecture::ALL.iter().find(|row| row.0 == name).map(|row| row.1).ok_or_else(|| Error::Architecture {
         path: file.path().to_owned(),
         architecture: name.to_owned(),
-        supported: Architecture::ALL.map(|row| row.0).join(", "),
+        supported: Architecture::ALL.map(|row| row.0).to_vec(),
     })
 }
 
@@ -192,15 +191,14 @@ fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize
         _ => share,
     };
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim.checked_mul(heads).is_none() {
-        return Err(keys.error("attention.head_count", format!("{head_dim} is not a valid head size")));
+        return Err(keys.error("attention.head_count", KeyProblem::HeadSize { head_dim }));
     }
     if let Some(rotary) = rotary.filter(|&r| r != head_dim) {
-        let problem =
-            format!("only {rotary} of {head_dim} dimensions are rotated; partial rotary embeddings are not supported");
-        return Err(keys.error("rope.dimension_count", problem));
+        return Err(keys.error("rope.dimension_count", KeyProblem::PartialRotary { rotary, head_dim }));
     }
-    if let Some(value) = keys.optional("attention.value_length")?.filter(|&v| v != head_dim) {
-        return Err(keys.error("attention.value_length", format!("{value} differs from the key length {head_dim}")));
+    if let Some(value_length) = keys.optional("attention.value_length")?.filter(|&v| v != head_dim) {
+        let problem = KeyProblem::ValueLength { value_length, key_length: head_dim };
+        return Err(keys.error("attention.value_length", problem));
     }
     Ok(head_dim)
 }
@@ -213,9 +211,7 @@ fn vocab_size(keys: &Keys) -> Result<usize, Error> {
         .ok_or_else(|| Error::MissingTensor { path: keys.file.path().to_owned(), tensor: tensor.to_owned() })?;
     let rows = embedding.shape[0];
     match keys.optional("vocab_size")? {
-        Some(stated) if stated != rows => {
-            Err(keys.error("vocab_size", format!("is {stated}, but `{tensor}` has {rows} rows")))
-        }
+        Some(stated) if stated != rows => Err(keys.error("vocab_size", KeyProblem::VocabSize { stated, tensor, rows })),
         _ => Ok(rows),
     }
 }
@@ -224,7 +220,7 @@ fn sliding_window(keys: &Keys, architecture: Architecture, context: usize) -> Re
     let key = "attention.sliding_window";
     match keys.optional(key)?.filter(|&window| window > 0 && window < context) {
         Some(window) if architecture != Architecture::Llama => {
-            Err(keys.error(key, format!("a sliding window ({window}) is not supported for {}", architecture.name())))
+            Err(keys.error(key, KeyProblem::SlidingWindow { window, architecture: architecture.name() }))
         }
         window => Ok(window),
     }
@@ -245,7 +241,7 @@ impl Keys<'_> {
         self.file.uint(&self.full(key))
     }
 
-    pub(super) fn error(&self, key: &str, problem: String) -> Error {
+    pub(super) fn error(&self, key: &str, problem: KeyProblem) -> Error {
         self.file.key_error(&self.full(key), problem)
     }
 
@@ -255,7 +251,7 @@ impl Keys<'_> {
 
     fn positive(&self, key: &str) -> Result<usize, Error> {
         match self.required(key, self.optional(key)?)? {
-            0 => Err(self.error(key, "must be positive".to_owned())),
+            0 => Err(self.error(key, KeyProblem::NotPositive)),
             value => Ok(value),
         }
     }
@@ -267,7 +263,7 @@ impl Keys<'_> {
     fn refuse_other_than(&self, key: &str, neutral: usize) -> Result<(), Error> {
         match self.optional(key)? {
             Some(value) if value != neutral => {
-                Err(self.error(key, format!("{value} is not supported for {}", self.prefix)))
+                Err(self.error(key, KeyProblem::NotSupported { value, architecture: self.prefix }))
             }
             _ => Ok(()),
         }
@@ -277,13 +273,12 @@ impl Keys<'_> {
         for key in self.file.metadata().keys() {
             let Some(rest) = key.strip_prefix(self.prefix).and_then(|k| k.strip_prefix('.')) else { continue };
             if !KEYS.contains(&rest) {
-                let problem = "not supported for this architecture; it may change what the model computes, so nothing is imported";
-                return Err(self.error(rest, problem.to_owned()));
+                return Err(self.error(rest, KeyProblem::Unknown));
             }
         }
         let causal = self.file.boolean(&self.full("attention.causal"))?;
         if causal == Some(false) {
-            return Err(self.error("attention.causal", "only causal models are supported".to_owned()));
+            return Err(self.error("attention.causal", KeyProblem::NotCausal));
         }
         Ok(())
     }

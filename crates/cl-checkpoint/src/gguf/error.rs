@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use super::{HeaderItem, HeaderProblem, KeyProblem, TensorProblem};
+
 /// Errors of reading and importing GGUF files. Every message names the file, and the key or tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -27,14 +29,20 @@ pub enum Error {
         version: u32,
     },
     /// The header is damaged.
-    #[error("{path}: invalid GGUF header at byte {offset}: {problem}")]
+    #[error(
+        "{path}: invalid GGUF header at byte {offset}: {}{problem}",
+        item.as_ref().map_or_else(String::new, |item| format!("{item}: "))
+    )]
     Header {
         /// The file.
         path: PathBuf,
         /// Offset in the file.
         offset: usize,
+        /// The entry that was being read, if any.
+        item: Option<HeaderItem>,
         /// What is wrong there.
-        problem: String,
+        #[source]
+        problem: HeaderProblem,
     },
     /// A required metadata key is missing.
     #[error("{path}: metadata key `{key}` is missing")]
@@ -52,7 +60,8 @@ pub enum Error {
         /// The key.
         key: String,
         /// What is wrong with the value.
-        problem: String,
+        #[source]
+        problem: KeyProblem,
     },
     /// A tensor's entry is invalid.
     #[error("{path}: tensor `{tensor}`: {problem}")]
@@ -62,7 +71,8 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        problem: String,
+        #[source]
+        problem: TensorProblem,
     },
     /// A required tensor is missing.
     #[error("{path}: tensor `{tensor}` is missing")]
@@ -101,17 +111,17 @@ pub enum Error {
         hint: &'static str,
     },
     /// The architecture is not supported.
-    #[error("{path}: architecture `{architecture}` is not supported; supported: {supported}")]
+    #[error("{path}: architecture `{architecture}` is not supported; supported: {}", supported.join(", "))]
     Architecture {
         /// The file.
         path: PathBuf,
         /// `general.architecture`.
         architecture: String,
         /// The supported ones.
-        supported: String,
+        supported: Vec<&'static str>,
     },
     /// The tokenizer model or pre-tokenizer is not supported. A wrong guess would silently split text differently.
-    #[error("{path}: `{key}` is `{name}`, which is not supported; supported: {supported}")]
+    #[error("{path}: `{key}` is `{name}`, which is not supported; supported: {}", supported.join(", "))]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -120,7 +130,7 @@ pub enum Error {
         /// Its value.
         name: String,
         /// The supported ones.
-        supported: String,
+        supported: Vec<&'static str>,
     },
     /// The output directory cannot be written.
     #[error(transparent)]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::config::Shape;
 use super::tensors::{Planned, plan};
 use super::tokenizer::{SpecialIds, Tokenizer};
-use super::{Error, GgufFile, dequantize};
+use super::{Error, GgufFile, TensorProblem, dequantize};
 use crate::{CheckpointWriter, Dtype, Manifest, OutputDir, TensorSpec, WriteOptions, hash_file};
 
 /// The dtype that all weights are written in.
@@ -136,7 +136,7 @@ fn convert(gguf: &GgufFile, planned: &Planned, dtype: FloatDtype) -> Result<Vec<
         tensor.shape[tensor.shape.len() - 1]
     };
     if columns != 1 && planned.interleaved_heads.is_some() && tensor.shape.len() == 1 {
-        let problem = format!("a bias stored as {} cannot be reordered", tensor.ggml_type.name());
+        let problem = TensorProblem::Bias { ggml_type: tensor.ggml_type.name() };
         return Err(gguf.tensor_error(&planned.source, problem));
     }
     let rows = tensor.elements() / columns;

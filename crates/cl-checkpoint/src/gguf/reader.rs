@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::{Error, GgmlType};
+use super::{Error, GgmlType, HeaderItem, HeaderProblem, KeyProblem, TensorProblem};
 use crate::files::open_file;
 
 /// A value of a GGUF file's metadata.
@@ -80,11 +80,11 @@ impl GgufFile {
         &self.map[tensor.start..tensor.end]
     }
 
-    pub(super) fn key_error(&self, key: &str, problem: String) -> Error {
+    pub(super) fn key_error(&self, key: &str, problem: KeyProblem) -> Error {
         Error::Key { path: self.path.clone(), key: key.to_owned(), problem }
     }
 
-    pub(super) fn tensor_error(&self, tensor: &str, problem: String) -> Error {
+    pub(super) fn tensor_error(&self, tensor: &str, problem: TensorProblem) -> Error {
         Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), problem }
     }
 
@@ -92,12 +92,12 @@ impl GgufFile {
     fn value<'f, T>(
         &'f self,
         key: &str,
-        expected: &str,
+        expected: &'static str,
         read: impl Fn(&'f GgufValue) -> Option<T>,
     ) -> Result<Option<T>, Error> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(value) => read(value).map(Some).ok_or_else(|| self.key_error(key, format!("expected {expected}"))),
+            Some(value) => read(value).map(Some).ok_or_else(|| self.key_error(key, KeyProblem::Expected { expected })),
         }
     }
 
@@ -126,7 +126,7 @@ impl GgufFile {
     fn list<'f, T>(
         &'f self,
         key: &str,
-        expected: &str,
+        expected: &'static str,
         read: impl Fn(&'f GgufValue) -> Option<T>,
     ) -> Result<Option<Vec<T>>, Error> {
         self.value(key, expected, |v| if let GgufValue::List(l) = v { l.iter().map(&read).collect() } else { None })
@@ -170,30 +170,30 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
     let (tensor_count, pair_count) = (cursor.u64()?, cursor.u64()?);
     // Every entry takes more than one byte.
     if tensor_count.max(pair_count) > file.len() as u64 {
-        return Err(cursor.wrong(format!("{tensor_count} tensors and {pair_count} keys do not fit into the file")));
+        return Err(cursor.wrong(HeaderProblem::Counts { tensors: tensor_count, keys: pair_count }));
     }
     let mut metadata = BTreeMap::new();
     for _ in 0..pair_count {
         let key = cursor.text()?;
-        let value = cursor.pair().map_err(in_item(format!("key `{key}`")))?;
+        let value = cursor.pair().map_err(in_item(HeaderItem::Key(key.clone())))?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(cursor.wrong(format!("key `{key}` appears twice")));
+            return Err(cursor.wrong(HeaderProblem::KeyTwice { key }));
         }
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
         Some(GgufValue::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n as usize,
         Some(_) => {
-            let problem = "expected a power of two up to 2^20".to_owned();
+            let problem = KeyProblem::Expected { expected: "a power of two up to 2^20" };
             return Err(Error::Key { path: path.to_owned(), key: "general.alignment".to_owned(), problem });
         }
     };
     let mut tensors = BTreeMap::new();
     for _ in 0..tensor_count {
         let name = cursor.text()?;
-        let tensor = cursor.tensor(&name).map_err(in_item(format!("tensor `{name}`")))?;
+        let tensor = cursor.tensor(&name).map_err(in_item(HeaderItem::Tensor(name.clone())))?;
         if tensors.insert(name.clone(), tensor).is_some() {
-            return Err(cursor.wrong(format!("tensor `{name}` appears twice")));
+            return Err(cursor.wrong(HeaderProblem::TensorTwice { tensor: name }));
         }
     }
     let data = cursor.at.next_multiple_of(alignment);
@@ -211,28 +211,23 @@ fn place(
 ) -> Result<(), Error> {
     let mut taken: Vec<(usize, usize, String)> = Vec::new();
     for (name, tensor) in tensors.iter_mut() {
-        let wrong = |problem: String| Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem };
+        let wrong = |problem| Error::Tensor { path: path.to_owned(), tensor: name.clone(), problem };
         let size = tensor.end;
         if tensor.start % alignment != 0 {
-            return Err(wrong(format!("offset {} is not a multiple of the alignment {alignment}", tensor.start)));
+            return Err(wrong(TensorProblem::Alignment { offset: tensor.start, alignment }));
         }
         let start = data.checked_add(tensor.start);
         let end = start.and_then(|s| s.checked_add(size));
         match (start, end) {
             (Some(start), Some(end)) if end <= length => (tensor.start, tensor.end) = (start, end),
-            _ => {
-                return Err(wrong(format!(
-                    "its {size} bytes at offset {} lie outside the file of {length} bytes; the file is truncated",
-                    tensor.start
-                )));
-            }
+            _ => return Err(wrong(TensorProblem::Outside { bytes: size, offset: tensor.start, length })),
         }
         taken.push((tensor.start, tensor.end, name.clone()));
     }
     taken.sort();
     for pair in taken.windows(2) {
         if pair[0].1 > pair[1].0 {
-            let problem = format!("overlaps tensor `{}`", pair[0].2);
+            let problem = TensorProblem::Overlaps { other: pair[0].2.clone() };
             return Err(Error::Tensor { path: path.to_owned(), tensor: pair[1].2.clone(), problem });
         }
     }
@@ -249,26 +244,22 @@ struct Cursor<'a> {
     values: usize, // read so far
 }
 
-/// Says in the text of a structural error which key or tensor was being read.
-fn in_item(item: String) -> impl FnOnce(Error) -> Error {
+/// Adds to a structural error which key or tensor was being read.
+fn in_item(item: HeaderItem) -> impl FnOnce(Error) -> Error {
     move |error| match error {
-        Error::Header { path, offset, problem } => {
-            Error::Header { path, offset, problem: format!("{item}: {problem}") }
-        }
+        Error::Header { path, offset, problem, .. } => Error::Header { path, offset, item: Some(item), problem },
         other => other,
     }
 }
 
 impl<'a> Cursor<'a> {
-    fn wrong(&self, problem: String) -> Error {
-        Error::Header { path: self.path.to_owned(), offset: self.at, problem }
+    fn wrong(&self, problem: HeaderProblem) -> Error {
+        Error::Header { path: self.path.to_owned(), offset: self.at, item: None, problem }
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
         let end = self.at.checked_add(n).filter(|&e| e <= self.file.len());
-        let end = end.ok_or_else(|| {
-            self.wrong(format!("{n} bytes expected, but the file ends at {}; it is truncated", self.file.len()))
-        })?;
+        let end = end.ok_or_else(|| self.wrong(HeaderProblem::Truncated { expected: n, end: self.file.len() }))?;
         let bytes = &self.file[self.at..end];
         self.at = end;
         Ok(bytes)
@@ -290,7 +281,7 @@ impl<'a> Cursor<'a> {
         let at = self.at;
         let length = usize::try_from(self.u64()?).unwrap_or(usize::MAX);
         let bytes = self.take(length)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| self.wrong(format!("the text at byte {at} is not UTF-8")))
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.wrong(HeaderProblem::NotUtf8 { at }))
     }
 
     fn pair(&mut self) -> Result<GgufValue, Error> {
@@ -301,7 +292,7 @@ impl<'a> Cursor<'a> {
     fn value(&mut self, kind: u32, depth: usize) -> Result<GgufValue, Error> {
         self.values += 1;
         if self.values > MAX_VALUES {
-            return Err(self.wrong(format!("more than {MAX_VALUES} values")));
+            return Err(self.wrong(HeaderProblem::TooManyValues { limit: MAX_VALUES }));
         }
         Ok(match kind {
             0 => GgufValue::Unsigned(u64::from(self.array::<1>()?[0])),
@@ -316,14 +307,14 @@ impl<'a> Cursor<'a> {
             9 => {
                 // Lists of lists are allowed; a file made of nothing else must not exhaust the stack.
                 if depth > 4 {
-                    return Err(self.wrong(format!("lists nested too deeply at byte {}", self.at)));
+                    return Err(self.wrong(HeaderProblem::TooDeep { at: self.at }));
                 }
                 let kind = self.u32()?;
                 let count = self.u64()?;
                 // Every element takes at least one byte, so a count beyond the file's end is an error before anything
                 // is allocated.
                 if count > (self.file.len() - self.at) as u64 {
-                    return Err(self.wrong(format!("a list of {count} at byte {}; the file is truncated", self.at)));
+                    return Err(self.wrong(HeaderProblem::List { count, at: self.at }));
                 }
                 let mut list = Vec::new();
                 for _ in 0..count {
@@ -334,34 +325,33 @@ impl<'a> Cursor<'a> {
             10 => GgufValue::Unsigned(self.u64()?),
             11 => GgufValue::Signed(i64::from_le_bytes(self.array()?)),
             12 => GgufValue::Float(f64::from_le_bytes(self.array()?)),
-            other => return Err(self.wrong(format!("unknown value type {other} at byte {}", self.at))),
+            kind => return Err(self.wrong(HeaderProblem::ValueType { kind, at: self.at })),
         })
     }
 
     /// What follows a tensor's name; `start` is the offset for now, `end` the number of bytes.
     fn tensor(&mut self, name: &str) -> Result<GgufTensor, Error> {
         let path = self.path;
-        let wrong = |problem: String| Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem };
+        let wrong = |problem| Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem };
         let dimensions = self.u32()?;
         if !(1..=4).contains(&dimensions) {
-            return Err(wrong(format!("{dimensions} dimensions; expected 1 to 4")));
+            return Err(wrong(TensorProblem::Dimensions { dimensions }));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             shape.push(usize::try_from(self.u64()?).unwrap_or(usize::MAX));
         }
         let (kind, offset) = (self.u32()?, self.u64()?);
-        let kind = GgmlType::from_id(kind)
-            .ok_or_else(|| wrong(format!("type {kind} is not supported; supported: {}", GgmlType::all_names())))?;
+        let kind = GgmlType::from_id(kind).ok_or_else(|| wrong(TensorProblem::Type { kind }))?;
         let row = shape[0];
         if row == 0 || row % kind.block_len() != 0 {
-            return Err(wrong(format!("rows of {row} elements do not divide into blocks of {}", kind.block_len())));
+            return Err(wrong(TensorProblem::Blocks { row, block: kind.block_len() }));
         }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let size = elements
             .filter(|&n| n > 0)
             .and_then(|n| (n / kind.block_len()).checked_mul(kind.block_bytes()))
-            .ok_or_else(|| wrong(format!("shape {shape:?} is empty or too large")))?;
+            .ok_or_else(|| wrong(TensorProblem::Size { shape: shape.clone() }))?;
         shape.reverse();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         Ok(GgufTensor { ggml_type: kind, shape, start, end: size })

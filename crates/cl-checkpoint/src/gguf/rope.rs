@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 use serde_json::{Value, json};
 
 use super::config::Keys;
-use super::{Error, GgufFile, dequantize};
+use super::{Error, GgufFile, KeyProblem, TensorProblem, dequantize};
 
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 
@@ -21,15 +21,12 @@ pub(super) fn scaling(
     let stated = stated(&keys, original)?;
     let factors = factors(file, head_dim)?;
     match (stated, factors) {
-        (Some(_), Some(_)) => Err(file.tensor_error(
-            FACTORS,
-            format!("is present together with `{prefix}.rope.scaling.type`; expected only one of them"),
-        )),
+        (Some(_), Some(_)) => {
+            Err(file.tensor_error(FACTORS, TensorProblem::AndKey { key: keys.full("rope.scaling.type") }))
+        }
         (None, Some(factors)) => match recover(&factors, head_dim, theta, original) {
             Some(rule) => Ok(Some(rule.to_json())),
-            None => {
-                Err(file.tensor_error(FACTORS, format!("{factors:?} are not the factors of a Llama 3 rope scaling")))
-            }
+            None => Err(file.tensor_error(FACTORS, TensorProblem::NotLlama3 { factors })),
         },
         (stated, None) => Ok(stated),
     }
@@ -41,17 +38,17 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
     let old_linear = float("rope.scale_linear")?.filter(|&f| f != 1.0);
     let kind = keys.file.string(&keys.full("rope.scaling.type"))?;
     let factor = float("rope.scaling.factor")?.or(old_linear).filter(|&f| f != 0.0);
-    if let Some(attention) = float("rope.scaling.attn_factor")?.filter(|&f| f != 1.0) {
-        return Err(keys.error("rope.scaling.attn_factor", format!("{attention} is not supported")));
+    if let Some(factor) = float("rope.scaling.attn_factor")?.filter(|&f| f != 1.0) {
+        return Err(keys.error("rope.scaling.attn_factor", KeyProblem::AttentionFactor { factor }));
     }
     let kind = kind.unwrap_or(if factor.is_some() { "linear" } else { "none" });
     match (kind, factor) {
         ("none", _) => Ok(None),
         ("linear" | "yarn", None) => {
-            Err(keys.error("rope.scaling.type", format!("`{kind}` needs `rope.scaling.factor`")))
+            Err(keys.error("rope.scaling.type", KeyProblem::NoScalingFactor { kind: kind.to_owned() }))
         }
         ("linear" | "yarn", Some(factor)) if factor < 1.0 => {
-            Err(keys.error("rope.scaling.factor", format!("{factor} is below 1")))
+            Err(keys.error("rope.scaling.factor", KeyProblem::ScalingFactor { factor }))
         }
         ("linear", Some(factor)) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
         ("yarn", Some(factor)) => {
@@ -61,10 +58,7 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
             }
             Ok(Some(scaling))
         }
-        (other, _) => {
-            let problem = format!("`{other}` is not supported; supported: none, linear, yarn");
-            Err(keys.error("rope.scaling.type", problem))
-        }
+        (other, _) => Err(keys.error("rope.scaling.type", KeyProblem::ScalingType { kind: other.to_owned() })),
     }
 }
 
@@ -72,12 +66,13 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
 fn factors(file: &GgufFile, head_dim: usize) -> Result<Option<Vec<f64>>, Error> {
     let Some(tensor) = file.tensors().get(FACTORS) else { return Ok(None) };
     if tensor.shape != [head_dim / 2] {
-        return Err(file.tensor_error(FACTORS, format!("expected shape [{}], got {:?}", head_dim / 2, tensor.shape)));
+        let problem = TensorProblem::Shape { expected: vec![head_dim / 2], found: tensor.shape.clone() };
+        return Err(file.tensor_error(FACTORS, problem));
     }
     let mut factors = vec![0.0; head_dim / 2];
     dequantize(tensor.ggml_type, file.bytes(tensor), &mut factors);
-    if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f >= 1.0)) {
-        return Err(file.tensor_error(FACTORS, format!("a factor is {bad}; expected finite factors of at least 1")));
+    if let Some(&factor) = factors.iter().find(|f| !(f.is_finite() && **f >= 1.0)) {
+        return Err(file.tensor_error(FACTORS, TensorProblem::Factor { factor }));
     }
     let scaled = factors.iter().any(|&f| f != 1.0);
     Ok(scaled.then(|| factors.into_iter().map(f64::from).collect()))

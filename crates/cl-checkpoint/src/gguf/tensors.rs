@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::config::{Architecture, Optional, Shape};
-use super::{Error, GgufFile, GgufTensor, rope};
+use super::{Error, GgufFile, GgufTensor, TensorProblem, rope};
 
 /// One tensor of the output: where it comes from and how its rows are ordered.
 pub(super) struct Planned<'f> {
@@ -113,7 +113,7 @@ impl Plan<'_> {
         let missing = || Error::MissingTensor { path: self.file.path().to_owned(), tensor: source.to_owned() };
         let tensor = self.file.tensors().get(source).ok_or_else(missing)?;
         if tensor.shape != shape {
-            let problem = format!("expected shape {shape:?}, got {:?}", tensor.shape);
+            let problem = TensorProblem::Shape { expected: shape.to_vec(), found: tensor.shape.clone() };
             return Err(self.file.tensor_error(source, problem));
         }
         self.used.insert(source.to_owned());

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{Error, GgufFile};
+use super::{Error, GgufFile, KeyProblem};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -62,7 +62,7 @@ impl SpecialIds {
             let key = format!("tokenizer.ggml.{name}_token_id");
             let stated = file.uint(&key)?.filter(|&id| id != u32::MAX as usize); // llama.cpp's "none"
             if let Some(id) = stated.filter(|&id| id >= tokens) {
-                return Err(file.key_error(&key, format!("{id} is not among the {tokens} tokens")));
+                return Err(file.key_error(&key, KeyProblem::TokenId { id, tokens }));
             }
             Ok(stated.or((sentencepiece && default < tokens).then_some(default)))
         };
@@ -141,10 +141,10 @@ impl Tokenizer {
         let model = required(file, MODEL, file.string(MODEL)?)?;
         let tokens = required(file, TOKENS, file.strings(TOKENS)?)?;
         if tokens.is_empty() {
-            return Err(file.key_error(TOKENS, "there are no tokens".to_owned()));
+            return Err(file.key_error(TOKENS, KeyProblem::NoTokens));
         }
         if tokens.len() > vocab {
-            let problem = format!("{} tokens, but the embedding has only {vocab} rows", tokens.len());
+            let problem = KeyProblem::MoreTokens { tokens: tokens.len(), rows: vocab };
             return Err(file.key_error(TOKENS, problem));
         }
         let index = index(file, &tokens)?;
@@ -154,7 +154,7 @@ impl Tokenizer {
         let parts = match model {
             "gpt2" => byte_level(file, &index, &mut notes)?,
             "llama" => sentencepiece(file, &tokens, &index, &types, &ids)?,
-            other => return Err(unsupported(file, MODEL, other, "gpt2, llama".to_owned())),
+            other => return Err(unsupported(file, MODEL, other, vec!["gpt2", "llama"])),
         };
         let add_bos = file.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(parts.add_bos);
         let add_eos = file.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
@@ -194,7 +194,7 @@ fn required<T>(file: &GgufFile, key: &str, value: Option<T>) -> Result<T, Error>
     value.ok_or_else(|| Error::MissingKey { path: file.path().to_owned(), key: key.to_owned() })
 }
 
-fn unsupported(file: &GgufFile, key: &'static str, name: &str, supported: String) -> Error {
+fn unsupported(file: &GgufFile, key: &'static str, name: &str, supported: Vec<&'static str>) -> Error {
     Error::Tokenizer { path: file.path().to_owned(), key, name: name.to_owned(), supported }
 }
 
@@ -202,7 +202,8 @@ fn index<'t>(file: &GgufFile, tokens: &[&'t str]) -> Result<HashMap<&'t str, usi
     let mut index = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if let Some(first) = index.insert(*token, id) {
-            return Err(file.key_error(TOKENS, format!("tokens {first} and {id} are both {token:?}")));
+            let problem = KeyProblem::TokenTwice { first, second: id, token: (*token).to_owned() };
+            return Err(file.key_error(TOKENS, problem));
         }
     }
     Ok(index)
@@ -212,7 +213,7 @@ fn types(file: &GgufFile, tokens: usize) -> Result<Vec<i32>, Error> {
     match file.ints(TYPES)? {
         None => Ok(vec![1; tokens]),
         Some(types) if types.len() == tokens => Ok(types),
-        Some(types) => Err(file.key_error(TYPES, format!("{} types for {tokens} tokens", types.len()))),
+        Some(types) => Err(file.key_error(TYPES, KeyProblem::TypeCount { types: types.len(), tokens })),
     }
 }
 
@@ -225,7 +226,7 @@ fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<Str
         "default"
     });
     let split = Split::NAMES.iter().find(|row| row.0 == pre).map(|row| row.1);
-    let split = split.ok_or_else(|| unsupported(file, PRE, pre, Split::NAMES.map(|row| row.0).join(", ")))?;
+    let split = split.ok_or_else(|| unsupported(file, PRE, pre, Split::NAMES.map(|row| row.0).to_vec()))?;
     let merges = required(file, MERGES, merges(file, index)?)?;
     Ok(Parts {
         normalizer: if split == Split::Qwen2 { json!({"type": "NFC"}) } else { Value::Null },
@@ -251,7 +252,7 @@ fn sentencepiece(
     ids: &SpecialIds,
 ) -> Result<Parts, Error> {
     if let Some(pre) = file.string(PRE)?.filter(|&pre| pre != "default") {
-        return Err(unsupported(file, PRE, pre, "default (for the tokenizer model `llama`)".to_owned()));
+        return Err(unsupported(file, PRE, pre, vec!["default (for the tokenizer model `llama`)"]));
     }
     let merges = match merges(file, index)? {
         Some(merges) => merges,
@@ -286,10 +287,11 @@ fn merges(file: &GgufFile, index: &HashMap<&str, usize>) -> Result<Option<Vec<(S
     let mut merges = Vec::with_capacity(lines.len());
     for (i, line) in lines.iter().enumerate() {
         let halves = line.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
-        let wrong = |what: &str| file.key_error(MERGES, format!("merge {i}, {line:?}, {what}"));
-        let (a, b) = halves.ok_or_else(|| wrong("is not two tokens separated by a space"))?;
+        let merge = || (*line).to_owned();
+        let wrong = |problem| file.key_error(MERGES, problem);
+        let (a, b) = halves.ok_or_else(|| wrong(KeyProblem::Merge { index: i, merge: merge() }))?;
         if ![a, b, &format!("{a}{b}")].iter().all(|token| index.contains_key(token)) {
-            return Err(wrong("contains or produces something that is not a token"));
+            return Err(wrong(KeyProblem::MergeTokens { index: i, merge: merge() }));
         }
         merges.push((a.to_owned(), b.to_owned()));
     }
@@ -299,10 +301,10 @@ fn merges(file: &GgufFile, index: &HashMap<&str, usize>) -> Result<Option<Vec<(S
 fn scores(file: &GgufFile, tokens: usize) -> Result<Vec<f32>, Error> {
     let scores = required(file, SCORES, file.floats(SCORES)?)?;
     if scores.len() != tokens {
-        return Err(file.key_error(SCORES, format!("{} scores for {tokens} tokens", scores.len())));
+        return Err(file.key_error(SCORES, KeyProblem::ScoreCount { scores: scores.len(), tokens }));
     }
-    if let Some(i) = scores.iter().position(|s| s.is_nan()) {
-        return Err(file.key_error(SCORES, format!("score {i} is not a number")));
+    if let Some(index) = scores.iter().position(|s| s.is_nan()) {
+        return Err(file.key_error(SCORES, KeyProblem::Score { index }));
     }
     Ok(scores)
 }

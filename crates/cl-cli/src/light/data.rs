@@ -121,7 +121,7 @@ fn columns(entries: &[String]) -> Result<Columns> {
         };
         *slot = Some(field.to_owned());
     }
-    columns.validate().map_err(anyhow::Error::msg)?;
+    columns.validate()?;
     Ok(columns)
 }
 

@@ -1,35 +1,72 @@
+use std::fmt::{self, Display, Formatter};
+
 /// Why a data set of the hub does not have a split.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
     /// The repository's files do not have the split.
-    #[error("{repo} has no files of {wanted}; it has {found}")]
+    #[error("{repo} has no files of {wanted}; it has {}", list(found))]
     NoSplit {
         /// The data set.
         repo: String,
-        /// Configuration and split.
+        /// The split, as `configuration/split` if a configuration was specified.
         wanted: String,
-        /// Existing configurations and splits.
-        found: String,
+        /// The existing splits, likewise.
+        found: Vec<String>,
     },
     /// Several configurations have the split, and none was specified.
-    #[error("{repo} has {split} in several configurations; specify one of: {configs}")]
+    #[error("{repo} has {split} in several configurations; specify one of: {}", configs.join(", "))]
     Config {
         /// The data set.
         repo: String,
         /// The split.
         split: String,
         /// The configurations.
-        configs: String,
+        configs: Vec<String>,
     },
     /// Files of the split are missing.
-    #[error("{repo}: {split} is incomplete: {message}")]
+    #[error("{repo}: {split} is incomplete: {gap}{}", if *offline { " in the cache, and HF_HUB_OFFLINE is set" } else { "" })]
     Shards {
         /// The data set.
         repo: String,
         /// The split.
         split: String,
         /// Which files are missing.
-        message: String,
+        gap: Box<ShardGap>,
+        /// Whether only the cache was searched, because the hub is offline.
+        offline: bool,
     },
+}
+
+/// Which of a split's files are missing, by the numbers in their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardGap {
+    /// Number of files.
+    pub found: usize,
+    /// Number of files that their names declare.
+    pub expected: usize,
+    /// The first missing number, from 0; `None` if a number occurs twice.
+    pub missing: Option<usize>,
+    /// One of the files.
+    pub file: String,
+}
+
+impl Display for ShardGap {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let ShardGap { found, expected, missing, file } = self;
+        match missing {
+            Some(n) => write!(f, "{found} files of {expected}; number {n} (from 0) is missing next to {file}"),
+            None => write!(f, "{found} files, but their names say {expected}, such as {file}"),
+        }
+    }
+}
+
+/// The existing splits, cut to a readable length.
+pub(super) fn list(found: &[String]) -> String {
+    match found.len() {
+        0 => "no .parquet, .jsonl or .json files".to_owned(),
+        n if n > 40 => format!("{} and {} more", found[..40].join(", "), n - 40),
+        _ => found.join(", "),
+    }
 }

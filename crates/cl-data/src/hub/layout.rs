@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use super::error::ShardGap;
+
 /// Extensions of data files, in order of preference.
 const KINDS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
 
@@ -16,11 +18,11 @@ const NO_DATA: [&str; 5] = ["dataset_infos", "dataset_info", "dataset_dict", "st
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Miss {
     /// There is no such split; these exist.
-    Nothing(String),
+    Nothing(Vec<String>),
     /// Several configurations have the split.
-    Ambiguous(String),
+    Ambiguous(Vec<String>),
     /// Some of its files are missing.
-    Shards(String),
+    Shards(ShardGap),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,8 +51,7 @@ pub(crate) fn pick(paths: &[String], config: Option<&str>, split: &str) -> Resul
         None if configs.contains(&None) => None,
         None if configs.contains(&Some("default")) => Some("default"),
         None if configs.len() > 1 => {
-            let names: Vec<&str> = configs.into_iter().flatten().collect();
-            return Err(Miss::Ambiguous(names.join(", ")));
+            return Err(Miss::Ambiguous(configs.into_iter().flatten().map(str::to_owned).collect()));
         }
         None => configs.into_iter().next().ok_or_else(|| Miss::Nothing(found(&files)))?,
     };
@@ -71,12 +72,7 @@ fn whole(files: &[&DataFile]) -> Result<(), Miss> {
         return Ok(());
     }
     let missing = (0..count).find(|n| !numbers.contains(n));
-    Err(Miss::Shards(match missing {
-        Some(n) => {
-            format!("{} files of {count}; number {n} (from 0) is missing next to {}", numbers.len(), files[0].path)
-        }
-        None => format!("{} files, but their names say {count}, such as {}", numbers.len(), files[0].path),
-    }))
+    Err(Miss::Shards(ShardGap { found: numbers.len(), expected: count, missing, file: files[0].path.clone() }))
 }
 
 fn parse(path: &str) -> Option<DataFile> {
@@ -111,14 +107,10 @@ fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
     Some((split, shard.parse().ok()?, Some(count.parse().ok()?)))
 }
 
-/// The existing splits, for a message.
-fn found(files: &[DataFile]) -> String {
+/// The existing splits.
+fn found(files: &[DataFile]) -> Vec<String> {
     let names: BTreeSet<String> = files.iter().map(|f| label(f.config.as_deref(), &f.split)).collect();
-    match names.len() {
-        0 => "no .parquet, .jsonl or .json files".to_owned(),
-        n if n > 40 => names.into_iter().take(40).collect::<Vec<_>>().join(", ") + &format!(" and {} more", n - 40),
-        _ => names.into_iter().collect::<Vec<_>>().join(", "),
-    }
+    names.into_iter().collect()
 }
 
 /// Configuration and split as one string.
@@ -186,9 +178,9 @@ mod tests {
     #[test]
     fn misses() {
         let nothing = picked(&["a/train.json", "test.json", "dataset_infos.json"], None, "dev").unwrap_err();
-        assert_eq!(nothing, Miss::Nothing("a/train, test".to_owned()));
+        assert_eq!(nothing, Miss::Nothing(vec!["a/train".to_owned(), "test".to_owned()]));
         let configs = picked(&["a/train.json", "b/train.json"], None, "train").unwrap_err();
-        assert_eq!(configs, Miss::Ambiguous("a, b".to_owned()));
+        assert_eq!(configs, Miss::Ambiguous(vec!["a".to_owned(), "b".to_owned()]));
         for paths in [
             &["x-00000-of-00003.parquet", "x-00002-of-00003.parquet"][..],
             &["x-00000-of-00001-a.parquet", "x-00000-of-00001-b.parquet"],

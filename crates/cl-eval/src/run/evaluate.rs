@@ -262,25 +262,12 @@ impl<R: Clone, A> RequestBatch<R, A> {
         // The failing task is not known when tasks are batched; name the first unfinished one.
         let open = self.open.iter().position(|&n| n > 0).map_or(first, |o| self.documents[o].0.0);
         let name = || runs[open].task.name().to_owned();
-        outcome.map_err(|e| Error::Model { task: name(), message: with_causes(e.as_ref()) })?;
+        outcome.map_err(|source| Error::Model { task: name(), source })?;
         if got != asked {
             return Err(Error::Answers { task: name(), asked, got });
         }
         Ok(())
     }
-}
-
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        let text = e.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        cause = e.source();
-    }
-    message
 }
 
 /// Identifies a request. Half of a blake3 hash is enough: 128 bits.

@@ -11,11 +11,12 @@ use super::chat::{Chat, Turn, joined};
 use super::few_shot::{ShotSampler, TooFew};
 use super::options::TaskOptions;
 use super::rows::Document;
-use super::task_file::{Choices, TaskFile};
+use super::task_file::{Choices, TaskFile, Wrong};
 use super::template::{Formula, Template};
 use super::{Harness, Task};
-use crate::error::{Error, shortened};
+use crate::error::Error;
 use crate::metrics::{Metric, Target};
+use crate::problem::{KeyProblem, TemplateProblem};
 use crate::request::{BoxError, GenerateRequest, LoglikelihoodRequest, Request};
 
 /// A task built from a description and rows. All requests are rendered when it is loaded.
@@ -139,10 +140,10 @@ fn filled(
     Draws { shots, seed }: Draws,
 ) -> Result<Vec<(Ask, Target)>, Error> {
     let name = &material.name;
-    let filler = Filler::new(task, material, options, metric).map_err(|(key, message)| Error::TaskKey {
+    let filler = Filler::new(task, material, options, metric).map_err(|(key, problem)| Error::TaskKey {
         path: PathBuf::from(name),
         key,
-        message,
+        problem,
     })?;
     let pool = material.pool.iter().map(|d| &d.row).collect();
     let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
@@ -187,9 +188,6 @@ fn settings(
 
 /// lm-eval's default.
 const FEWSHOT_SEED: u32 = 1234;
-
-/// Key of the description and error message.
-type Wrong = (&'static str, String);
 
 /// Compiled templates.
 struct Filler<'a> {
@@ -242,10 +240,10 @@ impl Kind {
                         continuation: template("multiple_choice.continuation", continuation)?,
                         gold,
                     }),
-                    _ => Err(("multiple_choice", "has neither choices nor contexts".to_owned())),
+                    _ => Err(("multiple_choice", KeyProblem::Choices)),
                 }
             }
-            (None, None) => Err(("name", "neither [multiple_choice] nor [generation]".to_owned())),
+            (None, None) => Err(("name", KeyProblem::Kind)),
         }
     }
 }
@@ -282,7 +280,7 @@ impl<'a> Filler<'a> {
             turns.extend(self.shot(self.filled(shot)?.0));
         }
         let text = |turns: &[Turn]| {
-            let chat = |e: BoxError| Error::Chat { name: self.name.to_owned(), message: e.to_string() };
+            let chat = |source: BoxError| Error::Chat { name: self.name.to_owned(), source };
             self.chat.text(turns).map_err(chat)
         };
         let ask = |question: &str| {
@@ -332,16 +330,16 @@ impl<'a> Filler<'a> {
     fn filled(&self, document: &Document) -> Result<(Filled, String), Error> {
         let mut fields = document.row.clone();
         fields.extend(self.values.iter().map(|(k, v)| (k.clone(), v.clone())));
-        self.fill(&Value::from_serialize(&fields)).map_err(|(key, message)| Error::TaskRow {
+        self.fill(&Value::from_serialize(&fields)).map_err(|(key, problem)| Error::TaskRow {
             name: self.name.to_owned(),
             path: document.path.clone(),
             row: document.index,
             key,
-            message,
+            problem: Box::new(problem),
         })
     }
 
-    fn fill(&self, row: &Value) -> Result<(Filled, String), Wrong> {
+    fn fill(&self, row: &Value) -> Result<(Filled, String), (&'static str, TemplateProblem)> {
         let filled = match &self.kind {
             Kind::Write { prompt, target } => Filled::Write {
                 prompt: prompt.render(row).map_err(|m| ("generation.prompt", m))?,
@@ -365,13 +363,13 @@ impl<'a> Filler<'a> {
 }
 
 impl List {
-    fn texts(&self, row: &Value) -> Result<Vec<String>, String> {
+    fn texts(&self, row: &Value) -> Result<Vec<String>, TemplateProblem> {
         let formula = match self {
             List::Templates(templates) => return templates.iter().map(|t| t.render(row)).collect(),
             List::Formula(formula) => formula,
         };
         let value = formula.value(row)?;
-        let not_a_list = || shortened(&format!("is {value:?}, expected a list of texts"));
+        let not_a_list = || TemplateProblem::NotAList { value: value.clone() };
         if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
             return Err(not_a_list());
         }
@@ -381,23 +379,21 @@ impl List {
 }
 
 /// Index of the right choice, given as a 0-based index or as the choice's text.
-fn index(gold: &Formula, row: &Value, choices: &[String]) -> Result<usize, String> {
+fn index(gold: &Formula, row: &Value, choices: &[String]) -> Result<usize, TemplateProblem> {
     let value = gold.value(row)?;
     let found = match value.as_str() {
         Some(text) => choices.iter().position(|c| c == text),
         None => value.as_usize().filter(|i| *i < choices.len()),
     };
-    found.ok_or_else(|| {
-        format!("is {value:?}, expected the text of a choice or an index from 0 below {}", choices.len())
-    })
+    found.ok_or(TemplateProblem::NotAChoice { value, choices: choices.len() })
 }
 
 fn template(key: &'static str, source: &str) -> Result<Template, Wrong> {
-    Template::new(source).map_err(|message| (key, message))
+    Template::new(source).map_err(|problem| (key, problem.into()))
 }
 
 fn formula(key: &'static str, source: &str) -> Result<Formula, Wrong> {
-    Formula::new(source).map_err(|message| (key, message))
+    Formula::new(source).map_err(|problem| (key, problem.into()))
 }
 
 fn list(key: &'static str, choices: &Choices) -> Result<List, Wrong> {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::rows::Document;
 use crate::error::{Error, shortened};
+use crate::problem::LmEvalProblem;
 
 /// Few-shot examples from a task's YAML file.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,26 +39,23 @@ struct FewShotConfig {
 /// # Errors
 /// Returns [`Error::LmEval`] if `given` is none of these, or the interpreter has no lm-eval.
 pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
-    let wrong = |message: String| Error::LmEval { path: given.to_owned(), message };
+    let wrong = |problem| Error::LmEval { path: given.to_owned(), problem };
     let is_yaml = given.extension().is_some_and(|e| e == "yaml" || e == "yml");
     if given.is_dir() || (is_yaml && given.exists()) {
         return Ok(given.to_owned());
     }
     let name = given.file_name().unwrap_or_default().to_string_lossy();
     if !name.starts_with("python") {
-        return Err(wrong(
-            "neither the directory of lm-eval, nor a .yaml file of one of its tasks, nor a Python interpreter"
-                .to_owned(),
-        ));
+        return Err(wrong(LmEvalProblem::NotLmEval));
     }
     // Not `import lm_eval`, which loads PyTorch.
     let program =
         "import importlib.util as u; s = u.find_spec('lm_eval'); print(s.submodule_search_locations[0] if s else '')";
     let output = Command::new(given).args(["-c", program]).output();
-    let output = output.map_err(|e| wrong(format!("cannot be started: {e}")))?;
+    let output = output.map_err(|source| wrong(LmEvalProblem::NotStarted { source }))?;
     let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if folder.is_empty() {
-        return Err(wrong("has no lm-eval; run `pip install lm-eval`, or use another Python interpreter".to_owned()));
+        return Err(wrong(LmEvalProblem::NotInstalled));
     }
     Ok(PathBuf::from(folder))
 }
@@ -84,15 +82,14 @@ pub fn lm_eval_samples(lm_eval: &Path, yaml: &str) -> Result<Samples, Error> {
     let found = find_lm_eval(lm_eval)?;
     let candidates = [found.join(yaml), found.join("lm_eval").join(yaml), found.clone()];
     let Some(path) = candidates.into_iter().find(|p| p.exists() && !p.is_dir()) else {
-        let message = format!("has no {yaml}; expected the directory of the Python package lm_eval");
-        return Err(Error::LmEval { path: found, message });
+        return Err(Error::LmEval { path: found, problem: LmEvalProblem::NoFile { yaml: yaml.to_owned() } });
     };
-    let wrong = |message| Error::LmEval { path: path.clone(), message };
+    let wrong = |problem| Error::LmEval { path: path.clone(), problem };
     let text = read_text(&path, MAX_CONFIG)?;
-    let task: TaskYaml = serde_saphyr::from_str(&text)
-        .map_err(|e| wrong(format!("no task with fewshot_config.samples: {}", shortened(&e.to_string()))))?;
+    let task: TaskYaml =
+        serde_saphyr::from_str(&text).map_err(|e| wrong(LmEvalProblem::Yaml { message: shortened(&e.to_string()) }))?;
     if task.fewshot_config.samples.is_empty() {
-        return Err(wrong("fewshot_config.samples is empty".to_owned()));
+        return Err(wrong(LmEvalProblem::NoSamples));
     }
     let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
     Ok(Samples { path, hash, rows: task.fewshot_config.samples })

@@ -17,6 +17,7 @@ use super::task_file::{HubDataset, TaskFile};
 use super::template::Template;
 use crate::error::Error;
 use crate::metrics::Metric;
+use crate::problem::{KeyProblem, Need, TemplateProblem};
 
 /// A built-in task.
 #[derive(Clone, Copy, Debug)]
@@ -261,7 +262,11 @@ impl RequestedTask<'_> {
     fn fill(&self, key: &'static str, pattern: &str, name: &str) -> Result<String, Error> {
         let row: BTreeMap<String, String> =
             [("name", name)].into_iter().chain(self.member).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let wrong = |message| Error::TaskKey { path: PathBuf::from(&self.file.name), key, message };
+        let wrong = |problem: TemplateProblem| Error::TaskKey {
+            path: PathBuf::from(&self.file.name),
+            key,
+            problem: KeyProblem::Template(problem),
+        };
         Template::new(pattern).and_then(|t| t.render(&row.into())).map_err(wrong)
     }
 
@@ -270,7 +275,7 @@ impl RequestedTask<'_> {
         self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)))
     }
 
-    fn missing(&self, names: &[String], needed: String, dataset: Option<DatasetRef>) -> Error {
+    fn missing(&self, names: &[String], needed: Need, dataset: Option<DatasetRef>) -> Error {
         let (name, path) = (self.task().to_owned(), self.expected(names));
         Error::MissingFile { name, path, needed, dataset: dataset.map(|d| d.repo) }
     }
@@ -294,11 +299,8 @@ impl RequestedTask<'_> {
         let local = library.local(names)?;
         let (None, Some(dataset)) = (&local, dataset) else { return Ok(local) };
         library.fetch(dataset).map_err(|source| {
-            let DatasetRef { repo, config, split, .. } = dataset;
-            let config = config.as_ref().map_or_else(String::new, |config| format!("configuration {config}, "));
-            let dataset = format!("{repo} ({config}split {split})");
             let (name, path, source) = (self.task().to_owned(), self.expected(names), Box::new(source));
-            Error::Fetch { name, path, dataset, source }
+            Error::Fetch { name, path, dataset: Box::new(dataset.clone()), source }
         })
     }
 
@@ -314,7 +316,7 @@ impl RequestedTask<'_> {
         if in_own_directory && !directory {
             return Err(unknown(self.name, self.dir));
         }
-        Err(self.missing(&names, "its documents are read from it".to_owned(), dataset))
+        Err(self.missing(&names, Need::Documents, dataset))
     }
 
     /// Template variables that are the same for every row, and the files they are read from.
@@ -326,7 +328,7 @@ impl RequestedTask<'_> {
         }
         for (key, patterns) in &self.file.files.values {
             let names = self.candidates(patterns)?;
-            let needed = || self.missing(&names, format!("template variable `{key}` is read from it"), None);
+            let needed = || self.missing(&names, Need::Variable { key: key.clone() }, None);
             let path = library.find(&names).ok_or_else(needed)?;
             let bytes = read_file(&path, MAX_CONFIG)?;
             let value =
@@ -356,7 +358,6 @@ impl RequestedTask<'_> {
             return Ok(documents(own, self.member));
         }
         let names = self.candidates(&self.file.files.fewshot)?;
-        let needed = || format!("the {shots} few-shot examples are drawn from it");
         let dataset = self.dataset(|hub| hub.fewshot_split.as_ref())?;
         let found = self.find_rows(library, &names, dataset.as_ref())?;
         if let (None, Some(yaml)) = (&found, &self.file.fewshot.lm_eval) {
@@ -365,7 +366,7 @@ impl RequestedTask<'_> {
             files.push(json!({ "path": samples.path, "blake3": samples.hash }));
             return Ok(samples.documents());
         }
-        let rows = found.ok_or_else(|| self.missing(&names, needed(), dataset))?;
+        let rows = found.ok_or_else(|| self.missing(&names, Need::Shots { shots }, dataset))?;
         files.push(rows.settings());
         Ok(documents(&rows, self.member))
     }
@@ -380,14 +381,7 @@ fn documents(rows: &Rows, member: Option<(&str, &str)>) -> Vec<Document> {
 
 fn unknown(name: &str, dir: &Path) -> Error {
     let known: Vec<&str> = SPECS.iter().map(|t| t.name).collect();
-    Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known: known.join(", ") }
-}
-
-fn conversation(path: &Path, row: usize) -> Error {
-    let message = "is a conversation, which is not supported for evaluation; use rows of `prompt` and `answer`, \
-                   or describe the task in a .toml file"
-        .to_owned();
-    cl_data::Error::Row { path: path.to_owned(), row, message }.into()
+    Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known }
 }
 
 /// Loads a directory of examples in any format that training reads.
@@ -413,7 +407,7 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
                 let row = [("prompt".to_owned(), json!(prompt)), ("answer".to_owned(), json!(answer))];
                 Ok(Document { path: data.path.clone(), index, row: row.into_iter().collect() })
             }
-            Example::Chat { .. } => Err(conversation(&data.path, index)),
+            Example::Chat { .. } => Err(Error::Conversation { path: data.path.clone(), row: index }),
         };
         data.examples.into_iter().enumerate().map(document).collect()
     };

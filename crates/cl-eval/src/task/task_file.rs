@@ -13,6 +13,10 @@ use super::few_shot::Sampler;
 use super::template::{Formula, Template};
 use crate::error::Error;
 use crate::metrics::Metric;
+use crate::problem::KeyProblem;
+
+/// A key of a description, and what is wrong with its value.
+pub(crate) type Wrong = (&'static str, KeyProblem);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,17 +141,17 @@ impl TaskFile {
     pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
         let mut task: TaskFile = toml::from_str(text).map_err(|e| Error::toml(path, text, &e))?;
         task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();
-        task.check().map_err(|(key, message)| Error::TaskKey { path: path.to_owned(), key, message })?;
+        task.check().map_err(|(key, problem)| Error::TaskKey { path: path.to_owned(), key, problem })?;
         Ok(task)
     }
 
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    fn check(&self) -> Result<(), Wrong> {
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
-            return Err(("name", "must be a valid file name".to_owned()));
+            return Err(("name", KeyProblem::FileName));
         }
         template("description", &self.description)?;
         if self.files.eval.is_empty() {
-            return Err(("files.eval", "must name at least one file".to_owned()));
+            return Err(("files.eval", KeyProblem::NoFiles));
         }
         if let Some(config) = self.hub.as_ref().and_then(|hub| hub.config.as_ref()) {
             template("hub.config", config)?;
@@ -155,13 +159,13 @@ impl TaskFile {
         match (&self.multiple_choice, &self.generation) {
             (Some(keys), None) => self.check_choices(keys),
             (None, Some(keys)) => self.check_generation(keys),
-            _ => Err(("name", "either [multiple_choice] or [generation] is required".to_owned())),
+            _ => Err(("name", KeyProblem::Kind)),
         }
     }
 
-    fn check_choices(&self, keys: &MultipleChoiceKeys) -> Result<(), (&'static str, String)> {
+    fn check_choices(&self, keys: &MultipleChoiceKeys) -> Result<(), Wrong> {
         if !matches!(self.metric, Metric::Acc | Metric::AccNorm) {
-            return Err(("metric", "must be acc or acc_norm for [multiple_choice]".to_owned()));
+            return Err(("metric", KeyProblem::NotForChoices));
         }
         formula("multiple_choice.gold", &keys.gold)?;
         match keys {
@@ -185,41 +189,35 @@ impl TaskFile {
                 template("multiple_choice.continuation", continuation)?;
                 list("multiple_choice.contexts", contexts)
             }
-            _ => Err((
-                "multiple_choice",
-                "requires either `context` and `choices`, or `contexts` and `continuation`".to_owned(),
-            )),
+            _ => Err(("multiple_choice", KeyProblem::Choices)),
         }
     }
 
-    fn check_generation(&self, keys: &GenerationKeys) -> Result<(), (&'static str, String)> {
+    fn check_generation(&self, keys: &GenerationKeys) -> Result<(), Wrong> {
         if matches!(self.metric, Metric::Acc | Metric::AccNorm) {
-            return Err(("metric", "must not be acc or acc_norm for [generation]".to_owned()));
+            return Err(("metric", KeyProblem::OnlyForChoices));
         }
         template("generation.prompt", &keys.prompt)?;
         template("generation.target", &keys.target)?;
         if keys.stop.iter().any(String::is_empty) {
-            return Err((
-                "generation.stop",
-                "must not contain an empty string, which would end every answer at once".to_owned(),
-            ));
+            return Err(("generation.stop", KeyProblem::EmptyStop));
         }
         if keys.max_new_tokens == 0 {
-            return Err(("generation.max_new_tokens", "must be at least 1".to_owned()));
+            return Err(("generation.max_new_tokens", KeyProblem::Zero));
         }
         Ok(())
     }
 }
 
-fn template(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
-    Template::new(source).map(|_| ()).map_err(|message| (key, message))
+fn template(key: &'static str, source: &str) -> Result<(), Wrong> {
+    Template::new(source).map(|_| ()).map_err(|problem| (key, problem.into()))
 }
 
-fn formula(key: &'static str, source: &str) -> Result<(), (&'static str, String)> {
-    Formula::new(source).map(|_| ()).map_err(|message| (key, message))
+fn formula(key: &'static str, source: &str) -> Result<(), Wrong> {
+    Formula::new(source).map(|_| ()).map_err(|problem| (key, problem.into()))
 }
 
-fn list(key: &'static str, choices: &Choices) -> Result<(), (&'static str, String)> {
+fn list(key: &'static str, choices: &Choices) -> Result<(), Wrong> {
     match choices {
         Choices::Templates(templates) => templates.iter().try_for_each(|t| template(key, t)),
         Choices::Expression(expression) => formula(key, expression),

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use cl_data::jinja::{self, Dialect};
-use minijinja::{Environment, Error, Value};
+use minijinja::{Environment, Value};
 use regex::Regex;
 
-use crate::error::shortened;
 use crate::metrics::python_strip;
+use crate::problem::TemplateProblem;
 
 /// lm-eval's dialect, with its preprocessing of HellaSwag as a filter.
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
@@ -22,15 +22,15 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
 pub(crate) struct Template(jinja::Template);
 
 impl Template {
-    /// Compiles a template. Returns an error message if the syntax is invalid or it is too long.
-    pub(crate) fn new(source: &str) -> Result<Template, String> {
-        jinja::Template::new(&ENVIRONMENT, source).map(Template).map_err(|e| describe(&e))
+    /// Compiles a template. Returns an error if the syntax is invalid or it is too long.
+    pub(crate) fn new(source: &str) -> Result<Template, TemplateProblem> {
+        jinja::Template::new(&ENVIRONMENT, source).map(Template).map_err(|error| TemplateProblem::Engine { error })
     }
 
-    /// Renders a row. Returns an error message, which names fields that the row lacks.
-    pub(crate) fn render(&self, row: &Value) -> Result<String, String> {
+    /// Renders a row. Returns an error, which names fields that the row lacks.
+    pub(crate) fn render(&self, row: &Value) -> Result<String, TemplateProblem> {
         let missing = || missing(&self.0.undeclared_variables(), row);
-        self.0.render(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))
+        self.0.render(row.clone()).map_err(|error| missing().unwrap_or(TemplateProblem::Engine { error }))
     }
 }
 
@@ -38,17 +38,18 @@ impl Template {
 pub(crate) struct Formula(jinja::Expression);
 
 impl Formula {
-    /// Compiles an expression. Returns an error message if the syntax is invalid or it is too long.
-    pub(crate) fn new(source: &str) -> Result<Formula, String> {
-        jinja::Expression::new(&ENVIRONMENT, source).map(Formula).map_err(|e| describe(&e))
+    /// Compiles an expression. Returns an error if the syntax is invalid or it is too long.
+    pub(crate) fn new(source: &str) -> Result<Formula, TemplateProblem> {
+        jinja::Expression::new(&ENVIRONMENT, source).map(Formula).map_err(|error| TemplateProblem::Engine { error })
     }
 
-    /// The value for a row. Returns an error message, which names fields that the row lacks.
-    pub(crate) fn value(&self, row: &Value) -> Result<Value, String> {
+    /// The value for a row. Returns an error, which names fields that the row lacks.
+    pub(crate) fn value(&self, row: &Value) -> Result<Value, TemplateProblem> {
         let missing = || missing(&self.0.undeclared_variables(), row);
-        let value = self.0.evaluate(row.clone()).map_err(|e| missing().unwrap_or_else(|| describe(&e)))?;
+        let value = self.0.evaluate(row.clone());
+        let value = value.map_err(|error| missing().unwrap_or(TemplateProblem::Engine { error }))?;
         if value.is_undefined() {
-            return Err(missing().unwrap_or_else(|| "it has no value".to_owned()));
+            return Err(missing().unwrap_or(TemplateProblem::NoValue));
         }
         Ok(value)
     }
@@ -58,27 +59,16 @@ impl Formula {
 const FUNCTIONS: [&str; 4] = ["range", "dict", "debug", "namespace"];
 
 /// The fields that are undefined: the engine's own error does not name them.
-fn missing(wanted: &HashSet<String>, row: &Value) -> Option<String> {
-    let mut absent: Vec<String> = wanted
+fn missing(wanted: &HashSet<String>, row: &Value) -> Option<TemplateProblem> {
+    let mut fields: Vec<String> = wanted
         .iter()
         .filter(|name| !FUNCTIONS.contains(&name.as_str()))
         .filter(|name| row.get_attr(name).map_or(true, |v| v.is_undefined()))
-        .map(|n| format!("`{n}`"))
+        .cloned()
         .collect();
-    absent.sort_unstable();
+    fields.sort_unstable();
     let has: Vec<String> = row.try_iter().ok()?.map(|k| k.to_string()).collect();
-    (!absent.is_empty()).then(|| shortened(&format!("no {}; the row has {}", absent.join(", "), has.join(", "))))
-}
-
-/// The error with its causes, without the location in a one-line template.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
+    (!fields.is_empty()).then_some(TemplateProblem::Missing { fields, has })
 }
 
 /// lm-eval's preprocessing of HellaSwag's texts, whose WikiHow part contains `[title]`, `[step]` and the like: strips
@@ -97,7 +87,7 @@ mod tests {
 
     fn render(template: &str) -> Result<String, String> {
         let row = context! { text => "\u{1c} a b\u{85}", list => ["x", "y"], word => "ΌΔΟΣ ÉTÉ" };
-        Template::new(template)?.render(&row)
+        Template::new(template).and_then(|template| template.render(&row)).map_err(|problem| problem.to_string())
     }
 
     #[test]

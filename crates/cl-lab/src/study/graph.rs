@@ -188,7 +188,7 @@ impl<'a> Graph<'a> {
             olora(config.olora.mode, lambda).validate().map_err(|e| format!("olora: {e}"))?;
         }
         let replayed = Mixture { replay: Some(replay(config, Buffer::Redrawn)), ..Mixture::default() };
-        replayed.validate(1)?;
+        replayed.validate(1).map_err(|e| e.to_string())?;
         if let Some(wrong) = config.members.iter().flatten().find(|m| !(2..=count).contains(*m)) {
             return Err(format!("members: {wrong} is not among 2 to {count}, the number of rounds"));
         }

@@ -23,6 +23,7 @@ use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
+use crate::problem::OutputProblem;
 use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
@@ -143,7 +144,7 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
 /// use the directory while the lock exists.
 pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
     const MARKER: &str = "study.json";
-    let refuse = |message: &str| Err(LabError::Output { path: out.to_owned(), message: message.to_owned() });
+    let refuse = |problem| Err(LabError::Output { path: out.to_owned(), problem });
     let marker = out.join(MARKER);
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
     if !is_study(&marker) {
@@ -151,16 +152,14 @@ pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
             let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
             // What a kill right at the start leaves.
             if name != ".study.lock" && !(name.starts_with(".study.json.") && name.ends_with(".part")) {
-                return refuse(
-                    "is not empty and is not the directory of a study (no study.json); choose another --out",
-                );
+                return refuse(OutputProblem::NotEmpty { what: "study", marker: MARKER });
             }
         }
     }
     let path = out.join(".study.lock");
     let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
     if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-        return refuse("another process is writing there; wait for it, or choose another --out");
+        return refuse(OutputProblem::Busy);
     }
     write_file(&marker, format!("{:#}\n", json!({"cl_study": 1, "config": config})).as_bytes())?;
     Ok(lock)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
+use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{Adapter, Checkpoint, TensorInfo, TensorSource};
 use serde_json::{Map, Value};
 
@@ -179,9 +180,9 @@ impl TensorSource for Folded {
         match self.targets.get(name) {
             Some((target, _)) if target.module.is_none() && target.whole.is_none() => self.base.bytes(&target.source),
             Some(_) => {
-                let message = "is computed, and can be read by parts only".to_owned();
+                let problem = Box::new(TensorProblem::Computed);
                 let path = self.adapter.dir().to_owned();
-                Err(cl_checkpoint::Error::Tensor { path, tensor: name.to_owned(), message })
+                Err(cl_checkpoint::Error::Tensor { path, tensor: name.to_owned(), problem })
             }
             None => self.base.bytes(name),
         }
@@ -195,7 +196,7 @@ impl TensorSource for Folded {
                     other => cl_checkpoint::Error::Tensor {
                         path: self.adapter.dir().to_owned(),
                         tensor: name.to_owned(),
-                        message: other.to_string(),
+                        problem: Box::new(TensorProblem::NotComputed { source: Box::new(other) }),
                     },
                 })
             }

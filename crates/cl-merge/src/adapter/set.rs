@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{Adapter, AdapterModule, BesideKind, Checkpoint, LayerKind, TensorSource, convert};
 
 use super::update::Update;
@@ -371,9 +372,10 @@ pub(super) fn tied_table(base: &Checkpoint) -> Option<String> {
 /// A floating tensor of an adapter as f32.
 pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f32>, Error> {
     let bytes = adapter.bytes(tensor)?;
-    let values = adapter.info(tensor).and_then(|info| convert::to_f32(info.dtype, bytes)).ok_or_else(|| {
-        let message = "expected f64, f32, f16 or bf16".to_owned();
-        cl_checkpoint::Error::Tensor { path: adapter.dir().to_owned(), tensor: tensor.to_owned(), message }
+    let dtype = adapter.info(tensor).expect("its bytes were found").dtype;
+    let values = convert::to_f32(dtype, bytes).ok_or_else(|| {
+        let problem = Box::new(TensorProblem::NotFloat { dtype });
+        cl_checkpoint::Error::Tensor { path: adapter.dir().to_owned(), tensor: tensor.to_owned(), problem }
     })?;
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(values),

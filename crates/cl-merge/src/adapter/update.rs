@@ -1,5 +1,6 @@
 //! The update of one module by one adapter, in the layout of the weight, with entries computed on demand.
 
+use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{Dtype, LayerKind, TensorInfo, TensorSource};
 
 use crate::tensor::kernels;
@@ -77,8 +78,8 @@ impl TensorSource for Update {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
-        let message = "is computed, and can be read by parts only".to_owned();
-        Err(cl_checkpoint::Error::Tensor { path: "update".into(), tensor: name.to_owned(), message })
+        let problem = Box::new(TensorProblem::Computed);
+        Err(cl_checkpoint::Error::Tensor { path: "update".into(), tensor: name.to_owned(), problem })
     }
 
     fn read(&self, _name: &str, offset: usize, out: &mut [u8]) -> Result<(), cl_checkpoint::Error> {

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{BesideKind, Checkpoint, Dtype, TensorInfo, TensorSource, convert};
 
 use super::set::{HEAD, Set, Whole, WholePart, base_tensor, tied_table};
@@ -96,7 +97,7 @@ impl WholePart {
         let values = values.ok_or_else(|| cl_checkpoint::Error::Tensor {
             path: member.adapter.dir().to_owned(),
             tensor: self.name.clone(),
-            message: format!("has no row {row}"),
+            problem: Box::new(TensorProblem::NoRow { row }),
         })?;
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
@@ -215,8 +216,8 @@ impl TensorSource for Difference<'_> {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], cl_checkpoint::Error> {
-        let message = "is computed, and can be read by parts only".to_owned();
-        Err(cl_checkpoint::Error::Tensor { path: "difference".into(), tensor: name.to_owned(), message })
+        let problem = Box::new(TensorProblem::Computed);
+        Err(cl_checkpoint::Error::Tensor { path: "difference".into(), tensor: name.to_owned(), problem })
     }
 
     fn read(&self, _name: &str, offset: usize, out: &mut [u8]) -> Result<(), cl_checkpoint::Error> {
@@ -228,7 +229,7 @@ impl TensorSource for Difference<'_> {
             other => cl_checkpoint::Error::Tensor {
                 path: "adapter".into(),
                 tensor: self.whole.tensor.clone(),
-                message: other.to_string(),
+                problem: Box::new(TensorProblem::NotComputed { source: Box::new(other) }),
             },
         })?;
         for (bytes, value) in out.chunks_exact_mut(4).zip(&values[start - first..]) {

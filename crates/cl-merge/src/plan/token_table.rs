@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use cl_checkpoint::problem::TensorProblem;
 use cl_checkpoint::{Dtype, Error, TensorInfo, TensorSource, convert};
 
 use super::inputs::SharedSource;
@@ -129,8 +130,8 @@ impl TensorSource for TokenTable {
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
-        let message = "is computed, and can be read by parts only".to_owned();
-        Err(Error::Tensor { path: "token table".into(), tensor: name.to_owned(), message })
+        let problem = Box::new(TensorProblem::Computed);
+        Err(Error::Tensor { path: "token table".into(), tensor: name.to_owned(), problem })
     }
 
     fn read(&self, _name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {

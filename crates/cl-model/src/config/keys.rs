@@ -159,7 +159,8 @@ impl Keys {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_scaling: 1.0,
-            eos_token_ids: eos_ids(self.eos_token_id.as_ref())?,
+            eos_token_ids: eos_ids(self.eos_token_id.as_ref())
+                .map_err(|value| format!("eos_token_id {value} is not a token id"))?,
         })
     }
 

@@ -332,8 +332,9 @@ impl ModelConfig {
 pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
     let path = dir.join("generation_config.json");
     let Ok(text) = std::fs::read(&path) else { return Ok(()) };
-    let wrong = |message: String| cl_checkpoint::Error::Json { path: path.clone(), message };
-    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
+    let invalid = |source| cl_checkpoint::Error::Json { path: path.clone(), source };
+    let json: Value = serde_json::from_slice(&text).map_err(invalid)?;
+    let wrong = |value| ModelError::EosTokenId { path: path.clone(), value };
     for id in eos_ids(json.get("eos_token_id")).map_err(wrong)? {
         if !config.eos_token_ids.contains(&id) {
             config.eos_token_ids.push(id);
@@ -342,10 +343,9 @@ pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result
     Ok(())
 }
 
-fn eos_ids(value: Option<&Value>) -> Result<Vec<u32>, String> {
-    let id = |v: &Value| {
-        v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| format!("eos_token_id {v} is not a token id"))
-    };
+/// Token ids of a number or a list; the value that is none otherwise.
+fn eos_ids(value: Option<&Value>) -> Result<Vec<u32>, Value> {
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| v.clone());
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),

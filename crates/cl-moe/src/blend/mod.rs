@@ -6,6 +6,7 @@ mod prototype;
 
 use std::path::Path;
 
+use cl_checkpoint::problem::PlanProblem;
 use cl_checkpoint::{Adapter, HubSnapshot, Interrupt, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
@@ -16,6 +17,7 @@ pub use plan::BlendPlan;
 
 use crate::mixture::{CONFIG, VERSION, WEIGHTS};
 use crate::model_info::INFO;
+use crate::problem::MixtureProblem;
 use crate::router::normal;
 use crate::{Error, MixtureConfig, MixtureExpert};
 use plan::{BlendModule, BlendPart};
@@ -41,8 +43,10 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
         (&spec.name, TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("as many bytes as planned"))
     });
     let path = dir.path().join(WEIGHTS);
-    safetensors::serialize_to_file(views, None, &path)
-        .map_err(|e| cl_checkpoint::Error::Plan { path: out.to_owned(), message: e.to_string() })?;
+    safetensors::serialize_to_file(views, None, &path).map_err(|source| cl_checkpoint::Error::Plan {
+        path: out.to_owned(),
+        problem: Box::new(PlanProblem::Serialize { source }),
+    })?;
     let (config, manifest) = describe(plan)?;
     for (name, content) in [(CONFIG, json!(config)), (INFO, json!(plan.info()))] {
         let text = serde_json::to_string_pretty(&content).expect("numbers and strings") + "\n";
@@ -98,7 +102,7 @@ fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>
             let rank = part.module.rank();
             let spectrum = Spectrum::of(&a, &b, rank).ok_or_else(|| Error::Mixture {
                 path: adapter.dir().to_owned(),
-                message: format!("module `{}`: the singular value decomposition does not converge", module.name),
+                problem: MixtureProblem::Decomposition { module: module.name.clone() },
             })?;
             stack.router.extend(spectrum.prototype().unwrap_or_else(|| vec![0.0; module.input]));
             if init == BlendInit::Spectr {

@@ -22,6 +22,7 @@ use self::tasks::TASKS;
 use self::words::{COLOURS, PLACES, SUBJECTS, TRADES, vocabulary};
 use super::config::{ColumnConfig, Comparison, StudyConfig};
 use super::run::mark;
+use crate::problem::OutputProblem;
 use crate::toy::{below, rng, small_llama, word_tokenizer};
 use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, RoundInput, run_round};
 
@@ -148,10 +149,7 @@ impl TinyConfig {
         let (path, own) = (out.join("tiny.json"), format!("{:#}\n", json!(self)));
         match std::fs::read_to_string(&path) {
             Ok(saved) if saved == own => Ok(()),
-            Ok(_) => {
-                let message = "holds the tiny study with other settings (tiny.json); choose another --out".to_owned();
-                Err(LabError::Output { path: out.to_owned(), message })
-            }
+            Ok(_) => Err(LabError::Output { path: out.to_owned(), problem: OutputProblem::OtherTinyStudy }),
             Err(_) => Ok(write_file(&path, own.as_bytes())?),
         }
     }

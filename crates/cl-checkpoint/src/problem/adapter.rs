@@ -1,0 +1,113 @@
+/// What is wrong with an adapter directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterProblem {
+    /// The rank is 0.
+    #[error("r = 0: expected a rank of at least 1")]
+    RankZero,
+    /// A rank of `rank_pattern` is 0.
+    #[error("rank_pattern `{key}` = 0: expected a rank of at least 1")]
+    PatternRankZero {
+        /// The key.
+        key: String,
+    },
+    /// A key of a pattern is not a regular expression.
+    #[error("{map} `{key}` is not a regular expression: {source}")]
+    Pattern {
+        /// `rank_pattern` or `alpha_pattern`.
+        map: &'static str,
+        /// The key.
+        key: String,
+        /// The error of the library `regex`.
+        source: regex::Error,
+    },
+    /// The adapter is of a kind that is not supported.
+    #[error("{feature} adapters are not supported; use a plain LoRA adapter")]
+    Unsupported {
+        /// The first unsupported feature, as [`AdapterConfig::not_built`](crate::AdapterConfig::not_built) returns it.
+        feature: String,
+    },
+    /// A factor has no counterpart.
+    #[error("tensor `{tensor}` has no counterpart; both lora_A and lora_B are needed")]
+    NoCounterpart {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The name of a factor is not as PEFT writes it.
+    #[error("tensor `{tensor}`: expected a name that starts with `{prefix}`")]
+    Prefix {
+        /// The tensor.
+        tensor: String,
+        /// The expected beginning.
+        prefix: &'static str,
+    },
+    /// The factors of a module have another rank than the configuration.
+    #[error("module `{module}`: adapter_config.json implies rank {rank}, lora_A is {a:?} and lora_B is {b:?}")]
+    Rank {
+        /// The module.
+        module: String,
+        /// The rank by the configuration.
+        rank: usize,
+        /// Shape of `lora_A`.
+        a: Vec<usize>,
+        /// Shape of `lora_B`.
+        b: Vec<usize>,
+    },
+    /// There are no factors.
+    #[error("no lora_A and lora_B tensors")]
+    NoFactors,
+    /// A module of a DoRA adapter has no magnitude.
+    #[error("module `{module}`: use_dora is set, but there is no magnitude vector")]
+    NoMagnitude {
+        /// The module.
+        module: String,
+    },
+    /// A module has a magnitude, but the adapter is not DoRA.
+    #[error("module `{module}` has a magnitude vector, but use_dora is not set in adapter_config.json")]
+    Magnitude {
+        /// The module.
+        module: String,
+    },
+    /// A magnitude has another length than its module has rows.
+    #[error("module `{module}`: expected a magnitude of {expected} values, its shape is {shape:?}")]
+    MagnitudeShape {
+        /// The module.
+        module: String,
+        /// Rows of the module.
+        expected: usize,
+        /// Shape of the magnitude.
+        shape: Vec<usize>,
+    },
+    /// Tensors that the configuration marks as trained are missing.
+    #[error(
+        "{key}{} names trained tensors that adapter_model.safetensors does not contain; save the adapter again with its \
+         PEFT version", entry.as_ref().map_or_else(String::new, |entry| format!(" (`{entry}`)"))
+    )]
+    MissingTrained {
+        /// The key of the configuration.
+        key: &'static str,
+        /// Its entry without tensors, in `modules_to_save`.
+        entry: Option<String>,
+    },
+    /// Trained rows of an embedding are not as many as their token ids.
+    #[error("tensor `{tensor}` is {shape:?}, but trainable_token_indices has {ids} different ids for it")]
+    Rows {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Number of different ids.
+        ids: usize,
+    },
+    /// A bias of an update is not expected, or has another length than `lora_B` has rows.
+    #[error(
+        "tensor `{tensor}` is {shape:?}; expected lora_bias = true in adapter_config.json and one value for each row of \
+         lora_B"
+    )]
+    UpdateBias {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+}

@@ -1,0 +1,20 @@
+/// Why an existing output is not replaced.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// It is a dangling symbolic link.
+    #[error("is a dangling symbolic link")]
+    DanglingLink,
+    /// It is a file.
+    #[error("is a file")]
+    File,
+    /// It is a directory of something else.
+    #[error("holds neither a manifest.json of this program nor a model or an adapter")]
+    Unknown,
+    /// It has a file that this program did not write.
+    #[error("holds `{file}`, which this program did not write")]
+    Foreign {
+        /// Path of the file in the output.
+        file: String,
+    },
+}

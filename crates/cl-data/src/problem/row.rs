@@ -1,0 +1,88 @@
+/// Why a row is not an example.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowProblem {
+    /// The row is not an object.
+    #[error("expected an object like {{\"prompt\": …, \"answer\": …}}, got {found}")]
+    NotAnObject {
+        /// What it is: `a list`, `text`, ….
+        found: &'static str,
+    },
+    /// The keys belong to no known format.
+    #[error(
+        "unknown format with keys {}; expected messages; conversations; prompt and answer; prompt and completion; \
+         instruction and output; query and response; question and answer; text. Set the field names in [data.columns], \
+         for example columns = {{ prompt = \"…\", answer = \"…\" }}",
+        list(keys)
+    )]
+    UnknownFormat {
+        /// Keys of the row.
+        keys: Vec<String>,
+    },
+    /// A key is missing.
+    #[error("`{key}` is missing; the row has the keys {}", list(keys))]
+    Missing {
+        /// The key.
+        key: String,
+        /// Keys of the row.
+        keys: Vec<String>,
+    },
+    /// A value is not text.
+    #[error("`{key}` is {found}, expected text")]
+    NotText {
+        /// Its key.
+        key: String,
+        /// What it is: `a list`, `a number`, ….
+        found: &'static str,
+    },
+    /// A template over the row's fields fails.
+    #[error("{source}")]
+    Template {
+        /// The template engine's error.
+        source: minijinja::Error,
+    },
+    /// A value is not a conversation.
+    #[error("`{key}` is {found}, expected a list of messages")]
+    NotMessages {
+        /// Its key.
+        key: String,
+        /// What it is: `text`, `an object`, ….
+        found: &'static str,
+    },
+    /// A message lacks a field.
+    #[error("`{key}`, message {index}: expected `{field}` (or `{alternative}`)")]
+    MessageMissing {
+        /// Key of the conversation.
+        key: String,
+        /// 0-based index of the message.
+        index: usize,
+        /// `role` or `content`.
+        field: &'static str,
+        /// The same field in ShareGPT's format: `from` or `value`.
+        alternative: &'static str,
+    },
+    /// A field of a message is not text.
+    #[error("`{key}`, message {index}: `{field}` is {found}, expected text")]
+    MessageNotText {
+        /// Key of the conversation.
+        key: String,
+        /// 0-based index of the message.
+        index: usize,
+        /// The field.
+        field: &'static str,
+        /// What it is: `a list`, `null`, ….
+        found: &'static str,
+    },
+    /// A conversation has no message to train on.
+    #[error("`{key}` has no message with the role `assistant`, so there is nothing to train on")]
+    NoAssistant {
+        /// Key of the conversation.
+        key: String,
+    },
+}
+
+/// Keys of a row, cut to a readable length.
+fn list(keys: &[String]) -> String {
+    let shown: Vec<String> = keys.iter().take(20).map(|key| key.chars().take(40).collect()).collect();
+    format!("[{}{}]", shown.join(", "), if keys.len() > shown.len() { ", …" } else { "" })
+}

@@ -1,0 +1,23 @@
+/// What is wrong with a `rows.json`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RowPlanProblem {
+    /// It is not the JSON of a [`RowPlan`](crate::RowPlan).
+    #[error("not a valid rows.json: {source}")]
+    Json {
+        /// The parser's error.
+        source: serde_json::Error,
+    },
+    /// A data set has more rows than any could have, so the file is damaged.
+    #[error("names more than {limit} rows")]
+    TooManyRows {
+        /// The largest number allowed.
+        limit: usize,
+    },
+    /// Its first epoch no longer gives the rows that it was written with.
+    #[error(
+        "its first epoch gives different rows than when the round started; the file is damaged, or another version of \
+         this program drew them"
+    )]
+    OtherRows,
+}

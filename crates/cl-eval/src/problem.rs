@@ -1,0 +1,161 @@
+//! What is wrong with tasks and their descriptions, as facts in fields; an [`Error`](crate::Error) adds where.
+//!
+//! ```
+//! # let folder = tempfile::tempdir()?;
+//! use cl_eval::problem::KeyProblem;
+//! use cl_eval::{Error, TaskOptions, load_task};
+//!
+//! let task = "name = \"sums\"\nmetric = \"exact_match\"\n[files]\neval = []\n\
+//!             [generation]\nprompt = \"{{ q }}\"\ntarget = \"{{ a }}\"\n";
+//! std::fs::write(folder.path().join("sums.toml"), task)?;
+//! let path = folder.path().join("sums.toml");
+//! let Err(Error::TaskKey { key, problem, .. }) = load_task(path.to_str().unwrap(), folder.path(), TaskOptions::default())
+//! else {
+//!     panic!("it was loaded")
+//! };
+//! assert!(key == "files.eval" && matches!(problem, KeyProblem::NoFiles));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use minijinja::Value;
+
+use crate::error::shortened;
+
+/// What is wrong with the value of a key in a task description.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyProblem {
+    /// The name of a task is not the name of a file.
+    #[error("must be a valid file name")]
+    FileName,
+    /// A list of files is empty.
+    #[error("must name at least one file")]
+    NoFiles,
+    /// The description says not what to ask, or says it twice.
+    #[error("either [multiple_choice] or [generation] is required")]
+    Kind,
+    /// The metric is not one of multiple choice.
+    #[error("must be acc or acc_norm for [multiple_choice]")]
+    NotForChoices,
+    /// The metric is only for multiple choice.
+    #[error("must not be acc or acc_norm for [generation]")]
+    OnlyForChoices,
+    /// The keys of a multiple choice do not belong together.
+    #[error("requires either `context` and `choices`, or `contexts` and `continuation`")]
+    Choices,
+    /// A stop string is empty.
+    #[error("must not contain an empty string, which would end every answer at once")]
+    EmptyStop,
+    /// A number is 0.
+    #[error("must be at least 1")]
+    Zero,
+    /// A template or an expression is wrong.
+    #[error(transparent)]
+    Template(#[from] TemplateProblem),
+}
+
+/// What is wrong with a template or an expression, or with its value for a row.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateProblem {
+    /// It does not compile, or fails for a row.
+    #[error("{}", describe(error))]
+    Engine {
+        /// The template engine's error.
+        error: minijinja::Error,
+    },
+    /// It uses fields that the row does not have.
+    #[error("{}", shortened(&format!("no {}; the row has {}", quoted(fields), has.join(", "))))]
+    Missing {
+        /// The fields.
+        fields: Vec<String>,
+        /// The fields of the row.
+        has: Vec<String>,
+    },
+    /// It has no value.
+    #[error("it has no value")]
+    NoValue,
+    /// It is not a list of texts.
+    #[error("{}", shortened(&format!("is {value:?}, expected a list of texts")))]
+    NotAList {
+        /// Its value.
+        value: Value,
+    },
+    /// It is not one of the choices.
+    #[error("is {value:?}, expected the text of a choice or an index from 0 below {choices}")]
+    NotAChoice {
+        /// Its value.
+        value: Value,
+        /// Number of choices.
+        choices: usize,
+    },
+}
+
+/// Why few-shot examples cannot be read from an installed lm-eval.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LmEvalProblem {
+    /// The path is not where lm-eval could be.
+    #[error("neither the directory of lm-eval, nor a .yaml file of one of its tasks, nor a Python interpreter")]
+    NotLmEval,
+    /// The Python interpreter cannot be started.
+    #[error("cannot be started: {}", cl_checkpoint::files::explain(source))]
+    NotStarted {
+        /// The I/O error.
+        source: std::io::Error,
+    },
+    /// The Python interpreter has no lm-eval.
+    #[error("has no lm-eval; run `pip install lm-eval`, or use another Python interpreter")]
+    NotInstalled,
+    /// The file of the task is missing.
+    #[error("has no {yaml}; expected the directory of the Python package lm_eval")]
+    NoFile {
+        /// Path of the file in the package.
+        yaml: String,
+    },
+    /// The file of the task is not YAML with few-shot examples.
+    #[error("no task with fewshot_config.samples: {message}")]
+    Yaml {
+        /// The parser's message, shortened.
+        message: String,
+    },
+    /// The list of few-shot examples is empty.
+    #[error("fewshot_config.samples is empty")]
+    NoSamples,
+}
+
+/// What a missing file of a task is needed for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Need {
+    /// The documents.
+    #[error("its documents are read from it")]
+    Documents,
+    /// A variable of templates.
+    #[error("template variable `{key}` is read from it")]
+    Variable {
+        /// The variable.
+        key: String,
+    },
+    /// Few-shot examples.
+    #[error("the {shots} few-shot examples are drawn from it")]
+    Shots {
+        /// Few-shot examples per document.
+        shots: usize,
+    },
+}
+
+fn quoted(fields: &[String]) -> String {
+    fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The error with its causes, without the location in a one-line template.
+fn describe(error: &minijinja::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
+}
