@@ -291,11 +291,11 @@ fn without_directories(manifest: &mut Manifest) {
     manifest.config.iter_mut().for_each(shorten_all);
 }
 
-fn shorten_all(value: &mut serde_json::Value) {
+fn shorten_all(value: &mut Value) {
     match value {
-        serde_json::Value::String(text) => shorten(text),
-        serde_json::Value::Array(values) => values.iter_mut().for_each(shorten_all),
-        serde_json::Value::Object(fields) => fields.values_mut().for_each(shorten_all),
+        Value::String(text) => shorten(text),
+        Value::Array(values) => values.iter_mut().for_each(shorten_all),
+        Value::Object(fields) => fields.values_mut().for_each(shorten_all),
         _ => {}
     }
 }
