@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn equal_logits_select_the_first_experts_in_any_dtype() {
         let x = matrix("x", 300, 6);
-        let projection = projection(1, Tensor::zeros([4, 6], (Kind::Float, cl_torch::tch::Device::Cpu)));
+        let projection = projection(1, Tensor::zeros([4, 6], (Kind::Float, Device::Cpu)));
         let Projection::Experts { experts, .. } = &projection else { panic!("experts") };
         for kind in [Kind::Float, Kind::BFloat16] {
             let x = x.to_kind(kind);
