@@ -16,7 +16,7 @@ use cl_checkpoint::{Adapter, Checkpoint, Interrupt, Manifest};
 use cl_data::{Encoded, Encoding, Format, Profile, RowRef, Tokenizer, load, pack};
 use cl_model::{Decoder, LoadOptions, PackedBatch, supervised_loss};
 use cl_torch::tch::Kind;
-use cl_train::{Plan, TrainConfig, TrainData, train};
+use cl_train::{Plan, Ranks, TrainConfig, TrainContext, TrainData, train};
 
 const STEPS: u64 = 12;
 
@@ -80,7 +80,8 @@ fn few_steps(model: &mut Decoder, rows: Vec<Encoded>, seed: u64, less: u64, fold
     let data =
         TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None, validation: None };
     let out = folder.join(format!("log-{seed}-{less}"));
-    let report = train(model, &data, &config, &plan, seed, &out, &Interrupt::default(), &mut |_| {})?;
+    let context = TrainContext { seed, out: &out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
+    let report = train(model, &data, &config, &plan, &context, &mut |_| {})?;
     eprintln!("{} steps, loss {:.3}", report.steps, report.final_loss);
     Ok(())
 }

@@ -31,6 +31,7 @@ fn main() {
         .debug(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["csrc/shim.cpp", "csrc/products.cpp", "csrc/linear.cpp"])
+        .include("csrc")
+        .files(["csrc/shim.cpp", "csrc/products.cpp", "csrc/linear.cpp", "csrc/process_group.cpp"])
         .compile("cl_torch_shim");
 }

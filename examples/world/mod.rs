@@ -9,7 +9,7 @@ use cl_data::{Example, Mixture, Profile, Split, load_split};
 use cl_lab::{EvalConfig, Event, Limits, MixtureConfig, ModelRef, RoundInput, SequenceConfig, run_round, toy};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Full, Schedule, TrainConfig};
+use cl_train::{Full, Ranks, Schedule, TrainConfig};
 use serde_json::json;
 
 /// Random seed of everything.
@@ -59,6 +59,7 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
     let input = RoundInput {
         model: &ModelRef::take(&init)?,
         interrupt: &Interrupt::default(),
+        ranks: &Ranks::alone(),
         data: &[load_split(&data.join("pretraining"), Split::Train)?],
         earlier_data: &[],
         mixture: &Mixture::default(),

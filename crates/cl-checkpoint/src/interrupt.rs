@@ -42,7 +42,8 @@ impl Interrupt {
     }
 
     /// An interrupt that is requested by SIGINT, SIGTERM or SIGHUP; on Windows by Ctrl-C. A second signal ends the
-    /// process at once.
+    /// process at once, except where a launcher of several processes (torchrun) has started it, as `WORLD_SIZE` says: Ctrl-C
+    /// reaches such a process twice, from the terminal and from the launcher, which ends it itself if it takes too long.
     ///
     /// Call it once, at the start of a command.
     ///
@@ -54,6 +55,7 @@ impl Interrupt {
         use signal_hook::flag;
         let interrupt = Interrupt::default();
         let second = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let launched = std::env::var_os("WORLD_SIZE").is_some();
         let signals = [
             SIGINT,
             SIGTERM,
@@ -62,7 +64,9 @@ impl Interrupt {
         ];
         for signal in signals {
             // The order matters: the first signal finds the condition unset and sets it for the second.
-            flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
+            if !launched {
+                flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
+            }
             flag::register(signal, second.clone())?;
             flag::register_usize(signal, interrupt.signal.clone(), signal as usize)?;
         }

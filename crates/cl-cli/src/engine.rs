@@ -5,9 +5,10 @@ mod progress;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use cl_cli::Context;
 use cl_cli::light::ModelCommand;
+use cl_torch::Rendezvous;
 
 use crate::progress::AboveBars;
 
@@ -19,7 +20,15 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
     let Context { threads, log, interrupt, out } = context;
     // Before any other use of libtorch, which looks for CUDA only once.
     cl_torch::load_cuda()?;
-    if let Some(threads) = threads {
+    let meeting = Rendezvous::from_env()?;
+    if let (Some(meeting), false) = (&meeting, matches!(command, ModelCommand::Train(_))) {
+        bail!(
+            "only `cl train` runs as several processes, but this is one of {}; start it without torchrun or the like, or \
+             unset WORLD_SIZE",
+            meeting.world_size
+        );
+    }
+    if let Some(threads) = threads.or_else(|| share_of_cores(meeting.as_ref())) {
         cl_torch::set_threads(threads);
     }
     if computes(&command) {
@@ -37,6 +46,13 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
         ModelCommand::Study(args) => commands::study::run(&args, log, interrupt, out),
         ModelCommand::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, out),
     }
+}
+
+/// Number of threads for each of several processes on this machine, unless the user or the launcher has chosen it.
+fn share_of_cores(meeting: Option<&Rendezvous>) -> Option<u16> {
+    let processes = meeting?.local_world_size.filter(|n| *n > 1 && std::env::var_os("OMP_NUM_THREADS").is_none())?;
+    let cores = std::thread::available_parallelism().ok()?.get();
+    u16::try_from((cores / processes).max(1)).ok()
 }
 
 /// Whether libtorch's threads are busy all the time.

@@ -53,4 +53,4 @@ pub use study::{
     ColumnConfig, Comparison, OloraComparison, PAPER_STUDY, PlannedStage, SMOL_STUDY, SetSize, StageError, StudyConfig,
     StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, plan_study, run_study, sketch_study,
 };
-pub use train_run::run_train;
+pub use train_run::{run_train, run_train_on};

@@ -6,7 +6,7 @@ use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, Planned
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Plan, TrainConfig, TrainData, TrainReport, Validation, ValidationConfig, train};
+use cl_train::{Plan, Ranks, TrainConfig, TrainContext, TrainData, TrainReport, Validation, ValidationConfig, train};
 use serde_json::json;
 
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
@@ -42,6 +42,8 @@ pub struct RoundInput<'a> {
     /// Base and earlier adapters, which are merged with the new adapter in one f64 sum. If `None`, the new adapter is
     /// merged into `model`.
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
+    /// The processes that train together.
+    pub ranks: &'a Ranks,
     /// Adapters of earlier rounds, in order, that `[train.olora]` keeps the new one orthogonal to.
     pub earlier: &'a [PathBuf],
 }
@@ -69,6 +71,8 @@ pub struct RoundOutput {
 /// Runs a round of fine-tuning. Writes `log.jsonl`, `rows.json` (the rows used), `adapter/` (LoRA) and `model/` to
 /// `out`.
 ///
+/// With several ranks each calls this with the same input; rank 0 writes, and the others return when the training has ended.
+///
 /// Directories are written atomically. Completed ones are verified and kept, and interrupted training resumes from its
 /// last checkpoint. If the base model changes during the round, nothing is published.
 ///
@@ -76,19 +80,28 @@ pub struct RoundOutput {
 /// Returns an error if a file, the data or the training fails; [`LabError::is_interrupted`] tells whether a stop was
 /// requested.
 pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>) -> Result<RoundOutput, LabError> {
-    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-    clean_up(out)?;
+    let (ranks, first) = (input.ranks, input.ranks.is_first());
+    ranks.check_same("the base model", input.model.hash())?;
+    if first {
+        std::fs::create_dir_all(out).map_err(LabError::io(out))?;
+        clean_up(out)?;
+    }
     let (adapter, model, state) = (out.join("adapter"), out.join("model"), out.join("state"));
     let lora = input.config.lora.is_some();
     let trained = if lora { &adapter } else { &model };
     let stands = |dir: &Path| dir.join("manifest.json").exists();
-    let report = if stands(trained) {
-        verify(trained)?;
+    let report = if ranks.any(first && stands(trained))? {
+        if first {
+            verify(trained)?;
+        }
         tell(observer, Event::Skipped("training"));
         None
     } else {
         Some(fine_tune(input, out, trained, observer)?)
     };
+    if !first {
+        return Ok(RoundOutput { adapter: lora.then_some(adapter), model, report });
+    }
     if lora && stands(&model) {
         verify(&model)?;
     } else if lora {
@@ -145,10 +158,12 @@ fn fine_tune(
     let orthogonality = orthogonality(input, &mut model)?;
     let data =
         TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref(), validation };
-    let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
-        tell(observer, Event::Step(p))
-    })?;
+    let report =
+        train(&mut model, &data, input.config, &steps, &input.context(out), &mut |p| tell(observer, Event::Step(p)))?;
     drop(span);
+    if !input.ranks.is_first() {
+        return Ok(report);
+    }
     if report.steps < steps.total_steps {
         // Early stopping: fewer rows were used than planned.
         RowPlan { rows: steps.rows_in(report.steps), ..rows.clone() }.write(&out.join("rows.json"))?;
@@ -201,7 +216,10 @@ pub(crate) fn plan_rows(
 ) -> Result<(RowPlan, Plan), LabError> {
     let rows = row_plan(input, encoded);
     let steps = Plan::new(rows.rows_per_epoch(), input.config, input.profile == Profile::Paper)?;
-    RowPlan { rows: steps.rows_in_all(), ..rows.clone() }.write(&out.join("rows.json"))?;
+    let steps = steps.for_ranks(input.config, input.ranks.world_size())?;
+    if input.ranks.is_first() {
+        RowPlan { rows: steps.rows_in_all(), ..rows.clone() }.write(&out.join("rows.json"))?;
+    }
     Ok((rows, steps))
 }
 
@@ -233,6 +251,11 @@ fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabErro
 }
 
 impl RoundInput<'_> {
+    /// What the training needs beside model, data and settings.
+    pub(crate) fn context<'c>(&'c self, out: &'c Path) -> TrainContext<'c> {
+        TrainContext { seed: self.seed, out, interrupt: self.interrupt, ranks: self.ranks }
+    }
+
     /// Data of the earlier rounds, in order, then the round's own.
     fn datasets(&self) -> impl Iterator<Item = &Dataset> {
         self.earlier_data.iter().flatten().chain(self.data)

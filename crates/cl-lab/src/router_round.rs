@@ -8,7 +8,7 @@ use cl_data::{Dataset, Encoded, Mixture as DataMixture};
 use cl_model::Decoder;
 use cl_moe::{MixConfig, Mixture, RouterWeights, save_mixture_with_routers, save_model_with_routers};
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_train::{TrainConfig, TrainData, TrainReport, train};
+use cl_train::{Ranks, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
 
 use crate::check::{Checked, require_router};
@@ -75,6 +75,7 @@ pub(crate) fn train_routers_on(
     let input = RoundInput {
         model: &base,
         interrupt,
+        ranks: &Ranks::alone(),
         data,
         earlier_data: &[],
         mixture: &config.mixture(),
@@ -150,7 +151,7 @@ impl RouterRound<'_> {
         }
         model.train_routers();
         let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: None, validation: None };
-        let report = train(&mut model, &data, input.config, &steps, input.seed, out, input.interrupt, &mut |p| {
+        let report = train(&mut model, &data, input.config, &steps, &input.context(out), &mut |p| {
             tell(observer, Event::Step(p))
         })?;
         drop(span);

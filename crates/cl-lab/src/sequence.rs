@@ -6,6 +6,7 @@ use cl_checkpoint::files::write_file;
 use cl_data::{Dataset, Profile};
 use cl_eval::{ScoreMatrix, Scores, Task, TaskGroup, aggregate_group, rescore};
 use cl_torch::tch::Device;
+use cl_train::Ranks;
 
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
@@ -120,6 +121,7 @@ pub(crate) fn run_sequence_on(
         let input = RoundInput {
             model: if stack { &base } else { &model },
             interrupt,
+            ranks: &Ranks::alone(),
             data: &datasets[index],
             earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },
             mixture,

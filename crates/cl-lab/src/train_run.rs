@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use cl_checkpoint::Interrupt;
+use cl_train::Ranks;
 
 use crate::check::{Checked, require_train};
 use crate::output::RunDir;
@@ -16,6 +17,21 @@ use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, RoundValidati
 /// [`LabError::Output`] if `out` is not empty and `resume` is false, or belongs to another run; and an error if the
 /// round fails.
 pub fn run_train(
+    config: &TrainRun,
+    out: &Path,
+    resume: bool,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<RoundOutput, LabError> {
+    run_train_on(&Ranks::alone(), config, out, resume, interrupt, observer)
+}
+
+/// As [`run_train`], by several ranks. Each calls this with the same arguments and reads model and data; `out` is rank 0's.
+///
+/// # Errors
+/// As for [`run_train`], and if a rank is gone or has other inputs than rank 0.
+pub fn run_train_on(
+    ranks: &Ranks,
     config: &TrainRun,
     out: &Path,
     resume: bool,
@@ -38,10 +54,11 @@ pub fn run_train(
         inputs(&config.model, &config.train, datasets.iter().flatten().chain(of_file).map(|d| d.path.as_path()));
     let marker = "config.toml";
     let dir = RunDir { out, what: "run", marker, settings: &settings, sources: &sources, inputs: &inputs, resume };
-    let _lock = dir.open()?;
+    let _lock = ranks.is_first().then(|| dir.open()).transpose()?;
     let input = RoundInput {
         model: &base,
         interrupt,
+        ranks,
         data: &data,
         earlier_data,
         mixture: &config.mixture(),

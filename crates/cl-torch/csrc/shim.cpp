@@ -36,6 +36,11 @@ int cl_grad(Tensor* const* outputs, Tensor* const* gradients, size_t n, Tensor* 
   });
 }
 
+// Null takes the gradient away.
+int cl_set_gradient(Tensor* leaf, Tensor* gradient) {
+  return guarded([&] { leaf->mutable_grad() = gradient == nullptr ? Tensor() : *gradient; });
+}
+
 int cl_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* const* exp_avg, Tensor* const* exp_avg_sq,
                    Tensor* const* steps, size_t n, double lr, double beta1, double beta2, double weight_decay,
                    double eps) {

@@ -3,7 +3,7 @@ use std::ffi::c_int;
 use tch::Tensor;
 
 use crate::TorchError;
-use crate::ffi::{self, pointers};
+use crate::ffi::{self, pointer, pointers};
 
 /// Runs the backward pass from `outputs` with the given output `gradients` (same shapes and dtypes), adding into the
 /// `.grad` of every leaf that requires one.
@@ -49,6 +49,16 @@ pub fn grad(
     Ok(result.into_iter().map(|p| unsafe { Tensor::from_ptr(p) }).collect())
 }
 
+/// Sets the gradient of a leaf (same shape, dtype and device), or takes it away, which frees its memory.
+///
+/// # Errors
+/// Returns [`TorchError::Libtorch`] if the gradient does not fit the leaf.
+pub fn set_gradient(leaf: &Tensor, gradient: Option<&Tensor>) -> Result<(), TorchError> {
+    // SAFETY: live tensors, or null, which the shim allows.
+    let code = unsafe { ffi::cl_set_gradient(pointer(leaf), gradient.map_or(std::ptr::null_mut(), pointer)) };
+    TorchError::check("set_gradient", code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +72,16 @@ mod tests {
         let first = grad(&[&y], &[&one], &[&x], true).unwrap();
         let second = grad(&[&first[0]], &[&one], &[&x], false).unwrap();
         assert_eq!(Vec::<f64>::try_from(&second[0]).unwrap(), [12., -18.]);
+    }
+
+    #[test]
+    fn a_gradient_is_set_added_to_and_taken_away() {
+        let x = Tensor::from_slice(&[1f32, 2.]).set_requires_grad(true);
+        set_gradient(&x, Some(&Tensor::from_slice(&[10f32, 20.]))).unwrap();
+        backward(&[&(&x * 3.)], &[&Tensor::from_slice(&[1f32, 1.])]).unwrap();
+        assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [13., 23.]);
+        set_gradient(&x, None).unwrap();
+        assert!(!x.grad().defined());
     }
 
     #[test]

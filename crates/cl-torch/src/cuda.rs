@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Cuda, Device};
 
-use crate::TorchError;
+use crate::{Rendezvous, TorchError};
 
 /// Loads libtorch's CUDA library if there is one, so that a binary linked against the CPU libraries can use a GPU.
 ///
@@ -32,7 +32,8 @@ pub fn pick_device(name: &str) -> Result<Device, TorchError> {
     let index = match name {
         "auto" => return Ok(Device::cuda_if_available()),
         "cpu" => return Ok(Device::Cpu),
-        "cuda" => Some(0),
+        // Each of several processes on a machine has a GPU of its own.
+        "cuda" => Some(Rendezvous::from_env()?.map_or(0, |meeting| meeting.local_rank)),
         _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
     };
     let error = |message: String| TorchError::Device { device: name.to_owned(), message };

@@ -31,6 +31,16 @@ pub enum TorchError {
         /// Name of the tensor.
         tensor: String,
     },
+    /// A variable that a launcher of several processes sets is missing or invalid.
+    #[error("{name}{}: expected {expected}; torchrun sets it, or unset WORLD_SIZE to run one process", shown(value.as_deref()))]
+    Launcher {
+        /// Name of the environment variable.
+        name: &'static str,
+        /// Its value, if it is set.
+        value: Option<String>,
+        /// What is expected.
+        expected: String,
+    },
     /// libtorch's CUDA library could not be loaded.
     #[error("cannot load {path}: {message}")]
     Cuda {
@@ -47,6 +57,11 @@ pub enum TorchError {
         /// What is wrong, and what is expected.
         message: String,
     },
+}
+
+/// A variable's value as it stands after its name in a message.
+fn shown(value: Option<&str>) -> String {
+    value.map_or_else(|| " is not set".to_owned(), |value| format!("={value}"))
 }
 
 impl TorchError {

@@ -10,6 +10,18 @@ pub(crate) type NodeForward = extern "C" fn(*mut c_void, *const T, usize, *mut T
 pub(crate) type NodeBackward = extern "C" fn(*mut c_void, *const T, usize, T, *mut T) -> c_int;
 pub(crate) type NodeFree = extern "C" fn(*mut c_void);
 
+/// A `cl_group`.
+#[repr(C)]
+pub(crate) struct Group {
+    _opaque: [u8; 0],
+}
+
+/// A `cl_work`.
+#[repr(C)]
+pub(crate) struct Work {
+    _opaque: [u8; 0],
+}
+
 unsafe extern "C" {
     pub(crate) fn cl_last_error() -> *const c_char;
     pub(crate) fn cl_backward(outputs: *const T, gradients: *const T, n: usize, keep_graph: c_int) -> c_int;
@@ -23,6 +35,7 @@ unsafe extern "C" {
         keep_graph: c_int,
         create_graph: c_int,
     ) -> c_int;
+    pub(crate) fn cl_set_gradient(leaf: T, gradient: T) -> c_int;
     pub(crate) fn cl_fused_adamw(
         params: *const T,
         grads: *const T,
@@ -55,6 +68,26 @@ unsafe extern "C" {
     pub(crate) fn cl_has_onednn() -> c_int;
     pub(crate) fn cl_uses_onednn() -> c_int;
     pub(crate) fn cl_use_onednn(on: c_int);
+    pub(crate) fn cl_process_group(
+        address: *const c_char,
+        port: u16,
+        serves: c_int,
+        rank: c_int,
+        world: c_int,
+        timeout_ms: i64,
+        prefix: *const c_char,
+        interface: *const c_char,
+        host: *const c_char,
+        result: *mut *mut Group,
+    ) -> c_int;
+    pub(crate) fn cl_process_group_free(group: *mut Group);
+    pub(crate) fn cl_all_reduce(group: *mut Group, tensor: T, result: *mut *mut Work) -> c_int;
+    pub(crate) fn cl_broadcast(group: *mut Group, tensor: T, root: c_int, result: *mut *mut Work) -> c_int;
+    pub(crate) fn cl_all_gather(group: *mut Group, output: T, input: T, result: *mut *mut Work) -> c_int;
+    pub(crate) fn cl_reduce_scatter(group: *mut Group, output: T, input: T, result: *mut *mut Work) -> c_int;
+    pub(crate) fn cl_barrier(group: *mut Group, result: *mut *mut Work) -> c_int;
+    pub(crate) fn cl_work_wait(work: *mut Work) -> c_int;
+    pub(crate) fn cl_work_free(work: *mut Work);
     pub(crate) fn cl_rust_node(
         inputs: *const T,
         n: usize,

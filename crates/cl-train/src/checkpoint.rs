@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::adamw::Optimizer;
 use crate::validation::ValidationState;
-use crate::{Keep, Plan, TrainConfig, TrainError};
+use crate::{Keep, Plan, Ranks, TrainConfig, TrainError};
 
 /// Progress of a run. Data order and dropout follow from the seed and the step, so nothing else is saved; the other
 /// fields identify the run.
@@ -93,6 +93,34 @@ pub(crate) fn save(
     writer.put_json("train_config.json", &json(serde_json::to_value(config)))?;
     writer.finish(Manifest::new("train_state"))?;
     Ok(())
+}
+
+/// As [`resume`] in rank 0; the other ranks take over its progress, and have no best weights.
+pub(crate) fn resume_all(
+    dir: &Path,
+    optimizer: &mut Optimizer,
+    config: &TrainConfig,
+    fresh: State,
+    ranks: &Ranks,
+) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
+    if ranks.world_size() == 1 {
+        return resume(dir, optimizer, config, fresh);
+    }
+    let json = |state: &State| serde_json::to_string(state).expect("a plain struct is JSON");
+    // Ranks on machines with other processors may compute products with another library.
+    let identity = State { products: String::new(), ..fresh.clone() };
+    ranks.check_same("[train]", &serde_json::to_string(config).expect("a plain struct is JSON"))?;
+    ranks.check_same("the training data, its order or the random seed", &json(&identity))?;
+    let (state, best) = if ranks.is_first() { resume(dir, optimizer, config, fresh)? } else { (fresh, None) };
+    let text = ranks.text_from_first(&json(&state))?;
+    let mut state: State =
+        serde_json::from_str(&text).map_err(|e| TrainError::State { path: dir.to_owned(), message: e.to_string() })?;
+    if state.step > 0 {
+        keep_products(&mut state);
+        let all = [&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq];
+        ranks.from_first(&all.into_iter().flatten().collect::<Vec<_>>())?;
+    }
+    Ok((state, best))
 }
 
 /// Loads a saved state into the optimizer, if there is one, and returns the progress and the best weights; otherwise

@@ -79,6 +79,45 @@ pub enum TrainError {
         /// What differs.
         message: String,
     },
+    /// The ranks of a run did not meet.
+    #[error(
+        "rank {rank} of {world_size}: no meeting with the other ranks at {place} ({source}); check that all of them were \
+         started with the same MASTER_ADDR and MASTER_PORT, and that this address can be reached from their machines"
+    )]
+    Join {
+        /// Number of this rank.
+        rank: usize,
+        /// Number of ranks.
+        world_size: usize,
+        /// Address and port of the store.
+        place: String,
+        /// libtorch's message.
+        source: cl_torch::TorchError,
+    },
+    /// Another rank ended, or did not answer in time.
+    #[error(
+        "rank {rank} of {world_size}: another rank is gone or does not answer ({source}); its own output says why. \
+         With save_steps, --resume continues from the last checkpoint, on as many ranks as there are then"
+    )]
+    RankLost {
+        /// Number of this rank.
+        rank: usize,
+        /// Number of ranks.
+        world_size: usize,
+        /// libtorch's message.
+        source: cl_torch::TorchError,
+    },
+    /// A rank runs another program, configuration or data than rank 0.
+    #[error(
+        "rank {rank}: {what} differs from rank 0's; start all ranks with the same configuration, and with copies of the \
+         same model and data"
+    )]
+    RankDiffers {
+        /// Number of this rank.
+        rank: usize,
+        /// What differs.
+        what: &'static str,
+    },
     /// A file cannot be read or written.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {

@@ -20,8 +20,8 @@ pub struct TrainData<'a> {
 
 impl TrainData<'_> {
     /// The examples of the given rows.
-    pub(crate) fn examples(&self, rows: &[RowRef]) -> Vec<&Encoded> {
-        rows.iter().map(|r| &self.datasets[r.dataset][r.row]).collect()
+    pub(crate) fn examples<'r>(&self, rows: impl Iterator<Item = &'r RowRef>) -> Vec<&Encoded> {
+        rows.map(|r| &self.datasets[r.dataset][r.row]).collect()
     }
 }
 
@@ -33,6 +33,9 @@ pub struct Plan {
     /// Number of steps of the round.
     pub total_steps: u64,
     rows: usize, // of an epoch
+    /// Number of first rows that an epoch repeats at its end, so that all ranks have the same number of micro-batches.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    repeated: usize,
     micro_batch_size: usize,
     accumulation: usize,
     carry: bool,
@@ -77,15 +80,54 @@ impl Plan {
             steps_per_epoch,
             total_steps: config.max_steps.unwrap_or(steps_per_epoch.saturating_mul(config.epochs)),
             rows,
+            repeated: 0,
             micro_batch_size: config.micro_batch_size,
             accumulation,
             carry,
         })
     }
 
+    /// The plan for several ranks, to which the micro-batches of a step are dealt in turn.
+    ///
+    /// It is the same plan. Only with `carry`, every epoch repeats its first rows until all ranks have the same number of full
+    /// micro-batches, as accelerate does for Transformers' Trainer ([`cl_data::shard`]).
+    ///
+    /// # Errors
+    /// Returns [`TrainError::Config`] if a step has fewer micro-batches than there are ranks or, with `carry`, no multiple
+    /// of their number.
+    pub fn for_ranks(self, config: &TrainConfig, ranks: usize) -> Result<Plan, TrainError> {
+        let wrong = |expected| {
+            let value = format!("{} with {ranks} ranks", self.accumulation);
+            Err(TrainError::Config { key: "gradient_accumulation_steps", value, expected })
+        };
+        if self.accumulation < ranks {
+            return wrong("at least the number of ranks, which share the micro-batches of a step");
+        }
+        if !self.carry || ranks == 1 {
+            return Ok(self);
+        }
+        if !self.accumulation.is_multiple_of(ranks) {
+            return wrong("a multiple of the number of ranks with the profile `paper`");
+        }
+        let filled = self.rows.next_multiple_of(ranks * self.micro_batch_size);
+        let steps_per_epoch = (filled / self.micro_batch_size / self.accumulation).max(1) as u64;
+        let total_steps = config.max_steps.unwrap_or(steps_per_epoch.saturating_mul(config.epochs));
+        Ok(Plan { repeated: filled - self.rows, steps_per_epoch, total_steps, ..self })
+    }
+
+    /// Number of rows that an epoch goes through.
+    fn length(&self) -> usize {
+        self.rows + self.repeated
+    }
+
+    /// The rows of a micro-batch, out of the order of its epoch.
+    pub(crate) fn rows_of<'r>(&self, part: &MicroBatch, order: &'r [RowRef]) -> impl Iterator<Item = &'r RowRef> {
+        part.rows.clone().map(|place| &order[place % order.len()])
+    }
+
     /// The micro-batches of a step (from 0).
     pub(crate) fn micro_batches(&self, step: u64) -> Vec<MicroBatch> {
-        let in_epoch = self.rows.div_ceil(self.micro_batch_size) as u64;
+        let in_epoch = self.length().div_ceil(self.micro_batch_size) as u64;
         // Micro-batches are numbered across epochs.
         let (first, end) = if self.carry {
             (self.boundary(step), self.boundary(step.saturating_add(1)))
@@ -96,7 +138,7 @@ impl Plan {
         };
         let micro_batch = |number: u64| {
             let start = (number % in_epoch) as usize * self.micro_batch_size;
-            MicroBatch { epoch: number / in_epoch, rows: start..(start + self.micro_batch_size).min(self.rows) }
+            MicroBatch { epoch: number / in_epoch, rows: start..(start + self.micro_batch_size).min(self.length()) }
         };
         (first..end).map(micro_batch).collect()
     }
@@ -104,7 +146,7 @@ impl Plan {
     /// Number of micro-batches of the first `steps` steps with `carry`: a step ends at every multiple of the
     /// accumulation, and at the end of an epoch with at most that many micro-batches.
     fn boundary(&self, steps: u64) -> u64 {
-        let (in_epoch, accumulation) = (self.rows.div_ceil(self.micro_batch_size) as u64, self.accumulation as u64);
+        let (in_epoch, accumulation) = (self.length().div_ceil(self.micro_batch_size) as u64, self.accumulation as u64);
         if in_epoch > accumulation {
             return steps.saturating_mul(accumulation);
         }
@@ -144,7 +186,7 @@ impl Plan {
             for step in 0..self.steps_per_epoch.min(self.total_steps) {
                 let parts = self.micro_batches(step);
                 let of_first = parts.iter().filter(|part| part.epoch == 0);
-                let examples = of_first.map(|part| data.examples(&first[part.rows.clone()])).collect::<Vec<_>>();
+                let examples = of_first.map(|part| data.examples(self.rows_of(part, &first))).collect::<Vec<_>>();
                 Plan::check_step(step, &examples)?;
             }
         }
@@ -159,7 +201,9 @@ impl Plan {
     /// Number of rows that the first `steps` steps use.
     pub fn rows_in(&self, steps: u64) -> u64 {
         let last = steps.checked_sub(1).and_then(|step| self.micro_batches(step).pop());
-        last.map_or(0, |part| part.epoch.saturating_mul(self.rows as u64).saturating_add(part.rows.end as u64))
+        last.map_or(0, |part| {
+            part.epoch.saturating_mul(self.rows as u64).saturating_add(part.rows.end.min(self.rows) as u64)
+        })
     }
 
     /// Checks that a step has a supervised token.
@@ -195,6 +239,10 @@ pub(crate) fn hash_examples<'e>(hasher: &mut blake3::Hasher, examples: impl Iter
         let ids: Vec<u8> = example.input_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         hasher.update(&ids);
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -275,6 +323,40 @@ mod tests {
                 assert!(counts.iter().all(|(row, count)| (count - expected[row]).abs() < 1e-6), "step {step}");
             }
         }
+    }
+
+    #[test]
+    fn ranks_share_micro_batches_and_the_paper_fills_epochs_up_as_accelerate_does() {
+        let config = |accumulation| TrainConfig {
+            micro_batch_size: 2,
+            gradient_accumulation_steps: accumulation,
+            epochs: 3,
+            ..Default::default()
+        };
+        let plan = Plan::new(7, &config(4), false).unwrap();
+        assert_eq!(plan.for_ranks(&config(4), 4).unwrap(), plan);
+        assert_eq!(plan.for_ranks(&config(4), 3).unwrap(), plan);
+        let message = plan.for_ranks(&config(4), 5).unwrap_err().to_string();
+        assert!(message.starts_with("gradient_accumulation_steps = 4 with 5 ranks: expected at least"), "{message}");
+
+        let rows: Vec<RowRef> = (0..7).map(|row| RowRef { dataset: 0, row }).collect();
+        for (ranks, accumulation) in [(2, 2), (2, 4), (4, 4), (3, 3)] {
+            let config = config(accumulation);
+            let plan = Plan::new(7, &config, true).unwrap().for_ranks(&config, ranks).unwrap();
+            let shards: Vec<Vec<RowRef>> = (0..ranks).map(|rank| cl_data::shard(&rows, rank, ranks, 2)).collect();
+            let mut dealt = vec![Vec::new(); ranks];
+            for step in 0..plan.total_steps {
+                for (i, part) in plan.micro_batches(step).iter().enumerate() {
+                    dealt[i % ranks].extend(plan.rows_of(part, &rows).copied());
+                }
+            }
+            for (rank, dealt) in dealt.into_iter().enumerate() {
+                let expected: Vec<RowRef> = shards[rank].iter().cycle().take(dealt.len()).copied().collect();
+                assert_eq!(dealt, expected, "rank {rank} of {ranks}, accumulation {accumulation}");
+            }
+        }
+        let message = Plan::new(7, &config(4), true).unwrap().for_ranks(&config(4), 3).unwrap_err().to_string();
+        assert!(message.contains("a multiple of the number of ranks"), "{message}");
     }
 
     #[test]

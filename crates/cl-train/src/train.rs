@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use cl_adapters::{Linear, Mode, RouterLog};
 use cl_checkpoint::Interrupt;
-use cl_data::{Encoded, Packed, RowRef, pack};
+use cl_data::{Encoded, RowRef, pack};
 use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
 use cl_torch::tch::Tensor;
@@ -14,7 +14,9 @@ use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
 use crate::router::{AuxiliaryLosses, WeightedLosses};
 use crate::validation::{ValidationState, eval_loss, restore, snapshot};
-use crate::{Keep, LossNorm, Plan, RouterTraining, StepLog, TrainConfig, TrainData, TrainError, ValidationReport};
+use crate::{
+    Keep, LossNorm, Plan, Ranks, RouterTraining, StepLog, TrainConfig, TrainData, TrainError, ValidationReport,
+};
 
 /// Progress after a step.
 pub struct Progress<'a> {
@@ -39,13 +41,28 @@ pub struct TrainReport {
     pub validation: Option<ValidationReport>,
 }
 
+/// Where, by whom and with which randomness a round is trained.
+pub struct TrainContext<'a> {
+    /// Random seed of the dropout masks.
+    pub seed: u64,
+    /// Output directory.
+    pub out: &'a Path,
+    /// Requests the training to stop after the current step.
+    pub interrupt: &'a Interrupt,
+    /// The processes that train together.
+    pub ranks: &'a Ranks,
+}
+
 /// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, if it has any, else all weights that
 /// require a gradient.
 ///
 /// Writes `log.jsonl` (one line per step) to `out` and, with `save_steps`, a checkpoint to `out/state/`. If there is a
 /// checkpoint, training resumes from it, with the same results as an uninterrupted run. `report_to` adds other formats
-/// of the log. `seed` is the random seed of the dropout masks. `observe` is called after every step. If `interrupt` is
-/// requested, training stops after the current step and saves a checkpoint regardless of `save_steps`.
+/// of the log. `observe` is called after every step. If a stop is requested, training stops after the current step and saves
+/// a checkpoint regardless of `save_steps`.
+///
+/// With several ranks, each calls this with the same arguments. Rank 0 writes the files and needs those of earlier processes;
+/// the weights are the same in all ranks afterwards, apart from those of the best validation loss, which rank 0 has.
 ///
 /// # Errors
 /// Returns an error if a setting is invalid or does not fit the model, a step has no supervised token, the checkpoint
@@ -56,11 +73,10 @@ pub fn train(
     data: &TrainData<'_>,
     config: &TrainConfig,
     plan: &Plan,
-    seed: u64,
-    out: &Path,
-    interrupt: &Interrupt,
+    context: &TrainContext<'_>,
     observe: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<TrainReport, TrainError> {
+    let TrainContext { seed, out, interrupt, ranks } = *context;
     config.validate()?;
     check_model(model, config)?;
     let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
@@ -69,10 +85,16 @@ pub fn train(
     let fresh = State { step: 0, seed, plan: *plan, data: data_hash, products, orthogonality, validation };
     model.activation_checkpointing = config.activation_checkpointing;
     let mut optimizer = Optimizer::new(model.trainable(), config);
-    let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh)?;
+    let (mut state, mut best) = checkpoint::resume_all(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
     let mut done = state.step;
-    std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
-    let (mut log, mut steps) = LogWriter::open(out, done, &config.report_to, data.validation.is_some())?;
+    let (mut log, mut steps) = match ranks.is_first() {
+        true => {
+            std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
+            let (log, steps) = LogWriter::open(out, done, &config.report_to, data.validation.is_some())?;
+            (Some(log), steps)
+        }
+        false => (None, Vec::new()),
+    };
     let before = steps.len();
     let mut epochs = Epochs { data, drawn: Vec::new() };
     let routers = config.router.filter(RouterTraining::has_losses).map(|training| (training, model.record_routers()));
@@ -82,17 +104,17 @@ pub fn train(
         let started = Instant::now();
         let parts = plan.micro_batches(done);
         let epoch = parts[0].epoch;
-        let examples: Vec<Vec<&Encoded>> = parts.iter().map(|part| epochs.examples(part)).collect();
+        let examples: Vec<Vec<&Encoded>> = parts.iter().map(|part| epochs.examples(plan, part)).collect();
         Plan::check_step(done, &examples)?;
-        let micro_batches: Vec<Packed> = examples.iter().map(|e| pack(e)).collect();
-        let in_mean = plan.micro_batches_in_mean(micro_batches.len());
+        let in_mean = plan.micro_batches_in_mean(parts.len());
         let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
         let learning_rate = config.learning_rate * factor;
 
         let Sums { loss, supervised_tokens, auxiliary } =
-            accumulate(model, &micro_batches, in_mean, config, routers.as_ref(), step_seed(seed, done))?;
+            accumulate(model, &examples, in_mean, config, routers.as_ref(), step_seed(seed, done), ranks)?;
         let number = done + 1;
         finite(number, "loss", loss)?;
+        ranks.sum_gradients(&optimizer.params)?;
         let penalty = penalize(model, data)?;
         finite(number, "penalty", penalty.unwrap_or(0.0))?;
         let grad_norm = optimizer.clip(config.max_grad_norm)?;
@@ -102,14 +124,14 @@ pub fn train(
         done = number;
 
         let seconds = started.elapsed().as_secs_f64();
-        let eval_loss = evaluate(model, data, config, plan, done, &mut state)?;
+        let eval_loss = evaluate(model, data, config, plan, done, &mut state, ranks)?;
         if let Some((_, decided)) = &routers {
             // What routers decided on validation data is no part of the next step's losses.
             drop(decided.take());
         }
         if let Some((_, true)) = eval_loss {
             optimizer.check_finite(done)?;
-            best = keeps_best(data).then(|| snapshot(&optimizer.params));
+            best = (keeps_best(data) && ranks.is_first()).then(|| snapshot(&optimizer.params));
         }
 
         let step = StepLog {
@@ -122,14 +144,14 @@ pub fn train(
             eval_loss: eval_loss.map(|(loss, _)| loss),
             grad_norm,
             learning_rate,
-            tokens: micro_batches.iter().map(|m| m.input_ids.len() as u64).sum(),
+            tokens: examples.iter().flatten().map(|e| e.input_ids.len() as u64).sum(),
             supervised_tokens: supervised_tokens as u64,
             seconds,
         };
-        log.write(&step)?;
+        log.iter_mut().try_for_each(|log| log.write(&step))?;
         tracing::debug!(step = done, loss, grad_norm, learning_rate, tokens = step.tokens, "step");
         let last = done == plan.total_steps || stops(&state);
-        let stop = interrupt.requested() && !last;
+        let stop = ranks.any(interrupt.requested())? && !last;
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
         if due || stop || last {
             // Saved weights must be finite; an overflow would otherwise show only in the next step's loss.
@@ -137,11 +159,19 @@ pub fn train(
         }
         if due || stop {
             state.step = done;
-            checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state)?;
+            if ranks.is_first() {
+                checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state)?;
+            }
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
         if stop {
+            // A launcher ends all ranks as soon as one has ended.
+            ranks.barrier()?;
+            if !interrupt.requested() {
+                // Another rank was asked to stop.
+                interrupt.request();
+            }
             return Err(TrainError::Interrupted { step: done, total_steps: plan.total_steps });
         }
     }
@@ -169,12 +199,13 @@ fn evaluate(
     plan: &Plan,
     done: u64,
     state: &mut State,
+    ranks: &Ranks,
 ) -> Result<Option<(f64, bool)>, TrainError> {
     let (Some(validation), Some(progress)) = (data.validation, &mut state.validation) else { return Ok(None) };
     if !progress.is_due(done, plan) {
         return Ok(None);
     }
-    let loss = eval_loss(model, validation.examples, config)?;
+    let loss = eval_loss(model, validation.examples, config, ranks)?;
     finite(done, "eval_loss", loss)?;
     tracing::debug!(step = done, eval_loss = loss, "validation");
     Ok(Some((loss, progress.add(done, loss))))
@@ -222,37 +253,40 @@ struct Sums {
     auxiliary: Option<AuxiliaryLosses>,
 }
 
-/// Runs forward and backward passes of all micro-batches, accumulating gradients.
+/// Runs forward and backward passes of this rank's micro-batches, accumulating gradients. Returns the sums over all ranks.
 fn accumulate(
     model: &Decoder,
-    micro_batches: &[Packed],
+    examples: &[Vec<&Encoded>],
     in_mean: usize,
     config: &TrainConfig,
     routers: Option<&(RouterTraining, RouterLog)>,
     seed: u64,
+    ranks: &Ranks,
 ) -> Result<Sums, TrainError> {
-    let counts: Vec<usize> = micro_batches.iter().map(supervised_count).collect();
+    let counts: Vec<usize> = examples.iter().map(|e| e.iter().map(|e| e.targets()).sum()).collect();
     let all: usize = counts.iter().sum();
     let mut loss = 0.0;
     let mut auxiliary = AuxiliaryLosses::default();
-    for (i, packed) in micro_batches.iter().enumerate() {
-        if counts[i] == 0 {
-            continue;
-        }
+    for (i, examples) in examples.iter().enumerate().filter(|(i, _)| counts[*i] > 0 && ranks.has(*i)) {
         // The scale is known before the forward pass, so gradients need no rescaling.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
             LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * in_mean as f64),
         };
-        let batch = PackedBatch::from_packed(packed, model.config.vocab_size, model.device)?;
+        let packed = pack(examples);
+        let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
         let mode = Mode::Train { seed: seed.wrapping_add(i as u64) };
         let x = model.forward(&batch, mode)?;
-        let supervised = supervised_loss(model, &x, packed, scale, mode)?;
+        let supervised = supervised_loss(model, &x, &packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
         let losses = routers.map(|(training, log)| WeightedLosses::of(log, *training, in_mean, &mut auxiliary));
         supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
     }
-    Ok(Sums { loss, supervised_tokens: all, auxiliary: routers.map(|_| auxiliary) })
+    let mut sums = [loss, auxiliary.load_balancing, auxiliary.z_loss];
+    ranks.sum(&mut sums)?;
+    let [loss, load_balancing, z_loss] = sums;
+    let auxiliary = routers.map(|_| AuxiliaryLosses { load_balancing, z_loss });
+    Ok(Sums { loss, supervised_tokens: all, auxiliary })
 }
 
 /// Adds the gradient of O-LoRA's penalty; returns its value.
@@ -273,19 +307,15 @@ struct Epochs<'a> {
 
 impl<'a> Epochs<'a> {
     /// The examples of a micro-batch.
-    fn examples(&mut self, part: &MicroBatch) -> Vec<&'a Encoded> {
+    fn examples(&mut self, plan: &Plan, part: &MicroBatch) -> Vec<&'a Encoded> {
         if !self.drawn.iter().any(|(epoch, _)| *epoch == part.epoch) {
             // Earlier epochs are no longer needed.
             self.drawn.retain(|(epoch, _)| epoch + 1 >= part.epoch);
             self.drawn.push((part.epoch, (self.data.epoch_rows)(part.epoch)));
         }
         let (_, order) = self.drawn.iter().find(|(epoch, _)| *epoch == part.epoch).expect("drawn above");
-        order[part.rows.clone()].iter().map(|r| &self.data.datasets[r.dataset][r.row]).collect()
+        self.data.examples(plan.rows_of(part, order))
     }
-}
-
-fn supervised_count(packed: &Packed) -> usize {
-    packed.cu_seqlens.windows(2).map(|w| (w[0] + 1..w[1]).filter(|&t| packed.labels[t as usize] != -100).count()).sum()
 }
 
 fn adamw(config: &TrainConfig, lr: f64) -> AdamW {

@@ -9,7 +9,7 @@ use cl_torch::tch::{self, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::hash_examples;
-use crate::{Plan, TrainConfig, TrainError};
+use crate::{Plan, Ranks, TrainConfig, TrainError};
 
 /// Validation during training (`[validation]`): a held-out fraction of the training data, or a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -161,17 +161,26 @@ impl ValidationState {
 }
 
 /// Mean loss over all supervised tokens of the examples, without dropout.
-pub(crate) fn eval_loss(model: &Decoder, examples: &[Encoded], config: &TrainConfig) -> Result<f64, TrainError> {
+///
+/// Batches are dealt to the ranks in turn.
+pub(crate) fn eval_loss(
+    model: &Decoder,
+    examples: &[Encoded],
+    config: &TrainConfig,
+    ranks: &Ranks,
+) -> Result<f64, TrainError> {
     let _no_graph = tch::no_grad_guard();
     let (mut sum, mut tokens) = (0.0, 0);
-    for examples in examples.chunks(config.micro_batch_size) {
+    for (_, examples) in examples.chunks(config.micro_batch_size).enumerate().filter(|(i, _)| ranks.has(*i)) {
         let packed = pack(&examples.iter().collect::<Vec<_>>());
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
         let x = model.forward(&batch, Mode::Eval)?;
         let loss = supervised_loss(model, &x, &packed, 1.0, Mode::Eval)?;
         (sum, tokens) = (sum + loss.nll_sum, tokens + loss.tokens);
     }
-    Ok(sum / tokens as f64)
+    let mut sums = [sum, tokens as f64];
+    ranks.sum(&mut sums)?;
+    Ok(sums[0] / sums[1])
 }
 
 /// Copies of the parameters in host memory.

@@ -10,7 +10,7 @@ use cl_checkpoint::{Checkpoint, Dtype, Interrupt};
 use cl_data::{Encoded, Encoding, Example, Profile, RowRef, Tokenizer};
 use cl_model::Decoder;
 use cl_torch::tch::{self, Device, Tensor};
-use cl_train::{Plan, TrainConfig, TrainData, read_log, train};
+use cl_train::{Plan, Ranks, TrainConfig, TrainContext, TrainData, read_log, train};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -113,7 +113,9 @@ fn ten_steps_go_as_in_torch() {
         let data = TrainData { datasets: &datasets, epoch_rows: &rows, orthogonality: None, validation: None };
         let plan = Plan::new(case.rows, &case.train, false).unwrap();
         let out = dir.path().join("round");
-        train(&mut model, &data, &case.train, &plan, 1, &out, &Interrupt::default(), &mut |_| {}).unwrap();
+        let (interrupt, ranks) = (&Interrupt::default(), &Ranks::alone());
+        let context = TrainContext { seed: 1, out: &out, interrupt, ranks };
+        train(&mut model, &data, &case.train, &plan, &context, &mut |_| {}).unwrap();
         let log = read_log(&out.join("log.jsonl")).unwrap();
         assert_eq!(log.len(), case.log.len(), "{}", case.name);
         let relative = |a: f64, b: f64| (a - b).abs() / b.abs();

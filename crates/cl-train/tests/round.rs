@@ -13,8 +13,8 @@ use cl_data::{Encoded, RowRef};
 use cl_model::{Decoder, PackedBatch};
 use cl_torch::tch::{self, Device, Tensor};
 use cl_train::{
-    Full, Keep, Plan, Precision, Schedule, States, StepLog, TrainConfig, TrainData, TrainError, TrainReport,
-    Validation, ValidationConfig, read_log, train,
+    Full, Keep, Plan, Precision, Ranks, Schedule, States, StepLog, TrainConfig, TrainContext, TrainData, TrainError,
+    TrainReport, Validation, ValidationConfig, read_log, train,
 };
 use serde_json::json;
 
@@ -107,7 +107,8 @@ fn run_validated(
     };
     let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None, validation };
     let plan = Plan::new(n, config, false).unwrap();
-    train(model, &data, config, &plan, seed, out, &Interrupt::default(), &mut |p| observe(p.step))
+    let context = TrainContext { seed, out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
+    train(model, &data, config, &plan, &context, &mut |p| observe(p.step))
 }
 
 fn run(config: &TrainConfig, out: &Path) -> TrainReport {

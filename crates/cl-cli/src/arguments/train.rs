@@ -21,4 +21,7 @@ pub struct Args {
     /// Resume an unfinished run.
     #[arg(long)]
     pub resume: bool,
+    /// Seconds to wait for another rank, where torchrun or another launcher started several.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub rank_timeout: u64,
 }

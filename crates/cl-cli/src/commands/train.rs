@@ -1,11 +1,12 @@
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::train::Args;
-use cl_lab::{read_train, run_train};
-use cl_train::{final_loss, read_log};
+use cl_lab::{read_train, run_train_on};
+use cl_train::{Ranks, final_loss, read_log};
 
 use crate::progress::Progress;
 
@@ -13,8 +14,16 @@ use crate::progress::Progress;
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let mut config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+    let ranks = Ranks::join(Duration::from_secs(args.rank_timeout))?;
+    if !ranks.is_first() {
+        // Rank 0 says what they would say as well, apart from errors.
+        let subscriber = tracing::subscriber::NoSubscriber::new();
+        let run = || run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {});
+        tracing::subscriber::with_default(subscriber, run)?;
+        return Ok(());
+    }
     let mut progress = Progress::new(log);
-    let output = run_train(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
+    let output = run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     // From the log, which includes the steps of interrupted runs.
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let loss = final_loss(&steps);

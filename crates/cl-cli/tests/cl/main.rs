@@ -13,6 +13,7 @@ mod import;
 mod interrupted;
 mod killed;
 mod moe;
+mod ranks;
 mod report;
 mod sampling;
 mod sequence;

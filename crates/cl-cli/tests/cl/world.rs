@@ -149,7 +149,15 @@ pub struct CommandOutput {
 
 impl CommandOutput {
     pub fn of(command: &mut std::process::Command) -> CommandOutput {
-        let output = command.output().unwrap();
+        CommandOutput::from(command.output().unwrap())
+    }
+
+    /// Of a process whose output is piped.
+    pub fn of_child(process: std::process::Child) -> CommandOutput {
+        CommandOutput::from(process.wait_with_output().unwrap())
+    }
+
+    fn from(output: std::process::Output) -> CommandOutput {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         CommandOutput { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }

@@ -14,7 +14,7 @@ use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Example, Mixture, Profile, Split, load_split};
 use cl_model::{LoadOptions, random_weights};
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Full, TrainConfig};
+use cl_train::{Full, Ranks, TrainConfig};
 use serde::Serialize;
 use serde_json::json;
 
@@ -59,7 +59,7 @@ impl Default for TinyConfig {
             hidden_size: 96,
             pretraining_epochs: 10,
             pretraining_questions: 150,
-            train_rows: 128,
+            train_rows: 256,
             test_rows: 60,
             epochs: 10,
             quick: false,
@@ -112,8 +112,8 @@ impl TinyConfig {
             threads: Some(1),
             limit: Limits::default(),
             train: table(&format!("epochs = {}\nmicro_batch_size = 16\nsave_steps = 200", self.epochs)),
-            lora: table("learning_rate = 4e-3\n[lora]\nr = 8"),
-            full: table("learning_rate = 1e-3"),
+            lora: table("learning_rate = 2e-3\n[lora]\nr = 8\nlora_alpha = 8"),
+            full: table("learning_rate = 5e-4"),
             router: table("learning_rate = 4e-3\nmax_steps = 60"),
             // Those in the place of the paper's four.
             experts: ["minutes", "code", "science", "math"].map(str::to_owned).to_vec(),
@@ -221,6 +221,7 @@ impl TinyConfig {
         let input = RoundInput {
             model: &ModelRef::take(&init)?,
             interrupt,
+            ranks: &Ranks::alone(),
             data: &[load_split(&data.join("pretraining"), Split::Train)?],
             earlier_data: &[],
             mixture: &Mixture::default(),

@@ -1,0 +1,221 @@
+//! The processes among which a round is trained.
+
+use std::time::Duration;
+
+use cl_torch::tch::{self, Device, Kind, Tensor};
+use cl_torch::{Pending, ProcessGroup, Rendezvous, TorchError};
+
+use crate::TrainError;
+
+/// The processes ("ranks") that train one round together, of which this is one.
+///
+/// The micro-batches of a step are dealt to the ranks in turn, and their gradients are added up. What is computed does not
+/// depend on the number of ranks, apart from the order of sums. Rank 0 writes all files.
+pub struct Ranks {
+    group: Option<ProcessGroup>,
+}
+
+/// Gradients are added up in pieces of this many bytes, so that one is copied while another is on its way.
+const BUCKET_BYTES: usize = 32 << 20;
+
+impl Ranks {
+    /// This process alone.
+    pub fn alone() -> Ranks {
+        Ranks { group: None }
+    }
+
+    /// The ranks that a launcher started, or this process alone; see [`Rendezvous::from_env`]. `timeout` bounds the wait for
+    /// another rank, here and later.
+    ///
+    /// # Errors
+    /// Returns an error if a launcher's variable is invalid, or a rank does not come in time.
+    pub fn join(timeout: Duration) -> Result<Ranks, TrainError> {
+        match Rendezvous::from_env()? {
+            None => Ok(Ranks::alone()),
+            Some(meeting) => {
+                let (rank, world_size) = (meeting.rank, meeting.world_size);
+                let group = ProcessGroup::join(&meeting, timeout);
+                let group = group.map_err(|source| TrainError::Join {
+                    rank,
+                    world_size,
+                    place: format!("{}:{}", meeting.address, meeting.port),
+                    source,
+                })?;
+                tracing::debug!(rank, world_size, "joined");
+                Ok(Ranks { group: Some(group) })
+            }
+        }
+    }
+
+    /// The ranks of a group.
+    pub fn of(group: ProcessGroup) -> Ranks {
+        Ranks { group: Some(group) }
+    }
+
+    /// Number of this rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.group.as_ref().map_or(0, ProcessGroup::rank)
+    }
+
+    /// Number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.group.as_ref().map_or(1, ProcessGroup::world_size)
+    }
+
+    /// Whether this is rank 0, which writes the files.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Whether number `index` of a list that is dealt in turn is this rank's.
+    pub(crate) fn has(&self, index: usize) -> bool {
+        index % self.world_size() == self.rank()
+    }
+
+    /// Waits until every rank has come here.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::RankLost`] if one does not come.
+    pub fn barrier(&self) -> Result<(), TrainError> {
+        self.together(|group| group.barrier())
+    }
+
+    /// Adds up each number over all ranks.
+    pub(crate) fn sum(&self, values: &mut [f64]) -> Result<(), TrainError> {
+        self.together(|group| {
+            let sums = Tensor::from_slice(values);
+            group.all_reduce(&sums)?.wait()?;
+            sums.copy_data(values, values.len());
+            Ok(())
+        })
+    }
+
+    /// Whether `flag` is set in any rank.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    pub fn any(&self, flag: bool) -> Result<bool, TrainError> {
+        let mut set = [f64::from(u8::from(flag))];
+        self.sum(&mut set)?;
+        Ok(set[0] > 0.0)
+    }
+
+    /// Replaces the tensors by those of rank 0.
+    pub(crate) fn from_first(&self, tensors: &[&Tensor]) -> Result<(), TrainError> {
+        let _no_graph = tch::no_grad_guard();
+        self.together(|group| {
+            for t in tensors {
+                through_host(t, |host| group.broadcast(host, 0)?.wait())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The text of rank 0. The others' is not used.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    pub fn text_from_first(&self, text: &str) -> Result<String, TrainError> {
+        let mut received = text.to_owned();
+        self.together(|group| {
+            let length = Tensor::from_slice(&[text.len() as i64]);
+            group.broadcast(&length, 0)?.wait()?;
+            let bytes = if self.is_first() {
+                Tensor::from_slice(text.as_bytes())
+            } else {
+                Tensor::zeros([length.int64_value(&[0])], (Kind::Uint8, Device::Cpu))
+            };
+            group.broadcast(&bytes, 0)?.wait()?;
+            let bytes = Vec::<u8>::try_from(&bytes).map_err(|e| TorchError::from_tch("broadcast", e))?;
+            received = String::from_utf8_lossy(&bytes).into_owned();
+            Ok(())
+        })?;
+        Ok(received)
+    }
+
+    /// Checks that `value` is that of rank 0.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::RankDiffers`] with `what` if it is not, and [`TrainError::RankLost`] if a rank is gone.
+    pub fn check_same(&self, what: &'static str, value: &str) -> Result<(), TrainError> {
+        let same = self.text_from_first(value)? == value;
+        if same { Ok(()) } else { Err(TrainError::RankDiffers { rank: self.rank(), what }) }
+    }
+
+    /// Adds up the gradients of `params` over all ranks. A parameter gets a gradient if it has one in any rank.
+    pub(crate) fn sum_gradients(&self, params: &[Tensor]) -> Result<(), TrainError> {
+        if self.group.is_none() {
+            return Ok(());
+        }
+        let mut present: Vec<f64> = params.iter().map(|p| f64::from(u8::from(p.grad().defined()))).collect();
+        self.sum(&mut present)?;
+        let _no_graph = tch::no_grad_guard();
+        let with_gradient = params.iter().zip(&present).filter(|(_, count)| **count > 0.0);
+        let gradients = with_gradient.map(|(param, _)| gradient_or_zero(param));
+        let gradients = gradients.collect::<Result<Vec<Tensor>, TorchError>>()?;
+        self.together(|group| {
+            let mut on_their_way: Vec<(&[Tensor], Tensor, Pending)> = Vec::new();
+            for bucket in buckets(&gradients) {
+                let flat = Tensor::cat(&bucket.iter().map(|g| g.reshape([-1])).collect::<Vec<_>>(), 0);
+                let flat = flat.to_device(Device::Cpu);
+                let pending = group.all_reduce(&flat)?;
+                on_their_way.push((bucket, flat, pending));
+            }
+            for (bucket, flat, pending) in on_their_way {
+                pending.wait()?;
+                let mut start = 0;
+                for gradient in bucket {
+                    let length = gradient.numel() as i64;
+                    let mut gradient = gradient.shallow_clone();
+                    gradient.copy_(&flat.narrow(0, start, length).view_as(&gradient));
+                    start += length;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `operation` if there are other ranks.
+    fn together(&self, operation: impl FnOnce(&ProcessGroup) -> Result<(), TorchError>) -> Result<(), TrainError> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let (rank, world_size) = (group.rank(), group.world_size());
+        operation(group).map_err(|source| TrainError::RankLost { rank, world_size, source })
+    }
+}
+
+/// Lists of tensors of one dtype, each of at most [`BUCKET_BYTES`] unless a single tensor is larger.
+fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
+    let bytes = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
+    let mut buckets = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (i, t) in tensors.iter().enumerate() {
+        if i > start && (size + bytes(t) > BUCKET_BYTES || t.kind() != tensors[start].kind()) {
+            buckets.push(&tensors[start..i]);
+            (start, size) = (i, 0);
+        }
+        size += bytes(t);
+    }
+    if start < tensors.len() {
+        buckets.push(&tensors[start..]);
+    }
+    buckets
+}
+
+/// The gradient of a leaf, created if it has none.
+fn gradient_or_zero(param: &Tensor) -> Result<Tensor, TorchError> {
+    if !param.grad().defined() {
+        cl_torch::set_gradient(param, Some(&param.detach().zeros_like()))?;
+    }
+    Ok(param.grad())
+}
+
+/// Runs `operation` on a copy of `t` in host memory if it is elsewhere or not contiguous.
+fn through_host(t: &Tensor, operation: impl FnOnce(&Tensor) -> Result<(), TorchError>) -> Result<(), TorchError> {
+    if t.device() == Device::Cpu && t.is_contiguous() {
+        return operation(&t.detach());
+    }
+    let host = t.detach().to_device(Device::Cpu).contiguous();
+    operation(&host)?;
+    t.detach().copy_(&host);
+    Ok(())
+}
