@@ -85,7 +85,8 @@ fn is_gateless_buffer(name: &str) -> bool {
 fn check_equal_weights(dir: &Path, name: &str, weights: &Tensor) -> Result<(), ModelError> {
     let values: Vec<f64> = Vec::try_from(weights.to_kind(Kind::Double).to_device(Device::Cpu)).unwrap_or_default();
     let expected = 1.0 / values.len() as f64;
-    match values.iter().find(|value| !((*value - expected).abs() <= expected / 128.0)) {
+    let near = expected * (1.0 - 1.0 / 128.0)..=expected * (1.0 + 1.0 / 128.0);
+    match values.iter().find(|value| !near.contains(value)) {
         None => Ok(()),
         Some(value) => {
             let message = format!("gateless = true, but tensor `{name}` holds {value}; expected {expected}");

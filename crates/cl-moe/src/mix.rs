@@ -48,9 +48,11 @@ pub struct Summary {
     pub info: ModelInfo,
 }
 
-/// Writes the mixture as a model directory of [`MixConfig::architecture`](crate::MixConfig::architecture) that appears whole or not at all, with tokenizer,
-/// model card, `model_info.json`, the resolved configuration and a manifest. Memory holds a megabyte of elements a thread, whatever the
-/// models' size; with low-rank differences a matrix a thread and what its decomposition takes. `progress` is called with the bytes written so far, from any thread.
+/// Writes the mixture as a model directory of [`MixConfig::architecture`](crate::MixConfig::architecture) that appears whole or
+/// not at all, with tokenizer, model card, `model_info.json`, the resolved configuration and a manifest.
+///
+/// Memory holds a megabyte of elements a thread, whatever the models' size; with low-rank differences a matrix a thread and what
+/// its decomposition takes. `progress` is called with the bytes written so far, from any thread.
 ///
 /// # Errors
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.

@@ -343,7 +343,7 @@ fn tensors(
         {
             let weight = format!("{router}.weight");
             if config.gateless {
-                // Without a gradient and a parameter of nothing: what moetify has there.
+                // moetify's buffer of equal weights.
                 let source = Source::Constant { value: 1.0 / experts as f64, is_parameter: false };
                 add(router, vec![experts], source);
             } else if !config.global_router {
@@ -351,7 +351,7 @@ fn tensors(
                 add(weight, vec![experts, input], source);
             }
             if let Some(name) = layout.shared_gate(of.layer) {
-                // The sigmoid of 0 is 1/2 for every token; the shared expert is twice as large.
+                // Zeros give sigmoid(0) = 1/2 for every token, so the shared expert is doubled below.
                 add(name, vec![1, input], Source::Constant { value: 0.0, is_parameter: true });
             }
         }
