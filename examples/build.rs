@@ -1,4 +1,4 @@
-//! Lets the binary find libtorch on its own: beside itself, or where it was built.
+//! Sets the run paths (rpath) with which the binary finds libtorch.
 
 fn main() {
     let lib =

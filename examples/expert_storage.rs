@@ -1,5 +1,5 @@
-//! What storing experts as differences from the base saves and costs: bytes against the error of every feed-forward block on the
-//! activations of a text, and against the text's log-probabilities.
+//! Size and error of experts stored as differences from the base: bytes, the error of every feed-forward block on the
+//! activations of a text, and the error of the text's log-probabilities.
 //!
 //! ```text
 //! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT... [FIGURE.svg]

@@ -1,12 +1,12 @@
-//! How strongly o-lora's terms pull at a new adapter beside the loss, on a real model and real rows.
+//! Gradients of o-lora's penalties for a new adapter, compared with those of the loss, on a real model and real data.
 //!
 //! ```text
 //! cargo run -p cl-examples --example olora_gradients -- MODEL TRAIN.json [TRAIN.json ...]
 //! ```
 //!
-//! One short round on each file but the last makes the earlier adapters; of the last one, gradients of loss and terms are taken
-//! at the start of its round and behind some steps. Rank 8 on every linear layer. Printed are norms over all A, for λ = 1, and
-//! the λ at which a term pulls as strongly as the loss.
+//! One short round on each file except the last trains the earlier adapters. On the last file, the gradients of loss
+//! and penalties are computed at the start of its round and after some steps. Rank 8 on every linear layer. The output
+//! has norms over all A, for λ = 1, and the λ at which the gradients of penalty and loss have equal norms.
 
 use std::path::{Path, PathBuf};
 
@@ -81,7 +81,7 @@ fn few_steps(model: &mut Decoder, rows: Vec<Encoded>, seed: u64, less: u64, fold
         TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None, validation: None };
     let out = folder.join(format!("log-{seed}-{less}"));
     let context = TrainContext { seed, out: &out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
-    let report = train(model, &data, &config, &plan, &context, &mut |_| {})?;
+    let report = train(model, &data, &config, &plan, &context, None, &mut |_| {})?;
     eprintln!("{} steps, loss {:.3}", report.steps, report.final_loss);
     Ok(())
 }

@@ -1,11 +1,12 @@
-//! Three tasks one after another with o-lora: how much do the rounds' adapters overlap as λ grows, and what does it cost?
+//! Three tasks in sequence with o-lora: the overlap of the rounds' adapters, and the scores, as a function of λ.
 //!
 //! ```text
 //! cargo run -p cl-examples --example olora_overlap [FIGURE.svg]
 //! ```
 //!
-//! Overlap is the mean squared cosine between rows of A of different rounds, over layers and pairs of rounds: 0 where what a
-//! round reads is orthogonal to what the others read. It takes about three minutes on two cores and needs no network and no data.
+//! Overlap is the mean squared cosine between rows of A of different rounds, over layers and pairs of rounds; 0 if the
+//! input directions of all rounds are orthogonal. It takes about three minutes on two cores and needs no network and no
+//! data.
 
 use std::path::{Path, PathBuf};
 

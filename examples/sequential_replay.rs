@@ -1,11 +1,11 @@
-//! A small Llama learns four tasks one after another, with LoRA alone and with 10 % replay. What does it forget?
+//! A small Llama is trained on four tasks in sequence, with LoRA alone and with 10 % replay, to measure forgetting.
 //!
 //! ```text
 //! cargo run -p cl-examples --example sequential_replay
 //! ```
 //!
-//! Everything is made here from a seed: facts to know beforehand, tasks, tokenizer, weights. It takes about a minute on two
-//! cores and needs no network and no data.
+//! Everything is generated from a seed: facts for pretraining, tasks, tokenizer, weights. It takes about a minute on
+//! two cores and needs no network and no data.
 
 use cl_checkpoint::Interrupt;
 use std::path::{Path, PathBuf};

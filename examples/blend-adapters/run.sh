@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several people's adapters as one mixture. Needs what combine-adapters/run.sh made. Usage: run.sh [MODEL [OUT [ADAPTERS]]]
+# Builds a mixture of two adapters. Run combine-adapters/run.sh first. Usage: run.sh [MODEL [OUT [ADAPTERS]]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cl=${CL:-cl}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two people teach one model apart; their adapters become one. Usage: run.sh [MODEL [OUT]]
+# Trains two adapters independently and combines them into one. Usage: run.sh [MODEL [OUT]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cl=${CL:-cl}
@@ -12,8 +12,8 @@ for person in ana ben; do
 done
 adapters=("$out/ana/adapter" "$out/ben/adapter")
 
-"$cl" adapter diff "${adapters[@]}"                                                  # do they touch the same directions?
-"$cl" adapter combine "${adapters[@]}" --method linear --out "$out/sum"              # rank 16, nothing lost
+"$cl" adapter diff "${adapters[@]}"                                                  # norms, cosine, overlap of subspaces
+"$cl" adapter combine "${adapters[@]}" --method linear --out "$out/sum"              # exact, with rank 16
 "$cl" adapter combine "${adapters[@]}" --method ties --density 0.5 --rank 8 --out "$out/ties"
 "$cl" adapter fold "$model" "${adapters[@]}" --out "$out/model"                      # a model that needs no adapter
 "$cl" generate "$model" --adapter "$out/sum" --chat --max-new-tokens 24 \

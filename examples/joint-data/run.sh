@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on three data sets jointly and shows which rows an epoch took. Usage: run.sh [MODEL [OUT]]
+# Trains jointly on three data sets, and lists the rows that were used. Usage: run.sh [MODEL [OUT]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cl=${CL:-cl}
@@ -7,7 +7,7 @@ model=${1:-models/smollm2}
 out=${2:-runs/joint-data}
 here=examples/joint-data
 
-"$cl" check "$here/config.toml" --set "model=$model"    # rows an epoch, by data set
+"$cl" check "$here/config.toml" --set "model=$model"    # rows per epoch by data set
 "$cl" train "$here/config.toml" --set "model=$model" --out "$out"
-"$cl" data rows "$out" > "$out.rows.jsonl"              # every row of the run, in its order
+"$cl" data rows "$out" > "$out.rows.jsonl"              # every row of the run, in order
 "$cl" generate "$model" --adapter "$out/adapter" --prompt "The capital of Merin is" --max-new-tokens 8

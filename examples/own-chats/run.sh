@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tunes a model on conversations and talks to it. Usage: run.sh [MODEL [OUT]]
+# Fine-tunes a model on conversations and chats with it. Usage: run.sh [MODEL [OUT]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cl=${CL:-cl}

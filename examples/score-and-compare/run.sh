@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# New and old knowledge of a model before and after a round, and whether the difference is more than chance.
+# Evaluates new and old knowledge before and after a round, and compares the two runs.
 # Usage: run.sh [MODEL [OUT]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -13,4 +13,4 @@ tasks=$here/bakery.toml,examples/seven-rounds/data/old.jsonl    # new, old
 "$cl" eval "$model" --tasks "$tasks" --data "$here" --out "$out/before"
 "$cl" eval "$model" --adapter "$out/train/adapter" --tasks "$tasks" --data "$here" --out "$out/after"
 "$cl" eval compare "$out/before" "$out/after"                   # document by document: intervals, McNemar's test
-"$cl" score "$out/after" --json > "$out/scores.json"            # again from the files alone, without the model
+"$cl" score "$out/after" --json > "$out/scores.json"            # recomputed from the predictions, without the model

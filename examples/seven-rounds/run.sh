@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Seven rounds with replay, and the matrix of what was learned and lost. Usage: run.sh [MODEL [OUT]]
-# A run that was stopped goes on where it was when the same command is run again.
+# Trains seven rounds with replay, and prints the score table. Usage: run.sh [MODEL [OUT]]
+# Running the same command again continues an interrupted run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cl=${CL:-cl}

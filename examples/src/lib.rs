@@ -1,4 +1,4 @@
-//! The examples are beside this folder: `cargo run -p cl-examples --example sequential_replay`.
+//! The examples are in the parent directory: `cargo run -p cl-examples --example sequential_replay`.
 
 /// Compiles and runs the library example of the repository's README.
 #[cfg(doctest)]

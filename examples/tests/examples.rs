@@ -182,7 +182,7 @@ fn adapters_of_two_people_are_combined_and_blended() {
     Checkpoint::open(&world.path("out/model")).unwrap();
 
     let said = world.run("blend-adapters", &["model", "mixture", "out"]);
-    assert!(said.contains("no problem found"), "{said}");
+    assert!(said.contains("no problems found"), "{said}");
     let inside = std::fs::read_dir(world.path("mixture/mixture")).unwrap().count();
     assert!(inside > 1);
 }

@@ -1,4 +1,4 @@
-//! What the examples share: a small Llama that knows facts and the form of the tasks' questions, and the tasks as files.
+//! Shared by the examples: a small Llama that knows facts and the form of the tasks' questions, and the tasks as files.
 
 use std::path::{Path, PathBuf};
 

@@ -1,1 +1,1 @@
-//! Tests over several crates lie in `end_to_end/`; this library is empty.
+//! Tests across crates are in `end_to_end/`; this library is empty.

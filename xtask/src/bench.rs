@@ -1,8 +1,9 @@
-//! `cargo xtask bench merge`: whole merges timed beside mergekit, in one run, into docs/benchmarks.md.
+//! `cargo xtask bench merge`: times whole merges against mergekit, in one run, and writes the results to
+//! docs/benchmarks.md.
 //!
-//! Where it looks: `CL_BENCH_DIR` is a folder for models (default: `bench` in the cache), `CL_MERGEKIT` the program
-//! `mergekit-yaml`, `CL_APR` the program `apr`; without these two their columns stay empty. `CL_BENCH_MODELS` names a folder with
-//! `base` and `ft0` … `ft6` to take instead of the synthetic 135M models.
+//! Environment variables: `CL_BENCH_DIR` is a directory for models (default: `bench` in the cache), `CL_MERGEKIT` the
+//! program `mergekit-yaml`, `CL_APR` the program `apr`; without these two, their columns stay empty. `CL_BENCH_MODELS`
+//! is a directory with `base` and `ft0` … `ft6` to use instead of the synthetic 135M models.
 
 use std::fmt::Write as _;
 use std::fs;

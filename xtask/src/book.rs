@@ -1,5 +1,5 @@
-//! `docs` as a book. Its pages link to files of the repository, which the book does not hold: such links lead to the
-//! repository where `CL_REPOSITORY` names it, and are plain text otherwise.
+//! Builds `docs` as a book. Pages link to files of the repository that are not part of the book: such links point to
+//! the repository given by `CL_REPOSITORY`, or become plain text without it.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};

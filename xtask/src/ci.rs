@@ -1,4 +1,4 @@
-//! What has to pass.
+//! The checks that every change must pass.
 
 use anyhow::{Result, bail};
 

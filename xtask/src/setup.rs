@@ -1,4 +1,4 @@
-//! Finds or fetches libtorch and tells cargo where it is.
+//! Finds or downloads libtorch and tells cargo where it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{cache, root};
 pub const VERSION: &str = "2.11.0";
 const SCRIPT: &str = include_str!("trim_libtorch.py");
 
-/// Files without which a folder is no libtorch with headers.
+/// Files that a libtorch with headers must have.
 const NEEDED: [&str; 5] = [
     "lib/libtorch_cpu.so",
     "lib/libc10.so",
@@ -21,14 +21,14 @@ const NEEDED: [&str; 5] = [
     "include/torch/csrc/autograd/custom_function.h",
 ];
 
-/// A LIBTORCH that the user exported, as opposed to the one that cargo's own configuration set for this process.
+/// A LIBTORCH exported by the user, as opposed to the one set for this process by cargo's configuration.
 pub fn exported_libtorch() -> Option<PathBuf> {
     let value = std::env::var("LIBTORCH").ok().filter(|v| !v.is_empty())?;
     let configured = fs::read_to_string(config_file()).ok().and_then(|t| configured(&t));
     (configured.as_deref() != Some(value.as_str())).then(|| PathBuf::from(value))
 }
 
-/// Makes sure that there is a libtorch and that `.cargo/libtorch.toml` names it; returns its folder.
+/// Makes sure that there is a libtorch and that `.cargo/libtorch.toml` contains its path; returns its directory.
 pub fn run() -> Result<PathBuf> {
     require("c++", &["--version"], "a C++ compiler is needed (on Debian and Ubuntu: apt-get install g++)")?;
     let folder = match exported_libtorch() {
@@ -45,7 +45,7 @@ pub fn run() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The cached folder, assembled from wheels when it is not there or not whole.
+/// The cached directory, assembled from wheels if it is missing or incomplete.
 fn cached() -> Result<PathBuf> {
     let cache = cache()?;
     let folder = cache.join(format!("libtorch-{VERSION}-cpu"));
@@ -53,25 +53,25 @@ fn cached() -> Result<PathBuf> {
         return Ok(folder);
     }
     if folder.exists() {
-        eprintln!("{}: not whole, made again", folder.display());
+        eprintln!("{}: incomplete, assembling it again", folder.display());
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
     require(
         "python3",
         &["-m", "pip", "--version"],
-        "python3 with pip is needed to fetch libtorch (on Debian: apt-get install python3-pip)",
+        "python3 with pip is needed to download libtorch (on Debian: apt-get install python3-pip)",
     )?;
     fs::create_dir_all(&cache)
-        .with_context(|| format!("{}: cannot be made; set CL_CACHE to another folder", cache.display()))?;
+        .with_context(|| format!("{}: cannot be created; set CL_CACHE to another directory", cache.display()))?;
     remove_stale(&cache)?;
     let part = cache.join(format!("libtorch-{VERSION}-cpu.{}.part", std::process::id()));
     fs::create_dir(&part).with_context(|| part.display().to_string())?;
-    eprintln!("fetching libtorch {VERSION} from PyPI (about 550 MB, once) into {}", cache.display());
+    eprintln!("downloading libtorch {VERSION} from PyPI (about 550 MB, once) to {}", cache.display());
     let made = Command::new("python3").args(["-c", SCRIPT]).arg(&part).status();
     let made = made.context("python3").and_then(|s| if s.success() { check(&part) } else { bail!("python3: {s}") });
     if let Err(error) = made {
         fs::remove_dir_all(&part).ok();
-        return Err(error.context("libtorch could not be assembled; nothing is left behind, run the command again. Or export LIBTORCH=<folder of libtorch 2.11.0>"));
+        return Err(error.context("libtorch could not be assembled; no files were left. Run the command again, or export LIBTORCH=<directory of libtorch 2.11.0>"));
     }
     if fs::rename(&part, &folder).is_err() {
         // Another set-up was quicker; its result is as good.
@@ -81,7 +81,7 @@ fn cached() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes what killed set-ups left.
+/// Removes leftovers of killed processes.
 fn remove_stale(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache)? {
         let path = entry?.path();
@@ -98,7 +98,7 @@ fn remove_stale(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// That a folder holds a libtorch of the right version with its headers.
+/// Checks that a directory contains a libtorch of the right version with its headers.
 pub fn check(folder: &Path) -> Result<()> {
     for file in NEEDED {
         let path = folder.join(file);
@@ -140,7 +140,7 @@ fn write_config(folder: &Path) -> Result<()> {
     fs::write(&part, text).and_then(|()| fs::rename(&part, &file)).with_context(|| file.display().to_string())
 }
 
-/// That a program is there.
+/// Checks that a program can be run.
 fn require(program: &str, arguments: &[&str], hint: &str) -> Result<()> {
     let found = Command::new(program).args(arguments).output().is_ok_and(|o| o.status.success());
     if found { Ok(()) } else { bail!("{program} {} does not work: {hint}", arguments.join(" ")) }

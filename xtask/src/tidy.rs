@@ -1,4 +1,4 @@
-//! The repository's own rules, as code.
+//! Checks of the repository's rules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use anyhow::{Result, bail};
 use crate::command::cargo;
 use crate::root;
 
-/// Crates that never link libtorch, and never bring a command-line parser unless asked for their command.
+/// Crates that never link libtorch, and depend on a command-line parser only with their feature `cli`.
 pub const LIGHT: [&str; 7] = ["cl-checkpoint", "cl-data", "cl-hub", "cl-merge", "cl-moe", "cl-eval", "cl-report"];
 
-/// Files that may hold `unsafe`, and why.
+/// Files in which `unsafe` is allowed, and the reason.
 const UNSAFE: [(&str, &str); 3] = [
     ("crates/cl-torch/src/", "the border to libtorch"),
     ("crates/cl-checkpoint/src/safetensors_file.rs", "memory-mapping a file"),
@@ -79,7 +79,7 @@ fn text_problems(file: &str, text: &str) -> Vec<String> {
     problems
 }
 
-/// Links to files of the repository lead somewhere.
+/// Checks that links to files of the repository resolve.
 fn link_problems(file: &str, text: &str) -> Vec<String> {
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
     text.match_indices("](")
@@ -99,7 +99,7 @@ fn size_problems(files: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Every crate has a README.
+/// Checks that every crate has a README.
 fn crate_problems() -> Vec<String> {
     let mut problems = Vec::new();
     let crates: Vec<PathBuf> =
@@ -122,7 +122,7 @@ fn readme_problems() -> Vec<String> {
         .collect()
 }
 
-/// Every page of `docs` is in the book.
+/// Checks that every page of `docs` is in the book.
 fn book_problems(files: &[String], summary: &str) -> Vec<String> {
     let pages = files.iter().filter_map(|file| file.strip_prefix("docs/")).filter(|page| page.ends_with(".md"));
     pages

@@ -8,7 +8,7 @@ use crate::AdapterError;
 /// Beyond any layer's width.
 const MAX_RANK: i64 = 65_536;
 
-/// Hyper-parameters of LoRA, in the words of PEFT's `adapter_config.json`.
+/// Hyper-parameters of LoRA, with the names of PEFT's `adapter_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
@@ -18,38 +18,39 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Probability with which an input element of the adapter is dropped while training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Which linear layers get an adapter; `embed_tokens` and `lm_head` only where they are named.
+    /// Modules that get an adapter; `embed_tokens` and `lm_head` only if named.
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / √r` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732).
     pub use_rslora: bool,
-    /// Learn direction and magnitude of each output apart (DoRA, arXiv:2402.09353).
+    /// Whether to train direction and magnitude of each output separately (DoRA, arXiv:2402.09353).
     pub use_dora: bool,
-    /// How the factors start.
+    /// Initialization of the factors.
     pub init_lora_weights: InitLoraWeights,
-    /// Ranks of modules that differ from `r`. A key is a regular expression for the end of a name from a dot on; of several
-    /// that match, the longest key counts.
+    /// Ranks of modules that differ from `r`. A key is a regular expression for the end of a name, starting at a dot or
+    /// at the start of the name; if several match, the longest key is used.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rank_pattern: BTreeMap<String, i64>,
     /// Alphas of modules that differ from `lora_alpha`, by the same rule.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub alpha_pattern: BTreeMap<String, f64>,
-    /// Which biases of the base learn too.
+    /// Which biases of the base are trained.
     pub bias: Bias,
-    /// Give every update a bias of its own, `scaling · (B·A·x + b)`.
+    /// Whether to train a bias for every update, `scaling · (B·A·x + b)`.
     pub lora_bias: bool,
-    /// Modules that are trained and saved whole: all whose name ends in an entry, as in PEFT (`norm` is every norm).
+    /// Modules that are trained and saved in full: all whose name ends in an entry, as in PEFT (`norm` matches every
+    /// norm).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
     /// Tokens whose rows of the embedding, or of the output head, are trained and saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trainable_token_indices: Option<TokenIndices>,
-    /// Where embedding and output head share their weight: train what `modules_to_save` names of them as one, instead of
-    /// letting them part.
+    /// Whether embedding and output head stay tied if `modules_to_save` names one of them; otherwise they are untied.
     pub ensure_weight_tying: bool,
-    /// Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+    /// Ratio of the learning rate of B to that of A (LoRA+, arXiv:2402.12354).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_ratio: Option<f64>,
-    /// Learning rate of what is trained of the embedding and of the output head, before the schedule; the others' when absent.
+    /// Learning rate of everything trained in the embedding and the output head, before the schedule; defaults to that
+    /// of the other parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_learning_rate: Option<f64>,
 }
@@ -83,7 +84,7 @@ impl Default for LoraConfig {
 pub enum TargetModules {
     /// Modules whose name is an entry or ends in `.entry`.
     Names(Vec<String>),
-    /// `all-linear` (every linear layer but the output head), or a regular expression that matches the whole name.
+    /// `all-linear` (every linear layer except the output head), or a regular expression that matches the whole name.
     Pattern(String),
 }
 
@@ -93,37 +94,37 @@ impl Default for TargetModules {
     }
 }
 
-/// Which biases of the base model learn beside the factors.
+/// The biases of the base model that are trained in addition to the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bias {
     /// None.
     #[default]
     None,
-    /// Those of layers with an adapter.
+    /// Those of adapted layers.
     LoraOnly,
-    /// All that the model has.
+    /// All biases of the model.
     All,
 }
 
-/// PEFT's `trainable_token_indices`: ids of the embedding's tokens, or ids for each module.
+/// PEFT's `trainable_token_indices`: token ids of the embedding, or ids per module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TokenIndices {
-    /// Of the embedding, and of the output head where it shares the embedding's weight.
+    /// For the embedding, and for the output head if it shares the embedding's weight.
     Embedding(Vec<i64>),
-    /// By the last part of the module's name: `embed_tokens`, `lm_head`.
+    /// By the last component of the module's name: `embed_tokens`, `lm_head`.
     Modules(BTreeMap<String, Vec<i64>>),
 }
 
 impl TokenIndices {
-    /// Ids of a module with this whole name.
+    /// Ids of the module with this full name.
     pub fn of(&self, module: &str) -> &[i64] {
         let named = |entry: &str| module == entry || module.ends_with(&format!(".{entry}"));
         self.modules().into_iter().find(|(entry, _)| named(entry)).map_or(&[], |(_, ids)| ids)
     }
 
-    /// Modules and their ids; a plain list is the embedding's.
+    /// Modules and their ids; a plain list applies to the embedding.
     pub fn modules(&self) -> Vec<(&str, &[i64])> {
         match self {
             TokenIndices::Embedding(ids) => vec![("embed_tokens", ids)],
@@ -132,23 +133,25 @@ impl TokenIndices {
     }
 }
 
-/// How the factors of a fresh adapter start: PEFT's `init_lora_weights`.
+/// Initialization of the factors of a new adapter: PEFT's `init_lora_weights`.
 ///
-/// All but the last two leave the layer's output as it was because `B·A` is zero. Those take their factors out of the
-/// weight, and the start is subtracted beside the weight, which stays as it is; a saved adapter holds the difference from the
-/// start, at twice the rank, and fits the original base.
+/// With all except the last two, the layer's output is initially unchanged because `B·A` is zero. The last two
+/// initialize the factors from the weight, and the initial update is subtracted in the forward pass, while the weight
+/// is unchanged; a saved adapter is the difference from the initialization, at twice the rank, and applies to the
+/// original base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Named", into = "Named")]
 pub enum InitLoraWeights {
-    /// `true`: A uniform in ±1/√in, B zero. Of an embedding A is zero and B standard normal.
+    /// `true`: A uniform in ±1/√in, B zero. For an embedding, A is zero and B standard normal.
     #[default]
     Kaiming,
     /// A normal with standard deviation 1/r, B zero.
     Gaussian,
-    /// Rows of A and columns of B from a random orthogonal matrix, so that `B·A` is zero though neither is. Even ranks only.
+    /// Rows of A and columns of B from a random orthogonal matrix, so that `B·A` is zero although neither is. Even
+    /// ranks only.
     Orthogonal,
-    /// The r greatest singular values and vectors of the weight (PiSSA, arXiv:2404.02948). After `pissa_niter_N`
-    /// from N rounds of subspace iteration instead of a whole decomposition.
+    /// The r largest singular values and vectors of the weight (PiSSA, arXiv:2404.02948); with `pissa_niter_N`, from N
+    /// rounds of subspace iteration instead of a full decomposition.
     Pissa {
         /// Rounds of subspace iteration.
         niter: Option<u32>,
@@ -204,17 +207,17 @@ impl From<InitLoraWeights> for Named {
 }
 
 impl InitLoraWeights {
-    /// Whether the start is taken out of the weight.
+    /// Whether the initial update is subtracted from the weight.
     pub fn changes_the_base(self) -> bool {
         matches!(self, InitLoraWeights::Pissa { .. } | InitLoraWeights::Olora)
     }
 }
 
 impl LoraConfig {
-    /// Checks every range.
+    /// Checks all ranges.
     ///
     /// # Errors
-    /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
+    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let parameter = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
         let positive = |x: f64| x.is_finite() && x > 0.0 && x <= 1e6;
@@ -270,11 +273,11 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Checks what depends on the layers that get an adapter, whose names, kinds and weights' shapes these are: what one of
-    /// them cannot have, and settings that none of them would heed.
+    /// Checks settings against the layers that get an adapter (names, kinds and weight shapes): settings that one of
+    /// them does not support, and settings that would have no effect.
     ///
     /// # Errors
-    /// [`AdapterError::Parameter`].
+    /// Returns [`AdapterError::Parameter`].
     pub fn check_layers(&self, layers: &[(&str, LayerKind, [i64; 2])]) -> Result<(), AdapterError> {
         layers.iter().try_for_each(|(name, kind, shape)| self.check_layer(name, *kind, *shape))?;
         let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
@@ -324,7 +327,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The key of what a configuration trains beyond factors, if anything: such adapters cannot be added up.
+    /// The key of parameters that are trained besides the factors, if any: such adapters cannot be summed.
     pub fn beyond_factors(&self) -> Option<&'static str> {
         let keys = [
             ("use_dora", self.use_dora),
@@ -336,12 +339,12 @@ impl LoraConfig {
         keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
 
-    /// Rank of a module, `rank_pattern` considered.
+    /// Rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> i64 {
         pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
 
-    /// The factor in front of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, patterns considered.
+    /// Scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
     pub fn scaling(&self, module: &str) -> f64 {
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         lora_scaling(alpha, self.rank(module) as f64, self.use_rslora)

@@ -1,11 +1,11 @@
-//! DoRA (Liu et al., arXiv:2402.09353): direction and magnitude of each output learned apart.
+//! DoRA (Liu et al., arXiv:2402.09353): direction and magnitude of each output are trained separately.
 
 use cl_torch::linear;
 use cl_torch::tch::{self, Kind, Tensor};
 
 use crate::{Lora, Mode};
 
-/// The learned norms of a layer's outputs, and what they are compared with.
+/// The trained magnitudes of a layer's outputs.
 pub struct Magnitude {
     /// `m`, `[out]`, f32.
     pub vector: Tensor,

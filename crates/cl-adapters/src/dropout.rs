@@ -1,15 +1,15 @@
 use cl_checkpoint::seed::splitmix64;
 use cl_torch::tch::{self, Tensor};
 
-/// Whether a forward pass trains, and from which seed its dropout masks are drawn.
+/// Whether a forward pass is for training, and the seed of its dropout masks.
 ///
-/// A mask depends on this seed and on the module only. So the recomputation of a checkpointed layer sees the same mask,
-/// and a resumed run goes on as the uninterrupted one would have.
+/// A mask depends only on this seed and the module. Recomputing a checkpointed layer therefore gives the same mask, and
+/// a resumed run has the same masks as an uninterrupted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// No dropout.
     Eval,
-    /// Dropout with masks drawn from this seed; give every micro-batch its own.
+    /// Dropout with masks from this seed; use a different seed for every micro-batch.
     Train {
         /// Random seed of the masks.
         seed: u64,

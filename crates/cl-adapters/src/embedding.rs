@@ -3,27 +3,27 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::{Lora, Site, TokenRows};
 
-/// A table of tokens, with or without an adapter.
+/// An embedding, with or without an adapter.
 pub struct Embedding {
-    /// Name of the module, as the checkpoint has it without `.weight`.
+    /// Name of the module, as in the checkpoint without `.weight`.
     pub name: String,
     /// `[tokens, width]`.
     pub weight: Tensor,
-    /// The low-rank update beside the table: `ΔW = scaling · (B·A)ᵀ` with A `[r, tokens]` and B `[width, r]`.
+    /// The low-rank update: `ΔW = scaling · (B·A)ᵀ` with A `[r, tokens]` and B `[width, r]`.
     pub lora: Option<Lora>,
-    /// Rows that are trained in place of the table's own.
+    /// Rows that are trained and replace the embedding's own.
     pub rows: Option<TokenRows>,
-    /// Dtype of the adapter's product; that of the result when absent.
+    /// Dtype of the adapter's product; defaults to that of the result.
     pub adapter_kind: Option<Kind>,
 }
 
 impl Embedding {
-    /// A table without an adapter.
+    /// An embedding without an adapter.
     pub fn new(name: &str, weight: Tensor) -> Embedding {
         Embedding { name: name.to_owned(), weight, lora: None, rows: None, adapter_kind: None }
     }
 
-    /// Rows of `ids` `[tokens]` in the dtype `compute`: `[tokens, width]`.
+    /// Returns the rows of `ids` `[tokens]` in the dtype `compute`: `[tokens, width]`.
     pub fn forward(&self, ids: &Tensor, compute: Kind) -> Tensor {
         let rows = |table: &Tensor| Tensor::embedding(table, ids, -1, false, false);
         let x = rows(&self.weight).to_kind(compute);
@@ -38,7 +38,7 @@ impl Embedding {
         self.rows.as_ref().map_or_else(|| x.shallow_clone(), |rows| rows.replace(&x, ids))
     }
 
-    /// Puts rows of these tokens in place of the table's own, where they learn: these values, or what the table has.
+    /// Makes the rows of these tokens trainable, with the given values or copies of the embedding's.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }

@@ -6,37 +6,37 @@ use crate::{Lora, LoraMixture, Magnitude, Mode, Site, TokenRows};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
-    /// Name of the module, as the checkpoint has it without `.weight`.
+    /// Name of the module, as in the checkpoint without `.weight`.
     pub name: String,
     /// `[out, in]`.
     pub weight: Tensor,
     /// `[out]`.
     pub bias: Option<Tensor>,
-    /// The low-rank update beside the weight.
+    /// The low-rank update.
     pub lora: Option<Lora>,
-    /// Low-rank updates beside it that do not learn: adapters of earlier rounds, and what the adapter's start is less.
+    /// Frozen low-rank updates: adapters of earlier rounds, and the subtracted initialization of the adapter.
     pub frozen: Vec<Frozen>,
-    /// Low-rank updates beside it that a router weights for each token.
+    /// Low-rank updates weighted by a router for each token.
     pub mixture: Option<LoraMixture>,
-    /// Rows of the weight that are trained in place of its own; of the output head.
+    /// Rows of the weight that are trained and replace its own; only in the output head.
     pub rows: Option<TokenRows>,
-    /// Dtype of the adapters' products; that of `x` when absent.
+    /// Dtype of the adapters' products; defaults to that of `x`.
     ///
-    /// PEFT keeps the factors in f32 and outside of autocast multiplies in f32 also beside a bf16 weight: the sum with the
-    /// layer's own output is rounded once.
+    /// PEFT keeps the factors in f32, and without autocast also computes products in f32 with a bf16 weight: the sum
+    /// with the layer's output is rounded once.
     pub adapter_kind: Option<Kind>,
 }
 
-/// A low-rank update that does not learn: `ΔW = scaling · B·A`.
+/// A frozen low-rank update: `ΔW = scaling · B·A`.
 pub struct Frozen {
     /// `[r, in]`.
     pub a: Tensor,
     /// `[out, r]`.
     pub b: Tensor,
-    /// The factor in front of `B·A`.
+    /// The scaling of `B·A`.
     pub scaling: f64,
-    /// Whether it subtracts the initial value of the layer's adapter from the weight, as PiSSA does: part of the adapter when it is
-    /// saved.
+    /// Whether it subtracts the initial value of the layer's adapter from the weight, as in PiSSA; it is then saved as
+    /// part of the adapter.
     pub is_init_offset: bool,
 }
 
@@ -86,15 +86,15 @@ impl Linear {
         (input, output)
     }
 
-    /// `x` is `[tokens, in]`; the result is `[tokens, out]` in the dtype of `x`.
+    /// Maps `x` `[tokens, in]` to `[tokens, out]` in the dtype of `x`.
     ///
-    /// Weights kept in another dtype (f32 master weights under bf16 compute) are converted on the way, so that their
-    /// gradients arrive in the dtype they are kept in.
+    /// Weights in another dtype (f32 master weights with bf16 computation) are converted in the forward pass, so that
+    /// their gradients have the dtype of the weights.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         Linear::forward_all(&[self], x, mode).pop().expect("one output a layer")
     }
 
-    /// [`Linear::forward`] of several layers over the same input, with their products as one node of the graph.
+    /// [`Linear::forward`] for several layers with the same input, with their products as one node of the graph.
     pub fn forward_all(layers: &[&Linear], x: &Tensor, mode: Mode) -> Vec<Tensor> {
         if layers.iter().any(|l| l.magnitude().is_some()) {
             return layers.iter().map(|l| l.finished(l.alone(x, mode), x, mode)).collect();
@@ -167,7 +167,7 @@ impl Linear {
         magnitude.forward(&self.weight, self.bias.as_ref(), lora, x, self.adapter_kind.unwrap_or(x.kind()), mode)
     }
 
-    /// Puts rows of these tokens in place of the weight's own, where they learn: these values, or what the weight has.
+    /// Makes the rows of these tokens trainable, with the given values or copies of the weight's.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }
@@ -178,7 +178,7 @@ impl Linear {
         Site { name: &self.name, kind: LayerKind::Linear, lora: self.lora.as_ref(), start }
     }
 
-    /// Another handle on the same tensors.
+    /// A second handle to the same tensors.
     pub fn shallow_clone(&self) -> Linear {
         Linear {
             name: self.name.clone(),

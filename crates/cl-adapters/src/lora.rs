@@ -6,30 +6,32 @@ use crate::dora::Magnitude;
 use crate::linear::Frozen;
 use crate::{AdapterError, Embedding, Linear, LoraConfig, Mode, start};
 
-/// The two factors of one layer's update `ΔW = scaling · B·A`, kept in f32 whatever the layer computes in.
+/// The two factors of one layer's update `ΔW = scaling · B·A`, in f32 regardless of the dtype of the computation.
 pub struct Lora {
-    /// `[r, in]`, f32; beside an embedding `[r, tokens]`.
+    /// `[r, in]`, f32; for an embedding `[r, tokens]`.
     pub a: Tensor,
     /// `[out, r]`, f32.
     pub b: Tensor,
-    /// The update's own bias, `[out]`, f32, with `lora_bias`.
+    /// The bias of the update, `[out]`, f32, with `lora_bias`.
     pub bias: Option<Tensor>,
     /// `lora_alpha / r`, or `lora_alpha / √r` with rsLoRA.
     pub scaling: f64,
-    /// Probability of dropping an input element while training.
+    /// Probability of dropping an input element during training.
     pub dropout: f64,
-    /// The norms of the outputs, with DoRA.
+    /// The magnitudes of the outputs, with DoRA.
     pub magnitude: Option<Magnitude>,
     pub(crate) key: u64,
 }
 
 impl Lora {
-    /// Puts a fresh adapter beside `layer`, in place of one that is there; [`LoraConfig::init_lora_weights`] says how it starts.
+    /// Adds a new adapter to `layer`, replacing an existing one, initialized as set by
+    /// [`LoraConfig::init_lora_weights`].
     ///
-    /// The numbers depend on `seed` and the layer's name only.
+    /// The values depend only on `seed` and the layer's name.
     ///
     /// # Errors
-    /// [`AdapterError::Parameter`] for DoRA beside the output head, or a rank that the layer's start does not have.
+    /// Returns [`AdapterError::Parameter`] for DoRA on the output head, or a rank that the initialization does not
+    /// support.
     pub fn start(layer: &mut Linear, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (input, output) = layer.widths();
         config.check_layer(&layer.name, LayerKind::Linear, [output, input])?;
@@ -51,10 +53,10 @@ impl Lora {
         Ok(())
     }
 
-    /// Puts a fresh adapter beside a table of tokens, which starts as in PEFT whatever [`LoraConfig::init_lora_weights`] says.
+    /// Adds a new adapter to an embedding, initialized as in PEFT regardless of [`LoraConfig::init_lora_weights`].
     ///
     /// # Errors
-    /// [`AdapterError::Parameter`] with DoRA, or a start that is taken out of the weight.
+    /// Returns [`AdapterError::Parameter`] with DoRA, or an initialization from the weight.
     pub fn start_embedding(table: &mut Embedding, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
         config.check_layer(&table.name, LayerKind::Embedding, [tokens, width])?;
@@ -68,10 +70,10 @@ impl Lora {
         Lora { a, b, bias: None, scaling, dropout, magnitude: None, key: name_key(name) }
     }
 
-    /// Reads the factors of `layer` from a PEFT directory.
+    /// Loads the factors of `layer` from a PEFT directory.
     ///
     /// # Errors
-    /// [`AdapterError::Shape`] when they do not fit, or the directory's own error.
+    /// Returns [`AdapterError::Shape`] if they do not fit, or an error if reading fails.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
         let mut lora = read(adapter, &layer.name, LayerKind::Linear, &layer.weight, dropout)?;
         lora.bias = bias(adapter, layer)?;
@@ -87,15 +89,15 @@ impl Lora {
         Ok(lora)
     }
 
-    /// As [`Lora::load`] for a table of tokens.
+    /// As [`Lora::load`] for an embedding.
     ///
     /// # Errors
-    /// As [`Lora::load`].
+    /// Returns the errors of [`Lora::load`].
     pub fn load_embedding(table: &Embedding, adapter: &Adapter) -> Result<Lora, AdapterError> {
         read(adapter, &table.name, LayerKind::Embedding, &table.weight, 0.0)
     }
 
-    /// `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`: what `Bᵀ` is still to be multiplied with.
+    /// Computes `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`, still to be multiplied by `Bᵀ`.
     pub fn project_down(&self, x: &Tensor, kind: Kind, mode: Mode) -> Tensor {
         let h = mode.linear(&mode.dropout(&x.to_kind(kind), self.dropout, self.key), &self.a.to_kind(kind), None);
         // Scaling the skinny product costs r per token instead of out per token.
@@ -116,7 +118,7 @@ impl Lora {
         }
     }
 
-    /// Another handle on the same tensors.
+    /// A second handle to the same tensors.
     pub fn shallow_clone(&self) -> Lora {
         Lora {
             a: self.a.shallow_clone(),

@@ -1,4 +1,4 @@
-//! Several low-rank updates beside one linear layer, weighted for each token by a router.
+//! Several low-rank updates of one linear layer, weighted for each token by a router.
 
 use cl_moe::{Mixture, RouterLogits, RouterNorm, mixture_tensors};
 use cl_torch::load_tensor;
@@ -12,20 +12,22 @@ use crate::{AdapterError, Linear, Mode, RouterRecorder, top_k};
 /// y = W₀x + Σ_{e ∈ top-k} gₑ(x) · sₑ·Bₑ·Aₑ·x
 /// ```
 ///
-/// Experts are selected by their logits, ties by the lowest index, and gates are the norm of the selected logits, in f32. All
-/// experts are one product: A stacked, the result times each expert's gate and scaling over its rank, B stacked. Experts that
-/// are not selected have a gate of 0 there, which costs less than collecting the tokens of each.
+/// Experts are selected by their logits, with ties to the lowest index; gates are the normalized selected logits, in
+/// f32. All experts are computed together: the product with the stacked A, times each expert's gate and scaling, times
+/// the stacked B. Experts that are not selected have a gate of 0, which costs less than gathering the tokens of each
+/// expert.
 ///
 /// Source: Lee et al., "Flexible and Effective Mixing of Large Language Models into a Mixture of Domain Experts",
-/// arXiv:2408.17280, for trained or random routers; [`RouterLogits`] names those of routers from adapters alone.
+/// arXiv:2408.17280, for trained or random routers; the sources of routers computed from the adapters are at
+/// [`RouterLogits`].
 pub struct LoraMixture {
     /// `[Σr, in]`, f32.
     pub a: Tensor,
     /// `[out, Σr]`, f32.
     pub b: Tensor,
-    /// `[experts, in]`, f32; none where logits are norms of updates. The only tensor here that learns.
+    /// `[experts, in]`, f32; `None` if logits are norms of updates. The only trainable tensor here.
     pub router: Option<Tensor>,
-    /// Whom the router tells its decisions.
+    /// Receives the router's decisions.
     pub recorder: Option<RouterRecorder>,
     /// `[Σr, experts]`, f32: an expert's scaling in the rows of its rank, 0 elsewhere. Spreads gates over ranks.
     scalings: Tensor,
@@ -38,11 +40,11 @@ pub struct LoraMixture {
 const SMALLEST_SQUARE: f64 = 1e-30;
 
 impl LoraMixture {
-    /// Reads the experts of `layer` from a mixture's directory.
+    /// Loads the experts of `layer` from a mixture's directory.
     ///
     /// # Errors
-    /// Returns [`AdapterError::UnknownModule`] if the mixture has none for it, [`AdapterError::Shape`] if they do not fit, and
-    /// the directory's own error.
+    /// Returns [`AdapterError::UnknownModule`] if the mixture has none for it, [`AdapterError::Shape`] if they do not
+    /// fit, and an error if reading fails.
     pub fn load(layer: &Linear, mixture: &Mixture) -> Result<LoraMixture, AdapterError> {
         let (path, module) = (mixture.dir().to_owned(), layer.name.clone());
         let (Some(experts), Some((input, output))) = (mixture.config().modules.get(&module), mixture.widths(&module))
@@ -118,7 +120,7 @@ impl LoraMixture {
         }
     }
 
-    /// Another handle on the same tensors.
+    /// A second handle to the same tensors.
     pub fn shallow_clone(&self) -> LoraMixture {
         LoraMixture {
             a: self.a.shallow_clone(),

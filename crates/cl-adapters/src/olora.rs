@@ -1,4 +1,4 @@
-//! Orthogonality to the adapters of earlier rounds (O-LoRA, Wang et al., arXiv:2310.14152), in the definitions that are about.
+//! Orthogonality to the adapters of earlier rounds (O-LoRA, Wang et al., arXiv:2310.14152), in the definitions in use.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, Linear};
 
-/// `[train.olora]`: what keeps a new adapter away from those of earlier rounds.
+/// `[train.olora]`: a penalty that keeps a new adapter orthogonal to those of earlier rounds.
 ///
-/// With A of the new adapter `[r, in]` and P all earlier A of the same layer one below the other `[Σr, in]`, a term
-/// `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] says what Ω is. P does not learn.
+/// Let A be the factor of the new adapter `[r, in]`, and P the frozen A of all earlier adapters of the same layer,
+/// stacked `[Σr, in]`. The penalty `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] defines Ω.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Given")]
 pub struct OloraConfig {
-    /// What is added to the loss.
+    /// Definition of the penalty.
     pub mode: Overlap,
-    /// λ: one number, or one for each round. The first round of a sequence has nothing to be orthogonal to; a list that is
-    /// too short goes on with its last number. Where a file says nothing it is [`Overlap::lambda`].
+    /// λ: one number, or one per round. The first round of a sequence has no penalty; if the list is too short, its
+    /// last number is used. Defaults to [`Overlap::lambda`].
     pub lambda: Lambda,
-    /// λ₂, in front of the Frobenius norms of the new factors, which are not squared.
+    /// λ₂, the coefficient of the Frobenius norms (not squared) of the new factors.
     pub lambda_2: f64,
-    /// Where the earlier adapters are while a new one learns.
+    /// How earlier adapters are applied while a new one is trained.
     pub shape: SequenceShape,
-    /// Adapters of rounds that came before this run, first to last.
+    /// Adapters of rounds before this run, first to last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<PathBuf>,
 }
@@ -72,17 +72,18 @@ impl From<Given> for OloraConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
-    /// `Σ |A·Pᵀ|` over entries and layers: the code of the paper and of O-LoRA. It grows with ranks, rounds and layers.
+    /// `Σ |A·Pᵀ|` over entries and layers, as in the code of the paper and of O-LoRA. It grows with ranks, rounds and
+    /// layers.
     L1,
     /// `Σ (A·Pᵀ)²` over entries and layers: the paper's equation 2.
     Squared,
-    /// The mean of the squared cosines between rows of A and of P, over entries and then layers: between 0 and 1.
+    /// The mean of the squared cosines between rows of A and of P, over entries and then layers; between 0 and 1.
     Cosine,
 }
 
 impl Overlap {
-    /// λ where nothing is said: for sums the published 0.5; for the mean a number at which it pulls at A with a third to a half of
-    /// the strength of the loss. At 0.5 it would be a four-hundredth (docs/methods.md).
+    /// Default of λ: for sums the published 0.5; for the mean a value at which its gradient is a third to a half of
+    /// that of the loss. At 0.5 it would be a four-hundredth (docs/methods.md).
     pub fn lambda(self) -> f64 {
         match self {
             Overlap::L1 | Overlap::Squared => 0.5,
@@ -95,14 +96,14 @@ impl Overlap {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Lambda {
-    /// The same in every round.
+    /// The same for every round.
     Every(f64),
-    /// One for each round.
+    /// One per round.
     Rounds(Vec<f64>),
 }
 
 impl Lambda {
-    /// λ of the round that has so many before it.
+    /// λ of the round with this number of earlier adapters.
     pub fn of_round(&self, earlier: usize) -> f64 {
         match self {
             Lambda::Every(lambda) => *lambda,
@@ -110,7 +111,7 @@ impl Lambda {
         }
     }
 
-    /// All of them, in order.
+    /// All values, in order.
     pub fn values(&self) -> &[f64] {
         match self {
             Lambda::Every(lambda) => std::slice::from_ref(lambda),
@@ -119,21 +120,21 @@ impl Lambda {
     }
 }
 
-/// Where the earlier adapters are while a new one learns.
+/// How earlier adapters are applied while a new one is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SequenceShape {
-    /// In the weights: every round starts from the model that the last one was folded into (the paper's).
+    /// In the weights: every round starts from the model into which the last adapter was folded (as in the paper).
     Fold,
-    /// Beside the weights, frozen: every round starts from the first model with all earlier adapters (O-LoRA's).
+    /// Separate and frozen: every round starts from the first model with all earlier adapters (as in O-LoRA).
     Stack,
 }
 
 impl OloraConfig {
-    /// Checks every range.
+    /// Checks all ranges.
     ///
-    /// # Errors
-    /// [`AdapterError::Parameter`] names the key, the value and what is allowed.
+    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
+    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let values = self.lambda.values();
         let wrong = |x: &f64| !(0.0..=1e12).contains(x);
@@ -153,8 +154,8 @@ impl OloraConfig {
     }
 }
 
-/// The term of one round, over the linear layers of one model. Layers that no earlier adapter has do not count in Ω, and
-/// adapters on embeddings not at all.
+/// The penalty of one round, over the linear layers of one model. Layers without an earlier adapter, and adapters on
+/// embeddings, do not contribute to Ω.
 pub struct Orthogonality {
     mode: Overlap,
     lambda: f64,
@@ -172,11 +173,11 @@ struct Group {
 }
 
 impl Orthogonality {
-    /// The term for the adapters of `linears` (all linear layers of a model, adapted or not) against `earlier` adapters, first
-    /// to last.
+    /// Loads the penalty for the adapters of `linears` (all linear layers of a model, adapted or not) against the
+    /// `earlier` adapters, first to last.
     ///
-    /// # Errors
-    /// [`AdapterError::Shape`] for an earlier adapter of another input width, or the directory's own error.
+    /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
+    /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
     pub fn new<'a>(
         linears: impl Iterator<Item = &'a Linear>,
         earlier: &[Adapter],
@@ -212,12 +213,12 @@ impl Orthogonality {
         })
     }
 
-    /// blake3 over the earlier adapters, by which a resumed round knows them again.
+    /// blake3 over the earlier adapters, which a resumed run compares.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Ω at the present factors, an f32 scalar in their graph; `None` where there is nothing to be orthogonal to.
+    /// Ω for the current factors, an f32 scalar in their graph; `None` without earlier adapters.
     pub fn overlap(&self, linears: &[&Linear]) -> Option<Tensor> {
         let layers: usize = self.groups.iter().map(|g| g.places.len()).sum();
         let parts = self.groups.iter().map(|group| {
@@ -236,11 +237,11 @@ impl Orthogonality {
         parts.reduce(|sum, part| sum + part)
     }
 
-    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. With λ and λ₂ zero nothing is
-    /// computed.
+    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. If λ and λ₂ are zero,
+    /// nothing is computed.
     ///
-    /// # Errors
-    /// [`AdapterError::Torch`].
+    /// Returns [`AdapterError::Torch`] if an operation fails.
+    /// Returns [`AdapterError::Torch`] if an operation fails.
     pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
         let mut terms = Vec::new();
         if self.lambda > 0.0 {

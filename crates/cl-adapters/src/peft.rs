@@ -1,4 +1,4 @@
-//! Adapters of a model as PEFT directories.
+//! Saving a model's adapters as PEFT directories, and loading them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,28 +14,28 @@ use crate::linear::Frozen;
 use crate::whole::stands_in;
 use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeKind, WholePlan};
 
-/// A layer as a place for an adapter.
+/// A layer that can have an adapter.
 #[derive(Clone, Copy)]
 pub struct Site<'a> {
     /// The layer's name.
     pub name: &'a str,
-    /// What it is.
+    /// Its kind.
     pub kind: LayerKind,
-    /// The adapter, where it has one.
+    /// Its adapter, if it has one.
     pub lora: Option<&'a Lora>,
-    /// What was taken out of the weight at the adapter's start.
+    /// The initial update that was subtracted from the weight.
     pub start: Option<&'a Frozen>,
 }
 
-/// Writes the adapters of `sites` (all layers of a model, adapted or not) and what is trained `whole` beside them as a PEFT
-/// directory in f32, as PEFT does.
+/// Writes the adapters of `sites` (all layers of a model, adapted or not), and the other trained tensors `whole`, as a
+/// PEFT directory in f32, as PEFT does.
 ///
-/// Ranks and scalings are those of the layers: where they differ from `config`, as they may after an adapter was loaded,
-/// the difference goes into `rank_pattern` and `alpha_pattern`. An adapter whose start was taken out of the weight is
-/// written as the difference from the start, at twice the rank, so that it fits the original base.
+/// Ranks and scalings are those of the layers: if they differ from `config`, for example after an adapter was loaded,
+/// they are written to `rank_pattern` and `alpha_pattern`. An adapter that was initialized from the weight is written
+/// as the difference from its initialization, at twice the rank, so that it applies to the original base.
 ///
 /// # Errors
-/// [`AdapterError::Checkpoint`] when the directory exists and `overwrite` is false, or cannot be written.
+/// Returns [`AdapterError::Checkpoint`] if the directory exists and `overwrite` is false, or if it cannot be written.
 pub fn save_lora<'a>(
     dir: &Path,
     sites: impl Iterator<Item = Site<'a>>,
@@ -166,12 +166,12 @@ fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> Adapt
     }
 }
 
-/// What an adapter holds of modules trained whole, biases and rows of tokens, and their values by the base's tensor (of rows by
-/// the module), held against the `base`'s tensors, a tied output head's among them. Copies of the base's own are left out: PEFT
-/// stores the weight of an adapted embedding or head beside its adapter.
+/// The modules, biases and token rows that an adapter trains in full, with their values by the base's tensor (for rows,
+/// by module), checked against the `base`'s tensors, including a tied output head. Copies of the base's tensors are
+/// left out: PEFT stores the weight of an adapted embedding or head together with its adapter.
 ///
 /// # Errors
-/// [`AdapterError::Whole`] names a tensor that is none of these, or of another shape.
+/// Returns [`AdapterError::Whole`] for a tensor of any other kind or of another shape.
 pub fn load_whole(
     adapter: &Adapter,
     base: &[(String, Tensor)],
@@ -246,7 +246,8 @@ fn trained_of(adapter: &Adapter) -> LoraConfig {
 }
 
 impl LoraConfig {
-    /// These settings for an adapter that is continued: it decides what it is, and not how it was started.
+    /// These settings for an adapter that is continued: the adapter determines its structure, and initialization does
+    /// not apply.
     pub fn continued(&self, adapter: &Adapter) -> LoraConfig {
         let (of_adapter, config) = (trained_of(adapter), adapter.config());
         LoraConfig {
@@ -266,11 +267,11 @@ impl LoraConfig {
     }
 }
 
-/// Refuses an adapter that cannot stay frozen beside a model's layers: DoRA, adapters on embeddings and what is trained whole are
-/// more than a product beside a linear layer.
+/// Rejects an adapter that cannot stay frozen next to a model's layers: DoRA, adapters on embeddings and fully trained
+/// tensors are more than a product added to a linear layer.
 ///
 /// # Errors
-/// [`AdapterError::Unsupported`] names the feature.
+/// Returns [`AdapterError::Unsupported`] with the feature.
 pub fn check_frozen(adapter: &Adapter) -> Result<(), AdapterError> {
     let modules = adapter.modules();
     let feature = if modules.iter().any(|m| m.kind == LayerKind::Embedding) {

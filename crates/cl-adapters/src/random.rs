@@ -1,4 +1,4 @@
-//! Random numbers of a layer or tensor, which depend on a seed and a name only.
+//! Random numbers that depend only on a seed and the name of a layer or tensor.
 
 use cl_checkpoint::seed::{FNV_OFFSET, fnv1a, splitmix64};
 use rand_chacha::ChaCha8Rng;

@@ -1,4 +1,4 @@
-//! What routers decide in forward passes, collected from outside.
+//! Collection of router decisions in forward passes.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -6,17 +6,17 @@ use cl_torch::tch::Tensor;
 
 /// One router's decisions over the tokens of one forward pass.
 pub struct RouterRecord {
-    /// The router's module: of a mixture of adapters the linear layer that it stands beside.
+    /// The router's module; in a mixture of adapters, its linear layer.
     pub router: String,
-    /// `(tokens, experts)`, f32, part of the graph when the pass trains.
+    /// `(tokens, experts)`, f32, part of the graph during training.
     pub logits: Tensor,
     /// `(tokens, experts)`, f32, without a graph: 0 for experts that are not selected.
     pub gates: Tensor,
-    /// Number of experts that each token goes through.
+    /// Number of experts per token.
     pub top_k: i64,
 }
 
-/// Collects what routers decide for as long as it exists.
+/// Collects router decisions as long as it exists.
 #[derive(Default)]
 pub struct RouterLog(Arc<Mutex<Vec<RouterRecord>>>);
 
@@ -26,13 +26,13 @@ impl RouterLog {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What a router writes its decisions with.
+    /// The handle through which a router records its decisions.
     pub fn recorder(&self, router: &str) -> RouterRecorder {
         RouterRecorder { router: router.to_owned(), log: Arc::downgrade(&self.0) }
     }
 }
 
-/// A router's end of a [`RouterLog`]; does nothing once the log is gone.
+/// A router's connection to a [`RouterLog`]; has no effect after the log is dropped.
 #[derive(Clone)]
 pub struct RouterRecorder {
     router: String,
@@ -40,7 +40,7 @@ pub struct RouterRecorder {
 }
 
 impl RouterRecorder {
-    /// Adds a record, with the gates as `gates` computes them.
+    /// Adds a record, with the gates computed by `gates`.
     pub fn record(&self, logits: &Tensor, top_k: i64, gates: impl FnOnce() -> Tensor) {
         let Some(log) = self.log.upgrade() else { return };
         let (router, logits, gates) = (self.router.clone(), logits.shallow_clone(), gates().detach());
@@ -48,8 +48,8 @@ impl RouterRecorder {
     }
 }
 
-/// Indices of the `k` largest entries along the last dimension, largest first, the lowest index first among equals (which
-/// `topk` leaves open).
+/// Indices of the `k` largest entries along the last dimension, largest first; ties go to the lowest index (unspecified
+/// in `topk`).
 pub fn top_k(values: &Tensor, k: i64) -> Tensor {
     let (_, order) = values.detach().sort_stable(true, -1, true);
     order.narrow(-1, 0, k)

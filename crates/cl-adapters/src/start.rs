@@ -1,4 +1,4 @@
-//! How the factors of a fresh adapter start.
+//! Initialization of the factors of a new adapter.
 
 use cl_torch::tch::{Kind, Tensor};
 

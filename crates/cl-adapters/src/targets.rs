@@ -2,7 +2,7 @@ use regex::Regex;
 
 use crate::{AdapterError, TargetModules};
 
-/// A checked `target_modules`, ready to ask about names.
+/// A validated `target_modules` that can be matched with names.
 pub struct Targets(Rule);
 
 enum Rule {
@@ -12,11 +12,11 @@ enum Rule {
 }
 
 impl Targets {
-    /// Checks `target` against the names of a model's linear layers and its embedding, so that a misspelt entry is an error and not an
-    /// adapter that trains less than was asked for.
+    /// Checks `target` against the names of a model's linear layers and its embedding, so that a misspelled entry is an
+    /// error and does not silently reduce what is trained.
     ///
     /// # Errors
-    /// [`AdapterError::UnknownTarget`] or [`AdapterError::Pattern`].
+    /// Returns [`AdapterError::UnknownTarget`] or [`AdapterError::Pattern`].
     pub fn new(target: &TargetModules, layers: &[&str]) -> Result<Targets, AdapterError> {
         let (rule, entries) = match target {
             TargetModules::Pattern(p) if p == "all-linear" => return Ok(Targets(Rule::AllLinear)),

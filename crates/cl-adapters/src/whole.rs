@@ -1,4 +1,4 @@
-//! What an adapter trains beside its factors: modules whole, biases, and rows of single tokens.
+//! Parameters that an adapter trains besides its factors: whole modules, biases, and individual token rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +11,12 @@ use crate::{AdapterError, Bias, LoraConfig};
 pub struct WholePlan {
     /// Names of the tensors of `modules_to_save`, in order.
     pub saved: Vec<String>,
-    /// Whether embedding and output head are among them as one tensor.
+    /// Whether embedding and output head are among them as one tied tensor.
     pub tied: bool,
-    /// Names of the biases that learn beside the factors, in order.
+    /// Names of the trained biases, in order.
     pub biases: Vec<String>,
-    /// Ids of the tokens whose rows learn, by module. A head that shares the embedding's weight has its rows without being named.
+    /// Ids of the tokens whose rows are trained, by module. A head that shares the embedding's weight is included
+    /// implicitly.
     pub tokens: BTreeMap<String, Vec<i64>>,
 }
 
@@ -25,11 +26,11 @@ pub struct Whole {
     pub name: String,
     /// Its values.
     pub tensor: Tensor,
-    /// What it is.
+    /// Its kind.
     pub kind: WholeKind,
 }
 
-/// What a tensor of an adapter is that is neither a factor nor a magnitude.
+/// Kind of an adapter's tensor that is neither a factor nor a magnitude.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WholeKind {
     /// A tensor of a module of `modules_to_save`.
@@ -44,12 +45,12 @@ const EMBEDDING: &str = "model.embed_tokens";
 const HEAD: &str = "lm_head";
 
 impl LoraConfig {
-    /// What is trained whole of a model with these tensors (names and shapes, also a tied output head's), and an error for what
-    /// would not be trained or would be trained twice. `adapted` are the layers with factors; `tied` says that embedding and
-    /// output head share their weight.
+    /// Plans the fully trained tensors of a model with these tensors (names and shapes, including a tied output head),
+    /// and checks that every setting has an effect and no tensor is trained twice. `adapted` are the layers with
+    /// factors; `tied` means that embedding and output head share their weight.
     ///
     /// # Errors
-    /// [`AdapterError::Parameter`] names the key.
+    /// Returns [`AdapterError::Parameter`] with the key.
     pub fn whole_plan(
         &self,
         tensors: &[(&str, &[i64])],
@@ -81,7 +82,8 @@ impl LoraConfig {
         Ok(WholePlan { saved: saved.into_iter().collect(), tied: as_one, biases: biases.into_iter().collect(), tokens })
     }
 
-    /// Whether a layer is saved whole or stands in a module that is: such a layer has no factors, even where it is targeted.
+    /// Whether a layer is saved in full or belongs to a module that is: such a layer has no factors, even if it is a
+    /// target.
     pub fn is_saved(&self, layer: &str) -> bool {
         let padded = format!(".{layer}.");
         self.modules_to_save.iter().any(|entry| padded.contains(&format!(".{entry}.")))
@@ -146,7 +148,7 @@ pub(crate) fn stands_in(tensor: &str, entry: &str) -> bool {
     tensor.match_indices('.').any(|(dot, _)| tensor[..dot].ends_with(entry))
 }
 
-/// Rows of a table of tokens that are trained in place of the table's own.
+/// Rows of an embedding that are trained and replace its own.
 pub struct TokenRows {
     /// Ids of the tokens.
     pub ids: Vec<i64>,
@@ -176,17 +178,17 @@ impl TokenRows {
         own.where_self(&slots.ge(0).unsqueeze(-1), x)
     }
 
-    /// `h·valuesᵀ`, `[rows, ids]`: the columns of the logits that belong to the trained tokens.
+    /// `h·valuesᵀ`, `[rows, ids]`: the columns of the logits for the trained tokens.
     pub fn logits(&self, h: &Tensor) -> Tensor {
         cl_torch::linear(h, &self.values.to_kind(h.kind()), None)
     }
 
-    /// Where those columns are.
+    /// Indices of these columns.
     pub fn places(&self) -> &Tensor {
         &self.places
     }
 
-    /// Another handle on the same tensors.
+    /// A second handle to the same tensors.
     pub fn shallow_clone(&self) -> TokenRows {
         TokenRows {
             ids: self.ids.clone(),
@@ -197,7 +199,7 @@ impl TokenRows {
     }
 }
 
-/// An f32 copy that collects gradients.
+/// A trainable f32 copy.
 pub fn leaf(t: &Tensor) -> Tensor {
     t.detach().to_kind(Kind::Float).copy().set_requires_grad(true)
 }

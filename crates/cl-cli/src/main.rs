@@ -24,7 +24,7 @@ fn engine() -> Result<PathBuf> {
     let engine = own.with_file_name("cl-engine");
     ensure!(
         engine.is_file(),
-        "{}: no such file; this command runs a model, which needs the program `cl-engine` beside `cl`: install both \
+        "{}: no such file; this command runs a model, which needs the program `cl-engine` in the same directory: install both \
          (`cargo install` and `cargo build -p cl-cli` make both)",
         engine.display()
     );

@@ -117,7 +117,7 @@ impl StudyProgress {
         match event {
             StudyEvent::Begun { stages, done } => {
                 (self.stages, self.done) = (stages, done);
-                tracing::info!("{stages} stages, {done} of them done before");
+                tracing::info!("{stages} stages, {done} of them completed earlier");
                 self.all = self.wanted.then(|| {
                     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} stages  {elapsed}  eta {eta}")
                         .expect("a constant template");

@@ -50,13 +50,13 @@ impl Budget {
 
     /// Bytes of texts in a row.
     pub(crate) fn texts(&self, bytes: u64) -> Result<()> {
-        self.spend(&self.texts, bytes, || format!("its rows hold more than {} bytes of text", self.limit))
+        self.spend(&self.texts, bytes, || format!("its rows contain more than {} bytes of text", self.limit))
     }
 
     /// Values of a page, or rows.
     pub(crate) fn values(&self, count: u64) -> Result<()> {
         let limit = self.limit / BYTES_A_VALUE;
-        self.spend(&self.values, count, || format!("it holds more than {limit} values"))
+        self.spend(&self.values, count, || format!("it contains more than {limit} values"))
     }
 
     fn pages(&self, bytes: u64) -> Result<()> {

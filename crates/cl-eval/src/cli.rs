@@ -24,7 +24,7 @@ pub enum Command {
 /// Arguments of `table`.
 #[derive(clap::Args)]
 pub struct TableArgs {
-    /// Directories of `cl sequence` (the last round counts) or `cl eval`, as DIR or NAME=DIR.
+    /// Directories of `cl sequence` (their last round) or `cl eval`, as DIR or NAME=DIR.
     #[arg(required = true, value_name = "[NAME=]DIR")]
     runs: Vec<String>,
     /// Run of the base model, for gains; by default, the base scores of the first sequence.

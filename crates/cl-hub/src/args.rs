@@ -5,19 +5,19 @@ use crate::{Hub, Names};
 /// The option `--hub` of commands.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct HubArgs {
-    /// Download models, adapters and data sets that are no local files from the Hugging Face hub: names such as
+    /// Download models, adapters and data sets that are not local files from the Hugging Face Hub: names such as
     /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
     #[arg(long)]
     pub hub: bool,
 }
 
 impl HubArgs {
-    /// The hub, if it is allowed.
+    /// Returns the Hub, if downloads are allowed.
     pub fn hub(self) -> Option<Hub> {
         self.hub.then(Hub::from_env)
     }
 
-    /// Where names of models lead.
+    /// Resolves names of models.
     pub fn names(self, interrupt: &Interrupt) -> Names {
         Names { hub: self.hub(), interrupt: interrupt.clone() }
     }

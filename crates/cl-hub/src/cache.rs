@@ -1,4 +1,4 @@
-//! The hub's disk cache.
+//! The Hub's disk cache.
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>: `refs/<revision>` holds a commit,
 //! `snapshots/<commit>/<file>` are links to `blobs/<etag>`. In addition, `.listing/<commit>.json` lists the commit's

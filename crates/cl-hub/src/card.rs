@@ -1,4 +1,4 @@
-//! Model cards: README.md with the front matter that the hub reads.
+//! Model cards: README.md with the front matter that the Hub reads.
 //!
 //! Specification: <https://huggingface.co/docs/hub/model-cards> and
 //! <https://github.com/huggingface/hub-docs/blob/main/modelcard.md>.
@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// The front matter of a card. Empty lists and `None` are left out.
+/// The front matter of a card. Empty lists and `None` are omitted.
 ///
 /// # Example
 /// ```
@@ -20,7 +20,7 @@ use serde_json::Value;
 pub struct CardData {
     /// Licence by its identifier, such as `apache-2.0`.
     pub license: Option<String>,
-    /// Repositories of the models that it was made of.
+    /// Repositories of the models that it was derived from.
     pub base_model: Vec<String>,
     /// `adapter`, `finetune`, `merge` or `quantized`.
     pub base_model_relation: Option<&'static str>,
@@ -30,7 +30,7 @@ pub struct CardData {
     pub tags: Vec<String>,
     /// `transformers` or `peft`.
     pub library_name: Option<&'static str>,
-    /// Task by the hub's name, such as `text-generation`.
+    /// Task by the Hub's name, such as `text-generation`.
     pub pipeline_tag: Option<&'static str>,
     /// Name of the model in its results.
     pub name: String,

@@ -1,4 +1,4 @@
-//! Requests to the hub.
+//! Requests to the Hub.
 //!
 //! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads
 //! them.

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 
-/// The Hugging Face hub, with the disk cache that its Python clients use as well.
+/// The Hugging Face Hub, with the disk cache that its Python clients also use.
 ///
 /// # Example
 /// ```
@@ -19,9 +19,9 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hub {
-    /// Address of the hub, with or without a slash at its end.
+    /// Address of the Hub, with or without a trailing slash.
     pub endpoint: String,
-    /// The folder that holds `models--organization--name` and `datasets--organization--name`.
+    /// The directory that contains `models--organization--name` and `datasets--organization--name`.
     pub cache: PathBuf,
     /// Access token for private and gated repositories, and for uploads.
     pub token: Option<String>,

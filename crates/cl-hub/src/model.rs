@@ -1,4 +1,4 @@
-//! Which files of a repository a model or an adapter needs.
+//! The files of a repository that a model or an adapter needs.
 //!
 //! Weights are chosen as Transformers does: `model.safetensors`, or else the shards of `model.safetensors.index.json`.
 //! `.bin` duplicates, GGUF, ONNX and other frameworks' files are left out.
@@ -41,7 +41,7 @@ const COMPANIONS: [&str; 18] = [
 /// Files of a PEFT adapter.
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// What of a repository is needed.
+/// The required part of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// A model: configuration, tokenizer, safetensors.
@@ -50,7 +50,7 @@ pub enum Part {
     Adapter,
 }
 
-/// A model or an adapter in the cache, complete.
+/// A complete model or adapter in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// `organization/name`.
@@ -61,14 +61,14 @@ pub struct Snapshot {
     pub dir: PathBuf,
 }
 
-/// What a download takes.
+/// The plan of a download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Download {
     /// The repository with its revision.
     pub repo: String,
     /// Commit of the repository.
     pub commit: String,
-    /// Directory that the files have in the cache.
+    /// Directory of the files in the cache.
     pub dir: PathBuf,
     /// Number of files that are not in the cache.
     pub files: usize,
@@ -77,7 +77,7 @@ pub struct Download {
 }
 
 impl Download {
-    /// One line about it, for a dry run.
+    /// A one-line summary, for a dry run.
     pub fn summary(&self) -> String {
         let short = self.commit.get(..12).unwrap_or(&self.commit);
         match (self.files, self.bytes) {
@@ -94,11 +94,11 @@ impl Download {
 }
 
 impl Hub {
-    /// A model or an adapter in the cache, downloaded as far as it is not there.
+    /// Returns a model or an adapter in the cache, after downloading missing files.
     ///
     /// # Errors
     /// Returns the errors of [`Hub::revision`] and [`Revision::fetch`], and [`HubError::Unusable`] if the repository
-    /// holds no safetensors of a model, or no adapter.
+    /// contains no safetensors model, or no adapter.
     pub fn model(&self, repo: &Repo, part: Part, interrupt: &Interrupt) -> Result<Snapshot, HubError> {
         let revision = self.revision(repo)?;
         let mut names = needed(&revision, part)?;
@@ -114,7 +114,7 @@ impl Hub {
         Ok(Snapshot { repo: repo.name.clone(), dir: revision.dir(), commit: revision.commit })
     }
 
-    /// What [`Hub::model`] would download; no file is.
+    /// Plans the download of [`Hub::model`] without downloading anything.
     ///
     /// # Errors
     /// Returns the same errors as [`Hub::model`].

@@ -4,8 +4,8 @@ use cl_checkpoint::Interrupt;
 
 use crate::{Download, Hub, HubError, Part, Repo};
 
-/// Names of models and adapters, and the directories that they lead to: a local directory of that name, or else, if the
-/// hub is allowed, the repository `organization/name` or `organization/name@revision`.
+/// Resolves names of models and adapters to directories: a local directory with that name, or else, if downloads are
+/// allowed, the repository `organization/name` or `organization/name@revision`.
 ///
 /// # Example
 /// ```
@@ -20,24 +20,25 @@ use crate::{Download, Hub, HubError, Part, Repo};
 /// # Ok::<(), cl_hub::HubError>(())
 /// ```
 pub struct Names {
-    /// The hub, if names may lead there.
+    /// The Hub, if downloads are allowed.
     pub hub: Option<Hub>,
-    /// Stops downloads.
+    /// Stop request for downloads.
     pub interrupt: Interrupt,
 }
 
-/// Where a name leads.
+/// A resolved name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// A local directory, or that of a snapshot in the hub's cache.
+    /// A local directory, or that of a snapshot in the Hub cache.
     pub dir: PathBuf,
-    /// Commit of the hub's repository; `None` for local directories.
+    /// Commit of the Hub repository; `None` for local directories.
     pub commit: Option<String>,
 }
 
 impl Names {
-    /// The directory of a model or adapter, downloaded if need be. Anything that is no name of the hub is taken as a
-    /// path, whether it exists or not; without the hub every name is, and opening it says what is missing.
+    /// Returns the directory of a model or adapter, after downloading it if necessary. Anything that is not a Hub name
+    /// is treated as a path, whether it exists or not; without the Hub, so is every name, and opening it reports what
+    /// is missing.
     ///
     /// # Errors
     /// Returns the errors of [`Hub::model`].
@@ -49,7 +50,7 @@ impl Names {
         Ok(Located { dir: snapshot.dir, commit: Some(snapshot.commit) })
     }
 
-    /// What [`Names::locate`] would download; `None` for local directories.
+    /// Plans the download of [`Names::locate`]; `None` for local directories.
     ///
     /// # Errors
     /// Returns the same errors.

@@ -1,4 +1,4 @@
-//! A model or adapter directory made ready for the hub: its files, and a card from what its manifest says.
+//! Preparation of a model or adapter directory for the Hub: its files, and a model card from its manifest.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,29 +17,29 @@ const LONGEST_SETTINGS: usize = 20_000;
 /// Data sources that a card lists.
 const MOST_DATA: usize = 50;
 
-/// What a card says besides what the directory says itself.
+/// Metadata for the card that the directory does not contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublishOptions {
     /// `organization/name`.
     pub repo: String,
-    /// Repositories of the base models, instead of those that manifests name.
+    /// Repositories of the base models, instead of those in manifests.
     pub base_models: Vec<String>,
     /// Licence, instead of the base's.
     pub license: Option<String>,
-    /// Repositories of training data, besides those that manifests name.
+    /// Repositories of training data, in addition to those in manifests.
     pub datasets: Vec<String>,
-    /// Files of scores in lm-eval's layout, as `cl eval` writes `results.json`.
+    /// Files of scores in lm-eval's layout: `results.json` of `cl eval`.
     pub results: Vec<PathBuf>,
 }
 
-/// A folder ready for the hub.
+/// A directory prepared for the Hub.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
     /// README.md.
     pub card: String,
-    /// All files, with the card.
+    /// All files, including the card.
     pub files: Vec<Upload>,
-    /// What the card lacks, and how to add it.
+    /// Missing metadata of the card, and how to add it.
     pub notes: Vec<String>,
 }
 
@@ -77,14 +77,15 @@ impl Publication {
     }
 }
 
-/// Makes a model or adapter directory ready for the hub.
+/// Prepares a model or adapter directory for the Hub.
 ///
-/// The card has the front matter that the hub reads, the text of an existing README.md, and sections about lineage, data,
-/// settings and scores. Base models are those that manifests name by repository, also through directories between.
+/// The card has the front matter that the Hub reads, the text of an existing README.md, and sections about lineage,
+/// data, settings and scores. Base models are those that manifests name by repository, also through intermediate
+/// directories.
 ///
 /// # Errors
 /// Returns an error if the directory is neither a model nor an adapter, or one of its files is damaged, and
-/// [`HubError::Name`] if `repo` is not a name of the hub.
+/// [`HubError::Name`] if `repo` is not a valid Hub name.
 pub fn publish(dir: &Path, hub: &Hub, options: &PublishOptions) -> Result<Publication, HubError> {
     if Repo::parse_model(&options.repo).is_none_or(|repo| repo.revision.is_some()) {
         let expected = "the name of a repository like `organization/name`";
@@ -171,15 +172,15 @@ fn card_data(
     if base_model.is_empty() {
         base_model.extend(lineage.bases.iter().map(|repo| repo.name.clone()));
         if let Some(path) = lineage.unknown.first() {
-            notes.push(format!("{}: its repository on the hub is not known; --base-model names it", shown(path)));
+            notes.push(format!("{}: its Hub repository is unknown; set it with --base-model", shown(path)));
         }
     }
     if base_model.is_empty() {
-        notes.push("the card names no base model; --base-model ORG/NAME does".to_owned());
+        notes.push("the card has no base model; set it with --base-model ORG/NAME".to_owned());
     }
     let license = options.license.clone().or_else(|| license(hub, &lineage.bases));
     if license.is_none() {
-        notes.push("the licence is not known; --license ID names it, such as apache-2.0".to_owned());
+        notes.push("the licence is unknown; set it with --license ID, such as apache-2.0".to_owned());
     }
     let mut datasets: BTreeSet<String> = options.datasets.iter().cloned().collect();
     datasets.extend(manifest.iter().flat_map(|m| &m.sources).filter_map(|source| dataset(&source.path)));

@@ -4,7 +4,7 @@ use cl_checkpoint::HubSnapshot;
 
 use crate::HubError;
 
-/// The kinds of repositories that are read.
+/// Kinds of repositories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// Models and adapters.
@@ -40,7 +40,7 @@ impl fmt::Display for RepoKind {
     }
 }
 
-/// A repository of the hub at a revision.
+/// A repository of the Hub at a revision.
 ///
 /// # Example
 /// ```
@@ -62,8 +62,8 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// A model as mergekit and the commands write it: `organization/name`, or `organization/name@revision`. `None` if
-    /// it is not a valid name of the hub.
+    /// Parses a model name as in mergekit and the commands: `organization/name`, or `organization/name@revision`.
+    /// Returns `None` if it is not a valid Hub name.
     pub fn parse_model(written: &str) -> Option<Repo> {
         let (name, revision) = match written.split_once('@') {
             Some((name, revision)) => (name, Some(revision.to_owned())),
@@ -85,10 +85,10 @@ impl fmt::Display for Repo {
     }
 }
 
-/// Checks a name from a configuration or a server, which must not lead out of the cache.
+/// Checks a name from a configuration or a server, which must not refer to a path outside the cache.
 ///
 /// # Errors
-/// Returns [`HubError::Name`], which says what is `expected`, if it could.
+/// Returns [`HubError::Name`], with what is `expected`, if it could.
 pub fn check_name(name: &str, expected: &'static str) -> Result<(), HubError> {
     let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
     if name.split('/').all(good) { Ok(()) } else { Err(HubError::Name { name: name.to_owned(), expected }) }

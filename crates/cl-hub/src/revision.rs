@@ -6,7 +6,7 @@ use crate::cache::RepoCache;
 use crate::http::{Client, Subject, encoded};
 use crate::{Hub, HubError, Repo, check_name};
 
-/// A repository at the commit that its revision means now.
+/// A repository at the commit of its revision.
 pub struct Revision<'a> {
     hub: &'a Hub,
     repo: &'a Repo,
@@ -15,7 +15,7 @@ pub struct Revision<'a> {
     pub commit: String,
     /// Its files.
     pub files: Vec<RepoFile>,
-    /// Whether `files` are all files of the commit. If not, they are those that other clients have cached.
+    /// Whether `files` are all files of the commit; otherwise, they are those that other clients have cached.
     pub complete: bool,
 }
 
@@ -24,17 +24,17 @@ pub struct Revision<'a> {
 pub struct RepoFile {
     /// Path in the repository.
     pub name: String,
-    /// Size in bytes, if the hub was asked for it.
+    /// Size in bytes, if the Hub was queried.
     pub size: Option<u64>,
 }
 
 impl Hub {
-    /// The commit of a repository's revision and its files: from the hub, which is remembered for offline use, or from
-    /// the cache if the hub is offline.
+    /// Returns the commit of a repository's revision and its files, from the Hub (and stores them for offline use), or
+    /// from the cache if the Hub is offline.
     ///
     /// # Errors
-    /// Returns an error if a name is invalid, the repository or revision does not exist or may not be read, the hub
-    /// does not answer, or the hub is offline and the revision is not cached.
+    /// Returns an error if a name is invalid, the repository or revision does not exist or is not accessible, the Hub
+    /// does not answer, or the Hub is offline and the revision is not cached.
     pub fn revision<'a>(&'a self, repo: &'a Repo) -> Result<Revision<'a>, HubError> {
         check_name(repo.revision(), "a revision")?;
         let cache = RepoCache::new(&self.cache, repo);
@@ -64,7 +64,7 @@ impl Hub {
 }
 
 impl Revision<'_> {
-    /// The folder of its files in the cache.
+    /// The directory of its files in the cache.
     pub fn dir(&self) -> PathBuf {
         self.cache.snapshot(&self.commit)
     }
@@ -74,10 +74,10 @@ impl Revision<'_> {
         self.dir().join(name).is_file()
     }
 
-    /// Paths of files in the cache, downloaded if they are not there. Each is complete and verified.
+    /// Returns the paths of files in the cache, after downloading missing ones. Each file is complete and verified.
     ///
     /// # Errors
-    /// Returns an error if a download fails or is interrupted, a file is not cached and the hub is offline, or the
+    /// Returns an error if a download fails or is interrupted, a file is not cached and the Hub is offline, or the
     /// cache cannot be written.
     pub fn fetch(&self, names: &[String], interrupt: &Interrupt) -> Result<Vec<PathBuf>, HubError> {
         let fetch = |name: &String| {

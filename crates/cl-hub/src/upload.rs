@@ -1,7 +1,8 @@
-//! Files sent to a repository of the hub in one commit.
+//! Uploads of files to a Hub repository in one commit.
 //!
-//! API: <https://huggingface.co/docs/hub/api>; large files by Git LFS' batch API
-//! (<https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>), whole or in the parts that the hub asks for.
+//! API: <https://huggingface.co/docs/hub/api>; large files through the batch API of Git LFS
+//! (<https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>), in one piece or in the parts that the Hub
+//! requests.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,7 +32,7 @@ const LARGEST_REGULAR: u64 = 16 << 20;
 /// Limit for answers.
 const LARGEST_ANSWER: u64 = 64 << 20;
 
-/// A file to be sent.
+/// A file to upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upload {
     /// Path in the repository.
@@ -43,20 +44,20 @@ pub struct Upload {
 /// Content of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// That of a local file.
+    /// The content of a local file.
     File(PathBuf),
     /// These bytes.
     Bytes(Vec<u8>),
 }
 
-/// What was sent.
+/// Summary of an upload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uploaded {
-    /// Files that the repository had already, with the same content.
+    /// Number of files that the repository already had with the same content.
     pub unchanged: usize,
-    /// Files of the commit.
+    /// Number of files in the commit.
     pub sent: usize,
-    /// Bytes of large files that the storage did not have yet.
+    /// Number of bytes of large files that were uploaded to the storage.
     pub bytes: u64,
     /// The commit; `None` if nothing has changed.
     pub commit: Option<String>,
@@ -95,13 +96,13 @@ trait ReadSeek: Read + Seek {}
 impl<T: Read + Seek> ReadSeek for T {}
 
 impl Hub {
-    /// Sends files to the branch `main` of a model's repository, in one commit; the repository is created if there is
-    /// none. Files that it has already with the same content are not sent, nor large files that an interrupted upload
-    /// has stored. Needs a token with write access.
+    /// Uploads files to the branch `main` of a model repository in one commit; creates the repository if it does not
+    /// exist. Files that it already has with the same content are not sent, nor large files that an interrupted upload
+    /// has already stored. Needs a token with write access.
     ///
     /// # Errors
-    /// Returns an error if there is no token or it may not write, the hub is offline or does not answer as expected, a
-    /// file cannot be read, or the upload is interrupted.
+    /// Returns an error if there is no token or it has no write access, the Hub is offline or does not answer as
+    /// expected, a file cannot be read, or the upload is interrupted.
     pub fn upload(
         &self,
         repo: &str,

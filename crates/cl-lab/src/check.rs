@@ -26,9 +26,9 @@ pub(crate) struct Checked {
     pub(crate) device: Device,
     /// The rounds of a sequence.
     pub(crate) rounds: Vec<Round>,
-    /// Training data of each round; that of `cl train` is the last.
+    /// Training data of each round; the last entry for `cl train`.
     pub(crate) datasets: Vec<Vec<Dataset>>,
-    /// Validation data of each round; of `cl train` the last. Empty without `[validation]`.
+    /// Validation data of each round; the last entry for `cl train`. Empty without `[validation]`.
     pub(crate) validation: Vec<Vec<Dataset>>,
     /// Tasks to score.
     pub(crate) tasks: Vec<Box<dyn Task>>,
@@ -59,7 +59,7 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
-/// Checks a training of routers without running it.
+/// Checks a router training without running it.
 pub fn check_router(config: &RouterRun) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_router(config, &mut findings);
@@ -81,7 +81,7 @@ pub(crate) fn require_train(config: &TrainRun) -> Result<Checked, LabError> {
     no_problem(findings).map(|()| checked)
 }
 
-/// [`check_router`] for a run, which has to have no problem.
+/// Like [`check_router`]; returns an error if there is a problem.
 pub(crate) fn require_router(config: &RouterRun) -> Result<Checked, LabError> {
     let mut findings = Vec::new();
     let checked = examine_router(config, &mut findings);

@@ -87,7 +87,7 @@ fn check_mixture(dir: &Path, findings: &mut Vec<Finding>) {
     check_finite(&dir.join("mixture_model.safetensors"), &mixture, findings);
 }
 
-/// Each tensor's first value that is not finite.
+/// The first non-finite value of each tensor.
 fn check_finite(path: &Path, source: &impl TensorSource, findings: &mut Vec<Finding>) {
     for name in source.names() {
         let values = source.info(name).zip(source.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));

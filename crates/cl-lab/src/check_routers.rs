@@ -5,7 +5,7 @@ use crate::findings::note;
 use crate::model_dir::{model_hash, open_checkpoint, open_mixture};
 use crate::{Finding, LabError, RouterRun};
 
-/// Checks that a training of routers has routers that a loss can move.
+/// Checks that a router training has routers that affect a loss.
 pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     let choice = match &config.adapter {
         None => of_experts(config),
@@ -22,7 +22,7 @@ pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     if routers == 0 {
         findings.push(problem(
             config,
-            "holds no router: train those of a model of `cl moe mix`, or name a mixture of `cl moe blend` with the key `adapter`",
+            "has no routers: use a model made by `cl moe mix`, or set `adapter` to a mixture made by `cl moe blend`",
         ));
     }
     if config.router.load_balancing > 0.0 && experts == chosen {
@@ -32,16 +32,16 @@ pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What a router chooses from.
+/// The selection of a router.
 struct Choice {
     experts: usize,
     chosen: usize,
     routers: usize,
-    /// Whether gates are renormalised to a sum of 1.
+    /// Whether gates are renormalized to a sum of 1.
     sum_to_one: bool,
 }
 
-/// The experts of the model itself; nothing when it does not open, which is a finding already.
+/// The experts of the model itself; `None` if it cannot be opened, which is already a finding.
 fn of_experts(config: &RouterRun) -> Option<Choice> {
     let model = Decoder::check(&open_checkpoint(&config.model).ok()?).ok()?;
     Some(match model.experts {

@@ -26,8 +26,8 @@ pub(crate) fn load_each_task(
     names.map(|(name, options)| Ok(load_tasks(&name, &config.data, options)?))
 }
 
-/// The columns of the matrix of scores: new knowledge with the round that teaches it, then old. `scored` has a group for each
-/// task that was asked for, in the same order.
+/// The columns of the score matrix: new knowledge, with the round that trains on it, then old knowledge. `scored` has
+/// one group per requested task, in the same order.
 pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskGroup]) -> Vec<Column> {
     let new = config.new_tasks(rounds);
     let column = |(i, task): (usize, &TaskGroup)| match new.get(i) {
@@ -38,8 +38,8 @@ pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskG
     scored.iter().enumerate().map(column).collect()
 }
 
-/// The round (from 1) that teaches a task, by name or alias. Otherwise the round of a task with the same data set, such
-/// as GSM8K's two forms.
+/// The round (from 1) that trains on a task, by name or alias; otherwise the round of a task with the same data set,
+/// such as the two forms of GSM8K.
 pub(crate) fn teaching_round(rounds: &[Round], task: &str) -> Option<usize> {
     let spec = TaskSpec::find(task);
     let same =

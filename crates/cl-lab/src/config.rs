@@ -24,7 +24,7 @@ pub struct TrainRun {
     pub device: String,
     /// Training data.
     pub data: DataConfig,
-    /// How.
+    /// Training settings.
     pub train: TrainConfig,
     /// Validation during training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,7 +113,7 @@ pub struct RoundConfig {
     /// Training data: task directories in `data`, or paths of task directories or files. Defaults to the round's name.
     #[serde(default, deserialize_with = "one_or_several", skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
-    /// Tasks that the round teaches; defaults to the round's name.
+    /// Tasks that the round trains on; defaults to the round's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scored: Option<Vec<String>>,
     /// Format of the rows.
@@ -158,8 +158,8 @@ pub struct Limits {
     /// Maximum number of test documents per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<usize>,
-    /// Maximum number of documents of each task of old knowledge, where it is another; of a group such as `mmlu` in all, shared
-    /// evenly among its tasks and rounded up.
+    /// Maximum number of documents of each task of old knowledge, if different; for a group such as `mmlu`, the total,
+    /// divided evenly among its tasks and rounded up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old: Option<usize>,
     /// Maximum number of tokens of a generated answer, for tasks that would generate more.
@@ -171,7 +171,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// Tasks of new knowledge; defaults to those that the rounds teach.
+    /// Tasks of new knowledge; defaults to those that the rounds train on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Vec<String>>,
     /// Tasks of old knowledge: known tasks, or `.jsonl` files of multiple-choice questions.
@@ -254,7 +254,7 @@ impl TrainRun {
 }
 
 impl RoundConfig {
-    /// A round that trains on one task and is scored on it.
+    /// A round that trains on one task and is evaluated on it.
     pub(crate) fn of_task(task: &str) -> RoundConfig {
         RoundConfig {
             name: task.to_owned(),

@@ -68,7 +68,7 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
     Ok(config)
 }
 
-/// What of a round's data can be checked without reading it.
+/// Checks of a round's data that need no reading of it.
 pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError> {
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.data.train.is_empty() {

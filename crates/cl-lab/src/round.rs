@@ -6,7 +6,9 @@ use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, Planned
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
 use cl_torch::tch::{Device, Kind};
-use cl_train::{Plan, Ranks, TrainConfig, TrainContext, TrainData, TrainReport, Validation, ValidationConfig, train};
+use cl_train::{
+    Plan, Ranks, SpreadWeights, TrainConfig, TrainContext, TrainData, TrainReport, Validation, ValidationConfig, train,
+};
 use serde_json::json;
 
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
@@ -147,7 +149,14 @@ fn fine_tune(
 
     let span = tracing::info_span!("training").entered();
     tell(observer, Event::Stage("training"));
-    let mut model = Decoder::load(&checkpoint, input.config.load_options(input.device))?;
+    let divides = input.config.zero_stage == 3 && input.ranks.world_size() > 1;
+    let spread = divides.then(|| SpreadWeights::new(input.ranks));
+    let mut model = Decoder::load_with(&checkpoint, input.config.load_options(input.device), &|name, tensor| {
+        Ok(match &spread {
+            Some(spread) => spread.place(name, tensor),
+            None => tensor,
+        })
+    })?;
     match &input.config.lora {
         Some(lora) => match &input.config.initial_adapter {
             Some(dir) => model.load_lora(&Adapter::open(dir)?, lora.lora_dropout)?,
@@ -158,8 +167,9 @@ fn fine_tune(
     let orthogonality = orthogonality(input, &mut model)?;
     let data =
         TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref(), validation };
-    let report =
-        train(&mut model, &data, input.config, &steps, &input.context(out), &mut |p| tell(observer, Event::Step(p)))?;
+    let report = train(&mut model, &data, input.config, &steps, &input.context(out), spread, &mut |p| {
+        tell(observer, Event::Step(p))
+    })?;
     drop(span);
     if !input.ranks.is_first() {
         return Ok(report);
@@ -208,7 +218,7 @@ fn encode_all<'d>(
     datasets.map(|d| encoding.examples(&d.examples).map_err(LabError::data(&d.path))).collect()
 }
 
-/// Which rows every epoch goes through, and the steps of the round; writes `rows.json`.
+/// Determines the rows of every epoch and the steps of the round; writes `rows.json`.
 pub(crate) fn plan_rows(
     input: &RoundInput<'_>,
     encoded: &[Vec<Encoded>],

@@ -20,7 +20,7 @@ pub struct Round {
     pub format: Format,
     /// Names of the rows' fields.
     pub columns: Columns,
-    /// Tasks that it teaches.
+    /// Tasks that it trains on.
     pub scored: Vec<String>,
     /// Composition of its data and replayed data.
     pub mixture: Mixture,
@@ -77,7 +77,7 @@ impl SequenceConfig {
         })
     }
 
-    /// Tasks of new knowledge: those of `[eval]`, or else those that the rounds teach, without duplicates.
+    /// Tasks of new knowledge: those of `[eval]`, or else those that the rounds train on, without duplicates.
     pub(crate) fn new_tasks(&self, rounds: &[Round]) -> Vec<String> {
         let taught = || {
             let mut tasks: Vec<String> = Vec::new();
@@ -92,7 +92,7 @@ impl SequenceConfig {
     }
 }
 
-/// Whether earlier adapters are kept frozen beside the base model (O-LoRA's shape `stack`).
+/// Whether earlier adapters stay separate and frozen on the base model (O-LoRA's shape `stack`).
 pub(crate) fn is_stack(train: &TrainConfig) -> bool {
     train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
 }

@@ -9,14 +9,14 @@ use crate::config::{auto, seed};
 use crate::read_config::{check_data, read};
 use crate::{DataConfig, LabError, MixtureConfig, TrainRun};
 
-/// Training of a mixture's routers: the file of `cl moe train-router`. Paths are taken from the current directory.
+/// Configuration of `cl moe train-router`. Paths are relative to the current directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterRun {
     /// Model directory: a mixture of experts, or the base of a mixture of adapters.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
-    /// Directory of a mixture of adapters beside the model.
+    /// Directory of a mixture of adapters for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
     /// Random seed.
@@ -42,7 +42,7 @@ pub struct RouterRun {
 }
 
 impl RouterRun {
-    /// The round of fine-tuning that it is.
+    /// The corresponding round of fine-tuning.
     pub(crate) fn round(&self) -> TrainRun {
         TrainRun {
             validation: None,
@@ -71,7 +71,7 @@ pub fn read_router(path: &Path, text: &str, set: &[String]) -> Result<RouterRun,
     let config: RouterRun = read(path, text, set)?;
     let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.train.router.is_some() {
-        return Err(wrong("train.router: its keys stand in the table [router]".to_owned()));
+        return Err(wrong("train.router: these keys belong in the table [router]".to_owned()));
     }
     let round = config.round();
     round.train.validate().map_err(|e| wrong(e.to_string()))?;

@@ -21,24 +21,25 @@ use crate::routing_heat_map::heat_map;
 use crate::sources::{base_source, data_sources, inputs, mixture_source};
 use crate::{Event, LabError, ModelRef, Observer, RoundInput, RouterRun};
 
-/// What a training of routers left behind.
+/// Outputs of a router training.
 #[derive(Clone, Debug)]
 pub struct RouterOutput {
     /// The mixture with trained routers: `mixture/` for adapters, `model/` for a mixture of experts.
     pub mixture: PathBuf,
-    /// The training's report; `None` when it was found done.
+    /// Report of the training; `None` if it had been completed before.
     pub report: Option<TrainReport>,
-    /// `routing.json`; `None` when it was found there.
+    /// Content of `routing.json`; `None` if it existed before.
     pub routing: Option<RoutingReport>,
 }
 
-/// Runs `cl moe train-router` into `out`: `config.toml`, the hashes of what it is made from, `log.jsonl`, `rows.json`,
-/// `mixture/` or `model/`, `routing.json`, `routing.svg` and `routing.png`. Everything of the mixture but its routers is copied byte for byte.
-/// With `resume` an unfinished run goes on where it was.
+/// Runs `cl moe train-router`. Writes to `out`: `config.toml`, the hashes of the inputs, `log.jsonl`, `rows.json`,
+/// `mixture/` or `model/`, `routing.json`, `routing.svg` and `routing.png`. Everything in the mixture except its
+/// routers is copied byte for byte. With `resume`, an unfinished run continues.
 ///
 /// # Errors
-/// What [`check_router`](crate::check_router) finds, before anything is written; [`LabError::Output`] when `out` holds something
-/// already and `resume` is false, or another run; anything that training and files raise.
+/// Returns the problems that [`check_router`](crate::check_router) finds, before anything is written;
+/// [`LabError::Output`] if `out` is not empty and `resume` is false, or belongs to another run; and an error if
+/// training fails or a file cannot be read or written.
 pub fn run_train_router(
     config: &RouterRun,
     out: &Path,
@@ -50,7 +51,7 @@ pub fn run_train_router(
     train_routers_on(config, &datasets.concat(), device, out, resume, interrupt, observer)
 }
 
-/// [`run_train_router`] with data that was read before.
+/// [`run_train_router`] with data that has already been loaded.
 pub(crate) fn train_routers_on(
     config: &RouterRun,
     data: &[Dataset],
@@ -112,7 +113,7 @@ pub(crate) fn train_routers_on(
     Ok(RouterOutput { mixture: trained, report, routing })
 }
 
-/// A mixture of adapters and what it held when the run took it up.
+/// A mixture of adapters, and its content at the start of the run.
 struct Beside {
     mixture: Mixture,
     hash: String,
@@ -151,7 +152,7 @@ impl RouterRound<'_> {
         }
         model.train_routers();
         let data = TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: None, validation: None };
-        let report = train(&mut model, &data, input.config, &steps, &input.context(out), &mut |p| {
+        let report = train(&mut model, &data, input.config, &steps, &input.context(out), None, &mut |p| {
             tell(observer, Event::Step(p))
         })?;
         drop(span);
@@ -183,7 +184,7 @@ impl RouterRound<'_> {
         manifest.with_config(json!({ "train_router": settings }))
     }
 
-    /// What the routers that were written do with the data.
+    /// Statistics of the saved routers on the data.
     fn write_routing(&self, out: &Path, trained: &Path) -> Result<RoutingReport, LabError> {
         let input = self.input;
         let dir = if self.beside.is_some() { input.model.dir() } else { trained };
@@ -214,7 +215,7 @@ impl RouterRound<'_> {
     }
 }
 
-/// The routers' values, by the names of their tensors.
+/// The values of the routers by tensor name.
 fn router_weights(model: &Decoder) -> RouterWeights {
     let values = |t: Tensor| {
         let t = t.detach().to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, -1);
@@ -223,8 +224,8 @@ fn router_weights(model: &Decoder) -> RouterWeights {
     model.routers().into_iter().map(|(name, t)| (name, values(t))).collect()
 }
 
-/// The names of a mixture's experts: of adapters their own, of models the last parts of their paths in the configuration that
-/// the mixture was made with.
+/// Names of a mixture's experts: for adapters their own, for models the last components of the paths in the mixture's
+/// configuration.
 fn expert_names(mixture: Option<&Mixture>, dir: &Path, model: &Decoder) -> Vec<String> {
     if let Some(mixture) = mixture {
         return mixture.config().experts.iter().map(|e| e.name.clone()).collect();

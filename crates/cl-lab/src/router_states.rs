@@ -10,14 +10,14 @@ use safetensors::tensor::TensorView;
 
 use crate::{LabError, LoadedModel};
 
-/// Which hidden states of a prompt are used.
+/// Reduction of a prompt's hidden states to one vector per layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// That of the last token, like mergekit-moe's `hidden`.
+    /// Hidden state of the last token, like mergekit-moe's `hidden`.
     Last,
-    /// Their mean, like the paper's tool and mergekit-moe's `hidden_avg`.
+    /// Mean over all tokens, like the paper's tool and mergekit-moe's `hidden_avg`.
     Mean,
-    /// The mean of the token embeddings, for all layers, like mergekit-moe's `cheap_embed`.
+    /// Mean of the token embeddings, for all layers, like mergekit-moe's `cheap_embed`.
     Embeddings,
 }
 

@@ -1,4 +1,4 @@
-//! What the routers of a mixture do with data: entropy, load and gates of every router, by task.
+//! Statistics of a mixture's routers on data: entropy, load and gates of every router, by task.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use crate::LabError;
 
-/// Rows of each task that the report looks at: the first ones.
+/// Number of rows of each task that the report uses: the first ones.
 const ROWS: usize = 256;
-/// An expert with less than this part of an equal share is dead.
+/// An expert with less than this fraction of an equal share is considered dead.
 const DEAD: f64 = 0.01;
-/// Rows of a router matrix with a condition number above this are nearly dependent.
+/// Condition number of a router matrix above which its rows are considered nearly dependent.
 const CONDITION: f64 = 100.0;
 
 /// `routing.json`.
@@ -22,24 +22,24 @@ const CONDITION: f64 = 100.0;
 pub struct RoutingReport {
     /// Names of the experts, in the order of all lists.
     pub experts: Vec<String>,
-    /// Number of experts that each token goes through.
+    /// Number of experts per token.
     pub num_experts_per_tok: i64,
     /// Means over all routers, by task.
     pub tasks: Vec<TaskRouting>,
     /// Every router, in the order of the model.
     pub routers: Vec<RouterReport>,
-    /// What is degenerate.
+    /// Warnings about degenerate experts and routers.
     pub warnings: Vec<String>,
 }
 
-/// What a task's tokens meet, as means over all routers.
+/// Statistics of a task's tokens, as means over all routers.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaskRouting {
     /// Name of the data set.
     pub task: String,
-    /// Its rows that were looked at.
+    /// Number of its rows that were used.
     pub rows: usize,
-    /// What they do.
+    /// The statistics.
     #[serde(flatten)]
     pub routing: Routing,
 }
@@ -47,12 +47,12 @@ pub struct TaskRouting {
 /// One router.
 #[derive(Clone, Debug, Serialize)]
 pub struct RouterReport {
-    /// The module that it belongs to.
+    /// The module it belongs to.
     pub router: String,
     /// Number of its layer.
     pub layer: Option<usize>,
-    /// Largest over smallest singular value of its weight, without the rows of experts that have no part here; none where it is
-    /// infinite or the router has no weight.
+    /// Condition number of its weight (largest over smallest singular value), without the rows of experts that have no
+    /// part here; `None` if it is infinite or the router has no weight.
     pub condition_number: Option<f64>,
     /// Over the tokens of all tasks.
     #[serde(flatten)]
@@ -64,13 +64,13 @@ pub struct RouterReport {
 /// Means over tokens.
 #[derive(Clone, Debug, Serialize)]
 pub struct Routing {
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: u64,
-    /// Entropy of the softmax over all logits, over that of an equal choice: 0 to 1.
+    /// Entropy of the softmax over all logits, divided by its maximum: 0 to 1.
     pub entropy: f64,
-    /// Fraction of the tokens that select each expert; adds up to k.
+    /// Fraction of the tokens that select each expert; sums to k.
     pub load: Vec<f64>,
-    /// Each expert's share of a token's gates; adds up to 1.
+    /// Each expert's share of a token's gates; sums to 1.
     pub gate_share: Vec<f64>,
 }
 
@@ -83,13 +83,13 @@ struct Sums {
     shares: Vec<f64>,
 }
 
-/// Whether an expert has a part of a router's module.
+/// Whether an expert has parameters in a router's module.
 pub(crate) type HasExpert<'a> = dyn Fn(&str, usize) -> bool + 'a;
 
-/// Runs the first rows of each task through the model and looks at its routers.
+/// Runs the first rows of each task through the model and collects statistics of its routers.
 ///
 /// # Errors
-/// What the forward pass raises.
+/// Returns the errors of the forward pass.
 pub(crate) fn routing_report(
     model: &mut Decoder,
     tasks: &[(String, Vec<Encoded>)],
@@ -194,7 +194,7 @@ fn values(t: &Tensor) -> Vec<f64> {
     Vec::try_from(t.to_kind(Kind::Double)).expect("a vector of numbers")
 }
 
-/// Largest over smallest singular value of the rows of the experts that have a part in the module.
+/// Condition number of the rows of the experts that have parameters in the module.
 fn condition_number(weight: &Tensor, router: &str, has: &HasExpert<'_>) -> f64 {
     let rows: Vec<Tensor> = (0..weight.size()[0]).filter(|&e| has(router, e as usize)).map(|e| weight.get(e)).collect();
     if rows.is_empty() {
@@ -206,7 +206,7 @@ fn condition_number(weight: &Tensor, router: &str, has: &HasExpert<'_>) -> f64 {
     if least > 0.0 { singular[0] / least } else { f64::INFINITY }
 }
 
-/// Experts that get next to nothing and routers that can hardly tell experts apart, one line each.
+/// Experts that are hardly used, and routers that can hardly distinguish experts, one line each.
 fn warnings(report: &RoutingReport, has: &HasExpert<'_>, has_weights: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     let (count, chosen) = (report.experts.len(), report.num_experts_per_tok as usize);

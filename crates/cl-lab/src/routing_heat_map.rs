@@ -1,4 +1,4 @@
-//! The heat map of a routing report: layers by experts, a grid for each task.
+//! The heat map of a routing report: layers by experts, one panel per task.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use cl_report::{HeatMap, Picture, draw_heat_maps};
 
 use crate::{LabError, RouterReport, RoutingReport};
 
-/// For each task a row a layer and a column an expert, each cell the mean share of a token's gates over the layer's routers.
+/// One panel per task, with a row per layer and a column per expert; each cell is the mean gate share over the layer's
+/// routers.
 pub(crate) fn heat_map(report: &RoutingReport) -> Result<Picture, LabError> {
     let mut layers: BTreeMap<usize, Vec<&RouterReport>> = BTreeMap::new();
     for router in &report.routers {

@@ -60,16 +60,16 @@ pub fn run_sequence(
     run_sequence_on(config, out, resume, Scoring::default(), interrupt, observer)
 }
 
-/// What of a sequence is scored.
+/// The parts of a sequence that are scored.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Scoring<'a> {
-    /// A directory that may hold what the base model was scored at before, on the same tasks.
+    /// A directory that may contain scores of the base model on the same tasks.
     pub(crate) base: Option<&'a Path>,
-    /// After the last round alone; the matrix has nothing for the others.
+    /// Only after the last round; the matrix has no scores for the other rounds.
     pub(crate) last_only: bool,
 }
 
-/// [`run_sequence`] of which not everything is scored.
+/// [`run_sequence`] with only a part of the scores.
 pub(crate) fn run_sequence_on(
     config: &SequenceConfig,
     out: &Path,
@@ -249,7 +249,7 @@ fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
 /// Scores by column, and their standard errors.
 type Cells = (Vec<Option<f64>>, Vec<Option<f64>>);
 
-/// The score of each column, a task's own or that of a group's documents together, and its standard error, of a single task.
+/// The score of each column, of a single task or of all documents of a group, and the standard error for a single task.
 pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, LabError> {
     let cell = |column: &TaskGroup| match column.members.as_slice() {
         [only] => {
@@ -262,7 +262,7 @@ pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, L
     Ok(cells.into_iter().unzip())
 }
 
-/// Copies predictions and scores, `scores.json` last: without it they count as answers that stand.
+/// Copies predictions and scores, with `scores.json` last, which marks them as complete.
 fn copy_scores(from: &Path, to: &Path) -> Result<(), LabError> {
     let (source, target) = (from.join("scores"), to.join("scores"));
     std::fs::create_dir_all(&target).map_err(LabError::io(&target))?;

@@ -1,5 +1,4 @@
-//! A synthetic benchmark generated from a seed: facts for pretraining, tasks to learn one after another, and a
-//! tokenizer.
+//! A synthetic benchmark generated from a seed: facts for pretraining, tasks to train on in sequence, and a tokenizer.
 //!
 //! It replaces a pretrained model and real data in the example, the built-in experiment and tests. The model is
 //! pretrained on the facts and on the tasks' questions with random answers: like a pretrained model, it then knows the
@@ -175,7 +174,8 @@ pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
     word_tokenizer(&vocabulary(), 64)
 }
 
-/// A tokenizer with one token a word, of texts of at most `max_length` tokens. The first three words are `<unk>`, `<s>`, `</s>`.
+/// A tokenizer with one token per word, for texts of at most `max_length` tokens. The first three words are `<unk>`,
+/// `<s>`, `</s>`.
 pub(crate) fn word_tokenizer<W: AsRef<str>>(words: &[W], max_length: usize) -> Vec<(String, Vec<u8>)> {
     let special = |id: usize, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -215,7 +215,7 @@ pub fn model_config(hidden: usize) -> serde_json::Map<String, Value> {
     small_llama(vocabulary().len(), hidden, 64)
 }
 
-/// `config.json` of a Llama of two layers for texts of at most `max_length` tokens, tied embeddings.
+/// `config.json` of a two-layer Llama with tied embeddings, for texts of at most `max_length` tokens.
 pub(crate) fn small_llama(vocabulary: usize, hidden: usize, max_length: usize) -> serde_json::Map<String, Value> {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary,

@@ -7,7 +7,7 @@ use cl_train::{TrainError, ValidationConfig};
 
 use crate::{Finding, LabError};
 
-/// Fewer validation rows than this give a loss that says little.
+/// Minimum number of validation rows without a warning.
 const FEW: usize = 10;
 
 /// Takes the validation data out of a round's own data sets, or loads it.

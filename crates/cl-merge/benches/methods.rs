@@ -1,6 +1,6 @@
-//! What methods cost on one tensor in memory, on one thread: `cargo bench -p cl-merge`.
+//! Time of each method on one tensor in memory, with one thread: `cargo bench -p cl-merge`.
 //!
-//! Reading, rounding and writing are not in it; for whole merges see `cargo xtask bench merge`.
+//! Does not include reading, rounding and writing; for complete merges see `cargo xtask bench merge`.
 
 use cl_merge::methods::{Consensus, Divisor, Linear, Rescale, Sce, Sign, Slerp, Sparsify, TaskVectors};
 use cl_merge::select::keep_largest_changes;

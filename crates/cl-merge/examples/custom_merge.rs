@@ -1,10 +1,10 @@
-//! A merge method that is not built in: the median of task vectors, entry by entry.
+//! A merge method that is not built in: the entry-wise median of task vectors.
 //!
 //! ```sh
 //! cargo run -p cl-merge --example custom_merge -- merged
 //! ```
 //!
-//! merges two tiny models of the tests' fixtures with it, through the engine that all methods run on.
+//! Merges two tiny models from the test fixtures with it, using the engine of all methods.
 
 use std::path::{Path, PathBuf};
 

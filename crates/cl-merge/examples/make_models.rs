@@ -1,7 +1,7 @@
-//! Writes a random Llama and stand-ins for models fine-tuned from it, to time merges on.
+//! Writes a random Llama, and models in place of ones fine-tuned from it, for benchmarks.
 //!
 //! `cargo run --release -p cl-merge --example make_models -- DIR 135m|1b COUNT` writes `DIR/base` and `DIR/ft0` …, in bf16.
-//! Weights are random; fine-tuned ones differ by noise of about 0.002, rounded to bf16 as a saved fine-tune is.
+//! Weights are random; the fine-tuned models differ by noise of about 0.002, rounded to bf16 like a saved model.
 
 use std::path::Path;
 

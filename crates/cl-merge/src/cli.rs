@@ -205,7 +205,7 @@ fn find_models(file: &mut MergeFile, names: &Names) -> Result<()> {
     Ok(())
 }
 
-/// Says what a merge would download. Returns whether everything is there, so that the merge can be planned.
+/// Prints what a merge would download. Returns whether all files are in the cache, so that the merge can be planned.
 fn list_downloads(file: &MergeFile, names: &Names, out: &mut dyn Write) -> Result<bool> {
     let mut there = true;
     for named in file.named() {
@@ -214,7 +214,7 @@ fn list_downloads(file: &MergeFile, names: &Names, out: &mut dyn Write) -> Resul
         there &= plan.files == 0;
     }
     if !there {
-        writeln!(out, "nothing was downloaded or written; the merge can be planned once these files are there")?;
+        writeln!(out, "nothing was downloaded or written; the merge can be planned after the download")?;
     }
     Ok(there)
 }
@@ -229,7 +229,7 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
         let title = stage.name.as_deref().unwrap_or("result");
         let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model_and_adapter(model).0));
         if let Some(earlier) = stage.written_models().into_iter().find(named) {
-            writeln!(out, "{title}: is made of stage {earlier}; it can be planned once that is there")?;
+            writeln!(out, "{title}: uses the result of stage {earlier}; it can be planned when that exists")?;
             continue;
         }
         let plan = Plan::new(stage)?;
@@ -256,7 +256,7 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
         )?;
         match &estimate.measured_on {
             Some(tensor) => {
-                writeln!(out, "  time    about {:.1} s, from merging {tensor} just now", estimate.time.as_secs_f64())?
+                writeln!(out, "  time    about {:.1} s, estimated by merging {tensor}", estimate.time.as_secs_f64())?
             }
             None => writeln!(out, "  time    about {:.1} s, all tensors are copied", estimate.time.as_secs_f64())?,
         }
@@ -264,7 +264,7 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
             writeln!(out, "  note    {note}")?;
         }
     }
-    writeln!(out, "no problem found; nothing was written")?;
+    writeln!(out, "no problems found; nothing was written")?;
     Ok(())
 }
 
@@ -301,7 +301,7 @@ fn run_diff(args: &DiffArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     for (what, names) in [
         ("only in the first", &diff.only_a),
         ("only in the second", &diff.only_b),
-        ("other shape, or integers", &diff.not_compared),
+        ("not compared (other shape, or integers)", &diff.not_compared),
     ] {
         for name in names {
             writeln!(out, "{what}: {name}")?;
@@ -325,7 +325,7 @@ fn run_verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<()> {
             problems.extend(checkpoint.check_all_finite().err().map(|e| e.to_string()));
             writeln!(
                 out,
-                "{}: {} tensors, {} files",
+                "{}: {} tensors in {} weights file(s)",
                 dir.display(),
                 checkpoint.names().len(),
                 checkpoint.files().count()
@@ -337,7 +337,7 @@ fn run_verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "problem: {problem}")?;
     }
     if problems.is_empty() {
-        writeln!(out, "as it was written, and all values are finite")?;
+        writeln!(out, "no problems found: unchanged since it was written, all values are finite")?;
         return Ok(());
     }
     bail!("{}: {} problem{} found", dir.display(), problems.len(), if problems.len() == 1 { "" } else { "s" })

@@ -1,4 +1,4 @@
-//! How two models differ, tensor by tensor.
+//! Comparison of two models, tensor by tensor.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use serde::Serialize;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, Values, is_readable, kernels};
 
-/// How one tensor differs.
+/// Comparison of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TensorDiff {
-    /// Its name; empty for all together.
+    /// Its name; empty for all tensors together.
     pub tensor: String,
-    /// Elements.
+    /// Number of elements.
     pub elements: usize,
     /// Euclidean norm in the first model; with a base, of its task vector.
     pub norm_a: f64,
@@ -24,24 +24,24 @@ pub struct TensorDiff {
     pub norm_diff: f64,
     /// Cosine of the two; 1 where both are zero.
     pub cosine: f64,
-    /// Share of elements whose signs are opposite.
+    /// Fraction of elements with opposite signs.
     pub sign_conflict: f64,
-    /// Largest difference of an element.
+    /// Largest absolute difference of an element.
     pub max_diff: f32,
 }
 
-/// Two models compared.
+/// Comparison of two models.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diff {
-    /// Tensors that both have, in the order of names.
+    /// Tensors of both models, by name.
     pub tensors: Vec<TensorDiff>,
-    /// All of them together.
+    /// All tensors together.
     pub total: TensorDiff,
-    /// Tensors that only the first has.
+    /// Tensors of only the first model.
     pub only_a: Vec<String>,
-    /// Tensors that only the second has.
+    /// Tensors of only the second model.
     pub only_b: Vec<String>,
-    /// Tensors whose shapes differ or that hold integers.
+    /// Tensors with different shapes, and integers.
     pub not_compared: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn cosine(aa: f64, bb: f64, ab: f64) -> f64 {
     }
 }
 
-/// Compares two models, or with a base their task vectors.
+/// Compares two models, or, with a base, their task vectors.
 ///
 /// # Errors
 /// Returns an error if opening or reading fails.

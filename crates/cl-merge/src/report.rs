@@ -1,4 +1,4 @@
-//! Results as text and JSON, and numbers of bytes as users write them.
+//! Results as text and JSON, and parsing of byte counts.
 
 use std::io::Write;
 
@@ -34,6 +34,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         "GiB" | "G" => 1 << 30,
         other => return Err(format!("unknown unit `{other}`; use MB, GB, MiB or GiB")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no number of bytes; write 800MiB or 2GiB"))?;
+    let number: f64 =
+        number.parse().map_err(|_| format!("`{text}` is not a number of bytes; write for example 800MiB or 2GiB"))?;
     Ok((number * factor as f64) as u64)
 }

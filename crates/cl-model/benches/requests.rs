@@ -1,9 +1,9 @@
-//! Time and answers of requests from a file, to be held against another program's.
+//! Time and responses for the requests of a file, for comparison with another program.
 //!
 //! `cargo bench -p cl-model --bench requests -- MODEL REQUESTS.jsonl [f32|bf16] [batch tokens] > ANSWERS.jsonl`
 //!
-//! A line of requests is `{"context": …, "continuation": …}` or `{"prompt": …, "max_new_tokens": …, "stop": […]}`; the same
-//! line of the answers is a sum of log-probabilities or a text. Seconds go to stderr.
+//! Each line of the requests is `{"context": …, "continuation": …}` or `{"prompt": …, "max_new_tokens": …, "stop":
+//! […]}`; the corresponding line of the output is a sum of log-probabilities or a text. Durations go to stderr.
 
 use std::io::Write;
 use std::path::Path;

@@ -7,7 +7,7 @@ use crate::norm::RmsNorm;
 use crate::rope::Angles;
 use crate::routing::{Gate, Pass, Projection};
 
-/// The projections around attention; which keys a query sees is decided by who calls.
+/// The projections of an attention block; the caller determines which keys a query attends to.
 pub(crate) struct Attention {
     pub(crate) qkv: Qkv,
     pub(crate) o_proj: Projection,
@@ -19,7 +19,7 @@ pub(crate) struct Attention {
     pub(crate) rule: AttentionRule,
 }
 
-/// The projections into attention.
+/// The input projections of attention.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum Qkv {
     /// `q_proj`, `k_proj`, `v_proj`.
@@ -28,14 +28,14 @@ pub(crate) enum Qkv {
     Fused { qkv_proj: Projection, q_width: i64 },
 }
 
-/// What a layer's attention does to scores before the softmax.
+/// Scaling, soft cap and window of a layer's attention scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct AttentionRule {
-    /// How many positions a query sees, itself included; `None` for all earlier ones.
+    /// Sliding window: number of positions that a query attends to, including its own; `None` for all earlier ones.
     pub(crate) window: Option<i64>,
-    /// What scores are multiplied by; `None` for 1/√head_dim.
+    /// Factor on scores; `None` for 1/√head_dim.
     pub(crate) scale: Option<f64>,
-    /// Scores s become c · tanh(s / c).
+    /// Soft cap: s becomes c · tanh(s / c).
     pub(crate) softcap: Option<f64>,
 }
 
@@ -142,10 +142,10 @@ impl Qkv {
     }
 }
 
-/// Causal attention inside each packed sequence.
+/// Causal attention within each packed sequence.
 ///
-/// On CUDA in half precision one variable-length kernel does all. Elsewhere each sequence is one call of libtorch's own
-/// attention, which needs no mask: the T×T mask over a whole pack never exists.
+/// On CUDA in half precision, one variable-length kernel computes all sequences. Otherwise, each sequence is one call
+/// of libtorch's attention, which needs no mask: the T×T mask over a whole pack is never created.
 pub(crate) fn packed_causal(
     q: &Tensor,
     k: &Tensor,
@@ -202,7 +202,7 @@ pub(crate) fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, seen: &Tensor
     scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(&repeated(v, groups))
 }
 
-/// Every key or value head as often as query heads share it.
+/// Repeats every key or value head for the query heads that share it.
 pub(crate) fn repeated(t: &Tensor, groups: i64) -> Tensor {
     if groups > 1 { t.repeat_interleave_self_int(groups, 1, None) } else { t.shallow_clone() }
 }
@@ -217,7 +217,8 @@ mod tests {
         t.to_kind(Kind::Float).reshape(shape).set_requires_grad(true)
     }
 
-    /// Softmax over one dense matrix with everything masked that lies in another sequence, ahead, or behind the window.
+    /// Softmax over one dense matrix, with a mask for other sequences, later positions and positions outside the
+    /// window.
     fn dense(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], window: Option<i64>) -> Tensor {
         let (tokens, heads, d) = q.size3().unwrap();
         let repeat = heads / k.size()[1];

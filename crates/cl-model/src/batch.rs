@@ -3,7 +3,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
-/// Sequences laid end to end in one row, without padding; attention stays inside each.
+/// Sequences concatenated in one row, without padding; attention stays within each sequence.
 pub struct PackedBatch {
     /// `(tokens)`, int64.
     pub input_ids: Tensor,
@@ -11,7 +11,7 @@ pub struct PackedBatch {
     pub position_ids: Tensor,
     /// Boundaries, `sequences + 1` of them, from 0 to `tokens`.
     pub cu_seqlens: Vec<i64>,
-    /// The boundaries as int32 on the device, for kernels that want them there.
+    /// The boundaries as int32 on the device, for kernels that need them there.
     pub(crate) cu_tensor: Tensor,
 }
 
@@ -35,7 +35,7 @@ impl PackedBatch {
         Self::build(&ids, &positions, cu_seqlens, vocab_size, device)
     }
 
-    /// Takes over a micro-batch that was packed for training.
+    /// Converts a micro-batch that was packed for training.
     ///
     /// # Errors
     /// [`ModelError::TokenId`].

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cl_adapters::{
     AdapterError, Embedding, Frozen, Linear, Lora, LoraConfig, Mode, Site, Targets, TokenRows, Whole, WholeKind,
@@ -6,7 +7,7 @@ use cl_adapters::{
 };
 use cl_checkpoint::{Adapter, LayerKind};
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_torch::{TorchError, checkpoint, linear};
+use cl_torch::{Around, TorchError, checkpoint_around, linear, on_backward};
 
 use crate::attention::packed_causal;
 use crate::batch::PackedBatch;
@@ -24,14 +25,16 @@ use crate::{
 
 /// A decoder-only transformer of the Llama family.
 pub struct Decoder {
-    /// Its shape.
+    /// Its configuration.
     pub config: ModelConfig,
-    /// The dtype that activations and products are in.
+    /// Dtype of activations and matrix products.
     pub compute: Kind,
-    /// Where it lives.
+    /// Its device.
     pub device: Device,
-    /// Recompute each layer's activations in the backward pass instead of keeping them.
+    /// Whether to recompute each layer's activations in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
+    /// What happens around each layer in training.
+    pub layer_hooks: Option<Arc<dyn LayerHooks>>,
     pub(crate) embed_tokens: Embedding,
     /// Reads the token embeddings and decides for the experts of all layers.
     pub(crate) global_router: Option<Router>,
@@ -39,14 +42,14 @@ pub struct Decoder {
     pub(crate) norm: RmsNorm,
     pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
     pub(crate) rope: Rope,
-    /// What the adapter at hand trains whole.
+    /// Tensors that the current adapter trains in full.
     pub(crate) whole: WholePlan,
-    /// The base's own tensors of that, by name.
+    /// The base's values of those tensors, by name.
     pub(crate) originals: Vec<(String, Tensor)>,
 }
 
 impl Decoder {
-    /// The residual stream after the last layer, before the final norm: `(tokens, hidden)`.
+    /// Returns the residual stream after the last layer, before the final norm: `(tokens, hidden)`.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -54,8 +57,8 @@ impl Decoder {
         self.forward_observed(batch, mode, &mut |_, _| {})
     }
 
-    /// As [`Decoder::forward`]; `observe` gets the hidden states `(tokens, hidden)` that enter each layer with the layer's
-    /// index: those of layer 0 are the embeddings, and behind the last layer comes the result with the number of layers.
+    /// As [`Decoder::forward`]; `observe` receives the hidden states `(tokens, hidden)` that enter each layer, with the
+    /// layer's index: the embeddings for layer 0, and finally the result with the number of layers.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -71,17 +74,32 @@ impl Decoder {
         let pass = Pass { mode, selection: selection.as_ref() };
         for (index, layer) in self.layers.iter().enumerate() {
             observe(index, &x);
-            x = if self.activation_checkpointing && mode != Mode::Eval && x.requires_grad() {
-                recomputed(layer, &x, &angles, batch, pass)?
-            } else {
-                attend_packed(layer, &x, &angles, batch, pass)?
+            let hooks = self.layer_hooks.as_ref().map(|hooks| LayerHook { hooks: Arc::clone(hooks), layer: index });
+            if hooks.as_ref().is_some_and(|h| h.hooks.spreads_weights()) && mode != Mode::Eval && !x.requires_grad() {
+                // So that the first layer, too, is computed a second time, when its weights are there again.
+                x = x.detach().set_requires_grad(true);
+            }
+            x = match hooks {
+                _ if mode == Mode::Eval || !x.requires_grad() => {
+                    hooks.iter().for_each(Around::before);
+                    let y = attend_packed(layer, &x, &angles, batch, pass)?;
+                    hooks.iter().for_each(Around::after_forward);
+                    y
+                }
+                None if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, pass, ())?,
+                Some(hook) if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, pass, hook)?,
+                None => attend_packed(layer, &x, &angles, batch, pass)?,
+                Some(hook) => {
+                    let x = on_backward(&x, move || hook.after_backward())?;
+                    attend_packed(layer, &x, &angles, batch, pass)?
+                }
             };
         }
         observe(self.layers.len(), &x);
         Ok(x)
     }
 
-    /// What enters the feed-forward block of every layer, `(tokens, hidden)` each, without a graph.
+    /// Returns the input of the feed-forward block of every layer, `(tokens, hidden)` each, without a graph.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -103,7 +121,7 @@ impl Decoder {
         Ok(inputs)
     }
 
-    /// The feed-forward block of a layer on rows `x` `(tokens, hidden)`.
+    /// Applies the feed-forward block of a layer to rows `x` `(tokens, hidden)`.
     ///
     /// # Panics
     /// Panics if there is no such layer, or if a global router selects its experts, which reads token embeddings.
@@ -111,8 +129,8 @@ impl Decoder {
         self.layers[layer].feed_forward.forward(x, Pass { mode: Mode::Eval, selection: None })
     }
 
-    /// The residual stream of sequences that share what they begin with, behind a past that all of them begin with, without
-    /// a graph. `keep` gets the keys and values of every layer, `(rows, kv_heads, head_dim)`.
+    /// Returns the residual stream of sequences with shared prefixes, after a past common to all of them, without a
+    /// graph. `keep` receives the keys and values of every layer, `(rows, kv_heads, head_dim)`.
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -142,14 +160,14 @@ impl Decoder {
         Ok(x)
     }
 
-    /// Whether sequences up to this length may share what they begin with: a sliding window that is shorter would have to
-    /// be counted along each of them.
+    /// Whether sequences up to this length can share prefixes: a shorter sliding window would have to be applied along
+    /// each sequence.
     pub(crate) fn may_share(&self, longest: usize) -> bool {
         self.config.windows.iter().flatten().all(|&w| w >= longest as i64)
     }
 
-    /// More tokens for every sequence of the cache, `widths` says how many: `ids` is `(tokens)`, those of the first sequence
-    /// first; the result is `(tokens, hidden)`. [`KvCache::end_step`] says how many of them stay.
+    /// Appends tokens to every sequence of the cache; `widths` are their numbers. `ids` is `(tokens)`, sequence by
+    /// sequence; the result is `(tokens, hidden)`. [`KvCache::end_step`] then sets how many of them are kept.
     pub(crate) fn step(&self, ids: &Tensor, widths: &[i64], cache: &mut KvCache) -> Tensor {
         cache.begin_step(widths);
         let angles = self.rope.angles(&cache.positions(self.device), self.compute);
@@ -196,7 +214,7 @@ impl Decoder {
         self.scaled(logits.to_kind(Kind::Float))
     }
 
-    /// What the family does to logits behind the head.
+    /// Applies the family's scaling and soft cap to logits.
     pub(crate) fn scaled(&self, logits: Tensor) -> Tensor {
         let scaling = self.config.logits_scaling;
         let logits = if scaling == 1.0 { logits } else { logits / scaling };
@@ -206,7 +224,7 @@ impl Decoder {
         }
     }
 
-    /// The gradient before [`Decoder::scaled`] for the one behind it, whose values were `logits`.
+    /// Converts the gradient after [`Decoder::scaled`] to the gradient before it; `logits` are the values after it.
     pub(crate) fn unscaled_gradient(&self, d_logits: Tensor, logits: &Tensor) -> Tensor {
         let scaling = self.config.logits_scaling;
         let d_logits = match self.config.final_logit_softcapping {
@@ -228,12 +246,12 @@ impl Decoder {
         global.chain(self.layers.iter_mut().flat_map(Layer::linears_mut)).chain(self.lm_head.iter_mut())
     }
 
-    /// Where adapters can be: the embedding, then the linear layers.
+    /// The modules that can have adapters: the embedding, then the linear layers.
     pub fn sites(&self) -> impl Iterator<Item = Site<'_>> {
         std::iter::once(self.embed_tokens.site()).chain(self.linears().map(Linear::site))
     }
 
-    /// The output head as a linear layer of its own, also where it shares its weight with the embedding.
+    /// The output head as a separate linear layer, also if it shares its weight with the embedding.
     fn head(&self) -> Linear {
         match &self.lm_head {
             Some(head) => head.shallow_clone(),
@@ -246,7 +264,7 @@ impl Decoder {
         }
     }
 
-    /// All layers that an adapter can go beside, with the shapes of their weights.
+    /// All layers that can have an adapter, with the shapes of their weights.
     fn adaptable(&self) -> Vec<(&str, LayerKind, [i64; 2])> {
         let shape = |t: &Tensor| t.size2().map_or([0, 0], |(rows, columns)| [rows, columns]);
         let table = &self.embed_tokens;
@@ -258,7 +276,7 @@ impl Decoder {
         layers
     }
 
-    /// Puts a fresh adapter beside every targeted layer, in place of one that is there, and freezes everything else.
+    /// Adds a newly initialized adapter to every target layer, replacing an existing one, and freezes everything else.
     ///
     /// # Errors
     /// A hyper-parameter outside its range, or a target that matches nothing.
@@ -287,7 +305,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// What a configuration trains whole of this model, beside factors of the layers `adapted`.
+    /// The tensors of this model that a configuration trains in full, besides the factors of the layers `adapted`.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
         let tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
         let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();
@@ -295,7 +313,7 @@ impl Decoder {
         Ok(config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?)
     }
 
-    /// The base's tensors, a tied output head's as one of them.
+    /// The base's tensors, including a tied output head as a separate one.
     fn own_tensors(&self) -> Vec<(String, Tensor)> {
         let mut own = self.named_parameters();
         if self.config.tie_word_embeddings {
@@ -304,7 +322,8 @@ impl Decoder {
         own
     }
 
-    /// Puts f32 tensors that learn in place of the base's: these values (by the base's name, of rows the module's), else copies.
+    /// Replaces base tensors by trainable f32 tensors: the given values (by the base's name; for rows, by the
+    /// module's), else copies.
     fn train_whole(&mut self, plan: WholePlan, values: &BTreeMap<String, Tensor>) {
         let (embedding, head) = ("model.embed_tokens", "lm_head");
         let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
@@ -346,7 +365,7 @@ impl Decoder {
         }
     }
 
-    /// The name that a tensor of the base has in an adapter's file: PEFT moves a layer behind its adapter.
+    /// The name of a base tensor in an adapter's file; in PEFT, an adapted layer becomes a submodule.
     fn stored_name(&self, name: &str) -> String {
         let adapted = |module: &str| self.linears().any(|l| l.name == module && l.lora.is_some());
         match name.rsplit_once('.') {
@@ -355,7 +374,7 @@ impl Decoder {
         }
     }
 
-    /// A tensor of the base by its name in the checkpoint, a tied output head's only while it is a layer of its own.
+    /// A base tensor by its name in the checkpoint; a tied output head only while it is a separate layer.
     fn parameter_mut(&mut self, name: &str) -> Option<&mut Tensor> {
         let (module, part) = name.rsplit_once('.')?;
         if module == self.embed_tokens.name {
@@ -369,7 +388,7 @@ impl Decoder {
         Some(&mut norms.find(|norm| norm.name == module)?.weight)
     }
 
-    /// What the adapter at hand trains beside its factors, by the names of an adapter's file.
+    /// Everything that the current adapter trains besides its factors, by the names in an adapter's file.
     pub fn trained_whole(&self) -> Vec<Whole> {
         let parameters = self.current_parameters();
         let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone());
@@ -396,11 +415,11 @@ impl Decoder {
         saved.chain(biases).chain(tokens).collect()
     }
 
-    /// Puts the adapter of a PEFT directory beside the layers it was made for and freezes everything else.
+    /// Adds the adapter of a PEFT directory to the layers it was made for, and freezes everything else.
     ///
     /// # Errors
-    /// [`AdapterError`] when it is of a kind that is not built, holds a module this model does not have, or factors of
-    /// another shape.
+    /// Returns [`AdapterError`] if the adapter is of an unsupported kind, has a module that this model does not have,
+    /// or factors of another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         self.check_adapter(adapter)?;
         let (whole, values) = cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
@@ -427,7 +446,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Takes the adapter or the mixture away.
+    /// Removes the adapter or the mixture.
     pub fn unload_lora(&mut self) {
         for (name, original) in std::mem::take(&mut self.originals) {
             if let Some(place) = self.parameter_mut(&name) {
@@ -447,11 +466,11 @@ impl Decoder {
         }
     }
 
-    /// Puts the adapters of earlier rounds beside their layers, where they do not learn. A layer's updates are one below the
-    /// other in one product, however many there are.
+    /// Adds the adapters of earlier rounds to their layers, frozen. The updates of a layer are stacked and computed in
+    /// one product, regardless of their number.
     ///
     /// # Errors
-    /// As [`Decoder::load_lora`]; DoRA and adapters on the embedding are more than a product beside a layer.
+    /// Returns the errors of [`Decoder::load_lora`]; DoRA and adapters on the embedding are not supported.
     pub fn add_frozen(&mut self, adapters: &[Adapter]) -> Result<(), ModelError> {
         let mut updates: Vec<Vec<Lora>> = Vec::new();
         for adapter in adapters {
@@ -476,7 +495,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The adapter means no more than is built, and its modules are layers of this model.
+    /// Checks that the adapter has only supported features, and that its modules are layers of this model.
     fn check_adapter(&self, adapter: &Adapter) -> Result<(), ModelError> {
         adapter.check_built().map_err(AdapterError::from)?;
         let layers = self.adaptable();
@@ -491,7 +510,7 @@ impl Decoder {
         }
     }
 
-    /// Every weight of the base model by its name in the checkpoint, also of what an adapter has put its own in place of.
+    /// Every weight of the base model by its name in the checkpoint, including those that an adapter replaces.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = self.current_parameters();
         let tied = self.config.tie_word_embeddings;
@@ -527,8 +546,8 @@ impl Decoder {
         all
     }
 
-    /// What the optimizer moves, by name: the adapters or the routers of a mixture when there are any, else every weight that
-    /// requires a gradient.
+    /// The trainable tensors by name: the adapters, or the routers of a mixture, if there are any; else every weight
+    /// that requires a gradient.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let mut adapters = Vec::new();
         for site in self.sites() {
@@ -553,7 +572,7 @@ impl Decoder {
         adapters
     }
 
-    /// Makes every base weight a leaf that collects gradients, or freezes all of them.
+    /// Makes every base weight trainable, or freezes all of them.
     pub fn set_requires_grad(&mut self, on: bool) {
         for (_, t) in self.named_parameters() {
             let _ = t.set_requires_grad(on);
@@ -575,7 +594,7 @@ fn attend_packed(
     failure.map_or(Ok(y), Err)
 }
 
-/// Keeps the first error of an attention call, since the layers' arithmetic around it has no way to stop half-way.
+/// Keeps the first error of an attention call, since the surrounding computation of the layers cannot stop half-way.
 fn catch(result: Result<Tensor, TorchError>, q: &Tensor, failure: &mut Option<TorchError>) -> Tensor {
     result.unwrap_or_else(|e| {
         failure.get_or_insert(e);
@@ -589,6 +608,7 @@ fn recomputed(
     angles: &Angles,
     batch: &PackedBatch,
     pass: Pass<'_>,
+    around: impl Around + 'static,
 ) -> Result<Tensor, TorchError> {
     let (layer, angles, mode) = (layer.shallow_clone(), angles.shallow_clone(), pass.mode);
     let (cu_seqlens, cu_tensor) = (batch.cu_seqlens.clone(), batch.cu_tensor.shallow_clone());
@@ -596,7 +616,7 @@ fn recomputed(
     // Weights that a router computed before are an input, so that their gradient reaches it.
     let weights = selection.as_ref().map(|selection| selection.weights(Kind::Float));
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&weights).collect();
-    checkpoint(&inputs, move |inputs| {
+    let run = move |inputs: &[Tensor]| {
         let selection =
             selection.as_ref().zip(inputs.get(1)).map(|(selection, weights)| selection.with_weights(weights));
         let pass = Pass { mode, selection: selection.as_ref() };
@@ -604,5 +624,43 @@ fn recomputed(
             // A panic here is caught at the border and comes back as the node's error.
             packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).expect("attention worked in the first pass")
         })
-    })
+    };
+    checkpoint_around(&inputs, run, around)
+}
+
+/// What happens around each layer in training, such as fetching weights that are spread over processes and sending gradients.
+pub trait LayerHooks: Send + Sync {
+    /// Whether a layer's weights are there only between [`LayerHooks::before`] and what follows it. Training then needs
+    /// [`Decoder::activation_checkpointing`].
+    fn spreads_weights(&self) -> bool;
+
+    /// Before a layer is computed, in a forward pass or for the second time in a backward pass.
+    fn before(&self, layer: usize);
+
+    /// After a layer was computed in a forward pass.
+    fn after_forward(&self, layer: usize);
+
+    /// In the backward pass, when the gradients of a layer's weights are there. It is not called for the layers before the
+    /// first trained weight.
+    fn after_backward(&self, layer: usize);
+}
+
+/// The hooks of one layer.
+struct LayerHook {
+    hooks: Arc<dyn LayerHooks>,
+    layer: usize,
+}
+
+impl Around for LayerHook {
+    fn before(&self) {
+        self.hooks.before(self.layer);
+    }
+
+    fn after_forward(&self) {
+        self.hooks.after_forward(self.layer);
+    }
+
+    fn after_backward(&self) {
+        self.hooks.after_backward(self.layer);
+    }
 }

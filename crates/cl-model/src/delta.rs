@@ -1,4 +1,5 @@
-//! Experts as differences from the base: the base's product is computed once, and to it those of the differences are added.
+//! Experts stored as differences from the base: the base's product is computed once, and the products of the
+//! differences are added.
 
 use cl_adapters::Linear;
 use cl_torch::tch::{Kind, Tensor};
@@ -10,31 +11,32 @@ use crate::routing::{Gate, Pairs, Pass, Selection};
 pub(crate) enum Deltas {
     /// `ΔWₑ = uₑᵀ·vₑ`: u `(experts, r, out)`, v `(experts, r, in)`.
     LowRank { u: Tensor, v: Tensor },
-    /// `ΔWₑ = scaleₑ · signₑ`: signs U8 `(experts, out, ⌈in / 8⌉)`, a bit a weight; scales f32 `(experts)`; columns `in`.
+    /// `ΔWₑ = scaleₑ · signₑ`: signs U8 `(experts, out, ⌈in / 8⌉)`, one bit per weight; scales f32 `(experts)`; columns
+    /// `in`.
     Signs { signs: Tensor, scales: Tensor, columns: i64 },
 }
 
 /// An MLP whose experts are differences, each an expert as a whole.
 ///
-/// Products of the base are shared: those of gate and up by all experts of a token, and `down` is linear, so that the base's is
-/// applied once to the weighted sum of what enters it.
+/// Products of the base are shared: gate and up by all experts of a token; because `down` is linear, the base's is
+/// applied once to the weighted sum of its inputs.
 pub(crate) struct DeltaMlp {
     /// Its weights add up to 1.
     pub(crate) routing: Gate,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
-    /// Of gate, up and down.
+    /// The differences of gate, up and down.
     pub(crate) deltas: [Deltas; 3],
     pub(crate) activation: Activation,
 }
 
-/// Up to this share of the width, ranks of all experts together go through one product with zeros for those that a token does
-/// not go through; above it collecting the tokens of each expert costs less.
+/// Up to this fraction of the width, the ranks of all experts together are computed in one product, with zeros for
+/// experts that are not selected; above it, gathering the tokens of each expert costs less.
 const FUSED: f64 = 0.25;
 
 impl Deltas {
-    /// `ΔWₑ·x` for rows `x` `(pairs, in)` of one expert after the other, `counts` of each: `(pairs, out)`.
+    /// Computes `ΔWₑ·x` for rows `x` `(pairs, in)` ordered by expert, with the `counts` of each: `(pairs, out)`.
     fn of_pairs(&self, x: &Tensor, counts: &[i64]) -> Tensor {
         let mut start = 0;
         let mut products = Vec::new();
@@ -79,7 +81,7 @@ impl Deltas {
         }
     }
 
-    /// Of one low-rank difference.
+    /// Computes one low-rank difference.
     fn rank(&self) -> i64 {
         match self {
             Deltas::LowRank { u, .. } => u.size()[1],
@@ -125,7 +127,8 @@ impl DeltaMlp {
         }
     }
 
-    /// All experts in one product, those that a token does not go through as zeros; nothing waits for the device.
+    /// All experts in one product, with zeros for those that are not selected; needs no synchronization with the
+    /// device.
     fn fused(
         &self,
         x: &Tensor,
@@ -233,7 +236,7 @@ mod tests {
         }
     }
 
-    /// The weight of an expert, entry by entry.
+    /// The weight matrix of an expert, element by element.
     fn whole(base: &Tensor, deltas: &Deltas, e: i64) -> Tensor {
         match deltas {
             Deltas::LowRank { u, v } => base + u.get(e).tr().matmul(&v.get(e)),

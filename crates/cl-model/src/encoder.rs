@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::ModelError;
 
-/// Requests to tokens, as lm-eval makes them.
+/// Tokenizes requests as lm-eval does.
 pub(crate) struct Encoder<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) add_bos_token: Option<bool>,
@@ -14,8 +14,8 @@ pub(crate) struct Encoder<'a> {
 impl Encoder<'_> {
     /// Tokens of contexts and continuations, and where each continuation starts.
     ///
-    /// Spaces at the end of the context belong to the continuation, whose tokens are those of the whole text beyond as many
-    /// as the context alone has (lm-eval's rule).
+    /// Trailing spaces of the context belong to the continuation, whose tokens are those of the whole text after as
+    /// many as the context alone has (lm-eval's rule).
     pub(crate) fn pairs(&self, requests: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
         // The choices of a question have their context in common, side by side.
         let same: Vec<&[LoglikelihoodRequest]> = requests.chunk_by(|a, b| a.context == b.context).collect();
@@ -41,7 +41,7 @@ impl Encoder<'_> {
         group.iter().map(|r| Ok((self.encode(&whole(r))?, from))).collect()
     }
 
-    /// Tokens of prompts; at least one each for a tokenizer that has a token to begin or end with.
+    /// Tokens of prompts; at least one per prompt if the tokenizer has a BOS or EOS token.
     pub(crate) fn prompts(&self, requests: &[GenerateRequest]) -> Result<Vec<Vec<u32>>, ModelError> {
         let encode = |r: &GenerateRequest| {
             let mut ids = self.encode(&r.prompt)?;
@@ -57,7 +57,7 @@ impl Encoder<'_> {
         Ok(self.tokenizer.encode_with(text, self.add_bos_token)?)
     }
 
-    /// The token that stands in front of a text without any other: BOS, or EOS for a tokenizer without BOS.
+    /// The token prepended to an otherwise empty text: BOS, or EOS for a tokenizer without BOS.
     fn prefix_token(&self) -> Option<u32> {
         self.tokenizer.bos_id().or(self.tokenizer.eos_id())
     }

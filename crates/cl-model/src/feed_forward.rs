@@ -5,14 +5,14 @@ use crate::config::Activation;
 use crate::delta::DeltaMlp;
 use crate::routing::{Gate, Pass, Projection};
 
-/// What a layer does to each token by itself.
+/// The feed-forward block of a layer.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum FeedForward {
     /// One MLP.
     Dense(Mlp),
     /// Several, of which each token goes through some.
     Experts(Experts),
-    /// One MLP, and experts as differences from it.
+    /// One MLP, and experts stored as differences from it.
     Deltas(DeltaMlp),
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Mlp {
     pub(crate) activation: Activation,
 }
 
-/// The first projections of an MLP.
+/// The input projections of an MLP.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum GateUp {
     /// `gate_proj` and `up_proj`.

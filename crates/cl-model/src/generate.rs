@@ -7,16 +7,16 @@ use crate::prefix_tree::{PrefixTree, common};
 use crate::sampling::Decoding;
 use crate::{Decoder, ModelError};
 
-/// What a prompt was continued with.
+/// The continuation of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
-    /// New tokens, without the one that ended the generation.
+    /// New tokens, without the one that ended generation.
     pub ids: Vec<u32>,
-    /// Whether an end token or `stop` ended it, and not the limit.
+    /// Whether generation ended by an end token or `stop`, not by the limit.
     pub stopped: bool,
 }
 
-/// What ends a text, and how its tokens are chosen.
+/// Stopping criteria and decoding settings.
 ///
 /// # Example
 /// ```
@@ -35,18 +35,18 @@ pub struct Generation {
 pub struct GenerateOptions<'a> {
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Tokens that end a text.
+    /// End tokens.
     pub eos: &'a [u32],
-    /// How the next token is chosen.
+    /// Decoding settings.
     pub decoding: Decoding,
-    /// Index of the first prompt among all, so that prompts draw the same random numbers in batches of any size.
+    /// Index of the first prompt among all prompts, so that random numbers do not depend on batch sizes.
     pub first_prompt: usize,
 }
 
-/// Continues all prompts together with greedy decoding (the lowest id among equals); see [`generate`].
+/// Generates continuations of all prompts with greedy decoding (ties go to the lowest id); see [`generate`].
 ///
 /// # Errors
-/// Returns an error as [`generate`] does.
+/// Returns the errors of [`generate`].
 pub fn greedy(
     model: &Decoder,
     prompts: &[&[u32]],
@@ -58,12 +58,12 @@ pub fn greedy(
     generate(model, prompts, &options, stop)
 }
 
-/// Continues all prompts together.
+/// Generates continuations of all prompts.
 ///
-/// Shared prefixes are computed once, and their keys and values are kept once; then each step adds a token to every unfinished
-/// sequence. Greedy decoding adds several where the text repeats itself (prompt lookup, Saxena 2023: what followed the last
-/// tokens before is guessed to follow them again, and kept as far as the model chooses the same). Generation of a sequence ends at one of `eos`, when `stop(index, ids)`, called after every new token, says so,
-/// or after `max_new_tokens`.
+/// Shared prefixes are computed once, and their keys and values stored once; each step then adds a token to every
+/// unfinished sequence. Greedy decoding can add several tokens per step if the text repeats itself (prompt lookup,
+/// Saxena 2023: tokens are guessed from an earlier occurrence of the last tokens, and kept as far as the model agrees).
+/// A sequence ends at one of `eos`, when `stop(index, ids)` returns true, or after `max_new_tokens`.
 ///
 /// # Errors
 /// [`ModelError::Setting`], [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`],
@@ -91,10 +91,10 @@ pub fn generate(
     Ok(results)
 }
 
-/// Tokens that prompts have to begin with in common for their keys and values to be kept apart.
+/// Minimum length of a common prefix whose keys and values are stored separately.
 const MIN_PREFIX: usize = 64;
 
-/// [`greedy`] of sorted prompts that all begin with a past of so many tokens; also returns the keys and values of the first
+/// [`greedy`] for sorted prompts with a common past of this many tokens; also returns the keys and values of the first
 /// `keep` tokens of the last prompt.
 pub(crate) fn greedy_behind(
     model: &Decoder,
@@ -111,7 +111,7 @@ pub(crate) fn greedy_behind(
     generate_behind(model, past, keep, (prompts, &order), &options, stop)
 }
 
-/// [`generate`] of sorted prompts, each with its index before sorting, that all begin with a past of so many tokens; also
+/// [`generate`] for sorted prompts with a common past of this many tokens, each with its index before sorting; also
 /// returns the keys and values of the first `keep` tokens of the last prompt.
 pub(crate) fn generate_behind(
     model: &Decoder,
@@ -197,7 +197,7 @@ pub(crate) fn generate_behind(
 }
 
 impl Generation {
-    /// Appends tokens until one of them ends the text; returns whether the text goes on.
+    /// Appends tokens until one of them ends the text; returns whether the text continues.
     fn take(&mut self, next: &[u32], options: &GenerateOptions<'_>, stop: &mut dyn FnMut(&[u32]) -> bool) -> bool {
         for &id in next {
             if options.eos.contains(&id) {

@@ -3,7 +3,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use crate::attention::{AttentionRule, heads_first};
 use crate::tree_attention::{Mask, Weighted};
 
-/// Keys and values of tokens that sequences begin with: per layer `(tokens, kv_heads, head_dim)`.
+/// Keys and values of a common prefix of sequences: per layer `(tokens, kv_heads, head_dim)`.
 #[derive(Default)]
 pub(crate) struct Prefix {
     layers: Vec<(Tensor, Tensor)>,
@@ -11,7 +11,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// One that layers are still to be put into.
+    /// Creates an empty prefix, to which layers are added.
     pub(crate) fn of_len(len: usize) -> Prefix {
         Prefix { layers: Vec::new(), len }
     }
@@ -30,7 +30,7 @@ impl Prefix {
         }
     }
 
-    /// Takes the next layer's keys and values: the first ones of `past`, then those of `rows`.
+    /// Adds the next layer's keys and values: the first ones from `past`, then those of `rows`.
     pub(crate) fn store(&mut self, past: Option<(&Tensor, &Tensor)>, rows: &Tensor, k: &Tensor, v: &Tensor) {
         if self.len == 0 {
             return;
@@ -44,8 +44,8 @@ impl Prefix {
     }
 }
 
-/// Keys and values of the sequences being generated: what all begin with once, and behind it, per layer
-/// `(sequences, capacity, kv_heads, head_dim)`, each sequence's own from its beginning, so that none is padded on the left.
+/// KV cache of the sequences being generated: the common prefix once, and after it, per layer `(sequences, capacity,
+/// kv_heads, head_dim)`, each sequence from its start, without left padding.
 pub(crate) struct KvCache {
     prefix: Prefix,
     keys: Vec<Tensor>,
@@ -57,7 +57,7 @@ pub(crate) struct KvCache {
     rows: Option<PaddedRows>, // where they are not all 1
 }
 
-/// Rows of sequences end to end, and the same padded to `(sequences, width)`.
+/// Rows of concatenated sequences, and the same padded to `(sequences, width)`.
 struct PaddedRows {
     padded: Tensor, // for each place the row that is put there, the sequence's last one behind its end
     places: Tensor, // for each row its place
@@ -76,8 +76,8 @@ impl PaddedRows {
         PaddedRows { padded, places }
     }
 
-    /// Attention of padded rows to the keys and values of their sequence, for each row: `q` is `(rows, heads, head_dim)`,
-    /// the result as [`Weighted::of_each_query`]'s.
+    /// Attention of padded rows to the keys and values of their sequence: `q` is `(rows, heads, head_dim)`; the result
+    /// has the layout of [`Weighted::of_each_query`].
     fn attend(&self, q: &Tensor, [k, v]: [Tensor; 2], mask: &Tensor, rule: AttentionRule) -> Weighted {
         let (sequences, kv_heads) = (k.size()[0], k.size()[1]);
         let (_, heads, head_dim) = q.size3().expect("rows of heads");
@@ -91,11 +91,11 @@ impl PaddedRows {
     }
 }
 
-/// Room that is added at a time; a step beyond it copies the cache once.
+/// Number of positions by which the capacity grows; growing copies the cache once.
 const GROWTH: i64 = 64;
 
 impl KvCache {
-    /// An empty cache for prompts that begin with `prefix` tokens in common, and have so many tokens of their own.
+    /// Creates an empty cache for prompts with `prefix` common tokens and the given numbers of other tokens.
     pub(crate) fn for_prompts(prefix: usize, lengths: Vec<i64>, device: Device) -> KvCache {
         let capacity = lengths.iter().max().copied().unwrap_or(0) + GROWTH;
         let slots: Vec<i64> =
@@ -112,12 +112,13 @@ impl KvCache {
         }
     }
 
-    /// What all sequences begin with.
+    /// The common prefix of all sequences.
     pub(crate) fn prefix(&mut self) -> &mut Prefix {
         &mut self.prefix
     }
 
-    /// Takes the next layer's keys and values of all prompts behind the prefix, end to end, `(tokens, kv_heads, head_dim)`.
+    /// Adds the next layer's keys and values of all prompts after the prefix, concatenated, `(tokens, kv_heads,
+    /// head_dim)`.
     pub(crate) fn store_prompt(&mut self, k: &Tensor, v: &Tensor) {
         let size = k.size();
         let shape = [self.lengths.len() as i64 * self.capacity, size[1], size[2]];
@@ -131,7 +132,7 @@ impl KvCache {
         self.values.push(v);
     }
 
-    /// Makes room for more tokens in every sequence, at least one in each.
+    /// Makes room for more tokens in every sequence, at least one each.
     pub(crate) fn begin_step(&mut self, widths: &[i64]) {
         let longest = self.lengths.iter().zip(widths).map(|(n, w)| n + w).max().unwrap_or(0);
         if longest > self.capacity {
@@ -152,15 +153,15 @@ impl KvCache {
         self.each_token(|_, place| place).to_device(device) + self.prefix.len as i64
     }
 
-    /// A number for each token of this step, of its sequence and its place there.
+    /// A number for each token of this step, computed from its sequence and position.
     fn each_token(&self, number: impl Fn(usize, i64) -> i64) -> Tensor {
         let sequences = self.lengths.iter().zip(&self.widths).enumerate();
         let numbers = sequences.flat_map(|(i, (&n, &w))| (n..n + w).map(move |place| (i, place)));
         Tensor::from_slice(&numbers.map(|(i, place)| number(i, place)).collect::<Vec<i64>>())
     }
 
-    /// Stores this step's keys and values of layer `index`; every token attends to what is before it, and to itself.
-    /// `q` is `(tokens, heads, head_dim)`; so is the result. With a prefix there is no window.
+    /// Stores this step's keys and values of layer `index`; every token attends to all earlier ones and to itself. `q`
+    /// is `(tokens, heads, head_dim)`; so is the result. With a prefix, there is no window.
     pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
         let longest = self.lengths.iter().zip(&self.widths).map(|(n, w)| n + w).max().unwrap_or(0);
         let put = |cache: &Tensor, t: &Tensor| {
@@ -184,7 +185,8 @@ impl KvCache {
         own.mean.squeeze_dim(2)
     }
 
-    /// 0 where a token sees a key, −∞ elsewhere, `(sequences, 1, width, longest)`; none when all see all.
+    /// The mask: 0 where a token attends to a key, −∞ elsewhere, `(sequences, 1, width, longest)`; `None` if nothing is
+    /// masked.
     fn mask(&self, longest: i64, window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
         let window = window.filter(|&w| w < longest);
         let width = self.widths.iter().max().copied().unwrap_or(0);
@@ -202,12 +204,12 @@ impl KvCache {
         Some(mask.unsqueeze(1))
     }
 
-    /// Keeps so many of this step's tokens in each sequence, the first ones.
+    /// Keeps the first of this step's tokens in each sequence, as many as given.
     pub(crate) fn end_step(&mut self, kept: &[i64]) {
         self.lengths.iter_mut().zip(kept).for_each(|(n, kept)| *n += kept);
     }
 
-    /// Keeps only the named sequences, in that order.
+    /// Keeps only the given sequences, in that order.
     pub(crate) fn keep(&mut self, sequences: &[i64]) {
         let index = Tensor::from_slice(sequences).to_device(self.slots.device());
         for t in self.keys.iter_mut().chain(self.values.iter_mut()) {

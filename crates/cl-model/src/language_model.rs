@@ -13,38 +13,38 @@ use crate::kv_cache::Prefix;
 use crate::prefix_tree::{Limits, batches};
 use crate::score::score;
 
-/// A model with its tokenizer, answering the requests of `cl-eval`.
+/// A model with its tokenizer that answers the requests of `cl-eval`.
 ///
-/// Requests become tokens as lm-eval makes them (Gao et al., `lm_eval/api/model.py`); those that begin alike are computed
-/// together, in packed batches of up to `batch_tokens` tokens without padding. With a cache what was answered before is not
-/// computed again, and every answer is kept as soon as it is known; a question that comes twice is computed once.
+/// Requests are tokenized as in lm-eval (Gao et al., `lm_eval/api/model.py`). Requests with a common prefix are
+/// computed together, in packed batches of up to `batch_tokens` tokens without padding. With a cache, cached responses
+/// are reused, and every response is saved as soon as it is known; duplicate requests are computed once.
 pub struct Scorer<'a> {
     /// The model.
     pub model: &'a Decoder,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// Tokens that one forward pass may hold.
+    /// Maximum number of tokens per forward pass.
     pub batch_tokens: usize,
-    /// Sequences that are generated together.
+    /// Number of sequences generated in parallel.
     pub batch_sequences: usize,
-    /// Longest sequence the model may see; longer prompts lose tokens on their left, as lm-eval does.
+    /// Maximum sequence length; longer prompts are truncated on the left, as in lm-eval.
     pub max_length: usize,
-    /// Whether BOS stands in front of every text; what the tokenizer does by itself when absent.
+    /// Whether to prepend BOS to every text; `None` for the tokenizer's behaviour.
     pub add_bos_token: Option<bool>,
-    /// What tells this model from others, so that its saved answers are not taken for another's.
+    /// Fingerprint of the model, so that its cached responses are not used for another model.
     pub fingerprint: Option<String>,
-    /// Answers that were given before, and where new ones are kept.
+    /// The response cache.
     pub cache: Option<ResponseCache>,
-    /// Requests so far that were too long and lost tokens on their left.
+    /// Number of requests so far that were truncated.
     pub truncated: usize,
 }
 
-/// Prompts may have so many times the tokens of a scoring batch: every step of writing reads all weights, whatever the number of
-/// texts that are written.
+/// Ratio of the prompt tokens of a generation batch to the tokens of a scoring batch: every generation step reads all
+/// weights, regardless of the number of texts.
 const GENERATED: usize = 4;
 
 impl<'a> Scorer<'a> {
-    /// Batches that suit a CPU.
+    /// Defaults suitable for a CPU.
     pub fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Scorer<'a> {
         Scorer {
             model,
@@ -63,7 +63,7 @@ impl<'a> Scorer<'a> {
         Encoder { tokenizer: self.tokenizer, add_bos_token: self.add_bos_token }
     }
 
-    /// Cuts tokens on the left until at most `room` are left.
+    /// Drops tokens on the left until at most `room` are left.
     fn cut(&mut self, ids: &mut Vec<u32>, room: usize) -> usize {
         let cut = ids.len().saturating_sub(room);
         ids.drain(..cut);
@@ -71,7 +71,7 @@ impl<'a> Scorer<'a> {
         cut
     }
 
-    /// Hands over what the cache knows, and returns for every other question the requests that ask it.
+    /// Returns cached responses through the callback, and the remaining questions with the requests that ask them.
     fn known<A>(
         &self,
         asked: &[TokenRequest<'_>],
@@ -183,7 +183,7 @@ impl LanguageModel for Scorer<'_> {
 }
 
 impl Scorer<'_> {
-    /// Ids that end a generation: those of config.json and the tokenizer's EOS.
+    /// Ids that end generation: those of config.json and the tokenizer's EOS.
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut ids = self.model.config.eos_token_ids.clone();
         ids.extend(self.tokenizer.eos_id());

@@ -15,8 +15,8 @@ pub(crate) struct Layer {
     pub(crate) residual_multiplier: f64,
 }
 
-/// A layer's norms by their names in the checkpoint. `post_attention_layernorm` is before the MLP in some families and behind
-/// attention in others.
+/// A layer's norms by their names in the checkpoint. `post_attention_layernorm` is before the MLP in some families and
+/// after attention in others.
 pub(crate) enum Norms {
     Pre { input: RmsNorm, post_attention: RmsNorm },
     PreAndPost { input: RmsNorm, post_attention: RmsNorm, pre_feedforward: RmsNorm, post_feedforward: RmsNorm },
@@ -63,8 +63,8 @@ impl Norms {
     }
 }
 
-/// Attention of one layer: q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's rule to
-/// `(tokens, heads, head_dim)`.
+/// Attention of one layer: from q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's
+/// rule, to `(tokens, heads, head_dim)`.
 pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl Layer {
@@ -73,7 +73,7 @@ impl Layer {
         self.forward_observed(x, angles, pass, attend, &mut |_| {})
     }
 
-    /// As [`Layer::forward`]; `observe` gets what enters the feed-forward block, `(tokens, hidden)`.
+    /// As [`Layer::forward`]; `observe` receives the input of the feed-forward block, `(tokens, hidden)`.
     pub(crate) fn forward_observed(
         &self,
         x: &Tensor,

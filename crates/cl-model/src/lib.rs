@@ -34,7 +34,7 @@ pub use config::{
     Activation, ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm,
     RopeScaling,
 };
-pub use decoder::Decoder;
+pub use decoder::{Decoder, LayerHooks};
 pub use error::ModelError;
 pub use generate::{GenerateOptions, Generation, generate, greedy};
 pub use language_model::Scorer;

@@ -18,22 +18,22 @@ use crate::rope::Rope;
 use crate::routing::{Gate, Projection, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
-/// In which precision and where a model is loaded.
+/// Precision and device of a loaded model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Dtype of the weights in memory; f32 master weights for full fine-tuning, else the same as `compute`.
     pub weights: Kind,
-    /// Dtype of activations and products.
+    /// Dtype of activations and matrix products.
     pub compute: Kind,
-    /// Dtype of the adapters' products. PEFT computes them in f32 outside of autocast, whatever `compute` is; within it as
-    /// everything else.
+    /// Dtype of the adapters' matrix products. PEFT uses f32 without autocast, independently of `compute`; with
+    /// autocast, the same dtype as everything else.
     pub adapters: Kind,
-    /// Where.
+    /// The device.
     pub device: Device,
 }
 
 impl LoadOptions {
-    /// Weights and products in one dtype on the CPU.
+    /// Weights and matrix products in one dtype, on the CPU.
     pub fn cpu(kind: Kind) -> LoadOptions {
         LoadOptions { weights: kind, compute: kind, adapters: kind, device: Device::Cpu }
     }
@@ -43,9 +43,22 @@ impl Decoder {
     /// Loads a Hugging Face model directory.
     ///
     /// # Errors
-    /// An unknown architecture, a config that does not make sense, tensors that are missing, left over or of another
-    /// shape than the config implies.
+    /// Returns an error for an unknown architecture, an invalid config, and tensors that are missing, unused, or of
+    /// another shape than the config implies.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Decoder, ModelError> {
+        Decoder::load_with(checkpoint, options, &|_, tensor| Ok(tensor))
+    }
+
+    /// As [`Decoder::load`]; `place` gets each tensor with its name as soon as it is read, and returns what the model holds in
+    /// its place, of the same shape and dtype.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`], and those of `place`.
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        place: &dyn Fn(&str, Tensor) -> Result<Tensor, ModelError>,
+    ) -> Result<Decoder, ModelError> {
         from_checkpoint(checkpoint, options, &|name| {
             let kind = match name {
                 _ if is_signs(name) => Kind::Uint8,
@@ -56,14 +69,14 @@ impl Decoder {
             if is_gateless_buffer(name) {
                 check_equal_weights(checkpoint.dir(), name, &tensor)?;
             }
-            Ok(tensor)
+            place(name, tensor)
         })
     }
 
     /// Checks a model directory as [`Decoder::load`] does, without reading a tensor.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
+    /// Returns the errors of [`Decoder::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<ModelConfig, ModelError> {
         let options = LoadOptions::cpu(Kind::Float);
         let nothing = |_: &str| Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)));
@@ -71,7 +84,7 @@ impl Decoder {
     }
 }
 
-/// Whether a tensor holds an expert's signs, a bit a weight.
+/// Whether a tensor contains an expert's signs, one bit per weight.
 fn is_signs(name: &str) -> bool {
     name.ends_with(".delta_sign")
 }
@@ -138,7 +151,7 @@ fn from_checkpoint(
     Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
 }
 
-/// The first few names, and how many more there are.
+/// The first few names, and the number of the others.
 fn some(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let mut text = names[..names.len().min(SHOWN)].join(", ");
@@ -148,10 +161,10 @@ fn some(names: &[&str]) -> String {
     text
 }
 
-/// Gives the tensor of a name, which has to have a shape.
+/// Returns the tensor of a name, which must have the given shape.
 type Get<'a> = dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError> + 'a;
 
-/// Puts a decoder together from `get(name, shape)`.
+/// Builds a decoder from `get(name, shape)`.
 pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) -> Result<Decoder, ModelError> {
     let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
@@ -341,6 +354,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         compute: options.compute,
         device: options.device,
         activation_checkpointing: false,
+        layer_hooks: None,
         embed_tokens,
         global_router,
         layers,

@@ -1,16 +1,16 @@
-//! Prompt lookup decoding (Saxena, 2023): what may come next is copied from the text itself, and checked by the model.
+//! Prompt lookup decoding (Saxena, 2023): candidate tokens are copied from the text itself and verified by the model.
 
-/// Rows that a step may have in all. Up to there a step takes little longer than one of a single row, because reading the
-/// weights takes most of its time.
+/// Maximum number of rows in a step. Up to this size a step takes little longer than one of a single row, because most
+/// of the time is spent reading the weights.
 const ROWS: usize = 64;
 
-/// Most tokens that are guessed at once for one text.
+/// Maximum number of tokens guessed at once for one text.
 const MOST: usize = 16;
 
-/// Lengths of the ends of a text that are looked for in it, the longest first.
+/// Lengths of the suffixes that are looked up in the text, longest first.
 const ENDS: [usize; 3] = [4, 3, 2];
 
-/// How many tokens are guessed for each text: more where the last guess was right, fewer where it was wrong.
+/// Number of tokens guessed for each text: increased after a correct guess, decreased after a wrong one.
 pub(crate) struct Lookup {
     lengths: Vec<usize>,
 }
@@ -20,16 +20,16 @@ impl Lookup {
         Lookup { lengths: vec![MOST / 4; texts] }
     }
 
-    /// What may follow `text`, at most `room` tokens, in a step of so many texts: the tokens behind the last place where its
-    /// end stood before.
+    /// Returns candidates for the continuation of `text`, at most `room` tokens, in a step of so many texts: the tokens
+    /// after the last earlier occurrence of its suffix.
     pub(crate) fn guess<'t>(&self, index: usize, text: &'t [u32], room: usize, texts: usize) -> Option<&'t [u32]> {
         let most = self.lengths[index].min(room).min(ROWS.saturating_sub(texts) / texts);
         let place = ENDS.iter().filter(|_| most > 0).find_map(|&length| place_behind(text, length))?;
         Some(&text[place..text.len().min(place + most)])
     }
 
-    /// The tokens that the model chose behind the text's last token and behind each guessed one, up to the first that differs
-    /// from the guess: what follows a wrong guess is no answer to the text.
+    /// The tokens that the model chose after the text's last token and after each guessed one, up to the first that
+    /// differs from the guess: tokens after a wrong guess are not valid.
     pub(crate) fn check(&mut self, index: usize, guess: &[u32], chosen: impl Iterator<Item = u32>) -> Vec<u32> {
         let mut chosen: Vec<u32> = chosen.collect();
         let right = chosen.iter().zip(guess).take_while(|(a, b)| a == b).count();
@@ -44,7 +44,7 @@ impl Lookup {
     }
 }
 
-/// Where the text went on when its last `length` tokens stood in it before, the last time that they did.
+/// The position after the last earlier occurrence of the text's last `length` tokens.
 fn place_behind(text: &[u32], length: usize) -> Option<usize> {
     let end = text.len().checked_sub(length)?;
     let last = &text[end..];

@@ -8,9 +8,9 @@ use crate::{Decoder, ModelError};
 pub struct SupervisedLoss {
     /// Sum of −log p over the supervised tokens, an f64 scalar.
     pub nll_sum: f64,
-    /// How many tokens were supervised.
+    /// Number of supervised tokens.
     pub tokens: usize,
-    /// Where the backward pass starts, and with which gradients.
+    /// Tensors from which the backward pass starts, and their gradients.
     roots: Vec<(Tensor, Tensor)>,
 }
 
@@ -23,7 +23,8 @@ impl SupervisedLoss {
         self.backward_with(&[])
     }
 
-    /// As [`SupervisedLoss::backward`], with the gradients of `Σ weight · term` beside: scalars that share the graph.
+    /// As [`SupervisedLoss::backward`], with the gradients of `Σ weight · term` added; the terms are scalars of the
+    /// same graph.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -40,15 +41,16 @@ impl SupervisedLoss {
     }
 }
 
-/// Rows of logits that exist at one time: 256 rows of a vocabulary of 128,000 are 131 MB in f32.
+/// Number of rows of logits in memory at one time: 256 rows with a vocabulary of 128,000 are 131 MB in f32.
 const CHUNK: i64 = 256;
 
-/// Loss and its gradient at the supervised positions of `x`, the residual stream `(tokens, hidden)` of `packed`.
+/// Computes the loss and its gradient at the supervised positions of `x`, the residual stream `(tokens, hidden)` of
+/// `packed`.
 ///
-/// Position t is scored against the label at t + 1 of the same sequence; labels of −100 are left out, and with them the
-/// final norm and the output head at those positions. The head runs in chunks, and the gradient of the softmax is
-/// written in closed form (`softmax − one-hot`), so the vocabulary-sized tensor never exists whole nor in a graph.
-/// The gradients are those of `scale · Σ −log p`; `mode` is the one that `x` was computed in.
+/// Position t is scored against the label at t + 1 of the same sequence. Positions with the label −100 are skipped,
+/// including their final norm and output head. The head runs in chunks, and the gradient of the softmax is computed in
+/// closed form (`softmax − one-hot`), so the vocabulary-sized tensor never exists as a whole, nor in a graph. The
+/// gradients are those of `scale · Σ −log p`; `mode` is the one in which `x` was computed.
 ///
 /// # Errors
 /// [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -100,7 +102,7 @@ pub fn supervised_loss(
     Ok(SupervisedLoss { nll_sum: nll.double_value(&[]), tokens, roots })
 }
 
-/// The products that an output head's adapters add to its own, in their dtype.
+/// The products that adapters of the output head add to the logits, in their dtype.
 fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     let kind = head.adapter_kind.unwrap_or(h.kind());
     let mut factors = Vec::new();
@@ -114,7 +116,7 @@ fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     factors
 }
 
-/// One product `x·Wᵀ` in the logits, with its gradients as they come in chunk by chunk.
+/// One product `x·Wᵀ` in the logits, with its gradients accumulated chunk by chunk.
 struct Factor {
     x: Tensor,      // (rows, width)
     weight: Tensor, // (vocab, width)
@@ -145,7 +147,7 @@ impl Factor {
         }
     }
 
-    /// Where the backward pass starts, and with which gradients.
+    /// Tensors from which the backward pass starts, and their gradients.
     fn roots(self) -> Vec<(Tensor, Tensor)> {
         let kind = self.weight.kind();
         let mut roots = Vec::new();
@@ -157,7 +159,7 @@ impl Factor {
     }
 }
 
-/// Positions whose next token is supervised, and those tokens.
+/// Positions whose next token is supervised, and these tokens.
 fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), ModelError> {
     let mut positions = Vec::new();
     let mut targets = Vec::new();
@@ -178,12 +180,12 @@ fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), 
 }
 
 impl Decoder {
-    /// The output head in the compute dtype; part of the graph when it learns.
+    /// The output head in the compute dtype; part of the graph if it is trained.
     fn head_weight(&self) -> Tensor {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |h| &h.weight).to_kind(self.compute)
     }
 
-    /// Rows of the output head that are trained in place of its own.
+    /// Rows of the output head that are trained separately.
     fn head_rows(&self) -> Option<&TokenRows> {
         self.lm_head.as_ref().map_or(&self.embed_tokens.rows, |h| &h.rows).as_ref()
     }

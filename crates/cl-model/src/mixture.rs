@@ -1,4 +1,4 @@
-//! Mixtures of adapters beside a model's layers, and the routers of both kinds of mixtures.
+//! Mixtures of adapters on a model's layers, and the routers of both kinds of mixtures.
 
 use cl_adapters::{AdapterError, Linear, LoraMixture, RouterLog};
 use cl_moe::{Mixture, mixture_tensors};
@@ -9,12 +9,12 @@ use crate::routing::{Gate, Router};
 use crate::{Decoder, ModelError};
 
 impl Decoder {
-    /// Puts a mixture of adapters beside the layers it was made for, in place of an adapter or a mixture that is there, and
-    /// freezes everything but its routers.
+    /// Adds a mixture of adapters to the layers it was made for, replacing an existing adapter or mixture, and freezes
+    /// everything but its routers.
     ///
     /// # Errors
-    /// Returns [`AdapterError`] if it holds a module that this model does not have, or factors of another shape; the model is
-    /// then as it was.
+    /// Returns [`AdapterError`] if the mixture has a module that this model does not have, or factors of another shape;
+    /// the model is then unchanged.
     pub fn load_mixture(&mut self, mixture: &Mixture) -> Result<(), ModelError> {
         self.check_mixture(mixture)?;
         let has = |layer: &&Linear| mixture.config().modules.contains_key(&layer.name);
@@ -29,7 +29,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Every module of the mixture is a linear layer of this model.
+    /// Checks that every module of the mixture is a linear layer of this model.
     fn check_mixture(&self, mixture: &Mixture) -> Result<(), ModelError> {
         let known = |name: &str| self.linears().any(|layer| layer.name == name);
         match mixture.config().modules.keys().find(|name| !known(name)) {
@@ -41,8 +41,8 @@ impl Decoder {
         }
     }
 
-    /// The weights of all routers that can learn, `(experts, in)` in f32, by their names in the checkpoint or in the mixture's
-    /// file: those of a mixture of adapters if there is one beside the model, else those of the model's own experts.
+    /// The weights of all trainable routers, `(experts, in)` in f32, by their names in the checkpoint or in the
+    /// mixture's file: those of the mixture of adapters if there is one, else those of the model's own experts.
     pub fn routers(&self) -> Vec<(String, Tensor)> {
         let beside = self.mixture_routers();
         if !beside.is_empty() {
@@ -53,7 +53,7 @@ impl Decoder {
         self.global_router.iter().chain(own).map(weight).collect()
     }
 
-    /// Lets the routers of [`Decoder::routers`] learn and freezes everything else.
+    /// Makes the routers of [`Decoder::routers`] trainable and freezes everything else.
     pub fn train_routers(&mut self) {
         self.set_requires_grad(false);
         for (_, router) in self.routers() {
@@ -61,7 +61,7 @@ impl Decoder {
         }
     }
 
-    /// Collects what all routers decide in forward passes for as long as the result exists.
+    /// Collects the decisions of all routers in forward passes as long as the returned value exists.
     pub fn record_routers(&mut self) -> RouterLog {
         let log = RouterLog::default();
         let own = self.layers.iter_mut().flat_map(Layer::gates_mut).filter_map(Gate::router_mut);

@@ -11,12 +11,12 @@ pub(crate) struct RmsNorm {
     pub(crate) form: NormForm,
 }
 
-/// What families do differently in a norm.
+/// Differences between families in a norm.
 #[derive(Clone, Copy)]
 pub(crate) struct NormForm {
-    /// The weight is an offset from 1.
+    /// Whether the weight is an offset from 1.
     offset: bool,
-    /// The product with the weight is in f32, too, and not in the dtype of the activations.
+    /// Whether the product with the weight is also computed in f32 instead of the dtype of the activations.
     wide_product: bool,
 }
 

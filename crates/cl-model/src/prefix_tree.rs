@@ -1,23 +1,24 @@
-//! Sequences that begin alike, laid out so that what they share is there once.
+//! A batch of sequences in which shared prefixes are stored and computed once.
 //!
-//! The rows of a batch are the nodes of a trie in depth-first order: a row's ancestors stand before it, the rows that go on
-//! from it right behind it. A layer's products see rows only; attention alone has to know who goes on from whom.
+//! The rows of a batch are the nodes of a trie in depth-first order: the ancestors of a row come before it, its
+//! descendants directly after it. The matrix products of a layer treat rows independently; only attention uses the
+//! tree.
 
-/// Tokens that a prefix has at least, to be laid out once: below, a tree's larger mask costs more than the rows it saves.
+/// Minimum length of a prefix, in tokens, to be shared: below it, the larger mask costs more than the saved rows.
 const MIN_SHARED: usize = 16;
 
-/// A run of rows that everything below it goes on from.
+/// A run of rows shared by all of its descendants.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Node {
-    /// What it goes on from; none goes on from the batch's past.
+    /// The parent; `None` if the node directly follows the batch's past.
     pub(crate) parent: Option<usize>,
     /// Its first row.
     pub(crate) start: usize,
-    /// Behind its last row.
+    /// End of its rows (exclusive).
     pub(crate) own_end: usize,
-    /// Behind the last row of all that goes on from it.
+    /// End of the rows of its last descendant (exclusive).
     pub(crate) end: usize,
-    /// Nodes that go on from it.
+    /// Its children.
     pub(crate) children: Vec<usize>,
 }
 
@@ -28,16 +29,16 @@ pub(crate) struct PrefixTree {
     pub(crate) ids: Vec<u32>,
     /// Position of each row in its sequences.
     pub(crate) positions: Vec<i64>,
-    /// In depth-first order.
+    /// Nodes in depth-first order.
     pub(crate) nodes: Vec<Node>,
-    /// Nodes that go on from nothing but the past.
+    /// Nodes without a parent.
     pub(crate) roots: Vec<usize>,
     ends: Vec<usize>, // of each sequence, the node that it ends with
 }
 
 impl PrefixTree {
-    /// Lays out sorted sequences without their first `past` tokens, which all of them have in common and which each is longer
-    /// than. Without `share` every sequence has rows of its own.
+    /// Builds the tree of sorted sequences without their first `past` tokens, which all of them share; each sequence
+    /// must be longer than that. Without `share`, every sequence has its own rows.
     pub(crate) fn new(sequences: &[&[u32]], past: usize, share: bool) -> PrefixTree {
         let mut tree = PrefixTree { ends: vec![0; sequences.len()], ..PrefixTree::default() };
         let mut from = 0;
@@ -51,7 +52,7 @@ impl PrefixTree {
         tree
     }
 
-    /// Adds a node for what the sequences of `range` share behind `depth`, and below it what they do not.
+    /// Adds a node for the tokens that the sequences of `range` share after `depth`, and its descendants for the rest.
     fn add(
         &mut self,
         sequences: &[&[u32]],
@@ -83,7 +84,7 @@ impl PrefixTree {
         node
     }
 
-    /// Rows of a sequence's tokens behind the past, in their order.
+    /// Rows of a sequence's tokens after the past, in order.
     pub(crate) fn rows(&self, sequence: usize) -> Vec<i64> {
         let mut path = vec![self.ends[sequence]];
         while let Some(parent) = self.nodes[path[path.len() - 1]].parent {
@@ -93,32 +94,32 @@ impl PrefixTree {
     }
 }
 
-/// Some sequences that one forward pass answers.
+/// The sequences of one forward pass.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
     /// Indices of the sequences, sorted by their tokens.
     pub(crate) sequences: Vec<usize>,
-    /// First tokens of all of them, whose keys and values the batch before leaves behind.
+    /// Number of leading tokens common to all of them, whose keys and values are kept from the previous batch.
     pub(crate) past: usize,
 }
 
-/// How much a batch may hold; a sequence that is longer is alone.
+/// Limits of a batch; a longer sequence is a batch of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// New rows.
+    /// Maximum number of new rows.
     pub(crate) rows: usize,
-    /// Sequences.
+    /// Maximum number of sequences.
     pub(crate) count: usize,
-    /// Sequences times the longest of them behind the past: what a cache of keys and values with a place for each takes.
+    /// Maximum number of sequences times the longest length after the past: the size of a KV cache.
     pub(crate) places: usize,
 }
 
-/// Divides sequences into batches. Of sequence i the model's output is wanted from position `wanted[i]` on, so that no past
-/// reaches beyond it.
+/// Divides sequences into batches. The model's output for sequence i is needed from position `wanted[i]` on, so a past
+/// never extends beyond it.
 ///
-/// The sequences are sorted, so what begins alike is side by side. A prefix that goes on into the next batch is kept for it
-/// when it is a quarter of a batch or more: a fixed header of examples is computed once; what is shorter is repeated, which
-/// costs less than batches that end where a prefix does.
+/// The sequences are sorted, so those with a common prefix are adjacent. A prefix that continues into the next batch is
+/// kept if it is at least a quarter of a batch, so that a fixed few-shot prefix is computed once; shorter prefixes are
+/// recomputed, which costs less than ending batches at prefix boundaries.
 pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, share: bool) -> Vec<Batch> {
     let Limits { rows, count, places } = limits;
     let mut order: Vec<usize> = (0..sequences.len()).collect();

@@ -8,10 +8,10 @@ use crate::config::ModelConfig;
 use crate::load::build;
 use crate::{Decoder, LoadOptions, ModelError};
 
-/// A model with the shape of `config` (the content of a config.json) and fresh weights: matrices and embeddings normal
-/// with mean 0 and standard deviation 0.02, norms 1, biases 0, as Transformers starts a model.
+/// A model with the shape of `config` (the content of config.json) and random weights: matrices and embeddings normal
+/// with mean 0 and standard deviation 0.02, norms 1, biases 0, as Transformers initializes models.
 ///
-/// Each tensor's numbers depend on `seed` and its name only.
+/// The values of each tensor depend only on `seed` and its name.
 ///
 /// # Errors
 /// [`ModelError::Architecture`], [`ModelError::Config`].

@@ -4,7 +4,8 @@ use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::config::{ModelConfig, RopeScaling};
 
-/// Rotary positions (Su et al., "RoFormer", arXiv:2104.09864) in the half-split layout of Hugging Face checkpoints.
+/// Rotary position embeddings (Su et al., "RoFormer", arXiv:2104.09864) in the half-split layout of Hugging Face
+/// checkpoints.
 pub(crate) struct Rope {
     all: Frequencies,
     windowed: Option<Frequencies>, // of layers with a window, where they have their own
@@ -71,7 +72,7 @@ impl Frequencies {
 }
 
 impl Angles {
-    /// Rotates `x` `(tokens, heads, head_dim)` of a layer that is windowed or not.
+    /// Rotates `x` `(tokens, heads, head_dim)`, with the frequencies of sliding-window layers or of the others.
     pub(crate) fn rotate(&self, x: &Tensor, windowed: bool) -> Tensor {
         self.windowed.as_ref().filter(|_| windowed).unwrap_or(&self.all).rotate(x)
     }
@@ -83,7 +84,7 @@ impl Angles {
 }
 
 impl Rotation {
-    /// Element i is paired with i + rotary_dim/2; elements from rotary_dim on stay.
+    /// Element i is paired with i + rotary_dim/2; elements from rotary_dim on are unchanged.
     fn rotate(&self, x: &Tensor) -> Tensor {
         let (half, width) = (self.cos.size()[2], x.size()[2]);
         let (x1, x2) = (x.narrow(2, 0, half), x.narrow(2, half, half));

@@ -1,4 +1,4 @@
-//! Auxiliary losses of routers, beside the loss of the tokens.
+//! Auxiliary losses of routers.
 
 use cl_adapters::{RouterRecord, top_k};
 use cl_torch::tch::{Kind, Tensor};
@@ -17,7 +17,7 @@ pub struct RouterLosses {
     pub z_loss: Tensor,
 }
 
-/// Computes both losses over the tokens of all routers of a forward pass together; `None` without routers.
+/// Computes both losses over the tokens of all routers in a forward pass; `None` without routers.
 ///
 /// All routers have the same number of experts.
 pub fn router_losses(records: &[RouterRecord]) -> Option<RouterLosses> {

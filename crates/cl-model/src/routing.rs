@@ -72,7 +72,7 @@ pub(crate) fn is_router_weight(name: &str) -> bool {
     [".block_sparse_moe.gate.weight", ".mlp.gate.weight", ".router.weight"].iter().any(|end| name.ends_with(end))
 }
 
-/// Which experts a router selects for some tokens, and with which weights.
+/// The experts that a router selects for some tokens, and their weights.
 pub(crate) struct Selection {
     /// `(tokens, k)`.
     experts: Tensor,
@@ -109,12 +109,11 @@ impl Router {
     }
 }
 
-/// The pairs of a token and an expert that it goes through, in the order of experts, so that each expert sees its tokens in one
-/// product.
+/// Pairs of a token and a selected expert, ordered by expert, so that each expert processes its tokens in one product.
 pub(crate) struct Pairs {
     /// The token of each pair.
     pub(crate) tokens: Tensor,
-    /// Pairs of each expert.
+    /// Number of pairs of each expert.
     pub(crate) counts: Vec<i64>,
     /// f32 `(pairs, 1)`.
     weights: Tensor,
@@ -151,7 +150,7 @@ impl Selection {
         pairs.sum(&(Tensor::cat(&outputs, 0) * pairs.weights(x.kind())), x.size()[0])
     }
 
-    /// The pairs of tokens and experts; their numbers come to the host.
+    /// The pairs of tokens and experts; their counts are copied to the host.
     pub(crate) fn pairs(&self, experts: i64) -> Pairs {
         let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
         let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
@@ -164,12 +163,12 @@ impl Selection {
         self.weights.to_kind(kind)
     }
 
-    /// 1 for the expert of each of the k selections, `(tokens, k, experts)`.
+    /// One-hot encoding of the k selections, `(tokens, k, experts)`.
     pub(crate) fn one_hot(&self, experts: i64) -> Tensor {
         self.experts.one_hot(experts)
     }
 
-    /// Weights of all experts, f32 `(tokens, experts)`: 0 for those that are not selected.
+    /// Weights of all experts, f32 `(tokens, experts)`; 0 if not selected.
     pub(crate) fn gates(&self, experts: i64) -> Tensor {
         let zeros = Tensor::zeros([self.experts.size()[0], experts], (Kind::Float, self.weights.device()));
         zeros.scatter(-1, &self.experts, &self.weights)
@@ -188,7 +187,7 @@ impl Pairs {
     }
 }
 
-/// A projection: one linear layer, or several behind a router of their own.
+/// A projection: one linear layer, or several as experts with their own router.
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),

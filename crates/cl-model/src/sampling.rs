@@ -3,8 +3,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::ModelError;
 
-/// How the next token is chosen from the logits, with the names and in the order of Transformers' generation:
-/// `repetition_penalty`, then `temperature`, `top_k` and `top_p`, then a draw.
+/// Decoding settings, with the names and the order of Transformers: `repetition_penalty`, then `temperature`, `top_k`
+/// and `top_p`, then sampling.
 ///
 /// The default is greedy decoding.
 ///
@@ -19,10 +19,10 @@ use crate::ModelError;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decoding {
-    /// Divides positive logits of tokens that are in the prompt or the output, and multiplies negative ones; 1 changes
-    /// nothing. Also used by greedy decoding.
+    /// Repetition penalty: positive logits of tokens in the prompt or output are divided by it, negative ones
+    /// multiplied; 1 has no effect. Also applies to greedy decoding.
     pub repetition_penalty: f32,
-    /// How tokens are drawn; none for greedy decoding.
+    /// Sampling settings; `None` for greedy decoding.
     pub sampling: Option<Sampling>,
 }
 
@@ -32,24 +32,24 @@ impl Default for Decoding {
     }
 }
 
-/// How tokens are drawn at random.
+/// Sampling settings.
 ///
-/// A draw depends on the logits, `seed`, the index of the prompt and the position in the output only, not on what else is in
-/// the batch.
+/// A sample depends only on the logits, `seed`, the index of the prompt and the position in the output, not on the rest
+/// of the batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides all logits.
+    /// Divisor of all logits.
     pub temperature: f32,
-    /// Keeps this many of the largest logits, and those that equal the smallest of them.
+    /// Number of largest logits to keep, plus those equal to the smallest of them.
     pub top_k: Option<usize>,
-    /// Keeps the most probable tokens until their probabilities sum to this; at least one.
+    /// Keeps the most probable tokens whose probabilities sum to this (nucleus sampling); at least one.
     pub top_p: f64,
     /// Random seed.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// Draws from the model's own distribution, with seed 0.
+    /// Samples from the model's distribution, with seed 0.
     fn default() -> Self {
         Sampling { temperature: 1.0, top_k: None, top_p: 1.0, seed: 0 }
     }
@@ -75,13 +75,13 @@ impl Decoding {
         check("top_p", top_p > 0.0 && top_p <= 1.0, top_p.to_string(), "above 0 and at most 1; 1 keeps all tokens")
     }
 
-    /// Whether the token with the largest logit is taken as the model computes it.
+    /// Whether the result is the token with the largest unmodified logit.
     pub(crate) fn is_plain(&self) -> bool {
         self.sampling.is_none() && self.repetition_penalty == 1.0
     }
 
-    /// Applies all settings to the logits of one position, `scores` of length `vocab`; tokens that are not kept become −∞.
-    /// `history` holds the tokens of prompt and output.
+    /// Applies all settings to the logits of one position, `scores` of length `vocab`; logits of excluded tokens become
+    /// −∞. `history` contains the tokens of prompt and output.
     pub fn process(&self, history: &[u32], scores: &mut [f32]) {
         penalize(self.repetition_penalty, history, scores);
         if let Some(sampling) = &self.sampling {
@@ -89,7 +89,7 @@ impl Decoding {
         }
     }
 
-    /// The next token of the prompt with this index, at this position of the output.
+    /// Chooses the next token of the prompt with this index, at this position of the output.
     ///
     /// # Errors
     /// [`ModelError::NotANumber`].

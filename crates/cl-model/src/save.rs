@@ -12,11 +12,12 @@ use crate::{Decoder, ModelError};
 impl Decoder {
     /// Writes the base weights (no adapters) as a Hugging Face model directory, rounded once to `kind` (f32, f16 or bf16).
     ///
-    /// `config` is the content of config.json; `companions` are the files that go along, by name and content.
+    /// `config` is the content of config.json; `companions` are other files to copy, by name and content.
     ///
     /// # Errors
-    /// [`ModelError::DeltaExperts`] for experts that are differences from the base; [`ModelError::Checkpoint`] when `dir` exists and `overwrite` is false, when it cannot be written, or for a weight that
-    /// `kind` cannot hold.
+    /// Returns [`ModelError::DeltaExperts`] for experts stored as differences from the base, and
+    /// [`ModelError::Checkpoint`] if `dir` exists and `overwrite` is false, if it cannot be written, or if a value does
+    /// not fit into `kind`.
     pub fn save(
         &self,
         dir: &Path,

@@ -4,11 +4,11 @@ use crate::kv_cache::Prefix;
 use crate::prefix_tree::{Limits, PrefixTree, batches};
 use crate::{Decoder, ModelError};
 
-/// Log-probability (natural) of a token, and whether it was the likeliest one.
+/// Log-probability (natural) of a token, and whether it was the most likely one.
 pub(crate) type Scored = (f64, bool);
 
-/// Log-probability (natural) of every token of a sequence given those before it, from its second token on, and whether it
-/// was the likeliest one.
+/// Returns the log-probability (natural) of every token of a sequence given the preceding tokens, starting with the
+/// second token, and whether it was the most likely one.
 ///
 /// # Errors
 /// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -25,14 +25,14 @@ pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<
     Ok(all)
 }
 
-/// Rows of logits that exist at one time.
+/// Number of rows of logits that are in memory at one time.
 const CHUNK: usize = 256;
 
-/// Scores the tokens of every sequence from `from[i]` (at least 1) on, in batches of at most `rows` rows, and hands over
-/// the scores of each sequence as soon as they are known.
+/// Scores the tokens of every sequence from position `from[i]` (at least 1), in batches of at most `rows` rows, and
+/// returns the scores of each sequence through the callback as soon as they are known.
 ///
-/// Prefixes that sequences share are computed once, their last tokens are not fed at all, and the head sees only rows behind
-/// which a token is scored: choices of one token are read from a single row.
+/// Shared prefixes are computed once, the last tokens of sequences are not fed at all, and the output head is applied
+/// only to rows whose next token is scored: single-token choices are read from one row.
 pub(crate) fn score<E: From<ModelError>>(
     model: &Decoder,
     sequences: &[&[u32]],
@@ -74,7 +74,7 @@ pub(crate) fn score<E: From<ModelError>>(
     Ok(())
 }
 
-/// How likely are tokens behind rows? A row may be asked about several tokens.
+/// Questions about the probability of the next token after rows; one row can have several.
 #[derive(Default)]
 struct Questions {
     asked: Vec<(i64, i64)>, // row and token
@@ -85,7 +85,7 @@ impl Questions {
         self.asked.push((row, i64::from(token)));
     }
 
-    /// In the order of the questions.
+    /// Answers in the order of the questions.
     fn answer(&self, model: &Decoder, x: &Tensor) -> Result<Vec<Scored>, ModelError> {
         let vocab_size = model.config.vocab_size;
         if let Some(&(_, id)) = self.asked.iter().find(|(_, id)| *id >= vocab_size) {

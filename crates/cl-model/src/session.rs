@@ -3,8 +3,8 @@ use crate::kv_cache::Prefix;
 use crate::prefix_tree::common;
 use crate::{Decoder, GenerateOptions, Generation, ModelError};
 
-/// Generates for prompts that mostly begin with the prompt before, such as those of a conversation: keys and values of the
-/// shared tokens are kept, and only what is new is computed.
+/// Generates for a series of prompts that mostly extend the previous one, such as the turns of a conversation: the keys
+/// and values of shared tokens are kept, and only new tokens are computed.
 ///
 /// # Example
 /// ```
@@ -32,17 +32,18 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// A session that has seen nothing.
+    /// Creates an empty session.
     pub fn new(model: &'a Decoder) -> Session<'a> {
         Session { model, past: Prefix::default(), tokens: Vec::new() }
     }
 
-    /// Continues `prompt`; `stop(ids)` is called after every new token and ends the text when it says so.
+    /// Generates a continuation of `prompt`; `stop(ids)` is called after every new token and ends generation by
+    /// returning true.
     ///
     /// The prompt's index is `options.first_prompt`.
     ///
     /// # Errors
-    /// Returns an error as [`generate`](crate::generate) does; the session can go on.
+    /// Returns the errors of [`generate`](crate::generate); the session remains usable.
     pub fn generate(
         &mut self,
         prompt: &[u32],

@@ -2,10 +2,10 @@ use cl_data::Tokenizer;
 
 use crate::ModelError;
 
-/// The text of tokens that come one after another, up to the first stop string.
+/// Decodes a stream of tokens to text, up to the first stop string.
 ///
-/// What is handed out is never taken back: a character whose bytes have not all come is held back, and so is text that a
-/// stop string may begin with. Special tokens have no text.
+/// Returned text is never retracted: incomplete characters, and text that may be the start of a stop string, are held
+/// back. Special tokens have no text.
 ///
 /// # Example
 /// ```no_run
@@ -33,13 +33,13 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// An empty text that ends before the first of the `stop` strings.
+    /// Creates an empty text that ends before the first of the `stop` strings.
     pub fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> TextStream<'a> {
         let (ids, text) = (Vec::new(), String::new());
         TextStream { tokenizer, stop, ids, context: 0, done: 0, text, handed_out: 0, stopped: false }
     }
 
-    /// Takes the next token and returns the text that has become certain, which may be empty. After a stop string tokens
+    /// Adds the next token and returns the text that has become final, which may be empty. After a stop string, tokens
     /// are ignored.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl<'a> TextStream<'a> {
         Ok(self.hand_out())
     }
 
-    /// The text that is still held back, after the last token.
+    /// Returns the text that is still held back, after the last token.
     ///
     /// # Errors
     /// Returns an error if the tokenizer cannot decode the tokens.
@@ -75,12 +75,12 @@ impl<'a> TextStream<'a> {
         Ok(&self.text[rest..])
     }
 
-    /// Whether a stop string has come.
+    /// Whether a stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// All text so far without the stop string, held-back text included.
+    /// All text so far without the stop string, including held-back text.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -103,12 +103,12 @@ impl<'a> TextStream<'a> {
     }
 }
 
-/// Where the first stop string begins.
+/// Byte position of the first stop string.
 fn first_of(stop: &[String], text: &str) -> Option<usize> {
     stop.iter().filter_map(|s| text.find(s.as_str())).min()
 }
 
-/// Bytes at the end of a text that a stop string may begin with.
+/// Number of bytes at the end of a text that may be the start of a stop string.
 fn beginning_of(stop: &[String], text: &str) -> usize {
     let may_begin = |s: &String| {
         let boundaries = s.char_indices().map(|(at, _)| at).filter(|&at| at > 0);

@@ -4,36 +4,36 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use crate::attention::{AttentionRule, heads_first, masked_attention, packed_causal, repeated};
 use crate::prefix_tree::PrefixTree;
 
-/// Rows of a subtree that one masked product may hold. What is larger is taken apart at its top: products of everything below
-/// with the rows they all go on from need no mask, however many there are.
+/// Maximum number of rows of a subtree in one masked product. Larger subtrees are split at the top: attention of all
+/// descendants to the rows of an ancestor needs no mask.
 const DENSE: usize = 512;
 
-/// Who attends to whom in the rows of a [`PrefixTree`], and to a past that all of them go on from.
+/// Attention structure of a [`PrefixTree`], including a past common to all rows.
 ///
-/// Every row is a query of exactly one dense block, which holds its nearest keys. The keys of its prefix come in further
-/// blocks, each with the sum of its weights, and are combined by these sums, as blocks of keys are in FlashAttention (Dao et
-/// al., arXiv:2205.14135).
+/// Every row is a query of exactly one dense block, which contains its nearest keys. The keys of its prefixes are in
+/// further blocks. Each block returns the sum of its weights, and blocks are combined by these sums, as in
+/// FlashAttention (Dao et al., arXiv:2205.14135).
 pub(crate) struct TreeAttention {
     dense_blocks: Vec<DenseBlock>,
     prefix_blocks: Vec<PrefixBlock>,
-    /// Boundaries of rows that do not branch anywhere, in memory and on the device: one kernel can do them all.
+    /// Boundaries of rows without branches, in memory and on the device: one kernel can compute them all.
     plain: Option<(Vec<i64>, Tensor)>,
 }
 
-/// Rows that attend to each other: causally without a mask, else with the mask (0 or −∞) added to their scores.
+/// Rows that attend to each other: causally without a mask, or with the mask (0 or −∞) added to their scores.
 struct DenseBlock {
     start: i64,
     len: i64,
     mask: Option<Tensor>,
 }
 
-/// Queries behind a shared prefix: they attend to all of its keys.
+/// Queries after a shared prefix, which attend to all of its keys.
 struct PrefixBlock {
     queries: (i64, i64),
     keys: (i64, i64),
 }
 
-/// Keys and values of one layer that stand before all rows, `(tokens, kv_heads, head_dim)`.
+/// Keys and values of one layer that precede all rows, `(tokens, kv_heads, head_dim)`.
 pub(crate) type Past<'a> = Option<(&'a Tensor, &'a Tensor)>;
 
 impl TreeAttention {
@@ -67,11 +67,11 @@ impl TreeAttention {
         }
     }
 
-    /// `q` `(rows, heads, head_dim)`, `k` and `v` `(rows, kv_heads, head_dim)`; the result is shaped as `q`. A window is that
-    /// of trees without branches and without a past.
+    /// `q` is `(rows, heads, head_dim)`, `k` and `v` are `(rows, kv_heads, head_dim)`; the result has the shape of `q`.
+    /// Windows are supported for trees without branches and without a past.
     ///
     /// # Errors
-    /// Those of the kernel for packed sequences.
+    /// Returns the errors of the kernel for packed sequences.
     pub(crate) fn forward(
         &self,
         q: &Tensor,
@@ -111,17 +111,17 @@ impl DenseBlock {
     }
 }
 
-/// Which keys a query attends to.
+/// The keys that a query attends to.
 pub(crate) enum Mask<'a> {
-    /// All of them.
+    /// All keys.
     None,
-    /// Those up to its own position.
+    /// Keys up to its own position.
     Causal,
-    /// Those whose entry is 0 and not −∞; broadcasts to `(sequences, heads, queries, keys)`.
+    /// Keys whose mask entry is 0, not −∞; broadcasts to `(sequences, heads, queries, keys)`.
     Additive(&'a Tensor),
 }
 
-/// Attention to some of the keys: the mean of their values, and the logarithm of the sum of their weights.
+/// Attention to a subset of the keys: the weighted mean of their values, and the logarithm of the sum of their weights.
 pub(crate) struct Weighted {
     pub(crate) mean: Tensor, // (sequences, heads, queries, head_dim)
     log_sum: Tensor,         // (sequences, heads, queries), f32
@@ -189,8 +189,8 @@ impl Weighted {
         }
     }
 
-    /// Of queries `(sequences, heads, width)`, in whatever shape their heads are, those at `places` of `(sequences · width)`:
-    /// `(places, heads, 1, head_dim)`.
+    /// Selects from queries `(sequences, heads, width)`, with any trailing head shape, those at `places` of `(sequences
+    /// · width)`: `(places, heads, 1, head_dim)`.
     pub(crate) fn rows(&self, shape: &[i64; 3], places: &Tensor) -> Weighted {
         let [sequences, heads, width] = *shape;
         let of = |t: &Tensor| {
@@ -200,7 +200,7 @@ impl Weighted {
         Weighted { mean: of(&self.mean).unsqueeze(2), log_sum: of(&self.log_sum) }
     }
 
-    /// Takes in the attention to other keys, in place.
+    /// Combines with the attention to other keys, in place.
     pub(crate) fn add(&self, other: &Weighted) {
         let total = self.log_sum.logaddexp(&other.log_sum);
         let weight = |of: &Weighted| (&of.log_sum - &total).exp().unsqueeze(-1).to_kind(self.mean.kind());
@@ -224,7 +224,7 @@ fn masked([q, k, v]: &[Tensor; 3], mask: Option<&Tensor>, rule: AttentionRule) -
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), rule.scale, grouped)
 }
 
-/// 0 where a row of the subtree sees another, −∞ elsewhere, `(rows, rows)`.
+/// Mask of a subtree: 0 where a row attends to another, −∞ elsewhere, `(rows, rows)`.
 fn mask(tree: &PrefixTree, node: usize, kind: Kind, device: Device) -> Tensor {
     let (first, end) = (tree.nodes[node].start, tree.nodes[node].end);
     let rows = end - first;

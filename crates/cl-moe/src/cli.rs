@@ -22,12 +22,12 @@ pub enum Command {
 /// Arguments of `mix`.
 #[derive(clap::Args)]
 pub struct MixArgs {
-    /// Configuration: TOML, or mergekit-moe's YAML if its extension is .yml or .yaml.
+    /// Configuration: TOML, or mergekit-moe YAML if its extension is .yml or .yaml.
     config: PathBuf,
     /// Model directory to write.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// How experts are stored, in place of the configuration's `expert_storage`: full; lowrank:R or bitdelta for the base's
+    /// Expert storage; overrides `expert_storage` in the configuration: full, or lowrank:R or bitdelta for the base's
     /// weights and compressed differences from them.
     #[arg(long, value_name = "STORAGE")]
     experts: Option<ExpertStorage>,
@@ -73,7 +73,7 @@ pub fn run(command: &Command, interrupt: &Interrupt, out: &mut dyn Write) -> Res
     }
 }
 
-/// Puts directories in the place of the names of models, and downloads what is not there.
+/// Replaces model names by directories, and downloads missing files.
 ///
 /// # Errors
 /// Returns an error if a model is neither a directory nor on the hub, or a download fails.
@@ -105,10 +105,10 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
             let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
             writeln!(out, "{ratio:.2} times the base's bytes, experts stored as {}", config.expert_storage)?;
         }
-        writeln!(out, "no problem found; nothing was written")?;
+        writeln!(out, "no problems found; nothing was written")?;
         return Ok(());
     }
-    let dir = args.out.as_ref().context("--out says where the mixture goes")?;
+    let dir = args.out.as_ref().context("--out is required without --dry-run")?;
     let bar = bar(plan.bytes_written());
     let options = MixOptions { overwrite: args.overwrite, interrupt: interrupt.clone(), ..MixOptions::default() };
     let summary = mix(&plan, dir, &options, &|bytes| bar.set_position(bytes))?;
@@ -134,10 +134,10 @@ fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Re
     if args.dry_run {
         writeln!(out, "writes {} tensors, {} bytes", plan.tensors().len(), plan.bytes_written())?;
         writeln!(out, "{}", plan.summary())?;
-        writeln!(out, "no problem found; nothing was written")?;
+        writeln!(out, "no problems found; nothing was written")?;
         return Ok(());
     }
-    let dir = args.out.as_ref().context("--out says where the mixture goes")?;
+    let dir = args.out.as_ref().context("--out is required without --dry-run")?;
     blend(&plan, dir, args.overwrite, interrupt)?;
     writeln!(out, "{}: {}", dir.display(), plan.summary())?;
     Ok(())
@@ -156,7 +156,7 @@ fn parts(config: &mut BlendConfig) -> impl Iterator<Item = (&mut PathBuf, Part)>
     std::iter::once((&mut config.base_model, Part::Model)).chain(adapters)
 }
 
-/// Puts directories in the place of names, and downloads what is not there.
+/// Replaces names by directories, and downloads missing files.
 fn find<'a>(names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>, names: &Names) -> Result<()> {
     for (path, part) in names_of {
         *path = names.directory(path, part)?;
@@ -164,7 +164,7 @@ fn find<'a>(names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>, names: &Nam
     Ok(())
 }
 
-/// Says what would be downloaded. Returns whether everything is there, so that the mixture can be planned.
+/// Prints what would be downloaded. Returns whether all files are in the cache, so that the mixture can be planned.
 fn list_downloads<'a>(
     names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>,
     names: &Names,
@@ -177,7 +177,7 @@ fn list_downloads<'a>(
         there &= plan.files == 0;
     }
     if !there {
-        writeln!(out, "nothing was downloaded or written; the mixture can be planned once these files are there")?;
+        writeln!(out, "nothing was downloaded or written; the mixture can be planned after the download")?;
     }
     Ok(there)
 }

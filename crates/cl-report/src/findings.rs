@@ -1,15 +1,16 @@
 //! The paper's claims as paired differences with intervals.
 //!
-//! Each claim says that a difference `d` is above zero. With two or more seeds that both sides have, `d` is taken for each seed
-//! and the interval is Student's t over seeds,
+//! Each claim states that a difference `d` is positive. With two or more seeds in common, `d` is computed for each
+//! seed, and the interval is Student's t over seeds,
 //!
 //! ```text
 //! mean(d) ± t(0.975, n − 1) · sd(d) / √n
 //! ```
 //!
-//! since a percentile bootstrap of two or three values is far too narrow: it never leaves their range. With one seed the
-//! interval is mean ± 1.96 · standard error, from the scores' standard errors over documents, taken as independent. Both sides
-//! answer the same documents, so this is wider than a paired one; that seeds differ it does not know.
+//! since a percentile bootstrap of two or three values is far too narrow: it never leaves their range. With one seed,
+//! the interval is mean ± 1.96 · standard error, from the scores' standard errors over documents, assumed to be
+//! independent. Both sides answer the same documents, so it is wider than a paired interval; it does not include
+//! variation between seeds.
 
 use serde::Serialize;
 
@@ -18,17 +19,17 @@ use crate::paper::Paper;
 use crate::results::{ResultRow, RowKind, StudyResults};
 use crate::study::{Model, Span, Study, deviation, error_of_mean, mean, mean_of};
 
-/// What the results say of a claim.
+/// Verdict of the results on a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The whole interval lies on the claim's side.
+    /// The whole interval supports the claim.
     Holds,
-    /// The whole interval lies on the other side.
+    /// The whole interval contradicts the claim.
     DoesNotHold,
     /// The interval contains zero, or there is none.
-    CannotBeTold,
-    /// A model that the claim is about was not made.
+    Inconclusive,
+    /// A model that the claim needs is missing.
     NotRun,
 }
 
@@ -38,34 +39,34 @@ impl Verdict {
         match self {
             Verdict::Holds => "holds",
             Verdict::DoesNotHold => "does not hold",
-            Verdict::CannotBeTold => "cannot be told",
+            Verdict::Inconclusive => "inconclusive",
             Verdict::NotRun => "not run",
         }
     }
 }
 
-/// A claim held against the results.
+/// A claim of the paper, tested on the results.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// The claim.
     pub claim: String,
-    /// The difference that is above zero if the claim holds.
+    /// The difference that is positive if the claim holds.
     pub measure: String,
     /// Mean of the difference, in score.
     pub estimate: Option<f64>,
     /// Its 95% interval.
     pub interval: Option<(f64, f64)>,
-    /// How the interval was computed.
+    /// Method by which the interval was computed.
     pub method: String,
-    /// Number of seeds that both sides have.
+    /// Number of seeds in common.
     pub seeds: usize,
     /// The verdict.
     pub verdict: Verdict,
-    /// The same difference from the paper's tables, where they have it.
+    /// The same difference from the paper's tables, if they contain it.
     pub paper: Option<f64>,
 }
 
-/// Holds the paper's claims against the results. Rows are found by method and kind among those of the main comparison.
+/// Tests the paper's claims on the results. Rows are found by method and kind among those of the main comparison.
 pub fn findings(results: &StudyResults) -> Vec<Finding> {
     let study = Study::new(results);
     let claims = Claims { study: &study, paper: &Paper::new() };
@@ -111,7 +112,7 @@ impl<'r> Claims<'_, 'r> {
         ["LoRA", "FFT"].map(one).into()
     }
 
-    /// The heaviest o-lora beside LoRA, right after each round and over the rounds.
+    /// O-lora with the largest λ compared with LoRA, right after each round and over the rounds.
     fn orthogonality(&self) -> Vec<Finding> {
         let orthogonal = self.study.finals_of(RowKind::Sequence).into_iter().filter(|m| is_olora(m.method));
         let heavy =
@@ -208,7 +209,7 @@ impl<'r> Claims<'_, 'r> {
         move |r| (mean_of(r, &places), error_of_mean(r, &places))
     }
 
-    /// Columns that are taught before the last round.
+    /// Columns that are trained before the last round.
     fn earlier(&self) -> Vec<usize> {
         let last = self.study.results.rounds.len();
         let taught = |c: &usize| self.study.columns()[*c].round.is_some_and(|r| r < last);
@@ -298,7 +299,7 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     let n = differences.len();
     let Some(estimate) = mean(&differences) else {
         let method = "both sides were run, but have no seed in common with all scores measured".to_owned();
-        return Finding { method, verdict: Verdict::CannotBeTold, ..finding };
+        return Finding { method, verdict: Verdict::Inconclusive, ..finding };
     };
     let (half, method) = match (deviation(&differences), pairs[0].1) {
         (Some(deviation), _) => {
@@ -312,7 +313,7 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     let verdict = match interval {
         Some((low, _)) if low > 0.0 => Verdict::Holds,
         Some((_, high)) if high < 0.0 => Verdict::DoesNotHold,
-        _ => Verdict::CannotBeTold,
+        _ => Verdict::Inconclusive,
     };
     Finding { estimate: Some(estimate), interval, method, seeds: n, verdict, ..finding }
 }
@@ -357,16 +358,16 @@ mod tests {
         assert!((low - 0.085_158).abs() < 1e-5 && (high - 0.134_842).abs() < 1e-5, "{low} {high}");
         assert_eq!((clear.verdict, clear.seeds), (Verdict::Holds, 3));
         assert_eq!(of(&[-0.10, -0.11, -0.12]).verdict, Verdict::DoesNotHold);
-        assert_eq!(of(&[0.10, -0.11, 0.12]).verdict, Verdict::CannotBeTold);
-        assert_eq!(of(&[0.10, 0.12]).verdict, Verdict::CannotBeTold, "two seeds are few: t is 12.7");
+        assert_eq!(of(&[0.10, -0.11, 0.12]).verdict, Verdict::Inconclusive);
+        assert_eq!(of(&[0.10, 0.12]).verdict, Verdict::Inconclusive, "two seeds are few: t is 12.7");
     }
 
     #[test]
     fn one_seed_needs_standard_errors() {
         let one = |error| judged(blank("c", "m"), &[(0.1, error)]);
         assert_eq!(one(Some(0.02)).verdict, Verdict::Holds);
-        assert_eq!(one(Some(0.06)).verdict, Verdict::CannotBeTold);
-        assert_eq!((one(None).verdict, one(None).estimate), (Verdict::CannotBeTold, Some(0.1)));
-        assert_eq!(judged(blank("c", "m"), &[]).verdict, Verdict::CannotBeTold);
+        assert_eq!(one(Some(0.06)).verdict, Verdict::Inconclusive);
+        assert_eq!((one(None).verdict, one(None).estimate), (Verdict::Inconclusive, Some(0.1)));
+        assert_eq!(judged(blank("c", "m"), &[]).verdict, Verdict::Inconclusive);
     }
 }

@@ -1,9 +1,9 @@
 //! Numbers as text.
 
-/// How a number is printed.
+/// Format of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// A score with so many decimals.
+    /// A score with this many decimals.
     Score(usize),
     /// A relative change in percent.
     Percent,
@@ -15,7 +15,7 @@ pub(crate) enum Format {
     Bytes,
 }
 
-/// What stands where nothing was measured.
+/// Placeholder for values that were not measured.
 pub(crate) const NONE: &str = "–";
 
 impl Format {

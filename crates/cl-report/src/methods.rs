@@ -1,9 +1,9 @@
-//! Which methods a table or figure compares, and their colours.
+//! Selection of the methods that tables and figures compare, and their colours.
 
 use crate::results::RowKind;
 use crate::study::{Model, Study};
 
-/// What is trained, as far as a method's name says it.
+/// The trained parameters, as far as a method's name indicates them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
     Lora,
@@ -39,13 +39,13 @@ pub(crate) fn weight(method: &str) -> Option<f64> {
     method.rsplit_once('(')?.1.split_once(')')?.0.trim_start_matches(['λ', '=', ' ']).trim().parse().ok()
 }
 
-/// Whether a name says that a merge works on whole task vectors and not on the factors of adapters.
+/// Whether a name indicates a merge of whole task vectors, not of the factors of adapters.
 pub(crate) fn is_of_task_vectors(method: &str) -> bool {
     let name = method.to_lowercase();
     ["δ", "delta", "svd", "task vector", "fft"].iter().any(|part| name.contains(part))
 }
 
-/// Whether a name says that something was trained for it on the data of all rounds, as the routers of a mixture.
+/// Whether a name indicates training on the data of all rounds, such as that of a mixture's routers.
 pub(crate) fn is_trained(method: &str) -> bool {
     method.to_lowercase().ends_with("(trained)")
 }
@@ -57,13 +57,13 @@ pub(crate) fn is_ties_or_dare(method: &str) -> bool {
 }
 
 impl<'r> Study<'r> {
-    /// Sequences without additions, LoRA and FFT; of a study that names none so, all sequences.
+    /// Sequences without additions, LoRA and FFT; if a study names none so, all sequences.
     pub fn plain_sequences(&self) -> Vec<&Model<'r>> {
         let named: Vec<&Model<'r>> = ["LoRA", "FFT"].iter().filter_map(|name| self.sequence(name)).collect();
         if named.is_empty() { self.finals_of(RowKind::Sequence) } else { named }
     }
 
-    /// LoRA beside o-lora; of a study without o-lora, all sequences.
+    /// LoRA and o-lora; in a study without o-lora, all sequences.
     pub fn orthogonal_sequences(&self) -> Vec<&Model<'r>> {
         let sequences = self.finals_of(RowKind::Sequence);
         let mut orthogonal: Vec<&Model<'r>> = sequences.iter().copied().filter(|m| is_olora(m.method)).collect();
@@ -74,7 +74,7 @@ impl<'r> Study<'r> {
         orthogonal
     }
 
-    /// What needs no earlier data: o-lora, merges, mixtures, and models of unknown making.
+    /// Methods that need no earlier data: o-lora, merges, mixtures, and models of unknown origin.
     pub fn semi_cooperative(&self) -> Vec<&Model<'r>> {
         let belongs = |m: &&Model<'r>| match m.kind {
             RowKind::Merge | RowKind::MixtureOfExperts | RowKind::Other => true,
@@ -84,7 +84,7 @@ impl<'r> Study<'r> {
         self.finals().into_iter().filter(belongs).collect()
     }
 
-    /// What the fully cooperative setting compares: joint training, sequences, and sequences with replay, LoRA first.
+    /// Methods of the fully cooperative setting: joint training, sequences, and sequences with replay, LoRA first.
     pub fn fully_cooperative(&self) -> Vec<&Model<'r>> {
         let rank = |m: &Model| match m.kind {
             RowKind::Joint => Some(0),
@@ -100,7 +100,7 @@ impl<'r> Study<'r> {
         chosen
     }
 
-    /// Colour of a method: its place in the palette. The same in all figures.
+    /// Colour of a method, as an index of the palette; the same in all figures.
     pub fn colour(&self, kind: RowKind, method: &str) -> usize {
         let name = method.to_lowercase();
         match (kind, name.as_str()) {

@@ -1,4 +1,4 @@
-//! The page: one file that loads nothing.
+//! The HTML page: one self-contained file.
 
 use minijinja::{Environment, context};
 use serde::Serialize;
@@ -207,7 +207,7 @@ fn finding(finding: &Finding, reach: f64) -> FindingView {
         class: match finding.verdict {
             Verdict::Holds => "yes",
             Verdict::DoesNotHold => "no",
-            Verdict::CannotBeTold => "open",
+            Verdict::Inconclusive => "open",
             Verdict::NotRun => "none",
         },
         estimate: finding.estimate.map(signed),

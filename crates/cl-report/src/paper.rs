@@ -1,4 +1,4 @@
-//! The paper's printed numbers beside ours, and where they are off.
+//! The paper's printed numbers for comparison, and remarks where they are inconsistent.
 
 use cl_eval::paper::{PaperTable, Verdict, check, tables};
 
@@ -11,7 +11,7 @@ pub(crate) const MODEL: &str = "Meta-Llama-3-8B";
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Printed {
     pub value: f64,
-    /// Whether it stands in the column beside, as in three rows of Table 6.
+    /// Whether it is printed in the adjacent column, as in three rows of Table 6.
     pub swapped: bool,
 }
 
@@ -27,10 +27,10 @@ impl Paper {
         Paper { tables: tables(), swapped: swapped.map(|c| (c.row, c.column)).collect() }
     }
 
-    /// A cell by the label of a row of any table and the name of a column, or `AVold`, `AVnew`, `AVall`.
+    /// Looks up a cell by the label of a row of any table and the name of a column, or `AVold`, `AVnew`, `AVall`.
     ///
-    /// Rows that two tables print are looked up where they have four decimals. The averages that Table 6 exchanges are those of
-    /// their own column.
+    /// Rows that two tables print are taken from the one with four decimals. The averages that Table 6 exchanges are
+    /// returned for their correct column.
     pub fn cell(&self, label: &str, column: &str) -> Option<Printed> {
         let wanted = normal(label);
         self.tables.iter().find_map(|table| {
@@ -59,7 +59,7 @@ impl Paper {
         Some((row, place))
     }
 
-    /// A cell of the rows under a table: `gain base`, `BWT`.
+    /// Looks up a cell of the rows under a table: `gain base`, `BWT`.
     pub fn under(&self, table: usize, row: &str, column: &str) -> Option<f64> {
         let table = self.tables.get(table.checked_sub(1)?)?;
         let place = table.columns.iter().position(|c| c == column)?;
@@ -77,8 +77,8 @@ impl Paper {
     }
 }
 
-/// Labels that mean one row, as one text: the paper writes `LoRA 1,2` once as `loRA 1,2`, and shortens in Table 6 what Table 5
-/// writes out. The last rounds of Tables 1 to 4 are `LoRA` and `FFT` in Tables 5 and 6.
+/// Normalizes labels of the same row: the paper writes `LoRA 1,2` once as `loRA 1,2`, and abbreviates in Table 6 what
+/// Table 5 writes out. The last rounds of Tables 1 to 4 are `LoRA` and `FFT` in Tables 5 and 6.
 fn normal(label: &str) -> String {
     let label = label.trim().to_lowercase();
     match label.as_str() {
@@ -91,7 +91,7 @@ fn normal(label: &str) -> String {
     }
 }
 
-/// What has to be known about the paper's tables and figures.
+/// Remarks on the paper's tables and figures.
 pub(crate) const NOTES: [(&str, &str); 6] = [
     (
         "Table 6 exchanges AVnew and AVall in three rows",

@@ -1,10 +1,10 @@
-//! Figures as PNG, with a font of their own so that no system font is needed.
+//! Figures as PNG, with an embedded font, so that no system font is needed.
 
 use std::sync::Arc;
 
 use resvg::{tiny_skia, usvg};
 
-/// Pixels for each unit of the drawing.
+/// Pixels per unit of the drawing.
 const SCALE: f32 = 2.0;
 
 /// The font of figures as pictures.
@@ -24,7 +24,7 @@ impl Rasterizer {
         Rasterizer { options: usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() } }
     }
 
-    /// A drawing as PNG; what failed, in words.
+    /// Renders a drawing as PNG; the error is a message.
     pub fn png(&self, svg: &str) -> Result<Vec<u8>, String> {
         let tree = usvg::Tree::from_str(svg, &self.options).map_err(|e| e.to_string())?;
         let size = tree.size().to_int_size().scale_by(SCALE).ok_or("has no size")?;

@@ -1,4 +1,4 @@
-//! Finished runs as the results of a study.
+//! Reads finished runs as the results of a study.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 use crate::results::{Column, ResultRow, RowKind, StudyResults};
 
-/// A directory with results, and what to call them.
+/// A directory with results, and its name in the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Name of the method; runs of one name are seeds of one method.
+    /// Name of the method; runs with the same name are seeds of one method.
     pub name: String,
     /// The directory.
     pub path: PathBuf,
 }
 
 impl Run {
-    /// A run as `DIR` or `NAME=DIR`; without a name it is called as its directory.
+    /// Parses `DIR` or `NAME=DIR`; the name defaults to that of the directory.
     ///
     /// ```
     /// use cl_report::Run;
@@ -41,7 +41,7 @@ impl Run {
         }
     }
 
-    /// The `results.json` of a study, if that is what the run is.
+    /// The `results.json` of a study, if the run is one.
     fn study_file(&self) -> Option<PathBuf> {
         let file = if self.path.is_dir() { self.path.join("results.json") } else { self.path.clone() };
         // `cl eval` writes a `results.json` too, in the harness's layout, which has no rows.
@@ -59,16 +59,16 @@ impl Run {
 }
 
 impl StudyResults {
-    /// Reads a study (a directory with its `results.json`, or that file), or makes one of finished runs: directories of
-    /// `cl sequence` and of `cl eval`.
+    /// Reads a study (a directory with its `results.json`, or that file), or builds one from finished runs: directories
+    /// of `cl sequence` and of `cl eval`.
     ///
-    /// Columns are those of the first sequence; without one, the tasks of the first run, those in `old` being old knowledge.
-    /// Runs of one name are seeds of one method. A run of `cl eval` called `base` is the base model, which else is what the first
-    /// sequence scored before its first round.
+    /// Columns are those of the first sequence; without a sequence, the tasks of the first run, with those in `old` as
+    /// old knowledge. Runs with the same name are seeds of one method. A run of `cl eval` named `base` is the base
+    /// model; otherwise, the base scores of the first sequence are used.
     ///
     /// # Errors
-    /// Returns an error if a run cannot be read, is neither, or if two sequences teach a task in different rounds; and
-    /// [`Error::Several`] for a study among other runs.
+    /// Returns an error if a run cannot be read or is of neither kind, or if two sequences train a task in different
+    /// rounds; and [`Error::Several`] for a study among other runs.
     pub fn read(runs: &[Run], old: &[String]) -> Result<StudyResults, Error> {
         if let Some((run, file)) = runs.iter().find_map(|r| Some((r, r.study_file()?))) {
             if runs.len() > 1 {
@@ -179,7 +179,7 @@ impl StudyResults {
         }
     }
 
-    /// The seed of a run of this method, or where it is not known or taken the next free number.
+    /// The seed of a run of this method, or the next free number if it is unknown or already used.
     fn seed(&self, method: &str, known: Option<u64>) -> u64 {
         let taken =
             |seed: &u64| self.rows.iter().any(|r| r.kind != RowKind::Base && r.method == method && r.seed == *seed);
@@ -187,7 +187,7 @@ impl StudyResults {
     }
 }
 
-/// What a sequence's configuration says, as far as it concerns a report.
+/// The parts of a sequence's configuration that a report needs.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -196,7 +196,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// Those of a directory; nothing where its configuration cannot be read, for a report can do without.
+    /// Reads them from a directory; empty if its configuration cannot be read, since a report is possible without.
     fn read(dir: &Path) -> Settings {
         let text = read_text(&dir.join("config.toml"), MAX_CONFIG).unwrap_or_default();
         let settings: Settings = toml::from_str(&text).unwrap_or_default();
@@ -241,12 +241,12 @@ fn title(runs: &[Run]) -> String {
     names.join(", ")
 }
 
-/// A stage's name; no two runs of a name have the same seed.
+/// A stage's name; no two runs with the same name have the same seed.
 fn label(run: &Run, seed: u64) -> String {
     format!("{} (seed {seed})", run.name)
 }
 
-/// Directories of the rounds by their number, the base's being 0.
+/// Directories of the rounds by number; the base is 0.
 fn round_dirs(dir: &Path) -> BTreeMap<usize, PathBuf> {
     let entries = std::fs::read_dir(dir.join("rounds")).into_iter().flatten();
     let number = |path: &PathBuf| path.file_name()?.to_str()?.split_once('-')?.0.parse().ok();
@@ -274,7 +274,7 @@ fn logged_seconds(path: &Path) -> Option<f64> {
     steps.filter(|s| !s.is_empty()).map(|s| s.iter().sum())
 }
 
-/// Bytes of a directory's files, without those of directories in it.
+/// Total size in bytes of the files in a directory, without subdirectories.
 fn bytes_of(dir: &Path) -> Option<u64> {
     let files = std::fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.metadata().ok());
     Some(files.filter(|m| m.is_file()).map(|m| m.len()).sum())

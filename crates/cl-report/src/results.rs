@@ -1,4 +1,4 @@
-//! What a study measured, as it stands in `results.json`.
+//! The results of a study, as stored in `results.json`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// What a study measured: the same columns for every model it made. Stored as `results.json`.
+/// The results of a study: the same columns for every model. Stored as `results.json`.
 ///
-/// Fields that a reader does not know are ignored, so that a newer study can be read by an older program.
+/// Unknown fields are ignored, so that an older program can read a newer study.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StudyResults {
     /// Name of the study.
     pub name: String,
-    /// One or two sentences on what was compared.
+    /// Description of the comparison, in one or two sentences.
     #[serde(default)]
     pub description: String,
     /// Name of the base model.
@@ -30,7 +30,7 @@ pub struct StudyResults {
     pub rounds: Vec<String>,
     /// The scored tasks.
     pub columns: Vec<Column>,
-    /// One model each.
+    /// The scores, one row per model.
     pub rows: Vec<ResultRow>,
     /// Remarks, printed with the report.
     #[serde(default)]
@@ -47,13 +47,13 @@ pub struct Column {
     /// Name of the metric.
     #[serde(default)]
     pub metric: String,
-    /// Score of guessing, in `[0, 1]`.
+    /// Score of random guessing, in `[0, 1]`.
     #[serde(default)]
     pub chance: Option<f64>,
-    /// The round (1-based) that teaches it.
+    /// The round (1-based) that trains on it.
     #[serde(default)]
     pub round: Option<usize>,
-    /// The column of the paper it stands for, as in [`cl_eval::paper`], such as `cstan` or `mmlu`.
+    /// The corresponding column of the paper, as in [`cl_eval::paper`], such as `cstan` or `mmlu`.
     #[serde(default)]
     pub paper: Option<String>,
 }
@@ -61,22 +61,22 @@ pub struct Column {
 /// The scores of one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
-    /// Unique name of the stage that made the model.
+    /// Unique name of the stage that produced the model.
     pub stage: String,
     /// Name of the method for display, such as `LoRA`, `FFT`, `o-LoRA-l1(0.5)`, `LoRA-Rep`, `TIES`.
     pub method: String,
-    /// How the model came to be.
+    /// Origin of the model.
     pub kind: RowKind,
     /// Seed of the stage.
     #[serde(default)]
     pub seed: u64,
-    /// Of a sequence: the round (1-based) after which it was scored. Of one round: the round it learned.
+    /// For a sequence, the round (1-based) after which it was scored; for one round, the round it was trained on.
     #[serde(default)]
     pub round: Option<usize>,
-    /// Of merges and mixtures: the number of models combined.
+    /// For merges and mixtures, the number of models combined.
     #[serde(default)]
     pub members: Option<usize>,
-    /// Whether the row belongs to the main comparison, and not to a side question.
+    /// Whether the row belongs to the main comparison, not to a side question.
     #[serde(default = "yes")]
     pub main: bool,
     /// The side question it belongs to, such as `DARE with and without rescale`.
@@ -85,41 +85,41 @@ pub struct ResultRow {
     /// Label of the row in the paper's tables, such as `LoRA 1-3` or `Joint-FFT`.
     #[serde(default)]
     pub paper: Option<String>,
-    /// Scores in `[0, 1]`, one for each column; `None` if not measured.
+    /// Scores in `[0, 1]`, one per column; `None` if not measured.
     pub scores: Vec<Option<f64>>,
-    /// Standard errors over a task's documents, one for each column, or no entry at all.
+    /// Standard errors over the documents of each task, one per column, or empty.
     #[serde(default)]
     pub standard_errors: Vec<Option<f64>>,
-    /// Seconds that the stage took.
+    /// Duration of the stage in seconds.
     #[serde(default)]
     pub seconds: Option<f64>,
-    /// Bytes that the stage stores.
+    /// Size of the stage in bytes.
     #[serde(default)]
     pub bytes: Option<u64>,
-    /// Of a mixture of experts: what its routers do.
+    /// For a mixture of experts, statistics of its routers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Routing>,
 }
 
-/// What the routers of a mixture do with the data of each round.
+/// Statistics of a mixture's routers on the data of each round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Routing {
-    /// The round that each expert learned.
+    /// The round that each expert was trained on.
     pub experts: Vec<String>,
-    /// Data of the rounds.
+    /// Statistics by round.
     pub tasks: Vec<TaskRouting>,
 }
 
-/// What routers do with the data of one round.
+/// Statistics of routers on the data of one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskRouting {
     /// Name of the round.
     pub task: String,
-    /// Each expert's share of a token's gates, mean over tokens and routers; they add up to 1.
+    /// Each expert's share of a token's gates, averaged over tokens and routers; sums to 1.
     pub shares: Vec<f64>,
 }
 
-/// How a model came to be.
+/// Origin of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
@@ -135,7 +135,7 @@ pub enum RowKind {
     Merge,
     /// Models or adapters as a mixture of experts.
     MixtureOfExperts,
-    /// A model that was scored, and of which nothing more is known.
+    /// A scored model of unknown origin.
     Other,
 }
 
@@ -155,8 +155,8 @@ impl StudyResults {
         Ok(results)
     }
 
-    /// Checks that every row has a score for each column, standard errors for each or none, a stage of its own, and a round
-    /// that exists.
+    /// Checks that every row has one score per column, either no standard errors or one per column, a unique stage, and
+    /// an existing round.
     ///
     /// # Errors
     /// Returns [`Error::Row`] with the first problem, or [`Error::NoColumns`].
@@ -178,7 +178,7 @@ impl StudyResults {
                 return problem(format!("is of round {round}; the study has rounds 1 to {}", self.rounds.len()));
             }
             if !stages.insert(&row.stage) {
-                return problem("stands twice; each stage needs a name of its own".to_owned());
+                return problem("is listed twice; stages need unique names".to_owned());
             }
         }
         Ok(())

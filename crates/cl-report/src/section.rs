@@ -1,4 +1,4 @@
-//! Where tables and figures stand, and what they say of their origin.
+//! Sections of the report, and the sources of tables and figures.
 
 use crate::study::Model;
 

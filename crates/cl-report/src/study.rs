@@ -1,17 +1,17 @@
-//! Rows grouped by what made them, and their means over seeds.
+//! Rows grouped by method, and their means over seeds.
 
 use cl_eval::{Group, ScoreMatrix, mean_of_percentages, ratio_of_means};
 
 use crate::results::{Column, ResultRow, RowKind, StudyResults};
 
-/// A figure with its values by seed.
+/// A value with its per-seed values.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Value {
     /// Mean over seeds.
     pub mean: f64,
     /// The value of each seed.
     pub by_seed: Vec<(u64, f64)>,
-    /// Standard error over documents of the mean, where all parts have one.
+    /// Standard error of the mean over documents, if all parts have one.
     pub standard_error: Option<f64>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
     (values.len() >= 2).then(|| (squares / (n - 1.0)).sqrt())
 }
 
-/// Models that differ in their seed alone.
+/// Models that differ only in their seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Model<'r> {
     pub kind: RowKind,
@@ -59,7 +59,7 @@ pub(crate) struct Model<'r> {
     pub rows: Vec<&'r ResultRow>,
 }
 
-/// What averages are over.
+/// The columns that an average covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     Old,
@@ -82,7 +82,7 @@ impl Span {
     }
 }
 
-/// Which average of gains.
+/// The two definitions of an average gain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GainOf {
     /// Mean of the columns' gains, as under the paper's Tables 1 and 2.
@@ -92,7 +92,7 @@ pub(crate) enum GainOf {
 }
 
 impl GainOf {
-    /// The paper's choice.
+    /// The definition used by the paper.
     pub fn paper(span: Span) -> GainOf {
         if span == Span::Old { GainOf::Columns } else { GainOf::Means }
     }
@@ -134,13 +134,13 @@ impl<'r> Study<'r> {
         &self.results.columns
     }
 
-    /// Places of the columns of a span, in order; of all columns old ones first.
+    /// Indices of the columns of a span, in order; for all columns, old ones first.
     pub fn places(&self, span: Span) -> Vec<usize> {
         let of = |group| self.columns().iter().enumerate().filter(move |(_, c)| c.group == group).map(|(i, _)| i);
         [Group::Old, Group::New].into_iter().filter(|&g| span.holds(g)).flat_map(of).collect()
     }
 
-    /// Whether the results belong to a study of the paper: rows or columns that stand for some of its.
+    /// Whether the study reproduces the paper: some rows or columns correspond to the paper's.
     pub fn has_paper(&self) -> bool {
         self.columns().iter().any(|c| c.paper.is_some()) || self.results.rows.iter().any(|r| r.paper.is_some())
     }
@@ -197,7 +197,7 @@ impl<'r> Study<'r> {
         rounds
     }
 
-    /// The model that learned a round alone.
+    /// The model that was trained on one round alone.
     pub fn one_round(&self, method: &str, round: usize) -> Option<&Model<'r>> {
         self.models.iter().find(|m| {
             m.main && m.kind == RowKind::OneRound && m.method.eq_ignore_ascii_case(method) && m.round == Some(round)

@@ -12,14 +12,14 @@ pub(crate) struct ReportTable {
     /// `Table 1`.
     pub label: String,
     pub title: String,
-    /// What is compared and how it was computed.
+    /// Description: the comparison and how it was computed.
     pub caption: String,
     /// Headers, without that of the row names.
     pub columns: Vec<String>,
     pub rows: Vec<Row>,
-    /// What it was made from.
+    /// Its sources.
     pub source: String,
-    /// Why the table is empty, if it is.
+    /// Reason why the table is empty, if it is.
     pub missing: Option<String>,
 }
 
@@ -27,11 +27,11 @@ pub(crate) struct ReportTable {
 pub(crate) struct Row {
     pub name: String,
     pub cells: Vec<Cell>,
-    /// Whether it sums up the rows above: it stays below them when the table is sorted.
+    /// Whether it summarizes the rows above; it stays below them when the table is sorted.
     pub summary: bool,
 }
 
-/// A number with what belongs to it.
+/// A number with its spread and the paper's number.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cell {
     pub value: Option<Value>,
@@ -57,7 +57,7 @@ impl Cell {
         self.value.as_ref().map_or(NONE.to_owned(), |v| self.format().text(v.mean))
     }
 
-    /// `± s` with the standard deviation over seeds, or `(e)` with the standard error over documents where there is one seed.
+    /// `± s` with the standard deviation over seeds, or `(e)` with the standard error over documents for a single seed.
     pub fn uncertainty(&self) -> Option<String> {
         let value = self.value.as_ref()?;
         match (value.spread(), value.standard_error) {
@@ -67,7 +67,7 @@ impl Cell {
         }
     }
 
-    /// The paper's number, marked where it stands in another column.
+    /// The paper's number, marked if it is printed in another column.
     pub fn printed(&self) -> Option<String> {
         let paper = self.paper?;
         Some(self.format().text(paper.value) + if paper.swapped { "†" } else { "" })
@@ -78,7 +78,7 @@ impl Cell {
         Some(self.value.as_ref()?.mean - self.paper?.value)
     }
 
-    /// All of it in a line.
+    /// The whole cell in one line.
     pub fn details(&self) -> String {
         let mut parts = Vec::new();
         if let Some(value) = &self.value {
@@ -105,7 +105,7 @@ impl Cell {
 }
 
 impl ReportTable {
-    /// The table as Markdown; the paper's numbers and differences are rows of their own below ours.
+    /// The table as Markdown; the paper's numbers and the differences are separate rows below ours.
     pub fn markdown(&self) -> String {
         let mut text = format!("### {}\n\n", markdown(&format!("{}. {}", self.label, self.title)));
         if let Some(missing) = &self.missing {
@@ -141,7 +141,7 @@ impl ReportTable {
         )
     }
 
-    /// One line for each cell: table, row, column, value, spread, seeds, standard error, the paper's number, difference.
+    /// One line per cell: table, row, column, value, spread, seeds, standard error, the paper's number, difference.
     pub fn tidy(&self) -> Vec<Vec<String>> {
         let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
         let cell = |row: &Row, column: &String, cell: &Cell| {
@@ -173,7 +173,7 @@ pub(crate) fn markdown_file(name: &str, tables: &[ReportTable]) -> String {
     text
 }
 
-/// All tables in one CSV file, a line for each cell.
+/// All tables in one CSV file, with one line per cell.
 pub(crate) fn csv_file(tables: &[ReportTable]) -> String {
     let columns =
         ["table", "row", "column", "value", "spread", "seeds", "standard_error", "paper", "delta"].map(str::to_owned);

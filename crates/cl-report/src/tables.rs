@@ -1,4 +1,4 @@
-//! The tables of a study: the paper's first, then those it does not have.
+//! The tables of a study: those of the paper, then additional ones.
 
 use cl_eval::ScoreMatrix;
 
@@ -9,7 +9,7 @@ use crate::section::{Section, source};
 use crate::study::{GainOf, Model, Span, Study};
 use crate::table::{Cell, ReportTable, Row};
 
-/// All tables with the section they stand in, in order.
+/// All tables with their sections, in order.
 pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, ReportTable)> {
     let builder = Builder { study, paper };
     let mut tables = vec![(Section::Overview, builder.overview())];
@@ -76,7 +76,7 @@ impl<'r> Builder<'_, 'r> {
         table
     }
 
-    /// Tables 5 and 6: joint training beside sequences with and without replay.
+    /// Tables 5 and 6: joint training compared with sequences with and without replay.
     fn fully_cooperative(&self, span: Span) -> ReportTable {
         let what = if span == Span::Old { "old knowledge" } else { "new tasks" };
         let title = format!("Fully cooperative setting: {what}");
@@ -181,7 +181,7 @@ impl<'r> Builder<'_, 'r> {
         self.plain(&models, "One round on the base model", "Each row is the base model tuned on one task alone.", &name)
     }
 
-    /// What Figures 7, 9 and 10 draw.
+    /// The data of Figures 7, 9 and 10.
     fn semi_cooperative(&self) -> Option<ReportTable> {
         let models = self.study.semi_cooperative();
         let caption = "Methods that need the models of earlier rounds but not their data.";
@@ -226,7 +226,7 @@ impl<'r> Builder<'_, 'r> {
         others.filter_map(table).collect()
     }
 
-    /// A table for each side question.
+    /// One table per side question.
     fn questions(&self) -> Vec<ReportTable> {
         let table = |question: &str| {
             let models: Vec<&Model> = self.study.models.iter().filter(|m| m.question == Some(question)).collect();

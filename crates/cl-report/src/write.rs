@@ -1,4 +1,4 @@
-//! The report as a directory.
+//! Writes the report directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,37 +16,38 @@ use crate::study::Study;
 use crate::table::{csv_file, latex_file, markdown_file};
 use crate::tables;
 
-/// What a report consists of.
+/// Summary of a written report.
 #[derive(Clone, Debug)]
 pub struct Written {
     /// The page.
     pub page: PathBuf,
     /// Number of tables.
     pub tables: usize,
-    /// Number of figures that were drawn.
+    /// Number of figures drawn.
     pub figures: usize,
-    /// The paper's claims held against the results.
+    /// Findings on the paper's claims.
     pub findings: Vec<Finding>,
 }
 
-/// Kind of the manifest, by which an earlier report is known.
+/// Kind of the manifest, which identifies an existing report.
 const KIND: &str = "report";
 
-/// Writes the report of a study into a directory, which appears whole or not at all:
+/// Writes the report of a study to a directory, atomically:
 ///
 /// | file | content |
 /// | --- | --- |
-/// | `index.html` | everything on one page that loads nothing |
-/// | `tables.md`, `tables.csv`, `tables.tex` | all tables: to read, one line for each cell, for LaTeX with booktabs |
+/// | `index.html` | the self-contained page |
+/// | `tables.md`, `tables.csv`, `tables.tex` | all tables; CSV has one line per cell, LaTeX needs booktabs |
 /// | `figures/figure-N.svg`, `figures/figure-N.png` | all figures |
 /// | `findings.json` | the paper's claims with estimates and intervals |
-/// | `results.json` | what the report was made from |
+/// | `results.json` | the input of the report |
 /// | `manifest.json` | hashes of these files |
 ///
-/// An earlier report there is replaced. Equal results give equal bytes.
+/// An existing report at the path is replaced. Equal results give equal bytes.
 ///
 /// # Errors
-/// Returns [`Error::NotAReport`] if something else is there, the errors of [`StudyResults::check`], and an error if writing fails.
+/// Returns [`Error::NotAReport`] if the path contains anything else, the errors of [`StudyResults::check`], and an
+/// error if writing fails.
 pub fn write(results: &StudyResults, out: &Path) -> Result<Written, Error> {
     results.check()?;
     check_place(out)?;
@@ -85,7 +86,7 @@ pub fn write(results: &StudyResults, out: &Path) -> Result<Written, Error> {
     Ok(Written { page: out.join("index.html"), tables: only_tables.len(), figures: drawn, findings })
 }
 
-/// That nothing is in the way but an earlier report.
+/// Checks that the path is free or contains an earlier report.
 ///
 /// # Errors
 /// Returns [`Error::NotAReport`].

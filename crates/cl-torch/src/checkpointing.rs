@@ -7,7 +7,24 @@ use tch::Tensor;
 use crate::ffi::{self, T, pointers};
 use crate::{TorchError, backward};
 
-type Segment = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
+struct Segment {
+    run: Box<dyn Fn(&[Tensor]) -> Tensor + Send>,
+    around: Box<dyn Around>,
+}
+
+/// What happens around the two passes of a checkpointed segment, such as fetching weights that are not kept.
+pub trait Around: Send {
+    /// Before the segment is computed, for the first or the second time.
+    fn before(&self) {}
+
+    /// After the first time: until the second, nothing of the segment is needed.
+    fn after_forward(&self) {}
+
+    /// After the second time, when all gradients of the segment are there.
+    fn after_backward(&self) {}
+}
+
+impl Around for () {}
 
 /// Activation checkpointing: computes `f(inputs)` without keeping its activations, and computes it once more in the
 /// backward pass. Gradients reach both the inputs that require them and every leaf used inside `f`.
@@ -19,7 +36,19 @@ type Segment = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if `f` panics or libtorch rejects the node.
 pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Result<Tensor, TorchError> {
-    let segment: Box<Segment> = Box::new(Box::new(f));
+    checkpoint_around(inputs, f, ())
+}
+
+/// As [`checkpoint`], with calls before and after each pass.
+///
+/// # Errors
+/// As for [`checkpoint`].
+pub fn checkpoint_around(
+    inputs: &[&Tensor],
+    f: impl Fn(&[Tensor]) -> Tensor + Send + 'static,
+    around: impl Around + 'static,
+) -> Result<Tensor, TorchError> {
+    let segment = Box::new(Segment { run: Box::new(f), around: Box::new(around) });
     let data = Box::into_raw(segment).cast::<c_void>();
     let mut output = std::ptr::null_mut();
     // SAFETY: `data` is a boxed `Segment`, handed over to the node, which frees it through `free` exactly once.
@@ -31,12 +60,56 @@ pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + '
     Ok(unsafe { Tensor::from_ptr(output) })
 }
 
+/// The same values as `x`; `f` is called in the backward pass, when everything computed from the result is behind it.
+///
+/// # Errors
+/// Returns [`TorchError::Libtorch`] if libtorch rejects the node.
+pub fn on_backward(x: &Tensor, f: impl Fn() + Send + 'static) -> Result<Tensor, TorchError> {
+    let data = Box::into_raw(Box::new(Box::new(f) as Callback)).cast::<c_void>();
+    let mut output = std::ptr::null_mut();
+    // SAFETY: `data` is a boxed `Callback`, handed over to the node, which frees it through `free_callback` exactly once.
+    let code =
+        unsafe { ffi::cl_rust_node(pointers(&[x]).as_ptr(), 1, data, pass_on, call, free_callback, &mut output) };
+    TorchError::check("on_backward", code)?;
+    // SAFETY: on success `output` is a tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(output) })
+}
+
+type Callback = Box<dyn Fn() + Send>;
+
+extern "C" fn pass_on(_: *mut c_void, inputs: *const T, _: usize, output: *mut T) -> c_int {
+    // SAFETY: one live input, a valid slot. A view, since a node may not return its very input.
+    unsafe { *output = release(Tensor::clone_from_ptr(*inputs).detach()) };
+    0
+}
+
+extern "C" fn call(data: *mut c_void, _: *const T, _: usize, grad: T, grad_inputs: *mut T) -> c_int {
+    // SAFETY: the box of `on_backward`; `grad` is live, `grad_inputs` has one slot.
+    let (callback, grad) = unsafe { (&*data.cast::<Callback>(), Tensor::clone_from_ptr(grad)) };
+    match catch_unwind(AssertUnwindSafe(callback)) {
+        Ok(()) => {
+            // SAFETY: as above; ownership of the gradient moves to the shim.
+            unsafe { *grad_inputs = release(grad) };
+            0
+        }
+        Err(_) => -1,
+    }
+}
+
+extern "C" fn free_callback(data: *mut c_void) {
+    // SAFETY: `data` came from `Box::into_raw` in `on_backward` and is freed once.
+    drop(unsafe { Box::from_raw(data.cast::<Callback>()) });
+}
+
 extern "C" fn forward(data: *mut c_void, inputs: *const T, n: usize, output: *mut T) -> c_int {
     // SAFETY: called by the shim with the box of `checkpoint` and `n` live tensors.
-    let (f, inputs) = unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n)) };
+    let (segment, inputs) = unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n)) };
     let run = || {
         let _no_graph = tch::no_grad_guard();
-        f(&inputs)
+        segment.around.before();
+        let output = (segment.run)(&inputs);
+        segment.around.after_forward();
+        output
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(t) => {
@@ -50,7 +123,8 @@ extern "C" fn forward(data: *mut c_void, inputs: *const T, n: usize, output: *mu
 
 extern "C" fn recompute(data: *mut c_void, inputs: *const T, n: usize, grad: T, grad_inputs: *mut T) -> c_int {
     // SAFETY: as in `forward`; `grad` is live, `grad_inputs` has `n` slots.
-    let (f, inputs, grad) = unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n), Tensor::clone_from_ptr(grad)) };
+    let (segment, inputs, grad) =
+        unsafe { (&*data.cast::<Segment>(), clone_all(inputs, n), Tensor::clone_from_ptr(grad)) };
     let run = || -> Result<Vec<Tensor>, TorchError> {
         let leaves: Vec<Tensor> = inputs
             .iter()
@@ -59,8 +133,10 @@ extern "C" fn recompute(data: *mut c_void, inputs: *const T, n: usize, grad: T, 
                 if t.requires_grad() { leaf.set_requires_grad(true) } else { leaf }
             })
             .collect();
-        let out = tch::with_grad(|| f(&leaves));
+        segment.around.before();
+        let out = tch::with_grad(|| (segment.run)(&leaves));
         backward(&[&out], &[&grad])?;
+        segment.around.after_backward();
         Ok(leaves)
     };
     match catch_unwind(AssertUnwindSafe(run)) {
@@ -137,6 +213,24 @@ mod tests {
             drop(y);
             assert_eq!(Arc::strong_count(&held), 1, "backward {backward}");
         }
+    }
+
+    #[test]
+    fn a_call_in_the_backward_pass_finds_the_gradients_that_are_behind_it() {
+        let (x, before, after) = (leaf(&[2, 2], 1.), leaf(&[2, 2], 0.5), leaf(&[2, 2], 2.));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let (seen_inside, behind, ahead) = (Arc::clone(&seen), after.shallow_clone(), before.shallow_clone());
+        let y = on_backward(&x.matmul(&before), move || {
+            assert!(behind.grad().defined() && !ahead.grad().defined());
+            seen_inside.fetch_add(1, Ordering::Relaxed);
+        });
+        y.unwrap().matmul(&after).sum(Kind::Float).backward();
+        assert_eq!(seen.load(Ordering::Relaxed), 1);
+        let (with, w) = (x.grad(), before.grad());
+        let plain = x.detach().set_requires_grad(true);
+        let w2 = before.detach().set_requires_grad(true);
+        plain.matmul(&w2).matmul(&after.detach()).sum(Kind::Float).backward();
+        assert_eq!((with, w), (plain.grad(), w2.grad()));
     }
 
     #[test]

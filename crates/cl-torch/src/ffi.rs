@@ -1,4 +1,5 @@
-//! Declarations of `csrc/`. A `tch::Tensor` holds an `at::Tensor*`, which is what crosses this border.
+//! Declarations of the functions in `csrc/`. A `tch::Tensor` wraps an `at::Tensor*`, which is passed across this
+//! interface.
 
 use std::ffi::{c_char, c_int, c_void};
 

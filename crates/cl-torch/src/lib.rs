@@ -16,7 +16,7 @@ mod tensor_bytes;
 mod threads;
 
 pub use autograd::{backward, grad, set_gradient};
-pub use checkpointing::checkpoint;
+pub use checkpointing::{Around, checkpoint, checkpoint_around, on_backward};
 pub use cuda::{load_cuda, pick_device};
 pub use error::TorchError;
 pub use flash::flash_varlen;

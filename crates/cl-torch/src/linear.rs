@@ -10,7 +10,7 @@ pub struct LinearLayer<'a> {
     pub weight: &'a Tensor,
     /// `[out]`.
     pub bias: Option<&'a Tensor>,
-    /// A low-rank update beside the weight.
+    /// Optional low-rank update of the weight.
     pub low_rank: Option<LowRank<'a>>,
 }
 
@@ -21,7 +21,7 @@ pub struct LowRank<'a> {
     pub a: &'a Tensor,
     /// `[out, r]`.
     pub b: &'a Tensor,
-    /// The factor in front of `B·A`.
+    /// The scaling of `B·A`.
     pub scaling: f64,
 }
 
@@ -44,11 +44,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     linears(x, &[LinearLayer { weight, bias, low_rank: None }]).pop().expect("one output a layer")
 }
 
-/// `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` of each layer, `[rows, out]` in the dtype of `x` `[rows, in]`, which all tensors have.
+/// Computes `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` for each layer, `[rows, out]` in the dtype of `x` `[rows, in]`, which all
+/// tensors must have.
 ///
-/// All layers are one node of the graph, so that the products with A are one, and sums are added to where they belong
-/// instead of to a copy: those of the updates to the outputs, those of all layers to the gradient of `x`. Tensors that need
-/// no gradient get none computed. There is no second derivative.
+/// All layers are one node of the graph: the products with all A are computed as one, and sums are accumulated in place
+/// instead of in a copy (the updates in the outputs, the contributions of all layers in the gradient of `x`). Gradients
+/// are computed only for tensors that require one. There is no second derivative.
 ///
 /// # Panics
 /// Panics if shapes or dtypes do not fit.
@@ -129,7 +130,7 @@ mod tests {
         linears(&t[0], &layers)
     }
 
-    /// The same by libtorch's own operators and derivatives.
+    /// The same with libtorch's own operators and derivatives.
     fn reference(t: &[Tensor]) -> Vec<Tensor> {
         let product = |x: &Tensor, w: &Tensor| x.linear::<&Tensor>(w, None);
         let x = &t[0];

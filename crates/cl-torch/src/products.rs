@@ -1,18 +1,18 @@
 use crate::ffi;
 
-/// Which library computes f32 products of matrices on a CPU.
+/// The library that computes f32 matrix products on a CPU.
 ///
 /// Both accumulate in f32 and differ in the last bits, so a run keeps to one of them; see [`products`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Products {
-    /// What libtorch's own operators call: MKL in its builds for x86-64.
+    /// The library that libtorch's own operators call: MKL in its builds for x86-64.
     Libtorch,
-    /// oneDNN, which libtorch has with it for half precision.
+    /// oneDNN, which libtorch includes for half precision.
     Onednn,
 }
 
 impl Products {
-    /// The name in files.
+    /// Its name in files.
     pub fn name(self) -> &'static str {
         match self {
             Products::Libtorch => "libtorch",
@@ -20,7 +20,7 @@ impl Products {
         }
     }
 
-    /// Whether this libtorch has it on this machine.
+    /// Whether it is available in this libtorch on this machine.
     pub fn is_available(self) -> bool {
         // SAFETY: takes nothing and only reads.
         self == Products::Libtorch || unsafe { ffi::cl_has_onednn() } != 0
@@ -29,15 +29,15 @@ impl Products {
 
 /// The library that [`linear`](crate::linear) uses in this process.
 ///
-/// At the start it is oneDNN on processors with AVX-512 that are not Intel's, where MKL stays at 256 bits and takes twice the time
-/// (docs/benchmarks.md), and libtorch's own elsewhere. It follows from the processor alone, never from a measurement, so that a
-/// machine always computes the same bits.
+/// The default is oneDNN on processors with AVX-512 that are not Intel's, where MKL uses only 256-bit vectors and takes
+/// twice the time (docs/benchmarks.md), and libtorch's own elsewhere. It depends only on the processor, never on a
+/// measurement, so that a machine always computes the same bits.
 pub fn products() -> Products {
     // SAFETY: takes nothing and only reads.
     if unsafe { ffi::cl_uses_onednn() } != 0 { Products::Onednn } else { Products::Libtorch }
 }
 
-/// Has this process use `products` from here on, if this libtorch has them; returns whether it does.
+/// Selects `products` for this process from now on, if available in this libtorch; returns whether it is.
 pub fn use_products(products: Products) -> bool {
     if products.is_available() {
         // SAFETY: sets one flag.

@@ -1,10 +1,11 @@
-//! How libtorch's threads wait for each other, and how many there are.
+//! Waiting behaviour and number of libtorch's threads.
 //!
-//! libtorch computes with the threads of libgomp, which wait for each other in a loop ("spinning", some milliseconds) before they
-//! sleep. On a machine of one's own that is fastest. Beside another busy process it is slow: while one thread spins, the one it
-//! waits for may have no core to run on. libgomp spins a hundredth of that as soon as it has more threads than the process has
-//! cores (`gomp_throttled_spin_count_var`, chosen anew for every parallel region). So where other processes keep cores busy, a
-//! second small team of libgomp's threads is started, which then sleeps; where the cores are free again, it is ended.
+//! libtorch uses the threads of libgomp, which wait in a busy loop ("spinning", for some milliseconds) before they
+//! sleep. This is fastest on an otherwise idle machine. If another process is busy, it is slow: while one thread spins,
+//! the thread that it waits for may have no core to run on. libgomp spins for a hundredth of that time as soon as it
+//! has more threads than the process has cores (`gomp_throttled_spin_count_var`, chosen anew for every parallel
+//! region). Therefore, while other processes keep cores busy, a second small team of libgomp threads is started, which
+//! then sleeps; when the cores are free again, it is ended.
 
 use std::fs;
 use std::sync::mpsc::{Sender, channel};
@@ -15,16 +16,16 @@ use tch::{Device, Kind, Tensor};
 
 /// The environment variables of libgomp that fix how long threads spin.
 const SPIN_VARIABLES: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
-/// How often the load is measured.
+/// Interval between measurements of the load.
 const PERIOD: Duration = Duration::from_millis(500);
-/// From so many cores' worth of other processes on, threads spin briefly; below half of it they spin long again.
+/// Load by other processes, in cores, from which threads spin briefly; below half of it they spin long again.
 const BUSY_CORES: f64 = 0.25;
 
-/// Watches, until the program ends, how busy other processes keep the cores that this one may use, and has libtorch's threads spin
-/// only briefly while there are too few cores for all. Results do not depend on it.
+/// Monitors, until the program ends, how busy other processes keep the cores that this process may use, and makes
+/// libtorch's threads spin only briefly while there are too few cores for all. Results do not depend on it.
 ///
-/// Nothing happens where the user has set `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`, where one thread computes alone, or where
-/// `/proc` does not tell the load (other systems than Linux).
+/// Has no effect if the user has set `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`, with a single thread, or if `/proc` does
+/// not report the load (on other systems than Linux).
 pub fn watch_load() {
     if SPIN_VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
         return;
@@ -51,12 +52,13 @@ pub fn watch_load() {
     let _watcher = thread::Builder::new().name("load".to_owned()).spawn(watch);
 }
 
-/// Lets libtorch compute with so many threads instead of one for each core. Sums may differ in their last bits with another number.
+/// Sets the number of threads that libtorch uses, instead of one per core. With another number, sums can differ in
+/// their last bits.
 pub fn set_threads(threads: u16) {
     tch::set_num_threads(i32::from(threads));
 }
 
-/// Threads of libgomp that sleep: with them it has more threads than cores. Ended when dropped.
+/// Sleeping threads of libgomp, with which it has more threads than cores. Ended when dropped.
 struct Team {
     end: Option<Sender<()>>,
     leader: Option<JoinHandle<()>>,
@@ -84,17 +86,17 @@ impl Drop for Team {
     }
 }
 
-/// Time in which cores worked, in ticks of the kernel since it started.
+/// CPU times, in ticks of the kernel since it started.
 struct Usage {
     /// Cores that this process may use.
     cores: usize,
-    /// What these cores did for any process.
+    /// Ticks of these cores for all processes.
     all: u64,
-    /// What any core did for this process.
+    /// Ticks of all cores for this process.
     own: u64,
 }
 
-/// Ticks a second in `/proc`: Linux has the same on every architecture (`USER_HZ`).
+/// Ticks per second in `/proc`; the same on every architecture of Linux (`USER_HZ`).
 const TICKS: f64 = 100.0;
 
 impl Usage {
@@ -106,14 +108,14 @@ impl Usage {
         Some(Usage { cores: allowed.len(), all, own })
     }
 
-    /// How many cores other processes kept busy since `before`, `period` ago.
+    /// Number of cores that other processes kept busy since `before`, `period` ago.
     fn others_since(&self, before: &Usage, period: Duration) -> f64 {
         let others = self.all.saturating_sub(before.all).saturating_sub(self.own.saturating_sub(before.own));
         others as f64 / TICKS / period.as_secs_f64()
     }
 }
 
-/// The cores of `Cpus_allowed_list: 0-1,4`.
+/// Parses the cores in `Cpus_allowed_list: 0-1,4`.
 fn allowed_cores(status: &str) -> Option<Vec<usize>> {
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     let mut cores = Vec::new();
@@ -136,7 +138,8 @@ fn busy_ticks(stat: &str, cores: &[usize]) -> u64 {
     stat.lines().filter_map(of_core).sum()
 }
 
-/// Ticks of all threads of this process, in user and in kernel mode; the name in parentheses may hold anything.
+/// Ticks of all threads of this process, in user and in kernel mode. The name in parentheses can contain any
+/// characters.
 fn own_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)

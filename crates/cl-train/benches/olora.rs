@@ -1,7 +1,7 @@
-//! What o-lora's terms cost beside a training step: `cargo bench -p cl-train --bench olora`.
+//! Cost of o-lora's penalties relative to a training step: `cargo bench -p cl-train --bench olora`.
 //!
-//! A Llama of the shape of SmolLM2-135M with fresh weights, LoRA of rank 8 on every linear layer, seven earlier adapters; a step of
-//! 4 examples of 128 tokens.
+//! A Llama with the shape of SmolLM2-135M and random weights, LoRA of rank 8 on every linear layer, seven earlier
+//! adapters; a step of 4 examples of 128 tokens.
 
 use std::time::Instant;
 

@@ -1,12 +1,20 @@
+use std::sync::Arc;
+
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm};
 
-use crate::{TrainConfig, TrainError};
+use crate::sharding::Sharding;
+use crate::{Ranks, TrainConfig, TrainError};
 
 /// AdamW and its state for a fixed list of parameters.
 pub(crate) struct Optimizer {
     pub(crate) names: Vec<String>,
+    /// The model's tensors.
     pub(crate) params: Vec<Tensor>,
+    /// What this rank updates: the same tensors, or its parts of them.
+    pub(crate) own: Vec<Tensor>,
+    /// How they are divided among the ranks, if they are.
+    pub(crate) sharding: Option<Arc<Sharding>>,
     pub(crate) exp_avg: Vec<Tensor>,
     pub(crate) exp_avg_sq: Vec<Tensor>,
     groups: Vec<Group>,
@@ -25,7 +33,11 @@ struct Group {
 }
 
 impl Optimizer {
-    pub(crate) fn new(trainable: Vec<(String, Tensor)>, config: &TrainConfig) -> Optimizer {
+    pub(crate) fn new(
+        trainable: Vec<(String, Tensor)>,
+        config: &TrainConfig,
+        sharding: Option<Arc<Sharding>>,
+    ) -> Optimizer {
         let (names, params): (Vec<String>, Vec<Tensor>) = trainable.into_iter().unzip();
         let mut groups: Vec<Group> = Vec::new();
         for (place, (name, param)) in names.iter().zip(&params).enumerate() {
@@ -35,7 +47,9 @@ impl Optimizer {
                 None => groups.push(Group { decays, factor, places: vec![place] }),
             }
         }
-        let zeros = || params.iter().map(|p| p.detach().zeros_like()).collect();
+        let whole = || params.iter().map(Tensor::shallow_clone).collect();
+        let own = sharding.as_ref().map_or_else(whole, |sharding| sharding.parts());
+        let zeros = || own.iter().map(|p| p.detach().zeros_like()).collect();
         let device = params[0].device();
         Optimizer {
             exp_avg: zeros(),
@@ -44,17 +58,24 @@ impl Optimizer {
             groups,
             names,
             params,
+            own,
+            sharding,
         }
     }
 
     /// Returns the norm of all gradients, and clips it to `max_norm` like PyTorch's `clip_grad_norm_` (0: no clipping).
-    pub(crate) fn clip(&self, max_norm: f64) -> Result<f64, TrainError> {
+    pub(crate) fn clip(&self, max_norm: f64, ranks: &Ranks) -> Result<f64, TrainError> {
         let grads = self.grads();
         let grads: Vec<&Tensor> = grads.iter().flatten().collect();
         if grads.is_empty() {
             return Ok(0.0);
         }
-        let norm = global_norm(&grads)?;
+        let mut norm = global_norm(&grads)?;
+        if self.sharding.is_some() {
+            let mut square = [norm.double_value(&[]).powi(2)];
+            ranks.sum(&mut square)?;
+            norm = norm.full_like(square[0].sqrt());
+        }
         if max_norm > 0.0 {
             let factor = (max_norm / (&norm + 1e-6)).clamp_max(1.0);
             foreach_mul_(&grads, &factor)?;
@@ -70,7 +91,7 @@ impl Optimizer {
             let (mut params, mut present, mut exp_avg, mut exp_avg_sq) = (vec![], vec![], vec![], vec![]);
             for &i in &group.places {
                 let Some(grad) = &grads[i] else { continue };
-                params.push(&self.params[i]);
+                params.push(&self.own[i]);
                 present.push(grad);
                 exp_avg.push(&self.exp_avg[i]);
                 exp_avg_sq.push(&self.exp_avg_sq[i]);
@@ -82,24 +103,50 @@ impl Optimizer {
                 fused_adamw(&params, &present, &exp_avg, &exp_avg_sq, &steps, settings)?;
             }
         }
-        Ok(())
+        self.sharding.as_ref().map_or(Ok(()), |sharding| sharding.share_updates())
     }
 
     /// Checks that all parameters are finite after step `number`.
-    pub(crate) fn check_finite(&self, number: u64) -> Result<(), TrainError> {
+    pub(crate) fn check_finite(&self, number: u64, ranks: &Ranks) -> Result<(), TrainError> {
         let finite = |t: &Tensor| t.isfinite().all().int64_value(&[]) == 1;
-        match self.names.iter().zip(&self.params).find(|(_, param)| !finite(param)) {
-            Some((name, _)) => Err(TrainError::NotFiniteWeight { step: number, tensor: name.clone() }),
+        let mut first = self.own.iter().position(|own| !finite(own));
+        if self.sharding.is_some() {
+            // All ranks stop for the same tensor.
+            let mut counts: Vec<f64> = self.own.iter().map(|own| f64::from(u8::from(!finite(own)))).collect();
+            ranks.sum(&mut counts)?;
+            first = counts.iter().position(|count| *count > 0.0);
+        }
+        match first {
+            Some(place) => Err(TrainError::NotFiniteWeight { step: number, tensor: self.names[place].clone() }),
             None => Ok(()),
         }
     }
 
     /// Clears the gradients.
     pub(crate) fn zero_grad(&mut self) {
-        self.params.iter_mut().for_each(Tensor::zero_grad);
+        match &self.sharding {
+            Some(sharding) => sharding.zero_grad(),
+            None => self.params.iter_mut().for_each(Tensor::zero_grad),
+        }
+    }
+
+    /// The whole of a parameter or moment of which this rank has `own`. All ranks call it in turn for the same tensors.
+    pub(crate) fn whole(&self, place: usize, own: &Tensor) -> Result<Tensor, TrainError> {
+        match &self.sharding {
+            Some(sharding) => sharding.whole(own, &self.params[place].size()),
+            None => Ok(own.shallow_clone()),
+        }
+    }
+
+    /// This rank's part of a whole tensor.
+    pub(crate) fn part(&self, whole: &Tensor) -> Tensor {
+        self.sharding.as_ref().map_or_else(|| whole.shallow_clone(), |sharding| sharding.part(whole))
     }
 
     fn grads(&self) -> Vec<Option<Tensor>> {
+        if let Some(sharding) = &self.sharding {
+            return sharding.gradients(self.params.len());
+        }
         self.params.iter().map(|p| Some(p.grad()).filter(Tensor::defined)).collect()
     }
 }

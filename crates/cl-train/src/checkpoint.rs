@@ -43,15 +43,19 @@ fn libtorch() -> String {
     Products::Libtorch.name().to_owned()
 }
 
-/// Goes on with the library that computed the run's products so far, so that the results are those of an uninterrupted run.
+/// Continues with the library that computed the run's products so far, so that the results are those of an
+/// uninterrupted run.
 ///
-/// On the same machine this changes nothing. On another one it keeps the library where that has it; the last bits may differ all
-/// the same, since libraries choose instructions by the processor.
+/// On the same machine this has no effect. On another machine it keeps the library if available; the last bits can
+/// still differ, since libraries choose instructions by the processor.
 fn keep_products(state: &mut State) {
     let all = [Products::Libtorch, Products::Onednn];
     if !all.into_iter().any(|p| p.name() == state.products && use_products(p)) {
         let here = products().name();
-        tracing::warn!("this libtorch has no {}: products go on with {here}, and last bits differ", state.products);
+        tracing::warn!(
+            "this libtorch has no {}: continuing with {here}; results will differ in their last bits",
+            state.products
+        );
         state.products = here.to_owned();
     }
 }
@@ -63,31 +67,37 @@ fn best_name(name: &str) -> String {
     format!("best.{name}")
 }
 
-/// Saves a checkpoint. `best` are the weights with the lowest validation loss, if they are kept.
+/// Saves a checkpoint: the whole tensors, however they are divided among the ranks. All ranks call this; rank 0 writes. `best`
+/// are this rank's parts of the weights with the lowest validation loss, if they are kept.
 pub(crate) fn save(
     dir: &Path,
     optimizer: &Optimizer,
     best: Option<&[Tensor]>,
     config: &TrainConfig,
     state: &State,
+    ranks: &Ranks,
 ) -> Result<(), TrainError> {
-    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
-    for (part, list) in PARTS.iter().zip([&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
-        tensors.extend(optimizer.names.iter().zip(list).map(|(n, t)| (format!("{part}.{n}"), t)));
+    let mut tensors: Vec<(String, usize, &Tensor)> = Vec::new();
+    for (part, list) in PARTS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
+        let names = optimizer.names.iter().zip(list).enumerate();
+        tensors.extend(names.map(|(place, (n, t))| (format!("{part}.{n}"), place, t)));
     }
-    tensors.extend(optimizer.names.iter().zip(best.into_iter().flatten()).map(|(n, t)| (best_name(n), t)));
-    let specs: Vec<TensorSpec> = tensors
-        .iter()
-        .map(|(name, t)| TensorSpec {
-            name: name.clone(),
-            dtype: dtype(t),
-            shape: t.size().iter().map(|&d| d as usize).collect(),
-        })
-        .collect();
-    let writer = CheckpointWriter::create(dir, &specs, WriteOptions { overwrite: true, max_shard_size: u64::MAX })?;
-    for (name, t) in &tensors {
-        writer.write(name, &tensor_bytes(t, t.kind()))?;
+    let names = optimizer.names.iter().zip(best.into_iter().flatten()).enumerate();
+    tensors.extend(names.map(|(place, (n, t))| (best_name(n), place, t)));
+    let spec = |(name, place, t): &(String, usize, &Tensor)| {
+        let shape = optimizer.params[*place].size().iter().map(|&d| d as usize).collect();
+        TensorSpec { name: name.clone(), dtype: dtype(t), shape }
+    };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    let options = WriteOptions { overwrite: true, max_shard_size: u64::MAX };
+    let writer = ranks.is_first().then(|| CheckpointWriter::create(dir, &specs, options)).transpose()?;
+    for (name, place, own) in &tensors {
+        let whole = optimizer.whole(*place, own)?;
+        if let Some(writer) = &writer {
+            writer.write(name, &tensor_bytes(&whole, whole.kind()))?;
+        }
     }
+    let Some(writer) = writer else { return Ok(()) };
     let json = |v: serde_json::Result<Value>| v.expect("plain structs are JSON");
     writer.put_json("state.json", &json(serde_json::to_value(state)))?;
     writer.put_json("train_config.json", &json(serde_json::to_value(config)))?;
@@ -95,44 +105,65 @@ pub(crate) fn save(
     Ok(())
 }
 
-/// As [`resume`] in rank 0; the other ranks take over its progress, and have no best weights.
-pub(crate) fn resume_all(
+/// Loads a saved state into the optimizer, if there is one, and returns the progress and this rank's parts of the best weights;
+/// otherwise returns `fresh`. Rank 0 reads, the others take over what it has read.
+pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
     config: &TrainConfig,
     fresh: State,
     ranks: &Ranks,
 ) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
-    if ranks.world_size() == 1 {
-        return resume(dir, optimizer, config, fresh);
-    }
     let json = |state: &State| serde_json::to_string(state).expect("a plain struct is JSON");
     // Ranks on machines with other processors may compute products with another library.
     let identity = State { products: String::new(), ..fresh.clone() };
     ranks.check_same("[train]", &serde_json::to_string(config).expect("a plain struct is JSON"))?;
     ranks.check_same("the training data, its order or the random seed", &json(&identity))?;
-    let (state, best) = if ranks.is_first() { resume(dir, optimizer, config, fresh)? } else { (fresh, None) };
-    let text = ranks.text_from_first(&json(&state))?;
-    let mut state: State =
-        serde_json::from_str(&text).map_err(|e| TrainError::State { path: dir.to_owned(), message: e.to_string() })?;
-    if state.step > 0 {
-        keep_products(&mut state);
-        let all = [&optimizer.params, &optimizer.exp_avg, &optimizer.exp_avg_sq];
-        ranks.from_first(&all.into_iter().flatten().collect::<Vec<_>>())?;
+    let saved = if ranks.is_first() { read(dir, optimizer, config, &fresh)? } else { None };
+    let text = ranks.text_from_first(&saved.as_ref().map_or_else(String::new, |(state, _)| json(state)))?;
+    if text.is_empty() {
+        return Ok((fresh, None));
     }
+    let mut state: State = from_json(dir, &text)?;
+    keep_products(&mut state);
+    let file = saved.map(|(_, file)| file);
+    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
+    let _no_graph = tch::no_grad_guard();
+    // The whole tensor of this name, in all ranks.
+    let whole = |name: &str, like: &Tensor, device: Device| -> Result<Tensor, TrainError> {
+        let tensor = match &file {
+            Some(file) => load_tensor(file, name, like.kind(), device)?,
+            None => Tensor::zeros(like.size(), (like.kind(), device)),
+        };
+        ranks.from_first(&[&tensor])?;
+        Ok(tensor)
+    };
+    for (part, list) in PARTS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
+        for ((name, param), own) in optimizer.names.iter().zip(&optimizer.params).zip(list) {
+            let whole = whole(&format!("{part}.{name}"), param, own.device())?;
+            own.detach().copy_(&optimizer.part(&whole));
+        }
+    }
+    if let Some(sharding) = &optimizer.sharding {
+        sharding.share_updates()?;
+    }
+    let best = |(name, param): (&String, &Tensor)| {
+        whole(&best_name(name), param, Device::Cpu).map(|whole| optimizer.part(&whole))
+    };
+    let pairs = optimizer.names.iter().zip(&optimizer.params);
+    let best = evaluated.then(|| pairs.map(best).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
     Ok((state, best))
 }
 
-/// Loads a saved state into the optimizer, if there is one, and returns the progress and the best weights; otherwise
-/// returns `fresh`.
-pub(crate) fn resume(
+/// Opens a saved state, if there is one, and checks that it is of this run and has all tensors.
+fn read(
     dir: &Path,
-    optimizer: &mut Optimizer,
+    optimizer: &Optimizer,
     config: &TrainConfig,
-    fresh: State,
-) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
+    fresh: &State,
+) -> Result<Option<(State, SafetensorsFile)>, TrainError> {
     if !dir.join("manifest.json").exists() {
-        return Ok((fresh, None));
+        return Ok(None);
     }
     let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
     if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
@@ -144,9 +175,9 @@ pub(crate) fn resume(
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         return Err(misfit(format!("`{name}` {what}")));
     }
-    let mut state: State = read_json(&dir.join("state.json"))?;
+    let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
-    if saved != *config {
+    if (TrainConfig { zero_stage: config.zero_stage, ..saved }) != *config {
         return Err(misfit("it was saved with a different [train] configuration".to_owned()));
     }
     if state.seed != fresh.seed {
@@ -159,34 +190,21 @@ pub(crate) fn resume(
         return Err(misfit("it was saved with different earlier adapters".to_owned()));
     }
     let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
-    if identity(&state) != identity(&fresh) {
+    if identity(&state) != identity(fresh) {
         return Err(misfit("it was saved with different [validation] settings or data".to_owned()));
     }
-    keep_products(&mut state);
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
-    let _no_graph = tch::no_grad_guard();
-    let names = optimizer.names.clone();
-    for (part, list) in PARTS.iter().zip([&mut optimizer.params, &mut optimizer.exp_avg, &mut optimizer.exp_avg_sq]) {
-        for (name, t) in names.iter().zip(list) {
-            let key = format!("{part}.{name}");
-            let shape: Vec<usize> = t.size().iter().map(|&d| d as usize).collect();
+    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
+    for (name, param) in optimizer.names.iter().zip(&optimizer.params) {
+        let shape: Vec<usize> = param.size().iter().map(|&d| d as usize).collect();
+        let keys = PARTS.iter().map(|part| format!("{part}.{name}")).chain(evaluated.then(|| best_name(name)));
+        for key in keys {
             if file.info(&key).is_none_or(|i| i.shape != shape) {
                 return Err(misfit(format!("it has no tensor `{key}` of shape {shape:?}")));
             }
-            t.copy_(&load_tensor(&file, &key, t.kind(), t.device())?);
         }
     }
-    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
-    let saved = |(name, param): (&String, &Tensor)| {
-        let best = load_tensor(&file, &best_name(name), param.kind(), Device::Cpu)?;
-        if best.size() != param.size() {
-            return Err(misfit(format!("tensor `{}` has the shape {:?}", best_name(name), best.size())));
-        }
-        Ok(best)
-    };
-    let pairs = names.iter().zip(&optimizer.params);
-    let best = evaluated.then(|| pairs.map(saved).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
-    Ok((state, best))
+    Ok(Some((state, file)))
 }
 
 fn dtype(t: &Tensor) -> Dtype {
@@ -198,6 +216,9 @@ fn dtype(t: &Tensor) -> Dtype {
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, TrainError> {
-    let text = read_text(path, MAX_CONFIG)?;
-    serde_json::from_str(&text).map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
+    from_json(path, &read_text(path, MAX_CONFIG)?)
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T, TrainError> {
+    serde_json::from_str(text).map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
 }

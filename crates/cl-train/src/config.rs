@@ -1,4 +1,4 @@
-use cl_adapters::{LoraConfig, OloraConfig, SequenceShape};
+use cl_adapters::{InitLoraWeights, LoraConfig, OloraConfig, SequenceShape};
 use cl_checkpoint::Precision;
 use cl_model::LoadOptions;
 use cl_torch::tch::{Device, Kind};
@@ -35,7 +35,7 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Maximum norm of the gradients (gradient clipping); 0: no clipping.
     pub max_grad_norm: f64,
-    /// How the loss of a step is averaged.
+    /// Normalization of the loss over a step.
     pub loss_norm: LossNorm,
     /// Dtype of activations and matrix products.
     pub precision: Precision,
@@ -47,6 +47,10 @@ pub struct TrainConfig {
     pub states: States,
     /// Recompute activations in the backward pass: less memory for about a third more time.
     pub activation_checkpointing: bool,
+    /// With several processes, what is divided among them (ZeRO): 1: the optimizer's state; 2: gradients as well; 3: the base
+    /// model's weights as well, with `activation_checkpointing`. 0: nothing; every process has all of it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub zero_stage: u8,
     /// Maximum number of tokens of an example; longer ones are truncated in the middle. No limit if `None`.
     pub max_length: Option<usize>,
     /// Number of steps between checkpoints; one is also saved after the last step. 0: no checkpoints.
@@ -78,7 +82,7 @@ pub struct TrainConfig {
 #[serde(deny_unknown_fields)]
 pub struct Full {}
 
-/// What the loss of an optimizer step is a mean over.
+/// Normalization of the loss over an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossNorm {
@@ -120,6 +124,7 @@ impl Default for TrainConfig {
             adapter_precision: None,
             states: States::F32,
             activation_checkpointing: false,
+            zero_stage: 0,
             max_length: Some(1024),
             save_steps: 0,
             report_to: Vec::new(),
@@ -156,6 +161,14 @@ impl TrainConfig {
             let value = "set together with `full`".to_owned();
             return Err(TrainError::Config { key: "initial_adapter", value, expected: "[train.lora]" });
         }
+        if let Some(key) = self.lora.as_ref().filter(|_| self.zero_stage == 3).and_then(needs_weights) {
+            let value = format!("3 with `{key}`");
+            return Err(TrainError::Config {
+                key: "zero_stage",
+                value,
+                expected: "0 to 2, which keep the weights that this needs",
+            });
+        }
         if let Some(lora) = &self.lora {
             lora.validate().map_err(cl_model::ModelError::from)?;
         }
@@ -184,6 +197,7 @@ impl TrainConfig {
                 "1 to 1,000,000",
             ),
             count("warmup_steps", self.warmup_steps, 0, 1_000_000_000, "0 to 1,000,000,000"),
+            count("zero_stage", u64::from(self.zero_stage), 0, 3, "0 to 3"),
             count("save_steps", self.save_steps, 0, 1_000_000_000, "0 (never) to 1,000,000,000"),
             count("max_length", self.max_length.map_or(2, size), 2, 1 << 24, "2 to 16,777,216"),
             number("learning_rate", rate, rate > 0.0 && rate <= 1e3, "a positive number, at most 1,000"),
@@ -201,6 +215,10 @@ impl TrainConfig {
 
     fn validate_router(&self, router: RouterTraining) -> Result<(), TrainError> {
         router.validate()?;
+        if self.zero_stage > 0 {
+            let value = self.zero_stage.to_string();
+            return Err(TrainError::Config { key: "zero_stage", value, expected: "0 for routers, which are small" });
+        }
         let set = [
             ("lora", self.lora.is_some()),
             ("full", self.full.is_some()),
@@ -237,6 +255,16 @@ impl TrainConfig {
         let master = self.full.is_some() && self.states == States::F32;
         LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
     }
+}
+
+/// A setting of an adapter that reads the base's weights when it starts.
+fn needs_weights(lora: &LoraConfig) -> Option<&'static str> {
+    let from_weights = matches!(lora.init_lora_weights, InitLoraWeights::Pissa { .. } | InitLoraWeights::Olora);
+    lora.beyond_factors().or(from_weights.then_some("init_lora_weights"))
+}
+
+fn is_zero(n: &u8) -> bool {
+    *n == 0
 }
 
 #[cfg(test)]

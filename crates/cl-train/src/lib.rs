@@ -10,6 +10,7 @@ mod ranks;
 mod report_to;
 mod router;
 mod schedule;
+mod sharding;
 mod train;
 mod validation;
 
@@ -22,5 +23,6 @@ pub use ranks::Ranks;
 pub use report_to::ReportTo;
 pub use router::RouterTraining;
 pub use schedule::Schedule;
+pub use sharding::SpreadWeights;
 pub use train::{Progress, TrainContext, TrainReport, train};
 pub use validation::{Keep, Validation, ValidationConfig, ValidationReport};

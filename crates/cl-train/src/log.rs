@@ -81,7 +81,7 @@ fn write_line(file: &mut File, line: &StepLog) -> std::io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// Mean loss of the last tenth of the steps (at least one); NaN if there are none.
+/// Mean loss over the last 10% of the steps (at least one); NaN if there are none.
 pub fn final_loss(steps: &[StepLog]) -> f64 {
     let last = &steps[steps.len() - steps.len().div_ceil(10)..];
     last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64

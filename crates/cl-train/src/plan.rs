@@ -292,7 +292,7 @@ mod tests {
         steps: Vec<std::collections::BTreeMap<usize, f64>>,
     }
 
-    /// What rows count in each step of Transformers' own Trainer; `tests/fixtures/make_trainer_steps.py` recorded it.
+    /// Numbers of rows in each step of Transformers' Trainer, recorded by `tests/fixtures/make_trainer_steps.py`.
     #[test]
     fn carried_micro_batches_are_those_of_transformers_trainer() {
         #[derive(serde::Deserialize)]

@@ -1,5 +1,6 @@
-//! The processes among which a round is trained.
+//! The processes that train a round together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cl_torch::tch::{self, Device, Kind, Tensor};
@@ -11,8 +12,9 @@ use crate::TrainError;
 ///
 /// The micro-batches of a step are dealt to the ranks in turn, and their gradients are added up. What is computed does not
 /// depend on the number of ranks, apart from the order of sums. Rank 0 writes all files.
+#[derive(Clone)]
 pub struct Ranks {
-    group: Option<ProcessGroup>,
+    group: Option<Arc<ProcessGroup>>,
 }
 
 /// Gradients are added up in pieces of this many bytes, so that one is copied while another is on its way.
@@ -42,34 +44,34 @@ impl Ranks {
                     source,
                 })?;
                 tracing::debug!(rank, world_size, "joined");
-                Ok(Ranks { group: Some(group) })
+                Ok(Ranks::of(group))
             }
         }
     }
 
     /// The ranks of a group.
     pub fn of(group: ProcessGroup) -> Ranks {
-        Ranks { group: Some(group) }
+        Ranks { group: Some(Arc::new(group)) }
+    }
+
+    /// The other ranks, if there are any.
+    pub(crate) fn group(&self) -> Option<&ProcessGroup> {
+        self.group.as_deref()
     }
 
     /// Number of this rank, from 0.
     pub fn rank(&self) -> usize {
-        self.group.as_ref().map_or(0, ProcessGroup::rank)
+        self.group().map_or(0, ProcessGroup::rank)
     }
 
     /// Number of ranks.
     pub fn world_size(&self) -> usize {
-        self.group.as_ref().map_or(1, ProcessGroup::world_size)
+        self.group().map_or(1, ProcessGroup::world_size)
     }
 
     /// Whether this is rank 0, which writes the files.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
-    }
-
-    /// Whether number `index` of a list that is dealt in turn is this rank's.
-    pub(crate) fn has(&self, index: usize) -> bool {
-        index % self.world_size() == self.rank()
     }
 
     /// Waits until every rank has come here.
@@ -176,11 +178,33 @@ impl Ranks {
     }
 
     /// Runs `operation` if there are other ranks.
-    fn together(&self, operation: impl FnOnce(&ProcessGroup) -> Result<(), TorchError>) -> Result<(), TrainError> {
-        let Some(group) = &self.group else { return Ok(()) };
+    pub(crate) fn together(
+        &self,
+        operation: impl FnOnce(&ProcessGroup) -> Result<(), TorchError>,
+    ) -> Result<(), TrainError> {
+        let Some(group) = self.group() else { return Ok(()) };
         let (rank, world_size) = (group.rank(), group.world_size());
         operation(group).map_err(|source| TrainError::RankLost { rank, world_size, source })
     }
+}
+
+/// Which of a list of `count` items this rank computes, dealt in turn; those that are not `wanted` are left out.
+///
+/// In lockstep every rank computes as many: where the list ends, one of the first items once more, which then does not count.
+pub(crate) fn deal(
+    count: usize,
+    wanted: impl Fn(usize) -> bool,
+    ranks: &Ranks,
+    in_lockstep: bool,
+) -> Vec<(usize, bool)> {
+    let of = |rank: usize| (rank..count).step_by(ranks.world_size()).filter(|i| wanted(*i));
+    let mut own: Vec<(usize, bool)> = of(ranks.rank()).map(|i| (i, true)).collect();
+    if in_lockstep {
+        let most = (0..ranks.world_size()).map(|rank| of(rank).count()).max().unwrap_or(0);
+        let repeated = (0..count).find(|i| wanted(*i)).into_iter().cycle();
+        own.extend(repeated.take(most - own.len()).map(|i| (i, false)));
+    }
+    own
 }
 
 /// Lists of tensors of one dtype, each of at most [`BUCKET_BYTES`] unless a single tensor is larger.

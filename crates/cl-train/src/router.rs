@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 
-/// Training of a mixture's routers: coefficients of the auxiliary losses beside the loss of the tokens.
+/// Training of a mixture's routers: coefficients of the auxiliary losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouterTraining {
-    /// Coefficient of the load-balancing loss; Mixtral in Transformers has 0.001, Switch Transformers 0.01.
+    /// Coefficient of the load-balancing loss; 0.001 for Mixtral in Transformers, 0.01 in Switch Transformers.
     pub load_balancing: f64,
-    /// Coefficient of the router z-loss; ST-MoE has 0.001.
+    /// Coefficient of the router z-loss; 0.001 in ST-MoE.
     pub z_loss: f64,
 }
 
 impl RouterTraining {
-    /// Whether router logits are needed beside the model's output.
+    /// Whether router logits are needed in addition to the model's output.
     pub(crate) fn has_losses(&self) -> bool {
         self.load_balancing > 0.0 || self.z_loss > 0.0
     }
@@ -43,7 +43,8 @@ pub(crate) struct AuxiliaryLosses {
 pub(crate) struct WeightedLosses(Vec<(Tensor, f64)>);
 
 impl WeightedLosses {
-    /// Of what routers decided since the last call; adds the values to `sums`. A step's mean is over `in_mean` micro-batches.
+    /// Computes the losses of the router decisions since the last call and adds their values to `sums`. The mean of a
+    /// step is over `in_mean` micro-batches.
     pub(crate) fn of(log: &RouterLog, config: RouterTraining, in_mean: usize, sums: &mut AuxiliaryLosses) -> Self {
         let Some(losses) = router_losses(&log.take()) else { return WeightedLosses(Vec::new()) };
         let share = 1.0 / in_mean as f64;

@@ -1,10 +1,11 @@
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cl_adapters::{Linear, Mode, RouterLog};
 use cl_checkpoint::Interrupt;
 use cl_data::{Encoded, RowRef, pack};
-use cl_model::{Decoder, ModelError, PackedBatch, supervised_loss};
+use cl_model::{Decoder, LayerHooks, ModelError, PackedBatch, supervised_loss};
 use cl_torch::AdamW;
 use cl_torch::tch::Tensor;
 
@@ -12,7 +13,9 @@ use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
+use crate::ranks::deal;
 use crate::router::{AuxiliaryLosses, WeightedLosses};
+use crate::sharding::{Sharding, SpreadWeights};
 use crate::validation::{ValidationState, eval_loss, restore, snapshot};
 use crate::{
     Keep, LossNorm, Plan, Ranks, RouterTraining, StepLog, TrainConfig, TrainData, TrainError, ValidationReport,
@@ -31,7 +34,7 @@ pub struct Progress<'a> {
 pub struct TrainReport {
     /// Number of steps taken; fewer than planned after early stopping.
     pub steps: u64,
-    /// Mean loss of the last tenth of the round's steps, including those of earlier processes; NaN if the log has none.
+    /// Mean loss over the last 10% of the round's steps, including those of earlier processes; NaN if the log has none.
     pub final_loss: f64,
     /// Number of tokens processed in this process.
     pub tokens: u64,
@@ -62,7 +65,8 @@ pub struct TrainContext<'a> {
 /// a checkpoint regardless of `save_steps`.
 ///
 /// With several ranks, each calls this with the same arguments. Rank 0 writes the files and needs those of earlier processes;
-/// the weights are the same in all ranks afterwards, apart from those of the best validation loss, which rank 0 has.
+/// the weights are the same in all ranks afterwards, but with `zero_stage = 3` only rank 0 has all of them. `spread` are the
+/// weights of the base that were divided among the ranks when it was loaded.
 ///
 /// # Errors
 /// Returns an error if a setting is invalid or does not fit the model, a step has no supervised token, the checkpoint
@@ -74,6 +78,7 @@ pub fn train(
     config: &TrainConfig,
     plan: &Plan,
     context: &TrainContext<'_>,
+    spread: Option<SpreadWeights>,
     observe: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<TrainReport, TrainError> {
     let TrainContext { seed, out, interrupt, ranks } = *context;
@@ -83,9 +88,12 @@ pub fn train(
     let validation = data.validation.as_ref().map(ValidationState::new).transpose()?;
     let (data_hash, products) = (plan.check(data)?, cl_torch::products().name().to_owned());
     let fresh = State { step: 0, seed, plan: *plan, data: data_hash, products, orthogonality, validation };
-    model.activation_checkpointing = config.activation_checkpointing;
-    let mut optimizer = Optimizer::new(model.trainable(), config);
-    let (mut state, mut best) = checkpoint::resume_all(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
+    let trainable = model.trainable();
+    let sharding = Sharding::new(config.zero_stage, ranks, &trainable, spread, model).map(Arc::new);
+    model.activation_checkpointing = config.activation_checkpointing || sharding.is_some() && config.zero_stage == 3;
+    model.layer_hooks = sharding.clone().map(|sharding| sharding as Arc<dyn LayerHooks>);
+    let mut optimizer = Optimizer::new(trainable, config, sharding);
+    let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
     let mut done = state.step;
     let (mut log, mut steps) = match ranks.is_first() {
         true => {
@@ -111,27 +119,39 @@ pub fn train(
         let learning_rate = config.learning_rate * factor;
 
         let Sums { loss, supervised_tokens, auxiliary } =
-            accumulate(model, &examples, in_mean, config, routers.as_ref(), step_seed(seed, done), ranks)?;
+            accumulate(model, &examples, in_mean, config, routers.as_ref(), step_seed(seed, done), ranks, &optimizer)?;
         let number = done + 1;
         finite(number, "loss", loss)?;
-        ranks.sum_gradients(&optimizer.params)?;
-        let penalty = penalize(model, data)?;
+        let penalty = match &optimizer.sharding {
+            Some(sharding) => {
+                // Its gradient is counted once.
+                let penalty = if ranks.is_first() { penalize(model, data)? } else { None };
+                sharding.end_step(data.orthogonality.is_some())?;
+                let mut value = [penalty.unwrap_or(0.0)];
+                ranks.sum(&mut value)?;
+                data.orthogonality.map(|_| value[0])
+            }
+            None => {
+                ranks.sum_gradients(&optimizer.params)?;
+                penalize(model, data)?
+            }
+        };
         finite(number, "penalty", penalty.unwrap_or(0.0))?;
-        let grad_norm = optimizer.clip(config.max_grad_norm)?;
+        let grad_norm = optimizer.clip(config.max_grad_norm, ranks)?;
         finite(number, "grad_norm", grad_norm)?;
         optimizer.step(number, adamw(config, learning_rate))?;
         optimizer.zero_grad();
         done = number;
 
         let seconds = started.elapsed().as_secs_f64();
-        let eval_loss = evaluate(model, data, config, plan, done, &mut state, ranks)?;
+        let eval_loss = evaluate(model, data, config, plan, done, &mut state, ranks, &optimizer)?;
         if let Some((_, decided)) = &routers {
             // What routers decided on validation data is no part of the next step's losses.
             drop(decided.take());
         }
         if let Some((_, true)) = eval_loss {
-            optimizer.check_finite(done)?;
-            best = (keeps_best(data) && ranks.is_first()).then(|| snapshot(&optimizer.params));
+            optimizer.check_finite(done, ranks)?;
+            best = keeps_best(data).then(|| snapshot(&optimizer.own));
         }
 
         let step = StepLog {
@@ -155,13 +175,11 @@ pub fn train(
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
         if due || stop || last {
             // Saved weights must be finite; an overflow would otherwise show only in the next step's loss.
-            optimizer.check_finite(done)?;
+            optimizer.check_finite(done, ranks)?;
         }
         if due || stop {
             state.step = done;
-            if ranks.is_first() {
-                checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state)?;
-            }
+            checkpoint::save(&out.join("state"), &optimizer, best.as_deref(), config, &state, ranks)?;
         }
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
@@ -176,7 +194,11 @@ pub fn train(
         }
     }
     if let Some(best) = &best {
-        restore(&mut optimizer.params, best);
+        restore(&mut optimizer.own, best);
+    }
+    model.layer_hooks = None;
+    if let Some(sharding) = &optimizer.sharding {
+        sharding.collect()?;
     }
     let validation = state.validation.and_then(|v| v.report);
     if let Some(ValidationReport { best_step, best_loss, .. }) = &validation {
@@ -200,12 +222,13 @@ fn evaluate(
     done: u64,
     state: &mut State,
     ranks: &Ranks,
+    optimizer: &Optimizer,
 ) -> Result<Option<(f64, bool)>, TrainError> {
     let (Some(validation), Some(progress)) = (data.validation, &mut state.validation) else { return Ok(None) };
     if !progress.is_due(done, plan) {
         return Ok(None);
     }
-    let loss = eval_loss(model, validation.examples, config, ranks)?;
+    let loss = eval_loss(model, validation.examples, config, ranks, optimizer.sharding.as_deref())?;
     finite(done, "eval_loss", loss)?;
     tracing::debug!(step = done, eval_loss = loss, "validation");
     Ok(Some((loss, progress.add(done, loss))))
@@ -246,7 +269,7 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     Ok(())
 }
 
-/// What the micro-batches of a step come to.
+/// Sums over the micro-batches of a step.
 struct Sums {
     loss: f64,
     supervised_tokens: usize,
@@ -262,25 +285,30 @@ fn accumulate(
     routers: Option<&(RouterTraining, RouterLog)>,
     seed: u64,
     ranks: &Ranks,
+    optimizer: &Optimizer,
 ) -> Result<Sums, TrainError> {
     let counts: Vec<usize> = examples.iter().map(|e| e.iter().map(|e| e.targets()).sum()).collect();
     let all: usize = counts.iter().sum();
     let mut loss = 0.0;
     let mut auxiliary = AuxiliaryLosses::default();
-    for (i, examples) in examples.iter().enumerate().filter(|(i, _)| counts[*i] > 0 && ranks.has(*i)) {
+    let sharding = optimizer.sharding.as_deref();
+    for (i, is_own) in deal(counts.len(), |i| counts[i] > 0, ranks, sharding.is_some_and(Sharding::in_lockstep)) {
         // The scale is known before the forward pass, so gradients need no rescaling.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
             LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * in_mean as f64),
         };
-        let packed = pack(examples);
+        let scale = if is_own { scale } else { 0.0 };
+        let packed = pack(&examples[i]);
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
         let mode = Mode::Train { seed: seed.wrapping_add(i as u64) };
+        sharding.map_or(Ok(()), Sharding::begin_pass)?;
         let x = model.forward(&batch, mode)?;
         let supervised = supervised_loss(model, &x, &packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
         let losses = routers.map(|(training, log)| WeightedLosses::of(log, *training, in_mean, &mut auxiliary));
         supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
+        sharding.map_or(Ok(()), Sharding::end_pass)?;
     }
     let mut sums = [loss, auxiliary.load_balancing, auxiliary.z_loss];
     ranks.sum(&mut sums)?;

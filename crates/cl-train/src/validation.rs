@@ -9,6 +9,8 @@ use cl_torch::tch::{self, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::hash_examples;
+use crate::ranks::deal;
+use crate::sharding::Sharding;
 use crate::{Plan, Ranks, TrainConfig, TrainError};
 
 /// Validation during training (`[validation]`): a held-out fraction of the training data, or a file.
@@ -24,24 +26,24 @@ pub struct ValidationConfig {
     /// Number of steps between evaluations; by default one epoch. There is always one after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
-    /// Which weights are the result.
+    /// The weights to save as the result.
     pub keep: Keep,
     /// Stop after this many evaluations in a row without improvement (Transformers' `early_stopping_patience`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
-    /// How much lower than the best so far a loss must be to count as an improvement for `patience` (Transformers'
+    /// Minimum decrease of the loss that counts as an improvement for `patience` (Transformers'
     /// `early_stopping_threshold`).
     pub threshold: f64,
 }
 
-/// Which weights are the result of the training.
+/// The weights to save as the result of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
-    /// Those of the evaluation with the lowest loss (Transformers' `load_best_model_at_end`).
+    /// Weights with the lowest validation loss (Transformers' `load_best_model_at_end`).
     #[default]
     Best,
-    /// Those after the last step.
+    /// Weights after the last step.
     Last,
 }
 
@@ -168,15 +170,22 @@ pub(crate) fn eval_loss(
     examples: &[Encoded],
     config: &TrainConfig,
     ranks: &Ranks,
+    sharding: Option<&Sharding>,
 ) -> Result<f64, TrainError> {
     let _no_graph = tch::no_grad_guard();
     let (mut sum, mut tokens) = (0.0, 0);
-    for (_, examples) in examples.chunks(config.micro_batch_size).enumerate().filter(|(i, _)| ranks.has(*i)) {
-        let packed = pack(&examples.iter().collect::<Vec<_>>());
+    let batches: Vec<&[Encoded]> = examples.chunks(config.micro_batch_size).collect();
+    let own = deal(batches.len(), |_| true, ranks, sharding.is_some_and(Sharding::in_lockstep));
+    for (index, counts) in own {
+        let packed = pack(&batches[index].iter().collect::<Vec<_>>());
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
+        sharding.map_or(Ok(()), Sharding::begin_pass)?;
         let x = model.forward(&batch, Mode::Eval)?;
         let loss = supervised_loss(model, &x, &packed, 1.0, Mode::Eval)?;
-        (sum, tokens) = (sum + loss.nll_sum, tokens + loss.tokens);
+        sharding.map_or(Ok(()), Sharding::end_forward)?;
+        if counts {
+            (sum, tokens) = (sum + loss.nll_sum, tokens + loss.tokens);
+        }
     }
     let mut sums = [sum, tokens as f64];
     ranks.sum(&mut sums)?;
@@ -188,7 +197,7 @@ pub(crate) fn snapshot(params: &[Tensor]) -> Vec<Tensor> {
     params.iter().map(|p| p.detach().to_device(Device::Cpu).copy()).collect()
 }
 
-/// Puts a snapshot back into the parameters.
+/// Restores the parameters from a snapshot.
 pub(crate) fn restore(params: &mut [Tensor], saved: &[Tensor]) {
     let _no_graph = tch::no_grad_guard();
     params.iter_mut().zip(saved).for_each(|(param, saved)| param.copy_(saved));

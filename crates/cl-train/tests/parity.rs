@@ -115,7 +115,7 @@ fn ten_steps_go_as_in_torch() {
         let out = dir.path().join("round");
         let (interrupt, ranks) = (&Interrupt::default(), &Ranks::alone());
         let context = TrainContext { seed: 1, out: &out, interrupt, ranks };
-        train(&mut model, &data, &case.train, &plan, &context, &mut |_| {}).unwrap();
+        train(&mut model, &data, &case.train, &plan, &context, None, &mut |_| {}).unwrap();
         let log = read_log(&out.join("log.jsonl")).unwrap();
         assert_eq!(log.len(), case.log.len(), "{}", case.name);
         let relative = |a: f64, b: f64| (a - b).abs() / b.abs();

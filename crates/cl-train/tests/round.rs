@@ -108,7 +108,7 @@ fn run_validated(
     let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None, validation };
     let plan = Plan::new(n, config, false).unwrap();
     let context = TrainContext { seed, out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
-    train(model, &data, config, &plan, &context, &mut |p| observe(p.step))
+    train(model, &data, config, &plan, &context, None, &mut |p| observe(p.step))
 }
 
 fn run(config: &TrainConfig, out: &Path) -> TrainReport {

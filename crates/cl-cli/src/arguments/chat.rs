@@ -14,9 +14,9 @@ use super::decoding::DecodingArgs;
     message, /exit or Ctrl-D ends the chat.\nCtrl-C ends a reply; a second Ctrl-C ends the program."
 )]
 pub struct Args {
-    /// Model directory, or a name of the hub with --hub.
+    /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
     /// PEFT adapter directory; may be repeated, the updates are added.

@@ -12,7 +12,7 @@ pub struct Args {
     /// Override a key of the configuration, for example --set train.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
 }

@@ -29,7 +29,7 @@ pub enum EvalCommand {
 /// A model and tasks.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory, or a name of the hub with --hub.
+    /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
     /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
@@ -40,7 +40,7 @@ pub struct Args {
     /// Directory of tasks, in TRACE's layout.
     #[arg(long, default_value = ".")]
     pub data: PathBuf,
-    /// Download models, adapters and data sets that are no local files from the Hugging Face hub: names such as
+    /// Download models, adapters and data sets that are not local files from the Hugging Face Hub: names such as
     /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
     // Not `HubArgs`: clap takes an optional group that has another within it for one that is never given.
     #[arg(long)]

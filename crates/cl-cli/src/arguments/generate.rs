@@ -12,15 +12,15 @@ use super::prompts::PromptArgs;
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model directory, or a name of the hub with --hub.
+    /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
     /// The prompts.
     #[command(flatten)]
     pub prompts: PromptArgs,
-    /// Output file for --prompts, written when all are done.
+    /// Output file for --prompts, written when all texts are complete.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub out: Option<PathBuf>,
     /// PEFT adapter directory; may be repeated, the updates are added.

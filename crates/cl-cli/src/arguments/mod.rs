@@ -21,7 +21,7 @@ use serde::de::value::StrDeserializer;
 
 use crate::light::{data, import_gguf, paper_tables, publish, report, shell};
 
-/// Add knowledge to a language model round after round, and measure what it retains.
+/// Add knowledge to a language model in successive rounds, and measure what it retains.
 ///
 /// A model is a Hugging Face directory (config.json, model.safetensors, tokenizer.json).
 /// Progress goes to stderr, results to files, a summary to stdout.
@@ -55,7 +55,7 @@ pub enum Command {
     Generate(generate::Args),
     /// Chat with a model.
     Chat(chat::Args),
-    /// Fine-tune a model: LoRA, or all weights.
+    /// Fine-tune a model, with LoRA or all weights.
     Train(train::Args),
     /// Fine-tune a model on several tasks in sequence, and evaluate it on all of them after each round.
     Sequence(sequence::Args),
@@ -65,12 +65,12 @@ pub enum Command {
     Score(cl_eval::cli::ScoreArgs),
     /// Print one table of several runs: methods by tasks, with averages and gains over the base.
     Table(cl_eval::cli::TableArgs),
-    /// Turn finished runs, or a study, into a report: a page, tables and figures.
+    /// Write a report of a study or of finished runs: an HTML page, tables and figures.
     Report(report::Args),
     /// Merge, compare and verify models.
     #[command(subcommand)]
     Merge(cl_merge::cli::Command),
-    /// Combine, merge, extract, describe and compare LoRA adapters.
+    /// Combine, fold, extract, describe and compare LoRA adapters.
     #[command(subcommand)]
     Adapter(cl_merge::adapter::cli::AdapterCommand),
     /// Create mixtures of experts from models or adapters, and train their routers.
@@ -81,11 +81,11 @@ pub enum Command {
     Data(data::Command),
     /// Check a configuration without running it, or all values of a model or adapter directory.
     Check(check::Args),
-    /// Compare ways of learning the same rounds: sequences, replay, joint training, merges, mixtures, with several seeds.
+    /// Compare methods on the same tasks: sequences, replay, joint training, merges, mixtures, with several seeds.
     Study(study::Args),
-    /// Reproduce the paper's tables and figures, with a small model and tasks made from seeds.
+    /// Reproduce the paper's tables and figures, with a small model and synthetic tasks.
     Reproduce(reproduce::Args),
-    /// Make a model or adapter ready for the Hugging Face hub, with a model card, and upload it.
+    /// Write a model card for a model or adapter, and upload it to the Hugging Face Hub.
     Publish(publish::Args),
     /// Recompute the averages, gains and BWT of the paper's tables from their cells.
     PaperTables(paper_tables::Args),

@@ -8,13 +8,13 @@ use cl_hub::HubArgs;
 /// Subcommands of `cl moe`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Make a mixture of experts of a base and models tuned from it: TOML, or mergekit-moe's YAML.
+    /// Build a mixture of experts from a base and models fine-tuned from it (TOML or mergekit-moe YAML).
     Mix(cl_moe::cli::MixArgs),
-    /// Make a mixture of experts of LoRA adapters of one base, with a router per linear layer: TOML.
+    /// Build a mixture of LoRA adapters of one base, with a router per linear layer (TOML).
     Blend(cl_moe::cli::BlendArgs),
     /// Compute hidden states of the experts' prompts, to initialize routers.
     States(StatesArgs),
-    /// Train the routers of a mixture; base and experts stay as they are.
+    /// Train the routers of a mixture, with base and experts frozen.
     TrainRouter(TrainRouterArgs),
 }
 
@@ -29,7 +29,7 @@ pub struct TrainRouterArgs {
     /// Override a key of the configuration, for example --set router.load_balancing=0.01.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
     /// Resume an unfinished run.
@@ -45,7 +45,7 @@ pub struct StatesArgs {
     /// Output file, for `router.states`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Which hidden states of a prompt are used.
+    /// How to reduce a prompt to one vector per layer.
     #[arg(long, value_enum, default_value = "last")]
     pub pooling: PoolingArg,
     /// Dtype of the computation.
@@ -54,7 +54,7 @@ pub struct StatesArgs {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
     /// Replace the file if it exists.
@@ -65,10 +65,10 @@ pub struct StatesArgs {
 /// Values of `--pooling`.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum PoolingArg {
-    /// Those of the last token.
+    /// Hidden state of the last token.
     Last,
-    /// The mean over all tokens.
+    /// Mean over all tokens.
     Mean,
-    /// The mean of the token embeddings, for all layers.
+    /// Mean of the token embeddings, for all layers.
     Embeddings,
 }

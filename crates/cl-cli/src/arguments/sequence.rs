@@ -16,7 +16,7 @@ pub struct Args {
     /// Override a key of the configuration, for example --set replay.fraction=0.1.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
     /// Resume an unfinished sequence.

@@ -8,32 +8,33 @@ use cl_hub::HubArgs;
 /// Arguments of `cl study`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration, TOML; see examples/configs/study.toml.
+    /// Configuration (TOML); see examples/configs/study.toml.
     pub config: PathBuf,
-    /// Directory for the study. The stages that are done there stay; the same command goes on after a stop.
+    /// Output directory. Completed stages in it are reused, so the same command continues an interrupted study.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Override a key of the configuration, for example --set lora.learning_rate=1e-4.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Whether names may lead to the hub.
+    /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// Which stages are run, and how.
+    /// Stages to run, and how.
     #[command(flatten)]
     pub stages: StageArgs,
 }
 
-/// Which stages are run, and how.
+/// Stages to run, and how.
 #[derive(clap::Args)]
 pub struct StageArgs {
-    /// Stages that run at once, each with the memory of a training; one when absent, `cl reproduce` one for each core.
+    /// Number of stages that run in parallel, each with the memory of a training run [default: 1; in `cl reproduce` one per
+    /// core].
     #[arg(long, value_name = "N")]
     pub jobs: Option<NonZero<usize>>,
-    /// Only the stages whose name starts with this, and what they need; may be repeated.
+    /// Run only stages whose name starts with NAME, and the stages they need; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
-    /// List the stages with their steps, tokens, about their time, space and memory; write nothing.
+    /// List the stages with their steps and tokens, and estimates of time, disk space and memory; write nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Keep the models of finished stages; otherwise adapters and scores are kept.

@@ -38,7 +38,7 @@ pub fn train_router(args: &TrainRouterArgs, log: LogArgs, interrupt: &Interrupt,
     let output = run_train_router(&config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let (first, last) = (steps.first().map_or(f64::NAN, |s| s.loss), final_loss(&steps));
-    writeln!(out, "{} steps, loss {first:.4} at first, mean of the last tenth {last:.4}", steps.len())?;
+    writeln!(out, "{} steps, initial loss {first:.4}, mean over the last 10% of steps {last:.4}", steps.len())?;
     for task in output.routing.iter().flat_map(|r| &r.tasks) {
         let experts = output.routing.iter().flat_map(|r| &r.experts).zip(&task.routing.gate_share);
         let shares: Vec<String> = experts.map(|(name, share)| format!("{name} {share:.2}")).collect();

@@ -86,6 +86,9 @@ fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut imp
     if let Some(limit) = config.limit.train {
         sizes.rounds.iter_mut().flatten().for_each(|set| set.rows = set.rows.min(limit));
     }
-    writeln!(out, "model and data are not read: rows and documents are the paper's, lengths those of samples")?;
+    writeln!(
+        out,
+        "model and data are not read: numbers of rows and documents are the paper's, lengths are estimated from samples"
+    )?;
     print_plan(&sketch_study(config, &sizes, &options(&args.stages, None))?, out)
 }

@@ -46,7 +46,7 @@ pub fn options(args: &StageArgs, jobs: Option<NonZero<usize>>) -> StudyOptions {
 /// Prints a line for each stage, and sums.
 pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     let width = plan.stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(5);
-    let head = ["steps", "trained on", "scored on", "time", "disk", "memory"];
+    let head = ["steps", "trained", "scored", "time", "disk", "memory"];
     let line = |name: &str, state: &str, cells: [String; 6]| {
         let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
         format!("{state:<5}  {name:<width$}{cells}")
@@ -69,7 +69,7 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     let memory = left.iter().map(|stage| stage.memory).max().unwrap_or(0);
     writeln!(
         out,
-        "{} stages, {} of them to do: {} steps, {} tokens trained on and {} scored on, about {}",
+        "{} stages, {} of them to do: {} steps, {} tokens trained and {} scored, about {}",
         plan.stages.len(),
         left.len(),
         sum(|stage| stage.steps),
@@ -79,13 +79,13 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(
         out,
-        "disk: at most about {} at once, {} in the end; memory: about {} for each of --jobs",
+        "disk: about {} at the peak, {} at the end; memory: about {} per job",
         bytes(plan.peak_bytes),
         bytes(plan.kept_bytes),
         bytes(memory)
     )?;
     for rate in &plan.rates {
-        writeln!(out, "time is {rate}")?;
+        writeln!(out, "time: {rate}")?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Eval(EvalArgs { command, eval }) => match command {
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,
             // Without a subcommand the parser insists on a model.
-            None => return eval.map(ModelCommand::Eval).context("cl eval: no model is given").map(Some),
+            None => return eval.map(ModelCommand::Eval).context("cl eval: no model given").map(Some),
         },
         Command::Generate(args) => return Ok(Some(ModelCommand::Generate(args))),
         Command::Chat(args) => return Ok(Some(ModelCommand::Chat(args))),

@@ -12,34 +12,34 @@ use cl_hub::{Hub, PublishOptions, publish};
 pub struct Args {
     /// Model or adapter directory.
     dir: PathBuf,
-    /// Repository on the hub.
+    /// Repository on the Hub.
     #[arg(long, value_name = "ORG/NAME")]
     repo: String,
-    /// Print the model card and what would be uploaded; write and send nothing.
+    /// Print the model card and the files to upload; write and upload nothing.
     #[arg(long)]
     dry_run: bool,
     /// Write a copy of the directory with the model card.
     #[arg(long, value_name = "DIR", conflicts_with = "dry_run", required_unless_present_any = ["dry_run", "upload"])]
     out: Option<PathBuf>,
-    /// Upload it to the hub in one commit (HF_ENDPOINT, HF_TOKEN). Files that are there already are not sent again.
+    /// Upload to the Hub in one commit (HF_ENDPOINT, HF_TOKEN). Existing files are not sent again.
     #[arg(long, conflicts_with = "dry_run")]
     upload: bool,
     /// Make a new repository private.
     #[arg(long)]
     private: bool,
-    /// Base model on the hub, instead of those in the manifest; may be repeated.
+    /// Base model on the Hub, instead of those in the manifest; may be repeated.
     #[arg(long, value_name = "ORG/NAME")]
     base_model: Vec<String>,
-    /// Licence by its identifier, such as apache-2.0 [default: the base's, if it is in the hub's cache].
+    /// Licence by its identifier, such as apache-2.0 [default: the base's, if it is in the Hub cache].
     #[arg(long, value_name = "ID")]
     license: Option<String>,
-    /// Data set on the hub that the model was trained on; may be repeated.
+    /// Data set on the Hub that the model was trained on; may be repeated.
     #[arg(long, value_name = "ORG/NAME")]
     dataset: Vec<String>,
-    /// Scores for the card, results.json as `cl eval` writes it; may be repeated.
+    /// Scores for the card: results.json of `cl eval`; may be repeated.
     #[arg(long, value_name = "FILE")]
     results: Vec<PathBuf>,
-    /// First line of the commit.
+    /// First line of the commit message.
     #[arg(long, value_name = "TEXT", default_value = "Upload with cl")]
     message: String,
 }
@@ -80,7 +80,7 @@ pub fn run(args: &Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<(
                 "{}: commit {commit}, {} files, {} unchanged, {sent:.1} MB of large files sent",
                 args.repo, done.sent, done.unchanged
             )?,
-            None => writeln!(out, "{}: all {} files are there already", args.repo, done.unchanged)?,
+            None => writeln!(out, "{}: all {} files are already there", args.repo, done.unchanged)?,
         }
     }
     Ok(())

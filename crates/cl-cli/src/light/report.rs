@@ -17,10 +17,10 @@ pub struct Args {
     /// `cl eval` called base is the base model.
     #[arg(required = true, value_name = "[NAME=]RUN")]
     runs: Vec<String>,
-    /// Directory for the report. An earlier report there is replaced, anything else is refused.
+    /// Output directory. An existing report is replaced; any other existing directory is an error.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Tasks of old knowledge, separated by commas; those of the first sequence when there is one.
+    /// Tasks of old knowledge, separated by commas; by default, those of the first sequence.
     #[arg(long, value_delimiter = ',')]
     old: Vec<String>,
 }

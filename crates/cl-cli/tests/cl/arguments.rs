@@ -128,7 +128,7 @@ fn the_papers_study_is_planned_with_nothing_at_hand() {
     let sequence = plan.lines().find(|line| line.contains("sequence-lora.seed42")).unwrap();
     // 6 × 780 + 6 × 3,085 steps.
     assert!(sequence.starts_with("to do") && sequence.contains(" 23190 "), "{plan}");
-    assert!(plan.contains("model and data are not read") && plan.contains("operations a second of a GPU"), "{plan}");
+    assert!(plan.contains("model and data are not read") && plan.contains("operations per second on a GPU"), "{plan}");
     for (args, part) in [
         (&["reproduce", "--profile", "smol", "--dry-run"][..], "--profile smol needs --model DIR and --data DIR"),
         (&["reproduce", "--profile", "paper"], "--profile paper needs --model DIR and --data DIR"),

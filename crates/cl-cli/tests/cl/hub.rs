@@ -145,7 +145,7 @@ fn a_trained_adapter_is_published_and_used_from_there() {
     };
     let told = upload(&["--upload", "--private"]);
     assert!(told.contains("me/lora: commit "), "{told}");
-    assert!(upload(&["--upload"]).contains("files are there already"));
+    assert!(upload(&["--upload"]).contains("files are already there"));
     let expected = ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"];
     assert!(server.state().repos["me/lora"].files.keys().eq(expected.iter()));
 

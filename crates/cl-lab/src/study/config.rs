@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::rounds::overlay;
 use crate::{EvalConfig, Limits, RoundConfig, ValidationConfig};
 
-/// A study: one model, several rounds, and the ways of learning them that are compared. The file of `cl study`. Paths are taken
-/// from the current directory.
+/// Configuration of `cl study`: one model, several rounds, and the methods to compare. Paths are relative to the
+/// current directory.
 ///
 /// ```
 /// let study: cl_lab::StudyConfig = toml::from_str(
@@ -40,24 +40,24 @@ use crate::{EvalConfig, Limits, RoundConfig, ValidationConfig};
 pub struct StudyConfig {
     /// Name of the study.
     pub name: String,
-    /// One or two sentences for the report.
+    /// Description for the report, in one or two sentences.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// Model directory that everything starts from.
+    /// Model directory to start from.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
-    /// What the report calls the model; defaults to the last part of its path.
+    /// Name of the model in the report; defaults to the last component of its path.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model_name: String,
-    /// Directory of tasks, each with a train and a test split, as TRACE is laid out.
+    /// Directory of tasks in TRACE's layout, each with a train and a test split.
     pub data: PathBuf,
-    /// Tasks in the order they are learned, one a round: the short form of `[[rounds]]`.
+    /// Tasks in training order, one per round: a short form of `[[rounds]]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
-    /// Random seeds; every comparison of the paper is made with each.
+    /// Random seeds; the paper's comparisons are repeated with each.
     #[serde(default = "one_seed")]
     pub seeds: Vec<u64>,
-    /// What is compared; everything when absent.
+    /// Methods to compare; all by default.
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
     /// Which definitions apply.
@@ -66,84 +66,85 @@ pub struct StudyConfig {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
-    /// Threads of each stage; defaults to the number of cores divided by the number of stages that run at once. Sums may differ
-    /// in their last bits with another number.
+    /// Number of threads of each stage; defaults to the number of cores divided by the number of parallel stages. With
+    /// another number, sums can differ in their last bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u16>,
-    /// Share of rows replayed from each earlier round.
+    /// Rows of each earlier round for replay, as a fraction of the current round's rows.
     #[serde(default = "tenth")]
     pub replay: f64,
-    /// Numbers of models that are merged, the first so many rounds' each; defaults to 2 up to all.
+    /// Numbers of models to merge, each time those of the first rounds; defaults to 2 up to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub members: Option<Vec<usize>>,
-    /// Rounds whose fully tuned models become a mixture of experts beside that of all; none when empty.
+    /// Rounds whose fully fine-tuned models form an additional mixture of experts; none if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<String>,
-    /// Further orders of the rounds, among the open questions: the first reversed, the others drawn by their number. LoRA and
-    /// full fine-tuning are repeated in each with the first seed.
+    /// Number of other orders of the rounds, one of the open questions: the first is reversed, the others are drawn
+    /// with their number as the seed. LoRA and full fine-tuning are repeated in each, with the first seed.
     #[serde(default = "three")]
     pub orders: usize,
-    /// o-LoRA's term and the strengths λ that are compared.
+    /// o-LoRA's penalty and the coefficients λ to compare.
     #[serde(default)]
     pub olora: OloraComparison,
-    /// How much of the data.
+    /// Limits on the data.
     #[serde(default)]
     pub limit: Limits,
-    /// `[train]` of all trainings, as in a sequence, without `lora` and `full`.
+    /// `[train]` of all stages, as in a sequence, without `lora` and `full`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub train: toml::Table,
-    /// What differs from it with LoRA; its `lora` are LoRA's own settings.
+    /// Changes to `train` for LoRA; its key `lora` contains the settings of LoRA.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub lora: toml::Table,
-    /// What differs from it in full fine-tuning.
+    /// Changes to `train` for full fine-tuning.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub full: toml::Table,
-    /// What differs from `[train]` where the routers of a mixture are trained, on all tasks at once; its `router` are the
-    /// auxiliary losses.
+    /// Changes to `train` for router training, which uses all tasks at once; its key `router` contains the auxiliary
+    /// losses.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub router: toml::Table,
-    /// What differs from either where all tasks are learned at once.
+    /// Changes to `lora` and `full` for joint training.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub joint: toml::Table,
-    /// Held-out rows on which the loss is measured while training.
+    /// Validation during training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
-    /// What is scored, and how.
+    /// Evaluation settings.
     #[serde(default)]
     pub eval: EvalConfig,
-    /// Rounds that are more than a task each, as in a sequence.
+    /// Rounds with their own settings, as in a sequence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<RoundConfig>,
-    /// What the report should know about scored tasks.
+    /// Additional information on scored tasks for the report.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<ColumnConfig>,
 }
 
-/// What a study can compare.
+/// A group of methods that a study can compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
-    /// Each round alone on the base model, with LoRA and with all weights. Merges and mixtures are made of these.
+    /// Each round alone on the base model, with LoRA and with full fine-tuning. Merges and mixtures are built from
+    /// these.
     OneRound,
-    /// The rounds one after another, with LoRA and with all weights.
+    /// The rounds in sequence, with LoRA and with full fine-tuning.
     Sequence,
-    /// The rounds with LoRA, each kept orthogonal to the ones before.
+    /// The rounds with LoRA, each orthogonal to the earlier ones.
     Olora,
-    /// The rounds with rows of earlier ones beside.
+    /// The rounds with replay of earlier ones.
     Replay,
-    /// All rounds' data at once, upsampled to equal shares and as it is.
+    /// All data at once, upsampled to equal proportions and in natural proportions.
     Joint,
-    /// One-round models merged: averages of fully tuned models, averages, TIES and DARE-TIES of adapters.
+    /// Merges of one-round models: averages of fully fine-tuned models; averages, TIES and DARE-TIES of adapters.
     Merge,
-    /// One-round models as mixtures of experts, with routers that are untrained, prototypes of each expert, or trained.
+    /// Mixtures of one-round models as experts, with untrained routers, prototypes of each expert, or trained routers.
     Mixture,
-    /// What the paper leaves open, with the first seed: DARE's rescaling, definitions of o-LoRA's term, pure bf16 weights, a
-    /// fixed replay buffer, orders of the rounds, BOS.
+    /// Questions that the paper leaves open, with the first seed: DARE's rescaling, definitions of o-LoRA's term, pure
+    /// bf16 weights, a fixed replay buffer, orders of the rounds, BOS.
     Questions,
 }
 
 impl Comparison {
-    /// Everything: first what the paper compares, then its open questions.
+    /// All comparisons: those of the paper, then its open questions.
     pub const ALL: [Comparison; 8] = [
         Comparison::OneRound,
         Comparison::Sequence,
@@ -155,49 +156,49 @@ impl Comparison {
         Comparison::Questions,
     ];
 
-    /// What the paper compares.
+    /// The comparisons of the paper.
     pub fn of_paper() -> &'static [Comparison] {
         &Self::ALL[..7]
     }
 }
 
-/// Strengths of o-LoRA's term.
+/// Coefficients of o-LoRA's penalty.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OloraComparison {
-    /// The term's definition.
+    /// Definition of the penalty.
     pub mode: Overlap,
-    /// Strengths, a sequence each.
+    /// Coefficients λ, one sequence each.
     pub lambda: Vec<f64>,
 }
 
 impl Default for OloraComparison {
-    /// The paper's two strengths of the published term.
+    /// The paper's two coefficients for the published penalty.
     fn default() -> Self {
         OloraComparison { mode: Overlap::L1, lambda: vec![0.5, 5.0] }
     }
 }
 
-/// What the report should know about a scored task.
+/// Additional information on a scored task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ColumnConfig {
     /// Name of the task.
     pub name: String,
-    /// Score of guessing, in `[0, 1]`.
+    /// Score of random guessing, in `[0, 1]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
-    /// The column of the paper's tables that it stands for, such as `cstan`.
+    /// The corresponding column of the paper's tables, such as `cstan`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paper: Option<String>,
 }
 
-/// What is trained.
+/// The parameters to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tuning {
     Lora,
     Full,
-    /// The routers of a mixture and nothing else.
+    /// Only the routers of a mixture.
     Router,
 }
 
@@ -235,7 +236,7 @@ impl Default for StudyConfig {
 }
 
 impl StudyConfig {
-    /// The rounds, those of `tasks` written out.
+    /// The rounds, with `tasks` expanded.
     pub(super) fn all_rounds(&self) -> Vec<RoundConfig> {
         if self.rounds.is_empty() {
             self.tasks.iter().map(|task| RoundConfig::of_task(task)).collect()
@@ -247,7 +248,7 @@ impl StudyConfig {
     /// `[train]` for LoRA or full fine-tuning.
     ///
     /// # Errors
-    /// Returns a text that names the key, what is wrong and what is expected.
+    /// Returns a message with the key, what is wrong and what is expected.
     pub(super) fn train_config(&self, tuning: Tuning) -> Result<TrainConfig, String> {
         let (own, key) = match tuning {
             Tuning::Lora => (&self.lora, "lora"),
@@ -272,7 +273,7 @@ impl StudyConfig {
         Ok(train)
     }
 
-    /// What the report calls the base model.
+    /// Name of the base model in the report.
     pub(super) fn base_name(&self) -> String {
         match self.model_name.as_str() {
             "" => {

@@ -1,4 +1,4 @@
-//! The stages of a study, and which of them need which.
+//! The stages of a study and their dependencies.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -17,12 +17,12 @@ use crate::report::{method_name, row_name};
 use crate::toy::{below, rng};
 use crate::{MixtureConfig, RoundConfig, SequenceConfig};
 
-/// One stage: something that is made and scored.
+/// One stage.
 #[derive(Clone, Debug)]
 pub(super) struct Stage {
-    /// Its name, and that of its directory.
+    /// Its name, also the name of its directory.
     pub(super) id: String,
-    /// The stages it is made of, by place.
+    /// The stages it depends on, by index.
     pub(super) needs: Vec<usize>,
     pub(super) work: Work,
     pub(super) row: Row,
@@ -34,40 +34,40 @@ pub(super) struct Row {
     pub(super) method: String,
     pub(super) kind: RowKind,
     pub(super) seed: u64,
-    /// Of one round: which it learned.
+    /// For `one_round`, the round it was trained on.
     pub(super) round: Option<usize>,
     pub(super) members: Option<usize>,
     pub(super) question: Option<&'static str>,
 }
 
-/// What is done in a stage. Serialized it is a part of the stage's key, so it holds everything that decides the result, and no
-/// path of an output.
+/// The work of a stage. Its serialization is part of the stage's key, so it contains everything that determines the
+/// result, and no output path.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Work {
-    /// The base model is scored.
+    /// Scores the base model.
     Base {
-        /// Whether BOS stands in front of texts; the study's own setting when absent.
+        /// Whether to prepend BOS; defaults to the study's setting.
         #[serde(skip_serializing_if = "Option::is_none")]
         add_bos_token: Option<bool>,
     },
-    /// Rounds of training.
+    /// Trains rounds.
     Rounds(Box<SequenceConfig>),
-    /// Adapters are combined to one.
+    /// Combines adapters into one.
     Adapters(Combination),
-    /// Fully tuned models are averaged.
+    /// Averages fully fine-tuned models.
     Average,
-    /// Adapters become a mixture.
+    /// Builds a mixture of adapters.
     Blend(BlendRouter),
-    /// Fully tuned models become a mixture.
+    /// Builds a mixture of fully fine-tuned models.
     Mix {
         router: RouterConfig,
         num_experts_per_tok: usize,
-        /// With routers of hidden states: prompts of each expert's round that these are taken from.
+        /// For routers from hidden states: number of prompts of each expert's round.
         #[serde(skip_serializing_if = "Option::is_none")]
         prompts: Option<usize>,
     },
-    /// The routers of a mixture are trained on the data of all rounds, upsampled to equal shares.
+    /// Trains the routers of a mixture on the data of all rounds, upsampled to equal proportions.
     Routers { train: Box<TrainConfig>, seed: u64, limit: Option<usize> },
 }
 
@@ -76,7 +76,7 @@ pub(super) enum Work {
 pub(super) struct Combination {
     pub(super) method: &'static str,
     pub(super) space: Space,
-    /// Whose definitions hold.
+    /// Which definitions apply.
     pub(super) profile: Profile,
     /// Weight of each adapter.
     pub(super) weight: f64,
@@ -85,15 +85,15 @@ pub(super) struct Combination {
     pub(super) seed: u64,
 }
 
-/// Prompts of a round that an expert's rows of the routers are taken from.
+/// Number of prompts of a round from which an expert's router rows are computed.
 const PROMPTS: usize = 16;
 /// The paper's density of TIES and DARE.
 const DENSITY: f64 = 0.2;
 
-/// The stages of a study, each after those it needs.
+/// The stages of a study, each after those it depends on.
 ///
 /// # Errors
-/// Returns a text that says what in the configuration is wrong.
+/// Returns a message that describes the error in the configuration.
 pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
     let mut graph = Graph::new(config)?;
     graph.add("base", vec![], Work::Base { add_bos_token: None }, Row::of("base", RowKind::Base, 0));
@@ -148,10 +148,11 @@ pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
 }
 
 impl StudyConfig {
-    /// The study's rounds as a sequence with LoRA and as one with all weights; both score everything that the study does.
+    /// The study's rounds as a sequence with LoRA and as one with full fine-tuning; both evaluate everything that the
+    /// study evaluates.
     ///
     /// # Errors
-    /// Returns a text that says what in the configuration is wrong.
+    /// Returns a message that describes the error in the configuration.
     pub(crate) fn sequences(&self) -> Result<[SequenceConfig; 2], String> {
         let graph = Graph::new(self)?;
         Ok([graph.config_of(Tuning::Lora, self.seeds[0])?, graph.config_of(Tuning::Full, self.seeds[0])?])
@@ -161,7 +162,7 @@ impl StudyConfig {
 struct Graph<'a> {
     config: &'a StudyConfig,
     rounds: Vec<RoundConfig>,
-    /// Every task that a round teaches, in order.
+    /// Every task that a round trains on, in order.
     scored: Vec<String>,
     stages: Vec<Stage>,
     ids: HashSet<String>,
@@ -180,7 +181,7 @@ impl<'a> Graph<'a> {
             ("olora.lambda", twice(&config.olora.lambda)),
         ] {
             if let Some(value) = twice {
-                return Err(format!("{key}: {value} stands twice"));
+                return Err(format!("{key}: {value} is listed twice"));
             }
         }
         for &lambda in &config.olora.lambda {
@@ -212,7 +213,7 @@ impl<'a> Graph<'a> {
     }
 
     fn add(&mut self, id: &str, needs: Vec<usize>, work: Work, row: Row) -> usize {
-        assert!(self.ids.insert(id.to_owned()), "stage {id} stands twice");
+        assert!(self.ids.insert(id.to_owned()), "stage {id} is listed twice");
         self.stages.push(Stage { id: id.to_owned(), needs, work, row });
         self.stages.len() - 1
     }
@@ -303,7 +304,7 @@ impl<'a> Graph<'a> {
         Ok(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row))
     }
 
-    /// One-round models merged: with the first seed in all numbers, with the others all of them.
+    /// Merges of one-round models: with the first seed for all numbers of models, with the others only for the largest.
     fn merges(&mut self, lora: &[usize], full: &[usize], seed: u64, every_number: bool) -> Result<(), String> {
         let all = lora.len();
         let numbers: Vec<usize> = match &self.config.members {
@@ -322,7 +323,7 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Mixtures whose routers are untrained, prototypes of each expert, or trained from these.
+    /// Mixtures with untrained routers, prototypes of each expert, or routers trained from these.
     fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), String> {
         let mixed =
             |method: &str, members| Row { members: Some(members), ..Row::of(method, RowKind::MixtureOfExperts, seed) };
@@ -362,13 +363,13 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// How routers are trained, whatever mixture they are of.
+    /// Settings of router training, the same for all mixtures.
     fn routers(&self, seed: u64) -> Result<Work, String> {
         let train = Box::new(self.config.train_config(Tuning::Router)?);
         Ok(Work::Routers { train, seed: seed * SEEDS_APART, limit: self.config.limit.train })
     }
 
-    /// What the paper leaves open.
+    /// Questions that the paper leaves open.
     fn questions(&mut self, lora: &[usize], seed: u64) -> Result<(), String> {
         if !lora.is_empty() {
             for (rescale, name) in
@@ -402,7 +403,7 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Sequences in other orders, whose rows differ in their order as others do in their seed.
+    /// Sequences in other orders; their rows use the number of the order in place of the seed.
     fn orders(&mut self, seed: u64) -> Result<(), String> {
         const QUESTION: &str = "Order of the rounds: the given one reversed and others drawn, ± over the orders";
         for (order, rounds) in orders(&self.rounds, self.config.orders).into_iter().enumerate() {
@@ -436,7 +437,8 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// So many other orders of the rounds, as far as there are so many: the reversed one, then those drawn by their number.
+/// Up to this many other orders of the rounds: the reversed one, then random ones, each drawn with its number as the
+/// seed.
 fn orders(rounds: &[RoundConfig], count: usize) -> Vec<Vec<RoundConfig>> {
     const TRIES: u64 = 1000;
     let reversed: Vec<RoundConfig> = rounds.iter().rev().cloned().collect();
@@ -468,8 +470,8 @@ const SEEDS_APART: u64 = 1000;
 /// A sequence's seed is written as TOML, whose integers are signed.
 const MAX_SEED: u64 = i64::MAX as u64 / SEEDS_APART - 1;
 
-/// The merges of adapters: identifier, name in tables, and what is done. TIES and DARE-TIES are the paper's, on the factors A and B
-/// apart; those on ΔW are the methods as their own papers mean them.
+/// The merges of adapters: identifier, name in tables, and settings. TIES and DARE-TIES are the paper's, on the factors
+/// A and B separately; those on ΔW are the methods as defined in their own papers.
 fn adapter_merges(members: usize, seed: u64) -> [(&'static str, &'static str, Combination); 5] {
     let average = Combination {
         method: "linear",
@@ -521,7 +523,7 @@ impl Row {
     }
 }
 
-/// A name as a part of a directory's: letters, digits, dots and dashes.
+/// Converts a name to a part of a directory name: letters, digits, dots and dashes.
 fn slug(name: &str) -> String {
     let plain = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' });
     let joined = plain.collect::<String>().split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");

@@ -1,4 +1,4 @@
-//! Stages that make mixtures of experts, train their routers, and look at what these do.
+//! Stages that build mixtures of experts, train their routers, and collect statistics.
 
 use std::path::{Path, PathBuf};
 
@@ -19,13 +19,13 @@ use crate::{
     DataConfig, LabError, LoadedModel, MixtureConfig, Observer, Pooling, RouterOutput, RouterRun, router_states,
 };
 
-/// Rows of each round that routers are watched with: the first ones.
+/// Number of rows of each round for router statistics: the first ones.
 const ROWS: usize = 16;
-/// Of these so many at once.
+/// Number of these rows per forward pass.
 const AT_ONCE: usize = 4;
 
 impl Site<'_> {
-    /// Adapters as a mixture.
+    /// Builds a mixture of adapters.
     pub(super) fn blend(&self, router: &BlendRouter, inputs: &Inputs, out: &Path) -> Result<(), LabError> {
         let experts = inputs.dirs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
         let base_model = self.config.model.clone();
@@ -35,7 +35,8 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Fully tuned models as a mixture; with `prompts` its routers are hidden states of that many prompts of each expert's round.
+    /// Builds a mixture of fully fine-tuned models; with `prompts`, its routers are hidden states of that many prompts
+    /// of each expert's round.
     pub(super) fn mix(
         &self,
         router: &RouterConfig,
@@ -81,7 +82,7 @@ impl Site<'_> {
         ExpertConfig { model: model.to_owned(), positive_prompts, negative_prompts: Vec::new() }
     }
 
-    /// Trains the routers of the mixture that a stage needs, and loads the result.
+    /// Trains the routers of the mixture that a stage depends on, and loads the result.
     pub(super) fn train_routers(
         &self,
         train: &TrainConfig,

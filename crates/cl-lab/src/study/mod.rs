@@ -1,8 +1,8 @@
-//! A study: everything that the paper compares, as a graph of stages over one base model.
+//! A study: the paper's comparison as a graph of stages over one base model.
 //!
-//! A stage is something that is made and scored: the base, a sequence of rounds, a merge, a mixture. It is keyed by everything
-//! that its result depends on, and what is done is not done again: a study that was killed goes on, and one whose configuration
-//! changed makes only what the change concerns.
+//! A stage produces and scores something: the base, a sequence of rounds, a merge, a mixture. Each stage has a key, a
+//! hash of everything that its result depends on. Completed stages with the same key are reused, so that an interrupted
+//! study continues, and after a change of the configuration only the affected stages run again.
 
 mod config;
 mod graph;
@@ -13,9 +13,9 @@ mod run;
 mod tiny;
 mod work;
 
-/// The study of SmolLM2-135M on TRACE and GSM8K: `profiles/smol.toml`, which `examples/configs` links to.
+/// The study of SmolLM2-135M on TRACE and GSM8K: `profiles/smol.toml`, to which `examples/configs` links.
 pub const SMOL_STUDY: &str = include_str!("profiles/smol.toml");
-/// The paper's own comparison: `profiles/paper.toml`, which `examples/configs` links to.
+/// The paper's comparison: `profiles/paper.toml`, to which `examples/configs` links.
 pub const PAPER_STUDY: &str = include_str!("profiles/paper.toml");
 
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};

@@ -1,7 +1,6 @@
-//! What a study would take: steps, tokens, time, space and memory of each stage, before anything runs.
+//! Estimates of steps, tokens, time, disk space and memory of each stage, before anything runs.
 //!
-//! Everything here is arithmetic over sizes. They come from model and data where these are at hand, and else from what is known of
-//! the paper's.
+//! Everything here is computed from sizes: those of the model and data if available, otherwise those of the paper.
 
 use cl_data::{Dataset, Encoding, Mixture, Profile};
 use cl_eval::{Request, Task};
@@ -14,20 +13,20 @@ use super::run::wanted;
 use super::work::Record;
 use crate::{LabError, SequenceConfig, StudyOptions};
 
-/// What a study would do.
+/// The plan of a study.
 #[derive(Clone, Debug)]
 pub struct StudyPlan {
     /// The stages in their order.
     pub stages: Vec<PlannedStage>,
-    /// Where times come from, a line for each kind of work.
+    /// Sources of the time estimates, one line per kind of work.
     pub rates: Vec<String>,
-    /// What is on disk when the study is over, in bytes.
+    /// Disk space after the study, in bytes.
     pub kept_bytes: u64,
-    /// The most that is on disk at once, in bytes, one stage at a time.
+    /// Peak disk space, in bytes, with one stage at a time.
     pub peak_bytes: u64,
 }
 
-/// What a stage would take.
+/// Estimates for one stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedStage {
     /// Its name.
@@ -36,45 +35,45 @@ pub struct PlannedStage {
     pub done: bool,
     /// Optimizer steps.
     pub steps: u64,
-    /// Tokens that it trains on.
+    /// Number of tokens trained.
     pub train_tokens: u64,
-    /// Tokens of the texts that it scores models on.
+    /// Number of tokens scored.
     pub scored_tokens: u64,
-    /// About how long it takes; of a done stage how long it took.
+    /// Estimated duration in seconds; for a completed stage, the measured one.
     pub seconds: f64,
-    /// Bytes on disk when it ends, models included that later stages need.
+    /// Disk space at its end, in bytes, including models that later stages need.
     pub bytes: u64,
-    /// About the memory of its process at most, in bytes.
+    /// Estimated peak memory of its process, in bytes.
     pub memory: u64,
 }
 
-/// What planning knows of model and data.
+/// Sizes of the model and the data.
 #[derive(Clone, Debug)]
 pub struct StudySizes {
     /// The model's `config.json`.
     pub model: Map<String, Value>,
     /// Data sets of each round.
     pub rounds: Vec<Vec<SetSize>>,
-    /// Tokens of the texts that a model is scored on once, all tasks together.
+    /// Number of tokens for evaluating a model once on all tasks.
     pub scored_tokens: u64,
 }
 
 /// Size of a data set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SetSize {
-    /// Rows to train on.
+    /// Number of training rows.
     pub rows: usize,
-    /// Tokens of a row as it is trained on, in the mean.
+    /// Mean number of tokens per row, after truncation.
     pub tokens: f64,
 }
 
-/// Rows whose mean length stands for all.
+/// Number of rows from which the mean length is estimated.
 const SAMPLE: usize = 200;
-/// Documents whose mean length stands for all of a task.
+/// Number of documents per task from which the mean length is estimated.
 const SAMPLED_DOCUMENTS: usize = 20;
 
 impl StudySizes {
-    /// Counts what there is.
+    /// Measures the sizes of model and data.
     pub(super) fn of(
         model: Map<String, Value>,
         datasets: &[Vec<Dataset>],
@@ -107,9 +106,9 @@ impl StudySizes {
         Ok(StudySizes { model, rounds, scored_tokens: tasks.iter().map(|task| of_task(task.as_ref())).sum() })
     }
 
-    /// Those of the paper: Llama-3-8B, 5,000 rows of each task of TRACE and the 395,000 of MetaMathQA. Numbers of rows and
-    /// documents are the paper's and its data sets'; lengths are means over samples of these data sets in SmolLM2's tokens, cut to
-    /// 1,024, and a guess of 270 for MetaMathQA.
+    /// Sizes of the paper: Llama-3-8B, 5,000 rows of each task of TRACE and the 395,000 of MetaMathQA. Numbers of rows
+    /// and documents are those of the paper and its data sets. Lengths are means over samples of these data sets in
+    /// SmolLM2's tokens, truncated to 1,024; that of MetaMathQA is assumed to be 270.
     pub fn of_paper() -> StudySizes {
         let model = serde_json::json!({
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -141,7 +140,7 @@ impl StudySizes {
     }
 }
 
-/// A model of Llama's shape, which others come near.
+/// Shape of a Llama model, as an approximation for other families.
 struct Shape {
     hidden: u64,
     intermediate: u64,
@@ -196,8 +195,8 @@ impl Shape {
         self.parameters() * self.bytes_per_weight
     }
 
-    /// What a training step keeps of each token for its backward pass: of a layer its norms, projections and residuals, at the
-    /// end the logits with their gradient in f32.
+    /// Memory for the backward pass per token: in each layer norms, projections and residuals; at the end the logits
+    /// with their gradient in f32.
     fn activations(&self, tokens: u64, train: &TrainConfig) -> u64 {
         let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
         let (q, kv) = self.heads;
@@ -207,7 +206,7 @@ impl Shape {
         tokens * (layers * size + self.vocabulary * 12)
     }
 
-    /// Memory of a training with so many tokens at once.
+    /// Memory of training with this many tokens at once.
     fn training(&self, tokens: u64, train: &TrainConfig) -> u64 {
         let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
         let weights = match (&train.lora, train.states) {
@@ -221,14 +220,14 @@ impl Shape {
     }
 }
 
-/// What a stage does, in numbers.
+/// The work of a stage in numbers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Effort {
     steps: u64,
     train_tokens: u64,
-    /// How often a model is scored on everything.
+    /// Number of full evaluations.
     scorings: u64,
-    /// Bytes that stay, and those of models that go when no stage needs them any more.
+    /// Bytes that are kept, and bytes of models that are removed when no stage needs them anymore.
     kept: u64,
     models: u64,
     memory: u64,
@@ -251,14 +250,13 @@ struct Rates {
     lines: Vec<String>,
 }
 
-/// Operations a second that are reckoned with where nothing was measured: of a thread of a processor, and 40 % of what an A100
-/// promises in bf16.
+/// Assumed FLOP/s without measurements: of one CPU thread, and 40 % of an A100's nominal bf16 throughput.
 const OF_A_THREAD: f64 = 8e10;
 const OF_A_GPU: f64 = 1.25e14;
 
 impl Rates {
-    /// A token takes two operations a parameter forward and as many backward, and in full fine-tuning two more for the gradient of
-    /// the weights.
+    /// A token takes two operations per parameter in the forward pass, as many in the backward pass, and two more in
+    /// full fine-tuning for the gradient of the weights.
     fn stated(shape: &Shape, config: &StudyConfig) -> Rates {
         let (speed, of) = match config.device.as_str() {
             cuda if cuda.starts_with("cuda") => (OF_A_GPU, "a GPU".to_owned()),
@@ -268,7 +266,7 @@ impl Rates {
             }
         };
         let operations = shape.parameters() as f64;
-        let lines = vec![format!("assumed where nothing is measured: {speed:.1e} operations a second of {of}")];
+        let lines = vec![format!("assumed where not measured: {speed:.1e} operations per second on {of}")];
         Rates {
             scoring: speed / (2.0 * operations),
             lora: speed / (4.0 * operations),
@@ -277,7 +275,7 @@ impl Rates {
         }
     }
 
-    /// Takes the place of a rate by what finished stages took.
+    /// Replaces a rate by the measurements of completed stages.
     fn measure(&mut self, done: &[(Effort, f64)], scored_tokens: u64) {
         let sum = |kind: Kind, of: &dyn Fn(&(Effort, f64)) -> f64| -> f64 {
             done.iter().filter(|(effort, _)| effort.kind == kind).map(of).sum()
@@ -305,7 +303,7 @@ impl Rates {
     }
 }
 
-/// Says what [`run_study`](crate::run_study) would do with model and data of these sizes, which need not be at hand.
+/// Estimates [`run_study`](crate::run_study) for a model and data of these sizes, which do not have to be present.
 ///
 /// ```
 /// let config = cl_lab::read_study("paper.toml".as_ref(), cl_lab::PAPER_STUDY, &[])?;
@@ -316,7 +314,7 @@ impl Rates {
 /// ```
 ///
 /// # Errors
-/// Returns [`LabError::Study`] if the configuration makes no sense.
+/// Returns [`LabError::Study`] if the configuration is invalid.
 pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOptions) -> Result<StudyPlan, LabError> {
     let stages = stages(config).map_err(LabError::Study)?;
     let wanted = wanted(&stages, &options.only)?;
@@ -324,7 +322,7 @@ pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOpt
     plan(config, &stages, &wanted, &records, sizes, options.keep_models)
 }
 
-/// The plan of these stages, some of which are done.
+/// The plan of these stages, some of which may be completed.
 pub(super) fn plan(
     config: &StudyConfig,
     stages: &[Stage],

@@ -1,4 +1,4 @@
-//! What a study's stages come to, as the report takes it.
+//! The results of a study's stages, for the report.
 
 use cl_eval::{Column, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
@@ -8,8 +8,8 @@ use super::config::StudyConfig;
 use super::graph::Stage;
 use super::work::Record;
 
-/// The results, and by row how long its stage took. Times are kept apart, so that a study that was killed and went on has the
-/// same results to the byte.
+/// The results, and for each row the duration of its stage. Durations are stored separately, so that an interrupted
+/// study gives the same bytes.
 pub(super) fn results(
     config: &StudyConfig,
     columns: &[Column],
@@ -58,7 +58,7 @@ pub(super) fn results(
     (results, Value::Object(times))
 }
 
-/// The paper's columns of tasks that are built in.
+/// The paper's columns of built-in tasks.
 const PAPER: [(&str, &str); 15] = [
     ("C-STANCE", "cstan"),
     ("FOMC", "fomc"),

@@ -1,4 +1,4 @@
-//! Stages run as soon as those they need are done, several at a time.
+//! Runs the stages of a study, several in parallel, each as soon as those it depends on are complete.
 
 use std::fs::File;
 use std::num::NonZero;
@@ -25,72 +25,72 @@ use crate::columns::columns;
 use crate::model_dir::open_model;
 use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
-/// How a study is run.
+/// Options of a study.
 #[derive(Clone, Debug, Default)]
 pub struct StudyOptions {
-    /// Stages that run at once, each with the memory of a training; one when absent.
+    /// Number of stages that run in parallel, each with the memory of a training run; 1 by default.
     pub jobs: Option<NonZero<usize>>,
-    /// Only stages whose name starts with one of these, and what they need; all when empty.
+    /// Run only stages whose name starts with one of these, and those they depend on; all if empty.
     pub only: Vec<String>,
-    /// Keep the models of finished stages; otherwise only adapters, mixtures of adapters and scores.
+    /// Keep the models of completed stages; otherwise only adapters, mixtures of adapters and scores.
     pub keep_models: bool,
 }
 
-/// What a watcher of a study is told. Stages are named by their place among all.
+/// Progress events of a study. Stages are identified by their index.
 #[derive(Clone, Debug)]
 pub enum StudyEvent {
-    /// How many stages there are, and how many of them are done.
+    /// Number of stages, at the start.
     Begun {
-        /// All stages that are wanted.
+        /// Number of selected stages.
         stages: usize,
-        /// Those that earlier runs have finished.
+        /// Number of stages completed by earlier runs.
         done: usize,
     },
-    /// A stage begins.
+    /// A stage starts.
     Started {
-        /// Its place.
+        /// Its index.
         stage: usize,
         /// Its name.
         name: String,
     },
-    /// A stage goes on: what it does, and the share of that which is done.
+    /// Progress of a stage: the current step, and the completed fraction of it.
     Progress {
-        /// Its place.
+        /// Its index.
         stage: usize,
-        /// What it does.
+        /// The current step.
         what: String,
-        /// Share done, in `[0, 1]`.
+        /// Completed fraction, in `[0, 1]`.
         share: f64,
     },
-    /// A stage says something that should be known.
+    /// A warning from a stage.
     Warning {
-        /// Its place.
+        /// Its index.
         stage: usize,
-        /// What it says.
+        /// The message.
         message: String,
     },
-    /// A stage is done.
+    /// A stage is complete.
     Finished {
-        /// Its place.
+        /// Its index.
         stage: usize,
-        /// How long it took.
+        /// Its duration in seconds.
         seconds: f64,
     },
-    /// A stage cannot be done.
+    /// A stage failed.
     Failed {
-        /// Its place.
+        /// Its index.
         stage: usize,
-        /// Why.
+        /// The error message.
         message: String,
     },
 }
 
-/// A stage that failed; those that need it were not begun.
+/// A failed stage; stages that depend on it were not started.
 #[derive(Debug)]
 pub struct StageError {
     /// Its name.
     pub stage: String,
-    /// Why.
+    /// The error message.
     pub error: LabError,
 }
 
@@ -100,15 +100,15 @@ impl std::fmt::Display for StageError {
     }
 }
 
-/// Runs a study into `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
+/// Runs a study. Writes to `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
-/// Stages that earlier runs have finished for the same inputs stay as they are. If a stage fails, others that do not need it go
-/// on, and the results hold what there is.
+/// Stages completed by earlier runs with the same inputs are reused. If a stage fails, stages that do not depend on it
+/// still run, and the results contain those that succeeded.
 ///
 /// # Errors
-/// Returns [`LabError::Study`] if the configuration makes no sense, [`LabError::Output`] if `out` holds something else or
-/// another process works in it, [`LabError::Stages`] with every stage that failed, and [`LabError::StudyInterrupted`] if it was
-/// asked to stop.
+/// Returns [`LabError::Study`] if the configuration is invalid, [`LabError::Output`] if `out` contains anything else or
+/// is used by another process, [`LabError::Stages`] with every failed stage, and [`LabError::StudyInterrupted`] if a
+/// stop was requested.
 pub fn run_study(
     config: &StudyConfig,
     out: &Path,
@@ -121,10 +121,10 @@ pub fn run_study(
     study.run(interrupt, observer)
 }
 
-/// Says what [`run_study`] would do and what it would take, and does nothing.
+/// Estimates [`run_study`] without running anything.
 ///
 /// # Errors
-/// Returns an error if the configuration makes no sense, or model and data do not fit it.
+/// Returns an error if the configuration is invalid, or does not fit the model and data.
 pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> Result<StudyPlan, LabError> {
     let study = Study::open(config, out, options)?;
     let interrupt = Interrupt::default();
@@ -139,8 +139,8 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     plan(config, &study.stages, &study.wanted, &records, &sizes, options.keep_models)
 }
 
-/// Writes the configuration into the study's directory, which has to be empty or a study's. The directory is this process's as
-/// long as the lock lasts.
+/// Writes the configuration to the study's directory, which must be empty or belong to a study. No other process can
+/// use the directory while the lock exists.
 pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
     const MARKER: &str = "study.json";
     let refuse = |message: &str| Err(LabError::Output { path: out.to_owned(), message: message.to_owned() });
@@ -166,7 +166,7 @@ pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
     Ok(lock)
 }
 
-/// Whether a file marks the directory of a study, and is not another program's of this name.
+/// Whether a file marks a study's directory, and is not another program's file of this name.
 fn is_study(marker: &Path) -> bool {
     let value = read_file(marker, MAX_CONFIG).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     value.is_some_and(|value| value.get("cl_study").is_some())
@@ -177,10 +177,10 @@ struct Study<'a> {
     out: &'a Path,
     options: &'a StudyOptions,
     stages: Vec<Stage>,
-    /// Which stages are asked for.
+    /// Whether each stage is selected.
     wanted: Vec<bool>,
     keys: Vec<String>,
-    /// Everything that is scored, as a sequence.
+    /// The evaluation of the study, as a sequence.
     sequence: SequenceConfig,
     device: Device,
     rounds: Vec<Round>,
@@ -194,7 +194,7 @@ struct Study<'a> {
 }
 
 impl<'a> Study<'a> {
-    /// Reads and checks everything that stages are made of.
+    /// Loads and checks the inputs of all stages.
     fn open(config: &'a StudyConfig, out: &'a Path, options: &'a StudyOptions) -> Result<Study<'a>, LabError> {
         let stages = stages(config).map_err(LabError::Study)?;
         let wanted = wanted(&stages, &options.only)?;
@@ -257,7 +257,7 @@ impl<'a> Study<'a> {
         mark(self.config, out)
     }
 
-    /// What a stage left, if it was finished for the same key.
+    /// The record of a stage, if it was completed with the same key.
     fn record(&self, site: &Site<'_>, place: usize) -> Option<Record> {
         Record::read(&site.dir(&self.stages[place])).filter(|record| record.key == self.keys[place])
     }
@@ -285,7 +285,7 @@ impl<'a> Study<'a> {
         self.finish(&site, board.states.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Which stages have to be done. One whose product is gone is done again where another needs it.
+    /// Determines the stages to run. A completed stage whose result was removed runs again if another stage needs it.
     fn states(&self, site: &Site<'_>) -> Vec<State> {
         let stages = &self.stages;
         let mut states: Vec<State> = (0..stages.len())
@@ -308,7 +308,7 @@ impl<'a> Study<'a> {
         states
     }
 
-    /// One worker: takes stages until none is left that could be done.
+    /// A worker thread: runs stages until no more can be started.
     fn work(&self, board: &Board, site: &Site<'_>, threads: usize, sender: &Sender<StudyEvent>) {
         // Threads of libtorch are a setting of the thread that asks.
         cl_torch::set_threads(u16::try_from(threads).unwrap_or(u16::MAX));
@@ -363,7 +363,7 @@ impl<'a> Study<'a> {
         tracing::subscriber::with_default(quiet, || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe))
     }
 
-    /// The rounds, from 0, of the models that a stage is made of, also of those that its mixture is made of.
+    /// The rounds, from 0, of the models that a stage is built from, directly or through its mixture.
     fn experts(&self, stage: usize) -> Vec<usize> {
         let of = |&need: &usize| match self.stages[need].row.round {
             Some(round) => vec![round - 1],
@@ -413,7 +413,7 @@ fn without_times(results: &StudyResults) -> StudyResults {
     results
 }
 
-/// What a stage's key holds of its work: everything but the places of model and data, whose content is hashed.
+/// The part of a stage's work that enters its key: everything but the paths of model and data, whose content is hashed.
 fn without_paths(work: &Work) -> Value {
     match work {
         Work::Rounds(config) => {
@@ -424,7 +424,7 @@ fn without_paths(work: &Work) -> Value {
     }
 }
 
-/// The stages whose names start with one of `only`, and what these need.
+/// The stages whose names start with one of `only`, and those they depend on.
 pub(super) fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
     let mut wanted: Vec<bool> =
         stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
@@ -445,7 +445,7 @@ enum State {
     Running,
     Done(Record),
     Failed(LabError),
-    /// Needs one that failed, or panicked itself.
+    /// A stage that it depends on failed, or it panicked.
     Cut,
 }
 
@@ -453,7 +453,7 @@ fn count_done(states: &[State]) -> usize {
     states.iter().filter(|state| matches!(state, State::Done(_))).count()
 }
 
-/// Who does what.
+/// The state of all stages.
 struct Board {
     states: Mutex<Vec<State>>,
     changed: Condvar,
@@ -464,7 +464,7 @@ impl Board {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next stage that can be done; waits for one. `None` when there will be no more.
+    /// Waits for the next stage that can be started; `None` if there will be no more.
     fn take(&self, stages: &[Stage], interrupt: &Interrupt) -> Option<usize> {
         let mut states = self.lock();
         loop {
@@ -487,7 +487,7 @@ impl Board {
         }
     }
 
-    /// Notes what became of a stage; `over` is called with each stage that no other waits for any more.
+    /// Records the outcome of a stage; calls `over` for each stage that no other stage needs anymore.
     fn put(
         &self,
         place: usize,
@@ -510,7 +510,7 @@ impl Board {
     }
 }
 
-/// Takes care that a stage that panics does not leave others waiting for it. The panic ends the study when they are done.
+/// Prevents a panicking stage from leaving others waiting. The panic ends the study after they finish.
 struct Unwinding<'a> {
     board: &'a Board,
     stage: usize,
@@ -525,7 +525,7 @@ impl Drop for Unwinding<'_> {
     }
 }
 
-/// Marks the stages that need one that failed.
+/// Marks the stages that depend on a failed one.
 fn cut(states: &mut [State], stages: &[Stage]) {
     for place in 0..states.len() {
         let lost = |&need: &usize| matches!(states[need], State::Failed(_) | State::Cut);

@@ -1,11 +1,11 @@
-//! What is done in a stage: something is made in its directory and scored.
+//! Execution of a stage: its result is computed in its directory and scored.
 //!
 //! ```text
 //! stages/<id>/stage.json       key, scores, seconds, bytes; written last
-//! stages/<id>/run/            of a sequence, as `cl sequence` lays it out
-//! stages/<id>/adapter, model, mixture    of a merge or a mixture
-//! stages/<id>/run/            of trained routers, as `cl moe train-router` lays it out
-//! stages/<id>/scores/          predictions of everything else than a sequence
+//! stages/<id>/run/            for a sequence, as in `cl sequence`
+//! stages/<id>/adapter, model, mixture    for a merge or a mixture
+//! stages/<id>/run/            for trained routers, as in `cl moe train-router`
+//! stages/<id>/scores/         predictions, except for a sequence
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -28,18 +28,18 @@ use crate::output::discard;
 use crate::sequence::{Scoring, cells, run_sequence_on};
 use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
-/// What a finished stage left, besides its models: `stage.json`.
+/// The record of a finished stage: `stage.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// Hash of everything that the result depends on.
     pub(super) key: String,
-    /// Scores after each round of a sequence; of anything else once.
+    /// Scores after each round of a sequence; once for anything else.
     pub(super) rows: Vec<ScoredRow>,
-    /// How long the last process worked on it.
+    /// Duration of the last process.
     pub(super) seconds: f64,
-    /// Bytes of the weights that it stored.
+    /// Size of the stored weights in bytes.
     pub(super) bytes: u64,
-    /// Of a mixture: what its routers do with the rounds' data.
+    /// For a mixture, statistics of its routers on the rounds' data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) routing: Option<Routing>,
 }
@@ -57,21 +57,21 @@ impl Record {
     }
 }
 
-/// What a stage is made of: products of others.
+/// Inputs of a stage: results of other stages.
 pub(super) struct Inputs {
     pub(super) dirs: Vec<PathBuf>,
-    /// The stages' names. Random masks follow from them, so that a study gives the same in any place.
+    /// Names of these stages. Random masks are derived from them, so that results do not depend on paths.
     pub(super) names: Vec<String>,
-    /// Of a mixture: the round of each expert, from 0.
+    /// For a mixture, the round of each expert, from 0.
     pub(super) experts: Vec<usize>,
 }
 
-/// What every stage shares.
+/// Data shared by all stages.
 pub(super) struct Site<'a> {
-    /// The base model and what is scored, as a sequence.
+    /// The base model and the evaluation, as a sequence.
     pub(super) config: &'a SequenceConfig,
     pub(super) device: Device,
-    /// What is scored.
+    /// The tasks.
     pub(super) tasks: &'a [Box<dyn Task>],
     /// The tasks of each column.
     pub(super) columns: &'a [TaskGroup],
@@ -89,7 +89,7 @@ impl Site<'_> {
         self.out.join("stages").join(&stage.id)
     }
 
-    /// What other stages are made of: the adapter of LoRA, the model, or the mixture.
+    /// The result that other stages use: the adapter for LoRA, the model, or the mixture.
     pub(super) fn artifact(&self, stage: &Stage) -> Option<PathBuf> {
         let part = match &stage.work {
             Work::Rounds(config) => {
@@ -103,7 +103,7 @@ impl Site<'_> {
         Some(self.dir(stage).join(part))
     }
 
-    /// Does a stage and records it.
+    /// Runs a stage and records it.
     pub(super) fn run(
         &self,
         stage: &Stage,
@@ -176,7 +176,7 @@ impl Site<'_> {
         LoadedModel::open(model, adapter, self.config.eval.precision, self.device)
     }
 
-    /// Scores a mixture, and looks at what its routers do.
+    /// Scores a mixture and collects statistics of its routers.
     fn score_mixture(
         &self,
         mut loaded: LoadedModel,
@@ -202,8 +202,8 @@ impl Site<'_> {
         Ok(vec![ScoredRow { scores, standard_errors }])
     }
 
-    /// Checks that what an earlier process left in the directory was made for the same key and from the same places, which
-    /// an unfinished sequence names; anything else is removed.
+    /// Checks that the results of an earlier process in the directory belong to the same key and, for an unfinished
+    /// sequence, to the same paths; removes anything else.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
         let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
@@ -226,7 +226,7 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Removes the weights of a stage that no other needs any more; `adapters` are small and stay.
+    /// Removes the models of a stage that no other stage needs anymore; adapters are small and are kept.
     pub(super) fn drop_models(&self, stage: &Stage) -> Result<(), LabError> {
         let dir = self.dir(stage);
         for model in weights_in(&dir, "model") {
@@ -261,7 +261,7 @@ fn average_recipe(models: &[PathBuf]) -> serde_json::Value {
     json!({"method": {"linear": {}}, "models": models.iter().map(entry).collect::<Vec<_>>()})
 }
 
-/// Whether a directory was finished by an earlier process; what one that was killed left of it is removed.
+/// Whether a directory was completed by an earlier process; removes incomplete leftovers.
 pub(super) fn stands(dir: &Path) -> Result<bool, LabError> {
     OutputDir::clean_up(dir)?;
     if dir.join("manifest.json").exists() {
@@ -294,7 +294,7 @@ fn weights_in(dir: &Path, name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Hash of what a study's tasks ask and expect.
+/// Hash of the requests and targets of a study's tasks.
 pub(super) fn tasks_hash(tasks: &[Box<dyn Task>]) -> String {
     let mut hasher = blake3::Hasher::new();
     for task in tasks {

@@ -268,7 +268,7 @@ fn a_check_says_what_would_leave_routers_as_they_are() {
     assert_eq!(say(&config(&world, &base, Some(&sigmoid), &[])), "");
     let spectr = blended(&world, "spectr", "router.init = 'spectr'");
     assert!(say(&config(&world, &base, Some(&spectr), &[])).contains("no router weight to train"));
-    assert!(say(&config(&world, &base, None, &[])).contains("holds no router"));
+    assert!(say(&config(&world, &base, None, &[])).contains("has no routers"));
     let adapter = world.path("homes/adapter");
     assert!(say(&config(&world, &base, Some(&adapter), &[])).contains("is no mixture of adapters"));
     let all = config(&world, &base, Some(&blended(&world, "all", "")), &["router.load_balancing=0.1"]);

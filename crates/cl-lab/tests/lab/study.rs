@@ -290,8 +290,8 @@ fn wrong_studies_are_refused_before_anything_runs() {
         ("members = [1]", "members: 1 is not among 2 to 3"),
         ("experts = ['news']", "no round is called `news`"),
         ("[full]\nepochs = 0", "[full]: epochs = 0"),
-        ("members = [3, 3]", "members: 3 stands twice"),
-        ("olora = { lambda = [0.5, 0.5] }", "olora.lambda: 0.5 stands twice"),
+        ("members = [3, 3]", "members: 3 is listed twice"),
+        ("olora = { lambda = [0.5, 0.5] }", "olora.lambda: 0.5 is listed twice"),
         ("replay = -0.5", "fraction"),
         ("[[rounds]]\nname = 'first'", "both `tasks` and `[[rounds]]`"),
         ("[joint]\nepoch = 3", "stage joint-fft.seed3: round `joint`: train: unknown field `epoch`"),
@@ -304,7 +304,7 @@ fn wrong_studies_are_refused_before_anything_runs() {
     config.seeds.clear();
     assert!(refused(&config, "").contains("seeds: expected at least one"));
     config.seeds = vec![7, 7];
-    assert!(refused(&config, "").contains("7 stands twice"));
+    assert!(refused(&config, "").contains("7 is listed twice"));
     config.seeds = vec![7];
     config.train.insert("lora".to_owned(), toml::Table::new().into());
     assert!(refused(&config, "").contains("write it as [lora]"));

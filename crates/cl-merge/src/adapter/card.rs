@@ -1,4 +1,4 @@
-//! The model card of an adapter, with the keys that the model hub reads.
+//! Model card of an adapter, with the metadata that the Hub reads.
 
 /// A card with a title, what was done, and its inputs.
 pub(super) fn card(base: Option<&str>, title: &str, done: &str, inputs: &[(String, String)], settings: &str) -> String {

@@ -274,14 +274,14 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     let CombineReport { method, modules, total, parameters, notes, adapters, space, whole } = &report;
     module_table(out, modules, total)?;
     for w in whole {
-        writeln!(out, "whole: {} {:?}, |d| {:.4}", w.tensor, w.shape, w.norm)?;
+        writeln!(out, "fully trained: {} {:?}, |d| {:.4}", w.tensor, w.shape, w.norm)?;
     }
     write_notes(out, notes)?;
     let from = if *space == Space::Factors { " from the weighted sum" } else { "" };
     writeln!(
         out,
-        "{}: {} adapters by {method}, {} modules, rank {} at most, {parameters} parameters, energy {:.4}, relative error \
-         {:.2e}{from}",
+        "{}: {} adapters combined by {method}, {} modules, maximum rank {}, {parameters} parameters, energy {:.4}, \
+         relative error {:.2e}{from}",
         args.out.display(),
         adapters.len(),
         modules.len(),
@@ -381,8 +381,8 @@ fn drift_table(out: &mut dyn Write, modules: &[ModuleDrift], total: &ModuleDrift
     }
     writeln!(
         out,
-        "above: one after another, rounded each time, against the sum rounded once; and how far either is from the exact sum, \
-         over the norm of what the adapters add"
+        "drift: folding one adapter after another, rounded each time, compared with one sum, rounded once (max, mean, \
+         relative); and the error of each compared with the exact sum, relative to the norm of the update (once, repeated)"
     )?;
     Ok(())
 }
@@ -410,8 +410,8 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     }
     writeln!(
         out,
-        "{}: {} modules, rank {} at most, {parameters} parameters, energy {:.4}, relative error {:.2e}, {} tensors differ \
-         and are left out",
+        "{}: {} modules, maximum rank {}, {parameters} parameters, energy {:.4}, relative error {:.2e}, {} differing tensors \
+         left out",
         args.out.display(),
         modules.len(),
         total.rank,
@@ -435,7 +435,7 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     let kinds: Vec<&str> = kinds.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();
     let kinds = if kinds.is_empty() { String::new() } else { format!(" with {}", kinds.join(" and ")) };
     writeln!(out, "{}: {}{kinds}", info.path, info.kind)?;
-    writeln!(out, "  base        {}", info.base.as_deref().unwrap_or("not named"))?;
+    writeln!(out, "  base        {}", info.base.as_deref().unwrap_or("not recorded"))?;
     writeln!(out, "  rank        {}, alpha {}", info.r, info.alpha)?;
     let targets = serde_json::to_string(&info.targets)?;
     writeln!(out, "  targets     {targets}")?;
@@ -447,10 +447,10 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     }
     writeln!(out, "  parameters  {} in {}", info.parameters, info.dtypes.join(", "))?;
     if let Some(feature) = &info.unsupported {
-        writeln!(out, "  note        {feature}: can be described, not combined or folded")?;
+        writeln!(out, "  note        {feature}: cannot be combined or folded")?;
     }
     for source in &info.sources {
-        writeln!(out, "  made from   {} {} {}", source.role, source.path, source.blake3.as_deref().unwrap_or(""))?;
+        writeln!(out, "  source      {} {} {}", source.role, source.path, source.blake3.as_deref().unwrap_or(""))?;
     }
     let width = info.modules.iter().map(|m| m.module.len()).max().unwrap_or(0).max(6);
     writeln!(
@@ -472,7 +472,7 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     }
     writeln!(out, "{:width$}  {:>13}  {:>4}  {:>8}  {:>10.4}", "all", "", "", "", info.norm)?;
     for b in &info.beside {
-        writeln!(out, "beside the factors: {} {:?} ({})", b.tensor, b.shape, b.kind)?;
+        writeln!(out, "other tensor: {} {:?} ({})", b.tensor, b.shape, b.kind)?;
     }
     Ok(())
 }
@@ -540,5 +540,5 @@ fn size(bytes: u64) -> Result<usize> {
 }
 
 fn float_type(text: &str) -> Result<FloatType, String> {
-    serde_json::from_value(Value::from(text)).map_err(|_| format!("`{text}` is none of float32, float16, bfloat16"))
+    serde_json::from_value(Value::from(text)).map_err(|_| format!("`{text}` is not one of float32, float16, bfloat16"))
 }

@@ -1,4 +1,4 @@
-//! Several adapters to one.
+//! Combines several adapters into one.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -23,17 +23,18 @@ use crate::problem::{AdapterProblem, MemoryProblem, Place, Problem};
 use crate::recipe::registry;
 use crate::run::budget::{Budget, FIXED};
 
-/// Combines adapters to one PEFT directory, which appears whole or not at all.
+/// Combines adapters into one PEFT directory, written atomically.
 ///
-/// `linear`, `cat` and `task_arithmetic` are sums of low-rank matrices and stay that; with a rank they are cut to the nearest
-/// matrix of it. Other methods see the dense `ΔW` of one module at a time, as task vectors on a base of zeros, and what they
-/// make of it is cut. Random masks follow from seed, module and adapter, as in the merging of models.
+/// `linear`, `cat` and `task_arithmetic` are sums of low-rank matrices and stay low-rank; with a rank, they are
+/// truncated to the nearest matrix of that rank. Other methods work on the dense `ΔW` of one module at a time, as task
+/// vectors on a base of zeros, and the result is truncated. Random masks depend on seed, module and adapter, as in
+/// merges of models.
 ///
-/// Modules, biases and rows of tokens that adapters train beside their factors are combined by the same method, as differences
-/// from the base, which is needed then.
+/// Modules, biases and token rows that adapters train besides their factors are combined by the same method, as
+/// differences from the base, which is then required.
 ///
 /// # Errors
-/// [`Error::Problems`] with everything that stands in the way; values that are not finite, and the operating system's answers.
+/// Returns [`Error::Problems`] with all problems, and an error for non-finite values or if reading or writing fails.
 pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result<CombineReport, Error> {
     let (dirs, options) = in_order(dirs, options);
     let adapters = open(&dirs)?;

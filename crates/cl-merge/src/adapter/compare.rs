@@ -1,4 +1,4 @@
-//! How two adapters differ, module by module.
+//! Comparison of two adapters, module by module.
 
 use std::path::{Path, PathBuf};
 
@@ -12,27 +12,27 @@ use crate::Error;
 use crate::diff::cosine;
 use crate::methods::Undefined;
 
-/// Two adapters compared.
+/// Comparison of two adapters.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterDiff {
-    /// Modules that both have, by name.
+    /// Modules of both adapters, by name.
     pub modules: Vec<ModuleDiff>,
-    /// All modules together, those that only one has included, with means of the overlaps of shared ones.
+    /// All modules together, including those of only one adapter; overlaps are means over common modules.
     pub total: ModuleDiff,
-    /// Modules that only the first has.
+    /// Modules of only the first adapter.
     pub only_a: Vec<String>,
-    /// Modules that only the second has.
+    /// Modules of only the second adapter.
     pub only_b: Vec<String>,
-    /// What one should know.
+    /// Notes.
     pub notes: Vec<String>,
 }
 
-/// How one module differs.
+/// Comparison of one module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleDiff {
-    /// Its name; empty for all together.
+    /// Its name; empty for all modules together.
     pub module: String,
-    /// `‖ΔW_a‖`, scaling included.
+    /// `‖ΔW_a‖`, including the scaling.
     pub norm_a: f64,
     /// `‖ΔW_b‖`.
     pub norm_b: f64,
@@ -40,17 +40,16 @@ pub struct ModuleDiff {
     pub norm_diff: f64,
     /// `⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖·‖ΔW_b‖)`; 1 where both are zero.
     pub cosine: f64,
-    /// [`overlap`] of the spaces that the rows of A span: what inputs are looked at.
+    /// [`overlap`] of the row spaces of A: the input directions.
     pub overlap_a: f64,
-    /// [`overlap`] of the spaces that the columns of B span: what outputs are changed.
+    /// [`overlap`] of the column spaces of B: the output directions.
     pub overlap_b: f64,
 }
 
-/// How much the spaces have in common that the rows of two matrices span: `‖QᵀQ'‖²_F / min(r, r')` with orthonormal bases `Q`
-/// and `Q'`, the mean squared cosine of their principal angles. 0 for orthogonal spaces, 1 where one contains the other, and 0
-/// where one is empty.
+/// Overlap of the row spaces of two matrices: `‖QᵀQ'‖²_F / min(r, r')` with orthonormal bases `Q` and `Q'`, the mean
+/// squared cosine of their principal angles. 0 for orthogonal spaces and if one is empty, 1 if one contains the other.
 ///
-/// `a` and `b` are row-major with so many columns; directions of less than 1e-6 of the largest do not count.
+/// `a` and `b` are row-major with this number of columns; directions smaller than 1e-6 of the largest are ignored.
 ///
 /// ```
 /// use cl_merge::adapter::overlap;
@@ -61,7 +60,7 @@ pub struct ModuleDiff {
 /// ```
 ///
 /// # Errors
-/// [`Error::Undefined`] for values that are no rows of this length or that are not finite.
+/// Returns [`Error::Undefined`] for values that are not rows of this length or not finite.
 pub fn overlap(a: &[f32], b: &[f32], columns: usize) -> Result<f64, Error> {
     let undefined = |kind: Undefined| Error::Undefined { tensor: "rows".to_owned(), method: "overlap", kind };
     for values in [a, b] {
@@ -84,10 +83,11 @@ fn of_bases(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     if least == 0 { 0.0 } else { (a.transpose() * b).squared_norm_l2() / least as f64 }
 }
 
-/// Compares two adapters through their factors; no product of these is formed.
+/// Compares two adapters from their factors, without forming their product.
 ///
 /// # Errors
-/// [`Error::Problems`] for adapters whose modules have different shapes; those of opening and reading.
+/// Returns [`Error::Problems`] if a module has different shapes in the two adapters, and an error if opening or reading
+/// fails.
 pub fn compare(a: &Path, b: &Path) -> Result<AdapterDiff, Error> {
     let adapters = open(&[PathBuf::from(a), PathBuf::from(b)])?;
     let mut problems = Vec::new();

@@ -1,9 +1,9 @@
 //! The leading singular triplets of a dense matrix.
 //!
-//! Small matrices are decomposed exactly, and so are those of which many triplets are asked for, through the eigenvectors of
-//! their smaller Gram matrix. For others a random subspace is improved by power iterations until the energy in it stands still
-//! (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithms 4.4 and 5.1), from a fixed seed. All of it
-//! is on one thread, so that results have the same bits for any number of threads.
+//! Small matrices, and those of which many triplets are requested, are decomposed exactly through the eigenvectors of
+//! their smaller Gram matrix. For others, a random subspace is improved by power iterations until its energy stops
+//! changing (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithms 4.4 and 5.1), with a
+//! fixed seed. Everything runs on one thread, so that results have the same bits for any number of threads.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
@@ -52,20 +52,20 @@ fn width(shape: [usize; 2], rank: usize) -> usize {
     if short <= EXACT { short } else { (rank + OVERSAMPLING.max(rank)).min(short) }
 }
 
-/// The nearest matrix of at most some rank: `uᵀ·v`.
+/// The nearest matrix of at most a given rank: `uᵀ·v`.
 pub struct Truncated {
-    /// `(rank, rows)`, row-major: left singular vectors times the roots of their singular values.
+    /// `(rank, rows)`, row-major: left singular vectors times the square roots of their singular values.
     pub u: Vec<f32>,
-    /// `(rank, columns)`, row-major: right singular vectors times the roots.
+    /// `(rank, columns)`, row-major: right singular vectors times the square roots.
     pub v: Vec<f32>,
     /// Squared Frobenius norm of the matrix.
     pub energy: f64,
-    /// That of what was cut off.
+    /// Squared Frobenius norm of the truncated part.
     pub lost: f64,
 }
 
-/// Cuts a matrix `(rows, columns)`, row-major, to its `rank` largest singular values, fewer where it has fewer; decomposed in f64.
-/// `tensor` names it in errors.
+/// Truncates a matrix `(rows, columns)`, row-major, to its `rank` largest singular values, or fewer if it has fewer;
+/// decomposed in f64. `tensor` is its name in errors.
 ///
 /// ```
 /// let matrix = [3.0, 0.0, 0.0, 0.0, 2.0, 0.0]; // singular values 3 and 2

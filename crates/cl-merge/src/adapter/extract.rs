@@ -1,4 +1,4 @@
-//! A low-rank adapter of the difference between a tuned model and its base.
+//! Extracts a low-rank adapter from the difference between a fine-tuned model and its base.
 
 use std::path::Path;
 
@@ -20,22 +20,22 @@ use crate::recipe::config::FloatType;
 use crate::run::budget::{Budget, FIXED};
 use crate::tensor::{READ, TensorGroup, Values, is_float, kernels};
 
-/// How an adapter is extracted.
+/// Options for extracting an adapter.
 #[derive(Clone, Debug)]
 pub struct ExtractOptions {
-    /// Rank of every module at most.
+    /// Maximum rank of each module.
     pub rank: usize,
-    /// Modules by name or by the last parts of names; none for all linear layers but the head.
+    /// Modules by name or name suffix; if empty, all linear layers except the head.
     pub targets: Vec<String>,
-    /// Element type of the output.
+    /// Dtype of the output.
     pub dtype: FloatType,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. The result does not depend on it.
     pub threads: usize,
-    /// Bytes that may be held.
+    /// Memory limit in bytes.
     pub memory: usize,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
-    /// A request to stop.
+    /// Stop request.
     pub interrupt: Interrupt,
 }
 
@@ -54,7 +54,7 @@ impl Default for ExtractOptions {
     }
 }
 
-/// A tensor that differs and is not in the adapter.
+/// A tensor that differs but is not part of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Untouched {
     /// Its name.
@@ -63,26 +63,26 @@ pub struct Untouched {
     pub norm: f64,
 }
 
-/// What extracting did.
+/// Report of an extraction.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExtractReport {
-    /// By name.
+    /// Modules by name.
     pub modules: Vec<ModuleReport>,
     /// All modules together; its rank is the largest.
     pub total: ModuleReport,
-    /// What the adapter leaves out.
+    /// Tensors that differ but are not part of the adapter.
     pub untouched: Vec<Untouched>,
-    /// Numbers in the factors that were written.
+    /// Number of elements in the factors.
     pub parameters: usize,
-    /// What one should know.
+    /// Notes.
     pub notes: Vec<String>,
 }
 
-/// Writes the adapter `B·A ≈ W_tuned − W_base` of every module, cut to a rank by its singular values.
+/// Writes an adapter with `B·A ≈ W_tuned − W_base` for every module, truncated to a rank by singular values.
 ///
 /// # Errors
-/// [`Error::Problems`] for models that are not of one shape, or that do not differ in the modules that are asked for; values
-/// that are not finite; the operating system's answers.
+/// Returns [`Error::Problems`] if the models have different shapes or do not differ in the requested modules, and an
+/// error for non-finite values or if reading or writing fails.
 pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) -> Result<ExtractReport, Error> {
     let (base, tuned) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
     let mut problems = shape_problems(&base, &tuned);

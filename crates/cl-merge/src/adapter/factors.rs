@@ -1,8 +1,8 @@
-//! What PEFT's `add_weighted_adapter` does: methods on A and B apart.
+//! PEFT's `add_weighted_adapter`: methods applied to A and B separately.
 //!
-//! With `u = √|w·s|` the new A is a merge of `sign(w·s)·uᵢAᵢ` and the new B one of `uᵢBᵢ`, so that a lone adapter keeps its
-//! `w·s·B·A`. Of several, the product of the two holds terms `BᵢAⱼ` across adapters too. Signs are elected without weights, and
-//! sums are divided by the number of those who take part (PEFT 0.9 to 0.21; negative weights as since 0.18).
+//! With `u = √|w·s|`, the new A is a merge of `sign(w·s)·uᵢAᵢ` and the new B one of `uᵢBᵢ`, so that a single adapter
+//! keeps its `w·s·B·A`. With several adapters, the product has cross terms `BᵢAⱼ`. Signs are elected without weights,
+//! and sums are divided by the number of adapters that contribute (PEFT 0.9 to 0.21; negative weights as since 0.18).
 
 use super::low_rank::LowRank;
 use super::options::CombineOptions;

@@ -1,4 +1,4 @@
-//! Adapters added to their base.
+//! Folds adapters into their base.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,22 +22,23 @@ use crate::methods::Undefined;
 use crate::problem::{AdapterProblem, Place, Problem};
 use crate::tensor::copy_bytes;
 
-/// How adapters are folded.
+/// Options for folding adapters.
 #[derive(Clone, Debug)]
 pub struct FoldOptions {
-    /// One for each adapter; none for ones.
+    /// One weight per adapter; 1 if empty.
     pub weights: Vec<f64>,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. The result does not depend on it.
     pub threads: usize,
-    /// Bytes of tensors in one file.
+    /// Maximum number of tensor bytes per file.
     pub max_shard_size: u64,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
-    /// A request to stop.
+    /// Stop request.
     pub interrupt: Interrupt,
-    /// Fold adapters whose manifests say that they were made for another base.
+    /// Whether to accept adapters whose manifests name another base.
     pub ignore_base: bool,
-    /// Also compute what folding one after another gives, rounded each time, and report how far that is.
+    /// Whether to also compute the result of folding one adapter after another, rounded each time, and report the
+    /// difference.
     pub drift: bool,
 }
 
@@ -56,60 +57,60 @@ impl Default for FoldOptions {
     }
 }
 
-/// What folding did.
+/// Report of folding.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FoldReport {
-    /// Matrices that changed.
+    /// Number of changed matrices.
     pub folded: usize,
-    /// Tensors copied byte for byte.
+    /// Number of tensors copied byte for byte.
     pub copied: usize,
-    /// Largest absolute difference between the sum and what was stored.
+    /// Largest absolute difference between the sum and the stored value.
     pub max_rounding_error: f64,
-    /// Whether embeddings and head, one tensor in the base, are two in the output, because only one of them was adapted or
-    /// each has its own update.
+    /// Whether embedding and head, tied in the base, are separate tensors in the output, because only one of them was
+    /// adapted or each has its own update.
     pub untied: bool,
-    /// What folding one adapter after another would change, where it was asked for.
+    /// Difference from folding one adapter after another, if requested.
     pub drift: Option<Drift>,
-    /// What one should know.
+    /// Notes.
     pub notes: Vec<String>,
 }
 
-/// The difference between folding adapters one after another, rounded to the base's dtype each time, and their sum rounded
+/// Difference between folding adapters one after another, rounded to the base's dtype each time, and their sum rounded
 /// once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Drift {
-    /// By name.
+    /// Modules by name.
     pub modules: Vec<ModuleDrift>,
-    /// All together.
+    /// All modules together.
     pub total: ModuleDrift,
 }
 
-/// Drift of one module, or of all together.
+/// Drift of one module, or of all modules together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleDrift {
-    /// Its name; empty for all together.
+    /// Its name; empty for all modules together.
     pub module: String,
-    /// Largest difference of an entry.
+    /// Largest difference of an element.
     pub max: f64,
-    /// Mean of the differences' magnitudes.
+    /// Mean absolute difference.
     pub mean: f64,
     /// `‖difference‖ / ‖Σ ΔW‖`.
     pub relative: f64,
-    /// How far the sum rounded once is from the exact one, over `‖Σ ΔW‖`.
+    /// Error of the sum rounded once, relative to `‖Σ ΔW‖`.
     pub once: f64,
-    /// How far folding one after another is from the exact sum, over `‖Σ ΔW‖`.
+    /// Error of folding one after another, relative to `‖Σ ΔW‖`.
     pub repeated: f64,
-    /// Entries that differ.
+    /// Number of elements that differ.
     pub differing: usize,
-    /// Entries.
+    /// Number of elements.
     pub elements: usize,
 }
 
-/// Writes `base + Σ scalingᵢ·BᵢAᵢ` as a model directory in the base's dtypes: [`fold_with`] with weights of one, for adapters
-/// of whatever base, as those of a sequence of rounds are.
+/// Writes `base + Σ scalingᵢ·BᵢAᵢ` as a model directory in the base's dtypes: [`fold_with`] with weights of 1, for
+/// adapters of any base, such as those of a sequence of rounds.
 ///
 /// # Errors
-/// Returns an error as [`fold_with`] does.
+/// Returns the errors of [`fold_with`].
 pub fn fold(
     base: &Checkpoint,
     adapters: &[Adapter],
@@ -123,17 +124,17 @@ pub fn fold(
 
 /// Writes `base + Σ weightᵢ·scalingᵢ·BᵢAᵢ` as a model directory in the base's dtypes.
 ///
-/// The sum over all adapters is taken in f64 and rounded once, to nearest even, so that the adapters of a whole sequence of
-/// rounds cost one rounding, not one a round. Tensors without an adapter are copied byte for byte, and so are tokenizer and
-/// config. A DoRA adapter is folded alone: `m · (W + s·BA) / ‖W + s·BA‖`, norms taken over rows, of an embedding over columns
-/// (Liu et al., arXiv 2402.09353, as PEFT merges it).
+/// The sum over all adapters is computed in f64 and rounded once, to nearest even, so that the adapters of a whole
+/// sequence of rounds are rounded only once. Tensors without an adapter are copied byte for byte, and so are tokenizer
+/// and config. A DoRA adapter can only be folded alone: `m · (W + s·BA) / ‖W + s·BA‖`, with norms over rows, or over
+/// columns for an embedding (Liu et al., arXiv 2402.09353, as PEFT merges it).
 ///
-/// Where embeddings and head are one tensor in the base, an adapter on either changes that use alone: both are written, and
+/// If embedding and head are tied in the base, an adapter on one of them changes only that one: both are written, and
 /// `tie_word_embeddings` becomes false.
 ///
 /// # Errors
-/// [`Error::Problems`] for adapters that do not fit; values that are not finite or that the base's dtype cannot hold; the
-/// operating system's answers.
+/// Returns [`Error::Problems`] for adapters that do not fit the base, and an error for values that are not finite or
+/// outside the range of the base's dtype, or if reading or writing fails.
 pub fn fold_with(
     base: &Checkpoint,
     adapters: &[Adapter],

@@ -1,4 +1,4 @@
-//! A model with an adapter on it, `base + s·B·A`, computed as it is read and written nowhere.
+//! A model with an adapter applied, `base + s·B·A`, computed while it is read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What an adapter is, in numbers.
+//! Description of an adapter.
 
 use std::path::Path;
 
@@ -10,54 +10,54 @@ use super::low_rank::LowRank;
 use super::set::Set;
 use crate::Error;
 
-/// An adapter described.
+/// Description of an adapter.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterInfo {
     /// Its directory.
     pub path: String,
     /// `LORA`.
     pub kind: String,
-    /// Whether rows have magnitudes of their own.
+    /// Whether it is a DoRA adapter, with a magnitude per row.
     pub dora: bool,
     /// Whether the scaling is `alpha / √r`.
     pub rslora: bool,
-    /// Where the base model was.
+    /// Path or name of the base model.
     pub base: Option<String>,
-    /// Rank where no pattern says otherwise.
+    /// Rank of modules without a pattern.
     pub r: usize,
-    /// Alpha where no pattern says otherwise.
+    /// Alpha of modules without a pattern.
     pub alpha: f64,
-    /// Ranks of modules that differ.
+    /// Ranks of other modules, by pattern.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas of modules that differ.
+    /// Alphas of other modules, by pattern.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Which modules are adapted.
+    /// Target modules.
     pub targets: Option<TargetModules>,
-    /// Numbers in all tensors.
+    /// Number of elements in all tensors.
     pub parameters: usize,
-    /// Element types of factors.
+    /// Dtypes of the factors.
     pub dtypes: Vec<String>,
-    /// What gives the adapter more meaning than this tool knows; such an adapter can be described only.
+    /// A feature that is not supported; the adapter can only be described.
     pub unsupported: Option<String>,
-    /// What it was made from, where a manifest says so.
+    /// Sources according to the manifest, if there is one.
     pub sources: Vec<Source>,
-    /// By name.
+    /// Modules by name.
     pub modules: Vec<ModuleInfo>,
-    /// What is stored beside factors and magnitudes.
+    /// Other tensors, besides factors and magnitudes.
     pub beside: Vec<BesideInfo>,
     /// `‖ΔW‖` over all modules.
     pub norm: f64,
 }
 
-/// A tensor beside the factors.
+/// A tensor that is not a factor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BesideInfo {
-    /// The base's tensor that it stands for or changes.
+    /// The base tensor that it replaces or changes.
     pub tensor: String,
-    /// What it is, by PEFT's key: `modules_to_save`, `bias`, `lora_bias`, `trainable_token_indices`; `not trained` for a copy of
-    /// the base's own.
+    /// PEFT's key for it: `modules_to_save`, `bias`, `lora_bias` or `trainable_token_indices`; `not trained` for a copy
+    /// of the base's tensor.
     pub kind: &'static str,
-    /// Shape of what is stored.
+    /// Its shape.
     pub shape: Vec<usize>,
 }
 
@@ -68,23 +68,23 @@ pub struct ModuleInfo {
     pub module: String,
     /// Whether it is an embedding.
     pub embedding: bool,
-    /// Rows and columns of the weight.
+    /// Shape of the weight: rows, columns.
     pub shape: [usize; 2],
     /// Rank of the factors.
     pub rank: usize,
-    /// What `B·A` is multiplied by.
+    /// Scaling of `B·A`.
     pub scaling: f64,
-    /// `‖ΔW‖`, scaling included; of DoRA without the magnitudes.
+    /// `‖ΔW‖`, including the scaling; for DoRA without the magnitudes.
     pub norm: f64,
-    /// `exp(−Σ pᵢ ln pᵢ)` with `pᵢ = σᵢ / Σσ`: how many directions the update has, weighed by their size (Roy and Vetterli,
-    /// "The effective rank", 2007). Zero of an update of zeros.
+    /// Effective rank `exp(−Σ pᵢ ln pᵢ)` with `pᵢ = σᵢ / Σσ` (Roy and Vetterli, "The effective rank", 2007). Zero if
+    /// the update is zero.
     pub effective_rank: f64,
 }
 
-/// Describes an adapter. No product of its factors is formed.
+/// Describes an adapter, without forming the product of its factors.
 ///
 /// # Errors
-/// Returns an error if the adapter cannot be read or holds values that are not finite.
+/// Returns an error if the adapter cannot be read or contains non-finite values.
 pub fn info(dir: &Path) -> Result<AdapterInfo, Error> {
     let adapters = [Adapter::open(dir)?];
     let adapter = &adapters[0];

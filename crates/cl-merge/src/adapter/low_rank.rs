@@ -1,7 +1,7 @@
-//! Products of two thin matrices, taken apart without ever being formed.
+//! Decomposition of products of two thin matrices, without forming the product.
 //!
-//! With `L = Q₁R₁` and `R = Q₂R₂` (Householder, in f64) the product `L·Rᵀ` has the singular values of the core `R₁·R₂ᵀ`, whose
-//! sides are ranks, and `Q₁`, `Q₂` turn the core's singular vectors into those of the product.
+//! With `L = Q₁R₁` and `R = Q₂R₂` (Householder, in f64), the product `L·Rᵀ` has the singular values of the core
+//! `R₁·R₂ᵀ`, whose sides are ranks; `Q₁` and `Q₂` map the core's singular vectors to those of the product.
 
 use cl_checkpoint::{Dtype, LayerKind, convert};
 use faer::dyn_stack::{MemBuffer, MemStack};

@@ -1,4 +1,4 @@
-//! Which method a name means for adapters, and the merge of one module's dense updates.
+//! Selection of the method for adapters, and the merge of one module's dense updates.
 
 use cl_checkpoint::TensorSource;
 use serde_json::Value;

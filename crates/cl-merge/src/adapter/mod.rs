@@ -1,14 +1,16 @@
-//! Low-rank adapters: combined, folded into their base, extracted from a tuned model, described and compared.
+//! Low-rank adapters: combining, folding into the base, extracting from a fine-tuned model, describing and comparing.
 //!
-//! An adapter is a PEFT directory. Of every module it changes the weight by `ΔW = s·B·A` (of an embedding by its transpose),
-//! with `s` the scaling that ranks, alphas, patterns and rsLoRA give. Everything here works on `ΔW`, never on `A` and `B`
-//! apart, except for [`Space::Factors`], which is there to do what PEFT does. Nothing forms a product of two large matrices
-//! where ranks allow to do without: norms, inner products and singular values come from QR decompositions of the factors.
+//! An adapter is a PEFT directory. It changes the weight of each of its modules by `ΔW = s·B·A` (of an embedding by its
+//! transpose), where the scaling `s` follows from ranks, alphas, patterns and rsLoRA. Everything here works on `ΔW`,
+//! never on `A` and `B` separately, except for [`Space::Factors`], which reproduces PEFT. Products of two large
+//! matrices are avoided where possible: norms, inner products and singular values are computed from QR decompositions
+//! of the factors.
 //!
-//! What an adapter trains beside its factors (PEFT's `modules_to_save`, `bias`, `lora_bias`, `trainable_token_indices`) counts as
-//! its difference from the base's values, and is folded and combined like an update.
+//! Other parameters that an adapter trains (PEFT's `modules_to_save`, `bias`, `lora_bias`, `trainable_token_indices`)
+//! are treated as differences from the base's values, and folded and combined like updates.
 //!
-//! A module that an adapter lacks has `ΔW = 0` in it, so any mix of ranks, scalings and targets can be combined.
+//! If an adapter lacks a module, its `ΔW` is 0 there, so adapters with any ranks, scalings and target modules can be
+//! combined.
 
 mod card;
 #[cfg(feature = "cli")]

@@ -6,57 +6,59 @@ use serde::{Deserialize, Serialize};
 use crate::methods::Profile;
 use crate::recipe::config::{FloatType, Parameters};
 
-/// What is combined.
+/// The quantity that is combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Space {
-    /// The updates `ΔW = s·B·A`, as the methods' papers mean it.
+    /// The updates `ΔW = s·B·A`, as in the methods' papers.
     #[default]
     Delta,
-    /// The factors A and B apart, each times `√(w·s)`, as PEFT does. Their product has terms `BᵢAⱼ` across adapters.
+    /// The factors A and B separately, each times `√(w·s)`, as in PEFT. Their product has cross terms `BᵢAⱼ`.
     Factors,
 }
 
-/// How adapters are combined.
+/// Options for combining adapters.
 #[derive(Clone, Debug)]
 pub struct CombineOptions {
-    /// `cat`, `linear`, `magnitude_prune`, or a method of [`crate::METHODS`] that works on task vectors; `-` counts as `_`.
+    /// `cat`, `linear`, `magnitude_prune`, or a method of [`crate::METHODS`] for task vectors; `-` and `_` are
+    /// equivalent.
     pub method: String,
-    /// One for each adapter; none for ones.
+    /// One weight per adapter; 1 if empty.
     pub weights: Vec<f64>,
-    /// Names of the adapters, one each; none for their directories as given. They key random masks and decide the order in which
-    /// sums are taken, so that with names a result does not depend on where the adapters are.
+    /// One name per adapter; by default their paths as given. Names are the keys of random masks and determine the
+    /// order of summation, so with names the result does not depend on paths.
     pub names: Vec<String>,
-    /// One for all adapters, or one for each; none for the method's default.
+    /// Fraction of entries to keep: one for all adapters, or one per adapter; the method's default if empty.
     pub density: Vec<f64>,
     /// Other parameters of the method.
     pub parameters: Parameters,
-    /// Rank of the output at most. Without it sums keep all ranks, and other methods are cut to the largest rank of an input.
+    /// Maximum rank of the output. By default, sums keep the full rank, and other methods the largest rank of an input.
     pub rank: Option<usize>,
-    /// What is combined.
+    /// The quantity that is combined.
     pub space: Space,
-    /// Whose definitions hold where nothing is set.
+    /// Which definitions are the defaults.
     pub profile: Profile,
-    /// Key of random masks.
+    /// Random seed of masks.
     pub seed: u64,
-    /// Model directory that the adapters were made for; modules and shapes are checked against it.
+    /// Base model directory, to check modules and shapes.
     pub base: Option<PathBuf>,
-    /// Take adapters whose manifests say that they were made for different bases.
+    /// Whether to accept adapters whose manifests name different bases.
     pub ignore_base: bool,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. The result does not depend on it.
     pub threads: usize,
-    /// Bytes that may be held.
+    /// Memory limit in bytes.
     pub memory: usize,
-    /// Element type of the output.
+    /// Dtype of the output.
     pub dtype: FloatType,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
-    /// A request to stop.
+    /// Stop request.
     pub interrupt: Interrupt,
 }
 
 impl Space {
-    /// Where the paper's code ran a method: PEFT's `ties` and `dare_ties` see A and B, sums are of whole models.
+    /// The space in which the paper's code applied a method: PEFT's `ties` and `dare_ties` use A and B, sums use whole
+    /// models.
     pub fn of_paper(method: &str) -> Space {
         match method.replace('-', "_").as_str() {
             "ties" | "dare_ties" => Space::Factors,

@@ -1,4 +1,4 @@
-//! A PEFT directory of new factors, as PEFT itself loads it.
+//! Writes new factors as a PEFT directory.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,50 +2,50 @@ use serde::Serialize;
 
 use super::options::Space;
 
-/// What was written of a module, or of all together.
+/// Result for one module, or for all modules together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleReport {
-    /// Its name; empty for all together.
+    /// Its name; empty for all modules together.
     pub module: String,
     /// Rank of the output.
     pub rank: usize,
-    /// `‖ΔW‖` before it was cut and rounded.
+    /// `‖ΔW‖` before truncation and rounding.
     pub norm: f64,
-    /// `‖kept‖² / ‖ΔW‖²`; 1 where nothing was to be kept. In the space of factors the energy of what was written against
-    /// that of the weighted sum `Σ wᵢΔWᵢ`.
+    /// `‖kept‖² / ‖ΔW‖²`; 1 if the update is zero. With factors, the energy of the written update relative to that of
+    /// the weighted sum `Σ wᵢΔWᵢ`.
     pub energy: f64,
-    /// `‖ΔW − written‖ / ‖ΔW‖`, rounding included. In the space of factors the distance from the weighted sum.
+    /// `‖ΔW − written‖ / ‖ΔW‖`, including rounding. With factors, the distance from the weighted sum.
     pub relative_error: f64,
 }
 
-/// What combining did.
+/// Report of a combination.
 #[derive(Clone, Debug, Serialize)]
 pub struct CombineReport {
     /// The method.
     pub method: String,
-    /// What was combined.
+    /// The quantity that was combined.
     pub space: Space,
-    /// The adapters, in the order in which they were taken.
+    /// The adapters, in the order of computation.
     pub adapters: Vec<String>,
-    /// By name.
+    /// Modules by name.
     pub modules: Vec<ModuleReport>,
     /// All modules together; its rank is the largest.
     pub total: ModuleReport,
-    /// What was trained beside the factors and was combined, too.
+    /// Other trained tensors that were combined.
     pub whole: Vec<WholeReport>,
-    /// Numbers in the tensors that were written.
+    /// Number of elements written.
     pub parameters: usize,
-    /// What one should know.
+    /// Notes.
     pub notes: Vec<String>,
 }
 
-/// A tensor beside the factors that was written.
+/// A combined tensor that is not a factor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WholeReport {
     /// Its name in the base.
     pub tensor: String,
-    /// Shape of what was written.
+    /// Its shape.
     pub shape: Vec<usize>,
-    /// Norm of the difference from the base's values; of an update's own bias its norm.
+    /// Norm of the difference from the base's values; for the bias of an update, its norm.
     pub norm: f64,
 }

@@ -1,4 +1,4 @@
-//! Opened adapters side by side: which modules they change, and whether they belong together.
+//! Several opened adapters: their modules, and whether they are compatible.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -15,7 +15,7 @@ use crate::tensor::is_float;
 /// Opens adapters.
 ///
 /// # Errors
-/// Returns [`Error::Problems`] with everything that is wrong with any of them.
+/// Returns [`Error::Problems`] with all problems of all adapters.
 pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
     let (mut adapters, mut problems) = (Vec::new(), Vec::new());
     for dir in dirs {

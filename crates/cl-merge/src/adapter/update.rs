@@ -1,4 +1,4 @@
-//! The update of one module by one adapter, in the layout of the weight, and its entries on demand.
+//! The update of one module by one adapter, in the layout of the weight, with entries computed on demand.
 
 use cl_checkpoint::{Dtype, LayerKind, TensorInfo, TensorSource};
 

@@ -1,6 +1,6 @@
-//! What adapters train beside their factors: tensors of the base that get new values, whole or in some rows.
+//! Tensors of the base that adapters train besides their factors, in full or in some rows.
 //!
-//! Such a tensor counts as its difference from the base's, so that it is weighted and merged as updates are.
+//! Such a tensor is treated as its difference from the base's, so that it is weighted and merged like an update.
 
 use std::ops::Range;
 

@@ -5,15 +5,16 @@ use crate::Error;
 use crate::tensor::select::keep_largest;
 use crate::tensor::{Piece, TensorGroup};
 
-/// Takes the model's entries that matter most, the base's elsewhere: `θ = θ₀ + δ · [s ≥ q₂ + 1.5 (q₃ − q₁)]` with importances
-/// `s = |δ| · KL(softmax(θ₁ row) ‖ softmax(θ₀ row))` and their quartiles `q` over the tensor.
+/// Uses the most important entries of the model, and the base elsewhere: `θ = θ₀ + δ · [s ≥ q₂ + 1.5 (q₃ − q₁)]` with
+/// importances `s = |δ| · KL(softmax(θ₁ row) ‖ softmax(θ₀ row))` and their quartiles `q` over the tensor.
 ///
-/// Arcee's fusion in mergekit. Each softmax gets 1e-8 added, rows are along the last dimension, and the quartile `q` of `n` sorted
-/// importances is the one with index `⌊q (n−1)⌋`. mergekit estimates quartiles of tensors above a million entries from a sample; here
-/// they are exact. It computes the divergence, a small difference of nearly equal numbers, in f32, where rounding can make it
-/// negative; here it is computed in f64 and at least 0.
+/// Arcee's fusion in mergekit. 1e-8 is added to each softmax, rows are along the last dimension, and the quartile `q`
+/// of `n` sorted importances is the one with index `⌊q (n−1)⌋`. mergekit estimates the quartiles of tensors with more
+/// than a million entries from a sample; here they are exact. mergekit computes the divergence, a small difference of
+/// nearly equal numbers, in f32, where rounding can make it negative; here it is computed in f64 and at least 0.
 ///
-/// Where at least three quarters of the importances are zero, as where few entries differ, the threshold is zero and everything is taken.
+/// If at least three quarters of the importances are zero, for example because few entries differ, the threshold is
+/// zero and all differences are used.
 #[derive(Clone, Debug)]
 pub struct ArceeFusion;
 

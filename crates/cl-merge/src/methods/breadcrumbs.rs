@@ -32,8 +32,7 @@ pub(super) const TIES: MethodInfo = MethodInfo {
 };
 
 const GAMMA: ParameterInfo =
-    ParameterInfo::number("gamma", "share of a task vector's largest entries that is cut off", "0 to 1", SHARE)
-        .per_model();
+    ParameterInfo::number("gamma", "fraction of a task vector's largest entries to drop", "0 to 1", SHARE).per_model();
 
 #[derive(Deserialize)]
 struct Settings {

@@ -9,7 +9,7 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// Task arithmetic without the entries that only one task, or none, has a use for:
+/// Task arithmetic without the entries that are relevant to at most one task:
 /// `θ = θ₀ + λ τ · [Σᵢ mᵢ ≥ k]`, `τ = Σᵢ δᵢ`, with the masks `mᵢ = [|δᵢ| ≥ tᵢ · |τ − δᵢ|]`.
 ///
 /// Wang et al., "Localizing Task Information for Improved Model Merging and Compression" (TALL-masks, Consensus Merging), arXiv
@@ -19,11 +19,12 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 pub struct ConsensusMerging {
     /// λ, the scale of the sum; any number.
     pub lambda: f64,
-    /// Thresholds `tᵢ` of the masks, one per model; at least 0, larger ones keep fewer entries. The paper searches 0.2 to 0.6.
+    /// Thresholds `tᵢ` of the masks, one per model; at least 0, larger values keep fewer entries. The paper searches
+    /// 0.2 to 0.6.
     pub tall_lambda: Vec<f64>,
-    /// How many tasks have to need an entry, `k`: 2 drops what one task or none needs, 0 drops nothing.
+    /// Minimum number `k` of masks that contain an entry: 2 drops entries in one mask or none, 0 drops nothing.
     pub min_agree: usize,
-    /// Instead of the consensus, the entries that this model's mask keeps: its task taken back out of the sum (with λ = 1).
+    /// Applies the mask of this model instead of the consensus, which extracts its task from the sum (with λ = 1).
     pub only: Option<usize>,
 }
 
@@ -35,17 +36,18 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     own_parameters: &[
         ParameterInfo::number(
             "mask_threshold",
-            "an entry is a task's own when it is at least so many times what the others add",
+            "minimum ratio of a task's entry to the sum of the others for its mask",
             "at least 0",
             (0.0, f64::MAX),
         )
         .per_model(),
-        ParameterInfo::number("min_agree", "tasks whose masks have to agree on an entry", "1 or more", (1.0, f64::MAX)),
-        ParameterInfo::choice(
-            "only",
-            "instead of the consensus, what this model's own mask keeps",
-            "a model as written",
+        ParameterInfo::number(
+            "min_agree",
+            "minimum number of masks that contain an entry",
+            "1 or more",
+            (1.0, f64::MAX),
         ),
+        ParameterInfo::choice("only", "use the mask of this model instead of the consensus", "a model as written"),
     ],
     defaults: |_| Defaults::new().with("lambda", 1.0).with("mask_threshold", 0.4).with("min_agree", 2),
     ..MethodInfo::new("consensus", build)

@@ -33,7 +33,7 @@ pub(super) const LINEAR: MethodInfo = MethodInfo {
 
 const EPSILON: ParameterInfo = ParameterInfo::number(
     "epsilon",
-    "half of the span of probabilities around density",
+    "half of the range of keep probabilities around density",
     "0 to 1, density ± epsilon within 0 to 1",
     SHARE,
 )

@@ -1,7 +1,7 @@
-//! Merges that are linear combinations of whole vectors, with coefficients made of inner products only.
+//! Merges that are linear combinations of whole vectors, with coefficients that depend only on inner products.
 //!
-//! Norms, angles and means on a sphere are functions of the Gram matrix. So a tensor is read once for that matrix and once for the
-//! sum, whatever happens in between, and no tensor is held.
+//! Norms, angles and means on a sphere are functions of the Gram matrix. A tensor is therefore read once for that
+//! matrix and once for the sum, and never held in memory as a whole.
 
 use super::method::MergePieces;
 use crate::Error;

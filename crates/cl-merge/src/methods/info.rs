@@ -1,4 +1,4 @@
-//! What a method says of itself, and how it is made of settings.
+//! Description of a method, and its construction from settings.
 
 use cl_checkpoint::Profile;
 use std::ops::RangeInclusive;
@@ -8,55 +8,55 @@ use super::parameters::{ParameterInfo, SHARED};
 use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 
-/// Whether a method has a base.
+/// Whether and how a method uses a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// It needs one.
+    /// A base is required.
     Required,
-    /// It is about task vectors with one and about models without.
+    /// With a base, the method merges task vectors; without one, models.
     Optional,
-    /// A base is one more input.
+    /// A base is an additional input.
     Input,
 }
 
-/// Makes the method that merges one tensor; the error says what is missing or wrong in the settings.
+/// Constructs the method for one tensor; returns an error for missing or invalid settings.
 pub type Build = fn(&TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError>;
 
-/// One method: what a merge file calls it, what it takes, and how it is made.
+/// Description of a method: name, inputs, parameters and constructor.
 #[derive(Clone, Debug)]
 pub struct MethodInfo {
-    /// Name in files.
+    /// Its name in files.
     pub name: &'static str,
-    /// Name in texts.
+    /// Its display name.
     pub title: &'static str,
-    /// Where it comes from.
+    /// Its source.
     pub paper: &'static str,
-    /// What it computes.
+    /// Its formula.
     pub formula: &'static str,
     /// Whether it has a base.
     pub base: Base,
-    /// How many models it takes, the base not counted.
+    /// Allowed numbers of models, not counting the base.
     pub models: RangeInclusive<usize>,
     /// Names of its parameters.
     pub parameters: &'static [&'static str],
-    /// Those of them that are not in the table of parameters that methods share.
+    /// Parameters that are not in the table of shared parameters.
     pub own_parameters: &'static [ParameterInfo],
-    /// Whether the order of models means something. Where it does not, models are taken in the order of their names, so that
-    /// the order in a file does not change a bit.
+    /// Whether the order of models matters. If not, models are sorted by name, so that their order in a file does not
+    /// change the result.
     pub ordered: bool,
-    /// Whether it decomposes matrices, and allocates large blocks again and again for it.
+    /// Whether it decomposes matrices, which repeatedly allocates large blocks.
     pub decomposes: bool,
-    /// Whether it merges the updates of adapters too, which have no weights of a base beneath them.
+    /// Whether it can also merge updates of adapters, without base weights.
     pub for_updates: bool,
-    /// What holds where a file says nothing, by whose definitions hold.
+    /// Defaults, depending on the profile.
     pub defaults: fn(Profile) -> Defaults,
-    /// Makes the method for one tensor.
+    /// Constructs the method for one tensor.
     pub build: Build,
 }
 
 impl MethodInfo {
-    /// A method with a base, any number of models and no parameters; other fields are set over it:
-    /// `MethodInfo { parameters: &["weight"], ..MethodInfo::new("name", build) }`.
+    /// A method with a base, any number of models and no parameters; set other fields as in `MethodInfo { parameters:
+    /// &["weight"], ..MethodInfo::new("name", build) }`.
     pub const fn new(name: &'static str, build: Build) -> MethodInfo {
         MethodInfo {
             name,

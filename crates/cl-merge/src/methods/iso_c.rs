@@ -13,31 +13,32 @@ use crate::tensor::TensorGroup;
 
 /// Iso-C: the sum of task vectors with all singular values set to their mean.
 ///
-/// `θ = θ₀ + λ · mean(σ) · U Vᵀ` with `Σ δᵢ = U diag(σ) Vᵀ`. Tensors that are not matrices get the mean of task vectors,
-/// times λ.
+/// `θ = θ₀ + λ · mean(σ) · U Vᵀ` with `Σ δᵢ = U diag(σ) Vᵀ`. For tensors that are not matrices, λ times the mean of the
+/// task vectors is added.
 ///
 /// Marczak et al., "No Task Left Behind", arXiv 2502.04959.
-/// Where the sum lacks rank, its null space gets nothing and the mean is taken over the rank, so that the sum of singular
-/// values stays; the authors' code gives directions of rounding the same weight as all others.
+/// If the sum is rank-deficient, its null space is left out and the mean is over the rank, which preserves the sum of
+/// singular values; the authors' code gives directions that are only rounding noise the same weight as all others.
 #[derive(Clone, Debug)]
 pub struct IsoC {
     /// λ.
     pub lambda: f64,
 }
 
-/// Iso-CTS: as [`IsoC`], with the least singular vectors of the sum replaced by the leading ones of what each task has
-/// outside the others.
+/// Iso-CTS: as [`IsoC`], but the weakest singular vectors of the sum are replaced by the leading ones of each task
+/// outside the common subspace.
 ///
-/// Of `r = min(rows, columns)` directions every task gets `k = round((r − ⌊common_share · r⌋) / T)`: the leading triplets of
-/// `δᵢ − U U ᵀδᵢ`, where `U` holds the leading `r − T k` left singular vectors of `Σ δᵢ`. These and the tasks' vectors are made
-/// orthonormal as in [`crate::methods::Tsv`], and every singular value is the mean of all of them.
+/// Of `r = min(rows, columns)` directions, every task gets `k = round((r − ⌊common_share · r⌋) / T)`: the leading
+/// triplets of `δᵢ − U U ᵀδᵢ`, where `U` contains the leading `r − T k` left singular vectors of `Σ δᵢ`. These and the
+/// tasks' vectors are orthonormalized as in [`crate::methods::Tsv`], and every singular value is the mean of all of
+/// them.
 ///
 /// Marczak et al., "No Task Left Behind", arXiv 2502.04959, with the authors' code for the rounding.
 #[derive(Clone, Debug)]
 pub struct IsoCts {
     /// λ.
     pub lambda: f64,
-    /// Share of directions that the sum keeps, in [0, 1]; the paper uses 0.8.
+    /// Fraction of directions that the sum keeps, in [0, 1]; 0.8 in the paper.
     pub common_share: f64,
 }
 
@@ -58,7 +59,7 @@ pub(super) const ISO_CTS: MethodInfo = MethodInfo {
     parameters: &["lambda", "common_share"],
     own_parameters: &[ParameterInfo::number(
         "common_share",
-        "share of directions that the sum of task vectors keeps",
+        "fraction of directions that the sum of task vectors keeps",
         "0 to 1",
         SHARE,
     )],

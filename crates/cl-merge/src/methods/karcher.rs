@@ -11,18 +11,19 @@ use super::settings_error::SettingsError;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
-/// Mean of all inputs on the sphere, times their mean length: `m · Σ ‖θᵢ‖ / n`, where the directions `uᵢ = θᵢ / ‖θᵢ‖` seen from
-/// `m` cancel out: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`, `cos φᵢ = uᵢ · m`. Tensors are taken as vectors.
+/// Mean of all inputs on the sphere, times their mean norm: `m · Σ ‖θᵢ‖ / n`, where the directions `uᵢ = θᵢ / ‖θᵢ‖`
+/// seen from `m` cancel out: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`, `cos φᵢ = uᵢ · m`. Tensors are treated as
+/// vectors.
 ///
-/// Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models arXiv 2603.04972. All inputs weigh the same, a base
-/// counts as one of them, and inputs no longer than `tol` have no direction but count in the mean length, as in mergekit. The
-/// iteration runs on coefficients of the inputs and touches no weights. An input opposite to the mean, towards which no way is the
-/// shortest, does not move it.
+/// Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models arXiv 2603.04972. All inputs have the
+/// same weight, a base is one of them, and inputs of norm at most `tol` do not count for the direction, but for the
+/// mean norm, as in mergekit. The iteration works on coefficients of the inputs, not on weights. An input opposite to
+/// the mean, for which no shortest path is unique, is ignored.
 #[derive(Clone, Debug)]
 pub struct Karcher {
-    /// Steps at most; 10 in mergekit. Without any, the mean direction of chords remains.
+    /// Maximum number of iterations; 10 in mergekit. With 0, the result is the direction of the mean.
     pub max_iter: usize,
-    /// Length of a step, in radians, from which on the mean is good enough; at least 0, 1e-5 in mergekit.
+    /// Step size in radians at which the iteration stops; at least 0, 1e-5 in mergekit.
     pub tol: f64,
 }
 
@@ -32,8 +33,8 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "mean on the sphere, iterated, times the mean norm",
     parameters: &["max_iter", "tol"],
     own_parameters: &[
-        ParameterInfo::number("max_iter", "rounds of the iteration at most", "between 0 and 1000000", (0.0, 1e6)),
-        ParameterInfo::number("tol", "where the iteration stops", "above 0", (0.0, f64::MAX)),
+        ParameterInfo::number("max_iter", "maximum number of iterations", "between 0 and 1000000", (0.0, 1e6)),
+        ParameterInfo::number("tol", "tolerance of convergence", "above 0", (0.0, f64::MAX)),
     ],
     base: Base::Input,
     defaults: |_| Defaults::new().with("max_iter", 10).with("tol", 1e-5),

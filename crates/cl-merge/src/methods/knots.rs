@@ -14,21 +14,21 @@ use crate::tensor::{TensorGroup, Values};
 
 /// KnOTS: task vectors are merged in the basis of their joint singular vectors, where they are aligned.
 ///
-/// `[δ₁ … δ_T] = U diag(σ) [V₁ᵀ … V_Tᵀ]`, side by side along columns; `θ = θ₀ + U diag(σ) M`, where `M` is what [`Knots::merge`]
-/// makes of the `Vᵢᵀ`: TIES in the paper's KnOTS-TIES, the plain mean, or any other merge of task vectors, which brings its
-/// weights, densities and λ. Tensors that are not matrices are merged by it as they are.
+/// `[δ₁ … δ_T] = U diag(σ) [V₁ᵀ … V_Tᵀ]`, side by side along columns; `θ = θ₀ + U diag(σ) M`, where `M` is the merge of
+/// the `Vᵢᵀ` by [`Knots::merge`]: TIES in the paper's KnOTS-TIES, the plain mean, or any other merge of task vectors,
+/// with its own weights, densities and λ. Tensors that are not matrices are merged directly by that method.
 ///
 /// Stoica et al., "Model merging with SVD to tie the Knots", arXiv 2410.19735.
-/// The paper writes the merge of the `Vᵢᵀ`; the authors' configurations merge `diag(σ) Vᵢᵀ` ([`Knots::scaled`]). Both agree
-/// when nothing is trimmed, which is what these configurations do. Their code trims all layers' entries together, here each
-/// tensor is trimmed on its own. As there, singular values up to 1e-5 are left out, but relative to the largest one where
-/// that is below 1. The sign of a singular vector is free and would show in TIES where values cancel exactly: the entry of
-/// `uᵢ` of greatest magnitude is made positive.
+/// The paper describes the merge of the `Vᵢᵀ`; the authors' configurations merge `diag(σ) Vᵢᵀ` ([`Knots::scaled`]).
+/// Both agree if nothing is trimmed, as in these configurations. Their code trims the entries of all layers together,
+/// here each tensor is trimmed separately. As in their code, singular values up to 1e-5 are dropped, but relative to
+/// the largest if that is below 1. The sign of a singular vector is arbitrary, but matters in TIES if values cancel
+/// exactly: the entry of `uᵢ` with the largest magnitude is made positive.
 #[derive(Clone, Debug)]
 pub struct Knots {
-    /// How the tasks' parts are merged.
+    /// Merge of the tasks' parts.
     pub merge: TaskVectors,
-    /// Merge `diag(σ) Vᵢᵀ` instead of `Vᵢᵀ`.
+    /// Whether to merge `diag(σ) Vᵢᵀ` instead of `Vᵢᵀ`.
     pub scaled: bool,
 }
 

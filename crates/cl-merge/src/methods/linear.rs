@@ -7,13 +7,13 @@ use super::settings_error::SettingsError;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// Weighted sum of models: `Σ wᵢ θᵢ`, divided by `Σ wᵢ` when `normalize` is set; with equal weights the average.
+/// Weighted sum of models: `Σ wᵢ θᵢ`, divided by `Σ wᵢ` if `normalize` is set; with equal weights, the average.
 ///
 /// Wortsman et al., "Model soups", arXiv 2203.05482.
 pub struct Linear {
     /// One weight per model.
     pub weights: Vec<f32>,
-    /// Divide by the sum of weights, which then must not be zero.
+    /// Whether to divide by the sum of weights, which then must not be zero.
     pub normalize: bool,
 }
 

@@ -8,9 +8,9 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// Entry by entry the task vector's value of greatest magnitude: `θ = θ₀ + λ δₖ`, `k = argmaxᵢ |δᵢ|`.
+/// For each entry, the task-vector value of largest magnitude: `θ = θ₀ + λ δₖ`, `k = argmaxᵢ |δᵢ|`.
 ///
-/// Marczak et al., "MagMax", arXiv 2407.06322. Of equal magnitudes the first model's is taken; the authors' code takes the last.
+/// Marczak et al., "MagMax", arXiv 2407.06322. Ties go to the first model; in the authors' code, to the last.
 #[derive(Clone, Debug)]
 pub struct MagMax {
     /// λ; any number, 0.5 in the authors' scripts.

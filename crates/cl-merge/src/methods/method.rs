@@ -3,10 +3,11 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, runs};
 
-/// A way to make one tensor of several: sees one tensor's values at a time and returns one tensor.
+/// A merge method: computes one output tensor from one tensor of several models.
 ///
-/// Files, threads and memory are the engine's. A method first looks at the whole tensor ([`MergeMethod::prepare`]: norms,
-/// thresholds, decompositions) and then merges it piece by piece ([`MergePieces::merge`]).
+/// Files, threads and memory are handled by the engine. A method can first read the whole tensor
+/// ([`MergeMethod::prepare`]: norms, thresholds, decompositions), and then merges it piece by piece
+/// ([`MergePieces::merge`]).
 pub trait MergeMethod: Send + Sync {
     /// Whether a piece has to hold whole rows (of the last dimension).
     fn whole_rows(&self) -> bool {
@@ -70,7 +71,7 @@ impl<F: Fn(&mut Piece, &mut [f32]) + Sync> MergePieces for F {
     }
 }
 
-/// Merges one tensor in memory, without an engine.
+/// Merges one tensor in memory, without the engine.
 ///
 /// ```
 /// use cl_merge::{TensorGroup, Values, merge_tensor, methods::Linear};
@@ -81,7 +82,7 @@ impl<F: Fn(&mut Piece, &mut [f32]) + Sync> MergePieces for F {
 /// ```
 ///
 /// # Errors
-/// Returns an error if the method does.
+/// Returns the errors of the method.
 pub fn merge_tensor(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> Result<Vec<f32>, Error> {
     let collect = |values: &mut Vec<f32>, _: &Piece, out: &[f32]| values.extend_from_slice(out);
     Ok(merge_runs(method, group, collect, |_, values| Ok(values))?.0.concat())

@@ -1,4 +1,4 @@
-//! The methods, one file each, and the list of them. Those that share an equation share its code.
+//! The methods, one per file, and the list of them. Methods with a common equation share its implementation.
 
 mod arcee_fusion;
 mod breadcrumbs;
@@ -66,7 +66,7 @@ pub(crate) use ties::whole_model_trim;
 pub use tsv::Tsv;
 pub use undefined::Undefined;
 
-/// Every method, in the order in which they are listed. A new one is added here.
+/// All methods, in the order in which they are listed. New methods are added here.
 pub const METHODS: &[MethodInfo] = &[
     linear::INFO,
     slerp::INFO,

@@ -10,14 +10,15 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
-/// Interpolation between the base and the mean of models by how well their task vectors agree:
+/// Interpolation between the base and the mean of the models, depending on the agreement of their task vectors:
 /// `θ = t · mean(θᵢ) + (1−t) θ₀`, `t = N cos φ / (1 + (N−1) cos φ)`, with `cos φ` the mean cosine between task vectors.
 ///
-/// Jang, Yun and Han, "Model Stock", arXiv 2403.19522. The paper takes layers as vectors. As in mergekit, these are tensors, or rows
-/// with `filter_wise`; a product of norms counts as at least 1e-6; and where the divisor vanishes the base is returned.
+/// Jang, Yun and Han, "Model Stock", arXiv 2403.19522. The paper uses layers as vectors. As in mergekit, vectors are
+/// tensors here, or rows with `filter_wise`; a product of norms is at least 1e-6; and if the divisor is zero, the base
+/// is returned.
 #[derive(Clone, Debug)]
 pub struct ModelStock {
-    /// One ratio `t` for each row (of the last dimension) instead of each tensor.
+    /// Whether to use one ratio `t` per row (of the last dimension) instead of per tensor.
     pub filter_wise: bool,
 }
 
@@ -26,11 +27,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "Jang et al., arXiv 2403.19522",
     formula: "t · mean + (1−t) θ₀, t = N cos φ / (1 + (N−1) cos φ)",
     parameters: &["filter_wise"],
-    own_parameters: &[ParameterInfo::choice(
-        "filter_wise",
-        "one ratio for each row instead of each tensor",
-        "true or false",
-    )],
+    own_parameters: &[ParameterInfo::choice("filter_wise", "one ratio per row instead of per tensor", "true or false")],
     models: 2..=usize::MAX,
     defaults: |_| Defaults::new().with("filter_wise", false),
     ..MethodInfo::new("model_stock", build)

@@ -10,19 +10,21 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
-/// Weighted mean direction of models, or of their task vectors where there is a base, at their weighted mean length:
-/// `m / ‖m‖ · Σ wᵢ ‖vᵢ‖` with `m = Σ wᵢ vᵢ / ‖vᵢ‖`, plus the base; tensors are taken as vectors.
+/// Weighted mean direction of models, or of their task vectors with a base, times their weighted mean norm: `m / ‖m‖ ·
+/// Σ wᵢ ‖vᵢ‖` with `m = Σ wᵢ vᵢ / ‖vᵢ‖`, plus the base; tensors are treated as vectors.
 ///
-/// Goddard, <https://goddard.blog/posts/multislerp-wow-what-a-cool-idea>, mergekit's `multislerp`. The description goes on from
-/// `m / ‖m‖` by one step in the tangent space, along `Σ wᵢ (uᵢ − (uᵢ·m) m / ‖m‖²)` with unit vectors `uᵢ`. That sum is zero, since
-/// `Σ wᵢ uᵢ` is `m` itself, so the step only adds rounding errors and is left out here. A single model is returned as it is.
+/// Goddard, <https://goddard.blog/posts/multislerp-wow-what-a-cool-idea>, mergekit's `multislerp`. The original
+/// description continues from `m / ‖m‖` with one step in the tangent space, along `Σ wᵢ (uᵢ − (uᵢ·m) m / ‖m‖²)` with
+/// unit vectors `uᵢ`. That sum is zero, since `Σ wᵢ uᵢ` is `m` itself, so the step only adds rounding errors and is
+/// omitted. A single model is returned unchanged.
 #[derive(Clone, Debug)]
 pub struct MultiSlerp {
     /// One weight per model.
     pub weights: Vec<f64>,
-    /// Divide the weights by their sum, which then must not be zero.
+    /// Whether to divide the weights by their sum, which then must not be zero.
     pub normalize_weights: bool,
-    /// Added to norms before division, and the length of `m` below which it has no direction; at least 0, 1e-8 in mergekit.
+    /// Added to norms before division, and the norm of `m` below which it has no direction; at least 0, 1e-8 in
+    /// mergekit.
     pub eps: f64,
 }
 
@@ -32,8 +34,8 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "weighted mean on the sphere by one step in the tangent space",
     parameters: &["weight", "normalize_weights", "eps"],
     own_parameters: &[
-        ParameterInfo::choice("normalize_weights", "make weights sum to one", "true or false"),
-        ParameterInfo::number("eps", "guard against division by zero", "above 0", (0.0, f64::MAX)),
+        ParameterInfo::choice("normalize_weights", "normalize weights to a sum of 1", "true or false"),
+        ParameterInfo::number("eps", "smallest norm, against division by zero", "above 0", (0.0, f64::MAX)),
     ],
     base: Base::Optional,
     defaults: |_| Defaults::new().with("weight", 1.0).with("normalize_weights", true).with("eps", 1e-8),

@@ -8,13 +8,14 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
-/// Takes the model's value where it is near the base's, and less of it the farther it is:
+/// Uses the model's value if it is close to the base's, and less of it with increasing distance:
 /// `θ = w θ₁ + (1−w) θ₀`, `w = min(1, t / |θ₁ − θ₀|)`.
 ///
-/// alchemonaut, <https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001>. Differences below 1e-6 count as 1e-6, as in mergekit.
+/// alchemonaut, <https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001>. Differences below 1e-6 are replaced by
+/// 1e-6, as in mergekit.
 #[derive(Clone, Debug)]
 pub struct Nearswap {
-    /// Up to which difference the model's value is taken whole; at least 0.
+    /// Largest difference at which the model's value is used unchanged; at least 0.
     pub t: f64,
 }
 

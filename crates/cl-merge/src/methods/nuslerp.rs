@@ -11,18 +11,19 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{PIECE, Piece, TensorGroup};
 
-/// Spherical interpolation of two models, or of their task vectors where there is a base:
+/// Spherical interpolation of two models, or of their task vectors with a base:
 /// `(sin((1−t)φ) v₁ + sin(tφ) v₂) / sin φ` with `t = w₂ / (w₁ + w₂)`, plus the base.
 ///
-/// mergekit's NuSLERP. Vectors are whole tensors, rows or columns. Unlike [`super::Slerp`] it interpolates linearly only where the
-/// cosine is ±1 to f32's precision.
+/// mergekit's NuSLERP. Vectors are whole tensors, rows or columns. Unlike [`super::Slerp`], it interpolates linearly
+/// only if the cosine is ±1 within f32 precision.
 #[derive(Clone, Debug)]
 pub struct NuSlerp {
-    /// One weight per model; any numbers. Where they sum to zero, `t` is one half.
+    /// One weight per model; any numbers. If they sum to zero, `t` is 0.5.
     pub weights: [f64; 2],
-    /// By columns (along dimension 0) instead of rows, where not flattened. mergekit calls that `nuslerp_row_wise`.
+    /// Whether to interpolate columns (along dimension 0) instead of rows, if not flattened; mergekit's
+    /// `nuslerp_row_wise`.
     pub row_wise: bool,
-    /// The tensor as one vector.
+    /// Whether to treat the tensor as one vector.
     pub flatten: bool,
 }
 
@@ -32,8 +33,12 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     formula: "SLERP of two models, or of their task vectors, at w₂ / (w₁ + w₂)",
     parameters: &["weight", "nuslerp_row_wise", "nuslerp_flatten"],
     own_parameters: &[
-        ParameterInfo::choice("nuslerp_row_wise", "by columns instead of rows, where not flattened", "true or false"),
-        ParameterInfo::choice("nuslerp_flatten", "tensors as one vector", "true or false"),
+        ParameterInfo::choice(
+            "nuslerp_row_wise",
+            "interpolate columns instead of rows, if not flattened",
+            "true or false",
+        ),
+        ParameterInfo::choice("nuslerp_flatten", "treat each tensor as one vector", "true or false"),
     ],
     base: Base::Optional,
     models: 2..=2,

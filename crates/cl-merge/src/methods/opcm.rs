@@ -13,23 +13,24 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// OPCM: models are merged one after another, in order, each projected off what has been merged before.
+/// OPCM: merges models one after another, in order, and projects each new task vector off the previous merge.
 ///
-/// `S₁ = δ₁`, `Sₜ = Sₜ₋₁ + P(δₜ)`, `θ = θ₀ + S_T / λ_T` with `λ_T = ‖S_T‖ / mean(‖δ₁‖ … ‖δ_T‖)`: the merge is as far from the
-/// base as its models are on average. With `Sₜ₋₁ = U diag(σ) Vᵀ`, `P` removes from `δₜ` what [`Projection`] says and every
-/// `uᵢ (uᵢᵀ δₜ vᵢ) vᵢᵀ`. Of tensors that are not matrices nothing is removed.
+/// `S₁ = δ₁`, `Sₜ = Sₜ₋₁ + P(δₜ)`, `θ = θ₀ + S_T / λ_T` with `λ_T = ‖S_T‖ / mean(‖δ₁‖ … ‖δ_T‖)`: the merge has the same
+/// distance from the base as its models on average. With `Sₜ₋₁ = U diag(σ) Vᵀ`, `P` removes the component selected by
+/// [`Projection`] and every `uᵢ (uᵢᵀ δₜ vᵢ) vᵢᵀ` from `δₜ`. Tensors that are not matrices are not projected.
 ///
 /// Tang et al., "Merging Models on the Fly Without Retraining", arXiv 2501.09522.
-/// The paper and its code take norms over the whole model, and so one λ for all tensors ([`Opcm::norms`]); alone, a tensor has
-/// its own. Directions in which `Sₜ₋₁` is zero have no vectors to be removed; the code removes those that rounding makes.
+/// In the paper and its code, norms are over the whole model, so there is one λ for all tensors ([`Opcm::norms`]); a
+/// tensor merged alone has its own. Directions in which `Sₜ₋₁` is zero are not projected out; the code projects out
+/// directions that are only rounding noise.
 #[derive(Clone, Debug)]
 pub struct Opcm {
-    /// Share of the sum of singular values, in [0, 1], that the leading singular vectors reach at most; the paper uses 0.5.
-    /// At 1 the code protects nothing but the diagonal, here everything.
+    /// Maximum fraction of the sum of singular values, in [0, 1], for the leading singular vectors; 0.5 in the paper.
+    /// At 1, the code protects only the diagonal, this implementation everything.
     pub alpha: f64,
-    /// What is removed beside the diagonal.
+    /// Component to remove in addition to the diagonal.
     pub projection: Projection,
-    /// Where an earlier merge ended. The first model then is that merge, and the others are new.
+    /// Result of an earlier merge. The first model is then that merge, and the others are new.
     pub previous: Option<OpcmState>,
     /// Whether one λ holds for the whole model: then [`MergeMethod::measure`] has something to say, and
     /// [`MergeMethod::with_norms`] takes the sum of it.
@@ -38,14 +39,14 @@ pub struct Opcm {
     pub norms: Option<OpcmNorms>,
 }
 
-/// What is removed of `C = Uᵀ δ V`, where the leading `r` singular values sum to at most `alpha` of all.
+/// Component of `C = Uᵀ δ V` to remove, where the leading `r` singular values sum to at most `alpha` of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Projection {
-    /// `Cᵢⱼ` with `i ≤ r` and `j ≤ r`: what leads from the leading to the leading directions (the authors' code).
+    /// `Cᵢⱼ` with `i ≤ r` and `j ≤ r`: within the leading directions (the authors' code).
     #[default]
     Leading,
-    /// `Cᵢⱼ` with `i ≤ r` or `j ≤ r`: what touches the leading directions on either side (the paper's sum over `i, j > r`).
+    /// `Cᵢⱼ` with `i ≤ r` or `j ≤ r`: everything that touches the leading directions (the paper's sum over `i, j > r`).
     Complement,
 }
 
@@ -57,17 +58,17 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     own_parameters: &[
         ParameterInfo::number(
             "alpha",
-            "share of the sum of singular values that counts as the earlier tasks' own space",
+            "fraction of the sum of singular values that defines the subspace of earlier tasks",
             "0 to 1",
             SHARE,
         ),
         ParameterInfo::choice(
             "projection",
-            "what is removed: leading (from leading to leading directions), complement (what touches them)",
+            "component to remove: leading (within the leading directions), complement (everything that touches them)",
             "leading, complement",
         ),
-        ParameterInfo::choice("norms", "what has one scale", "model, tensor"),
-        ParameterInfo::choice("previous", "directory of an earlier merge that this one goes on from", "a path"),
+        ParameterInfo::choice("norms", "scope of the norms for scaling", "model, tensor"),
+        ParameterInfo::choice("previous", "directory of an earlier merge to continue from", "a path"),
     ],
     ordered: true,
     decomposes: true,

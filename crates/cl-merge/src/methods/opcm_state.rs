@@ -1,4 +1,4 @@
-//! What OPCM carries from tensor to tensor, and from one merge to the next.
+//! State that OPCM keeps from tensor to tensor, and from one merge to the next.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;

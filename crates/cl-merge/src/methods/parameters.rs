@@ -1,17 +1,17 @@
-//! What parameters are, and those that several methods share.
+//! Descriptions of parameters, and the parameters shared by several methods.
 
 /// One parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterInfo {
-    /// Name in files.
+    /// Its name in files.
     pub name: &'static str,
-    /// What it does.
+    /// Its effect.
     pub meaning: &'static str,
-    /// Values it can have.
+    /// Its valid values.
     pub range: &'static str,
-    /// Lowest and highest number.
+    /// Bounds of a number.
     pub bounds: (f64, f64),
-    /// Whether each model can have its own.
+    /// Whether it can be set per model.
     pub per_model: bool,
 }
 
@@ -26,12 +26,12 @@ impl ParameterInfo {
         ParameterInfo { name, meaning, range, bounds, per_model: false }
     }
 
-    /// A word, a truth value or a path.
+    /// A word, a boolean or a path.
     pub const fn choice(name: &'static str, meaning: &'static str, range: &'static str) -> ParameterInfo {
         ParameterInfo { name, meaning, range, bounds: INFINITE, per_model: false }
     }
 
-    /// The same, where each model can have its own.
+    /// The same parameter, but settable per model.
     pub const fn per_model(self) -> ParameterInfo {
         ParameterInfo { per_model: true, ..self }
     }
@@ -44,22 +44,26 @@ pub(super) const SHARE: (f64, f64) = (0.0, 1.0);
 
 /// Parameters that several methods share.
 pub(crate) const SHARED: &[ParameterInfo] = &[
-    ParameterInfo::number("weight", "how much of the model", "a finite number", INFINITE).per_model(),
-    ParameterInfo::number("density", "share of a task vector's entries that is kept", "0 to 1", SHARE).per_model(),
+    ParameterInfo::number("weight", "weight of the model", "a finite number", INFINITE).per_model(),
+    ParameterInfo::number("density", "fraction of a task vector's entries to keep", "0 to 1", SHARE).per_model(),
     ParameterInfo::number("lambda", "scale of the merged task vector", "a finite number", INFINITE),
     ParameterInfo::number(
         "t",
-        "place between base (0) and model (1); nearswap: how near a weight has to be",
+        "interpolation between base (0) and model (1); nearswap: similarity threshold",
         "a finite number",
         INFINITE,
     ),
-    ParameterInfo::choice("normalize", "divide by the weights of those that take part", "true or false"),
-    ParameterInfo::choice("int8_mask", "no effect, masks are never stored", "true or false"),
+    ParameterInfo::choice("normalize", "divide by the sum of the weights that contribute", "true or false"),
+    ParameterInfo::choice("int8_mask", "no effect; accepted for mergekit", "true or false"),
     ParameterInfo::choice(
         "rescale",
-        "what makes up for dropped entries",
-        "none, density (1 / density), norm (the L1 norm of the whole)",
+        "how to compensate for dropped entries",
+        "none, density (1 / density), norm (keep the L1 norm)",
     ),
-    ParameterInfo::choice("election", "what elects an entry's sign", "unweighted, weighted (sums), count (of signs)"),
-    ParameterInfo::choice("divisor", "what the sum is divided by", "none, weight, count (of those that take part)"),
+    ParameterInfo::choice(
+        "election",
+        "how to elect the sign of an entry",
+        "unweighted, weighted (sums), count (of signs)",
+    ),
+    ParameterInfo::choice("divisor", "divisor of the sum", "none, weight, count (of the models that contribute)"),
 ];

@@ -11,11 +11,11 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 
 /// The one input, base or model, times a scale: `θ = scale · θ₁`.
 ///
-/// What layers of several models are stacked with. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
+/// Used to stack layers of several models. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
 /// turns the block into the identity.
 #[derive(Clone, Debug)]
 pub struct Passthrough {
-    /// Factor; any number, 1 where there is none.
+    /// Scale; any number, 1 by default.
     pub scale: Option<f64>,
 }
 
@@ -24,7 +24,9 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "mergekit",
     formula: "scale · θ",
     parameters: &["scale"],
-    own_parameters: &[ParameterInfo::number("scale", "factor of the tensor", "a finite number", INFINITE).per_model()],
+    own_parameters: &[
+        ParameterInfo::number("scale", "factor applied to the tensor", "a finite number", INFINITE).per_model()
+    ],
     base: Base::Input,
     models: 1..=1,
     ordered: true,

@@ -10,18 +10,20 @@ use crate::Error;
 use crate::tensor::select::{Trim, keep_largest};
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// Select, calculate, erase: `θ = θ₀ + Σ wᵢ mᵢ δᵢ / Σ wᵢ mᵢ`, over the entries where task vectors differ most.
+/// Select, calculate, erase: `θ = θ₀ + Σ wᵢ mᵢ δᵢ / Σ wᵢ mᵢ`, over the entries in which task vectors differ most.
 ///
-/// 1. Select the `⌊select_topk · n⌋` entries of greatest variance over the models, of the `n` entries whose variance is not zero.
-/// 2. Calculate weights `wᵢ`, the mean squares of what is left of the task vectors, normalised to sum to one.
-/// 3. Erase, by the masks `mᵢ`, entries whose sign is not that of the sum `Σ δᵢ`; zero sums elect plus.
+/// 1. Select the `⌊select_topk · n⌋` entries of largest variance over the models, of the `n` entries whose variance is
+/// not zero.
+/// 2. Calculate the weights `wᵢ`: the mean squares of the selected entries, normalized to a sum of 1.
+/// 3. Erase, with the masks `mᵢ`, entries whose sign is not that of `Σ δᵢ`; a sum of zero elects plus.
 ///
-/// Wan et al., "FuseChat", arXiv 2408.07990. As in mergekit, mean squares that sum to less than 1e-6 make all weights equal, a
-/// divisor below 1e-6 counts as 1e-6, and the share is one of the entries with a variance. Of equal variances the entries with the
-/// lowest index are selected. A single model has no variance, so that `select_topk` below 1 leaves the base.
+/// Wan et al., "FuseChat", arXiv 2408.07990. As in mergekit, all weights are equal if the mean squares sum to less than
+/// 1e-6, a divisor below 1e-6 is replaced by 1e-6, and the fraction refers to the entries with nonzero variance. Among
+/// equal variances, the entries with the lowest index are selected. A single model has no variance, so that
+/// `select_topk` below 1 returns the base.
 #[derive(Clone, Debug)]
 pub struct Sce {
-    /// Share of entries that are selected, 0 to 1; at 1 and above all are, at 0 and below none.
+    /// Fraction of entries to select, 0 to 1; at 1 and above all, at 0 and below none.
     pub select_topk: f64,
 }
 
@@ -32,7 +34,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["select_topk", "int8_mask"],
     own_parameters: &[ParameterInfo::number(
         "select_topk",
-        "share of entries, those that vary most between models",
+        "fraction of entries to keep, those with the highest variance between models",
         "0 to 1",
         SHARE,
     )],

@@ -1,4 +1,4 @@
-//! Settings as methods get them: what holds for one tensor, and what holds where a file says nothing.
+//! Settings of a method for one tensor, and defaults.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,20 +7,20 @@ use toml::{Table, Value};
 use super::opcm_state::OpcmState;
 use super::settings_error::SettingsError;
 
-/// Values of parameters that hold where a file says nothing.
+/// Default values of parameters.
 #[derive(Clone, Debug, Default)]
 pub struct Defaults(pub(crate) Table);
 
 impl Defaults {
-    /// None.
+    /// No defaults.
     pub fn new() -> Defaults {
         Defaults::default()
     }
 
-    /// With one more.
+    /// Adds a default.
     ///
     /// # Panics
-    /// Panics if TOML has no form for the value.
+    /// Panics if the value cannot be represented in TOML.
     pub fn with(mut self, name: &str, value: impl Serialize) -> Defaults {
         let value = Value::try_from(value).expect("defaults are numbers, truth values and words");
         self.0.insert(name.to_owned(), value);
@@ -28,21 +28,21 @@ impl Defaults {
     }
 }
 
-/// What a method is made of for one tensor.
+/// Settings from which a method is constructed for one tensor.
 pub struct TensorSettings<'a> {
     /// Parameters by name, gradients and filters resolved; what each model can have of its own is a list in the order of models.
     pub(crate) values: Table,
-    /// The models' names, which key their random masks.
+    /// The models' names, the keys of their random masks.
     pub models: Vec<&'a str>,
     /// Random seed.
     pub seed: u64,
-    /// Where an earlier merge ended that this one goes on from.
+    /// Result of an earlier merge to continue from.
     pub previous: Option<&'a OpcmState>,
 }
 
 impl TensorSettings<'_> {
-    /// The parameters as a method's own type, with one field a parameter: `Vec<f64>` where each model can have its own, else
-    /// one value; an `Option` where there may be none.
+    /// Reads the parameters into a method's own type, with one field per parameter: `Vec<f64>` if it can be set per
+    /// model, otherwise a single value, or an `Option` if it can be absent.
     ///
     /// # Errors
     /// Returns an error if a value is missing or of another type.

@@ -9,15 +9,15 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
-/// Spherical linear interpolation from the base to one model, the tensor taken as one vector:
+/// Spherical linear interpolation from the base to one model, with each tensor as one vector:
 /// `(sin((1−t)φ) θ₀ + sin(tφ) θ₁) / sin φ`, with `φ` the angle between `θ₀` and `θ₁`.
 ///
-/// Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985. As in mergekit, the values are not normalised before they
-/// are combined, and vectors whose angle has a cosine above 0.9995 in magnitude are interpolated linearly; fine-tuned models of one
-/// base nearly always are such.
+/// Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985. As in mergekit, the values are not normalized
+/// before they are combined, and interpolation is linear if the magnitude of the cosine is above 0.9995, which is
+/// almost always the case for fine-tuned models of one base.
 #[derive(Clone, Debug)]
 pub struct Slerp {
-    /// Place between the base (0) and the model (1); any number, beyond 0 to 1 it extrapolates.
+    /// Interpolation between the base (0) and the model (1); any number, outside of 0 to 1 it extrapolates.
     pub t: f64,
 }
 

@@ -1,9 +1,9 @@
 //! Singular vectors through the eigenvectors of the smaller Gram matrix, in f64.
 //!
-//! Gram matrices square singular values; f64 leaves room for that down to [`TOLERANCE`] of the largest one, which is where
-//! f32 inputs end as well. Vectors of smaller ones are not determined by the matrix, only by rounding, and are left out
-//! everywhere: a merge must not depend on them. Work is split in blocks that do not depend on the number of threads, so
-//! results have the same bits for any.
+//! A Gram matrix squares singular values; in f64 this is accurate down to [`TOLERANCE`] of the largest one, which is
+//! also the limit of f32 inputs. Vectors of smaller singular values are determined only by rounding, and are left out
+//! everywhere: a merge must not depend on them. Work is divided into blocks that do not depend on the number of
+//! threads, so that results have the same bits.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};

@@ -1,4 +1,4 @@
-//! Settings that all merges of task vectors share, with the definitions of papers and tools.
+//! Settings shared by all task-vector merges, with the definitions of papers and tools.
 
 use cl_checkpoint::Profile;
 use serde::{Deserialize, Serialize};

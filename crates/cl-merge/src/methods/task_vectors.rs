@@ -6,72 +6,73 @@ use crate::tensor::select::{bits, keep, keep_largest_changes};
 use crate::tensor::trim::{Trim, kept};
 use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
 
-/// The family of merges of task vectors `δᵢ = θᵢ − θ₀`:
+/// The family of task-vector merges, with `δᵢ = θᵢ − θ₀`:
 ///
 /// `θ = θ₀ + λ · Σᵢ mᵢ wᵢ rᵢ S(δᵢ) / d`
 ///
-/// with a sparsification `S`, a rescale `r`, an elected sign per entry that makes the mask `m`, and a divisor `d`.
-/// Task arithmetic, TIES, DARE, DELLA and Model Breadcrumbs are rows of one table: see [`crate::methods`].
+/// with a sparsification `S`, a rescaling `r`, a mask `m` from an elected sign per entry, and a divisor `d`.
+/// Task arithmetic, TIES, DARE, DELLA and Model Breadcrumbs are special cases, see [`crate::methods`].
 #[derive(Clone, Debug)]
 pub struct TaskVectors {
     /// One weight per model.
     pub weights: Vec<f32>,
     /// λ.
     pub lambda: f32,
-    /// What of each task vector is kept.
+    /// Sparsification of each task vector.
     pub sparsify: Sparsify,
-    /// What makes up for the part that was dropped.
+    /// Compensation for dropped entries.
     pub rescale: Rescale,
-    /// How entries of different signs are reconciled; `None` adds them.
+    /// Sign consensus; `None` sums all entries.
     pub consensus: Option<Consensus>,
-    /// What the sum is divided by.
+    /// Divisor of the sum.
     pub divisor: Divisor,
     /// Seed of random masks.
     pub seed: u64,
 }
 
-/// What of a task vector is kept. Densities are shares of a tensor's entries, one per model.
+/// The entries of a task vector to keep. Densities are fractions of a tensor's entries, one per model.
 #[derive(Clone, Debug)]
 pub enum Sparsify {
     /// Everything.
     None,
-    /// The `⌊density · n⌋` entries of greatest magnitude, at least one when density is above zero (TIES, arXiv 2306.01708).
+    /// The `⌊density · n⌋` entries of largest magnitude, at least one if the density is above zero (TIES, arXiv
+    /// 2306.01708).
     Magnitude {
-        /// Share that is kept.
+        /// Fraction to keep.
         density: Vec<f64>,
     },
     /// Every entry with probability `density`, rounded to 1/65536, independently (DARE, arXiv 2311.03099).
     Random {
-        /// Share that is kept.
+        /// Fraction to keep.
         density: Vec<f64>,
     },
-    /// Of the entries without the `⌊gamma · n⌋` of greatest magnitude the `⌊density · n⌋` greatest
-    /// (Model Breadcrumbs, arXiv 2312.06795). Fewer are cut off at the top where both do not fit.
+    /// The `⌊density · n⌋` largest entries after dropping the `⌊gamma · n⌋` of largest magnitude (Model Breadcrumbs,
+    /// arXiv 2312.06795). Fewer are dropped if too few would remain.
     Outliers {
-        /// Share that is kept.
+        /// Fraction to keep.
         density: Vec<f64>,
-        /// Share that is cut off at the top.
+        /// Fraction of the largest entries to drop.
         gamma: Vec<f64>,
     },
-    /// Every entry with a probability that grows with the rank of its magnitude in its row, from `density − epsilon` to
-    /// `density + epsilon` (MagPrune of DELLA, arXiv 2406.11617).
+    /// Every entry with a probability that increases with the rank of its magnitude in its row, from `density −
+    /// epsilon` to `density + epsilon` (MagPrune of DELLA, arXiv 2406.11617).
     Ranked {
-        /// Mean share that is kept.
+        /// Mean fraction to keep.
         density: Vec<f64>,
-        /// Half of the span of probabilities.
+        /// Half of the range of probabilities.
         epsilon: Vec<f64>,
     },
 }
 
-/// What makes up for dropped entries.
+/// Compensation for dropped entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "RescaleForm")]
 pub enum Rescale {
     /// Nothing.
     None,
-    /// Kept entries are divided by the probability with which they were kept (DARE's and DELLA's papers).
+    /// Kept entries are divided by their probability of being kept (papers of DARE and DELLA).
     Density,
-    /// The kept part is scaled to the L1 norm of the whole (mergekit).
+    /// The kept part is scaled to the L1 norm of the whole tensor (mergekit).
     Norm,
 }
 
@@ -100,16 +101,16 @@ impl TryFrom<RescaleForm> for Rescale {
     }
 }
 
-/// An election of one sign per entry; only entries of that sign are merged. Zero sums elect plus.
+/// Election of one sign per entry; only entries with that sign are merged. A sum of zero elects plus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consensus {
-    /// What is summed.
+    /// The quantity that is summed.
     pub sign: Sign,
-    /// Whether weights count in the sum.
+    /// Whether the sum is weighted.
     pub weighted: bool,
 }
 
-/// What elects the sign.
+/// The quantity that elects the sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
     /// The sum of values (TIES: total mass).
@@ -118,15 +119,15 @@ pub enum Sign {
     Count,
 }
 
-/// What the sum of task vectors is divided by; where it is zero nothing is divided.
+/// Divisor of the sum of task vectors; if it is zero, the sum is not divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divisor {
     /// Nothing.
     None,
-    /// The weights of those who take part in the entry (mergekit's `normalize`).
+    /// The sum of the weights that contribute to the entry (mergekit's `normalize`).
     Weight,
-    /// The number of those who take part in the entry (TIES' disjoint mean).
+    /// The number of models that contribute to the entry (TIES' disjoint mean).
     Count,
 }
 

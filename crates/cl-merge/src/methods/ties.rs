@@ -1,4 +1,4 @@
-//! TIES: the largest entries of every task vector, of which those of an elected sign are averaged.
+//! TIES: trims every task vector to its largest entries, and averages those with the elected sign.
 //!
 //! Yadav et al., "TIES-Merging", arXiv 2306.01708.
 
@@ -18,18 +18,18 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     paper: "Yadav et al., arXiv 2306.01708",
     formula: "θ₀ + λ · disjoint mean of the trimmed δᵢ with the elected sign",
     parameters: &["weight", "density", "lambda", "normalize", "rescale", "trim", "election", "divisor", "int8_mask"],
-    own_parameters: &[ParameterInfo::choice("trim", "what is trimmed by itself", "tensor, model")],
+    own_parameters: &[ParameterInfo::choice("trim", "scope of trimming", "tensor, model")],
     defaults,
     ..MethodInfo::new("ties", build)
 };
 
-/// What is trimmed by itself.
+/// Scope of trimming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trimmed {
-    /// Each tensor keeps its share.
+    /// Each tensor is trimmed separately.
     Tensor,
-    /// The whole model keeps its share, wherever the largest entries are.
+    /// The whole model is trimmed together.
     Model,
 }
 

@@ -10,22 +10,22 @@ use super::svd::{self, Algebra, Step, Triplets};
 use crate::Error;
 use crate::tensor::TensorGroup;
 
-/// TSV-Merge: the tasks' leading singular vectors side by side, made orthonormal, around their singular values.
+/// TSV-Merge: concatenates the leading singular vectors of the tasks and orthonormalizes them.
 ///
-/// `θ = θ₀ + λ U⊥ diag(s) V⊥ᵀ`, where `U = [U₁ … U_T]` holds the `k` leading left singular vectors of every `δᵢ`, `s` their
-/// singular values, and `U⊥` is the matrix with orthonormal columns nearest to `U` (orthogonal Procrustes); `V⊥` likewise.
-/// Tensors that are not matrices get the mean of task vectors, times λ.
+/// `θ = θ₀ + λ U⊥ diag(s) V⊥ᵀ`, where `U = [U₁ … U_T]` contains the `k` leading left singular vectors of every `δᵢ`,
+/// `s` their singular values, and `U⊥` is the matrix with orthonormal columns nearest to `U` (orthogonal Procrustes);
+/// `V⊥` likewise. For tensors that are not matrices, λ times the mean of the task vectors is added.
 ///
 /// Gargiulo et al., "Task Singular Vectors", arXiv 2412.00081.
-/// The authors' code keeps vectors of zero singular values where a `δᵢ` has a rank below `k`, and completes `U⊥` by any
-/// directions where `U` lacks rank, as for equal models. Both depend on rounding and are left out here: equal models merge to
-/// `δ` cut to rank `k`.
+/// The authors' code keeps vectors of zero singular values if a `δᵢ` has a rank below `k`, and completes `U⊥` by
+/// arbitrary directions if `U` is rank-deficient, as for equal models. Both depend on rounding and are omitted here:
+/// equal models merge to `δ` truncated to rank `k`.
 #[derive(Clone, Debug)]
 pub struct Tsv {
     /// λ.
     pub lambda: f64,
-    /// Share of each task's singular triplets that is kept, in (0, 1]: `k = max(1, ⌊share · min(rows, columns)⌋)`.
-    /// `None` shares the triplets among the models: `1 / T`, as in the paper.
+    /// Fraction of each task's singular triplets to keep, in (0, 1]: `k = max(1, ⌊share · min(rows, columns)⌋)`. `None`
+    /// divides the triplets among the models: `1 / T`, as in the paper.
     pub rank_share: Option<f64>,
 }
 
@@ -36,7 +36,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["lambda", "rank_share"],
     own_parameters: &[ParameterInfo::number(
         "rank_share",
-        "share of a matrix' rank that each task keeps",
+        "fraction of a matrix's rank that each task keeps",
         "0 to 1; default 1 / models",
         SHARE,
     )],

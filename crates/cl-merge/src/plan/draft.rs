@@ -1,4 +1,4 @@
-//! Every output tensor with its sources and the settings that hold for it.
+//! Every output tensor with its sources and settings.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Tensors that some inputs have and others have not.
+//! Tensors that only some inputs have.
 
 use std::collections::BTreeSet;
 

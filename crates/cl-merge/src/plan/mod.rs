@@ -1,4 +1,4 @@
-//! Every output tensor with its sources and its method, before a byte is written.
+//! Planning: every output tensor with its sources and method, before anything is written.
 
 mod draft;
 mod extra;

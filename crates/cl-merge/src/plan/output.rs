@@ -1,4 +1,4 @@
-//! config.json of an output, and the files that go along.
+//! config.json of an output, and its companion files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Every output tensor planned, and every problem found, before a byte is written.
+//! Plans every output tensor and collects all problems, before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -23,7 +23,7 @@ use crate::recipe::tokenizer::{TokenizerConfig, UNION};
 use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
-/// A merge that can be run: what is read, what is computed, what is written.
+/// A merge that can be run.
 pub struct Plan {
     pub(crate) config: MergeConfig,
     pub(crate) method: &'static MethodInfo,
@@ -37,7 +37,7 @@ pub struct Plan {
     pub(crate) whole_model_trim: Option<Vec<f64>>,
     /// The stages before, whose names its models may be.
     pub(crate) stages: Vec<MergeConfig>,
-    /// What one should know but that does not stand in the way.
+    /// Notes, which do not prevent the merge.
     pub notes: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ impl Plan {
     /// Opens all models and plans the merge; no tensor is read.
     ///
     /// # Errors
-    /// Returns [`Error::Problems`] with everything that stands in the way.
+    /// Returns [`Error::Problems`] with all problems.
     pub fn new(config: &MergeConfig) -> Result<Plan, Error> {
         Plan::of_stage(config, &BTreeMap::new())
     }
@@ -53,7 +53,7 @@ impl Plan {
     /// As [`Plan::new`], with a method that is not built in. The merge file names it as `method` does.
     ///
     /// # Errors
-    /// Returns [`Error::Problems`] with everything that stands in the way.
+    /// Returns [`Error::Problems`] with all problems.
     pub fn with_method(config: &MergeConfig, method: &'static MethodInfo) -> Result<Plan, Error> {
         if config.method.name != method.name {
             let kind = ConfigProblem::OtherMethod { method: method.name, named: config.method.name.clone() };
@@ -62,10 +62,10 @@ impl Plan {
         Plan::planned(config, method, &BTreeMap::new())
     }
 
-    /// As [`Plan::new`], where models may be names of earlier stages, whose directories are given.
+    /// As [`Plan::new`], with the directories of earlier stages, whose names can be used as models.
     ///
     /// # Errors
-    /// Returns [`Error::Problems`] with everything that stands in the way.
+    /// Returns [`Error::Problems`] with all problems.
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
         let Some(method) = registry::method(&config.method.name) else {
             let known = METHODS.iter().map(|m| m.name).collect();
@@ -209,17 +209,17 @@ impl Plan {
         })
     }
 
-    /// The tensors that will be written, in their order.
+    /// The tensors that will be written, in order.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         self.tensors.iter().map(|t| t.spec.clone()).collect()
     }
 
-    /// Bytes of tensors that will be written.
+    /// Number of tensor bytes that will be written.
     pub fn bytes_written(&self) -> u64 {
         self.tensors.iter().map(|t| bytes(t.spec.dtype, &t.spec.shape)).sum()
     }
 
-    /// Bytes of tensors that inputs hold; a method may go over them more than once.
+    /// Number of tensor bytes in the inputs; a method may read them more than once.
     pub fn bytes_read(&self) -> u64 {
         let of = |source: &Source| {
             let info = self.inputs.models[source.model].source().info(&source.tensor);
@@ -237,7 +237,7 @@ impl Plan {
         self.tensors.iter().map(read).sum()
     }
 
-    /// Directories of the models, in the order in which the file names them.
+    /// Directories of the models, in the order of the file.
     pub fn models(&self) -> impl Iterator<Item = &Path> {
         self.inputs.models.iter().map(|m| m.path.as_path())
     }

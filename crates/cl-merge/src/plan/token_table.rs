@@ -1,4 +1,4 @@
-//! A model's token table with its rows in another tokenizer's order, computed as it is read.
+//! An embedding with its rows in another tokenizer's order, computed while it is read.
 
 use std::sync::{Arc, Mutex};
 

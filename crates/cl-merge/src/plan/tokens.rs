@@ -1,4 +1,4 @@
-//! Tokenizers as `tokenizer.json` has them: tokens by number, and the files of a tokenizer with more or fewer of them.
+//! Tokenizers as in `tokenizer.json`: tokens by id, and tokenizer files with tokens added or removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Token tables of models with different tokenizers, put in the order of one.
+//! Embeddings of models with different tokenizers, reordered to one tokenizer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What is done for each output tensor.
+//! The operation for each output tensor.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What can be said of a merge file without its models: parameters that nobody has, numbers out of range, models too many.
+//! Checks of a merge file without its models: unknown parameters, numbers out of range, too many models.
 
 use std::collections::BTreeSet;
 

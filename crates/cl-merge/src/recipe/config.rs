@@ -1,4 +1,4 @@
-//! What a merge file says.
+//! The structure of a merge file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use super::parameter::Parameter;
 use super::tokenizer::TokenizerConfig;
 use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
-/// A merge file: one merge, or several stages of which later ones may name earlier ones as their models.
+/// A merge file: one merge, or several stages, of which later ones can use earlier ones as models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MergeFile {
     /// The stages, in order; the last one is the result.
     pub stages: Vec<MergeConfig>,
 }
 
-/// One merge. Paths are taken from the current directory.
+/// One merge. Paths are relative to the current directory.
 ///
 /// ```
 /// use cl_merge::MergeFile;
@@ -42,10 +42,10 @@ pub struct MergeConfig {
     pub name: Option<String>,
     /// The method and its parameters.
     pub method: MethodConfig,
-    /// Whose definitions hold where tools differ.
+    /// Which definitions are the defaults where tools differ.
     #[serde(default)]
     pub profile: Profile,
-    /// Model directory that task vectors are taken from.
+    /// Model directory from which task vectors are computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
     /// The models.
@@ -54,37 +54,37 @@ pub struct MergeConfig {
     /// Instead of `models`: ranges of layers, stacked in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<SliceConfig>,
-    /// Element type of the output: `float32`, `float16` or `bfloat16`; without it each tensor keeps that of the base, or of
+    /// Dtype of the output: `float32`, `float16` or `bfloat16`; by default, each tensor keeps that of the base, or of
     /// the first model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
     /// Random seed of masks.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Where tokenizer files come from: `base`, or one of the models by its path or name. Without it from the base, or else
-    /// the first model. Rows of token tables do not follow it, see `tokenizer`.
+    /// Source of the tokenizer files: `base`, or one of the models by its path or name. By default the base, or else
+    /// the first model. Embeddings are not reordered to match, see `tokenizer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<String>,
-    /// The output's tokens, where models have different ones: rows of token tables follow it.
+    /// The tokens of the output, if models have different ones; embeddings are reordered to match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,
-    /// The output's chat template: `auto` for that of most models, a model by its path or name for its own, or the text.
-    /// Without it that of the tokenizer's model.
+    /// The chat template of the output: `auto` for that of most models, a model by its path or name for its own, or the
+    /// text. By default, that of the tokenizer's model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
-    /// What happens to rows of token tables that not all models have.
+    /// Policy for embedding rows that not all models have.
     #[serde(default)]
     pub vocabulary: Vocabulary,
-    /// Tensors that not all models have.
+    /// Policy for tensors that not all models have.
     #[serde(default, skip_serializing_if = "ExtraTensors::is_default")]
     pub extra_tensors: ExtraTensors,
-    /// Merge rows of token tables by their number even where tokenizers disagree.
+    /// Whether to merge embedding rows by index even if tokenizers differ.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignore_tokenizers: bool,
-    /// Commits of models and adapters of the hub, by the names that the file has for them.
+    /// Commits of models and adapters from the Hub, by their names in the file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revisions: BTreeMap<String, String>,
-    /// Directories of their files, see [`MergeFile::place`]; they are no part of the file.
+    /// Directories of their files, see [`MergeFile::place`]; not part of the file.
     #[serde(skip)]
     pub places: BTreeMap<String, PathBuf>,
 }
@@ -93,7 +93,7 @@ fn seed() -> u64 {
     42
 }
 
-/// A method by name, with the parameters that hold for all its models.
+/// A method by name, with the parameters for all models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(into = "BTreeMap<String, Parameters>")]
 pub struct MethodConfig {
@@ -139,12 +139,13 @@ impl From<MethodConfig> for BTreeMap<String, Parameters> {
     }
 }
 
-/// A model and the parameters that are its own.
+/// A model and its own parameters.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Model directory, name of the hub, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter folded in.
+    /// Model directory, Hub name, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter
+    /// folded in.
     pub model: String,
-    /// What its random masks are keyed by; without it the path as written.
+    /// Key of its random masks; by default the path as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Its parameters.
@@ -152,10 +153,10 @@ pub struct ModelConfig {
     pub parameters: Parameters,
 }
 
-/// Layers of the output: the same number from every source, merged.
+/// Layers of the output, merged from the same number of layers of every source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SliceConfig {
-    /// Where they come from.
+    /// The sources.
     pub sources: Vec<SliceSource>,
     /// Another base for these layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,39 +171,40 @@ pub struct SliceConfig {
 pub struct SliceSource {
     /// Model directory, or the name of an earlier stage.
     pub model: String,
-    /// First layer and the one after the last.
+    /// First layer and one after the last.
     pub layer_range: [usize; 2],
     /// Parameters of these layers of this model.
     #[serde(flatten)]
     pub parameters: Parameters,
 }
 
-/// What happens to rows of token tables that not all models have.
+/// Policy for embedding rows that not all models have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vocabulary {
-    /// They are an error.
+    /// Error.
     #[default]
     Error,
-    /// They are left out: the output has the rows that all models have.
+    /// The output has only the rows that all models have.
     Common,
-    /// The output has the base's rows; those that some model lacks are the base's.
+    /// The output has the base's rows; those that some model lacks are copied from the base.
     Base,
-    /// The output has all rows; those that some model lacks are the mean of those that have them.
+    /// The output has all rows; those that some model lacks are the mean over the models that have them.
     Keep,
 }
 
-/// What happens to tensors that not all inputs have. Buffers that follow from config.json, such as rotary frequencies, never
-/// count.
+/// Policy for tensors that not all inputs have. Buffers determined by config.json, such as rotary frequencies, are
+/// ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExtraTensors {
-    /// They are an error.
+    /// Error.
     #[default]
     Error,
-    /// The output has the base's tensors (the first model's without a base); those that some model lacks are the base's.
+    /// The output has the base's tensors (the first model's without a base); those that some model lacks are copied
+    /// from it.
     Base,
-    /// The output has all tensors; those that some model lacks are the first's that has them.
+    /// The output has all tensors; those that some model lacks are copied from the first model that has them.
     Union,
 }
 
@@ -212,16 +214,16 @@ impl ExtraTensors {
     }
 }
 
-/// Element type of the output.
+/// Dtype of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FloatType {
     /// 32 bits.
     #[serde(rename = "float32", alias = "f32")]
     Float32,
-    /// 16 bits, 5 of them exponent.
+    /// 16 bits, with a 5-bit exponent.
     #[serde(rename = "float16", alias = "f16")]
     Float16,
-    /// 16 bits, 8 of them exponent.
+    /// 16 bits, with an 8-bit exponent.
     #[serde(rename = "bfloat16", alias = "bf16")]
     Bfloat16,
 }
@@ -237,105 +239,106 @@ impl FloatType {
     }
 }
 
-/// Parameters of methods; which a method has, and what they mean, is in [`crate::METHODS`] and [`crate::PARAMETERS`].
+/// Parameters of methods; which ones a method has, and their meaning, is in [`crate::METHODS`] and
+/// [`crate::PARAMETERS`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Parameters {
-    /// How much of the model.
+    /// Weight of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<Parameter>,
-    /// Share of a task vector that is kept.
+    /// Fraction of a task vector's entries to keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub density: Option<Parameter>,
-    /// Share of a task vector's largest entries that is cut off.
+    /// Fraction of a task vector's largest entries to drop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<Parameter>,
-    /// Half of the span of DELLA's probabilities.
+    /// Half of the range of DELLA's probabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<Parameter>,
     /// Scale of the merged task vector.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda: Option<Parameter>,
-    /// Place between two models.
+    /// Interpolation between two models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub t: Option<Parameter>,
-    /// Factor of a tensor that is passed through.
+    /// Factor applied to a tensor that is passed through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<Parameter>,
-    /// Share of entries that vary most.
+    /// Fraction of entries to select, those with the highest variance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub select_topk: Option<Parameter>,
     /// Threshold of a task's mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_threshold: Option<Parameter>,
-    /// Share of singular values.
+    /// Fraction of the sum of singular values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alpha: Option<Parameter>,
-    /// Share of a matrix' rank that each task keeps.
+    /// Fraction of a matrix's rank that each task keeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_share: Option<Parameter>,
-    /// Share of directions that the sum keeps.
+    /// Fraction of directions that the sum keeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub common_share: Option<Parameter>,
-    /// Tasks that have to agree on an entry.
+    /// Minimum number of tasks whose masks contain an entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_agree: Option<usize>,
-    /// Rounds of an iteration at most.
+    /// Maximum number of iterations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_iter: Option<usize>,
-    /// Where an iteration stops.
+    /// Tolerance of convergence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tol: Option<f64>,
-    /// Guard against division by zero.
+    /// Smallest norm, against division by zero.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
-    /// Divide by the weights.
+    /// Whether to divide by the sum of weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
-    /// Make weights sum to one.
+    /// Whether to normalize weights to a sum of 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize_weights: Option<bool>,
-    /// One ratio per row.
+    /// Whether to use one ratio per row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter_wise: Option<bool>,
-    /// By columns instead of rows, where not flattened.
+    /// Whether to interpolate columns instead of rows, if not flattened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nuslerp_row_wise: Option<bool>,
-    /// Tensors as one vector.
+    /// Whether to treat each tensor as one vector.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nuslerp_flatten: Option<bool>,
-    /// No effect: sums are in f32 and masks are never stored.
+    /// No effect: sums are in f32, and masks are not stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub int8_mask: Option<bool>,
-    /// What makes up for dropped entries.
+    /// Compensation for dropped entries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rescale: Option<Rescale>,
-    /// What is trimmed by itself.
+    /// Scope of trimming.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trim: Option<Trimmed>,
-    /// What elects an entry's sign.
+    /// Election of an entry's sign.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub election: Option<Election>,
-    /// What a sum of task vectors is divided by.
+    /// Divisor of a sum of task vectors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub divisor: Option<Divisor>,
-    /// Trim scaled singular vectors.
+    /// Whether to trim scaled singular vectors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled: Option<bool>,
-    /// What of a new task vector is removed.
+    /// Component of a new task vector to remove.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection: Option<Projection>,
-    /// What has one scale.
+    /// Scope of the norms for scaling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<Trimmed>,
-    /// Whose mask is used instead of the consensus.
+    /// Model whose mask is used instead of the consensus.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only: Option<String>,
-    /// Earlier merge that this one goes on from.
+    /// Earlier merge to continue from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
-    /// All others: those of methods that are not built in, and keys that no method knows, which are reported when the merge
-    /// is planned.
+    /// All other keys: those of methods that are not built in, and unknown keys, which are reported when the merge is
+    /// planned.
     #[serde(flatten, skip_serializing_if = "BTreeMap::is_empty")]
     pub unknown: BTreeMap<String, serde_json::Value>,
 }

@@ -1,4 +1,4 @@
-//! Merge files, read.
+//! Reading of merge files.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use super::mergekit::from_yaml;
 use crate::Error;
 
 impl MergeFile {
-    /// Reads a file: mergekit's YAML by its ending, TOML otherwise.
+    /// Reads a file: mergekit YAML if its extension is .yml or .yaml, TOML otherwise.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if the file cannot be read, or [`Error::Config`] if it is no merge file.
+    /// Returns [`Error::Io`] if the file cannot be read, or [`Error::Config`] if it is not a valid merge file.
     pub fn read(path: &Path) -> Result<MergeFile, Error> {
         let text = read_text(path, MAX_CONFIG)?;
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
@@ -22,10 +22,10 @@ impl MergeFile {
         file.map_err(|source| Error::Config { path: path.to_owned(), source })
     }
 
-    /// One merge, or stages under `[[stage]]`, in TOML.
+    /// Parses TOML: one merge, or stages under `[[stage]]`.
     ///
     /// # Errors
-    /// Returns what is wrong, and where, if this is no merge file.
+    /// Returns an error with its position if this is not a valid merge file.
     pub fn from_toml(text: &str) -> Result<MergeFile, ConfigError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]

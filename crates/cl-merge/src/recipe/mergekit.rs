@@ -1,4 +1,5 @@
-//! mergekit's YAML, read as it is. What of it has no counterpart here is an error that names it, never left out in silence.
+//! mergekit YAML, read unchanged. Keys without a counterpart here are errors that name them; they are never ignored
+//! silently.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};

@@ -1,4 +1,4 @@
-//! What is to be merged, as a file says it: settings read, checked, and resolved for every tensor.
+//! The description of a merge: settings, checked and resolved for every tensor.
 
 pub(crate) mod check;
 pub(crate) mod config;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A number that may depend on the tensor, in mergekit's three forms.
+/// A number that can depend on the tensor, in mergekit's three forms.
 ///
 /// ```
 /// use cl_merge::Parameter;
@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub enum Parameter {
     /// The same for all tensors.
     Number(f64),
-    /// Interpolated linearly from the first layer to the last; tensors before the layers take the first value, those after
-    /// them the last.
+    /// Interpolated linearly from the first layer to the last; tensors before the layers use the first value, those
+    /// after them the last.
     Gradient(Vec<f64>),
     /// One filter.
     Filter(Filter),
@@ -49,7 +49,7 @@ pub enum NumberOrGradient {
 }
 
 impl Parameter {
-    /// The value for a tensor at place `t` of the layers, from 0 to 1; `None` where no filter matches.
+    /// The value for a tensor at relative position `t` among the layers, from 0 to 1; `None` if no filter matches.
     pub fn resolve(&self, tensor: &str, t: f64) -> Option<f64> {
         match self {
             Parameter::Number(value) => Some(*value),
@@ -59,7 +59,7 @@ impl Parameter {
         }
     }
 
-    /// Every number that can come out of it.
+    /// All numbers that can result from it.
     pub fn numbers(&self) -> Vec<f64> {
         match self {
             Parameter::Number(value) => vec![*value],
@@ -69,7 +69,7 @@ impl Parameter {
         }
     }
 
-    /// Filters that match none of the tensors: most likely misspelt.
+    /// Filters that match none of the tensors, probably because of a typing error.
     pub fn idle_filters<'p>(&'p self, tensors: &[&str]) -> Vec<&'p str> {
         let filters = match self {
             Parameter::Filter(filter) => std::slice::from_ref(filter),

@@ -1,23 +1,23 @@
-//! Models of a merge file that are not local directories: names of the hub, and where their files are.
+//! Models of a merge file that are not local directories: Hub names, and the paths of their files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::config::{MergeConfig, MergeFile, model_and_adapter};
 
-/// A model or adapter that a merge file names.
+/// A model or adapter in a merge file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
-    /// As the file names it.
+    /// As written in the file.
     pub written: String,
-    /// The same with the commit that the file has it pinned to, if it does.
+    /// The same with the pinned commit, if there is one.
     pub pinned: String,
-    /// Whether it is an adapter, behind `+`.
+    /// Whether it is an adapter, after `+`.
     pub adapter: bool,
 }
 
 impl MergeFile {
-    /// Models and adapters that the file names and that are not stages, each once.
+    /// Models and adapters in the file that are not stages, each once.
     pub fn named(&self) -> Vec<Named> {
         let stages: Vec<&str> = self.stages.iter().filter_map(|s| s.name.as_deref()).collect();
         let mut all: Vec<Named> = Vec::new();
@@ -35,7 +35,7 @@ impl MergeFile {
         all
     }
 
-    /// Says where the files of a model or adapter of the hub are, and of which commit. The resolved configuration has the
+    /// Sets the directory and the commit of a model or adapter from the Hub. The resolved configuration contains the
     /// commit under `revisions`.
     pub fn place(&mut self, written: &str, dir: PathBuf, commit: &str) {
         for stage in &mut self.stages {

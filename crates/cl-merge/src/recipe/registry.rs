@@ -1,10 +1,10 @@
-//! Methods and parameters by their names.
+//! Methods and parameters by name.
 
 use std::sync::LazyLock;
 
 use crate::methods::{METHODS, MethodInfo, ParameterInfo, SHARED};
 
-/// Every parameter: those that methods share, then each method's own.
+/// All parameters: those shared by several methods, then each method's own.
 pub static PARAMETERS: LazyLock<Vec<ParameterInfo>> = LazyLock::new(|| {
     let mut parameters: Vec<ParameterInfo> = SHARED.to_vec();
     for own in METHODS.iter().flat_map(|method| method.own_parameters) {

@@ -1,4 +1,4 @@
-//! Settings as files give them, resolved: defaults filled in, and for every tensor what holds for it.
+//! Resolution of settings: defaults, and the values for each tensor.
 
 use std::collections::BTreeMap;
 

@@ -1,24 +1,25 @@
-//! Whose tokens an output has, and where the rows of its token tables come from.
+//! The tokenizer of an output, and the sources of its embedding rows.
 
 use serde::{Deserialize, Serialize};
 
-/// The output's tokenizer. Rows of token tables follow their tokens: in every model they are put in the order of the output's
-/// tokens, and then merged. A model that lacks a token takes the base's row for it, else that of the only model that has it,
-/// else the mean of those that have it.
+/// The output's tokenizer. Embeddings and heads are aligned by token: the rows of every model are reordered to the
+/// output's tokens, and then merged. If a model lacks a token, the row of the only model that has it is used, or else
+/// the base's, or else the mean over the models that have it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerConfig {
-    /// `union`: the base's tokens, then those that only other models have. `base`, or a model by its path or name: its tokens.
+    /// `union`: the base's tokens, then those that only other models have. `base`, or a model by its path or name: its
+    /// tokens.
     pub source: String,
-    /// Rows of the tables become a multiple of it; those without a token are the mean of all that have one.
+    /// Pads the number of rows to a multiple of this; rows without a token are the mean of all rows with one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_to_multiple_of: Option<usize>,
-    /// Where rows of single tokens come from. Tokens that no tokenizer has are added, in this order.
+    /// Sources of the rows of individual tokens. Tokens that no tokenizer has are added, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<TokenConfig>,
 }
 
-/// The value of `source` that takes the tokens of all models.
+/// The value of `source` that uses the tokens of all models.
 pub(crate) const UNION: &str = "union";
 
 impl Default for TokenizerConfig {
@@ -27,21 +28,21 @@ impl Default for TokenizerConfig {
     }
 }
 
-/// Where the rows of a token come from.
+/// Source of the rows of a token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenConfig {
-    /// The token, as its tokenizer writes it.
+    /// The token, as written in its tokenizer.
     pub token: String,
-    /// What models that lack the token take.
+    /// The row to use for models that lack the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<TokenSource>,
-    /// Models that have the token take it, too.
+    /// Whether to use it also for models that have the token.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
-/// A row of a token table.
+/// A row of an embedding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a model, {kind = \"zero\"}, or {kind = \"model_token\", model, token or token_id}")]
 pub enum TokenSource {
@@ -57,14 +58,14 @@ pub enum TokenSource {
 pub enum TokenKind {
     /// Zeros.
     Zero,
-    /// The row of some token of a model; either `token` or `token_id` names it.
+    /// The row of another token of a model, given by either `token` or `token_id`.
     ModelToken {
         /// The model.
         model: String,
         /// The token.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<String>,
-        /// Its number.
+        /// Its id.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token_id: Option<usize>,
     },

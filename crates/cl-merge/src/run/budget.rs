@@ -1,4 +1,4 @@
-//! What a plan holds in memory at most, and the room that tensors take of it while it runs.
+//! Peak memory of a plan, and the memory budget while it runs.
 
 use std::sync::{Condvar, Mutex};
 
@@ -50,10 +50,10 @@ impl Plan {
         needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""))
     }
 
-    /// Bytes that are held at most, of those allowed.
+    /// Peak memory in bytes, within the limit.
     ///
     /// # Errors
-    /// Returns [`Error::Problems`] if these are not enough.
+    /// Returns [`Error::Problems`] if the limit is too low.
     pub fn peak_memory(&self, options: &MergeOptions) -> Result<usize, Error> {
         let threads = threads(options);
         let pieces = threads * self.piece_bytes();

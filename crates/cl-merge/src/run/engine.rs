@@ -22,23 +22,23 @@ use crate::tensor::{Piece, copy_bytes, kernels};
 /// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
 const LARGE: usize = 4 << 20;
 
-/// What a merge did.
+/// Summary of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Tensors written.
+    /// Number of tensors written.
     pub tensors: usize,
-    /// Of these, copied as they were.
+    /// Number of tensors among them that were copied unchanged.
     pub copied: usize,
-    /// Bytes of tensors written.
+    /// Number of tensor bytes written.
     pub bytes: u64,
 }
 
-/// Runs a plan and writes the model directory `out`, which appears whole or not at all. `progress` is called with the number
-/// of bytes written so far, from any thread.
+/// Runs a plan and writes the model directory `out` atomically. `progress` is called with the number of bytes written
+/// so far, from any thread.
 ///
 /// # Errors
-/// Values that are not finite, an output dtype that is too narrow, an input that changes while it is read, a stop, and the
-/// operating system's answers; nothing is left then.
+/// Returns an error for non-finite values, values outside the range of the output's dtype, an input that changes while
+/// it is read, a stop request, or if reading or writing fails; no output is left then.
 pub fn merge(
     plan: &Plan,
     out: &Path,

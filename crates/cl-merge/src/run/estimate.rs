@@ -1,4 +1,4 @@
-//! What a merge would take, told before it is run.
+//! Estimates of a merge before it runs.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,18 @@ use crate::methods::merge_runs;
 use crate::plan::Plan;
 use crate::plan::work::{PlannedTensor, Work};
 
-/// What a merge reads, writes, holds and takes.
+/// Estimates of I/O, memory and time of a merge.
 #[derive(Clone, Debug)]
 pub struct Estimate {
-    /// Bytes of tensors in all inputs.
+    /// Number of tensor bytes in all inputs.
     pub bytes_read: u64,
-    /// Bytes of tensors in the output.
+    /// Number of tensor bytes in the output.
     pub bytes_written: u64,
-    /// Bytes held at most.
+    /// Peak memory in bytes.
     pub peak_memory: usize,
-    /// Time: one tensor was merged, without writing it, and the rest scaled from it.
+    /// Time, extrapolated from merging one tensor without writing it.
     pub time: Duration,
-    /// The tensor it was measured on; none where all are copied.
+    /// The tensor used for the measurement; `None` if all tensors are copied.
     pub measured_on: Option<String>,
 }
 

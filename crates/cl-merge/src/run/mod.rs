@@ -1,4 +1,4 @@
-//! A plan run in bounded memory, and what its output says of itself.
+//! Execution of a plan in bounded memory, and the metadata of its output.
 
 pub(crate) mod budget;
 pub(crate) mod engine;

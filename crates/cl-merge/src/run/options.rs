@@ -1,21 +1,23 @@
 use cl_checkpoint::Interrupt;
 
-/// How a merge is run.
+/// Options of a merge.
 #[derive(Clone, Debug)]
 pub struct MergeOptions {
-    /// Bytes that may be held at a time.
+    /// Memory limit in bytes.
     pub memory: usize,
-    /// Threads; 0 for all cores. The result does not depend on it.
+    /// Number of threads; 0 for all cores. The result does not depend on it.
     pub threads: usize,
-    /// Bytes of tensors in one file.
+    /// Maximum number of tensor bytes per file.
     pub max_shard_size: u64,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
-    /// Hash the inputs' files into the manifest. Inputs that this project wrote carry their hash already.
+    /// Whether to record hashes of the input files in the manifest. Inputs with a manifest of this project already have
+    /// a hash.
     pub hash_inputs: bool,
-    /// Copy tensors that hold NaN or infinities as they are; otherwise they are an error. Merged values are numbers in any case.
+    /// Whether to allow NaN and infinities in tensors that are copied unchanged. Merged values must be finite in any
+    /// case.
     pub allow_non_finite: bool,
-    /// A request to stop.
+    /// Stop request.
     pub interrupt: Interrupt,
 }
 

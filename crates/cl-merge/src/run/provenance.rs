@@ -1,4 +1,4 @@
-//! What an output says of itself: resolved settings, a model card, sources.
+//! Metadata of an output: resolved settings, model card, sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::plan::inputs::Input;
 use crate::recipe::config::{MergeConfig, model_and_adapter};
 
-/// Name of the resolved merge file in an output.
+/// File name of the resolved merge file in an output.
 pub const CONFIG_NAME: &str = "merge_config.toml";
 
 /// Writes everything but tensors and manifest.

@@ -1,4 +1,4 @@
-//! Files of several stages: each one is a merge whose models may be earlier stages.
+//! Merge files with several stages: each one is a merge whose models can be earlier stages.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,23 +15,23 @@ use crate::plan::inputs::STATE_NAME;
 use crate::problem::{ConfigProblem, Place, Problem};
 use crate::recipe::config::{MergeConfig, MergeFile, model_and_adapter};
 
-/// What a run of a file tells while it goes on.
+/// Progress events of [`run_file`].
 pub enum Event<'e> {
-    /// A stage begins: its name, and how many bytes of tensors it writes.
+    /// A stage starts: its name, and the number of tensor bytes that it writes.
     Stage(&'e str, u64),
-    /// A stage was finished by an earlier run and is taken over.
+    /// A stage was completed by an earlier run and is reused.
     Kept(&'e str),
-    /// Bytes written so far of the stage.
+    /// Number of bytes of the stage written so far.
     Written(u64),
 }
 
 /// Runs all stages and writes the last one's result to `out`.
 ///
-/// Earlier stages are written to `.NAME.stages` beside it, one directory each, and removed at the end. When a run is stopped,
-/// the stages that it finished are taken over by the next one, unless the file or the inputs have changed.
+/// Earlier stages are written to `.NAME.stages` next to it, one directory each, and removed at the end. After an
+/// interrupted run, completed stages are reused unless the file or the inputs have changed.
 ///
 /// # Errors
-/// Returns an error if planning or merging fails, or [`Error::Problems`] if stages do not fit together.
+/// Returns an error if planning or merging fails, or [`Error::Problems`] if stages are inconsistent.
 pub fn run_file(
     file: &MergeFile,
     out: &Path,
@@ -76,10 +76,10 @@ pub fn run_file(
     Ok(summary)
 }
 
-/// Checks the output's place before any work: see [`OutputDir::check`].
+/// Checks the output path before any work; see [`OutputDir::check`].
 ///
 /// # Errors
-/// Returns an error if the output exists, holds something else than a model, or lies in the way of an input.
+/// Returns an error if the output exists, contains anything other than a model, or overlaps with an input.
 pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(), Error> {
     let stages: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
     let written = file.stages.iter().flat_map(MergeConfig::written_models);

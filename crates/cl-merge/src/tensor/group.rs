@@ -1,4 +1,4 @@
-//! One tensor of a base and of several models, read piece by piece.
+//! One tensor of a base and of several models, read in pieces.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -10,8 +10,8 @@ use super::kernels;
 use super::trim::Trim;
 use crate::Error;
 
-/// Elements of a piece: so few that all models' are still in a core's cache when a method goes over them again. It is fixed,
-/// because sums over pieces would otherwise depend on who asks.
+/// Number of elements per piece: small enough that the pieces of all models stay in a core's cache. It is constant,
+/// because sums over pieces depend on it.
 pub const PIECE: usize = 2048;
 
 /// Elements of the pieces that are read together, because short reads cost more per byte.
@@ -47,17 +47,17 @@ enum Origin<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// Values in memory; `model` names them in errors and keys their random numbers.
+    /// Values in memory; `model` is the name in errors and the key of random numbers.
     pub fn from_slice(model: &'a str, values: &'a [f32]) -> Values<'a> {
         Values { origin: Origin::Memory(values), model, skip: 0 }
     }
 
-    /// A floating tensor (f64, f32, f16, bf16 or eight-bit) of a checkpoint.
+    /// A floating-point tensor (f64, f32, f16, bf16 or 8-bit) of a checkpoint.
     pub fn from_source(model: &'a str, source: &'a dyn TensorSource, tensor: &'a str, dtype: Dtype) -> Values<'a> {
         Values { origin: Origin::Source { source, tensor, dtype }, model, skip: 0 }
     }
 
-    /// The same without the first `elements`.
+    /// The same without the first `elements` elements.
     pub fn skip(self, elements: usize) -> Values<'a> {
         Values { skip: self.skip + elements, ..self }
     }
@@ -122,9 +122,9 @@ impl<'a> Values<'a> {
     }
 }
 
-/// One tensor of a base, where there is one, and of all models, in a fixed order.
+/// One tensor of a base, if there is one, and of all models, in a fixed order.
 pub struct TensorGroup<'a> {
-    /// Name of the tensor in the output.
+    /// Its name in the output.
     pub name: &'a str,
     /// Shape, outermost dimension first.
     pub shape: &'a [usize],
@@ -132,9 +132,10 @@ pub struct TensorGroup<'a> {
     pub base: Option<Values<'a>>,
     /// The models' values.
     pub models: Vec<Values<'a>>,
-    /// Whether pieces may be worked on by several threads.
+    /// Whether several threads can process pieces.
     pub parallel: bool,
-    /// What trimming over the whole model keeps of this tensor, per model; `None` where trimming is per tensor.
+    /// Entries of this tensor kept by trimming over the whole model, per model; `None` if tensors are trimmed
+    /// separately.
     pub model_trims: Option<Vec<Trim>>,
 }
 
@@ -144,7 +145,7 @@ pub(crate) fn runs(ranges: &[Range<usize>]) -> Vec<&[Range<usize>]> {
     ranges.chunks((READ / longest).max(1)).collect()
 }
 
-/// A part of a tensor: elements `start..start + len` of every input, as f32. Methods may overwrite them.
+/// A part of a tensor: elements `start..start + len` of every input, as f32. Methods can overwrite them.
 #[derive(Default)]
 pub struct Piece {
     /// Flat index of the first element.
@@ -153,11 +154,11 @@ pub struct Piece {
     pub base: Vec<f32>,
     /// The models' values.
     pub models: Vec<Vec<f32>>,
-    /// Room for a method's own values; any content.
+    /// Scratch buffers for values, with arbitrary content.
     pub scratch: Vec<Vec<f32>>,
-    /// Room for keys; any content.
+    /// Scratch buffer for keys, with arbitrary content.
     pub words: Vec<u32>,
-    /// Room for random numbers; any content.
+    /// Scratch buffer for random numbers, with arbitrary content.
     pub random: Vec<u16>,
     /// What was read of the base and of the models, of several pieces.
     bytes: Vec<Vec<u8>>,
@@ -170,12 +171,13 @@ impl Piece {
         self.models.first().map_or(self.base.len(), Vec::len)
     }
 
-    /// Whether there is no element.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Turns the models' values into differences from the base's, in f32; pieces read as task vectors are that already.
+    /// Converts the models' values to differences from the base's, in f32; has no effect on pieces read as task
+    /// vectors.
     pub fn subtract_base(&mut self) {
         if !std::mem::replace(&mut self.task_vectors, true) {
             for model in &mut self.models {
@@ -195,7 +197,7 @@ impl Piece {
         })
     }
 
-    /// Gives scratch buffers back for later use.
+    /// Returns scratch buffers for later use.
     pub fn give_back<const N: usize>(&mut self, buffers: [Vec<f32>; N]) {
         self.scratch.extend(buffers);
     }
@@ -207,8 +209,8 @@ thread_local! {
 }
 
 impl<'a> TensorGroup<'a> {
-    /// A tensor of this shape, outermost dimension first, with as many values in the base, if there is one, and in each model.
-    /// It is merged on the calling thread, and trims are its own.
+    /// A tensor of this shape, outermost dimension first; the base, if there is one, and each model must have this
+    /// number of values. It is merged on the calling thread and trimmed separately.
     pub fn new(
         name: &'a str,
         shape: &'a [usize],
@@ -223,26 +225,26 @@ impl<'a> TensorGroup<'a> {
         self.shape.iter().product()
     }
 
-    /// Elements of a row: the last dimension, or all of a vector.
+    /// Number of elements per row: the last dimension, or the whole vector.
     pub fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Whether this is a matrix that is not a table of tokens: what methods over singular values are for.
+    /// Whether this is a matrix other than an embedding, to which methods based on singular values apply.
     pub fn is_matrix(&self) -> bool {
         let table = ["embed_tokens", "lm_head", "wte.", "wpe.", "embed_out", "word_embeddings"];
         self.shape.len() == 2 && self.shape.iter().all(|&d| d > 1) && !table.iter().any(|t| self.name.contains(t))
     }
 
-    /// The ranges of elements that pieces have: [`PIECE`] long, or as many whole rows as that holds, at least one.
+    /// The ranges of pieces: of [`PIECE`] elements, or of as many whole rows as fit, at least one.
     pub fn pieces(&self, whole_rows: bool) -> Vec<Range<usize>> {
         let (elements, columns) = (self.elements(), self.columns().max(1));
         let length = if whole_rows { (PIECE / columns).max(1) * columns } else { PIECE };
         (0..elements).step_by(length).map(|start| start..elements.min(start + length)).collect()
     }
 
-    /// Calls `f` with every piece of these ranges, each of which begins where the one before it ends, and returns the results.
-    /// Everything is read at the start. With `task_vectors` the models' values come as differences from the base's.
+    /// Calls `f` with every piece of these consecutive ranges and returns the results. Everything is read at the start.
+    /// With `task_vectors`, the models' values are differences from the base's.
     ///
     /// # Errors
     /// Returns an error if reading fails.
@@ -290,10 +292,10 @@ impl<'a> TensorGroup<'a> {
         Ok(())
     }
 
-    /// Calls `f` with every piece, on several threads where that is allowed, and returns the results in order.
+    /// Calls `f` with every piece, on several threads if allowed, and returns the results in order.
     ///
     /// # Errors
-    /// Returns an error if reading fails; of several errors the first in order.
+    /// Returns an error if reading fails; with several errors, the first in order.
     pub fn map_pieces<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -305,7 +307,7 @@ impl<'a> TensorGroup<'a> {
     /// As [`TensorGroup::map_pieces`], with the models' values as differences from the base's.
     ///
     /// # Errors
-    /// Returns an error if reading fails; of several errors the first in order.
+    /// Returns an error if reading fails; with several errors, the first in order.
     pub fn map_task_vectors<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -356,7 +358,7 @@ impl<'a> TensorGroup<'a> {
     /// Returns an error if reading fails.
     ///
     /// # Panics
-    /// Without a base.
+    /// Panics without a base.
     pub fn load_task_vectors(&self) -> Result<Vec<Vec<f32>>, Error> {
         let base = self.load(self.base.as_ref().expect("a method of task vectors has a base"))?;
         self.models

@@ -1,7 +1,7 @@
-//! Loops over values, compiled for several instruction sets and chosen at run time.
+//! Loops over values, compiled for several instruction sets and selected at run time.
 //!
-//! Every loop works element by element or in a fixed number of lanes, and no product is fused with a sum, so that a result
-//! has the same bits whatever the processor.
+//! Every loop works element by element or in a fixed number of lanes, without fused multiply-add, so that results have
+//! the same bits on every processor.
 
 // The macro needs its lifetimes named.
 #![allow(clippy::needless_lifetimes)]

@@ -1,7 +1,7 @@
-//! The k largest of many keys, exactly k of them: of equal ones those that come first.
+//! Exact selection of the k largest of many keys; ties go to the first.
 //!
-//! Keys are read in passes, and never all held: a sample says about where the k-th largest lies, a pass counts what is above and
-//! collects what is near, and where that was wrong or too much another pass follows.
+//! Keys are read in passes and never all held: a sample estimates the k-th largest, a pass counts the keys above and
+//! collects those near it; if the estimate was wrong or too many were collected, another pass follows.
 
 use std::ops::RangeInclusive;
 use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! One tensor of several models: read by pieces, its largest entries found, its values computed with.
+//! One tensor of several models: reading in pieces, selection of the largest entries, computation.
 
 mod copy;
 mod group;

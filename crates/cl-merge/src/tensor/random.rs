@@ -1,5 +1,5 @@
-//! Random numbers by position: Philox4x32-7 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011, which
-//! finds seven rounds to pass all tests of BigCrush).
+//! Random numbers by position: Philox4x32-7 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011,
+//! according to which seven rounds pass all tests of BigCrush).
 //!
 //! A mask is a function of the seed, the tensor's name, the model's name and the flat index of the element, so it does not
 //! depend on threads, shards, pieces or the order of models.
@@ -45,7 +45,7 @@ impl Stream {
         Stream { key: [word(0), word(1)] }
     }
 
-    /// The numbers of the elements from flat index `start` on, uniform over all of u16.
+    /// The numbers of the elements from flat index `start` on, uniform over u16.
     ///
     /// Element `128 g + 32 w + 2 j + h` takes half `h`, the lower one first, of word `w` of the block with counter `16 g + j`.
     pub fn fill(&self, start: usize, out: &mut [u16]) {

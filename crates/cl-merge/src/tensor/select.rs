@@ -1,7 +1,7 @@
-//! The k largest of many values, exactly k of them: of equal values those with the lowest index are kept.
+//! Exact selection of the k largest of many values; ties go to the lowest index.
 //!
-//! Differences of bf16 weights take few distinct values, so thousands can lie exactly at the threshold; who is kept must not
-//! depend on the order in which a sort happens to leave them.
+//! Differences of bf16 weights have few distinct values, so thousands can lie exactly at the threshold; which of them
+//! are kept must not depend on the order that a sort produces.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -71,7 +71,8 @@ pub(crate) fn bits(values: &[f32]) -> &[u32] {
     bytemuck::cast_slice(values)
 }
 
-/// For each entry of `k`, one per model, what keeps the `k` entries of greatest magnitude of that model's task vector.
+/// For each entry of `k`, one per model, the trim that keeps the `k` entries of largest magnitude of that model's task
+/// vector.
 ///
 /// # Errors
 /// Returns an error if reading fails.
@@ -79,10 +80,10 @@ pub fn keep_largest_changes(group: &TensorGroup<'_>, k: &[usize]) -> Result<Vec<
     keep(group, false, true, k, |piece, model, f| f(bits(&piece.models[model])))
 }
 
-/// For each entry of `k` what keeps the `k` largest keys of a tensor.
+/// For each entry of `k`, the trim that keeps the `k` largest keys of a tensor.
 ///
-/// `key(piece, request, keys)` writes a piece's keys for that request; it is called with the requests in order, on the same
-/// piece, and may overwrite the piece. `whole_rows` as in [`TensorGroup::pieces`].
+/// `key(piece, request, keys)` writes a piece's keys for that request; it is called with the requests in order, on the
+/// same piece, and may overwrite the piece. For `whole_rows`, see [`TensorGroup::pieces`].
 ///
 /// # Errors
 /// Returns an error if reading fails.
@@ -149,8 +150,8 @@ impl Keys for ModelKeys<'_, '_> {
     }
 }
 
-/// For each tensor, and in it for each model, what the trim of the whole model keeps: of every model the `⌊density · N⌋`
-/// entries of greatest magnitude among all its `N` task-vector entries.
+/// For each tensor and model, the trim over the whole model: it keeps the `⌊density · N⌋` entries of largest magnitude
+/// among all `N` task-vector entries of the model.
 ///
 /// # Errors
 /// Returns an error if reading fails.

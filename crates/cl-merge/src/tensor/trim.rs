@@ -1,11 +1,11 @@
 use super::kernels;
 
-/// Which elements of a tensor are kept, by magnitude.
+/// The elements of a tensor that are kept, by magnitude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trim {
     /// Key of the smallest value that is kept. A key is the bit pattern of a magnitude.
     pub threshold: u32,
-    /// Elements exactly at the threshold are kept before this flat index.
+    /// Elements exactly at the threshold are kept if they are before this flat index.
     pub ties_end: usize,
 }
 
@@ -20,7 +20,7 @@ impl Trim {
         key > self.threshold || (key == self.threshold && index < self.ties_end)
     }
 
-    /// Sets to zero what is not kept of the values from flat index `start` on.
+    /// Sets the values from flat index `start` on that are not kept to zero.
     pub fn apply(&self, start: usize, x: &mut [f32]) {
         let end = start + x.len();
         if end <= self.ties_end {

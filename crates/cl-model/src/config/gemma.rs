@@ -14,7 +14,7 @@ const GEMMA: Defaults = Defaults {
     ..DEFAULTS
 };
 
-/// Gemma 2 (arXiv:2408.00118): every other layer is windowed, beginning with the first.
+/// Gemma 2 (arXiv:2408.00118): every other layer, starting with the first, has a sliding window.
 pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, String> {
     let config = ModelConfig {
         rope_scaling: keys.scaling()?,
@@ -26,7 +26,8 @@ pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, String> {
     Ok(gemma(keys, config))
 }
 
-/// Gemma 3, text only (arXiv:2503.19786): five windowed layers to each one that sees all, with rotary frequencies of their own.
+/// Gemma 3, text only (arXiv:2503.19786): five sliding-window layers for each layer with full attention, with separate
+/// rotary frequencies.
 pub(super) fn read_gemma3(keys: &Keys) -> Result<ModelConfig, String> {
     let defaults = Defaults { rope_theta: 1e6, max_position_embeddings: 131_072, ..GEMMA };
     let every = keys.sliding_window_pattern.unwrap_or(6).max(1);
@@ -52,7 +53,7 @@ fn window(keys: &Keys) -> Option<i64> {
     keys.sliding_window.unwrap_or(Some(4096))
 }
 
-/// What both have in common.
+/// Settings common to both.
 fn gemma(keys: &Keys, config: ModelConfig) -> ModelConfig {
     let bias = keys.attention_bias.unwrap_or(false);
     ModelConfig {

@@ -1,4 +1,4 @@
-//! The keys as they stand in the file, and what several families do with them.
+//! Reading of config keys, with the rules shared by several families.
 
 use cl_moe::ExpertStorage;
 use serde::Deserialize;
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{Activation, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling, eos_ids};
 
-/// The keys that families read. An absent key and one that is `null` are told apart where they mean different things.
+/// The keys that families read. Absent and `null` are distinguished where they differ in meaning.
 #[derive(Deserialize)]
 pub(super) struct Keys {
     vocab_size: i64,
@@ -75,7 +75,7 @@ fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Resul
     Option::deserialize(d).map(Some)
 }
 
-/// What a family takes for keys that are absent.
+/// Defaults of a family.
 pub(super) struct Defaults {
     /// Key and value heads; `None` for as many as query heads.
     pub(super) num_key_value_heads: Option<i64>,
@@ -88,7 +88,7 @@ pub(super) struct Defaults {
     pub(super) hidden_act: &'static str,
 }
 
-/// Those of Llama.
+/// The defaults of Llama.
 pub(super) const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: None,
     head_dim: None,
@@ -112,7 +112,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// A config with everything that the families have in common; the rest is as in a plain Llama.
+    /// A config with the keys common to all families; everything else is as in a plain Llama.
     pub(super) fn config(&self, family: Family, defaults: &Defaults) -> Result<ModelConfig, String> {
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.or(defaults.num_key_value_heads).unwrap_or(heads);
@@ -206,7 +206,7 @@ impl Keys {
         }
     }
 
-    /// A window for each layer by `layer_types`, or for the layers that `windowed` picks where that key is absent.
+    /// The window of each layer, from `layer_types`, or from `windowed` if that key is absent.
     pub(super) fn windows(
         &self,
         window: Option<i64>,

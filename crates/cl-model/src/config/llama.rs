@@ -1,7 +1,7 @@
 use super::keys::{DEFAULTS, Keys};
 use super::{Family, ModelConfig};
 
-/// Llama 1–3 and what is built like them.
+/// Llama 1–3 and models with the same architecture.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let bias = keys.attention_bias.unwrap_or(false);
     Ok(ModelConfig {

@@ -1,7 +1,7 @@
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{Family, ModelConfig};
 
-/// Mistral: every layer has the window, 4,096 where the key is absent and none where it is null.
+/// Mistral: every layer has a sliding window, 4,096 by default and none if the key is null.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let defaults = Defaults { num_key_value_heads: Some(8), ..DEFAULTS };
     let window = keys.sliding_window.unwrap_or(Some(4096));

@@ -3,7 +3,7 @@ use cl_moe::ExpertStorage;
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
 
-/// Mixtral (Jiang et al., arXiv:2401.04088): Mistral whose MLPs are experts. Without the key there is no window.
+/// Mixtral (Jiang et al., arXiv:2401.04088): Mistral with experts instead of the MLP. No sliding window by default.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let defaults = Defaults { num_key_value_heads: Some(8), rms_norm_eps: 1e-5, rope_theta: 1e6, ..DEFAULTS };
     let (num_local_experts, num_experts_per_tok) = counts(keys, 8, false)?;
@@ -28,7 +28,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     })
 }
 
-/// `num_local_experts` and `num_experts_per_tok`, checked; with `shared` one of the experts is not chosen.
+/// Validates `num_local_experts` and `num_experts_per_tok`; with `shared`, one of the experts is not selected by the
+/// router.
 pub(super) fn counts(keys: &Keys, default: i64, shared: bool) -> Result<(i64, i64), String> {
     let (experts, chosen) = (keys.num_local_experts.unwrap_or(default), keys.num_experts_per_tok.unwrap_or(2));
     check_experts("num_local_experts", experts)?;

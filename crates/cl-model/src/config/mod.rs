@@ -1,5 +1,5 @@
-//! What the decoder needs to know of a `config.json`: keys that all families share here and in [`keys`], the rest one family
-//! a file.
+//! The parts of `config.json` that the decoder needs. Keys shared by all families are read here and in [`keys`]; each
+//! family has its own file.
 
 mod gemma;
 mod granite;
@@ -25,14 +25,14 @@ pub use rope::RopeScaling;
 use crate::ModelError;
 use keys::Keys;
 
-/// The architectures that are built, named by Hugging Face's `architectures[0]`.
+/// The supported architectures, by Hugging Face's `architectures[0]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `LlamaForCausalLM`: Llama 1–3, SmolLM, SmolLM2.
     Llama,
     /// `MistralForCausalLM`: Llama with a sliding window.
     Mistral,
-    /// `MixtralForCausalLM`: Mistral with experts in place of the MLP.
+    /// `MixtralForCausalLM`: Mistral with experts instead of the MLP.
     Mixtral,
     /// `Qwen2ForCausalLM`: biases on q, k and v.
     Qwen2,
@@ -40,15 +40,15 @@ pub enum Family {
     Qwen2Moe,
     /// `Qwen3ForCausalLM`: norms on each head of q and k.
     Qwen3,
-    /// `SmolLM3ForCausalLM`: every few layers without rotary positions.
+    /// `SmolLM3ForCausalLM`: some layers have no rotary position embeddings.
     SmolLm3,
-    /// `Gemma2ForCausalLM`: norms before and behind each block, soft caps on attention scores and logits.
+    /// `Gemma2ForCausalLM`: norms before and after each block, soft caps on attention scores and logits.
     Gemma2,
-    /// `Gemma3ForCausalLM` (text only): windowed layers with rotary frequencies of their own.
+    /// `Gemma3ForCausalLM` (text only): sliding-window layers with separate rotary frequencies.
     Gemma3,
     /// `Phi3ForCausalLM`: Phi-3, Phi-4; q, k and v in one projection, gate and up in one.
     Phi3,
-    /// `Olmo2ForCausalLM`: norms behind each block, and on the whole of q and k.
+    /// `Olmo2ForCausalLM`: norms after each block, and over all heads of q and of k.
     Olmo2,
     /// `GraniteForCausalLM`: Llama with multipliers.
     Granite,
@@ -80,7 +80,7 @@ impl Family {
         (Family::MoeMistral, "DeltaMoeMistralForCausalLM", "delta_moemistral"),
     ];
 
-    /// The family that a config names: by its architecture, or by `model_type` where it names none.
+    /// The family that a config specifies, by its architecture, or else by `model_type`.
     fn of(dir: &Path, json: &Map<String, Value>) -> Result<Family, ModelError> {
         let architecture = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
         let model_type = json.get("model_type").and_then(Value::as_str);
@@ -96,23 +96,23 @@ impl Family {
     }
 }
 
-/// The function between the two halves of the MLP.
+/// Activation function of the MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x · sigmoid(x), also called swish.
     Silu,
-    /// GELU by its approximation with tanh (`gelu_pytorch_tanh`).
+    /// GELU in its tanh approximation (`gelu_pytorch_tanh`).
     GeluTanh,
 }
 
-/// Where a layer's norms are.
+/// Placement of a layer's norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormPlacement {
     /// Before attention and before the MLP.
     Pre,
-    /// Before and behind each.
+    /// Before and after each.
     PreAndPost,
-    /// Behind each.
+    /// After each.
     Post,
 }
 
@@ -127,14 +127,14 @@ pub enum QkNorm {
     Whole,
 }
 
-/// Experts in place of the MLP or of projections.
+/// Experts instead of the MLP or of projections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// Names of their tensors.
+    /// Naming of their tensors.
     pub layout: ExpertLayout,
-    /// Whether they are stored whole or as differences from the base.
+    /// Whether they are stored in full or as differences from the base.
     pub storage: ExpertStorage,
-    /// What is made of experts, in the layers of `layers`.
+    /// Modules that consist of experts, in the layers given by `layers`.
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.
     pub layers: Vec<bool>,
@@ -155,7 +155,7 @@ pub struct Experts {
 }
 
 impl Experts {
-    /// Whether a module of a layer is made of experts.
+    /// Whether a module of a layer consists of experts.
     pub(crate) fn has(&self, layer: usize, module: ExpertModule) -> bool {
         self.layers[layer] && self.modules.contains(&module)
     }
@@ -200,12 +200,12 @@ pub enum ExpertLayout {
     Moetify,
 }
 
-/// What a router chooses experts of.
+/// A module that consists of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertModule {
     /// The whole MLP.
     Mlp,
-    /// `gate_proj`, `up_proj` and `down_proj`, each with a router of its own.
+    /// `gate_proj`, `up_proj` and `down_proj`, each with its own router.
     MlpProjections,
     /// `q_proj`.
     Query,
@@ -217,10 +217,10 @@ pub enum ExpertModule {
     Output,
 }
 
-/// What the decoder needs to know of a `config.json`; fields that are keys have their keys' names.
+/// The parts of `config.json` that the decoder needs; fields that correspond to a key have its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Which architecture.
+    /// The architecture.
     pub family: Family,
     /// Rows of the embedding.
     pub vocab_size: i64,
@@ -236,55 +236,56 @@ pub struct ModelConfig {
     pub num_key_value_heads: i64,
     /// Width of one head.
     pub head_dim: i64,
-    /// Leading entries of a head that rotary positions turn; an even number.
+    /// Number of leading entries of a head that are rotated; even.
     pub rotary_dim: i64,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f64,
-    /// The weights of norms are offsets from 1.
+    /// Whether the weights of norms are offsets from 1.
     pub norm_offset: bool,
-    /// Where a layer's norms are.
+    /// Placement of the norms in a layer.
     pub norms: NormPlacement,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Their stretch.
+    /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
-    /// Base of the rotary frequencies of windowed layers, not stretched, where it is another.
+    /// Base of the rotary frequencies of sliding-window layers, without scaling, if it differs.
     pub rope_local_base_freq: Option<f64>,
-    /// Longest sequence the model was made for, in tokens.
+    /// Maximum sequence length, in tokens.
     pub max_position_embeddings: usize,
-    /// The output head is the embedding.
+    /// Whether the output head shares its weight with the embedding.
     pub tie_word_embeddings: bool,
-    /// q, k and v are one projection, gate and up another.
+    /// Whether q, k and v are one projection, and gate and up another.
     pub fused_projections: bool,
-    /// Biases on q, k and v.
+    /// Whether q, k and v have biases.
     pub qkv_bias: bool,
-    /// Bias on o.
+    /// Whether o has a bias.
     pub o_bias: bool,
-    /// Biases in the MLP.
+    /// Whether the MLP has biases.
     pub mlp_bias: bool,
     /// Norms on q and k.
     pub qk_norm: QkNorm,
-    /// The function in the MLP.
+    /// Activation function of the MLP.
     pub hidden_act: Activation,
-    /// Experts, where the MLP is made of them.
+    /// Experts, if modules consist of them.
     pub experts: Option<Experts>,
-    /// Per layer: how many positions a query sees, itself included; `None` for all earlier ones.
+    /// Per layer: sliding window, the number of positions that a query attends to, including its own; `None` for full
+    /// attention.
     pub windows: Vec<Option<i64>>,
-    /// Per layer: whether it uses rotary positions.
+    /// Per layer: whether it uses rotary position embeddings.
     pub uses_rope: Vec<bool>,
-    /// What attention scores are multiplied by; `None` for 1/√head_dim.
+    /// Factor on attention scores; `None` for 1/√head_dim.
     pub attention_multiplier: Option<f64>,
-    /// Attention scores s become c · tanh(s / c).
+    /// Soft cap of attention scores: s becomes c · tanh(s / c).
     pub attn_logit_softcapping: Option<f64>,
-    /// Logits l become c · tanh(l / c).
+    /// Soft cap of logits: l becomes c · tanh(l / c).
     pub final_logit_softcapping: Option<f64>,
-    /// What embeddings are multiplied by.
+    /// Factor on embeddings.
     pub embedding_multiplier: f64,
-    /// What the outputs of attention and MLP are multiplied by before they are added to the residual stream.
+    /// Factor on the outputs of attention and MLP, before they are added to the residual stream.
     pub residual_multiplier: f64,
-    /// What logits are divided by.
+    /// Divisor of logits.
     pub logits_scaling: f64,
-    /// Ids that end a generation: those of config.json, and for a model from a directory those of generation_config.json.
+    /// Ids that end generation: those of config.json and, for a model from a directory, of generation_config.json.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -318,13 +319,13 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Whether files may hold a tensor of this name although nothing reads it: old ones hold the rotary frequencies, which
-    /// follow from the config, and some of a model with a tied head a copy of the embedding.
+    /// Whether a tensor of this name can be ignored: old files contain the rotary frequencies, which follow from the
+    /// config, and some models with a tied head contain a copy of the embedding.
     pub(crate) fn is_redundant(&self, tensor: &str) -> bool {
         tensor.ends_with("rotary_emb.inv_freq") || (self.tie_word_embeddings && tensor == "lm_head.weight")
     }
 
-    /// What holds for every family, once its defaults are in place.
+    /// Checks common to all families, after defaults are filled in.
     fn validate(&self) -> Result<(), String> {
         if self.num_attention_heads % self.num_key_value_heads != 0 {
             return Err(format!(
@@ -359,7 +360,7 @@ impl ModelConfig {
     }
 }
 
-/// Adds the ids that end a generation by generation_config.json, where Transformers looks for them first.
+/// Adds the ids in generation_config.json that end generation, where Transformers looks for them first.
 pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
     let path = dir.join("generation_config.json");
     let Ok(text) = std::fs::read(&path) else { return Ok(()) };

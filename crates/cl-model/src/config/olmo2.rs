@@ -1,7 +1,7 @@
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{Family, ModelConfig, NormPlacement, QkNorm};
 
-/// OLMo 2 (arXiv:2501.00656): norms behind attention and MLP, and on all heads of q and of k together.
+/// OLMo 2 (arXiv:2501.00656): norms after attention and MLP, and over all heads of q and of k together.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let bias = keys.attention_bias.unwrap_or(false);
     Ok(ModelConfig {

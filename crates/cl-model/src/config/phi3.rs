@@ -18,7 +18,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     }
 }
 
-/// Positions end where the factors for short contexts do: beyond them every key would have to be rotated anew.
+/// Positions end at the range of the short-context factors: beyond it, every key would have to be rotated again.
 fn long_rope(keys: &Keys, map: &Map<String, Value>, config: ModelConfig) -> Result<ModelConfig, String> {
     let pairs = (config.rotary_dim / 2) as usize;
     let factors =

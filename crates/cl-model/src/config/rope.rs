@@ -4,33 +4,34 @@ use serde_json::{Map, Value};
 
 use super::keys::Keys;
 
-/// How rotary frequencies are stretched for longer contexts.
+/// Scaling of rotary frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// None.
     Default,
     /// Every frequency divided by `factor`.
     Linear {
-        /// Stretch.
+        /// Scaling factor.
         factor: f64,
     },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
+    /// Llama 3: low frequencies are divided by `factor`, high ones are unchanged, with a linear transition between
+    /// them.
     Llama3 {
-        /// Stretch of the low frequencies.
+        /// Scaling factor of the low frequencies.
         factor: f64,
         /// Wavelengths above `original / low_freq_factor` are low frequencies.
         low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
+        /// Wavelengths below `original / high_freq_factor` are unchanged.
         high_freq_factor: f64,
         /// Context length of the pretraining.
         original_max_position_embeddings: f64,
     },
-    /// LongRoPE (Ding et al., arXiv:2402.13753) within the context length of the pretraining: each frequency divided by its
-    /// own factor, cosines and sines multiplied. The factors for longer contexts are not used.
+    /// LongRoPE (Ding et al., arXiv:2402.13753) within the context length of the pretraining: each frequency is divided
+    /// by its own factor; cosines and sines are scaled. The factors for longer contexts are not used.
     LongRope {
-        /// Stretch of each frequency.
+        /// Divisor of each frequency.
         short_factor: Vec<f64>,
-        /// What cosines and sines are multiplied by.
+        /// Factor on cosines and sines.
         attention_factor: f64,
     },
 }
@@ -42,7 +43,7 @@ impl Keys {
         self.rope_theta.or(inside).unwrap_or(default)
     }
 
-    /// The share of each head that is rotated.
+    /// Fraction of each head that is rotated.
     pub(super) fn partial_rotary(&self) -> Result<f64, String> {
         let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
         match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
@@ -51,7 +52,7 @@ impl Keys {
         }
     }
 
-    /// `rope_scaling`, or what Transformers 5's `rope_parameters` say of it.
+    /// `rope_scaling`, or the corresponding part of Transformers 5's `rope_parameters`.
     pub(super) fn scaling(&self) -> Result<RopeScaling, String> {
         match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
             Some(map) => scaling(map),
@@ -60,7 +61,7 @@ impl Keys {
     }
 }
 
-/// The rule that a map of `rope_scaling` describes.
+/// The scaling described by a `rope_scaling` table.
 pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, String> {
     match kind(map) {
         "default" => Ok(RopeScaling::Default),
@@ -75,7 +76,7 @@ pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, String> {
     }
 }
 
-/// The name of a rule.
+/// The name of a scaling type.
 pub(super) fn kind(map: &Map<String, Value>) -> &str {
     map.get("rope_type").or_else(|| map.get("type")).and_then(Value::as_str).unwrap_or("default")
 }

@@ -1,7 +1,7 @@
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{Family, ModelConfig, qwen};
 
-/// SmolLM3: every fourth layer is without rotary positions.
+/// SmolLM3: every fourth layer has no rotary position embeddings.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let defaults = Defaults { num_key_value_heads: Some(4), rope_theta: 2e6, tie_word_embeddings: true, ..DEFAULTS };
     let bias = keys.attention_bias.unwrap_or(false);

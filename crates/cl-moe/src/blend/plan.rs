@@ -189,7 +189,8 @@ fn check_kind(adapter: &Adapter, base: Option<&Checkpoint>, place: &str, problem
         }
     }
     if adapter.modules().iter().any(|module| module.dora) {
-        add("DoRA rescales the whole weight and is no sum of updates; train it without use_dora, or fold it".to_owned());
+        add("DoRA rescales the whole weight, so its update is not a sum; train it without use_dora, or fold it"
+            .to_owned());
     }
     match adapter.beside() {
         Err(error) => add(error.to_string()),
@@ -206,7 +207,7 @@ fn check_kind(adapter: &Adapter, base: Option<&Checkpoint>, place: &str, problem
                     BesideKind::Untrained => "neither a factor nor the base's own tensor",
                 };
                 add(format!(
-                    "tensor `{}` is {what}; a mixture holds low-rank updates of linear layers only",
+                    "tensor `{}` is {what}; a mixture can contain only low-rank updates of linear layers",
                     beside.name
                 ));
             }
@@ -248,7 +249,7 @@ fn check_base_hash(base: &str, adapter: &Adapter, ignore: bool, place: &str, pro
     // A manifest can hold any text in the place of a hash.
     let short = |hash: &str| hash.chars().take(12).collect::<String>();
     let message = format!(
-        "was made for another base ({}…) than this one ({}…), its manifest says; --ignore-base takes it all the same",
+        "according to its manifest, it was made for another base ({}…) than this one ({}…); --ignore-base accepts it",
         short(&other),
         short(base)
     );
@@ -299,7 +300,7 @@ fn notes(config: &BlendConfig, modules: &[BlendModule]) -> Vec<String> {
     }
     let partial = modules.iter().filter(|m| m.parts.iter().any(Option::is_none)).count();
     if partial > 0 {
-        notes.push(format!("{partial} modules are not in every adapter; an expert without one adds nothing there"));
+        notes.push(format!("{partial} modules are not in every adapter; experts without the module add nothing there"));
     }
     notes
 }

@@ -25,9 +25,9 @@ pub(crate) struct Grid {
 #[derive(Clone, Debug)]
 pub(crate) struct Heat {
     pub grids: Vec<Grid>,
-    /// What the colours mean.
+    /// Label of the colour scale.
     pub legend: String,
-    /// The tone where their scale begins: −1, or 0 where nothing is lost.
+    /// Start of the colour scale: −1, or 0 if nothing is lost.
     pub lowest: f64,
 }
 

@@ -13,7 +13,7 @@ pub(crate) enum Extra {
     Error,
     /// Score of guessing.
     Chance,
-    /// The round that teaches a task.
+    /// The round that trains on a task.
     Own,
 }
 

@@ -1,4 +1,4 @@
-//! Lines over rounds, a panel for each task.
+//! Line charts over rounds, one panel per task.
 
 use crate::format::Format;
 use crate::study::Value;

@@ -25,15 +25,15 @@ pub(crate) struct Figure {
     /// `Figure 1`.
     pub label: String,
     pub title: String,
-    /// What is compared and how it was computed.
+    /// Description: the comparison and how it was computed.
     pub caption: String,
-    /// What it was made from.
+    /// Its sources.
     pub source: String,
-    /// What is drawn; `None` if nothing was run for it.
+    /// The drawing; `None` if no run provides data for it.
     pub chart: Option<Chart>,
 }
 
-/// What is drawn.
+/// The content of a figure.
 pub(crate) enum Chart {
     Bars(Bars),
     Heat(Heat),
@@ -57,7 +57,7 @@ impl Chart {
     }
 }
 
-/// All figures with the section they stand in, in order.
+/// All figures with their sections, in order.
 pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, Figure)> {
     let builder = Builder { study, paper };
     let papers = [
@@ -102,7 +102,7 @@ type Costs = (Option<Value>, Option<Value>);
 type Named<'m, 'r> = (String, &'m Model<'r>);
 
 impl<'r> Builder<'_, 'r> {
-    /// Figure 1: what one round teaches.
+    /// Figure 1: scores after one round.
     fn one_round_new(&self) -> Figure {
         let study = self.study;
         let taught = self.taught();
@@ -160,7 +160,7 @@ impl<'r> Builder<'_, 'r> {
         )
     }
 
-    /// Figure 4: new tasks after the last round, beside one round alone.
+    /// Figure 4: new tasks after the last round, compared with one round alone.
     fn sequence_new(&self) -> Figure {
         self.final_scores(
             Span::New,
@@ -333,7 +333,7 @@ impl<'r> Builder<'_, 'r> {
         )
     }
 
-    /// Acquisition against retention.
+    /// Acquisition versus retention.
     fn trade_off(&self) -> Figure {
         let study = self.study;
         let models: Vec<&Model<'r>> = study.base().into_iter().chain(study.finals()).collect();
@@ -455,7 +455,7 @@ impl<'r> Builder<'_, 'r> {
         )
     }
 
-    /// What the routers of mixtures do, with the first seed.
+    /// Routing statistics of mixtures, for the first seed.
     fn routing(&self) -> Figure {
         let study = self.study;
         let mixtures: Vec<&Model<'r>> =
@@ -531,7 +531,7 @@ impl<'r> Builder<'_, 'r> {
         self.study.models.iter().filter(|m| m.main && m.kind == RowKind::OneRound).collect()
     }
 
-    /// New columns that a round teaches.
+    /// New columns that a round trains on.
     fn taught(&self) -> Vec<usize> {
         let places = self.study.places(Span::New).into_iter();
         places.filter(|&c| self.study.columns()[c].round.is_some()).collect()

@@ -1,4 +1,4 @@
-//! Acquisition against retention: every method a point, and the front of those that no other beats in both.
+//! Acquisition versus retention: one point per method, and the Pareto front.
 
 use crate::format::Format;
 use crate::study::Value;
@@ -27,7 +27,7 @@ pub(crate) struct Scatter {
     pub seeds: bool,
 }
 
-/// Points that no other is at least as good as in both and better in one, from left to right.
+/// The Pareto front: points for which no other is at least as good in both and better in one, from left to right.
 pub(crate) fn pareto(points: &[(f64, f64)]) -> Vec<usize> {
     let beaten = |i: usize| {
         let (x, y) = points[i];
@@ -100,7 +100,7 @@ impl Scatter {
     }
 }
 
-/// Steps between points of the front, which is where a model would have to lie beyond to be new on it.
+/// The Pareto front as a step line.
 fn stairs(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut path = Vec::new();
     for (i, &(x, y)) in points.iter().enumerate() {
@@ -135,7 +135,7 @@ impl Area {
     }
 }
 
-/// Writes a name where it covers least of what is there already.
+/// Places a label where it overlaps least with existing marks.
 fn label(canvas: &mut Canvas, name: &str, (x, y): (f64, f64), bold: bool, taken: &mut Vec<Area>) {
     let limit = canvas.width * 0.45;
     let wide = width(name, SMALL + 0.5).min(limit) * if bold { 1.06 } else { 1.0 };

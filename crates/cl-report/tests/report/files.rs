@@ -108,7 +108,7 @@ fn findings_follow_from_the_formulas() {
     assert_eq!(verdict("A large λ of o-lora saves"), (Verdict::Holds, 3));
     assert_eq!(verdict("TIES"), (Verdict::Holds, 2), "one seed lacks a score");
     // FFT-MoE lacks a column, so there is no average over all.
-    assert_eq!(verdict("Mixtures"), (Verdict::CannotBeTold, 0));
+    assert_eq!(verdict("Mixtures"), (Verdict::Inconclusive, 0));
     let paper = all.iter().find(|f| f.claim.starts_with("LoRA forgets")).unwrap().paper.unwrap();
     assert!((paper - (0.6541 - 0.6195)).abs() < 1e-12);
 }
@@ -156,6 +156,6 @@ fn inconsistent_results_are_refused() {
     assert!(refused(|r| r.rows[1].scores.truncate(3)).ends_with("has 3 scores for 15 columns"));
     assert!(refused(|r| r.rows[1].standard_errors.truncate(3)).ends_with("has 3 standard errors for 15 columns"));
     assert!(refused(|r| r.rows[1].round = Some(9)).ends_with("is of round 9; the study has rounds 1 to 7"));
-    assert!(refused(|r| r.rows[1].stage = r.rows[0].stage.clone()).contains("stands twice"));
+    assert!(refused(|r| r.rows[1].stage = r.rows[0].stage.clone()).contains("is listed twice"));
     assert!(refused(|r| r.columns.clear()).contains("no columns"));
 }

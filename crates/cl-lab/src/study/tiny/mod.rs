@@ -1,8 +1,8 @@
-//! The study that needs nothing: a small Llama and seven tasks, all made from a seed.
+//! The built-in study: a small Llama and seven tasks, all generated from a seed.
 //!
-//! The model is pretrained on facts about forty people and on questions of every task with an answer drawn without its rule. So
-//! it knows every word and the form of every question, as a pretrained model does, and no task. Rare facts come up once, common
-//! ones often, so that it knows most of them and not all.
+//! The model is pretrained on facts about forty people, and on questions of every task with random answers of the right
+//! form. Like a pretrained model, it then knows the vocabulary and the form of the questions, but not the tasks. Rare
+//! facts occur once and common ones often, so that the model knows most of them but not all.
 
 mod tasks;
 mod words;

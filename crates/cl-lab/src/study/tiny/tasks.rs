@@ -1,6 +1,7 @@
-//! Seven tasks made from a seed, one of each kind that the paper's rounds are: a stance in another language, a class of a
-//! sentence, a summary, a completion of code, a question with an explanation, a simplification, and arithmetic with many more
-//! examples than the others have. Four of them answer with the same letters, so that a round can disturb another.
+//! Seven tasks generated from a seed, one of each kind used in the paper: stance detection in another language,
+//! classification, summarization, code completion, question answering with an explanation, simplification, and
+//! arithmetic with many more examples than the others. Four of them have the same letters as answers, so that rounds
+//! can interfere.
 
 use std::collections::HashSet;
 
@@ -10,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use super::words::*;
 use crate::toy::{below, rng};
 
-/// A task's question, its answer, and an answer that somebody who does not know the rule could give.
+/// A task's question, its answer, and a plausible answer without knowledge of the rule.
 pub(super) struct Drawn {
     pub(super) prompt: String,
     pub(super) answer: String,
@@ -20,14 +21,14 @@ pub(super) struct Drawn {
 /// A task of the tiny study.
 pub(super) struct TinyTask {
     pub(super) name: &'static str,
-    /// The paper's task in whose place it is, by its column there.
+    /// The corresponding task of the paper, by its column.
     pub(super) paper: &'static str,
     pub(super) metric: &'static str,
-    /// Share of right answers that guessing among a task's letters gives.
+    /// Score of random guessing.
     pub(super) chance: Option<f64>,
-    /// Longest answer in tokens.
+    /// Maximum length of an answer in tokens.
     pub(super) answer_tokens: usize,
-    /// How many times as many training rows as the other tasks.
+    /// Ratio of its training rows to those of the other tasks.
     pub(super) times: usize,
     make: fn(&mut ChaCha8Rng) -> Drawn,
 }
@@ -55,7 +56,7 @@ impl TinyTask {
         TinyTask { name, paper, metric, chance, answer_tokens, times: 1, make }
     }
 
-    /// So many rows to train on and to be tested on; no prompt comes twice.
+    /// Generates training and test rows; no prompt occurs twice.
     pub(super) fn rows(&self, seed: u64, train: usize, test: usize) -> (Vec<Example>, Vec<Example>) {
         let mut rng = rng(seed, self.name);
         let mut seen = HashSet::new();
@@ -73,7 +74,7 @@ impl TinyTask {
         (train, rows)
     }
 
-    /// Questions with an answer of the right form, drawn without the rule: what a pretrained model has seen.
+    /// Questions with an answer of the right form, drawn without the rule, for pretraining.
     pub(super) fn questions(&self, seed: u64, rows: usize) -> Vec<Example> {
         let mut rng = rng(seed, &format!("before {}", self.name));
         let question = |_| {

@@ -17,7 +17,10 @@ fn combine_info_and_diff() {
     let told =
         call(&["adapter", "combine", inputs[0], inputs[1], "--weights", "1,-0.5", "--rank", "2", "--out", path(&out)]);
     let told = told.unwrap();
-    assert!(told.contains("2 adapters by linear, 7 modules, rank 2 at most") && told.lines().count() == 10, "{told}");
+    assert!(
+        told.contains("2 adapters combined by linear, 7 modules, maximum rank 2") && told.lines().count() == 10,
+        "{told}"
+    );
     let again = ["adapter", "combine", inputs[0], inputs[1], "--out", path(&out)];
     assert!(call(&again).unwrap_err().contains("exists"));
     let more = [
@@ -49,7 +52,7 @@ fn combine_info_and_diff() {
     for part in ["LORA", "rank        2, alpha 6", "in F32", "effective rank", "model.layers.0.mlp.up_proj", "12x8"] {
         assert!(told.contains(part), "{part} is not in {told}");
     }
-    assert!(call(&["adapter", "info", path(&out)]).unwrap().contains("made from   adapter"));
+    assert!(call(&["adapter", "info", path(&out)]).unwrap().contains("source      adapter"));
     let told = call(&["adapter", "diff", inputs[0], path(&fixture("rslora"))]).unwrap();
     assert!(told.contains("overlap A") && told.contains("only in the first: model.layers.0.mlp.up_proj"), "{told}");
     for command in ["info", "diff"] {
@@ -98,7 +101,7 @@ fn fold_and_extract() {
         "q_proj,up_proj",
     ];
     let told = call(&extract).unwrap();
-    assert!(told.contains("2 modules, rank 4 at most") && told.contains("5 tensors differ and are left out"), "{told}");
+    assert!(told.contains("2 modules, maximum rank 4") && told.contains("5 differing tensors left out"), "{told}");
     assert!(call(&extract).unwrap_err().contains("exists"));
     // What was extracted knows its base.
     assert!(call(&["adapter", "fold", path(&base), path(&back), "--out", path(&folder.path().join("again"))]).is_ok());

@@ -1,0 +1,415 @@
+//! Training state divided among the ranks, as in ZeRO (Rajbhandari et al., arXiv:1910.02054).
+//!
+//! A tensor is divided into as many consecutive parts as there are ranks, the last filled up with zeros. With stage 1 each rank
+//! has the optimizer's state of its part; with stage 2 also the gradients of its part only, which are added up and divided
+//! layer by layer in the backward pass; with stage 3 the base model's weights, too, are fetched from all ranks for the time that
+//! a layer is computed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cl_model::{Decoder, LayerHooks};
+use cl_torch::tch::{self, Device, Kind, Tensor};
+use cl_torch::{ProcessGroup, TorchError, set_gradient};
+
+use crate::{Ranks, TrainError};
+
+/// A tensor of the model of which this rank keeps a part.
+struct Piece {
+    /// The model's own handle.
+    tensor: Tensor,
+    shape: Vec<i64>,
+    /// This rank's part, flat; as long in every rank.
+    own: Tensor,
+}
+
+impl Piece {
+    fn of(tensor: &Tensor, group: &ProcessGroup) -> Piece {
+        Piece { shape: tensor.size(), own: part(tensor, group), tensor: tensor.shallow_clone() }
+    }
+}
+
+/// This rank's part of a tensor, a copy.
+fn part(tensor: &Tensor, group: &ProcessGroup) -> Tensor {
+    let flat = tensor.detach().reshape([-1]);
+    let (all, ranks) = (flat.numel() as i64, group.world_size() as i64);
+    let length = (all + ranks - 1) / ranks;
+    let start = (length * group.rank() as i64).min(all);
+    let own = flat.narrow(0, start, length.min(all - start));
+    let missing = length - own.numel() as i64;
+    if missing == 0 {
+        own.copy()
+    } else {
+        Tensor::cat(&[own, Tensor::zeros([missing], (flat.kind(), flat.device()))], 0)
+    }
+}
+
+/// The whole tensors of which each rank has `parts`, which are of one dtype.
+fn whole(parts: &[(&Tensor, &[i64])], group: &ProcessGroup) -> Result<Vec<Tensor>, TorchError> {
+    let Some((first, _)) = parts.first() else { return Ok(Vec::new()) };
+    let (kind, device, ranks) = (first.kind(), first.device(), group.world_size() as i64);
+    let own = joined(parts.iter().map(|(part, _)| part.to_device(Device::Cpu)).collect(), 0);
+    let all = Tensor::empty([ranks * own.numel() as i64], (kind, Device::Cpu));
+    group.all_gather(&all, &own)?.wait()?;
+    let all = all.view([ranks, -1]);
+    let mut start = 0;
+    let cut = |(part, shape): &(&Tensor, &[i64])| {
+        let length = part.numel() as i64;
+        // Of a single tensor this is a view: the parts lie one after another.
+        let flat = all.narrow(1, start, length).reshape([-1]).narrow(0, 0, shape.iter().product());
+        start += length;
+        flat.reshape(*shape).to_device(device)
+    };
+    Ok(parts.iter().map(cut).collect())
+}
+
+/// Tensors joined along a dimension; a single one is not copied.
+fn joined(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
+    if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, dim) }
+}
+
+/// Tensors of this many bytes and more are sent alone, without a copy; smaller ones together, with fewer messages.
+const ALONE: usize = 1 << 20;
+
+/// Sorts items so that those which are sent together stand together.
+fn sort<T>(items: &mut [T], own: impl Fn(&T) -> &Tensor) {
+    items.sort_by_key(|item| (is_alone(own(item)), own(item).kind() as i32));
+}
+
+/// Whether two neighbours are sent together.
+fn together(a: &Tensor, b: &Tensor) -> bool {
+    a.kind() == b.kind() && !is_alone(a) && !is_alone(b)
+}
+
+fn is_alone(own: &Tensor) -> bool {
+    own.numel() * own.kind().elt_size_in_bytes() >= ALONE
+}
+
+/// Stands for a tensor whose values are elsewhere: NaN everywhere, from a single element.
+fn absent(shape: &[i64], kind: Kind, device: Device) -> Tensor {
+    Tensor::full([1], f64::NAN, (kind, device)).expand(shape, false)
+}
+
+/// Weights of a base model, of which each rank keeps a part (ZeRO's stage 3).
+///
+/// Pass [`SpreadWeights::place`] to [`Decoder::load_with`], and the weights to [`train`](crate::train()).
+pub struct SpreadWeights {
+    ranks: Ranks,
+    pieces: Mutex<BTreeMap<String, Piece>>,
+}
+
+impl SpreadWeights {
+    /// No weights yet.
+    pub fn new(ranks: &Ranks) -> SpreadWeights {
+        SpreadWeights { ranks: ranks.clone(), pieces: Mutex::default() }
+    }
+
+    /// Keeps this rank's part of a weight. What it returns has the weight's shape and no values.
+    pub fn place(&self, name: &str, tensor: Tensor) -> Tensor {
+        let _no_graph = tch::no_grad_guard();
+        let Some(group) = self.ranks.group().filter(|_| tensor.is_floating_point()) else { return tensor };
+        let mut piece = Piece::of(&tensor, group);
+        piece.tensor = absent(&piece.shape, tensor.kind(), tensor.device());
+        let placed = piece.tensor.shallow_clone();
+        locked(&self.pieces).insert(name.to_owned(), piece);
+        placed
+    }
+}
+
+/// The tensors of a layer, or of what is outside of the layers.
+#[derive(Default)]
+struct Unit {
+    /// Weights that are there only while the layer is computed.
+    spread: Vec<Piece>,
+    trained: Vec<Trained>,
+    /// Whether the gradients of this pass are added up.
+    reduced: bool,
+}
+
+/// A tensor that is trained.
+struct Trained {
+    /// Index in the optimizer.
+    index: usize,
+    tensor: Tensor,
+    shape: Vec<i64>,
+    own: Tensor,
+    /// Whether every rank has the whole tensor, too.
+    resident: bool,
+    gradient: Option<Tensor>,
+}
+
+/// What is divided among the ranks, by layers. The first unit is what is outside of them.
+pub(crate) struct Sharding {
+    ranks: Ranks,
+    stage: u8,
+    units: Vec<Mutex<Unit>>,
+    /// The first error of a hook, which cannot return it.
+    failure: Mutex<Option<TorchError>>,
+}
+
+impl Sharding {
+    /// Divides the trained tensors, and takes over the weights that are divided already.
+    pub(crate) fn new(
+        stage: u8,
+        ranks: &Ranks,
+        trainable: &[(String, Tensor)],
+        spread: Option<SpreadWeights>,
+        model: &Decoder,
+    ) -> Option<Sharding> {
+        let _no_graph = tch::no_grad_guard();
+        let group = ranks.group().filter(|_| stage > 0)?;
+        let layers = model.config.num_hidden_layers;
+        let mut units: Vec<Unit> = (0..=layers).map(|_| Unit::default()).collect();
+        let mut pieces =
+            spread.map(|s| s.pieces.into_inner().unwrap_or_else(PoisonError::into_inner)).unwrap_or_default();
+        for (index, (name, tensor)) in trainable.iter().enumerate() {
+            let (tensor, shape) = (tensor.shallow_clone(), tensor.size());
+            let divided = pieces.get(name).map(|piece| piece.own.shallow_clone());
+            let resident = divided.is_none();
+            let own = divided.unwrap_or_else(|| part(&tensor, group));
+            units[unit_of(name).min(layers)].trained.push(Trained {
+                index,
+                tensor,
+                shape,
+                own,
+                resident,
+                gradient: None,
+            });
+        }
+        while let Some((name, piece)) = pieces.pop_first() {
+            units[unit_of(&name).min(layers)].spread.push(piece);
+        }
+        let units = units.into_iter().map(Mutex::new).collect();
+        Some(Sharding { ranks: ranks.clone(), stage, units, failure: Mutex::new(None) })
+    }
+
+    /// Whether ranks meet within every micro-batch, so that all need the same number of them.
+    pub(crate) fn in_lockstep(&self) -> bool {
+        self.stage >= 2
+    }
+
+    /// This rank's parts of the trained tensors, in the optimizer's order.
+    pub(crate) fn parts(&self) -> Vec<Tensor> {
+        let mut parts: Vec<(usize, Tensor)> = Vec::new();
+        for unit in &self.units {
+            parts.extend(locked(unit).trained.iter().map(|t| (t.index, t.own.shallow_clone())));
+        }
+        parts.sort_by_key(|(index, _)| *index);
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
+    /// Gradients of this rank's parts, in the optimizer's order; `None` for a tensor that no rank has one of.
+    pub(crate) fn gradients(&self, count: usize) -> Vec<Option<Tensor>> {
+        let mut gradients: Vec<Option<Tensor>> = (0..count).map(|_| None).collect();
+        for unit in &self.units {
+            for trained in &locked(unit).trained {
+                gradients[trained.index] = trained.gradient.as_ref().map(Tensor::shallow_clone);
+            }
+        }
+        gradients
+    }
+
+    /// Forgets the gradients of a step.
+    pub(crate) fn zero_grad(&self) {
+        for unit in &self.units {
+            locked(unit).trained.iter_mut().for_each(|t| t.gradient = None);
+        }
+    }
+
+    /// Before a forward pass: the weights outside of the layers.
+    pub(crate) fn begin_pass(&self) -> Result<(), TrainError> {
+        self.units.iter().for_each(|unit| locked(unit).reduced = false);
+        self.hook(0, Sharding::gather);
+        self.check()
+    }
+
+    /// After a backward pass.
+    pub(crate) fn end_pass(&self) -> Result<(), TrainError> {
+        if self.stage >= 2 {
+            self.reduce_all()?;
+        }
+        self.end_forward()
+    }
+
+    /// After a forward pass without a backward pass.
+    pub(crate) fn end_forward(&self) -> Result<(), TrainError> {
+        self.units.iter().for_each(|unit| release(&mut locked(unit)));
+        self.check()
+    }
+
+    /// At the end of a step: adds up the gradients that are not yet, those of a penalty in rank 0 and with stage 1 all.
+    pub(crate) fn end_step(&self, penalty: bool) -> Result<(), TrainError> {
+        if self.stage == 1 || penalty {
+            self.units.iter().for_each(|unit| locked(unit).reduced = false);
+            self.reduce_all()?;
+        }
+        Ok(())
+    }
+
+    /// Adds up the gradients of all units of which they are not added up yet.
+    fn reduce_all(&self) -> Result<(), TrainError> {
+        (0..self.units.len()).for_each(|unit| self.hook(unit, Sharding::reduce));
+        self.check()
+    }
+
+    /// After an update of this rank's parts: all ranks get the whole tensors that they keep.
+    pub(crate) fn share_updates(&self) -> Result<(), TrainError> {
+        let _no_graph = tch::no_grad_guard();
+        for unit in &self.units {
+            let unit = locked(unit);
+            let mut resident: Vec<&Trained> = unit.trained.iter().filter(|t| t.resident).collect();
+            sort(&mut resident, |t| &t.own);
+            for same in resident.chunk_by(|a, b| together(&a.own, &b.own)) {
+                let parts: Vec<(&Tensor, &[i64])> = same.iter().map(|t| (&t.own, t.shape.as_slice())).collect();
+                self.ranks.together(|group| {
+                    for (trained, whole) in same.iter().zip(whole(&parts, group)?) {
+                        trained.tensor.detach().copy_(&whole);
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole of a tensor of which each rank has `own`.
+    pub(crate) fn whole(&self, own: &Tensor, shape: &[i64]) -> Result<Tensor, TrainError> {
+        let _no_graph = tch::no_grad_guard();
+        let mut all = None;
+        self.ranks.together(|group| {
+            all = whole(&[(own, shape)], group)?.pop();
+            Ok(())
+        })?;
+        Ok(all.expect("one part, one whole"))
+    }
+
+    /// This rank's part of a tensor.
+    pub(crate) fn part(&self, tensor: &Tensor) -> Tensor {
+        let _no_graph = tch::no_grad_guard();
+        self.ranks.group().map_or_else(|| tensor.shallow_clone(), |group| part(tensor, group))
+    }
+
+    /// At the end of the training: the whole model in rank 0.
+    pub(crate) fn collect(&self) -> Result<(), TrainError> {
+        let _no_graph = tch::no_grad_guard();
+        for index in 0..self.units.len() {
+            self.hook(index, Sharding::gather);
+            self.check()?;
+            if !self.ranks.is_first() {
+                release(&mut locked(&self.units[index]));
+            }
+        }
+        self.share_updates()
+    }
+
+    /// Runs `body` for a unit unless an earlier one failed.
+    fn hook(&self, index: usize, body: fn(&Sharding, &mut Unit, &ProcessGroup) -> Result<(), TorchError>) {
+        let _no_graph = tch::no_grad_guard();
+        let Some(group) = self.ranks.group().filter(|_| locked(&self.failure).is_none()) else { return };
+        if let Err(error) = body(self, &mut locked(&self.units[index]), group) {
+            *locked(&self.failure) = Some(error);
+        }
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        match locked(&self.failure).take() {
+            None => Ok(()),
+            Some(source) => self.ranks.together(|_| Err(source)),
+        }
+    }
+
+    fn gather(&self, unit: &mut Unit, group: &ProcessGroup) -> Result<(), TorchError> {
+        let mut pieces: Vec<&mut Piece> = unit.spread.iter_mut().collect();
+        sort(&mut pieces, |piece| &piece.own);
+        for same in pieces.chunk_by_mut(|a, b| together(&a.own, &b.own)) {
+            let parts: Vec<(&Tensor, &[i64])> = same.iter().map(|p| (&p.own, p.shape.as_slice())).collect();
+            let all = whole(&parts, group)?;
+            same.iter_mut().zip(&all).for_each(|(piece, whole)| piece.tensor.set_data(whole));
+        }
+        Ok(())
+    }
+
+    fn reduce(&self, unit: &mut Unit, group: &ProcessGroup) -> Result<(), TorchError> {
+        if std::mem::replace(&mut unit.reduced, true) || unit.trained.is_empty() {
+            return Ok(());
+        }
+        let present: Vec<f32> = unit.trained.iter().map(|t| f32::from(u8::from(t.tensor.grad().defined()))).collect();
+        let present = Tensor::from_slice(&present);
+        group.all_reduce(&present)?.wait()?;
+        let present = Vec::<f32>::try_from(&present).map_err(|e| TorchError::from_tch("all_reduce", e))?;
+        let mut somewhere: Vec<&mut Trained> =
+            unit.trained.iter_mut().zip(present).filter(|(_, count)| *count > 0.0).map(|(t, _)| t).collect();
+        sort(&mut somewhere, |t| &t.own);
+        let ranks = group.world_size() as i64;
+        for same in somewhere.chunk_by_mut(|a, b| together(&a.own, &b.own)) {
+            let rows: Vec<Tensor> = same.iter().map(|t| rows_of_gradient(t, ranks)).collect();
+            let all = joined(rows, 1).reshape([-1]);
+            let sum = Tensor::empty([all.numel() as i64 / ranks], (all.kind(), Device::Cpu));
+            group.reduce_scatter(&sum, &all)?.wait()?;
+            let mut start = 0;
+            for trained in same {
+                let length = trained.own.numel() as i64;
+                let part = sum.narrow(0, start, length).to_device(trained.own.device());
+                start += length;
+                trained.gradient = Some(match trained.gradient.take() {
+                    Some(mut before) => before.g_add_(&part),
+                    None => part.copy(),
+                });
+                set_gradient(&trained.tensor, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LayerHooks for Sharding {
+    fn spreads_weights(&self) -> bool {
+        self.units.iter().any(|unit| !locked(unit).spread.is_empty())
+    }
+
+    fn before(&self, layer: usize) {
+        self.hook(layer + 1, Sharding::gather);
+    }
+
+    fn after_forward(&self, layer: usize) {
+        release(&mut locked(&self.units[layer + 1]));
+    }
+
+    fn after_backward(&self, layer: usize) {
+        if self.stage >= 2 {
+            self.hook(layer + 1, Sharding::reduce);
+        }
+        release(&mut locked(&self.units[layer + 1]));
+    }
+}
+
+/// The gradient of a whole tensor as a row for each rank's part.
+fn rows_of_gradient(trained: &Trained, ranks: i64) -> Tensor {
+    let (length, (kind, device)) = (trained.own.numel() as i64, (trained.own.kind(), Device::Cpu));
+    let gradient = trained.tensor.grad();
+    if !gradient.defined() {
+        return Tensor::zeros([ranks, length], (kind, device));
+    }
+    let flat = gradient.reshape([-1]).to_device(device);
+    let missing = ranks * length - flat.numel() as i64;
+    let filled = if missing == 0 { flat } else { Tensor::cat(&[flat, Tensor::zeros([missing], (kind, device))], 0) };
+    filled.view([ranks, length])
+}
+
+fn release(unit: &mut Unit) {
+    let _no_graph = tch::no_grad_guard();
+    for piece in &mut unit.spread {
+        let absent = absent(&piece.shape, piece.own.kind(), piece.own.device());
+        piece.tensor.set_data(&absent);
+    }
+}
+
+/// The unit of a tensor by its name: 1 + the number of its layer, or 0.
+fn unit_of(name: &str) -> usize {
+    let number = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
+    number.map_or(0, |layer| layer + 1)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
