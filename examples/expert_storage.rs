@@ -2,11 +2,11 @@
 //! activations of a text, and the error of the text's log-probabilities.
 //!
 //! ```text
-//! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT...
+//! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT... [FIGURE.svg]
 //! ```
 //!
 //! `STORAGE` is as `cl moe mix --experts` has it, BASE and EXPERTs are model directories. All are compared with the mixture whose
-//! experts are whole; two experts for each token, random routers, f32.
+//! experts are whole; two experts for each token, random routers, f32. The figure has the error over the bytes of an expert.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,6 +17,7 @@ use cl_data::Tokenizer;
 use cl_model::{Decoder, LoadOptions, PackedBatch, token_log_probs};
 use cl_moe::{ExpertConfig, ExpertStorage, MixConfig, MixOptions, ModelBytes, Plan, mix};
 use cl_torch::tch::{Device, Kind, Tensor, no_grad_guard};
+use plotters::prelude::*;
 
 const TEXT: &str = "The town lies where two rivers meet. Every spring the water rises to the second step of the mill, and every autumn \
                     the mayor promises a higher wall. Question: A farmer has 12 sheep and buys 7 more. How many sheep does he have? \
@@ -24,7 +25,8 @@ const TEXT: &str = "The town lies where two rivers meet. Every spring the water 
                     decided to leave interest rates unchanged, since inflation has slowed in most regions while hiring held up.";
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let figure = arguments.pop_if(|last| last.ends_with(".svg"));
     let [base, storages, experts @ ..] = arguments.as_slice() else {
         anyhow::bail!("expected BASE STORAGE,STORAGE,... EXPERT EXPERT...");
     };
@@ -35,7 +37,10 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut config: MixConfig = MixConfig {
         base_model: PathBuf::from(base),
-        num_experts_per_tok: 2,
+        architecture: None,
+        num_experts_per_tok: Some(2),
+        gateless: false,
+        global_router: false,
         modules: vec![cl_moe::MixModule::Mlp],
         layers: None,
         dtype: None,
@@ -64,6 +69,8 @@ fn main() -> Result<()> {
         println!("{name:<14} {mb:>9.1} {ratio:>9.2} {mean:>11.2e} {largest:>11.2e} {difference:>12.2e} {seconds:>9.1}");
     };
     row("full".to_owned(), bytes, [0.0; 2], 0.0, 0.0);
+    let share = |bytes: ModelBytes| bytes.expert_bytes as f64 / experts.len() as f64 / bytes.base_bytes as f64;
+    let (full, mut points) = (share(bytes), Vec::new());
     for storage in storages {
         config.expert_storage = storage;
         let dir = folder.path().join("stored");
@@ -78,10 +85,84 @@ fn main() -> Result<()> {
         let largest = errors.iter().copied().fold(0.0, f64::max);
         let differences = scored(&model, &ids)?.into_iter().zip(&log_probs).map(|(a, b)| (a - b).abs());
         row(storage.to_string(), bytes, [mean, largest], differences.sum::<f64>() / log_probs.len() as f64, seconds);
+        points.push(Point { storage, bytes: share(bytes), mean, largest });
         drop(model);
         std::fs::remove_dir_all(&dir)?;
     }
-    Ok(())
+    figure.map_or(Ok(()), |path| draw(Path::new(&path), full, &points))
+}
+
+/// A way to store experts, and what it saves and costs.
+struct Point {
+    storage: ExpertStorage,
+    /// Bytes of one expert over those of the base.
+    bytes: f64,
+    /// Mean error of the layers.
+    mean: f64,
+    /// That of the worst layer.
+    largest: f64,
+}
+
+/// Errors over the bytes of one expert, both logarithmic: ranks as curves, one bit a weight as points.
+fn draw(path: &Path, full: f64, points: &[Point]) -> Result<()> {
+    let area = SVGBackend::new(path, (720, 440)).into_drawing_area();
+    area.fill(&WHITE)?;
+    // Seven of them and the base in twice the base's bytes.
+    let bound = 1.0 / 7.0;
+    let least = points.iter().map(|p| p.bytes).fold(bound, f64::min) / 1.5;
+    let (low, high) = points.iter().fold((f64::MAX, 0.0), |(a, b): (f64, f64), p| (a.min(p.mean), b.max(p.largest)));
+    let (low, high) = (low / 1.5, high * 1.5);
+    let mut chart = ChartBuilder::on(&area)
+        .caption("Experts as differences from the base", ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(44)
+        .y_label_area_size(72)
+        .build_cartesian_2d((least..full * 1.5).log_scale(), (low..high).log_scale())?;
+    chart
+        .configure_mesh()
+        .x_desc("bytes of one expert, relative to the base's")
+        .y_desc("relative error of a feed-forward block")
+        .x_label_formatter(&|x| format!("{x:.2}"))
+        .y_label_formatter(&|y| format!("{y:.0e}"))
+        .draw()?;
+    for (at, name, color) in
+        [(bound, "seven experts and the base: 2.0 times the base", BLACK), (full, "full: no error", RED)]
+    {
+        chart
+            .draw_series(LineSeries::new([(at, low), (at, high)], color.stroke_width(1)))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
+    }
+    let (ranks, bits): (Vec<&Point>, Vec<&Point>) =
+        points.iter().partition(|p| matches!(p.storage, ExpertStorage::LowRank(_)));
+    for (name, of, color) in [
+        ("mean of layers", (|p: &Point| p.mean) as fn(&Point) -> f64, Palette99::pick(0).to_rgba()),
+        ("worst layer", |p| p.largest, Palette99::pick(1).to_rgba()),
+    ] {
+        let place = |p: &&Point| (p.bytes, of(p));
+        chart
+            .draw_series(LineSeries::new(ranks.iter().map(place), color.stroke_width(2)).point_size(4))?
+            .label(format!("lowrank, {name}"))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+        chart
+            .draw_series(bits.iter().map(|p| TriangleMarker::new(place(p), 7, color.filled())))?
+            .label(format!("bitdelta, {name}"))
+            .legend(move |(x, y)| TriangleMarker::new((x + 10, y), 6, color.filled()));
+    }
+    let label = |p: &&Point| match p.storage {
+        ExpertStorage::LowRank(rank) => format!("R = {rank}"),
+        other => other.to_string(),
+    };
+    chart.draw_series(points.iter().map(|p| {
+        EmptyElement::at((p.bytes, p.mean)) + Text::new(label(&p), (-14, 8), ("sans-serif", 12).into_font())
+    }))?;
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .position(SeriesLabelPosition::LowerLeft)
+        .draw()?;
+    Ok(area.present()?)
 }
 
 fn expert(dir: &String) -> ExpertConfig {

@@ -3,9 +3,8 @@ use std::path::Path;
 use cl_checkpoint::{Adapter, Checkpoint, Error, Manifest, ManifestProblem, TensorSource, convert};
 use cl_data::Tokenizer;
 use cl_model::Decoder;
-use cl_moe::Mixture;
+use cl_moe::{Mixture, parameters};
 
-use crate::check_model::parameters;
 use crate::findings::note;
 use crate::model_dir::mixture_error;
 use crate::{Finding, LabError};

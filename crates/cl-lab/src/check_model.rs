@@ -4,6 +4,7 @@ use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_froz
 use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource};
 use cl_data::Tokenizer;
 use cl_model::{Decoder, ModelConfig, ModelError};
+use cl_moe::parameters;
 use cl_train::TrainConfig;
 
 use crate::Finding;
@@ -150,9 +151,4 @@ pub(crate) fn targeted<'n>(base: &'n Checkpoint, lora: &LoraConfig) -> Result<Ve
     let targets = Targets::new(&lora.target_modules, &names)?;
     layers.retain(|(name, ..)| targets.contains(name));
     Ok(layers)
-}
-
-/// Number of a model's parameters.
-pub(crate) fn parameters(checkpoint: &Checkpoint) -> usize {
-    checkpoint.names().iter().filter_map(|n| checkpoint.info(n)).map(|i| i.elements()).sum()
 }

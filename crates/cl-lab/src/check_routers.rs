@@ -50,7 +50,7 @@ fn of_experts(config: &RouterRun) -> Option<Choice> {
             experts: experts.routed() as usize,
             chosen: experts.num_experts_per_tok as usize,
             routers: experts.routers(),
-            sum_to_one: true,
+            sum_to_one: experts.norm_topk_prob,
         },
     })
 }

@@ -1,11 +1,11 @@
-use cl_adapters::{Linear, Mode};
+use cl_adapters::Linear;
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, flash_varlen};
 
 use crate::layer::Attend;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
-use crate::routing::{Projection, Router};
+use crate::routing::{Gate, Pass, Projection};
 
 /// The projections of an attention block; the caller determines which keys a query attends to.
 pub(crate) struct Attention {
@@ -57,8 +57,8 @@ impl AttentionRule {
 impl Attention {
     /// `x` is `(tokens, hidden)`; `attend` gets q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`,
     /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`.
-    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
-        let [q, k, v] = self.qkv.forward(x, mode);
+    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, pass: Pass<'_>, attend: &mut Attend<'_>) -> Tensor {
+        let [q, k, v] = self.qkv.forward(x, pass);
         let heads = |t: &Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);
         let normed = |t: Tensor, norm: &Option<RmsNorm>| match norm {
             Some(norm) if self.norm_heads => norm.forward(&heads(&t)),
@@ -69,7 +69,7 @@ impl Attention {
         let q = rotated(normed(q, &self.q_norm));
         let k = rotated(normed(k, &self.k_norm));
         let y = attend(q, k, heads(&v), self.rule);
-        self.o_proj.forward(&y.flatten(1, 2), mode)
+        self.o_proj.forward(&y.flatten(1, 2), pass)
     }
 
     pub(crate) fn norms(&self) -> impl Iterator<Item = &RmsNorm> {
@@ -88,12 +88,12 @@ impl Attention {
         self.projections_mut().into_iter().flat_map(Projection::linears_mut).collect()
     }
 
-    pub(crate) fn routers(&self) -> Vec<&Router> {
-        self.projections().into_iter().filter_map(Projection::router).collect()
+    pub(crate) fn gates(&self) -> Vec<&Gate> {
+        self.projections().into_iter().filter_map(Projection::gate).collect()
     }
 
-    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
-        self.projections_mut().into_iter().filter_map(Projection::router_mut).collect()
+    pub(crate) fn gates_mut(&mut self) -> Vec<&mut Gate> {
+        self.projections_mut().into_iter().filter_map(Projection::gate_mut).collect()
     }
 
     fn projections(&self) -> Vec<&Projection> {
@@ -122,11 +122,11 @@ impl Attention {
 }
 
 impl Qkv {
-    fn forward(&self, x: &Tensor, mode: Mode) -> [Tensor; 3] {
+    fn forward(&self, x: &Tensor, pass: Pass<'_>) -> [Tensor; 3] {
         match self {
-            Qkv::Split(q, k, v) => Projection::forward_all([q, k, v], x, mode),
+            Qkv::Split(q, k, v) => Projection::forward_all([q, k, v], x, pass),
             Qkv::Fused { qkv_proj, q_width } => {
-                let all = qkv_proj.forward(x, mode);
+                let all = qkv_proj.forward(x, pass);
                 let kv_width = (all.size()[1] - q_width) / 2;
                 let part = |start, width| all.narrow(1, start, width).contiguous();
                 [part(0, *q_width), part(*q_width, kv_width), part(q_width + kv_width, kv_width)]

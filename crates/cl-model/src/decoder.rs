@@ -16,6 +16,7 @@ use crate::layer::Layer;
 use crate::norm::RmsNorm;
 use crate::prefix_tree::PrefixTree;
 use crate::rope::{Angles, Rope};
+use crate::routing::{Gate, Pass, Router, Selection};
 use crate::tree_attention::TreeAttention;
 use crate::{
     ModelError,
@@ -35,6 +36,8 @@ pub struct Decoder {
     /// What happens around each layer in training.
     pub layer_hooks: Option<Arc<dyn LayerHooks>>,
     pub(crate) embed_tokens: Embedding,
+    /// Reads the token embeddings and decides for the experts of all layers.
+    pub(crate) global_router: Option<Router>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
     pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
@@ -67,6 +70,8 @@ impl Decoder {
     ) -> Result<Tensor, ModelError> {
         let angles = self.rope.angles(&batch.position_ids, self.compute);
         let mut x = self.embed(&batch.input_ids);
+        let selection = self.select(&x, mode);
+        let pass = Pass { mode, selection: selection.as_ref() };
         for (index, layer) in self.layers.iter().enumerate() {
             observe(index, &x);
             let hooks = self.layer_hooks.as_ref().map(|hooks| LayerHook { hooks: Arc::clone(hooks), layer: index });
@@ -77,16 +82,16 @@ impl Decoder {
             x = match hooks {
                 _ if mode == Mode::Eval || !x.requires_grad() => {
                     hooks.iter().for_each(Around::before);
-                    let y = attend_packed(layer, &x, &angles, batch, mode)?;
+                    let y = attend_packed(layer, &x, &angles, batch, pass)?;
                     hooks.iter().for_each(Around::after_forward);
                     y
                 }
-                None if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, mode, ())?,
-                Some(hook) if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, mode, hook)?,
-                None => attend_packed(layer, &x, &angles, batch, mode)?,
+                None if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, pass, ())?,
+                Some(hook) if self.activation_checkpointing => recomputed(layer, &x, &angles, batch, pass, hook)?,
+                None => attend_packed(layer, &x, &angles, batch, pass)?,
                 Some(hook) => {
                     let x = on_backward(&x, move || hook.after_backward())?;
-                    attend_packed(layer, &x, &angles, batch, mode)?
+                    attend_packed(layer, &x, &angles, batch, pass)?
                 }
             };
         }
@@ -102,13 +107,15 @@ impl Decoder {
         let _no_graph = cl_torch::tch::no_grad_guard();
         let angles = self.rope.angles(&batch.position_ids, self.compute);
         let (mut x, mut inputs) = (self.embed(&batch.input_ids), Vec::new());
+        let selection = self.select(&x, Mode::Eval);
+        let pass = Pass { mode: Mode::Eval, selection: selection.as_ref() };
         for layer in &self.layers {
             let mut failure = None;
             let mut attend = |q: Tensor, k: Tensor, v: Tensor, rule| {
                 catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, rule), &q, &mut failure)
             };
             let mut keep = |x: &Tensor| inputs.push(x.shallow_clone());
-            x = layer.forward_observed(&x, &angles, Mode::Eval, &mut attend, &mut keep);
+            x = layer.forward_observed(&x, &angles, pass, &mut attend, &mut keep);
             failure.map_or(Ok(()), Err)?;
         }
         Ok(inputs)
@@ -117,9 +124,9 @@ impl Decoder {
     /// Applies the feed-forward block of a layer to rows `x` `(tokens, hidden)`.
     ///
     /// # Panics
-    /// Panics if there is no such layer.
+    /// Panics if there is no such layer, or if a global router selects its experts, which reads token embeddings.
     pub fn feed_forward(&self, layer: usize, x: &Tensor) -> Tensor {
-        self.layers[layer].feed_forward.forward(x, Mode::Eval)
+        self.layers[layer].feed_forward.forward(x, Pass { mode: Mode::Eval, selection: None })
     }
 
     /// Returns the residual stream of sequences with shared prefixes, after a past common to all of them, without a
@@ -140,9 +147,11 @@ impl Decoder {
         let angles = self.rope.angles(&Tensor::from_slice(&tree.positions).to_device(self.device), self.compute);
         let attention = TreeAttention::new(tree, self.compute, self.device);
         let mut x = self.embed(&Tensor::from_slice(&ids).to_device(self.device));
+        let selection = self.select(&x, Mode::Eval);
+        let pass = Pass { mode: Mode::Eval, selection: selection.as_ref() };
         for (index, layer) in self.layers.iter().enumerate() {
             let mut failure = None;
-            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, rule| {
+            x = layer.forward(&x, &angles, pass, &mut |q, k, v, rule| {
                 keep(index, &k, &v);
                 catch(attention.forward(&q, &k, &v, past.layer(index), rule), &q, &mut failure)
             });
@@ -163,10 +172,17 @@ impl Decoder {
         cache.begin_step(widths);
         let angles = self.rope.angles(&cache.positions(self.device), self.compute);
         let mut x = self.embed(ids);
+        let selection = self.select(&x, Mode::Eval);
+        let pass = Pass { mode: Mode::Eval, selection: selection.as_ref() };
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &angles, Mode::Eval, &mut |q, k, v, rule| cache.attend(index, &q, &k, &v, rule));
+            x = layer.forward(&x, &angles, pass, &mut |q, k, v, rule| cache.attend(index, &q, &k, &v, rule));
         }
         x
+    }
+
+    /// What the global router selects for tokens with these embeddings, `(tokens, hidden)`.
+    fn select(&self, embeddings: &Tensor, mode: Mode) -> Option<Selection> {
+        self.global_router.as_ref().map(|router| router.select(embeddings, mode))
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
@@ -221,11 +237,13 @@ impl Decoder {
 
     /// The linear layers, in the order of the model.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(Layer::linears).chain(self.lm_head.iter())
+        let global = self.global_router.iter().map(|router| &router.linear);
+        global.chain(self.layers.iter().flat_map(Layer::linears)).chain(self.lm_head.iter())
     }
 
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.layers.iter_mut().flat_map(Layer::linears_mut).chain(self.lm_head.iter_mut())
+        let global = self.global_router.iter_mut().map(|router| &mut router.linear);
+        global.chain(self.layers.iter_mut().flat_map(Layer::linears_mut)).chain(self.lm_head.iter_mut())
     }
 
     /// The modules that can have adapters: the embedding, then the linear layers.
@@ -409,7 +427,8 @@ impl Decoder {
         let head = has("lm_head").then(|| self.head());
         let table = &self.embed_tokens;
         let table = has(&table.name).then(|| Lora::load_embedding(table, adapter)).transpose()?;
-        let layers = self.layers.iter().flat_map(Layer::linears).chain(head.as_ref().or(self.lm_head.as_ref()));
+        let layers =
+            self.linears().filter(|layer| layer.name != "lm_head").chain(head.as_ref().or(self.lm_head.as_ref()));
         let load = |layer: &Linear| has(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
         let loaded = layers.map(load).collect::<Result<Vec<_>, _>>()?;
         let loaded: Vec<Lora> = loaded.into_iter().flatten().collect();
@@ -504,6 +523,17 @@ impl Decoder {
         all
     }
 
+    /// What directories of models without routers hold in their place: f32 `(experts)`, equal weights that add up to 1.
+    pub(crate) fn gateless_buffers(&self) -> Vec<(String, Tensor)> {
+        let buffer = |gate: &Gate| match gate {
+            Gate::Gateless { name, experts } => {
+                Some((name.clone(), Tensor::full([*experts], 1.0 / *experts as f64, (Kind::Float, self.device))))
+            }
+            _ => None,
+        };
+        self.layers.iter().flat_map(Layer::gates).filter_map(buffer).collect()
+    }
+
     /// The weights as they are computed with, an adapter's own in place of the base's.
     pub(crate) fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
@@ -555,10 +585,10 @@ fn attend_packed(
     x: &Tensor,
     angles: &Angles,
     batch: &PackedBatch,
-    mode: Mode,
+    pass: Pass<'_>,
 ) -> Result<Tensor, TorchError> {
     let mut failure = None;
-    let y = layer.forward(x, angles, mode, &mut |q, k, v, rule| {
+    let y = layer.forward(x, angles, pass, &mut |q, k, v, rule| {
         catch(packed_causal(&q, &k, &v, &batch.cu_seqlens, &batch.cu_tensor, rule), &q, &mut failure)
     });
     failure.map_or(Ok(y), Err)
@@ -577,18 +607,25 @@ fn recomputed(
     x: &Tensor,
     angles: &Angles,
     batch: &PackedBatch,
-    mode: Mode,
+    pass: Pass<'_>,
     around: impl Around + 'static,
 ) -> Result<Tensor, TorchError> {
-    let (layer, angles) = (layer.shallow_clone(), angles.shallow_clone());
+    let (layer, angles, mode) = (layer.shallow_clone(), angles.shallow_clone(), pass.mode);
     let (cu_seqlens, cu_tensor) = (batch.cu_seqlens.clone(), batch.cu_tensor.shallow_clone());
+    let selection = pass.selection.map(Selection::shallow_clone);
+    // Weights that a router computed before are an input, so that their gradient reaches it.
+    let weights = selection.as_ref().map(|selection| selection.weights(Kind::Float));
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(&weights).collect();
     let run = move |inputs: &[Tensor]| {
-        layer.forward(&inputs[0], &angles, mode, &mut |q, k, v, rule| {
+        let selection =
+            selection.as_ref().zip(inputs.get(1)).map(|(selection, weights)| selection.with_weights(weights));
+        let pass = Pass { mode, selection: selection.as_ref() };
+        layer.forward(&inputs[0], &angles, pass, &mut |q, k, v, rule| {
             // A panic here is caught at the border and comes back as the node's error.
             packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).expect("attention worked in the first pass")
         })
     };
-    checkpoint_around(&[x], run, around)
+    checkpoint_around(&inputs, run, around)
 }
 
 /// What happens around each layer in training, such as fetching weights that are spread over processes and sending gradients.

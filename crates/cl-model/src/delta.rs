@@ -1,11 +1,11 @@
 //! Experts stored as differences from the base: the base's product is computed once, and the products of the
 //! differences are added.
 
-use cl_adapters::{Linear, Mode};
+use cl_adapters::Linear;
 use cl_torch::tch::{Kind, Tensor};
 
 use crate::config::Activation;
-use crate::routing::{Pairs, Router, Selection};
+use crate::routing::{Gate, Pairs, Pass, Selection};
 
 /// The differences `ΔWₑ` of all experts from one matrix of the base.
 pub(crate) enum Deltas {
@@ -16,12 +16,13 @@ pub(crate) enum Deltas {
     Signs { signs: Tensor, scales: Tensor, columns: i64 },
 }
 
-/// An MLP whose experts are differences, behind a router that chooses among them as wholes.
+/// An MLP whose experts are differences, each an expert as a whole.
 ///
 /// Products of the base are shared: gate and up by all experts of a token; because `down` is linear, the base's is
 /// applied once to the weighted sum of its inputs.
 pub(crate) struct DeltaMlp {
-    pub(crate) router: Router,
+    /// Its weights add up to 1.
+    pub(crate) routing: Gate,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
@@ -113,16 +114,16 @@ fn unpacked(signs: &Tensor, columns: i64, kind: Kind) -> Tensor {
 
 impl DeltaMlp {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
-    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let selection = self.router.select(x, mode);
+    pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
+        let selection = self.routing.select(x, pass);
         let total = self.deltas[0].experts() * self.deltas[0].rank();
         match &self.deltas {
             [Deltas::LowRank { u: gate_u, v: gate_v }, Deltas::LowRank { u: up_u, v: up_v }, down]
                 if total as f64 <= FUSED * x.size()[1] as f64 =>
             {
-                self.fused(x, &selection, [(gate_u, gate_v), (up_u, up_v)], down, mode)
+                self.fused(x, &selection, [(gate_u, gate_v), (up_u, up_v)], down, pass)
             }
-            _ => self.by_expert(x, &selection.pairs(self.deltas[0].experts()), mode),
+            _ => self.by_expert(x, &selection.pairs(self.deltas[0].experts()), pass),
         }
     }
 
@@ -134,14 +135,14 @@ impl DeltaMlp {
         selection: &Selection,
         gate_up: [(&Tensor, &Tensor); 2],
         down: &Deltas,
-        mode: Mode,
+        pass: Pass<'_>,
     ) -> Tensor {
         let kind = x.kind();
         // (tokens, k, experts·r)
         let chosen = selection.one_hot(down.experts()).repeat_interleave_self_int(down.rank(), -1, None).to_kind(kind);
         let with = |base: &Linear, (u, v): (&Tensor, &Tensor)| {
             let ranks = x.matmul(&stacked(v, kind).tr()).unsqueeze(1) * &chosen;
-            base.forward(x, mode).unsqueeze(1) + ranks.matmul(&stacked(u, kind))
+            base.forward(x, pass.mode).unsqueeze(1) + ranks.matmul(&stacked(u, kind))
         };
         let [gate, up] = gate_up;
         let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up); // (tokens, k, inner)
@@ -150,34 +151,34 @@ impl DeltaMlp {
         let Deltas::LowRank { u, v } = down else { unreachable!("all three are of one kind") };
         let ranks = weighted.matmul(&stacked(v, kind).tr()) * chosen;
         let ranks = ranks.sum_dim_intlist([1].as_slice(), false, kind);
-        self.down.forward(&sum, mode) + ranks.matmul(&stacked(u, kind))
+        self.down.forward(&sum, pass.mode) + ranks.matmul(&stacked(u, kind))
     }
 
     /// The tokens of each expert in a product of their own.
-    fn by_expert(&self, x: &Tensor, pairs: &Pairs, mode: Mode) -> Tensor {
+    fn by_expert(&self, x: &Tensor, pairs: &Pairs, pass: Pass<'_>) -> Tensor {
         let rows = x.index_select(0, &pairs.tokens);
         let with = |base: &Linear, deltas: &Deltas| {
-            base.forward(x, mode).index_select(0, &pairs.tokens) + deltas.of_pairs(&rows, &pairs.counts)
+            base.forward(x, pass.mode).index_select(0, &pairs.tokens) + deltas.of_pairs(&rows, &pairs.counts)
         };
         let [gate, up, down] = &self.deltas;
         let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up);
         let weighted = inner * pairs.weights(x.kind());
         let tokens = x.size()[0];
-        let of_base = self.down.forward(&pairs.sum(&weighted, tokens), mode);
+        let of_base = self.down.forward(&pairs.sum(&weighted, tokens), pass.mode);
         of_base + pairs.sum(&down.of_pairs(&weighted, &pairs.counts), tokens)
     }
 
     pub(crate) fn linears(&self) -> Vec<&Linear> {
-        vec![&self.router.linear, &self.gate, &self.up, &self.down]
+        self.routing.linear().into_iter().chain([&self.gate, &self.up, &self.down]).collect()
     }
 
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        vec![&mut self.router.linear, &mut self.gate, &mut self.up, &mut self.down]
+        self.routing.linear_mut().into_iter().chain([&mut self.gate, &mut self.up, &mut self.down]).collect()
     }
 
     pub(crate) fn shallow_clone(&self) -> DeltaMlp {
         DeltaMlp {
-            router: self.router.shallow_clone(),
+            routing: self.routing.shallow_clone(),
             gate: self.gate.shallow_clone(),
             up: self.up.shallow_clone(),
             down: self.down.shallow_clone(),
@@ -190,8 +191,9 @@ impl DeltaMlp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed_forward::{Experts, GateUp, Mlp};
-    use crate::routing::Projection;
+    use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
+    use crate::routing::{Projection, Router};
+    use cl_adapters::Mode;
     use cl_adapters::normal;
 
     const EXPERTS: i64 = 3;
@@ -205,8 +207,16 @@ mod tests {
         Linear::new(name, weight, None)
     }
 
-    fn router(width: i64, k: i64) -> Router {
-        Router::new(linear("router", noise("router", &[EXPERTS, width])), k)
+    /// A router that selects k experts, none for 0.
+    fn routing(width: i64, k: i64) -> Gate {
+        match k {
+            0 => Gate::Gateless { name: "router".to_owned(), experts: EXPERTS },
+            k => Gate::Router(Router::new(linear("router", noise("router", &[EXPERTS, width])), k)),
+        }
+    }
+
+    fn pass(mode: Mode) -> Pass<'static> {
+        Pass { mode, selection: None }
     }
 
     fn deltas(name: &str, out: i64, input: i64, rank: Option<i64>) -> Deltas {
@@ -253,7 +263,17 @@ mod tests {
         // Ranks below and above what is fused; widths that are no multiples of eight.
         let (hidden, inner) = (20, 13);
         let x = noise("x", &[11, hidden]);
-        for (rank, k) in [(Some(1), 1), (Some(1), 2), (Some(1), 3), (Some(4), 2), (Some(4), 3), (None, 1), (None, 2)] {
+        for (rank, k) in [
+            (Some(1), 1),
+            (Some(1), 2),
+            (Some(1), 3),
+            (Some(4), 2),
+            (Some(4), 3),
+            (None, 1),
+            (None, 2),
+            (Some(1), 0),
+            (None, 0),
+        ] {
             let shapes = [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)];
             let base = shapes.map(|(name, out, input)| noise(name, &[out, input]));
             let delta = shapes.map(|(name, out, input)| deltas(name, out, input, rank));
@@ -262,18 +282,18 @@ mod tests {
                 Mlp { gate_up: GateUp::Split(part(0), part(1)), down: part(2), activation: Activation::Silu }
             };
             let experts = (0..EXPERTS).map(expert).collect();
-            let whole =
-                crate::feed_forward::FeedForward::Experts(Experts { router: router(hidden, k), shared: None, experts });
+            let whole = FeedForward::Experts(Experts { gate: routing(hidden, k), shared: None, experts });
             let [gate, up, down] = [0, 1, 2].map(|i: usize| linear(shapes[i].0, base[i].shallow_clone()));
             let mlp =
-                DeltaMlp { router: router(hidden, k), gate, up, down, deltas: delta, activation: Activation::Silu };
+                DeltaMlp { routing: routing(hidden, k), gate, up, down, deltas: delta, activation: Activation::Silu };
             for mode in [Mode::Eval, Mode::Train { seed: 1 }] {
                 // f32 sums in another order.
-                let difference = largest(&mlp.forward(&x, mode), &whole.forward(&x, mode));
+                let difference = largest(&mlp.forward(&x, pass(mode)), &whole.forward(&x, pass(mode)));
                 assert!(difference < 1e-5, "{rank:?} {k}: {difference}");
             }
-            let by_expert = mlp.by_expert(&x, &mlp.router.select(&x, Mode::Eval).pairs(EXPERTS), Mode::Eval);
-            assert!(largest(&mlp.forward(&x, Mode::Eval), &by_expert) < 1e-5);
+            let eval = pass(Mode::Eval);
+            let by_expert = mlp.by_expert(&x, &mlp.routing.select(&x, eval).pairs(EXPERTS), eval);
+            assert!(largest(&mlp.forward(&x, eval), &by_expert) < 1e-5);
         }
     }
 
@@ -285,13 +305,13 @@ mod tests {
             let base = noise("base", &[out, input]);
             let deltas = deltas("d", out, input, rank);
             let experts = (0..EXPERTS).map(|e| linear("e", whole(&base, &deltas, e))).collect();
-            let whole = Projection::Experts { router: router(input, k), shared: None, experts };
-            let ours = Projection::Deltas { router: router(input, k), base: linear("base", base), deltas };
+            let whole = Projection::Experts { gate: routing(input, k), shared: None, experts };
+            let ours = Projection::Deltas { gate: routing(input, k), base: linear("base", base), deltas };
             let outputs = [&ours, &whole].map(|projection| {
-                let _ = projection.router().unwrap().linear.weight.set_requires_grad(true);
-                let y = projection.forward(&x, Mode::Train { seed: 1 });
+                let _ = projection.gate().and_then(Gate::router).unwrap().linear.weight.set_requires_grad(true);
+                let y = projection.forward(&x, pass(Mode::Train { seed: 1 }));
                 (&y * noise("direction", &y.size())).sum(Kind::Float).backward();
-                (y.detach(), projection.router().unwrap().linear.weight.grad())
+                (y.detach(), projection.gate().and_then(Gate::router).unwrap().linear.weight.grad())
             });
             assert!(largest(&outputs[0].0, &outputs[1].0) < 1e-5, "{rank:?} {k}");
             let gradient = (&outputs[0].1 - &outputs[1].1).abs().max().double_value(&[]);

@@ -1,16 +1,16 @@
-use cl_adapters::{Linear, Mode};
+use cl_adapters::Linear;
 use cl_torch::tch::Tensor;
 
 use crate::config::Activation;
 use crate::delta::DeltaMlp;
-use crate::routing::{Projection, Router};
+use crate::routing::{Gate, Pass, Projection};
 
 /// The feed-forward block of a layer.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum FeedForward {
     /// One MLP.
     Dense(Mlp),
-    /// Several, of which a router chooses for each token.
+    /// Several, of which each token goes through some.
     Experts(Experts),
     /// One MLP, and experts stored as differences from it.
     Deltas(DeltaMlp),
@@ -32,36 +32,65 @@ pub(crate) enum GateUp {
     Fused(Projection),
 }
 
-/// Several MLPs behind a router, each an expert as a whole, and beside them one that every token goes through.
+/// Several MLPs, each an expert as a whole, and beside them one that every token goes through.
 pub(crate) struct Experts {
-    pub(crate) router: Router,
-    pub(crate) shared: Option<Mlp>,
+    pub(crate) gate: Gate,
+    pub(crate) shared: Option<Shared>,
     pub(crate) experts: Vec<Mlp>,
+}
+
+/// An MLP that every token goes through.
+pub(crate) struct Shared {
+    pub(crate) mlp: Mlp,
+    /// Qwen2-MoE's `shared_expert_gate` `(1, hidden)`: the output is multiplied by the sigmoid of its product with the input.
+    pub(crate) gate: Option<Linear>,
+}
+
+impl Shared {
+    fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
+        let y = self.mlp.forward(x, pass);
+        match &self.gate {
+            Some(gate) => gate.forward(x, pass.mode).sigmoid() * y,
+            None => y,
+        }
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.mlp.linears().into_iter().chain(&self.gate)
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.mlp.linears_mut().into_iter().chain(&mut self.gate)
+    }
+
+    fn shallow_clone(&self) -> Shared {
+        Shared { mlp: self.mlp.shallow_clone(), gate: self.gate.as_ref().map(Linear::shallow_clone) }
+    }
 }
 
 impl FeedForward {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
-    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
         match self {
-            FeedForward::Dense(mlp) => mlp.forward(x, mode),
-            FeedForward::Experts(experts) => experts.forward(x, mode),
-            FeedForward::Deltas(mlp) => mlp.forward(x, mode),
+            FeedForward::Dense(mlp) => mlp.forward(x, pass),
+            FeedForward::Experts(experts) => experts.forward(x, pass),
+            FeedForward::Deltas(mlp) => mlp.forward(x, pass),
         }
     }
 
-    pub(crate) fn routers(&self) -> Vec<&Router> {
+    pub(crate) fn gates(&self) -> Vec<&Gate> {
         match self {
-            FeedForward::Dense(mlp) => mlp.projections().into_iter().filter_map(Projection::router).collect(),
-            FeedForward::Experts(experts) => vec![&experts.router],
-            FeedForward::Deltas(mlp) => vec![&mlp.router],
+            FeedForward::Dense(mlp) => mlp.projections().into_iter().filter_map(Projection::gate).collect(),
+            FeedForward::Experts(experts) => vec![&experts.gate],
+            FeedForward::Deltas(mlp) => vec![&mlp.routing],
         }
     }
 
-    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
+    pub(crate) fn gates_mut(&mut self) -> Vec<&mut Gate> {
         match self {
-            FeedForward::Dense(mlp) => mlp.projections_mut().into_iter().filter_map(Projection::router_mut).collect(),
-            FeedForward::Experts(experts) => vec![&mut experts.router],
-            FeedForward::Deltas(mlp) => vec![&mut mlp.router],
+            FeedForward::Dense(mlp) => mlp.projections_mut().into_iter().filter_map(Projection::gate_mut).collect(),
+            FeedForward::Experts(experts) => vec![&mut experts.gate],
+            FeedForward::Deltas(mlp) => vec![&mut mlp.routing],
         }
     }
 
@@ -69,8 +98,8 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.linears(),
             FeedForward::Experts(e) => {
-                let mlps = e.shared.iter().chain(&e.experts);
-                std::iter::once(&e.router.linear).chain(mlps.flat_map(Mlp::linears)).collect()
+                let shared = e.shared.iter().flat_map(Shared::linears);
+                e.gate.linear().into_iter().chain(shared).chain(e.experts.iter().flat_map(Mlp::linears)).collect()
             }
             FeedForward::Deltas(mlp) => mlp.linears(),
         }
@@ -80,8 +109,9 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => mlp.linears_mut(),
             FeedForward::Experts(e) => {
-                let mlps = e.shared.iter_mut().chain(&mut e.experts);
-                std::iter::once(&mut e.router.linear).chain(mlps.flat_map(Mlp::linears_mut)).collect()
+                let shared = e.shared.iter_mut().flat_map(Shared::linears_mut);
+                let experts = e.experts.iter_mut().flat_map(Mlp::linears_mut);
+                e.gate.linear_mut().into_iter().chain(shared).chain(experts).collect()
             }
             FeedForward::Deltas(mlp) => mlp.linears_mut(),
         }
@@ -91,8 +121,8 @@ impl FeedForward {
         match self {
             FeedForward::Dense(mlp) => FeedForward::Dense(mlp.shallow_clone()),
             FeedForward::Experts(e) => FeedForward::Experts(Experts {
-                router: e.router.shallow_clone(),
-                shared: e.shared.as_ref().map(Mlp::shallow_clone),
+                gate: e.gate.shallow_clone(),
+                shared: e.shared.as_ref().map(Shared::shallow_clone),
                 experts: e.experts.iter().map(Mlp::shallow_clone).collect(),
             }),
             FeedForward::Deltas(mlp) => FeedForward::Deltas(mlp.shallow_clone()),
@@ -110,16 +140,16 @@ impl Activation {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+    fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
         let (gate, up) = match &self.gate_up {
-            GateUp::Split(gate, up) => Projection::forward_all([gate, up], x, mode).into(),
+            GateUp::Split(gate, up) => Projection::forward_all([gate, up], x, pass).into(),
             GateUp::Fused(both) => {
-                let mut halves = both.forward(x, mode).chunk(2, -1);
+                let mut halves = both.forward(x, pass).chunk(2, -1);
                 let up = halves.pop().expect("two halves");
                 (halves.pop().expect("two halves"), up)
             }
         };
-        self.down.forward(&(self.activation.apply(&gate) * up), mode)
+        self.down.forward(&(self.activation.apply(&gate) * up), pass)
     }
 
     fn linears(&self) -> Vec<&Linear> {
@@ -154,9 +184,9 @@ impl Mlp {
 }
 
 impl Experts {
-    fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
-        let selection = self.router.select(x, mode);
-        let y = selection.apply(x, self.experts.len(), |e, rows| self.experts[e].forward(rows, mode));
-        self.shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, mode) + &y)
+    fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
+        let selection = self.gate.select(x, pass);
+        let y = selection.apply(x, self.experts.len(), |e, rows| self.experts[e].forward(rows, pass));
+        self.shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, pass) + &y)
     }
 }

@@ -1,11 +1,11 @@
-use cl_adapters::{Linear, Mode};
+use cl_adapters::Linear;
 use cl_torch::tch::Tensor;
 
 use crate::attention::{Attention, AttentionRule};
 use crate::feed_forward::FeedForward;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
-use crate::routing::Router;
+use crate::routing::{Gate, Pass};
 
 /// One decoder layer: attention and feed-forward, each added to the residual stream.
 pub(crate) struct Layer {
@@ -69,8 +69,8 @@ pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) ->
 
 impl Layer {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.
-    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, mode: Mode, attend: &mut Attend<'_>) -> Tensor {
-        self.forward_observed(x, angles, mode, attend, &mut |_| {})
+    pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, pass: Pass<'_>, attend: &mut Attend<'_>) -> Tensor {
+        self.forward_observed(x, angles, pass, attend, &mut |_| {})
     }
 
     /// As [`Layer::forward`]; `observe` receives the input of the feed-forward block, `(tokens, hidden)`.
@@ -78,14 +78,14 @@ impl Layer {
         &self,
         x: &Tensor,
         angles: &Angles,
-        mode: Mode,
+        pass: Pass<'_>,
         attend: &mut Attend<'_>,
         observe: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
-        let mut attention = |x: &Tensor| self.self_attn.forward(x, angles, mode, attend);
+        let mut attention = |x: &Tensor| self.self_attn.forward(x, angles, pass, attend);
         let mut feed_forward = |x: &Tensor| {
             observe(x);
-            self.feed_forward.forward(x, mode)
+            self.feed_forward.forward(x, pass)
         };
         match &self.norms {
             Norms::Pre { input, post_attention } => {
@@ -119,12 +119,12 @@ impl Layer {
         self.self_attn.linears_mut().into_iter().chain(self.feed_forward.linears_mut()).collect()
     }
 
-    pub(crate) fn routers(&self) -> Vec<&Router> {
-        self.self_attn.routers().into_iter().chain(self.feed_forward.routers()).collect()
+    pub(crate) fn gates(&self) -> Vec<&Gate> {
+        self.self_attn.gates().into_iter().chain(self.feed_forward.gates()).collect()
     }
 
-    pub(crate) fn routers_mut(&mut self) -> Vec<&mut Router> {
-        self.self_attn.routers_mut().into_iter().chain(self.feed_forward.routers_mut()).collect()
+    pub(crate) fn gates_mut(&mut self) -> Vec<&mut Gate> {
+        self.self_attn.gates_mut().into_iter().chain(self.feed_forward.gates_mut()).collect()
     }
 
     pub(crate) fn norms_mut(&mut self) -> Vec<&mut RmsNorm> {

@@ -31,7 +31,8 @@ mod tree_attention;
 
 pub use batch::PackedBatch;
 pub use config::{
-    Activation, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling,
+    Activation, ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm,
+    RopeScaling,
 };
 pub use decoder::{Decoder, LayerHooks};
 pub use error::ModelError;

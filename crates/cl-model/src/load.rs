@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use cl_adapters::{Embedding, Linear, WholePlan};
 use cl_checkpoint::{Checkpoint, TensorSource};
@@ -8,13 +9,13 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
-use crate::config::{ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
+use crate::config::{ExpertGating, ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
 use crate::delta::{DeltaMlp, Deltas};
-use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
+use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, Shared};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
 use crate::rope::Rope;
-use crate::routing::{Projection, Router, is_router_weight};
+use crate::routing::{Gate, Projection, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
 /// Precision and device of a loaded model.
@@ -64,7 +65,11 @@ impl Decoder {
                 _ if is_router_weight(name) || name.ends_with(".delta_scale") => Kind::Float,
                 _ => options.weights,
             };
-            place(name, load_tensor(checkpoint, name, kind, options.device)?)
+            let tensor = load_tensor(checkpoint, name, kind, options.device)?;
+            if is_gateless_buffer(name) {
+                check_equal_weights(checkpoint.dir(), name, &tensor)?;
+            }
+            place(name, tensor)
         })
     }
 
@@ -82,6 +87,25 @@ impl Decoder {
 /// Whether a tensor contains an expert's signs, one bit per weight.
 fn is_signs(name: &str) -> bool {
     name.ends_with(".delta_sign")
+}
+
+/// Whether a tensor stands in the place of a router where there is none.
+fn is_gateless_buffer(name: &str) -> bool {
+    name.ends_with(".router")
+}
+
+/// Weights in the place of a router are 1/experts, as they are computed with, but for the rounding to the 8 bits of bf16.
+fn check_equal_weights(dir: &Path, name: &str, weights: &Tensor) -> Result<(), ModelError> {
+    let values: Vec<f64> = Vec::try_from(weights.to_kind(Kind::Double).to_device(Device::Cpu)).unwrap_or_default();
+    let expected = 1.0 / values.len() as f64;
+    let near = expected * (1.0 - 1.0 / 128.0)..=expected * (1.0 + 1.0 / 128.0);
+    match values.iter().find(|value| !near.contains(value)) {
+        None => Ok(()),
+        Some(value) => {
+            let message = format!("gateless = true, but tensor `{name}` holds {value}; expected {expected}");
+            Err(ModelError::Config { path: dir.to_owned(), message })
+        }
+    }
 }
 
 /// Asks `read` for every tensor that config.json implies, and holds names, shapes and dtypes against the files.
@@ -162,7 +186,19 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     };
     let router = |name: String, input: i64| -> Result<Router, ModelError> {
         let experts = config.experts.as_ref().expect("asked for by the caller");
-        Ok(Router::new(linear(name, input, experts.routed(), false)?, experts.num_experts_per_tok))
+        let router = Router::new(linear(name, input, experts.routed(), false)?, experts.num_experts_per_tok);
+        Ok(Router { norm_topk_prob: experts.norm_topk_prob, ..router })
+    };
+    let gate = |name: String, input: i64| -> Result<Gate, ModelError> {
+        let experts = config.experts.as_ref().expect("asked for by the caller");
+        match experts.gating {
+            ExpertGating::Modules => Ok(Gate::Router(router(name, input)?)),
+            ExpertGating::Global => Ok(Gate::Global),
+            ExpertGating::Gateless => {
+                let _ = get(&name, &[experts.routed()])?;
+                Ok(Gate::Gateless { name, experts: experts.routed() })
+            }
+        }
     };
     // Experts' differences from the weight of a module.
     let deltas = |storage: ExpertStorage, experts: i64, name: &str, input: i64, output: i64| match storage {
@@ -184,16 +220,16 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         let Some(experts) = experts else { return Ok(Projection::Dense(linear(name, input, output, bias)?)) };
         if experts.storage.is_delta() {
             let deltas = deltas(experts.storage, experts.num_local_experts, &name, input, output)?;
-            let router = router(format!("{name}.router"), input)?;
-            return Ok(Projection::Deltas { router, base: linear(name, input, output, bias)?, deltas });
+            let gate = gate(format!("{name}.router"), input)?;
+            return Ok(Projection::Deltas { gate, base: linear(name, input, output, bias)?, deltas });
         }
         let expert = |e: i64| linear(format!("{name}.experts.{e}"), input, output, bias);
         let shared = experts.shared.then(|| expert(0)).transpose()?;
         let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
-        Ok::<_, ModelError>(Projection::Experts { router: router(format!("{name}.router"), input)?, shared, experts })
+        Ok::<_, ModelError>(Projection::Experts { gate: gate(format!("{name}.router"), input)?, shared, experts })
     };
     // Gate, up and down by the names that they have in the family, as experts of their own where `layer` has such.
-    let mlp = |layer: Option<usize>, p: &str, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
+    let mlp = |layer: Option<usize>, p: &str, inner: i64, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
         let bias = config.mlp_bias;
         let part = |name: &str, input, output| match layer {
             None => Ok(Projection::Dense(linear(format!("{p}.{name}"), input, output, bias)?)),
@@ -209,7 +245,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     let feed_forward = |layer: usize, p: &str| -> Result<FeedForward, ModelError> {
         let dense = ["gate_proj", "up_proj", "down_proj"];
         let Some(experts) = config.experts.as_ref().filter(|experts| experts.has(layer, ExpertModule::Mlp)) else {
-            return Ok(FeedForward::Dense(mlp(Some(layer), &format!("{p}.mlp"), dense)?));
+            return Ok(FeedForward::Dense(mlp(Some(layer), &format!("{p}.mlp"), inner, dense)?));
         };
         if experts.storage.is_delta() {
             let part = |name: &str, input, output| {
@@ -217,21 +253,37 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
                 let deltas = deltas(experts.storage, experts.num_local_experts, &name, input, output)?;
                 Ok::<_, ModelError>((linear(name, input, output, config.mlp_bias)?, deltas))
             };
-            let router = router(format!("{p}.mlp.router"), hidden)?;
+            let routing = gate(format!("{p}.mlp.router"), hidden)?;
             let ((gate, of_gate), (up, of_up)) = (part(dense[0], hidden, inner)?, part(dense[1], hidden, inner)?);
             let (down, of_down) = part(dense[2], inner, hidden)?;
             let deltas = [of_gate, of_up, of_down];
-            return Ok(FeedForward::Deltas(DeltaMlp { router, gate, up, down, deltas, activation: config.hidden_act }));
+            return Ok(FeedForward::Deltas(DeltaMlp {
+                routing,
+                gate,
+                up,
+                down,
+                deltas,
+                activation: config.hidden_act,
+            }));
         }
         let (p, name, parts) = match experts.layout {
             ExpertLayout::Mixtral => (format!("{p}.block_sparse_moe"), "gate", ["w1", "w3", "w2"]),
+            ExpertLayout::Qwen2Moe => (format!("{p}.mlp"), "gate", dense),
             ExpertLayout::Moetify => (format!("{p}.mlp"), "router", dense),
         };
-        let router = router(format!("{p}.{name}"), hidden)?;
-        let expert = |e: i64| mlp(None, &format!("{p}.experts.{e}"), parts);
-        let shared = experts.shared.then(|| expert(0)).transpose()?;
-        let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
-        Ok(FeedForward::Experts(Experts { router, shared, experts }))
+        let gate = gate(format!("{p}.{name}"), hidden)?;
+        let expert = |e: i64| mlp(None, &format!("{p}.experts.{e}"), experts.intermediate_size, parts);
+        let (shared, first) = match (experts.shared, experts.layout) {
+            (false, _) => (None, 0),
+            (true, ExpertLayout::Qwen2Moe) => {
+                let mlp = mlp(None, &format!("{p}.shared_expert"), experts.shared_intermediate_size, parts)?;
+                let gate = linear(format!("{p}.shared_expert_gate"), hidden, 1, false)?;
+                (Some(Shared { mlp, gate: Some(gate) }), 0)
+            }
+            (true, _) => (Some(Shared { mlp: expert(0)?, gate: None }), 1),
+        };
+        let experts = (first..first + experts.routed()).map(expert).collect::<Result<_, _>>()?;
+        Ok(FeedForward::Experts(Experts { gate, shared, experts }))
     };
     let qkv = |layer: usize, p: &str| -> Result<Qkv, ModelError> {
         let bias = config.qkv_bias;
@@ -288,6 +340,8 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
             residual_multiplier: config.residual_multiplier,
         });
     }
+    let global = config.experts.as_ref().is_some_and(|experts| experts.gating == ExpertGating::Global);
+    let global_router = global.then(|| router("model.router".to_owned(), hidden)).transpose()?;
     let norm = norm("model.norm".to_owned(), hidden)?;
     let lm_head = if config.tie_word_embeddings {
         None
@@ -302,6 +356,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         activation_checkpointing: false,
         layer_hooks: None,
         embed_tokens,
+        global_router,
         layers,
         norm,
         lm_head,

@@ -5,7 +5,7 @@ use cl_moe::{Mixture, mixture_tensors};
 use cl_torch::tch::Tensor;
 
 use crate::layer::Layer;
-use crate::routing::Router;
+use crate::routing::{Gate, Router};
 use crate::{Decoder, ModelError};
 
 impl Decoder {
@@ -49,7 +49,8 @@ impl Decoder {
             return beside;
         }
         let weight = |r: &Router| (format!("{}.weight", r.linear.name), r.linear.weight.shallow_clone());
-        self.layers.iter().flat_map(Layer::routers).map(weight).collect()
+        let own = self.layers.iter().flat_map(Layer::gates).filter_map(Gate::router);
+        self.global_router.iter().chain(own).map(weight).collect()
     }
 
     /// Makes the routers of [`Decoder::routers`] trainable and freezes everything else.
@@ -63,7 +64,8 @@ impl Decoder {
     /// Collects the decisions of all routers in forward passes as long as the returned value exists.
     pub fn record_routers(&mut self) -> RouterLog {
         let log = RouterLog::default();
-        for router in self.layers.iter_mut().flat_map(Layer::routers_mut) {
+        let own = self.layers.iter_mut().flat_map(Layer::gates_mut).filter_map(Gate::router_mut);
+        for router in self.global_router.iter_mut().chain(own) {
             router.recorder = Some(log.recorder(&router.linear.name));
         }
         for layer in self.linears_mut() {

@@ -31,7 +31,8 @@ impl Decoder {
         if storage.is_delta() {
             return Err(ModelError::DeltaExperts { path: dir.to_owned(), storage });
         }
-        let parameters = self.named_parameters();
+        let mut parameters = self.named_parameters();
+        parameters.extend(self.gateless_buffers());
         let dtype = match kind {
             Kind::Half => Dtype::F16,
             Kind::BFloat16 => Dtype::BF16,

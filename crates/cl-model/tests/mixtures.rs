@@ -1,13 +1,17 @@
 //! Mixtures of experts against their definitions, computed in NumPy: models in the format of the paper's tool, and adapters behind
-//! SpectR's routing. `fixtures/make_mixtures.py` made the expected values.
+//! SpectR's routing; and mixtures that `cl moe mix` writes against Transformers. `fixtures/make_mixtures.py` and
+//! `fixtures/make_mixed.py` made the expected values.
 
 mod common;
 
 use std::path::Path;
 
-use cl_checkpoint::{AdapterConfig, Checkpoint, Dtype, Interrupt, Manifest, TensorSpec, convert, write_adapter};
+use cl_checkpoint::{
+    AdapterConfig, Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSpec, WriteOptions, convert,
+    write_adapter,
+};
 use cl_model::{Decoder, LoadOptions, token_log_probs};
-use cl_moe::{BlendConfig, BlendPlan, Mixture, blend};
+use cl_moe::{BlendConfig, BlendPlan, MixConfig, MixOptions, Mixture, Plan, blend, mix};
 use cl_torch::tch::Kind;
 use common::{weight, write_model};
 use serde::Deserialize;
@@ -116,4 +120,60 @@ fn write_low(dir: &Path, adapter: &Low, base: &Map<String, Value>) {
     }
     let config = AdapterConfig { r: adapter.r, lora_alpha: adapter.alpha, ..Default::default() };
     write_adapter(dir, &config, &tensors, Manifest::new("adapter"), false).unwrap();
+}
+
+#[derive(Deserialize)]
+struct Mixed {
+    experts: Vec<String>,
+    sequences: Vec<Vec<u32>>,
+    cases: Vec<MixedCase>,
+}
+
+#[derive(Deserialize)]
+struct MixedCase {
+    name: String,
+    architecture: String,
+    config: Map<String, Value>,
+    tensors: Map<String, Value>,
+    settings: String,
+    log_probs: Vec<Vec<f64>>,
+}
+
+#[test]
+fn mixtures_of_standard_architectures_compute_what_transformers_does() {
+    let fixture: Mixed = serde_json::from_str(include_str!("fixtures/mixed.json")).unwrap();
+    for case in &fixture.cases {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut text = format!("base_model = {:?}\n", path("base"));
+        text += &case.settings.replace("\"shared\"", &format!("{:?}", path("shared")));
+        for name in ["base", "shared"] {
+            write_named(&path(name), name, case);
+        }
+        for name in &fixture.experts {
+            write_named(&path(name), name, case);
+            text += &format!("\n[[experts]]\nmodel = {:?}", path(name));
+        }
+        let config: MixConfig = toml::from_str(&text).unwrap();
+        mix(&Plan::new(&config).unwrap(), &path("mixture"), &MixOptions::default(), &|_| {}).unwrap();
+        let architecture = Checkpoint::open(&path("mixture")).unwrap().config()["architectures"][0].clone();
+        assert_eq!(architecture, case.architecture, "{}", case.name);
+        assert_agrees(&case.name, &load(&path("mixture")), &fixture.sequences, &case.log_probs);
+    }
+}
+
+/// A dense model with weights of the formula that are its own.
+fn write_named(dir: &Path, model: &str, case: &MixedCase) {
+    let spec = |(name, shape): (&String, &Value)| {
+        let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
+        TensorSpec { name: name.clone(), dtype: Dtype::F32, shape }
+    };
+    let specs: Vec<TensorSpec> = case.tensors.iter().map(spec).collect();
+    let writer = CheckpointWriter::create(dir, &specs, WriteOptions::default()).unwrap();
+    for spec in &specs {
+        let values = weight(&format!("{model} {}", spec.name), spec.shape.iter().product());
+        writer.write(&spec.name, &convert::from_f32(Dtype::F32, &values).unwrap()).unwrap();
+    }
+    writer.put_json("config.json", &Value::Object(case.config.clone())).unwrap();
+    writer.finish(Manifest::new("model")).unwrap();
 }

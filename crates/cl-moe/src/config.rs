@@ -30,9 +30,12 @@ pub struct MixConfig {
     /// Model directory that everything but the experts is taken from.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
-    /// Experts that each token goes through.
-    #[serde(default = "two")]
-    pub num_experts_per_tok: usize,
+    /// Architecture of the output; defaults to [`MixConfig::architecture`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<MixArchitecture>,
+    /// Experts that each token goes through; defaults to 2, and to all where there is no router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_experts_per_tok: Option<usize>,
     /// What is made of experts; each has a router of its own, and `mlp_fg` three.
     #[serde(default = "mlp", skip_serializing_if = "is_mlp")]
     pub modules: Vec<MixModule>,
@@ -45,6 +48,12 @@ pub struct MixConfig {
     /// How experts are stored: `full`, `lowrank:R` or `bitdelta`.
     #[serde(default, skip_serializing_if = "is_full")]
     pub expert_storage: ExpertStorage,
+    /// No router: every token goes through all experts, and a module's output is the mean of theirs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub gateless: bool,
+    /// One router on the token embeddings, which selects the experts of all modules of all layers.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub global_router: bool,
     /// How the routers start.
     #[serde(default)]
     pub router: RouterConfig,
@@ -72,8 +81,8 @@ fn one() -> f64 {
     1.0
 }
 
-fn two() -> usize {
-    2
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 pub(crate) fn mlp() -> Vec<MixModule> {
@@ -86,6 +95,29 @@ fn is_mlp(modules: &[MixModule]) -> bool {
 
 fn is_full(storage: &ExpertStorage) -> bool {
     !storage.is_delta()
+}
+
+/// Architecture of a mixture of models, which decides names of tensors and keys of config.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixArchitecture {
+    /// `MixtralForCausalLM`: MLPs of all layers, a router each.
+    Mixtral,
+    /// `Qwen2MoeForCausalLM`: MLPs, a router each, and a shared expert.
+    Qwen2Moe,
+    /// The format of moetify, the paper's tool (arXiv:2408.17280): everything else.
+    Moetify,
+}
+
+impl MixArchitecture {
+    /// As the configuration names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            MixArchitecture::Mixtral => "mixtral",
+            MixArchitecture::Qwen2Moe => "qwen2_moe",
+            MixArchitecture::Moetify => "moetify",
+        }
+    }
 }
 
 /// A module of a layer that experts take the place of.
@@ -213,6 +245,28 @@ impl FloatType {
 }
 
 impl MixConfig {
+    /// Number of experts that each token goes through, the shared one left out.
+    pub fn top_k(&self) -> usize {
+        self.num_experts_per_tok.unwrap_or(if self.gateless { self.experts.len() } else { 2 })
+    }
+
+    /// Architecture of the output. Without the key it is one that Transformers loads, if that can hold the mixture: Mixtral,
+    /// or Qwen2-MoE with a shared expert.
+    pub fn architecture(&self) -> MixArchitecture {
+        let whole = is_mlp(&self.modules) && is_full(&self.expert_storage) && !self.gateless && !self.global_router;
+        self.architecture.unwrap_or(match (whole, &self.shared_expert, &self.layers) {
+            (true, Some(_), _) => MixArchitecture::Qwen2Moe,
+            (true, None, None) => MixArchitecture::Mixtral,
+            _ => MixArchitecture::Moetify,
+        })
+    }
+
+    /// The configuration with defaults that depend on each other filled in.
+    pub(crate) fn resolved(&self) -> MixConfig {
+        let (architecture, top_k) = (Some(self.architecture()), Some(self.top_k()));
+        MixConfig { architecture, num_experts_per_tok: top_k, ..self.clone() }
+    }
+
     /// Reads a TOML file, or mergekit-moe's YAML by its ending `.yml` or `.yaml`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod architecture;
 mod blend;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -18,12 +19,14 @@ mod storage;
 mod trained;
 
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
-pub use config::{ExpertConfig, FloatType, MixConfig, MixModule, RouterConfig, RouterInit, SharedExpert};
+pub use config::{
+    ExpertConfig, FloatType, MixArchitecture, MixConfig, MixModule, RouterConfig, RouterInit, SharedExpert,
+};
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
 pub use model_info::{ModelBytes, ModelInfo};
 pub use plan::Plan;
 pub use router::{ROUTER_STATES, router_states_spec};
-pub use storage::{ExpertStorage, low_rank_delta_tensors, sign_delta_tensors};
+pub use storage::{ExpertStorage, low_rank_delta_tensors, parameters, sign_delta_tensors};
 pub use trained::{RouterWeights, save_mixture_with_routers, save_model_with_routers};

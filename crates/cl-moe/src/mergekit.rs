@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::{ExpertConfig, ExpertStorage, FloatType, MixConfig, RouterConfig, RouterInit, SharedExpert, config};
+use crate::{
+    ExpertConfig, ExpertStorage, FloatType, MixArchitecture, MixConfig, RouterConfig, RouterInit, SharedExpert, config,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,7 +64,15 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         shared.iter().any(prompted),
         "a gate from prompts of a shared expert, which every token goes through ungated here,",
     );
-    refuse(document.architecture.as_deref().is_some_and(|a| a != "mixtral"), "an `architecture` other than mixtral");
+    let architecture = document.architecture.as_deref().map(str::to_lowercase);
+    let architecture = match architecture.as_deref() {
+        Some("mixtral") => Some(MixArchitecture::Mixtral),
+        Some("qwen" | "qwen moe") => Some(MixArchitecture::Qwen2Moe),
+        other => {
+            refuse(other.is_some(), "an `architecture` other than mixtral and qwen");
+            None
+        }
+    };
     refuse(document.experts.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale`");
     refuse(document.experts.iter().any(|e| e.residual_scale.is_some_and(|s| s != 1.0)), "`residual_scale`");
     let init = match document.gate_mode.as_str() {
@@ -83,7 +93,8 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
     };
     Ok(MixConfig {
         base_model: document.base_model,
-        num_experts_per_tok: document.experts_per_token,
+        architecture,
+        num_experts_per_tok: Some(document.experts_per_token),
         modules: config::mlp(),
         layers: None,
         expert_storage: document.expert_storage,
@@ -92,6 +103,8 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
             .next()
             .map(|e| SharedExpert { model: e.source_model, residual_scale: e.residual_scale.unwrap_or(1.0) }),
         dtype: document.dtype,
+        gateless: false,
+        global_router: false,
         router: RouterConfig { init, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),
     })
@@ -106,12 +119,21 @@ mod tests {
         let text = "base_model: b\ngate_mode: random\nexperts_per_token: 1\ndtype: bfloat16\nexperts:\n  - source_model: x\n    \
                     positive_prompts: [\"a\", \"b\"]\n  - source_model: y\n";
         let config = from_yaml(text).unwrap();
-        assert_eq!((config.num_experts_per_tok, config.router.init), (1, RouterInit::Random));
+        assert_eq!((config.num_experts_per_tok, config.router.init), (Some(1), RouterInit::Random));
+        assert_eq!(config.architecture(), MixArchitecture::Mixtral);
         assert_eq!(config.experts[0].positive_prompts, ["a", "b"]);
         let shared = "shared_experts:\n  - source_model: z\n    residual_scale: 0.1\n";
         let config = from_yaml(&format!("{text}{shared}")).unwrap();
         let expected = SharedExpert { model: PathBuf::from("z"), residual_scale: 0.1 };
         assert_eq!(config.shared_expert, Some(expected));
+        assert_eq!(config.architecture(), MixArchitecture::Qwen2Moe);
+        assert_eq!(
+            from_yaml(&format!("{text}architecture: qwen\n")).unwrap().architecture,
+            Some(MixArchitecture::Qwen2Moe)
+        );
+        assert!(
+            from_yaml(&format!("{text}architecture: deepseek\n")).unwrap_err().contains("other than mixtral and qwen")
+        );
         assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
         let several =
             format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::delta;
 use crate::model_info::INFO;
 use crate::plan::{Planned, Source};
-use crate::{Error, ExpertStorage, ModelInfo, Plan};
+use crate::{Error, ExpertStorage, MixArchitecture, ModelInfo, Plan};
 
 /// Name of the resolved configuration in an output.
 pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
@@ -48,10 +48,11 @@ pub struct Summary {
     pub info: ModelInfo,
 }
 
-/// Writes the mixture as a model directory that appears whole or not at all: a Mixtral, or where more or less than all MLPs
-/// are experts a model in the format of the paper's tool, with tokenizer, model card,
-/// `model_info.json`, the resolved configuration and a manifest. Memory holds a megabyte of elements a thread, whatever the
-/// models' size; with low-rank differences a matrix a thread and what its decomposition takes. `progress` is called with the bytes written so far, from any thread.
+/// Writes the mixture as a model directory of [`MixConfig::architecture`](crate::MixConfig::architecture) that appears whole or
+/// not at all, with tokenizer, model card, `model_info.json`, the resolved configuration and a manifest.
+///
+/// Memory holds a megabyte of elements a thread, whatever the models' size; with low-rank differences a matrix a thread and what
+/// its decomposition takes. `progress` is called with the bytes written so far, from any thread.
 ///
 /// # Errors
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
@@ -84,6 +85,12 @@ fn write_tensor(
         Source::Expert(index, name) => copy(&plan.experts[*index], name, 1.0, tensor, writer, done),
         Source::Shared(name, scale) => copy(&plan.experts[0], name, *scale, tensor, writer, done),
         Source::Deltas => Ok(()),
+        Source::Constant { value, .. } => {
+            let values = vec![*value as f32; spec.shape.iter().product()];
+            let bytes = convert::from_f32(spec.dtype, &values).expect("a floating output");
+            writer.write(&spec.name, &bytes)?;
+            done(bytes.len())
+        }
         Source::Router { layer, name } => {
             let rows = plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?;
             let bytes = convert::from_f32(spec.dtype, &rows).expect("a floating output");
@@ -166,10 +173,13 @@ fn card(plan: &Plan, toml: &str) -> String {
         .map(|path| format!("- {}\n", quoted(path)))
         .collect();
     let info = plan.info();
-    let kind = match (plan.config.layout().is_mixtral(), plan.config.expert_storage) {
-        (true, _) => "A Mixtral",
-        (false, ExpertStorage::Full) => "A model in the format of moetify",
-        (false, _) => "A model in a format of the `cl` tools, experts stored as differences from the base,",
+    let kind = match (plan.config.architecture(), plan.config.expert_storage) {
+        (MixArchitecture::Mixtral, _) => "A Mixtral",
+        (MixArchitecture::Qwen2Moe, _) => "A Qwen2-MoE with a shared expert",
+        (MixArchitecture::Moetify, ExpertStorage::Full) => "A model in the format of moetify",
+        (MixArchitecture::Moetify, _) => {
+            "A model in a format of the `cl` tools, experts stored as differences from the base,"
+        }
     };
     format!(
         "---\nbase_model:\n{models}library_name: transformers\ntags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
@@ -177,7 +187,7 @@ fn card(plan: &Plan, toml: &str) -> String {
          All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
         kind,
         plan.config.experts.len(),
-        plan.config.num_experts_per_tok,
+        plan.config.top_k(),
         env!("CARGO_PKG_VERSION"),
         info.total_parameters,
         info.active_parameters,

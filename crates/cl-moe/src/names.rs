@@ -1,6 +1,6 @@
 //! Names of tensors in Llama-like checkpoints and in those of mixtures.
 
-use crate::MixModule;
+use crate::{MixArchitecture, MixModule};
 
 /// The three matrices of an MLP: in a dense model, and of a Mixtral expert.
 const MLP: [(&str, &str); 3] = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
@@ -9,14 +9,16 @@ const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 /// Which tensors of the base become experts, and how these and their routers are called.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout<'a> {
+    pub(crate) architecture: MixArchitecture,
     pub(crate) modules: &'a [MixModule],
     /// All layers when absent.
     pub(crate) layers: Option<&'a [usize]>,
-    /// Whether the first expert is not chosen, but always gone through.
+    /// Whether there is an expert that every token goes through.
     pub(crate) shared: bool,
-    /// Whether experts are stored as differences from the base.
-    pub(crate) delta: bool,
 }
+
+/// The weight of a global router, `(experts, hidden)`.
+pub(crate) const GLOBAL_ROUTER: &str = "model.router.weight";
 
 /// A matrix of a dense model that experts take the place of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +30,6 @@ pub(crate) struct Replaced<'n> {
 }
 
 impl Layout<'_> {
-    /// Whether the mixture is a Mixtral; else it is in the format of the paper's tool.
-    pub(crate) fn is_mixtral(&self) -> bool {
-        self.modules == [MixModule::Mlp] && self.layers.is_none() && !self.shared && !self.delta
-    }
-
     /// What a tensor of the base is if experts take its place.
     pub(crate) fn replaced<'n>(&self, name: &'n str) -> Option<Replaced<'n>> {
         let (layer, block, matrix) = projection(name)?;
@@ -46,28 +43,53 @@ impl Layout<'_> {
         module.map(|&module| Replaced { layer, module, matrix })
     }
 
-    /// The name of an expert's weight.
+    /// The name of the weight of one of the experts that are selected.
     pub(crate) fn expert(&self, of: Replaced<'_>, expert: usize) -> String {
+        // In moetify's format the shared expert is the first.
+        let moetify = expert + usize::from(self.shared);
         let (layer, matrix) = (of.layer, of.matrix);
-        match of.module {
-            MixModule::Mlp if self.is_mixtral() => {
+        match (of.module, self.architecture) {
+            (MixModule::Mlp, MixArchitecture::Mixtral) => {
                 let mixed = MLP.iter().find(|(dense, _)| *dense == matrix).map_or(matrix, |(_, mixed)| mixed);
                 format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{mixed}.weight")
             }
-            MixModule::Mlp => format!("model.layers.{layer}.mlp.experts.{expert}.{matrix}.weight"),
-            MixModule::MlpFg => format!("model.layers.{layer}.mlp.{matrix}.experts.{expert}.weight"),
-            _ => format!("model.layers.{layer}.self_attn.{matrix}.experts.{expert}.weight"),
+            (MixModule::Mlp, MixArchitecture::Qwen2Moe) => {
+                format!("model.layers.{layer}.mlp.experts.{expert}.{matrix}.weight")
+            }
+            (MixModule::Mlp, _) => format!("model.layers.{layer}.mlp.experts.{moetify}.{matrix}.weight"),
+            (MixModule::MlpFg, _) => format!("model.layers.{layer}.mlp.{matrix}.experts.{moetify}.weight"),
+            _ => format!("model.layers.{layer}.self_attn.{matrix}.experts.{moetify}.weight"),
         }
     }
 
-    /// The name of the router's weight, `(experts, in)`.
+    /// The name of the shared expert's weight.
+    pub(crate) fn shared_expert(&self, of: Replaced<'_>) -> String {
+        let (layer, matrix) = (of.layer, of.matrix);
+        match (of.module, self.architecture) {
+            (MixModule::Mlp, MixArchitecture::Qwen2Moe) => {
+                format!("model.layers.{layer}.mlp.shared_expert.{matrix}.weight")
+            }
+            (MixModule::Mlp, _) => format!("model.layers.{layer}.mlp.experts.0.{matrix}.weight"),
+            (MixModule::MlpFg, _) => format!("model.layers.{layer}.mlp.{matrix}.experts.0.weight"),
+            _ => format!("model.layers.{layer}.self_attn.{matrix}.experts.0.weight"),
+        }
+    }
+
+    /// The name of the weight of Qwen2-MoE's gate of the shared expert, `(1, hidden)`.
+    pub(crate) fn shared_gate(&self, layer: usize) -> Option<String> {
+        (self.architecture == MixArchitecture::Qwen2Moe)
+            .then(|| format!("model.layers.{layer}.mlp.shared_expert_gate.weight"))
+    }
+
+    /// The module that is a router, whose weight is `(experts, in)`.
     pub(crate) fn router(&self, of: Replaced<'_>) -> String {
         let (layer, matrix) = (of.layer, of.matrix);
-        match of.module {
-            MixModule::Mlp if self.is_mixtral() => format!("model.layers.{layer}.block_sparse_moe.gate.weight"),
-            MixModule::Mlp => format!("model.layers.{layer}.mlp.router.weight"),
-            MixModule::MlpFg => format!("model.layers.{layer}.mlp.{matrix}.router.weight"),
-            _ => format!("model.layers.{layer}.self_attn.{matrix}.router.weight"),
+        match (of.module, self.architecture) {
+            (MixModule::Mlp, MixArchitecture::Mixtral) => format!("model.layers.{layer}.block_sparse_moe.gate"),
+            (MixModule::Mlp, MixArchitecture::Qwen2Moe) => format!("model.layers.{layer}.mlp.gate"),
+            (MixModule::Mlp, _) => format!("model.layers.{layer}.mlp.router"),
+            (MixModule::MlpFg, _) => format!("model.layers.{layer}.mlp.{matrix}.router"),
+            _ => format!("model.layers.{layer}.self_attn.{matrix}.router"),
         }
     }
 }
@@ -89,14 +111,17 @@ pub(crate) fn layer_with_mlp(name: &str) -> Option<usize> {
     projection(name).filter(|(_, _, matrix)| *matrix == "gate_proj").map(|(layer, ..)| layer)
 }
 
-/// Whether a tensor of the base has a place in a mixture: what Llama and Mistral without biases are made of.
-pub(crate) fn is_known(name: &str) -> bool {
+/// Whether a tensor of the base has a place in a mixture: what Llama and Mistral without biases are made of, and with
+/// `biases` those of q, k and v, which Qwen2 has.
+pub(crate) fn is_known(name: &str, biases: bool) -> bool {
     if ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].contains(&name) {
         return true;
     }
     let norm = |rest: &str| rest == "input_layernorm.weight" || rest == "post_attention_layernorm.weight";
     let of_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    projection(name).is_some() || of_layer.is_some_and(|(layer, rest)| layer.parse::<usize>().is_ok() && norm(rest))
+    let bias = |rest: &str| biases && ["q", "k", "v"].iter().any(|m| rest == format!("self_attn.{m}_proj.bias"));
+    let is_of_layer = |(layer, rest): (&str, &str)| layer.parse::<usize>().is_ok() && (norm(rest) || bias(rest));
+    projection(name).is_some() || of_layer.is_some_and(is_of_layer)
 }
 
 /// Whether a tensor of the base has no place and needs none: buffers that follow from config.json.
@@ -111,17 +136,26 @@ mod tests {
     #[test]
     fn tensors_of_chosen_modules_and_layers_become_experts() {
         let modules = [MixModule::MlpFg, MixModule::QProj];
-        let layout = Layout { modules: &modules, layers: Some(&[1]), shared: false, delta: false };
-        assert!(!layout.is_mixtral());
+        let layout =
+            Layout { architecture: MixArchitecture::Moetify, modules: &modules, layers: Some(&[1]), shared: false };
         assert_eq!(layout.replaced("model.layers.0.self_attn.q_proj.weight"), None);
         assert_eq!(layout.replaced("model.layers.1.self_attn.k_proj.weight"), None);
         let q = layout.replaced("model.layers.1.self_attn.q_proj.weight").unwrap();
         assert_eq!(layout.expert(q, 2), "model.layers.1.self_attn.q_proj.experts.2.weight");
         let down = layout.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
-        assert_eq!(layout.router(down), "model.layers.1.mlp.down_proj.router.weight");
-        let mixtral = Layout { modules: &[MixModule::Mlp], layers: None, shared: false, delta: false };
-        let down = mixtral.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
+        assert_eq!(layout.router(down), "model.layers.1.mlp.down_proj.router");
+        let of = |architecture, shared| Layout { architecture, modules: &[MixModule::Mlp], layers: None, shared };
+        let name = "model.layers.1.mlp.down_proj.weight";
+        let mixtral = of(MixArchitecture::Mixtral, false);
+        let down = mixtral.replaced(name).unwrap();
         assert_eq!(mixtral.expert(down, 0), "model.layers.1.block_sparse_moe.experts.0.w2.weight");
-        assert!(is_known("model.layers.3.input_layernorm.weight") && !is_known("model.layers.3.self_attn.q_proj.bias"));
+        let (qwen, moetify) = (of(MixArchitecture::Qwen2Moe, true), of(MixArchitecture::Moetify, true));
+        assert_eq!(qwen.expert(down, 0), "model.layers.1.mlp.experts.0.down_proj.weight");
+        assert_eq!(qwen.shared_expert(down), "model.layers.1.mlp.shared_expert.down_proj.weight");
+        assert_eq!(moetify.expert(down, 0), "model.layers.1.mlp.experts.1.down_proj.weight");
+        assert_eq!(moetify.shared_expert(down), "model.layers.1.mlp.experts.0.down_proj.weight");
+        let bias = "model.layers.3.self_attn.q_proj.bias";
+        assert!(is_known("model.layers.3.input_layernorm.weight", false) && !is_known(bias, false));
+        assert!(is_known(bias, true) && !is_known("model.layers.3.self_attn.o_proj.bias", true));
     }
 }

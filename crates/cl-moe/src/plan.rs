@@ -7,9 +7,12 @@ use cl_checkpoint::{Checkpoint, Dtype, OutputDir, SafetensorsFile, TensorSource,
 use serde_json::{Map, Value};
 
 use crate::delta::{self, PlannedDelta};
-use crate::names::{self, Layout, Replaced};
+use crate::names::{self, GLOBAL_ROUTER, Layout, Replaced};
 use crate::router::{self, RouterRows};
-use crate::{Error, FloatType, MixConfig, MixModule, ModelBytes, ModelInfo, Problem, RouterInit};
+use crate::{
+    Error, ExpertStorage, FloatType, MixArchitecture, MixConfig, MixModule, ModelBytes, ModelInfo, Problem,
+    RouterConfig, RouterInit, architecture,
+};
 
 /// Everything about a mixture that is known without reading a weight.
 pub struct Plan {
@@ -45,6 +48,8 @@ pub(crate) enum Source {
     Shared(String, f64),
     /// A router of a layer; that of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
+    /// One value in all places, which is no parameter where it stands for a router.
+    Constant { value: f64, is_parameter: bool },
     /// Differences from the base, written expert by expert.
     Deltas,
 }
@@ -53,10 +58,10 @@ impl MixConfig {
     /// Which tensors become experts, and their names.
     pub(crate) fn layout(&self) -> Layout<'_> {
         Layout {
+            architecture: self.architecture(),
             modules: &self.modules,
             layers: self.layers.as_deref(),
             shared: self.shared_expert.is_some(),
-            delta: self.expert_storage.is_delta(),
         }
     }
 }
@@ -86,7 +91,8 @@ impl Plan {
             return Err(Error::Problems(problems));
         };
         let mut notes = Vec::new();
-        check_base(&base, &mut problems);
+        architecture::check(config, &mut problems);
+        check_base(config, &base, &mut problems);
         for ((place, _), expert) in places.iter().zip(&experts) {
             check_expert(config.layout(), &base, expert, place, &mut problems, &mut notes);
         }
@@ -96,9 +102,9 @@ impl Plan {
         let routers = note(RouterRows::new(config, &base), "router", &mut problems);
         let (Some(routers), true) = (routers, problems.is_empty()) else { return Err(Error::Problems(problems)) };
         notes.extend(routers.notes());
-        let info = model_info(&tensors, &base, dtype.dtype(), config);
-        let out_config = out_config(config, &base, dtype);
-        let (config, dtype) = (config.clone(), dtype.dtype());
+        let info = model_info(&tensors, &deltas, &base, dtype.dtype(), config);
+        let out_config = architecture::out_config(config, &base, dtype);
+        let (config, dtype) = (config.resolved(), dtype.dtype());
         Ok(Plan { config, base, experts, routers, tensors, deltas, dtype, out_config, info, notes })
     }
 
@@ -137,13 +143,18 @@ pub(crate) fn note<T, E: ToString>(result: Result<T, E>, place: &str, problems: 
 const MOST_EXPERTS: usize = 1024;
 
 fn check_counts(config: &MixConfig, problems: &mut Vec<Problem>) {
-    let (experts, chosen) = (config.experts.len(), config.num_experts_per_tok);
+    let (experts, chosen) = (config.experts.len(), config.top_k());
     let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
     if experts == 0 || experts > MOST_EXPERTS {
         add("experts", format!("{experts} experts; a mixture has 1 to {MOST_EXPERTS}"));
     } else if chosen == 0 || chosen > experts {
         add("num_experts_per_tok", format!("{chosen}; expected 1 to the number of experts, {experts}"));
+    } else if config.gateless && chosen != experts {
+        let message =
+            format!("{chosen}; without a router every token goes through all {experts} experts; remove the key");
+        add("num_experts_per_tok", message);
     }
+    check_gating(config, &mut add);
     match (config.router.init, &config.router.states) {
         (RouterInit::States, None) => add(
             "router.states",
@@ -157,22 +168,57 @@ fn check_counts(config: &MixConfig, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Only what is built like Llama becomes a Mixtral: the same norms and projections, and no biases.
-fn check_base(base: &Checkpoint, problems: &mut Vec<Problem>) {
+/// One thing at most decides about experts, and it has the settings that it needs.
+fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, String)) {
+    let set = [
+        ("gateless", config.gateless),
+        ("global_router", config.global_router),
+        ("shared_expert", config.shared_expert.is_some()),
+    ];
+    let set: Vec<&str> = set.into_iter().filter(|(_, on)| *on).map(|(key, _)| key).collect();
+    if let [first, second, ..] = set[..] {
+        add(first, format!("cannot be combined with {second}; keep one"));
+    }
+    if config.gateless && config.router != RouterConfig::default() {
+        add("router", "gateless = true has no router; remove the table".to_owned());
+    }
+}
+
+/// The architecture of a base.
+pub(crate) fn base_architecture(base: &Checkpoint) -> &str {
+    base.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or("(none)")
+}
+
+/// Whether a base has biases on q, k and v that the output keeps.
+fn has_biases(base: &Checkpoint) -> bool {
+    base_architecture(base) == architecture::QWEN2
+}
+
+/// Only what is built like Llama becomes a mixture: the same norms and projections, and no biases but for those of q, k and v
+/// where the output has them.
+fn check_base(mixture: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
     let config = base.config();
     let mut add = |message: String| problems.push(Problem { place: "base_model".to_owned(), message });
-    let architecture = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or("(none)");
-    if !["LlamaForCausalLM", "MistralForCausalLM"].contains(&architecture) {
-        add(format!(
-            "architecture {architecture} has no mixture in Mixtral's form; LlamaForCausalLM and MistralForCausalLM have"
-        ));
+    match base_architecture(base) {
+        "LlamaForCausalLM" | "MistralForCausalLM" => {}
+        architecture::QWEN2 if mixture.architecture() == MixArchitecture::Qwen2Moe => {}
+        architecture::QWEN2 => add(format!(
+            "{} has biases on q, k and v, which Qwen2-MoE can hold and {} cannot; mix whole MLPs with a shared_expert",
+            architecture::QWEN2,
+            mixture.architecture().name()
+        )),
+        other => add(format!(
+            "architecture {other} has no mixture; LlamaForCausalLM, MistralForCausalLM and {} have",
+            architecture::QWEN2
+        )),
     }
     for key in ["attention_bias", "mlp_bias"] {
         if config.get(key).and_then(Value::as_bool) == Some(true) {
-            add(format!("{key} is true; a Mixtral has no biases"));
+            add(format!("{key} is true; mixtures have no such biases"));
         }
     }
-    let unknown: Vec<&str> = base.names().into_iter().filter(|n| !names::is_known(n) && !names::is_buffer(n)).collect();
+    let unknown: Vec<&str> =
+        base.names().into_iter().filter(|n| !names::is_known(n, has_biases(base)) && !names::is_buffer(n)).collect();
     if let Some(first) = unknown.first() {
         add(format!("{} tensor(s) have no place in a mixture, `{first}` first", unknown.len()));
     }
@@ -190,7 +236,10 @@ fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Probl
     if has(MixModule::Mlp) && has(MixModule::MlpFg) {
         add("modules", "mlp and mlp_fg are two ways to mix the same matrices; keep one".to_owned());
     }
-    if config.router.init == RouterInit::States && (has(MixModule::OProj) || has(MixModule::MlpFg)) {
+    if config.router.init == RouterInit::States
+        && !config.global_router
+        && (has(MixModule::OProj) || has(MixModule::MlpFg))
+    {
         let message = "init = \"states\" knows the hidden states that enter a layer, which are not what o_proj and down_proj \
                        read; choose another rule, or leave out o_proj and mlp_fg";
         add("router.init", message.to_owned());
@@ -272,9 +321,9 @@ fn tensors(
 ) -> (Vec<Planned>, Vec<PlannedDelta>) {
     let (layout, experts, storage) = (config.layout(), config.experts.len(), config.expert_storage);
     let (mut planned, mut deltas) = (Vec::new(), Vec::new());
-    let mut routers = BTreeSet::new();
+    let mut gates = BTreeSet::new();
     for name in base.names() {
-        let Some(info) = base.info(name).filter(|_| names::is_known(name)) else { continue };
+        let Some(info) = base.info(name).filter(|_| names::is_known(name, has_biases(base))) else { continue };
         if FloatType::of(info.dtype).is_none() {
             let message = format!("tensor `{name}` is {:?}; expected f32, f16 or bf16", info.dtype);
             problems.push(Problem { place: "base_model".to_owned(), message });
@@ -290,10 +339,21 @@ fn tensors(
         let of_whole = of.module == MixModule::Mlp;
         let router = layout.router(if of_whole { Replaced { matrix: "gate_proj", ..of } } else { of });
         if let (Some(&input), true) = (info.shape.get(1), !of_whole || of.matrix == "gate_proj")
-            && routers.insert(router.clone())
+            && gates.insert(router.clone())
         {
-            let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| router.clone()) };
-            add(router, vec![experts, input], source);
+            let weight = format!("{router}.weight");
+            if config.gateless {
+                // moetify's buffer of equal weights.
+                let source = Source::Constant { value: 1.0 / experts as f64, is_parameter: false };
+                add(router, vec![experts], source);
+            } else if !config.global_router {
+                let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| weight.clone()) };
+                add(weight, vec![experts, input], source);
+            }
+            if let Some(name) = layout.shared_gate(of.layer) {
+                // Zeros give sigmoid(0) = 1/2 for every token, so the shared expert is doubled below.
+                add(name, vec![1, input], Source::Constant { value: 0.0, is_parameter: true });
+            }
         }
         if let (true, &[rows, columns]) = (storage.is_delta(), info.shape.as_slice()) {
             let (module, shape) = (name.strip_suffix(".weight").unwrap_or(name), [rows, columns]);
@@ -305,13 +365,20 @@ fn tensors(
         }
         if let Some(shared) = &config.shared_expert {
             // The factor is that of the expert's output: in a whole MLP the last matrix makes that.
-            let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { shared.residual_scale };
-            add(layout.expert(of, 0), info.shape.clone(), Source::Shared(name.to_owned(), scale));
+            let of_output = if layout.shared_gate(of.layer).is_some() { 2.0 } else { 1.0 } * shared.residual_scale;
+            let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { of_output };
+            add(layout.shared_expert(of), info.shape.clone(), Source::Shared(name.to_owned(), scale));
         }
         let first = usize::from(config.shared_expert.is_some());
-        for e in first..first + experts {
-            add(layout.expert(of, e), info.shape.clone(), Source::Expert(e, name.to_owned()));
+        for e in 0..experts {
+            add(layout.expert(of, e), info.shape.clone(), Source::Expert(first + e, name.to_owned()));
         }
+    }
+    if config.global_router {
+        let hidden = base.info("model.embed_tokens.weight").and_then(|info| info.shape.get(1)).copied().unwrap_or(0);
+        let source = Source::Router { layer: 0, name: Some(GLOBAL_ROUTER.to_owned()) };
+        let spec = TensorSpec { name: GLOBAL_ROUTER.to_owned(), dtype, shape: vec![experts, hidden] };
+        planned.push(Planned { spec, source });
     }
     let layers: BTreeSet<usize> = base.names().into_iter().filter_map(names::layer_with_mlp).collect();
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0);
@@ -322,108 +389,39 @@ fn tensors(
     (planned, deltas)
 }
 
-/// The base's config.json as that of the mixture.
-fn out_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
-    if config.layout().is_mixtral() { mixtral_config(config, base, dtype) } else { moetify_config(config, base, dtype) }
-}
-
-/// In the format of the paper's tool, whose keys name what is made of experts.
-fn moetify_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
-    let mut out = base.config().clone();
-    let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
-    // Names of their own where experts are differences, which the paper's tool would not find and start at random.
-    let (class, kind) = match (mistral, config.expert_storage.is_delta()) {
-        (false, false) => ("MoeLlamaForCausalLM", "moellama"),
-        (true, false) => ("MoeMistralForCausalLM", "moemistral"),
-        (false, true) => ("DeltaMoeLlamaForCausalLM", "delta_moellama"),
-        (true, true) => ("DeltaMoeMistralForCausalLM", "delta_moemistral"),
-    };
-    if config.expert_storage.is_delta() {
-        out.insert("expert_storage".to_owned(), config.expert_storage.to_string().into());
-    }
-    let has = |module| Value::from(config.modules.contains(&module));
-    for (key, value) in [
-        ("architectures", Value::from(vec![class])),
-        ("model_type", kind.into()),
-        ("num_local_experts", (config.experts.len() + usize::from(config.shared_expert.is_some())).into()),
-        ("always_on", config.shared_expert.is_some().into()),
-        ("num_experts_per_tok", config.num_experts_per_tok.into()),
-        ("moe_mlp", has(MixModule::Mlp)),
-        ("moe_mlp_fg", has(MixModule::MlpFg)),
-        ("moe_query", has(MixModule::QProj)),
-        ("moe_key", has(MixModule::KProj)),
-        ("moe_value", has(MixModule::VProj)),
-        ("moe_output", has(MixModule::OProj)),
-        ("moe_layer_idx", config.layers.clone().unwrap_or_default().into()),
-        ("output_router_logits", false.into()),
-        ("torch_dtype", dtype.name().into()),
-    ] {
-        out.insert(key.to_owned(), value);
-    }
-    if out.contains_key("dtype") {
-        out.insert("dtype".to_owned(), dtype.name().into());
-    }
-    out
-}
-
-fn mixtral_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
-    let mut out = base.config().clone();
-    let number = |key: &str| out.get(key).and_then(Value::as_u64);
-    let heads = number("num_attention_heads").unwrap_or(1);
-    // Keys whose defaults differ between the two families are written out.
-    let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-    let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
-    let window = out.get("sliding_window").cloned().unwrap_or(if mistral { 4096.into() } else { Value::Null });
-    for (key, value) in [
-        ("architectures", Value::from(vec!["MixtralForCausalLM"])),
-        ("model_type", "mixtral".into()),
-        ("num_local_experts", config.experts.len().into()),
-        ("num_experts_per_tok", config.num_experts_per_tok.into()),
-        ("num_key_value_heads", kv_heads.into()),
-        ("sliding_window", if mistral { window } else { Value::Null }),
-        ("output_router_logits", false.into()),
-        ("router_aux_loss_coef", 0.001.into()),
-        ("router_jitter_noise", 0.0.into()),
-        ("torch_dtype", dtype.name().into()),
-    ] {
-        out.insert(key.to_owned(), value);
-    }
-    for (key, default) in [("rms_norm_eps", 1e-6.into()), ("tie_word_embeddings", false.into())] {
-        out.entry(key.to_owned()).or_insert(default);
-    }
-    if !out.contains_key("rope_theta") && !out.contains_key("rope_parameters") {
-        out.insert("rope_theta".to_owned(), 10_000.0.into());
-    }
-    if out.contains_key("dtype") {
-        out.insert("dtype".to_owned(), dtype.name().into());
-    }
-    // Llama's own keys, which a Mixtral does not have.
-    for key in ["attention_bias", "mlp_bias", "pretraining_tp"] {
-        out.shift_remove(key);
-    }
-    out
-}
-
-fn model_info(tensors: &[Planned], base: &Checkpoint, dtype: Dtype, config: &MixConfig) -> ModelInfo {
+fn model_info(
+    tensors: &[Planned],
+    deltas: &[PlannedDelta],
+    base: &Checkpoint,
+    dtype: Dtype,
+    config: &MixConfig,
+) -> ModelInfo {
     let is_expert = |source: &Source| matches!(source, Source::Expert(..) | Source::Deltas);
-    // A byte of signs is eight weights, the last of a row fewer where rows are no multiple of eight.
-    let signs: u64 = tensors.iter().filter(|t| t.spec.dtype == Dtype::U8).map(|t| elements(&t.spec)).sum();
+    let is_stem = |source: &Source| {
+        matches!(source, Source::Base(_) | Source::Shared(..) | Source::Constant { is_parameter: true, .. })
+    };
     let sum = |wanted: &dyn Fn(&Source) -> bool, count: fn(&TensorSpec) -> u64| {
         tensors.iter().filter(|t| wanted(&t.source)).map(|t| count(&t.spec)).sum::<u64>()
     };
+    // A byte holds the signs of eight weights, or of fewer at the end of a row.
+    let whole = |spec: &TensorSpec| if spec.dtype == Dtype::U8 { 0 } else { elements(spec) };
+    let signs: usize = match config.expert_storage {
+        ExpertStorage::BitDelta => deltas.iter().map(|delta| delta.shape[0] * delta.shape[1]).sum(),
+        _ => 0,
+    };
     let of_base = |name: &str| base.info(name).map_or(0, |info| info.elements() * dtype.bitsize() / 8) as u64;
-    let known = base.names().into_iter().filter(|name| names::is_known(name));
+    let known = base.names().into_iter().filter(|name| names::is_known(name, has_biases(base)));
     let bytes = ModelBytes {
         base_bytes: known.map(of_base).sum(),
         expert_bytes: sum(&is_expert, bytes),
         total_bytes: sum(&|_| true, bytes),
     };
     let info = ModelInfo::new(
-        sum(&|s| matches!(s, Source::Base(_) | Source::Shared(..)), elements),
-        sum(&is_expert, elements) + 7 * signs,
+        sum(&is_stem, elements),
+        sum(&is_expert, whole) + signs as u64,
         sum(&|s| matches!(s, Source::Router { .. }), elements),
         config.experts.len(),
-        config.num_experts_per_tok,
+        config.top_k(),
     );
     ModelInfo { bytes: Some(bytes), ..info }
 }

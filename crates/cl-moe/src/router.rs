@@ -24,6 +24,7 @@ pub fn router_states_spec(layers: usize, experts: usize, hidden: usize) -> Vec<T
 /// The routers of a mixture, layer by layer.
 pub(crate) struct RouterRows {
     init: RouterInit,
+    gateless: bool,
     seed: u64,
     experts: usize,
     hidden: usize,
@@ -48,7 +49,14 @@ impl RouterRows {
                 }
             }
         }
-        Ok(RouterRows { init: config.router.init, seed: config.router.seed, experts, hidden, states })
+        Ok(RouterRows {
+            init: config.router.init,
+            gateless: config.gateless,
+            seed: config.router.seed,
+            experts,
+            hidden,
+            states,
+        })
     }
 
     /// The rows of a layer's router with `input` columns, one after another. `name` tells random routers of one layer apart; that
@@ -76,6 +84,7 @@ impl RouterRows {
     /// What a user should know of the rule.
     pub(crate) fn notes(&self) -> Vec<String> {
         match self.init {
+            _ if self.gateless => Vec::new(),
             RouterInit::Uniform => {
                 vec!["router: all logits are 0, so every token goes to the first experts".to_owned()]
             }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use cl_checkpoint::TensorSource;
 use serde::{Deserialize, Serialize};
 
 /// How experts are stored: whole, or as the base's weight and a compressed difference from it.
@@ -79,6 +80,23 @@ pub fn low_rank_delta_tensors(module: &str) -> [String; 2] {
 /// scales, F32 `[experts]`.
 pub fn sign_delta_tensors(module: &str) -> [String; 2] {
     ["delta_sign", "delta_scale"].map(|part| format!("{module}.experts.{part}"))
+}
+
+/// Parameters of a model directory: an expert's sign is one, although a byte holds eight of them, and the constants of a
+/// model without routers are none.
+pub fn parameters(model: &dyn TensorSource) -> u64 {
+    let [signs, _] = sign_delta_tensors("");
+    let of_tensor = |name: &str| {
+        let shape = &model.info(name).expect("one of its names").shape;
+        let elements = shape.iter().product::<usize>();
+        let matrix = name.strip_suffix(&signs).and_then(|module| model.info(&format!("{module}.weight")));
+        match (matrix, shape.as_slice()) {
+            _ if name.ends_with(".router") => 0,
+            (Some(matrix), [experts, ..]) => experts * matrix.elements(),
+            _ => elements,
+        }
+    };
+    model.names().into_iter().map(|name| of_tensor(name) as u64).sum()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ fn four_fully_fine_tuned_models() {
     let tasks = ["MeetingBank", "Py150", "ScienceQA", "math"];
     let models = tasks.map(|task| PathBuf::from(format!("runs/one_round/{task}/model")));
     assert_eq!(config.experts.iter().map(|e| e.model.clone()).collect::<Vec<_>>(), models);
-    assert_eq!((config.num_experts_per_tok, &config.modules[..]), (2, &[MixModule::Mlp][..]));
+    assert_eq!((config.top_k(), &config.modules[..]), (2, &[MixModule::Mlp][..]));
     assert_eq!((config.router.init, config.router.seed), (RouterInit::Random, 1399));
     assert_eq!((config.layers.clone(), config.expert_storage), (None, ExpertStorage::Full));
     assert!(config.shared_expert.is_none());

@@ -109,7 +109,9 @@ fn experts_stored_as_differences_are_scored_generate_and_their_routers_learn() {
             (&config["architectures"][0], &config["expert_storage"]),
             (&"DeltaMoeLlamaForCausalLM".into(), &storage.into())
         );
-        assert!(world.ok(["check", name]).contains("MoeLlama family"));
+        let parameters = world.json(&format!("{name}/model_info.json"))["total_parameters"].as_u64().unwrap();
+        let (said, millions) = (world.ok(["check", name]), parameters as f64 / 1e6);
+        assert!(said.contains("MoeLlama family") && said.contains(&format!(" {millions:.1} M parameters")), "{said}");
         world.ok(["merge", "verify", name]);
         assert!(!ids(&world, name).trim().is_empty());
         let scores = format!("scores-{name}");
@@ -209,17 +211,28 @@ fn mixtures_of_all_kinds_are_scored_generate_chat_and_are_checked() {
     world.model("other", 2);
     world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} :{% endfor %}");
     let modules = "modules = [\"mlp_fg\", \"q_proj\", \"o_proj\"]\nlayers = [1]";
-    world.write("mixtral.toml", &config(&["model", "other"], ""));
-    world.write("attention.toml", &config(&["model", "other"], modules));
-    world.ok(["moe", "mix", "mixtral.toml", "--out", "mixtral"]);
-    world.ok(["moe", "mix", "attention.toml", "--out", "attention"]);
-    let kind = &world.json("attention/config.json")["model_type"];
-    assert_eq!(kind, "moellama");
+    for (name, more, kind) in [
+        ("mixtral", "", "mixtral"),
+        ("attention", modules, "moellama"),
+        ("shared", "shared_expert = { model = \"other\" }", "qwen2_moe"),
+        ("gateless", "gateless = true\nmodules = [\"mlp\", \"q_proj\"]", "moellama"),
+        ("global", "global_router = true\nmodules = [\"mlp\", \"q_proj\"]", "moellama"),
+    ] {
+        let file = format!("{name}.toml");
+        world.write(&file, &config(&["model", "other"], more));
+        world.ok(["moe", "mix", &file, "--out", name]);
+        assert_eq!(world.json(&format!("{name}/config.json"))["model_type"], kind);
+    }
     adapters(&world, "");
     world.ok(["moe", "blend", "blend.toml", "--out", "adapters"]);
-    for (name, model, beside) in
-        [("a", "mixtral", &[] as &[&str]), ("b", "attention", &[]), ("c", "model", &["--adapter", "adapters"])]
-    {
+    for (name, model, beside) in [
+        ("a", "mixtral", &[] as &[&str]),
+        ("b", "attention", &[]),
+        ("c", "model", &["--adapter", "adapters"]),
+        ("d", "shared", &[]),
+        ("e", "gateless", &[]),
+        ("f", "global", &[]),
+    ] {
         let eval = ["eval", model, "--tasks", "first", "--data", "data", "--max-new-tokens", "2", "--out", name];
         world.ok(eval.iter().chain(beside));
         let generate = ["generate", model, "--prompt", PROMPTS[0], "--ids", "--max-new-tokens", "4"];
@@ -231,7 +244,7 @@ fn mixtures_of_all_kinds_are_scored_generate_chat_and_are_checked() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         world.ok(["check", beside.last().unwrap_or(&model)]);
     }
-    for mixture in ["mixtral", "attention", "adapters"] {
+    for mixture in ["mixtral", "attention", "adapters", "shared", "gateless", "global"] {
         let info = world.json(&format!("{mixture}/model_info.json"));
         let number = |key: &str| info[format!("{key}_parameters")].as_u64().unwrap();
         assert_eq!(number("total"), number("stem") + number("expert") + number("router"), "{mixture}");

@@ -48,7 +48,10 @@ impl Site<'_> {
         let mut config = MixConfig {
             expert_storage: ExpertStorage::Full,
             base_model: self.config.model.clone(),
-            num_experts_per_tok,
+            architecture: None,
+            num_experts_per_tok: Some(num_experts_per_tok),
+            gateless: false,
+            global_router: false,
             dtype: None,
             modules: vec![MixModule::Mlp],
             layers: None,

@@ -115,6 +115,16 @@ impl Models {
     }
 }
 
+#[test]
+fn equal_gates_that_add_up_to_one_give_the_mean_of_the_adapters_outputs() {
+    let models = Models::new();
+    models.blend("mean", &["x", "y", "z"], "router.init = 'uniform'\nrouter.norm = 'softmax'");
+    let third = 1.0 / 3.0;
+    let folded = log_probs(&models.folded(&[("x", third), ("y", third), ("z", third)]));
+    let difference = largest_difference(&log_probs(&models.mixture("mean")), &folded);
+    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in another order
+}
+
 /// `s·B·A` in f64, where the adapter has the module.
 fn update(adapter: &Adapter, module: &str) -> Option<Tensor> {
     let of = adapter.modules().into_iter().find(|m| m.name == module)?.factors();

@@ -3,13 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::{Mode, RouterRecord, top_k};
-use cl_checkpoint::{Checkpoint, Manifest, TensorSource};
+use cl_checkpoint::{Checkpoint, CheckpointWriter, Manifest, TensorSource, TensorSpec, WriteOptions};
 use cl_lab::toy;
 use cl_model::{Decoder, LoadOptions, PackedBatch, greedy, random_weights, token_log_probs};
-use cl_moe::{MixConfig, MixOptions, Plan, mix};
+use cl_moe::{MixConfig, MixOptions, Plan, mix, parameters};
 use cl_torch::tch::{Device, Kind, Tensor};
 
 const SEQUENCES: [&[u32]; 2] = [&[3, 14, 15, 9, 2, 6, 5, 35, 8], &[27, 18, 28]];
+
+/// The toy's shape, with an MLP whose width fills no whole number of bytes with signs.
+fn model_config() -> serde_json::Map<String, serde_json::Value> {
+    let mut config = toy::model_config(16);
+    config.insert("intermediate_size".to_owned(), 36.into());
+    config
+}
 
 struct Models(tempfile::TempDir);
 
@@ -20,7 +27,7 @@ impl Models {
 
     /// The first model with the matrices of its layers changed by `change(name, weight, seed's weight)`.
     fn save(&self, name: &str, seed: u64, change: &dyn Fn(&str, &Tensor, &Tensor) -> Tensor) {
-        let config = toy::model_config(16);
+        let config = model_config();
         let options = LoadOptions::cpu(Kind::Float);
         let (base, other) =
             (random_weights(&config, 1, options).unwrap(), random_weights(&config, seed, options).unwrap());
@@ -70,6 +77,31 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+/// A sequence alone is scored as in a batch, and greedy continuations are what scoring finds likeliest.
+fn assert_generates_as_it_scores(model: &Decoder) {
+    let _no_graph = cl_torch::tch::no_grad_guard();
+    let together = token_log_probs(model, &SEQUENCES).unwrap().into_iter().flatten();
+    let alone = SEQUENCES.iter().flat_map(|s| token_log_probs(model, &[s]).unwrap().remove(0));
+    let [together, alone]: [Vec<f64>; 2] = [together.map(|p| p.0).collect(), alone.map(|p| p.0).collect()];
+    assert!(largest_difference(&together, &alone) < 1e-5);
+    let generated = greedy(model, &SEQUENCES, 4, &[], &mut |_, _| false).unwrap();
+    for (prompt, generated) in SEQUENCES.iter().zip(generated) {
+        let mut ids = prompt.to_vec();
+        for expected in generated.ids {
+            let batch = PackedBatch::new(&[&ids], model.config.vocab_size, Device::Cpu).unwrap();
+            let last = model.forward(&batch, Mode::Eval).unwrap().narrow(0, ids.len() as i64 - 1, 1);
+            assert_eq!(model.logits(&last).argmax(-1, false).int64_value(&[0]), i64::from(expected));
+            ids.push(expected);
+        }
+    }
+}
+
+/// `model_info.json` of a mixture.
+fn info(dir: &Path) -> impl Fn(&str) -> u64 + use<> {
+    let info: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("model_info.json")).unwrap()).unwrap();
+    move |key| info[key].as_u64().unwrap()
+}
+
 #[test]
 fn mixtures_compute_what_their_definition_says() {
     cl_torch::tch::set_num_threads(1);
@@ -99,7 +131,7 @@ fn mixtures_compute_what_their_definition_says() {
     let scaled = |name: &str, own: &Tensor| if name.contains(".mlp.") { own * 20.0 } else { own.copy() };
     models.save("p", 4, &|name, own, other| if down(name) { other * 20.0 } else { scaled(name, own) });
     models.save("q", 5, &|name, own, other| if down(name) { other * 20.0 } else { scaled(name, own) });
-    let of = |seed| random_weights(&toy::model_config(16), seed, LoadOptions::cpu(Kind::Float)).unwrap();
+    let of = |seed| random_weights(&model_config(), seed, LoadOptions::cpu(Kind::Float)).unwrap();
     let (p, q) = (of(4), of(5));
     let weight = |model: &Decoder, name: &str| {
         let (_, t) = model.named_parameters().into_iter().find(|(n, _)| n == name).unwrap();
@@ -159,7 +191,7 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
         assert!(largest_difference(&random, &models.log_probs(&name("both"))) > 1e-4, "{settings}");
         if !parts.contains(&"mlp") || settings.contains("mlp_fg") {
             // Linear modules at equal weights are one module with the mean of the weights.
-            let of = |seed| random_weights(&toy::model_config(16), seed, LoadOptions::cpu(Kind::Float)).unwrap();
+            let of = |seed| random_weights(&model_config(), seed, LoadOptions::cpu(Kind::Float)).unwrap();
             let (p, q) = (of(2), of(3));
             let weight = |model: &Decoder, name: &str| {
                 model.named_parameters().into_iter().find(|(n, _)| n == name).unwrap().1 * 10.0
@@ -177,19 +209,7 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
         let config = Checkpoint::open(&models.path(&name("random"))).unwrap().config().clone();
         model.save(&models.path(&name("again")), Kind::Float, &config, &[], Manifest::new("model"), false).unwrap();
         assert_eq!(models.log_probs(&name("again")), random);
-        let alone = SEQUENCES.iter().flat_map(|s| token_log_probs(&model, &[s]).unwrap().remove(0));
-        assert!(largest_difference(&alone.map(|p| p.0).collect::<Vec<_>>(), &random) < 1e-5);
-        let _no_graph = cl_torch::tch::no_grad_guard();
-        for (prompt, generated) in SEQUENCES.iter().zip(greedy(&model, &SEQUENCES, 4, &[], &mut |_, _| false).unwrap())
-        {
-            let mut ids = prompt.to_vec();
-            for expected in generated.ids {
-                let batch = PackedBatch::new(&[&ids], model.config.vocab_size, Device::Cpu).unwrap();
-                let last = model.forward(&batch, Mode::Eval).unwrap().narrow(0, ids.len() as i64 - 1, 1);
-                assert_eq!(model.logits(&last).argmax(-1, false).int64_value(&[0]), i64::from(expected));
-                ids.push(expected);
-            }
-        }
+        assert_generates_as_it_scores(&model);
         // Every router has its place in the log of a forward pass, and model_info.json counts all parameters.
         let mut model = models.load(&name("random"));
         let log = model.record_routers();
@@ -197,12 +217,11 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
         let recorded: Vec<String> = log.take().into_iter().map(|r| format!("{}.weight", r.router)).collect();
         let routers: Vec<String> = model.routers().into_iter().map(|(name, _)| name).collect();
         assert!(!routers.is_empty() && routers.iter().all(|r| recorded.contains(r)), "{routers:?} {recorded:?}");
-        let info = std::fs::read(models.path(&name("random")).join("model_info.json")).unwrap();
-        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+        let number = info(&models.path(&name("random")));
         let total: usize = model.named_parameters().iter().map(|(_, t)| t.numel()).sum();
-        assert_eq!(info["total_parameters"].as_u64().unwrap(), total as u64);
+        assert_eq!(number("total_parameters"), total as u64);
         let of_routers: usize = model.routers().iter().map(|(_, t)| t.numel()).sum();
-        assert_eq!(info["router_parameters"].as_u64().unwrap(), of_routers as u64);
+        assert_eq!(number("router_parameters"), of_routers as u64);
     }
 }
 
@@ -212,16 +231,19 @@ fn a_shared_expert_is_added_whatever_the_router_says() {
     let models = Models(tempfile::tempdir().unwrap());
     models.save("base", 1, &|_, own, _| own * 10.0);
     // With the same expert on both sides a module's output is that of the expert, 1 + 0.5 times.
-    for (i, (modules, scaled)) in [
-        ("modules = ['mlp']", &["down_proj"] as &[&str]),
-        ("modules = ['q_proj', 'o_proj']", &["q_proj", "o_proj"]),
-        ("modules = ['mlp_fg']", &["gate_proj", "up_proj", "down_proj"]),
+    for (i, (modules, scaled, class)) in [
+        ("modules = ['mlp']", &["down_proj"] as &[&str], "Qwen2MoeForCausalLM"),
+        ("modules = ['mlp']\nlayers = [1]", &["down_proj"], "Qwen2MoeForCausalLM"),
+        ("architecture = 'moetify'", &["down_proj"], "MoeLlamaForCausalLM"),
+        ("modules = ['q_proj', 'o_proj']", &["q_proj", "o_proj"], "MoeLlamaForCausalLM"),
+        ("modules = ['mlp_fg']", &["gate_proj", "up_proj", "down_proj"], "MoeLlamaForCausalLM"),
     ]
     .into_iter()
     .enumerate()
     {
         let name = |what: &str| format!("{what}{i}");
-        let factor = |n: &str| if is_of(n, scaled, &[0, 1]) { 15.0 } else { 10.0 };
+        let layers = if modules.contains("layers") { &[1][..] } else { &[0, 1] };
+        let factor = |n: &str| if is_of(n, scaled, layers) { 15.0 } else { 10.0 };
         models.save(&name("expected"), 2, &|n, own, _| own * factor(n));
         let shared =
             format!("{modules}\nshared_expert = {{ model = {:?}, residual_scale = 0.5 }}", models.path("base"));
@@ -232,16 +254,190 @@ fn a_shared_expert_is_added_whatever_the_router_says() {
         let model = models.load(&name("mix"));
         assert!(model.routers().iter().all(|(_, t)| t.size()[0] == 2), "the shared expert has no row");
         let config = Checkpoint::open(&models.path(&name("mix"))).unwrap().config().clone();
-        assert_eq!((&config["num_local_experts"], &config["always_on"]), (&3.into(), &true.into()));
+        assert_eq!(config["architectures"][0], class);
+        if class == "Qwen2MoeForCausalLM" {
+            assert_eq!((&config["num_experts"], &config["qkv_bias"]), (&2.into(), &false.into()));
+        } else {
+            assert_eq!((&config["num_local_experts"], &config["always_on"]), (&3.into(), &true.into()));
+        }
         let again = models.path(&name("again"));
         model.save(&again, Kind::Float, &config, &[], Manifest::new("model"), false).unwrap();
         assert_eq!(log_probs(&again), models.log_probs(&name("mix")));
-        let info = std::fs::read(models.path(&name("mix")).join("model_info.json")).unwrap();
-        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
-        let number = |key: &str| info[format!("{key}_parameters")].as_u64().unwrap();
+        assert_generates_as_it_scores(&model);
+        let number = info(&models.path(&name("mix")));
+        let number = |key: &str| number(&format!("{key}_parameters"));
         let total: usize = model.named_parameters().iter().map(|(_, t)| t.numel()).sum();
         assert_eq!(number("total"), total as u64);
         assert_eq!(number("active"), number("stem") + number("router") + number("expert") / 2);
+    }
+}
+
+#[test]
+fn without_a_gate_a_module_is_the_mean_of_its_experts_outputs() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    let _no_graph = cl_torch::tch::no_grad_guard();
+    models.save("base", 1, &|_, own, _| own * 10.0);
+    for (name, seed) in [("x", 2), ("y", 3), ("z", 4)] {
+        models.save(name, seed, &|_, own, other| own * 10.0 + other.sign() * 0.05);
+    }
+    let experts = ["x", "y", "z"];
+    let batch = PackedBatch::new(&SEQUENCES, models.load("base").config.vocab_size, Device::Cpu).unwrap();
+    let linear = "modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']";
+    for (i, (modules, storage)) in [
+        ("", "full"),
+        ("layers = [1]", "full"),
+        ("", "lowrank:1000"),
+        ("", "bitdelta"),
+        (linear, "full"),
+        (linear, "lowrank:1000"),
+        (linear, "bitdelta"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = |what: &str| format!("{what}{i}");
+        let list: String = experts.iter().map(|e| format!("[[experts]]\nmodel = {:?}\n", models.path(e))).collect();
+        let base = models.path("base");
+        let text = format!("base_model = {base:?}\ngateless = true\nexpert_storage = '{storage}'\n{modules}\n{list}");
+        let config: MixConfig = toml::from_str(&text).unwrap();
+        mix(&Plan::new(&config).unwrap(), &models.path(&name("mix")), &MixOptions::default(), &|_| {}).unwrap();
+        let mut model = models.load(&name("mix"));
+        if modules != linear {
+            // Every expert by itself, on what enters the layer.
+            let dense = experts.map(|expert| models.load(expert));
+            for (layer, x) in model.feed_forward_inputs(&batch).unwrap().iter().enumerate().skip(1) {
+                let outputs = dense.each_ref().map(|expert| expert.feed_forward(layer, x));
+                let mean = Tensor::stack(&outputs, 0).mean_dim(0, false, Kind::Float);
+                let error = ((model.feed_forward(layer, x) - &mean).norm() / mean.norm()).double_value(&[]);
+                // f32 sums in another order, and factors of differences.
+                assert!(error < 1e-5, "{modules} {storage}: {error}");
+                assert!(((&outputs[0] - &mean).norm() / mean.norm()).double_value(&[]) > 1e-2);
+            }
+        } else {
+            // The mean of linear experts' outputs is the output of the mean of their weights.
+            let weights = experts.map(|expert| models.load(expert).named_parameters());
+            let mean = |n: &str, own: &Tensor, _: &Tensor| {
+                let of = |all: &Vec<(String, Tensor)>| all.iter().find(|(name, _)| name == n).unwrap().1.copy();
+                if n.contains("_proj.") {
+                    weights.iter().map(of).reduce(|a, b| a + b).unwrap() / 3.0
+                } else {
+                    own.copy()
+                }
+            };
+            models.save(&name("mean"), 9, &mean);
+            let difference = largest_difference(&models.log_probs(&name("mix")), &models.log_probs(&name("mean")));
+            assert!(difference < 1e-4, "{storage}: {difference}");
+        }
+        assert_generates_as_it_scores(&model);
+        let log = model.record_routers();
+        token_log_probs(&model, &SEQUENCES[..1]).unwrap();
+        assert!(log.take().is_empty() && model.routers().is_empty());
+        let number = info(&models.path(&name("mix")));
+        assert_eq!((number("router_parameters"), number("active_parameters")), (0, number("total_parameters")));
+        let checkpoint = Checkpoint::open(&models.path(&name("mix"))).unwrap();
+        assert_eq!(parameters(&checkpoint), number("total_parameters"));
+        assert_eq!(
+            (&checkpoint.config()["gateless"], &checkpoint.config()["num_experts_per_tok"]),
+            (&true.into(), &3.into())
+        );
+        let buffer = checkpoint
+            .load_f32("model.layers.1.mlp.router")
+            .or(checkpoint.load_f32("model.layers.1.mlp.up_proj.router"));
+        assert_eq!(buffer.unwrap(), [1.0 / 3.0; 3]);
+        if storage == "full" {
+            let config = checkpoint.config();
+            model.save(&models.path(&name("again")), Kind::Float, config, &[], Manifest::new("model"), false).unwrap();
+            assert_eq!(models.log_probs(&name("again")), models.log_probs(&name("mix")));
+        }
+    }
+    // Weights that are not equal are no mixture without a gate.
+    let error = Decoder::load(&changed(&models, "mix0"), LoadOptions::cpu(Kind::Float)).err().unwrap().to_string();
+    assert!(
+        error.contains("gateless = true, but tensor `model.layers.0.mlp.router` holds 0.5; expected 0.33"),
+        "{error}"
+    );
+}
+
+/// A copy of a mixture without a gate whose first expert has another weight in the first layer.
+fn changed(models: &Models, name: &str) -> Checkpoint {
+    let from = Checkpoint::open(&models.path(name)).unwrap();
+    let spec = |name: &&str| {
+        let info = from.info(name).unwrap();
+        TensorSpec { name: (*name).to_owned(), dtype: info.dtype, shape: info.shape.clone() }
+    };
+    let specs: Vec<TensorSpec> = from.names().iter().map(spec).collect();
+    let writer = CheckpointWriter::create(&models.path("changed"), &specs, WriteOptions::default()).unwrap();
+    for spec in &specs {
+        let mut bytes = from.bytes(&spec.name).unwrap().to_vec();
+        if spec.name == "model.layers.0.mlp.router" {
+            bytes[..4].copy_from_slice(&0.5f32.to_le_bytes());
+        }
+        writer.write(&spec.name, &bytes).unwrap();
+    }
+    writer.put_json("config.json", &serde_json::Value::Object(from.config().clone())).unwrap();
+    writer.finish(Manifest::new("model")).unwrap();
+    Checkpoint::open(&models.path("changed")).unwrap()
+}
+
+#[test]
+fn one_global_router_decides_for_all_modules() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    models.save("base", 1, &|_, own, _| own * 10.0);
+    for (name, seed) in [("x", 2), ("y", 3)] {
+        models.save(name, seed, &|_, _, other| other * 10.0);
+    }
+    for (i, (modules, storage)) in [
+        ("modules = ['mlp']", "full"),
+        ("modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']", "full"),
+        ("modules = ['mlp', 'o_proj']\nlayers = [1]", "full"),
+        ("modules = ['mlp', 'v_proj']", "lowrank:1000"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = |what: &str| format!("{what}{i}");
+        let settings = format!("global_router = true\nexpert_storage = '{storage}'\n{modules}");
+        // Equal experts are that model, ties go to the first.
+        models.mix_modules(&name("one"), &["x"], 1, "random", &settings);
+        let one = models.log_probs(&name("one"));
+        assert!(largest_difference(&one, &models.log_probs("base")) > 1e-3);
+        for (experts, chosen, init) in [(&["x", "x", "x"][..], 2, "random"), (&["x", "y"][..], 1, "uniform")] {
+            let out = format!("{}-{init}", name("same"));
+            models.mix_modules(&out, experts, chosen, init, &settings);
+            // f32 factors and sums in another order, in weights of ten times the usual size.
+            assert!(largest_difference(&models.log_probs(&out), &one) < 1e-4, "{settings} {init}");
+        }
+        models.mix_modules(&name("mix"), &["x", "y", "base"], 2, "random", &settings);
+        let mut model = models.load(&name("mix"));
+        let routers = model.routers();
+        assert_eq!(
+            routers.iter().map(|(name, t)| (name.as_str(), t.size())).collect::<Vec<_>>(),
+            [("model.router.weight", vec![3, 16])]
+        );
+        assert_generates_as_it_scores(&model);
+        let number = info(&models.path(&name("mix")));
+        assert_eq!(number("router_parameters"), 3 * 16);
+        assert_eq!(parameters(&Checkpoint::open(&models.path(&name("mix"))).unwrap()), number("total_parameters"));
+
+        // It decides once a token, and its gradient is the same where activations are computed again.
+        let log = model.record_routers();
+        let batch = PackedBatch::new(&SEQUENCES, model.config.vocab_size, Device::Cpu).unwrap();
+        model.train_routers();
+        let gradients = [false, true].map(|recompute| {
+            model.activation_checkpointing = recompute;
+            let mut router = model.routers().remove(0).1;
+            router.zero_grad();
+            let y = model.forward(&batch, Mode::Train { seed: 1 }).unwrap();
+            y.square().mean(Kind::Float).backward();
+            router.grad().copy()
+        });
+        assert_eq!(log.take().len(), 2);
+        let [plain, recomputed] = &gradients;
+        let difference = (plain - recomputed).abs().max().double_value(&[]);
+        let size = plain.abs().max().double_value(&[]);
+        assert!(size > 0.0 && difference <= 1e-5 * size, "{settings}: {difference} of {size}");
     }
 }
 
@@ -287,17 +483,8 @@ fn experts_as_differences_compute_what_whole_ones_do() {
 
         // Generation is scoring.
         let model = models.load(&name("delta"));
+        assert_generates_as_it_scores(&model);
         let _no_graph = cl_torch::tch::no_grad_guard();
-        let generated = greedy(&model, &SEQUENCES, 4, &[], &mut |_, _| false).unwrap();
-        for (prompt, generated) in SEQUENCES.iter().zip(generated) {
-            let mut ids = prompt.to_vec();
-            for expected in generated.ids {
-                let batch = PackedBatch::new(&[&ids], model.config.vocab_size, Device::Cpu).unwrap();
-                let last = model.forward(&batch, Mode::Eval).unwrap().narrow(0, ids.len() as i64 - 1, 1);
-                assert_eq!(model.logits(&last).argmax(-1, false).int64_value(&[0]), i64::from(expected));
-                ids.push(expected);
-            }
-        }
 
         // The feed-forward block alone is what the layers have.
         let batch = PackedBatch::new(&SEQUENCES[..1], model.config.vocab_size, Device::Cpu).unwrap();
@@ -311,9 +498,19 @@ fn experts_as_differences_compute_what_whole_ones_do() {
         let dir = models.path(&name("delta"));
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let bytes: usize = checkpoint.names().iter().map(|n| checkpoint.info(n).unwrap().byte_len()).sum();
-        let info: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(dir.join("model_info.json")).unwrap()).unwrap();
-        let number = |key: &str| info[key].as_u64().unwrap();
+        let number = info(&dir);
+        // A sign is a parameter, whatever it is stored as.
+        assert_eq!(parameters(&checkpoint), number("total_parameters"));
+        if storage == "bitdelta" {
+            let mixed = |n: &&&str| n.ends_with(".experts.delta_sign");
+            let of_base = |n: &&str| {
+                let module = n.trim_end_matches(".experts.delta_sign");
+                checkpoint.info(&format!("{module}.weight")).unwrap().elements() + 1
+            };
+            let names = checkpoint.names();
+            let expected: usize = names.iter().filter(mixed).map(of_base).sum::<usize>() * experts.len();
+            assert_eq!(number("expert_parameters"), expected as u64);
+        }
         assert_eq!(number("total_bytes"), bytes as u64);
         let base = Checkpoint::open(&models.path("base")).unwrap();
         let of_base: usize = base.names().iter().map(|n| base.info(n).unwrap().byte_len()).sum();
@@ -390,6 +587,25 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(refused("layers = []").contains("layers: is empty"));
     assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("leave out o_proj"));
     assert_eq!(refused("modules = ['o_proj']\nlayers = [1]"), "");
+    assert_eq!(refused("modules = ['o_proj']\nglobal_router = true\nrouter.init = 'random'"), "");
+    let both = refused("gateless = true\nglobal_router = true");
+    assert!(both.contains("gateless: cannot be combined with global_router; keep one"), "{both}");
+    let shared = format!("shared_expert = {{ model = {:?} }}", models.path("base"));
+    assert!(refused(&format!("global_router = true\n{shared}")).contains("cannot be combined with shared_expert"));
+    assert!(refused("gateless = true\nrouter.init = 'base'").contains("router: gateless = true has no router"));
+    let qwen = |more: &str| refused(&format!("architecture = 'qwen2_moe'\n{more}"));
+    assert!(qwen("").contains("architecture = \"qwen2_moe\" needs a shared expert"));
+    assert_eq!(qwen(&format!("layers = [1]\n{shared}")), "");
+    let attention = qwen(&format!("modules = ['mlp', 'q_proj']\n{shared}"));
+    assert!(
+        attention.contains("modules: architecture = \"qwen2_moe\" holds experts of whole MLPs only"),
+        "{attention}"
+    );
+    assert!(
+        refused("architecture = 'mixtral'\nlayers = [1]").contains("layers: architecture = \"mixtral\" has experts")
+    );
+    assert!(refused("architecture = 'mixtral'\ngateless = true").contains("has a router in every layer"));
+    assert!(refused("architecture = 'mixtral'\nexpert_storage = 'bitdelta'").contains("holds whole experts only"));
 }
 
 /// How often a router decides otherwise when more tokens go through the model at once: 16,384 tokens in sequences of 128, a

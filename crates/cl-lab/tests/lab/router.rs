@@ -179,6 +179,27 @@ fn routers_of_attention_and_of_parts_of_mlps_learn_too() {
 }
 
 #[test]
+fn a_global_router_learns_and_a_mixture_without_a_gate_has_nothing_to_learn() {
+    let world = world_of_experts(false);
+    let mixture = mixed(&world, "mix", &TASKS, "global_router = true\nmodules = ['mlp', 'q_proj', 'v_proj']");
+    for (out, set) in [("plain", ""), ("recomputed", "train.activation_checkpointing=true")] {
+        let set: Vec<&str> = std::iter::once(set).filter(|set| !set.is_empty()).collect();
+        let (output, log) = run(&world, &config(&world, &mixture, None, &set), out);
+        let report = output.routing.unwrap();
+        assert_eq!(report.routers.iter().map(|r| r.router.as_str()).collect::<Vec<_>>(), ["model.router"]);
+        eprintln!("{out}: {} {}", log[0].loss, log[log.len() - 1].loss);
+        assert!(log[log.len() - 1].loss < log[0].loss, "{} {}", log[0].loss, log[log.len() - 1].loss);
+        let [old, new] = [&mixture, &output.mixture].map(|dir| Checkpoint::open(dir).unwrap());
+        assert_only_routers_differ(&old, &new);
+        assert!(problems(&check_directory(&output.mixture)).is_empty());
+    }
+    let gateless = mixed(&world, "gateless", &TASKS, "gateless = true");
+    let say = problems(&check_router(&config(&world, &gateless, None, &[]))).join("\n");
+    assert!(say.contains("holds no router"), "{say}");
+    assert!(problems(&check_directory(&gateless)).is_empty());
+}
+
+#[test]
 fn load_balancing_spreads_tokens_over_experts_and_a_z_loss_keeps_logits_small() {
     let world = world_of_experts(true);
     let experts = ["homes", "colours", "homes", "colours"];

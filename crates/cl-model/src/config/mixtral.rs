@@ -1,12 +1,13 @@
 use cl_moe::ExpertStorage;
 
 use super::keys::{DEFAULTS, Defaults, Keys};
-use super::{ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
+use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
 
 /// Mixtral (Jiang et al., arXiv:2401.04088): Mistral with experts instead of the MLP. No sliding window by default.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     let defaults = Defaults { num_key_value_heads: Some(8), rms_norm_eps: 1e-5, rope_theta: 1e6, ..DEFAULTS };
     let (num_local_experts, num_experts_per_tok) = counts(keys, 8, false)?;
+    let config = keys.config(Family::Mixtral, &defaults)?;
     Ok(ModelConfig {
         rope_scaling: keys.scaling()?,
         windows: keys.windows(keys.sliding_window.flatten(), |_| true)?,
@@ -15,11 +16,15 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
             storage: ExpertStorage::Full,
             modules: vec![ExpertModule::Mlp],
             layers: vec![true; keys.num_hidden_layers],
+            intermediate_size: config.intermediate_size,
+            shared_intermediate_size: config.intermediate_size,
             num_local_experts,
             shared: false,
+            gating: ExpertGating::Modules,
             num_experts_per_tok,
+            norm_topk_prob: true,
         }),
-        ..keys.config(Family::Mixtral, &defaults)?
+        ..config
     })
 }
 
@@ -27,13 +32,20 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
 /// router.
 pub(super) fn counts(keys: &Keys, default: i64, shared: bool) -> Result<(i64, i64), String> {
     let (experts, chosen) = (keys.num_local_experts.unwrap_or(default), keys.num_experts_per_tok.unwrap_or(2));
-    if !(1..=4096).contains(&experts) {
-        return Err(format!("num_local_experts = {experts}: expected 1 to 4096"));
-    }
-    let routed = experts - i64::from(shared);
-    if !(1..=routed).contains(&chosen) {
-        let what = if shared { "num_local_experts less the shared one" } else { "num_local_experts" };
-        return Err(format!("num_experts_per_tok = {chosen}: expected 1 to {what} = {routed}"));
-    }
+    check_experts("num_local_experts", experts)?;
+    let what = if shared { "num_local_experts less the shared one" } else { "num_local_experts" };
+    check_chosen(what, experts - i64::from(shared), chosen)?;
     Ok((experts, chosen))
+}
+
+pub(super) fn check_experts(key: &str, experts: i64) -> Result<(), String> {
+    if (1..=4096).contains(&experts) { Ok(()) } else { Err(format!("{key} = {experts}: expected 1 to 4096")) }
+}
+
+/// A token goes through 1 to all of the experts to choose from, whose number is `what`.
+pub(super) fn check_chosen(what: &str, routed: i64, chosen: i64) -> Result<(), String> {
+    if (1..=routed).contains(&chosen) {
+        return Ok(());
+    }
+    Err(format!("num_experts_per_tok = {chosen}: expected 1 to {what} = {routed}"))
 }

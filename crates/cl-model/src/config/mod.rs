@@ -11,6 +11,7 @@ mod moellama;
 mod olmo2;
 mod phi3;
 mod qwen;
+mod qwen2_moe;
 mod rope;
 mod smollm3;
 
@@ -35,6 +36,8 @@ pub enum Family {
     Mixtral,
     /// `Qwen2ForCausalLM`: biases on q, k and v.
     Qwen2,
+    /// `Qwen2MoeForCausalLM`: Qwen2 with experts in place of the MLP, one of them for every token.
+    Qwen2Moe,
     /// `Qwen3ForCausalLM`: norms on each head of q and k.
     Qwen3,
     /// `SmolLM3ForCausalLM`: some layers have no rotary position embeddings.
@@ -57,11 +60,12 @@ pub enum Family {
 
 impl Family {
     /// All families with their `architectures[0]` and `model_type`.
-    const NAMES: [(Family, &'static str, &'static str); 15] = [
+    const NAMES: [(Family, &'static str, &'static str); 16] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
         (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
         (Family::Qwen2, "Qwen2ForCausalLM", "qwen2"),
+        (Family::Qwen2Moe, "Qwen2MoeForCausalLM", "qwen2_moe"),
         (Family::Qwen3, "Qwen3ForCausalLM", "qwen3"),
         (Family::SmolLm3, "SmolLM3ForCausalLM", "smollm3"),
         (Family::Gemma2, "Gemma2ForCausalLM", "gemma2"),
@@ -134,12 +138,20 @@ pub struct Experts {
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.
     pub layers: Vec<bool>,
+    /// Width inside an MLP that is an expert.
+    pub intermediate_size: i64,
+    /// Width inside the shared one.
+    pub shared_intermediate_size: i64,
     /// Experts of each module, the shared one included.
     pub num_local_experts: i64,
-    /// Whether every token goes through the first of them, beside those that the router selects of the others.
+    /// Whether every token goes through the first of them, beside those that are selected of the others.
     pub shared: bool,
+    /// What selects them.
+    pub gating: ExpertGating,
     /// How many of them a token goes through.
     pub num_experts_per_tok: i64,
+    /// Whether the weights of the selected experts are renormalised to a sum of 1.
+    pub norm_topk_prob: bool,
 }
 
 impl Experts {
@@ -148,7 +160,7 @@ impl Experts {
         self.layers[layer] && self.modules.contains(&module)
     }
 
-    /// Experts that a router chooses from.
+    /// Experts that a token can go through or not.
     pub fn routed(&self) -> i64 {
         self.num_local_experts - i64::from(self.shared)
     }
@@ -156,8 +168,25 @@ impl Experts {
     /// Number of routers.
     pub fn routers(&self) -> usize {
         let of_module = |m: &ExpertModule| if *m == ExpertModule::MlpProjections { 3 } else { 1 };
-        self.layers.iter().filter(|has| **has).count() * self.modules.iter().map(of_module).sum::<usize>()
+        match self.gating {
+            ExpertGating::Modules => {
+                self.layers.iter().filter(|has| **has).count() * self.modules.iter().map(of_module).sum::<usize>()
+            }
+            ExpertGating::Global => 1,
+            ExpertGating::Gateless => 0,
+        }
     }
+}
+
+/// What selects the experts of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertGating {
+    /// A router of each module, which reads the module's input.
+    Modules,
+    /// One router for all modules of all layers, which reads the token embeddings.
+    Global,
+    /// Nothing: every token goes through all experts, whose outputs have equal weights.
+    Gateless,
 }
 
 /// How experts are named in a checkpoint.
@@ -165,6 +194,8 @@ impl Experts {
 pub enum ExpertLayout {
     /// Mixtral's `block_sparse_moe.gate` and `block_sparse_moe.experts.E.w1`.
     Mixtral,
+    /// Qwen2-MoE's `mlp.gate`, `mlp.experts.E.gate_proj`, `mlp.shared_expert.gate_proj` and `mlp.shared_expert_gate`.
+    Qwen2Moe,
     /// `mlp.router` and `mlp.experts.E.gate_proj`, `self_attn.q_proj.router` and `self_attn.q_proj.experts.E`.
     Moetify,
 }
@@ -195,7 +226,7 @@ pub struct ModelConfig {
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub hidden_size: i64,
-    /// Width inside the MLP, or inside each expert.
+    /// Width inside the MLP; [`Experts`] has that of MLPs that are experts.
     pub intermediate_size: i64,
     /// Number of layers.
     pub num_hidden_layers: usize,
@@ -272,6 +303,7 @@ impl ModelConfig {
             Family::Mistral => mistral::read,
             Family::Mixtral => mixtral::read,
             Family::Qwen2 => qwen::read_qwen2,
+            Family::Qwen2Moe => qwen2_moe::read,
             Family::Qwen3 => qwen::read_qwen3,
             Family::SmolLm3 => smollm3::read,
             Family::Gemma2 => gemma::read_gemma2,

@@ -1,28 +1,35 @@
 //! The paper's tool (Lee et al., arXiv:2408.17280): Llama or Mistral with experts in any of their projections.
 
 use super::keys::Keys;
-use super::{ExpertLayout, ExpertModule, Experts, Family, ModelConfig, llama, mistral, mixtral};
+use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, llama, mistral, mixtral};
 
 pub(super) fn read_llama(keys: &Keys) -> Result<ModelConfig, String> {
-    Ok(ModelConfig { family: Family::MoeLlama, experts: Some(experts(keys)?), ..llama::read(keys)? })
+    with_experts(keys, Family::MoeLlama, llama::read(keys)?)
 }
 
 pub(super) fn read_mistral(keys: &Keys) -> Result<ModelConfig, String> {
-    Ok(ModelConfig { family: Family::MoeMistral, experts: Some(experts(keys)?), ..mistral::read(keys)? })
+    with_experts(keys, Family::MoeMistral, mistral::read(keys)?)
 }
 
-fn experts(keys: &Keys) -> Result<Experts, String> {
-    let others =
-        [("deep_router", keys.deep_router), ("gateless", keys.gateless), ("global_router", keys.global_router)];
-    if let Some((key, _)) = others.iter().find(|(_, value)| *value == Some(true)) {
-        return Err(format!("{key} = true is not supported; expected false"));
+fn with_experts(keys: &Keys, family: Family, dense: ModelConfig) -> Result<ModelConfig, String> {
+    let experts = experts(keys, dense.intermediate_size)?;
+    Ok(ModelConfig { family, experts: Some(experts), ..dense })
+}
+
+fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, String> {
+    if keys.deep_router == Some(true) {
+        return Err("deep_router = true is not supported; expected false".to_owned());
     }
     let shared = keys.always_on.unwrap_or(false);
+    let gating = gating(keys, shared)?;
     let storage = keys.expert_storage.unwrap_or_default();
     if shared && storage.is_delta() {
         return Err(format!("always_on = true is not supported with expert_storage = {storage}; expected false"));
     }
-    let (num_local_experts, num_experts_per_tok) = mixtral::counts(keys, 4, shared)?;
+    let (num_local_experts, mut num_experts_per_tok) = mixtral::counts(keys, 4, shared)?;
+    if gating == ExpertGating::Gateless {
+        num_experts_per_tok = num_local_experts;
+    }
     let modules = [
         (ExpertModule::Mlp, keys.moe_mlp.unwrap_or(true)),
         (ExpertModule::MlpProjections, keys.moe_mlp_fg.unwrap_or(false)),
@@ -43,5 +50,27 @@ fn experts(keys: &Keys) -> Result<Experts, String> {
     }
     let layers = (0..count).map(|layer| chosen.is_none_or(|layers| layers.contains(&layer))).collect();
     let layout = ExpertLayout::Moetify;
-    Ok(Experts { layout, storage, modules, layers, num_local_experts, shared, num_experts_per_tok })
+    Ok(Experts {
+        layout,
+        storage,
+        modules,
+        layers,
+        intermediate_size,
+        shared_intermediate_size: intermediate_size,
+        num_local_experts,
+        shared,
+        gating,
+        num_experts_per_tok,
+        norm_topk_prob: true,
+    })
+}
+
+/// At most one of `gateless`, `global_router` and `always_on` is true.
+fn gating(keys: &Keys, shared: bool) -> Result<ExpertGating, String> {
+    match (keys.gateless.unwrap_or(false), keys.global_router.unwrap_or(false), shared) {
+        (true, false, false) => Ok(ExpertGating::Gateless),
+        (false, true, false) => Ok(ExpertGating::Global),
+        (false, false, _) => Ok(ExpertGating::Modules),
+        _ => Err("more than one of gateless, global_router and always_on is true; expected at most one".to_owned()),
+    }
 }

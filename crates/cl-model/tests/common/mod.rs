@@ -11,7 +11,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::tensor_bytes;
 use serde_json::{Map, Value, json};
 
-/// The formula: even numbers around 0, around 1 for norms, smaller for biases.
+/// The formula: even numbers around 0, around 1 for norms, smaller for biases; equal weights in the place of a router.
 pub fn weight(name: &str, n: usize) -> Vec<f32> {
     let key =
         name.bytes().fold(14_695_981_039_346_656_037_u64, |k, b| (k ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
@@ -22,7 +22,9 @@ pub fn weight(name: &str, n: usize) -> Vec<f32> {
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             z ^= z >> 31;
             let unit = (z >> 40) as f64 / (1u64 << 24) as f64 * 2.0 - 1.0;
-            let value = if name.contains("norm") {
+            let value = if name.ends_with(".router") {
+                1.0 / n as f64
+            } else if name.contains("norm") {
                 1.0 + 0.25 * unit
             } else if name.ends_with("bias") {
                 0.1 * unit
