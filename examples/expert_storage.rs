@@ -69,27 +69,33 @@ fn main() -> Result<()> {
         println!("{name:<14} {mb:>9.1} {ratio:>9.2} {mean:>11.2e} {largest:>11.2e} {difference:>12.2e} {seconds:>9.1}");
     };
     row("full".to_owned(), bytes, [0.0; 2], 0.0, 0.0);
+    // What the experts' training makes of the layers: the error of leaving it out.
+    let unchanged =
+        errors(&Decoder::load(&Checkpoint::open(Path::new(base))?, LoadOptions::cpu(Kind::Float))?, &inputs, &expected);
+    println!("{:<14} {:>9} {:>9} {:>11.2e} {:>11.2e}", "base alone", "", "", unchanged[0], unchanged[1]);
     let share = |bytes: ModelBytes| bytes.expert_bytes as f64 / experts.len() as f64 / bytes.base_bytes as f64;
     let (full, mut points) = (share(bytes), Vec::new());
     for storage in storages {
         config.expert_storage = storage;
         let dir = folder.path().join("stored");
         let (model, bytes, seconds) = make(&config, &dir)?;
-        let errors: Vec<f64> = inputs
-            .iter()
-            .zip(&expected)
-            .enumerate()
-            .map(|(layer, (x, y))| ((model.feed_forward(layer, x) - y).norm() / y.norm()).double_value(&[]))
-            .collect();
-        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
-        let largest = errors.iter().copied().fold(0.0, f64::max);
+        let [mean, largest] = errors(&model, &inputs, &expected);
         let differences = scored(&model, &ids)?.into_iter().zip(&log_probs).map(|(a, b)| (a - b).abs());
         row(storage.to_string(), bytes, [mean, largest], differences.sum::<f64>() / log_probs.len() as f64, seconds);
         points.push(Point { storage, bytes: share(bytes), mean, largest });
         drop(model);
         std::fs::remove_dir_all(&dir)?;
     }
-    figure.map_or(Ok(()), |path| draw(Path::new(&path), full, &points))
+    figure.map_or(Ok(()), |path| draw(Path::new(&path), full, unchanged[0], &points))
+}
+
+/// Mean and largest relative error of a model's feed-forward blocks.
+fn errors(model: &Decoder, inputs: &[Tensor], expected: &[Tensor]) -> [f64; 2] {
+    let of_layer = |(layer, (x, y)): (usize, (&Tensor, &Tensor))| {
+        ((model.feed_forward(layer, x) - y).norm() / y.norm()).double_value(&[])
+    };
+    let errors: Vec<f64> = inputs.iter().zip(expected).enumerate().map(of_layer).collect();
+    [errors.iter().sum::<f64>() / errors.len() as f64, errors.iter().copied().fold(0.0, f64::max)]
 }
 
 /// A way to store experts, and what it saves and costs.
@@ -104,14 +110,14 @@ struct Point {
 }
 
 /// Errors over the bytes of one expert, both logarithmic: ranks as curves, one bit a weight as points.
-fn draw(path: &Path, full: f64, points: &[Point]) -> Result<()> {
+fn draw(path: &Path, full: f64, unchanged: f64, points: &[Point]) -> Result<()> {
     let area = SVGBackend::new(path, (720, 440)).into_drawing_area();
     area.fill(&WHITE)?;
     // Seven of them and the base in twice the base's bytes.
     let bound = 1.0 / 7.0;
     let least = points.iter().map(|p| p.bytes).fold(bound, f64::min) / 1.5;
     let (low, high) = points.iter().fold((f64::MAX, 0.0), |(a, b): (f64, f64), p| (a.min(p.mean), b.max(p.largest)));
-    let (low, high) = (low / 1.5, high * 1.5);
+    let (low, high) = (10f64.powf(low.log10().floor()), high.max(unchanged) * 1.5);
     let mut chart = ChartBuilder::on(&area)
         .caption("Experts as differences from the base", ("sans-serif", 20))
         .margin(12)
@@ -133,6 +139,10 @@ fn draw(path: &Path, full: f64, points: &[Point]) -> Result<()> {
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
     }
+    chart
+        .draw_series(LineSeries::new([(least, unchanged), (full * 1.5, unchanged)], BLUE.stroke_width(1)))?
+        .label("the base alone, mean of layers")
+        .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
     let (ranks, bits): (Vec<&Point>, Vec<&Point>) =
         points.iter().partition(|p| matches!(p.storage, ExpertStorage::LowRank(_)));
     for (name, of, color) in [
