@@ -4,6 +4,7 @@ use cl_checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
 use crate::plan::base_architecture;
+use crate::problem::MixProblem;
 use crate::{FloatType, MixArchitecture, MixConfig, MixModule, Problem};
 
 /// The architecture of bases with biases on q, k and v.
@@ -25,9 +26,8 @@ pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
         ("shared_expert", config.shared_expert.is_some() && !of_qwen, "has no shared expert"),
         ("shared_expert", config.shared_expert.is_none() && of_qwen, "needs a shared expert"),
     ];
-    for (key, _, what) in wrong.into_iter().filter(|(_, wrong, _)| *wrong) {
-        let message = format!("architecture = \"{}\" {what}; change {key} or architecture", architecture.name());
-        problems.push(Problem { place: key.to_owned(), message });
+    for (key, _, reason) in wrong.into_iter().filter(|(_, wrong, _)| *wrong) {
+        problems.push(Problem::new(key, MixProblem::Output { architecture: architecture.name(), reason, key }));
     }
 }
 

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::problem::MixtureProblem;
+use crate::problem::{MixtureProblem, ProblemKind};
 
 /// Why a mixture cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,17 +69,24 @@ pub enum Error {
 }
 
 /// One thing that stands in the way of a mixture.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Problem {
     /// The key of the configuration, or the model.
     pub place: String,
-    /// What is wrong, and what to do.
-    pub message: String,
+    /// What is wrong.
+    pub kind: Box<ProblemKind>,
+}
+
+impl Problem {
+    pub(crate) fn new(place: &str, kind: impl Into<ProblemKind>) -> Problem {
+        Problem { place: place.to_owned(), kind: Box::new(kind.into()) }
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
+        write!(f, "{}: {}", self.place, self.kind)
     }
 }
 

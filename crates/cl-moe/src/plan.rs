@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::delta::{self, PlannedDelta};
 use crate::names::{self, GLOBAL_ROUTER, Layout, Replaced};
+use crate::problem::{CountProblem, MixProblem, ProblemKind};
 use crate::router::{self, RouterRows};
 use crate::{
     Error, ExpertStorage, FloatType, MixArchitecture, MixConfig, MixModule, ModelBytes, ModelInfo, Problem,
@@ -135,8 +136,12 @@ impl Plan {
     }
 }
 
-pub(crate) fn note<T, E: ToString>(result: Result<T, E>, place: &str, problems: &mut Vec<Problem>) -> Option<T> {
-    result.map_err(|e| problems.push(Problem { place: place.to_owned(), message: e.to_string() })).ok()
+pub(crate) fn note<T, E: Into<ProblemKind>>(
+    result: Result<T, E>,
+    place: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    result.map_err(|e| problems.push(Problem::new(place, e))).ok()
 }
 
 /// Experts that one mixture may have: beyond it a typing error asks for terabytes.
@@ -144,43 +149,38 @@ const MOST_EXPERTS: usize = 1024;
 
 fn check_counts(config: &MixConfig, problems: &mut Vec<Problem>) {
     let (experts, chosen) = (config.experts.len(), config.top_k());
-    let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
+    let mut add = |place: &str, problem: CountProblem| problems.push(Problem::new(place, problem));
     if experts == 0 || experts > MOST_EXPERTS {
-        add("experts", format!("{experts} experts; a mixture has 1 to {MOST_EXPERTS}"));
+        add("experts", CountProblem::Experts { experts, most: MOST_EXPERTS });
     } else if chosen == 0 || chosen > experts {
-        add("num_experts_per_tok", format!("{chosen}; expected 1 to the number of experts, {experts}"));
+        add("num_experts_per_tok", CountProblem::Chosen { chosen, experts });
     } else if config.gateless && chosen != experts {
-        let message =
-            format!("{chosen}; without a router every token goes through all {experts} experts; remove the key");
-        add("num_experts_per_tok", message);
+        add("num_experts_per_tok", CountProblem::ChosenWithoutRouter { chosen, experts });
     }
+    let mut add = |place: &str, problem: MixProblem| problems.push(Problem::new(place, problem));
     check_gating(config, &mut add);
     match (config.router.init, &config.router.states) {
-        (RouterInit::States, None) => add(
-            "router.states",
-            "init = \"states\" needs a file; `cl moe states CONFIG --out FILE` makes it from the experts' prompts"
-                .to_owned(),
-        ),
+        (RouterInit::States, None) => add("router.states", MixProblem::NoStates),
         (init, Some(_)) if init != RouterInit::States => {
-            add("router.states", "is read by init = \"states\" only; remove one of the two".to_owned());
+            add("router.states", MixProblem::UnusedStates);
         }
         _ => {}
     }
 }
 
 /// One thing at most decides about experts, and it has the settings that it needs.
-fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, String)) {
+fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, MixProblem)) {
     let set = [
         ("gateless", config.gateless),
         ("global_router", config.global_router),
         ("shared_expert", config.shared_expert.is_some()),
     ];
-    let set: Vec<&str> = set.into_iter().filter(|(_, on)| *on).map(|(key, _)| key).collect();
+    let set: Vec<&'static str> = set.into_iter().filter(|(_, on)| *on).map(|(key, _)| key).collect();
     if let [first, second, ..] = set[..] {
-        add(first, format!("cannot be combined with {second}; keep one"));
+        add(first, MixProblem::Exclusive { other: second });
     }
     if config.gateless && config.router != RouterConfig::default() {
-        add("router", "gateless = true has no router; remove the table".to_owned());
+        add("router", MixProblem::NoRouter);
     }
 }
 
@@ -198,68 +198,59 @@ fn has_biases(base: &Checkpoint) -> bool {
 /// where the output has them.
 fn check_base(mixture: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
     let config = base.config();
-    let mut add = |message: String| problems.push(Problem { place: "base_model".to_owned(), message });
+    let mut add = |problem: MixProblem| problems.push(Problem::new("base_model", problem));
     match base_architecture(base) {
         "LlamaForCausalLM" | "MistralForCausalLM" => {}
         architecture::QWEN2 if mixture.architecture() == MixArchitecture::Qwen2Moe => {}
-        architecture::QWEN2 => add(format!(
-            "{} has biases on q, k and v, which Qwen2-MoE can hold and {} cannot; mix whole MLPs with a shared_expert",
-            architecture::QWEN2,
-            mixture.architecture().name()
-        )),
-        other => add(format!(
-            "architecture {other} has no mixture; LlamaForCausalLM, MistralForCausalLM and {} have",
-            architecture::QWEN2
-        )),
+        architecture::QWEN2 => {
+            add(MixProblem::Qwen2Biases { base: architecture::QWEN2, output: mixture.architecture().name() });
+        }
+        other => add(MixProblem::Architecture { architecture: other.to_owned() }),
     }
     for key in ["attention_bias", "mlp_bias"] {
         if config.get(key).and_then(Value::as_bool) == Some(true) {
-            add(format!("{key} is true; mixtures have no such biases"));
+            add(MixProblem::Biases { key });
         }
     }
     let unknown: Vec<&str> =
         base.names().into_iter().filter(|n| !names::is_known(n, has_biases(base)) && !names::is_buffer(n)).collect();
     if let Some(first) = unknown.first() {
-        add(format!("{} tensor(s) have no place in a mixture, `{first}` first", unknown.len()));
+        add(MixProblem::Unplaced { count: unknown.len(), first: (*first).to_owned() });
     }
 }
 
 /// What is to be made of experts is there, once, and has routers that can start by the rule.
 fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
-    let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
+    let mut add = |place: &str, problem: MixProblem| problems.push(Problem::new(place, problem));
     let modules = &config.modules;
     let twice = modules.iter().enumerate().any(|(i, module)| modules[..i].contains(module));
     if modules.is_empty() || twice {
-        add("modules", "expected some of mlp, mlp_fg, q_proj, k_proj, v_proj and o_proj, each once".to_owned());
+        add("modules", MixProblem::Modules);
     }
     let has = |module| modules.contains(&module);
     if has(MixModule::Mlp) && has(MixModule::MlpFg) {
-        add("modules", "mlp and mlp_fg are two ways to mix the same matrices; keep one".to_owned());
+        add("modules", MixProblem::TwoMlps);
     }
     if config.router.init == RouterInit::States
         && !config.global_router
         && (has(MixModule::OProj) || has(MixModule::MlpFg))
     {
-        let message = "init = \"states\" knows the hidden states that enter a layer, which are not what o_proj and down_proj \
-                       read; choose another rule, or leave out o_proj and mlp_fg";
-        add("router.init", message.to_owned());
+        add("router.init", MixProblem::StatesOfInput);
     }
     if config.expert_storage.is_delta() && config.shared_expert.is_some() {
-        let message =
-            "experts stored as differences have no shared expert; remove shared_expert, or store experts as full";
-        add("expert_storage", message.to_owned());
+        add("expert_storage", MixProblem::SharedDelta);
     }
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
     if let Some(scale) = config.shared_expert.as_ref().map(|shared| shared.residual_scale)
         && !(scale.is_finite() && scale != 0.0)
     {
-        add("shared_expert.residual_scale", format!("{scale}; expected a finite number other than 0"));
+        add("shared_expert.residual_scale", MixProblem::Scale { scale });
     }
     match &config.layers {
-        Some(layers) if layers.is_empty() => add("layers", "is empty; leave it out for all layers".to_owned()),
+        Some(layers) if layers.is_empty() => add("layers", MixProblem::NoLayers),
         Some(layers) => {
-            if let Some(layer) = layers.iter().find(|layer| **layer >= count) {
-                add("layers", format!("there is no layer {layer}; the base has {count}, from 0"));
+            if let Some(&layer) = layers.iter().find(|layer| **layer >= count) {
+                add("layers", MixProblem::Layer { layer, count });
             }
         }
         None => {}
@@ -280,8 +271,8 @@ fn check_expert(
     let attention = layout.modules.iter().any(|module| module.attention().is_some());
     let of_attention = if attention { &FITS_ATTENTION[..] } else { &[] };
     for key in FITS.iter().chain(of_attention).filter(differ) {
-        let message = format!("`{key}` is {} in config.json, {} in the base's", b[*key], a[*key]);
-        problems.push(Problem { place: place.clone(), message });
+        let problem = MixProblem::Config { key, expert: b[*key].clone(), base: a[*key].clone() };
+        problems.push(Problem::new(&place, problem));
     }
     for key in BESIDE.iter().filter(differ) {
         notes.push(format!("{place}: `{key}` is {}, {} in the base, which counts", b[*key], a[*key]));
@@ -292,16 +283,15 @@ fn check_expert(
         match (own, theirs) {
             (Some(own), Some(theirs)) if own.shape == theirs.shape && FloatType::of(theirs.dtype).is_some() => {}
             (Some(own), Some(theirs)) if own.shape == theirs.shape => {
-                let message = format!("tensor `{name}` is {:?}; expected f32, f16 or bf16", theirs.dtype);
-                problems.push(Problem { place: place.clone(), message });
+                let problem = MixProblem::Dtype { tensor: name.to_owned(), dtype: theirs.dtype };
+                problems.push(Problem::new(&place, problem));
             }
             (Some(own), Some(theirs)) => {
-                let message = format!("tensor `{name}` is {:?}, {:?} in the base", theirs.shape, own.shape);
-                problems.push(Problem { place: place.clone(), message });
+                let (expert, base) = (theirs.shape.clone(), own.shape.clone());
+                problems.push(Problem::new(&place, MixProblem::Shape { tensor: name.to_owned(), expert, base }));
             }
             _ => {
-                let message = format!("lacks tensor `{name}`");
-                problems.push(Problem { place, message });
+                problems.push(Problem::new(&place, MixProblem::Lacks { tensor: name.to_owned() }));
                 return; // one missing layer is enough to know
             }
         }
@@ -325,8 +315,8 @@ fn tensors(
     for name in base.names() {
         let Some(info) = base.info(name).filter(|_| names::is_known(name, has_biases(base))) else { continue };
         if FloatType::of(info.dtype).is_none() {
-            let message = format!("tensor `{name}` is {:?}; expected f32, f16 or bf16", info.dtype);
-            problems.push(Problem { place: "base_model".to_owned(), message });
+            let problem = MixProblem::Dtype { tensor: name.to_owned(), dtype: info.dtype };
+            problems.push(Problem::new("base_model", problem));
         }
         let mut add = |name, shape, source| {
             planned.push(Planned { spec: TensorSpec { name, dtype, shape }, source });
@@ -383,8 +373,7 @@ fn tensors(
     let layers: BTreeSet<usize> = base.names().into_iter().filter_map(names::layer_with_mlp).collect();
     let count = base.config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0);
     if layers.len() as u64 != count {
-        let message = format!("num_hidden_layers is {count} in config.json, {} layers have an MLP", layers.len());
-        problems.push(Problem { place: "base_model".to_owned(), message });
+        problems.push(Problem::new("base_model", MixProblem::LayerCount { stated: count, found: layers.len() }));
     }
     (planned, deltas)
 }

@@ -7,8 +7,10 @@ use tch::Tensor;
 use crate::ffi::{self, T, pointers};
 use crate::{TorchError, backward};
 
+type Run = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
+
 struct Segment {
-    run: Box<dyn Fn(&[Tensor]) -> Tensor + Send>,
+    run: Run,
     around: Box<dyn Around>,
 }
 

@@ -135,7 +135,7 @@ pub(crate) fn resume(
             Some(file) => load_tensor(file, name, like.kind(), device)?,
             None => Tensor::zeros(like.size(), (like.kind(), device)),
         };
-        ranks.from_first(&[&tensor])?;
+        ranks.copy_from_first(&[&tensor])?;
         Ok(tensor)
     };
     for (part, list) in PARTS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {

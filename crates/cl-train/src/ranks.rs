@@ -103,7 +103,7 @@ impl Ranks {
     }
 
     /// Replaces the tensors by those of rank 0.
-    pub(crate) fn from_first(&self, tensors: &[&Tensor]) -> Result<(), TrainError> {
+    pub(crate) fn copy_from_first(&self, tensors: &[&Tensor]) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         self.together(|group| {
             for t in tensors {

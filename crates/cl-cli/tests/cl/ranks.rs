@@ -44,7 +44,7 @@ fn start(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
 }
 
 fn finish(processes: Vec<Child>) -> Vec<CommandOutput> {
-    processes.into_iter().map(|process| CommandOutput::of_child(process)).collect()
+    processes.into_iter().map(CommandOutput::of_child).collect()
 }
 
 /// Runs `cl train` as so many processes, all of which have to succeed.

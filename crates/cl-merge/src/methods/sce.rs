@@ -13,7 +13,7 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 /// Select, calculate, erase: `θ = θ₀ + Σ wᵢ mᵢ δᵢ / Σ wᵢ mᵢ`, over the entries in which task vectors differ most.
 ///
 /// 1. Select the `⌊select_topk · n⌋` entries of largest variance over the models, of the `n` entries whose variance is
-/// not zero.
+///    not zero.
 /// 2. Calculate the weights `wᵢ`: the mean squares of the selected entries, normalized to a sum of 1.
 /// 3. Erase, with the masks `mᵢ`, entries whose sign is not that of `Σ δᵢ`; a sum of zero elects plus.
 ///

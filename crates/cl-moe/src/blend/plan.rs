@@ -9,6 +9,7 @@ use cl_checkpoint::{
 
 use crate::mixture::MOST_EXPERTS;
 use crate::plan::note;
+use crate::problem::{BlendProblem, CountProblem};
 use crate::{BlendConfig, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors};
 
 /// Everything about a mixture of adapters that is known without reading a factor.
@@ -153,63 +154,50 @@ fn place(index: usize, adapter: &Adapter) -> String {
 
 fn check_counts(config: &BlendConfig, problems: &mut Vec<Problem>) {
     let (experts, k) = (config.experts.len(), config.top_k());
-    let mut add = |place: &str, message: String| problems.push(Problem { place: place.to_owned(), message });
+    let mut add = |place: &str, problem: CountProblem| problems.push(Problem::new(place, problem));
     if experts == 0 || experts > MOST_EXPERTS {
-        add("experts", format!("{experts} experts; a mixture has 1 to {MOST_EXPERTS}"));
+        add("experts", CountProblem::Experts { experts, most: MOST_EXPERTS });
     } else if k == 0 || k > experts {
-        add("num_experts_per_tok", format!("{k}; expected 1 to the number of experts, {experts}"));
+        add("num_experts_per_tok", CountProblem::Chosen { chosen: k, experts });
     }
 }
 
 /// Refuses what is more than a product beside a linear layer of the decoder.
 fn check_kind(adapter: &Adapter, base: Option<&Checkpoint>, place: &str, problems: &mut Vec<Problem>) {
-    let mut add = |message: String| problems.push(Problem { place: place.to_owned(), message });
     if let Err(error) = adapter.check_built() {
-        add(error.to_string());
+        problems.push(Problem::new(place, error));
         return;
     }
+    let mut add = |problem: BlendProblem| problems.push(Problem::new(place, problem));
     for module in adapter.modules() {
         let name = &module.name;
         if module.kind == LayerKind::Embedding {
-            add(format!(
-                "`{name}` is an embedding; a router needs the input of a linear layer, and token ids have none"
-            ));
+            add(BlendProblem::Embedding { module: name.clone() });
         } else if is_head(name) {
-            add(format!("`{name}` is the output head; only linear layers of the decoder's layers are mixed"));
+            add(BlendProblem::Head { module: name.clone() });
         }
         let scaling = adapter.config().scaling(name);
         if !scaling.is_finite() {
-            add(format!("module `{name}`: its scaling is {scaling}"));
+            add(BlendProblem::Scaling { module: name.clone(), scaling });
         }
         for factor in module.factors() {
-            let dtype = adapter.info(&factor).map(|info| info.dtype);
-            if !dtype.is_some_and(|d| matches!(d, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)) {
-                add(format!("tensor `{factor}` is {dtype:?}; expected f64, f32, f16 or bf16"));
+            let dtype = adapter.info(&factor).expect("checked when it was opened").dtype;
+            if !matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                add(BlendProblem::Dtype { tensor: factor, dtype });
             }
         }
     }
     if adapter.modules().iter().any(|module| module.dora) {
-        add("DoRA rescales the whole weight, so its update is not a sum; train it without use_dora, or fold it"
-            .to_owned());
+        add(BlendProblem::Dora);
     }
     match adapter.beside() {
-        Err(error) => add(error.to_string()),
+        Err(error) => problems.push(Problem::new(place, error)),
         Ok(tensors) => {
             for beside in tensors {
-                let what = match beside.kind {
-                    BesideKind::Saved => "a module trained whole (modules_to_save)",
-                    BesideKind::Bias => "a trained bias (bias)",
-                    BesideKind::UpdateBias { .. } => "an update's own bias (lora_bias)",
-                    BesideKind::Rows(_) => "trained rows of tokens (trainable_token_indices)",
-                    BesideKind::Untrained if base.is_none_or(|b| is_copy(adapter, &beside.name, b, &beside.tensor)) => {
-                        continue;
-                    }
-                    BesideKind::Untrained => "neither a factor nor the base's own tensor",
-                };
-                add(format!(
-                    "tensor `{}` is {what}; a mixture can contain only low-rank updates of linear layers",
-                    beside.name
-                ));
+                let copy = || base.is_none_or(|b| is_copy(adapter, &beside.name, b, &beside.tensor));
+                if beside.kind != BesideKind::Untrained || !copy() {
+                    add(BlendProblem::Beside { tensor: beside.name, kind: beside.kind });
+                }
             }
         }
     }
@@ -232,28 +220,20 @@ fn is_copy(adapter: &Adapter, name: &str, base: &Checkpoint, tensor: &str) -> bo
 fn check_fits(base: &Checkpoint, adapter: &Adapter, place: &str, problems: &mut Vec<Problem>) {
     for module in adapter.modules().into_iter().filter(|m| m.kind == LayerKind::Linear && !is_head(&m.name)) {
         let (name, shape) = (&module.name, module.weight_shape());
-        let message = match base.info(&format!("{name}.weight")) {
-            None => format!("the base has no module `{name}`"),
-            Some(info) if info.shape != shape => {
-                format!("module `{name}` fits a weight of {shape:?}; the base's is {:?}", info.shape)
-            }
+        let module = name.clone();
+        let problem = match base.info(&format!("{name}.weight")) {
+            None => BlendProblem::NoModule { module },
+            Some(info) if info.shape != shape => BlendProblem::Shape { module, shape, base: info.shape.clone() },
             Some(_) => continue,
         };
-        problems.push(Problem { place: place.to_owned(), message });
+        problems.push(Problem::new(place, problem));
         return; // one is enough to know that they are of different bases
     }
 }
 
 fn check_base_hash(base: &str, adapter: &Adapter, ignore: bool, place: &str, problems: &mut Vec<Problem>) {
     let Some(other) = adapter.base_hash().filter(|other| other != base && !ignore) else { return };
-    // A manifest can hold any text in the place of a hash.
-    let short = |hash: &str| hash.chars().take(12).collect::<String>();
-    let message = format!(
-        "according to its manifest, it was made for another base ({}…) than this one ({}…); --ignore-base accepts it",
-        short(&other),
-        short(base)
-    );
-    problems.push(Problem { place: place.to_owned(), message });
+    problems.push(Problem::new(place, BlendProblem::OtherBase { adapter: other, base: base.to_owned() }));
 }
 
 /// The union of all adapters' modules, by name.

@@ -1,0 +1,89 @@
+use cl_checkpoint::{BesideKind, Dtype};
+
+/// Why adapters do not make a mixture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlendProblem {
+    /// An embedding is adapted.
+    #[error("`{module}` is an embedding; a router needs the input of a linear layer, and token ids have none")]
+    Embedding {
+        /// The module.
+        module: String,
+    },
+    /// The output head is adapted.
+    #[error("`{module}` is the output head; only linear layers of the decoder's layers are mixed")]
+    Head {
+        /// The module.
+        module: String,
+    },
+    /// A scaling is NaN or an infinity.
+    #[error("module `{module}`: its scaling is {scaling}")]
+    Scaling {
+        /// The module.
+        module: String,
+        /// Its scaling.
+        scaling: f64,
+    },
+    /// A factor cannot be mixed.
+    #[error("tensor `{tensor}` is {dtype:?}; expected f64, f32, f16 or bf16")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+    },
+    /// The adapter is a DoRA adapter.
+    #[error("DoRA rescales the whole weight, so its update is not a sum; train it without use_dora, or fold it")]
+    Dora,
+    /// A tensor beside the factors.
+    #[error("tensor `{tensor}` is {}; a mixture can contain only low-rank updates of linear layers", words(kind))]
+    Beside {
+        /// The tensor.
+        tensor: String,
+        /// What it is.
+        kind: BesideKind,
+    },
+    /// The base does not have a module.
+    #[error("the base has no module `{module}`")]
+    NoModule {
+        /// The module.
+        module: String,
+    },
+    /// The weight of a module has another shape in the base.
+    #[error("module `{module}` fits a weight of {shape:?}; the base's is {base:?}")]
+    Shape {
+        /// The module.
+        module: String,
+        /// Rows and columns that the adapter is for.
+        shape: [usize; 2],
+        /// Shape in the base.
+        base: Vec<usize>,
+    },
+    /// The adapter was made for another base, by the hash in its manifest.
+    #[error(
+        "according to its manifest, it was made for another base ({}…) than this one ({}…); --ignore-base accepts it",
+        short(adapter),
+        short(base)
+    )]
+    OtherBase {
+        /// Hash of the base of the adapter.
+        adapter: String,
+        /// Hash of this base.
+        base: String,
+    },
+}
+
+fn words(kind: &BesideKind) -> &'static str {
+    match kind {
+        BesideKind::Saved => "a module trained whole (modules_to_save)",
+        BesideKind::Bias => "a trained bias (bias)",
+        BesideKind::UpdateBias { .. } => "an update's own bias (lora_bias)",
+        BesideKind::Rows(_) => "trained rows of tokens (trainable_token_indices)",
+        BesideKind::Untrained => "neither a factor nor the base's own tensor",
+    }
+}
+
+/// Enough of a hash to tell two apart. A manifest can hold any text in the place of one.
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
+}

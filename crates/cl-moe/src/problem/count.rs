@@ -1,0 +1,29 @@
+/// Numbers of experts that are out of range.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CountProblem {
+    /// The number of experts.
+    #[error("{experts} experts; a mixture has 1 to {most}")]
+    Experts {
+        /// Number of experts.
+        experts: usize,
+        /// The largest number.
+        most: usize,
+    },
+    /// The number of experts that a token goes through.
+    #[error("{chosen}; expected 1 to the number of experts, {experts}")]
+    Chosen {
+        /// Experts per token.
+        chosen: usize,
+        /// Number of experts.
+        experts: usize,
+    },
+    /// The same, without a router to choose them.
+    #[error("{chosen}; without a router every token goes through all {experts} experts; remove the key")]
+    ChosenWithoutRouter {
+        /// Experts per token.
+        chosen: usize,
+        /// Number of experts.
+        experts: usize,
+    },
+}
