@@ -160,7 +160,7 @@ pub enum LabError {
     Checkpoint(#[from] cl_checkpoint::Error),
     /// Error of data or a tokenizer.
     #[error(transparent)]
-    Data(#[from] cl_data::Error),
+    Data(Box<cl_data::Error>),
     /// A row cannot be tokenized.
     #[error("{path}: {source}", path = .path.display())]
     Rows {
@@ -177,19 +177,43 @@ pub enum LabError {
     Merge(#[from] cl_merge::Error),
     /// Models.
     #[error(transparent)]
-    Model(#[from] cl_model::ModelError),
+    Model(Box<cl_model::ModelError>),
     /// Training.
     #[error(transparent)]
-    Train(#[from] cl_train::TrainError),
+    Train(Box<cl_train::TrainError>),
     /// Scoring.
     #[error(transparent)]
-    Eval(#[from] cl_eval::Error),
+    Eval(Box<cl_eval::Error>),
     /// Figures.
     #[error(transparent)]
     Report(#[from] cl_report::Error),
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
+}
+
+impl From<cl_data::Error> for LabError {
+    fn from(error: cl_data::Error) -> LabError {
+        LabError::Data(Box::new(error))
+    }
+}
+
+impl From<cl_model::ModelError> for LabError {
+    fn from(error: cl_model::ModelError) -> LabError {
+        LabError::Model(Box::new(error))
+    }
+}
+
+impl From<cl_train::TrainError> for LabError {
+    fn from(error: cl_train::TrainError) -> LabError {
+        LabError::Train(Box::new(error))
+    }
+}
+
+impl From<cl_eval::Error> for LabError {
+    fn from(error: cl_eval::Error) -> LabError {
+        LabError::Eval(Box::new(error))
+    }
 }
 
 /// Enough of a hash to tell two apart; a file can hold any text in the place of one.
@@ -208,12 +232,11 @@ fn indented(problems: &[LabError]) -> String {
 impl LabError {
     /// Whether the run stopped because a stop was requested.
     pub fn is_interrupted(&self) -> bool {
-        matches!(
-            self,
-            LabError::Interrupted
-                | LabError::StudyInterrupted
-                | LabError::Train(cl_train::TrainError::Interrupted { .. })
-        )
+        match self {
+            LabError::Interrupted | LabError::StudyInterrupted => true,
+            LabError::Train(error) => matches!(**error, cl_train::TrainError::Interrupted { .. }),
+            _ => false,
+        }
     }
 
     pub(crate) fn data(path: &Path) -> impl FnOnce(cl_data::Error) -> LabError {

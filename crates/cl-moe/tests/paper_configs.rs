@@ -14,7 +14,7 @@ fn config(name: &str) -> PathBuf {
 /// Everything that stands in the way is that models are not there: the base and each expert.
 fn only_missing(error: Option<Error>, experts: usize) {
     let Some(Error::Problems(problems)) = error else { panic!("expected problems, got {error:?}") };
-    assert!(problems.iter().all(|p| p.message.contains("not found")), "{problems:?}");
+    assert!(problems.iter().all(|p| p.kind.to_string().contains("not found")), "{problems:?}");
     assert_eq!(problems.len(), 1 + experts);
 }
 

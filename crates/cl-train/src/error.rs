@@ -92,7 +92,7 @@ pub enum TrainError {
         /// Address and port of the store.
         place: String,
         /// libtorch's message.
-        source: cl_torch::TorchError,
+        source: Box<cl_torch::TorchError>,
     },
     /// Another rank ended, or did not answer in time.
     #[error(

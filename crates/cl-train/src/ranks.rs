@@ -41,7 +41,7 @@ impl Ranks {
                     rank,
                     world_size,
                     place: format!("{}:{}", meeting.address, meeting.port),
-                    source,
+                    source: Box::new(source),
                 })?;
                 tracing::debug!(rank, world_size, "joined");
                 Ok(Ranks::of(group))

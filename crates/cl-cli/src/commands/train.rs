@@ -18,9 +18,10 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     if !ranks.is_first() {
         // Rank 0 says what they would say as well, apart from errors.
         let subscriber = tracing::subscriber::NoSubscriber::new();
-        let run = || run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {});
-        tracing::subscriber::with_default(subscriber, run)?;
-        return Ok(());
+        return tracing::subscriber::with_default(subscriber, || {
+            run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {})?;
+            Ok(())
+        });
     }
     let mut progress = Progress::new(log);
     let output = run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
