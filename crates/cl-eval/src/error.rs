@@ -10,6 +10,9 @@ use crate::request::BoxError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The evaluation was stopped.
+    #[error("stopped; the answers so far are kept, and the same command continues after them")]
+    Interrupted,
     /// The name is neither a known task nor a directory.
     #[error(
         "task `{name}`: not found in {dir}; known tasks: {}. A directory needs a test.json or \

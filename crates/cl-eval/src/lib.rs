@@ -21,9 +21,9 @@ pub use request::{
     Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest, Request, Response,
 };
 pub use run::{
-    Answer, DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS, GroupResult, Open, Prediction, ResponseCache, RunSettings,
-    Scores, TaskResult, TokenRequest, aggregate_group, evaluate, evaluate_all, harness_metric, method_table, rescore,
-    results, score_file, write_results,
+    Answer, DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS, GroupResult, Observe, Open, Prediction, ResponseCache,
+    RunSettings, Scores, TaskResult, TokenRequest, aggregate_group, evaluate, evaluate_all, harness_metric,
+    method_table, rescore, results, score_file, write_results,
 };
 pub use stats::{
     Comparison, Estimate, McNemar, Means, MetricComparison, Resampling, TaskComparison, compare, mcnemar,

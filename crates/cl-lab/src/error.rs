@@ -235,6 +235,7 @@ impl LabError {
         match self {
             LabError::Interrupted | LabError::StudyInterrupted => true,
             LabError::Train(error) => matches!(**error, cl_train::TrainError::Interrupted { .. }),
+            LabError::Eval(error) => matches!(**error, cl_eval::Error::Interrupted),
             _ => false,
         }
     }

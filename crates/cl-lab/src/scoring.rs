@@ -1,7 +1,8 @@
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use cl_checkpoint::Adapter;
 use cl_checkpoint::files::write_file;
+use cl_checkpoint::{Adapter, Interrupt};
 use cl_data::Tokenizer;
 use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
@@ -73,15 +74,18 @@ impl LoadedModel {
     }
 }
 
-/// Scores a model on all tasks. Predictions are written to `out/<task>.jsonl`; existing ones are reused.
+/// Scores a model on all tasks. Predictions are written to `out/<task>.jsonl`; existing ones are reused, so that a run that was
+/// stopped continues.
 ///
 /// # Errors
-/// Returns an error if the model fails, or a file cannot be read or written.
+/// Returns an error if the model fails, or a file cannot be read or written; [`LabError::is_interrupted`] tells whether a stop
+/// was requested.
 pub fn score_model(
     loaded: &LoadedModel,
     tasks: &[Box<dyn Task>],
     config: &EvalConfig,
     out: &Path,
+    interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<Vec<Scores>, LabError> {
     let names = file_names(tasks)?;
@@ -113,6 +117,7 @@ pub fn score_model(
         let open: Vec<Open<'_>> = of_group.iter().map(open).collect();
         let of_open = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
             tell(observer, Event::Scored { task: open[task].task.name(), done, all });
+            if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         scores.extend(of_group.into_iter().zip(of_open));
     }

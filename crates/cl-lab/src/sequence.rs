@@ -92,7 +92,7 @@ pub(crate) fn run_sequence_on(
         copy_scores(scored, &base_dir)?;
     }
     tell(observer, Event::Stage("round 0: scoring the base model"));
-    let scores = score_round(&config.model, &tasks, config, &base_dir, device, observer)?;
+    let scores = score_round(&config.model, &tasks, config, &base_dir, device, interrupt, observer)?;
     let (main, errors) = cells(&scored, &scores)?;
     matrix.push("base", main)?;
     standard_errors.push(errors);
@@ -149,7 +149,7 @@ pub(crate) fn run_sequence_on(
         };
         stop_if_asked(interrupt)?;
         let (main, errors) = if scores_it {
-            cells(&scored, &score_round(&output.model, &tasks, config, &dir, device, observer)?)?
+            cells(&scored, &score_round(&output.model, &tasks, config, &dir, device, interrupt, observer)?)?
         } else {
             (vec![None; scored.len()], vec![None; scored.len()])
         };
@@ -224,6 +224,7 @@ fn score_round(
     config: &SequenceConfig,
     dir: &Path,
     device: Device,
+    interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<Vec<Scores>, LabError> {
     if let Some(scores) = standing_scores(dir, tasks) {
@@ -231,7 +232,7 @@ fn score_round(
         return Ok(scores);
     }
     let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
-    let scores = score_model(&loaded, tasks, &config.eval, &dir.join("scores"), observer)?;
+    let scores = score_model(&loaded, tasks, &config.eval, &dir.join("scores"), interrupt, observer)?;
     write_scores(&dir.join("scores.json"), &scores)?;
     Ok(scores)
 }

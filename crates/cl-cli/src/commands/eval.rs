@@ -76,7 +76,7 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
             tracing::info!("{}", run.name);
         }
         let start = Instant::now();
-        let mut scores = score_model(&loaded, &tasks, &config, &run.out, &mut |e| progress.observe(e))?;
+        let mut scores = score_model(&loaded, &tasks, &config, &run.out, interrupt, &mut |e| progress.observe(e))?;
         let documents: usize = scores.iter().map(|s| s.documents).sum();
         tracing::info!("  {documents} documents in {:.1} s", start.elapsed().as_secs_f64());
         write_scores(&run.out.join("scores.json"), &scores)?;

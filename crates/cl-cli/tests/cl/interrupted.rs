@@ -2,6 +2,9 @@
 
 use std::process::{Command, Stdio};
 
+use cl_lab::toy;
+use serde_json::json;
+
 use crate::killed::wait_for;
 use crate::world::{World, assert_same};
 
@@ -43,6 +46,22 @@ fn a_sequence_that_is_asked_to_stop_goes_on() {
     let (exit, said) = stop(&world, &args, "s/rounds/1-first/log.jsonl", "-INT");
     assert_eq!(exit, Some(130), "{said}");
     world.ok([&args[..], &["--resume"]].concat());
+}
+
+#[test]
+fn an_evaluation_that_is_asked_to_stop_keeps_its_answers_and_continues_after_them() {
+    let world = World::new();
+    let rows = toy::tasks(1, 1, 300).into_iter().find(|task| task.name == "first").unwrap().test;
+    world.write("data/first/test.json", &json!(rows).to_string());
+    let args = ["eval", "model", "--tasks", "first", "--data", "data", "--batch-sequences", "1", "--no-cache", "--out"];
+    let (exit, said) = stop(&world, &[&args[..], &["e"]].concat(), "e/first.jsonl", "-INT");
+    assert_eq!(exit, Some(130), "{said}");
+    assert!(said.contains("stopped; the answers so far are kept"), "{said}");
+    let kept = world.lines("e/first.jsonl").len();
+    assert!((5..300).contains(&kept) && !world.exists("e/scores.json"), "{kept}");
+    world.ok([&args[..], &["e"]].concat());
+    world.ok([&args[..], &["whole"]].concat());
+    assert_eq!(world.read("e/first.jsonl"), world.read("whole/first.jsonl"));
 }
 
 /// Changes one bit in the middle of a file.

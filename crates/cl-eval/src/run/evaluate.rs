@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::FileLock;
@@ -37,13 +38,16 @@ pub fn evaluate(
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<Scores, Error> {
     let open = [Open { task, predictions: predictions.to_owned() }];
-    let mut scores = evaluate_all(&open, model, &mut |_, done, all| observe(done, all))?;
+    let mut scores = evaluate_all(&open, model, &mut |_, done, all| {
+        observe(done, all);
+        ControlFlow::Continue(())
+    })?;
     Ok(scores.remove(0))
 }
 
 /// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each
 /// answer to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with
-/// the index of the task.
+/// the index of the task after every answer, and may stop the evaluation.
 ///
 /// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes,
 /// documents may be added or reordered, and identical documents are sent to the model once. An incomplete last line is
@@ -55,19 +59,19 @@ pub fn evaluate(
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
-/// [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions
+/// [`Error::Interrupted`] if `observe` stops it, [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions
 /// file (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or
 /// [`Error::File`] if reading or writing fails.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
-    observe: &mut dyn FnMut(usize, usize, usize),
+    observe: &mut Observe<'_>,
 ) -> Result<Vec<Scores>, Error> {
     let fingerprint = model.fingerprint();
     let mut runs = open.iter().map(|o| TaskRun::start(o, fingerprint.as_deref())).collect::<Result<Vec<_>, _>>()?;
     for (index, run) in runs.iter_mut().enumerate() {
         run.begin()?;
-        observe(index, run.done, run.task.len());
+        stopped(observe(index, run.done, run.task.len()))?;
     }
     let mut written = RequestBatch::default();
     let mut scored = RequestBatch::default();
@@ -92,6 +96,13 @@ pub fn evaluate_all(
         |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
     )?;
     runs.iter_mut().map(TaskRun::finish).collect()
+}
+
+/// What is called with the index of a task, and how many of its documents have an answer of how many.
+pub type Observe<'a> = dyn FnMut(usize, usize, usize) -> ControlFlow<()> + 'a;
+
+fn stopped(flow: ControlFlow<()>) -> Result<(), Error> {
+    if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// The state of a task's evaluation: its requests, and the answers so far.
@@ -219,7 +230,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
     fn ask(
         mut self,
         runs: &mut [TaskRun<'_>],
-        observe: &mut dyn FnMut(usize, usize, usize),
+        observe: &mut Observe<'_>,
         ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
         response: impl Fn(Vec<A>) -> Response,
     ) -> Result<(), Error> {
@@ -249,8 +260,8 @@ impl<R: Clone, A> RequestBatch<R, A> {
             let to = self.documents.get(owner + 1).map_or(asked, |(_, next)| *next);
             let answers = self.answers[from..to].iter_mut().filter_map(Option::take).collect();
             let written = runs[run].answer(document, response(answers));
-            observe(run, runs[run].done, runs[run].task.len());
-            written.map_err(|e| {
+            let stop = stopped(observe(run, runs[run].done, runs[run].task.len()));
+            written.and(stop).map_err(|e| {
                 let message = e.to_string();
                 failure = Some(e);
                 message.into()

@@ -10,7 +10,7 @@ mod response_cache;
 mod results;
 mod scores;
 
-pub use evaluate::{DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS, Open, evaluate, evaluate_all};
+pub use evaluate::{DEFAULT_BATCH_SEQUENCES, DEFAULT_BATCH_TOKENS, Observe, Open, evaluate, evaluate_all};
 pub use group_scores::aggregate_group;
 pub use method_runs::method_table;
 pub use predictions::Prediction;

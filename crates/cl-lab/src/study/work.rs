@@ -196,7 +196,7 @@ impl Site<'_> {
         dir: &Path,
         observer: &mut Observer<'_>,
     ) -> Result<Vec<ScoredRow>, LabError> {
-        let scores = score_model(loaded, self.tasks, eval, &dir.join("scores"), observer)?;
+        let scores = score_model(loaded, self.tasks, eval, &dir.join("scores"), self.interrupt, observer)?;
         write_scores(&dir.join("scores.json"), &scores)?;
         let (scores, standard_errors) = cells(self.columns, &scores)?;
         Ok(vec![ScoredRow { scores, standard_errors }])

@@ -1,5 +1,6 @@
 //! What `cl eval` and `cl check` do beside the model's own work.
 
+use cl_checkpoint::Interrupt;
 use cl_eval::{Prediction, Task, TaskOptions, load_task};
 use cl_lab::{EvalConfig, Event, Finding, LoadedModel, check_sequence, check_train, score_model};
 use cl_torch::tch::{Device, Kind};
@@ -23,7 +24,7 @@ fn score(world: &World, config: &EvalConfig, out: &str) -> Vec<String> {
             warnings.push(text.to_owned());
         }
     };
-    let scores = score_model(&loaded, &tasks, config, &world.path(out), &mut observe).unwrap();
+    let scores = score_model(&loaded, &tasks, config, &world.path(out), &Interrupt::default(), &mut observe).unwrap();
     assert_eq!(scores.iter().map(|s| s.task.as_str()).collect::<Vec<_>>(), ["piqa", "first"]);
     warnings
 }
