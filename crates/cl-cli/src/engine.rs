@@ -43,6 +43,7 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
         ModelCommand::RouterStates(args) => commands::moe::states(&args, interrupt, out),
         ModelCommand::TrainRouter(args) => commands::moe::train_router(&args, log, interrupt, out),
         ModelCommand::Check(args) => commands::check::run(&args, interrupt, out),
+        ModelCommand::Plan(args) => commands::plan::run(&args, out),
         ModelCommand::Study(args) => commands::study::run(&args, log, interrupt, out),
         ModelCommand::Reproduce(args) => commands::reproduce::run(&args, log, interrupt, out),
     }
@@ -57,5 +58,5 @@ fn share_of_cores(meeting: Option<&Rendezvous>) -> Option<u16> {
 
 /// Whether libtorch's threads are busy all the time.
 fn computes(command: &ModelCommand) -> bool {
-    !matches!(command, ModelCommand::RouterStates(_) | ModelCommand::Check(_))
+    !matches!(command, ModelCommand::RouterStates(_) | ModelCommand::Check(_) | ModelCommand::Plan(_))
 }

@@ -6,6 +6,7 @@ pub mod decoding;
 pub mod eval;
 pub mod generate;
 pub mod moe;
+pub mod plan;
 pub mod prompts;
 pub mod reproduce;
 pub mod sequence;
@@ -81,6 +82,8 @@ pub enum Command {
     Data(data::Command),
     /// Check a configuration without running it, or all values of a model or adapter directory.
     Check(check::Args),
+    /// Estimate the memory of a training on several GPUs, and which zero_stage fits.
+    Plan(plan::Args),
     /// Compare methods on the same tasks: sequences, replay, joint training, merges, mixtures, with several seeds.
     Study(study::Args),
     /// Reproduce the paper's tables and figures, with a small model and synthetic tasks.

@@ -9,6 +9,7 @@ pub mod generate;
 mod input;
 mod loaded;
 pub mod moe;
+pub mod plan;
 mod prompts;
 mod reply;
 pub mod reproduce;

@@ -14,7 +14,7 @@ use cl_checkpoint::Interrupt;
 use clap::CommandFactory;
 
 use crate::arguments::eval::{EvalArgs, EvalCommand};
-use crate::arguments::{Cli, Command, chat, check, eval, generate, moe, reproduce, sequence, study, train};
+use crate::arguments::{Cli, Command, chat, check, eval, generate, moe, plan, reproduce, sequence, study, train};
 
 /// A command that needs libtorch.
 pub enum ModelCommand {
@@ -34,6 +34,8 @@ pub enum ModelCommand {
     TrainRouter(moe::TrainRouterArgs),
     /// `cl check`, which takes a model's architecture and its adapters from the code that runs them.
     Check(check::Args),
+    /// `cl plan`.
+    Plan(plan::Args),
     /// `cl study`.
     Study(study::Args),
     /// `cl reproduce`.
@@ -70,6 +72,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Train(args) => return Ok(Some(ModelCommand::Train(args))),
         Command::Sequence(args) => return Ok(Some(ModelCommand::Sequence(args))),
         Command::Check(args) => return Ok(Some(ModelCommand::Check(args))),
+        Command::Plan(args) => return Ok(Some(ModelCommand::Plan(args))),
         Command::Study(args) => return Ok(Some(ModelCommand::Study(args))),
         Command::Reproduce(args) => return Ok(Some(ModelCommand::Reproduce(args))),
     }

@@ -174,3 +174,25 @@ fn damaged_adapters_name_file_and_tensor() {
     let (_, text) = problems(&world, &["r/adapter"]);
     assert!(text.contains("adapter_model.safetensors: not found"), "{text}");
 }
+
+#[test]
+fn memory_on_gpus_is_planned_from_the_configuration_alone() {
+    let world = World::new();
+    world.write(
+        "train.toml",
+        "model = \"base\"\n[data]\ntrain = \"none\"\n[train]\nprecision = \"bf16\"\n[train.full]\n",
+    );
+    world.write(
+        "base/config.json",
+        r#"{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "vocab_size": 128256}"#,
+    );
+    let said =
+        world.ok(["plan", "train.toml", "--gpus", "8xA100-80GB", "--set", "train.activation_checkpointing=true"]);
+    assert!(said.starts_with("8 x A100, 80.0 GB each; 8030261248 parameters, 8030261248 trained\n"), "{said}");
+    assert!(said.contains("\ntrain.zero_stage = 2 fits, with ") && said.contains(" tokens/s"), "{said}");
+    let said = world.ok(["plan", "train.toml", "--gpus", "1x24GB"]);
+    assert!(said.contains("no stage fits") && !said.contains("tokens/s"), "{said}");
+    let said = world.fails(["plan", "train.toml", "--gpus", "eight"]);
+    assert!(said.contains("--gpus: `eight`: expected a number, a kind and its memory, such as 8xA100-80GB"), "{said}");
+}

@@ -11,6 +11,7 @@ use super::config::StudyConfig;
 use super::graph::{Stage, Work, stages};
 use super::run::wanted;
 use super::work::Record;
+use crate::shape::Shape;
 use crate::{LabError, SequenceConfig, StudyOptions};
 
 /// The plan of a study.
@@ -137,86 +138,6 @@ impl StudySizes {
         let Value::Object(model) = model else { unreachable!("an object is written above") };
         let scored_tokens = TESTS.iter().map(|(documents, tokens)| documents * tokens).sum();
         StudySizes { model, rounds: trace.into_iter().chain([math]).collect(), scored_tokens }
-    }
-}
-
-/// Shape of a Llama model, as an approximation for other families.
-struct Shape {
-    hidden: u64,
-    intermediate: u64,
-    layers: u64,
-    /// Widths of queries, and of keys or values.
-    heads: (u64, u64),
-    vocabulary: u64,
-    tied: bool,
-    bytes_per_weight: u64,
-}
-
-impl Shape {
-    fn of(config: &Map<String, Value>) -> Shape {
-        let number = |key: &str| config.get(key).and_then(Value::as_u64);
-        let hidden = number("hidden_size").unwrap_or(0);
-        let heads = number("num_attention_heads").unwrap_or(1).max(1);
-        let head_dim = number("head_dim").unwrap_or(hidden / heads);
-        let stored = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str);
-        Shape {
-            hidden,
-            intermediate: number("intermediate_size").unwrap_or(4 * hidden),
-            layers: number("num_hidden_layers").unwrap_or(0),
-            heads: (heads * head_dim, number("num_key_value_heads").unwrap_or(heads) * head_dim),
-            vocabulary: number("vocab_size").unwrap_or(0),
-            tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-            bytes_per_weight: if stored == Some("float32") { 4 } else { 2 },
-        }
-    }
-
-    /// Inputs and outputs of a layer's linear modules.
-    fn linears(&self) -> [(u64, u64); 7] {
-        let (h, f, (q, kv)) = (self.hidden, self.intermediate, self.heads);
-        [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
-    }
-
-    fn parameters(&self) -> u64 {
-        let layer: u64 = self.linears().iter().map(|(i, o)| i * o).sum::<u64>() + 2 * self.hidden;
-        let ends = if self.tied { 1 } else { 2 };
-        self.layers * layer + ends * self.vocabulary * self.hidden + self.hidden
-    }
-
-    /// Parameters of an adapter on every linear module.
-    fn adapter(&self, rank: u64) -> u64 {
-        self.layers * self.linears().iter().map(|(i, o)| rank * (i + o)).sum::<u64>()
-    }
-
-    fn mlp(&self) -> u64 {
-        self.layers * 3 * self.hidden * self.intermediate
-    }
-
-    fn bytes(&self) -> u64 {
-        self.parameters() * self.bytes_per_weight
-    }
-
-    /// Memory for the backward pass per token: in each layer norms, projections and residuals; at the end the logits
-    /// with their gradient in f32.
-    fn activations(&self, tokens: u64, train: &TrainConfig) -> u64 {
-        let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
-        let (q, kv) = self.heads;
-        let layer = 6 * self.hidden + 2 * (q + 2 * kv) + 5 * self.intermediate;
-        let layers =
-            if train.activation_checkpointing { self.layers * self.hidden + layer } else { self.layers * layer };
-        tokens * (layers * size + self.vocabulary * 12)
-    }
-
-    /// Memory of training with this many tokens at once.
-    fn training(&self, tokens: u64, train: &TrainConfig) -> u64 {
-        let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
-        let weights = match (&train.lora, train.states) {
-            (Some(lora), _) => self.parameters() * size + self.adapter(lora.r as u64) * 16,
-            (None, _) if train.router.is_some() => self.parameters() * size,
-            // Weights, gradients and two moments; with bf16 products a copy of the weights beside those in f32.
-            (None, States::Pure) => self.parameters() * size * 4,
-            (None, States::F32) => self.parameters() * (16 + if size == 2 { 2 } else { 0 }),
-        };
-        weights + self.activations(tokens, train)
     }
 }
 

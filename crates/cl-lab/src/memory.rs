@@ -1,0 +1,223 @@
+//! Memory of training on several GPUs, by arithmetic, before anything runs.
+
+use cl_train::{Precision, States, TrainConfig};
+use serde_json::{Map, Value};
+
+use crate::shape::Shape;
+
+/// GPUs, written as `8xA100-80GB` or `4x24GB`: their number, a name, and the memory of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpus {
+    /// Number of GPUs.
+    pub count: u64,
+    /// Name of the kind, if it is given.
+    pub name: Option<String>,
+    /// Memory of each, in bytes (1 GB is 10⁹ bytes, 1 GiB 2³⁰).
+    pub memory: u64,
+}
+
+impl std::str::FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Gpus, String> {
+        let wrong = || format!("`{text}`: expected a number, a kind and its memory, such as 8xA100-80GB, or 4x24GB");
+        let (count, kind) = text.split_once('x').ok_or_else(wrong)?;
+        let count: u64 = count.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
+        let (name, memory) =
+            kind.rsplit_once('-').map_or((None, kind), |(name, memory)| (Some(name.to_owned()), memory));
+        let (number, unit) = match (memory.strip_suffix("GB"), memory.strip_suffix("GiB")) {
+            (_, Some(number)) => (number, 1u64 << 30),
+            (Some(number), None) => (number, 1_000_000_000),
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
+        Ok(Gpus { count, name, memory: number * unit })
+    }
+}
+
+impl Gpus {
+    /// Nominal dense bf16 throughput of a GPU in FLOP/s, by NVIDIA's data sheets, for kinds that are known.
+    fn flops(&self) -> Option<f64> {
+        let known = [("H200", 989e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12), ("A10", 125e12)];
+        let name = self.name.as_deref()?;
+        known.into_iter().find(|(kind, _)| name.starts_with(kind)).map(|(_, flops)| flops)
+    }
+}
+
+/// Memory of one process with a stage of ZeRO, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageMemory {
+    /// `zero_stage`.
+    pub stage: u8,
+    /// Weights, with what is fetched at one time.
+    pub weights: u64,
+    /// Gradients, with those of the largest layer while they are sent.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
+    /// Activations of a micro-batch of full length, and its logits.
+    pub activations: u64,
+}
+
+impl StageMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.optimizer + self.activations
+    }
+}
+
+/// What a training needs on each of several GPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPlan {
+    /// Parameters of the model, and how many of them or of its adapters are trained.
+    pub parameters: (u64, u64),
+    /// One process each, for every stage.
+    pub stages: [StageMemory; 4],
+    /// Tokens a second on all GPUs at 40 % of their nominal throughput, if that is known.
+    pub tokens_per_second: Option<f64>,
+}
+
+impl MemoryPlan {
+    /// Plans a training with `train` of the model that has this `config.json`. A micro-batch is taken as full: `micro_batch_size`
+    /// rows of `max_length` tokens (without it, of 1,024). Sizes are those of a Llama, which other families are near to.
+    pub fn new(model: &Map<String, Value>, train: &TrainConfig, gpus: &Gpus) -> MemoryPlan {
+        let shape = Shape::of(model);
+        let (all, adapter) = (shape.parameters(), train.lora.as_ref().map(|lora| shape.adapter(lora.r.unsigned_abs())));
+        let trained = adapter.unwrap_or(all);
+        let tokens = train.micro_batch_size as u64 * train.max_length.unwrap_or(1024) as u64;
+        let compute = if train.precision == Precision::Bf16 { 2 } else { 4 };
+        let full = adapter.is_none();
+        let kept = if full && train.states == States::F32 { 4 } else { compute };
+        // Adapters are f32 in any case.
+        let state = if full { kept } else { 4 };
+        let sizes = Sizes { shape: &shape, trained, full, kept, state, compute, ranks: gpus.count };
+        let stages = [0, 1, 2, 3].map(|stage| sizes.of(stage, tokens, train));
+        let operations = if full { 6 } else { 4 } + if train.activation_checkpointing { 2 } else { 0 };
+        let rate = |flops: f64| 0.4 * flops * gpus.count as f64 / (operations * all) as f64;
+        MemoryPlan { parameters: (all, trained), stages, tokens_per_second: gpus.flops().map(rate) }
+    }
+
+    /// The lowest stage that fits into `memory` bytes.
+    pub fn fits(&self, memory: u64) -> Option<u8> {
+        self.stages.iter().find(|stage| stage.total() <= memory).map(|stage| stage.stage)
+    }
+}
+
+/// What the memory of a stage follows from.
+struct Sizes<'a> {
+    shape: &'a Shape,
+    trained: u64,
+    full: bool,
+    /// Bytes of a weight of the model.
+    kept: u64,
+    /// Bytes of a trained parameter.
+    state: u64,
+    compute: u64,
+    ranks: u64,
+}
+
+impl Sizes<'_> {
+    fn of(&self, stage: u8, tokens: u64, train: &TrainConfig) -> StageMemory {
+        let (shape, ranks) = (self.shape, self.ranks);
+        let (all, layer, ends) = (shape.parameters(), shape.layer(), shape.ends());
+        let divided = ranks > 1;
+        // bf16 copies of f32 weights stay until the backward pass has used them; with recomputation those of one layer.
+        let recomputes = train.activation_checkpointing || stage == 3 && divided;
+        let copied =
+            if self.kept == self.compute { 0 } else { self.compute * if recomputes { layer + ends } else { all } };
+        let adapter = if self.full { 0 } else { self.trained * self.state };
+        let own = self.trained * self.state / ranks;
+        let weights = copied
+            + adapter
+            + match stage {
+                _ if !divided => all * self.kept,
+                0 => all * self.kept,
+                // Beside the whole tensors, the part that the optimizer updates.
+                1 | 2 => all * self.kept + own,
+                _ => all * self.kept / ranks + (layer + ends) * self.kept + if self.full { 0 } else { own },
+            };
+        let whole = self.trained * self.state;
+        // The largest unit's gradients twice: as they come, and as they are sent.
+        let unit = if self.full { ends.max(layer) * self.state } else { whole / shape.layers.max(1) };
+        let gradients = match stage {
+            0 if divided => whole + whole.min(64 << 20),
+            _ if !divided || stage == 0 => whole,
+            1 => whole + own + unit,
+            _ => own + 2 * unit,
+        };
+        let optimizer = 2 * whole / if divided && stage > 0 { ranks } else { 1 };
+        let mut recomputed = train.clone();
+        recomputed.activation_checkpointing = recomputes;
+        StageMemory { stage, weights, gradients, optimizer, activations: shape.activations(tokens, &recomputed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cl_train::{Full, TrainConfig};
+    use serde_json::json;
+
+    use super::*;
+
+    fn llama_8b() -> Map<String, Value> {
+        let config = json!({
+            "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": false
+        });
+        config.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn gpus_are_read() {
+        let gpus: Gpus = "8xA100-80GB".parse().unwrap();
+        assert_eq!(gpus, Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 });
+        assert_eq!("4x24GiB".parse::<Gpus>().unwrap().memory, 24 << 30);
+        for wrong in ["", "A100", "0xA100-80GB", "8xA100", "8xA100-80", "8x-GB", "axA100-80GB"] {
+            assert!(wrong.parse::<Gpus>().unwrap_err().contains("such as 8xA100-80GB"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn full_fine_tuning_of_llama_3_8b_is_the_arithmetic_of_its_parameters() {
+        // 8,030,261,248 parameters; pure bf16 takes 8 bytes each, 64 GB before activations.
+        let train = TrainConfig {
+            full: Some(Full {}),
+            precision: Precision::Bf16,
+            states: States::Pure,
+            micro_batch_size: 4,
+            ..TrainConfig::default()
+        };
+        let alone = MemoryPlan::new(&llama_8b(), &train, &"1xA100-80GB".parse().unwrap());
+        assert_eq!(alone.parameters, (8_030_261_248, 8_030_261_248));
+        let stage = alone.stages[0];
+        assert_eq!(stage.weights + stage.gradients + stage.optimizer, 8 * 8_030_261_248);
+        // f32 masters do not fit one GPU, and fit eight with stage 3.
+        let masters = TrainConfig { states: States::F32, activation_checkpointing: true, ..train };
+        let eight = MemoryPlan::new(&llama_8b(), &masters, &"8xA100-80GB".parse().unwrap());
+        assert_eq!(eight.stages[0].optimizer, 8 * 8_030_261_248);
+        assert_eq!(eight.stages[3].optimizer, 8_030_261_248);
+        assert_eq!(eight.fits(80_000_000_000), Some(2));
+        assert_eq!(MemoryPlan::new(&llama_8b(), &masters, &"1xA100-80GB".parse().unwrap()).fits(80_000_000_000), None);
+    }
+
+    #[test]
+    fn the_plan_is_near_what_processes_of_a_small_model_were_measured_to_hold() {
+        // docs/benchmarks.md, "Memory of several processes", in MiB; about 130 of them are the process without a model.
+        let model = json!({
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "vocab_size": 49152, "tie_word_embeddings": true
+        });
+        let train =
+            TrainConfig { full: Some(Full {}), micro_batch_size: 1, max_length: Some(64), ..TrainConfig::default() };
+        let measured = [(1, 0, 5664.0), (2, 2, 4408.0), (2, 3, 3304.0), (4, 2, 3100.0), (4, 3, 2030.0)];
+        for (ranks, stage, measured) in measured {
+            let gpus = Gpus { count: ranks, name: None, memory: 1 << 40 };
+            let plan = MemoryPlan::new(model.as_object().unwrap(), &train, &gpus);
+            let planned = plan.stages[stage].total() as f64 / f64::from(1 << 20) + 130.0;
+            assert!(
+                (planned / measured - 1.0).abs() < 0.1,
+                "{ranks} ranks, stage {stage}: {planned} against {measured}"
+            );
+        }
+    }
+}
