@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use cl_lab::toy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::killed::wait_for;
 use crate::world::{World, assert_same};
@@ -51,14 +51,33 @@ fn a_sequence_that_is_asked_to_stop_goes_on() {
 #[test]
 fn an_evaluation_that_is_asked_to_stop_keeps_its_answers_and_continues_after_them() {
     let world = World::new();
-    let rows = toy::tasks(1, 1, 300).into_iter().find(|task| task.name == "first").unwrap().test;
-    world.write("data/first/test.json", &json!(rows).to_string());
-    let args = ["eval", "model", "--tasks", "first", "--data", "data", "--batch-sequences", "1", "--no-cache", "--out"];
+    let tasks = toy::tasks(1, 1, 40);
+    let rows = json!(tasks.iter().find(|task| task.name == "first").unwrap().test);
+    let rows = rows.as_array().unwrap();
+    // Long enough to be stopped in the middle: pairs of prompts, since equal documents are asked about once.
+    let text = |row: &Value| row["prompt"].as_str().unwrap().to_owned();
+    let pair = |a: &Value, b: &Value| json!({"prompt": text(a) + " " + &text(b), "answer": b["answer"]});
+    let pairs: Vec<Value> = rows.iter().flat_map(|a| rows.iter().map(move |b| pair(a, b))).collect();
+    world.write("data/first/test.json", &json!(pairs).to_string());
+    let args = [
+        "eval",
+        "model",
+        "--tasks",
+        "first",
+        "--data",
+        "data",
+        "--batch-sequences",
+        "1",
+        "--max-new-tokens",
+        "3",
+        "--no-cache",
+        "--out",
+    ];
     let (exit, said) = stop(&world, &[&args[..], &["e"]].concat(), "e/first.jsonl", "-INT");
     assert_eq!(exit, Some(130), "{said}");
     assert!(said.contains("stopped; the answers so far are kept"), "{said}");
     let kept = world.lines("e/first.jsonl").len();
-    assert!((5..300).contains(&kept) && !world.exists("e/scores.json"), "{kept}");
+    assert!((5..pairs.len()).contains(&kept) && !world.exists("e/scores.json"), "{kept}");
     world.ok([&args[..], &["e"]].concat());
     world.ok([&args[..], &["whole"]].concat());
     assert_eq!(world.read("e/first.jsonl"), world.read("whole/first.jsonl"));

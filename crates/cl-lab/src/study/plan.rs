@@ -4,7 +4,7 @@
 
 use cl_data::{Dataset, Encoding, Mixture, Profile};
 use cl_eval::{Request, Task};
-use cl_train::{Plan, Precision, States, TrainConfig};
+use cl_train::{Plan, Precision, TrainConfig};
 use serde_json::{Map, Value};
 
 use super::config::StudyConfig;
