@@ -4,6 +4,7 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::dora::Magnitude;
 use crate::linear::Frozen;
+use crate::random::name_key;
 use crate::{AdapterError, Embedding, Linear, LoraConfig, Mode, WholeProblem, start};
 
 /// The two factors of one layer's update `ΔW = scaling · B·A`, in f32 regardless of the dtype of the computation.
@@ -170,8 +171,4 @@ fn find<'a>(adapter: &'a Adapter, name: &str, kind: LayerKind) -> Result<&'a Ada
         .into_iter()
         .find(|m| m.name == name && m.kind == kind)
         .ok_or_else(|| AdapterError::UnknownModule { path: adapter.dir().to_owned(), module: name.to_owned() })
-}
-
-pub(crate) fn name_key(name: &str) -> u64 {
-    cl_checkpoint::seed::fnv1a(cl_checkpoint::seed::FNV_OFFSET, name)
 }

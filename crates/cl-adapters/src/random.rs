@@ -4,8 +4,6 @@ use cl_checkpoint::seed::{FNV_OFFSET, fnv1a, splitmix64};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::lora::name_key;
-
 /// Uniform in ±`bound`.
 pub(crate) fn uniform(seed: u64, name: &str, n: usize, bound: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(seed) ^ name_key(name));
@@ -26,4 +24,9 @@ pub fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
     }
     out.truncate(n);
     out
+}
+
+/// Hash of a module's name, part of the seed of its random numbers.
+pub(crate) fn name_key(name: &str) -> u64 {
+    fnv1a(FNV_OFFSET, name)
 }

@@ -1,5 +1,6 @@
 //! The processes that train a round together.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub struct Ranks {
     group: Option<Arc<ProcessGroup>>,
 }
 
-/// Gradients are added up in pieces of this many bytes, so that one is copied while another is on its way.
+/// Gradients are added up in pieces of this many bytes, so that one is copied while others are on their way, and never all at once.
 const BUCKET_BYTES: usize = 32 << 20;
 
 impl Ranks {
@@ -156,24 +157,17 @@ impl Ranks {
         let gradients = with_gradient.map(|(param, _)| gradient_or_zero(param));
         let gradients = gradients.collect::<Result<Vec<Tensor>, TorchError>>()?;
         self.together(|group| {
-            let mut on_their_way: Vec<(&[Tensor], Tensor, Pending)> = Vec::new();
+            let mut on_their_way: VecDeque<(&[Tensor], Tensor, Pending)> = VecDeque::new();
             for bucket in buckets(&gradients) {
+                if on_their_way.len() == 2 {
+                    on_their_way.pop_front().map_or(Ok(()), arrive)?;
+                }
                 let flat = Tensor::cat(&bucket.iter().map(|g| g.reshape([-1])).collect::<Vec<_>>(), 0);
                 let flat = flat.to_device(Device::Cpu);
                 let pending = group.all_reduce(&flat)?;
-                on_their_way.push((bucket, flat, pending));
+                on_their_way.push_back((bucket, flat, pending));
             }
-            for (bucket, flat, pending) in on_their_way {
-                pending.wait()?;
-                let mut start = 0;
-                for gradient in bucket {
-                    let length = gradient.numel() as i64;
-                    let mut gradient = gradient.shallow_clone();
-                    gradient.copy_(&flat.narrow(0, start, length).view_as(&gradient));
-                    start += length;
-                }
-            }
-            Ok(())
+            on_their_way.into_iter().try_for_each(arrive)
         })
     }
 
@@ -223,6 +217,19 @@ fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
         buckets.push(&tensors[start..]);
     }
     buckets
+}
+
+/// Waits for the sum of a bucket's gradients, and puts it into them.
+fn arrive((gradients, flat, pending): (&[Tensor], Tensor, Pending)) -> Result<(), TorchError> {
+    pending.wait()?;
+    let mut start = 0;
+    for gradient in gradients {
+        let length = gradient.numel() as i64;
+        let mut gradient = gradient.shallow_clone();
+        gradient.copy_(&flat.narrow(0, start, length).view_as(&gradient));
+        start += length;
+    }
+    Ok(())
 }
 
 /// The gradient of a leaf, created if it has none.
