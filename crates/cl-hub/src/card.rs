@@ -54,6 +54,7 @@ pub struct CardResult {
 impl CardData {
     /// The front matter between its two lines `---`, as YAML.
     pub fn front_matter(&self) -> String {
+        let CardData { library_name, pipeline_tag, .. } = *self;
         let mut out = String::from("---\n");
         let mut one = |key: &str, value: Option<&str>| {
             if let Some(value) = value {
@@ -61,8 +62,8 @@ impl CardData {
             }
         };
         one("license", self.license.as_deref());
-        one("library_name", self.library_name);
-        one("pipeline_tag", self.pipeline_tag);
+        one("library_name", library_name);
+        one("pipeline_tag", pipeline_tag);
         one("base_model_relation", self.base_model_relation.filter(|_| !self.base_model.is_empty()));
         for (key, values) in [("base_model", &self.base_model), ("datasets", &self.datasets), ("tags", &self.tags)] {
             if !values.is_empty() {
