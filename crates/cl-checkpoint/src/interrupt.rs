@@ -55,7 +55,7 @@ impl Interrupt {
         use signal_hook::flag;
         let interrupt = Interrupt::default();
         let second = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let launched = std::env::var_os("WORLD_SIZE").is_some();
+        let launched = std::env::var("WORLD_SIZE").is_ok_and(|processes| processes.trim() != "1");
         let signals = [
             SIGINT,
             SIGTERM,

@@ -79,7 +79,8 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// Plans a training with `train` of the model that has this `config.json`. A micro-batch is taken as full: `micro_batch_size`
-    /// rows of `max_length` tokens (without it, of 1,024). Sizes are those of a Llama, which other families are near to.
+    /// rows of `max_length` tokens (without it, of 1,024). Sizes are those of a Llama, with adapters on every linear layer; the CUDA
+    /// context is not counted.
     pub fn new(model: &Map<String, Value>, train: &TrainConfig, gpus: &Gpus) -> MemoryPlan {
         let shape = Shape::of(model);
         let (all, adapter) = (shape.parameters(), train.lora.as_ref().map(|lora| shape.adapter(lora.r.unsigned_abs())));

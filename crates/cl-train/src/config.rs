@@ -17,7 +17,7 @@ pub struct TrainConfig {
     pub max_steps: Option<u64>,
     /// Examples per forward and backward pass.
     pub micro_batch_size: usize,
-    /// Micro-batches per optimizer step.
+    /// Micro-batches per optimizer step, over all processes.
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,

@@ -23,12 +23,6 @@ struct Piece {
     own: Tensor,
 }
 
-impl Piece {
-    fn of(tensor: &Tensor, group: &ProcessGroup) -> Piece {
-        Piece { shape: tensor.size(), own: part(tensor, group), tensor: tensor.shallow_clone() }
-    }
-}
-
 /// This rank's part of a tensor, a copy.
 fn part(tensor: &Tensor, group: &ProcessGroup) -> Tensor {
     let flat = tensor.detach().reshape([-1]);
@@ -108,9 +102,9 @@ impl SpreadWeights {
     pub fn place(&self, name: &str, tensor: Tensor) -> Tensor {
         let _no_graph = tch::no_grad_guard();
         let Some(group) = self.ranks.group().filter(|_| tensor.is_floating_point()) else { return tensor };
-        let mut piece = Piece::of(&tensor, group);
-        piece.tensor = absent(&piece.shape, tensor.kind(), tensor.device());
-        let placed = piece.tensor.shallow_clone();
+        let shape = tensor.size();
+        let placed = absent(&shape, tensor.kind(), tensor.device());
+        let piece = Piece { own: part(&tensor, group), tensor: placed.shallow_clone(), shape };
         locked(&self.pieces).insert(name.to_owned(), piece);
         placed
     }
@@ -289,10 +283,14 @@ impl Sharding {
         self.ranks.group().map_or_else(|| tensor.shallow_clone(), |group| part(tensor, group))
     }
 
-    /// At the end of the training: the whole model in rank 0.
+    /// At the end of the training: what was trained, whole, in rank 0. Frozen weights stay divided: an adapter is saved without
+    /// them.
     pub(crate) fn collect(&self) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         for index in 0..self.units.len() {
+            if locked(&self.units[index]).trained.iter().all(|trained| trained.resident) {
+                continue;
+            }
             self.hook(index, Sharding::gather);
             self.check()?;
             if !self.ranks.is_first() {

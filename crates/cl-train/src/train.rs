@@ -65,8 +65,8 @@ pub struct TrainContext<'a> {
 /// a checkpoint regardless of `save_steps`.
 ///
 /// With several ranks, each calls this with the same arguments. Rank 0 writes the files and needs those of earlier processes;
-/// the weights are the same in all ranks afterwards, but with `zero_stage = 3` only rank 0 has all of them. `spread` are the
-/// weights of the base that were divided among the ranks when it was loaded.
+/// the weights are the same in all ranks afterwards, but with `zero_stage = 3` only rank 0 has all that were
+/// trained, and frozen ones stay divided. `spread` are the weights of the base that were divided among the ranks when it was loaded.
 ///
 /// # Errors
 /// Returns an error if a setting is invalid or does not fit the model, a step has no supervised token, the checkpoint
