@@ -5,34 +5,15 @@ use serde_json::{Map, Value};
 
 use crate::shape::Shape;
 
-/// GPUs, written as `8xA100-80GB` or `4x24GB`: their number, a name, and the memory of each.
+/// GPUs of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpus {
     /// Number of GPUs.
     pub count: u64,
     /// Name of the kind, if it is given.
     pub name: Option<String>,
-    /// Memory of each, in bytes (1 GB is 10⁹ bytes, 1 GiB 2³⁰).
+    /// Memory of each, in bytes.
     pub memory: u64,
-}
-
-impl std::str::FromStr for Gpus {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Gpus, String> {
-        let wrong = || format!("`{text}`: expected a number, a kind and its memory, such as 8xA100-80GB, or 4x24GB");
-        let (count, kind) = text.split_once('x').ok_or_else(wrong)?;
-        let count: u64 = count.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
-        let (name, memory) =
-            kind.rsplit_once('-').map_or((None, kind), |(name, memory)| (Some(name.to_owned()), memory));
-        let (number, unit) = match (memory.strip_suffix("GB"), memory.strip_suffix("GiB")) {
-            (_, Some(number)) => (number, 1u64 << 30),
-            (Some(number), None) => (number, 1_000_000_000),
-            _ => return Err(wrong()),
-        };
-        let number: u64 = number.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
-        Ok(Gpus { count, name, memory: number * unit })
-    }
 }
 
 impl Gpus {
@@ -160,22 +141,16 @@ mod tests {
 
     use super::*;
 
+    fn a100(count: u64) -> Gpus {
+        Gpus { count, name: Some("A100".to_owned()), memory: 80_000_000_000 }
+    }
+
     fn llama_8b() -> Map<String, Value> {
         let config = json!({
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": false
         });
         config.as_object().unwrap().clone()
-    }
-
-    #[test]
-    fn gpus_are_read() {
-        let gpus: Gpus = "8xA100-80GB".parse().unwrap();
-        assert_eq!(gpus, Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 });
-        assert_eq!("4x24GiB".parse::<Gpus>().unwrap().memory, 24 << 30);
-        for wrong in ["", "A100", "0xA100-80GB", "8xA100", "8xA100-80", "8x-GB", "axA100-80GB"] {
-            assert!(wrong.parse::<Gpus>().unwrap_err().contains("such as 8xA100-80GB"), "{wrong}");
-        }
     }
 
     #[test]
@@ -188,17 +163,17 @@ mod tests {
             micro_batch_size: 4,
             ..TrainConfig::default()
         };
-        let alone = MemoryPlan::new(&llama_8b(), &train, &"1xA100-80GB".parse().unwrap());
+        let alone = MemoryPlan::new(&llama_8b(), &train, &a100(1));
         assert_eq!(alone.parameters, (8_030_261_248, 8_030_261_248));
         let stage = alone.stages[0];
         assert_eq!(stage.weights + stage.gradients + stage.optimizer, 8 * 8_030_261_248);
         // f32 masters do not fit one GPU, and fit eight with stage 3.
         let masters = TrainConfig { states: States::F32, activation_checkpointing: true, ..train };
-        let eight = MemoryPlan::new(&llama_8b(), &masters, &"8xA100-80GB".parse().unwrap());
+        let eight = MemoryPlan::new(&llama_8b(), &masters, &a100(8));
         assert_eq!(eight.stages[0].optimizer, 8 * 8_030_261_248);
         assert_eq!(eight.stages[3].optimizer, 8_030_261_248);
         assert_eq!(eight.fits(80_000_000_000), Some(2));
-        assert_eq!(MemoryPlan::new(&llama_8b(), &masters, &"1xA100-80GB".parse().unwrap()).fits(80_000_000_000), None);
+        assert_eq!(MemoryPlan::new(&llama_8b(), &masters, &a100(1)).fits(80_000_000_000), None);
     }
 
     #[test]

@@ -20,8 +20,11 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+/// Reads a number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
+///
+/// # Errors
+/// Returns what is wrong, and an example.
+pub fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit.trim() {

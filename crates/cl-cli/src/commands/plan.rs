@@ -5,9 +5,11 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_cli::arguments::plan::Args;
 use cl_lab::{Gpus, MemoryPlan, read_train};
 
+use super::study::bytes;
+
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let gpus: Gpus = args.gpus.parse().map_err(anyhow::Error::msg).context("--gpus")?;
+    let gpus = gpus(&args.gpus).map_err(anyhow::Error::msg).context("--gpus")?;
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     config.train.validate()?;
     let path = config.model.join("config.json");
@@ -15,7 +17,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let plan = MemoryPlan::new(&model, &config.train, &gpus);
     let (all, trained) = plan.parameters;
     let kind = gpus.name.as_deref().unwrap_or("GPU");
-    writeln!(out, "{} x {kind}, {} each; {all} parameters, {trained} trained", gpus.count, gigabytes(gpus.memory))?;
+    writeln!(out, "{} x {kind}, {} each; {all} parameters, {trained} trained", gpus.count, bytes(gpus.memory))?;
     let row = |name: &str, cells: [String; 5]| {
         let [weights, gradients, optimizer, activations, total] = cells;
         format!("{name:<10} {weights:>10} {gradients:>10} {optimizer:>10} {activations:>11} {total:>10}")
@@ -24,12 +26,12 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     writeln!(out, "{}", row("zero_stage", titles.map(str::to_owned)))?;
     for stage in &plan.stages {
         let sizes = [stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.total()];
-        writeln!(out, "{}", row(&stage.stage.to_string(), sizes.map(gigabytes)))?;
+        writeln!(out, "{}", row(&stage.stage.to_string(), sizes.map(bytes)))?;
     }
     match plan.fits(gpus.memory) {
         Some(stage) => {
             let room = gpus.memory - plan.stages[usize::from(stage)].total();
-            writeln!(out, "train.zero_stage = {stage} fits, with {} to spare", gigabytes(room))?;
+            writeln!(out, "train.zero_stage = {stage} fits, with {} to spare", bytes(room))?;
         }
         None => writeln!(
             out,
@@ -42,6 +44,27 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
+/// Reads `8xA100-80GB`, or `4x24GB` without a kind.
+fn gpus(text: &str) -> Result<Gpus, String> {
+    let wrong = || format!("`{text}`: expected a number, a kind and its memory, such as 8xA100-80GB, or 4x24GB");
+    let (count, kind) = text.split_once('x').ok_or_else(wrong)?;
+    let count = count.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
+    let (name, memory) = kind.rsplit_once('-').map_or((None, kind), |(name, memory)| (Some(name.to_owned()), memory));
+    let memory = cl_merge::cli::bytes(memory).ok().filter(|&bytes| bytes >= 1_000_000).ok_or_else(wrong)?;
+    Ok(Gpus { count, name, memory })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_read() {
+        let found = gpus("8xA100-80GB").unwrap();
+        assert_eq!(found, Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 });
+        assert_eq!(gpus("4x24GiB").unwrap().memory, 24 << 30);
+        for wrong in ["", "A100", "0xA100-80GB", "8xA100", "8xA100-80", "8x-GB", "axA100-80GB"] {
+            assert!(gpus(wrong).unwrap_err().contains("such as 8xA100-80GB"), "{wrong}");
+        }
+    }
 }

@@ -96,7 +96,8 @@ fn count(number: u64) -> String {
     if unit.is_empty() { number.to_string() } else { format!("{value:.1} {unit}") }
 }
 
-fn bytes(number: u64) -> String {
+/// A number of bytes as a person reads it.
+pub(super) fn bytes(number: u64) -> String {
     let (value, unit) = scaled(number as f64);
     if unit.is_empty() { format!("{number} B") } else { format!("{value:.1} {unit}B") }
 }
