@@ -32,6 +32,12 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .include("csrc")
-        .files(["csrc/shim.cpp", "csrc/products.cpp", "csrc/linear.cpp", "csrc/quantized.cpp", "csrc/process_group.cpp"])
+        .files([
+            "csrc/shim.cpp",
+            "csrc/products.cpp",
+            "csrc/linear.cpp",
+            "csrc/quantized.cpp",
+            "csrc/process_group.cpp",
+        ])
         .compile("cl_torch_shim");
 }

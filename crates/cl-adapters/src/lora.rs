@@ -76,7 +76,8 @@ impl Lora {
     /// # Errors
     /// Returns [`AdapterError::Shape`] if they do not fit, or an error if reading fails.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
-        let mut lora = read(adapter, &layer.name, LayerKind::Linear, (layer.weight.shape(), layer.weight.device()), dropout)?;
+        let mut lora =
+            read(adapter, &layer.name, LayerKind::Linear, (layer.weight.shape(), layer.weight.device()), dropout)?;
         lora.bias = bias(adapter, layer)?;
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {

@@ -308,8 +308,7 @@ impl Decoder {
 
     /// The tensors of this model that a configuration trains in full, besides the factors of the layers `adapted`.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
-        let mut tensors: Vec<(String, Vec<i64>)> =
-            self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
+        let mut tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
         let quantized = self.linears().filter(|l| l.weight.dense().is_none());
         tensors.extend(quantized.map(|l| (format!("{}.weight", l.name), l.weight.shape().to_vec())));
         let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();

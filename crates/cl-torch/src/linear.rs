@@ -77,7 +77,14 @@ pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
             LinearWeight::Dense(weight) => (*weight, None, None),
             LinearWeight::Quantized(q) => (&q.values, Some(&q.absmax), q.nested.as_ref()),
         };
-        tensors.extend([pointer(weight), optional(*bias), optional(a), optional(b), optional(absmax), optional(nested)]);
+        tensors.extend([
+            pointer(weight),
+            optional(*bias),
+            optional(a),
+            optional(b),
+            optional(absmax),
+            optional(nested),
+        ]);
     }
     let scalings: Vec<f64> = layers.iter().map(|l| l.low_rank.map_or(1.0, |l| l.scaling)).collect();
     let mut outputs: Vec<T> = vec![std::ptr::null_mut(); layers.len()];

@@ -111,8 +111,7 @@ impl Quantized {
         // SAFETY: live tensors of one format, null for none; the place is filled on success with a tensor that nobody else owns.
         unsafe {
             let (values, absmax) = (pointer(&self.values), pointer(&self.absmax));
-            let code =
-                ffi::cl_dequantize(values, absmax, nested, scalar_type(kind), portable.into(), &raw mut result);
+            let code = ffi::cl_dequantize(values, absmax, nested, scalar_type(kind), portable.into(), &raw mut result);
             TorchError::check("dequantize", code).unwrap_or_else(|e| panic!("{e}"));
             Tensor::from_ptr(result)
         }
