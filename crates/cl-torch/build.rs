@@ -1,7 +1,7 @@
 //! Compiles the C++ shim against the libtorch that torch-sys chose, and lets binaries and tests find that libtorch.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     // docs.rs has no libtorch; torch-sys looks for none with this cfg (Cargo.toml).
@@ -22,22 +22,39 @@ fn main() {
     let _ = std::fs::remove_file(&link);
     std::os::unix::fs::symlink(&lib, &link).expect("OUT_DIR is writable");
     println!("cargo:rustc-link-search=native={}", link.display());
-    cc::Build::new()
+    shim(
+        &include,
+        "cl_torch_shim",
+        &["attention", "elementwise", "linear", "process_group", "products", "quantized", "shim"],
+        &[],
+    );
+    shim(&include, "cl_torch_kernels", &["kernels"], &[]);
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        // The same loops for wider vectors; kernels.h chooses by the processor when a program runs.
+        shim(&include, "cl_torch_avx2", &["kernels"], &["-DCL_KERNELS=avx2", "-mavx2", "-mfma"]);
+        let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
+        shim(&include, "cl_torch_avx512", &["kernels"], &[&["-DCL_KERNELS=avx512"], &avx512[..]].concat());
+    }
+}
+
+/// Compiles files of csrc/ to a static library.
+fn shim(include: &Path, name: &str, files: &[&str], flags: &[&str]) {
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .pic(true)
         .warnings(false)
-        .opt_level(1)
+        .opt_level(3)
         .debug(false)
-        .include(&include)
+        .flag_if_supported("-fno-math-errno")
+        .flag_if_supported("-Wno-psabi") // vectors are passed between inlined functions only
+        .include(include)
         .include(include.join("torch/csrc/api/include"))
         .include("csrc")
-        .files([
-            "csrc/shim.cpp",
-            "csrc/products.cpp",
-            "csrc/linear.cpp",
-            "csrc/quantized.cpp",
-            "csrc/process_group.cpp",
-        ])
-        .compile("cl_torch_shim");
+        .files(files.iter().map(|file| format!("csrc/{file}.cpp")));
+    for flag in flags {
+        build.flag(flag);
+    }
+    build.compile(name);
 }

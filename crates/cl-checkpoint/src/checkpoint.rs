@@ -6,8 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::mixture_hint;
-use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, read_file};
-use crate::output_dir::is_file_name;
+use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, is_file_name, read_file};
 use crate::problem::{IndexProblem, TensorProblem};
 use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
 

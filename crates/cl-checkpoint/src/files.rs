@@ -18,6 +18,13 @@ pub const MAX_CONFIG: u64 = 16 << 20;
 /// MB.
 pub const MAX_TOKENIZER: u64 = 256 << 20;
 
+/// Whether this is the name of a file directly in a directory.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    // A colon begins the name of a stream of a file on Windows.
+    let stream = cfg!(windows) && name.contains(':');
+    Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0']) && !stream
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors

@@ -269,13 +269,6 @@ fn part_of_a_model(name: &str) -> bool {
     weights || other.contains(&name) || COMPANIONS.contains(&name)
 }
 
-/// Whether this is the name of a file directly in a directory.
-pub(crate) fn is_file_name(name: &str) -> bool {
-    // A colon begins the name of a stream of a file on Windows.
-    let stream = cfg!(windows) && name.contains(':');
-    Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0']) && !stream
-}
-
 /// Removes a directory, a file, or a symbolic link (not its target).
 fn remove(path: &Path) -> Result<(), Error> {
     let is_dir = path.symlink_metadata().is_ok_and(|m| m.is_dir());

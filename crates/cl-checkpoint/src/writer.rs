@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use serde_json::{Map, Value, json};
 
+use crate::files::is_file_name;
 use crate::header::MAX_HEADER;
-use crate::output_dir::is_file_name;
 use crate::platform::{self, write_all_at};
 use crate::problem::PlanProblem;
 use crate::source::byte_len;

@@ -147,8 +147,11 @@ impl StudyProgress {
                 tracing::info!("{} of {}: {}, {seconds:.1} s", self.done, self.stages, self.name(stage));
                 self.end(stage);
             }
-            StudyEvent::Failed { stage, message } => {
-                tracing::error!("{}: {message}", self.name(stage));
+            StudyEvent::NotRemoved { stage, error } => {
+                tracing::warn!("{}: models that are not needed anymore were not removed: {error}", self.name(stage));
+            }
+            StudyEvent::Failed { stage, error } => {
+                tracing::error!("{}: {error}", self.name(stage));
                 self.end(stage);
             }
         }

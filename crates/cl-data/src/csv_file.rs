@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::problem::FormProblem;
-use crate::rows::{Row, TakeRow};
+use crate::row::{Row, TakeRow};
 use crate::{Error, MAX_LINE};
 
 /// A reader that limits the size of a record: after an unclosed quotation mark, the rest of the file would be one

@@ -19,7 +19,7 @@ use serde_json::{Number, Value};
 use crate::Error;
 use crate::parquet_limits::{Bounded, Budget, check_schema};
 use crate::problem::ParquetProblem;
-use crate::rows::{Row, TakeRow};
+use crate::row::{Row, TakeRow};
 
 /// Magic number at the beginning and end of a Parquet file.
 pub(crate) const MAGIC: &[u8] = b"PAR1";

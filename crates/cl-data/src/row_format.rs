@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::jinja::{Dialect, Template, environment};
 use crate::problem::{ColumnsProblem, RowProblem};
-use crate::rows::{Row, kind};
+use crate::row::Row;
+use crate::rows::kind;
 use crate::{Error, Example, Message, template};
 
 /// Format of rows.

@@ -6,14 +6,12 @@ use std::path::Path;
 use cl_checkpoint::files::open_file;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::lines::{BOM, Lines, MAX_LINE};
 use crate::problem::{FormProblem, RowProblem};
+use crate::row::{Row, TakeRow};
 use crate::{Error, Line, csv_file, parquet_file};
-
-/// A row of a data file, with fields in file order.
-pub type Row = Map<String, Value>;
 
 /// The rows of a data file.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,9 +53,6 @@ pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
     })?;
     Ok(RowFile { rows, hash })
 }
-
-/// Callback that takes a row and its index.
-pub(crate) type TakeRow<'a> = &'a mut dyn FnMut(usize, Row) -> Result<(), Error>;
 
 /// Passes on every row of a file, and returns the file's hash. See [`read_rows`].
 pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> {

@@ -113,7 +113,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
         tasks: Vec::new(),
         columns: Vec::new(),
     };
-    let Some(rounds) = note(config.resolve_rounds().map_err(LabError::Rounds), findings) else { return checked };
+    let Some(rounds) = note(config.resolve_rounds().map_err(LabError::from), findings) else { return checked };
     let model = check_model(&config.model, &config.train, findings);
     check_rounds(config, &rounds, findings);
     if !config.data.is_dir() {

@@ -3,6 +3,7 @@ use cl_moe::{Mixture, RouterLogits, RouterNorm};
 
 use crate::findings::note;
 use crate::model_dir::{model_hash, open_checkpoint, open_mixture};
+use crate::problem::RoutersProblem;
 use crate::{Finding, LabError, RouterRun};
 
 /// Checks that a router training has routers that affect a loss.
@@ -14,16 +15,10 @@ pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     let Some(Choice { experts, chosen, routers, sum_to_one }) = choice else { return };
     findings.push(Finding::Fact(format!("{routers} routers of {experts} experts, {chosen} for each token")));
     if chosen == 1 && sum_to_one {
-        let message = "one expert for each token has a gate of 1 whatever its router says, so the loss cannot train routers; \
-                       make the mixture with num_experts_per_tok = 2 or more, or with router.norm = \"sigmoid\" where it is \
-                       one of adapters";
-        findings.push(problem(config, message));
+        findings.push(finding(config, RoutersProblem::OneExpert));
     }
     if routers == 0 {
-        findings.push(problem(
-            config,
-            "has no routers: use a model made by `cl moe mix`, or set `adapter` to a mixture made by `cl moe blend`",
-        ));
+        findings.push(finding(config, RoutersProblem::NoRouters));
     }
     if config.router.load_balancing > 0.0 && experts == chosen {
         findings.push(Finding::Fact(
@@ -57,14 +52,14 @@ fn of_experts(config: &RouterRun) -> Option<Choice> {
 
 fn of_adapters(config: &RouterRun) -> Result<Choice, LabError> {
     let dir = config.adapter.as_ref().expect("asked for by the caller");
-    let wrong = |message: &str| Err(LabError::Config { path: dir.clone(), message: message.to_owned() });
+    let wrong = |problem| Err(LabError::Routers { path: dir.clone(), problem });
     if dir.exists() && !Mixture::is_mixture(dir) {
-        return wrong("is no mixture of adapters; `cl moe blend` makes one");
+        return wrong(RoutersProblem::NoMixture);
     }
     let mixture = open_mixture(dir, &model_hash(&config.model)?)?;
     let mixture = mixture.config();
     if mixture.router_logits == RouterLogits::UpdateNorm {
-        return wrong("its logits are norms of updates (router.init = \"spectr\"); there is no router weight to train");
+        return wrong(RoutersProblem::UpdateNorm);
     }
     Ok(Choice {
         experts: mixture.experts.len(),
@@ -74,7 +69,7 @@ fn of_adapters(config: &RouterRun) -> Result<Choice, LabError> {
     })
 }
 
-fn problem(config: &RouterRun, message: &str) -> Finding {
+fn finding(config: &RouterRun, problem: RoutersProblem) -> Finding {
     let path = config.adapter.as_ref().unwrap_or(&config.model).clone();
-    Finding::Problem(LabError::Config { path, message: message.to_owned() })
+    Finding::Problem(LabError::Routers { path, problem })
 }

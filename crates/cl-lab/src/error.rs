@@ -1,18 +1,21 @@
 use std::path::{Path, PathBuf};
 
-use crate::problem::{OutputProblem, SetProblem, TaskNameProblem};
+use crate::problem::{
+    ConfigProblem, OutputProblem, RoundsProblem, RoutersProblem, SetProblem, StudyProblem, TaskNameProblem,
+};
 
 /// Errors of experiments.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabError {
     /// A configuration is invalid.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Config {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        #[source]
+        problem: ConfigProblem,
     },
     /// A mixture of adapters whose files do not fit together.
     #[error("{path}: {problem}")]
@@ -40,12 +43,29 @@ pub enum LabError {
         /// Hash of the model.
         model_hash: String,
     },
+    /// A mixture of adapters that cannot be written.
+    #[error("{path}: {source}")]
+    WriteMixture {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<cl_moe::Error>,
+    },
+    /// The routers of a mixture cannot be trained.
+    #[error("{path}: {problem}")]
+    Routers {
+        /// Directory of the mixture.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        problem: RoutersProblem,
+    },
     /// The rounds of a sequence are invalid.
-    #[error("{0}")]
-    Rounds(String),
+    #[error(transparent)]
+    Rounds(#[from] RoundsProblem),
     /// The configuration of a study is invalid.
     #[error("the study's configuration: {0}")]
-    Study(String),
+    Study(#[from] StudyProblem),
     /// Stages of a study failed. The results of the others are kept.
     #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
@@ -246,6 +266,11 @@ impl LabError {
             cl_data::Error::Example { .. } => LabError::Rows { path, source: Box::new(source) },
             other => other.into(),
         }
+    }
+
+    /// A problem of the configuration file.
+    pub(crate) fn config(path: &Path, problem: impl Into<ConfigProblem>) -> LabError {
+        LabError::Config { path: path.to_owned(), problem: problem.into() }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LabError {

@@ -136,7 +136,7 @@ pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabErro
     move |error| match error {
         cl_moe::Error::Checkpoint(error) => error.into(),
         cl_moe::Error::Mixture { path, problem } => LabError::Mixture { path, problem },
-        other => LabError::Config { path: dir, message: other.to_string() },
+        other => LabError::WriteMixture { path: dir, source: Box::new(other) },
     }
 }
 

@@ -5,9 +5,18 @@ use std::path::Path;
 
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::refuse_overlap;
+use serde::Serialize;
 
 use crate::LabError;
-use crate::problem::OutputProblem;
+use crate::problem::{ConfigProblem, OutputProblem};
+
+/// A value as the text of a TOML file.
+///
+/// # Errors
+/// Returns [`LabError::Config`] if TOML cannot represent it, such as a seed above 2⁶³ - 1.
+pub(crate) fn to_toml(path: &Path, value: &impl Serialize) -> Result<String, LabError> {
+    toml::to_string(value).map_err(|e| LabError::config(path, ConfigProblem::NotToml(Box::new(e))))
+}
 
 /// A run directory, and what it must hold so that a run can be resumed in it.
 pub(crate) struct RunDir<'a> {

@@ -1,11 +1,10 @@
 use std::path::Path;
 
-use cl_checkpoint::files::shorten;
 use cl_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::problem::SetProblem;
+use crate::problem::{ConfigProblem, SetProblem};
 use crate::{LabError, SequenceConfig, StudyConfig, TrainRun};
 
 /// Reads the configuration of a sequence. `set` are overrides such as `train.learning_rate=1e-4`, applied in order.
@@ -26,19 +25,15 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
 /// override is.
 pub fn read_study(path: &Path, text: &str, set: &[String]) -> Result<StudyConfig, LabError> {
     let config: StudyConfig = read(path, text, set)?;
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    for sequence in config.sequences().map_err(wrong)? {
+    for sequence in config.sequences().map_err(|e| LabError::config(path, e))? {
         check_sequence_keys(path, &sequence)?;
     }
     Ok(config)
 }
 
 fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabError> {
-    let wrong = |message: String| Err(LabError::Config { path: path.to_owned(), message });
     check_train(path, &config.train)?;
-    if let Err(message) = config.resolve_rounds() {
-        return wrong(message);
-    }
+    config.resolve_rounds().map_err(|e| LabError::config(path, e))?;
     at_least_one(path, "limit.train", config.limit.train)?;
     at_least_one(path, "limit.test", config.limit.test)?;
     at_least_one(path, "limit.old", config.limit.old)?;
@@ -51,7 +46,7 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
         ("eval.max_length", config.eval.max_length.unwrap_or(1), 1 << 24),
     ] {
         if !(1..=most).contains(&value) {
-            return wrong(format!("{key} = {value}: expected 1 to {most}"));
+            return Err(LabError::config(path, ConfigProblem::OutOfRange { key, value, most }));
         }
     }
     Ok(())
@@ -71,39 +66,34 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
 
 /// Checks of a round's data that need no reading of it.
 pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError> {
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.data.train.is_empty() {
-        return Err(wrong("data.train = []: expected at least one file or task directory".to_owned()));
+        return Err(LabError::config(path, ConfigProblem::NoData));
     }
-    config.mixture().validate(config.data.train.len()).map_err(|e| wrong(e.to_string()))?;
+    config.mixture().validate(config.data.train.len()).map_err(|e| LabError::config(path, e))?;
     if let Some(validation) = &config.validation {
-        validation.validate().map_err(|e| wrong(e.to_string()))?;
+        validation.validate().map_err(|e| LabError::config(path, ConfigProblem::Validation(Box::new(e))))?;
     }
-    config.data.columns.validate().map_err(|e| wrong(format!("data.{e}")))?;
+    config.data.columns.validate().map_err(|e| LabError::config(path, e))?;
     at_least_one(path, "data.limit", config.data.limit)
 }
 
-fn at_least_one(path: &Path, key: &str, value: Option<usize>) -> Result<(), LabError> {
-    if value != Some(0) {
-        return Ok(());
-    }
-    Err(LabError::Config { path: path.to_owned(), message: format!("{key} = 0: expected at least 1") })
+fn at_least_one(path: &Path, key: &'static str, value: Option<usize>) -> Result<(), LabError> {
+    if value == Some(0) { Err(LabError::config(path, ConfigProblem::Zero { key })) } else { Ok(()) }
 }
 
 fn check_train(path: &Path, train: &TrainConfig) -> Result<(), LabError> {
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if train.router.is_some() {
-        return Err(wrong("train.router: routers are trained by `cl moe train-router`".to_owned()));
+        return Err(LabError::config(path, ConfigProblem::RouterInRound));
     }
-    train.validate().map_err(|e| wrong(format!("train: {e}")))
+    train.validate().map_err(|e| LabError::config(path, ConfigProblem::Train(Box::new(e))))
 }
 
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String]) -> Result<T, LabError> {
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
-    let mut table: Table = toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())))?;
+    let invalid = |e| LabError::config(path, ConfigProblem::Toml(Box::new(e)));
+    let mut table: Table = toml::from_str(text).map_err(invalid)?;
     if set.is_empty() && !is_paper(&table) {
         // Parsed from the text, so that errors have line and column.
-        return toml::from_str(text).map_err(|e| wrong(shorten(&e.to_string())));
+        return toml::from_str(text).map_err(invalid);
     }
     for entry in set {
         override_key(&mut table, entry)?;
@@ -111,7 +101,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String])
     if is_paper(&table) {
         paper_defaults(&mut table);
     }
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(shorten(&e.to_string())))
+    Value::Table(table).try_into().map_err(invalid)
 }
 
 fn is_paper(table: &Table) -> bool {

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
 use cl_adapters::SequenceShape;
-use cl_checkpoint::files::shorten;
 use cl_data::{Columns, Dataset, Format, Mixture, Split, load_as, load_split_as};
 use cl_eval::TaskSpec;
 use cl_train::{TrainConfig, ValidationConfig};
 use serde_json::Value;
 
+use crate::problem::{RoundProblem, RoundsProblem};
 use crate::{LabError, RoundConfig, SequenceConfig};
 
 /// A round with all its settings, including those inherited from the sequence.
@@ -34,37 +34,36 @@ impl SequenceConfig {
     /// The rounds of `[[rounds]]`, or one per entry of `tasks`.
     ///
     /// # Errors
-    /// Returns a message with the key, what is wrong and what is expected.
-    pub fn resolve_rounds(&self) -> Result<Vec<Round>, String> {
+    /// Returns what is wrong, with the name of the key or the round.
+    pub fn resolve_rounds(&self) -> Result<Vec<Round>, RoundsProblem> {
         let rounds: Vec<RoundConfig> = match (self.tasks.as_slice(), self.rounds.as_slice()) {
-            ([], []) => return Err("neither `tasks` nor `[[rounds]]` is set: expected one of them".to_owned()),
+            ([], []) => return Err(RoundsProblem::None),
             (tasks, []) => tasks.iter().map(|task| RoundConfig::of_task(task)).collect(),
             ([], rounds) => rounds.to_vec(),
-            _ => return Err("both `tasks` and `[[rounds]]` are set: expected one of them".to_owned()),
+            _ => return Err(RoundsProblem::TasksAndRounds),
         };
         let key = if self.rounds.is_empty() { "tasks" } else { "rounds" };
         for (i, round) in rounds.iter().enumerate() {
             let name = &round.name;
             if Path::new(name).file_name().is_none_or(|last| last != name.as_str()) {
-                return Err(format!("{key}: `{name}` is not a valid directory name"));
+                return Err(RoundsProblem::Name { key, name: name.clone() });
             }
             if rounds[..i].iter().any(|r| r.name == *name) {
-                return Err(format!("{key}: `{name}` occurs again as entry {}", i + 1));
+                return Err(RoundsProblem::Twice { key, name: name.clone(), entry: i + 1 });
             }
         }
-        let resolved =
-            rounds.iter().map(|round| self.resolve(round).map_err(|e| format!("round `{}`: {e}", round.name)));
-        resolved.collect()
+        let wrong = |name: &str, problem| RoundsProblem::Round { name: name.to_owned(), problem: Box::new(problem) };
+        rounds.iter().map(|round| self.resolve(round).map_err(|problem| wrong(&round.name, problem))).collect()
     }
 
-    fn resolve(&self, round: &RoundConfig) -> Result<Round, String> {
+    fn resolve(&self, round: &RoundConfig) -> Result<Round, RoundProblem> {
         let named = [PathBuf::from(&round.name)];
         let data: &[PathBuf] = if round.data.is_empty() { &named } else { &round.data };
         let mixture = Mixture { joint: round.joint.clone().unwrap_or(self.mixture.joint.clone()), replay: self.replay };
-        mixture.validate(data.len()).map_err(|e| e.to_string())?;
-        round.columns.validate().map_err(|e| e.to_string())?;
+        mixture.validate(data.len())?;
+        round.columns.validate()?;
         let validation = round.validation.clone().or_else(|| self.validation.clone());
-        validation.as_ref().map_or(Ok(()), ValidationConfig::validate).map_err(|e| e.to_string())?;
+        validation.as_ref().map_or(Ok(()), ValidationConfig::validate).map_err(RoundProblem::Validation)?;
         Ok(Round {
             validation,
             name: round.name.clone(),
@@ -134,22 +133,17 @@ fn data_path(data: &Path, entry: &Path) -> PathBuf {
 }
 
 /// The sequence's `[train]` with a round's overrides.
-fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainConfig, String> {
+fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainConfig, RoundProblem> {
     if overrides.is_empty() {
         return Ok(train.clone());
     }
-    let plain = |e: serde_json::Error| format!("train: {}", shorten(&e.to_string()));
-    let mut merged = serde_json::to_value(train).map_err(plain)?;
-    overlay(&mut merged, serde_json::to_value(overrides).map_err(plain)?);
-    let round: TrainConfig = serde_json::from_value(merged).map_err(plain)?;
-    round.validate().map_err(|e| format!("train: {e}"))?;
+    let mut merged = serde_json::to_value(train).map_err(RoundProblem::TrainTable)?;
+    overlay(&mut merged, serde_json::to_value(overrides).map_err(RoundProblem::TrainTable)?);
+    let round: TrainConfig = serde_json::from_value(merged).map_err(RoundProblem::TrainTable)?;
+    round.validate().map_err(RoundProblem::Train)?;
     let shape = |config: &TrainConfig| config.olora.as_ref().map(|o| (o.shape, o.earlier.clone()));
     if shape(train) != shape(&round) {
-        return Err(
-            "train.olora: `shape`, `earlier` and the presence of the table apply to the whole sequence; set them in \
-                    its [train.olora]"
-                .to_owned(),
-        );
+        return Err(RoundProblem::Olora);
     }
     Ok(round)
 }
@@ -175,7 +169,7 @@ mod tests {
     fn rounds(text: &str) -> Result<Vec<Round>, String> {
         let head = "model = 'm'\ndata = 'd'\n[train]\nepochs = 3\nlearning_rate = 1e-4\n[train.lora]\nr = 4\n";
         let read = read_sequence(Path::new("c.toml"), &format!("{head}{text}"), &[]).map_err(|e| e.to_string())?;
-        read.resolve_rounds()
+        read.resolve_rounds().map_err(|e| e.to_string())
     }
 
     #[test]

@@ -6,6 +6,7 @@ use cl_train::{RouterTraining, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{auto, seed};
+use crate::problem::ConfigProblem;
 use crate::read_config::{check_data, read};
 use crate::{DataConfig, LabError, MixtureConfig, TrainRun};
 
@@ -69,14 +70,13 @@ impl RouterRun {
 /// [`LabError::Config`] with line and column, [`LabError::Set`].
 pub fn read_router(path: &Path, text: &str, set: &[String]) -> Result<RouterRun, LabError> {
     let config: RouterRun = read(path, text, set)?;
-    let wrong = |message: String| LabError::Config { path: path.to_owned(), message };
     if config.train.router.is_some() {
-        return Err(wrong("train.router: these keys belong in the table [router]".to_owned()));
+        return Err(LabError::config(path, ConfigProblem::RouterInTrain));
     }
     let round = config.round();
-    round.train.validate().map_err(|e| wrong(e.to_string()))?;
+    round.train.validate().map_err(|e| LabError::config(path, ConfigProblem::Router(Box::new(e))))?;
     if !config.data.earlier.is_empty() {
-        return Err(wrong("data.earlier is for replay; name all data in data.train".to_owned()));
+        return Err(LabError::config(path, ConfigProblem::Earlier));
     }
     check_data(path, &round)?;
     Ok(config)

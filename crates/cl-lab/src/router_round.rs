@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::check::{Checked, require_router};
 use crate::model_dir::{mixture_error, mixture_hash, open_mixture, open_model, verify};
 use crate::observe::tell;
-use crate::output::{RunDir, discard};
+use crate::output::{RunDir, discard, to_toml};
 use crate::round::{clean_up, encode, names, plan_rows, stop_if_asked};
 use crate::routing::{RoutingReport, routing_report};
 use crate::routing_heat_map::heat_map;
@@ -61,8 +61,7 @@ pub(crate) fn train_routers_on(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<RouterOutput, LabError> {
-    let settings = toml::to_string(config)
-        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let settings = to_toml(&out.join("config.toml"), config)?;
     let base = ModelRef::take(&config.model)?;
     let beside = config.adapter.as_ref().map(|dir| Beside::open(dir, base.hash())).transpose()?;
     let train = config.round().train;

@@ -8,6 +8,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_train::Precision;
 use safetensors::tensor::TensorView;
 
+use crate::problem::ConfigProblem;
 use crate::{LabError, LoadedModel};
 
 /// Reduction of a prompt's hidden states to one vector per layer.
@@ -33,8 +34,7 @@ pub fn router_states(
     device: Device,
 ) -> Result<Vec<u8>, LabError> {
     if let Some(expert) = config.experts.iter().position(|e| e.positive_prompts.is_empty()) {
-        let message = format!("experts[{expert}] has no positive_prompts; at least one is required");
-        return Err(LabError::Config { path: config.base_model.clone(), message });
+        return Err(LabError::config(&config.base_model, ConfigProblem::NoPrompts { expert }));
     }
     let loaded = LoadedModel::open(&config.base_model, None, precision, device)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);

@@ -12,7 +12,7 @@ use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::{ModelRef, verify};
 use crate::observe::tell;
-use crate::output::{RunDir, discard};
+use crate::output::{RunDir, discard, to_toml};
 use crate::report::{method_name, row_name, tables_of};
 use crate::round::{clean_up, stop_if_asked};
 use crate::rounds::is_stack;
@@ -205,8 +205,7 @@ fn open_run_dir(
     out: &Path,
     resume: bool,
 ) -> Result<File, LabError> {
-    let settings = toml::to_string(config)
-        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let settings = to_toml(&out.join("config.toml"), config)?;
     let from_file = |round: &Round| round.validation.as_ref().is_some_and(|v| v.data.is_some());
     let of_files = rounds.iter().zip(validation).filter(|(round, _)| from_file(round)).flat_map(|(_, sets)| sets);
     let sources = [base_source(base), data_sources(datasets.iter().flatten().chain(of_files), &config.train)?];

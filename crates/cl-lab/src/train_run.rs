@@ -4,7 +4,7 @@ use cl_checkpoint::Interrupt;
 use cl_train::Ranks;
 
 use crate::check::{Checked, require_train};
-use crate::output::RunDir;
+use crate::output::{RunDir, to_toml};
 use crate::rounds::is_stack;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, RoundValidation, TrainRun, run_round};
@@ -39,8 +39,7 @@ pub fn run_train_on(
     observer: &mut Observer<'_>,
 ) -> Result<RoundOutput, LabError> {
     let Checked { device, datasets, validation, .. } = require_train(config)?;
-    let settings = toml::to_string(config)
-        .map_err(|e| LabError::Config { path: out.join("config.toml"), message: e.to_string() })?;
+    let settings = to_toml(&out.join("config.toml"), config)?;
     let base = ModelRef::take(&config.model)?;
     let (earlier_data, data) = datasets.split_at(config.data.earlier.len());
     let data = data.concat();

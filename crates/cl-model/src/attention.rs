@@ -1,6 +1,6 @@
 use cl_adapters::Linear;
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_torch::{TorchError, flash_varlen};
+use cl_torch::{TorchError, flash_varlen, packed_attention};
 
 use crate::layer::Attend;
 use crate::norm::RmsNorm;
@@ -144,8 +144,9 @@ impl Qkv {
 
 /// Causal attention within each packed sequence.
 ///
-/// On CUDA in half precision, one variable-length kernel computes all sequences. Otherwise, each sequence is one call
-/// of libtorch's attention, which needs no mask: the T×T mask over a whole pack is never created.
+/// On CUDA in half precision, one variable-length kernel computes all sequences, and on a CPU one node of the graph, unless
+/// there is a window or a soft cap. Otherwise, each sequence is one call of libtorch's attention, which needs no mask: the T×T
+/// mask over a whole pack is never created.
 pub(crate) fn packed_causal(
     q: &Tensor,
     k: &Tensor,
@@ -161,14 +162,14 @@ pub(crate) fn packed_causal(
         // The kernel counts the earlier positions a query sees, without itself.
         return flash_varlen(q, k, v, cu_tensor, longest, rule.scale(q), rule.window.map(|w| w - 1));
     }
-    let (q, k, v) = (heads_first(q), heads_first(k), heads_first(v));
-    let parts: Vec<Tensor> = cu_seqlens
-        .windows(2)
-        .map(|w| {
-            let cut = |t: &Tensor| t.narrow(2, w[0], w[1] - w[0]);
-            causal(&cut(&q), &cut(&k), &cut(&v), rule)
-        })
-        .collect();
+    if q.device() == Device::Cpu && rule.window.is_none() && rule.softcap.is_none() {
+        return Ok(packed_attention(q, k, v, cu_seqlens, rule.scale(q)));
+    }
+    let lengths: Vec<i64> = cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
+    // The derivative of one split is one concatenation; that of a slice for each sequence would fill and add whole packs.
+    let cut = |t: &Tensor| heads_first(t).split_with_sizes(&lengths, 2);
+    let (q, k, v) = (cut(q), cut(k), cut(v));
+    let parts: Vec<Tensor> = (0..lengths.len()).map(|i| causal(&q[i], &k[i], &v[i], rule)).collect();
     let y = if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 2) };
     Ok(y.squeeze_dim(0).transpose(0, 1))
 }

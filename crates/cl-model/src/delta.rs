@@ -145,7 +145,7 @@ impl DeltaMlp {
             base.forward(x, pass.mode).unsqueeze(1) + ranks.matmul(&stacked(u, kind))
         };
         let [gate, up] = gate_up;
-        let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up); // (tokens, k, inner)
+        let inner = self.activation.gated(&with(&self.gate, gate), &with(&self.up, up)); // (tokens, k, inner)
         let weighted = inner * selection.weights(kind).unsqueeze(-1);
         let sum = weighted.sum_dim_intlist([1].as_slice(), false, kind);
         let Deltas::LowRank { u, v } = down else { unreachable!("all three are of one kind") };
@@ -161,7 +161,7 @@ impl DeltaMlp {
             base.forward(x, pass.mode).index_select(0, &pairs.tokens) + deltas.of_pairs(&rows, &pairs.counts)
         };
         let [gate, up, down] = &self.deltas;
-        let inner = self.activation.apply(&with(&self.gate, gate)) * with(&self.up, up);
+        let inner = self.activation.gated(&with(&self.gate, gate), &with(&self.up, up));
         let weighted = inner * pairs.weights(x.kind());
         let tokens = x.size()[0];
         let of_base = self.down.forward(&pairs.sum(&weighted, tokens), pass.mode);

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::problem::ConfigProblem;
+
 /// Why a model cannot be built, run or saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,12 +17,13 @@ pub enum ModelError {
         supported: String,
     },
     /// config.json lacks a key, or holds a value that cannot be used.
-    #[error("{path}/config.json: {message}")]
+    #[error("{path}/config.json: {problem}")]
     Config {
         /// Directory of the model.
         path: PathBuf,
-        /// Key, value and what is allowed.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: ConfigProblem,
     },
     /// An end of sequence that is not a token id.
     #[error("{path}: eos_token_id {value} is not a token id")]

@@ -1,4 +1,5 @@
 use cl_adapters::Linear;
+use cl_torch::silu_mul;
 use cl_torch::tch::Tensor;
 
 use crate::config::Activation;
@@ -131,10 +132,11 @@ impl FeedForward {
 }
 
 impl Activation {
-    pub(crate) fn apply(self, x: &Tensor) -> Tensor {
+    /// `act(gate) · up`.
+    pub(crate) fn gated(self, gate: &Tensor, up: &Tensor) -> Tensor {
         match self {
-            Activation::Silu => x.silu(),
-            Activation::GeluTanh => x.gelu("tanh"),
+            Activation::Silu => silu_mul(gate, up),
+            Activation::GeluTanh => gate.gelu("tanh") * up,
         }
     }
 }
@@ -149,7 +151,7 @@ impl Mlp {
                 (halves.pop().expect("two halves"), up)
             }
         };
-        self.down.forward(&(self.activation.apply(&gate) * up), pass)
+        self.down.forward(&self.activation.gated(&gate, &up), pass)
     }
 
     fn linears(&self) -> Vec<&Linear> {

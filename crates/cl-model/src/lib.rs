@@ -18,6 +18,7 @@ mod loss;
 mod mixture;
 mod norm;
 mod prefix_tree;
+pub mod problem;
 mod quantized;
 mod random;
 mod rope;

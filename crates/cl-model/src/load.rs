@@ -14,6 +14,7 @@ use crate::delta::{DeltaMlp, Deltas};
 use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, Shared};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
+use crate::problem::ExpertsProblem;
 use crate::quantized::{is_quantizable, stored};
 use crate::rope::Rope;
 use crate::routing::{Gate, Projection, Router, is_router_weight};
@@ -107,9 +108,9 @@ fn check_equal_weights(dir: &Path, name: &str, weights: &Tensor) -> Result<(), M
     let near = expected * (1.0 - 1.0 / 128.0)..=expected * (1.0 + 1.0 / 128.0);
     match values.iter().find(|value| !near.contains(value)) {
         None => Ok(()),
-        Some(value) => {
-            let message = format!("gateless = true, but tensor `{name}` holds {value}; expected {expected}");
-            Err(ModelError::Config { path: dir.to_owned(), message })
+        Some(&value) => {
+            let problem = ExpertsProblem::UnequalWeights { tensor: name.to_owned(), value, expected };
+            Err(ModelError::Config { path: dir.to_owned(), problem: problem.into() })
         }
     }
 }

@@ -1,3 +1,4 @@
+use cl_torch::rms_norm;
 use cl_torch::tch::{Kind, Tensor};
 
 use crate::config::{Family, ModelConfig};
@@ -28,18 +29,8 @@ impl NormForm {
 
 impl RmsNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let kind = x.kind();
-        if kind == Kind::Float {
-            let weight = self.scale(kind);
-            return x.internal_fused_rms_norm(weight.size(), Some(&weight), self.eps).0;
-        }
-        let wide = x.to_kind(Kind::Float);
-        let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
-        let normed: Tensor = wide * (mean_square + self.eps).rsqrt();
-        if self.form.wide_product {
-            return (normed * self.scale(Kind::Float)).to_kind(kind);
-        }
-        normed.to_kind(kind) * self.scale(kind)
+        let product_kind = if self.form.wide_product { Kind::Float } else { x.kind() };
+        rms_norm(x, &self.scale(product_kind), self.eps)
     }
 
     fn scale(&self, kind: Kind) -> Tensor {

@@ -74,25 +74,13 @@ impl Frequencies {
 impl Angles {
     /// Rotates `x` `(tokens, heads, head_dim)`, with the frequencies of sliding-window layers or of the others.
     pub(crate) fn rotate(&self, x: &Tensor, windowed: bool) -> Tensor {
-        self.windowed.as_ref().filter(|_| windowed).unwrap_or(&self.all).rotate(x)
+        let rotation = self.windowed.as_ref().filter(|_| windowed).unwrap_or(&self.all);
+        cl_torch::rotate(x, &rotation.cos, &rotation.sin)
     }
 
     pub(crate) fn shallow_clone(&self) -> Angles {
         let clone = |r: &Rotation| Rotation { cos: r.cos.shallow_clone(), sin: r.sin.shallow_clone() };
         Angles { all: clone(&self.all), windowed: self.windowed.as_ref().map(clone) }
-    }
-}
-
-impl Rotation {
-    /// Element i is paired with i + rotary_dim/2; elements from rotary_dim on are unchanged.
-    fn rotate(&self, x: &Tensor) -> Tensor {
-        let (half, width) = (self.cos.size()[2], x.size()[2]);
-        let (x1, x2) = (x.narrow(2, 0, half), x.narrow(2, half, half));
-        let mut parts = vec![&x1 * &self.cos - &x2 * &self.sin, &x2 * &self.cos + &x1 * &self.sin];
-        if 2 * half < width {
-            parts.push(x.narrow(2, 2 * half, width - 2 * half));
-        }
-        Tensor::cat(&parts, -1)
     }
 }
 

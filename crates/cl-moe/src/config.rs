@@ -5,6 +5,7 @@ use cl_checkpoint::{Dtype, HubSnapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::problem::ConfigProblem;
 use crate::{Error, ExpertStorage, mergekit};
 
 /// A mixture as a TOML file describes it.
@@ -273,15 +274,15 @@ impl MixConfig {
     /// [`Error::Config`] with the place in the file; [`Error::Checkpoint`] when it cannot be read.
     pub fn read(path: &Path) -> Result<MixConfig, Error> {
         let text = read_text(path, MAX_CONFIG)?;
-        let wrong = |message: String| Error::Config { path: path.to_owned(), message };
+        let wrong = |problem| Error::Config { path: path.to_owned(), problem };
         let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
         if yaml { mergekit::from_yaml(&text).map_err(wrong) } else { from_toml(&text).map_err(wrong) }
     }
 }
 
-pub(crate) fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, ConfigProblem> {
     toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        format!("line {line}: {}", e.message())
+        ConfigProblem::Toml { line, error: Box::new(e) }
     })
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::problem::{MixtureProblem, ProblemKind};
+use crate::problem::{ConfigProblem, MixtureProblem, ProblemKind};
 
 /// Why a mixture cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -11,12 +11,13 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
     /// A configuration that does not parse.
-    #[error("{path}: {message}")]
+    #[error("{path}: {problem}")]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its line: the parser's message, or keys of mergekit's that are not supported.
-        message: String,
+        /// What is wrong.
+        #[source]
+        problem: ConfigProblem,
     },
     /// Everything that stands in the way, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::problem::{ConfigProblem, MergekitProblem};
 use crate::{
     ExpertConfig, ExpertStorage, FloatType, MixArchitecture, MixConfig, RouterConfig, RouterInit, SharedExpert, config,
 };
@@ -47,13 +48,12 @@ fn two() -> usize {
 }
 
 /// Reads one document.
-pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
-    let document: Document = serde_saphyr::from_str(text)
-        .map_err(|e| e.to_string().lines().next().unwrap_or_default().chars().take(300).collect::<String>())?;
+pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
+    let document: Document = serde_saphyr::from_str(text).map_err(|e| ConfigProblem::Yaml(Box::new(e)))?;
     let mut problems = Vec::new();
-    let mut refuse = |set: bool, what: &str| {
+    let mut refuse = |set: bool, what| {
         if set {
-            problems.push(format!("{what} is not supported; remove it"));
+            problems.push(MergekitProblem::NotSupported { what });
         }
     };
     let shared = document.shared_experts;
@@ -79,12 +79,12 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, String> {
         "random" => RouterInit::Random,
         "hidden" | "hidden_avg" | "hidden_last" | "cheap_embed" => RouterInit::States,
         other => {
-            problems.push(format!("gate_mode `{other}` is not supported; use random, hidden or cheap_embed"));
+            problems.push(MergekitProblem::GateMode { mode: other.to_owned() });
             RouterInit::Random
         }
     };
     if !problems.is_empty() {
-        return Err(problems.join("\n  "));
+        return Err(ConfigProblem::Mergekit(problems));
     }
     let expert = |e: Expert| ExpertConfig {
         model: e.source_model,
@@ -131,16 +131,15 @@ mod tests {
             from_yaml(&format!("{text}architecture: qwen\n")).unwrap().architecture,
             Some(MixArchitecture::Qwen2Moe)
         );
-        assert!(
-            from_yaml(&format!("{text}architecture: deepseek\n")).unwrap_err().contains("other than mixtral and qwen")
-        );
+        let message = from_yaml(&format!("{text}architecture: deepseek\n")).unwrap_err().to_string();
+        assert!(message.contains("other than mixtral and qwen"), "{message}");
         assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
         let several =
             format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");
-        let message = from_yaml(&several).unwrap_err();
+        let message = from_yaml(&several).unwrap_err().to_string();
         for part in ["`noise_scale`", "more than one of `shared_experts`", "prompts of a shared expert"] {
             assert!(message.contains(part), "{part}: {message}");
         }
-        assert!(from_yaml("base_model: b\nexpert: []\n").unwrap_err().contains("expert"));
+        assert!(from_yaml("base_model: b\nexpert: []\n").unwrap_err().to_string().contains("expert"));
     }
 }

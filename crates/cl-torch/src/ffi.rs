@@ -65,6 +65,18 @@ unsafe extern "C" {
         window_left: i64,
         result: *mut T,
     ) -> c_int;
+    pub(crate) fn cl_packed_attention(
+        q: T,
+        k: T,
+        v: T,
+        starts: *const i64,
+        n: usize,
+        scale: f64,
+        result: *mut T,
+    ) -> c_int;
+    pub(crate) fn cl_silu_mul(gate: T, up: T, result: *mut T) -> c_int;
+    pub(crate) fn cl_rms_norm(x: T, weight: T, eps: f64, result: *mut T) -> c_int;
+    pub(crate) fn cl_rotate(x: T, cos: T, sin: T, result: *mut T) -> c_int;
     pub(crate) fn cl_linears(tensors: *const T, scalings: *const f64, layers: usize, outputs: *mut T) -> c_int;
     pub(crate) fn cl_quantize(weight: T, nf4: c_int, results: *mut T) -> c_int;
     pub(crate) fn cl_dequantize(values: T, absmax: T, nested: T, kind: c_int, portable: c_int, result: *mut T)

@@ -1,12 +1,13 @@
 #![doc = include_str!("../README.md")]
 #![allow(unsafe_code)] // the border to libtorch: raw tensor pointers and dlopen; each block states its reason
 
+mod attention;
 mod autograd;
 mod checkpointing;
 mod cuda;
+mod elementwise;
 mod error;
 mod ffi;
-mod flash;
 mod linear;
 mod memory;
 mod optimizer;
@@ -17,11 +18,12 @@ mod rendezvous;
 mod tensor_bytes;
 mod threads;
 
+pub use attention::{flash_varlen, packed_attention};
 pub use autograd::{backward, grad, set_gradient};
 pub use checkpointing::{Around, checkpoint, checkpoint_around, on_backward};
 pub use cuda::{load_cuda, pick_device};
+pub use elementwise::{rms_norm, rotate, silu_mul};
 pub use error::TorchError;
-pub use flash::flash_varlen;
 pub use linear::{LinearLayer, LinearWeight, LowRank, linear, linears};
 pub use memory::give_memory_back;
 pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};

@@ -1,11 +1,56 @@
-//! What the allocator does with memory that tensors leave.
+//! The allocator of the program and of libtorch's tensors.
 
-/// Has glibc return every freed block of 1 MiB or more to the system from now on. Without glibc, nothing happens.
+/// jemalloc in place of glibc's allocator, for Rust and, as the program exports `malloc`, for libtorch.
 ///
-/// By default it keeps larger and larger blocks for later use. Where tensors of a layer come and go, as with weights that are
-/// fetched for the time that the layer is computed, the process then holds twice the memory it needs.
+/// The tensors of a training step are allocated and freed again in every step. glibc's allocator searches and merges its
+/// lists of large free blocks meanwhile and returns memory that the next step needs again (docs/benchmarks.md).
+#[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
+mod jemalloc {
+    use std::ffi::c_char;
+
+    use tikv_jemalloc_ctl::raw;
+    use tikv_jemallocator::Jemalloc;
+
+    #[global_allocator]
+    static ALLOCATOR: Jemalloc = Jemalloc;
+
+    /// Options of jemalloc, which reads this symbol before `main` and the variable `MALLOC_CONF` after it.
+    ///
+    /// By default, blocks of 8 MiB or more have an arena of their own, which returns them to the system at once. Here they
+    /// are treated like all others, and free memory is kept for half a minute, longer than most steps take.
+    #[unsafe(export_name = "malloc_conf")]
+    pub(super) static OPTIONS: &c_char = {
+        let text = c"oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0";
+        // SAFETY: a C string has at least its terminator.
+        unsafe { &*text.as_ptr() }
+    };
+
+    /// Returns free memory to the system at once from now on, in arenas that exist and in later ones.
+    pub(super) fn give_memory_back() -> Result<(), tikv_jemalloc_ctl::Error> {
+        // SAFETY: the types are those that jemalloc's manual gives for these names.
+        unsafe {
+            raw::write(b"arenas.dirty_decay_ms\0", 0isize)?;
+            for arena in 0..raw::read::<u32>(b"arenas.narenas\0")? {
+                // An arena that was never used has no settings yet and takes those of later ones.
+                let _ = raw::write(format!("arena.{arena}.dirty_decay_ms\0").as_bytes(), 0isize);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Has the allocator return freed memory to the system at once from now on: jemalloc with the feature `jemalloc`, otherwise
+/// glibc's for blocks of 1 MiB or more. With other allocators, nothing happens.
+///
+/// By default free blocks are kept for later use. Where tensors of a layer come and go, as with weights that are fetched for
+/// the time that the layer is computed, the process would then hold twice the memory it needs.
 pub fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
+    {
+        let done = jemalloc::give_memory_back();
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+    #[cfg(all(not(feature = "jemalloc"), target_os = "linux", target_env = "gnu"))]
     // SAFETY: sets a parameter of the allocator, under its own lock.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);

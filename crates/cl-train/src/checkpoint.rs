@@ -1,7 +1,7 @@
 //! Checkpoints of a round in progress: trained tensors, both moments, the step. A directory that is replaced
 //! atomically.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adamw::Optimizer;
+use crate::problem::StateProblem;
 use crate::validation::ValidationState;
 use crate::{Keep, Plan, Ranks, TrainConfig, TrainError};
 
@@ -165,33 +166,32 @@ fn read(
     if !dir.join("manifest.json").exists() {
         return Ok(None);
     }
-    let misfit = |message: String| TrainError::State { path: dir.to_owned(), message };
+    let misfit = |problem| TrainError::State { path: dir.to_owned(), problem };
     if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
-        let (path, what) = match problem {
-            ManifestProblem::Missing(path) => (path, "is missing"),
-            ManifestProblem::Changed(path) => (path, "has changed since it was saved"),
-            ManifestProblem::Unlisted(path) => (path, "was not saved with it"),
-        };
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        return Err(misfit(format!("`{name}` {what}")));
+        let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Err(misfit(match problem {
+            ManifestProblem::Missing(path) => StateProblem::Missing { file: name(path) },
+            ManifestProblem::Changed(path) => StateProblem::Changed { file: name(path) },
+            ManifestProblem::Unlisted(path) => StateProblem::Unlisted { file: name(path) },
+        }));
     }
     let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
     if (TrainConfig { zero_stage: config.zero_stage, ..saved }) != *config {
-        return Err(misfit("it was saved with a different [train] configuration".to_owned()));
+        return Err(misfit(StateProblem::Config));
     }
     if state.seed != fresh.seed {
-        return Err(misfit(format!("it was saved with seed {}, but this run has seed {}", state.seed, fresh.seed)));
+        return Err(misfit(StateProblem::Seed { saved: state.seed, seed: fresh.seed }));
     }
     if state.plan != fresh.plan || state.data != fresh.data {
-        return Err(misfit("it was saved with different training data".to_owned()));
+        return Err(misfit(StateProblem::Data));
     }
     if state.orthogonality != fresh.orthogonality {
-        return Err(misfit("it was saved with different earlier adapters".to_owned()));
+        return Err(misfit(StateProblem::Earlier));
     }
     let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
     if identity(&state) != identity(fresh) {
-        return Err(misfit("it was saved with different [validation] settings or data".to_owned()));
+        return Err(misfit(StateProblem::Validation));
     }
     let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
@@ -200,7 +200,7 @@ fn read(
         let keys = PARTS.iter().map(|part| format!("{part}.{name}")).chain(evaluated.then(|| best_name(name)));
         for key in keys {
             if file.info(&key).is_none_or(|i| i.shape != shape) {
-                return Err(misfit(format!("it has no tensor `{key}` of shape {shape:?}")));
+                return Err(misfit(StateProblem::Tensor { tensor: key, shape }));
             }
         }
     }
@@ -220,5 +220,6 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, TrainError>
 }
 
 fn from_json<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T, TrainError> {
-    serde_json::from_str(text).map_err(|e| TrainError::State { path: path.to_owned(), message: e.to_string() })
+    let state = |source| TrainError::State { path: path.to_owned(), problem: StateProblem::Json { source } };
+    serde_json::from_str(text).map_err(state)
 }

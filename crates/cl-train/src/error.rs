@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::problem::StateProblem;
+
 /// Errors of fine-tuning.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -72,12 +74,13 @@ pub enum TrainError {
         total_steps: u64,
     },
     /// A checkpoint belongs to another run, or is damaged.
-    #[error("{path}: the checkpoint does not match this run: {message}; remove the directory to restart the round")]
+    #[error("{path}: the checkpoint does not match this run: {problem}; remove the directory to restart the round")]
     State {
         /// Directory of the checkpoint.
         path: PathBuf,
         /// What differs.
-        message: String,
+        #[source]
+        problem: StateProblem,
     },
     /// The ranks of a run did not meet.
     #[error(

@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod log;
 mod plan;
+pub mod problem;
 mod ranks;
 mod report_to;
 mod router;

@@ -7,6 +7,7 @@ mod config;
 mod dequant;
 mod error;
 mod import;
+mod keys;
 mod problem;
 mod reader;
 mod rope;

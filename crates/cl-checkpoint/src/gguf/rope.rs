@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 
 use serde_json::{Value, json};
 
-use super::config::Keys;
+use super::keys::Keys;
 use super::{Error, GgufFile, KeyProblem, TensorProblem, dequantize};
 
 pub(super) const FACTORS: &str = "rope_freqs.weight";

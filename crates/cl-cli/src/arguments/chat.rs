@@ -35,7 +35,7 @@ pub struct Args {
     #[command(flatten)]
     pub decoding: DecodingArgs,
     /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

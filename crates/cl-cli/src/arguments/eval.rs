@@ -85,7 +85,7 @@ pub struct Args {
     pub lm_eval_add_bos_token: Option<bool>,
     /// Which definitions apply. paper: as in the paper, tasks of lm-evaluation-harness without BOS, and MeetingBank
     /// with the paper's ROUGE-L.
-    #[arg(long, value_parser = super::profile(), default_value = "method")]
+    #[arg(long, value_parser = super::values::profile(), default_value = "method")]
     pub profile: Profile,
     /// Installed lm-eval, for the few-shot examples of gsm8k_cot: a Python interpreter (python3) or the package's
     /// directory.
@@ -108,7 +108,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "cache")]
     pub no_cache: bool,
     /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

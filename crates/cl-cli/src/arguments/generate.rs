@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
     /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

@@ -12,13 +12,9 @@ pub mod reproduce;
 pub mod sequence;
 pub mod study;
 pub mod train;
+pub(crate) mod values;
 
-use cl_checkpoint::Precision;
 use cl_checkpoint::logging::LogArgs;
-use cl_data::Profile;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use serde::de::DeserializeOwned;
-use serde::de::value::StrDeserializer;
 
 use crate::light::{data, import_gguf, paper_tables, publish, report, shell};
 
@@ -107,20 +103,4 @@ impl Command {
             _ => false,
         }
     }
-}
-
-/// Parses a word as configuration files spell it.
-pub(crate) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    let word = StrDeserializer::<serde::de::value::Error>::new(text);
-    T::deserialize(word).map_err(|e| e.to_string())
-}
-
-/// Parses `--precision`.
-fn precision() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(["f32", "bf16"]).try_map(|text| word(&text))
-}
-
-/// Parses `--profile`.
-fn profile() -> impl TypedValueParser<Value = Profile> {
-    PossibleValuesParser::new(["method", "paper"]).try_map(|text| word(&text))
 }

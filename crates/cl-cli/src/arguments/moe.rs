@@ -49,7 +49,7 @@ pub struct StatesArgs {
     #[arg(long, value_enum, default_value = "last")]
     pub pooling: PoolingArg,
     /// Dtype of the computation.
-    #[arg(long, value_parser = super::precision(), default_value = "f32")]
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]

@@ -35,7 +35,7 @@ pub struct ShowArgs {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     max_length: u32,
     /// Format of the rows: auto, prompt_answer, prompt_completion, alpaca, meta_math, gsm8k, messages, text.
-    #[arg(long, default_value = "auto", value_parser = crate::arguments::word::<Format>)]
+    #[arg(long, default_value = "auto", value_parser = crate::arguments::values::word::<Format>)]
     format: Format,
     /// Names of the fields, for example --columns prompt=question --columns "answer={{ label }}"; keys: prompt, answer,
     /// messages.

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Expression, State, Template, filters, functions};
 
-use super::operators;
-
 /// Bytes of a template. The longest published chat templates have some tens of thousands.
 pub const MAX_SOURCE: usize = 256 << 10;
 /// Tokens of one `{{ … }}` or `{% … %}`.
@@ -122,7 +120,7 @@ pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'stati
             plain.empty_state().apply_filter(name, &args)
         });
     }
-    environment.add_filter(operators::FILTER, |state: &State, value: Value| spend(state, &value).map(|()| value));
+    environment.add_filter(FILTER, |state: &State, value: Value| spend(state, &value).map(|()| value));
     // These look for filters and tests by name, among those of the environment with bounds.
     environment.add_filter("map", |state: &State, value: Value, args: Rest<Value>| {
         spend(state, &value)?;
@@ -144,6 +142,8 @@ pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'stati
     });
 }
 
+/// The filter that checks a value and returns it.
+pub(super) const FILTER: &str = "bounded";
 /// Filters of the engine that go through a value whole, or make one whose size an argument says.
 const FILTERS: [&str; 28] = [
     "lower",

@@ -14,10 +14,8 @@ use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Filter, Spanned,
 use minijinja::machinery::{Span, WhitespaceConfig, parse, parse_expr};
 use minijinja::{Error, ErrorKind};
 
-use super::limits::MAX_CAPTURED;
+use super::limits::{FILTER, MAX_CAPTURED};
 
-/// The filter that checks a value and returns it.
-pub(super) const FILTER: &str = "bounded";
 /// Operators of one kind in a row, `a ~ b ~ c`, that share a check. With one check each, fewer than a
 /// hundred would nest too deep for the parser; now it is nearly three hundred.
 const CHAIN: usize = 4;

@@ -2,12 +2,12 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::Overlap;
 use cl_checkpoint::HubSnapshot;
-use cl_checkpoint::files::shorten;
 use cl_data::Profile;
 use cl_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::problem::StudyProblem;
 use crate::rounds::overlay;
 use crate::{EvalConfig, Limits, RoundConfig, ValidationConfig};
 
@@ -248,28 +248,24 @@ impl StudyConfig {
     /// `[train]` for LoRA or full fine-tuning.
     ///
     /// # Errors
-    /// Returns a message with the key, what is wrong and what is expected.
-    pub(super) fn train_config(&self, tuning: Tuning) -> Result<TrainConfig, String> {
-        let (own, key) = match tuning {
+    /// Returns what is wrong, with the name of the table.
+    pub(super) fn train_config(&self, tuning: Tuning) -> Result<TrainConfig, StudyProblem> {
+        let (own, table) = match tuning {
             Tuning::Lora => (&self.lora, "lora"),
             Tuning::Full => (&self.full, "full"),
             Tuning::Router => (&self.router, "router"),
         };
-        for other in ["lora", "full", "olora", "router"] {
-            if self.train.contains_key(other) {
-                return Err(format!(
-                    "train.{other}: a study compares LoRA and full fine-tuning; write it as [{other}]"
-                ));
-            }
+        if let Some(table) = ["lora", "full", "olora", "router"].into_iter().find(|key| self.train.contains_key(*key)) {
+            return Err(StudyProblem::TableInTrain { table });
         }
-        let plain = |e: serde_json::Error| format!("[{key}]: {}", shorten(&e.to_string()));
-        let mut values = serde_json::to_value(&self.train).map_err(plain)?;
-        overlay(&mut values, serde_json::to_value(own).map_err(plain)?);
+        let invalid = |error| StudyProblem::Table { table, error };
+        let mut values = serde_json::to_value(&self.train).map_err(invalid)?;
+        overlay(&mut values, serde_json::to_value(own).map_err(invalid)?);
         if let Value::Object(values) = &mut values {
-            values.entry(key).or_insert_with(|| json!({}));
+            values.entry(table).or_insert_with(|| json!({}));
         }
-        let train: TrainConfig = serde_json::from_value(values).map_err(plain)?;
-        train.validate().map_err(|e| format!("[{key}]: {e}"))?;
+        let train: TrainConfig = serde_json::from_value(values).map_err(invalid)?;
+        train.validate().map_err(|e| StudyProblem::Train { table, source: Box::new(e) })?;
         Ok(train)
     }
 

@@ -13,6 +13,7 @@ use cl_train::{Precision, States, TrainConfig};
 use serde::Serialize;
 
 use super::config::{Comparison, StudyConfig, Tuning};
+use crate::problem::{RoundsProblem, StudyProblem};
 use crate::report::{method_name, row_name};
 use crate::toy::{below, rng};
 use crate::{MixtureConfig, RoundConfig, SequenceConfig};
@@ -93,8 +94,8 @@ const DENSITY: f64 = 0.2;
 /// The stages of a study, each after those it depends on.
 ///
 /// # Errors
-/// Returns a message that describes the error in the configuration.
-pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
+/// Returns what is wrong with the configuration.
+pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, StudyProblem> {
     let mut graph = Graph::new(config)?;
     graph.add("base", vec![], Work::Base { add_bos_token: None }, Row::of("base", RowKind::Base, 0));
     for (index, &seed) in config.seeds.iter().enumerate() {
@@ -139,9 +140,10 @@ pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, String> {
     }
     for stage in &graph.stages {
         if let Work::Rounds(config) = &stage.work {
-            let wrong = |e: String| format!("stage {}: {e}", stage.id);
-            config.resolve_rounds().map_err(wrong)?;
-            config.train.validate().map_err(|e| wrong(e.to_string()))?;
+            let stage = || stage.id.clone();
+            config.resolve_rounds().map_err(|problem| StudyProblem::StageRounds { stage: stage(), problem })?;
+            let wrong = |e| StudyProblem::StageTrain { stage: stage(), source: Box::new(e) };
+            config.train.validate().map_err(wrong)?;
         }
     }
     Ok(graph.stages)
@@ -152,8 +154,8 @@ impl StudyConfig {
     /// study evaluates.
     ///
     /// # Errors
-    /// Returns a message that describes the error in the configuration.
-    pub(crate) fn sequences(&self) -> Result<[SequenceConfig; 2], String> {
+    /// Returns what is wrong with the configuration.
+    pub(crate) fn sequences(&self) -> Result<[SequenceConfig; 2], StudyProblem> {
         let graph = Graph::new(self)?;
         Ok([graph.config_of(Tuning::Lora, self.seeds[0])?, graph.config_of(Tuning::Full, self.seeds[0])?])
     }
@@ -169,11 +171,11 @@ struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    fn new(config: &'a StudyConfig) -> Result<Graph<'a>, String> {
+    fn new(config: &'a StudyConfig) -> Result<Graph<'a>, StudyProblem> {
         let rounds = config.all_rounds();
         let count = rounds.len();
         if !config.tasks.is_empty() && !config.rounds.is_empty() {
-            return Err("both `tasks` and `[[rounds]]`: expected one of them".to_owned());
+            return Err(RoundsProblem::TasksAndRounds.into());
         }
         for (key, twice) in [
             ("seeds", twice(&config.seeds)),
@@ -181,22 +183,22 @@ impl<'a> Graph<'a> {
             ("olora.lambda", twice(&config.olora.lambda)),
         ] {
             if let Some(value) = twice {
-                return Err(format!("{key}: {value} is listed twice"));
+                return Err(StudyProblem::Twice { key, value });
             }
         }
         for &lambda in &config.olora.lambda {
-            olora(config.olora.mode, lambda).validate().map_err(|e| format!("olora: {e}"))?;
+            olora(config.olora.mode, lambda).validate().map_err(|e| StudyProblem::Olora(Box::new(e)))?;
         }
         let replayed = Mixture { replay: Some(replay(config, Buffer::Redrawn)), ..Mixture::default() };
-        replayed.validate(1).map_err(|e| e.to_string())?;
-        if let Some(wrong) = config.members.iter().flatten().find(|m| !(2..=count).contains(*m)) {
-            return Err(format!("members: {wrong} is not among 2 to {count}, the number of rounds"));
+        replayed.validate(1)?;
+        if let Some(&members) = config.members.iter().flatten().find(|m| !(2..=count).contains(*m)) {
+            return Err(StudyProblem::Members { members, rounds: count });
         }
-        if let Some(wrong) = config.experts.iter().find(|name| rounds.iter().all(|round| round.name != **name)) {
-            return Err(format!("experts: no round is called `{wrong}`"));
+        if let Some(name) = config.experts.iter().find(|name| rounds.iter().all(|round| round.name != **name)) {
+            return Err(StudyProblem::NoRound { name: name.clone() });
         }
         if config.seeds.is_empty() || config.seeds.iter().any(|&seed| seed > MAX_SEED) {
-            return Err(format!("seeds: expected at least one, each at most {MAX_SEED}"));
+            return Err(StudyProblem::Seeds { most: MAX_SEED });
         }
         // What sequences check by themselves is checked before any stage runs.
         let mut graph = Graph { config, rounds, scored: Vec::new(), stages: Vec::new(), ids: HashSet::new() };
@@ -219,7 +221,7 @@ impl<'a> Graph<'a> {
     }
 
     /// The study's rounds as a sequence.
-    fn config_of(&self, tuning: Tuning, seed: u64) -> Result<SequenceConfig, String> {
+    fn config_of(&self, tuning: Tuning, seed: u64) -> Result<SequenceConfig, StudyProblem> {
         let config = self.config;
         let mut eval = config.eval.clone();
         if eval.tasks.is_none() && !self.scored.is_empty() {
@@ -244,7 +246,7 @@ impl<'a> Graph<'a> {
         })
     }
 
-    fn one_rounds(&mut self, tuning: Tuning, seed: u64) -> Result<Vec<usize>, String> {
+    fn one_rounds(&mut self, tuning: Tuning, seed: u64) -> Result<Vec<usize>, StudyProblem> {
         let mut places = Vec::new();
         for (index, round) in self.rounds.clone().into_iter().enumerate() {
             let mut sequence = self.config_of(tuning, seed)?;
@@ -264,7 +266,7 @@ impl<'a> Graph<'a> {
         tuning: Tuning,
         seed: u64,
         change: impl FnOnce(&mut SequenceConfig),
-    ) -> Result<usize, String> {
+    ) -> Result<usize, StudyProblem> {
         let mut sequence = self.config_of(tuning, seed)?;
         change(&mut sequence);
         let method = method_name(&sequence);
@@ -274,12 +276,12 @@ impl<'a> Graph<'a> {
     }
 
     /// All rounds' data at once.
-    fn joint(&mut self, tuning: Tuning, seed: u64, joint: Joint) -> Result<usize, String> {
+    fn joint(&mut self, tuning: Tuning, seed: u64, joint: Joint) -> Result<usize, StudyProblem> {
         let mut sequence = self.config_of(tuning, seed)?;
         let own = |round: &RoundConfig| (round.format, round.columns.clone());
         let (format, columns) = own(&self.rounds[0]);
         if self.rounds.iter().any(|round| own(round) != (format, columns.clone())) {
-            return Err("compare: `joint` needs rounds whose `format` and `columns` are the same".to_owned());
+            return Err(StudyProblem::Joint);
         }
         let data = self.rounds.iter().flat_map(|round| match round.data.as_slice() {
             [] => vec![PathBuf::from(&round.name)],
@@ -305,7 +307,7 @@ impl<'a> Graph<'a> {
     }
 
     /// Merges of one-round models: with the first seed for all numbers of models, with the others only for the largest.
-    fn merges(&mut self, lora: &[usize], full: &[usize], seed: u64, every_number: bool) -> Result<(), String> {
+    fn merges(&mut self, lora: &[usize], full: &[usize], seed: u64, every_number: bool) -> Result<(), StudyProblem> {
         let all = lora.len();
         let numbers: Vec<usize> = match &self.config.members {
             Some(members) => members.clone(),
@@ -324,7 +326,7 @@ impl<'a> Graph<'a> {
     }
 
     /// Mixtures with untrained routers, prototypes of each expert, or routers trained from these.
-    fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), String> {
+    fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), StudyProblem> {
         let mixed =
             |method: &str, members| Row { members: Some(members), ..Row::of(method, RowKind::MixtureOfExperts, seed) };
         let trained = self.routers(seed)?;
@@ -364,13 +366,13 @@ impl<'a> Graph<'a> {
     }
 
     /// Settings of router training, the same for all mixtures.
-    fn routers(&self, seed: u64) -> Result<Work, String> {
+    fn routers(&self, seed: u64) -> Result<Work, StudyProblem> {
         let train = Box::new(self.config.train_config(Tuning::Router)?);
         Ok(Work::Routers { train, seed: seed * SEEDS_APART, limit: self.config.limit.train })
     }
 
     /// Questions that the paper leaves open.
-    fn questions(&mut self, lora: &[usize], seed: u64) -> Result<(), String> {
+    fn questions(&mut self, lora: &[usize], seed: u64) -> Result<(), StudyProblem> {
         if !lora.is_empty() {
             for (rescale, name) in
                 [(RescaleChoice::None, "DARE-TIES (not rescaled)"), (RescaleChoice::Density, "DARE-TIES (rescaled)")]
@@ -404,7 +406,7 @@ impl<'a> Graph<'a> {
     }
 
     /// Sequences in other orders; their rows use the number of the order in place of the seed.
-    fn orders(&mut self, seed: u64) -> Result<(), String> {
+    fn orders(&mut self, seed: u64) -> Result<(), StudyProblem> {
         const QUESTION: &str = "Order of the rounds: the given one reversed and others drawn, ± over the orders";
         for (order, rounds) in orders(&self.rounds, self.config.orders).into_iter().enumerate() {
             for (tuning, method) in [(Tuning::Lora, "LoRA"), (Tuning::Full, "FFT")] {
@@ -428,7 +430,7 @@ impl<'a> Graph<'a> {
         tuning: Tuning,
         seed: u64,
         change: impl FnOnce(&mut SequenceConfig),
-    ) -> Result<(), String> {
+    ) -> Result<(), StudyProblem> {
         let mut sequence = self.config_of(tuning, seed)?;
         change(&mut sequence);
         let row = Row { question: Some(question), ..Row::of(method, RowKind::Sequence, seed) };

@@ -237,7 +237,7 @@ impl Rates {
 /// # Errors
 /// Returns [`LabError::Study`] if the configuration is invalid.
 pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOptions) -> Result<StudyPlan, LabError> {
-    let stages = stages(config).map_err(LabError::Study)?;
+    let stages = stages(config)?;
     let wanted = wanted(&stages, &options.only)?;
     let records = vec![None; stages.len()];
     plan(config, &stages, &wanted, &records, sizes, options.keep_models)
@@ -340,7 +340,7 @@ impl Planner<'_> {
         let shape = self.shape;
         let mut effort = Effort { models: shape.bytes(), ..Effort::default() };
         let mut earlier: Vec<Vec<SetSize>> = Vec::new();
-        for round in config.resolve_rounds().map_err(LabError::Rounds)? {
+        for round in config.resolve_rounds()? {
             let place = self.names.iter().position(|name| *name == round.name);
             // A round that is none of the study's has the data of all.
             let own = place.map_or_else(|| self.sizes.rounds.concat(), |place| self.sizes.rounds[place].clone());

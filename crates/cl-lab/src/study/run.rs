@@ -4,7 +4,7 @@ use std::fs::File;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
@@ -23,7 +23,7 @@ use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
-use crate::problem::OutputProblem;
+use crate::problem::{OutputProblem, StudyProblem};
 use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
@@ -67,8 +67,15 @@ pub enum StudyEvent {
     Warning {
         /// Its index.
         stage: usize,
-        /// The message.
+        /// The warning.
         message: String,
+    },
+    /// Models that no stage needs anymore cannot be removed.
+    NotRemoved {
+        /// Index of the stage after which they are not needed.
+        stage: usize,
+        /// Why.
+        error: Arc<LabError>,
     },
     /// A stage is complete.
     Finished {
@@ -81,8 +88,8 @@ pub enum StudyEvent {
     Failed {
         /// Its index.
         stage: usize,
-        /// The error message.
-        message: String,
+        /// Why.
+        error: Arc<LabError>,
     },
 }
 
@@ -91,8 +98,8 @@ pub enum StudyEvent {
 pub struct StageError {
     /// Its name.
     pub stage: String,
-    /// The error message.
-    pub error: LabError,
+    /// Why.
+    pub error: Arc<LabError>,
 }
 
 impl std::fmt::Display for StageError {
@@ -195,9 +202,9 @@ struct Study<'a> {
 impl<'a> Study<'a> {
     /// Loads and checks the inputs of all stages.
     fn open(config: &'a StudyConfig, out: &'a Path, options: &'a StudyOptions) -> Result<Study<'a>, LabError> {
-        let stages = stages(config).map_err(LabError::Study)?;
+        let stages = stages(config)?;
         let wanted = wanted(&stages, &options.only)?;
-        let [sequence, full] = config.sequences().map_err(LabError::Study)?;
+        let [sequence, full] = config.sequences()?;
         let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(&sequence)?;
         let base = ModelRef::take(&config.model)?;
         let data = datasets.iter().chain(&validation).flatten().map(|set| set.hash.as_str()).collect::<Vec<&str>>();
@@ -316,21 +323,18 @@ impl<'a> Study<'a> {
         while let Some(stage) = board.take(&self.stages, site.interrupt) {
             tell(StudyEvent::Started { stage, name: self.stages[stage].id.clone() });
             let _unwinding = Unwinding { board, stage };
-            let result = self.run_stage(site, stage, &tell);
+            let result = self.run_stage(site, stage, &tell).map_err(Arc::new);
             match &result {
                 Ok(record) => tell(StudyEvent::Finished { stage, seconds: record.seconds }),
                 Err(error) if error.is_interrupted() => {}
-                Err(error) => tell(StudyEvent::Failed { stage, message: error.to_string() }),
+                Err(error) => tell(StudyEvent::Failed { stage, error: error.clone() }),
             }
             let dropped = board.put(stage, result, &self.stages, |over| match self.options.keep_models {
                 true => Ok(()),
                 false => site.drop_models(&self.stages[over]),
             });
             if let Err(error) = dropped {
-                tell(StudyEvent::Warning {
-                    stage,
-                    message: format!("models that are not needed any more stay: {error}"),
-                });
+                tell(StudyEvent::NotRemoved { stage, error: Arc::new(error) });
             }
         }
     }
@@ -428,7 +432,7 @@ pub(super) fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, Lab
     let mut wanted: Vec<bool> =
         stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
     if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {
-        return Err(LabError::Study(format!("--only: no stage's name starts with `{start}`; --dry-run lists them")));
+        return Err(StudyProblem::NoStage { start: start.clone() }.into());
     }
     for place in (0..stages.len()).rev() {
         if wanted[place] {
@@ -443,7 +447,7 @@ enum State {
     Waiting,
     Running,
     Done(Record),
-    Failed(LabError),
+    Failed(Arc<LabError>),
     /// A stage that it depends on failed, or it panicked.
     Cut,
 }
@@ -490,7 +494,7 @@ impl Board {
     fn put(
         &self,
         place: usize,
-        result: Result<Record, LabError>,
+        result: Result<Record, Arc<LabError>>,
         stages: &[Stage],
         mut over: impl FnMut(usize) -> Result<(), LabError>,
     ) -> Result<(), LabError> {

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::graph::{Combination, Stage, Work};
 use crate::model_dir::verify;
-use crate::output::discard;
+use crate::output::{discard, to_toml};
 use crate::sequence::{Scoring, cells, run_sequence_on};
 use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
@@ -216,8 +216,7 @@ impl Site<'_> {
     }
 
     fn average(&self, models: &[PathBuf], out: &Path) -> Result<(), LabError> {
-        let text = |e: toml::ser::Error| LabError::Config { path: out.to_owned(), message: e.to_string() };
-        let recipe = toml::to_string(&average_recipe(models)).map_err(text)?;
+        let recipe = to_toml(out, &average_recipe(models))?;
         let file =
             MergeFile::from_toml(&recipe).map_err(|source| cl_merge::Error::Config { path: out.to_owned(), source })?;
         let plan = Plan::new(&file.stages[0])?;

@@ -3,6 +3,7 @@ use serde_json::{Map, Value};
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::rope::scaling;
 use super::{Family, ModelConfig, NormPlacement, QkNorm};
+use crate::problem::ConfigProblem;
 
 const GEMMA: Defaults = Defaults {
     num_key_value_heads: Some(4),
@@ -15,7 +16,7 @@ const GEMMA: Defaults = Defaults {
 };
 
 /// Gemma 2 (arXiv:2408.00118): every other layer, starting with the first, has a sliding window.
-pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let config = ModelConfig {
         rope_scaling: keys.scaling()?,
         windows: keys.windows(window(keys), |layer| layer % 2 == 0)?,
@@ -28,7 +29,7 @@ pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, String> {
 
 /// Gemma 3, text only (arXiv:2503.19786): five sliding-window layers for each layer with full attention, with separate
 /// rotary frequencies.
-pub(super) fn read_gemma3(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read_gemma3(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { rope_theta: 1e6, max_position_embeddings: 131_072, ..GEMMA };
     let every = keys.sliding_window_pattern.unwrap_or(6).max(1);
     // Transformers 5 keeps one map of rotary parameters for each type of layer.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Activation, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling, eos_ids};
+use crate::problem::{ConfigProblem, RopeProblem};
 
 /// The keys that families read. Absent and `null` are distinguished where they differ in meaning.
 #[derive(Deserialize)]
@@ -100,37 +101,33 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 };
 
 impl Keys {
-    pub(super) fn read(json: &Map<String, Value>) -> Result<Keys, String> {
+    pub(super) fn read(json: &Map<String, Value>) -> Result<Keys, ConfigProblem> {
         if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
-            return Err("quantization_config: quantized weights are not supported; save the model in f32, f16 or bf16"
-                .to_owned());
+            return Err(ConfigProblem::Quantized);
         }
-        let keys: Keys = serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
+        let keys: Keys = serde_json::from_value(Value::Object(json.clone()))?;
         if keys.use_bidirectional_attention == Some(true) {
-            return Err("use_bidirectional_attention = true is not supported; expected false".to_owned());
+            return Err(ConfigProblem::UnsupportedTrue { key: "use_bidirectional_attention" });
         }
         Ok(keys)
     }
 
     /// A config with the keys common to all families; everything else is as in a plain Llama.
-    pub(super) fn config(&self, family: Family, defaults: &Defaults) -> Result<ModelConfig, String> {
+    pub(super) fn config(&self, family: Family, defaults: &Defaults) -> Result<ModelConfig, ConfigProblem> {
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.or(defaults.num_key_value_heads).unwrap_or(heads);
         self.check_sizes(kv_heads)?;
         let head_dim = match self.head_dim.or(defaults.head_dim) {
             Some(width) => width,
             None if self.hidden_size % heads != 0 => {
-                return Err(format!(
-                    "hidden_size = {} is no multiple of num_attention_heads = {heads} and head_dim is absent",
-                    self.hidden_size
-                ));
+                return Err(ConfigProblem::HeadWidth { hidden_size: self.hidden_size, num_attention_heads: heads });
             }
             None => self.hidden_size / heads,
         };
         let rope_theta = self.theta(defaults.rope_theta);
         let partial = self.partial_rotary()?;
         if partial != 1.0 && family != Family::Phi3 {
-            return Err(format!("partial_rotary_factor = {partial} is not supported; expected 1"));
+            return Err(RopeProblem::Partial { factor: partial }.into());
         }
         let rotary_dim = (head_dim as f64 * partial) as i64;
         Ok(ModelConfig {
@@ -166,12 +163,11 @@ impl Keys {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_scaling: 1.0,
-            eos_token_ids: eos_ids(self.eos_token_id.as_ref())
-                .map_err(|value| format!("eos_token_id {value} is not a token id"))?,
+            eos_token_ids: eos_ids(self.eos_token_id.as_ref()).map_err(|value| ConfigProblem::EosTokenId { value })?,
         })
     }
 
-    fn check_sizes(&self, kv_heads: i64) -> Result<(), String> {
+    fn check_sizes(&self, kv_heads: i64) -> Result<(), ConfigProblem> {
         for (key, value) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -182,18 +178,18 @@ impl Keys {
             ("head_dim", self.head_dim.unwrap_or(1)),
         ] {
             if value < 1 {
-                return Err(format!("{key} = {value}: expected at least 1"));
+                return Err(ConfigProblem::TooSmall { key, value, least: 1 });
             }
             // Beyond these a typing error would ask for all memory before a tensor is looked at.
             let most = if key == "num_hidden_layers" { 10_000 } else { i64::from(i32::MAX) };
             if value > most {
-                return Err(format!("{key} = {value}: expected at most {most}"));
+                return Err(ConfigProblem::TooLarge { key, value, most });
             }
         }
         Ok(())
     }
 
-    fn activation(&self, default: &str) -> Result<Activation, String> {
+    fn activation(&self, default: &str) -> Result<Activation, ConfigProblem> {
         // Gemma has a key of its own; its `hidden_act` is a leftover that says something else.
         let (key, name) = match (&self.hidden_activation, &self.hidden_act) {
             (Some(name), _) => ("hidden_activation", name.as_str()),
@@ -203,7 +199,7 @@ impl Keys {
         match name {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-            other => Err(format!("{key} `{other}` is not supported; expected `silu` or `gelu_pytorch_tanh`")),
+            other => Err(ConfigProblem::Activation { key, name: other.to_owned() }),
         }
     }
 
@@ -212,23 +208,21 @@ impl Keys {
         &self,
         window: Option<i64>,
         windowed: impl Fn(usize) -> bool,
-    ) -> Result<Vec<Option<i64>>, String> {
+    ) -> Result<Vec<Option<i64>>, ConfigProblem> {
         let n = self.num_hidden_layers;
-        if let Some(w) = window.filter(|&w| w < 1) {
-            return Err(format!("sliding_window = {w}: expected at least 1"));
+        if let Some(value) = window.filter(|&w| w < 1) {
+            return Err(ConfigProblem::TooSmall { key: "sliding_window", value, least: 1 });
         }
         let Some(types) = &self.layer_types else {
             return Ok((0..n).map(|i| window.filter(|_| windowed(i))).collect());
         };
         if types.len() != n {
-            return Err(format!("layer_types has {} entries for {n} layers", types.len()));
+            return Err(ConfigProblem::LayerCount { key: "layer_types", entries: types.len(), layers: n });
         }
         let window = |name: &String| match name.as_str() {
             "full_attention" => Ok(None),
             "sliding_attention" => Ok(window),
-            other => {
-                Err(format!("layer type `{other}` is not supported; expected full_attention or sliding_attention"))
-            }
+            other => Err(ConfigProblem::LayerType { name: other.to_owned() }),
         };
         types.iter().map(window).collect()
     }

@@ -2,9 +2,10 @@ use cl_moe::ExpertStorage;
 
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
+use crate::problem::{ConfigProblem, ExpertsProblem};
 
 /// Mixtral (Jiang et al., arXiv:2401.04088): Mistral with experts instead of the MLP. No sliding window by default.
-pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { num_key_value_heads: Some(8), rms_norm_eps: 1e-5, rope_theta: 1e6, ..DEFAULTS };
     let (num_local_experts, num_experts_per_tok) = counts(keys, 8, false)?;
     let config = keys.config(Family::Mixtral, &defaults)?;
@@ -30,22 +31,24 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
 
 /// Validates `num_local_experts` and `num_experts_per_tok`; with `shared`, one of the experts is not selected by the
 /// router.
-pub(super) fn counts(keys: &Keys, default: i64, shared: bool) -> Result<(i64, i64), String> {
+pub(super) fn counts(keys: &Keys, default: i64, shared: bool) -> Result<(i64, i64), ExpertsProblem> {
     let (experts, chosen) = (keys.num_local_experts.unwrap_or(default), keys.num_experts_per_tok.unwrap_or(2));
     check_experts("num_local_experts", experts)?;
-    let what = if shared { "num_local_experts less the shared one" } else { "num_local_experts" };
-    check_chosen(what, experts - i64::from(shared), chosen)?;
+    check_chosen("num_local_experts", experts, shared, chosen)?;
     Ok((experts, chosen))
 }
 
-pub(super) fn check_experts(key: &str, experts: i64) -> Result<(), String> {
-    if (1..=4096).contains(&experts) { Ok(()) } else { Err(format!("{key} = {experts}: expected 1 to 4096")) }
+pub(super) fn check_experts(key: &'static str, experts: i64) -> Result<(), ExpertsProblem> {
+    in_range(key, experts, 4096).map(drop)
 }
 
-/// A token goes through 1 to all of the experts to choose from, whose number is `what`.
-pub(super) fn check_chosen(what: &str, routed: i64, chosen: i64) -> Result<(), String> {
-    if (1..=routed).contains(&chosen) {
-        return Ok(());
-    }
-    Err(format!("num_experts_per_tok = {chosen}: expected 1 to {what} = {routed}"))
+/// A number from 1 to `most`.
+pub(super) fn in_range(key: &'static str, value: i64, most: i64) -> Result<i64, ExpertsProblem> {
+    if (1..=most).contains(&value) { Ok(value) } else { Err(ExpertsProblem::OutOfRange { key, value, most }) }
+}
+
+/// A token goes through 1 to all of the experts to choose from: those that `key` counts, but for the shared one.
+pub(super) fn check_chosen(key: &'static str, experts: i64, shared: bool, chosen: i64) -> Result<(), ExpertsProblem> {
+    let routed = experts - i64::from(shared);
+    if (1..=routed).contains(&chosen) { Ok(()) } else { Err(ExpertsProblem::Chosen { chosen, key, shared, routed }) }
 }

@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 pub use rope::RopeScaling;
 
 use crate::ModelError;
+use crate::problem::{ConfigProblem, RopeProblem};
 use keys::Keys;
 
 /// The supported architectures, by Hugging Face's `architectures[0]`.
@@ -295,7 +296,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Architecture`] or [`ModelError::Config`].
     pub fn from_json(dir: &Path, json: &Map<String, Value>) -> Result<ModelConfig, ModelError> {
-        let wrong = |message: String| ModelError::Config { path: dir.to_owned(), message };
+        let wrong = |problem| ModelError::Config { path: dir.to_owned(), problem };
         let family = Family::of(dir, json)?;
         let keys = Keys::read(json).map_err(wrong)?;
         let read = match family {
@@ -326,21 +327,18 @@ impl ModelConfig {
     }
 
     /// Checks common to all families, after defaults are filled in.
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), ConfigProblem> {
         if self.num_attention_heads % self.num_key_value_heads != 0 {
-            return Err(format!(
-                "num_attention_heads = {} is no multiple of num_key_value_heads = {}",
-                self.num_attention_heads, self.num_key_value_heads
-            ));
+            return Err(ConfigProblem::HeadGroups {
+                num_attention_heads: self.num_attention_heads,
+                num_key_value_heads: self.num_key_value_heads,
+            });
         }
         if self.head_dim % 2 != 0 {
-            return Err(format!("head_dim = {}: rotary positions need an even number", self.head_dim));
+            return Err(RopeProblem::OddHead { head_dim: self.head_dim }.into());
         }
         if self.rotary_dim < 2 || self.rotary_dim % 2 != 0 || self.rotary_dim > self.head_dim {
-            let (rotary, head) = (self.rotary_dim, self.head_dim);
-            return Err(format!(
-                "partial_rotary_factor leaves {rotary} of {head} entries of a head; expected an even number, 2 to {head}"
-            ));
+            return Err(RopeProblem::RotaryWidth { rotary_dim: self.rotary_dim, head_dim: self.head_dim }.into());
         }
         let positive = [
             ("rms_norm_eps", self.rms_norm_eps),
@@ -354,7 +352,7 @@ impl ModelConfig {
             ("logits_scaling", self.logits_scaling),
         ];
         match positive.into_iter().find(|(_, value)| !value.is_finite() || *value <= 0.0) {
-            Some((key, value)) => Err(format!("{key} = {value}: expected a positive number")),
+            Some((key, value)) => Err(ConfigProblem::NotPositive { key, value }),
             None => Ok(()),
         }
     }

@@ -2,29 +2,30 @@
 
 use super::keys::Keys;
 use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, llama, mistral, mixtral};
+use crate::problem::{ConfigProblem, ExpertsProblem};
 
-pub(super) fn read_llama(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read_llama(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     with_experts(keys, Family::MoeLlama, llama::read(keys)?)
 }
 
-pub(super) fn read_mistral(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read_mistral(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     with_experts(keys, Family::MoeMistral, mistral::read(keys)?)
 }
 
-fn with_experts(keys: &Keys, family: Family, dense: ModelConfig) -> Result<ModelConfig, String> {
+fn with_experts(keys: &Keys, family: Family, dense: ModelConfig) -> Result<ModelConfig, ConfigProblem> {
     let experts = experts(keys, dense.intermediate_size)?;
     Ok(ModelConfig { family, experts: Some(experts), ..dense })
 }
 
-fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, String> {
+fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, ConfigProblem> {
     if keys.deep_router == Some(true) {
-        return Err("deep_router = true is not supported; expected false".to_owned());
+        return Err(ConfigProblem::UnsupportedTrue { key: "deep_router" });
     }
     let shared = keys.always_on.unwrap_or(false);
     let gating = gating(keys, shared)?;
     let storage = keys.expert_storage.unwrap_or_default();
     if shared && storage.is_delta() {
-        return Err(format!("always_on = true is not supported with expert_storage = {storage}; expected false"));
+        return Err(ExpertsProblem::SharedDelta { storage }.into());
     }
     let (num_local_experts, mut num_experts_per_tok) = mixtral::counts(keys, 4, shared)?;
     if gating == ExpertGating::Gateless {
@@ -41,12 +42,12 @@ fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, String> {
     ];
     let modules: Vec<ExpertModule> = modules.into_iter().filter(|(_, on)| *on).map(|(module, _)| module).collect();
     if modules.contains(&ExpertModule::Mlp) && modules.contains(&ExpertModule::MlpProjections) {
-        return Err("moe_mlp and moe_mlp_fg are both true; expected one of them".to_owned());
+        return Err(ExpertsProblem::TwiceMlp.into());
     }
     let count = keys.num_hidden_layers;
     let chosen = keys.moe_layer_idx.as_ref().filter(|layers| !layers.is_empty());
-    if let Some(layer) = chosen.and_then(|layers| layers.iter().find(|&&layer| layer >= count)) {
-        return Err(format!("moe_layer_idx names layer {layer} of {count}"));
+    if let Some(&layer) = chosen.and_then(|layers| layers.iter().find(|&&layer| layer >= count)) {
+        return Err(ExpertsProblem::NoLayer { layer, layers: count }.into());
     }
     let layers = (0..count).map(|layer| chosen.is_none_or(|layers| layers.contains(&layer))).collect();
     let layout = ExpertLayout::Moetify;
@@ -66,11 +67,11 @@ fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, String> {
 }
 
 /// At most one of `gateless`, `global_router` and `always_on` is true.
-fn gating(keys: &Keys, shared: bool) -> Result<ExpertGating, String> {
+fn gating(keys: &Keys, shared: bool) -> Result<ExpertGating, ExpertsProblem> {
     match (keys.gateless.unwrap_or(false), keys.global_router.unwrap_or(false), shared) {
         (true, false, false) => Ok(ExpertGating::Gateless),
         (false, true, false) => Ok(ExpertGating::Global),
         (false, false, _) => Ok(ExpertGating::Modules),
-        _ => Err("more than one of gateless, global_router and always_on is true; expected at most one".to_owned()),
+        _ => Err(ExpertsProblem::Gating),
     }
 }

@@ -3,9 +3,10 @@ use serde_json::{Map, Value};
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::rope::{kind, number};
 use super::{Family, ModelConfig, RopeScaling};
+use crate::problem::{ConfigProblem, RopeProblem};
 
 /// Phi-3 and Phi-4 (`phi3`): one projection for q, k and v, one for gate and up; LongRoPE in the long-context models.
-pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..DEFAULTS };
     let config = ModelConfig {
         fused_projections: true,
@@ -19,13 +20,12 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
 }
 
 /// Positions end at the range of the short-context factors: beyond it, every key would have to be rotated again.
-fn long_rope(keys: &Keys, map: &Map<String, Value>, config: ModelConfig) -> Result<ModelConfig, String> {
+fn long_rope(keys: &Keys, map: &Map<String, Value>, config: ModelConfig) -> Result<ModelConfig, ConfigProblem> {
     let pairs = (config.rotary_dim / 2) as usize;
-    let factors =
-        map.get("short_factor").and_then(Value::as_array).ok_or("rope scaling needs a list `short_factor`")?;
+    let factors = map.get("short_factor").and_then(Value::as_array).ok_or(RopeProblem::NoShortFactor)?;
     let short_factor: Vec<f64> = factors.iter().filter_map(Value::as_f64).filter(|f| *f > 0.0).collect();
     if short_factor.len() != pairs {
-        return Err(format!("rope scaling: short_factor: expected {pairs} positive numbers"));
+        return Err(RopeProblem::ShortFactor { frequencies: pairs }.into());
     }
     let inside = map.get("original_max_position_embeddings").and_then(Value::as_u64).map(|n| n as usize);
     let original = inside.or(keys.original_max_position_embeddings).unwrap_or(4096);

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
+use crate::problem::RopeProblem;
 
 /// Scaling of rotary frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,16 +45,16 @@ impl Keys {
     }
 
     /// Fraction of each head that is rotated.
-    pub(super) fn partial_rotary(&self) -> Result<f64, String> {
+    pub(super) fn partial_rotary(&self) -> Result<f64, RopeProblem> {
         let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
         match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
             factor if factor > 0.0 && factor <= 1.0 => Ok(factor),
-            factor => Err(format!("partial_rotary_factor = {factor}: expected a number above 0, at most 1")),
+            factor => Err(RopeProblem::PartialRange { factor }),
         }
     }
 
     /// `rope_scaling`, or the corresponding part of Transformers 5's `rope_parameters`.
-    pub(super) fn scaling(&self) -> Result<RopeScaling, String> {
+    pub(super) fn scaling(&self) -> Result<RopeScaling, RopeProblem> {
         match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
             Some(map) => scaling(map),
             None => Ok(RopeScaling::Default),
@@ -62,7 +63,7 @@ impl Keys {
 }
 
 /// The scaling described by a `rope_scaling` table.
-pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, String> {
+pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, RopeProblem> {
     match kind(map) {
         "default" => Ok(RopeScaling::Default),
         "linear" => Ok(RopeScaling::Linear { factor: number(map, "factor")? }),
@@ -72,7 +73,7 @@ pub(super) fn scaling(map: &Map<String, Value>) -> Result<RopeScaling, String> {
             high_freq_factor: number(map, "high_freq_factor")?,
             original_max_position_embeddings: number(map, "original_max_position_embeddings")?,
         }),
-        other => Err(format!("rope scaling `{other}` is not supported; expected default, linear or llama3")),
+        other => Err(RopeProblem::ScalingType { name: other.to_owned() }),
     }
 }
 
@@ -81,10 +82,10 @@ pub(super) fn kind(map: &Map<String, Value>) -> &str {
     map.get("rope_type").or_else(|| map.get("type")).and_then(Value::as_str).unwrap_or("default")
 }
 
-pub(super) fn number(map: &Map<String, Value>, key: &str) -> Result<f64, String> {
+pub(super) fn number(map: &Map<String, Value>, key: &'static str) -> Result<f64, RopeProblem> {
     match map.get(key).and_then(Value::as_f64) {
         Some(n) if n.is_finite() && n > 0.0 => Ok(n),
-        Some(n) => Err(format!("rope scaling: {key} = {n}: expected a positive number")),
-        None => Err(format!("rope scaling needs a number `{key}`")),
+        Some(value) => Err(RopeProblem::NotPositive { key, value }),
+        None => Err(RopeProblem::NoNumber { key }),
     }
 }

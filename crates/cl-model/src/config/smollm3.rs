@@ -1,8 +1,9 @@
 use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{Family, ModelConfig, qwen};
+use crate::problem::ConfigProblem;
 
 /// SmolLM3: every fourth layer has no rotary position embeddings.
-pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
+pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { num_key_value_heads: Some(4), rope_theta: 2e6, tie_word_embeddings: true, ..DEFAULTS };
     let bias = keys.attention_bias.unwrap_or(false);
     Ok(ModelConfig {
@@ -16,10 +17,12 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, String> {
     })
 }
 
-fn uses_rope(keys: &Keys) -> Result<Vec<bool>, String> {
+fn uses_rope(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
     let n = keys.num_hidden_layers;
     match &keys.no_rope_layers {
-        Some(flags) if flags.len() != n => Err(format!("no_rope_layers has {} entries for {n} layers", flags.len())),
+        Some(flags) if flags.len() != n => {
+            Err(ConfigProblem::LayerCount { key: "no_rope_layers", entries: flags.len(), layers: n })
+        }
         // The key's name says the opposite: 1 marks the layers that do use rotary positions.
         Some(flags) => Ok(flags.iter().map(|&f| f != 0).collect()),
         None => {

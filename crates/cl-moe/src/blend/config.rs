@@ -127,7 +127,7 @@ impl BlendConfig {
     /// read.
     pub fn read(path: &Path) -> Result<BlendConfig, Error> {
         let text = read_text(path, MAX_CONFIG)?;
-        from_toml(&text).map_err(|message| Error::Config { path: path.to_owned(), message })
+        from_toml(&text).map_err(|problem| Error::Config { path: path.to_owned(), problem })
     }
 
     /// Number of experts that each token goes through.

@@ -14,11 +14,13 @@
 //! ```
 
 mod blend;
+mod config;
 mod count;
 mod mix;
 mod mixture;
 
 pub use blend::BlendProblem;
+pub use config::{ConfigProblem, MergekitProblem};
 pub use count::CountProblem;
 pub use mix::MixProblem;
 pub use mixture::MixtureProblem;

@@ -1,5 +1,3 @@
-//! Why a run cannot begin or go on, as facts in fields; a [`LabError`](crate::LabError) adds where.
-
 /// Why a directory cannot be that of a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,42 +37,6 @@ pub enum OutputProblem {
     /// Another process is running in it.
     #[error("another process is using it; wait for that to finish, or choose another --out")]
     Busy,
-}
-
-/// What is wrong with an argument of `--set`.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SetProblem {
-    /// It has no value.
-    #[error("expected key=value")]
-    NoValue,
-    /// It has no key.
-    #[error("expected a key before =")]
-    NoKey,
-    /// Its number does not fit into TOML.
-    #[error("the number is outside the range of TOML, -2⁶³ to 2⁶³ - 1")]
-    Range,
-    /// It sets a key below one that is not a table.
-    #[error("a part of the key is not a table")]
-    NotATable,
-}
-
-/// Why the name of a task cannot be that of its predictions file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TaskNameProblem {
-    /// It is a path without a last component.
-    #[error("not a valid directory name")]
-    NoFileName,
-    /// The task is listed twice.
-    #[error("listed twice; expected each task once")]
-    Twice,
-    /// Another task has the same file.
-    #[error("its predictions file would be the same as that of `{other}`; rename one of them")]
-    SameFile {
-        /// The other task.
-        other: String,
-    },
 }
 
 fn difference(saved: Option<&str>, now: Option<&str>) -> String {

@@ -1,0 +1,90 @@
+use cl_checkpoint::files::shorten;
+use cl_data::problem::{ColumnsProblem, MixtureProblem};
+use cl_train::TrainError;
+
+use super::{RoundsProblem, StudyProblem};
+
+/// What is wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigProblem {
+    /// It is not TOML, a key is missing or unknown, or a value is invalid.
+    #[error("{}", shorten(&.0.to_string()))]
+    Toml(Box<toml::de::Error>), // no source, whose text would be printed again at full length
+    /// A setting cannot be written as TOML.
+    #[error("{0}")]
+    NotToml(#[source] Box<toml::ser::Error>),
+    /// A number is 0.
+    #[error("{key} = 0: expected at least 1")]
+    Zero {
+        /// The key.
+        key: &'static str,
+    },
+    /// A number is out of range.
+    #[error("{key} = {value}: expected 1 to {most}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: usize,
+        /// The largest allowed value.
+        most: usize,
+    },
+    /// There is no training data.
+    #[error("data.train = []: expected at least one file or task directory")]
+    NoData,
+    /// A training setting is invalid.
+    #[error("train: {0}")]
+    Train(#[source] Box<TrainError>),
+    /// A validation setting is invalid.
+    #[error("{0}")]
+    Validation(#[source] Box<TrainError>),
+    /// The composition of data sets is invalid.
+    #[error(transparent)]
+    Mixture(#[from] MixtureProblem),
+    /// The names of the rows' fields are invalid.
+    #[error("data.{0}")]
+    Columns(#[from] ColumnsProblem),
+    /// The rounds are invalid.
+    #[error(transparent)]
+    Rounds(#[from] RoundsProblem),
+    /// The settings of a study are invalid.
+    #[error(transparent)]
+    Study(#[from] StudyProblem),
+    /// Settings of router training in the configuration of a round.
+    #[error("train.router: routers are trained by `cl moe train-router`")]
+    RouterInRound,
+    /// Settings of router training in the wrong table.
+    #[error("train.router: these keys belong in the table [router]")]
+    RouterInTrain,
+    /// A setting of router training is invalid.
+    #[error("{0}")]
+    Router(#[source] Box<TrainError>),
+    /// Data of earlier rounds for router training.
+    #[error("data.earlier is for replay; name all data in data.train")]
+    Earlier,
+    /// An expert has no prompts to compute router weights from.
+    #[error("experts[{expert}] has no positive_prompts; at least one is required")]
+    NoPrompts {
+        /// Index of the expert.
+        expert: usize,
+    },
+}
+
+/// What is wrong with an argument of `--set`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetProblem {
+    /// It has no value.
+    #[error("expected key=value")]
+    NoValue,
+    /// It has no key.
+    #[error("expected a key before =")]
+    NoKey,
+    /// Its number does not fit into TOML.
+    #[error("the number is outside the range of TOML, -2⁶³ to 2⁶³ - 1")]
+    Range,
+    /// It sets a key below one that is not a table.
+    #[error("a part of the key is not a table")]
+    NotATable,
+}

@@ -1,0 +1,97 @@
+use cl_adapters::AdapterError;
+use cl_checkpoint::files::shorten;
+use cl_data::problem::MixtureProblem;
+use cl_train::TrainError;
+
+use super::RoundsProblem;
+
+/// What is wrong with the configuration of a study.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StudyProblem {
+    /// A value is listed twice.
+    #[error("{key}: {value} is listed twice")]
+    Twice {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+    },
+    /// There are no seeds, or one is too large.
+    #[error("seeds: expected at least one, each at most {most}")]
+    Seeds {
+        /// The largest allowed seed.
+        most: u64,
+    },
+    /// A number of models to merge is out of range.
+    #[error("members: {members} is not among 2 to {rounds}, the number of rounds")]
+    Members {
+        /// The number.
+        members: usize,
+        /// Number of rounds.
+        rounds: usize,
+    },
+    /// An expert is no round.
+    #[error("experts: no round is called `{name}`")]
+    NoRound {
+        /// The expert.
+        name: String,
+    },
+    /// The rounds' data cannot be put together.
+    #[error("compare: `joint` needs rounds whose `format` and `columns` are the same")]
+    Joint,
+    /// The fraction of replayed rows.
+    #[error(transparent)]
+    Replay(#[from] MixtureProblem),
+    /// A setting of o-lora.
+    #[error("olora: {0}")]
+    Olora(#[source] Box<AdapterError>),
+    /// A table below `[train]` that a study has at the top.
+    #[error("train.{table}: a study compares LoRA and full fine-tuning; write it as [{table}]")]
+    TableInTrain {
+        /// The table.
+        table: &'static str,
+    },
+    /// A key of a table is unknown, or a value has the wrong type.
+    #[error("[{table}]: {}", shorten(&error.to_string()))]
+    Table {
+        /// The table.
+        table: &'static str,
+        /// The parser's error.
+        error: serde_json::Error, // no source, whose text would be printed again at full length
+    },
+    /// A training setting.
+    #[error("[{table}]: {source}")]
+    Train {
+        /// The table.
+        table: &'static str,
+        /// What is wrong.
+        source: Box<TrainError>,
+    },
+    /// The rounds.
+    #[error(transparent)]
+    Rounds(#[from] RoundsProblem),
+    /// The rounds of a stage.
+    #[error("stage {stage}: {problem}")]
+    StageRounds {
+        /// Name of the stage.
+        stage: String,
+        /// What is wrong.
+        #[source]
+        problem: RoundsProblem,
+    },
+    /// A training setting of a stage.
+    #[error("stage {stage}: {source}")]
+    StageTrain {
+        /// Name of the stage.
+        stage: String,
+        /// What is wrong.
+        source: Box<TrainError>,
+    },
+    /// No stage is selected.
+    #[error("--only: no stage's name starts with `{start}`; --dry-run lists them")]
+    NoStage {
+        /// The start of a name.
+        start: String,
+    },
+}

@@ -1,0 +1,286 @@
+// The loops behind elementwise.cpp and attention.cpp. Compiled several times, for processors with vectors of several widths
+// (build.rs), and therefore free of headers whose functions other files use as well.
+#include "kernels.h"
+
+#include "simd.h"
+
+#ifndef CL_KERNELS
+#define CL_KERNELS baseline
+#endif
+
+namespace {
+
+// y = silu(gate) · up, silu(g) = g / (1 + e^-g).
+template <class T>
+void silu_mul(const T* gate, const T* up, T* y, int64_t n) {
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    vf g = load(gate + i, m), u = load(up + i, m);
+    store(y + i, rounded<T>(g / (1.0f + exponential(-g))) * u, m);
+  });
+}
+
+template <class T>
+void silu_mul_back(const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, int64_t n) {
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    vf g = load(gate + i, m), u = load(up + i, m), d = load(dy + i, m);
+    vf s = 1.0f / (1.0f + exponential(-g));
+    store(d_up + i, d * g * s, m);
+    store(d_gate + i, d * u * s * (1.0f + g * (1.0f - s)), m);
+  });
+}
+
+// One row: y = weight · x · r with r = 1/√(mean(x²) + eps), which is returned.
+template <class T, class W>
+float norm(const T* x, const W* weight, float eps, T* y, int64_t n) {
+  vf squares{};
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    vf v = load(x + i, m);
+    squares += v * v;
+  });
+  const float r = 1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps);
+  // With a weight in bf16 the quotient is rounded before the product.
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    store(y + i, rounded<W>(load(x + i, m) * r) * load(weight + i, m), m);
+  });
+  return r;
+}
+
+// dx = r · (g − x · r² · mean(g · x)) with g = dy · weight.
+template <class T, class W>
+void norm_back(const T* x, const W* weight, const T* dy, float r, T* dx, int64_t n) {
+  vf products{};
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    products += load(dy + i, m) * load(weight + i, m) * load(x + i, m);
+  });
+  const float mean = sum(products) / (float)n * r * r;
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    store(dx + i, r * (load(dy + i, m) * load(weight + i, m) - load(x + i, m) * mean), m);
+  });
+}
+
+// Adds one row's dy · x · r to the sums of some columns.
+template <class T>
+void norm_weight(const T* x, const T* dy, float r, float* sums, int64_t n) {
+  over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
+    store(sums + i, load(sums + i, m) + load(dy + i, m) * load(x + i, m) * r, m);
+  });
+}
+
+// One head: element i is paired with i + half, and elements from 2·half on are copied. `sign` −1 rotates back.
+template <class T>
+void rotate(const T* x, const T* cos, const T* sin, float sign, T* y, int64_t half, int64_t n) {
+  over_vectors(half, [&](int64_t i, int64_t m) CL_ALWAYS {
+    vf a = load(x + i, m), b = load(x + half + i, m), c = load(cos + i, m), s = sign * load(sin + i, m);
+    store(y + i, rounded<T>(a * c) - rounded<T>(b * s), m);
+    store(y + half + i, rounded<T>(b * c) + rounded<T>(a * s), m);
+  });
+  for (int64_t i = 2 * half; i < n; ++i) y[i] = x[i];
+}
+
+int64_t padded(int64_t n) { return (n + cl::kPad - 1) / cl::kPad * cl::kPad; }
+
+// Rows and vectors of a tile of a product, such that its sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kCols = 2;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kCols = 1;
+#else
+constexpr int kRows = 2, kCols = 1;
+#endif
+
+// A matrix whose element (i, k) is at[i · row + k · col].
+struct Strided {
+  const float* at;
+  int64_t row, col;
+};
+
+template <int M, int N>
+CL_INLINE void tile(int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  vf sums[M][N];
+  for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < N; ++j) sums[i][j] = add ? load(c + i * c_row + j * kLanes) : vf{};
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    vf row[N];
+    for (int j = 0; j < N; ++j) row[j] = load(b + k * b_row + j * kLanes);
+    for (int i = 0; i < M; ++i) {
+      const float v = a.at[i * a.row + k * a.col];
+      for (int j = 0; j < N; ++j) sums[i][j] += v * row[j];
+    }
+  }
+  for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < N; ++j) store(c + i * c_row + j * kLanes, sums[i][j]);
+  }
+}
+
+template <int M>
+CL_INLINE void tile_rows(int64_t n, int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  int64_t j = 0;
+  for (; j + kCols * kLanes <= n; j += kCols * kLanes) tile<M, kCols>(depth, a, b + j, b_row, c + j, c_row, add);
+  for (; j < n; j += kLanes) tile<M, 1>(depth, a, b + j, b_row, c + j, c_row, add);
+}
+
+// c = a · b, or with `add` c += a · b: a is m × depth, b depth × n, n a multiple of kPad.
+void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  int64_t i = 0;
+  for (; i + kRows <= m; i += kRows) {
+    tile_rows<kRows>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
+  }
+  if (i + kRows / 2 <= m) {
+    tile_rows<kRows / 2>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
+    i += kRows / 2;
+  }
+  for (; i < m; ++i) tile_rows<1>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
+}
+
+// Queries that are computed together.
+constexpr int64_t kQueries = 32;
+
+// Rows of x in f32, with zeros behind each up to the padded width.
+template <class T>
+void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t d, float* y) {
+  const int64_t width = padded(d);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < d; j += kLanes) store(y + i * width + j, load(x + i * stride + j, d - j));
+  }
+}
+
+template <class T>
+void narrow_rows(const float* x, int64_t width, int64_t rows, int64_t d, T* y, int64_t stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < d; j += kLanes) store(y + i * stride + j, load(x + i * width + j), d - j);
+  }
+}
+
+// d × padded(rows), with zeros behind each row, from rows × padded(d).
+void transpose(const float* x, int64_t rows, int64_t d, float* y) {
+  const int64_t width = padded(rows), x_width = padded(d);
+  for (int64_t j = 0; j < d; ++j) {
+    for (int64_t i = 0; i < rows; ++i) y[j * width + i] = x[i * x_width + j];
+    for (int64_t i = rows; i < width; ++i) y[j * width + i] = 0;
+  }
+}
+
+CL_INLINE vi lane_numbers() {
+  vi numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
+// Turns a row of products into the weights of the first n keys, not yet divided by their sum, and zeros up to `end`.
+void weigh(float* row, int64_t n, int64_t end, float scale, float& most, float& total) {
+  vf maximum = splat(-__builtin_inff()), sums{};
+  for (int64_t j = 0; j < n; j += kLanes) {
+    vf s = select(lane_numbers() < (int32_t)(n - j), load(row + j) * scale, splat(-__builtin_inff()));
+    maximum = select(s > maximum, s, maximum);
+  }
+  most = largest(maximum);
+  for (int64_t j = 0; j < end; j += kLanes) {
+    vf p = exponential(load(row + j) * scale - most);
+    p = select(lane_numbers() < (int32_t)(n - j), p, vf{});
+    sums += p;
+    store(row + j, p);
+  }
+  total = sum(sums);
+}
+
+// Scratch: keys transposed, values, queries, products, outputs.
+int64_t attend_scratch(int64_t length, int64_t d) {
+  return padded(length) * d + 2 * length * padded(d) + kQueries * (padded(length) + 2 * padded(d));
+}
+
+template <class T>
+void attend(const cl::Head<T>& head, T* out, float* logsumexp, float* scratch) {
+  const int64_t d = head.d, width = padded(d), keys = padded(head.length);
+  float* values = scratch;
+  float* key_rows = values + head.length * width;
+  float* keys_t = key_rows + head.length * width;
+  float* queries = keys_t + d * keys;
+  float* products = queries + kQueries * width;
+  float* results = products + kQueries * keys;
+  copy_rows(head.v, head.kv_stride, head.length, d, values);
+  copy_rows(head.k, head.kv_stride, head.length, d, key_rows);
+  transpose(key_rows, head.length, d, keys_t);
+  for (int64_t start = 0; start < head.length; start += kQueries) {
+    const int64_t end = start + kQueries < head.length ? start + kQueries : head.length, rows = end - start;
+    copy_rows(head.q + start * head.q_stride, head.q_stride, rows, d, queries);
+    multiply(rows, padded(end), d, {queries, width, 1}, keys_t, keys, products, keys, false);
+    float totals[kQueries];
+    for (int64_t i = 0; i < rows; ++i) {
+      float most;
+      weigh(products + i * keys, start + i + 1, padded(end), head.scale, most, totals[i]);
+      logsumexp[start + i] = most + __builtin_logf(totals[i]);
+    }
+    multiply(rows, width, end, {products, keys, 1}, values, width, results, width, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < width; j += kLanes) store(results + i * width + j, load(results + i * width + j) / totals[i]);
+    }
+    narrow_rows(results, width, rows, d, out + start * head.q_stride, head.q_stride);
+  }
+}
+
+// Scratch: keys, keys and values transposed, queries, outputs and their gradients, weights and their gradients.
+int64_t attend_back_scratch(int64_t length, int64_t d) {
+  return 2 * padded(length) * d + 2 * length * padded(d) + kQueries * (2 * padded(length) + 4 * padded(d));
+}
+
+// dk and dv are [length, padded(d)] and set to zero by the caller.
+template <class T>
+void attend_back(const cl::Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
+                 float* scratch) {
+  const int64_t d = head.d, width = padded(d), keys = padded(head.length);
+  float* key_rows = scratch;
+  float* value_rows = key_rows + head.length * width;
+  float* keys_t = value_rows + head.length * width;
+  float* values_t = keys_t + d * keys;
+  float* queries = values_t + d * keys;
+  float* results = queries + kQueries * width;
+  float* d_results = results + kQueries * width;
+  float* d_queries = d_results + kQueries * width;
+  float* weights = d_queries + kQueries * width;
+  float* d_weights = weights + kQueries * keys;
+  copy_rows(head.k, head.kv_stride, head.length, d, key_rows);
+  copy_rows(head.v, head.kv_stride, head.length, d, value_rows);
+  transpose(key_rows, head.length, d, keys_t);
+  transpose(value_rows, head.length, d, values_t);
+  for (int64_t start = 0; start < head.length; start += kQueries) {
+    const int64_t end = start + kQueries < head.length ? start + kQueries : head.length, rows = end - start;
+    copy_rows(head.q + start * head.q_stride, head.q_stride, rows, d, queries);
+    copy_rows(out + start * head.q_stride, head.q_stride, rows, d, results);
+    copy_rows(d_out + start * head.q_stride, head.q_stride, rows, d, d_results);
+    multiply(rows, padded(end), d, {queries, width, 1}, keys_t, keys, weights, keys, false);
+    multiply(rows, padded(end), d, {d_results, width, 1}, values_t, keys, d_weights, keys, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      vf products{};
+      for (int64_t j = 0; j < width; j += kLanes) products += load(results + i * width + j) * load(d_results + i * width + j);
+      const float delta = sum(products);
+      float *w = weights + i * keys, *dw = d_weights + i * keys;
+      for (int64_t j = 0; j < padded(end); j += kLanes) {
+        vf p = exponential(load(w + j) * head.scale - logsumexp[start + i]);
+        p = select(lane_numbers() <= (int32_t)(start + i - j), p, vf{});
+        store(w + j, p);
+        store(dw + j, p * (load(dw + j) - delta) * head.scale);
+      }
+    }
+    multiply(end, width, rows, {weights, 1, keys}, d_results, width, dv, width, true);
+    multiply(end, width, rows, {d_weights, 1, keys}, queries, width, dk, width, true);
+    multiply(rows, width, end, {d_weights, keys, 1}, key_rows, width, d_queries, width, false);
+    narrow_rows(d_queries, width, rows, d, dq + start * head.q_stride, head.q_stride);
+  }
+}
+
+}  // namespace
+
+namespace cl {
+
+extern const Kernels CL_KERNELS = {
+    {silu_mul<float>, silu_mul_back<float>, norm_weight<float>, rotate<float>, attend<float>, attend_back<float>},
+    {silu_mul<bf16>, silu_mul_back<bf16>, norm_weight<bf16>, rotate<bf16>, attend<bf16>, attend_back<bf16>},
+    {norm<float, float>, norm_back<float, float>},
+    {norm<bf16, float>, norm_back<bf16, float>},
+    {norm<bf16, bf16>, norm_back<bf16, bf16>},
+    attend_scratch,
+    attend_back_scratch,
+};
+
+}  // namespace cl

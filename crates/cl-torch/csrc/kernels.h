@@ -1,0 +1,95 @@
+// Loops over rows of tensors, for the processor's widest vectors.
+#pragma once
+
+#include <cstdint>
+
+namespace cl {
+
+typedef uint16_t bf16;  // its bits
+
+// Rows in scratch memory are padded with zeros to a multiple of this many elements, the lanes of the widest vectors.
+constexpr int64_t kPad = 16;
+
+// One head of one sequence in causal attention: element (i, j) of q is q[i · q_stride + j], and so on, with `length` tokens
+// and j < d.
+template <class T>
+struct Head {
+  const T *q, *k, *v;
+  int64_t q_stride, kv_stride, length, d;
+  float scale;
+};
+
+template <class T>
+struct Loops {
+  void (*silu_mul)(const T* gate, const T* up, T* y, int64_t n);
+  void (*silu_mul_back)(const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, int64_t n);
+  void (*norm_weight)(const T* x, const T* dy, float r, float* sums, int64_t n);
+  void (*rotate)(const T* x, const T* cos, const T* sin, float sign, T* y, int64_t half, int64_t n);
+  void (*attend)(const Head<T>& head, T* out, float* logsumexp, float* scratch);
+  void (*attend_back)(const Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
+                      float* scratch);
+};
+
+template <class T, class W>
+struct NormLoops {
+  float (*norm)(const T* x, const W* weight, float eps, T* y, int64_t n);
+  void (*norm_back)(const T* x, const W* weight, const T* dy, float r, T* dx, int64_t n);
+};
+
+struct Kernels {
+  Loops<float> f32;
+  Loops<bf16> half;
+  NormLoops<float, float> norm_f32;
+  NormLoops<bf16, float> norm_half_f32;
+  NormLoops<bf16, bf16> norm_half;
+  // Floats that attend and attend_back need besides.
+  int64_t (*attend_scratch)(int64_t length, int64_t d);
+  int64_t (*attend_back_scratch)(int64_t length, int64_t d);
+};
+
+extern const Kernels baseline;
+#if defined(__x86_64__)
+extern const Kernels avx2, avx512;
+#endif
+
+// Those for this processor.
+inline const Kernels& kernels() {
+#if defined(__x86_64__)
+  static const Kernels& chosen = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+                                     ? avx512
+                                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2
+                                                                                                    : baseline;
+  return chosen;
+#else
+  return baseline;
+#endif
+}
+
+template <class T>
+const Loops<T>& loops();
+template <>
+inline const Loops<float>& loops<float>() {
+  return kernels().f32;
+}
+template <>
+inline const Loops<bf16>& loops<bf16>() {
+  return kernels().half;
+}
+
+template <class T, class W>
+const NormLoops<T, W>& norm_loops();
+template <>
+inline const NormLoops<float, float>& norm_loops<float, float>() {
+  return kernels().norm_f32;
+}
+template <>
+inline const NormLoops<bf16, float>& norm_loops<bf16, float>() {
+  return kernels().norm_half_f32;
+}
+template <>
+inline const NormLoops<bf16, bf16>& norm_loops<bf16, bf16>() {
+  return kernels().norm_half;
+}
+
+}  // namespace cl

@@ -1,0 +1,28 @@
+// Loops on libtorch's threads.
+#pragma once
+
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+namespace cl {
+
+// Calls body(begin, end) with ranges that together are 0 to n, on several threads if n exceeds `grain`.
+//
+// at::parallel_for would be a loop of the file that includes it, and needs that file to be linked with the OpenMP library that
+// libtorch happens to have; with another one there would be twice the threads. libtorch's iterator over a tensor divides its
+// elements from inside libtorch, and their places in memory are the numbers wanted here.
+template <class F>
+void over_ranges(int64_t n, int64_t grain, const F& body) {
+  if (n == 0) return;
+  const at::Tensor numbers = at::empty({n}, at::kByte);
+  at::TensorIterator ranges = at::TensorIteratorConfig().add_const_input(numbers).build();
+  const char* first = (const char*)numbers.const_data_ptr();
+  ranges.for_each([&](char** data, const int64_t*, int64_t columns, int64_t rows) {
+    const int64_t begin = data[0] - first;
+    body(begin, begin + columns * rows);
+  }, std::max<int64_t>(1, grain));
+}
+
+}  // namespace cl

@@ -1,0 +1,148 @@
+// Vectors of floats as wide as the processor's, in GCC's and Clang's vector extension.
+//
+// Only for kernels.cpp, which is compiled for several processors: everything here has to be inlined, and nothing may come from
+// headers with functions that the linker could share with other files.
+#pragma once
+
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+#define CL_ALWAYS __attribute__((always_inline))
+#define CL_INLINE static inline CL_ALWAYS
+
+namespace {
+
+using cl::bf16;
+
+#if defined(__AVX512F__)
+#define CL_BYTES 64
+#elif defined(__AVX2__)
+#define CL_BYTES 32
+#else
+#define CL_BYTES 16
+#endif
+
+typedef float vf __attribute__((vector_size(CL_BYTES)));
+typedef int32_t vi __attribute__((vector_size(CL_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(CL_BYTES)));
+typedef uint16_t vh __attribute__((vector_size(CL_BYTES / 2)));
+
+constexpr int64_t kLanes = CL_BYTES / sizeof(float);
+
+CL_INLINE vf load(const float* p) {
+  vf v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// GCC takes several instructions for what the processor does in one.
+#if defined(__AVX512F__)
+CL_INLINE vu widen(vh v) { return (vu)_mm512_cvtepu16_epi32((__m256i)v); }
+CL_INLINE vh narrow(vu v) { return (vh)_mm512_cvtepi32_epi16((__m512i)v); }
+#elif defined(__AVX2__)
+CL_INLINE vu widen(vh v) { return (vu)_mm256_cvtepu16_epi32((__m128i)v); }
+CL_INLINE vh narrow(vu v) { return __builtin_convertvector(v, vh); }
+#else
+CL_INLINE vu widen(vh v) { return __builtin_convertvector(v, vu); }
+CL_INLINE vh narrow(vu v) { return __builtin_convertvector(v, vh); }
+#endif
+
+CL_INLINE vf load(const bf16* p) {
+  vh v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return (vf)(widen(v) << 16);
+}
+
+CL_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// To the nearest number, ties to even. A NaN stays one: it comes from widened numbers or is the processor's own, and the lower
+// half of both is zero, so that nothing is carried into the upper.
+CL_INLINE vh to_bf16(vf v) {
+  vu bits = (vu)v;
+  return narrow((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+CL_INLINE void store(bf16* p, vf v) {
+  vh half = to_bf16(v);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+
+// The first n elements, at most a vector, with zeros behind them.
+template <class T>
+CL_INLINE vf load(const T* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  T part[kLanes] = {};
+  __builtin_memcpy(part, p, n * sizeof(T));
+  return load(part);
+}
+
+template <class T>
+CL_INLINE void store(T* p, vf v, int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  T part[kLanes];
+  store(part, v);
+  __builtin_memcpy(p, part, n * sizeof(T));
+}
+
+// v as a T holds it.
+template <class T>
+CL_INLINE vf rounded(vf v);
+
+template <>
+inline CL_ALWAYS vf rounded<float>(vf v) {
+  return v;
+}
+
+template <>
+inline CL_ALWAYS vf rounded<bf16>(vf v) {
+  return (vf)(widen(to_bf16(v)) << 16);
+}
+
+// Calls `body` with the place of every vector in n elements and the number of elements there are in it, a constant for all but
+// the last.
+template <class F>
+CL_INLINE void over_vectors(int64_t n, const F& body) {
+  int64_t i = 0;
+#pragma GCC unroll 2
+  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
+  if (i < n) body(i, n - i);
+}
+
+CL_INLINE vf select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+CL_INLINE vf splat(float v) { return vf{} + v; }
+
+CL_INLINE float sum(vf v) {
+  float all = 0;
+  for (int64_t i = 0; i < kLanes; ++i) all += v[i];
+  return all;
+}
+
+CL_INLINE float largest(vf v) {
+  float most = v[0];
+  for (int64_t i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// Within 2 units in the last place where neither end of the range is reached: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes'
+// polynomial for e^f. Below −87 it is e^−87, about 1.6e-38.
+CL_INLINE vf exponential(vf v) {
+  v = select(v > 87.0f, splat(87.0f), v);
+  v = select(v < -87.0f, splat(-87.0f), v);
+  const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
+  vf n = (v * 1.44269504f + magic) - magic;
+  vf f = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+  vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+}
+
+}  // namespace
