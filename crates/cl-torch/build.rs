@@ -25,12 +25,12 @@ fn main() {
     shim(
         &include,
         "cl_torch_shim",
-        &["attention", "elementwise", "linear", "process_group", "products", "quantized", "shim"],
+        &["attention", "dispatch", "elementwise", "linear", "process_group", "products", "quantized", "shim"],
         &[],
     );
     shim(&include, "cl_torch_kernels", &["kernels"], &[]);
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
-        // The same loops for wider vectors; kernels.h chooses by the processor when a program runs.
+        // The same loops for wider vectors; dispatch.cpp chooses by the processor when a program runs.
         shim(&include, "cl_torch_avx2", &["kernels"], &["-DCL_KERNELS=avx2", "-mavx2", "-mfma"]);
         let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
         shim(&include, "cl_torch_avx512", &["kernels"], &[&["-DCL_KERNELS=avx512"], &avx512[..]].concat());

@@ -52,19 +52,8 @@ extern const Kernels baseline;
 extern const Kernels avx2, avx512;
 #endif
 
-// Those for this processor.
-inline const Kernels& kernels() {
-#if defined(__x86_64__)
-  static const Kernels& chosen = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-                                     ? avx512
-                                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2
-                                                                                                    : baseline;
-  return chosen;
-#else
-  return baseline;
-#endif
-}
+// Those for this processor (dispatch.cpp).
+const Kernels& kernels();
 
 template <class T>
 const Loops<T>& loops();

@@ -128,10 +128,11 @@ CL_INLINE float largest(vf v) {
   return most;
 }
 
-// Within 2 units in the last place where neither end of the range is reached: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes'
-// polynomial for e^f. Below −87 it is e^−87, about 1.6e-38.
+// Within 2 units in the last place between −87 and 88: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes' polynomial for e^f. Above
+// it is infinite, below e^−87, about 1.6e-38.
 CL_INLINE vf exponential(vf v) {
-  v = select(v > 87.0f, splat(87.0f), v);
+  const vi above = v > 88.0f;
+  v = select(above, splat(88.0f), v);
   v = select(v < -87.0f, splat(-87.0f), v);
   const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
   vf n = (v * 1.44269504f + magic) - magic;
@@ -142,7 +143,8 @@ CL_INLINE vf exponential(vf v) {
   p = p * f + 1.6666665459e-1f;
   p = p * f + 5.0000001201e-1f;
   p = p * f * f + f + 1.0f;
-  return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+  p *= (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+  return select(above, splat(__builtin_inff()), p);
 }
 
 }  // namespace

@@ -79,3 +79,99 @@ pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], 
         Tensor::from_ptr(out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::ffi::with_every_width;
+
+    fn noise(shape: &[i64], phase: f64, kind: Kind) -> Tensor {
+        let n: i64 = shape.iter().product();
+        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
+        (t * 2.0).to_kind(kind).reshape(shape)
+    }
+
+    /// Softmax with a mask in f64, one sequence after the other.
+    fn reference(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], scale: f64) -> Tensor {
+        let groups = q.size()[1] / k.size()[1];
+        let repeat = |t: &Tensor| t.repeat_interleave_self_int(groups, 1, None);
+        let (k, v) = (repeat(k), repeat(v));
+        let parts: Vec<Tensor> = cu_seqlens
+            .windows(2)
+            .map(|w| {
+                let cut = |t: &Tensor| t.narrow(0, w[0], w[1] - w[0]).transpose(0, 1);
+                let scores = cut(q).matmul(&cut(&k).transpose(1, 2)) * scale;
+                let later = Tensor::ones([w[1] - w[0]; 2], (Kind::Bool, Device::Cpu)).triu(1);
+                scores.masked_fill(&later, f64::NEG_INFINITY).softmax(-1, Kind::Double).matmul(&cut(&v)).transpose(0, 1)
+            })
+            .collect();
+        Tensor::cat(&parts, 0)
+    }
+
+    type Operator<'a> = dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor + 'a;
+
+    fn run(operator: &Operator<'_>, inputs: &[Tensor]) -> Vec<Tensor> {
+        let t: Vec<Tensor> = inputs.iter().map(|t| t.detach().copy().set_requires_grad(true)).collect();
+        let y = operator(&t[0], &t[1], &t[2]);
+        (y.to_kind(Kind::Double) * noise(&y.size(), 0.4, Kind::Double)).sum(Kind::Double).backward();
+        vec![y.detach(), t[0].grad(), t[1].grad(), t[2].grad()]
+    }
+
+    #[test]
+    fn output_and_gradients_equal_a_masked_softmax_in_f64() {
+        with_every_width(check);
+    }
+
+    fn check(bits: i32) {
+        // Sequences of nothing, of one token, that end inside and at a block of queries, and of several blocks.
+        let cu_seqlens = [0, 0, 1, 33, 97, 97, 170];
+        // Sums of up to 170 f32 numbers; in bf16, roundings of 2^-8 of the inputs of the sums and of the result.
+        for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 1e-2)] {
+            for (heads, kv_heads, d) in [(4, 4, 16), (6, 2, 20), (3, 1, 64)] {
+                let (q, k) = (noise(&[170, heads, d], 0.1, kind), noise(&[170, kv_heads, d], 0.2, kind));
+                let inputs = [q, k, noise(&[170, kv_heads, d], 0.3, kind)];
+                let wide: Vec<Tensor> = inputs.iter().map(|t| t.to_kind(Kind::Double)).collect();
+                let ours = run(&|q, k, v| packed_attention(q, k, v, &cu_seqlens, 0.3), &inputs);
+                let theirs = run(&|q, k, v| reference(q, k, v, &cu_seqlens, 0.3), &wide);
+                for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+                    let error = (a.to_kind(Kind::Double) - b).abs().max() / b.abs().max();
+                    let error = error.double_value(&[]);
+                    eprintln!("{bits} bits {kind:?} {heads}/{kv_heads} {d} {i}: {error:.1e}");
+                    assert!(error <= limit, "{kind:?} {heads}/{kv_heads} {d} {i}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        with_every_width(check_threads);
+    }
+
+    fn check_threads(bits: i32) {
+        let cu_seqlens = [0, 40, 140, 170];
+        let inputs = [0.1, 0.2, 0.3].map(|phase| noise(&[170, 4, 32], phase, Kind::Float));
+        let before = tch::get_num_threads();
+        let mut runs = [1, 2, 3].map(|threads| {
+            tch::set_num_threads(threads);
+            run(&|q, k, v| packed_attention(q, k, v, &cu_seqlens, 0.2), &inputs)
+        });
+        tch::set_num_threads(before);
+        let first = std::mem::take(&mut runs[0]);
+        for run in &runs[1..] {
+            assert!(first.iter().zip(run).all(|(a, b)| a.equal(b)), "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_panics() {
+        let t = noise(&[4, 2, 8], 0.1, Kind::Float);
+        for wrong in [&[0, 3][..], &[1, 4], &[0, 3, 2, 4], &[]] {
+            assert!(std::panic::catch_unwind(|| packed_attention(&t, &t, &t, wrong, 1.0)).is_err(), "{wrong:?}");
+        }
+        let three_heads = noise(&[4, 3, 8], 0.1, Kind::Float);
+        assert!(std::panic::catch_unwind(|| packed_attention(&three_heads, &t, &t, &[0, 4], 1.0)).is_err());
+    }
+}

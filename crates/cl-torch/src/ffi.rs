@@ -74,6 +74,8 @@ unsafe extern "C" {
         scale: f64,
         result: *mut T,
     ) -> c_int;
+    #[cfg(test)]
+    pub(crate) fn cl_use_kernels(bits: c_int) -> c_int;
     pub(crate) fn cl_silu_mul(gate: T, up: T, result: *mut T) -> c_int;
     pub(crate) fn cl_rms_norm(x: T, weight: T, eps: f64, result: *mut T) -> c_int;
     pub(crate) fn cl_rotate(x: T, cos: T, sin: T, result: *mut T) -> c_int;
@@ -121,4 +123,19 @@ pub(crate) fn pointer(t: &Tensor) -> T {
 
 pub(crate) fn pointers(tensors: &[&Tensor]) -> Vec<T> {
     tensors.iter().map(|t| pointer(t)).collect()
+}
+
+/// Calls `test` with the loops for every width of vectors that this processor has, and its number of bits; one test at a time.
+#[cfg(test)]
+pub(crate) fn with_every_width(test: impl Fn(i32)) {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for bits in [128, 256, 512] {
+        // SAFETY: sets one pointer.
+        if unsafe { cl_use_kernels(bits) } != 0 {
+            test(bits);
+        }
+    }
+    // SAFETY: as above.
+    assert_ne!(unsafe { cl_use_kernels(0) }, 0);
 }

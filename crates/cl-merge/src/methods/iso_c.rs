@@ -106,7 +106,7 @@ impl MergeMethod for IsoC {
         }
         let sum = sum(group)?;
         let (factor, s) = algebra.polar(svd::matrix(&sum, group.shape))?;
-        Ok(Box::new(Step { values: scaled(factor.as_ref(), mean(&s)), factor: self.lambda }))
+        Ok(Box::new(Step { values: scaled(factor.as_ref(), mean(&s)).into(), factor: self.lambda }))
     }
 }
 
@@ -149,7 +149,7 @@ impl MergeMethod for IsoCts {
         u = algebra.polar(u.as_ref())?.0;
         v = algebra.polar(v.as_ref())?.0;
         let product = algebra.product(u.as_ref(), v.transpose());
-        Ok(Box::new(Step { values: scaled(product.as_ref(), mean(&s)), factor: self.lambda }))
+        Ok(Box::new(Step { values: scaled(product.as_ref(), mean(&s)).into(), factor: self.lambda }))
     }
 }
 

@@ -66,8 +66,9 @@ impl MergeMethod for Knots {
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
         let Some([rows, columns]) = svd::matrix_shape(group) else { return self.merge.workspace(group) };
         let joint = group.models.len() * columns;
-        // All task vectors and then the parts in f32, singular vectors in f64; base and a task vector, or merged parts.
-        4 * rows * joint + 8 * rows.min(joint) * (rows + joint) + 16 * rows * columns + svd::scratch(rows, joint)
+        // All task vectors, singular vectors and parts in f32, of which two are held at a time; base and a task vector, or
+        // merged parts.
+        4 * rows * joint + 4 * rows.min(joint) * (rows + joint) + 16 * rows * columns + svd::scratch(rows, joint)
     }
 
     fn whole_rows(&self) -> bool {
@@ -88,11 +89,11 @@ impl MergeMethod for Knots {
         let mut parts = vec![Vec::with_capacity(s.len() * columns); models];
         for (j, &s) in s.iter().enumerate() {
             let column = u.col_as_slice(j);
-            let largest = column.iter().fold(0.0, |most: f64, &x| if x.abs() > most.abs() { x } else { most });
-            let sign = largest.signum();
+            let largest = column.iter().fold(0.0, |most: f32, &x| if x.abs() > most.abs() { x } else { most });
+            let (sign, s) = (largest.signum(), s as f32);
             let (before, after) = if self.scaled { (sign * s, sign) } else { (sign, sign * s) };
             for (part, v) in parts.iter_mut().zip(v.col_as_slice(j).chunks(columns)) {
-                part.extend(v.iter().map(|v| (before * v) as f32));
+                part.extend(v.iter().map(|v| before * v));
             }
             u.col_as_slice_mut(j).iter_mut().for_each(|u| *u *= after);
         }
@@ -101,15 +102,15 @@ impl MergeMethod for Knots {
         if !s.is_empty() {
             let inner = merge_parts(&self.merge, group, &parts, [s.len(), columns])?;
             let inner = svd::matrix(&inner, &[s.len(), columns]);
-            algebra.add_product(svd::matrix_mut(&mut merged, group.shape), 1.0, u.as_ref(), inner);
+            algebra.add_product_f32(svd::matrix_mut(&mut merged, group.shape), 1.0, u.as_ref(), inner);
         }
-        Ok(Box::new(Step { values: svd::rounded(&merged), factor: 1.0 }))
+        Ok(Box::new(Step { values: merged.into(), factor: 1.0 }))
     }
 }
 
 impl Knots {
     /// Singular triplets of `[δ₁ … δ_T]`, without those that are left out.
-    fn joint(&self, group: &TensorGroup<'_>, algebra: &Algebra<'_>) -> Result<Triplets, Error> {
+    fn joint(&self, group: &TensorGroup<'_>, algebra: &Algebra<'_>) -> Result<Triplets<f32>, Error> {
         let (columns, joint) = (group.shape[1], group.shape[1] * group.models.len());
         let mut values = vec![0.0f32; group.shape[0] * joint];
         svd::each_task_vector(group, |model, delta| {
@@ -118,8 +119,7 @@ impl Knots {
             }
             Ok(())
         })?;
-        let Triplets { mut u, mut s, mut v } =
-            algebra.triplets(svd::matrix(&values, &[group.shape[0], joint]), joint)?;
+        let Triplets { mut u, mut s, mut v } = algebra.triplets_f32(svd::matrix(&values, &[group.shape[0], joint]))?;
         let least = LEAST * s.first().map_or(0.0, |s| s.min(1.0));
         s.truncate(s.iter().take_while(|&&s| s > least).count());
         u.truncate(u.nrows(), s.len());

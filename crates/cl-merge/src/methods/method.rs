@@ -34,16 +34,22 @@ pub trait MergeMethod: Send + Sync {
         (group.elements() * (group.models.len() + 1)) as f64
     }
 
-    /// This tensor's part of norms over the whole model, for a method that scales by these; `None` for others.
+    /// This tensor's part of norms over the whole model, for a method that scales by these; `None` for others. With `keep`,
+    /// what the merge would compute once more may be kept, in [`MergeMethod::kept`] bytes.
     ///
     /// # Errors
     /// Returns an error if reading fails.
-    fn measure(&self, _group: &TensorGroup<'_>) -> Result<Option<OpcmNorms>, Error> {
+    fn measure(&self, _group: &TensorGroup<'_>, _keep: bool) -> Result<Option<Measured>, Error> {
         Ok(None)
     }
 
-    /// The method with norms over the whole model, where it has use for them.
-    fn with_norms(&self, _norms: &OpcmNorms) -> Option<Box<dyn MergeMethod>> {
+    /// Bytes of what [`MergeMethod::measure`] keeps of a tensor.
+    fn kept(&self, _group: &TensorGroup<'_>) -> usize {
+        0
+    }
+
+    /// The method with norms over the whole model and what was kept of a tensor, where it has use for them.
+    fn with_norms(&self, _norms: &OpcmNorms, _kept: Option<Vec<f32>>) -> Option<Box<dyn MergeMethod>> {
         None
     }
 
@@ -52,6 +58,15 @@ pub trait MergeMethod: Send + Sync {
     /// # Errors
     /// Returns an error if reading fails, or [`Error::Undefined`] if the method has no answer for these values.
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error>;
+}
+
+/// What [`MergeMethod::measure`] says of a tensor.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Its part of the norms over the model.
+    pub norms: OpcmNorms,
+    /// What the merge need not compute again.
+    pub kept: Option<Vec<f32>>,
 }
 
 /// Merges the pieces of one tensor, in any order and from any thread.

@@ -1,8 +1,8 @@
-use faer::Mat;
+use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 
 use super::info::MethodInfo;
-use super::method::{MergeMethod, MergePieces, undefined};
+use super::method::{Measured, MergeMethod, MergePieces, undefined};
 use super::opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
 use super::parameters::{ParameterInfo, SHARE};
 use super::settings::{Defaults, TensorSettings};
@@ -101,23 +101,41 @@ impl MergeMethod for Opcm {
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
         let Some([rows, columns]) = svd::matrix_shape(group) else { return 0 };
         let short = rows.min(columns);
-        // The sum and a task vector in f64, base and task vector in f32; singular vectors and coordinates.
+        // The sum in f64 and in f32, base and task vector as read and projected; singular vectors and coordinates.
         24 * rows * columns
-            + 8 * short * (rows + columns)
-            + svd::scratch(rows, columns).max(24 * short * columns)
-            + 8 * svd::BLOCK * rows.max(columns)
+            + 4 * short * (rows + columns)
+            + svd::scratch(rows, columns).max(4 * short * (2 * columns + short))
     }
 
     fn cost(&self, group: &TensorGroup<'_>) -> f64 {
         svd::cost(group, group.models.len())
     }
 
-    fn measure(&self, group: &TensorGroup<'_>) -> Result<Option<OpcmNorms>, Error> {
-        if self.over_model { Opcm::measure(self, group).map(Some) } else { Ok(None) }
+    fn kept(&self, group: &TensorGroup<'_>) -> usize {
+        if self.over_model && group.is_matrix() { 4 * group.elements() } else { 0 }
     }
 
-    fn with_norms(&self, norms: &OpcmNorms) -> Option<Box<dyn MergeMethod>> {
-        self.over_model.then(|| Box::new(Opcm { norms: Some(norms.clone()), ..self.clone() }) as Box<dyn MergeMethod>)
+    fn measure(&self, group: &TensorGroup<'_>, keep: bool) -> Result<Option<Measured>, Error> {
+        if !self.over_model {
+            return Ok(None);
+        }
+        if !group.is_matrix() {
+            return Ok(Some(Measured { norms: Opcm::measure(self, group)?, kept: None }));
+        }
+        let (algebra, start) = (Algebra::new(group, "opcm")?, self.start(group)?);
+        let (sum, norms) = self.sum(&algebra, group, start)?;
+        Ok(Some(Measured { norms, kept: keep.then(|| svd::rounded(&sum)) }))
+    }
+
+    fn with_norms(&self, norms: &OpcmNorms, kept: Option<Vec<f32>>) -> Option<Box<dyn MergeMethod>> {
+        if !self.over_model {
+            return None;
+        }
+        let method = Opcm { norms: Some(norms.clone()), ..self.clone() };
+        Some(match kept {
+            Some(sum) => Box::new(Summed { method, sum }),
+            None => Box::new(method),
+        })
     }
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
@@ -134,7 +152,25 @@ impl MergeMethod for Opcm {
         }
         let (sum, norms) = self.sum(&algebra, group, start)?;
         let state = self.end(start, &norms);
-        let pieces = Step { values: svd::rounded(&sum), factor: 1.0 / state.lambda };
+        let pieces = Step { values: svd::rounded(&sum).into(), factor: 1.0 / state.lambda };
+        Ok(Box::new(Merged { pieces, state }))
+    }
+}
+
+/// A matrix whose `S_T` is there already.
+struct Summed {
+    method: Opcm,
+    sum: Vec<f32>,
+}
+
+impl MergeMethod for Summed {
+    fn task_vectors(&self) -> bool {
+        true
+    }
+
+    fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        let state = self.method.end(self.method.start(group)?, &OpcmNorms::default());
+        let pieces = Step { values: self.sum.as_slice().into(), factor: 1.0 / state.lambda };
         Ok(Box::new(Merged { pieces, state }))
     }
 }
@@ -180,10 +216,10 @@ impl Opcm {
                 sum = delta.iter().map(|&d| start.lambda * f64::from(d)).collect();
                 return Ok(());
             }
-            let merged = algebra.triplets(svd::matrix(&sum, group.shape), usize::MAX)?;
-            let mut new: Vec<f64> = delta.iter().map(|&d| d.into()).collect();
+            let merged = algebra.triplets_f32(svd::matrix(&svd::rounded(&sum), group.shape))?;
+            let mut new = delta.to_vec();
             self.remove_shared(algebra, &merged, &mut new, group.shape);
-            sum.iter_mut().zip(&new).for_each(|(sum, new)| *sum += new);
+            sum.iter_mut().zip(&new).for_each(|(sum, &new)| *sum += f64::from(new));
             Ok(())
         })?;
         norms.sum = sum.iter().map(|v| v * v).sum();
@@ -191,7 +227,7 @@ impl Opcm {
     }
 
     /// `P(δ)`.
-    fn remove_shared(&self, algebra: &Algebra<'_>, merged: &Triplets, delta: &mut [f64], shape: &[usize]) {
+    fn remove_shared(&self, algebra: &Algebra<'_>, merged: &Triplets<f32>, delta: &mut [f32], shape: &[usize]) {
         let Triplets { u, s, v } = merged;
         let limit = self.alpha * s.iter().sum::<f64>();
         let running = s.iter().scan(0.0, |sum, s| {
@@ -201,29 +237,37 @@ impl Opcm {
         let r = running.take_while(|&sum| self.alpha >= 1.0 || sum <= limit).count();
         let (u_leading, v_leading) = (u.subcols(0, r), v.subcols(0, r));
         // Rows of Uᵀ δ, as columns.
-        let mut left = Mat::zeros(shape[1], s.len());
-        algebra.add_product(left.as_mut().transpose_mut(), 1.0, u.transpose(), svd::matrix(delta, shape));
+        let left = product(algebra, svd::matrix(delta, shape).transpose(), u.as_ref());
         let mut removed = v.clone();
         for j in r..s.len() {
-            let diagonal: f64 = v.col_as_slice(j).iter().zip(left.col_as_slice(j)).map(|(v, x)| v * x).sum();
+            let pairs = v.col_as_slice(j).iter().zip(left.col_as_slice(j));
+            let diagonal = pairs.map(|(&v, &x)| f64::from(v) * f64::from(x)).sum::<f64>() as f32;
             removed.col_as_slice_mut(j).iter_mut().for_each(|v| *v *= diagonal);
         }
         let from = match self.projection {
             Projection::Leading => {
-                let block = algebra.product(v_leading.transpose(), left.subcols(0, r));
-                removed.subcols_mut(0, r).copy_from(&algebra.product(v_leading, block.as_ref()));
+                let block = product(algebra, v_leading.transpose(), left.subcols(0, r));
+                removed.subcols_mut(0, r).copy_from(product(algebra, v_leading, block.as_ref()));
                 0
             }
             Projection::Complement => {
-                algebra.add_product(svd::matrix_mut(delta, shape), -1.0, u_leading, left.subcols(0, r).transpose());
-                let right = algebra.product(svd::matrix(delta, shape), v_leading);
-                algebra.add_product(svd::matrix_mut(delta, shape), -1.0, right.as_ref(), v_leading.transpose());
+                let left = left.subcols(0, r).transpose();
+                algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, u_leading, left);
+                let right = product(algebra, svd::matrix(delta, shape), v_leading);
+                algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, right.as_ref(), v_leading.transpose());
                 r
             }
         };
         let (u, removed) = (u.subcols(from, s.len() - from), removed.subcols(from, s.len() - from));
-        algebra.add_product(svd::matrix_mut(delta, shape), -1.0, u, removed.transpose());
+        algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, u, removed.transpose());
     }
+}
+
+/// `a b`.
+fn product(algebra: &Algebra<'_>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Mat<f32> {
+    let mut out = Mat::zeros(a.nrows(), b.ncols());
+    algebra.add_product_f32(out.as_mut(), 1.0, a, b);
+    out
 }
 
 /// `S_T` of a piece that is not of a matrix.

@@ -2,15 +2,19 @@
 //!
 //! A Gram matrix squares singular values; in f64 this is accurate down to [`TOLERANCE`] of the largest one, which is
 //! also the limit of f32 inputs. Vectors of smaller singular values are determined only by rounding, and are left out
-//! everywhere: a merge must not depend on them. Work is divided into blocks that do not depend on the number of
-//! threads, so that results have the same bits.
+//! everywhere: a merge must not depend on them. Products with singular vectors square nothing: methods that need all of
+//! them have them in f32 ([`Algebra::triplets_f32`]), which takes half the time. Work is divided into blocks that do not
+//! depend on the number of threads, so that results have the same bits.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use std::borrow::Cow;
+
+use faer::linalg::evd::EvdError;
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Col, Mat, MatMut, MatRef, Par};
+use faer::traits::ComplexField;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::eigen::Tridiagonal;
 use super::method::{MergePieces, undefined};
 use super::undefined::Undefined;
 use crate::Error;
@@ -22,13 +26,16 @@ pub(super) const TOLERANCE: f64 = 1e-6;
 /// Rows or columns that one thread works on at a time.
 pub(super) const BLOCK: usize = 256;
 
+/// Rows of a Gram matrix from which on leading eigenvectors are computed alone.
+const FEW: usize = 32;
+
 /// The task matrix of a merge, added to the base piece by piece: `θ = θ₀ + factor · values`.
-pub(super) struct Step {
-    pub(super) values: Vec<f32>,
+pub(super) struct Step<'a> {
+    pub(super) values: Cow<'a, [f32]>,
     pub(super) factor: f64,
 }
 
-impl MergePieces for Step {
+impl MergePieces for Step<'_> {
     fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
         let end = piece.start + out.len();
         out.copy_from_slice(&piece.base);
@@ -104,18 +111,35 @@ pub(super) fn matrix_shape(group: &TensorGroup<'_>) -> Option<[usize; 2]> {
 }
 
 /// `A = U diag(s) Vᵀ`, leading triplets only, largest first. Columns of `u` and `v` are determined up to a common sign.
-pub(super) struct Triplets {
+pub(super) struct Triplets<T = f64> {
     /// `(rows, k)`
-    pub(super) u: Mat<f64>,
+    pub(super) u: Mat<T>,
     pub(super) s: Vec<f64>,
     /// `(columns, k)`
-    pub(super) v: Mat<f64>,
+    pub(super) v: Mat<T>,
 }
 
 /// An entry of an operand.
 pub(super) trait Real: Copy + Into<f64> + Send + Sync {}
 impl Real for f32 {}
 impl Real for f64 {}
+
+/// An entry of singular vectors.
+trait Entry: Copy {
+    fn of(value: f64) -> Self;
+}
+
+impl Entry for f64 {
+    fn of(value: f64) -> f64 {
+        value
+    }
+}
+
+impl Entry for f32 {
+    fn of(value: f64) -> f32 {
+        value as f32
+    }
+}
 
 /// Products and decompositions for one tensor.
 pub(super) struct Algebra<'g> {
@@ -141,6 +165,14 @@ impl<'g> Algebra<'g> {
         });
     }
 
+    /// As [`Algebra::add_product`], in f32.
+    pub(super) fn add_product_f32(&self, out: MatMut<'_, f32>, factor: f32, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
+        self.each(column_blocks(out), |(start, out)| {
+            let b = b.subcols(start, out.ncols());
+            matmul(out, Accum::Add, a, b, factor, Par::Seq);
+        });
+    }
+
     /// `a b`.
     pub(super) fn product<B: Real>(&self, a: MatRef<'_, f64>, b: MatRef<'_, B>) -> Mat<f64> {
         let mut out = Mat::zeros(a.nrows(), b.ncols());
@@ -162,25 +194,39 @@ impl<'g> Algebra<'g> {
         out
     }
 
-    /// Roots of the eigenvalues of a Gram matrix that are not zero, largest first, and the eigenvectors in columns.
-    fn roots(&self, gram: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>), Error> {
+    /// Roots of the eigenvalues of a Gram matrix that are not zero, largest first and at most `keep`, and the eigenvectors
+    /// in columns.
+    fn roots(&self, gram: Mat<f64>, keep: usize) -> Result<(Vec<f64>, Mat<f64>), Error> {
         let n = gram.nrows();
         if n == 0 {
             return Ok((Vec::new(), Mat::new()));
         }
-        let (mut values, mut vectors) = (Col::zeros(n), Mat::zeros(n, n));
-        let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-        let mut memory = MemBuffer::new(scratch);
-        let stack = MemStack::new(&mut memory);
-        let into = (values.as_diagonal_mut(), Some(vectors.as_mut()));
-        self_adjoint_evd(gram.as_ref(), into.0, into.1, Par::Seq, stack, Default::default()).map_err(|_| {
-            let kind = Undefined::NoSingularValues { merging: true };
-            Error::Undefined { tensor: self.tensor.to_owned(), method: self.method, kind }
-        })?;
-        let roots: Vec<f64> = values.iter().rev().map(|&value| value.max(0.0).sqrt()).collect();
-        let least = TOLERANCE * roots.first().copied().unwrap_or(0.0);
-        let rank = roots.iter().take_while(|&&root| root > least).count();
-        Ok((roots[..rank].to_vec(), Mat::from_fn(n, rank, |i, j| vectors[(i, n - 1 - j)])))
+        let form = Tridiagonal::new(gram);
+        let few = n >= FEW && 2 * keep <= n;
+        let (roots, mut vectors) = match few.then(|| form.leading(keep)).flatten() {
+            Some((values, vectors)) => {
+                let roots = not_zero(values.into_iter());
+                let kept = vectors.subcols(0, roots.len()).to_owned();
+                (roots, kept)
+            }
+            None => self.all_roots(&form, keep)?,
+        };
+        form.turn(&mut vectors);
+        Ok((roots, vectors))
+    }
+
+    /// Roots as of [`Algebra::roots`], and the eigenvectors of the tridiagonal form.
+    fn all_roots<T: Entry>(&self, form: &Tridiagonal, keep: usize) -> Result<(Vec<f64>, Mat<T>), Error> {
+        let (values, vectors) = form.all().map_err(|error| self.no_convergence(error))?;
+        let n = values.len();
+        let roots = not_zero(values.into_iter().rev().take(keep));
+        let vectors = Mat::from_fn(n, roots.len(), |i, j| T::of(vectors[(i, n - 1 - j)]));
+        Ok((roots, vectors))
+    }
+
+    fn no_convergence(&self, _: EvdError) -> Error {
+        let kind = Undefined::NoSingularValues { merging: true };
+        Error::Undefined { tensor: self.tensor.to_owned(), method: self.method, kind }
     }
 
     /// The at most `keep` leading singular triplets.
@@ -189,11 +235,7 @@ impl<'g> Algebra<'g> {
             let Triplets { u, s, v } = self.triplets(a.transpose(), keep)?;
             return Ok(Triplets { u: v, s, v: u });
         }
-        let (mut s, mut u) = self.roots(&self.gram(a))?;
-        if s.len() > keep {
-            s.truncate(keep);
-            u = u.subcols(0, keep).to_owned();
-        }
+        let (mut s, u) = self.roots(self.gram(a), keep)?;
         let mut v = Mat::zeros(a.ncols(), s.len());
         self.add_product(v.as_mut().transpose_mut(), 1.0, u.transpose(), a);
         for (j, s) in s.iter_mut().enumerate() {
@@ -204,11 +246,35 @@ impl<'g> Algebra<'g> {
         Ok(Triplets { u, s, v })
     }
 
+    /// All singular triplets, with vectors in f32.
+    ///
+    /// Eigenvalues, and the eigenvectors of the tridiagonal form, are computed in f64, so that vectors of neighbouring
+    /// singular values do not mix; what follows is products, with an error of about 1e-7 of the largest singular value.
+    pub(super) fn triplets_f32(&self, a: MatRef<'_, f32>) -> Result<Triplets<f32>, Error> {
+        if a.nrows() > a.ncols() {
+            let Triplets { u, s, v } = self.triplets_f32(a.transpose())?;
+            return Ok(Triplets { u: v, s, v: u });
+        }
+        let form = Tridiagonal::new(self.gram(a));
+        let (mut s, mut u) = self.all_roots::<f32>(&form, usize::MAX)?;
+        form.turn_f32(&mut u);
+        drop(form);
+        let mut v = Mat::zeros(a.ncols(), s.len());
+        self.add_product_f32(v.as_mut().transpose_mut(), 1.0, u.transpose(), a);
+        for (j, s) in s.iter_mut().enumerate() {
+            let norm = v.col_as_slice(j).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            // Values too small for f32 may have no norm in it.
+            *s = if norm > 0.0 { norm } else { *s };
+            v.col_as_slice_mut(j).iter_mut().for_each(|v| *v = (f64::from(*v) / *s) as f32);
+        }
+        Ok(Triplets { u, s, v })
+    }
+
     /// `U Vᵀ` and the singular values of `A = U diag(s) Vᵀ`: the nearest matrix with orthonormal columns or rows
     /// (orthogonal Procrustes), on the space that `A` reaches.
     pub(super) fn polar(&self, a: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>), Error> {
         let wide = a.nrows() <= a.ncols();
-        let (s, vectors) = self.roots(&self.gram(if wide { a } else { a.transpose() }))?;
+        let (s, vectors) = self.roots(self.gram(if wide { a } else { a.transpose() }), usize::MAX)?;
         let scaled = Mat::from_fn(vectors.nrows(), s.len(), |i, j| vectors[(i, j)] / s[j]);
         let inverse_root = self.product(scaled.as_ref(), vectors.transpose());
         let factor = if wide { self.product(inverse_root.as_ref(), a) } else { self.product(a, inverse_root.as_ref()) };
@@ -224,8 +290,15 @@ impl<'g> Algebra<'g> {
     }
 }
 
+/// Roots of eigenvalues, which come largest first, as far as they are not zero.
+fn not_zero(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let roots: Vec<f64> = values.map(|value| value.max(0.0).sqrt()).collect();
+    let least = TOLERANCE * roots.first().copied().unwrap_or(0.0);
+    roots.into_iter().take_while(|&root| root > least).collect()
+}
+
 /// A matrix in blocks of columns, with the first column's number.
-fn column_blocks(mut a: MatMut<'_, f64>) -> Vec<(usize, MatMut<'_, f64>)> {
+fn column_blocks<T: ComplexField>(mut a: MatMut<'_, T>) -> Vec<(usize, MatMut<'_, T>)> {
     let mut blocks = Vec::new();
     let mut start = 0;
     while a.ncols() > BLOCK {

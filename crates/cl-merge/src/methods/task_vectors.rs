@@ -163,8 +163,7 @@ enum Mask {
     },
     Ranked {
         stream: Stream,
-        density: f64,
-        epsilon: f64,
+        chances: Vec<Chance>,
     },
 }
 
@@ -216,7 +215,9 @@ impl TaskVectors {
                 let mask = |(model, (&density, &epsilon)): (usize, (&f64, &f64))| match density {
                     d if d >= 1.0 => Mask::All,
                     d if d <= 0.0 => Mask::Largest(Trim::NONE),
-                    density => Mask::Ranked { stream: stream(model), density, epsilon },
+                    density => {
+                        Mask::Ranked { stream: stream(model), chances: chances(group.columns(), density, epsilon) }
+                    }
                 };
                 Ok(density.iter().zip(epsilon).enumerate().map(mask).collect())
             }
@@ -312,6 +313,7 @@ fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (V
 /// Applies the masks to task vectors.
 fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
     let (start, len) = (piece.start, piece.len());
+    let mut ranking = Ranking::default();
     for (x, mask) in piece.models.iter_mut().zip(masks) {
         match mask {
             Mask::All => {}
@@ -329,31 +331,101 @@ fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
                 stream.fill(start, &mut piece.random);
                 kernels::keep_below(x, &piece.random, *bound);
             }
-            Mask::Ranked { stream, density, epsilon } => {
+            Mask::Ranked { stream, chances } => {
                 piece.random.resize(len, 0);
                 stream.fill(start, &mut piece.random);
                 for (row, random) in x.chunks_mut(columns).zip(piece.random.chunks(columns)) {
-                    keep_ranked(row, random, *density, *epsilon, divide);
+                    keep_ranked(row, random, chances, &mut ranking, divide);
                 }
             }
         }
     }
 }
 
-/// Keeps each entry of a row with a probability by the rank of its magnitude; of equal ones the first ranks lower.
-fn keep_ranked(row: &mut [f32], random: &[u16], density: f64, epsilon: f64, divide: bool) {
-    let mut order: Vec<u64> =
-        row.iter().enumerate().map(|(i, x)| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64).collect();
-    order.sort_unstable();
-    let last = (row.len().max(2) - 1) as f64;
-    for (rank, entry) in order.into_iter().enumerate() {
-        let i = (entry & 0xffff_ffff) as usize;
+/// With which probability an entry of some rank is kept.
+#[derive(Clone, Copy)]
+struct Chance {
+    probability: f32,
+    bound: u32,
+}
+
+/// The chances of all ranks of a row, the smallest magnitude's first.
+fn chances(columns: usize, density: f64, epsilon: f64) -> Vec<Chance> {
+    let last = (columns.max(2) - 1) as f64;
+    let chance = |rank: usize| {
         let probability = density - epsilon + 2.0 * epsilon * rank as f64 / last;
-        if u32::from(random[i]) >= bound(probability) {
+        Chance { probability: probability as f32, bound: bound(probability) }
+    };
+    (0..columns).map(chance).collect()
+}
+
+/// Keeps each entry of a row with the chance of the rank of its magnitude; of equal ones the first ranks lower.
+fn keep_ranked(row: &mut [f32], random: &[u16], chances: &[Chance], ranking: &mut Ranking, divide: bool) {
+    for (entry, chance) in ranking.ascending(row).iter().zip(chances) {
+        let i = (entry & 0xffff_ffff) as usize;
+        if u32::from(random[i]) >= chance.bound {
             row[i] = 0.0;
         } else if divide {
-            row[i] /= probability as f32;
+            row[i] /= chance.probability;
         }
+    }
+}
+
+/// Buffers for the order of a row's magnitudes.
+#[derive(Default)]
+struct Ranking {
+    /// Key of a magnitude and, in the lower half, its index.
+    entries: Vec<u64>,
+    buckets: Vec<u32>,
+    places: Vec<u32>,
+}
+
+impl Ranking {
+    /// Magnitudes in ascending order, of equal ones the first first.
+    ///
+    /// Entries are put into about as many buckets of equal width as there are, and sorted within each.
+    fn ascending(&mut self, row: &[f32]) -> &[u64] {
+        let entry = |i: usize, x: f32| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64;
+        let count = row.len().next_power_of_two();
+        let largest = f32::from_bits(kernels::largest_key(row));
+        let scale = (count as f32 - 1.0) / largest;
+        self.entries.clear();
+        if row.len() < 64 || !scale.is_finite() {
+            self.entries.extend(row.iter().enumerate().map(|(i, &x)| entry(i, x)));
+            self.entries.sort_unstable();
+            return &self.entries;
+        }
+        self.entries.resize(row.len(), 0);
+        self.buckets.resize(row.len(), 0);
+        kernels::buckets(row, scale, &mut self.buckets);
+        self.places.clear();
+        self.places.resize(count + 1, 0);
+        self.buckets.iter().for_each(|&bucket| self.places[bucket as usize + 1] += 1);
+        let mut end = 0;
+        for place in &mut self.places {
+            end += *place;
+            *place = end;
+        }
+        for (i, (&x, &bucket)) in row.iter().zip(&self.buckets).enumerate() {
+            let place = &mut self.places[bucket as usize];
+            self.entries[*place as usize] = entry(i, x);
+            *place += 1;
+        }
+        // Each place is now the end of its bucket.
+        let mut start = 0;
+        for &end in &self.places[..count] {
+            match end - start {
+                0 | 1 => {}
+                2 => {
+                    let (a, b) = (self.entries[start as usize], self.entries[start as usize + 1]);
+                    self.entries[start as usize] = a.min(b);
+                    self.entries[start as usize + 1] = a.max(b);
+                }
+                _ => self.entries[start as usize..end as usize].sort_unstable(),
+            }
+            start = end;
+        }
+        &self.entries
     }
 }
 
@@ -525,6 +597,36 @@ mod tests {
                 let method = TaskVectors { sparsify, rescale, ..ties([1.0; 2], false, Divisor::Count) };
                 assert!(on_zero(&method).iter().all(|x| x.is_finite()));
                 assert!(density > 0.0 || on_zero(&method) == [0.0; 4]);
+            }
+        }
+    }
+
+    /// Rows that fill the buckets evenly, or with ties, zeros or one outlier.
+    #[test]
+    fn ranks_are_those_of_a_sort() {
+        let mut words = vec![0; 5000];
+        Stream::new(3, "w", "m").fill(0, &mut words);
+        let values: Vec<f32> = words.iter().map(|&w| f32::from(w) / 65_536.0 - 0.5).collect();
+        let mut ranking = Ranking::default();
+        let shapes: [fn(f32) -> f32; 6] = [
+            |x| x,
+            |x| x.powi(9),
+            |x| (x * 8.0).round() / 8.0,
+            |x| if x > 0.4 { x } else { 0.0 },
+            |x| x * f32::MIN_POSITIVE,
+            |_| 0.0,
+        ];
+        for shape in shapes {
+            for n in [1, 2, 63, 64, 65, 576, 5000] {
+                for outlier in [0.0, 1e30] {
+                    let mut row: Vec<f32> = values[..n].iter().map(|&x| shape(x)).collect();
+                    row[n / 2] += outlier;
+                    let mut order: Vec<usize> = (0..n).collect();
+                    order.sort_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs()));
+                    let ranked: Vec<usize> =
+                        ranking.ascending(&row).iter().map(|entry| (entry & 0xffff_ffff) as usize).collect();
+                    assert_eq!(ranked, order);
+                }
             }
         }
     }

@@ -101,7 +101,7 @@ impl MergeMethod for Tsv {
         }
         let mut merged = vec![0.0; group.elements()];
         algebra.add_product(svd::matrix_mut(&mut merged, shape), 1.0, u.as_ref(), v.transpose());
-        Ok(Box::new(Step { values: svd::rounded(&merged), factor: self.lambda }))
+        Ok(Box::new(Step { values: svd::rounded(&merged).into(), factor: self.lambda }))
     }
 }
 

@@ -61,8 +61,8 @@ impl Plan {
         let fixed = self.fixed_bytes();
         let needed = fixed + pieces + workspace;
         if needed <= options.memory {
-            let side_by_side = self.workspaces().take(threads).sum::<usize>();
-            return Ok(options.memory.min(fixed + pieces + side_by_side.max(workspace)));
+            let most = fixed + pieces + self.side_by_side(threads) + self.kept();
+            return Ok(options.memory.min(most));
         }
         let (held, tensor) = (fixed + pieces, tensor.to_owned());
         let kind = MemoryProblem::Merge { allowed: options.memory, threads, held, tensor, largest: workspace };
@@ -77,6 +77,29 @@ impl Plan {
                 segments.iter().map(|s| s.method.workspace(&self.group(tensor, s))).max().unwrap_or(0)
             }
         }
+    }
+
+    /// Bytes of the limit that are left where all threads work on the largest tensors.
+    pub(super) fn spare(&self, options: &MergeOptions) -> usize {
+        let threads = threads(options);
+        let most = self.fixed_bytes() + threads * self.piece_bytes() + self.side_by_side(threads);
+        options.memory.saturating_sub(most)
+    }
+
+    /// What the largest tensors need beside pieces, one for each thread.
+    fn side_by_side(&self, threads: usize) -> usize {
+        self.workspaces().take(threads.max(1)).sum()
+    }
+
+    /// What can be kept from a pass over norms for the merge.
+    fn kept(&self) -> usize {
+        let of_tensor = |tensor: &PlannedTensor| match &tensor.work {
+            Work::Merge(segments) => {
+                segments.first().filter(|s| s.whole).map_or(0, |s| s.method.kept(&self.group(tensor, s)))
+            }
+            Work::Copy(_) => 0,
+        };
+        self.tensors.iter().map(of_tensor).sum()
     }
 
     /// What each tensor needs beside pieces, largest first.

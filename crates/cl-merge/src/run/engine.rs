@@ -2,17 +2,17 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use cl_checkpoint::{CheckpointWriter, Dtype, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::budget::Budget;
+use super::budget::{Budget, Room};
 use super::options::{MergeOptions, threads};
 use super::provenance;
 use crate::Error;
-use crate::methods::{OpcmNorms, merge_runs};
+use crate::methods::{Measured, OpcmNorms, merge_runs};
 use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
 use crate::plan::work::{PlannedTensor, Segment, Source, Work};
@@ -99,49 +99,55 @@ impl Merging<'_> {
         // What holds a whole matrix works on it alone, and side by side with others.
         let (large, small): (Vec<_>, Vec<_>) =
             jobs.into_iter().partition(|(_, t)| t.elements() >= LARGE && self.plan.workspace(t) < LARGE);
-        let norms = self.norms(&large, &small)?;
+        let (norms, kept) = self.norms(&large, &small)?;
+        let of_model = |i: usize| OfModel { trims: &trims[i], norms: norms.as_ref(), kept: &kept[i] };
         for (i, tensor) in large {
-            self.tensor(tensor, (&trims[i], &norms), true)?;
+            self.tensor(tensor, of_model(i), true)?;
         }
-        small.par_iter().with_max_len(1).try_for_each(|(i, tensor)| self.tensor(tensor, (&trims[*i], &norms), false))
+        small.par_iter().with_max_len(1).try_for_each(|(i, tensor)| self.tensor(tensor, of_model(*i), false))
     }
 
-    /// Norms over the whole model, summed in the order of tensors, where the method scales by them.
+    /// Norms over the whole model, summed in the order of tensors, where the method scales by them; and what was kept of
+    /// each tensor meanwhile.
     fn norms(
         &self,
         large: &[(usize, &PlannedTensor)],
         small: &[(usize, &PlannedTensor)],
-    ) -> Result<Option<OpcmNorms>, Error> {
-        let measure = |tensor: &PlannedTensor, parallel: bool| {
+    ) -> Result<(Option<OpcmNorms>, Vec<Kept<'_>>), Error> {
+        let spare = AtomicUsize::new(self.plan.spare(self.options));
+        let measure = |tensor: &PlannedTensor, parallel: bool| -> Result<_, Error> {
             let Work::Merge(segments) = &tensor.work else { return Ok(None) };
             let Some(segment) = segments.first().filter(|s| s.whole) else { return Ok(None) };
             let mut group = self.plan.group(tensor, segment);
             group.parallel = parallel;
+            let bytes = segment.method.kept(&group);
+            let fits = |spare: usize| spare.checked_sub(bytes);
+            let keep = bytes > 0 && spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
             let _room = self.budget.take(segment.method.workspace(&group));
-            segment.method.measure(&group)
+            let Some(Measured { norms, kept }) = segment.method.measure(&group, keep)? else { return Ok(None) };
+            Ok(Some((norms, kept.map(|values| (values, self.budget.take(bytes))))))
         };
-        let mut parts = vec![None; self.plan.tensors.len()];
+        let mut parts: Vec<_> = self.plan.tensors.iter().map(|_| None).collect();
         for (i, tensor) in large {
             parts[*i] = measure(tensor, true)?;
         }
-        let measured: Vec<Result<(usize, Option<OpcmNorms>), Error>> =
+        let measured: Vec<Result<_, Error>> =
             small.par_iter().with_max_len(1).map(|(i, tensor)| Ok((*i, measure(tensor, false)?))).collect();
         for part in measured {
-            let (i, norms) = part?;
-            parts[i] = norms;
+            let (i, part) = part?;
+            parts[i] = part;
         }
-        Ok(parts.into_iter().flatten().reduce(|mut sum, part| {
-            sum += &part;
-            sum
-        }))
+        let mut sum: Option<OpcmNorms> = None;
+        let kept = parts.into_iter().map(|part| {
+            let (norms, kept) = part?;
+            *sum.get_or_insert_default() += &norms;
+            kept
+        });
+        let kept = kept.map(Mutex::new).collect();
+        Ok((sum, kept))
     }
 
-    fn tensor(
-        &self,
-        tensor: &PlannedTensor,
-        of_model: (&Option<Vec<Trim>>, &Option<OpcmNorms>),
-        parallel: bool,
-    ) -> Result<(), Error> {
+    fn tensor(&self, tensor: &PlannedTensor, of_model: OfModel<'_, '_>, parallel: bool) -> Result<(), Error> {
         match &tensor.work {
             Work::Copy(source) => self.copy(tensor, source),
             Work::Merge(segments) => {
@@ -169,13 +175,16 @@ impl Merging<'_> {
         &self,
         tensor: &PlannedTensor,
         segment: &Segment,
-        (trims, norms): (&Option<Vec<Trim>>, &Option<OpcmNorms>),
+        OfModel { trims, norms, kept }: OfModel<'_, '_>,
         parallel: bool,
     ) -> Result<(), Error> {
         let mut group = self.plan.group(tensor, segment);
         group.parallel = parallel;
         group.model_trims = trims.clone().filter(|_| segment.whole);
-        let scaled = norms.as_ref().filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms));
+        let kept = if segment.whole { kept.lock().expect("no panic while held").take() } else { None };
+        // Its room is held as long as the values are.
+        let (kept, _kept_room) = kept.unzip();
+        let scaled = norms.filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms, kept));
         let method = scaled.as_ref().unwrap_or(&segment.method);
         let _room = self.budget.take(method.workspace(&group));
         let dtype = tensor.spec.dtype;
@@ -212,6 +221,17 @@ impl Merging<'_> {
         if self.options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
+
+/// What is known of a tensor from a look at the whole model.
+#[derive(Clone, Copy)]
+struct OfModel<'k, 'b> {
+    trims: &'k Option<Vec<Trim>>,
+    norms: Option<&'k OpcmNorms>,
+    kept: &'k Kept<'b>,
+}
+
+/// What was kept of a tensor until it is merged, and the room that it takes.
+type Kept<'b> = Mutex<Option<(Vec<f32>, Room<'b>)>>;
 
 /// Merged values in the output's dtype.
 #[derive(Default)]

@@ -60,6 +60,15 @@ pub(crate) fn largest_key_simd<'a, S: Simd>(_simd: S, values: &'a [f32]) -> u32 
     values.iter().fold(0, |most, v| most.max(v.to_bits() & MAGNITUDE))
 }
 
+/// The whole part of each magnitude times `scale`.
+#[pulp::with_simd(buckets = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn buckets_simd<'a, S: Simd>(_simd: S, values: &'a [f32], scale: f32, out: &'a mut [u32]) {
+    for (bucket, value) in out.iter_mut().zip(values) {
+        *bucket = (value.abs() * scale) as u32;
+    }
+}
+
 /// `x -= y`.
 #[pulp::with_simd(subtract = pulp::Arch::new())]
 #[inline(always)]

@@ -1,0 +1,321 @@
+//! Eigenvectors of a symmetric matrix, in f64: all of them, or the leading ones, which take half the time.
+//!
+//! Both start from a tridiagonal form. All eigenvectors of it come from faer's divide and conquer, leading ones from
+//! bisection and inverse iteration (Golub and Van Loan, "Matrix Computations", 8.4 and 8.2.2).
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
+use faer::linalg::evd::{ComputeEigenvectors, EvdError, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd};
+use faer::linalg::householder::{
+    apply_block_householder_sequence_on_the_left_in_place_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj,
+};
+use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
+use faer::traits::ComplexField;
+use faer::{Col, Conj, Mat, MatRef, Par};
+use pulp::Simd;
+
+/// Eigenvalues that one bisection halves side by side.
+const LANES: usize = 16;
+/// Consecutive eigenvalues nearer than this share of the matrix's norm have their vectors orthogonalized.
+const NEAR: f64 = 1e-3;
+/// Limit of what the vectors of inverse iteration lack to orthonormal eigenvectors.
+const ERROR: f64 = 1e-11;
+
+/// `G = Q T Qᵀ` with a tridiagonal `T`.
+pub(super) struct Tridiagonal {
+    /// `Q` as Householder vectors below the subdiagonal.
+    reflectors: Mat<f64>,
+    /// Their triangular factors, in blocks.
+    factors: Mat<f64>,
+    diagonal: Vec<f64>,
+    /// What stands beside the diagonal, then a zero.
+    beside: Vec<f64>,
+}
+
+/// Eigenvalues and, in the columns of a matrix, their eigenvectors.
+pub(super) type Eigen = (Vec<f64>, Mat<f64>);
+
+impl Tridiagonal {
+    /// Of a symmetric matrix that is not empty; only its lower triangle is read.
+    pub(super) fn new(mut a: Mat<f64>) -> Tridiagonal {
+        let n = a.nrows();
+        let mut factors = Mat::zeros(recommended_block_size::<f64>(n, n), n - 1);
+        let mut memory = MemBuffer::new(tridiag_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
+        tridiag_in_place(a.as_mut(), factors.as_mut(), Par::Seq, MemStack::new(&mut memory), Default::default());
+        let diagonal = (0..n).map(|i| a[(i, i)]).collect();
+        let beside = (0..n).map(|i| if i + 1 < n { a[(i + 1, i)] } else { 0.0 }).collect();
+        Tridiagonal { reflectors: a, factors, diagonal, beside }
+    }
+
+    /// All eigenvalues of `T`, smallest first, and its eigenvectors.
+    pub(super) fn all(&self) -> Result<Eigen, EvdError> {
+        let n = self.diagonal.len();
+        let column = |values: &[f64]| Col::from_fn(n, |i| values[i]);
+        let (diagonal, beside) = (column(&self.diagonal), column(&self.beside));
+        let (mut values, mut vectors) = (Col::zeros(n), Mat::zeros(n, n));
+        // What the decomposition of the whole matrix needs is more than enough.
+        let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+        let mut memory = MemBuffer::new(scratch);
+        tridiagonal_self_adjoint_evd(
+            diagonal.as_diagonal(),
+            beside.as_diagonal(),
+            values.as_diagonal_mut(),
+            Some(vectors.as_mut()),
+            Par::Seq,
+            MemStack::new(&mut memory),
+            Default::default(),
+        )?;
+        Ok((values.iter().copied().collect(), vectors))
+    }
+
+    /// The `k` largest eigenvalues of `T`, largest first, and their eigenvectors; `None` where inverse iteration does not
+    /// find them, orthonormal.
+    pub(super) fn leading(&self, k: usize) -> Option<Eigen> {
+        let n = self.diagonal.len();
+        let reach = |i: usize| {
+            self.diagonal[i].abs() + self.beside[i].abs() + if i > 0 { self.beside[i - 1].abs() } else { 0.0 }
+        };
+        let norm = (0..n).map(reach).fold(0.0, f64::max);
+        if !(norm > 0.0 && norm.is_finite()) {
+            return None;
+        }
+        let scaled = |values: &[f64]| values.iter().map(|v| v / norm).collect::<Vec<f64>>();
+        let (diagonal, beside) = (scaled(&self.diagonal), scaled(&self.beside));
+        let values = largest_values(&diagonal, &beside, k);
+        let mut vectors = Mat::<f64>::zeros(n, k);
+        let mut cluster = 0;
+        for j in 0..k {
+            if j > 0 && values[j - 1] - values[j] > NEAR {
+                cluster = j;
+            }
+            let shifted = Shifted::new(&diagonal, &beside, values[j]);
+            let mut x = start(n, j);
+            for _ in 0..3 {
+                shifted.solve(&mut x);
+                for near in cluster..j {
+                    let other = vectors.col_as_slice(near);
+                    let dot: f64 = x.iter().zip(other).map(|(x, v)| x * v).sum();
+                    x.iter_mut().zip(other).for_each(|(x, v)| *x -= dot * v);
+                }
+                let length = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                x.iter_mut().for_each(|x| *x /= length);
+            }
+            vectors.col_as_slice_mut(j).copy_from_slice(&x);
+        }
+        accurate(&diagonal, &beside, &values, &vectors).then(|| (values.iter().map(|v| v * norm).collect(), vectors))
+    }
+
+    /// `Q X`: eigenvectors of `G` from those of `T`.
+    pub(super) fn turn(&self, vectors: &mut Mat<f64>) {
+        turn(self.reflectors.as_ref(), self.factors.as_ref(), vectors);
+    }
+
+    /// As [`Tridiagonal::turn`], in f32. Reflections keep the vectors' accuracy.
+    pub(super) fn turn_f32(&self, vectors: &mut Mat<f32>) {
+        let single = |a: &Mat<f64>| Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32);
+        turn(single(&self.reflectors).as_ref(), single(&self.factors).as_ref(), vectors);
+    }
+}
+
+fn turn<T: ComplexField>(reflectors: MatRef<'_, T>, factors: MatRef<'_, T>, vectors: &mut Mat<T>) {
+    let (n, k) = (vectors.nrows(), vectors.ncols());
+    if n < 2 || k == 0 {
+        return;
+    }
+    let scratch = apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(n - 1, factors.nrows(), k);
+    apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        reflectors.submatrix(1, 0, n - 1, n - 1),
+        factors,
+        Conj::No,
+        vectors.as_mut().subrows_mut(1, n - 1),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+    );
+}
+
+/// The `k` largest eigenvalues of a tridiagonal matrix whose norm is 1, largest first.
+fn largest_values(diagonal: &[f64], beside: &[f64], k: usize) -> Vec<f64> {
+    let n = diagonal.len();
+    let squares: Vec<f64> = std::iter::once(0.0).chain(beside[..n - 1].iter().map(|b| b * b)).collect();
+    let mut values = Vec::with_capacity(k);
+    for first in (0..k).step_by(LANES) {
+        let (mut low, mut high) = ([-1.0; LANES], [1.0; LANES]);
+        // From 2 to less than the spacing of numbers near 1.
+        for _ in 0..55 {
+            let middle: [f64; LANES] = std::array::from_fn(|l| 0.5 * (low[l] + high[l]));
+            let mut below = [0.0; LANES];
+            count_below(diagonal, &squares, &middle, &mut below);
+            for l in 0..LANES {
+                // With more than n - 1 - j below, the j-th largest is one of them.
+                let place = n as f64 - 1.0 - (first + l) as f64;
+                if below[l] > place {
+                    high[l] = middle[l];
+                } else {
+                    low[l] = middle[l];
+                }
+            }
+        }
+        values.extend((0..LANES.min(k - first)).map(|l| 0.5 * (low[l] + high[l])));
+    }
+    values
+}
+
+/// How many eigenvalues are below each `x`: the negative pivots of `T - x` (Sylvester's law of inertia).
+#[pulp::with_simd(count_below = pulp::Arch::new())]
+#[inline(always)]
+// The macro needs its lifetimes named, and over plain indices all lanes become one instruction.
+#[allow(clippy::needless_lifetimes, clippy::needless_range_loop)]
+fn count_below_simd<'a, S: Simd>(
+    _simd: S,
+    diagonal: &'a [f64],
+    squares: &'a [f64],
+    x: &'a [f64; LANES],
+    below: &'a mut [f64; LANES],
+) {
+    let (x, mut counts, mut pivots) = (*x, [0.0; LANES], [1.0; LANES]);
+    for (d, square) in diagonal.iter().zip(squares) {
+        for l in 0..LANES {
+            let pivot = d - x[l] - square / pivots[l];
+            // Squares are at most 1, so that dividing by this does not overflow.
+            let pivot = if pivot.abs() < 1e-300 { -1e-300 } else { pivot };
+            counts[l] += if pivot < 0.0 { 1.0 } else { 0.0 };
+            pivots[l] = pivot;
+        }
+    }
+    *below = counts;
+}
+
+/// `T - x = L U` with rows exchanged for the larger pivot, as far as it takes to solve with it.
+struct Shifted {
+    /// Rows of `U`: three entries from the diagonal on.
+    upper: Vec<[f64; 3]>,
+    /// For each step the multiple that was subtracted, and whether rows were exchanged.
+    steps: Vec<(f64, bool)>,
+}
+
+impl Shifted {
+    fn new(diagonal: &[f64], beside: &[f64], x: f64) -> Shifted {
+        let n = diagonal.len();
+        // Zero pivots become as small as rounding makes them, relative to the norm of 1.
+        let pivot = |a: f64| if a.abs() < f64::EPSILON { f64::EPSILON } else { a };
+        let (mut upper, mut steps) = (Vec::with_capacity(n), Vec::with_capacity(n - 1));
+        let (mut a, mut b) = (diagonal[0] - x, beside[0]);
+        for i in 0..n - 1 {
+            let next = [beside[i], diagonal[i + 1] - x, beside[i + 1]];
+            if a.abs() >= next[0].abs() {
+                let divisor = pivot(a);
+                let factor = next[0] / divisor;
+                upper.push([divisor, b, 0.0]);
+                steps.push((factor, false));
+                (a, b) = (next[1] - factor * b, next[2]);
+            } else {
+                let factor = a / next[0];
+                upper.push(next);
+                steps.push((factor, true));
+                (a, b) = (b - factor * next[1], -factor * next[2]);
+            }
+        }
+        upper.push([pivot(a), 0.0, 0.0]);
+        Shifted { upper, steps }
+    }
+
+    /// Overwrites `x` with the solution.
+    fn solve(&self, x: &mut [f64]) {
+        for (i, &(factor, exchanged)) in self.steps.iter().enumerate() {
+            if exchanged {
+                x.swap(i, i + 1);
+            }
+            x[i + 1] -= factor * x[i];
+        }
+        let (mut one, mut two) = (0.0, 0.0);
+        for (x, [d, u, uu]) in x.iter_mut().zip(&self.upper).rev() {
+            *x = (*x - u * one - uu * two) / d;
+            (one, two) = (*x, one);
+        }
+    }
+}
+
+/// A start that no eigenvector is orthogonal to but by chance, and another one for each.
+fn start(n: usize, j: usize) -> Vec<f64> {
+    let mut state = j as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Whether no entry of `VᵀV - 1` and of `T V - V diag(values)` is larger than [`ERROR`], or not a number.
+fn accurate(diagonal: &[f64], beside: &[f64], values: &[f64], vectors: &Mat<f64>) -> bool {
+    let (n, k) = (vectors.nrows(), vectors.ncols());
+    let small = |error: f64| error.abs() < ERROR;
+    let products = vectors.transpose() * vectors;
+    let identity = |i: usize, j: usize| if i == j { 1.0 } else { 0.0 };
+    (0..k).all(|j| {
+        let v = vectors.col_as_slice(j);
+        let difference = |i: usize| {
+            let before = if i > 0 { beside[i - 1] * v[i - 1] } else { 0.0 };
+            let after = if i + 1 < n { beside[i] * v[i + 1] } else { 0.0 };
+            before + (diagonal[i] - values[j]) * v[i] + after
+        };
+        (0..k).all(|i| small(products[(i, j)] - identity(i, j))) && (0..n).all(|i| small(difference(i)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symmetric(n: usize, spectrum: impl Fn(usize) -> f64) -> Mat<f64> {
+        let values: Vec<f32> = super::super::svd::testing::random([n, n], 1, 7).remove(0);
+        let q = Mat::from_fn(n, n, |i, j| f64::from(values[i * n + j])).qr().compute_Q();
+        let scaled = Mat::from_fn(n, n, |i, j| q[(i, j)] * spectrum(j));
+        &scaled * q.transpose()
+    }
+
+    fn check(a: &Mat<f64>, k: usize, expected: impl Fn(usize) -> f64) {
+        let form = Tridiagonal::new(a.clone());
+        let (values, mut vectors) = form.leading(k).expect("inverse iteration finds them");
+        form.turn(&mut vectors);
+        let scale = expected(0).abs();
+        for (j, value) in values.iter().enumerate() {
+            assert!((value - expected(j)).abs() < 1e-12 * scale, "{j}: {value} {}", expected(j));
+        }
+        let scaled = Mat::from_fn(a.nrows(), k, |i, j| vectors[(i, j)] * values[j]);
+        assert!((a * &vectors - scaled).norm_max() < 1e-10 * scale);
+        assert!((vectors.transpose() * &vectors - Mat::<f64>::identity(k, k)).norm_max() < 1e-10);
+    }
+
+    #[test]
+    fn leading_pairs_of_spectra_that_are_spread_repeated_and_deficient() {
+        for n in [32, 90, 200] {
+            check(&symmetric(n, |j| (n - j) as f64), n / 3, |j| (n - j) as f64);
+            check(&symmetric(n, |j| 1e-60 / (1.0 + j as f64)), n / 3, |j| 1e-60 / (1.0 + j as f64));
+            check(&symmetric(n, |j| (5 - j.min(5)) as f64), n / 3, |j| (5 - j.min(5)) as f64);
+            check(&symmetric(n, |j| if j < 4 { 2.0 } else { 1.0 }), n / 3, |j| if j < 4 { 2.0 } else { 1.0 });
+        }
+    }
+
+    #[test]
+    fn leading_and_all_agree_and_f32_is_near() {
+        let a = symmetric(150, |j| 1.0 / (1.0 + j as f64).powi(2));
+        let form = Tridiagonal::new(a);
+        let (values, vectors) = form.all().unwrap();
+        let (leading, _) = form.leading(40).unwrap();
+        assert!(leading.iter().zip(values.iter().rev()).all(|(a, b)| (a - b).abs() < 1e-14));
+        let mut single = Mat::from_fn(150, 150, |i, j| vectors[(i, j)] as f32);
+        form.turn_f32(&mut single);
+        let mut double = vectors;
+        form.turn(&mut double);
+        let error = |i, j| (f64::from(single[(i, j)]) - double[(i, j)]).abs();
+        // Some roundings of 6e-8 in entries of less than 1.
+        assert!((0..150).all(|i| (0..150).all(|j| error(i, j) < 2e-6)));
+    }
+
+    #[test]
+    fn nothing_leads_in_zero_and_in_what_is_not_a_number() {
+        assert!(Tridiagonal::new(Mat::zeros(40, 40)).leading(3).is_none());
+        assert!(Tridiagonal::new(Mat::from_fn(40, 40, |_, _| f64::NAN)).leading(3).is_none());
+    }
+}
