@@ -102,6 +102,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::products::turn;
     use crate::{Products, products, use_products};
 
     fn noise(shape: &[i64], phase: f64) -> Tensor {
@@ -176,6 +177,7 @@ mod tests {
 
     #[test]
     fn several_layers_and_their_gradients_equal_libtorchs_with_either_library() {
+        let _turn = turn();
         let before = products();
         for library in [Products::Libtorch, Products::Onednn].into_iter().filter(|p| p.is_available()) {
             assert!(use_products(library));

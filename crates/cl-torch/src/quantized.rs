@@ -152,6 +152,7 @@ fn scalar_type(kind: Kind) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::products::turn;
     use crate::{LinearLayer, LinearWeight, LowRank, Products, linears, products, use_products};
 
     const FORMATS: [Quantization; 2] = [Quantization::Nf4, Quantization::Int8];
@@ -240,6 +241,7 @@ mod tests {
 
     #[test]
     fn linear_layers_and_their_gradients_are_those_of_the_dequantized_weights() {
+        let _turn = turn();
         let before = products();
         let shapes: [&[i64]; 7] = [&[50, 24], &[40], &[4, 24], &[40, 4], &[16, 24], &[2, 24], &[16, 2]];
         let leaves = || -> Vec<Tensor> {
