@@ -25,7 +25,7 @@ fn main() {
     shim(
         &include,
         "cl_torch_shim",
-        &["attention", "dispatch", "elementwise", "linear", "process_group", "products", "shim"],
+        &["attention", "dispatch", "elementwise", "linear", "process_group", "products", "quantized", "shim"],
         &[],
     );
     shim(&include, "cl_torch_kernels", &["kernels"], &[]);

@@ -8,11 +8,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::Checkpoint;
+use cl_checkpoint::{Checkpoint, TensorSource};
 use cl_data::Tokenizer;
 use cl_eval::{LanguageModel, Loglikelihood, LoglikelihoodRequest};
 use cl_model::{Decoder, LoadOptions, Scorer, greedy, token_log_probs};
-use cl_torch::tch::Kind;
+use cl_torch::tch::{Device, Kind};
+use cl_torch::{Quantization, Quantized, load_tensor};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -46,6 +47,28 @@ fn cases() -> Vec<Case> {
         None => include_str!("../fixtures/smollm2.json").to_owned(),
     };
     serde_json::from_str(&text).unwrap()
+}
+
+/// Expected values: `crates/cl-adapters/tests/fixtures/make_quantized.py MODEL_DIR`, bitsandbytes 0.50.2.
+#[test]
+fn quantized_weights_have_bitsandbytes_errors() {
+    let Some(dir) = model_dir() else { return };
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let names = checkpoint.names();
+    let names: Vec<&str> = names.into_iter().filter(|name| name.ends_with("_proj.weight")).collect();
+    assert_eq!(names.len(), 210);
+    for (format, expected) in [(Quantization::Nf4, 0.093573), (Quantization::Int8, 0.008512)] {
+        let (mut off, mut all) = (0.0, 0.0);
+        for name in &names {
+            let weight = load_tensor(&checkpoint, name, Kind::Float, Device::Cpu).unwrap();
+            let error = Quantized::new(&weight, format).unwrap().dequantize(Kind::Float) - &weight;
+            off += error.square().sum(Kind::Double).double_value(&[]);
+            all += weight.square().sum(Kind::Double).double_value(&[]);
+        }
+        let error = f64::sqrt(off / all);
+        // The script prints six decimals; some absmax of its CPU kernel have the code next to the nearest.
+        assert!((error - expected).abs() < 2e-6, "{format:?}: {error}");
+    }
 }
 
 #[test]

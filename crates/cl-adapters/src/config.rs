@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cl_checkpoint::{LayerKind, lora_scaling, module_pattern};
+use cl_torch::Quantization;
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -53,6 +54,10 @@ pub struct LoraConfig {
     /// of the other parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_learning_rate: Option<f64>,
+    /// Format in which the frozen weights of the base's linear layers are kept while training (QLoRA, arXiv:2305.14314);
+    /// the output head is not quantized. The saved adapter does not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<Quantization>,
 }
 
 impl Default for LoraConfig {
@@ -74,6 +79,7 @@ impl Default for LoraConfig {
             ensure_weight_tying: false,
             loraplus_lr_ratio: None,
             embedding_learning_rate: None,
+            base: None,
         }
     }
 }
@@ -388,6 +394,8 @@ mod tests {
         assert!(toml::from_str::<LoraConfig>("rank = 4").is_err(), "unknown keys are refused");
         let unknown = toml::from_str::<LoraConfig>("init_lora_weights = 'corda'").unwrap_err().to_string();
         assert!(unknown.contains("corda") && unknown.contains("gaussian"), "{unknown}");
+        let unknown = toml::from_str::<LoraConfig>("base = 'fp4'").unwrap_err().to_string();
+        assert!(["fp4", "nf4", "int8"].iter().all(|name| unknown.contains(name)), "{unknown}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use cl_torch::linear;
 use cl_torch::tch::{self, Kind, Tensor};
 
-use crate::{Lora, Mode};
+use crate::{Lora, Mode, Weight};
 
 /// The trained magnitudes of a layer's outputs.
 pub struct Magnitude {
@@ -15,9 +15,10 @@ pub struct Magnitude {
 
 impl Magnitude {
     /// `m = ‖W + scaling·B·A‖` of each row, with which an adapter changes nothing; or the given vector.
-    pub(crate) fn new(weight: &Tensor, lora: &Lora, vector: Option<Tensor>) -> Magnitude {
-        let squares = weight.to_kind(Kind::Float).square().sum_dim_intlist(1i64, false, Kind::Float);
-        let vector = vector.unwrap_or_else(|| row_norms(weight, &squares, lora));
+    pub(crate) fn new(weight: &Weight, lora: &Lora, vector: Option<Tensor>) -> Magnitude {
+        let weight = weight.to_kind(Kind::Float);
+        let squares = weight.square().sum_dim_intlist(1i64, false, Kind::Float);
+        let vector = vector.unwrap_or_else(|| row_norms(&weight, &squares, lora));
         Magnitude { vector: vector.detach().set_requires_grad(true), squares }
     }
 
@@ -31,22 +32,22 @@ impl Magnitude {
     /// As in PEFT, dropout applies to what goes beyond `x·Wᵀ`. That is computed in the dtype `adapters`, which the result has.
     pub(crate) fn forward(
         &self,
-        weight: &Tensor,
+        weight: &Weight,
         bias: Option<&Tensor>,
         lora: &Lora,
         x: &Tensor,
         adapters: Kind,
         mode: Mode,
     ) -> Tensor {
-        let weight = weight.to_kind(x.kind());
-        let factor = (&self.vector / row_norms(&weight, &self.squares, lora)).to_kind(adapters);
+        let norms = row_norms(&weight.to_kind(x.kind()), &self.squares, lora);
+        let factor = (&self.vector / norms).to_kind(adapters);
         let dropped = mode.dropout(&x.to_kind(adapters), lora.dropout, lora.key);
         let narrow = linear(&dropped, &lora.a.to_kind(adapters), None) * lora.scaling;
         let update = narrow.matmul(&lora.b.to_kind(adapters).tr());
-        let y = linear(x, &weight, bias.map(|b| b.to_kind(x.kind())).as_ref());
+        let y = weight.linear(x, bias.map(|b| b.to_kind(x.kind())).as_ref());
         // Without dropout PEFT takes `x·Wᵀ` out of the layer's output, which may be rounded.
         let product = match (mode, bias) {
-            (Mode::Train { .. }, _) if lora.dropout > 0.0 => linear(&dropped, &weight.to_kind(adapters), None),
+            (Mode::Train { .. }, _) if lora.dropout > 0.0 => weight.linear(&dropped, None),
             (_, Some(bias)) => &y - bias.to_kind(x.kind()),
             (_, None) => y.shallow_clone(),
         };

@@ -88,6 +88,9 @@ pub enum WholeProblem {
     /// Rows of tokens are for a module that the model does not have.
     #[error("rows of a module that this model does not have")]
     RowsOfNoModule,
+    /// The base's weight is quantized.
+    #[error("it replaces a weight that `base` quantizes; continue this adapter without `base`")]
+    Quantized,
     /// Rows of tokens do not fit their ids or the embedding.
     #[error("rows {shape:?} for trainable_token_indices {ids:?}")]
     Rows {

@@ -14,6 +14,7 @@ mod random;
 mod router_log;
 mod start;
 mod targets;
+mod weight;
 mod whole;
 
 pub use config::{Bias, InitLoraWeights, LoraConfig, TargetModules, TokenIndices};
@@ -29,4 +30,5 @@ pub use peft::{Site, check_frozen, load_whole, save_lora};
 pub use random::normal;
 pub use router_log::{RouterLog, RouterRecord, RouterRecorder, top_k};
 pub use targets::Targets;
+pub use weight::Weight;
 pub use whole::{TokenRows, Whole, WholeKind, WholePlan, leaf};

@@ -2,14 +2,14 @@ use cl_checkpoint::LayerKind;
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{LinearLayer, LowRank, linears};
 
-use crate::{Lora, LoraMixture, Magnitude, Mode, Site, TokenRows};
+use crate::{Lora, LoraMixture, Magnitude, Mode, Site, TokenRows, Weight};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
     /// Name of the module, as in the checkpoint without `.weight`.
     pub name: String,
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Tensor>,
     /// The low-rank update.
@@ -53,7 +53,7 @@ impl Frozen {
 
 /// What a layer is multiplied by, in the dtype of its input.
 struct Operands {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     low_rank: Option<(Tensor, Tensor, f64)>,
 }
@@ -61,16 +61,16 @@ struct Operands {
 impl Operands {
     fn layer(&self) -> LinearLayer<'_> {
         let low_rank = self.low_rank.as_ref().map(|(a, b, scaling)| LowRank { a, b, scaling: *scaling });
-        LinearLayer { weight: &self.weight, bias: self.bias.as_ref(), low_rank }
+        LinearLayer { weight: self.weight.as_argument(), bias: self.bias.as_ref(), low_rank }
     }
 }
 
 impl Linear {
     /// A layer without an adapter.
-    pub fn new(name: &str, weight: Tensor, bias: Option<Tensor>) -> Linear {
+    pub fn new(name: &str, weight: impl Into<Weight>, bias: Option<Tensor>) -> Linear {
         Linear {
             name: name.to_owned(),
-            weight,
+            weight: weight.into(),
             bias,
             lora: None,
             frozen: Vec::new(),
@@ -82,7 +82,7 @@ impl Linear {
 
     /// `(in, out)`.
     pub fn widths(&self) -> (i64, i64) {
-        let (output, input) = self.weight.size2().expect("a linear layer's weight is a matrix");
+        let [output, input] = self.weight.shape();
         (input, output)
     }
 
@@ -118,7 +118,7 @@ impl Linear {
     fn operands(&self, kind: Kind, mode: Mode) -> Operands {
         let fused = self.lora.as_ref().filter(|_| self.fuses(kind, mode));
         Operands {
-            weight: self.weight.to_kind(kind),
+            weight: self.weight.operand(kind),
             bias: self.bias.as_ref().map(|b| b.to_kind(kind)),
             low_rank: fused.map(|lora| (lora.a.to_kind(kind), lora.b.to_kind(kind), lora.scaling)),
         }
@@ -167,9 +167,10 @@ impl Linear {
         magnitude.forward(&self.weight, self.bias.as_ref(), lora, x, self.adapter_kind.unwrap_or(x.kind()), mode)
     }
 
-    /// Makes the rows of these tokens trainable, with the given values or copies of the weight's.
+    /// Makes the rows of these tokens trainable, with the given values or copies of the weight's; only in the output head,
+    /// which is never quantized.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
-        self.rows = Some(TokenRows::new(&self.weight, ids, values));
+        self.rows = self.weight.dense().map(|weight| TokenRows::new(weight, ids, values));
     }
 
     /// The layer as a place for an adapter.

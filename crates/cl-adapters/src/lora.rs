@@ -1,6 +1,6 @@
 use cl_checkpoint::{Adapter, AdapterModule, LayerKind, TensorSource};
 use cl_torch::load_tensor;
-use cl_torch::tch::{Kind, Tensor};
+use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::dora::Magnitude;
 use crate::linear::Frozen;
@@ -76,7 +76,8 @@ impl Lora {
     /// # Errors
     /// Returns [`AdapterError::Shape`] if they do not fit, or an error if reading fails.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
-        let mut lora = read(adapter, &layer.name, LayerKind::Linear, &layer.weight, dropout)?;
+        let mut lora =
+            read(adapter, &layer.name, LayerKind::Linear, (layer.weight.shape(), layer.weight.device()), dropout)?;
         lora.bias = bias(adapter, layer)?;
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {
@@ -95,7 +96,8 @@ impl Lora {
     /// # Errors
     /// Returns the errors of [`Lora::load`].
     pub fn load_embedding(table: &Embedding, adapter: &Adapter) -> Result<Lora, AdapterError> {
-        read(adapter, &table.name, LayerKind::Embedding, &table.weight, 0.0)
+        let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
+        read(adapter, &table.name, LayerKind::Embedding, ([tokens, width], table.weight.device()), 0.0)
     }
 
     /// Computes `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`, still to be multiplied by `Bᵀ`.
@@ -131,12 +133,17 @@ impl Lora {
     }
 }
 
-/// Factors of a module of an adapter, held against the weight that they go beside.
-fn read(adapter: &Adapter, name: &str, kind: LayerKind, weight: &Tensor, dropout: f64) -> Result<Lora, AdapterError> {
+/// Factors of a module of an adapter, held against shape and device of the weight that they go beside.
+fn read(
+    adapter: &Adapter,
+    name: &str,
+    kind: LayerKind,
+    (shape, device): ([i64; 2], Device),
+    dropout: f64,
+) -> Result<Lora, AdapterError> {
     let module = find(adapter, name, kind)?;
-    let weight_shape: Vec<usize> = weight.size().iter().map(|&d| d as usize).collect();
-    if module.weight_shape() != weight_shape[..] {
-        let [output, input] = [weight_shape[0], weight_shape[1]].map(|d| d as i64);
+    if module.weight_shape() != shape.map(|d| d as usize) {
+        let [output, input] = shape;
         let (output, input) = if kind == LayerKind::Linear { (output, input) } else { (input, output) };
         let (a, b) = (module.a_shape.clone(), module.b_shape.clone());
         return Err(AdapterError::Shape {
@@ -149,7 +156,7 @@ fn read(adapter: &Adapter, name: &str, kind: LayerKind, weight: &Tensor, dropout
         });
     }
     let [a, b] = module.factors();
-    let load = |name: &str| load_tensor(adapter, name, Kind::Float, weight.device());
+    let load = |name: &str| load_tensor(adapter, name, Kind::Float, device);
     Ok(Lora::new(load(&a)?, load(&b)?, adapter.config().scaling(name), dropout, name))
 }
 

@@ -258,6 +258,7 @@ impl LoraConfig {
             alpha_pattern: self.alpha_pattern.clone(),
             loraplus_lr_ratio: self.loraplus_lr_ratio,
             embedding_learning_rate: self.embedding_learning_rate,
+            base: self.base,
             ..of_adapter
         }
     }

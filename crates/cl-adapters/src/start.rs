@@ -3,7 +3,7 @@
 use cl_torch::tch::{Kind, Tensor};
 
 use crate::random::{normal, uniform};
-use crate::{InitLoraWeights, LoraConfig};
+use crate::{InitLoraWeights, LoraConfig, Weight};
 
 /// Normal with mean 0, `[rows, columns]`. Several of one layer have names of their own.
 fn normal_matrix(seed: u64, name: &str, shape: [i64; 2], deviation: f64) -> Tensor {
@@ -12,8 +12,8 @@ fn normal_matrix(seed: u64, name: &str, shape: [i64; 2], deviation: f64) -> Tens
 }
 
 /// A and B of a linear layer, f32 on the weight's device: `[r, in]` and `[out, r]`.
-pub(crate) fn linear(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
-    let (output, input) = weight.size2().expect("a linear layer's weight is a matrix");
+pub(crate) fn linear(name: &str, weight: &Weight, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
+    let [output, input] = weight.shape();
     let (r, device) = (config.rank(name), weight.device());
     let zero = || Tensor::zeros([output, r], (Kind::Float, device));
     match config.init_lora_weights {
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn orthogonal_factors_are_not_zero_but_their_product_is() {
-        let [a, b] = linear("w", &weight(10, 6), &config(InitLoraWeights::Orthogonal), 1);
+        let [a, b] = linear("w", &weight(10, 6).into(), &config(InitLoraWeights::Orthogonal), 1);
         assert!(largest_of(&a) > 0.01 && largest_of(&b) > 0.01);
         // Entries near 0.1, products of four of them in f32.
         assert!(largest_of(&b.matmul(&a)) < 1e-8);
@@ -122,7 +122,7 @@ mod tests {
             // Of so small a matrix many rounds of iteration find the same.
             for init in [InitLoraWeights::Pissa { niter: None }, InitLoraWeights::Pissa { niter: Some(400) }] {
                 let config = config(init);
-                let [a, b] = linear("w", &w, &config, 1);
+                let [a, b] = linear("w", &w.shallow_clone().into(), &config, 1);
                 let product = b.matmul(&a) * config.scaling("w");
                 // Values near 2 in f32.
                 assert!(largest_of(&(product - &best)) < 2e-5, "{init:?}");
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn olora_starts_with_orthonormal_columns_of_the_weight() {
         let w = weight(10, 6);
-        let [a, b] = linear("w", &w, &config(InitLoraWeights::Olora), 1);
+        let [a, b] = linear("w", &w.shallow_clone().into(), &config(InitLoraWeights::Olora), 1);
         assert!(largest_of(&(b.tr().matmul(&b) - Tensor::eye(4, (Kind::Float, w.device())))) < 1e-6);
         // The first columns of the weight are those of the product.
         assert!(largest_of(&(b.matmul(&a) - &w).narrow(1, 0, 4)) < 1e-5);

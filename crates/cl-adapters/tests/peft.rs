@@ -435,7 +435,7 @@ fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
         let mean = lora.a.mean(Kind::Double).double_value(&[]);
         assert!(mean.abs() < 5.0 * bound / 3f64.sqrt() / 32.0, "{}: mean {mean}", layer.name);
         assert_eq!(lora.b.abs().max().double_value(&[]), 0.0);
-        assert!(!layer.weight.requires_grad() && lora.a.requires_grad() && lora.b.requires_grad());
+        assert!(!layer.weight.dense().unwrap().requires_grad() && lora.a.requires_grad() && lora.b.requires_grad());
     }
     let other_order = {
         let mut model = common::model(&config, LoadOptions::cpu(Kind::Float));
@@ -499,7 +499,7 @@ fn refusals(checkpoint: &Checkpoint, adapter: &Adapter, dir: &Path) -> [String; 
     let mut model = load(checkpoint, Kind::Float);
     model.set_requires_grad(true);
     let message = model.load_lora(adapter, 0.0).unwrap_err().to_string();
-    let unchanged = model.linears().all(|l| l.lora.is_none() && l.weight.requires_grad());
+    let unchanged = model.linears().all(|l| l.lora.is_none() && l.weight.dense().unwrap().requires_grad());
     assert!(unchanged, "a refused adapter leaves the model as it was");
     let out = dir.join("never");
     let folding = fold(checkpoint, std::slice::from_ref(adapter), &out, Manifest::new("model"), false).unwrap_err();
@@ -620,7 +620,7 @@ fn targets_that_match_nothing_are_an_error_and_leave_the_model_as_it_was() {
         let config = LoraConfig { target_modules: target, ..Default::default() };
         let error = model.add_lora(&config, 1).unwrap_err();
         assert!(matches!(error, ModelError::Adapter(_)) && error.to_string().contains(part), "{error}");
-        assert!(model.linears().all(|l| l.lora.is_none() && l.weight.requires_grad()));
+        assert!(model.linears().all(|l| l.lora.is_none() && l.weight.dense().unwrap().requires_grad()));
     }
 }
 

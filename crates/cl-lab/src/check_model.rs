@@ -3,7 +3,7 @@ use std::path::Path;
 use cl_adapters::{AdapterError, InitLoraWeights, LoraConfig, Targets, check_frozen};
 use cl_checkpoint::{Adapter, AdapterModule, Checkpoint, LayerKind, TensorSource};
 use cl_data::Tokenizer;
-use cl_model::{Decoder, ModelConfig, ModelError};
+use cl_model::{Decoder, ModelConfig, ModelError, check_trained};
 use cl_moe::parameters;
 use cl_train::TrainConfig;
 
@@ -72,6 +72,9 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
 /// Checks that no setting contradicts the adapter that is continued, since it would be ignored.
 fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), AdapterError> {
     let Some(lora) = &train.lora else { return Ok(()) };
+    if lora.base.is_some() {
+        cl_model::check_continued(adapter)?;
+    }
     let wrong = |key, value: String| {
         Err(AdapterError::Parameter { key, value, expected: "no value, since initial_adapter determines it" })
     };
@@ -114,7 +117,10 @@ fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result
         shapes.push(("lm_head.weight", shape("model.embed_tokens.weight")));
     }
     let tensors: Vec<(&str, &[i64])> = shapes.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
-    lora.whole_plan(&tensors, adapted, tied)?;
+    let plan = lora.whole_plan(&tensors, adapted, tied)?;
+    if lora.base.is_some() {
+        check_trained(&plan)?;
+    }
     let bare = |layer: &&&str| base.info(&format!("{layer}.bias")).is_none();
     match adapted.iter().find(bare).filter(|_| lora.lora_bias) {
         Some(layer) => {

@@ -1,5 +1,6 @@
 //! Memory of training on several GPUs, by arithmetic, before anything runs.
 
+use cl_torch::Quantization;
 use cl_train::{Precision, States, TrainConfig};
 use serde_json::{Map, Value};
 
@@ -72,7 +73,8 @@ impl MemoryPlan {
         let kept = if full && train.states == States::F32 { 4 } else { compute };
         // Adapters are f32 in any case.
         let state = if full { kept } else { 4 };
-        let sizes = Sizes { shape: &shape, trained, full, kept, state, compute, ranks: gpus.count };
+        let base = train.lora.as_ref().and_then(|lora| lora.base);
+        let sizes = Sizes { shape: &shape, trained, full, base, kept, state, compute, ranks: gpus.count };
         let stages = [0, 1, 2, 3].map(|stage| sizes.of(stage, tokens, train));
         let operations = if full { 6 } else { 4 } + if train.activation_checkpointing { 2 } else { 0 };
         let rate = |flops: f64| 0.4 * flops * gpus.count as f64 / (operations * all) as f64;
@@ -90,7 +92,9 @@ struct Sizes<'a> {
     shape: &'a Shape,
     trained: u64,
     full: bool,
-    /// Bytes of a weight of the model.
+    /// Format of the frozen weights, if they are quantized. They are not divided: stage 3 is then the same as stage 2.
+    base: Option<Quantization>,
+    /// Bytes of a weight of the model that is not quantized.
     kept: u64,
     /// Bytes of a trained parameter.
     state: u64,
@@ -103,19 +107,23 @@ impl Sizes<'_> {
         let (shape, ranks) = (self.shape, self.ranks);
         let (all, layer, ends) = (shape.parameters(), shape.layer(), shape.ends());
         let divided = ranks > 1;
+        let spreads = divided && stage == 3 && self.base.is_none();
         // bf16 copies of f32 weights stay until the backward pass has used them; with recomputation those of one layer.
-        let recomputes = train.activation_checkpointing || stage == 3 && divided;
+        let recomputes = train.activation_checkpointing || spreads;
         let copied =
             if self.kept == self.compute { 0 } else { self.compute * if recomputes { layer + ends } else { all } };
         let adapter = if self.full { 0 } else { self.trained * self.state };
         let own = self.trained * self.state / ranks;
+        let frozen = shape.frozen(self.base, self.kept);
+        let dequantized = if self.base.is_some() { shape.largest_linear() * self.compute } else { 0 };
         let weights = copied
             + adapter
+            + dequantized
             + match stage {
-                _ if !divided => all * self.kept,
-                0 => all * self.kept,
+                _ if !divided => frozen,
+                0 => frozen,
                 // Beside the whole tensors, the part that the optimizer updates.
-                1 | 2 => all * self.kept + own,
+                _ if !spreads => frozen + own,
                 _ => all * self.kept / ranks + (layer + ends) * self.kept + if self.full { 0 } else { own },
             };
         let whole = self.trained * self.state;
@@ -174,6 +182,30 @@ mod tests {
         assert_eq!(eight.stages[3].optimizer, 8_030_261_248);
         assert_eq!(eight.fits(80_000_000_000), Some(2));
         assert_eq!(MemoryPlan::new(&llama_8b(), &masters, &a100(1)).fits(80_000_000_000), None);
+    }
+
+    #[test]
+    fn a_quantized_base_counts_its_bytes() {
+        use cl_adapters::LoraConfig;
+        // 32 layers of 218,103,808 weights in seven linear modules; the rest, 1,050,939,392 parameters, in bf16.
+        let (linears, rest) = (32 * 218_103_808u64, 1_050_939_392u64);
+        let plan = |base, count| {
+            let lora = Some(LoraConfig { base, ..LoraConfig::default() });
+            let train = TrainConfig { lora, precision: Precision::Bf16, ..TrainConfig::default() };
+            MemoryPlan::new(&llama_8b(), &train, &a100(count)).stages
+        };
+        // Beside the base: 20,971,520 parameters of the adapter, in f32, and the largest module, 4,096 x 14,336, in bf16.
+        let (adapter, dense) = (4 * 20_971_520, 2 * 58_720_256);
+        assert_eq!(plan(None, 1)[0].weights, 2 * (linears + rest) + adapter);
+        // NF4: half a byte a weight, a byte for 64, and four bytes for 16,384 and for the mean of each of 224 modules.
+        let nf4 = linears / 2 + linears / 64 + 4 * (linears / 16_384 + 224);
+        assert_eq!(plan(Some(Quantization::Nf4), 1)[0].weights, nf4 + 2 * rest + adapter + dense);
+        // int8: a byte a weight, and four for each of the 43,008 rows of a layer's modules.
+        let int8 = linears + 32 * 4 * 43_008;
+        assert_eq!(plan(Some(Quantization::Int8), 1)[0].weights, int8 + 2 * rest + adapter + dense);
+        // Stage 3 would divide no weight.
+        let stages = plan(Some(Quantization::Nf4), 2);
+        assert_eq!(StageMemory { stage: 2, ..stages[3] }, stages[2]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The sizes of a model, from its `config.json`.
 
+use cl_torch::Quantization;
 use cl_train::{Precision, States, TrainConfig};
 use serde_json::{Map, Value};
 
@@ -59,6 +60,18 @@ impl Shape {
         self.layers * self.linears().iter().map(|(i, o)| rank * (i + o)).sum::<u64>()
     }
 
+    /// Bytes of the frozen weights: those of the blocks' linear modules in the format `base`, the others with `size` bytes each.
+    pub(crate) fn frozen(&self, base: Option<Quantization>, size: u64) -> u64 {
+        let Some(format) = base else { return self.parameters() * size };
+        let quantized = self.linears().iter().map(|&(i, o)| format.bytes(o, i)).sum::<u64>();
+        self.layers * (quantized + 2 * self.hidden * size) + self.ends() * size
+    }
+
+    /// Parameters of the largest linear module of a block, which is dequantized for its products.
+    pub(crate) fn largest_linear(&self) -> u64 {
+        self.linears().iter().map(|(i, o)| i * o).max().unwrap_or(0)
+    }
+
     pub(crate) fn mlp(&self) -> u64 {
         self.layers * 3 * self.hidden * self.intermediate
     }
@@ -82,7 +95,10 @@ impl Shape {
     pub(crate) fn training(&self, tokens: u64, train: &TrainConfig) -> u64 {
         let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
         let weights = match (&train.lora, train.states) {
-            (Some(lora), _) => self.parameters() * size + self.adapter(lora.r as u64) * 16,
+            (Some(lora), _) => {
+                let dense = if lora.base.is_some() { self.largest_linear() * size } else { 0 };
+                self.frozen(lora.base, size) + dense + self.adapter(lora.r as u64) * 16
+            }
             (None, _) if train.router.is_some() => self.parameters() * size,
             // Weights, gradients and two moments; with bf16 products a copy of the weights beside those in f32.
             (None, States::Pure) => self.parameters() * size * 4,

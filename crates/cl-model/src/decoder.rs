@@ -15,6 +15,7 @@ use crate::config::{Family, ModelConfig};
 use crate::layer::Layer;
 use crate::norm::RmsNorm;
 use crate::prefix_tree::PrefixTree;
+use crate::quantized::{check_continued, check_trained};
 use crate::rope::{Angles, Rope};
 use crate::routing::{Gate, Pass, Router, Selection};
 use crate::tree_attention::TreeAttention;
@@ -269,7 +270,7 @@ impl Decoder {
         let shape = |t: &Tensor| t.size2().map_or([0, 0], |(rows, columns)| [rows, columns]);
         let table = &self.embed_tokens;
         let mut layers = vec![(table.name.as_str(), LayerKind::Embedding, shape(&table.weight))];
-        layers.extend(self.linears().map(|l| (l.name.as_str(), LayerKind::Linear, shape(&l.weight))));
+        layers.extend(self.linears().map(|l| (l.name.as_str(), LayerKind::Linear, l.weight.shape())));
         if self.lm_head.is_none() {
             layers.push(("lm_head", LayerKind::Linear, shape(&table.weight)));
         }
@@ -307,13 +308,19 @@ impl Decoder {
 
     /// The tensors of this model that a configuration trains in full, besides the factors of the layers `adapted`.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
-        let tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
+        let mut tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
+        let quantized = self.linears().filter(|l| l.weight.dense().is_none());
+        tensors.extend(quantized.map(|l| (format!("{}.weight", l.name), l.weight.shape().to_vec())));
         let tensors: Vec<(&str, &[i64])> = tensors.iter().map(|(n, shape)| (n.as_str(), shape.as_slice())).collect();
         let adapted: Vec<&str> = adapted.iter().map(String::as_str).collect();
-        Ok(config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?)
+        let plan = config.whole_plan(&tensors, &adapted, self.config.tie_word_embeddings)?;
+        if self.quantization().is_some() {
+            check_trained(&plan)?;
+        }
+        Ok(plan)
     }
 
-    /// The base's tensors, including a tied output head as a separate one.
+    /// The base's tensors except those that are quantized, including a tied output head as a separate one.
     fn own_tensors(&self) -> Vec<(String, Tensor)> {
         let mut own = self.named_parameters();
         if self.config.tie_word_embeddings {
@@ -347,7 +354,7 @@ impl Decoder {
         if plan.tied
             && let Some(head) = &mut self.lm_head
         {
-            head.weight = self.embed_tokens.weight.shallow_clone();
+            head.weight = self.embed_tokens.weight.shallow_clone().into();
         }
         for (module, ids) in &plan.tokens {
             let given = values.get(module).map(Tensor::shallow_clone);
@@ -382,7 +389,7 @@ impl Decoder {
         }
         if self.linears().any(|l| l.name == module) {
             let linear = self.linears_mut().find(|l| l.name == module)?;
-            return if part == "weight" { Some(&mut linear.weight) } else { linear.bias.as_mut() };
+            return if part == "weight" { linear.weight.dense_mut() } else { linear.bias.as_mut() };
         }
         let mut norms = self.layers.iter_mut().flat_map(Layer::norms_mut).chain([&mut self.norm]);
         Some(&mut norms.find(|norm| norm.name == module)?.weight)
@@ -422,6 +429,9 @@ impl Decoder {
     /// or factors of another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         self.check_adapter(adapter)?;
+        if self.quantization().is_some() {
+            check_continued(adapter)?;
+        }
         let (whole, values) = cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
         let has = |name: &str| adapter.modules().iter().any(|m| m.name == name);
         let head = has("lm_head").then(|| self.head());
@@ -462,7 +472,7 @@ impl Decoder {
         if self.config.tie_word_embeddings {
             let shared = self.embed_tokens.weight.shallow_clone();
             self.lm_head = self.lm_head.take().filter(|head| !head.frozen.is_empty());
-            self.lm_head.iter_mut().for_each(|head| head.weight = shared.shallow_clone());
+            self.lm_head.iter_mut().for_each(|head| head.weight = shared.shallow_clone().into());
         }
     }
 
@@ -510,7 +520,8 @@ impl Decoder {
         }
     }
 
-    /// Every weight of the base model by its name in the checkpoint, including those that an adapter replaces.
+    /// Every weight of the base model by its name in the checkpoint, including those that an adapter replaces, but not those
+    /// that are quantized.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = self.current_parameters();
         let tied = self.config.tie_word_embeddings;
@@ -540,7 +551,7 @@ impl Decoder {
         let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
         all.extend(norms.map(|norm| (format!("{}.weight", norm.name), norm.weight.shallow_clone())));
         for linear in self.linears() {
-            all.push((format!("{}.weight", linear.name), linear.weight.shallow_clone()));
+            all.extend(linear.weight.dense().map(|w| (format!("{}.weight", linear.name), w.shallow_clone())));
             all.extend(linear.bias.iter().map(|b| (format!("{}.bias", linear.name), b.shallow_clone())));
         }
         all

@@ -308,10 +308,18 @@ mod tests {
             let whole = Projection::Experts { gate: routing(input, k), shared: None, experts };
             let ours = Projection::Deltas { gate: routing(input, k), base: linear("base", base), deltas };
             let outputs = [&ours, &whole].map(|projection| {
-                let _ = projection.gate().and_then(Gate::router).unwrap().linear.weight.set_requires_grad(true);
+                let _ = projection
+                    .gate()
+                    .and_then(Gate::router)
+                    .unwrap()
+                    .linear
+                    .weight
+                    .dense()
+                    .unwrap()
+                    .set_requires_grad(true);
                 let y = projection.forward(&x, pass(Mode::Train { seed: 1 }));
                 (&y * noise("direction", &y.size())).sum(Kind::Float).backward();
-                (y.detach(), projection.gate().and_then(Gate::router).unwrap().linear.weight.grad())
+                (y.detach(), projection.gate().and_then(Gate::router).unwrap().linear.weight.dense().unwrap().grad())
             });
             assert!(largest(&outputs[0].0, &outputs[1].0) < 1e-5, "{rank:?} {k}");
             let gradient = (&outputs[0].1 - &outputs[1].1).abs().max().double_value(&[]);

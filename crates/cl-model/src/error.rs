@@ -78,6 +78,22 @@ pub enum ModelError {
         /// How they are stored.
         storage: cl_moe::ExpertStorage,
     },
+    /// A weight has no quantized form.
+    #[error("tensor `{tensor}`: {source}; train without `base`")]
+    Quantization {
+        /// Name of the tensor.
+        tensor: String,
+        /// Why.
+        source: cl_torch::TorchError,
+    },
+    /// Quantized weights would be saved as a model.
+    #[error("{path}: the weights in memory are quantized ({format}); fold the adapter into the base's own directory")]
+    Quantized {
+        /// The output.
+        path: PathBuf,
+        /// The format.
+        format: &'static str,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the model's vocabulary of {vocab_size}; is this the model's own tokenizer?")]
     TokenId {

@@ -6,7 +6,7 @@ use cl_adapters::{Embedding, Linear, WholePlan};
 use cl_checkpoint::{Checkpoint, TensorSource};
 use cl_moe::{ExpertStorage, low_rank_delta_tensors, sign_delta_tensors};
 use cl_torch::tch::{Device, Kind, Tensor};
-use cl_torch::{kind_of, load_tensor};
+use cl_torch::{Quantization, kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
 use crate::config::{ExpertGating, ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
@@ -15,6 +15,7 @@ use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, Shared};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
 use crate::problem::ExpertsProblem;
+use crate::quantized::{is_quantizable, stored};
 use crate::rope::Rope;
 use crate::routing::{Gate, Projection, Router, is_router_weight};
 use crate::{Decoder, ModelError};
@@ -29,6 +30,9 @@ pub struct LoadOptions {
     /// Dtype of the adapters' matrix products. PEFT uses f32 without autocast, independently of `compute`; with
     /// autocast, the same dtype as everything else.
     pub adapters: Kind,
+    /// Format of the linear layers' weights in memory, see [`is_quantizable`](crate::is_quantizable); they cannot be trained.
+    /// If `None`, they are dense.
+    pub quantization: Option<Quantization>,
     /// The device.
     pub device: Device,
 }
@@ -36,7 +40,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// Weights and matrix products in one dtype, on the CPU.
     pub fn cpu(kind: Kind) -> LoadOptions {
-        LoadOptions { weights: kind, compute: kind, adapters: kind, device: Device::Cpu }
+        LoadOptions { weights: kind, compute: kind, adapters: kind, quantization: None, device: Device::Cpu }
     }
 }
 
@@ -64,6 +68,8 @@ impl Decoder {
             let kind = match name {
                 _ if is_signs(name) => Kind::Uint8,
                 _ if is_router_weight(name) || name.ends_with(".delta_scale") => Kind::Float,
+                // Formats are defined on the checkpoint's own values.
+                _ if options.quantization.is_some() && is_quantizable(name) => Kind::Float,
                 _ => options.weights,
             };
             let tensor = load_tensor(checkpoint, name, kind, options.device)?;
@@ -170,7 +176,8 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
     let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
     let linear = |name: String, input: i64, output: i64, bias: bool| -> Result<Linear, ModelError> {
-        let weight = get(&format!("{name}.weight"), &[output, input])?;
+        let weight = format!("{name}.weight");
+        let weight = stored(&weight, get(&weight, &[output, input])?, options.quantization)?;
         let bias = if bias { Some(get(&format!("{name}.bias"), &[output])?) } else { None };
         Ok(Linear { adapter_kind: Some(options.adapters), ..Linear::new(&name, weight, bias) })
     };

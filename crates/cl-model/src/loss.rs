@@ -182,7 +182,10 @@ fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), 
 impl Decoder {
     /// The output head in the compute dtype; part of the graph if it is trained.
     fn head_weight(&self) -> Tensor {
-        self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |h| &h.weight).to_kind(self.compute)
+        match &self.lm_head {
+            Some(head) => head.weight.to_kind(self.compute),
+            None => self.embed_tokens.weight.to_kind(self.compute),
+        }
     }
 
     /// Rows of the output head that are trained separately.

@@ -48,9 +48,9 @@ impl Decoder {
         if !beside.is_empty() {
             return beside;
         }
-        let weight = |r: &Router| (format!("{}.weight", r.linear.name), r.linear.weight.shallow_clone());
+        let weight = |r: &Router| Some((format!("{}.weight", r.linear.name), r.linear.weight.dense()?.shallow_clone()));
         let own = self.layers.iter().flat_map(Layer::gates).filter_map(Gate::router);
-        self.global_router.iter().chain(own).map(weight).collect()
+        self.global_router.iter().chain(own).filter_map(weight).collect()
     }
 
     /// Makes the routers of [`Decoder::routers`] trainable and freezes everything else.

@@ -83,7 +83,7 @@ pub(crate) struct Selection {
 impl Router {
     /// A router without adapters, from a linear layer of any dtype.
     pub(crate) fn new(mut linear: Linear, num_experts_per_tok: i64) -> Router {
-        (linear.weight, linear.adapter_kind) = (linear.weight.to_kind(Kind::Float), None);
+        (linear.weight, linear.adapter_kind) = (linear.weight.to_kind(Kind::Float).into(), None);
         Router { linear, num_experts_per_tok, norm_topk_prob: true, recorder: None }
     }
 

@@ -15,8 +15,8 @@ impl Decoder {
     /// `config` is the content of config.json; `companions` are other files to copy, by name and content.
     ///
     /// # Errors
-    /// Returns [`ModelError::DeltaExperts`] for experts stored as differences from the base, and
-    /// [`ModelError::Checkpoint`] if `dir` exists and `overwrite` is false, if it cannot be written, or if a value does
+    /// Returns [`ModelError::DeltaExperts`] for experts stored as differences from the base, [`ModelError::Quantized`]
+    /// for quantized weights, and [`ModelError::Checkpoint`] if `dir` exists and `overwrite` is false, if it cannot be written, or if a value does
     /// not fit into `kind`.
     pub fn save(
         &self,
@@ -30,6 +30,9 @@ impl Decoder {
         let storage = self.config.experts.as_ref().map_or(ExpertStorage::Full, |experts| experts.storage);
         if storage.is_delta() {
             return Err(ModelError::DeltaExperts { path: dir.to_owned(), storage });
+        }
+        if let Some(format) = self.quantization() {
+            return Err(ModelError::Quantized { path: dir.to_owned(), format: format.name() });
         }
         let mut parameters = self.named_parameters();
         parameters.extend(self.gateless_buffers());

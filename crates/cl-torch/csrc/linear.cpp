@@ -7,6 +7,7 @@
 
 #include "guard.h"
 #include "products.h"
+#include "quantized.h"
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -15,9 +16,16 @@ using torch::autograd::variable_list;
 namespace {
 
 // One layer among the node's tensors: x, then these for each layer, undefined where a layer has none.
-enum Part { kWeight, kBias, kA, kB, kParts };
+// A quantized weight has an absmax, and `kWeight` holds its values.
+enum Part { kWeight, kBias, kA, kB, kAbsmax, kNested, kParts };
 
 size_t place(size_t layer, Part part) { return 1 + layer * kParts + part; }
+
+// A quantized weight is dequantized for each use, so that nothing keeps the dense one.
+Tensor dense_weight(const variable_list& tensors, size_t layer, at::ScalarType kind) {
+  const Tensor &weight = tensors[place(layer, kWeight)], &absmax = tensors[place(layer, kAbsmax)];
+  return absmax.defined() ? cl::dequantized({weight, absmax, tensors[place(layer, kNested)]}, kind) : weight;
+}
 
 // x·Wᵀ + b. libtorch rounds the sum once, which shows in half precision.
 Tensor with_bias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
@@ -48,8 +56,8 @@ struct Linears : torch::autograd::Function<Linears> {
     saved.push_back(stacked);
     int64_t start = 0;
     for (size_t i = 0; i < layers; ++i) {
-      const Tensor &weight = tensors[place(i, kWeight)], &bias = tensors[place(i, kBias)], &b = tensors[place(i, kB)];
-      Tensor y = with_bias(x, weight, bias);
+      const Tensor &bias = tensors[place(i, kBias)], &b = tensors[place(i, kB)];
+      Tensor y = with_bias(x, dense_weight(tensors, i, x.scalar_type()), bias);
       Tensor h;
       if (b.defined()) {
         h = as.size() == 1 ? narrow : narrow.narrow(1, start, b.size(1)).contiguous();
@@ -94,7 +102,7 @@ struct Linears : torch::autograd::Function<Linears> {
         if (b.defined()) dhs.push_back(at::zeros_like(h));
         continue;
       }
-      if (wants(0)) add_dx(dy, saved[place(i, kWeight)]);
+      if (wants(0)) add_dx(dy, dense_weight(saved, i, dy.scalar_type()));
       if (wants(place(i, kWeight))) result[place(i, kWeight)] = cl::product(dy.t(), x);
       if (wants(place(i, kBias))) result[place(i, kBias)] = dy.sum(0);
       if (!b.defined()) continue;
@@ -127,7 +135,7 @@ struct Linears : torch::autograd::Function<Linears> {
 
 }  // namespace
 
-// tensors: x [rows, in], then weight [out, in], bias [out], A [r, in], B [out, r] of each layer, null for none.
+// tensors: x [rows, in], then weight [out, in], bias [out], A [r, in], B [out, r], absmax, nested of each layer, null for none.
 extern "C" int cl_linears(Tensor* const* tensors, const double* scalings, size_t layers, Tensor** outputs) {
   return guarded([&] {
     std::vector<Tensor> present;

@@ -80,6 +80,9 @@ unsafe extern "C" {
     pub(crate) fn cl_rms_norm(x: T, weight: T, eps: f64, result: *mut T) -> c_int;
     pub(crate) fn cl_rotate(x: T, cos: T, sin: T, result: *mut T) -> c_int;
     pub(crate) fn cl_linears(tensors: *const T, scalings: *const f64, layers: usize, outputs: *mut T) -> c_int;
+    pub(crate) fn cl_quantize(weight: T, nf4: c_int, results: *mut T) -> c_int;
+    pub(crate) fn cl_dequantize(values: T, absmax: T, nested: T, kind: c_int, portable: c_int, result: *mut T)
+    -> c_int;
     pub(crate) fn cl_has_onednn() -> c_int;
     pub(crate) fn cl_uses_onednn() -> c_int;
     pub(crate) fn cl_use_onednn(on: c_int);

@@ -1,17 +1,32 @@
 use tch::Tensor;
 
-use crate::TorchError;
 use crate::ffi::{self, T, pointer};
+use crate::{Quantized, TorchError};
 
 /// One of several linear layers over the same input.
 #[derive(Clone, Copy)]
 pub struct LinearLayer<'a> {
     /// `[out, in]`.
-    pub weight: &'a Tensor,
+    pub weight: LinearWeight<'a>,
     /// `[out]`.
     pub bias: Option<&'a Tensor>,
     /// Optional low-rank update of the weight.
     pub low_rank: Option<LowRank<'a>>,
+}
+
+/// The weight of a linear layer.
+#[derive(Clone, Copy)]
+pub enum LinearWeight<'a> {
+    /// In the dtype of the input.
+    Dense(&'a Tensor),
+    /// Dequantized in the forward pass and again in the backward pass; only the quantized values are kept in between.
+    Quantized(&'a Quantized),
+}
+
+impl<'a> From<&'a Tensor> for LinearWeight<'a> {
+    fn from(weight: &'a Tensor) -> LinearWeight<'a> {
+        LinearWeight::Dense(weight)
+    }
 }
 
 /// `ΔW = scaling · B·A` (Hu et al., "LoRA", arXiv:2106.09685).
@@ -41,11 +56,11 @@ pub struct LowRank<'a> {
 /// # Panics
 /// Panics if shapes or dtypes do not fit, like [`Tensor::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    linears(x, &[LinearLayer { weight, bias, low_rank: None }]).pop().expect("one output a layer")
+    linears(x, &[LinearLayer { weight: weight.into(), bias, low_rank: None }]).pop().expect("one output a layer")
 }
 
 /// Computes `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` for each layer, `[rows, out]` in the dtype of `x` `[rows, in]`, which all
-/// tensors must have.
+/// tensors must have, except quantized weights.
 ///
 /// All layers are one node of the graph: the products with all A are computed as one, and sums are accumulated in place
 /// instead of in a copy (the updates in the outputs, the contributions of all layers in the gradient of `x`). Gradients
@@ -58,11 +73,22 @@ pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
     let mut tensors: Vec<T> = vec![pointer(x)];
     for LinearLayer { weight, bias, low_rank } in layers {
         let (a, b) = (low_rank.map(|l| l.a), low_rank.map(|l| l.b));
-        tensors.extend([pointer(weight), optional(*bias), optional(a), optional(b)]);
+        let (weight, absmax, nested) = match weight {
+            LinearWeight::Dense(weight) => (*weight, None, None),
+            LinearWeight::Quantized(q) => (&q.values, Some(&q.absmax), q.nested.as_ref()),
+        };
+        tensors.extend([
+            pointer(weight),
+            optional(*bias),
+            optional(a),
+            optional(b),
+            optional(absmax),
+            optional(nested),
+        ]);
     }
     let scalings: Vec<f64> = layers.iter().map(|l| l.low_rank.map_or(1.0, |l| l.scaling)).collect();
     let mut outputs: Vec<T> = vec![std::ptr::null_mut(); layers.len()];
-    // SAFETY: one live tensor, then four for each layer, null for none; `outputs` has one slot a layer and is filled on success
+    // SAFETY: one live tensor, then six for each layer, null for none; `outputs` has one slot a layer and is filled on success
     // with tensors that nobody else owns.
     unsafe {
         let code = ffi::cl_linears(tensors.as_ptr(), scalings.as_ptr(), layers.len(), outputs.as_mut_ptr());
@@ -76,6 +102,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::products::turn;
     use crate::{Products, products, use_products};
 
     fn noise(shape: &[i64], phase: f64) -> Tensor {
@@ -123,9 +150,9 @@ mod tests {
     fn forward(t: &[Tensor]) -> Vec<Tensor> {
         let update = |a, b, scaling| Some(LowRank { a, b, scaling });
         let layers = [
-            LinearLayer { weight: &t[1], bias: Some(&t[2]), low_rank: update(&t[3], &t[4], 2.0) },
-            LinearLayer { weight: &t[5], bias: None, low_rank: None },
-            LinearLayer { weight: &t[6], bias: None, low_rank: update(&t[7], &t[8], 0.5) },
+            LinearLayer { weight: LinearWeight::Dense(&t[1]), bias: Some(&t[2]), low_rank: update(&t[3], &t[4], 2.0) },
+            LinearLayer { weight: LinearWeight::Dense(&t[5]), bias: None, low_rank: None },
+            LinearLayer { weight: LinearWeight::Dense(&t[6]), bias: None, low_rank: update(&t[7], &t[8], 0.5) },
         ];
         linears(&t[0], &layers)
     }
@@ -150,6 +177,7 @@ mod tests {
 
     #[test]
     fn several_layers_and_their_gradients_equal_libtorchs_with_either_library() {
+        let _turn = turn();
         let before = products();
         for library in [Products::Libtorch, Products::Onednn].into_iter().filter(|p| p.is_available()) {
             assert!(use_products(library));

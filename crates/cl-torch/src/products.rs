@@ -45,3 +45,10 @@ pub fn use_products(products: Products) -> bool {
     }
     products.is_available()
 }
+
+/// Tests that change the library of the process, or need the same one for several products, take turns.
+#[cfg(test)]
+pub(crate) fn turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -169,6 +169,11 @@ impl TrainConfig {
                 expected: "0 to 2, which keep the weights that this needs",
             });
         }
+        if let Some(base) = self.lora.as_ref().and_then(|lora| lora.base).filter(|_| self.zero_stage == 3) {
+            let value = format!("3 with base = \"{}\"", base.name());
+            let expected = "0 to 2: quantized weights are not divided among processes";
+            return Err(TrainError::Config { key: "zero_stage", value, expected });
+        }
         if let Some(lora) = &self.lora {
             lora.validate().map_err(cl_model::ModelError::from)?;
         }
@@ -253,7 +258,8 @@ impl TrainConfig {
         let compute = cl_torch::kind(self.precision);
         let adapters = cl_torch::kind(self.adapter_precision.unwrap_or(self.precision));
         let master = self.full.is_some() && self.states == States::F32;
-        LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, device }
+        let quantization = self.lora.as_ref().and_then(|lora| lora.base);
+        LoadOptions { weights: if master { Kind::Float } else { compute }, compute, adapters, quantization, device }
     }
 }
 

@@ -11,6 +11,7 @@ use cl_adapters::{InitLoraWeights, LoraConfig, Mode, TargetModules, save_lora};
 use cl_checkpoint::{Adapter, Interrupt, Manifest};
 use cl_data::{Encoded, RowRef};
 use cl_model::{Decoder, PackedBatch};
+use cl_torch::Quantization;
 use cl_torch::tch::{self, Device, Tensor};
 use cl_train::{
     Full, Keep, Plan, Precision, Ranks, Schedule, States, StepLog, TrainConfig, TrainContext, TrainData, TrainError,
@@ -174,6 +175,7 @@ fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
         ("lora in bf16", bf16_lora, &[5]),
         ("dora", dora, &[5]),
         ("pissa", pissa, &[5]),
+        ("nf4", with(|lora| lora.base = Some(Quantization::Nf4)), &[5]),
         ("embedding and head", tokens, &[5]),
         ("full", full(), all),
         ("pure bf16", pure, &[5]),
@@ -195,6 +197,78 @@ fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
             assert_eq!((resumed.steps, resumed.final_loss), (report.steps, report.final_loss), "{name}, {step}");
         }
     }
+}
+
+#[test]
+fn a_quantized_base_trains_as_the_dense_model_of_its_values() {
+    let _turn = one_at_a_time();
+    let with = |base, change: fn(&mut TrainConfig, &mut LoraConfig)| {
+        let (mut config, mut adapter) = (lora(), lora().lora.unwrap());
+        change(&mut config, &mut adapter);
+        TrainConfig { lora: Some(LoraConfig { base: Some(base), ..adapter }), ..config }
+    };
+    let whole = |text: &str| -> LoraConfig { whole(text).lora.unwrap() };
+    let beside = LoraConfig { base: Some(Quantization::Nf4), ..whole(WHOLE[0]) };
+    for (name, config) in [
+        ("nf4", with(Quantization::Nf4, |_, _| {})),
+        ("int8", with(Quantization::Int8, |_, _| {})),
+        ("without dropout", with(Quantization::Nf4, |_, lora| lora.lora_dropout = 0.0)),
+        ("recomputed", with(Quantization::Nf4, |config, _| config.activation_checkpointing = true)),
+        ("bf16", with(Quantization::Nf4, |config, _| config.precision = Precision::Bf16)),
+        ("dora", with(Quantization::Nf4, |_, lora| lora.use_dora = true)),
+        ("pissa", with(Quantization::Int8, |_, lora| lora.init_lora_weights = InitLoraWeights::Pissa { niter: None })),
+        ("biases, embedding and norms", TrainConfig { lora: Some(beside), ..config() }),
+    ] {
+        let quantized = bare(&config);
+        assert_eq!(quantized.quantization(), config.lora.as_ref().unwrap().base);
+        let plain =
+            TrainConfig { lora: config.lora.clone().map(|lora| LoraConfig { base: None, ..lora }), ..config.clone() };
+        let mut dense = bare(&plain);
+        let parameters = dense.named_parameters();
+        let mut changed = 0;
+        for layer in quantized.linears().filter(|layer| layer.weight.dense().is_none()) {
+            let own = format!("{}.weight", layer.name);
+            let mut place = parameters.iter().find(|(n, _)| *n == own).unwrap().1.shallow_clone();
+            tch::no_grad(|| place.copy_(&layer.weight.to_kind(place.kind())));
+            changed += 1;
+        }
+        // Seven linear layers in each of two.
+        assert_eq!(changed, 14);
+        dense.add_lora(plain.lora.as_ref().unwrap(), 5).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let [ours, theirs, raw] = ["quantized", "dense", "raw"].map(|name| dir.path().join(name));
+        run(&config, &ours);
+        run_with(&mut dense, examples(), &plain, 11, &theirs, &mut |_| {}).unwrap();
+        // The same products of the same numbers: parameters, moments and losses have the same bits.
+        assert_eq!(left_behind(&ours), left_behind(&theirs), "{name}");
+        // The base's own weights are others.
+        run(&plain, &raw);
+        assert_ne!(left_behind(&ours).1, left_behind(&raw).1, "{name}");
+    }
+}
+
+#[test]
+fn quantized_weights_are_not_trained_or_saved() {
+    let base = Some(Quantization::Nf4);
+    let quantized = |lora: LoraConfig| TrainConfig { lora: Some(LoraConfig { base, ..lora }), ..config() };
+    let whole = quantized(LoraConfig { modules_to_save: vec!["up_proj".to_owned()], ..LoraConfig::default() });
+    let mut refused = bare(&whole);
+    let error = refused.add_lora(whole.lora.as_ref().unwrap(), 5).unwrap_err().to_string();
+    assert!(error.contains("modules_to_save") && error.contains("0.mlp.up_proj.weight"), "{error}");
+    // An adapter that has such a weight.
+    let dir = tempfile::tempdir().unwrap();
+    let dense = TrainConfig { lora: whole.lora.clone().map(|lora| LoraConfig { base: None, ..lora }), ..config() };
+    let adapted = model(&dense);
+    let (at, config) = (dir.path().join("adapter"), dense.lora.as_ref().unwrap());
+    save_lora(&at, adapted.sites(), &adapted.trained_whole(), config, "", Manifest::new("adapter"), false).unwrap();
+    let error = refused.load_lora(&Adapter::open(&at).unwrap(), 0.0).unwrap_err().to_string();
+    assert!(error.contains("up_proj.weight") && error.contains("without `base`"), "{error}");
+    let json = serde_json::Map::new();
+    let saved = refused.save(&dir.path().join("m"), tch::Kind::Float, &json, &[], Manifest::new("model"), false);
+    assert!(saved.unwrap_err().to_string().contains("quantized (nf4)"));
+    let error = TrainConfig { zero_stage: 3, activation_checkpointing: true, ..quantized(LoraConfig::default()) };
+    let error = error.validate().unwrap_err().to_string();
+    assert!(error.contains("zero_stage") && error.contains("base = \"nf4\""), "{error}");
 }
 
 #[test]

@@ -94,8 +94,9 @@ fn results_do_not_depend_on_the_number_of_ranks() {
     let adapter = "adapter/adapter_model.safetensors";
     // Name, settings, what is compared, and the numbers of ranks with the stage of ZeRO.
     type Case<'a> = (&'a str, &'a [&'a str], &'a str, &'a [(usize, u8)]);
-    let cases: [Case<'_>; 5] = [
+    let cases: [Case<'_>; 6] = [
         ("lora", &["train.lora.lora_dropout=0.2"], adapter, &[(4, 0), (4, 1), (3, 3)]),
+        ("nf4", &["train.lora.base='nf4'"], adapter, &[(2, 0), (3, 2)]),
         ("mean", &["train.loss_norm='microbatch_mean'"], adapter, &[(2, 0)]),
         ("full", &["train.weight_decay=0.1"], "model/model.safetensors", &[(2, 0), (4, 1), (3, 2), (2, 3)]),
         ("olora", &[olora], adapter, &[(2, 0), (3, 2), (2, 3)]),

@@ -38,6 +38,43 @@ fn a_round_of_lora_leaves_what_is_documented() {
 }
 
 #[test]
+fn an_adapter_of_a_quantized_base_is_a_plain_adapter_of_the_base() {
+    let world = World::new();
+    for base in ["nf4", "int8"] {
+        let set = format!("train.lora.base={base}");
+        world.ok(["train", "train.toml", "--out", base, "--set", &set]);
+        let manifest = world.json(&format!("{base}/adapter/manifest.json"));
+        assert_eq!(manifest["config"]["train"]["lora"]["base"], base);
+        assert!(world.read(&format!("{base}/config.toml")).contains(&format!("base = \"{base}\"")));
+    }
+    world.ok(["train", "train.toml", "--out", "dense"]);
+    let config = |run: &str| world.json(&format!("{run}/adapter/adapter_config.json"));
+    assert_eq!(config("nf4"), config("dense"));
+    let adapter = |run: &str| std::fs::read(world.path(format!("{run}/adapter/adapter_model.safetensors"))).unwrap();
+    assert_ne!(adapter("nf4"), adapter("dense"));
+    // It is folded into the base's own weights.
+    world.ok(["adapter", "fold", "model", "nf4/adapter", "--out", "folded"]);
+    let model = |dir: &str| std::fs::read(world.path(format!("{dir}/model.safetensors"))).unwrap();
+    assert_eq!(model("folded"), model("nf4/model"));
+    world.ok(["generate", "model", "--adapter", "nf4/adapter", "--prompt", "mood", "--max-new-tokens", "2"]);
+
+    for (set, part) in [
+        ("train.lora.base=fp4", "unknown variant `fp4`, expected `nf4` or `int8`"),
+        ("train.lora.modules_to_save=['up_proj']", "`base` quantizes the other weights"),
+        ("train.zero_stage=3", "quantized weights are not divided"),
+    ] {
+        let run =
+            world.run(["train", "train.toml", "--out", "refused", "--set", "train.lora.base='nf4'", "--set", set]);
+        assert!(run.code != Some(0) && run.stderr.contains(part), "{set}: {}", run.stderr);
+    }
+    let full = world.read("train.toml").replace("[train.lora]\nr = 2", "[train.full]\nbase = \"nf4\"");
+    world.write("full.toml", &full);
+    let run = world.run(["train", "full.toml", "--out", "refused"]);
+    assert!(run.code != Some(0) && run.stderr.contains("unknown field `base`"), "{}", run.stderr);
+    assert!(!world.exists("refused"));
+}
+
+#[test]
 fn the_saved_configuration_makes_the_same_bytes_again() {
     let world = World::new();
     world.ok(["train", "train.toml", "--out", "r", "--set", "seed=7", "--set", "train.lora.lora_dropout=0.2"]);
