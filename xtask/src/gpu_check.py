@@ -893,12 +893,13 @@ def check_generation(run, which):
     except LeftOut as reason:
         run.row(f"{name}, Transformers", "left out", str(reason))
         return
-    their_rate = found["tokens"] / found["seconds"]
-    judged = f"cl {rate / their_rate:.2f} x" if rate else ""
+    their_rate = found["tokens"] / found["seconds"] if found["seconds"] > 0.05 else None
+    judged = f"cl {rate / their_rate:.2f} x" if rate and their_rate else ""
+    text = f"{their_rate:,.0f} tokens/s" if their_rate else "too short to measure"
     run.row(
         f"{name}, Transformers",
         "ok",
-        f"{their_rate:,.0f} tokens/s, {gib(found['peak'])}",
+        f"{text}, {gib(found['peak'])}",
         judged,
         tokens_per_second=their_rate,
         peak_bytes=found["peak"],
@@ -1078,7 +1079,7 @@ def peer_generate(spec, torch):
     with torch.inference_mode():
         seconds(2)
         taken = -seconds(short) + seconds(long)
-    return dict(tokens=len(rows) * (long - short), seconds=max(taken, 1e-9), allocated=allocated(spec, torch))
+    return dict(tokens=len(rows) * (long - short), seconds=taken, allocated=allocated(spec, torch))
 
 
 # ---------------------------------------------------------------- the run
@@ -1142,6 +1143,8 @@ def main():
     run.results.mkdir(parents=True, exist_ok=True)
     for old in [run.results / "results.jsonl", run.results / "table.md", *run.results.glob("failed-*.txt")]:
         old.unlink(missing_ok=True)
+    # A time limit from outside gets the table, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_checks(run)
     except KeyboardInterrupt:
