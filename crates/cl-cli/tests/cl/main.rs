@@ -8,6 +8,7 @@ mod data;
 mod engine;
 mod eval;
 mod generate;
+mod gpu_check;
 mod hub;
 mod import;
 mod interrupted;
