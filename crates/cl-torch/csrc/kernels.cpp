@@ -141,7 +141,7 @@ template <class T>
 void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t d, float* y) {
   const int64_t width = padded(d);
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < d; j += kLanes) store(y + i * width + j, load(x + i * stride + j, d - j));
+    for (int64_t j = 0; j < width; j += kLanes) store(y + i * width + j, j < d ? load(x + i * stride + j, d - j) : vf{});
   }
 }
 

@@ -234,7 +234,7 @@ fn one_product_over_all_experts_equals_the_definition_in_f64() {
             for layer in model.linears().filter(|l| l.mixture.is_some()) {
                 let input = layer.widths().0;
                 let x = Tensor::from_slice(&normal(3, &layer.name, 5 * input as usize)).reshape([5, input]);
-                let expected = reference(&models, &mixture, &layer.name, &layer.weight, &x, &experts);
+                let expected = reference(&models, &mixture, &layer.name, layer.weight.dense().unwrap(), &x, &experts);
                 for mode in [Mode::Eval, Mode::Train { seed: 1 }] {
                     let y = layer.forward(&x, mode).to_kind(Kind::Double);
                     largest = largest.max((y - &expected).abs().max().double_value(&[]));
@@ -349,7 +349,7 @@ fn gradients_reach_the_routers_and_nothing_else() {
         }
         for layer in model.linears().filter(|l| l.mixture.is_some()) {
             let mixture = layer.mixture.as_ref().unwrap();
-            for frozen in [&layer.weight, &mixture.a, &mixture.b] {
+            for frozen in [layer.weight.dense().unwrap(), &mixture.a, &mixture.b] {
                 assert!(!frozen.requires_grad() && !frozen.grad().defined());
             }
         }

@@ -202,7 +202,7 @@ impl<'g> Algebra<'g> {
             return Ok((Vec::new(), Mat::new()));
         }
         let form = Tridiagonal::new(gram);
-        let few = n >= FEW && 2 * keep <= n;
+        let few = n >= FEW && keep <= n / 2;
         let (roots, mut vectors) = match few.then(|| form.leading(keep)).flatten() {
             Some((values, vectors)) => {
                 let roots = not_zero(values.into_iter());
