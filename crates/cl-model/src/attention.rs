@@ -144,9 +144,9 @@ impl Qkv {
 
 /// Causal attention within each packed sequence.
 ///
-/// On CUDA in half precision, one variable-length kernel computes all sequences, and on a CPU one node of the graph, unless
-/// there is a window or a soft cap. Otherwise, each sequence is one call of libtorch's attention, which needs no mask: the T×T
-/// mask over a whole pack is never created.
+/// On CUDA in half precision, one variable-length kernel computes all sequences, and on a CPU in f32 or bf16 one node of the
+/// graph, unless there is a window or a soft cap. Otherwise, each sequence is one call of libtorch's attention, which needs no
+/// mask: the T×T mask over a whole pack is never created.
 pub(crate) fn packed_causal(
     q: &Tensor,
     k: &Tensor,
@@ -162,7 +162,8 @@ pub(crate) fn packed_causal(
         // The kernel counts the earlier positions a query sees, without itself.
         return flash_varlen(q, k, v, cu_tensor, longest, rule.scale(q), rule.window.map(|w| w - 1));
     }
-    if q.device() == Device::Cpu && rule.window.is_none() && rule.softcap.is_none() {
+    let fused = q.device() == Device::Cpu && matches!(q.kind(), Kind::Float | Kind::BFloat16);
+    if fused && rule.window.is_none() && rule.softcap.is_none() {
         return Ok(packed_attention(q, k, v, cu_seqlens, rule.scale(q)));
     }
     let lengths: Vec<i64> = cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
