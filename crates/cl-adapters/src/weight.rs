@@ -19,7 +19,7 @@ impl Weight {
     /// `[out, in]`.
     pub fn shape(&self) -> [i64; 2] {
         match self {
-            // A model that is only checked has placeholders of another shape.
+            // Where only the structure of a model is checked, its tensors are empty.
             Weight::Dense(weight) => weight.size2().map_or([0, 0], |(output, input)| [output, input]),
             Weight::Quantized(weight) => weight.size(),
         }

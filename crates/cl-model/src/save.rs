@@ -16,8 +16,8 @@ impl Decoder {
     ///
     /// # Errors
     /// Returns [`ModelError::DeltaExperts`] for experts stored as differences from the base, [`ModelError::Quantized`]
-    /// for quantized weights, and [`ModelError::Checkpoint`] if `dir` exists and `overwrite` is false, if it cannot be written, or if a value does
-    /// not fit into `kind`.
+    /// for quantized weights, and [`ModelError::Checkpoint`] if `dir` exists and `overwrite` is false, if it cannot be
+    /// written, or if a value does not fit into `kind`.
     pub fn save(
         &self,
         dir: &Path,

@@ -8,7 +8,8 @@
 
 namespace cl {
 
-// Calls body(begin, end) with ranges that together are 0 to n, on several threads if n exceeds `grain`.
+// Calls body(begin, end) with ranges that together are 0 to n, on several threads if n exceeds `grain`. Ranges begin at multiples
+// of `grain`.
 //
 // at::parallel_for would be a loop of the file that includes it, and needs that file to be linked with the OpenMP library that
 // libtorch happens to have; with another one there would be twice the threads. libtorch's iterator over a tensor divides its
@@ -16,13 +17,14 @@ namespace cl {
 template <class F>
 void over_ranges(int64_t n, int64_t grain, const F& body) {
   if (n == 0) return;
-  const at::Tensor numbers = at::empty({n}, at::kByte);
-  at::TensorIterator ranges = at::TensorIteratorConfig().add_const_input(numbers).build();
-  const char* first = (const char*)numbers.const_data_ptr();
+  grain = std::max<int64_t>(1, grain);
+  const at::Tensor grains = at::empty({(n + grain - 1) / grain}, at::kByte);
+  at::TensorIterator ranges = at::TensorIteratorConfig().add_const_input(grains).build();
+  const char* first = (const char*)grains.const_data_ptr();
   ranges.for_each([&](char** data, const int64_t*, int64_t columns, int64_t rows) {
     const int64_t begin = data[0] - first;
-    body(begin, begin + columns * rows);
-  }, std::max<int64_t>(1, grain));
+    body(begin * grain, std::min(n, (begin + columns * rows) * grain));
+  }, /*grain_size=*/1);
 }
 
 }  // namespace cl

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use crate::TorchError;
-use crate::ffi::{self, pointer};
+use crate::ffi::{self, filled, pointer};
 
 /// Causal attention over packed sequences with the variable-length flash kernel (CUDA, f16 or bf16), differentiable.
 ///
@@ -63,20 +63,10 @@ pub fn flash_varlen(
 /// # Panics
 /// Panics if shapes, dtypes or boundaries do not fit.
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], scale: f64) -> Tensor {
-    let mut out = std::ptr::null_mut();
-    // SAFETY: live tensors and a slice with its length; `out` is filled on success with a tensor that nobody else owns.
+    let (starts, n) = (cu_seqlens.as_ptr(), cu_seqlens.len());
+    // SAFETY: live tensors and a slice with its length; the result is filled on success with a tensor that nobody else owns.
     unsafe {
-        let code = ffi::cl_packed_attention(
-            pointer(q),
-            pointer(k),
-            pointer(v),
-            cu_seqlens.as_ptr(),
-            cu_seqlens.len(),
-            scale,
-            &mut out,
-        );
-        TorchError::check("attention", code).unwrap_or_else(|e| panic!("{e}"));
-        Tensor::from_ptr(out)
+        filled("attention", |y| ffi::cl_packed_attention(pointer(q), pointer(k), pointer(v), starts, n, scale, y))
     }
 }
 
@@ -85,12 +75,10 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::ffi::with_every_width;
+    use crate::testing::{noise, with_every_width};
 
-    fn noise(shape: &[i64], phase: f64, kind: Kind) -> Tensor {
-        let n: i64 = shape.iter().product();
-        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
-        (t * 2.0).to_kind(kind).reshape(shape)
+    fn numbers(shape: &[i64], phase: f64, kind: Kind) -> Tensor {
+        noise(shape, phase, Kind::Double).g_mul_scalar(2.0).to_kind(kind)
     }
 
     /// Softmax with a mask in f64, one sequence after the other.
@@ -115,7 +103,7 @@ mod tests {
     fn run(operator: &Operator<'_>, inputs: &[Tensor]) -> Vec<Tensor> {
         let t: Vec<Tensor> = inputs.iter().map(|t| t.detach().copy().set_requires_grad(true)).collect();
         let y = operator(&t[0], &t[1], &t[2]);
-        (y.to_kind(Kind::Double) * noise(&y.size(), 0.4, Kind::Double)).sum(Kind::Double).backward();
+        (y.to_kind(Kind::Double) * numbers(&y.size(), 0.4, Kind::Double)).sum(Kind::Double).backward();
         vec![y.detach(), t[0].grad(), t[1].grad(), t[2].grad()]
     }
 
@@ -130,8 +118,8 @@ mod tests {
         // Sums of up to 170 f32 numbers; in bf16, roundings of 2^-8 of the inputs of the sums and of the result.
         for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 1e-2)] {
             for (heads, kv_heads, d) in [(4, 4, 16), (6, 2, 20), (3, 1, 64)] {
-                let (q, k) = (noise(&[170, heads, d], 0.1, kind), noise(&[170, kv_heads, d], 0.2, kind));
-                let inputs = [q, k, noise(&[170, kv_heads, d], 0.3, kind)];
+                let (q, k) = (numbers(&[170, heads, d], 0.1, kind), numbers(&[170, kv_heads, d], 0.2, kind));
+                let inputs = [q, k, numbers(&[170, kv_heads, d], 0.3, kind)];
                 let wide: Vec<Tensor> = inputs.iter().map(|t| t.to_kind(Kind::Double)).collect();
                 let ours = run(&|q, k, v| packed_attention(q, k, v, &cu_seqlens, 0.3), &inputs);
                 let theirs = run(&|q, k, v| reference(q, k, v, &cu_seqlens, 0.3), &wide);
@@ -152,7 +140,7 @@ mod tests {
 
     fn check_threads(bits: i32) {
         let cu_seqlens = [0, 40, 140, 170];
-        let inputs = [0.1, 0.2, 0.3].map(|phase| noise(&[170, 4, 32], phase, Kind::Float));
+        let inputs = [0.1, 0.2, 0.3].map(|phase| numbers(&[170, 4, 32], phase, Kind::Float));
         let before = tch::get_num_threads();
         let mut runs = [1, 2, 3].map(|threads| {
             tch::set_num_threads(threads);
@@ -167,11 +155,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_panics() {
-        let t = noise(&[4, 2, 8], 0.1, Kind::Float);
+        let t = numbers(&[4, 2, 8], 0.1, Kind::Float);
         for wrong in [&[0, 3][..], &[1, 4], &[0, 3, 2, 4], &[]] {
             assert!(std::panic::catch_unwind(|| packed_attention(&t, &t, &t, wrong, 1.0)).is_err(), "{wrong:?}");
         }
-        let three_heads = noise(&[4, 3, 8], 0.1, Kind::Float);
+        let three_heads = numbers(&[4, 3, 8], 0.1, Kind::Float);
         assert!(std::panic::catch_unwind(|| packed_attention(&three_heads, &t, &t, &[0, 4], 1.0)).is_err());
     }
 }

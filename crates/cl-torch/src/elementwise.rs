@@ -1,7 +1,6 @@
 use tch::{Device, Kind, Tensor};
 
-use crate::TorchError;
-use crate::ffi::{self, T, pointer};
+use crate::ffi::{self, filled, pointer};
 
 /// `silu(gate) · up` with `silu(g) = g / (1 + e⁻ᵍ)`, for tensors of one shape and dtype.
 ///
@@ -20,8 +19,8 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Tensor {
     if !is_fused(gate) {
         return gate.silu() * up;
     }
-    // SAFETY: live tensors; see `returned`.
-    returned("silu_mul", |y| unsafe { ffi::cl_silu_mul(pointer(gate), pointer(up), y) })
+    // SAFETY: live tensors; the result is filled on success with a tensor that nobody else owns.
+    unsafe { filled("silu_mul", |y| ffi::cl_silu_mul(pointer(gate), pointer(up), y)) }
 }
 
 /// Root-mean-square norm over the last dimension (Zhang and Sennrich, arXiv:1910.07467): `weight · x / √(mean(x²) + eps)`.
@@ -45,8 +44,8 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Tensor {
 /// Panics if shapes or dtypes do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     if is_fused(x) {
-        // SAFETY: live tensors; see `returned`.
-        return returned("rms_norm", |y| unsafe { ffi::cl_rms_norm(pointer(x), pointer(weight), eps, y) });
+        // SAFETY: live tensors; the result is filled on success with a tensor that nobody else owns.
+        return unsafe { filled("rms_norm", |y| ffi::cl_rms_norm(pointer(x), pointer(weight), eps, y)) };
     }
     let kind = x.kind();
     if kind == Kind::Float {
@@ -78,8 +77,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 /// Panics if shapes or dtypes do not fit.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     if is_fused(x) {
-        // SAFETY: live tensors; see `returned`.
-        return returned("rotate", |y| unsafe { ffi::cl_rotate(pointer(x), pointer(cos), pointer(sin), y) });
+        // SAFETY: live tensors; the result is filled on success with a tensor that nobody else owns.
+        return unsafe { filled("rotate", |y| ffi::cl_rotate(pointer(x), pointer(cos), pointer(sin), y)) };
     }
     let (half, width) = (cos.size()[2], x.size()[2]);
     let (x1, x2) = (x.narrow(2, 0, half), x.narrow(2, half, half));
@@ -94,24 +93,13 @@ fn is_fused(x: &Tensor) -> bool {
     x.device() == Device::Cpu && matches!(x.kind(), Kind::Float | Kind::BFloat16)
 }
 
-/// The tensor that `call` puts into its argument, which nobody else owns, if it returns 0.
-fn returned(operator: &'static str, call: impl FnOnce(*mut T) -> std::ffi::c_int) -> Tensor {
-    let mut y = std::ptr::null_mut();
-    let code = call(&mut y);
-    TorchError::check(operator, code).unwrap_or_else(|e| panic!("{e}"));
-    // SAFETY: filled on success, as said above.
-    unsafe { Tensor::from_ptr(y) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ffi::with_every_width;
+    use crate::testing::{noise, with_every_width};
 
-    fn noise(shape: &[i64], phase: f64, kind: Kind) -> Tensor {
-        let n: i64 = shape.iter().product();
-        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
-        (t * 6.0).to_kind(kind).reshape(shape)
+    fn numbers(shape: &[i64], phase: f64, kind: Kind) -> Tensor {
+        noise(shape, phase, Kind::Double).g_mul_scalar(6.0).to_kind(kind)
     }
 
     type Operator<'a> = dyn Fn(&[Tensor]) -> Tensor + 'a;
@@ -120,7 +108,7 @@ mod tests {
     fn run(operator: &Operator<'_>, inputs: &[Tensor]) -> Vec<Tensor> {
         let leaves: Vec<Tensor> = inputs.iter().map(|t| t.detach().copy().set_requires_grad(true)).collect();
         let y = operator(&leaves);
-        let weights = noise(&y.size(), 0.9, Kind::Float);
+        let weights = numbers(&y.size(), 0.9, Kind::Float);
         (y.to_kind(Kind::Float) * weights).sum(Kind::Float).backward();
         std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect()
     }
@@ -138,21 +126,21 @@ mod tests {
 
     /// `[operator, the same in f64, inputs]`; widths that fill no vector and rows that fill several threads.
     fn check(kind: Kind, limit: f64) {
-        let (gate, up) = (noise(&[70, 333], 0.1, kind), noise(&[70, 333], 0.2, kind));
+        let (gate, up) = (numbers(&[70, 333], 0.1, kind), numbers(&[70, 333], 0.2, kind));
         let silu = errors(&|t| silu_mul(&t[0], &t[1]), &|t| t[0].silu() * &t[1], &[gate, up]);
-        let (x, weight) = (noise(&[70, 3, 111], 0.3, kind), noise(&[111], 0.4, kind));
+        let (x, weight) = (numbers(&[70, 3, 111], 0.3, kind), numbers(&[111], 0.4, kind));
         let norm = errors(
             &|t| rms_norm(&t[0], &t[1], 1e-5),
             &|t| &t[0] * ((&t[0] * &t[0]).mean_dim(-1, true, Kind::Double) + 1e-5).rsqrt() * &t[1],
             &[x, weight],
         );
-        let angle = noise(&[70, 1, 20], 0.5, Kind::Double);
+        let angle = numbers(&[70, 1, 20], 0.5, Kind::Double);
         let (cos, sin) = (angle.cos().to_kind(kind), angle.sin().to_kind(kind));
         let turned = |x: &Tensor| {
             let (cos, sin) = (cos.to_kind(x.kind()), sin.to_kind(x.kind()));
             if x.kind() == kind { rotate(x, &cos, &sin) } else { rotate_by_hand(x, &cos, &sin) }
         };
-        let rotation = errors(&|t| turned(&t[0]), &|t| turned(&t[0]), &[noise(&[70, 3, 45], 0.6, kind)]);
+        let rotation = errors(&|t| turned(&t[0]), &|t| turned(&t[0]), &[numbers(&[70, 3, 45], 0.6, kind)]);
         for (name, errors) in [("silu_mul", silu), ("rms_norm", norm), ("rotate", rotation)] {
             eprintln!("{name} {kind:?} {errors:?}");
             assert!(errors.iter().all(|e| *e <= limit), "{name} {kind:?} {errors:?}");
@@ -182,9 +170,9 @@ mod tests {
 
     fn check_roundings() {
         let kind = Kind::BFloat16;
-        let (gate, up) = (noise(&[70, 333], 0.1, kind), noise(&[70, 333], 0.2, kind));
+        let (gate, up) = (numbers(&[70, 333], 0.1, kind), numbers(&[70, 333], 0.2, kind));
         assert!(silu_mul(&gate, &up).equal(&(gate.silu() * &up)));
-        let (x, weight) = (noise(&[70, 111], 0.3, kind), noise(&[111], 0.4, kind));
+        let (x, weight) = (numbers(&[70, 111], 0.3, kind), numbers(&[111], 0.4, kind));
         for weight in [weight.to_kind(Kind::Float), weight] {
             let wide = x.to_kind(Kind::Float);
             let quotient = &wide * ((&wide * &wide).mean_dim(-1, true, Kind::Float) + 1e-5).rsqrt();
@@ -193,8 +181,8 @@ mod tests {
             let differ = rms_norm(&x, &weight, 1e-5).ne_tensor(&expected).to_kind(Kind::Float).mean(Kind::Float);
             assert!(differ.double_value(&[]) < 1e-3, "{differ:?}");
         }
-        let angle = noise(&[70, 1, 20], 0.5, Kind::Double);
-        let (x, cos, sin) = (noise(&[70, 3, 45], 0.6, kind), angle.cos().to_kind(kind), angle.sin().to_kind(kind));
+        let angle = numbers(&[70, 1, 20], 0.5, Kind::Double);
+        let (x, cos, sin) = (numbers(&[70, 3, 45], 0.6, kind), angle.cos().to_kind(kind), angle.sin().to_kind(kind));
         assert!(rotate(&x, &cos, &sin).equal(&rotate_by_hand(&x, &cos, &sin)));
     }
 
@@ -214,8 +202,9 @@ mod tests {
             let empty = Tensor::zeros([0, 4], (kind, Device::Cpu));
             assert_eq!(rms_norm(&empty, &Tensor::ones([4], (kind, Device::Cpu)), 1e-5).size(), [0, 4]);
         }
-        let wrong =
-            std::panic::catch_unwind(|| silu_mul(&noise(&[2, 3], 0.1, Kind::Float), &noise(&[3, 2], 0.1, Kind::Float)));
+        let wrong = std::panic::catch_unwind(|| {
+            silu_mul(&numbers(&[2, 3], 0.1, Kind::Float), &numbers(&[3, 2], 0.1, Kind::Float))
+        });
         assert!(wrong.is_err());
     }
 }

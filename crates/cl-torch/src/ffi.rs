@@ -6,6 +6,8 @@ use std::ffi::{c_char, c_int, c_void};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+use crate::TorchError;
+
 pub(crate) type T = *mut C_tensor;
 pub(crate) type NodeForward = extern "C" fn(*mut c_void, *const T, usize, *mut T) -> c_int;
 pub(crate) type NodeBackward = extern "C" fn(*mut c_void, *const T, usize, T, *mut T) -> c_int;
@@ -125,17 +127,17 @@ pub(crate) fn pointers(tensors: &[&Tensor]) -> Vec<T> {
     tensors.iter().map(|t| pointer(t)).collect()
 }
 
-/// Calls `test` with the loops for every width of vectors that this processor has, and its number of bits; one test at a time.
-#[cfg(test)]
-pub(crate) fn with_every_width(test: impl Fn(i32)) {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for bits in [128, 256, 512] {
-        // SAFETY: sets one pointer.
-        if unsafe { cl_use_kernels(bits) } != 0 {
-            test(bits);
-        }
-    }
-    // SAFETY: as above.
-    assert_ne!(unsafe { cl_use_kernels(0) }, 0);
+/// The tensor that `call` puts into its argument if it returns 0.
+///
+/// # Panics
+/// Panics if `call` fails.
+///
+/// # Safety
+/// On success, `call` has to fill its argument with a tensor that nobody else owns.
+pub(crate) unsafe fn filled(operator: &'static str, call: impl FnOnce(*mut T) -> c_int) -> Tensor {
+    let mut result = std::ptr::null_mut();
+    let code = call(&mut result);
+    TorchError::check(operator, code).unwrap_or_else(|e| panic!("{e}"));
+    // SAFETY: the caller's promise.
+    unsafe { Tensor::from_ptr(result) }
 }

@@ -16,6 +16,8 @@ mod products;
 mod quantized;
 mod rendezvous;
 mod tensor_bytes;
+#[cfg(test)]
+mod testing;
 mod threads;
 
 pub use attention::{flash_varlen, packed_attention};

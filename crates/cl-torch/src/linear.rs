@@ -99,16 +99,15 @@ pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
     use crate::products::turn;
+    use crate::testing;
     use crate::{Products, products, use_products};
 
     fn noise(shape: &[i64], phase: f64) -> Tensor {
-        let n: i64 = shape.iter().product();
-        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
-        t.to_kind(Kind::Float).reshape(shape)
+        testing::noise(shape, phase, Kind::Float)
     }
 
     fn close(a: &Tensor, b: &Tensor) -> bool {

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
-use crate::ffi::{self, T, pointer};
+use crate::ffi::{self, T, filled, pointer};
 
 /// A format of quantized weights, as bitsandbytes has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,14 +107,9 @@ impl Quantized {
     /// With `portable`, by libtorch's operators also on a CPU.
     fn dequantize_with(&self, kind: Kind, portable: bool) -> Tensor {
         let nested = self.nested.as_ref().map_or(std::ptr::null_mut(), pointer);
-        let mut result: T = std::ptr::null_mut();
-        // SAFETY: live tensors of one format, null for none; the place is filled on success with a tensor that nobody else owns.
-        unsafe {
-            let (values, absmax) = (pointer(&self.values), pointer(&self.absmax));
-            let code = ffi::cl_dequantize(values, absmax, nested, scalar_type(kind), portable.into(), &raw mut result);
-            TorchError::check("dequantize", code).unwrap_or_else(|e| panic!("{e}"));
-            Tensor::from_ptr(result)
-        }
+        let (values, absmax, kind) = (pointer(&self.values), pointer(&self.absmax), scalar_type(kind));
+        // SAFETY: live tensors of one format, null for none; the result is filled on success with a tensor that nobody else owns.
+        unsafe { filled("dequantize", |y| ffi::cl_dequantize(values, absmax, nested, kind, portable.into(), y)) }
     }
 
     /// Bytes in memory.
@@ -153,14 +148,13 @@ fn scalar_type(kind: Kind) -> i32 {
 mod tests {
     use super::*;
     use crate::products::turn;
+    use crate::testing;
     use crate::{LinearLayer, LinearWeight, LowRank, Products, linears, products, use_products};
 
     const FORMATS: [Quantization; 2] = [Quantization::Nf4, Quantization::Int8];
 
     fn noise(shape: &[i64], phase: f64) -> Tensor {
-        let n: i64 = shape.iter().product();
-        let t = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + phase).sin() * 43758.5453).frac();
-        t.to_kind(Kind::Float).reshape(shape)
+        testing::noise(shape, phase, Kind::Float)
     }
 
     fn largest(t: &Tensor) -> f64 {

@@ -1,4 +1,3 @@
-use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 
 use super::info::MethodInfo;
@@ -237,7 +236,7 @@ impl Opcm {
         let r = running.take_while(|&sum| self.alpha >= 1.0 || sum <= limit).count();
         let (u_leading, v_leading) = (u.subcols(0, r), v.subcols(0, r));
         // Rows of Uᵀ δ, as columns.
-        let left = product(algebra, svd::matrix(delta, shape).transpose(), u.as_ref());
+        let left = algebra.product_f32(svd::matrix(delta, shape).transpose(), u.as_ref());
         let mut removed = v.clone();
         for j in r..s.len() {
             let pairs = v.col_as_slice(j).iter().zip(left.col_as_slice(j));
@@ -246,14 +245,14 @@ impl Opcm {
         }
         let from = match self.projection {
             Projection::Leading => {
-                let block = product(algebra, v_leading.transpose(), left.subcols(0, r));
-                removed.subcols_mut(0, r).copy_from(product(algebra, v_leading, block.as_ref()));
+                let block = algebra.product_f32(v_leading.transpose(), left.subcols(0, r));
+                removed.subcols_mut(0, r).copy_from(algebra.product_f32(v_leading, block.as_ref()));
                 0
             }
             Projection::Complement => {
                 let left = left.subcols(0, r).transpose();
                 algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, u_leading, left);
-                let right = product(algebra, svd::matrix(delta, shape), v_leading);
+                let right = algebra.product_f32(svd::matrix(delta, shape), v_leading);
                 algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, right.as_ref(), v_leading.transpose());
                 r
             }
@@ -261,13 +260,6 @@ impl Opcm {
         let (u, removed) = (u.subcols(from, s.len() - from), removed.subcols(from, s.len() - from));
         algebra.add_product_f32(svd::matrix_mut(delta, shape), -1.0, u, removed.transpose());
     }
-}
-
-/// `a b`.
-fn product(algebra: &Algebra<'_>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Mat<f32> {
-    let mut out = Mat::zeros(a.nrows(), b.ncols());
-    algebra.add_product_f32(out.as_mut(), 1.0, a, b);
-    out
 }
 
 /// `S_T` of a piece that is not of a matrix.

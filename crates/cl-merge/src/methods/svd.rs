@@ -173,6 +173,13 @@ impl<'g> Algebra<'g> {
         });
     }
 
+    /// `a b` in f32.
+    pub(super) fn product_f32(&self, a: MatRef<'_, f32>, b: MatRef<'_, f32>) -> Mat<f32> {
+        let mut out = Mat::zeros(a.nrows(), b.ncols());
+        self.add_product_f32(out.as_mut(), 1.0, a, b);
+        out
+    }
+
     /// `a b`.
     pub(super) fn product<B: Real>(&self, a: MatRef<'_, f64>, b: MatRef<'_, B>) -> Mat<f64> {
         let mut out = Mat::zeros(a.nrows(), b.ncols());
