@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::with_causes;
 use cl_data::DatasetRef;
 
-use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem};
+use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem, shortened};
 use crate::request::BoxError;
 
 /// Errors of loading, running and tabulating tasks.
@@ -372,18 +372,6 @@ impl Error {
         let line = 1 + before.matches('\n').count();
         Error::TaskToml { path: path.to_owned(), line, message: shortened(error.message()) }
     }
-}
-
-/// A long message with its middle left out.
-pub(crate) fn shortened(message: &str) -> String {
-    const MOST: usize = 200; // characters of either
-    let message = message.trim();
-    let count = message.chars().count();
-    if count <= 2 * MOST {
-        return message.to_owned();
-    }
-    let part = |from: usize, n: usize| message.chars().skip(from).take(n).collect::<String>();
-    format!("{} … {}", part(0, MOST), part(count - MOST, MOST))
 }
 
 /// A data set with configuration and split.

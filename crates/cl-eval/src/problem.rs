@@ -19,8 +19,6 @@
 
 use minijinja::Value;
 
-use crate::error::shortened;
-
 /// What is wrong with the value of a key in a task description.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -158,4 +156,16 @@ fn describe(error: &minijinja::Error) -> String {
         cause = error.source();
     }
     shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
+}
+
+/// A long message with its middle left out.
+pub(crate) fn shortened(message: &str) -> String {
+    const MOST: usize = 200; // characters of either
+    let message = message.trim();
+    let count = message.chars().count();
+    if count <= 2 * MOST {
+        return message.to_owned();
+    }
+    let part = |from: usize, n: usize| message.chars().skip(from).take(n).collect::<String>();
+    format!("{} … {}", part(0, MOST), part(count - MOST, MOST))
 }

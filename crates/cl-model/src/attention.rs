@@ -2,10 +2,10 @@ use cl_adapters::Linear;
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{TorchError, flash_varlen, packed_attention};
 
-use crate::layer::Attend;
 use crate::norm::RmsNorm;
+use crate::projection::Projection;
 use crate::rope::Angles;
-use crate::routing::{Gate, Pass, Projection};
+use crate::routing::{Gate, Pass};
 
 /// The projections of an attention block; the caller determines which keys a query attends to.
 pub(crate) struct Attention {
@@ -38,6 +38,10 @@ pub(crate) struct AttentionRule {
     /// Soft cap: s becomes c · tanh(s / c).
     pub(crate) softcap: Option<f64>,
 }
+
+/// Attention of one layer: from q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's
+/// rule, to `(tokens, heads, head_dim)`.
+pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl AttentionRule {
     /// `(…, queries, head_dim)` and `(…, keys, head_dim)` to scores in f32, before any mask.

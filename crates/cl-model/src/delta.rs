@@ -192,7 +192,8 @@ impl DeltaMlp {
 mod tests {
     use super::*;
     use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp};
-    use crate::routing::{Projection, Router};
+    use crate::projection::Projection;
+    use crate::routing::Router;
     use cl_adapters::Mode;
     use cl_adapters::normal;
 

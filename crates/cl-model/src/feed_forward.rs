@@ -4,7 +4,8 @@ use cl_torch::tch::Tensor;
 
 use crate::config::Activation;
 use crate::delta::DeltaMlp;
-use crate::routing::{Gate, Pass, Projection};
+use crate::projection::Projection;
+use crate::routing::{Gate, Pass};
 
 /// The feed-forward block of a layer.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]

@@ -1,7 +1,7 @@
 use cl_adapters::Linear;
 use cl_torch::tch::Tensor;
 
-use crate::attention::{Attention, AttentionRule};
+use crate::attention::{Attend, Attention};
 use crate::feed_forward::FeedForward;
 use crate::norm::RmsNorm;
 use crate::rope::Angles;
@@ -62,10 +62,6 @@ impl Norms {
         }
     }
 }
-
-/// Attention of one layer: from q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's
-/// rule, to `(tokens, heads, head_dim)`.
-pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl Layer {
     /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.

@@ -19,6 +19,7 @@ mod mixture;
 mod norm;
 mod prefix_tree;
 pub mod problem;
+mod projection;
 mod quantized;
 mod random;
 mod rope;

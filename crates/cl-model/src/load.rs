@@ -15,9 +15,10 @@ use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, Shared};
 use crate::layer::{Layer, Norms};
 use crate::norm::{NormForm, RmsNorm};
 use crate::problem::ExpertsProblem;
+use crate::projection::Projection;
 use crate::quantized::{is_quantizable, stored};
 use crate::rope::Rope;
-use crate::routing::{Gate, Projection, Router, is_router_weight};
+use crate::routing::{Gate, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
 /// Precision and device of a loaded model.

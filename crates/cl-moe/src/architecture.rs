@@ -3,12 +3,16 @@
 use cl_checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
-use crate::plan::base_architecture;
 use crate::problem::MixProblem;
 use crate::{FloatType, MixArchitecture, MixConfig, MixModule, Problem};
 
 /// The architecture of bases with biases on q, k and v.
 pub(crate) const QWEN2: &str = "Qwen2ForCausalLM";
+
+/// The architecture of a base.
+pub(crate) fn base_architecture(base: &Checkpoint) -> &str {
+    base.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or("(none)")
+}
 
 /// Names what the architecture of the output cannot hold.
 pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {

@@ -1,12 +1,9 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{Dtype, HubSnapshot};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::problem::ConfigProblem;
-use crate::{Error, ExpertStorage, mergekit};
+use crate::ExpertStorage;
 
 /// A mixture as a TOML file describes it.
 ///
@@ -267,22 +264,4 @@ impl MixConfig {
         let (architecture, top_k) = (Some(self.architecture()), Some(self.top_k()));
         MixConfig { architecture, num_experts_per_tok: top_k, ..self.clone() }
     }
-
-    /// Reads a TOML file, or mergekit-moe's YAML by its ending `.yml` or `.yaml`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with the place in the file; [`Error::Checkpoint`] when it cannot be read.
-    pub fn read(path: &Path) -> Result<MixConfig, Error> {
-        let text = read_text(path, MAX_CONFIG)?;
-        let wrong = |problem| Error::Config { path: path.to_owned(), problem };
-        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
-        if yaml { mergekit::from_yaml(&text).map_err(wrong) } else { from_toml(&text).map_err(wrong) }
-    }
-}
-
-pub(crate) fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, ConfigProblem> {
-    toml::from_str(text).map_err(|e| {
-        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        ConfigProblem::Toml { line, error: Box::new(e) }
-    })
 }

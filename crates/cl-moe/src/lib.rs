@@ -5,6 +5,7 @@ mod blend;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;
+mod config_file;
 mod delta;
 mod error;
 mod mergekit;

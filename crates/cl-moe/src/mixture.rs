@@ -7,18 +7,13 @@ use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 use cl_checkpoint::{Dtype, Manifest, SafetensorsFile, TensorInfo, TensorSource, hash_file};
 use serde::{Deserialize, Serialize};
 
-use crate::problem::MixtureProblem;
+use crate::problem::{MOST_EXPERTS, MixtureProblem, VERSION};
 use crate::{Error, FloatType};
 
 /// Name of the configuration in a mixture's directory.
 pub(crate) const CONFIG: &str = "mixture_config.json";
 /// Name of the file of tensors.
 pub(crate) const WEIGHTS: &str = "mixture_model.safetensors";
-/// Version of the format that is written and read.
-pub(crate) const VERSION: u32 = 1;
-/// Maximum number of experts of one mixture.
-pub(crate) const MOST_EXPERTS: usize = 1024;
-
 /// `mixture_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Checkpoint, Dtype, OutputDir, SafetensorsFile, TensorSource, TensorSpec};
+use cl_checkpoint::{Checkpoint, Dtype, OutputDir, TensorSource, TensorSpec};
 use serde_json::{Map, Value};
 
 use crate::delta::{self, PlannedDelta};
 use crate::names::{self, GLOBAL_ROUTER, Layout, Replaced};
-use crate::problem::{CountProblem, MixProblem, ProblemKind};
-use crate::router::{self, RouterRows};
+use crate::problem::{CountProblem, MOST_EXPERTS, MixProblem, ProblemKind};
+use crate::router::RouterRows;
 use crate::{
     Error, ExpertStorage, FloatType, MixArchitecture, MixConfig, MixModule, ModelBytes, ModelInfo, Problem,
     RouterConfig, RouterInit, architecture,
@@ -144,9 +144,6 @@ pub(crate) fn note<T, E: Into<ProblemKind>>(
     result.map_err(|e| problems.push(Problem::new(place, e))).ok()
 }
 
-/// Experts that one mixture may have: beyond it a typing error asks for terabytes.
-const MOST_EXPERTS: usize = 1024;
-
 fn check_counts(config: &MixConfig, problems: &mut Vec<Problem>) {
     let (experts, chosen) = (config.experts.len(), config.top_k());
     let mut add = |place: &str, problem: CountProblem| problems.push(Problem::new(place, problem));
@@ -184,14 +181,9 @@ fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, MixProblem)) {
     }
 }
 
-/// The architecture of a base.
-pub(crate) fn base_architecture(base: &Checkpoint) -> &str {
-    base.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or("(none)")
-}
-
 /// Whether a base has biases on q, k and v that the output keeps.
 fn has_biases(base: &Checkpoint) -> bool {
-    base_architecture(base) == architecture::QWEN2
+    architecture::base_architecture(base) == architecture::QWEN2
 }
 
 /// Only what is built like Llama becomes a mixture: the same norms and projections, and no biases but for those of q, k and v
@@ -199,7 +191,7 @@ fn has_biases(base: &Checkpoint) -> bool {
 fn check_base(mixture: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
     let config = base.config();
     let mut add = |problem: MixProblem| problems.push(Problem::new("base_model", problem));
-    match base_architecture(base) {
+    match architecture::base_architecture(base) {
         "LlamaForCausalLM" | "MistralForCausalLM" => {}
         architecture::QWEN2 if mixture.architecture() == MixArchitecture::Qwen2Moe => {}
         architecture::QWEN2 => {
@@ -421,12 +413,4 @@ fn bytes(spec: &TensorSpec) -> u64 {
 
 fn elements(spec: &TensorSpec) -> u64 {
     spec.shape.iter().product::<usize>() as u64
-}
-
-/// Opens the file of hidden states of a router, where the rule asks for one.
-pub(crate) fn open_states(config: &MixConfig) -> Result<Option<SafetensorsFile>, Error> {
-    match &config.router.states {
-        Some(file) if config.router.init == router::STATES => Ok(Some(SafetensorsFile::open(file)?)),
-        _ => Ok(None),
-    }
 }

@@ -5,10 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
-use crate::plan::open_states;
 use crate::{Error, MixConfig, RouterInit};
-
-pub(crate) const STATES: RouterInit = RouterInit::States;
 
 /// Name of a layer's tensor in a file of hidden states: `(experts, hidden)`, f32, the row of an expert the mean over its
 /// positive prompts minus that over its negative ones.
@@ -91,6 +88,14 @@ impl RouterRows {
             RouterInit::Random => vec!["router: random; train it, or every token goes to experts by chance".to_owned()],
             _ => Vec::new(),
         }
+    }
+}
+
+/// Opens the file of hidden states of a router, where the rule asks for one.
+fn open_states(config: &MixConfig) -> Result<Option<SafetensorsFile>, Error> {
+    match &config.router.states {
+        Some(file) if config.router.init == RouterInit::States => Ok(Some(SafetensorsFile::open(file)?)),
+        _ => Ok(None),
     }
 }
 

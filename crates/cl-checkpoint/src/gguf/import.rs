@@ -1,5 +1,4 @@
 use std::path::Path;
-use std::str::FromStr;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -8,57 +7,8 @@ use serde_json::{Value, json};
 use super::config::Shape;
 use super::tensors::{Planned, plan};
 use super::tokenizer::{SpecialIds, Tokenizer};
-use super::{Error, GgufFile, TensorProblem, dequantize};
-use crate::{CheckpointWriter, Dtype, Manifest, OutputDir, TensorSpec, WriteOptions, hash_file};
-
-/// The dtype that all weights are written in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FloatDtype {
-    /// bfloat16.
-    #[default]
-    Bf16,
-    /// IEEE half precision; a weight beyond ±65504 is an error.
-    F16,
-    /// Single precision: exactly the dequantized values.
-    F32,
-}
-
-impl FloatDtype {
-    /// `bfloat16`, `float16` or `float32`, as in `config.json`.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            FloatDtype::Bf16 => "bfloat16",
-            FloatDtype::F16 => "float16",
-            FloatDtype::F32 => "float32",
-        }
-    }
-
-    fn dtype(self) -> Dtype {
-        match self {
-            FloatDtype::Bf16 => Dtype::BF16,
-            FloatDtype::F16 => Dtype::F16,
-            FloatDtype::F32 => Dtype::F32,
-        }
-    }
-}
-
-/// The name is not `bf16`, `f16` or `f32`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown dtype `{0}`; expected bf16, f16 or f32")]
-pub struct UnknownDtype(pub String);
-
-impl FromStr for FloatDtype {
-    type Err = UnknownDtype;
-
-    fn from_str(name: &str) -> Result<FloatDtype, UnknownDtype> {
-        match name {
-            "bf16" => Ok(FloatDtype::Bf16),
-            "f16" => Ok(FloatDtype::F16),
-            "f32" => Ok(FloatDtype::F32),
-            other => Err(UnknownDtype(other.to_owned())),
-        }
-    }
-}
+use super::{Error, FloatDtype, GgufFile, TensorProblem, dequantize};
+use crate::{CheckpointWriter, Manifest, OutputDir, TensorSpec, WriteOptions, hash_file};
 
 /// Options of an import.
 #[derive(Clone, Copy, Debug, Default)]

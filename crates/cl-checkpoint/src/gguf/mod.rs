@@ -5,6 +5,7 @@
 
 mod config;
 mod dequant;
+mod dtype;
 mod error;
 mod import;
 mod keys;
@@ -15,7 +16,8 @@ mod tensors;
 mod tokenizer;
 
 pub use dequant::{GgmlType, dequantize};
+pub use dtype::{FloatDtype, UnknownDtype};
 pub use error::Error;
-pub use import::{FloatDtype, ImportOptions, ImportReport, UnknownDtype, import};
+pub use import::{ImportOptions, ImportReport, import};
 pub use problem::{HeaderItem, HeaderProblem, KeyProblem, TensorProblem};
 pub use reader::{GgufFile, GgufTensor, GgufValue};

@@ -8,8 +8,8 @@ use cl_data::Row;
 use serde::Deserialize;
 
 use super::rows::Document;
-use crate::error::{Error, shortened};
-use crate::problem::LmEvalProblem;
+use crate::error::Error;
+use crate::problem::{LmEvalProblem, shortened};
 
 /// Few-shot examples from a task's YAML file.
 #[derive(Clone, Debug, PartialEq)]

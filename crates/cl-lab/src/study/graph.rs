@@ -16,7 +16,7 @@ use super::config::{Comparison, StudyConfig, Tuning};
 use crate::problem::{RoundsProblem, StudyProblem};
 use crate::report::{method_name, row_name};
 use crate::toy::{below, rng};
-use crate::{MixtureConfig, RoundConfig, SequenceConfig};
+use crate::{LabError, MixtureConfig, RoundConfig, SequenceConfig};
 
 /// One stage.
 #[derive(Clone, Debug)]
@@ -530,4 +530,19 @@ fn slug(name: &str) -> String {
     let plain = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' });
     let joined = plain.collect::<String>().split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
     if joined.is_empty() { "round".to_owned() } else { joined }
+}
+
+/// The stages whose names start with one of `only`, and those they depend on.
+pub(super) fn select(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
+    let mut wanted: Vec<bool> =
+        stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
+    if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {
+        return Err(StudyProblem::NoStage { start: start.clone() }.into());
+    }
+    for place in (0..stages.len()).rev() {
+        if wanted[place] {
+            stages[place].needs.iter().for_each(|&need| wanted[need] = true);
+        }
+    }
+    Ok(wanted)
 }

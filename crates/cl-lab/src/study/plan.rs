@@ -8,8 +8,7 @@ use cl_train::{Plan, Precision, TrainConfig};
 use serde_json::{Map, Value};
 
 use super::config::StudyConfig;
-use super::graph::{Stage, Work, stages};
-use super::run::wanted;
+use super::graph::{Stage, Work, select, stages};
 use super::work::Record;
 use crate::shape::Shape;
 use crate::{LabError, SequenceConfig, StudyOptions};
@@ -238,7 +237,7 @@ impl Rates {
 /// Returns [`LabError::Study`] if the configuration is invalid.
 pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOptions) -> Result<StudyPlan, LabError> {
     let stages = stages(config)?;
-    let wanted = wanted(&stages, &options.only)?;
+    let wanted = select(&stages, &options.only)?;
     let records = vec![None; stages.len()];
     plan(config, &stages, &wanted, &records, sizes, options.keep_models)
 }

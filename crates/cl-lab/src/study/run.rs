@@ -16,14 +16,14 @@ use cl_torch::tch::Device;
 use serde_json::{Value, json};
 
 use super::config::StudyConfig;
-use super::graph::{Stage, Work, stages};
+use super::graph::{Stage, Work, select, stages};
 use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
-use crate::problem::{OutputProblem, StudyProblem};
+use crate::problem::OutputProblem;
 use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
@@ -203,7 +203,7 @@ impl<'a> Study<'a> {
     /// Loads and checks the inputs of all stages.
     fn open(config: &'a StudyConfig, out: &'a Path, options: &'a StudyOptions) -> Result<Study<'a>, LabError> {
         let stages = stages(config)?;
-        let wanted = wanted(&stages, &options.only)?;
+        let wanted = select(&stages, &options.only)?;
         let [sequence, full] = config.sequences()?;
         let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(&sequence)?;
         let base = ModelRef::take(&config.model)?;
@@ -425,21 +425,6 @@ fn without_paths(work: &Work) -> Value {
         }
         other => json!(other),
     }
-}
-
-/// The stages whose names start with one of `only`, and those they depend on.
-pub(super) fn wanted(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
-    let mut wanted: Vec<bool> =
-        stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();
-    if let Some(start) = only.iter().find(|start| !stages.iter().any(|s| s.id.starts_with(start.as_str()))) {
-        return Err(StudyProblem::NoStage { start: start.clone() }.into());
-    }
-    for place in (0..stages.len()).rev() {
-        if wanted[place] {
-            stages[place].needs.iter().for_each(|&need| wanted[need] = true);
-        }
-    }
-    Ok(wanted)
 }
 
 enum State {

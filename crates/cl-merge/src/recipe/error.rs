@@ -10,7 +10,7 @@ pub enum ConfigError {
     #[error("{}", shorten(&.0.to_string()))]
     Toml(Box<toml::de::Error>), // no source, whose text would be printed again, in the parser's words
     /// It is not YAML, or not a merge in mergekit's YAML; says the line and column.
-    #[error("{}", super::mergekit::told(&.0.to_string()))]
+    #[error("{}", first_line(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>),
     /// It holds nothing.
     #[error("the file is empty")]
@@ -30,6 +30,16 @@ impl From<serde_saphyr::Error> for ConfigError {
     fn from(error: serde_saphyr::Error) -> ConfigError {
         ConfigError::Yaml(Box::new(error))
     }
+}
+
+/// The first line of the parser's message, without its advice to programmers and its picture of the text.
+fn first_line(message: &str) -> String {
+    const LONGEST: usize = 300;
+    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let plain = first
+        .replace(", set DuplicateKeyPolicy in Options if acceptable", "; keep one of the two")
+        .replace("recursive references require weak recursion types", "an anchor holds itself; write the value out");
+    plain.chars().take(LONGEST).collect()
 }
 
 /// What in mergekit's YAML cannot be taken over.

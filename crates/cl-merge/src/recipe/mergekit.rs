@@ -145,16 +145,6 @@ pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
     if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(ConfigError::Mergekit(problems)) }
 }
 
-/// The first line of the parser's message, without its advice to programmers and its picture of the text.
-pub(super) fn told(message: &str) -> String {
-    const LONGEST: usize = 300;
-    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    let plain = first
-        .replace(", set DuplicateKeyPolicy in Options if acceptable", "; keep one of the two")
-        .replace("recursive references require weak recursion types", "an anchor holds itself; write the value out");
-    plain.chars().take(LONGEST).collect()
-}
-
 fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig {
     let mut refuse = |set: bool, what: &'static str| {
         if set {

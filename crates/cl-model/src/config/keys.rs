@@ -4,6 +4,7 @@ use cl_moe::ExpertStorage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::rope::scaling;
 use super::{Activation, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling, eos_ids};
 use crate::problem::{ConfigProblem, RopeProblem};
 
@@ -110,6 +111,29 @@ impl Keys {
             return Err(ConfigProblem::UnsupportedTrue { key: "use_bidirectional_attention" });
         }
         Ok(keys)
+    }
+
+    /// `rope_theta`, from its own key or from Transformers 5's `rope_parameters`.
+    pub(super) fn theta(&self, default: f64) -> f64 {
+        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
+        self.rope_theta.or(inside).unwrap_or(default)
+    }
+
+    /// Fraction of each head that is rotated.
+    pub(super) fn partial_rotary(&self) -> Result<f64, RopeProblem> {
+        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
+        match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
+            factor if factor > 0.0 && factor <= 1.0 => Ok(factor),
+            factor => Err(RopeProblem::PartialRange { factor }),
+        }
+    }
+
+    /// `rope_scaling`, or the corresponding part of Transformers 5's `rope_parameters`.
+    pub(super) fn scaling(&self) -> Result<RopeScaling, RopeProblem> {
+        match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
+            Some(map) => scaling(map),
+            None => Ok(RopeScaling::Default),
+        }
     }
 
     /// A config with the keys common to all families; everything else is as in a plain Llama.

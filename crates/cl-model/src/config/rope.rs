@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use super::keys::Keys;
 use crate::problem::RopeProblem;
 
 /// Scaling of rotary frequencies for longer contexts.
@@ -35,31 +34,6 @@ pub enum RopeScaling {
         /// Factor on cosines and sines.
         attention_factor: f64,
     },
-}
-
-impl Keys {
-    /// `rope_theta`, from its own key or from Transformers 5's `rope_parameters`.
-    pub(super) fn theta(&self, default: f64) -> f64 {
-        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
-        self.rope_theta.or(inside).unwrap_or(default)
-    }
-
-    /// Fraction of each head that is rotated.
-    pub(super) fn partial_rotary(&self) -> Result<f64, RopeProblem> {
-        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
-        match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
-            factor if factor > 0.0 && factor <= 1.0 => Ok(factor),
-            factor => Err(RopeProblem::PartialRange { factor }),
-        }
-    }
-
-    /// `rope_scaling`, or the corresponding part of Transformers 5's `rope_parameters`.
-    pub(super) fn scaling(&self) -> Result<RopeScaling, RopeProblem> {
-        match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
-            Some(map) => scaling(map),
-            None => Ok(RopeScaling::Default),
-        }
-    }
 }
 
 /// The scaling described by a `rope_scaling` table.

@@ -4,7 +4,7 @@ use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use serde::{Deserialize, Serialize};
 
-use crate::config::from_toml;
+use crate::config_file::from_toml;
 use crate::{Error, RouterLogits, RouterNorm};
 
 /// A mixture of LoRA adapters as a TOML file describes it.

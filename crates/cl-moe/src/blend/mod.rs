@@ -15,9 +15,10 @@ use serde_json::json;
 pub use config::{BlendConfig, BlendExpert, BlendInit, BlendRouter};
 pub use plan::BlendPlan;
 
-use crate::mixture::{CONFIG, VERSION, WEIGHTS};
+use crate::mixture::{CONFIG, WEIGHTS};
 use crate::model_info::INFO;
 use crate::problem::MixtureProblem;
+use crate::problem::VERSION;
 use crate::router::normal;
 use crate::{Error, MixtureConfig, MixtureExpert};
 use plan::{BlendModule, BlendPart};

@@ -7,8 +7,8 @@ use cl_checkpoint::{
     Adapter, AdapterModule, BesideKind, Checkpoint, Dtype, LayerKind, OutputDir, TensorSource, TensorSpec, convert,
 };
 
-use crate::mixture::MOST_EXPERTS;
 use crate::plan::note;
+use crate::problem::MOST_EXPERTS;
 use crate::problem::{BlendProblem, CountProblem};
 use crate::{BlendConfig, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors};
 

@@ -1,6 +1,9 @@
 use cl_checkpoint::Dtype;
 
-use crate::mixture::{MOST_EXPERTS, VERSION};
+/// Version of the format that is written and read.
+pub(crate) const VERSION: u32 = 1;
+/// Maximum number of experts of one mixture.
+pub(crate) const MOST_EXPERTS: usize = 1024;
 
 /// What is wrong with a mixture of adapters, or with routers for one.
 #[derive(Debug, thiserror::Error)]

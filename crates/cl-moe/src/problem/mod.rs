@@ -24,6 +24,7 @@ pub use config::{ConfigProblem, MergekitProblem};
 pub use count::CountProblem;
 pub use mix::MixProblem;
 pub use mixture::MixtureProblem;
+pub(crate) use mixture::{MOST_EXPERTS, VERSION};
 
 /// The kinds of problems.
 #[derive(Debug, thiserror::Error)]
