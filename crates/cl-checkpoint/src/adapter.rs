@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::COMPANIONS;
-use crate::error::mixture_hint;
+use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::problem::AdapterProblem;
 use crate::writer::{CheckpointWriter, WriteOptions};
@@ -90,7 +90,10 @@ impl Adapter {
         if !path.exists() {
             let named = !dir.exists() && dir.to_str().is_some_and(HubSnapshot::is_name);
             let hub = named.then_some("add --hub to download an adapter of the Hugging Face hub by this name");
-            let hint = mixture_hint(dir).or(hub).unwrap_or("an adapter directory contains adapter_config.json");
+            let run =
+                || run_hint(dir, "adapter/adapter_config.json", "this is a run; its adapter is its directory adapter");
+            let hint = mixture_hint(dir).or(hub).or_else(run);
+            let hint = hint.unwrap_or("an adapter directory contains adapter_config.json");
             return Err(Error::NotFound { path, hint });
         }
         let text = read_file(&path, MAX_CONFIG)?;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::error::mixture_hint;
+use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, is_file_name, read_file};
 use crate::problem::{IndexProblem, TensorProblem};
 use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
@@ -192,8 +192,9 @@ impl TensorSource for Checkpoint {
 
 fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     if !path.exists() {
-        let mixture = path.parent().and_then(mixture_hint);
-        let hint = mixture.unwrap_or("a model directory contains config.json and the weights");
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let run = || run_hint(dir, "model/config.json", "this is a run; its model is its directory model");
+        let hint = mixture_hint(dir).or_else(run).unwrap_or("a model directory contains config.json and the weights");
         return Err(Error::NotFound { path: path.to_owned(), hint });
     }
     let text = read_file(path, MAX_CONFIG)?;

@@ -176,6 +176,15 @@ pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
     )
 }
 
+/// What to write instead of the directory of a run, which contains what is looked for at `inner`, or of a sequence.
+pub(crate) fn run_hint(dir: &Path, inner: &str, hint: &'static str) -> Option<&'static str> {
+    if dir.join(inner).exists() {
+        return Some(hint);
+    }
+    let sequence = dir.join("rounds").is_dir() && dir.join("matrix.json").exists();
+    sequence.then_some("this is a sequence; name the directory adapter or model of a round, rounds/<number>-<name>")
+}
+
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_owned();

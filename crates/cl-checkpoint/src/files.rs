@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::Error;
+use crate::parser_message::lists_choices;
+pub use crate::parser_message::{in_plain_words, of_json_line};
 use crate::platform::{FileId, special_file, sync_directory, temporary_files};
 
 /// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
@@ -169,7 +171,8 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     message
 }
 
-/// A parser's message with long lines shortened: parsers quote the invalid line, whatever its length.
+/// A parser's message [in plain words](in_plain_words), with long lines shortened: parsers quote the invalid line,
+/// whatever its length.
 ///
 /// ```
 /// let short = cl_checkpoint::files::shorten(&"x".repeat(10_000));
@@ -178,10 +181,11 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 pub fn shorten(message: &str) -> String {
     const LONGEST: usize = 200;
     let cut = |line: &str| match line.char_indices().nth(LONGEST) {
+        Some(_) if lists_choices(line) => line.to_owned(),
         Some((end, _)) => format!("{} … ({} bytes)", &line[..end], line.len()),
         None => line.to_owned(),
     };
-    message.trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
+    in_plain_words(message).lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
 /// Copies a file to a new one.

@@ -18,6 +18,7 @@ pub mod logging;
 mod manifest;
 mod ordered_map;
 mod output_dir;
+mod parser_message;
 mod platform;
 mod precision;
 pub mod problem;

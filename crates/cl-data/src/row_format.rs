@@ -117,10 +117,10 @@ impl RowFormat {
     }
 }
 
-/// A field's name, or a template over the fields.
+/// A field's name, or a template over the fields and its key in [`Columns`].
 enum Field {
     Name(String),
-    Template(Box<Template>),
+    Template(&'static str, Box<Template>),
 }
 
 impl Field {
@@ -131,17 +131,22 @@ impl Field {
             return Ok(Some(Field::Name(text.to_owned())));
         }
         let template = Template::new(&environment(Dialect::LmEval), text);
-        let template = template.map_err(|source| ColumnsProblem::Template { key, source })?;
-        Ok(Some(Field::Template(Box::new(template))))
+        let template = template.map_err(|error| ColumnsProblem::Template { key, error })?;
+        Ok(Some(Field::Template(key, Box::new(template))))
     }
 
     fn of(&self, row: &Row) -> Result<String, RowProblem> {
         match self {
             Field::Name(name) => text_of(row, name),
-            Field::Template(template) => {
+            Field::Template(column, template) => {
                 let context: BTreeMap<&str, &Value> = row.iter().map(|(key, value)| (key.as_str(), value)).collect();
                 let rendered = template.render(minijinja::Value::from_serialize(context));
-                rendered.map_err(|source| RowProblem::Template { source })
+                rendered.map_err(|error| {
+                    let undefined = error.kind() == minijinja::ErrorKind::UndefinedError;
+                    let names = template.undeclared_variables();
+                    let absent = names.iter().filter(|name| undefined && !row.contains_key(*name)).min();
+                    absent.map_or(RowProblem::Template { column, error }, |name| missing(row, name))
+                })
             }
         }
     }
@@ -279,7 +284,9 @@ mod tests {
             (row(), columns(Some("a"), Some("b"), None), "`b` is a list, expected text"),
             (row(), columns(Some("a"), None, None), "without columns.answer"),
             (row(), columns(Some("{{ a"), Some("a"), None), "columns.prompt"),
-            (row(), columns(Some("{{ z }}"), Some("a"), None), "undefined"),
+            (row(), columns(Some("{{ z }}"), Some("a"), None), "`z` is missing; the row has the keys [a, b]"),
+            (row(), columns(Some("{{ a.b.c }}"), Some("a"), None), "columns.prompt: undefined value"),
+            (json!({"prompt": "x", "answer": 5}), Columns::default(), "[data.columns] accepts numbers"),
             (row(), columns(None, Some("a"), Some("b")), "one of the two"),
             (row(), columns(None, None, Some("b")), "message 0: expected `role`"),
             (json!({"messages": []}), Columns::default(), "nothing to train on"),

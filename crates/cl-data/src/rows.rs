@@ -159,7 +159,7 @@ fn line_rows(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> 
         if line.is_blank() {
             continue;
         }
-        let problem = |source| FormProblem::JsonLine { line: line.number, source };
+        let problem = |error| FormProblem::JsonLine { line: line.number, error };
         let value = serde_json::from_str(utf8(path, &line)?)
             .map_err(|e| Error::Form { path: path.to_owned(), problem: problem(e) })?;
         take(row, object(path, row, value)?)?;

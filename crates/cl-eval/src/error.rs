@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::files::with_causes;
+use cl_checkpoint::files::{in_plain_words, of_json_line, with_causes};
 use cl_data::DatasetRef;
 
 use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem, shortened};
@@ -71,7 +71,7 @@ pub enum Error {
         source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is not valid.
-    #[error("{path}: line {line}: {}; expected {expected}", shortened(&source.to_string()))]
+    #[error("{path}: line {line}: {}; expected {expected}", shortened(&of_json_line(&error.to_string())))]
     Line {
         /// The file.
         path: PathBuf,
@@ -80,7 +80,7 @@ pub enum Error {
         /// The expected format.
         expected: &'static str,
         /// The parser's error.
-        source: serde_json::Error,
+        error: serde_json::Error, // no source, whose text would be printed again
     },
     /// The index of a question's right choice is out of range.
     #[error("{path}: line {line}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
@@ -291,7 +291,9 @@ pub enum Error {
         got: usize,
     },
     /// The directory has no predictions files.
-    #[error("{path}: no predictions files (.jsonl) in this directory")]
+    #[error(
+        "{path}: no predictions files (.jsonl) in this directory; those of a sequence are in rounds/<number>-<name>/scores"
+    )]
     NoPredictions {
         /// The directory.
         path: PathBuf,
@@ -370,7 +372,7 @@ impl Error {
     pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = 1 + before.matches('\n').count();
-        Error::TaskToml { path: path.to_owned(), line, message: shortened(error.message()) }
+        Error::TaskToml { path: path.to_owned(), line, message: shortened(&in_plain_words(error.message())) }
     }
 }
 

@@ -30,7 +30,7 @@ pub enum KeyProblem {
     #[error("must name at least one file")]
     NoFiles,
     /// The description says not what to ask, or says it twice.
-    #[error("either [multiple_choice] or [generation] is required")]
+    #[error("exactly one of [multiple_choice] and [generation] is required")]
     Kind,
     /// The metric is not one of multiple choice.
     #[error("must be acc or acc_norm for [multiple_choice]")]
@@ -62,6 +62,9 @@ pub enum TemplateProblem {
         /// The template engine's error.
         error: minijinja::Error,
     },
+    /// An expression in the braces of a template.
+    #[error("is an expression; remove {{{{ and }}}}")]
+    Braces,
     /// It uses fields that the row does not have.
     #[error("{}", shortened(&format!("no {}; the row has {}", quoted(fields), has.join(", "))))]
     Missing {

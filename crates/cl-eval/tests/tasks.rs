@@ -521,13 +521,14 @@ fn a_task_of_one_s_own() {
     assert_eq!(scores.metrics["acc"], 1.0, "the first choice wins where none is likely");
 
     for (from, to, parts) in [
-        ("metric =", "metrics =", ["capitals.toml", "unknown field `metrics`"]),
+        ("metric =", "metrics =", ["capitals.toml", "unknown key `metrics` (did you mean `metric`?)"]),
         ("\"acc\"", "\"rouge_l\"", ["capitals.toml: `metric`", "acc or acc_norm"]),
         ("{{ country }}", "{{ country", ["capitals.toml: `multiple_choice.context`", "syntax error"]),
         ("{{ country }}", "{{ land }}", ["capitals.jsonl: row 0", "`multiple_choice.context`: no `land`; the row has"]),
         ("\"cities\"", "\"country\"", ["capitals.jsonl: row 0", "expected a list of texts"]),
         ("\"capital\"", "\"2\"", ["`multiple_choice.gold`: is 2", "below 2"]),
         ("\"capital\"", "\"country\"", ["`multiple_choice.gold`: is", "France"]),
+        ("\"capital\"", "\"{{ capital }}\"", ["`multiple_choice.gold`: is an expression", "remove {{"]),
         ("[\"capitals\"]", "[\"gone\"]", ["gone.jsonl is missing", "documents"]),
         ("gold =", "continuation = \"x\"\ngold =", ["`multiple_choice`", "either `context`"]),
     ] {
@@ -542,7 +543,7 @@ fn a_task_of_one_s_own() {
             "`generation.stop`: must not contain an empty string",
         ),
         ("generation = { prompt = \"p\", target = \"t\", max_new_tokens = 0 }", "`generation.max_new_tokens`"),
-        ("", "either [multiple_choice] or [generation]"),
+        ("", "exactly one of [multiple_choice] and [generation]"),
     ] {
         write(data.join("own.toml"), &format!("{own}{keys}"));
         let error = load_task("own.toml", data, options).err().unwrap().to_string();

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use cl_adapters::LoraConfig;
+use cl_adapters::{Lambda, LoraConfig};
 use cl_checkpoint::LayerKind;
 use cl_data::{ChatTemplate, Dataset, Encoding, Mixture, Profile, Prompts, Split, Tokenizer, inspect, load_split_as};
 use cl_eval::{Task, TaskGroup};
@@ -138,6 +138,7 @@ fn examine_sequence(config: &SequenceConfig, findings: &mut Vec<Finding>) -> Che
             check_plan(&what, earlier, &checked.datasets[i], &round.mixture, &round.train, config.profile, findings);
         }
     }
+    check_rendering(&config.model, &config.train, &checked.datasets, findings);
     (checked.tasks, checked.columns) = check_tasks(config, &rounds, model.as_ref(), findings);
     checked.rounds = rounds;
     checked
@@ -157,6 +158,14 @@ fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Fi
     if is_stack(&config.train) && rounds.iter().any(|round| adapted(&round)) {
         let value = "shape = \"stack\" with an adapter on the embedding".to_owned();
         wrong("olora", value, "shape = \"fold\", or target_modules without embed_tokens");
+    }
+    if let Some((olora, Lambda::Rounds(list))) = config.train.olora.as_ref().map(|olora| (olora, &olora.lambda)) {
+        let most = rounds.len() + olora.earlier.len();
+        if list.len() > most {
+            let expected =
+                "at most one for each round and each adapter in `earlier`; the last number applies to further rounds";
+            wrong("olora.lambda", format!("a list of {} numbers for {most}", list.len()), expected);
+        }
     }
     if let Some(adapter) = rounds.iter().find_map(|round| round.train.initial_adapter.as_ref()) {
         // Every round would add it again to a model that already contains it.
@@ -210,6 +219,7 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
         }
         check_plan("the round", earlier, own, &config.mixture(), &config.train, config.profile, findings);
     }
+    check_rendering(&config.model, &config.train, &datasets, findings);
     Checked { device, rounds: Vec::new(), datasets, validation, tasks: Vec::new(), columns: Vec::new() }
 }
 
@@ -217,6 +227,20 @@ fn examine_router(config: &RouterRun, findings: &mut Vec<Finding>) -> Checked {
     let checked = examine_train(&config.round(), findings);
     check_routers(config, findings);
     checked
+}
+
+/// Checks that the first example of each data set can be tokenized: above all that a model for conversations has a chat
+/// template. All examples are tokenized when their round begins.
+fn check_rendering(model: &Path, train: &TrainConfig, datasets: &[Vec<Dataset>], findings: &mut Vec<Finding>) {
+    let Ok(tokenizer) = Tokenizer::from_dir(model) else { return };
+    let chat = ChatTemplate::from_dir(model).ok().flatten();
+    let (max_length, profile) = (train.max_length, Profile::Method);
+    for data in datasets.iter().flatten() {
+        let first = &data.examples[..data.examples.len().min(1)];
+        let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile };
+        let counted = inspect(first, None).count_lengths(encoding, first);
+        note(counted.map_err(LabError::data(&data.path)), findings);
+    }
 }
 
 /// Warns of rows that are probably mistakes.
@@ -236,8 +260,12 @@ fn inspect_data(
         if let Some(tokenizer) = &tokenizer {
             let (max_length, profile) = (train.max_length, Profile::Method);
             let encoding = Encoding { tokenizer, chat: chat.as_ref(), max_length, profile };
-            let counted = report.count_lengths(encoding, &data.examples);
-            note(counted.map_err(LabError::data(&data.path)), findings);
+            let counted = report.count_lengths(encoding, &data.examples).map_err(LabError::data(&data.path));
+            if let Err(problem) = counted
+                && !findings.iter().any(|f| matches!(f, Finding::Problem(p) if p.to_string() == problem.to_string()))
+            {
+                findings.push(Finding::Problem(problem));
+            }
         }
         let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
         findings.extend(report.to_string().lines().map(line));

@@ -6,6 +6,7 @@ use cl_data::Tokenizer;
 use cl_model::{Decoder, ModelConfig, ModelError, check_trained};
 use cl_moe::parameters;
 use cl_train::TrainConfig;
+use serde::Serialize;
 
 use crate::Finding;
 use crate::findings::note;
@@ -27,6 +28,11 @@ pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Fi
         findings.push(Finding::Problem(ModelError::DeltaExperts { path: dir.to_owned(), storage }.into()));
     }
     model
+}
+
+/// A setting as a configuration has it, without quotation marks.
+fn as_written(setting: &impl Serialize) -> String {
+    toml::Value::try_from(setting).map_or_else(|_| String::new(), |value| value.to_string().replace('"', ""))
 }
 
 /// Checks the adapters that the run trains, continues, or stays orthogonal to.
@@ -53,10 +59,10 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
     }
     let Some(olora) = &train.olora else { return };
     findings.push(Finding::Fact(format!(
-        "O-LoRA: {:?}, lambda {:?}, shape {:?}, {} earlier adapters",
-        olora.mode,
-        olora.lambda.values(),
-        olora.shape,
+        "o-lora: mode {}, lambda {}, shape {}, {} earlier adapters",
+        as_written(&olora.mode),
+        as_written(&olora.lambda),
+        as_written(&olora.shape),
         olora.earlier.len()
     )));
     for dir in &olora.earlier {

@@ -42,6 +42,10 @@ impl RunDir<'_> {
         let marker = self.out.join(self.marker);
         if !marker.exists() {
             self.create()?;
+        } else if self.is_unused()? {
+            // A run that failed before its first result: there is nothing to continue.
+            let _lock = self.lock(&marker)?;
+            self.create()?;
         } else if !self.resume {
             return self.refuse(OutputProblem::NotResumed);
         } else {
@@ -51,13 +55,8 @@ impl RunDir<'_> {
     }
 
     fn create(&self) -> Result<(), LabError> {
-        let entries =
-            if self.out.exists() { Some(std::fs::read_dir(self.out).map_err(LabError::io(self.out))?) } else { None };
-        for entry in entries.into_iter().flatten() {
-            let name = entry.map_err(LabError::io(self.out))?.file_name();
-            if !self.is_ours(&name.to_string_lossy()) {
-                return self.refuse(OutputProblem::NotEmpty { what: self.what, marker: self.marker });
-            }
+        if !self.is_unused()? {
+            return self.refuse(OutputProblem::NotEmpty { what: self.what, marker: self.marker });
         }
         refuse_overlap(self.out, self.inputs)?;
         std::fs::create_dir_all(self.out).map_err(LabError::io(self.out))?;
@@ -65,6 +64,20 @@ impl RunDir<'_> {
             write_file(&self.out.join(name), content.as_bytes())?;
         }
         Ok(write_file(&self.out.join(self.marker), self.settings.as_bytes())?)
+    }
+
+    /// Whether the directory has no files but those of [`RunDir::create`], or does not exist.
+    fn is_unused(&self) -> Result<bool, LabError> {
+        if !self.out.exists() {
+            return Ok(true);
+        }
+        for entry in std::fs::read_dir(self.out).map_err(LabError::io(self.out))? {
+            let name = entry.map_err(LabError::io(self.out))?.file_name();
+            if !self.is_ours(&name.to_string_lossy()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a process killed in [`RunDir::create`] may have left a file of this name.
@@ -142,6 +155,7 @@ mod tests {
         let out = folder.path().join("a/b");
         let sources = [("data.blake3", "77  d.json\n".to_owned())];
         drop(run_dir(&out, "r = 1\n", &sources, false).open().unwrap());
+        std::fs::write(out.join("log.jsonl"), "").unwrap();
         assert!(refused(&run_dir(&out, "r = 1\n", &sources, false)).contains("--resume"));
         drop(run_dir(&out, "r = 1\n", &sources, true).open().unwrap());
         let message = refused(&run_dir(&out, "r = 2\n", &sources, true));
@@ -150,6 +164,18 @@ mod tests {
         assert!(message.contains("this run has `q = 3`, it does not"), "{message}");
         let changed = [("data.blake3", "78  d.json\n".to_owned())];
         assert!(refused(&run_dir(&out, "r = 1\n", &changed, true)).contains("d.json has changed"));
+    }
+
+    #[test]
+    fn a_run_that_failed_before_its_first_result_starts_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["77", "78"].map(|hash| [("data.blake3", format!("{hash}  d.json\n"))]);
+        let running = run_dir(folder.path(), "r = 1\n", &first, false).open().unwrap();
+        assert!(refused(&run_dir(folder.path(), "r = 2\n", &second, false)).contains("another process"));
+        drop(running);
+        drop(run_dir(folder.path(), "r = 2\n", &second, false).open().unwrap());
+        let content = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!((content("config.toml").as_str(), content("data.blake3").as_str()), ("r = 2\n", "78  d.json\n"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use cl_eval::Metric;
 use cl_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -13,7 +14,8 @@ use crate::{LabError, SequenceConfig, StudyConfig, TrainRun};
 /// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
 /// override is.
 pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<SequenceConfig, LabError> {
-    let config: SequenceConfig = read(path, text, set)?;
+    let config: SequenceConfig =
+        read(path, text, set).map_err(|e| of_another_command(Kind::Sequence, path, text, e))?;
     check_sequence_keys(path, &config)?;
     Ok(config)
 }
@@ -24,7 +26,7 @@ pub fn read_sequence(path: &Path, text: &str, set: &[String]) -> Result<Sequence
 /// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
 /// override is.
 pub fn read_study(path: &Path, text: &str, set: &[String]) -> Result<StudyConfig, LabError> {
-    let config: StudyConfig = read(path, text, set)?;
+    let config: StudyConfig = read(path, text, set).map_err(|e| of_another_command(Kind::Study, path, text, e))?;
     for sequence in config.sequences().map_err(|e| LabError::config(path, e))? {
         check_sequence_keys(path, &sequence)?;
     }
@@ -49,7 +51,46 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
             return Err(LabError::config(path, ConfigProblem::OutOfRange { key, value, most }));
         }
     }
+    if let Some(Metric::Acc | Metric::AccNorm) = config.eval.metric {
+        return Err(LabError::config(path, ConfigProblem::ChoiceMetric));
+    }
     Ok(())
+}
+
+/// What a configuration is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Train,
+    Sequence,
+    Study,
+}
+
+/// The error, or instead of it what the text configures if that is something else: its keys are all unknown then.
+fn of_another_command(expected: Kind, path: &Path, text: &str, error: LabError) -> LabError {
+    let table: Table = toml::from_str(text).unwrap_or_default();
+    let has = |keys: &[&'static str]| keys.iter().copied().find(|key| table.contains_key(*key));
+    let several = has(&["tasks", "rounds"]);
+    let named = several.and_then(|_| has(&["name"]));
+    let found = if let Some(key) = has(&["compare", "seeds", "members", "orders"]).or(named) {
+        (Kind::Study, "study", key, "run it with `cl study`, and check it with `cl study … --dry-run`")
+    } else if let Some(key) = several {
+        (Kind::Sequence, "sequence", key, "run it with `cl sequence`")
+    } else if table.get("data").is_some_and(Value::is_table) {
+        (Kind::Train, "train run", "data.train", "run it with `cl train`")
+    } else {
+        return error;
+    };
+    let (kind, is, key, hint) = found;
+    // A study has `tasks` or `rounds`, too.
+    let is_expected =
+        kind == expected || (expected == Kind::Study && kind == Kind::Sequence && !has_sequence_keys(&table));
+    if is_expected { error } else { LabError::config(path, ConfigProblem::Other { is, key, hint }) }
+}
+
+/// Whether a table has keys of a sequence that a study has not, or not as tables.
+fn has_sequence_keys(table: &Table) -> bool {
+    let in_train = |key| table.get("train").is_some_and(|train| train.get(key).is_some());
+    table.contains_key("keep_models") || table.contains_key("mixture") || in_train("lora") || in_train("full")
 }
 
 /// Reads the configuration of one round; see [`read_sequence`] for `set`.
@@ -58,7 +99,7 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
 /// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
 /// override is.
 pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, LabError> {
-    let config: TrainRun = read(path, text, set)?;
+    let config: TrainRun = read(path, text, set).map_err(|e| of_another_command(Kind::Train, path, text, e))?;
     check_train(path, &config.train)?;
     check_data(path, &config)?;
     Ok(config)
@@ -68,6 +109,9 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
 pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError> {
     if config.data.train.is_empty() {
         return Err(LabError::config(path, ConfigProblem::NoData));
+    }
+    if config.replay.is_some() && config.data.earlier.is_empty() {
+        return Err(LabError::config(path, ConfigProblem::NothingToReplay));
     }
     config.mixture().validate(config.data.train.len()).map_err(|e| LabError::config(path, e))?;
     if let Some(validation) = &config.validation {
@@ -211,6 +255,39 @@ mod tests {
             let message = sequence(text, set).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn configurations_of_other_commands_are_recognized() {
+        let train = "model = 'm'\ndata = { train = 'a.jsonl' }\ntrain = { lora = {} }\n";
+        let study = "name = 's'\nmodel = 'm'\ndata = 'd'\ntasks = ['a']\nseeds = [1]\n";
+        let path = Path::new("c.toml");
+        let messages = |text: &str| {
+            [read_train(path, text, &[]).err(), read_sequence(path, text, &[]).err(), read_study(path, text, &[]).err()]
+                .map(|error| error.map(|e| e.to_string()).unwrap_or_default())
+        };
+        for (text, own, is) in [(train, 0, "a train run"), (MINIMAL, 1, "a sequence"), (study, 2, "a study")] {
+            for (i, message) in messages(text).iter().enumerate() {
+                assert_eq!(i == own, message.is_empty(), "{message}");
+                assert!(i == own || message.contains(&format!("is the configuration of {is}")), "{message}");
+            }
+        }
+        // A misspelt key of the right command is told as one.
+        let misspelt = |text: &str, i: usize| messages(&text.replacen("model", "modle", 1))[i].clone();
+        for (text, own) in [(train, 0), (MINIMAL, 1), (study, 2)] {
+            let message = misspelt(text, own);
+            assert!(message.contains("unknown key `modle` (did you mean `model`?)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn replay_of_nothing_and_metrics_of_choices_are_refused() {
+        let train = "model = 'm'\ndata = { train = 'a.jsonl' }\ntrain = { lora = {} }\nreplay = { fraction = 0.1 }\n";
+        let message = read_train(Path::new("c.toml"), train, &[]).unwrap_err().to_string();
+        assert!(message.contains("data.earlier"), "{message}");
+        read_train(Path::new("c.toml"), train, &["data.earlier=['b.jsonl']".to_owned()]).unwrap();
+        let message = sequence(MINIMAL, &["eval.metric=acc"]).unwrap_err().to_string();
+        assert!(message.contains("multiple choice"), "{message}");
     }
 
     #[test]

@@ -194,7 +194,10 @@ mod tests {
             ("", "neither `tasks` nor"),
             ("[[rounds]]\nname = 'a'\n[[rounds]]\nname = 'a'\n", "`a` occurs again as entry 2"),
             ("[[rounds]]\nname = '../a'\n", "`../a` is not a valid directory name"),
-            ("[[rounds]]\nname = 'a'\ntrain = { epoch = 3 }\n", "round `a`: train: unknown field `epoch`"),
+            (
+                "[[rounds]]\nname = 'a'\ntrain = { epoch = 3 }\n",
+                "round `a`: train: unknown key `epoch` (did you mean `epochs`?)",
+            ),
             ("[[rounds]]\nname = 'a'\ntrain = { epochs = 0 }\n", "round `a`: train: epochs = 0"),
             ("[[rounds]]\nname = 'a'\ntrain = { full = {} }\n", "exactly one of"),
             ("[[rounds]]\nname = 'a'\ntrain = { olora = { lambda = 0.5 } }\n", "apply to the whole sequence"),

@@ -69,9 +69,9 @@ impl Team {
         let (end, ended) = channel::<()>();
         let lead = move || {
             // Large enough that libtorch gives it to several threads, which stay with the thread that asked for them.
-            // Where the process ends meanwhile, libtorch may refuse.
-            let started =
-                Tensor::f_zeros([1 << 18], (Kind::Float, Device::Cpu)).and_then(|zeros| zeros.f_add_scalar(1));
+            // Where the process ends meanwhile, libtorch may refuse. No scalars: tch panics when it frees one after an
+            // error.
+            let started = Tensor::f_zeros([1 << 18], (Kind::Float, Device::Cpu)).and_then(|zeros| zeros.f_add(&zeros));
             drop(started);
             // Returns with an error once the sender is gone.
             let _ = ended.recv();

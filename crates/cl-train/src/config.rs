@@ -232,7 +232,7 @@ impl TrainConfig {
         ];
         let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
         if let Some((key, _)) = set.into_iter().find(|(_, set)| *set) {
-            return wrong(key, "set together with `router`", "nothing: routers alone are trained");
+            return wrong(key, "set together with `router`", "no such key, because only the routers are trained");
         }
         if self.activation_checkpointing && router.has_losses() {
             // Logits of recomputed layers exist one layer at a time, and only in the backward pass.

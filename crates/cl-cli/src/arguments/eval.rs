@@ -96,10 +96,10 @@ pub struct Args {
     #[arg(long)]
     pub max_length: Option<usize>,
     /// Maximum number of tokens per forward pass.
-    #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS)]
+    #[arg(long, value_parser = super::values::count, default_value_t = DEFAULT_BATCH_TOKENS)]
     pub batch_tokens: usize,
     /// Number of sequences generated in parallel.
-    #[arg(long, default_value_t = DEFAULT_BATCH_SEQUENCES)]
+    #[arg(long, value_parser = super::values::count, default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
     /// Directory of the response cache [default: responses/ in CL_CACHE, or in ~/.cache/cl].
     #[arg(long)]

@@ -33,7 +33,7 @@ pub struct Args {
     #[command(flatten)]
     pub decoding: DecodingArgs,
     /// Maximum number of prompts per batch.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SEQUENCES)]
+    #[arg(long, value_name = "N", value_parser = super::values::count, default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
     /// Dtype of the computation.
     #[arg(long, value_parser = super::values::precision(), default_value = "f32")]

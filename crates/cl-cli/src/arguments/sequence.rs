@@ -8,7 +8,7 @@ use cl_hub::HubArgs;
 #[derive(clap::Args)]
 pub struct Args {
     /// Configuration (TOML): model, data, tasks or [[rounds]], [train.lora] or [train.full], [mixture], [replay],
-    /// [eval].
+    /// [eval]. `cl check` checks it without running it.
     pub config: PathBuf,
     /// Output directory, for rounds/, matrix.json and tables.md.
     #[arg(long)]

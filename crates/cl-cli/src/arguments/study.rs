@@ -29,7 +29,7 @@ pub struct Args {
 pub struct StageArgs {
     /// Number of stages that run in parallel, each with the memory of a training run [default: 1; in `cl reproduce` one per
     /// core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     pub jobs: Option<NonZero<usize>>,
     /// Run only stages whose name starts with NAME, and the stages they need; may be repeated.
     #[arg(long, value_name = "NAME")]

@@ -7,7 +7,7 @@ use cl_hub::HubArgs;
 /// Arguments of `cl train`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Configuration (TOML): model, [data], [train.lora] or [train.full].
+    /// Configuration (TOML): model, [data], [train.lora] or [train.full]. `cl check` checks it without running it.
     pub config: PathBuf,
     /// Output directory, for log.jsonl, rows.json, adapter/ and model/.
     #[arg(long)]

@@ -1,5 +1,7 @@
 //! Parsers of values that several commands take.
 
+use std::num::NonZero;
+
 use cl_checkpoint::Precision;
 use cl_data::Profile;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -10,6 +12,16 @@ use serde::de::value::StrDeserializer;
 pub(crate) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let word = StrDeserializer::<serde::de::value::Error>::new(text);
     T::deserialize(word).map_err(|e| e.to_string())
+}
+
+/// Parses a number of at least 1.
+pub(super) fn at_least_one(text: &str) -> Result<NonZero<usize>, String> {
+    text.parse().map_err(|_| "expected an integer of at least 1".to_owned())
+}
+
+/// [`at_least_one`] as a plain number.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    at_least_one(text).map(NonZero::get)
 }
 
 /// Parses `--precision`.

@@ -74,7 +74,7 @@ fn what_is_no_configuration_says_where() {
         (&["other.toml"], "neither `tasks` nor `[[rounds]]`"),
         (&["nowhere.toml"], "nowhere.toml: not found"),
         (&["model/model.safetensors"], "is not valid UTF-8; the file is damaged or not a text file"),
-        (&["lora.toml", "--set", "train.lora.rank=4"], "unknown field `rank`"),
+        (&["lora.toml", "--set", "train.lora.rank=4"], "unknown key `rank`"),
         (&["model", "--set", "seed=3"], "--set applies to configurations; model is a directory"),
     ] {
         let message = world.fails(["check"].iter().chain(args));

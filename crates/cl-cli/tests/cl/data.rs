@@ -47,7 +47,7 @@ fn a_table_is_trained_on_by_its_columns() {
             "`star` is missing; the row has the keys [review, stars]",
         ),
         (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
-        (config.replace("columns = {", "columns = { answr = 'x', "), "unknown field `answr`"),
+        (config.replace("columns = {", "columns = { answr = 'x', "), "unknown key `answr` (did you mean `answer`?)"),
         (config.replace("columns", "# columns"), "unknown format with keys [review, stars]"),
     ] {
         world.write("stars.toml", &wrong);

@@ -43,7 +43,7 @@ fn what_is_checked_before_a_byte_is_written() {
     }
     world.write("word.toml", &config(&["model"], "rooter = 1"));
     let message = world.fails(["moe", "mix", "word.toml", "--out", "mix"]);
-    assert!(message.contains("word.toml: line 2: unknown field `rooter`"), "{message}");
+    assert!(message.contains("word.toml: line 2: unknown key `rooter` (did you mean `router`?)"), "{message}");
     world.write("states.toml", &config(&["model", "model"], "router.init = \"states\""));
     let message = world.fails(["moe", "mix", "states.toml", "--out", "mix"]);
     assert!(message.contains("cl moe states CONFIG --out FILE"), "{message}");

@@ -59,7 +59,7 @@ fn an_adapter_of_a_quantized_base_is_a_plain_adapter_of_the_base() {
     world.ok(["generate", "model", "--adapter", "nf4/adapter", "--prompt", "mood", "--max-new-tokens", "2"]);
 
     for (set, part) in [
-        ("train.lora.base=fp4", "unknown variant `fp4`, expected `nf4` or `int8`"),
+        ("train.lora.base=fp4", "unknown value `fp4` (did you mean `nf4`?), expected `nf4` or `int8`"),
         ("train.lora.modules_to_save=['up_proj']", "`base` quantizes the other weights"),
         ("train.zero_stage=3", "quantized weights are not divided"),
     ] {
@@ -70,7 +70,7 @@ fn an_adapter_of_a_quantized_base_is_a_plain_adapter_of_the_base() {
     let full = world.read("train.toml").replace("[train.lora]\nr = 2", "[train.full]\nbase = \"nf4\"");
     world.write("full.toml", &full);
     let run = world.run(["train", "full.toml", "--out", "refused"]);
-    assert!(run.code != Some(0) && run.stderr.contains("unknown field `base`"), "{}", run.stderr);
+    assert!(run.code != Some(0) && run.stderr.contains("unknown key `base`"), "{}", run.stderr);
     assert!(!world.exists("refused"));
 }
 
@@ -190,7 +190,7 @@ fn mistakes_are_told_before_anything_is_written() {
         (&["data.limit=0"], "data.limit = 0: expected at least 1"),
         (&["train.lora.target_modules=['q_porj']"], "`q_porj` matches no layer of the model; it has down_proj,"),
         (&["train.lora.r=0"], "train.toml: train: r = 0"),
-        (&["train.learning_rat=1"], "unknown field `learning_rat`"),
+        (&["train.learning_rat=1"], "unknown key `learning_rat` (did you mean `learning_rate`?)"),
         (&["train.epochs"], "--set train.epochs: expected key=value"),
     ];
     for (set, part) in rows {

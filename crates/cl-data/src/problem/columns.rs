@@ -12,11 +12,16 @@ pub enum ColumnsProblem {
     #[error("columns.messages is set together with columns.prompt or columns.answer: expected only one of the two")]
     MessagesAndPair,
     /// A template does not compile.
-    #[error("columns.{key}: {source}")]
+    #[error("columns.{key}: {}", template_message(error))]
     Template {
         /// `prompt` or `answer`.
         key: &'static str,
         /// The template engine's error.
-        source: minijinja::Error,
+        error: minijinja::Error, // no source, whose text would be printed again
     },
+}
+
+/// The error without its place in a template of one line.
+pub(super) fn template_message(error: &minijinja::Error) -> String {
+    error.to_string().replace(" (in <string>:1)", "")
 }

@@ -1,3 +1,5 @@
+use cl_checkpoint::files::of_json_line;
+
 use super::ParquetProblem;
 
 /// Why a file is not a list of rows.
@@ -15,12 +17,15 @@ pub enum FormProblem {
         offset: usize,
     },
     /// A line is not valid JSON.
-    #[error("line {line}: not valid JSON: {source}; expected a JSON list, or one object per line")]
+    #[error(
+        "line {line}: not valid JSON: {}; expected a JSON list, or one object per line",
+        of_json_line(&error.to_string())
+    )]
     JsonLine {
         /// 1-based line number.
         line: usize,
         /// The parser's error.
-        source: serde_json::Error,
+        error: serde_json::Error, // no source, whose text would be printed again
     },
     /// The file begins as a JSON list but is not valid JSON.
     #[error("not valid JSON: {source}")]

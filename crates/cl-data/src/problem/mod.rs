@@ -10,7 +10,7 @@
 //! let Err(Error::Row { row, problem, .. }) = load(&path, Format::Auto) else { panic!("it was loaded") };
 //! let RowProblem::NotText { key, found } = &*problem else { panic!("{problem}") };
 //! assert_eq!((row, key.as_str(), *found), (0, "answer", "a number"));
-//! assert_eq!(problem.to_string(), "`answer` is a number, expected text");
+//! assert_eq!(problem.to_string(), "`answer` is a number, expected text; [data.columns] accepts numbers, too");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -1,3 +1,5 @@
+use super::columns::template_message;
+
 /// Why a row is not an example.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -28,7 +30,7 @@ pub enum RowProblem {
         keys: Vec<String>,
     },
     /// A value is not text.
-    #[error("`{key}` is {found}, expected text")]
+    #[error("`{key}` is {found}, expected text{}", if *found == "a number" { "; [data.columns] accepts numbers, too" } else { "" })]
     NotText {
         /// Its key.
         key: String,
@@ -36,10 +38,12 @@ pub enum RowProblem {
         found: &'static str,
     },
     /// A template over the row's fields fails.
-    #[error("{source}")]
+    #[error("columns.{column}: {}", template_message(error))]
     Template {
+        /// Its key in `columns`.
+        column: &'static str,
         /// The template engine's error.
-        source: minijinja::Error,
+        error: minijinja::Error, // no source, whose text would be printed again
     },
     /// A value is not a conversation.
     #[error("`{key}` is {found}, expected a list of messages")]

@@ -97,8 +97,8 @@ fn last_round(dir: &Path) -> Option<PathBuf> {
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let bytes = read_file(path, MAX_CONFIG)?;
     let expected = "what `cl sequence` or `cl eval` writes";
-    serde_json::from_slice(&bytes).map_err(|source| {
-        let line = source.line();
-        Error::Line { path: path.to_owned(), line, expected, source }
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let line = error.line();
+        Error::Line { path: path.to_owned(), line, expected, error }
     })
 }

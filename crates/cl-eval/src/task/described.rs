@@ -243,7 +243,7 @@ impl Kind {
                     _ => Err(("multiple_choice", KeyProblem::Choices)),
                 }
             }
-            (None, None) => Err(("name", KeyProblem::Kind)),
+            (None, None) => Err(("multiple_choice", KeyProblem::Kind)),
         }
     }
 }

@@ -74,7 +74,7 @@ impl MultipleChoice {
 pub(crate) fn lines<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<Vec<(usize, T)>, Error> {
     let parse = |line: Result<Line, cl_data::Error>| {
         let Line { number, bytes } = line?;
-        let wrong = |source| Error::Line { path: path.to_owned(), line: number, expected, source };
+        let wrong = |error| Error::Line { path: path.to_owned(), line: number, expected, error };
         let json = if number == 1 { bytes.strip_prefix(BOM).unwrap_or(&bytes) } else { &bytes };
         Ok((number, serde_json::from_slice(json).map_err(wrong)?))
     };

@@ -147,10 +147,12 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
         let text = read_text(&path, MAX_CONFIG)?;
         let file = TaskFile::parse(&text, &path)?;
         let mut library = Library::new(dir, path.parent(), options.hub);
+        // A missing file is expected beside the description.
+        let home = path.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(dir);
         return if file.group.is_some() {
-            members(&file, &file.name, library, dir, options, single)
+            members(&file, &file.name, library, home, options, single)
         } else {
-            one(load_described(&file, &file.name, None, &mut library, dir, options)?)
+            one(load_described(&file, &file.name, None, &mut library, home, options)?)
         };
     }
     let mut library = Library::new(dir, None, options.hub);

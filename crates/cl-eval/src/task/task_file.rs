@@ -159,7 +159,7 @@ impl TaskFile {
         match (&self.multiple_choice, &self.generation) {
             (Some(keys), None) => self.check_choices(keys),
             (None, Some(keys)) => self.check_generation(keys),
-            _ => Err(("name", KeyProblem::Kind)),
+            _ => Err(("multiple_choice", KeyProblem::Kind)),
         }
     }
 

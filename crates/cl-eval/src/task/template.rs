@@ -40,6 +40,9 @@ pub(crate) struct Formula(jinja::Expression);
 impl Formula {
     /// Compiles an expression. Returns an error if the syntax is invalid or it is too long.
     pub(crate) fn new(source: &str) -> Result<Formula, TemplateProblem> {
+        if source.trim_start().starts_with("{{") {
+            return Err(TemplateProblem::Braces);
+        }
         jinja::Expression::new(&ENVIRONMENT, source).map(Formula).map_err(|error| TemplateProblem::Engine { error })
     }
 

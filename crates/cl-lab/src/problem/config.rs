@@ -30,6 +30,24 @@ pub enum ConfigProblem {
         /// The largest allowed value.
         most: usize,
     },
+    /// It is the configuration of another command.
+    #[error("is the configuration of a {is}, with the key `{key}`; {hint}")]
+    Other {
+        /// What it configures: `train run`, `sequence` or `study`.
+        is: &'static str,
+        /// The key by which it is known.
+        key: &'static str,
+        /// The command that reads it.
+        hint: &'static str,
+    },
+    /// Replay without data of earlier rounds.
+    #[error("[replay] has no data: name that of earlier rounds in data.earlier, or remove the table")]
+    NothingToReplay,
+    /// A metric of multiple choice for all generation tasks.
+    #[error(
+        "eval.metric: acc and acc_norm are for multiple choice; expected a metric of generated answers, such as exact_match"
+    )]
+    ChoiceMetric,
     /// There is no training data.
     #[error("data.train = []: expected at least one file or task directory")]
     NoData,

@@ -14,7 +14,7 @@ pub enum OutputProblem {
         marker: &'static str,
     },
     /// It holds a run with other settings.
-    #[error("holds a {what} with a different configuration{}; choose another --out", difference(saved.as_deref(), now.as_deref()))]
+    #[error("holds a {what} with a different configuration{}; restore the configuration to resume it, or choose another --out", difference(saved.as_deref(), now.as_deref()))]
     OtherSettings {
         /// What is run: `sequence`, `run` or `study`.
         what: &'static str,

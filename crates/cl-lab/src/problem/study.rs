@@ -44,7 +44,7 @@ pub enum StudyProblem {
     #[error(transparent)]
     Replay(#[from] MixtureProblem),
     /// A setting of o-lora.
-    #[error("olora: {0}")]
+    #[error("{0}")]
     Olora(#[source] Box<AdapterError>),
     /// A table below `[train]` that a study has at the top.
     #[error("train.{table}: a study compares LoRA and full fine-tuning; write it as [{table}]")]

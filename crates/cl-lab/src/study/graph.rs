@@ -180,6 +180,7 @@ impl<'a> Graph<'a> {
         for (key, twice) in [
             ("seeds", twice(&config.seeds)),
             ("members", config.members.as_deref().and_then(twice)),
+            ("experts", twice(&config.experts)),
             ("olora.lambda", twice(&config.olora.lambda)),
         ] {
             if let Some(value) = twice {

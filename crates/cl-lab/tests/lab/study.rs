@@ -294,7 +294,10 @@ fn wrong_studies_are_refused_before_anything_runs() {
         ("olora = { lambda = [0.5, 0.5] }", "olora.lambda: 0.5 is listed twice"),
         ("replay = -0.5", "fraction"),
         ("[[rounds]]\nname = 'first'", "both `tasks` and `[[rounds]]`"),
-        ("[joint]\nepoch = 3", "stage joint-fft.seed3: round `joint`: train: unknown field `epoch`"),
+        (
+            "[joint]\nepoch = 3",
+            "stage joint-fft.seed3: round `joint`: train: unknown key `epoch` (did you mean `epochs`?)",
+        ),
     ] {
         let message = refused(&own(&world, more), "");
         assert!(message.contains(part), "{message}");

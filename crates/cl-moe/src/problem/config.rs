@@ -1,9 +1,11 @@
+use cl_checkpoint::files::shorten;
+
 /// Why a file is not the configuration of a mixture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigProblem {
     /// It is not TOML, a key is missing or unknown, or a value is invalid.
-    #[error("line {line}: {}", error.message())]
+    #[error("line {line}: {}", shorten(error.message()))]
     Toml {
         /// 1-based line number.
         line: usize,
