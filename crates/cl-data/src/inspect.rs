@@ -81,6 +81,8 @@ pub struct DataReport {
     pub duplicates: Found,
     /// Rows whose prompt is in the test split.
     pub in_test: Found,
+    /// Conversations with a role other than `system`, `developer`, `user`, `assistant` and those of tools.
+    pub unusual_roles: Found,
     /// Rows longer than `max_length`, which are truncated.
     pub cut: Found,
     /// Length of the longest row in tokens; 0 if rows were not tokenized.
@@ -112,11 +114,22 @@ pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
         if !seen.insert(half_hash(&[&example.shown(), example.answer()])) {
             report.duplicates.note(row);
         }
+        if has_unusual_role(example) {
+            report.unusual_roles.note(row);
+        }
         if test.is_some_and(|test| test.contains(&asked(example))) {
             report.in_test.note(row);
         }
     }
     report
+}
+
+/// Chat templates render other roles as well, or leave their messages out: a misspelt one would go unnoticed.
+fn has_unusual_role(example: &Example) -> bool {
+    const USUAL: [&str; 8] =
+        ["system", "developer", "user", "assistant", "tool", "tool_call", "tool_response", "function"];
+    let Example::Chat { messages } = example else { return false };
+    messages.iter().any(|message| !USUAL.contains(&message.role.as_str()))
 }
 
 impl DataReport {
@@ -154,6 +167,7 @@ impl fmt::Display for DataReport {
         };
         let kinds = [
             (self.empty_answers, "have an empty answer, so only the EOS token is trained"),
+            (self.unusual_roles, "have a message with an unusual role (usual: system, user, assistant, tool)"),
             (self.cut, cut.as_str()),
             (self.duplicates, "repeat an earlier row"),
             (self.in_test, "have a prompt that is also in the test split"),
@@ -170,6 +184,7 @@ impl fmt::Display for DataReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Message;
 
     fn rows(texts: &[(&str, &str)]) -> Vec<Example> {
         texts.iter().map(|(p, a)| Example::pair(*p, *a)).collect()
@@ -189,6 +204,14 @@ mod tests {
         assert!(text.contains("3 of 7 rows have an empty answer"), "{text}");
         assert!(text.contains("first: row 4 (from 0)"), "{text}");
         assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn misspelt_roles_are_found() {
+        let chat = |roles: [&str; 2]| Example::Chat { messages: roles.map(|role| Message::new(role, "x")).to_vec() };
+        let report = inspect(&[chat(["user", "assistant"]), chat(["usr", "assistant"])], None);
+        assert_eq!(report.unusual_roles, Found { rows: 1, first: 1 });
+        assert!(report.to_string().contains("unusual role"), "{report}");
     }
 
     #[test]

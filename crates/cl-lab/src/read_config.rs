@@ -110,10 +110,10 @@ pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError>
     if config.data.train.is_empty() {
         return Err(LabError::config(path, ConfigProblem::NoData));
     }
+    config.mixture().validate(config.data.train.len()).map_err(|e| LabError::config(path, e))?;
     if config.replay.is_some() && config.data.earlier.is_empty() {
         return Err(LabError::config(path, ConfigProblem::NothingToReplay));
     }
-    config.mixture().validate(config.data.train.len()).map_err(|e| LabError::config(path, e))?;
     if let Some(validation) = &config.validation {
         validation.validate().map_err(|e| LabError::config(path, ConfigProblem::Validation(Box::new(e))))?;
     }

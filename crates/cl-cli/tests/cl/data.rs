@@ -16,14 +16,19 @@ fn a_chat_is_shown_with_what_is_learned_and_trained_on() {
     // The model has no template yet.
     let message = world.fails(["data", "show", "chat.jsonl", "--model", "model"]);
     assert!(message.contains("row 0") && message.contains("chat template"), "{message}");
-    world.write("model/chat_template.jinja", TEMPLATE);
-    let shown = world.ok(["data", "show", "chat.jsonl", "--model", "model", "--rows", "1"]);
-    assert!(shown.starts_with("row 0 of 4: "), "{shown}");
-    assert_eq!(shown.matches('⟦').count(), 2, "{shown}");
     world.write(
         "chat.toml",
         "model = 'model'\n[data]\ntrain = 'chat.jsonl'\n[train]\nreport_to = ['csv', 'tensorboard']\n[train.lora]\nr = 2\n",
     );
+    // Told once, and nothing is written that would stand in the way of the next attempt.
+    let checked = world.run(["check", "chat.toml"]);
+    assert_eq!(checked.stdout.matches("problem: chat.jsonl").count(), 1, "{}", checked.stdout);
+    let message = world.fails(["train", "chat.toml", "--out", "run"]);
+    assert!(message.contains("chat template") && !world.exists("run"), "{message}");
+    world.write("model/chat_template.jinja", TEMPLATE);
+    let shown = world.ok(["data", "show", "chat.jsonl", "--model", "model", "--rows", "1"]);
+    assert!(shown.starts_with("row 0 of 4: "), "{shown}");
+    assert_eq!(shown.matches('⟦').count(), 2, "{shown}");
     world.ok(["train", "chat.toml", "--out", "run"]);
     assert!(world.read("run/log.csv").starts_with("step,epoch,loss"));
     assert!(world.exists("run/events.out.tfevents.cl") && world.exists("run/adapter/adapter_model.safetensors"));
@@ -46,7 +51,7 @@ fn a_table_is_trained_on_by_its_columns() {
             config.replace("answer = 'stars'", "answer = 'star'"),
             "`star` is missing; the row has the keys [review, stars]",
         ),
-        (config.replace("{{ review }}", "{{ revue }}"), "undefined"),
+        (config.replace("{{ review }}", "{{ revue }}"), "`revue` is missing; the row has the keys [review, stars]"),
         (config.replace("columns = {", "columns = { answr = 'x', "), "unknown key `answr` (did you mean `answer`?)"),
         (config.replace("columns", "# columns"), "unknown format with keys [review, stars]"),
     ] {

@@ -96,6 +96,43 @@ fn messages_say_what_and_where() {
 }
 
 #[test]
+fn mistakes_in_configurations_are_told_in_the_words_of_the_file() {
+    let world = World::new();
+    world.write("study.toml", "name = 's'\nmodel = 'model'\ndata = 'data'\ntasks = ['first']\nseeds = [1]\n");
+    let check = |set: &str, part: &str| told(&world, &["check", "train.toml", "--set", set], &[part]);
+    check("train.learning_rate='1e-3'", "expected a number, got the text");
+    check("train.epochs=1.5", "expected an integer, 0 or more, got 1.5");
+    check("mixture.joint={temperature=2, weights=[1]}", "expected a table with exactly one key");
+    check("mixture.joint=uniforn", "did you mean `uniform`?");
+    check("replay.fraction=0.5", "data.earlier");
+    told(&world, &["check", "lora.toml", "--set", "train.olora={lambda=[1,2,3,4,5,6,7,8,9]}"], &["olora.lambda", "9"]);
+    told(&world, &["check", "lora.toml", "--set", "eval.metric=acc"], &["eval.metric"]);
+    told(&world, &["check", "study.toml"], &["is the configuration of a study", "cl study"]);
+    told(&world, &["train", "lora.toml", "--out", "r"], &["is the configuration of a sequence", "cl sequence"]);
+    told(&world, &["sequence", "train.toml", "--out", "r"], &["is the configuration of a train run", "cl train"]);
+    let facts = world.ok(["check", "lora.toml", "--set", "train.olora={lambda=[1, 2.5]}"]);
+    assert!(facts.contains("o-lora: mode cosine, lambda [1.0, 2.5], shape fold, 0 earlier adapters"), "{facts}");
+    let zero = world.run(["eval", "model", "--tasks", "first", "--out", "e", "--batch-tokens", "0"]);
+    assert!(zero.code == Some(2) && zero.stderr.contains("expected an integer of at least 1"), "{}", zero.stderr);
+    assert!(!world.exists("r") && !world.exists("e"));
+}
+
+#[test]
+fn directories_of_runs_are_recognized() {
+    let world = World::new();
+    world.ok(["train", "train.toml", "--out", "r"]);
+    told(&world, &["generate", "r", "--prompt", "a"], &["r/config.json", "its model is its directory model"]);
+    told(&world, &["generate", "model", "--adapter", "r", "--prompt", "a"], &["its adapter is its directory adapter"]);
+    for dir in ["s/rounds/1-a/scores", "s/rounds/1-a/model"] {
+        std::fs::create_dir_all(world.path(dir)).unwrap();
+    }
+    world.write("s/matrix.json", "{}");
+    told(&world, &["generate", "s", "--prompt", "a"], &["this is a sequence"]);
+    told(&world, &["data", "rows", "s"], &["s/rounds/1-"]);
+    told(&world, &["eval", "compare", "s", "s"], &["rounds/<number>-<name>/scores"]);
+}
+
+#[test]
 fn a_damaged_log_is_no_obstacle() {
     let world = World::new();
     let set = ["--set", "train.save_steps=2"];
