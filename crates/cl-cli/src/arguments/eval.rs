@@ -113,4 +113,8 @@ pub struct Args {
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    // Not `RankArgs`, for the same reason as `hub`.
+    /// Seconds to wait for another rank, where torchrun or another launcher started several.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub rank_timeout: u64,
 }

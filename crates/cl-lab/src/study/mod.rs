@@ -4,7 +4,9 @@
 //! hash of everything that its result depends on. Completed stages with the same key are reused, so that an interrupted
 //! study continues, and after a change of the configuration only the affected stages run again.
 
+mod board;
 mod config;
+mod directory;
 mod graph;
 mod mixtures;
 mod plan;
