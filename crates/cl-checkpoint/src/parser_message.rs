@@ -36,6 +36,10 @@ pub(crate) fn lists_choices(line: &str) -> bool {
 }
 
 fn of_line(line: &str) -> String {
+    // The parser for YAML writes the place first.
+    if let Some((place, rest)) = line.split_once(": ").filter(|(place, _)| is_place(place)) {
+        return format!("{place}: {}", of_line(rest));
+    }
     let (line, place) = split_place(line);
     let plain = unknown(line, "unknown field `", "unknown key `")
         .or_else(|| unknown(line, "unknown variant `", "unknown value `"))
@@ -49,6 +53,13 @@ fn of_line(line: &str) -> String {
     plain + place
 }
 
+/// Whether this is `line 1 column 2`.
+fn is_place(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = text.strip_prefix("line ").and_then(|rest| rest.split_once(" column "));
+    numbers.is_some_and(|(line, column)| digits(line) && digits(column))
+}
+
 /// Splits off ` at line 1 column 2`, which only the parser for JSON appends.
 fn split_place(line: &str) -> (&str, &str) {
     line.rfind(" at line ").filter(|&at| line[at..].contains(" column ")).map_or((line, ""), |at| line.split_at(at))
@@ -57,7 +68,10 @@ fn split_place(line: &str) -> (&str, &str) {
 /// ``unknown field `x`, expected one of `y`, `z` ``, with another beginning and the most similar choice.
 fn unknown(line: &str, serde: &str, plain: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix(serde)?.split_once('`')?;
-    let choices: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+    // `x`, `y` in the messages of serde, or x, y in those of the parser for YAML.
+    let list = rest.trim_start_matches(", expected ").trim_start_matches("one of ");
+    let choices: Vec<&str> =
+        if list.contains('`') { list.split('`').skip(1).step_by(2).collect() } else { list.split(", ").collect() };
     let hint = similar(name, &choices).map_or_else(String::new, |choice| format!(" (did you mean `{choice}`?)"));
     Some(format!("{plain}{}`{hint}{rest}", cut(name)))
 }
@@ -160,6 +174,10 @@ mod tests {
             ),
             ("missing field `model`", "the key `model` is missing"),
             ("wanted exactly 1 element, more than 1 element", "expected a table with exactly one key"),
+            (
+                "line 2 column 5: unknown field `modle`, expected one of model, weight",
+                "line 2 column 5: unknown key `modle` (did you mean `model`?), expected one of model, weight",
+            ),
             ("expected value at line 1 column 1", "expected value at line 1 column 1"),
         ] {
             assert_eq!(in_plain_words(message), plain);

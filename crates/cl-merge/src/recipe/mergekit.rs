@@ -73,7 +73,10 @@ struct Token {
 
 /// A row: `{kind: model_token, …}`, `{kind: zero}`, or a model.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "source: a model, {kind: zero}, or {kind: model_token, model, token or token_id}")]
+#[serde(
+    untagged,
+    expecting = "source: expected a model, {kind: zero}, or {kind: model_token, model, token or token_id}"
+)]
 enum TokenRow {
     ModelToken {
         #[serde(rename = "kind")]
@@ -103,7 +106,7 @@ enum ZeroKind {
 
 /// A path, or mergekit's long form of it.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "the path of a model")]
+#[serde(untagged, expecting = "expected the path of a model")]
 enum Model {
     Path(String),
     Long(LongModel),

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 /// # Ok::<(), toml::de::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a number, a list of numbers over layers, or filters { filter = \"…\", value = … }")]
+#[serde(
+    untagged,
+    expecting = "expected a number, a list of numbers over layers, or filters { filter = \"…\", value = … }"
+)]
 pub enum Parameter {
     /// The same for all tensors.
     Number(f64),
@@ -40,7 +43,7 @@ pub struct Filter {
 
 /// A number or a gradient.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a number or a list of numbers over layers")]
+#[serde(untagged, expecting = "expected a number or a list of numbers over layers")]
 pub enum NumberOrGradient {
     /// The same for all layers.
     Number(f64),

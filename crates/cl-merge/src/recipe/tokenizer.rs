@@ -44,7 +44,10 @@ pub struct TokenConfig {
 
 /// A row of an embedding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a model, {kind = \"zero\"}, or {kind = \"model_token\", model, token or token_id}")]
+#[serde(
+    untagged,
+    expecting = "expected a model, {kind = \"zero\"}, or {kind = \"model_token\", model, token or token_id}"
+)]
 pub enum TokenSource {
     /// This model's row of the token.
     Model(String),

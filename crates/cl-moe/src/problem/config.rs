@@ -1,4 +1,4 @@
-use cl_checkpoint::files::shorten;
+use cl_checkpoint::files::{in_plain_words, shorten};
 
 /// Why a file is not the configuration of a mixture.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,7 @@ pub enum ConfigProblem {
         error: Box<toml::de::Error>, // no source, whose picture of the text would be printed as well
     },
     /// It is not YAML, a key is missing or unknown, or a value is invalid.
-    #[error("{}", first_line(&.0.to_string()))]
+    #[error("{}", in_plain_words(&first_line(&.0.to_string())))]
     Yaml(Box<serde_saphyr::Error>), // no source, for the same reason
     /// It is of mergekit-moe and asks for what is not supported.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
@@ -40,6 +40,6 @@ pub enum MergekitProblem {
 
 /// The first line of the parser's message, without its picture of the text.
 fn first_line(message: &str) -> String {
-    const LONGEST: usize = 300;
+    const LONGEST: usize = 500;
     message.lines().next().unwrap_or_default().chars().take(LONGEST).collect()
 }
