@@ -232,15 +232,18 @@ fn examine_router(config: &RouterRun, findings: &mut Vec<Finding>) -> Checked {
 /// Checks that the first example of each data set can be tokenized: above all that a model for conversations has a chat
 /// template. All examples are tokenized when their round begins.
 fn check_rendering(model: &Path, train: &TrainConfig, datasets: &[Vec<Dataset>], findings: &mut Vec<Finding>) {
-    let Ok(tokenizer) = Tokenizer::from_dir(model) else { return };
-    let chat = ChatTemplate::from_dir(model).ok().flatten();
+    let Some(chat) = note(ChatTemplate::from_dir(model), findings) else { return };
+    let Some(tokenizer) = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok()) else { return };
     let (max_length, profile) = (train.max_length, Profile::Method);
+    let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile };
     for data in datasets.iter().flatten() {
-        let first = &data.examples[..data.examples.len().min(1)];
-        let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile };
-        let counted = inspect(first, None).count_lengths(encoding, first);
-        note(counted.map_err(LabError::data(&data.path)), findings);
+        note(first_is_tokenized(encoding, data), findings);
     }
+}
+
+fn first_is_tokenized(encoding: Encoding<'_>, data: &Dataset) -> Result<(), LabError> {
+    let first = &data.examples[..data.examples.len().min(1)];
+    inspect(first, None).count_lengths(encoding, first).map_err(LabError::data(&data.path))
 }
 
 /// Warns of rows that are probably mistakes.
@@ -254,17 +257,16 @@ fn inspect_data(
     let mut prompts = Prompts::default();
     test.for_each(|data| prompts.extend(&data.examples));
     let tokenizer = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok());
-    let chat = note(ChatTemplate::from_dir(model), findings).flatten();
+    let chat = ChatTemplate::from_dir(model).ok().flatten();
     for data in datasets.iter().flatten() {
         let mut report = inspect(&data.examples, Some(&prompts));
         if let Some(tokenizer) = &tokenizer {
             let (max_length, profile) = (train.max_length, Profile::Method);
             let encoding = Encoding { tokenizer, chat: chat.as_ref(), max_length, profile };
-            let counted = report.count_lengths(encoding, &data.examples).map_err(LabError::data(&data.path));
-            if let Err(problem) = counted
-                && !findings.iter().any(|f| matches!(f, Finding::Problem(p) if p.to_string() == problem.to_string()))
-            {
-                findings.push(Finding::Problem(problem));
+            // Otherwise the problem is known from the check of the first example.
+            if first_is_tokenized(encoding, data).is_ok() {
+                let counted = report.count_lengths(encoding, &data.examples);
+                note(counted.map_err(LabError::data(&data.path)), findings);
             }
         }
         let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
