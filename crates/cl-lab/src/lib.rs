@@ -56,6 +56,6 @@ pub use scoring::{LoadedModel, add_bos_token, score_model, score_model_on, write
 pub use sequence::{SequenceReport, run_sequence, run_sequence_on};
 pub use study::{
     ColumnConfig, Comparison, OloraComparison, PAPER_STUDY, PlannedStage, SMOL_STUDY, SetSize, StageError, StudyConfig,
-    StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, plan_study, run_study, sketch_study,
+    StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, ZeroStage, plan_study, run_study, sketch_study,
 };
 pub use train_run::{run_train, run_train_on};

@@ -7,6 +7,7 @@ use cl_data::Tokenizer;
 use cl_eval::{Harness, LanguageModel, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_moe::Mixture;
+use cl_torch::Quantization;
 use cl_torch::tch::Device;
 use cl_train::{Precision, Ranks};
 
@@ -22,27 +23,32 @@ pub struct LoadedModel {
     pub model: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Hash of the files, and the dtype of the computation.
+    /// Hash of the files, the dtype of the computation, and the format of quantized weights.
     pub fingerprint: String,
-    base: String, // hash of the model directory
-    precision: Precision,
+    base: String,  // hash of the model directory
+    dtype: String, // of the computation, and the format of quantized weights
 }
 
 impl LoadedModel {
-    /// Loads a model directory, optionally with an adapter or a mixture of adapters.
+    /// Loads a model directory, optionally with an adapter or a mixture of adapters. With `quantization`, the weights of its
+    /// linear layers are kept in that format in memory, as in training with `[train.lora] base`; the adapter's are not.
     ///
     /// # Errors
-    /// Returns an error if either directory is invalid.
+    /// Returns an error if either directory is invalid, or replaces weights that are quantized.
     pub fn open(
         dir: &Path,
         adapter: Option<&Path>,
         precision: Precision,
+        quantization: Option<Quantization>,
         device: Device,
     ) -> Result<LoadedModel, LabError> {
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(cl_torch::kind(precision)) })?;
+        let options = LoadOptions { device, quantization, ..LoadOptions::cpu(cl_torch::kind(precision)) };
+        let model = Decoder::load(&checkpoint, options)?;
         let base = model_hash(dir)?;
-        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
+        let format = quantization.map_or_else(String::new, |format| format!(":{}", format.name()));
+        let dtype = format!("{precision}{format}");
+        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, dtype };
         loaded.set_adapter(adapter)?;
         Ok(loaded)
     }
@@ -53,7 +59,7 @@ impl LoadedModel {
     /// Returns an error if the adapter or mixture is invalid, or the mixture is for another base; the model is then
     /// unchanged.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
-        let (base, dtype) = (&self.base[..32], self.precision);
+        let (base, dtype) = (&self.base[..32], &self.dtype);
         self.fingerprint = match adapter {
             None => {
                 self.model.unload_lora();

@@ -267,7 +267,7 @@ fn score_round(
         tell(observer, Event::Skipped("scoring"));
         return Ok(saved);
     }
-    let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
+    let loaded = LoadedModel::open(model, None, config.eval.precision, config.eval.quantize, device)?;
     let scores = score_model_on(ranks, &loaded, tasks, &config.eval, &dir.join("scores"), interrupt, observer)?;
     if !ranks.is_first() {
         return Ok(None);

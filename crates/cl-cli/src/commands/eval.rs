@@ -17,6 +17,7 @@ use cl_hub::HubArgs;
 use cl_lab::{EvalConfig, LoadedModel, Observer, add_bos_token, score_model_on, write_scores};
 use cl_train::Ranks;
 
+use super::loaded;
 use crate::progress::Progress;
 
 /// A model or one of its adapters, with its output directory.
@@ -56,10 +57,10 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
         tasks.extend(set.tasks);
         groups.extend(set.groups);
     }
-    let config = scoring(args);
+    let config = scoring(args)?;
     let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
-    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, config.quantize, device)?;
     let mut progress = Progress::new(log);
     let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
     for (place, run) in runs.iter().enumerate() {
@@ -92,9 +93,9 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
 
 /// Answers the requests of rank 0, which reads the tasks and writes all files.
 fn answer(args: &Args, ranks: &Ranks, interrupt: &Interrupt) -> Result<()> {
-    let (config, runs) = (scoring(args), runs(args)?);
+    let (config, runs) = (scoring(args)?, runs(args)?);
     let device = cl_torch::pick_device(&args.device)?;
-    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, config.quantize, device)?;
     for (place, run) in runs.iter().enumerate() {
         if place > 0 {
             loaded.set_adapter(run.adapter)?;
@@ -104,8 +105,9 @@ fn answer(args: &Args, ranks: &Ranks, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-fn scoring(args: &Args) -> EvalConfig {
-    EvalConfig {
+fn scoring(args: &Args) -> Result<EvalConfig> {
+    Ok(EvalConfig {
+        quantize: args.quantize.as_deref().map(loaded::quantization).transpose()?,
         batch_tokens: args.batch_tokens.max(1),
         batch_sequences: args.batch_sequences.max(1),
         add_bos_token: args.add_bos_token,
@@ -116,7 +118,7 @@ fn scoring(args: &Args) -> EvalConfig {
         max_length: args.max_length,
         cache: cache(args),
         ..EvalConfig::default()
-    }
+    })
 }
 
 fn chat_template(args: &Args) -> Result<Option<ChatTemplate>> {
@@ -194,6 +196,7 @@ fn settings(
         fingerprint: Some(loaded.fingerprint.clone()),
         adapter: run.adapter.map(HubSnapshot::source_name),
         dtype: dtype.to_owned(),
+        quantization: config.quantize.map(|format| format.name().to_owned()),
         add_bos_token: config.add_bos_token,
         chat_template: template.map(|t| t.text().to_owned()),
         max_length: Some(config.max_length.unwrap_or(loaded.model.config.max_position_embeddings)),

@@ -21,6 +21,6 @@ pub const SMOL_STUDY: &str = include_str!("profiles/smol.toml");
 pub const PAPER_STUDY: &str = include_str!("profiles/paper.toml");
 
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};
-pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, sketch_study};
+pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, ZeroStage, sketch_study};
 pub use run::{StageError, StudyEvent, StudyOptions, plan_study, run_study};
 pub use tiny::TinyConfig;

@@ -25,7 +25,7 @@ use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
-use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
+use crate::{Event, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +36,8 @@ pub struct StudyOptions {
     pub only: Vec<String>,
     /// Keep the models of completed stages; otherwise only adapters, mixtures of adapters and scores.
     pub keep_models: bool,
+    /// GPUs that a plan is made for, one process each; without them the device and threads of the configuration.
+    pub gpus: Option<Gpus>,
 }
 
 /// Progress events of a study. Stages are identified by their index.
@@ -162,7 +164,7 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: config.profile };
     let longest = study.sequence.eval.max_length;
     let sizes = StudySizes::of(checkpoint.config().clone(), &study.datasets, encoding, &study.tasks, longest)?;
-    plan(config, &study.stages, &study.wanted, &records, &sizes, options.keep_models)
+    plan(config, &study.stages, &study.wanted, &records, &sizes, options)
 }
 
 struct Study<'a> {

@@ -175,7 +175,8 @@ impl Site<'_> {
 
     /// A model, alone or with an adapter or mixture.
     pub(super) fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<LoadedModel, LabError> {
-        LoadedModel::open(model, adapter, self.config.eval.precision, self.device)
+        let eval = &self.config.eval;
+        LoadedModel::open(model, adapter, eval.precision, eval.quantize, self.device)
     }
 
     /// Scores a mixture and collects statistics of its routers.
