@@ -21,10 +21,11 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
     // Before any other use of libtorch, which looks for CUDA only once.
     cl_torch::load_cuda()?;
     let meeting = Rendezvous::from_env()?;
-    if let (Some(meeting), false) = (&meeting, matches!(command, ModelCommand::Train(_))) {
+    let has_ranks = matches!(command, ModelCommand::Train(_) | ModelCommand::Sequence(_) | ModelCommand::Eval(_));
+    if let (Some(meeting), false) = (&meeting, has_ranks) {
         bail!(
-            "only `cl train` runs as several processes, but this is one of {}; start it without torchrun or the like, or \
-             unset WORLD_SIZE",
+            "only `cl train`, `cl sequence` and `cl eval` run as several processes, but this is one of {}; start it without \
+             torchrun or the like, or unset WORLD_SIZE",
             meeting.world_size
         );
     }

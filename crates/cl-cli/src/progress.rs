@@ -147,6 +147,12 @@ impl StudyProgress {
                 tracing::info!("{} of {}: {}, {seconds:.1} s", self.done, self.stages, self.name(stage));
                 self.end(stage);
             }
+            StudyEvent::Elsewhere { name, .. } => tracing::debug!("{name}: another process runs it"),
+            StudyEvent::FinishedElsewhere { stage, name } => {
+                self.done += 1;
+                tracing::info!("{} of {}: {name}, by another process", self.done, self.stages);
+                self.end(stage);
+            }
             StudyEvent::NotRemoved { stage, error } => {
                 tracing::warn!("{}: models that are not needed anymore were not removed: {error}", self.name(stage));
             }

@@ -10,7 +10,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Tokenized as in lm-eval: white space at the end of the context moves to the continuation; context and continuation
 /// are tokenized together, and the continuation's tokens are those after as many as the context alone has; a text that
 /// is too long is truncated on the left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoglikelihoodRequest {
     /// The text before the continuation.
     pub context: String,
@@ -31,7 +31,7 @@ pub struct Loglikelihood {
 }
 
 /// The continuation of `prompt` by greedy decoding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateRequest {
     /// The text to continue.
     pub prompt: String,

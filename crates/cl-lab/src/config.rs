@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use cl_checkpoint::HubSnapshot;
 use cl_data::{Columns, Format, Joint, Mixture, Profile, Replay};
 use cl_eval::Metric;
+use cl_torch::Quantization;
 use cl_train::{Precision, TrainConfig, ValidationConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -187,6 +188,9 @@ pub struct EvalConfig {
     pub metric: Option<Metric>,
     /// Dtype of the computation.
     pub precision: Precision,
+    /// Format in which the weights of linear layers are kept in memory; dense by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantization>,
     /// Maximum number of tokens per forward pass.
     pub batch_tokens: usize,
     /// Number of sequences generated in parallel.
@@ -219,6 +223,7 @@ impl Default for EvalConfig {
             num_fewshot: None,
             metric: None,
             precision: Precision::F32,
+            quantize: None,
             batch_tokens: cl_eval::DEFAULT_BATCH_TOKENS,
             batch_sequences: cl_eval::DEFAULT_BATCH_SEQUENCES,
             add_bos_token: None,

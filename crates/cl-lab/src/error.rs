@@ -69,6 +69,9 @@ pub enum LabError {
     /// Stages of a study failed. The results of the others are kept.
     #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
+    /// What a rank sent is not understood.
+    #[error("another rank sent what this one cannot read; all ranks have to run the same version of this program")]
+    RankVersions,
     /// A study was asked to stop.
     #[error("stopped; completed stages are kept, and the same command resumes")]
     StudyInterrupted,

@@ -24,6 +24,7 @@ mod router_states;
 mod routing;
 mod routing_heat_map;
 mod scoring;
+mod scoring_ranks;
 mod sequence;
 mod shape;
 mod sources;
@@ -51,10 +52,10 @@ pub use router_config::{RouterRun, read_router};
 pub use router_round::{RouterOutput, run_train_router};
 pub use router_states::{Pooling, router_states};
 pub use routing::{RouterReport, Routing, RoutingReport, TaskRouting};
-pub use scoring::{LoadedModel, add_bos_token, score_model, write_scores};
-pub use sequence::{SequenceReport, run_sequence};
+pub use scoring::{LoadedModel, add_bos_token, score_model, score_model_on, write_scores};
+pub use sequence::{SequenceReport, run_sequence, run_sequence_on};
 pub use study::{
     ColumnConfig, Comparison, OloraComparison, PAPER_STUDY, PlannedStage, SMOL_STUDY, SetSize, StageError, StudyConfig,
-    StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, plan_study, run_study, sketch_study,
+    StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, ZeroStage, plan_study, run_study, sketch_study,
 };
 pub use train_run::{run_train, run_train_on};

@@ -18,11 +18,13 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// Nominal dense bf16 throughput of a GPU in FLOP/s, by NVIDIA's data sheets, for kinds that are known.
-    fn flops(&self) -> Option<f64> {
+    /// Throughput of all of them at 40 % of the nominal dense bf16 throughput by NVIDIA's data sheets, in FLOP/s, for kinds that
+    /// are known.
+    pub(crate) fn flops(&self) -> Option<f64> {
         let known = [("H200", 989e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12), ("A10", 125e12)];
         let name = self.name.as_deref()?;
-        known.into_iter().find(|(kind, _)| name.starts_with(kind)).map(|(_, flops)| flops)
+        let of_one = known.into_iter().find(|(kind, _)| name.starts_with(kind)).map(|(_, flops)| flops)?;
+        Some(0.4 * of_one * self.count as f64)
     }
 }
 
@@ -77,7 +79,7 @@ impl MemoryPlan {
         let sizes = Sizes { shape: &shape, trained, full, base, kept, state, compute, ranks: gpus.count };
         let stages = [0, 1, 2, 3].map(|stage| sizes.of(stage, tokens, train));
         let operations = if full { 6 } else { 4 } + if train.activation_checkpointing { 2 } else { 0 };
-        let rate = |flops: f64| 0.4 * flops * gpus.count as f64 / (operations * all) as f64;
+        let rate = |flops: f64| flops / (operations * all) as f64;
         MemoryPlan { parameters: (all, trained), stages, tokens_per_second: gpus.flops().map(rate) }
     }
 

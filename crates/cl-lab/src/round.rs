@@ -101,13 +101,15 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
     } else {
         Some(fine_tune(input, out, trained, observer)?)
     };
+    if lora {
+        stop_together(ranks, input.interrupt)?;
+    }
     if !first {
         return Ok(RoundOutput { adapter: lora.then_some(adapter), model, report });
     }
     if lora && stands(&model) {
         verify(&model)?;
     } else if lora {
-        stop_if_asked(input.interrupt)?;
         tell(observer, Event::Stage("merging the adapter into the base model"));
         let (base, mut adapters) = match input.compose {
             Some((base, earlier)) => (base, earlier.to_vec()),
@@ -132,6 +134,22 @@ pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
 /// Returns an error if a stop was requested.
 pub(crate) fn stop_if_asked(interrupt: &Interrupt) -> Result<(), LabError> {
     if interrupt.requested() { Err(LabError::Interrupted) } else { Ok(()) }
+}
+
+/// Returns an error in every rank if one of them was asked to stop.
+pub(crate) fn stop_together(ranks: &Ranks, interrupt: &Interrupt) -> Result<(), LabError> {
+    if !ranks.any(interrupt.requested())? {
+        return Ok(());
+    }
+    take_over_stop(interrupt);
+    Err(LabError::Interrupted)
+}
+
+/// Takes over the stop of another rank. A rank's own signal stays the one that it ends with.
+pub(crate) fn take_over_stop(interrupt: &Interrupt) {
+    if !interrupt.requested() {
+        interrupt.request();
+    }
 }
 
 fn fine_tune(

@@ -36,7 +36,7 @@ pub fn router_states(
     if let Some(expert) = config.experts.iter().position(|e| e.positive_prompts.is_empty()) {
         return Err(LabError::config(&config.base_model, ConfigProblem::NoPrompts { expert }));
     }
-    let loaded = LoadedModel::open(&config.base_model, None, precision, device)?;
+    let loaded = LoadedModel::open(&config.base_model, None, precision, None, device)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     let rows = config.experts.iter().map(|e| expert_states(model, tokenizer, e, pooling));
     let rows = rows.collect::<Result<Vec<Tensor>, LabError>>()?;

@@ -4,15 +4,17 @@ use std::path::Path;
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Adapter, Interrupt};
 use cl_data::Tokenizer;
-use cl_eval::{Harness, Open, Request, ResponseCache, Scores, Task, evaluate_all};
+use cl_eval::{Harness, LanguageModel, Open, Request, ResponseCache, Scores, Task, evaluate_all};
 use cl_model::{Decoder, LoadOptions, Scorer};
 use cl_moe::Mixture;
+use cl_torch::Quantization;
 use cl_torch::tch::Device;
-use cl_train::Precision;
+use cl_train::{Precision, Ranks};
 
 use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
 use crate::observe::tell;
 use crate::problem::TaskNameProblem;
+use crate::scoring_ranks::{RankedScorer, serve};
 use crate::{EvalConfig, Event, LabError, Observer};
 
 /// A loaded model with its tokenizer.
@@ -21,27 +23,32 @@ pub struct LoadedModel {
     pub model: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Hash of the files, and the dtype of the computation.
+    /// Hash of the files, the dtype of the computation, and the format of quantized weights.
     pub fingerprint: String,
-    base: String, // hash of the model directory
-    precision: Precision,
+    base: String,  // hash of the model directory
+    dtype: String, // of the computation, and the format of quantized weights
 }
 
 impl LoadedModel {
-    /// Loads a model directory, optionally with an adapter or a mixture of adapters.
+    /// Loads a model directory, optionally with an adapter or a mixture of adapters. With `quantization`, the weights of its
+    /// linear layers are kept in that format in memory, as in training with `[train.lora] base`; the adapter's are not.
     ///
     /// # Errors
-    /// Returns an error if either directory is invalid.
+    /// Returns an error if either directory is invalid, or replaces weights that are quantized.
     pub fn open(
         dir: &Path,
         adapter: Option<&Path>,
         precision: Precision,
+        quantization: Option<Quantization>,
         device: Device,
     ) -> Result<LoadedModel, LabError> {
         let (checkpoint, tokenizer) = open_model(dir)?;
-        let model = Decoder::load(&checkpoint, LoadOptions { device, ..LoadOptions::cpu(cl_torch::kind(precision)) })?;
+        let options = LoadOptions { device, quantization, ..LoadOptions::cpu(cl_torch::kind(precision)) };
+        let model = Decoder::load(&checkpoint, options)?;
         let base = model_hash(dir)?;
-        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, precision };
+        let format = quantization.map_or_else(String::new, |format| format!(":{}", format.name()));
+        let dtype = format!("{precision}{format}");
+        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, dtype };
         loaded.set_adapter(adapter)?;
         Ok(loaded)
     }
@@ -52,7 +59,7 @@ impl LoadedModel {
     /// Returns an error if the adapter or mixture is invalid, or the mixture is for another base; the model is then
     /// unchanged.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
-        let (base, dtype) = (&self.base[..32], self.precision);
+        let (base, dtype) = (&self.base[..32], &self.dtype);
         self.fingerprint = match adapter {
             None => {
                 self.model.unload_lora();
@@ -88,14 +95,57 @@ pub fn score_model(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<Vec<Scores>, LabError> {
-    let names = file_names(tasks)?;
+    score_model_on(&Ranks::alone(), loaded, tasks, config, out, interrupt, observer)
+}
+
+/// As [`score_model`], by several ranks, each of which calls this with the same model and configuration. The tasks and `out` are
+/// rank 0's, which returns the scores; the other ranks answer a part of its requests and return no scores.
+///
+/// # Errors
+/// As for [`score_model`], and if a rank is gone or has another model than rank 0.
+pub fn score_model_on(
+    ranks: &Ranks,
+    loaded: &LoadedModel,
+    tasks: &[Box<dyn Task>],
+    config: &EvalConfig,
+    out: &Path,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<Vec<Scores>, LabError> {
+    ranks.check_same("the model", &loaded.fingerprint)?;
+    let mut scorer = scorer(loaded, config, observer);
+    if !ranks.is_first() {
+        serve(&mut scorer, ranks, interrupt)?;
+        return Ok(Vec::new());
+    }
+    for task in tasks {
+        check_room(task.as_ref(), scorer.max_length)?;
+    }
+    let known_failure = scorer.cache.as_ref().is_some_and(|c| c.failure().is_some());
+    let mut ranked = RankedScorer { scorer, ranks, interrupt };
+    let scores = answer_all(&mut ranked, loaded, tasks, config, out, observer);
+    let stopped = scores.is_err() && interrupt.requested();
+    if stopped || scores.is_ok() {
+        ranked.end(stopped)?;
+    }
+    let scorer = &ranked.scorer;
+    if let Some(cache) = scorer.cache.as_ref().filter(|c| c.failure().is_some() && !known_failure) {
+        warn_of(cache, observer);
+    }
+    if scorer.truncated > 0 {
+        let (cut, most) = (scorer.truncated, scorer.max_length);
+        let message = format!("{cut} requests were longer than {most} tokens and were truncated on the left");
+        tell(observer, Event::Warning(&message));
+    }
+    if stopped { Err(cl_eval::Error::Interrupted.into()) } else { scores }
+}
+
+/// The model as it answers requests, with the cache of its answers.
+fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Observer<'_>) -> Scorer<'m> {
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
     scorer.batch_sequences = config.batch_sequences;
     scorer.max_length = config.max_length.unwrap_or(scorer.max_length);
-    for task in tasks {
-        check_room(task.as_ref(), scorer.max_length)?;
-    }
     if let Some(dir) = &config.cache {
         // Requests contain tokens, so model and dtype are all that must match.
         let cache = ResponseCache::open(dir, &loaded.fingerprint);
@@ -108,28 +158,35 @@ pub fn score_model(
         }
         scorer.cache = Some(cache);
     }
-    let known_failure = scorer.cache.as_ref().is_some_and(|c| c.failure().is_some());
+    scorer
+}
+
+/// The scores of all tasks, in their order, group by group of those whose texts start alike.
+fn answer_all(
+    ranked: &mut RankedScorer<'_, '_>,
+    loaded: &LoadedModel,
+    tasks: &[Box<dyn Task>],
+    config: &EvalConfig,
+    out: &Path,
+    observer: &mut Observer<'_>,
+) -> Result<Vec<Scores>, LabError> {
+    let names = file_names(tasks)?;
+    let interrupt = ranked.interrupt;
     let mut scores: Vec<(usize, Scores)> = Vec::with_capacity(tasks.len());
     for (add_bos_token, of_group) in by_bos(tasks, config) {
-        scorer.add_bos_token = add_bos_token;
-        scorer.fingerprint = Some(fingerprint(loaded, config, add_bos_token));
+        ranked.scorer.add_bos_token = add_bos_token;
+        ranked.scorer.fingerprint = Some(fingerprint(loaded, config, add_bos_token));
         let open = |&i: &usize| Open { task: tasks[i].as_ref(), predictions: out.join(&names[i]) };
         let open: Vec<Open<'_>> = of_group.iter().map(open).collect();
-        let of_open = evaluate_all(&open, &mut scorer, &mut |task, done, all| {
+        let alone = ranked.ranks.world_size() == 1;
+        let model: &mut dyn LanguageModel = if alone { &mut ranked.scorer } else { ranked };
+        let of_open = evaluate_all(&open, model, &mut |task, done, all| {
             tell(observer, Event::Scored { task: open[task].task.name(), done, all });
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         scores.extend(of_group.into_iter().zip(of_open));
     }
     scores.sort_by_key(|(i, _)| *i);
-    if let Some(cache) = scorer.cache.as_ref().filter(|c| c.failure().is_some() && !known_failure) {
-        warn_of(cache, observer);
-    }
-    if scorer.truncated > 0 {
-        let (cut, most) = (scorer.truncated, scorer.max_length);
-        let message = format!("{cut} requests were longer than {most} tokens and were truncated on the left");
-        tell(observer, Event::Warning(&message));
-    }
     Ok(scores.into_iter().map(|(_, scores)| scores).collect())
 }
 

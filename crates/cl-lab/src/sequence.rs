@@ -7,6 +7,9 @@ use cl_data::{Dataset, Profile};
 use cl_eval::{ScoreMatrix, Scores, Task, TaskGroup, aggregate_group, rescore};
 use cl_torch::tch::Device;
 use cl_train::Ranks;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
@@ -14,13 +17,13 @@ use crate::model_dir::{ModelRef, verify};
 use crate::observe::tell;
 use crate::output::{RunDir, discard, to_toml};
 use crate::report::{method_name, row_name, tables_of};
-use crate::round::{clean_up, stop_if_asked};
+use crate::round::{clean_up, stop_together};
 use crate::rounds::is_stack;
 use crate::scoring::file_names;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{
     Event, LabError, LoadedModel, Observer, Round, RoundInput, RoundOutput, RoundValidation, SequenceConfig, run_round,
-    score_model, write_scores,
+    score_model_on, write_scores,
 };
 
 /// Results of a sequence.
@@ -57,7 +60,23 @@ pub fn run_sequence(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<SequenceReport, LabError> {
-    run_sequence_on(config, out, resume, Scoring::default(), interrupt, observer)
+    run_sequence_on(&Ranks::alone(), config, out, resume, interrupt, observer)
+}
+
+/// As [`run_sequence`], by several ranks. Each calls this with the same arguments; all read model and data, and from `out`, which
+/// has to be on a file system that they share, the results of earlier rounds. Rank 0 writes, and returns the scores.
+///
+/// # Errors
+/// As for [`run_sequence`], and if a rank is gone or has other inputs than rank 0.
+pub fn run_sequence_on(
+    ranks: &Ranks,
+    config: &SequenceConfig,
+    out: &Path,
+    resume: bool,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<SequenceReport, LabError> {
+    run_scored(ranks, config, out, resume, Scoring::default(), interrupt, observer)
 }
 
 /// The parts of a sequence that are scored.
@@ -69,8 +88,9 @@ pub(crate) struct Scoring<'a> {
     pub(crate) last_only: bool,
 }
 
-/// [`run_sequence`] with only a part of the scores.
-pub(crate) fn run_sequence_on(
+/// [`run_sequence_on`] with only a part of the scores.
+pub(crate) fn run_scored(
+    ranks: &Ranks,
     config: &SequenceConfig,
     out: &Path,
     resume: bool,
@@ -80,23 +100,29 @@ pub(crate) fn run_sequence_on(
 ) -> Result<SequenceReport, LabError> {
     let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(config)?;
     let base = ModelRef::take(&config.model)?;
-    let _lock = open_run_dir(config, &rounds, &base, &datasets, &validation, out, resume)?;
+    let first = ranks.is_first();
+    let _lock = first.then(|| open_run_dir(config, &rounds, &base, &datasets, &validation, out, resume)).transpose()?;
 
     // The saved matrix already contains completed rounds; it is not rewritten until the latest is reached.
-    let latest = latest_model(&rounds, out);
+    let latest = as_first(ranks, || latest_model(&rounds, out))?;
     let method = method_name(config);
     let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
     let mut standard_errors = Vec::new();
     let base_dir = out.join("rounds/0-base");
-    if let Some(scored) = scoring.base.filter(|_| !base_dir.join("scores.json").exists()) {
+    if let Some(scored) = scoring.base.filter(|_| first && !base_dir.join("scores.json").exists()) {
         copy_scores(scored, &base_dir)?;
     }
     tell(observer, Event::Stage("round 0: scoring the base model"));
-    let scores = score_round(&config.model, &tasks, config, &base_dir, device, interrupt, observer)?;
-    let (main, errors) = cells(&scored, &scores)?;
+    let score = |model: &Path, dir: &Path, observer: &mut Observer<'_>| -> Result<Cells, LabError> {
+        match score_round(ranks, model, &tasks, config, dir, device, interrupt, observer)? {
+            Some(scores) => cells(&scored, &scores),
+            None => Ok(no_cells(&scored)),
+        }
+    };
+    let (main, errors) = score(&config.model, &base_dir, observer)?;
     matrix.push("base", main)?;
     standard_errors.push(errors);
-    if latest == 0 {
+    if latest == 0 && first {
         report(config, &matrix, out)?;
     }
 
@@ -121,7 +147,7 @@ pub(crate) fn run_sequence_on(
         let input = RoundInput {
             model: if stack { &base } else { &model },
             interrupt,
-            ranks: &Ranks::alone(),
+            ranks,
             data: &datasets[index],
             earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },
             mixture,
@@ -136,9 +162,12 @@ pub(crate) fn run_sequence_on(
             earlier: if olora.is_some() { &earlier } else { &[] },
         };
         let scores_it = !scoring.last_only || round == rounds.len();
-        let output = match past(config, &dir, scores_it.then_some(&tasks)).filter(|_| round < latest) {
+        let past = as_first(ranks, || round < latest && is_past(config, &dir, scores_it.then_some(&tasks)))?;
+        let output = match past.then(|| outputs(config, &dir)) {
             Some(output) => {
-                clean_up(&dir)?;
+                if first {
+                    clean_up(&dir)?;
+                }
                 if let Some(adapter) = &output.adapter {
                     verify(adapter)?;
                 }
@@ -147,26 +176,24 @@ pub(crate) fn run_sequence_on(
             }
             None => run_round(&input, &dir, observer)?,
         };
-        stop_if_asked(interrupt)?;
-        let (main, errors) = if scores_it {
-            cells(&scored, &score_round(&output.model, &tasks, config, &dir, device, interrupt, observer)?)?
-        } else {
-            (vec![None; scored.len()], vec![None; scored.len()])
-        };
-        stop_if_asked(interrupt)?;
+        // Also waits until rank 0 has written the round's model.
+        stop_together(ranks, interrupt)?;
+        let (main, errors) = if scores_it { score(&output.model, &dir, observer)? } else { no_cells(&scored) };
+        stop_together(ranks, interrupt)?;
         matrix.push(&row_name(&method, round), main)?;
         standard_errors.push(errors);
-        if round >= latest {
+        if round >= latest && first {
             report(config, &matrix, out)?;
         }
         earlier.extend(output.adapter.clone());
         adapters.extend(output.adapter);
-        if !config.keep_models && round > 1 {
+        if !config.keep_models && round > 1 && first {
             // The previous round's; never the base.
             discard(&last)?;
         }
         // The model of a completed round may have been removed; it is then not needed.
-        model = if output.model.join("manifest.json").exists() { ModelRef::take(&output.model)? } else { model };
+        let stands = as_first(ranks, || output.model.join("manifest.json").exists())?;
+        model = if stands { ModelRef::take(&output.model)? } else { model };
         last = output.model;
     }
     Ok(SequenceReport { matrix, standard_errors, model: last })
@@ -185,15 +212,22 @@ fn latest_model(rounds: &[Round], out: &Path) -> usize {
     (1..=rounds.len()).rev().find(stands).unwrap_or(0)
 }
 
-/// Outputs of a completed round, scored on the tasks if there are any; its model may have been removed.
-fn past(config: &SequenceConfig, dir: &Path, tasks: Option<&Vec<Box<dyn Task>>>) -> Option<RoundOutput> {
+/// Whether a round is complete, and scored on the tasks if there are any; its model may have been removed.
+fn is_past(config: &SequenceConfig, dir: &Path, tasks: Option<&Vec<Box<dyn Task>>>) -> bool {
+    let trained = outputs(config, dir).adapter.is_none_or(|a| a.join("manifest.json").exists());
+    trained && tasks.is_none_or(|tasks| standing_scores(dir, tasks).is_some())
+}
+
+/// Outputs of a completed round.
+fn outputs(config: &SequenceConfig, dir: &Path) -> RoundOutput {
     let adapter = config.train.lora.is_some().then(|| dir.join("adapter"));
-    let trained = adapter.as_ref().is_none_or(|a| a.join("manifest.json").exists());
-    (trained && tasks.is_none_or(|tasks| standing_scores(dir, tasks).is_some())).then(|| RoundOutput {
-        adapter,
-        model: dir.join("model"),
-        report: None,
-    })
+    RoundOutput { adapter, model: dir.join("model"), report: None }
+}
+
+/// What rank 0 finds, for all ranks: a shared file system may show its files late to the others.
+fn as_first<T: Serialize + DeserializeOwned>(ranks: &Ranks, find: impl FnOnce() -> T) -> Result<T, LabError> {
+    let found = if ranks.is_first() { json!(find()).to_string() } else { String::new() };
+    serde_json::from_str(&ranks.text_from_first(&found)?).map_err(|_| LabError::RankVersions)
 }
 
 fn open_run_dir(
@@ -216,8 +250,10 @@ fn open_run_dir(
     RunDir { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.open()
 }
 
-/// Scores a model on all tasks, or reads the saved scores.
+/// Scores a model on all tasks, or reads the saved scores; rank 0 has them.
+#[expect(clippy::too_many_arguments, reason = "the sequence's own, once")]
 fn score_round(
+    ranks: &Ranks,
     model: &Path,
     tasks: &[Box<dyn Task>],
     config: &SequenceConfig,
@@ -225,15 +261,19 @@ fn score_round(
     device: Device,
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
-) -> Result<Vec<Scores>, LabError> {
-    if let Some(scores) = standing_scores(dir, tasks) {
+) -> Result<Option<Vec<Scores>>, LabError> {
+    let saved = if ranks.is_first() { standing_scores(dir, tasks) } else { None };
+    if ranks.any(saved.is_some())? {
         tell(observer, Event::Skipped("scoring"));
-        return Ok(scores);
+        return Ok(saved);
     }
-    let loaded = LoadedModel::open(model, None, config.eval.precision, device)?;
-    let scores = score_model(&loaded, tasks, &config.eval, &dir.join("scores"), interrupt, observer)?;
+    let loaded = LoadedModel::open(model, None, config.eval.precision, config.eval.quantize, device)?;
+    let scores = score_model_on(ranks, &loaded, tasks, &config.eval, &dir.join("scores"), interrupt, observer)?;
+    if !ranks.is_first() {
+        return Ok(None);
+    }
     write_scores(&dir.join("scores.json"), &scores)?;
-    Ok(scores)
+    Ok(Some(scores))
 }
 
 /// The saved scores of a round, if they still match its predictions and the tasks' documents.
@@ -248,6 +288,11 @@ fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
 
 /// Scores by column, and their standard errors.
 type Cells = (Vec<Option<f64>>, Vec<Option<f64>>);
+
+/// No scores.
+fn no_cells(columns: &[TaskGroup]) -> Cells {
+    (vec![None; columns.len()], vec![None; columns.len()])
+}
 
 /// The score of each column, of a single task or of all documents of a group, and the standard error for a single task.
 pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, LabError> {

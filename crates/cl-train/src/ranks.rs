@@ -136,6 +136,31 @@ impl Ranks {
         Ok(received)
     }
 
+    /// The texts of all ranks, in their order.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    pub fn texts_of_all(&self, text: &str) -> Result<Vec<String>, TrainError> {
+        let mut texts = vec![text.to_owned()];
+        self.together(|group| {
+            let ranks = group.world_size() as i64;
+            let lengths = Tensor::zeros([ranks], (Kind::Int64, Device::Cpu));
+            group.all_gather(&lengths, &Tensor::from_slice(&[text.len() as i64]))?.wait()?;
+            let lengths = Vec::<i64>::try_from(&lengths).map_err(|e| TorchError::from_tch("all_gather", e))?;
+            // Of one length, as `all_gather` needs them.
+            let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
+            let mut padded = text.as_bytes().to_vec();
+            padded.resize(longest as usize, 0);
+            let all = Tensor::zeros([ranks * longest], (Kind::Uint8, Device::Cpu));
+            group.all_gather(&all, &Tensor::from_slice(&padded))?.wait()?;
+            let all = Vec::<u8>::try_from(&all).map_err(|e| TorchError::from_tch("all_gather", e))?;
+            let of = |(bytes, length): (&[u8], &i64)| String::from_utf8_lossy(&bytes[..*length as usize]).into_owned();
+            texts = all.chunks_exact(longest as usize).zip(&lengths).map(of).collect();
+            Ok(())
+        })?;
+        Ok(texts)
+    }
+
     /// Checks that `value` is that of rank 0.
     ///
     /// # Errors

@@ -110,7 +110,14 @@ pub struct Args {
     /// Dtype of the computation.
     #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,
+    /// Keep the weights of the model's linear layers in this format in memory, as in training with [train.lora] base.
+    #[arg(long, value_name = "FORMAT", value_parser = ["nf4", "int8"])]
+    pub quantize: Option<String>,
     /// Device: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    // Not `RankArgs`, for the same reason as `hub`.
+    /// Seconds to wait for another rank, where torchrun or another launcher started several.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub rank_timeout: u64,
 }

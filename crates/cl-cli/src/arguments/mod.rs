@@ -8,6 +8,7 @@ pub mod generate;
 pub mod moe;
 pub mod plan;
 pub mod prompts;
+pub mod ranks;
 pub mod reproduce;
 pub mod sequence;
 pub mod study;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use cl_hub::HubArgs;
 
+use super::ranks::RankArgs;
+
 /// Arguments of `cl sequence`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,4 +24,7 @@ pub struct Args {
     /// Resume an unfinished sequence.
     #[arg(long)]
     pub resume: bool,
+    /// Several processes.
+    #[command(flatten)]
+    pub ranks: RankArgs,
 }

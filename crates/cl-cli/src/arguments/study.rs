@@ -37,6 +37,9 @@ pub struct StageArgs {
     /// List the stages with their steps and tokens, and estimates of time, disk space and memory; write nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// With --dry-run: estimate for several GPUs that train together, given as for `cl plan`: 8xA100-80GB, or 4x24GB.
+    #[arg(long, value_name = "NxKIND-MEMORY", requires = "dry_run")]
+    pub gpus: Option<String>,
     /// Keep the models of finished stages; otherwise adapters and scores are kept.
     #[arg(long)]
     pub keep_models: bool,

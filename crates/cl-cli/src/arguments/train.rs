@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use cl_hub::HubArgs;
 
+use super::ranks::RankArgs;
+
 /// Arguments of `cl train`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,7 +23,7 @@ pub struct Args {
     /// Resume an unfinished run.
     #[arg(long)]
     pub resume: bool,
-    /// Seconds to wait for another rank, where torchrun or another launcher started several.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub rank_timeout: u64,
+    /// Several processes.
+    #[command(flatten)]
+    pub ranks: RankArgs,
 }

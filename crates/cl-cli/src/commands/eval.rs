@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::files::cache_dir;
@@ -14,8 +14,10 @@ use cl_eval::{
     aggregate_group, load_tasks, results, write_results,
 };
 use cl_hub::HubArgs;
-use cl_lab::{EvalConfig, LoadedModel, add_bos_token, score_model, write_scores};
+use cl_lab::{EvalConfig, LoadedModel, Observer, add_bos_token, score_model_on, write_scores};
+use cl_train::Ranks;
 
+use super::loaded;
 use crate::progress::Progress;
 
 /// A model or one of its adapters, with its output directory.
@@ -29,6 +31,10 @@ struct EvalRun<'a> {
 pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     super::locate(HubArgs { hub: args.hub }, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;
+    let ranks = Ranks::join(Duration::from_secs(args.rank_timeout))?;
+    if !ranks.is_first() {
+        return super::in_silence(|| answer(args, &ranks, interrupt));
+    }
     let template = chat_template(args)?;
     let render = template.as_ref().map(|t| move |messages: &[Message]| rendered(t, messages));
     let hub = HubArgs { hub: args.hub }.hub();
@@ -51,21 +57,10 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
         tasks.extend(set.tasks);
         groups.extend(set.groups);
     }
-    let config = EvalConfig {
-        batch_tokens: args.batch_tokens.max(1),
-        batch_sequences: args.batch_sequences.max(1),
-        add_bos_token: args.add_bos_token,
-        lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
-            let paper = args.profile == Profile::Paper && args.add_bos_token.is_none();
-            paper.then_some(false)
-        }),
-        max_length: args.max_length,
-        cache: cache(args),
-        ..EvalConfig::default()
-    };
+    let config = scoring(args)?;
     let runs = runs(args)?;
     let device = cl_torch::pick_device(&args.device)?;
-    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, config.quantize, device)?;
     let mut progress = Progress::new(log);
     let mut columns: Vec<(String, Vec<Scores>)> = Vec::new();
     for (place, run) in runs.iter().enumerate() {
@@ -76,7 +71,10 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
             tracing::info!("{}", run.name);
         }
         let start = Instant::now();
-        let mut scores = score_model(&loaded, &tasks, &config, &run.out, interrupt, &mut |e| progress.observe(e))?;
+        let mut scores = {
+            let observer: &mut Observer<'_> = &mut |e| progress.observe(e);
+            score_model_on(&ranks, &loaded, &tasks, &config, &run.out, interrupt, observer)?
+        };
         let documents: usize = scores.iter().map(|s| s.documents).sum();
         tracing::info!("  {documents} documents in {:.1} s", start.elapsed().as_secs_f64());
         write_scores(&run.out.join("scores.json"), &scores)?;
@@ -91,6 +89,36 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
     }
     write!(out, "{}", table(&columns).text())?;
     Ok(())
+}
+
+/// Answers the requests of rank 0, which reads the tasks and writes all files.
+fn answer(args: &Args, ranks: &Ranks, interrupt: &Interrupt) -> Result<()> {
+    let (config, runs) = (scoring(args)?, runs(args)?);
+    let device = cl_torch::pick_device(&args.device)?;
+    let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, config.quantize, device)?;
+    for (place, run) in runs.iter().enumerate() {
+        if place > 0 {
+            loaded.set_adapter(run.adapter)?;
+        }
+        score_model_on(ranks, &loaded, &[], &config, &run.out, interrupt, &mut |_| {})?;
+    }
+    Ok(())
+}
+
+fn scoring(args: &Args) -> Result<EvalConfig> {
+    Ok(EvalConfig {
+        quantize: args.quantize.as_deref().map(loaded::quantization).transpose()?,
+        batch_tokens: args.batch_tokens.max(1),
+        batch_sequences: args.batch_sequences.max(1),
+        add_bos_token: args.add_bos_token,
+        lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
+            let paper = args.profile == Profile::Paper && args.add_bos_token.is_none();
+            paper.then_some(false)
+        }),
+        max_length: args.max_length,
+        cache: cache(args),
+        ..EvalConfig::default()
+    })
 }
 
 fn chat_template(args: &Args) -> Result<Option<ChatTemplate>> {
@@ -168,6 +196,7 @@ fn settings(
         fingerprint: Some(loaded.fingerprint.clone()),
         adapter: run.adapter.map(HubSnapshot::source_name),
         dtype: dtype.to_owned(),
+        quantization: config.quantize.map(|format| format.name().to_owned()),
         add_bos_token: config.add_bos_token,
         chat_template: template.map(|t| t.text().to_owned()),
         max_length: Some(config.max_length.unwrap_or(loaded.model.config.max_position_embeddings)),

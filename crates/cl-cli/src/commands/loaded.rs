@@ -3,16 +3,28 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use cl_checkpoint::Adapter;
 use cl_lab::LoadedModel;
+use cl_torch::Quantization;
 
 use cl_checkpoint::Precision;
 
 /// Loads a model with the sum of several adapters. Only the first may have more than LoRA factors on linear layers
 /// (DoRA, adapters on the embedding, fully trained weights).
-pub fn open(model: &Path, adapters: &[PathBuf], precision: Precision, device: &str) -> Result<LoadedModel> {
+pub fn open(
+    model: &Path,
+    adapters: &[PathBuf],
+    precision: Precision,
+    quantize: Option<&str>,
+    device: &str,
+) -> Result<LoadedModel> {
     let device = cl_torch::pick_device(device)?;
     let first = adapters.first().map(PathBuf::as_path);
-    let mut loaded = LoadedModel::open(model, first, precision, device)?;
+    let mut loaded = LoadedModel::open(model, first, precision, quantize.map(quantization).transpose()?, device)?;
     let others = adapters.iter().skip(1).map(|a| Adapter::open(a)).collect::<Result<Vec<_>, _>>()?;
     loaded.model.add_frozen(&others)?;
     Ok(loaded)
+}
+
+/// Reads `--quantize`.
+pub fn quantization(name: &str) -> Result<Quantization> {
+    Ok(serde_json::from_value(name.into())?)
 }

@@ -54,3 +54,8 @@ fn locate_training(
     let earlier = train.olora.iter_mut().flat_map(|olora| &mut olora.earlier);
     train.initial_adapter.iter_mut().chain(earlier).try_for_each(|dir| locate_adapter(&names, dir))
 }
+
+/// Runs `work` without messages, for ranks other than the first, which says what they would say.
+fn in_silence<T>(work: impl FnOnce() -> T) -> T {
+    tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), work)
+}

@@ -9,7 +9,7 @@ use super::study::bytes;
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
-    let gpus = gpus(&args.gpus).map_err(anyhow::Error::msg).context("--gpus")?;
+    let gpus = gpus(&args.gpus)?;
     let config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     config.train.validate()?;
     let path = config.model.join("config.json");
@@ -44,8 +44,13 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
+/// Reads the argument of `--gpus`.
+pub(super) fn gpus(text: &str) -> Result<Gpus> {
+    parse(text).map_err(anyhow::Error::msg).context("--gpus")
+}
+
 /// Reads `8xA100-80GB`, or `4x24GB` without a kind.
-fn gpus(text: &str) -> Result<Gpus, String> {
+fn parse(text: &str) -> Result<Gpus, String> {
     let wrong = || format!("`{text}`: expected a number, a kind and its memory, such as 8xA100-80GB, or 4x24GB");
     let (count, kind) = text.split_once('x').ok_or_else(wrong)?;
     let count = count.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(wrong)?;
@@ -60,11 +65,11 @@ mod tests {
 
     #[test]
     fn gpus_are_read() {
-        let found = gpus("8xA100-80GB").unwrap();
+        let found = parse("8xA100-80GB").unwrap();
         assert_eq!(found, Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 });
-        assert_eq!(gpus("4x24GiB").unwrap().memory, 24 << 30);
+        assert_eq!(parse("4x24GiB").unwrap().memory, 24 << 30);
         for wrong in ["", "A100", "0xA100-80GB", "8xA100", "8xA100-80", "8x-GB", "axA100-80GB"] {
-            assert!(gpus(wrong).unwrap_err().contains("such as 8xA100-80GB"), "{wrong}");
+            assert!(parse(wrong).unwrap_err().contains("such as 8xA100-80GB"), "{wrong}");
         }
     }
 }

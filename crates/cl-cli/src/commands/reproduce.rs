@@ -78,6 +78,7 @@ fn has_weights(model: &Path) -> bool {
 
 /// What the paper's study would take, of which nothing needs to be at hand; a `config.json` that is takes the place of Llama-3-8B's.
 fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut impl Write) -> Result<()> {
+    let options = options(&args.stages, None)?;
     let mut sizes = StudySizes::of_paper();
     if let Some(model) = model {
         let path = if model.is_dir() { model.join("config.json") } else { model.to_owned() };
@@ -90,5 +91,5 @@ fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut imp
         out,
         "model and data are not read: numbers of rows and documents are the paper's, lengths are estimated from samples"
     )?;
-    print_plan(&sketch_study(config, &sizes, &options(&args.stages, None))?, out)
+    print_plan(&sketch_study(config, &sizes, &options)?, out)
 }

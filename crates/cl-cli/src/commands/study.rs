@@ -7,7 +7,7 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::study::{Args, StageArgs};
 use cl_cli::light::report;
-use cl_lab::{PlannedStage, StudyConfig, StudyOptions, StudyPlan, plan_study, read_study, run_study};
+use cl_lab::{PlannedStage, StudyConfig, StudyOptions, StudyPlan, ZeroStage, plan_study, read_study, run_study};
 
 use crate::progress::StudyProgress;
 
@@ -28,7 +28,7 @@ pub fn run_stages(
     interrupt: &Interrupt,
     out: &mut impl Write,
 ) -> Result<()> {
-    let options = options(args, jobs);
+    let options = options(args, jobs)?;
     if args.dry_run {
         return print_plan(&plan_study(config, dir, &options)?, out);
     }
@@ -39,16 +39,18 @@ pub fn run_stages(
 }
 
 /// The arguments as options of a study.
-pub fn options(args: &StageArgs, jobs: Option<NonZero<usize>>) -> StudyOptions {
-    StudyOptions { jobs, only: args.only.clone(), keep_models: args.keep_models }
+pub fn options(args: &StageArgs, jobs: Option<NonZero<usize>>) -> Result<StudyOptions> {
+    let gpus = args.gpus.as_deref().map(super::plan::gpus).transpose()?;
+    Ok(StudyOptions { jobs, only: args.only.clone(), keep_models: args.keep_models, gpus })
 }
 
 /// Prints a line for each stage, and sums.
 pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     let width = plan.stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(5);
-    let head = ["steps", "trained", "scored", "time", "disk", "memory"];
-    let line = |name: &str, state: &str, cells: [String; 6]| {
-        let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+    let divided = plan.stages.iter().any(|stage| stage.zero_stage.is_some());
+    let head = ["steps", "trained", "scored", "time", "disk", "memory", "zero_stage"];
+    let line = |name: &str, state: &str, cells: [String; 7]| {
+        let cells: String = cells[..if divided { 7 } else { 6 }].iter().map(|cell| format!("{cell:>12}")).collect();
         format!("{state:<5}  {name:<width$}{cells}")
     };
     writeln!(out, "{}", line("stage", "", head.map(str::to_owned)))?;
@@ -60,6 +62,11 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
             time(stage.seconds),
             bytes(stage.bytes),
             bytes(stage.memory),
+            match stage.zero_stage {
+                Some(ZeroStage::Fits(lowest)) => lowest.to_string(),
+                Some(ZeroStage::None) => "none fits".to_owned(),
+                None => "-".to_owned(),
+            },
         ];
         writeln!(out, "{}", line(&stage.name, if stage.done { "done" } else { "to do" }, cells))?;
     }
@@ -79,10 +86,11 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(
         out,
-        "disk: about {} at the peak, {} at the end; memory: about {} per job",
+        "disk: about {} at the peak, {} at the end; memory: about {} per {}",
         bytes(plan.peak_bytes),
         bytes(plan.kept_bytes),
-        bytes(memory)
+        bytes(memory),
+        if divided { "GPU" } else { "job" }
     )?;
     for rate in &plan.rates {
         writeln!(out, "time: {rate}")?;

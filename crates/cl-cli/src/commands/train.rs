@@ -1,5 +1,4 @@
 use std::io::Write;
-use std::time::Duration;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
@@ -14,11 +13,9 @@ use crate::progress::Progress;
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let mut config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
-    let ranks = Ranks::join(Duration::from_secs(args.rank_timeout))?;
+    let ranks = Ranks::join(args.ranks.timeout())?;
     if !ranks.is_first() {
-        // Rank 0 says what they would say as well, apart from errors.
-        let subscriber = tracing::subscriber::NoSubscriber::new();
-        return tracing::subscriber::with_default(subscriber, || {
+        return super::in_silence(|| {
             run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {})?;
             Ok(())
         });

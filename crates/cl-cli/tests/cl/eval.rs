@@ -1,3 +1,7 @@
+use cl_model::is_quantizable;
+use cl_torch::tch::Tensor;
+use cl_torch::{Quantization, Quantized};
+
 use crate::world::{World, content};
 
 const EVAL: [&str; 10] =
@@ -248,4 +252,49 @@ fn a_chat_template_that_is_not_there_is_told() {
     world.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
     world.ok(EVAL.iter().chain(&["--apply-chat-template"]));
     assert!(world.read("e/results.json").contains("m.content"));
+}
+
+/// A model whose linear layers have the weights that another's have in memory in a format.
+fn dequantized(world: &World, from: &str, to: &str, format: Quantization) {
+    world.copy_dir(from, to);
+    let file = world.path(to).join("model.safetensors");
+    let weights: Vec<(String, Tensor)> = Tensor::read_safetensors(&file).unwrap();
+    let rounded = |(name, weight): (String, Tensor)| match is_quantizable(&name) {
+        true => (name, Quantized::new(&weight, format).unwrap().dequantize(weight.kind())),
+        false => (name, weight),
+    };
+    let weights: Vec<(String, Tensor)> = weights.into_iter().map(rounded).collect();
+    Tensor::write_safetensors(&weights, &file).unwrap();
+}
+
+#[test]
+fn a_quantized_model_answers_like_one_with_the_rounded_weights() {
+    let world = World::new();
+    world.ok(["train", "train.toml", "--out", "r", "--set", "train.lora.base='nf4'"]);
+    for (name, format) in [("nf4", Quantization::Nf4), ("int8", Quantization::Int8)] {
+        dequantized(&world, "model", &format!("dense-{name}"), format);
+        let of = |model: &str, out: &str| -> Vec<String> {
+            let more = ["--adapter", "r/adapter", "--out", out];
+            [&["eval", model], &EVAL[2..6], &EVAL[8..], &more].concat().into_iter().map(str::to_owned).collect()
+        };
+        let quantized: Vec<String> =
+            of("model", name).into_iter().chain(["--quantize", name].map(str::to_owned)).collect();
+        let table = world.ok(&quantized);
+        assert_eq!(world.ok(of(&format!("dense-{name}"), &format!("of-dense-{name}"))), table);
+        let answers = |out: &str, task: &str| -> Vec<serde_json::Value> {
+            world.lines(&format!("{out}/{task}.jsonl")).into_iter().map(|mut line| line["response"].take()).collect()
+        };
+        for task in ["first", "homes"] {
+            assert_eq!(answers(name, task), answers(&format!("of-dense-{name}"), task), "{name} {task}");
+        }
+        assert_eq!(world.json(&format!("{name}/results.json"))["config"]["quantization"], name);
+        // Answers of the dense model are not those of the quantized one.
+        let message = world.fails(of("model", name));
+        assert!(message.contains("holds answers of model"), "{message}");
+    }
+    let prompt = ["generate", "model", "--prompt", "a", "--max-new-tokens", "4", "--quantize", "int8"];
+    let text = world.ok(prompt);
+    assert_eq!(text, world.ok([&["generate", "dense-int8"], &prompt[2..6]].concat()));
+    let refused = world.run([&prompt[..7], &["int4"]].concat());
+    assert!(refused.code == Some(2) && refused.stderr.contains("nf4, int8"), "{}", refused.stderr);
 }

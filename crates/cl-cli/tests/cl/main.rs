@@ -15,6 +15,7 @@ mod interrupted;
 mod killed;
 mod moe;
 mod ranks;
+mod ranks_scoring;
 mod report;
 mod sampling;
 mod sequence;

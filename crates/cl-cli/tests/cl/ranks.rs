@@ -33,9 +33,14 @@ fn free_port() -> u16 {
 
 /// Starts `cl train` as so many processes.
 fn start(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
+    start_ranks(world, ranks, &[&["train"], args].concat())
+}
+
+/// Starts a command as so many processes.
+pub fn start_ranks(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
     let port = free_port();
     let start = |rank: usize| {
-        let mut command = world.command(["train"].iter().chain(args));
+        let mut command = world.command(args);
         let variables = [("RANK", rank.to_string()), ("WORLD_SIZE", ranks.to_string())];
         command.envs(variables).env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -43,13 +48,18 @@ fn start(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
     (0..ranks).map(start).collect()
 }
 
-fn finish(processes: Vec<Child>) -> Vec<CommandOutput> {
+pub fn finish(processes: Vec<Child>) -> Vec<CommandOutput> {
     processes.into_iter().map(CommandOutput::of_child).collect()
 }
 
 /// Runs `cl train` as so many processes, all of which have to succeed.
 fn run(world: &World, ranks: usize, args: &[&str]) -> Vec<CommandOutput> {
-    let outputs = finish(start(world, ranks, args));
+    run_ranks(world, ranks, &[&["train"], args].concat())
+}
+
+/// Runs a command as so many processes, all of which have to succeed.
+pub fn run_ranks(world: &World, ranks: usize, args: &[&str]) -> Vec<CommandOutput> {
+    let outputs = finish(start_ranks(world, ranks, args));
     for (rank, output) in outputs.iter().enumerate() {
         assert_eq!(output.code, Some(0), "rank {rank} of {ranks}: {}", output.stderr);
     }
@@ -63,7 +73,7 @@ fn tensors(world: &World, name: &str) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// Losses within 1e-5 and weights within 1e-4 of their largest: sums of a step's gradients are in another order.
-fn assert_alike(world: &World, one: &str, other: &str, weights: &str) {
+pub fn assert_alike(world: &World, one: &str, other: &str, weights: &str) {
     let values = |run: &str, key: &str| -> Vec<f64> {
         world.lines(&format!("{run}/log.jsonl")).iter().filter_map(|l: &Value| l[key].as_f64()).collect()
     };
@@ -236,14 +246,14 @@ fn what_does_not_fit_together_is_an_error_of_every_rank() {
         "{}",
         output.stderr
     );
-    let mut command = world.command(["eval", "model", "--tasks", "data/homes.jsonl", "--out", "d"]);
+    let mut command = world.command(["generate", "model", "--prompt", "a"]);
     let output = CommandOutput::of(command.envs([
         ("RANK", "1"),
         ("WORLD_SIZE", "2"),
         ("MASTER_ADDR", "a"),
         ("MASTER_PORT", "1"),
     ]));
-    assert!(output.stderr.contains("only `cl train` runs as several processes"), "{}", output.stderr);
+    assert!(output.stderr.contains("run as several processes, but this is one of 2"), "{}", output.stderr);
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub struct RunSettings {
     pub adapter: Option<String>,
     /// Dtype of the computation.
     pub dtype: String,
+    /// Format of the model's linear layers in memory, if they are quantized.
+    pub quantization: Option<String>,
     /// Whether a BOS token is prepended to every text.
     pub add_bos_token: Option<bool>,
     /// The chat template of the prompts.
@@ -171,6 +173,7 @@ fn run_config(run: &RunSettings) -> Value {
         "model_args": {"pretrained": run.model, "peft": run.adapter, "dtype": run.dtype, "add_bos_token": run.add_bos_token},
         "model_fingerprint": run.fingerprint,
         "model_dtype": run.dtype,
+        "quantization": run.quantization,
         "max_length": run.max_length,
         "batch_tokens": run.batch_tokens,
         "limit": run.limit,

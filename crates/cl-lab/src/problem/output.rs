@@ -34,6 +34,9 @@ pub enum OutputProblem {
     /// It holds the tiny study with other settings.
     #[error("holds the tiny study with other settings (tiny.json); choose another --out")]
     OtherTinyStudy,
+    /// Another process runs a study with other settings in it.
+    #[error("another process is using it with other settings; wait for that to finish, or choose another --out")]
+    OtherStudy,
     /// Another process is running in it.
     #[error("another process is using it; wait for that to finish, or choose another --out")]
     Busy,

@@ -4,7 +4,9 @@
 //! hash of everything that its result depends on. Completed stages with the same key are reused, so that an interrupted
 //! study continues, and after a change of the configuration only the affected stages run again.
 
+mod board;
 mod config;
+mod directory;
 mod graph;
 mod mixtures;
 mod plan;
@@ -19,6 +21,6 @@ pub const SMOL_STUDY: &str = include_str!("profiles/smol.toml");
 pub const PAPER_STUDY: &str = include_str!("profiles/paper.toml");
 
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};
-pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, sketch_study};
+pub use plan::{PlannedStage, SetSize, StudyPlan, StudySizes, ZeroStage, sketch_study};
 pub use run::{StageError, StudyEvent, StudyOptions, plan_study, run_study};
 pub use tiny::TinyConfig;

@@ -11,7 +11,7 @@ use super::config::StudyConfig;
 use super::graph::{Stage, Work, select, stages};
 use super::work::Record;
 use crate::shape::Shape;
-use crate::{LabError, SequenceConfig, StudyOptions};
+use crate::{Gpus, LabError, MemoryPlan, SequenceConfig, StudyOptions};
 
 /// The plan of a study.
 #[derive(Clone, Debug)]
@@ -43,8 +43,19 @@ pub struct PlannedStage {
     pub seconds: f64,
     /// Disk space at its end, in bytes, including models that later stages need.
     pub bytes: u64,
-    /// Estimated peak memory of its process, in bytes.
+    /// Estimated peak memory of its process, or of each of several, in bytes.
     pub memory: u64,
+    /// For a training on several GPUs: the lowest `zero_stage` that fits.
+    pub zero_stage: Option<ZeroStage>,
+}
+
+/// The `zero_stage` of a training on several GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ZeroStage {
+    /// The lowest that fits.
+    Fits(u8),
+    /// None fits.
+    None,
 }
 
 /// Sizes of the model and the data.
@@ -151,6 +162,7 @@ struct Effort {
     kept: u64,
     models: u64,
     memory: u64,
+    zero_stage: Option<ZeroStage>,
     kind: Kind,
 }
 
@@ -177,9 +189,12 @@ const OF_A_GPU: f64 = 1.25e14;
 impl Rates {
     /// A token takes two operations per parameter in the forward pass, as many in the backward pass, and two more in
     /// full fine-tuning for the gradient of the weights.
-    fn stated(shape: &Shape, config: &StudyConfig) -> Rates {
-        let (speed, of) = match config.device.as_str() {
-            cuda if cuda.starts_with("cuda") => (OF_A_GPU, "a GPU".to_owned()),
+    fn stated(shape: &Shape, config: &StudyConfig, gpus: Option<&Gpus>) -> Rates {
+        let (speed, of) = match (gpus, config.device.as_str()) {
+            (Some(gpus), _) => {
+                (gpus.flops().unwrap_or(OF_A_GPU * gpus.count as f64), format!("{} GPUs together", gpus.count))
+            }
+            (None, cuda) if cuda.starts_with("cuda") => (OF_A_GPU, "a GPU".to_owned()),
             _ => {
                 let threads = config.threads.unwrap_or(1);
                 (OF_A_THREAD * f64::from(threads), format!("{threads} thread{}", if threads == 1 { "" } else { "s" }))
@@ -239,7 +254,7 @@ pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOpt
     let stages = stages(config)?;
     let wanted = select(&stages, &options.only)?;
     let records = vec![None; stages.len()];
-    plan(config, &stages, &wanted, &records, sizes, options.keep_models)
+    plan(config, &stages, &wanted, &records, sizes, options)
 }
 
 /// The plan of these stages, some of which may be completed.
@@ -249,15 +264,16 @@ pub(super) fn plan(
     wanted: &[bool],
     records: &[Option<Record>],
     sizes: &StudySizes,
-    keep_models: bool,
+    options: &StudyOptions,
 ) -> Result<StudyPlan, LabError> {
+    let (keep_models, gpus) = (options.keep_models, options.gpus.as_ref());
     let shape = Shape::of(&sizes.model);
     let names: Vec<String> = config.all_rounds().into_iter().map(|round| round.name).collect();
     let paper = config.profile == Profile::Paper;
     let scored_in = if config.eval.precision == Precision::Bf16 { 2 } else { 4 };
-    let planner = Planner { shape: &shape, sizes, names: &names, paper, scored_in };
+    let planner = Planner { shape: &shape, sizes, names: &names, paper, scored_in, gpus };
     let efforts = stages.iter().map(|stage| planner.effort(stage)).collect::<Result<Vec<Effort>, LabError>>()?;
-    let mut rates = Rates::stated(&shape, config);
+    let mut rates = Rates::stated(&shape, config, gpus);
     let done: Vec<(Effort, f64)> =
         efforts.iter().zip(records).filter_map(|(effort, record)| Some((*effort, record.as_ref()?.seconds))).collect();
     rates.measure(&done, sizes.scored_tokens);
@@ -283,6 +299,7 @@ pub(super) fn plan(
             seconds,
             bytes: effort.kept + effort.models,
             memory: effort.memory,
+            zero_stage: effort.zero_stage,
         });
     }
     Ok(StudyPlan { stages: planned, rates: rates.lines, kept_bytes, peak_bytes: peak_bytes.max(kept_bytes) })
@@ -296,6 +313,7 @@ struct Planner<'a> {
     paper: bool,
     /// Bytes of a weight while a model is scored.
     scored_in: u64,
+    gpus: Option<&'a Gpus>,
 }
 
 impl Planner<'_> {
@@ -352,7 +370,9 @@ impl Planner<'_> {
             effort.steps += steps;
             effort.train_tokens += tokens;
             effort.scorings += 1;
-            effort.memory = effort.memory.max(shape.training(tokens_at_once(&sets, &round.train), &round.train));
+            let (memory, zero_stage) = self.memory(&sets, &round.train);
+            effort.memory = effort.memory.max(memory);
+            effort.zero_stage = effort.zero_stage.max(zero_stage);
             match &round.train.lora {
                 Some(lora) => (effort.kept, effort.kind) = (effort.kept + shape.adapter(lora.r as u64) * 4, Kind::Lora),
                 None => effort.kind = Kind::Full,
@@ -360,6 +380,17 @@ impl Planner<'_> {
             earlier.push(own);
         }
         Ok(effort)
+    }
+
+    /// Memory of a training, and on several GPUs the lowest `zero_stage` that fits.
+    fn memory(&self, sets: &[SetSize], train: &TrainConfig) -> (u64, Option<ZeroStage>) {
+        let Some(gpus) = self.gpus else {
+            return (self.shape.training(tokens_at_once(sets, train), train), None);
+        };
+        let plan = MemoryPlan::new(&self.sizes.model, train, gpus);
+        let fits = plan.fits(gpus.memory);
+        let stage = usize::from(fits.unwrap_or(3)).min(plan.stages.len() - 1);
+        (plan.stages[stage].total(), Some(fits.map_or(ZeroStage::None, ZeroStage::Fits)))
     }
 
     /// Steps and tokens of a training on so many rows of each set an epoch.
@@ -396,7 +427,7 @@ mod tests {
     #[test]
     fn measured_stages_take_the_place_of_assumptions() {
         let shape = Shape::of(&StudySizes::of_paper().model);
-        let mut rates = Rates::stated(&shape, &StudyConfig::default());
+        let mut rates = Rates::stated(&shape, &StudyConfig::default(), None);
         let scoring = Effort { scorings: 1, ..Effort::default() };
         let lora = Effort { scorings: 2, train_tokens: 500, kind: Kind::Lora, ..Effort::default() };
         // 100 tokens in 10 s are 10 a second; of 30 s two scorings of 10 s leave 10 s for 500 tokens.
@@ -404,5 +435,29 @@ mod tests {
         assert_eq!((rates.scoring, rates.lora), (10.0, 50.0));
         assert_eq!(rates.seconds(&lora, 100), 30.0);
         assert!(rates.full < 1e6 && rates.lines.len() == 3);
+    }
+
+    #[test]
+    fn on_several_gpus_a_training_takes_the_memory_that_cl_plan_says() {
+        let config = crate::read_study("paper.toml".as_ref(), crate::PAPER_STUDY, &[]).unwrap();
+        let sizes = StudySizes::of_paper();
+        let gpus = Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 };
+        let plan = |gpus| {
+            // Rounds without training settings of their own.
+            let only = ["one-lora-1", "one-lora-2", "one-fft-1", "one-fft-2"].map(str::to_owned).to_vec();
+            let options = StudyOptions { only, gpus, ..StudyOptions::default() };
+            sketch_study(&config, &sizes, &options).unwrap()
+        };
+        let (eight, alone) = (plan(Some(gpus.clone())), plan(None));
+        for (stage, own) in eight.stages.iter().zip(&alone.stages).filter(|(stage, _)| stage.steps > 0) {
+            let full = stage.name.starts_with("one-fft");
+            let [lora, all] = config.sequences().unwrap();
+            let train = if full { all.train } else { lora.train };
+            let expected = MemoryPlan::new(&sizes.model, &train, &gpus);
+            let lowest = expected.fits(gpus.memory);
+            assert_eq!(stage.zero_stage, Some(lowest.map_or(ZeroStage::None, ZeroStage::Fits)), "{}", stage.name);
+            assert_eq!(stage.memory, expected.stages[usize::from(lowest.unwrap_or(3))].total());
+            assert!((stage.steps, own.zero_stage) == (own.steps, None) && stage.seconds < own.seconds);
+        }
     }
 }

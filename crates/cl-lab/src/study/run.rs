@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use cl_checkpoint::files::{MAX_CONFIG, read_file, write_file};
+use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Interrupt, refuse_overlap};
 use cl_data::{ChatTemplate, Dataset, Encoding};
 use cl_eval::{Column, Task, TaskGroup};
@@ -15,7 +15,9 @@ use cl_report::StudyResults;
 use cl_torch::tch::Device;
 use serde_json::{Value, json};
 
+use super::board::{Board, News, Stages, State, Unwinding};
 use super::config::StudyConfig;
+use super::directory::{Claim, take_shared};
 use super::graph::{Stage, Work, select, stages};
 use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
@@ -23,8 +25,7 @@ use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
-use crate::problem::OutputProblem;
-use crate::{Event, LabError, ModelRef, Observer, Round, SequenceConfig};
+use crate::{Event, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +36,8 @@ pub struct StudyOptions {
     pub only: Vec<String>,
     /// Keep the models of completed stages; otherwise only adapters, mixtures of adapters and scores.
     pub keep_models: bool,
+    /// GPUs that a plan is made for, one process each; without them the device and threads of the configuration.
+    pub gpus: Option<Gpus>,
 }
 
 /// Progress events of a study. Stages are identified by their index.
@@ -77,6 +80,20 @@ pub enum StudyEvent {
         /// Why.
         error: Arc<LabError>,
     },
+    /// Another process runs a stage.
+    Elsewhere {
+        /// Its index.
+        stage: usize,
+        /// Its name.
+        name: String,
+    },
+    /// Another process completed a stage.
+    FinishedElsewhere {
+        /// Its index.
+        stage: usize,
+        /// Its name.
+        name: String,
+    },
     /// A stage is complete.
     Finished {
         /// Its index.
@@ -110,6 +127,9 @@ impl std::fmt::Display for StageError {
 
 /// Runs a study. Writes to `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
+/// Several processes may run the same study in the same directory, on machines that share it: each stage is run by one of them,
+/// and each process ends when all stages are complete. The file system has to support locks, as local ones, NFS and Lustre do.
+///
 /// Stages completed by earlier runs with the same inputs are reused. If a stage fails, stages that do not depend on it
 /// still run, and the results contain those that succeeded.
 ///
@@ -125,7 +145,7 @@ pub fn run_study(
     observer: &mut dyn FnMut(StudyEvent),
 ) -> Result<StudyResults, LabError> {
     let study = Study::open(config, out, options)?;
-    let _lock = study.claim()?;
+    let _lock = study.take_directory()?;
     study.run(interrupt, observer)
 }
 
@@ -144,38 +164,7 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: config.profile };
     let longest = study.sequence.eval.max_length;
     let sizes = StudySizes::of(checkpoint.config().clone(), &study.datasets, encoding, &study.tasks, longest)?;
-    plan(config, &study.stages, &study.wanted, &records, &sizes, options.keep_models)
-}
-
-/// Writes the configuration to the study's directory, which must be empty or belong to a study. No other process can
-/// use the directory while the lock exists.
-pub(super) fn mark(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
-    const MARKER: &str = "study.json";
-    let refuse = |problem| Err(LabError::Output { path: out.to_owned(), problem });
-    let marker = out.join(MARKER);
-    std::fs::create_dir_all(out).map_err(LabError::io(out))?;
-    if !is_study(&marker) {
-        for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
-            let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
-            // What a kill right at the start leaves.
-            if name != ".study.lock" && !(name.starts_with(".study.json.") && name.ends_with(".part")) {
-                return refuse(OutputProblem::NotEmpty { what: "study", marker: MARKER });
-            }
-        }
-    }
-    let path = out.join(".study.lock");
-    let lock = File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))?;
-    if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
-        return refuse(OutputProblem::Busy);
-    }
-    write_file(&marker, format!("{:#}\n", json!({"cl_study": 1, "config": config})).as_bytes())?;
-    Ok(lock)
-}
-
-/// Whether a file marks a study's directory, and is not another program's file of this name.
-fn is_study(marker: &Path) -> bool {
-    let value = read_file(marker, MAX_CONFIG).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    value.is_some_and(|value| value.get("cl_study").is_some())
+    plan(config, &study.stages, &study.wanted, &records, &sizes, options)
 }
 
 struct Study<'a> {
@@ -256,11 +245,11 @@ impl<'a> Study<'a> {
     }
 
     /// Makes the directory this study's; the lock lasts as long as the study runs.
-    fn claim(&self) -> Result<File, LabError> {
+    fn take_directory(&self) -> Result<File, LabError> {
         let out = self.out;
         let inputs = [("the base model", self.config.model.as_path()), ("the data", self.config.data.as_path())];
         refuse_overlap(&out.join("stages"), &inputs)?;
-        mark(self.config, out)
+        take_shared(self.config, out)
     }
 
     /// The record of a stage, if it was completed with the same key.
@@ -271,12 +260,14 @@ impl<'a> Study<'a> {
     fn run(&self, interrupt: &Interrupt, observer: &mut dyn FnMut(StudyEvent)) -> Result<StudyResults, LabError> {
         let site = self.site(interrupt);
         let states = self.states(&site);
-        let (stages, done) = (states.iter().filter(|s| !matches!(s, State::Unwanted)).count(), count_done(&states));
+        let stages = states.iter().filter(|state| !matches!(state, State::Unwanted)).count();
+        let done = states.iter().filter(|state| matches!(state, State::Done(_))).count();
         observer(StudyEvent::Begun { stages, done });
         let jobs = self.options.jobs.map_or(1, NonZero::get).min(stages.saturating_sub(done).max(1));
         let threads = usize::try_from(cl_torch::tch::get_num_threads()).unwrap_or(1);
         let threads = self.config.threads.map_or((threads / jobs).max(1), usize::from);
-        let board = Board { states: Mutex::new(states), changed: Condvar::new() };
+        let of_site = AtSite { study: self, site: &site };
+        let board = Board::new(&of_site, states);
         let (sender, events) = channel();
         thread::scope(|scope| {
             for _ in 0..jobs {
@@ -288,7 +279,10 @@ impl<'a> Study<'a> {
                 observer(event);
             }
         });
-        self.finish(&site, board.states.into_inner().unwrap_or_else(PoisonError::into_inner))
+        if !self.options.keep_models {
+            board.remove_models()?;
+        }
+        self.finish(&site, board.into_states())
     }
 
     /// Determines the stages to run. A completed stage whose result was removed runs again if another stage needs it.
@@ -315,13 +309,18 @@ impl<'a> Study<'a> {
     }
 
     /// A worker thread: runs stages until no more can be started.
-    fn work(&self, board: &Board, site: &Site<'_>, threads: usize, sender: &Sender<StudyEvent>) {
+    fn work(&self, board: &Board<'_>, site: &Site<'_>, threads: usize, sender: &Sender<StudyEvent>) {
         // Threads of libtorch are a setting of the thread that asks.
         cl_torch::set_threads(u16::try_from(threads).unwrap_or(u16::MAX));
         // A receiver that is gone is no reason to stop.
         let tell = |event| drop(sender.send(event));
-        while let Some(stage) = board.take(&self.stages, site.interrupt) {
-            tell(StudyEvent::Started { stage, name: self.stages[stage].id.clone() });
+        let name = |stage: usize| self.stages[stage].id.clone();
+        let news = |news| match news {
+            News::Elsewhere(stage) => tell(StudyEvent::Elsewhere { stage, name: name(stage) }),
+            News::Done(stage) => tell(StudyEvent::FinishedElsewhere { stage, name: name(stage) }),
+        };
+        while let Some((stage, claim)) = board.take(&news) {
+            tell(StudyEvent::Started { stage, name: name(stage) });
             let _unwinding = Unwinding { board, stage };
             let result = self.run_stage(site, stage, &tell).map_err(Arc::new);
             match &result {
@@ -329,11 +328,10 @@ impl<'a> Study<'a> {
                 Err(error) if error.is_interrupted() => {}
                 Err(error) => tell(StudyEvent::Failed { stage, error: error.clone() }),
             }
-            let dropped = board.put(stage, result, &self.stages, |over| match self.options.keep_models {
-                true => Ok(()),
-                false => site.drop_models(&self.stages[over]),
-            });
-            if let Err(error) = dropped {
+            drop(claim); // before models are removed, which waits for nobody
+            board.put(stage, result);
+            let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
+            if let Err(error) = removed {
                 tell(StudyEvent::NotRemoved { stage, error: Arc::new(error) });
             }
         }
@@ -410,6 +408,43 @@ impl<'a> Study<'a> {
     }
 }
 
+/// The stages of a study in its directory.
+struct AtSite<'a> {
+    study: &'a Study<'a>,
+    site: &'a Site<'a>,
+}
+
+impl Stages for AtSite<'_> {
+    fn all(&self) -> &[Stage] {
+        &self.study.stages
+    }
+
+    fn claim(&self, place: usize) -> Result<Option<Claim>, LabError> {
+        let stage = &self.study.stages[place];
+        Claim::try_new(self.study.out, stage, stage.needs.iter().map(|&need| &self.study.stages[need]))
+    }
+
+    fn record(&self, place: usize) -> Option<Record> {
+        self.study.record(self.site, place)
+    }
+
+    fn is_gone(&self, place: usize) -> bool {
+        let artifact = self.site.artifact(&self.study.stages[place]);
+        artifact.is_some_and(|path| !path.join("manifest.json").exists())
+    }
+
+    fn remove_models(&self, place: usize) -> Result<bool, LabError> {
+        let stage = &self.study.stages[place];
+        let Some(_claim) = Claim::try_new(self.study.out, stage, std::iter::empty())? else { return Ok(false) };
+        self.site.drop_models(stage)?;
+        Ok(true)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.site.interrupt.requested()
+    }
+}
+
 fn without_times(results: &StudyResults) -> StudyResults {
     let mut results = results.clone();
     results.rows.iter_mut().for_each(|row| row.seconds = None);
@@ -424,101 +459,5 @@ fn without_paths(work: &Work) -> Value {
             json!({"rounds": SequenceConfig { model, data, ..(**config).clone() }})
         }
         other => json!(other),
-    }
-}
-
-enum State {
-    Unwanted,
-    Waiting,
-    Running,
-    Done(Record),
-    Failed(Arc<LabError>),
-    /// A stage that it depends on failed, or it panicked.
-    Cut,
-}
-
-fn count_done(states: &[State]) -> usize {
-    states.iter().filter(|state| matches!(state, State::Done(_))).count()
-}
-
-/// The state of all stages.
-struct Board {
-    states: Mutex<Vec<State>>,
-    changed: Condvar,
-}
-
-impl Board {
-    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for the next stage that can be started; `None` if there will be no more.
-    fn take(&self, stages: &[Stage], interrupt: &Interrupt) -> Option<usize> {
-        let mut states = self.lock();
-        loop {
-            if interrupt.requested() {
-                return None;
-            }
-            cut(&mut states, stages);
-            let done = |place: &usize| matches!(states[*place], State::Done(_));
-            let ready = |(place, state): (usize, &State)| {
-                (matches!(state, State::Waiting) && stages[place].needs.iter().all(done)).then_some(place)
-            };
-            if let Some(place) = states.iter().enumerate().find_map(ready) {
-                states[place] = State::Running;
-                return Some(place);
-            }
-            if !states.iter().any(|state| matches!(state, State::Running)) {
-                return None;
-            }
-            states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Records the outcome of a stage; calls `over` for each stage that no other stage needs anymore.
-    fn put(
-        &self,
-        place: usize,
-        result: Result<Record, Arc<LabError>>,
-        stages: &[Stage],
-        mut over: impl FnMut(usize) -> Result<(), LabError>,
-    ) -> Result<(), LabError> {
-        let mut states = self.lock();
-        states[place] = match result {
-            Ok(record) => State::Done(record),
-            Err(error) => State::Failed(error),
-        };
-        let waits = |state: &State| matches!(state, State::Waiting | State::Running);
-        let needed = |need: usize| (0..stages.len()).any(|p| waits(&states[p]) && stages[p].needs.contains(&need));
-        let candidates = stages[place].needs.iter().copied().chain([place]);
-        let idle = candidates.filter(|&p| matches!(states[p], State::Done(_)) && !needed(p));
-        let result = idle.map(&mut over).find(Result::is_err).unwrap_or(Ok(()));
-        self.changed.notify_all();
-        result
-    }
-}
-
-/// Prevents a panicking stage from leaving others waiting. The panic ends the study after they finish.
-struct Unwinding<'a> {
-    board: &'a Board,
-    stage: usize,
-}
-
-impl Drop for Unwinding<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.board.lock()[self.stage] = State::Cut;
-            self.board.changed.notify_all();
-        }
-    }
-}
-
-/// Marks the stages that depend on a failed one.
-fn cut(states: &mut [State], stages: &[Stage]) {
-    for place in 0..states.len() {
-        let lost = |&need: &usize| matches!(states[need], State::Failed(_) | State::Cut);
-        if matches!(states[place], State::Waiting) && stages[place].needs.iter().any(lost) {
-            states[place] = State::Cut;
-        }
     }
 }

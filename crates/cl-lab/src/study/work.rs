@@ -19,13 +19,14 @@ use cl_merge::adapter::{CombineOptions, combine};
 use cl_merge::{MergeFile, MergeOptions, Plan, merge};
 use cl_report::Routing;
 use cl_torch::tch::Device;
+use cl_train::Ranks;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::graph::{Combination, Stage, Work};
 use crate::model_dir::verify;
 use crate::output::{discard, to_toml};
-use crate::sequence::{Scoring, cells, run_sequence_on};
+use crate::sequence::{Scoring, cells, run_scored};
 use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
 /// The record of a finished stage: `stage.json`.
@@ -127,7 +128,8 @@ impl Site<'_> {
                 let scored = self.out.join("stages/base");
                 // A side question is about where a sequence ends.
                 let scoring = Scoring { base: Some(&scored), last_only: stage.row.question.is_some() };
-                let report = run_sequence_on(config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
+                let report =
+                    run_scored(&Ranks::alone(), config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
                 let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);
                 let rows = rows.map(|(scores, standard_errors)| ScoredRow { scores, standard_errors });
                 (rows.collect(), None)
@@ -173,7 +175,8 @@ impl Site<'_> {
 
     /// A model, alone or with an adapter or mixture.
     pub(super) fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<LoadedModel, LabError> {
-        LoadedModel::open(model, adapter, self.config.eval.precision, self.device)
+        let eval = &self.config.eval;
+        LoadedModel::open(model, adapter, eval.precision, eval.quantize, self.device)
     }
 
     /// Scores a mixture and collects statistics of its routers.

@@ -287,7 +287,7 @@ fn written_again_it_has_the_same_bytes_and_loaded_again_the_same_logits() {
     assert!(Manifest::verify(&models.path("m1")).unwrap().is_empty());
 
     let open = |adapter: &str| {
-        LoadedModel::open(&models.path("base"), Some(&models.path(adapter)), Precision::F32, Device::Cpu).unwrap()
+        LoadedModel::open(&models.path("base"), Some(&models.path(adapter)), Precision::F32, None, Device::Cpu).unwrap()
     };
     let mut loaded = open("m1");
     assert_eq!(log_probs(&loaded.model), log_probs(&models.mixture("m1")));
@@ -378,7 +378,7 @@ fn a_mixture_of_another_base_or_with_other_contents_is_refused() {
         .save(&models.path("other"), Kind::Float, &config, &toy::tokenizer_files(), Manifest::new("model"), false)
         .unwrap();
     let open = |model: &str| {
-        let loaded = LoadedModel::open(&models.path(model), Some(&models.path("m")), Precision::F32, Device::Cpu);
+        let loaded = LoadedModel::open(&models.path(model), Some(&models.path("m")), Precision::F32, None, Device::Cpu);
         loaded.map(|_| ()).map_err(|e| e.to_string())
     };
     open("base").unwrap();

@@ -131,7 +131,7 @@ fn routers_of_adapters_learn_which_expert_knows_a_task() {
     assert_eq!((manifest.kind.as_str(), roles), ("mixture", vec!["base", "mixture", "data", "data"]));
     assert_eq!(Manifest::verify(&output.mixture).unwrap(), []);
     assert!(problems(&check_directory(&output.mixture)).is_empty());
-    LoadedModel::open(&base, Some(&output.mixture), Precision::F32, Device::Cpu).unwrap();
+    LoadedModel::open(&base, Some(&output.mixture), Precision::F32, None, Device::Cpu).unwrap();
 
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(world.path("r/routing.json")).unwrap()).unwrap();

@@ -17,7 +17,7 @@ fn score(world: &World, config: &EvalConfig, out: &str) -> Vec<String> {
     let options = TaskOptions { max_new_tokens: Some(2), ..TaskOptions::default() };
     let load = |name: &str| load_task(name, &world.path("data"), options).unwrap();
     let tasks: Vec<Box<dyn Task>> = vec![load("piqa"), load("first")];
-    let loaded = LoadedModel::open(&world.path("model"), None, Precision::F32, Device::Cpu).unwrap();
+    let loaded = LoadedModel::open(&world.path("model"), None, Precision::F32, None, Device::Cpu).unwrap();
     let mut warnings = Vec::new();
     let mut observe = |event: Event<'_>| {
         if let Event::Warning(text) = event {

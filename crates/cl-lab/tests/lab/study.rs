@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -96,6 +97,69 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
     run(&killed);
     // Nothing depends on where a study is: random masks follow from the names of stages.
     assert_eq!(results(&killed), results(&alone));
+}
+
+/// Number of models in a folder.
+fn models_in(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let count = |path: std::path::PathBuf| match path.is_dir() {
+        true => models_in(&path),
+        false => usize::from(path.ends_with("model.safetensors")),
+    };
+    entries.map(count).sum()
+}
+
+#[test]
+fn processes_share_the_stages_of_a_study_and_take_over_from_one_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alone, shared) = (folder.path().join("alone"), folder.path().join("shared"));
+    run(&alone);
+    tiny().write_world(&shared, &Interrupt::default(), &mut silent).unwrap();
+    let start = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "study::study_to_kill", "--ignored"]).env(OUT, &shared).stdout(Stdio::null());
+        command.spawn().unwrap()
+    };
+    let (mut killed, mut other) = (start(), start());
+    let started = Instant::now();
+    while !shared.join("stages/sequence-fft.seed1/run/rounds/2-tone/log.jsonl").exists() {
+        assert!(started.elapsed() < Duration::from_secs(120) && other.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // This process as a third.
+    let mut elsewhere = BTreeSet::new();
+    run_study(&tiny().study(&shared), &shared, &some(), &Interrupt::default(), &mut |event| {
+        if let StudyEvent::FinishedElsewhere { name, .. } = event {
+            elsewhere.insert(name);
+        }
+    })
+    .unwrap();
+    assert!(!elsewhere.is_empty(), "the other process completed no stage");
+    assert!(other.wait().unwrap().success());
+    assert_eq!(results(&shared), results(&alone));
+    assert_eq!(models_in(&shared.join("stages")), models_in(&alone.join("stages")));
+}
+
+#[test]
+fn another_study_waits_for_the_processes_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = tiny();
+    tiny.write_world(folder.path(), &Interrupt::default(), &mut silent).unwrap();
+    let study = tiny.study(folder.path());
+    let other = StudyConfig { name: "other".to_owned(), ..study.clone() };
+    let mut refused = None;
+    let options = StudyOptions { only: vec!["base".to_owned()], ..StudyOptions::default() };
+    run_study(&study, folder.path(), &options, &Interrupt::default(), &mut |event| {
+        if let StudyEvent::Begun { .. } = event {
+            let outcome = run_study(&other, folder.path(), &options, &Interrupt::default(), &mut ignore);
+            refused = Some(outcome.unwrap_err().to_string());
+        }
+    })
+    .unwrap();
+    let message = refused.unwrap();
+    assert!(message.contains("another process is using it with other settings"), "{message}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use serde_json::json;
 use self::tasks::TASKS;
 use self::words::{COLOURS, PLACES, SUBJECTS, TRADES, vocabulary};
 use super::config::{ColumnConfig, Comparison, StudyConfig};
-use super::run::mark;
+use super::directory::{take_alone, take_shared};
 use crate::problem::OutputProblem;
 use crate::toy::{below, rng, small_llama, word_tokenizer};
 use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, RoundInput, run_round};
@@ -136,7 +136,10 @@ impl TinyConfig {
     /// Returns an error if a file cannot be written or the pretraining fails; [`LabError::is_interrupted`] says whether it was
     /// asked to stop.
     pub fn write_world(&self, out: &Path, interrupt: &Interrupt, observer: &mut Observer<'_>) -> Result<(), LabError> {
-        let _lock = mark(&self.study(out), out)?;
+        let study = self.study(out);
+        // Other processes may already run the study if everything is there.
+        let stands = out.join("base/model/manifest.json").exists();
+        let _lock = if stands { take_shared(&study, out)? } else { take_alone(&study, out)? };
         self.claim_world(out)?;
         let data = out.join("data");
         self.write_data(&data)?;

@@ -1,0 +1,217 @@
+//! The state of all stages of a study, for the threads of this process, and what other processes do of it.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::directory::Claim;
+use super::graph::Stage;
+use super::work::Record;
+use crate::LabError;
+
+/// Time between two looks at what other processes have done.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The state of a stage.
+pub(super) enum State {
+    Unwanted,
+    Waiting,
+    Running,
+    /// Another process runs it, or has to end something first.
+    Elsewhere,
+    Done(Record),
+    Failed(Arc<LabError>),
+    /// A stage that it depends on failed, or it panicked.
+    Cut,
+}
+
+/// What the board has to ask about stages, by their index.
+pub(super) trait Stages: Sync {
+    /// All stages, each behind those that it depends on.
+    fn all(&self) -> &[Stage];
+    /// Claims a stage for this process; `None` if another has it.
+    fn claim(&self, place: usize) -> Result<Option<Claim>, LabError>;
+    /// The record of a complete stage.
+    fn record(&self, place: usize) -> Option<Record>;
+    /// Whether a complete stage has a result that other stages use, and it was removed.
+    fn is_gone(&self, place: usize) -> bool;
+    /// Removes models of a stage that no stage needs anymore; `false` if a process still uses them.
+    fn remove_models(&self, place: usize) -> Result<bool, LabError>;
+    /// Whether to stop.
+    fn is_stopped(&self) -> bool;
+}
+
+/// What happened in other processes.
+pub(super) enum News {
+    /// Another process runs the stage.
+    Elsewhere(usize),
+    /// Another process completed the stage.
+    Done(usize),
+}
+
+/// The state of all stages.
+pub(super) struct Board<'a> {
+    stages: &'a dyn Stages,
+    states: Mutex<Vec<State>>,
+    changed: Condvar,
+    /// Stages that were completed since the start.
+    completed: Mutex<BTreeSet<usize>>,
+}
+
+impl<'a> Board<'a> {
+    pub(super) fn new(stages: &'a dyn Stages, states: Vec<State>) -> Board<'a> {
+        Board { stages, states: Mutex::new(states), changed: Condvar::new(), completed: Mutex::default() }
+    }
+
+    pub(super) fn into_states(self) -> Vec<State> {
+        self.states.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next stage that this process can start; `None` if there will be no more.
+    pub(super) fn take(&self, tell: &dyn Fn(News)) -> Option<(usize, Claim)> {
+        let mut states = self.lock();
+        loop {
+            if self.stages.is_stopped() {
+                return None;
+            }
+            cut(&mut states, self.stages.all());
+            if let Some(place) = self.ready(&states) {
+                match self.start(place, &mut states) {
+                    Ok(Some(claim)) => return Some((place, claim)),
+                    Ok(None) if matches!(states[place], State::Elsewhere) => tell(News::Elsewhere(place)),
+                    Ok(None) if matches!(states[place], State::Done(_)) => tell(News::Done(place)),
+                    Ok(None) => {}
+                    Err(error) => states[place] = State::Failed(Arc::new(error)),
+                }
+                continue;
+            }
+            let any = |of: fn(&State) -> bool| states.iter().any(of);
+            if any(|state| matches!(state, State::Elsewhere)) {
+                let (guard, wait) = self.changed.wait_timeout(states, LOOK).unwrap_or_else(PoisonError::into_inner);
+                states = guard;
+                if wait.timed_out() {
+                    self.look(&mut states, tell);
+                }
+            } else if any(|state| matches!(state, State::Running)) {
+                states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                return None;
+            }
+        }
+    }
+
+    fn ready(&self, states: &[State]) -> Option<usize> {
+        let stages = self.stages.all();
+        let done = |place: &usize| matches!(states[*place], State::Done(_));
+        (0..stages.len()).find(|&p| matches!(states[p], State::Waiting) && stages[p].needs.iter().all(done))
+    }
+
+    /// Starts a stage whose time has come, unless another process has it, has done it, or has removed what it is made from.
+    fn start(&self, place: usize, states: &mut [State]) -> Result<Option<Claim>, LabError> {
+        let Some(claim) = self.stages.claim(place)? else {
+            states[place] = State::Elsewhere;
+            return Ok(None);
+        };
+        // Under the claim: nobody else changes these any more.
+        let needs = &self.stages.all()[place].needs;
+        let gone: Vec<usize> = needs.iter().copied().filter(|&need| self.stages.is_gone(need)).collect();
+        if !gone.is_empty() {
+            gone.into_iter().for_each(|need| states[need] = State::Waiting);
+            return Ok(None);
+        }
+        if let (Some(record), false) = (self.stages.record(place), self.is_made_again(place, states)) {
+            self.complete(place, record, states);
+            return Ok(None);
+        }
+        states[place] = State::Running;
+        Ok(Some(claim))
+    }
+
+    /// Whether a complete stage runs again, because its result was removed and a stage that waits needs it.
+    fn is_made_again(&self, place: usize, states: &[State]) -> bool {
+        let stages = self.stages.all();
+        let waits = |p: usize| matches!(states[p], State::Waiting) && stages[p].needs.contains(&place);
+        self.stages.is_gone(place) && (0..stages.len()).any(waits)
+    }
+
+    /// Looks at the stages of other processes: they may be complete, or free again if a process ended.
+    fn look(&self, states: &mut [State], tell: &dyn Fn(News)) {
+        for place in 0..states.len() {
+            if matches!(states[place], State::Elsewhere) {
+                match self.stages.record(place) {
+                    Some(record) if !self.is_made_again(place, states) => {
+                        tell(News::Done(place));
+                        self.complete(place, record, states);
+                    }
+                    _ => states[place] = State::Waiting,
+                }
+            }
+        }
+    }
+
+    fn complete(&self, place: usize, record: Record, states: &mut [State]) {
+        states[place] = State::Done(record);
+        self.completed.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+    }
+
+    /// Records the outcome of a stage.
+    pub(super) fn put(&self, place: usize, result: Result<Record, Arc<LabError>>) {
+        let mut states = self.lock();
+        match result {
+            Ok(record) => self.complete(place, record, &mut states),
+            Err(error) => states[place] = State::Failed(error),
+        }
+        self.changed.notify_all();
+    }
+
+    /// Removes the models of completed stages that no stage needs anymore, unless another process still uses them: it then
+    /// removes them itself.
+    pub(super) fn remove_models(&self) -> Result<(), LabError> {
+        let states = self.lock();
+        let stages = self.stages.all();
+        let waits = |state: &State| matches!(state, State::Waiting | State::Running | State::Elsewhere);
+        let needed = |need: usize| (0..stages.len()).any(|p| waits(&states[p]) && stages[p].needs.contains(&need));
+        let mut completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner);
+        let with_needs = |&place: &usize| stages[place].needs.iter().copied().chain([place]);
+        let candidates: BTreeSet<usize> = completed.iter().flat_map(with_needs).collect();
+        let mut kept = BTreeSet::new();
+        for over in candidates {
+            let idle = matches!(states[over], State::Done(_)) && !needed(over);
+            if !idle || !self.stages.remove_models(over)? {
+                kept.insert(over);
+            }
+        }
+        *completed = kept;
+        Ok(())
+    }
+}
+
+/// Prevents a panicking stage from leaving others waiting. The panic ends the study after they finish.
+pub(super) struct Unwinding<'b, 'a> {
+    pub(super) board: &'b Board<'a>,
+    pub(super) stage: usize,
+}
+
+impl Drop for Unwinding<'_, '_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.board.lock()[self.stage] = State::Cut;
+            self.board.changed.notify_all();
+        }
+    }
+}
+
+/// Marks the stages that depend on a failed one.
+fn cut(states: &mut [State], stages: &[Stage]) {
+    for place in 0..states.len() {
+        let lost = |&need: &usize| matches!(states[need], State::Failed(_) | State::Cut);
+        if matches!(states[place], State::Waiting) && stages[place].needs.iter().any(lost) {
+            states[place] = State::Cut;
+        }
+    }
+}
