@@ -7,6 +7,9 @@ use crate::ModelError;
 /// Returned text is never retracted: incomplete characters, and text that may be the start of a stop string, are held
 /// back. Special tokens have no text.
 ///
+/// A tokenizer with byte fallback decodes a run of byte tokens as a whole: a byte that is not UTF-8 can turn characters
+/// that have already been returned into U+FFFD. They stay in the stream; [`whole`](TextStream::whole) is exact.
+///
 /// # Example
 /// ```no_run
 /// # let tokenizer = cl_data::Tokenizer::from_dir("models/smollm2".as_ref())?;
@@ -49,9 +52,10 @@ impl<'a> TextStream<'a> {
             self.ids.push(id);
             let before = self.tokenizer.decode(&self.ids[self.context..self.done], true)?;
             let with = self.tokenizer.decode(&self.ids[self.context..], true)?;
-            if let Some(new) = with.strip_prefix(&before).filter(|new| !new.is_empty() && !new.ends_with('\u{fffd}')) {
+            let new = with[common_prefix(&before, &with)..].to_owned();
+            if !new.is_empty() && !new.ends_with('\u{fffd}') {
                 (self.context, self.done) = (self.done, self.ids.len());
-                self.append(new);
+                self.append(&new);
             }
         }
         Ok(self.hand_out())
@@ -62,17 +66,33 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// Returns an error if the tokenizer cannot decode the tokens.
     pub fn finish(&mut self) -> Result<&str, ModelError> {
-        let whole = self.tokenizer.decode(&self.ids, true)?;
-        let end = first_of(self.stop, &whole);
-        let whole = &whole[..end.unwrap_or(whole.len())];
-        // What has been handed out stays, should the tokenizer write all tokens together in another way.
+        let (whole, stopped) = self.decode_all()?;
         if whole.starts_with(&self.text[..self.handed_out]) {
-            whole.clone_into(&mut self.text);
-            self.stopped |= end.is_some();
+            self.text = whole;
+            self.stopped |= stopped;
+        } else if !self.stopped {
+            let before = self.tokenizer.decode(&self.ids[self.context..self.done], true)?;
+            let with = self.tokenizer.decode(&self.ids[self.context..], true)?;
+            self.append(&with[common_prefix(&before, &with)..]);
         }
         let rest = self.handed_out;
         self.handed_out = self.text.len();
         Ok(&self.text[rest..])
+    }
+
+    /// Decodes all tokens so far together, up to the first stop string.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer cannot decode the tokens.
+    pub fn whole(&self) -> Result<String, ModelError> {
+        Ok(self.decode_all()?.0)
+    }
+
+    fn decode_all(&self) -> Result<(String, bool), ModelError> {
+        let mut whole = self.tokenizer.decode(&self.ids, true)?;
+        let end = first_of(self.stop, &whole);
+        whole.truncate(end.unwrap_or(whole.len()));
+        Ok((whole, end.is_some()))
     }
 
     /// Whether a stop string was found.
@@ -101,6 +121,11 @@ impl<'a> TextStream<'a> {
         self.handed_out = self.text.len() - held;
         &self.text[from..self.handed_out]
     }
+}
+
+/// Number of bytes of the longest common prefix.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 /// Byte position of the first stop string.
@@ -137,6 +162,21 @@ mod tests {
             "normalizer": null, "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
             "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
+
+    /// A tokenizer with byte fallback as in Llama 2: a token for each byte (its id), then `a` (256) and `b` (257).
+    fn byte_fallback() -> Tokenizer {
+        let bytes = (0..256u32).map(|b| (format!("<0x{b:02X}>"), b.into()));
+        let letters = [("a".to_owned(), 256u32.into()), ("b".to_owned(), 257u32.into())];
+        let vocab: serde_json::Map<String, serde_json::Value> = bytes.chain(letters).collect();
+        let tokenizer = serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+            "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true}});
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         std::fs::write(&path, tokenizer.to_string()).unwrap();
@@ -202,5 +242,29 @@ mod tests {
                 "{stop}"
             );
         }
+    }
+
+    #[test]
+    fn text_goes_on_after_bytes_that_are_no_character() {
+        let tokenizer = byte_fallback();
+        // 0x91 is no character, so the tokenizer writes the whole run of bytes, `.` included, as U+FFFD.
+        let ids = [256, b'.'.into(), 0x91, 257, 256, b'.'.into(), 0x91];
+        let stop = [];
+        let mut stream = TextStream::new(&tokenizer, &stop);
+        let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap().to_owned()).collect();
+        let rest = stream.finish().unwrap().to_owned();
+        assert_eq!(pieces, ["a", ".", "", "\u{fffd}\u{fffd}b", "a", ".", ""]);
+        assert_eq!(rest, "\u{fffd}\u{fffd}");
+        assert_eq!(stream.text(), pieces.concat() + &rest);
+        assert_eq!(stream.whole().unwrap(), "a\u{fffd}\u{fffd}ba\u{fffd}\u{fffd}");
+        // A stop string after them is found.
+        let stop = ["ba".to_owned()];
+        let mut stream = TextStream::new(&tokenizer, &stop);
+        for id in ids {
+            stream.push(id).unwrap();
+        }
+        assert_eq!(stream.finish().unwrap(), "");
+        assert!(stream.stopped());
+        assert_eq!((stream.text(), stream.whole().unwrap().as_str()), ("a.\u{fffd}\u{fffd}", "a\u{fffd}\u{fffd}"));
     }
 }

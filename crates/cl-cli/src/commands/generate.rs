@@ -94,7 +94,7 @@ fn texts(
     let text = |(mut generation, mut stream): (Generation, TextStream<'_>)| {
         stream.finish()?;
         generation.stopped |= stream.stopped();
-        Ok((generation, stream.text().to_owned()))
+        Ok((generation, stream.whole()?))
     };
     generations.into_iter().zip(streams).map(text).collect()
 }

@@ -239,6 +239,30 @@ impl FloatType {
     }
 }
 
+/// A boolean, or 1 or 0, as mergekit-evolve writes booleans.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "true or false")]
+pub(crate) enum Flag {
+    Bool(bool),
+    Number(f64),
+}
+
+impl Flag {
+    pub(crate) fn value(&self) -> Result<bool, String> {
+        match *self {
+            Flag::Bool(value) => Ok(value),
+            Flag::Number(1.0) => Ok(true),
+            Flag::Number(0.0) => Ok(false),
+            Flag::Number(other) => Err(format!("expected true or false, got {other}")),
+        }
+    }
+}
+
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    let flag = Option::<Flag>::deserialize(deserializer)?;
+    flag.map(|flag| flag.value().map_err(serde::de::Error::custom)).transpose()
+}
+
 /// Parameters of methods; which ones a method has, and their meaning, is in [`crate::METHODS`] and
 /// [`crate::PARAMETERS`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -293,22 +317,22 @@ pub struct Parameters {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
     /// Whether to divide by the sum of weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub normalize: Option<bool>,
     /// Whether to normalize weights to a sum of 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub normalize_weights: Option<bool>,
     /// Whether to use one ratio per row.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub filter_wise: Option<bool>,
     /// Whether to interpolate columns instead of rows, if not flattened.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub nuslerp_row_wise: Option<bool>,
     /// Whether to treat each tensor as one vector.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub nuslerp_flatten: Option<bool>,
     /// No effect: sums are in f32, and masks are not stored.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "flag")]
     pub int8_mask: Option<bool>,
     /// Compensation for dropped entries.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -313,6 +313,25 @@ dtype: float32
     }
 
     #[test]
+    fn one_and_zero_are_booleans() {
+        let text = |flag: &str| {
+            format!(
+                "merge_method: ties\nbase_model: base\nmodels: [{{model: a}}]\nparameters: {{normalize: {flag}, int8_mask: 1.0}}\n"
+            )
+        };
+        for (flag, expected) in
+            [("1.0", true), ("1", true), ("0", false), ("0.0", false), ("true", true), ("false", false)]
+        {
+            let parameters = from_yaml(&text(flag)).unwrap().stages[0].method.parameters.clone();
+            assert_eq!((parameters.normalize, parameters.int8_mask), (Some(expected), Some(true)), "{flag}");
+        }
+        for flag in ["0.5", "2", "[1]", "x"] {
+            let message = from_yaml(&text(flag)).unwrap_err().to_string();
+            assert!(message.contains("true or false"), "{flag}: {message}");
+        }
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         let text = "
 merge_method: linear
