@@ -106,7 +106,12 @@ fn a_second_run_into_the_same_output_needs_resume_and_the_same_configuration() {
     let message = world.fails(["sequence", "lora.toml", "--out", "s"]);
     assert!(message.contains("s: is not empty; add --resume"), "{message}");
     let message = world.fails(["sequence", "lora.toml", "--out", "s", "--resume", "--set", "train.lora.r=3"]);
-    assert!(message.contains("it has `r = 2`, this run has `r = 3`; choose another --out"), "{message}");
+    assert!(
+        message.contains(
+            "it has `r = 2`, this run has `r = 3`; restore the configuration to resume it, or choose another --out"
+        ),
+        "{message}"
+    );
     let message = world.fails(["sequence", "lora.toml", "--out", "s", "--resume", "--set", "replay.fraction=0.5"]);
     assert!(message.contains("this run has `[replay]`, it does not"), "{message}");
     let again = world.run(["sequence", "lora.toml", "--out", "s", "--resume"]);
