@@ -107,7 +107,7 @@ pub enum Bias {
     /// None.
     #[default]
     None,
-    /// Those of adapted layers.
+    /// Biases of adapted layers.
     LoraOnly,
     /// All biases of the model.
     All,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// Those of the methods' own authors.
+    /// Definitions of the methods' own authors.
     #[default]
     Method,
     /// Those that "Collaboratively adding new knowledge to an LLM" was computed with; in merging PEFT's: DARE without its

@@ -24,7 +24,7 @@ pub struct ModelInfo {
 /// Bytes of a mixture's tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ModelBytes {
-    /// Those of the base in the mixture's dtype.
+    /// Bytes of the base in the mixture's dtype.
     pub base_bytes: u64,
     /// All experts.
     pub expert_bytes: u64,

@@ -112,7 +112,7 @@ impl Plan {
     /// Checks the output's place, as [`mix`](crate::mix) does before it begins.
     ///
     /// # Errors
-    /// Those of [`OutputDir::check`].
+    /// Returns the errors of [`OutputDir::check`].
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         let mut inputs = vec![("the base model", self.base.dir())];
         inputs.extend(self.experts.iter().map(|e| ("an expert", e.dir())));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::directory::Claim;
+use super::directory::StageLock;
 use super::graph::Stage;
 use super::work::Record;
 use crate::LabError;
@@ -30,8 +30,8 @@ pub(super) enum State {
 pub(super) trait Stages: Sync {
     /// All stages, each behind those that it depends on.
     fn all(&self) -> &[Stage];
-    /// Claims a stage for this process; `None` if another has it.
-    fn claim(&self, place: usize) -> Result<Option<Claim>, LabError>;
+    /// Locks a stage for this process; `None` if another has it.
+    fn lock(&self, place: usize) -> Result<Option<StageLock>, LabError>;
     /// The record of a complete stage.
     fn record(&self, place: usize) -> Option<Record>;
     /// Whether a complete stage has a result that other stages use, and it was removed.
@@ -73,7 +73,7 @@ impl<'a> Board<'a> {
     }
 
     /// Waits for the next stage that this process can start; `None` if there will be no more.
-    pub(super) fn take(&self, tell: &dyn Fn(News)) -> Option<(usize, Claim)> {
+    pub(super) fn take(&self, tell: &dyn Fn(News)) -> Option<(usize, StageLock)> {
         let mut states = self.lock();
         loop {
             if self.stages.is_stopped() {
@@ -82,7 +82,7 @@ impl<'a> Board<'a> {
             cut(&mut states, self.stages.all());
             if let Some(place) = self.ready(&states) {
                 match self.start(place, &mut states) {
-                    Ok(Some(claim)) => return Some((place, claim)),
+                    Ok(Some(lock)) => return Some((place, lock)),
                     Ok(None) if matches!(states[place], State::Elsewhere) => tell(News::Elsewhere(place)),
                     Ok(None) if matches!(states[place], State::Done(_)) => tell(News::Done(place)),
                     Ok(None) => {}
@@ -112,12 +112,12 @@ impl<'a> Board<'a> {
     }
 
     /// Starts a stage whose time has come, unless another process has it, has done it, or has removed what it is made from.
-    fn start(&self, place: usize, states: &mut [State]) -> Result<Option<Claim>, LabError> {
-        let Some(claim) = self.stages.claim(place)? else {
+    fn start(&self, place: usize, states: &mut [State]) -> Result<Option<StageLock>, LabError> {
+        let Some(lock) = self.stages.lock(place)? else {
             states[place] = State::Elsewhere;
             return Ok(None);
         };
-        // Under the claim: nobody else changes these any more.
+        // Under the lock: nobody else changes these any more.
         let needs = &self.stages.all()[place].needs;
         let gone: Vec<usize> = needs.iter().copied().filter(|&need| self.stages.is_gone(need)).collect();
         if !gone.is_empty() {
@@ -129,7 +129,7 @@ impl<'a> Board<'a> {
             return Ok(None);
         }
         states[place] = State::Running;
-        Ok(Some(claim))
+        Ok(Some(lock))
     }
 
     /// Whether a complete stage runs again, because its result was removed and a stage that waits needs it.

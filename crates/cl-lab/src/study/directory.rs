@@ -101,18 +101,18 @@ fn is_held(outcome: Result<(), TryLockError>) -> bool {
     matches!(outcome, Err(TryLockError::WouldBlock))
 }
 
-/// A stage that this process runs, as long as this exists.
-pub(super) struct Claim {
+/// The locks of a stage that this process runs.
+pub(super) struct StageLock {
     _locks: Vec<File>,
 }
 
-impl Claim {
-    /// Claims a stage, and keeps what it is made from where it is. `None` if another process has one of them.
+impl StageLock {
+    /// Locks a stage, and what it is made from. `None` if another process has one of them.
     pub(super) fn try_new<'s>(
         out: &Path,
         stage: &Stage,
         needs: impl Iterator<Item = &'s Stage>,
-    ) -> Result<Option<Claim>, LabError> {
+    ) -> Result<Option<StageLock>, LabError> {
         let own = lock_file(out, stage)?;
         if is_held(own.try_lock()) {
             return Ok(None);
@@ -125,7 +125,7 @@ impl Claim {
             }
             locks.push(file);
         }
-        Ok(Some(Claim { _locks: locks }))
+        Ok(Some(StageLock { _locks: locks }))
     }
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::board::{Board, News, Stages, State, Unwinding};
 use super::config::StudyConfig;
-use super::directory::{Claim, take_shared};
+use super::directory::{StageLock, take_shared};
 use super::graph::{Stage, Work, select, stages};
 use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
@@ -319,7 +319,7 @@ impl<'a> Study<'a> {
             News::Elsewhere(stage) => tell(StudyEvent::Elsewhere { stage, name: name(stage) }),
             News::Done(stage) => tell(StudyEvent::FinishedElsewhere { stage, name: name(stage) }),
         };
-        while let Some((stage, claim)) = board.take(&news) {
+        while let Some((stage, lock)) = board.take(&news) {
             tell(StudyEvent::Started { stage, name: name(stage) });
             let _unwinding = Unwinding { board, stage };
             let result = self.run_stage(site, stage, &tell).map_err(Arc::new);
@@ -328,7 +328,7 @@ impl<'a> Study<'a> {
                 Err(error) if error.is_interrupted() => {}
                 Err(error) => tell(StudyEvent::Failed { stage, error: error.clone() }),
             }
-            drop(claim); // before models are removed, which waits for nobody
+            drop(lock); // before models are removed, which waits for no process
             board.put(stage, result);
             let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
             if let Err(error) = removed {
@@ -419,9 +419,9 @@ impl Stages for AtSite<'_> {
         &self.study.stages
     }
 
-    fn claim(&self, place: usize) -> Result<Option<Claim>, LabError> {
+    fn lock(&self, place: usize) -> Result<Option<StageLock>, LabError> {
         let stage = &self.study.stages[place];
-        Claim::try_new(self.study.out, stage, stage.needs.iter().map(|&need| &self.study.stages[need]))
+        StageLock::try_new(self.study.out, stage, stage.needs.iter().map(|&need| &self.study.stages[need]))
     }
 
     fn record(&self, place: usize) -> Option<Record> {
@@ -435,7 +435,7 @@ impl Stages for AtSite<'_> {
 
     fn remove_models(&self, place: usize) -> Result<bool, LabError> {
         let stage = &self.study.stages[place];
-        let Some(_claim) = Claim::try_new(self.study.out, stage, std::iter::empty())? else { return Ok(false) };
+        let Some(_lock) = StageLock::try_new(self.study.out, stage, std::iter::empty())? else { return Ok(false) };
         self.site.drop_models(stage)?;
         Ok(true)
     }
