@@ -28,6 +28,7 @@ pub(super) struct Keys {
     pub(super) original_max_position_embeddings: Option<usize>,
     pub(super) tie_word_embeddings: Option<bool>,
     pub(super) attention_bias: Option<bool>,
+    pub(super) attention_out_bias: Option<bool>,
     pub(super) mlp_bias: Option<bool>,
     #[serde(default, deserialize_with = "present")]
     pub(super) sliding_window: Option<Option<i64>>,

@@ -13,6 +13,7 @@ mod phi3;
 mod qwen;
 mod qwen2_moe;
 mod rope;
+mod seed_oss;
 mod smollm3;
 
 use std::path::Path;
@@ -53,6 +54,8 @@ pub enum Family {
     Olmo2,
     /// `GraniteForCausalLM`: Llama with multipliers.
     Granite,
+    /// `SeedOssForCausalLM`: biases on q, k and v, and optionally on o.
+    SeedOss,
     /// `MoeLlamaForCausalLM` of the paper's tool: Llama with experts in any of its projections.
     MoeLlama,
     /// `MoeMistralForCausalLM` of the paper's tool.
@@ -61,7 +64,7 @@ pub enum Family {
 
 impl Family {
     /// All families with their `architectures[0]` and `model_type`.
-    const NAMES: [(Family, &'static str, &'static str); 16] = [
+    const NAMES: [(Family, &'static str, &'static str); 17] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
         (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
@@ -74,6 +77,7 @@ impl Family {
         (Family::Phi3, "Phi3ForCausalLM", "phi3"),
         (Family::Olmo2, "Olmo2ForCausalLM", "olmo2"),
         (Family::Granite, "GraniteForCausalLM", "granite"),
+        (Family::SeedOss, "SeedOssForCausalLM", "seed_oss"),
         (Family::MoeLlama, "MoeLlamaForCausalLM", "moellama"),
         (Family::MoeMistral, "MoeMistralForCausalLM", "moemistral"),
         // Ours: experts as differences from the base.
@@ -312,6 +316,7 @@ impl ModelConfig {
             Family::Phi3 => phi3::read,
             Family::Olmo2 => olmo2::read,
             Family::Granite => granite::read,
+            Family::SeedOss => seed_oss::read,
             Family::MoeLlama => moellama::read_llama,
             Family::MoeMistral => moellama::read_mistral,
         };
@@ -409,6 +414,21 @@ mod tests {
         let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "use_sliding_window": true,
             "max_window_layers": 3});
         assert_eq!(windows(qwen), [None, None, None, Some(8)]);
+    }
+
+    #[test]
+    fn seed_oss_has_biases_on_q_k_and_v_by_default() {
+        let seed = |extra: Value| {
+            let mut json = json!({"architectures": ["SeedOssForCausalLM"], "vocab_size": 64, "hidden_size": 32,
+                "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 16});
+            json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            ModelConfig::from_json(Path::new("m"), json.as_object().unwrap()).unwrap()
+        };
+        let plain = seed(json!({}));
+        assert_eq!((plain.qkv_bias, plain.o_bias, plain.mlp_bias), (true, false, false));
+        assert_eq!((plain.num_key_value_heads, plain.head_dim, plain.max_position_embeddings), (8, 128, 524_288));
+        let other = seed(json!({"attention_bias": false, "attention_out_bias": true, "mlp_bias": true}));
+        assert_eq!((other.qkv_bias, other.o_bias, other.mlp_bias), (false, true, true));
     }
 
     #[test]
