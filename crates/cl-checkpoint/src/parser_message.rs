@@ -30,6 +30,22 @@ pub fn of_json_line(message: &str) -> String {
     place.find("column ").map_or_else(|| text.to_owned(), |at| format!("{text} at {}", &place[at..]))
 }
 
+/// A message of the parser for YAML, [in plain words](in_plain_words), without its advice to programmers and its picture of the
+/// text.
+///
+/// ```
+/// let message = cl_checkpoint::files::of_yaml("error: line 2 column 1: missing field `models`\n --> the text");
+/// assert_eq!(message, "line 2 column 1: the key `models` is missing");
+/// ```
+pub fn of_yaml(message: &str) -> String {
+    const LONGEST: usize = 500;
+    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let plain = first
+        .replace(", set DuplicateKeyPolicy in Options if acceptable", "; keep one of the two")
+        .replace("recursive references require weak recursion types", "an anchor holds itself; write the value out");
+    in_plain_words(&plain.chars().take(LONGEST).collect::<String>())
+}
+
 /// Whether a line lists keys or values that are valid, and none of a file's own text beyond [`LONGEST`].
 pub(crate) fn lists_choices(line: &str) -> bool {
     line.starts_with("unknown key `") || line.starts_with("unknown value `")
@@ -127,30 +143,10 @@ fn cut(text: &str) -> String {
 
 /// The choice that differs from `name` in the fewest letters, if in at most a third of them.
 fn similar<'a>(name: &str, choices: &[&'a str]) -> Option<&'a str> {
-    let name: Vec<char> = name.chars().take(LONGEST).collect();
-    let most = (name.len() / 3).max(1);
-    let distances = choices.iter().map(|choice| (distance(&name, &choice.chars().collect::<Vec<_>>()), *choice));
+    let name: String = name.chars().take(LONGEST).collect();
+    let most = (name.chars().count() / 3).max(1);
+    let distances = choices.iter().map(|choice| (strsim::osa_distance(&name, choice), *choice));
     distances.filter(|(distance, _)| *distance <= most).min_by_key(|(distance, _)| *distance).map(|(_, choice)| choice)
-}
-
-/// Number of letters to insert, remove or replace, where exchanged neighbours count once.
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let same = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-                let mut least = same.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
-                }
-                least
-            };
-        }
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]

@@ -153,8 +153,8 @@ impl StudyProgress {
                 tracing::info!("{} of {}: {name}, by another process", self.done, self.stages);
                 self.end(stage);
             }
-            StudyEvent::NotRemoved { stage, error } => {
-                tracing::warn!("{}: models that are not needed anymore were not removed: {error}", self.name(stage));
+            StudyEvent::NotRemoved { error } => {
+                tracing::warn!("models that are not needed anymore were not removed: {error}");
             }
             StudyEvent::Failed { stage, error } => {
                 tracing::error!("{}: {error}", self.name(stage));

@@ -42,8 +42,7 @@ impl RunDir<'_> {
         let marker = self.out.join(self.marker);
         if !marker.exists() {
             self.create()?;
-        } else if self.is_unused()? {
-            // A run that failed before its first result: there is nothing to continue.
+        } else if self.has_failed_at_once()? {
             let _lock = self.lock(&marker)?;
             self.create()?;
         } else if !self.resume {
@@ -64,6 +63,13 @@ impl RunDir<'_> {
             write_file(&self.out.join(name), content.as_bytes())?;
         }
         Ok(write_file(&self.out.join(self.marker), self.settings.as_bytes())?)
+    }
+
+    /// Whether a run has written what it begins with and nothing else: there is nothing to continue. A directory in which
+    /// somebody has only put a file of the marker's name is another's.
+    fn has_failed_at_once(&self) -> Result<bool, LabError> {
+        let complete = self.sources.iter().all(|(name, _)| self.out.join(name).exists());
+        Ok(complete && self.is_unused()?)
     }
 
     /// Whether the directory has no files but those of [`RunDir::create`], or does not exist.
@@ -176,6 +182,16 @@ mod tests {
         drop(run_dir(folder.path(), "r = 2\n", &second, false).open().unwrap());
         let content = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!((content("config.toml").as_str(), content("data.blake3").as_str()), ("r = 2\n", "78  d.json\n"));
+    }
+
+    #[test]
+    fn a_configuration_that_somebody_put_into_the_output_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.toml");
+        std::fs::write(&config, "r = 1 # chosen by hand\n").unwrap();
+        let sources = [("base.blake3", "7  m\n".to_owned()), ("data.blake3", "77  d.json\n".to_owned())];
+        assert!(refused(&run_dir(folder.path(), "r = 1\n", &sources, false)).contains("is not empty"));
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), "r = 1 # chosen by hand\n");
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Obser
     scorer
 }
 
-/// The scores of all tasks, in their order, group by group of those whose texts start alike.
+/// The scores of all tasks, in their order. Tasks with and without BOS are answered apart.
 fn answer_all(
     ranked: &mut RankedScorer<'_, '_>,
     loaded: &LoadedModel,

@@ -74,12 +74,12 @@ impl RankedScorer<'_, '_> {
             let add_bos_token = self.scorer.add_bos_token;
             send(self.ranks, &Order::Answer { requests: kind(asked.to_vec()), add_bos_token })?;
             let part = answer(&mut self.scorer, self.ranks, self.interrupt, asked, &own);
-            self.scorer.truncated -= part.truncated; // counted below, with those of the other ranks
             let parts = exchange(self.ranks, &part)?;
             let stopped = parts.iter().any(|part| part.stopped);
             let failure = parts.iter().find_map(|part| part.failure.clone());
+            // Its own are counted by the scorer itself.
+            self.scorer.truncated += parts.iter().skip(1).map(|part| part.truncated).sum::<usize>();
             for part in parts {
-                self.scorer.truncated += part.truncated;
                 part.answers.into_iter().try_for_each(|(i, answer)| answered(start + i, answer))?;
             }
             if stopped {
@@ -101,7 +101,7 @@ impl LanguageModel for RankedScorer<'_, '_> {
         requests: &[LoglikelihoodRequest],
         answered: Answered<'_, Loglikelihood>,
     ) -> Result<(), BoxError> {
-        let room = BATCHES * TOKEN_CHARS * self.scorer.batch_tokens * self.ranks.world_size();
+        let room = self.scorer.batch_tokens.saturating_mul(BATCHES * TOKEN_CHARS * self.ranks.world_size());
         let rounds = rounds_of(requests, room);
         self.ask(
             requests,
@@ -113,7 +113,7 @@ impl LanguageModel for RankedScorer<'_, '_> {
     }
 
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
-        let most = (self.scorer.batch_sequences * self.ranks.world_size()).max(1);
+        let most = self.scorer.batch_sequences.saturating_mul(self.ranks.world_size()).max(1);
         let rounds: Vec<usize> = requests.chunks(most).map(<[_]>::len).collect();
         self.ask(requests, &rounds, Requests::Generate, |s, part, answered| s.generate(part, answered), answered)
     }

@@ -108,8 +108,8 @@ fn answer(args: &Args, ranks: &Ranks, interrupt: &Interrupt) -> Result<()> {
 fn scoring(args: &Args) -> Result<EvalConfig> {
     Ok(EvalConfig {
         quantize: args.quantize.as_deref().map(loaded::quantization).transpose()?,
-        batch_tokens: args.batch_tokens.max(1),
-        batch_sequences: args.batch_sequences.max(1),
+        batch_tokens: args.batch_tokens,
+        batch_sequences: args.batch_sequences,
         add_bos_token: args.add_bos_token,
         lm_eval_add_bos_token: args.lm_eval_add_bos_token.or_else(|| {
             let paper = args.profile == Profile::Paper && args.add_bos_token.is_none();

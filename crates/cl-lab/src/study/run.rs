@@ -75,8 +75,6 @@ pub enum StudyEvent {
     },
     /// Models that no stage needs anymore cannot be removed.
     NotRemoved {
-        /// Index of the stage after which they are not needed.
-        stage: usize,
         /// Why.
         error: Arc<LabError>,
     },
@@ -279,8 +277,10 @@ impl<'a> Study<'a> {
                 observer(event);
             }
         });
-        if !self.options.keep_models {
-            board.remove_models()?;
+        // What other processes used until now.
+        let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
+        if let Err(error) = removed {
+            observer(StudyEvent::NotRemoved { error: Arc::new(error) });
         }
         self.finish(&site, board.into_states())
     }
@@ -298,8 +298,7 @@ impl<'a> Study<'a> {
         for place in (0..stages.len()).rev() {
             if matches!(states[place], State::Waiting) {
                 for &need in &stages[place].needs {
-                    let gone = site.artifact(&stages[need]).is_some_and(|path| !path.join("manifest.json").exists());
-                    if gone && matches!(states[need], State::Done(_)) {
+                    if site.is_gone(&stages[need]) && matches!(states[need], State::Done(_)) {
                         states[need] = State::Waiting;
                     }
                 }
@@ -332,7 +331,7 @@ impl<'a> Study<'a> {
             board.put(stage, result);
             let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
             if let Err(error) = removed {
-                tell(StudyEvent::NotRemoved { stage, error: Arc::new(error) });
+                tell(StudyEvent::NotRemoved { error: Arc::new(error) });
             }
         }
     }
@@ -429,8 +428,7 @@ impl Stages for AtSite<'_> {
     }
 
     fn is_gone(&self, place: usize) -> bool {
-        let artifact = self.site.artifact(&self.study.stages[place]);
-        artifact.is_some_and(|path| !path.join("manifest.json").exists())
+        self.site.is_gone(&self.study.stages[place])
     }
 
     fn remove_models(&self, place: usize) -> Result<bool, LabError> {

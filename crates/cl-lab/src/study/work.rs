@@ -104,6 +104,11 @@ impl Site<'_> {
         Some(self.dir(stage).join(part))
     }
 
+    /// Whether a complete stage has a result that other stages use, and it was removed.
+    pub(super) fn is_gone(&self, stage: &Stage) -> bool {
+        self.artifact(stage).is_some_and(|path| !path.join("manifest.json").exists())
+    }
+
     /// Runs a stage and records it.
     pub(super) fn run(
         &self,

@@ -1,4 +1,4 @@
-use cl_checkpoint::files::{in_plain_words, shorten};
+use cl_checkpoint::files::{of_yaml, shorten};
 
 /// Why a file is not the configuration of a mixture.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,7 @@ pub enum ConfigProblem {
         error: Box<toml::de::Error>, // no source, whose picture of the text would be printed as well
     },
     /// It is not YAML, a key is missing or unknown, or a value is invalid.
-    #[error("{}", in_plain_words(&first_line(&.0.to_string())))]
+    #[error("{}", of_yaml(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>), // no source, for the same reason
     /// It is of mergekit-moe and asks for what is not supported.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
@@ -36,10 +36,4 @@ pub enum MergekitProblem {
         /// Its name.
         mode: String,
     },
-}
-
-/// The first line of the parser's message, without its picture of the text.
-fn first_line(message: &str) -> String {
-    const LONGEST: usize = 500;
-    message.lines().next().unwrap_or_default().chars().take(LONGEST).collect()
 }
