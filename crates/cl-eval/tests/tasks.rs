@@ -603,7 +603,7 @@ fn pooled_standard_errors_are_lm_eval_s() {
         metrics: BTreeMap::from([("acc".to_owned(), acc)]),
         stderr: BTreeMap::from([("acc".to_owned(), stderr)]),
     };
-    let group = cl_eval::TaskGroup { name: "g".to_owned(), members: vec!["a".to_owned(), "b".to_owned()] };
+    let group = cl_eval::TaskGroup { name: "g".to_owned(), version: 1, members: vec!["a".to_owned(), "b".to_owned()] };
     let pooled = aggregate_group(&group, &[score("a", 10, 0.5, 0.1), score("b", 40, 0.75, 0.05)]).unwrap();
     assert!((pooled.metrics["acc"] - 0.7).abs() < 1e-15);
     assert!((pooled.stderr["acc"] - 0.0447213595499958).abs() < 1e-15, "{}", pooled.stderr["acc"]);

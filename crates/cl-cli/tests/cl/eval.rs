@@ -88,13 +88,15 @@ fn an_adapter_beside_the_model_scores_as_the_folded_model() {
 fn what_cannot_be_asked_is_told() {
     let world = World::new();
     world.write("data/empty/test.json", "[]");
-    world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 1}\n");
+    world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 2}\n");
+    world.write("data/one.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 0}\n");
     world.write("data/folder/test.json/x", "");
     let rows = [
         ("nowhere", "task `nowhere`: not found in data; known tasks: C-STANCE, FOMC"),
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
-        ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
+        ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 2, but choices are counted from 0 and there are 2"),
+        ("one.jsonl", "data/one.jsonl: line 1: 1 in `choices`; a question needs at least 2 choices"),
         ("folder", "data/folder/test.json: is a directory"),
         ("FOMC", "task `FOMC`: not found in data"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
