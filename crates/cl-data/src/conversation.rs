@@ -24,14 +24,23 @@ pub(crate) fn encode_conversation(
     let answers = answers(template, messages, &text)?;
     let (mut ids, places) = tokenizer.encode_with_offsets(&text)?;
     let mut learned: Vec<Range<usize>> = Vec::new();
+    let is_special = |place: usize| ids.get(place).is_some_and(|&id| tokenizer.is_special(id));
     for Turn { answer, end: of_turn } in answers {
-        let first = places.partition_point(|place| place.end <= answer.start);
-        let end = first + places[first..].partition_point(|place| place.start < answer.end);
+        let mut first = places.partition_point(|place| place.end <= answer.start);
+        let mut end = first + places[first..].partition_point(|place| place.start < answer.end);
+        // Special tokens can take in the white space beside them, which may be the answer's: one before it is the
+        // prompt's, and one after it is its end.
+        if first < end && is_special(first) && places[first].start < answer.start {
+            first += 1;
+        }
+        let closed = first < end && is_special(end - 1) && places[end - 1].end > answer.end;
         let space = places[end..].iter().take_while(|p| p.start < of_turn && is_space(&text, p));
         let closing = end + space.count();
-        let direct = closing == end || places.get(closing).is_some_and(|place| place.start < of_turn);
-        let closes = direct && ids.get(closing).is_some_and(|&id| tokenizer.is_special(id));
-        learned.push(first..if closes { closing + 1 } else { end });
+        let adjacent = closing == end || places.get(closing).is_some_and(|place| place.start < of_turn);
+        if !closed && adjacent && is_special(closing) {
+            end = closing + 1;
+        }
+        learned.push(first..end);
     }
     if let Some(max) = max_length {
         ids.truncate(max);
@@ -247,39 +256,47 @@ mod tests {
         assert_eq!(learned(&template, &TURNS), ["kind two", "three  one"]);
     }
 
-    #[test]
-    fn white_space_of_the_template_before_the_end_token_is_learned_with_it() {
-        // Characters are tokens here, so that the space is one.
+    /// What is learned of `<u>a…b…<u>a…b \n…`, where every character is a token, and so are `</s>` (5), which takes in
+    /// white space before it if `strip`, and `<u>` (6) and `<a>` (7), which take in white space after them if `strip`.
+    fn learned_characters(template: &str, strip: bool) -> Vec<i64> {
         let folder = tempfile::tempdir().unwrap();
         let vocabulary = serde_json::json!({"a": 0, "b": 1, " ": 2, "<": 3, "\n": 4});
-        let special = |id: usize, content: &str| {
-            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                               "normalized": false, "special": true})
+        let special = |id: usize, content: &str, end: bool| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": strip && end,
+                               "rstrip": strip && !end, "normalized": false, "special": true})
         };
+        let added = [special(5, "</s>", true), special(6, "<u>", false), special(7, "<a>", false)];
         let tokenizer = serde_json::json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special(5, "</s>"), special(6, "<u>")],
-            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
             "model": {"type": "BPE", "vocab": vocabulary, "merges": []}
         });
         std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         let tokenizer = Tokenizer::from_dir(folder.path()).unwrap();
-        let messages = [("user", "a"), ("assistant", "b"), ("user", "a"), ("assistant", "b \n")];
+        let messages = [("user", "a"), ("assistant", " b"), ("user", "a"), ("assistant", "b \n")];
         let messages = messages.map(|(role, content)| Message::new(role, content));
-        let labels = |end: &str| {
-            let template =
-                "{% for m in messages %}{% if m.role == 'user' %}<u>{% endif %}{{ m.content | trim }}END{% endfor %}";
-            let chat = ChatTemplate::new(&template.replace("END", end), &[]).unwrap();
-            encode_conversation(&tokenizer, &chat, &messages, None)
-                .unwrap()
-                .labels()
-                .into_iter()
-                .filter(|l| *l >= 0)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(labels(" </s>"), [1, 2, 5, 1, 2, 5]);
-        assert_eq!(labels("</s>\n"), [1, 5, 1, 5]);
+        let chat = ChatTemplate::new(template, &[]).unwrap();
+        let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
+        encoded.labels().into_iter().filter(|label| *label >= 0).collect()
+    }
+
+    #[test]
+    fn white_space_of_the_template_before_the_end_token_is_learned_with_it() {
+        let template =
+            "{% for m in messages %}{% if m.role == 'user' %}<u>{% endif %}{{ m.content | trim }}END{% endfor %}";
+        let learned = |end: &str| learned_characters(&template.replace("END", end), false);
+        assert_eq!(learned(" </s>"), [1, 2, 5, 1, 2, 5]);
+        assert_eq!(learned("</s>\n"), [1, 5, 1, 5]);
         // The token that starts the next turn does not end this one.
-        assert_eq!(labels("\n"), [1, 1]);
+        assert_eq!(learned("\n"), [1, 1]);
+    }
+
+    #[test]
+    fn special_tokens_that_take_in_white_space_are_the_prompt_s_or_the_end() {
+        let template = "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}{% else %}<a>{{ m.content }}</s>\
+                        {% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}";
+        assert_eq!(learned_characters(template, false), [2, 1, 5, 1, 2, 4, 5]);
+        assert_eq!(learned_characters(template, true), [1, 5, 1, 5]);
     }
 
     #[test]

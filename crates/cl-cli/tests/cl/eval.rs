@@ -1,6 +1,7 @@
 use cl_model::is_quantizable;
 use cl_torch::tch::Tensor;
 use cl_torch::{Quantization, Quantized};
+use serde_json::json;
 
 use crate::world::{World, content};
 
@@ -45,6 +46,7 @@ fn run_again_it_asks_nothing_anew() {
 fn a_limit_is_extended_later() {
     let world = World::new();
     world.ok(EVAL.iter().chain(&["--limit", "2"]));
+    assert_eq!(world.json("e/results.json")["n-samples"]["first"], json!({"original": 6, "effective": 2}));
     let two = world.read("e/first.jsonl");
     assert_eq!(two.lines().count(), 2);
     world.ok(EVAL);
@@ -52,6 +54,16 @@ fn a_limit_is_extended_later() {
     let table = world.ok(EVAL.iter().chain(&["--limit", "2"]));
     assert!(table.lines().nth(1).unwrap().ends_with(" 2"), "{table}");
     assert_eq!(world.lines("e/first.jsonl").len(), 6, "answers beyond the limit are kept");
+}
+
+#[test]
+fn more_tokens_than_the_model_has_positions_are_warned_of() {
+    let world = World::new();
+    let run = world.run(EVAL.iter().chain(&["--max-length", "99999"]));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("max_length 99999 exceeds the model's maximum length of "), "{}", run.stderr);
+    let run = world.run(EVAL.iter().map(|arg| if *arg == "e" { "f" } else { arg }).chain(["--max-length", "16"]));
+    assert!(!run.stderr.contains("exceeds"), "{}", run.stderr);
 }
 
 #[test]
