@@ -319,7 +319,7 @@ mod tests {
         let chat = ChatTemplate::new(template, &[]).unwrap();
         let messages = [Message::new("user", "hi"), Message::new("assistant", "hi")];
         let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
-        assert_eq!((encoded.input_ids, encoded.learned), (vec![0, 1, 6, 7, 0, 1, 6, 7], vec![6..7]));
+        assert_eq!((&encoded.input_ids[..], encoded.learned.as_slice()), (&[0, 1, 6, 7, 0, 1, 6, 7][..], &[6..7][..]));
     }
 
     #[test]

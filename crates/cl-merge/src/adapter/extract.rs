@@ -293,14 +293,12 @@ impl Pair<'_> {
         }
         let info = self.tuned.info(tensor).expect("both have the same tensors").clone();
         let dtype = self.options.dtype.dtype();
-        let values = convert::to_f32(info.dtype, &self.tuned.bytes(tensor)?).expect("a floating dtype");
+        let values = convert::to_f32(info.dtype, self.tuned.bytes(tensor)?).expect("a floating dtype");
         let bytes = convert::from_f32(dtype, &values).expect("f32, f16 or bf16");
         let back = convert::to_f32(dtype, &bytes).expect("it was written as such");
         match back.iter().position(|v| !v.is_finite()) {
             None => Ok(Some(NewWhole::saved(tensor.to_owned(), info.shape, bytes))),
-            Some(index) => {
-                Err(Error::Overflow { tensor: tensor.to_owned(), index, value: values[index].into(), dtype })
-            }
+            Some(index) => Err(Error::Overflow { tensor: tensor.to_owned(), index, value: values[index], dtype }),
         }
     }
 
