@@ -219,11 +219,12 @@ fn laid_out(
         settings.insert("add_bos_token".to_owned(), add_bos_token(task, config).into());
         settings
     };
-    let task = |(task, scores): (&Box<dyn Task>, _)| {
-        let (settings, original) = (settings(task.as_ref()), Some(task.available()));
-        TaskResult { scores, settings, original }
-    };
-    let tasks: Vec<TaskResult<'_>> = pairs.map(task).collect();
+    let tasks: Vec<TaskResult<'_>> = pairs
+        .map(|(task, scores)| {
+            let (settings, original) = (settings(task.as_ref()), Some(task.available()));
+            TaskResult { scores, settings, original }
+        })
+        .collect();
     let pairs = groups.iter().zip(of_groups);
     let groups: Vec<GroupResult<'_>> = pairs.map(|(group, scores)| GroupResult { group, scores }).collect();
     results(&tasks, &groups, run)
