@@ -25,7 +25,17 @@ fn main() {
     shim(
         &include,
         "cl_torch_shim",
-        &["attention", "dispatch", "elementwise", "linear", "process_group", "products", "quantized", "shim"],
+        &[
+            "attention",
+            "dispatch",
+            "elementwise",
+            "kv_blocks",
+            "linear",
+            "process_group",
+            "products",
+            "quantized",
+            "shim",
+        ],
         &[],
     );
     shim(&include, "cl_torch_kernels", &["kernels"], &[]);

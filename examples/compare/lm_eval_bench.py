@@ -74,7 +74,7 @@ def ours(program, model, tasks, limit, precision, data, out):
     shutil.rmtree(out, ignore_errors=True)
     args = [program, "eval", model, "--tasks", ",".join(tasks), "--data", data, "--limit", str(limit), "--out", out]
     wall, log = timed(args + ["--precision", precision, "--no-cache"], out + ".log")
-    return wall, float(re.search(r"asked and answered in ([\d.]+) s", log).group(1))
+    return wall, float(re.search(r"documents in ([\d.]+) s", log).group(1))
 
 
 def main():

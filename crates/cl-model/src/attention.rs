@@ -53,7 +53,8 @@ impl AttentionRule {
         }
     }
 
-    fn scale(&self, q: &Tensor) -> f64 {
+    /// The factor on the scores of queries `(…, head_dim)`.
+    pub(crate) fn scale(&self, q: &Tensor) -> f64 {
         self.scale.unwrap_or_else(|| 1.0 / (q.size().last().copied().unwrap_or(1) as f64).sqrt())
     }
 }

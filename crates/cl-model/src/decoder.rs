@@ -167,16 +167,25 @@ impl Decoder {
         self.config.windows.iter().flatten().all(|&w| w >= longest as i64)
     }
 
-    /// Appends tokens to every sequence of the cache; `widths` are their numbers. `ids` is `(tokens)`, sequence by
-    /// sequence; the result is `(tokens, hidden)`. [`KvCache::end_step`] then sets how many of them are kept.
-    pub(crate) fn step(&self, ids: &Tensor, widths: &[i64], cache: &mut KvCache) -> Tensor {
-        cache.begin_step(widths);
-        let angles = self.rope.angles(&cache.positions(self.device), self.compute);
+    /// Computes the tokens that follow in every sequence of the caches, in which a step has begun. `ids` is `(tokens)`,
+    /// sequence by sequence; the result is `(tokens, hidden)`. [`KvCache::end_step`] then sets how many of them are kept.
+    pub(crate) fn step(&self, ids: &Tensor, caches: &mut [&mut KvCache]) -> Tensor {
+        let positions: Vec<i64> = caches.iter().flat_map(|cache| cache.positions()).collect();
+        let angles = self.rope.angles(&Tensor::from_slice(&positions).to_device(self.device), self.compute);
         let mut x = self.embed(ids);
         let selection = self.select(&x, Mode::Eval);
         let pass = Pass { mode: Mode::Eval, selection: selection.as_ref() };
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &angles, pass, &mut |q, k, v, rule| cache.attend(index, &q, &k, &v, rule));
+            x = layer.forward(&x, &angles, pass, &mut |q, k, v, rule| {
+                let mut start = 0;
+                let parts = caches.iter_mut().map(|cache| {
+                    let [q, k, v] = [&q, &k, &v].map(|t| t.narrow(0, start, cache.tokens()));
+                    start += cache.tokens();
+                    cache.attend(index, &q, &k, &v, rule)
+                });
+                let parts: Vec<Tensor> = parts.collect();
+                if parts.len() == 1 { parts[0].shallow_clone() } else { Tensor::cat(&parts, 0) }
+            });
         }
         x
     }

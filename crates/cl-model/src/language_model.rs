@@ -6,12 +6,11 @@ use cl_eval::{
     TokenRequest,
 };
 
-use crate::Decoder;
+use crate::continuous::{Batching, Ends, Receiver, Texts, generate_all};
 use crate::encoder::Encoder;
-use crate::generate::greedy_behind;
 use crate::kv_cache::Prefix;
-use crate::prefix_tree::{Limits, batches};
 use crate::score::score;
+use crate::{Decoder, GenerateOptions, Generation};
 
 /// A model with its tokenizer that answers the requests of `cl-eval`.
 ///
@@ -148,37 +147,47 @@ impl LanguageModel for Scorer<'_> {
         let open = self.known(&asked, known, answered)?;
         let all: Vec<&[u32]> = open.iter().map(|who| prompts[who[0]].as_slice()).collect();
         let of: Vec<&GenerateRequest> = open.iter().map(|who| &requests[who[0]]).collect();
-        let last: Vec<usize> = all.iter().map(|p| p.len().saturating_sub(1)).collect();
-        let most = of.iter().map(|r| r.max_new_tokens).max().unwrap_or(0);
-        let share = self.model.may_share(all.iter().map(|p| p.len()).max().unwrap_or(0) + most);
-        let rows = self.batch_tokens.saturating_mul(GENERATED);
-        let limits = Limits { rows, count: self.batch_sequences, places: rows.saturating_mul(2) };
-        let plan = batches(&all, &last, limits, share);
-        let eos = self.end_tokens();
-        let mut past = Prefix::default();
-        for (batch, next) in plan.iter().zip(plan.iter().skip(1).map(|b| b.past).chain([0])) {
-            let own: Vec<&[u32]> = batch.sequences.iter().map(|&i| all[i]).collect();
-            let limit = batch.sequences.iter().map(|&i| of[i].max_new_tokens).max().unwrap_or(0);
-            let mut stop = |slot: usize, new: &[u32]| {
-                let request = of[batch.sequences[slot]];
-                new.len() >= request.max_new_tokens || self.reached_stop(new, &request.stop)
-            };
-            let behind = (&past, batch.past);
-            let (generations, kept) = greedy_behind(self.model, behind, next, &own, limit, &eos, &mut stop)?;
-            past = kept;
-            for (&place, generation) in batch.sequences.iter().zip(generations) {
-                let text = self.tokenizer.decode(&generation.ids, true)?;
-                let end = of[place].stop.iter().filter_map(|s| text.find(s.as_str())).min();
-                let text = &text[..end.unwrap_or(text.len())];
-                self.remember(&asked[open[place][0]], Answer::Text(text.to_owned()));
-                open[place].iter().try_for_each(|&i| answered(i, text.to_owned()))?;
-            }
-        }
+        let limits: Vec<usize> = of.iter().map(|r| r.max_new_tokens).collect();
+        let longest = all.iter().zip(&limits).map(|(p, limit)| p.len() + limit).max().unwrap_or(0);
+        let (model, eos) = (self.model, self.end_tokens());
+        let batching =
+            Batching { sequences: self.batch_sequences.max(1), tokens: self.batch_tokens.saturating_mul(GENERATED) };
+        let batches = batching.batches(&all, model.may_share(longest));
+        let texts = Texts { prompts: &all, limits: &limits, batches: &batches, room: batching.room() };
+        let options = GenerateOptions { eos: &eos, ..GenerateOptions::default() };
+        let ends = Ends { past: &Prefix::default(), keep: 0 };
+        let mut answers = Answers { scorer: self, requests: &of, asked: &asked, open: &open, answered };
+        generate_all(model, &texts, &options, ends, &mut answers)?;
         Ok(())
     }
 
     fn fingerprint(&self) -> Option<String> {
         self.fingerprint.clone()
+    }
+}
+
+/// Passes completed texts on as answers.
+struct Answers<'r, 'a> {
+    scorer: &'r mut Scorer<'a>,
+    requests: &'r [&'r GenerateRequest],
+    asked: &'r [TokenRequest<'r>],
+    open: &'r [Vec<usize>], // indices in `asked` of those that want the same text
+    answered: Answered<'r, String>,
+}
+
+impl Receiver for Answers<'_, '_> {
+    type Error = BoxError;
+
+    fn stop(&mut self, index: usize, ids: &[u32]) -> bool {
+        self.scorer.reached_stop(ids, &self.requests[index].stop)
+    }
+
+    fn done(&mut self, index: usize, generation: Generation) -> Result<(), BoxError> {
+        let text = self.scorer.tokenizer.decode(&generation.ids, true)?;
+        let end = self.requests[index].stop.iter().filter_map(|s| text.find(s.as_str())).min();
+        let text = &text[..end.unwrap_or(text.len())];
+        self.scorer.remember(&self.asked[self.open[index][0]], Answer::Text(text.to_owned()));
+        self.open[index].iter().try_for_each(|&i| (self.answered)(i, text.to_owned()))
     }
 }
 

@@ -3,6 +3,7 @@
 mod attention;
 mod batch;
 mod config;
+mod continuous;
 mod decoder;
 mod delta;
 mod encoder;
@@ -25,6 +26,7 @@ mod random;
 mod rope;
 mod router_loss;
 mod routing;
+mod row_cache;
 mod sampling;
 mod save;
 mod score;
@@ -37,9 +39,10 @@ pub use config::{
     Activation, ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm,
     RopeScaling,
 };
+pub use continuous::{Batching, Receiver};
 pub use decoder::{Decoder, LayerHooks};
 pub use error::ModelError;
-pub use generate::{GenerateOptions, Generation, generate, greedy};
+pub use generate::{GenerateOptions, Generation, generate, generate_each, greedy};
 pub use language_model::Scorer;
 pub use load::LoadOptions;
 pub use loss::{SupervisedLoss, supervised_loss};

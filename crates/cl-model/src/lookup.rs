@@ -10,35 +10,36 @@ const MOST: usize = 16;
 /// Lengths of the suffixes that are looked up in the text, longest first.
 const ENDS: [usize; 3] = [4, 3, 2];
 
-/// Number of tokens guessed for each text: increased after a correct guess, decreased after a wrong one.
+/// Number of tokens guessed for a text: increased after a correct guess, decreased after a wrong one.
 pub(crate) struct Lookup {
-    lengths: Vec<usize>,
+    length: usize,
+}
+
+impl Default for Lookup {
+    fn default() -> Lookup {
+        Lookup { length: MOST / 4 }
+    }
 }
 
 impl Lookup {
-    pub(crate) fn new(texts: usize) -> Lookup {
-        Lookup { lengths: vec![MOST / 4; texts] }
-    }
-
     /// Returns candidates for the continuation of `text`, at most `room` tokens, in a step of so many texts: the tokens
     /// after the last earlier occurrence of its suffix.
-    pub(crate) fn guess<'t>(&self, index: usize, text: &'t [u32], room: usize, texts: usize) -> Option<&'t [u32]> {
-        let most = self.lengths[index].min(room).min(ROWS.saturating_sub(texts) / texts);
+    pub(crate) fn guess<'t>(&self, text: &'t [u32], room: usize, texts: usize) -> Option<&'t [u32]> {
+        let most = self.length.min(room).min(ROWS.saturating_sub(texts) / texts);
         let place = ENDS.iter().filter(|_| most > 0).find_map(|&length| place_behind(text, length))?;
         Some(&text[place..text.len().min(place + most)])
     }
 
     /// The tokens that the model chose after the text's last token and after each guessed one, up to the first that
     /// differs from the guess: tokens after a wrong guess are not valid.
-    pub(crate) fn check(&mut self, index: usize, guess: &[u32], chosen: impl Iterator<Item = u32>) -> Vec<u32> {
+    pub(crate) fn check(&mut self, guess: &[u32], chosen: impl Iterator<Item = u32>) -> Vec<u32> {
         let mut chosen: Vec<u32> = chosen.collect();
         let right = chosen.iter().zip(guess).take_while(|(a, b)| a == b).count();
         chosen.truncate(1 + right);
-        let length = &mut self.lengths[index];
         if right < guess.len() {
-            *length = right.max(1);
+            self.length = right.max(1);
         } else if right > 0 {
-            *length = (*length * 2).min(MOST);
+            self.length = (self.length * 2).min(MOST);
         }
         chosen
     }
@@ -57,8 +58,8 @@ mod tests {
 
     #[test]
     fn the_longest_end_is_found_at_its_last_place() {
-        let lookup = Lookup::new(1);
-        let guess = |text: &'static [u32], room| lookup.guess(0, text, room, 1).unwrap_or_default();
+        let lookup = Lookup::default();
+        let guess = |text: &'static [u32], room| lookup.guess(text, room, 1).unwrap_or_default();
         assert_eq!(guess(&[1, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], 9), [5, 9, 1, 2]);
         // Three tokens are found before the last place of two.
         assert_eq!(guess(&[1, 2, 3, 4, 7, 2, 3, 6, 1, 2, 3], 9), [4, 7, 2, 3]);
@@ -70,16 +71,16 @@ mod tests {
     #[test]
     fn guesses_grow_with_success_and_leave_room_for_other_texts() {
         let text: Vec<u32> = (0..40).chain(0..2).collect();
-        let mut lookup = Lookup::new(64);
-        let len = |lookup: &Lookup, texts| lookup.guess(3, &text, 99, texts).map_or(0, <[u32]>::len);
+        let mut lookup = Lookup::default();
+        let len = |lookup: &Lookup, texts| lookup.guess(&text, 99, texts).map_or(0, <[u32]>::len);
         assert_eq!([1, 32, 64, 65].map(|texts| len(&lookup, texts)), [4, 1, 0, 0]);
-        assert_eq!(lookup.check(3, &[2, 3, 4, 5], [2, 3, 4, 5, 6].into_iter()), [2, 3, 4, 5, 6]);
+        assert_eq!(lookup.check(&[2, 3, 4, 5], [2, 3, 4, 5, 6].into_iter()), [2, 3, 4, 5, 6]);
         assert_eq!(len(&lookup, 1), 8);
-        assert_eq!(lookup.check(3, &[2, 3, 4, 5], [2, 3, 9, 5, 6].into_iter()), [2, 3, 9]);
+        assert_eq!(lookup.check(&[2, 3, 4, 5], [2, 3, 9, 5, 6].into_iter()), [2, 3, 9]);
         assert_eq!(len(&lookup, 1), 2);
-        assert_eq!(lookup.check(3, &[2, 3], [7, 3, 4].into_iter()), [7]);
+        assert_eq!(lookup.check(&[2, 3], [7, 3, 4].into_iter()), [7]);
         assert_eq!(len(&lookup, 1), 1);
-        assert_eq!(lookup.check(3, &[], [7].into_iter()), [7]); // nothing was guessed, so nothing is learned
+        assert_eq!(lookup.check(&[], [7].into_iter()), [7]); // nothing was guessed, so nothing is learned
         assert_eq!(len(&lookup, 1), 1);
     }
 }

@@ -1,6 +1,6 @@
-use crate::generate::generate_behind;
+use crate::continuous::{Batching, Ends, Receiver, Texts, generate_all};
 use crate::kv_cache::Prefix;
-use crate::prefix_tree::common;
+use crate::prefix_tree::{Batch, common};
 use crate::{Decoder, GenerateOptions, Generation, ModelError};
 
 /// Generates for a series of prompts that mostly extend the previous one, such as the turns of a conversation: the keys
@@ -61,11 +61,31 @@ impl<'a> Session<'a> {
         self.past.truncate(shared);
         self.tokens.truncate(shared);
         let keep = if share { prompt.len() } else { 0 };
-        let mut stop = |_: usize, ids: &[u32]| stop(ids);
-        let past = (&self.past, shared);
-        let (mut texts, kept) = generate_behind(self.model, past, keep, (&[prompt], &[0]), options, &mut stop)?;
-        self.past = kept;
+        let batches = [Batch { sequences: vec![0], past: shared }];
+        let limits = [options.max_new_tokens];
+        let texts = Texts { prompts: &[prompt], limits: &limits, batches: &batches, room: Batching::default().room() };
+        let mut one = One { stop, generation: Generation::default() };
+        self.past = generate_all(self.model, &texts, options, Ends { past: &self.past, keep }, &mut one)?;
         self.tokens = prompt[..keep].to_vec();
-        Ok(texts.pop().expect("one text for one prompt"))
+        Ok(one.generation)
+    }
+}
+
+/// Receives the only text.
+struct One<'a> {
+    stop: &'a mut dyn FnMut(&[u32]) -> bool,
+    generation: Generation,
+}
+
+impl Receiver for One<'_> {
+    type Error = ModelError;
+
+    fn stop(&mut self, _index: usize, ids: &[u32]) -> bool {
+        (self.stop)(ids)
+    }
+
+    fn done(&mut self, _index: usize, generation: Generation) -> Result<(), ModelError> {
+        self.generation = generation;
+        Ok(())
     }
 }

@@ -2,7 +2,12 @@
 
 mod common;
 
-use cl_model::{Decoder, Decoding, GenerateOptions, LoadOptions, Sampling, Session, generate, greedy};
+use std::collections::BTreeSet;
+
+use cl_model::{
+    Batching, Decoder, Decoding, GenerateOptions, Generation, LoadOptions, ModelError, Receiver, Sampling, Session,
+    generate, generate_each, greedy,
+};
 use cl_torch::tch::Kind;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -119,6 +124,76 @@ fn a_text_is_drawn_the_same_whatever_else_is_in_the_batch() {
     let twice = ids(&model, &[&prompts[0], &prompts[0]], &options);
     assert_ne!(twice[0], twice[1]);
     assert_eq!(twice[0], together[0]);
+}
+
+/// Counts the texts that are generated at the same time.
+struct Watcher {
+    generations: Vec<Option<Generation>>,
+    open: BTreeSet<usize>,
+    most: usize,
+}
+
+impl Receiver for Watcher {
+    type Error = ModelError;
+
+    fn stop(&mut self, index: usize, ids: &[u32]) -> bool {
+        self.open.insert(index);
+        self.most = self.most.max(self.open.len());
+        ids.len() > 3 * index % 11
+    }
+
+    fn done(&mut self, index: usize, generation: Generation) -> Result<(), ModelError> {
+        self.open.remove(&index);
+        assert!(self.generations[index].replace(generation).is_none(), "{index} twice");
+        if index == 99 { Err(ModelError::NotANumber) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn texts_do_not_depend_on_how_many_are_generated_at_the_same_time() {
+    // Prompts with a long common beginning, with a short one, and with none.
+    let beginning = &common::sequences(&[80], 61, 5)[0];
+    let lengths: Vec<usize> = (0..30).map(|i| 1 + 7 * i % 40).collect();
+    let mut prompts = common::sequences(&lengths, 61, 6);
+    for (index, prompt) in prompts.iter_mut().enumerate() {
+        let shared = [80, 20, 0][index % 3];
+        prompt.splice(0..0, beginning[..shared].iter().copied());
+    }
+    let windows = json!({"architectures": ["MistralForCausalLM"], "sliding_window": 9});
+    for (model, decoding) in [
+        (llama(json!({})), Decoding::default()),
+        (llama(json!({})), sampling(3)),
+        (llama(windows), Decoding::default()),
+    ] {
+        let run = |sequences, tokens| {
+            let batching = Batching { sequences, tokens };
+            let options = GenerateOptions { max_new_tokens: 9, decoding, batching, ..GenerateOptions::default() };
+            let mut watcher = Watcher { generations: vec![None; 30], open: BTreeSet::new(), most: 0 };
+            generate_each(&model, &slices(&prompts), &options, &mut watcher).unwrap();
+            assert!(watcher.open.is_empty());
+            (watcher.generations, watcher.most)
+        };
+        let (expected, all) = run(usize::MAX, usize::MAX);
+        assert!(expected.iter().all(Option::is_some));
+        assert!(all > 20, "{all}");
+        for (sequences, tokens) in [(1, 1), (1, 1000), (4, 200), (9, 1000), (16, 60), (1000, 150)] {
+            let (texts, most) = run(sequences, tokens);
+            assert!(most <= sequences, "{most} of {sequences}");
+            assert_eq!(texts, expected, "{sequences} sequences, {tokens} tokens");
+        }
+    }
+}
+
+#[test]
+fn an_error_of_the_receiver_ends_generation() {
+    let prompts = common::sequences(&[5; 100], 61, 8);
+    let options = GenerateOptions {
+        max_new_tokens: 2,
+        batching: Batching { sequences: 4, tokens: 1000 },
+        ..GenerateOptions::default()
+    };
+    let mut watcher = Watcher { generations: vec![None; 100], open: BTreeSet::new(), most: 0 };
+    assert!(generate_each(&llama(json!({})), &slices(&prompts), &options, &mut watcher).is_err());
 }
 
 #[test]

@@ -94,8 +94,8 @@ struct Strided {
   int64_t row, col;
 };
 
-template <int M, int N>
-CL_INLINE void tile(int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+template <int M, int N, class B>
+CL_INLINE void tile(int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   vf sums[M][N];
   for (int i = 0; i < M; ++i) {
     for (int j = 0; j < N; ++j) sums[i][j] = add ? load(c + i * c_row + j * kLanes) : vf{};
@@ -113,24 +113,30 @@ CL_INLINE void tile(int64_t depth, Strided a, const float* b, int64_t b_row, flo
   }
 }
 
-template <int M>
-CL_INLINE void tile_rows(int64_t n, int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+template <int M, class B>
+CL_INLINE void tile_rows(int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  // With few rows more columns, so that enough sums are independent of each other.
+  constexpr int N = 2 * M <= kRows ? 2 * kCols : kCols;
   int64_t j = 0;
-  for (; j + kCols * kLanes <= n; j += kCols * kLanes) tile<M, kCols>(depth, a, b + j, b_row, c + j, c_row, add);
+  for (; j + N * kLanes <= n; j += N * kLanes) tile<M, N>(depth, a, b + j, b_row, c + j, c_row, add);
   for (; j < n; j += kLanes) tile<M, 1>(depth, a, b + j, b_row, c + j, c_row, add);
 }
 
-// c = a · b, or with `add` c += a · b: a is m × depth, b depth × n, n a multiple of kPad.
-void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+// As tile_rows with m = 1 to M rows.
+template <int M, class B>
+CL_INLINE void tile_last(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  if (m == M) return tile_rows<M>(n, depth, a, b, b_row, c, c_row, add);
+  if constexpr (M > 1) tile_last<M - 1>(m, n, depth, a, b, b_row, c, c_row, add);
+}
+
+// c = a · b, or with `add` c += a · b: a is m × depth, b depth × n, n a multiple of kPad. Sums do not depend on m and n.
+template <class B>
+void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   int64_t i = 0;
   for (; i + kRows <= m; i += kRows) {
     tile_rows<kRows>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
   }
-  if (i + kRows / 2 <= m) {
-    tile_rows<kRows / 2>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
-    i += kRows / 2;
-  }
-  for (; i < m; ++i) tile_rows<1>(n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
+  if (i < m) tile_last<kRows - 1>(m - i, n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
 }
 
 // Queries that are computed together.
@@ -269,18 +275,123 @@ void attend_back(const cl::Head<T>& head, const T* out, const T* d_out, const fl
   }
 }
 
+template <class T>
+void append(const cl::Continued<T>& head) {
+  const int64_t d = head.d, width = padded(d);
+  const T *k = head.k, *v = head.v;
+  for (int64_t s = 0; s < head.sequences; ++s) {
+    T* keys = head.own.keys + head.slots[s] * head.slot_keys;
+    T* values = head.own.values + head.slots[s] * head.slot_values;
+    for (int64_t i = head.lengths[s]; i < head.lengths[s] + head.widths[s]; ++i, k += head.kv_stride, v += head.kv_stride) {
+      T* key = keys + i / cl::kBlock * d * cl::kBlock + i % cl::kBlock;
+      for (int64_t j = 0; j < d; ++j) key[j * cl::kBlock] = k[j];
+      __builtin_memcpy(values + i * width, v, d * sizeof(T));
+    }
+  }
+}
+
+// Products of queries, m × d, with the first n stored keys.
+template <class T>
+void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* keys, float* products, int64_t row) {
+  for (int64_t i = 0; i < n; i += cl::kBlock) {
+    const int64_t some = n - i < cl::kBlock ? padded(n - i) : cl::kBlock;
+    multiply(m, some, d, queries, keys + i * d, cl::kBlock, products + i, row, false);
+  }
+}
+
+// Products to scores, in place; returns the largest of those from `first` to n. A cap turns s into cap · tanh(s / cap).
+float score(float* row, int64_t first, int64_t n, float scale, float cap) {
+  vf most = splat(-__builtin_inff());
+  for (int64_t j = 0; j < n; j += kLanes) {
+    vf s = load(row + j) * scale;
+    if (cap > 0) s = cap * (1.0f - 2.0f / (1.0f + exponential(s * (2.0f / cap))));
+    store(row + j, s);
+    const vi place = lane_numbers() + (int32_t)j;
+    s = select((place >= (int32_t)first) & (place < (int32_t)n), s, splat(-__builtin_inff()));
+    most = select(s > most, s, most);
+  }
+  return largest(most);
+}
+
+// Scores to weights relative to the largest score, in place, with zeros before `first` and from n to `end`; returns their sum.
+float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
+  vf sums{};
+  for (int64_t j = 0; j < end; j += kLanes) {
+    const vi place = lane_numbers() + (int32_t)j;
+    vf p = select((place >= (int32_t)first) & (place < (int32_t)n), exponential(load(row + j) - most), vf{});
+    sums += p;
+    store(row + j, p);
+  }
+  return sum(sums);
+}
+
+// Scratch: queries, results, products with the prefix and with the longest sequence, sums.
+int64_t attend_stored_scratch(int64_t rows, int64_t prefix, int64_t longest, int64_t d) {
+  return rows * (2 * padded(d) + padded(prefix) + padded(longest) + 1);
+}
+
+// A query sees the prefix, the tokens stored before, and the new ones of its sequence up to its own; with a window there is no
+// prefix. Products with the prefix are computed for all sequences at once. Results do not depend on what other sequences there are.
+template <class T>
+void attend_stored(const cl::Continued<T>& head, float* scratch) {
+  const int64_t d = head.d, width = padded(d), groups = head.groups, prefix = head.prefix_length, own_at = padded(prefix);
+  int64_t rows = 0, longest = 0;
+  for (int64_t s = 0; s < head.sequences; ++s) {
+    rows += head.widths[s] * groups;
+    const int64_t all = head.lengths[s] + head.widths[s];
+    longest = all > longest ? all : longest;
+  }
+  const int64_t row = own_at + padded(longest);
+  float* queries = scratch;
+  float* results = queries + rows * width;
+  float* products = results + rows * width;
+  float* totals = products + rows * row;
+  for (int64_t t = 0; t < rows / groups; ++t) copy_rows(head.q + t * head.q_stride, d, groups, d, queries + t * groups * width);
+  multiply_keys(rows, prefix, d, {queries, width, 1}, head.prefix.keys, products, row);
+  for (int64_t s = 0, start = 0; s < head.sequences; start += head.widths[s] * groups, ++s) {
+    const int64_t all = head.lengths[s] + head.widths[s];
+    float* of_own = products + start * row + own_at;
+    const T* keys = head.own.keys + head.slots[s] * head.slot_keys;
+    multiply_keys(head.widths[s] * groups, all, d, {queries + start * width, width, 1}, keys, of_own, row);
+    for (int64_t i = 0; i < head.widths[s] * groups; ++i) {
+      const int64_t seen = head.lengths[s] + i / groups + 1;
+      const int64_t first = head.window > 0 && head.window < seen ? seen - head.window : 0;
+      float *before = products + (start + i) * row, *own = before + own_at;
+      float most = score(own, first, seen, head.scale, head.softcap);
+      if (prefix > 0) {
+        const float other = score(before, 0, prefix, head.scale, head.softcap);
+        most = other > most ? other : most;
+      }
+      totals[start + i] = weights_of(before, 0, prefix, own_at, most) + weights_of(own, first, seen, padded(all), most);
+    }
+  }
+  if (prefix > 0) multiply(rows, width, prefix, {products, row, 1}, head.prefix.values, width, results, width, false);
+  for (int64_t s = 0, start = 0; s < head.sequences; start += head.widths[s] * groups, ++s) {
+    const T* values = head.own.values + head.slots[s] * head.slot_values;
+    multiply(head.widths[s] * groups, width, head.lengths[s] + head.widths[s], {products + start * row + own_at, row, 1}, values,
+             width, results + start * width, width, prefix > 0);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < width; j += kLanes) store(results + i * width + j, load(results + i * width + j) / totals[i]);
+  }
+  for (int64_t t = 0; t < rows / groups; ++t) narrow_rows(results + t * groups * width, width, groups, d, head.out + t * head.q_stride, d);
+}
+
 }  // namespace
 
 namespace cl {
 
 extern const Kernels CL_KERNELS = {
-    {silu_mul<float>, silu_mul_back<float>, norm_weight<float>, rotate<float>, attend<float>, attend_back<float>},
-    {silu_mul<bf16>, silu_mul_back<bf16>, norm_weight<bf16>, rotate<bf16>, attend<bf16>, attend_back<bf16>},
+    {silu_mul<float>, silu_mul_back<float>, norm_weight<float>, rotate<float>, attend<float>, attend_back<float>, append<float>,
+     attend_stored<float>},
+    {silu_mul<bf16>, silu_mul_back<bf16>, norm_weight<bf16>, rotate<bf16>, attend<bf16>, attend_back<bf16>, append<bf16>,
+     attend_stored<bf16>},
     {norm<float, float>, norm_back<float, float>},
     {norm<bf16, float>, norm_back<bf16, float>},
     {norm<bf16, bf16>, norm_back<bf16, bf16>},
     attend_scratch,
     attend_back_scratch,
+    attend_stored_scratch,
 };
 
 }  // namespace cl

@@ -19,6 +19,31 @@ struct Head {
   float scale;
 };
 
+// Keys stored together by KvBlocks: their elements are transposed within a block.
+constexpr int64_t kBlock = 64;
+
+// Keys and values of one head of one sequence: element j of key i is keys[(i / kBlock · d + j) · kBlock + i % kBlock], of value i
+// values[i · padded + j], with `padded` the next multiple of kPad from d.
+template <class T>
+struct Stored {
+  T *keys, *values;
+};
+
+// One key/value head of sequences that are continued behind a common prefix: new token t of all has the keys k[t · kv_stride + j],
+// and the queries q[t · q_stride + g · d + j] of `groups` heads, whose results have the same places in `out`.
+template <class T>
+struct Continued {
+  const T *q, *k, *v;
+  T* out;
+  int64_t q_stride, kv_stride, groups, d;
+  float scale, softcap;  // 0: no cap
+  int64_t window;        // positions that a query sees, with its own; 0: all
+  Stored<T> prefix, own;
+  int64_t prefix_length, slot_keys, slot_values;  // elements from one slot of `own` to the next
+  const int64_t *slots, *lengths, *widths;        // of each sequence; length: tokens stored before, width: new ones
+  int64_t sequences;
+};
+
 template <class T>
 struct Loops {
   void (*silu_mul)(const T* gate, const T* up, T* y, int64_t n);
@@ -28,6 +53,9 @@ struct Loops {
   void (*attend)(const Head<T>& head, T* out, float* logsumexp, float* scratch);
   void (*attend_back)(const Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
                       float* scratch);
+  // Stores the new keys and values.
+  void (*append)(const Continued<T>& head);
+  void (*attend_stored)(const Continued<T>& head, float* scratch);
 };
 
 template <class T, class W>
@@ -42,9 +70,10 @@ struct Kernels {
   NormLoops<float, float> norm_f32;
   NormLoops<bf16, float> norm_half_f32;
   NormLoops<bf16, bf16> norm_half;
-  // Floats that attend and attend_back need besides.
+  // Floats that they need besides.
   int64_t (*attend_scratch)(int64_t length, int64_t d);
   int64_t (*attend_back_scratch)(int64_t length, int64_t d);
+  int64_t (*attend_stored_scratch)(int64_t rows, int64_t prefix, int64_t longest, int64_t d);
 };
 
 extern const Kernels baseline;

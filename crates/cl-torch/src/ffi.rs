@@ -76,6 +76,34 @@ unsafe extern "C" {
         scale: f64,
         result: *mut T,
     ) -> c_int;
+    pub(crate) fn cl_append_stored(
+        k: T,
+        v: T,
+        keys: T,
+        values: T,
+        slots: *const i64,
+        lengths: *const i64,
+        widths: *const i64,
+        n: usize,
+    ) -> c_int;
+    pub(crate) fn cl_attend_stored(
+        q: T,
+        k: T,
+        v: T,
+        keys: T,
+        values: T,
+        prefix_keys: T,
+        prefix_values: T,
+        prefix: i64,
+        slots: *const i64,
+        lengths: *const i64,
+        widths: *const i64,
+        n: usize,
+        scale: f64,
+        softcap: f64,
+        window: i64,
+        result: *mut T,
+    ) -> c_int;
     #[cfg(test)]
     pub(crate) fn cl_use_kernels(bits: c_int) -> c_int;
     pub(crate) fn cl_silu_mul(gate: T, up: T, result: *mut T) -> c_int;

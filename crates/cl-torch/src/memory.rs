@@ -16,26 +16,41 @@ mod jemalloc {
 
     /// Options of jemalloc, which reads this symbol before `main` and the variable `MALLOC_CONF` after it.
     ///
-    /// By default, blocks of 8 MiB or more have an arena of their own, which returns them to the system at once. Here they
-    /// are treated like all others, and free memory is kept for half a minute, longer than most steps take.
+    /// By default, blocks of 8 MiB or more have an arena of their own, which returns them to the system at once, and other
+    /// free memory is returned within seconds, also where every step needs it again: the system then has to clear it each
+    /// time. Here it is kept until [`release_memory`](super::release_memory).
     #[unsafe(export_name = "malloc_conf")]
     pub(super) static OPTIONS: &c_char = {
-        let text = c"oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0";
+        let text = c"oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:0";
         // SAFETY: a C string has at least its terminator.
         unsafe { &*text.as_ptr() }
     };
 
-    /// Returns free memory to the system at once from now on, in arenas that exist and in later ones.
-    pub(super) fn give_memory_back() -> Result<(), tikv_jemalloc_ctl::Error> {
+    /// Has arenas that exist return free memory to the system after this time, at once for 0, never for −1.
+    fn set_decay(milliseconds: isize) -> Result<(), tikv_jemalloc_ctl::Error> {
         // SAFETY: the types are those that jemalloc's manual gives for these names.
         unsafe {
-            raw::write(b"arenas.dirty_decay_ms\0", 0isize)?;
             for arena in 0..raw::read::<u32>(b"arenas.narenas\0")? {
                 // An arena that was never used has no settings yet and takes those of later ones.
-                let _ = raw::write(format!("arena.{arena}.dirty_decay_ms\0").as_bytes(), 0isize);
+                let _ = raw::write(format!("arena.{arena}.dirty_decay_ms\0").as_bytes(), milliseconds);
             }
         }
         Ok(())
+    }
+
+    /// Returns free memory to the system at once from now on, in arenas that exist and in later ones.
+    pub(super) fn give_memory_back() -> Result<(), tikv_jemalloc_ctl::Error> {
+        // SAFETY: as above.
+        unsafe { raw::write(b"arenas.dirty_decay_ms\0", 0isize)? };
+        set_decay(0)
+    }
+
+    /// Returns free memory to the system once.
+    pub(super) fn release_memory() -> Result<(), tikv_jemalloc_ctl::Error> {
+        // SAFETY: as above. What later arenas do, after [`give_memory_back`] too.
+        let later = unsafe { raw::read::<isize>(b"arenas.dirty_decay_ms\0")? };
+        set_decay(0)?;
+        set_decay(later)
     }
 }
 
@@ -54,5 +69,20 @@ pub fn give_memory_back() {
     // SAFETY: sets a parameter of the allocator, under its own lock.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
+/// Returns freed memory to the system once. Call it where a process has completed something large and goes on with something else:
+/// until then, jemalloc keeps freed memory for later use.
+pub fn release_memory() {
+    #[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
+    {
+        let done = jemalloc::release_memory();
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+    #[cfg(all(not(feature = "jemalloc"), target_os = "linux", target_env = "gnu"))]
+    // SAFETY: a function of the allocator, under its own lock.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -98,7 +98,7 @@ pub struct Args {
     /// Maximum number of tokens per forward pass.
     #[arg(long, value_parser = super::values::count, default_value_t = DEFAULT_BATCH_TOKENS)]
     pub batch_tokens: usize,
-    /// Number of sequences generated in parallel.
+    /// Maximum number of texts generated at the same time.
     #[arg(long, value_parser = super::values::count, default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
     /// Directory of the response cache [default: responses/ in CL_CACHE, or in ~/.cache/cl].

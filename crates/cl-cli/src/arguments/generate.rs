@@ -32,7 +32,7 @@ pub struct Args {
     /// Decoding.
     #[command(flatten)]
     pub decoding: DecodingArgs,
-    /// Maximum number of prompts per batch.
+    /// Maximum number of texts generated at the same time.
     #[arg(long, value_name = "N", value_parser = super::values::count, default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
     /// Dtype of the computation.

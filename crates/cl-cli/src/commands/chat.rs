@@ -37,7 +37,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
         template,
         loaded: &loaded,
         session: Session::new(&loaded.model),
-        options: GenerateOptions { max_new_tokens: 0, eos: &eos, decoding, first_prompt: 0 },
+        options: GenerateOptions { max_new_tokens: 0, eos: &eos, decoding, ..GenerateOptions::default() },
         system: args.system.clone(),
         turns: Vec::new(),
     };

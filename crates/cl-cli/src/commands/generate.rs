@@ -1,12 +1,11 @@
 use std::io::Write;
-use std::ops::Range;
 
 use anyhow::{Result, bail, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_cli::arguments::generate::Args;
-use cl_lab::{EvalConfig, LoadedModel};
-use cl_model::{GenerateOptions, Generation, ModelError, Scorer, Session, TextStream, generate};
+use cl_lab::EvalConfig;
+use cl_model::{Batching, GenerateOptions, Generation, Receiver, Scorer, Session, TextStream, generate_each};
 use serde_json::json;
 
 use super::decoding::decoding;
@@ -27,7 +26,9 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);
     let ids = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;
     let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
-    let options = GenerateOptions { max_new_tokens: args.max_new_tokens, eos: &eos, decoding, first_prompt: 0 };
+    let batching = Batching { sequences: args.batch_sequences.max(1), tokens: 4 * EvalConfig::default().batch_tokens };
+    let options =
+        GenerateOptions { max_new_tokens: args.max_new_tokens, eos: &eos, decoding, first_prompt: 0, batching };
     if ids.len() == 1 && !args.ids && args.prompts.prompts.is_none() {
         let mut session = Session::new(&loaded.model);
         let (stop, interrupted) = (&args.decoding.stop, || interrupt.requested());
@@ -35,68 +36,58 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
         ensure!(!interrupt.requested(), "stopped before the text was complete");
         return Ok(());
     }
-    let mut kept = String::new();
-    for batch in batches(&ids, args.batch_sequences.max(1)) {
-        let of: Vec<&[u32]> = ids[batch.clone()].iter().map(Vec::as_slice).collect();
-        let options = GenerateOptions { first_prompt: batch.start, ..options };
-        let texts = texts(&loaded, &of, &options, &args.decoding.stop, interrupt)?;
-        for (prompt, (generation, text)) in prompts[batch].iter().zip(&texts) {
-            let line = line(args, prompt, generation, text);
-            match args.out {
-                Some(_) => kept += &format!("{line}\n"),
-                None => writeln!(out, "{line}")?,
-            }
-        }
-    }
+    let slices: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let stop = &args.decoding.stop;
+    let streams = ids.iter().map(|_| TextStream::new(&loaded.tokenizer, stop)).collect();
+    let mut kept = Vec::new();
+    let lines: &mut dyn Write = if args.out.is_some() { &mut kept } else { out };
+    let finished = ids.iter().map(|_| None).collect();
+    let mut texts =
+        Texts { args, prompts: &prompts, streams, failure: None, finished, written: 0, interrupt, out: lines };
+    generate_each(&loaded.model, &slices, &options, &mut texts)?;
     if let Some(path) = &args.out {
-        write_file(path, kept.as_bytes())?;
+        write_file(path, &kept)?;
     }
     Ok(())
 }
 
-/// Divides prompts into batches of at most `most` prompts, with a limit on tokens as in `cl eval`.
-fn batches(prompts: &[Vec<u32>], most: usize) -> Vec<Range<usize>> {
-    let tokens = 4 * EvalConfig::default().batch_tokens;
-    let mut all: Vec<Range<usize>> = Vec::new();
-    let mut used = 0;
-    for (index, prompt) in prompts.iter().enumerate() {
-        used += prompt.len();
-        match all.last_mut().filter(|batch| batch.len() < most && used <= tokens) {
-            Some(batch) => batch.end = index + 1,
-            None => {
-                all.push(index..index + 1);
-                used = prompt.len();
-            }
-        }
-    }
-    all
+/// Writes the texts in the order of the prompts, each as soon as it and all before it are complete.
+struct Texts<'a> {
+    args: &'a Args,
+    prompts: &'a [Prompt],
+    streams: Vec<TextStream<'a>>,
+    failure: Option<anyhow::Error>,
+    finished: Vec<Option<String>>, // lines
+    written: usize,
+    interrupt: &'a Interrupt,
+    out: &'a mut dyn Write,
 }
 
-/// Generates the texts of a batch.
-fn texts(
-    loaded: &LoadedModel,
-    prompts: &[&[u32]],
-    options: &GenerateOptions<'_>,
-    stop: &[String],
-    interrupt: &Interrupt,
-) -> Result<Vec<(Generation, String)>> {
-    let mut streams: Vec<TextStream<'_>> = prompts.iter().map(|_| TextStream::new(&loaded.tokenizer, stop)).collect();
-    let mut failure: Option<ModelError> = None;
-    let generations = generate(&loaded.model, prompts, options, &mut |index, ids| {
-        let stream = &mut streams[index];
+impl Receiver for Texts<'_> {
+    type Error = anyhow::Error;
+
+    fn stop(&mut self, index: usize, ids: &[u32]) -> bool {
+        let stream = &mut self.streams[index];
         if let Some(Err(error)) = ids.last().map(|&id| stream.push(id)) {
-            failure = Some(error);
+            self.failure = Some(error.into());
         }
-        failure.is_some() || stream.stopped() || interrupt.requested()
-    })?;
-    failure.map_or(Ok(()), Err)?;
-    ensure!(!interrupt.requested(), "stopped before all texts were complete");
-    let text = |(mut generation, mut stream): (Generation, TextStream<'_>)| {
+        self.failure.is_some() || stream.stopped() || self.interrupt.requested()
+    }
+
+    fn done(&mut self, index: usize, mut generation: Generation) -> Result<()> {
+        self.failure.take().map_or(Ok(()), Err)?;
+        ensure!(!self.interrupt.requested(), "stopped before all texts were complete");
+        let stream = &mut self.streams[index];
         stream.finish()?;
         generation.stopped |= stream.stopped();
-        Ok((generation, stream.whole()?))
-    };
-    generations.into_iter().zip(streams).map(text).collect()
+        let text = stream.whole()?;
+        self.finished[index] = Some(line(self.args, &self.prompts[index], &generation, &text));
+        while let Some(line) = self.finished.get_mut(self.written).and_then(Option::take) {
+            writeln!(self.out, "{line}")?;
+            self.written += 1;
+        }
+        Ok(())
+    }
 }
 
 /// Formats a text for output.

@@ -360,7 +360,11 @@ impl<'a> Study<'a> {
         };
         // What a stage tells step by step is no message of a study of hundreds.
         let quiet = tracing::subscriber::NoSubscriber::default();
-        tracing::subscriber::with_default(quiet, || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe))
+        let run = || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe);
+        let record = tracing::subscriber::with_default(quiet, run);
+        // The next stage may run on another thread, which would not use what this one has freed.
+        cl_torch::release_memory();
+        record
     }
 
     /// The rounds, from 0, of the models that a stage is built from, directly or through its mixture.
