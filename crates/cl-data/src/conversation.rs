@@ -7,8 +7,9 @@ use crate::{ChatTemplate, Encoded, Error, Message, Tokenizer};
 /// end of the generation prompt to the end of the message, and the special token that ends the turn.
 ///
 /// Turns are located in the text of the whole conversation, so that templates that render earlier turns differently
-/// from the last (some omit earlier reasoning) are handled. A conversation of more than `max_length` tokens is
-/// truncated at its end.
+/// from the last (some omit earlier reasoning) are handled. A token that begins in the generation prompt and ends in
+/// the message, such as a word with the space before it, belongs to the message. A conversation of more than
+/// `max_length` tokens is truncated at its end.
 ///
 /// # Errors
 /// Returns an error if the template rejects the conversation or changes the assistant's messages, or if the text cannot
@@ -23,11 +24,21 @@ pub(crate) fn encode_conversation(
     let answers = answers(template, messages, &text)?;
     let (mut ids, places) = tokenizer.encode_with_offsets(&text)?;
     let mut learned: Vec<Range<usize>> = Vec::new();
-    for answer in answers {
-        let first = places.partition_point(|place| place.start < answer.start);
+    let is_special = |place: usize| ids.get(place).is_some_and(|&id| tokenizer.is_special(id));
+    for Turn { answer, end: of_turn } in answers {
+        let mut first = places.partition_point(|place| place.end <= answer.start);
         let mut end = first + places[first..].partition_point(|place| place.start < answer.end);
-        if ids.get(end).is_some_and(|&id| tokenizer.is_special(id)) {
-            end += 1;
+        // Special tokens can take in the white space beside them, which may be the answer's: one before it is the
+        // prompt's, and one after it is its end.
+        if first < end && is_special(first) && places[first].start < answer.start {
+            first += 1;
+        }
+        let closed = first < end && is_special(end - 1) && places[end - 1].end > answer.end;
+        let space = places[end..].iter().take_while(|p| p.start < of_turn && is_space(&text, p));
+        let closing = end + space.count();
+        let adjacent = closing == end || places.get(closing).is_some_and(|place| place.start < of_turn);
+        if !closed && adjacent && is_special(closing) {
+            end = closing + 1;
         }
         learned.push(first..end);
     }
@@ -41,22 +52,93 @@ pub(crate) fn encode_conversation(
     Ok(Encoded { input_ids: ids, learned })
 }
 
-/// Byte ranges of the assistant's turns in the text of a conversation.
-fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<Vec<Range<usize>>, Error> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
+/// A turn of the assistant in the text of a conversation, in bytes.
+struct Turn {
+    /// From the end of the generation prompt to the end of the message.
+    answer: Range<usize>,
+    /// The end of the turn, with what the template writes after the message; if that is not known, the end of the
+    /// message.
+    end: usize,
+}
+
+/// The assistant's turns.
+fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<Vec<Turn>, Error> {
+    let mut turns: Vec<Turn> = Vec::new();
+    let mut contents = marked(template, messages, text).unwrap_or_default().into_iter();
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
         let before = template.render(&messages[..i], true)?;
-        let said = message.content.trim();
-        let from = ranges.last().map_or(0, |range| range.end);
+        let from = turns.last().map_or(0, |turn| turn.answer.end);
         let opened = text.starts_with(&before).then_some(before.len()).filter(|start| *start >= from);
-        let start = opened.unwrap_or(from);
-        let Some(place) = text[start..].find(said) else {
-            return Err(template.error(ChatProblem::NotRendered { index: i }));
+        let range = match contents.next() {
+            Some(range) => range,
+            None => searched(message.content.trim(), text, opened.unwrap_or(from))
+                .ok_or_else(|| template.error(ChatProblem::NotRendered { index: i }))?,
         };
-        let place = start + place;
-        ranges.push(opened.unwrap_or(place)..place + said.len());
+        let Range { start, end } = with_white_space(range, &message.content, text);
+        let start = opened.filter(|opened| *opened <= start).unwrap_or(start);
+        turns.push(Turn { answer: start..end, end: turn_end(template, &messages[..=i], text, end) });
     }
-    Ok(ranges)
+    Ok(turns)
+}
+
+/// Where each trimmed content of the assistant is, exactly: the conversation is rendered once more with a mark before
+/// and after each. `None` if the template does more with the contents than writing them, so that the marks do not come
+/// out at the same text.
+fn marked(template: &ChatTemplate, messages: &[Message], text: &str) -> Option<Vec<Range<usize>>> {
+    let unused = |c: &char| !text.contains(*c) && !template.text().contains(*c);
+    let mark = ('\u{e000}'..='\u{f8ff}').find(unused)?; // private use
+    let with_marks = |message: &Message| {
+        if message.role != "assistant" {
+            return message.clone();
+        }
+        let content = &message.content;
+        let said = content.trim();
+        let lead = content.len() - content.trim_start().len();
+        let (lead, tail) = (&content[..lead], &content[lead + said.len()..]);
+        Message::new(message.role.clone(), format!("{lead}{mark}{said}{mark}{tail}"))
+    };
+    let messages: Vec<Message> = messages.iter().map(with_marks).collect();
+    let rendered = template.render(&messages, false).ok()?;
+    let mut pieces = rendered.split(mark);
+    let mut place = pieces.next()?.len();
+    let mut contents = Vec::new();
+    while let Some(content) = pieces.next() {
+        contents.push(place..place + content.len());
+        place += content.len() + pieces.next()?.len();
+    }
+    let said = messages.iter().filter(|m| m.role == "assistant").map(|m| m.content.trim().trim_matches(mark));
+    let same = rendered.replace(mark, "") == text && said.eq(contents.iter().map(|range| &text[range.clone()]));
+    same.then_some(contents)
+}
+
+/// The first place of a content from `from`.
+fn searched(said: &str, text: &str, from: usize) -> Option<Range<usize>> {
+    let start = from + text[from..].find(said)?;
+    Some(start..start + said.len())
+}
+
+/// The range of a trimmed content, with the white space around it where the template has kept it.
+fn with_white_space(range: Range<usize>, content: &str, text: &str) -> Range<usize> {
+    let said = content.trim_start();
+    let lead = &content[..content.len() - said.len()];
+    let tail = &said[said.trim_end().len()..];
+    let start = range.start - if text[..range.start].ends_with(lead) { lead.len() } else { 0 };
+    let end = range.end + if text[range.end..].starts_with(tail) { tail.len() } else { 0 };
+    start..end
+}
+
+/// Where the last of these turns ends in the text of the whole conversation. A template can write white space between
+/// a message and the token that ends it, as Llama 2's does.
+fn turn_end(template: &ChatTemplate, messages: &[Message], text: &str, end: usize) -> usize {
+    if !text[end..].starts_with(char::is_whitespace) {
+        return end;
+    }
+    let so_far = template.render(messages, false).ok();
+    so_far.filter(|so_far| text.starts_with(so_far)).map_or(end, |so_far| so_far.len().max(end))
+}
+
+fn is_space(text: &str, place: &Range<usize>) -> bool {
+    text.get(place.clone()).is_some_and(|token| token.trim().is_empty())
 }
 
 #[cfg(test)]
@@ -132,6 +214,113 @@ mod tests {
         let encoded = encode(&template, &TURNS, None).unwrap();
         assert_eq!(encoded.input_ids[16..], [7, 10, 8, 2]);
         assert_eq!(encoded.learned, [9..11, 16..20]);
+    }
+
+    /// The texts that the loss covers.
+    fn learned(template: &str, turns: &[(&str, &str)]) -> Vec<String> {
+        let chat = ChatTemplate::new(template, &[("bos_token", "<s>"), ("eos_token", "</s>")]).unwrap();
+        let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        let text = chat.render(&messages, false).unwrap();
+        answers(&chat, &messages, &text).unwrap().into_iter().map(|turn| text[turn.answer].to_owned()).collect()
+    }
+
+    #[test]
+    fn white_space_at_the_end_of_an_answer_does_not_hide_its_end_token() {
+        let template = TEMPLATE.replace(" {{ m.content | trim }} ", " {{ m.content }}");
+        let turns = [("user", "one"), ("assistant", "two \n"), ("user", "one"), ("assistant", " \n three\n\n")];
+        assert_eq!(learned(&template, &turns), ["two \n", " \n three\n\n"]);
+        assert_eq!(learned(TEMPLATE, &turns), ["two", "three"]);
+        let encoded = encode(&template, &turns, None).unwrap();
+        let labels: Vec<i64> = encoded.labels().into_iter().filter(|&label| label != -100).collect();
+        assert_eq!(labels, [9, 2, 10, 2]);
+    }
+
+    #[test]
+    fn an_answer_is_not_mistaken_for_the_same_text_before_it() {
+        // As reasoning models: an empty thought in front of the last answer; "hi" is also in "think".
+        let think = TEMPLATE.replace(
+            "{{ m.content | trim }}",
+            "{% if m.role == 'assistant' and loop.last %}<think> </think> {% endif %}{{ m.content | trim }}",
+        );
+        assert_eq!(learned(&think, &[("user", "one"), ("assistant", "hi")]), ["<think> </think> hi"]);
+        assert_eq!(learned(&think, &[("user", "one"), ("assistant", "")]), ["<think> </think> "]);
+        // A generation prompt that opens a thought, which past turns do not have.
+        let opened = TEMPLATE.replace("<assistant> {% endif", "<assistant> <think>{% endif");
+        assert_eq!(learned(&opened, &[("user", "say one"), ("assistant", "one")]), ["one"]);
+    }
+
+    #[test]
+    fn a_template_that_looks_at_the_content_still_finds_it() {
+        let template = TEMPLATE
+            .replace("{{ m.content | trim }}", "{% if m.content == 'two' %}kind {% endif %}{{ m.content | trim }}");
+        assert_eq!(learned(&template, &TURNS), ["kind two", "three  one"]);
+    }
+
+    /// What is learned of `<u>a…b…<u>a…b \n…`, where every character is a token, and so are `</s>` (5), which takes in
+    /// white space before it if `strip`, and `<u>` (6) and `<a>` (7), which take in white space after them if `strip`.
+    fn learned_characters(template: &str, strip: bool) -> Vec<i64> {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = serde_json::json!({"a": 0, "b": 1, " ": 2, "<": 3, "\n": 4});
+        let special = |id: usize, content: &str, end: bool| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": strip && end,
+                               "rstrip": strip && !end, "normalized": false, "special": true})
+        };
+        let added = [special(5, "</s>", true), special(6, "<u>", false), special(7, "<a>", false)];
+        let tokenizer = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []}
+        });
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(folder.path()).unwrap();
+        let messages = [("user", "a"), ("assistant", " b"), ("user", "a"), ("assistant", "b \n")];
+        let messages = messages.map(|(role, content)| Message::new(role, content));
+        let chat = ChatTemplate::new(template, &[]).unwrap();
+        let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
+        encoded.labels().into_iter().filter(|label| *label >= 0).collect()
+    }
+
+    #[test]
+    fn white_space_of_the_template_before_the_end_token_is_learned_with_it() {
+        let template =
+            "{% for m in messages %}{% if m.role == 'user' %}<u>{% endif %}{{ m.content | trim }}END{% endfor %}";
+        let learned = |end: &str| learned_characters(&template.replace("END", end), false);
+        assert_eq!(learned(" </s>"), [1, 2, 5, 1, 2, 5]);
+        assert_eq!(learned("</s>\n"), [1, 5, 1, 5]);
+        // The token that starts the next turn does not end this one.
+        assert_eq!(learned("\n"), [1, 1]);
+    }
+
+    #[test]
+    fn special_tokens_that_take_in_white_space_are_the_prompt_s_or_the_end() {
+        let template = "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}{% else %}<a>{{ m.content }}</s>\
+                        {% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}";
+        assert_eq!(learned_characters(template, false), [2, 1, 5, 1, 2, 4, 5]);
+        assert_eq!(learned_characters(template, true), [1, 5, 1, 5]);
+    }
+
+    #[test]
+    fn a_word_with_the_space_before_it_is_learned() {
+        // The generation prompt ends with a space, which byte-level tokens take in.
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = ["A", ":", "\u{120}", "h", "i", "\u{120}h", "\u{120}hi", ";"];
+        let vocabulary: serde_json::Map<_, _> =
+            vocabulary.iter().enumerate().map(|(i, w)| (w.to_string(), serde_json::Value::from(i))).collect();
+        let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false});
+        let tokenizer = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": level, "post_processor": level, "decoder": level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": ["\u{120} h", "\u{120}h i"]}
+        });
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(folder.path()).unwrap();
+        let template =
+            "{% for m in messages %}A: {{ m.content }};{% endfor %}{% if add_generation_prompt %}A: {% endif %}";
+        let chat = ChatTemplate::new(template, &[]).unwrap();
+        let messages = [Message::new("user", "hi"), Message::new("assistant", "hi")];
+        let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
+        assert_eq!(encoded.input_ids, [0, 1, 6, 7, 0, 1, 6, 7]);
+        assert_eq!(encoded.learned.into_iter().flatten().collect::<Vec<_>>(), [6]);
     }
 
     #[test]

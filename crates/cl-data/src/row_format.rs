@@ -234,7 +234,22 @@ fn message(key: &str, index: usize, turn: &Value) -> Result<Message, RowProblem>
         "gpt" => "assistant",
         role => role,
     };
+    if let Some(field) = unsupported(turn) {
+        return Err(RowProblem::MessageField { key: key.to_owned(), index, field });
+    }
     Ok(Message::new(role, text(["content", "value"])?))
+}
+
+/// A field that is part of what the assistant says, or excludes a message from the loss: ignoring it would train
+/// something else than the data says.
+fn unsupported(turn: &Value) -> Option<&'static str> {
+    let set = |field: &str| match turn.get(field) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(_) => true,
+    };
+    let excluded = turn.get("weight").is_some_and(|weight| !weight.is_null() && weight.as_f64() != Some(1.0));
+    ["tool_calls", "function_call"].into_iter().find(|field| set(field)).or(excluded.then_some("weight"))
 }
 
 #[cfg(test)]
@@ -278,6 +293,14 @@ mod tests {
     #[test]
     fn errors_say_what_to_write() {
         let row = || json!({"a": "x", "b": ["y"]});
+        let message = |more: Value| {
+            let mut turn = json!({"role": "assistant", "content": ""});
+            turn.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"messages": [turn]})
+        };
+        for ignored in [json!({"name": "x", "weight": 1}), json!({"tool_calls": null}), json!({"tool_calls": []})] {
+            assert!(read(message(ignored), &Columns::default()).is_ok());
+        }
         for (row, columns, part) in [
             (row(), Columns::default(), "unknown format with keys [a, b]"),
             (row(), columns(Some("a"), Some("c"), None), "`c` is missing; the row has the keys [a, b]"),
@@ -290,6 +313,9 @@ mod tests {
             (row(), columns(None, Some("a"), Some("b")), "one of the two"),
             (row(), columns(None, None, Some("b")), "message 0: expected `role`"),
             (json!({"messages": []}), Columns::default(), "nothing to train on"),
+            (message(json!({"tool_calls": [{}]})), Columns::default(), "message 0: `tool_calls` is not supported"),
+            (message(json!({"function_call": {}})), Columns::default(), "message 0: `function_call` is not supported"),
+            (message(json!({"weight": 0})), Columns::default(), "message 0: `weight` is not supported"),
         ] {
             let message = read(row, &columns).unwrap_err();
             assert!(message.contains(part), "{message}");

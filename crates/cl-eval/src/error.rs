@@ -94,6 +94,26 @@ pub enum Error {
         /// Number of choices.
         choices: usize,
     },
+    /// A question has fewer than two choices.
+    #[error("{path}: line {line}: {choices} in `choices`; a question needs at least 2 choices")]
+    FewChoices {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line number.
+        line: usize,
+        /// Number of choices.
+        choices: usize,
+    },
+    /// A question given in code has fewer than two choices.
+    #[error("task `{task}`: question {question}: {choices} in `choices`; a question needs at least 2 choices")]
+    QuestionFewChoices {
+        /// The task.
+        task: String,
+        /// Index of the question.
+        question: usize,
+        /// Number of choices.
+        choices: usize,
+    },
     /// The index of the right choice is out of range, in a question given in code.
     #[error(
         "task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}"

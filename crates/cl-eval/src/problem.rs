@@ -82,6 +82,12 @@ pub enum TemplateProblem {
         /// Its value.
         value: Value,
     },
+    /// There are fewer than two choices.
+    #[error("{choices} in the list; a question needs at least 2 choices")]
+    FewChoices {
+        /// Number of choices.
+        choices: usize,
+    },
     /// It is not one of the choices.
     #[error("is {value:?}, expected the text of a choice or an index from 0 below {choices}")]
     NotAChoice {

@@ -1,6 +1,6 @@
 //! results.json beside the harness's own keys.
 
-use cl_eval::{GroupResult, RunSettings, Scores, TaskResult, results, write_results};
+use cl_eval::{GroupResult, RunSettings, Scores, TaskGroup, TaskResult, results, write_results};
 use serde_json::{Map, Value, json};
 
 fn scores(task: &str, documents: usize, metrics: &[(&str, f64, Option<f64>)]) -> Scores {
@@ -8,6 +8,10 @@ fn scores(task: &str, documents: usize, metrics: &[(&str, f64, Option<f64>)]) ->
     let stderr = metrics.iter().filter_map(|(m, _, e)| Some(((*m).to_owned(), (*e)?))).collect();
     let metrics = metrics.iter().map(|(m, v, _)| ((*m).to_owned(), *v)).collect();
     Scores { task: task.to_owned(), documents, main_metric, metrics, stderr }
+}
+
+fn group(name: &str, members: &[&str]) -> TaskGroup {
+    TaskGroup { name: name.to_owned(), version: 2, members: members.iter().map(|&m| m.to_owned()).collect() }
 }
 
 fn example() -> Value {
@@ -20,8 +24,8 @@ fn example() -> Value {
         TaskResult { scores: &piqa, settings: Map::new(), original: Some(500) },
         TaskResult { scores: &gsm8k, settings, original: None },
     ];
-    let members = vec!["piqa".to_owned(), "gsm8k".to_owned()];
-    let groups = [GroupResult { name: "all", members, scores: &all }];
+    let group = group("all", &["piqa", "gsm8k"]);
+    let groups = [GroupResult { group: &group, scores: &all }];
     let run = RunSettings {
         model: "models/a".to_owned(),
         dtype: "float32".to_owned(),
@@ -52,6 +56,8 @@ fn keys_are_the_harnesss() {
     assert_eq!(json["higher_is_better"]["gsm8k"], json!({"exact_match": true}));
     assert_eq!(json["groups"]["all"]["acc,none"], 0.25);
     assert_eq!(json["group_subtasks"], json!({"all": ["piqa", "gsm8k"]}));
+    assert_eq!((&json["versions"]["all"], json["n-shot"].get("all")), (&json!(2), None)); // of 0 and 5 shots
+    assert_eq!(json["results"]["all"]["sample_count"], json!({"acc,none": 3}));
     assert_eq!(json["config"]["limit"], 2);
     let keys = [
         "results",
@@ -68,6 +74,19 @@ fn keys_are_the_harnesss() {
         "model_name",
     ];
     assert!(keys.iter().all(|key| json.get(key).is_some()));
+}
+
+#[test]
+fn groups_are_nested_as_the_harness_nests_them() {
+    // `group_subtasks` of lm-eval 0.4.13's mmlu: the subgroups, whose tasks are listed under them only.
+    let of = |task: &str| scores(task, 2, &[("acc", 0.5, Some(0.5))]);
+    let (tasks, all) = (["m_a", "m_b", "m_c", "m_d"].map(of), of("m"));
+    let groups = [group("m", &["m_a", "m_b", "m_c", "m_d"]), group("m_x", &["m_b", "m_a"]), group("m_y", &["m_c"])];
+    let tasks = tasks.each_ref().map(|scores| TaskResult { scores, settings: Map::new(), original: None });
+    let groups = groups.each_ref().map(|group| GroupResult { group, scores: &all });
+    let json = results(&tasks, &groups, &RunSettings::default());
+    let expected = json!({"m": ["m_x", "m_y", "m_d"], "m_x": ["m_b", "m_a"], "m_y": ["m_c"]});
+    assert_eq!((&json["group_subtasks"], &json["n-shot"]["m_x"]), (&expected, &json!(0)));
 }
 
 #[test]

@@ -367,6 +367,12 @@ fn tasks_by_name_alias_and_directory() {
     let limited = TaskOptions { limit: Some(1), max_new_tokens: Some(3), metric: Some(Metric::RougeL), ..options };
     let task = load_task("my task", &data, limited).unwrap();
     assert_eq!((task.len(), task.metric().main(), prompt(task.as_ref(), 0).max_new_tokens), (1, "rouge_l", 3));
+    for name in ["my task", "fomc", "facts.jsonl"] {
+        let all = load_task(name, &data, options).unwrap().len();
+        let task = load_task(name, &data, TaskOptions { limit: Some(1), ..options }).unwrap();
+        assert_eq!((task.len(), task.available()), (1, all), "{name}");
+    }
+    assert_eq!(load_task("fomc", &data, options).unwrap().len(), 2);
     assert_eq!(load_task("my task", &data, options).unwrap().metric().main(), "exact_match");
     assert_eq!(load_task("facts.jsonl", &data, options).unwrap().name(), "facts");
 
@@ -603,7 +609,7 @@ fn pooled_standard_errors_are_lm_eval_s() {
         metrics: BTreeMap::from([("acc".to_owned(), acc)]),
         stderr: BTreeMap::from([("acc".to_owned(), stderr)]),
     };
-    let group = cl_eval::TaskGroup { name: "g".to_owned(), members: vec!["a".to_owned(), "b".to_owned()] };
+    let group = cl_eval::TaskGroup { name: "g".to_owned(), version: 1, members: vec!["a".to_owned(), "b".to_owned()] };
     let pooled = aggregate_group(&group, &[score("a", 10, 0.5, 0.1), score("b", 40, 0.75, 0.05)]).unwrap();
     assert!((pooled.metrics["acc"] - 0.7).abs() < 1e-15);
     assert!((pooled.stderr["acc"] - 0.0447213595499958).abs() < 1e-15, "{}", pooled.stderr["acc"]);

@@ -16,7 +16,7 @@ use crate::findings::{note, note_all};
 use crate::model_dir::open_checkpoint;
 use crate::round_data::load_each;
 use crate::rounds::{is_stack, load_round, load_round_test};
-use crate::scoring::{check_room, file_names};
+use crate::scoring::{beyond_the_model, check_room, file_names};
 use crate::validation::{check_size, take_validation};
 use crate::{Finding, LabError, Round, RouterRun, SequenceConfig, TrainRun};
 
@@ -184,7 +184,10 @@ fn check_tasks(
 ) -> (Vec<Box<dyn Task>>, Vec<TaskGroup>) {
     let (mut tasks, mut columns) = (Vec::new(), Vec::new());
     for set in note_all(load_each_task(config, rounds), findings) {
-        let one = |t: &dyn Task| TaskGroup { name: t.name().to_owned(), members: vec![t.name().to_owned()] };
+        let one = |t: &dyn Task| {
+            let name = t.name().to_owned();
+            TaskGroup { members: vec![name.clone()], name, version: 1 }
+        };
         // The first group is the requested one; the others are its subgroups.
         columns.extend(set.groups.into_iter().next().or_else(|| set.tasks.first().map(|t| one(t.as_ref()))));
         tasks.extend(set.tasks);
@@ -194,9 +197,13 @@ fn check_tasks(
         let fact = format!("task: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
         findings.push(Finding::Fact(fact));
         if let Some(model) = model {
-            note(check_room(task.as_ref(), model.max_position_embeddings), findings);
+            let max_length = config.eval.max_length.unwrap_or(model.max_position_embeddings);
+            note(check_room(task.as_ref(), max_length), findings);
         }
     }
+    let positions = model.map(|model| model.max_position_embeddings);
+    let beyond = positions.and_then(|n| beyond_the_model(&config.eval, n));
+    findings.extend(beyond.map(|message| Finding::Fact(format!("warning: eval.{message}"))));
     (tasks, columns)
 }
 

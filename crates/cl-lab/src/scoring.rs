@@ -145,6 +145,9 @@ fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Obser
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
     scorer.batch_sequences = config.batch_sequences;
+    if let Some(message) = beyond_the_model(config, scorer.max_length) {
+        tell(observer, Event::Warning(&message));
+    }
     scorer.max_length = config.max_length.unwrap_or(scorer.max_length);
     if let Some(dir) = &config.cache {
         // Requests contain tokens, so model and dtype are all that must match.
@@ -260,6 +263,15 @@ pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabErro
         names.push(name);
     }
     Ok(names)
+}
+
+/// A warning if texts may be longer than the model's maximum length.
+pub(crate) fn beyond_the_model(config: &EvalConfig, positions: usize) -> Option<String> {
+    let max_length = config.max_length.filter(|n| *n > positions)?;
+    Some(format!(
+        "max_length {max_length} exceeds the model's maximum length of {positions} tokens (max_position_embeddings in \
+         config.json); longer texts reach positions that it was not trained on"
+    ))
 }
 
 /// The harness truncates a prompt on the left until prompt and answer fit; an answer that fills all positions would

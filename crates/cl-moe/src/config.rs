@@ -31,7 +31,7 @@ pub struct MixConfig {
     /// Architecture of the output; defaults to [`MixConfig::architecture`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<MixArchitecture>,
-    /// Experts that each token goes through; defaults to 2, and to all where there is no router.
+    /// Experts that each token goes through; defaults to 2 (to 1 of a single expert), and to all where there is no router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_experts_per_tok: Option<usize>,
     /// What is made of experts; each has a router of its own, and `mlp_fg` three.
@@ -245,7 +245,8 @@ impl FloatType {
 impl MixConfig {
     /// Number of experts that each token goes through, the shared one left out.
     pub fn top_k(&self) -> usize {
-        self.num_experts_per_tok.unwrap_or(if self.gateless { self.experts.len() } else { 2 })
+        let experts = self.experts.len();
+        self.num_experts_per_tok.unwrap_or(if self.gateless { experts } else { experts.min(2) })
     }
 
     /// Architecture of the output. Without the key it is one that Transformers loads, if that can hold the mixture: Mixtral,

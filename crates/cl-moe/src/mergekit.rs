@@ -17,8 +17,7 @@ struct Document {
     gate_mode: String,
     dtype: Option<FloatType>,
     experts: Vec<Expert>,
-    #[serde(default = "two")]
-    experts_per_token: usize,
+    experts_per_token: Option<usize>,
     #[serde(default)]
     shared_experts: Vec<Expert>,
     architecture: Option<String>,
@@ -41,10 +40,6 @@ struct Expert {
 
 fn hidden() -> String {
     "hidden".to_owned()
-}
-
-fn two() -> usize {
-    2
 }
 
 /// Reads one document.
@@ -94,7 +89,7 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
     Ok(MixConfig {
         base_model: document.base_model,
         architecture,
-        num_experts_per_tok: Some(document.experts_per_token),
+        num_experts_per_tok: document.experts_per_token,
         modules: config::mlp(),
         layers: None,
         expert_storage: document.expert_storage,
@@ -121,6 +116,10 @@ mod tests {
         let config = from_yaml(text).unwrap();
         assert_eq!((config.num_experts_per_tok, config.router.init), (Some(1), RouterInit::Random));
         assert_eq!(config.architecture(), MixArchitecture::Mixtral);
+        for experts in 1..=3 {
+            let text = format!("base_model: b\nexperts:\n{}", "  - source_model: x\n".repeat(experts));
+            assert_eq!(from_yaml(&text).unwrap().top_k(), experts.min(2));
+        }
         assert_eq!(config.experts[0].positive_prompts, ["a", "b"]);
         let shared = "shared_experts:\n  - source_model: z\n    residual_scale: 0.1\n";
         let config = from_yaml(&format!("{text}{shared}")).unwrap();

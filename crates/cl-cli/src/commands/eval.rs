@@ -213,18 +213,20 @@ fn laid_out(
     of_groups: &[Scores],
     run: &RunSettings,
 ) -> serde_json::Value {
-    let of_group = |(group, scores): (&'_ TaskGroup, _)| (group.name.clone(), group.members.clone(), scores);
     let pairs = tasks.iter().zip(scores);
     let settings = |task: &dyn Task| {
         let mut settings = task.settings();
         settings.insert("add_bos_token".to_owned(), add_bos_token(task, config).into());
         settings
     };
-    let tasks: Vec<TaskResult<'_>> =
-        pairs.map(|(task, scores)| TaskResult { scores, settings: settings(task.as_ref()), original: None }).collect();
-    let named: Vec<(String, Vec<String>, &Scores)> = groups.iter().zip(of_groups).map(of_group).collect();
-    let groups: Vec<GroupResult<'_>> =
-        named.iter().map(|(name, members, scores)| GroupResult { name, members: members.clone(), scores }).collect();
+    let tasks: Vec<TaskResult<'_>> = pairs
+        .map(|(task, scores)| {
+            let (settings, original) = (settings(task.as_ref()), Some(task.available()));
+            TaskResult { scores, settings, original }
+        })
+        .collect();
+    let pairs = groups.iter().zip(of_groups);
+    let groups: Vec<GroupResult<'_>> = pairs.map(|(group, scores)| GroupResult { group, scores }).collect();
     results(&tasks, &groups, run)
 }
 

@@ -1,6 +1,7 @@
 use cl_model::is_quantizable;
 use cl_torch::tch::Tensor;
 use cl_torch::{Quantization, Quantized};
+use serde_json::json;
 
 use crate::world::{World, content};
 
@@ -45,6 +46,7 @@ fn run_again_it_asks_nothing_anew() {
 fn a_limit_is_extended_later() {
     let world = World::new();
     world.ok(EVAL.iter().chain(&["--limit", "2"]));
+    assert_eq!(world.json("e/results.json")["n-samples"]["first"], json!({"original": 6, "effective": 2}));
     let two = world.read("e/first.jsonl");
     assert_eq!(two.lines().count(), 2);
     world.ok(EVAL);
@@ -52,6 +54,16 @@ fn a_limit_is_extended_later() {
     let table = world.ok(EVAL.iter().chain(&["--limit", "2"]));
     assert!(table.lines().nth(1).unwrap().ends_with(" 2"), "{table}");
     assert_eq!(world.lines("e/first.jsonl").len(), 6, "answers beyond the limit are kept");
+}
+
+#[test]
+fn more_tokens_than_the_model_has_positions_are_warned_of() {
+    let world = World::new();
+    let run = world.run(EVAL.iter().chain(&["--max-length", "99999"]));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("max_length 99999 exceeds the model's maximum length of "), "{}", run.stderr);
+    let run = world.run(EVAL.iter().map(|arg| if *arg == "e" { "f" } else { arg }).chain(["--max-length", "16"]));
+    assert!(!run.stderr.contains("exceeds"), "{}", run.stderr);
 }
 
 #[test]
@@ -88,13 +100,15 @@ fn an_adapter_beside_the_model_scores_as_the_folded_model() {
 fn what_cannot_be_asked_is_told() {
     let world = World::new();
     world.write("data/empty/test.json", "[]");
-    world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 1}\n");
+    world.write("data/wrong.jsonl", "{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 2}\n");
+    world.write("data/one.jsonl", "{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 0}\n");
     world.write("data/folder/test.json/x", "");
     let rows = [
         ("nowhere", "task `nowhere`: not found in data; known tasks: C-STANCE, FOMC"),
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
-        ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 1, but choices are counted from 0 and there are 1"),
+        ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 2, but choices are counted from 0 and there are 2"),
+        ("one.jsonl", "data/one.jsonl: line 1: 1 in `choices`; a question needs at least 2 choices"),
         ("folder", "data/folder/test.json: is a directory"),
         ("FOMC", "task `FOMC`: not found in data"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),

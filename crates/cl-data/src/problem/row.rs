@@ -77,6 +77,16 @@ pub enum RowProblem {
         /// What it is: `a list`, `null`, ….
         found: &'static str,
     },
+    /// A message has a field that changes what is trained, but is not supported.
+    #[error("`{key}`, message {index}: `{field}` is not supported; remove it, or leave out such conversations")]
+    MessageField {
+        /// Key of the conversation.
+        key: String,
+        /// 0-based index of the message.
+        index: usize,
+        /// The field.
+        field: &'static str,
+    },
     /// A conversation has no message to train on.
     #[error("`{key}` has no message with the role `assistant`, so there is nothing to train on")]
     NoAssistant {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::write_whole;
 use super::scores::Scores;
+use crate::TaskGroup;
 use crate::error::Error;
 
 /// A task's scores and settings.
@@ -23,11 +24,9 @@ pub struct TaskResult<'s> {
 /// A group's scores.
 #[derive(Clone, Debug)]
 pub struct GroupResult<'s> {
-    /// Its name.
-    pub name: &'s str,
-    /// Names of its tasks.
-    pub members: Vec<String>,
-    /// Scores over all of them.
+    /// The group.
+    pub group: &'s TaskGroup,
+    /// Scores over all of its tasks.
     pub scores: &'s Scores,
 }
 
@@ -90,25 +89,35 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
 pub fn results(tasks: &[TaskResult<'_>], groups: &[GroupResult<'_>], run: &RunSettings) -> Value {
     let mut of_all = Map::new();
     for group in groups {
-        of_all.insert(group.name.to_owned(), entry(group.name, group.scores));
+        of_all.insert(group.group.name.clone(), group_entry(group));
     }
     let of_groups = of_all.clone();
     of_all.extend(tasks.iter().map(|t| (t.scores.task.clone(), entry(&t.scores.task, t.scores))));
     let by_task = |value: &dyn Fn(&TaskResult<'_>) -> Value| -> Map<String, Value> {
         tasks.iter().map(|t| (t.scores.task.clone(), value(t))).collect()
     };
-    let members: Map<String, Value> = groups.iter().map(|g| (g.name.to_owned(), json!(g.members))).collect();
-    let mut higher = by_task(&|t| higher_is_better(t.scores));
-    higher.extend(groups.iter().map(|g| (g.name.to_owned(), higher_is_better(g.scores))));
+    let by_group = |value: &dyn Fn(&GroupResult<'_>) -> Option<Value>| -> Map<String, Value> {
+        groups.iter().filter_map(|g| Some((g.group.name.clone(), value(g)?))).collect()
+    };
+    let with_groups = |mut of_tasks: Map<String, Value>, of_groups| {
+        of_tasks.extend::<Map<String, Value>>(of_groups);
+        of_tasks
+    };
+    let all: Vec<&TaskGroup> = groups.iter().map(|g| g.group).collect();
+    let shots = by_task(&|t| setting(t, "num_fewshot", json!(0)));
+    let shots_of_group = by_group(&|g| same(g.group.members.iter().map(|task| shots.get(task))));
+    let versions = by_task(&|t| setting(t, "version", json!(1)));
+    let higher = by_task(&|t| higher_is_better(t.scores));
     let mut json = Map::new();
     json.insert("results".to_owned(), of_all.into());
     if !groups.is_empty() {
         json.insert("groups".to_owned(), of_groups.into());
     }
-    json.insert("group_subtasks".to_owned(), members.into());
+    json.insert("group_subtasks".to_owned(), by_group(&|g| Some(json!(subtasks(g.group, &all)))).into());
     json.insert("configs".to_owned(), by_task(&config).into());
-    json.insert("versions".to_owned(), by_task(&|t| setting(t, "version", json!(1))).into());
-    json.insert("n-shot".to_owned(), by_task(&|t| setting(t, "num_fewshot", json!(0))).into());
+    json.insert("versions".to_owned(), with_groups(versions, by_group(&|g| Some(json!(g.group.version)))).into());
+    json.insert("n-shot".to_owned(), with_groups(shots.clone(), shots_of_group).into());
+    let higher = with_groups(higher, by_group(&|g| Some(higher_is_better(g.scores))));
     json.insert("higher_is_better".to_owned(), higher.into());
     json.insert("n-samples".to_owned(), by_task(&samples).into());
     json.insert("config".to_owned(), run_config(run));
@@ -139,6 +148,34 @@ fn entry(name: &str, scores: &Scores) -> Value {
         entry.insert(format!("{metric}_stderr,{filter}"), stderr);
     }
     entry.into()
+}
+
+/// As a task's, and with the number of documents by metric.
+fn group_entry(group: &GroupResult<'_>) -> Value {
+    let mut entry = entry(&group.group.name, group.scores);
+    let counts = group.scores.metrics.keys().map(|ours| {
+        let (metric, filter) = harness_metric(ours);
+        (format!("{metric},{filter}"), json!(group.scores.documents))
+    });
+    entry["sample_count"] = counts.collect::<Map<String, Value>>().into();
+    entry
+}
+
+/// The direct members of a group: smaller groups whose tasks are all in it, and the tasks that are in none of them.
+fn subtasks(group: &TaskGroup, all: &[&TaskGroup]) -> Vec<String> {
+    let within = |small: &TaskGroup, large: &TaskGroup| {
+        small.members.len() < large.members.len() && small.members.iter().all(|task| large.members.contains(task))
+    };
+    let inner: Vec<&TaskGroup> = all.iter().copied().filter(|g| within(g, group)).collect();
+    let direct: Vec<&&TaskGroup> = inner.iter().filter(|g| !inner.iter().any(|other| within(g, other))).collect();
+    let alone = group.members.iter().filter(|task| !direct.iter().any(|g| g.members.contains(task)));
+    direct.iter().map(|g| &g.name).chain(alone).cloned().collect()
+}
+
+/// The common value, or `None` if values differ or one is absent.
+fn same<'v>(mut values: impl Iterator<Item = Option<&'v Value>>) -> Option<Value> {
+    let first = values.next()??;
+    values.all(|value| value == Some(first)).then(|| first.clone())
 }
 
 fn higher_is_better(scores: &Scores) -> Value {

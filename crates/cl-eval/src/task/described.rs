@@ -25,6 +25,7 @@ pub(crate) struct DescribedTask {
     metric: Metric,
     harness: Harness,
     documents: Vec<(Ask, Target)>,
+    available: usize,
     max_new_tokens: usize,
     stop: Vec<String>,
     settings: Map<String, serde_json::Value>,
@@ -47,6 +48,10 @@ impl Task for DescribedTask {
 
     fn len(&self) -> usize {
         self.documents.len()
+    }
+
+    fn available(&self) -> usize {
+        self.available
     }
 
     fn request(&self, document: usize) -> Request {
@@ -88,6 +93,8 @@ impl Task for DescribedTask {
 pub(crate) struct Material {
     pub(crate) name: String,
     pub(crate) documents: Vec<Document>,
+    /// Number of documents without a limit.
+    pub(crate) available: usize,
     /// Rows that few-shot examples are drawn from.
     pub(crate) pool: Vec<Document>,
     /// Template variables in addition to a row's fields.
@@ -120,8 +127,9 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
         settings.insert("max_new_tokens".to_owned(), json!(max_new_tokens));
         settings.insert("stop".to_owned(), json!(stop));
     }
+    let Material { name, available, .. } = material;
     let harness = task.harness;
-    Ok(DescribedTask { name: material.name, metric, harness, documents, max_new_tokens, stop, settings })
+    Ok(DescribedTask { name, metric, harness, documents, available, max_new_tokens, stop, settings })
 }
 
 /// Number of few-shot examples per document, and the random seed.
@@ -168,6 +176,7 @@ fn settings(
     Draws { shots, seed }: Draws,
 ) -> Map<String, serde_json::Value> {
     let settings = [
+        ("version", json!(task.version)),
         ("task_file", json!(task.hash)),
         ("source", json!(task.source)),
         ("files", json!(material.files)),
@@ -347,12 +356,12 @@ impl<'a> Filler<'a> {
             },
             Kind::Choices { context, choices, gold } => {
                 let context = context.render(row).map_err(|m| ("multiple_choice.context", m))?;
-                let choices = choices.texts(row).map_err(|m| ("multiple_choice.choices", m))?;
+                let choices = several(choices, row).map_err(|m| ("multiple_choice.choices", m))?;
                 let gold = index(gold, row, &choices).map_err(|m| ("multiple_choice.gold", m))?;
                 Filled::Choices { context, choices, gold }
             }
             Kind::Contexts { contexts, continuation, gold } => {
-                let contexts = contexts.texts(row).map_err(|m| ("multiple_choice.contexts", m))?;
+                let contexts = several(contexts, row).map_err(|m| ("multiple_choice.contexts", m))?;
                 let continuation = continuation.render(row).map_err(|m| ("multiple_choice.continuation", m))?;
                 let gold = index(gold, row, &contexts).map_err(|m| ("multiple_choice.gold", m))?;
                 Filled::Contexts { contexts, continuation, gold }
@@ -376,6 +385,15 @@ impl List {
         let items = value.try_iter().map_err(|_| not_a_list())?;
         items.map(|v| v.as_str().map(str::to_owned).ok_or_else(not_a_list)).collect()
     }
+}
+
+/// The texts of a list; one alone would always be right.
+fn several(list: &List, row: &Value) -> Result<Vec<String>, TemplateProblem> {
+    let texts = list.texts(row)?;
+    if texts.len() < 2 {
+        return Err(TemplateProblem::FewChoices { choices: texts.len() });
+    }
+    Ok(texts)
 }
 
 /// Index of the right choice, given as a 0-based index or as the choice's text.

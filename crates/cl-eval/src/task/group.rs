@@ -7,6 +7,8 @@ use serde::Serialize;
 pub struct TaskGroup {
     /// Name of the group.
     pub name: String,
+    /// Version of the group, as in lm-evaluation-harness.
+    pub version: u32,
     /// Names of its tasks.
     pub members: Vec<String>,
 }

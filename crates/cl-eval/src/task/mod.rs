@@ -56,6 +56,11 @@ pub trait Task: Sync {
         self.len() == 0
     }
 
+    /// Number of documents without a limit, of which [`Task::len`] are scored.
+    fn available(&self) -> usize {
+        self.len()
+    }
+
     /// The request for a document, whose index is below [`Task::len`].
     fn request(&self, document: usize) -> Request;
 

@@ -32,15 +32,20 @@ impl MultipleChoice {
     /// Makes a task of questions.
     ///
     /// # Errors
-    /// Returns [`Error::NoDocuments`] if there are no questions, and [`Error::QuestionGold`] if an index is out of
-    /// range.
+    /// Returns [`Error::NoDocuments`] if there are no questions, [`Error::QuestionFewChoices`] if one has fewer than two
+    /// choices, and [`Error::QuestionGold`] if an index is out of range.
     pub fn new(name: &str, questions: Vec<Question>) -> Result<MultipleChoice, Error> {
         if questions.is_empty() {
             return Err(Error::NoDocuments { name: name.to_owned() });
         }
-        if let Some((question, q)) = questions.iter().enumerate().find(|(_, q)| q.gold >= q.choices.len()) {
-            let (gold, choices) = (q.gold, q.choices.len());
-            return Err(Error::QuestionGold { task: name.to_owned(), question, gold, choices });
+        for (question, Question { choices, gold, .. }) in questions.iter().enumerate() {
+            let (task, gold, choices) = (name.to_owned(), *gold, choices.len());
+            if choices < 2 {
+                return Err(Error::QuestionFewChoices { task, question, choices });
+            }
+            if gold >= choices {
+                return Err(Error::QuestionGold { task, question, gold, choices });
+            }
         }
         Ok(MultipleChoice { name: name.to_owned(), questions, metric: Metric::Acc })
     }
@@ -53,12 +58,15 @@ impl MultipleChoice {
     /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read, [`Error::Line`] or [`Error::Gold`] if a line is not a valid
-    /// question, and [`Error::NoDocuments`] if there are none.
+    /// Returns an error if the file cannot be read, [`Error::Line`], [`Error::FewChoices`] or [`Error::Gold`] if a
+    /// line is not a valid question, and [`Error::NoDocuments`] if there are none.
     pub fn load(path: &Path, limit: Option<usize>) -> Result<MultipleChoice, Error> {
         let mut questions = Vec::new();
         for (line, question) in lines::<Question>(path, r#"{"query": "…", "choices": ["…", "…"], "gold": 0}"#)? {
             let (gold, choices) = (question.gold, question.choices.len());
+            if choices < 2 {
+                return Err(Error::FewChoices { path: path.to_owned(), line, choices });
+            }
             if gold >= choices {
                 return Err(Error::Gold { path: path.to_owned(), line, gold, choices });
             }
@@ -119,7 +127,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("facts.jsonl");
         let good = r#"{"query": "q", "choices": ["a", "b"], "gold": 1}"#;
-        for (bad, part) in [(r#"{"query": "q"}"#, "choices"), (&good.replace("1}", "2}") as &str, "gold = 2")] {
+        let one = r#"{"query": "q", "choices": ["a"], "gold": 0}"#; // would always be right
+        let out_of_range = good.replace("1}", "2}");
+        for (bad, part) in
+            [(r#"{"query": "q"}"#, "choices"), (&out_of_range as &str, "gold = 2"), (one, "at least 2 choices")]
+        {
             std::fs::write(&path, format!("{good}\n\n{bad}\n")).unwrap();
             let message = MultipleChoice::load(&path, None).err().unwrap().to_string();
             assert!(message.contains("line 3") && message.contains(part), "{message}");
@@ -129,7 +141,13 @@ mod tests {
         assert!(matches!(MultipleChoice::load(&path, Some(0)), Err(Error::NoDocuments { .. })));
         std::fs::write(&path, "\n").unwrap();
         assert!(matches!(MultipleChoice::load(&path, None), Err(Error::NoDocuments { .. })));
-        let question = Question { query: "q".into(), choices: vec![], gold: 0 };
-        assert!(matches!(MultipleChoice::new("t", vec![question]), Err(Error::QuestionGold { .. })));
+        let question = |choices: &[&str], gold| Question {
+            query: "q".into(),
+            choices: choices.iter().map(|&c| c.to_owned()).collect(),
+            gold,
+        };
+        let error = |question| MultipleChoice::new("t", vec![question]).err().unwrap();
+        assert!(matches!(error(question(&["a"], 0)), Error::QuestionFewChoices { choices: 1, .. }));
+        assert!(matches!(error(question(&["a", "b"], 2)), Error::QuestionGold { gold: 2, .. }));
     }
 }

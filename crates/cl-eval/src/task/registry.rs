@@ -180,12 +180,13 @@ fn members(
     let group = file.group.as_ref().expect("only called for groups");
     let full = |part: &str| format!("{}_{part}", file.name);
     let named = |ids: &[String]| ids.iter().map(|m| full(m)).collect::<Vec<_>>();
+    let version = group.version;
     let parts: Vec<TaskGroup> =
-        group.members.iter().map(|(part, ids)| TaskGroup { name: full(part), members: named(ids) }).collect();
+        group.members.iter().map(|(part, ids)| TaskGroup { name: full(part), version, members: named(ids) }).collect();
     let mut all: Vec<String> = parts.iter().flat_map(|p| p.members.clone()).collect();
     all.sort_unstable();
     let groups: Vec<TaskGroup> = if wanted == file.name {
-        [TaskGroup { name: file.name.clone(), members: all }].into_iter().chain(parts).collect()
+        [TaskGroup { name: file.name.clone(), version, members: all }].into_iter().chain(parts).collect()
     } else {
         parts.into_iter().filter(|p| p.name == wanted).collect()
     };
@@ -232,10 +233,11 @@ fn load_described(
     let (values, mut files) = requested.values(library)?;
     files.push(rows.settings());
     let mut documents = documents(&rows, member);
+    let available = documents.len();
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
     let pool = if shots > 0 { requested.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
-    let material = Material { name: requested.task().to_owned(), documents, pool, values, files };
+    let material = Material { name: requested.task().to_owned(), documents, available, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))
 }
 
@@ -414,9 +416,10 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
         data.examples.into_iter().enumerate().map(document).collect()
     };
     let mut documents = read(Split::Test)?;
+    let available = documents.len();
     documents.truncate(options.limit.unwrap_or(usize::MAX));
     let pool = if options.num_fewshot.unwrap_or(0) > 0 { read(Split::Train)? } else { Vec::new() };
-    let material = Material { name: name.to_owned(), documents, pool, values: Map::new(), files };
+    let material = Material { name: name.to_owned(), documents, available, pool, values: Map::new(), files };
     Ok(Box::new(build(&file, material, &options)?))
 }
 
@@ -436,7 +439,7 @@ fn questions(path: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Err
         || rows.rows.iter().enumerate().map(|(index, row)| Document { path: path.to_owned(), index, row: row.clone() });
     let documents = all().take(options.limit.unwrap_or(usize::MAX)).collect();
     let files = vec![json!({ "path": path, "blake3": rows.hash })];
-    let material =
-        Material { name: checked.name().to_owned(), documents, pool: all().collect(), values: Map::new(), files };
+    let (name, available) = (checked.name().to_owned(), rows.rows.len());
+    let material = Material { name, documents, available, pool: all().collect(), values: Map::new(), files };
     Ok(Box::new(build(&file, material, &options)?))
 }

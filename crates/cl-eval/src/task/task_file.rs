@@ -27,6 +27,9 @@ pub(crate) struct TaskFile {
     /// Origin of the task and its prompt.
     #[serde(default)]
     pub(crate) source: String,
+    /// Version of the task, as in lm-evaluation-harness.
+    #[serde(default = "one")]
+    pub(crate) version: u32,
     pub(crate) metric: Metric,
     #[serde(default)]
     pub(crate) harness: Harness,
@@ -117,8 +120,14 @@ pub(crate) struct GenerationKeys {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GroupKeys {
     pub(crate) field: String,
+    #[serde(default = "one")]
+    pub(crate) version: u32,
     /// Values of the field by subgroup.
     pub(crate) members: BTreeMap<String, Vec<String>>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn space() -> String {

@@ -33,7 +33,7 @@ fn check_and_run_of_a_sequence_agree() {
     std::fs::create_dir_all(world.path("data/empty")).unwrap();
     std::fs::write(world.path("data/empty/train.json"), "[]").unwrap();
     std::fs::write(world.path("data/empty/test.json"), "[]").unwrap();
-    let rows: [(&[&str], usize); 14] = [
+    let rows: [(&[&str], usize); 15] = [
         (&[], 0),
         (&["replay.fraction=0.1", "train.max_steps=2"], 0),
         (&["train={full={}, max_steps=2}"], 0),
@@ -47,6 +47,7 @@ fn check_and_run_of_a_sequence_agree() {
         (&["train.lora.target_modules='['"], 1),
         (&["train.initial_adapter=nowhere"], 2), // not there, and no sequence starts from one
         (&["eval.max_new_tokens=64"], 2),
+        (&["eval.max_length=2"], 2), // as many as an answer's
         (&["model=nowhere", "device=tpu", "tasks=['nowhere']"], 4),
     ];
     for (i, (set, count)) in rows.into_iter().enumerate() {

@@ -85,6 +85,9 @@ fn rows_that_are_probably_not_meant_are_warned_of() {
     ] {
         assert!(of_first.iter().any(|w| w.contains(part)), "{part}: {found:?}");
     }
+    let found = warnings(check_sequence(&world.sequence(&["eval.max_length=65"])));
+    let part = "eval.max_length 65 exceeds the model's maximum length of 64 tokens";
+    assert!(found.iter().any(|w| w.contains(part)), "{found:?}");
     let found = warnings(check_train(&world.train(&[])));
     assert!(found.iter().any(|w| w.contains("empty answer")) && !found.iter().any(|w| w.contains("max_length")));
 }

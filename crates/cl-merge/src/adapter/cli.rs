@@ -154,6 +154,9 @@ pub struct ExtractArgs {
     /// Modules by name or name suffix, such as q_proj,v_proj,lm_head; all-linear for all linear layers except the head.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
+    /// Modules to store in full where they differ, such as norm,embed_tokens: all whose name ends in an entry, as in PEFT.
+    #[arg(long, value_delimiter = ',', value_name = "MODULES")]
+    modules_to_save: Vec<String>,
     /// Element type of the output: float32, float16 or bfloat16.
     #[arg(long, default_value = "float32", value_parser = float_type)]
     dtype: FloatType,
@@ -391,6 +394,7 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     let options = ExtractOptions {
         rank: args.rank,
         targets: args.targets.clone(),
+        modules_to_save: args.modules_to_save.clone(),
         dtype: args.dtype,
         threads: args.threads,
         memory: size(args.memory)?,
@@ -403,18 +407,19 @@ fn run_extract(args: &ExtractArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     if args.json {
         return write_json(out, &report);
     }
-    let ExtractReport { modules, total, untouched, parameters, notes: _ } = &report;
+    let ExtractReport { modules, total, saved, untouched, parameters, notes: _ } = &report;
     module_table(out, modules, total)?;
     for tensor in untouched {
         writeln!(out, "note: `{}` differs by {:.4} and is not in the adapter", tensor.tensor, tensor.norm)?;
     }
     writeln!(
         out,
-        "{}: {} modules, maximum rank {}, {parameters} parameters, energy {:.4}, relative error {:.2e}, {} differing tensors \
-         left out",
+        "{}: {} modules, maximum rank {}, {} tensors in full, {parameters} parameters, energy {:.4}, relative error {:.2e}, \
+         {} differing tensors left out",
         args.out.display(),
         modules.len(),
         total.rank,
+        saved.len(),
         total.energy,
         total.relative_error,
         untouched.len()

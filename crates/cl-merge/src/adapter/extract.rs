@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Checkpoint, HubSnapshot, Interrupt, LayerKind, Manifest, OutputDir, TensorSource};
+use cl_checkpoint::{Checkpoint, HubSnapshot, Interrupt, LayerKind, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::card;
 use super::combine::total;
 use super::dense::{self, Dense};
-use super::output::{self, About, NewModule};
+use super::output::{self, About, NewModule, NewWhole};
 use super::report::ModuleReport;
 use super::set::{HEAD, tied_table};
 use super::threads::{on_threads, stop_if_asked};
@@ -27,6 +27,9 @@ pub struct ExtractOptions {
     pub rank: usize,
     /// Modules by name or name suffix; if empty, all linear layers except the head.
     pub targets: Vec<String>,
+    /// Modules that are stored in full where they differ, such as `norm` or `embed_tokens`: as in PEFT, all whose name
+    /// ends in an entry. They get no factors.
+    pub modules_to_save: Vec<String>,
     /// Dtype of the output.
     pub dtype: FloatType,
     /// Number of threads; 0 for all cores. The result does not depend on it.
@@ -45,6 +48,7 @@ impl Default for ExtractOptions {
         ExtractOptions {
             rank: 8,
             targets: Vec::new(),
+            modules_to_save: Vec::new(),
             dtype: FloatType::Float32,
             threads: 0,
             memory: 1 << 30,
@@ -70,15 +74,18 @@ pub struct ExtractReport {
     pub modules: Vec<ModuleReport>,
     /// All modules together; its rank is the largest.
     pub total: ModuleReport,
+    /// Names of the tensors that are stored in full.
+    pub saved: Vec<String>,
     /// Tensors that differ but are not part of the adapter.
     pub untouched: Vec<Untouched>,
-    /// Number of elements in the factors.
+    /// Number of elements in the factors and in the tensors that are stored in full.
     pub parameters: usize,
     /// Notes.
     pub notes: Vec<String>,
 }
 
-/// Writes an adapter with `B·A ≈ W_tuned − W_base` for every module, truncated to a rank by singular values.
+/// Writes an adapter with `B·A ≈ W_tuned − W_base` for every module, truncated to a rank by singular values, and the
+/// tuned model's tensors of [`ExtractOptions::modules_to_save`].
 ///
 /// # Errors
 /// Returns [`Error::Problems`] if the models have different shapes or do not differ in the requested modules, and an
@@ -89,29 +96,34 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     if options.rank == 0 {
         problems.push(Problem::whole(AdapterProblem::RankZero));
     }
-    let modules = modules(&base, &options.targets, &mut problems);
-    let pair = Pair { base: &base, tuned: &tuned, options };
+    let saved = saved(&base, &options.modules_to_save, &mut problems);
+    let mut modules = modules(&base, &options.targets, &mut problems);
+    modules.retain(|module| !saved.iter().any(|tensor| module_of(tensor) == module.name));
+    let pair = Pair { base: &base, tuned: &tuned, options, saved };
     problems.extend(pair.memory_problem(&modules));
     if !problems.is_empty() {
         return Err(Error::Problems(problems));
     }
     OutputDir::check(out, options.overwrite, &[("the base model", base.dir()), ("the tuned model", tuned.dir())])?;
-    let (made, untouched) = on_threads(options.threads, || Ok((pair.extract(&modules)?, pair.untouched(&modules)?)))?;
+    let make = || Ok((pair.extract(&modules)?, pair.whole()?, pair.untouched(&modules)?));
+    let (made, wholes, untouched) = on_threads(options.threads, make)?;
     let (modules, reports): (Vec<_>, Vec<_>) = made.into_iter().flatten().unzip();
     if modules.is_empty() {
         let kind = AdapterProblem::NoDifference { base: base.dir().to_owned() };
         return Err(Problem::new(of_dir(&tuned), kind).into());
     }
-    let parameters = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let factors: usize = modules.iter().map(|m: &NewModule| m.factors.rank * (m.shape[0] + m.shape[1])).sum();
+    let parameters = factors + wholes.iter().map(|w| w.shape.iter().product::<usize>()).sum::<usize>();
     let mut notes = Vec::new();
     if !untouched.is_empty() {
         notes.push(format!("{} tensors differ that are not in the adapter", untouched.len()));
     }
-    let about = pair.about(&modules)?;
+    let saved = wholes.iter().map(|whole| whole.tensor().to_owned()).collect();
+    let about = pair.about(&modules, &wholes)?;
     base.check_unchanged()?;
     tuned.check_unchanged()?;
-    output::write(out, modules, Vec::new(), about, options.overwrite)?;
-    Ok(ExtractReport { total: total(&reports), modules: reports, untouched, parameters, notes })
+    output::write(out, modules, wholes, about, options.overwrite)?;
+    Ok(ExtractReport { total: total(&reports), modules: reports, saved, untouched, parameters, notes })
 }
 
 /// A model by its directory.
@@ -183,10 +195,29 @@ fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<Problem>) -
     matrices.into_iter().filter(|(m, linear)| wanted(m, *linear)).map(|(m, _)| m).collect()
 }
 
+/// Tensors of the modules that are stored in full.
+fn saved<'b>(base: &'b Checkpoint, modules_to_save: &[String], problems: &mut Vec<Problem>) -> Vec<&'b str> {
+    let tensors = || base.names().into_iter().filter(|tensor| base.info(tensor).is_some_and(|i| is_float(i.dtype)));
+    for entry in modules_to_save {
+        if !tensors().any(|tensor| module_of(tensor).ends_with(entry.as_str())) {
+            let kind = AdapterProblem::UnknownSaved { entry: entry.clone(), base: base.dir().to_owned() };
+            problems.push(Problem::whole(kind));
+        }
+    }
+    let wanted = |tensor: &&str| modules_to_save.iter().any(|entry| module_of(tensor).ends_with(entry.as_str()));
+    tensors().filter(wanted).collect()
+}
+
+fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
+}
+
 struct Pair<'p> {
     base: &'p Checkpoint,
     tuned: &'p Checkpoint,
     options: &'p ExtractOptions,
+    /// Tensors that are stored in full where they differ.
+    saved: Vec<&'p str>,
 }
 
 impl Pair<'_> {
@@ -195,9 +226,14 @@ impl Pair<'_> {
     }
 
     fn memory_problem(&self, modules: &[Wanted]) -> Option<Problem> {
-        let most = modules.iter().max_by_key(|m| self.bytes(m))?;
-        let (allowed, needed) = (self.options.memory, FIXED + self.bytes(most));
-        let short = || Problem::whole(MemoryProblem::Extract { allowed, module: most.name.clone(), needed });
+        let elements = |tensor: &&str| self.base.info(tensor).map_or(0, |info| info.shape.iter().product::<usize>());
+        let of_modules = modules.iter().map(|m| (self.bytes(m), m.name.as_str()));
+        let of_saved = self.saved.iter().map(|tensor| (8 * elements(tensor), module_of(tensor)));
+        let (most, module) = of_modules.chain(of_saved).max()?;
+        // What is stored in full is kept until it is written.
+        let kept = self.saved.iter().map(elements).sum::<usize>() * self.options.dtype.dtype().bitsize() / 8;
+        let (allowed, needed) = (self.options.memory, FIXED + kept + most);
+        let short = || Problem::whole(MemoryProblem::Extract { allowed, module: module.to_owned(), needed });
         (needed > allowed).then(short)
     }
 
@@ -244,9 +280,33 @@ impl Pair<'_> {
         Ok(differences.swap_remove(0))
     }
 
+    /// The tensors that are stored in full, where they differ.
+    fn whole(&self) -> Result<Vec<NewWhole>, Error> {
+        let found =
+            self.saved.iter().map(|tensor| stop_if_asked(&self.options.interrupt).and_then(|()| self.full(tensor)));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    fn full(&self, tensor: &str) -> Result<Option<NewWhole>, Error> {
+        if self.difference(tensor)?.iter().all(|&v| v == 0.0) {
+            return Ok(None);
+        }
+        let info = self.tuned.info(tensor).expect("both have the same tensors").clone();
+        let dtype = self.options.dtype.dtype();
+        let values = convert::to_f32(info.dtype, self.tuned.bytes(tensor)?).expect("a floating dtype");
+        let bytes = convert::from_f32(dtype, &values).expect("f32, f16 or bf16");
+        let back = convert::to_f32(dtype, &bytes).expect("it was written as such");
+        match back.iter().position(|v| !v.is_finite()) {
+            None => Ok(Some(NewWhole::saved(tensor.to_owned(), info.shape, bytes))),
+            Some(index) => Err(Error::Overflow { tensor: tensor.to_owned(), index, value: values[index], dtype }),
+        }
+    }
+
     /// Tensors that differ beside these modules.
     fn untouched(&self, modules: &[Wanted]) -> Result<Vec<Untouched>, Error> {
-        let taken = |tensor: &&str| modules.iter().any(|m| tensor.strip_suffix(".weight") == Some(&m.name));
+        let taken = |tensor: &&str| {
+            self.saved.contains(tensor) || modules.iter().any(|m| tensor.strip_suffix(".weight") == Some(&m.name))
+        };
         let rest: Vec<&str> = self.base.names().into_iter().filter(|tensor| !taken(tensor)).collect();
         let found: Vec<Result<Option<Untouched>, Error>> =
             rest.par_iter().map(|tensor| self.left_out(tensor)).collect();
@@ -264,10 +324,11 @@ impl Pair<'_> {
         Ok((norm > 0.0).then(|| Untouched { tensor: tensor.to_owned(), norm }))
     }
 
-    fn about(&self, modules: &[NewModule]) -> Result<About, Error> {
+    fn about(&self, modules: &[NewModule], wholes: &[NewWhole]) -> Result<About, Error> {
         let settings = json!({
             "rank": self.options.rank,
             "targets": self.options.targets,
+            "modules_to_save": self.options.modules_to_save,
             "dtype": self.options.dtype,
         });
         let manifest = Manifest::new("adapter")
@@ -284,7 +345,7 @@ impl Pair<'_> {
             base_model: Some(inputs[0].0.clone()),
             task_type: Some("CAUSAL_LM".to_owned()),
             targets: output::shortest(&names, Some(self.base)),
-            as_one: false,
+            as_one: tied_table(self.base).is_some_and(|table| wholes.iter().any(|w| w.tensor() == table)),
             dtype: self.options.dtype.dtype(),
             manifest,
         })

@@ -64,6 +64,16 @@ impl NewWhole {
         NewWhole { tensor: whole.tensor.clone(), kind, shape, bytes }
     }
 
+    /// A tensor of a fine-tuned model, stored in full.
+    pub(super) fn saved(tensor: String, shape: Vec<usize>, bytes: Vec<u8>) -> NewWhole {
+        NewWhole { tensor, kind: NewKind::Saved, shape, bytes }
+    }
+
+    /// Its name in the base.
+    pub(super) fn tensor(&self) -> &str {
+        &self.tensor
+    }
+
     /// Name of its module in the base.
     fn module(&self) -> &str {
         self.tensor.rsplit_once('.').map_or(&self.tensor, |(module, _)| module)

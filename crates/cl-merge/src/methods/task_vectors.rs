@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::{MergeMethod, MergePieces};
 use crate::Error;
+use crate::recipe::config::Flag;
 use crate::tensor::select::{bits, keep, keep_largest_changes};
 use crate::tensor::trim::{Trim, kept};
 use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
@@ -76,11 +77,11 @@ pub enum Rescale {
     Norm,
 }
 
-/// As a word, or mergekit's boolean.
+/// As a word, or mergekit's boolean, which can be 1 or 0.
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "none, density or norm, or mergekit's true or false")]
+#[serde(untagged, expecting = "expected \"none\", \"density\", \"norm\", or mergekit's true or false")]
 enum RescaleForm {
-    Flag(bool),
+    Flag(Flag),
     Word(String),
 }
 
@@ -89,8 +90,7 @@ impl TryFrom<RescaleForm> for Rescale {
 
     fn try_from(form: RescaleForm) -> Result<Rescale, String> {
         match form {
-            RescaleForm::Flag(true) => Ok(Rescale::Norm),
-            RescaleForm::Flag(false) => Ok(Rescale::None),
+            RescaleForm::Flag(flag) => Ok(if flag.value()? { Rescale::Norm } else { Rescale::None }),
             RescaleForm::Word(word) => match word.as_str() {
                 "none" => Ok(Rescale::None),
                 "density" => Ok(Rescale::Density),

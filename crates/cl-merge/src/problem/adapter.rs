@@ -358,6 +358,14 @@ pub enum AdapterProblem {
         /// The base.
         base: PathBuf,
     },
+    /// An entry of `modules_to_save` that is no module of the base.
+    #[error("modules_to_save `{entry}` names no module of {}", base.display())]
+    UnknownSaved {
+        /// The entry.
+        entry: String,
+        /// The base.
+        base: PathBuf,
+    },
     /// Models that are equal in the modules that are asked for.
     #[error("does not differ from {} in any of these modules", base.display())]
     NoDifference {

@@ -319,15 +319,22 @@ dtype: float32
                 "merge_method: ties\nbase_model: base\nmodels: [{{model: a}}]\nparameters: {{normalize: {flag}, int8_mask: 1.0}}\n"
             )
         };
+        let rescaled = |flag: &str| from_yaml(&text("1").replace("normalize: 1", &format!("rescale: {flag}")));
         for (flag, expected) in
             [("1.0", true), ("1", true), ("0", false), ("0.0", false), ("true", true), ("false", false)]
         {
             let parameters = from_yaml(&text(flag)).unwrap().stages[0].method.parameters.clone();
             assert_eq!((parameters.normalize, parameters.int8_mask), (Some(expected), Some(true)), "{flag}");
+            let rescale = if expected { crate::methods::Rescale::Norm } else { crate::methods::Rescale::None };
+            assert_eq!(rescaled(flag).unwrap().stages[0].method.parameters.rescale, Some(rescale), "{flag}");
         }
         for flag in ["0.5", "2", "[1]", "x"] {
             let message = from_yaml(&text(flag)).unwrap_err().to_string();
             assert!(message.contains("true or false"), "{flag}: {message}");
+        }
+        for (flag, part) in [("0.5", "expected true or false, got 0.5"), ("x", "\"density\""), ("[1]", "\"density\"")] {
+            let message = rescaled(flag).unwrap_err().to_string();
+            assert!(message.contains(part), "{flag}: {message}");
         }
     }
 

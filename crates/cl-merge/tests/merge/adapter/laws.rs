@@ -414,6 +414,34 @@ fn what_was_folded_can_be_extracted() {
     assert!(bytes(1) == bytes(3));
 }
 
+/// With full rank and the other modules in full, an adapter of a fully fine-tuned model gives the model back.
+#[test]
+fn a_fully_tuned_model_is_its_base_and_an_adapter() {
+    for tied in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b, out) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("out"));
+        let small = Llama { tied, ..Llama::default() };
+        small.write(&a, 0);
+        small.write(&b, 1);
+        let modules_to_save = ["norm", "embed_tokens", "lm_head"].into_iter().take(if tied { 2 } else { 3 });
+        let modules_to_save = modules_to_save.map(str::to_owned).collect();
+        let options = ExtractOptions { rank: 64, modules_to_save, ..ExtractOptions::default() };
+        let report = extract(&a, &b, &out, &options).unwrap();
+        assert!(report.untouched.is_empty(), "{:?}", report.untouched);
+        assert!(report.saved.contains(&"model.layers.0.input_layernorm.weight".to_owned()), "{:?}", report.saved);
+        let (base, tuned) = (Checkpoint::open(&a).unwrap(), Checkpoint::open(&b).unwrap());
+        let model = folder.path().join("model");
+        let adapters = cl_merge::adapter::open(&[out]).unwrap();
+        fold_with(&base, &adapters, &model, Manifest::new("model"), &FoldOptions::default()).unwrap();
+        let folded = Checkpoint::open(&model).unwrap();
+        assert_eq!(folded.names(), tuned.names());
+        for name in tuned.names() {
+            // Updates are exact to f32, so they are rounded to the same bf16.
+            assert!(folded.bytes(name).unwrap() == tuned.bytes(name).unwrap(), "{name}");
+        }
+    }
+}
+
 #[test]
 fn descriptions_and_comparisons_agree_with_dense_updates() {
     let dirs = fixtures(&["plain", "other", "patterns"]);

@@ -222,8 +222,10 @@ fn extractions_that_have_no_meaning() {
     small.write(&b, 0);
     assert_says(extract(&a, &b, &out, &options), &["does not differ"]);
     small.write(&b, 1);
-    let wrong = ExtractOptions { rank: 0, targets: vec!["nothing".to_owned()], ..options.clone() };
-    assert_says(extract(&a, &b, &out, &wrong), &["rank is 0", "target `nothing` names no matrix"]);
+    let nothing = || vec!["nothing".to_owned()];
+    let wrong = ExtractOptions { rank: 0, targets: nothing(), modules_to_save: nothing(), ..options.clone() };
+    let parts = ["rank is 0", "target `nothing` names no matrix", "modules_to_save `nothing` names no module"];
+    assert_says(extract(&a, &b, &out, &wrong), &parts);
     let little = ExtractOptions { memory: 1 << 20, ..options };
     assert_says(extract(&a, &b, &out, &little), &["MiB of memory are not enough"]);
     assert!(!out.exists());
