@@ -2,11 +2,13 @@
 //! activations of a text, and the error of the text's log-probabilities.
 //!
 //! ```text
-//! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT... [FIGURE.svg]
+//! cargo run -p cl-examples --example expert_storage -- BASE STORAGE,STORAGE,... EXPERT EXPERT... [SCORES.csv] [FIGURE.svg]
 //! ```
 //!
 //! `STORAGE` is as `cl moe mix --experts` has it, BASE and EXPERTs are model directories. All are compared with the mixture whose
-//! experts are whole; two experts for each token, random routers, f32. The figure has the error over the bytes of an expert.
+//! experts are whole; two experts for each token, random routers, f32. The figure has the error over the bytes of an expert. With a
+//! file of scores it has these as well: lines `storage,difference,low,high` with the difference of a score from that of whole
+//! experts, and its interval, as `cl eval compare` gives them.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,6 +19,7 @@ use cl_data::Tokenizer;
 use cl_model::{Decoder, LoadOptions, PackedBatch, token_log_probs};
 use cl_moe::{ExpertConfig, ExpertStorage, MixConfig, MixOptions, ModelBytes, Plan, mix};
 use cl_torch::tch::{Device, Kind, Tensor, no_grad_guard};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
 const TEXT: &str = "The town lies where two rivers meet. Every spring the water rises to the second step of the mill, and every autumn \
@@ -27,6 +30,10 @@ const TEXT: &str = "The town lies where two rivers meet. Every spring the water 
 fn main() -> Result<()> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let figure = arguments.pop_if(|last| last.ends_with(".svg"));
+    let scores = match arguments.pop_if(|last| last.ends_with(".csv")) {
+        Some(path) => read_scores(&std::fs::read_to_string(&path)?).with_context(|| path)?,
+        None => Vec::new(),
+    };
     let [base, storages, experts @ ..] = arguments.as_slice() else {
         anyhow::bail!("expected BASE STORAGE,STORAGE,... EXPERT EXPERT...");
     };
@@ -86,7 +93,36 @@ fn main() -> Result<()> {
         drop(model);
         std::fs::remove_dir_all(&dir)?;
     }
-    figure.map_or(Ok(()), |path| draw(Path::new(&path), full, unchanged[0], &points))
+    let Some(path) = figure else { return Ok(()) };
+    let height = if scores.is_empty() { 440 } else { 680 };
+    let area = SVGBackend::new(&path, (720, height)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let (upper, lower) = area.split_vertically(440);
+    draw_errors(&upper, full, unchanged[0], &points)?;
+    if !scores.is_empty() {
+        draw_scores(&lower, full, &points, &scores)?;
+    }
+    Ok(area.present()?)
+}
+
+/// The score of a mixture, compared with that of whole experts.
+struct Score {
+    storage: ExpertStorage,
+    difference: f64,
+    low: f64,
+    high: f64,
+}
+
+fn read_scores(text: &str) -> Result<Vec<Score>> {
+    let read = |line: &str| {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let [storage, difference, low, high] = fields.as_slice() else {
+            anyhow::bail!("{line:?}: expected storage,difference,low,high");
+        };
+        let storage = storage.parse().map_err(anyhow::Error::msg)?;
+        Ok(Score { storage, difference: difference.parse()?, low: low.parse()?, high: high.parse()? })
+    };
+    text.lines().filter(|line| !line.trim().is_empty()).map(read).collect()
 }
 
 /// Mean and largest relative error of a model's feed-forward blocks.
@@ -109,21 +145,57 @@ struct Point {
     largest: f64,
 }
 
-/// Errors over the bytes of one expert, both logarithmic: ranks as curves, one bit a weight as points.
-fn draw(path: &Path, full: f64, unchanged: f64, points: &[Point]) -> Result<()> {
-    let area = SVGBackend::new(path, (720, 440)).into_drawing_area();
-    area.fill(&WHITE)?;
-    // Seven of them and the base in twice the base's bytes.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Range of the bytes of one expert, and where seven of them and the base take twice the base's bytes.
+fn range(full: f64, points: &[Point]) -> (std::ops::Range<f64>, f64) {
     let bound = 1.0 / 7.0;
     let least = points.iter().map(|p| p.bytes).fold(bound, f64::min) / 1.5;
+    (least..full * 1.5, bound)
+}
+
+/// Differences of scores over the bytes of one expert, with their intervals.
+fn draw_scores(area: &Area<'_>, full: f64, points: &[Point], scores: &[Score]) -> Result<()> {
+    let (bytes, bound) = range(full, points);
+    let most = scores.iter().map(|s| s.high.max(-s.low)).fold(0.01, f64::max) * 1.2;
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(44)
+        .y_label_area_size(72)
+        .build_cartesian_2d(bytes.clone().log_scale(), -most..most)?;
+    chart
+        .configure_mesh()
+        .x_desc("bytes of one expert, relative to the base's")
+        .y_desc("difference of the score")
+        .x_label_formatter(&|x| format!("{x:.2}"))
+        .y_label_formatter(&|y| format!("{y:+.2}"))
+        .draw()?;
+    chart.draw_series(LineSeries::new([(bound, -most), (bound, most)], BLACK.stroke_width(1)))?;
+    chart.draw_series(LineSeries::new([(full, -most), (full, most)], RED.stroke_width(1)))?;
+    chart.draw_series(LineSeries::new([(bytes.start, 0.0), (bytes.end, 0.0)], RED.stroke_width(1)))?;
+    let color = Palette99::pick(3).to_rgba();
+    for score in scores {
+        let point = points.iter().find(|p| p.storage == score.storage);
+        let x = point.with_context(|| format!("{} has a score, but is not among the storages", score.storage))?.bytes;
+        chart.draw_series(LineSeries::new([(x, score.low), (x, score.high)], color.stroke_width(2)))?;
+        chart.draw_series([Circle::new((x, score.difference), 4, color.filled())])?;
+        let name = EmptyElement::at((x, score.difference)) + Text::new(score.storage.to_string(), (8, -6), ("sans-serif", 12));
+        chart.draw_series([name])?;
+    }
+    Ok(())
+}
+
+/// Errors over the bytes of one expert, both logarithmic: ranks as curves, one bit a weight as points.
+fn draw_errors(area: &Area<'_>, full: f64, unchanged: f64, points: &[Point]) -> Result<()> {
+    let (bytes, bound) = range(full, points);
     let (low, high) = points.iter().fold((f64::MAX, 0.0), |(a, b): (f64, f64), p| (a.min(p.mean), b.max(p.largest)));
     let (low, high) = (10f64.powf(low.log10().floor()), high.max(unchanged) * 1.5);
-    let mut chart = ChartBuilder::on(&area)
+    let mut chart = ChartBuilder::on(area)
         .caption("Experts as differences from the base", ("sans-serif", 20))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(72)
-        .build_cartesian_2d((least..full * 1.5).log_scale(), (low..high).log_scale())?;
+        .build_cartesian_2d(bytes.clone().log_scale(), (low..high).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("bytes of one expert, relative to the base's")
@@ -140,7 +212,7 @@ fn draw(path: &Path, full: f64, unchanged: f64, points: &[Point]) -> Result<()> 
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
     }
     chart
-        .draw_series(LineSeries::new([(least, unchanged), (full * 1.5, unchanged)], BLUE.stroke_width(1)))?
+        .draw_series(LineSeries::new([(bytes.start, unchanged), (bytes.end, unchanged)], BLUE.stroke_width(1)))?
         .label("the base alone, mean of layers")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
     let (ranks, bits): (Vec<&Point>, Vec<&Point>) =
@@ -172,7 +244,7 @@ fn draw(path: &Path, full: f64, unchanged: f64, points: &[Point]) -> Result<()> 
         .border_style(BLACK)
         .position(SeriesLabelPosition::LowerLeft)
         .draw()?;
-    Ok(area.present()?)
+    Ok(())
 }
 
 fn expert(dir: &String) -> ExpertConfig {
