@@ -179,7 +179,8 @@ fn draw_scores(area: &Area<'_>, full: f64, points: &[Point], scores: &[Score]) -
         let x = point.with_context(|| format!("{} has a score, but is not among the storages", score.storage))?.bytes;
         chart.draw_series(LineSeries::new([(x, score.low), (x, score.high)], color.stroke_width(2)))?;
         chart.draw_series([Circle::new((x, score.difference), 4, color.filled())])?;
-        let name = EmptyElement::at((x, score.difference)) + Text::new(score.storage.to_string(), (8, -6), ("sans-serif", 12));
+        let name =
+            EmptyElement::at((x, score.difference)) + Text::new(score.storage.to_string(), (8, -6), ("sans-serif", 12));
         chart.draw_series([name])?;
     }
     Ok(())

@@ -37,7 +37,12 @@ impl Batching {
         let last: Vec<usize> = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
         let count = if self.sequences == usize::MAX { usize::MAX } else { (self.sequences / 4).max(1) };
         let limits = Limits { rows: self.tokens, count, places: self.room().places };
-        batches(prompts, &last, limits, share)
+        let mut batches = batches(prompts, &last, limits, share);
+        if batches.iter().all(|batch| batch.past == 0) {
+            // Those that wait for no other begin with the first prompts, whose texts callers may be waiting for.
+            batches.sort_by_key(|batch| batch.sequences.iter().min().copied());
+        }
+        batches
     }
 
     pub(crate) fn room(&self) -> Room {
