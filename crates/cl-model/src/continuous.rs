@@ -6,49 +6,14 @@ use std::collections::VecDeque;
 use cl_torch::tch::{self, Tensor};
 use rayon::prelude::*;
 
+use crate::generation::{GenerateOptions, Generation, Receiver, Room};
 use crate::kv_cache::{KvCache, Prefix};
 use crate::lookup::Lookup;
-use crate::prefix_tree::{Batch, Limits, PrefixTree, batches, common};
-use crate::{Decoder, GenerateOptions, Generation, ModelError};
+use crate::prefix_tree::{Batch, PrefixTree, common};
+use crate::{Decoder, ModelError};
 
 /// Minimum length of a common prefix whose keys and values are stored separately.
 const MIN_PREFIX: usize = 64;
-
-/// How much is computed at the same time. The default is everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batching {
-    /// Maximum number of texts generated at the same time. Prompts are added in batches of a quarter of it.
-    pub sequences: usize,
-    /// Maximum number of prompt tokens per forward pass; a longer prompt is computed alone. The KV cache has room for four
-    /// times as many tokens.
-    pub tokens: usize,
-}
-
-impl Default for Batching {
-    fn default() -> Batching {
-        Batching { sequences: usize::MAX, tokens: usize::MAX }
-    }
-}
-
-impl Batching {
-    /// Divides prompts into those of one forward pass. Without `share`, common prefixes are computed for each prompt.
-    pub(crate) fn batches(&self, prompts: &[&[u32]], share: bool) -> Vec<Batch> {
-        // Only the last token's logits are needed.
-        let last: Vec<usize> = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
-        let count = if self.sequences == usize::MAX { usize::MAX } else { (self.sequences / 4).max(1) };
-        let limits = Limits { rows: self.tokens, count, places: self.room().places };
-        let mut batches = batches(prompts, &last, limits, share);
-        if batches.iter().all(|batch| batch.past == 0) {
-            // Those that wait for no other begin with the first prompts, whose texts callers may be waiting for.
-            batches.sort_by_key(|batch| batch.sequences.iter().min().copied());
-        }
-        batches
-    }
-
-    pub(crate) fn room(&self) -> Room {
-        Room { sequences: self.sequences, places: self.tokens.saturating_mul(4) }
-    }
-}
 
 /// The texts to generate.
 pub(crate) struct Texts<'a> {
@@ -62,36 +27,12 @@ pub(crate) struct Texts<'a> {
     pub(crate) room: Room,
 }
 
-/// Limits on the texts generated at the same time; a single batch may exceed them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
-    /// Maximum number of texts.
-    pub(crate) sequences: usize,
-    /// Maximum number of texts times the longest length: the size of the KV cache.
-    pub(crate) places: usize,
-}
-
 /// The keys and values of a series' beginning: before its first batch, and to be kept of its last prompt.
 pub(crate) struct Ends<'a> {
     /// Those of the first batch's past.
     pub(crate) past: &'a Prefix,
     /// Number of tokens to keep of the last prompt.
     pub(crate) keep: usize,
-}
-
-/// Receives texts as they are generated, each by the index of its prompt.
-pub trait Receiver {
-    /// Its errors, and those of generation.
-    type Error: From<ModelError>;
-
-    /// Whether the text with these new tokens ends here; called after each token.
-    fn stop(&mut self, index: usize, ids: &[u32]) -> bool;
-
-    /// Receives a completed text.
-    ///
-    /// # Errors
-    /// Ends the generation of all texts.
-    fn done(&mut self, index: usize, generation: Generation) -> Result<(), Self::Error>;
 }
 
 /// A text being generated.
@@ -109,6 +50,24 @@ struct Group {
     texts: Vec<Text>,
     cache: KvCache,
     longest: usize, // length of the longest text without the common prefix
+}
+
+/// Generates a text for each prompt, of at most as many new tokens as its entry in `limits`.
+///
+/// # Errors
+/// Returns the errors of [`generate_all`].
+pub(crate) fn generate_prompts<R: Receiver>(
+    model: &Decoder,
+    prompts: &[&[u32]],
+    limits: &[usize],
+    options: &GenerateOptions<'_>,
+    receiver: &mut R,
+) -> Result<(), R::Error> {
+    let longest = prompts.iter().zip(limits).map(|(prompt, limit)| prompt.len() + limit).max().unwrap_or(0);
+    let batches = options.batching.batches(prompts, model.may_share(longest));
+    let texts = Texts { prompts, limits, batches: &batches, room: options.batching.room() };
+    generate_all(model, &texts, options, Ends { past: &Prefix::default(), keep: 0 }, receiver)?;
+    Ok(())
 }
 
 /// Generates all texts; returns the keys and values of the first `ends.keep` tokens of the last prompt.
@@ -211,22 +170,21 @@ impl Texts<'_> {
 impl Group {
     /// Appends the chosen tokens to the texts and hands over those that end; returns whether there were any.
     fn take<R: Receiver>(&mut self, options: &GenerateOptions<'_>, receiver: &mut R) -> Result<bool, R::Error> {
+        let before = self.texts.len();
         let mut going = Vec::new();
-        for (place, text) in self.texts.iter_mut().enumerate() {
+        for (place, mut text) in std::mem::take(&mut self.texts).into_iter().enumerate() {
             let index = text.index;
             match text.take(options, &mut |ids| receiver.stop(index, ids)) {
-                None => going.push(place),
                 Some(stopped) => receiver.done(index, Generation { ids: text.ids.split_off(text.prompt), stopped })?,
+                None => {
+                    going.push(place);
+                    self.texts.push(text);
+                }
             }
         }
-        let ended = going.len() < self.texts.len();
+        let ended = going.len() < before;
         if ended {
             self.cache.keep(&going);
-            let mut place = 0;
-            self.texts.retain(|_| {
-                place += 1;
-                going.binary_search(&(place - 1)).is_ok()
-            });
         }
         Ok(ended)
     }

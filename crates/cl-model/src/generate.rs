@@ -1,45 +1,6 @@
-use crate::continuous::{Batching, Ends, Receiver, Texts, generate_all};
-use crate::kv_cache::Prefix;
-use crate::sampling::Decoding;
+use crate::continuous::generate_prompts;
+use crate::generation::{GenerateOptions, Generation, Receiver};
 use crate::{Decoder, ModelError};
-
-/// The continuation of a prompt.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Generation {
-    /// New tokens, without the one that ended generation.
-    pub ids: Vec<u32>,
-    /// Whether generation ended by an end token or `stop`, not by the limit.
-    pub stopped: bool,
-}
-
-/// Stopping criteria and decoding settings.
-///
-/// # Example
-/// ```
-/// use cl_model::{Decoding, GenerateOptions, Sampling};
-///
-/// let sampling = Sampling { temperature: 0.7, top_p: 0.9, seed: 1, ..Sampling::default() };
-/// let options = GenerateOptions {
-///     max_new_tokens: 32,
-///     eos: &[2],
-///     decoding: Decoding { sampling: Some(sampling), ..Decoding::default() },
-///     ..GenerateOptions::default()
-/// };
-/// # assert_eq!(options.first_prompt, 0);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct GenerateOptions<'a> {
-    /// Maximum number of new tokens.
-    pub max_new_tokens: usize,
-    /// End tokens.
-    pub eos: &'a [u32],
-    /// Decoding settings.
-    pub decoding: Decoding,
-    /// Index of the first prompt among all prompts, so that random numbers do not depend on batch sizes.
-    pub first_prompt: usize,
-    /// How many texts are generated at the same time.
-    pub batching: Batching,
-}
 
 /// Generates continuations of all prompts with greedy decoding (ties go to the lowest id); see [`generate`].
 ///
@@ -92,12 +53,7 @@ pub fn generate_each<R: Receiver>(
     if let Some(index) = prompts.iter().position(|p| p.is_empty()) {
         return Err(ModelError::EmptySequence { index }.into());
     }
-    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
-    let batches = options.batching.batches(prompts, model.may_share(longest));
-    let limits = vec![options.max_new_tokens; prompts.len()];
-    let texts = Texts { prompts, limits: &limits, batches: &batches, room: options.batching.room() };
-    generate_all(model, &texts, options, Ends { past: &Prefix::default(), keep: 0 }, receiver)?;
-    Ok(())
+    generate_prompts(model, prompts, &vec![options.max_new_tokens; prompts.len()], options, receiver)
 }
 
 /// Collects the texts.

@@ -2,7 +2,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{Continuation, KvBlocks, ScoreRule};
 
 use crate::attention::AttentionRule;
-use crate::row_cache::RowCache;
+use crate::row_cache::{GROWTH, RowCache};
 
 /// Keys and values of a common prefix of sequences: per layer `(tokens, kv_heads, head_dim)`.
 #[derive(Default)]
@@ -67,9 +67,6 @@ enum Layers {
     /// For libtorch's operators.
     Rows(RowCache),
 }
-
-/// Number of positions by which the capacity exceeds what is needed; growing copies the cache once.
-pub(crate) const GROWTH: i64 = 64;
 
 impl KvCache {
     /// Creates an empty cache for prompts with `prefix` common tokens and the given numbers of other tokens.

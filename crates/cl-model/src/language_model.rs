@@ -6,11 +6,11 @@ use cl_eval::{
     TokenRequest,
 };
 
-use crate::continuous::{Batching, Ends, Receiver, Texts, generate_all};
+use crate::Decoder;
+use crate::continuous::generate_prompts;
 use crate::encoder::Encoder;
-use crate::kv_cache::Prefix;
+use crate::generation::{Batching, GenerateOptions, Generation, Receiver};
 use crate::score::score;
-use crate::{Decoder, GenerateOptions, Generation};
 
 /// A model with its tokenizer that answers the requests of `cl-eval`.
 ///
@@ -37,10 +37,6 @@ pub struct Scorer<'a> {
     /// Number of requests so far that were truncated.
     pub truncated: usize,
 }
-
-/// Ratio of the prompt tokens of a generation batch to the tokens of a scoring batch: every generation step reads all
-/// weights, regardless of the number of texts.
-const GENERATED: usize = 4;
 
 impl<'a> Scorer<'a> {
     /// Defaults suitable for a CPU.
@@ -148,17 +144,11 @@ impl LanguageModel for Scorer<'_> {
         let all: Vec<&[u32]> = open.iter().map(|who| prompts[who[0]].as_slice()).collect();
         let of: Vec<&GenerateRequest> = open.iter().map(|who| &requests[who[0]]).collect();
         let limits: Vec<usize> = of.iter().map(|r| r.max_new_tokens).collect();
-        let longest = all.iter().zip(&limits).map(|(p, limit)| p.len() + limit).max().unwrap_or(0);
         let (model, eos) = (self.model, self.end_tokens());
-        let batching =
-            Batching { sequences: self.batch_sequences.max(1), tokens: self.batch_tokens.saturating_mul(GENERATED) };
-        let batches = batching.batches(&all, model.may_share(longest));
-        let texts = Texts { prompts: &all, limits: &limits, batches: &batches, room: batching.room() };
-        let options = GenerateOptions { eos: &eos, ..GenerateOptions::default() };
-        let ends = Ends { past: &Prefix::default(), keep: 0 };
+        let batching = Batching::new(self.batch_sequences, self.batch_tokens);
+        let options = GenerateOptions { eos: &eos, batching, ..GenerateOptions::default() };
         let mut answers = Answers { scorer: self, requests: &of, asked: &asked, open: &open, answered };
-        generate_all(model, &texts, &options, ends, &mut answers)?;
-        Ok(())
+        generate_prompts(model, &all, &limits, &options, &mut answers)
     }
 
     fn fingerprint(&self) -> Option<String> {

@@ -10,6 +10,7 @@ mod encoder;
 mod error;
 mod feed_forward;
 mod generate;
+mod generation;
 mod kv_cache;
 mod language_model;
 mod layer;
@@ -39,10 +40,10 @@ pub use config::{
     Activation, ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, NormPlacement, QkNorm,
     RopeScaling,
 };
-pub use continuous::{Batching, Receiver};
 pub use decoder::{Decoder, LayerHooks};
 pub use error::ModelError;
-pub use generate::{GenerateOptions, Generation, generate, generate_each, greedy};
+pub use generate::{generate, generate_each, greedy};
+pub use generation::{Batching, GenerateOptions, Generation, Receiver};
 pub use language_model::Scorer;
 pub use load::LoadOptions;
 pub use loss::{SupervisedLoss, supervised_loss};

@@ -2,8 +2,10 @@ use cl_torch::Continuation;
 use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::attention::{AttentionRule, heads_first};
-use crate::kv_cache::GROWTH;
 use crate::tree_attention::{Mask, Weighted};
+
+/// Number of positions by which the capacity of a cache exceeds what is needed; growing copies it once.
+pub(crate) const GROWTH: i64 = 64;
 
 /// The layers of a [`KvCache`](crate::kv_cache::KvCache) for libtorch's operators: the common prefix once, `(tokens, kv_heads,
 /// head_dim)`, and after it `(sequences, capacity, kv_heads, head_dim)`, each sequence from its start, without left padding.

@@ -1,7 +1,8 @@
-use crate::continuous::{Batching, Ends, Receiver, Texts, generate_all};
+use crate::continuous::{Ends, Texts, generate_all};
+use crate::generation::{Batching, GenerateOptions, Generation, Receiver};
 use crate::kv_cache::Prefix;
 use crate::prefix_tree::{Batch, common};
-use crate::{Decoder, GenerateOptions, Generation, ModelError};
+use crate::{Decoder, ModelError};
 
 /// Generates for a series of prompts that mostly extend the previous one, such as the turns of a conversation: the keys
 /// and values of shared tokens are kept, and only new tokens are computed.

@@ -26,7 +26,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);
     let ids = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;
     let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
-    let batching = Batching { sequences: args.batch_sequences.max(1), tokens: 4 * EvalConfig::default().batch_tokens };
+    let batching = Batching::new(args.batch_sequences, EvalConfig::default().batch_tokens);
     let options =
         GenerateOptions { max_new_tokens: args.max_new_tokens, eos: &eos, decoding, first_prompt: 0, batching };
     if ids.len() == 1 && !args.ids && args.prompts.prompts.is_none() {
