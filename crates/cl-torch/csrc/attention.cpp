@@ -1,6 +1,5 @@
 // Causal attention over packed sequences on a CPU as one autograd node (Dao, "FlashAttention-2", arXiv:2307.08691): weights are
 // computed again in the backward pass from the logarithm of their sum.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -9,7 +8,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "dtype.h"
 #include "guard.h"
@@ -25,33 +23,21 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// Calls `body` for every head of every sequence, with scratch memory for it. Each thread takes about the same amount of work.
+// Calls `body` for every head of every sequence, with scratch memory for it.
 template <class S, class F>
 void over_heads(const std::vector<int64_t>& starts, int64_t heads, const S& scratch_of, const F& body) {
   struct Unit {
-    int64_t sequence, head, cost;
+    int64_t sequence, head, length, cost;
   };
   std::vector<Unit> units;
-  int64_t longest = 0;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {
     const int64_t length = starts[s + 1] - starts[s];
-    if (length == 0) continue;
-    longest = std::max(longest, length);
-    for (int64_t h = 0; h < heads; ++h) units.push_back({(int64_t)s, h, length * length});
+    for (int64_t h = 0; length > 0 && h < heads; ++h) units.push_back({(int64_t)s, h, length, length * length});
   }
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
-  std::vector<std::vector<Unit>> shares(std::max<int64_t>(1, at::get_num_threads()));
-  std::vector<int64_t> loads(shares.size());
-  for (const Unit& unit : units) {
-    const size_t least = std::min_element(loads.begin(), loads.end()) - loads.begin();
-    shares[least].push_back(unit);
-    loads[least] += unit.cost;
-  }
-  cl::over_ranges((int64_t)shares.size(), 1, [&](int64_t a, int64_t b) {
-    std::vector<float> scratch(scratch_of(longest));
-    for (int64_t share = a; share < b; ++share) {
-      for (const Unit& unit : shares[share]) body(unit.sequence, unit.head, scratch.data());
-    }
+  cl::over_units(std::move(units), [&](const Unit& unit, std::vector<float>& scratch) {
+    const size_t floats = scratch_of(unit.length);
+    if (scratch.size() < floats) scratch.resize(floats);
+    body(unit.sequence, unit.head, scratch.data());
   });
 }
 

@@ -173,21 +173,30 @@ CL_INLINE vi lane_numbers() {
   return numbers;
 }
 
-// Turns a row of products into the weights of the first n keys, not yet divided by their sum, and zeros up to `end`.
-void weigh(float* row, int64_t n, int64_t end, float scale, float& most, float& total) {
-  vf maximum = splat(-__builtin_inff()), sums{};
+// Products to scores, in place; returns the largest of those from `first` to n. A cap turns s into cap · tanh(s / cap).
+float score(float* row, int64_t first, int64_t n, float scale, float cap) {
+  vf most = splat(-__builtin_inff());
   for (int64_t j = 0; j < n; j += kLanes) {
-    vf s = select(lane_numbers() < (int32_t)(n - j), load(row + j) * scale, splat(-__builtin_inff()));
-    maximum = select(s > maximum, s, maximum);
+    vf s = load(row + j) * scale;
+    if (cap > 0) s = cap * (1.0f - 2.0f / (1.0f + exponential(s * (2.0f / cap))));
+    store(row + j, s);
+    const vi place = lane_numbers() + (int32_t)j;
+    s = select((place >= (int32_t)first) & (place < (int32_t)n), s, splat(-__builtin_inff()));
+    most = select(s > most, s, most);
   }
-  most = largest(maximum);
+  return largest(most);
+}
+
+// Scores to weights relative to the largest score, in place, with zeros before `first` and from n to `end`; returns their sum.
+float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
+  vf sums{};
   for (int64_t j = 0; j < end; j += kLanes) {
-    vf p = exponential(load(row + j) * scale - most);
-    p = select(lane_numbers() < (int32_t)(n - j), p, vf{});
+    const vi place = lane_numbers() + (int32_t)j;
+    vf p = select((place >= (int32_t)first) & (place < (int32_t)n), exponential(load(row + j) - most), vf{});
     sums += p;
     store(row + j, p);
   }
-  total = sum(sums);
+  return sum(sums);
 }
 
 // Scratch: keys transposed, values, queries, products, outputs.
@@ -213,8 +222,8 @@ void attend(const cl::Head<T>& head, T* out, float* logsumexp, float* scratch) {
     multiply(rows, padded(end), d, {queries, width, 1}, keys_t, keys, products, keys, false);
     float totals[kQueries];
     for (int64_t i = 0; i < rows; ++i) {
-      float most;
-      weigh(products + i * keys, start + i + 1, padded(end), head.scale, most, totals[i]);
+      const float most = score(products + i * keys, 0, start + i + 1, head.scale, 0);
+      totals[i] = weights_of(products + i * keys, 0, start + i + 1, padded(end), most);
       logsumexp[start + i] = most + __builtin_logf(totals[i]);
     }
     multiply(rows, width, end, {products, keys, 1}, values, width, results, width, false);
@@ -297,32 +306,6 @@ void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* ke
     const int64_t some = n - i < cl::kBlock ? padded(n - i) : cl::kBlock;
     multiply(m, some, d, queries, keys + i * d, cl::kBlock, products + i, row, false);
   }
-}
-
-// Products to scores, in place; returns the largest of those from `first` to n. A cap turns s into cap · tanh(s / cap).
-float score(float* row, int64_t first, int64_t n, float scale, float cap) {
-  vf most = splat(-__builtin_inff());
-  for (int64_t j = 0; j < n; j += kLanes) {
-    vf s = load(row + j) * scale;
-    if (cap > 0) s = cap * (1.0f - 2.0f / (1.0f + exponential(s * (2.0f / cap))));
-    store(row + j, s);
-    const vi place = lane_numbers() + (int32_t)j;
-    s = select((place >= (int32_t)first) & (place < (int32_t)n), s, splat(-__builtin_inff()));
-    most = select(s > most, s, most);
-  }
-  return largest(most);
-}
-
-// Scores to weights relative to the largest score, in place, with zeros before `first` and from n to `end`; returns their sum.
-float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
-  vf sums{};
-  for (int64_t j = 0; j < end; j += kLanes) {
-    const vi place = lane_numbers() + (int32_t)j;
-    vf p = select((place >= (int32_t)first) & (place < (int32_t)n), exponential(load(row + j) - most), vf{});
-    sums += p;
-    store(row + j, p);
-  }
-  return sum(sums);
 }
 
 // Scratch: queries, results, products with the prefix and with the longest sequence, sums.

@@ -1,5 +1,4 @@
 // Attention of new tokens to the stored keys and values of their sequences, on a CPU.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
@@ -68,7 +67,7 @@ struct Unit {
   int64_t head, first, end, token, rows, longest, cost;
 };
 
-// One unit for each key/value head and some consecutive sequences; the costly ones first.
+// One unit for each key/value head and some consecutive sequences.
 std::vector<Unit> units_of(const Spans& spans, int64_t kv_heads, int64_t groups, int64_t prefix) {
   std::vector<Unit> units;
   for (int64_t s = 0, token = 0; s < spans.n;) {
@@ -81,7 +80,6 @@ std::vector<Unit> units_of(const Spans& spans, int64_t kv_heads, int64_t groups,
     unit.end = s;
     for (; unit.head < kv_heads; ++unit.head) units.push_back(unit);
   }
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
   return units;
 }
 
@@ -122,30 +120,18 @@ extern "C" int cl_attend_stored(Tensor* q, Tensor* k, Tensor* v, Tensor* keys, T
     const Tensor q_rows = q->contiguous(), k_rows = k->contiguous(), v_rows = v->contiguous();
     Tensor out = at::empty_like(q_rows);
     const int64_t d = q->size(2), heads = q->size(1), kv_heads = k->size(1), groups = heads / kv_heads;
-    std::vector<std::vector<Unit>> shares(std::max<int64_t>(1, at::get_num_threads()));
-    std::vector<int64_t> loads(shares.size());
-    for (const Unit& unit : units_of(spans, kv_heads, groups, prefix)) {
-      const size_t least = std::min_element(loads.begin(), loads.end()) - loads.begin();
-      shares[least].push_back(unit);
-      loads[least] += unit.cost;
-    }
     with_type(q_rows, [&](auto* t) {
       using T = Pointee<decltype(t)>;
-      cl::over_ranges((int64_t)shares.size(), 1, [&](int64_t a, int64_t b) {
-        std::vector<float> scratch;
-        for (int64_t share = a; share < b; ++share) {
-          for (const Unit& unit : shares[share]) {
-            const int64_t floats = cl::kernels().attend_stored_scratch(unit.rows, prefix, unit.longest, d);
-            if ((int64_t)scratch.size() < floats) scratch.resize(floats);
-            auto head = of_head<T>(k_rows, v_rows, *keys, *values, spans, unit.head, unit.first, unit.end, unit.token);
-            const int64_t at = (unit.token * heads + unit.head * groups) * d;
-            head.q = data<T>(q_rows) + at, head.out = data<T>(out) + at, head.q_stride = heads * d, head.groups = groups;
-            head.scale = (float)scale, head.softcap = (float)softcap, head.window = window, head.prefix_length = prefix;
-            if (prefix > 0) head.prefix = stored<T>(*prefix_keys, *prefix_values, unit.head);
-            cl::loops<T>().append(head);
-            cl::loops<T>().attend_stored(head, scratch.data());
-          }
-        }
+      cl::over_units(units_of(spans, kv_heads, groups, prefix), [&](const Unit& unit, std::vector<float>& scratch) {
+        const size_t floats = cl::kernels().attend_stored_scratch(unit.rows, prefix, unit.longest, d);
+        if (scratch.size() < floats) scratch.resize(floats);
+        auto head = of_head<T>(k_rows, v_rows, *keys, *values, spans, unit.head, unit.first, unit.end, unit.token);
+        const int64_t at = (unit.token * heads + unit.head * groups) * d;
+        head.q = data<T>(q_rows) + at, head.out = data<T>(out) + at, head.q_stride = heads * d, head.groups = groups;
+        head.scale = (float)scale, head.softcap = (float)softcap, head.window = window, head.prefix_length = prefix;
+        if (prefix > 0) head.prefix = stored<T>(*prefix_keys, *prefix_values, unit.head);
+        cl::loops<T>().append(head);
+        cl::loops<T>().attend_stored(head, scratch.data());
       });
     });
     *result = new Tensor(out);
