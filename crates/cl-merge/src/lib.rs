@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod cli;
 mod diff;
 mod error;
+mod flag;
 pub mod methods;
 mod plan;
 pub mod problem;

@@ -16,6 +16,7 @@ pub mod reproduce;
 pub mod sequence;
 pub mod study;
 pub mod train;
+mod units;
 
 use std::path::{Path, PathBuf};
 

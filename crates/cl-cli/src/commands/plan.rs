@@ -5,7 +5,7 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_cli::arguments::plan::Args;
 use cl_lab::{Gpus, MemoryPlan, read_train};
 
-use super::study::bytes;
+use super::units::bytes;
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::{MergeMethod, MergePieces};
 use crate::Error;
-use crate::recipe::config::Flag;
+use crate::flag::Flag;
 use crate::tensor::select::{bits, keep, keep_largest_changes};
 use crate::tensor::trim::{Trim, kept};
 use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::parameter::Parameter;
 use super::tokenizer::TokenizerConfig;
+use crate::flag::Flag;
 use crate::methods::{Divisor, Election, Profile, Projection, Rescale, Trimmed};
 
 /// A merge file: one merge, or several stages, of which later ones can use earlier ones as models.
@@ -235,25 +236,6 @@ impl FloatType {
             FloatType::Float32 => cl_checkpoint::Dtype::F32,
             FloatType::Float16 => cl_checkpoint::Dtype::F16,
             FloatType::Bfloat16 => cl_checkpoint::Dtype::BF16,
-        }
-    }
-}
-
-/// A boolean, or 1 or 0, as mergekit-evolve writes booleans.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "true or false")]
-pub(crate) enum Flag {
-    Bool(bool),
-    Number(f64),
-}
-
-impl Flag {
-    pub(crate) fn value(&self) -> Result<bool, String> {
-        match *self {
-            Flag::Bool(value) => Ok(value),
-            Flag::Number(1.0) => Ok(true),
-            Flag::Number(0.0) => Ok(false),
-            Flag::Number(other) => Err(format!("expected true or false, got {other}")),
         }
     }
 }
