@@ -29,6 +29,7 @@ mod sequence;
 mod shape;
 mod sources;
 mod study;
+mod task_routing;
 pub mod toy;
 mod train_run;
 mod validation;
@@ -50,7 +51,7 @@ pub use round_data::load_train_data;
 pub use rounds::Round;
 pub use router_config::{RouterRun, read_router};
 pub use router_round::{RouterOutput, run_train_router};
-pub use router_states::{Pooling, router_states};
+pub use router_states::router_states;
 pub use routing::{RouterReport, Routing, RoutingReport, TaskRouting};
 pub use scoring::{LoadedModel, add_bos_token, score_model, score_model_on, write_scores};
 pub use sequence::{SequenceReport, run_sequence, run_sequence_on};
@@ -58,4 +59,5 @@ pub use study::{
     ColumnConfig, Comparison, OloraComparison, PAPER_STUDY, PlannedStage, SMOL_STUDY, SetSize, StageError, StudyConfig,
     StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, ZeroStage, plan_study, run_study, sketch_study,
 };
+pub use task_routing::{AdapterShare, route_task};
 pub use train_run::{run_train, run_train_on};

@@ -3,7 +3,7 @@
 use cl_adapters::Mode;
 use cl_data::Tokenizer;
 use cl_model::{Decoder, PackedBatch};
-use cl_moe::{ExpertConfig, MixConfig, router_states_spec};
+use cl_moe::{MixConfig, Pooling, router_states_spec};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_train::Precision;
 use safetensors::tensor::TensorView;
@@ -11,39 +11,23 @@ use safetensors::tensor::TensorView;
 use crate::problem::ConfigProblem;
 use crate::{LabError, LoadedModel};
 
-/// Reduction of a prompt's hidden states to one vector per layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// Hidden state of the last token, like mergekit-moe's `hidden`.
-    Last,
-    /// Mean over all tokens, like the paper's tool and mergekit-moe's `hidden_avg`.
-    Mean,
-    /// Mean of the token embeddings, for all layers, like mergekit-moe's `cheap_embed`.
-    Embeddings,
-}
-
 /// Computes a safetensors file with one f32 tensor `layers.N` of shape `(experts, hidden)` per layer: for each expert,
 /// the mean of the layer's input hidden states over its positive prompts, minus the mean over its negative prompts.
+/// The same for a shared expert with prompts is in tensors `shared_expert.layers.N` of shape `(1, hidden)`.
 ///
 /// # Errors
 /// Returns [`LabError::Config`] if an expert has no positive prompt, and an error if the base cannot be loaded or run.
-pub fn router_states(
-    config: &MixConfig,
-    pooling: Pooling,
-    precision: Precision,
-    device: Device,
-) -> Result<Vec<u8>, LabError> {
-    if let Some(expert) = config.experts.iter().position(|e| e.positive_prompts.is_empty()) {
-        return Err(LabError::config(&config.base_model, ConfigProblem::NoPrompts { expert }));
-    }
+pub fn router_states(config: &MixConfig, precision: Precision, device: Device) -> Result<Vec<u8>, LabError> {
+    let (prompts, pooling) = (prompts(config)?, config.router.pooling.unwrap_or_default());
     let loaded = LoadedModel::open(&config.base_model, None, precision, None, device)?;
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
-    let rows = config.experts.iter().map(|e| expert_states(model, tokenizer, e, pooling));
-    let rows = rows.collect::<Result<Vec<Tensor>, LabError>>()?;
-    let states = Tensor::stack(&rows, 1); // (layers, experts, hidden)
-    let specs = router_states_spec(model.config.num_hidden_layers, rows.len(), model.config.hidden_size as usize);
-    let bytes: Vec<Vec<u8>> =
-        (0..specs.len() as i64).map(|layer| cl_torch::tensor_bytes(&states.get(layer), Kind::Float)).collect();
+    let specs = router_states_spec(config, model.config.num_hidden_layers, model.config.hidden_size as usize);
+    let mut bytes: Vec<Vec<u8>> = Vec::with_capacity(specs.len());
+    for group in prompts.iter().filter(|group| !group.is_empty()) {
+        let rows = group.iter().map(|of| states_of(model, tokenizer, *of, pooling));
+        let states = Tensor::stack(&rows.collect::<Result<Vec<Tensor>, LabError>>()?, 1); // (layers, rows, hidden)
+        bytes.extend(states.unbind(0).iter().map(|layer| cl_torch::tensor_bytes(layer, Kind::Float)));
+    }
     let views = specs.iter().zip(&bytes).map(|(spec, bytes)| {
         let view = TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("size matches the shape");
         (spec.name.clone(), view)
@@ -51,11 +35,35 @@ pub fn router_states(
     Ok(safetensors::serialize(views, None).expect("names and shapes are valid"))
 }
 
-/// `(layers, hidden)`, f32.
-fn expert_states(
+/// Prompts of an expert.
+#[derive(Clone, Copy)]
+pub(crate) struct Prompts<'a> {
+    pub(crate) positive: &'a [String],
+    pub(crate) negative: &'a [String],
+}
+
+/// The prompts of the experts, and those of the shared expert if it has any.
+fn prompts(config: &MixConfig) -> Result<[Vec<Prompts<'_>>; 2], LabError> {
+    let experts =
+        config.experts.iter().map(|e| Prompts { positive: &e.positive_prompts, negative: &e.negative_prompts });
+    let shared =
+        config.shared_expert.iter().map(|e| Prompts { positive: &e.positive_prompts, negative: &e.negative_prompts });
+    let shared = shared.filter(|of| !(of.positive.is_empty() && of.negative.is_empty()));
+    let prompts: [Vec<Prompts<'_>>; 2] = [experts.collect(), shared.collect()];
+    let missing = |of: &Prompts<'_>| of.positive.is_empty();
+    let expert = match (prompts[0].iter().position(missing), prompts[1].iter().any(missing)) {
+        (Some(place), _) => format!("experts[{place}]"),
+        (None, true) => "shared_expert".to_owned(),
+        (None, false) => return Ok(prompts),
+    };
+    Err(LabError::config(&config.base_model, ConfigProblem::NoPrompts { expert }))
+}
+
+/// Hidden states that enter each layer, the mean over positive prompts minus that over negative ones: `(layers, hidden)`, f32.
+pub(crate) fn states_of(
     model: &Decoder,
     tokenizer: &Tokenizer,
-    expert: &ExpertConfig,
+    prompts: Prompts<'_>,
     pooling: Pooling,
 ) -> Result<Tensor, LabError> {
     let mean = |prompts: &[String]| -> Result<Option<Tensor>, LabError> {
@@ -63,8 +71,8 @@ fn expert_states(
         let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
         Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
     };
-    let positive = mean(&expert.positive_prompts)?.expect("checked above");
-    Ok(mean(&expert.negative_prompts)?.map_or(positive.shallow_clone(), |negative| positive - negative))
+    let positive = mean(prompts.positive)?.expect("checked to have one");
+    Ok(mean(prompts.negative)?.map_or(positive.shallow_clone(), |negative| positive - negative))
 }
 
 /// `(layers, hidden)`, f32.

@@ -11,7 +11,7 @@ use cl_checkpoint::{
     write_adapter,
 };
 use cl_model::{Decoder, LoadOptions, token_log_probs};
-use cl_moe::{BlendConfig, BlendPlan, MixConfig, MixOptions, Mixture, Plan, blend, mix};
+use cl_moe::{BlendConfig, BlendPlan, MixConfig, MixOptions, Mixture, Plan, blend, mix, router_states_spec};
 use cl_torch::tch::Kind;
 use common::{weight, write_model};
 use serde::Deserialize;
@@ -146,7 +146,9 @@ fn mixtures_of_standard_architectures_compute_what_transformers_does() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let mut text = format!("base_model = {:?}\n", path("base"));
-        text += &case.settings.replace("\"shared\"", &format!("{:?}", path("shared")));
+        let (shared, states) = (path("shared"), path("states").join("model.safetensors"));
+        let settings = case.settings.replace("\"shared\"", &format!("{shared:?}"));
+        text += &settings.replace("\"states.safetensors\"", &format!("{states:?}"));
         for name in ["base", "shared"] {
             write_named(&path(name), name, case);
         }
@@ -155,11 +157,26 @@ fn mixtures_of_standard_architectures_compute_what_transformers_does() {
             text += &format!("\n[[experts]]\nmodel = {:?}", path(name));
         }
         let config: MixConfig = toml::from_str(&text).unwrap();
+        if config.router.states.is_some() {
+            write_states(&path("states"), &config, case);
+        }
         mix(&Plan::new(&config).unwrap(), &path("mixture"), &MixOptions::default(), &|_| {}).unwrap();
         let architecture = Checkpoint::open(&path("mixture")).unwrap().config()["architectures"][0].clone();
         assert_eq!(architecture, case.architecture, "{}", case.name);
         assert_agrees(&case.name, &load(&path("mixture")), &fixture.sequences, &case.log_probs);
     }
+}
+
+/// Hidden states of no prompts, but of the formula.
+fn write_states(dir: &Path, config: &MixConfig, case: &MixedCase) {
+    let number = |key: &str| case.config[key].as_u64().unwrap() as usize;
+    let specs = router_states_spec(config, number("num_hidden_layers"), number("hidden_size"));
+    let writer = CheckpointWriter::create(dir, &specs, WriteOptions::default()).unwrap();
+    for spec in &specs {
+        let values = weight(&format!("states {}", spec.name), spec.shape.iter().product());
+        writer.write(&spec.name, &convert::from_f32(Dtype::F32, &values).unwrap()).unwrap();
+    }
+    writer.finish(Manifest::new("states")).unwrap();
 }
 
 /// A dense model with weights of the formula that are its own.

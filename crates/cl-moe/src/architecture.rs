@@ -17,7 +17,13 @@ pub(crate) fn base_architecture(base: &Checkpoint) -> &str {
 /// Names what the architecture of the output cannot hold.
 pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
     let architecture = config.architecture();
+    let mut refuse = |key, reason| {
+        problems.push(Problem::new(key, MixProblem::Output { architecture: architecture.name(), reason, key }));
+    };
     if architecture == MixArchitecture::Moetify {
+        if config.has_gated_shared_expert() {
+            refuse("shared_expert.positive_prompts", "has no gate of the shared expert");
+        }
         return;
     }
     let of_qwen = architecture == MixArchitecture::Qwen2Moe;
@@ -31,7 +37,7 @@ pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
         ("shared_expert", config.shared_expert.is_none() && of_qwen, "needs a shared expert"),
     ];
     for (key, _, reason) in wrong.into_iter().filter(|(_, wrong, _)| *wrong) {
-        problems.push(Problem::new(key, MixProblem::Output { architecture: architecture.name(), reason, key }));
+        refuse(key, reason);
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use cl_checkpoint::Interrupt;
 use cl_hub::{HubArgs, Names, Part};
+use cl_merge::cli::bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{BlendConfig, BlendPlan, ExpertStorage, MixConfig, MixOptions, Plan, blend, mix};
@@ -31,9 +32,18 @@ pub struct MixArgs {
     /// weights and compressed differences from them.
     #[arg(long, value_name = "STORAGE")]
     experts: Option<ExpertStorage>,
+    /// Output file of `cl moe states`, from which routers are initialized; overrides `router.states` in the configuration.
+    #[arg(long, value_name = "FILE")]
+    states: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// Print what would be written, or all problems, and write nothing.
+    /// Memory limit, such as 800MiB or 2GiB.
+    #[arg(long, default_value = "2GiB", value_parser = bytes)]
+    memory: u64,
+    /// Number of threads; 0 for all cores. It does not change the result.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print what would be written, memory, or all problems, and write nothing.
     #[arg(long)]
     dry_run: bool,
     /// Replace the output if all of its files were written by this program or are part of a model.
@@ -81,6 +91,14 @@ pub fn find_models(config: &mut MixConfig, names: &Names) -> Result<()> {
     find(models(config), names)
 }
 
+/// As [`find_models`], of a mixture of adapters.
+///
+/// # Errors
+/// As [`find_models`].
+pub fn find_adapters(config: &mut BlendConfig, names: &Names) -> Result<()> {
+    find(parts(config), names)
+}
+
 fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result<()> {
     let mut config = MixConfig::read(&args.config)?;
     let names = args.hub.names(interrupt);
@@ -89,7 +107,16 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     }
     find(models(&mut config), &names)?;
     config.expert_storage = args.experts.unwrap_or(config.expert_storage);
+    config.router.states = args.states.clone().or(config.router.states);
     let plan = Plan::new(&config)?;
+    let options = MixOptions {
+        overwrite: args.overwrite,
+        memory: usize::try_from(args.memory).context("--memory is beyond what can be addressed")?,
+        threads: args.threads,
+        interrupt: interrupt.clone(),
+        ..MixOptions::default()
+    };
+    let memory = plan.peak_memory(&options)?;
     if let Some(dir) = &args.out {
         plan.check_output(dir, args.overwrite)?;
     }
@@ -100,6 +127,7 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     let (total, active) = (millions(info.total_parameters), millions(info.active_parameters));
     if args.dry_run {
         writeln!(out, "writes {} tensors, {:.1} MB", plan.tensors().len(), plan.bytes_written() as f64 / 1e6)?;
+        writeln!(out, "memory {} MiB at most, of {} MiB allowed", memory.div_ceil(1 << 20), args.memory >> 20)?;
         writeln!(out, "{total} M parameters, {active} M of them active")?;
         if let Some(bytes) = info.bytes {
             let ratio = bytes.total_bytes as f64 / bytes.base_bytes as f64;
@@ -110,7 +138,6 @@ fn run_mix(args: &MixArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Result
     }
     let dir = args.out.as_ref().context("--out is required without --dry-run")?;
     let bar = bar(plan.bytes_written());
-    let options = MixOptions { overwrite: args.overwrite, interrupt: interrupt.clone(), ..MixOptions::default() };
     let summary = mix(&plan, dir, &options, &|bytes| bar.set_position(bytes))?;
     bar.finish_and_clear();
     writeln!(out, "{}: {} tensors, {total} M parameters, {active} M of them active", dir.display(), summary.tensors)?;
@@ -150,10 +177,14 @@ fn models(config: &mut MixConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> 
     std::iter::once(&mut config.base_model).chain(experts).map(|path| (path, Part::Model))
 }
 
-/// The base and the adapters of a mixture.
+/// The base of a mixture of adapters, and what it is made of.
 fn parts(config: &mut BlendConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> {
-    let adapters = config.experts.iter_mut().map(|expert| (&mut expert.adapter, Part::Adapter));
-    std::iter::once((&mut config.base_model, Part::Model)).chain(adapters)
+    let experts = config.experts.iter_mut().flat_map(|expert| {
+        let adapter = expert.adapter.as_mut().map(|dir| (dir, Part::Adapter));
+        adapter.into_iter().chain(expert.model.as_mut().map(|dir| (dir, Part::Model)))
+    });
+    let general = config.general_adapters.iter_mut().map(|dir| (dir, Part::Adapter));
+    std::iter::once((&mut config.base_model, Part::Model)).chain(experts).chain(general)
 }
 
 /// Replaces names by directories, and downloads missing files.

@@ -73,6 +73,13 @@ pub struct SharedExpert {
     /// the base's.
     #[serde(default = "one")]
     pub residual_scale: f64,
+    /// Prompts of the kind that it is for. With them and [`RouterInit::States`], a token's share of it is the sigmoid of the product
+    /// of its activations with their direction; without them it is constant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positive_prompts: Vec<String>,
+    /// Prompts of the kind that it is not for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative_prompts: Vec<String>,
 }
 
 fn one() -> f64 {
@@ -160,12 +167,28 @@ pub struct RouterConfig {
     /// File of `states`: tensors `layers.N`, `(experts, hidden)` in f32, as `cl moe states` writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub states: Option<PathBuf>,
+    /// How `cl moe states` reduces a prompt to one vector per layer; [`Pooling::Last`] without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+}
+
+/// Reduction of a prompt's hidden states to one vector per layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Hidden state of the last token, like mergekit-moe's `hidden`.
+    #[default]
+    Last,
+    /// Mean over all tokens, like the paper's tool and mergekit-moe's `hidden_avg`.
+    Mean,
+    /// Mean of the token embeddings, for all layers, like mergekit-moe's `cheap_embed`.
+    Embeddings,
 }
 
 impl Default for RouterConfig {
     /// Random, with the seed that the paper's tool has.
     fn default() -> Self {
-        RouterConfig { init: RouterInit::Random, seed: 1399, states: None }
+        RouterConfig { init: RouterInit::Random, seed: 1399, states: None, pooling: None }
     }
 }
 
@@ -182,6 +205,8 @@ pub enum RouterInit {
     Uniform,
     /// Each expert's row is the direction of its example prompts' hidden states, from a file.
     States,
+    /// Each expert's row is the leading right singular vector of its update; needs no data.
+    TaskVectors,
 }
 
 /// One expert.
@@ -243,6 +268,12 @@ impl FloatType {
 }
 
 impl MixConfig {
+    /// Whether the share of the shared expert depends on the token: it has prompts, and routers start from hidden states.
+    pub fn has_gated_shared_expert(&self) -> bool {
+        let has_prompts = self.shared_expert.as_ref().is_some_and(|shared| !shared.positive_prompts.is_empty());
+        has_prompts && self.router.init == RouterInit::States
+    }
+
     /// Number of experts that each token goes through, the shared one left out.
     pub fn top_k(&self) -> usize {
         let experts = self.experts.len();

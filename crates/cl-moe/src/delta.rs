@@ -60,7 +60,7 @@ fn write_low_rank(
     writer: &CheckpointWriter,
 ) -> Result<usize, Error> {
     let ([rows, columns], tensor) = (delta.shape, &delta.tensor);
-    let difference = difference(plan, delta, 0..rows)?;
+    let difference = difference(plan, delta.expert, tensor, columns, 0..rows)?;
     let rank = rank.min(rows).min(columns);
     let expert = &plan.experts[delta.expert];
     let model = || expert.dir().display().to_string();
@@ -90,7 +90,7 @@ fn write_signs(plan: &Plan, delta: &PlannedDelta, module: &str, writer: &Checkpo
     let step = (PIECE / columns).max(1);
     for first in (0..rows).step_by(step) {
         let last = (first + step).min(rows);
-        let difference = difference(plan, delta, first..last)?;
+        let difference = difference(plan, delta.expert, &delta.tensor, columns, first..last)?;
         sum += difference.iter().map(|&d| f64::from(d.abs())).sum::<f64>();
         let packed: Vec<u8> = difference.chunks(columns).flat_map(pack).collect();
         writer.write_part(&signs, start + first * row_bytes, &packed)?;
@@ -105,17 +105,23 @@ fn pack(row: &[f32]) -> impl Iterator<Item = u8> + '_ {
     row.chunks(8).map(|eight| eight.iter().enumerate().fold(0, |byte, (j, &v)| byte | u8::from(v > 0.0) << j))
 }
 
-/// Some rows of `W − W₀`, with the base as it is written.
-fn difference(plan: &Plan, delta: &PlannedDelta, rows: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
-    let columns = delta.shape[1];
+/// Some rows of an expert's `W − W₀`, with the base as it is written.
+pub(crate) fn difference(
+    plan: &Plan,
+    expert: usize,
+    tensor: &str,
+    columns: usize,
+    rows: std::ops::Range<usize>,
+) -> Result<Vec<f32>, Error> {
     let part = rows.start * columns..rows.end * columns;
-    let mut values = values(&plan.experts[delta.expert], &delta.tensor, part.clone())?;
-    let base = values_of_base(plan, &delta.tensor, part)?;
+    let mut values = values(&plan.experts[expert], tensor, part.clone())?;
+    let base = values_of_base(plan, tensor, part)?;
     values.iter_mut().zip(&base).for_each(|(v, b)| *v -= b);
     Ok(values)
 }
 
-fn values_of_base(plan: &Plan, tensor: &str, part: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
+/// Some elements of the base, as they are written.
+pub(crate) fn values_of_base(plan: &Plan, tensor: &str, part: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
     let values = values(&plan.base, tensor, part)?;
     let rounded = convert::from_f32(plan.dtype, &values).and_then(|bytes| convert::to_f32(plan.dtype, &bytes));
     Ok(rounded.expect("a floating output"))

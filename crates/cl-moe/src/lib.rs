@@ -8,6 +8,7 @@ mod config;
 mod config_file;
 mod delta;
 mod error;
+mod memory;
 mod mergekit;
 mod mix;
 mod mixture;
@@ -17,17 +18,18 @@ mod plan;
 pub mod problem;
 mod router;
 mod storage;
+mod task_vectors;
 mod trained;
 
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
 pub use config::{
-    ExpertConfig, FloatType, MixArchitecture, MixConfig, MixModule, RouterConfig, RouterInit, SharedExpert,
+    ExpertConfig, FloatType, MixArchitecture, MixConfig, MixModule, Pooling, RouterConfig, RouterInit, SharedExpert,
 };
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
 pub use model_info::{ModelBytes, ModelInfo};
 pub use plan::Plan;
-pub use router::{ROUTER_STATES, router_states_spec};
+pub use router::{ROUTER_STATES, SHARED_STATES, router_states_spec};
 pub use storage::{ExpertStorage, low_rank_delta_tensors, parameters, sign_delta_tensors};
 pub use trained::{RouterWeights, save_mixture_with_routers, save_model_with_routers};

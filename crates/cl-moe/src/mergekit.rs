@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::problem::{ConfigProblem, MergekitProblem};
 use crate::{
-    ExpertConfig, ExpertStorage, FloatType, MixArchitecture, MixConfig, RouterConfig, RouterInit, SharedExpert, config,
+    ExpertConfig, ExpertStorage, FloatType, MixArchitecture, MixConfig, Pooling, RouterConfig, RouterInit,
+    SharedExpert, config,
 };
 
 #[derive(Deserialize)]
@@ -54,11 +55,6 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
     let shared = document.shared_experts;
     refuse(shared.len() > 1, "more than one of `shared_experts`");
     refuse(shared.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale` of a shared expert");
-    let prompted = |e: &Expert| !e.positive_prompts.is_empty() || !e.negative_prompts.is_empty();
-    refuse(
-        shared.iter().any(prompted),
-        "a gate from prompts of a shared expert, which every token goes through ungated here,",
-    );
     let architecture = document.architecture.as_deref().map(str::to_lowercase);
     let architecture = match architecture.as_deref() {
         Some("mixtral") => Some(MixArchitecture::Mixtral),
@@ -70,12 +66,14 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
     };
     refuse(document.experts.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale`");
     refuse(document.experts.iter().any(|e| e.residual_scale.is_some_and(|s| s != 1.0)), "`residual_scale`");
-    let init = match document.gate_mode.as_str() {
-        "random" => RouterInit::Random,
-        "hidden" | "hidden_avg" | "hidden_last" | "cheap_embed" => RouterInit::States,
+    let (init, pooling) = match document.gate_mode.as_str() {
+        "random" | "uniform_random" => (RouterInit::Random, None),
+        "hidden" | "hidden_last" => (RouterInit::States, Some(Pooling::Last)),
+        "hidden_avg" => (RouterInit::States, Some(Pooling::Mean)),
+        "cheap_embed" => (RouterInit::States, Some(Pooling::Embeddings)),
         other => {
             problems.push(MergekitProblem::GateMode { mode: other.to_owned() });
-            RouterInit::Random
+            (RouterInit::Random, None)
         }
     };
     if !problems.is_empty() {
@@ -93,14 +91,16 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
         modules: config::mlp(),
         layers: None,
         expert_storage: document.expert_storage,
-        shared_expert: shared
-            .into_iter()
-            .next()
-            .map(|e| SharedExpert { model: e.source_model, residual_scale: e.residual_scale.unwrap_or(1.0) }),
+        shared_expert: shared.into_iter().next().map(|e| SharedExpert {
+            model: e.source_model,
+            residual_scale: e.residual_scale.unwrap_or(1.0),
+            positive_prompts: e.positive_prompts,
+            negative_prompts: e.negative_prompts,
+        }),
         dtype: document.dtype,
         gateless: false,
         global_router: false,
-        router: RouterConfig { init, ..RouterConfig::default() },
+        router: RouterConfig { init, pooling, ..RouterConfig::default() },
         experts: document.experts.into_iter().map(expert).collect(),
     })
 }
@@ -121,9 +121,20 @@ mod tests {
             assert_eq!(from_yaml(&text).unwrap().top_k(), experts.min(2));
         }
         assert_eq!(config.experts[0].positive_prompts, ["a", "b"]);
-        let shared = "shared_experts:\n  - source_model: z\n    residual_scale: 0.1\n";
+        for (mode, pooling) in
+            [("hidden", Pooling::Last), ("hidden_avg", Pooling::Mean), ("cheap_embed", Pooling::Embeddings)]
+        {
+            let config = from_yaml(&text.replace("random", mode)).unwrap();
+            assert_eq!((config.router.init, config.router.pooling), (RouterInit::States, Some(pooling)), "{mode}");
+        }
+        let shared = "shared_experts:\n  - source_model: z\n    residual_scale: 0.1\n    positive_prompts: [\"c\"]\n";
         let config = from_yaml(&format!("{text}{shared}")).unwrap();
-        let expected = SharedExpert { model: PathBuf::from("z"), residual_scale: 0.1 };
+        let expected = SharedExpert {
+            model: PathBuf::from("z"),
+            residual_scale: 0.1,
+            positive_prompts: vec!["c".to_owned()],
+            negative_prompts: Vec::new(),
+        };
         assert_eq!(config.shared_expert, Some(expected));
         assert_eq!(config.architecture(), MixArchitecture::Qwen2Moe);
         assert_eq!(
@@ -133,10 +144,9 @@ mod tests {
         let message = from_yaml(&format!("{text}architecture: deepseek\n")).unwrap_err().to_string();
         assert!(message.contains("other than mixtral and qwen"), "{message}");
         assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
-        let several =
-            format!("{text}    noise_scale: 0.1\n{shared}    positive_prompts: [\"a\"]\n  - source_model: z\n");
+        let several = format!("{text}    noise_scale: 0.1\n{shared}  - source_model: z\n");
         let message = from_yaml(&several).unwrap_err().to_string();
-        for part in ["`noise_scale`", "more than one of `shared_experts`", "prompts of a shared expert"] {
+        for part in ["`noise_scale`", "more than one of `shared_experts`"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert!(from_yaml("base_model: b\nexpert: []\n").unwrap_err().to_string().contains("expert"));

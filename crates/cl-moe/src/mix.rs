@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cl_checkpoint::{
-    Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, WriteOptions, convert,
+    Checkpoint, CheckpointWriter, Dtype, HubSnapshot, Interrupt, Manifest, TensorSource, TensorSpec, WriteOptions,
+    convert,
 };
+use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -17,7 +19,7 @@ use crate::{Error, ExpertStorage, MixArchitecture, ModelInfo, Plan};
 /// Name of the resolved configuration in an output.
 pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
 /// Elements of a tensor that are held at a time, by each thread.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// How a mixture is made.
 #[derive(Clone, Debug)]
@@ -26,14 +28,24 @@ pub struct MixOptions {
     pub max_shard_size: u64,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// Memory limit in bytes; fewer threads work at a time if that takes less.
+    pub memory: usize,
+    /// Number of threads; 0 for all cores. The result does not depend on it.
+    pub threads: usize,
     /// A request to stop.
     pub interrupt: Interrupt,
 }
 
 impl Default for MixOptions {
-    /// Shards of 5 GB; nothing is overwritten.
+    /// Shards of 5 GB, 2 GiB on all cores; nothing is overwritten.
     fn default() -> Self {
-        MixOptions { max_shard_size: 5_000_000_000, overwrite: false, interrupt: Interrupt::default() }
+        MixOptions {
+            max_shard_size: 5_000_000_000,
+            overwrite: false,
+            memory: 2 << 30,
+            threads: 0,
+            interrupt: Interrupt::default(),
+        }
     }
 }
 
@@ -57,6 +69,7 @@ pub struct Summary {
 /// # Errors
 /// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
 pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
+    let threads = plan.threads(options)?;
     plan.check_output(out, options.overwrite)?;
     let write = WriteOptions { max_shard_size: options.max_shard_size, overwrite: options.overwrite };
     let writer = CheckpointWriter::create(out, &plan.tensors(), write)?;
@@ -65,8 +78,15 @@ pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64
         progress(written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64);
         if options.interrupt.requested() { Err(Error::Interrupted) } else { Ok(()) }
     };
-    plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| write_tensor(plan, tensor, &writer, &done))?;
-    plan.deltas.par_iter().with_max_len(1).try_for_each(|planned| done(delta::write(plan, planned, &writer)?))?;
+    let write = || {
+        plan.tensors.par_iter().with_max_len(1).try_for_each(|tensor| write_tensor(plan, tensor, &writer, &done))?;
+        plan.deltas.par_iter().with_max_len(1).try_for_each(|planned| done(delta::write(plan, planned, &writer)?))
+    };
+    match ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) => pool.install(write)?,
+        // Where no more threads can be started, those of the program do.
+        Err(_) => write()?,
+    }
     put_files(plan, &writer)?;
     plan.experts.iter().chain([&plan.base]).try_for_each(Checkpoint::check_unchanged)?;
     writer.finish(manifest(plan)?)?;
@@ -86,18 +106,30 @@ fn write_tensor(
         Source::Shared(name, scale) => copy(&plan.experts[0], name, *scale, tensor, writer, done),
         Source::Deltas => Ok(()),
         Source::Constant { value, .. } => {
-            let values = vec![*value as f32; spec.shape.iter().product()];
-            let bytes = convert::from_f32(spec.dtype, &values).expect("a floating output");
-            writer.write(&spec.name, &bytes)?;
-            done(bytes.len())
+            write_values(&vec![*value as f32; spec.shape.iter().product()], spec, writer, done)
         }
         Source::Router { layer, name } => {
-            let rows = plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?;
-            let bytes = convert::from_f32(spec.dtype, &rows).expect("a floating output");
-            writer.write(&spec.name, &bytes)?;
-            done(bytes.len())
+            write_values(&plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?, spec, writer, done)
+        }
+        Source::TaskVectors { matrices, norm } => {
+            write_values(&plan.task_vectors.rows(plan, matrices, norm, spec.shape[1])?, spec, writer, done)
+        }
+        Source::SharedGate { layer } => {
+            write_values(&plan.routers.shared_gate(*layer, spec.shape[1])?, spec, writer, done)
         }
     }
+}
+
+/// Writes a tensor in the output's dtype.
+fn write_values(
+    values: &[f32],
+    spec: &TensorSpec,
+    writer: &CheckpointWriter,
+    done: &dyn Fn(usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let bytes = convert::from_f32(spec.dtype, values).expect("a floating output");
+    writer.write(&spec.name, &bytes)?;
+    done(bytes.len())
 }
 
 /// Copies a tensor times `scale` piece by piece, in the output's dtype.

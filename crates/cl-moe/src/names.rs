@@ -94,6 +94,17 @@ impl Layout<'_> {
     }
 }
 
+/// The matrices that read what the router of a whole MLP reads.
+pub(crate) fn read_by_mlp(layer: usize) -> [String; 2] {
+    ["gate_proj", "up_proj"].map(|matrix| format!("model.layers.{layer}.mlp.{matrix}.weight"))
+}
+
+/// The weight of the layer norm before a matrix of a block.
+pub(crate) fn norm_before(of: Replaced<'_>) -> String {
+    let norm = if of.module.attention().is_some() { "input_layernorm" } else { "post_attention_layernorm" };
+    format!("model.layers.{}.{norm}.weight", of.layer)
+}
+
 /// Layer, block and matrix of a projection's weight.
 fn projection(name: &str) -> Option<(usize, &str, &str)> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;

@@ -10,6 +10,7 @@ use crate::delta::{self, PlannedDelta};
 use crate::names::{self, GLOBAL_ROUTER, Layout, Replaced};
 use crate::problem::{CountProblem, MOST_EXPERTS, MixProblem, ProblemKind};
 use crate::router::RouterRows;
+use crate::task_vectors::TaskVectors;
 use crate::{
     Error, ExpertStorage, FloatType, MixArchitecture, MixConfig, MixModule, ModelBytes, ModelInfo, Problem,
     RouterConfig, RouterInit, architecture,
@@ -22,6 +23,7 @@ pub struct Plan {
     /// The shared expert if there is one, then the others.
     pub(crate) experts: Vec<Checkpoint>,
     pub(crate) routers: RouterRows,
+    pub(crate) task_vectors: TaskVectors,
     pub(crate) tensors: Vec<Planned>,
     /// What tensors of [`Source::Deltas`] are made of.
     pub(crate) deltas: Vec<PlannedDelta>,
@@ -49,6 +51,10 @@ pub(crate) enum Source {
     Shared(String, f64),
     /// A router of a layer; that of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
+    /// A router from the experts' updates of `matrices`, whose input is the output of the layer norm with the weight `norm`.
+    TaskVectors { matrices: Vec<String>, norm: String },
+    /// The gate of a layer's shared expert.
+    SharedGate { layer: usize },
     /// One value in all places, which is no parameter where it stands for a router.
     Constant { value: f64, is_parameter: bool },
     /// Differences from the base, written expert by expert.
@@ -106,7 +112,8 @@ impl Plan {
         let info = model_info(&tensors, &deltas, &base, dtype.dtype(), config);
         let out_config = architecture::out_config(config, &base, dtype);
         let (config, dtype) = (config.resolved(), dtype.dtype());
-        Ok(Plan { config, base, experts, routers, tensors, deltas, dtype, out_config, info, notes })
+        let task_vectors = TaskVectors::default();
+        Ok(Plan { config, base, experts, routers, task_vectors, tensors, deltas, dtype, out_config, info, notes })
     }
 
     /// Checks the output's place, as [`mix`](crate::mix) does before it begins.
@@ -223,11 +230,14 @@ fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Probl
     if has(MixModule::Mlp) && has(MixModule::MlpFg) {
         add("modules", MixProblem::TwoMlps);
     }
-    if config.router.init == RouterInit::States
-        && !config.global_router
-        && (has(MixModule::OProj) || has(MixModule::MlpFg))
-    {
-        add("router.init", MixProblem::StatesOfInput);
+    let of_other_inputs = has(MixModule::OProj) || has(MixModule::MlpFg);
+    match config.router.init {
+        RouterInit::States if !config.global_router && of_other_inputs => {
+            add("router.init", MixProblem::StatesOfInput);
+        }
+        RouterInit::TaskVectors if config.global_router => add("router.init", MixProblem::GlobalTaskVectors),
+        RouterInit::TaskVectors if of_other_inputs => add("router.init", MixProblem::TaskVectorsOfInput),
+        _ => {}
     }
     if config.expert_storage.is_delta() && config.shared_expert.is_some() {
         add("expert_storage", MixProblem::SharedDelta);
@@ -302,6 +312,7 @@ fn tensors(
     problems: &mut Vec<Problem>,
 ) -> (Vec<Planned>, Vec<PlannedDelta>) {
     let (layout, experts, storage) = (config.layout(), config.experts.len(), config.expert_storage);
+    let gated = config.has_gated_shared_expert();
     let (mut planned, mut deltas) = (Vec::new(), Vec::new());
     let mut gates = BTreeSet::new();
     for name in base.names() {
@@ -329,12 +340,22 @@ fn tensors(
                 let source = Source::Constant { value: 1.0 / experts as f64, is_parameter: false };
                 add(router, vec![experts], source);
             } else if !config.global_router {
-                let source = Source::Router { layer: of.layer, name: (!of_whole).then(|| weight.clone()) };
+                let source = if config.router.init == RouterInit::TaskVectors {
+                    let matrices = if of_whole { names::read_by_mlp(of.layer).into() } else { vec![name.to_owned()] };
+                    Source::TaskVectors { matrices, norm: names::norm_before(of) }
+                } else {
+                    Source::Router { layer: of.layer, name: (!of_whole).then(|| weight.clone()) }
+                };
                 add(weight, vec![experts, input], source);
             }
             if let Some(name) = layout.shared_gate(of.layer) {
-                // Zeros give sigmoid(0) = 1/2 for every token, so the shared expert is doubled below.
-                add(name, vec![1, input], Source::Constant { value: 0.0, is_parameter: true });
+                let source = if gated {
+                    Source::SharedGate { layer: of.layer }
+                } else {
+                    // Zeros give sigmoid(0) = 1/2 for every token, so the shared expert is doubled below.
+                    Source::Constant { value: 0.0, is_parameter: true }
+                };
+                add(name, vec![1, input], source);
             }
         }
         if let (true, &[rows, columns]) = (storage.is_delta(), info.shape.as_slice()) {
@@ -347,7 +368,8 @@ fn tensors(
         }
         if let Some(shared) = &config.shared_expert {
             // The factor is that of the expert's output: in a whole MLP the last matrix makes that.
-            let of_output = if layout.shared_gate(of.layer).is_some() { 2.0 } else { 1.0 } * shared.residual_scale;
+            let halved = !gated && layout.shared_gate(of.layer).is_some();
+            let of_output = if halved { 2.0 } else { 1.0 } * shared.residual_scale;
             let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { of_output };
             add(layout.shared_expert(of), info.shape.clone(), Source::Shared(name.to_owned(), scale));
         }
@@ -379,7 +401,8 @@ fn model_info(
 ) -> ModelInfo {
     let is_expert = |source: &Source| matches!(source, Source::Expert(..) | Source::Deltas);
     let is_stem = |source: &Source| {
-        matches!(source, Source::Base(_) | Source::Shared(..) | Source::Constant { is_parameter: true, .. })
+        let of_shared = matches!(source, Source::Shared(..) | Source::SharedGate { .. });
+        of_shared || matches!(source, Source::Base(_) | Source::Constant { is_parameter: true, .. })
     };
     let sum = |wanted: &dyn Fn(&Source) -> bool, count: fn(&TensorSpec) -> u64| {
         tensors.iter().filter(|t| wanted(&t.source)).map(|t| count(&t.spec)).sum::<u64>()
@@ -400,7 +423,7 @@ fn model_info(
     let info = ModelInfo::new(
         sum(&is_stem, elements),
         sum(&is_expert, whole) + signs as u64,
-        sum(&|s| matches!(s, Source::Router { .. }), elements),
+        sum(&|s| matches!(s, Source::Router { .. } | Source::TaskVectors { .. }), elements),
         config.experts.len(),
         config.top_k(),
     );

@@ -7,15 +7,21 @@ use serde_json::Value;
 
 use crate::{Error, MixConfig, RouterInit};
 
-/// Name of a layer's tensor in a file of hidden states: `(experts, hidden)`, f32, the row of an expert the mean over its
-/// positive prompts minus that over its negative ones.
+/// Start of the name of a layer's tensor in a file of hidden states: `(experts, hidden)`, f32, the row of an expert the mean over
+/// its positive prompts minus that over its negative ones.
 pub const ROUTER_STATES: &str = "layers.";
+/// The same of the shared expert, `(1, hidden)`, if it has prompts.
+pub const SHARED_STATES: &str = "shared_expert.layers.";
 
-/// The tensors that a file of hidden states holds.
-pub fn router_states_spec(layers: usize, experts: usize, hidden: usize) -> Vec<TensorSpec> {
-    let spec =
-        |layer| TensorSpec { name: format!("{ROUTER_STATES}{layer}"), dtype: Dtype::F32, shape: vec![experts, hidden] };
-    (0..layers).map(spec).collect()
+/// The tensors that a file of hidden states of a mixture holds: those of all layers, then those of the shared expert.
+pub fn router_states_spec(config: &MixConfig, layers: usize, hidden: usize) -> Vec<TensorSpec> {
+    let shared = config.shared_expert.as_ref().is_some_and(|shared| !shared.positive_prompts.is_empty());
+    let rows = [(ROUTER_STATES, config.experts.len()), (SHARED_STATES, 1)];
+    let of = |(start, rows): (&str, usize)| {
+        let spec = |layer| TensorSpec { name: format!("{start}{layer}"), dtype: Dtype::F32, shape: vec![rows, hidden] };
+        (0..layers).map(spec).collect::<Vec<TensorSpec>>()
+    };
+    rows[..1 + usize::from(shared)].iter().copied().flat_map(of).collect()
 }
 
 /// The routers of a mixture, layer by layer.
@@ -38,7 +44,7 @@ impl RouterRows {
         let (experts, hidden) = (config.experts.len(), number("hidden_size"));
         let states = open_states(config)?;
         if let Some(file) = &states {
-            for spec in router_states_spec(number("num_hidden_layers"), experts, hidden) {
+            for spec in router_states_spec(config, number("num_hidden_layers"), hidden) {
                 let info = file.info(&spec.name);
                 if !info.is_some_and(|i| i.shape == spec.shape && i.dtype == spec.dtype) {
                     let (path, tensor, expected) = (file.path().to_owned(), spec.name, spec.shape);
@@ -64,18 +70,30 @@ impl RouterRows {
                 let key = name.map_or_else(|| (layer as u64).to_le_bytes().to_vec(), |name| name.as_bytes().to_vec());
                 Ok(normal(self.seed, &key, self.experts * input))
             }
-            (RouterInit::Uniform, _) | (RouterInit::States, None) => Ok(vec![0.0; self.experts * input]),
+            (RouterInit::Uniform | RouterInit::TaskVectors, _) | (RouterInit::States, None) => {
+                Ok(vec![0.0; self.experts * input])
+            }
             (RouterInit::Base, _) => {
                 let row = |expert| vec![if expert == 0 { 1.0 } else { 1e-6 }; input];
                 Ok((0..self.experts).flat_map(row).collect())
             }
-            (RouterInit::States, Some(file)) => {
-                let bytes = file.bytes(&format!("{ROUTER_STATES}{layer}"))?;
-                let mut rows = convert::to_f32(Dtype::F32, bytes).expect("checked to be f32");
-                rows.chunks_exact_mut(self.hidden).for_each(normalize);
-                Ok(rows)
-            }
+            (RouterInit::States, Some(file)) => self.directions(file, &format!("{ROUTER_STATES}{layer}")),
         }
+    }
+
+    /// The gate of a layer's shared expert with `input` columns: the direction of its prompts' states.
+    pub(crate) fn shared_gate(&self, layer: usize, input: usize) -> Result<Vec<f32>, Error> {
+        match &self.states {
+            Some(file) => self.directions(file, &format!("{SHARED_STATES}{layer}")),
+            None => Ok(vec![0.0; input]),
+        }
+    }
+
+    /// A tensor of hidden states, each row of length 1.
+    fn directions(&self, file: &SafetensorsFile, tensor: &str) -> Result<Vec<f32>, Error> {
+        let mut rows = convert::to_f32(Dtype::F32, file.bytes(tensor)?).expect("checked to be f32");
+        rows.chunks_exact_mut(self.hidden).for_each(normalize);
+        Ok(rows)
     }
 
     /// What a user should know of the rule.

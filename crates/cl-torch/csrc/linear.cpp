@@ -30,6 +30,11 @@ Tensor dense_weight(const variable_list& tensors, size_t layer, at::ScalarType k
 // x·Wᵀ + b. libtorch rounds the sum once, which shows in half precision.
 Tensor with_bias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   if (!bias.defined()) return cl::product(x, weight.t());
+  if (cl::is_quicker_in_f32(x, weight.t())) {
+    Tensor y = bias.expand({x.size(0), weight.size(0)}).contiguous();
+    cl::add_product(y, x, weight.t());
+    return y;
+  }
   if (!cl::uses_onednn() || x.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
   return cl::product(x, weight.t()).add_(bias);
 }

@@ -6,6 +6,7 @@
 #include <ATen/ops/mm.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "guard.h"
@@ -39,6 +40,17 @@ std::atomic<bool>& choice() {
   return onednn;
 }
 
+// Whether the processor has no instructions for products of bf16. Libraries then convert in their innermost loops, at a fifth of
+// the rate of f32.
+bool emulates_bf16() {
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
+  static const bool emulates = (__builtin_cpu_init(), !__builtin_cpu_supports("avx512bf16"));
+  return emulates;
+#else
+  return false;
+#endif
+}
+
 bool wants_graph(const Tensor& t) { return c10::GradMode::is_enabled() && t.requires_grad(); }
 
 // oneDNN's product has no derivative.
@@ -48,21 +60,56 @@ bool fits_onednn(const Tensor& a, const Tensor& b) {
          !wants_graph(b);
 }
 
+// out = a·b, or out + a·b, of bf16, rounded once. A block of b's columns at a time: the weights of a head can be large.
+void product_in_f32(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
+  constexpr int64_t kBlock = 1 << 24;
+  const Tensor wide = a.to(at::kFloat);
+  const int64_t step = std::max<int64_t>(1, kBlock / b.size(0));
+  for (int64_t start = 0; start < b.size(1); start += step) {
+    const int64_t length = std::min(step, b.size(1) - start);
+    Tensor part = out.narrow(1, start, length), block = b.narrow(1, start, length).to(at::kFloat);
+    if (add) {
+      Tensor sum = part.to(at::kFloat);
+      cl::add_product(sum, wide, block);
+      part.copy_(sum);
+    } else {
+      part.copy_(cl::product(wide, block));
+    }
+  }
+}
+
 }  // namespace
 
 namespace cl {
 
+bool is_quicker_in_f32(const Tensor& a, const Tensor& b) {
+  constexpr double kPaid = 16;
+  if (!emulates_bf16() || !a.device().is_cpu() || a.scalar_type() != at::kBFloat16 || b.scalar_type() != at::kBFloat16 ||
+      a.dim() != 2 || b.dim() != 2 || a.size(1) != b.size(0) || wants_graph(a) || wants_graph(b)) {
+    return false;
+  }
+  const double rows = (double)a.size(0), inner = (double)a.size(1), columns = (double)b.size(1);
+  return rows * inner * columns > kPaid * (rows * inner + inner * columns + rows * columns);
+}
+
 bool uses_onednn() { return choice().load(std::memory_order_relaxed); }
 
 Tensor product(const Tensor& a, const Tensor& b) {
-  if (!fits_onednn(a, b)) return at::mm(a, b);
+  const bool in_f32 = is_quicker_in_f32(a, b);
+  if (!in_f32 && !fits_onednn(a, b)) return at::mm(a, b);
   Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
+  if (in_f32) {
+    product_in_f32(out, a, b, /*add=*/false);
+    return out;
+  }
   at::native::mkldnn_matmul(a, b, out, /*beta=*/0, /*alpha=*/1);
   return out;
 }
 
 void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
-  if (fits_onednn(a, b) && !wants_graph(out)) {
+  if (is_quicker_in_f32(a, b) && !wants_graph(out)) {
+    product_in_f32(out, a, b, /*add=*/true);
+  } else if (fits_onednn(a, b) && !wants_graph(out)) {
     at::native::mkldnn_matmul(a, b, out, /*beta=*/1, /*alpha=*/1);
   } else {
     out.addmm_(a, b);

@@ -135,6 +135,23 @@ mod tests {
         assert!(wrong.is_err());
     }
 
+    /// Large enough that processors without instructions for bf16 compute it in f32, in two blocks of columns.
+    #[test]
+    fn large_products_of_bf16_are_rounded_once() {
+        let (rows, input, output) = (65, 48, 400_000);
+        let half = |shape: &[i64], phase| noise(shape, phase).to_kind(Kind::BFloat16);
+        let (x, w, b) = (half(&[rows, input], 0.1), half(&[output, input], 0.2), half(&[output], 0.3));
+        for bias in [None, Some(&b)] {
+            let y = linear(&x, &w, bias);
+            assert_eq!((y.size(), y.kind()), (vec![rows, output], Kind::BFloat16));
+            let [x, w] = [&x, &w].map(|t| t.to_kind(Kind::Float));
+            let exact = x.linear(&w, bias.map(|b| b.to_kind(Kind::Float)));
+            // Half a unit in the last of 8 bits of mantissa, and f32 sums in another order.
+            let room = exact.abs() * 2f64.powi(-8) + 1e-5;
+            assert!((y.to_kind(Kind::Float) - exact).abs().le_tensor(&room).all().int64_value(&[]) == 1);
+        }
+    }
+
     /// Inputs, weights and updates of three layers: with an update and a bias, with neither, with an update of another rank.
     fn leaves(frozen: bool) -> Vec<Tensor> {
         let shapes: [&[i64]; 9] =

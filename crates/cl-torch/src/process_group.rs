@@ -136,6 +136,9 @@ pub struct Pending {
     operation: &'static str,
 }
 
+// SAFETY: c10d's works take their own locks, and may be waited for by any thread.
+unsafe impl Send for Pending {}
+
 impl Pending {
     fn start(operation: &'static str, run: impl FnOnce(*mut *mut ffi::Work) -> c_int) -> Result<Pending, TorchError> {
         let mut raw = std::ptr::null_mut();

@@ -4,6 +4,7 @@ mod adamw;
 mod checkpoint;
 mod config;
 mod error;
+mod gradient_sums;
 mod log;
 mod plan;
 pub mod problem;

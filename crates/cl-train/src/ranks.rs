@@ -1,11 +1,10 @@
 //! The processes that train a round together.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cl_torch::tch::{self, Device, Kind, Tensor};
-use cl_torch::{Pending, ProcessGroup, Rendezvous, TorchError};
+use cl_torch::{ProcessGroup, Rendezvous, TorchError};
 
 use crate::TrainError;
 
@@ -17,9 +16,6 @@ use crate::TrainError;
 pub struct Ranks {
     group: Option<Arc<ProcessGroup>>,
 }
-
-/// Gradients are added up in pieces of this many bytes, so that one is copied while others are on their way, and never all at once.
-const BUCKET_BYTES: usize = 32 << 20;
 
 impl Ranks {
     /// This process alone.
@@ -170,32 +166,6 @@ impl Ranks {
         if same { Ok(()) } else { Err(TrainError::RankDiffers { rank: self.rank(), what }) }
     }
 
-    /// Adds up the gradients of `params` over all ranks. A parameter gets a gradient if it has one in any rank.
-    pub(crate) fn sum_gradients(&self, params: &[Tensor]) -> Result<(), TrainError> {
-        if self.group.is_none() {
-            return Ok(());
-        }
-        let mut present: Vec<f64> = params.iter().map(|p| f64::from(u8::from(p.grad().defined()))).collect();
-        self.sum(&mut present)?;
-        let _no_graph = tch::no_grad_guard();
-        let with_gradient = params.iter().zip(&present).filter(|(_, count)| **count > 0.0);
-        let gradients = with_gradient.map(|(param, _)| gradient_or_zero(param));
-        let gradients = gradients.collect::<Result<Vec<Tensor>, TorchError>>()?;
-        self.together(|group| {
-            let mut on_their_way: VecDeque<(&[Tensor], Tensor, Pending)> = VecDeque::new();
-            for bucket in buckets(&gradients) {
-                if on_their_way.len() == 2 {
-                    on_their_way.pop_front().map_or(Ok(()), arrive)?;
-                }
-                let flat = Tensor::cat(&bucket.iter().map(|g| g.reshape([-1])).collect::<Vec<_>>(), 0);
-                let flat = flat.to_device(Device::Cpu);
-                let pending = group.all_reduce(&flat)?;
-                on_their_way.push_back((bucket, flat, pending));
-            }
-            on_their_way.into_iter().try_for_each(arrive)
-        })
-    }
-
     /// Runs `operation` if there are other ranks.
     pub(crate) fn together(
         &self,
@@ -224,45 +194,6 @@ pub(crate) fn deal(
         own.extend(repeated.take(most - own.len()).map(|i| (i, false)));
     }
     own
-}
-
-/// Lists of tensors of one dtype, each of at most [`BUCKET_BYTES`] unless a single tensor is larger.
-fn buckets(tensors: &[Tensor]) -> Vec<&[Tensor]> {
-    let bytes = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
-    let mut buckets = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (i, t) in tensors.iter().enumerate() {
-        if i > start && (size + bytes(t) > BUCKET_BYTES || t.kind() != tensors[start].kind()) {
-            buckets.push(&tensors[start..i]);
-            (start, size) = (i, 0);
-        }
-        size += bytes(t);
-    }
-    if start < tensors.len() {
-        buckets.push(&tensors[start..]);
-    }
-    buckets
-}
-
-/// Waits for the sum of a bucket's gradients, and puts it into them.
-fn arrive((gradients, flat, pending): (&[Tensor], Tensor, Pending)) -> Result<(), TorchError> {
-    pending.wait()?;
-    let mut start = 0;
-    for gradient in gradients {
-        let length = gradient.numel() as i64;
-        let mut gradient = gradient.shallow_clone();
-        gradient.copy_(&flat.narrow(0, start, length).view_as(&gradient));
-        start += length;
-    }
-    Ok(())
-}
-
-/// The gradient of a leaf, created if it has none.
-fn gradient_or_zero(param: &Tensor) -> Result<Tensor, TorchError> {
-    if !param.grad().defined() {
-        cl_torch::set_gradient(param, Some(&param.detach().zeros_like()))?;
-    }
-    Ok(param.grad())
 }
 
 /// Runs `operation` on a copy of `t` in host memory if it is elsewhere or not contiguous.

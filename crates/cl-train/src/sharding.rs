@@ -6,11 +6,12 @@
 //! a layer is computed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cl_model::{Decoder, LayerHooks};
 use cl_torch::tch::{self, Device, Kind, Tensor};
-use cl_torch::{ProcessGroup, TorchError, set_gradient};
+use cl_torch::{Pending, ProcessGroup, TorchError, set_gradient};
 
 use crate::{Ranks, TrainError};
 
@@ -116,8 +117,21 @@ struct Unit {
     /// Weights that are there only while the layer is computed.
     spread: Vec<Piece>,
     trained: Vec<Trained>,
-    /// Whether the gradients of this pass are added up.
+    /// Whether the sums of the gradients are started.
     reduced: bool,
+    /// Those that are started and not complete.
+    on_their_way: Vec<Sums>,
+}
+
+/// Gradients of tensors of a unit on their way to the ranks that keep their parts.
+struct Sums {
+    /// Indices among the trained tensors of the unit.
+    places: Vec<usize>,
+    /// What is sent, kept until it has arrived.
+    _all: Tensor,
+    /// This rank's parts of the sums one after another, then for each tensor the number of ranks that have a gradient.
+    own: Tensor,
+    pending: Pending,
 }
 
 /// A tensor that is trained.
@@ -137,6 +151,8 @@ pub(crate) struct Sharding {
     ranks: Ranks,
     stage: u8,
     units: Vec<Mutex<Unit>>,
+    /// Whether gradients are complete after each layer of the backward pass that runs.
+    reduces: AtomicBool,
     /// The first error of a hook, which cannot return it.
     failure: Mutex<Option<TorchError>>,
 }
@@ -174,7 +190,8 @@ impl Sharding {
             units[unit_of(&name).min(layers)].spread.push(piece);
         }
         let units = units.into_iter().map(Mutex::new).collect();
-        Some(Sharding { ranks: ranks.clone(), stage, units, failure: Mutex::new(None) })
+        let reduces = AtomicBool::new(stage >= 2);
+        Some(Sharding { ranks: ranks.clone(), stage, units, reduces, failure: Mutex::new(None) })
     }
 
     /// Whether ranks meet within every micro-batch, so that all need the same number of them.
@@ -210,9 +227,9 @@ impl Sharding {
         }
     }
 
-    /// Before a forward pass: the weights outside of the layers.
-    pub(crate) fn begin_pass(&self) -> Result<(), TrainError> {
-        self.units.iter().for_each(|unit| locked(unit).reduced = false);
+    /// Before a forward pass, this rank's last of a step or not: the weights outside of the layers.
+    pub(crate) fn begin_pass(&self, is_last: bool) -> Result<(), TrainError> {
+        self.reduces.store(self.stage >= 2 || is_last, Ordering::Relaxed);
         self.hook(0, Sharding::gather);
         self.check()
     }
@@ -231,18 +248,26 @@ impl Sharding {
         self.check()
     }
 
-    /// At the end of a step: adds up the gradients that are not yet, those of a penalty in rank 0 and with stage 1 all.
-    pub(crate) fn end_step(&self, penalty: bool) -> Result<(), TrainError> {
-        if self.stage == 1 || penalty {
-            self.units.iter().for_each(|unit| locked(unit).reduced = false);
-            self.reduce_all()?;
-        }
-        Ok(())
+    /// After all passes of a step: adds up the gradients that are not yet.
+    pub(crate) fn end_passes(&self) -> Result<(), TrainError> {
+        if self.stage == 1 { self.reduce_all() } else { Ok(()) }
     }
 
-    /// Adds up the gradients of all units of which they are not added up yet.
+    /// Adds up the gradients of a penalty, which are in rank 0.
+    pub(crate) fn add_penalty(&self) -> Result<(), TrainError> {
+        self.reduce_all()
+    }
+
+    /// Adds up the gradients of all units of which the sums are not started yet, and waits for all.
     fn reduce_all(&self) -> Result<(), TrainError> {
-        (0..self.units.len()).for_each(|unit| self.hook(unit, Sharding::reduce));
+        // In the order of a backward pass: all ranks have to start their sums in the same.
+        for unit in (1..self.units.len()).rev().chain([0]) {
+            self.hook(unit, Sharding::reduce);
+        }
+        for unit in 0..self.units.len() {
+            self.hook(unit, Sharding::arrive);
+            locked(&self.units[unit]).reduced = false;
+        }
         self.check()
     }
 
@@ -327,33 +352,47 @@ impl Sharding {
         Ok(())
     }
 
+    /// Starts the sums of a unit's gradients.
     fn reduce(&self, unit: &mut Unit, group: &ProcessGroup) -> Result<(), TorchError> {
         if std::mem::replace(&mut unit.reduced, true) || unit.trained.is_empty() {
             return Ok(());
         }
-        let present: Vec<f32> = unit.trained.iter().map(|t| f32::from(u8::from(t.tensor.grad().defined()))).collect();
-        let present = Tensor::from_slice(&present);
-        group.all_reduce(&present)?.wait()?;
-        let present = Vec::<f32>::try_from(&present).map_err(|e| TorchError::from_tch("all_reduce", e))?;
-        let mut somewhere: Vec<&mut Trained> =
-            unit.trained.iter_mut().zip(present).filter(|(_, count)| *count > 0.0).map(|(t, _)| t).collect();
-        sort(&mut somewhere, |t| &t.own);
+        let mut trained: Vec<(usize, &Trained)> = unit.trained.iter().enumerate().collect();
+        sort(&mut trained, |(_, t)| &t.own);
         let ranks = group.world_size() as i64;
-        for same in somewhere.chunk_by_mut(|a, b| together(&a.own, &b.own)) {
-            let rows: Vec<Tensor> = same.iter().map(|t| rows_of_gradient(t, ranks)).collect();
-            let all = joined(rows, 1).reshape([-1]);
-            let sum = Tensor::empty([all.numel() as i64 / ranks], (all.kind(), Device::Cpu));
-            group.reduce_scatter(&sum, &all)?.wait()?;
+        for same in trained.chunk_by(|(_, a), (_, b)| together(&a.own, &b.own)) {
+            let mut rows: Vec<Tensor> = same.iter().map(|(_, t)| rows_of_gradient(t, ranks)).collect();
+            let present: Vec<f32> = same.iter().map(|(_, t)| f32::from(u8::from(t.tensor.grad().defined()))).collect();
+            rows.push(Tensor::from_slice(&present).to_kind(rows[0].kind()).expand([ranks, same.len() as i64], false));
+            let all = Tensor::cat(&rows, 1).reshape([-1]);
+            let own = Tensor::empty([all.numel() as i64 / ranks], (all.kind(), Device::Cpu));
+            let pending = group.reduce_scatter(&own, &all)?;
+            same.iter().try_for_each(|(_, t)| set_gradient(&t.tensor, None))?;
+            let places = same.iter().map(|(place, _)| *place).collect();
+            unit.on_their_way.push(Sums { places, _all: all, own, pending });
+        }
+        Ok(())
+    }
+
+    /// Waits for the sums of a unit's gradients, and adds this rank's parts to those of earlier passes.
+    fn arrive(&self, unit: &mut Unit, _group: &ProcessGroup) -> Result<(), TorchError> {
+        for Sums { places, _all, own, pending } in unit.on_their_way.drain(..) {
+            pending.wait()?;
             let mut start = 0;
-            for trained in same {
+            let counts = own.narrow(0, own.numel() as i64 - places.len() as i64, places.len() as i64);
+            let counts = Vec::<f32>::try_from(counts.to_kind(Kind::Float));
+            let counts = counts.map_err(|e| TorchError::from_tch("reduce_scatter", e))?;
+            for (place, count) in places.into_iter().zip(counts) {
+                let trained = &mut unit.trained[place];
                 let length = trained.own.numel() as i64;
-                let part = sum.narrow(0, start, length).to_device(trained.own.device());
+                let part = own.narrow(0, start, length).to_device(trained.own.device());
                 start += length;
-                trained.gradient = Some(match trained.gradient.take() {
-                    Some(mut before) => before.g_add_(&part),
-                    None => part.copy(),
-                });
-                set_gradient(&trained.tensor, None)?;
+                if count > 0.0 {
+                    trained.gradient = Some(match trained.gradient.take() {
+                        Some(mut before) => before.g_add_(&part),
+                        None => part.copy(),
+                    });
+                }
             }
         }
         Ok(())
@@ -374,8 +413,12 @@ impl LayerHooks for Sharding {
     }
 
     fn after_backward(&self, layer: usize) {
-        if self.stage >= 2 {
+        if self.reduces.load(Ordering::Relaxed) {
             self.hook(layer + 1, Sharding::reduce);
+            // Those of the layer behind it were on their way during the backward pass of this one.
+            if layer + 2 < self.units.len() {
+                self.hook(layer + 2, Sharding::arrive);
+            }
         }
         release(&mut locked(&self.units[layer + 1]));
     }
@@ -403,11 +446,11 @@ fn release(unit: &mut Unit) {
 }
 
 /// The unit of a tensor by its name: 1 + the number of its layer, or 0.
-fn unit_of(name: &str) -> usize {
+pub(crate) fn unit_of(name: &str) -> usize {
     let number = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
     number.map_or(0, |layer| layer + 1)
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,6 +11,7 @@ use cl_torch::tch::Tensor;
 
 use crate::adamw::Optimizer;
 use crate::checkpoint::{self, State};
+use crate::gradient_sums::GradientSums;
 use crate::log::{LogWriter, final_loss};
 use crate::plan::MicroBatch;
 use crate::ranks::deal;
@@ -91,7 +92,12 @@ pub fn train(
     let trainable = model.trainable();
     let sharding = Sharding::new(config.zero_stage, ranks, &trainable, spread, model).map(Arc::new);
     model.activation_checkpointing = config.activation_checkpointing || sharding.is_some() && config.zero_stage == 3;
-    model.layer_hooks = sharding.clone().map(|sharding| sharding as Arc<dyn LayerHooks>);
+    // Whole gradients are added up where they are not divided.
+    let whole =
+        if sharding.is_none() { GradientSums::new(ranks, &trainable, model.config.num_hidden_layers) } else { None };
+    let sums = whole.map(Arc::new);
+    let of_sums = sums.clone().map(|sums| sums as Arc<dyn LayerHooks>);
+    model.layer_hooks = sharding.clone().map(|sharding| sharding as Arc<dyn LayerHooks>).or(of_sums);
     let mut optimizer = Optimizer::new(trainable, config, sharding);
     let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
     let mut done = state.step;
@@ -115,26 +121,24 @@ pub fn train(
         let examples: Vec<Vec<&Encoded>> = parts.iter().map(|part| epochs.examples(plan, part)).collect();
         Plan::check_step(done, &examples)?;
         let in_mean = plan.micro_batches_in_mean(parts.len());
+        let among = Among { sharding: optimizer.sharding.as_deref(), sums: sums.as_deref() };
         let factor = config.lr_scheduler_type.factor(done, config.warmup_steps, plan.total_steps);
         let learning_rate = config.learning_rate * factor;
 
         let Sums { loss, supervised_tokens, auxiliary } =
-            accumulate(model, &examples, in_mean, config, routers.as_ref(), step_seed(seed, done), ranks, &optimizer)?;
+            accumulate(model, &examples, in_mean, config, routers.as_ref(), step_seed(seed, done), ranks, among)?;
         let number = done + 1;
         finite(number, "loss", loss)?;
         let penalty = match &optimizer.sharding {
             Some(sharding) => {
                 // Its gradient is counted once.
                 let penalty = if ranks.is_first() { penalize(model, data)? } else { None };
-                sharding.end_step(data.orthogonality.is_some())?;
+                data.orthogonality.map_or(Ok(()), |_| sharding.add_penalty())?;
                 let mut value = [penalty.unwrap_or(0.0)];
                 ranks.sum(&mut value)?;
                 data.orthogonality.map(|_| value[0])
             }
-            None => {
-                ranks.sum_gradients(&optimizer.params)?;
-                penalize(model, data)?
-            }
+            None => penalize(model, data)?,
         };
         finite(number, "penalty", penalty.unwrap_or(0.0))?;
         let grad_norm = optimizer.clip(config.max_grad_norm, ranks)?;
@@ -276,6 +280,13 @@ struct Sums {
     auxiliary: Option<AuxiliaryLosses>,
 }
 
+/// How gradients are added up over the ranks: divided, or whole, or not at all in a process that trains alone.
+#[derive(Clone, Copy)]
+struct Among<'a> {
+    sharding: Option<&'a Sharding>,
+    sums: Option<&'a GradientSums>,
+}
+
 /// Runs forward and backward passes of this rank's micro-batches, accumulating gradients. Returns the sums over all ranks.
 fn accumulate(
     model: &Decoder,
@@ -285,14 +296,19 @@ fn accumulate(
     routers: Option<&(RouterTraining, RouterLog)>,
     seed: u64,
     ranks: &Ranks,
-    optimizer: &Optimizer,
+    among: Among<'_>,
 ) -> Result<Sums, TrainError> {
     let counts: Vec<usize> = examples.iter().map(|e| e.iter().map(|e| e.targets()).sum()).collect();
     let all: usize = counts.iter().sum();
     let mut loss = 0.0;
     let mut auxiliary = AuxiliaryLosses::default();
-    let sharding = optimizer.sharding.as_deref();
-    for (i, is_own) in deal(counts.len(), |i| counts[i] > 0, ranks, sharding.is_some_and(Sharding::in_lockstep)) {
+    let Among { sharding, sums } = among;
+    let own = deal(counts.len(), |i| counts[i] > 0, ranks, sharding.is_some_and(Sharding::in_lockstep));
+    for (place, &(i, is_own)) in own.iter().enumerate() {
+        let is_last = place + 1 == own.len();
+        if let (Some(sums), true) = (sums, is_last) {
+            sums.begin_last_pass();
+        }
         // The scale is known before the forward pass, so gradients need no rescaling.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
@@ -302,7 +318,7 @@ fn accumulate(
         let packed = pack(&examples[i]);
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
         let mode = Mode::Train { seed: seed.wrapping_add(i as u64) };
-        sharding.map_or(Ok(()), Sharding::begin_pass)?;
+        sharding.map_or(Ok(()), |sharding| sharding.begin_pass(is_last))?;
         let x = model.forward(&batch, mode)?;
         let supervised = supervised_loss(model, &x, &packed, scale, mode)?;
         loss += supervised.nll_sum * scale;
@@ -310,9 +326,12 @@ fn accumulate(
         supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
         sharding.map_or(Ok(()), Sharding::end_pass)?;
     }
-    let mut sums = [loss, auxiliary.load_balancing, auxiliary.z_loss];
-    ranks.sum(&mut sums)?;
-    let [loss, load_balancing, z_loss] = sums;
+    // Before anything else is added up: all ranks have to start their sums in the same order.
+    sharding.map_or(Ok(()), Sharding::end_passes)?;
+    sums.map_or(Ok(()), GradientSums::finish)?;
+    let mut totals = [loss, auxiliary.load_balancing, auxiliary.z_loss];
+    ranks.sum(&mut totals)?;
+    let [loss, load_balancing, z_loss] = totals;
     let auxiliary = routers.map(|_| AuxiliaryLosses { load_balancing, z_loss });
     Ok(Sums { loss, supervised_tokens: all, auxiliary })
 }

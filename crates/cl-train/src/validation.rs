@@ -179,7 +179,7 @@ pub(crate) fn eval_loss(
     for (index, counts) in own {
         let packed = pack(&batches[index].iter().collect::<Vec<_>>());
         let batch = PackedBatch::from_packed(&packed, model.config.vocab_size, model.device)?;
-        sharding.map_or(Ok(()), Sharding::begin_pass)?;
+        sharding.map_or(Ok(()), |sharding| sharding.begin_pass(false))?;
         let x = model.forward(&batch, Mode::Eval)?;
         let loss = supervised_loss(model, &x, &packed, 1.0, Mode::Eval)?;
         sharding.map_or(Ok(()), Sharding::end_forward)?;

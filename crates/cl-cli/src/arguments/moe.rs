@@ -1,9 +1,12 @@
 //! Arguments of `cl moe`.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use cl_checkpoint::Precision;
 use cl_hub::HubArgs;
+
+use super::prompts::PromptArgs;
 
 /// Subcommands of `cl moe`.
 #[derive(clap::Subcommand)]
@@ -16,6 +19,42 @@ pub enum Command {
     States(StatesArgs),
     /// Train the routers of a mixture, with base and experts frozen.
     TrainRouter(TrainRouterArgs),
+    /// Find the adapters that a task is closest to, by the hidden states of a few prompts, and combine them for it.
+    Route(RouteArgs),
+}
+
+/// Arguments of `cl moe route`.
+#[derive(clap::Args)]
+pub struct RouteArgs {
+    /// Configuration of a mixture of adapters, with `positive_prompts` for each expert.
+    pub config: PathBuf,
+    /// The task's prompts.
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// Number of prompts to use; the first ones of --prompts.
+    #[arg(long, value_name = "N", default_value = "16", value_parser = super::values::at_least_one)]
+    pub limit: NonZero<usize>,
+    /// Number of adapters that share the weight.
+    #[arg(long, value_name = "K", default_value = "1", value_parser = super::values::at_least_one)]
+    pub top: NonZero<usize>,
+    /// What similarities are divided by before the softmax over the selected adapters.
+    #[arg(long, default_value_t = 0.1)]
+    pub temperature: f64,
+    /// Adapter directory to write: the sum of the selected adapters' updates, each times its weight.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
+    pub precision: Precision,
+    /// Device: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Downloads from the Hugging Face Hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Replace the output if all of its files were written by this program.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// Arguments of `cl moe train-router`.
@@ -42,12 +81,12 @@ pub struct TrainRouterArgs {
 pub struct StatesArgs {
     /// Configuration of the mixture, with `positive_prompts` for each expert.
     pub config: PathBuf,
-    /// Output file, for `router.states`.
+    /// Output file, for `router.states` or `cl moe mix --states`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// How to reduce a prompt to one vector per layer.
-    #[arg(long, value_enum, default_value = "last")]
-    pub pooling: PoolingArg,
+    /// How to reduce a prompt to one vector per layer; overrides `router.pooling`, which defaults to last.
+    #[arg(long, value_enum)]
+    pub pooling: Option<PoolingArg>,
     /// Dtype of the computation.
     #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,

@@ -1,14 +1,17 @@
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::logging::LogArgs;
-use cl_cli::arguments::moe::{PoolingArg, StatesArgs, TrainRouterArgs};
-use cl_lab::{Pooling, read_router, router_states, run_train_router};
-use cl_moe::MixConfig;
+use cl_checkpoint::{Interrupt, OutputDir};
+use cl_cli::arguments::moe::{PoolingArg, RouteArgs, StatesArgs, TrainRouterArgs};
+use cl_lab::{read_router, route_task, router_states, run_train_router};
+use cl_merge::adapter::{CombineOptions, combine};
+use cl_moe::{BlendConfig, MixConfig, Pooling};
 use cl_train::{final_loss, read_log};
 
+use super::prompts::prompts;
 use crate::progress::Progress;
 
 /// Computes the hidden states of prompts.
@@ -18,15 +21,59 @@ pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) ->
     ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
     let mut config = MixConfig::read(&args.config)?;
     cl_moe::cli::find_models(&mut config, &args.hub.names(interrupt))?;
-    let pooling = match args.pooling {
-        PoolingArg::Last => Pooling::Last,
-        PoolingArg::Mean => Pooling::Mean,
-        PoolingArg::Embeddings => Pooling::Embeddings,
-    };
+    if let Some(pooling) = args.pooling {
+        config.router.pooling = Some(match pooling {
+            PoolingArg::Last => Pooling::Last,
+            PoolingArg::Mean => Pooling::Mean,
+            PoolingArg::Embeddings => Pooling::Embeddings,
+        });
+    }
     let device = cl_torch::pick_device(&args.device)?;
-    let states = router_states(&config, pooling, args.precision, device)?;
+    let states = router_states(&config, args.precision, device)?;
     write_file(&args.out, &states)?;
     writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
+    Ok(())
+}
+
+/// Compares a task with adapters.
+pub fn route(args: &RouteArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
+    let temperature = args.temperature;
+    ensure!(temperature.is_finite() && temperature > 0.0, "--temperature {temperature}: expected a positive number");
+    let mut config = BlendConfig::read(&args.config)?;
+    cl_moe::cli::find_adapters(&mut config, &args.hub.names(interrupt))?;
+    if let Some(dir) = &args.out {
+        let models = config.experts.iter().filter(|expert| expert.adapter.is_none()).count();
+        ensure!(
+            models == 0,
+            "--out: {models} experts are models; extract adapters from them with `cl adapter extract`"
+        );
+        let mut inputs = vec![("the base model", config.base_model.as_path())];
+        inputs.extend(config.experts.iter().map(|expert| ("an adapter", expert.source())));
+        OutputDir::check(dir, args.overwrite, &inputs)?;
+    }
+    let task = prompts(&args.prompts, &config.base_model)?;
+    let task: Vec<String> = task.into_iter().take(args.limit.get()).map(|prompt| prompt.text).collect();
+    let device = cl_torch::pick_device(&args.device)?;
+    let shares = route_task(&config, &task, args.top.get(), args.temperature, args.precision, device)?;
+    let width = shares.iter().map(|share| share.name.chars().count()).max().unwrap_or(0).max("adapter".len());
+    writeln!(out, "{:width$}  similarity  weight", "adapter")?;
+    for share in &shares {
+        writeln!(out, "{:width$}  {:>10.3}  {:>6.3}", share.name, share.similarity, share.gate)?;
+    }
+    let Some(dir) = &args.out else { return Ok(()) };
+    let selected = config.experts.iter().zip(&shares).filter(|(_, share)| share.gate > 0.0);
+    let (adapters, weights): (Vec<PathBuf>, Vec<f64>) =
+        selected.map(|(expert, share)| (expert.source().to_owned(), share.gate)).unzip();
+    let options = CombineOptions {
+        method: "linear".to_owned(),
+        weights,
+        base: Some(config.base_model.clone()),
+        overwrite: args.overwrite,
+        interrupt: interrupt.clone(),
+        ..CombineOptions::default()
+    };
+    combine(&adapters, dir, &options)?;
+    writeln!(out, "adapter  {}", dir.display())?;
     Ok(())
 }
 

@@ -30,6 +30,8 @@ pub enum ModelCommand {
     Eval(eval::Args),
     /// `cl moe states`.
     RouterStates(moe::StatesArgs),
+    /// `cl moe route`.
+    Route(moe::RouteArgs),
     /// `cl moe train-router`.
     TrainRouter(moe::TrainRouterArgs),
     /// `cl check`, which takes a model's architecture and its adapters from the code that runs them.
@@ -61,6 +63,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
             cl_moe::cli::run(&cl_moe::cli::Command::Blend(args), interrupt, out)?;
         }
         Command::Moe(moe::Command::States(args)) => return Ok(Some(ModelCommand::RouterStates(args))),
+        Command::Moe(moe::Command::Route(args)) => return Ok(Some(ModelCommand::Route(args))),
         Command::Moe(moe::Command::TrainRouter(args)) => return Ok(Some(ModelCommand::TrainRouter(args))),
         Command::Eval(EvalArgs { command, eval }) => match command {
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,

@@ -49,7 +49,9 @@ fn what_is_checked_before_a_byte_is_written() {
     assert!(message.contains("cl moe states CONFIG --out FILE"), "{message}");
     world.write("good.toml", &config(&["model", "model"], ""));
     let said = world.ok(["moe", "mix", "good.toml", "--dry-run"]);
-    assert!(said.contains("nothing was written"), "{said}");
+    assert!(said.contains("nothing was written") && said.contains("MiB at most, of 2048 MiB allowed"), "{said}");
+    let message = world.fails(["moe", "mix", "good.toml", "--dry-run", "--memory", "1MiB"]);
+    assert!(message.contains("memory: at least") && message.contains("allow more with --memory"), "{message}");
     assert!(!world.exists("mix"));
     let message = world.fails(["moe", "mix", "good.toml", "--out", "model", "--overwrite"]);
     assert!(message.contains("model: is the base model"), "{message}");
@@ -92,6 +94,75 @@ fn a_document_of_mergekit_moe_is_read() {
         number("stem_parameters") + number("expert_parameters") + number("router_parameters")
     );
     assert_eq!(number("active_parameters"), number("total_parameters") - number("expert_parameters") / 2);
+}
+
+#[test]
+fn the_share_of_a_shared_expert_follows_its_prompts() {
+    let world = World::new();
+    world.model("other", 2);
+    let document = |prompts: &str| {
+        format!(
+            "base_model: model\nexperts:\n  - source_model: model\n    positive_prompts: [\"first of a b c d :\"]\n  - source_model: \
+             other\n    positive_prompts: [\"where does alba live ?\"]\nshared_experts:\n  - source_model: other\n{prompts}"
+        )
+    };
+    world.write("gated.yaml", &document("    positive_prompts: [\"mood of the glad day :\"]\n"));
+    world.write("constant.yaml", &document(""));
+    for name in ["gated", "constant"] {
+        let states = format!("{name}.safetensors");
+        world.ok(["moe", "states", &format!("{name}.yaml"), "--out", &states]);
+        world.ok(["moe", "mix", &format!("{name}.yaml"), "--states", &states, "--out", name]);
+        assert_eq!(world.json(&format!("{name}/config.json"))["architectures"][0], "Qwen2MoeForCausalLM");
+        assert!(!ids(&world, name).trim().is_empty());
+    }
+    let message = world.fails(["moe", "mix", "gated.yaml", "--states", "constant.safetensors", "--out", "mix"]);
+    assert!(message.contains("tensor `shared_expert.layers.0`"), "{message}");
+    world.write("negative.yaml", &document("    negative_prompts: [\"mood of the glad day :\"]\n"));
+    let message = world.fails(["moe", "states", "negative.yaml", "--out", "negative.safetensors"]);
+    assert!(message.contains("shared_expert has no positive_prompts"), "{message}");
+}
+
+#[test]
+fn a_task_is_routed_to_the_adapter_with_similar_prompts() {
+    let world = World::new();
+    let prompts = ["mood of the glad day :", "where does alba live ?"];
+    for (seed, task) in [("1", "mood"), ("2", "first")] {
+        let data = format!("data.train=data/{task}");
+        world.ok(["train", "train.toml", "--out", task, "--set", &data, "--set", &format!("seed={seed}")]);
+    }
+    let expert = |task: &str, prompt: &str| {
+        format!("[[experts]]\nadapter = \"{task}/adapter\"\npositive_prompts = [\"{prompt}\"]\n")
+    };
+    let experts = expert("mood", prompts[0]) + &expert("first", prompts[1]);
+    world.write("blend.toml", &format!("base_model = \"model\"\n{experts}"));
+    let said = world.ok(["moe", "route", "blend.toml", "--prompt", "mood of the sad day :", "--out", "routed"]);
+    assert!(said.contains("mood") && said.contains("1.000") && said.contains("routed"), "{said}");
+    // Of two adapters, one is as far on one side of the mean as the other is on the other.
+    let line = |name: &str| said.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(
+        line("mood").ends_with("1.000") && line("first").ends_with("0.000") && line("first").contains('-'),
+        "{said}"
+    );
+    let text = |adapter: &str| {
+        world.ok(["generate", "model", "--adapter", adapter, "--ids", "--max-new-tokens", "8", "--prompt", prompts[0]])
+    };
+    assert_eq!(text("routed"), text("mood/adapter"));
+    let both = world.ok(["moe", "route", "blend.toml", "--prompt", prompts[1], "--top", "2", "--temperature", "100"]);
+    assert!(
+        both.lines().filter(|line| line.ends_with("0.50") || line.contains(" 0.5") || line.contains(" 0.49")).count()
+            == 2,
+        "{both}"
+    );
+    let message = world.fails(["moe", "route", "blend.toml", "--prompt", "a", "--out", "mood/adapter", "--overwrite"]);
+    assert!(message.contains("an adapter"), "{message}");
+    world.write(
+        "bare.toml",
+        "base_model = \"model\"\n[[experts]]\nadapter = \"mood/adapter\"\n[[experts]]\nadapter = \"first/adapter\"\n",
+    );
+    let message = world.fails(["moe", "route", "bare.toml", "--prompt", "a"]);
+    assert!(message.contains("experts[0] has no positive_prompts"), "{message}");
+    world.write("one.toml", &format!("base_model = \"model\"\n{}", expert("mood", "a")));
+    assert!(world.fails(["moe", "route", "one.toml", "--prompt", "a"]).contains("at least two experts"));
 }
 
 #[test]

@@ -81,11 +81,14 @@ pub enum ConfigProblem {
     /// Data of earlier rounds for router training.
     #[error("data.earlier is for replay; name all data in data.train")]
     Earlier,
+    /// There is nothing to choose among.
+    #[error("expected at least two experts to choose among")]
+    OneAdapter,
     /// An expert has no prompts to compute router weights from.
-    #[error("experts[{expert}] has no positive_prompts; at least one is required")]
+    #[error("{expert} has no positive_prompts; at least one is required")]
     NoPrompts {
-        /// Index of the expert.
-        expert: usize,
+        /// Where the expert is in the configuration.
+        expert: String,
     },
 }
 

@@ -174,8 +174,13 @@ impl<'a> Board<'a> {
     pub(super) fn remove_models(&self) -> Result<(), LabError> {
         let states = self.lock();
         let stages = self.stages.all();
-        let waits = |state: &State| matches!(state, State::Waiting | State::Running | State::Elsewhere);
-        let needed = |need: usize| (0..stages.len()).any(|p| waits(&states[p]) && stages[p].needs.contains(&need));
+        let waits = |p: usize| match &states[p] {
+            State::Waiting | State::Running | State::Elsewhere => true,
+            // One that is not selected now may be run later.
+            State::Unwanted => self.stages.record(p).is_none(),
+            State::Done(_) | State::Failed(_) | State::Cut => false,
+        };
+        let needed = |need: usize| (0..stages.len()).any(|p| stages[p].needs.contains(&need) && waits(p));
         let mut completed = self.completed.lock().unwrap_or_else(PoisonError::into_inner);
         let with_needs = |&place: &usize| stages[place].needs.iter().copied().chain([place]);
         let candidates: BTreeSet<usize> = completed.iter().flat_map(with_needs).collect();

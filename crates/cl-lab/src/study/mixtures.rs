@@ -6,7 +6,7 @@ use cl_checkpoint::files::write_file;
 use cl_data::{ChatTemplate, Columns, Encoded, Encoding, Format, Joint};
 use cl_moe::{
     BlendConfig, BlendExpert, BlendPlan, BlendRouter, ExpertConfig, ExpertStorage, MixConfig, MixModule, MixOptions,
-    Mixture, RouterConfig, blend, mix,
+    Mixture, Pooling, RouterConfig, blend, mix,
 };
 use cl_report::{Routing, TaskRouting};
 use cl_train::{Precision, TrainConfig};
@@ -15,9 +15,7 @@ use super::work::{Inputs, Site};
 use crate::model_dir::mixture_error;
 use crate::router_round::train_routers_on;
 use crate::routing::routing_report;
-use crate::{
-    DataConfig, LabError, LoadedModel, MixtureConfig, Observer, Pooling, RouterOutput, RouterRun, router_states,
-};
+use crate::{DataConfig, LabError, LoadedModel, MixtureConfig, Observer, RouterOutput, RouterRun, router_states};
 
 /// Number of rows of each round for router statistics: the first ones.
 const ROWS: usize = 16;
@@ -27,9 +25,10 @@ const AT_ONCE: usize = 4;
 impl Site<'_> {
     /// Builds a mixture of adapters.
     pub(super) fn blend(&self, router: &BlendRouter, inputs: &Inputs, out: &Path) -> Result<(), LabError> {
-        let experts = inputs.dirs.iter().map(|adapter| BlendExpert { adapter: adapter.clone() }).collect();
+        let experts = inputs.dirs.iter().map(|adapter| BlendExpert::of_adapter(adapter.clone())).collect();
         let base_model = self.config.model.clone();
-        let config = BlendConfig { base_model, num_experts_per_tok: None, router: router.clone(), experts };
+        let (router, general_adapters) = (router.clone(), Vec::new());
+        let config = BlendConfig { base_model, num_experts_per_tok: None, router, general_adapters, experts };
         let plan = BlendPlan::new(&config, false).map_err(mixture_error(out))?;
         blend(&plan, out, false, self.interrupt).map_err(mixture_error(out))?;
         Ok(())
@@ -66,7 +65,8 @@ impl Site<'_> {
         };
         if prompts.is_some() {
             let states = out.with_file_name("router_states.safetensors");
-            let bytes = router_states(&config, Pooling::Mean, Precision::F32, self.device)?;
+            config.router.pooling = Some(Pooling::Mean);
+            let bytes = router_states(&config, Precision::F32, self.device)?;
             write_file(&states, &bytes)?;
             config.router.states = Some(states);
         }

@@ -279,16 +279,19 @@ pub(super) fn plan(
     rates.measure(&done, sizes.scored_tokens);
     let (mut kept_bytes, mut peak_bytes) = (0, 0);
     let mut planned = Vec::new();
+    // Stages that are not selected now may be run later.
+    let later = |p: usize| !wanted[p] && records[p].is_none();
+    let stays = |need: usize| keep_models || (0..stages.len()).any(|p| later(p) && stages[p].needs.contains(&need));
     for place in (0..stages.len()).filter(|&place| wanted[place]) {
         let (effort, record) = (&efforts[place], &records[place]);
         // Models of earlier stages that this one or a later one is made of.
         let waiting = |need: &usize| (place..stages.len()).any(|p| wanted[p] && stages[p].needs.contains(need));
         let models: u64 =
-            (0..place).filter(|p| wanted[*p] && (keep_models || waiting(p))).map(|p| efforts[p].models).sum();
+            (0..place).filter(|p| wanted[*p] && !stays(*p) && waiting(p)).map(|p| efforts[p].models).sum();
         // A sequence has the models of two rounds for a moment.
         let own = if effort.scorings > 1 { 2 } else { 1 } * effort.models;
         peak_bytes = peak_bytes.max(kept_bytes + effort.kept + models + own);
-        kept_bytes += effort.kept + if keep_models { effort.models } else { 0 };
+        kept_bytes += effort.kept + if stays(place) { effort.models } else { 0 };
         let seconds = record.as_ref().map_or_else(|| rates.seconds(effort, sizes.scored_tokens), |r| r.seconds);
         planned.push(PlannedStage {
             name: stages[place].id.clone(),

@@ -274,6 +274,82 @@ fn prototypes_are_rows_of_length_one_that_an_experts_own_direction_selects() {
 }
 
 #[test]
+fn general_knowledge_is_subtracted_from_updates() {
+    let models = Models::new();
+    let general = format!("general_adapters = [{:?}, {:?}]", models.path("y"), models.path("z"));
+    // One expert is its update minus the mean of the others; z has no v_proj.
+    models.blend("pure", &["x"], &format!("num_experts_per_tok = 1\nrouter.norm = 'softmax'\n{general}"));
+    let folded = log_probs(&models.folded(&[("x", 1.0), ("y", -0.5), ("z", -0.5)]));
+    let difference = largest_difference(&log_probs(&models.mixture("pure")), &folded);
+    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in another order
+    // Also where an expert has nothing of its own.
+    models.blend("partial", &["z"], &format!("num_experts_per_tok = 1\nrouter.norm = 'softmax'\n{general}"));
+    let folded = log_probs(&models.folded(&[("y", -0.5), ("z", 0.5)]));
+    assert!(largest_difference(&log_probs(&models.mixture("partial")), &folded) < 1e-5);
+    // Prototypes are those of the difference, and logits are divided by the temperature.
+    models.blend("arrow", &["x", "y"], &format!("router = {{ init = 'arrow', temperature = 2.0 }}\n{general}"));
+    let mixture = Mixture::open(&models.path("arrow")).unwrap();
+    let of = |name: &str, module: &str| update(&Adapter::open(&models.path(name)).unwrap(), module);
+    for module in mixture.config().modules.keys() {
+        let (y, z) = (of("y", module).unwrap(), of("z", module));
+        let mean = (&y + z.unwrap_or_else(|| y.zeros_like())) / 2.0;
+        let pure = of("x", module).unwrap() - mean;
+        let row =
+            cl_torch::load_tensor(&mixture, &mixture_tensors(module)[2], Kind::Double, Device::Cpu).unwrap().get(0);
+        let stretched = pure.mv(&(&row * 2.0)).norm().double_value(&[]);
+        let (_, values, _) = pure.svd(true, true);
+        assert!((stretched / values.double_value(&[0]) - 1.0).abs() < 1e-6, "{module}: {stretched}");
+    }
+    let sources = std::fs::read_to_string(models.path("arrow").join("manifest.json")).unwrap();
+    assert_eq!(sources.matches("\"general\"").count(), 2, "{sources}");
+}
+
+#[test]
+fn experts_are_extracted_from_models() {
+    let models = Models::new();
+    models
+        .folded(&[("x", 1.0)])
+        .save(
+            &models.path("tuned"),
+            Kind::Float,
+            &toy::model_config(16),
+            &toy::tokenizer_files(),
+            Manifest::new("model"),
+            false,
+        )
+        .unwrap();
+    let tuned = models.path("tuned");
+    let config = |expert: &str| -> BlendConfig {
+        let settings = "num_experts_per_tok = 1\nrouter.norm = 'softmax'";
+        toml::from_str(&format!("base_model = {:?}\n{settings}\n[[experts]]\n{expert}", models.path("base"))).unwrap()
+    };
+    let plan = BlendPlan::new(&config(&format!("model = {tuned:?}\nrank = 2")), false).unwrap();
+    blend(&plan, &models.path("m"), false, &Interrupt::default()).unwrap();
+    // x has rank 2; the rest is what f32 weights hold of its update.
+    let difference = largest_difference(&log_probs(&models.mixture("m")), &log_probs(&models.adapted("x")));
+    assert!(difference < 1e-4, "{difference:.1e}");
+    assert_eq!(Mixture::open(&models.path("m")).unwrap().config().experts[0].name, "tuned");
+    let manifest = std::fs::read_to_string(models.path("m").join("manifest.json")).unwrap();
+    assert!(manifest.contains("\"tuned\"") && !manifest.contains("/adapter"), "{manifest}");
+
+    let refused = |expert: String| BlendPlan::new(&config(&expert), false).err().unwrap().to_string();
+    assert!(refused(format!("model = {tuned:?}")).contains("experts[0]: expected `adapter`, or `model` with `rank`"));
+    assert!(refused("rank = 2".to_owned()).contains("expected `adapter`"));
+    let same = refused(format!("model = {:?}\nrank = 2", models.path("base")));
+    assert!(same.contains("experts[0]") && same.contains("base"), "{same}");
+    for (router, message) in [
+        ("init = 'random', temperature = 2.0", "is used by init"),
+        ("init = 'arrow', temperature = 0.0", "0; expected a positive"),
+    ] {
+        let base = models.path("base");
+        let text =
+            format!("base_model = {base:?}\nrouter = {{ {router} }}\n[[experts]]\nadapter = {:?}", models.path("x"));
+        let problem = BlendPlan::new(&toml::from_str(&text).unwrap(), false).err().unwrap().to_string();
+        assert!(problem.contains(message), "{problem}");
+    }
+}
+
+#[test]
 fn written_again_it_has_the_same_bytes_and_loaded_again_the_same_logits() {
     let models = Models::new();
     let settings = "num_experts_per_tok = 2\nrouter.init = 'arrow'";

@@ -273,6 +273,42 @@ fn a_shared_expert_is_added_whatever_the_router_says() {
 }
 
 #[test]
+fn task_vectors_give_the_directions_of_updates() {
+    cl_torch::tch::set_num_threads(1);
+    let models = Models(tempfile::tempdir().unwrap());
+    models.save("base", 1, &|_, own, _| own.copy());
+    let wave = |count: i64, step: f64| (Tensor::arange(count, (Kind::Float, Device::Cpu)) * step).sin();
+    let direction = |of_attention: bool| wave(16, if of_attention { 1.3 } else { 2.1 });
+    // Updates of rank one; gate and up, which one router is before, have the same direction.
+    let tune = |name: &str, own: &Tensor, _: &Tensor| match own.size()[..] {
+        [rows, 16] if is_of(name, &["gate_proj", "up_proj", "q_proj"], &[0, 1]) => {
+            own + wave(rows, 0.7).outer(&direction(name.contains("q_proj"))) * 0.01
+        }
+        _ => own.copy(),
+    };
+    models.save("tuned", 1, &tune);
+    models.mix_modules("mix", &["base", "tuned"], 1, "task_vectors", "modules = ['mlp', 'q_proj']");
+    let (model, base) = (models.load("mix"), models.load("base"));
+    let _no_graph = cl_torch::tch::no_grad_guard();
+    let parameters = base.named_parameters();
+    let embedding = &parameters.iter().find(|(name, _)| name == "model.embed_tokens.weight").unwrap().1;
+    let squares = embedding.square().mean_dim(&[1i64][..], true, Kind::Float);
+    // The toy's norms have weights of 1.
+    let mean_token = (embedding / squares.sqrt()).mean_dim(0, false, Kind::Float);
+    assert_eq!(model.routers().len(), 4);
+    for (name, router) in model.routers() {
+        let expected = direction(name.contains("q_proj"));
+        let expected = &expected / expected.norm();
+        let (of_base, row) = (router.get(0), router.get(1));
+        assert_eq!(of_base.abs().max().double_value(&[]), 0.0, "{name}: no update");
+        let cosine = row.dot(&expected).double_value(&[]);
+        // f32 weights of 0.02 hold an update of 0.01 to 1e-6.
+        assert!((cosine.abs() - 1.0).abs() < 1e-5, "{name}: {cosine}");
+        assert!(row.dot(&mean_token).double_value(&[]) >= 0.0, "{name}: the sign");
+    }
+}
+
+#[test]
 fn without_a_gate_a_module_is_the_mean_of_its_experts_outputs() {
     cl_torch::tch::set_num_threads(1);
     let models = Models(tempfile::tempdir().unwrap());
@@ -586,6 +622,8 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(refused("layers = [2]").contains("there is no layer 2; the base has 2"));
     assert!(refused("layers = []").contains("layers: is empty"));
     assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("leave out o_proj"));
+    assert!(refused("modules = ['o_proj']\nrouter.init = 'task_vectors'").contains("leave out o_proj"));
+    assert!(refused("global_router = true\nrouter.init = 'task_vectors'").contains("remove global_router"));
     assert_eq!(refused("modules = ['o_proj']\nlayers = [1]"), "");
     assert_eq!(refused("modules = ['o_proj']\nglobal_router = true\nrouter.init = 'random'"), "");
     let both = refused("gateless = true\nglobal_router = true");
@@ -596,6 +634,9 @@ fn modules_that_cannot_be_mixed_are_named() {
     let qwen = |more: &str| refused(&format!("architecture = 'qwen2_moe'\n{more}"));
     assert!(qwen("").contains("architecture = \"qwen2_moe\" needs a shared expert"));
     assert_eq!(qwen(&format!("layers = [1]\n{shared}")), "");
+    let gated = "positive_prompts = ['a'], ".to_owned() + &shared[18..];
+    let gated = refused(&format!("architecture = 'moetify'\nrouter.init = 'states'\nshared_expert = {{ {gated}"));
+    assert!(gated.contains("shared_expert.positive_prompts: architecture = \"moetify\" has no gate"), "{gated}");
     let attention = qwen(&format!("modules = ['mlp', 'q_proj']\n{shared}"));
     assert!(
         attention.contains("modules: architecture = \"qwen2_moe\" holds experts of whole MLPs only"),

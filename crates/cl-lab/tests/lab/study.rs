@@ -214,6 +214,23 @@ fn own(world: &World, more: &str) -> StudyConfig {
 }
 
 #[test]
+fn models_that_stages_left_out_are_made_of_are_kept() {
+    let world = World::new(Kind::Float);
+    let config = own(&world, "compare = ['merge']\nmembers = [3]");
+    let out = world.path("study");
+    let mut run = |only: &[&str]| {
+        let only = only.iter().map(|name| (*name).to_owned()).collect();
+        let options = StudyOptions { only, ..StudyOptions::default() };
+        run_study(&config, &out, &options, &Interrupt::default(), &mut ignore).unwrap();
+        let models = std::fs::read_dir(out.join("stages")).unwrap().map(|stage| stage.unwrap().path());
+        models.filter(|dir| dir.to_string_lossy().contains("one-fft")).map(|dir| models_in(&dir)).sum::<usize>()
+    };
+    assert_eq!(run(&["one-fft"]), 6);
+    assert_eq!(run(&["merge-fft-average-3.seed3"]), 3, "those of the other seed are needed");
+    assert_eq!(run(&[]), 0);
+}
+
+#[test]
 fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
     let world = World::new(Kind::Float);
     let config =

@@ -31,6 +31,11 @@ pub(super) struct Dense<'a> {
     pub(super) shape: [usize; 2],
 }
 
+/// Bytes that [`truncated_svd`] takes beside the matrix, estimated from above.
+pub fn truncated_svd_scratch(shape: [usize; 2], rank: usize) -> usize {
+    scratch(shape, rank)
+}
+
 /// Bytes held for a decomposition beside the matrix, estimated from above.
 pub(super) fn scratch(shape: [usize; 2], rank: usize) -> usize {
     let [rows, columns] = shape;

@@ -35,7 +35,7 @@ mod whole;
 
 pub use combine::combine;
 pub use compare::{AdapterDiff, ModuleDiff, compare, overlap};
-pub use dense::{Truncated, truncated_svd};
+pub use dense::{Truncated, truncated_svd, truncated_svd_scratch};
 pub use extract::{ExtractOptions, ExtractReport, Untouched, extract};
 pub use fold::{Drift, FoldOptions, FoldReport, ModuleDrift, fold, fold_with};
 pub use info::{AdapterInfo, BesideInfo, ModuleInfo, info};

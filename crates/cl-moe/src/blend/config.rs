@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config_file::from_toml;
 use crate::{Error, RouterLogits, RouterNorm};
@@ -35,8 +35,19 @@ pub struct BlendConfig {
     /// How the routers start and what is made of their logits.
     #[serde(default)]
     pub router: BlendRouter,
+    /// PEFT adapter directories of general knowledge: the mean of their updates is subtracted from the update of each expert.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "snapshots")]
+    pub general_adapters: Vec<PathBuf>,
     /// The experts, in their order.
     pub experts: Vec<BlendExpert>,
+}
+
+fn snapshots<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| HubSnapshot::source_name(path)))
+}
+
+fn snapshot<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_deref().map(HubSnapshot::source_name).serialize(serializer)
 }
 
 /// How the routers of a mixture of adapters start and what is made of their logits.
@@ -50,12 +61,15 @@ pub struct BlendRouter {
     pub norm: Option<RouterNorm>,
     /// Seed of `random`.
     pub seed: u64,
+    /// What logits of `arrow` are divided by, as PEFT's `router_temperature`; 1 without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
 }
 
 impl Default for BlendRouter {
     /// Random weights, seed 1399.
     fn default() -> Self {
-        BlendRouter { init: BlendInit::Random, norm: None, seed: 1399 }
+        BlendRouter { init: BlendInit::Random, norm: None, seed: 1399, temperature: None }
     }
 }
 
@@ -96,25 +110,44 @@ impl BlendInit {
     }
 }
 
-/// One expert.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One expert: an adapter, or a model whose difference from the base is approximated by one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlendExpert {
     /// PEFT adapter directory.
-    #[serde(serialize_with = "HubSnapshot::serialize")]
-    pub adapter: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "snapshot")]
+    pub adapter: Option<PathBuf>,
+    /// Directory of a model fine-tuned from the base, in the place of an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "snapshot")]
+    pub model: Option<PathBuf>,
+    /// Largest rank of the update of a module of `model`: what is truncated has the smallest singular values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// Prompts of the kind that it is for, which `cl moe route` compares with those of a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positive_prompts: Vec<String>,
 }
 
 impl BlendExpert {
-    /// What it is called: the last part of its path that is not `adapter`, which is what rounds call theirs;
+    /// An adapter.
+    pub fn of_adapter(dir: PathBuf) -> BlendExpert {
+        BlendExpert { adapter: Some(dir), ..BlendExpert::default() }
+    }
+
+    /// The directory of the adapter or model.
+    pub fn source(&self) -> &Path {
+        self.adapter.as_deref().or(self.model.as_deref()).unwrap_or(Path::new(""))
+    }
+
+    /// What it is called: the last part of its path that is not `adapter` or `model`, which is what rounds call theirs;
     /// the name of its repository if it is of the hub.
     pub fn name(&self) -> String {
-        if let Some(snapshot) = HubSnapshot::of(&self.adapter) {
+        if let Some(snapshot) = HubSnapshot::of(self.source()) {
             return snapshot.repo.rsplit('/').next().unwrap_or_default().to_owned();
         }
-        let parts = self.adapter.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
+        let parts = self.source().components().map(|c| c.as_os_str().to_string_lossy().into_owned());
         let parts: Vec<String> = parts.collect();
-        let own = parts.iter().rfind(|part| *part != "adapter" && *part != ".").or(parts.last());
+        let own = parts.iter().rfind(|part| !["adapter", "model", "."].contains(&part.as_str())).or(parts.last());
         own.cloned().unwrap_or_default()
     }
 }

@@ -7,7 +7,7 @@ mod prototype;
 use std::path::Path;
 
 use cl_checkpoint::problem::PlanProblem;
-use cl_checkpoint::{Adapter, HubSnapshot, Interrupt, Manifest, OutputDir, TensorSource, convert};
+use cl_checkpoint::{Adapter, Checkpoint, HubSnapshot, Interrupt, Manifest, OutputDir, TensorSource, convert};
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -55,7 +55,7 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
         std::fs::write(&path, text).map_err(|source| cl_checkpoint::Error::Io { path, source })?;
     }
     plan.base.check_unchanged()?;
-    plan.experts.iter().try_for_each(Adapter::check_unchanged)?;
+    plan.adapters.iter().try_for_each(Adapter::check_unchanged)?;
     Ok(dir.finish(manifest)?)
 }
 
@@ -65,10 +65,16 @@ fn describe(plan: &BlendPlan) -> Result<(MixtureConfig, Manifest), Error> {
     let mut manifest = Manifest::new("mixture").with_config(json!({ "blend": resolved }));
     manifest = manifest.with_source("base", plan.base.dir(), plan.base_hash.clone());
     let mut experts = Vec::new();
-    for (adapter, expert) in plan.experts.iter().zip(&plan.config.experts) {
+    for (adapter, expert) in plan.adapters.iter().zip(&plan.config.experts) {
         let blake3 = adapter.content_hash()?;
-        manifest = manifest.with_source("adapter", adapter.dir(), blake3.clone());
-        experts.push(MixtureExpert { name: expert.name(), adapter: HubSnapshot::source_name(&expert.adapter), blake3 });
+        manifest = match &expert.model {
+            Some(model) => manifest.with_source("tuned", model, Checkpoint::open(model)?.content_hash()?),
+            None => manifest.with_source("adapter", adapter.dir(), blake3.clone()),
+        };
+        experts.push(MixtureExpert { name: expert.name(), adapter: HubSnapshot::source_name(expert.source()), blake3 });
+    }
+    for adapter in &plan.adapters[experts.len()..] {
+        manifest = manifest.with_source("general", adapter.dir(), adapter.content_hash()?);
     }
     let config = MixtureConfig {
         format_version: VERSION,
@@ -93,33 +99,54 @@ fn resolved(config: &BlendConfig) -> BlendConfig {
 fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>, Error> {
     let init = plan.config.router.init;
     let mut stack = Stack::new(module);
-    for (adapter, part) in plan.experts.iter().zip(&module.parts) {
-        let Some(part) = part else {
+    for (expert, rank) in module.experts().ranks.into_iter().enumerate() {
+        if rank == 0 {
             stack.router.extend(vec![0.0; module.input]);
             continue;
-        };
-        let [mut a, mut b] = read(adapter, part)?;
+        }
+        let [mut a, mut b] = sum(plan, module, expert, rank)?;
         if matches!(init, BlendInit::Arrow | BlendInit::Spectr) {
-            let rank = part.module.rank();
             let spectrum = Spectrum::of(&a, &b, rank).ok_or_else(|| Error::Mixture {
-                path: adapter.dir().to_owned(),
+                path: plan.config.experts[expert].source().to_owned(),
                 problem: MixtureProblem::Decomposition { module: module.name.clone() },
             })?;
-            stack.router.extend(spectrum.prototype().unwrap_or_else(|| vec![0.0; module.input]));
+            let temperature = plan.config.router.temperature.unwrap_or(1.0);
+            let prototype = spectrum.prototype().unwrap_or_else(|| vec![0.0; module.input]);
+            stack.router.extend(prototype.iter().map(|x| (f64::from(*x) / temperature) as f32));
             if init == BlendInit::Spectr {
                 [a, b] = spectrum.factors(rank);
             }
         }
-        stack.push(&a, &b, part.module.rank());
+        stack.push(&a, &b, rank);
     }
+    let experts = module.expert_count();
     let router = match init {
-        BlendInit::Random => normal(plan.config.router.seed, module.name.as_bytes(), module.parts.len() * module.input),
-        BlendInit::Uniform => vec![0.0; module.parts.len() * module.input],
+        BlendInit::Random => normal(plan.config.router.seed, module.name.as_bytes(), experts * module.input),
+        BlendInit::Uniform => vec![0.0; experts * module.input],
         BlendInit::Arrow | BlendInit::Spectr => stack.router,
     };
     let values = [stack.a, stack.b, router];
     let specs = module.specs(&plan.config);
     Ok(specs.iter().zip(&values).map(|(s, v)| convert::from_f32(s.dtype, v).expect("a floating dtype")).collect())
+}
+
+/// Factors A `(rank, in)` and B `(out, rank)` of an expert's update, without its scaling.
+fn sum(plan: &BlendPlan, module: &BlendModule, expert: usize, rank: usize) -> Result<[Vec<f32>; 2], Error> {
+    let mut a = Vec::with_capacity(rank * module.input);
+    let mut b = vec![0.0; module.output * rank];
+    let mut column = 0;
+    for summand in module.summands(expert) {
+        let [rows, columns] = read(&plan.adapters[summand.adapter], summand.part)?;
+        let own = summand.part.module.rank();
+        a.extend(rows);
+        for (row, values) in b.chunks_exact_mut(rank).zip(columns.chunks_exact(own)) {
+            for (sum, value) in row[column..column + own].iter_mut().zip(values) {
+                *sum = (f64::from(*value) * summand.factor) as f32;
+            }
+        }
+        column += own;
+    }
+    Ok([a, b])
 }
 
 /// A module's factors, one expert after another.

@@ -7,18 +7,26 @@ use cl_checkpoint::{
     Adapter, AdapterModule, BesideKind, Checkpoint, Dtype, LayerKind, OutputDir, TensorSource, TensorSpec, convert,
 };
 
+use cl_merge::adapter::{ExtractOptions, extract};
+use tempfile::TempDir;
+
 use crate::plan::note;
 use crate::problem::MOST_EXPERTS;
 use crate::problem::{BlendProblem, CountProblem};
-use crate::{BlendConfig, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors};
+use crate::{
+    BlendConfig, BlendExpert, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors,
+};
 
 /// Everything about a mixture of adapters that is known without reading a factor.
 pub struct BlendPlan {
     pub(crate) config: BlendConfig,
     pub(crate) base: Checkpoint,
     pub(crate) base_hash: String,
-    pub(crate) experts: Vec<Adapter>,
+    /// The experts, then the adapters of general knowledge.
+    pub(crate) adapters: Vec<Adapter>,
     pub(crate) modules: Vec<BlendModule>,
+    /// Where adapters are that were extracted from models.
+    _extracted: Vec<TempDir>,
     /// Things that are worth knowing and stand in nobody's way.
     pub notes: Vec<String>,
 }
@@ -30,8 +38,10 @@ pub(crate) struct BlendModule {
     pub(crate) output: usize,
     /// Dtype of the stacked factors.
     pub(crate) dtype: Dtype,
-    /// What each expert has of it.
-    pub(crate) parts: Vec<Option<BlendPart>>,
+    /// What each adapter has of it.
+    parts: Vec<Option<BlendPart>>,
+    /// How many of these are experts.
+    experts: usize,
 }
 
 /// What one expert has of a module.
@@ -48,29 +58,34 @@ impl BlendPlan {
     /// # Errors
     /// Returns [`Error::Problems`] with everything that stands in the way at once.
     pub fn new(config: &BlendConfig, ignore_base: bool) -> Result<BlendPlan, Error> {
-        let mut problems = Vec::new();
+        let (mut problems, mut extracted) = (Vec::new(), Vec::new());
         let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
-        let opened: Vec<Option<Adapter>> = (0..)
+        let mut opened: Vec<Option<Adapter>> = (0..)
             .zip(&config.experts)
-            .map(|(i, e)| note(Adapter::open(&e.adapter), &format!("experts[{i}]"), &mut problems))
+            .map(|(i, e)| open_expert(config, e, base.is_some(), &place(config, i), &mut extracted, &mut problems))
             .collect();
+        let general = (config.experts.len()..).zip(&config.general_adapters);
+        opened.extend(general.map(|(i, dir)| note(Adapter::open(dir), &place(config, i), &mut problems)));
         check_counts(config, &mut problems);
+        check_temperature(config, &mut problems);
         for (i, adapter) in opened.iter().enumerate().filter_map(|(i, a)| Some((i, a.as_ref()?))) {
-            check_kind(adapter, base.as_ref(), &place(i, adapter), &mut problems);
+            check_kind(adapter, base.as_ref(), &place_of(config, i, adapter), &mut problems);
         }
         let base_hash = base.as_ref().and_then(|b| note(b.content_hash(), "base_model", &mut problems));
         if let Some((base, hash)) = base.as_ref().zip(base_hash.as_ref()) {
             for (i, adapter) in opened.iter().enumerate().filter_map(|(i, a)| Some((i, a.as_ref()?))) {
-                check_fits(base, adapter, &place(i, adapter), &mut problems);
-                check_base_hash(hash, adapter, ignore_base, &place(i, adapter), &mut problems);
+                let place = place_of(config, i, adapter);
+                check_fits(base, adapter, &place, &mut problems);
+                check_base_hash(hash, adapter, ignore_base, &place, &mut problems);
             }
         }
-        let experts: Option<Vec<Adapter>> = opened.into_iter().collect();
-        match (base, base_hash, experts) {
-            (Some(base), Some(base_hash), Some(experts)) if problems.is_empty() => {
-                let modules = modules(config, &experts);
+        let adapters: Option<Vec<Adapter>> = opened.into_iter().collect();
+        match (base, base_hash, adapters) {
+            (Some(base), Some(base_hash), Some(adapters)) if problems.is_empty() => {
+                let modules = modules(config, &adapters);
                 let notes = notes(config, &modules);
-                Ok(BlendPlan { config: config.clone(), base, base_hash, experts, modules, notes })
+                let config = config.clone();
+                Ok(BlendPlan { config, base, base_hash, adapters, modules, _extracted: extracted, notes })
             }
             _ => Err(Error::Problems(problems)),
         }
@@ -82,7 +97,8 @@ impl BlendPlan {
     /// Returns an error as [`OutputDir::check`] does.
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         let mut inputs = vec![("the base model", self.base.dir())];
-        inputs.extend(self.experts.iter().map(|e| ("an expert", e.dir())));
+        inputs.extend(self.config.experts.iter().map(|e| ("an expert", e.source())));
+        inputs.extend(self.config.general_adapters.iter().map(|dir| ("an adapter", dir.as_path())));
         Ok(OutputDir::check(out, overwrite, &inputs)?)
     }
 
@@ -100,7 +116,7 @@ impl BlendPlan {
     /// Parameters by what they are for; the base is the stem.
     pub fn info(&self) -> ModelInfo {
         let stem = self.base.names().iter().filter_map(|n| self.base.info(n)).map(|i| i.elements() as u64).sum();
-        let mut experts = vec![0; self.experts.len()];
+        let mut experts = vec![0; self.config.experts.len()];
         for module in &self.modules {
             let ranks = module.experts().ranks;
             let sizes = ranks.iter().map(|rank| (rank * (module.input + module.output)) as u64);
@@ -108,7 +124,7 @@ impl BlendPlan {
         }
         let routers = match self.config.router.init {
             BlendInit::Spectr => 0,
-            _ => self.modules.iter().map(|m| (m.parts.len() * m.input) as u64).sum(),
+            _ => self.modules.iter().map(|m| (m.experts * m.input) as u64).sum(),
         };
         ModelInfo::of_adapters(stem, &experts, routers, self.config.top_k())
     }
@@ -118,7 +134,7 @@ impl BlendPlan {
         let ranks: usize = self.modules.iter().map(|m| m.experts().total_rank()).max().unwrap_or(0);
         format!(
             "{} experts at {} modules, {} for each token, ranks of up to {ranks} in all",
-            self.experts.len(),
+            self.config.experts.len(),
             self.modules.len(),
             self.config.top_k()
         )
@@ -128,14 +144,40 @@ impl BlendPlan {
 impl BlendModule {
     /// Ranks and scalings, as `mixture_config.json` holds them.
     pub(crate) fn experts(&self) -> ModuleExperts {
-        let of = |part: &Option<BlendPart>| part.as_ref().map_or((0, 0.0), |p| (p.module.rank(), p.scaling));
-        let (ranks, scalings) = self.parts.iter().map(of).unzip();
+        let of = |expert: usize| {
+            let summands = self.summands(expert);
+            let rank: usize = summands.iter().map(|summand| summand.part.module.rank()).sum();
+            (rank, summands.first().map_or(0.0, |summand| summand.scaling))
+        };
+        let (ranks, scalings) = (0..self.experts).map(of).unzip();
         ModuleExperts { ranks, scalings }
+    }
+
+    /// The low-rank updates that an expert's update is the sum of: its own, minus the mean of those of general knowledge.
+    pub(crate) fn summands(&self, expert: usize) -> Vec<Summand<'_>> {
+        let (own, general) = (self.parts[expert].as_ref(), &self.parts[self.experts..]);
+        let scaling = match own {
+            // A scaling of 0 has no quotient with another.
+            Some(part) if part.scaling != 0.0 || general.is_empty() => part.scaling,
+            _ => 1.0,
+        };
+        let summand = |adapter, part, factor| Summand { adapter, part, scaling, factor };
+        let own = own.map(|part| summand(expert, part, if part.scaling == scaling { 1.0 } else { 0.0 }));
+        let count = general.len() as f64;
+        let general = (self.experts..).zip(general).filter_map(|(adapter, part)| Some((adapter, part.as_ref()?)));
+        own.into_iter()
+            .chain(general.map(|(adapter, part)| summand(adapter, part, -part.scaling / count / scaling)))
+            .collect()
+    }
+
+    /// Number of experts.
+    pub(crate) fn expert_count(&self) -> usize {
+        self.experts
     }
 
     /// A, B, and the router where the rule has one.
     pub(crate) fn specs(&self, config: &BlendConfig) -> Vec<TensorSpec> {
-        let (rank, experts) = (self.experts().total_rank(), self.parts.len());
+        let (rank, experts) = (self.experts().total_rank(), self.experts);
         let [a, b, router] = mixture_tensors(&self.name);
         let mut specs = vec![
             TensorSpec { name: a, dtype: self.dtype, shape: vec![rank, self.input] },
@@ -148,8 +190,68 @@ impl BlendModule {
     }
 }
 
-fn place(index: usize, adapter: &Adapter) -> String {
-    format!("experts[{index}] ({})", adapter.dir().display())
+/// One of the updates that an expert's update is the sum of.
+pub(crate) struct Summand<'p> {
+    /// Index of the adapter.
+    pub(crate) adapter: usize,
+    pub(crate) part: &'p BlendPart,
+    /// Scaling of the sum.
+    scaling: f64,
+    /// Factor of this update in the sum, before its scaling.
+    pub(crate) factor: f64,
+}
+
+/// Where an adapter is in the configuration.
+fn place(config: &BlendConfig, index: usize) -> String {
+    match index.checked_sub(config.experts.len()) {
+        None => format!("experts[{index}]"),
+        Some(general) => format!("general_adapters[{general}]"),
+    }
+}
+
+fn place_of(config: &BlendConfig, index: usize, adapter: &Adapter) -> String {
+    let named = config.experts.get(index).map_or(adapter.dir(), BlendExpert::source);
+    format!("{} ({})", place(config, index), named.display())
+}
+
+/// Opens an adapter, or extracts one from a model.
+fn open_expert(
+    config: &BlendConfig,
+    expert: &BlendExpert,
+    has_base: bool,
+    place: &str,
+    extracted: &mut Vec<TempDir>,
+    problems: &mut Vec<Problem>,
+) -> Option<Adapter> {
+    match (&expert.adapter, &expert.model, expert.rank) {
+        (Some(adapter), None, None) => note(Adapter::open(adapter), place, problems),
+        (None, Some(model), Some(rank)) if has_base => {
+            let options = ExtractOptions { rank, ..ExtractOptions::default() };
+            let dir =
+                tempfile::tempdir().map_err(|source| cl_checkpoint::Error::Io { path: std::env::temp_dir(), source });
+            let dir = note(dir, place, problems)?;
+            let out = dir.path().join("adapter");
+            let report = extract(&config.base_model, model, &out, &options).map_err(BlendProblem::Extract);
+            note(report, place, problems)?;
+            extracted.push(dir);
+            note(Adapter::open(&out), place, problems)
+        }
+        (None, Some(_), Some(_)) => None,
+        _ => {
+            problems.push(Problem::new(place, BlendProblem::Source));
+            None
+        }
+    }
+}
+
+fn check_temperature(config: &BlendConfig, problems: &mut Vec<Problem>) {
+    let Some(temperature) = config.router.temperature else { return };
+    let mut add = |problem: BlendProblem| problems.push(Problem::new("router.temperature", problem));
+    if config.router.init != BlendInit::Arrow {
+        add(BlendProblem::UnusedTemperature);
+    } else if !(temperature.is_finite() && temperature > 0.0) {
+        add(BlendProblem::Temperature { temperature });
+    }
 }
 
 fn check_counts(config: &BlendConfig, problems: &mut Vec<Problem>) {
@@ -237,30 +339,32 @@ fn check_base_hash(base: &str, adapter: &Adapter, ignore: bool, place: &str, pro
 }
 
 /// The union of all adapters' modules, by name.
-fn modules(config: &BlendConfig, experts: &[Adapter]) -> Vec<BlendModule> {
+fn modules(config: &BlendConfig, adapters: &[Adapter]) -> Vec<BlendModule> {
     let mut modules: BTreeMap<&str, Vec<Option<BlendPart>>> = BTreeMap::new();
-    for (e, adapter) in experts.iter().enumerate() {
+    for (e, adapter) in adapters.iter().enumerate() {
         for module in adapter.modules() {
             let scaling = adapter.config().scaling(&module.name);
-            let parts = modules.entry(&module.name).or_insert_with(|| vec![None; experts.len()]);
+            let parts = modules.entry(&module.name).or_insert_with(|| vec![None; adapters.len()]);
             parts[e] = Some(BlendPart { module: module.clone(), scaling });
         }
     }
     let built = modules.into_iter().map(|(name, parts)| {
         let [output, input] = parts.iter().flatten().next().expect("some expert has it").module.weight_shape();
-        let dtype = if config.router.init == BlendInit::Spectr { Dtype::F32 } else { common_dtype(experts, &parts) };
-        BlendModule { name: name.to_owned(), input, output, dtype, parts }
+        // Factors that are computed here are not rounded to what they were stored in.
+        let computed = config.router.init == BlendInit::Spectr || !config.general_adapters.is_empty();
+        let dtype = if computed { Dtype::F32 } else { common_dtype(adapters, &parts) };
+        BlendModule { name: name.to_owned(), input, output, dtype, parts, experts: config.experts.len() }
     });
     built.collect()
 }
 
 /// The dtype that all factors of a module have, else f32.
-fn common_dtype(experts: &[Adapter], parts: &[Option<BlendPart>]) -> Dtype {
+fn common_dtype(adapters: &[Adapter], parts: &[Option<BlendPart>]) -> Dtype {
     let of = |(adapter, part): (&Adapter, &Option<BlendPart>)| {
         let factors = part.as_ref().map(|p| p.module.factors()).into_iter().flatten();
         factors.filter_map(|name| Some(adapter.info(&name)?.dtype)).collect::<Vec<_>>()
     };
-    let mut dtypes: Vec<Dtype> = experts.iter().zip(parts).flat_map(of).collect();
+    let mut dtypes: Vec<Dtype> = adapters.iter().zip(parts).flat_map(of).collect();
     dtypes.dedup();
     match dtypes[..] {
         [one] if FloatType::of(one).is_some() => one,
@@ -278,7 +382,7 @@ fn notes(config: &BlendConfig, modules: &[BlendModule]) -> Vec<String> {
         }
         _ => {}
     }
-    let partial = modules.iter().filter(|m| m.parts.iter().any(Option::is_none)).count();
+    let partial = modules.iter().filter(|m| m.parts[..m.experts].iter().any(Option::is_none)).count();
     if partial > 0 {
         notes.push(format!("{partial} modules are not in every adapter; experts without the module add nothing there"));
     }

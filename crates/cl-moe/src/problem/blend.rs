@@ -4,6 +4,21 @@ use cl_checkpoint::{BesideKind, Dtype};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlendProblem {
+    /// An expert is neither an adapter nor a model with a rank.
+    #[error("expected `adapter`, or `model` with `rank`")]
+    Source,
+    /// A model cannot be approximated by an adapter.
+    #[error(transparent)]
+    Extract(cl_merge::Error),
+    /// A temperature that is not positive.
+    #[error("{temperature}; expected a positive number")]
+    Temperature {
+        /// The temperature.
+        temperature: f64,
+    },
+    /// A temperature of logits that have none.
+    #[error("is used by init = \"arrow\" only; remove one of the two")]
+    UnusedTemperature,
     /// An embedding is adapted.
     #[error("`{module}` is an embedding; a router needs the input of a linear layer, and token ids have none")]
     Embedding {

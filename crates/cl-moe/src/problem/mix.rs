@@ -6,7 +6,10 @@ use serde_json::Value;
 #[non_exhaustive]
 pub enum MixProblem {
     /// Routers start from hidden states, but no file of them is given.
-    #[error("init = \"states\" needs a file; `cl moe states CONFIG --out FILE` makes it from the experts' prompts")]
+    #[error(
+        "init = \"states\" needs a file, which `cl moe states CONFIG --out FILE` makes from the experts' prompts; name it in \
+         router.states or --states"
+    )]
     NoStates,
     /// A file of hidden states that routers do not start from.
     #[error("is read by init = \"states\" only; remove one of the two")]
@@ -74,6 +77,27 @@ pub enum MixProblem {
          another rule, or leave out o_proj and mlp_fg"
     )]
     StatesOfInput,
+    /// The memory limit is too low.
+    #[error(
+        "at least {} MiB are needed to write the largest tensor, {} MiB are allowed; allow more with --memory",
+        needed.div_ceil(1 << 20),
+        allowed >> 20
+    )]
+    Memory {
+        /// The limit in bytes.
+        allowed: usize,
+        /// Bytes that one thread needs.
+        needed: usize,
+    },
+    /// Routers from updates where the sign of a direction is not known.
+    #[error(
+        "init = \"task_vectors\" is for routers that read a layer norm's output, which o_proj and down_proj do not; choose another \
+         rule, or leave out o_proj and mlp_fg"
+    )]
+    TaskVectorsOfInput,
+    /// A router on the embeddings, which no update reads.
+    #[error("init = \"task_vectors\" is for routers of modules; choose another rule, or remove global_router")]
+    GlobalTaskVectors,
     /// A shared expert beside experts that are differences.
     #[error("experts stored as differences have no shared expert; remove shared_expert, or store experts as full")]
     SharedDelta,

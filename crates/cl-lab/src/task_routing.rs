@@ -1,0 +1,88 @@
+//! Which adapters a task is closest to: hidden states of a few of its prompts, compared with those of each adapter's prompts.
+
+use cl_checkpoint::Precision;
+use cl_moe::{BlendConfig, Pooling};
+use cl_torch::tch::{Device, Kind, Tensor};
+
+use crate::problem::ConfigProblem;
+use crate::router_states::{Prompts, states_of};
+use crate::{LabError, LoadedModel};
+
+/// How close a task is to an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterShare {
+    /// Name of the adapter.
+    pub name: String,
+    /// Cosine between the hidden states of the task's prompts and those of the adapter's, both relative to the mean over all
+    /// adapters; the mean over all layers, in `[-1, 1]`.
+    pub similarity: f64,
+    /// Weight of the adapter for the task: the softmax of the similarities divided by the temperature over the selected adapters,
+    /// and 0 for all others.
+    pub gate: f64,
+}
+
+/// Compares a task with the adapters of `config`, each described by its `positive_prompts`: a prompt is the mean of its tokens'
+/// hidden states in the base model, an adapter or a task the mean of its prompts, layer by layer. The `chosen` closest adapters
+/// share the weight 1.
+///
+/// States are taken relative to the mean of all adapters, because what all prompts have in common would make all cosines nearly 1.
+///
+/// # Errors
+/// Returns [`LabError::Config`] if there are fewer than two adapters or one has no prompts, and an error if the base cannot be loaded or
+/// run.
+pub fn route_task(
+    config: &BlendConfig,
+    task: &[String],
+    chosen: usize,
+    temperature: f64,
+    precision: Precision,
+    device: Device,
+) -> Result<Vec<AdapterShare>, LabError> {
+    let wrong = |problem| LabError::config(&config.base_model, problem);
+    if config.experts.len() < 2 {
+        return Err(wrong(ConfigProblem::OneAdapter));
+    }
+    if let Some(place) = config.experts.iter().position(|expert| expert.positive_prompts.is_empty()) {
+        return Err(wrong(ConfigProblem::NoPrompts { expert: format!("experts[{place}]") }));
+    }
+    let loaded = LoadedModel::open(&config.base_model, None, precision, None, device)?;
+    let states = |prompts: &[String]| {
+        states_of(&loaded.model, &loaded.tokenizer, Prompts { positive: prompts, negative: &[] }, Pooling::Mean)
+    };
+    let experts = config.experts.iter().map(|expert| states(&expert.positive_prompts));
+    let experts = Tensor::stack(&experts.collect::<Result<Vec<Tensor>, LabError>>()?, 0); // (adapters, layers, hidden)
+    let center = experts.mean_dim(0, true, Kind::Double);
+    let (experts, task) = (experts.to_kind(Kind::Double) - &center, states(task)?.to_kind(Kind::Double) - center);
+    let cosines = Tensor::cosine_similarity(&experts, &task, 2, 1e-12).mean_dim(1, false, Kind::Double);
+    let similarities = Vec::<f64>::try_from(&cosines).map_err(|e| cl_torch::TorchError::from_tch("route", e))?;
+    let gates = gates(&similarities, chosen, temperature);
+    let names = config.experts.iter().map(|expert| expert.name());
+    let shares = names.zip(similarities).zip(gates);
+    Ok(shares.map(|((name, similarity), gate)| AdapterShare { name, similarity, gate }).collect())
+}
+
+/// The softmax over the `chosen` largest; ties go to the first.
+fn gates(similarities: &[f64], chosen: usize, temperature: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..similarities.len()).collect();
+    order.sort_by(|&a, &b| similarities[b].total_cmp(&similarities[a]));
+    order.truncate(chosen);
+    let largest = order.first().map_or(0.0, |&first| similarities[first]);
+    let mut gates = vec![0.0; similarities.len()];
+    order.iter().for_each(|&i| gates[i] = ((similarities[i] - largest) / temperature).exp());
+    let sum: f64 = gates.iter().sum();
+    gates.iter_mut().for_each(|gate| *gate /= sum);
+    gates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_share_the_weight() {
+        let shares = gates(&[0.1, 0.3, -0.2, 0.3], 2, 0.1);
+        assert_eq!(shares, [0.0, 0.5, 0.0, 0.5]);
+        let shares = gates(&[0.1, 0.3], 5, 0.1);
+        assert!((shares[1] / shares[0] - 2f64.exp()).abs() < 1e-9 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}
