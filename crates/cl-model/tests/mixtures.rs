@@ -1,6 +1,6 @@
 //! Mixtures of experts against their definitions, computed in NumPy: models in the format of the paper's tool, and adapters behind
-//! SpectR's routing; and mixtures that `cl moe mix` writes against Transformers. `fixtures/make_mixtures.py` and
-//! `fixtures/make_mixed.py` made the expected values.
+//! SpectR's routing; adapters behind Arrow's against PEFT; and mixtures that `cl moe mix` writes against Transformers.
+//! `fixtures/make_mixtures.py`, `fixtures/make_arrow.py` and `fixtures/make_mixed.py` made the expected values.
 
 mod common;
 
@@ -85,22 +85,56 @@ fn directories_in_the_format_of_the_papers_tool_compute_what_it_describes() {
 fn spectr_weights_adapters_as_its_paper_says() {
     let fixture = fixture();
     for case in &fixture.spectr {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("base");
-        write_model(&base, &case.config, &case.tensors, Dtype::F32);
-        let mut text = format!("base_model = {base:?}\nnum_experts_per_tok = {}\nrouter.init = \"spectr\"\n", case.k);
-        for adapter in &case.adapters {
-            let path = dir.path().join(&adapter.name);
-            write_low(&path, adapter, &case.tensors);
-            text += &format!("[[experts]]\nadapter = {path:?}\n");
-        }
-        let config: BlendConfig = toml::from_str(&text).unwrap();
-        let out = dir.path().join("mixture");
-        blend(&BlendPlan::new(&config, false).unwrap(), &out, false, &Interrupt::default()).unwrap();
-        let mut model = load(&base);
-        model.load_mixture(&Mixture::open(&out).unwrap()).unwrap();
+        let settings = format!("num_experts_per_tok = {}\nrouter.init = 'spectr'", case.k);
+        let model = blended(&settings, &case.config, &case.tensors, &case.adapters);
         assert_agrees(&format!("SpectR, {} of 3", case.k), &model, &fixture.sequences, &case.log_probs);
     }
+}
+
+#[derive(Deserialize)]
+struct Arrow {
+    sequences: Vec<Vec<u32>>,
+    cases: Vec<ArrowCase>,
+}
+
+#[derive(Deserialize)]
+struct ArrowCase {
+    k: usize,
+    temperature: f64,
+    config: Map<String, Value>,
+    tensors: Map<String, Value>,
+    adapters: Vec<Low>,
+    log_probs: Vec<Vec<f64>>,
+}
+
+#[test]
+fn arrow_weights_adapters_as_peft_does() {
+    let fixture: Arrow = serde_json::from_str(include_str!("fixtures/arrow.json")).unwrap();
+    for case in &fixture.cases {
+        let router = format!("router = {{ init = 'arrow', temperature = {:?} }}", case.temperature);
+        let settings = format!("num_experts_per_tok = {}\n{router}", case.k);
+        let model = blended(&settings, &case.config, &case.tensors, &case.adapters);
+        assert_agrees(&format!("Arrow, {} of 3", case.k), &model, &fixture.sequences, &case.log_probs);
+    }
+}
+
+/// A model of the formula behind a mixture of adapters of the formula.
+fn blended(settings: &str, config: &Map<String, Value>, tensors: &Map<String, Value>, adapters: &[Low]) -> Decoder {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    write_model(&base, config, tensors, Dtype::F32);
+    let mut text = format!("base_model = {base:?}\n{settings}\n");
+    for adapter in adapters {
+        let path = dir.path().join(&adapter.name);
+        write_low(&path, adapter, tensors);
+        text += &format!("[[experts]]\nadapter = {path:?}\n");
+    }
+    let config: BlendConfig = toml::from_str(&text).unwrap();
+    let out = dir.path().join("mixture");
+    blend(&BlendPlan::new(&config, false).unwrap(), &out, false, &Interrupt::default()).unwrap();
+    let mut model = load(&base);
+    model.load_mixture(&Mixture::open(&out).unwrap()).unwrap();
+    model
 }
 
 fn write_low(dir: &Path, adapter: &Low, base: &Map<String, Value>) {
