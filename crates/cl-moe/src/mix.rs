@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::delta;
 use crate::model_info::INFO;
 use crate::plan::{Planned, Source};
+use crate::task_vectors;
 use crate::{Error, ExpertStorage, MixArchitecture, ModelInfo, Plan};
 
 /// Name of the resolved configuration in an output.
@@ -111,8 +112,8 @@ fn write_tensor(
         Source::Router { layer, name } => {
             write_values(&plan.routers.rows(*layer, name.as_deref(), spec.shape[1])?, spec, writer, done)
         }
-        Source::TaskVectors { matrices, norm } => {
-            write_values(&plan.task_vectors.rows(plan, matrices, norm, spec.shape[1])?, spec, writer, done)
+        Source::TaskVectors { layer, matrices } => {
+            write_values(&task_vectors::rows(plan, *layer, matrices, spec.shape[1])?, spec, writer, done)
         }
         Source::SharedGate { layer } => {
             write_values(&plan.routers.shared_gate(*layer, spec.shape[1])?, spec, writer, done)

@@ -99,10 +99,9 @@ pub(crate) fn read_by_mlp(layer: usize) -> [String; 2] {
     ["gate_proj", "up_proj"].map(|matrix| format!("model.layers.{layer}.mlp.{matrix}.weight"))
 }
 
-/// The weight of the layer norm before a matrix of a block.
-pub(crate) fn norm_before(of: Replaced<'_>) -> String {
-    let norm = if of.module.attention().is_some() { "input_layernorm" } else { "post_attention_layernorm" };
-    format!("model.layers.{}.{norm}.weight", of.layer)
+/// The projection of a dense MLP whose sign says which units are active.
+pub(crate) fn gate_projection(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.gate_proj.weight")
 }
 
 /// Layer, block and matrix of a projection's weight.

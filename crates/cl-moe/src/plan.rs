@@ -10,7 +10,6 @@ use crate::delta::{self, PlannedDelta};
 use crate::names::{self, GLOBAL_ROUTER, Layout, Replaced};
 use crate::problem::{CountProblem, MOST_EXPERTS, MixProblem, ProblemKind};
 use crate::router::RouterRows;
-use crate::task_vectors::TaskVectors;
 use crate::{
     Error, ExpertStorage, FloatType, MixArchitecture, MixConfig, MixModule, ModelBytes, ModelInfo, Problem,
     RouterConfig, RouterInit, architecture,
@@ -23,7 +22,6 @@ pub struct Plan {
     /// The shared expert if there is one, then the others.
     pub(crate) experts: Vec<Checkpoint>,
     pub(crate) routers: RouterRows,
-    pub(crate) task_vectors: TaskVectors,
     pub(crate) tensors: Vec<Planned>,
     /// What tensors of [`Source::Deltas`] are made of.
     pub(crate) deltas: Vec<PlannedDelta>,
@@ -51,8 +49,8 @@ pub(crate) enum Source {
     Shared(String, f64),
     /// A router of a layer; that of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
-    /// A router from the experts' updates of `matrices`, whose input is the output of the layer norm with the weight `norm`.
-    TaskVectors { matrices: Vec<String>, norm: String },
+    /// A router of a layer from the experts' updates of the matrices that it is before.
+    TaskVectors { layer: usize, matrices: Vec<String> },
     /// The gate of a layer's shared expert.
     SharedGate { layer: usize },
     /// One value in all places, which is no parameter where it stands for a router.
@@ -112,8 +110,7 @@ impl Plan {
         let info = model_info(&tensors, &deltas, &base, dtype.dtype(), config);
         let out_config = architecture::out_config(config, &base, dtype);
         let (config, dtype) = (config.resolved(), dtype.dtype());
-        let task_vectors = TaskVectors::default();
-        Ok(Plan { config, base, experts, routers, task_vectors, tensors, deltas, dtype, out_config, info, notes })
+        Ok(Plan { config, base, experts, routers, tensors, deltas, dtype, out_config, info, notes })
     }
 
     /// Checks the output's place, as [`mix`](crate::mix) does before it begins.
@@ -342,7 +339,7 @@ fn tensors(
             } else if !config.global_router {
                 let source = if config.router.init == RouterInit::TaskVectors {
                     let matrices = if of_whole { names::read_by_mlp(of.layer).into() } else { vec![name.to_owned()] };
-                    Source::TaskVectors { matrices, norm: names::norm_before(of) }
+                    Source::TaskVectors { layer: of.layer, matrices }
                 } else {
                     Source::Router { layer: of.layer, name: (!of_whole).then(|| weight.clone()) }
                 };

@@ -1,67 +1,48 @@
 //! Routers from the weights alone: an expert's row is the direction of the input that its fine-tuning changed the response to most.
 //!
 //! That is the leading right singular vector of the expert's update, of all matrices that read the router's input together. Its
-//! sign is not determined by the update. It is chosen so that the mean token, embedded and normalized as the layer does it, has a
-//! positive product with it: a logit of a linear router has no absolute value, unlike that of Arrow.
-
-use std::sync::OnceLock;
+//! sign is not determined by the update, and unlike that of Arrow, a logit of a linear router has no absolute value. Typical inputs
+//! leave most units of an MLP inactive: the base's gate projection of them is negative on average. So the sign is the one for
+//! which that of the row is.
 
 use cl_checkpoint::TensorSource;
 use cl_merge::adapter::truncated_svd;
 
 use crate::delta::{difference, values_of_base};
+use crate::names::gate_projection;
 use crate::{Error, Plan};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Elements of the embedding that are held at a time.
+/// Elements of a weight that are held at a time.
 const PIECE: usize = 1 << 20;
 
-/// What routers of all layers need of the base.
-#[derive(Default)]
-pub(crate) struct TaskVectors {
-    /// The mean over the vocabulary of embeddings, each divided by its root mean square.
-    mean_token: OnceLock<Vec<f32>>,
+/// The rows of a router of a layer with `input` columns before the layer's `matrices`: one row per expert, each of length 1; zeros
+/// for an expert without an update.
+pub(crate) fn rows(plan: &Plan, layer: usize, matrices: &[String], input: usize) -> Result<Vec<f32>, Error> {
+    let inactive: Vec<f64> = mean_row(plan, &gate_projection(layer), input)?.into_iter().map(|x| -x).collect();
+    let first = usize::from(plan.config.shared_expert.is_some());
+    let mut rows = Vec::with_capacity(plan.config.experts.len() * input);
+    for expert in first..plan.experts.len() {
+        rows.extend(direction(plan, expert, matrices, &inactive)?);
+    }
+    Ok(rows)
 }
 
-impl TaskVectors {
-    /// The rows of a router whose input of width `input` is the output of the layer norm with the weight `norm`, as that of
-    /// `matrices`. One row per expert, each of length 1; zeros for an expert without an update.
-    pub(crate) fn rows(&self, plan: &Plan, matrices: &[String], norm: &str, input: usize) -> Result<Vec<f32>, Error> {
-        let mean_token = self.mean_token(plan)?;
-        let norm = values_of_base(plan, norm, 0..input)?;
-        let side: Vec<f32> = mean_token.iter().zip(&norm).map(|(x, w)| x * w).collect();
-        let first = usize::from(plan.config.shared_expert.is_some());
-        let mut rows = Vec::with_capacity(plan.config.experts.len() * input);
-        for expert in first..plan.experts.len() {
-            rows.extend(direction(plan, expert, matrices, &side)?);
+/// The mean over the rows of a matrix of the base.
+fn mean_row(plan: &Plan, tensor: &str, columns: usize) -> Result<Vec<f64>, Error> {
+    let count = plan.base.info(tensor).expect("planned from this model").shape[0];
+    let mut sum = vec![0.0f64; columns];
+    let step = (PIECE / columns).max(1);
+    for start in (0..count).step_by(step) {
+        let end = (start + step).min(count);
+        for row in values_of_base(plan, tensor, start * columns..end * columns)?.chunks_exact(columns) {
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        Ok(rows)
     }
-
-    fn mean_token(&self, plan: &Plan) -> Result<&[f32], Error> {
-        if let Some(mean) = self.mean_token.get() {
-            return Ok(mean);
-        }
-        let shape = &plan.base.info(EMBEDDING).expect("checked to be a decoder").shape;
-        let (tokens, width) = (shape[0], shape[1]);
-        let mut sum = vec![0.0f64; width];
-        let step = (PIECE / width).max(1);
-        for start in (0..tokens).step_by(step) {
-            let end = (start + step).min(tokens);
-            for row in values_of_base(plan, EMBEDDING, start * width..end * width)?.chunks_exact(width) {
-                let square = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width as f64;
-                if square > 0.0 {
-                    sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x) / square.sqrt());
-                }
-            }
-        }
-        let mean = sum.into_iter().map(|s| (s / tokens as f64) as f32).collect();
-        Ok(self.mean_token.get_or_init(|| mean))
-    }
+    Ok(sum.into_iter().map(|sum| sum / count as f64).collect())
 }
 
 /// The leading right singular vector of an expert's update of `matrices` together, whose product with `side` is not negative.
-fn direction(plan: &Plan, expert: usize, matrices: &[String], side: &[f32]) -> Result<Vec<f32>, Error> {
+fn direction(plan: &Plan, expert: usize, matrices: &[String], side: &[f64]) -> Result<Vec<f32>, Error> {
     let columns = side.len();
     let mut update = Vec::new();
     for tensor in matrices {
@@ -73,12 +54,12 @@ fn direction(plan: &Plan, expert: usize, matrices: &[String], side: &[f32]) -> R
         model: plan.experts[expert].dir().display().to_string(),
         tensor: matrices[0].clone(),
     })?;
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let mut row = cut.v;
     row.resize(columns, 0.0);
-    let length = dot(&row, &row).sqrt();
+    let length = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    let product: f64 = row.iter().zip(side).map(|(&x, side)| f64::from(x) * side).sum();
     if length > 0.0 {
-        let factor = if dot(&row, side) < 0.0 { -1.0 } else { 1.0 } / length;
+        let factor = if product < 0.0 { -1.0 } else { 1.0 } / length;
         row.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
     }
     Ok(row)

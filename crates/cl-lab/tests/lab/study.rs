@@ -218,7 +218,7 @@ fn models_that_stages_left_out_are_made_of_are_kept() {
     let world = World::new(Kind::Float);
     let config = own(&world, "compare = ['merge']\nmembers = [3]");
     let out = world.path("study");
-    let mut run = |only: &[&str]| {
+    let run = |only: &[&str]| {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
         let options = StudyOptions { only, ..StudyOptions::default() };
         run_study(&config, &out, &options, &Interrupt::default(), &mut ignore).unwrap();
