@@ -131,8 +131,10 @@ impl Site<'_> {
             }
             Work::Rounds(config) => {
                 let scored = self.out.join("stages/base");
+                // Without its predictions, where only records were copied, the base is scored again.
+                let base = scored.join("scores.json").exists().then_some(scored.as_path());
                 // A side question is about where a sequence ends.
-                let scoring = Scoring { base: Some(&scored), last_only: stage.row.question.is_some() };
+                let scoring = Scoring { base, last_only: stage.row.question.is_some() };
                 let report =
                     run_scored(&Ranks::alone(), config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
                 let rows = report.matrix.scores.into_iter().zip(report.standard_errors).skip(1);

@@ -231,6 +231,30 @@ fn models_that_stages_left_out_are_made_of_are_kept() {
 }
 
 #[test]
+fn stages_are_complete_by_their_records_alone() {
+    let world = World::new(Kind::Float);
+    let config = own(&world, "compare = ['merge']\nmembers = [3]");
+    let (whole, records) = (world.path("whole"), world.path("records"));
+    let run = |out: &Path, only: &str| {
+        let options = StudyOptions { only: vec![only.to_owned()], ..StudyOptions::default() };
+        let mut started = Vec::new();
+        run_study(&config, out, &options, &Interrupt::default(), &mut |event| {
+            if let StudyEvent::Started { name, .. } = event {
+                started.push(name);
+            }
+        })
+        .unwrap();
+        started
+    };
+    run(&whole, "base");
+    std::fs::create_dir_all(records.join("stages/base")).unwrap();
+    for file in ["study.json", "stages/base/stage.json"] {
+        std::fs::copy(whole.join(file), records.join(file)).unwrap();
+    }
+    assert_eq!(run(&records, "one-lora-1"), ["one-lora-1-first.seed3", "one-lora-1-first.seed4"]);
+}
+
+#[test]
 fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
     let world = World::new(Kind::Float);
     let config =
