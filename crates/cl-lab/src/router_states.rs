@@ -67,12 +67,18 @@ pub(crate) fn states_of(
     pooling: Pooling,
 ) -> Result<Tensor, LabError> {
     let mean = |prompts: &[String]| -> Result<Option<Tensor>, LabError> {
-        let states = prompts.iter().map(|p| prompt_states(model, &tokenizer.encode(p, true)?, pooling));
-        let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
-        Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
+        let ids = prompts.iter().map(|prompt| Ok(tokenizer.encode(prompt, true)?));
+        mean_states(model, &ids.collect::<Result<Vec<Vec<u32>>, LabError>>()?, pooling)
     };
     let positive = mean(prompts.positive)?.expect("checked to have one");
     Ok(mean(prompts.negative)?.map_or(positive.shallow_clone(), |negative| positive - negative))
+}
+
+/// The mean over prompts, `(layers, hidden)`, f32; `None` if there are none.
+pub(crate) fn mean_states(model: &Decoder, ids: &[Vec<u32>], pooling: Pooling) -> Result<Option<Tensor>, LabError> {
+    let states = ids.iter().map(|ids| prompt_states(model, ids, pooling));
+    let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
+    Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
 }
 
 /// `(layers, hidden)`, f32.

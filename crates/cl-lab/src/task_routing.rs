@@ -1,11 +1,10 @@
 //! Which adapters a task is closest to: hidden states of a few of its prompts, compared with those of each adapter's prompts.
 
-use cl_checkpoint::Precision;
 use cl_moe::{BlendConfig, Pooling};
-use cl_torch::tch::{Device, Kind, Tensor};
+use cl_torch::tch::{Kind, Tensor};
 
 use crate::problem::ConfigProblem;
-use crate::router_states::{Prompts, states_of};
+use crate::router_states::{Prompts, mean_states, states_of};
 use crate::{LabError, LoadedModel};
 
 /// How close a task is to an adapter.
@@ -21,22 +20,22 @@ pub struct AdapterShare {
     pub gate: f64,
 }
 
-/// Compares a task with the adapters of `config`, each described by its `positive_prompts`: a prompt is the mean of its tokens'
+/// Compares a task, by the tokens of its prompts, with the adapters of `config`, each described by its `positive_prompts`. `base` is
+/// the base model of these adapters. A prompt is the mean of its tokens'
 /// hidden states in the base model, an adapter or a task the mean of its prompts, layer by layer. The `chosen` closest adapters
 /// share the weight 1.
 ///
 /// States are taken relative to the mean of all adapters, because what all prompts have in common would make all cosines nearly 1.
 ///
 /// # Errors
-/// Returns [`LabError::Config`] if there are fewer than two adapters or one has no prompts, and an error if the base cannot be loaded or
+/// Returns [`LabError::Config`] if there are fewer than two adapters or one or the task has no prompts, and an error if the model cannot be
 /// run.
 pub fn route_task(
+    base: &LoadedModel,
     config: &BlendConfig,
-    task: &[String],
+    task: &[Vec<u32>],
     chosen: usize,
     temperature: f64,
-    precision: Precision,
-    device: Device,
 ) -> Result<Vec<AdapterShare>, LabError> {
     let wrong = |problem| LabError::config(&config.base_model, problem);
     if config.experts.len() < 2 {
@@ -45,14 +44,15 @@ pub fn route_task(
     if let Some(place) = config.experts.iter().position(|expert| expert.positive_prompts.is_empty()) {
         return Err(wrong(ConfigProblem::NoPrompts { expert: format!("experts[{place}]") }));
     }
-    let loaded = LoadedModel::open(&config.base_model, None, precision, None, device)?;
-    let states = |prompts: &[String]| {
-        states_of(&loaded.model, &loaded.tokenizer, Prompts { positive: prompts, negative: &[] }, Pooling::Mean)
-    };
-    let experts = config.experts.iter().map(|expert| states(&expert.positive_prompts));
+    let none = || wrong(ConfigProblem::NoPrompts { expert: "the task".to_owned() });
+    let task = mean_states(&base.model, task, Pooling::Mean)?.ok_or_else(none)?;
+    let experts = config.experts.iter().map(|expert| {
+        let prompts = Prompts { positive: &expert.positive_prompts, negative: &[] };
+        states_of(&base.model, &base.tokenizer, prompts, Pooling::Mean)
+    });
     let experts = Tensor::stack(&experts.collect::<Result<Vec<Tensor>, LabError>>()?, 0); // (adapters, layers, hidden)
     let center = experts.mean_dim(0, true, Kind::Double);
-    let (experts, task) = (experts.to_kind(Kind::Double) - &center, states(task)?.to_kind(Kind::Double) - center);
+    let (experts, task) = (experts.to_kind(Kind::Double) - &center, task.to_kind(Kind::Double) - center);
     let cosines = Tensor::cosine_similarity(&experts, &task, 2, 1e-12).mean_dim(1, false, Kind::Double);
     let similarities = Vec::<f64>::try_from(&cosines).map_err(|e| cl_torch::TorchError::from_tch("route", e))?;
     let gates = gates(&similarities, chosen, temperature);

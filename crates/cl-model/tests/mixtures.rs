@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 struct Fixture {
     sequences: Vec<Vec<u32>>,
     moetify: Vec<Moetify>,
-    spectr: Vec<Spectr>,
+    spectr: Vec<Blended>,
 }
 
 #[derive(Deserialize)]
@@ -32,9 +32,11 @@ struct Moetify {
     log_probs: Vec<Vec<f64>>,
 }
 
+/// Adapters of the formula behind routers.
 #[derive(Deserialize)]
-struct Spectr {
+struct Blended {
     k: usize,
+    temperature: Option<f64>,
     config: Map<String, Value>,
     tensors: Map<String, Value>,
     adapters: Vec<Low>,
@@ -86,7 +88,7 @@ fn spectr_weights_adapters_as_its_paper_says() {
     let fixture = fixture();
     for case in &fixture.spectr {
         let settings = format!("num_experts_per_tok = {}\nrouter.init = 'spectr'", case.k);
-        let model = blended(&settings, &case.config, &case.tensors, &case.adapters);
+        let model = blended(&settings, case);
         assert_agrees(&format!("SpectR, {} of 3", case.k), &model, &fixture.sequences, &case.log_probs);
     }
 }
@@ -94,39 +96,29 @@ fn spectr_weights_adapters_as_its_paper_says() {
 #[derive(Deserialize)]
 struct Arrow {
     sequences: Vec<Vec<u32>>,
-    cases: Vec<ArrowCase>,
-}
-
-#[derive(Deserialize)]
-struct ArrowCase {
-    k: usize,
-    temperature: f64,
-    config: Map<String, Value>,
-    tensors: Map<String, Value>,
-    adapters: Vec<Low>,
-    log_probs: Vec<Vec<f64>>,
+    cases: Vec<Blended>,
 }
 
 #[test]
 fn arrow_weights_adapters_as_peft_does() {
     let fixture: Arrow = serde_json::from_str(include_str!("fixtures/arrow.json")).unwrap();
     for case in &fixture.cases {
-        let router = format!("router = {{ init = 'arrow', temperature = {:?} }}", case.temperature);
+        let router = format!("router = {{ init = 'arrow', temperature = {:?} }}", case.temperature.unwrap());
         let settings = format!("num_experts_per_tok = {}\n{router}", case.k);
-        let model = blended(&settings, &case.config, &case.tensors, &case.adapters);
+        let model = blended(&settings, case);
         assert_agrees(&format!("Arrow, {} of 3", case.k), &model, &fixture.sequences, &case.log_probs);
     }
 }
 
 /// A model of the formula behind a mixture of adapters of the formula.
-fn blended(settings: &str, config: &Map<String, Value>, tensors: &Map<String, Value>, adapters: &[Low]) -> Decoder {
+fn blended(settings: &str, case: &Blended) -> Decoder {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
-    write_model(&base, config, tensors, Dtype::F32);
+    write_model(&base, &case.config, &case.tensors, Dtype::F32);
     let mut text = format!("base_model = {base:?}\n{settings}\n");
-    for adapter in adapters {
+    for adapter in &case.adapters {
         let path = dir.path().join(&adapter.name);
-        write_low(&path, adapter, tensors);
+        write_low(&path, adapter, &case.tensors);
         text += &format!("[[experts]]\nadapter = {path:?}\n");
     }
     let config: BlendConfig = toml::from_str(&text).unwrap();

@@ -151,10 +151,11 @@ fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Re
         return Ok(());
     }
     find(parts(&mut config), &names)?;
-    let plan = BlendPlan::new(&config, args.ignore_base)?;
+    // First: adapters that are extracted from models take their time.
     if let Some(dir) = &args.out {
-        plan.check_output(dir, args.overwrite)?;
+        config.check_output(dir, args.overwrite)?;
     }
+    let plan = BlendPlan::interruptible(&config, args.ignore_base, interrupt)?;
     for note in &plan.notes {
         writeln!(out, "note: {note}")?;
     }

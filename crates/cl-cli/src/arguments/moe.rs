@@ -23,6 +23,20 @@ pub enum Command {
     Route(RouteArgs),
 }
 
+/// How and on which model hidden states are computed.
+#[derive(clap::Args)]
+pub struct ComputeArgs {
+    /// Dtype of the computation.
+    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
+    pub precision: Precision,
+    /// Device: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Downloads from the Hugging Face Hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
 /// Arguments of `cl moe route`.
 #[derive(clap::Args)]
 pub struct RouteArgs {
@@ -43,15 +57,9 @@ pub struct RouteArgs {
     /// Adapter directory to write: the sum of the selected adapters' updates, each times its weight.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
-    pub precision: Precision,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Downloads from the Hugging Face Hub.
+    /// The computation.
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub compute: ComputeArgs,
     /// Replace the output if all of its files were written by this program.
     #[arg(long)]
     pub overwrite: bool,
@@ -87,15 +95,9 @@ pub struct StatesArgs {
     /// How to reduce a prompt to one vector per layer; overrides `router.pooling`, which defaults to last.
     #[arg(long, value_enum)]
     pub pooling: Option<PoolingArg>,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
-    pub precision: Precision,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Downloads from the Hugging Face Hub.
+    /// The computation.
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub compute: ComputeArgs,
     /// Replace the file if it exists.
     #[arg(long)]
     pub overwrite: bool,

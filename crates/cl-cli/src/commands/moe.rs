@@ -2,11 +2,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::logging::LogArgs;
-use cl_checkpoint::{Interrupt, OutputDir};
 use cl_cli::arguments::moe::{PoolingArg, RouteArgs, StatesArgs, TrainRouterArgs};
-use cl_lab::{read_router, route_task, router_states, run_train_router};
+use cl_lab::{LoadedModel, read_router, route_task, router_states, run_train_router};
 use cl_merge::adapter::{CombineOptions, combine};
 use cl_moe::{BlendConfig, MixConfig, Pooling};
 use cl_train::{final_loss, read_log};
@@ -20,7 +20,7 @@ pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) ->
     ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
     ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
     let mut config = MixConfig::read(&args.config)?;
-    cl_moe::cli::find_models(&mut config, &args.hub.names(interrupt))?;
+    cl_moe::cli::find_models(&mut config, &args.compute.hub.names(interrupt))?;
     if let Some(pooling) = args.pooling {
         config.router.pooling = Some(match pooling {
             PoolingArg::Last => Pooling::Last,
@@ -28,8 +28,7 @@ pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) ->
             PoolingArg::Embeddings => Pooling::Embeddings,
         });
     }
-    let device = cl_torch::pick_device(&args.device)?;
-    let states = router_states(&config, args.precision, device)?;
+    let states = router_states(&config, args.compute.precision, cl_torch::pick_device(&args.compute.device)?)?;
     write_file(&args.out, &states)?;
     writeln!(out, "{file}: hidden states of the prompts of {} experts", config.experts.len())?;
     Ok(())
@@ -40,21 +39,27 @@ pub fn route(args: &RouteArgs, interrupt: &Interrupt, out: &mut impl Write) -> R
     let temperature = args.temperature;
     ensure!(temperature.is_finite() && temperature > 0.0, "--temperature {temperature}: expected a positive number");
     let mut config = BlendConfig::read(&args.config)?;
-    cl_moe::cli::find_adapters(&mut config, &args.hub.names(interrupt))?;
+    cl_moe::cli::find_adapters(&mut config, &args.compute.hub.names(interrupt))?;
     if let Some(dir) = &args.out {
         let models = config.experts.iter().filter(|expert| expert.adapter.is_none()).count();
         ensure!(
             models == 0,
             "--out: {models} experts are models; extract adapters from them with `cl adapter extract`"
         );
-        let mut inputs = vec![("the base model", config.base_model.as_path())];
-        inputs.extend(config.experts.iter().map(|expert| ("an adapter", expert.source())));
-        OutputDir::check(dir, args.overwrite, &inputs)?;
+        config.check_output(dir, args.overwrite)?;
     }
     let task = prompts(&args.prompts, &config.base_model)?;
-    let task: Vec<String> = task.into_iter().take(args.limit.get()).map(|prompt| prompt.text).collect();
-    let device = cl_torch::pick_device(&args.device)?;
-    let shares = route_task(&config, &task, args.top.get(), args.temperature, args.precision, device)?;
+    let base = LoadedModel::open(
+        &config.base_model,
+        None,
+        args.compute.precision,
+        None,
+        cl_torch::pick_device(&args.compute.device)?,
+    )?;
+    let positions = base.model.config.max_position_embeddings;
+    let tokens = task.iter().take(args.limit.get()).map(|prompt| prompt.tokens(&base.tokenizer, 0, positions));
+    let task = tokens.collect::<Result<Vec<Vec<u32>>>>()?;
+    let shares = route_task(&base, &config, &task, args.top.get(), args.temperature)?;
     let width = shares.iter().map(|share| share.name.chars().count()).max().unwrap_or(0).max("adapter".len());
     writeln!(out, "{:width$}  similarity  weight", "adapter")?;
     for share in &shares {

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::HubSnapshot;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use cl_checkpoint::{HubSnapshot, OutputDir};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config_file::from_toml;
@@ -161,6 +161,17 @@ impl BlendConfig {
     pub fn read(path: &Path) -> Result<BlendConfig, Error> {
         let text = read_text(path, MAX_CONFIG)?;
         from_toml(&text).map_err(|problem| Error::Config { path: path.to_owned(), problem })
+    }
+
+    /// Checks the place of an output, which must be none of the inputs.
+    ///
+    /// # Errors
+    /// Returns an error as [`OutputDir::check`] does.
+    pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
+        let mut inputs = vec![("the base model", self.base_model.as_path())];
+        inputs.extend(self.experts.iter().map(|e| ("an expert", e.source())));
+        inputs.extend(self.general_adapters.iter().map(|dir| ("an adapter", dir.as_path())));
+        Ok(OutputDir::check(out, overwrite, &inputs)?)
     }
 
     /// Number of experts that each token goes through.

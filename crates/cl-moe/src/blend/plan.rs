@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
-    Adapter, AdapterModule, BesideKind, Checkpoint, Dtype, LayerKind, OutputDir, TensorSource, TensorSpec, convert,
+    Adapter, AdapterModule, BesideKind, Checkpoint, Dtype, Interrupt, LayerKind, TensorSource, TensorSpec, convert,
 };
 
 use cl_merge::adapter::{ExtractOptions, extract};
@@ -58,12 +58,26 @@ impl BlendPlan {
     /// # Errors
     /// Returns [`Error::Problems`] with everything that stands in the way at once.
     pub fn new(config: &BlendConfig, ignore_base: bool) -> Result<BlendPlan, Error> {
+        BlendPlan::interruptible(config, ignore_base, &Interrupt::default())
+    }
+
+    /// As [`BlendPlan::new`]; a request to stop ends the extraction of adapters from models.
+    ///
+    /// # Errors
+    /// As [`BlendPlan::new`], and [`Error::Interrupted`].
+    pub fn interruptible(config: &BlendConfig, ignore_base: bool, interrupt: &Interrupt) -> Result<BlendPlan, Error> {
         let (mut problems, mut extracted) = (Vec::new(), Vec::new());
         let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
         let mut opened: Vec<Option<Adapter>> = (0..)
             .zip(&config.experts)
-            .map(|(i, e)| open_expert(config, e, base.is_some(), &place(config, i), &mut extracted, &mut problems))
+            .map(|(i, e)| {
+                let base = base.as_ref().map(Checkpoint::dir);
+                open_expert(base, e, &place(config, i), interrupt, &mut extracted, &mut problems)
+            })
             .collect();
+        if interrupt.requested() {
+            return Err(Error::Interrupted);
+        }
         let general = (config.experts.len()..).zip(&config.general_adapters);
         opened.extend(general.map(|(i, dir)| note(Adapter::open(dir), &place(config, i), &mut problems)));
         check_counts(config, &mut problems);
@@ -96,10 +110,7 @@ impl BlendPlan {
     /// # Errors
     /// Returns an error as [`OutputDir::check`] does.
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
-        let mut inputs = vec![("the base model", self.base.dir())];
-        inputs.extend(self.config.experts.iter().map(|e| ("an expert", e.source())));
-        inputs.extend(self.config.general_adapters.iter().map(|dir| ("an adapter", dir.as_path())));
-        Ok(OutputDir::check(out, overwrite, &inputs)?)
+        self.config.check_output(out, overwrite)
     }
 
     /// The tensors that will be written, module by module.
@@ -216,27 +227,27 @@ fn place_of(config: &BlendConfig, index: usize, adapter: &Adapter) -> String {
 
 /// Opens an adapter, or extracts one from a model.
 fn open_expert(
-    config: &BlendConfig,
+    base: Option<&Path>,
     expert: &BlendExpert,
-    has_base: bool,
     place: &str,
+    interrupt: &Interrupt,
     extracted: &mut Vec<TempDir>,
     problems: &mut Vec<Problem>,
 ) -> Option<Adapter> {
     match (&expert.adapter, &expert.model, expert.rank) {
         (Some(adapter), None, None) => note(Adapter::open(adapter), place, problems),
-        (None, Some(model), Some(rank)) if has_base => {
-            let options = ExtractOptions { rank, ..ExtractOptions::default() };
+        (None, Some(model), Some(rank)) => {
+            let base = base?;
+            let options = ExtractOptions { rank, interrupt: interrupt.clone(), ..ExtractOptions::default() };
             let dir =
                 tempfile::tempdir().map_err(|source| cl_checkpoint::Error::Io { path: std::env::temp_dir(), source });
             let dir = note(dir, place, problems)?;
             let out = dir.path().join("adapter");
-            let report = extract(&config.base_model, model, &out, &options).map_err(BlendProblem::Extract);
+            let report = extract(base, model, &out, &options).map_err(BlendProblem::Extract);
             note(report, place, problems)?;
             extracted.push(dir);
             note(Adapter::open(&out), place, problems)
         }
-        (None, Some(_), Some(_)) => None,
         _ => {
             problems.push(Problem::new(place, BlendProblem::Source));
             None
