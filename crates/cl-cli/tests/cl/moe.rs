@@ -154,7 +154,7 @@ fn a_task_is_routed_to_the_adapter_with_similar_prompts() {
         "{both}"
     );
     let message = world.fails(["moe", "route", "blend.toml", "--prompt", "a", "--out", "mood/adapter", "--overwrite"]);
-    assert!(message.contains("an adapter"), "{message}");
+    assert!(message.contains("mood/adapter: is an expert"), "{message}");
     world.write(
         "bare.toml",
         "base_model = \"model\"\n[[experts]]\nadapter = \"mood/adapter\"\n[[experts]]\nadapter = \"first/adapter\"\n",
