@@ -108,7 +108,8 @@ impl BlendPlan {
     /// Checks the output's place, as [`blend`](crate::blend) does before it begins.
     ///
     /// # Errors
-    /// Returns an error as [`OutputDir::check`] does.
+    /// Returns an error if the output exists and `overwrite` is not set, lies inside a folder that is read, or cannot be
+    /// created.
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         self.config.check_output(out, overwrite)
     }
