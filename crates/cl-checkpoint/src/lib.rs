@@ -43,4 +43,4 @@ pub use profile::Profile;
 pub use safetensors::Dtype;
 pub use safetensors_file::SafetensorsFile;
 pub use source::{TensorInfo, TensorSource, TensorSpec};
-pub use writer::{CheckpointWriter, WriteOptions};
+pub use writer::{CheckpointWriter, WriteOptions, write_safetensors};

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::files::is_file_name;
 use crate::header::MAX_HEADER;
+use crate::manifest::hash_file;
 use crate::platform::{self, write_all_at};
 use crate::problem::PlanProblem;
 use crate::source::byte_len;
-use crate::{Error, Manifest, OutputDir, TensorSpec};
+use crate::{Error, FileEntry, Manifest, OutputDir, TensorSpec};
 
 /// Options of a checkpoint writer.
 #[derive(Clone, Copy, Debug)]
@@ -235,6 +237,37 @@ impl CheckpointWriter {
         drop(self.shards);
         self.out.finish(manifest)
     }
+}
+
+/// Writes a single safetensors file, syncs it and returns its size and hash. `bytes` is called once for each tensor, by its
+/// position in `tensors`.
+///
+/// For a directory that several processes write: each writes a file, and one completes the directory with
+/// [`OutputDir::finish`].
+///
+/// # Errors
+/// Returns [`Error::Plan`] if there are no tensors, a name occurs twice, or `bytes` returns another number of bytes than planned,
+/// and [`Error::Io`] if the file exists or cannot be written.
+pub fn write_safetensors(
+    path: &Path,
+    tensors: &[TensorSpec],
+    mut bytes: impl FnMut(usize) -> Vec<u8>,
+) -> Result<FileEntry, Error> {
+    let shard = layout(path, tensors, u64::MAX)?.remove(0);
+    let positions: BTreeMap<&str, usize> = tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+    let mut file = File::create_new(path).map_err(Error::io(path))?;
+    file.write_all(&header(&shard)).map_err(Error::io(path))?;
+    for spec in shard {
+        let content = bytes(positions[spec.name.as_str()]);
+        let planned = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");
+        if content.len() != planned {
+            let problem = PlanProblem::Size { tensor: spec.name.clone(), planned, found: content.len() };
+            return Err(Error::Plan { path: path.to_owned(), problem: Box::new(problem) });
+        }
+        file.write_all(&content).map_err(Error::io(path))?;
+    }
+    file.sync_all().map_err(Error::io(path))?;
+    hash_file(path)
 }
 
 /// Splits the tensors into shards, in order.

@@ -1,11 +1,12 @@
 //! Checkpoints of a round in progress: trained tensors, both moments, the step. A directory that is replaced
-//! atomically.
+//! atomically. Tensors are whole, or in [parts](crate::parts) that every rank writes and reads itself.
 
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{
-    CheckpointWriter, Dtype, Manifest, ManifestProblem, SafetensorsFile, TensorSource, TensorSpec, WriteOptions,
+    CheckpointWriter, Dtype, Manifest, ManifestProblem, OutputDir, SafetensorsFile, TensorSource, TensorSpec,
+    WriteOptions,
 };
 use cl_torch::tch::{self, Device, Kind, Tensor};
 use cl_torch::{Products, load_tensor, products, tensor_bytes, use_products};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adamw::Optimizer;
+use crate::parts::{self, Parts};
 use crate::problem::StateProblem;
 use crate::validation::ValidationState;
 use crate::{Keep, Plan, Ranks, TrainConfig, TrainError};
@@ -61,15 +63,18 @@ fn keep_products(state: &mut State) {
     }
 }
 
-const PARTS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
+/// Kind of a checkpoint in its manifest.
+const KIND: &str = "train_state";
+
+const TENSORS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
 
 /// Name of a tensor of the best weights so far.
 fn best_name(name: &str) -> String {
     format!("best.{name}")
 }
 
-/// Saves a checkpoint: the whole tensors, however they are divided among the ranks. All ranks call this; rank 0 writes. `best`
-/// are this rank's parts of the weights with the lowest validation loss, if they are kept.
+/// Saves a checkpoint. All ranks call this. Rank 0 writes the whole tensors, or every rank its parts with
+/// `sharded_checkpoints`. `best` are this rank's parts of the weights with the lowest validation loss, if they are kept.
 pub(crate) fn save(
     dir: &Path,
     optimizer: &Optimizer,
@@ -78,36 +83,108 @@ pub(crate) fn save(
     state: &State,
     ranks: &Ranks,
 ) -> Result<(), TrainError> {
-    let mut tensors: Vec<(String, usize, &Tensor)> = Vec::new();
-    for (part, list) in PARTS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
+    let mut tensors: Vec<Saved<'_>> = Vec::new();
+    for (part, list) in TENSORS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
         let names = optimizer.names.iter().zip(list).enumerate();
-        tensors.extend(names.map(|(place, (n, t))| (format!("{part}.{n}"), place, t)));
+        tensors.extend(names.map(|(place, (n, own))| Saved { name: format!("{part}.{n}"), place, own }));
     }
     let names = optimizer.names.iter().zip(best.into_iter().flatten()).enumerate();
-    tensors.extend(names.map(|(place, (n, t))| (best_name(n), place, t)));
-    let spec = |(name, place, t): &(String, usize, &Tensor)| {
-        let shape = optimizer.params[*place].size().iter().map(|&d| d as usize).collect();
-        TensorSpec { name: name.clone(), dtype: dtype(t), shape }
+    tensors.extend(names.map(|(place, (n, own))| Saved { name: best_name(n), place, own }));
+    let json = |v: serde_json::Result<Value>| v.expect("plain structs are JSON");
+    let state = ("state.json", json(serde_json::to_value(state)));
+    let config_file = ("train_config.json", json(serde_json::to_value(config)));
+    match &optimizer.sharding {
+        Some(_) if config.sharded_checkpoints => save_parts(dir, optimizer, &tensors, &[state, config_file], ranks),
+        _ => save_whole(dir, optimizer, &tensors, &[state, config_file], ranks),
+    }
+}
+
+/// A tensor to be saved.
+struct Saved<'a> {
+    name: String,
+    /// Index of the parameter that it belongs to.
+    place: usize,
+    /// What this rank has of it.
+    own: &'a Tensor,
+}
+
+fn save_whole(
+    dir: &Path,
+    optimizer: &Optimizer,
+    tensors: &[Saved<'_>],
+    files: &[(&str, Value)],
+    ranks: &Ranks,
+) -> Result<(), TrainError> {
+    let spec = |t: &Saved<'_>| {
+        let shape = optimizer.params[t.place].size().iter().map(|&d| d as usize).collect();
+        TensorSpec { name: t.name.clone(), dtype: dtype(t.own), shape }
     };
     let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     let options = WriteOptions { overwrite: true, max_shard_size: u64::MAX };
     let writer = ranks.is_first().then(|| CheckpointWriter::create(dir, &specs, options)).transpose()?;
-    for (name, place, own) in &tensors {
+    for Saved { name, place, own } in tensors {
         let whole = optimizer.whole(*place, own)?;
         if let Some(writer) = &writer {
             writer.write(name, &tensor_bytes(&whole, whole.kind()))?;
         }
     }
     let Some(writer) = writer else { return Ok(()) };
-    let json = |v: serde_json::Result<Value>| v.expect("plain structs are JSON");
-    writer.put_json("state.json", &json(serde_json::to_value(state)))?;
-    writer.put_json("train_config.json", &json(serde_json::to_value(config)))?;
-    writer.finish(Manifest::new("train_state"))?;
-    Ok(())
+    files.iter().try_for_each(|(name, value)| writer.put_json(name, value))?;
+    Ok(writer.finish(Manifest::new(KIND))?)
+}
+
+/// Every rank writes a file of its parts into a directory that rank 0 creates and completes.
+fn save_parts(
+    dir: &Path,
+    optimizer: &Optimizer,
+    tensors: &[Saved<'_>],
+    files: &[(&str, Value)],
+    ranks: &Ranks,
+) -> Result<(), TrainError> {
+    let (rank, world_size) = (ranks.rank(), ranks.world_size());
+    let out = ranks.is_first().then(|| OutputDir::create(dir, true)).transpose()?;
+    let name = out.as_ref().and_then(|out| out.path().file_name()).unwrap_or_default();
+    // The name alone: machines may have the file system under different paths.
+    let part = dir.with_file_name(ranks.text_from_first(&name.to_string_lossy())?);
+    let own = |t: &Saved<'_>| {
+        let count = optimizer.params[t.place].numel();
+        let length = parts::elements(count, rank, world_size).len();
+        (t.name.clone(), t.own.detach().narrow(0, 0, length as i64))
+    };
+    let own: Vec<(String, Tensor)> = tensors.iter().map(own).collect();
+    let entry = parts::write(&part.join(parts::file_name(rank, world_size)), &own)?;
+    let entries = ranks.texts_of_all(&serde_json::to_string(&entry).expect("a plain struct is JSON"))?;
+    let Some(out) = out else { return Ok(()) };
+    let mut manifest = Manifest::new(KIND);
+    for (rank, entry) in entries.iter().enumerate() {
+        manifest.files.insert(parts::file_name(rank, world_size), from_json(dir, entry)?);
+    }
+    for (name, value) in files {
+        let path = out.path().join(name);
+        let text = serde_json::to_vec_pretty(value).expect("a value is JSON");
+        std::fs::write(&path, text).map_err(TrainError::io(&path))?;
+    }
+    Ok(out.finish(manifest)?)
+}
+
+/// Checks before the first step that all ranks see the same directory, which `sharded_checkpoints` needs.
+pub(crate) fn check_shared(out: &Path, ranks: &Ranks) -> Result<(), TrainError> {
+    let mut file = None;
+    if ranks.is_first() {
+        std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
+        let made = tempfile::Builder::new().prefix(".cl-shared-").tempfile_in(out).map_err(TrainError::io(out))?;
+        file = Some(made);
+    }
+    let name = file.as_ref().and_then(|file| file.path().file_name()).unwrap_or_default();
+    let name = ranks.text_from_first(&name.to_string_lossy())?;
+    let seen = out.join(&name).exists();
+    // In every rank, so that none continues without the others; and the file stays until all have looked.
+    if ranks.any(!seen)? { Err(TrainError::NotShared { path: out.to_owned() }) } else { Ok(()) }
 }
 
 /// Loads a saved state into the optimizer, if there is one, and returns the progress and this rank's parts of the best weights;
-/// otherwise returns `fresh`. Rank 0 reads, the others take over what it has read.
+/// otherwise returns `fresh`. Of whole tensors, rank 0 reads them and the others take over what it has read; of parts, every
+/// rank reads what it needs.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
@@ -120,94 +197,154 @@ pub(crate) fn resume(
     let identity = State { products: String::new(), ..fresh.clone() };
     ranks.check_same("[train]", &serde_json::to_string(config).expect("a plain struct is JSON"))?;
     ranks.check_same("the training data, its order or the random seed", &json(&identity))?;
-    let saved = if ranks.is_first() { read(dir, optimizer, config, &fresh)? } else { None };
-    let text = ranks.text_from_first(&saved.as_ref().map_or_else(String::new, |(state, _)| json(state)))?;
-    if text.is_empty() {
+    let saved = if ranks.is_first() { read(dir, config, &fresh, ranks)? } else { None };
+    let saved = serde_json::to_string(&saved).expect("plain structs are JSON");
+    let Some((mut state, writers)) = from_json::<Option<(State, usize)>>(dir, &ranks.text_from_first(&saved)?)? else {
         return Ok((fresh, None));
-    }
-    let mut state: State = from_json(dir, &text)?;
-    keep_products(&mut state);
-    let file = saved.map(|(_, file)| file);
-    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
-    let _no_graph = tch::no_grad_guard();
-    // The whole tensor of this name, in all ranks.
-    let whole = |name: &str, like: &Tensor, device: Device| -> Result<Tensor, TrainError> {
-        let tensor = match &file {
-            Some(file) => load_tensor(file, name, like.kind(), device)?,
-            None => Tensor::zeros(like.size(), (like.kind(), device)),
-        };
-        ranks.copy_from_first(&[&tensor])?;
-        Ok(tensor)
     };
-    for (part, list) in PARTS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
+    keep_products(&mut state);
+    let has_best = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
+    let source = Source::open(dir, writers, ranks)?;
+    for (name, param) in optimizer.names.iter().zip(&optimizer.params) {
+        let keys = TENSORS.iter().map(|part| format!("{part}.{name}")).chain(has_best.then(|| best_name(name)));
+        for key in keys {
+            source.check(&key, param).map_err(|problem| misfit(dir, problem))?;
+        }
+    }
+    let _no_graph = tch::no_grad_guard();
+    for (part, list) in TENSORS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
         for ((name, param), own) in optimizer.names.iter().zip(&optimizer.params).zip(list) {
-            let whole = whole(&format!("{part}.{name}"), param, own.device())?;
-            own.detach().copy_(&optimizer.part(&whole));
+            let saved = source.own(&format!("{part}.{name}"), param, own.device(), optimizer, ranks)?;
+            own.detach().copy_(&saved);
         }
     }
     if let Some(sharding) = &optimizer.sharding {
         sharding.share_updates()?;
     }
-    let best = |(name, param): (&String, &Tensor)| {
-        whole(&best_name(name), param, Device::Cpu).map(|whole| optimizer.part(&whole))
-    };
+    let best = |(name, param): (&String, &Tensor)| source.own(&best_name(name), param, Device::Cpu, optimizer, ranks);
     let pairs = optimizer.names.iter().zip(&optimizer.params);
-    let best = evaluated.then(|| pairs.map(best).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
+    let best = has_best.then(|| pairs.map(best).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
     Ok((state, best))
 }
 
-/// Opens a saved state, if there is one, and checks that it is of this run and has all tensors.
-fn read(
-    dir: &Path,
-    optimizer: &Optimizer,
-    config: &TrainConfig,
-    fresh: &State,
-) -> Result<Option<(State, SafetensorsFile)>, TrainError> {
-    if !dir.join("manifest.json").exists() {
-        return Ok(None);
+/// Where saved tensors come from.
+enum Source {
+    /// Whole tensors in one file, which rank 0 reads.
+    First(SafetensorsFile),
+    /// Rank 0, for the other ranks.
+    FromFirst,
+    /// The parts that ranks wrote, which every rank reads.
+    Parts(Parts),
+}
+
+impl Source {
+    fn open(dir: &Path, writers: usize, ranks: &Ranks) -> Result<Source, TrainError> {
+        if writers == 0 && !ranks.is_first() {
+            return Ok(Source::FromFirst);
+        }
+        if !ranks.is_first() {
+            if !dir.join("manifest.json").exists() {
+                return Err(TrainError::NotShared { path: dir.to_owned() });
+            }
+            // Rank 0 has compared its share.
+            verify(dir, ranks)?;
+        }
+        Ok(match writers {
+            0 => Source::First(SafetensorsFile::open(&dir.join("model.safetensors"))?),
+            _ => Source::Parts(Parts::open(dir, writers)?),
+        })
     }
-    let misfit = |problem| TrainError::State { path: dir.to_owned(), problem };
-    if let Some(problem) = Manifest::verify(dir)?.into_iter().next() {
-        let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Err(misfit(match problem {
-            ManifestProblem::Missing(path) => StateProblem::Missing { file: name(path) },
-            ManifestProblem::Changed(path) => StateProblem::Changed { file: name(path) },
-            ManifestProblem::Unlisted(path) => StateProblem::Unlisted { file: name(path) },
-        }));
-    }
-    let state: State = read_json(&dir.join("state.json"))?;
-    let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
-    if (TrainConfig { zero_stage: config.zero_stage, ..saved }) != *config {
-        return Err(misfit(StateProblem::Config));
-    }
-    if state.seed != fresh.seed {
-        return Err(misfit(StateProblem::Seed { saved: state.seed, seed: fresh.seed }));
-    }
-    if state.plan != fresh.plan || state.data != fresh.data {
-        return Err(misfit(StateProblem::Data));
-    }
-    if state.orthogonality != fresh.orthogonality {
-        return Err(misfit(StateProblem::Earlier));
-    }
-    let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
-    if identity(&state) != identity(fresh) {
-        return Err(misfit(StateProblem::Validation));
-    }
-    let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
-    let evaluated = state.validation.as_ref().is_some_and(|v| v.config.keep == Keep::Best && v.report.is_some());
-    for (name, param) in optimizer.names.iter().zip(&optimizer.params) {
-        let shape: Vec<usize> = param.size().iter().map(|&d| d as usize).collect();
-        let keys = PARTS.iter().map(|part| format!("{part}.{name}")).chain(evaluated.then(|| best_name(name)));
-        for key in keys {
-            if file.info(&key).is_none_or(|i| i.shape != shape) {
-                return Err(misfit(StateProblem::Tensor { tensor: key, shape }));
+
+    fn check(&self, name: &str, param: &Tensor) -> Result<(), StateProblem> {
+        match self {
+            Source::FromFirst => Ok(()),
+            Source::Parts(parts) => parts.check(name, param.kind(), &param.size()),
+            Source::First(file) => {
+                let shape: Vec<usize> = param.size().iter().map(|&d| d as usize).collect();
+                let complete = file.info(name).is_some_and(|info| info.shape == shape);
+                if complete { Ok(()) } else { Err(StateProblem::Tensor { tensor: name.to_owned(), shape }) }
             }
         }
     }
-    Ok(Some((state, file)))
+
+    /// What this rank has of a tensor like `param`. All ranks call this in turn for the same tensors.
+    fn own(
+        &self,
+        name: &str,
+        param: &Tensor,
+        device: Device,
+        optimizer: &Optimizer,
+        ranks: &Ranks,
+    ) -> Result<Tensor, TrainError> {
+        let (kind, count) = (param.kind(), param.numel());
+        let whole = match self {
+            Source::Parts(parts) if optimizer.sharding.is_some() => {
+                let wanted = parts::elements(count, ranks.rank(), ranks.world_size());
+                let missing = count.div_ceil(ranks.world_size()) - wanted.len();
+                let own = parts.read(name, kind, count, wanted)?;
+                return Ok(own.constant_pad_nd([0, missing as i64]).to_device(device));
+            }
+            Source::Parts(parts) => parts.read(name, kind, count, 0..count)?.reshape(param.size()).to_device(device),
+            Source::First(file) => load_tensor(file, name, kind, device)?,
+            Source::FromFirst => Tensor::zeros(param.size(), (kind, device)),
+        };
+        if !matches!(self, Source::Parts(_)) {
+            ranks.copy_from_first(&[&whole])?;
+        }
+        Ok(optimizer.part(&whole))
+    }
 }
 
-fn dtype(t: &Tensor) -> Dtype {
+/// Compares this rank's share of a checkpoint with its manifest. Of whole tensors, rank 0 compares everything.
+fn verify(dir: &Path, ranks: &Ranks) -> Result<usize, TrainError> {
+    let writers = Parts::count(&Manifest::read(dir)?);
+    let problems = match writers {
+        0 => Manifest::verify(dir)?,
+        _ => Manifest::verify_share(dir, ranks.rank(), ranks.world_size())?,
+    };
+    let Some(problem) = problems.into_iter().next() else { return Ok(writers) };
+    let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Err(misfit(
+        dir,
+        match problem {
+            ManifestProblem::Missing(path) => StateProblem::Missing { file: name(path) },
+            ManifestProblem::Changed(path) => StateProblem::Changed { file: name(path) },
+            ManifestProblem::Unlisted(path) => StateProblem::Unlisted { file: name(path) },
+        },
+    ))
+}
+
+/// Reads a saved state, if there is one, and checks that it is of this run; with the number of ranks that wrote parts, or 0.
+fn read(dir: &Path, config: &TrainConfig, fresh: &State, ranks: &Ranks) -> Result<Option<(State, usize)>, TrainError> {
+    if !dir.join("manifest.json").exists() {
+        return Ok(None);
+    }
+    let writers = verify(dir, ranks)?;
+    let state: State = read_json(&dir.join("state.json"))?;
+    let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
+    let (zero_stage, sharded_checkpoints) = (config.zero_stage, config.sharded_checkpoints);
+    let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
+    let problem = if (TrainConfig { zero_stage, sharded_checkpoints, ..saved }) != *config {
+        StateProblem::Config
+    } else if state.seed != fresh.seed {
+        StateProblem::Seed { saved: state.seed, seed: fresh.seed }
+    } else if state.plan != fresh.plan || state.data != fresh.data {
+        StateProblem::Data
+    } else if state.orthogonality != fresh.orthogonality {
+        StateProblem::Earlier
+    } else if identity(&state) != identity(fresh) {
+        StateProblem::Validation
+    } else {
+        return Ok(Some((state, writers)));
+    };
+    Err(misfit(dir, problem))
+}
+
+fn misfit(dir: &Path, problem: StateProblem) -> TrainError {
+    TrainError::State { path: dir.to_owned(), problem }
+}
+
+pub(crate) fn dtype(t: &Tensor) -> Dtype {
     match t.kind() {
         Kind::BFloat16 => Dtype::BF16,
         Kind::Half => Dtype::F16,

@@ -51,6 +51,10 @@ pub struct TrainConfig {
     /// model's weights as well, with `activation_checkpointing`. 0: nothing; every process has all of it.
     #[serde(skip_serializing_if = "is_zero")]
     pub zero_stage: u8,
+    /// With `zero_stage` above 0 and several processes: every process writes its own parts of a checkpoint, so that nothing is sent
+    /// to rank 0. `out` has to be on a file system that all processes share.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sharded_checkpoints: bool,
     /// Maximum number of tokens of an example; longer ones are truncated in the middle. No limit if `None`.
     pub max_length: Option<usize>,
     /// Number of steps between checkpoints; one is also saved after the last step. 0: no checkpoints.
@@ -125,6 +129,7 @@ impl Default for TrainConfig {
             states: States::F32,
             activation_checkpointing: false,
             zero_stage: 0,
+            sharded_checkpoints: false,
             max_length: Some(1024),
             save_steps: 0,
             report_to: Vec::new(),
@@ -173,6 +178,11 @@ impl TrainConfig {
             let value = format!("3 with base = \"{}\"", base.name());
             let expected = "0 to 2: quantized weights are not divided among processes";
             return Err(TrainError::Config { key: "zero_stage", value, expected });
+        }
+        if self.sharded_checkpoints && self.zero_stage == 0 {
+            let (value, expected) =
+                ("true with zero_stage = 0".to_owned(), "zero_stage 1, 2 or 3, which divide what is saved");
+            return Err(TrainError::Config { key: "sharded_checkpoints", value, expected });
         }
         if let Some(lora) = &self.lora {
             lora.validate().map_err(cl_model::ModelError::from)?;

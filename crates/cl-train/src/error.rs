@@ -82,6 +82,15 @@ pub enum TrainError {
         #[source]
         problem: StateProblem,
     },
+    /// `sharded_checkpoints`, but a rank does not see what rank 0 writes.
+    #[error(
+        "{path}: not every process sees what rank 0 writes there; with sharded_checkpoints, the output has to be on a file system \
+         that all of them share"
+    )]
+    NotShared {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The ranks of a run did not meet.
     #[error(
         "rank {rank} of {world_size}: no meeting with the other ranks at {place} ({source}); check that all of them were \

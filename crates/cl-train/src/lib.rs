@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod gradient_sums;
 mod log;
+mod parts;
 mod plan;
 pub mod problem;
 mod ranks;

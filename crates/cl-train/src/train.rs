@@ -98,6 +98,9 @@ pub fn train(
     let sums = whole.map(Arc::new);
     let of_sums = sums.clone().map(|sums| sums as Arc<dyn LayerHooks>);
     model.layer_hooks = sharding.clone().map(|sharding| sharding as Arc<dyn LayerHooks>).or(of_sums);
+    if config.sharded_checkpoints && sharding.is_some() {
+        checkpoint::check_shared(out, ranks)?;
+    }
     let mut optimizer = Optimizer::new(trainable, config, sharding);
     let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
     let mut done = state.step;

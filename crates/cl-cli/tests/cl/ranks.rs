@@ -212,6 +212,63 @@ fn a_signal_to_one_rank_stops_all_after_the_same_step() {
 }
 
 #[test]
+fn checkpoints_that_every_rank_wrote_a_part_of_are_read_by_any_number() {
+    let world = World::new();
+    let sharded = "zero_stage = 3\nsharded_checkpoints = true\n[train.full]";
+    let validation = "\n[validation]\nfraction = 0.2\nevery = 2\nkeep = \"best\"\n";
+    world.write("train.toml", &(LORA.replace("[train.lora]\nr = 2", sharded) + validation));
+    world.ok(["train", "train.toml", "--out", "alone"].iter().chain(&LONG[3..7]));
+    for ranks in [3usize, 2, 4] {
+        let mut processes = start(&world, ranks, &LONG);
+        let before = std::fs::read_to_string(world.path("run/log.jsonl")).map_or(0, |text| text.lines().count());
+        wait_for_steps(&world, "run", &mut processes[0], before + 4);
+        let id = processes[ranks - 1].id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        for output in finish(processes) {
+            assert!(output.stderr.contains("stopped after step"), "{}", output.stderr);
+        }
+        let files =
+            |ranks: usize| (0..ranks).map(move |rank| format!("run/state/rank-{rank:05}-of-{ranks:05}.safetensors"));
+        assert!(files(ranks).all(|file| world.exists(&file)) && !world.exists("run/state/model.safetensors"));
+        assert_whole(&world.path("run"));
+    }
+    // A damaged part is found by whichever rank compares it.
+    let part = world.path("run/state/rank-00001-of-00004.safetensors");
+    let intact = std::fs::read(&part).unwrap();
+    let mut damaged = intact.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&part, damaged).unwrap();
+    let outputs = finish(start(&world, 2, &LONG));
+    let says = |text: &str| outputs.iter().any(|output| output.stderr.contains(text));
+    assert!(says("`rank-00001-of-00004.safetensors` has changed since it was saved"), "{}", outputs[1].stderr);
+    std::fs::write(&part, intact).unwrap();
+
+    world.ok(["train"].iter().chain(&LONG));
+    assert_alike(&world, "alone", "run", "model/model.safetensors");
+}
+
+#[test]
+fn ranks_that_do_not_share_the_output_are_told_before_the_first_step() {
+    let world = World::new();
+    world
+        .write("train.toml", &LORA.replace("[train.lora]", "zero_stage = 1\nsharded_checkpoints = true\n[train.lora]"));
+    let port = free_port().to_string();
+    let start = |rank: &str, out: &str| {
+        let mut command = world.command(["train", "train.toml", "--out", out, "--rank-timeout=20"]);
+        command.envs([("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", &port)]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for output in finish(vec![start("0", "a"), start("1", "b")]) {
+        assert_eq!(output.code, Some(1));
+        assert!(output.stderr.contains("has to be on a file system that all of them share"), "{}", output.stderr);
+    }
+    assert!(!world.exists("a/log.jsonl"));
+    let stage = ["--set", "train.zero_stage=0"];
+    let output = CommandOutput::of(&mut world.command(["train", "train.toml", "--out", "c"].iter().chain(&stage)));
+    assert!(output.stderr.contains("sharded_checkpoints = true with zero_stage = 0"), "{}", output.stderr);
+}
+
+#[test]
 fn what_does_not_fit_together_is_an_error_of_every_rank() {
     let world = World::new();
     world.write("train.toml", LORA);
