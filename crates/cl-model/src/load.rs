@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Once;
 
 use cl_adapters::{Embedding, Linear, WholePlan};
 use cl_checkpoint::{Checkpoint, TensorSource};
@@ -65,6 +66,7 @@ impl Decoder {
         options: LoadOptions,
         place: &dyn Fn(&str, Tensor) -> Result<Tensor, ModelError>,
     ) -> Result<Decoder, ModelError> {
+        warn_of_emulation(options);
         from_checkpoint(checkpoint, options, &|name| {
             let kind = match name {
                 _ if is_signs(name) => Kind::Uint8,
@@ -89,6 +91,18 @@ impl Decoder {
         let options = LoadOptions::cpu(Kind::Float);
         let nothing = |_: &str| Ok(Tensor::zeros([0], (Kind::Float, Device::Cpu)));
         Ok(from_checkpoint(checkpoint, options, &nothing)?.config)
+    }
+}
+
+/// Says once that bf16 saves memory, but no time, on a processor without instructions for it.
+fn warn_of_emulation(options: LoadOptions) {
+    static ONCE: Once = Once::new();
+    if options.compute == Kind::BFloat16 && options.device == Device::Cpu && cl_torch::emulates_bf16() {
+        ONCE.call_once(|| {
+            tracing::warn!(
+                "this processor has no instructions for bf16: precision = \"f32\" is faster here, and takes more memory"
+            );
+        });
     }
 }
 

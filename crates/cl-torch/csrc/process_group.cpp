@@ -4,6 +4,9 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <c10/util/Logging.h>
+
+#include <algorithm>
 #include <chrono>
 #include <string>
 
@@ -37,6 +40,8 @@ extern "C" {
 int cl_process_group(const char* address, uint16_t port, int serves, int rank, int world, int64_t timeout_ms,
                      const char* prefix, const char* interface, const char* host, cl_group** result) {
   return guarded([&] {
+    // c10d warns on every rank where host names do not resolve, although it needs none. Errors are thrown, too.
+    FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, c10::GLOG_ERROR);
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serves != 0;

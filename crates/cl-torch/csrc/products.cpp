@@ -122,4 +122,6 @@ extern "C" int cl_has_onednn() { return has_onednn(); }
 
 extern "C" int cl_uses_onednn() { return cl::uses_onednn(); }
 
+extern "C" int cl_emulates_bf16() { return emulates_bf16(); }
+
 extern "C" void cl_use_onednn(int on) { choice().store(on != 0 && has_onednn(), std::memory_order_relaxed); }

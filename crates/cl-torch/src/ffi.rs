@@ -115,6 +115,7 @@ unsafe extern "C" {
     -> c_int;
     pub(crate) fn cl_has_onednn() -> c_int;
     pub(crate) fn cl_uses_onednn() -> c_int;
+    pub(crate) fn cl_emulates_bf16() -> c_int;
     pub(crate) fn cl_use_onednn(on: c_int);
     pub(crate) fn cl_process_group(
         address: *const c_char,

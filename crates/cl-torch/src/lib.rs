@@ -32,7 +32,7 @@ pub use linear::{LinearLayer, LinearWeight, LowRank, linear, linears};
 pub use memory::{give_memory_back, release_memory};
 pub use optimizer::{AdamW, foreach_mul_, fused_adamw, global_norm};
 pub use process_group::{Pending, ProcessGroup};
-pub use products::{Products, products, use_products};
+pub use products::{Products, emulates_bf16, products, use_products};
 pub use quantized::{Quantization, Quantized};
 pub use rendezvous::Rendezvous;
 pub use tch;

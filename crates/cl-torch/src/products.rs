@@ -37,6 +37,13 @@ pub fn products() -> Products {
     if unsafe { ffi::cl_uses_onednn() } != 0 { Products::Onednn } else { Products::Libtorch }
 }
 
+/// Whether this processor has no instructions for products of bf16 (x86-64 without AVX512-BF16). Large products are then computed
+/// in f32, which is fast, but slower than f32 from the start.
+pub fn emulates_bf16() -> bool {
+    // SAFETY: takes nothing and only reads.
+    unsafe { ffi::cl_emulates_bf16() != 0 }
+}
+
 /// Selects `products` for this process from now on, if available in this libtorch; returns whether it is.
 pub fn use_products(products: Products) -> bool {
     if products.is_available() {

@@ -130,12 +130,15 @@ impl Optimizer {
         }
     }
 
-    /// The whole of a parameter or moment of which this rank has `own`. All ranks call it in turn for the same tensors.
-    pub(crate) fn whole(&self, place: usize, own: &Tensor) -> Result<Tensor, TrainError> {
-        match &self.sharding {
-            Some(sharding) => sharding.whole(own, &self.params[place].size()),
-            None => Ok(own.shallow_clone()),
-        }
+    /// The whole parameters or moments of which this rank has these parts, each given with its index in the list of parameters,
+    /// all of one dtype. All ranks call it in turn for the same tensors.
+    pub(crate) fn whole(&self, own: &[(usize, &Tensor)]) -> Result<Vec<Tensor>, TrainError> {
+        let Some(sharding) = &self.sharding else {
+            return Ok(own.iter().map(|(_, own)| own.shallow_clone()).collect());
+        };
+        let shapes: Vec<Vec<i64>> = own.iter().map(|(place, _)| self.params[*place].size()).collect();
+        let parts: Vec<(&Tensor, &[i64])> = own.iter().zip(&shapes).map(|((_, own), s)| (*own, s.as_slice())).collect();
+        sharding.whole(&parts)
     }
 
     /// This rank's part of a whole tensor.

@@ -122,15 +122,37 @@ fn save_whole(
     let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     let options = WriteOptions { overwrite: true, max_shard_size: u64::MAX };
     let writer = ranks.is_first().then(|| CheckpointWriter::create(dir, &specs, options)).transpose()?;
-    for Saved { name, place, own } in tensors {
-        let whole = optimizer.whole(*place, own)?;
-        if let Some(writer) = &writer {
-            writer.write(name, &tensor_bytes(&whole, whole.kind()))?;
+    for group in in_messages(tensors, |t| t.own) {
+        let own: Vec<(usize, &Tensor)> = group.iter().map(|t| (t.place, t.own)).collect();
+        for (saved, whole) in group.iter().zip(optimizer.whole(&own)?) {
+            if let Some(writer) = &writer {
+                writer.write(&saved.name, &tensor_bytes(&whole, whole.kind()))?;
+            }
         }
     }
     let Some(writer) = writer else { return Ok(()) };
     files.iter().try_for_each(|(name, value)| writer.put_json(name, value))?;
     Ok(writer.finish(Manifest::new(KIND))?)
+}
+
+/// Divides tensors into groups that are sent in one message: of one dtype, and of a few MB unless a single one has more. On a
+/// network, hundreds of small messages would wait for each other.
+fn in_messages<'t, T>(tensors: &'t [T], of: impl Fn(&T) -> &Tensor) -> Vec<&'t [T]> {
+    const BYTES: usize = 8 << 20;
+    let bytes = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
+    let mut groups = Vec::new();
+    let mut rest = tensors;
+    while let Some(first) = rest.first() {
+        let mut sum = 0;
+        let fits = |item: &&T| {
+            sum += bytes(of(item));
+            sum <= BYTES && of(item).kind() == of(first).kind()
+        };
+        let (group, others) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        groups.push(group);
+        rest = others;
+    }
+    groups
 }
 
 /// Every rank writes a file of its parts into a directory that rank 0 creates and completes.
@@ -213,18 +235,17 @@ pub(crate) fn resume(
     }
     let _no_graph = tch::no_grad_guard();
     for (part, list) in TENSORS.iter().zip([&optimizer.own, &optimizer.exp_avg, &optimizer.exp_avg_sq]) {
-        for ((name, param), own) in optimizer.names.iter().zip(&optimizer.params).zip(list) {
-            let saved = source.own(&format!("{part}.{name}"), param, own.device(), optimizer, ranks)?;
-            own.detach().copy_(&saved);
-        }
+        let name = |name: &String| format!("{part}.{name}");
+        source.read(name, optimizer, ranks, |place, saved| list[place].detach().copy_(&saved))?;
     }
     if let Some(sharding) = &optimizer.sharding {
         sharding.share_updates()?;
     }
-    let best = |(name, param): (&String, &Tensor)| source.own(&best_name(name), param, Device::Cpu, optimizer, ranks);
-    let pairs = optimizer.names.iter().zip(&optimizer.params);
-    let best = has_best.then(|| pairs.map(best).collect::<Result<Vec<Tensor>, TrainError>>()).transpose()?;
-    Ok((state, best))
+    let mut best = Vec::new();
+    if has_best {
+        source.read(|name| best_name(name), optimizer, ranks, |_, saved| best.push(saved))?;
+    }
+    Ok((state, has_best.then_some(best)))
 }
 
 /// Where saved tensors come from.
@@ -267,32 +288,51 @@ impl Source {
         }
     }
 
-    /// What this rank has of a tensor like `param`. All ranks call this in turn for the same tensors.
-    fn own(
+    /// Reads a tensor for each parameter, and passes what this rank has of it, in host memory, to `take`. All ranks
+    /// call this in turn for the same tensors.
+    fn read(
         &self,
-        name: &str,
-        param: &Tensor,
-        device: Device,
+        saved_name: impl Fn(&String) -> String,
         optimizer: &Optimizer,
         ranks: &Ranks,
-    ) -> Result<Tensor, TrainError> {
-        let (kind, count) = (param.kind(), param.numel());
-        let whole = match self {
-            Source::Parts(parts) if optimizer.sharding.is_some() => {
-                let wanted = parts::elements(count, ranks.rank(), ranks.world_size());
-                let missing = count.div_ceil(ranks.world_size()) - wanted.len();
-                let own = parts.read(name, kind, count, wanted)?;
-                return Ok(own.constant_pad_nd([0, missing as i64]).to_device(device));
+        mut take: impl FnMut(usize, Tensor),
+    ) -> Result<(), TrainError> {
+        let params: Vec<(usize, &Tensor)> = optimizer.params.iter().enumerate().collect();
+        for group in in_messages(&params, |(_, param)| param) {
+            let whole = |(place, param): &(usize, &Tensor)| -> Result<Tensor, TrainError> {
+                let (name, kind) = (saved_name(&optimizer.names[*place]), param.kind());
+                match self {
+                    Source::First(file) => Ok(load_tensor(file, &name, kind, Device::Cpu)?),
+                    Source::FromFirst => Ok(Tensor::zeros(param.size(), (kind, Device::Cpu))),
+                    Source::Parts(parts) => read_part(parts, &name, param, optimizer, ranks),
+                }
+            };
+            let mut read = group.iter().map(whole).collect::<Result<Vec<Tensor>, TrainError>>()?;
+            if !matches!(self, Source::Parts(_)) {
+                ranks.copy_from_first(&read)?;
+                read = read.iter().map(|whole| optimizer.part(whole)).collect();
             }
-            Source::Parts(parts) => parts.read(name, kind, count, 0..count)?.reshape(param.size()).to_device(device),
-            Source::First(file) => load_tensor(file, name, kind, device)?,
-            Source::FromFirst => Tensor::zeros(param.size(), (kind, device)),
-        };
-        if !matches!(self, Source::Parts(_)) {
-            ranks.copy_from_first(&[&whole])?;
+            group.iter().zip(read).for_each(|((place, _), own)| take(*place, own));
         }
-        Ok(optimizer.part(&whole))
+        Ok(())
     }
+}
+
+/// What this rank has of a tensor that was saved in parts.
+fn read_part(
+    parts: &Parts,
+    name: &str,
+    param: &Tensor,
+    optimizer: &Optimizer,
+    ranks: &Ranks,
+) -> Result<Tensor, TrainError> {
+    let (kind, count) = (param.kind(), param.numel());
+    if optimizer.sharding.is_none() {
+        return Ok(parts.read(name, kind, count, 0..count)?.reshape(param.size()));
+    }
+    let wanted = parts::elements(count, ranks.rank(), ranks.world_size());
+    let missing = count.div_ceil(ranks.world_size()) - wanted.len();
+    Ok(parts.read(name, kind, count, wanted)?.constant_pad_nd([0, missing as i64]))
 }
 
 /// Compares this rank's share of a checkpoint with its manifest. Of whole tensors, rank 0 compares everything.

@@ -99,12 +99,21 @@ impl Ranks {
         Ok(set[0] > 0.0)
     }
 
-    /// Replaces the tensors by those of rank 0.
-    pub(crate) fn copy_from_first(&self, tensors: &[&Tensor]) -> Result<(), TrainError> {
+    /// Replaces tensors by those of rank 0, in one message. They are contiguous, in host memory and of one dtype.
+    pub(crate) fn copy_from_first(&self, tensors: &[Tensor]) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         self.together(|group| {
-            for t in tensors {
-                through_host(t, |host| group.broadcast(host, 0)?.wait())?;
+            if let [single] = tensors {
+                return group.broadcast(&single.detach(), 0)?.wait();
+            }
+            let flat: Vec<Tensor> = tensors.iter().map(|t| t.reshape([-1])).collect();
+            let all = Tensor::cat(&flat, 0);
+            group.broadcast(&all, 0)?.wait()?;
+            let mut start = 0;
+            for tensor in tensors {
+                let length = tensor.numel() as i64;
+                tensor.detach().copy_(&all.narrow(0, start, length).reshape(tensor.size()));
+                start += length;
             }
             Ok(())
         })
@@ -194,15 +203,4 @@ pub(crate) fn deal(
         own.extend(repeated.take(most - own.len()).map(|i| (i, false)));
     }
     own
-}
-
-/// Runs `operation` on a copy of `t` in host memory if it is elsewhere or not contiguous.
-fn through_host(t: &Tensor, operation: impl FnOnce(&Tensor) -> Result<(), TorchError>) -> Result<(), TorchError> {
-    if t.device() == Device::Cpu && t.is_contiguous() {
-        return operation(&t.detach());
-    }
-    let host = t.detach().to_device(Device::Cpu).contiguous();
-    operation(&host)?;
-    t.detach().copy_(&host);
-    Ok(())
 }

@@ -291,15 +291,15 @@ impl Sharding {
         Ok(())
     }
 
-    /// The whole of a tensor of which each rank has `own`.
-    pub(crate) fn whole(&self, own: &Tensor, shape: &[i64]) -> Result<Tensor, TrainError> {
+    /// The whole tensors of which each rank has parts, given with their shapes and of one dtype.
+    pub(crate) fn whole(&self, parts: &[(&Tensor, &[i64])]) -> Result<Vec<Tensor>, TrainError> {
         let _no_graph = tch::no_grad_guard();
-        let mut all = None;
+        let mut all = Vec::new();
         self.ranks.together(|group| {
-            all = whole(&[(own, shape)], group)?.pop();
+            all = whole(parts, group)?;
             Ok(())
         })?;
-        Ok(all.expect("one part, one whole"))
+        Ok(all)
     }
 
     /// This rank's part of a tensor.

@@ -1,4 +1,4 @@
-use crate::world::World;
+use crate::world::{CommandOutput, World};
 
 const PROMPTS: [&str; 3] = ["first of a b c d :", "mood of the glad day :", "where does alba live ?"];
 
@@ -29,7 +29,13 @@ fn text_ids_and_limits() {
     assert!(ids.len() <= 5);
     assert!(serde_json::from_str::<Vec<u32>>(&one(&["--max-new-tokens", "2", "--ids"])).unwrap() == ids[..2]);
     assert_eq!(one(&["--max-new-tokens", "0", "--ids"]), "[]\n");
-    one(&["--max-new-tokens", "2", "--precision", "bf16", "--device", "cpu"]);
+    let bf16 =
+        ["generate", "model", "--prompt", "a", "--max-new-tokens", "2", "--precision", "bf16", "--device", "cpu"];
+    let bf16 = CommandOutput::of(&mut world.command(bf16));
+    assert_eq!(bf16.code, Some(0), "{}", bf16.stderr);
+    // Once, and only where it is so.
+    let warnings = bf16.stderr.matches("has no instructions for bf16").count();
+    assert_eq!(warnings, usize::from(cl_torch::emulates_bf16()), "{}", bf16.stderr);
     world.ok(["generate", "model", "--prompt", "- a list", "--max-new-tokens", "1"]);
     world.ok(["--threads", "1", "generate", "model", "--prompt", "a", "--max-new-tokens", "1"]);
 }
