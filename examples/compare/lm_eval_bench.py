@@ -1,11 +1,11 @@
 """Times `cl eval` beside lm-eval on the same model, documents and machine, in turn, and prints medians and ratios.
 
-Run:  python lm_eval_bench.py CL LM_EVAL MODEL DATA OUT [RUNS] [TASKS…]
+Run:  python lm_eval_bench.py CL LM_EVAL MODEL DATA OUT [RUNS] [choices] [gsm8k_cot] [gsm8k]
 
 CL and LM_EVAL are the programs, DATA a folder as `cl eval --data` takes it (DATA/hellaswag/validation.jsonl …; gsm8k beside it),
 OUT a folder for both programs' results, which `lm_eval_parity.py OUT/lm-eval-… OUT/cl-…` then compares. lm-eval runs in f32, at
 batch size 1 on log-likelihoods, its default, and with all documents in one batch on generation; its model time is that of its own
-progress bar, ours what `cl eval` says.
+progress bar, ours what `cl eval` says. The names of settings select some of the three.
 """
 
 import os
@@ -86,6 +86,8 @@ def main():
     settings += [("gsm8k, 10 documents", ["gsm8k"], 10, 10)]
     for what, tasks, limit, batch in settings:
         name = tasks[0] if len(tasks) == 1 else "choices"
+        if sys.argv[7:] and name not in sys.argv[7:]:
+            continue
         times = {"lm-eval f32": [], "cl f32": [], "cl bf16": []}
         for _ in range(runs):
             shutil.rmtree(f"{out}/lm-eval-{name}", ignore_errors=True)
