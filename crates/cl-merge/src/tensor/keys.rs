@@ -182,14 +182,14 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
         tally.above += above as usize;
         tally.held.frequent.iter_mut().zip(frequent).for_each(|(sum, n)| *sum += n);
         let narrow = bracket.low > 0 || bracket.high < LARGEST || total <= 4 * SAMPLE;
-        let marked = marked(marks).map(|i| keys[i] & MAGNITUDE);
         if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
             let mut sums = counts[request].lock().expect("no panic while held");
             sums.resize(BUCKETS, 0);
-            count_buckets(marked, bracket, &mut sums);
+            let width = width(bracket);
+            each_marked(marks, |i| sums[(((keys[i] & MAGNITUDE) - bracket.low) / width) as usize] += 1);
         } else {
             let before = tally.held.others.len();
-            tally.held.others.extend(marked);
+            each_marked(marks, |i| tally.held.others.push(keys[i] & MAGNITUDE));
             collected.fetch_add(tally.held.others.len() - before, Ordering::Relaxed);
         }
     };
@@ -211,28 +211,21 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
     Ok(open.iter().enumerate().map(conclusion).collect())
 }
 
-/// The places that are marked, in order; eight at a time are passed over where none is.
-fn marked(marks: &[u8]) -> impl Iterator<Item = usize> {
-    marks.chunks_exact(8).enumerate().flat_map(|(i, eight)| {
-        let mut bits = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
-        std::iter::from_fn(move || {
-            let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+/// Calls `f` with the places that are marked, in order; eight at a time are passed over where none is.
+#[inline]
+fn each_marked(marks: &[u8], mut f: impl FnMut(usize)) {
+    for (i, eight) in marks.as_chunks::<8>().0.iter().enumerate() {
+        let mut bits = u64::from_le_bytes(*eight);
+        while bits != 0 {
+            f(8 * i + bits.trailing_zeros() as usize / 8);
             bits &= bits - 1;
-            Some(8 * i + bit as usize / 8)
-        })
-    })
+        }
+    }
 }
 
 /// Width of a bucket of the bracket.
 fn width(bracket: Bracket) -> u32 {
     ((u64::from(bracket.high - bracket.low) + 1).div_ceil(BUCKETS as u64)) as u32
-}
-
-fn count_buckets(keys: impl Iterator<Item = u32>, bracket: Bracket, counts: &mut [usize]) {
-    let width = width(bracket);
-    for key in keys {
-        counts[((key - bracket.low) / width) as usize] += 1;
-    }
 }
 
 /// The cut, when the bracket held it and its keys were collected; else a narrower bracket that holds it.
