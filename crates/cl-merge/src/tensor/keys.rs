@@ -41,7 +41,7 @@ const LARGEST: u32 = MAGNITUDE;
 /// Keys that one pass collects at most; beyond that it counts, which costs another pass but no memory.
 const COLLECTED: usize = 4 << 20;
 /// Elements looked at to guess where thresholds lie.
-const SAMPLE: usize = 16_384;
+const SAMPLE: usize = 8192;
 /// Buckets of one round of narrowing.
 const BUCKETS: usize = 4096;
 
@@ -140,8 +140,9 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
         let mut sample: Vec<u32> = samples.iter().flat_map(|run| run[request].iter().copied()).collect();
         let n = sample.len() as f64;
         let share = *k as f64 / total as f64;
-        // Six standard deviations of the rank of a quantile in a random sample; weights near each other are alike.
-        let slack = 6.0 * (n * share * (1.0 - share)).sqrt() + 16.0;
+        // Four standard deviations of the rank of a quantile in a random sample. A guess that is wrong costs one pass more, a
+        // wider one keys to collect in every pass.
+        let slack = 4.0 * (n * share * (1.0 - share)).sqrt() + 16.0;
         let (first, last) = (share * n - slack, share * n + slack);
         let mut at = |rank: f64| *sample.select_nth_unstable_by(rank as usize, |a, b| b.cmp(a)).1;
         let high = if first < 0.0 { LARGEST } else { at(first) };
@@ -176,8 +177,8 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
     let counts: Vec<Mutex<Vec<usize>>> = brackets.iter().map(|_| Mutex::new(Vec::new())).collect();
     let add = |tally: &mut Tally, request: usize, keys: &[u32], marks: &mut Vec<u8>| {
         let bracket = brackets[request];
-        marks.clear();
         marks.resize(keys.len().next_multiple_of(8), 0);
+        marks[keys.len()..].fill(0);
         let (above, frequent) = kernels::tally(keys, bracket.low, bracket.high, bracket.values, marks);
         tally.above += above as usize;
         tally.held.frequent.iter_mut().zip(frequent).for_each(|(sum, n)| *sum += n);
