@@ -304,7 +304,9 @@ impl Method {
         let Some(density) = whole_model_trim(&settings) else { return Ok(()) };
         let groups: Vec<TensorGroup<'_>> =
             all.iter().map(|group| TensorGroup { parallel: true, ..self.group(group) }).collect();
-        self.trims = Some(trim_models(&groups, &density)?);
+        let trims = trim_models(&groups, &density)?;
+        drop(groups);
+        self.trims = Some(trims);
         Ok(())
     }
 

@@ -24,6 +24,11 @@ pub trait MergeMethod: Send + Sync {
         false
     }
 
+    /// Whether the method reads the whole tensor before it merges its pieces, both in pieces that need not be whole rows.
+    fn reads_twice(&self, _group: &TensorGroup<'_>) -> bool {
+        false
+    }
+
     /// Bytes that the method holds beside pieces for a tensor; estimated from above, without reading it.
     fn workspace(&self, _group: &TensorGroup<'_>) -> usize {
         0
@@ -58,6 +63,15 @@ pub trait MergeMethod: Send + Sync {
     /// # Errors
     /// Returns an error if reading fails, or [`Error::Undefined`] if the method has no answer for these values.
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error>;
+}
+
+/// Bytes of a tensor at most that are kept between two passes over it. Larger ones are read again.
+const MOST_HELD: usize = 32 << 20;
+
+/// Bytes of a tensor that are worth keeping between two passes over it.
+pub(crate) fn held_bytes(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> usize {
+    let bytes = group.bytes();
+    if bytes <= MOST_HELD && method.reads_twice(group) { bytes } else { 0 }
 }
 
 /// What [`MergeMethod::measure`] says of a tensor.

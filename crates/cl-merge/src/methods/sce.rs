@@ -68,7 +68,7 @@ impl MergeMethod for Sce {
             let [mut elected, mut divisor] = piece.zeros();
             piece.models.iter().for_each(|x| kernels::add_scaled(&mut elected, 1.0, x));
             for (&weight, x) in weights.iter().zip(&piece.models) {
-                kernels::add_elected(out, &mut divisor, &elected, x, [1.0, weight, weight]);
+                kernels::add_elected(out, &mut divisor, &elected, x, weight);
             }
             for ((out, divisor), base) in out.iter_mut().zip(&divisor).zip(&piece.base) {
                 *out = base + *out / divisor.max(1e-6);

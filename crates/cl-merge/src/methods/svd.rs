@@ -7,11 +7,12 @@
 //! depend on the number of threads, so that results have the same bits.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use faer::linalg::evd::EvdError;
 use faer::linalg::matmul::matmul;
 use faer::traits::ComplexField;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatMut, MatRef, Par, unzip, zip};
 use rayon::prelude::*;
 
 use super::eigen::Tridiagonal;
@@ -25,6 +26,16 @@ pub(super) const TOLERANCE: f64 = 1e-6;
 
 /// Rows or columns that one thread works on at a time.
 pub(super) const BLOCK: usize = 256;
+
+/// Rows of a Gram matrix that are computed at a time: few, because what is above the diagonal is wasted.
+const GRAM_BLOCK: usize = 128;
+
+/// Largest diagonal entries of a Gram matrix that f32 represents together with a millionth of them.
+const GRAM_RANGE: Range<f64> = 1e-20..1e30;
+
+/// A Gram matrix in f32 is exact enough for singular values down to this share of the largest: their squares are a
+/// thousand times its error, of about 1e-9 of the largest in every direction.
+const LEAST_IN_F32: f64 = 1e-3;
 
 /// Rows of a Gram matrix from which on leading eigenvectors are computed alone.
 const FEW: usize = 32;
@@ -192,13 +203,55 @@ impl<'g> Algebra<'g> {
         let mut out = Mat::zeros(a.nrows(), a.nrows());
         for start in (0..a.ncols()).step_by(BLOCK) {
             let a = in_f64(a.subcols(start, BLOCK.min(a.ncols() - start)));
-            self.each(column_blocks(out.as_mut().transpose_mut()), |(first, block)| {
-                let (rows, end) = (block.ncols(), first + block.ncols());
-                let block = block.transpose_mut().subcols_mut(0, end);
+            self.each(row_blocks(out.as_mut()), |(first, block)| {
+                let (rows, end) = (block.nrows(), first + block.nrows());
+                let block = block.subcols_mut(0, end);
                 matmul(block, Accum::Add, a.subrows(first, rows), a.subrows(0, end).transpose(), 1.0, Par::Seq);
             });
         }
         out
+    }
+
+    /// As [`Algebra::gram`], with sums over [`BLOCK`] columns in f32, which takes half the time. Rounding errors are as good as
+    /// random, so that little of them is in any one direction.
+    fn gram_f32(&self, a: MatRef<'_, f32>) -> Mat<f64> {
+        let mut out = Mat::zeros(a.nrows(), a.nrows());
+        self.each(row_blocks(out.as_mut()), |(first, block)| {
+            let (rows, end) = (block.nrows(), first + block.nrows());
+            let mut block = block.subcols_mut(0, end);
+            let mut part = Mat::zeros(rows, end);
+            for start in (0..a.ncols()).step_by(BLOCK) {
+                let a = a.subcols(start, BLOCK.min(a.ncols() - start));
+                let (left, right) = (a.subrows(first, rows), a.subrows(0, end).transpose());
+                matmul(part.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+                zip!(block.as_mut(), &part).for_each(|unzip!(sum, part)| *sum += f64::from(*part));
+            }
+        });
+        out
+    }
+
+    /// Leading roots and eigenvectors of `A Aᵀ` by `roots`, which is called with the Gram matrix: of products in f32 where these
+    /// are exact enough, else in f64.
+    fn roots_of<T>(
+        &self,
+        a: MatRef<'_, f32>,
+        keep: usize,
+        roots: impl Fn(Mat<f64>) -> Result<(Vec<f64>, T), Error>,
+    ) -> Result<(Vec<f64>, T), Error> {
+        // All directions of a matrix that is nearly square include some with singular values near zero.
+        let nearly_square = keep >= a.nrows() && a.ncols() < 2 * a.nrows();
+        if a.nrows() >= FEW && !nearly_square {
+            let gram = self.gram_f32(a);
+            let largest = (0..gram.nrows()).map(|i| gram[(i, i)]).fold(0.0, f64::max);
+            if GRAM_RANGE.contains(&largest) {
+                let (s, vectors) = roots(gram)?;
+                let exact = |last: &f64| *last >= LEAST_IN_F32 * s[0];
+                if s.len() == keep.min(a.nrows()) && s.last().is_some_and(exact) {
+                    return Ok((s, vectors));
+                }
+            }
+        }
+        roots(self.gram(a))
     }
 
     /// Roots of the eigenvalues of a Gram matrix that are not zero, largest first and at most `keep`, and the eigenvectors
@@ -253,6 +306,26 @@ impl<'g> Algebra<'g> {
         Ok(Triplets { u, s, v })
     }
 
+    /// As [`Algebra::triplets`], of values in f32 and with products in f32, which take half the time.
+    pub(super) fn leading(&self, a: MatRef<'_, f32>, keep: usize) -> Result<Triplets, Error> {
+        if a.nrows() > a.ncols() {
+            let Triplets { u, s, v } = self.leading(a.transpose(), keep)?;
+            return Ok(Triplets { u: v, s, v: u });
+        }
+        if a.nrows() < FEW {
+            return self.triplets(a, keep);
+        }
+        let (mut s, u) = self.roots_of(a, keep, |gram| self.roots(gram, keep))?;
+        let single = Mat::from_fn(u.nrows(), u.ncols(), |i, j| u[(i, j)] as f32);
+        let product = self.product_f32(a.transpose(), single.as_ref());
+        let mut v = in_f64(product.as_ref());
+        for (j, s) in s.iter_mut().enumerate() {
+            *s = v.col(j).norm_l2();
+            v.col_as_slice_mut(j).iter_mut().for_each(|v| *v /= *s);
+        }
+        Ok(Triplets { u, s, v })
+    }
+
     /// All singular triplets, with vectors in f32.
     ///
     /// Eigenvalues, and the eigenvectors of the tridiagonal form, are computed in f64, so that vectors of neighbouring
@@ -262,10 +335,12 @@ impl<'g> Algebra<'g> {
             let Triplets { u, s, v } = self.triplets_f32(a.transpose())?;
             return Ok(Triplets { u: v, s, v: u });
         }
-        let form = Tridiagonal::new(self.gram(a));
-        let (mut s, mut u) = self.all_roots::<f32>(&form, usize::MAX)?;
-        form.turn_f32(&mut u);
-        drop(form);
+        let (mut s, u) = self.roots_of(a, usize::MAX, |gram| {
+            let form = Tridiagonal::new(gram);
+            let (s, mut u) = self.all_roots::<f32>(&form, usize::MAX)?;
+            form.turn_f32(&mut u);
+            Ok((s, u))
+        })?;
         let mut v = Mat::zeros(a.ncols(), s.len());
         self.add_product_f32(v.as_mut().transpose_mut(), 1.0, u.transpose(), a);
         for (j, s) in s.iter_mut().enumerate() {
@@ -302,6 +377,19 @@ fn not_zero(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let roots: Vec<f64> = values.map(|value| value.max(0.0).sqrt()).collect();
     let least = TOLERANCE * roots.first().copied().unwrap_or(0.0);
     roots.into_iter().take_while(|&root| root > least).collect()
+}
+
+/// A matrix in blocks of [`GRAM_BLOCK`] rows, with the first row's number.
+fn row_blocks(mut a: MatMut<'_, f64>) -> Vec<(usize, MatMut<'_, f64>)> {
+    let mut blocks = Vec::new();
+    let mut start = 0;
+    while a.nrows() > GRAM_BLOCK {
+        let (block, rest) = a.split_at_row_mut(GRAM_BLOCK);
+        blocks.push((start, block));
+        (a, start) = (rest, start + GRAM_BLOCK);
+    }
+    blocks.push((start, a));
+    blocks
 }
 
 /// A matrix in blocks of columns, with the first column's number.

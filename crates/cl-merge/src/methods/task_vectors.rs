@@ -3,9 +3,10 @@ use serde::{Deserialize, Serialize};
 use super::method::{MergeMethod, MergePieces};
 use crate::Error;
 use crate::flag::Flag;
+use crate::tensor::kernels::{self, Voter};
 use crate::tensor::select::{bits, keep, keep_largest_changes};
 use crate::tensor::trim::{Trim, kept};
-use crate::tensor::{PIECE, Piece, Stream, TensorGroup, kernels};
+use crate::tensor::{PIECE, Piece, Stream, TensorGroup};
 
 /// The family of task-vector merges, with `δᵢ = θᵢ − θ₀`:
 ///
@@ -138,6 +139,15 @@ impl MergeMethod for TaskVectors {
 
     fn task_vectors(&self) -> bool {
         true
+    }
+
+    fn reads_twice(&self, group: &TensorGroup<'_>) -> bool {
+        match self.sparsify {
+            Sparsify::Magnitude { .. } => group.model_trims.is_none(),
+            Sparsify::Outliers { .. } => true,
+            Sparsify::Random { .. } => self.rescale == Rescale::Norm,
+            Sparsify::None | Sparsify::Ranked { .. } => false,
+        }
     }
 
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
@@ -431,111 +441,57 @@ impl Ranking {
 
 impl MergePieces for Prepared<'_> {
     fn merge(&self, piece: &mut Piece, out: &mut [f32]) {
-        // Masks that cost more than a comparison are applied beforehand, others together with the election.
-        let masked = self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. }));
-        if masked {
-            sparsify(piece, &self.masks, self.columns, self.method.rescale == Rescale::Density);
-        }
-        let [mut elected, mut divisor] = piece.zeros();
-        let mut random = std::mem::take(&mut piece.random);
-        random.resize(piece.len(), 0);
-        self.elect(piece, !masked, &mut random, &mut elected, &mut divisor);
-        self.add(piece, &elected, &mut divisor, out);
-        kernels::finish(out, &divisor, self.method.lambda, &piece.base);
-        piece.random = random;
-        piece.give_back([elected, divisor]);
-    }
-}
-
-impl Prepared<'_> {
-    /// Weights and factors of the models.
-    fn members(&self) -> impl Iterator<Item = (f32, f32)> {
-        self.method.weights.iter().copied().zip(self.factors.iter().copied())
-    }
-
-    /// What a task vector counts in the election.
-    fn vote(&self, weight: f32, factor: f32) -> f32 {
-        match self.method.consensus {
-            Some(Consensus { weighted: true, .. }) => weight * factor,
-            _ => factor,
-        }
-    }
-
-    /// Sums what elects the signs, and applies the masks with `mask`. `nothing` is left as it is.
-    fn elect(&self, piece: &mut Piece, mask: bool, random: &mut [u16], elected: &mut [f32], nothing: &mut [f32]) {
-        let start = piece.start;
-        let marks = self.marks.as_ref().map(|marks| &marks[start / PIECE]);
-        let mut marks = marks.map(|marks| marks.chunks(kernels::mark_bytes(piece.len())));
-        for (((weight, factor), of_model), x) in self.members().zip(&self.masks).zip(&mut piece.models) {
-            let weight = self.vote(weight, factor);
-            let marks = marks.as_mut().and_then(Iterator::next);
-            match self.method.consensus {
-                Some(Consensus { sign: Sign::Sum, .. }) if mask => {
-                    mask_and_add(of_model, marks, start, x, random, elected, weight);
-                }
-                Some(Consensus { sign: Sign::Sum, .. }) => kernels::add_scaled(elected, weight, x),
-                consensus => {
-                    if mask {
-                        // What is added does not count without an election by sums.
-                        mask_and_add(of_model, marks, start, x, random, nothing, 0.0);
-                    }
-                    if consensus.is_some() {
-                        kernels::add_signs(elected, weight, x);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds up what agrees with the elected signs, and what the sum is divided by.
-    fn add(&self, piece: &Piece, elected: &[f32], divisor: &mut [f32], out: &mut [f32]) {
-        let share = |weight: f32| match self.method.divisor {
+        let least = self.mask(piece);
+        let TaskVectors { weights, lambda, consensus, divisor, .. } = self.method;
+        let share = |weight: f32| match divisor {
             Divisor::None => 0.0,
             Divisor::Weight => weight,
             Divisor::Count => 1.0,
         };
-        if self.method.consensus.is_some() {
-            for ((weight, factor), x) in self.members().zip(&piece.models) {
-                let factors = [self.vote(weight, factor), weight * factor, share(weight)];
-                kernels::add_elected(out, divisor, elected, x, factors);
-            }
+        let members = weights.iter().zip(&self.factors).zip(least);
+        if let Some(Consensus { sign, weighted }) = consensus {
+            let voter = |((&weight, &factor), least): ((&f32, &f32), u32)| {
+                let vote = if *weighted { weight * factor } else { factor };
+                Voter { least, vote, weight: weight * factor, share: share(weight) }
+            };
+            let voters: Vec<Voter> = members.map(voter).collect();
+            kernels::elect(out, &piece.base, &piece.models, &voters, *sign == Sign::Count, *lambda);
         } else {
-            for ((weight, factor), x) in self.members().zip(&piece.models) {
-                kernels::add_scaled(out, weight * factor, x);
+            for (((weight, factor), least), x) in members.zip(&mut piece.models) {
+                kernels::keep_and_add(x, least, out, weight * factor);
             }
-            let total: f32 = self.method.weights.iter().map(|&w| share(w)).sum();
-            divisor.fill(if total.abs() < 1e-8 { 1.0 } else { total });
+            let total: f32 = weights.iter().map(|&w| share(w)).sum();
+            kernels::finish(out, if total.abs() < 1e-8 { 1.0 } else { total }, *lambda, &piece.base);
         }
     }
 }
 
-/// Masks entries from flat index `start` on, and adds `weight` times what is left to `sum`, in one go.
-fn mask_and_add(
-    mask: &Mask,
-    marks: Option<&[u8]>,
-    start: usize,
-    x: &mut [f32],
-    random: &mut [u16],
-    sum: &mut [f32],
-    weight: f32,
-) {
-    if let Some(marks) = marks {
-        return kernels::keep_marked_and_add(x, marks, sum, weight);
-    }
-    match mask {
-        Mask::All => kernels::add_scaled(sum, weight, x),
-        Mask::Largest(trim) => {
-            let ties = trim.ties_end.saturating_sub(start).min(x.len());
-            let (tied, rest) = x.split_at_mut(ties);
-            let (tied_sum, rest_sum) = sum.split_at_mut(ties);
-            kernels::keep_and_add(tied, trim.threshold, tied_sum, weight);
-            kernels::keep_and_add(rest, trim.threshold.saturating_add(1), rest_sum, weight);
+impl Prepared<'_> {
+    /// Applies the masks to task vectors, but for the comparison with a bound, which is made where values are summed: returns
+    /// the bits of the smallest magnitude that is kept, for each model.
+    fn mask(&self, piece: &mut Piece) -> Vec<u32> {
+        if self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. })) {
+            sparsify(piece, &self.masks, self.columns, self.method.rescale == Rescale::Density);
+            return vec![0; self.masks.len()];
         }
-        Mask::Random { stream, bound } => {
-            stream.fill(start, random);
-            kernels::keep_below_and_add(x, random, *bound, sum, weight);
-        }
-        Mask::Band(..) | Mask::Ranked { .. } => unreachable!("applied to whole pieces"),
+        let (start, len) = (piece.start, piece.len());
+        let marks = self.marks.as_ref().map(|marks| &marks[start / PIECE]);
+        let mut marks = marks.map(|marks| marks.chunks(kernels::mark_bytes(len)));
+        piece.random.resize(len, 0);
+        let random = &mut piece.random;
+        let masked = self.masks.iter().zip(&mut piece.models).map(|(mask, x)| {
+            match (mask, marks.as_mut().and_then(Iterator::next)) {
+                (Mask::Largest(trim), _) => return trim.least(start, x),
+                (_, Some(marks)) => kernels::keep_marked(x, marks),
+                (Mask::Random { stream, bound }, None) => {
+                    stream.fill(start, random);
+                    kernels::keep_below(x, random, *bound);
+                }
+                (Mask::All | Mask::Band(..) | Mask::Ranked { .. }, None) => {}
+            }
+            0
+        });
+        masked.collect()
     }
 }
 

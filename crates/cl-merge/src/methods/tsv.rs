@@ -90,7 +90,7 @@ impl MergeMethod for Tsv {
         }
         let mut tasks = Vec::new();
         svd::each_task_vector(group, |_, delta| {
-            tasks.push(algebra.triplets(svd::matrix(delta, shape), self.kept(shape, models))?);
+            tasks.push(algebra.leading(svd::matrix(delta, shape), self.kept(shape, models))?);
             Ok(())
         })?;
         let Triplets { mut u, s, mut v } = side_by_side(tasks, shape);

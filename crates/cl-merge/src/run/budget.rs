@@ -4,6 +4,7 @@ use std::sync::{Condvar, Mutex};
 
 use super::options::{MergeOptions, threads};
 use crate::Error;
+use crate::methods::held_bytes;
 use crate::plan::Plan;
 use crate::plan::work::{PlannedTensor, Segment, Work};
 use crate::problem::{MemoryProblem, Problem};
@@ -61,7 +62,7 @@ impl Plan {
         let fixed = self.fixed_bytes();
         let needed = fixed + pieces + workspace;
         if needed <= options.memory {
-            let most = fixed + pieces + self.side_by_side(threads) + self.kept();
+            let most = fixed + pieces + self.side_by_side(threads) + self.kept() + self.held(threads);
             return Ok(options.memory.min(most));
         }
         let (held, tensor) = (fixed + pieces, tensor.to_owned());
@@ -102,6 +103,19 @@ impl Plan {
         self.tensors.iter().map(of_tensor).sum()
     }
 
+    /// What is kept of the largest tensors between two passes over each, one for each thread.
+    fn held(&self, threads: usize) -> usize {
+        let of_tensor = |tensor: &PlannedTensor| match &tensor.work {
+            Work::Merge(segments) => {
+                segments.iter().map(|s| held_bytes(&*s.method, &self.group(tensor, s))).max().unwrap_or(0)
+            }
+            Work::Copy(_) => 0,
+        };
+        let mut bytes: Vec<usize> = self.tensors.iter().map(of_tensor).collect();
+        bytes.sort_unstable_by(|a, b| b.cmp(a));
+        bytes.into_iter().take(threads.max(1)).sum()
+    }
+
     /// What each tensor needs beside pieces, largest first.
     fn workspaces(&self) -> impl Iterator<Item = usize> {
         let mut needs: Vec<usize> = self.tensors.iter().map(|t| self.workspace(t)).collect();
@@ -135,6 +149,13 @@ impl Budget {
         }
         *free -= bytes;
         Room { budget: self, bytes }
+    }
+
+    /// So many bytes, if they are free: for what a merge can do without.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<Room<'_>> {
+        let mut free = self.free.lock().expect("no panic while held");
+        *free = free.checked_sub(bytes)?;
+        Some(Room { budget: self, bytes })
     }
 }
 

@@ -12,12 +12,12 @@ use super::budget::{Budget, Room};
 use super::options::{MergeOptions, threads};
 use super::provenance;
 use crate::Error;
-use crate::methods::{Measured, OpcmNorms, merge_runs};
+use crate::methods::{Measured, OpcmNorms, held_bytes, merge_runs};
 use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
 use crate::plan::work::{PlannedTensor, Segment, Source, Work};
 use crate::tensor::select::{Trim, trim_models};
-use crate::tensor::{Piece, copy_bytes, kernels};
+use crate::tensor::{Buffers, Piece, READ, copy_bytes, kernels};
 
 /// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
 const LARGE: usize = 4 << 20;
@@ -57,6 +57,7 @@ pub fn merge(
         plan,
         writer: &writer,
         budget: Budget::new(options.memory.saturating_sub(plan.fixed_bytes() + threads * plan.piece_bytes())),
+        buffers: Buffers::default(),
         written: AtomicU64::new(0),
         states: Mutex::default(),
         progress,
@@ -84,6 +85,7 @@ struct Merging<'p> {
     plan: &'p Plan,
     writer: &'p CheckpointWriter,
     budget: Budget,
+    buffers: Buffers,
     written: AtomicU64,
     states: Mutex<Map<String, Value>>,
     progress: &'p (dyn Fn(u64) + Sync),
@@ -187,6 +189,12 @@ impl Merging<'_> {
         let scaled = norms.filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms, kept));
         let method = scaled.as_ref().unwrap_or(&segment.method);
         let _room = self.budget.take(method.workspace(&group));
+        // All threads together work on tensors that are too large to be kept.
+        let held = if parallel { 0 } else { held_bytes(&**method, &group) };
+        let held_room = if held > 0 { self.budget.try_take(held) } else { None };
+        if held_room.is_some() {
+            group.hold(&self.buffers);
+        }
         let dtype = tensor.spec.dtype;
         let overflow = |piece: &Piece, out: &[f32]| {
             let i = out.iter().position(|v| v.to_bits() & 0x7fff_ffff >= beyond(dtype)).expect("the largest is there");
@@ -245,6 +253,9 @@ fn round(dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) {
     match dtype {
         Dtype::BF16 => {
             let before = bytes.len();
+            if before == 0 {
+                bytes.reserve(2 * READ);
+            }
             bytes.resize(before + 2 * values.len(), 0);
             kernels::f32_to_bf16(values, &mut bytes[before..]);
         }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use cl_checkpoint::{Dtype, TensorSource, convert};
 use rayon::prelude::*;
 
+use super::held::{Buffers, Held};
 use super::kernels;
 use super::trim::Trim;
 use crate::Error;
@@ -67,10 +68,18 @@ impl<'a> Values<'a> {
         self.model
     }
 
+    /// Bytes of an element as they are read; none where the values are in memory.
+    fn size(&self) -> usize {
+        match self.origin {
+            Origin::Memory(_) => 0,
+            Origin::Source { dtype, .. } => dtype.bitsize() / 8,
+        }
+    }
+
     /// Reads `len` elements' bytes from `start` on; nothing where the values are in memory.
     fn read(&self, start: usize, len: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        if let Origin::Source { source, tensor, dtype } = self.origin {
-            let size = dtype.bitsize() / 8;
+        if let Origin::Source { source, tensor, .. } = self.origin {
+            let size = self.size();
             bytes.resize(len * size, 0);
             source.read(tensor, (self.skip + start) * size, bytes)?;
         }
@@ -137,6 +146,8 @@ pub struct TensorGroup<'a> {
     /// Entries of this tensor kept by trimming over the whole model, per model; `None` if tensors are trimmed
     /// separately.
     pub model_trims: Option<Vec<Trim>>,
+    /// What was read of it, for later passes.
+    pub(crate) held: Option<Held<'a>>,
 }
 
 /// Splits ranges into those that are read together: of [`READ`] elements, or a single longer one.
@@ -217,7 +228,17 @@ impl<'a> TensorGroup<'a> {
         base: Option<Values<'a>>,
         models: Vec<Values<'a>>,
     ) -> TensorGroup<'a> {
-        TensorGroup { name, shape, base, models, parallel: false, model_trims: None }
+        TensorGroup { name, shape, base, models, parallel: false, model_trims: None, held: None }
+    }
+
+    /// Keeps what is read in [`TensorGroup::bytes`] bytes of these buffers, so that a second pass reads nothing.
+    pub(crate) fn hold(&mut self, buffers: &'a Buffers) {
+        self.held = Some(Held::new(buffers, self.elements()));
+    }
+
+    /// Bytes of all inputs, as they are read.
+    pub(crate) fn bytes(&self) -> usize {
+        self.elements() * self.base.iter().chain(&self.models).map(Values::size).sum::<usize>()
     }
 
     /// Number of elements.
@@ -255,26 +276,43 @@ impl<'a> TensorGroup<'a> {
         mut f: impl FnMut(&mut Piece) -> R,
     ) -> Result<Vec<R>, Error> {
         let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
-        let from = first.start;
+        let all = first.start..last.end;
         let mut piece = SPARE.take().unwrap_or_default();
-        piece.task_vectors = task_vectors;
         piece.models.resize_with(self.models.len(), Vec::new);
-        piece.bytes.resize_with(self.models.len() + 1, Vec::new);
-        for (values, bytes) in self.base.iter().chain(&self.models).zip(&mut piece.bytes) {
-            values.read(from, last.end - from, bytes)?;
-        }
+        let mut buffers = std::mem::take(&mut piece.bytes);
+        let bytes = match &self.held {
+            Some(held) if held.is_run(&all) => held.get_or_read(&all, |bytes| self.read(&all, bytes))?,
+            _ => {
+                self.read(&all, &mut buffers)?;
+                &buffers
+            }
+        };
         let mut results = Vec::with_capacity(ranges.len());
         for range in ranges {
-            self.convert(&mut piece, range, from, task_vectors)?;
+            self.convert(&mut piece, range, (bytes, all.start), task_vectors)?;
             results.push(f(&mut piece));
         }
+        piece.bytes = buffers;
         SPARE.set(Some(piece));
         Ok(results)
     }
 
+    /// Reads the bytes of these elements of every input.
+    fn read(&self, range: &Range<usize>, bytes: &mut Vec<Vec<u8>>) -> Result<(), Error> {
+        bytes.resize_with(self.models.len() + 1, Vec::new);
+        let mut inputs = self.base.iter().chain(&self.models).zip(bytes);
+        inputs.try_for_each(|(values, bytes)| values.read(range.start, range.len(), bytes))
+    }
+
     /// Makes a piece's values of the bytes that were read from `from` on.
-    fn convert(&self, piece: &mut Piece, range: &Range<usize>, from: usize, task_vectors: bool) -> Result<(), Error> {
-        let Piece { base, models, bytes, .. } = piece;
+    fn convert(
+        &self,
+        piece: &mut Piece,
+        range: &Range<usize>,
+        (bytes, from): (&[Vec<u8>], usize),
+        task_vectors: bool,
+    ) -> Result<(), Error> {
+        let Piece { base, models, .. } = piece;
         piece.start = range.start;
         piece.task_vectors = task_vectors;
         let mut bytes = bytes.iter();

@@ -151,23 +151,6 @@ pub(crate) fn keep_and_add_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: 
     }
 }
 
-/// Sets to zero where the random number is not below `bound`, and adds `weight` times what is left to `sum`.
-#[pulp::with_simd(keep_below_and_add = pulp::Arch::new())]
-#[inline(always)]
-pub(crate) fn keep_below_and_add_simd<'a, S: Simd>(
-    _simd: S,
-    x: &'a mut [f32],
-    random: &'a [u16],
-    bound: u32,
-    sum: &'a mut [f32],
-    weight: f32,
-) {
-    for ((x, r), sum) in x.iter_mut().zip(random).zip(sum) {
-        *x = f32::from_bits(if u32::from(*r) < bound { x.to_bits() } else { 0 });
-        *sum += weight * *x;
-    }
-}
-
 /// Sets to zero where the random number is not below `bound`.
 #[pulp::with_simd(keep_below = pulp::Arch::new())]
 #[inline(always)]
@@ -186,7 +169,7 @@ pub(crate) const fn mark_bytes(elements: usize) -> usize {
 }
 
 /// Sums of magnitudes: of all, and of those whose random number is below `bound`, which are marked for
-/// [`keep_marked_and_add`]. Precision as in [`sum_of_magnitudes`].
+/// [`keep_marked`]. Precision as in [`sum_of_magnitudes`].
 #[pulp::with_simd(mark_and_sum_below = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn mark_and_sum_below_simd<'a, S: Simd>(
@@ -236,44 +219,117 @@ fn mark_and_sum(
     marks
 }
 
-/// Sets to zero what is not marked, and adds `weight` times what is left to `sum`.
-#[pulp::with_simd(keep_marked_and_add = pulp::Arch::new())]
+/// Sets to zero what is not marked.
+#[pulp::with_simd(keep_marked = pulp::Arch::new())]
 #[inline(always)]
-pub(crate) fn keep_marked_and_add_simd<'a, S: Simd>(
-    _simd: S,
-    x: &'a mut [f32],
-    marks: &'a [u8],
-    sum: &'a mut [f32],
-    weight: f32,
-) {
-    let ((xs, x_rest), (sums, sum_rest)) = (x.as_chunks_mut(), sum.as_chunks_mut());
+pub(crate) fn keep_marked_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], marks: &'a [u8]) {
+    let (xs, rest) = x.as_chunks_mut();
     let mut marks = marks.as_chunks().0.iter();
-    for ((x, sum), marks) in xs.iter_mut().zip(sums).zip(&mut marks) {
-        keep_block(x, marks, sum, weight);
+    for (x, marks) in xs.iter_mut().zip(&mut marks) {
+        keep_block(x, marks);
     }
     if let Some(marks) = marks.next() {
-        let (mut x, mut sum) = ([0.0; MARKED], [0.0; MARKED]);
-        x[..x_rest.len()].copy_from_slice(x_rest);
-        sum[..sum_rest.len()].copy_from_slice(sum_rest);
-        keep_block(&mut x, marks, &mut sum, weight);
-        x_rest.copy_from_slice(&x[..x_rest.len()]);
-        sum_rest.copy_from_slice(&sum[..sum_rest.len()]);
+        let mut x = [0.0; MARKED];
+        x[..rest.len()].copy_from_slice(rest);
+        keep_block(&mut x, marks);
+        rest.copy_from_slice(&x[..rest.len()]);
     }
 }
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-fn keep_block(x: &mut [f32; MARKED], marks: &[u8; RUN], sum: &mut [f32; MARKED], weight: f32) {
+fn keep_block(x: &mut [f32; MARKED], marks: &[u8; RUN]) {
     for bit in 0..8 {
         for j in 0..RUN {
-            let (x, sum) = (&mut x[bit * RUN + j], &mut sum[bit * RUN + j]);
+            let x = &mut x[bit * RUN + j];
             *x = f32::from_bits(if marks[j] & 1 << bit != 0 { x.to_bits() } else { 0 });
-            *sum += weight * *x;
         }
     }
 }
 
-/// Adds `weight · x` where the sign of `vote · x` is the elected one (zero counts as positive), and `share` to the divisor.
+/// What a model's task vector counts in an election.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Voter {
+    /// Bits of the smallest magnitude that counts; what is smaller is taken for zero.
+    pub(crate) least: u32,
+    /// Factor in the sum that elects the sign.
+    pub(crate) vote: f32,
+    /// Factor in the sum of what has the elected sign.
+    pub(crate) weight: f32,
+    /// What that adds to the divisor of the sum.
+    pub(crate) share: f32,
+}
+
+/// Elements whose sums stay in registers while all models are gone through.
+const ELECTED: usize = 32;
+
+/// `base + lambda · Σ weight · x / Σ share` over the models for which `vote · x` has the sign of the sum of votes, or, with
+/// `count`, of the sum of their signs. A sum of zero counts as positive, a divisor of zero as 1.
+#[pulp::with_simd(elect = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn elect_simd<'a, S: Simd>(
+    _simd: S,
+    out: &'a mut [f32],
+    base: &'a [f32],
+    models: &'a [Vec<f32>],
+    voters: &'a [Voter],
+    count: bool,
+    lambda: f32,
+) {
+    let (outs, rest) = out.as_chunks_mut();
+    let whole = outs.len() * ELECTED;
+    for (i, (out, base)) in outs.iter_mut().zip(base.as_chunks().0).enumerate() {
+        let votes = models.iter().zip(voters).map(|(x, voter)| (&x.as_chunks().0[i], *voter));
+        *out = elected(base, votes, count, lambda);
+    }
+    if !rest.is_empty() {
+        let padded = |x: &[f32]| {
+            let mut chunk = [0.0; ELECTED];
+            chunk[..rest.len()].copy_from_slice(&x[whole..]);
+            chunk
+        };
+        let ends: Vec<_> = models.iter().map(|x| padded(x)).collect();
+        let merged = elected(&padded(base), ends.iter().zip(voters.iter().copied()), count, lambda);
+        rest.copy_from_slice(&merged[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+// Over plain indices all lanes stay in registers.
+#[allow(clippy::needless_range_loop)]
+fn elected<'x>(
+    base: &[f32; ELECTED],
+    models: impl Iterator<Item = (&'x [f32; ELECTED], Voter)> + Clone,
+    count: bool,
+    lambda: f32,
+) -> [f32; ELECTED] {
+    let kept = |x: f32, least: u32| f32::from_bits(if x.to_bits() & MAGNITUDE >= least { x.to_bits() } else { 0 });
+    let mut signs = [0.0; ELECTED];
+    for (x, voter) in models.clone() {
+        for l in 0..ELECTED {
+            let v = voter.vote * kept(x[l], voter.least);
+            let sign = if v > 0.0 { 1.0 } else { 0.0 } - if v < 0.0 { 1.0 } else { 0.0 };
+            signs[l] += if count { sign } else { v };
+        }
+    }
+    let (mut sum, mut divisor) = ([0.0; ELECTED], [0.0; ELECTED]);
+    for (x, voter) in models {
+        for l in 0..ELECTED {
+            let x = kept(x[l], voter.least);
+            let v = voter.vote * x;
+            let agrees = if signs[l] >= 0.0 { v > 0.0 } else { v < 0.0 };
+            sum[l] += if agrees { voter.weight * x } else { 0.0 };
+            divisor[l] += if agrees { voter.share } else { 0.0 };
+        }
+    }
+    for l in 0..ELECTED {
+        let d = if divisor[l] == 0.0 { 1.0 } else { divisor[l] };
+        sum[l] = base[l] + sum[l] / d * lambda;
+    }
+    sum
+}
+
+/// Adds `weight · x` where the sign of `x` is the elected one (zero counts as positive), and `weight` to the divisor.
 #[pulp::with_simd(add_elected = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn add_elected_simd<'a, S: Simd>(
@@ -282,33 +338,21 @@ pub(crate) fn add_elected_simd<'a, S: Simd>(
     divisor: &'a mut [f32],
     elected: &'a [f32],
     x: &'a [f32],
-    [vote, weight, share]: [f32; 3],
+    weight: f32,
 ) {
-    for (((sum, divisor), elected), x) in sum.iter_mut().zip(divisor.iter_mut()).zip(elected).zip(x) {
-        let v = vote * x;
-        let agrees = if *elected >= 0.0 { v > 0.0 } else { v < 0.0 };
+    for (((sum, divisor), elected), &x) in sum.iter_mut().zip(divisor.iter_mut()).zip(elected).zip(x) {
+        let agrees = if *elected >= 0.0 { x > 0.0 } else { x < 0.0 };
         *sum += if agrees { weight * x } else { 0.0 };
-        *divisor += if agrees { share } else { 0.0 };
+        *divisor += if agrees { weight } else { 0.0 };
     }
 }
 
-/// Adds the sign of `weight · x` to `sum`.
-#[pulp::with_simd(add_signs = pulp::Arch::new())]
-#[inline(always)]
-pub(crate) fn add_signs_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], weight: f32, x: &'a [f32]) {
-    for (sum, x) in sum.iter_mut().zip(x) {
-        let v = weight * x;
-        *sum += if v > 0.0 { 1.0 } else { 0.0 } - if v < 0.0 { 1.0 } else { 0.0 };
-    }
-}
-
-/// Divides the sum by its divisor, 0 counting as 1, multiplies by `lambda` and adds the base.
+/// Divides the sum, multiplies by `lambda` and adds the base.
 #[pulp::with_simd(finish = pulp::Arch::new())]
 #[inline(always)]
-pub(crate) fn finish_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], divisor: &'a [f32], lambda: f32, base: &'a [f32]) {
-    for ((sum, divisor), base) in sum.iter_mut().zip(divisor).zip(base) {
-        let d = if *divisor == 0.0 { 1.0 } else { *divisor };
-        *sum = base + *sum / d * lambda;
+pub(crate) fn finish_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], divisor: f32, lambda: f32, base: &'a [f32]) {
+    for (sum, base) in sum.iter_mut().zip(base) {
+        *sum = base + *sum / divisor * lambda;
     }
 }
 
@@ -448,10 +492,23 @@ mod tests {
             let magnitudes = |x: &[f32]| x.iter().map(|v| f64::from(v.abs())).sum::<f64>();
             let mut marks = vec![0xff; mark_bytes(n)];
             assert_eq!(mark_and_sum_below(&x, &random, 300, &mut marks), (magnitudes(&x), magnitudes(&kept)));
-            let (mut masked, mut sum) = (x, vec![1.0; n]);
-            keep_marked_and_add(&mut masked, &marks, &mut sum, 2.0);
+            let mut masked = x;
+            keep_marked(&mut masked, &marks);
             assert_eq!(masked, kept);
-            assert_eq!(sum, kept.iter().map(|x| 1.0 + 2.0 * x).collect::<Vec<f32>>());
+        }
+    }
+
+    #[test]
+    fn elections_are_held_over_every_element() {
+        let voters = [0.5, 1.0, 2.0].map(|weight| Voter { least: 2.0f32.to_bits(), vote: 1.0, weight, share: 1.0 });
+        for n in [0, 1, 31, 32, 33, 100] {
+            let of = |values: [f32; 2]| (0..n).map(|i| values[i % 2]).collect::<Vec<f32>>();
+            let models = [of([6.0, 1.0]), of([-2.0, -3.0]), of([-3.0, 3.0])];
+            let mut out = vec![0.0; n];
+            elect(&mut out, &vec![1.0; n], &models, &voters, false, 10.0);
+            assert_eq!(out, of([31.0, 61.0]), "by sum: 6 of model 1; 3 of model 3, since 1 is too small");
+            elect(&mut out, &vec![1.0; n], &models, &voters, true, 10.0);
+            assert_eq!(out, of([-39.0, 61.0]), "by count: -2 and -6, halved");
         }
     }
 

@@ -41,7 +41,7 @@ const LARGEST: u32 = MAGNITUDE;
 /// Keys that one pass collects at most; beyond that it counts, which costs another pass but no memory.
 const COLLECTED: usize = 4 << 20;
 /// Elements looked at to guess where thresholds lie.
-const SAMPLE: usize = 16_384;
+const SAMPLE: usize = 8192;
 /// Buckets of one round of narrowing.
 const BUCKETS: usize = 4096;
 
@@ -140,8 +140,9 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
         let mut sample: Vec<u32> = samples.iter().flat_map(|run| run[request].iter().copied()).collect();
         let n = sample.len() as f64;
         let share = *k as f64 / total as f64;
-        // Six standard deviations of the rank of a quantile in a random sample; weights near each other are alike.
-        let slack = 6.0 * (n * share * (1.0 - share)).sqrt() + 16.0;
+        // Four standard deviations of the rank of a quantile in a random sample. A guess that is wrong costs one pass more, a
+        // wider one keys to collect in every pass.
+        let slack = 4.0 * (n * share * (1.0 - share)).sqrt() + 16.0;
         let (first, last) = (share * n - slack, share * n + slack);
         let mut at = |rank: f64| *sample.select_nth_unstable_by(rank as usize, |a, b| b.cmp(a)).1;
         let high = if first < 0.0 { LARGEST } else { at(first) };
@@ -176,20 +177,20 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
     let counts: Vec<Mutex<Vec<usize>>> = brackets.iter().map(|_| Mutex::new(Vec::new())).collect();
     let add = |tally: &mut Tally, request: usize, keys: &[u32], marks: &mut Vec<u8>| {
         let bracket = brackets[request];
-        marks.clear();
         marks.resize(keys.len().next_multiple_of(8), 0);
+        marks[keys.len()..].fill(0);
         let (above, frequent) = kernels::tally(keys, bracket.low, bracket.high, bracket.values, marks);
         tally.above += above as usize;
         tally.held.frequent.iter_mut().zip(frequent).for_each(|(sum, n)| *sum += n);
         let narrow = bracket.low > 0 || bracket.high < LARGEST || total <= 4 * SAMPLE;
-        let marked = marked(marks).map(|i| keys[i] & MAGNITUDE);
         if !narrow || collected.load(Ordering::Relaxed) > COLLECTED {
             let mut sums = counts[request].lock().expect("no panic while held");
             sums.resize(BUCKETS, 0);
-            count_buckets(marked, bracket, &mut sums);
+            let width = width(bracket);
+            each_marked(marks, |i| sums[(((keys[i] & MAGNITUDE) - bracket.low) / width) as usize] += 1);
         } else {
             let before = tally.held.others.len();
-            tally.held.others.extend(marked);
+            each_marked(marks, |i| tally.held.others.push(keys[i] & MAGNITUDE));
             collected.fetch_add(tally.held.others.len() - before, Ordering::Relaxed);
         }
     };
@@ -211,28 +212,21 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
     Ok(open.iter().enumerate().map(conclusion).collect())
 }
 
-/// The places that are marked, in order; eight at a time are passed over where none is.
-fn marked(marks: &[u8]) -> impl Iterator<Item = usize> {
-    marks.chunks_exact(8).enumerate().flat_map(|(i, eight)| {
-        let mut bits = u64::from_le_bytes(eight.try_into().expect("eight bytes"));
-        std::iter::from_fn(move || {
-            let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+/// Calls `f` with the places that are marked, in order; eight at a time are passed over where none is.
+#[inline]
+fn each_marked(marks: &[u8], mut f: impl FnMut(usize)) {
+    for (i, eight) in marks.as_chunks::<8>().0.iter().enumerate() {
+        let mut bits = u64::from_le_bytes(*eight);
+        while bits != 0 {
+            f(8 * i + bits.trailing_zeros() as usize / 8);
             bits &= bits - 1;
-            Some(8 * i + bit as usize / 8)
-        })
-    })
+        }
+    }
 }
 
 /// Width of a bucket of the bracket.
 fn width(bracket: Bracket) -> u32 {
     ((u64::from(bracket.high - bracket.low) + 1).div_ceil(BUCKETS as u64)) as u32
-}
-
-fn count_buckets(keys: impl Iterator<Item = u32>, bracket: Bracket, counts: &mut [usize]) {
-    let width = width(bracket);
-    for key in keys {
-        counts[((key - bracket.low) / width) as usize] += 1;
-    }
 }
 
 /// The cut, when the bracket held it and its keys were collected; else a narrower bracket that holds it.

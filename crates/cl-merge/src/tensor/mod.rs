@@ -2,6 +2,7 @@
 
 mod copy;
 mod group;
+mod held;
 pub(crate) mod kernels;
 mod keys;
 mod random;
@@ -11,4 +12,5 @@ pub(crate) mod trim;
 pub(crate) use copy::copy_bytes;
 pub use group::{PIECE, Piece, TensorGroup, Values};
 pub(crate) use group::{READ, is_eight_bit, is_float, is_readable, runs};
+pub(crate) use held::Buffers;
 pub use random::Stream;

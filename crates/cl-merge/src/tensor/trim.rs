@@ -20,6 +20,19 @@ impl Trim {
         key > self.threshold || (key == self.threshold && index < self.ties_end)
     }
 
+    /// Bits of the smallest magnitude that is kept of the values from flat index `start` on. Where ties end among them, what
+    /// is not kept is set to zero instead.
+    pub(crate) fn least(&self, start: usize, x: &mut [f32]) -> u32 {
+        if start + x.len() <= self.ties_end {
+            return self.threshold;
+        }
+        if start < self.ties_end {
+            self.apply(start, x);
+            return 0;
+        }
+        self.threshold.saturating_add(1)
+    }
+
     /// Sets the values from flat index `start` on that are not kept to zero.
     pub fn apply(&self, start: usize, x: &mut [f32]) {
         let end = start + x.len();

@@ -1,0 +1,58 @@
+//! Bytes of a tensor that are kept between two passes over it.
+//!
+//! Where a method looks at a whole tensor before it merges it, the second reading from the page cache would cost more than
+//! the arithmetic.
+
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock};
+
+use super::group::READ;
+use crate::Error;
+
+/// What was read of one run of pieces: one buffer for each input.
+type Bytes = Vec<Vec<u8>>;
+
+/// Buffers that tensors hand on to each other: memory that is new has to be zeroed by the operating system.
+#[derive(Default)]
+pub(crate) struct Buffers(Mutex<Vec<Bytes>>);
+
+/// A tensor's bytes, as far as they were read in runs of [`READ`] elements.
+pub(crate) struct Held<'b> {
+    buffers: &'b Buffers,
+    elements: usize,
+    runs: Vec<OnceLock<Bytes>>,
+}
+
+impl<'b> Held<'b> {
+    /// Nothing yet of a tensor of so many elements.
+    pub(super) fn new(buffers: &'b Buffers, elements: usize) -> Held<'b> {
+        Held { buffers, elements, runs: (0..elements.div_ceil(READ)).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// Whether these elements are what is kept together.
+    pub(super) fn is_run(&self, range: &Range<usize>) -> bool {
+        range.start.is_multiple_of(READ) && range.end == self.elements.min(range.start + READ)
+    }
+
+    /// The bytes of a run, which are read the first time.
+    pub(super) fn get_or_read(
+        &self,
+        run: &Range<usize>,
+        read: impl FnOnce(&mut Bytes) -> Result<(), Error>,
+    ) -> Result<&[Vec<u8>], Error> {
+        let place = &self.runs[run.start / READ];
+        if let Some(bytes) = place.get() {
+            return Ok(bytes);
+        }
+        let mut bytes = self.buffers.0.lock().expect("no panic while held").pop().unwrap_or_default();
+        read(&mut bytes)?;
+        Ok(place.get_or_init(|| bytes))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let bytes = self.runs.iter_mut().filter_map(OnceLock::take);
+        self.buffers.0.lock().expect("no panic while held").extend(bytes);
+    }
+}
