@@ -137,7 +137,7 @@ fn save_whole(
 
 /// Divides tensors into groups that are sent in one message: of one dtype, and of a few MB unless a single one has more. On a
 /// network, hundreds of small messages would wait for each other.
-fn in_messages<'t, T>(tensors: &'t [T], of: impl Fn(&T) -> &Tensor) -> Vec<&'t [T]> {
+fn in_messages<T>(tensors: &[T], of: impl Fn(&T) -> &Tensor) -> Vec<&[T]> {
     const BYTES: usize = 8 << 20;
     let bytes = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
     let mut groups = Vec::new();
