@@ -183,8 +183,7 @@ fn save_parts(
     }
     for (name, value) in files {
         let path = out.path().join(name);
-        let text = serde_json::to_vec_pretty(value).expect("a value is JSON");
-        std::fs::write(&path, text).map_err(TrainError::io(&path))?;
+        std::fs::write(&path, format!("{value:#}\n")).map_err(TrainError::io(&path))?;
     }
     Ok(out.finish(manifest)?)
 }

@@ -243,6 +243,15 @@ fn checkpoints_that_every_rank_wrote_a_part_of_are_read_by_any_number() {
     assert!(says("`rank-00001-of-00004.safetensors` has changed since it was saved"), "{}", outputs[1].stderr);
     std::fs::write(&part, intact).unwrap();
 
+    // How the state is divided and saved is no part of the run. Two ranks read parts and write whole tensors.
+    let whole = ["--set", "train.zero_stage=1", "--set", "train.sharded_checkpoints=false"];
+    let mut processes = start(&world, 2, &[&LONG[..], &whole].concat());
+    let before = std::fs::read_to_string(world.path("run/log.jsonl")).unwrap().lines().count();
+    wait_for_steps(&world, "run", &mut processes[0], before + 4);
+    assert!(Command::new("kill").args(["-TERM", &processes[0].id().to_string()]).status().unwrap().success());
+    finish(processes);
+    assert!(world.exists("run/state/model.safetensors") && !world.exists("run/state/rank-00000-of-00004.safetensors"));
+
     world.ok(["train"].iter().chain(&LONG));
     assert_alike(&world, "alone", "run", "model/model.safetensors");
 }

@@ -83,7 +83,7 @@ impl Tridiagonal {
         let scaled = |values: &[f64]| values.iter().map(|v| v / norm).collect::<Vec<f64>>();
         let (diagonal, beside) = (scaled(&self.diagonal), scaled(&self.beside));
         let near = largest_values(&diagonal, &beside, k);
-        let mut quotients = Vec::with_capacity(k);
+        let mut values = Vec::with_capacity(k);
         let mut vectors = Mat::<f64>::zeros(n, k);
         let mut cluster = 0;
         for j in 0..k {
@@ -99,9 +99,8 @@ impl Tridiagonal {
                 x.iter_mut().for_each(|x| *x /= length);
             }
             vectors.col_as_slice_mut(j).copy_from_slice(&x);
-            quotients.push(rayleigh(&diagonal, &beside, &x));
+            values.push(rayleigh(&diagonal, &beside, &x));
         }
-        let values = quotients;
         accurate(&diagonal, &beside, &values, &vectors).then(|| (values.iter().map(|v| v * norm).collect(), vectors))
     }
 
