@@ -93,10 +93,10 @@ impl RunDir<'_> {
     }
 
     fn compare(&self, settings: &str) -> Result<(), LabError> {
-        if settings != self.settings {
+        let (saved, now) = (of_the_run(settings), of_the_run(self.settings));
+        if saved != now {
             let owned = |line: Option<&str>| line.map(str::to_owned);
-            let (saved, now) = (first_missing(settings, self.settings), first_missing(self.settings, settings));
-            let (saved, now) = (owned(saved), owned(now));
+            let (saved, now) = (owned(first_missing(&saved, &now)), owned(first_missing(&now, &saved)));
             return self.refuse(OutputProblem::OtherSettings { what: self.what, saved, now });
         }
         for (name, content) in self.sources {
@@ -135,6 +135,15 @@ pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
+/// Settings that say how several processes divide a training. They do not belong to the run: it can be resumed with others.
+const OF_THE_RANKS: [&str; 2] = ["zero_stage", "sharded_checkpoints"];
+
+/// Settings without [`OF_THE_RANKS`].
+fn of_the_run(settings: &str) -> String {
+    let of_the_ranks = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| OF_THE_RANKS.contains(&key));
+    settings.split_inclusive('\n').filter(|line| !of_the_ranks(line)).collect()
+}
+
 fn first_missing<'a>(lines: &'a str, other: &str) -> Option<&'a str> {
     lines.lines().find(|line| other.lines().all(|o| o != *line)).map(str::trim)
 }
@@ -164,6 +173,7 @@ mod tests {
         std::fs::write(out.join("log.jsonl"), "").unwrap();
         assert!(refused(&run_dir(&out, "r = 1\n", &sources, false)).contains("--resume"));
         drop(run_dir(&out, "r = 1\n", &sources, true).open().unwrap());
+        drop(run_dir(&out, "zero_stage = 3\nsharded_checkpoints = true\nr = 1\n", &sources, true).open().unwrap());
         let message = refused(&run_dir(&out, "r = 2\n", &sources, true));
         assert!(message.contains("it has `r = 1`, this run has `r = 2`"), "{message}");
         let message = refused(&run_dir(&out, "r = 1\nq = 3\n", &sources, true));

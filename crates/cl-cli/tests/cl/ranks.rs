@@ -248,8 +248,10 @@ fn checkpoints_that_every_rank_wrote_a_part_of_are_read_by_any_number() {
     let mut processes = start(&world, 2, &[&LONG[..], &whole].concat());
     let before = std::fs::read_to_string(world.path("run/log.jsonl")).unwrap().lines().count();
     wait_for_steps(&world, "run", &mut processes[0], before + 4);
-    assert!(Command::new("kill").args(["-TERM", &processes[0].id().to_string()]).status().unwrap().success());
-    finish(processes);
+    let id = processes[0].id().to_string();
+    let signalled = Command::new("kill").args(["-TERM", &id]).status().unwrap().success();
+    let outputs = finish(processes);
+    assert!(signalled, "{}", outputs[0].stderr);
     assert!(world.exists("run/state/model.safetensors") && !world.exists("run/state/rank-00000-of-00004.safetensors"));
 
     world.ok(["train"].iter().chain(&LONG));
