@@ -6,7 +6,7 @@ use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Interrupt, Manifest};
 use cl_data::{Dataset, Encoded, Mixture as DataMixture};
 use cl_model::Decoder;
-use cl_moe::{MixConfig, Mixture, RouterWeights, save_mixture_with_routers, save_model_with_routers};
+use cl_moe::{MixConfig, Mixture, RouterWeights, expert_name, save_mixture_with_routers, save_model_with_routers};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_train::{Ranks, TrainConfig, TrainData, TrainReport, train};
 use serde_json::json;
@@ -223,8 +223,7 @@ fn router_weights(model: &Decoder) -> RouterWeights {
     model.routers().into_iter().map(|(name, t)| (name, values(t))).collect()
 }
 
-/// Names of a mixture's experts: for adapters their own, for models the last components of the paths in the mixture's
-/// configuration.
+/// Names of a mixture's experts: for models by the paths in the mixture's configuration.
 fn expert_names(mixture: Option<&Mixture>, dir: &Path, model: &Decoder) -> Vec<String> {
     if let Some(mixture) = mixture {
         return mixture.config().experts.iter().map(|e| e.name.clone()).collect();
@@ -232,7 +231,6 @@ fn expert_names(mixture: Option<&Mixture>, dir: &Path, model: &Decoder) -> Vec<S
     let count = model.config.experts.as_ref().map_or(0, |e| e.routed() as usize);
     let numbered = || (0..count).map(|e| e.to_string()).collect();
     let Ok(config) = MixConfig::read(&dir.join("moe_config.toml")) else { return numbered() };
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let names: Option<Vec<String>> = config.experts.iter().map(|e| name(&e.model)).collect();
-    names.filter(|names| names.len() == count).unwrap_or_else(numbered)
+    let names: Vec<String> = config.experts.iter().map(|e| expert_name(&e.model)).collect();
+    if names.len() == count { names } else { numbered() }
 }

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{Dtype, HubSnapshot};
 use serde::{Deserialize, Serialize};
@@ -296,4 +296,20 @@ impl MixConfig {
         let (architecture, top_k) = (Some(self.architecture()), Some(self.top_k()));
         MixConfig { architecture, num_experts_per_tok: top_k, ..self.clone() }
     }
+}
+/// What an expert is called: the last part of the path of its adapter or model that is not `adapter` or `model`, which is what
+/// rounds call theirs; the name of its repository if it is of the hub.
+///
+/// ```
+/// assert_eq!(cl_moe::expert_name("runs/math/model".as_ref()), "math");
+/// assert_eq!(cl_moe::expert_name("models/code".as_ref()), "code");
+/// ```
+pub fn expert_name(source: &Path) -> String {
+    if let Some(snapshot) = HubSnapshot::of(source) {
+        return snapshot.repo.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    let parts = source.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
+    let parts: Vec<String> = parts.collect();
+    let own = parts.iter().rfind(|part| !["adapter", "model", "."].contains(&part.as_str())).or(parts.last());
+    own.cloned().unwrap_or_default()
 }

@@ -24,6 +24,7 @@ mod trained;
 pub use blend::{BlendConfig, BlendExpert, BlendInit, BlendPlan, BlendRouter, blend};
 pub use config::{
     ExpertConfig, FloatType, MixArchitecture, MixConfig, MixModule, Pooling, RouterConfig, RouterInit, SharedExpert,
+    expert_name,
 };
 pub use error::{Error, Problem};
 pub use mix::{MixOptions, Summary, mix};

@@ -4,6 +4,7 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_checkpoint::{HubSnapshot, OutputDir};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::config::expert_name;
 use crate::config_file::from_toml;
 use crate::{Error, RouterLogits, RouterNorm};
 
@@ -139,16 +140,9 @@ impl BlendExpert {
         self.adapter.as_deref().or(self.model.as_deref()).unwrap_or(Path::new(""))
     }
 
-    /// What it is called: the last part of its path that is not `adapter` or `model`, which is what rounds call theirs;
-    /// the name of its repository if it is of the hub.
+    /// What it is called, see [`expert_name`].
     pub fn name(&self) -> String {
-        if let Some(snapshot) = HubSnapshot::of(self.source()) {
-            return snapshot.repo.rsplit('/').next().unwrap_or_default().to_owned();
-        }
-        let parts = self.source().components().map(|c| c.as_os_str().to_string_lossy().into_owned());
-        let parts: Vec<String> = parts.collect();
-        let own = parts.iter().rfind(|part| !["adapter", "model", "."].contains(&part.as_str())).or(parts.last());
-        own.cloned().unwrap_or_default()
+        expert_name(self.source())
     }
 }
 
