@@ -61,7 +61,8 @@ impl AttentionRule {
 
 impl Attention {
     /// `x` is `(tokens, hidden)`; `attend` gets q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`,
-    /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`.
+    /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`, or only some of the tokens, which the
+    /// result then has.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, pass: Pass<'_>, attend: &mut Attend<'_>) -> Tensor {
         let [q, k, v] = self.qkv.forward(x, pass);
         let heads = |t: &Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);

@@ -146,7 +146,8 @@ impl Texts<'_> {
         let lengths: Vec<i64> = prompts.iter().map(|p| (p.len() - prefix) as i64).collect();
         let mut kept = Prefix::of_len(keep);
         let mut cache = KvCache::for_prompts(prefix, &lengths, model.compute, model.device);
-        let x = model.forward_tree(&tree, past, &mut |layer, k, v| {
+        let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
+        let x = model.forward_tree(&tree, past, &last, &mut |layer, k, v| {
             kept.store(past.layer(layer), &kept_rows, k, v);
             if most > 0 {
                 let prefix = Prefix::of_layer(prefix, past.layer(layer), &prefix_rows, k, v);
@@ -157,9 +158,7 @@ impl Texts<'_> {
         let texts = batch.sequences.iter().map(|&index| Text::new(index, self.prompts[index], self.limits[index]));
         let mut texts: Vec<Text> = texts.collect();
         if most > 0 {
-            let last: Vec<i64> = paths.iter().map(|p| p[p.len() - 1]).collect();
-            let first =
-                choose(model, &x.index_select(0, &on_device(&last)), &texts.iter().collect::<Vec<_>>(), options)?;
+            let first = choose(model, &x, &texts.iter().collect::<Vec<_>>(), options)?;
             texts.iter_mut().zip(first).for_each(|(text, id)| text.next = vec![id]);
         }
         let longest = texts.iter().map(|text| text.prompt - prefix + text.limit).max().unwrap_or(0);

@@ -131,7 +131,8 @@ impl Decoder {
     }
 
     /// Returns the residual stream of sequences with shared prefixes, after a past common to all of them, without a
-    /// graph. `keep` receives the keys and values of every layer, `(rows, kv_heads, head_dim)`.
+    /// graph: of the rows of the tree whose indices are `wanted`, `(wanted, hidden)`. `keep` receives the keys and values of every
+    /// layer, `(rows, kv_heads, head_dim)`.
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -139,6 +140,7 @@ impl Decoder {
         &self,
         tree: &PrefixTree,
         past: &Prefix,
+        wanted: &[i64],
         keep: &mut dyn FnMut(usize, &Tensor, &Tensor),
     ) -> Result<Tensor, ModelError> {
         let ids: Vec<i64> = tree.ids.iter().map(|&id| i64::from(id)).collect();
@@ -150,12 +152,19 @@ impl Decoder {
         let mut x = self.embed(&Tensor::from_slice(&ids).to_device(self.device));
         let selection = self.select(&x, Mode::Eval);
         let pass = Pass { mode: Mode::Eval, selection: selection.as_ref() };
+        let wanted = Tensor::from_slice(wanted).to_device(self.device);
         for (index, layer) in self.layers.iter().enumerate() {
             let mut failure = None;
-            x = layer.forward(&x, &angles, pass, &mut |q, k, v, rule| {
+            let attend = &mut |q: Tensor, k: Tensor, v: Tensor, rule| {
                 keep(index, &k, &v);
                 catch(attention.forward(&q, &k, &v, past.layer(index), rule), &q, &mut failure)
-            });
+            };
+            let last = index + 1 == self.layers.len();
+            x = match selection {
+                None if last => layer.forward_rows(&x, &wanted, &angles, pass, attend),
+                Some(_) if last => layer.forward(&x, &angles, pass, attend).index_select(0, &wanted),
+                _ => layer.forward(&x, &angles, pass, attend),
+            };
             failure.map_or(Ok(()), Err)?;
         }
         Ok(x)

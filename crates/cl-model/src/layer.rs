@@ -69,6 +69,23 @@ impl Layer {
         self.forward_observed(x, angles, pass, attend, &mut |_| {})
     }
 
+    /// As [`Layer::forward`], for only those tokens in the result that the indices `rows` select.
+    ///
+    /// The other tokens have a part in attention alone: after it nothing mixes tokens, provided that `pass` has no experts selected
+    /// for all of them.
+    pub(crate) fn forward_rows(
+        &self,
+        x: &Tensor,
+        rows: &Tensor,
+        angles: &Angles,
+        pass: Pass<'_>,
+        attend: &mut Attend<'_>,
+    ) -> Tensor {
+        let mut attend_rows = |q, k, v, rule| attend(q, k, v, rule).index_select(0, rows);
+        let attention = |x: &Tensor| self.self_attn.forward(x, angles, pass, &mut attend_rows);
+        self.residual(x, &x.index_select(0, rows), attention, |x| self.feed_forward.forward(x, pass))
+    }
+
     /// As [`Layer::forward`]; `observe` receives the input of the feed-forward block, `(tokens, hidden)`.
     pub(crate) fn forward_observed(
         &self,
@@ -78,22 +95,33 @@ impl Layer {
         attend: &mut Attend<'_>,
         observe: &mut dyn FnMut(&Tensor),
     ) -> Tensor {
-        let mut attention = |x: &Tensor| self.self_attn.forward(x, angles, pass, attend);
-        let mut feed_forward = |x: &Tensor| {
+        let attention = |x: &Tensor| self.self_attn.forward(x, angles, pass, attend);
+        self.residual(x, x, attention, |x| {
             observe(x);
             self.feed_forward.forward(x, pass)
-        };
+        })
+    }
+
+    /// The residual stream behind the layer: `x` goes into attention, whose result is added to `kept`, the tokens of `x` that it is
+    /// for.
+    fn residual(
+        &self,
+        x: &Tensor,
+        kept: &Tensor,
+        attention: impl FnOnce(&Tensor) -> Tensor,
+        feed_forward: impl FnOnce(&Tensor) -> Tensor,
+    ) -> Tensor {
         match &self.norms {
             Norms::Pre { input, post_attention } => {
-                let x = x + self.branch(attention(&input.forward(x)));
+                let x = kept + self.branch(attention(&input.forward(x)));
                 &x + self.branch(feed_forward(&post_attention.forward(&x)))
             }
             Norms::PreAndPost { input, post_attention, pre_feedforward, post_feedforward } => {
-                let x = x + post_attention.forward(&attention(&input.forward(x)));
+                let x = kept + post_attention.forward(&attention(&input.forward(x)));
                 &x + post_feedforward.forward(&feed_forward(&pre_feedforward.forward(&x)))
             }
             Norms::Post { post_attention, post_feedforward } => {
-                let x = x + post_attention.forward(&attention(x));
+                let x = kept + post_attention.forward(&attention(x));
                 &x + post_feedforward.forward(&feed_forward(&x))
             }
         }

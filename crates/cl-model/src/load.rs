@@ -100,7 +100,7 @@ fn warn_of_emulation(options: LoadOptions) {
     if options.compute == Kind::BFloat16 && options.device == Device::Cpu && cl_torch::emulates_bf16() {
         ONCE.call_once(|| {
             tracing::warn!(
-                "this processor has no instructions for bf16: precision = \"f32\" is faster here, and takes more memory"
+                "this processor has no instructions for bf16: training and scoring are faster with precision = \"f32\", in more memory"
             );
         });
     }

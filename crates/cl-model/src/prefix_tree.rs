@@ -6,6 +6,8 @@
 
 /// Minimum length of a prefix, in tokens, to be shared: below it, the larger mask costs more than the saved rows.
 const MIN_SHARED: usize = 16;
+/// Minimum length of a shared prefix as a fraction of the sequences: attention in two parts costs each row about a tenth more.
+const MIN_PART: usize = 8;
 
 /// A run of rows shared by all of its descendants.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl PrefixTree {
         let mut tree = PrefixTree { ends: vec![0; sequences.len()], ..PrefixTree::default() };
         let mut from = 0;
         while from < sequences.len() {
-            let alone = |to: usize| !share || common(sequences[to - 1], sequences[to]) < past + MIN_SHARED;
+            let alone = |to: usize| !share || shared(sequences[to - 1], sequences[to], past).is_none();
             let to = (from + 1..sequences.len()).find(|&to| alone(to)).unwrap_or(sequences.len());
             let root = tree.add(sequences, from..to, past, None);
             tree.roots.push(root);
@@ -127,22 +129,21 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, sh
     let mut all: Vec<Batch> = Vec::new();
     let (mut used, mut longest) = (0, 0);
     for (place, &i) in order.iter().enumerate() {
-        let shared = match place.checked_sub(1) {
-            Some(before) if share => common(sequences[order[before]], sequences[i]),
-            _ => 0,
-        };
+        let before = place.checked_sub(1).filter(|_| share).map(|before| sequences[order[before]]);
+        let in_common = before.map_or(0, |before| common(before, sequences[i]));
         if let Some(batch) = all.last_mut() {
-            let new = if shared < batch.past + MIN_SHARED { batch.past } else { shared };
-            let new = sequences[i].len() - new.min(sequences[i].len());
-            let goes_on = batch.past == 0 || (shared >= batch.past && wanted[i] >= batch.past);
-            let (more, longer) = (batch.sequences.len() + 1, longest.max(sequences[i].len() - batch.past.min(shared)));
+            let goes_on = batch.past == 0 || (in_common >= batch.past && wanted[i] >= batch.past);
+            let known = before.filter(|_| goes_on).and_then(|before| shared(before, sequences[i], batch.past));
+            let new = sequences[i].len() - known.unwrap_or(batch.past).min(sequences[i].len());
+            let (more, longer) =
+                (batch.sequences.len() + 1, longest.max(sequences[i].len() - batch.past.min(in_common)));
             if goes_on && more <= count && used + new <= rows && more.saturating_mul(longer) <= places {
                 batch.sequences.push(i);
                 (used, longest) = (used + new, longer);
                 continue;
             }
         }
-        let past = shared.min(wanted[i]);
+        let past = in_common.min(wanted[i]);
         // A batch that its number of sequences ended is compared with what it computed.
         let full = all.last().is_some_and(|batch| batch.sequences.len() == count);
         let whole = if full { rows.min(used) } else { rows };
@@ -153,7 +154,13 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, sh
     all
 }
 
-/// Length of the prefix that two sequences share, in tokens.
+/// Length of the prefix of two sequences behind which their rows separate, if it is worth sharing beyond a past of both.
+fn shared(a: &[u32], b: &[u32], past: usize) -> Option<usize> {
+    let (length, longest) = (common(a, b), a.len().max(b.len()));
+    (length >= past + MIN_SHARED && (length - past) * MIN_PART >= longest - past).then_some(length)
+}
+
+/// Length of the prefix that two sequences have in common, in tokens.
 pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -189,6 +196,11 @@ mod tests {
             assert_eq!(tree.roots.len(), if share { 3 } else { 7 });
         }
         let tree = PrefixTree::new(&all[..5], 18, true);
+        // 16 tokens of sequences of 136 are not worth it, of 24 they are.
+        let long: Vec<Vec<u32>> = (0..2).map(|i| [vec![7; 16], vec![i; 120]].concat()).collect();
+        assert_eq!(PrefixTree::new(&sorted(&long), 0, true).ids.len(), 2 * 136);
+        let short: Vec<&[u32]> = long.iter().map(|s| &s[..24]).collect();
+        assert_eq!(PrefixTree::new(&short, 0, true).ids.len(), 16 + 2 * 8);
         assert_eq!(tree.positions.iter().min(), Some(&18));
         assert!(tree.nodes.iter().all(|n| n.start < n.own_end && n.own_end <= n.end));
     }

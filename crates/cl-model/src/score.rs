@@ -57,8 +57,6 @@ pub(crate) fn score<E: From<ModelError>>(
         let last = tree.rows(own.len() - 1);
         let kept_rows = Tensor::from_slice(&last[..next.saturating_sub(batch.past)]).to_device(model.device);
         let mut kept = Prefix::of_len(next);
-        let x = model.forward_tree(&tree, &past, &mut |layer, k, v| kept.store(past.layer(layer), &kept_rows, k, v))?;
-        past = kept;
         let mut questions = Questions::default();
         for (place, &s) in batch.sequences.iter().enumerate() {
             let path = tree.rows(place);
@@ -66,6 +64,11 @@ pub(crate) fn score<E: From<ModelError>>(
                 questions.ask(path[t - batch.past], sequences[open[s]][t + 1]);
             }
         }
+        let wanted_rows = questions.rows();
+        let x = model.forward_tree(&tree, &past, &wanted_rows, &mut |layer, k, v| {
+            kept.store(past.layer(layer), &kept_rows, k, v);
+        })?;
+        past = kept;
         let mut answers = questions.answer(model, &x)?.into_iter();
         for &s in &batch.sequences {
             scored(open[s], answers.by_ref().take(fed[s].len() - wanted[s]).collect())?;
@@ -85,7 +88,15 @@ impl Questions {
         self.asked.push((row, i64::from(token)));
     }
 
-    /// Answers in the order of the questions.
+    /// The rows asked about, in ascending order.
+    fn rows(&self) -> Vec<i64> {
+        let mut rows: Vec<i64> = self.asked.iter().map(|&(row, _)| row).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        rows
+    }
+
+    /// Answers in the order of the questions, from the residual stream of [`Questions::rows`].
     fn answer(&self, model: &Decoder, x: &Tensor) -> Result<Vec<Scored>, ModelError> {
         let vocab_size = model.config.vocab_size;
         if let Some(&(_, id)) = self.asked.iter().find(|(_, id)| *id >= vocab_size) {
@@ -94,33 +105,28 @@ impl Questions {
         let mut order: Vec<usize> = (0..self.asked.len()).collect();
         order.sort_by_key(|&i| self.asked[i]);
         let mut answers = vec![(0.0, false); self.asked.len()];
-        let mut from = 0;
-        while from < order.len() {
-            let mut rows: Vec<i64> = Vec::new();
-            let mut places: Vec<i64> = Vec::new(); // in the flattened (rows · vocab)
-            let mut to = from;
-            while let Some(&(row, token)) = order.get(to).map(|&i| &self.asked[i]) {
-                if rows.last() != Some(&row) {
-                    if rows.len() == CHUNK {
-                        break;
-                    }
-                    rows.push(row);
-                }
-                places.push((rows.len() as i64 - 1) * vocab_size + token);
-                to += 1;
-            }
-            let chunk = log_probs(model, x, &rows, &places);
-            order[from..to].iter().zip(chunk).for_each(|(&i, answer)| answers[i] = answer);
-            from = to;
+        let mut open = order.as_slice();
+        for (chunk, rows) in self.rows().chunks(CHUNK).enumerate() {
+            let asked = open.partition_point(|&i| self.asked[i].0 <= rows[rows.len() - 1]);
+            let (of_chunk, later) = open.split_at(asked);
+            // In the flattened (rows · vocab).
+            let place = |&i: &usize| {
+                let (row, token) = self.asked[i];
+                rows.partition_point(|&r| r < row) as i64 * vocab_size + token
+            };
+            let places: Vec<i64> = of_chunk.iter().map(place).collect();
+            let x = x.narrow(0, (chunk * CHUNK) as i64, rows.len() as i64);
+            of_chunk.iter().zip(log_probs(model, &x, &places)).for_each(|(&i, answer)| answers[i] = answer);
+            open = later;
         }
         Ok(answers)
     }
 }
 
-fn log_probs(model: &Decoder, x: &Tensor, rows: &[i64], places: &[i64]) -> Vec<Scored> {
-    let on_device = |of: &[i64]| Tensor::from_slice(of).to_device(model.device);
-    let logits = model.logits(&x.index_select(0, &on_device(rows)));
-    let place = on_device(places);
+/// Scores at places of the flattened `(rows, vocab)` logits of `x` `(rows, hidden)`.
+fn log_probs(model: &Decoder, x: &Tensor, places: &[i64]) -> Vec<Scored> {
+    let logits = model.logits(x);
+    let place = Tensor::from_slice(places).to_device(model.device);
     let row = place.divide_scalar_mode(model.config.vocab_size, "floor");
     let asked = logits.view([-1]).index_select(0, &place);
     let values = &asked - logits.logsumexp([-1i64], false).index_select(0, &row);

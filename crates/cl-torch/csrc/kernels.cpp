@@ -139,6 +139,71 @@ void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_
   if (i < m) tile_last<kRows - 1>(m - i, n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
 }
 
+// Rows of x and of w whose products are computed together, such that their sums stay in registers.
+#if defined(__AVX512F__)
+constexpr int kDotRows = 6;
+#else
+constexpr int kDotRows = 2;
+#endif
+constexpr int kDotCols = 4;
+
+// Rows of w that stay in a cache while all rows of x are multiplied with them.
+constexpr int64_t kDotBlock = 16;
+
+// M rows of x with kDotCols rows of w. Meanwhile it fetches some of as many rows of w from `next` on: the tiles with all rows of x
+// take turns, number `turn` of `turns`.
+template <int M, class T>
+CL_INLINE void dot_tile(int64_t depth, const float* x, const T* w, const T* next, int64_t turn, int64_t turns, float* y, int64_t y_row) {
+  vf products[M][kDotCols] = {};
+  over_vectors(depth, [&](int64_t l, int64_t m) CL_ALWAYS {
+    vf row[kDotCols];
+    for (int j = 0; j < kDotCols; ++j) row[j] = load(w + j * depth + l, m);
+    for (int64_t j = turn; j < kDotCols; j += turns) __builtin_prefetch(next + j * depth + l, 0, 2);
+    for (int i = 0; i < M; ++i) {
+      const vf v = load(x + i * depth + l, m);
+      for (int j = 0; j < kDotCols; ++j) products[i][j] += v * row[j];
+    }
+  });
+  for (int i = 0; i < M; ++i) {
+    const vq all = sums(products[i][0], products[i][1], products[i][2], products[i][3]);
+    __builtin_memcpy(y + i * y_row, &all, sizeof all);
+  }
+}
+
+// As dot_tile with m = 1 to M rows.
+template <int M, class T>
+CL_INLINE void dot_last(int64_t m, int64_t depth, const float* x, const T* w, const T* next, int64_t turn, int64_t turns, float* y,
+                        int64_t y_row) {
+  if (m == M) return dot_tile<M>(depth, x, w, next, turn, turns, y, y_row);
+  if constexpr (M > 1) dot_last<M - 1>(m, depth, x, w, next, turn, turns, y, y_row);
+}
+
+// A product for few rows x, which reads w once and as it is stored, at the speed of the memory.
+template <class T>
+void dot_rows(int64_t m, int64_t n, int64_t depth, const float* x, const T* w, float* y, int64_t y_row) {
+  const int64_t tiled = n / kDotCols * kDotCols, turns = (m + kDotRows - 1) / kDotRows;
+  for (int64_t first = 0; first < tiled; first += kDotBlock) {
+    const int64_t end = first + kDotBlock < tiled ? first + kDotBlock : tiled;
+    for (int64_t i = 0, turn = 0; i < m; i += kDotRows, ++turn) {
+      for (int64_t j = first; j < end; j += kDotCols) {
+        const T *rows = w + j * depth, *next = rows + kDotBlock * depth;
+        if (i + kDotRows <= m) {
+          dot_tile<kDotRows>(depth, x + i * depth, rows, next, turn, turns, y + i * y_row + j, y_row);
+        } else {
+          dot_last<kDotRows - 1>(m - i, depth, x + i * depth, rows, next, turn, turns, y + i * y_row + j, y_row);
+        }
+      }
+    }
+  }
+  for (int64_t j = tiled; j < n; ++j) {
+    for (int64_t i = 0; i < m; ++i) {
+      vf products{};
+      over_vectors(depth, [&](int64_t l, int64_t some) CL_ALWAYS { products += load(x + i * depth + l, some) * load(w + j * depth + l, some); });
+      y[i * y_row + j] = sum(products);
+    }
+  }
+}
+
 // Queries that are computed together.
 constexpr int64_t kQueries = 32;
 
@@ -366,15 +431,22 @@ namespace cl {
 
 extern const Kernels CL_KERNELS = {
     {silu_mul<float>, silu_mul_back<float>, norm_weight<float>, rotate<float>, attend<float>, attend_back<float>, append<float>,
-     attend_stored<float>},
+     attend_stored<float>, dot_rows<float>},
     {silu_mul<bf16>, silu_mul_back<bf16>, norm_weight<bf16>, rotate<bf16>, attend<bf16>, attend_back<bf16>, append<bf16>,
-     attend_stored<bf16>},
+     attend_stored<bf16>, dot_rows<bf16>},
     {norm<float, float>, norm_back<float, float>},
     {norm<bf16, float>, norm_back<bf16, float>},
     {norm<bf16, bf16>, norm_back<bf16, bf16>},
     attend_scratch,
     attend_back_scratch,
     attend_stored_scratch,
+#if defined(__AVX512F__)
+    48,
+#elif defined(__AVX2__)
+    16,
+#else
+    0,
+#endif
 };
 
 }  // namespace cl

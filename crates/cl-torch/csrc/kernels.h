@@ -56,6 +56,8 @@ struct Loops {
   // Stores the new keys and values.
   void (*append)(const Continued<T>& head);
   void (*attend_stored)(const Continued<T>& head, float* scratch);
+  // y[i · y_row + j] = x_i · w_j for m rows of x and n rows of w, both of `depth` elements.
+  void (*dot_rows)(int64_t m, int64_t n, int64_t depth, const float* x, const T* w, float* y, int64_t y_row);
 };
 
 template <class T, class W>
@@ -74,6 +76,8 @@ struct Kernels {
   int64_t (*attend_scratch)(int64_t length, int64_t d);
   int64_t (*attend_back_scratch)(int64_t length, int64_t d);
   int64_t (*attend_stored_scratch)(int64_t rows, int64_t prefix, int64_t longest, int64_t d);
+  // Up to this many rows of x, dot_rows in f32 takes less time than libraries (docs/benchmarks.md).
+  int64_t few_rows;
 };
 
 extern const Kernels baseline;

@@ -1,6 +1,5 @@
 // Linear layers over one input as one autograd node, each with a low-rank update beside it or not.
 #include <ATen/ops/cat.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -27,18 +26,6 @@ Tensor dense_weight(const variable_list& tensors, size_t layer, at::ScalarType k
   return absmax.defined() ? cl::dequantized({weight, absmax, tensors[place(layer, kNested)]}, kind) : weight;
 }
 
-// x·Wᵀ + b. libtorch rounds the sum once, which shows in half precision.
-Tensor with_bias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  if (!bias.defined()) return cl::product(x, weight.t());
-  if (cl::is_quicker_in_f32(x, weight.t())) {
-    Tensor y = bias.expand({x.size(0), weight.size(0)}).contiguous();
-    cl::add_product(y, x, weight.t());
-    return y;
-  }
-  if (!cl::uses_onednn() || x.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
-  return cl::product(x, weight.t()).add_(bias);
-}
-
 // y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ. The A are one product; sums go into what is there already.
 struct Linears : torch::autograd::Function<Linears> {
   // `places` says where each of the tensors belongs: autograd takes no undefined ones.
@@ -62,7 +49,7 @@ struct Linears : torch::autograd::Function<Linears> {
     int64_t start = 0;
     for (size_t i = 0; i < layers; ++i) {
       const Tensor &bias = tensors[place(i, kBias)], &b = tensors[place(i, kB)];
-      Tensor y = with_bias(x, dense_weight(tensors, i, x.scalar_type()), bias);
+      Tensor y = cl::product(x, dense_weight(tensors, i, x.scalar_type()).t(), bias);
       Tensor h;
       if (b.defined()) {
         h = as.size() == 1 ? narrow : narrow.narrow(1, start, b.size(1)).contiguous();

@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <atomic>
 
+#include "dtype.h"
 #include "guard.h"
+#include "kernels.h"
+#include "parallel.h"
 
 using at::Tensor;
 
@@ -55,7 +58,7 @@ bool wants_graph(const Tensor& t) { return c10::GradMode::is_enabled() && t.requ
 
 // oneDNN's product has no derivative.
 bool fits_onednn(const Tensor& a, const Tensor& b) {
-  return cl::uses_onednn() && a.device().is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
+  return choice().load(std::memory_order_relaxed) && a.device().is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
          a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0) && a.numel() > 0 && b.numel() > 0 && !wants_graph(a) &&
          !wants_graph(b);
 }
@@ -78,10 +81,41 @@ void product_in_f32(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   }
 }
 
-}  // namespace
+// Whether a·b is a product of few rows with the transpose of a matrix that is stored row by row, as in a linear layer. Libraries are
+// made for many rows, and do not reach the speed at which memory delivers the weights. Where the processor multiplies bf16, they are
+// left to it; where it does not, every number of rows takes a conversion of all weights elsewhere.
+bool has_few_rows(const Tensor& a, const Tensor& b) {
+  constexpr int64_t kDeep = 64;  // the sums of a row of vectors are added up at its end
+  if (!cl::has_kernels(a) || !b.device().is_cpu() || a.scalar_type() != b.scalar_type() || a.dim() != 2 || b.dim() != 2 ||
+      a.size(1) != b.size(0) || wants_graph(a) || wants_graph(b)) {
+    return false;
+  }
+  if (cl::is_bf16(a) && !emulates_bf16()) return false;
+  const int64_t most = cl::kernels().few_rows * (cl::is_bf16(a) ? 3 : 1);
+  return a.size(0) > 0 && a.size(0) <= most && a.size(1) >= kDeep && b.size(1) > 0 && b.stride(0) == 1 && b.stride(1) == b.size(0);
+}
 
-namespace cl {
+// In f32.
+Tensor product_of_few_rows(const Tensor& a, const Tensor& b) {
+  constexpr int64_t kPaid = 1 << 16;  // multiplications that are worth a thread
+  const Tensor x = a.to(at::kFloat).contiguous();
+  const int64_t rows = a.size(0), depth = a.size(1), columns = b.size(1);
+  Tensor y = at::empty({rows, columns}, x.options());
+  const int64_t grain = (kPaid / (rows * depth) + 4) / 4 * 4;
+  cl::with_type(b, [&](auto* t) {
+    using T = cl::Pointee<decltype(t)>;
+    const float* from = cl::data<float>(x);
+    const T* weight = cl::data<T>(b);
+    float* to = cl::data<float>(y);
+    cl::over_ranges(columns, grain, [&](int64_t first, int64_t end) {
+      cl::loops<T>().dot_rows(rows, end - first, depth, from, weight + first * depth, to + first, columns);
+    });
+  });
+  return y;
+}
 
+// Whether a·b of bf16 is quicker in f32, conversions included: they are as many as the elements of all three matrices, and pay if
+// each of these takes part in many multiplications.
 bool is_quicker_in_f32(const Tensor& a, const Tensor& b) {
   constexpr double kPaid = 16;
   if (!emulates_bf16() || !a.device().is_cpu() || a.scalar_type() != at::kBFloat16 || b.scalar_type() != at::kBFloat16 ||
@@ -92,18 +126,27 @@ bool is_quicker_in_f32(const Tensor& a, const Tensor& b) {
   return rows * inner * columns > kPaid * (rows * inner + inner * columns + rows * columns);
 }
 
-bool uses_onednn() { return choice().load(std::memory_order_relaxed); }
+}  // namespace
 
-Tensor product(const Tensor& a, const Tensor& b) {
-  const bool in_f32 = is_quicker_in_f32(a, b);
-  if (!in_f32 && !fits_onednn(a, b)) return at::mm(a, b);
-  Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
-  if (in_f32) {
-    product_in_f32(out, a, b, /*add=*/false);
-    return out;
+namespace cl {
+
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias) {
+  if (has_few_rows(a, b)) {
+    Tensor y = product_of_few_rows(a, b);
+    if (bias.defined()) y.add_(bias);
+    return y.to(a.scalar_type());
   }
-  at::native::mkldnn_matmul(a, b, out, /*beta=*/0, /*alpha=*/1);
-  return out;
+  if (is_quicker_in_f32(a, b)) {
+    Tensor y = bias.defined() ? bias.expand({a.size(0), b.size(1)}).contiguous() : at::empty({a.size(0), b.size(1)}, a.options());
+    product_in_f32(y, a, b, /*add=*/bias.defined());
+    return y;
+  }
+  if (fits_onednn(a, b)) {
+    Tensor y = at::empty({a.size(0), b.size(1)}, a.options());
+    at::native::mkldnn_matmul(a, b, y, /*beta=*/0, /*alpha=*/1);
+    return bias.defined() ? y.add_(bias) : y;
+  }
+  return bias.defined() ? at::addmm(bias, a, b) : at::mm(a, b);
 }
 
 void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
@@ -120,7 +163,7 @@ void add_product(Tensor& out, const Tensor& a, const Tensor& b) {
 
 extern "C" int cl_has_onednn() { return has_onednn(); }
 
-extern "C" int cl_uses_onednn() { return cl::uses_onednn(); }
+extern "C" int cl_uses_onednn() { return choice().load(std::memory_order_relaxed); }
 
 extern "C" int cl_emulates_bf16() { return emulates_bf16(); }
 

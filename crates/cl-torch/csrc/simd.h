@@ -122,6 +122,39 @@ CL_INLINE float sum(vf v) {
   return all;
 }
 
+// Four floats.
+typedef float vq __attribute__((vector_size(16)));
+
+// Sums of neighbours, alternately of a and b: within each 128 bits, (a0+a2, b0+b2, a1+a3, b1+b3) from elements 0 to 3, then
+// from pairs of those the sums of all four.
+#if defined(__AVX512F__)
+CL_INLINE vf interleaved(vf a, vf b) {
+  return (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b) + (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+}
+CL_INLINE vf interleaved_pairs(vf a, vf b) {
+  return (vf)_mm512_unpacklo_pd((__m512d)a, (__m512d)b) + (vf)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+}
+CL_INLINE vq folded(vf v) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  return (vq)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+#elif defined(__AVX2__)
+CL_INLINE vf interleaved(vf a, vf b) {
+  return (vf)_mm256_unpacklo_ps((__m256)a, (__m256)b) + (vf)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+}
+CL_INLINE vf interleaved_pairs(vf a, vf b) {
+  return (vf)_mm256_unpacklo_pd((__m256d)a, (__m256d)b) + (vf)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+}
+CL_INLINE vq folded(vf v) { return (vq)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)); }
+#else
+CL_INLINE vf interleaved(vf a, vf b) { return vf{a[0], b[0], a[1], b[1]} + vf{a[2], b[2], a[3], b[3]}; }
+CL_INLINE vf interleaved_pairs(vf a, vf b) { return vf{a[0], a[1], b[0], b[1]} + vf{a[2], a[3], b[2], b[3]}; }
+CL_INLINE vq folded(vf v) { return v; }
+#endif
+
+// The sums of the elements of each.
+CL_INLINE vq sums(vf a, vf b, vf c, vf d) { return folded(interleaved_pairs(interleaved(a, b), interleaved(c, d))); }
+
 CL_INLINE float largest(vf v) {
   float most = v[0];
   for (int64_t i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;

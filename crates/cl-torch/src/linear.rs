@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::products::turn;
     use crate::testing;
-    use crate::{Products, products, use_products};
+    use crate::{Products, emulates_bf16, products, use_products};
 
     fn noise(shape: &[i64], phase: f64) -> Tensor {
         testing::noise(shape, phase, Kind::Float)
@@ -150,6 +150,43 @@ mod tests {
             let room = exact.abs() * 2f64.powi(-8) + 1e-5;
             assert!((y.to_kind(Kind::Float) - exact).abs().le_tensor(&room).all().int64_value(&[]) == 1);
         }
+    }
+
+    #[test]
+    fn a_row_among_few_has_the_same_result_whatever_their_number() {
+        testing::with_every_width(|bits| {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                for (depth, columns) in [(64, 1), (65, 6), (130, 40), (576, 303)] {
+                    let (x, w) =
+                        (testing::noise(&[60, depth], 0.1, kind), testing::noise(&[columns, depth], 0.2, kind));
+                    let b = testing::noise(&[columns], 0.3, kind);
+                    let first = linear(&x.narrow(0, 0, 1), &w, Some(&b));
+                    for rows in [1, 2, 5, 6, 7, 13, 16, 32, 48, 49, 60] {
+                        let some = x.narrow(0, 0, rows);
+                        let y = linear(&some, &w, Some(&b));
+                        assert_eq!((y.size(), y.kind()), (vec![rows, columns], kind));
+                        let [x, w, b] = [&some, &w, &b].map(|t| t.to_kind(Kind::Double));
+                        let exact = x.linear(&w, Some(&b));
+                        // Of 576 products below 1 in f32, in any order; bf16 keeps 8 bits of the result.
+                        let room = exact.abs() * if kind == Kind::Float { 0.0 } else { 2f64.powi(-8) } + 1e-4;
+                        let close = (y.to_kind(Kind::Double) - exact).abs().le_tensor(&room).all();
+                        assert!(close.int64_value(&[]) == 1, "{bits} bits, {kind:?}, {rows} of {depth}, {columns}");
+                        let own = bits > 128 && (kind == Kind::Float || emulates_bf16());
+                        if own && rows <= 16 {
+                            assert!(
+                                y.narrow(0, 0, 1).equal(&first),
+                                "{bits} bits, {kind:?}, {rows} of {depth}, {columns}"
+                            );
+                        }
+                    }
+                    if columns > 100 {
+                        let part = linear(&x.narrow(0, 0, 3), &w.narrow(0, 8, 40), None);
+                        let whole = linear(&x.narrow(0, 0, 3), &w, None).narrow(1, 8, 40);
+                        assert!(part.allclose(&whole, 1e-2, 1e-4, false), "{bits} bits, {kind:?}");
+                    }
+                }
+            }
+        });
     }
 
     /// Inputs, weights and updates of three layers: with an update and a bias, with neither, with an update of another rank.
