@@ -27,7 +27,8 @@ impl Products {
     }
 }
 
-/// The library that [`linear`](crate::linear) uses in this process.
+/// The library that [`linear`](crate::linear) uses in this process, except for products of few rows, for which the crate has loops of
+/// its own (docs/benchmarks.md).
 ///
 /// The default is oneDNN on processors with AVX-512 that are not Intel's, where MKL uses only 256-bit vectors and takes
 /// twice the time (docs/benchmarks.md), and libtorch's own elsewhere. It depends only on the processor, never on a

@@ -108,8 +108,9 @@ pub enum TrainError {
     },
     /// Another rank ended, or did not answer in time.
     #[error(
-        "rank {rank} of {world_size}: another rank is gone or does not answer ({source}); its own output says why. \
-         With save_steps, --resume continues from the last checkpoint, on as many ranks as there are then"
+        "rank {rank} of {world_size}: another rank is gone or does not answer ({source}). If it \
+         ended, its own output says why; if all ranks report this, the network between them failed. With save_steps, \
+         --resume continues from the last checkpoint, on as many ranks as there are then"
     )]
     RankLost {
         /// Number of this rank.

@@ -400,9 +400,12 @@ impl<'a> Graph<'a> {
             (s.train.precision, s.train.states) = (Precision::Bf16, States::Pure);
         })?;
         self.orders(seed)?;
-        let row =
-            Row { question: Some("BOS in front of every text"), ..Row::of("base (without BOS)", RowKind::Base, seed) };
-        self.add("question-base-without-bos", vec![0], Work::Base { add_bos_token: Some(false) }, row);
+        // Both: which of them the tokenizer does by itself differs between models.
+        for (add, name) in [(true, "base (with BOS)"), (false, "base (without BOS)")] {
+            let row = Row { question: Some("BOS in front of every text"), ..Row::of(name, RowKind::Base, seed) };
+            let work = Work::Base { add_bos_token: Some(add) };
+            self.add(&format!("question-{}", slug(name)), vec![0], work, row);
+        }
         Ok(())
     }
 
