@@ -443,7 +443,7 @@ extern const Kernels CL_KERNELS = {
 #if defined(__AVX512F__)
     48,
 #elif defined(__AVX2__)
-    16,
+    32,
 #else
     0,
 #endif
