@@ -6,7 +6,8 @@
 
 /// Minimum length of a prefix, in tokens, to be shared: below it, the larger mask costs more than the saved rows.
 const MIN_SHARED: usize = 16;
-/// Minimum length of a shared prefix as a fraction of the sequences: attention in two parts costs each row about a tenth more.
+/// A prefix is shared if it is at least this part (one eighth) of the longest sequence: attention in two parts costs each row about a
+/// tenth more.
 const MIN_PART: usize = 8;
 
 /// A run of rows shared by all of its descendants.

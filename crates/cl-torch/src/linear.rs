@@ -182,7 +182,10 @@ mod tests {
                     if columns > 100 {
                         let part = linear(&x.narrow(0, 0, 3), &w.narrow(0, 8, 40), None);
                         let whole = linear(&x.narrow(0, 0, 3), &w, None).narrow(1, 8, 40);
-                        assert!(part.allclose(&whole, 1e-2, 1e-4, false), "{bits} bits, {kind:?}");
+                        let own = bits > 128 && (kind == Kind::Float || emulates_bf16());
+                        let alike =
+                            if own { part.equal(&whole) } else { part.allclose(&whole, 2f64.powi(-7), 1e-4, false) };
+                        assert!(alike, "{bits} bits, {kind:?}");
                     }
                 }
             }
