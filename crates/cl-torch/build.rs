@@ -1,10 +1,11 @@
-//! Compiles the C++ shim against the libtorch that torch-sys chose, and lets binaries and tests find that libtorch.
+//! Compiles the C++ shim against the libtorch that torch-sys selected, and makes that libtorch visible to binaries and
+//! tests.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    // docs.rs has no libtorch; torch-sys looks for none with this cfg (Cargo.toml).
+    // docs.rs has no libtorch; with this cfg, torch-sys does not need one (Cargo.toml).
     if env::var_os("CARGO_CFG_DOCSRS").is_some() {
         return;
     }
@@ -14,10 +15,10 @@ fn main() {
     let include = lib.parent().expect("libtorch/lib has a parent").join("include");
     println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-changed=build.rs");
-    // Crates with a binary read this as DEP_CL_TORCH_LIBTORCH_LIB and turn it into a run path.
+    // Crates with a binary read this as DEP_CL_TORCH_LIBTORCH_LIB and set it as a run path.
     println!("cargo:libtorch_lib={}", lib.display());
-    // Cargo adds native search folders below its target folder to the library path of `cargo run`, `cargo test` and
-    // doctests; a link inside OUT_DIR counts as one, so none of them needs a variable set by hand.
+    // Cargo adds native search directories below its target directory to the library path of `cargo run`, `cargo test`
+    // and doctests. A link inside OUT_DIR counts as one, so no environment variable has to be set by hand.
     let link = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR")).join("libtorch");
     let _ = std::fs::remove_file(&link);
     std::os::unix::fs::symlink(&lib, &link).expect("OUT_DIR is writable");
@@ -40,14 +41,14 @@ fn main() {
     );
     shim(&include, "cl_torch_kernels", &["kernels"], &[]);
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
-        // The same loops for wider vectors; dispatch.cpp chooses by the processor when a program runs.
+        // The same kernels for wider vectors; dispatch.cpp selects one at run time.
         shim(&include, "cl_torch_avx2", &["kernels"], &["-DCL_KERNELS=avx2", "-mavx2", "-mfma"]);
         let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"];
         shim(&include, "cl_torch_avx512", &["kernels"], &[&["-DCL_KERNELS=avx512"], &avx512[..]].concat());
     }
 }
 
-/// Compiles files of csrc/ to a static library.
+/// Compiles files of csrc/ into a static library.
 fn shim(include: &Path, name: &str, files: &[&str], flags: &[&str]) {
     let mut build = cc::Build::new();
     build

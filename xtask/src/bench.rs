@@ -1,5 +1,5 @@
-//! `cargo xtask bench merge`: times whole merges against mergekit, in one run, and writes the results to
-//! docs/benchmarks.md.
+//! `cargo xtask bench merge`: times complete merges and compares them with mergekit in the same run. The results are
+//! written to docs/benchmarks.md.
 //!
 //! Environment variables: `CL_BENCH_DIR` is a directory for models (default: `bench` in the cache), `CL_MERGEKIT` the
 //! program `mergekit-yaml`, `CL_APR` the program `apr`; without these two, their columns stay empty. `CL_BENCH_MODELS`
@@ -32,7 +32,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// Programs and folders.
+/// The programs to run, and directories.
 struct Bench {
     ours: PathBuf,
     mergekit: Option<PathBuf>,
@@ -41,7 +41,7 @@ struct Bench {
     runs: usize,
 }
 
-/// One command's time and memory, of several runs.
+/// Time and memory of a command, measured over several runs.
 #[derive(Clone, Copy)]
 struct Measured {
     seconds: f64,
@@ -81,7 +81,7 @@ fn merge(quick: bool) -> Result<()> {
     Ok(())
 }
 
-/// Random models of a size, made once.
+/// Creates random models of a size, unless they exist.
 fn make_models(folder: &Path, size: &str, count: usize) -> Result<PathBuf> {
     let dir = folder.join(size);
     let (dir_text, count) = (dir.display().to_string(), count.to_string());
@@ -121,7 +121,7 @@ fn machine(bench: &Bench) -> Result<String> {
     ))
 }
 
-/// A merge file that both tools read.
+/// Returns a merge file that both tools can read.
 fn yaml(method: &str, base: Option<&Path>, models: &[PathBuf], parameters: &str) -> String {
     let mut text = format!("merge_method: {method}\n");
     if let Some(base) = base {
@@ -135,12 +135,12 @@ fn yaml(method: &str, base: Option<&Path>, models: &[PathBuf], parameters: &str)
 }
 
 impl Bench {
-    /// Runs a command several times and takes the medians; its output is removed before every run.
+    /// Runs a command several times and returns the medians; its output is removed before every run.
     fn measure(&self, runs: usize, out: &Path, command: impl Fn() -> Command) -> Result<Measured> {
         let mut all = Vec::new();
         for _ in 0..runs {
             remove(out)?;
-            // What earlier runs wrote is not this one's to wait for.
+            // Flush data written by earlier runs, so that this run does not have to wait for it.
             let _ = Command::new("sync").status();
             all.push(once(command())?);
         }
@@ -198,7 +198,7 @@ impl Bench {
         Ok(Some(measured))
     }
 
-    /// Seven models of 135M: the table of methods.
+    /// Measures merges of seven models of 135M, for the table of methods.
     fn methods(&self, small: &Path, text: &mut String) -> Result<()> {
         let base = small.join("base");
         let models: Vec<PathBuf> = (0..7).map(|i| small.join(format!("ft{i}"))).collect();
@@ -232,7 +232,7 @@ impl Bench {
                 ours.seconds / (floor.0 + floor.1)
             )?;
         }
-        // The same work by the paper's definition, which needs one pass less.
+        // The same merge by the paper's definition, which needs one pass less.
         let toml = toml("dare_ties", "density = 0.2\n", &base, &models);
         let file = self.folder.join("merge.toml");
         fs::write(&file, toml)?;
@@ -264,7 +264,7 @@ impl Bench {
             ("knots", "density = 0.2\n", 7),
             ("opcm", "", 7),
         ] {
-            // Decompositions take minutes; one run tells enough of them.
+            // Decompositions take minutes, so they are run once.
             let slow = matches!(method, "iso_c" | "tsv" | "knots" | "opcm");
             if slow && self.runs == 1 {
                 continue;
@@ -282,7 +282,7 @@ impl Bench {
         Ok(())
     }
 
-    /// How time and memory grow with models and with size.
+    /// Measures how time and memory grow with the number and the size of models.
     fn growth(&self, small: &Path, large: Option<&Path>, text: &mut String) -> Result<()> {
         writeln!(text, "### How time and memory grow\n")?;
         writeln!(text, "Beyond the models that there are, the same files again, under other names.\n")?;
@@ -300,7 +300,7 @@ impl Bench {
                     let parameters = if method == "ties" { ", density: 0.2" } else { "" };
                     let config = yaml(method, with_base, &models, parameters);
                     warm(&base, &models)?;
-                    // The peer takes minutes beyond these.
+                    // mergekit takes minutes for larger ones.
                     let affordable = if method == "linear" { bytes < 8e9 } else { bytes < 3e9 };
                     let theirs = if affordable && self.runs > 1 { self.merge_theirs(&config, 1, &base)? } else { None };
                     warm(&base, &models)?;
@@ -314,7 +314,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Seconds to read the models and to write one, in the best of three.
+    /// Measures the seconds to read the models and to write one; best of three.
     fn floor(&self, base: &Path, models: &[PathBuf]) -> Result<(f64, f64)> {
         warm(base, models)?;
         let out = self.folder.join("floor");
@@ -342,7 +342,7 @@ fn toml(method: &str, parameters: &str, base: &Path, models: &[PathBuf]) -> Stri
     format!("base_model = {:?}\n[method.{method}]\n{parameters}\n{list}", base.display().to_string())
 }
 
-/// So many folders that lead to the models that there are.
+/// Returns this many directories that link to the existing models.
 fn links(folder: &Path, dir: &Path, have: usize, count: usize) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(folder)?;
     (0..count)
@@ -355,7 +355,7 @@ fn links(folder: &Path, dir: &Path, have: usize, count: usize) -> Result<Vec<Pat
         .collect()
 }
 
-/// Brings the models into the page cache.
+/// Reads the models into the page cache.
 fn warm(base: &Path, models: &[PathBuf]) -> Result<()> {
     for dir in models.iter().map(PathBuf::as_path).chain([base]) {
         let mut command = Command::new("cat");
@@ -365,17 +365,17 @@ fn warm(base: &Path, models: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end: wall time, and the most memory that was seen resident.
+/// Runs a command to completion, and returns its wall time and the maximum resident memory that was observed.
 fn once(mut command: Command) -> Result<Measured> {
     let started = Instant::now();
-    // To a file: a pipe that nobody reads stops whoever writes progress to it.
+    // Redirected to a file, because a full pipe that nobody reads would block the program.
     let log = std::env::temp_dir().join(format!("cl-bench-{}.log", std::process::id()));
     let stderr = fs::File::create(&log).with_context(|| log.display().to_string())?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     let mut child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     let status = format!("/proc/{}/status", child.id());
     let mut most = 0.0f64;
-    // The kernel keeps the high-water mark itself; read often enough, its last value is the peak.
+    // The kernel records the maximum itself; if it is read often enough, the last value is the peak.
     let exit = loop {
         if let Some(exit) = child.try_wait()? {
             break exit;

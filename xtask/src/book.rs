@@ -1,5 +1,5 @@
-//! Builds `docs` as a book. Pages link to files of the repository that are not part of the book: such links point to
-//! the repository given by `CL_REPOSITORY`, or become plain text without it.
+//! Builds `docs` as a book. Pages link to files of the repository that are not part of the book; such links point to
+//! the repository given by `CL_REPOSITORY`, or become plain text if it is not set.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -40,7 +40,8 @@ fn pages(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// Links of a page in `folder` of the repository that lead out of `docs`, led to the repository or taken away.
+/// Rewrites links that lead out of `docs`, on a page in `folder` of the repository: they point to the online
+/// repository, or are removed if there is none.
 fn resolve_links(html: &str, folder: &Path, repository: Option<&str>, exists: &dyn Fn(&Path) -> bool) -> String {
     let mut out = String::with_capacity(html.len());
     let mut rest = html;
@@ -63,7 +64,7 @@ fn resolve_links(html: &str, folder: &Path, repository: Option<&str>, exists: &d
     out + rest
 }
 
-/// The file of the repository that a link leads to, with its anchor, where it is not a page of the book.
+/// Returns the file of the repository that a link leads to, with its anchor, unless it is a page of the book.
 fn file_outside(link: &str, folder: &Path, exists: &dyn Fn(&Path) -> bool) -> Option<String> {
     let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
     let mut file = PathBuf::new();
@@ -73,7 +74,7 @@ fn file_outside(link: &str, folder: &Path, exists: &dyn Fn(&Path) -> bool) -> Op
             part => file.push(part),
         }
     }
-    // mdBook takes every page that is linked to for one of its own.
+    // mdBook assumes that every linked page is part of the book.
     let page = file.with_extension("md");
     if !exists(&file) && exists(&page) {
         file = page;

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::command::{cargo, run, step};
 use crate::{setup, tidy};
 
-/// All tests.
+/// Runs all tests.
 pub fn test(arguments: &[String]) -> Result<()> {
     setup::run()?;
     let mut command = cargo(&["test", "--workspace"]);
@@ -13,7 +13,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     run(command)
 }
 
-/// The paper's tables and figures, with a small model.
+/// Reproduces the paper's tables and figures with a small model.
 pub fn reproduce(arguments: &[String]) -> Result<()> {
     setup::run()?;
     let mut command =
@@ -23,7 +23,7 @@ pub fn reproduce(arguments: &[String]) -> Result<()> {
     run(command)
 }
 
-/// Everything.
+/// Runs all checks.
 pub fn all(arguments: &[String]) -> Result<()> {
     let with_tests = match arguments {
         [] => true,

@@ -1,4 +1,4 @@
-//! Running other programs.
+//! Functions to run other programs.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::{root, setup};
 
-/// `cargo` in the workspace's root, with an environment as if it was called from a shell.
+/// Returns a `cargo` command for the workspace's root, with an environment as if it were called from a shell.
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
-    // `cargo xtask` itself ran under cargo, which set these for this process; passed on they would override what the
-    // configuration says by now, and make build scripts think that something changed.
+    // `cargo xtask` itself runs under cargo, which set these variables for this process. If they were passed on, they
+    // would override the current configuration, and build scripts would detect a change.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_")
@@ -27,9 +27,9 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command with this process's terminal.
+/// Runs a command in this process's terminal.
 pub fn run(mut command: Command) -> Result<()> {
-    // Not Debug, which lists every variable that was taken away.
+    // Do not use Debug, which lists every removed variable.
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let name = words.map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {name}"))?;
@@ -39,7 +39,7 @@ pub fn run(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a step of a longer list and says how long it took.
+/// Runs a step of a longer list, and prints how long it took.
 pub fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("== {name}");
     let started = Instant::now();

@@ -1,5 +1,5 @@
-//! `cargo xtask dist` and `cargo xtask gpu-check`: a small directory that runs on a machine with nothing but a Python with
-//! PyTorch, and the check of a GPU in it.
+//! `cargo xtask dist` and `cargo xtask gpu-check`: a small directory that runs on any machine that has Python with
+//! PyTorch, and the GPU check in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::command::{cargo, run as run_command};
 use crate::{root, setup};
 
-/// Largest size of the directory, in bytes: what can be carried to a machine that is lent for minutes.
+/// Maximum size of the directory in bytes: it must be possible to copy it to a machine that is lent for minutes.
 const LIMIT: u64 = 60 << 20;
 const SCRIPT: &str = include_str!("gpu_check.py");
 const README: &str = "\
@@ -30,7 +30,7 @@ To run cl-engine itself over the libraries of that PyTorch:
     ./cl-engine --help
 ";
 
-/// Builds the commands and packs them with the check, in `target/dist` or the directory after `--out`.
+/// Builds the commands and packs them with the check, to `target/dist` or the directory given by `--out`.
 pub fn run(arguments: &[String]) -> Result<()> {
     match arguments {
         [] => dist(&default_folder()),
@@ -39,17 +39,17 @@ pub fn run(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// Runs the check of a GPU with the given arguments; makes `target/dist` if it is missing.
+/// Runs the GPU check with the given arguments; creates `target/dist` if it is missing.
 pub fn gpu_check(arguments: &[String]) -> Result<()> {
     let folder = default_folder();
     if !folder.join("cl-engine").is_file() {
         dist(&folder)?;
     }
-    // Of an earlier `dist`, the script may be older than this one.
+    // The script in an earlier `dist` may be older than this one.
     let script = folder.join("gpu_check.py");
     fs::write(&script, SCRIPT).with_context(|| script.display().to_string())?;
     let mut python = Command::new(std::env::var_os("CL_PYTHON").unwrap_or_else(|| "python3".into()));
-    // Cargo's would put another libtorch before PyTorch's own.
+    // Cargo's library path would put a different libtorch before PyTorch's own.
     python.env_remove("LD_LIBRARY_PATH").arg(&script).args(arguments);
     if !arguments.iter().any(|a| a == "--out" || a.starts_with("--out=")) {
         python.arg("--out").arg(target().join("gpu-check"));
@@ -64,11 +64,12 @@ fn dist(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let copy = |from: PathBuf, name: &str| {
         let to = folder.join(name);
-        // A program that is running cannot be written over, but removed.
+        // A running program cannot be overwritten, but it can be removed.
         fs::remove_file(&to).ok();
         fs::copy(&from, &to).map(|_| ()).with_context(|| format!("copying {} to {}", from.display(), to.display()))
     };
-    // The release profile strips them. `cl` is left out: it would start cl-engine for every command that runs a model.
+    // The release profile strips them. `cl` is left out, because it would start cl-engine for every command that runs a
+    // model.
     for name in ["cl-engine", "cl-merge"] {
         copy(target().join("release").join(name), name)?;
     }
@@ -86,17 +87,17 @@ fn dist(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Sum of the files' sizes.
+/// Returns the total size of the files.
 ///
 /// # Errors
-/// Returns an error if it is above the limit.
+/// Returns an error if it exceeds the limit.
 fn total(files: &[(String, u64)]) -> Result<u64> {
     let total = files.iter().map(|(_, size)| size).sum();
     ensure!(total <= LIMIT, "{:.1} MiB, more than the {} allowed", mebibytes(total), LIMIT >> 20);
     Ok(total)
 }
 
-/// Names and sizes of the files of a directory, which has no others.
+/// Returns names and sizes of the files in a directory, which must not contain anything else.
 fn sizes(folder: &Path) -> Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {

@@ -70,7 +70,7 @@ def write_safetensors(path, tensors):
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in tensors:
-            # Not through NumPy, which this Python may lack, too.
+            # Not through NumPy, which may also be missing in this Python.
             tensor = tensor.contiguous()
             size = tensor.numel() * tensor.element_size()
             file.write((ctypes.c_char * size).from_address(tensor.data_ptr()))
@@ -242,7 +242,7 @@ def execute(run, command, budget, until=None):
         raise LeftOut("no time left")
     watch = None
     if run.device == "cuda":
-        # Where memory cannot be read, the check itself still counts.
+        # The check itself still counts if memory cannot be measured.
         with contextlib.suppress(Exception):
             watch = MemoryWatch(0)
             watch.start()
@@ -291,7 +291,7 @@ def execute(run, command, budget, until=None):
 
 def tail(path):
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    # An error of the command itself says more than what libtorch prints after it.
+    # An error message of the command itself is more informative than what libtorch prints after it.
     errors = [line for line in lines if line.startswith("error") or "Error:" in line]
     return " / ".join((errors or lines)[-2:])[:400]
 
@@ -318,7 +318,7 @@ class Run:
     def __init__(self, args):
         self.args, self.device, self.small = args, args.device, args.small
         self.results = Path(args.out).absolute()
-        # Models take gigabytes, and only the results are kept.
+        # Models take gigabytes; only the results are kept.
         self.out = Path(tempfile.mkdtemp(prefix="gpu-check-"))
         self.started = time.monotonic()
         self.deadline = self.started + args.minutes * 60
@@ -337,7 +337,7 @@ class Run:
         if self.libraries:
             old = os.environ.get("LD_LIBRARY_PATH")
             self.environment["LD_LIBRARY_PATH"] = str(self.libraries) + (f":{old}" if old else "")
-            # An explicit folder turns a CUDA library that does not load from silence into an error.
+            # With an explicit directory, a CUDA library that fails to load is an error instead of being ignored.
             if (self.libraries / "libtorch_cuda.so").exists():
                 self.environment["CL_LIBTORCH_CUDA"] = str(self.libraries)
 
@@ -372,7 +372,7 @@ class Run:
         log = folder / "log.jsonl"
         until = None
         if until_steps:
-            # The model is not needed, so the command need not go on to write it.
+            # The model is not needed, so the command does not have to write it.
             until = lambda: log.exists() and log.read_bytes().count(b"\n") >= until_steps
         done = self.cl(["train", file, "--out", folder], budget, until)
         return folder, read_lines(log), done
@@ -491,7 +491,7 @@ def check_scoring(run):
     reference, expected = evaluate(run, "scoring-cpu", task, "f32", "cpu")
     for precision, device, exact in variants(run):
         sums, accuracy = evaluate(run, f"scoring-{precision}", task, precision, device)
-        # Up to four tokens are summed.
+        # Each sum is over up to four tokens.
         run.compare(
             f"scoring, {precision}",
             largest_difference(reference, sums),
@@ -506,7 +506,7 @@ def check_scoring(run):
         for d in ["cpu", run.device]
     ]
     equal = sum(a == b for a, b in zip(*(t.splitlines() for t in texts), strict=True))
-    # Two tokens can be equally likely within f32's rounding; more than one of 16 texts is no coincidence.
+    # Two tokens can be equally likely within f32 rounding, but a difference in more than one of 16 texts is a failure.
     run.row(
         "greedy texts, f32", "ok" if equal >= 15 else "failed", f"{equal} of 16 equal those of the CPU", equal=equal
     )
@@ -594,7 +594,7 @@ def check_optimizer(run):
     for name, device in [("adamw-cpu", "cpu"), ("adamw-device", run.device)]:
         folder, _, _ = run.train(name, **tiny_training(run, device, "f32", **settings))
         weights.append(read_safetensors(folder / "model" / "model.safetensors"))
-    # Where a gradient is nearly zero, AdamW's first step takes only its sign, which rounding can turn.
+    # Where a gradient is nearly zero, AdamW's first step depends only on its sign, which rounding can flip.
     run.compare(
         "fused AdamW, f32",
         relative(*weights, base),
@@ -689,12 +689,12 @@ def measured_rows(run, which):
         return file
     count = size["batch"] * size["steps"]
     if which == "135m" and run.args.model and run.args.data:
-        # No row may be longer than what the model reads; a token has about four letters.
+        # No row may be longer than the model's maximum length; a token has about four letters.
         rows = [{k: r[k] for k in ("prompt", "answer")} for r in json.loads(Path(run.args.data).read_text())]
         rows = [r for r in rows if len(r["prompt"]) + len(r["answer"]) <= 3 * size["longest"]][:count]
         file.write_text(json.dumps(rows))
     else:
-        # Another tokenizer splits the made-up words.
+        # A different tokenizer splits the synthetic words into several tokens.
         foreign = which == "135m" and run.args.model
         make_rows(file, count, size["longest"] // 4 if foreign else size["longest"], 6)
     return file
@@ -729,7 +729,7 @@ def check_training(run, which, method):
         reason = str(missing)
     ours, theirs = [], []
     for turn in range(size["turns"]):
-        # A second turn must not take the time of other rows.
+        # A second turn must not use up the time of other rows.
         if turn and run.left() < 0.4 * run.args.minutes * 60:
             break
         try:
@@ -737,7 +737,7 @@ def check_training(run, which, method):
         except (Failed, LeftOut):
             if not ours:
                 raise
-            break  # what the first turn measured is kept
+            break  # the measurements of the first turn are kept
         ours.append(dict(log=log, peak=done["peak"]))
         if reason is None:
             try:
@@ -746,7 +746,7 @@ def check_training(run, which, method):
                 reason = str(error)
     speeds = [speed(o["log"]) for o in ours]
     rate, peak = statistics.median(speeds), max((o["peak"] for o in ours if o["peak"] is not None), default=None)
-    # Per token and parameter two operations forward, two for the gradients of activations, two for those of weights.
+    # Per token and parameter: two operations forward, two for the gradients of activations, two for those of weights.
     flops = (4 if method == "lora" else 6) * count * rate
     share = flops / run.rates["matrix"] if "matrix" in run.rates else None
     text = f"{rate:,.0f} tokens/s ({', '.join(f'{s:,.0f}' for s in speeds)}), {gib(peak)}"
@@ -798,7 +798,7 @@ def compare_training(run, name, method, spec, ours, theirs, rate, peak, reason):
     if peak and their_peak:
         memory = peak / their_peak
         run.row(f"{name}, memory ratio", "ok", f"{memory:.2f} x", goal(run, "0.6 x", memory, most=0.6), ratio=memory)
-    # Both must have done the same work: the same tokens, and from the same weights the same first loss.
+    # Both must have done the same work: the same tokens, and the same first loss from the same weights.
     a, b = ours[0]["log"], theirs[0]["steps"]
     tokens = [s["tokens"] for s in a][: len(b)] == [s["tokens"] for s in b]
     difference = abs(a[0]["loss"] - b[0]["loss"]) / abs(b[0]["loss"])
@@ -833,7 +833,7 @@ def check_compiled(run, which):
         steps=size["steps"],
         compile=True,
     )
-    # The first steps compile, one more for each new length.
+    # The first steps include compilation, and every new length causes another one.
     rate = statistics.median(s["tokens"] / s["seconds"] for s in found["steps"][len(found["steps"]) // 2 :])
     run.row(
         f"{label(run, which)} lora, Transformers + PEFT compiled",
@@ -909,7 +909,7 @@ def check_generation(run, which):
 def check_study(run):
     """A study with the settings of `smol`, as far as the time allows: on the data of --tasks, or on made-up tasks."""
     folder, _, _ = measured_model(run, "135m")
-    # The time is given, so that the table is written before the end.
+    # The time is limited, so that the table can be written before the end.
     seconds = min(run.left() - 5, 25 if run.small else 600)
     if seconds < 15:
         raise LeftOut("no time left")
@@ -1084,7 +1084,7 @@ def peer_generate(spec, torch):
 
 # ---------------------------------------------------------------- the run
 
-# In order of importance, as time may run out.
+# In order of importance, because time may run out.
 CHECKS = [
     ("environment", check_environment),
     ("load", check_load),
@@ -1143,7 +1143,7 @@ def main():
     run.results.mkdir(parents=True, exist_ok=True)
     for old in [run.results / "results.jsonl", run.results / "table.md", *run.results.glob("failed-*.txt")]:
         old.unlink(missing_ok=True)
-    # A time limit from outside gets the table, too.
+    # Also write the table if an external time limit stops the run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_checks(run)
@@ -1183,7 +1183,7 @@ def run_checks(run):
                 run.row(name, "left out", str(reason))
             except Failed as error:
                 run.row(name, "failed", str(error))
-            except Exception as error:  # a check that breaks is a row, too
+            except Exception as error:  # a check that crashes is reported as a row, too
                 traceback.print_exc()
                 run.row(name, "failed", f"{type(error).__name__}: {error}"[:400])
 

@@ -1,4 +1,4 @@
-//! `cargo xtask`: tasks around the code. Links no libtorch, so that it can download it.
+//! `cargo xtask`: development tasks. Does not link libtorch, so that it can download it.
 
 mod bench;
 mod book;
@@ -69,8 +69,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root, as given by Cargo at run time: a compiled-in path would be wrong after a checkout was moved
-/// together with its `target`.
+/// Returns the workspace's root, as given by Cargo at run time: a path from compile time would be wrong after a
+/// checkout was moved together with its `target` directory.
 fn root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
@@ -79,7 +79,7 @@ fn root() -> &'static Path {
     })
 }
 
-/// The cache folder, for downloads.
+/// Returns the cache directory, for downloads.
 fn cache() -> Result<PathBuf> {
     cl_checkpoint::files::cache_dir().ok_or_else(|| {
         anyhow::anyhow!("neither CL_CACHE nor HOME is set; set CL_CACHE to a folder with 2 GB of free space")

@@ -1,4 +1,4 @@
-//! Finds or downloads libtorch and tells cargo where it is.
+//! Finds or downloads libtorch, and tells cargo where it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cache, root};
 
-/// The version that tch 0.24 is made for.
+/// The version of libtorch that tch 0.24 requires.
 pub const VERSION: &str = "2.11.0";
 const SCRIPT: &str = include_str!("trim_libtorch.py");
 
-/// Files that a libtorch with headers must have.
+/// Files that a libtorch with headers must contain.
 const NEEDED: [&str; 5] = [
     "lib/libtorch_cpu.so",
     "lib/libc10.so",
@@ -21,14 +21,14 @@ const NEEDED: [&str; 5] = [
     "include/torch/csrc/autograd/custom_function.h",
 ];
 
-/// A LIBTORCH exported by the user, as opposed to the one set for this process by cargo's configuration.
+/// Returns the LIBTORCH exported by the user, as opposed to the one set for this process by cargo's configuration.
 pub fn exported_libtorch() -> Option<PathBuf> {
     let value = std::env::var("LIBTORCH").ok().filter(|v| !v.is_empty())?;
     let configured = fs::read_to_string(config_file()).ok().and_then(|t| configured(&t));
     (configured.as_deref() != Some(value.as_str())).then(|| PathBuf::from(value))
 }
 
-/// Makes sure that there is a libtorch and that `.cargo/libtorch.toml` contains its path; returns its directory.
+/// Ensures that there is a libtorch and that `.cargo/libtorch.toml` contains its path; returns its directory.
 pub fn run() -> Result<PathBuf> {
     require("c++", &["--version"], "a C++ compiler is needed (on Debian and Ubuntu: apt-get install g++)")?;
     let folder = match exported_libtorch() {
@@ -45,7 +45,7 @@ pub fn run() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The cached directory, assembled from wheels if it is missing or incomplete.
+/// Returns the cached directory, which is assembled from wheels if it is missing or incomplete.
 fn cached() -> Result<PathBuf> {
     let cache = cache()?;
     let folder = cache.join(format!("libtorch-{VERSION}-cpu"));
@@ -74,7 +74,7 @@ fn cached() -> Result<PathBuf> {
         return Err(error.context("libtorch could not be assembled; no files were left. Run the command again, or export LIBTORCH=<directory of libtorch 2.11.0>"));
     }
     if fs::rename(&part, &folder).is_err() {
-        // Another set-up was quicker; its result is as good.
+        // Another setup has finished first; use its result.
         fs::remove_dir_all(&part).ok();
     }
     check(&folder)?;
@@ -107,7 +107,7 @@ pub fn check(folder: &Path) -> Result<()> {
             bail!("{}: missing or empty", path.display());
         }
     }
-    // A downloaded libtorch has build-version; the torch folder of a Python environment has version.py.
+    // A downloaded libtorch has build-version; the torch directory of a Python environment has version.py.
     let version = ["build-version", "version.py"].iter().find_map(|f| fs::read_to_string(folder.join(f)).ok());
     match version {
         Some(text) if text.contains(VERSION) => Ok(()),

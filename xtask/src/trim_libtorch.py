@@ -10,7 +10,7 @@ import zipfile
 
 VERSION = "2.11.0"
 WHEELS = [f"torch=={VERSION}", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
-# The CPU half of this build names the two CUDA libraries, so they have to be there, GPU or not.
+# The CPU library of this build depends on the two CUDA libraries, so they are required even without a GPU.
 LIBRARIES = ["libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"]
 
 
@@ -51,7 +51,7 @@ def main(folder):
     missing = [name for name in LIBRARIES if not (folder / "lib" / name).is_file()]
     if missing:
         sys.exit(f"the wheels hold no {', '.join(missing)}")
-    # torch-sys always links -ltorch, which this build does not have under that name: a one-line linker script.
+    # torch-sys always links -ltorch, which does not exist under that name in this build; use a one-line linker script.
     (folder / "lib" / "libtorch.so").write_text("INPUT(-ltorch_cpu)\n")
     shutil.rmtree(wheels)
     (folder / "build-version").write_text(VERSION + "\n")

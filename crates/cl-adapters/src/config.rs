@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
-/// Beyond any layer's width.
+/// Upper bound of ranks, larger than the width of any layer.
 const MAX_RANK: i64 = 65_536;
 
-/// Hyper-parameters of LoRA, with the names of PEFT's `adapter_config.json`.
+/// LoRA hyperparameters, with the names of PEFT's `adapter_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
@@ -17,11 +17,11 @@ pub struct LoraConfig {
     pub r: i64,
     /// Numerator of the scaling.
     pub lora_alpha: f64,
-    /// Probability with which an input element of the adapter is dropped while training, in `[0, 1)`.
+    /// Probability with which an input element of the adapter is dropped during training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Modules that get an adapter; `embed_tokens` and `lm_head` only if named.
+    /// Modules that get an adapter; `embed_tokens` and `lm_head` only if they are named.
     pub target_modules: TargetModules,
-    /// Scale by `lora_alpha / √r` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732).
+    /// Whether to scale by `lora_alpha / √r` instead of `lora_alpha / r` (rsLoRA, arXiv:2312.03732).
     pub use_rslora: bool,
     /// Whether to train direction and magnitude of each output separately (DoRA, arXiv:2402.09353).
     pub use_dora: bool,
@@ -38,11 +38,11 @@ pub struct LoraConfig {
     pub bias: Bias,
     /// Whether to train a bias for every update, `scaling · (B·A·x + b)`.
     pub lora_bias: bool,
-    /// Modules that are trained and saved in full: all whose name ends in an entry, as in PEFT (`norm` matches every
-    /// norm).
+    /// Modules that are trained and saved in full: all modules whose name ends in an entry, as in PEFT (`norm` matches
+    /// every norm).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules_to_save: Vec<String>,
-    /// Tokens whose rows of the embedding, or of the output head, are trained and saved.
+    /// Tokens whose rows of the embedding or the output head are trained and saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trainable_token_indices: Option<TokenIndices>,
     /// Whether embedding and output head stay tied if `modules_to_save` names one of them; otherwise they are untied.
@@ -54,8 +54,8 @@ pub struct LoraConfig {
     /// of the other parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_learning_rate: Option<f64>,
-    /// Format in which the frozen weights of the base's linear layers are kept while training (QLoRA, arXiv:2305.14314);
-    /// the output head is not quantized. The saved adapter does not depend on it.
+    /// Quantization format of the frozen weights of the base's linear layers during training (QLoRA, arXiv:2305.14314);
+    /// the output head is not quantized. The saved adapter does not depend on the format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<Quantization>,
 }
@@ -104,10 +104,10 @@ impl Default for TargetModules {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bias {
-    /// None.
+    /// No biases.
     #[default]
     None,
-    /// Biases of adapted layers.
+    /// The biases of adapted layers.
     LoraOnly,
     /// All biases of the model.
     All,
@@ -119,18 +119,18 @@ pub enum Bias {
 pub enum TokenIndices {
     /// For the embedding, and for the output head if it shares the embedding's weight.
     Embedding(Vec<i64>),
-    /// By the last component of the module's name: `embed_tokens`, `lm_head`.
+    /// By the last component of a module's name: `embed_tokens`, `lm_head`.
     Modules(BTreeMap<String, Vec<i64>>),
 }
 
 impl TokenIndices {
-    /// Ids of the module with this full name.
+    /// Returns the ids for the module with this full name.
     pub fn of(&self, module: &str) -> &[i64] {
         let named = |entry: &str| module == entry || module.ends_with(&format!(".{entry}"));
         self.modules().into_iter().find(|(entry, _)| named(entry)).map_or(&[], |(_, ids)| ids)
     }
 
-    /// Modules and their ids; a plain list applies to the embedding.
+    /// Returns the modules with their ids; a plain list applies to the embedding.
     pub fn modules(&self) -> Vec<(&str, &[i64])> {
         match self {
             TokenIndices::Embedding(ids) => vec![("embed_tokens", ids)],
@@ -141,32 +141,32 @@ impl TokenIndices {
 
 /// Initialization of the factors of a new adapter: PEFT's `init_lora_weights`.
 ///
-/// With all except the last two, the layer's output is initially unchanged because `B·A` is zero. The last two
-/// initialize the factors from the weight, and the initial update is subtracted in the forward pass, while the weight
-/// is unchanged; a saved adapter is the difference from the initialization, at twice the rank, and applies to the
+/// With all variants except the last two, `B·A` is zero, so the layer's output is initially unchanged. The last two
+/// initialize the factors from the weight. The weight stays unchanged, and the initial update is subtracted in the
+/// forward pass. A saved adapter is then the difference from the initialization, at twice the rank, and applies to the
 /// original base.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Named", into = "Named")]
 pub enum InitLoraWeights {
-    /// `true`: A uniform in ±1/√in, B zero. For an embedding, A is zero and B standard normal.
+    /// `true`: A is uniform in ±1/√in, B is zero. For an embedding, A is zero and B standard normal.
     #[default]
     Kaiming,
-    /// A normal with standard deviation 1/r, B zero.
+    /// A is normal with standard deviation 1/r, B is zero.
     Gaussian,
-    /// Rows of A and columns of B from a random orthogonal matrix, so that `B·A` is zero although neither is. Even
-    /// ranks only.
+    /// Rows of A and columns of B come from a random orthogonal matrix, so that `B·A` is zero although neither factor
+    /// is. Even ranks only.
     Orthogonal,
-    /// The r largest singular values and vectors of the weight (PiSSA, arXiv:2404.02948); with `pissa_niter_N`, from N
-    /// rounds of subspace iteration instead of a full decomposition.
+    /// The r largest singular values and vectors of the weight (PiSSA, arXiv:2404.02948). With `pissa_niter_N`, they
+    /// come from N rounds of subspace iteration instead of a full decomposition.
     Pissa {
-        /// Rounds of subspace iteration.
+        /// Number of rounds of subspace iteration.
         niter: Option<u32>,
     },
     /// The first r columns and rows of the weight's QR decomposition (OLoRA, arXiv:2406.01775).
     Olora,
 }
 
-/// The value as it stands in a file.
+/// The value as in a file.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Named {
@@ -213,7 +213,7 @@ impl From<InitLoraWeights> for Named {
 }
 
 impl InitLoraWeights {
-    /// Whether the initial update is subtracted from the weight.
+    /// Whether the initial update is not zero and is therefore subtracted in the forward pass.
     pub fn changes_the_base(self) -> bool {
         matches!(self, InitLoraWeights::Pissa { .. } | InitLoraWeights::Olora)
     }
@@ -223,7 +223,7 @@ impl LoraConfig {
     /// Checks all ranges.
     ///
     /// # Errors
-    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
+    /// Returns [`AdapterError::Parameter`] with the key, the value and the allowed values.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let parameter = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
         let positive = |x: f64| x.is_finite() && x > 0.0 && x <= 1e6;
@@ -279,8 +279,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Checks settings against the layers that get an adapter (names, kinds and weight shapes): settings that one of
-    /// them does not support, and settings that would have no effect.
+    /// Checks settings against the layers that get an adapter (names, kinds and weight shapes): rejects settings that
+    /// one of them does not support, and settings that would have no effect.
     ///
     /// # Errors
     /// Returns [`AdapterError::Parameter`].
@@ -306,7 +306,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// What a layer with a weight of this shape cannot have.
+    /// Checks that a layer with a weight of this shape supports the settings.
     pub(crate) fn check_layer(&self, name: &str, kind: LayerKind, shape: [i64; 2]) -> Result<(), AdapterError> {
         let wrong = |key, value: String, expected| Err(AdapterError::Parameter { key, value, expected });
         let set = || format!("set for `{name}`");
@@ -316,7 +316,7 @@ impl LoraConfig {
         if self.use_dora && (kind == LayerKind::Embedding || name == "lm_head") {
             return wrong("use_dora", set(), "target_modules without embedding and head");
         }
-        // Beyond the larger side factors hold more than two matrices of the layer's own size.
+        // With a rank above the larger side, the factors would be larger than two matrices of the layer's size.
         let rank = self.rank(name);
         if rank > shape[0].max(shape[1]) {
             return wrong("r", format!("{rank} for `{name}`"), "no more than the layer's larger side");
@@ -333,7 +333,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The key of parameters that are trained besides the factors, if any: such adapters cannot be summed.
+    /// Returns the key of a setting that trains parameters besides the factors, if there is one: such adapters cannot
+    /// be summed.
     pub fn beyond_factors(&self) -> Option<&'static str> {
         let keys = [
             ("use_dora", self.use_dora),
@@ -345,19 +346,20 @@ impl LoraConfig {
         keys.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
     }
 
-    /// Rank of a module, including `rank_pattern`.
+    /// Returns the rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> i64 {
         pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
 
-    /// Scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
+    /// Returns the scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
     pub fn scaling(&self, module: &str) -> f64 {
         let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         lora_scaling(alpha, self.rank(module) as f64, self.use_rslora)
     }
 }
 
-/// PEFT's rule of what a key matches; a table has no order, so the longest one counts.
+/// Finds the value whose key matches a module by PEFT's rule; since tables are unordered, the longest matching key is
+/// used.
 fn pattern<'m, V>(pairs: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
     let matching = pairs.iter().filter(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module)));
     matching.max_by_key(|(key, _)| key.len()).map(|(_, value)| value)

@@ -14,7 +14,8 @@ pub struct Magnitude {
 }
 
 impl Magnitude {
-    /// `m = ‖W + scaling·B·A‖` of each row, with which an adapter changes nothing; or the given vector.
+    /// Creates the magnitudes: the given vector, or `‖W + scaling·B·A‖` of each row, with which the layer's output is
+    /// unchanged.
     pub(crate) fn new(weight: &Weight, lora: &Lora, vector: Option<Tensor>) -> Magnitude {
         let weight = weight.to_kind(Kind::Float);
         let squares = weight.square().sum_dim_intlist(1i64, false, Kind::Float);
@@ -22,14 +23,16 @@ impl Magnitude {
         Magnitude { vector: vector.detach().set_requires_grad(true), squares }
     }
 
-    /// Another handle on the same tensors.
+    /// Returns a second handle to the same tensors.
     pub(crate) fn shallow_clone(&self) -> Magnitude {
         Magnitude { vector: self.vector.shallow_clone(), squares: self.squares.shallow_clone() }
     }
 
-    /// `y = (m / ‖W + s·B·A‖) ⊙ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b`, the norm being a constant of the gradient (section 4.3 of the paper).
+    /// Computes `y = (m / ‖W + s·B·A‖) ⊙ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b`; the gradient treats the norm as a constant (section
+    /// 4.3 of the paper).
     ///
-    /// As in PEFT, dropout applies to what goes beyond `x·Wᵀ`. That is computed in the dtype `adapters`, which the result has.
+    /// As in PEFT, dropout applies to all terms except `x·Wᵀ`. These terms are computed in the dtype `adapters`, which
+    /// is also the dtype of the result.
     pub(crate) fn forward(
         &self,
         weight: &Weight,
@@ -45,7 +48,7 @@ impl Magnitude {
         let narrow = linear(&dropped, &lora.a.to_kind(adapters), None) * lora.scaling;
         let update = narrow.matmul(&lora.b.to_kind(adapters).tr());
         let y = weight.linear(x, bias.map(|b| b.to_kind(x.kind())).as_ref());
-        // Without dropout PEFT takes `x·Wᵀ` out of the layer's output, which may be rounded.
+        // Without dropout, PEFT derives `x·Wᵀ` from the layer's output, which may be rounded.
         let product = match (mode, bias) {
             (Mode::Train { .. }, _) if lora.dropout > 0.0 => weight.linear(&dropped, None),
             (_, Some(bias)) => &y - bias.to_kind(x.kind()),
@@ -55,7 +58,8 @@ impl Magnitude {
     }
 }
 
-/// `‖W + s·B·A‖` of each row without a graph: `‖w‖² + 2 s w·(Aᵀb) + s² bᵀ(A·Aᵀ)b`, so that nothing as large as W is made.
+/// Computes `‖W + s·B·A‖` of each row without a graph, as `‖w‖² + 2 s w·(Aᵀb) + s² bᵀ(A·Aᵀ)b`, so that no tensor of the
+/// size of W is created.
 fn row_norms(weight: &Tensor, squares: &Tensor, lora: &Lora) -> Tensor {
     let _no_graph = tch::no_grad_guard();
     let (a, b) = (lora.a.to_kind(Kind::Float), lora.b.to_kind(Kind::Float));

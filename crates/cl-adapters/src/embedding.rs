@@ -5,20 +5,20 @@ use crate::{Lora, Site, TokenRows};
 
 /// An embedding, with or without an adapter.
 pub struct Embedding {
-    /// Name of the module, as in the checkpoint without `.weight`.
+    /// Name of the module, as in the checkpoint, without `.weight`.
     pub name: String,
     /// `[tokens, width]`.
     pub weight: Tensor,
     /// The low-rank update: `ΔW = scaling · (B·A)ᵀ` with A `[r, tokens]` and B `[width, r]`.
     pub lora: Option<Lora>,
-    /// Rows that are trained and replace the embedding's own.
+    /// Rows that are trained and replace those of the embedding.
     pub rows: Option<TokenRows>,
-    /// Dtype of the adapter's product; defaults to that of the result.
+    /// Dtype of the adapter's product; defaults to the dtype of the result.
     pub adapter_kind: Option<Kind>,
 }
 
 impl Embedding {
-    /// An embedding without an adapter.
+    /// Creates an embedding without an adapter.
     pub fn new(name: &str, weight: Tensor) -> Embedding {
         Embedding { name: name.to_owned(), weight, lora: None, rows: None, adapter_kind: None }
     }
@@ -38,12 +38,12 @@ impl Embedding {
         self.rows.as_ref().map_or_else(|| x.shallow_clone(), |rows| rows.replace(&x, ids))
     }
 
-    /// Makes the rows of these tokens trainable, with the given values or copies of the embedding's.
+    /// Makes the rows of these tokens trainable, starting from the given values or from the embedding's.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }
 
-    /// The table as a place for an adapter.
+    /// Returns the embedding as a layer that can have an adapter.
     pub fn site(&self) -> Site<'_> {
         Site { name: &self.name, kind: LayerKind::Embedding, lora: self.lora.as_ref(), start: None }
     }

@@ -1,17 +1,17 @@
 use std::path::PathBuf;
 
-/// Why an adapter cannot be made, loaded, saved or folded.
+/// Errors of creating, loading, saving or folding an adapter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// A hyper-parameter outside its range.
+    /// A hyperparameter is outside its range.
     #[error("{key} = {value}: expected {expected}")]
     Parameter {
         /// PEFT's key.
         key: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: &'static str,
     },
     /// `target_modules` names a module that the model does not have.
@@ -19,7 +19,7 @@ pub enum AdapterError {
     UnknownTarget {
         /// The entry that matched nothing.
         target: String,
-        /// The last parts of the names of its linear layers.
+        /// Last components of the names of the model's linear layers.
         available: Vec<String>,
     },
     /// `target_modules` is a string that is neither `all-linear` nor a regular expression.
@@ -30,7 +30,7 @@ pub enum AdapterError {
         /// Why it does not parse.
         source: regex::Error,
     },
-    /// An adapter holds a module that the model does not have.
+    /// An adapter has a module that the model does not have.
     #[error("{path}: adapter module `{module}` is neither a linear layer nor the embedding of this model")]
     UnknownModule {
         /// Directory of the adapter.
@@ -49,12 +49,12 @@ pub enum AdapterError {
         input: i64,
         /// Output width of the layer.
         output: i64,
-        /// Shape of A as stored.
+        /// Stored shape of A.
         a: Vec<usize>,
-        /// Shape of B as stored.
+        /// Stored shape of B.
         b: Vec<usize>,
     },
-    /// A tensor that is not a factor cannot be taken up.
+    /// A tensor that is not a factor cannot be loaded.
     #[error("{path}: tensor `{tensor}`: {problem}")]
     Whole {
         /// Directory of the adapter.
@@ -65,7 +65,7 @@ pub enum AdapterError {
         #[source]
         problem: WholeProblem,
     },
-    /// The adapter uses a PEFT feature that is not built.
+    /// The adapter uses a PEFT feature that is not supported.
     #[error("{path}: {feature} adapters are not supported; use a plain LoRA adapter")]
     Unsupported {
         /// Directory of the adapter.
@@ -73,25 +73,25 @@ pub enum AdapterError {
         /// The feature.
         feature: String,
     },
-    /// Files of the base or the adapter.
+    /// An error of checkpoint files.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// libtorch.
+    /// An error of libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
 }
 
-/// Why a tensor of an adapter that is not a factor cannot be taken up.
+/// Why a tensor of an adapter that is not a factor cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WholeProblem {
-    /// Rows of tokens are for a module that the model does not have.
+    /// Token rows belong to a module that the model does not have.
     #[error("rows of a module that this model does not have")]
     RowsOfNoModule,
-    /// The base's weight is quantized.
+    /// The base's weight, which the tensor replaces, is quantized.
     #[error("it replaces a weight that `base` quantizes; continue this adapter without `base`")]
     Quantized,
-    /// Rows of tokens do not fit their ids or the embedding.
+    /// Token rows do not match their ids or the embedding.
     #[error("rows {shape:?} for trainable_token_indices {ids:?}")]
     Rows {
         /// Shape of the rows.
@@ -99,15 +99,15 @@ pub enum WholeProblem {
         /// The token ids.
         ids: Vec<i64>,
     },
-    /// The tensor has another shape than its adapter needs.
+    /// The shape of the tensor differs from what the adapter needs.
     #[error("expected {expected:?}, its shape is {found:?}")]
     Shape {
-        /// The shape needed.
+        /// The needed shape.
         expected: Vec<i64>,
         /// Its shape.
         found: Vec<usize>,
     },
-    /// The tensor has another shape than the base model's.
+    /// The shape of the tensor differs from the base model's.
     #[error("its shape is {found:?}, the base model's {base:?}")]
     ShapeOfBase {
         /// Its shape.

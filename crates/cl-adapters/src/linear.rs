@@ -6,24 +6,24 @@ use crate::{Lora, LoraMixture, Magnitude, Mode, Site, TokenRows, Weight};
 
 /// A linear layer `y = x·Wᵀ + b`, with or without an adapter.
 pub struct Linear {
-    /// Name of the module, as in the checkpoint without `.weight`.
+    /// Name of the module, as in the checkpoint, without `.weight`.
     pub name: String,
     /// `[out, in]`.
     pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Tensor>,
-    /// The low-rank update.
+    /// The trained low-rank update.
     pub lora: Option<Lora>,
     /// Frozen low-rank updates: adapters of earlier rounds, and the subtracted initialization of the adapter.
     pub frozen: Vec<Frozen>,
-    /// Low-rank updates weighted by a router for each token.
+    /// A mixture of low-rank updates, weighted by a router for each token.
     pub mixture: Option<LoraMixture>,
     /// Rows of the weight that are trained and replace its own; only in the output head.
     pub rows: Option<TokenRows>,
-    /// Dtype of the adapters' products; defaults to that of `x`.
+    /// Dtype of the adapters' products; defaults to the dtype of `x`.
     ///
-    /// PEFT keeps the factors in f32, and without autocast also computes products in f32 with a bf16 weight: the sum
-    /// with the layer's output is rounded once.
+    /// PEFT keeps the factors in f32. Without autocast, it also computes their products in f32 if the weight is bf16;
+    /// the sum with the layer's output is then rounded once.
     pub adapter_kind: Option<Kind>,
 }
 
@@ -33,15 +33,15 @@ pub struct Frozen {
     pub a: Tensor,
     /// `[out, r]`.
     pub b: Tensor,
-    /// The scaling of `B·A`.
+    /// The factor by which `B·A` is multiplied.
     pub scaling: f64,
-    /// Whether it subtracts the initial value of the layer's adapter from the weight, as in PiSSA; it is then saved as
-    /// part of the adapter.
+    /// Whether this update subtracts the initial value of the layer's adapter, as in PiSSA; it is then saved as part of
+    /// the adapter.
     pub is_init_offset: bool,
 }
 
 impl Frozen {
-    /// `scaling · x·Aᵀ`, `[tokens, r]` in the dtype `kind`.
+    /// Computes `scaling · x·Aᵀ`, `[tokens, r]` in the dtype `kind`.
     pub fn project_down(&self, x: &Tensor, kind: Kind) -> Tensor {
         cl_torch::linear(&x.to_kind(kind), &self.a.to_kind(kind), None) * self.scaling
     }
@@ -51,7 +51,7 @@ impl Frozen {
     }
 }
 
-/// What a layer is multiplied by, in the dtype of its input.
+/// Weight, bias and factors of a layer, converted to the dtype of its input.
 struct Operands {
     weight: Weight,
     bias: Option<Tensor>,
@@ -66,7 +66,7 @@ impl Operands {
 }
 
 impl Linear {
-    /// A layer without an adapter.
+    /// Creates a layer without an adapter.
     pub fn new(name: &str, weight: impl Into<Weight>, bias: Option<Tensor>) -> Linear {
         Linear {
             name: name.to_owned(),
@@ -80,7 +80,7 @@ impl Linear {
         }
     }
 
-    /// `(in, out)`.
+    /// Returns the widths `(in, out)`.
     pub fn widths(&self) -> (i64, i64) {
         let [output, input] = self.weight.shape();
         (input, output)
@@ -94,7 +94,7 @@ impl Linear {
         Linear::forward_all(&[self], x, mode).pop().expect("one output a layer")
     }
 
-    /// [`Linear::forward`] for several layers with the same input, with their products as one node of the graph.
+    /// Computes [`Linear::forward`] for several layers with the same input; their products form one autograd node.
     pub fn forward_all(layers: &[&Linear], x: &Tensor, mode: Mode) -> Vec<Tensor> {
         if layers.iter().any(|l| l.magnitude().is_some()) {
             return layers.iter().map(|l| l.finished(l.alone(x, mode), x, mode)).collect();
@@ -109,7 +109,7 @@ impl Linear {
         self.lora.as_ref()?.magnitude.as_ref()
     }
 
-    /// Whether the adapter's factors can be multiplied together with the weight: in one dtype and from one input.
+    /// Whether the adapter's products can be fused with that of the weight, which requires the same dtype and input.
     fn fuses(&self, kind: Kind, mode: Mode) -> bool {
         let same_input = |lora: &Lora| mode == Mode::Eval || lora.dropout == 0.0;
         self.lora.as_ref().is_some_and(same_input) && self.adapter_kind.unwrap_or(kind) == kind
@@ -124,7 +124,7 @@ impl Linear {
         }
     }
 
-    /// The layer's product with its learning update, as far as that is not in `y` already.
+    /// Adds the trained update to the layer's product `y`, or the part of it that is not already included.
     fn with_update(&self, y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let y = y.to_kind(self.adapter_kind.unwrap_or(x.kind()));
         match &self.lora {
@@ -145,7 +145,7 @@ impl Linear {
         }
     }
 
-    /// What comes after the weight and its learning update, in the dtype of `x`.
+    /// Adds frozen updates, the mixture and trained rows, and converts the result to the dtype of `x`.
     fn finished(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let (kind, adapters) = (x.kind(), self.adapter_kind.unwrap_or(x.kind()));
         for frozen in &self.frozen {
@@ -161,25 +161,25 @@ impl Linear {
         }
     }
 
-    /// DoRA's output, in the dtype of the adapters' products.
+    /// The output with DoRA, in the dtype of the adapters' products.
     fn with_magnitude(&self, lora: &Lora, x: &Tensor, mode: Mode) -> Tensor {
         let magnitude = lora.magnitude.as_ref().expect("asked for by the caller");
         magnitude.forward(&self.weight, self.bias.as_ref(), lora, x, self.adapter_kind.unwrap_or(x.kind()), mode)
     }
 
-    /// Makes the rows of these tokens trainable, with the given values or copies of the weight's; only in the output head,
-    /// which is never quantized.
+    /// Makes the rows of these tokens trainable, starting from the given values or from the weight's. Only for the
+    /// output head, which is never quantized.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = self.weight.dense().map(|weight| TokenRows::new(weight, ids, values));
     }
 
-    /// The layer as a place for an adapter.
+    /// Returns the layer as one that can have an adapter.
     pub fn site(&self) -> Site<'_> {
         let start = self.frozen.iter().find(|f| f.is_init_offset);
         Site { name: &self.name, kind: LayerKind::Linear, lora: self.lora.as_ref(), start }
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> Linear {
         Linear {
             name: self.name.clone(),

@@ -25,13 +25,13 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Adds a new adapter to `layer`, replacing an existing one, initialized as set by
+    /// Adds a new adapter to `layer`, replacing an existing one, initialized as specified by
     /// [`LoraConfig::init_lora_weights`].
     ///
     /// The values depend only on `seed` and the layer's name.
     ///
     /// # Errors
-    /// Returns [`AdapterError::Parameter`] for DoRA on the output head, or a rank that the initialization does not
+    /// Returns [`AdapterError::Parameter`] for DoRA on the output head, and for a rank that the initialization does not
     /// support.
     pub fn start(layer: &mut Linear, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (input, output) = layer.widths();
@@ -57,7 +57,7 @@ impl Lora {
     /// Adds a new adapter to an embedding, initialized as in PEFT regardless of [`LoraConfig::init_lora_weights`].
     ///
     /// # Errors
-    /// Returns [`AdapterError::Parameter`] with DoRA, or an initialization from the weight.
+    /// Returns [`AdapterError::Parameter`] with DoRA, or with an initialization from the weight.
     pub fn start_embedding(table: &mut Embedding, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
         config.check_layer(&table.name, LayerKind::Embedding, [tokens, width])?;
@@ -74,7 +74,7 @@ impl Lora {
     /// Loads the factors of `layer` from a PEFT directory.
     ///
     /// # Errors
-    /// Returns [`AdapterError::Shape`] if they do not fit, or an error if reading fails.
+    /// Returns [`AdapterError::Shape`] if the factors do not fit the layer, or an error if reading fails.
     pub fn load(layer: &Linear, adapter: &Adapter, dropout: f64) -> Result<Lora, AdapterError> {
         let mut lora =
             read(adapter, &layer.name, LayerKind::Linear, (layer.weight.shape(), layer.weight.device()), dropout)?;
@@ -91,7 +91,7 @@ impl Lora {
         Ok(lora)
     }
 
-    /// As [`Lora::load`] for an embedding.
+    /// Like [`Lora::load`], for an embedding.
     ///
     /// # Errors
     /// Returns the errors of [`Lora::load`].
@@ -100,20 +100,20 @@ impl Lora {
         read(adapter, &table.name, LayerKind::Embedding, ([tokens, width], table.weight.device()), 0.0)
     }
 
-    /// Computes `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`, still to be multiplied by `Bᵀ`.
+    /// Computes `scaling · dropout(x)·Aᵀ`, `[tokens, r]` in the dtype `kind`; the caller multiplies it by `Bᵀ`.
     pub fn project_down(&self, x: &Tensor, kind: Kind, mode: Mode) -> Tensor {
         let h = mode.linear(&mode.dropout(&x.to_kind(kind), self.dropout, self.key), &self.a.to_kind(kind), None);
-        // Scaling the skinny product costs r per token instead of out per token.
+        // Scaling `x·Aᵀ` costs `r` multiplications per token; scaling the update would cost `out`.
         h * self.scaling
     }
 
-    /// `y + scaling · ((dropout(x)·Aᵀ)·Bᵀ + b)`, computed in the dtype of `y`; takes over the memory of `y`.
+    /// Returns `y + scaling · ((dropout(x)·Aᵀ)·Bᵀ + b)`, computed in the dtype of `y`; reuses the memory of `y`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
         self.add_bias(y.addmm_(&self.project_down(x, kind, mode), &self.b.to_kind(kind).tr()))
     }
 
-    /// `y + scaling · b`, where the update has a bias.
+    /// Returns `y + scaling · b` if the update has a bias, otherwise `y`.
     pub(crate) fn add_bias(&self, y: Tensor) -> Tensor {
         match &self.bias {
             Some(bias) => &y + bias.to_kind(y.kind()) * self.scaling,
@@ -121,7 +121,7 @@ impl Lora {
         }
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> Lora {
         Lora {
             a: self.a.shallow_clone(),
@@ -133,7 +133,7 @@ impl Lora {
     }
 }
 
-/// Factors of a module of an adapter, held against shape and device of the weight that they go beside.
+/// Reads the factors of a module of an adapter, checked against the shape of the weight that they update.
 fn read(
     adapter: &Adapter,
     name: &str,
@@ -160,7 +160,7 @@ fn read(
     Ok(Lora::new(load(&a)?, load(&b)?, adapter.config().scaling(name), dropout, name))
 }
 
-/// The update's own bias, where the adapter has one.
+/// Reads the bias of the update, if the adapter has one.
 fn bias(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterError> {
     let name = format!("base_model.model.{}.lora_B.bias", layer.name);
     let Some(info) = adapter.info(&name) else { return Ok(None) };

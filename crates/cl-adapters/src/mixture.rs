@@ -1,4 +1,4 @@
-//! Several low-rank updates of one linear layer, weighted for each token by a router.
+//! Mixture of low-rank updates of one linear layer, weighted for each token by a router.
 
 use cl_moe::{Mixture, RouterLogits, RouterNorm, mixture_tensors};
 use cl_torch::load_tensor;
@@ -12,10 +12,10 @@ use crate::{AdapterError, Linear, Mode, RouterRecorder, top_k};
 /// y = W₀x + Σ_{e ∈ top-k} gₑ(x) · sₑ·Bₑ·Aₑ·x
 /// ```
 ///
-/// Experts are selected by their logits, with ties to the lowest index; gates are the normalized selected logits, in
-/// f32. All experts are computed together: the product with the stacked A, times each expert's gate and scaling, times
-/// the stacked B. Experts that are not selected have a gate of 0, which costs less than gathering the tokens of each
-/// expert.
+/// Experts are selected by their logits, with ties going to the lowest index. Gates are the normalized selected logits,
+/// in f32. All experts are computed together: the product with the stacked A is multiplied by each expert's gate and
+/// scaling, and then by the stacked B. Experts that are not selected have a gate of 0; this is cheaper than gathering
+/// the tokens of each expert.
 ///
 /// Source: Lee et al., "Flexible and Effective Mixing of Large Language Models into a Mixture of Domain Experts",
 /// arXiv:2408.17280, for trained or random routers; the sources of routers computed from the adapters are at
@@ -25,26 +25,26 @@ pub struct LoraMixture {
     pub a: Tensor,
     /// `[out, Σr]`, f32.
     pub b: Tensor,
-    /// `[experts, in]`, f32; `None` if logits are norms of updates. The only trainable tensor here.
+    /// `[experts, in]`, f32; `None` if the logits are norms of updates. The only trainable tensor of the mixture.
     pub router: Option<Tensor>,
-    /// Receives the router's decisions.
+    /// Records the router's decisions, if set.
     pub recorder: Option<RouterRecorder>,
-    /// `[Σr, experts]`, f32: an expert's scaling in the rows of its rank, 0 elsewhere. Spreads gates over ranks.
+    /// `[Σr, experts]`, f32: an expert's scaling in the rows of its rank, 0 elsewhere. Expands gates to ranks.
     scalings: Tensor,
     logits: RouterLogits,
     norm: RouterNorm,
     top_k: i64,
 }
 
-/// Keeps the gradient of a norm finite where it is 0.
+/// Lower bound of squared norms, which keeps the gradient of a norm of 0 finite.
 const SMALLEST_SQUARE: f64 = 1e-30;
 
 impl LoraMixture {
     /// Loads the experts of `layer` from a mixture's directory.
     ///
     /// # Errors
-    /// Returns [`AdapterError::UnknownModule`] if the mixture has none for it, [`AdapterError::Shape`] if they do not
-    /// fit, and an error if reading fails.
+    /// Returns [`AdapterError::UnknownModule`] if the mixture has no experts for the layer, [`AdapterError::Shape`] if
+    /// they do not fit it, and an error if reading fails.
     pub fn load(layer: &Linear, mixture: &Mixture) -> Result<LoraMixture, AdapterError> {
         let (path, module) = (mixture.dir().to_owned(), layer.name.clone());
         let (Some(experts), Some((input, output))) = (mixture.config().modules.get(&module), mixture.widths(&module))
@@ -76,7 +76,8 @@ impl LoraMixture {
         })
     }
 
-    /// `y + Σₑ gₑ·sₑ·Bₑ·Aₑ·x`, computed in the dtype of `y` `[tokens, out]`, whose memory it takes over; `x` is `[tokens, in]`.
+    /// Returns `y + Σₑ gₑ·sₑ·Bₑ·Aₑ·x`, computed in the dtype of `y` `[tokens, out]`, whose memory it reuses; `x` is
+    /// `[tokens, in]`.
     pub(crate) fn add_to(&self, mut y: Tensor, x: &Tensor, mode: Mode) -> Tensor {
         let kind = y.kind();
         let projected = mode.linear(&x.to_kind(kind), &self.a.to_kind(kind), None);
@@ -89,7 +90,7 @@ impl LoraMixture {
         y.addmm_(&(projected * spread), &self.b.to_kind(kind).tr())
     }
 
-    /// `[tokens, experts]`, f32.
+    /// Computes the logits, `[tokens, experts]`, f32.
     fn logits(&self, x: &Tensor, projected: &Tensor, mode: Mode) -> Tensor {
         let routed = |router: &Tensor| mode.linear(&x.to_kind(Kind::Float), router, None);
         match (self.logits, &self.router) {
@@ -102,7 +103,7 @@ impl LoraMixture {
         }
     }
 
-    /// `[tokens, experts]`, f32: 0 for experts that are not selected.
+    /// Computes the gates, `[tokens, experts]`, f32; 0 for experts that are not selected.
     fn gates(&self, logits: &Tensor) -> Tensor {
         if self.top_k == logits.size()[1] {
             return self.normed(logits);
@@ -120,7 +121,7 @@ impl LoraMixture {
         }
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> LoraMixture {
         LoraMixture {
             a: self.a.shallow_clone(),

@@ -1,4 +1,5 @@
-//! Orthogonality to the adapters of earlier rounds (O-LoRA, Wang et al., arXiv:2310.14152), in the definitions in use.
+//! Penalty for overlap with the adapters of earlier rounds (O-LoRA, Wang et al., arXiv:2310.14152), in the definitions
+//! in use.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,17 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, Linear};
 
-/// `[train.olora]`: a penalty that keeps a new adapter orthogonal to those of earlier rounds.
+/// Settings of o-lora (`[train.olora]`): a penalty that keeps a new adapter orthogonal to those of earlier rounds.
 ///
 /// Let A be the factor of the new adapter `[r, in]`, and P the frozen A of all earlier adapters of the same layer,
-/// stacked `[Σr, in]`. The penalty `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] defines Ω.
+/// stacked to `[Σr, in]`. The penalty `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` is added to the loss; [`Overlap`] defines Ω.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Given")]
 pub struct OloraConfig {
     /// Definition of the penalty.
     pub mode: Overlap,
     /// λ: one number, or one per round. The first round of a sequence has no penalty; if the list is too short, its
-    /// last number is used. Defaults to [`Overlap::lambda`].
+    /// last number is used for the remaining rounds. Defaults to [`Overlap::lambda`].
     pub lambda: Lambda,
     /// λ₂, the coefficient of the Frobenius norms (not squared) of the new factors.
     pub lambda_2: f64,
@@ -43,7 +44,7 @@ impl Default for OloraConfig {
     }
 }
 
-/// The table as it stands in a file, where the default of λ depends on the mode.
+/// The table as in a file, where the default of λ depends on the mode.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Given {
@@ -68,7 +69,7 @@ impl From<Given> for OloraConfig {
     }
 }
 
-/// Ω of [`OloraConfig`].
+/// Definition of Ω in [`OloraConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
@@ -77,13 +78,14 @@ pub enum Overlap {
     L1,
     /// `Σ (A·Pᵀ)²` over entries and layers: the paper's equation 2.
     Squared,
-    /// The mean of the squared cosines between rows of A and of P, over entries and then layers; between 0 and 1.
+    /// The mean of the squared cosines between rows of A and rows of P, over entries and then over layers; between 0
+    /// and 1.
     Cosine,
 }
 
 impl Overlap {
-    /// Default of λ: for sums the published 0.5; for the mean a value at which its gradient is a third to a half of
-    /// that of the loss. At 0.5 it would be a four-hundredth (docs/methods.md).
+    /// Default of λ: for the sums, the published 0.5; for the mean, a value at which its gradient is a third to a half
+    /// of the gradient of the loss. At 0.5, it would be a four-hundredth (docs/methods.md).
     pub fn lambda(self) -> f64 {
         match self {
             Overlap::L1 | Overlap::Squared => 0.5,
@@ -92,7 +94,7 @@ impl Overlap {
     }
 }
 
-/// λ of every round.
+/// Values of λ by round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Lambda {
@@ -124,17 +126,17 @@ impl Lambda {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SequenceShape {
-    /// In the weights: every round starts from the model into which the last adapter was folded (as in the paper).
+    /// Folded: every round starts from the model into which the last adapter was folded (as in the paper).
     Fold,
-    /// Separate and frozen: every round starts from the first model with all earlier adapters (as in O-LoRA).
+    /// Stacked: every round starts from the first model, with all earlier adapters frozen and separate (as in O-LoRA).
     Stack,
 }
 
 impl OloraConfig {
     /// Checks all ranges.
     ///
-    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
-    /// Returns [`AdapterError::Parameter`] with the key, the value and what is allowed.
+    /// # Errors
+    /// Returns [`AdapterError::Parameter`] with the key, the value and the allowed values.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let values = self.lambda.values();
         let wrong = |x: &f64| !(0.0..=1e12).contains(x);
@@ -154,8 +156,8 @@ impl OloraConfig {
     }
 }
 
-/// The penalty of one round, over the linear layers of one model. Layers without an earlier adapter, and adapters on
-/// embeddings, do not contribute to Ω.
+/// The orthogonality penalty of one round, over the linear layers of a model. Layers without an earlier adapter, and
+/// adapters on embeddings, do not contribute to Ω.
 pub struct Orthogonality {
     mode: Overlap,
     lambda: f64,
@@ -164,11 +166,12 @@ pub struct Orthogonality {
     hash: String,
 }
 
-/// Layers of the same shapes, in one batched product.
+/// Layers with the same shapes, which are computed in one batched product.
 struct Group {
-    /// Their places among the model's linear layers.
+    /// Indices of the layers among the model's linear layers.
     places: Vec<usize>,
-    /// P of each, `[layers, in, Σr]`, f32; with [`Overlap::Cosine`] of rows of length 1.
+    /// P of each layer, transposed, `[layers, in, Σr]`, f32; with [`Overlap::Cosine`], its rows are normalized to
+    /// length 1.
     earlier: Tensor,
 }
 
@@ -176,7 +179,7 @@ impl Orthogonality {
     /// Loads the penalty for the adapters of `linears` (all linear layers of a model, adapted or not) against the
     /// `earlier` adapters, first to last.
     ///
-    /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
+    /// # Errors
     /// Returns [`AdapterError::Shape`] for an earlier adapter with another input width, or an error if reading fails.
     pub fn new<'a>(
         linears: impl Iterator<Item = &'a Linear>,
@@ -184,7 +187,8 @@ impl Orthogonality {
         config: &OloraConfig,
     ) -> Result<Orthogonality, AdapterError> {
         config.validate()?;
-        // Whole adapters: frozen beside the model their B counts too, and that of layers which the new one lacks.
+        // The hash covers whole adapters: if they are stacked, their B matters too, and so do layers that the new
+        // adapter does not have.
         let mut hasher = blake3::Hasher::new();
         for adapter in earlier {
             hasher.update(adapter.content_hash()?.as_bytes());
@@ -213,12 +217,12 @@ impl Orthogonality {
         })
     }
 
-    /// blake3 over the earlier adapters, which a resumed run compares.
+    /// blake3 hash of the earlier adapters, with which a resumed run is compared.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Ω for the current factors, an f32 scalar in their graph; `None` without earlier adapters.
+    /// Computes Ω for the current factors as a differentiable f32 scalar; `None` without earlier adapters.
     pub fn overlap(&self, linears: &[&Linear]) -> Option<Tensor> {
         let layers: usize = self.groups.iter().map(|g| g.places.len()).sum();
         let parts = self.groups.iter().map(|group| {
@@ -237,10 +241,10 @@ impl Orthogonality {
         parts.reduce(|sum, part| sum + part)
     }
 
-    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns its value. If λ and λ₂ are zero,
-    /// nothing is computed.
+    /// Adds the gradients of `λ · Ω + λ₂ · Σ (‖A‖ + ‖B‖)` to the factors, and returns the value of this sum. If λ and
+    /// λ₂ are zero, nothing is computed.
     ///
-    /// Returns [`AdapterError::Torch`] if an operation fails.
+    /// # Errors
     /// Returns [`AdapterError::Torch`] if an operation fails.
     pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
         let mut terms = Vec::new();
@@ -258,7 +262,7 @@ impl Orthogonality {
     }
 }
 
-/// A of an earlier adapter's layer, `[r, in]` f32, where it has that layer.
+/// Loads A of an earlier adapter for a layer, `[r, in]` f32, or `None` if the adapter does not have that layer.
 fn rows(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterError> {
     let modules = adapter.modules();
     let Some(module) = modules.iter().find(|m| m.name == layer.name && m.kind == LayerKind::Linear) else {
@@ -272,8 +276,8 @@ fn rows(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterErro
     Ok(Some(load_tensor(adapter, &module.factors()[0], Kind::Float, layer.weight.device())?))
 }
 
-/// Rows divided by their lengths; zeros stay, and have a gradient of zero: the square is kept away from 0, where the root has
-/// no slope.
+/// Normalizes rows to length 1. Rows of zeros are unchanged and have a gradient of zero: the squared length is clamped
+/// away from 0, where the square root is not differentiable.
 fn unit_rows(x: &Tensor) -> Tensor {
     x / x.square().sum_dim_intlist(-1i64, true, Kind::Float).clamp_min(1e-24).sqrt()
 }

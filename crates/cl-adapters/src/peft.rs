@@ -1,4 +1,4 @@
-//! Saving a model's adapters as PEFT directories, and loading them.
+//! Saves and loads adapters as PEFT directories.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,18 +19,18 @@ use crate::{AdapterError, Bias, InitLoraWeights, Lora, LoraConfig, Whole, WholeK
 pub struct Site<'a> {
     /// The layer's name.
     pub name: &'a str,
-    /// Its kind.
+    /// The layer's kind.
     pub kind: LayerKind,
-    /// Its adapter, if it has one.
+    /// The layer's adapter, if it has one.
     pub lora: Option<&'a Lora>,
-    /// The initial update that was subtracted from the weight.
+    /// The adapter's initial update, if it is subtracted in the forward pass.
     pub start: Option<&'a Frozen>,
 }
 
 /// Writes the adapters of `sites` (all layers of a model, adapted or not), and the other trained tensors `whole`, as a
 /// PEFT directory in f32, as PEFT does.
 ///
-/// Ranks and scalings are those of the layers: if they differ from `config`, for example after an adapter was loaded,
+/// Ranks and scalings are those of the layers. If they differ from `config`, for example after an adapter was loaded,
 /// they are written to `rank_pattern` and `alpha_pattern`. An adapter that was initialized from the weight is written
 /// as the difference from its initialization, at twice the rank, so that it applies to the original base.
 ///
@@ -66,7 +66,7 @@ pub fn save_lora<'a>(
         let scaling = |alpha| lora_scaling(alpha, rank as f64, config.use_rslora);
         if scaling(peft.lora_alpha) != lora.scaling {
             let alpha = lora.scaling / scaling(1.0);
-            // Most alphas are whole numbers, which the division misses by a bit.
+            // Most alphas are integers, which the division may miss by one bit.
             let alpha = if scaling(alpha.round()) == lora.scaling { alpha.round() } else { alpha };
             peft.alpha_pattern.push((site.name.to_owned(), alpha));
         }
@@ -99,8 +99,8 @@ fn stored(name: String, tensor: &Tensor) -> (TensorSpec, Vec<u8>) {
     (TensorSpec { name, dtype: Dtype::F32, shape: shape(tensor) }, tensor_bytes(tensor, Kind::Float))
 }
 
-/// PEFT's keys for what is trained whole; where `config` has none of its own, as after an adapter was loaded, they name what
-/// there is.
+/// Sets PEFT's keys for the fully trained tensors. If `config` does not specify them, as after loading an adapter, they
+/// are derived from the tensors.
 fn name_whole(peft: &mut AdapterConfig, whole: &[Whole], config: &LoraConfig, adapted: &[&str]) {
     let mut modules: Vec<String> = config.modules_to_save.clone();
     let mut tokens: BTreeMap<&str, &[i64]> = BTreeMap::new();
@@ -135,17 +135,18 @@ fn name_whole(peft: &mut AdapterConfig, whole: &[Whole], config: &LoraConfig, ad
     }
 }
 
-/// A and B; with a start that was taken out of the weight `[A; A₀]` and `[B, −B₀]`, whose product is the difference.
+/// Returns A and B, or `[A; A₀]` and `[B, −B₀]` if an initial update is subtracted; their product is the difference
+/// from it.
 fn factors(lora: &Lora, start: Option<&Frozen>) -> [Tensor; 2] {
     let (a, b) = (lora.a.detach(), lora.b.detach());
     match start {
         None => [a, b],
-        // Its B is negative already.
+        // The B of this update is already negated.
         Some(start) => [Tensor::cat(&[&a, &start.a], 0), Tensor::cat(&[&b, &start.b], 1)],
     }
 }
 
-/// `doubled`: ranks are twice those of the configuration, at the same scaling.
+/// Creates the PEFT configuration. `doubled` means that ranks are twice those of `config`, with the same scaling.
 fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> AdapterConfig {
     let rank = if doubled { 2 * config.r } else { config.r };
     let one = |rank: i64| lora_scaling(1.0, rank as f64, config.use_rslora);
@@ -166,9 +167,10 @@ fn adapter_config(config: &LoraConfig, base_model: &str, doubled: bool) -> Adapt
     }
 }
 
-/// The modules, biases and token rows that an adapter trains in full, with their values by the base's tensor (for rows,
-/// by module), checked against the `base`'s tensors, including a tied output head. Copies of the base's tensors are
-/// left out: PEFT stores the weight of an adapted embedding or head together with its adapter.
+/// Loads the modules, biases and token rows that an adapter trains in full. Returns the plan, and their values by the
+/// name of the base's tensor (for rows, of the module), checked against the tensors of `base`, including a tied output
+/// head. Copies of the base's tensors are ignored: PEFT stores the weight of an adapted embedding or head together with
+/// its adapter.
 ///
 /// # Errors
 /// Returns [`AdapterError::Whole`] for a tensor of any other kind or of another shape.
@@ -205,7 +207,7 @@ pub fn load_whole(
             return wrong(WholeProblem::NotInBase);
         };
         let saved = |name: &str| config.modules_to_save.iter().any(|entry| stands_in(name, entry));
-        // Where both are one, PEFT's configuration names the embedding only.
+        // If embedding and head are tied, PEFT's configuration names only the embedding.
         let as_one = tied && config.ensure_weight_tying && BOTH.contains(&of_base.as_str());
         let saved = saved(&of_base) || as_one && BOTH.into_iter().any(saved);
         let bias = config.bias != Bias::None && of_base.ends_with(".bias");
@@ -227,7 +229,7 @@ pub fn load_whole(
     plan.tied = tied && config.ensure_weight_tying && both;
     Ok((plan, values))
 }
-/// What an adapter's configuration says of modules trained whole, biases and tokens.
+/// The settings of fully trained modules, biases and token rows in an adapter's configuration.
 fn trained_of(adapter: &Adapter) -> LoraConfig {
     let config = adapter.config();
     let other = |key: &str| config.other.get(key).cloned().unwrap_or_default();
@@ -242,8 +244,8 @@ fn trained_of(adapter: &Adapter) -> LoraConfig {
 }
 
 impl LoraConfig {
-    /// These settings for an adapter that is continued: the adapter determines its structure, and initialization does
-    /// not apply.
+    /// Returns these settings for an adapter that is trained further: the adapter determines the structure, and
+    /// initialization does not apply.
     pub fn continued(&self, adapter: &Adapter) -> LoraConfig {
         let (of_adapter, config) = (trained_of(adapter), adapter.config());
         LoraConfig {
@@ -264,8 +266,8 @@ impl LoraConfig {
     }
 }
 
-/// Rejects an adapter that cannot stay frozen next to a model's layers: DoRA, adapters on embeddings and fully trained
-/// tensors are more than a product added to a linear layer.
+/// Rejects an adapter that cannot be applied as a frozen update: DoRA, adapters on embeddings and fully trained tensors
+/// are more than a product that is added to a linear layer's output.
 ///
 /// # Errors
 /// Returns [`AdapterError::Unsupported`] with the feature.

@@ -4,14 +4,14 @@ use cl_checkpoint::seed::{FNV_OFFSET, fnv1a, splitmix64};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// Uniform in ±`bound`.
+/// Returns `n` uniform numbers in ±`bound`.
 pub(crate) fn uniform(seed: u64, name: &str, n: usize, bound: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(splitmix64(seed) ^ name_key(name));
     let mut unit = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     (0..n).map(|_| (bound * (2.0 * unit() - 1.0)) as f32).collect()
 }
 
-/// Standard normal numbers (Box and Muller, 1958) from a generator keyed by seed and name.
+/// Returns `n` standard normal numbers (Box and Muller, 1958) from a generator keyed by seed and name.
 pub fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
     let key = fnv1a(seed ^ FNV_OFFSET, name);
     let mut rng = ChaCha8Rng::seed_from_u64(key);
@@ -26,7 +26,7 @@ pub fn normal(seed: u64, name: &str, n: usize) -> Vec<f32> {
     out
 }
 
-/// Hash of a module's name, part of the seed of its random numbers.
+/// Hash of a module's name, which is part of the seed of its random numbers.
 pub(crate) fn name_key(name: &str) -> u64 {
     fnv1a(FNV_OFFSET, name)
 }

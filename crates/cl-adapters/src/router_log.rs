@@ -1,32 +1,32 @@
-//! Collection of router decisions in forward passes.
+//! Recording of router decisions during forward passes.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cl_torch::tch::Tensor;
 
-/// One router's decisions over the tokens of one forward pass.
+/// The decisions of one router for the tokens of one forward pass.
 pub struct RouterRecord {
-    /// The router's module; in a mixture of adapters, its linear layer.
+    /// Name of the router; in a mixture of adapters, of its linear layer.
     pub router: String,
-    /// `(tokens, experts)`, f32, part of the graph during training.
+    /// Logits, `(tokens, experts)`, f32; part of the graph during training.
     pub logits: Tensor,
-    /// `(tokens, experts)`, f32, without a graph: 0 for experts that are not selected.
+    /// Gates, `(tokens, experts)`, f32, without a graph; 0 for experts that are not selected.
     pub gates: Tensor,
-    /// Number of experts per token.
+    /// Number of selected experts per token.
     pub top_k: i64,
 }
 
-/// Collects router decisions as long as it exists.
+/// A log of router decisions; routers record into it until it is dropped.
 #[derive(Default)]
 pub struct RouterLog(Arc<Mutex<Vec<RouterRecord>>>);
 
 impl RouterLog {
-    /// The records since the last call, in the order of the forward pass.
+    /// Returns the records since the last call, in the order of the forward pass.
     pub fn take(&self) -> Vec<RouterRecord> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The handle through which a router records its decisions.
+    /// Returns a handle with which a router records its decisions.
     pub fn recorder(&self, router: &str) -> RouterRecorder {
         RouterRecorder { router: router.to_owned(), log: Arc::downgrade(&self.0) }
     }
@@ -48,8 +48,8 @@ impl RouterRecorder {
     }
 }
 
-/// Indices of the `k` largest entries along the last dimension, largest first; ties go to the lowest index (unspecified
-/// in `topk`).
+/// Returns the indices of the `k` largest entries along the last dimension, largest first; ties go to the lowest index
+/// (the order of ties is unspecified in `topk`).
 pub fn top_k(values: &Tensor, k: i64) -> Tensor {
     let (_, order) = values.detach().sort_stable(true, -1, true);
     order.narrow(-1, 0, k)

@@ -5,13 +5,13 @@ use cl_torch::tch::{Kind, Tensor};
 use crate::random::{normal, uniform};
 use crate::{InitLoraWeights, LoraConfig, Weight};
 
-/// Normal with mean 0, `[rows, columns]`. Several of one layer have names of their own.
+/// A `[rows, columns]` matrix of normal numbers with mean 0. Several matrices of one layer need different names.
 fn normal_matrix(seed: u64, name: &str, shape: [i64; 2], deviation: f64) -> Tensor {
     let values = normal(seed, name, (shape[0] * shape[1]) as usize);
     Tensor::from_slice(&values).reshape(shape) * deviation
 }
 
-/// A and B of a linear layer, f32 on the weight's device: `[r, in]` and `[out, r]`.
+/// Initializes A `[r, in]` and B `[out, r]` of a linear layer, in f32 on the weight's device.
 pub(crate) fn linear(name: &str, weight: &Weight, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
     let [output, input] = weight.shape();
     let (r, device) = (config.rank(name), weight.device());
@@ -40,7 +40,7 @@ pub(crate) fn linear(name: &str, weight: &Weight, config: &LoraConfig, seed: u64
     }
 }
 
-/// A and B of an embedding as PEFT starts them: A `[r, tokens]` zero, B `[out, r]` standard normal.
+/// Initializes A and B of an embedding as in PEFT: A `[r, tokens]` is zero, B `[out, r]` standard normal.
 pub(crate) fn embedding(name: &str, weight: &Tensor, config: &LoraConfig, seed: u64) -> [Tensor; 2] {
     let (tokens, width) = weight.size2().expect("an embedding is a matrix");
     let (r, device) = (config.rank(name), weight.device());
@@ -48,8 +48,8 @@ pub(crate) fn embedding(name: &str, weight: &Tensor, config: &LoraConfig, seed: 
     [Tensor::zeros([r, tokens], (Kind::Float, device)), b]
 }
 
-/// Every second row of a random orthogonal matrix makes A and the others make B, so that `B·A` is zero. The factor of ten
-/// is PEFT's.
+/// A is made from the even rows of a random orthogonal matrix, and B from the odd rows, so that `B·A` is zero. The
+/// factor of one tenth is PEFT's.
 fn orthogonal(seed: u64, name: &str, r: i64, [input, output]: [i64; 2]) -> [Tensor; 2] {
     let draw = |what: &str, shape, deviation| {
         normal_matrix(seed, &format!("{name}.{what}"), shape, deviation).to_kind(Kind::Double)
@@ -61,8 +61,9 @@ fn orthogonal(seed: u64, name: &str, r: i64, [input, output]: [i64; 2]) -> [Tens
     [a, b].map(|t| t.to_kind(Kind::Float).contiguous())
 }
 
-/// The r greatest singular values of an f64 matrix with their vectors `(out, r)`, `(r)`, `(in, r)`, from the eigenvectors of
-/// the smaller Gram matrix: the greatest values lose nothing by that, and it is many times as fast.
+/// Returns the r largest singular values of an f64 matrix and their vectors as `(out, r)`, `(r)`, `(in, r)`. They are
+/// computed from the eigenvectors of the smaller Gram matrix, which is many times faster, and does not lose accuracy in
+/// the largest values.
 fn largest(weight: &Tensor, r: i64) -> (Tensor, Tensor, Tensor) {
     let (output, input) = weight.size2().expect("a matrix");
     if input < output {
@@ -71,14 +72,14 @@ fn largest(weight: &Tensor, r: i64) -> (Tensor, Tensor, Tensor) {
     }
     let (values, vectors) = weight.matmul(&weight.tr()).linalg_eigh("L");
     let r = r.min(output);
-    // Eigenvalues ascend.
+    // Eigenvalues are in ascending order.
     let u = vectors.narrow(1, output - r, r).flip([1]);
     let s = values.narrow(0, output - r, r).flip([0]).clamp_min(0.0).sqrt();
     let v = weight.tr().matmul(&u) / s.clamp_min(f64::MIN_POSITIVE);
     (u, s, v)
 }
 
-/// As [`largest`], approximately: rounds of subspace iteration from `start` `(in, r)` (Halko, Martinsson and Tropp, 2011).
+/// Approximates [`largest`] by rounds of subspace iteration from `start` `(in, r)` (Halko, Martinsson and Tropp, 2011).
 fn iterated(weight: &Tensor, start: &Tensor, rounds: u32) -> (Tensor, Tensor, Tensor) {
     let basis = |x: Tensor| Tensor::linalg_qr(&x, "reduced").0;
     let mut q = basis(weight.matmul(&start.to_kind(Kind::Double).to_device(weight.device())));
@@ -109,7 +110,7 @@ mod tests {
     fn orthogonal_factors_are_not_zero_but_their_product_is() {
         let [a, b] = linear("w", &weight(10, 6).into(), &config(InitLoraWeights::Orthogonal), 1);
         assert!(largest_of(&a) > 0.01 && largest_of(&b) > 0.01);
-        // Entries near 0.1, products of four of them in f32.
+        // Entries near 0.1; products of four of them in f32.
         assert!(largest_of(&b.matmul(&a)) < 1e-8);
     }
 
@@ -119,14 +120,14 @@ mod tests {
             let w = weight(output, input);
             let (u, s, v) = w.svd(true, true);
             let best = (u.narrow(1, 0, 4) * s.narrow(0, 0, 4)).matmul(&v.narrow(1, 0, 4).tr());
-            // Of so small a matrix many rounds of iteration find the same.
+            // For such a small matrix, many rounds of iteration give the same result.
             for init in [InitLoraWeights::Pissa { niter: None }, InitLoraWeights::Pissa { niter: Some(400) }] {
                 let config = config(init);
                 let [a, b] = linear("w", &w.shallow_clone().into(), &config, 1);
                 let product = b.matmul(&a) * config.scaling("w");
                 // Values near 2 in f32.
                 assert!(largest_of(&(product - &best)) < 2e-5, "{init:?}");
-                // Both factors carry the root of the singular values.
+                // Both factors contain the square root of the singular values.
                 assert!((a.norm().double_value(&[]) - b.norm().double_value(&[])).abs() < 1e-5);
             }
         }
@@ -137,7 +138,7 @@ mod tests {
         let w = weight(10, 6);
         let [a, b] = linear("w", &w.shallow_clone().into(), &config(InitLoraWeights::Olora), 1);
         assert!(largest_of(&(b.tr().matmul(&b) - Tensor::eye(4, (Kind::Float, w.device())))) < 1e-6);
-        // The first columns of the weight are those of the product.
+        // The first columns of the product are those of the weight.
         assert!(largest_of(&(b.matmul(&a) - &w).narrow(1, 0, 4)) < 1e-5);
     }
 

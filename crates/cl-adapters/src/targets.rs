@@ -2,7 +2,7 @@ use regex::Regex;
 
 use crate::{AdapterError, TargetModules};
 
-/// A validated `target_modules` that can be matched with names.
+/// A validated `target_modules`, which can be matched against names.
 pub struct Targets(Rule);
 
 enum Rule {

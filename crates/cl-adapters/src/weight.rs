@@ -3,9 +3,9 @@ use cl_torch::{LinearLayer, LinearWeight, Quantized, linears};
 
 /// The weight of a linear layer, `[out, in]`.
 pub enum Weight {
-    /// A tensor of a floating dtype.
+    /// A dense tensor with a floating-point dtype.
     Dense(Tensor),
-    /// Frozen and quantized (QLoRA: Dettmers et al., arXiv:2305.14314).
+    /// A frozen, quantized matrix (QLoRA: Dettmers et al., arXiv:2305.14314).
     Quantized(Quantized),
 }
 
@@ -16,16 +16,16 @@ impl From<Tensor> for Weight {
 }
 
 impl Weight {
-    /// `[out, in]`.
+    /// Returns the shape `[out, in]`.
     pub fn shape(&self) -> [i64; 2] {
         match self {
-            // Where only the structure of a model is checked, its tensors are empty.
+            // If only the structure of a model is checked, its tensors are empty.
             Weight::Dense(weight) => weight.size2().map_or([0, 0], |(output, input)| [output, input]),
             Weight::Quantized(weight) => weight.size(),
         }
     }
 
-    /// Its device.
+    /// Returns the device.
     pub fn device(&self) -> Device {
         match self {
             Weight::Dense(weight) => weight.device(),
@@ -33,7 +33,7 @@ impl Weight {
         }
     }
 
-    /// The whole weight in a floating dtype: dense, or dequantized.
+    /// Returns the weight in a floating-point dtype, dequantized if it is quantized.
     pub fn to_kind(&self, kind: Kind) -> Tensor {
         match self {
             Weight::Dense(weight) => weight.to_kind(kind),
@@ -41,7 +41,7 @@ impl Weight {
         }
     }
 
-    /// The tensor of a weight that is not quantized.
+    /// Returns the tensor of a dense weight, `None` if the weight is quantized.
     pub fn dense(&self) -> Option<&Tensor> {
         match self {
             Weight::Dense(weight) => Some(weight),
@@ -49,7 +49,7 @@ impl Weight {
         }
     }
 
-    /// As [`Weight::dense`], to replace it.
+    /// Like [`Weight::dense`], to replace the tensor.
     pub fn dense_mut(&mut self) -> Option<&mut Tensor> {
         match self {
             Weight::Dense(weight) => Some(weight),
@@ -57,7 +57,7 @@ impl Weight {
         }
     }
 
-    /// A handle for products with inputs of a dtype.
+    /// Returns a handle for products with inputs of the dtype `kind`, to which a dense weight is converted.
     pub(crate) fn operand(&self, kind: Kind) -> Weight {
         match self {
             Weight::Dense(weight) => Weight::Dense(weight.to_kind(kind)),
@@ -73,14 +73,14 @@ impl Weight {
         }
     }
 
-    /// `x·Wᵀ + b`, in the dtype of `x`.
+    /// Computes `x·Wᵀ + b`, in the dtype of `x`.
     pub(crate) fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let weight = self.operand(x.kind());
         let layer = LinearLayer { weight: weight.as_argument(), bias, low_rank: None };
         linears(x, &[layer]).pop().expect("one output a layer")
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> Weight {
         match self {
             Weight::Dense(weight) => Weight::Dense(weight.shallow_clone()),

@@ -6,12 +6,12 @@ use cl_torch::tch::{Kind, Tensor};
 
 use crate::{AdapterError, Bias, LoraConfig};
 
-/// The base model's tensors that an adapter trains, and the rows of tokens.
+/// The tensors of the base model that an adapter trains in full, and the tokens whose rows it trains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WholePlan {
     /// Names of the tensors of `modules_to_save`, in order.
     pub saved: Vec<String>,
-    /// Whether embedding and output head are among them as one tied tensor.
+    /// Whether `saved` contains embedding and output head as one tied tensor.
     pub tied: bool,
     /// Names of the trained biases, in order.
     pub biases: Vec<String>,
@@ -22,22 +22,22 @@ pub struct WholePlan {
 
 /// A tensor of an adapter that is neither a factor nor a magnitude.
 pub struct Whole {
-    /// Its name in the file, without `base_model.model.`.
+    /// Name in the adapter's file, without `base_model.model.`.
     pub name: String,
-    /// Its values.
+    /// Values of the tensor.
     pub tensor: Tensor,
-    /// Its kind.
+    /// Kind of the tensor.
     pub kind: WholeKind,
 }
 
 /// Kind of an adapter's tensor that is neither a factor nor a magnitude.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WholeKind {
-    /// A tensor of a module of `modules_to_save`.
+    /// A tensor of a module in `modules_to_save`.
     Saved,
     /// A bias of the base model.
     Bias,
-    /// Rows of the module's weight for these tokens.
+    /// Rows of a module's weight for these tokens.
     Tokens(Vec<i64>),
 }
 
@@ -45,12 +45,12 @@ const EMBEDDING: &str = "model.embed_tokens";
 const HEAD: &str = "lm_head";
 
 impl LoraConfig {
-    /// Plans the fully trained tensors of a model with these tensors (names and shapes, including a tied output head),
-    /// and checks that every setting has an effect and no tensor is trained twice. `adapted` are the layers with
-    /// factors; `tied` means that embedding and output head share their weight.
+    /// Plans the fully trained tensors of a model with the given tensors (names and shapes, including a tied output
+    /// head). Checks that every setting has an effect and that no tensor is trained twice. `adapted` are the layers
+    /// with factors; `tied` means that embedding and output head share their weight.
     ///
     /// # Errors
-    /// Returns [`AdapterError::Parameter`] with the key.
+    /// Returns [`AdapterError::Parameter`] with the invalid key.
     pub fn whole_plan(
         &self,
         tensors: &[(&str, &[i64])],
@@ -82,14 +82,14 @@ impl LoraConfig {
         Ok(WholePlan { saved: saved.into_iter().collect(), tied: as_one, biases: biases.into_iter().collect(), tokens })
     }
 
-    /// Whether a layer is saved in full or belongs to a module that is: such a layer has no factors, even if it is a
+    /// Whether a layer is saved in full or belongs to a module that is. Such a layer has no factors, even if it is a
     /// target.
     pub fn is_saved(&self, layer: &str) -> bool {
         let padded = format!(".{layer}.");
         self.modules_to_save.iter().any(|entry| padded.contains(&format!(".{entry}.")))
     }
 
-    /// Tensors of modules whose name ends in an entry, and of what stands in such a module.
+    /// Tensors of modules whose name ends in an entry, and of modules within them.
     fn saved_tensors(&self, names: &[&str], adapted: &[&str]) -> Result<BTreeSet<String>, AdapterError> {
         let wrong = |value: String, expected| {
             Err(AdapterError::Parameter { key: "modules_to_save", value: format!("`{value}`"), expected })
@@ -143,25 +143,25 @@ impl LoraConfig {
     }
 }
 
-/// Whether a module on the way to this tensor has a name that ends in `entry`.
+/// Whether the name of a module that contains this tensor ends in `entry`.
 pub(crate) fn stands_in(tensor: &str, entry: &str) -> bool {
     tensor.match_indices('.').any(|(dot, _)| tensor[..dot].ends_with(entry))
 }
 
-/// Rows of an embedding that are trained and replace its own.
+/// Rows of an embedding that are trained and replace those of the embedding.
 pub struct TokenRows {
     /// Ids of the tokens.
     pub ids: Vec<i64>,
-    /// Their rows, `[ids, width]`, f32.
+    /// Trained rows, `[ids, width]`, f32.
     pub values: Tensor,
-    /// `ids` on the device.
+    /// The token ids, as a tensor on the device.
     places: Tensor,
-    /// For every token of the vocabulary its place in `values`, or −1.
+    /// For every token of the vocabulary, its row in `values`, or −1.
     slots: Tensor,
 }
 
 impl TokenRows {
-    /// Rows of `ids` beside `table` `[tokens, width]`: these values, or the table's own.
+    /// Creates trainable rows for `ids` of `table` `[tokens, width]`, with the given values or the table's.
     pub(crate) fn new(table: &Tensor, ids: &[i64], values: Option<Tensor>) -> TokenRows {
         let places = Tensor::from_slice(ids).to_device(table.device());
         let counted = Tensor::arange(ids.len() as i64, (Kind::Int64, table.device()));
@@ -171,24 +171,24 @@ impl TokenRows {
         TokenRows { ids: ids.to_vec(), values: leaf(&values), places, slots }
     }
 
-    /// `x` `[tokens, width]`, the rows of `ids` in the table, with those of trained tokens in their place.
+    /// Replaces rows of trained tokens in `x` `[tokens, width]`, which contains the table's rows of `ids`.
     pub(crate) fn replace(&self, x: &Tensor, ids: &Tensor) -> Tensor {
         let slots = self.slots.index_select(0, &ids.flatten(0, -1));
         let own = self.values.index_select(0, &slots.clamp_min(0)).to_kind(x.kind());
         own.where_self(&slots.ge(0).unsqueeze(-1), x)
     }
 
-    /// `h·valuesᵀ`, `[rows, ids]`: the columns of the logits for the trained tokens.
+    /// Computes `h·valuesᵀ`, `[rows, ids]`: the columns of the logits for the trained tokens.
     pub fn logits(&self, h: &Tensor) -> Tensor {
         cl_torch::linear(h, &self.values.to_kind(h.kind()), None)
     }
 
-    /// Indices of these columns.
+    /// Returns the indices of these columns.
     pub fn places(&self) -> &Tensor {
         &self.places
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> TokenRows {
         TokenRows {
             ids: self.ids.clone(),
@@ -199,7 +199,7 @@ impl TokenRows {
     }
 }
 
-/// A trainable f32 copy.
+/// Returns a trainable f32 copy.
 pub fn leaf(t: &Tensor) -> Tensor {
     t.detach().to_kind(Kind::Float).copy().set_requires_grad(true)
 }

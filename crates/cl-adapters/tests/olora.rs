@@ -1,4 +1,5 @@
-//! The terms of o-lora against PyTorch and against finite differences. `fixtures/make_olora.py` made the expected values.
+//! The terms of o-lora against PyTorch and against finite differences. `fixtures/make_olora.py` made the expected
+//! values.
 
 use std::path::Path;
 
@@ -34,7 +35,7 @@ struct Terms {
 #[derive(Deserialize)]
 struct Term {
     value: f64,
-    /// Of A and of B of every layer, where they have one.
+    /// Gradients of A and B of every layer, if they have one.
     grads: Vec<[Option<Vec<Vec<f64>>>; 2]>,
 }
 
@@ -62,12 +63,12 @@ fn linears(layers: &[Layer]) -> Vec<Linear> {
     layers.iter().map(one).collect()
 }
 
-/// Adapter `index` of the earlier rounds: the layers that have so many.
+/// Adapter `index` of the earlier rounds, with the layers that have at least that many adapters.
 fn earlier(dir: &Path, layers: &[Layer], index: usize) -> Adapter {
     earlier_with(dir, layers, index, 0.0)
 }
 
-/// The same with B of this value.
+/// Like [`earlier`], with all entries of B set to `b`.
 fn earlier_with(dir: &Path, layers: &[Layer], index: usize, b: f64) -> Adapter {
     let mut config = AdapterConfig::default();
     let mut tensors = Vec::new();
@@ -96,7 +97,7 @@ fn all_earlier(fixture: &Fixture) -> (tempfile::TempDir, Vec<Adapter>) {
     (dir, adapters)
 }
 
-/// f32 against f64: sums of tens of terms near 1.
+/// Compares f32 with f64: sums of tens of terms near 1.
 fn assert_close(got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() <= 2e-6 * (1.0 + expected.abs()), "{what}: {got}, expected {expected}");
 }
@@ -146,7 +147,7 @@ fn gradients_are_slopes() {
         for linear in &linears {
             let a = linear.lora.as_ref().unwrap().a.shallow_clone();
             let gradient = a.grad().double_value(&[1, 2]);
-            // Half a per mille of the value is far above f32's rounding and far below where |x| turns.
+            // Half a per mille of the value: far above f32's rounding, and small enough not to cross the kink of |x|.
             let step = 1e-3;
             let value_at = |shift: f64| {
                 let _no_graph = tch::no_grad_guard();
@@ -161,7 +162,8 @@ fn gradients_are_slopes() {
             let (above, below) = (value_at(step), value_at(-2.0 * step));
             value_at(step);
             let slope = (above - below) / (2.0 * step);
-            // Values up to 300 in f32 have a last bit of 3e-5, and the slope divides two of them by 2e-3.
+            // f32 values up to 300 have a last bit of 3e-5, and the slope divides the difference of two of them by
+            // 2e-3.
             assert!(
                 (slope - gradient).abs() < 0.04 + 0.01 * gradient.abs(),
                 "{mode:?} {}: {slope} {gradient}",
@@ -193,12 +195,12 @@ fn a_lambda_of_zero_computes_nothing_and_lists_go_on_with_their_last() {
     assert!(linears.iter().all(|l| !l.lora.as_ref().unwrap().a.grad().defined()));
     let list = Lambda::Rounds(vec![0.0, 0.5, 5.0]);
     assert_eq!([0, 1, 2, 7].map(|earlier| list.of_round(earlier)), [0.0, 0.5, 5.0, 5.0]);
-    // Without earlier adapters there is nothing to be orthogonal to.
+    // Without earlier adapters, there is no penalty.
     let first = Orthogonality::new(linears.iter(), &[], &config(Overlap::L1, 0.5, 0.0)).unwrap();
     assert!(first.overlap(&linears.iter().collect::<Vec<_>>()).is_none());
 }
 
-/// Starts from the weight and combined adapters can have rows of zeros.
+/// Adapters that were initialized from the weight, and combined adapters, can have rows of zeros.
 #[test]
 fn a_row_of_zeros_has_a_finite_gradient() {
     let fixture = fixture();
@@ -216,7 +218,7 @@ fn a_row_of_zeros_has_a_finite_gradient() {
     }
 }
 
-/// In a stack the whole earlier adapter is part of the model.
+/// With `stack`, the whole earlier adapter is part of the model.
 #[test]
 fn another_b_is_another_hash() {
     let fixture = fixture();

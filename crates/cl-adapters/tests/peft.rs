@@ -1,5 +1,5 @@
-//! Adapters against PEFT: logits, folded weights, files, and what is refused.
-//! `fixtures/make_peft.py` made the expected values.
+//! Adapters against PEFT: logits, folded weights, files, and rejected adapters. `fixtures/make_peft.py` made the
+//! expected values.
 
 #[path = "../../cl-model/tests/common/mod.rs"]
 mod common;
@@ -26,7 +26,7 @@ struct Fixture {
     bf16_layers: Vec<LayerCase>,
 }
 
-/// One layer in bf16 with f32 factors: hexadecimal of the output in bf16 and of the factors' gradients in f32.
+/// One bf16 layer with f32 factors: the output in bf16 and the gradients of the factors in f32, both in hexadecimal.
 #[derive(Deserialize)]
 struct LayerCase {
     name: String,
@@ -39,7 +39,7 @@ struct LayerCase {
 struct Case {
     name: String,
     config: Map<String, Value>,
-    /// Names and shapes of the base model.
+    /// Names and shapes of the base model's tensors.
     tensors_of_base: Map<String, Value>,
     /// Keys given to PEFT's `LoraConfig`.
     lora: Value,
@@ -57,14 +57,14 @@ fn case(name: &str) -> Case {
     fixture().cases.into_iter().find(|c| c.name == name).unwrap()
 }
 
-/// A folder with the case's base model, and its adapter with weights of the formula under `prefix`.
+/// Writes the case's base model to a directory, and its adapter with weights from the formula under `prefix`.
 fn write_case(dir: &Path, case: &Case, base: Dtype, prefix: &str) -> (Checkpoint, Adapter) {
     write_model(&dir.join("model"), &case.config, &case.tensors_of_base, base);
     let adapter = write_peft(&dir.join("adapter"), case, prefix, &|config| config);
     (Checkpoint::open(&dir.join("model")).unwrap(), adapter)
 }
 
-/// The files that PEFT wrote for the case, `change` applied to the configuration.
+/// Writes the files that PEFT wrote for the case, with `change` applied to the configuration.
 fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> Value) -> Adapter {
     let tensors: Vec<_> = case
         .tensors
@@ -82,8 +82,8 @@ fn write_peft(dir: &Path, case: &Case, prefix: &str, change: &dyn Fn(Value) -> V
     Adapter::open(dir).unwrap()
 }
 
-/// The name by which the formula gives a tensor's values: what is trained by that in the file, after a prefix. PEFT keeps a copy
-/// of the base's weight beside an adapter on embedding or head.
+/// The name for which the formula gives a tensor's values: for trained tensors, `prefix` and the name in the file. PEFT
+/// stores a copy of the base's weight together with an adapter on embedding or head.
 fn source(name: &str, case: &Case, prefix: &str) -> String {
     let own = name.strip_prefix("base_model.model.").unwrap().replace(".base_layer", "");
     let copied = own.ends_with("weight") && !own.contains("lora_") && case.adapter_config["modules_to_save"].is_null();
@@ -122,7 +122,7 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
         let half = case.name == "bf16";
         let (dtype, kind) = if half { (Dtype::BF16, Kind::BFloat16) } else { (Dtype::F32, Kind::Float) };
         let (checkpoint, adapter) = write_case(dir.path(), case, dtype, "");
-        // PEFT multiplies f32 factors in f32 beside bf16 weights.
+        // With bf16 weights, PEFT multiplies the f32 factors in f32.
         let options = LoadOptions { adapters: Kind::Float, ..LoadOptions::cpu(kind) };
         let mut model = Decoder::load(&checkpoint, options).unwrap();
         let bare = logits(&model, &fixture.sequences);
@@ -134,14 +134,14 @@ fn logits_agree_with_peft_for_every_kind_of_adapter() {
             effect = effect.max(largest_difference(ours, bare));
         }
         eprintln!("{}: largest difference {largest:.2e}; the adapter moves logits by up to {effect:.2}", case.name);
-        // f32: logits near 1.6 summed in another order, and 6 digits in the fixture. bf16: 8 bits of mantissa round values
-        // near 1.6 by up to 0.004 each time, and PEFT multiplies the factors in f32 where we do in bf16.
+        // f32: logits near 1.6 summed in another order, and 6 digits in the fixture. bf16: an 8-bit mantissa rounds
+        // values near 1.6 by up to 0.004 each time, and PEFT multiplies the factors in f32 where we use bf16.
         assert!(largest < if half { 0.05 } else { 4e-6 }, "{}: {largest}", case.name);
         assert!(effect > 10.0 * largest, "{}: the adapter has to show", case.name);
     }
 }
 
-/// Numbers from the hexadecimal of their bytes.
+/// Decodes numbers from their bytes in hexadecimal.
 fn floats(hex: &str, dtype: Dtype) -> Vec<f32> {
     let bytes: Vec<u8> = (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
     match dtype {
@@ -151,8 +151,8 @@ fn floats(hex: &str, dtype: Dtype) -> Vec<f32> {
     }
 }
 
-/// Tensors of `expected` (name to hexadecimal bytes) against those of `dir`; every other one has to be the base's, bit by bit.
-/// Returns the largest difference and how many tensors were folded.
+/// Compares the tensors of `expected` (name to hexadecimal bytes) with those of `dir`; all others must equal the base's
+/// bit for bit. Returns the largest difference and the number of folded tensors.
 fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) -> (f64, usize) {
     let ours = Checkpoint::open(dir).unwrap();
     assert_eq!(ours.names(), base.names());
@@ -170,7 +170,7 @@ fn compare_folded(base: &Checkpoint, dir: &Path, expected: &Map<String, Value>) 
     (largest, expected.len())
 }
 
-/// A layer of a case in bf16, whose adapter's products are in `adapters`.
+/// A bf16 layer of a case whose adapter's products are computed in `adapters`.
 fn bf16_layer(case: &LayerCase, adapters: Kind) -> Linear {
     let values = |key: &str, shape: &[i64]| {
         let n = shape.iter().product::<i64>() as usize;
@@ -220,7 +220,7 @@ fn a_bf16_layer_multiplies_f32_factors_as_peft_does() {
         };
         let (wide, half) = (run(Kind::Float), run(Kind::BFloat16));
         eprintln!("{}: other outputs and relative error of gradients: {wide:?}; in bf16 {half:?}", case.name);
-        // Of 1,280 outputs; a sum next to the middle between two bf16 numbers may be rounded either way.
+        // Of 1,280 outputs; a sum near the midpoint of two bf16 numbers can be rounded either way.
         assert!(wide.0 <= 13 && wide.1 < 1e-5, "{}: {wide:?}", case.name);
         assert!(half.0 > 130 && half.1 > 1e-3, "{}: the switch has to show", case.name);
     }
@@ -253,15 +253,16 @@ fn folding_gives_what_peft_merges_and_copies_the_rest() {
         assert_eq!(report.copied, base.names().len() - count, "{name}");
         assert_eq!(std::fs::read_to_string(out.join("tokenizer.json")).unwrap(), "{}", "companions go along");
         if dtype == Dtype::F32 {
-            // Values below 1 have a last bit of 6e-8; two factors of four terms may be summed in another order.
+            // Values below 1 have a last bit of 6e-8; products of two factors with four terms may be summed in another
+            // order.
             assert!(largest < 2.4e-7, "{name}: {largest}");
-            // Summed in f64: half of that last bit.
+            // Summed in f64: half of a last bit.
             assert!(report.max_rounding_error <= 3e-8);
         } else {
-            // Both round the f32 sum once. A sum that lies between two bf16 numbers by the last bit of f32 may go either
-            // way: one step of bf16 below 1 is 2^-8.
+            // Both round the f32 sum once. A sum within one f32 bit of the midpoint of two bf16 numbers can be rounded
+            // either way; one step of bf16 below 1 is 2^-8.
             assert!(largest <= 2f64.powi(-8), "{name}: {largest}");
-            // Half a step at most.
+            // At most half a step.
             assert!(report.max_rounding_error > 0.0 && report.max_rounding_error <= 2f64.powi(-9));
         }
         let again = fold(&base, &adapters, &out, Manifest::new("model"), false);
@@ -287,12 +288,12 @@ fn a_folded_model_computes_what_base_and_adapter_do() {
     }
 }
 
-/// Where the adapters of a case are left for `fixtures/check_with_peft.py`.
+/// Where the adapters of a case are kept for `fixtures/check_with_peft.py`.
 fn kept(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("peft").join(name)
 }
 
-/// The model's layers that an adapter configuration chooses, by PEFT's rule.
+/// The model's layers that an adapter configuration selects, by PEFT's rule.
 fn chosen(config: &Value, model: &Decoder) -> BTreeSet<String> {
     let target: TargetModules = serde_json::from_value(config["target_modules"].clone()).unwrap();
     let names: Vec<&str> = model.sites().map(|s| s.name).collect();
@@ -348,7 +349,8 @@ fn a_saved_adapter_has_the_names_shapes_dtypes_and_keys_of_peft() {
     }
 }
 
-/// Every key that we write is PEFT's and holds what PEFT writes, and every key that we leave out means nothing in PEFT's file.
+/// Checks that every key that we write is PEFT's with PEFT's value, and that every key that we omit has no effect in
+/// PEFT's file.
 fn check_keys(name: &str, ours: &Value, theirs: &Value) {
     let compared_elsewhere = ["target_modules", "rank_pattern", "alpha_pattern", "base_model_name_or_path"];
     for (key, value) in ours.as_object().unwrap() {
@@ -357,7 +359,7 @@ fn check_keys(name: &str, ours: &Value, theirs: &Value) {
             (Some(a), Some(b)) => a == b,
             _ => value == expected,
         };
-        // PEFT writes the embedding where the head is named that shares its weight.
+        // If the head that shares its weight with the embedding is named, PEFT writes the embedding.
         let as_one = key == "modules_to_save" && ours.get("ensure_weight_tying").is_some();
         assert!(
             equal || as_one || compared_elsewhere.contains(&key.as_str()),
@@ -383,7 +385,7 @@ fn a_saved_adapter_comes_back_bit_by_bit() {
         let (checkpoint, adapter) = write_case(dir.path(), &case, Dtype::F32, "");
         let mut first = load(&checkpoint, Kind::Float);
         first.load_lora(&adapter, 0.0).unwrap();
-        // Whatever the configuration at hand says, the file has to say what the layers are.
+        // The file must describe the layers, regardless of the given configuration.
         let other = LoraConfig { use_rslora: adapter.config().use_rslora, r: 7, lora_alpha: 5.0, ..Default::default() };
         let out = dir.path().join("again");
         save_lora(&out, first.sites(), &first.trained_whole(), &other, "base", Manifest::new("adapter"), false)
@@ -403,7 +405,7 @@ fn a_saved_adapter_comes_back_bit_by_bit() {
             |model: &Decoder| model.trainable().into_iter().map(|(n, t)| (n, t.requires_grad())).collect::<Vec<_>>();
         assert_eq!(trained(&first), trained(&second), "{name}");
         assert!(trained(&first).iter().all(|(_, learns)| *learns), "{name}");
-        // Without the adapter the model is the base again.
+        // Without the adapter, the model equals the base again.
         second.unload_lora();
         let bare = load(&checkpoint, Kind::Float);
         assert_eq!(second.named_parameters(), bare.named_parameters(), "{name}");
@@ -417,7 +419,7 @@ fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
     let config = common::llama(json!({"hidden_size": 64, "intermediate_size": 96}));
     let mut model = common::model(&config, LoadOptions::cpu(Kind::Float));
     let sequences = common::sequences(&[9, 4], 61, 1);
-    // Where gradients are wanted, products come from another library, which adds in another order.
+    // Products that need gradients may be computed by another library, which sums in another order.
     let without_graph = |model: &Decoder| tch::no_grad(|| logits(model, &sequences));
     let bare = without_graph(&model);
     let lora = LoraConfig { r: 16, ..Default::default() };
@@ -431,7 +433,7 @@ fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
         let bound = 1.0 / (layer.widths().0 as f64).sqrt();
         let largest = lora.a.abs().max().double_value(&[]);
         assert!(largest <= bound && largest > 0.98 * bound, "{}: {largest} of {bound}", layer.name);
-        // 1024 numbers or more with standard deviation bound/√3: five standard errors of the mean.
+        // At least 1024 numbers with standard deviation bound/√3: five standard errors of the mean.
         let mean = lora.a.mean(Kind::Double).double_value(&[]);
         assert!(mean.abs() < 5.0 * bound / 3f64.sqrt() / 32.0, "{}: mean {mean}", layer.name);
         assert_eq!(lora.b.abs().max().double_value(&[]), 0.0);
@@ -449,7 +451,8 @@ fn a_fresh_adapter_changes_nothing_and_starts_as_peft_starts_one() {
     assert_eq!(find(&model), find(&other_order), "the numbers depend on seed and name only");
 }
 
-/// PiSSA and OLoRA take their start out of the weight; here it is subtracted beside it, and what is saved is the difference.
+/// PEFT's PiSSA and OLoRA subtract the initial update from the weight. Here it is subtracted separately, and the
+/// difference is saved.
 #[test]
 fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_original_base() {
     let fixture = fixture();
@@ -465,7 +468,7 @@ fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_origi
         model.add_lora(&lora, 5).unwrap();
         let distance =
             |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).map(|(a, b)| largest_difference(a, b)).fold(0.0, f64::max);
-        // Logits near 1.6; the start is added and subtracted in f32.
+        // Logits near 1.6; the initial update is added and subtracted in f32.
         assert!(distance(&logits(&model, &fixture.sequences), &bare) < 4e-6, "{init}");
 
         let _no_graph = tch::no_grad_guard();
@@ -494,7 +497,7 @@ fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_origi
     }
 }
 
-/// Why a model refuses the adapter, and why folding does.
+/// The errors with which a model and folding reject the adapter.
 fn refusals(checkpoint: &Checkpoint, adapter: &Adapter, dir: &Path) -> [String; 2] {
     let mut model = load(checkpoint, Kind::Float);
     model.set_requires_grad(true);
@@ -601,7 +604,7 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
         let adapter = Adapter::open(&path).unwrap();
         let [loading, folding] = refusals(&checkpoint, &adapter, dir.path());
         assert!(parts.iter().all(|p| loading.contains(p)) && loading.contains("refused"), "{what}: {loading}");
-        // Folding has words of its own; it names the same.
+        // Folding has its own messages, which name the same things.
         assert!(folding.contains(parts[0]) && folding.contains("refused"), "{what}: {folding}");
     }
 }
@@ -613,7 +616,7 @@ fn targets_that_match_nothing_are_an_error_and_leave_the_model_as_it_was() {
     let names = |n: &[&str]| TargetModules::Names(n.iter().map(|s| (*s).to_owned()).collect());
     for (target, part) in [
         (names(&["q_proj", "input_layernorm"]), "`input_layernorm`"),
-        // A string is an expression over the whole name.
+        // A string is a regular expression for the whole name.
         (TargetModules::Pattern("q_proj".into()), "`q_proj`"),
         (TargetModules::Pattern("(".into()), "not a regular expression"),
     ] {

@@ -21,9 +21,9 @@ struct Case {
 #[derive(Deserialize)]
 struct Nf4 {
     packed: String,
-    /// Nearest codes.
+    /// The nearest codes.
     absmax: String,
-    /// Codes of bitsandbytes' f32 kernel, from which it dequantized.
+    /// Codes of bitsandbytes' f32 kernel, which it used for dequantization.
     absmax_f32: String,
     nested: String,
     f32: String,
@@ -37,7 +37,7 @@ struct Int8 {
     f32: String,
 }
 
-/// The weights of `make_quantized.py`.
+/// The weights that `make_quantized.py` uses.
 fn weight(case: &Case) -> Tensor {
     let cube = |i: i64| {
         let bits = (i as u64 * 2_654_435_761 % (1 << 32)) >> 8;
@@ -78,7 +78,8 @@ fn nf4_has_bitsandbytes_bytes_and_values() {
         assert_eq!(stored(&ours.values), expected.packed, "{:?}", case.shape);
         assert_eq!(stored(nested), expected.nested, "{:?}", case.shape);
         assert_eq!(stored(&ours.absmax), expected.absmax, "{:?}", case.shape);
-        // bitsandbytes' own state, dequantized by us: the same operations in f32 in the same order, so the same bits.
+        // bitsandbytes' state, dequantized by us: the same f32 operations in the same order, so the results are
+        // bit-identical.
         let codes = bytes(&expected.absmax_f32);
         let theirs = Quantized { absmax: Tensor::from_slice(&codes), ..ours.shallow_clone() };
         assert_eq!(hash(&theirs.dequantize(Kind::Float)), expected.f32, "{:?}", case.shape);
@@ -87,7 +88,7 @@ fn nf4_has_bitsandbytes_bytes_and_values() {
         assert!(nearest.iter().zip(&codes).all(|(a, b)| a.abs_diff(*b) <= 1));
         other_codes += nearest.iter().zip(&codes).filter(|(a, b)| a != b).count();
     }
-    // Of 294: the code next to the nearest.
+    // One of 294 codes is next to the nearest.
     assert_eq!(other_codes, 1);
 }
 

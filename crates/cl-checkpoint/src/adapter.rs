@@ -42,7 +42,7 @@ pub enum LayerKind {
 }
 
 impl LayerKind {
-    /// Suffixes of its factors' names.
+    /// Returns the suffixes of its factors' names.
     fn suffixes(self) -> [&'static str; 2] {
         match self {
             LayerKind::Linear => [".lora_A.weight", ".lora_B.weight"],
@@ -51,21 +51,21 @@ impl LayerKind {
     }
 }
 
-/// Suffix of a magnitude's name in current PEFT, and before 0.10.
+/// Suffixes of the name of a magnitude, in current PEFT and before 0.10.
 const MAGNITUDES: [&str; 2] = [".lora_magnitude_vector", ".lora_magnitude_vector.weight"];
 
 impl AdapterModule {
-    /// Rank of its update.
+    /// Returns the rank of its update.
     pub fn rank(&self) -> usize {
         self.a_shape[0]
     }
 
-    /// Names of the tensors A and B.
+    /// Returns the names of the tensors A and B.
     pub fn factors(&self) -> [String; 2] {
         self.kind.suffixes().map(|suffix| format!("{PREFIX}{}{suffix}", self.name))
     }
 
-    /// Shape of the layer's weight.
+    /// Returns the shape of the layer's weight.
     pub fn weight_shape(&self) -> [usize; 2] {
         match self.kind {
             LayerKind::Linear => [self.b_shape[0], self.a_shape[1]],
@@ -79,7 +79,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 impl Adapter {
-    /// Opens `adapter_config.json` and `adapter_model.safetensors` and checks that every `lora_A` has its `lora_B` and
+    /// Opens `adapter_config.json` and `adapter_model.safetensors`, and checks that every `lora_A` has a `lora_B` and
     /// that ranks agree with each other and with the config.
     ///
     /// # Errors
@@ -117,25 +117,26 @@ impl Adapter {
         Ok(Adapter { dir: dir.to_owned(), config, file, modules, stamps })
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Its files with their stamps when it was opened.
+    /// Returns its files, with their stamps from when it was opened.
     pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
         &self.stamps
     }
 
-    /// Checks that neither file has changed since it was opened.
+    /// Checks that neither file has changed since the adapter was opened.
     ///
     /// # Errors
-    /// Returns [`Error::Changed`] if one has.
+    /// Returns [`Error::Changed`] for a file that has changed.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         check_unchanged(&self.stamps)
     }
 
-    /// Tokenizer and template files in the adapter's directory. Training with added tokens saves them there.
+    /// Returns the tokenizer and template files in the adapter's directory, which training with added tokens saves
+    /// there.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read or written.
@@ -145,24 +146,24 @@ impl Adapter {
         Ok(names.map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect())
     }
 
-    /// Content of `adapter_config.json`.
+    /// Returns the content of `adapter_config.json`.
     pub fn config(&self) -> &AdapterConfig {
         &self.config
     }
 
-    /// The adapted layers, by name.
+    /// Returns the adapted layers, sorted by name.
     pub fn modules(&self) -> Vec<&AdapterModule> {
         self.modules.iter().collect()
     }
 
-    /// Name of a module's magnitude tensor, `[out]`, if it has one (DoRA).
+    /// Returns the name of a module's magnitude tensor, of shape `[out]`, if it has one (DoRA).
     pub fn magnitude(&self, module: &AdapterModule) -> Option<String> {
         let names = MAGNITUDES.map(|suffix| format!("{PREFIX}{}{suffix}", module.name));
         names.into_iter().find(|name| module.dora && self.info(name).is_some())
     }
 
-    /// Tensors that are neither factors nor magnitudes, each with the name of the corresponding tensor of the base:
-    /// PEFT stores the weight of an adapted embedding or head together with its adapter.
+    /// Returns the tensors that are neither factors nor magnitudes, each with the name of the corresponding tensor of
+    /// the base: PEFT stores the weight of an adapted embedding or head together with its adapter.
     pub fn whole_tensors(&self) -> Vec<(&str, String)> {
         let factor = |name: &str| {
             let kinds = [LayerKind::Linear, LayerKind::Embedding];
@@ -172,7 +173,7 @@ impl Adapter {
         whole.map(|name| (name, name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", "."))).collect()
     }
 
-    /// Checks that the adapter is of a supported kind: LoRA with nothing but factors, DoRA magnitudes and [additional
+    /// Checks that the adapter is of a supported kind: LoRA with only factors, DoRA magnitudes and [additional
     /// tensors](Adapter::beside).
     ///
     /// # Errors
@@ -222,7 +223,7 @@ fn modules(
     Ok(modules)
 }
 
-/// Whether a module has a magnitude. It must have one if `use_dora` is set, and none otherwise.
+/// Whether a module has a magnitude. This is required if `use_dora` is set, and an error otherwise.
 fn magnitude(
     module: &str,
     shapes: &BTreeMap<&str, &[usize]>,
@@ -271,7 +272,7 @@ pub fn write_adapter(
     write_adapter_with_files(dir, config, tensors, &[], manifest, overwrite)
 }
 
-/// Like [`write_adapter`], with additional files, such as a model card, given by name and content.
+/// Like [`write_adapter`], with additional files such as a model card, given as pairs of name and content.
 ///
 /// # Errors
 /// Returns the same errors as [`write_adapter`].

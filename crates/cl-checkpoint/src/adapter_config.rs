@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::ordered_map;
 use crate::problem::AdapterProblem;
 
-/// PEFT's `adapter_config.json`; field names are its keys, and keys not listed here are kept as they are.
+/// PEFT's `adapter_config.json`. Field names are its keys; keys that are not listed here are kept unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdapterConfig {
@@ -21,21 +21,21 @@ pub struct AdapterConfig {
     pub inference_mode: bool,
     /// Rank.
     pub r: usize,
-    /// Numerator of the scaling.
+    /// Numerator of the scaling factor.
     pub lora_alpha: f64,
-    /// Dropout of A's input during training.
+    /// Dropout applied to A's input during training.
     pub lora_dropout: f64,
     /// The modules that have an adapter.
     pub target_modules: Option<TargetModules>,
-    /// rsLoRA: scale by `lora_alpha / √r`.
+    /// Whether to scale by `lora_alpha / √r` (rsLoRA).
     pub use_rslora: bool,
-    /// DoRA: weight-decomposed adapters.
+    /// Whether adapters are weight-decomposed (DoRA).
     pub use_dora: bool,
     /// Which biases were trained: `none`, `all` or `lora_only`.
     pub bias: String,
     /// Whether weights are stored transposed.
     pub fan_in_fan_out: bool,
-    /// Modules that are fully trained and stored.
+    /// Modules that are trained in full and stored.
     pub modules_to_save: Option<Vec<String>>,
     /// How the factors were initialized.
     pub init_lora_weights: Value,
@@ -50,7 +50,7 @@ pub struct AdapterConfig {
     pub other: BTreeMap<String, Value>,
 }
 
-/// Keys that change what an adapter computes unless they are null, false or empty.
+/// Keys that change what an adapter computes, unless they are null, false or empty.
 const CHANGE_THE_MEANING: [&str; 8] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -100,12 +100,12 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Rank of a module, including `rank_pattern`.
+    /// Returns the rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> usize {
         pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
 
-    /// Scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
+    /// Returns the scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
     ///
     /// ```
     /// use cl_checkpoint::AdapterConfig;
@@ -118,8 +118,8 @@ impl AdapterConfig {
         lora_scaling(alpha, rank, self.use_rslora)
     }
 
-    /// The name of the first unsupported feature, if there is one. Factors, magnitudes, fully trained modules, biases
-    /// and token rows are supported.
+    /// Returns the name of the first unsupported feature, if there is one. Factors, magnitudes, fully trained modules,
+    /// biases and token rows are supported.
     pub fn not_built(&self) -> Option<String> {
         let start = self.init_lora_weights.as_str().unwrap_or_default().to_lowercase();
         if self.peft_type != "LORA" {
@@ -142,7 +142,7 @@ impl AdapterConfig {
         }
     }
 
-    /// What is wrong with ranks or patterns; `None` if they are valid.
+    /// Returns what is wrong with ranks or patterns; `None` if they are valid.
     pub(crate) fn problem(&self) -> Option<AdapterProblem> {
         if self.r == 0 {
             return Some(AdapterProblem::RankZero);
@@ -159,13 +159,13 @@ impl AdapterConfig {
     }
 }
 
-/// PEFT's rule: a key is a regular expression that must match the name's end, starting after a dot or at the beginning.
-/// The first matching key applies.
+/// Finds a module's value by PEFT's rule: a key is a regular expression that must match the end of the name, starting
+/// after a dot or at the beginning. The first matching key applies.
 fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
     pairs.iter().find(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
 }
 
-/// Compiles a key of PEFT's patterns. It matches names that end in it, starting after a dot or at the beginning.
+/// Compiles a key of PEFT's patterns. It matches at the end of a name, starting after a dot or at the beginning.
 ///
 /// # Errors
 /// Returns an error if the regular expression is invalid.
@@ -173,12 +173,12 @@ pub fn module_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
 }
 
-/// `alpha / rank`, or `alpha / √rank` with rsLoRA.
+/// Returns the scaling `alpha / rank`, or `alpha / √rank` with rsLoRA.
 pub fn lora_scaling(alpha: f64, rank: f64, use_rslora: bool) -> f64 {
     if use_rslora { alpha / rank.sqrt() } else { alpha / rank }
 }
 
-/// `target_modules` for these modules: the last parts of their names, or full names where the last part would also
+/// Returns `target_modules` for these modules: the last parts of their names, or full names if the last part would also
 /// match other modules of the model.
 pub fn target_names(adapted: &[&str], others: &[&str]) -> Vec<String> {
     fn last(name: &str) -> &str {

@@ -11,7 +11,7 @@ use crate::{Adapter, AdapterConfig, Error, TensorSource};
 pub struct Beside {
     /// Name in the adapter's file.
     pub name: String,
-    /// The base's tensor that it replaces or changes.
+    /// The tensor of the base that it replaces or changes.
     pub tensor: String,
     /// Its kind.
     pub kind: BesideKind,
@@ -29,7 +29,8 @@ pub enum BesideKind {
         /// The module.
         module: String,
     },
-    /// `[ids, columns]`: rows of the base's embedding after training (`trainable_token_indices`), for these tokens.
+    /// Rows of the base's embedding after training (`trainable_token_indices`), of shape `[ids, columns]`, for these
+    /// token ids.
     Rows(Vec<usize>),
     /// A weight that the configuration does not mark as trained. PEFT stores the base's embedding if it has an adapter.
     Untrained,
@@ -37,14 +38,14 @@ pub enum BesideKind {
 
 const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 const UPDATE_BIAS: &str = ".lora_B.bias";
-/// Names of the embedding and of the head that may share its weight.
+/// Names of the embedding and of the head, which may share one weight.
 const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 impl Adapter {
-    /// Every tensor that is neither factor nor magnitude, with its kind by `adapter_config.json`.
+    /// Returns every tensor that is neither factor nor magnitude, with its kind according to `adapter_config.json`.
     ///
     /// # Errors
-    /// Returns [`Error::Adapter`] if tensors contradict the configuration, or a trained module is missing from the
+    /// Returns [`Error::Adapter`] if tensors contradict the configuration, or if a trained module is missing from the
     /// file.
     pub fn beside(&self) -> Result<Vec<Beside>, Error> {
         let tensors: Result<Vec<Beside>, Error> =
@@ -73,7 +74,7 @@ impl Adapter {
         Ok(Beside { name: name.to_owned(), tensor, kind })
     }
 
-    /// Token ids of an embedding's trained rows.
+    /// Returns the token ids of an embedding's trained rows.
     fn rows(&self, name: &str, table: &str) -> Result<Vec<usize>, Error> {
         let ids = self.config().token_ids(table);
         let shape = self.info(name).map(|info| info.shape.clone()).unwrap_or_default();
@@ -96,7 +97,7 @@ impl Adapter {
         Err(self.contradiction(AdapterProblem::UpdateBias { tensor: name.to_owned(), shape }))
     }
 
-    /// The first key whose trained tensors are missing, and its entry where it has several.
+    /// Returns the first key whose trained tensors are missing, with its entry if it has several.
     fn lacks(&self, tensors: &[Beside]) -> Option<(&'static str, Option<String>)> {
         let config = self.config();
         let saved = config.modules_to_save.iter().flatten();
@@ -118,8 +119,8 @@ impl Adapter {
 }
 
 impl AdapterConfig {
-    /// Whether PEFT keeps embedding and head, which share one weight in the base, tied during training
-    /// (`ensure_weight_tying`).
+    /// Whether an embedding and head that share one weight in the base stay tied during training, as PEFT does with
+    /// `ensure_weight_tying`.
     pub fn ties_weights(&self) -> bool {
         self.flag("ensure_weight_tying")
     }
@@ -128,7 +129,8 @@ impl AdapterConfig {
         self.other.get(key) == Some(&Value::Bool(true))
     }
 
-    /// Whether a tensor of the base is in a module of `modules_to_save`. Of a tied embedding and head, PEFT names one.
+    /// Whether a tensor of the base is in a module of `modules_to_save`. For a tied embedding and head, PEFT names only
+    /// one.
     fn is_saved(&self, tensor: &str) -> bool {
         let entries = || self.modules_to_save.iter().flatten();
         let table = |name: &str| TABLES.iter().any(|table| stands_in(name, table));
@@ -136,7 +138,8 @@ impl AdapterConfig {
             || self.ties_weights() && table(tensor) && entries().any(|entry| table(&format!("{entry}.")))
     }
 
-    /// `trainable_token_indices` of a module: a list applies to the embedding; a map has lists by suffix of the name.
+    /// Returns `trainable_token_indices` for a module: a list applies to the embedding; a map has lists by suffix of
+    /// the name.
     fn token_ids(&self, table: &str) -> Vec<usize> {
         let list = |value: &Value| -> Vec<usize> {
             let ids = value.as_array().into_iter().flatten();
@@ -153,7 +156,7 @@ impl AdapterConfig {
     }
 }
 
-/// PEFT's rule for `modules_to_save`: a module on the way to the tensor has a name that ends in the entry.
+/// PEFT's rule for `modules_to_save`: the tensor is inside a module whose name ends with the entry.
 fn stands_in(tensor: &str, entry: &str) -> bool {
     tensor.match_indices('.').any(|(dot, _)| tensor[..dot].ends_with(entry))
 }

@@ -22,7 +22,7 @@ pub struct Checkpoint {
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files of a model in addition to its weights and config.
+/// Files of a model other than its weights and config.
 pub(crate) const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
@@ -37,12 +37,12 @@ pub(crate) const COMPANIONS: [&str; 10] = [
 ];
 
 impl Checkpoint {
-    /// Opens `config.json` and `model.safetensors`, or the shards that `model.safetensors.index.json` names, and checks
+    /// Opens `config.json` and `model.safetensors`, or the shards listed in `model.safetensors.index.json`, and checks
     /// all headers. No tensor is read.
     ///
     /// # Errors
-    /// Returns an error if a file is missing or damaged, or the index contradicts its shards or points outside the
-    /// directory.
+    /// Returns an error if a file is missing or damaged, or if the index contradicts its shards or refers to files
+    /// outside the directory.
     pub fn open(dir: &Path) -> Result<Checkpoint, Error> {
         if !dir.is_dir() {
             return Err(Error::NotFound {
@@ -83,36 +83,37 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// The model's files with their stamps at opening: weights, config.json, tokenizer and related files.
+    /// Returns the model's files, with their stamps from when it was opened: weights, config.json, tokenizer and
+    /// related files.
     pub fn stamps(&self) -> &[(PathBuf, FileStamp)] {
         &self.stamps
     }
 
-    /// Checks that none of its files has changed since it was opened. Reading a file while it is written gives a
-    /// mixture of two contents.
+    /// Checks that none of its files has changed since it was opened. Reading a file while it is being written would
+    /// give a mixture of two contents.
     ///
     /// # Errors
-    /// Returns [`Error::Changed`] with the first file that has.
+    /// Returns [`Error::Changed`] for the first file that has changed.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         check_unchanged(&self.stamps)
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Content of `config.json`.
+    /// Returns the content of `config.json`.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// The weight files, in the order of the index.
+    /// Returns the weight files, in the order of the index.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(SafetensorsFile::path)
     }
 
-    /// A floating-point tensor as f32, row-major.
+    /// Reads a floating-point tensor as f32, row-major.
     ///
     /// # Errors
     /// Returns [`Error::TensorNotFound`] if there is no such tensor, and [`Error::Tensor`] if its dtype is not floating
@@ -127,10 +128,10 @@ impl Checkpoint {
         })
     }
 
-    /// Checks that a floating-point tensor (8-bit formats included) has no NaN and no infinity.
+    /// Checks that a floating-point tensor (including 8-bit formats) has no NaN and no infinity.
     ///
     /// # Errors
-    /// Returns [`Error::NotFinite`] with the first such element.
+    /// Returns [`Error::NotFinite`] for the first such element.
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
         let file = self.home_of(name)?;
         let bytes = file.bytes(name)?;
@@ -145,13 +146,13 @@ impl Checkpoint {
     /// Calls [`Checkpoint::check_finite`] for every tensor, in parallel.
     ///
     /// # Errors
-    /// Returns the error of the first such tensor by name.
+    /// Returns the error of the first invalid tensor by name.
     pub fn check_all_finite(&self) -> Result<(), Error> {
         let results: Vec<Result<(), Error>> = self.names().par_iter().map(|n| self.check_finite(n)).collect();
         results.into_iter().collect()
     }
 
-    /// Tokenizer, generation and template files, which are copied along with the model.
+    /// Returns the tokenizer, generation and template files, which are copied along with the model.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read or written.
@@ -204,7 +205,7 @@ fn read_config(path: &Path) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// Maps tensors to file names, all checked to be in the directory.
+/// Reads the index: a map from tensors to file names, all of which are checked to be in the directory.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     #[derive(Deserialize)]
     struct Index {

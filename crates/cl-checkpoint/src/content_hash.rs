@@ -1,12 +1,12 @@
-//! Hashes of the content of models and adapters. A copy has the same hash as the original; manifests are not
-//! considered.
+//! Content hashes of models and adapters. A copy has the same hash as the original; manifests are not included.
 
 use std::path::{Path, PathBuf};
 
 use crate::{Adapter, Checkpoint, Error, Manifest, hash_file};
 
 impl Checkpoint {
-    /// blake3 of everything that determines what the model computes: weights, config.json, tokenizer and related files.
+    /// Returns the blake3 hash of everything that determines what the model computes: weights, config.json, tokenizer
+    /// and related files.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read or written.
@@ -19,7 +19,7 @@ impl Checkpoint {
 }
 
 impl Adapter {
-    /// blake3 of the adapter's weights and config.
+    /// Returns the blake3 hash of the adapter's weights and config.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read or written.
@@ -27,7 +27,7 @@ impl Adapter {
         hash(&["adapter_model.safetensors", "adapter_config.json"].map(|name| self.dir().join(name)))
     }
 
-    /// Hash of the base model that the adapter was made for, if its manifest has one.
+    /// Returns the hash of the base model that the adapter was trained on, if its manifest contains one.
     pub fn base_hash(&self) -> Option<String> {
         let manifest = Manifest::read(self.dir()).ok()?;
         manifest.sources.into_iter().find(|source| source.role == "base")?.blake3

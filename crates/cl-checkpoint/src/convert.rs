@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-/// Reads f64, f32, f16 or bf16 bytes (little endian) as f32; `None` for other dtypes.
+/// Converts f64, f32, f16 or bf16 bytes (little endian) to f32; returns `None` for other dtypes.
 ///
 /// ```
 /// use cl_checkpoint::{Dtype, convert::to_f32};
@@ -23,8 +23,8 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// Reads eight-bit floats as f32: `F8_E4M3` (as PyTorch's `float8_e4m3fn`, without infinities) or `F8_E5M2`; `None` for
-/// other dtypes. Quantized models store a scale with each weight, which is not applied here.
+/// Converts eight-bit floats to f32: `F8_E4M3` (as PyTorch's `float8_e4m3fn`, without infinities) or `F8_E5M2`; returns
+/// `None` for other dtypes. Quantized models store a scale with each weight, which is not applied here.
 ///
 /// ```
 /// use cl_checkpoint::{Dtype, convert::f8_to_f32};
@@ -50,7 +50,8 @@ fn e4m3(byte: u8) -> f32 {
     if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
-/// Writes f32 values as f32, f16 or bf16 bytes (little endian), rounded to nearest even; `None` for other dtypes.
+/// Converts f32 values to f32, f16 or bf16 bytes (little endian), rounded to nearest even; returns `None` for other
+/// dtypes.
 pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     Some(match dtype {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -60,8 +61,8 @@ pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     })
 }
 
-/// The first element that is NaN or infinite, and its flat index; `None` if there is none, or the dtype is not floating
-/// point.
+/// Returns the first element that is NaN or infinite, with its flat index; `None` if there is none, or if the dtype is
+/// not floating point.
 ///
 /// ```
 /// use cl_checkpoint::{Dtype, convert::first_not_finite};
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn rounds_to_nearest_even() {
-        // 1 + 2⁻⁸ lies half-way between two bf16 values, 1 and 1 + 2⁻⁷; the even one is 1.
+        // 1 + 2⁻⁸ is halfway between two bf16 values, 1 and 1 + 2⁻⁷; the even one is 1.
         let tie = 1.0 + 1.0 / 256.0;
         let above = 1.0 + 3.0 / 256.0;
         let bytes = from_f32(Dtype::BF16, &[tie, above, f32::INFINITY, -0.0]).unwrap();

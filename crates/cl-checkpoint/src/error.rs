@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use crate::problem::{AdapterProblem, HeaderProblem, IndexProblem, Obstacle, PlanProblem, TensorProblem};
 
-/// Errors of reading and writing checkpoints. Every message names the file, and the tensor if there is one.
+/// Error in reading or writing checkpoints. Every message names the file, and the tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -27,7 +27,7 @@ pub enum Error {
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// Its kind.
+        /// Its kind, such as a directory or a FIFO.
         what: &'static str,
     },
     /// The file exceeds the size limit of its kind.
@@ -46,7 +46,7 @@ pub enum Error {
         /// 0-based offset of the first invalid byte.
         offset: usize,
     },
-    /// The safetensors header does not describe the file.
+    /// The safetensors header does not match the file.
     #[error("{path}: not a valid safetensors file: {problem}")]
     Header {
         /// The file.
@@ -120,18 +120,18 @@ pub enum Error {
     NotReplaceable {
         /// The output.
         path: PathBuf,
-        /// What it is, or contains.
+        /// What it is or contains.
         #[source]
         obstacle: Obstacle,
     },
-    /// The output overlaps an input or the working directory.
+    /// The output overlaps with an input or with the working directory.
     #[error("{path}: {relation} {role} ({other}); choose another output")]
     Overlap {
         /// The output.
         path: PathBuf,
         /// `is`, `contains` or `lies inside`.
         relation: &'static str,
-        /// What is overlapped: the role of an input, or `the working directory`.
+        /// What it overlaps with: the role of an input, or `the working directory`.
         role: Box<str>,
         /// Its path.
         other: Box<Path>,
@@ -168,7 +168,7 @@ pub enum Error {
     },
 }
 
-/// Hint for a mixture of adapters in place of a model or an adapter.
+/// Returns a hint if a mixture of adapters was given where a model or an adapter is expected.
 pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
     dir.join("mixture_config.json").exists().then_some(
         "this is a mixture of adapters with routers; pass it to `cl eval` or `cl generate` as --adapter; it cannot be merged, \
@@ -176,7 +176,8 @@ pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
     )
 }
 
-/// What to write instead of the directory of a run, which contains what is looked for at `inner`, or of a sequence.
+/// Returns `hint` if the directory is that of a run, which contains the expected directory as `inner`, or another hint
+/// if it is that of a sequence.
 pub(crate) fn run_hint(dir: &Path, inner: &str, hint: &'static str) -> Option<&'static str> {
     if dir.join(inner).exists() {
         return Some(hint);

@@ -1,7 +1,7 @@
-//! Reading and writing single files: regular files only, with a size limit, written atomically.
+//! Reading and writing single files: only regular files, with a size limit, and written atomically.
 //!
-//! All files named by a user are read and written through this module: a FIFO does not hang a command, `/dev/zero` does
-//! not fill the memory, and a killed process or a full disk leaves either the old content or the new one.
+//! All files named by a user are read and written with this module: a FIFO does not block a command, `/dev/zero` does
+//! not exhaust memory, and after a kill or with a full disk, either the old or the new content remains.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,7 +14,8 @@ use crate::parser_message::lists_choices;
 pub use crate::parser_message::{in_plain_words, of_json_line, of_yaml};
 use crate::platform::{FileId, special_file, sync_directory, temporary_files};
 
-/// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, TOML and YAML of the commands.
+/// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, and TOML and YAML files of the
+/// commands.
 pub const MAX_CONFIG: u64 = 16 << 20;
 /// Maximum size in bytes of a tokenizer, shard index, template or manifest. The largest published tokenizers have 35
 /// MB.
@@ -22,7 +23,7 @@ pub const MAX_TOKENIZER: u64 = 256 << 20;
 
 /// Whether this is the name of a file directly in a directory.
 pub(crate) fn is_file_name(name: &str) -> bool {
-    // A colon begins the name of a stream of a file on Windows.
+    // On Windows, a colon starts the name of an alternate stream of a file.
     let stream = cfg!(windows) && name.contains(':');
     Path::new(name).file_name().is_some_and(|last| last == name) && !name.contains(['\\', '\0']) && !stream
 }
@@ -42,7 +43,8 @@ pub fn open_file(path: &Path) -> Result<File, Error> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Returns [`Error::NotAFile`] or [`Error::TooLarge`] if the file does not qualify, and [`Error::Io`] if reading fails.
+/// Returns [`Error::NotAFile`] if it is not a regular file, [`Error::TooLarge`] if it exceeds the limit, and
+/// [`Error::Io`] if reading fails.
 ///
 /// ```
 /// let folder = tempfile::tempdir()?;
@@ -55,7 +57,7 @@ pub fn open_file(path: &Path) -> Result<File, Error> {
 /// ```
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let mut content = Vec::new();
-    // Reads one extra byte, to detect a file that has grown beyond the limit since its size was checked.
+    // Read one byte more, to detect a file that has grown beyond the limit.
     open_file(path)?.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(Error::io(path))?;
     if content.len() as u64 > limit {
         return Err(Error::TooLarge { path: path.to_owned(), limit });
@@ -91,7 +93,7 @@ pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Re
     let mut part = temporary(parent, &prefix).map_err(Error::io(path))?;
     write(part.as_file_mut()).and_then(|()| part.as_file().sync_all()).map_err(Error::io(path))?;
     let (file, part) = part.keep().map_err(|e| Error::Io { path: path.to_owned(), source: e.error })?;
-    // `fs::rename` replaces files that others have open on Windows, too, where `persist` does not.
+    // On Windows, too, `fs::rename` replaces files that others have open; `persist` does not.
     if let Err(source) = fs::rename(&part, path) {
         drop(file);
         let _ = fs::remove_file(&part);
@@ -102,15 +104,15 @@ pub fn write_file_with(path: &Path, write: impl FnOnce(&mut File) -> std::io::Re
 
 const PART: &str = ".part";
 
-/// A temporary file, locked while it is open so that it is not removed as a leftover.
+/// Creates a temporary file that is locked while it is open, so that it is not removed as a leftover.
 fn temporary(parent: &Path, prefix: &str) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = temporary_files();
     builder.prefix(prefix).suffix(PART);
     loop {
         let part = builder.tempfile_in(parent)?;
-        // On file systems without locks, leftovers are not removed either.
+        // On file systems without locks, leftovers are not removed.
         let _ = part.as_file().try_lock();
-        // Another process may have removed it before it was locked.
+        // Another process may have removed the file before it was locked.
         if part.path().exists() {
             return Ok(part);
         }
@@ -126,18 +128,18 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
         if random.is_some_and(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_alphanumeric()))
             && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
         {
-            // Another process may have removed it meanwhile.
+            // Another process may have removed it in the meantime.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// The meaning of an I/O error, without its number.
+/// Describes an I/O error in words, without its number.
 pub fn explain(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "not found".to_owned(),
-        // What is open in another program often cannot be replaced or removed on Windows.
+        // On Windows, files that are open in another program often cannot be replaced or removed.
         ErrorKind::PermissionDenied if cfg!(windows) => "permission denied, or in use by another program".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
         ErrorKind::AlreadyExists => "exists already".to_owned(),
@@ -151,8 +153,8 @@ pub fn explain(error: &std::io::Error) -> String {
     }
 }
 
-/// An error's message with those of its causes, except for causes whose text it already contains. I/O errors are
-/// [explained](explain).
+/// Returns an error's message with those of its causes, except for causes whose text is already contained in it. I/O
+/// errors are [described in words](explain).
 ///
 /// ```
 /// use cl_checkpoint::{Error, files::with_causes};
@@ -171,8 +173,8 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     message
 }
 
-/// A parser's message [in plain words](in_plain_words), with long lines shortened: parsers quote the invalid line,
-/// whatever its length.
+/// Returns a parser's message [in plain words](in_plain_words), with long lines shortened, since parsers quote the
+/// invalid line regardless of its length.
 ///
 /// ```
 /// let short = cl_checkpoint::files::shorten(&"x".repeat(10_000));
@@ -196,8 +198,8 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
     crate::platform::copy(from, to).map_err(Error::io(from))
 }
 
-/// Identifies a state of a file without reading it: identity (device and inode), size and modification time. A file
-/// that is overwritten, replaced or truncated has a different stamp.
+/// Identifies the state of a file without reading it: identity (device and inode), size and modification time. A file
+/// that has been overwritten, replaced or truncated has a different stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStamp {
     id: FileId,
@@ -206,7 +208,7 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
-    /// The current stamp of a file. Symbolic links are followed.
+    /// Returns the current stamp of a file. Symbolic links are followed.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if there is no such file, or its directory cannot be read.
@@ -220,16 +222,16 @@ impl FileStamp {
 }
 
 impl FileStamp {
-    /// The stamps of several files, with their paths.
+    /// Returns the stamps of several files, with their paths.
     pub(crate) fn of_all(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, FileStamp)>, Error> {
         files.into_iter().map(|file| Ok((file.clone(), FileStamp::of(&file)?))).collect()
     }
 }
 
-/// Checks that all files still have their stamps.
+/// Checks that all files still have the same stamps.
 ///
 /// # Errors
-/// Returns [`Error::Changed`] with the first file that has not.
+/// Returns [`Error::Changed`] for the first file that has changed.
 pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Error> {
     let changed = |entry: &&(PathBuf, FileStamp)| !FileStamp::of(&entry.0).is_ok_and(|now| now == entry.1);
     match stamps.iter().find(changed) {
@@ -238,8 +240,9 @@ pub(crate) fn check_unchanged(stamps: &[(PathBuf, FileStamp)]) -> Result<(), Err
     }
 }
 
-/// This project's cache folder, outside any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`, else `.cache/cl` in the
-/// home directory (`HOME`, else Windows' `USERPROFILE`). `None` when none of these variables is set. The folder may not exist yet.
+/// Returns this project's cache directory, which is outside of any checkout: `CL_CACHE`, else `cl` in `XDG_CACHE_HOME`,
+/// else `.cache/cl` in the home directory (`HOME`, or `USERPROFILE` on Windows). Returns `None` if none of these
+/// variables is set. The directory may not exist yet.
 pub fn cache_dir() -> Option<PathBuf> {
     cache_dir_from(|name| std::env::var_os(name))
 }

@@ -1,6 +1,6 @@
 //! Parses and validates the header of a safetensors file.
 //!
-//! The `safetensors` crate reads headers too, but its errors do not say which tensor is wrong.
+//! The `safetensors` crate also reads headers, but its errors do not name the invalid tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::Error;
 use crate::problem::{HeaderProblem, TensorProblem};
 use crate::source::{TensorInfo, byte_len};
 
-/// The specification's limit.
+/// Maximum size of a header, from the specification.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 pub(crate) struct Header {
@@ -104,12 +104,12 @@ fn covers(path: &Path, header: &Header, data: usize) -> Result<(), Error> {
 
 const METADATA: &str = "__metadata__";
 
-/// The header's JSON object. Duplicate keys are an error; serde alone would keep the last.
+/// The header's JSON object. Duplicate keys are an error; serde alone would keep the last one.
 #[derive(Default)]
 struct Entries {
     tensors: BTreeMap<String, Entry>,
     metadata: Option<BTreeMap<String, String>>,
-    at: Option<String>, // the key that is being read, for the error's text
+    at: Option<String>, // the key being read, for error messages
 }
 
 impl<'de> DeserializeSeed<'de> for &mut Entries {

@@ -3,8 +3,8 @@ use std::path::{Component, Path};
 
 use serde::Serializer;
 
-/// A directory of the hub's cache, `models--organization--name/snapshots/<commit>`. Records name it by repository and
-/// commit, which mean the same everywhere, and not by where one machine's cache is.
+/// A snapshot directory in the Hub's cache, `models--organization--name/snapshots/<commit>`. Records refer to it by
+/// repository and commit, which have the same meaning everywhere, and not by its path in one machine's cache.
 ///
 /// Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 ///
@@ -29,7 +29,7 @@ pub struct HubSnapshot {
 }
 
 impl HubSnapshot {
-    /// The snapshot that a directory is; `None` for any other directory.
+    /// Returns the snapshot of a directory; `None` if the directory is not a snapshot.
     pub fn of(dir: &Path) -> Option<HubSnapshot> {
         let mut parts = dir.components().rev().filter_map(|part| match part {
             Component::Normal(name) => name.to_str(),
@@ -38,21 +38,22 @@ impl HubSnapshot {
         let (commit, snapshots, folder) = (parts.next()?, parts.next()?, parts.next()?);
         let repo = folder.strip_prefix("models--").filter(|_| snapshots == "snapshots")?;
         let is_commit = commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit());
-        // Names of the hub contain no `--`.
+        // Names on the Hub do not contain `--`.
         is_commit.then(|| HubSnapshot { repo: repo.replacen("--", "/", 1), commit: commit.to_owned() })
     }
 
-    /// How records name a directory: `organization/name@commit` for a snapshot, the path for any other.
+    /// Returns the name of a directory in records: `organization/name@commit` for a snapshot, otherwise the path.
     pub fn source_name(path: &Path) -> String {
         HubSnapshot::of(path).map_or_else(|| path.display().to_string(), |snapshot| snapshot.to_string())
     }
 
-    /// How other tools name a model or adapter: `organization/name` for a snapshot, the path for any other.
+    /// Returns the name of a model or adapter for other tools: `organization/name` for a snapshot, otherwise the path.
     pub fn model_name(path: &Path) -> String {
         HubSnapshot::of(path).map_or_else(|| path.display().to_string(), |snapshot| snapshot.repo)
     }
 
-    /// Whether a text is a name of the hub, `organization/name` or `organization/name@revision`, by its rules for names.
+    /// Whether a text is a name on the Hub, `organization/name` or `organization/name@revision`, by the Hub's rules for
+    /// names.
     ///
     /// ```
     /// use cl_checkpoint::HubSnapshot;
@@ -66,7 +67,7 @@ impl HubSnapshot {
         name.matches('/').count() == 1 && name.split('/').all(is_valid_part) && revision.split('/').all(good)
     }
 
-    /// For `#[serde(serialize_with)]`: a path as [`HubSnapshot::source_name`].
+    /// Serializes a path as [`HubSnapshot::source_name`], for `#[serde(serialize_with)]`.
     ///
     /// # Errors
     /// Returns the errors of `serializer`.
@@ -81,7 +82,7 @@ impl fmt::Display for HubSnapshot {
     }
 }
 
-/// The hub's rule for organizations and names.
+/// Checks the Hub's rule for organizations and names.
 fn is_valid_part(part: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| !"-.".contains(c));
     part.len() <= 96

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A request to stop. Long-running work checks it between steps, finishes the current step, saves its state and removes
+/// A stop request. Long-running work checks it between steps, finishes the current step, saves its state and removes
 /// temporary files.
 ///
-/// Clones share the request. [`Interrupt::default`] is not connected to signals.
+/// Clones share the same request. [`Interrupt::default`] is not connected to signals.
 ///
 /// ```
 /// let interrupt = cl_checkpoint::Interrupt::default();
@@ -18,11 +18,11 @@ pub struct Interrupt {
     signal: Arc<AtomicUsize>, // 0 for none
 }
 
-/// Number of SIGINT, which a request in code is treated as.
+/// Number of SIGINT; a stop requested in code is treated like this signal.
 const SIGINT: usize = 2;
 
 impl Interrupt {
-    /// Requests the stop, as Ctrl-C does.
+    /// Requests a stop, like Ctrl-C.
     pub fn request(&self) {
         self.signal.store(SIGINT, Ordering::Relaxed);
     }
@@ -32,8 +32,8 @@ impl Interrupt {
         self.signal.load(Ordering::Relaxed) != 0
     }
 
-    /// Exit code after a stop: 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM). `None` if no stop was
-    /// requested.
+    /// Returns the exit code after a stop: 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM). Returns
+    /// `None` if no stop was requested.
     pub fn exit_code(&self) -> Option<u8> {
         match self.signal.load(Ordering::Relaxed) {
             0 => None,
@@ -41,9 +41,10 @@ impl Interrupt {
         }
     }
 
-    /// An interrupt that is requested by SIGINT, SIGTERM or SIGHUP; on Windows by Ctrl-C. A second signal ends the
-    /// process at once, except where a launcher of several processes (torchrun) has started it, as `WORLD_SIZE` says: Ctrl-C
-    /// reaches such a process twice, from the terminal and from the launcher, which ends it itself if it takes too long.
+    /// Creates an interrupt that is requested by SIGINT, SIGTERM or SIGHUP; on Windows by Ctrl-C. A second signal
+    /// terminates the process immediately, except if it was started by a launcher of several processes (torchrun),
+    /// which is detected by `WORLD_SIZE`: Ctrl-C reaches such a process twice, from the terminal and from the launcher,
+    /// and the launcher terminates it if stopping takes too long.
     ///
     /// Call it once, at the start of a command.
     ///
@@ -63,7 +64,7 @@ impl Interrupt {
             signal_hook::consts::SIGHUP,
         ];
         for signal in signals {
-            // The order matters: the first signal finds the condition unset and sets it for the second.
+            // The order matters: the first signal finds the condition unset, and sets it for the second signal.
             if !launched {
                 flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
             }

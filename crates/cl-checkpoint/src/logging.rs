@@ -1,5 +1,5 @@
-//! Log output of the commands on stderr, as text or JSON. The libraries emit `tracing` events and spans; a command
-//! subscribes once, with [`LogArgs::init`].
+//! Log messages of the commands on stderr, as text or JSON. The libraries emit `tracing` events and spans; a command
+//! installs a subscriber once, with [`LogArgs::init`].
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Where help texts list these options: apart from those of the command.
+/// Heading under which help texts list these options, separate from those of the command.
 const HEADING: &str = "Logging options";
 
 /// Logging options of all commands.
@@ -29,7 +29,7 @@ pub struct LogArgs {
     log_format: LogFormat,
 }
 
-/// Format of messages.
+/// Format of log messages.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Plain text.
@@ -49,8 +49,8 @@ impl LogArgs {
         self.log_format == LogFormat::Json
     }
 
-    /// Subscribes for the whole process; a second call has no effect. A valid `RUST_LOG` takes precedence over `-v` and
-    /// `-q`.
+    /// Installs a subscriber for the whole process; a second call has no effect. A valid `RUST_LOG` takes precedence
+    /// over `-v` and `-q`.
     pub fn init(self, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) {
         let level = match (self.quiet, self.verbose) {
             (true, _) => LevelFilter::WARN,
@@ -63,7 +63,7 @@ impl LogArgs {
             |level: LevelFilter| EnvFilter::new(format!("warn,{}", OURS.map(|c| format!("{c}={level}")).join(",")));
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| ours(level));
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
-        // Fails only if there already is a subscriber.
+        // Fails only if a subscriber is already installed.
         let _ = match self.log_format {
             LogFormat::Text => builder.event_format(Plain).try_init(),
             LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -71,7 +71,7 @@ impl LogArgs {
     }
 }
 
-/// Targets of the workspace's events.
+/// Targets of events of this workspace.
 const OURS: [&str; 13] = [
     "cl",
     "cl_adapters",
@@ -88,8 +88,8 @@ const OURS: [&str; 13] = [
     "cl_train",
 ];
 
-/// The message alone at level INFO, with a prefix `warning: ` or `error: ` above it, and with level, spans and fields
-/// below it.
+/// Formats events as text: only the message at level INFO, with a prefix `warning: ` or `error: ` at higher levels, and
+/// with level, spans and fields at lower levels.
 struct Plain;
 
 impl<S, N> FormatEvent<S, N> for Plain

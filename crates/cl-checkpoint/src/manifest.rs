@@ -12,7 +12,7 @@ use crate::platform::{read_exact_at, sync_file};
 use crate::{Error, HubSnapshot};
 
 /// `manifest.json`: the files of a directory and what they were made from. It is written last, so its presence means
-/// that the directory is complete. It contains no time and no host name, so equal runs give equal bytes.
+/// that the directory is complete. It contains no times or host names, so equal runs produce equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// `model`, `adapter`, `train_state`, `scores`, …
@@ -25,12 +25,12 @@ pub struct Manifest {
     /// The resolved settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Value>,
-    /// Every other file of the directory, by relative path.
+    /// All other files of the directory, by relative path.
     #[serde(default)]
     pub files: BTreeMap<String, FileEntry>,
 }
 
-/// A program.
+/// A program and its version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tool {
     /// Name.
@@ -39,14 +39,14 @@ pub struct Tool {
     pub version: String,
 }
 
-/// An input.
+/// An input of the directory's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// `base`, `adapter`, `data`, …
     pub role: String,
-    /// Its path, or `organization/name@commit` if it is in the cache of the hub.
+    /// Its path, or `organization/name@commit` if it is in the Hub's cache.
     pub path: String,
-    /// blake3 of its content, hexadecimal; `None` for large inputs that were not hashed.
+    /// Hexadecimal blake3 hash of its content; `None` for large inputs that were not hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blake3: Option<String>,
 }
@@ -56,7 +56,7 @@ pub struct Source {
 pub struct FileEntry {
     /// Size in bytes.
     pub bytes: u64,
-    /// blake3, hexadecimal.
+    /// Hexadecimal blake3 hash.
     pub blake3: String,
 }
 
@@ -74,7 +74,7 @@ pub enum ManifestProblem {
 const NAME: &str = "manifest.json";
 
 impl Manifest {
-    /// An empty manifest of this version of the workspace.
+    /// Creates an empty manifest, with the version of this workspace.
     pub fn new(kind: &str) -> Manifest {
         Manifest {
             kind: kind.to_owned(),
@@ -122,8 +122,8 @@ impl Manifest {
         Manifest::verify_share(dir, 0, 1)
     }
 
-    /// Like [`Manifest::verify`], but compares only one of `shares` equal shares of the listed files, numbered from 0. So several
-    /// processes can divide the work.
+    /// Like [`Manifest::verify`], but compares only one of `shares` equal shares of the listed files, numbered from 0,
+    /// so that several processes can divide the work.
     ///
     /// # Errors
     /// Returns the same errors as [`Manifest::verify`].
@@ -148,7 +148,7 @@ impl Manifest {
         Ok(problems)
     }
 
-    /// A hash of all files' names and hashes, equal for equal content.
+    /// Returns a hash over the names and hashes of all files, which is equal for equal content.
     pub fn content_hash(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, entry) in &self.files {
@@ -157,7 +157,8 @@ impl Manifest {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Adds every file of the directory that is not listed yet. Those that are were hashed by whoever wrote them.
+    /// Adds every file of the directory that is not listed yet. Listed files were already hashed when they were
+    /// written.
     pub(crate) fn hash_files(&mut self, dir: &Path) -> Result<(), Error> {
         for path in files(dir)? {
             let name = inside(dir, &path);
@@ -177,15 +178,15 @@ impl Manifest {
     }
 }
 
-/// Number of bytes that a thread reads and hashes at a time. A power of two, so that it is a subtree of blake3's tree,
+/// Number of bytes that a thread reads and hashes at a time: a power of two, so that it is a subtree of blake3's tree,
 /// and small enough for a core's cache.
 const SUBTREE: u64 = 512 << 10;
 
-/// Size and blake3 of a file, in parallel for large files. The file is read, not memory-mapped: a map's pages would
-/// stay resident until the end.
+/// Computes size and blake3 hash of a file, in parallel for large files. The file is read, not memory-mapped, because
+/// the pages of a map would stay resident until the end.
 ///
 /// # Errors
-/// Returns [`Error::Io`] if reading fails or the file becomes shorter meanwhile.
+/// Returns [`Error::Io`] if reading fails, or if the file becomes shorter in the meantime.
 pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
     let file = open_file(path)?;
     let metadata = file.metadata().map_err(Error::io(path))?;
@@ -199,7 +200,7 @@ pub fn hash_file(path: &Path) -> Result<FileEntry, Error> {
     Ok(FileEntry { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
 }
 
-/// Hashes subtrees in parallel and joins them as in section 2.1 of the blake3 specification.
+/// Hashes subtrees in parallel and joins them, as in section 2.1 of the blake3 specification.
 fn hash_in_parallel(file: &fs::File, bytes: u64) -> std::io::Result<blake3::Hash> {
     let subtree = |i: u64| {
         let start = i * SUBTREE;
@@ -214,7 +215,7 @@ fn hash_in_parallel(file: &fs::File, bytes: u64) -> std::io::Result<blake3::Hash
     Ok(merge_subtrees_root(&join(left, half), &join(right, bytes - half), Mode::Hash))
 }
 
-/// The chaining value of a tree of these subtrees, which have so many bytes.
+/// Returns the chaining value of a tree of these subtrees, which cover `bytes` bytes.
 fn join(subtrees: &[ChainingValue], bytes: u64) -> ChainingValue {
     if let [single] = subtrees {
         return *single;
@@ -229,7 +230,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let path = entry.path();
-        // Links to directories are not followed: they may lead outside, or form a cycle.
+        // Links to directories are not followed, because they may lead outside or form a cycle.
         if entry.file_type().map_err(Error::io(&path))?.is_dir() {
             out.extend(files(&path)?);
         } else {
@@ -240,7 +241,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(out)
 }
 
-/// The path of a file relative to its directory, with `/` on all systems.
+/// Returns the path of a file relative to its directory, with `/` on all systems.
 pub(crate) fn inside(dir: &Path, path: &Path) -> String {
     let relative = path.strip_prefix(dir).unwrap_or(path).to_string_lossy();
     if cfg!(windows) { relative.replace('\\', "/") } else { relative.into_owned() }

@@ -1,4 +1,4 @@
-//! JSON objects as pairs in file order. Duplicate keys are an error; serde alone would keep the last.
+//! JSON objects as pairs in file order. Duplicate keys are an error; serde alone would keep the last one.
 //!
 //! For `#[serde(with = "ordered_map")]`; null counts as an empty object.
 

@@ -10,30 +10,31 @@ use crate::{Error, FileLock, Manifest};
 
 /// An output directory that is created atomically.
 ///
-/// Files are written to a temporary sibling, `.NAME.cl-RANDOM.part`, under the lock of `.NAME.cl-lock`.
-/// [`OutputDir::finish`] writes `manifest.json` last, syncs, and renames. If it is dropped before that, the temporary
-/// directory is removed. Leftovers of killed processes are removed by the next [`OutputDir::create`] for the same
-/// output.
+/// Files are written to a temporary sibling directory, `.NAME.cl-RANDOM.part`, under the lock `.NAME.cl-lock`.
+/// [`OutputDir::finish`] writes `manifest.json` last, syncs, and renames the directory. If it is dropped before that,
+/// the temporary directory is removed. Leftovers of killed processes are removed by the next [`OutputDir::create`] for
+/// the same output.
 ///
-/// With `overwrite`, an output is replaced only if everything in it was written by this program or is a known file of a
-/// model or an adapter; see [`OutputDir::check`].
+/// With `overwrite`, an output is replaced only if everything in it was written by this program, or is a known file of
+/// a model or an adapter; see [`OutputDir::check`].
 pub struct OutputDir {
     target: PathBuf,
     part: PathBuf,
-    made: Vec<PathBuf>, // folders above `target` that were made for it, innermost first
+    made: Vec<PathBuf>, // parent directories created for `target`, innermost first
     overwrite: bool,
     finished: bool,
     lock: Option<FileLock>,
 }
 
 impl OutputDir {
-    /// Checks an output before the work starts, as [`OutputDir::create`] and [`OutputDir::finish`] do later.
+    /// Checks an output before the work starts, in the same way as [`OutputDir::create`] and [`OutputDir::finish`] do
+    /// later.
     ///
-    /// `inputs` are the paths that the output is made from, each with its role (`the base model`, `the data`). The
-    /// output must not be, contain or lie inside one of them, and must not be or contain the working directory.
+    /// `inputs` are the paths from which the output is made, each with its role (`the base model`, `the data`). The
+    /// output must not be, contain or be inside one of them, and must not be or contain the working directory.
     ///
     /// # Errors
-    /// Returns [`Error::Overlap`] if it overlaps an input, [`Error::Exists`] if `target` exists and `overwrite` is
+    /// Returns [`Error::Overlap`] if it overlaps with an input, [`Error::Exists`] if `target` exists and `overwrite` is
     /// false, [`Error::NotReplaceable`] if it contains a file that this program would not have written, and
     /// [`Error::Plan`] if it has no name.
     pub fn check(target: &Path, overwrite: bool, inputs: &[(&str, &Path)]) -> Result<(), Error> {
@@ -45,7 +46,7 @@ impl OutputDir {
         check_free(target, &place, overwrite)
     }
 
-    /// Creates the temporary directory for `target`. A symbolic link is followed.
+    /// Creates the temporary directory for `target`. Symbolic links are followed.
     ///
     /// # Errors
     /// Returns the same errors as [`OutputDir::check`], [`Error::Busy`] if it is already being written, and
@@ -57,7 +58,7 @@ impl OutputDir {
         let made = parent.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let lock = FileLock::take(&absolute)?.ok_or_else(|| Error::Busy { path: target.to_owned() })?;
-        // Without a lock, leftovers cannot be told from directories that are being written.
+        // Without a lock, leftovers cannot be distinguished from directories that are still being written.
         if lock.is_exclusive() {
             remove_stale(parent, &name)?;
         }
@@ -94,23 +95,23 @@ impl OutputDir {
         }
     }
 
-    /// The temporary directory to write to.
+    /// Returns the temporary directory to write to.
     pub fn path(&self) -> &Path {
         &self.part
     }
 
-    /// The final path.
+    /// Returns the final path.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Hashes every file into `manifest`, writes it last, and moves the directory into place.
+    /// Adds hashes of all files to `manifest`, writes it last, and renames the directory to its final path.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if writing fails, and [`Error::Exists`] or [`Error::NotReplaceable`] if `target` was
-    /// written to meanwhile.
+    /// written to in the meantime.
     pub fn finish(mut self, mut manifest: Manifest) -> Result<(), Error> {
-        // Writes to disk while hashing.
+        // Sync to disk while hashing.
         std::thread::scope(|scope| {
             let synced = scope.spawn(|| sync_all(&self.part));
             manifest.hash_files(&self.part)?;
@@ -150,16 +151,16 @@ impl Drop for OutputDir {
         }
         self.lock.take();
         if !self.finished {
-            // Directories that are not empty are in use.
+            // Directories that are not empty are used by others.
             let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
     }
 }
 
-/// The part of a temporary directory's name between the output's name and the random part.
+/// The part of a temporary directory's name between the name of the output and the random part.
 const TEMPORARY: &str = ".cl-";
 
-/// The absolute path of an output, without `..` and trailing slash, and with links followed.
+/// Returns the absolute path of an output, without `..` and trailing slash, and with symbolic links resolved.
 fn resolve(target: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(target).map_err(Error::io(target))?;
     let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
@@ -169,13 +170,13 @@ fn resolve(target: &Path) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-/// Parent directory and name of a resolved output.
+/// Returns the parent directory and name of a resolved output.
 fn parts(absolute: &Path) -> (&Path, String) {
     let name = absolute.file_name().expect("resolved").to_string_lossy().into_owned();
     (absolute.parent().expect("resolved"), name)
 }
 
-/// The path with all links followed, as far as it exists.
+/// Resolves all symbolic links of a path, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let known = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
@@ -185,8 +186,8 @@ fn real(path: &Path) -> PathBuf {
     })
 }
 
-/// Checks that an output is not, does not contain and does not lie inside one of its inputs, and neither is nor
-/// contains the working directory.
+/// Checks that an output is not one of its inputs, does not contain one and is not inside one, and that it neither is
+/// nor contains the working directory.
 ///
 /// # Errors
 /// Returns [`Error::Overlap`] otherwise.
@@ -213,7 +214,7 @@ pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Err
     }
 }
 
-/// Checks that `place` is free, or holds only what may be replaced.
+/// Checks that `place` is free, or contains only files that may be replaced.
 fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error> {
     if !occupied(place) {
         return Ok(());
@@ -227,8 +228,8 @@ fn check_free(target: &Path, place: &Path, overwrite: bool) -> Result<(), Error>
     }
 }
 
-/// Why a directory must not be replaced: the first entry that is neither in its manifest nor a known file of a model or
-/// an adapter.
+/// Returns why a directory must not be replaced: the first entry that is neither in its manifest nor a known file of a
+/// model or an adapter.
 fn in_the_way(dir: &Path) -> Result<Option<Obstacle>, Error> {
     if !dir.is_dir() {
         return Ok(Some(if dir.is_symlink() { Obstacle::DanglingLink } else { Obstacle::File }));
@@ -261,7 +262,7 @@ fn in_the_way(dir: &Path) -> Result<Option<Obstacle>, Error> {
     Ok(None)
 }
 
-/// Whether a file with this name belongs to a model or an adapter as Transformers and PEFT save them.
+/// Whether this is the name of a file of a model or an adapter, as saved by Transformers and PEFT.
 fn part_of_a_model(name: &str) -> bool {
     let weights = (name.starts_with("model") || name.starts_with("adapter_model"))
         && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
@@ -276,7 +277,7 @@ fn remove(path: &Path) -> Result<(), Error> {
     removed.map_err(Error::io(path))
 }
 
-/// An empty directory may be used; anything else is in the way.
+/// Whether a path is occupied. An empty directory may be used; anything else may not.
 fn occupied(path: &Path) -> bool {
     match fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_some(),
@@ -284,7 +285,7 @@ fn occupied(path: &Path) -> bool {
     }
 }
 
-/// `part` or `old` for the name of a temporary of the output `name`.
+/// Returns `part` or `old` for the name of a temporary directory of the output `name`.
 fn temporary_kind(file: &str, name: &str) -> Option<&'static str> {
     let rest = file.strip_prefix(&format!(".{name}{TEMPORARY}"))?;
     let (random, kind) = rest.split_once('.')?;
@@ -292,7 +293,7 @@ fn temporary_kind(file: &str, name: &str) -> Option<&'static str> {
     random.chars().all(|c| c.is_ascii_alphanumeric()).then_some(kind)
 }
 
-/// Removes leftover temporary directories, and restores an old output that was being replaced. Call it under the
+/// Removes leftover temporary directories, and restores an old output that was being replaced. The caller holds the
 /// output's lock.
 fn remove_stale(parent: &Path, name: &str) -> Result<(), Error> {
     for entry in fs::read_dir(parent).map_err(Error::io(parent))? {
@@ -351,7 +352,7 @@ mod tests {
         fs::rename(&o, folder.path().join(".o.cl-a1b2c3.old")).unwrap();
         fs::create_dir(folder.path().join(".o.cl-a1b2c3.part")).unwrap();
         fs::write(folder.path().join(".o.cl-lock"), "").unwrap();
-        // Names that only look alike, and another output's.
+        // Names that only look similar, and a temporary directory of another output.
         let others = [".o.mine.part", ".o.p.cl-a1b2c3.part", ".o.cl-a1.b2.part"];
         others.iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
         let out = OutputDir::create(&o, true).unwrap();
@@ -410,7 +411,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir_all(path("models/a")).unwrap();
-        // Links need a privilege on Windows.
+        // Creating links requires a privilege on Windows.
         let link = if cfg!(unix) { "link" } else { "models" };
         #[cfg(unix)]
         std::os::unix::fs::symlink(path("models"), path(link)).unwrap();

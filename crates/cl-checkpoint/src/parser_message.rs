@@ -1,10 +1,10 @@
-//! Messages of serde's parsers, in the words of the files instead of Rust's.
+//! Messages of serde's parsers, in the terms of the files instead of Rust's.
 
-/// Longest name and value that is quoted from a file, in characters.
+/// Maximum length of names and values quoted from a file, in characters.
 const LONGEST: usize = 100;
 
-/// A message of serde's parsers for TOML and JSON with Rust's types replaced by those of the file, and with the most
-/// similar valid key or value for one that is unknown. Other lines of the message stay as they are.
+/// Rewrites a message of serde's parsers for TOML and JSON: Rust's types are replaced by those of the file, and for an
+/// unknown key or value the most similar valid one is suggested. Other lines of the message are kept.
 ///
 /// ```
 /// use cl_checkpoint::files::in_plain_words;
@@ -17,7 +17,7 @@ pub fn in_plain_words(message: &str) -> String {
     message.trim_end().lines().map(of_line).collect::<Vec<_>>().join("\n")
 }
 
-/// A message of the parser for JSON, [in plain words](in_plain_words), of whose place only the column is kept: for
+/// Rewrites a message of the JSON parser [in plain words](in_plain_words), keeping only the column of its position, for
 /// messages that name the line of the file themselves.
 ///
 /// ```
@@ -30,8 +30,8 @@ pub fn of_json_line(message: &str) -> String {
     place.find("column ").map_or_else(|| text.to_owned(), |at| format!("{text} at {}", &place[at..]))
 }
 
-/// A message of the parser for YAML, [in plain words](in_plain_words), without its advice to programmers and its picture of the
-/// text.
+/// Rewrites a message of the YAML parser [in plain words](in_plain_words), without its advice for programmers and its
+/// excerpt of the text.
 ///
 /// ```
 /// let message = cl_checkpoint::files::of_yaml("error: line 2 column 1: missing field `models`\n --> the text");
@@ -46,13 +46,13 @@ pub fn of_yaml(message: &str) -> String {
     in_plain_words(&plain.chars().take(LONGEST).collect::<String>())
 }
 
-/// Whether a line lists keys or values that are valid, and none of a file's own text beyond [`LONGEST`].
+/// Whether a line lists valid keys or values, and quotes at most [`LONGEST`] characters of the file.
 pub(crate) fn lists_choices(line: &str) -> bool {
     line.starts_with("unknown key `") || line.starts_with("unknown value `")
 }
 
 fn of_line(line: &str) -> String {
-    // The parser for YAML writes the place first.
+    // The YAML parser writes the position first.
     if let Some((place, rest)) = line.split_once(": ").filter(|(place, _)| is_place(place)) {
         return format!("{place}: {}", of_line(rest));
     }
@@ -69,22 +69,23 @@ fn of_line(line: &str) -> String {
     plain + place
 }
 
-/// Whether this is `line 1 column 2`.
+/// Whether this is a position such as `line 1 column 2`.
 fn is_place(text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = text.strip_prefix("line ").and_then(|rest| rest.split_once(" column "));
     numbers.is_some_and(|(line, column)| digits(line) && digits(column))
 }
 
-/// Splits off ` at line 1 column 2`, which only the parser for JSON appends.
+/// Splits off a position such as ` at line 1 column 2`, which only the JSON parser appends.
 fn split_place(line: &str) -> (&str, &str) {
     line.rfind(" at line ").filter(|&at| line[at..].contains(" column ")).map_or((line, ""), |at| line.split_at(at))
 }
 
-/// ``unknown field `x`, expected one of `y`, `z` ``, with another beginning and the most similar choice.
+/// Rewrites ``unknown field `x`, expected one of `y`, `z` ``, replacing its beginning and adding the most similar
+/// choice.
 fn unknown(line: &str, serde: &str, plain: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix(serde)?.split_once('`')?;
-    // `x`, `y` in the messages of serde, or x, y in those of the parser for YAML.
+    // The choices are written `x`, `y` by serde, or x, y by the YAML parser.
     let list = rest.trim_start_matches(", expected ").trim_start_matches("one of ");
     let choices: Vec<&str> =
         if list.contains('`') { list.split('`').skip(1).step_by(2).collect() } else { list.split(", ").collect() };
@@ -92,7 +93,7 @@ fn unknown(line: &str, serde: &str, plain: &str) -> Option<String> {
     Some(format!("{plain}{}`{hint}{rest}", cut(name)))
 }
 
-/// `invalid type: map, expected f64`.
+/// Rewrites `invalid type: map, expected f64`.
 fn mismatch(line: &str, place: &str) -> Option<String> {
     let rest = line.strip_prefix("invalid type: ").or_else(|| line.strip_prefix("invalid value: "))?;
     let (found, expected) = rest.rsplit_once(", expected ")?;
@@ -141,7 +142,7 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// The choice that differs from `name` in the fewest letters, if in at most a third of them.
+/// Returns the choice with the smallest edit distance to `name`, if at most a third of its letters differ.
 fn similar<'a>(name: &str, choices: &[&'a str]) -> Option<&'a str> {
     let name: String = name.chars().take(LONGEST).collect();
     let most = (name.chars().count() / 3).max(1);

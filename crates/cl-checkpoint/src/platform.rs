@@ -1,4 +1,5 @@
-//! Where Unix and Windows differ: positioned reads and writes, the identity of files, special files, permissions, syncing.
+//! Differences between Unix and Windows: positioned reads and writes, file identity, special files, permissions,
+//! syncing.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,7 +7,7 @@ use std::path::Path;
 
 pub(crate) use system::{read_exact_at, special_file, write_all_at};
 
-/// Identifies a file on this computer, whatever its path, as long as it exists.
+/// Identifies a file on this computer as long as it exists, independently of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileId {
     volume: u64,
@@ -14,18 +15,18 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    /// The identity of an open file.
+    /// Returns the identity of an open file.
     pub(crate) fn of(file: &File) -> io::Result<FileId> {
         system::id(file)
     }
 
-    /// The identity of the file at a path. Symbolic links are followed.
+    /// Returns the identity of the file at a path. Symbolic links are followed.
     pub(crate) fn at(path: &Path) -> io::Result<FileId> {
         system::id_at(path)
     }
 }
 
-/// Temporary files with the permissions of any new file. The crate tempfile makes them private otherwise.
+/// Creates temporary files with the permissions of any new file; the crate `tempfile` makes them private by default.
 pub(crate) fn temporary_files() -> tempfile::Builder<'static, 'static> {
     #[allow(unused_mut)] // Windows has no permissions to set here
     let mut builder = tempfile::Builder::new();
@@ -37,7 +38,7 @@ pub(crate) fn temporary_files() -> tempfile::Builder<'static, 'static> {
 /// Copies a file, with its permissions on Unix.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
-    // A read-only file could be neither synced nor removed on Windows.
+    // On Windows, a read-only file could neither be synced nor removed.
     #[cfg(windows)]
     {
         let mut permissions = fs::metadata(to)?.permissions();
@@ -51,11 +52,11 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Syncs a file to disk.
 pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
-    // Windows flushes only handles that may write.
+    // Windows only flushes handles that allow writing.
     File::options().read(true).write(cfg!(windows)).open(path)?.sync_all()
 }
 
-/// Syncs the entries of a directory to disk. Windows has no such call: NTFS writes renames to its journal.
+/// Syncs the entries of a directory to disk. Windows has no such call, since NTFS writes renames to its journal.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(windows) { Ok(()) } else { File::open(path)?.sync_all() }
 }
@@ -69,12 +70,12 @@ mod system {
 
     use super::FileId;
 
-    /// Fills a buffer from a position of a file. Threads may share the file.
+    /// Fills a buffer from a position in a file. Threads may share the file.
     pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         file.read_exact_at(buffer, offset)
     }
 
-    /// Writes all bytes to a position of a file. Threads may share the file.
+    /// Writes all bytes to a position in a file. Threads may share the file.
     pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         file.write_all_at(bytes, offset)
     }
@@ -91,7 +92,8 @@ mod system {
         FileId { volume: metadata.dev(), file: metadata.ino() }
     }
 
-    /// What a path leads to if it is not a regular file. Nothing is opened: opening a FIFO waits for a writer.
+    /// Returns the kind of file at a path if it is not a regular file. Nothing is opened, because opening a FIFO waits
+    /// for a writer.
     pub(crate) fn special_file(path: &Path) -> io::Result<Option<&'static str>> {
         let kind = std::fs::metadata(path)?.file_type();
         Ok(match kind {
@@ -115,7 +117,7 @@ mod system {
 
     use super::FileId;
 
-    /// Fills a buffer from a position of a file. Threads may share the file as long as none relies on its cursor.
+    /// Fills a buffer from a position in a file. Threads may share the file if none of them relies on its cursor.
     pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buffer.is_empty() {
             match file.seek_read(buffer, offset) {
@@ -131,7 +133,7 @@ mod system {
         Ok(())
     }
 
-    /// Writes all bytes to a position of a file. Threads may share the file as long as none relies on its cursor.
+    /// Writes all bytes to a position in a file. Threads may share the file if none of them relies on its cursor.
     pub(crate) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match file.seek_write(bytes, offset) {
@@ -160,7 +162,8 @@ mod system {
         Ok(FileId { volume: information.volume_serial_number(), file: information.file_index() })
     }
 
-    /// What a path leads to if it is not a regular file. Devices such as `NUL` have no metadata, so it is opened.
+    /// Returns the kind of file at a path if it is not a regular file. Devices such as `NUL` have no metadata, so it is
+    /// opened.
     pub(crate) fn special_file(path: &Path) -> io::Result<Option<&'static str>> {
         let handle = Handle::from_path_any(path)?;
         let kind = file::typ(&handle)?;

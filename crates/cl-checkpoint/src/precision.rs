@@ -1,4 +1,4 @@
-//! Dtypes that models are computed in.
+//! Dtypes in which models are computed.
 
 use std::fmt;
 

@@ -1,23 +1,23 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Which definitions apply where papers, their code and tools differ. Settings that are given win over it.
+/// Which definitions apply where papers, their code and tools differ. Explicit settings take precedence over it.
 ///
-/// Only merging knows all three; everything else reads its profile with [`Profile::of_training`].
+/// Only merging supports all three; everything else reads its profile with [`Profile::of_training`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// Definitions of the methods' own authors.
+    /// Definitions of the authors of the methods.
     #[default]
     Method,
-    /// Those that "Collaboratively adding new knowledge to an LLM" was computed with; in merging PEFT's: DARE without its
-    /// rescale, trimming per tensor.
+    /// Definitions used for "Collaboratively adding new knowledge to an LLM". In merging, these are PEFT's: DARE
+    /// without rescaling, and trimming per tensor.
     Paper,
-    /// In merging, those of mergekit; elsewhere as [`Profile::Method`].
+    /// In merging, the definitions of mergekit; elsewhere the same as [`Profile::Method`].
     Mergekit,
 }
 
 impl Profile {
-    /// Deserializes a profile where nothing is merged: `method` or `paper`; for `#[serde(deserialize_with = …)]`.
+    /// Deserializes a profile outside of merging, `method` or `paper`; for `#[serde(deserialize_with = …)]`.
     ///
     /// ```
     /// use cl_checkpoint::Profile;
@@ -34,7 +34,7 @@ impl Profile {
     /// ```
     ///
     /// # Errors
-    /// Returns the format's error if it is neither of the two.
+    /// Returns an error of the format if it is neither of the two.
     pub fn of_training<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Profile, D::Error> {
         #[derive(Deserialize)]
         #[serde(rename = "Profile", rename_all = "snake_case")]

@@ -11,7 +11,7 @@ use crate::problem::HeaderProblem;
 use crate::source::outside;
 use crate::{Error, TensorInfo, TensorSource};
 
-/// A memory-mapped safetensors file whose header has been checked.
+/// A memory-mapped safetensors file whose header has been validated.
 pub struct SafetensorsFile {
     path: PathBuf,
     file: File,
@@ -21,7 +21,7 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Maps the file and checks its header; no tensor is read.
+    /// Maps the file to memory and checks its header; no tensor is read.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if the file cannot be read, and [`Error::Header`] or [`Error::Tensor`] if its header is
@@ -31,8 +31,9 @@ impl SafetensorsFile {
         if file.metadata().map_err(Error::io(path))?.len() == 0 {
             return Err(Error::Header { path: path.to_owned(), problem: HeaderProblem::Empty });
         }
-        // SAFETY: the map is read-only and lives as long as every borrow of it. Another process that truncates the file
-        // meanwhile would crash this one; our own writers never do, they rename a finished file into place.
+        // SAFETY: the map is read-only and lives as long as every borrow of it. If another process truncated the file
+        // meanwhile, this process would crash; our own writers never do that, since they rename finished files into
+        // place.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let header = header::parse(path, &map)?;
@@ -40,17 +41,17 @@ impl SafetensorsFile {
         Ok(SafetensorsFile { path: path.to_owned(), file, map, data, header })
     }
 
-    /// Path of the file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The header's `__metadata__`.
+    /// Returns the header's `__metadata__`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
     }
 
-    /// Byte range of a tensor in the file.
+    /// Returns the byte range of a tensor in the file.
     fn range(&self, name: &str) -> Result<std::ops::Range<usize>, Error> {
         let (_, range) = self
             .header

@@ -1,10 +1,10 @@
-//! Integer hashes that derive the seed of one random choice from a run's seed and a name.
+//! Integer hashes that derive the seed of a random choice from a run's seed and a name.
 
 /// Offset basis of 64-bit FNV-1a.
 pub const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// 64-bit FNV-1a (Fowler, Noll and Vo) of a text's bytes, starting from `basis`: [`FNV_OFFSET`], or that combined with
-/// a seed.
+/// Computes the 64-bit FNV-1a hash (Fowler, Noll and Vo) of a text's bytes, starting from `basis`: [`FNV_OFFSET`], or
+/// that combined with a seed.
 ///
 /// ```
 /// use cl_checkpoint::seed::{FNV_OFFSET, fnv1a};
@@ -14,8 +14,8 @@ pub fn fnv1a(basis: u64, text: &str) -> u64 {
     text.bytes().fold(basis, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The output of SplitMix64 (Steele, Lea and Flood, 2014) for the state `key`: spreads neighbouring keys over all 64
-/// bits.
+/// Returns the output of SplitMix64 (Steele, Lea and Flood, 2014) for the state `key`, which spreads adjacent keys over
+/// all 64 bits.
 ///
 /// ```
 /// assert_eq!(cl_checkpoint::seed::splitmix64(0), 0xe220_a839_7b1d_cdaf);

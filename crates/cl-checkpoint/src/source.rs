@@ -15,12 +15,12 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Number of bytes.
+    /// Returns the number of bytes.
     pub fn byte_len(&self) -> usize {
         byte_len(self.dtype, &self.shape).expect("checked when the tensor was declared")
     }
@@ -37,7 +37,7 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// Size of a tensor in bytes; `None` if that overflows or is not a whole number.
+/// Returns the size of a tensor in bytes; `None` if it overflows or is not a whole number of bytes.
 pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
     let bits = elements.checked_mul(dtype.bitsize())?;
@@ -46,13 +46,13 @@ pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
 
 /// A source of named tensors.
 pub trait TensorSource: Sync {
-    /// All names, sorted.
+    /// Returns all names, sorted.
     fn names(&self) -> Vec<&str>;
 
-    /// Dtype and shape of a tensor; `None` if there is no such tensor.
+    /// Returns dtype and shape of a tensor; `None` if there is no such tensor.
     fn info(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// The tensor's bytes, row-major and little endian, from the memory-mapped file.
+    /// Returns the tensor's bytes, row-major and little endian, from the memory-mapped file.
     ///
     /// # Errors
     /// Returns [`Error::TensorNotFound`] if there is no such tensor.
@@ -60,8 +60,8 @@ pub trait TensorSource: Sync {
 
     /// Copies a part of the tensor's bytes, starting at byte `offset`, into `out`.
     ///
-    /// Unlike [`TensorSource::bytes`] this need not map the file into memory: a pass over a large model leaves nothing
-    /// resident.
+    /// Unlike [`TensorSource::bytes`], this does not have to map the file into memory, so reading all of a large model
+    /// leaves no pages resident.
     ///
     /// # Errors
     /// Returns [`Error::TensorNotFound`] if there is no such tensor, [`Error::Tensor`] if the range exceeds it, and
@@ -74,7 +74,7 @@ pub trait TensorSource: Sync {
     }
 }
 
-/// The error for a range that exceeds its tensor.
+/// Returns the error for a range that exceeds its tensor.
 pub(crate) fn outside(path: &Path, name: &str, offset: usize, length: usize, bytes: usize) -> Error {
     let problem = Box::new(TensorProblem::Range { offset, length, bytes });
     Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem }

@@ -19,30 +19,30 @@ use crate::{Error, FileEntry, Manifest, OutputDir, TensorSpec};
 /// Options of a checkpoint writer.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// Maximum size in bytes of a shard's tensors; a larger tensor has a shard of its own.
+    /// Maximum size in bytes of the tensors in a shard; a larger tensor gets its own shard.
     pub max_shard_size: u64,
     /// Whether to replace an existing output.
     pub overwrite: bool,
 }
 
 impl Default for WriteOptions {
-    /// Shards of 5 GB, as Transformers makes them; nothing is overwritten.
+    /// Returns shards of 5 GB, as in Transformers, without overwriting.
     fn default() -> Self {
         WriteOptions { max_shard_size: 5_000_000_000, overwrite: false }
     }
 }
 
-/// Writes a model directory. All tensors are declared in advance, and may be written in any order and from any thread.
+/// Writes a model directory. All tensors are declared in advance, and can be written in any order and from any thread.
 pub struct CheckpointWriter {
-    shards: Vec<File>, // dropped before `out`: Windows does not remove open files
+    shards: Vec<File>, // dropped before `out`, because Windows does not remove open files
     out: OutputDir,
     places: BTreeMap<String, Place>,
-    missing: Mutex<BTreeMap<String, usize>>, // bytes of each tensor that are still to come
+    missing: Mutex<BTreeMap<String, usize>>, // for each tensor, the number of bytes not written yet
     unsynced: AtomicUsize,
     sync: Mutex<Option<JoinHandle<std::io::Result<()>>>>,
 }
 
-/// Number of bytes after which a background sync is started, so that little is left to sync at the end.
+/// Number of bytes after which a background sync is started, so that little remains to sync at the end.
 const SYNC_EVERY: usize = 32 << 20;
 
 struct Place {
@@ -61,7 +61,7 @@ impl CheckpointWriter {
         Self::create_named(out_dir, tensors, options, "model")
     }
 
-    /// Like [`CheckpointWriter::create`], with a file stem other than `model`, as for adapters.
+    /// Like [`CheckpointWriter::create`], with a file stem other than `model`, for adapters.
     pub(crate) fn create_named(
         out_dir: &Path,
         tensors: &[TensorSpec],
@@ -118,7 +118,8 @@ impl CheckpointWriter {
     /// Writes one tensor's bytes, row-major and little endian.
     ///
     /// # Errors
-    /// Returns [`Error::Plan`] if the tensor was not planned or has another size, and [`Error::Io`] if writing fails.
+    /// Returns [`Error::Plan`] if the tensor was not planned or has a different size, and [`Error::Io`] if writing
+    /// fails.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let place = self.place(name)?;
         if bytes.len() != place.length {
@@ -156,7 +157,7 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Starts to sync a shard in the background, unless an earlier sync is still running.
+    /// Starts a background sync of a shard, unless an earlier sync is still running.
     fn start_sync(&self, shard: usize) -> Result<(), Error> {
         let Ok(mut running) = self.sync.try_lock() else { return Ok(()) };
         if running.as_ref().is_some_and(|sync| !sync.is_finished()) {
@@ -169,7 +170,7 @@ impl CheckpointWriter {
         self.synced(last)
     }
 
-    /// The result of a sync. Its error would not be reported again by the next one.
+    /// Returns the result of a sync, because its error would not be reported again by the next one.
     fn synced(&self, sync: Option<JoinHandle<std::io::Result<()>>>) -> Result<(), Error> {
         let Some(sync) = sync else { return Ok(()) };
         sync.join().expect("syncing does not panic").map_err(Error::io(self.out.target()))
@@ -184,7 +185,7 @@ impl CheckpointWriter {
         Error::Plan { path: self.out.target().to_owned(), problem: Box::new(problem) }
     }
 
-    /// Writes a JSON file, indented.
+    /// Writes an indented JSON file.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read or written.
@@ -218,7 +219,7 @@ impl CheckpointWriter {
         Ok(self.out.path().join(name))
     }
 
-    /// Completes the directory: writes the manifest, then renames it into place.
+    /// Completes the directory: writes the manifest, then renames the directory into place.
     ///
     /// # Errors
     /// Returns [`Error::Plan`] if a planned tensor was not written completely, and [`Error::Io`] if writing fails.
@@ -239,15 +240,15 @@ impl CheckpointWriter {
     }
 }
 
-/// Writes a single safetensors file, syncs it and returns its size and hash. `bytes` is called once for each tensor, by its
-/// position in `tensors`.
+/// Writes a single safetensors file, syncs it, and returns its size and hash. `bytes` is called once for each tensor,
+/// with its index in `tensors`.
 ///
-/// For a directory that several processes write: each writes a file, and one completes the directory with
-/// [`OutputDir::finish`].
+/// This is for a directory that several processes write: each of them writes a file, and one completes the directory
+/// with [`OutputDir::finish`].
 ///
 /// # Errors
-/// Returns [`Error::Plan`] if there are no tensors, a name occurs twice, or `bytes` returns another number of bytes than planned,
-/// and [`Error::Io`] if the file exists or cannot be written.
+/// Returns [`Error::Plan`] if there are no tensors, a name occurs twice, or `bytes` returns a different number of bytes
+/// than planned, and [`Error::Io`] if the file exists or cannot be written.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[TensorSpec],
@@ -297,13 +298,13 @@ fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec
         }
     }
     for shard in &mut shards {
-        // Wide elements first, then by name: every tensor starts at a multiple of its element size.
+        // Wide elements first, then by name, so that every tensor starts at a multiple of its element size.
         shard.sort_by_key(|s| (std::cmp::Reverse(s.dtype.bitsize()), s.name.clone()));
     }
     Ok(shards)
 }
 
-/// Length and JSON, padded with spaces so that the data starts at a multiple of 8.
+/// Returns the header: its length, and its JSON padded with spaces so that the data starts at a multiple of 8.
 fn header(shard: &[&TensorSpec]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));

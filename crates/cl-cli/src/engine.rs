@@ -1,4 +1,4 @@
-//! `cl-engine`: all of `cl`, with the commands that run a model.
+//! `cl-engine`: the complete `cl`, including the commands that run a model.
 
 mod commands;
 mod progress;
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
 
 fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
     let Context { threads, log, interrupt, out } = context;
-    // Before any other use of libtorch, which looks for CUDA only once.
+    // This must come before any other use of libtorch, which detects CUDA only once.
     cl_torch::load_cuda()?;
     let meeting = Rendezvous::from_env()?;
     let has_ranks = matches!(command, ModelCommand::Train(_) | ModelCommand::Sequence(_) | ModelCommand::Eval(_));
@@ -51,14 +51,14 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
     }
 }
 
-/// Number of threads for each of several processes on this machine, unless the user or the launcher has chosen it.
+/// Returns the number of threads for each of several processes on this machine, unless the user or the launcher set it.
 fn share_of_cores(meeting: Option<&Rendezvous>) -> Option<u16> {
     let processes = meeting?.local_world_size.filter(|n| *n > 1 && std::env::var_os("OMP_NUM_THREADS").is_none())?;
     let cores = std::thread::available_parallelism().ok()?.get();
     u16::try_from((cores / processes).max(1)).ok()
 }
 
-/// Whether libtorch's threads are busy all the time.
+/// Whether the command keeps libtorch's threads busy all the time.
 fn computes(command: &ModelCommand) -> bool {
     !matches!(command, ModelCommand::RouterStates(_) | ModelCommand::Check(_) | ModelCommand::Plan(_))
 }

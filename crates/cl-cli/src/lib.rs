@@ -1,9 +1,9 @@
 //! The command line of `cl`, and the commands that need no libtorch.
 //!
-//! Loading libtorch takes a quarter of a second, so `cl` is two programs: `cl` itself, which links none of it and does what
-//! needs no model, and `cl-engine` beside it, which `cl` becomes for everything else.
+//! Loading libtorch takes a quarter of a second, so `cl` consists of two programs: `cl` itself, which does not link
+//! libtorch and runs the commands that need no model, and `cl-engine`, by which `cl` replaces itself for all others.
 
-// Help texts name TOML tables in brackets and places of values in angle brackets.
+// Help texts contain TOML tables in brackets and placeholders in angle brackets.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::bare_urls)]
 
 pub mod arguments;
@@ -21,20 +21,20 @@ use crate::arguments::Cli;
 use crate::light::ModelCommand;
 use crate::output::{Stdout, is_closed_pipe};
 
-/// What a command that needs a model is run with.
+/// The context in which a command that needs a model is run.
 pub struct Context<'a> {
     /// `--threads`.
     pub threads: Option<u16>,
-    /// What is written to stderr.
+    /// Options for messages on stderr.
     pub log: LogArgs,
-    /// The request to stop.
+    /// Used to request a stop.
     pub interrupt: &'a Interrupt,
     /// Standard output.
     pub out: &'a mut Stdout,
 }
 
-/// Parses the process's arguments and runs the command; one that needs a model is handed to `with_model`. `subscribe` sets up
-/// where messages go.
+/// Parses the arguments of the process and runs the command; commands that need a model are passed to `with_model`.
+/// `subscribe` sets up logging.
 pub fn run(
     subscribe: impl FnOnce(LogArgs),
     with_model: impl FnOnce(ModelCommand, Context<'_>) -> Result<()>,
@@ -58,11 +58,11 @@ pub fn run(
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader has closed the pipe, as `head` does.
+        // The reader has closed the pipe, as `head` does; this is not an error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", cl_checkpoint::files::with_causes(error.as_ref()));
-            // The exit code that shells expect after Ctrl-C.
+            // After Ctrl-C, exit with the code that shells expect.
             interrupt.exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }

@@ -1,5 +1,5 @@
-//! `cl`: continual fine-tuning, evaluation and merging of language models. Does what needs no model itself, and becomes
-//! `cl-engine` for the rest.
+//! `cl`: continual fine-tuning, evaluation and merging of language models. Runs commands that need no model itself, and
+//! executes `cl-engine` for all others.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ fn main() -> ExitCode {
     cl_cli::run(|log| log.init(std::io::stderr), |_, _| become_engine())
 }
 
-/// Replaces this process by the engine, with the same arguments.
+/// Replaces this process with the engine, passing the same arguments.
 fn become_engine() -> Result<()> {
     let engine = engine()?;
     let error = Command::new(&engine).arg0("cl").args(std::env::args_os().skip(1)).exec();
     Err(error).with_context(|| engine.display().to_string())
 }
 
-/// The program `cl-engine` in the directory of this one.
+/// Returns the path of `cl-engine`, which is in the same directory as this program.
 fn engine() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find the directory of `cl`")?;
     let engine = own.with_file_name("cl-engine");

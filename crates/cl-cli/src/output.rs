@@ -1,4 +1,4 @@
-//! Standard output, for results. Everything else goes to stderr.
+//! Standard output, which is for results only. Everything else goes to stderr.
 
 use std::fmt::Display;
 use std::io::{Error, ErrorKind, Result, StdoutLock, Write};
@@ -27,12 +27,12 @@ fn named(error: Error) -> Error {
     Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
-/// Whether the reader has closed the output.
+/// Whether the error means that the reader has closed the output.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
 }
 
-/// Prints a line to stderr during a chat; other commands use `tracing`.
+/// Prints a line to stderr during a chat. Other commands use `tracing`.
 pub fn say(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! Progress bars, below the log messages.
+//! Progress bars, shown below the log messages.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -8,10 +8,10 @@ use cl_checkpoint::logging::LogArgs;
 use cl_lab::{Event, StudyEvent};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// All bars of the process, which are hidden while a message is printed.
+/// All progress bars of the process; they are hidden while a message is printed.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Draws progress events.
+/// Displays progress events.
 pub struct Progress {
     bar: Option<ProgressBar>,
     wanted: bool,
@@ -21,7 +21,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Draws to stderr. There are no bars if stderr is not a terminal, or with --quiet or JSON messages.
+    /// Creates a progress display on stderr. There are no bars if stderr is not a terminal, or with --quiet or JSON
+    /// messages.
     pub fn new(log: LogArgs) -> Progress {
         let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
         Progress { bar: None, wanted, tokens: 0, seconds: 0.0, scoring: String::new() }
@@ -81,7 +82,7 @@ impl Progress {
     }
 }
 
-/// Standard error for messages, above the bars. Errors are ignored: a closed stderr should not stop a long run.
+/// Writes messages to stderr, above the progress bars. Errors are ignored: a closed stderr should not stop a long run.
 pub struct AboveBars;
 
 impl Write for AboveBars {
@@ -95,8 +96,8 @@ impl Write for AboveBars {
     }
 }
 
-/// Draws the events of a study: a bar for all stages, and one for each that runs. Where there is no terminal, a line for each
-/// stage that ends.
+/// Displays the events of a study: one bar for all stages, and one for each running stage. Without a terminal, it
+/// prints a line for each stage that ends.
 pub struct StudyProgress {
     all: Option<ProgressBar>,
     running: BTreeMap<usize, (String, Option<ProgressBar>)>,
@@ -106,13 +107,13 @@ pub struct StudyProgress {
 }
 
 impl StudyProgress {
-    /// For this process's stderr.
+    /// Creates a display on this process's stderr.
     pub fn new(log: LogArgs) -> StudyProgress {
         let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
         StudyProgress { all: None, running: BTreeMap::new(), wanted, stages: 0, done: 0 }
     }
 
-    /// Takes an event.
+    /// Handles an event.
     pub fn observe(&mut self, event: StudyEvent) {
         match event {
             StudyEvent::Begun { stages, done } => {

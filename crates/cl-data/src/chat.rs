@@ -9,7 +9,7 @@ use crate::jinja::{self, Dialect, Template};
 use crate::problem::ChatProblem;
 use crate::{Error, special};
 
-/// Special tokens that Transformers passes to a template.
+/// Special tokens that Transformers passes to a template, by name.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| jinja::environment(Dialect::Transformers));
@@ -26,8 +26,8 @@ pub enum Role {
     Assistant,
 }
 
-/// One message of a conversation. The role is a string, because templates may support more roles than [`Role`] has;
-/// `Message<Role>` is limited to those.
+/// One message of a conversation. The role is a string, because templates may support other roles than those of
+/// [`Role`]; `Message<Role>` is limited to these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message<R = String> {
     /// `system`, `user`, `assistant`, or another role that the template supports.
@@ -51,8 +51,8 @@ impl Message {
 
 /// A model's chat template: the Jinja template of its tokenizer, rendered as by Transformers' `apply_chat_template`.
 ///
-/// Values that depend on Python's own types (floats in exponent form, `~` before a boolean) may be rendered
-/// differently; see `tests/chat.rs` for what is compared. Templates are untrusted: see [`jinja`] for their limits.
+/// Values that depend on Python's own types (floats in exponential notation, `~` before a boolean) may be rendered
+/// differently; `tests/chat.rs` shows what is compared. Templates are untrusted: see [`jinja`] for their limits.
 ///
 /// # Example
 /// ```
@@ -74,7 +74,7 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `tokens` are the special tokens that it may use by name (`bos_token` and so on).
+    /// Compiles a template. `tokens` are the special tokens that it can refer to by name (such as `bos_token`).
     ///
     /// # Errors
     /// Returns [`Error::Chat`] if the template is invalid.
@@ -84,8 +84,8 @@ impl ChatTemplate {
     }
 
     /// Reads the template of a model directory: `chat_template.jinja`, or else `chat_template` in
-    /// `tokenizer_config.json`, which is a string or a list of named templates, of which `default` is used. `None` if
-    /// the model has none.
+    /// `tokenizer_config.json`, which is a string or a list of named templates, of which `default` is used. Returns
+    /// `None` if the model has no template.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if a file cannot be read, [`Error::Json`] if the configuration is not valid JSON, and
@@ -115,10 +115,10 @@ impl ChatTemplate {
         Ok(ChatTemplate { template, text, tokens, path })
     }
 
-    /// Renders a conversation. With `add_generation_prompt` it ends with the start of the assistant's turn.
+    /// Renders a conversation. With `add_generation_prompt`, the text ends with the start of the assistant's turn.
     ///
     /// The text contains its special tokens; encode it with [`Tokenizer::encode_with`](crate::Tokenizer::encode_with),
-    /// which adds no second BOS.
+    /// which does not add a second BOS.
     ///
     /// # Errors
     /// Returns [`Error::Chat`] with the template's message if it rejects the conversation (for example, because roles
@@ -126,7 +126,7 @@ impl ChatTemplate {
     pub fn render<R: Serialize>(&self, messages: &[Message<R>], add_generation_prompt: bool) -> Result<String, Error> {
         let fixed = [
             ("messages", Value::from_serialize(messages)),
-            // Transformers passes both always, as None: to a template they are defined.
+            // Transformers always passes both, as None, so they are defined in templates.
             ("tools", Value::from(())),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
@@ -138,17 +138,17 @@ impl ChatTemplate {
         rendered.map_err(|source| self.error(ChatProblem::Render { source }))
     }
 
-    /// An error about this template.
+    /// Creates an error about this template.
     pub(crate) fn error(&self, problem: ChatProblem) -> Error {
         Error::Chat { path: self.path.clone(), problem }
     }
 
-    /// The template's source text.
+    /// Returns the template's source text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// blake3 of the template's source text, hexadecimal.
+    /// Returns the hexadecimal blake3 hash of the template's source text.
     pub fn hash(&self) -> String {
         blake3::hash(self.text.as_bytes()).to_hex().to_string()
     }
@@ -164,7 +164,7 @@ fn default_template(entry: &serde_json::Value) -> Result<String, ChatProblem> {
     default.map(str::to_owned).ok_or_else(|| ChatProblem::NoDefault { names: list.iter().map(name).collect() })
 }
 
-/// Replaces `{% generation %}` blocks by blocks that always render: the tag only marks the assistant's tokens for
+/// Replaces `{% generation %}` blocks by blocks that always render, since the tag only marks the assistant's tokens for
 /// masks.
 fn without_generation(template: &str) -> String {
     let mut out = String::with_capacity(template.len());

@@ -6,9 +6,9 @@ use crate::{ChatTemplate, Encoded, Error, Message, Tokenizer};
 /// Tokenizes a conversation as rendered by the model's chat template. The loss covers the assistant's turns: from the
 /// end of the generation prompt to the end of the message, and the special token that ends the turn.
 ///
-/// Turns are located in the text of the whole conversation, so that templates that render earlier turns differently
-/// from the last (some omit earlier reasoning) are handled. A token that begins in the generation prompt and ends in
-/// the message, such as a word with the space before it, belongs to the message. A conversation of more than
+/// Turns are located in the text of the whole conversation, which also works for templates that render earlier turns
+/// differently from the last one (some omit earlier reasoning). A token that starts in the generation prompt and ends
+/// in the message, such as a word with its leading space, belongs to the message. A conversation of more than
 /// `max_length` tokens is truncated at its end.
 ///
 /// # Errors
@@ -28,8 +28,8 @@ pub(crate) fn encode_conversation(
     for Turn { answer, end: of_turn } in answers {
         let mut first = places.partition_point(|place| place.end <= answer.start);
         let mut end = first + places[first..].partition_point(|place| place.start < answer.end);
-        // Special tokens can take in the white space beside them, which may be the answer's: one before it is the
-        // prompt's, and one after it is its end.
+        // Special tokens can absorb adjacent white space, which may belong to the answer. A special token before the
+        // answer is then part of the prompt, and one after it is the end of the turn.
         if first < end && is_special(first) && places[first].start < answer.start {
             first += 1;
         }
@@ -52,16 +52,16 @@ pub(crate) fn encode_conversation(
     Ok(Encoded { input_ids: ids, learned })
 }
 
-/// A turn of the assistant in the text of a conversation, in bytes.
+/// The position in bytes of an assistant's turn in the text of a conversation.
 struct Turn {
     /// From the end of the generation prompt to the end of the message.
     answer: Range<usize>,
-    /// The end of the turn, with what the template writes after the message; if that is not known, the end of the
-    /// message.
+    /// The end of the turn, including what the template adds after the message; the end of the message if that is not
+    /// known.
     end: usize,
 }
 
-/// The assistant's turns.
+/// Locates the assistant's turns.
 fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<Vec<Turn>, Error> {
     let mut turns: Vec<Turn> = Vec::new();
     let mut contents = marked(template, messages, text).unwrap_or_default().into_iter();
@@ -81,9 +81,9 @@ fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<
     Ok(turns)
 }
 
-/// Where each trimmed content of the assistant is, exactly: the conversation is rendered once more with a mark before
-/// and after each. `None` if the template does more with the contents than writing them, so that the marks do not come
-/// out at the same text.
+/// Locates the trimmed content of each assistant message exactly, by rendering the conversation once more with a mark
+/// before and after each content. Returns `None` if the template does more with contents than output them, so that the
+/// text without the marks is different.
 fn marked(template: &ChatTemplate, messages: &[Message], text: &str) -> Option<Vec<Range<usize>>> {
     let unused = |c: &char| !text.contains(*c) && !template.text().contains(*c);
     let mark = ('\u{e000}'..='\u{f8ff}').find(unused)?; // private use
@@ -111,13 +111,13 @@ fn marked(template: &ChatTemplate, messages: &[Message], text: &str) -> Option<V
     same.then_some(contents)
 }
 
-/// The first place of a content from `from`.
+/// Returns the first occurrence of a content at or after `from`.
 fn searched(said: &str, text: &str, from: usize) -> Option<Range<usize>> {
     let start = from + text[from..].find(said)?;
     Some(start..start + said.len())
 }
 
-/// The range of a trimmed content, with the white space around it where the template has kept it.
+/// Extends the range of a trimmed content by its surrounding white space, if the template has kept it.
 fn with_white_space(range: Range<usize>, content: &str, text: &str) -> Range<usize> {
     let said = content.trim_start();
     let lead = &content[..content.len() - said.len()];
@@ -127,8 +127,8 @@ fn with_white_space(range: Range<usize>, content: &str, text: &str) -> Range<usi
     start..end
 }
 
-/// Where the last of these turns ends in the text of the whole conversation. A template can write white space between
-/// a message and the token that ends it, as Llama 2's does.
+/// Returns the end of the last of these turns in the text of the whole conversation. A template can add white space
+/// between a message and the token that ends it, as Llama 2's does.
 fn turn_end(template: &ChatTemplate, messages: &[Message], text: &str, end: usize) -> usize {
     if !text[end..].starts_with(char::is_whitespace) {
         return end;
@@ -150,7 +150,7 @@ mod tests {
     const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content | trim }} {{ eos_token }}\n\
                             {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}";
 
-    /// A tokenizer of words, which are numbered as they come; 0 is unknown.
+    /// A tokenizer of words, numbered in the order of the list; 0 is unknown.
     fn tokenizer(folder: &std::path::Path) -> Tokenizer {
         let words = ["<unk>", "<s>", "</s>", "<system>", "<user>", "<assistant>", "be", "kind", "one", "two", "three"];
         let vocabulary: serde_json::Map<_, _> =
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn past_turns_may_be_written_in_another_way_than_the_last() {
-        // The last answer gets a word in front, as templates do for reasoning that they leave out of the past.
+        // The last answer gets a prefix, as in templates that omit the reasoning of earlier turns.
         let template = TEMPLATE.replace(
             "{{ m.content | trim }}",
             "{% if m.role == 'assistant' and loop.last %}kind {% endif %}{{ m.content | trim }}",
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(encoded.learned, [9..11, 16..20]);
     }
 
-    /// The texts that the loss covers.
+    /// Returns the texts that the loss covers.
     fn learned(template: &str, turns: &[(&str, &str)]) -> Vec<String> {
         let chat = ChatTemplate::new(template, &[("bos_token", "<s>"), ("eos_token", "</s>")]).unwrap();
         let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
@@ -237,14 +237,14 @@ mod tests {
 
     #[test]
     fn an_answer_is_not_mistaken_for_the_same_text_before_it() {
-        // As reasoning models: an empty thought in front of the last answer; "hi" is also in "think".
+        // Like reasoning models: an empty thought before the last answer. The text "hi" also occurs in "think".
         let think = TEMPLATE.replace(
             "{{ m.content | trim }}",
             "{% if m.role == 'assistant' and loop.last %}<think> </think> {% endif %}{{ m.content | trim }}",
         );
         assert_eq!(learned(&think, &[("user", "one"), ("assistant", "hi")]), ["<think> </think> hi"]);
         assert_eq!(learned(&think, &[("user", "one"), ("assistant", "")]), ["<think> </think> "]);
-        // A generation prompt that opens a thought, which past turns do not have.
+        // A generation prompt that starts a thought, which earlier turns do not have.
         let opened = TEMPLATE.replace("<assistant> {% endif", "<assistant> <think>{% endif");
         assert_eq!(learned(&opened, &[("user", "say one"), ("assistant", "one")]), ["one"]);
     }
@@ -256,8 +256,9 @@ mod tests {
         assert_eq!(learned(&template, &TURNS), ["kind two", "three  one"]);
     }
 
-    /// What is learned of `<u>a…b…<u>a…b \n…`, where every character is a token, and so are `</s>` (5), which takes in
-    /// white space before it if `strip`, and `<u>` (6) and `<a>` (7), which take in white space after them if `strip`.
+    /// Returns the tokens that the loss covers in `<u>a…b…<u>a…b \n…`. Every character is a token, and so are `</s>`
+    /// (5), which absorbs white space before it if `strip` is set, and `<u>` (6) and `<a>` (7), which then absorb white
+    /// space after them.
     fn learned_characters(template: &str, strip: bool) -> Vec<i64> {
         let folder = tempfile::tempdir().unwrap();
         let vocabulary = serde_json::json!({"a": 0, "b": 1, " ": 2, "<": 3, "\n": 4});
@@ -287,7 +288,7 @@ mod tests {
         let learned = |end: &str| learned_characters(&template.replace("END", end), false);
         assert_eq!(learned(" </s>"), [1, 2, 5, 1, 2, 5]);
         assert_eq!(learned("</s>\n"), [1, 5, 1, 5]);
-        // The token that starts the next turn does not end this one.
+        // The token that starts the next turn does not end this turn.
         assert_eq!(learned("\n"), [1, 1]);
     }
 
@@ -301,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_word_with_the_space_before_it_is_learned() {
-        // The generation prompt ends with a space, which byte-level tokens take in.
+        // The generation prompt ends with a space, which byte-level tokens include.
         let folder = tempfile::tempdir().unwrap();
         let vocabulary = ["A", ":", "\u{120}", "h", "i", "\u{120}h", "\u{120}hi", ";"];
         let vocabulary: serde_json::Map<_, _> =

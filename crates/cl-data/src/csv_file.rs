@@ -8,8 +8,8 @@ use crate::problem::FormProblem;
 use crate::row::{Row, TakeRow};
 use crate::{Error, MAX_LINE};
 
-/// A reader that limits the size of a record: after an unclosed quotation mark, the rest of the file would be one
-/// field.
+/// A reader that limits the size of a record, because after an unclosed quotation mark the rest of the file would be
+/// one field.
 struct Bounded<'c, R> {
     reader: R,
     since: &'c Cell<usize>,
@@ -26,7 +26,7 @@ impl<R: Read> Read for Bounded<'_, R> {
     }
 }
 
-/// Passes on the rows of a CSV or TSV file. Its first line names the fields; all values are text.
+/// Passes each row of a CSV or TSV file to `take`. The first line contains the field names; all values are text.
 pub(crate) fn each_row(path: &Path, separator: u8, reader: impl Read, take: TakeRow<'_>) -> Result<(), Error> {
     let form = |problem| Error::Form { path: path.to_owned(), problem };
     let wrong = |error| form(problem(error));

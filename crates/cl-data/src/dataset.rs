@@ -7,13 +7,13 @@ use crate::{Columns, Error, Example, Format, HeldOut};
 /// The examples of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// Name of the task: the name of the directory for a split, else of the file.
+    /// Name of the task: for a split the name of its directory, otherwise the name of the file.
     pub name: String,
     /// The examples in file order.
     pub examples: Vec<Example>,
     /// The file.
     pub path: PathBuf,
-    /// blake3 of the file, hexadecimal.
+    /// Hexadecimal blake3 hash of the file.
     pub hash: String,
     /// Rows that were removed from the examples for validation.
     pub held_out: Option<HeldOut>,

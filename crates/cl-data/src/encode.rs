@@ -21,7 +21,7 @@ impl Encoded {
         Encoded { learned: if target.is_empty() { Vec::new() } else { vec![target] }, input_ids }
     }
 
-    /// Labels: the token where the loss covers it, −100 elsewhere.
+    /// Returns the labels: the token id where the loss covers it, −100 elsewhere.
     pub fn labels(&self) -> Vec<i64> {
         let mut labels = vec![-100; self.input_ids.len()];
         for range in &self.learned {
@@ -32,7 +32,7 @@ impl Encoded {
         labels
     }
 
-    /// Number of tokens that the loss covers, without a first token, which has no context.
+    /// Returns the number of tokens that the loss covers, not counting the first token, which has no context.
     pub fn targets(&self) -> usize {
         self.learned.iter().map(|range| range.end.saturating_sub(range.start.max(1))).sum()
     }
@@ -47,21 +47,21 @@ pub struct Encoding<'a> {
     pub chat: Option<&'a ChatTemplate>,
     /// Maximum number of tokens of an example; unlimited if `None`.
     pub max_length: Option<usize>,
-    /// Which definition of truncation applies.
+    /// Profile: which definition of truncation applies.
     pub profile: Profile,
 }
 
 impl Encoding<'_> {
     /// Tokenizes an example.
     ///
-    /// A pair: the prompt is tokenized with the tokenizer's special tokens, and the answer followed by EOS separately
-    /// without them, so that there is always a token boundary between them; the middle is then truncated to
-    /// `max_length` tokens. A conversation is rendered by the chat template; the loss covers the assistant's messages,
-    /// and the end is truncated.
+    /// For a pair, the prompt is tokenized with the tokenizer's special tokens, and the answer followed by EOS
+    /// separately without them, so that there is always a token boundary between the two; the middle is then truncated
+    /// to `max_length` tokens. A conversation is rendered by the chat template; the loss covers the assistant's
+    /// messages, and the end is truncated.
     ///
     /// # Errors
-    /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and [`Error::NoChatTemplate`]
-    /// or [`Error::Chat`] if a conversation has no template or is rejected by it.
+    /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and
+    /// [`Error::NoChatTemplate`] or [`Error::Chat`] if a conversation has no template or is rejected by it.
     pub fn example(&self, example: &Example) -> Result<Encoded, Error> {
         match example {
             Example::Pair { prompt, answer } => self.pair(prompt, answer),
@@ -72,7 +72,7 @@ impl Encoding<'_> {
         }
     }
 
-    /// Calls [`Encoding::example`] for all examples in parallel; the order is kept.
+    /// Calls [`Encoding::example`] for all examples in parallel, keeping their order.
     ///
     /// # Errors
     /// Returns [`Error::Example`] with the index of the first example that fails.
@@ -94,19 +94,19 @@ impl Encoding<'_> {
     }
 }
 
-/// The paper's truncation "middle", with L source tokens, T target tokens and a maximum of M. If T > ⌊M/2⌋, the source
-/// gets n₁ = ⌊L/(L+T)·M⌋ tokens and the end of the target (including EOS) is cut off; otherwise the target is kept and
-/// n₁ = M − T. The source keeps its first ⌊n₁/2⌋ and its last n₁ − ⌊n₁/2⌋ tokens.
+/// Truncates the middle as in the paper, with L source tokens, T target tokens and a maximum of M. If T > ⌊M/2⌋, the
+/// source gets n₁ = ⌊L/(L+T)·M⌋ tokens and the end of the target (including EOS) is truncated; otherwise the target is
+/// kept whole and n₁ = M − T. The source keeps its first ⌊n₁/2⌋ and its last n₁ − ⌊n₁/2⌋ tokens.
 ///
-/// If n₁ = 0, the paper's code keeps the whole source (Python's `[-0:]`) and exceeds M; the profile `method` keeps none
-/// of it.
+/// If n₁ = 0, the paper's code keeps the whole source (Python's `[-0:]`) and exceeds M; with the profile `method`,
+/// nothing of the source is kept.
 fn truncate(source: Vec<u32>, target: Vec<u32>, max: usize, profile: Profile) -> (Vec<u32>, Vec<u32>) {
     let (l, t) = (source.len(), target.len());
     if l + t <= max {
         return (source, target);
     }
     let (n1, target) = if t > max / 2 {
-        // In f64, as in Python.
+        // Computed in f64, as in Python.
         let n1 = (l as f64 / (l + t) as f64 * max as f64).floor() as usize;
         (n1, target[..(max - n1).min(t)].to_vec())
     } else {

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use crate::problem::{ChatProblem, ColumnsProblem, FormProblem, RowPlanProblem, RowProblem};
 use crate::{DatasetError, HubError};
 
-/// Errors of reading and tokenizing data.
+/// Error in reading or tokenizing data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -28,7 +28,7 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// There is no file of the split.
+    /// There is no file for the split.
     #[error("{dir}: no {split}.json, .jsonl, .csv, .tsv or .txt (each optionally with .gz), and no {split}.parquet")]
     NoSplit {
         /// The task's directory.
@@ -36,7 +36,7 @@ pub enum Error {
         /// `train`, `eval` or `test`.
         split: &'static str,
     },
-    /// The file is in no supported format, or is not a list of objects.
+    /// The file has no supported format, or is not a list of objects.
     #[error("{path}: {problem}")]
     Form {
         /// The file.
@@ -45,16 +45,16 @@ pub enum Error {
         #[source]
         problem: FormProblem,
     },
-    /// The given columns are invalid.
+    /// The settings of columns are invalid.
     #[error("{path}: {problem}")]
     Columns {
-        /// The file to which they were to be applied.
+        /// The file that they were to be applied to.
         path: PathBuf,
         /// What is wrong with them.
         #[source]
         problem: ColumnsProblem,
     },
-    /// A row lacks a key, or has a value that is not text.
+    /// A row lacks a field, or has a value that is not text.
     #[error("{path}: row {row} (from 0): {problem}")]
     Row {
         /// The file.
@@ -79,7 +79,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A `rows.json` is damaged, or was written by a version that draws other rows.
+    /// A `rows.json` is damaged, or was written by a version that draws different rows.
     #[error("{path}: {problem}")]
     RowPlan {
         /// The file.
@@ -101,13 +101,13 @@ pub enum Error {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// The error of the library `tokenizers`.
+        /// The error of the crate `tokenizers`.
         source: tokenizers::Error,
     },
     /// The tokenizer failed.
     #[error("cannot tokenize: {source}")]
     Encode {
-        /// The error of the library `tokenizers`.
+        /// The error of the crate `tokenizers`.
         source: tokenizers::Error,
     },
     /// The BOS token is not in the vocabulary.
@@ -116,10 +116,10 @@ pub enum Error {
         /// The BOS token.
         token: String,
     },
-    /// The data set cannot be read from the hub.
+    /// The data set cannot be read from the Hub.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The hub's data set has no such split.
+    /// The data set on the Hub has no such split.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// A chat template is invalid, or rejected a conversation.

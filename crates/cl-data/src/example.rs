@@ -8,9 +8,9 @@ use crate::Message;
 pub enum Example {
     /// A prompt and its answer, both verbatim.
     Pair {
-        /// The prompt, which the loss does not cover.
+        /// The prompt, which is not part of the loss.
         prompt: String,
-        /// The answer, which the loss covers together with the EOS token after it.
+        /// The answer, which is part of the loss together with the EOS token that follows it.
         answer: String,
     },
     /// A conversation, rendered by the model's chat template. The loss covers the assistant's messages.

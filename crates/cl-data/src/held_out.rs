@@ -11,12 +11,12 @@ use crate::{Dataset, shuffled};
 pub struct HeldOut {
     /// Number of rows.
     pub rows: usize,
-    /// Random seed that they are drawn with.
+    /// Random seed with which they are drawn.
     pub seed: u64,
 }
 
 impl HeldOut {
-    /// Indices of the held-out rows among all `total` rows, ascending.
+    /// Returns the indices of the held-out rows among all `total` rows, ascending.
     pub fn indices(self, total: usize) -> Vec<usize> {
         let mut rows = shuffled(total, 0, fnv1a(splitmix64(self.seed), "validation"));
         rows.truncate(self.rows);
@@ -24,7 +24,7 @@ impl HeldOut {
         rows
     }
 
-    /// Indices of the other rows, ascending.
+    /// Returns the indices of the remaining rows, ascending.
     pub(crate) fn remaining(self, total: usize) -> Vec<usize> {
         let held: HashSet<usize> = self.indices(total).into_iter().collect();
         (0..total).filter(|row| !held.contains(row)).collect()
@@ -32,8 +32,8 @@ impl HeldOut {
 }
 
 impl Dataset {
-    /// Moves a random `fraction` of the rows, at least one, into a data set of its own. At least one row remains; of a single
-    /// row none is held out. Both data sets keep the file's order.
+    /// Moves a random `fraction` of the rows, at least one, to a separate data set. At least one row remains, so
+    /// nothing is held out from a single row. Both data sets keep the order of the file.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

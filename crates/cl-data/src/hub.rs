@@ -1,4 +1,4 @@
-//! Data sets by name from the Hugging Face hub.
+//! Data sets from the Hugging Face Hub, by name.
 
 mod error;
 mod layout;
@@ -14,10 +14,10 @@ use layout::{Miss, label, pick};
 use crate::Error;
 use crate::rows::{RowFile, read_rows};
 
-/// Branch of the hub's automatic conversion to Parquet.
+/// Branch of the Hub's automatic conversion to Parquet.
 const CONVERTED: &str = "refs/convert/parquet";
 
-/// One split of a data set on the hub.
+/// One split of a data set on the Hub.
 ///
 /// # Example
 /// ```
@@ -30,8 +30,8 @@ const CONVERTED: &str = "refs/convert/parquet";
 pub struct DatasetRef {
     /// `organization/name`.
     pub repo: String,
-    /// Configuration. If `None`, the files without a configuration, or else of `default`, or else of the only
-    /// configuration with the split.
+    /// Configuration. If `None`: the files without a configuration, or else those of `default`, or else those of the
+    /// only configuration that has the split.
     pub config: Option<String>,
     /// `train`, `validation`, `test` or any other split.
     pub split: String,
@@ -40,15 +40,15 @@ pub struct DatasetRef {
 }
 
 impl DatasetRef {
-    /// The current split of a data set with one configuration.
+    /// Refers to the current version of a split, in a data set with one configuration.
     pub fn new(repo: impl Into<String>, split: impl Into<String>) -> DatasetRef {
         DatasetRef { repo: repo.into(), config: None, split: split.into(), revision: None }
     }
 }
 
 impl DatasetRef {
-    /// Rows of the split, in the order of its files, and the files. The hash is the file's, or, for several files, the
-    /// hash of their hashes (one per line).
+    /// Returns the rows of the split, in the order of its files, and the files. The hash is that of the file or, for
+    /// several files, the hash of their hashes (one per line).
     ///
     /// # Errors
     /// Returns the errors of [`DatasetRef::files`] and [`read_rows`].
@@ -77,13 +77,13 @@ impl DatasetRef {
         Ok((RowFile { rows, hash }, paths))
     }
 
-    /// Files of the split in the order of its rows, downloaded if they are not cached: `.parquet`, else `.jsonl`, else
-    /// `.json`, in the usual layouts, or else the hub's automatic conversion to Parquet.
+    /// Returns the files of the split in the order of its rows, downloading those that are not cached: `.parquet`, else
+    /// `.jsonl`, else `.json`, in the usual layouts, or else the Hub's automatic conversion to Parquet.
     ///
     /// # Errors
     /// Returns [`Error::Hub`] if the data set or revision does not exist or may not be read, if a download fails, if a
-    /// file is not cached and the hub is offline, or if the cache cannot be read or written. Returns
-    /// [`Error::Dataset`] if it has no such configuration or split.
+    /// file is not cached and the Hub is set to offline, or if the cache cannot be read or written. Returns
+    /// [`Error::Dataset`] if the data set has no such configuration or split.
     ///
     /// # Example
     /// ```
@@ -108,7 +108,7 @@ impl DatasetRef {
             Err(error) if may_be_converted(&error) => error,
             Err(error) => return Err(error),
         };
-        // For an explicit revision, only its own files are used.
+        // If a revision is given explicitly, only its own files are used.
         if self.revision.is_some() {
             return Err(error);
         }
@@ -125,7 +125,7 @@ impl DatasetRef {
         Repo { kind: RepoKind::Dataset, name: self.repo.clone(), revision: revision.map(str::to_owned) }
     }
 
-    /// A revision, and which of its files hold the split.
+    /// Returns a revision, and the names of its files that contain the split.
     fn picked<'a>(&self, hub: &'a Hub, repo: &'a Repo) -> Result<(Revision<'a>, Vec<String>), Error> {
         let revision = hub.revision(repo)?;
         let (repo, split) = (self.repo.clone(), self.split.clone());
@@ -146,7 +146,7 @@ impl DatasetRef {
     }
 }
 
-/// Whether the automatic conversion may have what a revision lacks.
+/// Whether the automatic conversion may contain what a revision lacks.
 fn may_be_converted(error: &Error) -> bool {
     matches!(error, Error::Dataset(DatasetError::NoSplit { .. }) | Error::Hub(HubError::Offline { .. }))
 }

@@ -18,7 +18,7 @@ use crate::{Encoding, Error, Example};
 pub struct Prompts(HashSet<u128>);
 
 impl Prompts {
-    /// Adds a prompt; returns false if it was present.
+    /// Adds a prompt; returns `false` if it was already present.
     pub fn insert(&mut self, prompt: &str) -> bool {
         self.0.insert(half_hash(&[prompt]))
     }
@@ -35,13 +35,13 @@ impl<'a> Extend<&'a Example> for Prompts {
     }
 }
 
-/// The prompt of an example, or the text itself for plain text.
+/// Returns the prompt of an example, or the text itself for plain text.
 fn asked(example: &Example) -> String {
     let shown = example.shown();
     if shown.is_empty() { example.answer().to_owned() } else { shown }
 }
 
-/// Hashes texts with their lengths, so that different lists have different hashes.
+/// Hashes texts together with their lengths, so that different lists have different hashes.
 fn half_hash(texts: &[&str]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     for text in texts {
@@ -52,12 +52,12 @@ fn half_hash(texts: &[&str]) -> u128 {
     u128::from_le_bytes(half)
 }
 
-/// Rows with the same finding.
+/// The rows to which a finding applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Number of rows.
     pub rows: usize,
-    /// 0-based index of the first.
+    /// 0-based index of the first such row.
     pub first: usize,
 }
 
@@ -70,31 +70,31 @@ impl Found {
     }
 }
 
-/// Findings about the rows of a data set. They are warnings.
+/// Findings about the rows of a data set; they are warnings, not errors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataReport {
     /// Number of rows.
     pub rows: usize,
     /// Rows whose answer is empty or white space, so that only the EOS token is trained.
     pub empty_answers: Found,
-    /// Rows that repeat an earlier row, prompt and answer.
+    /// Rows that repeat an earlier row, both prompt and answer.
     pub duplicates: Found,
     /// Rows whose prompt is in the test split.
     pub in_test: Found,
-    /// Conversations with a role other than `system`, `developer`, `user`, `assistant` and those of tools.
+    /// Conversations with a role other than `system`, `developer`, `user`, `assistant` and the roles of tools.
     pub unusual_roles: Found,
     /// Rows longer than `max_length`, which are truncated.
     pub cut: Found,
     /// Length of the longest row in tokens; 0 if rows were not tokenized.
     pub longest: usize,
-    /// The `max_length` of [`DataReport::cut`].
+    /// The `max_length` that [`DataReport::cut`] refers to.
     pub max_length: Option<usize>,
 }
 
-/// Inspects rows in one pass; prompts are looked up in `test` if it is given. Memory: 16 bytes per row plus the hash
-/// table's overhead.
+/// Inspects rows in one pass; if `test` is given, prompts are looked up in it. Memory: 16 bytes per row, plus the
+/// overhead of the hash table.
 ///
-/// Lengths are counted by [`DataReport::count_lengths`].
+/// Lengths are counted separately, by [`DataReport::count_lengths`].
 ///
 /// ```
 /// use cl_data::{Example, inspect};
@@ -124,7 +124,7 @@ pub fn inspect(examples: &[Example], test: Option<&Prompts>) -> DataReport {
     report
 }
 
-/// Chat templates render other roles as well, or leave their messages out: a misspelt one would go unnoticed.
+/// Chat templates either render other roles as well, or omit their messages, so a misspelt role would go unnoticed.
 fn has_unusual_role(example: &Example) -> bool {
     const USUAL: [&str; 8] =
         ["system", "developer", "user", "assistant", "tool", "tool_call", "tool_response", "function"];
@@ -133,7 +133,7 @@ fn has_unusual_role(example: &Example) -> bool {
 }
 
 impl DataReport {
-    /// Tokenizes the rows in parallel to count those that `encoding.max_length` truncates; tokens are not kept.
+    /// Tokenizes the rows in parallel to count those that `encoding.max_length` truncates. Tokens are not kept.
     ///
     /// # Errors
     /// Returns the same errors as [`Encoding::examples`].
@@ -156,7 +156,7 @@ impl DataReport {
     }
 }
 
-/// One line per finding; empty if there are none.
+/// Prints one line per finding; nothing if there are none.
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cut = match self.max_length {

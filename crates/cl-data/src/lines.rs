@@ -11,7 +11,7 @@ use crate::Error;
 /// UTF-8 byte-order mark, which some editors write at the beginning of a file.
 pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Maximum size in bytes of a line of a JSONL file or a row of a JSON list: far more than fits into a model.
+/// Maximum size in bytes of a line of a JSONL file or a row of a JSON list; far more than fits into a model's context.
 pub const MAX_LINE: usize = 16 << 20;
 
 /// A line with its number.
@@ -19,18 +19,18 @@ pub const MAX_LINE: usize = 16 << 20;
 pub struct Line {
     /// 1-based line number.
     pub number: usize,
-    /// The bytes, including the line feed, which only the last line may lack.
+    /// The bytes, including the newline, which may be missing only on the last line.
     pub bytes: Vec<u8>,
 }
 
 impl Line {
-    /// Whether the line has only white space.
+    /// Whether the line contains only white space.
     pub fn is_blank(&self) -> bool {
         self.bytes.iter().all(u8::is_ascii_whitespace)
     }
 }
 
-/// The lines of a reader, of at most [`MAX_LINE`] bytes.
+/// Iterator over the lines of a reader, each of at most [`MAX_LINE`] bytes.
 pub struct Lines<R> {
     reader: R,
     path: PathBuf,
@@ -40,8 +40,8 @@ pub struct Lines<R> {
 /// Iterates over the lines of a regular file.
 ///
 /// # Errors
-/// Returns [`Error::File`] if the file does not exist or is not a regular file. The iterator returns
-/// [`Error::LongLine`] and [`Error::Io`].
+/// Returns [`Error::File`] if the file does not exist or is not a regular file. The iterator yields [`Error::LongLine`]
+/// and [`Error::Io`].
 ///
 /// # Example
 /// ```
@@ -58,7 +58,7 @@ pub fn read_lines(path: &Path) -> Result<Lines<BufReader<File>>, Error> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// `number`: lines that were read before.
+    /// Creates an iterator; `number` is the number of lines that were read before.
     pub(crate) fn new(reader: R, path: &Path, number: usize) -> Lines<R> {
         Lines { reader, path: path.to_owned(), number }
     }

@@ -4,11 +4,11 @@ use crate::Profile;
 use crate::numpy::{Mt19937, random_state};
 use crate::problem::MixtureProblem;
 
-/// How an epoch is composed of a round's own data sets and of replayed rows of earlier rounds.
+/// How an epoch is composed of the round's own data sets and of replayed rows from earlier rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
-    /// Composition of the round's own data sets.
+    /// How the round's own data sets are combined.
     #[serde(default)]
     pub joint: Joint,
     /// Replay of earlier rounds; none if absent.
@@ -16,38 +16,39 @@ pub struct Mixture {
     pub replay: Option<Replay>,
 }
 
-/// How many rows an epoch takes of each data set of a round. Set i has Nᵢ rows, N = ΣNᵢ, and an epoch takes Lᵢ of them.
+/// How many rows of each data set an epoch uses. Set i has Nᵢ rows, N = ΣNᵢ, and an epoch uses Lᵢ of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Joint {
     /// Every row once: Lᵢ = Nᵢ.
     #[default]
     Natural,
-    /// Upsampling of all sets to the size of the largest, in whole copies, rounded up: Lᵢ = ⌈max N / Nᵢ⌉·Nᵢ. The
-    /// paper's joint training: 79 copies of 5,000 rows beside 395,000.
+    /// Upsamples all sets to the size of the largest, in whole copies, rounded up: Lᵢ = ⌈max N / Nᵢ⌉·Nᵢ. This is the
+    /// paper's joint training, which uses 79 copies of 5,000 rows with 395,000 others.
     Uniform,
-    /// N rows in the given proportions, one per set: Lᵢ ∝ wᵢ.
+    /// N rows with the given proportions, one weight per set: Lᵢ ∝ wᵢ.
     Weights(Vec<f64>),
-    /// N rows with Lᵢ ∝ Nᵢ^(1/T): natural at T = 1, equal shares for T → ∞ (mT5, arXiv:2010.11934, calls 1/T alpha).
+    /// N rows with Lᵢ ∝ Nᵢ^(1/T): natural proportions at T = 1, equal shares for T → ∞ (1/T is alpha in mT5,
+    /// arXiv:2010.11934).
     Temperature(f64),
 }
 
-/// Replay of rows of earlier rounds.
+/// Replay of rows from earlier rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replay {
-    /// Rows per earlier round, as a fraction of the round's own rows per epoch.
+    /// Number of rows per earlier round, as a fraction of the round's own rows per epoch.
     pub fraction: f64,
     /// Which rows are replayed.
     #[serde(default)]
     pub buffer: Buffer,
 }
 
-/// Whether the replayed rows change from epoch to epoch.
+/// Whether the replayed rows change between epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Buffer {
-    /// Sampled again for each epoch from all rows, as in the paper's code.
+    /// Sampled again from all rows for each epoch, as in the paper's code.
     #[default]
     Redrawn,
     /// Sampled once: the same rows in all epochs and later rounds, as with a memory of fixed size.
@@ -63,19 +64,19 @@ pub struct RowRef {
     pub row: usize,
 }
 
-/// Rows that an epoch takes of a data set.
+/// The rows of a data set that an epoch uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
     /// Number of rows of the set.
     pub rows: usize,
     /// Number of rows per epoch.
     pub take: usize,
-    /// Random seed of rows that are sampled once; `None` if they are sampled again for each epoch.
+    /// Random seed if rows are sampled once; `None` if they are sampled again for each epoch.
     pub fixed: Option<u64>,
 }
 
 impl Mixture {
-    /// Checks the settings for a round with `sets` data sets of its own.
+    /// Checks the settings for a round with `sets` own data sets.
     ///
     /// # Errors
     /// Returns the first setting that is out of range.
@@ -97,10 +98,11 @@ impl Mixture {
         }
     }
 
-    /// Number of rows that an epoch takes of each data set: first those of each earlier round, then the round's own.
+    /// Returns the number of rows that an epoch uses of each data set: first those of each earlier round, then the
+    /// round's own.
     ///
-    /// An earlier round contributes round(f·L) rows, where L is the number of rows of the round's own data (halves are
-    /// rounded to even, as in Python). Several data sets of one round share them in proportion to their sizes.
+    /// An earlier round contributes round(f·L) rows, where L is the number of rows of the round's own data (half to
+    /// even, as in Python). If that round has several data sets, they contribute in proportion to their sizes.
     ///
     /// ```
     /// use cl_data::{Buffer, Joint, Mixture, Replay};
@@ -116,7 +118,7 @@ impl Mixture {
         let total: usize = own.iter().sum();
         let replayed = earlier.iter().flat_map(|sizes| match (self.replay, sizes.iter().sum::<usize>()) {
             (Some(replay), rows) if rows > 0 => {
-                // The paper's code computes a weight of the earlier set first, which affects the rounding of halves.
+                // The paper's code first computes a weight of the earlier set, which affects the rounding of halves.
                 let weight = replay.fraction * total as f64 / rows as f64;
                 let wanted = (weight * rows as f64).round_ties_even() as usize;
                 shares(wanted, &sizes.iter().map(|&n| n as f64).collect::<Vec<_>>())
@@ -130,7 +132,7 @@ impl Mixture {
 impl Joint {
     fn rows_per_epoch(&self, sizes: &[usize]) -> Vec<usize> {
         let total = sizes.iter().sum();
-        // An empty set contributes nothing, whatever its weight.
+        // An empty set contributes nothing, regardless of its weight.
         let weighted = |weight: &dyn Fn(usize) -> f64| {
             let weights = sizes.iter().enumerate().map(|(i, &n)| if n == 0 { 0.0 } else { weight(i) });
             shares(total, &weights.collect::<Vec<_>>())
@@ -147,8 +149,8 @@ impl Joint {
     }
 }
 
-/// Apportions `total` in proportion to weights: rounded down, and the rest given to the largest remainders, in order
-/// among equals.
+/// Distributes `total` in proportion to weights: shares are rounded down, and the rest goes to the largest remainders,
+/// in order if they are equal.
 fn shares(total: usize, weights: &[f64]) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     if sum <= 0.0 {
@@ -165,13 +167,13 @@ fn shares(total: usize, weights: &[f64]) -> Vec<usize> {
     shares
 }
 
-/// The rows of an epoch (from 0), in order: `take` rows of each data set, sampled again for each epoch unless they are
-/// fixed.
+/// Returns the rows of an epoch (from 0), in order: `take` rows of each data set, sampled again for each epoch unless
+/// they are fixed.
 ///
-/// For each data set with n rows, c = ⌈take/n⌉ copies are permuted and the first `take` kept, so no row occurs more
-/// than c times; then all rows are permuted together. With [`Profile::Paper`] the generator is NumPy's legacy one,
-/// seeded by Σᵢ (i+1)·takeᵢ + epoch regardless of `seed`, as in the paper's code; with [`Profile::Method`] it is seeded
-/// by `seed` and epoch. A fixed set's rows depend on its own seed and its index.
+/// For each data set with n rows, c = ⌈take/n⌉ copies are permuted and the first `take` are kept, so no row occurs more
+/// than c times; then all rows are permuted together. With [`Profile::Paper`], the generator is NumPy's legacy one,
+/// seeded with Σᵢ (i+1)·takeᵢ + epoch regardless of `seed`, as in the paper's code; with [`Profile::Method`], it is
+/// seeded with `seed` and the epoch. The rows of a fixed set depend on its own seed and its index.
 pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec<RowRef> {
     let mut rng = match profile {
         Profile::Paper => {
@@ -193,7 +195,7 @@ pub fn epoch_rows(sets: &[Draw], epoch: u64, seed: u64, profile: Profile) -> Vec
     order.into_iter().map(|i| rows[i]).collect()
 }
 
-/// The rows of one data set in random order, by seed and epoch.
+/// Returns the rows of one data set in random order, determined by seed and epoch.
 pub fn shuffled(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
     keyed(seed, epoch).permutation(rows)
 }

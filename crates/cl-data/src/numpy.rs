@@ -1,4 +1,4 @@
-//! NumPy's legacy `RandomState`, bit for bit: the Mersenne Twister MT19937 and the shuffle on top of it.
+//! NumPy's legacy `RandomState`, bit for bit: the Mersenne Twister MT19937 and the shuffle based on it.
 //!
 //! Sources: Matsumoto and Nishimura, "Mersenne Twister" (1998), with the initialisation of 2002; NumPy's documentation
 //! of its legacy generator, whose stream is frozen.
@@ -25,8 +25,8 @@ impl Mt19937 {
         Mt19937 { state, next: N }
     }
 
-    /// Seeds with an array of words, like `RandomState([...])`, and like Python's `Random(n)` for the words of n,
-    /// lowest first.
+    /// Seeds with an array of words, like `RandomState([...])`; for the words of n, lowest first, also like Python's
+    /// `Random(n)`.
     pub fn from_key(key: &[u32]) -> Mt19937 {
         let mut mt = Mt19937::new(19_650_218);
         let (mut i, mut j) = (1, 0);
@@ -58,7 +58,7 @@ impl Mt19937 {
         mt
     }
 
-    /// The next 32 bits.
+    /// Returns the next 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.next == N {
             self.twist();
@@ -80,7 +80,7 @@ impl Mt19937 {
         self.next = 0;
     }
 
-    /// A number in `0..=max`, by masking and rejecting, as the legacy generator's shuffle draws it.
+    /// Draws a number in `0..=max` by masking and rejection, as in the legacy generator's shuffle.
     pub fn interval(&mut self, max: u64) -> u64 {
         if max == 0 {
             return 0;
@@ -120,7 +120,7 @@ impl Mt19937 {
     }
 }
 
-/// `RandomState(seed)`; seeds above 32 bits, which NumPy rejects, are used as an array of words.
+/// Creates `RandomState(seed)`; seeds above 32 bits, which NumPy rejects, are used as an array of words.
 pub fn random_state(seed: u64) -> Mt19937 {
     match u32::try_from(seed) {
         Ok(small) => Mt19937::new(small),

@@ -3,13 +3,14 @@ use crate::Encoded;
 /// A packed micro-batch: concatenated examples without padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
-    /// `(tokens)`.
+    /// Token ids, of shape `(tokens)`.
     pub input_ids: Vec<i64>,
-    /// `(tokens)`, from 0 in each example.
+    /// Positions, of shape `(tokens)`, starting at 0 in each example.
     pub position_ids: Vec<i64>,
-    /// `(tokens)`; −100 where the loss does not apply, and on the first token of each example, which has no context.
+    /// Labels, of shape `(tokens)`; −100 where the loss does not apply, and at the first token of each example, which
+    /// has no context.
     pub labels: Vec<i64>,
-    /// Boundaries of the examples, from 0 to `tokens`.
+    /// Boundaries of the examples, starting with 0 and ending with `tokens`.
     pub cu_seqlens: Vec<i64>,
 }
 

@@ -1,7 +1,7 @@
-//! Reads rows of a Parquet file as the same values that the data set's JSON has.
+//! Reads rows of a Parquet file, as the same values that the data set has in JSON.
 //!
-//! Record assembly of nested columns after Dremel, as the format's documentation describes it
-//! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` does it.
+//! Nested columns are assembled to records as in Dremel, as described in the format's documentation
+//! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` implements this.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,15 +21,15 @@ use crate::parquet_limits::{Bounded, Budget, check_schema};
 use crate::problem::ParquetProblem;
 use crate::row::{Row, TakeRow};
 
-/// Magic number at the beginning and end of a Parquet file.
+/// Magic number at the start and end of a Parquet file.
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
-/// Passes on the rows of a file; `path` is for messages.
+/// Passes each row of a file to `take`; `path` is for error messages.
 ///
 /// Returns an error if the file is damaged, has types that JSON lacks, or exceeds the limits of [`Budget`].
 pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
     let form = |problem: ParquetProblem| Error::Form { path: path.to_owned(), problem: problem.into() };
-    // The crate's decoders panic on some damaged pages, which is turned into an error.
+    // The crate's decoders panic on some damaged pages; `decoded` converts this to an error.
     let (reader, budget) = decoded(|| open(&file)).map_err(form)?;
     let groups = reader.metadata().row_groups();
     let mut found = 0;
@@ -76,7 +76,7 @@ fn next(rows: &mut RowIter<'_>, budget: &Budget) -> Result<Option<Row>, ParquetE
     Ok(Some(row))
 }
 
-/// Size in bytes of the texts in a value.
+/// Returns the size in bytes of the texts in a value.
 fn text_bytes(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.len() as u64,
@@ -113,14 +113,14 @@ fn children(column: &Type, name: &str) -> Result<(), ParquetProblem> {
     column.get_fields().iter().try_for_each(|child| supported(child, &format!("{name}.{}", child.name())))
 }
 
-/// Type of a leaf that JSON cannot represent; `None` if it can.
+/// Returns the type of a leaf that JSON cannot represent; `None` if it can.
 fn unsupported(leaf: &Type) -> Option<String> {
     use ConvertedType as C;
     let info = leaf.get_basic_info();
     let fits = match (leaf.get_physical_type(), info.converted_type()) {
         (Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE, _) => true,
         (Physical::INT32, C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32) => true,
-        // Nanosecond timestamps have only a logical type, and would be mistaken for integers.
+        // Nanosecond timestamps only have a logical type, so they would be mistaken for integers.
         (Physical::INT64, C::NONE) => info.logical_type_ref().is_none(),
         (Physical::INT64, C::INT_64 | C::UINT_64) => true,
         (Physical::BYTE_ARRAY, C::UTF8 | C::ENUM | C::JSON) => true,
@@ -160,7 +160,7 @@ fn json(field: &Field) -> Value {
     }
 }
 
-/// JSON has no NaN and no infinity; `to_json` of pandas and of `datasets` writes null for them too.
+/// Converts a float. JSON has no NaN and no infinity; `to_json` of pandas and of `datasets` also writes null for them.
 fn float(value: f64) -> Value {
     Number::from_f64(value).map_or(Value::Null, Value::Number)
 }

@@ -1,8 +1,8 @@
-//! Limits on what a Parquet file may unpack to.
+//! Limits on the decompressed size of a Parquet file.
 //!
-//! A few bytes of a page can stand for gigabytes: a compressed page declares its size, a dictionary and delta encodings
-//! declare how many values they hold, and a run of one dictionary entry may be as long as it likes. The crate `parquet`
-//! allocates as it is told and has no option to limit that, so every page is checked before it is decoded.
+//! A few bytes of a page can represent gigabytes: a compressed page declares its size, dictionaries and delta encodings
+//! declare how many values they contain, and a run of one dictionary entry may have any length. The crate `parquet`
+//! allocates what is declared and has no option to limit that, so every page is checked before it is decoded.
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
@@ -19,20 +19,20 @@ use parquet::file::reader::RowGroupReader;
 use parquet::record::reader::RowIter;
 use parquet::schema::types::{ColumnDescPtr, Type};
 
-/// Bytes that pages, and the texts of rows, may have together in any file.
+/// Limit in bytes that applies to any file: total size of its pages, and of the texts in its rows.
 const MIN_BYTES: u64 = 1 << 30;
-/// How many times its own size a larger file may unpack to.
+/// For a larger file, the limit is this multiple of its own size.
 const EXPANSION: u64 = 100;
-/// Bytes of pages and texts for each value, nulls included: a value takes about as much in memory.
+/// Bytes of the limit per value, nulls included; a value in memory takes about as much.
 const BYTES_A_VALUE: u64 = 64;
-/// Bytes of a dictionary. Writers stop at about 1 MiB.
+/// Maximum size of a dictionary in bytes. Writers stop at about 1 MiB.
 const MAX_DICTIONARY: u64 = 64 << 20;
 
 fn error(message: String) -> ParquetError {
     ParquetError::General(message)
 }
 
-/// What is left of a file's limits.
+/// The remaining part of a file's limits.
 pub(crate) struct Budget {
     limit: u64,
     pages: AtomicU64,
@@ -41,19 +41,19 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// For a file of so many bytes.
+    /// Creates the limits for a file of `file_size` bytes.
     pub(crate) fn new(file_size: u64) -> Budget {
         let limit = MIN_BYTES.max(file_size.saturating_mul(EXPANSION));
         let full = || AtomicU64::new(limit);
         Budget { limit, pages: full(), texts: full(), values: AtomicU64::new(limit / BYTES_A_VALUE) }
     }
 
-    /// Bytes of texts in a row.
+    /// Counts the bytes of the texts in a row.
     pub(crate) fn texts(&self, bytes: u64) -> Result<()> {
         self.spend(&self.texts, bytes, || format!("its rows contain more than {} bytes of text", self.limit))
     }
 
-    /// Values of a page, or rows.
+    /// Counts the values of a page, or rows.
     pub(crate) fn values(&self, count: u64) -> Result<()> {
         let limit = self.limit / BYTES_A_VALUE;
         self.spend(&self.values, count, || format!("it contains more than {limit} values"))
@@ -72,7 +72,7 @@ impl Budget {
 }
 
 /// Checks the schema in a file's footer: the decoder allocates as many children of a group as it declares, and follows
-/// groups in groups by recursion. What is no footer is left to the decoder.
+/// nested groups by recursion. Invalid footers are left to the decoder.
 pub(crate) fn check_schema(mut file: &File) -> Result<()> {
     let mut tail = [0; 8];
     let size = file.seek(SeekFrom::End(0))?;
@@ -98,10 +98,10 @@ pub(crate) fn check_schema(mut file: &File) -> Result<()> {
     Ok(())
 }
 
-/// The list of a schema's elements, groups in front of their children.
+/// Checks the list of a schema's elements, in which groups precede their children.
 fn schema<R: Read>(thrift: &mut Thrift<R>) -> Result<()> {
     let (kind, count) = thrift.list()?;
-    let mut open: Vec<i64> = Vec::new(); // children that are still to come, of each group around an element
+    let mut open: Vec<i64> = Vec::new(); // number of children still to come, for each enclosing group
     for _ in 0..count {
         let (mut last, mut children) = (0, 0);
         while let Some((field, kind)) = thrift.field(&mut last)? {
@@ -157,7 +157,7 @@ impl RowGroupReader for Bounded<'_> {
     }
 }
 
-/// Checks the sizes that the headers of a column's pages declare. The layout is that of
+/// Checks the sizes that are declared in the headers of a column's pages. The layout is described in
 /// <https://parquet.apache.org/docs/file-format/data-pages/>.
 fn check_pages(file: &File, column: &ColumnChunkMetaData, budget: &Budget) -> Result<()> {
     let (start, mut left) = column.byte_range();
@@ -177,7 +177,7 @@ fn check_pages(file: &File, column: &ColumnChunkMetaData, budget: &Budget) -> Re
         }
         budget.pages(header.uncompressed)?;
         let mut data = reader.by_ref().take(header.compressed);
-        // The decoder for gzip alone unpacks more than the header declares.
+        // Only the gzip decoder decompresses more than the header declares.
         if let Compression::GZIP(_) = column.compression() {
             data.read_exact(&mut vec![0; header.levels.min(header.compressed) as usize])?;
             let most = header.uncompressed.saturating_sub(header.levels);
@@ -191,14 +191,14 @@ fn check_pages(file: &File, column: &ColumnChunkMetaData, budget: &Budget) -> Re
     Ok(())
 }
 
-/// As much of a page's header as is checked.
+/// The parts of a page's header that are checked.
 struct Header {
-    /// Bytes of the header.
+    /// Size of the header in bytes.
     length: u64,
     is_dictionary: bool,
     uncompressed: u64,
     compressed: u64,
-    /// Bytes of uncompressed levels in front of a compressed data page of version 2.
+    /// Size in bytes of the uncompressed levels that precede a compressed data page of version 2.
     levels: u64,
     is_compressed: bool,
 }
@@ -240,10 +240,10 @@ const FALSE: u8 = 2;
 const I32: u8 = 5;
 const LIST: u8 = 9;
 const STRUCT: u8 = 12;
-/// Groups in groups of a schema, and structs in structs of a footer.
+/// Maximum depth of nested groups in a schema, and of nested structs in a footer.
 const MAX_DEPTH: usize = 32;
 
-/// Thrift's compact protocol, as far as footers and page headers use it:
+/// Reader of Thrift's compact protocol, as far as it is used in footers and page headers:
 /// <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>.
 struct Thrift<R> {
     reader: io::Take<R>,
@@ -279,8 +279,8 @@ impl<R: Read> Thrift<R> {
         in_range.ok_or_else(|| error(format!("a page of {size} bytes")))
     }
 
-    /// The next field and its type; `None` at the end of a struct. Fields come in the order of their numbers, as all
-    /// writers have them, so that none is read twice.
+    /// Reads the next field id and its type; `None` at the end of a struct. Fields must be in the order of their ids,
+    /// as all writers write them, so that none is read twice.
     fn field(&mut self, last: &mut i64) -> Result<Option<(i64, u8)>> {
         let byte = self.byte()?;
         if byte == 0 {
@@ -295,7 +295,7 @@ impl<R: Read> Thrift<R> {
         Ok(Some((field, byte & 0xf)))
     }
 
-    /// Type and number of a list's items, of which each takes at least a byte.
+    /// Reads the item type and the length of a list; each item takes at least one byte.
     fn list(&mut self) -> Result<(u8, u64)> {
         let byte = self.byte()?;
         let items = if byte >> 4 == 15 { self.varint()? } else { u64::from(byte >> 4) };
@@ -364,7 +364,7 @@ impl BoundedPages {
         Ok(())
     }
 
-    /// The bytes of a data page after its levels.
+    /// Returns the bytes of a data page that follow its levels.
     fn values_of<'p>(&self, page: &'p Page) -> Result<&'p [u8]> {
         let cut = || error("a page ends within its levels".to_owned());
         let (mut skipped, bytes) = match page {
@@ -388,7 +388,7 @@ impl BoundedPages {
     }
 }
 
-/// Checks how many lengths the delta encodings of texts declare, for which the decoder allocates.
+/// Checks how many text lengths the delta encodings declare, since the decoder allocates memory for them.
 fn check_lengths(page: &Page, values: &[u8]) -> Result<()> {
     let most = u64::from(page.num_values());
     let mut thrift = Thrift { reader: values.take(values.len() as u64) };
@@ -402,7 +402,7 @@ fn check_lengths(page: &Page, values: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Reads over integers in the encoding DELTA_BINARY_PACKED, and returns how many there are if they are at most `most`:
+/// Skips integers in the encoding DELTA_BINARY_PACKED, and returns their number if it is at most `most`:
 /// <https://parquet.apache.org/docs/file-format/data-pages/encodings/>.
 fn skip_delta<R: Read>(bytes: &mut Thrift<R>, most: u64) -> Result<u64> {
     let (block, miniblocks, count) = (bytes.varint()?, bytes.varint()?, bytes.varint()?);

@@ -1,6 +1,7 @@
-//! Python's definitions of text functions where they differ from Rust's.
+//! Python's definitions of text functions that differ from Rust's.
 
-/// White space as in `str.split()` and `str.strip()`: Unicode's, and the separators U+001C to U+001F.
+/// Whether a character is white space for `str.split()` and `str.strip()`: Unicode white space, or a separator from
+/// U+001C to U+001F.
 ///
 /// ```
 /// assert!(cl_data::python::is_space('\u{1c}') && cl_data::python::is_space('\u{3000}'));

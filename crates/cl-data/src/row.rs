@@ -2,8 +2,8 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-/// A row of a data file, with fields in file order.
+/// A row of a data file, with fields in the order of the file.
 pub type Row = Map<String, Value>;
 
-/// Callback that takes a row and its index.
+/// Callback that receives a row and its index.
 pub(crate) type TakeRow<'a> = &'a mut dyn FnMut(usize, Row) -> Result<(), Error>;

@@ -1,4 +1,4 @@
-//! Conversion of a row's fields to an example.
+//! Conversion of a row to an example.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,15 +23,15 @@ pub enum Format {
     PromptAnswer,
     /// `prompt` and `completion`, verbatim (TRL).
     PromptCompletion,
-    /// `instruction`, `input` (optional) and `output`, in Alpaca's prompt.
+    /// `instruction`, `input` (optional) and `output`, with Alpaca's prompt.
     Alpaca,
-    /// `query` and `response` (MetaMathQA), in Alpaca's prompt, with the first line of the query as instruction.
+    /// `query` and `response` (MetaMathQA), with Alpaca's prompt; the first line of the query is the instruction.
     MetaMath,
-    /// `question` and `answer`, in lm-evaluation-harness's prompt for GSM8K.
+    /// `question` and `answer`, with lm-evaluation-harness's prompt for GSM8K.
     Gsm8k,
     /// `messages`, a list with `role` and `content`; or `conversations`, a list with `from` and `value` (ShareGPT).
     Messages,
-    /// `text`, with the loss over all of it.
+    /// `text`; the loss covers all of it.
     Text,
 }
 
@@ -57,7 +57,7 @@ impl Columns {
         *self == Columns::default()
     }
 
-    /// Checks the combination of names.
+    /// Checks that the names can be combined.
     ///
     /// # Errors
     /// Returns the first problem.
@@ -98,7 +98,7 @@ impl RowFormat {
         Ok(RowFormat { format, columns })
     }
 
-    /// The example of a row.
+    /// Converts a row to an example.
     pub(crate) fn example(&mut self, path: &Path, index: usize, row: &Row) -> Result<Example, Error> {
         let wrong = |problem| Error::Row { path: path.to_owned(), row: index, problem: Box::new(problem) };
         match &self.columns {
@@ -117,14 +117,14 @@ impl RowFormat {
     }
 }
 
-/// A field's name, or a template over the fields and its key in [`Columns`].
+/// The name of a field, or a template over the fields with its key in [`Columns`].
 enum Field {
     Name(String),
     Template(&'static str, Box<Template>),
 }
 
 impl Field {
-    /// The field of a key of [`Columns`].
+    /// Parses the value of a key of [`Columns`].
     fn parse(key: &'static str, text: Option<&str>) -> Result<Option<Field>, ColumnsProblem> {
         let Some(text) = text else { return Ok(None) };
         if !text.contains("{{") && !text.contains("{%") {
@@ -152,7 +152,7 @@ impl Field {
     }
 }
 
-/// A field as text. Numbers and booleans are formatted as in JSON.
+/// Returns a field as text. Numbers and booleans are formatted as in JSON.
 fn text_of(row: &Row, key: &str) -> Result<String, RowProblem> {
     match row.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
@@ -208,7 +208,7 @@ fn example(row: &Row, format: Format) -> Result<Example, RowProblem> {
     })
 }
 
-/// Messages as `{"role", "content"}`, or as ShareGPT's `{"from", "value"}`.
+/// Reads messages in the form `{"role", "content"}`, or ShareGPT's `{"from", "value"}`.
 fn messages(row: &Row, key: &str) -> Result<Example, RowProblem> {
     let turns = match row.get(key) {
         Some(Value::Array(turns)) => turns,
@@ -240,8 +240,8 @@ fn message(key: &str, index: usize, turn: &Value) -> Result<Message, RowProblem>
     Ok(Message::new(role, text(["content", "value"])?))
 }
 
-/// A field that is part of what the assistant says, or excludes a message from the loss: ignoring it would train
-/// something else than the data says.
+/// Returns an unsupported field that is part of what the assistant says, or that excludes a message from the loss.
+/// Ignoring it would train on something else than the data specifies.
 fn unsupported(turn: &Value) -> Option<&'static str> {
     let set = |field: &str| match turn.get(field) {
         None | Some(Value::Null) => false,

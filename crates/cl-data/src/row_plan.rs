@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::problem::RowPlanProblem;
 use crate::{Draw, Error, HeldOut, Profile, RowRef, epoch_rows};
 
-/// The plan of a round's training rows (`rows.json`), from which every epoch's rows and their order can be computed.
-/// Its size does not depend on the amount of data.
+/// The plan of a round's training rows (`rows.json`), from which the rows of every epoch and their order can be
+/// computed. Its size does not depend on the amount of data.
 ///
 /// ```
 /// use cl_data::{PlannedSet, Profile, RowPlan};
@@ -28,18 +28,18 @@ use crate::{Draw, Error, HeldOut, Profile, RowRef, epoch_rows};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowPlan {
-    /// The data sets, those of the round itself last.
+    /// The data sets; those of the round itself come last.
     pub datasets: Vec<PlannedSet>,
     /// Random seed.
     pub seed: u64,
-    /// Which random number generator is used.
+    /// Profile: which random number generator is used.
     #[serde(deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// Whether rows are shuffled; otherwise they are in file order.
     pub shuffle: bool,
-    /// Number of rows used by all steps; the last epoch may be used only in part.
+    /// Number of rows used by all steps; the last epoch may only be used in part.
     pub rows: u64,
-    /// blake3 of the first epoch's rows, hexadecimal, to detect a different generator.
+    /// Hexadecimal blake3 hash of the first epoch's rows, to detect a change of the generator.
     pub first_epoch: String,
 }
 
@@ -47,17 +47,17 @@ pub struct RowPlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlannedSet {
-    /// Name, or path if two have the same name.
+    /// Name, or path if the name is not unique.
     pub name: String,
     /// Path of the file.
     pub path: PathBuf,
-    /// blake3 of the file, hexadecimal.
+    /// Hexadecimal blake3 hash of the file.
     pub blake3: String,
     /// Number of rows available for training.
     pub rows: usize,
     /// Number of rows per epoch.
     pub rows_per_epoch: usize,
-    /// Random seed of rows that are sampled once; absent if they are sampled again for each epoch.
+    /// Random seed if rows are sampled once; absent if they are sampled again for each epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed_seed: Option<u64>,
     /// Rows of the file that are held out for validation, in addition to `rows`.
@@ -79,7 +79,7 @@ pub struct UsedRow {
 }
 
 impl PlannedSet {
-    /// Indices in the file of the rows available for training, if they are not simply the first ones.
+    /// Returns the indices in the file of the rows available for training, unless these are simply the first rows.
     fn rows_in_file(&self) -> Option<Vec<usize>> {
         self.held_out.map(|held_out| held_out.remaining(self.rows + held_out.rows))
     }
@@ -93,7 +93,7 @@ impl RowPlan {
         plan
     }
 
-    /// All rows of an epoch (from 0), in order.
+    /// Returns all rows of an epoch (from 0), in order.
     pub fn epoch(&self, epoch: u64) -> Vec<RowRef> {
         let draw = |set: &PlannedSet| Draw { rows: set.rows, take: set.rows_per_epoch, fixed: set.fixed_seed };
         let draws: Vec<Draw> = self.datasets.iter().map(draw).collect();
@@ -104,17 +104,17 @@ impl RowPlan {
         rows
     }
 
-    /// Rows of one epoch.
+    /// Returns the number of rows per epoch.
     pub fn rows_per_epoch(&self) -> usize {
         self.datasets.iter().map(|set| set.rows_per_epoch).sum()
     }
 
-    /// Number of epochs, including a last one that is used only in part.
+    /// Returns the number of epochs, including a last one that is only used in part.
     pub fn epochs(&self) -> u64 {
         self.rows.div_ceil(self.rows_per_epoch().max(1) as u64)
     }
 
-    /// The used rows of an epoch.
+    /// Returns the rows of an epoch that are used.
     pub fn used(&self, epoch: u64) -> impl Iterator<Item = UsedRow> {
         let before = epoch.saturating_mul(self.rows_per_epoch() as u64);
         let left = usize::try_from(self.rows.saturating_sub(before)).unwrap_or(usize::MAX);
@@ -138,7 +138,7 @@ impl RowPlan {
         Ok(write_file(path, &json)?)
     }
 
-    /// Reads the file, and checks that the first epoch still gives the same rows.
+    /// Reads the file, and checks that the first epoch still yields the same rows.
     ///
     /// # Errors
     /// Returns [`Error::File`] if the file cannot be read, and [`Error::RowPlan`] if it is damaged, or was written by a
@@ -147,7 +147,7 @@ impl RowPlan {
         let wrong = |problem| Error::RowPlan { path: path.to_owned(), problem };
         let plan: RowPlan = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
             .map_err(|source| wrong(RowPlanProblem::Json { source }))?;
-        // No round is larger; a damaged number would fill the memory.
+        // No round is this large; a damaged number would exhaust memory.
         let limit = 1 << 32;
         let largest = |set: &PlannedSet| set.rows.max(set.rows_per_epoch).max(set.held_out.map_or(0, |h| h.rows));
         if plan.datasets.iter().any(|set| largest(set) > limit) {

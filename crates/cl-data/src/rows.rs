@@ -18,16 +18,17 @@ use crate::{Error, Line, csv_file, parquet_file};
 pub struct RowFile {
     /// The rows, in file order.
     pub rows: Vec<Row>,
-    /// blake3 of the file, hexadecimal.
+    /// Hexadecimal blake3 hash of the file.
     pub hash: String,
 }
 
-/// Reads a `.json` file (a list of objects), a `.jsonl` file (one object per line), either optionally gzipped, or a
-/// `.parquet` file (structs become objects, class labels stay integers). The format is detected from the content, not
-/// the name; blank lines and a byte-order mark are skipped.
+/// Reads the rows of a `.json` file (a list of objects), a `.jsonl` file (one object per line), both optionally
+/// gzipped, or a `.parquet` file (structs become objects, class labels stay integers). These formats are detected from
+/// the content, not the name; blank lines and a byte-order mark are skipped.
 ///
-/// Detected by name: `.csv` and `.tsv`, whose first line names the fields and whose values are text; and `.txt`, whose
-/// paragraphs (separated by blank lines) are rows with the field `text`. They may be gzipped (`.csv.gz`).
+/// Detected from the name: `.csv` and `.tsv`, whose first line contains the field names and whose values are text; and
+/// `.txt`, whose paragraphs (separated by blank lines) become rows with the field `text`. They may be gzipped
+/// (`.csv.gz`).
 ///
 /// The file is read row by row, with rows of at most [`MAX_LINE`] bytes. Only regular files are read.
 ///
@@ -54,7 +55,7 @@ pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
     Ok(RowFile { rows, hash })
 }
 
-/// Passes on every row of a file, and returns the file's hash. See [`read_rows`].
+/// Passes every row of a file to `take`, and returns the file's hash. See [`read_rows`].
 pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut file = BufReader::new(Hashed { file: open_file(path)?, hasher: blake3::Hasher::new() });
@@ -75,7 +76,7 @@ pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> 
     Ok(file.into_inner().hasher.finalize().to_hex().to_string())
 }
 
-/// A reader that hashes what it reads.
+/// A reader that computes a hash of what it reads.
 struct Hashed {
     file: File,
     hasher: blake3::Hasher,
@@ -93,7 +94,7 @@ fn drain(reader: &mut impl Read) -> io::Result<u64> {
     io::copy(reader, &mut io::sink())
 }
 
-/// The rows of a text file: CSV, TSV or plain text by its name, else JSON.
+/// Reads the rows of a text file: CSV, TSV or plain text according to its name, otherwise JSON.
 fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     if reader.fill_buf().map_err(io)?.starts_with(BOM) {
@@ -108,7 +109,7 @@ fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Res
     }
 }
 
-/// Paragraphs of plain text, separated by blank lines.
+/// Reads paragraphs of plain text, separated by blank lines.
 fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) -> Result<(), Error> {
     let (mut text, mut row) = (String::new(), 0);
     let mut hand_over = |text: &mut String| {
@@ -133,7 +134,7 @@ fn paragraphs(path: &Path, lines: Lines<&mut dyn BufRead>, take: TakeRow<'_>) ->
     hand_over(&mut text)
 }
 
-/// The rows of a JSON list or of JSONL, by the first character.
+/// Reads the rows of a JSON list or of JSONL, depending on the first character.
 fn json_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut blank_lines = 0;
@@ -203,7 +204,7 @@ fn list_rows(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Result
     }
 }
 
-/// A reader with a limit on the number of bytes.
+/// A reader that limits the number of bytes.
 struct Bounded<'a> {
     reader: &'a mut dyn BufRead,
     left: &'a Cell<usize>,
@@ -218,8 +219,8 @@ impl Read for Bounded<'_> {
     }
 }
 
-/// Passes on the rows of a list as they are parsed. The callback's errors are stored, because the parser's error type
-/// cannot carry them.
+/// Passes the rows of a list to the callback as they are parsed. The callback's errors are stored separately, because
+/// the parser's error type cannot carry them.
 struct List<'a, 'f> {
     path: &'a Path,
     left: &'a Cell<usize>,
@@ -244,7 +245,7 @@ impl<'de> Visitor<'de> for List<'_, '_> {
             }
             row += 1;
         }
-        // After the list there is no limit: anything but white space is an error.
+        // There is no limit after the list, where anything but white space is an error.
         self.left.set(usize::MAX);
         Ok(())
     }
@@ -274,7 +275,7 @@ mod tests {
         (folder, path)
     }
 
-    /// A row whose JSON has so many bytes.
+    /// Returns a row whose JSON has `bytes` bytes.
     fn row(bytes: usize) -> Vec<u8> {
         [br#"{"a":""#.as_slice(), &vec![b'x'; bytes - 8], br#""}"#].concat()
     }

@@ -1,9 +1,10 @@
 use crate::RowRef;
 
-/// The rows of one of several processes, sharded as in accelerate: micro-batches are assigned in turn, process 0 first.
+/// Returns the rows of one of several processes, sharded as in accelerate: micro-batches are assigned in turn, starting
+/// with process 0.
 ///
-/// All processes get the same number of rows: the last micro-batches are filled up from the beginning, so that up to
-/// `world · micro_batch_size − 1` rows occur twice in an epoch. Map-style and iterable data sets are sharded in the
+/// All processes get the same number of rows: the last micro-batches are filled up with rows from the beginning, so up
+/// to `world · micro_batch_size − 1` rows occur twice in an epoch. Map-style and iterable data sets are sharded in the
 /// same way (`BatchSamplerShard` with `even_batches`, and `IterableDatasetShard`, accelerate 1.0.1). With one process,
 /// nothing is filled up.
 ///
@@ -23,7 +24,7 @@ pub fn shard(rows: &[RowRef], rank: usize, world: usize, micro_batch_size: usize
         return rows.to_vec();
     }
     let round = world * micro_batch_size;
-    // The stream, followed by its first rows repeatedly.
+    // The rows, followed by the first rows as often as needed.
     let first = &rows[..round.min(rows.len())];
     let all = rows.len().div_ceil(round) * round;
     let filled = rows.iter().chain(first.iter().cycle()).take(all);

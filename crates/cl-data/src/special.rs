@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// Files that name special tokens, in order of precedence.
+/// Files that define special tokens, in order of precedence.
 pub(crate) const FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-/// One of [`FILES`] as JSON; `None` if the directory has no such file.
+/// Reads one of [`FILES`] as JSON; `None` if the directory has no such file.
 pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
     if !file.exists() {
         return Ok(None);
@@ -20,7 +20,7 @@ pub(crate) fn read(file: &Path) -> Result<Option<Value>, Error> {
     serde_json::from_slice(&text).map(Some).map_err(invalid)
 }
 
-/// A special token is text, or an object with its text under `content`.
+/// Returns the text of a special token, which is given as a string or as an object with the key `content`.
 pub(crate) fn token(value: Option<&Value>) -> Option<String> {
     let value = value?;
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)

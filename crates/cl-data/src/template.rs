@@ -2,7 +2,7 @@
 
 use crate::Example;
 
-/// Alpaca's prompt (Taori et al., 2023), with or without an input. The answer follows `### Response:` directly.
+/// Returns Alpaca's prompt (Taori et al., 2023), with or without an input. The answer directly follows `### Response:`.
 ///
 /// ```
 /// let prompt = cl_data::template::alpaca("Add.", "");
@@ -23,13 +23,14 @@ pub fn alpaca(instruction: &str, input: &str) -> String {
     }
 }
 
-/// MetaMathQA: the first line of `query` is the instruction of Alpaca's prompt, the other lines are its input.
+/// Returns an example of MetaMathQA: the first line of `query` is the instruction of Alpaca's prompt, the other lines
+/// are its input.
 pub fn metamath(query: &str, response: &str) -> Example {
     let (instruction, input) = query.split_once('\n').unwrap_or((query, ""));
     Example::pair(alpaca(instruction, input), response)
 }
 
-/// GSM8K: `Question: …`, `Answer:`, and a space before the answer, as in lm-evaluation-harness.
+/// Returns an example of GSM8K: `Question: …`, `Answer:`, and a space before the answer, as in lm-evaluation-harness.
 pub fn gsm8k(question: &str, answer: &str) -> Example {
     Example::pair(format!("Question: {question}\nAnswer:"), format!(" {answer}"))
 }

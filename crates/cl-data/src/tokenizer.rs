@@ -5,7 +5,7 @@ use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 
 use crate::{Error, special};
 
-/// A model's tokenizer: `tokenizer.json`, and the special tokens that `tokenizer_config.json` names.
+/// A model's tokenizer: `tokenizer.json`, and the special tokens named in `tokenizer_config.json`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -19,8 +19,8 @@ impl Tokenizer {
     /// `special_tokens_map.json`.
     ///
     /// # Errors
-    /// Returns [`Error::File`] if there is no `tokenizer.json`, [`Error::Tokenizer`] if it is invalid, and [`Error::Json`]
-    /// if another file is.
+    /// Returns [`Error::File`] if there is no `tokenizer.json`, [`Error::Tokenizer`] if it is invalid, and
+    /// [`Error::Json`] if another file is invalid.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer, Error> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
@@ -51,12 +51,12 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Tokenizer, Error> {
         let invalid = |source| Error::Tokenizer { path: path.to_owned(), source };
         let mut inner = tokenizers::Tokenizer::from_bytes(read_file(path, MAX_TOKENIZER)?).map_err(invalid)?;
-        // A truncation or padding setting in the file would silently change examples.
+        // A truncation or padding setting in the file would silently modify examples.
         inner.with_truncation(None).map_err(invalid)?.with_padding(None);
         Ok(Tokenizer { inner, path: path.to_owned(), eos: None, bos: None, pad: None })
     }
 
-    /// Token ids of `text`, with or without the special tokens that the tokenizer adds (such as BOS).
+    /// Returns the token ids of `text`, with or without the special tokens that the tokenizer adds (such as BOS).
     ///
     /// # Errors
     /// Returns [`Error::Encode`] if tokenization fails.
@@ -65,7 +65,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a rendered conversation, which already contains its special tokens, and the byte range of each.
+    /// Returns the token ids of a rendered conversation, which already contains its special tokens, and the byte range
+    /// of each token.
     ///
     /// # Errors
     /// Returns [`Error::Encode`] if tokenization fails.
@@ -75,28 +76,29 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), places))
     }
 
-    /// Whether a token is special, such as the end of a turn.
+    /// Whether a token is special, such as an end-of-turn token.
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// Token ids of `text` as in lm-evaluation-harness, by its setting `add_bos_token`.
+    /// Returns the token ids of `text` as in lm-evaluation-harness, depending on its setting `add_bos_token`.
     ///
     /// | `add_bos` | tokens |
     /// | --- | --- |
     /// | `None` | with the special tokens that the tokenizer adds by itself |
     /// | `Some(false)` | without any |
-    /// | `Some(true)` | without any, and BOS in front if the tokenizer has one, whether or not it would add it by itself |
+    /// | `Some(true)` | without any, but with BOS in front if there is one, even if the tokenizer does not add it |
     ///
-    /// A text that begins with BOS (with EOS if there is no BOS) gets no special tokens in any case, so that a rendered
-    /// chat template does not have two BOS tokens.
+    /// A text that starts with BOS (or with EOS if there is no BOS) never gets special tokens, so that a rendered chat
+    /// template does not have two BOS tokens.
     ///
     /// Sources: `tok_encode` in lm-evaluation-harness' `models/huggingface.py`; `update_post_processor` in Transformers
-    /// 5's `tokenization_utils_tokenizers.py`, by which a given `add_bos_token` takes the place of the tokenizer's own
-    /// rule, its EOS included.
+    /// 5's `tokenization_utils_tokenizers.py`, by which a given `add_bos_token` replaces the tokenizer's own rule,
+    /// including EOS.
     ///
     /// # Errors
-    /// Returns [`Error::Encode`] if tokenization fails, and [`Error::BosNotInVocabulary`].
+    /// Returns [`Error::Encode`] if tokenization fails, and [`Error::BosNotInVocabulary`] if BOS is not in the
+    /// vocabulary.
     ///
     /// # Example
     /// ```no_run
@@ -130,12 +132,12 @@ impl Tokenizer {
         self.inner.decode(ids, skip_special_tokens).map_err(|source| Error::Encode { source })
     }
 
-    /// Text of the EOS token.
+    /// Returns the text of the EOS token.
     pub fn eos_token(&self) -> Option<&str> {
         self.eos.as_deref()
     }
 
-    /// Text of the EOS token, which training requires.
+    /// Returns the text of the EOS token, which training requires.
     ///
     /// # Errors
     /// Returns [`Error::NoEos`] if the tokenizer has none.
@@ -143,22 +145,22 @@ impl Tokenizer {
         self.eos_token().ok_or_else(|| Error::NoEos { path: self.path.clone() })
     }
 
-    /// Id of the EOS token.
+    /// Returns the id of the EOS token.
     pub fn eos_id(&self) -> Option<u32> {
         self.inner.token_to_id(self.eos.as_deref()?)
     }
 
-    /// Id of the BOS token.
+    /// Returns the id of the BOS token.
     pub fn bos_id(&self) -> Option<u32> {
         self.inner.token_to_id(self.bos.as_deref()?)
     }
 
-    /// Id of the padding token.
+    /// Returns the id of the padding token.
     pub fn pad_id(&self) -> Option<u32> {
         self.inner.token_to_id(self.pad.as_deref()?)
     }
 
-    /// Number of tokens, including added ones.
+    /// Returns the number of tokens, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }

@@ -1,4 +1,4 @@
-//! Chat templates against Transformers' `apply_chat_template`, and where a model directory keeps them.
+//! Chat templates compared with Transformers' `apply_chat_template`, and where a model directory stores them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn renders_what_transformers_renders() {
             }
             (None, got) => {
                 let message = got.expect_err(&place).to_string();
-                // The engines word their own errors differently; a template's own message has to come through.
+                // The engines word their own errors differently; only a template's own message must be reported.
                 let own = case.error.as_deref().filter(|_| !["undefined", "sealed"].contains(&case.template.as_str()));
                 assert!(message.contains(own.unwrap_or_default()), "{place}: {message}");
                 errors += 1;

@@ -1,5 +1,5 @@
-//! Which tokens of a conversation the loss covers, against the assistant masks of Transformers' `apply_chat_template`.
-//! `fixtures/make_chat_masks.py` made the expected values.
+//! Tokens of a conversation that the loss covers, compared with the assistant masks of Transformers'
+//! `apply_chat_template`. `fixtures/make_chat_masks.py` generated the expected values.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ struct Case {
     template: String,
     conversation: usize,
     input_ids: Vec<u32>,
-    /// Places of the assistant's tokens.
+    /// Positions of the assistant's tokens.
     learned: Vec<usize>,
 }
 

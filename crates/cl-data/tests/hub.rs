@@ -1,4 +1,4 @@
-//! The hub's client against a server on this machine.
+//! The client of the Hub, with a server on this machine.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,19 +12,19 @@ use sha2::{Digest, Sha256};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What the server has and how it behaves.
+/// The server's files and behaviour.
 #[derive(Default)]
 struct State {
     /// Bytes by revision and path.
     files: BTreeMap<(String, String), Vec<u8>>,
-    /// Answers every request.
+    /// Response to every request, if set.
     refuse: Option<(u16, &'static str)>,
-    /// Answers requests for files.
+    /// Response to every request for a file, if set.
     refuse_files: Option<(u16, &'static str)>,
-    /// Downloads that end after half of what was asked for.
+    /// Number of downloads that end after half of the requested bytes.
     cut: usize,
     ignore_range: bool,
-    /// Content is not what the headers say.
+    /// Send content that does not match the headers.
     wrong_bytes: bool,
     log: Vec<String>,
 }
@@ -61,7 +61,7 @@ impl Server {
         self.state.lock().unwrap()
     }
 
-    /// Requests since the last call that begin so.
+    /// Returns the number of requests since the last call that start with `start`.
     fn requests(&self, start: &str) -> usize {
         self.state().log.iter().filter(|line| line.starts_with(start)).count()
     }
@@ -71,7 +71,7 @@ impl Server {
     }
 }
 
-/// One request and its answer; the connection is closed after it.
+/// Answers one request and closes the connection.
 fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut request = Vec::new();
@@ -110,7 +110,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         let body = serde_json::json!({ "id": "o/d", "sha": sha, "siblings": siblings }).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes(), body.len());
     }
-    // Large files lie elsewhere, as on the hub: the first answer leads there.
+    // Large files are stored elsewhere, as on the Hub: the first response redirects there.
     let stored = path.strip_prefix("/storage/");
     let name = stored.or_else(|| path.splitn(7, '/').nth(6)).unwrap_or_default().to_owned();
     let Some(bytes) = state.files.iter().find(|((_, p), _)| *p == name).map(|(_, bytes)| bytes.clone()) else {
@@ -126,7 +126,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         );
         return reply(&mut stream, "302 Found", &headers, b"", 0);
     }
-    // Git's name of a file.
+    // Git's hash of a file.
     let named = [format!("blob {}\0", bytes.len()).as_bytes(), &bytes].concat();
     let name: String = Sha1::digest(&named).iter().map(|b| format!("{b:02x}")).collect();
     let etag = format!("ETag: W/\"{name}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
@@ -203,14 +203,14 @@ fn offline_after_the_cache_and_without_it() {
     assert_eq!(train.files(&offline).unwrap(), paths);
     let commit = DatasetRef { revision: Some(COMMIT.to_owned()), ..train.clone() };
     assert_eq!(commit.files(&offline).unwrap(), paths);
-    // The listing says that there is a test split; its file was never downloaded.
+    // The cached listing contains a test split, but its file was never downloaded.
     let error = hub_error(DatasetRef::new("o/d", "test").files(&offline)).to_string();
     assert!(error.contains("data/test-00000-of-00001.json"), "{error}");
     std::fs::remove_file(&paths[0]).unwrap();
     let error = hub_error(train.files(&offline)).to_string();
     assert!(error.contains("data/train-00000-of-00002.jsonl"), "{error}");
     assert_eq!(server.state().log.len(), sent);
-    // Only the link was gone: the content is there and is not downloaded again.
+    // Only the link was missing: the content is still cached and is not downloaded again.
     let downloads = server.requests("GET /datasets");
     assert_eq!(train.files(&online).unwrap(), paths);
     assert_eq!(server.requests("GET /datasets"), downloads);
@@ -276,7 +276,7 @@ fn refusals_say_what_to_do() {
         server.state().refuse = Some((status, code));
         let message = hub_error(DatasetRef::new("o/d", "train").files(&hub)).to_string();
         assert!(message.contains(part) && !message.contains("secret"), "{status} {code}: {message}");
-        // The hub shows what a gated data set has, and keeps the files.
+        // The Hub lists the files of a gated data set, but does not serve them.
         let mut state = server.state();
         (state.refuse, state.refuse_files) = (None, Some((status, code)));
         drop(state);

@@ -1,10 +1,10 @@
-//! Templates that would hang, abort or fill the memory are errors that name the file and say what is too large.
+//! Templates that would hang, abort or exhaust memory are errors that name the file and say what is too large.
 
 use std::process::Command;
 
 use cl_data::{ChatTemplate, Message};
 
-/// Templates by what their error says.
+/// Hostile templates, each with a part of the expected error message.
 fn hostile() -> Vec<(String, &'static str)> {
     let of = |text: &str, part| (text.to_owned(), part);
     vec![
@@ -85,13 +85,13 @@ fn hostile() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// Two namespaces that contain each other: comparing or hashing them would never end.
+/// Two namespaces that contain each other: comparing or hashing them would not terminate.
 fn circle(used: &str) -> String {
     let makes = "{% set a = namespace() %}{% set b = namespace() %}{% set a.x = b %}{% set b.x = a %}";
     format!("{makes}{used}")
 }
 
-/// Makes a value of two copies of itself, and compares two such values.
+/// Repeatedly makes a value of two copies of itself, and compares two such values.
 fn doubled(made: &str) -> String {
     let twice = |name: &str| {
         format!(
@@ -101,7 +101,7 @@ fn doubled(made: &str) -> String {
     format!("{{% set n = namespace() %}}{}{}{{{{ a == b }}}}", twice("a"), twice("b"))
 }
 
-/// Grows a value around itself as often as the steps allow: dropping it must not overflow the stack either.
+/// Nests a value into itself as often as the limit of steps allows: dropping it must not overflow the stack either.
 fn nested(grown: &str) -> String {
     let head = "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set n.x = ";
     format!("{head}{grown} %}}{{% endfor %}}{{% endfor %}}")
@@ -119,7 +119,7 @@ fn hostile_chat_templates_are_errors() {
     }
 }
 
-/// The limits hold where memory is scarce: 3 GiB of address space, with the stacks of tests and renderings in it.
+/// The limits also hold if memory is scarce: 3 GiB of address space, including the stacks of tests and renderings.
 #[cfg(unix)] // sets limits by a shell
 #[test]
 fn hostile_chat_templates_are_errors_in_little_memory() {

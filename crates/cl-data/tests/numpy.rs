@@ -1,4 +1,5 @@
-//! Sampling against NumPy's legacy generator, bit for bit; `fixtures/make_numpy.py` made the expected values.
+//! Sampling compared with NumPy's legacy generator, bit for bit; `fixtures/make_numpy.py` generated the expected
+//! values.
 
 use cl_data::numpy::random_state;
 use cl_data::{Draw, Profile, epoch_rows};

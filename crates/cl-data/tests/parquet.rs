@@ -1,4 +1,4 @@
-//! Parquet files that `datasets` and pyarrow wrote, against the same rows as JSONL.
+//! Parquet files written by `datasets` and pyarrow, compared with the same rows as JSONL.
 
 use std::fs::File;
 use std::io::Write;
@@ -92,7 +92,7 @@ fn a_cut_off_file_is_an_error_that_names_it() {
     }
 }
 
-/// Not every changed byte can be noticed, a letter of a text cannot; but nothing may crash, and errors name the file.
+/// Not every changed byte can be detected, for example in a text; but nothing may crash, and errors name the file.
 #[test]
 fn a_changed_byte_never_crashes() {
     let whole = std::fs::read(fixture("examples.parquet")).unwrap();
@@ -108,7 +108,7 @@ fn a_changed_byte_never_crashes() {
     }
 }
 
-/// Files of a few kilobytes whose headers promise gigabytes.
+/// Files of a few kilobytes whose headers declare gigabytes.
 #[cfg(unix)] // sets limits by a shell
 #[test]
 fn hostile_pages_are_errors() {
@@ -119,9 +119,9 @@ fn hostile_pages_are_errors() {
     const DELTA_BYTE_ARRAY: i64 = 7;
     const MOST: i64 = i32::MAX as i64;
     let bomb = gzipped(&[0; 10_000]);
-    // Definition levels of four values, then blocks of 128 in 4 miniblocks and a count, the lengths of texts.
+    // Definition levels of four values, then the lengths of texts: blocks of 128 in 4 miniblocks, and a count.
     let lengths = [&[2, 0, 0, 0, 8, 1][..], &[128, 1, 4], &varint(1 << 40), &[0]].concat();
-    // No prefixes, then as many suffixes.
+    // No prefixes, then the same number of suffixes.
     let suffixes = [&[2, 0, 0, 0, 8, 1][..], &[128, 1, 4, 1, 0], &[128, 1, 4], &varint(1 << 40), &[0]].concat();
     let cases: [(&str, [i64; 4], &[u8], &str); 9] = [
         ("zstd", [DATA, MOST, 4, PLAIN], &[], "unpack to more than 1073741824 bytes"),
@@ -146,7 +146,7 @@ fn hostile_pages_are_errors() {
 #[test]
 fn a_hostile_schema_is_an_error() {
     let bytes = std::fs::read(fixture("none.parquet")).unwrap();
-    let name = b"schema\x15"; // of the root, in front of the number of its children
+    let name = b"schema\x15"; // the root's name, followed by the number of its children
     let at = bytes.windows(name.len()).rposition(|w| w == name).unwrap() + name.len();
     let huge = [&bytes[..at], &varint(2 * i32::MAX as u64), &bytes[at + 1..]].concat();
     let length = u32::from_le_bytes(*bytes[..bytes.len() - 4].last_chunk().unwrap()) + 4;
@@ -158,7 +158,7 @@ fn a_hostile_schema_is_an_error() {
     assert!(message.contains("one of them with 2147483647 children"), "{message}");
 }
 
-/// The limits hold where memory is scarce: 1.5 GiB of address space.
+/// The limits also hold if memory is scarce: 1.5 GiB of address space.
 #[test]
 fn hostile_pages_are_errors_in_little_memory() {
     let limited = "ulimit -v 1572864 && exec \"$0\" --exact hostile_pages_are_errors a_hostile_schema_is_an_error";
@@ -167,7 +167,8 @@ fn hostile_pages_are_errors_in_little_memory() {
     assert!(output.status.success() && said.contains("2 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A file whose first column of texts is one page: `header` is its kind, uncompressed size, number of values and encoding.
+/// Returns a file whose first text column is one page; `header` has its kind, uncompressed size, number of values and
+/// encoding.
 fn with_page(path: &Path, [kind, uncompressed, values, encoding]: [i64; 4], data: &[u8]) -> Vec<u8> {
     let reader = SerializedFileReader::new(File::open(path).unwrap()).unwrap();
     let columns = reader.metadata().row_group(0).columns();
@@ -181,7 +182,7 @@ fn with_page(path: &Path, [kind, uncompressed, values, encoding]: [i64; 4], data
         let (field, levels) = if kind == 2 { (0x4c, vec![]) } else { (0x2c, [integer(3), integer(3)].concat()) };
         [&sizes[..], &[field], &integer(values), &integer(encoding), &levels, &[0, 0]].concat()
     };
-    // The page fills the column; a longer size may make the header longer.
+    // The page fills the column; a larger size may need a longer header.
     let sized = (0..length as i64).map(header).enumerate().find(|(size, h)| h.len() + size == length as usize);
     let (size, header) = sized.unwrap();
     assert!(data.len() <= size, "{} bytes into {size}", data.len());

@@ -1,4 +1,5 @@
-//! Rows dealt to processes, against accelerate's own classes. `fixtures/make_shards.py` made the expected values.
+//! Rows distributed to processes, compared with accelerate's own classes. `fixtures/make_shards.py` generated the
+//! expected values.
 
 use cl_data::{RowRef, shard};
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! BOS or none, as the evaluation harness and Transformers have it.
+//! Tokenization with and without BOS, as in lm-evaluation-harness and Transformers.
 
 use cl_data::Tokenizer;
 use serde_json::{Value, json};

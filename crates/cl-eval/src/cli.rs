@@ -1,4 +1,4 @@
-//! The command line: arguments and subcommands. Output is written to `out`.
+//! The command line: arguments and subcommands. Results are written to the writer `out`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::{
     prediction_files, score_file,
 };
 
-/// Subcommands.
+/// Subcommands of `cl-eval`.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Recompute scores from predictions files, without a model.
@@ -85,7 +85,7 @@ pub struct CompareArgs {
     json: bool,
 }
 
-/// Runs a command.
+/// Runs a subcommand.
 ///
 /// # Errors
 /// Returns an error if the command fails or `out` cannot be written.
@@ -122,7 +122,7 @@ pub fn run_table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
 ///
 /// # Errors
 /// Returns the errors of [`prediction_files`] and [`score_file`], [`Error::Unscorable`] if the chosen metric does not
-/// fit, and an error if `out` cannot be written.
+/// fit the targets, and an error if `out` cannot be written.
 pub fn run_score(args: &ScoreArgs, out: &mut dyn Write) -> Result<()> {
     let mut all = Vec::new();
     for path in prediction_files(&args.predictions)? {
@@ -231,7 +231,7 @@ fn marked(metric: &str, main: &str) -> String {
     format!("{metric}{}", if metric == main { "*" } else { "" })
 }
 
-/// Four decimal places, or scientific notation below 0.001.
+/// Formats a probability with four decimal places, or in scientific notation below 0.001.
 fn probability(p: f64) -> String {
     if p >= 0.001 { format!("{p:.4}") } else { format!("{p:.1e}") }
 }

@@ -6,7 +6,7 @@ use cl_data::DatasetRef;
 use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem, shortened};
 use crate::request::BoxError;
 
-/// Errors of loading, running and tabulating tasks.
+/// Error in loading, running or tabulating tasks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +35,7 @@ pub enum Error {
         path: PathBuf,
         /// What the file is needed for.
         needed: Need,
-        /// The hub data set with the same rows.
+        /// The Hub data set with the same rows.
         dataset: Option<String>,
     },
     /// The few-shot examples are part of lm-eval and are not included here.
@@ -46,26 +46,26 @@ pub enum Error {
     LmEvalShots {
         /// The task.
         name: String,
-        /// A file that would be read instead.
+        /// A file that would be used instead, if it existed.
         path: PathBuf,
     },
     /// lm-eval was not found, or does not have the task.
     #[error("{path}: {problem}")]
     LmEval {
-        /// The path given for lm-eval, or the file of the task in it.
+        /// The path given for lm-eval, or that of the task's file within it.
         path: PathBuf,
         /// What is wrong.
         #[source]
         problem: LmEvalProblem,
     },
-    /// There is no local file, and the hub data set cannot be read.
+    /// There is no local file, and the data set cannot be fetched from the Hub.
     #[error("task `{name}`: {path} is missing, and {} cannot be read from the hub: {source}", named(dataset))]
     Fetch {
         /// The task.
         name: String,
         /// The first path that was tried.
         path: PathBuf,
-        /// The hub data set with the same rows.
+        /// The Hub data set with the same rows.
         dataset: Box<DatasetRef>,
         /// The reason.
         source: Box<cl_data::Error>,
@@ -80,9 +80,9 @@ pub enum Error {
         /// The expected format.
         expected: &'static str,
         /// The parser's error.
-        error: serde_json::Error, // no source, whose text would be printed again
+        error: serde_json::Error, // not a source: its text would be printed again
     },
-    /// The index of a question's right choice is out of range.
+    /// The index of a question's correct choice is out of range.
     #[error("{path}: line {line}: gold = {gold}, but choices are counted from 0 and there are {choices}")]
     Gold {
         /// The file.
@@ -114,7 +114,7 @@ pub enum Error {
         /// Number of choices.
         choices: usize,
     },
-    /// The index of the right choice is out of range, in a question given in code.
+    /// The index of the correct choice is out of range, for a question given in code.
     #[error(
         "task `{task}`: question {question}: gold = {gold}, but choices are counted from 0 and there are {choices}"
     )]
@@ -149,7 +149,7 @@ pub enum Error {
         #[source]
         problem: KeyProblem,
     },
-    /// A template fails for a row.
+    /// A template cannot be rendered for a row.
     #[error("{path}: row {row} (from 0): task `{name}`: `{key}`: {problem}")]
     TaskRow {
         /// The task.
@@ -164,7 +164,7 @@ pub enum Error {
         #[source]
         problem: Box<TemplateProblem>,
     },
-    /// A row is a conversation, where a prompt and an answer are required.
+    /// A row is a conversation, but a prompt and an answer are required.
     #[error(
         "{path}: row {row} (from 0): is a conversation, which is not supported for evaluation; use rows of `prompt` and \
          `answer`, or describe the task in a .toml file"
@@ -188,11 +188,11 @@ pub enum Error {
     Shots {
         /// The task.
         name: String,
-        /// Few-shot examples per document.
+        /// Number of few-shot examples per document.
         shots: usize,
-        /// Rows needed.
+        /// Number of rows needed.
         wanted: usize,
-        /// Rows available.
+        /// Number of rows available.
         available: usize,
     },
     /// The chat template failed.
@@ -203,7 +203,7 @@ pub enum Error {
         /// The template's error.
         source: BoxError,
     },
-    /// The name is a group, where a single task is required.
+    /// The name is that of a group, but a single task is required.
     #[error("`{name}` is a group of {members} tasks; load the group, or one of its tasks, such as `{first}`")]
     IsGroup {
         /// The group.
@@ -238,7 +238,7 @@ pub enum Error {
     /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
     File(#[from] cl_checkpoint::Error),
-    /// There is a file in place of a directory.
+    /// A file exists where a directory is needed.
     #[error("{path}: is a file, but must be a directory to write {file}; move it, or choose another output path")]
     NoDirectory {
         /// The file in place of the directory.
@@ -246,7 +246,7 @@ pub enum Error {
         /// The file to write.
         file: PathBuf,
     },
-    /// Another process, or another task of this one, is writing the predictions file.
+    /// Another process, or another task in this process, is writing the predictions file.
     #[error(
         "{path}: another process is writing this file; wait for it, or choose another output directory (cl eval --out); \
          adapters evaluated by one command each have their own"
@@ -268,7 +268,7 @@ pub enum Error {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// The saved predictions are another model's.
+    /// The saved predictions are from a different model.
     #[error("{path}: holds answers of model {found}, not {expected}; remove the file, or choose another output path")]
     OtherModel {
         /// The file.
@@ -300,7 +300,7 @@ pub enum Error {
         /// The model's error.
         source: BoxError,
     },
-    /// The number of answers is not the number of requests.
+    /// The model returned a different number of answers than there were requests.
     #[error("task `{task}`: the model returned {got} answers to {asked} requests")]
     Answers {
         /// The task.
@@ -341,7 +341,7 @@ pub enum Error {
         b: PathBuf,
         /// The first run's main score.
         metric_a: &'static str,
-        /// The second run's.
+        /// The second run's main score.
         metric_b: &'static str,
     },
     /// Two runs have no document in common.
@@ -352,12 +352,12 @@ pub enum Error {
         /// The second run.
         b: PathBuf,
     },
-    /// Invalid settings of a bootstrap.
+    /// The bootstrap settings are invalid.
     #[error("{resamples} resamples at level {level}: at least one resample and a level between 0 and 1 are required")]
     Resampling {
-        /// Resamples.
+        /// Number of resamples.
         resamples: usize,
-        /// Level.
+        /// Confidence level.
         level: f64,
     },
     /// The targets do not fit the metric.
@@ -369,10 +369,10 @@ pub enum Error {
         task: String,
         /// Main score of the metric.
         metric: &'static str,
-        /// What the targets lack.
+        /// What the targets are missing.
         needed: &'static str,
     },
-    /// The number of scores in a row is not the number of columns.
+    /// The number of scores in a row differs from the number of columns.
     #[error("row `{row}` has {got} scores for {expected} columns")]
     Row {
         /// Name of the row.
@@ -388,7 +388,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The message without TOML's excerpt of the line, which may be a megabyte long.
+    /// Converts a TOML error. Its message omits TOML's excerpt of the line, which may be a megabyte long.
     pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = 1 + before.matches('\n').count();
@@ -396,7 +396,7 @@ impl Error {
     }
 }
 
-/// A data set with configuration and split.
+/// Formats a data set with its configuration and split.
 fn named(dataset: &DatasetRef) -> String {
     let DatasetRef { repo, config, split, .. } = dataset;
     let config = config.as_ref().map_or_else(String::new, |config| format!("configuration {config}, "));

@@ -21,10 +21,10 @@ fn main() -> ExitCode {
     log.init(std::io::stderr);
     match cl_eval::cli::run(&command, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader has closed the pipe, as `head` does.
+        // The reader has closed the pipe, as `head` does; this is not an error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error}"); // messages hold their causes' texts
+            tracing::error!("{error}"); // messages include the texts of their causes
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,4 @@
-//! What is wrong with tasks and their descriptions, as facts in fields; an [`Error`](crate::Error) adds where.
+//! What is wrong with tasks and their descriptions, as data; an [`Error`](crate::Error) adds where.
 //!
 //! ```
 //! # let folder = tempfile::tempdir()?;
@@ -29,25 +29,25 @@ pub enum KeyProblem {
     /// A list of files is empty.
     #[error("must name at least one file")]
     NoFiles,
-    /// The description says not what to ask, or says it twice.
+    /// The description does not define what to ask, or defines it twice.
     #[error("exactly one of [multiple_choice] and [generation] is required")]
     Kind,
-    /// The metric is not one of multiple choice.
+    /// The metric is not one for multiple choice.
     #[error("must be acc or acc_norm for [multiple_choice]")]
     NotForChoices,
     /// The metric is only for multiple choice.
     #[error("must not be acc or acc_norm for [generation]")]
     OnlyForChoices,
-    /// The keys of a multiple choice do not belong together.
+    /// The keys of a multiple-choice task do not fit together.
     #[error("requires either `context` and `choices`, or `contexts` and `continuation`")]
     Choices,
-    /// A stop string is empty.
+    /// A stop sequence is empty.
     #[error("must not contain an empty string, which would end every answer at once")]
     EmptyStop,
     /// A number is 0.
     #[error("must be at least 1")]
     Zero,
-    /// A template or an expression is wrong.
+    /// A template or an expression is invalid.
     #[error(transparent)]
     Template(#[from] TemplateProblem),
 }
@@ -62,7 +62,7 @@ pub enum TemplateProblem {
         /// The template engine's error.
         error: minijinja::Error,
     },
-    /// An expression in the braces of a template.
+    /// An expression is written like a template, in braces.
     #[error("is an expression; remove {{{{ and }}}}")]
     Braces,
     /// It uses fields that the row does not have.
@@ -76,7 +76,7 @@ pub enum TemplateProblem {
     /// It has no value.
     #[error("it has no value")]
     NoValue,
-    /// It is not a list of texts.
+    /// It is not a list of strings.
     #[error("{}", shortened(&format!("is {value:?}, expected a list of texts")))]
     NotAList {
         /// Its value.
@@ -102,7 +102,7 @@ pub enum TemplateProblem {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LmEvalProblem {
-    /// The path is not where lm-eval could be.
+    /// The path is not a possible location of lm-eval.
     #[error("neither the directory of lm-eval, nor a .yaml file of one of its tasks, nor a Python interpreter")]
     NotLmEval,
     /// The Python interpreter cannot be started.
@@ -111,7 +111,7 @@ pub enum LmEvalProblem {
         /// The I/O error.
         source: std::io::Error,
     },
-    /// The Python interpreter has no lm-eval.
+    /// lm-eval is not installed for the Python interpreter.
     #[error("has no lm-eval; run `pip install lm-eval`, or use another Python interpreter")]
     NotInstalled,
     /// The file of the task is missing.
@@ -120,7 +120,7 @@ pub enum LmEvalProblem {
         /// Path of the file in the package.
         yaml: String,
     },
-    /// The file of the task is not YAML with few-shot examples.
+    /// The task's file is not YAML with few-shot examples.
     #[error("no task with fewshot_config.samples: {message}")]
     Yaml {
         /// The parser's message, shortened.
@@ -138,7 +138,7 @@ pub enum Need {
     /// The documents.
     #[error("its documents are read from it")]
     Documents,
-    /// A variable of templates.
+    /// The value of a template variable.
     #[error("template variable `{key}` is read from it")]
     Variable {
         /// The variable.
@@ -147,7 +147,7 @@ pub enum Need {
     /// Few-shot examples.
     #[error("the {shots} few-shot examples are drawn from it")]
     Shots {
-        /// Few-shot examples per document.
+        /// Number of few-shot examples per document.
         shots: usize,
     },
 }
@@ -156,7 +156,7 @@ fn quoted(fields: &[String]) -> String {
     fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// The error with its causes, without the location in a one-line template.
+/// Formats the error with its causes, without the location, which is not useful in a one-line template.
 fn describe(error: &minijinja::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -167,9 +167,9 @@ fn describe(error: &minijinja::Error) -> String {
     shortened(&text.replace(" (in <string>:1)", "").replace(" (in <expression>:1)", ""))
 }
 
-/// A long message with its middle left out.
+/// Shortens a long message by omitting its middle.
 pub(crate) fn shortened(message: &str) -> String {
-    const MOST: usize = 200; // characters of either
+    const MOST: usize = 200; // characters at each end
     let message = message.trim();
     let count = message.chars().count();
     if count <= 2 * MOST {

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Any error of a model.
+/// Any error returned by a model.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The log-likelihood of `continuation` given `context`.
+/// A request for the log-likelihood of `continuation` given `context`.
 ///
 /// Tokenized as in lm-eval: white space at the end of the context moves to the continuation; context and continuation
-/// are tokenized together, and the continuation's tokens are those after as many as the context alone has; a text that
-/// is too long is truncated on the left.
+/// are tokenized together, and the continuation's tokens are those that follow the number of tokens that the context
+/// alone has; a text that is too long is truncated on the left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoglikelihoodRequest {
     /// The text before the continuation.
@@ -24,24 +24,24 @@ pub struct Loglikelihood {
     /// Sum of natural log-probabilities of the continuation's tokens.
     #[serde(with = "crate::request::number")]
     pub sum: f64,
-    /// Whether greedy decoding would give the continuation: each of its tokens is the most likely one.
+    /// Whether greedy decoding would produce the continuation, i.e. each of its tokens is the most likely one.
     pub greedy: bool,
     /// Number of the continuation's tokens.
     pub tokens: usize,
 }
 
-/// The continuation of `prompt` by greedy decoding.
+/// A request for the continuation of `prompt` by greedy decoding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateRequest {
     /// The text to continue.
     pub prompt: String,
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Stop strings: the continuation is cut off before the first that occurs.
+    /// Stop sequences: the continuation is truncated before the first one that occurs.
     pub stop: Vec<String>,
 }
 
-/// The request that a document makes of the model.
+/// The request to the model for a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -62,12 +62,12 @@ pub enum Response {
     Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
 }
 
-/// Callback that takes the answer to the request of an index. If it returns an error, the model must return that error
-/// at once.
+/// Callback that receives the answer to the request with a given index. If it returns an error, the model must return
+/// that error immediately.
 pub type Answered<'a, T> = &'a mut dyn FnMut(usize, T) -> Result<(), BoxError>;
 
 /// A model that answers requests. The implementation chooses batches and order, and calls `answered` with each answer
-/// and the index of its request as soon as the answer is known, so that finished work survives if the process is
+/// and the index of its request as soon as the answer is available, so that completed work is kept if the process is
 /// killed.
 pub trait LanguageModel {
     /// Computes log-likelihoods. Each request is answered once.
@@ -86,14 +86,15 @@ pub trait LanguageModel {
     /// Returns an error if the model fails or `answered` returns one.
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError>;
 
-    /// Identifies the model, such as by a hash of its weights and settings. It is saved with each prediction, so that
-    /// one model's answers are never used for another. Without a fingerprint, models cannot be told apart.
+    /// Returns an identifier of the model, such as a hash of its weights and settings. It is saved with each
+    /// prediction, so that answers of one model are never used for another. Models without a fingerprint cannot be told
+    /// apart.
     fn fingerprint(&self) -> Option<String> {
         None
     }
 }
 
-/// JSON has no infinities: serde_json would write `null`, and could not read it again.
+/// Serializes values that JSON lacks: serde_json would write infinities as `null`, and could not read them again.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -116,7 +117,7 @@ impl Number {
     }
 }
 
-/// One number.
+/// Serialization of a single number.
 mod number {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -131,7 +132,7 @@ mod number {
     }
 }
 
-/// Several numbers.
+/// Serialization of a list of numbers.
 mod numbers {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -9,14 +9,14 @@ fn cl_eval(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cl-eval")).args(arguments).output().unwrap()
 }
 
-/// What a command prints, when it succeeds.
+/// Returns what a command prints; it must succeed.
 fn told(arguments: &[&str]) -> String {
     let output = cl_eval(arguments);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The message of a command that fails with an exit code.
+/// Returns the error message of a command that must fail with this exit code.
 fn failure(code: i32, arguments: &[&str]) -> String {
     let output = cl_eval(arguments);
     assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stdout));
@@ -34,7 +34,7 @@ fn prediction(document: usize, answer: &str, reference: &str) -> String {
         + "\n"
 }
 
-/// Two runs of forty documents: the first is right on 20, the second on 30, 5 of the first's not among them.
+/// Writes two runs of forty documents: the first is correct on 20, the second on 30, which include 15 of the first's.
 fn runs(folder: &Path) -> [std::path::PathBuf; 2] {
     [0..20, 5..35].map(|right| {
         let dir = folder.join(right.len().to_string());
@@ -93,7 +93,7 @@ fn files_that_are_none() {
     }
     std::fs::write(&file, "").unwrap();
     assert!(failure(1, &["score", text(&file)]).contains("no documents"));
-    // A line damaged in the middle is told; one that a kill cut off at the end is left out.
+    // A damaged line in the middle is an error; a truncated last line, left by a kill, is ignored.
     let whole = std::fs::read_to_string(a.join("FOMC.jsonl")).unwrap();
     std::fs::write(&file, whole.replacen("\"document\":3,", "\"document\":x,", 1)).unwrap();
     assert!(failure(1, &["score", text(&file)]).contains("line 4"));

@@ -1,5 +1,5 @@
-//! Two runs compared: against SciPy and statsmodels (`fixtures/make_compare.py`), by what must hold for any two runs,
-//! and on files.
+//! Comparison of two runs: against SciPy and statsmodels (`fixtures/make_compare.py`), by properties that hold for any
+//! two runs, and on files.
 
 use std::path::Path;
 
@@ -39,9 +39,9 @@ fn intervals_are_scipys_within_what_drawing_leaves_open() {
         let resampling = Resampling { level: number("level"), ..Resampling::default() };
         let ours = paired_difference(&a, &b, "", resampling).unwrap();
         assert!((ours.value - number("difference")).abs() < 1e-12);
-        // The standard deviation of a quantile of R draws is √(q(1 − q)/R) / density: 0.03 standard errors at level
-        // 0.95 and 0.05 at 0.99 for ours, a third of it for SciPy's. Five of these, and a step of the lattice that
-        // means of 0/1 lie on.
+        // The standard deviation of a quantile of R draws is √(q(1 − q)/R) / density: for ours, 0.03 standard errors at
+        // level 0.95 and 0.05 at 0.99; for SciPy's, a third of that. The tolerance is five of these, plus one step of
+        // the lattice of possible means of 0/1 scores.
         let open =
             0.3 * number("standard_error") + 1.01 / a.len() as f64 * f64::from(a.iter().all(|v| v.fract() == 0.0));
         assert!((ours.low - number("low")).abs() < open, "{ours:?} {}", number("low"));
@@ -49,7 +49,7 @@ fn intervals_are_scipys_within_what_drawing_leaves_open() {
     }
 }
 
-/// The mean over two tasks, of files: documents are drawn within each.
+/// The mean over two tasks, read from files: documents are resampled within each task.
 #[test]
 fn the_overall_interval_is_numpys_within_what_drawing_leaves_open() {
     let fixture = fixture();
@@ -68,12 +68,12 @@ fn the_overall_interval_is_numpys_within_what_drawing_leaves_open() {
     let ours = compare(&files[0], &files[1], Resampling::default()).unwrap().overall.difference;
     let number = |key: &str| fixture["overall"][key].as_f64().unwrap();
     assert!((ours.value - number("difference")).abs() < 1e-12);
-    let open = 0.2 * number("standard_error"); // as above; the lattice of these means is fine
+    let open = 0.2 * number("standard_error"); // as above, without the lattice step, which is small for these means
     assert!((ours.low - number("low")).abs() < open && (ours.high - number("high")).abs() < open, "{ours:?}");
 }
 
-/// Of 95 % intervals about 95 % hold the truth. With 200 documents the percentile interval is a little too narrow, and
-/// 400 intervals leave a standard deviation of 1.1 %.
+/// About 95 % of 95 % intervals contain the true value. With 200 documents, the percentile interval is slightly too
+/// narrow, and for 400 intervals the share has a standard deviation of 1.1 %.
 #[test]
 fn intervals_cover_the_truth_about_as_often_as_they_say() {
     let mut random = cl_data::numpy::Mt19937::new(3);
@@ -81,7 +81,8 @@ fn intervals_cover_the_truth_about_as_often_as_they_say() {
     let (runs, n) = (400, 200);
     let mut covered = 0;
     for run in 0..runs {
-        // The second run answers every document with 0.1 more probability: that is the true difference.
+        // The second run is correct with a probability that is 0.1 higher for every document: this is the true
+        // difference.
         let hard: Vec<f64> = (0..n).map(|_| 0.9 * unit()).collect();
         let mut answers = |more: f64| -> Vec<f64> { hard.iter().map(|h| f64::from(unit() < h + more)).collect() };
         let (a, b) = (answers(0.0), answers(0.1));
@@ -121,7 +122,7 @@ fn line(task: &str, document: usize, reference: &str, answer: &str) -> Predictio
     let target = Target::Reference { reference: reference.to_owned(), source: None };
     let response = Response::Text(answer.to_owned());
     let scores = Metric::FirstChar.scores(&target, &response);
-    let (task, request) = (task.to_owned(), format!("{task} {reference} {}", document / 2 * 2)); // every request comes twice
+    let (task, request) = (task.to_owned(), format!("{task} {reference} {}", document / 2 * 2)); // requests occur twice
     Prediction { document, task, metric: Metric::FirstChar, request, model: None, response, target, scores }
 }
 
@@ -131,7 +132,7 @@ fn write(path: &Path, lines: &[Prediction]) {
     std::fs::write(path, text).unwrap();
 }
 
-/// The first `right` of `n` answers are right.
+/// Answers of which those in the range `right` are correct.
 fn answers(task: &str, n: usize, right: std::ops::Range<usize>) -> Vec<Prediction> {
     (0..n).map(|i| line(task, i, "B", if right.contains(&i) { "B" } else { "A" })).collect()
 }
@@ -148,7 +149,7 @@ fn runs_are_paired_by_what_was_asked() {
     write(&a.join("other.jsonl"), &answers("other", 4, 0..1));
     write(&a.join("only.jsonl"), &answers("only", 2, 0..1));
     let mut longer = answers("FOMC", 12, 2..9);
-    longer.reverse(); // the order of the lines is of no account
+    longer.reverse(); // the order of the lines does not matter
     write(&b.join("FOMC.jsonl"), &longer);
     write(&b.join("other.jsonl"), &answers("other", 4, 0..4));
     let comparison = compared(&a, &b).unwrap();
@@ -162,7 +163,7 @@ fn runs_are_paired_by_what_was_asked() {
     assert_eq!((comparison.overall.a, comparison.overall.b), (0.325, 0.85));
     let overall = comparison.overall.difference;
     assert!(overall.low < overall.value && overall.value < overall.high, "{overall:?}");
-    // Alone and in company a task has the same interval; the same command gives the same bytes.
+    // A task has the same interval alone and among others; the same command gives the same bytes.
     let alone = compared(&a.join("FOMC.jsonl"), &b.join("FOMC.jsonl")).unwrap();
     assert_eq!(alone.tasks[0], comparison.tasks[0]);
     assert_eq!(alone.overall, main.means);

@@ -1,4 +1,4 @@
-//! Several evaluations at once, and answers of one where another looks for its own.
+//! Several evaluations at once, and an evaluation that looks for answers while another one is running.
 
 use std::path::Path;
 use std::sync::Barrier;
@@ -9,7 +9,7 @@ use cl_eval::{
     Question, evaluate, rescore,
 };
 
-/// Answers every request, after `before` was called.
+/// Answers every request, after calling `before`.
 struct Model<'a> {
     before: &'a (dyn Fn() + Sync),
     asked: usize,
@@ -70,7 +70,7 @@ fn tasks_are_scored_into_one_directory_at_once() {
                     all_ask.wait();
                 };
                 run(name, &path, &wait).unwrap();
-                // Again: all is answered.
+                // Run again: all requests are already answered.
                 assert_eq!(run(name, &path, &|| {}).unwrap(), 0);
             });
         }

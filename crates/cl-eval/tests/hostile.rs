@@ -1,5 +1,5 @@
-//! Files that other people wrote: task files whose templates would hang or abort, files that are none, a megabyte of TOML on
-//! a line. Each is an error that names the file and the key.
+//! Untrusted files: task files whose templates would hang or abort, files that are not task files, and a megabyte of
+//! TOML on one line. Each is an error that names the file and the key.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +29,7 @@ impl Folder {
         assert!(Command::new("mkfifo").arg(self.path(name)).status().unwrap().success());
     }
 
-    /// What loading the task of a description says.
+    /// Returns the error of loading a task with this description.
     fn refused(&self, description: &str) -> String {
         self.write("task.toml", description);
         let path = self.path("task.toml");
@@ -70,7 +70,7 @@ fn templates_have_bounds() {
         ("{{ [0] * 999999999999 }}".into(), "67108864 bytes"),
         ("{{ question.count('') }}".into(), "count of an empty text"),
     ];
-    // A value grown around itself: neither its size nor dropping it may end the process.
+    // A value that is nested into itself again and again: neither its size nor dropping it may crash the process.
     let nested = [
         ("[n.x]", "deeper"),
         ("{'a': n.x}", "deeper"),

@@ -1,4 +1,4 @@
-//! Tasks whose rows are fetched from a hub on this machine.
+//! Tasks whose rows are fetched from a Hub server on this machine.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -23,7 +23,7 @@ const SHOT: &str = r#"{"id": "2", "question": "What is dry?", "choices": {"text"
 /// Bytes by data set and file.
 type Files = BTreeMap<(String, String), Vec<u8>>;
 
-/// A hub, a folder of data that is empty at first, and a cache.
+/// A Hub server, a data directory that is initially empty, and a cache.
 struct Place {
     folder: TempDir,
     hub: Hub,
@@ -72,7 +72,7 @@ impl Place {
     }
 }
 
-/// One request and its answer; the connection is closed after it.
+/// Answers one request and closes the connection.
 fn answer(mut stream: TcpStream, files: &Files) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut first, mut line) = (String::new(), String::new());
@@ -149,7 +149,7 @@ fn local_files_win() {
     assert_eq!(choices(task.as_ref())[1].1, " snow");
     assert_eq!(task.settings()["files"][0]["path"], json!(folder.join("test.jsonl")));
     assert_eq!(place.requests(), 0);
-    // What is missing here is fetched: the shots alone.
+    // Only the missing file, with the few-shot examples, is fetched.
     std::fs::remove_file(folder.join("fewshot.jsonl")).unwrap();
     let task = place.load("arc_challenge").unwrap();
     assert_eq!(choices(task.as_ref())[1].1, " snow");
@@ -160,7 +160,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Files below `folder`, by their paths in it.
+/// Collects the files below `folder`, by relative path.
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<(String, Vec<u8>)>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
@@ -173,7 +173,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<(String, Vec<u8>)>) {
     }
 }
 
-/// What `make_hub.py` wrote, and GSM8K as JSONL.
+/// Returns the files written by `make_hub.py`, and GSM8K as JSONL.
 fn harness_datasets() -> Files {
     let mut found = Vec::new();
     walk(&fixtures().join("hub"), "", &mut found);
@@ -188,8 +188,8 @@ fn harness_datasets() -> Files {
     found.into_iter().map(split).collect()
 }
 
-/// Repositories, configurations and splits are lm-eval's; `requests.rs` holds what local files give against its
-/// requests.
+/// Repositories, configurations and splits are those of lm-eval; `requests.rs` compares the requests for local files
+/// with lm-eval's.
 #[test]
 fn parquet_of_the_hub_gives_the_requests_of_local_files() {
     let place = Place::new(harness_datasets());

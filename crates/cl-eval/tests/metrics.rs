@@ -1,5 +1,5 @@
-//! Every metric against its Python reference, on texts made to be difficult (see `fixtures/make_metrics.py`), on pairs
-//! of real ones where `CL_METRIC_PAIRS` names a file of them (see `fixtures/real_pairs.py`), and on huge ones.
+//! Every metric against its Python reference: on texts designed to be difficult (see `fixtures/make_metrics.py`), on
+//! pairs of real texts if `CL_METRIC_PAIRS` names a file of them (see `fixtures/real_pairs.py`), and on huge texts.
 
 use std::io::Write;
 
@@ -35,7 +35,8 @@ fn rouge_sari_and_fuzz_ratio_are_the_references_numbers() {
         ];
         for (i, our) in ours.into_iter().enumerate() {
             let expected = row[3 + i].as_f64().unwrap();
-            // The same operations in the same order: the same bits. Only β² may be rounded otherwise by Python's power.
+            // The operations and their order are the same, so the bits are the same, except that Python may round β²
+            // differently.
             let tolerance = if i == 3 { 1e-15 } else { 0.0 };
             assert!(
                 (our - expected).abs() <= tolerance,
@@ -82,7 +83,7 @@ fn first_characters_and_whole_strings() {
         ("b", "B", 0.0, 0.0),
         ("", "B", 0.0, 0.0),
         ("  ", "B", 0.0, 0.0),
-        ("B", " B", 0.0, 1.0), // the reference is not stripped for its first character
+        ("B", " B", 0.0, 1.0), // the reference is not stripped before its first character is taken
         ("支持", "支", 1.0, 0.0),
         ("", "", 0.0, 1.0),
         ("\u{1c}A\u{1f}", "A", 1.0, 1.0), // Python strips these separators, too
@@ -94,10 +95,10 @@ fn first_characters_and_whole_strings() {
     }
 }
 
-/// What the published packages say about pairs of real texts.
+/// Scores of pairs of real texts equal those of the published packages.
 #[test]
 fn real_pairs_have_the_packages_scores() {
-    let mut stderr = std::io::stderr(); // not eprintln, which the test runner keeps to itself
+    let mut stderr = std::io::stderr(); // not eprintln, which the test runner captures
     let Some(path) = std::env::var_os("CL_METRIC_PAIRS") else {
         let what = "set CL_METRIC_PAIRS to a file that fixtures/real_pairs.py wrote of real data";
         writeln!(stderr, "left out: 3441 real pairs in 11 scores each, 2000 of gsm8k in 6: {what}").unwrap();
@@ -112,7 +113,7 @@ fn real_pairs_have_the_packages_scores() {
         for (i, our) in scores_of_texts(source, answer, reference).into_iter().enumerate() {
             let difference = (our - row[3 + i].as_f64().unwrap()).abs();
             largest[i] = largest[i].max(difference);
-            // As above: only the older F's β² may be rounded otherwise by Python's power.
+            // As above, except for β² of the older F-score, which Python may round differently.
             let tolerance = if i == 3 { 1e-15 } else { 0.0 };
             assert!(difference <= tolerance, "{i}: {our} != {}: {answer:.200?} {reference:.200?}", row[3 + i]);
         }
@@ -134,7 +135,7 @@ fn real_pairs_have_the_packages_scores() {
     writeln!(stderr, "compared: {told}; {} {}", file["versions"], file["counts"]).unwrap();
 }
 
-/// In the order of `columns` in the file of pairs.
+/// Returns scores in the order of `columns` in the file of pairs.
 fn scores_of_texts(source: &str, answer: &str, reference: &str) -> [f64; 11] {
     let score = rouge::rouge_l(answer, reference);
     let (a, b) = (edit::clean_py150(answer), edit::clean_py150(reference));
@@ -154,8 +155,8 @@ fn scores_of_texts(source: &str, answer: &str, reference: &str) -> [f64; 11] {
     ]
 }
 
-/// Texts a broken model may write: 100 000 characters and more. Nothing overflows, nothing needs the square of the
-/// length in memory, and what can be said of the result holds.
+/// Texts that a broken model may generate, of 100,000 characters and more: nothing overflows, memory does not grow with
+/// the square of the length, and scores are in their range.
 #[test]
 fn huge_texts() {
     let one_word = "a".repeat(100_000);
@@ -181,7 +182,7 @@ fn huge_texts() {
         }
         assert!(!gsm8k::flexible_extract(text).is_empty());
     }
-    // Backwards, so that nearly every word of one side is an alternative to every word of the other.
+    // Reversed, so that nearly every word of one side is an alternative match for every word of the other.
     let backwards: String = numbers.split(' ').rev().map(|w| format!("{w} ")).collect();
     let score = rouge::rouge_l(&backwards, &numbers);
     assert!(score.f > 0.0 && score.f < 0.2, "{score:?}");

@@ -1,4 +1,4 @@
-//! The paper's own numbers through our matrix and tables.
+//! The paper's published numbers, put through our matrix and tables.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use cl_eval::paper::tables;
 use cl_eval::{Column, Group, ScoreMatrix, table_of};
 
-/// Table 3 or 4 as a matrix, with Table 6's base in front.
+/// Returns Table 3 or 4 as a matrix, with the base of Table 6 as the first row.
 fn new_knowledge(table: usize) -> ScoreMatrix {
     let tables = tables();
     let table = &tables[table - 1];
-    let rounds = [1, 2, 3, 4, 5, 6, 7, 7]; // gsm8k and gsm8k_cot are both taught by the math round
+    let rounds = [1, 2, 3, 4, 5, 6, 7, 7]; // the math round trains for both gsm8k and gsm8k_cot
     let columns = table.columns.iter().zip(rounds).map(|(c, r)| Column::new(c, Group::New, Some(r))).collect();
     let mut matrix = ScoreMatrix::new(columns);
     let base = std::iter::once(&tables[5].rows[0]);
@@ -28,7 +28,7 @@ fn the_matrix_gives_the_printed_rows() {
         let bwt = printed.rows.iter().find(|r| r.row == "BWT").unwrap();
         for (c, value) in bwt.values.iter().enumerate() {
             let ours = matrix.relative_bwt(c).unwrap();
-            // Printed in whole percents.
+            // Printed in whole percent.
             assert!((ours - value).abs() <= 0.0051, "Table {number} {c}: {ours} {value}");
         }
         assert_eq!((matrix.relative_bwt(6), matrix.relative_bwt(7)), (None, None));
@@ -55,13 +55,13 @@ fn table_4_laid_out() {
     assert!(text.contains("(profile paper)"));
 }
 
-/// The embedded cells are those handed out with the project, where these are at hand.
+/// The embedded cells equal those of the project's specification, if that is available.
 #[test]
 fn embedded_cells_are_the_specified_ones() {
     let shared =
         std::env::var_os("CL_SHARED").map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), Into::into);
     let Ok(text) = std::fs::read_to_string(shared.join("spec/paper-tables.json")) else {
-        // Not eprintln, which the test runner keeps to itself.
+        // Not eprintln, which the test runner captures.
         let mut stderr = std::io::stderr();
         writeln!(stderr, "left out: 1 check against ../shared/spec/paper-tables.json, which is not there").unwrap();
         return;
@@ -75,7 +75,7 @@ fn embedded_cells_are_the_specified_ones() {
             let values: Vec<f64> = serde_json::from_value(their["values"].clone()).unwrap();
             assert_eq!(values.len(), row.values.len());
             for (a, b) in row.values.iter().zip(values) {
-                assert!((a - b).abs() < 1e-12, "{}: {a} {b}", row.row); // the file has percents divided by 100 in binary
+                assert!((a - b).abs() < 1e-12, "{}: {a} {b}", row.row); // percentages divided by 100 in floating point
             }
         }
     }

@@ -1,12 +1,12 @@
-//! What is asked is what lm-eval asks, text for text: rows made up by `fixtures/make_requests.py`, which wrote down the
-//! harness's own requests about them.
+//! Requests equal those of lm-eval, text for text: `fixtures/make_requests.py` generated rows and recorded the
+//! harness's own requests for them.
 
 use std::path::{Path, PathBuf};
 
 use cl_eval::{BoxError, Message, Request, Role, Target, TaskOptions, load_task};
 use serde_json::{Value, json};
 
-/// As in `make_requests.py`.
+/// The same chat template as in `make_requests.py`.
 fn template(messages: &[Message]) -> Result<String, BoxError> {
     let turn = |m: &Message| {
         let role = match m.role {
@@ -19,7 +19,7 @@ fn template(messages: &[Message]) -> Result<String, BoxError> {
     Ok(messages.iter().map(turn).collect::<String>() + "<assistant>")
 }
 
-/// Documents and requests that were compared.
+/// Compares requests, and returns the numbers of documents and requests.
 fn compare(expected: &Path, data: &Path) -> (usize, usize) {
     let text = std::fs::read_to_string(expected).unwrap();
     let fixture: Value = serde_json::from_str(&text).unwrap();
@@ -66,8 +66,8 @@ fn requests_are_lm_eval_s() {
     assert!(documents > 300 && requests > 900, "{documents} documents, {requests} requests");
 }
 
-/// `CL_DATA`: a folder with `lm-eval` and `gsm8k` in it; `CL_REQUESTS`: what `make_requests.py CL_DATA/lm-eval CL_REQUESTS`
-/// wrote about it.
+/// `CL_DATA`: a directory that contains `lm-eval` and `gsm8k`; `CL_REQUESTS`: the output of
+/// `make_requests.py CL_DATA/lm-eval CL_REQUESTS`.
 #[test]
 #[ignore = "needs real data"]
 fn requests_about_real_data_are_lm_eval_s() {
@@ -86,7 +86,7 @@ fn requests_about_real_data_are_lm_eval_s() {
     }
 }
 
-/// `CL_LM_EVAL`: a Python that has lm-eval, or the folder of the package.
+/// `CL_LM_EVAL`: a Python interpreter that has lm-eval, or the directory of the package.
 #[test]
 #[ignore = "needs an installed lm-eval"]
 fn the_eight_shots_of_gsm8k_cot_are_found_in_an_installed_lm_eval() {

@@ -1,4 +1,4 @@
-//! results.json beside the harness's own keys.
+//! results.json has the same keys as that of lm-evaluation-harness.
 
 use cl_eval::{GroupResult, RunSettings, Scores, TaskGroup, TaskResult, results, write_results};
 use serde_json::{Map, Value, json};
@@ -39,7 +39,7 @@ fn example() -> Value {
 fn keys_are_the_harnesss() {
     let json = example();
     let piqa = r#"{"name":"piqa","alias":"piqa","sample_len":2,"acc,none":0.5,"acc_stderr,none":0.5,"acc_norm,none":1.0,"acc_norm_stderr,none":0.0}"#;
-    assert_eq!(json["results"]["piqa"].to_string(), piqa); // as lm-eval 0.4.13 wrote it, order included
+    assert_eq!(json["results"]["piqa"].to_string(), piqa); // as written by lm-eval 0.4.13, including the order of keys
     let gsm8k = &json["results"]["gsm8k"];
     assert_eq!(
         (&gsm8k["exact_match,flexible-extract"], &gsm8k["exact_match,strict-match"]),
@@ -56,7 +56,7 @@ fn keys_are_the_harnesss() {
     assert_eq!(json["higher_is_better"]["gsm8k"], json!({"exact_match": true}));
     assert_eq!(json["groups"]["all"]["acc,none"], 0.25);
     assert_eq!(json["group_subtasks"], json!({"all": ["piqa", "gsm8k"]}));
-    assert_eq!((&json["versions"]["all"], json["n-shot"].get("all")), (&json!(2), None)); // of 0 and 5 shots
+    assert_eq!((&json["versions"]["all"], json["n-shot"].get("all")), (&json!(2), None)); // 0 and 5 few-shot examples
     assert_eq!(json["results"]["all"]["sample_count"], json!({"acc,none": 3}));
     assert_eq!(json["config"]["limit"], 2);
     let keys = [
@@ -78,7 +78,7 @@ fn keys_are_the_harnesss() {
 
 #[test]
 fn groups_are_nested_as_the_harness_nests_them() {
-    // `group_subtasks` of lm-eval 0.4.13's mmlu: the subgroups, whose tasks are listed under them only.
+    // As `group_subtasks` of mmlu in lm-eval 0.4.13: the subgroups, whose tasks are only listed under them.
     let of = |task: &str| scores(task, 2, &[("acc", 0.5, Some(0.5))]);
     let (tasks, all) = (["m_a", "m_b", "m_c", "m_d"].map(of), of("m"));
     let groups = [group("m", &["m_a", "m_b", "m_c", "m_d"]), group("m_x", &["m_b", "m_a"]), group("m_y", &["m_c"])];

@@ -1,4 +1,4 @@
-//! What every task promises, whatever its metric; predictions that survive kills; tasks loaded from directories.
+//! Properties of every task, whatever its metric; predictions that survive kills; tasks loaded from directories.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use cl_eval::{
 };
 use proptest::prelude::*;
 
-/// Answers from a function; counts what it is asked and fails when told to.
+/// A model that answers with a function, counts its requests, and fails when told to.
 struct Scripted<F: FnMut(&str) -> String> {
     answer: F,
     asked: usize,
@@ -25,7 +25,7 @@ impl<F: FnMut(&str) -> String> Scripted<F> {
 }
 
 impl<F: FnMut(&str) -> String> LanguageModel for Scripted<F> {
-    /// The continuation that the answer starts with is likely, any other one is not.
+    /// A continuation that is the start of the answer is likely, any other one is not.
     fn loglikelihood(
         &mut self,
         requests: &[LoglikelihoodRequest],
@@ -42,7 +42,7 @@ impl<F: FnMut(&str) -> String> LanguageModel for Scripted<F> {
     }
 
     fn generate(&mut self, requests: &[GenerateRequest], answered: Answered<'_, String>) -> Result<(), BoxError> {
-        // The last one first: the order of answers is the model's own.
+        // Answer in reverse order: the model may choose any order.
         for (i, request) in requests.iter().enumerate().rev() {
             self.asked += 1;
             if self.asked > self.fails_after {
@@ -69,7 +69,7 @@ const METRICS: [Metric; 8] = [
     Metric::Gsm8kCot,
 ];
 
-/// A reference and an answer that is as good as can be.
+/// A reference and a perfect answer.
 fn perfect(metric: Metric, i: usize) -> (String, String) {
     match metric {
         Metric::FirstChar => (["A", "B", "C"][i % 3].to_owned(), ["A", "B", "C"][i % 3].to_owned()),
@@ -99,7 +99,7 @@ fn choices(order: impl Iterator<Item = usize>) -> MultipleChoice {
 
 type Answers = Box<dyn Fn(&str) -> String>;
 
-/// Every kind of task over the same documents, in a given order, with the perfect answer to each prompt.
+/// Returns every kind of task over the same documents, in a given order, with a function that gives perfect answers.
 fn every_task(order: &[usize]) -> Vec<(Box<dyn Task>, Answers)> {
     let number = |prompt: &str| prompt.trim_start_matches("prompt ").trim_end_matches(':').parse::<usize>().unwrap();
     let mut tasks: Vec<(Box<dyn Task>, Answers)> = Vec::new();
@@ -132,16 +132,17 @@ fn contract() {
 
         let nothing = run(task.as_ref(), |_| String::new(), &file("empty"));
         if task.metric().main() == "sari" {
-            // By definition it is right about what it deleted, and about what there was not to keep: two parts of three.
+            // By definition, an empty answer is right about deletions, and about n-grams that were not to be kept: two
+            // thirds.
             assert!(nothing.main() > 0.0 && nothing.main() < 2.0 / 3.0, "{name}: {nothing:?}");
         } else if task.name() == "questions" {
-            // Every choice is as unlikely as the others: the first one wins, which is right for every fourth.
+            // All choices are equally unlikely, so the first one wins, which is correct for every fourth document.
             assert_eq!(nothing.main(), 33.0 / 130.0, "{name}");
         } else {
             assert_eq!(nothing.main(), 0.0, "{name}: {nothing:?}");
         }
 
-        // An answer that is right for some documents only, so that the mean is no round number.
+        // Answers that are correct for some documents only, so that the mean is neither 0 nor 1.
         let some = |p: &str| {
             if p.contains('7') { best(p) } else { "Stadt 5 x".to_owned() }
         };
@@ -198,7 +199,7 @@ fn a_killed_run_goes_on_where_it_was_and_leaves_the_same_file() {
     let scores = run(&task, answer, &whole);
     let bytes = std::fs::read(&whole).unwrap();
 
-    // Stopped by an error: what was answered before is kept, though it is not the first of the file.
+    // Stopped by an error: answers given before are kept, although they are not the first ones of the file.
     let mut model = Scripted { fails_after: 128, ..Scripted::new(answer) };
     let error = evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), "task `RougeL`: the model failed: out of memory");
@@ -208,7 +209,8 @@ fn a_killed_run_goes_on_where_it_was_and_leaves_the_same_file() {
     assert_eq!((model.asked, seen.first(), seen.last(), seen.len()), (22, Some(&(128, 150)), Some(&(150, 150)), 23));
     assert_eq!(std::fs::read(&cut).unwrap(), bytes);
 
-    // Killed while writing: wherever the file is cut, in the middle of a character, too, only the cut line is asked again.
+    // Killed while writing: wherever the file is truncated, even within a character, only the incomplete line is
+    // requested again.
     let start = bytes.len() - 300;
     for end in (start..bytes.len()).step_by(7).chain([0, 1, bytes.len() - 1]) {
         std::fs::write(&cut, &bytes[..end]).unwrap();
@@ -217,7 +219,7 @@ fn a_killed_run_goes_on_where_it_was_and_leaves_the_same_file() {
         assert!(model.asked <= 3 || end <= 1, "cut at {end}: asked {}", model.asked);
         assert_eq!(std::fs::read(&cut).unwrap(), bytes, "cut at {end}");
     }
-    // Nothing is asked when everything is there.
+    // Nothing is requested if all answers exist.
     let mut model = Scripted::new(answer);
     evaluate(&task, &mut model, &cut, &mut |_, _| {}).unwrap();
     assert_eq!(model.asked, 0);
@@ -230,17 +232,17 @@ fn answers_are_found_by_their_requests() {
     let task = generation(Metric::ExactMatch, 0..20);
     run(&task, |p| p.to_owned(), &file);
 
-    // Fewer documents: none is asked, and the others' answers stay.
+    // Fewer documents: nothing is requested, and the other answers are kept.
     let few = generation(Metric::ExactMatch, 5..10);
     let mut model = Scripted::new(|_: &str| "x".to_owned());
     assert_eq!(evaluate(&few, &mut model, &file, &mut |_, _| {}).unwrap().documents, 5);
     assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 20);
-    // Another metric over the same requests is a matter of scoring.
+    // A different metric on the same requests only requires rescoring.
     let rouge = GenerationTask { metric: Metric::RougeL, ..generation(Metric::ExactMatch, 0..20) };
     let scores = evaluate(&rouge, &mut model, &file, &mut |_, _| {}).unwrap();
     assert!(scores.metrics.contains_key("rouge_l") && !scores.metrics.contains_key("exact_match"));
     assert_eq!(model.asked, 0);
-    // A prompt that comes twice is asked once, another setting is another request.
+    // A prompt that occurs twice is requested once; a different setting makes a different request.
     let twice = generation(Metric::ExactMatch, [30, 30, 3].into_iter());
     assert_eq!(evaluate(&twice, &mut model, &file, &mut |_, _| {}).unwrap().documents, 3);
     assert_eq!(model.asked, 1);
@@ -408,7 +410,7 @@ fn gsm8k_is_asked_as_lm_eval_asks() {
     assert!(error.contains("train.jsonl is missing; the 5 few-shot examples"), "{error}");
     write(folder.path().join("gsm8k/train.jsonl"), &rows(7473));
     let task = load_task("gsm8k", &data, options).unwrap();
-    // Random(1234).sample(range(7473), 5), twice: see fixtures/python_sample.json.
+    // random.Random(1234).sample(range(7473), 5), twice: see fixtures/python_sample.json.
     for (document, drawn) in [(0, [6374, 3610, 957, 61, 742]), (1, [7462, 6610, 4769, 286, 5501])] {
         let shots: String =
             drawn.iter().map(|i| format!("Question: Question: {i}?\nAnswer: so {i}\n#### {i},000\n\n")).collect();
@@ -473,7 +475,7 @@ fn the_paper_s_tasks_by_harness_and_its_rouge() {
     ] {
         assert_eq!((load(name).harness(), load(name).metric().main()), (harness, main), "{name}");
     }
-    // One text of several longest common subsequences, whose words depend on which text is gone along first.
+    // A text with several longest common subsequences; which words are found depends on the direction of the traceback.
     let target = Target::Reference { reference: "a b c a".to_owned(), source: None };
     let answer = Response::Text("b a c b a b".to_owned());
     let (ours, paper) = (Metric::RougeL.scores(&target, &answer), Metric::RougeLSwapped.scores(&target, &answer));
@@ -582,7 +584,7 @@ fn mmlu_is_a_group() {
     assert!(matches!(error, Error::UnknownTask { .. }), "{error}");
     let error = load_tasks("mmlu", data, TaskOptions::default()).err().unwrap();
     assert!(matches!(error, Error::NoDocuments { .. }), "{error}");
-    // The subjects' names are those that the description lists.
+    // The subjects are those listed in the description.
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tasks/mmlu.toml")).unwrap();
     let subjects = text.lines().filter_map(|l| l.strip_prefix("    \"")?.strip_suffix("\","));
     let rows: String = subjects.map(|s| row(s).repeat(1 + s.len() % 3)).collect();
@@ -601,7 +603,7 @@ fn mmlu_is_a_group() {
 
 #[test]
 fn pooled_standard_errors_are_lm_eval_s() {
-    // pooled_sample_stderr([0.1, 0.05], [10, 40]) and the mean weighted by size.
+    // pooled_sample_stderr([0.1, 0.05], [10, 40]), and the mean weighted by size.
     let score = |task: &str, documents, acc, stderr| Scores {
         task: task.to_owned(),
         documents,

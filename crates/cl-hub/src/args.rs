@@ -17,7 +17,7 @@ impl HubArgs {
         self.hub.then(Hub::from_env)
     }
 
-    /// Resolves names of models.
+    /// Returns a resolver for names of models.
     pub fn names(self, interrupt: &Interrupt) -> Names {
         Names { hub: self.hub(), interrupt: interrupt.clone() }
     }

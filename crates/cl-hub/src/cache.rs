@@ -1,8 +1,8 @@
 //! The Hub's disk cache.
 //!
-//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>: `refs/<revision>` holds a commit,
+//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>: `refs/<revision>` contains a commit,
 //! `snapshots/<commit>/<file>` are links to `blobs/<etag>`. In addition, `.listing/<commit>.json` lists the commit's
-//! files, so that a partial download is noticed when offline.
+//! files, so that an incomplete download is detected when offline.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text, writ
 
 use crate::{HubError, Repo};
 
-/// The cache folder of a repository.
+/// The cache directory of a repository.
 pub(crate) struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
@@ -23,7 +23,7 @@ impl RepoCache {
         RepoCache { folder: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
-    /// The last known commit of a revision.
+    /// Returns the last known commit of a revision.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         let text = read_text(&self.folder.join("refs").join(revision), MAX_CONFIG).ok();
         let commit = text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
@@ -38,7 +38,7 @@ impl RepoCache {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Creates the folder of blobs.
+    /// Creates the directory of blobs.
     pub(crate) fn prepare(&self) -> Result<(), HubError> {
         let folder = self.blob("");
         fs::create_dir_all(&folder).map_err(|source| HubError::Cache { path: folder, source })
@@ -48,7 +48,7 @@ impl RepoCache {
         self.folder.join("blobs").join(etag)
     }
 
-    /// The lock of a blob, shared with Python's clients.
+    /// Takes the lock of a blob, which is shared with Python's clients.
     pub(crate) fn lock(&self, etag: &str) -> Result<fs::File, HubError> {
         let path = self.locks.join(format!("{etag}.lock"));
         let io = |source| HubError::Io { path: path.clone(), source };
@@ -66,8 +66,8 @@ impl RepoCache {
         write(&path, serde_json::to_string(files).unwrap_or_default().as_bytes())
     }
 
-    /// The files of a commit, and whether the list is complete: it is if this client has asked the hub; otherwise it is
-    /// what the cache contains.
+    /// Returns the files of a commit, and whether the list is complete. It is complete if this client has queried the
+    /// Hub; otherwise, it contains the files in the cache.
     pub(crate) fn listing(&self, commit: &str) -> (Vec<String>, bool) {
         let kept = read_file(&self.listing_path(commit), MAX_TOKENIZER)
             .ok()
@@ -100,8 +100,8 @@ impl RepoCache {
     }
 }
 
-/// Links a file to its blob. Where links cannot be made, as on Windows without the privilege, the snapshot holds a copy,
-/// which appears whole.
+/// Links a file to its blob. If links cannot be created, as on Windows without the privilege, the snapshot gets a copy,
+/// which appears atomically.
 fn link(blob: &Path, relative: &str, path: &Path) -> std::io::Result<()> {
     match symlink(relative, path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(error),
@@ -129,7 +129,7 @@ fn symlink(_: &str, _: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// Writes a file, and creates its folders.
+/// Writes a file, and creates its directories.
 fn write(path: &Path, content: &[u8]) -> Result<(), HubError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|source| HubError::Io { path: path.to_owned(), source })?;

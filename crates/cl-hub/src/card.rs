@@ -1,4 +1,4 @@
-//! Model cards: README.md with the front matter that the Hub reads.
+//! Model cards: README.md with front matter for the Hub.
 //!
 //! Specification: <https://huggingface.co/docs/hub/model-cards> and
 //! <https://github.com/huggingface/hub-docs/blob/main/modelcard.md>.
@@ -22,17 +22,17 @@ pub struct CardData {
     pub license: Option<String>,
     /// Repositories of the models that it was derived from.
     pub base_model: Vec<String>,
-    /// `adapter`, `finetune`, `merge` or `quantized`.
+    /// Relation to the base: `adapter`, `finetune`, `merge` or `quantized`.
     pub base_model_relation: Option<&'static str>,
     /// Repositories of training data.
     pub datasets: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
-    /// `transformers` or `peft`.
+    /// Library: `transformers` or `peft`.
     pub library_name: Option<&'static str>,
-    /// Task by the Hub's name, such as `text-generation`.
+    /// Task, as named by the Hub, such as `text-generation`.
     pub pipeline_tag: Option<&'static str>,
-    /// Name of the model in its results.
+    /// Name of the model in the results.
     pub name: String,
     /// Scores.
     pub results: Vec<CardResult>,
@@ -52,7 +52,7 @@ pub struct CardResult {
 }
 
 impl CardData {
-    /// The front matter between its two lines `---`, as YAML.
+    /// Returns the front matter as YAML, including the lines `---` around it.
     pub fn front_matter(&self) -> String {
         let CardData { library_name, pipeline_tag, .. } = *self;
         let mut out = String::from("---\n");
@@ -87,7 +87,7 @@ impl CardData {
     }
 }
 
-/// Scores of `results.json` in lm-eval's layout: `{"results": {task: {"metric,filter": value}}}`.
+/// Reads scores from a `results.json` in lm-eval's layout: `{"results": {task: {"metric,filter": value}}}`.
 pub(crate) fn results(value: &Value) -> Vec<CardResult> {
     let mut all = Vec::new();
     for (task, metrics) in value.get("results").and_then(Value::as_object).into_iter().flatten() {
@@ -106,20 +106,20 @@ pub(crate) fn results(value: &Value) -> Vec<CardResult> {
     all
 }
 
-/// Front matter and body of a card; no front matter if it has none.
+/// Splits a card into front matter and body; the front matter is empty if the card has none.
 pub(crate) fn split(card: &str) -> (&str, &str) {
     let parts = card.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n"));
     parts.unwrap_or(("", card))
 }
 
-/// A key of front matter whose value is one word.
+/// Returns the value of a key of front matter, if it is one word.
 pub(crate) fn word<'a>(front_matter: &'a str, key: &str) -> Option<&'a str> {
     let line = front_matter.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     let value = line.trim().trim_matches(['"', '\'']);
     (!value.is_empty() && !value.starts_with(['[', '{', '-', '#'])).then_some(value)
 }
 
-/// JSON's strings are YAML's, too.
+/// Quotes a string. JSON strings are also valid YAML.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use crate::RepoKind;
 use crate::problem::{AnswerProblem, DownloadProblem, RepoProblem, UploadProblem};
 
-/// Errors of reading from the hub and writing to it.
+/// Error in reading from or writing to the Hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
@@ -15,7 +15,7 @@ pub enum HubError {
         /// What is expected.
         expected: &'static str,
     },
-    /// The hub has no such repository or revision, or hides it without a token.
+    /// The Hub has no such repository or revision, or hides it from requests without a token.
     #[error("{endpoint} has no {kind} {repo} at revision {revision}{hint}")]
     NotFound {
         /// Model or data set.
@@ -24,7 +24,7 @@ pub enum HubError {
         repo: String,
         /// Branch, tag or commit.
         revision: String,
-        /// The hub.
+        /// Address of the Hub.
         endpoint: String,
         /// Other possible reasons.
         hint: &'static str,
@@ -39,7 +39,7 @@ pub enum HubError {
         /// How to get access.
         hint: &'static str,
     },
-    /// The hub does not answer.
+    /// The Hub does not respond.
     #[error("{url}: {message}; if the files are cached, set HF_HUB_OFFLINE=1 to use them without a request")]
     Network {
         /// The requested URL.
@@ -47,7 +47,7 @@ pub enum HubError {
         /// The HTTP client's message.
         message: String,
     },
-    /// The answer is not the expected one.
+    /// The response is not the expected one.
     #[error("{url}: {problem}")]
     Answer {
         /// The requested URL.
@@ -56,7 +56,7 @@ pub enum HubError {
         #[source]
         problem: AnswerProblem,
     },
-    /// A download is incomplete. It stays in the cache and is resumed by the next call.
+    /// A download is incomplete. Its data are kept in the cache, and the next call resumes it.
     #[error("{url}: {problem}")]
     Download {
         /// The file.
@@ -65,13 +65,13 @@ pub enum HubError {
         #[source]
         problem: DownloadProblem,
     },
-    /// A download was stopped by a signal. It stays in the cache and is resumed by the next call.
+    /// A download was stopped by a signal. Its data are kept in the cache, and the next call resumes it.
     #[error("stopped while {url} was downloaded; the same command resumes it")]
     Interrupted {
         /// The file.
         url: String,
     },
-    /// Something is not cached, and no requests may be sent.
+    /// Something is not cached, and the Hub is set to offline.
     #[error(
         "{repo} at revision {revision}: {missing} is not in {cache}, and HF_HUB_OFFLINE is set; \
          unset it, or download the {kind} into this cache first"
@@ -88,18 +88,18 @@ pub enum HubError {
         /// The cache.
         cache: PathBuf,
     },
-    /// The repository does not hold what is needed.
+    /// The repository does not contain what is needed.
     #[error("{repo} at revision {revision}: {problem}")]
     Unusable {
         /// The repository.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
-        /// What it holds instead.
+        /// What it contains instead.
         #[source]
         problem: RepoProblem,
     },
-    /// An upload fails. What is stored stays, and is not sent again.
+    /// An upload failed. Files that were already stored are kept, and are not sent again.
     #[error("{repo}: {problem}")]
     Upload {
         /// The repository.
@@ -111,7 +111,7 @@ pub enum HubError {
     /// The cache cannot be written.
     #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]
     Cache {
-        /// The folder of the cache.
+        /// The cache directory.
         path: PathBuf,
         /// I/O error.
         source: std::io::Error,
@@ -130,7 +130,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// For `map_err` where a file is read or written.
+    /// Converts an I/O error of a file, for `map_err`.
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> HubError + '_ {
         move |source| HubError::Io { path: path.to_owned(), source }
     }

@@ -1,7 +1,6 @@
 //! Requests to the Hub.
 //!
-//! API: <https://huggingface.co/docs/hub/api>; headers of files as `huggingface_hub`'s `get_hf_file_metadata` reads
-//! them.
+//! API: <https://huggingface.co/docs/hub/api>; headers of files as read by `get_hf_file_metadata` of `huggingface_hub`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -19,9 +18,9 @@ use ureq::{Agent, Body};
 use crate::problem::{AnswerProblem, Cut, DownloadProblem};
 use crate::{HubError, RepoKind};
 
-/// Limit for listings; those of the largest repositories have tens of megabytes.
+/// Size limit for listings; those of the largest repositories have tens of megabytes.
 const LARGEST_LISTING: u64 = 512 << 20;
-/// Limit for a file whose size the hub does not say.
+/// Size limit for files whose size the Hub does not state.
 const LARGEST_FILE: u64 = 1 << 40;
 /// Number of consecutive failures after which a download is abandoned.
 const ATTEMPTS: usize = 3;
@@ -37,7 +36,7 @@ pub(crate) struct Info {
 #[derive(Deserialize)]
 pub(crate) struct Sibling {
     pub(crate) rfilename: String,
-    /// Only if asked for.
+    /// Size in bytes; only present if it was requested.
     pub(crate) size: Option<u64>,
 }
 
@@ -49,7 +48,7 @@ pub(crate) struct Meta {
     pub(crate) size: Option<u64>,
 }
 
-/// Describes a request in messages.
+/// The subject of a request, for error messages.
 pub(crate) struct Subject<'a> {
     pub(crate) endpoint: &'a str,
     pub(crate) kind: RepoKind,
@@ -59,7 +58,7 @@ pub(crate) struct Subject<'a> {
 
 pub(crate) struct Client {
     pub(crate) agent: Agent,
-    /// As the header has it.
+    /// The token, as in the header.
     pub(crate) token: Option<String>,
 }
 
@@ -68,7 +67,7 @@ impl Client {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("cl-hub/", env!("CARGO_PKG_VERSION")))
-            // Followed here, so that the token goes to no other address.
+            // Redirects are followed by our own code, so that the token is not sent to other addresses.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
@@ -80,10 +79,10 @@ impl Client {
         Client { agent, token: token.map(|t| format!("Bearer {t}")) }
     }
 
-    /// Commit and files of a revision.
+    /// Returns commit and files of a revision.
     pub(crate) fn info(&self, subject: &Subject) -> Result<Info, HubError> {
         let Subject { endpoint, kind, repo, revision } = subject;
-        // Sizes of the files, which are many only in data sets.
+        // Request file sizes, but not for data sets, which may have very many files.
         let sizes = if *kind == RepoKind::Model { "?blobs=true" } else { "" };
         let url = format!("{endpoint}/api/{}/{repo}/revision/{}{sizes}", kind.plural(), encoded(revision, false));
         let mut response = self.checked(subject, &url, self.get(endpoint, &url, None))?;
@@ -93,8 +92,8 @@ impl Client {
         serde_json::from_slice(&text).map_err(listing)
     }
 
-    /// A request that follows redirects. The token is sent to the hub's own address only, which is scheme, host and
-    /// port, and not to the storage of large files.
+    /// Sends a request and follows redirects. The token is sent only to the Hub's own address (scheme, host and port),
+    /// and not to the storage of large files.
     fn get(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, ureq::Error> {
         let mut at = url.to_owned();
         for _ in 0..10 {
@@ -115,8 +114,8 @@ impl Client {
         Err(ureq::Error::TooManyRedirects)
     }
 
-    /// Requests a file's headers from the hub itself, not from the storage it redirects to. Only redirects within the
-    /// hub, as for renamed repositories, are followed.
+    /// Requests a file's headers from the Hub itself, not from the storage that it redirects to. Only redirects within
+    /// the Hub, as for renamed repositories, are followed.
     pub(crate) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
         let mut at = url.to_owned();
         for _ in 0..5 {
@@ -136,7 +135,7 @@ impl Client {
         Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Redirects })
     }
 
-    /// Downloads a file, resuming an earlier download, until its size and hash are correct. Stops at a request to.
+    /// Downloads a file, resuming an earlier download, until its size and hash are correct. Stops if requested.
     pub(crate) fn download(
         &self,
         subject: &Subject,
@@ -180,14 +179,14 @@ impl Client {
         }
         file.sync_all().map_err(io)?;
         if let Err(problem) = verify(&mut file, meta).map_err(io)? {
-            // Do not resume from wrong content.
+            // Do not resume a download whose content is wrong.
             file.set_len(0).map_err(io)?;
             return Err(HubError::Download { url: url.to_owned(), problem });
         }
         Ok(())
     }
 
-    /// One request for the missing part of a file.
+    /// Sends one request for the missing part of a file.
     fn receive(
         &self,
         subject: &Subject,
@@ -221,7 +220,7 @@ impl Client {
             file.set_len(0).map_err(Received::Disk)?;
         }
         file.seek(SeekFrom::End(0)).map_err(Received::Disk)?;
-        // One byte more than announced is enough to see that the file is another one.
+        // One byte more than announced is enough to detect that the file is a different one.
         let start = file.metadata().map_err(Received::Disk)?.len();
         let most = meta.size.map_or(LARGEST_FILE, |size| size.saturating_sub(start) + 1);
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader().take(most);
@@ -245,7 +244,7 @@ impl Client {
         }
     }
 
-    /// An answer that is no error.
+    /// Returns the response if it is not an error.
     pub(crate) fn checked(
         &self,
         subject: &Subject,
@@ -295,11 +294,11 @@ impl Client {
 
 /// Why a request for a file ended early.
 enum Received {
-    /// May be retried.
+    /// The request may be retried.
     Cut(Cut),
-    /// The hub refused.
+    /// The Hub rejected the request.
     Refused(HubError),
-    /// Writing failed.
+    /// Writing to disk failed.
     Disk(io::Error),
 }
 
@@ -315,7 +314,7 @@ fn meta(headers: &HeaderMap, redirected: bool, url: &str) -> Result<Meta, HubErr
     if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
         return Err(answer(AnswerProblem::Etag));
     }
-    // A redirect has the length of its own body.
+    // The length of a redirect is that of its own body.
     let length = text(headers, "content-length").filter(|_| !redirected);
     let size = text(headers, "x-linked-size").or(length);
     Ok(Meta { etag, size: size.and_then(|s| s.parse().ok()) })
@@ -325,7 +324,7 @@ pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// Scheme and host of an address.
+/// Returns scheme and host of an address.
 pub(crate) fn origin(endpoint: &str) -> &str {
     let host = endpoint.find("://").map_or(0, |at| at + 3);
     endpoint[host..].find('/').map_or(endpoint, |at| &endpoint[..host + at])
@@ -344,13 +343,13 @@ pub(crate) fn encoded(name: &str, slashes: bool) -> String {
     out
 }
 
-/// Verifies size and hash; the inner error says what is wrong.
+/// Verifies size and hash; the inner error describes the mismatch.
 fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), DownloadProblem>> {
     let length = file.metadata()?.len();
     if let Some(size) = meta.size.filter(|size| *size != length) {
         return Ok(Err(DownloadProblem::Size { received: length, size }));
     }
-    // Large files are named by SHA-256, small ones by Git's SHA-1; a mirror may have names of its own.
+    // The etag is SHA-256 for large files and Git's SHA-1 for small ones; mirrors may use other names.
     if !meta.etag.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(Ok(()));
     }
@@ -364,14 +363,14 @@ fn verify(file: &mut File, meta: &Meta) -> io::Result<Result<(), DownloadProblem
     Ok(if same { Ok(()) } else { Err(DownloadProblem::Hash { kind, found, expected: meta.etag.clone() }) })
 }
 
-/// SHA-256 of what is read, hexadecimal.
+/// Computes the hexadecimal SHA-256 hash of the content.
 pub(crate) fn sha256(content: &mut impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     io::copy(content, &mut hasher)?;
     Ok(hex(&hasher.finalize()))
 }
 
-/// The name that Git gives a file of this length.
+/// Computes Git's SHA-1 hash of a file with this length.
 pub(crate) fn git_sha1(content: &mut impl Read, length: u64) -> io::Result<String> {
     let mut hasher = Sha1::new();
     hasher.update(format!("blob {length}\0"));
@@ -383,16 +382,16 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Says how far a download is, every few seconds.
+/// Reports the progress of a download every few seconds.
 struct Progress {
     name: String,
     size: Option<u64>,
     said: Instant,
 }
 
-/// Size of files whose download is announced.
+/// Minimum size in bytes of files whose download is reported.
 const WORTH_SAYING: u64 = 1_000_000;
-/// Time between two messages.
+/// Time between two progress messages.
 const SAY: Duration = Duration::from_secs(10);
 
 impl Progress {

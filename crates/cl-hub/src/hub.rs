@@ -43,9 +43,9 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Settings from the environment variables of `huggingface_hub`: `HF_ENDPOINT`; `HF_HUB_CACHE`, else `HF_HOME`,
-    /// else `XDG_CACHE_HOME`, else the user's `.cache`; `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names, else
-    /// `token` in `HF_HOME`; `HF_HUB_OFFLINE` (also `HF_DATASETS_OFFLINE` and `TRANSFORMERS_OFFLINE`).
+    /// Reads settings from the environment variables of `huggingface_hub`: `HF_ENDPOINT`; `HF_HUB_CACHE`, else
+    /// `HF_HOME`, else `XDG_CACHE_HOME`, else the user's `.cache`; `HF_TOKEN`, else the file named by `HF_TOKEN_PATH`,
+    /// else `token` in `HF_HOME`; `HF_HUB_OFFLINE` (also `HF_DATASETS_OFFLINE` and `TRANSFORMERS_OFFLINE`).
     ///
     /// Source: <https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables>.
     pub fn from_env() -> Hub {
@@ -76,7 +76,7 @@ impl Hub {
         }
     }
 
-    /// The commit that a file of the cache belongs to; `None` for any other file.
+    /// Returns the commit that a file in the cache belongs to; `None` for any other file.
     ///
     /// # Example
     /// ```

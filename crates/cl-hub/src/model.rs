@@ -1,7 +1,7 @@
-//! The files of a repository that a model or an adapter needs.
+//! Selects the files of a repository that a model or an adapter needs.
 //!
-//! Weights are chosen as Transformers does: `model.safetensors`, or else the shards of `model.safetensors.index.json`.
-//! `.bin` duplicates, GGUF, ONNX and other frameworks' files are left out.
+//! Weights are selected as in Transformers: `model.safetensors`, or else the shards of `model.safetensors.index.json`.
+//! `.bin` duplicates, GGUF, ONNX and files of other frameworks are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -13,11 +13,11 @@ use serde::Deserialize;
 use crate::problem::RepoProblem;
 use crate::{Hub, HubError, Repo, Revision};
 
-/// Weights in one file, and the index of shards.
+/// Name of the weights in a single file, and of the index of shards.
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files beside the weights, of models and adapters.
+/// Files of models and adapters other than weights.
 const COMPANIONS: [&str; 18] = [
     "README.md",
     "LICENSE",
@@ -73,12 +73,12 @@ pub struct Download {
     pub dir: PathBuf,
     /// Number of files that are not in the cache.
     pub files: usize,
-    /// Their size.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
 impl Download {
-    /// A one-line summary, for a dry run.
+    /// Returns a one-line summary, for a dry run.
     pub fn summary(&self) -> String {
         let short = self.commit.get(..12).unwrap_or(&self.commit);
         match (self.files, self.bytes) {
@@ -103,7 +103,7 @@ impl Hub {
     pub fn model(&self, repo: &Repo, part: Part, interrupt: &Interrupt) -> Result<Snapshot, HubError> {
         let revision = self.revision(repo)?;
         let mut names = needed(&revision, part)?;
-        // The index first, which says for certain which shards there are.
+        // Fetch the index first, because it determines which shards there are.
         names.sort_by_key(|name| name != INDEX);
         if names.first().is_some_and(|name| name == INDEX) {
             let paths = revision.fetch(&names[..1], interrupt)?;
@@ -134,7 +134,7 @@ impl Hub {
     }
 }
 
-/// The needed files, in the order of the repository.
+/// Returns the needed files, in the order of the repository.
 fn needed(revision: &Revision<'_>, part: Part) -> Result<Vec<String>, HubError> {
     let has = |name: &str| revision.files.iter().any(|file| file.name == name);
     let weights: BTreeSet<&str> = match part {
@@ -150,7 +150,7 @@ fn needed(revision: &Revision<'_>, part: Part) -> Result<Vec<String>, HubError> 
     Ok(revision.files.iter().map(|file| file.name.clone()).filter(|name| wanted(name)).collect())
 }
 
-/// Why a repository is not a model or an adapter.
+/// Returns the reason why a repository is not a model or an adapter.
 fn unusable(revision: &Revision<'_>, part: Part) -> HubError {
     let has = |name: &str| revision.files.iter().any(|file| file.name == name);
     let ends = |ending: &str| revision.files.iter().any(|file| file.name.ends_with(ending));
@@ -178,7 +178,7 @@ fn is_shard(name: &str) -> bool {
     numbers.and_then(|rest| rest.split_once("-of-")).is_some_and(|(a, b)| digits(a) && digits(b))
 }
 
-/// The shards that an index names.
+/// Returns the shards listed in an index.
 fn shards(revision: &Revision<'_>, index: &std::path::Path) -> Result<Vec<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {

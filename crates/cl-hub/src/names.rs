@@ -37,8 +37,8 @@ pub struct Located {
 
 impl Names {
     /// Returns the directory of a model or adapter, after downloading it if necessary. Anything that is not a Hub name
-    /// is treated as a path, whether it exists or not; without the Hub, so is every name, and opening it reports what
-    /// is missing.
+    /// is treated as a path, whether it exists or not. Without the Hub, every name is treated as a path, and opening it
+    /// reports what is missing.
     ///
     /// # Errors
     /// Returns the errors of [`Hub::model`].
@@ -50,7 +50,7 @@ impl Names {
         Ok(Located { dir: snapshot.dir, commit: Some(snapshot.commit) })
     }
 
-    /// Plans the download of [`Names::locate`]; `None` for local directories.
+    /// Plans the download of [`Names::locate`]; returns `None` for local directories.
     ///
     /// # Errors
     /// Returns the same errors.
@@ -58,17 +58,17 @@ impl Names {
         self.hub.as_ref().zip(remote(written)).map(|(hub, repo)| hub.plan_model(&repo, part)).transpose()
     }
 
-    /// The directory of a path from a command line or a configuration; see [`Names::locate`].
+    /// Returns the directory for a path from a command line or a configuration; see [`Names::locate`].
     ///
     /// # Errors
     /// Returns the same errors.
     pub fn directory(&self, path: &Path, part: Part) -> Result<PathBuf, HubError> {
-        // A name of the hub is ASCII.
+        // Names on the Hub are ASCII.
         path.to_str().map_or_else(|| Ok(path.to_owned()), |written| Ok(self.locate(written, part)?.dir))
     }
 }
 
-/// The repository that a name means, unless something of that name exists.
+/// Returns the repository with this name, unless there is a local path with the same name.
 fn remote(written: &str) -> Option<Repo> {
     Repo::parse_model(written).filter(|_| !Path::new(written).exists())
 }

@@ -1,11 +1,11 @@
-//! What is wrong with answers, downloads, repositories and uploads, as facts in fields; a [`HubError`](crate::HubError)
-//! adds where.
+//! What is wrong with responses, downloads, repositories and uploads, as structured values; a
+//! [`HubError`](crate::HubError) adds where.
 
 use std::path::PathBuf;
 
 use serde_json::Value;
 
-/// Why an answer of the hub is not the expected one.
+/// Why a response of the Hub is not the expected one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnswerProblem {
@@ -18,19 +18,19 @@ pub enum AnswerProblem {
     /// There is no such file.
     #[error("no such file (HTTP 404)")]
     NoFile,
-    /// It is redirected too often.
+    /// There are too many redirects.
     #[error("too many redirects")]
     Redirects,
-    /// It is redirected, in an upload.
+    /// An upload request was redirected.
     #[error("redirected, which uploads do not follow")]
     Redirected,
-    /// It is not the listing of a repository.
+    /// It is not a valid repository listing.
     #[error("not a listing of a repository: {source}")]
     Listing {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// It is not the JSON of an upload.
+    /// It is not the expected JSON of an upload response.
     #[error("not the expected answer: {source}")]
     Upload {
         /// The parser's error.
@@ -39,7 +39,7 @@ pub enum AnswerProblem {
     /// A file has no etag.
     #[error("no etag")]
     NoEtag,
-    /// A file's etag cannot be its name in the cache.
+    /// A file's etag cannot be used as a file name in the cache.
     #[error("an etag that is not a valid file name")]
     Etag,
 }
@@ -48,17 +48,17 @@ pub enum AnswerProblem {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DownloadProblem {
-    /// The connection ended again and again.
+    /// The connection was interrupted repeatedly.
     #[error("interrupted after {received}{} bytes: {cut}", size.map_or_else(String::new, |size| format!(" of {size}")))]
     Interrupted {
         /// Bytes received.
         received: u64,
-        /// Size of the file, if the hub says it.
+        /// Size of the file, if the Hub states it.
         size: Option<u64>,
         /// How the last attempt ended.
         cut: Cut,
     },
-    /// It has another size than the hub says.
+    /// Its size differs from the size stated by the Hub.
     #[error("received {received} bytes, expected {size}")]
     Size {
         /// Bytes received.
@@ -66,14 +66,14 @@ pub enum DownloadProblem {
         /// Size of the file.
         size: u64,
     },
-    /// It has another hash than the hub says.
+    /// Its hash differs from the hash stated by the Hub.
     #[error("its {kind} is {found}, expected {expected}")]
     Hash {
         /// `SHA-256` or `SHA-1`.
         kind: &'static str,
-        /// The hash received, hexadecimal.
+        /// Hexadecimal hash of the received data.
         found: String,
-        /// The hash by the hub.
+        /// The hash stated by the Hub.
         expected: String,
     },
 }
@@ -85,13 +85,13 @@ pub enum Cut {
     /// The server does not have the rest of the file.
     #[error("the server does not have this range")]
     NoRange,
-    /// The server sent another part of the file.
+    /// The server sent a different part of the file.
     #[error("unexpected range: {range}")]
     Range {
         /// The header `Content-Range`.
         range: String,
     },
-    /// The server failed.
+    /// The server responded with an error.
     #[error("HTTP {status}")]
     Status {
         /// The HTTP status.
@@ -108,32 +108,32 @@ pub enum Cut {
     },
 }
 
-/// Why a repository does not hold what is needed.
+/// Why a repository does not contain what is needed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RepoProblem {
-    /// An adapter in place of a model.
+    /// It contains an adapter instead of a model.
     #[error("it is an adapter, not a model; name it after its base, as base+adapter or by --adapter")]
     Adapter,
-    /// A model in place of an adapter.
+    /// It contains a model instead of an adapter.
     #[error("it is a model, not an adapter (there is no adapter_config.json)")]
     Model,
-    /// An adapter that is not stored as safetensors.
+    /// Its adapter is not stored as safetensors.
     #[error("it has only adapter_model.bin; convert it to safetensors first (PEFT's save_pretrained does)")]
     BinAdapter,
-    /// No adapter.
+    /// It contains no adapter.
     #[error("it has no adapter_config.json with adapter_model.safetensors")]
     NoAdapter,
-    /// A model that is not stored as safetensors.
+    /// Its model is not stored as safetensors.
     #[error("it has only .bin weights; convert them to safetensors first (Transformers' save_pretrained does)")]
     BinModel,
-    /// A model in the format GGUF.
+    /// Its model is in GGUF format.
     #[error("it has only GGUF files; download one, and convert it with `cl import-gguf`")]
     Gguf,
-    /// No model.
+    /// It contains no model.
     #[error("it has no config.json with model.safetensors")]
     NoModel,
-    /// An index of shards that is not one.
+    /// Its index of shards is invalid.
     #[error("{index} is not an index: {source}")]
     Index {
         /// Name of the index.
@@ -141,7 +141,7 @@ pub enum RepoProblem {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// An index of shards that are not files of the repository.
+    /// Its index lists a shard that is not a file of the repository.
     #[error("{index} names `{shard}`, which is not a file beside it")]
     Shard {
         /// Name of the index.
@@ -151,17 +151,17 @@ pub enum RepoProblem {
     },
 }
 
-/// Why an upload fails.
+/// Why an upload failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UploadProblem {
-    /// No requests may be sent.
+    /// The Hub is set to offline.
     #[error("HF_HUB_OFFLINE is set; unset it to upload")]
     Offline,
     /// There is no token.
     #[error("uploading needs a token with write access; set HF_TOKEN, or save it in HF_HOME/token")]
     NoToken,
-    /// A file is not what its manifest lists.
+    /// A file differs from its manifest.
     #[error("{path}: is not what manifest.json lists; restore or make it again")]
     Changed {
         /// The file.
@@ -170,7 +170,7 @@ pub enum UploadProblem {
     /// The upload was stopped by a signal.
     #[error("stopped; the same command resumes it")]
     Stopped,
-    /// The hub does not take a file.
+    /// The Hub rejects a file.
     #[error("{file}: {error}")]
     Refused {
         /// The file.
@@ -178,7 +178,7 @@ pub enum UploadProblem {
         /// The hub's error.
         error: Value,
     },
-    /// The hub announces parts and does not say where to.
+    /// The Hub announces an upload in parts, but does not state the address of a part.
     #[error("the hub gave no address for part {part} of {count}")]
     NoAddress {
         /// Number of the part, from 1.
@@ -192,7 +192,7 @@ pub enum UploadProblem {
         /// Number of the part, from 1.
         part: u64,
     },
-    /// The storage does not take a file.
+    /// The storage rejects a file.
     #[error("{file}: the storage answers HTTP {status}")]
     Storage {
         /// The file.
@@ -200,7 +200,7 @@ pub enum UploadProblem {
         /// The HTTP status.
         status: u16,
     },
-    /// The storage failed again and again.
+    /// The storage failed repeatedly.
     #[error("{file}: {cut}; what is stored stays, and the same command resumes")]
     Failed {
         /// The file.

@@ -11,11 +11,11 @@ use crate::card::{self, CardData, CardResult};
 use crate::problem::UploadProblem;
 use crate::{Content, Hub, HubError, Repo, Upload};
 
-/// Manifests that are followed from a directory to its base.
+/// Maximum number of manifests that are followed from a directory to its base.
 const DEEPEST: usize = 16;
-/// Settings that a card shows; longer ones are in `manifest.json`.
+/// Maximum length of settings in a card; longer ones are only in `manifest.json`.
 const LONGEST_SETTINGS: usize = 20_000;
-/// Data sources that a card lists.
+/// Maximum number of data sources listed in a card.
 const MOST_DATA: usize = 50;
 
 /// Metadata for the card that the directory does not contain.
@@ -29,7 +29,7 @@ pub struct PublishOptions {
     pub license: Option<String>,
     /// Repositories of training data, in addition to those in manifests.
     pub datasets: Vec<String>,
-    /// Files of scores in lm-eval's layout: `results.json` of `cl eval`.
+    /// Files of scores in lm-eval's layout, such as `results.json` of `cl eval`.
     pub results: Vec<PathBuf>,
 }
 
@@ -40,12 +40,12 @@ pub struct Publication {
     pub card: String,
     /// All files, including the card.
     pub files: Vec<Upload>,
-    /// Missing metadata of the card, and how to add it.
+    /// Notes on missing metadata of the card, and how to add it.
     pub notes: Vec<String>,
 }
 
 impl Publication {
-    /// Size of all files in bytes.
+    /// Returns the total size of all files in bytes.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read.
@@ -81,7 +81,7 @@ impl Publication {
 /// Prepares a model or adapter directory for the Hub.
 ///
 /// The card has the front matter that the Hub reads, the text of an existing README.md, and sections about lineage,
-/// data, settings and scores. Base models are those that manifests name by repository, also through intermediate
+/// data, settings and scores. Base models are those named by repository in manifests, also through intermediate
 /// directories.
 ///
 /// # Errors
@@ -111,9 +111,9 @@ pub fn publish(dir: &Path, hub: &Hub, options: &PublishOptions) -> Result<Public
 /// Where a model comes from.
 #[derive(Default)]
 struct Lineage {
-    /// Repositories with their commits where they are known.
+    /// Repositories, with their commits if known.
     bases: Vec<Repo>,
-    /// Local directories without a base that is known.
+    /// Local directories whose base is unknown.
     unknown: Vec<String>,
 }
 
@@ -208,7 +208,7 @@ fn card_data(
     })
 }
 
-/// The licence that the cards of all bases in the cache name; `None` if one is missing or they differ.
+/// Returns the licence stated in the cards of all bases in the cache; `None` if one is missing or they differ.
 fn license(hub: &Hub, bases: &[Repo]) -> Option<String> {
     let of = |repo: &Repo| {
         let folder = hub.cache.join(format!("models--{}", repo.name.replace('/', "--"))).join("snapshots");
@@ -219,13 +219,13 @@ fn license(hub: &Hub, bases: &[Repo]) -> Option<String> {
     if all.len() == 1 { all.into_iter().next().flatten() } else { None }
 }
 
-/// The data set of the hub that a file in its cache belongs to.
+/// Returns the Hub data set that a file in the Hub's cache belongs to.
 fn dataset(path: &str) -> Option<String> {
     let folder = path.split(['/', '\\']).find_map(|part| part.strip_prefix("datasets--"))?;
     path.contains("snapshots").then(|| folder.replacen("--", "/", 1))
 }
 
-/// A source without the folders of this machine.
+/// Formats a source without the directories of this machine.
 fn shown(path: &str) -> String {
     if Repo::parse_model(path).is_some_and(|repo| repo.revision.is_some()) {
         return path.to_owned();
@@ -234,7 +234,7 @@ fn shown(path: &str) -> String {
     parts[parts.len().saturating_sub(2)..].join("/")
 }
 
-/// The card: front matter, the text there was, and what the manifest says.
+/// Returns the text of the card: front matter, existing text, and the contents of the manifest.
 fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<String, HubError> {
     let readme = dir.join("README.md");
     let old = if readme.is_file() { read_text(&readme, MAX_CONFIG)? } else { String::new() };
@@ -282,8 +282,8 @@ fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<Stri
     Ok(out)
 }
 
-/// Shortens paths of sources, and absolute ones of settings, as a card shows them: where files are on this machine is no one else's
-/// business, and their hashes say what they were.
+/// Shortens paths of sources, and absolute paths in settings, to what a card should show: where files are on this
+/// machine is private, and hashes identify them.
 fn without_directories(manifest: &mut Manifest) {
     for source in &mut manifest.sources {
         source.path = shown(&source.path);
@@ -306,7 +306,7 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// All files of the directory with the new card, and a manifest that lists it.
+/// Returns all files of the directory with the new card, and a manifest that lists it.
 fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Result<Vec<Upload>, HubError> {
     let mut names = Vec::new();
     walk(dir, "", &mut names)?;
@@ -335,7 +335,7 @@ fn walk(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), HubErro
     for entry in std::fs::read_dir(dir).map_err(HubError::io(dir))? {
         let entry = entry.map_err(HubError::io(dir))?;
         let own = entry.file_name().to_string_lossy().into_owned();
-        // Hidden files are a client's or the system's.
+        // Hidden files belong to a client or to the system.
         if own.starts_with('.') {
             continue;
         }

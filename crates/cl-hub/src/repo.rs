@@ -4,7 +4,7 @@ use cl_checkpoint::HubSnapshot;
 
 use crate::HubError;
 
-/// Kinds of repositories.
+/// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// Models and adapters.
@@ -14,7 +14,7 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// As the hub's API spells it: `models`, `datasets`.
+    /// Returns the plural used in the Hub's API: `models`, `datasets`.
     pub(crate) fn plural(self) -> &'static str {
         match self {
             RepoKind::Model => "models",
@@ -22,7 +22,7 @@ impl RepoKind {
         }
     }
 
-    /// What precedes a repository's name in the address of a file.
+    /// Returns the prefix of a repository's name in the address of a file.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             RepoKind::Model => "",
@@ -62,8 +62,8 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// Parses a model name as in mergekit and the commands: `organization/name`, or `organization/name@revision`.
-    /// Returns `None` if it is not a valid Hub name.
+    /// Parses a model name in the form used by mergekit and the commands: `organization/name`, or
+    /// `organization/name@revision`. Returns `None` if it is not a valid Hub name.
     pub fn parse_model(written: &str) -> Option<Repo> {
         let (name, revision) = match written.split_once('@') {
             Some((name, revision)) => (name, Some(revision.to_owned())),
@@ -72,7 +72,7 @@ impl Repo {
         HubSnapshot::is_name(written).then(|| Repo { kind: RepoKind::Model, name: name.to_owned(), revision })
     }
 
-    /// Branch, tag or commit.
+    /// Returns the branch, tag or commit.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
@@ -85,10 +85,10 @@ impl fmt::Display for Repo {
     }
 }
 
-/// Checks a name from a configuration or a server, which must not refer to a path outside the cache.
+/// Checks that a name from a configuration or a server does not refer to a path outside the cache.
 ///
 /// # Errors
-/// Returns [`HubError::Name`], with what is `expected`, if it could.
+/// Returns [`HubError::Name`], with a description of what is `expected`, if it does.
 pub fn check_name(name: &str, expected: &'static str) -> Result<(), HubError> {
     let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\\', ':', '\0']);
     if name.split('/').all(good) { Ok(()) } else { Err(HubError::Name { name: name.to_owned(), expected }) }

@@ -7,7 +7,7 @@ use crate::http::{Client, Subject, encoded};
 use crate::problem::RepoProblem;
 use crate::{Hub, HubError, Repo, check_name};
 
-/// A repository at the commit of its revision.
+/// A repository at the commit of a revision.
 pub struct Revision<'a> {
     hub: &'a Hub,
     repo: &'a Repo,
@@ -16,7 +16,7 @@ pub struct Revision<'a> {
     pub commit: String,
     /// Its files.
     pub files: Vec<RepoFile>,
-    /// Whether `files` are all files of the commit; otherwise, they are those that other clients have cached.
+    /// Whether `files` contains all files of the commit; otherwise, it contains those that other clients have cached.
     pub complete: bool,
 }
 
@@ -30,12 +30,12 @@ pub struct RepoFile {
 }
 
 impl Hub {
-    /// Returns the commit of a repository's revision and its files, from the Hub (and stores them for offline use), or
-    /// from the cache if the Hub is offline.
+    /// Returns the commit of a repository's revision and its files, from the Hub (storing them for offline use), or
+    /// from the cache if the Hub is set to offline.
     ///
     /// # Errors
-    /// Returns an error if a name is invalid, the repository or revision does not exist or is not accessible, the Hub
-    /// does not answer, or the Hub is offline and the revision is not cached.
+    /// Returns an error if a name is invalid, if the repository or revision does not exist or is not accessible, if the
+    /// Hub does not respond, or if the Hub is set to offline and the revision is not cached.
     pub fn revision<'a>(&'a self, repo: &'a Repo) -> Result<Revision<'a>, HubError> {
         check_name(repo.revision(), "a revision")?;
         let cache = RepoCache::new(&self.cache, repo);
@@ -57,7 +57,7 @@ impl Hub {
         revision.files = info.siblings.into_iter().map(|s| RepoFile { name: s.rfilename, size: s.size }).collect();
         let names: Vec<String> = revision.files.iter().map(|file| file.name.clone()).collect();
         names.iter().try_for_each(|name| check_name(name, "the name of a file"))?;
-        // A read-only cache can still be read.
+        // A read-only cache can still be used for reading.
         let _ = revision.cache.set_commit(repo.revision(), &revision.commit);
         let _ = revision.cache.set_listing(&revision.commit, &names);
         Ok(revision)
@@ -65,7 +65,7 @@ impl Hub {
 }
 
 impl Revision<'_> {
-    /// The directory of its files in the cache.
+    /// Returns the directory of its files in the cache.
     pub fn dir(&self) -> PathBuf {
         self.cache.snapshot(&self.commit)
     }
@@ -78,8 +78,8 @@ impl Revision<'_> {
     /// Returns the paths of files in the cache, after downloading missing ones. Each file is complete and verified.
     ///
     /// # Errors
-    /// Returns an error if a download fails or is interrupted, a file is not cached and the Hub is offline, or the
-    /// cache cannot be written.
+    /// Returns an error if a download fails or is interrupted, if a file is not cached and the Hub is set to offline,
+    /// or if the cache cannot be written.
     pub fn fetch(&self, names: &[String], interrupt: &Interrupt) -> Result<Vec<PathBuf>, HubError> {
         let fetch = |name: &String| {
             let path = self.dir().join(name);
@@ -101,15 +101,15 @@ impl Revision<'_> {
         self.cache.prepare()?;
         let meta = client.head(&self.subject(), &url)?;
         let _lock = self.cache.lock(&meta.etag)?;
-        // Another process may have downloaded it meanwhile, and already use it.
+        // Another process may have downloaded the file in the meantime, and may already be using it.
         let path = self.dir().join(name);
         if path.is_file() {
             return Ok(path);
         }
         let blob = self.cache.blob(&meta.etag);
         if !blob.is_file() {
-            // Written under the lock, and resumed after a kill; renamed once complete and verified.
-            // Differs from the name that Python's client uses, whose partial downloads are not resumed.
+            // Written under the lock, resumed after a kill, and renamed once it is complete and verified. The name
+            // differs from that of Python's client, whose partial downloads are not resumed.
             let part = self.cache.blob(&format!("{}.cl.incomplete", meta.etag));
             client.download(&self.subject(), &url, &meta, &part, interrupt)?;
             std::fs::rename(&part, &blob).map_err(HubError::io(&blob))?;
@@ -126,7 +126,7 @@ impl Revision<'_> {
         }
     }
 
-    /// An error that names what is not cached.
+    /// Returns an error that states what is not cached.
     pub fn offline(&self, missing: &str) -> HubError {
         HubError::Offline {
             kind: self.repo.kind,
@@ -137,7 +137,7 @@ impl Revision<'_> {
         }
     }
 
-    /// An error that says why the repository is not what is needed.
+    /// Returns an error that states why the repository is not what is needed.
     pub(crate) fn unusable(&self, problem: RepoProblem) -> HubError {
         let (repo, revision) = (self.repo.name.clone(), self.repo.revision().to_owned());
         HubError::Unusable { repo, revision, problem }

@@ -1,6 +1,6 @@
 //! Uploads of files to a Hub repository in one commit.
 //!
-//! API: <https://huggingface.co/docs/hub/api>; large files through the batch API of Git LFS
+//! API: <https://huggingface.co/docs/hub/api>. Large files are uploaded with the batch API of Git LFS
 //! (<https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>), in one piece or in the parts that the Hub
 //! requests.
 
@@ -22,15 +22,15 @@ use crate::http::{Client, Subject, git_sha1, network, origin, sha256, text};
 use crate::problem::{AnswerProblem, Cut, UploadProblem};
 use crate::{Hub, HubError, RepoKind};
 
-/// Files in one request about how they are sent, and in one about where.
+/// Maximum number of files in a request that asks how files are stored, or where to send them.
 const BATCH: usize = 100;
-/// Attempts to send a file or a part of it.
+/// Number of attempts to send a file or a part of it.
 const ATTEMPTS: u64 = 3;
-/// Start of a file by which the hub decides how it is stored.
+/// Number of bytes at the start of a file from which the Hub decides how it is stored.
 const SAMPLE: u64 = 512;
-/// Limit for files that are not stored by LFS; the hub takes no larger ones either.
+/// Size limit for files that are not stored by LFS; the Hub does not accept larger ones either.
 const LARGEST_REGULAR: u64 = 16 << 20;
-/// Limit for answers.
+/// Size limit for responses.
 const LARGEST_ANSWER: u64 = 64 << 20;
 
 /// A file to upload.
@@ -64,7 +64,7 @@ pub struct Uploaded {
     pub commit: Option<String>,
 }
 
-/// A file with what identifies it.
+/// A file, and what identifies its content.
 struct Prepared<'a> {
     upload: &'a Upload,
     size: u64,
@@ -81,7 +81,7 @@ impl Content {
         })
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     ///
     /// # Errors
     /// Returns [`HubError::Io`] if the file cannot be read.
@@ -98,12 +98,12 @@ impl<T: Read + Seek> ReadSeek for T {}
 
 impl Hub {
     /// Uploads files to the branch `main` of a model repository in one commit; creates the repository if it does not
-    /// exist. Files that it already has with the same content are not sent, nor large files that an interrupted upload
-    /// has already stored. Needs a token with write access.
+    /// exist. Files that it already contains with the same content are not sent, nor large files that were already
+    /// stored by an interrupted upload. Requires a token with write access.
     ///
     /// # Errors
-    /// Returns an error if there is no token or it has no write access, the Hub is offline or does not answer as
-    /// expected, a file cannot be read, or the upload is interrupted.
+    /// Returns an error if there is no token or it has no write access, if the Hub is set to offline or does not
+    /// respond as expected, if a file cannot be read, or if the upload is interrupted.
     pub fn upload(
         &self,
         repo: &str,
@@ -151,14 +151,14 @@ fn prepare(upload: &Upload) -> Result<Prepared<'_>, HubError> {
     Ok(Prepared { upload, size, sha256, git_sha1, large: false })
 }
 
-/// Requests about one repository.
+/// Sends requests about one repository.
 struct Sender<'a> {
     client: Client,
     subject: Subject<'a>,
     interrupt: &'a Interrupt,
 }
 
-/// An object's answer of the batch API.
+/// The batch API's response for an object.
 #[derive(Deserialize)]
 struct Stored {
     oid: String,
@@ -187,14 +187,14 @@ impl Sender<'_> {
         let (organization, name) = self.subject.repo.split_once('/').unwrap_or(("", self.subject.repo));
         let body = json!({ "type": "model", "organization": organization, "name": name, "private": private });
         let answer = self.post(&url, "application/json", body.to_string().into_bytes());
-        // It exists already.
+        // The repository already exists.
         match answer {
             Ok(response) if response.status() == 409 => Ok(()),
             answer => self.client.checked(&self.subject, &url, answer).map(|_| ()),
         }
     }
 
-    /// Asks how each file is stored, and returns the hashes of those that the repository has.
+    /// Requests how each file is stored, and returns the hashes of files that the repository already has.
     fn preupload(&self, files: &mut [Prepared<'_>]) -> Result<BTreeMap<String, String>, HubError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -230,7 +230,7 @@ impl Sender<'_> {
         Ok(existing)
     }
 
-    /// Sends large files to the storage, as far as it does not have them. Returns the bytes sent.
+    /// Sends large files to the storage unless it already has them. Returns the number of bytes sent.
     fn store(&self, files: &[&Prepared<'_>]) -> Result<u64, HubError> {
         #[derive(Deserialize)]
         struct Batch {
@@ -249,7 +249,7 @@ impl Sender<'_> {
             if let Some(error) = object.error {
                 return Err(self.failed(UploadProblem::Refused { file: file.upload.name.clone(), error }));
             }
-            // The storage has it.
+            // The storage already has the file.
             let Some(actions) = object.actions else { continue };
             if let Some(upload) = &actions.upload {
                 tracing::info!("uploading {}, {:.1} MB", file.upload.name, file.size as f64 / 1e6);
@@ -269,7 +269,7 @@ impl Sender<'_> {
         let Some(part_size) = action.header.get("chunk_size").and_then(number).filter(|size| *size > 0) else {
             return self.put(file, &action.href, &action.header, 0..file.size).map(|_| ());
         };
-        // The other headers are the addresses of the parts, by their numbers.
+        // The other headers are the addresses of the parts, by part number.
         let parts = action.header.iter().filter_map(|(key, url)| Some((key.parse::<u64>().ok()?, url.as_str()?)));
         let parts: BTreeMap<u64, &str> = parts.collect();
         let count = file.size.div_ceil(part_size);
@@ -289,7 +289,7 @@ impl Sender<'_> {
         self.answer_of(&action.href, answer).map(|_| ())
     }
 
-    /// Sends a range of a file to the storage. The address is signed; the token is not sent.
+    /// Sends a range of a file to the storage. The address is signed, and the token is not sent.
     fn put(
         &self,
         file: &Prepared<'_>,
@@ -326,7 +326,7 @@ impl Sender<'_> {
         unreachable!("the last attempt returns")
     }
 
-    /// The commit, as lines of JSON.
+    /// Creates the commit, which is sent as lines of JSON.
     fn commit(&self, files: &[&Prepared<'_>], message: &str) -> Result<String, HubError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -355,7 +355,7 @@ impl Sender<'_> {
         Ok(committed.commit_oid)
     }
 
-    /// A request with the token, if it goes to the hub itself.
+    /// Sends a request, with the token only if it goes to the Hub itself.
     fn post(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<Response<ureq::Body>, ureq::Error> {
         let mut request = self.client.agent.post(url).header(header::CONTENT_TYPE, kind);
         if kind.starts_with("application/vnd.git-lfs") {

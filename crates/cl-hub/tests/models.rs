@@ -1,4 +1,4 @@
-//! Models and adapters downloaded from a hub on this machine.
+//! Models and adapters downloaded from a Hub server on this machine.
 
 mod server;
 
@@ -8,7 +8,7 @@ use cl_checkpoint::Interrupt;
 use cl_hub::{Hub, HubError, Names, Part, Repo};
 use server::{COMMIT, Server, git_sha1, sha256};
 
-/// A repository with what real ones have beside what a model needs.
+/// A repository that, like real ones, contains more than a model needs.
 fn full() -> Server {
     let server = Server::new();
     for (path, bytes) in [
@@ -120,7 +120,7 @@ fn wrong_bytes_are_noticed_in_large_and_small_files() {
     for (name, hash) in [("model.safetensors", "SHA-256"), ("config.json", "SHA-1")] {
         let (server, cache) = (full(), tempfile::tempdir().unwrap());
         let hub = server.hub(cache.path());
-        // All others are there already.
+        // All other files are already cached.
         model(&hub, "o/m").unwrap();
         let link = cache.path().join("models--o--m/snapshots").join(COMMIT).join(name);
         std::fs::remove_file(std::fs::canonicalize(&link).unwrap()).unwrap();
@@ -192,7 +192,7 @@ fn offline_says_what_is_missing() {
     std::fs::remove_file(snapshot.dir.join("tokenizer.json")).unwrap();
     let error = message(model(&offline, "o/m"));
     assert!(error.contains("tokenizer.json is not in"), "{error}");
-    // As another client leaves it, without a list of what there is.
+    // The cache as another client leaves it, without a list of the commit's files.
     std::fs::remove_dir_all(cache.path().join("models--o--m/.listing")).unwrap();
     assert_eq!(model(&offline, "o/m").unwrap(), snapshot);
     std::fs::remove_file(snapshot.dir.join("model.safetensors")).unwrap();
@@ -243,7 +243,7 @@ fn a_directory_of_that_name_is_used_first() {
     let names = Names { hub: Some(server.hub(cache.path())), interrupt: Interrupt::default() };
     let located = names.locate("o/m", Part::Model).unwrap();
     assert_eq!((located.commit.as_deref(), located.dir.is_dir()), (Some(COMMIT), true));
-    // A path that exists below the working directory, and looks like a name of the hub.
+    // A path that exists below the working directory and looks like a name on the Hub.
     let located = names.locate("tests/server", Part::Model).unwrap();
     assert_eq!((located.commit, located.dir.as_path()), (None, Path::new("tests/server")));
     let alone = Names { hub: None, ..names };

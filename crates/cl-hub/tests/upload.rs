@@ -1,4 +1,4 @@
-//! Uploads to a hub on this machine.
+//! Uploads to a Hub server on this machine.
 
 mod server;
 
@@ -45,13 +45,13 @@ fn whole_and_in_parts() {
         assert!(repo.private);
         assert_eq!(repo.files["model.safetensors"], WEIGHTS);
         assert_eq!(repo.files["README.md"], "---\nlicense: mit\n---\n# ü".as_bytes());
-        // The token goes to the hub, never to the storage.
+        // The token is sent to the Hub, but never to the storage.
         assert!(state.log.iter().all(|l| l.starts_with("storage") != l.contains("Bearer secret")), "{:?}", state.log);
         let puts = state.log.iter().filter(|l| l.starts_with("storage PUT")).count();
         assert_eq!(puts, part_size.filter(|p| *p < WEIGHTS.len()).map_or(1, |p| WEIGHTS.len().div_ceil(p)));
         drop(state);
 
-        // The same again sends and commits nothing; a changed file alone is committed.
+        // Uploading the same files again sends and commits nothing; of changed files, only those are committed.
         let none = Uploaded { unchanged: 3, ..Uploaded::default() };
         assert_eq!(upload(&hub, &files).unwrap(), none);
         let mut changed = files.clone();
@@ -71,7 +71,7 @@ fn an_interrupted_upload_sends_nothing_twice() {
     assert!(error.contains("HTTP 503") && error.contains("resumes"), "{error}");
     assert_eq!(server.state().repos["me/model"].commits, 0);
     server.state().refuse_storage = false;
-    // Stored, but killed before the commit.
+    // The file was stored, but the upload was killed before the commit.
     server.state().stored.insert(server::sha256(WEIGHTS), WEIGHTS.to_vec());
     server.state().log.clear();
     let done = upload(&hub, &files).unwrap();

@@ -32,7 +32,7 @@ pub(crate) struct Checked {
     pub(crate) validation: Vec<Vec<Dataset>>,
     /// Tasks to score.
     pub(crate) tasks: Vec<Box<dyn Task>>,
-    /// The columns of the score matrix: a task each, or a group of tasks.
+    /// Columns of the score matrix; each is a task or a group of tasks.
     pub(crate) columns: Vec<TaskGroup>,
 }
 
@@ -46,7 +46,7 @@ pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     findings
 }
 
-/// Checks one round without running it.
+/// Checks a single training round (`cl train`) without running it.
 pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_train(config, &mut findings);
@@ -59,7 +59,7 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
     findings
 }
 
-/// Checks a router training without running it.
+/// Checks a router training run without running it.
 pub fn check_router(config: &RouterRun) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_router(config, &mut findings);
@@ -168,14 +168,14 @@ fn check_rounds(config: &SequenceConfig, rounds: &[Round], findings: &mut Vec<Fi
         }
     }
     if let Some(adapter) = rounds.iter().find_map(|round| round.train.initial_adapter.as_ref()) {
-        // Every round would add it again to a model that already contains it.
+        // Every round would add this adapter again to a model that already contains it.
         let expected =
             "none in a sequence, whose rounds start with new adapters; use `cl train` to continue an adapter";
         wrong("initial_adapter", adapter.display().to_string(), expected);
     }
 }
 
-/// Loads the tasks of a sequence, and the columns of its matrix.
+/// Loads the tasks of a sequence and the columns of its score matrix.
 fn check_tasks(
     config: &SequenceConfig,
     rounds: &[Round],
@@ -188,7 +188,7 @@ fn check_tasks(
             let name = t.name().to_owned();
             TaskGroup { members: vec![name.clone()], name, version: 1 }
         };
-        // The first group is the requested one; the others are its subgroups.
+        // The first group is the requested one; the others are its subgroups, which get no column.
         columns.extend(set.groups.into_iter().next().or_else(|| set.tasks.first().map(|t| one(t.as_ref()))));
         tasks.extend(set.tasks);
     }
@@ -214,7 +214,7 @@ fn examine_train(config: &TrainRun, findings: &mut Vec<Finding>) -> Checked {
     let mut datasets: Vec<Vec<Dataset>> = load_each(config).map(|sets| note_all(sets.into_iter(), findings)).collect();
     let mut validation = Vec::new();
     if let (Some(settings), true) = (&config.validation, findings.len() == before) {
-        // As in a sequence, rows that an earlier round held out are not replayed.
+        // As in a sequence, rows that were held out for validation in an earlier round are not replayed.
         for sets in &mut datasets {
             let taken = take_validation(settings, sets, config.seed, config.data.format, &config.data.columns);
             validation.push(note(taken, findings).unwrap_or_default());
@@ -236,8 +236,8 @@ fn examine_router(config: &RouterRun, findings: &mut Vec<Finding>) -> Checked {
     checked
 }
 
-/// Checks that the first example of each data set can be tokenized: above all that a model for conversations has a chat
-/// template. All examples are tokenized when their round begins.
+/// Checks that the first example of each data set can be tokenized; in particular, that a model for conversations has
+/// a chat template. The remaining examples are tokenized when their round starts.
 fn check_rendering(model: &Path, train: &TrainConfig, datasets: &[Vec<Dataset>], findings: &mut Vec<Finding>) {
     let Some(chat) = note(ChatTemplate::from_dir(model), findings) else { return };
     let Some(tokenizer) = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok()) else { return };
@@ -253,7 +253,7 @@ fn first_is_tokenized(encoding: Encoding<'_>, data: &Dataset) -> Result<(), LabE
     inspect(first, None).count_lengths(encoding, first).map_err(LabError::data(&data.path))
 }
 
-/// Warns of rows that are probably mistakes.
+/// Warns about rows that are probably mistakes.
 fn inspect_data(
     model: &Path,
     train: &TrainConfig,
@@ -270,7 +270,7 @@ fn inspect_data(
         if let Some(tokenizer) = &tokenizer {
             let (max_length, profile) = (train.max_length, Profile::Method);
             let encoding = Encoding { tokenizer, chat: chat.as_ref(), max_length, profile };
-            // Otherwise the problem is known from the check of the first example.
+            // If the first example cannot be tokenized, `check_rendering` has already reported it.
             if first_is_tokenized(encoding, data).is_ok() {
                 let counted = report.count_lengths(encoding, &data.examples);
                 note(counted.map_err(LabError::data(&data.path)), findings);

@@ -9,8 +9,8 @@ use crate::findings::note;
 use crate::model_dir::mixture_error;
 use crate::{Finding, LabError};
 
-/// Checks the directory of a model, an adapter or a mixture of adapters: every header, names and shapes against the
-/// config, the tokenizer, every value for NaN and infinities, and every file against the manifest when there is one.
+/// Checks the directory of a model, an adapter or a mixture of adapters: all headers, names and shapes against the
+/// config, the tokenizer, all values for NaN and infinities, and all files against the manifest, if there is one.
 pub fn check_directory(dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let has = |name: &str| dir.join(name).exists();
@@ -87,7 +87,7 @@ fn check_mixture(dir: &Path, findings: &mut Vec<Finding>) {
     check_finite(&dir.join("mixture_model.safetensors"), &mixture, findings);
 }
 
-/// The first non-finite value of each tensor.
+/// Reports the first non-finite value of each tensor.
 fn check_finite(path: &Path, source: &impl TensorSource, findings: &mut Vec<Finding>) {
     for name in source.names() {
         let values = source.info(name).zip(source.bytes(name).ok()).and_then(|(i, b)| convert::to_f32(i.dtype, b));

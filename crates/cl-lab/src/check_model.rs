@@ -13,7 +13,7 @@ use crate::findings::note;
 use crate::model_dir::{check_fits, open_checkpoint};
 use crate::rounds::is_stack;
 
-/// Checks the base model of a run: headers, names and shapes, the tokenizer, and whether it fits `[train]`.
+/// Checks the base model of a run: headers, tensor names and shapes, tokenizer, and compatibility with `[train]`.
 pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) -> Option<ModelConfig> {
     let checkpoint = note(open_checkpoint(dir), findings)?;
     if let Some(tokenizer) = note(Tokenizer::from_dir(dir), findings) {
@@ -30,28 +30,29 @@ pub(crate) fn check_model(dir: &Path, train: &TrainConfig, findings: &mut Vec<Fi
     model
 }
 
-/// A setting as a configuration has it, without quotation marks.
+/// Formats a setting as it is written in a configuration file, without quotation marks.
 fn as_written(setting: &impl Serialize) -> String {
     toml::Value::try_from(setting).map_or_else(|_| String::new(), |value| value.to_string().replace('"', ""))
 }
 
-/// Checks the adapters that the run trains, continues, or stays orthogonal to.
+/// Checks the adapter that a run trains or continues, and those of earlier rounds that it stays orthogonal to.
 fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Finding>) {
     let stack = is_stack(train);
     if let Some(dir) = &train.initial_adapter {
-        // It determines the modules; `target_modules` is ignored.
+        // The existing adapter determines the modules; `target_modules` is ignored.
         if let Some(adapter) = note(Adapter::open(dir), findings) {
             note(check_fits(base, &adapter), findings);
             note(check_continued(&adapter, train), findings);
             if stack && adapter.config().use_dora {
-                // The result could not be added to the base together with the others.
+                // With o-lora's shape `stack`, the adapter must be one that can be added to the base together with the
+                // others.
                 note(check_frozen(&adapter), findings);
             }
         }
     } else if let Some(lora) = &train.lora {
         let plain = LoraConfig { use_dora: false, ..lora.clone() };
         if let (true, Some(key)) = (lora.use_dora, plain.beyond_factors()) {
-            // It could not be merged into the round's model.
+            // The result could not be merged into the round's model.
             let (value, expected) = ("set together with use_dora".to_owned(), "only one of the two");
             findings.push(Finding::Problem(AdapterError::Parameter { key, value, expected }.into()));
         }
@@ -75,7 +76,7 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
     }
 }
 
-/// Checks that no setting contradicts the adapter that is continued, since it would be ignored.
+/// Checks that no setting contradicts the adapter that training continues from, because it would be ignored.
 fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), AdapterError> {
     let Some(lora) = &train.lora else { return Ok(()) };
     if lora.base.is_some() {
@@ -114,7 +115,7 @@ fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterErro
     check_whole(base, lora, &adapted)
 }
 
-/// Checks that additionally trained tensors exist, and can be merged into the base.
+/// Checks that tensors trained in addition to the factors exist and can be merged into the base.
 fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result<(), AdapterError> {
     let shape = |name: &str| base.info(name).map_or(Vec::new(), |i| i.shape.iter().map(|&d| d as i64).collect());
     let mut shapes: Vec<(&str, Vec<i64>)> = base.names().into_iter().map(|name| (name, shape(name))).collect();

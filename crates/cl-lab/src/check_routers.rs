@@ -6,7 +6,7 @@ use crate::model_dir::{model_hash, open_checkpoint, open_mixture};
 use crate::problem::RoutersProblem;
 use crate::{Finding, LabError, RouterRun};
 
-/// Checks that a router training has routers that affect a loss.
+/// Checks that a router training run has routers, and that they affect the loss.
 pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     let choice = match &config.adapter {
         None => of_experts(config),
@@ -27,7 +27,7 @@ pub(crate) fn check_routers(config: &RouterRun, findings: &mut Vec<Finding>) {
     }
 }
 
-/// The selection of a router.
+/// How a router selects experts.
 struct Choice {
     experts: usize,
     chosen: usize,

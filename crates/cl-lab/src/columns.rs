@@ -1,10 +1,10 @@
-//! Tasks of a sequence, and the columns of its matrix.
+//! Tasks of a sequence, and the columns of its score matrix.
 
 use cl_eval::{Column, Group, TaskGroup, TaskOptions, TaskSet, TaskSpec, load_tasks};
 
 use crate::{LabError, Round, SequenceConfig};
 
-/// The scored tasks: new knowledge first, then old.
+/// Loads the tasks to score: new knowledge first, then old.
 pub(crate) fn load_each_task(
     config: &SequenceConfig,
     rounds: &[Round],
@@ -26,20 +26,20 @@ pub(crate) fn load_each_task(
     names.map(|(name, options)| Ok(load_tasks(&name, &config.data, options)?))
 }
 
-/// The columns of the score matrix: new knowledge, with the round that trains on it, then old knowledge. `scored` has
-/// one group per requested task, in the same order.
+/// Returns the columns of the score matrix: tasks of new knowledge, each with the round that trains on it, then old
+/// knowledge. `scored` has one group per requested task, in the same order.
 pub(crate) fn columns(config: &SequenceConfig, rounds: &[Round], scored: &[TaskGroup]) -> Vec<Column> {
     let new = config.new_tasks(rounds);
     let column = |(i, task): (usize, &TaskGroup)| match new.get(i) {
-        // By what it was asked for as: a task described by a file is called otherwise than the file.
+        // Looked up by the requested name: a task loaded from a file has a different name than the file.
         Some(asked) => Column::new(&task.name, Group::New, teaching_round(rounds, asked)),
         None => Column::new(&task.name, Group::Old, None),
     };
     scored.iter().enumerate().map(column).collect()
 }
 
-/// The round (from 1) that trains on a task, by name or alias; otherwise the round of a task with the same data set,
-/// such as the two forms of GSM8K.
+/// Returns the round (from 1) that trains on a task, matched by name or alias; otherwise the round of a task with the
+/// same data set, such as the two variants of GSM8K.
 pub(crate) fn teaching_round(rounds: &[Round], task: &str) -> Option<usize> {
     let spec = TaskSpec::find(task);
     let same =

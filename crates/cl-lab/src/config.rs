@@ -17,7 +17,7 @@ pub struct TrainRun {
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Which definitions apply.
+    /// Profile: which set of definitions applies.
     #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -30,10 +30,10 @@ pub struct TrainRun {
     /// Validation during training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationConfig>,
-    /// Composition of several data sets.
+    /// How several data sets are combined.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
-    /// Replay of rows of `data.earlier`.
+    /// Replay of rows from `data.earlier`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
 }
@@ -48,10 +48,10 @@ pub struct DataConfig {
     /// Format of the rows.
     #[serde(default)]
     pub format: Format,
-    /// Names of the rows' fields, if they differ from the format's.
+    /// Field names of the rows, if they differ from those of the format.
     #[serde(default, skip_serializing_if = "Columns::is_empty")]
     pub columns: Columns,
-    /// Maximum number of rows of each file.
+    /// Maximum number of rows read from each file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Data of earlier rounds for replay: one file or task directory per round.

@@ -4,7 +4,7 @@ use crate::problem::{
     ConfigProblem, OutputProblem, RoundsProblem, RoutersProblem, SetProblem, StudyProblem, TaskNameProblem,
 };
 
-/// Errors of experiments.
+/// Error of a training run, a sequence or a study.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabError {
@@ -17,7 +17,7 @@ pub enum LabError {
         #[source]
         problem: ConfigProblem,
     },
-    /// A mixture of adapters whose files do not fit together.
+    /// The files of a mixture of adapters are inconsistent.
     #[error("{path}: {problem}")]
     Mixture {
         /// The directory.
@@ -26,7 +26,7 @@ pub enum LabError {
         #[source]
         problem: cl_moe::problem::MixtureProblem,
     },
-    /// A mixture of adapters for another base.
+    /// A mixture of adapters was made for a different base model.
     #[error(
         "{path}: is a mixture for the base {base} ({}…), not for this model ({}…); create it again with `cl moe blend` for this \
          model",
@@ -36,14 +36,14 @@ pub enum LabError {
     MixtureBase {
         /// The directory.
         path: PathBuf,
-        /// Its base, as it was named.
+        /// Its base model, as named in its configuration.
         base: String,
-        /// Hash of that base.
+        /// Hash of that base model.
         base_hash: String,
         /// Hash of the model.
         model_hash: String,
     },
-    /// A mixture of adapters that cannot be written.
+    /// A mixture of adapters cannot be written.
     #[error("{path}: {source}")]
     WriteMixture {
         /// The directory.
@@ -66,10 +66,10 @@ pub enum LabError {
     /// The configuration of a study is invalid.
     #[error("the study's configuration: {0}")]
     Study(#[from] StudyProblem),
-    /// Stages of a study failed. The results of the others are kept.
+    /// Stages of a study failed. Results of the other stages are kept.
     #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
-    /// What a rank sent is not understood.
+    /// A message from another rank cannot be parsed.
     #[error("another rank sent what this one cannot read; all ranks have to run the same version of this program")]
     RankVersions,
     /// A study was asked to stop.
@@ -84,7 +84,7 @@ pub enum LabError {
         #[source]
         problem: SetProblem,
     },
-    /// The run directory belongs to another run, or `--resume` is missing.
+    /// The output directory belongs to another run, or `--resume` is missing.
     #[error("{path}: {problem}")]
     Output {
         /// The directory.
@@ -93,7 +93,7 @@ pub enum LabError {
         #[source]
         problem: OutputProblem,
     },
-    /// A file in place of a model directory.
+    /// A path to a file was given instead of a model directory.
     #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` converts a GGUF file)")]
     NotADirectory {
         /// The file.
@@ -105,7 +105,7 @@ pub enum LabError {
         /// The directory.
         path: PathBuf,
     },
-    /// A model changed during the run.
+    /// The base model changed during the run.
     #[error(
         "{path}: has changed since the run started, so no result was saved. Restore the old file and add --resume, or start \
          again with another --out"
@@ -117,11 +117,11 @@ pub enum LabError {
     /// A completed part of the run has changed since it was written.
     #[error("{path}: {what}; restore it, or remove {dir} to create it again", path = .path.display(), dir = .dir.display())]
     Damaged {
-        /// The file.
+        /// The changed file.
         path: PathBuf,
-        /// The difference.
+        /// What differs.
         what: &'static str,
-        /// The directory that contains it.
+        /// The directory to remove in order to create it again.
         dir: PathBuf,
     },
     /// A stop was requested between two stages.
@@ -130,9 +130,9 @@ pub enum LabError {
     /// A file differs from the manifest of its directory.
     #[error("{path}: {what}")]
     Manifest {
-        /// The file.
+        /// The file that differs.
         path: PathBuf,
-        /// The difference.
+        /// What differs.
         what: &'static str,
     },
     /// The tokenizer has more tokens than the embedding has rows.
@@ -145,7 +145,7 @@ pub enum LabError {
         /// Rows of the embedding.
         rows: i64,
     },
-    /// The name of a task cannot be used for its predictions file.
+    /// The name of a task cannot be used as the name of its predictions file.
     #[error("task `{name}`: {problem}")]
     TaskName {
         /// Name of the task.
@@ -170,18 +170,18 @@ pub enum LabError {
     /// Several problems.
     #[error("{} problems:{}", .0.len(), indented(.0))]
     Problems(Vec<LabError>),
-    /// The operating system's answer.
+    /// An I/O error.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file.
         path: PathBuf,
-        /// The answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Error of a model or adapter directory.
+    /// Error in a model or adapter directory.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// Error of data or a tokenizer.
+    /// Error in the data or the tokenizer.
     #[error(transparent)]
     Data(Box<cl_data::Error>),
     /// A row cannot be tokenized.
@@ -192,25 +192,25 @@ pub enum LabError {
         /// The row and the reason.
         source: Box<cl_data::Error>,
     },
-    /// Adapters.
+    /// Error of an adapter.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
-    /// Folding.
+    /// Error while merging.
     #[error(transparent)]
     Merge(#[from] cl_merge::Error),
-    /// Models.
+    /// Error of a model.
     #[error(transparent)]
     Model(Box<cl_model::ModelError>),
-    /// Training.
+    /// Error during training.
     #[error(transparent)]
     Train(Box<cl_train::TrainError>),
-    /// Scoring.
+    /// Error during scoring.
     #[error(transparent)]
     Eval(Box<cl_eval::Error>),
-    /// Figures.
+    /// Error while writing a report.
     #[error(transparent)]
     Report(#[from] cl_report::Error),
-    /// libtorch.
+    /// Error of libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
 }
@@ -239,7 +239,7 @@ impl From<cl_eval::Error> for LabError {
     }
 }
 
-/// Enough of a hash to tell two apart; a file can hold any text in the place of one.
+/// Shortens a hash to a prefix long enough to distinguish two. The text comes from a file and may be anything.
 fn short(hash: &str) -> String {
     hash.chars().take(12).collect()
 }
@@ -271,7 +271,7 @@ impl LabError {
         }
     }
 
-    /// A problem of the configuration file.
+    /// A problem in a configuration file.
     pub(crate) fn config(path: &Path, problem: impl Into<ConfigProblem>) -> LabError {
         LabError::Config { path: path.to_owned(), problem: problem.into() }
     }

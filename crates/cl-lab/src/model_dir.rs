@@ -1,5 +1,5 @@
-//! Opens and hashes model and adapter directories. Hashes are always computed from the files; a manifest says only what
-//! they contained when it was written.
+//! Opens and hashes model and adapter directories. Hashes are always computed from the files; a manifest only records
+//! what they contained when it was written.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), Lab
     adapter.check_built()?;
     for module in adapter.modules() {
         let (path, name) = (adapter.dir().to_owned(), module.name.clone());
-        // A tied head uses the embedding's weight.
+        // A tied output head uses the embedding's weight.
         let own = base.info(&format!("{name}.weight"));
         let weight = own.or_else(|| base.info("model.embed_tokens.weight").filter(|_| name == "lm_head"));
         let embedding = module.kind == LayerKind::Embedding;
@@ -47,13 +47,13 @@ pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), Lab
     Ok(())
 }
 
-/// blake3 of everything that determines what a model computes.
+/// Returns the blake3 hash of everything that determines what a model computes.
 pub(crate) fn model_hash(dir: &Path) -> Result<String, LabError> {
     Ok(open_checkpoint(dir)?.content_hash()?)
 }
 
-/// A model directory and its hash at the start of a run. Manifests contain this hash; it is checked again before a
-/// result is published.
+/// A model directory and its hash at the start of a run. The hash is recorded in manifests, and is checked again before
+/// a result is published.
 #[derive(Clone, Debug)]
 pub struct ModelRef {
     dir: PathBuf,
@@ -67,7 +67,7 @@ impl ModelRef {
     /// # Errors
     /// Returns [`LabError::Checkpoint`] if the directory is not a model.
     pub fn take(dir: &Path) -> Result<ModelRef, LabError> {
-        // Stamps first, so that a change during hashing is noticed.
+        // Take the file stamps first, so that a change during hashing is noticed.
         let stamps = stamps(&open_checkpoint(dir)?)?;
         Ok(ModelRef { dir: dir.to_owned(), hash: model_hash(dir)?, stamps })
     }
@@ -77,12 +77,12 @@ impl ModelRef {
         &self.dir
     }
 
-    /// blake3 of weights, config.json, tokenizer and related files, hexadecimal.
+    /// Hexadecimal blake3 hash of weights, config.json, tokenizer and related files.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Checks that the directory is unchanged: by its files' stamps, and if one differs, by the hash.
+    /// Checks that the directory is unchanged: compares file stamps and, if one differs, the hash.
     ///
     /// # Errors
     /// Returns [`LabError::Changed`] if it has changed.
@@ -106,7 +106,7 @@ fn stamps(checkpoint: &Checkpoint) -> Result<Vec<(PathBuf, FileStamp)>, LabError
 /// Checks that a directory completed by an earlier process is unchanged.
 ///
 /// # Errors
-/// Returns [`LabError::Damaged`] with the first file that is not.
+/// Returns [`LabError::Damaged`] for the first file that is missing or has changed.
 pub(crate) fn verify(dir: &Path) -> Result<(), LabError> {
     let damaged = |path, what| Err(LabError::Damaged { path, what, dir: dir.to_owned() });
     for problem in Manifest::verify(dir)? {
@@ -120,17 +120,17 @@ pub(crate) fn verify(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// blake3 of an adapter's weights and config.
+/// Returns the blake3 hash of an adapter's weights and config.
 pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
 }
 
-/// blake3 of a mixture's tensors and configuration.
+/// Returns the blake3 hash of a mixture's tensors and configuration.
 pub(crate) fn mixture_hash(mixture: &Mixture) -> Result<String, LabError> {
     mixture.content_hash().map_err(mixture_error(mixture.dir()))
 }
 
-/// Converts an error of a mixture.
+/// Converts an error of a mixture to a [`LabError`].
 pub(crate) fn mixture_error(dir: &Path) -> impl FnOnce(cl_moe::Error) -> LabError {
     let dir = dir.to_owned();
     move |error| match error {

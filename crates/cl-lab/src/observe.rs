@@ -1,10 +1,10 @@
 use cl_train::Progress;
 
-/// Progress events of an experiment.
+/// A progress event of a run.
 pub enum Event<'a> {
     /// A stage begins.
     Stage(&'a str),
-    /// A stage had been completed before.
+    /// A stage was skipped because it had already been completed.
     Skipped(&'a str),
     /// An optimizer step was taken.
     Step(&'a Progress<'a>),
@@ -16,12 +16,12 @@ pub enum Event<'a> {
         task: &'a str,
         /// Number of documents scored so far.
         done: usize,
-        /// Number of documents.
+        /// Total number of documents.
         all: usize,
     },
 }
 
-/// Callback for events, such as a progress bar.
+/// Callback for progress events, for example to show a progress bar.
 pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;
 
 /// Passes an event to the observer and to `tracing`. Training steps are logged by `cl-train`.

@@ -1,4 +1,4 @@
-//! Run directories. Each belongs to one configuration and its inputs, and one process at a time writes to it.
+//! Run directories. Each belongs to one configuration and its inputs, and is written by one process at a time.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -10,34 +10,34 @@ use serde::Serialize;
 use crate::LabError;
 use crate::problem::{ConfigProblem, OutputProblem};
 
-/// A value as the text of a TOML file.
+/// Serializes a value as TOML.
 ///
 /// # Errors
-/// Returns [`LabError::Config`] if TOML cannot represent it, such as a seed above 2⁶³ - 1.
+/// Returns [`LabError::Config`] if TOML cannot represent it, for example a seed above 2⁶³ - 1.
 pub(crate) fn to_toml(path: &Path, value: &impl Serialize) -> Result<String, LabError> {
     toml::to_string(value).map_err(|e| LabError::config(path, ConfigProblem::NotToml(Box::new(e))))
 }
 
-/// A run directory, and what it must hold so that a run can be resumed in it.
+/// A run directory, and what it must contain for a run to be resumed in it.
 pub(crate) struct RunDir<'a> {
     /// The directory.
     pub(crate) out: &'a Path,
-    /// What is run: `sequence`, `run` or `study`.
+    /// Kind of run: `sequence`, `run` or `study`.
     pub(crate) what: &'static str,
-    /// Name of the settings file. It is written last: a directory that has it is a run directory.
+    /// Name of the settings file. It is written last, so a directory that contains it is a run directory.
     pub(crate) marker: &'static str,
-    /// Content of that file.
+    /// Content of the settings file.
     pub(crate) settings: &'a str,
-    /// Files beside it, by name and content: the hashes of the inputs, one per line.
+    /// Other files with the hashes of the inputs, as pairs of name and content; one hash per line.
     pub(crate) sources: &'a [(&'a str, String)],
-    /// Models, adapters and data that the run reads, each with its role. The run directory must not overlap them.
+    /// Models, adapters and data that the run reads, each with its role. The run directory must not overlap with them.
     pub(crate) inputs: &'a [(&'a str, &'a Path)],
     /// Whether to resume an unfinished run.
     pub(crate) resume: bool,
 }
 
 impl RunDir<'_> {
-    /// Creates the directory, or checks that it belongs to this run. Returns the lock; keep it until the run ends.
+    /// Creates the directory, or checks that it belongs to this run. Returns the lock, to be held until the run ends.
     pub(crate) fn open(&self) -> Result<File, LabError> {
         let marker = self.out.join(self.marker);
         if !marker.exists() {
@@ -65,14 +65,14 @@ impl RunDir<'_> {
         Ok(write_file(&self.out.join(self.marker), self.settings.as_bytes())?)
     }
 
-    /// Whether a run has written what it begins with and nothing else: there is nothing to continue. A directory in which
-    /// somebody has only put a file of the marker's name is another's.
+    /// Whether an earlier run wrote only the files of [`RunDir::create`], so that there is nothing to resume. A
+    /// directory with a file of the marker's name, but without the other files, was not written by a run.
     fn has_failed_at_once(&self) -> Result<bool, LabError> {
         let complete = self.sources.iter().all(|(name, _)| self.out.join(name).exists());
         Ok(complete && self.is_unused()?)
     }
 
-    /// Whether the directory has no files but those of [`RunDir::create`], or does not exist.
+    /// Whether the directory does not exist, or contains no files except those of [`RunDir::create`].
     fn is_unused(&self) -> Result<bool, LabError> {
         if !self.out.exists() {
             return Ok(true);
@@ -86,7 +86,7 @@ impl RunDir<'_> {
         Ok(true)
     }
 
-    /// Whether a process killed in [`RunDir::create`] may have left a file of this name.
+    /// Whether the name is that of a file written by [`RunDir::create`], or of its temporary file after a kill.
     fn is_ours(&self, name: &str) -> bool {
         let mut ours = self.sources.iter().map(|s| s.0).chain([self.marker]);
         ours.any(|file| name == file || (name.starts_with(&format!(".{file}.")) && name.ends_with(".part")))
@@ -113,7 +113,7 @@ impl RunDir<'_> {
         let file = File::open(marker).map_err(LabError::io(marker))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => self.refuse(OutputProblem::Busy),
-            // Some file systems have no locks; the run continues without one.
+            // Some file systems do not support locks; the run then continues without one.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
         }
     }
@@ -123,7 +123,7 @@ impl RunDir<'_> {
     }
 }
 
-/// Removes a directory, its manifest first, so that a process killed halfway leaves nothing that looks complete.
+/// Removes a directory, starting with its manifest, so that a killed process leaves nothing that looks complete.
 pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     let marker = dir.join("manifest.json");
     if marker.exists() {
@@ -135,10 +135,10 @@ pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Settings that say how several processes divide a training. They do not belong to the run: it can be resumed with others.
+/// Settings that determine how processes share a training run. They may change when the run is resumed.
 const OF_THE_RANKS: [&str; 2] = ["zero_stage", "sharded_checkpoints"];
 
-/// Settings without [`OF_THE_RANKS`].
+/// Returns the settings without those in [`OF_THE_RANKS`].
 fn of_the_run(settings: &str) -> String {
     let of_the_ranks = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| OF_THE_RANKS.contains(&key));
     settings.split_inclusive('\n').filter(|line| !of_the_ranks(line)).collect()

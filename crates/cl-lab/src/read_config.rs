@@ -57,7 +57,7 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
     Ok(())
 }
 
-/// What a configuration is for.
+/// Kind of configuration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Train,
@@ -65,7 +65,7 @@ enum Kind {
     Study,
 }
 
-/// The error, or instead of it what the text configures if that is something else: its keys are all unknown then.
+/// Returns the error, or a clearer one if the text is the configuration of another command: then all keys are unknown.
 fn of_another_command(expected: Kind, path: &Path, text: &str, error: LabError) -> LabError {
     let table: Table = toml::from_str(text).unwrap_or_default();
     let has = |keys: &[&'static str]| keys.iter().copied().find(|key| table.contains_key(*key));
@@ -81,13 +81,13 @@ fn of_another_command(expected: Kind, path: &Path, text: &str, error: LabError) 
         return error;
     };
     let (kind, is, key, hint) = found;
-    // A study has `tasks` or `rounds`, too.
+    // A study also has `tasks` or `rounds`.
     let is_expected =
         kind == expected || (expected == Kind::Study && kind == Kind::Sequence && !has_sequence_keys(&table));
     if is_expected { error } else { LabError::config(path, ConfigProblem::Other { is, key, hint }) }
 }
 
-/// Whether a table has keys of a sequence that a study has not, or not as tables.
+/// Whether a table has keys that are valid in a sequence but not in a study.
 fn has_sequence_keys(table: &Table) -> bool {
     let in_train = |key| table.get("train").is_some_and(|train| train.get(key).is_some());
     table.contains_key("keep_models") || table.contains_key("mixture") || in_train("lora") || in_train("full")
@@ -105,7 +105,7 @@ pub fn read_train(path: &Path, text: &str, set: &[String]) -> Result<TrainRun, L
     Ok(config)
 }
 
-/// Checks of a round's data that need no reading of it.
+/// Checks the data settings of a round without reading the data.
 pub(crate) fn check_data(path: &Path, config: &TrainRun) -> Result<(), LabError> {
     if config.data.train.is_empty() {
         return Err(LabError::config(path, ConfigProblem::NoData));
@@ -136,7 +136,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, text: &str, set: &[String])
     let invalid = |e| LabError::config(path, ConfigProblem::Toml(Box::new(e)));
     let mut table: Table = toml::from_str(text).map_err(invalid)?;
     if set.is_empty() && !is_paper(&table) {
-        // Parsed from the text, so that errors have line and column.
+        // Parse the text directly, so that errors have line and column.
         return toml::from_str(text).map_err(invalid);
     }
     for entry in set {
@@ -152,9 +152,9 @@ fn is_paper(table: &Table) -> bool {
     table.get("profile").and_then(Value::as_str) == Some("paper")
 }
 
-/// Defaults of the profile `paper`: the loss is averaged per micro-batch; bf16 without master weights, except for the
-/// adapters' products; a constant learning rate of 2e-5; O-LoRA's penalty as in its code; lm-eval's tasks are scored
-/// without BOS.
+/// Sets the defaults of the profile `paper`: the loss is averaged per micro-batch; weights are bf16 without master
+/// weights, except for the adapters' products; the learning rate is constant at 2e-5; O-LoRA's penalty is that of its
+/// code; lm-eval's tasks are scored without BOS.
 fn paper_defaults(table: &mut Table) {
     let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
     let Some(train) = train.as_table_mut() else { return };
@@ -178,7 +178,7 @@ fn paper_defaults(table: &mut Table) {
     }
 }
 
-/// `a.b.c=value`: the value is parsed as TOML, or else taken as a string.
+/// Applies an override `a.b.c=value`; the value is parsed as TOML or, if that fails, taken as a string.
 fn override_key(table: &mut Table, entry: &str) -> Result<(), LabError> {
     let wrong = |problem| LabError::Set { text: entry.to_owned(), problem };
     let (key, text) = entry.split_once('=').ok_or_else(|| wrong(SetProblem::NoValue))?;
@@ -272,7 +272,7 @@ mod tests {
                 assert!(i == own || message.contains(&format!("is the configuration of {is}")), "{message}");
             }
         }
-        // A misspelt key of the right command is told as one.
+        // If the command is right, a misspelt key is reported as such.
         let misspelt = |text: &str, i: usize| messages(&text.replacen("model", "modle", 1))[i].clone();
         for (text, own) in [(train, 0), (MINIMAL, 1), (study, 2)] {
             let message = misspelt(text, own);

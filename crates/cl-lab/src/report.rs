@@ -23,7 +23,7 @@ pub fn method_name(config: &SequenceConfig) -> String {
     if config.replay.is_some() { method + "-Rep" } else { method }
 }
 
-/// `LoRA 1`, `LoRA 1,2`, `LoRA 1-3`: the paper's names of rows.
+/// Returns the name of a row as in the paper: `LoRA 1`, `LoRA 1,2`, `LoRA 1-3`.
 pub(crate) fn row_name(method: &str, round: usize) -> String {
     match round {
         1 => format!("{method} 1"),
@@ -32,8 +32,8 @@ pub(crate) fn row_name(method: &str, round: usize) -> String {
     }
 }
 
-/// The tables of a sequence: old knowledge as in the paper's Tables 1 and 2, new knowledge as in Tables 3 and 4, and a
-/// summary of transfer and forgetting.
+/// Returns the tables of a sequence: old knowledge as in the paper's Tables 1 and 2, new knowledge as in Tables 3 and
+/// 4, and a summary of transfer and forgetting.
 pub fn tables_of(matrix: &ScoreMatrix, method: &str, profile: Profile) -> Vec<Table> {
     let caption = |what: &str| format!("{method}: {what} after each round (profile {profile}).");
     let mut tables: Vec<Table> = [(Group::Old, "old knowledge kept"), (Group::New, "new knowledge acquired and kept")]

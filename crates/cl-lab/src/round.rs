@@ -17,17 +17,17 @@ use crate::output::discard;
 use crate::rounds::is_stack;
 use crate::{Event, LabError, Observer};
 
-/// Inputs of a round of fine-tuning.
+/// Inputs of a training round.
 pub struct RoundInput<'a> {
     /// The model to start from.
     pub model: &'a ModelRef,
-    /// Requests the round to stop.
+    /// Used to request a stop.
     pub interrupt: &'a Interrupt,
     /// The round's own data.
     pub data: &'a [Dataset],
     /// Data of each earlier round, for replay.
     pub earlier_data: &'a [Vec<Dataset>],
-    /// Composition of the data.
+    /// How the data sets are combined.
     pub mixture: &'a Mixture,
     /// Training settings.
     pub config: &'a TrainConfig,
@@ -35,14 +35,14 @@ pub struct RoundInput<'a> {
     pub validation: Option<RoundValidation<'a>>,
     /// Random seed of the round.
     pub seed: u64,
-    /// Random seed of replay's fixed buffer, the same for all rounds.
+    /// Random seed of the fixed replay buffer, the same for all rounds.
     pub buffer_seed: u64,
     /// Which definitions apply.
     pub profile: Profile,
     /// Device to compute on.
     pub device: Device,
-    /// Base and earlier adapters, which are merged with the new adapter in one f64 sum. If `None`, the new adapter is
-    /// merged into `model`.
+    /// Base and earlier adapters, which are merged with the new adapter in a single sum in f64. If `None`, the new
+    /// adapter is merged into `model`.
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
     /// The processes that train together.
     pub ranks: &'a Ranks,
@@ -66,17 +66,18 @@ pub struct RoundOutput {
     pub adapter: Option<PathBuf>,
     /// Directory of the resulting model.
     pub model: PathBuf,
-    /// Report of the training; `None` if it had been completed before.
+    /// Training report; `None` if training had already been completed.
     pub report: Option<TrainReport>,
 }
 
 /// Runs a round of fine-tuning. Writes `log.jsonl`, `rows.json` (the rows used), `adapter/` (LoRA) and `model/` to
 /// `out`.
 ///
-/// With several ranks each calls this with the same input; rank 0 writes, and the others return when the training has ended.
+/// With several ranks, each rank calls this with the same input; rank 0 writes, and the others return when training
+/// has ended.
 ///
-/// Directories are written atomically. Completed ones are verified and kept, and interrupted training resumes from its
-/// last checkpoint. If the base model changes during the round, nothing is published.
+/// Directories are written atomically. Completed directories are verified and kept, and interrupted training resumes
+/// from its last checkpoint. If the base model changes during the round, no result is published.
 ///
 /// # Errors
 /// Returns an error if a file, the data or the training fails; [`LabError::is_interrupted`] tells whether a stop was
@@ -118,7 +119,7 @@ pub fn run_round(input: &RoundInput<'_>, out: &Path, observer: &mut Observer<'_>
         adapters.push(adapter.clone());
         fold_into(base, &adapters, &model)?;
     }
-    // The checkpoint is no longer needed once the result is complete.
+    // The training state is no longer needed once the result is complete.
     discard(&state)?;
     Ok(RoundOutput { adapter: lora.then_some(adapter), model, report })
 }
@@ -136,7 +137,7 @@ pub(crate) fn stop_if_asked(interrupt: &Interrupt) -> Result<(), LabError> {
     if interrupt.requested() { Err(LabError::Interrupted) } else { Ok(()) }
 }
 
-/// Returns an error in every rank if one of them was asked to stop.
+/// Returns an error on all ranks if a stop was requested on any of them.
 pub(crate) fn stop_together(ranks: &Ranks, interrupt: &Interrupt) -> Result<(), LabError> {
     if !ranks.any(interrupt.requested())? {
         return Ok(());
@@ -145,7 +146,7 @@ pub(crate) fn stop_together(ranks: &Ranks, interrupt: &Interrupt) -> Result<(), 
     Err(LabError::Interrupted)
 }
 
-/// Takes over the stop of another rank. A rank's own signal stays the one that it ends with.
+/// Adopts a stop requested on another rank. If this rank received a signal itself, it still exits with that signal.
 pub(crate) fn take_over_stop(interrupt: &Interrupt) {
     if !interrupt.requested() {
         interrupt.request();
@@ -196,7 +197,7 @@ fn fine_tune(
         return Ok(report);
     }
     if report.steps < steps.total_steps {
-        // Early stopping: fewer rows were used than planned.
+        // After early stopping, fewer rows were used than planned.
         RowPlan { rows: steps.rows_in(report.steps), ..rows.clone() }.write(&out.join("rows.json"))?;
     }
     input.model.check()?;
@@ -205,7 +206,7 @@ fn fine_tune(
     let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
     match &input.config.lora {
         Some(lora) => {
-            // An initial adapter determines rank and scaling, which the saved config must have as well.
+            // An initial adapter determines rank and scaling, and the saved config must have the same values.
             let lora = match &input.config.initial_adapter {
                 Some(dir) => lora.continued(&Adapter::open(dir)?),
                 None => lora.clone(),
@@ -223,7 +224,7 @@ fn fine_tune(
     Ok(report)
 }
 
-/// The data sets of a round as tokens.
+/// Tokenizes the data sets of a round.
 pub(crate) fn encode(input: &RoundInput<'_>, tokenizer: &Tokenizer) -> Result<Vec<Vec<Encoded>>, LabError> {
     encode_all(input, tokenizer, input.datasets())
 }
@@ -264,7 +265,7 @@ fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<O
     Ok(Some(Orthogonality::new(model.linears(), &earlier, olora)?))
 }
 
-/// Dtype of the base's embedding, in which the result is saved.
+/// Returns the dtype of the base's embedding, in which the result is saved.
 fn stored_kind(checkpoint: &Checkpoint) -> Option<Kind> {
     use cl_checkpoint::TensorSource;
     cl_torch::kind_of(checkpoint.info("model.embed_tokens.weight")?.dtype)
@@ -282,18 +283,18 @@ fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabErro
 }
 
 impl RoundInput<'_> {
-    /// What the training needs beside model, data and settings.
+    /// Inputs of training other than model, data and settings.
     pub(crate) fn context<'c>(&'c self, out: &'c Path) -> TrainContext<'c> {
         TrainContext { seed: self.seed, out, interrupt: self.interrupt, ranks: self.ranks }
     }
 
-    /// Data of the earlier rounds, in order, then the round's own.
+    /// Returns the data sets of the earlier rounds, in order, then those of the round itself.
     fn datasets(&self) -> impl Iterator<Item = &Dataset> {
         self.earlier_data.iter().flatten().chain(self.data)
     }
 }
 
-/// The plan of the rows of all epochs.
+/// Plans the rows of all epochs.
 fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
     let sizes = |sets: &[Dataset]| sets.iter().map(|d| d.examples.len()).collect::<Vec<usize>>();
     let earlier: Vec<Vec<usize>> = input.earlier_data.iter().map(|sets| sizes(sets)).collect();
@@ -313,7 +314,7 @@ fn row_plan(input: &RoundInput<'_>, encoded: &[Vec<Encoded>]) -> RowPlan {
     RowPlan::new(sets.collect(), input.seed, input.profile, input.config.shuffle, 0)
 }
 
-/// Names of the data sets, or their paths where names are not unique.
+/// Returns the names of the data sets, or their paths where names are not unique.
 pub(crate) fn names(input: &RoundInput<'_>) -> Vec<String> {
     let name = |d: &Dataset| match input.datasets().filter(|o| o.name == d.name).count() {
         1 => d.name.clone(),
@@ -357,7 +358,7 @@ fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), La
     Ok(())
 }
 
-/// Checks that the base is unchanged; a single adapter must also have been trained on it.
+/// Checks that the base is unchanged, and that a single adapter was trained on it.
 fn check_base(opened: &[Adapter], dirs: &[PathBuf], base: &ModelRef) -> Result<(), LabError> {
     let (Some(adapter), [_]) = (opened.first(), dirs) else { return base.check() };
     match adapter.base_hash() {

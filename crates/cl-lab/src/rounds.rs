@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::problem::{RoundProblem, RoundsProblem};
 use crate::{LabError, RoundConfig, SequenceConfig};
 
-/// A round with all its settings, including those inherited from the sequence.
+/// A round with all of its settings, including those inherited from the sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Round {
     /// Name of the round.
@@ -18,11 +18,11 @@ pub struct Round {
     pub data: Vec<PathBuf>,
     /// Format of the rows.
     pub format: Format,
-    /// Names of the rows' fields.
+    /// Field names of the rows.
     pub columns: Columns,
     /// Tasks that it trains on.
     pub scored: Vec<String>,
-    /// Composition of its data and replayed data.
+    /// How its data sets and replayed rows are combined.
     pub mixture: Mixture,
     /// Training settings.
     pub train: TrainConfig,
@@ -31,10 +31,10 @@ pub struct Round {
 }
 
 impl SequenceConfig {
-    /// The rounds of `[[rounds]]`, or one per entry of `tasks`.
+    /// Returns the rounds of `[[rounds]]`, or one round per entry of `tasks`.
     ///
     /// # Errors
-    /// Returns what is wrong, with the name of the key or the round.
+    /// Returns what is wrong, with the name of the key or of the round.
     pub fn resolve_rounds(&self) -> Result<Vec<Round>, RoundsProblem> {
         let rounds: Vec<RoundConfig> = match (self.tasks.as_slice(), self.rounds.as_slice()) {
             ([], []) => return Err(RoundsProblem::None),
@@ -76,7 +76,8 @@ impl SequenceConfig {
         })
     }
 
-    /// Tasks of new knowledge: those of `[eval]`, or else those that the rounds train on, without duplicates.
+    /// Returns the tasks of new knowledge: those of `[eval]`, or else those that the rounds train on, without
+    /// duplicates.
     pub(crate) fn new_tasks(&self, rounds: &[Round]) -> Vec<String> {
         let taught = || {
             let mut tasks: Vec<String> = Vec::new();
@@ -96,12 +97,12 @@ pub(crate) fn is_stack(train: &TrainConfig) -> bool {
     train.olora.as_ref().is_some_and(|o| o.shape == SequenceShape::Stack)
 }
 
-/// Loads the training data of a round: one data set per entry of its `data`, of at most `limit` rows.
+/// Loads the training data of a round: one data set per entry of its `data`, with at most `limit` rows each.
 pub(crate) fn load_round(round: &Round, limit: Option<usize>) -> Result<Vec<Dataset>, LabError> {
     round.data.iter().map(|path| load_rows(path, round, limit)).collect()
 }
 
-/// Loads the test splits of a round's data, if there are any in a training format.
+/// Loads the test splits of a round's data that exist and have a training format.
 pub(crate) fn load_round_test(round: &Round) -> impl Iterator<Item = Dataset> {
     round
         .data
@@ -120,8 +121,8 @@ fn load_rows(path: &Path, round: &Round, limit: Option<usize>) -> Result<Dataset
     Ok(data)
 }
 
-/// Resolves an entry of a round's data: a directory in the sequence's `data`, or the directory of a known task by name
-/// or alias, where `cl-eval` also finds it, or else a path.
+/// Resolves an entry of a round's data: a directory in the sequence's `data`; or the directory of a known task, by name
+/// or alias, where `cl-eval` also finds it; or else a path.
 fn data_path(data: &Path, entry: &Path) -> PathBuf {
     let direct = data.join(entry);
     let name = entry.to_string_lossy();
@@ -132,7 +133,7 @@ fn data_path(data: &Path, entry: &Path) -> PathBuf {
     candidates.into_iter().find(|path| path.exists()).unwrap_or(direct)
 }
 
-/// The sequence's `[train]` with a round's overrides.
+/// Applies a round's overrides to the sequence's `[train]`.
 fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainConfig, RoundProblem> {
     if overrides.is_empty() {
         return Ok(train.clone());
@@ -148,7 +149,7 @@ fn with_overrides(train: &TrainConfig, overrides: &toml::Table) -> Result<TrainC
     Ok(round)
 }
 
-/// Puts the values of one object over those of another.
+/// Merges one JSON value into another, recursively for objects; values of `with` take precedence.
 pub(crate) fn overlay(value: &mut Value, with: Value) {
     match (value, with) {
         (Value::Object(below), Value::Object(above)) => {

@@ -23,7 +23,7 @@ pub struct RouterRun {
     /// Random seed.
     #[serde(default = "seed")]
     pub seed: u64,
-    /// Which definitions apply.
+    /// Profile: which set of definitions applies.
     #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -31,19 +31,19 @@ pub struct RouterRun {
     pub device: String,
     /// Training data.
     pub data: DataConfig,
-    /// Training settings, without the tables of other methods.
+    /// Training settings, without tables of other training methods.
     #[serde(default)]
     pub train: TrainConfig,
     /// Auxiliary losses.
     #[serde(default)]
     pub router: RouterTraining,
-    /// Composition of several data sets.
+    /// How several data sets are combined.
     #[serde(default, skip_serializing_if = "MixtureConfig::is_default")]
     pub mixture: MixtureConfig,
 }
 
 impl RouterRun {
-    /// The corresponding round of fine-tuning.
+    /// Returns the equivalent configuration of a training round.
     pub(crate) fn round(&self) -> TrainRun {
         TrainRun {
             validation: None,
@@ -58,16 +58,17 @@ impl RouterRun {
         }
     }
 
-    /// Composition of several data sets.
+    /// Returns how several data sets are combined.
     pub(crate) fn mixture(&self) -> Mixture {
         Mixture { joint: self.mixture.joint.clone(), replay: None }
     }
 }
 
-/// Reads the configuration of a router training. `set` holds overrides such as `router.z_loss=1e-3`, applied in order.
+/// Reads the configuration of router training. `set` holds overrides such as `router.z_loss=1e-3`, applied in order.
 ///
 /// # Errors
-/// [`LabError::Config`] with line and column, [`LabError::Set`].
+/// Returns [`LabError::Config`] with line and column if the configuration is invalid, and [`LabError::Set`] if an
+/// override is.
 pub fn read_router(path: &Path, text: &str, set: &[String]) -> Result<RouterRun, LabError> {
     let config: RouterRun = read(path, text, set)?;
     if config.train.router.is_some() {

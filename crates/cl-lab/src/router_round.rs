@@ -1,4 +1,4 @@
-//! Training of a mixture's routers: the same loop as any round, with everything but the routers frozen.
+//! Training of a mixture's routers: the training loop of a round, with everything except the routers frozen.
 
 use std::path::{Path, PathBuf};
 
@@ -21,14 +21,14 @@ use crate::routing_heat_map::heat_map;
 use crate::sources::{base_source, data_sources, inputs, mixture_source};
 use crate::{Event, LabError, ModelRef, Observer, RoundInput, RouterRun};
 
-/// Outputs of a router training.
+/// Outputs of router training.
 #[derive(Clone, Debug)]
 pub struct RouterOutput {
     /// The mixture with trained routers: `mixture/` for adapters, `model/` for a mixture of experts.
     pub mixture: PathBuf,
-    /// Report of the training; `None` if it had been completed before.
+    /// Training report; `None` if training had already been completed.
     pub report: Option<TrainReport>,
-    /// Content of `routing.json`; `None` if it existed before.
+    /// Content of `routing.json`; `None` if the file already existed.
     pub routing: Option<RoutingReport>,
 }
 
@@ -51,7 +51,7 @@ pub fn run_train_router(
     train_routers_on(config, &datasets.concat(), device, out, resume, interrupt, observer)
 }
 
-/// [`run_train_router`] with data that has already been loaded.
+/// Like [`run_train_router`], with data that is already loaded.
 pub(crate) fn train_routers_on(
     config: &RouterRun,
     data: &[Dataset],
@@ -112,7 +112,7 @@ pub(crate) fn train_routers_on(
     Ok(RouterOutput { mixture: trained, report, routing })
 }
 
-/// A mixture of adapters, and its content at the start of the run.
+/// The mixture of adapters that is trained, and its hash at the start of the run.
 struct Beside {
     mixture: Mixture,
     hash: String,
@@ -183,7 +183,7 @@ impl RouterRound<'_> {
         manifest.with_config(json!({ "train_router": settings }))
     }
 
-    /// Statistics of the saved routers on the data.
+    /// Computes and writes statistics of the trained routers on the data.
     fn write_routing(&self, out: &Path, trained: &Path) -> Result<RoutingReport, LabError> {
         let input = self.input;
         let dir = if self.beside.is_some() { input.model.dir() } else { trained };
@@ -208,13 +208,13 @@ impl RouterRound<'_> {
         let picture = heat_map(&report)?;
         write_file(&out.join("routing.svg"), picture.svg.as_bytes())?;
         write_file(&out.join("routing.png"), &picture.png)?;
-        // Last: it marks the report as done.
+        // Written last: this file marks the report as complete.
         write_file(&out.join("routing.json"), text.as_bytes())?;
         Ok(report)
     }
 }
 
-/// The values of the routers by tensor name.
+/// Returns the values of the routers by tensor name.
 fn router_weights(model: &Decoder) -> RouterWeights {
     let values = |t: Tensor| {
         let t = t.detach().to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, -1);
@@ -223,7 +223,7 @@ fn router_weights(model: &Decoder) -> RouterWeights {
     model.routers().into_iter().map(|(name, t)| (name, values(t))).collect()
 }
 
-/// Names of a mixture's experts: for models by the paths in the mixture's configuration.
+/// Returns the names of a mixture's experts; for models, from the paths in the mixture's configuration.
 fn expert_names(mixture: Option<&Mixture>, dir: &Path, model: &Decoder) -> Vec<String> {
     if let Some(mixture) = mixture {
         return mixture.config().experts.iter().map(|e| e.name.clone()).collect();

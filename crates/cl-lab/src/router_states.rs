@@ -1,4 +1,4 @@
-//! Initial router weights of a mixture of experts: hidden states of each expert's prompts in the base model.
+//! Initial router weights of a mixture of experts, from the hidden states of each expert's prompts in the base model.
 
 use cl_adapters::Mode;
 use cl_data::Tokenizer;
@@ -11,9 +11,10 @@ use safetensors::tensor::TensorView;
 use crate::problem::ConfigProblem;
 use crate::{LabError, LoadedModel};
 
-/// Computes a safetensors file with one f32 tensor `layers.N` of shape `(experts, hidden)` per layer: for each expert,
-/// the mean of the layer's input hidden states over its positive prompts, minus the mean over its negative prompts.
-/// The same for a shared expert with prompts is in tensors `shared_expert.layers.N` of shape `(1, hidden)`.
+/// Computes initial router weights, as the bytes of a safetensors file with one f32 tensor `layers.N` of shape
+/// `(experts, hidden)` per layer: for each expert, the mean of the layer's input hidden states over its positive
+/// prompts, minus the mean over its negative prompts. The same for a shared expert with prompts is in tensors
+/// `shared_expert.layers.N` of shape `(1, hidden)`.
 ///
 /// # Errors
 /// Returns [`LabError::Config`] if an expert has no positive prompt, and an error if the base cannot be loaded or run.
@@ -42,7 +43,7 @@ pub(crate) struct Prompts<'a> {
     pub(crate) negative: &'a [String],
 }
 
-/// The prompts of the experts, and those of the shared expert if it has any.
+/// Returns the prompts of the experts, and those of the shared expert if it has any.
 fn prompts(config: &MixConfig) -> Result<[Vec<Prompts<'_>>; 2], LabError> {
     let experts =
         config.experts.iter().map(|e| Prompts { positive: &e.positive_prompts, negative: &e.negative_prompts });
@@ -59,7 +60,8 @@ fn prompts(config: &MixConfig) -> Result<[Vec<Prompts<'_>>; 2], LabError> {
     Err(LabError::config(&config.base_model, ConfigProblem::NoPrompts { expert }))
 }
 
-/// Hidden states that enter each layer, the mean over positive prompts minus that over negative ones: `(layers, hidden)`, f32.
+/// Computes the input hidden states of each layer, as the mean over positive prompts minus the mean over negative ones.
+/// The result has shape `(layers, hidden)` and is f32.
 pub(crate) fn states_of(
     model: &Decoder,
     tokenizer: &Tokenizer,
@@ -74,14 +76,14 @@ pub(crate) fn states_of(
     Ok(mean(prompts.negative)?.map_or(positive.shallow_clone(), |negative| positive - negative))
 }
 
-/// The mean over prompts, `(layers, hidden)`, f32; `None` if there are none.
+/// Computes the mean hidden states over prompts, of shape `(layers, hidden)`, in f32; `None` if there are no prompts.
 pub(crate) fn mean_states(model: &Decoder, ids: &[Vec<u32>], pooling: Pooling) -> Result<Option<Tensor>, LabError> {
     let states = ids.iter().map(|ids| prompt_states(model, ids, pooling));
     let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
     Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
 }
 
-/// `(layers, hidden)`, f32.
+/// Computes the pooled hidden states of one prompt, of shape `(layers, hidden)`, in f32.
 fn prompt_states(model: &Decoder, ids: &[u32], pooling: Pooling) -> Result<Tensor, LabError> {
     let _no_graph = cl_torch::tch::no_grad_guard();
     let batch = PackedBatch::new(&[ids], model.config.vocab_size, model.device)?;

@@ -1,4 +1,4 @@
-//! Statistics of a mixture's routers on data: entropy, load and gates of every router, by task.
+//! Router statistics of a mixture on data: entropy, load and gates of each router, by task.
 
 use std::collections::BTreeMap;
 
@@ -10,29 +10,29 @@ use serde::Serialize;
 
 use crate::LabError;
 
-/// Number of rows of each task that the report uses: the first ones.
+/// Number of rows per task from which statistics are computed; the first rows are used.
 const ROWS: usize = 256;
-/// An expert with less than this fraction of an equal share is considered dead.
+/// An expert whose load is below this fraction of an equal share is considered dead.
 const DEAD: f64 = 0.01;
-/// Condition number of a router matrix above which its rows are considered nearly dependent.
+/// Condition number of a router matrix above which its rows are considered nearly linearly dependent.
 const CONDITION: f64 = 100.0;
 
-/// `routing.json`.
+/// Content of `routing.json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoutingReport {
-    /// Names of the experts, in the order of all lists.
+    /// Names of the experts, in the order used by all lists.
     pub experts: Vec<String>,
     /// Number of experts per token.
     pub num_experts_per_tok: i64,
-    /// Means over all routers, by task.
+    /// Statistics by task, as means over all routers.
     pub tasks: Vec<TaskRouting>,
-    /// Every router, in the order of the model.
+    /// Statistics of each router, in model order.
     pub routers: Vec<RouterReport>,
     /// Warnings about degenerate experts and routers.
     pub warnings: Vec<String>,
 }
 
-/// Statistics of a task's tokens, as means over all routers.
+/// Statistics over the tokens of a task, as means over all routers.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaskRouting {
     /// Name of the data set.
@@ -44,24 +44,24 @@ pub struct TaskRouting {
     pub routing: Routing,
 }
 
-/// One router.
+/// Statistics of one router.
 #[derive(Clone, Debug, Serialize)]
 pub struct RouterReport {
-    /// The module it belongs to.
+    /// Name of the module that it belongs to.
     pub router: String,
-    /// Number of its layer.
+    /// Index of its layer.
     pub layer: Option<usize>,
     /// Condition number of its weight (largest over smallest singular value), without the rows of experts that have no
-    /// part here; `None` if it is infinite or the router has no weight.
+    /// parameters in this module; `None` if it is infinite or the router has no weight.
     pub condition_number: Option<f64>,
-    /// Over the tokens of all tasks.
+    /// Statistics over the tokens of all tasks.
     #[serde(flatten)]
     pub routing: Routing,
-    /// By task.
+    /// Statistics by task.
     pub by_task: BTreeMap<String, Routing>,
 }
 
-/// Means over tokens.
+/// Router statistics, as means over tokens.
 #[derive(Clone, Debug, Serialize)]
 pub struct Routing {
     /// Number of tokens.
@@ -70,7 +70,7 @@ pub struct Routing {
     pub entropy: f64,
     /// Fraction of the tokens that select each expert; sums to k.
     pub load: Vec<f64>,
-    /// Each expert's share of a token's gates; sums to 1.
+    /// Mean share of each expert in a token's gates; sums to 1.
     pub gate_share: Vec<f64>,
 }
 
@@ -83,7 +83,7 @@ struct Sums {
     shares: Vec<f64>,
 }
 
-/// Whether an expert has parameters in a router's module.
+/// Tells whether an expert has parameters in a router's module.
 pub(crate) type HasExpert<'a> = dyn Fn(&str, usize) -> bool + 'a;
 
 /// Runs the first rows of each task through the model and collects statistics of its routers.
@@ -174,7 +174,7 @@ impl Sums {
     fn means(&self) -> Routing {
         let tokens = self.tokens.max(1) as f64;
         let mean = |sums: &[f64]| sums.iter().map(|s| s / tokens).collect();
-        // One expert leaves no choice.
+        // With one expert the maximum entropy would be ln 1 = 0.
         let most = (self.shares.len().max(2) as f64).ln();
         Routing {
             tokens: self.tokens,
@@ -194,7 +194,7 @@ fn values(t: &Tensor) -> Vec<f64> {
     Vec::try_from(t.to_kind(Kind::Double)).expect("a vector of numbers")
 }
 
-/// Condition number of the rows of the experts that have parameters in the module.
+/// Computes the condition number of the rows of experts that have parameters in the module.
 fn condition_number(weight: &Tensor, router: &str, has: &HasExpert<'_>) -> f64 {
     let rows: Vec<Tensor> = (0..weight.size()[0]).filter(|&e| has(router, e as usize)).map(|e| weight.get(e)).collect();
     if rows.is_empty() {
@@ -206,7 +206,7 @@ fn condition_number(weight: &Tensor, router: &str, has: &HasExpert<'_>) -> f64 {
     if least > 0.0 { singular[0] / least } else { f64::INFINITY }
 }
 
-/// Experts that are hardly used, and routers that can hardly distinguish experts, one line each.
+/// Returns one warning per expert that is hardly used, and per router that can hardly distinguish experts.
 fn warnings(report: &RoutingReport, has: &HasExpert<'_>, has_weights: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     let (count, chosen) = (report.experts.len(), report.num_experts_per_tok as usize);

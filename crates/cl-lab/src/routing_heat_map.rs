@@ -1,4 +1,4 @@
-//! The heat map of a routing report: layers by experts, one panel per task.
+//! The heat map of a routing report: layers by experts, with one panel per task.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use cl_report::{HeatMap, Picture, draw_heat_maps};
 
 use crate::{LabError, RouterReport, RoutingReport};
 
-/// One panel per task, with a row per layer and a column per expert; each cell is the mean gate share over the layer's
-/// routers.
+/// Draws one panel per task, with a row per layer and a column per expert; each cell is the mean gate share over the
+/// routers of the layer.
 pub(crate) fn heat_map(report: &RoutingReport) -> Result<Picture, LabError> {
     let mut layers: BTreeMap<usize, Vec<&RouterReport>> = BTreeMap::new();
     for router in &report.routers {

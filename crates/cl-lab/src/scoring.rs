@@ -23,18 +23,19 @@ pub struct LoadedModel {
     pub model: Decoder,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Hash of the files, the dtype of the computation, and the format of quantized weights.
+    /// Identifies the model: hash of its files, dtype of the computation, and format of quantized weights.
     pub fingerprint: String,
     base: String,  // hash of the model directory
     dtype: String, // of the computation, and the format of quantized weights
 }
 
 impl LoadedModel {
-    /// Loads a model directory, optionally with an adapter or a mixture of adapters. With `quantization`, the weights of its
-    /// linear layers are kept in that format in memory, as in training with `[train.lora] base`; the adapter's are not.
+    /// Loads a model directory, optionally with an adapter or a mixture of adapters. With `quantization`, the weights
+    /// of the linear layers are kept in that format in memory, as in training with `[train.lora] base`; adapter weights
+    /// are not quantized.
     ///
     /// # Errors
-    /// Returns an error if either directory is invalid, or replaces weights that are quantized.
+    /// Returns an error if either directory is invalid, or if the adapter replaces weights that are quantized.
     pub fn open(
         dir: &Path,
         adapter: Option<&Path>,
@@ -56,8 +57,8 @@ impl LoadedModel {
     /// Replaces the adapter or mixture of adapters; the model itself stays loaded.
     ///
     /// # Errors
-    /// Returns an error if the adapter or mixture is invalid, or the mixture is for another base; the model is then
-    /// unchanged.
+    /// Returns an error if the adapter or mixture is invalid, or if the mixture was made for another base; the model is
+    /// then unchanged.
     pub fn set_adapter(&mut self, adapter: Option<&Path>) -> Result<(), LabError> {
         let (base, dtype) = (&self.base[..32], &self.dtype);
         self.fingerprint = match adapter {
@@ -81,12 +82,12 @@ impl LoadedModel {
     }
 }
 
-/// Scores a model on all tasks. Predictions are written to `out/<task>.jsonl`; existing ones are reused, so that a run that was
-/// stopped continues.
+/// Scores a model on all tasks. Predictions are written to `out/<task>.jsonl`; existing predictions are reused, so that
+/// an interrupted run can be resumed.
 ///
 /// # Errors
-/// Returns an error if the model fails, or a file cannot be read or written; [`LabError::is_interrupted`] tells whether a stop
-/// was requested.
+/// Returns an error if the model fails, or if a file cannot be read or written; [`LabError::is_interrupted`] tells
+/// whether a stop was requested.
 pub fn score_model(
     loaded: &LoadedModel,
     tasks: &[Box<dyn Task>],
@@ -98,11 +99,12 @@ pub fn score_model(
     score_model_on(&Ranks::alone(), loaded, tasks, config, out, interrupt, observer)
 }
 
-/// As [`score_model`], by several ranks, each of which calls this with the same model and configuration. The tasks and `out` are
-/// rank 0's, which returns the scores; the other ranks answer a part of its requests and return no scores.
+/// Like [`score_model`], on several ranks. Each rank calls this with the same model and configuration. Tasks and `out`
+/// are used by rank 0 only, which returns the scores; the other ranks answer a part of its requests and return no
+/// scores.
 ///
 /// # Errors
-/// As for [`score_model`], and if a rank is gone or has another model than rank 0.
+/// Like [`score_model`], and if a rank has exited or holds a different model than rank 0.
 pub fn score_model_on(
     ranks: &Ranks,
     loaded: &LoadedModel,
@@ -140,7 +142,7 @@ pub fn score_model_on(
     if stopped { Err(cl_eval::Error::Interrupted.into()) } else { scores }
 }
 
-/// The model as it answers requests, with the cache of its answers.
+/// Creates the scorer that answers requests with the model, including the response cache.
 fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Observer<'_>) -> Scorer<'m> {
     let mut scorer = Scorer::new(&loaded.model, &loaded.tokenizer);
     scorer.batch_tokens = config.batch_tokens;
@@ -150,7 +152,7 @@ fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Obser
     }
     scorer.max_length = config.max_length.unwrap_or(scorer.max_length);
     if let Some(dir) = &config.cache {
-        // Requests contain tokens, so model and dtype are all that must match.
+        // Requests contain tokens, so only model and dtype have to match.
         let cache = ResponseCache::open(dir, &loaded.fingerprint);
         warn_of(&cache, observer);
         if let Some(line) = cache.damaged().first() {
@@ -164,7 +166,7 @@ fn scorer<'m>(loaded: &'m LoadedModel, config: &EvalConfig, observer: &mut Obser
     scorer
 }
 
-/// The scores of all tasks, in their order. Tasks with and without BOS are answered apart.
+/// Returns the scores of all tasks, in order. Tasks with and without BOS are answered separately.
 fn answer_all(
     ranked: &mut RankedScorer<'_, '_>,
     loaded: &LoadedModel,
@@ -193,7 +195,7 @@ fn answer_all(
     Ok(scores.into_iter().map(|(_, scores)| scores).collect())
 }
 
-/// Whether BOS is prepended to a task's texts.
+/// Returns whether BOS is prepended to the texts of a task; `None` is the tokenizer's default.
 pub fn add_bos_token(task: &dyn Task, config: &EvalConfig) -> Option<bool> {
     match task.harness() {
         Harness::LmEval => config.lm_eval_add_bos_token.or(config.add_bos_token),
@@ -214,7 +216,7 @@ fn by_bos(tasks: &[Box<dyn Task>], config: &EvalConfig) -> Vec<(Option<bool>, Ve
     groups
 }
 
-/// A cache that fails is only a warning.
+/// Reports a failure of the cache as a warning.
 fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
     if let Some(error) = cache.failure() {
         let message =
@@ -223,7 +225,7 @@ fn warn_of(cache: &ResponseCache, observer: &mut Observer<'_>) {
     }
 }
 
-/// Identifies answers in predictions files: the model, and how texts are tokenized.
+/// Returns the fingerprint stored in predictions files: the model, and how texts are tokenized.
 fn fingerprint(loaded: &LoadedModel, config: &EvalConfig, add_bos_token: Option<bool>) -> String {
     let bos = match add_bos_token {
         None => "",
@@ -234,7 +236,7 @@ fn fingerprint(loaded: &LoadedModel, config: &EvalConfig, add_bos_token: Option<
     format!("{}{bos}{most}", loaded.fingerprint)
 }
 
-/// Writes scores as JSON, atomically. Creates the directory.
+/// Writes scores as JSON, atomically. Creates the directory if needed.
 ///
 /// # Errors
 /// Returns [`LabError::Io`] if a file cannot be written.
@@ -246,8 +248,8 @@ pub fn write_scores(path: &Path, scores: &[Scores]) -> Result<(), LabError> {
     Ok(write_file(path, &[json.as_slice(), b"\n"].concat())?)
 }
 
-/// Names of the tasks' predictions files. A task given by a path is named after the last component, so that nothing is
-/// written outside the directory.
+/// Returns the names of the tasks' predictions files. A task given by a path is named after its last component, so that
+/// nothing is written outside the directory.
 pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabError> {
     let mut names: Vec<String> = Vec::with_capacity(tasks.len());
     for task in tasks {
@@ -265,7 +267,7 @@ pub(crate) fn file_names(tasks: &[Box<dyn Task>]) -> Result<Vec<String>, LabErro
     Ok(names)
 }
 
-/// A warning if texts may be longer than the model's maximum length.
+/// Returns a warning if texts may be longer than the model's maximum length.
 pub(crate) fn beyond_the_model(config: &EvalConfig, positions: usize) -> Option<String> {
     let max_length = config.max_length.filter(|n| *n > positions)?;
     Some(format!(
@@ -274,8 +276,8 @@ pub(crate) fn beyond_the_model(config: &EvalConfig, positions: usize) -> Option<
     ))
 }
 
-/// The harness truncates a prompt on the left until prompt and answer fit; an answer that fills all positions would
-/// leave nothing.
+/// Checks that an answer leaves room for a prompt. The harness truncates a prompt on the left until prompt and answer
+/// fit, so an answer that fills all positions would leave no prompt.
 pub(crate) fn check_room(task: &dyn Task, positions: usize) -> Result<(), LabError> {
     let most = (0..task.len()).filter_map(|d| match task.request(d) {
         Request::Generate(request) => Some(request.max_new_tokens),

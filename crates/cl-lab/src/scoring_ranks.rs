@@ -1,4 +1,5 @@
-//! Scoring by several ranks: rank 0 sends requests to all of them, each answers a part, and rank 0 gets the answers.
+//! Scoring on several ranks: rank 0 distributes the requests, each rank answers a part, and rank 0 collects the
+//! answers.
 
 use cl_checkpoint::Interrupt;
 use cl_eval::{Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest};
@@ -10,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::LabError;
 use crate::round::take_over_stop;
 
-/// What rank 0 sends to the other ranks.
+/// Message from rank 0 to the other ranks.
 #[derive(Serialize, Deserialize)]
 enum Order {
-    /// Answer these requests together; rank r answers those of its part.
+    /// Answer these requests together; each rank answers its own part.
     Answer { requests: Requests, add_bos_token: Option<bool> },
-    /// There are no more requests, because all are answered, or because of a stop.
+    /// There are no more requests, because all are answered or a stop was requested.
     End { stopped: bool },
 }
 
@@ -29,24 +30,24 @@ enum Requests {
 /// What a rank sends back.
 #[derive(Serialize, Deserialize)]
 struct Part<A> {
-    /// Answers, with the index of their requests.
+    /// Answers, each with the index of its request.
     answers: Vec<(usize, A)>,
-    /// Number of requests that were truncated.
+    /// Number of requests whose text was truncated.
     truncated: usize,
-    /// Why not all are answered.
+    /// Why some requests were not answered.
     failure: Option<String>,
-    /// The rank was asked to stop.
+    /// Whether the rank was asked to stop.
     stopped: bool,
 }
 
-/// Batches of each rank in one exchange of requests and answers: few, so that no rank waits long for the others, and a kill
-/// costs little.
+/// Number of batches per rank in one exchange of requests and answers. It is small, so that ranks do not wait long for
+/// each other, and a killed run loses little work.
 const BATCHES: usize = 4;
 
-/// Characters of a token in requests, approximately.
+/// Approximate number of characters per token in requests.
 const TOKEN_CHARS: usize = 4;
 
-/// A model that several ranks hold, as seen from rank 0.
+/// The model on all ranks, as used by rank 0.
 pub(crate) struct RankedScorer<'a, 'm> {
     pub(crate) scorer: Scorer<'m>,
     pub(crate) ranks: &'a Ranks,
@@ -59,7 +60,7 @@ impl RankedScorer<'_, '_> {
         send(self.ranks, &Order::End { stopped })
     }
 
-    /// Has all ranks answer `requests`, a few batches of each rank at a time.
+    /// Lets all ranks answer `requests`, a few batches per rank at a time.
     fn ask<R: Clone, A: Serialize + DeserializeOwned>(
         &mut self,
         requests: &[R],
@@ -77,7 +78,7 @@ impl RankedScorer<'_, '_> {
             let parts = exchange(self.ranks, &part)?;
             let stopped = parts.iter().any(|part| part.stopped);
             let failure = parts.iter().find_map(|part| part.failure.clone());
-            // Its own are counted by the scorer itself.
+            // The scorer has already counted those of this rank.
             self.scorer.truncated += parts.iter().skip(1).map(|part| part.truncated).sum::<usize>();
             for part in parts {
                 part.answers.into_iter().try_for_each(|(i, answer)| answered(start + i, answer))?;
@@ -126,7 +127,7 @@ impl LanguageModel for RankedScorer<'_, '_> {
 /// Answers rank 0's requests until there are no more.
 ///
 /// # Errors
-/// Returns [`cl_eval::Error::Interrupted`] if a rank was asked to stop, and an error if rank 0 is gone.
+/// Returns [`cl_eval::Error::Interrupted`] if a rank was asked to stop, and an error if rank 0 has exited.
 pub(crate) fn serve(scorer: &mut Scorer<'_>, ranks: &Ranks, interrupt: &Interrupt) -> Result<(), LabError> {
     loop {
         let order: Order = receive(&ranks.text_from_first("")?)?;
@@ -177,8 +178,8 @@ fn answer<R, A>(
     Part { answers, truncated: scorer.truncated - before, failure, stopped: interrupt.requested() }
 }
 
-/// Numbers of requests whose texts have about `room` characters together. A context that several requests in a row share is
-/// computed once and counts once.
+/// Splits requests into rounds of about `room` characters each, and returns the number of requests in each. A context
+/// shared by consecutive requests is computed once and counted once.
 fn rounds_of(requests: &[LoglikelihoodRequest], room: usize) -> Vec<usize> {
     let (mut rounds, mut count, mut used) = (Vec::new(), 0, 0);
     for (i, request) in requests.iter().enumerate() {
@@ -200,7 +201,7 @@ fn send(ranks: &Ranks, order: &Order) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The parts of all ranks; each rank gets those of all.
+/// Sends this rank's part, and returns the parts of all ranks.
 fn exchange<A: Serialize + DeserializeOwned>(ranks: &Ranks, part: &Part<A>) -> Result<Vec<Part<A>>, LabError> {
     ranks.texts_of_all(&text(part))?.iter().map(|text| receive(text)).collect()
 }

@@ -31,9 +31,9 @@ use crate::{
 pub struct SequenceReport {
     /// Scores before the first round and after each round.
     pub matrix: ScoreMatrix,
-    /// Standard errors of the matrix's scores over each task's documents; `None` for groups of tasks.
+    /// Standard errors of the scores in the matrix, over the documents of each task; `None` for groups of tasks.
     pub standard_errors: Vec<Vec<Option<f64>>>,
-    /// The last round's model.
+    /// Directory of the last round's model.
     pub model: PathBuf,
 }
 
@@ -47,7 +47,7 @@ pub struct SequenceReport {
 /// matrix.json, tables.md         after every round
 /// ```
 ///
-/// With `resume`, an unfinished sequence continues; completed stages are kept.
+/// With `resume`, an unfinished sequence is continued; completed stages are kept.
 ///
 /// # Errors
 /// Returns the problems that [`check_sequence`](crate::check_sequence) finds, before anything is written;
@@ -63,11 +63,12 @@ pub fn run_sequence(
     run_sequence_on(&Ranks::alone(), config, out, resume, interrupt, observer)
 }
 
-/// As [`run_sequence`], by several ranks. Each calls this with the same arguments; all read model and data, and from `out`, which
-/// has to be on a file system that they share, the results of earlier rounds. Rank 0 writes, and returns the scores.
+/// Like [`run_sequence`], on several ranks. Each rank calls this with the same arguments. All ranks read the model and
+/// the data, and the results of earlier rounds from `out`, which must be on a shared file system. Rank 0 writes, and
+/// returns the scores.
 ///
 /// # Errors
-/// As for [`run_sequence`], and if a rank is gone or has other inputs than rank 0.
+/// Like [`run_sequence`], and if a rank has exited or has different inputs than rank 0.
 pub fn run_sequence_on(
     ranks: &Ranks,
     config: &SequenceConfig,
@@ -79,16 +80,16 @@ pub fn run_sequence_on(
     run_scored(ranks, config, out, resume, Scoring::default(), interrupt, observer)
 }
 
-/// The parts of a sequence that are scored.
+/// Which parts of a sequence are scored.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Scoring<'a> {
-    /// A directory that may contain scores of the base model on the same tasks.
+    /// A directory that may contain scores of the base model on the same tasks, to be reused.
     pub(crate) base: Option<&'a Path>,
-    /// Only after the last round; the matrix has no scores for the other rounds.
+    /// Score only after the last round; the matrix then has no scores for the other rounds.
     pub(crate) last_only: bool,
 }
 
-/// [`run_sequence_on`] with only a part of the scores.
+/// Like [`run_sequence_on`], computing only a part of the scores.
 pub(crate) fn run_scored(
     ranks: &Ranks,
     config: &SequenceConfig,
@@ -103,7 +104,7 @@ pub(crate) fn run_scored(
     let first = ranks.is_first();
     let _lock = first.then(|| open_run_dir(config, &rounds, &base, &datasets, &validation, out, resume)).transpose()?;
 
-    // The saved matrix already contains completed rounds; it is not rewritten until the latest is reached.
+    // The saved matrix already contains the completed rounds; it is not rewritten until the last of them is reached.
     let latest = as_first(ranks, || latest_model(&rounds, out))?;
     let method = method_name(config);
     let mut matrix = ScoreMatrix::new(columns(config, &rounds, &scored));
@@ -153,7 +154,8 @@ pub(crate) fn run_scored(
             mixture,
             config: train,
             validation: settings.as_ref().map(|config| RoundValidation { config, data: &validation[index] }),
-            // Earlier runs' rounds count: otherwise the first round would have the same initialization as theirs.
+            // Rounds of earlier runs count: otherwise the first round would have the same initialization as their
+            // first.
             seed: config.seed.wrapping_add((round + before) as u64),
             buffer_seed: config.seed,
             profile: config.profile,
@@ -176,7 +178,7 @@ pub(crate) fn run_scored(
             }
             None => run_round(&input, &dir, observer)?,
         };
-        // Also waits until rank 0 has written the round's model.
+        // This also waits until rank 0 has written the round's model.
         stop_together(ranks, interrupt)?;
         let (main, errors) = if scores_it { score(&output.model, &dir, observer)? } else { no_cells(&scored) };
         stop_together(ranks, interrupt)?;
@@ -188,10 +190,10 @@ pub(crate) fn run_scored(
         earlier.extend(output.adapter.clone());
         adapters.extend(output.adapter);
         if !config.keep_models && round > 1 && first {
-            // The previous round's; never the base.
+            // Remove the previous round's model, but never the base.
             discard(&last)?;
         }
-        // The model of a completed round may have been removed; it is then not needed.
+        // The model of a completed round may have been removed; it is not needed in that case.
         let stands = as_first(ranks, || output.model.join("manifest.json").exists())?;
         model = if stands { ModelRef::take(&output.model)? } else { model };
         last = output.model;
@@ -203,7 +205,7 @@ fn round_dir(out: &Path, round: usize, name: &str) -> PathBuf {
     out.join(format!("rounds/{round}-{name}"))
 }
 
-/// The last round whose model is complete; 0 is the base.
+/// Returns the last round whose model is complete, or 0 for the base.
 fn latest_model(rounds: &[Round], out: &Path) -> usize {
     let stands = |round: &usize| {
         let dir = round_dir(out, *round, &rounds[round - 1].name);
@@ -212,19 +214,19 @@ fn latest_model(rounds: &[Round], out: &Path) -> usize {
     (1..=rounds.len()).rev().find(stands).unwrap_or(0)
 }
 
-/// Whether a round is complete, and scored on the tasks if there are any; its model may have been removed.
+/// Whether a round is complete and, if tasks are given, scored on them. Its model may have been removed.
 fn is_past(config: &SequenceConfig, dir: &Path, tasks: Option<&Vec<Box<dyn Task>>>) -> bool {
     let trained = outputs(config, dir).adapter.is_none_or(|a| a.join("manifest.json").exists());
     trained && tasks.is_none_or(|tasks| standing_scores(dir, tasks).is_some())
 }
 
-/// Outputs of a completed round.
+/// Returns the output paths of a completed round.
 fn outputs(config: &SequenceConfig, dir: &Path) -> RoundOutput {
     let adapter = config.train.lora.is_some().then(|| dir.join("adapter"));
     RoundOutput { adapter, model: dir.join("model"), report: None }
 }
 
-/// What rank 0 finds, for all ranks: a shared file system may show its files late to the others.
+/// Computes a value on rank 0 and sends it to all ranks, since a shared file system may show new files late to others.
 fn as_first<T: Serialize + DeserializeOwned>(ranks: &Ranks, find: impl FnOnce() -> T) -> Result<T, LabError> {
     let found = if ranks.is_first() { json!(find()).to_string() } else { String::new() };
     serde_json::from_str(&ranks.text_from_first(&found)?).map_err(|_| LabError::RankVersions)
@@ -250,7 +252,7 @@ fn open_run_dir(
     RunDir { out, what: "sequence", marker, settings: &settings, sources: &sources, inputs: &inputs, resume }.open()
 }
 
-/// Scores a model on all tasks, or reads the saved scores; rank 0 has them.
+/// Scores a model on all tasks, or reads the saved scores. Only rank 0 returns scores.
 #[expect(clippy::too_many_arguments, reason = "the sequence's own, once")]
 fn score_round(
     ranks: &Ranks,
@@ -276,7 +278,7 @@ fn score_round(
     Ok(Some(scores))
 }
 
-/// The saved scores of a round, if they still match its predictions and the tasks' documents.
+/// Returns the saved scores of a round if they still match its predictions and the tasks' documents.
 fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
     let text = std::fs::read(dir.join("scores.json")).ok()?;
     let saved: Vec<Scores> = serde_json::from_slice(&text).ok()?;
@@ -289,12 +291,13 @@ fn standing_scores(dir: &Path, tasks: &[Box<dyn Task>]) -> Option<Vec<Scores>> {
 /// Scores by column, and their standard errors.
 type Cells = (Vec<Option<f64>>, Vec<Option<f64>>);
 
-/// No scores.
+/// Returns cells without scores.
 fn no_cells(columns: &[TaskGroup]) -> Cells {
     (vec![None; columns.len()], vec![None; columns.len()])
 }
 
-/// The score of each column, of a single task or of all documents of a group, and the standard error for a single task.
+/// Returns the score of each column, of a single task or over all documents of a group, and the standard error for
+/// single tasks.
 pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, LabError> {
     let cell = |column: &TaskGroup| match column.members.as_slice() {
         [only] => {
@@ -307,7 +310,7 @@ pub(crate) fn cells(columns: &[TaskGroup], scores: &[Scores]) -> Result<Cells, L
     Ok(cells.into_iter().unzip())
 }
 
-/// Copies predictions and scores, with `scores.json` last, which marks them as complete.
+/// Copies predictions and scores. `scores.json` is copied last, since it marks the scores as complete.
 fn copy_scores(from: &Path, to: &Path) -> Result<(), LabError> {
     let (source, target) = (from.join("scores"), to.join("scores"));
     std::fs::create_dir_all(&target).map_err(LabError::io(&target))?;

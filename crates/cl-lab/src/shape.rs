@@ -1,15 +1,15 @@
-//! The sizes of a model, from its `config.json`.
+//! Sizes of a model, computed from its `config.json`.
 
 use cl_torch::Quantization;
 use cl_train::{Precision, States, TrainConfig};
 use serde_json::{Map, Value};
 
-/// Shape of a Llama model, as an approximation for other families.
+/// Shape of a Llama model, also used as an approximation for other families.
 pub(crate) struct Shape {
     pub(crate) hidden: u64,
     pub(crate) intermediate: u64,
     pub(crate) layers: u64,
-    /// Widths of queries, and of keys or values.
+    /// Output width of the query projection, and of the key and value projections.
     pub(crate) heads: (u64, u64),
     pub(crate) vocabulary: u64,
     pub(crate) tied: bool,
@@ -34,7 +34,7 @@ impl Shape {
         }
     }
 
-    /// Inputs and outputs of a layer's linear modules.
+    /// Returns input and output width of a layer's linear modules.
     pub(crate) fn linears(&self) -> [(u64, u64); 7] {
         let (h, f, (q, kv)) = (self.hidden, self.intermediate, self.heads);
         [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
@@ -44,30 +44,31 @@ impl Shape {
         self.layers * self.layer() + self.ends()
     }
 
-    /// Parameters of a layer.
+    /// Number of parameters of a layer.
     pub(crate) fn layer(&self) -> u64 {
         self.linears().iter().map(|(i, o)| i * o).sum::<u64>() + 2 * self.hidden
     }
 
-    /// Parameters outside of the layers: embedding, output head and the last norm.
+    /// Number of parameters outside of the layers: embedding, output head and final norm.
     pub(crate) fn ends(&self) -> u64 {
         let tables = if self.tied { 1 } else { 2 };
         tables * self.vocabulary * self.hidden + self.hidden
     }
 
-    /// Parameters of an adapter on every linear module.
+    /// Number of parameters of an adapter of rank `rank` on every linear module.
     pub(crate) fn adapter(&self, rank: u64) -> u64 {
         self.layers * self.linears().iter().map(|(i, o)| rank * (i + o)).sum::<u64>()
     }
 
-    /// Bytes of the frozen weights: those of the blocks' linear modules in the format `base`, the others with `size` bytes each.
+    /// Bytes of the frozen weights: linear modules of the blocks in the format `base`, other weights with `size` bytes
+    /// each.
     pub(crate) fn frozen(&self, base: Option<Quantization>, size: u64) -> u64 {
         let Some(format) = base else { return self.parameters() * size };
         let quantized = self.linears().iter().map(|&(i, o)| format.bytes(o, i)).sum::<u64>();
         self.layers * (quantized + 2 * self.hidden * size) + self.ends() * size
     }
 
-    /// Parameters of the largest linear module of a block, which is dequantized for its products.
+    /// Number of parameters of the largest linear module of a block, which is dequantized when it is computed.
     pub(crate) fn largest_linear(&self) -> u64 {
         self.linears().iter().map(|(i, o)| i * o).max().unwrap_or(0)
     }
@@ -80,8 +81,8 @@ impl Shape {
         self.parameters() * self.bytes_per_weight
     }
 
-    /// Memory for the backward pass per token: in each layer norms, projections and residuals; at the end the logits
-    /// with their gradient in f32.
+    /// Memory that the backward pass needs for the activations of `tokens` tokens: norms, projections and residuals of
+    /// each layer, and the logits with their gradient in f32.
     pub(crate) fn activations(&self, tokens: u64, train: &TrainConfig) -> u64 {
         let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
         let (q, kv) = self.heads;
@@ -91,7 +92,7 @@ impl Shape {
         tokens * (layers * size + self.vocabulary * 12)
     }
 
-    /// Memory of training with this many tokens at once.
+    /// Memory of training with `tokens` tokens in a micro-batch.
     pub(crate) fn training(&self, tokens: u64, train: &TrainConfig) -> u64 {
         let size = if train.precision == Precision::Bf16 { 2 } else { 4 };
         let weights = match (&train.lora, train.states) {
@@ -100,7 +101,7 @@ impl Shape {
                 self.frozen(lora.base, size) + dense + self.adapter(lora.r as u64) * 16
             }
             (None, _) if train.router.is_some() => self.parameters() * size,
-            // Weights, gradients and two moments; with bf16 products a copy of the weights beside those in f32.
+            // Weights, gradients and two moments; for bf16 products, also a bf16 copy of the f32 weights.
             (None, States::Pure) => self.parameters() * size * 4,
             (None, States::F32) => self.parameters() * (16 + if size == 2 { 2 } else { 0 }),
         };

@@ -1,4 +1,4 @@
-//! Hashes of a run's inputs, as lines `hash  path` like those of `b3sum`.
+//! Hashes of a run's inputs, in lines of the form `hash  path`, as written by `b3sum`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use cl_train::TrainConfig;
 
 use crate::{LabError, ModelRef};
 
-/// `base.blake3`: the base model.
+/// Returns `base.blake3`: the hash of the base model.
 pub(crate) fn base_source(model: &ModelRef) -> (&'static str, String) {
     ("base.blake3", line(model.hash(), model.dir()))
 }
 
-/// `data.blake3`: the training data, and the adapters that a run continues or stays orthogonal to.
+/// Returns `data.blake3`: hashes of the training data, and of adapters that a run continues or stays orthogonal to.
 pub(crate) fn data_sources<'d>(
     datasets: impl Iterator<Item = &'d Dataset>,
     train: &TrainConfig,
@@ -28,7 +28,7 @@ pub(crate) fn data_sources<'d>(
     Ok(("data.blake3", lines))
 }
 
-/// The inputs that a run directory must not overlap, each with its role.
+/// Returns the inputs that a run directory must not overlap with, each with its role.
 pub(crate) fn inputs<'a>(
     model: &'a Path,
     train: &'a TrainConfig,
@@ -38,12 +38,12 @@ pub(crate) fn inputs<'a>(
     [("the base model", model)].into_iter().chain(adapters).chain(data.map(|d| ("the data", d))).collect()
 }
 
-/// The adapters that a run continues or stays orthogonal to.
+/// Returns the adapters that a run continues or stays orthogonal to.
 fn adapters(train: &TrainConfig) -> impl Iterator<Item = &PathBuf> {
     train.initial_adapter.iter().chain(train.olora.iter().flat_map(|o| &o.earlier))
 }
 
-/// `mixture.blake3`: the mixture of adapters that a run starts from.
+/// Returns `mixture.blake3`: the hash of the mixture of adapters that a run starts from.
 pub(crate) fn mixture_source(hash: &str, dir: &Path) -> (&'static str, String) {
     ("mixture.blake3", line(hash, dir))
 }

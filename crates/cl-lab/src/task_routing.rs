@@ -1,4 +1,4 @@
-//! Which adapters a task is closest to: hidden states of a few of its prompts, compared with those of each adapter's prompts.
+//! Routes a task to adapters: compares hidden states of a few of its prompts with those of each adapter's prompts.
 
 use cl_moe::{BlendConfig, Pooling};
 use cl_torch::tch::{Kind, Tensor};
@@ -7,29 +7,30 @@ use crate::problem::ConfigProblem;
 use crate::router_states::{Prompts, mean_states, states_of};
 use crate::{LabError, LoadedModel};
 
-/// How close a task is to an adapter.
+/// Similarity between a task and an adapter, and the resulting weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterShare {
     /// Name of the adapter.
     pub name: String,
-    /// Cosine between the hidden states of the task's prompts and those of the adapter's, both relative to the mean over all
-    /// adapters; the mean over all layers, in `[-1, 1]`.
+    /// Cosine similarity between the hidden states of the task's prompts and those of the adapter's prompts, both
+    /// relative to the mean over all adapters; averaged over all layers, in `[-1, 1]`.
     pub similarity: f64,
-    /// Weight of the adapter for the task: the softmax of the similarities divided by the temperature over the selected adapters,
-    /// and 0 for all others.
+    /// Weight of the adapter for the task: the softmax of similarity / temperature over the selected adapters, and 0
+    /// for all others.
     pub gate: f64,
 }
 
-/// Compares a task, by the tokens of its prompts, with the adapters of `config`, each described by its `positive_prompts`. `base` is
-/// the base model of these adapters. A prompt is the mean of its tokens'
-/// hidden states in the base model, an adapter or a task the mean of its prompts, layer by layer. The `chosen` closest adapters
-/// share the weight 1.
+/// Compares the prompts of a task, given as tokens, with the adapters of `config`, each of which is described by its
+/// `positive_prompts`. `base` is the base model of these adapters. A prompt is represented by the mean of its tokens'
+/// hidden states in the base model, and an adapter or a task by the mean of its prompts, for each layer. The weights of
+/// the `chosen` closest adapters sum to 1.
 ///
-/// States are taken relative to the mean of all adapters, because what all prompts have in common would make all cosines nearly 1.
+/// Hidden states are taken relative to the mean over all adapters, because their common part would make all cosine
+/// similarities nearly 1.
 ///
 /// # Errors
-/// Returns [`LabError::Config`] if there are fewer than two adapters or one or the task has no prompts, and an error if the model cannot be
-/// run.
+/// Returns [`LabError::Config`] if there are fewer than two adapters, or if an adapter or the task has no prompts, and
+/// an error if the model cannot be run.
 pub fn route_task(
     base: &LoadedModel,
     config: &BlendConfig,
@@ -61,7 +62,7 @@ pub fn route_task(
     Ok(shares.map(|((name, similarity), gate)| AdapterShare { name, similarity, gate }).collect())
 }
 
-/// The softmax over the `chosen` largest; ties go to the first.
+/// Returns the softmax over the `chosen` largest similarities, and 0 elsewhere; the first of equal values is preferred.
 fn gates(similarities: &[f64], chosen: usize, temperature: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..similarities.len()).collect();
     order.sort_by(|&a, &b| similarities[b].total_cmp(&similarities[a]));

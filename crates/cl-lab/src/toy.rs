@@ -1,7 +1,7 @@
 //! A synthetic benchmark generated from a seed: facts for pretraining, tasks to train on in sequence, and a tokenizer.
 //!
-//! It replaces a pretrained model and real data in the example, the built-in experiment and tests. The model is
-//! pretrained on the facts and on the tasks' questions with random answers: like a pretrained model, it then knows the
+//! It replaces a pretrained model and real data in the examples, the built-in experiment and the tests. The model is
+//! pretrained on the facts, and on the tasks' questions with random answers: like a pretrained model, it then knows the
 //! vocabulary and the form of the questions, but not the tasks. A two-layer transformer learns each task in seconds,
 //! and learning one task interferes with the others, which is what the experiment measures.
 
@@ -33,15 +33,15 @@ pub struct Question {
     pub query: String,
     /// The choices.
     pub choices: Vec<String>,
-    /// Index of the right choice.
+    /// Index of the correct choice.
     pub gold: usize,
 }
 
-/// Facts the model is pretrained on.
+/// Facts that the model is pretrained on.
 pub struct Facts {
-    /// Each fact once, as a question and its answer.
+    /// Each fact once, as a question with its answer.
     pub examples: Vec<Example>,
-    /// Questions about the facts, by name of the set.
+    /// Questions about the facts, by name of the set of facts.
     pub questions: Vec<(&'static str, Vec<Question>)>,
 }
 
@@ -96,8 +96,8 @@ type Maker = fn(&mut ChaCha8Rng) -> Drawn;
 
 const MAKERS: [(&str, Maker); 4] = [("first", first), ("mood", mood), ("largest", largest), ("last", last)];
 
-/// Generates the pretraining data: every fact four times, and `questions` questions per task with a random plausible
-/// answer.
+/// Generates the pretraining data: every fact four times, and `questions` questions per task, each with a random
+/// plausible answer.
 pub fn pretraining(seed: u64, questions: usize) -> Vec<Example> {
     let mut rng = rng(seed, "pretraining");
     let facts = facts(seed).examples;
@@ -120,7 +120,7 @@ pub fn tasks(seed: u64, train: usize, test: usize) -> Vec<ToyTask> {
             let mut rng = rng(seed, name);
             let mut seen = std::collections::HashSet::new();
             let mut all = Vec::with_capacity(train + test);
-            // A task has hundreds of prompts; the bound only keeps an impossible request from running for ever.
+            // A task has hundreds of prompts; the bound only prevents an endless loop on an impossible request.
             for _ in 0..(train + test) * 50 {
                 let drawn = make(&mut rng);
                 if all.len() < train + test && seen.insert(drawn.prompt.clone()) {
@@ -169,13 +169,13 @@ pub fn write_tokenizer(dir: &Path) -> Result<(), LabError> {
     Ok(())
 }
 
-/// The tokenizer's files, by name and content.
+/// Returns the tokenizer's files, as pairs of name and content.
 pub fn tokenizer_files() -> Vec<(String, Vec<u8>)> {
     word_tokenizer(&vocabulary(), 64)
 }
 
-/// A tokenizer with one token per word, for texts of at most `max_length` tokens. The first three words are `<unk>`,
-/// `<s>`, `</s>`.
+/// Returns a tokenizer with one token per word, for texts of at most `max_length` tokens. The first three words must be
+/// `<unk>`, `<s>` and `</s>`.
 pub(crate) fn word_tokenizer<W: AsRef<str>>(words: &[W], max_length: usize) -> Vec<(String, Vec<u8>)> {
     let special = |id: usize, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -210,12 +210,12 @@ fn pretty(value: &Value) -> Vec<u8> {
     text
 }
 
-/// `config.json` of a small Llama: two layers with hidden size `hidden`, and tied embeddings.
+/// Returns `config.json` of a small Llama model: two layers with hidden size `hidden`, and tied embeddings.
 pub fn model_config(hidden: usize) -> serde_json::Map<String, Value> {
     small_llama(vocabulary().len(), hidden, 64)
 }
 
-/// `config.json` of a two-layer Llama with tied embeddings, for texts of at most `max_length` tokens.
+/// Returns `config.json` of a two-layer Llama model with tied embeddings, for texts of at most `max_length` tokens.
 pub(crate) fn small_llama(vocabulary: usize, hidden: usize, max_length: usize) -> serde_json::Map<String, Value> {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary,
@@ -251,7 +251,7 @@ pub(crate) fn rng(seed: u64, name: &str) -> ChaCha8Rng {
 }
 
 pub(crate) fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
-    // The bias of the remainder is below 2⁻⁵⁹ for these sizes.
+    // The modulo bias is below 2⁻⁵⁹ for these sizes.
     (rng.next_u64() % n as u64) as usize
 }
 

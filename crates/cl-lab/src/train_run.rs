@@ -9,8 +9,8 @@ use crate::rounds::is_stack;
 use crate::sources::{base_source, data_sources, inputs};
 use crate::{LabError, ModelRef, Observer, RoundInput, RoundOutput, RoundValidation, TrainRun, run_round};
 
-/// Runs `cl train`: one round as by [`run_round`], with the resolved configuration in `config.toml` and hashes of the
-/// inputs in `base.blake3` and `data.blake3`. With `resume`, an unfinished run continues.
+/// Runs `cl train`: one round as in [`run_round`], with the resolved configuration in `config.toml` and hashes of the
+/// inputs in `base.blake3` and `data.blake3`. With `resume`, an unfinished run is continued.
 ///
 /// # Errors
 /// Returns the problems that [`check_train`](crate::check_train) finds, before anything is written;
@@ -26,10 +26,11 @@ pub fn run_train(
     run_train_on(&Ranks::alone(), config, out, resume, interrupt, observer)
 }
 
-/// As [`run_train`], by several ranks. Each calls this with the same arguments and reads model and data; `out` is rank 0's.
+/// Like [`run_train`], on several ranks. Each rank calls this with the same arguments and reads the model and the data;
+/// only rank 0 uses `out`.
 ///
 /// # Errors
-/// As for [`run_train`], and if a rank is gone or has other inputs than rank 0.
+/// Like [`run_train`], and if a rank has exited or has different inputs than rank 0.
 pub fn run_train_on(
     ranks: &Ranks,
     config: &TrainRun,
@@ -63,7 +64,8 @@ pub fn run_train_on(
         mixture: &config.mixture(),
         config: &config.train,
         validation: config.validation.as_ref().map(|config| RoundValidation { config, data: held_out }),
-        // The same seed as for this round in a sequence; otherwise it would have the first round's initialization.
+        // The seed that this round has in a sequence; otherwise it would have the same initialization as the first
+        // round.
         seed: if earlier.is_empty() { config.seed } else { config.seed.wrapping_add(earlier.len() as u64 + 1) },
         buffer_seed: config.seed,
         profile: config.profile,

@@ -7,10 +7,10 @@ use cl_train::{TrainError, ValidationConfig};
 
 use crate::{Finding, LabError};
 
-/// Minimum number of validation rows without a warning.
+/// Number of validation rows below which a warning is issued.
 const FEW: usize = 10;
 
-/// Takes the validation data out of a round's own data sets, or loads it.
+/// Splits the validation data off a round's own data sets, or loads it from a file.
 pub(crate) fn take_validation(
     config: &ValidationConfig,
     own: &mut [Dataset],

@@ -1,9 +1,10 @@
-//! Time and responses for the requests of a file, for comparison with another program.
+//! Times the requests of a file and prints the responses, for comparison with other programs.
 //!
 //! `cargo bench -p cl-model --bench requests -- MODEL REQUESTS.jsonl [f32|bf16] [batch tokens] > ANSWERS.jsonl`
 //!
-//! Each line of the requests is `{"context": …, "continuation": …}` or `{"prompt": …, "max_new_tokens": …, "stop":
-//! […]}`; the corresponding line of the output is a sum of log-probabilities or a text. Durations go to stderr.
+//! Each line of the requests is `{"context": …, "continuation": …}` or
+//! `{"prompt": …, "max_new_tokens": …, "stop": […]}`; the corresponding line of the output is a sum of
+//! log-probabilities or a text. Durations are printed to stderr.
 
 use std::io::Write;
 use std::path::Path;

@@ -7,13 +7,14 @@ use crate::projection::Projection;
 use crate::rope::Angles;
 use crate::routing::{Gate, Pass};
 
-/// The projections of an attention block; the caller determines which keys a query attends to.
+/// An attention block without the attention itself: projections, norms and rotary embeddings. The caller provides the
+/// attention function, which determines the keys that a query attends to.
 pub(crate) struct Attention {
     pub(crate) qkv: Qkv,
     pub(crate) o_proj: Projection,
     pub(crate) q_norm: Option<RmsNorm>,
     pub(crate) k_norm: Option<RmsNorm>,
-    pub(crate) norm_heads: bool, // q_norm and k_norm see one head at a time
+    pub(crate) norm_heads: bool, // whether q_norm and k_norm normalize each head separately
     pub(crate) head_dim: i64,
     pub(crate) uses_rope: bool,
     pub(crate) rule: AttentionRule,
@@ -22,29 +23,30 @@ pub(crate) struct Attention {
 /// The input projections of attention.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum Qkv {
-    /// `q_proj`, `k_proj`, `v_proj`.
+    /// Separate `q_proj`, `k_proj` and `v_proj`.
     Split(Projection, Projection, Projection),
-    /// `qkv_proj`: the rows of q, then as many of k as of v.
+    /// Fused `qkv_proj`: the rows of q, then those of k and of v, which are equally many.
     Fused { qkv_proj: Projection, q_width: i64 },
 }
 
 /// Scaling, soft cap and window of a layer's attention scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct AttentionRule {
-    /// Sliding window: number of positions that a query attends to, including its own; `None` for all earlier ones.
+    /// Sliding window: number of positions that a query attends to, including its own; `None` for all earlier
+    /// positions.
     pub(crate) window: Option<i64>,
-    /// Factor on scores; `None` for 1/√head_dim.
+    /// Factor by which scores are multiplied; `None` for 1/√head_dim.
     pub(crate) scale: Option<f64>,
-    /// Soft cap: s becomes c · tanh(s / c).
+    /// Soft cap `c`: a score s becomes c · tanh(s / c).
     pub(crate) softcap: Option<f64>,
 }
 
-/// Attention of one layer: from q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`, and the layer's
-/// rule, to `(tokens, heads, head_dim)`.
+/// The attention function of one layer. Takes q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)` and
+/// the layer's rule, and returns `(tokens, heads, head_dim)`.
 pub(crate) type Attend<'a> = dyn FnMut(Tensor, Tensor, Tensor, AttentionRule) -> Tensor + 'a;
 
 impl AttentionRule {
-    /// `(…, queries, head_dim)` and `(…, keys, head_dim)` to scores in f32, before any mask.
+    /// Computes scores in f32, before any mask, from `(…, queries, head_dim)` and `(…, keys, head_dim)`.
     pub(crate) fn scores(&self, q: &Tensor, k: &Tensor) -> Tensor {
         let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float) * self.scale(q);
         match self.softcap {
@@ -53,16 +55,16 @@ impl AttentionRule {
         }
     }
 
-    /// The factor on the scores of queries `(…, head_dim)`.
+    /// The factor by which the scores of queries `(…, head_dim)` are multiplied.
     pub(crate) fn scale(&self, q: &Tensor) -> f64 {
         self.scale.unwrap_or_else(|| 1.0 / (q.size().last().copied().unwrap_or(1) as f64).sqrt())
     }
 }
 
 impl Attention {
-    /// `x` is `(tokens, hidden)`; `attend` gets q `(tokens, heads, head_dim)`, k and v `(tokens, kv_heads, head_dim)`,
-    /// already rotated, and the layer's rule, and returns `(tokens, heads, head_dim)`, or only some of the tokens, which the
-    /// result then has.
+    /// Computes the block for `x` `(tokens, hidden)`. `attend` receives q `(tokens, heads, head_dim)`, k and v
+    /// `(tokens, kv_heads, head_dim)`, with rotary embeddings applied, and the layer's rule. It returns
+    /// `(tokens, heads, head_dim)` for all tokens or for some of them; the result has the same tokens.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, pass: Pass<'_>, attend: &mut Attend<'_>) -> Tensor {
         let [q, k, v] = self.qkv.forward(x, pass);
         let heads = |t: &Tensor| t.view([-1, t.size()[1] / self.head_dim, self.head_dim]);
@@ -150,9 +152,9 @@ impl Qkv {
 
 /// Causal attention within each packed sequence.
 ///
-/// On CUDA in half precision, one variable-length kernel computes all sequences, and on a CPU in f32 or bf16 one node of the
-/// graph, unless there is a window or a soft cap. Otherwise, each sequence is one call of libtorch's attention, which needs no
-/// mask: the T×T mask over a whole pack is never created.
+/// On CUDA in half precision, one variable-length kernel computes all sequences. On a CPU in f32 or bf16, one autograd
+/// node does, unless there is a window or a soft cap. Otherwise, libtorch's attention is called for each sequence. A
+/// T×T mask over the whole pack is never created.
 pub(crate) fn packed_causal(
     q: &Tensor,
     k: &Tensor,
@@ -165,7 +167,7 @@ pub(crate) fn packed_causal(
     let rule = AttentionRule { window: rule.window.filter(|&w| w < longest), ..rule };
     let half = matches!(q.kind(), Kind::Half | Kind::BFloat16);
     if matches!(q.device(), Device::Cuda(_)) && half && rule.softcap.is_none() {
-        // The kernel counts the earlier positions a query sees, without itself.
+        // The kernel's window excludes the query's own position.
         return flash_varlen(q, k, v, cu_tensor, longest, rule.scale(q), rule.window.map(|w| w - 1));
     }
     let fused = q.device() == Device::Cpu && matches!(q.kind(), Kind::Float | Kind::BFloat16);
@@ -173,7 +175,8 @@ pub(crate) fn packed_causal(
         return Ok(packed_attention(q, k, v, cu_seqlens, rule.scale(q)));
     }
     let lengths: Vec<i64> = cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect();
-    // The derivative of one split is one concatenation; that of a slice for each sequence would fill and add whole packs.
+    // The derivative of one split is one concatenation. The derivative of a slice per sequence would fill and add
+    // tensors of the size of the whole pack.
     let cut = |t: &Tensor| heads_first(t).split_with_sizes(&lengths, 2);
     let (q, k, v) = (cut(q), cut(k), cut(v));
     let parts: Vec<Tensor> = (0..lengths.len()).map(|i| causal(&q[i], &k[i], &v[i], rule)).collect();
@@ -199,18 +202,19 @@ fn causal(q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
     masked_attention(q, k, v, &seen, rule)
 }
 
-/// Attention where `seen`, booleans that broadcast to `(sequences, heads, queries, keys)`, is true.
+/// Attention restricted to the positions where `seen` is true, a boolean that broadcasts to
+/// `(sequences, heads, queries, keys)`.
 pub(crate) fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, seen: &Tensor, rule: AttentionRule) -> Tensor {
     let groups = q.size()[1] / k.size()[1];
     if rule.softcap.is_none() {
         return Tensor::scaled_dot_product_attention(q, k, v, Some(seen), 0.0, false, rule.scale, groups > 1);
     }
-    // No kernel of libtorch has a soft cap.
+    // libtorch has no attention kernel with a soft cap.
     let scores = rule.scores(q, &repeated(k, groups)).masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
     scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(&repeated(v, groups))
 }
 
-/// Repeats every key or value head for the query heads that share it.
+/// Repeats every key or value head for all query heads that share it.
 pub(crate) fn repeated(t: &Tensor, groups: i64) -> Tensor {
     if groups > 1 { t.repeat_interleave_self_int(groups, 1, None) } else { t.shallow_clone() }
 }
@@ -225,7 +229,7 @@ mod tests {
         t.to_kind(Kind::Float).reshape(shape).set_requires_grad(true)
     }
 
-    /// Softmax over one dense matrix, with a mask for other sequences, later positions and positions outside the
+    /// Attention as one dense softmax, with a mask for other sequences, later positions and positions outside the
     /// window.
     fn dense(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], window: Option<i64>) -> Tensor {
         let (tokens, heads, d) = q.size3().unwrap();
@@ -247,7 +251,7 @@ mod tests {
 
     #[test]
     fn packed_attention_and_its_gradients_equal_a_dense_block_diagonal_mask() {
-        cl_torch::tch::set_num_threads(1); // products this small are quicker on one
+        cl_torch::tch::set_num_threads(1); // products this small are faster on one thread
         let cu_seqlens = [0, 1, 8, 20, 22];
         let cu_tensor = Tensor::from_slice(&cu_seqlens).to_kind(Kind::Int);
         let mut largest = 0f64;
@@ -262,7 +266,7 @@ mod tests {
                     } else {
                         dense(&q, &k, &v, &cu_seqlens, window)
                     };
-                    // Any weights that differ from element to element.
+                    // Arbitrary weights that differ between elements.
                     (&y * noise([22, 4, 6], 0.4).detach()).sum(Kind::Float).backward();
                     [y.detach(), q.grad(), k.grad(), v.grad()]
                 };
@@ -272,7 +276,7 @@ mod tests {
             }
         }
         eprintln!("largest difference {largest:.2e}");
-        // Means of up to twelve f32 values below 1, in another order of sums.
+        // Means of up to twelve f32 values below 1, summed in another order.
         assert!(largest < 2e-6, "{largest}");
     }
 }

@@ -3,15 +3,15 @@ use cl_torch::tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
-/// Sequences concatenated in one row, without padding; attention stays within each sequence.
+/// A batch of packed sequences: concatenated to one row without padding, with attention within each sequence.
 pub struct PackedBatch {
-    /// `(tokens)`, int64.
+    /// Token ids, `(tokens)`, int64.
     pub input_ids: Tensor,
-    /// `(tokens)`, int64, from 0 in each sequence.
+    /// Positions, `(tokens)`, int64, starting at 0 in each sequence.
     pub position_ids: Tensor,
-    /// Boundaries, `sequences + 1` of them, from 0 to `tokens`.
+    /// Boundaries of the sequences: `sequences + 1` numbers from 0 to `tokens`.
     pub cu_seqlens: Vec<i64>,
-    /// The boundaries as int32 on the device, for kernels that need them there.
+    /// The boundaries as an int32 tensor on the device, for kernels that need them there.
     pub(crate) cu_tensor: Tensor,
 }
 
@@ -61,7 +61,7 @@ impl PackedBatch {
         })
     }
 
-    /// Number of tokens of all sequences.
+    /// Total number of tokens.
     pub fn tokens(&self) -> i64 {
         self.cu_seqlens.last().copied().unwrap_or(0)
     }

@@ -1,5 +1,4 @@
-//! Continuous batching (Yu et al., "Orca", OSDI 2022): as texts are completed, prompts that wait are added to those being
-//! generated.
+//! Continuous batching (Yu et al., "Orca", OSDI 2022): when texts are completed, waiting prompts take their place.
 
 use std::collections::VecDeque;
 
@@ -12,7 +11,7 @@ use crate::lookup::Lookup;
 use crate::prefix_tree::{Batch, PrefixTree, common};
 use crate::{Decoder, ModelError};
 
-/// Minimum length of a common prefix whose keys and values are stored separately.
+/// Minimum length in tokens of a common prefix whose keys and values are stored separately.
 const MIN_PREFIX: usize = 64;
 
 /// The texts to generate.
@@ -21,38 +20,39 @@ pub(crate) struct Texts<'a> {
     pub(crate) prompts: &'a [&'a [u32]],
     /// Maximum number of new tokens of each text.
     pub(crate) limits: &'a [usize],
-    /// Prompts that are computed in one forward pass; each batch may build on the one before it.
+    /// Batches of prompts, each computed in one forward pass; a batch may reuse the prefix kept from the one before it.
     pub(crate) batches: &'a [Batch],
-    /// How much is generated at the same time.
+    /// Limits on the texts generated at the same time.
     pub(crate) room: Room,
 }
 
-/// The keys and values of a series' beginning: before its first batch, and to be kept of its last prompt.
+/// The prefixes at the two ends of a series of batches: the cached one before the first batch, and the one to keep of
+/// the last prompt.
 pub(crate) struct Ends<'a> {
-    /// Those of the first batch's past.
+    /// Cached keys and values that the first batch builds on.
     pub(crate) past: &'a Prefix,
-    /// Number of tokens to keep of the last prompt.
+    /// Number of leading tokens of the last prompt whose keys and values to keep.
     pub(crate) keep: usize,
 }
 
 /// A text being generated.
 struct Text {
     index: usize,
-    prompt: usize, // its length
-    ids: Vec<u32>, // prompt and new tokens
+    prompt: usize, // length of the prompt
+    ids: Vec<u32>, // prompt and generated tokens
     limit: usize,
-    next: Vec<u32>, // chosen, but not yet part of the text
+    next: Vec<u32>, // chosen tokens that are not yet appended to `ids`
     lookup: Lookup,
 }
 
-/// Texts of one batch, with the keys and values of their tokens.
+/// Texts that were prefilled in one batch, with their KV cache.
 struct Group {
     texts: Vec<Text>,
     cache: KvCache,
-    longest: usize, // length of the longest text without the common prefix
+    longest: usize, // maximum final length of a text, without the common prefix
 }
 
-/// Generates a text for each prompt, of at most as many new tokens as its entry in `limits`.
+/// Generates a text for each prompt, with at most as many new tokens as its entry in `limits`.
 ///
 /// # Errors
 /// Returns the errors of [`generate_all`].
@@ -73,7 +73,7 @@ pub(crate) fn generate_prompts<R: Receiver>(
 /// Generates all texts; returns the keys and values of the first `ends.keep` tokens of the last prompt.
 ///
 /// # Errors
-/// Errors of the receiver, [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Setting`],
+/// Returns an error of the receiver, or [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Setting`],
 /// [`ModelError::Torch`].
 pub(crate) fn generate_all<R: Receiver>(
     model: &Decoder,
@@ -104,7 +104,7 @@ pub(crate) fn generate_all<R: Receiver>(
             ended |= group.take(options, receiver)?;
         }
         groups.retain(|group| !group.texts.is_empty());
-        // Where texts ended, others may begin before the next step.
+        // If texts were completed, waiting prompts may be added before the next step.
         let others = ended && waiting.front().is_some_and(|batch| texts.fits(batch, &groups));
         if !groups.is_empty() && !others {
             step(model, &mut groups, options)?;
@@ -121,8 +121,8 @@ impl Texts<'_> {
         running == 0 || (running + batch.sequences.len() <= self.room.sequences && used + places <= self.room.places)
     }
 
-    /// Computes the prompts of a batch and chooses their first tokens; also returns the keys and values of the first `keep`
-    /// tokens of its last prompt.
+    /// Computes the prompts of a batch and chooses the first new token of each. Also returns the keys and values of the
+    /// first `keep` tokens of the last prompt.
     fn prefill(
         &self,
         model: &Decoder,
@@ -167,7 +167,8 @@ impl Texts<'_> {
 }
 
 impl Group {
-    /// Appends the chosen tokens to the texts and hands over those that end; returns whether there were any.
+    /// Appends the chosen tokens to the texts, and passes completed texts to the receiver; returns whether there were
+    /// any.
     fn take<R: Receiver>(&mut self, options: &GenerateOptions<'_>, receiver: &mut R) -> Result<bool, R::Error> {
         let before = self.texts.len();
         let mut going = Vec::new();
@@ -199,7 +200,8 @@ impl Text {
         &self.ids[self.prompt..]
     }
 
-    /// Appends the chosen tokens until one of them ends the text; if so, returns whether by an end token or `stop`.
+    /// Appends the chosen tokens up to the one that completes the text. If the text is complete, returns whether an end
+    /// token or `stop` ended it, and not the limit.
     fn take(&mut self, options: &GenerateOptions<'_>, stop: &mut dyn FnMut(&[u32]) -> bool) -> Option<bool> {
         for id in std::mem::take(&mut self.next) {
             if options.eos.contains(&id) {
@@ -216,15 +218,15 @@ impl Text {
         (self.new_ids().len() >= self.limit).then_some(false)
     }
 
-    /// Tokens that may follow, for greedy decoding with so many texts.
+    /// Candidate tokens for greedy decoding with prompt lookup, while `running` texts are generated.
     fn guess(&self, running: usize) -> &[u32] {
         let room = self.limit - self.new_ids().len() - 1;
         self.lookup.guess(&self.ids, room, running).unwrap_or_default()
     }
 }
 
-/// One forward pass over the last token of every text, and over guessed tokens behind it in greedy decoding; chooses the next
-/// tokens.
+/// Runs one forward pass over the last token of every text, followed in greedy decoding by its candidate tokens, and
+/// chooses the next tokens.
 fn step(model: &Decoder, groups: &mut [Group], options: &GenerateOptions<'_>) -> Result<(), ModelError> {
     let greedy = options.decoding.is_plain();
     let running = groups.iter().map(|g| g.texts.len()).sum();
@@ -260,7 +262,7 @@ fn step(model: &Decoder, groups: &mut [Group], options: &GenerateOptions<'_>) ->
     Ok(())
 }
 
-/// The next token of every text; `x` is `(texts, hidden)`.
+/// Chooses the next token of every text; `x` is `(texts, hidden)`.
 fn choose(model: &Decoder, x: &Tensor, texts: &[&Text], options: &GenerateOptions<'_>) -> Result<Vec<u32>, ModelError> {
     let logits = model.logits(x);
     if options.decoding.is_plain() {
@@ -278,7 +280,7 @@ fn choose(model: &Decoder, x: &Tensor, texts: &[&Text], options: &GenerateOption
 
 fn likeliest(logits: &Tensor) -> Result<Vec<u32>, ModelError> {
     let ids = logits.argmax(-1, true);
-    // A NaN is the largest of its row, so it would be taken for an answer.
+    // `argmax` returns a NaN as the largest element, so it would be mistaken for a token.
     let largest = logits.gather(-1, &ids, false);
     if largest.isnan().any().int64_value(&[]) != 0 {
         return Err(ModelError::NotANumber);

@@ -26,26 +26,26 @@ use crate::{
 
 /// A decoder-only transformer of the Llama family.
 pub struct Decoder {
-    /// Its configuration.
+    /// The model's configuration.
     pub config: ModelConfig,
     /// Dtype of activations and matrix products.
     pub compute: Kind,
-    /// Its device.
+    /// The device of the weights.
     pub device: Device,
     /// Whether to recompute each layer's activations in the backward pass instead of keeping them.
     pub activation_checkpointing: bool,
-    /// What happens around each layer in training.
+    /// Hooks that are called around each layer.
     pub layer_hooks: Option<Arc<dyn LayerHooks>>,
     pub(crate) embed_tokens: Embedding,
-    /// Reads the token embeddings and decides for the experts of all layers.
+    /// Router that reads the token embeddings and selects the experts of all layers.
     pub(crate) global_router: Option<Router>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
-    pub(crate) lm_head: Option<Linear>, // when tied to the embedding, it is there only while it has an adapter
+    pub(crate) lm_head: Option<Linear>, // if tied to the embedding, exists only while it has an adapter
     pub(crate) rope: Rope,
-    /// Tensors that the current adapter trains in full.
+    /// Base tensors that the current adapter trains in full.
     pub(crate) whole: WholePlan,
-    /// The base's values of those tensors, by name.
+    /// The base's original values of those tensors, by name.
     pub(crate) originals: Vec<(String, Tensor)>,
 }
 
@@ -58,8 +58,8 @@ impl Decoder {
         self.forward_observed(batch, mode, &mut |_, _| {})
     }
 
-    /// As [`Decoder::forward`]; `observe` receives the hidden states `(tokens, hidden)` that enter each layer, with the
-    /// layer's index: the embeddings for layer 0, and finally the result with the number of layers.
+    /// Like [`Decoder::forward`]; `observe` receives the hidden states `(tokens, hidden)` that enter each layer, with
+    /// the layer's index: the embeddings for layer 0, and finally the result, with the number of layers as index.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -77,7 +77,8 @@ impl Decoder {
             observe(index, &x);
             let hooks = self.layer_hooks.as_ref().map(|hooks| LayerHook { hooks: Arc::clone(hooks), layer: index });
             if hooks.as_ref().is_some_and(|h| h.hooks.spreads_weights()) && mode != Mode::Eval && !x.requires_grad() {
-                // So that the first layer, too, is computed a second time, when its weights are there again.
+                // Makes the first layer be recomputed in the backward pass too, after its weights have been gathered
+                // again.
                 x = x.detach().set_requires_grad(true);
             }
             x = match hooks {
@@ -100,7 +101,7 @@ impl Decoder {
         Ok(x)
     }
 
-    /// Returns the input of the feed-forward block of every layer, `(tokens, hidden)` each, without a graph.
+    /// Returns the input of the feed-forward block of every layer, `(tokens, hidden)` each, without recording a graph.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -125,14 +126,15 @@ impl Decoder {
     /// Applies the feed-forward block of a layer to rows `x` `(tokens, hidden)`.
     ///
     /// # Panics
-    /// Panics if there is no such layer, or if a global router selects its experts, which reads token embeddings.
+    /// Panics if there is no such layer, or if its experts are selected by a global router, which needs the token
+    /// embeddings.
     pub fn feed_forward(&self, layer: usize, x: &Tensor) -> Tensor {
         self.layers[layer].feed_forward.forward(x, Pass { mode: Mode::Eval, selection: None })
     }
 
-    /// Returns the residual stream of sequences with shared prefixes, after a past common to all of them, without a
-    /// graph: of the rows of the tree whose indices are `wanted`, `(wanted, hidden)`. `keep` receives the keys and values of every
-    /// layer, `(rows, kv_heads, head_dim)`.
+    /// Computes the residual stream of sequences with shared prefixes, after a cached past that is common to all of
+    /// them, without recording a graph. Returns the rows of the tree with the indices `wanted`, `(wanted, hidden)`.
+    /// `keep` receives the keys and values of every layer, `(rows, kv_heads, head_dim)`.
     ///
     /// # Errors
     /// [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -170,14 +172,15 @@ impl Decoder {
         Ok(x)
     }
 
-    /// Whether sequences up to this length can share prefixes: a shorter sliding window would have to be applied along
-    /// each sequence.
+    /// Whether sequences up to this length can share prefixes. They cannot with a shorter sliding window, which would
+    /// have to be applied along each sequence.
     pub(crate) fn may_share(&self, longest: usize) -> bool {
         self.config.windows.iter().flatten().all(|&w| w >= longest as i64)
     }
 
-    /// Computes the tokens that follow in every sequence of the caches, in which a step has begun. `ids` is `(tokens)`,
-    /// sequence by sequence; the result is `(tokens, hidden)`. [`KvCache::end_step`] then sets how many of them are kept.
+    /// Computes the new tokens of every sequence in the caches, whose step has begun ([`KvCache::begin_step`]). `ids`
+    /// is `(tokens)`, ordered by sequence; the result is `(tokens, hidden)`. Afterwards, [`KvCache::end_step`] sets how
+    /// many of the tokens are kept.
     pub(crate) fn step(&self, ids: &Tensor, caches: &mut [&mut KvCache]) -> Tensor {
         let positions: Vec<i64> = caches.iter().flat_map(|cache| cache.positions()).collect();
         let angles = self.rope.angles(&Tensor::from_slice(&positions).to_device(self.device), self.compute);
@@ -199,7 +202,8 @@ impl Decoder {
         x
     }
 
-    /// What the global router selects for tokens with these embeddings, `(tokens, hidden)`.
+    /// Selects the experts of tokens with these embeddings, `(tokens, hidden)`, with the global router, if there is
+    /// one.
     fn select(&self, embeddings: &Tensor, mode: Mode) -> Option<Selection> {
         self.global_router.as_ref().map(|router| router.select(embeddings, mode))
     }
@@ -209,7 +213,7 @@ impl Decoder {
         let factor = self.config.embedding_multiplier;
         match self.config.family {
             _ if factor == 1.0 => x,
-            // Gemma's multiplier is a tensor in the dtype of the embedding, rounded as its entries are.
+            // Gemma's multiplier is a tensor in the dtype of the embedding, so it is rounded to that dtype.
             Family::Gemma2 | Family::Gemma3 => {
                 x * Tensor::from(factor as f32).to_kind(self.compute).to_device(self.device)
             }
@@ -217,7 +221,8 @@ impl Decoder {
         }
     }
 
-    /// Final norm and output head on rows of the residual stream: `(rows, hidden)` to f32 `(rows, vocab)`.
+    /// Applies the final norm and the output head to rows of the residual stream: `(rows, hidden)` to f32
+    /// `(rows, vocab)`.
     pub fn logits(&self, x: &Tensor) -> Tensor {
         let h = self.norm.forward(x);
         let logits = match &self.lm_head {
@@ -243,7 +248,8 @@ impl Decoder {
         }
     }
 
-    /// Converts the gradient after [`Decoder::scaled`] to the gradient before it; `logits` are the values after it.
+    /// Backpropagates through [`Decoder::scaled`]: `d_logits` is the gradient of its result, `logits` the result
+    /// itself.
     pub(crate) fn unscaled_gradient(&self, d_logits: Tensor, logits: &Tensor) -> Tensor {
         let scaling = self.config.logits_scaling;
         let d_logits = match self.config.final_logit_softcapping {
@@ -270,7 +276,7 @@ impl Decoder {
         std::iter::once(self.embed_tokens.site()).chain(self.linears().map(Linear::site))
     }
 
-    /// The output head as a separate linear layer, also if it shares its weight with the embedding.
+    /// The output head as a separate linear layer, even if it shares its weight with the embedding.
     fn head(&self) -> Linear {
         match &self.lm_head {
             Some(head) => head.shallow_clone(),
@@ -298,7 +304,7 @@ impl Decoder {
     /// Adds a newly initialized adapter to every target layer, replacing an existing one, and freezes everything else.
     ///
     /// # Errors
-    /// A hyper-parameter outside its range, or a target that matches nothing.
+    /// Returns an error for a hyperparameter outside its range, or a target that matches nothing.
     pub fn add_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<(), ModelError> {
         config.validate()?;
         let mut layers = self.adaptable();
@@ -324,7 +330,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The tensors of this model that a configuration trains in full, besides the factors of the layers `adapted`.
+    /// The tensors of this model that a configuration trains in full, besides the factors of the `adapted` layers.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
         let mut tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
         let quantized = self.linears().filter(|l| l.weight.dense().is_none());
@@ -338,7 +344,7 @@ impl Decoder {
         Ok(plan)
     }
 
-    /// The base's tensors except those that are quantized, including a tied output head as a separate one.
+    /// The base's tensors that are not quantized; a tied output head is listed as a separate tensor.
     fn own_tensors(&self) -> Vec<(String, Tensor)> {
         let mut own = self.named_parameters();
         if self.config.tie_word_embeddings {
@@ -347,8 +353,8 @@ impl Decoder {
         own
     }
 
-    /// Replaces base tensors by trainable f32 tensors: the given values (by the base's name; for rows, by the
-    /// module's), else copies.
+    /// Replaces base tensors by trainable f32 tensors: by the given values (keyed by the base's name, and for token
+    /// rows by the module's name), otherwise by copies.
     fn train_whole(&mut self, plan: WholePlan, values: &BTreeMap<String, Tensor>) {
         let (embedding, head) = ("model.embed_tokens", "lm_head");
         let of = |module: &str| plan.tokens.contains_key(module) || plan.saved.contains(&format!("{module}.weight"));
@@ -356,7 +362,7 @@ impl Decoder {
             && !plan.tied
             && (of(head) || plan.saved.contains(&format!("{embedding}.weight")))
         {
-            // They part.
+            // The adapter unties head and embedding.
             self.lm_head = Some(self.head());
         }
         self.whole = plan.clone();
@@ -399,7 +405,8 @@ impl Decoder {
         }
     }
 
-    /// A base tensor by its name in the checkpoint; a tied output head only while it is a separate layer.
+    /// Returns a base tensor by its name in the checkpoint; a tied output head is found only while it is a separate
+    /// layer.
     fn parameter_mut(&mut self, name: &str) -> Option<&mut Tensor> {
         let (module, part) = name.rsplit_once('.')?;
         if module == self.embed_tokens.name {
@@ -413,7 +420,7 @@ impl Decoder {
         Some(&mut norms.find(|norm| norm.name == module)?.weight)
     }
 
-    /// Everything that the current adapter trains besides its factors, by the names in an adapter's file.
+    /// All parameters that the current adapter trains besides its factors, with their names in an adapter's file.
     pub fn trained_whole(&self) -> Vec<Whole> {
         let parameters = self.current_parameters();
         let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone());
@@ -440,11 +447,11 @@ impl Decoder {
         saved.chain(biases).chain(tokens).collect()
     }
 
-    /// Adds the adapter of a PEFT directory to the layers it was made for, and freezes everything else.
+    /// Loads the adapter of a PEFT directory into the layers it was made for, and freezes everything else.
     ///
     /// # Errors
     /// Returns [`AdapterError`] if the adapter is of an unsupported kind, has a module that this model does not have,
-    /// or factors of another shape.
+    /// or has factors of another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
         self.check_adapter(adapter)?;
         if self.quantization().is_some() {
@@ -460,7 +467,7 @@ impl Decoder {
         let load = |layer: &Linear| has(&layer.name).then(|| Lora::load(layer, adapter, dropout)).transpose();
         let loaded = layers.map(load).collect::<Result<Vec<_>, _>>()?;
         let loaded: Vec<Lora> = loaded.into_iter().flatten().collect();
-        // From here on nothing fails: a refused adapter leaves the model as it was.
+        // From here on, nothing fails: if an adapter is rejected, the model is unchanged.
         self.unload_lora();
         self.set_requires_grad(false);
         if has("lm_head") {
@@ -474,7 +481,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Removes the adapter or the mixture.
+    /// Removes the adapter or the mixture of adapters.
     pub fn unload_lora(&mut self) {
         for (name, original) in std::mem::take(&mut self.originals) {
             if let Some(place) = self.parameter_mut(&name) {
@@ -538,8 +545,8 @@ impl Decoder {
         }
     }
 
-    /// Every weight of the base model by its name in the checkpoint, including those that an adapter replaces, but not those
-    /// that are quantized.
+    /// All weights of the base model that are not quantized, by their names in the checkpoint, including those that an
+    /// adapter replaces.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = self.current_parameters();
         let tied = self.config.tie_word_embeddings;
@@ -552,7 +559,8 @@ impl Decoder {
         all
     }
 
-    /// What directories of models without routers hold in their place: f32 `(experts)`, equal weights that add up to 1.
+    /// The tensors that checkpoints of models without routers contain in place of routers: f32 `(experts)`, equal
+    /// weights that sum to 1.
     pub(crate) fn gateless_buffers(&self) -> Vec<(String, Tensor)> {
         let buffer = |gate: &Gate| match gate {
             Gate::Gateless { name, experts } => {
@@ -563,7 +571,7 @@ impl Decoder {
         self.layers.iter().flat_map(Layer::gates).filter_map(buffer).collect()
     }
 
-    /// The weights as they are computed with, an adapter's own in place of the base's.
+    /// The weights that the forward pass uses: those of an adapter in place of the base's.
     pub(crate) fn current_parameters(&self) -> Vec<(String, Tensor)> {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.weight.shallow_clone())];
         let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
@@ -592,7 +600,7 @@ impl Decoder {
             adapters.extend(magnitude.map(|m| (format!("{}.lora_magnitude_vector", site.name), m)));
         }
         adapters.extend(self.mixture_routers());
-        // A tensor that two names share learns once.
+        // A tensor that two names share is listed, and therefore trained, only once.
         let own = |w: &Whole| !(self.whole.tied && w.name == "lm_head.weight");
         adapters.extend(self.trained_whole().into_iter().filter(own).map(|w| (w.name, w.tensor)));
         if adapters.is_empty() {
@@ -601,7 +609,7 @@ impl Decoder {
         adapters
     }
 
-    /// Makes every base weight trainable, or freezes all of them.
+    /// Makes all base weights trainable, or freezes them.
     pub fn set_requires_grad(&mut self, on: bool) {
         for (_, t) in self.named_parameters() {
             let _ = t.set_requires_grad(on);
@@ -623,7 +631,7 @@ fn attend_packed(
     failure.map_or(Ok(y), Err)
 }
 
-/// Keeps the first error of an attention call, since the surrounding computation of the layers cannot stop half-way.
+/// Stores the first error of an attention call and returns zeros, since the computation of a layer cannot stop halfway.
 fn catch(result: Result<Tensor, TorchError>, q: &Tensor, failure: &mut Option<TorchError>) -> Tensor {
     result.unwrap_or_else(|e| {
         failure.get_or_insert(e);
@@ -642,7 +650,7 @@ fn recomputed(
     let (layer, angles, mode) = (layer.shallow_clone(), angles.shallow_clone(), pass.mode);
     let (cu_seqlens, cu_tensor) = (batch.cu_seqlens.clone(), batch.cu_tensor.shallow_clone());
     let selection = pass.selection.map(Selection::shallow_clone);
-    // Weights that a router computed before are an input, so that their gradient reaches it.
+    // The weights of a global selection are an input of the segment, so that their gradient reaches the router.
     let weights = selection.as_ref().map(|selection| selection.weights(Kind::Float));
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&weights).collect();
     let run = move |inputs: &[Tensor]| {
@@ -650,27 +658,27 @@ fn recomputed(
             selection.as_ref().zip(inputs.get(1)).map(|(selection, weights)| selection.with_weights(weights));
         let pass = Pass { mode, selection: selection.as_ref() };
         layer.forward(&inputs[0], &angles, pass, &mut |q, k, v, rule| {
-            // A panic here is caught at the border and comes back as the node's error.
+            // A panic here is caught at the FFI boundary and returned as the node's error.
             packed_causal(&q, &k, &v, &cu_seqlens, &cu_tensor, rule).expect("attention worked in the first pass")
         })
     };
     checkpoint_around(&inputs, run, around)
 }
 
-/// What happens around each layer in training, such as fetching weights that are spread over processes and sending gradients.
+/// Hooks around each layer, for example to gather weights that are sharded over processes and to reduce gradients.
 pub trait LayerHooks: Send + Sync {
-    /// Whether a layer's weights are there only between [`LayerHooks::before`] and what follows it. Training then needs
-    /// [`Decoder::activation_checkpointing`].
+    /// Whether the layers' weights are sharded, so that they are available only from [`LayerHooks::before`] to the
+    /// following hook. Training then needs [`Decoder::activation_checkpointing`].
     fn spreads_weights(&self) -> bool;
 
-    /// Before a layer is computed, in a forward pass or for the second time in a backward pass.
+    /// Called before a layer is computed in a forward pass, and before it is recomputed in a backward pass.
     fn before(&self, layer: usize);
 
-    /// After a layer was computed in a forward pass.
+    /// Called after a layer was computed in a forward pass.
     fn after_forward(&self, layer: usize);
 
-    /// In the backward pass, when the gradients of a layer's weights are there. It is not called for the layers before the
-    /// first trained weight.
+    /// Called in the backward pass, when the gradients of a layer's weights are complete. It is not called for layers
+    /// before the first trained weight.
     fn after_backward(&self, layer: usize);
 }
 

@@ -1,5 +1,5 @@
 //! Experts stored as differences from the base: the base's product is computed once, and the products of the
-//! differences are added.
+//! differences are added to it.
 
 use cl_adapters::Linear;
 use cl_torch::tch::{Kind, Tensor};
@@ -7,21 +7,21 @@ use cl_torch::tch::{Kind, Tensor};
 use crate::config::Activation;
 use crate::routing::{Gate, Pairs, Pass, Selection};
 
-/// The differences `ΔWₑ` of all experts from one matrix of the base.
+/// The differences `ΔWₑ` of all experts from one weight matrix of the base.
 pub(crate) enum Deltas {
     /// `ΔWₑ = uₑᵀ·vₑ`: u `(experts, r, out)`, v `(experts, r, in)`.
     LowRank { u: Tensor, v: Tensor },
-    /// `ΔWₑ = scaleₑ · signₑ`: signs U8 `(experts, out, ⌈in / 8⌉)`, one bit per weight; scales f32 `(experts)`; columns
-    /// `in`.
+    /// `ΔWₑ = scaleₑ · signₑ`: `signs` U8 `(experts, out, ⌈in / 8⌉)`, one bit per weight; `scales` f32 `(experts)`;
+    /// `columns` is `in`.
     Signs { signs: Tensor, scales: Tensor, columns: i64 },
 }
 
-/// An MLP whose experts are differences, each an expert as a whole.
+/// An MLP whose experts are whole MLPs, stored as differences from the base's MLP.
 ///
-/// Products of the base are shared: gate and up by all experts of a token; because `down` is linear, the base's is
-/// applied once to the weighted sum of its inputs.
+/// The products with the base's weights are shared: gate and up are computed once for all experts of a token. Because
+/// `down` is linear, the base's is applied once, to the weighted sum of its inputs.
 pub(crate) struct DeltaMlp {
-    /// Its weights add up to 1.
+    /// Selects the experts; the weights of the selected ones sum to 1.
     pub(crate) routing: Gate,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
@@ -31,12 +31,12 @@ pub(crate) struct DeltaMlp {
     pub(crate) activation: Activation,
 }
 
-/// Up to this fraction of the width, the ranks of all experts together are computed in one product, with zeros for
-/// experts that are not selected; above it, gathering the tokens of each expert costs less.
+/// Maximum total rank of all experts, as a fraction of the width, up to which they are computed in one product, with
+/// zeros for experts that are not selected. Above it, gathering the tokens of each expert is cheaper.
 const FUSED: f64 = 0.25;
 
 impl Deltas {
-    /// Computes `ΔWₑ·x` for rows `x` `(pairs, in)` ordered by expert, with the `counts` of each: `(pairs, out)`.
+    /// Computes `ΔWₑ·x` for rows `x` `(pairs, in)` sorted by expert, with `counts[e]` rows of expert e: `(pairs, out)`.
     fn of_pairs(&self, x: &Tensor, counts: &[i64]) -> Tensor {
         let mut start = 0;
         let mut products = Vec::new();
@@ -47,7 +47,7 @@ impl Deltas {
         Tensor::cat(&products, 0)
     }
 
-    /// `ΔWₑ·x`, `(rows, out)`.
+    /// Computes `ΔWₑ·x` for one expert: `(rows, out)`.
     fn product(&self, e: i64, x: &Tensor) -> Tensor {
         match self {
             Deltas::LowRank { u, v } => x.matmul(&v.get(e).to_kind(x.kind()).tr()).matmul(&u.get(e).to_kind(x.kind())),
@@ -58,7 +58,7 @@ impl Deltas {
         }
     }
 
-    /// `Σₑ gₑ·ΔWₑ·x` over the selected experts, `(tokens, out)`.
+    /// Computes `Σₑ gₑ·ΔWₑ·x` over the selected experts, with their weights gₑ: `(tokens, out)`.
     pub(crate) fn weighted(&self, x: &Tensor, selection: &Selection) -> Tensor {
         match self {
             Deltas::LowRank { u, v } => {
@@ -81,7 +81,7 @@ impl Deltas {
         }
     }
 
-    /// Computes one low-rank difference.
+    /// Rank of each low-rank difference; 0 for signs.
     fn rank(&self) -> i64 {
         match self {
             Deltas::LowRank { u, .. } => u.size()[1],
@@ -99,12 +99,12 @@ impl Deltas {
     }
 }
 
-/// `(experts, r, width)` as `(experts·r, width)`.
+/// Flattens `(experts, r, width)` to `(experts·r, width)`.
 fn stacked(factors: &Tensor, kind: Kind) -> Tensor {
     factors.flatten(0, 1).to_kind(kind)
 }
 
-/// Packed signs `(out, bytes)` as ±1 `(out, columns)`.
+/// Unpacks signs `(out, bytes)` to ±1 `(out, columns)`.
 fn unpacked(signs: &Tensor, columns: i64, kind: Kind) -> Tensor {
     let bits: Vec<f32> = (0..256 * 8).map(|i| if ((i / 8) >> (i % 8)) & 1 == 1 { 1.0 } else { -1.0 }).collect();
     let table = Tensor::from_slice(&bits).reshape([256, 8]).to_kind(kind).to_device(signs.device());
@@ -113,7 +113,7 @@ fn unpacked(signs: &Tensor, columns: i64, kind: Kind) -> Tensor {
 }
 
 impl DeltaMlp {
-    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
+    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
         let selection = self.routing.select(x, pass);
         let total = self.deltas[0].experts() * self.deltas[0].rank();
@@ -127,8 +127,8 @@ impl DeltaMlp {
         }
     }
 
-    /// All experts in one product, with zeros for those that are not selected; needs no synchronization with the
-    /// device.
+    /// Computes all experts in one product, with zeros for those that are not selected. This needs no synchronization
+    /// with the device.
     fn fused(
         &self,
         x: &Tensor,
@@ -154,7 +154,7 @@ impl DeltaMlp {
         self.down.forward(&sum, pass.mode) + ranks.matmul(&stacked(u, kind))
     }
 
-    /// The tokens of each expert in a product of their own.
+    /// Computes the tokens of each expert in a separate product.
     fn by_expert(&self, x: &Tensor, pairs: &Pairs, pass: Pass<'_>) -> Tensor {
         let rows = x.index_select(0, &pairs.tokens);
         let with = |base: &Linear, deltas: &Deltas| {
@@ -208,7 +208,7 @@ mod tests {
         Linear::new(name, weight, None)
     }
 
-    /// A router that selects k experts, none for 0.
+    /// A router that selects k experts, or no router if k is 0.
     fn routing(width: i64, k: i64) -> Gate {
         match k {
             0 => Gate::Gateless { name: "router".to_owned(), experts: EXPERTS },
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// The weight matrix of an expert, element by element.
+    /// The full weight matrix of an expert, computed element by element.
     fn whole(base: &Tensor, deltas: &Deltas, e: i64) -> Tensor {
         match deltas {
             Deltas::LowRank { u, v } => base + u.get(e).tr().matmul(&v.get(e)),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn an_mlp_equals_one_whose_experts_are_whole() {
-        // Ranks below and above what is fused; widths that are no multiples of eight.
+        // Ranks below and above the limit for the fused product; widths that are not multiples of eight.
         let (hidden, inner) = (20, 13);
         let x = noise("x", &[11, hidden]);
         for (rank, k) in [

@@ -12,12 +12,13 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Tokens of contexts and continuations, and where each continuation starts.
+    /// Tokenizes contexts with their continuations; returns the tokens, and the index at which each continuation
+    /// starts.
     ///
-    /// Trailing spaces of the context belong to the continuation, whose tokens are those of the whole text after as
-    /// many as the context alone has (lm-eval's rule).
+    /// Trailing white space of the context belongs to the continuation. The continuation's tokens are those of the
+    /// whole text that exceed the number of tokens of the context alone (lm-eval's rule).
     pub(crate) fn pairs(&self, requests: &[LoglikelihoodRequest]) -> Result<Vec<(Vec<u32>, usize)>, ModelError> {
-        // The choices of a question have their context in common, side by side.
+        // The choices of a question have the same context and are adjacent.
         let same: Vec<&[LoglikelihoodRequest]> = requests.chunk_by(|a, b| a.context == b.context).collect();
         let encoded: Result<Vec<_>, ModelError> = same.par_iter().map(|group| self.group(group)).collect();
         Ok(encoded?.into_iter().flatten().collect())
@@ -28,7 +29,7 @@ impl Encoder<'_> {
         let context = full.trim_end_matches(is_space);
         let whole = |r: &LoglikelihoodRequest| format!("{full}{}", r.continuation);
         if context.is_empty() {
-            // With nothing in front, the first token is scored after the one that begins a text.
+            // Without a context, the first token is scored after the token that starts a text.
             let start = self.prefix_token();
             let behind_start = |r| {
                 let own = self.tokenizer.encode(&whole(r), false)?;
@@ -41,7 +42,7 @@ impl Encoder<'_> {
         group.iter().map(|r| Ok((self.encode(&whole(r))?, from))).collect()
     }
 
-    /// Tokens of prompts; at least one per prompt if the tokenizer has a BOS or EOS token.
+    /// Tokenizes prompts; returns at least one token per prompt if the tokenizer has a BOS or EOS token.
     pub(crate) fn prompts(&self, requests: &[GenerateRequest]) -> Result<Vec<Vec<u32>>, ModelError> {
         let encode = |r: &GenerateRequest| {
             let mut ids = self.encode(&r.prompt)?;
@@ -57,7 +58,7 @@ impl Encoder<'_> {
         Ok(self.tokenizer.encode_with(text, self.add_bos_token)?)
     }
 
-    /// The token prepended to an otherwise empty text: BOS, or EOS for a tokenizer without BOS.
+    /// The token that is prepended to an otherwise empty text: BOS, or EOS if the tokenizer has no BOS.
     fn prefix_token(&self) -> Option<u32> {
         self.tokenizer.bos_id().or(self.tokenizer.eos_id())
     }

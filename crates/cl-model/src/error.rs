@@ -2,21 +2,21 @@ use std::path::PathBuf;
 
 use crate::problem::ConfigProblem;
 
-/// Why a model cannot be built, run or saved.
+/// Errors of building, running or saving a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// An architecture that is not built.
+    /// The architecture is not supported.
     #[error("{path}: architecture `{architecture}` is not supported; supported: {supported}")]
     Architecture {
         /// Directory of the model.
         path: PathBuf,
-        /// What its config.json names.
+        /// Architecture named in config.json.
         architecture: String,
-        /// What is built.
+        /// Supported architectures.
         supported: String,
     },
-    /// config.json lacks a key, or holds a value that cannot be used.
+    /// config.json lacks a key or has an invalid value.
     #[error("{path}/config.json: {problem}")]
     Config {
         /// Directory of the model.
@@ -25,15 +25,15 @@ pub enum ModelError {
         #[source]
         problem: ConfigProblem,
     },
-    /// An end of sequence that is not a token id.
+    /// An end-of-sequence id is not a token id.
     #[error("{path}: eos_token_id {value} is not a token id")]
     EosTokenId {
-        /// The generation_config.json.
+        /// The generation_config.json file.
         path: PathBuf,
         /// The value.
         value: serde_json::Value,
     },
-    /// A tensor has another shape than config.json implies.
+    /// The shape of a tensor differs from what config.json implies.
     #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, the file has {got:?}")]
     Shape {
         /// Directory of the model.
@@ -45,53 +45,53 @@ pub enum ModelError {
         /// Stored shape.
         got: Vec<i64>,
     },
-    /// A tensor is stored in a dtype that a model is not made of.
+    /// A tensor has a dtype that weights cannot have.
     #[error("{path}: tensor `{tensor}` has dtype {dtype}; expected {expected}")]
     Dtype {
         /// Directory of the model.
         path: PathBuf,
         /// Name of the tensor.
         tensor: String,
-        /// Its dtype as stored.
+        /// Its stored dtype.
         dtype: String,
-        /// What it may be.
+        /// Expected dtypes.
         expected: &'static str,
     },
-    /// Tensors that config.json implies are not there, or tensors are there that it does not.
+    /// Tensors implied by config.json are missing, or there are tensors that it does not imply.
     #[error("{path}: tensors do not match config.json; missing: [{missing}]; not used: [{unused}]")]
     Tensors {
         /// Directory of the model.
         path: PathBuf,
-        /// Names that were expected.
+        /// Names of missing tensors.
         missing: String,
-        /// Names that nothing reads.
+        /// Names of unused tensors.
         unused: String,
     },
-    /// Experts that are differences from the base cannot be written again beside other weights.
+    /// Experts stored as differences from the base cannot be saved, because the other weights may have changed.
     #[error(
         "{path}: experts are stored as differences from the base ({storage}), which holds for its own weights only; train an \
          adapter or the routers, or make the mixture with full experts"
     )]
     DeltaExperts {
-        /// The output.
+        /// The output directory.
         path: PathBuf,
         /// How they are stored.
         storage: cl_moe::ExpertStorage,
     },
-    /// A weight has no quantized form.
+    /// A weight cannot be quantized.
     #[error("tensor `{tensor}`: {source}; train without `base`")]
     Quantization {
         /// Name of the tensor.
         tensor: String,
-        /// Why.
+        /// The reason.
         source: cl_torch::TorchError,
     },
-    /// Quantized weights would be saved as a model.
+    /// The model cannot be saved because its weights in memory are quantized.
     #[error("{path}: the weights in memory are quantized ({format}); fold the adapter into the base's own directory")]
     Quantized {
-        /// The output.
+        /// The output directory.
         path: PathBuf,
-        /// The format.
+        /// The quantization format.
         format: &'static str,
     },
     /// A token id outside the vocabulary.
@@ -99,16 +99,16 @@ pub enum ModelError {
     TokenId {
         /// The id.
         id: i64,
-        /// Rows of the embedding.
+        /// Number of rows of the embedding.
         vocab_size: i64,
     },
-    /// A sequence without tokens.
+    /// A sequence has no tokens.
     #[error("sequence {index} is empty; a model needs at least one token (a tokenizer without BOS makes none of \"\")")]
     EmptySequence {
         /// Position of the sequence in the request.
         index: usize,
     },
-    /// A setting of generation outside its range.
+    /// A generation setting is outside its range.
     #[error("{name} is {got}; expected {expected}")]
     Setting {
         /// Its name.
@@ -118,24 +118,24 @@ pub enum ModelError {
         /// Its range.
         expected: &'static str,
     },
-    /// The model computes something else than numbers.
+    /// The model's logits are NaN.
     #[error(
         "the model's logits are NaN: weights or an adapter hold NaN or infinities, or values overflow; `cl check DIR` says where, or compute in f32"
     )]
     NotANumber,
-    /// Adapters.
+    /// An error of adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
-    /// Mixtures of adapters.
+    /// An error of mixtures of adapters.
     #[error(transparent)]
-    Mixture(Box<cl_moe::Error>), // large for an error
-    /// Files.
+    Mixture(Box<cl_moe::Error>), // boxed because it is large
+    /// An error of checkpoint files.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// Tokenizer and examples.
+    /// An error of the tokenizer or of examples.
     #[error(transparent)]
     Data(#[from] cl_data::Error),
-    /// libtorch.
+    /// An error of libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
 }

@@ -10,9 +10,9 @@ use crate::routing::{Gate, Pass};
 /// The feed-forward block of a layer.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum FeedForward {
-    /// One MLP.
+    /// A single MLP.
     Dense(Mlp),
-    /// Several, of which each token goes through some.
+    /// Several MLPs as experts, of which each token uses some.
     Experts(Experts),
     /// One MLP, and experts stored as differences from it.
     Deltas(DeltaMlp),
@@ -28,23 +28,24 @@ pub(crate) struct Mlp {
 /// The input projections of an MLP.
 #[expect(clippy::large_enum_variant, reason = "one a layer, beside weights of megabytes")]
 pub(crate) enum GateUp {
-    /// `gate_proj` and `up_proj`.
+    /// Separate `gate_proj` and `up_proj`.
     Split(Projection, Projection),
-    /// `gate_up_proj`: the rows of gate, then those of up.
+    /// Fused `gate_up_proj`: the rows of gate, then those of up.
     Fused(Projection),
 }
 
-/// Several MLPs, each an expert as a whole, and beside them one that every token goes through.
+/// Several MLPs as experts, and an optional shared MLP that every token uses.
 pub(crate) struct Experts {
     pub(crate) gate: Gate,
     pub(crate) shared: Option<Shared>,
     pub(crate) experts: Vec<Mlp>,
 }
 
-/// An MLP that every token goes through.
+/// A shared expert: an MLP that every token uses.
 pub(crate) struct Shared {
     pub(crate) mlp: Mlp,
-    /// Qwen2-MoE's `shared_expert_gate` `(1, hidden)`: the output is multiplied by the sigmoid of its product with the input.
+    /// Qwen2-MoE's `shared_expert_gate` `(1, hidden)`: the output is multiplied by the sigmoid of the gate's product
+    /// with the input.
     pub(crate) gate: Option<Linear>,
 }
 
@@ -71,7 +72,7 @@ impl Shared {
 }
 
 impl FeedForward {
-    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out.
+    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
         match self {
             FeedForward::Dense(mlp) => mlp.forward(x, pass),
@@ -133,7 +134,7 @@ impl FeedForward {
 }
 
 impl Activation {
-    /// `act(gate) · up`.
+    /// Computes `act(gate) · up`.
     pub(crate) fn gated(self, gate: &Tensor, up: &Tensor) -> Tensor {
         match self {
             Activation::Silu => silu_mul(gate, up),

@@ -2,7 +2,7 @@ use crate::continuous::generate_prompts;
 use crate::generation::{GenerateOptions, Generation, Receiver};
 use crate::{Decoder, ModelError};
 
-/// Generates continuations of all prompts with greedy decoding (ties go to the lowest id); see [`generate`].
+/// Generates continuations of all prompts with greedy decoding (ties go to the lowest token id); see [`generate`].
 ///
 /// # Errors
 /// Returns the errors of [`generate`].
@@ -19,11 +19,11 @@ pub fn greedy(
 
 /// Generates continuations of all prompts.
 ///
-/// Shared prefixes are computed once, and their keys and values stored once; each step then adds a token to every
-/// unfinished sequence. Greedy decoding can add several tokens per step if the text repeats itself (prompt lookup,
-/// Saxena 2023: tokens are guessed from an earlier occurrence of the last tokens, and kept as far as the model agrees).
-/// As sequences are completed, waiting prompts take their place (`options.batching`). A sequence ends at one of `eos`, when
-/// `stop(index, ids)` returns true, or after `max_new_tokens`.
+/// Shared prefixes are computed once, and their keys and values are stored once. Each step then adds a token to every
+/// unfinished sequence. Greedy decoding can add several tokens per step if the text repeats itself, with prompt-lookup
+/// decoding (Saxena, 2023): candidate tokens are copied from an earlier occurrence of the last tokens, and accepted as
+/// far as the model agrees. As sequences are completed, waiting prompts take their place (`options.batching`). A
+/// sequence ends at one of `eos`, when `stop(index, ids)` returns true, or after `max_new_tokens`.
 ///
 /// # Errors
 /// [`ModelError::Setting`], [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`],
@@ -39,7 +39,8 @@ pub fn generate(
     Ok(all.generations)
 }
 
-/// Generates continuations of all prompts as [`generate`], and hands over each text as soon as it is complete, in any order.
+/// Generates continuations like [`generate`], and passes each text to `receiver` as soon as it is complete, in any
+/// order.
 ///
 /// # Errors
 /// Returns the errors of [`generate`] and those of `receiver`, which end the generation of all texts.
@@ -56,7 +57,7 @@ pub fn generate_each<R: Receiver>(
     generate_prompts(model, prompts, &vec![options.max_new_tokens; prompts.len()], options, receiver)
 }
 
-/// Collects the texts.
+/// Collects the texts in the order of the prompts.
 struct All<'a> {
     stop: &'a mut dyn FnMut(usize, &[u32]) -> bool,
     generations: Vec<Generation>,

@@ -5,13 +5,13 @@ use crate::sampling::Decoding;
 /// The continuation of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Generation {
-    /// New tokens, without the one that ended generation.
+    /// New tokens, without the end token.
     pub ids: Vec<u32>,
-    /// Whether generation ended by an end token or `stop`, not by the limit.
+    /// Whether an end token or `stop` ended generation, rather than the limit on new tokens.
     pub stopped: bool,
 }
 
-/// Stopping criteria and decoding settings.
+/// Stopping criteria, decoding and batching settings.
 ///
 /// # Example
 /// ```
@@ -34,19 +34,20 @@ pub struct GenerateOptions<'a> {
     pub eos: &'a [u32],
     /// Decoding settings.
     pub decoding: Decoding,
-    /// Index of the first prompt among all prompts, so that random numbers do not depend on batch sizes.
+    /// Index of the first prompt in the whole run, so that sampling does not depend on how prompts are split into
+    /// calls.
     pub first_prompt: usize,
-    /// How many texts are generated at the same time.
+    /// Limits on what is computed at the same time.
     pub batching: Batching,
 }
 
-/// How much is computed at the same time. The default is everything.
+/// Limits on what is computed at the same time. There are none by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batching {
     /// Maximum number of texts generated at the same time. Prompts are added in batches of a quarter of it.
     pub sequences: usize,
-    /// Maximum number of prompt tokens per forward pass; a longer prompt is computed alone. The KV cache has room for four
-    /// times as many tokens.
+    /// Maximum number of prompt tokens per forward pass; a longer prompt is computed alone. The KV cache holds up to
+    /// four times as many tokens.
     pub tokens: usize,
 }
 
@@ -56,17 +57,19 @@ impl Default for Batching {
     }
 }
 
-/// Ratio of the prompt tokens of a generation batch to the tokens of a scoring batch: every generation step reads all
-/// weights, regardless of the number of texts.
+/// Ratio of the prompt tokens of a generation batch to the tokens of a scoring batch. Every generation step reads all
+/// weights, regardless of the number of texts, so larger batches pay off.
 const GENERATED: usize = 4;
 
 impl Batching {
-    /// Batches for a model that scores `batch_tokens` tokens per forward pass: prompts of four times as many.
+    /// Creates limits for a model that scores `batch_tokens` tokens per forward pass; prompts are computed with four
+    /// times as many.
     pub fn new(sequences: usize, batch_tokens: usize) -> Batching {
         Batching { sequences: sequences.max(1), tokens: batch_tokens.saturating_mul(GENERATED) }
     }
 
-    /// Divides prompts into those of one forward pass. Without `share`, common prefixes are computed for each prompt.
+    /// Divides prompts into batches for one forward pass each. Without `share`, common prefixes are computed for each
+    /// prompt.
     pub(crate) fn batches(&self, prompts: &[&[u32]], share: bool) -> Vec<Batch> {
         // Only the last token's logits are needed.
         let last: Vec<usize> = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
@@ -74,7 +77,7 @@ impl Batching {
         let limits = Limits { rows: self.tokens, count, places: self.room().places };
         let mut batches = batches(prompts, &last, limits, share);
         if batches.iter().all(|batch| batch.past == 0) {
-            // Those that wait for no other begin with the first prompts, whose texts callers may be waiting for.
+            // If no batch depends on another, start with the first prompts, whose texts callers may be waiting for.
             batches.sort_by_key(|batch| batch.sequences.iter().min().copied());
         }
         batches
@@ -90,21 +93,21 @@ impl Batching {
 pub(crate) struct Room {
     /// Maximum number of texts.
     pub(crate) sequences: usize,
-    /// Maximum number of texts times the longest length: the size of the KV cache.
+    /// Maximum number of texts times their maximum length, which is the size of the KV cache in tokens.
     pub(crate) places: usize,
 }
 
-/// Receives texts as they are generated, each by the index of its prompt.
+/// Receives texts as they are generated, identified by the index of their prompt.
 pub trait Receiver {
-    /// Its errors, and those of generation.
+    /// Error type of the receiver, which also holds errors of generation.
     type Error: From<ModelError>;
 
-    /// Whether the text with these new tokens ends here; called after each token.
+    /// Returns whether the text with these new tokens ends here; called after each token.
     fn stop(&mut self, index: usize, ids: &[u32]) -> bool;
 
     /// Receives a completed text.
     ///
     /// # Errors
-    /// Ends the generation of all texts.
+    /// An error ends the generation of all texts.
     fn done(&mut self, index: usize, generation: Generation) -> Result<(), Self::Error>;
 }

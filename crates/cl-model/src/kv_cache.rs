@@ -4,7 +4,7 @@ use cl_torch::{Continuation, KvBlocks, ScoreRule};
 use crate::attention::AttentionRule;
 use crate::row_cache::{GROWTH, RowCache};
 
-/// Keys and values of a common prefix of sequences: per layer `(tokens, kv_heads, head_dim)`.
+/// Keys and values of a prefix that several sequences share: `(tokens, kv_heads, head_dim)` for each layer.
 #[derive(Default)]
 pub(crate) struct Prefix {
     layers: Vec<(Tensor, Tensor)>,
@@ -12,7 +12,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// Creates an empty prefix, to which layers are added.
+    /// Creates an empty prefix of `len` tokens, to which the layers are added.
     pub(crate) fn of_len(len: usize) -> Prefix {
         Prefix { layers: Vec::new(), len }
     }
@@ -21,7 +21,7 @@ impl Prefix {
         self.layers.get(index).map(|(k, v)| (k, v))
     }
 
-    /// Keeps the first `len` tokens.
+    /// Truncates the prefix to its first `len` tokens.
     pub(crate) fn truncate(&mut self, len: usize) {
         if len == 0 {
             *self = Prefix::default();
@@ -31,12 +31,14 @@ impl Prefix {
         }
     }
 
-    /// Adds the next layer's keys and values: the first ones from `past`, then those of `rows`.
+    /// Adds the next layer's keys and values: the first tokens are taken from `past`, the remaining ones from `rows` of
+    /// `k` and `v`.
     pub(crate) fn store(&mut self, past: Option<(&Tensor, &Tensor)>, rows: &Tensor, k: &Tensor, v: &Tensor) {
         self.layers.extend(Prefix::of_layer(self.len, past, rows, k, v));
     }
 
-    /// One layer's keys and values of the first `len` tokens: those in `past`, then those of `rows`. `None` for no token.
+    /// One layer's keys and values of the first `len` tokens, taken from `past` and then from `rows` of `k` and `v`.
+    /// `None` if `len` is 0.
     pub(crate) fn of_layer(
         len: usize,
         past: Option<(&Tensor, &Tensor)>,
@@ -53,23 +55,24 @@ impl Prefix {
     }
 }
 
-/// Keys and values of sequences that are generated together: those of a common prefix once, and those after it for each sequence.
+/// KV cache of sequences that are generated together. Keys and values of a common prefix are stored once, those after
+/// it for each sequence.
 pub(crate) struct KvCache {
     prefix: i64,
-    /// Tokens of each sequence after the prefix, and those of the current step.
+    /// The slot of each sequence, its number of tokens after the prefix, and its number of tokens in the current step.
     sequences: Vec<Continuation>,
     layers: Layers,
 }
 
 enum Layers {
-    /// In f32 and bf16 on a CPU: the prefix, if there is one, and the sequences.
+    /// On a CPU in f32 and bf16, for each layer: the prefix, if there is one, and the sequences.
     Blocks(Vec<(Option<KvBlocks>, KvBlocks)>),
-    /// For libtorch's operators.
+    /// Otherwise, storage for libtorch's operators.
     Rows(RowCache),
 }
 
 impl KvCache {
-    /// Creates an empty cache for prompts with `prefix` common tokens and the given numbers of other tokens.
+    /// Creates an empty cache for prompts with `prefix` common tokens, followed by `lengths` other tokens each.
     pub(crate) fn for_prompts(prefix: usize, lengths: &[i64], kind: Kind, device: Device) -> KvCache {
         let blocks = device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16);
         KvCache::of_kind(blocks, prefix, lengths, device)
@@ -82,8 +85,8 @@ impl KvCache {
         KvCache { prefix: prefix as i64, sequences, layers }
     }
 
-    /// Adds the next layer's keys and values, `(tokens, kv_heads, head_dim)`: those of the prefix, and of all prompts after it.
-    /// [`KvCache::end_step`] then ends the step of the prompts.
+    /// Adds the next layer's keys and values, `(tokens, kv_heads, head_dim)`: those of the prefix, and those of all
+    /// prompts after it. [`KvCache::end_step`] must be called after the last layer.
     pub(crate) fn store(&mut self, prefix: Option<(Tensor, Tensor)>, k: &Tensor, v: &Tensor) {
         match &mut self.layers {
             Layers::Blocks(layers) => {
@@ -104,7 +107,7 @@ impl KvCache {
         }
     }
 
-    /// Begins a step that adds tokens to every sequence, at least one each.
+    /// Begins a step that adds the given number of tokens, at least one, to every sequence.
     pub(crate) fn begin_step(&mut self, widths: &[i64]) {
         self.sequences.iter_mut().zip(widths).for_each(|(s, width)| s.width = *width);
         match &mut self.layers {
@@ -118,18 +121,19 @@ impl KvCache {
         }
     }
 
-    /// Number of tokens in this step.
+    /// Number of tokens in the current step.
     pub(crate) fn tokens(&self) -> i64 {
         self.sequences.iter().map(|s| s.width).sum()
     }
 
-    /// Positions of this step's tokens.
+    /// Positions of the current step's tokens.
     pub(crate) fn positions(&self) -> impl Iterator<Item = i64> {
         self.sequences.iter().flat_map(|s| s.length..s.length + s.width).map(|place| place + self.prefix)
     }
 
-    /// Stores this step's keys and values of layer `index`; every token attends to all earlier ones and to itself. `q`
-    /// is `(tokens, heads, head_dim)`; so is the result. With a prefix, no window is shorter than the sequences.
+    /// Stores the current step's keys and values of layer `index` and computes attention of every token to all earlier
+    /// tokens and itself. `q` and the result are `(tokens, heads, head_dim)`. With a prefix, no window may be shorter
+    /// than the sequences.
     pub(crate) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, rule: AttentionRule) -> Tensor {
         match &mut self.layers {
             Layers::Blocks(layers) => {
@@ -143,7 +147,7 @@ impl KvCache {
         }
     }
 
-    /// Ends the step and keeps the first of its tokens in each sequence, as many as given.
+    /// Ends the step, keeping only the first `kept` of its tokens in each sequence.
     pub(crate) fn end_step(&mut self, kept: impl IntoIterator<Item = i64>) {
         self.sequences.iter_mut().zip(kept).for_each(|(s, kept)| s.length += kept);
     }
@@ -153,7 +157,7 @@ impl KvCache {
         self.sequences = sequences.iter().map(|&i| self.sequences[i]).collect();
         let slots: Vec<i64> = self.sequences.iter().map(|s| s.slot).collect();
         match &mut self.layers {
-            // Slots of ended sequences are freed once they are half of all: freeing copies the cache.
+            // Slots of completed sequences are freed once they are half of all slots, because freeing copies the cache.
             Layers::Blocks(layers) if layers.first().is_some_and(|(_, own)| 2 * slots.len() as i64 > own.slots()) => {
                 return;
             }
@@ -177,7 +181,7 @@ mod tests {
         ((numbers * 12.9898 + phase).sin() * 43758.5453).frac().to_kind(Kind::Float).view([rows, heads, HEAD_DIM])
     }
 
-    /// Three steps of several sequences, of which some tokens are not kept and some sequences end; what attention returns.
+    /// Runs several steps in which some tokens are not kept and some sequences end; returns the attention results.
     fn run(blocks: bool, prefix: usize, rules: [AttentionRule; 2]) -> Vec<Tensor> {
         let lengths = [3, 70, 1, 20];
         let mut cache = KvCache::of_kind(blocks, prefix, &lengths, Device::Cpu);
@@ -192,7 +196,7 @@ mod tests {
         let steps: [(&[i64], &[i64], &[usize]); 4] = [
             (&[1, 1, 1, 1], &[1, 1, 1, 1], &[0, 1, 2, 3]),
             (&[4, 1, 3, 2], &[1, 1, 3, 2], &[0, 1, 3]),
-            (&[1, 66, 2], &[1, 60, 2], &[2]), // beyond the capacity, then most slots are freed
+            (&[1, 66, 2], &[1, 60, 2], &[2]), // exceeds the capacity; then most slots are freed
             (&[3], &[3], &[0]),
         ];
         let mut all = Vec::new();
@@ -222,12 +226,12 @@ mod tests {
             (0, [plain, plain]),
             (30, [plain, capped]),
             (0, [windows(7), plain]),
-            (30, [windows(1000), plain]), // a window longer than all sequences hides nothing
+            (30, [windows(1000), plain]), // a window longer than all sequences masks nothing
         ] {
             let (ours, other) = (run(true, prefix, rules), run(false, prefix, rules));
             for (step, (a, b)) in ours.iter().zip(&other).enumerate() {
                 let error = (a - b).abs().max().double_value(&[]);
-                // Means of up to 170 f32 values below 1, in another order of sums.
+                // Means of up to 170 f32 values below 1, summed in another order.
                 assert!(error < 2e-6, "{prefix} {rules:?} {step}: {error}");
             }
         }

@@ -12,11 +12,11 @@ use crate::encoder::Encoder;
 use crate::generation::{Batching, GenerateOptions, Generation, Receiver};
 use crate::score::score;
 
-/// A model with its tokenizer that answers the requests of `cl-eval`.
+/// A model with its tokenizer, which answers the requests of `cl-eval`.
 ///
 /// Requests are tokenized as in lm-eval (Gao et al., `lm_eval/api/model.py`). Requests with a common prefix are
 /// computed together, in packed batches of up to `batch_tokens` tokens without padding. With a cache, cached responses
-/// are reused, and every response is saved as soon as it is known; duplicate requests are computed once.
+/// are reused, and every response is saved as soon as it is known. Duplicate requests are computed once.
 pub struct Scorer<'a> {
     /// The model.
     pub model: &'a Decoder,
@@ -24,22 +24,22 @@ pub struct Scorer<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Maximum number of tokens per forward pass.
     pub batch_tokens: usize,
-    /// Number of sequences generated in parallel.
+    /// Maximum number of sequences that are generated at the same time.
     pub batch_sequences: usize,
     /// Maximum sequence length; longer prompts are truncated on the left, as in lm-eval.
     pub max_length: usize,
-    /// Whether to prepend BOS to every text; `None` for the tokenizer's behaviour.
+    /// Whether to prepend BOS to every text; `None` to do as the tokenizer does.
     pub add_bos_token: Option<bool>,
-    /// Fingerprint of the model, so that its cached responses are not used for another model.
+    /// Fingerprint of the model, which keeps cached responses of one model from being used for another.
     pub fingerprint: Option<String>,
     /// The response cache.
     pub cache: Option<ResponseCache>,
-    /// Number of requests so far that were truncated.
+    /// Number of requests that were truncated so far.
     pub truncated: usize,
 }
 
 impl<'a> Scorer<'a> {
-    /// Defaults suitable for a CPU.
+    /// Creates a scorer with defaults suitable for a CPU.
     pub fn new(model: &'a Decoder, tokenizer: &'a Tokenizer) -> Scorer<'a> {
         Scorer {
             model,
@@ -58,7 +58,7 @@ impl<'a> Scorer<'a> {
         Encoder { tokenizer: self.tokenizer, add_bos_token: self.add_bos_token }
     }
 
-    /// Drops tokens on the left until at most `room` are left.
+    /// Truncates on the left to at most `room` tokens; returns the number of tokens removed.
     fn cut(&mut self, ids: &mut Vec<u32>, room: usize) -> usize {
         let cut = ids.len().saturating_sub(room);
         ids.drain(..cut);
@@ -66,7 +66,8 @@ impl<'a> Scorer<'a> {
         cut
     }
 
-    /// Returns cached responses through the callback, and the remaining questions with the requests that ask them.
+    /// Passes cached responses to the callback. Returns the remaining distinct requests, each as the indices in `asked`
+    /// at which it occurs.
     fn known<A>(
         &self,
         asked: &[TokenRequest<'_>],
@@ -156,12 +157,12 @@ impl LanguageModel for Scorer<'_> {
     }
 }
 
-/// Passes completed texts on as answers.
+/// Decodes completed texts, caches them and passes them to the callback.
 struct Answers<'r, 'a> {
     scorer: &'r mut Scorer<'a>,
     requests: &'r [&'r GenerateRequest],
     asked: &'r [TokenRequest<'r>],
-    open: &'r [Vec<usize>], // indices in `asked` of those that want the same text
+    open: &'r [Vec<usize>], // for each distinct request, its indices in `asked`
     answered: Answered<'r, String>,
 }
 
@@ -182,7 +183,7 @@ impl Receiver for Answers<'_, '_> {
 }
 
 impl Scorer<'_> {
-    /// Ids that end generation: those of config.json and the tokenizer's EOS.
+    /// Token ids that end generation: those of the model's configuration and the tokenizer's EOS.
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut ids = self.model.config.eos_token_ids.clone();
         ids.extend(self.tokenizer.eos_id());
@@ -193,7 +194,7 @@ impl Scorer<'_> {
         if stop.is_empty() {
             return false;
         }
-        // A stop text shows up in the last few tokens; decoding all of them at each step would be quadratic.
+        // A stop string appears in the last few tokens; decoding all tokens at each step would take quadratic time.
         let longest = stop.iter().map(String::len).max().unwrap_or(0);
         let tail = &ids[ids.len().saturating_sub(longest + 4)..];
         self.tokenizer.decode(tail, true).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))

@@ -15,8 +15,8 @@ pub(crate) struct Layer {
     pub(crate) residual_multiplier: f64,
 }
 
-/// A layer's norms by their names in the checkpoint. `post_attention_layernorm` is before the MLP in some families and
-/// after attention in others.
+/// The norms of a layer, by their names in the checkpoint. `post_attention_layernorm` is applied before the MLP in some
+/// families and after attention in others.
 pub(crate) enum Norms {
     Pre { input: RmsNorm, post_attention: RmsNorm },
     PreAndPost { input: RmsNorm, post_attention: RmsNorm, pre_feedforward: RmsNorm, post_feedforward: RmsNorm },
@@ -64,15 +64,15 @@ impl Norms {
 }
 
 impl Layer {
-    /// `x` `(tokens, hidden)` in, `(tokens, hidden)` out; see [`Attention::forward`] for `attend`.
+    /// Maps `x` `(tokens, hidden)` to `(tokens, hidden)`; see [`Attention::forward`] for `attend`.
     pub(crate) fn forward(&self, x: &Tensor, angles: &Angles, pass: Pass<'_>, attend: &mut Attend<'_>) -> Tensor {
         self.forward_observed(x, angles, pass, attend, &mut |_| {})
     }
 
-    /// As [`Layer::forward`], for only those tokens in the result that the indices `rows` select.
+    /// Like [`Layer::forward`], but returns only the tokens with the indices `rows`.
     ///
-    /// The other tokens have a part in attention alone: after it nothing mixes tokens, provided that `pass` has no experts selected
-    /// for all of them.
+    /// The other tokens contribute only their keys and values, because after attention no operation mixes tokens.
+    /// `pass` must not contain a selection of experts, which would be for all tokens.
     pub(crate) fn forward_rows(
         &self,
         x: &Tensor,
@@ -86,7 +86,7 @@ impl Layer {
         self.residual(x, &x.index_select(0, rows), attention, |x| self.feed_forward.forward(x, pass))
     }
 
-    /// As [`Layer::forward`]; `observe` receives the input of the feed-forward block, `(tokens, hidden)`.
+    /// Like [`Layer::forward`]; `observe` receives the input of the feed-forward block, `(tokens, hidden)`.
     pub(crate) fn forward_observed(
         &self,
         x: &Tensor,
@@ -102,8 +102,8 @@ impl Layer {
         })
     }
 
-    /// The residual stream behind the layer: `x` goes into attention, whose result is added to `kept`, the tokens of `x` that it is
-    /// for.
+    /// Computes the residual stream after the layer. Attention gets all of `x`; its result is added to `kept`, the
+    /// tokens of `x` for which it returns a result.
     fn residual(
         &self,
         x: &Tensor,

@@ -22,25 +22,25 @@ use crate::rope::Rope;
 use crate::routing::{Gate, Router, is_router_weight};
 use crate::{Decoder, ModelError};
 
-/// Precision and device of a loaded model.
+/// Dtypes, quantization and device of a loaded model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Dtype of the weights in memory; f32 master weights for full fine-tuning, else the same as `compute`.
+    /// Dtype of the weights in memory: f32 master weights for full fine-tuning, otherwise the same as `compute`.
     pub weights: Kind,
     /// Dtype of activations and matrix products.
     pub compute: Kind,
-    /// Dtype of the adapters' matrix products. PEFT uses f32 without autocast, independently of `compute`; with
-    /// autocast, the same dtype as everything else.
+    /// Dtype of the adapters' matrix products. PEFT uses f32 without autocast, regardless of `compute`, and with
+    /// autocast the same dtype as everything else.
     pub adapters: Kind,
-    /// Format of the linear layers' weights in memory, see [`is_quantizable`](crate::is_quantizable); they cannot be trained.
-    /// If `None`, they are dense.
+    /// Quantization format of the weights of linear layers in memory (see [`is_quantizable`](crate::is_quantizable)),
+    /// which then cannot be trained. If `None`, they are dense.
     pub quantization: Option<Quantization>,
     /// The device.
     pub device: Device,
 }
 
 impl LoadOptions {
-    /// Weights and matrix products in one dtype, on the CPU.
+    /// Options for weights and matrix products in one dtype, on the CPU.
     pub fn cpu(kind: Kind) -> LoadOptions {
         LoadOptions { weights: kind, compute: kind, adapters: kind, quantization: None, device: Device::Cpu }
     }
@@ -56,11 +56,11 @@ impl Decoder {
         Decoder::load_with(checkpoint, options, &|_, tensor| Ok(tensor))
     }
 
-    /// As [`Decoder::load`]; `place` gets each tensor with its name as soon as it is read, and returns what the model holds in
-    /// its place, of the same shape and dtype.
+    /// Like [`Decoder::load`], but passes each tensor with its name to `place` as soon as it is read. The model uses
+    /// the tensor that `place` returns, which must have the same shape and dtype.
     ///
     /// # Errors
-    /// As [`Decoder::load`], and those of `place`.
+    /// Returns the errors of [`Decoder::load`] and those of `place`.
     pub fn load_with(
         checkpoint: &Checkpoint,
         options: LoadOptions,
@@ -71,7 +71,7 @@ impl Decoder {
             let kind = match name {
                 _ if is_signs(name) => Kind::Uint8,
                 _ if is_router_weight(name) || name.ends_with(".delta_scale") => Kind::Float,
-                // Formats are defined on the checkpoint's own values.
+                // Quantization formats are defined on the checkpoint's own values.
                 _ if options.quantization.is_some() && is_quantizable(name) => Kind::Float,
                 _ => options.weights,
             };
@@ -83,7 +83,7 @@ impl Decoder {
         })
     }
 
-    /// Checks a model directory as [`Decoder::load`] does, without reading a tensor.
+    /// Checks a model directory like [`Decoder::load`], but without reading tensors.
     ///
     /// # Errors
     /// Returns the errors of [`Decoder::load`].
@@ -94,7 +94,7 @@ impl Decoder {
     }
 }
 
-/// Says once that bf16 saves memory, but no time, on a processor without instructions for it.
+/// Warns once that bf16 saves memory, but no time, on a processor without bf16 instructions.
 fn warn_of_emulation(options: LoadOptions) {
     static ONCE: Once = Once::new();
     if options.compute == Kind::BFloat16 && options.device == Device::Cpu && cl_torch::emulates_bf16() {
@@ -111,12 +111,13 @@ fn is_signs(name: &str) -> bool {
     name.ends_with(".delta_sign")
 }
 
-/// Whether a tensor stands in the place of a router where there is none.
+/// Whether a tensor is stored in place of a router in a model without routers.
 fn is_gateless_buffer(name: &str) -> bool {
     name.ends_with(".router")
 }
 
-/// Weights in the place of a router are 1/experts, as they are computed with, but for the rounding to the 8 bits of bf16.
+/// Checks that the weights stored in place of a router are 1/experts, with which the model computes, up to rounding to
+/// bf16 (8 bits).
 fn check_equal_weights(dir: &Path, name: &str, weights: &Tensor) -> Result<(), ModelError> {
     let values: Vec<f64> = Vec::try_from(weights.to_kind(Kind::Double).to_device(Device::Cpu)).unwrap_or_default();
     let expected = 1.0 / values.len() as f64;
@@ -130,7 +131,8 @@ fn check_equal_weights(dir: &Path, name: &str, weights: &Tensor) -> Result<(), M
     }
 }
 
-/// Asks `read` for every tensor that config.json implies, and holds names, shapes and dtypes against the files.
+/// Builds a decoder, reading every tensor that config.json implies with `read`; checks names, shapes and dtypes against
+/// the files.
 fn from_checkpoint(
     checkpoint: &Checkpoint,
     options: LoadOptions,
@@ -156,7 +158,7 @@ fn from_checkpoint(
         let (allowed, expected) =
             if is_signs(name) { (&[Kind::Uint8][..], "U8") } else { (&floats[..], "F32, F16, BF16 or F64") };
         if !kind_of(info.dtype).is_some_and(|kind| allowed.contains(&kind)) {
-            // Quantized weights would load as whole numbers.
+            // Otherwise, quantized weights would be loaded as integers.
             let (tensor, dtype) = (name.to_owned(), format!("{:?}", info.dtype));
             return Err(ModelError::Dtype { path: dir.to_owned(), tensor, dtype, expected });
         }
@@ -173,7 +175,7 @@ fn from_checkpoint(
     Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
 }
 
-/// The first few names, and the number of the others.
+/// Lists the first few names, and the number of the others.
 fn some(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let mut text = names[..names.len().min(SHOWN)].join(", ");
@@ -183,10 +185,10 @@ fn some(names: &[&str]) -> String {
     text
 }
 
-/// Returns the tensor of a name, which must have the given shape.
+/// A function that returns the tensor of a name, which must have the given shape.
 type Get<'a> = dyn Fn(&str, &[i64]) -> Result<Tensor, ModelError> + 'a;
 
-/// Builds a decoder from `get(name, shape)`.
+/// Builds a decoder from the tensors that `get(name, shape)` returns.
 pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) -> Result<Decoder, ModelError> {
     let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
@@ -223,7 +225,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
             }
         }
     };
-    // Experts' differences from the weight of a module.
+    // The experts' differences from the weight of a module.
     let deltas = |storage: ExpertStorage, experts: i64, name: &str, input: i64, output: i64| match storage {
         ExpertStorage::Full => unreachable!("asked for by callers of deltas alone"),
         ExpertStorage::LowRank(rank) => {
@@ -237,7 +239,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
             Ok::<_, ModelError>(Deltas::Signs { signs, scales: get(&scales, &[experts])?, columns: input })
         }
     };
-    // One linear layer, or a router's experts where the layer has some of this module.
+    // One linear layer, or a router with experts if this module of the layer consists of experts.
     let projection = |layer: usize, module: ExpertModule, name: String, input: i64, output: i64, bias: bool| {
         let experts = config.experts.as_ref().filter(|experts| experts.has(layer, module));
         let Some(experts) = experts else { return Ok(Projection::Dense(linear(name, input, output, bias)?)) };
@@ -251,7 +253,7 @@ pub(crate) fn build(config: ModelConfig, options: LoadOptions, get: &Get<'_>) ->
         let experts = (i64::from(experts.shared)..experts.num_local_experts).map(expert).collect::<Result<_, _>>()?;
         Ok::<_, ModelError>(Projection::Experts { gate: gate(format!("{name}.router"), input)?, shared, experts })
     };
-    // Gate, up and down by the names that they have in the family, as experts of their own where `layer` has such.
+    // An MLP, with the family's names of gate, up and down; with `layer`, each of them may consist of experts.
     let mlp = |layer: Option<usize>, p: &str, inner: i64, [gate, up, down]: [&str; 3]| -> Result<Mlp, ModelError> {
         let bias = config.mlp_bias;
         let part = |name: &str, input, output| match layer {

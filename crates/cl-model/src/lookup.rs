@@ -1,16 +1,16 @@
-//! Prompt lookup decoding (Saxena, 2023): candidate tokens are copied from the text itself and verified by the model.
+//! Prompt-lookup decoding (Saxena, 2023): candidate tokens are copied from the text itself and verified by the model.
 
-/// Maximum number of rows in a step. Up to this size a step takes little longer than one of a single row, because most
-/// of the time is spent reading the weights.
+/// Maximum number of rows in a step. Up to this number, a step takes little longer than with one row, because it is
+/// bound by the memory bandwidth for the weights.
 const ROWS: usize = 64;
 
-/// Maximum number of tokens guessed at once for one text.
+/// Maximum number of candidate tokens per text and step.
 const MOST: usize = 16;
 
-/// Lengths of the suffixes that are looked up in the text, longest first.
+/// Lengths of the suffixes that are searched for in the text, longest first.
 const ENDS: [usize; 3] = [4, 3, 2];
 
-/// Number of tokens guessed for a text: increased after a correct guess, decreased after a wrong one.
+/// Number of candidate tokens for a text: increased if all were accepted, decreased otherwise.
 pub(crate) struct Lookup {
     length: usize,
 }
@@ -22,7 +22,7 @@ impl Default for Lookup {
 }
 
 impl Lookup {
-    /// Returns candidates for the continuation of `text`, at most `room` tokens, in a step of so many texts: the tokens
+    /// Returns candidates for the continuation of `text`, at most `room` tokens, in a step of `texts` texts: the tokens
     /// after the last earlier occurrence of its suffix.
     pub(crate) fn guess<'t>(&self, text: &'t [u32], room: usize, texts: usize) -> Option<&'t [u32]> {
         let most = self.length.min(room).min(ROWS.saturating_sub(texts) / texts);
@@ -30,8 +30,8 @@ impl Lookup {
         Some(&text[place..text.len().min(place + most)])
     }
 
-    /// The tokens that the model chose after the text's last token and after each guessed one, up to the first that
-    /// differs from the guess: tokens after a wrong guess are not valid.
+    /// Returns the tokens that the model chose after the text's last token and after each candidate, up to the first
+    /// that differs from its candidate: the choices after a wrong candidate are invalid.
     pub(crate) fn check(&mut self, guess: &[u32], chosen: impl Iterator<Item = u32>) -> Vec<u32> {
         let mut chosen: Vec<u32> = chosen.collect();
         let right = chosen.iter().zip(guess).take_while(|(a, b)| a == b).count();
@@ -45,7 +45,7 @@ impl Lookup {
     }
 }
 
-/// The position after the last earlier occurrence of the text's last `length` tokens.
+/// Returns the position after the last earlier occurrence of the text's last `length` tokens.
 fn place_behind(text: &[u32], length: usize) -> Option<usize> {
     let end = text.len().checked_sub(length)?;
     let last = &text[end..];
@@ -61,10 +61,10 @@ mod tests {
         let lookup = Lookup::default();
         let guess = |text: &'static [u32], room| lookup.guess(text, room, 1).unwrap_or_default();
         assert_eq!(guess(&[1, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], 9), [5, 9, 1, 2]);
-        // Three tokens are found before the last place of two.
+        // An occurrence of three tokens is preferred to a later one of two.
         assert_eq!(guess(&[1, 2, 3, 4, 7, 2, 3, 6, 1, 2, 3], 9), [4, 7, 2, 3]);
         assert_eq!(guess(&[1, 2, 3, 4, 7, 2, 3, 6, 1, 2, 3], 1), [4]);
-        assert_eq!(guess(&[5, 5, 5], 9), [5]); // a place may overlap the end
+        assert_eq!(guess(&[5, 5, 5], 9), [5]); // an occurrence may overlap the suffix
         assert!(guess(&[1, 2, 3], 9).is_empty() && guess(&[1], 9).is_empty() && guess(&[5, 5, 5], 0).is_empty());
     }
 
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(len(&lookup, 1), 2);
         assert_eq!(lookup.check(&[2, 3], [7, 3, 4].into_iter()), [7]);
         assert_eq!(len(&lookup, 1), 1);
-        assert_eq!(lookup.check(&[], [7].into_iter()), [7]); // nothing was guessed, so nothing is learned
+        assert_eq!(lookup.check(&[], [7].into_iter()), [7]); // without candidates, the number does not change
         assert_eq!(len(&lookup, 1), 1);
     }
 }

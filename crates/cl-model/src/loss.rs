@@ -4,18 +4,18 @@ use cl_torch::tch::{self, Kind, Tensor};
 
 use crate::{Decoder, ModelError};
 
-/// Cross-entropy of one micro-batch, ready for the backward pass.
+/// Cross-entropy loss of one micro-batch, ready for the backward pass.
 pub struct SupervisedLoss {
     /// Sum of −log p over the supervised tokens, an f64 scalar.
     pub nll_sum: f64,
     /// Number of supervised tokens.
     pub tokens: usize,
-    /// Tensors from which the backward pass starts, and their gradients.
+    /// Tensors at which the backward pass starts, with their gradients.
     roots: Vec<(Tensor, Tensor)>,
 }
 
 impl SupervisedLoss {
-    /// Adds the gradients of `scale · nll_sum` to every leaf.
+    /// Adds the gradients of `scale · nll_sum` to the leaves.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -23,8 +23,8 @@ impl SupervisedLoss {
         self.backward_with(&[])
     }
 
-    /// As [`SupervisedLoss::backward`], with the gradients of `Σ weight · term` added; the terms are scalars of the
-    /// same graph.
+    /// Like [`SupervisedLoss::backward`], and also adds the gradients of `Σ weight · term`. The terms are scalars of
+    /// the same graph.
     ///
     /// # Errors
     /// [`ModelError::Torch`].
@@ -41,16 +41,16 @@ impl SupervisedLoss {
     }
 }
 
-/// Number of rows of logits in memory at one time: 256 rows with a vocabulary of 128,000 are 131 MB in f32.
+/// Number of rows of logits in memory at the same time: with a vocabulary of 128,000, 256 rows take 131 MB in f32.
 const CHUNK: i64 = 256;
 
-/// Computes the loss and its gradient at the supervised positions of `x`, the residual stream `(tokens, hidden)` of
-/// `packed`.
+/// Computes the cross-entropy loss and its gradient at the supervised positions of `x`, the residual stream
+/// `(tokens, hidden)` of `packed`.
 ///
 /// Position t is scored against the label at t + 1 of the same sequence. Positions with the label −100 are skipped,
 /// including their final norm and output head. The head runs in chunks, and the gradient of the softmax is computed in
-/// closed form (`softmax − one-hot`), so the vocabulary-sized tensor never exists as a whole, nor in a graph. The
-/// gradients are those of `scale · Σ −log p`; `mode` is the one in which `x` was computed.
+/// closed form (`softmax − one-hot`), so that the logits of all tokens are never in memory at once, nor part of a
+/// graph. The gradients are those of `scale · Σ −log p`; `mode` must be the one with which `x` was computed.
 ///
 /// # Errors
 /// [`ModelError::TokenId`], [`ModelError::Torch`].
@@ -81,7 +81,7 @@ pub fn supervised_loss(
         let len = CHUNK.min(tokens as i64 - start);
         let target = targets.narrow(0, start, len).unsqueeze(-1);
         let logits = factors.iter().map(|f| f.product(start, len)).reduce(|sum, part| sum + part);
-        // As in PEFT, a sum of products in two dtypes is rounded to that of the head.
+        // As in PEFT, a sum of products in two dtypes is rounded to the dtype of the head.
         let mut logits = logits.expect("the head itself is one").to_kind(model.compute);
         if let Some((own, rows)) = &rows {
             logits = logits.index_copy_(-1, rows.places(), &own.product(start, len));
@@ -102,13 +102,13 @@ pub fn supervised_loss(
     Ok(SupervisedLoss { nll_sum: nll.double_value(&[]), tokens, roots })
 }
 
-/// The products that adapters of the output head add to the logits, in their dtype.
+/// The products that adapters of the output head add to the logits, in the adapters' dtype.
 fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     let kind = head.adapter_kind.unwrap_or(h.kind());
     let mut factors = Vec::new();
     if let Some(lora) = &head.lora {
         factors.push(Factor::new(lora.project_down(h, kind, mode), lora.b.to_kind(kind)));
-        // A bias is one more column of B, which every token has the same input for.
+        // A bias is computed as one more column of B, for which every token has the same input.
         let one = Tensor::full([h.size()[0], 1], lora.scaling, (kind, h.device()));
         factors.extend(lora.bias.iter().map(|b| Factor::new(one.shallow_clone(), b.to_kind(kind).unsqueeze(-1))));
     }
@@ -116,7 +116,7 @@ fn updates(head: &Linear, h: &Tensor, mode: Mode) -> Vec<Factor> {
     factors
 }
 
-/// One product `x·Wᵀ` in the logits, with its gradients accumulated chunk by chunk.
+/// One product `x·Wᵀ` that contributes to the logits; its gradients are accumulated chunk by chunk.
 struct Factor {
     x: Tensor,      // (rows, width)
     weight: Tensor, // (vocab, width)
@@ -147,7 +147,7 @@ impl Factor {
         }
     }
 
-    /// Tensors from which the backward pass starts, and their gradients.
+    /// Tensors at which the backward pass starts, with their gradients.
     fn roots(self) -> Vec<(Tensor, Tensor)> {
         let kind = self.weight.kind();
         let mut roots = Vec::new();
@@ -159,7 +159,7 @@ impl Factor {
     }
 }
 
-/// Positions whose next token is supervised, and these tokens.
+/// Positions whose next token is supervised, with these tokens.
 fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), ModelError> {
     let mut positions = Vec::new();
     let mut targets = Vec::new();
@@ -180,7 +180,7 @@ fn supervised(packed: &Packed, vocab_size: i64) -> Result<(Vec<i64>, Vec<i64>), 
 }
 
 impl Decoder {
-    /// The output head in the compute dtype; part of the graph if it is trained.
+    /// The weight of the output head in the compute dtype; part of the graph if it is trained.
     fn head_weight(&self) -> Tensor {
         match &self.lm_head {
             Some(head) => head.weight.to_kind(self.compute),

@@ -1,4 +1,4 @@
-//! Mixtures of adapters on a model's layers, and the routers of both kinds of mixtures.
+//! Mixtures of adapters on a model's layers, and the routers of both kinds of mixtures: of adapters and of models.
 
 use cl_adapters::{AdapterError, Linear, LoraMixture, RouterLog};
 use cl_moe::{Mixture, mixture_tensors};
@@ -9,8 +9,8 @@ use crate::routing::{Gate, Router};
 use crate::{Decoder, ModelError};
 
 impl Decoder {
-    /// Adds a mixture of adapters to the layers it was made for, replacing an existing adapter or mixture, and freezes
-    /// everything but its routers.
+    /// Loads a mixture of adapters into the layers it was made for, replacing an existing adapter or mixture, and
+    /// freezes everything except its routers.
     ///
     /// # Errors
     /// Returns [`AdapterError`] if the mixture has a module that this model does not have, or factors of another shape;
@@ -42,7 +42,8 @@ impl Decoder {
     }
 
     /// The weights of all trainable routers, `(experts, in)` in f32, by their names in the checkpoint or in the
-    /// mixture's file: those of the mixture of adapters if there is one, else those of the model's own experts.
+    /// mixture's file. These are the routers of the mixture of adapters if there is one, otherwise those of the model's
+    /// own experts.
     pub fn routers(&self) -> Vec<(String, Tensor)> {
         let beside = self.mixture_routers();
         if !beside.is_empty() {
@@ -61,7 +62,7 @@ impl Decoder {
         }
     }
 
-    /// Collects the decisions of all routers in forward passes as long as the returned value exists.
+    /// Records the decisions of all routers in forward passes for as long as the returned log exists.
     pub fn record_routers(&mut self) -> RouterLog {
         let log = RouterLog::default();
         let own = self.layers.iter_mut().flat_map(Layer::gates_mut).filter_map(Gate::router_mut);

@@ -12,12 +12,12 @@ pub(crate) struct RmsNorm {
     pub(crate) form: NormForm,
 }
 
-/// Differences between families in a norm.
+/// Differences between the families' norms.
 #[derive(Clone, Copy)]
 pub(crate) struct NormForm {
-    /// Whether the weight is an offset from 1.
+    /// Whether the weight is stored as an offset from 1.
     offset: bool,
-    /// Whether the product with the weight is also computed in f32 instead of the dtype of the activations.
+    /// Whether the product with the weight is computed in f32 too, instead of the dtype of the activations.
     wide_product: bool,
 }
 

@@ -1,47 +1,47 @@
-//! A batch of sequences in which shared prefixes are stored and computed once.
+//! Prefix sharing: batches of sequences in which shared prefixes are stored and computed once.
 //!
-//! The rows of a batch are the nodes of a trie in depth-first order: the ancestors of a row come before it, its
-//! descendants directly after it. The matrix products of a layer treat rows independently; only attention uses the
+//! The rows of a batch are the nodes of a trie in depth-first order: the ancestors of a row precede it, and its
+//! descendants follow it directly. The matrix products of a layer treat rows independently; only attention uses the
 //! tree.
 
-/// Minimum length of a prefix, in tokens, to be shared: below it, the larger mask costs more than the saved rows.
+/// Minimum length in tokens of a shared prefix: for shorter ones, the larger mask costs more than the saved rows.
 const MIN_SHARED: usize = 16;
-/// A prefix is shared if it is at least this part (one eighth) of the longest sequence: attention in two parts costs each row about a
-/// tenth more.
+/// A prefix is shared only if it is at least one eighth of the longest sequence, because attention in two parts makes
+/// each row about a tenth more expensive.
 const MIN_PART: usize = 8;
 
-/// A run of rows shared by all of its descendants.
+/// A run of rows that all of its descendants share.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Node {
-    /// The parent; `None` if the node directly follows the batch's past.
+    /// The parent; `None` if the node directly follows the batch's cached past.
     pub(crate) parent: Option<usize>,
-    /// Its first row.
+    /// First row of the node.
     pub(crate) start: usize,
-    /// End of its rows (exclusive).
+    /// End of the node's own rows (exclusive).
     pub(crate) own_end: usize,
     /// End of the rows of its last descendant (exclusive).
     pub(crate) end: usize,
-    /// Its children.
+    /// The node's children.
     pub(crate) children: Vec<usize>,
 }
 
-/// The sequences of one forward pass.
+/// The prefix tree of the sequences of one forward pass.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixTree {
-    /// Token of each row.
+    /// Token id of each row.
     pub(crate) ids: Vec<u32>,
-    /// Position of each row in its sequences.
+    /// Position of each row within its sequences.
     pub(crate) positions: Vec<i64>,
     /// Nodes in depth-first order.
     pub(crate) nodes: Vec<Node>,
     /// Nodes without a parent.
     pub(crate) roots: Vec<usize>,
-    ends: Vec<usize>, // of each sequence, the node that it ends with
+    ends: Vec<usize>, // for each sequence, the node in which it ends
 }
 
 impl PrefixTree {
-    /// Builds the tree of sorted sequences without their first `past` tokens, which all of them share; each sequence
-    /// must be longer than that. Without `share`, every sequence has its own rows.
+    /// Builds the tree of sorted sequences, without their first `past` tokens, which must be common to all of them;
+    /// each sequence must be longer than that. Without `share`, every sequence has its own rows.
     pub(crate) fn new(sequences: &[&[u32]], past: usize, share: bool) -> PrefixTree {
         let mut tree = PrefixTree { ends: vec![0; sequences.len()], ..PrefixTree::default() };
         let mut from = 0;
@@ -55,7 +55,8 @@ impl PrefixTree {
         tree
     }
 
-    /// Adds a node for the tokens that the sequences of `range` share after `depth`, and its descendants for the rest.
+    /// Adds a node for the tokens that the sequences in `range` share after `depth`, and descendants for their
+    /// remaining tokens.
     fn add(
         &mut self,
         sequences: &[&[u32]],
@@ -70,7 +71,7 @@ impl PrefixTree {
         self.positions.extend((depth..shared).map(|p| p as i64));
         let own_end = self.ids.len();
         self.nodes.push(Node { parent, start, own_end, end: own_end, children: Vec::new() });
-        // Shorter sequences come first: those that end here, then groups by their next token.
+        // Shorter sequences come first: sequences that end in this node, then groups by their next token.
         let mut from = range.start;
         while from < range.end && sequences[from].len() == shared {
             self.ends[from] = node;
@@ -87,7 +88,7 @@ impl PrefixTree {
         node
     }
 
-    /// Rows of a sequence's tokens after the past, in order.
+    /// Returns the rows of a sequence's tokens after the past, in order.
     pub(crate) fn rows(&self, sequence: usize) -> Vec<i64> {
         let mut path = vec![self.ends[sequence]];
         while let Some(parent) = self.nodes[path[path.len() - 1]].parent {
@@ -97,7 +98,7 @@ impl PrefixTree {
     }
 }
 
-/// The sequences of one forward pass.
+/// The indices of the sequences of one forward pass, and the past that they share.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
     /// Indices of the sequences, sorted by their tokens.
@@ -106,22 +107,22 @@ pub(crate) struct Batch {
     pub(crate) past: usize,
 }
 
-/// Limits of a batch; a longer sequence is a batch of its own.
+/// Limits of a batch; a sequence that exceeds them forms a batch of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Maximum number of new rows.
     pub(crate) rows: usize,
     /// Maximum number of sequences.
     pub(crate) count: usize,
-    /// Maximum number of sequences times the longest length after the past: the size of a KV cache.
+    /// Maximum number of sequences times the longest length after the past, which is the size of a KV cache.
     pub(crate) places: usize,
 }
 
 /// Divides sequences into batches. The model's output for sequence i is needed from position `wanted[i]` on, so a past
-/// never extends beyond it.
+/// never extends beyond that position.
 ///
 /// The sequences are sorted, so those with a common prefix are adjacent. A prefix that continues into the next batch is
-/// kept if it is at least a quarter of a batch, so that a fixed few-shot prefix is computed once; shorter prefixes are
+/// kept if it is at least a quarter of a batch, so that a fixed few-shot prefix is computed once. Shorter prefixes are
 /// recomputed, which costs less than ending batches at prefix boundaries.
 pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, share: bool) -> Vec<Batch> {
     let Limits { rows, count, places } = limits;
@@ -145,7 +146,7 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, sh
             }
         }
         let past = in_common.min(wanted[i]);
-        // A batch that its number of sequences ended is compared with what it computed.
+        // A batch that ended because of its number of sequences is measured by the rows that it computed.
         let full = all.last().is_some_and(|batch| batch.sequences.len() == count);
         let whole = if full { rows.min(used) } else { rows };
         let past = if past * 4 >= whole.max(MIN_SHARED * 4) { past } else { 0 };
@@ -155,13 +156,13 @@ pub(crate) fn batches(sequences: &[&[u32]], wanted: &[usize], limits: Limits, sh
     all
 }
 
-/// Length of the prefix of two sequences behind which their rows separate, if it is worth sharing beyond a past of both.
+/// Length of the common prefix of two sequences, if it is long enough beyond their common past to be shared.
 fn shared(a: &[u32], b: &[u32], past: usize) -> Option<usize> {
     let (length, longest) = (common(a, b), a.len().max(b.len()));
     (length >= past + MIN_SHARED && (length - past) * MIN_PART >= longest - past).then_some(length)
 }
 
-/// Length of the prefix that two sequences have in common, in tokens.
+/// Length of the common prefix of two sequences, in tokens.
 pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -192,12 +193,13 @@ mod tests {
                 assert_eq!(ids, *sequence);
                 assert_eq!(positions, (0..sequence.len() as i64).collect::<Vec<_>>());
             }
-            // Shared: the header, [3], [7], [8], [9, 9], then the two short ones, which share too little.
+            // With sharing, the rows are the header, [3], [7], [8], [9, 9], then the two short sequences, which share
+            // too little.
             assert_eq!(tree.ids.len(), if share { 20 + 1 + 1 + 1 + 2 + 3 + 1 } else { 20 * 5 + 8 + 4 });
             assert_eq!(tree.roots.len(), if share { 3 } else { 7 });
         }
         let tree = PrefixTree::new(&all[..5], 18, true);
-        // 16 tokens of sequences of 136 are not worth it, of 24 they are.
+        // A common prefix of 16 tokens is not shared by sequences of 136 tokens, but by sequences of 24.
         let long: Vec<Vec<u32>> = (0..2).map(|i| [vec![7; 16], vec![i; 120]].concat()).collect();
         assert_eq!(PrefixTree::new(&sorted(&long), 0, true).ids.len(), 2 * 136);
         let short: Vec<&[u32]> = long.iter().map(|s| &s[..24]).collect();
@@ -229,7 +231,7 @@ mod tests {
                     assert!(batch.past == 0 || (share && i > 0));
                     for s in &batch.sequences {
                         assert!(wanted[*s] >= batch.past);
-                        // What the batch before leaves behind is this one's beginning.
+                        // The past is a prefix of the last sequence of the batch before.
                         let before = i.checked_sub(1).map_or(&[][..], |b| slices[*all[b].sequences.last().unwrap()]);
                         assert!(common(before, slices[*s]) >= batch.past);
                     }

@@ -10,14 +10,15 @@ use crate::routing::{Gate, Pass};
 pub(crate) enum Projection {
     /// One linear layer.
     Dense(Linear),
-    /// Several, of which each token goes through some, and beside them one that every token goes through.
+    /// Several linear layers as experts, of which the gate selects some for each token, and an optional shared expert
+    /// for all tokens.
     Experts { gate: Gate, shared: Option<Linear>, experts: Vec<Linear> },
-    /// The base's, and the experts' differences from it.
+    /// The base's linear layer, and experts stored as differences from it.
     Deltas { gate: Gate, base: Linear, deltas: Deltas },
 }
 
 impl Projection {
-    /// `x` `(tokens, in)` in, `(tokens, out)` out.
+    /// Maps `x` `(tokens, in)` to `(tokens, out)`.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>) -> Tensor {
         match self {
             Projection::Dense(linear) => linear.forward(x, pass.mode),
@@ -26,14 +27,15 @@ impl Projection {
                 let y = selection.apply(x, experts.len(), |e, rows| experts[e].forward(rows, pass.mode));
                 shared.as_ref().map_or_else(|| y.shallow_clone(), |shared| shared.forward(x, pass.mode) + &y)
             }
-            // The selected gates add up to 1, and so do their shares of the base.
+            // The weights of the selected experts sum to 1, so the base counts once.
             Projection::Deltas { gate, base, deltas } => {
                 base.forward(x, pass.mode) + deltas.weighted(x, &gate.select(x, pass))
             }
         }
     }
 
-    /// [`Projection::forward`] of several over the same input, the dense ones together.
+    /// Computes [`Projection::forward`] for several projections of the same input; if all are dense, as one fused
+    /// operation.
     pub(crate) fn forward_all<const N: usize>(all: [&Projection; N], x: &Tensor, pass: Pass<'_>) -> [Tensor; N] {
         let dense = |p: &&Projection| matches!(**p, Projection::Dense(_));
         if !all.iter().all(dense) {
@@ -116,7 +118,7 @@ mod tests {
         Pass { mode, selection: None }
     }
 
-    /// The definition, token by token and expert by expert, in f64.
+    /// Computes the definition token by token and expert by expert, in f64.
     fn reference(projection: &Projection, x: &Tensor) -> Tensor {
         let Projection::Experts { gate: Gate::Router(router), experts, .. } = projection else { panic!("experts") };
         let row = |t: i64| {
@@ -166,7 +168,7 @@ mod tests {
         let gateless = Projection::Experts { gate, shared: None, experts };
         assert!(gateless.linears().len() == 4 && gateless.gate().is_some_and(|gate| gate.router().is_none()));
         for mode in [Mode::Eval, Mode::Train { seed: 1 }] {
-            // Four f32 values of order 1 in another order.
+            // f32 sums of four values of order 1, in another order.
             let difference = (gateless.forward(&x, pass(mode)) - &expected).abs().max().double_value(&[]);
             assert!(difference < 1e-5, "{difference}");
         }

@@ -1,4 +1,4 @@
-//! Quantized base models: which weights they are, and what cannot be trained with them.
+//! Quantized base models: which weights are quantized, and which adapters cannot be trained with them.
 
 use cl_adapters::{AdapterError, Weight, WholePlan, WholeProblem};
 use cl_checkpoint::Adapter;
@@ -8,15 +8,15 @@ use cl_torch::{Quantization, Quantized};
 use crate::routing::is_router_weight;
 use crate::{Decoder, ModelError};
 
-/// Whether a tensor of a checkpoint is the weight of a linear layer that is quantized: of all but the output head, as in
-/// QLoRA and PEFT, and routers, whose decisions are computed in f32.
+/// Returns whether a tensor of a checkpoint is a weight that is quantized: those of all linear layers except the output
+/// head, as in QLoRA and PEFT, and except routers, whose decisions are computed in f32.
 pub fn is_quantizable(tensor: &str) -> bool {
     let Some(module) = tensor.strip_suffix(".weight") else { return false };
     let last = module.rsplit('.').next().unwrap_or(module);
     !last.ends_with("norm") && !["embed_tokens", "lm_head"].contains(&last) && !is_router_weight(tensor)
 }
 
-/// Checks that an adapter trains no weight in full that is quantized.
+/// Checks that an adapter does not fully train a weight that is quantized.
 ///
 /// # Errors
 /// Returns [`AdapterError::Parameter`].
@@ -31,7 +31,7 @@ pub fn check_trained(plan: &WholePlan) -> Result<(), AdapterError> {
     }
 }
 
-/// Checks that an adapter to continue has no weight that is quantized.
+/// Checks that an adapter that is trained further does not contain a base weight that is quantized.
 ///
 /// # Errors
 /// Returns [`AdapterError::Whole`].
@@ -45,7 +45,8 @@ pub fn check_continued(adapter: &Adapter) -> Result<(), AdapterError> {
     }
 }
 
-/// A weight as it is kept in memory. The dense tensor is dropped, so that a model has one of them at a time.
+/// Converts a loaded weight to its form in memory, which is quantized if `format` applies to it. The dense tensor is
+/// then dropped, so that only one dense weight exists at a time while a model is loaded.
 pub(crate) fn stored(name: &str, weight: Tensor, format: Option<Quantization>) -> Result<Weight, ModelError> {
     match format.filter(|_| is_quantizable(name) && weight.numel() > 0) {
         None => Ok(Weight::Dense(weight)),
@@ -57,7 +58,7 @@ pub(crate) fn stored(name: &str, weight: Tensor, format: Option<Quantization>) -
 }
 
 impl Decoder {
-    /// The format of its weights, if they are quantized.
+    /// The quantization format of the weights, or `None` if they are not quantized.
     pub fn quantization(&self) -> Option<Quantization> {
         self.linears().find_map(|layer| match &layer.weight {
             Weight::Dense(_) => None,

@@ -8,8 +8,8 @@ use crate::config::ModelConfig;
 use crate::load::build;
 use crate::{Decoder, LoadOptions, ModelError};
 
-/// A model with the shape of `config` (the content of config.json) and random weights: matrices and embeddings normal
-/// with mean 0 and standard deviation 0.02, norms 1, biases 0, as Transformers initializes models.
+/// Creates a model with the shape of `config` (the content of config.json) and random weights. As in Transformers,
+/// matrices and embeddings are normal with mean 0 and standard deviation 0.02, norms are 1 and biases 0.
 ///
 /// The values of each tensor depend only on `seed` and its name.
 ///
@@ -17,7 +17,7 @@ use crate::{Decoder, LoadOptions, ModelError};
 /// [`ModelError::Architecture`], [`ModelError::Config`].
 pub fn random_weights(config: &Map<String, Value>, seed: u64, options: LoadOptions) -> Result<Decoder, ModelError> {
     let config = ModelConfig::from_json(Path::new("(in memory)"), config)?;
-    let offset = config.norm_offset; // of 1
+    let offset = config.norm_offset; // norm weights are offsets from 1
     build(config, options, &|name, shape| {
         let n = shape.iter().product::<i64>() as usize;
         let values = match (name.ends_with(".bias"), shape.len()) {

@@ -8,21 +8,21 @@ use crate::config::{ModelConfig, RopeScaling};
 /// checkpoints.
 pub(crate) struct Rope {
     all: Frequencies,
-    windowed: Option<Frequencies>, // of layers with a window, where they have their own
+    windowed: Option<Frequencies>, // of layers with a window, if they have their own
 }
 
 struct Frequencies {
     inverse: Tensor, // (rotary_dim/2), f32
-    factor: f64,     // of cosines and sines
+    factor: f64,     // by which cosines and sines are multiplied
 }
 
-/// Cosines and sines of one batch's positions.
+/// Cosines and sines for the positions of one batch.
 pub(crate) struct Angles {
     all: Rotation,
     windowed: Option<Rotation>,
 }
 
-/// `(tokens, 1, rotary_dim/2)` in the compute dtype.
+/// Cosines and sines, `(tokens, 1, rotary_dim/2)` in the compute dtype.
 struct Rotation {
     cos: Tensor,
     sin: Tensor,
@@ -37,7 +37,7 @@ impl Rope {
         }
     }
 
-    /// `positions` is `(tokens)`, int64.
+    /// Computes the angles of `positions` `(tokens)`, int64.
     pub(crate) fn angles(&self, positions: &Tensor, kind: Kind) -> Angles {
         let rotation = |f: &Frequencies| f.rotation(positions, kind);
         Angles { all: rotation(&self.all), windowed: self.windowed.as_ref().map(rotation) }
@@ -47,7 +47,7 @@ impl Rope {
 impl Frequencies {
     fn new(rotary_dim: i64, theta: f64, scaling: &RopeScaling, device: Device) -> Frequencies {
         let frequency = |i: i64| {
-            // In f32 at each step, as the checkpoints' own code does: the rounding is part of the model.
+            // Computed in f32 at each step, as in the models' reference code: the rounding is part of the model.
             let exponent = (2 * i) as f32 / rotary_dim as f32;
             match scaling {
                 RopeScaling::LongRope { short_factor, .. } => {
@@ -72,7 +72,7 @@ impl Frequencies {
 }
 
 impl Angles {
-    /// Rotates `x` `(tokens, heads, head_dim)`, with the frequencies of sliding-window layers or of the others.
+    /// Rotates `x` `(tokens, heads, head_dim)`, with the frequencies of layers with a sliding window if `windowed`.
     pub(crate) fn rotate(&self, x: &Tensor, windowed: bool) -> Tensor {
         let rotation = self.windowed.as_ref().filter(|_| windowed).unwrap_or(&self.all);
         cl_torch::rotate(x, &rotation.cos, &rotation.sin)
@@ -84,7 +84,8 @@ impl Angles {
     }
 }
 
-/// Llama 3's rule is from "The Llama 3 Herd of Models", arXiv:2407.21783, as its published checkpoints apply it.
+/// Scales a frequency. Llama 3's rule is from "The Llama 3 Herd of Models", arXiv:2407.21783, as its published
+/// checkpoints apply it.
 fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::Default | RopeScaling::LongRope { .. } => frequency,
@@ -115,7 +116,7 @@ mod tests {
         let x = Tensor::from_slice(&[1f32, 2., 3., 4.]).reshape([1, 1, 4]);
         let at = |p: i64| rope.angles(&Tensor::from_slice(&[p]), Kind::Float).rotate(&x, false);
         let dot = |a: &Tensor, b: &Tensor| (a * b).sum(Kind::Float).double_value(&[]);
-        // f32 has 24 bits of mantissa and the sums are near 30.
+        // f32 has a 24-bit mantissa, and the sums are near 30.
         assert!((dot(&at(7), &at(7)) - 30.0).abs() < 1e-4);
         assert!((dot(&at(9), &at(4)) - dot(&at(6), &at(1))).abs() < 1e-4);
         assert_eq!(at(0), x);

@@ -1,25 +1,27 @@
-//! Auxiliary losses of routers.
+//! Auxiliary losses of mixture-of-experts routers.
 
 use cl_adapters::{RouterRecord, top_k};
 use cl_torch::tch::{Kind, Tensor};
 
-/// Auxiliary losses of one forward pass, f64 scalars that are part of its graph.
+/// Auxiliary losses of one forward pass: differentiable f64 scalars.
 pub struct RouterLosses {
-    /// `N · Σₑ fₑ·Pₑ` over N experts: `fₑ` is the number of selections of expert e per token, which has no gradient, and `Pₑ` its
-    /// mean probability in the softmax over all logits. k is its value when all experts are used alike.
+    /// Load-balancing loss `N · Σₑ fₑ·Pₑ` over N experts: `fₑ` is the number of selections of expert e per token, which
+    /// has no gradient, and `Pₑ` its mean probability in the softmax over all logits. The value is k if all experts are
+    /// used equally.
     ///
-    /// Source: Fedus et al., "Switch Transformers", arXiv:2101.03961, equations 4 to 6, as Mixtral in Transformers computes it
-    /// over the k selected experts.
+    /// Source: Fedus et al., "Switch Transformers", arXiv:2101.03961, equations 4 to 6, as Mixtral in Transformers
+    /// computes it over the k selected experts.
     pub load_balancing: Tensor,
-    /// Mean of `(log Σₑ exp(logitₑ))²`.
+    /// Router z-loss: the mean of `(log Σₑ exp(logitₑ))²`.
     ///
-    /// Source: Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models", arXiv:2202.08906, equation 5.
+    /// Source: Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models", arXiv:2202.08906,
+    /// equation 5.
     pub z_loss: Tensor,
 }
 
 /// Computes both losses over the tokens of all routers in a forward pass; `None` without routers.
 ///
-/// All routers have the same number of experts.
+/// All routers must have the same number of experts.
 pub fn router_losses(records: &[RouterRecord]) -> Option<RouterLosses> {
     let experts = records.first()?.logits.size()[1];
     let mut tokens = 0;

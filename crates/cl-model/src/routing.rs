@@ -1,7 +1,7 @@
 use cl_adapters::{Linear, Mode, RouterRecorder, top_k};
 use cl_torch::tch::{Device, Kind, Tensor};
 
-/// What the layers of a forward pass have in common.
+/// Settings and router decisions that all layers of a forward pass share.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub(crate) mode: Mode,
@@ -9,19 +9,19 @@ pub(crate) struct Pass<'a> {
     pub(crate) selection: Option<&'a Selection>,
 }
 
-/// How a module's tokens find their experts.
+/// How the experts of a module are selected for each token.
 #[expect(clippy::large_enum_variant, reason = "one a module, beside weights of megabytes")]
 pub(crate) enum Gate {
-    /// By the module's own router.
+    /// By a router of the module.
     Router(Router),
-    /// By the model's router, once for all layers.
+    /// By the model's global router, once for all layers.
     Global,
-    /// All experts have the same weight.
+    /// There is no router: all experts are used with equal weights.
     Gateless { name: String, experts: i64 },
 }
 
 impl Gate {
-    /// The experts of tokens `x` `(tokens, in)`.
+    /// Selects the experts of tokens `x` `(tokens, in)`.
     pub(crate) fn select(&self, x: &Tensor, pass: Pass<'_>) -> Selection {
         match self {
             Gate::Router(router) => router.select(x, pass.mode),
@@ -55,22 +55,22 @@ impl Gate {
     }
 }
 
-/// A router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits, in f32, of which the largest k are
-/// renormalised to a sum of 1. Among equal logits the expert with the lowest index comes first.
+/// A top-k router (Jiang et al., "Mixtral of Experts", arXiv:2401.04088): softmax over all logits in f32, of which the
+/// k largest are renormalized to a sum of 1. Of experts with equal logits, the one with the lowest index comes first.
 pub(crate) struct Router {
-    pub(crate) linear: Linear, // input to experts, f32 whatever the model computes in
+    pub(crate) linear: Linear, // maps inputs to experts; f32 regardless of the model's compute dtype
     pub(crate) num_experts_per_tok: i64,
-    /// Whether the selected weights are renormalised; Qwen2-MoE can leave them as they are.
+    /// Whether the weights of the selected experts are renormalized; Qwen2-MoE can turn this off.
     pub(crate) norm_topk_prob: bool,
     pub(crate) recorder: Option<RouterRecorder>,
 }
 
-/// Whether a tensor of a checkpoint is a router's weight, which is held in f32.
+/// Returns whether a tensor of a checkpoint is the weight of a router; these are kept in f32.
 pub(crate) fn is_router_weight(name: &str) -> bool {
     [".block_sparse_moe.gate.weight", ".mlp.gate.weight", ".router.weight"].iter().any(|end| name.ends_with(end))
 }
 
-/// The experts that a router selects for some tokens, and their weights.
+/// The experts selected for each token, and their weights.
 pub(crate) struct Selection {
     /// `(tokens, k)`.
     experts: Tensor,
@@ -79,18 +79,18 @@ pub(crate) struct Selection {
 }
 
 impl Router {
-    /// A router without adapters, from a linear layer of any dtype.
+    /// Creates a router without adapters from a linear layer of any dtype.
     pub(crate) fn new(mut linear: Linear, num_experts_per_tok: i64) -> Router {
         (linear.weight, linear.adapter_kind) = (linear.weight.to_kind(Kind::Float).into(), None);
         Router { linear, num_experts_per_tok, norm_topk_prob: true, recorder: None }
     }
 
-    /// `x` is `(tokens, in)`.
+    /// Selects experts for `x` `(tokens, in)`.
     pub(crate) fn select(&self, x: &Tensor, mode: Mode) -> Selection {
         let logits = self.linear.forward(&x.to_kind(Kind::Float), mode);
         let experts = top_k(&logits, self.num_experts_per_tok);
         let weights = if self.norm_topk_prob {
-            // Renormalising the softmax over all logits leaves the softmax over those selected.
+            // Renormalizing the softmax over all logits gives the softmax over the selected logits.
             logits.gather(-1, &experts, false).softmax(-1, Kind::Float)
         } else {
             logits.softmax(-1, Kind::Float).gather(-1, &experts, false)
@@ -107,25 +107,25 @@ impl Router {
     }
 }
 
-/// Pairs of a token and a selected expert, ordered by expert, so that each expert processes its tokens in one product.
+/// Pairs of a token and a selected expert, sorted by expert, so that each expert processes its tokens in one product.
 pub(crate) struct Pairs {
     /// The token of each pair.
     pub(crate) tokens: Tensor,
     /// Number of pairs of each expert.
     pub(crate) counts: Vec<i64>,
-    /// f32 `(pairs, 1)`.
+    /// Weights, f32 `(pairs, 1)`.
     weights: Tensor,
 }
 
 impl Selection {
-    /// All experts, with equal weights.
+    /// Selects all experts with equal weights.
     fn all(tokens: i64, experts: i64, device: Device) -> Selection {
         let indices = Tensor::arange(experts, (Kind::Int64, device)).unsqueeze(0).expand([tokens, -1], false);
         let weights = Tensor::full([tokens, experts], 1.0 / experts as f64, (Kind::Float, device));
         Selection { experts: indices.contiguous(), weights }
     }
 
-    /// The same experts with these weights, f32 `(tokens, k)`.
+    /// Returns the same experts with other weights, f32 `(tokens, k)`.
     pub(crate) fn with_weights(&self, weights: &Tensor) -> Selection {
         Selection { experts: self.experts.shallow_clone(), weights: weights.shallow_clone() }
     }
@@ -134,8 +134,8 @@ impl Selection {
         self.with_weights(&self.weights)
     }
 
-    /// The weighted sum of the selected experts' outputs, `(tokens, out)`: `expert(e, rows)` is that of expert e on its tokens,
-    /// which it gets in one piece.
+    /// Returns the weighted sum of the selected experts' outputs, `(tokens, out)`. `expert(e, rows)` computes expert e
+    /// on all of its tokens at once.
     pub(crate) fn apply(&self, x: &Tensor, experts: usize, expert: impl Fn(usize, &Tensor) -> Tensor) -> Tensor {
         let pairs = self.pairs(experts as i64);
         let rows = x.index_select(0, &pairs.tokens);
@@ -148,7 +148,7 @@ impl Selection {
         pairs.sum(&(Tensor::cat(&outputs, 0) * pairs.weights(x.kind())), x.size()[0])
     }
 
-    /// The pairs of tokens and experts; their counts are copied to the host.
+    /// Sorts the selection into pairs of tokens and experts; their counts are copied to the host.
     pub(crate) fn pairs(&self, experts: i64) -> Pairs {
         let (sorted, order) = self.experts.flatten(0, -1).sort_stable(true, 0, false);
         let tokens = order.divide_scalar_mode(self.experts.size()[1], "floor");
@@ -156,7 +156,7 @@ impl Selection {
         Pairs { tokens, counts, weights: self.weights.flatten(0, -1).index_select(0, &order).unsqueeze(-1) }
     }
 
-    /// Weights `(tokens, k)`.
+    /// The weights, converted to `kind`: `(tokens, k)`.
     pub(crate) fn weights(&self, kind: Kind) -> Tensor {
         self.weights.to_kind(kind)
     }
@@ -166,7 +166,7 @@ impl Selection {
         self.experts.one_hot(experts)
     }
 
-    /// Weights of all experts, f32 `(tokens, experts)`; 0 if not selected.
+    /// The weights of all experts, f32 `(tokens, experts)`; 0 for experts that are not selected.
     pub(crate) fn gates(&self, experts: i64) -> Tensor {
         let zeros = Tensor::zeros([self.experts.size()[0], experts], (Kind::Float, self.weights.device()));
         zeros.scatter(-1, &self.experts, &self.weights)
@@ -174,12 +174,12 @@ impl Selection {
 }
 
 impl Pairs {
-    /// The weights `(pairs, 1)`.
+    /// The weights, converted to `kind`: `(pairs, 1)`.
     pub(crate) fn weights(&self, kind: Kind) -> Tensor {
         self.weights.to_kind(kind)
     }
 
-    /// The sum over each token's pairs of `values` `(pairs, n)`: `(tokens, n)`.
+    /// Sums `values` `(pairs, n)` over the pairs of each token: `(tokens, n)`.
     pub(crate) fn sum(&self, values: &Tensor, tokens: i64) -> Tensor {
         Tensor::zeros([tokens, values.size()[1]], (values.kind(), values.device())).index_add(0, &self.tokens, values)
     }

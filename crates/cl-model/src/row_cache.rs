@@ -4,25 +4,27 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use crate::attention::{AttentionRule, heads_first};
 use crate::tree_attention::{Mask, Weighted};
 
-/// Number of positions by which the capacity of a cache exceeds what is needed; growing copies it once.
+/// Number of positions by which a cache's capacity exceeds what is needed when it grows, since growing copies the
+/// cache.
 pub(crate) const GROWTH: i64 = 64;
 
-/// The layers of a [`KvCache`](crate::kv_cache::KvCache) for libtorch's operators: the common prefix once, `(tokens, kv_heads,
-/// head_dim)`, and after it `(sequences, capacity, kv_heads, head_dim)`, each sequence from its start, without left padding.
+/// KV cache for libtorch's operators; see [`KvCache`](crate::kv_cache::KvCache). For each layer, it stores the common
+/// prefix once, `(tokens, kv_heads, head_dim)`, and the sequences after it,
+/// `(sequences, capacity, kv_heads, head_dim)`, without left padding.
 pub(crate) struct RowCache {
     prefix: Vec<(Tensor, Tensor)>,
     keys: Vec<Tensor>,
     values: Vec<Tensor>,
     capacity: i64,
-    slots: Tensor,            // where this step's tokens go in the flattened (sequences · capacity)
-    rows: Option<PaddedRows>, // where the sequences' numbers of tokens are not all 1
-    masks: Vec<(Option<i64>, Option<Tensor>)>, // of this step, by window
+    slots: Tensor,            // indices of this step's tokens in the flattened (sequences · capacity)
+    rows: Option<PaddedRows>, // if any sequence has a number of tokens other than 1
+    masks: Vec<(Option<i64>, Option<Tensor>)>, // masks of this step, by window
 }
 
-/// Rows of concatenated sequences, and the same padded to `(sequences, width)`.
+/// Index maps between the rows of concatenated sequences and the same rows padded to `(sequences, width)`.
 struct PaddedRows {
-    padded: Tensor, // for each place the row that is put there, the sequence's last one behind its end
-    places: Tensor, // for each row its place
+    padded: Tensor, // for each padded position, the row placed there; after a sequence's end, its last row
+    places: Tensor, // for each row, its padded position
 }
 
 impl PaddedRows {
@@ -38,14 +40,14 @@ impl PaddedRows {
         PaddedRows { padded, places }
     }
 
-    /// Attention of padded rows to the keys and values of their sequence: `q` is `(rows, heads, head_dim)`; the result
+    /// Attention of padded rows to the keys and values of their sequence. `q` is `(rows, heads, head_dim)`; the result
     /// has the layout of [`Weighted::of_each_query`].
     fn attend(&self, q: &Tensor, [k, v]: [Tensor; 2], mask: &Tensor, rule: AttentionRule) -> Weighted {
         let (sequences, kv_heads) = (k.size()[0], k.size()[1]);
         let (_, heads, head_dim) = q.size3().expect("rows of heads");
         let (groups, width) = (heads / kv_heads, self.padded.size()[0] / sequences);
         let padded = q.index_select(0, &self.padded).view([sequences, width, heads, head_dim]).transpose(1, 2);
-        // Queries that see the same keys: the heads of a group are more of them.
+        // The query heads of a group attend to the same keys, so they are folded into the query dimension.
         let folded = padded.reshape([sequences, kv_heads, groups * width, head_dim]);
         let mask = mask.repeat([1, 1, groups, 1]);
         let part = Weighted::new(&[folded, k, v], &Mask::Additive(&mask), rule);
@@ -68,7 +70,8 @@ impl RowCache {
         }
     }
 
-    /// Adds the next layer's keys and values, `(tokens, kv_heads, head_dim)`: of the prefix, and of all prompts after it.
+    /// Adds the next layer's keys and values, `(tokens, kv_heads, head_dim)`: those of the prefix, and those of all
+    /// prompts after it.
     pub(crate) fn store(
         &mut self,
         prefix: Option<(Tensor, Tensor)>,
@@ -88,7 +91,7 @@ impl RowCache {
         self.values.push(v);
     }
 
-    /// Makes room for this step's tokens.
+    /// Grows the cache if needed for this step's tokens.
     pub(crate) fn begin_step(&mut self, sequences: &[Continuation]) {
         let longest = longest(sequences);
         if longest > self.capacity {
@@ -104,7 +107,7 @@ impl RowCache {
         self.rows = sequences.iter().any(|s| s.width != 1).then(|| PaddedRows::new(sequences, device));
     }
 
-    /// As [`KvCache::attend`](crate::kv_cache::KvCache::attend).
+    /// See [`KvCache::attend`](crate::kv_cache::KvCache::attend).
     pub(crate) fn attend(
         &mut self,
         index: usize,
@@ -131,7 +134,7 @@ impl RowCache {
             }
         };
         if let Some((k, v)) = self.prefix.get(index) {
-            // All sequences are queries to the same keys.
+            // The queries of all sequences attend to the same keys.
             let part = Weighted::new(&[heads_first(q), heads_first(k), heads_first(v)], &Mask::None, rule);
             own.add(&part.of_each_query());
         }
@@ -151,13 +154,14 @@ fn longest(sequences: &[Continuation]) -> i64 {
     sequences.iter().map(|s| s.length + s.width).max().unwrap_or(0)
 }
 
-/// Where the new tokens go in the flattened (sequences · capacity).
+/// Indices of the new tokens in the flattened (sequences · capacity).
 fn places(sequences: &[Continuation], capacity: i64, device: Device) -> Tensor {
     let of_each = sequences.iter().flat_map(|s| (s.length..s.length + s.width).map(|place| place + s.slot * capacity));
     Tensor::from_slice(&of_each.collect::<Vec<i64>>()).to_device(device)
 }
 
-/// The mask: 0 where a token attends to a key, −∞ elsewhere, `(sequences, 1, width, longest)`; `None` if nothing is masked.
+/// Additive mask `(sequences, 1, width, longest)`: 0 where a token attends to a key, −∞ elsewhere. `None` if nothing is
+/// masked.
 fn mask(sequences: &[Continuation], window: Option<i64>, kind: Kind, device: Device) -> Option<Tensor> {
     let longest = longest(sequences);
     let window = window.filter(|&w| w < longest);

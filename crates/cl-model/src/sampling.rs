@@ -3,8 +3,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::ModelError;
 
-/// Decoding settings, with the names and the order of Transformers: `repetition_penalty`, then `temperature`, `top_k`
-/// and `top_p`, then sampling.
+/// Decoding settings, with the names and in the order of Transformers: `repetition_penalty`, then `temperature`,
+/// `top_k` and `top_p`, then sampling.
 ///
 /// The default is greedy decoding.
 ///
@@ -34,32 +34,32 @@ impl Default for Decoding {
 
 /// Sampling settings.
 ///
-/// A sample depends only on the logits, `seed`, the index of the prompt and the position in the output, not on the rest
-/// of the batch.
+/// A sample depends only on the logits, the seed, the index of the prompt and the position in the output, not on the
+/// rest of the batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divisor of all logits.
+    /// Divisor of the logits.
     pub temperature: f32,
-    /// Number of largest logits to keep, plus those equal to the smallest of them.
+    /// Number of largest logits to keep; logits equal to the smallest of them are kept too.
     pub top_k: Option<usize>,
-    /// Keeps the most probable tokens whose probabilities sum to this (nucleus sampling); at least one.
+    /// Nucleus sampling: keeps the most probable tokens until their probabilities sum to this value; at least one.
     pub top_p: f64,
     /// Random seed.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// Samples from the model's distribution, with seed 0.
+    /// Sampling from the model's distribution, with seed 0.
     fn default() -> Self {
         Sampling { temperature: 1.0, top_k: None, top_p: 1.0, seed: 0 }
     }
 }
 
 impl Decoding {
-    /// Returns an error if a value is outside its range.
+    /// Checks that all values are within their ranges.
     ///
     /// # Errors
-    /// [`ModelError::Setting`] names the value and its range.
+    /// Returns [`ModelError::Setting`] with the value and its range.
     pub fn validate(&self) -> Result<(), ModelError> {
         let check = |name, valid, got: String, expected| match valid {
             true => Ok(()),
@@ -75,13 +75,13 @@ impl Decoding {
         check("top_p", top_p > 0.0 && top_p <= 1.0, top_p.to_string(), "above 0 and at most 1; 1 keeps all tokens")
     }
 
-    /// Whether the result is the token with the largest unmodified logit.
+    /// Whether decoding always chooses the token with the largest unmodified logit.
     pub(crate) fn is_plain(&self) -> bool {
         self.sampling.is_none() && self.repetition_penalty == 1.0
     }
 
-    /// Applies all settings to the logits of one position, `scores` of length `vocab`; logits of excluded tokens become
-    /// −∞. `history` contains the tokens of prompt and output.
+    /// Applies all settings to `scores`, the logits of one position, of length `vocab`; logits of excluded tokens
+    /// become −∞. `history` contains the tokens of prompt and output.
     pub fn process(&self, history: &[u32], scores: &mut [f32]) {
         penalize(self.repetition_penalty, history, scores);
         if let Some(sampling) = &self.sampling {
@@ -89,7 +89,7 @@ impl Decoding {
         }
     }
 
-    /// Chooses the next token of the prompt with this index, at this position of the output.
+    /// Chooses the next token for the prompt with the index `prompt`, at a position of the output.
     ///
     /// # Errors
     /// [`ModelError::NotANumber`].
@@ -111,7 +111,7 @@ impl Decoding {
     }
 }
 
-/// A token that occurs twice is penalized once.
+/// Applies the repetition penalty; a token that occurs several times is penalized once.
 fn penalize(penalty: f32, history: &[u32], scores: &mut [f32]) {
     if penalty == 1.0 {
         return;
@@ -119,7 +119,7 @@ fn penalize(penalty: f32, history: &[u32], scores: &mut [f32]) {
     let mut seen = vec![false; scores.len()];
     for &id in history {
         let id = id as usize;
-        // The embedding may have more rows than the output head.
+        // The prompt may contain ids beyond the logits, if the embedding has more rows than the output head.
         if id < scores.len() && !std::mem::replace(&mut seen[id], true) {
             let score = &mut scores[id];
             *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
@@ -148,7 +148,8 @@ fn keep_top_k(k: usize, scores: &mut [f32]) {
     scores.iter_mut().filter(|s| **s < smallest).for_each(|s| *s = f32::NEG_INFINITY);
 }
 
-/// Removes a token when those before it already sum to `top_p`; of equal tokens the lowest id comes first.
+/// Removes a token if the tokens before it already sum to `top_p`; of equally probable tokens, the lowest id comes
+/// first.
 fn keep_top_p(top_p: f64, scores: &mut [f32]) {
     let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] > f32::NEG_INFINITY).collect();
     order.sort_unstable_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -166,13 +167,13 @@ fn keep_top_p(top_p: f64, scores: &mut [f32]) {
     }
 }
 
-/// The lowest id among the largest.
+/// Returns the lowest id among the largest scores.
 fn largest(scores: &[f32]) -> u32 {
     let better = |best: usize, i: usize| if scores[i] > scores[best] { i } else { best };
     (0..scores.len()).fold(0, better) as u32
 }
 
-/// The token at which the cumulative probability exceeds `unit`, in `[0, 1)`.
+/// Returns the token at which the cumulative probability exceeds `unit`, a number in `[0, 1)`.
 fn draw(scores: &[f32], unit: f64) -> u32 {
     let best = largest(scores);
     let weight = |score: f32| f64::from(score - scores[best as usize]).exp();
@@ -184,11 +185,11 @@ fn draw(scores: &[f32], unit: f64) -> u32 {
             return id as u32;
         }
     }
-    // Only rounding leads here.
+    // Reached only because of rounding.
     best
 }
 
-/// A number in `[0, 1)` for this place alone: ChaCha8 finds any word of any stream without computing those before.
+/// A random number in `[0, 1)` keyed by seed, prompt and position: ChaCha8 can seek to any word of any stream.
 fn uniform(seed: u64, prompt: u64, position: usize) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(prompt);
@@ -219,10 +220,10 @@ mod tests {
         assert_eq!(kept(&sampling(1.0, Some(3), 1.0)), [1, 3, 4]);
         assert_eq!(kept(&sampling(1.0, Some(100), 1.0)), [0, 1, 2, 3, 4, 5]);
         assert_eq!(kept(&sampling(1.0, None, 1e-9)), [1]);
-        // top_p is a share of what top_k has left: two of probability 1/2.
+        // top_p applies to what top_k keeps: two tokens with probability 1/2 each.
         assert_eq!(kept(&sampling(1.0, Some(2), 0.5)), [1]);
         assert_eq!(kept(&sampling(1.0, Some(2), 0.51)), [1, 3]);
-        // The colder, the fewer are needed.
+        // The lower the temperature, the fewer tokens are needed.
         assert_eq!(kept(&sampling(0.1, None, 0.9)), [1, 3]);
         assert_eq!(kept(&sampling(5.0, None, 0.9)), [0, 1, 2, 3, 4]);
     }
@@ -248,7 +249,7 @@ mod tests {
         let total: f64 = LOGITS.iter().map(|&l| f64::from(l).exp()).sum();
         for (count, logit) in counts.iter().zip(LOGITS) {
             let p = f64::from(logit).exp() / total;
-            // Five standard deviations of a binomial share.
+            // Five standard deviations of a binomial proportion.
             let bound = 5.0 * (p * (1.0 - p) / DRAWS as f64).sqrt();
             assert!((*count as f64 / DRAWS as f64 - p).abs() < bound, "{counts:?}");
         }

@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 use crate::{Decoder, ModelError};
 
 impl Decoder {
-    /// Writes the base weights (no adapters) as a Hugging Face model directory, rounded once to `kind` (f32, f16 or bf16).
+    /// Writes the base weights (without adapters) as a Hugging Face model directory, rounded once to `kind` (f32, f16
+    /// or bf16).
     ///
-    /// `config` is the content of config.json; `companions` are other files to copy, by name and content.
+    /// `config` is the content of config.json; `companions` are names and contents of other files to write.
     ///
     /// # Errors
     /// Returns [`ModelError::DeltaExperts`] for experts stored as differences from the base, [`ModelError::Quantized`]
@@ -54,7 +55,7 @@ impl Decoder {
         let writer = CheckpointWriter::create(dir, &specs, options)?;
         for (name, t) in &parameters {
             let bytes = tensor_bytes(t, kind);
-            // A narrower dtype may have no room for what f32 holds.
+            // A narrower dtype may not be able to represent an f32 value.
             if let Some((index, value)) = first_not_finite(dtype, &bytes) {
                 let (path, tensor) = (dir.to_owned(), name.clone());
                 return Err(cl_checkpoint::Error::NotFinite { path, tensor, index, value }.into());
@@ -67,7 +68,7 @@ impl Decoder {
             Dtype::BF16 => "bfloat16",
             _ => "float32",
         };
-        // Transformers reads `dtype` from 5 on and `torch_dtype` before.
+        // Transformers reads `dtype` since version 5, and `torch_dtype` before.
         for key in ["torch_dtype", "dtype"] {
             if key == "torch_dtype" || config.contains_key(key) {
                 config.insert(key.to_owned(), Value::from(name));

@@ -4,10 +4,10 @@ use crate::kv_cache::Prefix;
 use crate::prefix_tree::{Limits, PrefixTree, batches};
 use crate::{Decoder, ModelError};
 
-/// Log-probability (natural) of a token, and whether it was the most likely one.
+/// Natural log-probability of a token, and whether it was the most likely one.
 pub(crate) type Scored = (f64, bool);
 
-/// Returns the log-probability (natural) of every token of a sequence given the preceding tokens, starting with the
+/// Returns the natural log-probability of every token of a sequence given the preceding tokens, starting with the
 /// second token, and whether it was the most likely one.
 ///
 /// # Errors
@@ -25,14 +25,14 @@ pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<
     Ok(all)
 }
 
-/// Number of rows of logits that are in memory at one time.
+/// Number of rows of logits that are in memory at the same time.
 const CHUNK: usize = 256;
 
-/// Scores the tokens of every sequence from position `from[i]` (at least 1), in batches of at most `rows` rows, and
-/// returns the scores of each sequence through the callback as soon as they are known.
+/// Scores the tokens of every sequence from position `from[i]` (at least 1) on, in batches of at most `rows` rows, and
+/// passes the scores of each sequence to the callback as soon as they are known.
 ///
-/// Shared prefixes are computed once, the last tokens of sequences are not fed at all, and the output head is applied
-/// only to rows whose next token is scored: single-token choices are read from one row.
+/// Shared prefixes are computed once, the last token of each sequence is not computed at all, and the output head is
+/// applied only to rows whose next token is scored: choices of a single token are read from one row.
 pub(crate) fn score<E: From<ModelError>>(
     model: &Decoder,
     sequences: &[&[u32]],
@@ -77,7 +77,7 @@ pub(crate) fn score<E: From<ModelError>>(
     Ok(())
 }
 
-/// Questions about the probability of the next token after rows; one row can have several.
+/// Tokens whose probability after a given row is wanted; there can be several for one row.
 #[derive(Default)]
 struct Questions {
     asked: Vec<(i64, i64)>, // row and token
@@ -88,7 +88,7 @@ impl Questions {
         self.asked.push((row, i64::from(token)));
     }
 
-    /// The rows asked about, in ascending order.
+    /// The distinct rows, in ascending order.
     fn rows(&self) -> Vec<i64> {
         let mut rows: Vec<i64> = self.asked.iter().map(|&(row, _)| row).collect();
         rows.sort_unstable();
@@ -96,7 +96,7 @@ impl Questions {
         rows
     }
 
-    /// Answers in the order of the questions, from the residual stream of [`Questions::rows`].
+    /// Computes the answers in the order of the questions, from the residual stream of [`Questions::rows`].
     fn answer(&self, model: &Decoder, x: &Tensor) -> Result<Vec<Scored>, ModelError> {
         let vocab_size = model.config.vocab_size;
         if let Some(&(_, id)) = self.asked.iter().find(|(_, id)| *id >= vocab_size) {
@@ -109,7 +109,7 @@ impl Questions {
         for (chunk, rows) in self.rows().chunks(CHUNK).enumerate() {
             let asked = open.partition_point(|&i| self.asked[i].0 <= rows[rows.len() - 1]);
             let (of_chunk, later) = open.split_at(asked);
-            // In the flattened (rows · vocab).
+            // Index in the flattened (rows · vocab) logits.
             let place = |&i: &usize| {
                 let (row, token) = self.asked[i];
                 rows.partition_point(|&r| r < row) as i64 * vocab_size + token
@@ -123,7 +123,7 @@ impl Questions {
     }
 }
 
-/// Scores at places of the flattened `(rows, vocab)` logits of `x` `(rows, hidden)`.
+/// Scores of the logits at `places` in the flattened `(rows, vocab)` logits of `x` `(rows, hidden)`.
 fn log_probs(model: &Decoder, x: &Tensor, places: &[i64]) -> Vec<Scored> {
     let logits = model.logits(x);
     let place = Tensor::from_slice(places).to_device(model.device);
@@ -144,7 +144,7 @@ mod tests {
     use crate::{LoadOptions, random_weights};
 
     fn model(kv_heads: usize, window: Option<usize>, kind: Kind) -> Decoder {
-        tch::set_num_threads(1); // products this small are quicker on one
+        tch::set_num_threads(1); // products this small are faster on one thread
         let config = json!({
             "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": kv_heads, "vocab_size": 97,
@@ -158,7 +158,7 @@ mod tests {
         (0..n as u32).map(|i| (i * i * 31 + i * 7 + seed * 13 + i / 5 * seed) % 97).collect()
     }
 
-    /// Questions behind one long header, their choices of one or more tokens, and texts that have nothing in common with them.
+    /// Questions after one long header, with choices of one or more tokens, and texts that share nothing with them.
     fn sequences() -> (Vec<Vec<u32>>, Vec<usize>) {
         let header = tokens(560, 1);
         let (mut all, mut from) = (Vec::new(), Vec::new());
@@ -174,7 +174,7 @@ mod tests {
             all.push(tokens(3 + 11 * other as usize, 90 - other));
             from.push(1 + other as usize);
         }
-        all.push(all[5].clone()); // asked twice
+        all.push(all[5].clone()); // a duplicate request
         from.push(from[5]);
         (all, from)
     }
@@ -199,7 +199,7 @@ mod tests {
                 })
                 .unwrap();
                 let seen: Vec<Vec<Scored>> = seen.into_iter().map(|s| s.expect("answered")).collect();
-                // What counts in the end: sums within 1e-4, and the same choice of every question.
+                // Sums agree within 1e-4, and every question has the same best choice.
                 let sum = |s: &Vec<Scored>| s.iter().map(|t| t.0).sum::<f64>();
                 assert!(alone.iter().zip(&seen).all(|(a, b)| (sum(a) - sum(b)).abs() < 1e-4));
                 let best = |all: &[Vec<Scored>]| (0..4).max_by(|&a, &b| sum(&all[a]).total_cmp(&sum(&all[b])));
@@ -211,7 +211,7 @@ mod tests {
                 }
             }
             eprintln!("{kv_heads} kv heads, window {window:?}: largest difference {largest:.1e}");
-            // Log-probabilities near 5 in f32, with sums over some 600 keys taken in parts.
+            // Log-probabilities near 5 in f32, with attention over some 600 keys computed in parts.
             assert!(largest < 2e-5, "{kv_heads} {window:?}: {largest}");
         }
     }
@@ -232,7 +232,7 @@ mod tests {
         let exact = sums(Kind::Float, 256);
         for rows in [64, 2048] {
             let largest = exact.iter().zip(sums(Kind::BFloat16, rows)).fold(0f64, |l, (a, b)| l.max((a - b).abs()));
-            // bf16 keeps 8 bits of values near 2 through some twenty roundings.
+            // bf16 keeps 8 bits of values near 2, through some twenty roundings.
             assert!(largest < 0.1, "{rows}: {largest}");
         }
         let mut calls = 0;

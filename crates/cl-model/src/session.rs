@@ -4,8 +4,8 @@ use crate::kv_cache::Prefix;
 use crate::prefix_tree::{Batch, common};
 use crate::{Decoder, ModelError};
 
-/// Generates for a series of prompts that mostly extend the previous one, such as the turns of a conversation: the keys
-/// and values of shared tokens are kept, and only new tokens are computed.
+/// Generates for a series of prompts that mostly extend the previous one, such as the turns of a conversation. The KV
+/// cache of shared tokens is kept, so that only new tokens are computed.
 ///
 /// # Example
 /// ```
@@ -29,7 +29,7 @@ use crate::{Decoder, ModelError};
 pub struct Session<'a> {
     model: &'a Decoder,
     past: Prefix,
-    tokens: Vec<u32>, // whose keys and values `past` holds
+    tokens: Vec<u32>, // the tokens whose keys and values are in `past`
 }
 
 impl<'a> Session<'a> {
@@ -38,10 +38,10 @@ impl<'a> Session<'a> {
         Session { model, past: Prefix::default(), tokens: Vec::new() }
     }
 
-    /// Generates a continuation of `prompt`; `stop(ids)` is called after every new token and ends generation by
+    /// Generates a continuation of `prompt`. `stop(ids)` is called after every new token and ends generation by
     /// returning true.
     ///
-    /// The prompt's index is `options.first_prompt`.
+    /// For sampling, the index of the prompt is `options.first_prompt`.
     ///
     /// # Errors
     /// Returns the errors of [`generate`](crate::generate); the session remains usable.
@@ -55,9 +55,9 @@ impl<'a> Session<'a> {
         if prompt.is_empty() {
             return Err(ModelError::EmptySequence { index: 0 });
         }
-        // A shorter sliding window cannot attend to a past that is kept apart.
+        // With a shorter sliding window, tokens could not attend to a past that is stored separately.
         let share = self.model.may_share(prompt.len() + options.max_new_tokens);
-        // The last token's logits are always needed.
+        // The last token is always computed, because its logits are needed.
         let shared = if share { common(&self.tokens, prompt).min(prompt.len() - 1) } else { 0 };
         self.past.truncate(shared);
         self.tokens.truncate(shared);
@@ -72,7 +72,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Receives the only text.
+/// Receives the result for the only prompt.
 struct One<'a> {
     stop: &'a mut dyn FnMut(&[u32]) -> bool,
     generation: Generation,

@@ -2,13 +2,13 @@ use cl_data::Tokenizer;
 
 use crate::ModelError;
 
-/// Decodes a stream of tokens to text, up to the first stop string.
+/// Decodes a stream of tokens to text incrementally, up to the first stop string.
 ///
 /// Returned text is never retracted: incomplete characters, and text that may be the start of a stop string, are held
 /// back. Special tokens have no text.
 ///
-/// A tokenizer with byte fallback decodes a run of byte tokens as a whole: a byte that is not UTF-8 can turn characters
-/// that have already been returned into U+FFFD. They stay in the stream; [`whole`](TextStream::whole) is exact.
+/// A tokenizer with byte fallback decodes a run of byte tokens as a whole: an invalid UTF-8 byte can turn characters
+/// that have already been returned into U+FFFD. They remain in the stream; [`whole`](TextStream::whole) is exact.
 ///
 /// # Example
 /// ```no_run
@@ -26,8 +26,8 @@ pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
     ids: Vec<u32>,
-    // Tokens before `done` are in `text`; those from `context` on are decoded again with each new token, because how a
-    // token is written may depend on the one before.
+    // Tokens before `done` are in `text`. Those from `context` on are decoded again with each new token, because the
+    // text of a token may depend on the token before it.
     context: usize,
     done: usize,
     text: String,
@@ -36,7 +36,7 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// Creates an empty text that ends before the first of the `stop` strings.
+    /// Creates an empty stream, which ends before the first of the `stop` strings.
     pub fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> TextStream<'a> {
         let (ids, text) = (Vec::new(), String::new());
         TextStream { tokenizer, stop, ids, context: 0, done: 0, text, handed_out: 0, stopped: false }
@@ -95,12 +95,12 @@ impl<'a> TextStream<'a> {
         Ok((whole, end.is_some()))
     }
 
-    /// Whether a stop string was found.
+    /// Returns whether a stop string was found.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// All text so far without the stop string, including held-back text.
+    /// Returns all text so far without the stop string, including text that is still held back.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -133,7 +133,7 @@ fn first_of(stop: &[String], text: &str) -> Option<usize> {
     stop.iter().filter_map(|s| text.find(s.as_str())).min()
 }
 
-/// Number of bytes at the end of a text that may be the start of a stop string.
+/// Length in bytes of the longest suffix of a text that may be the start of a stop string.
 fn beginning_of(stop: &[String], text: &str) -> usize {
     let may_begin = |s: &String| {
         let boundaries = s.char_indices().map(|(at, _)| at).filter(|&at| at > 0);
@@ -146,9 +146,10 @@ fn beginning_of(stop: &[String], text: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// A byte-level tokenizer with a token for each byte (its id) and none longer; 256 is special.
+    /// A byte-level tokenizer with one token per byte, whose id is the byte, and no longer tokens; 256 is a special
+    /// token.
     fn bytes() -> Tokenizer {
-        // The printable stand-ins of byte-level BPE: bytes that are not printable follow from U+0100 on.
+        // Byte-level BPE represents unprintable bytes by the characters from U+0100 on.
         let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
         let mut unprintable = 256..;
         let mut vocab = serde_json::Map::new();
@@ -168,7 +169,8 @@ mod tests {
         Tokenizer::from_file(&path).unwrap()
     }
 
-    /// A tokenizer with byte fallback as in Llama 2: a token for each byte (its id), then `a` (256) and `b` (257).
+    /// A tokenizer with byte fallback, as in Llama 2: one token per byte, whose id is the byte, then `a` (256) and `b`
+    /// (257).
     fn byte_fallback() -> Tokenizer {
         let bytes = (0..256u32).map(|b| (format!("<0x{b:02X}>"), b.into()));
         let letters = [("a".to_owned(), 256u32.into()), ("b".to_owned(), 257u32.into())];
@@ -183,7 +185,7 @@ mod tests {
         Tokenizer::from_file(&path).unwrap()
     }
 
-    /// The pieces that come out, the rest, and whether a stop string came.
+    /// Returns the pieces of text returned by the stream, the rest, and whether a stop string was found.
     fn stream(ids: impl IntoIterator<Item = u32>, stop: &[&str]) -> (Vec<String>, String, bool) {
         let tokenizer = bytes();
         let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
@@ -203,7 +205,7 @@ mod tests {
         let (pieces, rest, _) = stream(of("aé€😀"), &[]);
         assert_eq!(pieces, ["a", "", "é", "", "", "€", "", "", "", "😀"]);
         assert_eq!(rest, "");
-        // Bytes that never become a character come out at the end, as the tokenizer writes them.
+        // Bytes that never form a character are returned at the end, as the tokenizer decodes them.
         let (pieces, rest, _) = stream([b'a'.into(), 0xf0, 0x9f], &[]);
         assert_eq!((pieces.concat().as_str(), rest.chars().all(|c| c == '\u{fffd}')), ("a", true));
         assert!(!rest.is_empty());
@@ -214,13 +216,13 @@ mod tests {
         let (pieces, rest, stopped) = stream(of("a\nb\n\nc"), &["\n\n"]);
         assert_eq!(pieces, ["a", "", "\nb", "", "", ""]);
         assert_eq!((rest.as_str(), stopped), ("", true));
-        // What was held back for nothing comes in the end.
+        // Held-back text that does not become a stop string is returned at the end.
         let (pieces, rest, stopped) = stream(of("aEN"), &["END", "x"]);
         assert_eq!((pieces.concat().as_str(), rest.as_str(), stopped), ("a", "EN", false));
-        // A beginning within a beginning.
+        // The start of a stop string occurs within another start of it.
         let (pieces, _, stopped) = stream(of("aab"), &["ab"]);
         assert_eq!((pieces.concat().as_str(), stopped), ("a", true));
-        // Not on a character's boundary of the text before.
+        // The search starts in the middle of a multi-byte character of the text before.
         let (pieces, _, stopped) = stream(of("ééa."), &["a."]);
         assert_eq!((pieces.concat().as_str(), stopped), ("éé", true));
     }
@@ -247,7 +249,7 @@ mod tests {
     #[test]
     fn text_goes_on_after_bytes_that_are_no_character() {
         let tokenizer = byte_fallback();
-        // 0x91 is no character, so the tokenizer writes the whole run of bytes, `.` included, as U+FFFD.
+        // 0x91 is not valid UTF-8, so the tokenizer decodes the whole run of bytes, including `.`, as U+FFFD.
         let ids = [256, b'.'.into(), 0x91, 257, 256, b'.'.into(), 0x91];
         let stop = [];
         let mut stream = TextStream::new(&tokenizer, &stop);
@@ -257,7 +259,7 @@ mod tests {
         assert_eq!(rest, "\u{fffd}\u{fffd}");
         assert_eq!(stream.text(), pieces.concat() + &rest);
         assert_eq!(stream.whole().unwrap(), "a\u{fffd}\u{fffd}ba\u{fffd}\u{fffd}");
-        // A stop string after them is found.
+        // A stop string after such bytes is found.
         let stop = ["ba".to_owned()];
         let mut stream = TextStream::new(&tokenizer, &stop);
         for id in ids {

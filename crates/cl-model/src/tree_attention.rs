@@ -4,30 +4,31 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use crate::attention::{AttentionRule, heads_first, masked_attention, packed_causal, repeated};
 use crate::prefix_tree::PrefixTree;
 
-/// Maximum number of rows of a subtree in one masked product. Larger subtrees are split at the top: attention of all
-/// descendants to the rows of an ancestor needs no mask.
+/// Maximum number of rows of a subtree in one masked product. Larger subtrees are split at the top, because attention
+/// of all descendants to the rows of an ancestor needs no mask.
 const DENSE: usize = 512;
 
-/// Attention structure of a [`PrefixTree`], including a past common to all rows.
+/// Attention over the rows of a [`PrefixTree`], and over a cached past common to all rows.
 ///
-/// Every row is a query of exactly one dense block, which contains its nearest keys. The keys of its prefixes are in
-/// further blocks. Each block returns the sum of its weights, and blocks are combined by these sums, as in
+/// Every row is a query in exactly one dense block, which contains its nearest keys. The keys of its prefixes are in
+/// further blocks. Each block also returns the log-sum-exp of its scores, with which the results are combined, as in
 /// FlashAttention (Dao et al., arXiv:2205.14135).
 pub(crate) struct TreeAttention {
     dense_blocks: Vec<DenseBlock>,
     prefix_blocks: Vec<PrefixBlock>,
-    /// Boundaries of rows without branches, in memory and on the device: one kernel can compute them all.
+    /// Boundaries of the sequences if there are no branches, in host memory and on the device: one kernel can compute
+    /// all of them.
     plain: Option<(Vec<i64>, Tensor)>,
 }
 
-/// Rows that attend to each other: causally without a mask, or with the mask (0 or −∞) added to their scores.
+/// Rows that attend to each other: causally, or with a mask (0 or −∞) that is added to the scores.
 struct DenseBlock {
     start: i64,
     len: i64,
     mask: Option<Tensor>,
 }
 
-/// Queries after a shared prefix, which attend to all of its keys.
+/// Queries after a shared prefix, and the keys of that prefix, to all of which they attend.
 struct PrefixBlock {
     queries: (i64, i64),
     keys: (i64, i64),
@@ -67,8 +68,8 @@ impl TreeAttention {
         }
     }
 
-    /// `q` is `(rows, heads, head_dim)`, `k` and `v` are `(rows, kv_heads, head_dim)`; the result has the shape of `q`.
-    /// Windows are supported for trees without branches and without a past.
+    /// Computes attention for `q` `(rows, heads, head_dim)`, `k` and `v` `(rows, kv_heads, head_dim)`; the result has
+    /// the shape of `q`. Windows are supported only for trees without branches and without a past.
     ///
     /// # Errors
     /// Returns the errors of the kernel for packed sequences.
@@ -121,20 +122,21 @@ pub(crate) enum Mask<'a> {
     Additive(&'a Tensor),
 }
 
-/// Attention to a subset of the keys: the weighted mean of their values, and the logarithm of the sum of their weights.
+/// Attention to a subset of the keys: the weighted mean of the values, and the log-sum-exp of the scores.
 pub(crate) struct Weighted {
     pub(crate) mean: Tensor, // (sequences, heads, queries, head_dim)
     log_sum: Tensor,         // (sequences, heads, queries), f32
 }
 
 impl Weighted {
-    /// `q` `(sequences, heads, queries, head_dim)`, `k` and `v` `(sequences, kv_heads, keys, head_dim)`.
+    /// Computes attention of `q` `(sequences, heads, queries, head_dim)` to `k` and `v`
+    /// `(sequences, kv_heads, keys, head_dim)`.
     pub(crate) fn new([q, k, v]: &[Tensor; 3], mask: &Mask<'_>, rule: AttentionRule) -> Weighted {
         let (heads, kv_heads) = (q.size()[1], k.size()[1]);
         let groups = heads / kv_heads;
         let alike = matches!(mask, Mask::None) || (matches!(mask, Mask::Additive(_)) && q.size()[2] == 1);
         if groups > 1 && alike {
-            // Queries that all see the same keys: the heads of a group are more of them.
+            // All queries attend to the same keys, so the query heads of a group are folded into the query dimension.
             let size = q.size();
             let folded = q.reshape([size[0], kv_heads, groups * size[2], size[3]]);
             let part = Weighted::of_equal_heads(&folded, k, v, mask, rule);
@@ -181,7 +183,7 @@ impl Weighted {
         Weighted { mean: self.mean.narrow(2, start, len), log_sum: self.log_sum.narrow(2, start, len) }
     }
 
-    /// `(1, heads, sequences, head_dim)` as `(sequences, heads, 1, head_dim)`.
+    /// Rearranges `(1, heads, sequences, head_dim)` to `(sequences, heads, 1, head_dim)`.
     pub(crate) fn of_each_query(&self) -> Weighted {
         Weighted {
             mean: self.mean.squeeze_dim(0).transpose(0, 1).unsqueeze(2),
@@ -189,8 +191,9 @@ impl Weighted {
         }
     }
 
-    /// Selects from queries `(sequences, heads, width)`, with any trailing head shape, those at `places` of `(sequences
-    /// · width)`: `(places, heads, 1, head_dim)`.
+    /// Selects queries from a result for `shape` = `(sequences, heads, width)`, whose leading dimensions may be
+    /// arranged differently: those at `places` in the flattened (sequences · width). Returns
+    /// `(places, heads, 1, head_dim)`.
     pub(crate) fn rows(&self, shape: &[i64; 3], places: &Tensor) -> Weighted {
         let [sequences, heads, width] = *shape;
         let of = |t: &Tensor| {
@@ -200,7 +203,7 @@ impl Weighted {
         Weighted { mean: of(&self.mean).unsqueeze(2), log_sum: of(&self.log_sum) }
     }
 
-    /// Combines with the attention to other keys, in place.
+    /// Combines this result in place with the attention of the same queries to other keys.
     pub(crate) fn add(&self, other: &Weighted) {
         let total = self.log_sum.logaddexp(&other.log_sum);
         let weight = |of: &Weighted| (&of.log_sum - &total).exp().unsqueeze(-1).to_kind(self.mean.kind());
@@ -224,7 +227,7 @@ fn masked([q, k, v]: &[Tensor; 3], mask: Option<&Tensor>, rule: AttentionRule) -
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), rule.scale, grouped)
 }
 
-/// Mask of a subtree: 0 where a row attends to another, −∞ elsewhere, `(rows, rows)`.
+/// Additive mask of a subtree, `(rows, rows)`: 0 where a row attends to another, −∞ elsewhere.
 fn mask(tree: &PrefixTree, node: usize, kind: Kind, device: Device) -> Tensor {
     let (first, end) = (tree.nodes[node].start, tree.nodes[node].end);
     let rows = end - first;

@@ -1,4 +1,4 @@
-//! How the next token is chosen: against Transformers, in batches of any composition, with kept keys and values.
+//! Sampling and decoding: against Transformers, in batches of any composition, and with a KV cache.
 
 mod common;
 
@@ -59,7 +59,7 @@ fn sampling(seed: u64) -> Decoding {
     Decoding { repetition_penalty: 1.1, sampling: Some(sampling) }
 }
 
-/// Ids of all texts, none of which ends early.
+/// The ids of all texts, none of which ends early.
 fn ids(model: &Decoder, prompts: &[&[u32]], options: &GenerateOptions<'_>) -> Vec<Vec<u32>> {
     generate(model, prompts, options, &mut |_, _| false).unwrap().into_iter().map(|g| g.ids).collect()
 }
@@ -118,7 +118,7 @@ fn a_text_is_drawn_the_same_whatever_else_is_in_the_batch() {
     let from = |half: usize| GenerateOptions { first_prompt: 2 * half, ..options };
     let in_two: Vec<_> = (0..2).flat_map(|h| ids(&model, &slices(halves[h]), &from(h))).collect();
     assert_eq!(in_two, together);
-    // Another seed draws other texts; the same prompt twice in a batch gets two texts.
+    // Another seed gives other texts; the same prompt twice in a batch gets two texts.
     let other = GenerateOptions { decoding: sampling(4), ..options };
     assert_ne!(ids(&model, &slices(&prompts), &other), together);
     let twice = ids(&model, &[&prompts[0], &prompts[0]], &options);
@@ -151,7 +151,7 @@ impl Receiver for Watcher {
 
 #[test]
 fn texts_do_not_depend_on_how_many_are_generated_at_the_same_time() {
-    // Prompts with a long common beginning, with a short one, and with none.
+    // Prompts with a long common prefix, with a short one, and with none.
     let beginning = &common::sequences(&[80], 61, 5)[0];
     let lengths: Vec<usize> = (0..30).map(|i| 1 + 7 * i % 40).collect();
     let mut prompts = common::sequences(&lengths, 61, 6);
@@ -220,7 +220,8 @@ fn a_session_continues_each_prompt_as_if_it_were_the_first() {
         let mut session = Session::new(&model);
         let ids = &common::sequences(&[160], 61, 13)[0];
         let other = &common::sequences(&[30], 61, 14)[0];
-        // Longer, longer beyond a cache's first room, the same again, shorter, parting half-way, something else, anew.
+        // Prompts that are longer, longer than the cache's initial capacity, the same again, shorter, diverging
+        // halfway, unrelated, and new.
         let forked = [&ids[..50], other].concat();
         let prompts = [&ids[..10], &ids[..100], &ids[..100], &ids[..60], &forked, other, &ids[..160]];
         for (turn, prompt) in prompts.iter().enumerate() {
@@ -255,11 +256,11 @@ fn settings_are_checked_before_anything_is_computed() {
     assert_eq!(message, "repetition_penalty is 0; expected a number above 0; 1 changes nothing");
 }
 
-/// Texts that go round in circles, as those of random models do, are guessed several tokens at a time; the tokens are those that
-/// the model chooses one by one.
+/// The repetitive texts of random models are guessed several tokens at a time; the tokens are those that the model
+/// chooses one by one.
 #[test]
 fn guessed_tokens_change_no_text() {
-    cl_torch::tch::set_num_threads(1); // products this small are quicker on one
+    cl_torch::tch::set_num_threads(1); // products this small are faster on one thread
     let header: Vec<u32> = (0..70).map(|i| i * 7 % 31 + 1).collect();
     let tail = |seed: u32, len: u32| (0..len).map(|i| (i % 9 * seed + 3) % 31 + 1).collect::<Vec<u32>>();
     let mut prompts: Vec<Vec<u32>> = (1..6).map(|seed| [header.clone(), tail(seed, 5 + 4 * seed)].concat()).collect();
@@ -286,7 +287,7 @@ fn guessed_tokens_change_no_text() {
         let together: Vec<Vec<u32>> = together.unwrap().into_iter().map(|g| g.ids).collect();
         assert_eq!(together, alone, "{changes}");
         assert_eq!(calls, 60 * prompts.len(), "every token is handed over");
-        // An end inside a guess ends the text there.
+        // An end token inside a guess ends the text there.
         let end = alone[0][40];
         let place = alone[0].iter().position(|&id| id == end).unwrap();
         let ended = greedy(&model, &[&prompts[0]], 60, &[end], &mut |_, _| false).unwrap().remove(0);

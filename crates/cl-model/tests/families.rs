@@ -53,7 +53,7 @@ fn log_probabilities_agree_at_every_position() {
                 }
             }
             eprintln!("{}: largest difference {largest:.2e}", case.name);
-            // f32 logits near 10 through four layers in another order of sums; 6 digits in the fixture.
+            // f32 logits near 10 through four layers, with sums in another order; 6 digits in the fixture.
             assert!(largest < 2e-5, "{}: {largest}", case.name);
         });
     }

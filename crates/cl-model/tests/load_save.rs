@@ -1,4 +1,5 @@
-//! What makes a directory a model: refused with directory and tensor by name, or loaded and saved bit by bit.
+//! Model directories: invalid ones are rejected with directory and tensor by name, valid ones are loaded and saved bit
+//! for bit.
 
 mod common;
 
@@ -9,7 +10,7 @@ use cl_model::{Decoder, LoadOptions};
 use cl_torch::tch::Kind;
 use serde_json::{Map, Value, json};
 
-/// The message with which a directory is refused, with and without reading tensors.
+/// The error message for a directory, with and without reading tensors.
 fn refusal(dir: &Path) -> String {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let loading = Decoder::load(&checkpoint, LoadOptions::cpu(Kind::Float)).err().expect("refused").to_string();

@@ -1,4 +1,4 @@
-//! The chunked loss with its gradient in closed form, packing, and recomputed activations, against autograd over everything.
+//! The chunked loss with its closed-form gradient, packing, and activation checkpointing, against plain autograd.
 
 mod common;
 
@@ -10,7 +10,7 @@ use cl_model::{Decoder, LoadOptions, PackedBatch, supervised_loss};
 use cl_torch::tch::{self, Device, Kind, Tensor};
 use serde_json::json;
 
-/// Dropout seeds the process's generator, so tests that use it take turns.
+/// Serializes tests that use dropout, which seeds the process-wide random generator.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(|e| e.into_inner())
@@ -26,18 +26,18 @@ fn packed(examples: &[Encoded]) -> Packed {
     pack(&examples.iter().collect::<Vec<_>>())
 }
 
-/// What is trained.
+/// The parameters that are trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trained {
-    /// All weights, the head among them.
+    /// All weights, including the head.
     All,
     /// Adapters below the head, which is frozen.
     Below,
-    /// An adapter on the head too.
+    /// Adapters below and on the head.
     WithHead,
-    /// An adapter on the head alone.
+    /// An adapter on the head only.
     HeadAlone,
-    /// These settings of an adapter.
+    /// An adapter with these settings.
     Settings(&'static str),
 }
 
@@ -70,7 +70,7 @@ fn model(tied: bool, trained: Trained, options: LoadOptions, dropout: f64) -> De
     model
 }
 
-/// Loss (a sum) and all gradients, by name.
+/// The loss (a sum) and all gradients, by name.
 type Outcome = (f64, Vec<(String, Tensor)>);
 
 fn gradients(model: &Decoder) -> Vec<(String, Tensor)> {
@@ -94,7 +94,7 @@ fn ours(model: &Decoder, packed: &Packed, scale: f64, mode: Mode) -> Outcome {
     (sum, gradients(model))
 }
 
-/// Positions that are scored and what should follow, straight from the labels.
+/// Positions that are scored and their expected next tokens, directly from the labels.
 fn targets(packed: &Packed) -> (Vec<i64>, Vec<i64>) {
     let starts = |t: usize| packed.cu_seqlens.contains(&(t as i64));
     (1..packed.labels.len())
@@ -103,7 +103,7 @@ fn targets(packed: &Packed) -> (Vec<i64>, Vec<i64>) {
         .unzip()
 }
 
-/// The whole `(tokens, vocab)` matrix of logits in one graph.
+/// Computes the whole `(tokens, vocab)` matrix of logits in one graph.
 fn plain(model: &Decoder, packed: &Packed, scale: f64) -> Outcome {
     let batch = PackedBatch::from_packed(packed, model.config.vocab_size, Device::Cpu).unwrap();
     let logits = model.logits(&model.forward(&batch, Mode::Eval).unwrap());
@@ -114,8 +114,8 @@ fn plain(model: &Decoder, packed: &Packed, scale: f64) -> Outcome {
     (sum.double_value(&[]), gradients(model))
 }
 
-/// Relative difference of two losses, and largest difference of two gradients relative to the largest element of each tensor
-/// (or a hundredth of the largest of all: queries that see one key have no gradient but noise).
+/// Relative difference of two losses, and largest difference of two gradients relative to the largest element of each
+/// tensor (or to a hundredth of the largest of all: queries that attend to one key have only noise as their gradient).
 fn compare(a: &Outcome, b: &Outcome) -> (f64, f64) {
     let size = |t: &Tensor| t.abs().max().double_value(&[]);
     let floor = b.1.iter().map(|(_, t)| size(t)).fold(0.0, f64::max) / 100.0;
@@ -128,7 +128,7 @@ fn compare(a: &Outcome, b: &Outcome) -> (f64, f64) {
 
 #[test]
 fn the_chunked_loss_and_all_gradients_equal_plain_cross_entropy() {
-    // 630 supervised tokens are two chunks of 256 rows and a rest; 7 are one.
+    // 630 supervised tokens are two full chunks of 256 rows and a partial one; 7 are a single chunk.
     for lengths in [&[(20, 300), (0, 2), (3, 330), (5, 0), (0, 1)][..], &[(3, 4), (1, 2), (2, 1)][..]] {
         let packed = packed(&examples(lengths));
         for (tied, trained) in [
@@ -197,7 +197,8 @@ fn gradients_in_bf16_stay_close_to_f32() {
             assert_eq!(a.kind(), Kind::Float, "gradients arrive in the dtype that the weights are kept in");
             let error = (a - b).norm().double_value(&[]) / b.norm().double_value(&[]);
             largest = largest.max(error);
-            // Two layers forward and backward with 2^-9 at each rounding; gradients of norms are sums that largely cancel.
+            // Two layers forward and backward with 2^-9 at each rounding; the gradients of norms are sums that largely
+            // cancel.
             assert!(error < 0.1, "tied {tied}, {name}: {error}");
         }
         eprintln!("tied {tied}: largest relative error {largest:.1e}");
@@ -222,7 +223,7 @@ fn a_packed_batch_gives_the_losses_and_gradients_of_its_examples_alone() {
                 continue;
             }
             let alone = ours(&model, &alone, 1.0, Mode::Eval);
-            // The example's own share of the packed batch: everything else is not scored.
+            // The example's contribution to the packed batch: everything else is not scored.
             let mut only = whole.clone();
             let own = whole.cu_seqlens[i]..whole.cu_seqlens[i + 1];
             (0..).zip(&mut only.labels).filter(|(t, _)| !own.contains(t)).for_each(|(_, label)| *label = -100);
@@ -272,14 +273,14 @@ fn dropout_changes_the_loss_in_training_only_and_not_on_average() {
         let with = model(false, trained, LoadOptions::cpu(Kind::Float), 0.1);
         let exact = ours(&without, &packed, 1.0, Mode::Eval).0;
         assert_eq!(ours(&with, &packed, 1.0, Mode::Eval).0, exact);
-        // Training's products add in another order than those without a graph.
+        // Training computes sums in another order than evaluation without a graph.
         let trained_loss = ours(&without, &packed, 1.0, Mode::Train { seed: 1 }).0;
         assert!((trained_loss - exact).abs() < 1e-6 * exact, "{trained_loss} {exact}");
         let draws: Vec<f64> = (0..64).map(|seed| ours(&with, &packed, 1.0, Mode::Train { seed }).0 / exact).collect();
         let mean = draws.iter().sum::<f64>() / 64.0;
         let deviation = (draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / 63.0).sqrt();
         assert!(deviation > 1e-4, "{trained:?}: the masks differ");
-        // Five standard errors, and half a percent by which noise inside a convex loss raises it.
+        // Five standard errors, and half a percent by which noise inside a convex loss raises the mean.
         assert!((mean - 1.0).abs() < 5.0 * deviation / 8.0 + 5e-3, "{trained:?}: mean {mean}, deviation {deviation}");
     }
 }

@@ -1,6 +1,7 @@
-//! Mixtures of experts against their definitions, computed in NumPy: models in the format of the paper's tool, and adapters behind
-//! SpectR's routing; adapters behind Arrow's against PEFT; and mixtures that `cl moe mix` writes against Transformers.
-//! `fixtures/make_mixtures.py`, `fixtures/make_arrow.py` and `fixtures/make_mixed.py` made the expected values.
+//! Mixtures of experts against their definitions, computed in NumPy: models in the format of the paper's tool, and
+//! adapters with SpectR's routing. Also adapters with Arrow's routing against PEFT, and mixtures that `cl moe mix`
+//! writes against Transformers. `fixtures/make_mixtures.py`, `fixtures/make_arrow.py` and `fixtures/make_mixed.py` made
+//! the expected values.
 
 mod common;
 
@@ -32,7 +33,7 @@ struct Moetify {
     log_probs: Vec<Vec<f64>>,
 }
 
-/// Adapters of the formula behind routers.
+/// A mixture of adapters whose values come from the formula.
 #[derive(Deserialize)]
 struct Blended {
     k: usize,
@@ -43,7 +44,7 @@ struct Blended {
     log_probs: Vec<Vec<f64>>,
 }
 
-/// An adapter whose factors are of the formula.
+/// An adapter whose factors come from the formula.
 #[derive(Deserialize)]
 struct Low {
     name: String,
@@ -110,7 +111,7 @@ fn arrow_weights_adapters_as_peft_does() {
     }
 }
 
-/// A model of the formula behind a mixture of adapters of the formula.
+/// A model from the formula with a mixture of adapters from the formula.
 fn blended(settings: &str, case: &Blended) -> Decoder {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
@@ -193,7 +194,7 @@ fn mixtures_of_standard_architectures_compute_what_transformers_does() {
     }
 }
 
-/// Hidden states of no prompts, but of the formula.
+/// Writes hidden states that come from the formula instead of prompts.
 fn write_states(dir: &Path, config: &MixConfig, case: &MixedCase) {
     let number = |key: &str| case.config[key].as_u64().unwrap() as usize;
     let specs = router_states_spec(config, number("num_hidden_layers"), number("hidden_size"));
@@ -205,7 +206,7 @@ fn write_states(dir: &Path, config: &MixConfig, case: &MixedCase) {
     writer.finish(Manifest::new("states")).unwrap();
 }
 
-/// A dense model with weights of the formula that are its own.
+/// Writes a dense model whose weights come from the formula, keyed also by the name of the model.
 fn write_named(dir: &Path, model: &str, case: &MixedCase) {
     let spec = |(name, shape): (&String, &Value)| {
         let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();

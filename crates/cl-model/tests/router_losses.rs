@@ -1,4 +1,4 @@
-//! Auxiliary losses of routers against Transformers, by fixtures/make_router_losses.py.
+//! Auxiliary router losses against Transformers, whose values fixtures/make_router_losses.py computed.
 
 use cl_adapters::RouterRecord;
 use cl_model::router_losses;
@@ -23,7 +23,7 @@ fn records(case: &Case) -> Vec<RouterRecord> {
     case.logits.iter().map(record).collect()
 }
 
-/// The largest difference between the gradients in the leaves and those expected.
+/// The largest difference between the gradients of the leaves and the expected ones.
 fn largest_difference(records: &[RouterRecord], expected: &[Vec<Vec<f64>>]) -> f64 {
     let of = |(record, rows): (&RouterRecord, &Vec<Vec<f64>>)| {
         (record.logits.grad() - Tensor::from_slice2(rows)).abs().max().double_value(&[])
@@ -37,7 +37,7 @@ fn load_balancing_and_z_loss_are_those_of_transformers() {
     for case in &cases {
         let own = records(case);
         let losses = router_losses(&own).unwrap();
-        // f32 logits of order 1; the reference takes its sums in f32.
+        // f32 logits of order 1; the reference computes its sums in f32.
         let difference = (losses.load_balancing.double_value(&[]) - case.load_balancing).abs();
         assert!(difference < 1e-6, "{difference:.1e}");
         losses.load_balancing.backward();
@@ -55,11 +55,11 @@ fn load_balancing_and_z_loss_are_those_of_transformers() {
 
 #[test]
 fn equal_use_of_all_experts_gives_k_and_a_single_favourite_more() {
-    // Two experts, each the first choice of half of the tokens with the same certainty.
+    // Two experts, each of which is the first choice of half of the tokens, with the same probability.
     let balanced = Tensor::from_slice2(&[[1f32, -1.0], [-1.0, 1.0]]);
     let record = |logits: Tensor| RouterRecord { router: String::new(), gates: logits.copy(), logits, top_k: 1 };
     let of = |logits| router_losses(&[record(logits)]).unwrap().load_balancing.double_value(&[]);
     assert!((of(balanced) - 1.0).abs() < 1e-7);
-    // Everything goes to the first: 2 · 1 · p, p = 1/(1 + exp(−2)).
+    // All tokens go to the first expert: 2 · 1 · p, p = 1/(1 + exp(−2)).
     assert!((of(Tensor::from_slice2(&[[1f32, -1.0], [1.0, -1.0]])) - 2.0 / (1.0 + (-2f64).exp())).abs() < 1e-6);
 }

@@ -1,4 +1,4 @@
-//! Scoring and generation: the same answers whatever a sequence is packed with, however they are computed, in any dtype.
+//! Scoring and generation: results do not depend on batching, caching or, within its precision, the dtype.
 
 mod common;
 
@@ -7,7 +7,7 @@ use cl_model::{Decoder, LoadOptions, PackedBatch, greedy, token_log_probs};
 use cl_torch::tch::{Kind, Tensor};
 use serde_json::{Map, Value, json};
 
-/// One config of each way in which attention differs.
+/// One config for each variant of attention.
 fn configs() -> Vec<(&'static str, Map<String, Value>)> {
     let of = |family: &str, changes: Value| {
         let mut config = common::llama(json!({"architectures": [family], "num_attention_heads": 4, "hidden_size": 32}));
@@ -39,7 +39,7 @@ fn slices(sequences: &[Vec<u32>]) -> Vec<&[u32]> {
     sequences.iter().map(Vec::as_slice).collect()
 }
 
-/// Logits after the last token, everything computed anew.
+/// Logits after the last token, computed without any cache.
 fn last_logits(model: &Decoder, ids: &[u32]) -> Tensor {
     let batch = PackedBatch::new(&[ids], model.config.vocab_size, model.device).unwrap();
     let x = model.forward(&batch, Mode::Eval).unwrap();
@@ -48,12 +48,12 @@ fn last_logits(model: &Decoder, ids: &[u32]) -> Tensor {
 
 #[test]
 fn greedy_with_a_cache_equals_greedy_without_over_prompts_of_different_lengths() {
-    // Longer than the room that a cache starts with, so it grows; prompts shorter and longer than the window.
+    // Longer than the cache's initial capacity, so that it grows; prompts shorter and longer than the window.
     const NEW: usize = 80;
     for (name, config) in configs() {
         let model = common::model(&config, LoadOptions::cpu(Kind::Float));
         let prompts = common::sequences(&[1, 7, 40, 2, 19], 61, 2);
-        // Two end early, so the cache is cut down twice.
+        // Two texts end early, so that the cache is reduced twice.
         let end = |index: usize| if index % 2 == 1 { 10 * index } else { NEW };
         let together = greedy(&model, &slices(&prompts), NEW, &[], &mut |i, ids| ids.len() == end(i)).unwrap();
         let mut closest = f64::INFINITY;
@@ -66,7 +66,8 @@ fn greedy_with_a_cache_equals_greedy_without_over_prompts_of_different_lengths()
                 let (two, _) = logits.topk(2, 0, true, true);
                 let margin = two.double_value(&[0]) - two.double_value(&[1]);
                 closest = closest.min(margin);
-                // f32 logits near 2 differ by 1e-6 between the two ways; below that the likeliest token is a matter of luck.
+                // f32 logits near 2 differ by 1e-6 between the two computations; below that margin, the most likely
+                // token is arbitrary.
                 if margin > 1e-5 {
                     assert_eq!(token, logits.argmax(0, false).int64_value(&[]) as u32, "{name}, prompt {i}");
                 }
@@ -85,14 +86,14 @@ fn prompts_that_begin_alike_are_continued_as_each_alone() {
         let header = &common::sequences(&[90], 61, 9)[0];
         let tails = common::sequences(&[1, 6, 6, 25], 61, 10);
         let mut prompts: Vec<Vec<u32>> = tails.iter().map(|t| [header.as_slice(), t].concat()).collect();
-        prompts.extend([header.clone(), header.clone()]); // the shortest, twice
+        prompts.extend([header.clone(), header.clone()]); // the shortest one, twice
         let together = greedy(&model, &slices(&prompts), NEW, &[], &mut |i, ids| ids.len() == 10 + 5 * i).unwrap();
         for (i, (prompt, generation)) in prompts.iter().zip(&together).enumerate() {
             let end = NEW.min(10 + 5 * i);
             let alone = &greedy(&model, &[prompt], end, &[], &mut |_, _| false).unwrap()[0].ids;
             let differs = alone.iter().zip(&generation.ids).position(|(a, b)| a != b);
             if let Some(at) = differs {
-                // Sums are taken in another order; what is closer than that is a matter of luck.
+                // Sums are computed in another order; which of two closer logits is larger is arbitrary.
                 let (two, _) = last_logits(&model, &[prompt, &alone[..at]].concat()).topk(2, 0, true, true);
                 assert!(two.double_value(&[0]) - two.double_value(&[1]) < 1e-5, "{name}, prompt {i}, token {at}");
             } else {
@@ -146,19 +147,19 @@ fn scores_do_not_move_with_the_composition_of_a_batch() {
 
 #[test]
 fn half_precision_scores_are_close_to_f32() {
-    // A rounding may choose another expert, and with it another function.
+    // Rounding may select another expert, which computes another function.
     for (name, config) in configs().into_iter().filter(|(name, _)| *name != "experts") {
         let sequences = common::sequences(&[20, 64, 3], 61, 5);
         let scores = |kind: Kind| token_log_probs(&common::model(&config, LoadOptions::cpu(kind)), &slices(&sequences));
         let exact = scores(Kind::Float).unwrap();
-        // bf16 keeps 8 bits, f16 11: each of some twenty roundings along the way is off by 2^-9 or 2^-12 of values near 2.
+        // bf16 keeps 8 bits, f16 11: each of some twenty roundings is off by 2^-9 or 2^-12 of values near 2.
         for (kind, bound) in [(Kind::BFloat16, 0.1), (Kind::Half, 0.0125)] {
             let half = scores(kind).unwrap();
             let pairs = exact.iter().flatten().zip(half.iter().flatten());
             let differences: Vec<f64> = pairs.map(|(a, b)| (a.0 - b.0).abs()).collect();
             let largest = differences.iter().copied().fold(0.0, f64::max);
             let mean = differences.iter().sum::<f64>() / differences.len() as f64;
-            // Gemma's norms double queries and keys here, so scores and what rounding does to them are four times as large.
+            // Gemma's norms double queries and keys here, so scores and their rounding errors are four times as large.
             let bound = if name.starts_with("soft caps") { 4.0 * bound } else { bound };
             eprintln!("{name} {kind:?}: largest difference {largest:.1e}, mean {mean:.1e}");
             assert!(largest < bound && mean < bound / 4.0, "{name} {kind:?}: {largest}, {mean}");

@@ -1,4 +1,4 @@
-//! What each architecture of a mixture can hold, and its config.json.
+//! Output architectures of mixtures: what each of them supports, and its config.json.
 
 use cl_checkpoint::Checkpoint;
 use serde_json::{Map, Value};
@@ -6,15 +6,15 @@ use serde_json::{Map, Value};
 use crate::problem::MixProblem;
 use crate::{FloatType, MixArchitecture, MixConfig, MixModule, Problem};
 
-/// The architecture of bases with biases on q, k and v.
+/// Architecture of bases with biases on q, k and v.
 pub(crate) const QWEN2: &str = "Qwen2ForCausalLM";
 
-/// The architecture of a base.
+/// Returns the architecture of a base.
 pub(crate) fn base_architecture(base: &Checkpoint) -> &str {
     base.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).unwrap_or("(none)")
 }
 
-/// Names what the architecture of the output cannot hold.
+/// Reports everything that the output architecture does not support.
 pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
     let architecture = config.architecture();
     let mut refuse = |key, reason| {
@@ -41,7 +41,7 @@ pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
     }
 }
 
-/// The base's config.json as that of the mixture.
+/// Converts the base's config.json to that of the mixture.
 pub(crate) fn out_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
     match config.architecture() {
         MixArchitecture::Mixtral => mixtral_config(config, base, dtype),
@@ -50,11 +50,12 @@ pub(crate) fn out_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType
     }
 }
 
-/// In the format of the paper's tool, whose keys name what is made of experts.
+/// The config of the paper's tool, whose keys name the modules that consist of experts.
 fn moetify_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Map<String, Value> {
     let mut out = base.config().clone();
     let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
-    // Names of their own where experts are differences, which the paper's tool would not find and start at random.
+    // Experts stored as differences get separate class names: the paper's tool would not find these experts and would
+    // initialize them at random.
     let (class, kind) = match (mistral, config.expert_storage.is_delta()) {
         (false, false) => ("MoeLlamaForCausalLM", "moellama"),
         (true, false) => ("MoeMistralForCausalLM", "moemistral"),
@@ -92,7 +93,7 @@ fn mixtral_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> Ma
     let mut out = base.config().clone();
     let number = |key: &str| out.get(key).and_then(Value::as_u64);
     let heads = number("num_attention_heads").unwrap_or(1);
-    // Keys whose defaults differ between the two families are written out.
+    // Keys whose defaults differ between the two families are written explicitly.
     let kv_heads = number("num_key_value_heads").unwrap_or(heads);
     let mistral = out.get("model_type").and_then(Value::as_str) == Some("mistral");
     let window = out.get("sliding_window").cloned().unwrap_or(if mistral { 4096.into() } else { Value::Null });
@@ -123,7 +124,7 @@ fn qwen2_moe_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> 
         None => Vec::new(),
     };
     let width = out.get("intermediate_size").cloned().unwrap_or_default();
-    // Keys whose defaults differ between the families are written out.
+    // Keys whose defaults differ between the families are written explicitly.
     let heads = out.get("num_attention_heads").and_then(Value::as_u64).unwrap_or(1);
     let default = if base_architecture(base) == QWEN2 { 32 } else { heads };
     let kv_heads = out.get("num_key_value_heads").and_then(Value::as_u64).unwrap_or(default);
@@ -153,15 +154,15 @@ fn qwen2_moe_config(config: &MixConfig, base: &Checkpoint, dtype: FloatType) -> 
     out
 }
 
-/// Sliding windows of a base, layer by layer.
+/// Sliding windows of a base by layer.
 struct Windows {
-    /// Positions that a query sees; none where no layer has a window.
+    /// Number of positions that a query attends to; `None` if no layer has a window.
     size: Option<u64>,
     layer_types: Vec<&'static str>,
 }
 
 impl Windows {
-    /// As Transformers reads them of Llama, Mistral and Qwen2.
+    /// Reads the windows as Transformers does for Llama, Mistral and Qwen2.
     fn of(base: &Checkpoint) -> Windows {
         let config = base.config();
         let number = |key: &str, default| config.get(key).map_or(default, Value::as_u64);
@@ -183,7 +184,7 @@ impl Windows {
     }
 }
 
-/// Keys whose defaults differ between families are written out, and those of Llama alone left out.
+/// Writes keys whose defaults differ between families explicitly, and removes keys that only Llama has.
 fn write_defaults(out: &mut Map<String, Value>) {
     for (key, default) in [("rms_norm_eps", 1e-6.into()), ("tie_word_embeddings", false.into())] {
         out.entry(key.to_owned()).or_insert(default);
@@ -196,7 +197,7 @@ fn write_defaults(out: &mut Map<String, Value>) {
     }
 }
 
-/// Transformers reads `dtype` from 5 on and `torch_dtype` before.
+/// Transformers reads `dtype` since version 5, and `torch_dtype` before.
 fn set_dtype(out: &mut Map<String, Value>, dtype: FloatType) {
     for key in ["torch_dtype", "dtype"] {
         if key == "torch_dtype" || out.contains_key(key) {

@@ -1,4 +1,4 @@
-//! The command: argument types, and what they do. Results go to `out`, progress to stderr.
+//! The command: argument types and their implementation. Results are written to `out`, progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -32,7 +32,8 @@ pub struct MixArgs {
     /// weights and compressed differences from them.
     #[arg(long, value_name = "STORAGE")]
     experts: Option<ExpertStorage>,
-    /// Output file of `cl moe states`, from which routers are initialized; overrides `router.states` in the configuration.
+    /// Output file of `cl moe states`, from which routers are initialized; overrides `router.states` in the
+    /// configuration.
     #[arg(long, value_name = "FILE")]
     states: Option<PathBuf>,
     #[command(flatten)]
@@ -91,10 +92,10 @@ pub fn find_models(config: &mut MixConfig, names: &Names) -> Result<()> {
     find(models(config), names)
 }
 
-/// As [`find_models`], of a mixture of adapters.
+/// Like [`find_models`], for a mixture of adapters.
 ///
 /// # Errors
-/// As [`find_models`].
+/// Returns the errors of [`find_models`].
 pub fn find_adapters(config: &mut BlendConfig, names: &Names) -> Result<()> {
     find(parts(config), names)
 }
@@ -151,7 +152,7 @@ fn run_blend(args: &BlendArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Re
         return Ok(());
     }
     find(parts(&mut config), &names)?;
-    // First: adapters that are extracted from models take their time.
+    // Check the output first, because extracting adapters from models takes time.
     if let Some(dir) = &args.out {
         config.check_output(dir, args.overwrite)?;
     }
@@ -178,7 +179,7 @@ fn models(config: &mut MixConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> 
     std::iter::once(&mut config.base_model).chain(experts).map(|path| (path, Part::Model))
 }
 
-/// The base of a mixture of adapters, and what it is made of.
+/// The base of a mixture of adapters, and its adapters and models.
 fn parts(config: &mut BlendConfig) -> impl Iterator<Item = (&mut PathBuf, Part)> {
     let experts = config.experts.iter_mut().flat_map(|expert| {
         let adapter = expert.adapter.as_mut().map(|dir| (dir, Part::Adapter));
@@ -196,7 +197,7 @@ fn find<'a>(names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>, names: &Nam
     Ok(())
 }
 
-/// Prints what would be downloaded. Returns whether all files are in the cache, so that the mixture can be planned.
+/// Prints the pending downloads. Returns whether all files are in the cache, so that the mixture can be planned.
 fn list_downloads<'a>(
     names_of: impl Iterator<Item = (&'a mut PathBuf, Part)>,
     names: &Names,

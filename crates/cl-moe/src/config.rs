@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ExpertStorage;
 
-/// A mixture as a TOML file describes it.
+/// Configuration of a mixture of models, as in a TOML file.
 ///
 /// ```
 /// let config: cl_moe::MixConfig = toml::from_str(
@@ -25,59 +25,60 @@ use crate::ExpertStorage;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixConfig {
-    /// Model directory that everything but the experts is taken from.
+    /// Model directory from which everything except the experts is taken.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
     /// Architecture of the output; defaults to [`MixConfig::architecture`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<MixArchitecture>,
-    /// Experts that each token goes through; defaults to 2 (to 1 of a single expert), and to all where there is no router.
+    /// Number of experts that are selected for each token; defaults to 2 (1 if there is a single expert), and to all
+    /// without a router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_experts_per_tok: Option<usize>,
-    /// What is made of experts; each has a router of its own, and `mlp_fg` three.
+    /// Modules that consist of experts; each has its own router, `mlp_fg` has three.
     #[serde(default = "mlp", skip_serializing_if = "is_mlp")]
     pub modules: Vec<MixModule>,
-    /// Layers that have experts; defaults to all. The others are the base's.
+    /// Layers that have experts; defaults to all. The other layers are the base's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
-    /// Dtype of the output; that of the base's embedding without it.
+    /// Dtype of the output; defaults to that of the base's embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<FloatType>,
     /// How experts are stored: `full`, `lowrank:R` or `bitdelta`.
     #[serde(default, skip_serializing_if = "is_full")]
     pub expert_storage: ExpertStorage,
-    /// No router: every token goes through all experts, and a module's output is the mean of theirs.
+    /// Whether there are no routers: every token uses all experts, and a module's output is the mean of theirs.
     #[serde(default, skip_serializing_if = "is_false")]
     pub gateless: bool,
-    /// One router on the token embeddings, which selects the experts of all modules of all layers.
+    /// Whether a single router on the token embeddings selects the experts of all modules of all layers.
     #[serde(default, skip_serializing_if = "is_false")]
     pub global_router: bool,
-    /// How the routers start.
+    /// How routers are initialized.
     #[serde(default)]
     pub router: RouterConfig,
-    /// An expert that every token goes through, beside those that are chosen.
+    /// A shared expert that every token uses in addition to the selected ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_expert: Option<SharedExpert>,
-    /// The experts, in their order.
+    /// The experts, in order.
     pub experts: Vec<ExpertConfig>,
 }
 
-/// An expert that every token goes through.
+/// A shared expert, which every token uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SharedExpert {
-    /// Model directory whose modules it takes.
+    /// Model directory from which its modules are taken.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
-    /// Factor on its output. The gates of the others add up to 1, so that with 1 the module's output is about twice as large as
-    /// the base's.
+    /// Factor by which its output is multiplied. The gates of the other experts sum to 1, so with a factor of 1, the
+    /// module's output is about twice as large as the base's.
     #[serde(default = "one")]
     pub residual_scale: f64,
-    /// Prompts of the kind that it is for. With them and [`RouterInit::States`], a token's share of it is the sigmoid of the product
-    /// of its activations with their direction; without them it is constant.
+    /// Example prompts for the shared expert. With them and [`RouterInit::States`], a token's gate for it is the
+    /// sigmoid of the product of its activations with the direction of the prompts; without them, the gate is constant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub positive_prompts: Vec<String>,
-    /// Prompts of the kind that it is not for.
+    /// Counterexamples: prompts that are not for the shared expert.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub negative_prompts: Vec<String>,
 }
@@ -102,20 +103,20 @@ fn is_full(storage: &ExpertStorage) -> bool {
     !storage.is_delta()
 }
 
-/// Architecture of a mixture of models, which decides names of tensors and keys of config.json.
+/// Architecture of a mixture of models, which determines tensor names and the keys of config.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MixArchitecture {
-    /// `MixtralForCausalLM`: MLPs of all layers, a router each.
+    /// `MixtralForCausalLM`: MLPs of all layers, with one router each.
     Mixtral,
-    /// `Qwen2MoeForCausalLM`: MLPs, a router each, and a shared expert.
+    /// `Qwen2MoeForCausalLM`: MLPs with one router each, and a shared expert.
     Qwen2Moe,
-    /// The format of moetify, the paper's tool (arXiv:2408.17280): everything else.
+    /// The format of moetify, the paper's tool (arXiv:2408.17280), for everything else.
     Moetify,
 }
 
 impl MixArchitecture {
-    /// As the configuration names it.
+    /// The name in the configuration.
     pub(crate) fn name(self) -> &'static str {
         match self {
             MixArchitecture::Mixtral => "mixtral",
@@ -125,11 +126,11 @@ impl MixArchitecture {
     }
 }
 
-/// A module of a layer that experts take the place of.
+/// A module of a layer that is replaced by experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MixModule {
-    /// The MLP as a whole: one router, which reads its input.
+    /// The whole MLP: one router, which reads the MLP's input.
     Mlp,
     /// `gate_proj`, `up_proj` and `down_proj`, each with a router that reads its own input.
     MlpFg,
@@ -139,12 +140,12 @@ pub enum MixModule {
     KProj,
     /// `v_proj`.
     VProj,
-    /// `o_proj`, which reads attention's output.
+    /// `o_proj`, which reads the output of attention.
     OProj,
 }
 
 impl MixModule {
-    /// The projection of attention that it is.
+    /// The attention projection that this module is, if it is one.
     pub(crate) fn attention(self) -> Option<&'static str> {
         match self {
             MixModule::Mlp | MixModule::MlpFg => None,
@@ -156,18 +157,18 @@ impl MixModule {
     }
 }
 
-/// How the routers start.
+/// Initialization of routers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouterConfig {
-    /// By which rule.
+    /// The kind of initialization.
     pub init: RouterInit,
-    /// Seed of `random`.
+    /// Random seed for `random`.
     pub seed: u64,
-    /// File of `states`: tensors `layers.N`, `(experts, hidden)` in f32, as `cl moe states` writes it.
+    /// File for `states`: tensors `layers.N`, `(experts, hidden)` in f32, as `cl moe states` writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub states: Option<PathBuf>,
-    /// How `cl moe states` reduces a prompt to one vector per layer; [`Pooling::Last`] without it.
+    /// How `cl moe states` reduces a prompt to one vector per layer; defaults to [`Pooling::Last`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
 }
@@ -186,26 +187,26 @@ pub enum Pooling {
 }
 
 impl Default for RouterConfig {
-    /// Random, with the seed that the paper's tool has.
+    /// Random, with the seed of the paper's tool.
     fn default() -> Self {
         RouterConfig { init: RouterInit::Random, seed: 1399, states: None, pooling: None }
     }
 }
 
-/// The rule that router weights start from.
+/// Initialization of router weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouterInit {
-    /// Normal, with mean 0 and standard deviation 0.02.
+    /// Normal with mean 0 and standard deviation 0.02.
     Random,
-    /// The first expert's row 1, all others 1e-6: where the sum of a token's activations is positive it goes to the first
-    /// expert first.
+    /// The first expert's row is 1, all others are 1e-6: if the sum of a token's activations is positive, the first
+    /// expert is its first choice.
     Base,
-    /// All 0: all experts are equally likely, and a token goes to the first ones.
+    /// All weights are 0: all experts are equally likely, and tokens use the first ones.
     Uniform,
-    /// Each expert's row is the direction of its example prompts' hidden states, from a file.
+    /// Each expert's row is the direction of the hidden states of its example prompts, read from a file.
     States,
-    /// Each expert's row is the leading right singular vector of its update; needs no data.
+    /// Each expert's row is the leading right singular vector of its update; this needs no data.
     TaskVectors,
 }
 
@@ -213,28 +214,28 @@ pub enum RouterInit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertConfig {
-    /// Model directory whose modules it takes.
+    /// Model directory from which its modules are taken.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub model: PathBuf,
-    /// Prompts of the kind that it is for.
+    /// Example prompts for this expert.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub positive_prompts: Vec<String>,
-    /// Prompts of the kind that it is not for.
+    /// Counterexamples: prompts that are not for this expert.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub negative_prompts: Vec<String>,
 }
 
-/// A floating dtype of an output.
+/// A floating-point dtype of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FloatType {
-    /// 32 bits.
+    /// 32 bits (IEEE single precision).
     #[serde(alias = "f32")]
     Float32,
-    /// 16 bits, 10 of mantissa.
+    /// 16 bits, of which 10 are mantissa.
     #[serde(alias = "f16")]
     Float16,
-    /// 16 bits, 7 of mantissa.
+    /// 16 bits, of which 7 are mantissa.
     #[serde(alias = "bf16")]
     Bfloat16,
 }
@@ -257,7 +258,7 @@ impl FloatType {
         }
     }
 
-    /// As config.json names it.
+    /// The name in config.json.
     pub(crate) fn name(self) -> &'static str {
         match self {
             FloatType::Float32 => "float32",
@@ -268,20 +269,21 @@ impl FloatType {
 }
 
 impl MixConfig {
-    /// Whether the share of the shared expert depends on the token: it has prompts, and routers start from hidden states.
+    /// Whether the gate of the shared expert depends on the token: it has prompts, and routers are initialized from
+    /// hidden states.
     pub fn has_gated_shared_expert(&self) -> bool {
         let has_prompts = self.shared_expert.as_ref().is_some_and(|shared| !shared.positive_prompts.is_empty());
         has_prompts && self.router.init == RouterInit::States
     }
 
-    /// Number of experts that each token goes through, the shared one left out.
+    /// Number of experts that are selected for each token, not counting the shared one.
     pub fn top_k(&self) -> usize {
         let experts = self.experts.len();
         self.num_experts_per_tok.unwrap_or(if self.gateless { experts } else { experts.min(2) })
     }
 
-    /// Architecture of the output. Without the key it is one that Transformers loads, if that can hold the mixture: Mixtral,
-    /// or Qwen2-MoE with a shared expert.
+    /// Architecture of the output. If the key is not set, this is an architecture that Transformers loads if one
+    /// supports the mixture: Mixtral, or Qwen2-MoE with a shared expert.
     pub fn architecture(&self) -> MixArchitecture {
         let whole = is_mlp(&self.modules) && is_full(&self.expert_storage) && !self.gateless && !self.global_router;
         self.architecture.unwrap_or(match (whole, &self.shared_expert, &self.layers) {
@@ -291,14 +293,14 @@ impl MixConfig {
         })
     }
 
-    /// The configuration with defaults that depend on each other filled in.
+    /// The configuration with defaults filled in that depend on other keys.
     pub(crate) fn resolved(&self) -> MixConfig {
         let (architecture, top_k) = (Some(self.architecture()), Some(self.top_k()));
         MixConfig { architecture, num_experts_per_tok: top_k, ..self.clone() }
     }
 }
-/// What an expert is called: the last part of the path of its adapter or model that is not `adapter` or `model`, which is what
-/// rounds call theirs; the name of its repository if it is of the hub.
+/// Returns the name of an expert: the last component of the path of its adapter or model that is not `adapter` or
+/// `model`, which are the names that rounds use; or the name of its repository, if it is from the Hub.
 ///
 /// ```
 /// assert_eq!(cl_moe::expert_name("runs/math/model".as_ref()), "math");

@@ -1,4 +1,4 @@
-//! Files of configurations: TOML, or the YAML of `mergekit-moe`.
+//! Configuration files: TOML, or the YAML of `mergekit-moe`.
 
 use std::path::Path;
 
@@ -9,10 +9,11 @@ use crate::problem::ConfigProblem;
 use crate::{Error, MixConfig, mergekit};
 
 impl MixConfig {
-    /// Reads a TOML file, or mergekit-moe's YAML by its ending `.yml` or `.yaml`.
+    /// Reads a TOML file, or mergekit-moe's YAML if the extension is `.yml` or `.yaml`.
     ///
     /// # Errors
-    /// [`Error::Config`] with the place in the file; [`Error::Checkpoint`] when it cannot be read.
+    /// Returns [`Error::Config`] with the line if the file does not parse, and [`Error::Checkpoint`] if it cannot be
+    /// read.
     pub fn read(path: &Path) -> Result<MixConfig, Error> {
         let text = read_text(path, MAX_CONFIG)?;
         let wrong = |problem| Error::Config { path: path.to_owned(), problem };

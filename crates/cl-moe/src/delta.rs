@@ -6,20 +6,20 @@ use cl_merge::adapter::truncated_svd;
 use crate::storage::{low_rank_delta_tensors, sign_delta_tensors};
 use crate::{Error, ExpertStorage, Plan};
 
-/// Elements whose differences are held at a time while signs are packed.
+/// Number of elements whose differences are in memory at the same time while signs are packed.
 const PIECE: usize = 1 << 20;
 
-/// The difference of one expert in one matrix.
+/// The difference of one expert from the base, for one matrix.
 pub(crate) struct PlannedDelta {
-    /// Index among all experts.
+    /// Index of the expert.
     pub(crate) expert: usize,
-    /// The base's tensor.
+    /// Name of the base's tensor.
     pub(crate) tensor: String,
     /// Rows and columns.
     pub(crate) shape: [usize; 2],
 }
 
-/// The tensors that hold the differences of `experts` experts in a matrix of `module`.
+/// The tensors that store the differences of `experts` experts for the weight of `module`.
 pub(crate) fn specs(
     storage: ExpertStorage,
     module: &str,
@@ -42,7 +42,7 @@ pub(crate) fn specs(
     }
 }
 
-/// Computes and writes one difference; the bytes that were written.
+/// Computes and writes one difference; returns the number of bytes written.
 pub(crate) fn write(plan: &Plan, delta: &PlannedDelta, writer: &CheckpointWriter) -> Result<usize, Error> {
     let module = delta.tensor.strip_suffix(".weight").unwrap_or(&delta.tensor);
     match plan.config.expert_storage {
@@ -100,12 +100,12 @@ fn write_signs(plan: &Plan, delta: &PlannedDelta, module: &str, writer: &Checkpo
     Ok(rows * row_bytes + 4)
 }
 
-/// One bit a value, the first the lowest; set where the value is positive.
+/// Packs signs into bits, first value in the lowest bit; a bit is set if the value is positive.
 fn pack(row: &[f32]) -> impl Iterator<Item = u8> + '_ {
     row.chunks(8).map(|eight| eight.iter().enumerate().fold(0, |byte, (j, &v)| byte | u8::from(v > 0.0) << j))
 }
 
-/// Some rows of an expert's `W − W₀`, with the base as it is written.
+/// Computes rows of an expert's difference `W − W₀`, with the base rounded as it is written.
 pub(crate) fn difference(
     plan: &Plan,
     expert: usize,
@@ -120,14 +120,14 @@ pub(crate) fn difference(
     Ok(values)
 }
 
-/// Some elements of the base, as they are written.
+/// Reads elements of the base, rounded as they are written.
 pub(crate) fn values_of_base(plan: &Plan, tensor: &str, part: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
     let values = values(&plan.base, tensor, part)?;
     let rounded = convert::from_f32(plan.dtype, &values).and_then(|bytes| convert::to_f32(plan.dtype, &bytes));
     Ok(rounded.expect("a floating output"))
 }
 
-/// Some elements of a tensor, checked to be finite.
+/// Reads elements of a tensor and checks that they are finite.
 fn values(model: &Checkpoint, tensor: &str, part: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
     let dtype = model.info(tensor).expect("planned from this model").dtype;
     let width = dtype.bitsize() / 8;

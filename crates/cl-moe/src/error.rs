@@ -3,14 +3,14 @@ use std::path::PathBuf;
 
 use crate::problem::{ConfigProblem, MixtureProblem, ProblemKind};
 
-/// Why a mixture cannot be made.
+/// Errors of creating mixtures.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model or an output directory.
+    /// An error of a model or an output directory.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// A configuration that does not parse.
+    /// A configuration does not parse.
     #[error("{path}: {problem}")]
     Config {
         /// The file.
@@ -19,10 +19,10 @@ pub enum Error {
         #[source]
         problem: ConfigProblem,
     },
-    /// Everything that stands in the way, found before the first byte was written.
+    /// All problems that prevent the mixture, found before anything was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<Problem>),
-    /// A mixture of adapters whose files do not fit together, or that cannot be made of an adapter.
+    /// The files of a mixture of adapters are inconsistent, or an adapter cannot be part of a mixture.
     #[error("{path}: {problem}")]
     Mixture {
         /// The directory.
@@ -31,7 +31,7 @@ pub enum Error {
         #[source]
         problem: MixtureProblem,
     },
-    /// Hidden states for routers that are not those of the base's layers and the experts.
+    /// The hidden states for routers do not match the base's layers and the experts.
     #[error("{path}: tensor `{tensor}`: expected {expected:?} in f32, as the base and the experts have it")]
     RouterStates {
         /// The file.
@@ -41,19 +41,19 @@ pub enum Error {
         /// The expected shape.
         expected: Vec<usize>,
     },
-    /// A value that is not a number in an input.
+    /// An input has a value that is not finite.
     #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
     NotFinite {
         /// The model.
         model: String,
         /// The tensor.
         tensor: String,
-        /// Flat index, row-major.
+        /// Row-major flat index.
         index: usize,
-        /// NaN or an infinity.
+        /// The value: NaN or an infinity.
         value: f32,
     },
-    /// A matrix of an expert whose difference cannot be decomposed.
+    /// The difference of an expert's matrix cannot be decomposed.
     #[error(
         "{model}: tensor `{tensor}`: the singular values of its difference from the base cannot be computed; store experts as \
          full or bitdelta"
@@ -64,12 +64,12 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
-    /// The work was asked to stop; nothing was written.
+    /// A stop was requested; nothing was written.
     #[error("stopped; nothing was written")]
     Interrupted,
 }
 
-/// One thing that stands in the way of a mixture.
+/// One problem that prevents a mixture.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Problem {

@@ -1,4 +1,4 @@
-//! Memory that writing a mixture takes, and how many threads fit into a limit.
+//! Peak memory of writing a mixture, and the number of threads that fit into a memory limit.
 
 use cl_checkpoint::TensorSource;
 use cl_merge::adapter::truncated_svd_scratch;
@@ -8,13 +8,13 @@ use crate::plan::Source;
 use crate::problem::MixProblem;
 use crate::{Error, ExpertStorage, MixOptions, Plan, Problem};
 
-/// Bytes of everything that is not a tensor's: the program and headers.
+/// Bytes that are not used for tensors: the program and headers.
 const FIXED: usize = 32 << 20;
-/// Bytes per element of a difference while it is computed: as read, in f32 and rounded, of both models.
+/// Bytes per element while a difference is computed: as read, in f32 and rounded, for both models.
 const OF_DIFFERENCE: usize = 20;
 
 impl Plan {
-    /// Peak memory of [`mix`](crate::mix) in bytes, estimated from above.
+    /// Upper bound of the peak memory of [`mix`](crate::mix), in bytes.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] if a single thread needs more than the limit.
@@ -22,7 +22,7 @@ impl Plan {
         Ok(FIXED + self.threads(options)? * self.thread_bytes())
     }
 
-    /// How many threads write tensors at a time.
+    /// Number of threads that write tensors at the same time.
     pub(crate) fn threads(&self, options: &MixOptions) -> Result<usize, Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = if options.threads == 0 { cores } else { options.threads.min(cores) };
@@ -33,7 +33,7 @@ impl Plan {
         Ok(wanted.min((allowed - FIXED) / self.thread_bytes()))
     }
 
-    /// What the most expensive tensor takes.
+    /// Peak memory of one thread, for the most expensive tensor.
     fn thread_bytes(&self) -> usize {
         let elements = |tensor: &str| self.base.info(tensor).map_or(0, |info| info.shape.iter().product::<usize>());
         let of_tensor = |source: &Source, written: usize| match source {

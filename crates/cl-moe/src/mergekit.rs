@@ -1,4 +1,5 @@
-//! The YAML of `mergekit-moe`, read as it is. What of it is not built is an error that names it, never left out in silence.
+//! Reads the YAML of `mergekit-moe` unchanged. Everything in it that is not supported is an error that names it, and is
+//! never ignored silently.
 
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ struct Document {
     #[serde(default)]
     shared_experts: Vec<Expert>,
     architecture: Option<String>,
-    /// Ours: mergekit-moe stores experts whole.
+    /// Our extension: mergekit-moe always stores experts in full.
     #[serde(default)]
     expert_storage: ExpertStorage,
 }
@@ -43,7 +44,7 @@ fn hidden() -> String {
     "hidden".to_owned()
 }
 
-/// Reads one document.
+/// Reads a YAML document.
 pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
     let document: Document = serde_saphyr::from_str(text).map_err(|e| ConfigProblem::Yaml(Box::new(e)))?;
     let mut problems = Vec::new();

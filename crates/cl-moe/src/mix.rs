@@ -1,4 +1,4 @@
-//! Runs a plan: reads, converts and writes tensors on all cores, a piece at a time.
+//! Runs a plan: reads, converts and writes tensors in pieces, on all cores.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,28 +17,28 @@ use crate::plan::{Planned, Source};
 use crate::task_vectors;
 use crate::{Error, ExpertStorage, MixArchitecture, ModelInfo, Plan};
 
-/// Name of the resolved configuration in an output.
+/// Name of the resolved configuration in an output directory.
 pub(crate) const CONFIG_NAME: &str = "moe_config.toml";
-/// Elements of a tensor that are held at a time, by each thread.
+/// Number of elements of a tensor that each thread has in memory at the same time.
 pub(crate) const PIECE: usize = 1 << 20;
 
-/// How a mixture is made.
+/// Options for writing a mixture.
 #[derive(Clone, Debug)]
 pub struct MixOptions {
-    /// Bytes of tensors in one file.
+    /// Maximum bytes of tensors per file.
     pub max_shard_size: u64,
-    /// Replace an output that exists.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
-    /// Memory limit in bytes; fewer threads work at a time if that takes less.
+    /// Memory limit in bytes; the number of threads is reduced to stay within it.
     pub memory: usize,
     /// Number of threads; 0 for all cores. The result does not depend on it.
     pub threads: usize,
-    /// A request to stop.
+    /// Requests to stop.
     pub interrupt: Interrupt,
 }
 
 impl Default for MixOptions {
-    /// Shards of 5 GB, 2 GiB on all cores; nothing is overwritten.
+    /// Shards of 5 GB, 2 GiB of memory, all cores; nothing is overwritten.
     fn default() -> Self {
         MixOptions {
             max_shard_size: 5_000_000_000,
@@ -50,25 +50,28 @@ impl Default for MixOptions {
     }
 }
 
-/// What was made.
+/// Summary of a written mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Tensors written.
     pub tensors: usize,
     /// Bytes of tensors written.
     pub bytes: u64,
-    /// Parameters by what they are for.
+    /// Parameter counts by purpose.
     pub info: ModelInfo,
 }
 
-/// Writes the mixture as a model directory of [`MixConfig::architecture`](crate::MixConfig::architecture) that appears whole or
-/// not at all, with tokenizer, model card, `model_info.json`, the resolved configuration and a manifest.
+/// Writes the mixture as a model directory of [`MixConfig::architecture`](crate::MixConfig::architecture), with
+/// tokenizer, model card, `model_info.json`, the resolved configuration and a manifest. The directory is written
+/// atomically.
 ///
-/// Memory holds a megabyte of elements a thread, whatever the models' size; with low-rank differences a matrix a thread and what
-/// its decomposition takes. `progress` is called with the bytes written so far, from any thread.
+/// Each thread has about a million elements in memory, regardless of the models' size; with low-rank differences, it
+/// has a matrix and the memory that its decomposition takes. `progress` is called with the number of bytes written so
+/// far, from any thread.
 ///
 /// # Errors
-/// Values that are not finite, inputs that change meanwhile, a stop, and the operating system's answers; nothing is left then.
+/// Returns an error for values that are not finite, for inputs that change during the run, for a stop request, and for
+/// I/O errors. In these cases, no output is left.
 pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Summary, Error> {
     let threads = plan.threads(options)?;
     plan.check_output(out, options.overwrite)?;
@@ -85,7 +88,7 @@ pub fn mix(plan: &Plan, out: &Path, options: &MixOptions, progress: &(dyn Fn(u64
     };
     match ThreadPoolBuilder::new().num_threads(threads).build() {
         Ok(pool) => pool.install(write)?,
-        // Where no more threads can be started, those of the program do.
+        // If no more threads can be started, the program's existing threads do the work.
         Err(_) => write()?,
     }
     put_files(plan, &writer)?;
@@ -133,7 +136,7 @@ fn write_values(
     done(bytes.len())
 }
 
-/// Copies a tensor times `scale` piece by piece, in the output's dtype.
+/// Copies a tensor times `scale` in pieces, converted to the output's dtype.
 fn copy(
     model: &Checkpoint,
     name: &str,
@@ -163,7 +166,7 @@ fn copy(
                 values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
             }
             let converted = convert::from_f32(to, &values).expect("a floating output");
-            // A narrower dtype may have no room, and a factor may be large.
+            // The values may exceed the range of a narrower dtype, or after a large factor.
             if let Some((index, value)) = convert::first_not_finite(to, &converted) {
                 let (model, tensor) = (model.dir().display().to_string(), tensor.spec.name.clone());
                 return Err(Error::NotFinite { model, tensor, index: start + index, value });
@@ -197,7 +200,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Error> {
     Ok(manifest)
 }
 
-/// The model card, with the keys that the model hub reads.
+/// The model card, with the metadata that the Hub reads.
 fn card(plan: &Plan, toml: &str) -> String {
     let quoted = |path: &Path| serde_json::to_string(&HubSnapshot::model_name(path)).unwrap_or_default();
     let models: String = std::iter::once(&plan.config.base_model)

@@ -1,4 +1,4 @@
-//! Directories of mixtures of LoRA adapters: `mixture_config.json` and `mixture_model.safetensors`.
+//! Mixtures of LoRA adapters on disk: directories with `mixture_config.json` and `mixture_model.safetensors`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,29 +10,29 @@ use serde::{Deserialize, Serialize};
 use crate::problem::{MOST_EXPERTS, MixtureProblem, VERSION};
 use crate::{Error, FloatType};
 
-/// Name of the configuration in a mixture's directory.
+/// Name of the configuration file in a mixture's directory.
 pub(crate) const CONFIG: &str = "mixture_config.json";
-/// Name of the file of tensors.
+/// Name of the file with the tensors.
 pub(crate) const WEIGHTS: &str = "mixture_model.safetensors";
-/// `mixture_config.json`.
+/// Content of `mixture_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureConfig {
     /// Version of the format, 1.
     pub format_version: u32,
-    /// Where the base model was.
+    /// Path or name of the base model when the mixture was written.
     pub base_model_name_or_path: String,
     /// Content hash of the base model, hexadecimal.
     pub base_model_blake3: String,
-    /// Number of experts that each token goes through.
+    /// Number of experts that are selected for each token.
     pub num_experts_per_tok: usize,
     /// How logits are computed.
     pub router_logits: RouterLogits,
-    /// Gates from the selected logits.
+    /// How gates are computed from the selected logits.
     pub router_norm: RouterNorm,
-    /// The experts, in the order of the tensors' parts.
+    /// The experts, in the order in which they are stacked in the tensors.
     pub experts: Vec<MixtureExpert>,
-    /// What the experts have of each module of the base, by the module's name.
+    /// Ranks and scalings of the experts for each module of the base, by the module's name.
     pub modules: BTreeMap<String, ModuleExperts>,
 }
 
@@ -40,19 +40,19 @@ pub struct MixtureConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouterLogits {
-    /// `router·x`.
+    /// `router·x`: a linear router.
     Linear,
-    /// `|router·x|`.
+    /// `|router·x|`: the absolute value of a linear router's logit.
     Absolute,
-    /// `‖ΔWₑ·x‖ = |sₑ|·‖Aₑ·x‖`, with orthonormal columns of `Bₑ`; there is no router weight.
+    /// `‖ΔWₑ·x‖ = |sₑ|·‖Aₑ·x‖`, where the columns of `Bₑ` are orthonormal; there is no router weight.
     UpdateNorm,
 }
 
-/// Gates from the selected logits `v`.
+/// How gates are computed from the selected logits `v`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouterNorm {
-    /// `1 / (1 + exp(-v))` of each.
+    /// `1 / (1 + exp(-v))` for each logit.
     Sigmoid,
     /// `exp(v) / Σ exp(v)`.
     Softmax,
@@ -64,15 +64,15 @@ pub enum RouterNorm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureExpert {
-    /// Its name.
+    /// Name of the expert.
     pub name: String,
-    /// Where its adapter was.
+    /// Path or name of its adapter when the mixture was written.
     pub adapter: String,
     /// Content hash of the adapter, hexadecimal.
     pub blake3: String,
 }
 
-/// Ranks and scalings of one module, one of each per expert; both are 0 for an expert without this module.
+/// Ranks and scalings of one module, one of each per expert; both are 0 for an expert that does not change this module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModuleExperts {
@@ -83,13 +83,13 @@ pub struct ModuleExperts {
 }
 
 impl ModuleExperts {
-    /// Rows of the stacked A, columns of the stacked B.
+    /// Number of rows of the stacked A and of columns of the stacked B.
     pub fn total_rank(&self) -> usize {
         self.ranks.iter().sum()
     }
 }
 
-/// Names of a module's tensors: A `[Σr, in]`, B `[out, Σr]`, router `[experts, in]`.
+/// Names of a module's tensors: A `[Σr, in]`, B `[out, Σr]` and router `[experts, in]`.
 pub fn mixture_tensors(module: &str) -> [String; 3] {
     ["lora_A", "lora_B", "lora_router"].map(|part| format!("{module}.{part}.weight"))
 }
@@ -102,16 +102,15 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Whether a directory holds a mixture of adapters.
+    /// Whether a directory contains a mixture of adapters.
     pub fn is_mixture(dir: &Path) -> bool {
         dir.join(CONFIG).is_file()
     }
 
-    /// Opens a directory and checks that tensors are those that the configuration implies.
+    /// Opens a directory and checks that its tensors are those that the configuration implies.
     ///
     /// # Errors
-    /// Returns [`Error::Mixture`] for contents that do not fit together, and [`Error::Checkpoint`] for files that cannot be
-    /// read.
+    /// Returns [`Error::Mixture`] if the contents are inconsistent, and [`Error::Checkpoint`] if a file cannot be read.
     pub fn open(dir: &Path) -> Result<Mixture, Error> {
         let wrong = |problem| Error::Mixture { path: dir.to_owned(), problem };
         let text = read_file(&dir.join(CONFIG), MAX_TOKENIZER)?;
@@ -137,13 +136,13 @@ impl Mixture {
         &self.config
     }
 
-    /// Input and output width of a module; `None` for one that the mixture does not have.
+    /// Returns the input and output width of a module; `None` if the mixture does not have the module.
     pub fn widths(&self, module: &str) -> Option<(usize, usize)> {
         let [a, b, _] = mixture_tensors(module);
         Some((self.file.info(&a)?.shape[1], self.file.info(&b)?.shape[0]))
     }
 
-    /// blake3 over tensors and configuration.
+    /// Returns a blake3 hash of tensors and configuration.
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if a file cannot be read.
@@ -190,7 +189,7 @@ impl MixtureConfig {
     }
 }
 
-/// Tensors that are missing, left over, or of another shape or dtype than the configuration implies.
+/// Finds a tensor that is missing, unexpected, or of another shape or dtype than the configuration implies.
 fn tensor_problem(config: &MixtureConfig, file: &SafetensorsFile) -> Option<MixtureProblem> {
     let mut expected = 0;
     for (name, module) in &config.modules {

@@ -1,39 +1,39 @@
 use serde::Serialize;
 
-/// Name of its file in an output.
+/// Name of the file in an output directory.
 pub(crate) const INFO: &str = "model_info.json";
 
-/// Parameters of a mixture by what they are for, as in `model_info.json`.
+/// Parameter counts of a mixture by purpose, as in `model_info.json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
-    /// Everything that every token goes through, routers aside.
+    /// Parameters that every token uses, except routers.
     pub stem_parameters: u64,
-    /// All experts of all layers.
+    /// Parameters of all experts of all layers.
     pub expert_parameters: u64,
-    /// All routers.
+    /// Parameters of all routers.
     pub router_parameters: u64,
-    /// The sum.
+    /// Sum of the above.
     pub total_parameters: u64,
-    /// What one token goes through: stem, routers, and the chosen experts.
+    /// Parameters that one token uses: stem, routers, and the selected experts.
     pub active_parameters: u64,
-    /// Bytes of tensors; of mixtures of models only.
+    /// Bytes of tensors; only for mixtures of models.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<ModelBytes>,
 }
 
-/// Bytes of a mixture's tensors.
+/// Sizes in bytes of a mixture's tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ModelBytes {
-    /// Bytes of the base in the mixture's dtype.
+    /// Size of the base in the mixture's dtype.
     pub base_bytes: u64,
-    /// All experts.
+    /// Size of all experts.
     pub expert_bytes: u64,
-    /// All tensors.
+    /// Size of all tensors.
     pub total_bytes: u64,
 }
 
 impl ModelInfo {
-    /// Fills in the sums for `experts` experts, of which each token goes through `chosen`.
+    /// Computes the sums for `experts` experts, of which each token uses `chosen`.
     pub(crate) fn new(stem: u64, all_experts: u64, routers: u64, experts: usize, chosen: usize) -> ModelInfo {
         ModelInfo {
             stem_parameters: stem,
@@ -45,7 +45,8 @@ impl ModelInfo {
         }
     }
 
-    /// Of adapters beside a stem: `experts` has each one's parameters, and a token goes through the `chosen` largest at most.
+    /// Computes the sums for adapters on a stem. `experts` has the number of parameters of each; a token uses at most
+    /// the `chosen` largest.
     pub(crate) fn of_adapters(stem: u64, experts: &[u64], routers: u64, chosen: usize) -> ModelInfo {
         let mut sorted = experts.to_vec();
         sorted.sort_unstable_by(|a, b| b.cmp(a));

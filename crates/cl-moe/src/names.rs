@@ -1,36 +1,36 @@
-//! Names of tensors in Llama-like checkpoints and in those of mixtures.
+//! Tensor names in Llama-like checkpoints and in mixtures.
 
 use crate::{MixArchitecture, MixModule};
 
-/// The three matrices of an MLP: in a dense model, and of a Mixtral expert.
+/// The three matrices of an MLP: their names in a dense model, and in a Mixtral expert.
 const MLP: [(&str, &str); 3] = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
 const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 
-/// Which tensors of the base become experts, and how these and their routers are called.
+/// Which tensors of the base are replaced by experts, and the names of experts and routers.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout<'a> {
     pub(crate) architecture: MixArchitecture,
     pub(crate) modules: &'a [MixModule],
-    /// All layers when absent.
+    /// The layers with experts; all layers if `None`.
     pub(crate) layers: Option<&'a [usize]>,
-    /// Whether there is an expert that every token goes through.
+    /// Whether there is a shared expert.
     pub(crate) shared: bool,
 }
 
-/// The weight of a global router, `(experts, hidden)`.
+/// Name of the weight of a global router, `(experts, hidden)`.
 pub(crate) const GLOBAL_ROUTER: &str = "model.router.weight";
 
-/// A matrix of a dense model that experts take the place of.
+/// A matrix of a dense model that is replaced by experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Replaced<'n> {
     pub(crate) layer: usize,
     pub(crate) module: MixModule,
-    /// `gate_proj`, `q_proj`, ….
+    /// Name of the matrix: `gate_proj`, `q_proj`, ….
     pub(crate) matrix: &'n str,
 }
 
 impl Layout<'_> {
-    /// What a tensor of the base is if experts take its place.
+    /// Describes a tensor of the base that is replaced by experts; `None` if it is not.
     pub(crate) fn replaced<'n>(&self, name: &'n str) -> Option<Replaced<'n>> {
         let (layer, block, matrix) = projection(name)?;
         if self.layers.is_some_and(|layers| !layers.contains(&layer)) {
@@ -43,9 +43,9 @@ impl Layout<'_> {
         module.map(|&module| Replaced { layer, module, matrix })
     }
 
-    /// The name of the weight of one of the experts that are selected.
+    /// Name of the weight of a routed expert.
     pub(crate) fn expert(&self, of: Replaced<'_>, expert: usize) -> String {
-        // In moetify's format the shared expert is the first.
+        // In moetify's format, the shared expert is the first one.
         let moetify = expert + usize::from(self.shared);
         let (layer, matrix) = (of.layer, of.matrix);
         match (of.module, self.architecture) {
@@ -62,7 +62,7 @@ impl Layout<'_> {
         }
     }
 
-    /// The name of the shared expert's weight.
+    /// Name of the shared expert's weight.
     pub(crate) fn shared_expert(&self, of: Replaced<'_>) -> String {
         let (layer, matrix) = (of.layer, of.matrix);
         match (of.module, self.architecture) {
@@ -75,13 +75,13 @@ impl Layout<'_> {
         }
     }
 
-    /// The name of the weight of Qwen2-MoE's gate of the shared expert, `(1, hidden)`.
+    /// Name of the weight of Qwen2-MoE's gate of the shared expert, `(1, hidden)`.
     pub(crate) fn shared_gate(&self, layer: usize) -> Option<String> {
         (self.architecture == MixArchitecture::Qwen2Moe)
             .then(|| format!("model.layers.{layer}.mlp.shared_expert_gate.weight"))
     }
 
-    /// The module that is a router, whose weight is `(experts, in)`.
+    /// Name of the module that is a router, whose weight is `(experts, in)`.
     pub(crate) fn router(&self, of: Replaced<'_>) -> String {
         let (layer, matrix) = (of.layer, of.matrix);
         match (of.module, self.architecture) {
@@ -94,17 +94,17 @@ impl Layout<'_> {
     }
 }
 
-/// The matrices that read what the router of a whole MLP reads.
+/// The matrices that read the same input as the router of a whole MLP.
 pub(crate) fn read_by_mlp(layer: usize) -> [String; 2] {
     ["gate_proj", "up_proj"].map(|matrix| format!("model.layers.{layer}.mlp.{matrix}.weight"))
 }
 
-/// The projection of a dense MLP whose sign says which units are active.
+/// The projection of a dense MLP whose sign determines which units are active.
 pub(crate) fn gate_projection(layer: usize) -> String {
     format!("model.layers.{layer}.mlp.gate_proj.weight")
 }
 
-/// Layer, block and matrix of a projection's weight.
+/// Splits the name of a projection's weight into layer, block and matrix.
 fn projection(name: &str) -> Option<(usize, &str, &str)> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let (block, matrix) = rest.strip_suffix(".weight")?.split_once('.')?;
@@ -116,13 +116,13 @@ fn projection(name: &str) -> Option<(usize, &str, &str)> {
     known.then_some((layer.parse().ok()?, block, matrix))
 }
 
-/// The layer whose MLP a tensor opens.
+/// The layer of a `gate_proj` weight, which identifies layers that have an MLP.
 pub(crate) fn layer_with_mlp(name: &str) -> Option<usize> {
     projection(name).filter(|(_, _, matrix)| *matrix == "gate_proj").map(|(layer, ..)| layer)
 }
 
-/// Whether a tensor of the base has a place in a mixture: what Llama and Mistral without biases are made of, and with
-/// `biases` those of q, k and v, which Qwen2 has.
+/// Whether a tensor of the base has a place in a mixture: the tensors of Llama and Mistral without biases, and with
+/// `biases` also the biases of q, k and v, as in Qwen2.
 pub(crate) fn is_known(name: &str, biases: bool) -> bool {
     if ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"].contains(&name) {
         return true;
@@ -134,7 +134,7 @@ pub(crate) fn is_known(name: &str, biases: bool) -> bool {
     projection(name).is_some() || of_layer.is_some_and(is_of_layer)
 }
 
-/// Whether a tensor of the base has no place and needs none: buffers that follow from config.json.
+/// Whether a tensor of the base can be ignored: buffers that follow from config.json.
 pub(crate) fn is_buffer(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }

@@ -1,4 +1,4 @@
-//! What a mixture reads and writes, with everything that stands in its way.
+//! Plans the inputs and outputs of a mixture of models, and collects all problems.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,25 +15,25 @@ use crate::{
     RouterConfig, RouterInit, architecture,
 };
 
-/// Everything about a mixture that is known without reading a weight.
+/// A validated plan of a mixture of models, made without reading weights.
 pub struct Plan {
     pub(crate) config: MixConfig,
     pub(crate) base: Checkpoint,
-    /// The shared expert if there is one, then the others.
+    /// The shared expert, if there is one, followed by the others.
     pub(crate) experts: Vec<Checkpoint>,
     pub(crate) routers: RouterRows,
     pub(crate) tensors: Vec<Planned>,
-    /// What tensors of [`Source::Deltas`] are made of.
+    /// The differences that the tensors of [`Source::Deltas`] consist of.
     pub(crate) deltas: Vec<PlannedDelta>,
-    /// Dtype of everything but signs and their scales.
+    /// Dtype of all tensors except signs and their scales.
     pub(crate) dtype: Dtype,
     pub(crate) out_config: Map<String, Value>,
     info: ModelInfo,
-    /// Things that are worth knowing and stand in nobody's way.
+    /// Notes for the user that are not problems.
     pub notes: Vec<String>,
 }
 
-/// A tensor of the output and what it is made of.
+/// A tensor of the output and the source of its values.
 pub(crate) struct Planned {
     pub(crate) spec: TensorSpec,
     pub(crate) source: Source,
@@ -47,20 +47,20 @@ pub(crate) enum Source {
     Expert(usize, String),
     /// The shared expert's tensor of this name, times a factor.
     Shared(String, f64),
-    /// A router of a layer; that of a whole MLP has no name.
+    /// The router of a layer's module; the router of a whole MLP has no name.
     Router { layer: usize, name: Option<String> },
-    /// A router of a layer from the experts' updates of the matrices that it is before.
+    /// The router of a layer, computed from the experts' updates of the matrices that it precedes.
     TaskVectors { layer: usize, matrices: Vec<String> },
     /// The gate of a layer's shared expert.
     SharedGate { layer: usize },
-    /// One value in all places, which is no parameter where it stands for a router.
+    /// A constant value; it is no parameter if it is stored in place of a router.
     Constant { value: f64, is_parameter: bool },
-    /// Differences from the base, written expert by expert.
+    /// Differences from the base, written separately for each expert.
     Deltas,
 }
 
 impl MixConfig {
-    /// Which tensors become experts, and their names.
+    /// Which tensors are replaced by experts, and their names.
     pub(crate) fn layout(&self) -> Layout<'_> {
         Layout {
             architecture: self.architecture(),
@@ -71,18 +71,18 @@ impl MixConfig {
     }
 }
 
-/// Keys of config.json in which experts and base have to agree for an expert's MLP to fit.
+/// Keys of config.json in which experts and base must agree for an expert's MLP to fit.
 const FITS: [&str; 4] = ["hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"];
-/// Those for projections of attention.
+/// Such keys for attention projections.
 const FITS_ATTENTION: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "head_dim"];
-/// Keys that change what an expert was trained beside.
+/// Keys that change the model in which an expert was trained.
 const BESIDE: [&str; 5] = ["model_type", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings"];
 
 impl Plan {
-    /// Opens all models and checks that they make a mixture.
+    /// Opens all models and checks that they can form a mixture.
     ///
     /// # Errors
-    /// [`Error::Problems`] with everything at once.
+    /// Returns [`Error::Problems`] with all problems at once.
     pub fn new(config: &MixConfig) -> Result<Plan, Error> {
         let mut problems = Vec::new();
         let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
@@ -113,7 +113,7 @@ impl Plan {
         Ok(Plan { config, base, experts, routers, tensors, deltas, dtype, out_config, info, notes })
     }
 
-    /// Checks the output's place, as [`mix`](crate::mix) does before it begins.
+    /// Checks the output path, as [`mix`](crate::mix) does first.
     ///
     /// # Errors
     /// Returns the errors of [`OutputDir::check`].
@@ -129,12 +129,12 @@ impl Plan {
         self.tensors.iter().map(|t| t.spec.clone()).collect()
     }
 
-    /// Bytes of tensors that will be written.
+    /// Number of bytes of tensors that will be written.
     pub fn bytes_written(&self) -> u64 {
         self.tensors.iter().map(|t| bytes(&t.spec)).sum()
     }
 
-    /// Parameters by what they are for.
+    /// Parameter counts by purpose.
     pub fn info(&self) -> ModelInfo {
         self.info
     }
@@ -169,7 +169,7 @@ fn check_counts(config: &MixConfig, problems: &mut Vec<Problem>) {
     }
 }
 
-/// One thing at most decides about experts, and it has the settings that it needs.
+/// Checks that at most one setting determines the selection of experts, and that it has the settings that it needs.
 fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, MixProblem)) {
     let set = [
         ("gateless", config.gateless),
@@ -185,13 +185,13 @@ fn check_gating(config: &MixConfig, add: &mut dyn FnMut(&str, MixProblem)) {
     }
 }
 
-/// Whether a base has biases on q, k and v that the output keeps.
+/// Whether the base has biases on q, k and v, which the output keeps.
 fn has_biases(base: &Checkpoint) -> bool {
     architecture::base_architecture(base) == architecture::QWEN2
 }
 
-/// Only what is built like Llama becomes a mixture: the same norms and projections, and no biases but for those of q, k and v
-/// where the output has them.
+/// Checks that the base has Llama's structure: the same norms and projections, and no biases except those of q, k and v
+/// if the output has them.
 fn check_base(mixture: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
     let config = base.config();
     let mut add = |problem: MixProblem| problems.push(Problem::new("base_model", problem));
@@ -215,7 +215,7 @@ fn check_base(mixture: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem
     }
 }
 
-/// What is to be made of experts is there, once, and has routers that can start by the rule.
+/// Checks that the modules to replace exist, occur once, and have routers that can be initialized as configured.
 fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Problem>) {
     let mut add = |place: &str, problem: MixProblem| problems.push(Problem::new(place, problem));
     let modules = &config.modules;
@@ -291,7 +291,7 @@ fn check_expert(
             }
             _ => {
                 problems.push(Problem::new(&place, MixProblem::Lacks { tensor: name.to_owned() }));
-                return; // one missing layer is enough to know
+                return; // one missing layer is enough to report
             }
         }
     }
@@ -325,7 +325,7 @@ fn tensors(
             add(name.to_owned(), info.shape.clone(), Source::Base(name.to_owned()));
             continue;
         };
-        // The router of a whole MLP reads what gate and up do.
+        // The router of a whole MLP reads the same input as gate and up.
         let of_whole = of.module == MixModule::Mlp;
         let router = layout.router(if of_whole { Replaced { matrix: "gate_proj", ..of } } else { of });
         if let (Some(&input), true) = (info.shape.get(1), !of_whole || of.matrix == "gate_proj")
@@ -333,7 +333,7 @@ fn tensors(
         {
             let weight = format!("{router}.weight");
             if config.gateless {
-                // moetify's buffer of equal weights.
+                // moetify stores a buffer of equal weights.
                 let source = Source::Constant { value: 1.0 / experts as f64, is_parameter: false };
                 add(router, vec![experts], source);
             } else if !config.global_router {
@@ -364,7 +364,7 @@ fn tensors(
             continue;
         }
         if let Some(shared) = &config.shared_expert {
-            // The factor is that of the expert's output: in a whole MLP the last matrix makes that.
+            // The factor applies to the expert's output, which the last matrix of a whole MLP produces.
             let halved = !gated && layout.shared_gate(of.layer).is_some();
             let of_output = if halved { 2.0 } else { 1.0 } * shared.residual_scale;
             let scale = if of_whole && of.matrix != "down_proj" { 1.0 } else { of_output };

@@ -1,4 +1,4 @@
-//! How routers start: one row a layer and expert, `(experts, hidden)`, f32.
+//! Router initialization: one row per layer and expert, `(experts, hidden)`, f32.
 
 use cl_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorSource, TensorSpec, convert};
 use rand_chacha::ChaCha8Rng;
@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use crate::{Error, MixConfig, RouterInit};
 
-/// Start of the name of a layer's tensor in a file of hidden states: `(experts, hidden)`, f32, the row of an expert the mean over
-/// its positive prompts minus that over its negative ones.
+/// Prefix of the tensor names in a file of hidden states, followed by the layer. A tensor is `(experts, hidden)` in
+/// f32; the row of an expert is the mean over its positive prompts minus the mean over its negative ones.
 pub const ROUTER_STATES: &str = "layers.";
-/// The same of the shared expert, `(1, hidden)`, if it has prompts.
+/// The same prefix for the shared expert, `(1, hidden)`, if it has prompts.
 pub const SHARED_STATES: &str = "shared_expert.layers.";
 
-/// The tensors that a file of hidden states of a mixture holds: those of all layers, then those of the shared expert.
+/// The tensors in a mixture's file of hidden states: those of all layers, then those of the shared expert.
 pub fn router_states_spec(config: &MixConfig, layers: usize, hidden: usize) -> Vec<TensorSpec> {
     let shared = config.shared_expert.as_ref().is_some_and(|shared| !shared.positive_prompts.is_empty());
     let rows = [(ROUTER_STATES, config.experts.len()), (SHARED_STATES, 1)];
@@ -24,7 +24,7 @@ pub fn router_states_spec(config: &MixConfig, layers: usize, hidden: usize) -> V
     rows[..1 + usize::from(shared)].iter().copied().flat_map(of).collect()
 }
 
-/// The routers of a mixture, layer by layer.
+/// Initial router weights of a mixture, layer by layer.
 pub(crate) struct RouterRows {
     init: RouterInit,
     gateless: bool,
@@ -34,11 +34,11 @@ pub(crate) struct RouterRows {
     states: Option<SafetensorsFile>,
 }
 
-/// Standard deviation of random rows: `initializer_range` of the models that these are made of.
+/// Standard deviation of random rows: `initializer_range` of the models that mixtures are made of.
 const DEVIATION: f64 = 0.02;
 
 impl RouterRows {
-    /// Checks what the rule needs.
+    /// Checks that everything is available that the initialization needs.
     pub(crate) fn new(config: &MixConfig, base: &Checkpoint) -> Result<RouterRows, Error> {
         let number = |key: &str| base.config().get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
         let (experts, hidden) = (config.experts.len(), number("hidden_size"));
@@ -62,8 +62,8 @@ impl RouterRows {
         })
     }
 
-    /// The rows of a layer's router with `input` columns, one after another. `name` tells random routers of one layer apart; that
-    /// of an MLP has none.
+    /// Returns the rows of a layer's router with `input` columns, one after another. `name` distinguishes random
+    /// routers of one layer; the router of an MLP has none.
     pub(crate) fn rows(&self, layer: usize, name: Option<&str>, input: usize) -> Result<Vec<f32>, Error> {
         match (self.init, &self.states) {
             (RouterInit::Random, _) => {
@@ -81,7 +81,7 @@ impl RouterRows {
         }
     }
 
-    /// The gate of a layer's shared expert with `input` columns: the direction of its prompts' states.
+    /// Returns the gate of a layer's shared expert with `input` columns: the direction of its prompts' hidden states.
     pub(crate) fn shared_gate(&self, layer: usize, input: usize) -> Result<Vec<f32>, Error> {
         match &self.states {
             Some(file) => self.directions(file, &format!("{SHARED_STATES}{layer}")),
@@ -89,14 +89,14 @@ impl RouterRows {
         }
     }
 
-    /// A tensor of hidden states, each row of length 1.
+    /// Reads a tensor of hidden states and normalizes each row to length 1.
     fn directions(&self, file: &SafetensorsFile, tensor: &str) -> Result<Vec<f32>, Error> {
         let mut rows = convert::to_f32(Dtype::F32, file.bytes(tensor)?).expect("checked to be f32");
         rows.chunks_exact_mut(self.hidden).for_each(normalize);
         Ok(rows)
     }
 
-    /// What a user should know of the rule.
+    /// Notes for the user about the initialization.
     pub(crate) fn notes(&self) -> Vec<String> {
         match self.init {
             _ if self.gateless => Vec::new(),
@@ -109,7 +109,7 @@ impl RouterRows {
     }
 }
 
-/// Opens the file of hidden states of a router, where the rule asks for one.
+/// Opens the file of hidden states, if the initialization needs one.
 fn open_states(config: &MixConfig) -> Result<Option<SafetensorsFile>, Error> {
     match &config.router.states {
         Some(file) if config.router.init == RouterInit::States => Ok(Some(SafetensorsFile::open(file)?)),
@@ -117,7 +117,7 @@ fn open_states(config: &MixConfig) -> Result<Option<SafetensorsFile>, Error> {
     }
 }
 
-/// To length 1; a row of zeros stays.
+/// Normalizes a row to length 1; a row of zeros is unchanged.
 fn normalize(row: &mut [f32]) {
     let length = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if length > 0.0 {
@@ -125,7 +125,7 @@ fn normalize(row: &mut [f32]) {
     }
 }
 
-/// Normal numbers of one router by Box and Muller; they depend on the seed and the router's `key` only.
+/// Returns normal numbers (Box and Muller) for one router; they depend only on the seed and the router's `key`.
 pub(crate) fn normal(seed: u64, key: &[u8], count: usize) -> Vec<f32> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(key);
@@ -150,7 +150,7 @@ mod tests {
         let values = normal(1399, b"0", 20_000);
         let mean = values.iter().sum::<f32>() / 20_000.0;
         let deviation = (values.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 20_000.0).sqrt();
-        // Standard errors of 20,000 numbers: 1.4e-4 and 1e-4.
+        // Standard errors for 20,000 numbers: 1.4e-4 and 1e-4.
         assert!(mean.abs() < 6e-4 && (deviation - 0.02).abs() < 4e-4, "{mean} {deviation}");
         assert_ne!(values[..5], normal(1399, b"1", 5));
         assert_eq!(values[..5], normal(1399, b"0", 5));

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use cl_checkpoint::TensorSource;
 use serde::{Deserialize, Serialize};
 
-/// How experts are stored: whole, or as the base's weight and a compressed difference from it.
+/// How experts are stored: in full, or as the base's weight and a compressed difference from it.
 ///
 /// ```
 /// use cl_moe::ExpertStorage;
@@ -19,15 +19,16 @@ pub enum ExpertStorage {
     /// Every expert's own weights (`full`).
     #[default]
     Full,
-    /// `W₀ + uᵀ·v`, the difference cut to this many singular values (`lowrank:R`).
+    /// `W₀ + uᵀ·v`: the difference, truncated to this many singular values (`lowrank:R`).
     LowRank(usize),
-    /// `W₀ + s·sign(W − W₀)`, one bit a weight and one scale a matrix, the mean absolute difference (`bitdelta`; Liu et al.,
-    /// "BitDelta: Your Fine-Tune May Only Be Worth One Bit", arXiv:2402.10193, without its training of the scales).
+    /// `W₀ + s·sign(W − W₀)`: one bit per weight and one scale per matrix, the mean absolute difference (`bitdelta`;
+    /// Liu et al., "BitDelta: Your Fine-Tune May Only Be Worth One Bit", arXiv:2402.10193, without its training of the
+    /// scales).
     BitDelta,
 }
 
 impl ExpertStorage {
-    /// Whether differences are stored.
+    /// Whether experts are stored as differences.
     pub fn is_delta(self) -> bool {
         self != ExpertStorage::Full
     }
@@ -70,20 +71,20 @@ impl From<ExpertStorage> for String {
     }
 }
 
-/// Names of a matrix's low-rank differences: u `[experts, r, out]`, v `[experts, r, in]`, with `ΔWₑ = uₑᵀ·vₑ` and r the smallest
-/// of the rank that was asked for, out and in.
+/// Names of the tensors with a matrix's low-rank differences: u `[experts, r, out]` and v `[experts, r, in]`, with
+/// `ΔWₑ = uₑᵀ·vₑ`, where r is the minimum of the requested rank, out and in.
 pub fn low_rank_delta_tensors(module: &str) -> [String; 2] {
     ["delta_u", "delta_v"].map(|part| format!("{module}.experts.{part}"))
 }
 
-/// Names of a matrix's signs, U8 `[experts, out, ⌈in / 8⌉]` with bit j of byte i for column 8i + j, set for +; and of its
-/// scales, F32 `[experts]`.
+/// Names of the tensors with a matrix's signs and scales. Signs are U8 `[experts, out, ⌈in / 8⌉]`; bit j of byte i is
+/// for column 8i + j and is set for +. Scales are F32 `[experts]`.
 pub fn sign_delta_tensors(module: &str) -> [String; 2] {
     ["delta_sign", "delta_scale"].map(|part| format!("{module}.experts.{part}"))
 }
 
-/// Parameters of a model directory: an expert's sign is one, although a byte holds eight of them, and the constants of a
-/// model without routers are none.
+/// Number of parameters in a model directory. Each sign of an expert counts as one parameter, although a byte holds
+/// eight of them; the constants stored in place of routers do not count.
 pub fn parameters(model: &dyn TensorSource) -> u64 {
     let [signs, _] = sign_delta_tensors("");
     let of_tensor = |name: &str| {

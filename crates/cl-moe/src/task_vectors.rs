@@ -1,9 +1,10 @@
-//! Routers from the weights alone: an expert's row is the direction of the input that its fine-tuning changed the response to most.
+//! Routers computed from the weights alone: an expert's row is the direction of the input for which fine-tuning changed
+//! the response most.
 //!
-//! That is the leading right singular vector of the expert's update, of all matrices that read the router's input together. Its
-//! sign is not determined by the update, and unlike that of Arrow, a logit of a linear router has no absolute value. Typical inputs
-//! leave most units of an MLP inactive: the base's gate projection of them is negative on average. So the sign is the one for
-//! which that of the row is.
+//! This direction is the leading right singular vector of the expert's update, taken over all matrices that read the
+//! router's input. The update does not determine its sign, and unlike in Arrow, the logit of a linear router is not an
+//! absolute value. Typical inputs leave most units of an MLP inactive, so the base's gate projection of them is
+//! negative on average. Therefore, the sign is chosen such that the gate projection of the row is negative on average.
 
 use cl_checkpoint::TensorSource;
 use cl_merge::adapter::truncated_svd;
@@ -12,11 +13,11 @@ use crate::delta::{difference, values_of_base};
 use crate::names::gate_projection;
 use crate::{Error, Plan};
 
-/// Elements of a weight that are held at a time.
+/// Number of elements of a weight in memory at the same time.
 const PIECE: usize = 1 << 20;
 
-/// The rows of a router of a layer with `input` columns before the layer's `matrices`: one row per expert, each of length 1; zeros
-/// for an expert without an update.
+/// Returns the rows of the router with `input` columns that precedes `matrices` in a layer: one row of length 1 per
+/// expert; zeros for an expert without an update.
 pub(crate) fn rows(plan: &Plan, layer: usize, matrices: &[String], input: usize) -> Result<Vec<f32>, Error> {
     let inactive: Vec<f64> = mean_row(plan, &gate_projection(layer), input)?.into_iter().map(|x| -x).collect();
     let first = usize::from(plan.config.shared_expert.is_some());
@@ -27,7 +28,7 @@ pub(crate) fn rows(plan: &Plan, layer: usize, matrices: &[String], input: usize)
     Ok(rows)
 }
 
-/// The mean over the rows of a matrix of the base.
+/// Returns the mean over the rows of a matrix of the base.
 fn mean_row(plan: &Plan, tensor: &str, columns: usize) -> Result<Vec<f64>, Error> {
     let count = plan.base.info(tensor).expect("planned from this model").shape[0];
     let mut sum = vec![0.0f64; columns];
@@ -41,7 +42,8 @@ fn mean_row(plan: &Plan, tensor: &str, columns: usize) -> Result<Vec<f64>, Error
     Ok(sum.into_iter().map(|sum| sum / count as f64).collect())
 }
 
-/// The leading right singular vector of an expert's update of `matrices` together, whose product with `side` is not negative.
+/// Returns the leading right singular vector of an expert's update of all `matrices`, with the sign for which its
+/// product with `side` is not negative.
 fn direction(plan: &Plan, expert: usize, matrices: &[String], side: &[f64]) -> Result<Vec<f32>, Error> {
     let columns = side.len();
     let mut update = Vec::new();

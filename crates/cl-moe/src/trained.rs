@@ -1,4 +1,4 @@
-//! Copies of mixtures that have other routers, everything else byte for byte.
+//! Copies mixtures with other routers; everything else is copied byte for byte.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use crate::model_info::INFO;
 use crate::problem::MixtureProblem;
 use crate::{Error, Mixture};
 
-/// Values of routers, `(experts, in)` row-major, by the names of their tensors.
+/// Router weights, `(experts, in)` row-major, by the names of their tensors.
 pub type RouterWeights = BTreeMap<String, Vec<f32>>;
 
-/// Copies a mixture of adapters with these routers in the place of its own; routers that are not given stay. The directory
-/// appears whole or not at all, in the place of one that is there.
+/// Copies a mixture of adapters, replacing the given routers and keeping the others. The directory is written
+/// atomically, and replaces an existing one.
 ///
 /// # Errors
-/// Returns [`Error::Mixture`] for a router that the mixture does not have or that has another shape, and an error if a file
-/// cannot be read or written.
+/// Returns [`Error::Mixture`] for a router that the mixture does not have or that has another shape, and an error if a
+/// file cannot be read or written.
 pub fn save_mixture_with_routers(
     mixture: &Mixture,
     routers: &RouterWeights,
@@ -53,11 +53,11 @@ pub fn save_mixture_with_routers(
     Ok(dir.finish(manifest)?)
 }
 
-/// Copies a model that is a mixture of experts with these routers in the place of its own, rounded once to the dtypes that they
-/// are stored in; routers that are not given stay. The directory appears whole or not at all, in the place of one that is there.
+/// Copies a model that is a mixture of experts, replacing the given routers, rounded once to their stored dtypes, and
+/// keeping the others. The directory is written atomically, and replaces an existing one.
 ///
 /// # Errors
-/// As [`save_mixture_with_routers`].
+/// Returns the errors of [`save_mixture_with_routers`].
 pub fn save_model_with_routers(
     model: &Checkpoint,
     routers: &RouterWeights,
@@ -98,7 +98,7 @@ pub fn save_model_with_routers(
     Ok(writer.finish(manifest)?)
 }
 
-/// The routers' bytes in the dtypes of the tensors that they replace.
+/// Converts the routers to the dtypes of the tensors that they replace.
 fn in_stored_dtype(
     source: &dyn TensorSource,
     dir: &Path,

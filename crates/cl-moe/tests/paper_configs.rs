@@ -1,4 +1,4 @@
-//! The configurations of the paper's mixtures in `examples/configs` say what the paper and its tool do.
+//! The configurations of the paper's mixtures in `examples/configs` match the paper and its tool.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/configs").join(name)
 }
 
-/// Everything that stands in the way is that models are not there: the base and each expert.
+/// Checks that the only problems are missing models: the base and each expert.
 fn only_missing(error: Option<Error>, experts: usize) {
     let Some(Error::Problems(problems)) = error else { panic!("expected problems, got {error:?}") };
     assert!(problems.iter().all(|p| p.kind.to_string().contains("not found")), "{problems:?}");

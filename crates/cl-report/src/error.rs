@@ -1,30 +1,30 @@
 use std::path::PathBuf;
 
-/// Errors of reading results and writing reports.
+/// Error in reading results or writing reports.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Reading or writing failed.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// Not what was expected of the file.
+    /// The JSON does not have the expected structure.
     #[error("{path}: not a study's results, nor what `cl sequence` or `cl eval` writes")]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong.
         source: serde_json::Error,
     },
     /// Runs cannot be read.
     #[error(transparent)]
     Eval(#[from] cl_eval::Error),
-    /// A study among other runs.
+    /// A study was given together with other runs.
     #[error("{path} is a study, which makes a report of its own; other runs cannot be added to it")]
     Several {
         /// The study.
         path: PathBuf,
     },
-    /// Two sequences teach a task in different rounds.
+    /// Two sequences train on a task in different rounds.
     #[error("{path} teaches `{task}` in {}, the first sequence in {}; backward transfer would mix them, so give each order a report of \
              its own", round(.other), round(.first))]
     Rounds {
@@ -37,7 +37,7 @@ pub enum Error {
         /// The round in this one.
         other: Option<usize>,
     },
-    /// Something else is where the report should go.
+    /// The output path contains something other than a report.
     #[error("{path} is not a report of this program; name another directory")]
     NotAReport {
         /// The directory.
@@ -51,18 +51,18 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// The page could not be filled in.
+    /// The page template could not be rendered.
     #[error("the page could not be made")]
     Page(#[from] minijinja::Error),
     /// The results have no columns.
     #[error("the results have no columns; a report needs at least one scored task")]
     NoColumns,
-    /// A row does not fit the others.
+    /// A row is inconsistent with the others.
     #[error("stage `{stage}` {problem}")]
     Row {
         /// The stage.
         stage: String,
-        /// What is wrong with it.
+        /// What is wrong.
         problem: String,
     },
 }

@@ -1,16 +1,16 @@
-//! The paper's claims as paired differences with intervals.
+//! The paper's claims, tested as paired differences with confidence intervals.
 //!
-//! Each claim states that a difference `d` is positive. With two or more seeds in common, `d` is computed for each
-//! seed, and the interval is Student's t over seeds,
+//! Each claim states that a difference `d` is positive. If both sides have two or more seeds in common, `d` is computed
+//! for each seed, and the interval is Student's t over seeds,
 //!
 //! ```text
 //! mean(d) ± t(0.975, n − 1) · sd(d) / √n
 //! ```
 //!
-//! since a percentile bootstrap of two or three values is far too narrow: it never leaves their range. With one seed,
-//! the interval is mean ± 1.96 · standard error, from the scores' standard errors over documents, assumed to be
-//! independent. Both sides answer the same documents, so it is wider than a paired interval; it does not include
-//! variation between seeds.
+//! because a percentile bootstrap of two or three values is far too narrow: it never leaves their range. With one seed,
+//! the interval is mean ± 1.96 · standard error, from the standard errors of the scores over documents, which are
+//! assumed to be independent. Both sides answer the same documents, so this is wider than a paired interval; it does
+//! not include the variation between seeds.
 
 use serde::Serialize;
 
@@ -29,12 +29,12 @@ pub enum Verdict {
     DoesNotHold,
     /// The interval contains zero, or there is none.
     Inconclusive,
-    /// A model that the claim needs is missing.
+    /// A model needed to test the claim is missing.
     NotRun,
 }
 
 impl Verdict {
-    /// The verdict in words.
+    /// Returns the verdict in words.
     pub fn words(self) -> &'static str {
         match self {
             Verdict::Holds => "holds",
@@ -50,23 +50,23 @@ impl Verdict {
 pub struct Finding {
     /// The claim.
     pub claim: String,
-    /// The difference that is positive if the claim holds.
+    /// The difference, which is positive if the claim holds.
     pub measure: String,
-    /// Mean of the difference, in score.
+    /// Mean of the difference, in units of the score.
     pub estimate: Option<f64>,
     /// Its 95% interval.
     pub interval: Option<(f64, f64)>,
-    /// Method by which the interval was computed.
+    /// How the interval was computed.
     pub method: String,
-    /// Number of seeds in common.
+    /// Number of seeds that both sides have in common.
     pub seeds: usize,
     /// The verdict.
     pub verdict: Verdict,
-    /// The same difference from the paper's tables, if they contain it.
+    /// The same difference computed from the paper's tables, if they contain it.
     pub paper: Option<f64>,
 }
 
-/// Tests the paper's claims on the results. Rows are found by method and kind among those of the main comparison.
+/// Tests the paper's claims on the results. Rows are looked up by method and kind in the main comparison.
 pub fn findings(results: &StudyResults) -> Vec<Finding> {
     let study = Study::new(results);
     let claims = Claims { study: &study, paper: &Paper::new() };
@@ -79,7 +79,7 @@ pub fn findings(results: &StudyResults) -> Vec<Finding> {
     all
 }
 
-/// One side of a difference: a figure of a row, with its standard error.
+/// A figure of a row that a difference is computed from, with its standard error.
 type Figure<'f> = &'f dyn Fn(&ResultRow) -> (Option<f64>, Option<f64>);
 
 struct Claims<'s, 'r> {
@@ -112,7 +112,7 @@ impl<'r> Claims<'_, 'r> {
         ["LoRA", "FFT"].map(one).into()
     }
 
-    /// O-lora with the largest λ compared with LoRA, right after each round and over the rounds.
+    /// Tests o-lora with the largest λ against LoRA, right after each round and over the rounds.
     fn orthogonality(&self) -> Vec<Finding> {
         let orthogonal = self.study.finals_of(RowKind::Sequence).into_iter().filter(|m| is_olora(m.method));
         let heavy =
@@ -122,7 +122,7 @@ impl<'r> Claims<'_, 'r> {
         let taught: Vec<usize> =
             self.study.places(Span::New).into_iter().filter(|&c| self.study.columns()[c].round.is_some()).collect();
         let study = self.study;
-        // Of a last row the model is looked up again: the figure needs the rounds before it.
+        // The model of the row is looked up again, because the figure requires the rounds before the last one.
         let matrix = |r: &ResultRow| {
             let model = study.models.iter().find(|m| m.rows.iter().any(|o| std::ptr::eq(*o, r)))?;
             Some(study.matrix(model, r.seed))
@@ -148,7 +148,7 @@ impl<'r> Claims<'_, 'r> {
     }
 
     fn mixing_beats_merging(&self) -> Finding {
-        // Trained routers have seen all data, which neither side of the paper's comparison has.
+        // Trained routers have seen all data, unlike both sides of the paper's comparison.
         let untrained = |m: &&Model<'r>| !is_trained(m.method);
         let some = |kind| self.study.finals_of(kind).into_iter().filter(untrained).map(Some).collect::<Vec<_>>();
         let (mixtures, merges) = (some(RowKind::MixtureOfExperts), some(RowKind::Merge));
@@ -174,7 +174,7 @@ impl<'r> Claims<'_, 'r> {
         ["LoRA", "FFT"].map(one).into()
     }
 
-    /// TIES and DARE against the average of the adapters; of several averages that of LoRA.
+    /// Tests TIES and DARE against the average of the adapters; if there are several averages, that of LoRA.
     fn factors_lose(&self) -> Vec<Finding> {
         let merges = self.study.finals_of(RowKind::Merge);
         let plain = |m: &&&Model<'r>| !is_ties_or_dare(m.method);
@@ -209,7 +209,7 @@ impl<'r> Claims<'_, 'r> {
         move |r| (mean_of(r, &places), error_of_mean(r, &places))
     }
 
-    /// Columns that are trained before the last round.
+    /// Returns the columns that are trained before the last round.
     fn earlier(&self) -> Vec<usize> {
         let last = self.study.results.rounds.len();
         let taught = |c: &usize| self.study.columns()[*c].round.is_some_and(|r| r < last);
@@ -221,7 +221,7 @@ impl<'r> Claims<'_, 'r> {
         Some(cell(a)? - cell(b)?)
     }
 
-    /// The paper's six columns before its last round.
+    /// Returns the difference on the paper's six columns before its last round.
     fn paper_earlier(&self, a: &str, b: &str) -> Option<f64> {
         let average = |label: &str| {
             let columns = self.paper.columns(Span::New);
@@ -231,7 +231,7 @@ impl<'r> Claims<'_, 'r> {
         Some(average(a)? - average(b)?)
     }
 
-    /// Mean over the models of side a minus mean over those of side b, paired by seed.
+    /// Compares the mean over the models of side a with the mean over those of side b, paired by seed.
     fn compare(
         &self,
         finding: Finding,
@@ -273,7 +273,7 @@ fn blank(claim: &str, measure: &str) -> Finding {
     }
 }
 
-/// Mean of the models' figure for a seed; `None` if one lacks it.
+/// Returns the mean of the models' figure for a seed; `None` if a model lacks it.
 fn side(models: &[&Model], seed: u64, figure: Figure) -> Option<(f64, Option<f64>)> {
     let figures: Option<Vec<(f64, Option<f64>)>> = models
         .iter()
@@ -293,7 +293,7 @@ fn difference(a: (f64, Option<f64>), b: (f64, Option<f64>)) -> Option<(f64, Opti
     Some((a.0 - b.0, error))
 }
 
-/// Estimate, interval and verdict of differences by seed.
+/// Computes estimate, interval and verdict from differences by seed.
 fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     let differences: Vec<f64> = pairs.iter().map(|p| p.0).collect();
     let n = differences.len();
@@ -318,10 +318,10 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
     Finding { estimate: Some(estimate), interval, method, seeds: n, verdict, ..finding }
 }
 
-/// The 0.975 quantile of Student's t with so many degrees of freedom (1 or more).
+/// Returns the 0.975 quantile of Student's t distribution with `degrees` degrees of freedom (at least 1).
 ///
-/// Up to nine degrees as tabulated, beyond by the expansion of Cornish and Fisher, good to three decimals there
-/// (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5).
+/// Up to nine degrees, the values are tabulated; beyond that, they are computed by the Cornish-Fisher expansion, which
+/// is then accurate to three decimals (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5).
 fn t_quantile(degrees: usize) -> f64 {
     const FEW: [f64; 9] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622];
     if let Some(tabulated) = FEW.get(degrees.saturating_sub(1)) {

@@ -1,4 +1,4 @@
-//! Numbers as text.
+//! Formatting of numbers as text.
 
 /// Format of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,9 +9,9 @@ pub(crate) enum Format {
     Percent,
     /// A difference of scores.
     Signed,
-    /// A duration, from seconds.
+    /// A duration, given in seconds.
     Seconds,
-    /// A size, from bytes.
+    /// A size, given in bytes.
     Bytes,
 }
 
@@ -19,7 +19,7 @@ pub(crate) enum Format {
 pub(crate) const NONE: &str = "–";
 
 impl Format {
-    /// The number as text, with a true minus sign.
+    /// Formats a number, with a true minus sign.
     pub fn text(self, value: f64) -> String {
         let text = match self {
             Format::Score(decimals) => format!("{value:.decimals$}"),
@@ -34,7 +34,7 @@ impl Format {
         text.replace('-', "−")
     }
 
-    /// A spread or an error in the same unit, without a sign.
+    /// Formats a spread or an error in the same unit, without a sign.
     pub fn width(self, value: f64) -> String {
         match self {
             Format::Score(decimals) => format!("{value:.decimals$}"),
@@ -44,7 +44,7 @@ impl Format {
         }
     }
 
-    /// A difference in the same unit.
+    /// Formats a difference in the same unit.
     pub fn difference(self, value: f64) -> String {
         match self {
             Format::Score(decimals) => {

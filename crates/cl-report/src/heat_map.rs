@@ -1,33 +1,33 @@
-//! Heat maps of numbers that are no scores, drawn as the report's figures are.
+//! Heat maps of numbers other than scores, in the style of the report's figures.
 
 use crate::error::Error;
 use crate::figures::heat::{Grid, Heat, HeatCell};
 use crate::png::Rasterizer;
 
-/// Width of a drawing in units.
+/// Width of a drawing, in units of the drawing.
 const WIDE: f64 = 760.0;
 
 /// A grid of numbers in `[0, 1]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
-    /// What stands above it.
+    /// Text above the grid.
     pub title: String,
     /// Names of the columns.
     pub columns: Vec<String>,
-    /// Names of the rows, and a number for each column; `None` is a dash.
+    /// Names of the rows, with a number for each column; `None` is shown as a dash.
     pub rows: Vec<(String, Vec<Option<f64>>)>,
 }
 
-/// A drawing in two forms.
+/// A drawing in two formats.
 #[derive(Clone, Debug)]
 pub struct Picture {
-    /// As SVG, which follows the viewer's light or dark scheme.
+    /// SVG, which follows the viewer's light or dark colour scheme.
     pub svg: String,
-    /// As PNG, light.
+    /// PNG, in light colours.
     pub png: Vec<u8>,
 }
 
-/// Draws heat maps side by side where there is room. `title` names the drawing, `legend` says what its colours mean.
+/// Draws heat maps, side by side if there is room. `title` names the drawing, and `legend` describes its colours.
 ///
 /// ```
 /// let map = cl_report::HeatMap {
@@ -41,7 +41,7 @@ pub struct Picture {
 /// ```
 ///
 /// # Errors
-/// Returns [`Error::Raster`] if the drawing is too large for a picture.
+/// Returns [`Error::Raster`] if the drawing is too large to be rasterized.
 pub fn draw_heat_maps(title: &str, legend: &str, maps: &[HeatMap]) -> Result<Picture, Error> {
     let most = maps.iter().flat_map(|m| &m.rows).flat_map(|row| row.1.iter().flatten()).copied().fold(0.0, f64::max);
     let legend = format!("{legend}, from 0 to {most:.2}");

@@ -1,9 +1,9 @@
-//! Selection of the methods that tables and figures compare, and their colours.
+//! Selection of the methods to compare in tables and figures, and their colours.
 
 use crate::results::RowKind;
 use crate::study::{Model, Study};
 
-/// The trained parameters, as far as a method's name indicates them.
+/// The trained parameters, as far as the name of a method indicates them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
     Lora,
@@ -22,48 +22,48 @@ pub(crate) fn family(method: &str) -> Family {
     }
 }
 
-/// Whether a name is that of o-lora.
+/// Whether this is the name of an o-lora method.
 pub(crate) fn is_olora(method: &str) -> bool {
     let name = method.to_lowercase();
     name.contains("o-lora") || name.contains("olora")
 }
 
-/// Whether a name is that of a sequence with replay.
+/// Whether this is the name of a sequence with replay.
 pub(crate) fn is_replay(method: &str) -> bool {
     let name = method.to_lowercase();
     name.contains("-rep") || name.contains("replay")
 }
 
-/// The weight λ in a name such as `o-LoRA-l1(0.5)`.
+/// Returns the weight λ in a name such as `o-LoRA-l1(0.5)`.
 pub(crate) fn weight(method: &str) -> Option<f64> {
     method.rsplit_once('(')?.1.split_once(')')?.0.trim_start_matches(['λ', '=', ' ']).trim().parse().ok()
 }
 
-/// Whether a name indicates a merge of whole task vectors, not of the factors of adapters.
+/// Whether the name indicates a merge of whole task vectors, not of the factors of adapters.
 pub(crate) fn is_of_task_vectors(method: &str) -> bool {
     let name = method.to_lowercase();
     ["δ", "delta", "svd", "task vector", "fft"].iter().any(|part| name.contains(part))
 }
 
-/// Whether a name indicates training on the data of all rounds, such as that of a mixture's routers.
+/// Whether the name indicates training on the data of all rounds, such as that of a mixture's routers.
 pub(crate) fn is_trained(method: &str) -> bool {
     method.to_lowercase().ends_with("(trained)")
 }
 
-/// Whether a name is that of TIES or DARE.
+/// Whether this is the name of TIES or DARE.
 pub(crate) fn is_ties_or_dare(method: &str) -> bool {
     let name = method.to_lowercase();
     name.contains("ties") || name.contains("dare")
 }
 
 impl<'r> Study<'r> {
-    /// Sequences without additions, LoRA and FFT; if a study names none so, all sequences.
+    /// Returns plain sequences with LoRA and FFT; if a study has none with these names, all sequences.
     pub fn plain_sequences(&self) -> Vec<&Model<'r>> {
         let named: Vec<&Model<'r>> = ["LoRA", "FFT"].iter().filter_map(|name| self.sequence(name)).collect();
         if named.is_empty() { self.finals_of(RowKind::Sequence) } else { named }
     }
 
-    /// LoRA and o-lora; in a study without o-lora, all sequences.
+    /// Returns LoRA and o-lora; in a study without o-lora, all sequences.
     pub fn orthogonal_sequences(&self) -> Vec<&Model<'r>> {
         let sequences = self.finals_of(RowKind::Sequence);
         let mut orthogonal: Vec<&Model<'r>> = sequences.iter().copied().filter(|m| is_olora(m.method)).collect();
@@ -74,7 +74,7 @@ impl<'r> Study<'r> {
         orthogonal
     }
 
-    /// Methods that need no earlier data: o-lora, merges, mixtures, and models of unknown origin.
+    /// Returns the methods that need no earlier data: o-lora, merges, mixtures, and models of unknown origin.
     pub fn semi_cooperative(&self) -> Vec<&Model<'r>> {
         let belongs = |m: &&Model<'r>| match m.kind {
             RowKind::Merge | RowKind::MixtureOfExperts | RowKind::Other => true,
@@ -84,7 +84,8 @@ impl<'r> Study<'r> {
         self.finals().into_iter().filter(belongs).collect()
     }
 
-    /// Methods of the fully cooperative setting: joint training, sequences, and sequences with replay, LoRA first.
+    /// Returns the methods of the fully cooperative setting: joint training, sequences, and sequences with replay, LoRA
+    /// first.
     pub fn fully_cooperative(&self) -> Vec<&Model<'r>> {
         let rank = |m: &Model| match m.kind {
             RowKind::Joint => Some(0),
@@ -100,7 +101,7 @@ impl<'r> Study<'r> {
         chosen
     }
 
-    /// Colour of a method, as an index of the palette; the same in all figures.
+    /// Returns the colour of a method, as an index of the palette; it is the same in all figures.
     pub fn colour(&self, kind: RowKind, method: &str) -> usize {
         let name = method.to_lowercase();
         match (kind, name.as_str()) {
@@ -112,7 +113,7 @@ impl<'r> Study<'r> {
         let others: Vec<(RowKind, &str)> =
             self.finals().iter().map(|m| (m.kind, m.method)).filter(|(k, m)| self.free(*k, m)).collect();
         let place = others.iter().position(|o| *o == (kind, method)).unwrap_or(0);
-        // 5 and 6 are those of one round alone beside sequences.
+        // 5 and 6 are used for one-round models next to sequences.
         const FREE: [usize; 11] = [3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15];
         FREE[place % FREE.len()]
     }

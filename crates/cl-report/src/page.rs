@@ -1,4 +1,4 @@
-//! The HTML page: one self-contained file.
+//! The HTML page, a single self-contained file.
 
 use minijinja::{Environment, context};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::table::{Cell, READING, ReportTable};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// Fills in the page.
+/// Renders the page.
 pub(crate) fn render(
     study: &Study,
     tables: &[(Section, ReportTable)],
@@ -30,7 +30,7 @@ pub(crate) fn render(
     let rounds: Vec<&str> = results.rounds.iter().map(String::as_str).collect();
     let seeds: Vec<String> = results.seeds.iter().map(u64::to_string).collect();
     let sections: Vec<SectionView> = Section::ALL.into_iter().filter_map(|s| section(s, tables, figures)).collect();
-    // Outside the paper's study nobody misses its methods.
+    // The paper's claims are shown without data only in the paper's study.
     let shown = |f: &&Finding| study.has_paper() || f.verdict != Verdict::NotRun;
     let findings: Vec<&Finding> = findings.iter().filter(shown).collect();
     let page = environment.get_template("page.html")?.render(context! {
@@ -193,7 +193,7 @@ fn finding_views(findings: &[&Finding]) -> Vec<FindingView> {
         let interval = f.interval.map(|(low, high)| [low, high]);
         interval.into_iter().flatten().chain(f.estimate).chain(f.paper)
     });
-    // An interval over two seeds may be wider than all scores; it must not flatten the others.
+    // An interval over two seeds may be wider than all scores; limit the axis, so that the others remain readable.
     let reach = ends.fold(0.05f64, |reach, v| reach.max(v.abs())).min(0.5);
     findings.iter().map(|f| finding(f, reach)).collect()
 }
@@ -218,7 +218,7 @@ fn finding(finding: &Finding, reach: f64) -> FindingView {
     }
 }
 
-/// A small drawing of an interval around zero.
+/// Draws a small chart of an interval around zero.
 fn bar(finding: &Finding, estimate: f64, reach: f64) -> String {
     let (wide, middle) = (200.0, 11.0);
     let mut canvas = Canvas::new(wide);

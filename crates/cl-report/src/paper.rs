@@ -1,4 +1,4 @@
-//! The paper's printed numbers for comparison, and remarks where they are inconsistent.
+//! The paper's printed numbers, for comparison, and notes on their inconsistencies.
 
 use cl_eval::paper::{PaperTable, Verdict, check, tables};
 
@@ -29,7 +29,7 @@ impl Paper {
 
     /// Looks up a cell by the label of a row of any table and the name of a column, or `AVold`, `AVnew`, `AVall`.
     ///
-    /// Rows that two tables print are taken from the one with four decimals. The averages that Table 6 exchanges are
+    /// Rows that are printed in two tables are taken from the one with four decimals. Averages that Table 6 swaps are
     /// returned for their correct column.
     pub fn cell(&self, label: &str, column: &str) -> Option<Printed> {
         let wanted = normal(label);
@@ -59,14 +59,14 @@ impl Paper {
         Some((row, place))
     }
 
-    /// Looks up a cell of the rows under a table: `gain base`, `BWT`.
+    /// Looks up a cell in the rows below a table: `gain base`, `BWT`.
     pub fn under(&self, table: usize, row: &str, column: &str) -> Option<f64> {
         let table = self.tables.get(table.checked_sub(1)?)?;
         let place = table.columns.iter().position(|c| c == column)?;
         table.rows.iter().find(|r| r.row == row)?.values.get(place).copied()
     }
 
-    /// The paper's columns of a span.
+    /// Returns the paper's columns of a span.
     pub fn columns(&self, span: Span) -> Vec<&str> {
         let of = |table: usize| self.tables[table - 1].columns.iter().map(String::as_str).filter(|c| *c != "AVE");
         match span {
@@ -77,8 +77,8 @@ impl Paper {
     }
 }
 
-/// Normalizes labels of the same row: the paper writes `LoRA 1,2` once as `loRA 1,2`, and abbreviates in Table 6 what
-/// Table 5 writes out. The last rounds of Tables 1 to 4 are `LoRA` and `FFT` in Tables 5 and 6.
+/// Normalizes labels of the same row: the paper writes `LoRA 1,2` once as `loRA 1,2`, and abbreviates labels in Table 6
+/// that are spelled out in Table 5. The last rounds of Tables 1 to 4 are `LoRA` and `FFT` in Tables 5 and 6.
 fn normal(label: &str) -> String {
     let label = label.trim().to_lowercase();
     match label.as_str() {
@@ -91,7 +91,7 @@ fn normal(label: &str) -> String {
     }
 }
 
-/// Remarks on the paper's tables and figures.
+/// Notes on the paper's tables and figures.
 pub(crate) const NOTES: [(&str, &str); 6] = [
     (
         "Table 6 exchanges AVnew and AVall in three rows",

@@ -1,4 +1,4 @@
-//! Figures as PNG, with an embedded font, so that no system font is needed.
+//! Figures as PNG. The font is embedded, so no system font is needed.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use resvg::{tiny_skia, usvg};
 /// Pixels per unit of the drawing.
 const SCALE: f32 = 2.0;
 
-/// The font of figures as pictures.
+/// Rasterizes figures with the embedded font.
 pub(crate) struct Rasterizer {
     options: usvg::Options<'static>,
 }
@@ -18,7 +18,7 @@ impl Rasterizer {
         for font in [dejavu::sans_condensed::regular(), dejavu::sans_condensed::bold()] {
             fonts.load_font_source(usvg::fontdb::Source::Binary(Arc::new(font)));
         }
-        // Condensed faces are filed under their family's plain name.
+        // The font database files condensed faces under the plain name of their family.
         let family = fonts.faces().next().map_or(String::new(), |face| face.families[0].0.clone());
         fonts.set_sans_serif_family(family);
         Rasterizer { options: usvg::Options { fontdb: Arc::new(fonts), ..usvg::Options::default() } }

@@ -1,4 +1,4 @@
-//! Reads finished runs as the results of a study.
+//! Reads completed runs as the results of a study.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,10 +41,10 @@ impl Run {
         }
     }
 
-    /// The `results.json` of a study, if the run is one.
+    /// Returns the `results.json` of a study, if the run is a study.
     fn study_file(&self) -> Option<PathBuf> {
         let file = if self.path.is_dir() { self.path.join("results.json") } else { self.path.clone() };
-        // `cl eval` writes a `results.json` too, in the harness's layout, which has no rows.
+        // `cl eval` also writes a `results.json`, in the harness's layout, which has no rows.
         #[derive(Deserialize)]
         struct Study {
             #[serde(rename = "rows")]
@@ -59,16 +59,16 @@ impl Run {
 }
 
 impl StudyResults {
-    /// Reads a study (a directory with its `results.json`, or that file), or builds one from finished runs: directories
-    /// of `cl sequence` and of `cl eval`.
+    /// Reads a study (a directory with its `results.json`, or that file), or builds one from completed runs:
+    /// directories of `cl sequence` and of `cl eval`.
     ///
-    /// Columns are those of the first sequence; without a sequence, the tasks of the first run, with those in `old` as
-    /// old knowledge. Runs with the same name are seeds of one method. A run of `cl eval` named `base` is the base
+    /// Columns are those of the first sequence; without a sequence, the tasks of the first run, where those in `old`
+    /// are old knowledge. Runs with the same name are seeds of one method. A run of `cl eval` named `base` is the base
     /// model; otherwise, the base scores of the first sequence are used.
     ///
     /// # Errors
-    /// Returns an error if a run cannot be read or is of neither kind, or if two sequences train a task in different
-    /// rounds; and [`Error::Several`] for a study among other runs.
+    /// Returns an error if a run cannot be read or is of neither kind, or if two sequences train on a task in different
+    /// rounds; and [`Error::Several`] if a study is given together with other runs.
     pub fn read(runs: &[Run], old: &[String]) -> Result<StudyResults, Error> {
         if let Some((run, file)) = runs.iter().find_map(|r| Some((r, r.study_file()?))) {
             if runs.len() > 1 {
@@ -95,7 +95,7 @@ impl StudyResults {
         Ok(results)
     }
 
-    /// A row for each round of a sequence, and one for the base model if there is none yet.
+    /// Adds a row for each round of a sequence, and one for the base model if there is none yet.
     fn add_sequence(&mut self, run: &Run, table: &MethodTable, last: &[Cell]) -> Result<(), Error> {
         let matrix: ScoreMatrix = read_json(&run.path.join("matrix.json"))?;
         let places: Vec<Option<usize>> =
@@ -137,7 +137,7 @@ impl StudyResults {
                 ..blank()
             };
             if t > 0 && t + 1 == matrix.rows.len() {
-                // Groups of tasks have their errors here alone.
+                // Only these cells have standard errors for groups of tasks.
                 let errors = row.standard_errors.iter_mut().zip(last);
                 errors.for_each(|(error, cell)| *error = error.or(cell.and_then(|c| c.1)));
             }
@@ -150,7 +150,7 @@ impl StudyResults {
         Ok(())
     }
 
-    /// The row of a model that `cl eval` scored.
+    /// Adds the row of a model that was scored by `cl eval`.
     fn add_scored(&mut self, run: &Run, cells: &[Cell]) -> Result<(), Error> {
         let base = run.name.eq_ignore_ascii_case("base");
         if base {
@@ -179,7 +179,7 @@ impl StudyResults {
         }
     }
 
-    /// The seed of a run of this method, or the next free number if it is unknown or already used.
+    /// Returns the seed of a run of this method, or the next free number if it is unknown or already used.
     fn seed(&self, method: &str, known: Option<u64>) -> u64 {
         let taken =
             |seed: &u64| self.rows.iter().any(|r| r.kind != RowKind::Base && r.method == method && r.seed == *seed);
@@ -187,7 +187,7 @@ impl StudyResults {
     }
 }
 
-/// The parts of a sequence's configuration that a report needs.
+/// The parts of a sequence's configuration that a report uses.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -196,11 +196,12 @@ struct Settings {
 }
 
 impl Settings {
-    /// Reads them from a directory; empty if its configuration cannot be read, since a report is possible without.
+    /// Reads them from a directory; they are empty if the configuration cannot be read, since a report does not require
+    /// it.
     fn read(dir: &Path) -> Settings {
         let text = read_text(&dir.join("config.toml"), MAX_CONFIG).unwrap_or_default();
         let settings: Settings = toml::from_str(&text).unwrap_or_default();
-        // A run's own model directories are all called `model`: what is above them tells them apart.
+        // The model directories of runs are all called `model`, so the parent directory's name is included.
         let parts: Vec<&str> = settings.model.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
         let shown = if parts.last() == Some(&"model") { 2 } else { 1 };
         Settings { model: parts[parts.len().saturating_sub(shown)..].join("/"), ..settings }
@@ -241,12 +242,12 @@ fn title(runs: &[Run]) -> String {
     names.join(", ")
 }
 
-/// A stage's name; no two runs with the same name have the same seed.
+/// Returns the name of a stage; no two runs with the same name have the same seed.
 fn label(run: &Run, seed: u64) -> String {
     format!("{} (seed {seed})", run.name)
 }
 
-/// Directories of the rounds by number; the base is 0.
+/// Returns the directories of the rounds by number; the base is 0.
 fn round_dirs(dir: &Path) -> BTreeMap<usize, PathBuf> {
     let entries = std::fs::read_dir(dir.join("rounds")).into_iter().flatten();
     let number = |path: &PathBuf| path.file_name()?.to_str()?.split_once('-')?.0.parse().ok();
@@ -262,7 +263,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
         .map_err(|source| Error::Json { path: path.to_owned(), source })
 }
 
-/// Sum of the steps' seconds in a training log; `None` without one, or if a line has none.
+/// Returns the sum of the steps' seconds in a training log; `None` if there is no log, or if a line has no seconds.
 fn logged_seconds(path: &Path) -> Option<f64> {
     #[derive(Deserialize)]
     struct Step {
@@ -274,7 +275,7 @@ fn logged_seconds(path: &Path) -> Option<f64> {
     steps.filter(|s| !s.is_empty()).map(|s| s.iter().sum())
 }
 
-/// Total size in bytes of the files in a directory, without subdirectories.
+/// Returns the total size in bytes of the files in a directory, without subdirectories.
 fn bytes_of(dir: &Path) -> Option<u64> {
     let files = std::fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.metadata().ok());
     Some(files.filter(|m| m.is_file()).map(|m| m.len()).sum())

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// The results of a study: the same columns for every model. Stored as `results.json`.
+/// The results of a study, with the same columns for every model. Stored as `results.json`.
 ///
-/// Unknown fields are ignored, so that an older program can read a newer study.
+/// Unknown fields are ignored, so that an older program can read newer studies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StudyResults {
     /// Name of the study.
@@ -32,7 +32,7 @@ pub struct StudyResults {
     pub columns: Vec<Column>,
     /// The scores, one row per model.
     pub rows: Vec<ResultRow>,
-    /// Remarks, printed with the report.
+    /// Notes that are printed in the report.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -42,12 +42,12 @@ pub struct StudyResults {
 pub struct Column {
     /// Name of the task.
     pub name: String,
-    /// Old or new knowledge.
+    /// Whether it is old or new knowledge.
     pub group: Group,
     /// Name of the metric.
     #[serde(default)]
     pub metric: String,
-    /// Score of random guessing, in `[0, 1]`.
+    /// Expected score of random guessing, in `[0, 1]`.
     #[serde(default)]
     pub chance: Option<f64>,
     /// The round (1-based) that trains on it.
@@ -70,16 +70,17 @@ pub struct ResultRow {
     /// Seed of the stage.
     #[serde(default)]
     pub seed: u64,
-    /// For a sequence, the round (1-based) after which it was scored; for one round, the round it was trained on.
+    /// For a sequence, the round (1-based) after which the model was scored; for one round, the round it was trained
+    /// on.
     #[serde(default)]
     pub round: Option<usize>,
-    /// For merges and mixtures, the number of models combined.
+    /// For merges and mixtures, the number of combined models.
     #[serde(default)]
     pub members: Option<usize>,
-    /// Whether the row belongs to the main comparison, not to a side question.
+    /// Whether the row belongs to the main comparison, not to an open question.
     #[serde(default = "yes")]
     pub main: bool,
-    /// The side question it belongs to, such as `DARE with and without rescale`.
+    /// The open question it belongs to, such as `DARE with and without rescale`.
     #[serde(default)]
     pub question: Option<String>,
     /// Label of the row in the paper's tables, such as `LoRA 1-3` or `Joint-FFT`.
@@ -96,12 +97,12 @@ pub struct ResultRow {
     /// Size of the stage in bytes.
     #[serde(default)]
     pub bytes: Option<u64>,
-    /// For a mixture of experts, statistics of its routers.
+    /// For a mixture of experts, its router statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Routing>,
 }
 
-/// Statistics of a mixture's routers on the data of each round.
+/// Router statistics of a mixture on the data of each round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Routing {
     /// The round that each expert was trained on.
@@ -110,7 +111,7 @@ pub struct Routing {
     pub tasks: Vec<TaskRouting>,
 }
 
-/// Statistics of routers on the data of one round.
+/// Router statistics on the data of one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskRouting {
     /// Name of the round.
@@ -133,7 +134,7 @@ pub enum RowKind {
     Joint,
     /// Models merged into one.
     Merge,
-    /// Models or adapters as a mixture of experts.
+    /// Models or adapters combined to a mixture of experts.
     MixtureOfExperts,
     /// A scored model of unknown origin.
     Other,
@@ -147,7 +148,8 @@ impl StudyResults {
     /// Reads a `results.json`.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read, is not such a file, or is [not consistent](StudyResults::check).
+    /// Returns an error if the file cannot be read, does not have this format, or is [not
+    /// consistent](StudyResults::check).
     pub fn read_file(path: &Path) -> Result<StudyResults, Error> {
         let results: StudyResults = serde_json::from_slice(&read_file(path, MAX_CONFIG)?)
             .map_err(|source| Error::Json { path: path.to_owned(), source })?;
@@ -159,7 +161,7 @@ impl StudyResults {
     /// an existing round.
     ///
     /// # Errors
-    /// Returns [`Error::Row`] with the first problem, or [`Error::NoColumns`].
+    /// Returns [`Error::Row`] for the first inconsistent row, and [`Error::NoColumns`] if there are no columns.
     pub fn check(&self) -> Result<(), Error> {
         if self.columns.is_empty() {
             return Err(Error::NoColumns);
@@ -186,12 +188,12 @@ impl StudyResults {
 }
 
 impl ResultRow {
-    /// The score of a column; `None` if it was not measured or is not finite.
+    /// Returns the score of a column; `None` if it was not measured or is not finite.
     pub fn score(&self, column: usize) -> Option<f64> {
         self.scores.get(column).copied().flatten().filter(|v| v.is_finite())
     }
 
-    /// The standard error of a column's score over its documents.
+    /// Returns the standard error of a column's score over its documents.
     pub fn standard_error(&self, column: usize) -> Option<f64> {
         self.standard_errors.get(column).copied().flatten().filter(|e| e.is_finite())
     }

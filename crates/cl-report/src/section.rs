@@ -68,7 +68,7 @@ impl Section {
     }
 }
 
-/// The source line: the file, and the stages in it.
+/// Returns the source line: the file, and the stages in it.
 pub(crate) fn source<'m, 'r: 'm>(models: impl IntoIterator<Item = &'m Model<'r>>) -> String {
     let mut stages: Vec<&str> = Vec::new();
     for row in models.into_iter().flat_map(|m| &m.rows) {

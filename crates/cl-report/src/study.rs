@@ -1,10 +1,10 @@
-//! Rows grouped by method, and their means over seeds.
+//! Result rows grouped by method, and their means over seeds.
 
 use cl_eval::{Group, ScoreMatrix, mean_of_percentages, ratio_of_means};
 
 use crate::results::{Column, ResultRow, RowKind, StudyResults};
 
-/// A value with its per-seed values.
+/// A mean over seeds, with the value of each seed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Value {
     /// Mean over seeds.
@@ -16,8 +16,8 @@ pub(crate) struct Value {
 }
 
 impl Value {
-    /// Mean of `value` over rows that have one; `None` when none has. The standard error is that of the mean of independent
-    /// values.
+    /// Returns the mean of `value` over the rows that have one, or `None` if none has. The standard error is that of
+    /// the mean of independent values.
     fn over<'r>(
         rows: &[&'r ResultRow],
         value: impl Fn(&'r ResultRow) -> Option<f64>,
@@ -33,13 +33,13 @@ impl Value {
         (!by_seed.is_empty()).then_some(Value { mean, by_seed, standard_error })
     }
 
-    /// Sample standard deviation over seeds, with two or more.
+    /// Returns the sample standard deviation over seeds, if there are two or more.
     pub fn spread(&self) -> Option<f64> {
         deviation(&self.by_seed.iter().map(|(_, v)| *v).collect::<Vec<f64>>())
     }
 }
 
-/// Sample standard deviation (n − 1) of two or more values.
+/// Returns the sample standard deviation (n − 1) of two or more values.
 pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -72,7 +72,7 @@ impl Span {
         matches!((self, group), (Span::All, _) | (Span::Old, Group::Old) | (Span::New, Group::New))
     }
 
-    /// As the paper heads the columns of its Table 6.
+    /// Returns the heading used in the paper's Table 6.
     pub fn name(self) -> &'static str {
         match self {
             Span::Old => "AVold",
@@ -85,23 +85,23 @@ impl Span {
 /// The two definitions of an average gain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GainOf {
-    /// Mean of the columns' gains, as under the paper's Tables 1 and 2.
+    /// Mean of the columns' gains, as below the paper's Tables 1 and 2.
     Columns,
-    /// Gain of the columns' mean, as under the paper's Tables 3 and 4.
+    /// Gain of the columns' mean, as below the paper's Tables 3 and 4.
     Means,
 }
 
 impl GainOf {
-    /// The definition used by the paper.
+    /// Returns the definition used by the paper.
     pub fn paper(span: Span) -> GainOf {
         if span == Span::Old { GainOf::Columns } else { GainOf::Means }
     }
 }
 
-/// The results with their rows grouped.
+/// The results, with rows grouped to models.
 pub(crate) struct Study<'r> {
     pub results: &'r StudyResults,
-    /// In order of their first row.
+    /// The models, in order of their first row.
     pub models: Vec<Model<'r>>,
 }
 
@@ -134,7 +134,7 @@ impl<'r> Study<'r> {
         &self.results.columns
     }
 
-    /// Indices of the columns of a span, in order; for all columns, old ones first.
+    /// Returns the indices of the columns of a span, in order; for all columns, old ones first.
     pub fn places(&self, span: Span) -> Vec<usize> {
         let of = |group| self.columns().iter().enumerate().filter(move |(_, c)| c.group == group).map(|(i, _)| i);
         [Group::Old, Group::New].into_iter().filter(|&g| span.holds(g)).flat_map(of).collect()
@@ -145,24 +145,24 @@ impl<'r> Study<'r> {
         self.columns().iter().any(|c| c.paper.is_some()) || self.results.rows.iter().any(|r| r.paper.is_some())
     }
 
-    /// Whether any model of the main comparison was made with several seeds.
+    /// Whether any model of the main comparison has several seeds.
     pub fn has_seeds(&self) -> bool {
         self.models.iter().any(|m| m.main && m.rows.len() > 1)
     }
 
-    /// The base model.
+    /// Returns the base model.
     pub fn base(&self) -> Option<&Model<'r>> {
         self.models.iter().find(|m| m.kind == RowKind::Base)
     }
 
-    /// The base model of a seed, which is the same for all seeds unless there are several.
+    /// Returns the base model of a seed, which is the same for all seeds unless there are several base models.
     pub fn base_row(&self, seed: u64) -> Option<&'r ResultRow> {
         let rows = &self.base()?.rows;
         rows.iter().find(|r| r.seed == seed).or(rows.first()).copied()
     }
 
-    /// Methods of the main comparison that end in one model, in order, each with that model: a sequence's last round, a merge
-    /// of the most models.
+    /// Returns the methods of the main comparison, in order, each with its final model: that of the last round of a
+    /// sequence, or the merge of the most models.
     pub fn finals(&self) -> Vec<&Model<'r>> {
         let mut finals: Vec<&Model<'r>> = Vec::new();
         let ends = |m: &&Model| m.main && !matches!(m.kind, RowKind::Base | RowKind::OneRound);
@@ -176,17 +176,17 @@ impl<'r> Study<'r> {
         finals
     }
 
-    /// Of [`finals`](Study::finals), those of a kind.
+    /// Like [`finals`](Study::finals), limited to one kind.
     pub fn finals_of(&self, kind: RowKind) -> Vec<&Model<'r>> {
         self.finals().into_iter().filter(|m| m.kind == kind).collect()
     }
 
-    /// The last round of a sequence by its method's name, in any case.
+    /// Returns the last round of a sequence by its method's name, ignoring case.
     pub fn sequence(&self, method: &str) -> Option<&Model<'r>> {
         self.finals_of(RowKind::Sequence).into_iter().find(|m| m.method.eq_ignore_ascii_case(method))
     }
 
-    /// A sequence after each round, in order of rounds.
+    /// Returns a sequence's models after each round, in order.
     pub fn rounds_of(&self, last: &Model) -> Vec<&Model<'r>> {
         let same = |m: &&Model| {
             (m.kind, m.method, m.main, m.question) == (last.kind, last.method, last.main, last.question)
@@ -197,14 +197,14 @@ impl<'r> Study<'r> {
         rounds
     }
 
-    /// The model that was trained on one round alone.
+    /// Returns the model that was trained on one round alone.
     pub fn one_round(&self, method: &str, round: usize) -> Option<&Model<'r>> {
         self.models.iter().find(|m| {
             m.main && m.kind == RowKind::OneRound && m.method.eq_ignore_ascii_case(method) && m.round == Some(round)
         })
     }
 
-    /// Methods of the main comparison that were trained for one round, in order.
+    /// Returns the methods of the main comparison that were trained for one round, in order.
     pub fn one_round_methods(&self) -> Vec<&'r str> {
         let mut names: Vec<&'r str> = Vec::new();
         for model in self.models.iter().filter(|m| m.main && m.kind == RowKind::OneRound) {
@@ -215,18 +215,18 @@ impl<'r> Study<'r> {
         names
     }
 
-    /// A column's score.
+    /// Returns the score of a column.
     pub fn score(&self, model: &Model<'r>, column: usize) -> Option<Value> {
         Value::over(&model.rows, |r| r.score(column), |r| r.standard_error(column))
     }
 
-    /// Mean of the columns of a span; `None` if one of them was not measured.
+    /// Returns the mean of the columns of a span; `None` if one of them was not measured.
     pub fn average(&self, model: &Model<'r>, span: Span) -> Option<Value> {
         let places = self.places(span);
         Value::over(&model.rows, |r| mean_of(r, &places), |r| error_of_mean(r, &places))
     }
 
-    /// Gain of a column over the base, relative.
+    /// Returns the relative gain of a column over the base.
     pub fn gain(&self, model: &Model<'r>, column: usize) -> Option<Value> {
         let gain = |r: &ResultRow| {
             let before = self.base_row(r.seed)?.score(column)?;
@@ -242,7 +242,7 @@ impl<'r> Study<'r> {
         Value::over(&model.rows, gain, error)
     }
 
-    /// Average gain of a span's columns over the base, relative.
+    /// Returns the average relative gain of a span's columns over the base.
     pub fn average_gain(&self, model: &Model<'r>, span: Span, of: GainOf) -> Option<Value> {
         let places = self.places(span);
         let scores = |r: &ResultRow| places.iter().map(|&c| r.score(c)).collect::<Option<Vec<f64>>>();
@@ -256,7 +256,7 @@ impl<'r> Study<'r> {
         Value::over(&model.rows, gain, |_| None)
     }
 
-    /// The score matrix of one seed of a sequence, base model first.
+    /// Returns the score matrix of one seed of a sequence, starting with the base model.
     pub fn matrix(&self, last: &Model<'r>, seed: u64) -> ScoreMatrix {
         let columns = self.columns().iter().map(|c| cl_eval::Column::new(&c.name, c.group, c.round)).collect();
         let mut matrix = ScoreMatrix::new(columns);
@@ -274,7 +274,7 @@ impl<'r> Study<'r> {
         matrix
     }
 
-    /// A figure of each seed's score matrix, such as backward transfer.
+    /// Returns a figure of each seed's score matrix, such as backward transfer.
     pub fn of_matrix(&self, last: &Model<'r>, figure: impl Fn(&ScoreMatrix) -> Option<f64>) -> Option<Value> {
         if last.kind != RowKind::Sequence {
             return None;
@@ -282,14 +282,14 @@ impl<'r> Study<'r> {
         Value::over(&last.rows, |r| figure(&self.matrix(last, r.seed)), |_| None)
     }
 
-    /// The score of a column right after its own round in a sequence.
+    /// Returns the score of a column right after its own round in a sequence.
     pub fn acquired(&self, last: &Model<'r>, column: usize) -> Option<Value> {
         let round = self.columns()[column].round?;
         let own = self.rounds_of(last).into_iter().find(|m| m.round == Some(round))?;
         self.score(own, column)
     }
 
-    /// Seconds and bytes of a method's end: for a sequence those of all its rounds together.
+    /// Returns the seconds and bytes of a method; for a sequence, the totals over its rounds.
     pub fn cost(&self, last: &Model<'r>) -> (Option<Value>, Option<Value>) {
         let parts = if last.kind == RowKind::Sequence { self.rounds_of(last) } else { vec![last] };
         let rows_of = |seed: u64| parts.iter().map(move |m| m.rows.iter().find(|r| r.seed == seed).copied());
@@ -300,7 +300,7 @@ impl<'r> Study<'r> {
         (sum(|r| r.seconds), sum(|r| r.bytes.map(|b| b as f64)))
     }
 
-    /// Names of the side questions, in order.
+    /// Returns the names of the open questions, in order.
     pub fn questions(&self) -> Vec<&'r str> {
         let mut names: Vec<&'r str> = Vec::new();
         for question in self.models.iter().filter_map(|m| m.question) {
@@ -312,13 +312,13 @@ impl<'r> Study<'r> {
     }
 }
 
-/// Mean of a row's scores at these places; `None` if one was not measured.
+/// Returns the mean of a row's scores in these columns; `None` if one was not measured.
 pub(crate) fn mean_of(row: &ResultRow, places: &[usize]) -> Option<f64> {
     let scores: Option<Vec<f64>> = places.iter().map(|&c| row.score(c)).collect();
     mean(&scores?)
 }
 
-/// Standard error of that mean, the columns' documents being independent.
+/// Returns the standard error of that mean, assuming that the columns' documents are independent.
 pub(crate) fn error_of_mean(row: &ResultRow, places: &[usize]) -> Option<f64> {
     let squares: Option<Vec<f64>> = places.iter().map(|&c| row.standard_error(c).map(|e| e * e)).collect();
     Some(squares?.iter().sum::<f64>().sqrt() / places.len() as f64).filter(|e| e.is_finite())
@@ -328,7 +328,7 @@ pub(crate) fn mean(values: &[f64]) -> Option<f64> {
     Some(values.iter().sum::<f64>() / values.len() as f64).filter(|m| m.is_finite())
 }
 
-/// Standard error of a ratio of independent scores, by the delta method.
+/// Returns the standard error of a ratio of independent scores, by the delta method.
 fn relative_error((after, error): (f64, f64), (before, base_error): (f64, f64)) -> Option<f64> {
     let ratio = after / before;
     Some(((error / before).powi(2) + (ratio * base_error / before).powi(2)).sqrt()).filter(|e| e.is_finite())

@@ -1,12 +1,13 @@
-//! Drawing SVG: shapes with colours by class, so that a page can restyle them, and by attribute, so that any viewer shows them.
+//! Drawing of SVG. Shapes have colours by class, so that a page can restyle them, and by attribute, so that any viewer
+//! shows them.
 
 use std::fmt::Write;
 
 /// Number of colours for methods; the first is the base model's.
 pub(crate) const COLOURS: usize = 16;
 
-/// Colours on a light and on a dark ground: grey, then hues told apart with all common kinds of colour blindness (Okabe and Ito's,
-/// and after them darker and lighter ones).
+/// Colours on a light and on a dark background: grey, then hues that are distinguishable with all common kinds of
+/// colour blindness (those of Okabe and Ito, followed by darker and lighter ones).
 const SERIES: [(&str, &str); COLOURS] = [
     ("#8c8c8c", "#9a9a9a"),
     ("#0072b2", "#4ba3dc"),
@@ -26,7 +27,7 @@ const SERIES: [(&str, &str); COLOURS] = [
     ("#4f9a96", "#7ec4c0"),
 ];
 
-/// Eleven steps from loss over no change to gain: orange to blue.
+/// Eleven steps from loss to gain, with no change in the middle: orange to blue.
 const RAMP: [(&str, &str); 11] = [
     ("#d9773f", "#a8501d"),
     ("#e69566", "#8d4720"),
@@ -41,7 +42,7 @@ const RAMP: [(&str, &str); 11] = [
     ("#4590c9", "#2069a3"),
 ];
 
-/// A colour by its role.
+/// A colour, by its role.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Paint {
     /// Text and axes.
@@ -50,11 +51,11 @@ pub(crate) enum Paint {
     Muted,
     /// Grid lines.
     Grid,
-    /// The ground.
+    /// Background.
     Ground,
-    /// A method.
+    /// A method, by its colour's index.
     Series(usize),
-    /// From −1 (loss) to 1 (gain).
+    /// A step of the ramp, from −1 (loss) to 1 (gain).
     Ramp(f64),
 }
 
@@ -86,7 +87,7 @@ fn step(t: f64) -> usize {
     ((t.clamp(-1.0, 1.0) * 5.0).round() + 5.0) as usize
 }
 
-/// Where a text is held.
+/// Alignment of a text relative to its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Anchor {
     Start,
@@ -103,11 +104,11 @@ pub(crate) struct Canvas {
 
 /// Size of ordinary text, in pixels.
 pub(crate) const TEXT: f64 = 12.0;
-/// Size of numbers beside shapes.
+/// Size of numbers next to shapes, in pixels.
 pub(crate) const SMALL: f64 = 10.5;
 
 impl Canvas {
-    /// A drawing whose height is set when it is known.
+    /// Creates a drawing; its height is set once it is known.
     pub fn new(width: f64) -> Canvas {
         Canvas { width, height: 0.0, body: String::new() }
     }
@@ -134,7 +135,7 @@ impl Canvas {
         self.shape("polyline", &attributes, "");
     }
 
-    /// A translucent area.
+    /// Draws a translucent area.
     pub fn area(&mut self, points: &[(f64, f64)], fill: Paint) {
         self.shape("polygon", &format!(r#"points="{}" fill-opacity="0.16" {}"#, list(points), filled(fill)), "");
     }
@@ -144,13 +145,13 @@ impl Canvas {
         self.shape("circle", &format!("{place} {}", outlined(fill, Paint::Ground)), tip);
     }
 
-    /// The paper's mark: a hollow diamond.
+    /// Draws the mark of the paper's numbers: a hollow diamond.
     pub fn diamond(&mut self, (x, y): (f64, f64), radius: f64, tip: &str) {
         let points = list(&[(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)]);
         self.shape("polygon", &format!(r#"points="{points}" {}"#, outlined(Paint::Ground, Paint::Ink)), tip);
     }
 
-    /// A line of text; what is longer than `limit` pixels is cut and shown in full by pointing at it.
+    /// Draws a line of text. If it is longer than `limit` pixels, it is shortened, and a tooltip shows it in full.
     pub fn text(&mut self, (x, y): (f64, f64), size: f64, anchor: Anchor, fill: Paint, text: &str, limit: f64) {
         self.words((x, y), size, anchor, fill, text, limit, "");
     }
@@ -159,7 +160,7 @@ impl Canvas {
         self.words((x, y), size, anchor, fill, text, limit, r#" font-weight="700""#);
     }
 
-    /// A line of text that rises to the right, from its start.
+    /// Draws a line of text that rises to the right, starting at a point.
     pub fn slanted(&mut self, (x, y): (f64, f64), size: f64, fill: Paint, text: &str, limit: f64) {
         let turn = format!(r#" transform="rotate(-40 {} {})""#, n(x), n(y));
         self.words((x, y), size, Anchor::Start, fill, text, limit, &turn);
@@ -194,7 +195,7 @@ impl Canvas {
         };
     }
 
-    /// As part of a page, whose style sheet colours it.
+    /// Returns SVG for embedding in a page, whose style sheet defines the colours.
     pub fn inline(&self, class: &str, title: &str) -> String {
         let (width, height) = (n(self.width), n(self.height));
         format!(
@@ -205,13 +206,13 @@ impl Canvas {
         )
     }
 
-    /// As a file of its own, which follows the viewer's light or dark scheme.
+    /// Returns a separate SVG file, which follows the viewer's light or dark colour scheme.
     pub fn file(&self, title: &str) -> String {
         let style = format!("<style>@media (prefers-color-scheme: dark) {{ {} }}</style>\n", rules(Theme::Dark));
         self.document(title, &style)
     }
 
-    /// As a file in light colours without a style sheet, for rasterizing.
+    /// Returns a separate SVG file in light colours without a style sheet, for rasterizing.
     pub fn light(&self, title: &str) -> String {
         self.document(title, "")
     }
@@ -231,14 +232,14 @@ impl Canvas {
     }
 }
 
-/// Light or dark.
+/// Light or dark colours.
 #[derive(Clone, Copy)]
 pub(crate) enum Theme {
     Light,
     Dark,
 }
 
-/// Style rules that colour drawings: `.f-` fills, `.k-` strokes.
+/// Returns style rules that colour drawings: `.f-` for fills, `.k-` for strokes.
 pub(crate) fn rules(theme: Theme) -> String {
     let roles = [Paint::Ink, Paint::Muted, Paint::Grid, Paint::Ground];
     let series = (0..COLOURS).map(Paint::Series);
@@ -268,7 +269,7 @@ fn outlined(fill: Paint, stroke: Paint) -> String {
     format!(r#"{classes} fill="{fill_colour}" stroke="{stroke_colour}" stroke-width="1.2""#)
 }
 
-/// A coordinate with no more digits than can be seen.
+/// Formats a coordinate with no more digits than are visible.
 fn n(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
@@ -278,7 +279,7 @@ fn list(points: &[(f64, f64)]) -> String {
     points.iter().map(|(x, y)| format!("{},{}", n(*x), n(*y))).collect::<Vec<_>>().join(" ")
 }
 
-/// Text as content or attribute of XML. Control characters, which XML forbids, become spaces.
+/// Escapes text for use as content or attribute of XML. Control characters, which XML forbids, become spaces.
 pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -295,7 +296,7 @@ pub(crate) fn escape(text: &str) -> String {
     safe
 }
 
-/// Width of a text in common sans-serif fonts, from above for most texts, in pixels.
+/// Estimates the width of a text in common sans-serif fonts in pixels; an upper bound for most texts.
 pub(crate) fn width(text: &str, size: f64) -> f64 {
     let em = |c: char| match c {
         'i' | 'j' | 'l' | '.' | ',' | ':' | '\'' | '|' => 0.32,
@@ -307,7 +308,7 @@ pub(crate) fn width(text: &str, size: f64) -> f64 {
     text.chars().map(em).sum::<f64>() * size
 }
 
-/// The text, cut with an ellipsis at `limit` pixels.
+/// Shortens a text with an ellipsis to at most `limit` pixels.
 pub(crate) fn shorten(text: &str, size: f64, limit: f64) -> String {
     if width(text, size) <= limit {
         return text.to_owned();
@@ -322,7 +323,7 @@ pub(crate) fn shorten(text: &str, size: f64, limit: f64) -> String {
     short.trim_end().to_owned() + "…"
 }
 
-/// Round positions between two values, about `count` of them.
+/// Returns about `count` round positions between two values.
 pub(crate) fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count.max(1) as f64;
     if !rough.is_finite() || rough <= 0.0 {

@@ -7,7 +7,7 @@ use crate::study::Value;
 /// A table of the report.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReportTable {
-    /// Name in links and files, such as `table-1`.
+    /// Name in links and file names, such as `table-1`.
     pub id: String,
     /// `Table 1`.
     pub label: String,
@@ -19,7 +19,7 @@ pub(crate) struct ReportTable {
     pub rows: Vec<Row>,
     /// Its sources.
     pub source: String,
-    /// Reason why the table is empty, if it is.
+    /// The reason if the table is empty.
     pub missing: Option<String>,
 }
 
@@ -52,12 +52,13 @@ impl Cell {
         self.format.unwrap_or(Format::Score(4))
     }
 
-    /// The mean.
+    /// Formats the mean.
     pub fn main(&self) -> String {
         self.value.as_ref().map_or(NONE.to_owned(), |v| self.format().text(v.mean))
     }
 
-    /// `± s` with the standard deviation over seeds, or `(e)` with the standard error over documents for a single seed.
+    /// Formats `± s` with the standard deviation over seeds, or `(e)` with the standard error over documents for one
+    /// seed.
     pub fn uncertainty(&self) -> Option<String> {
         let value = self.value.as_ref()?;
         match (value.spread(), value.standard_error) {
@@ -67,18 +68,18 @@ impl Cell {
         }
     }
 
-    /// The paper's number, marked if it is printed in another column.
+    /// Formats the paper's number, with a mark if it is printed in another column.
     pub fn printed(&self) -> Option<String> {
         let paper = self.paper?;
         Some(self.format().text(paper.value) + if paper.swapped { "†" } else { "" })
     }
 
-    /// Ours minus the paper's.
+    /// Returns our number minus the paper's.
     pub fn delta(&self) -> Option<f64> {
         Some(self.value.as_ref()?.mean - self.paper?.value)
     }
 
-    /// The whole cell in one line.
+    /// Formats the complete cell in one line.
     pub fn details(&self) -> String {
         let mut parts = Vec::new();
         if let Some(value) = &self.value {
@@ -105,7 +106,7 @@ impl Cell {
 }
 
 impl ReportTable {
-    /// The table as Markdown; the paper's numbers and the differences are separate rows below ours.
+    /// Formats the table as Markdown; the paper's numbers and the differences are separate rows below ours.
     pub fn markdown(&self) -> String {
         let mut text = format!("### {}\n\n", markdown(&format!("{}. {}", self.label, self.title)));
         if let Some(missing) = &self.missing {
@@ -118,7 +119,7 @@ impl ReportTable {
         text
     }
 
-    /// The table as a LaTeX float, for the package booktabs.
+    /// Formats the table as a LaTeX float, using the package booktabs.
     pub fn latex(&self) -> String {
         if let Some(missing) = &self.missing {
             return format!("% {}: {}\n", one_line(&self.label), one_line(missing));
@@ -141,7 +142,8 @@ impl ReportTable {
         )
     }
 
-    /// One line per cell: table, row, column, value, spread, seeds, standard error, the paper's number, difference.
+    /// Returns one line per cell: table, row, column, value, spread, seeds, standard error, the paper's number,
+    /// difference.
     pub fn tidy(&self) -> Vec<Vec<String>> {
         let number = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
         let cell = |row: &Row, column: &String, cell: &Cell| {
@@ -166,14 +168,14 @@ impl ReportTable {
     }
 }
 
-/// All tables in one Markdown file.
+/// Formats all tables as one Markdown file.
 pub(crate) fn markdown_file(name: &str, tables: &[ReportTable]) -> String {
     let mut text = format!("# {}\n\n{}\n", markdown(name), markdown(READING));
     text.extend(tables.iter().map(|t| format!("\n{}", t.markdown())));
     text
 }
 
-/// All tables in one CSV file, with one line per cell.
+/// Formats all tables as one CSV file, with one line per cell.
 pub(crate) fn csv_file(tables: &[ReportTable]) -> String {
     let columns =
         ["table", "row", "column", "value", "spread", "seeds", "standard_error", "paper", "delta"].map(str::to_owned);
@@ -181,18 +183,18 @@ pub(crate) fn csv_file(tables: &[ReportTable]) -> String {
     cl_eval::Table { caption: String::new(), columns: columns.to_vec(), rows }.csv()
 }
 
-/// All tables in one LaTeX file to be included.
+/// Formats all tables as one LaTeX file, to be included in a document.
 pub(crate) fn latex_file(name: &str, tables: &[ReportTable]) -> String {
     let mut text = format!("% {}: tables. Needs \\usepackage{{booktabs}}.\n", one_line(name));
     text.extend(tables.iter().map(|t| format!("\n{}", t.latex())));
     text
 }
 
-/// How cells are to be read.
+/// Explanation of the notation in cells.
 pub(crate) const READING: &str = "± is the sample standard deviation over seeds; a number in parentheses is the standard error over documents, \
      given where there is one seed. Δ is ours minus the paper's. † marks a number that the paper prints in another column.";
 
-/// A row, and below it the paper's where there is one.
+/// Formats a row, followed by the paper's row if there is one.
 fn lines_of(row: &Row) -> Vec<Vec<String>> {
     let line = |name: &str, cell: &dyn Fn(&Cell) -> String| {
         std::iter::once(name.to_owned()).chain(row.cells.iter().map(cell)).collect::<Vec<String>>()
@@ -206,7 +208,7 @@ fn lines_of(row: &Row) -> Vec<Vec<String>> {
     lines
 }
 
-/// Text that Markdown shows as it is.
+/// Escapes text for Markdown.
 fn markdown(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in one_line(text).chars() {
@@ -221,7 +223,7 @@ fn markdown(text: &str) -> String {
     safe
 }
 
-/// Text that LaTeX shows as it is.
+/// Escapes text for LaTeX.
 fn latex(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in one_line(text).chars() {
@@ -241,7 +243,7 @@ fn latex(text: &str) -> String {
             _ => safe.push(c),
         }
     }
-    // An indented name is a row below another.
+    // An indented name belongs to a row below another one.
     safe.strip_prefix("  ").map_or(safe.clone(), |rest| format!(r"\quad {rest}"))
 }
 

@@ -9,7 +9,7 @@ use crate::section::{Section, source};
 use crate::study::{GainOf, Model, Span, Study};
 use crate::table::{Cell, ReportTable, Row};
 
-/// All tables with their sections, in order.
+/// Returns all tables with their sections, in order.
 pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, ReportTable)> {
     let builder = Builder { study, paper };
     let mut tables = vec![(Section::Overview, builder.overview())];
@@ -22,7 +22,7 @@ pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, ReportTable)> {
         (Section::FullyCooperative, builder.fully_cooperative(Span::New)),
     ]
     .into_iter()
-    // Outside the paper's study nobody misses its tables.
+    // The paper's tables are shown without data only in the paper's study.
     .filter(|(_, table)| study.has_paper() || table.missing.is_none())
     .collect();
     numbered.extend(builder.one_round().map(|t| (Section::OneRound, t)));
@@ -113,7 +113,7 @@ impl<'r> Builder<'_, 'r> {
         table
     }
 
-    /// Every method of the main comparison in one line.
+    /// All methods of the main comparison, with one row each.
     fn overview(&self) -> ReportTable {
         let models: Vec<&Model> = self.study.base().into_iter().chain(self.study.finals()).collect();
         let columns = [
@@ -173,7 +173,7 @@ impl<'r> Builder<'_, 'r> {
         Row { name: self.name(model), cells, summary: false }
     }
 
-    /// Each round trained alone.
+    /// Models of each round trained alone.
     fn one_round(&self) -> Option<ReportTable> {
         let alone = |m: &&Model| m.main && m.kind == RowKind::OneRound;
         let models: Vec<&Model> = self.study.models.iter().filter(alone).collect();
@@ -202,7 +202,7 @@ impl<'r> Builder<'_, 'r> {
         self.plain(&models, "Number of models combined", caption, &name).filter(|_| several)
     }
 
-    /// Sequences beyond plain FFT and LoRA, round by round.
+    /// Sequences other than plain FFT and LoRA, round by round.
     fn other_sequences(&self) -> Vec<ReportTable> {
         let others = self.study.finals_of(RowKind::Sequence).into_iter();
         let others = others.filter(|m| !["lora", "fft"].contains(&m.method.to_lowercase().as_str()));
@@ -226,7 +226,7 @@ impl<'r> Builder<'_, 'r> {
         others.filter_map(table).collect()
     }
 
-    /// One table per side question.
+    /// One table per open question.
     fn questions(&self) -> Vec<ReportTable> {
         let table = |question: &str| {
             let models: Vec<&Model> = self.study.models.iter().filter(|m| m.question == Some(question)).collect();
@@ -241,7 +241,7 @@ impl<'r> Builder<'_, 'r> {
         self.study.questions().into_iter().filter_map(table).collect()
     }
 
-    /// Rows of scores on all columns with the three averages, the base first.
+    /// Rows of scores on all columns, with the three averages; the base comes first.
     fn plain(
         &self,
         models: &[&Model<'r>],
@@ -269,7 +269,7 @@ impl<'r> Builder<'_, 'r> {
         Some(ReportTable { title: title.to_owned(), caption, columns, rows, source, ..ReportTable::default() })
     }
 
-    /// Headers of a span: the average first for old knowledge and last for new, as in the paper.
+    /// Headers of a span: the average comes first for old knowledge and last for new knowledge, as in the paper.
     fn headers(&self, span: Span) -> Vec<String> {
         let names = self.study.places(span).into_iter().map(|c| self.study.columns()[c].name.clone());
         self.with_average(names.collect(), span, "AVE".to_owned())
@@ -310,7 +310,7 @@ impl<'r> Builder<'_, 'r> {
         self.paper.cell(label, column)
     }
 
-    /// Whether the columns of a span stand for all of the paper's, so that averages compare.
+    /// Whether the columns of a span correspond to all of the paper's, so that averages are comparable.
     fn complete(&self, span: Span) -> bool {
         let ours: Vec<Option<&str>> =
             self.study.places(span).iter().map(|&c| self.study.columns()[c].paper.as_deref()).collect();
@@ -343,7 +343,7 @@ impl<'r> Builder<'_, 'r> {
         Cell::new(self.study.of_matrix(last, |m| m.relative_bwt(column)), Format::Percent)
     }
 
-    /// The rows under the paper's tables, where the sequence stands for the paper's last round.
+    /// Adds the paper's numbers in the rows below its tables, if the sequence corresponds to the paper's last round.
     fn beside_under(&self, cells: Vec<Cell>, span: Span, number: usize, row: &str, last: &Model<'r>) -> Vec<Cell> {
         if !last.rows.iter().any(|r| r.paper.is_some()) {
             return cells;
@@ -356,7 +356,7 @@ impl<'r> Builder<'_, 'r> {
         cells.map(|(c, name)| c.beside(printed(name).map(|value| Printed { value, swapped: false }))).collect()
     }
 
-    /// A method's name in the overview and beside others.
+    /// Returns a method's name in the overview and next to other methods.
     fn name(&self, model: &Model) -> String {
         let rounds = self.study.results.rounds.len();
         match (model.kind, model.round, model.members) {
@@ -396,7 +396,7 @@ impl<'r> Builder<'_, 'r> {
     }
 }
 
-/// `LoRA 1`, `LoRA 1,2`, `LoRA 1-3`, as the paper names rounds.
+/// Names rounds as in the paper: `LoRA 1`, `LoRA 1,2`, `LoRA 1-3`.
 fn round_name(model: &Model) -> String {
     match model.round.unwrap_or(0) {
         round @ 0..=1 => format!("{} {round}", model.method),

@@ -19,17 +19,17 @@ use crate::tables;
 /// Summary of a written report.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// The page.
+    /// Path of the page.
     pub page: PathBuf,
     /// Number of tables.
     pub tables: usize,
-    /// Number of figures drawn.
+    /// Number of figures that were drawn.
     pub figures: usize,
     /// Findings on the paper's claims.
     pub findings: Vec<Finding>,
 }
 
-/// Kind of the manifest, which identifies an existing report.
+/// Kind in the manifest, which identifies an existing report.
 const KIND: &str = "report";
 
 /// Writes the report of a study to a directory, atomically:
@@ -43,7 +43,7 @@ const KIND: &str = "report";
 /// | `results.json` | the input of the report |
 /// | `manifest.json` | hashes of these files |
 ///
-/// An existing report at the path is replaced. Equal results give equal bytes.
+/// An existing report at the path is replaced. Equal results produce equal bytes.
 ///
 /// # Errors
 /// Returns [`Error::NotAReport`] if the path contains anything else, the errors of [`StudyResults::check`], and an
@@ -89,7 +89,7 @@ pub fn write(results: &StudyResults, out: &Path) -> Result<Written, Error> {
 /// Checks that the path is free or contains an earlier report.
 ///
 /// # Errors
-/// Returns [`Error::NotAReport`].
+/// Returns [`Error::NotAReport`] otherwise.
 pub fn check_place(out: &Path) -> Result<(), Error> {
     let empty = fs::read_dir(out).map_or(out.symlink_metadata().is_err(), |mut entries| entries.next().is_none());
     let earlier = || Manifest::read(out).is_ok_and(|manifest| manifest.kind == KIND);

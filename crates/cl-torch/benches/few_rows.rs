@@ -1,7 +1,8 @@
-//! Products of few rows with all weights of a small model, by `linear` and by libtorch's own operator:
+//! Times products of few rows with all weights of a small model, by `linear` and by libtorch's own operator:
 //! `cargo bench -p cl-torch --bench few_rows`.
 //!
-//! Weights with the shapes of SmolLM2-135M's 30 layers and head, f32 and bf16; milliseconds, the best of five passes.
+//! The weights have the shapes of SmolLM2-135M's 30 layers and head, in f32 and bf16. Prints milliseconds, the best of
+//! five passes.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use cl_torch::linear;
 use cl_torch::tch::{Device, Kind, Tensor};
 
 const LAYERS: usize = 30;
-/// Outputs and inputs of a layer's products.
+/// Outputs and inputs of the linear layers of one decoder layer.
 const SHAPES: [[i64; 2]; 7] = [[576, 576], [192, 576], [192, 576], [576, 576], [1536, 576], [1536, 576], [576, 1536]];
 const HEAD: [i64; 2] = [49152, 576];
 

@@ -1,5 +1,5 @@
-// Causal attention over packed sequences on a CPU as one autograd node (Dao, "FlashAttention-2", arXiv:2307.08691): weights are
-// computed again in the backward pass from the logarithm of their sum.
+// Causal attention over packed sequences on a CPU as one autograd node (Dao, "FlashAttention-2", arXiv:2307.08691): the
+// backward pass recomputes the softmax weights from the saved log-sum-exp of the scores.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -23,7 +23,7 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// Calls `body` for every head of every sequence, with scratch memory for it.
+// Calls `body` for every head of every sequence, with scratch memory.
 template <class S, class F>
 void over_heads(const std::vector<int64_t>& starts, int64_t heads, const S& scratch_of, const F& body) {
   struct Unit {
@@ -77,7 +77,8 @@ struct PackedAttention : torch::autograd::Function<PackedAttention> {
     const int64_t tokens = q.size(0), heads = q.size(1), d = q.size(2), kv_heads = k.size(1);
     const int64_t width = (d + cl::kPad - 1) / cl::kPad * cl::kPad;
     Tensor d_out = grads[0].contiguous(), dq = at::empty_like(q);
-    // Of each query head, [heads, tokens, width]; those that share a key head are added up afterwards.
+    // Gradients of each query head, [heads, tokens, width]; those of query heads that share a key head are summed
+    // afterwards.
     Tensor dk = at::zeros({heads, tokens, width}, q.options().dtype(at::kFloat)), dv = at::zeros_like(dk);
     with_type(q, [&](auto* t) {
       using T = Pointee<decltype(t)>;
@@ -99,7 +100,7 @@ struct PackedAttention : torch::autograd::Function<PackedAttention> {
 
 }  // namespace
 
-// q [tokens, heads, d], k and v [tokens, kv_heads, d]; starts: tokens before each sequence, and of all at the end.
+// q [tokens, heads, d], k and v [tokens, kv_heads, d]; starts: number of tokens before each sequence, then the total.
 extern "C" int cl_packed_attention(Tensor* q, Tensor* k, Tensor* v, const int64_t* starts, size_t n, double scale, Tensor** result) {
   return guarded([&] {
     auto like_q = [&](const Tensor& t) { return cl::has_kernels(t) && t.scalar_type() == q->scalar_type() && t.dim() == 3; };

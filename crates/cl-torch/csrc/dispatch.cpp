@@ -1,11 +1,11 @@
-// Which of the loops in kernels.h a program uses.
+// Selects at run time which build of the kernels in kernels.h is used.
 #include <atomic>
 
 #include "kernels.h"
 
 namespace {
 
-// By the number of bits in a vector; null for what this processor does not have.
+// Kernels for vectors of this many bits; null if this processor does not support them.
 const cl::Kernels* of_width(int bits) {
   if (bits == 128) return &cl::baseline;
 #if defined(__x86_64__)
@@ -34,7 +34,8 @@ std::atomic<const cl::Kernels*>& choice() {
 
 const cl::Kernels& cl::kernels() { return *choice().load(std::memory_order_relaxed); }
 
-// For tests: takes those for vectors of this many bits, 0 for the widest. Returns 0 where the processor does not have them.
+// For tests: selects the kernels for vectors of this many bits, 0 for the widest. Returns 0 if the processor does not
+// support them.
 extern "C" int cl_use_kernels(int bits) {
   const cl::Kernels* kernels = bits == 0 ? widest() : of_width(bits);
   if (kernels) choice().store(kernels, std::memory_order_relaxed);

@@ -1,4 +1,4 @@
-// From a tensor's dtype to the element type of the loops in kernels.h.
+// Maps a tensor's dtype to the element type of the kernels in kernels.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ T* data(const at::Tensor& t) {
   return (T*)t.data_ptr();
 }
 
-// Calls `body` with a null pointer to the tensor's element type.
+// Calls `body` with a null pointer whose type is a pointer to the tensor's element type.
 template <class F>
 void with_type(const at::Tensor& t, const F& body) {
   if (is_bf16(t)) {

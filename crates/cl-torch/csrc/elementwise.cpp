@@ -1,8 +1,9 @@
-// What a decoder layer computes element by element, on a CPU in f32 or bf16: one pass over memory forward and one backward,
-// where libtorch's operators take one for every step of the formula and keep what lies between for the backward pass.
+// Fused elementwise operations of a decoder layer, on a CPU in f32 or bf16: one pass over memory in the forward pass
+// and one in the backward pass. libtorch's operators take one pass for every step of the formula and keep the
+// intermediate results for the backward pass.
 //
-// Everything is computed in f32. Where libtorch's operators would round to bf16 in between, the forward pass rounds as well;
-// the backward pass rounds once.
+// All arithmetic is in f32. Where libtorch's operators would round an intermediate result to bf16, the forward pass
+// rounds as well; the backward pass rounds only once.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -25,7 +26,7 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// Elements that are worth handing to another thread.
+// Minimum number of elements per thread.
 constexpr int64_t kGrain = 1 << 14;
 
 template <class F>
@@ -121,7 +122,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
       if (ctx->needs_input_grad(1)) {
         d_weight = at::zeros({n}, weight.options().dtype(at::kFloat));
         float* sums = data<float>(d_weight);
-        // Columns are divided, so that rows are added up in the same order with any number of threads.
+        // Threads divide the columns, so rows are summed in the same order for any number of threads.
         over_rows(n, rows, [&](int64_t a, int64_t b) {
           for (int64_t i = 0; i < rows; ++i) cl::loops<T>().norm_weight(in + i * n + a, d + i * n + a, r[i], sums + a, b - a);
         });
@@ -156,7 +157,7 @@ struct Rotate : torch::autograd::Function<Rotate> {
     return rotated(x.contiguous(), cos, sin, 1.0f);
   }
 
-  // The transpose of a rotation rotates back.
+  // The transpose of a rotation is the inverse rotation.
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     no_second_derivative();
     variable_list saved = ctx->get_saved_variables();
@@ -168,7 +169,7 @@ void check(bool holds) { TORCH_CHECK(holds, "expected f32 or bf16 tensors on a C
 
 }  // namespace
 
-// Tensors of one shape and dtype.
+// gate and up have the same shape and dtype.
 extern "C" int cl_silu_mul(Tensor* gate, Tensor* up, Tensor** result) {
   return guarded([&] {
     check(cl::has_kernels(*gate) && cl::has_kernels(*up) && gate->sizes() == up->sizes() && gate->scalar_type() == up->scalar_type());
@@ -176,7 +177,7 @@ extern "C" int cl_silu_mul(Tensor* gate, Tensor* up, Tensor** result) {
   });
 }
 
-// x [..., n], weight [n] in its dtype or in f32.
+// x [..., n]; weight [n] in the dtype of x or in f32.
 extern "C" int cl_rms_norm(Tensor* x, Tensor* weight, double eps, Tensor** result) {
   return guarded([&] {
     check(cl::has_kernels(*x) && cl::has_kernels(*weight) && x->dim() > 0 && weight->dim() == 1 && weight->size(0) == x->size(-1) &&
@@ -185,7 +186,7 @@ extern "C" int cl_rms_norm(Tensor* x, Tensor* weight, double eps, Tensor** resul
   });
 }
 
-// x [tokens, heads, n], cos and sin [tokens, 1, half] of one dtype with 2·half ≤ n.
+// x [tokens, heads, n]; cos and sin [tokens, 1, half]; all of one dtype, with 2·half ≤ n.
 extern "C" int cl_rotate(Tensor* x, Tensor* cos, Tensor* sin, Tensor** result) {
   return guarded([&] {
     check(cl::has_kernels(*x) && cl::has_kernels(*cos) && cl::has_kernels(*sin) && x->dim() == 3 && cos->sizes() == sin->sizes() &&

@@ -1,4 +1,4 @@
-// What every entry of the shim needs: C++ exceptions end here, their text is kept per thread.
+// Helpers for every entry point of the shim: C++ exceptions are caught, and their text is kept per thread.
 #pragma once
 
 #include <ATen/core/Tensor.h>

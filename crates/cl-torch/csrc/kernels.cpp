@@ -1,5 +1,5 @@
-// The loops behind elementwise.cpp and attention.cpp. Compiled several times, for processors with vectors of several widths
-// (build.rs), and therefore free of headers whose functions other files use as well.
+// The kernels of elementwise.cpp, attention.cpp, kv_blocks.cpp and products.cpp. This file is compiled several times,
+// for several vector widths (build.rs), so it must not include headers with functions that other files use as well.
 #include "kernels.h"
 
 #include "simd.h"
@@ -29,7 +29,7 @@ void silu_mul_back(const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, 
   });
 }
 
-// One row: y = weight · x · r with r = 1/√(mean(x²) + eps), which is returned.
+// Normalizes one row: y = weight · x · r. Returns r = 1/√(mean(x²) + eps).
 template <class T, class W>
 float norm(const T* x, const W* weight, float eps, T* y, int64_t n) {
   vf squares{};
@@ -38,7 +38,7 @@ float norm(const T* x, const W* weight, float eps, T* y, int64_t n) {
     squares += v * v;
   });
   const float r = 1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps);
-  // With a weight in bf16 the quotient is rounded before the product.
+  // With a bf16 weight, the quotient is rounded before the product.
   over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
     store(y + i, rounded<W>(load(x + i, m) * r) * load(weight + i, m), m);
   });
@@ -58,7 +58,7 @@ void norm_back(const T* x, const W* weight, const T* dy, float r, T* dx, int64_t
   });
 }
 
-// Adds one row's dy · x · r to the sums of some columns.
+// Adds dy · x · r of one row to the sums of n columns.
 template <class T>
 void norm_weight(const T* x, const T* dy, float r, float* sums, int64_t n) {
   over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
@@ -66,7 +66,8 @@ void norm_weight(const T* x, const T* dy, float r, float* sums, int64_t n) {
   });
 }
 
-// One head: element i is paired with i + half, and elements from 2·half on are copied. `sign` −1 rotates back.
+// Rotates one head: element i is paired with i + half, and elements from 2·half on are copied. With sign = −1, the
+// rotation is inverted.
 template <class T>
 void rotate(const T* x, const T* cos, const T* sin, float sign, T* y, int64_t half, int64_t n) {
   over_vectors(half, [&](int64_t i, int64_t m) CL_ALWAYS {
@@ -79,7 +80,7 @@ void rotate(const T* x, const T* cos, const T* sin, float sign, T* y, int64_t ha
 
 int64_t padded(int64_t n) { return (n + cl::kPad - 1) / cl::kPad * cl::kPad; }
 
-// Rows and vectors of a tile of a product, such that its sums stay in registers.
+// Rows and vectors of a register tile of a product, chosen so that its accumulators stay in registers.
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kCols = 2;
 #elif defined(__AVX2__)
@@ -88,7 +89,7 @@ constexpr int kRows = 6, kCols = 1;
 constexpr int kRows = 2, kCols = 1;
 #endif
 
-// A matrix whose element (i, k) is at[i · row + k · col].
+// A strided matrix: element (i, k) is at[i · row + k · col].
 struct Strided {
   const float* at;
   int64_t row, col;
@@ -115,21 +116,22 @@ CL_INLINE void tile(int64_t depth, Strided a, const B* b, int64_t b_row, float* 
 
 template <int M, class B>
 CL_INLINE void tile_rows(int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-  // With few rows more columns, so that enough sums are independent of each other.
+  // With few rows, a tile has more columns, so that there are enough independent accumulators.
   constexpr int N = 2 * M <= kRows ? 2 * kCols : kCols;
   int64_t j = 0;
   for (; j + N * kLanes <= n; j += N * kLanes) tile<M, N>(depth, a, b + j, b_row, c + j, c_row, add);
   for (; j < n; j += kLanes) tile<M, 1>(depth, a, b + j, b_row, c + j, c_row, add);
 }
 
-// As tile_rows with m = 1 to M rows.
+// Like tile_rows, with a number of rows m from 1 to M.
 template <int M, class B>
 CL_INLINE void tile_last(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   if (m == M) return tile_rows<M>(n, depth, a, b, b_row, c, c_row, add);
   if constexpr (M > 1) tile_last<M - 1>(m, n, depth, a, b, b_row, c, c_row, add);
 }
 
-// c = a · b, or with `add` c += a · b: a is m × depth, b depth × n, n a multiple of kPad. Sums do not depend on m and n.
+// c = a · b, or c += a · b if `add`: a is m × depth, b is depth × n, n is a multiple of kPad. The order of summation
+// does not depend on m and n.
 template <class B>
 void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_t b_row, float* c, int64_t c_row, bool add) {
   int64_t i = 0;
@@ -139,7 +141,7 @@ void multiply(int64_t m, int64_t n, int64_t depth, Strided a, const B* b, int64_
   if (i < m) tile_last<kRows - 1>(m - i, n, depth, {a.at + i * a.row, a.row, a.col}, b, b_row, c + i * c_row, c_row, add);
 }
 
-// Rows of x and of w whose products are computed together, such that their sums stay in registers.
+// Rows of x and of w in a register tile of dot_rows, chosen so that its accumulators stay in registers.
 #if defined(__AVX512F__)
 constexpr int kDotRows = 6;
 #else
@@ -147,11 +149,11 @@ constexpr int kDotRows = 2;
 #endif
 constexpr int kDotCols = 4;
 
-// Rows of w that stay in a cache while all rows of x are multiplied with them.
+// Rows of w in a block that stays in the cache while all rows of x are multiplied with it.
 constexpr int64_t kDotBlock = 16;
 
-// M rows of x with kDotCols rows of w. Meanwhile it fetches some of as many rows of w from `next` on: the tiles with all rows of x
-// take turns, number `turn` of `turns`.
+// Multiplies M rows of x with kDotCols rows of w, and meanwhile prefetches some of the kDotCols rows of w that start at
+// `next`. The `turns` tiles that cover all rows of x share this prefetching; this one is number `turn`.
 template <int M, class T>
 CL_INLINE void dot_tile(int64_t depth, const float* x, const T* w, const T* next, int64_t turn, int64_t turns, float* y, int64_t y_row) {
   vf products[M][kDotCols] = {};
@@ -170,7 +172,7 @@ CL_INLINE void dot_tile(int64_t depth, const float* x, const T* w, const T* next
   }
 }
 
-// As dot_tile with m = 1 to M rows.
+// Like dot_tile, with a number of rows m from 1 to M.
 template <int M, class T>
 CL_INLINE void dot_last(int64_t m, int64_t depth, const float* x, const T* w, const T* next, int64_t turn, int64_t turns, float* y,
                         int64_t y_row) {
@@ -178,7 +180,8 @@ CL_INLINE void dot_last(int64_t m, int64_t depth, const float* x, const T* w, co
   if constexpr (M > 1) dot_last<M - 1>(m, depth, x, w, next, turn, turns, y, y_row);
 }
 
-// A product for few rows x, which reads w once and as it is stored, at the speed of the memory.
+// A product with few rows of x. It reads w once, in the order in which it is stored, so it is bound by memory
+// bandwidth.
 template <class T>
 void dot_rows(int64_t m, int64_t n, int64_t depth, const float* x, const T* w, float* y, int64_t y_row) {
   const int64_t tiled = n / kDotCols * kDotCols, turns = (m + kDotRows - 1) / kDotRows;
@@ -204,10 +207,10 @@ void dot_rows(int64_t m, int64_t n, int64_t depth, const float* x, const T* w, f
   }
 }
 
-// Queries that are computed together.
+// Number of queries in a block.
 constexpr int64_t kQueries = 32;
 
-// Rows of x in f32, with zeros behind each up to the padded width.
+// Converts rows of x to f32 and pads each with zeros to the padded width.
 template <class T>
 void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t d, float* y) {
   const int64_t width = padded(d);
@@ -223,7 +226,7 @@ void narrow_rows(const float* x, int64_t width, int64_t rows, int64_t d, T* y, i
   }
 }
 
-// d × padded(rows), with zeros behind each row, from rows × padded(d).
+// Transposes rows × padded(d) to d × padded(rows), padding each row with zeros.
 void transpose(const float* x, int64_t rows, int64_t d, float* y) {
   const int64_t width = padded(rows), x_width = padded(d);
   for (int64_t j = 0; j < d; ++j) {
@@ -238,7 +241,8 @@ CL_INLINE vi lane_numbers() {
   return numbers;
 }
 
-// Products to scores, in place; returns the largest of those from `first` to n. A cap turns s into cap · tanh(s / cap).
+// Turns dot products into scores, in place; returns the largest score in [first, n). A cap turns s into cap · tanh(s /
+// cap).
 float score(float* row, int64_t first, int64_t n, float scale, float cap) {
   vf most = splat(-__builtin_inff());
   for (int64_t j = 0; j < n; j += kLanes) {
@@ -252,7 +256,7 @@ float score(float* row, int64_t first, int64_t n, float scale, float cap) {
   return largest(most);
 }
 
-// Scores to weights relative to the largest score, in place, with zeros before `first` and from n to `end`; returns their sum.
+// Turns scores into exp(score − most), in place; entries before `first` and in [n, end) become 0. Returns the sum.
 float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
   vf sums{};
   for (int64_t j = 0; j < end; j += kLanes) {
@@ -264,7 +268,7 @@ float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) 
   return sum(sums);
 }
 
-// Scratch: keys transposed, values, queries, products, outputs.
+// Floats of scratch memory: transposed keys, values and keys as rows, queries, products, outputs.
 int64_t attend_scratch(int64_t length, int64_t d) {
   return padded(length) * d + 2 * length * padded(d) + kQueries * (padded(length) + 2 * padded(d));
 }
@@ -299,12 +303,13 @@ void attend(const cl::Head<T>& head, T* out, float* logsumexp, float* scratch) {
   }
 }
 
-// Scratch: keys, keys and values transposed, queries, outputs and their gradients, weights and their gradients.
+// Floats of scratch memory: keys and values as rows and transposed; queries, outputs and their gradients; softmax
+// weights and their gradients.
 int64_t attend_back_scratch(int64_t length, int64_t d) {
   return 2 * padded(length) * d + 2 * length * padded(d) + kQueries * (2 * padded(length) + 4 * padded(d));
 }
 
-// dk and dv are [length, padded(d)] and set to zero by the caller.
+// dk and dv are [length, padded(d)]; the caller sets them to zero.
 template <class T>
 void attend_back(const cl::Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
                  float* scratch) {
@@ -364,7 +369,7 @@ void append(const cl::Continued<T>& head) {
   }
 }
 
-// Products of queries, m × d, with the first n stored keys.
+// Products of the queries, m × d, with the first n cached keys.
 template <class T>
 void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* keys, float* products, int64_t row) {
   for (int64_t i = 0; i < n; i += cl::kBlock) {
@@ -373,13 +378,14 @@ void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* ke
   }
 }
 
-// Scratch: queries, results, products with the prefix and with the longest sequence, sums.
+// Floats of scratch memory: queries, results, products with the prefix and with the longest sequence, sums.
 int64_t attend_stored_scratch(int64_t rows, int64_t prefix, int64_t longest, int64_t d) {
   return rows * (2 * padded(d) + padded(prefix) + padded(longest) + 1);
 }
 
-// A query sees the prefix, the tokens stored before, and the new ones of its sequence up to its own; with a window there is no
-// prefix. Products with the prefix are computed for all sequences at once. Results do not depend on what other sequences there are.
+// A query attends to the prefix, to the cached tokens of its sequence, and to the new ones up to its own; with a
+// window, there is no prefix. Products with the prefix are computed for all sequences at once. Results do not depend on
+// the other sequences.
 template <class T>
 void attend_stored(const cl::Continued<T>& head, float* scratch) {
   const int64_t d = head.d, width = padded(d), groups = head.groups, prefix = head.prefix_length, own_at = padded(prefix);

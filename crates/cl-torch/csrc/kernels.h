@@ -1,17 +1,18 @@
-// Loops over rows of tensors, for the processor's widest vectors.
+// Kernels over rows of tensors, compiled for several vector widths.
 #pragma once
 
 #include <cstdint>
 
 namespace cl {
 
-typedef uint16_t bf16;  // its bits
+typedef uint16_t bf16;  // raw bits
 
-// Rows in scratch memory are padded with zeros to a multiple of this many elements, the lanes of the widest vectors.
+// Rows in scratch memory are padded with zeros to a multiple of this many elements, the number of lanes of the widest
+// vectors.
 constexpr int64_t kPad = 16;
 
-// One head of one sequence in causal attention: element (i, j) of q is q[i · q_stride + j], and so on, with `length` tokens
-// and j < d.
+// One head of one sequence in causal attention, with `length` tokens of dimension `d`: element (i, j) of q is q[i ·
+// q_stride + j], and likewise for k and v with kv_stride.
 template <class T>
 struct Head {
   const T *q, *k, *v;
@@ -19,28 +20,29 @@ struct Head {
   float scale;
 };
 
-// Keys stored together by KvBlocks: their elements are transposed within a block.
+// Number of keys in a block of KvBlocks. Within a block, keys are stored transposed.
 constexpr int64_t kBlock = 64;
 
-// Keys and values of one head of one sequence: element j of key i is keys[(i / kBlock · d + j) · kBlock + i % kBlock], of value i
-// values[i · padded + j], with `padded` the next multiple of kPad from d.
+// Cached keys and values of one head of one sequence. Element j of key i is keys[(i / kBlock · d + j) · kBlock + i %
+// kBlock]; element j of value i is values[i · padded + j], where `padded` is d rounded up to a multiple of kPad.
 template <class T>
 struct Stored {
   T *keys, *values;
 };
 
-// One key/value head of sequences that are continued behind a common prefix: new token t of all has the keys k[t · kv_stride + j],
-// and the queries q[t · q_stride + g · d + j] of `groups` heads, whose results have the same places in `out`.
+// One key/value head of sequences that continue after a common prefix. New token t of all sequences has the keys k[t ·
+// kv_stride + j] and the queries q[t · q_stride + g · d + j] of `groups` query heads, whose results have the same
+// positions in `out`.
 template <class T>
 struct Continued {
   const T *q, *k, *v;
   T* out;
   int64_t q_stride, kv_stride, groups, d;
   float scale, softcap;  // 0: no cap
-  int64_t window;        // positions that a query sees, with its own; 0: all
+  int64_t window;        // positions that a query attends to, including its own; 0: all
   Stored<T> prefix, own;
-  int64_t prefix_length, slot_keys, slot_values;  // elements from one slot of `own` to the next
-  const int64_t *slots, *lengths, *widths;        // of each sequence; length: tokens stored before, width: new ones
+  int64_t prefix_length, slot_keys, slot_values;  // slot_keys, slot_values: strides between slots of `own`
+  const int64_t *slots, *lengths, *widths;        // of each sequence; length: cached tokens, width: new ones
   int64_t sequences;
 };
 
@@ -53,7 +55,7 @@ struct Loops {
   void (*attend)(const Head<T>& head, T* out, float* logsumexp, float* scratch);
   void (*attend_back)(const Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
                       float* scratch);
-  // Stores the new keys and values.
+  // Appends the new keys and values to the cache.
   void (*append)(const Continued<T>& head);
   void (*attend_stored)(const Continued<T>& head, float* scratch);
   // y[i · y_row + j] = x_i · w_j for m rows of x and n rows of w, both of `depth` elements.
@@ -72,11 +74,11 @@ struct Kernels {
   NormLoops<float, float> norm_f32;
   NormLoops<bf16, float> norm_half_f32;
   NormLoops<bf16, bf16> norm_half;
-  // Floats that they need besides.
+  // Number of floats of scratch memory that the attention kernels need.
   int64_t (*attend_scratch)(int64_t length, int64_t d);
   int64_t (*attend_back_scratch)(int64_t length, int64_t d);
   int64_t (*attend_stored_scratch)(int64_t rows, int64_t prefix, int64_t longest, int64_t d);
-  // Up to this many rows of x, dot_rows in f32 takes less time than libraries (docs/benchmarks.md).
+  // Up to this many rows of x, dot_rows in f32 is faster than the libraries (docs/benchmarks.md).
   int64_t few_rows;
 };
 
@@ -85,7 +87,7 @@ extern const Kernels baseline;
 extern const Kernels avx2, avx512;
 #endif
 
-// Those for this processor (dispatch.cpp).
+// Returns the kernels for this processor (dispatch.cpp).
 const Kernels& kernels();
 
 template <class T>

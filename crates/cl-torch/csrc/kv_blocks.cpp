@@ -1,4 +1,4 @@
-// Attention of new tokens to the stored keys and values of their sequences, on a CPU.
+// Attention of new tokens to the KV cache of their sequences, on a CPU.
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ using cl::with_type;
 
 namespace {
 
-// Rows of queries up to which sequences are computed together.
+// Maximum number of query rows for which sequences are computed together.
 constexpr int64_t kRows = 32;
 
 struct Spans {
@@ -27,7 +27,8 @@ struct Spans {
   int64_t tokens() const { return std::accumulate(widths, widths + n, int64_t{0}); }
 };
 
-// keys [slots, kv_heads, blocks, d, kBlock], values [slots, kv_heads, blocks · kBlock, padded d]; k and v [tokens, kv_heads, d].
+// keys [slots, kv_heads, blocks, d, kBlock], values [slots, kv_heads, blocks · kBlock, padded d]; k and v [tokens,
+// kv_heads, d].
 bool fits(const Tensor& keys, const Tensor& values, const Tensor& k, const Tensor& v, const Spans& spans) {
   const bool shapes = cl::has_kernels(keys) && keys.dim() == 5 && values.dim() == 4 && k.dim() == 3 && k.sizes() == v.sizes() &&
                       keys.is_contiguous() && values.is_contiguous() && values.scalar_type() == keys.scalar_type() &&
@@ -51,7 +52,7 @@ cl::Stored<T> stored(const Tensor& keys, const Tensor& values, int64_t head) {
   return {data<T>(keys) + head * keys.stride(1), data<T>(values) + head * values.stride(1)};
 }
 
-// The part of `head` with sequences from `s` to `end`, of which the first new token is number `token`.
+// The continuation of one head for the sequences [s, end), whose first new token is number `token`.
 template <class T>
 cl::Continued<T> of_head(const Tensor& k, const Tensor& v, const Tensor& keys, const Tensor& values, const Spans& spans, int64_t head,
                          int64_t s, int64_t end, int64_t token) {
@@ -67,7 +68,7 @@ struct Unit {
   int64_t head, first, end, token, rows, longest, cost;
 };
 
-// One unit for each key/value head and some consecutive sequences.
+// Units of work: one for each key/value head and group of consecutive sequences.
 std::vector<Unit> units_of(const Spans& spans, int64_t kv_heads, int64_t groups, int64_t prefix) {
   std::vector<Unit> units;
   for (int64_t s = 0, token = 0; s < spans.n;) {
@@ -85,7 +86,7 @@ std::vector<Unit> units_of(const Spans& spans, int64_t kv_heads, int64_t groups,
 
 }  // namespace
 
-// Stores new keys and values [tokens, kv_heads, d].
+// Appends new keys and values [tokens, kv_heads, d] to the cache.
 extern "C" int cl_append_stored(Tensor* k, Tensor* v, Tensor* keys, Tensor* values, const int64_t* slots, const int64_t* lengths,
                                 const int64_t* widths, size_t n) {
   return guarded([&] {
@@ -101,7 +102,7 @@ extern "C" int cl_append_stored(Tensor* k, Tensor* v, Tensor* keys, Tensor* valu
   });
 }
 
-// q [tokens, heads, d]; the prefix's keys and values have one slot. Stores the new keys and values as well.
+// q [tokens, heads, d]; the prefix's keys and values have one slot. Also appends the new keys and values to the cache.
 extern "C" int cl_attend_stored(Tensor* q, Tensor* k, Tensor* v, Tensor* keys, Tensor* values, Tensor* prefix_keys,
                                 Tensor* prefix_values, int64_t prefix, const int64_t* slots, const int64_t* lengths,
                                 const int64_t* widths, size_t n, double scale, double softcap, int64_t window, Tensor** result) {

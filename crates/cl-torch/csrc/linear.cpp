@@ -1,4 +1,4 @@
-// Linear layers over one input as one autograd node, each with a low-rank update beside it or not.
+// Several linear layers on one input as one autograd node, each with or without a low-rank update.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
@@ -14,21 +14,23 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// One layer among the node's tensors: x, then these for each layer, undefined where a layer has none.
-// A quantized weight has an absmax, and `kWeight` holds its values.
+// The node's tensors are x, followed by these tensors for each layer; those that a layer does not have are undefined.
+// For a quantized weight, `kAbsmax` is defined and `kWeight` holds the quantized values.
 enum Part { kWeight, kBias, kA, kB, kAbsmax, kNested, kParts };
 
 size_t place(size_t layer, Part part) { return 1 + layer * kParts + part; }
 
-// A quantized weight is dequantized for each use, so that nothing keeps the dense one.
+// A quantized weight is dequantized for each use, so that the dense weight is never kept.
 Tensor dense_weight(const variable_list& tensors, size_t layer, at::ScalarType kind) {
   const Tensor &weight = tensors[place(layer, kWeight)], &absmax = tensors[place(layer, kAbsmax)];
   return absmax.defined() ? cl::dequantized({weight, absmax, tensors[place(layer, kNested)]}, kind) : weight;
 }
 
-// y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ. The A are one product; sums go into what is there already.
+// y_i = x·W_iᵀ + b_i + s_i·(x·A_iᵀ)·B_iᵀ. The products with all A are computed as one, and sums are accumulated in
+// place.
 struct Linears : torch::autograd::Function<Linears> {
-  // `places` says where each of the tensors belongs: autograd takes no undefined ones.
+  // `present` holds the defined tensors, since autograd does not accept undefined ones; `places` gives the position of
+  // each.
   static variable_list forward(AutogradContext* ctx, at::TensorList present, std::vector<int64_t> places,
                                std::vector<double> scalings) {
     variable_list tensors(1 + scalings.size() * kParts);
@@ -54,7 +56,7 @@ struct Linears : torch::autograd::Function<Linears> {
       if (b.defined()) {
         h = as.size() == 1 ? narrow : narrow.narrow(1, start, b.size(1)).contiguous();
         start += b.size(1);
-        // Scaling the skinny product costs r per token instead of out per token.
+        // Scaling x·Aᵀ costs `r` multiplications per token; scaling the update would cost `out`.
         h.mul_(scalings[i]);
         cl::add_product(y, h, b.t());
       }
@@ -98,13 +100,13 @@ struct Linears : torch::autograd::Function<Linears> {
       if (wants(place(i, kWeight))) result[place(i, kWeight)] = cl::product(dy.t(), x);
       if (wants(place(i, kBias))) result[place(i, kBias)] = dy.sum(0);
       if (!b.defined()) continue;
-      if (wants(place(i, kB))) result[place(i, kB)] = cl::product(h.t(), dy).t();  // the quicker of the two orders
+      if (wants(place(i, kB))) result[place(i, kB)] = cl::product(h.t(), dy).t();  // the faster order of factors
       dhs.push_back(cl::product(dy, b).mul_(scalings[i]));
     }
     if (!dhs.empty()) {
       Tensor dh = dhs.size() == 1 ? dhs[0] : at::cat(dhs, 1);
       if (wants(0)) add_dx(dh, stacked);
-      // The A are stacked: one product gives the gradients of all.
+      // The A are stacked, so one product gives the gradients of all of them.
       Tensor da;
       int64_t start = 0;
       for (size_t i = 0; i < layers; ++i) {
@@ -120,14 +122,15 @@ struct Linears : torch::autograd::Function<Linears> {
     result[0] = dx;
     variable_list gradients;
     for (int64_t place : places) gradients.push_back(result[place]);
-    gradients.insert(gradients.end(), 2, Tensor());  // places and scalings take none
+    gradients.insert(gradients.end(), 2, Tensor());  // places and scalings have no gradient
     return gradients;
   }
 };
 
 }  // namespace
 
-// tensors: x [rows, in], then weight [out, in], bias [out], A [r, in], B [out, r], absmax, nested of each layer, null for none.
+// tensors: x [rows, in], then for each layer: weight [out, in], bias [out], A [r, in], B [out, r], absmax, nested; null
+// if absent.
 extern "C" int cl_linears(Tensor* const* tensors, const double* scalings, size_t layers, Tensor** outputs) {
   return guarded([&] {
     std::vector<Tensor> present;

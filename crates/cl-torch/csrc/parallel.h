@@ -1,4 +1,4 @@
-// Loops on libtorch's threads.
+// Parallel loops on libtorch's threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -10,12 +10,13 @@
 
 namespace cl {
 
-// Calls body(begin, end) with ranges that together are 0 to n, on several threads if n exceeds `grain`. Ranges begin at multiples
-// of `grain`.
+// Calls body(begin, end) with ranges that partition [0, n), on several threads if n exceeds `grain`. Ranges begin at
+// multiples of `grain`.
 //
-// at::parallel_for would be a loop of the file that includes it, and needs that file to be linked with the OpenMP library that
-// libtorch happens to have; with another one there would be twice the threads. libtorch's iterator over a tensor divides its
-// elements from inside libtorch, and their places in memory are the numbers wanted here.
+// at::parallel_for is compiled into the file that includes it, which would then have to be linked with the same OpenMP
+// library as libtorch; with a different one, there would be twice as many threads. Instead, this uses a TensorIterator,
+// which divides the elements of a tensor among threads inside libtorch: their offsets in memory are the indices of the
+// loop.
 template <class F>
 void over_ranges(int64_t n, int64_t grain, const F& body) {
   if (n == 0) return;
@@ -29,8 +30,9 @@ void over_ranges(int64_t n, int64_t grain, const F& body) {
   }, /*grain_size=*/1);
 }
 
-// Calls body(unit, scratch) for units with a `cost`, the costly ones first, such that each thread has about the same costs.
-// `scratch` is a vector of the thread, for the body to enlarge.
+// Calls body(unit, scratch) for all units, which have a member `cost`. Units are assigned to threads in order of
+// descending cost, so that all threads have about the same total cost. `scratch` is a vector owned by the thread, which
+// the body may enlarge.
 template <class U, class F>
 void over_units(std::vector<U> units, const F& body) {
   std::stable_sort(units.begin(), units.end(), [](const U& a, const U& b) { return a.cost > b.cost; });

@@ -1,4 +1,4 @@
-// A group of processes (c10d): a TCPStore where they meet, and Gloo's collective operations on CPU tensors.
+// A process group (c10d): a TCPStore for the rendezvous, and Gloo's collective operations on CPU tensors.
 #define USE_C10D_GLOO 1
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -35,18 +35,20 @@ int started(cl_work** result, F start) {
 
 extern "C" {
 
-// `interface` names the network interface of the collectives, `host` an address of it; libtorch chooses where both are null.
-// The store lives in the process that has `serves`.
+// `interface` names the network interface for collectives, `host` gives an address of it; if both are null, libtorch
+// chooses. The process with `serves` hosts the store.
 int cl_process_group(const char* address, uint16_t port, int serves, int rank, int world, int64_t timeout_ms,
                      const char* prefix, const char* interface, const char* host, cl_group** result) {
   return guarded([&] {
-    // c10d warns on every rank where host names do not resolve, although it needs none. Errors are thrown, too.
+    // c10d logs warnings on every rank if host names do not resolve, although it does not need them. Errors are thrown
+    // as exceptions anyway.
     FLAGS_caffe2_log_level = std::max(FLAGS_caffe2_log_level, c10::GLOG_ERROR);
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = serves != 0;
     options.numWorkers = static_cast<size_t>(world);
-    // The others come when they do; the server would else wait for them under a message that names no rank.
+    // Do not wait for the other ranks here; they may join later. If the store waited for them, its error would name no
+    // rank.
     options.waitWorkers = false;
     options.timeout = std::chrono::milliseconds(timeout_ms);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(std::string(address), options);
@@ -77,12 +79,12 @@ int cl_broadcast(cl_group* group, Tensor* tensor, int root, cl_work** result) {
   });
 }
 
-// `output` holds `world` times the elements of `input`, rank by rank.
+// `output` has `world` times as many elements as `input`, ordered by rank.
 int cl_all_gather(cl_group* group, Tensor* output, Tensor* input, cl_work** result) {
   return started(result, [&] { return group->gloo->_allgather_base(*output, *input); });
 }
 
-// `input` holds `world` times the elements of `output`; the sum of part r goes to rank r.
+// `input` has `world` times as many elements as `output`; rank r gets part r of the sum.
 int cl_reduce_scatter(cl_group* group, Tensor* output, Tensor* input, cl_work** result) {
   return started(result, [&] { return group->gloo->_reduce_scatter_base(*output, *input); });
 }

@@ -16,9 +16,9 @@
 
 using at::Tensor;
 
-// oneDNN's product of dense matrices, for `result = beta · result + alpha · a·b`. libtorch itself calls it for half
-// precision only and takes MKL for f32, which leaves the wide instructions of other makers' processors unused. Builds of
-// libtorch without oneDNN do not have it: weak, so that the shim links against those as well.
+// oneDNN's product of dense matrices: `result = beta · result + alpha · a·b`. libtorch itself uses it for half
+// precision only, and MKL for f32, which does not use the widest vectors of non-Intel processors. Builds of libtorch
+// without oneDNN lack this function, so the symbol is weak and the shim also links against them.
 namespace at::native {
 __attribute__((weak)) void mkldnn_matmul(const Tensor& a, const Tensor& b, const Tensor& result, float beta, float alpha);
 }
@@ -27,8 +27,8 @@ namespace {
 
 bool has_onednn() { return &at::native::mkldnn_matmul != nullptr && at::globalContext().userEnabledMkldnn(); }
 
-// MKL has kernels for every width of Intel's processors. Elsewhere it stays at 256 bits: there oneDNN is quicker where the
-// processor has 512.
+// MKL has kernels for every vector width on Intel's processors, but uses only 256 bits on others. There, oneDNN is
+// faster if the processor has 512-bit vectors.
 bool prefers_onednn() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -43,8 +43,8 @@ std::atomic<bool>& choice() {
   return onednn;
 }
 
-// Whether the processor has no instructions for products of bf16. Libraries then convert in their innermost loops, at a fifth of
-// the rate of f32.
+// Whether the processor lacks instructions for bf16 products. Libraries then convert in their innermost loops, at a
+// fifth of the rate of f32.
 bool emulates_bf16() {
 #if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
   static const bool emulates = (__builtin_cpu_init(), !__builtin_cpu_supports("avx512bf16"));
@@ -56,14 +56,15 @@ bool emulates_bf16() {
 
 bool wants_graph(const Tensor& t) { return c10::GradMode::is_enabled() && t.requires_grad(); }
 
-// oneDNN's product has no derivative.
+// Whether oneDNN can compute a·b. Its product has no derivative.
 bool fits_onednn(const Tensor& a, const Tensor& b) {
   return choice().load(std::memory_order_relaxed) && a.device().is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
          a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0) && a.numel() > 0 && b.numel() > 0 && !wants_graph(a) &&
          !wants_graph(b);
 }
 
-// out = a·b, or out + a·b, of bf16, rounded once. A block of b's columns at a time: the weights of a head can be large.
+// out = a·b, or out += a·b, for bf16, rounded once. Computed for one block of columns of b at a time, because the
+// weights of an output head can be large.
 void product_in_f32(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   constexpr int64_t kBlock = 1 << 24;
   const Tensor wide = a.to(at::kFloat);
@@ -81,11 +82,12 @@ void product_in_f32(Tensor& out, const Tensor& a, const Tensor& b, bool add) {
   }
 }
 
-// Whether a·b is a product of few rows with the transpose of a matrix that is stored row by row, as in a linear layer. Libraries are
-// made for many rows, and do not reach the speed at which memory delivers the weights. Where the processor multiplies bf16, they are
-// left to it; where it does not, every number of rows takes a conversion of all weights elsewhere.
+// Whether a·b is a product of few rows with the transpose of a row-major matrix, as in a linear layer. Libraries are
+// optimized for many rows and do not reach the memory bandwidth for the weights. If the processor has bf16
+// instructions, bf16 products are left to the libraries; if not, the alternatives convert all weights for any number of
+// rows.
 bool has_few_rows(const Tensor& a, const Tensor& b) {
-  constexpr int64_t kDeep = 64;  // the sums of a row of vectors are added up at its end
+  constexpr int64_t kDeep = 64;  // each dot product ends with a horizontal sum of its vector
   if (!cl::has_kernels(a) || !b.device().is_cpu() || a.scalar_type() != b.scalar_type() || a.dim() != 2 || b.dim() != 2 ||
       a.size(1) != b.size(0) || wants_graph(a) || wants_graph(b)) {
     return false;
@@ -95,9 +97,9 @@ bool has_few_rows(const Tensor& a, const Tensor& b) {
   return a.size(0) > 0 && a.size(0) <= most && a.size(1) >= kDeep && b.size(1) > 0 && b.stride(0) == 1 && b.stride(1) == b.size(0);
 }
 
-// In f32.
+// The product in f32.
 Tensor product_of_few_rows(const Tensor& a, const Tensor& b) {
-  constexpr int64_t kPaid = 1 << 16;  // multiplications that are worth a thread
+  constexpr int64_t kPaid = 1 << 16;  // multiplications that make another thread worthwhile
   const Tensor x = a.to(at::kFloat).contiguous();
   const int64_t rows = a.size(0), depth = a.size(1), columns = b.size(1);
   Tensor y = at::empty({rows, columns}, x.options());
@@ -114,8 +116,8 @@ Tensor product_of_few_rows(const Tensor& a, const Tensor& b) {
   return y;
 }
 
-// Whether a·b of bf16 is quicker in f32, conversions included: they are as many as the elements of all three matrices, and pay if
-// each of these takes part in many multiplications.
+// Whether a·b in bf16 is faster when computed in f32, including conversions. Their number is that of the elements of
+// all three matrices, so they pay off if each element takes part in many multiplications.
 bool is_quicker_in_f32(const Tensor& a, const Tensor& b) {
   constexpr double kPaid = 16;
   if (!emulates_bf16() || !a.device().is_cpu() || a.scalar_type() != at::kBFloat16 || b.scalar_type() != at::kBFloat16 ||

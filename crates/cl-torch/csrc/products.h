@@ -1,15 +1,16 @@
-// Products of matrices by what is quicker on this processor.
+// Matrix products, computed by the fastest library or kernel for this processor.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace cl {
 
-/// a·b, or a·b + bias; a and b may be transposed. Products of bf16 are accumulated in f32 and rounded once, after the bias.
+/// a·b, or a·b + bias; a and b may be transposed. bf16 products are accumulated in f32 and rounded once, after the bias
+/// is added.
 ///
-/// Few rows times the transpose of a matrix are computed by own loops, so that each row has the same result whatever the number of
-/// rows; other f32 products by oneDNN or libtorch's BLAS. On processors without instructions for bf16, large products of bf16 are
-/// computed in f32.
+/// Few rows times the transpose of a matrix are computed by our own kernels, so that the result of a row does not
+/// depend on the number of rows. Other f32 products are computed by oneDNN or libtorch's BLAS. On processors without
+/// bf16 instructions, large bf16 products are computed in f32.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias = {});
 
 /// out += a·b, in place.

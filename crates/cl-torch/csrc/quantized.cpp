@@ -18,12 +18,13 @@ using at::Tensor;
 
 namespace {
 
-constexpr int64_t kBlock = 64;         // weights with one absmax
-constexpr int64_t kNestedBlock = 256;  // absmax values with one absmax of their own
-constexpr int64_t kGrain = 256;        // blocks or rows of one task, at least
+constexpr int64_t kBlock = 64;         // weights that share one absmax
+constexpr int64_t kNestedBlock = 256;  // absmax values that share one absmax of their own
+constexpr int64_t kGrain = 256;        // minimum number of blocks or rows per task
 constexpr float kPerStep = 1.0f / 127.0f;
 
-// NF4 (Dettmers et al., arXiv:2305.14314, appendix E): quantiles of a normal, with an exact 0, scaled to [-1, 1].
+// NF4 codes (Dettmers et al., arXiv:2305.14314, appendix E): quantiles of a normal distribution with an exact 0, scaled
+// to [-1, 1].
 constexpr std::array<float, 16> kNf4 = {
     -1.0f,
     -0.6961928009986877f,
@@ -43,8 +44,8 @@ constexpr std::array<float, 16> kNf4 = {
     1.0f,
 };
 
-// The dynamic 8-bit type (Dettmers et al., arXiv:2110.02861): seven decades of both signs, each with twice as many values as
-// the one below, in the middle of equal intervals; 0 and 1.
+// Codes of the dynamic 8-bit type (Dettmers et al., arXiv:2110.02861): 0, 1, and seven decades of both signs. Each
+// decade is divided into equal intervals, twice as many as the decade below, whose midpoints are the codes.
 const Tensor& dynamic_map() {
   static const Tensor map = [] {
     std::array<float, 256> codes{0.0f, 1.0f};
@@ -65,7 +66,7 @@ const Tensor& dynamic_map() {
   return map;
 }
 
-/// Finds the nearest of ascending codes; of two that are equally near, the lower.
+/// Finds the index of the nearest code among ascending codes; the lower of two at the same distance.
 template <size_t N>
 class Nearest {
  public:
@@ -91,7 +92,7 @@ float largest(const float* x, int64_t n) {
 /// The factor that scales values up to `m` into [-1, 1].
 float inverse(float m) { return 1.0f / std::max(m, 1e-38f); }
 
-/// The matrix as f32 on the CPU, rounded to `range`.
+/// Rounds the matrix to the dtype `range` and returns it as f32 on the CPU.
 Tensor matrix_of(const Tensor& weight, at::ScalarType range) {
   TORCH_CHECK(weight.dim() == 2, "expected a matrix, got a shape of ", weight.sizes());
   Tensor rounded = weight.detach().to(at::kCPU, range);
@@ -118,7 +119,7 @@ cl::Quantized quantized_nf4(const Tensor& weight) {
         packed[i / 2] = (uint8_t)(code(x[i] * factor) << 4 | code(x[i + 1] * factor));
     }
   });
-  // The blocks' absmax are quantized themselves, as differences from their mean.
+  // Double quantization: the absmax values of the blocks are quantized as differences from their mean.
   Tensor nested = at::empty({1 + outer}, at::kFloat), absmax = at::empty({blocks}, at::kByte);
   Tensor mean = blocks > 0 ? scales.mean() : scales.sum();
   nested[0].copy_(mean);
@@ -133,7 +134,7 @@ cl::Quantized quantized_nf4(const Tensor& weight) {
   return {values, absmax, nested};
 }
 
-// bitsandbytes converts a weight to float16 before it takes the absmax of its rows.
+// bitsandbytes converts a weight to f16 before it computes the absmax of each row.
 cl::Quantized quantized_int8(const Tensor& weight) {
   Tensor w = matrix_of(weight, at::kHalf);
   const int64_t rows = w.size(0), columns = w.size(1);
@@ -150,15 +151,15 @@ cl::Quantized quantized_int8(const Tensor& weight) {
   return {values, absmax, Tensor()};
 }
 
-/// Each value `times` times, cut to `n` values.
+/// Repeats each value `times` times and truncates the result to `n` values.
 Tensor repeated(const Tensor& values, int64_t times, int64_t n) {
   return values.unsqueeze(1).expand({-1, times}).reshape({-1}).narrow(0, 0, n);
 }
 
-/// The absmax of the blocks of an NF4 matrix, f32.
+/// Dequantizes the absmax values of the blocks of an NF4 matrix, to f32.
 Tensor absmax_of_blocks(const cl::Quantized& matrix) {
   Tensor fine = dynamic_map().to(matrix.absmax.device()).index_select(0, matrix.absmax.to(at::kInt));
-  // Two operations, which no compiler may fuse: the sum of a rounded product is part of the format.
+  // Two separate operations, so that no compiler fuses them: rounding the product before the sum is part of the format.
   fine.mul_(repeated(matrix.nested.slice(0, 1), kNestedBlock, fine.numel()));
   return fine.add_(matrix.nested[0]);
 }
@@ -211,7 +212,7 @@ Tensor on_cpu(const cl::Quantized& matrix, at::ScalarType kind) {
   return out;
 }
 
-// The same with libtorch's operators, for other devices.
+// Dequantization with libtorch's operators, for other devices.
 Tensor by_operators(const cl::Quantized& matrix, at::ScalarType kind) {
   if (!matrix.nested.defined()) {
     return matrix.values.to(at::kFloat).mul_(matrix.absmax.unsqueeze(1)).mul_(kPerStep).to(kind);
@@ -233,7 +234,7 @@ Tensor dequantized(const Quantized& matrix, at::ScalarType kind) {
 
 }  // namespace cl
 
-// results: values, absmax and, for NF4, nested, on the CPU.
+// results: values, absmax and, for NF4, nested; all on the CPU.
 extern "C" int cl_quantize(Tensor* weight, int nf4, Tensor** results) {
   return guarded([&] {
     cl::Quantized matrix = nf4 ? quantized_nf4(*weight) : quantized_int8(*weight);
@@ -243,7 +244,7 @@ extern "C" int cl_quantize(Tensor* weight, int nf4, Tensor** results) {
   });
 }
 
-// nested is null for int8. `portable`: by libtorch's operators on every device.
+// nested is null for int8. `portable` selects libtorch's operators on every device.
 extern "C" int cl_dequantize(Tensor* values, Tensor* absmax, Tensor* nested, int kind, int portable, Tensor** result) {
   return guarded([&] {
     cl::Quantized matrix{*values, *absmax, nested ? *nested : Tensor()};

@@ -1,4 +1,4 @@
-// Weights kept in 4 or 8 bits, in the layouts of bitsandbytes.
+// Weights quantized to 4 or 8 bits, in the layouts of bitsandbytes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@ struct Quantized {
   at::Tensor values, absmax, nested;
 };
 
-/// The matrix in a floating dtype: a product in f32, rounded once.
+/// Dequantizes the matrix to a floating-point dtype: computed in f32 and rounded once.
 at::Tensor dequantized(const Quantized& matrix, at::ScalarType kind);
 
 }  // namespace cl

@@ -1,5 +1,6 @@
-// What tch does not bind: output gradients, a custom autograd node, foreach and fused optimizer kernels, varlen flash
-// attention. Every entry is a C function that catches C++ exceptions; the text of the last one is kept per thread.
+// Functions of libtorch that tch does not bind: gradients with given output gradients, a custom autograd node, foreach
+// and fused optimizer kernels, and variable-length flash attention. Every entry point is a C function that catches C++
+// exceptions and keeps the text of the last one per thread.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/_foreach_mul.h>
@@ -36,7 +37,7 @@ int cl_grad(Tensor* const* outputs, Tensor* const* gradients, size_t n, Tensor* 
   });
 }
 
-// Null takes the gradient away.
+// A null gradient removes the leaf's gradient.
 int cl_set_gradient(Tensor* leaf, Tensor* gradient) {
   return guarded([&] { leaf->mutable_grad() = gradient == nullptr ? Tensor() : *gradient; });
 }
@@ -68,7 +69,7 @@ int cl_foreach_mul_(Tensor* const* tensors, size_t n, Tensor* factor) {
 }
 
 // q [total, heads, head_dim], k and v [total, kv_heads, head_dim], cu_seqlens int32 [sequences + 1]; CUDA only.
-// The operator has a derivative formula of its own, so autograd goes through it.
+// The operator has its own derivative formula, so it is differentiable.
 int cl_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu_q, Tensor* cu_k, int64_t max_q, int64_t max_k,
                     int causal, double scale, int64_t window_left, Tensor** result) {
   return guarded([&] {
@@ -80,7 +81,7 @@ int cl_flash_varlen(Tensor* q, Tensor* k, Tensor* v, Tensor* cu_q, Tensor* cu_k,
   });
 }
 
-// Forward and backward of a node written in Rust. Both return 0 on success.
+// Forward and backward functions of a node implemented in Rust. Both return 0 on success.
 typedef int (*node_forward)(void*, Tensor* const* inputs, size_t n, Tensor** output);
 typedef int (*node_backward)(void*, Tensor* const* inputs, size_t n, Tensor* grad_output, Tensor** grad_inputs);
 typedef void (*node_free)(void*);
@@ -128,7 +129,7 @@ struct RustNode : torch::autograd::Function<RustNode> {
       out.push_back(t ? *t : Tensor());
       delete t;
     }
-    out.push_back(Tensor());  // the closure takes no gradient
+    out.push_back(Tensor());  // the closure has no gradient
     return out;
   }
 };

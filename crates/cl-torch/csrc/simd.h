@@ -1,7 +1,7 @@
-// Vectors of floats as wide as the processor's, in GCC's and Clang's vector extension.
+// Float vectors of the processor's width, with GCC's and Clang's vector extension.
 //
-// Only for kernels.cpp, which is compiled for several processors: everything here has to be inlined, and nothing may come from
-// headers with functions that the linker could share with other files.
+// Only for kernels.cpp, which is compiled for several processors: everything here must be inlined, and no header may be
+// included whose functions the linker could share with other files.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ CL_INLINE vf load(const float* p) {
   return v;
 }
 
-// GCC takes several instructions for what the processor does in one.
+// GCC generates several instructions for these conversions, although the processor has one.
 #if defined(__AVX512F__)
 CL_INLINE vu widen(vh v) { return (vu)_mm512_cvtepu16_epi32((__m256i)v); }
 CL_INLINE vh narrow(vu v) { return (vh)_mm512_cvtepi32_epi16((__m512i)v); }
@@ -59,8 +59,8 @@ CL_INLINE vf load(const bf16* p) {
 
 CL_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// To the nearest number, ties to even. A NaN stays one: it comes from widened numbers or is the processor's own, and the lower
-// half of both is zero, so that nothing is carried into the upper.
+// Rounds to nearest, ties to even. A NaN stays a NaN: it is either a widened bf16 NaN or the processor's default NaN,
+// whose lower 16 bits are all zero, so the addition does not carry into the upper half.
 CL_INLINE vh to_bf16(vf v) {
   vu bits = (vu)v;
   return narrow((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -71,7 +71,7 @@ CL_INLINE void store(bf16* p, vf v) {
   __builtin_memcpy(p, &half, sizeof half);
 }
 
-// The first n elements, at most a vector, with zeros behind them.
+// Loads n elements, at most one vector, and sets the remaining lanes to zero.
 template <class T>
 CL_INLINE vf load(const T* p, int64_t n) {
   if (n >= kLanes) return load(p);
@@ -88,7 +88,7 @@ CL_INLINE void store(T* p, vf v, int64_t n) {
   __builtin_memcpy(p, part, n * sizeof(T));
 }
 
-// v as a T holds it.
+// Rounds v to the precision of T.
 template <class T>
 CL_INLINE vf rounded(vf v);
 
@@ -102,8 +102,8 @@ inline CL_ALWAYS vf rounded<bf16>(vf v) {
   return (vf)(widen(to_bf16(v)) << 16);
 }
 
-// Calls `body` with the place of every vector in n elements and the number of elements there are in it, a constant for all but
-// the last.
+// Calls `body` with the offset of every vector in n elements and its number of elements, which is a compile-time
+// constant for all but the last vector.
 template <class F>
 CL_INLINE void over_vectors(int64_t n, const F& body) {
   int64_t i = 0;
@@ -125,8 +125,8 @@ CL_INLINE float sum(vf v) {
 // Four floats.
 typedef float vq __attribute__((vector_size(16)));
 
-// Sums of neighbours, alternately of a and b: within each 128 bits, (a0+a2, b0+b2, a1+a3, b1+b3) from elements 0 to 3, then
-// from pairs of those the sums of all four.
+// Sums of neighbouring elements, alternating between a and b. Within each 128 bits, `interleaved` gives (a0+a2, b0+b2,
+// a1+a3, b1+b3) of elements 0 to 3; `interleaved_pairs` of two such vectors gives the sums of all four elements.
 #if defined(__AVX512F__)
 CL_INLINE vf interleaved(vf a, vf b) {
   return (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b) + (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b);
@@ -152,7 +152,7 @@ CL_INLINE vf interleaved_pairs(vf a, vf b) { return vf{a[0], a[1], b[0], b[1]} +
 CL_INLINE vq folded(vf v) { return v; }
 #endif
 
-// The sums of the elements of each.
+// Returns the sums over the elements of a, b, c and d.
 CL_INLINE vq sums(vf a, vf b, vf c, vf d) { return folded(interleaved_pairs(interleaved(a, b), interleaved(c, d))); }
 
 CL_INLINE float largest(vf v) {
@@ -161,8 +161,8 @@ CL_INLINE float largest(vf v) {
   return most;
 }
 
-// Within 2 units in the last place between −87 and 88: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes' polynomial for e^f. Above
-// it is infinite, below e^−87, about 1.6e-38.
+// Computes e^v, within 2 units in the last place between −87 and 88: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes'
+// polynomial for e^f. Returns infinity above 88, and e^−87, about 1.6e-38, below −87.
 CL_INLINE vf exponential(vf v) {
   const vi above = v > 88.0f;
   v = select(above, splat(88.0f), v);

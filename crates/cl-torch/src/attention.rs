@@ -6,8 +6,9 @@ use crate::ffi::{self, filled, pointer};
 /// Causal attention over packed sequences with the variable-length flash kernel (CUDA, f16 or bf16), differentiable.
 ///
 /// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, `cu_seqlens` is an i32 tensor
-/// `[sequences + 1]` of boundaries, `max_len` the longest sequence, `window` the number of earlier positions a query
-/// may see (all when `None`). Returns `[tokens, heads, head_dim]`. Source: Dao, "FlashAttention-2", arXiv:2307.08691.
+/// `[sequences + 1]` of sequence boundaries, `max_len` is the length of the longest sequence, and `window` is the
+/// number of earlier positions that a query attends to (all if `None`). Returns `[tokens, heads, head_dim]`. Source:
+/// Dao, "FlashAttention-2", arXiv:2307.08691.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] on a device without the kernel, such as the CPU, and for other dtypes.
@@ -41,15 +42,17 @@ pub fn flash_varlen(
     }
 }
 
-/// Causal attention over packed sequences on a CPU, as one node of the graph.
+/// Causal attention over packed sequences on a CPU, as one autograd node.
 ///
-/// Each query attends to the positions of its own sequence up to its own, with scores multiplied by `scale` before the softmax.
-/// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` of the same dtype with `heads` a multiple
-/// of `kv_heads`; `cu_seqlens` holds the number of tokens before each sequence and, at the end, of all. Returns
-/// `[tokens, heads, head_dim]`. There is no second derivative.
+/// Each query attends to the positions of its own sequence up to and including its own; scores are multiplied by
+/// `scale` before the softmax. `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` of
+/// the same dtype, and `heads` is a multiple of `kv_heads`. `cu_seqlens` holds the number of tokens before each
+/// sequence, followed by the total number of tokens. Returns `[tokens, heads, head_dim]`. There is no second
+/// derivative.
 ///
-/// The arithmetic is that of libtorch's flash attention for one sequence after the other; several threads take whole sequences
-/// where that divides the work evenly. Results do not depend on the number of threads.
+/// As in flash attention, queries are computed in blocks, and the backward pass recomputes the softmax weights. Each
+/// unit of work is one head of one sequence; units are distributed over the threads by their cost. Results do not
+/// depend on the number of threads.
 ///
 /// ```
 /// use cl_torch::tch::{Kind, Tensor};
@@ -61,10 +64,11 @@ pub fn flash_varlen(
 /// ```
 ///
 /// # Panics
-/// Panics if shapes, dtypes or boundaries do not fit.
+/// Panics if shapes, dtypes or boundaries do not match.
 pub fn packed_attention(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], scale: f64) -> Tensor {
     let (starts, n) = (cu_seqlens.as_ptr(), cu_seqlens.len());
-    // SAFETY: live tensors and a slice with its length; the result is filled on success with a tensor that nobody else owns.
+    // SAFETY: live tensors and a slice with its length; the result is filled on success with a tensor that nobody else
+    // owns.
     unsafe {
         filled("attention", |y| ffi::cl_packed_attention(pointer(q), pointer(k), pointer(v), starts, n, scale, y))
     }
@@ -81,7 +85,7 @@ mod tests {
         noise(shape, phase, Kind::Double).g_mul_scalar(2.0).to_kind(kind)
     }
 
-    /// Softmax with a mask in f64, one sequence after the other.
+    /// Masked softmax attention in f64, one sequence at a time.
     fn reference(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], scale: f64) -> Tensor {
         let groups = q.size()[1] / k.size()[1];
         let repeat = |t: &Tensor| t.repeat_interleave_self_int(groups, 1, None);
@@ -113,9 +117,10 @@ mod tests {
     }
 
     fn check(bits: i32) {
-        // Sequences of nothing, of one token, that end inside and at a block of queries, and of several blocks.
+        // Empty and single-token sequences, sequences that end inside and at a block of queries, and one of several
+        // blocks.
         let cu_seqlens = [0, 0, 1, 33, 97, 97, 170];
-        // Sums of up to 170 f32 numbers; in bf16, roundings of 2^-8 of the inputs of the sums and of the result.
+        // Sums of up to 170 f32 terms; in bf16, the inputs of the sums and the result are rounded, by 2^-8 each.
         for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 1e-2)] {
             for (heads, kv_heads, d) in [(4, 4, 16), (6, 2, 20), (3, 1, 64)] {
                 let (q, k) = (numbers(&[170, heads, d], 0.1, kind), numbers(&[170, kv_heads, d], 0.2, kind));

@@ -5,8 +5,8 @@ use tch::Tensor;
 use crate::TorchError;
 use crate::ffi::{self, pointer, pointers};
 
-/// Runs the backward pass from `outputs` with the given output `gradients` (same shapes and dtypes), adding into the
-/// `.grad` of every leaf that requires one.
+/// Runs the backward pass from `outputs` with the given output `gradients` (same shapes and dtypes) and accumulates
+/// into the `.grad` of every leaf that requires a gradient.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if shapes differ or the graph has been freed.
@@ -17,8 +17,8 @@ pub fn backward(outputs: &[&Tensor], gradients: &[&Tensor]) -> Result<(), TorchE
     TorchError::check("backward", code)
 }
 
-/// Gradients of `outputs` (weighted by `gradients`) with respect to `inputs`; an input that the outputs do not depend
-/// on gives an undefined tensor. `create_graph` makes the result differentiable.
+/// Computes the gradients of `outputs` (weighted by `gradients`) with respect to `inputs`. For an input that the
+/// outputs do not depend on, the result is an undefined tensor. `create_graph` makes the result differentiable.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if shapes differ or an input requires no gradient.
@@ -49,10 +49,10 @@ pub fn grad(
     Ok(result.into_iter().map(|p| unsafe { Tensor::from_ptr(p) }).collect())
 }
 
-/// Sets the gradient of a leaf (same shape, dtype and device), or takes it away, which frees its memory.
+/// Sets the gradient of a leaf (same shape, dtype and device), or removes it and frees its memory if `None`.
 ///
 /// # Errors
-/// Returns [`TorchError::Libtorch`] if the gradient does not fit the leaf.
+/// Returns [`TorchError::Libtorch`] if the gradient does not match the leaf.
 pub fn set_gradient(leaf: &Tensor, gradient: Option<&Tensor>) -> Result<(), TorchError> {
     // SAFETY: live tensors, or null, which the shim allows.
     let code = unsafe { ffi::cl_set_gradient(pointer(leaf), gradient.map_or(std::ptr::null_mut(), pointer)) };

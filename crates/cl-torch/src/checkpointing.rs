@@ -14,26 +14,29 @@ struct Segment {
     around: Box<dyn Around>,
 }
 
-/// What happens around the two passes of a checkpointed segment, such as fetching weights that are not kept.
+/// Hooks around the forward pass and the recomputation of a checkpointed segment, for example to fetch weights that are
+/// not kept in memory.
 pub trait Around: Send {
-    /// Before the segment is computed, for the first or the second time.
+    /// Called before the segment is computed, in the forward pass and again before it is recomputed in the backward
+    /// pass.
     fn before(&self) {}
 
-    /// After the first time: until the second, nothing of the segment is needed.
+    /// Called after the forward pass. Nothing of the segment, such as its weights, is needed until it is recomputed.
     fn after_forward(&self) {}
 
-    /// After the second time, when all gradients of the segment are there.
+    /// Called after the backward pass of the segment, when all of its gradients have been computed.
     fn after_backward(&self) {}
 }
 
 impl Around for () {}
 
-/// Activation checkpointing: computes `f(inputs)` without keeping its activations, and computes it once more in the
-/// backward pass. Gradients reach both the inputs that require them and every leaf used inside `f`.
+/// Activation checkpointing: computes `f(inputs)` without keeping its activations, and recomputes it in the backward
+/// pass. Gradients reach both the inputs that require them and every leaf used inside `f`.
 ///
-/// At least one input must require a gradient, or the node is not part of any graph. `f` must be a pure function:
-/// dropout inside has to draw the same mask both times. On CUDA the second run happens on autograd's own thread, which
-/// is why `f` is `Send`. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
+/// At least one input must require a gradient; otherwise the node is not part of any graph. `f` must be a pure
+/// function: dropout inside it has to draw the same mask both times. On CUDA, the recomputation runs on autograd's own
+/// thread, which is why `f` is `Send`. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost",
+/// arXiv:1604.06174.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if `f` panics or libtorch rejects the node.
@@ -41,7 +44,7 @@ pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + Send + '
     checkpoint_around(inputs, f, ())
 }
 
-/// As [`checkpoint`], with calls before and after each pass.
+/// Like [`checkpoint`], with hooks before and after each pass.
 ///
 /// # Errors
 /// As for [`checkpoint`].
@@ -62,14 +65,16 @@ pub fn checkpoint_around(
     Ok(unsafe { Tensor::from_ptr(output) })
 }
 
-/// The same values as `x`; `f` is called in the backward pass, when everything computed from the result is behind it.
+/// Returns a tensor with the values of `x`, and calls `f` in the backward pass once the gradients of everything
+/// computed from that tensor are complete.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if libtorch rejects the node.
 pub fn on_backward(x: &Tensor, f: impl Fn() + Send + 'static) -> Result<Tensor, TorchError> {
     let data = Box::into_raw(Box::new(Box::new(f) as Callback)).cast::<c_void>();
     let mut output = std::ptr::null_mut();
-    // SAFETY: `data` is a boxed `Callback`, handed over to the node, which frees it through `free_callback` exactly once.
+    // SAFETY: `data` is a boxed `Callback`, handed over to the node, which frees it through `free_callback` exactly
+    // once.
     let code =
         unsafe { ffi::cl_rust_node(pointers(&[x]).as_ptr(), 1, data, pass_on, call, free_callback, &mut output) };
     TorchError::check("on_backward", code)?;
@@ -80,7 +85,7 @@ pub fn on_backward(x: &Tensor, f: impl Fn() + Send + 'static) -> Result<Tensor, 
 type Callback = Box<dyn Fn() + Send>;
 
 extern "C" fn pass_on(_: *mut c_void, inputs: *const T, _: usize, output: *mut T) -> c_int {
-    // SAFETY: one live input, a valid slot. A view, since a node may not return its very input.
+    // SAFETY: one live input, a valid slot. Returns a view, because a node may not return its input itself.
     unsafe { *output = release(Tensor::clone_from_ptr(*inputs).detach()) };
     0
 }

@@ -32,7 +32,7 @@ pub fn pick_device(name: &str) -> Result<Device, TorchError> {
     let index = match name {
         "auto" => return Ok(Device::cuda_if_available()),
         "cpu" => return Ok(Device::Cpu),
-        // Each of several processes on a machine has a GPU of its own.
+        // Each of several processes on one machine uses its own GPU.
         "cuda" => Some(Rendezvous::from_env()?.map_or(0, |meeting| meeting.local_rank)),
         _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
     };

@@ -4,8 +4,9 @@ use crate::ffi::{self, filled, pointer};
 
 /// `silu(gate) · up` with `silu(g) = g / (1 + e⁻ᵍ)`, for tensors of one shape and dtype.
 ///
-/// On a CPU in f32 or bf16 it is one pass over memory, and one in the backward pass; on other devices and for other dtypes,
-/// libtorch's operators. In bf16, `silu(gate)` is rounded before the product, as by libtorch's. There is no second derivative.
+/// On a CPU in f32 or bf16, the forward and the backward pass are fused into one pass over memory each; other devices
+/// and dtypes use libtorch's operators. In bf16, `silu(gate)` is rounded before the product, as libtorch's operators
+/// do. There is no second derivative.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -14,7 +15,7 @@ use crate::ffi::{self, filled, pointer};
 /// ```
 ///
 /// # Panics
-/// Panics if shapes or dtypes do not fit.
+/// Panics if shapes or dtypes do not match.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Tensor {
     if !is_fused(gate) {
         return gate.silu() * up;
@@ -23,14 +24,15 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Tensor {
     unsafe { filled("silu_mul", |y| ffi::cl_silu_mul(pointer(gate), pointer(up), y)) }
 }
 
-/// Root-mean-square norm over the last dimension (Zhang and Sennrich, arXiv:1910.07467): `weight · x / √(mean(x²) + eps)`.
+/// Root-mean-square norm over the last dimension (Zhang and Sennrich, arXiv:1910.07467):
+/// `weight · x / √(mean(x²) + eps)`.
 ///
-/// `x` is `[…, n]` and `weight` `[n]`, in the dtype of `x` or in f32; the result has the dtype of `x`. The quotient is computed
-/// in f32 and rounded to the dtype of `weight` before the product, which is how the checkpoints' own code differs between
-/// families.
+/// `x` is `[…, n]` and `weight` is `[n]`, in the dtype of `x` or in f32; the result has the dtype of `x`.
+/// `x / √(mean(x²) + eps)` is computed in f32 and rounded to the dtype of `weight` before it is multiplied by `weight`.
+/// The implementations of model families differ in this dtype.
 ///
-/// On a CPU in f32 or bf16 it is one pass over memory, and one in the backward pass; on other devices and for other dtypes,
-/// libtorch's operators. There is no second derivative.
+/// On a CPU in f32 or bf16, the forward and the backward pass are fused into one pass over memory each; other devices
+/// and dtypes use libtorch's operators. There is no second derivative.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -41,7 +43,7 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Tensor {
 /// ```
 ///
 /// # Panics
-/// Panics if shapes or dtypes do not fit.
+/// Panics if shapes or dtypes do not match.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     if is_fused(x) {
         // SAFETY: live tensors; the result is filled on success with a tensor that nobody else owns.
@@ -57,13 +59,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     (quotient.to_kind(weight.kind()) * weight).to_kind(kind)
 }
 
-/// Rotates pairs of elements of every head, as rotary position embeddings do (Su et al., arXiv:2104.09864).
+/// Applies rotary position embeddings to every head (Su et al., arXiv:2104.09864).
 ///
-/// `x` is `[tokens, heads, n]`, `cos` and `sin` are `[tokens, 1, half]` in the dtype of `x`, with `2·half ≤ n`. Element `i` is
-/// paired with `i + half` (the layout of Hugging Face checkpoints); elements from `2·half` on stay as they are.
+/// `x` is `[tokens, heads, n]`, `cos` and `sin` are `[tokens, 1, half]` in the dtype of `x`, with `2·half ≤ n`. Element
+/// `i` is paired with element `i + half` (the layout of Hugging Face checkpoints); elements from `2·half` on are not
+/// rotated.
 ///
-/// On a CPU in f32 or bf16 it is one pass over memory, and one in the backward pass; on other devices and for other dtypes,
-/// libtorch's operators. There is no second derivative.
+/// On a CPU in f32 or bf16, the forward and the backward pass are fused into one pass over memory each; other devices
+/// and dtypes use libtorch's operators. There is no second derivative.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -74,7 +77,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 /// ```
 ///
 /// # Panics
-/// Panics if shapes or dtypes do not fit.
+/// Panics if shapes or dtypes do not match.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     if is_fused(x) {
         // SAFETY: live tensors; the result is filled on success with a tensor that nobody else owns.
@@ -104,7 +107,7 @@ mod tests {
 
     type Operator<'a> = dyn Fn(&[Tensor]) -> Tensor + 'a;
 
-    /// Output and gradients of `operator`.
+    /// Returns the output of `operator` and the gradients of its inputs.
     fn run(operator: &Operator<'_>, inputs: &[Tensor]) -> Vec<Tensor> {
         let leaves: Vec<Tensor> = inputs.iter().map(|t| t.detach().copy().set_requires_grad(true)).collect();
         let y = operator(&leaves);
@@ -113,7 +116,7 @@ mod tests {
         std::iter::once(y.detach()).chain(leaves.iter().map(Tensor::grad)).collect()
     }
 
-    /// Largest difference from the same in f64, relative to the largest element.
+    /// Largest difference from the same computation in f64, relative to the largest element.
     fn errors(ours: &Operator<'_>, theirs: &Operator<'_>, inputs: &[Tensor]) -> Vec<f64> {
         let wide: Vec<Tensor> = inputs.iter().map(|t| t.to_kind(Kind::Double)).collect();
         let (ours, theirs) = (run(ours, inputs), run(theirs, &wide));
@@ -124,7 +127,8 @@ mod tests {
         ours.iter().zip(&theirs).map(error).collect()
     }
 
-    /// `[operator, the same in f64, inputs]`; widths that fill no vector and rows that fill several threads.
+    /// Checks every operator; widths are no multiple of the vector width, and there are enough rows for several
+    /// threads.
     fn check(kind: Kind, limit: f64) {
         let (gate, up) = (numbers(&[70, 333], 0.1, kind), numbers(&[70, 333], 0.2, kind));
         let silu = errors(&|t| silu_mul(&t[0], &t[1]), &|t| t[0].silu() * &t[1], &[gate, up]);
@@ -156,7 +160,7 @@ mod tests {
     fn operators_and_their_gradients_equal_the_formulas_in_f64() {
         with_every_width(|bits| {
             eprintln!("vectors of {bits} bits");
-            // Some roundings of 6e-8 each; sums of 210 rows in the weight's gradient.
+            // A few roundings of 6e-8 each; the gradient of the weight sums over 210 rows.
             check(Kind::Float, 2e-6);
             // Two roundings of up to 2^-8 each.
             check(Kind::BFloat16, 8e-3);
@@ -177,7 +181,8 @@ mod tests {
             let wide = x.to_kind(Kind::Float);
             let quotient = &wide * ((&wide * &wide).mean_dim(-1, true, Kind::Float) + 1e-5).rsqrt();
             let expected = (quotient.to_kind(weight.kind()) * &weight).to_kind(kind);
-            // The mean is added up in another order, which moves a quotient across the middle between two numbers at times.
+            // The mean is summed in another order, so a quotient near the midpoint of two bf16 values can round
+            // differently.
             let differ = rms_norm(&x, &weight, 1e-5).ne_tensor(&expected).to_kind(Kind::Float).mean(Kind::Float);
             assert!(differ.double_value(&[]) < 1e-3, "{differ:?}");
         }

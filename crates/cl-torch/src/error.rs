@@ -31,7 +31,7 @@ pub enum TorchError {
         /// Name of the tensor.
         tensor: String,
     },
-    /// A variable that a launcher of several processes sets is missing or invalid.
+    /// An environment variable of a distributed launcher is missing or invalid.
     #[error("{name}{}: expected {expected}; torchrun sets it, or unset WORLD_SIZE to run one process", shown(value.as_deref()))]
     Launcher {
         /// Name of the environment variable.
@@ -59,7 +59,7 @@ pub enum TorchError {
     },
 }
 
-/// A variable's value as it stands after its name in a message.
+/// Formats the value of a variable for an error message, to follow the variable's name.
 fn shown(value: Option<&str>) -> String {
     value.map_or_else(|| " is not set".to_owned(), |value| format!("={value}"))
 }

@@ -1,5 +1,5 @@
-//! Declarations of the functions in `csrc/`. A `tch::Tensor` wraps an `at::Tensor*`, which is passed across this
-//! interface.
+//! Declarations of the functions in `csrc/`. A `tch::Tensor` wraps an `at::Tensor*`, which is what these functions take
+//! and return.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -13,13 +13,13 @@ pub(crate) type NodeForward = extern "C" fn(*mut c_void, *const T, usize, *mut T
 pub(crate) type NodeBackward = extern "C" fn(*mut c_void, *const T, usize, T, *mut T) -> c_int;
 pub(crate) type NodeFree = extern "C" fn(*mut c_void);
 
-/// A `cl_group`.
+/// The C++ type `cl_group`.
 #[repr(C)]
 pub(crate) struct Group {
     _opaque: [u8; 0],
 }
 
-/// A `cl_work`.
+/// The C++ type `cl_work`.
 #[repr(C)]
 pub(crate) struct Work {
     _opaque: [u8; 0],
@@ -156,13 +156,13 @@ pub(crate) fn pointers(tensors: &[&Tensor]) -> Vec<T> {
     tensors.iter().map(|t| pointer(t)).collect()
 }
 
-/// The tensor that `call` puts into its argument if it returns 0.
+/// Calls `call` with a slot for a result and returns the tensor that it stores there.
 ///
 /// # Panics
-/// Panics if `call` fails.
+/// Panics if `call` returns a code other than 0.
 ///
 /// # Safety
-/// On success, `call` has to fill its argument with a tensor that nobody else owns.
+/// If `call` returns 0, it must have stored a tensor in its argument that nobody else owns.
 pub(crate) unsafe fn filled(operator: &'static str, call: impl FnOnce(*mut T) -> c_int) -> Tensor {
     let mut result = std::ptr::null_mut();
     let code = call(&mut result);

@@ -3,10 +3,10 @@ use tch::{Device, Kind, Tensor};
 use crate::TorchError;
 use crate::ffi::{self, filled, pointer};
 
-/// Keys and values of several sequences on a CPU, stored for the attention of the tokens that continue them.
+/// KV cache of several sequences on a CPU, for the attention of the tokens that continue them.
 ///
-/// Each sequence has a slot, which holds up to [`KvBlocks::capacity`] tokens. Keys are stored in blocks of 64 tokens, transposed
-/// within a block, so that the product of a query with consecutive keys reads consecutive memory.
+/// Each sequence has a slot, which holds up to [`KvBlocks::capacity`] tokens. Keys are stored in blocks of 64 tokens,
+/// transposed within a block, so that the product of a query with consecutive keys reads contiguous memory.
 ///
 /// # Example
 /// ```
@@ -27,38 +27,39 @@ pub struct KvBlocks {
     values: Tensor, // [slots, kv_heads, blocks · BLOCK, head_dim padded to PAD]
 }
 
-/// Tokens in a block; `kBlock` in csrc/kernels.h.
+/// Tokens per block; `kBlock` in csrc/kernels.h.
 const BLOCK: i64 = 64;
 /// Rows of values are padded to a multiple of this; `kPad` in csrc/kernels.h.
 const PAD: i64 = 16;
 
-/// New tokens of one sequence.
+/// New tokens that are appended to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Continuation {
     /// The sequence's slot.
     pub slot: i64,
-    /// Number of tokens stored before; later ones are overwritten.
+    /// Number of cached tokens that the new ones follow; cached tokens beyond it are overwritten.
     pub length: i64,
     /// Number of new tokens.
     pub width: i64,
 }
 
-/// How scores become weights.
+/// How attention scores are scaled, capped and masked before the softmax.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScoreRule {
-    /// Factor on scores.
+    /// Factor by which scores are multiplied.
     pub scale: f64,
-    /// Soft cap: s becomes c · tanh(s / c).
+    /// Soft cap `c`: a score s becomes c · tanh(s / c).
     pub softcap: Option<f64>,
-    /// Number of positions that a query attends to, including its own; `None` for all earlier ones.
+    /// Sliding window: number of positions that a query attends to, including its own; `None` for all earlier
+    /// positions.
     pub window: Option<i64>,
 }
 
 impl KvBlocks {
-    /// Creates storage for sequences of at least `capacity` tokens. `shape` is `[slots, kv_heads, head_dim]`.
+    /// Creates a cache for sequences of at least `capacity` tokens. `shape` is `[slots, kv_heads, head_dim]`.
     ///
     /// # Panics
-    /// Panics with another dtype than f32 and bf16.
+    /// Panics if `kind` is neither f32 nor bf16.
     pub fn new(shape: [i64; 3], capacity: i64, kind: Kind) -> KvBlocks {
         assert!(matches!(kind, Kind::Float | Kind::BFloat16), "expected f32 or bf16, got {kind:?}");
         let [slots, kv_heads, head_dim] = shape;
@@ -98,10 +99,10 @@ impl KvBlocks {
         }
     }
 
-    /// Stores keys and values `[tokens, kv_heads, head_dim]`, sequence by sequence.
+    /// Appends keys and values of shape `[tokens, kv_heads, head_dim]`, ordered by sequence.
     ///
     /// # Panics
-    /// Panics if shapes or dtypes do not fit, with two continuations of a slot, or beyond its capacity.
+    /// Panics if shapes or dtypes do not match, if a slot occurs twice, or if a slot's capacity is exceeded.
     pub fn append(&mut self, k: &Tensor, v: &Tensor, sequences: &[Continuation]) {
         let spans = Spans::new(sequences);
         // SAFETY: live tensors and slices of one length; the function checks shapes and bounds.
@@ -113,14 +114,15 @@ impl KvBlocks {
         TorchError::check("attention", code).unwrap_or_else(|e| panic!("{e}"));
     }
 
-    /// Stores keys and values `[tokens, kv_heads, head_dim]` and returns the attention of `q` `[tokens, heads, head_dim]`, in the
-    /// shape of `q`: each token attends to the `prefix` (a single slot, and its number of tokens), to all earlier tokens of its
-    /// sequence, and to itself.
+    /// Appends keys and values of shape `[tokens, kv_heads, head_dim]` and returns the attention output of the queries
+    /// `q`, both of shape `[tokens, heads, head_dim]`.
     ///
-    /// Scores and weights are f32. Results do not depend on the number of threads or on the other sequences.
+    /// Each token attends to the shared `prefix` (a cache with a single slot, and the number of tokens in it), to all
+    /// earlier tokens of its sequence, and to itself. Scores and softmax weights are f32. Results do not depend on the
+    /// number of threads or on the other sequences.
     ///
     /// # Panics
-    /// As [`KvBlocks::append`], and with both a prefix and a window.
+    /// Panics in the same cases as [`KvBlocks::append`], and if there is both a prefix and a window.
     pub fn attend(
         &mut self,
         q: &Tensor,
@@ -135,8 +137,8 @@ impl KvBlocks {
         let (prefix_keys, prefix_values, length) =
             prefix.map_or((none, none, 0), |(p, length)| (pointer(&p.keys), pointer(&p.values), length));
         let (slots, lengths, widths) = spans.pointers();
-        // SAFETY: live tensors, or null for none, and slices of one length; the function checks shapes and bounds, and on success
-        // fills the result with a tensor that nobody else owns.
+        // SAFETY: live tensors, or null for none, and slices of one length; the function checks shapes and bounds, and
+        // on success fills the result with a tensor that nobody else owns.
         unsafe {
             filled("attention", |y| {
                 ffi::cl_attend_stored(
@@ -162,7 +164,7 @@ impl KvBlocks {
     }
 }
 
-/// Continuations as the three arrays that C++ reads.
+/// The fields of several [`Continuation`]s as the three arrays that the shim takes.
 struct Spans {
     slots: Vec<i64>,
     lengths: Vec<i64>,
@@ -187,18 +189,18 @@ mod tests {
 
     const HEADS: i64 = 6;
 
-    /// A sequence behind the prefix: keys and values of all its tokens, and queries of the new ones.
+    /// A sequence after the prefix: keys and values of all its tokens, and queries of the new ones.
     struct Sequence {
         length: i64,
         width: i64,
         qkv: [Tensor; 3], // [tokens, heads, head_dim]
     }
 
-    /// A number of tokens of a sequence.
+    /// Returns a number of tokens of a sequence.
     type Count = fn(&Sequence) -> i64;
 
     fn sequences(kv_heads: i64, d: i64, kind: Kind) -> Vec<Sequence> {
-        // Nothing stored yet, one token, ends inside and at a block, several blocks; one to five new tokens.
+        // No cached tokens, one, sequences that end inside and at a block, several blocks; one to five new tokens.
         let sizes = [(0, 1), (1, 3), (63, 1), (64, 5), (60, 4), (150, 1), (128, 2)];
         let one = |(i, (length, width)): (usize, (i64, i64))| {
             let numbers = |heads: i64, phase: f64| {
@@ -209,7 +211,7 @@ mod tests {
         sizes.into_iter().enumerate().map(one).collect()
     }
 
-    /// Softmax with a mask in f64: the new tokens' rows.
+    /// Masked softmax attention in f64, for the new tokens only.
     fn reference(s: &Sequence, prefix: Option<&[Tensor; 2]>, rule: ScoreRule) -> Tensor {
         let [q, k, v] = s.qkv.each_ref().map(|t| t.to_kind(Kind::Double));
         let groups = HEADS / k.size()[1];
@@ -228,7 +230,7 @@ mod tests {
         scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Double).matmul(&v).transpose(0, 1)
     }
 
-    /// Ours for all sequences at once: the stored tokens appended in two parts, then the new ones.
+    /// Runs [`KvBlocks`] on all sequences at once: the cached tokens are appended in two parts, then the new ones.
     fn run(all: &[Sequence], prefix: Option<&[Tensor; 2]>, rule: ScoreRule) -> Vec<Tensor> {
         let [_, k, _] = &all[0].qkv;
         let (kv_heads, d, kind) = (k.size()[1], k.size()[2], k.kind());
@@ -263,7 +265,7 @@ mod tests {
     #[test]
     fn attention_to_stored_tokens_equals_a_masked_softmax_in_f64() {
         with_every_width(|bits| {
-            // Sums of up to 250 f32 numbers; in bf16, the rounding of the result.
+            // Sums of up to 250 f32 terms; in bf16, the result is rounded.
             for (kind, limit) in [(Kind::Float, 3e-6), (Kind::BFloat16, 6e-3)] {
                 for (kv_heads, d) in [(6, 16), (2, 20), (1, 64)] {
                     let all = sequences(kv_heads, d, kind);

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![allow(unsafe_code)] // the border to libtorch: raw tensor pointers and dlopen; each block states its reason
+#![allow(unsafe_code)] // the interface to libtorch: raw tensor pointers and dlopen; each unsafe block states its reason
 
 mod attention;
 mod autograd;

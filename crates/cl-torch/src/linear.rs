@@ -17,9 +17,10 @@ pub struct LinearLayer<'a> {
 /// The weight of a linear layer.
 #[derive(Clone, Copy)]
 pub enum LinearWeight<'a> {
-    /// In the dtype of the input.
+    /// A dense tensor in the dtype of the input.
     Dense(&'a Tensor),
-    /// Dequantized in the forward pass and again in the backward pass; only the quantized values are kept in between.
+    /// A quantized matrix. It is dequantized in the forward pass and again in the backward pass; only the quantized
+    /// values are kept in between.
     Quantized(&'a Quantized),
 }
 
@@ -29,21 +30,21 @@ impl<'a> From<&'a Tensor> for LinearWeight<'a> {
     }
 }
 
-/// `ΔW = scaling · B·A` (Hu et al., "LoRA", arXiv:2106.09685).
+/// A low-rank update `ΔW = scaling · B·A` (Hu et al., "LoRA", arXiv:2106.09685).
 #[derive(Clone, Copy)]
 pub struct LowRank<'a> {
     /// `[r, in]`.
     pub a: &'a Tensor,
     /// `[out, r]`.
     pub b: &'a Tensor,
-    /// The scaling of `B·A`.
+    /// The factor by which `B·A` is multiplied.
     pub scaling: f64,
 }
 
-/// `x·Wᵀ + b`: `x` is `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`.
+/// Computes `x·Wᵀ + b`: `x` is `[rows, in]`, `weight` is `[out, in]`, `bias` is `[out]`.
 ///
-/// libtorch's `linear` and its derivative, except that f32 products on a CPU are computed by the library of [`products`].
-/// Both libraries accumulate in f32; results differ in the last bits.
+/// Equivalent to libtorch's `linear`, except that f32 products on a CPU are computed by the library that [`products`]
+/// returns. Both libraries accumulate in f32; results differ in the last bits. The result is differentiable.
 ///
 /// ```
 /// use cl_torch::tch::Tensor;
@@ -54,20 +55,22 @@ pub struct LowRank<'a> {
 /// [`products`]: crate::products
 ///
 /// # Panics
-/// Panics if shapes or dtypes do not fit, like [`Tensor::linear`].
+/// Panics if shapes or dtypes do not match, like [`Tensor::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     linears(x, &[LinearLayer { weight: weight.into(), bias, low_rank: None }]).pop().expect("one output a layer")
 }
 
-/// Computes `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` for each layer, `[rows, out]` in the dtype of `x` `[rows, in]`, which all
-/// tensors must have, except quantized weights.
+/// Computes `x·Wᵀ + b + scaling · (x·Aᵀ)·Bᵀ` for each layer.
 ///
-/// All layers are one node of the graph: the products with all A are computed as one, and sums are accumulated in place
-/// instead of in a copy (the updates in the outputs, the contributions of all layers in the gradient of `x`). Gradients
-/// are computed only for tensors that require one. There is no second derivative.
+/// `x` is `[rows, in]`; each output is `[rows, out]`. All tensors except quantized weights must have the dtype of `x`,
+/// and so have the outputs.
+///
+/// All layers form one autograd node: the products with all A are computed as one, and sums are accumulated in place
+/// instead of in a copy (the low-rank updates into the outputs, the contributions of all layers into the gradient of
+/// `x`). Gradients are computed only for tensors that require one. There is no second derivative.
 ///
 /// # Panics
-/// Panics if shapes or dtypes do not fit.
+/// Panics if shapes or dtypes do not match.
 pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
     let optional = |t: Option<&Tensor>| t.map_or(std::ptr::null_mut(), pointer);
     let mut tensors: Vec<T> = vec![pointer(x)];
@@ -88,8 +91,8 @@ pub fn linears(x: &Tensor, layers: &[LinearLayer<'_>]) -> Vec<Tensor> {
     }
     let scalings: Vec<f64> = layers.iter().map(|l| l.low_rank.map_or(1.0, |l| l.scaling)).collect();
     let mut outputs: Vec<T> = vec![std::ptr::null_mut(); layers.len()];
-    // SAFETY: one live tensor, then six for each layer, null for none; `outputs` has one slot a layer and is filled on success
-    // with tensors that nobody else owns.
+    // SAFETY: one live tensor, then six for each layer, or null; `outputs` has one slot per layer and is filled on
+    // success with tensors that nobody else owns.
     unsafe {
         let code = ffi::cl_linears(tensors.as_ptr(), scalings.as_ptr(), layers.len(), outputs.as_mut_ptr());
         TorchError::check("linear", code).unwrap_or_else(|e| panic!("{e}"));
@@ -111,7 +114,7 @@ mod tests {
     }
 
     fn close(a: &Tensor, b: &Tensor) -> bool {
-        // Up to 130 products of numbers below 1, added up in another order.
+        // Sums of up to 130 products of numbers below 1, in another order.
         a.size() == b.size() && a.allclose(b, 1e-5, 1e-5, false)
     }
 
@@ -135,7 +138,7 @@ mod tests {
         assert!(wrong.is_err());
     }
 
-    /// Large enough that processors without instructions for bf16 compute it in f32, in two blocks of columns.
+    /// Large enough to be computed in f32 on processors without bf16 instructions, in two blocks of columns.
     #[test]
     fn large_products_of_bf16_are_rounded_once() {
         let (rows, input, output) = (65, 48, 400_000);
@@ -146,7 +149,7 @@ mod tests {
             assert_eq!((y.size(), y.kind()), (vec![rows, output], Kind::BFloat16));
             let [x, w] = [&x, &w].map(|t| t.to_kind(Kind::Float));
             let exact = x.linear(&w, bias.map(|b| b.to_kind(Kind::Float)));
-            // Half a unit in the last of 8 bits of mantissa, and f32 sums in another order.
+            // Half a unit in the last place of an 8-bit mantissa, and f32 sums in another order.
             let room = exact.abs() * 2f64.powi(-8) + 1e-5;
             assert!((y.to_kind(Kind::Float) - exact).abs().le_tensor(&room).all().int64_value(&[]) == 1);
         }
@@ -167,7 +170,7 @@ mod tests {
                         assert_eq!((y.size(), y.kind()), (vec![rows, columns], kind));
                         let [x, w, b] = [&some, &w, &b].map(|t| t.to_kind(Kind::Double));
                         let exact = x.linear(&w, Some(&b));
-                        // Of 576 products below 1 in f32, in any order; bf16 keeps 8 bits of the result.
+                        // Sums of 576 products below 1 in f32, in any order; in bf16 the result keeps 8 bits.
                         let room = exact.abs() * if kind == Kind::Float { 0.0 } else { 2f64.powi(-8) } + 1e-4;
                         let close = (y.to_kind(Kind::Double) - exact).abs().le_tensor(&room).all();
                         assert!(close.int64_value(&[]) == 1, "{bits} bits, {kind:?}, {rows} of {depth}, {columns}");
@@ -192,7 +195,8 @@ mod tests {
         });
     }
 
-    /// Inputs, weights and updates of three layers: with an update and a bias, with neither, with an update of another rank.
+    /// Input, weights and updates of three layers: one with an update and a bias, one with neither, one with an update
+    /// of another rank.
     fn leaves(frozen: bool) -> Vec<Tensor> {
         let shapes: [&[i64]; 9] =
             [&[130, 24], &[40, 24], &[40], &[4, 24], &[40, 4], &[8, 24], &[16, 24], &[2, 24], &[16, 2]];
@@ -213,7 +217,7 @@ mod tests {
         linears(&t[0], &layers)
     }
 
-    /// The same with libtorch's own operators and derivatives.
+    /// The same computation with libtorch's own operators and derivatives.
     fn reference(t: &[Tensor]) -> Vec<Tensor> {
         let product = |x: &Tensor, w: &Tensor| x.linear::<&Tensor>(w, None);
         let x = &t[0];
@@ -225,7 +229,7 @@ mod tests {
     }
 
     fn gradients(outputs: &[Tensor], leaves: &[Tensor]) -> Vec<Tensor> {
-        // Of the second output nothing is used.
+        // The second output is not used.
         let weighted = |i: usize| (&outputs[i] * noise(&outputs[i].size(), 0.7 + i as f64)).sum(Kind::Float);
         (weighted(0) + weighted(2)).backward();
         leaves.iter().map(Tensor::grad).collect()
@@ -240,7 +244,7 @@ mod tests {
             for frozen in [false, true] {
                 let (ours, theirs) = (leaves(frozen), leaves(frozen));
                 let (y, expected) = (forward(&ours), reference(&theirs));
-                // Activations that are computed again have the same bits.
+                // Recomputed activations are bit-identical.
                 assert!(y.iter().zip(tch::no_grad(|| forward(&ours))).all(|(a, b)| a.equal(&b)), "{library:?}");
                 assert!(y.iter().zip(&expected).all(|(a, b)| close(a, b)), "{library:?}");
                 for (i, (a, b)) in gradients(&y, &ours).iter().zip(gradients(&expected, &theirs)).enumerate() {

@@ -1,9 +1,10 @@
-//! The allocator of the program and of libtorch's tensors.
+//! The memory allocator of the program and of libtorch's tensors.
 
-/// jemalloc in place of glibc's allocator, for Rust and, as the program exports `malloc`, for libtorch.
+/// jemalloc in place of glibc's allocator, for Rust and, because the program exports `malloc`, for libtorch.
 ///
-/// The tensors of a training step are allocated and freed again in every step. glibc's allocator searches and merges its
-/// lists of large free blocks meanwhile and returns memory that the next step needs again (docs/benchmarks.md).
+/// The tensors of a training step are allocated and freed in every step. With glibc's allocator, this takes time for
+/// searching and merging lists of large free blocks, and memory is returned to the system that the next step needs
+/// again (docs/benchmarks.md).
 #[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
 mod jemalloc {
     use std::ffi::c_char;
@@ -14,11 +15,11 @@ mod jemalloc {
     #[global_allocator]
     static ALLOCATOR: Jemalloc = Jemalloc;
 
-    /// Options of jemalloc, which reads this symbol before `main` and the variable `MALLOC_CONF` after it.
+    /// Options of jemalloc, which reads this symbol before `main`, and the environment variable `MALLOC_CONF` after it.
     ///
-    /// By default, blocks of 8 MiB or more have an arena of their own, which returns them to the system at once, and other
-    /// free memory is returned within seconds, also where every step needs it again: the system then has to clear it each
-    /// time. Here it is kept until [`release_memory`](super::release_memory).
+    /// By default, allocations of 8 MiB or more have their own arena, which returns freed memory to the system at once,
+    /// and other free memory is returned within seconds, even if every step needs it again and the system has to zero
+    /// it each time. With these options, it is kept until [`release_memory`](super::release_memory).
     #[unsafe(export_name = "malloc_conf")]
     pub(super) static OPTIONS: &c_char = {
         let text = c"oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:0";
@@ -26,19 +27,19 @@ mod jemalloc {
         unsafe { &*text.as_ptr() }
     };
 
-    /// Has arenas that exist return free memory to the system after this time, at once for 0, never for −1.
+    /// Sets the time after which existing arenas return free memory to the system: at once if 0, never if −1.
     fn set_decay(milliseconds: isize) -> Result<(), tikv_jemalloc_ctl::Error> {
         // SAFETY: the types are those that jemalloc's manual gives for these names.
         unsafe {
             for arena in 0..raw::read::<u32>(b"arenas.narenas\0")? {
-                // An arena that was never used has no settings yet and takes those of later ones.
+                // An arena that was never used has no settings yet and takes the defaults for new arenas.
                 let _ = raw::write(format!("arena.{arena}.dirty_decay_ms\0").as_bytes(), milliseconds);
             }
         }
         Ok(())
     }
 
-    /// Returns free memory to the system at once from now on, in arenas that exist and in later ones.
+    /// Makes existing and new arenas return freed memory to the system at once from now on.
     pub(super) fn give_memory_back() -> Result<(), tikv_jemalloc_ctl::Error> {
         // SAFETY: as above.
         unsafe { raw::write(b"arenas.dirty_decay_ms\0", 0isize)? };
@@ -54,11 +55,13 @@ mod jemalloc {
     }
 }
 
-/// Has the allocator return freed memory to the system at once from now on: jemalloc with the feature `jemalloc`, otherwise
-/// glibc's for blocks of 1 MiB or more. With other allocators, nothing happens.
+/// Makes the allocator return freed memory to the system at once from now on.
 ///
-/// By default free blocks are kept for later use. Where tensors of a layer come and go, as with weights that are fetched for
-/// the time that the layer is computed, the process would then hold twice the memory it needs.
+/// This applies to jemalloc with the feature `jemalloc`, and otherwise to glibc's allocator for blocks of 1 MiB or
+/// more. With other allocators, it has no effect.
+///
+/// By default, free blocks are kept for later use. If the tensors of a layer are short-lived, such as weights that are
+/// gathered only while the layer is computed, the process would then hold twice the memory it needs.
 pub fn give_memory_back() {
     #[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
     {
@@ -72,8 +75,10 @@ pub fn give_memory_back() {
     }
 }
 
-/// Returns freed memory to the system once. Call it where a process has completed something large and goes on with something else:
-/// until then, jemalloc keeps freed memory for later use.
+/// Returns freed memory to the system once.
+///
+/// Call it when a process has completed a large task and continues with another one: until then, jemalloc keeps freed
+/// memory for later use.
 pub fn release_memory() {
     #[cfg(all(feature = "jemalloc", target_os = "linux", target_env = "gnu"))]
     {

@@ -3,7 +3,7 @@ use tch::Tensor;
 use crate::TorchError;
 use crate::ffi::{self, pointer, pointers};
 
-/// Hyper-parameters of one AdamW step, in PyTorch's names.
+/// Hyperparameters of one AdamW step, with PyTorch's names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
@@ -18,10 +18,10 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// One step of AdamW over all tensors at once, in place, with libtorch's fused kernel (CPU and CUDA).
+/// Runs one step of AdamW on all tensors at once, in place, with libtorch's fused kernel (CPU and CUDA).
 ///
-/// Parameters, gradients and both moments share shape and dtype; `steps` are f32 scalars holding the number of this
-/// step, from 1. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+/// Parameters, gradients and both moments have the same shape and dtype; `steps` are f32 scalars with the number of
+/// this step, counted from 1. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if dtypes or shapes differ.
@@ -54,7 +54,7 @@ pub fn fused_adamw(
     TorchError::check("fused_adamw", code)
 }
 
-/// L2 norm over all elements of all tensors: an f32 scalar on their device, without a copy to the host.
+/// Returns the L2 norm over all elements of all tensors as an f32 scalar on their device, without a copy to the host.
 ///
 /// # Errors
 /// Returns [`TorchError::Libtorch`] if the list is empty or devices differ.

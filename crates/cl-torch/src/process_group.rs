@@ -7,29 +7,33 @@ use tch::Tensor;
 use crate::ffi::{self, pointer};
 use crate::{Rendezvous, TorchError};
 
-/// Processes that compute together: Gloo's collective operations on CPU tensors, through libtorch's distributed engine (c10d).
+/// A group of processes with Gloo's collective operations on CPU tensors, through libtorch's distributed library
+/// (c10d).
 ///
-/// Every process has to start the same operations in the same order, with tensors of the same dtype and size. If one does
-/// not within the timeout, or ends, the operation returns an error in the others.
+/// Every process has to start the same operations in the same order, with tensors of the same dtype and size. If a
+/// process does not do so within the timeout, or exits, the operation returns an error in the others.
 pub struct ProcessGroup {
     raw: NonNull<ffi::Group>,
     rank: usize,
     world_size: usize,
 }
 
-// SAFETY: c10d's backends and stores take their own locks; the handle is a pointer to shared state without thread affinity.
+// SAFETY: c10d's backends and stores take their own locks; the handle is a pointer to shared state without thread
+// affinity.
 unsafe impl Send for ProcessGroup {}
 // SAFETY: as above.
 unsafe impl Sync for ProcessGroup {}
 
 impl ProcessGroup {
-    /// Joins the other processes, and waits for them at most `timeout`, which every later operation has as well.
+    /// Joins the group and waits for the other processes for at most `timeout`, which also applies to every later
+    /// operation.
     ///
-    /// `GLOO_SOCKET_IFNAME` names the network interface, as in PyTorch; if it is not set and the processes meet on the
-    /// loopback address, they stay on it.
+    /// `GLOO_SOCKET_IFNAME` names the network interface, as in PyTorch. If it is not set and the rendezvous address is
+    /// a loopback address, the group uses the loopback interface.
     ///
     /// # Errors
-    /// Returns [`TorchError::Libtorch`] if the store cannot be reached or opened, or a process does not come in time.
+    /// Returns [`TorchError::Libtorch`] if the store cannot be reached or opened, or if a process does not join in
+    /// time.
     pub fn join(meeting: &Rendezvous, timeout: Duration) -> Result<ProcessGroup, TorchError> {
         let text = |s: &str| CString::new(s).unwrap_or_default();
         let address = text(&meeting.address);
@@ -41,7 +45,8 @@ impl ProcessGroup {
         let timeout = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
         let serves = meeting.rank == 0 && !meeting.launcher_hosts;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: NUL-terminated strings that outlive the call, null where the shim allows it; `raw` is filled on success.
+        // SAFETY: NUL-terminated strings that outlive the call, null where the shim allows it; `raw` is filled on
+        // success.
         let code = unsafe {
             ffi::cl_process_group(
                 address.as_ptr(),
@@ -61,7 +66,7 @@ impl ProcessGroup {
         Ok(ProcessGroup { raw, rank: meeting.rank, world_size: meeting.world_size })
     }
 
-    /// Number of this process, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
@@ -71,16 +76,17 @@ impl ProcessGroup {
         self.world_size
     }
 
-    /// Starts to replace `tensor` (contiguous), in every process, by its sum over all processes: the same bits in all.
+    /// Starts an all-reduce: replaces `tensor` (contiguous) in every process by the sum over all processes,
+    /// bit-identical in all of them.
     ///
     /// # Errors
-    /// Returns [`TorchError::Libtorch`] if a process is gone or the tensor is not on the CPU.
+    /// Returns [`TorchError::Libtorch`] if a process has exited or the tensor is not on the CPU.
     pub fn all_reduce(&self, tensor: &Tensor) -> Result<Pending, TorchError> {
         // SAFETY: a live group and a live tensor; the work that is returned holds the tensor.
         Pending::start("all_reduce", |work| unsafe { ffi::cl_all_reduce(self.raw.as_ptr(), pointer(tensor), work) })
     }
 
-    /// Starts to replace `tensor` (contiguous) by that of process `root`.
+    /// Starts a broadcast: replaces `tensor` (contiguous) by that of the process with rank `root`.
     ///
     /// # Errors
     /// As for [`ProcessGroup::all_reduce`].
@@ -90,8 +96,8 @@ impl ProcessGroup {
         Pending::start("broadcast", |work| unsafe { ffi::cl_broadcast(self.raw.as_ptr(), pointer(tensor), root, work) })
     }
 
-    /// Starts to fill `output` with the `input` of every process, one after another; `output` has `world_size` times the
-    /// elements of `input`.
+    /// Starts an all-gather: fills `output` with the `input` of every process, in the order of ranks. `output` has
+    /// `world_size` times as many elements as `input`.
     ///
     /// # Errors
     /// As for [`ProcessGroup::all_reduce`], or if sizes differ.
@@ -101,8 +107,8 @@ impl ProcessGroup {
         Pending::start("all_gather", |work| unsafe { ffi::cl_all_gather(self.raw.as_ptr(), out, part, work) })
     }
 
-    /// Starts to sum `input` over all processes, and to give part r of the sum to process r as `output`; `input` has
-    /// `world_size` times the elements of `output`.
+    /// Starts a reduce-scatter: sums `input` over all processes and stores part r of the sum in the `output` of rank r.
+    /// `input` has `world_size` times as many elements as `output`.
     ///
     /// # Errors
     /// As for [`ProcessGroup::all_reduce`], or if sizes differ.
@@ -112,10 +118,10 @@ impl ProcessGroup {
         Pending::start("reduce_scatter", |work| unsafe { ffi::cl_reduce_scatter(self.raw.as_ptr(), part, all, work) })
     }
 
-    /// Waits until every process has come here.
+    /// Waits until every process has reached the barrier.
     ///
     /// # Errors
-    /// Returns [`TorchError::Libtorch`] if a process is gone or does not come in time.
+    /// Returns [`TorchError::Libtorch`] if a process has exited or does not arrive in time.
     pub fn barrier(&self) -> Result<(), TorchError> {
         // SAFETY: a live group.
         Pending::start("barrier", |work| unsafe { ffi::cl_barrier(self.raw.as_ptr(), work) })?.wait()
@@ -129,7 +135,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// An operation of a [`ProcessGroup`] in progress. Its tensors must not be used before [`Pending::wait`] returns.
+/// A collective operation in progress. Its tensors must not be used before [`Pending::wait`] returns.
 #[must_use = "the result is there only after `wait`"]
 pub struct Pending {
     raw: NonNull<ffi::Work>,
@@ -146,10 +152,10 @@ impl Pending {
         Ok(Pending { raw: NonNull::new(raw).expect("filled on success"), operation })
     }
 
-    /// Waits for the end of the operation.
+    /// Waits until the operation is complete.
     ///
     /// # Errors
-    /// Returns [`TorchError::Libtorch`] if a process is gone or did not come within the timeout.
+    /// Returns [`TorchError::Libtorch`] if a process has exited or did not join the operation within the timeout.
     pub fn wait(self) -> Result<(), TorchError> {
         // SAFETY: a live work, used by this thread alone.
         TorchError::check(self.operation, unsafe { ffi::cl_work_wait(self.raw.as_ptr()) })
@@ -174,7 +180,7 @@ mod tests {
     use std::thread;
     use tch::{Device, Kind};
 
-    /// Runs `body` in `world_size` threads, each a rank of one group.
+    /// Runs `body` in `world_size` threads, one for each rank of a group.
     fn ranks<R: Send + 'static>(world_size: usize, body: fn(ProcessGroup) -> R) -> Vec<R> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let start = |rank| {
@@ -228,7 +234,7 @@ mod tests {
             if group.rank() == 1 {
                 return None;
             }
-            // The other's sockets close when its group is dropped.
+            // The sockets of the other rank close when its group is dropped.
             let reduced = (0..50).try_for_each(|_| {
                 group.all_reduce(&Tensor::from_slice(&[1f32]))?.wait()?;
                 thread::sleep(Duration::from_millis(20));

@@ -4,22 +4,23 @@ use tch::{Device, Kind, Tensor};
 use crate::TorchError;
 use crate::ffi::{self, T, filled, pointer};
 
-/// A format of quantized weights, as bitsandbytes has it.
+/// A storage format of quantized weights; both are those of bitsandbytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantization {
-    /// 4-bit NormalFloat with double quantization (Dettmers et al., "QLoRA", arXiv:2305.14314): blocks of 64 values are
-    /// divided by their largest absolute value (absmax) and rounded to the nearest of 16 codes. The absmax, less their
-    /// mean, are quantized in the same way, in blocks of 256 with the 256 codes of the dynamic 8-bit type
-    /// (arXiv:2110.02861).
+    /// 4-bit NormalFloat with double quantization (Dettmers et al., "QLoRA", arXiv:2305.14314).
+    ///
+    /// Blocks of 64 values are divided by their largest absolute value (absmax) and rounded to the nearest of 16 codes.
+    /// The mean of all absmax values is subtracted from them, and they are quantized in the same way, in blocks of 256
+    /// with the 256 codes of the dynamic 8-bit type (arXiv:2110.02861).
     Nf4,
-    /// Whole numbers from -127 to 127 times 1/127 of the absmax of each row, the weight format of LLM.int8()
+    /// 8-bit integers from -127 to 127, scaled by 1/127 of the absmax of each row: the weight format of LLM.int8()
     /// (Dettmers et al., arXiv:2208.07339).
     Int8,
 }
 
 impl Quantization {
-    /// Its name in files.
+    /// Returns the name used in files.
     pub fn name(self) -> &'static str {
         match self {
             Quantization::Nf4 => "nf4",
@@ -27,7 +28,7 @@ impl Quantization {
         }
     }
 
-    /// Bytes of a matrix `[outputs, inputs]`.
+    /// Returns the size in bytes of a matrix `[outputs, inputs]`.
     pub fn bytes(self, outputs: u64, inputs: u64) -> u64 {
         let values = outputs * inputs;
         match self {
@@ -40,7 +41,7 @@ impl Quantization {
     }
 }
 
-/// A matrix `[out, in]` with quantized values.
+/// A quantized matrix `[out, in]`.
 ///
 /// ```
 /// use cl_torch::tch::{Kind, Tensor};
@@ -54,27 +55,28 @@ impl Quantization {
 /// # Ok::<(), cl_torch::TorchError>(())
 /// ```
 pub struct Quantized {
-    /// NF4: two codes a byte, the first in the high bits, U8 `[out, in / 2]`. int8: I8 `[out, in]`.
+    /// NF4: two codes per byte, the first in the high bits, U8 `[out, in / 2]`. int8: I8 `[out, in]`.
     pub values: Tensor,
-    /// NF4: codes of the absmax of each 64 values, U8 `[blocks]`. int8: the absmax of each row, f32 `[out]`.
+    /// NF4: codes of the absmax of each block of 64 values, U8 `[blocks]`. int8: the absmax of each row, f32 `[out]`.
     pub absmax: Tensor,
-    /// NF4 only, f32 `[1 + blocks / 256, rounded up]`: the mean of the blocks' absmax, then the largest absolute
-    /// difference from it in each 256 blocks.
+    /// NF4 only, f32 `[1 + blocks / 256, rounded up]`: the mean absmax of the blocks, then the largest absolute
+    /// difference from it within each 256 blocks.
     pub nested: Option<Tensor>,
 }
 
 impl Quantized {
-    /// Quantizes a matrix `[out, in]` on the CPU; the result is on the matrix's device. Values are rounded to the nearest
-    /// code; of two codes that are equally near, NF4 takes the lower and int8 the even.
+    /// Quantizes a matrix `[out, in]` on the CPU; the result is on the matrix's device.
     ///
-    /// As in bitsandbytes, NF4 rounds the f32 values of the matrix, and int8 its f16 values.
+    /// Values are rounded to the nearest code; of two codes at the same distance, NF4 takes the lower and int8 the even
+    /// one. As in bitsandbytes, NF4 rounds the f32 values of the matrix, and int8 its f16 values.
     ///
     /// # Errors
-    /// Returns [`TorchError::Libtorch`] if a value is NaN, infinite or for int8 beyond f16, and for NF4 if `in` is odd.
+    /// Returns [`TorchError::Libtorch`] if a value is NaN or infinite, for int8 if a value exceeds the range of f16,
+    /// and for NF4 if `in` is odd.
     pub fn new(weight: &Tensor, format: Quantization) -> Result<Quantized, TorchError> {
         let mut parts: [T; 3] = [std::ptr::null_mut(); 3];
-        // SAFETY: a live tensor and three places, of which the first two, and the third for NF4, are filled on success with
-        // tensors that nobody else owns.
+        // SAFETY: a live tensor and three slots, of which the first two, and for NF4 the third, are filled on success
+        // with tensors that nobody else owns.
         unsafe {
             let nf4 = (format == Quantization::Nf4).into();
             TorchError::check("quantize", ffi::cl_quantize(pointer(weight), nf4, parts.as_mut_ptr()))?;
@@ -88,42 +90,44 @@ impl Quantized {
         }
     }
 
-    /// Its format.
+    /// Returns the format.
     pub fn format(&self) -> Quantization {
         if self.nested.is_some() { Quantization::Nf4 } else { Quantization::Int8 }
     }
 
-    /// `[out, in]`.
+    /// Returns the shape `[out, in]`.
     pub fn size(&self) -> [i64; 2] {
         let (output, stored) = self.values.size2().expect("values are a matrix");
         [output, if self.nested.is_some() { 2 * stored } else { stored }]
     }
 
-    /// The matrix in a floating dtype: computed in f32 and rounded once, with bitsandbytes' operations.
+    /// Dequantizes the matrix to a floating-point dtype: computed in f32 and rounded once, with bitsandbytes'
+    /// operations.
     pub fn dequantize(&self, kind: Kind) -> Tensor {
         self.dequantize_with(kind, false)
     }
 
-    /// With `portable`, by libtorch's operators also on a CPU.
+    /// Like [`Quantized::dequantize`]; `portable` selects libtorch's operators on a CPU too.
     fn dequantize_with(&self, kind: Kind, portable: bool) -> Tensor {
         let nested = self.nested.as_ref().map_or(std::ptr::null_mut(), pointer);
         let (values, absmax, kind) = (pointer(&self.values), pointer(&self.absmax), scalar_type(kind));
-        // SAFETY: live tensors of one format, null for none; the result is filled on success with a tensor that nobody else owns.
+        // SAFETY: live tensors of one format, null for none; the result is filled on success with a tensor that nobody
+        // else owns.
         unsafe { filled("dequantize", |y| ffi::cl_dequantize(values, absmax, nested, kind, portable.into(), y)) }
     }
 
-    /// Bytes in memory.
+    /// Returns the size in memory, in bytes.
     pub fn bytes(&self) -> u64 {
         let of = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
         of(&self.values) + of(&self.absmax) + self.nested.as_ref().map_or(0, of)
     }
 
-    /// Its device.
+    /// Returns the device.
     pub fn device(&self) -> Device {
         self.values.device()
     }
 
-    /// A second handle to the same tensors.
+    /// Returns a second handle to the same tensors.
     pub fn shallow_clone(&self) -> Quantized {
         Quantized {
             values: self.values.shallow_clone(),
@@ -133,7 +137,7 @@ impl Quantized {
     }
 }
 
-/// libtorch's number of a floating dtype.
+/// Returns the number of a floating-point dtype in libtorch's `ScalarType`.
 fn scalar_type(kind: Kind) -> i32 {
     match kind {
         Kind::Half => 5,
@@ -163,7 +167,8 @@ mod tests {
 
     #[test]
     fn the_loops_give_the_same_bits_as_libtorchs_operators() {
-        // Blocks that end with a row and blocks that do not; a last block that is not full; a row of zeros; more than 256 blocks.
+        // Blocks that end at the end of a row and blocks that do not; a last block that is not full; a row of zeros;
+        // more than 256 blocks.
         for shape in [[6, 64], [7, 38], [1, 2], [40, 900]] {
             let weight = noise(&shape, 0.3);
             let _ = weight.get(0).zero_();
@@ -185,8 +190,8 @@ mod tests {
     fn values_are_near_those_of_the_weight() {
         let weight = noise(&[48, 320], 0.5);
         for (format, bound) in [
-            // Half of the widest gap of the codes, 0.3038, and an absmax that is off by up to half of the widest gap of the 8-bit
-            // codes, 0.0141, of a difference below 1.
+            // Half of the widest gap between codes, 0.3038, and an absmax whose error is up to half of the widest gap
+            // between 8-bit codes, 0.0141, times a difference below 1.
             (Quantization::Nf4, 0.152 + 0.008),
             // Half a step, and the rounding of values and absmax to f16.
             (Quantization::Int8, 0.5 / 127.0 + 1.0 / 2048.0),
@@ -194,7 +199,7 @@ mod tests {
             let dense = Quantized::new(&weight, format).unwrap().dequantize(Kind::Float);
             let error = largest(&(&dense - &weight));
             assert!(error <= bound && error > bound / 4.0, "{format:?}: {error}");
-            // What is quantized already keeps its codes.
+            // Quantizing dequantized values again gives the same codes.
             if format == Quantization::Int8 {
                 let again = Quantized::new(&dense, format).unwrap().dequantize(Kind::Float);
                 // The f16 absmax was rounded.
@@ -222,7 +227,7 @@ mod tests {
         assert!(error(&(noise(&[4, 6], 0.1) * 1e6), Quantization::Int8).contains("too large for Half"));
     }
 
-    /// Three layers over one input: with a bias and an update, with neither, dense with an update.
+    /// Three layers on one input: one with a bias and an update, one with neither, a dense one with an update.
     fn outputs(t: &[Tensor], first: LinearWeight<'_>, second: LinearWeight<'_>) -> Vec<Tensor> {
         let update = |a, b, scaling| Some(LowRank { a, b, scaling });
         let layers = [
@@ -256,7 +261,7 @@ mod tests {
                 let y = outputs(&ours, LinearWeight::Quantized(&first), LinearWeight::Quantized(&second));
                 let dense = [&first, &second].map(|q| q.dequantize(Kind::Float));
                 let expected = outputs(&theirs, (&dense[0]).into(), (&dense[1]).into());
-                // The same products of the same numbers.
+                // Both compute the same products of the same numbers.
                 assert!(y.iter().zip(&expected).all(|(a, b)| a.equal(b)), "{library:?} {format:?}");
                 let pairs = gradients(&y, &ours).into_iter().zip(gradients(&expected, &theirs)).enumerate();
                 for (i, (a, b)) in pairs.filter(|(i, _)| *i != 4) {

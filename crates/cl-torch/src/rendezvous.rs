@@ -3,32 +3,33 @@ use std::str::FromStr;
 
 use crate::TorchError;
 
-/// Where the processes of a run meet, as launchers say it in environment variables.
+/// Rank, world size and address of a process group, from the environment variables that launchers set.
 ///
-/// `torchrun` and Kubernetes' PyTorchJob set `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`. Slurm's
-/// `srun` and Open MPI's `mpirun` number their processes in variables of their own; these are read where `MASTER_ADDR` is
-/// set, since a shell inside a Slurm allocation has them too. Source: PyTorch's "Environment variable initialization".
+/// `torchrun` and Kubernetes' PyTorchJob set `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`.
+/// Slurm's `srun` and Open MPI's `mpirun` set their own variables for ranks and sizes. These are read only if
+/// `MASTER_ADDR` is set, since a shell inside a Slurm allocation has them too. Source: PyTorch's "Environment variable
+/// initialization".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendezvous {
-    /// Number of this process, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
     /// Number of processes; at least 2.
     pub world_size: usize,
-    /// Number of this process among those of its machine: the index of its GPU.
+    /// Rank of this process among those on its machine: the index of its GPU.
     pub local_rank: usize,
-    /// Number of processes on this machine, if the launcher says it.
+    /// Number of processes on this machine, if the launcher sets it.
     pub local_world_size: Option<usize>,
-    /// Host of the store where the processes meet: that of rank 0.
+    /// Host of the c10d store, which is the host of rank 0.
     pub address: String,
     /// Port of the store.
     pub port: u16,
     /// Whether the launcher hosts the store (torchrun); otherwise rank 0 does.
     pub launcher_hosts: bool,
-    /// How often the launcher has restarted the processes. Each time they meet under another name.
+    /// Number of times the launcher has restarted the processes; each restart uses its own prefix in the store.
     pub restart: u64,
 }
 
-/// Names of rank and number of processes, in all and on the machine, by launcher.
+/// Variables with rank, world size, local rank and local world size, for each launcher.
 const LAUNCHERS: [[&str; 4]; 2] = [
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
     ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"],
@@ -36,7 +37,7 @@ const LAUNCHERS: [[&str; 4]; 2] = [
 const PYTORCH: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
 
 impl Rendezvous {
-    /// Reads the environment; `None` if this process was started alone.
+    /// Reads the environment; returns `None` if this is the only process.
     ///
     /// # Errors
     /// Returns [`TorchError::Launcher`] if a variable is missing or invalid.

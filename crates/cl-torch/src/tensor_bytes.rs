@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
 
-/// libtorch's name of a dtype of computation.
+/// Returns libtorch's dtype for a computation in `precision`.
 pub fn kind(precision: Precision) -> Kind {
     match precision {
         Precision::F32 => Kind::Float,
@@ -11,7 +11,7 @@ pub fn kind(precision: Precision) -> Kind {
     }
 }
 
-/// libtorch's name of a stored dtype; `None` if it is not supported.
+/// Returns libtorch's dtype for a stored dtype; `None` if libtorch does not have it.
 pub fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F64 => Kind::Double,
@@ -33,7 +33,7 @@ pub fn kind_of(dtype: Dtype) -> Option<Kind> {
 ///
 /// # Errors
 /// Returns [`TorchError::Missing`] if there is no such tensor, [`TorchError::Dtype`] if libtorch does not have its
-/// dtype, and an error if reading fails.
+/// dtype, and [`TorchError::Checkpoint`] if reading fails.
 pub fn load_tensor(source: &dyn TensorSource, name: &str, kind: Kind, device: Device) -> Result<Tensor, TorchError> {
     let info = source.info(name).ok_or_else(|| TorchError::Missing { tensor: name.to_owned() })?;
     let stored = kind_of(info.dtype)
@@ -47,13 +47,14 @@ pub fn load_tensor(source: &dyn TensorSource, name: &str, kind: Kind, device: De
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i];
     }
-    // SAFETY: the source checked that `bytes` holds exactly this shape and dtype; the borrowed tensor dies at the end of
-    // this function, before the map can, because the copy below owns its memory.
+    // SAFETY: the source checked that `bytes` holds exactly this shape and dtype; the borrowed tensor is dropped at the
+    // end of this function, before the memory map can be, because the copy below owns its memory.
     let borrowed = unsafe { Tensor::from_blob(bytes.as_ptr(), &shape, &strides, stored, Device::Cpu) };
     Ok(borrowed.to_device_(device, kind, false, true))
 }
 
-/// The bytes of a tensor in row-major order, little endian, as a checkpoint stores them, converted to `kind`.
+/// Returns the elements of a tensor, converted to `kind`, as little-endian bytes in row-major order, as in a
+/// checkpoint.
 pub fn tensor_bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
     let t = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
     let mut bytes = vec![0u8; t.numel() * kind.elt_size_in_bytes()];

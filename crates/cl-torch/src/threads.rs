@@ -1,11 +1,11 @@
-//! Waiting behaviour and number of libtorch's threads.
+//! Spinning and number of libtorch's threads.
 //!
 //! libtorch uses the threads of libgomp, which wait in a busy loop ("spinning", for some milliseconds) before they
-//! sleep. This is fastest on an otherwise idle machine. If another process is busy, it is slow: while one thread spins,
-//! the thread that it waits for may have no core to run on. libgomp spins for a hundredth of that time as soon as it
-//! has more threads than the process has cores (`gomp_throttled_spin_count_var`, chosen anew for every parallel
-//! region). Therefore, while other processes keep cores busy, a second small team of libgomp threads is started, which
-//! then sleeps; when the cores are free again, it is ended.
+//! sleep. This is fastest on an otherwise idle machine, but slow if another process is busy: while one thread spins,
+//! the thread that it waits for may have no core to run on. libgomp spins for only a hundredth of that time if it has
+//! more threads than the process has cores (`gomp_throttled_spin_count_var`, decided for every parallel region).
+//! Therefore, while other processes keep cores busy, a second small team of libgomp threads is started, which only
+//! sleeps; when the cores are free again, it is stopped.
 
 use std::fs;
 use std::sync::mpsc::{Sender, channel};
@@ -14,18 +14,19 @@ use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
 
-/// The environment variables of libgomp that fix how long threads spin.
+/// The environment variables of libgomp that determine how long threads spin.
 const SPIN_VARIABLES: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
 /// Interval between measurements of the load.
 const PERIOD: Duration = Duration::from_millis(500);
-/// Load by other processes, in cores, from which threads spin briefly; below half of it they spin long again.
+/// Load by other processes, in cores, above which threads spin only briefly; below half of it, they spin normally
+/// again.
 const BUSY_CORES: f64 = 0.25;
 
-/// Monitors, until the program ends, how busy other processes keep the cores that this process may use, and makes
-/// libtorch's threads spin only briefly while there are too few cores for all. Results do not depend on it.
+/// Monitors the load by other processes on the cores that this process may use, and makes libtorch's threads spin only
+/// briefly while there are too few cores for all. Runs until the program ends; results do not depend on it.
 ///
-/// Has no effect if the user has set `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`, with a single thread, or if `/proc` does
-/// not report the load (on other systems than Linux).
+/// Has no effect if the user has set `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`, if libtorch uses a single thread, or if
+/// `/proc` does not report the load (on systems other than Linux).
 pub fn watch_load() {
     if SPIN_VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
         return;
@@ -48,17 +49,17 @@ pub fn watch_load() {
             before = now;
         }
     };
-    // Without the thread everything is computed as well, only slower beside other processes.
+    // If the thread cannot be started, computations are only slower while other processes are busy.
     let _watcher = thread::Builder::new().name("load".to_owned()).spawn(watch);
 }
 
-/// Sets the number of threads that libtorch uses, instead of one per core. With another number, sums can differ in
-/// their last bits.
+/// Sets the number of threads that libtorch uses, instead of one per core. Sums can differ in their last bits between
+/// different numbers of threads.
 pub fn set_threads(threads: u16) {
     tch::set_num_threads(i32::from(threads));
 }
 
-/// Sleeping threads of libgomp, with which it has more threads than cores. Ended when dropped.
+/// Sleeping libgomp threads that raise libgomp's number of threads above the number of cores. Stopped when dropped.
 struct Team {
     end: Option<Sender<()>>,
     leader: Option<JoinHandle<()>>,
@@ -68,12 +69,12 @@ impl Team {
     fn start() -> Team {
         let (end, ended) = channel::<()>();
         let lead = move || {
-            // Large enough that libtorch gives it to several threads, which stay with the thread that asked for them.
-            // Where the process ends meanwhile, libtorch may refuse. No scalars: tch panics when it frees one after an
-            // error.
+            // Large enough that libtorch uses several threads, which then belong to this leader thread. If the process
+            // is exiting, libtorch may return an error. No scalars are used, because tch panics when it frees one after
+            // an error.
             let started = Tensor::f_zeros([1 << 18], (Kind::Float, Device::Cpu)).and_then(|zeros| zeros.f_add(&zeros));
             drop(started);
-            // Returns with an error once the sender is gone.
+            // Returns with an error when the sender is dropped.
             let _ = ended.recv();
         };
         Team { end: Some(end), leader: thread::Builder::new().name("sleeping team".to_owned()).spawn(lead).ok() }
@@ -89,13 +90,13 @@ impl Drop for Team {
     }
 }
 
-/// CPU times, in ticks of the kernel since it started.
+/// CPU times in kernel ticks since boot.
 struct Usage {
     /// Cores that this process may use.
     cores: usize,
-    /// Ticks of these cores for all processes.
+    /// Ticks that these cores spent on all processes.
     all: u64,
-    /// Ticks of all cores for this process.
+    /// Ticks that this process spent on all cores.
     own: u64,
 }
 
@@ -111,7 +112,7 @@ impl Usage {
         Some(Usage { cores: allowed.len(), all, own })
     }
 
-    /// Number of cores that other processes kept busy since `before`, `period` ago.
+    /// Returns the number of cores that other processes kept busy since `before`, which was measured `period` ago.
     fn others_since(&self, before: &Usage, period: Duration) -> f64 {
         let others = self.all.saturating_sub(before.all).saturating_sub(self.own.saturating_sub(before.own));
         others as f64 / TICKS / period.as_secs_f64()
@@ -129,7 +130,8 @@ fn allowed_cores(status: &str) -> Option<Vec<usize>> {
     Some(cores)
 }
 
-/// Ticks that these cores spent on processes: user, nice, system, and on interrupts; not idle, waiting for disks, or taken by a host.
+/// Ticks that these cores spent in user, nice and system mode and on interrupts; not idle, waiting for I/O, or stolen
+/// by a hypervisor.
 fn busy_ticks(stat: &str, cores: &[usize]) -> u64 {
     let of_core = |line: &str| {
         let mut fields = line.strip_prefix("cpu")?.split_ascii_whitespace();
@@ -141,7 +143,7 @@ fn busy_ticks(stat: &str, cores: &[usize]) -> u64 {
     stat.lines().filter_map(of_core).sum()
 }
 
-/// Ticks of all threads of this process, in user and in kernel mode. The name in parentheses can contain any
+/// Ticks of all threads of this process, in user and kernel mode. The process name in parentheses can contain any
 /// characters.
 fn own_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);

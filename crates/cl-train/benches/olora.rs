@@ -1,7 +1,7 @@
-//! Cost of o-lora's penalties relative to a training step: `cargo bench -p cl-train --bench olora`.
+//! Measures the cost of o-lora's penalties relative to a training step: `cargo bench -p cl-train --bench olora`.
 //!
-//! A Llama with the shape of SmolLM2-135M and random weights, LoRA of rank 8 on every linear layer, seven earlier
-//! adapters; a step of 4 examples of 128 tokens.
+//! The model is a Llama with the shape of SmolLM2-135M and random weights, with LoRA of rank 8 on every linear layer
+//! and seven earlier adapters. A step has 4 examples of 128 tokens.
 
 use std::time::Instant;
 
@@ -52,7 +52,7 @@ fn step(world: &World) {
     loss.backward().expect("a backward pass");
 }
 
-/// Median seconds of several runs, after one to warm up.
+/// Median time in seconds of several runs, after one warm-up run.
 fn median(runs: usize, mut f: impl FnMut()) -> f64 {
     f();
     let mut times: Vec<f64> = (0..runs)
@@ -67,7 +67,7 @@ fn median(runs: usize, mut f: impl FnMut()) -> f64 {
 }
 
 fn main() {
-    // `cargo test` runs benches once without this.
+    // Without this flag, `cargo test` would run the benchmark.
     if !std::env::args().any(|a| a == "--bench") {
         return;
     }

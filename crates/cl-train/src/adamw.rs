@@ -6,14 +6,14 @@ use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm};
 use crate::sharding::Sharding;
 use crate::{Ranks, TrainConfig, TrainError};
 
-/// AdamW and its state for a fixed list of parameters.
+/// AdamW with its state, for a fixed list of parameters.
 pub(crate) struct Optimizer {
     pub(crate) names: Vec<String>,
     /// The model's tensors.
     pub(crate) params: Vec<Tensor>,
-    /// What this rank updates: the same tensors, or its parts of them.
+    /// The tensors that this rank updates: the parameters themselves, or its shards of them.
     pub(crate) own: Vec<Tensor>,
-    /// How they are divided among the ranks, if they are.
+    /// How the parameters are sharded, if they are.
     pub(crate) sharding: Option<Arc<Sharding>>,
     pub(crate) exp_avg: Vec<Tensor>,
     pub(crate) exp_avg_sq: Vec<Tensor>,
@@ -23,12 +23,12 @@ pub(crate) struct Optimizer {
 
 /// Parameters with the same settings.
 struct Group {
-    /// Whether weight decay applies. It does not to norms, biases and DoRA's magnitudes. (Transformers' Trainer decays
-    /// magnitudes, PEFT's optimizer for LoRA+ does not.)
+    /// Whether weight decay applies. It does not apply to norms, biases and DoRA's magnitudes. (Transformers' Trainer
+    /// decays magnitudes, PEFT's optimizer for LoRA+ does not.)
     decays: bool,
     /// Multiplier of the learning rate.
     factor: f64,
-    /// Indices of the parameters.
+    /// Indices of the parameters in the optimizer's lists.
     places: Vec<usize>,
 }
 
@@ -63,7 +63,8 @@ impl Optimizer {
         }
     }
 
-    /// Returns the norm of all gradients, and clips it to `max_norm` like PyTorch's `clip_grad_norm_` (0: no clipping).
+    /// Returns the norm of all gradients, and clips the gradients to `max_norm` like PyTorch's `clip_grad_norm_` (0: no
+    /// clipping).
     pub(crate) fn clip(&self, max_norm: f64, ranks: &Ranks) -> Result<f64, TrainError> {
         let grads = self.grads();
         let grads: Vec<&Tensor> = grads.iter().flatten().collect();
@@ -83,7 +84,7 @@ impl Optimizer {
         Ok(norm.double_value(&[]))
     }
 
-    /// Updates the parameters. `number` is the 1-based number of the step.
+    /// Updates the parameters. `number` is the number of the step, counted from 1.
     pub(crate) fn step(&mut self, number: u64, settings: AdamW) -> Result<(), TrainError> {
         let _ = self.step.fill_(number as f64);
         let grads = self.grads();
@@ -111,7 +112,7 @@ impl Optimizer {
         let finite = |t: &Tensor| t.isfinite().all().int64_value(&[]) == 1;
         let mut first = self.own.iter().position(|own| !finite(own));
         if self.sharding.is_some() {
-            // All ranks stop for the same tensor.
+            // All ranks must report the same tensor.
             let mut counts: Vec<f64> = self.own.iter().map(|own| f64::from(u8::from(!finite(own)))).collect();
             ranks.sum(&mut counts)?;
             first = counts.iter().position(|count| *count > 0.0);
@@ -130,8 +131,8 @@ impl Optimizer {
         }
     }
 
-    /// The whole parameters or moments of which this rank has these parts, each given with its index in the list of parameters,
-    /// all of one dtype. All ranks call it in turn for the same tensors.
+    /// Gathers the full tensors of parameters or moments from this rank's shards `own`, each given with its parameter's
+    /// index and all of one dtype. All ranks must call this for the same tensors in the same order.
     pub(crate) fn whole(&self, own: &[(usize, &Tensor)]) -> Result<Vec<Tensor>, TrainError> {
         let Some(sharding) = &self.sharding else {
             return Ok(own.iter().map(|(_, own)| own.shallow_clone()).collect());
@@ -141,7 +142,7 @@ impl Optimizer {
         sharding.whole(&parts)
     }
 
-    /// This rank's part of a whole tensor.
+    /// Returns this rank's shard of a full tensor.
     pub(crate) fn part(&self, whole: &Tensor) -> Tensor {
         self.sharding.as_ref().map_or_else(|| whole.shallow_clone(), |sharding| sharding.part(whole))
     }
@@ -154,14 +155,14 @@ impl Optimizer {
     }
 }
 
-/// Multiplier of a parameter's learning rate: LoRA+ has a higher rate for B than for A, and adapters on the embedding
-/// and the output head may have their own rate.
+/// Multiplier of a parameter's learning rate: LoRA+ uses a higher rate for B than for A, and adapters on the embedding
+/// and the output head can have their own rate.
 fn learning_rate_factor(name: &str, config: &TrainConfig) -> f64 {
     let Some(lora) = &config.lora else { return 1.0 };
     let of_tokens = ["model.embed_tokens.", "lm_head."].iter().any(|layer| name.starts_with(layer));
     match lora.embedding_learning_rate.filter(|_| of_tokens) {
         Some(rate) => rate / config.learning_rate,
-        // Magnitudes and biases have B's rate, as in PEFT's optimizer.
+        // Magnitudes and biases use B's rate, as in PEFT's optimizer.
         None if [".lora_B.weight", ".bias", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end)) => {
             lora.loraplus_lr_ratio.unwrap_or(1.0)
         }

@@ -1,5 +1,5 @@
-//! Checkpoints of a round in progress: trained tensors, both moments, the step. A directory that is replaced
-//! atomically. Tensors are whole, or in [parts](crate::parts) that every rank writes and reads itself.
+//! Checkpoints of a round in progress: the trained tensors, both moments and the step, in a directory that is replaced
+//! atomically. Tensors are stored in full, or in [parts](crate::parts) that each rank writes and reads.
 
 use std::path::{Path, PathBuf};
 
@@ -19,25 +19,26 @@ use crate::problem::StateProblem;
 use crate::validation::ValidationState;
 use crate::{Keep, Plan, Ranks, TrainConfig, TrainError};
 
-/// Progress of a run. Data order and dropout follow from the seed and the step, so nothing else is saved; the other
-/// fields identify the run.
+/// Progress of a run. The order of the data and dropout follow from seed and step, so nothing else has to be saved. The
+/// other fields identify the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// Steps taken.
+    /// Number of completed steps.
     pub(crate) step: u64,
     /// Random seed of the run.
     pub(crate) seed: u64,
-    /// Plan of its steps.
+    /// The run's division into steps.
     pub(crate) plan: Plan,
-    /// Hash of its data.
+    /// Hash of the training data.
     pub(crate) data: String,
-    /// The library that computes its f32 products on a CPU, by [`Products::name`]; before this was recorded, libtorch's.
+    /// The library that computes the run's f32 products on a CPU, by [`Products::name`]. Checkpoints without this field
+    /// used libtorch's.
     #[serde(default = "libtorch")]
     pub(crate) products: String,
-    /// Hash of the earlier adapters that it stays orthogonal to.
+    /// Hash of the earlier adapters to which the run keeps its adapter orthogonal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) orthogonality: Option<String>,
-    /// Validation so far.
+    /// State of the validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) validation: Option<ValidationState>,
 }
@@ -46,11 +47,11 @@ fn libtorch() -> String {
     Products::Libtorch.name().to_owned()
 }
 
-/// Continues with the library that computed the run's products so far, so that the results are those of an
-/// uninterrupted run.
+/// Selects the library that has computed the run's products so far, so that the results are those of an uninterrupted
+/// run.
 ///
-/// On the same machine this has no effect. On another machine it keeps the library if available; the last bits can
-/// still differ, since libraries choose instructions by the processor.
+/// On the same machine, this has no effect. On another machine, it keeps the library if it is available; the last bits
+/// can still differ, since libraries select instructions by the processor.
 fn keep_products(state: &mut State) {
     let all = [Products::Libtorch, Products::Onednn];
     if !all.into_iter().any(|p| p.name() == state.products && use_products(p)) {
@@ -63,18 +64,18 @@ fn keep_products(state: &mut State) {
     }
 }
 
-/// Kind of a checkpoint in its manifest.
+/// Kind of the directory in its manifest.
 const KIND: &str = "train_state";
 
 const TENSORS: [&str; 3] = ["param", "exp_avg", "exp_avg_sq"];
 
-/// Name of a tensor of the best weights so far.
+/// Name under which a tensor of the best weights so far is saved.
 fn best_name(name: &str) -> String {
     format!("best.{name}")
 }
 
-/// Saves a checkpoint. All ranks call this. Rank 0 writes the whole tensors, or every rank its parts with
-/// `sharded_checkpoints`. `best` are this rank's parts of the weights with the lowest validation loss, if they are kept.
+/// Saves a checkpoint; all ranks must call this. Rank 0 writes full tensors, or with `sharded_checkpoints` every rank
+/// writes its parts. `best` are this rank's parts of the weights with the lowest validation loss, if they are kept.
 pub(crate) fn save(
     dir: &Path,
     optimizer: &Optimizer,
@@ -104,7 +105,7 @@ struct Saved<'a> {
     name: String,
     /// Index of the parameter that it belongs to.
     place: usize,
-    /// What this rank has of it.
+    /// This rank's shard of it, or the full tensor.
     own: &'a Tensor,
 }
 
@@ -135,8 +136,8 @@ fn save_whole(
     Ok(writer.finish(Manifest::new(KIND))?)
 }
 
-/// Divides tensors into groups that are sent in one message: of one dtype, and of a few MB unless a single one has more. On a
-/// network, hundreds of small messages would wait for each other.
+/// Divides tensors into groups that are each sent in one message: tensors of one dtype, with a total of a few MB unless
+/// a single tensor is larger. On a network, hundreds of small messages would be limited by latency.
 fn in_messages<T>(tensors: &[T], of: impl Fn(&T) -> &Tensor) -> Vec<&[T]> {
     const BYTES: usize = 8 << 20;
     let bytes = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
@@ -155,7 +156,7 @@ fn in_messages<T>(tensors: &[T], of: impl Fn(&T) -> &Tensor) -> Vec<&[T]> {
     groups
 }
 
-/// Every rank writes a file of its parts into a directory that rank 0 creates and completes.
+/// Makes every rank write a file with its parts into a directory that rank 0 creates and finalizes.
 fn save_parts(
     dir: &Path,
     optimizer: &Optimizer,
@@ -166,7 +167,7 @@ fn save_parts(
     let (rank, world_size) = (ranks.rank(), ranks.world_size());
     let out = ranks.is_first().then(|| OutputDir::create(dir, true)).transpose()?;
     let name = out.as_ref().and_then(|out| out.path().file_name()).unwrap_or_default();
-    // The name alone: machines may have the file system under different paths.
+    // Only the name is sent, since machines may mount the file system at different paths.
     let part = dir.with_file_name(ranks.text_from_first(&name.to_string_lossy())?);
     let own = |t: &Saved<'_>| {
         let count = optimizer.params[t.place].numel();
@@ -188,7 +189,7 @@ fn save_parts(
     Ok(out.finish(manifest)?)
 }
 
-/// Checks before the first step that all ranks see the same directory, which `sharded_checkpoints` needs.
+/// Checks before the first step that all ranks see the same directory, as `sharded_checkpoints` requires.
 pub(crate) fn check_shared(out: &Path, ranks: &Ranks) -> Result<(), TrainError> {
     let mut file = None;
     if ranks.is_first() {
@@ -199,13 +200,14 @@ pub(crate) fn check_shared(out: &Path, ranks: &Ranks) -> Result<(), TrainError> 
     let name = file.as_ref().and_then(|file| file.path().file_name()).unwrap_or_default();
     let name = ranks.text_from_first(&name.to_string_lossy())?;
     let seen = out.join(&name).exists();
-    // In every rank, so that none continues without the others; and the file stays until all have looked.
+    // All ranks take part, so that none continues without the others, and so that the file exists until all have looked
+    // for it.
     if ranks.any(!seen)? { Err(TrainError::NotShared { path: out.to_owned() }) } else { Ok(()) }
 }
 
-/// Loads a saved state into the optimizer, if there is one, and returns the progress and this rank's parts of the best weights;
-/// otherwise returns `fresh`. Of whole tensors, rank 0 reads them and the others take over what it has read; of parts, every
-/// rank reads what it needs.
+/// Loads a saved state into the optimizer, if there is one, and returns the progress and this rank's parts of the best
+/// weights; otherwise returns `fresh`. Full tensors are read by rank 0 and broadcast; of sharded ones, every rank reads
+/// the parts that it needs.
 pub(crate) fn resume(
     dir: &Path,
     optimizer: &mut Optimizer,
@@ -214,7 +216,7 @@ pub(crate) fn resume(
     ranks: &Ranks,
 ) -> Result<(State, Option<Vec<Tensor>>), TrainError> {
     let json = |state: &State| serde_json::to_string(state).expect("a plain struct is JSON");
-    // Ranks on machines with other processors may compute products with another library.
+    // Ranks on machines with other processors may use another library for products, so it is not compared.
     let identity = State { products: String::new(), ..fresh.clone() };
     ranks.check_same("[train]", &serde_json::to_string(config).expect("a plain struct is JSON"))?;
     ranks.check_same("the training data, its order or the random seed", &json(&identity))?;
@@ -247,13 +249,13 @@ pub(crate) fn resume(
     Ok((state, has_best.then_some(best)))
 }
 
-/// Where saved tensors come from.
+/// The source of saved tensors.
 enum Source {
-    /// Whole tensors in one file, which rank 0 reads.
+    /// Full tensors in one file, which rank 0 reads.
     First(SafetensorsFile),
-    /// Rank 0, for the other ranks.
+    /// Full tensors that are received from rank 0.
     FromFirst,
-    /// The parts that ranks wrote, which every rank reads.
+    /// Parts that ranks wrote, which every rank reads.
     Parts(Parts),
 }
 
@@ -266,7 +268,7 @@ impl Source {
             if !dir.join("manifest.json").exists() {
                 return Err(TrainError::NotShared { path: dir.to_owned() });
             }
-            // Rank 0 has compared its share.
+            // Rank 0 has already verified its share.
             verify(dir, ranks)?;
         }
         Ok(match writers {
@@ -287,8 +289,8 @@ impl Source {
         }
     }
 
-    /// Reads a tensor for each parameter, and passes what this rank has of it, in host memory, to `take`. All ranks
-    /// call this in turn for the same tensors.
+    /// Reads the saved tensor of each parameter, and passes this rank's shard of it (or all of it) in host memory to
+    /// `take`. All ranks must call this for the same tensors in the same order.
     fn read(
         &self,
         saved_name: impl Fn(&String) -> String,
@@ -317,7 +319,7 @@ impl Source {
     }
 }
 
-/// What this rank has of a tensor that was saved in parts.
+/// Reads this rank's shard of a tensor that was saved in parts, or all of it if nothing is sharded.
 fn read_part(
     parts: &Parts,
     name: &str,
@@ -334,7 +336,8 @@ fn read_part(
     Ok(parts.read(name, kind, count, wanted)?.constant_pad_nd([0, missing as i64]))
 }
 
-/// Compares this rank's share of a checkpoint with its manifest. Of whole tensors, rank 0 compares everything.
+/// Verifies this rank's share of a checkpoint against the manifest. A checkpoint of full tensors is verified by rank 0
+/// alone.
 fn verify(dir: &Path, ranks: &Ranks) -> Result<usize, TrainError> {
     let writers = Parts::count(&Manifest::read(dir)?);
     let problems = match writers {
@@ -353,7 +356,8 @@ fn verify(dir: &Path, ranks: &Ranks) -> Result<usize, TrainError> {
     ))
 }
 
-/// Reads a saved state, if there is one, and checks that it is of this run; with the number of ranks that wrote parts, or 0.
+/// Reads a saved state, if there is one, and checks that it belongs to this run. Also returns the number of ranks that
+/// wrote parts, or 0.
 fn read(dir: &Path, config: &TrainConfig, fresh: &State, ranks: &Ranks) -> Result<Option<(State, usize)>, TrainError> {
     if !dir.join("manifest.json").exists() {
         return Ok(None);

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ReportTo, RouterTraining, Schedule, TrainError};
 
-/// Settings of one round of fine-tuning. Names and defaults follow Transformers' `TrainingArguments` where it has them.
+/// Settings of one round of fine-tuning. Names and defaults follow Transformers' `TrainingArguments` where a setting
+/// exists there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -17,7 +18,7 @@ pub struct TrainConfig {
     pub max_steps: Option<u64>,
     /// Examples per forward and backward pass.
     pub micro_batch_size: usize,
-    /// Micro-batches per optimizer step, over all processes.
+    /// Micro-batches per optimizer step, summed over all processes.
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -33,26 +34,26 @@ pub struct TrainConfig {
     pub adam_epsilon: f64,
     /// Decoupled weight decay of matrices. It does not apply to norms and biases.
     pub weight_decay: f64,
-    /// Maximum norm of the gradients (gradient clipping); 0: no clipping.
+    /// Maximum norm of the gradients (gradient clipping); 0 disables clipping.
     pub max_grad_norm: f64,
     /// Normalization of the loss over a step.
     pub loss_norm: LossNorm,
     /// Dtype of activations and matrix products.
     pub precision: Precision,
-    /// Dtype of the adapters' matrix products; defaults to `precision`, as in PEFT within autocast. Without autocast
+    /// Dtype of the adapters' matrix products; defaults to `precision`, as in PEFT within autocast. Without autocast,
     /// PEFT computes in f32, and so does `profile = "paper"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter_precision: Option<Precision>,
     /// Dtype of weights and optimizer states in full fine-tuning.
     pub states: States,
-    /// Recompute activations in the backward pass: less memory for about a third more time.
+    /// Recompute activations in the backward pass (activation checkpointing): less memory for about a third more time.
     pub activation_checkpointing: bool,
-    /// With several processes, what is divided among them (ZeRO): 1: the optimizer's state; 2: gradients as well; 3: the base
-    /// model's weights as well, with `activation_checkpointing`. 0: nothing; every process has all of it.
+    /// ZeRO stage: what is sharded over several processes. 1: the optimizer state; 2: gradients as well; 3: the base
+    /// model's weights as well, with `activation_checkpointing`. 0: nothing is sharded.
     #[serde(skip_serializing_if = "is_zero")]
     pub zero_stage: u8,
-    /// With `zero_stage` above 0 and several processes: every process writes its own parts of a checkpoint, so that nothing is sent
-    /// to rank 0. `out` has to be on a file system that all processes share.
+    /// With `zero_stage` above 0 and several processes, every process writes its own shard of a checkpoint, so that
+    /// nothing is sent to rank 0. `out` must be on a file system that all processes share.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sharded_checkpoints: bool,
     /// Maximum number of tokens of an example; longer ones are truncated in the middle. No limit if `None`.
@@ -76,7 +77,7 @@ pub struct TrainConfig {
     /// Train all weights (`[train.full]`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
-    /// Train the routers of a mixture and nothing else: the table `[router]` of `cl moe train-router`.
+    /// Train only the routers of a mixture: the table `[router]` of `cl moe train-router`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterTraining>,
 }
@@ -103,8 +104,8 @@ pub enum LossNorm {
 pub enum States {
     /// f32 master weights and states.
     F32,
-    /// Weights and states in the dtype of `precision`. With `precision = "bf16"` this is the paper's pure bf16, in
-    /// which most updates of a small learning rate are rounded away.
+    /// Weights and states in the dtype of `precision`. With `precision = "bf16"`, this is the paper's pure bf16, in
+    /// which most updates at a small learning rate are rounded away.
     Pure,
 }
 
@@ -147,7 +148,7 @@ impl TrainConfig {
     /// Checks all ranges, and that exactly one of `lora`, `full` and `router` is set.
     ///
     /// # Errors
-    /// Returns [`TrainError::Config`] with the first invalid key, its value and what is allowed.
+    /// Returns [`TrainError::Config`] with the first invalid key, its value and the allowed values.
     pub fn validate(&self) -> Result<(), TrainError> {
         self.validate_ranges()?;
         if let Some(router) = self.router {
@@ -190,7 +191,7 @@ impl TrainConfig {
         self.validate_olora()
     }
 
-    /// All numbers have bounds, to catch typing errors before they take all memory or run for a year.
+    /// Checks that all numbers are within bounds, so that a typing error does not exhaust memory or run for a year.
     fn validate_ranges(&self) -> Result<(), TrainError> {
         let count = |key, value: u64, least: u64, most: u64, expected| {
             (key, value.to_string(), least <= value && value <= most, expected)
@@ -245,7 +246,7 @@ impl TrainConfig {
             return wrong(key, "set together with `router`", "no such key, because only the routers are trained");
         }
         if self.activation_checkpointing && router.has_losses() {
-            // Logits of recomputed layers exist one layer at a time, and only in the backward pass.
+            // The router logits of recomputed layers exist only in the backward pass, one layer at a time.
             let expected = "false, or coefficients of 0 in [router]";
             return wrong("activation_checkpointing", "true with auxiliary losses of routers", expected);
         }
@@ -273,7 +274,7 @@ impl TrainConfig {
     }
 }
 
-/// A setting of an adapter that reads the base's weights when it starts.
+/// Returns a setting of an adapter that reads the base's weights when training starts, if there is one.
 fn needs_weights(lora: &LoraConfig) -> Option<&'static str> {
     let from_weights = matches!(lora.init_lora_weights, InitLoraWeights::Pissa { .. } | InitLoraWeights::Olora);
     lora.beyond_factors().or(from_weights.then_some("init_lora_weights"))
@@ -292,7 +293,7 @@ mod tests {
         let config = TrainConfig { max_length: None, full: Some(Full {}), ..TrainConfig::default() };
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<TrainConfig>(&json).unwrap(), config);
-        // TOML has no null: the key is left out, as are all that are absent.
+        // TOML has no null: like all unset options, the key is omitted.
         assert!(!toml::to_string(&config).unwrap().contains("max_length"));
     }
 }

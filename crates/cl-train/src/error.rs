@@ -82,7 +82,7 @@ pub enum TrainError {
         #[source]
         problem: StateProblem,
     },
-    /// `sharded_checkpoints`, but a rank does not see what rank 0 writes.
+    /// With `sharded_checkpoints`, a rank does not see the files that rank 0 writes.
     #[error(
         "{path}: not every process sees what rank 0 writes there; with sharded_checkpoints, the output has to be on a file system \
          that all of them share"
@@ -91,13 +91,13 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
-    /// The ranks of a run did not meet.
+    /// The ranks could not establish the process group.
     #[error(
         "rank {rank} of {world_size}: no meeting with the other ranks at {place} ({source}); check that all of them were \
          started with the same MASTER_ADDR and MASTER_PORT, and that this address can be reached from their machines"
     )]
     Join {
-        /// Number of this rank.
+        /// Rank of this process.
         rank: usize,
         /// Number of ranks.
         world_size: usize,
@@ -106,27 +106,27 @@ pub enum TrainError {
         /// libtorch's message.
         source: Box<cl_torch::TorchError>,
     },
-    /// Another rank ended, or did not answer in time.
+    /// Another rank exited, or did not answer in time.
     #[error(
         "rank {rank} of {world_size}: another rank is gone or does not answer ({source}). If it \
          ended, its own output says why; if all ranks report this, the network between them failed. With save_steps, \
          --resume continues from the last checkpoint, on as many ranks as there are then"
     )]
     RankLost {
-        /// Number of this rank.
+        /// Rank of this process.
         rank: usize,
         /// Number of ranks.
         world_size: usize,
         /// libtorch's message.
         source: cl_torch::TorchError,
     },
-    /// A rank runs another program, configuration or data than rank 0.
+    /// A rank uses another program, configuration or data than rank 0.
     #[error(
         "rank {rank}: {what} differs from rank 0's; start all ranks with the same configuration, and with copies of the \
          same model and data"
     )]
     RankDiffers {
-        /// Number of this rank.
+        /// Rank of this process.
         rank: usize,
         /// What differs.
         what: &'static str,
@@ -136,19 +136,19 @@ pub enum TrainError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Error of a checkpoint file.
+    /// An error of checkpoint files.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// The model.
+    /// An error of the model.
     #[error(transparent)]
     Model(#[from] cl_model::ModelError),
-    /// Adapters.
+    /// An error of adapters.
     #[error(transparent)]
     Adapter(#[from] cl_adapters::AdapterError),
-    /// libtorch.
+    /// An error of libtorch.
     #[error(transparent)]
     Torch(#[from] cl_torch::TorchError),
 }

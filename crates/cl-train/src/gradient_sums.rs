@@ -1,7 +1,8 @@
-//! Data parallelism: the ranks' gradients are added up while the backward pass goes on.
+//! Data parallelism: gradients are all-reduced over the ranks while the backward pass is running.
 //!
-//! A backward pass completes the gradients of the last layer first. In the last one of a step, the sums of a layer's gradients are
-//! started as soon as they are complete, and computed by libtorch's threads while the layers before it are differentiated.
+//! A backward pass completes the gradients of the last layer first. In the last backward pass of a step, the all-reduce
+//! of a layer's gradients is started as soon as they are complete, and it runs while libtorch's threads differentiate
+//! the layers before it.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -13,45 +14,46 @@ use cl_torch::{Pending, ProcessGroup, TorchError, set_gradient};
 use crate::sharding::{locked, unit_of};
 use crate::{Ranks, TrainError};
 
-/// Gradients are sent in pieces of at least this many bytes, so that small ones share a message.
+/// Minimum size in bytes of an all-reduce bucket, so that small gradients share a message.
 const BUCKET_BYTES: usize = 8 << 20;
-/// Pieces on their way at a time, each a copy of gradients.
+/// Maximum number of buckets in flight; each is a copy of gradients.
 const AT_A_TIME: usize = 2;
 
-/// Adds up the gradients of trained tensors over all ranks. A tensor gets a gradient if it has one in any rank.
+/// Sums the gradients of the trained tensors over all ranks. A tensor gets a gradient if it has one in any rank.
 pub(crate) struct GradientSums {
     ranks: Ranks,
-    /// The trained tensors in the order in which their gradients are added up: layer by layer from the last one, then those outside
-    /// of the layers. It is the same in all ranks.
+    /// The trained tensors in the order in which their gradients are reduced: layer by layer from the last one, then
+    /// those outside the layers. The order is the same in all ranks.
     units: Mutex<Vec<Vec<Tensor>>>,
     layers: usize,
     step: Mutex<Step>,
 }
 
-/// What was done of a step.
+/// State of the reductions within one step.
 #[derive(Default)]
 struct Step {
-    /// Whether gradients are complete after the backward pass that runs.
+    /// Whether the running backward pass completes the gradients of the step.
     is_last_pass: bool,
-    /// Number of units that were started.
+    /// Number of units whose reduction was started.
     started: usize,
-    /// Tensors of started units that are not on their way.
+    /// Tensors of started units that are not yet in a bucket.
     collected: Vec<Tensor>,
     on_their_way: VecDeque<Bucket>,
-    /// The first error of a hook, which cannot return it.
+    /// The first error of a hook, since hooks cannot return errors.
     failure: Option<TorchError>,
 }
 
-/// Gradients on their way.
+/// A bucket of gradients in flight.
 struct Bucket {
     tensors: Vec<Tensor>,
-    /// All gradients, or zeros where there is none, and for each tensor 1 if it has one.
+    /// All gradients flattened, with zeros for missing ones, followed by 1 for each tensor that has a gradient and 0
+    /// for others.
     flat: Tensor,
     pending: Pending,
 }
 
 impl GradientSums {
-    /// `None` if this process trains alone.
+    /// Returns `None` if there is only this process.
     pub(crate) fn new(ranks: &Ranks, trainable: &[(String, Tensor)], layers: usize) -> Option<GradientSums> {
         ranks.group()?;
         let mut units: Vec<Vec<Tensor>> = (0..=layers).map(|_| Vec::new()).collect();
@@ -61,12 +63,12 @@ impl GradientSums {
         Some(GradientSums { ranks: ranks.clone(), units: Mutex::new(units), layers, step: Mutex::default() })
     }
 
-    /// Before a backward pass: it is this rank's last of the step.
+    /// Announces that the next backward pass is this rank's last of the step.
     pub(crate) fn begin_last_pass(&self) {
         locked(&self.step).is_last_pass = true;
     }
 
-    /// At the end of a step: adds up the gradients that are not yet, and waits for all.
+    /// Ends a step: reduces the remaining gradients and waits for all of them.
     pub(crate) fn finish(&self) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         let (units, mut step) = (locked(&self.units), std::mem::take(&mut *locked(&self.step)));
@@ -97,11 +99,11 @@ impl LayerHooks for GradientSums {
 }
 
 impl Step {
-    /// Starts the first `complete` units.
+    /// Starts the reduction of the first `complete` units.
     fn start(&mut self, units: &[Vec<Tensor>], complete: usize, group: &ProcessGroup) -> Result<(), TorchError> {
         while self.started < complete {
             for tensor in &units[self.started] {
-                // Where a bucket ends depends on shapes and dtypes only, and not on when a unit is started.
+                // The end of a bucket depends only on shapes and dtypes, not on when a unit is started.
                 if self.collected.last().is_some_and(|last| last.kind() != tensor.kind()) {
                     self.send_collected(group)?;
                 }
@@ -132,7 +134,7 @@ impl Step {
 }
 
 impl Bucket {
-    /// Waits for the sums, and puts them into the gradients.
+    /// Waits for the sums and writes them to the gradients.
     fn arrive(self) -> Result<(), TorchError> {
         self.pending.wait()?;
         let elements: i64 = self.tensors.iter().map(|t| t.numel() as i64).sum();
@@ -152,7 +154,7 @@ impl Bucket {
     }
 }
 
-/// A tensor's gradient in host memory, or zeros.
+/// The flattened gradient of a tensor in host memory, or zeros if it has none.
 fn flat_gradient(tensor: &Tensor) -> Tensor {
     match tensor.grad() {
         gradient if gradient.defined() => gradient.reshape([-1]).to_device(Device::Cpu),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::report_to::{Report, ReportTo};
 
-/// One optimizer step, as a line of `log.jsonl`.
+/// Record of one optimizer step: a line of `log.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepLog {
     /// Number of the step, from 1.
@@ -26,7 +26,7 @@ pub struct StepLog {
     /// Router z-loss, before its coefficient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub z_loss: Option<f64>,
-    /// Loss on the validation data after the step, if it was evaluated: the mean over all tokens that it covers.
+    /// Validation loss after the step, if it was evaluated: the mean over all supervised tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
     /// L2 norm of all gradients, before clipping.
@@ -41,7 +41,7 @@ pub struct StepLog {
     pub seconds: f64,
 }
 
-/// Writes the step log. After a resume, it continues after the last checkpoint.
+/// Writes the step log. A resumed run continues the log after the last checkpoint.
 pub(crate) struct LogWriter {
     path: PathBuf,
     file: File,
@@ -49,8 +49,8 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Opens `log.jsonl` in `dir`, and drops the lines of steps after `last_step`, which will be repeated; returns the
-    /// other lines. The other formats are rewritten from these.
+    /// Opens `log.jsonl` in `dir` and removes the lines of steps after `last_step`, which will be repeated. Returns the
+    /// remaining lines, from which the other formats are rewritten.
     pub(crate) fn open(
         dir: &Path,
         last_step: u64,
@@ -93,7 +93,7 @@ pub fn final_loss(steps: &[StepLog]) -> f64 {
 /// Returns [`TrainError::Io`] if the file cannot be read.
 pub fn read_log(path: &Path) -> Result<Vec<StepLog>, TrainError> {
     let mut steps = Vec::new();
-    // As bytes, so that invalid UTF-8 damages only its line.
+    // Read as bytes, so that invalid UTF-8 affects only its own line.
     for line in BufReader::new(open_file(path)?).split(b'\n') {
         if let Ok(step) = serde_json::from_slice(&line.map_err(TrainError::io(path))?) {
             steps.push(step);

@@ -1,8 +1,8 @@
-//! Tensors of a checkpoint that every rank wrote a part of, read by any number of ranks.
+//! Sharded checkpoints: tensors of which every rank wrote a part, and which any number of ranks can read.
 //!
-//! With N ranks there are N files, `rank-00000-of-0000N.safetensors` and so on. A tensor of n elements is divided as
-//! [`sharding`](crate::sharding) divides it: rank r has the elements from r⌈n/N⌉ to (r+1)⌈n/N⌉ of the flat tensor, fewer or none
-//! where it ends.
+//! With N ranks, there are N files, `rank-00000-of-0000N.safetensors` and so on. A tensor of n elements is divided as
+//! in [`sharding`](crate::sharding): rank r has the elements from r⌈n/N⌉ to (r+1)⌈n/N⌉ of the flattened tensor, and
+//! fewer or none at its end.
 
 use std::ops::Range;
 use std::path::Path;
@@ -16,18 +16,18 @@ use crate::problem::StateProblem;
 
 const PREFIX: &str = "rank-";
 
-/// Name of a rank's file.
+/// File name of a rank's parts.
 pub(crate) fn file_name(rank: usize, ranks: usize) -> String {
     format!("{PREFIX}{rank:05}-of-{ranks:05}.safetensors")
 }
 
-/// Elements of a flat tensor that a rank has.
+/// Range of elements of a flattened tensor that a rank has.
 pub(crate) fn elements(count: usize, rank: usize, ranks: usize) -> Range<usize> {
     let each = count.div_ceil(ranks);
     (rank * each).min(count)..((rank + 1) * each).min(count)
 }
 
-/// Writes a rank's parts, each without what it was filled up with, and returns the file's size and hash.
+/// Writes a rank's parts, without padding, and returns the file's size and hash.
 pub(crate) fn write(path: &Path, parts: &[(String, Tensor)]) -> Result<FileEntry, TrainError> {
     let spec = |(name, part): &(String, Tensor)| TensorSpec {
         name: name.clone(),
@@ -44,18 +44,18 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Number of ranks that wrote the checkpoint; 0 if it has whole tensors.
+    /// Number of ranks that wrote the checkpoint; 0 if its tensors are not sharded.
     pub(crate) fn count(manifest: &Manifest) -> usize {
         manifest.files.keys().filter(|name| name.starts_with(PREFIX)).count()
     }
 
-    /// Opens the files of so many ranks.
+    /// Opens the files of all ranks that wrote the checkpoint.
     pub(crate) fn open(dir: &Path, ranks: usize) -> Result<Parts, TrainError> {
         let open = |rank| SafetensorsFile::open(&dir.join(file_name(rank, ranks)));
         Ok(Parts { files: (0..ranks).map(open).collect::<Result<_, _>>()? })
     }
 
-    /// Checks that all parts of a tensor are there.
+    /// Checks that all parts of a tensor exist and have the expected size and dtype.
     pub(crate) fn check(&self, name: &str, kind: Kind, shape: &[i64]) -> Result<(), StateProblem> {
         let count: i64 = shape.iter().product();
         let complete = self.files.iter().enumerate().all(|(rank, file)| {
@@ -66,7 +66,7 @@ impl Parts {
         if complete { Ok(()) } else { Err(StateProblem::Tensor { tensor: name.to_owned(), shape: shape() }) }
     }
 
-    /// Elements of a flat tensor of `count` elements, from whichever files have them.
+    /// Reads the elements `wanted` of a flattened tensor of `count` elements, from all files that contain some of them.
     pub(crate) fn read(
         &self,
         name: &str,

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{TrainConfig, TrainError, Validation};
 
-/// Training data of a round: tokenized data sets, and the rows of each epoch, in order.
+/// Training data of a round: tokenized data sets, and the order of rows in each epoch.
 pub struct TrainData<'a> {
-    /// Data sets: the round's own and replayed ones.
+    /// Data sets: the round's own, and replayed ones.
     pub datasets: &'a [Vec<Encoded>],
-    /// Rows of an epoch (from 0). Must be deterministic.
+    /// Returns the rows of an epoch (from 0), in order. Must be deterministic.
     pub epoch_rows: &'a dyn Fn(u64) -> Vec<RowRef>,
     /// O-LoRA's penalty against adapters of earlier rounds.
     pub orthogonality: Option<&'a Orthogonality>,
@@ -19,21 +19,22 @@ pub struct TrainData<'a> {
 }
 
 impl TrainData<'_> {
-    /// The examples of the given rows.
+    /// Returns the examples of the given rows.
     pub(crate) fn examples<'r>(&self, rows: impl Iterator<Item = &'r RowRef>) -> Vec<&Encoded> {
         rows.map(|r| &self.datasets[r.dataset][r.row]).collect()
     }
 }
 
-/// Division of epochs into micro-batches and steps.
+/// Division of the epochs into micro-batches and optimizer steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Number of steps per epoch (on average, with `carry`).
     pub steps_per_epoch: u64,
     /// Number of steps of the round.
     pub total_steps: u64,
-    rows: usize, // of an epoch
-    /// Number of first rows that an epoch repeats at its end, so that all ranks have the same number of micro-batches.
+    rows: usize, // per epoch
+    /// Number of leading rows that an epoch repeats at its end, so that all ranks have the same number of
+    /// micro-batches.
     #[serde(default, skip_serializing_if = "is_zero")]
     repeated: usize,
     micro_batch_size: usize,
@@ -41,12 +42,12 @@ pub struct Plan {
     carry: bool,
 }
 
-/// Rows of one epoch that are processed together.
+/// Rows of one epoch that are processed in one forward and backward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MicroBatch {
     /// Epoch, from 0.
     pub(crate) epoch: u64,
-    /// Positions in the order of that epoch.
+    /// Positions in the row order of that epoch.
     pub(crate) rows: Range<usize>,
 }
 
@@ -55,8 +56,8 @@ impl Plan {
     ///
     /// Without `carry`, every epoch ends with a step, which may have fewer micro-batches: ⌈⌈rows/micro_batch⌉ /
     /// accumulation⌉ steps. With `carry`, as in Transformers' Trainer before 4.46 and therefore in the paper's code, an
-    /// epoch counts as ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps (at least one), and leftover micro-batches are carried
-    /// over into the next epoch's first step, so that the end of the last epoch is not used. An epoch of at most
+    /// epoch counts as ⌊⌈rows/micro_batch⌉ / accumulation⌋ steps (at least one). Leftover micro-batches are carried
+    /// over into the next epoch's first step, so the end of the last epoch is not used. An epoch of at most
     /// `accumulation` micro-batches does end with a step.
     ///
     /// # Errors
@@ -87,14 +88,14 @@ impl Plan {
         })
     }
 
-    /// The plan for several ranks, to which the micro-batches of a step are dealt in turn.
+    /// Adapts the plan to several ranks, to which the micro-batches of a step are assigned in turn.
     ///
-    /// It is the same plan. Only with `carry`, every epoch repeats its first rows until all ranks have the same number of full
-    /// micro-batches, as accelerate does for Transformers' Trainer ([`cl_data::shard`]).
+    /// The plan changes only with `carry`: every epoch then repeats its first rows until all ranks have the same number
+    /// of full micro-batches, as accelerate does for Transformers' Trainer ([`cl_data::shard`]).
     ///
     /// # Errors
-    /// Returns [`TrainError::Config`] if a step has fewer micro-batches than there are ranks or, with `carry`, no multiple
-    /// of their number.
+    /// Returns [`TrainError::Config`] if a step has fewer micro-batches than there are ranks, or with `carry` if their
+    /// number is not a multiple of the number of ranks.
     pub fn for_ranks(self, config: &TrainConfig, ranks: usize) -> Result<Plan, TrainError> {
         let wrong = |expected| {
             let value = format!("{} with {ranks} ranks", self.accumulation);
@@ -115,20 +116,20 @@ impl Plan {
         Ok(Plan { repeated: filled - self.rows, steps_per_epoch, total_steps, ..self })
     }
 
-    /// Number of rows that an epoch goes through.
+    /// Number of rows in an epoch, including repeated ones.
     fn length(&self) -> usize {
         self.rows + self.repeated
     }
 
-    /// The rows of a micro-batch, out of the order of its epoch.
+    /// Returns the rows of a micro-batch from the row order of its epoch.
     pub(crate) fn rows_of<'r>(&self, part: &MicroBatch, order: &'r [RowRef]) -> impl Iterator<Item = &'r RowRef> {
         part.rows.clone().map(|place| &order[place % order.len()])
     }
 
-    /// The micro-batches of a step (from 0).
+    /// Returns the micro-batches of a step (from 0).
     pub(crate) fn micro_batches(&self, step: u64) -> Vec<MicroBatch> {
         let in_epoch = self.length().div_ceil(self.micro_batch_size) as u64;
-        // Micro-batches are numbered across epochs.
+        // Micro-batches are numbered consecutively across epochs.
         let (first, end) = if self.carry {
             (self.boundary(step), self.boundary(step.saturating_add(1)))
         } else {
@@ -143,8 +144,8 @@ impl Plan {
         (first..end).map(micro_batch).collect()
     }
 
-    /// Number of micro-batches of the first `steps` steps with `carry`: a step ends at every multiple of the
-    /// accumulation, and at the end of an epoch with at most that many micro-batches.
+    /// Number of micro-batches in the first `steps` steps with `carry`: a step ends at every multiple of the
+    /// accumulation, and at the end of an epoch that has at most that many micro-batches.
     fn boundary(&self, steps: u64) -> u64 {
         let (in_epoch, accumulation) = (self.length().div_ceil(self.micro_batch_size) as u64, self.accumulation as u64);
         if in_epoch > accumulation {
@@ -152,7 +153,7 @@ impl Plan {
         }
         let both = (in_epoch / gcd(in_epoch, accumulation)).saturating_mul(accumulation);
         let ended = |micro_batches: u64| micro_batches / accumulation + micro_batches / in_epoch - micro_batches / both;
-        // `ended` grows by at most one a micro-batch, and by one at least every epoch.
+        // `ended` grows by at most one per micro-batch, and by at least one per epoch.
         let (mut low, mut high) = (0, steps.saturating_mul(in_epoch));
         while low < high {
             let middle = low + (high - low) / 2;
@@ -161,13 +162,13 @@ impl Plan {
         low
     }
 
-    /// Divisor of the mean over a step's micro-batches. Trainer always divides by the accumulation.
+    /// Divisor of the mean over a step's micro-batches. Transformers' Trainer always divides by the accumulation.
     pub(crate) fn micro_batches_in_mean(&self, count: usize) -> usize {
         if self.carry { self.accumulation } else { count }
     }
 
-    /// Checks that each step of the first epoch has a supervised token. Later epochs are checked as they come, so that
-    /// the start does not take longer with more epochs. Returns a hash of the data and the first epoch's rows.
+    /// Checks that each step of the first epoch has a supervised token. Later epochs are checked step by step, so that
+    /// startup time does not grow with the number of epochs. Returns a hash of the data and the first epoch's rows.
     ///
     /// # Errors
     /// Returns [`TrainError::NoData`] or [`TrainError::NoTarget`] if the data or a step has no supervised token.
@@ -193,7 +194,7 @@ impl Plan {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Number of rows that all steps use.
+    /// Number of rows that all steps use together.
     pub fn rows_in_all(&self) -> u64 {
         self.rows_in(self.total_steps)
     }
@@ -219,12 +220,12 @@ impl Plan {
     }
 }
 
-/// Adds tokens and labels of examples to a hash.
+/// Adds the tokens and labels of examples to a hash.
 pub(crate) fn hash_examples<'e>(hasher: &mut blake3::Hasher, examples: impl Iterator<Item = &'e Encoded>) {
     for example in examples {
         let length = example.input_ids.len();
         hasher.update(&(length as u64).to_le_bytes());
-        // For an answer at the end, only its start, for compatibility with older checkpoints.
+        // If the answer is at the end, only its start is hashed, for compatibility with older checkpoints.
         let plain = example.learned.len() <= 1 && example.learned.iter().all(|range| range.end == length);
         match example.learned.first() {
             _ if !plain => {
@@ -261,7 +262,7 @@ mod tests {
 
     #[test]
     fn steps_of_the_paper() {
-        // 5,000 rows over 8 ranks, 4×4 and 2×8; MetaMathQA; joint with upsampling.
+        // 5,000 rows over 8 ranks, 4×4 and 2×8; MetaMathQA; joint training with upsampling.
         assert_eq!(plan(5_000 / 8, 4, 4, true), 39);
         assert_eq!(plan(5_000 / 8, 2, 8, true), 39);
         assert_eq!(plan(395_000 / 8, 4, 4, true), 3_086);
@@ -292,7 +293,7 @@ mod tests {
         steps: Vec<std::collections::BTreeMap<usize, f64>>,
     }
 
-    /// Numbers of rows in each step of Transformers' Trainer, recorded by `tests/fixtures/make_trainer_steps.py`.
+    /// Weights of rows in each step of Transformers' Trainer, recorded by `tests/fixtures/make_trainer_steps.py`.
     #[test]
     fn carried_micro_batches_are_those_of_transformers_trainer() {
         #[derive(serde::Deserialize)]

@@ -1,13 +1,14 @@
-//! Why a checkpoint cannot be resumed from, as facts in fields; [`TrainError::State`](crate::TrainError::State) adds where.
+//! Reasons why a checkpoint cannot be resumed from, as structured values;
+//! [`TrainError::State`](crate::TrainError::State) adds the path.
 
-/// Why a checkpoint is not one of this run.
+/// Why a checkpoint does not match this run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateProblem {
     /// A file is missing.
     #[error("`{file}` is missing")]
     Missing {
-        /// Its name.
+        /// The name of the file.
         file: String,
     },
     /// A file has changed.
@@ -16,7 +17,7 @@ pub enum StateProblem {
         /// Its name.
         file: String,
     },
-    /// A file is not of the checkpoint.
+    /// A file does not belong to the checkpoint.
     #[error("`{file}` was not saved with it")]
     Unlisted {
         /// Its name.
@@ -42,7 +43,7 @@ pub enum StateProblem {
     /// The training data differs.
     #[error("it was saved with different training data")]
     Data,
-    /// The earlier adapters that training stays orthogonal to differ.
+    /// The earlier adapters of the orthogonality penalty differ.
     #[error("it was saved with different earlier adapters")]
     Earlier,
     /// The validation settings or data differ.

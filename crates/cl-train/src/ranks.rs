@@ -8,26 +8,26 @@ use cl_torch::{ProcessGroup, Rendezvous, TorchError};
 
 use crate::TrainError;
 
-/// The processes ("ranks") that train one round together, of which this is one.
+/// The processes ("ranks") that train one round together, as seen by one of them.
 ///
-/// The micro-batches of a step are dealt to the ranks in turn, and their gradients are added up. What is computed does not
-/// depend on the number of ranks, apart from the order of sums. Rank 0 writes all files.
+/// The micro-batches of a step are assigned to the ranks in turn, and their gradients are summed. Results do not depend
+/// on the number of ranks, apart from the order of sums. Rank 0 writes all files.
 #[derive(Clone)]
 pub struct Ranks {
     group: Option<Arc<ProcessGroup>>,
 }
 
 impl Ranks {
-    /// This process alone.
+    /// Creates the ranks of a run with this process only.
     pub fn alone() -> Ranks {
         Ranks { group: None }
     }
 
-    /// The ranks that a launcher started, or this process alone; see [`Rendezvous::from_env`]. `timeout` bounds the wait for
-    /// another rank, here and later.
+    /// Joins the ranks that a launcher started; without a launcher, this process is the only rank (see
+    /// [`Rendezvous::from_env`]). `timeout` limits the waiting for another rank, here and in later operations.
     ///
     /// # Errors
-    /// Returns an error if a launcher's variable is invalid, or a rank does not come in time.
+    /// Returns an error if a launcher's variable is invalid, or if a rank does not join in time.
     pub fn join(timeout: Duration) -> Result<Ranks, TrainError> {
         match Rendezvous::from_env()? {
             None => Ok(Ranks::alone()),
@@ -46,17 +46,17 @@ impl Ranks {
         }
     }
 
-    /// The ranks of a group.
+    /// Creates the ranks of a process group.
     pub fn of(group: ProcessGroup) -> Ranks {
         Ranks { group: Some(Arc::new(group)) }
     }
 
-    /// The other ranks, if there are any.
+    /// The process group, if there are other ranks.
     pub(crate) fn group(&self) -> Option<&ProcessGroup> {
         self.group.as_deref()
     }
 
-    /// Number of this rank, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.group().map_or(0, ProcessGroup::rank)
     }
@@ -71,15 +71,15 @@ impl Ranks {
         self.rank() == 0
     }
 
-    /// Waits until every rank has come here.
+    /// Waits until every rank has reached this barrier.
     ///
     /// # Errors
-    /// Returns [`TrainError::RankLost`] if one does not come.
+    /// Returns [`TrainError::RankLost`] if a rank does not reach it.
     pub fn barrier(&self) -> Result<(), TrainError> {
         self.together(|group| group.barrier())
     }
 
-    /// Adds up each number over all ranks.
+    /// Sums each number over all ranks.
     pub(crate) fn sum(&self, values: &mut [f64]) -> Result<(), TrainError> {
         self.together(|group| {
             let sums = Tensor::from_slice(values);
@@ -89,17 +89,17 @@ impl Ranks {
         })
     }
 
-    /// Whether `flag` is set in any rank.
+    /// Returns whether `flag` is set in any rank.
     ///
     /// # Errors
-    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    /// Returns [`TrainError::RankLost`] if a rank is lost.
     pub fn any(&self, flag: bool) -> Result<bool, TrainError> {
         let mut set = [f64::from(u8::from(flag))];
         self.sum(&mut set)?;
         Ok(set[0] > 0.0)
     }
 
-    /// Replaces tensors by those of rank 0, in one message. They are contiguous, in host memory and of one dtype.
+    /// Replaces tensors by those of rank 0, in one message. They must be contiguous, in host memory and of one dtype.
     pub(crate) fn copy_from_first(&self, tensors: &[Tensor]) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         self.together(|group| {
@@ -119,10 +119,10 @@ impl Ranks {
         })
     }
 
-    /// The text of rank 0. The others' is not used.
+    /// Broadcasts the text of rank 0; the text of other ranks is ignored.
     ///
     /// # Errors
-    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    /// Returns [`TrainError::RankLost`] if a rank is lost.
     pub fn text_from_first(&self, text: &str) -> Result<String, TrainError> {
         let mut received = text.to_owned();
         self.together(|group| {
@@ -141,10 +141,10 @@ impl Ranks {
         Ok(received)
     }
 
-    /// The texts of all ranks, in their order.
+    /// Gathers the texts of all ranks, in the order of ranks.
     ///
     /// # Errors
-    /// Returns [`TrainError::RankLost`] if a rank is gone.
+    /// Returns [`TrainError::RankLost`] if a rank is lost.
     pub fn texts_of_all(&self, text: &str) -> Result<Vec<String>, TrainError> {
         let mut texts = vec![text.to_owned()];
         self.together(|group| {
@@ -152,7 +152,7 @@ impl Ranks {
             let lengths = Tensor::zeros([ranks], (Kind::Int64, Device::Cpu));
             group.all_gather(&lengths, &Tensor::from_slice(&[text.len() as i64]))?.wait()?;
             let lengths = Vec::<i64>::try_from(&lengths).map_err(|e| TorchError::from_tch("all_gather", e))?;
-            // Of one length, as `all_gather` needs them.
+            // Padded to equal lengths, which `all_gather` needs.
             let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
             let mut padded = text.as_bytes().to_vec();
             padded.resize(longest as usize, 0);
@@ -166,10 +166,10 @@ impl Ranks {
         Ok(texts)
     }
 
-    /// Checks that `value` is that of rank 0.
+    /// Checks that `value` is the same as on rank 0.
     ///
     /// # Errors
-    /// Returns [`TrainError::RankDiffers`] with `what` if it is not, and [`TrainError::RankLost`] if a rank is gone.
+    /// Returns [`TrainError::RankDiffers`] with `what` if it is not, and [`TrainError::RankLost`] if a rank is lost.
     pub fn check_same(&self, what: &'static str, value: &str) -> Result<(), TrainError> {
         let same = self.text_from_first(value)? == value;
         if same { Ok(()) } else { Err(TrainError::RankDiffers { rank: self.rank(), what }) }
@@ -186,9 +186,11 @@ impl Ranks {
     }
 }
 
-/// Which of a list of `count` items this rank computes, dealt in turn; those that are not `wanted` are left out.
+/// Returns which of `count` items this rank computes, and whether each of them counts. Items are assigned to the ranks
+/// in turn; those that are not `wanted` are skipped.
 ///
-/// In lockstep every rank computes as many: where the list ends, one of the first items once more, which then does not count.
+/// With `in_lockstep`, every rank gets the same number of items: shorter lists are filled with the first wanted item,
+/// which does not count.
 pub(crate) fn deal(
     count: usize,
     wanted: impl Fn(usize) -> bool,

@@ -25,8 +25,8 @@ pub(crate) enum Report {
 }
 
 impl ReportTo {
-    /// Rewrites the file with the earlier steps. Their times are computed backwards from now. With `validates`, the CSV file has
-    /// a column for the validation loss.
+    /// Opens the file and rewrites the earlier steps. Their times are reconstructed backwards from the current time.
+    /// With `validates`, the CSV file has a column for the validation loss.
     pub(crate) fn open(self, dir: &Path, before: &[StepLog], validates: bool) -> Result<Report, TrainError> {
         let path = dir.join(match self {
             ReportTo::Csv => "log.csv",

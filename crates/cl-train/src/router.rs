@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 
-/// Training of a mixture's routers: coefficients of the auxiliary losses.
+/// Settings for training a mixture's routers: coefficients of the auxiliary losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouterTraining {
-    /// Coefficient of the load-balancing loss; 0.001 for Mixtral in Transformers, 0.01 in Switch Transformers.
+    /// Coefficient of the load-balancing loss. Mixtral in Transformers uses 0.001, Switch Transformers 0.01.
     pub load_balancing: f64,
-    /// Coefficient of the router z-loss; 0.001 in ST-MoE.
+    /// Coefficient of the router z-loss. ST-MoE uses 0.001.
     pub z_loss: f64,
 }
 
 impl RouterTraining {
-    /// Whether router logits are needed in addition to the model's output.
+    /// Whether any auxiliary loss is used, so that router logits have to be recorded.
     pub(crate) fn has_losses(&self) -> bool {
         self.load_balancing > 0.0 || self.z_loss > 0.0
     }
@@ -32,7 +32,7 @@ impl RouterTraining {
     }
 }
 
-/// Values of a step's auxiliary losses before their coefficients, means over its micro-batches.
+/// Auxiliary losses of a step, before they are multiplied by their coefficients; means over its micro-batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AuxiliaryLosses {
     pub(crate) load_balancing: f64,
@@ -43,8 +43,8 @@ pub(crate) struct AuxiliaryLosses {
 pub(crate) struct WeightedLosses(Vec<(Tensor, f64)>);
 
 impl WeightedLosses {
-    /// Computes the losses of the router decisions since the last call and adds their values to `sums`. The mean of a
-    /// step is over `in_mean` micro-batches.
+    /// Computes the losses of the router decisions that were recorded since the last call and adds their values to
+    /// `sums`. The mean of a step is over `in_mean` micro-batches.
     pub(crate) fn of(log: &RouterLog, config: RouterTraining, in_mean: usize, sums: &mut AuxiliaryLosses) -> Self {
         let Some(losses) = router_losses(&log.take()) else { return WeightedLosses(Vec::new()) };
         let share = 1.0 / in_mean as f64;

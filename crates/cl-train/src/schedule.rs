@@ -2,7 +2,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// Schedule of the learning rate after a linear warm-up from 0; names and formulas are Transformers'.
+/// Learning rate schedule after a linear warm-up from 0; names and formulas are those of Transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -15,7 +15,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Multiplier of the learning rate at `step` (from 0) of `total`.
+    /// Multiplier of the learning rate at `step` (from 0) of `total`, with `warmup` warm-up steps.
     ///
     /// ```
     /// use cl_train::Schedule;

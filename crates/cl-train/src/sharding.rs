@@ -1,9 +1,9 @@
-//! Training state divided among the ranks, as in ZeRO (Rajbhandari et al., arXiv:1910.02054).
+//! ZeRO: training state sharded over the ranks (Rajbhandari et al., arXiv:1910.02054).
 //!
-//! A tensor is divided into as many consecutive parts as there are ranks, the last filled up with zeros. With stage 1 each rank
-//! has the optimizer's state of its part; with stage 2 also the gradients of its part only, which are added up and divided
-//! layer by layer in the backward pass; with stage 3 the base model's weights, too, are fetched from all ranks for the time that
-//! a layer is computed.
+//! A tensor is divided into as many consecutive shards as there are ranks; the last one is padded with zeros. With
+//! stage 1, each rank has the optimizer state of its shard. With stage 2, each rank also has only the gradients of its
+//! shard, which are reduce-scattered layer by layer during the backward pass. With stage 3, the base model's weights
+//! are sharded as well, and all-gathered only while a layer is computed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,16 +15,16 @@ use cl_torch::{Pending, ProcessGroup, TorchError, set_gradient};
 
 use crate::{Ranks, TrainError};
 
-/// A tensor of the model of which this rank keeps a part.
+/// A tensor of the model of which this rank keeps a shard.
 struct Piece {
-    /// The model's own handle.
+    /// The model's own handle to the tensor.
     tensor: Tensor,
     shape: Vec<i64>,
-    /// This rank's part, flat; as long in every rank.
+    /// This rank's shard, flattened; it has the same length in every rank.
     own: Tensor,
 }
 
-/// This rank's part of a tensor, a copy.
+/// Returns a copy of this rank's shard of a tensor.
 fn part(tensor: &Tensor, group: &ProcessGroup) -> Tensor {
     let flat = tensor.detach().reshape([-1]);
     let (all, ranks) = (flat.numel() as i64, group.world_size() as i64);
@@ -39,7 +39,8 @@ fn part(tensor: &Tensor, group: &ProcessGroup) -> Tensor {
     }
 }
 
-/// The whole tensors of which each rank has `parts`, which are of one dtype.
+/// All-gathers the full tensors whose shards the ranks have; `parts` are this rank's shards with the full shapes, all
+/// of one dtype.
 fn whole(parts: &[(&Tensor, &[i64])], group: &ProcessGroup) -> Result<Vec<Tensor>, TorchError> {
     let Some((first, _)) = parts.first() else { return Ok(Vec::new()) };
     let (kind, device, ranks) = (first.kind(), first.device(), group.world_size() as i64);
@@ -50,7 +51,7 @@ fn whole(parts: &[(&Tensor, &[i64])], group: &ProcessGroup) -> Result<Vec<Tensor
     let mut start = 0;
     let cut = |(part, shape): &(&Tensor, &[i64])| {
         let length = part.numel() as i64;
-        // Of a single tensor this is a view: the parts lie one after another.
+        // For a single tensor, this is a view, because the shards are consecutive.
         let flat = all.narrow(1, start, length).reshape([-1]).narrow(0, 0, shape.iter().product());
         start += length;
         flat.reshape(*shape).to_device(device)
@@ -58,20 +59,21 @@ fn whole(parts: &[(&Tensor, &[i64])], group: &ProcessGroup) -> Result<Vec<Tensor
     Ok(parts.iter().map(cut).collect())
 }
 
-/// Tensors joined along a dimension; a single one is not copied.
+/// Concatenates tensors along a dimension; a single one is not copied.
 fn joined(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
     if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, dim) }
 }
 
-/// Tensors of this many bytes and more are sent alone, without a copy; smaller ones together, with fewer messages.
+/// Shards of at least this many bytes are sent alone, without a copy; smaller ones are sent together, in fewer
+/// messages.
 const ALONE: usize = 1 << 20;
 
-/// Sorts items so that those which are sent together stand together.
+/// Sorts items so that those that are sent together are adjacent.
 fn sort<T>(items: &mut [T], own: impl Fn(&T) -> &Tensor) {
     items.sort_by_key(|item| (is_alone(own(item)), own(item).kind() as i32));
 }
 
-/// Whether two neighbours are sent together.
+/// Whether two adjacent shards are sent together.
 fn together(a: &Tensor, b: &Tensor) -> bool {
     a.kind() == b.kind() && !is_alone(a) && !is_alone(b)
 }
@@ -80,12 +82,12 @@ fn is_alone(own: &Tensor) -> bool {
     own.numel() * own.kind().elt_size_in_bytes() >= ALONE
 }
 
-/// Stands for a tensor whose values are elsewhere: NaN everywhere, from a single element.
+/// Placeholder for a tensor whose values are not on this rank: all NaN, expanded from a single element.
 fn absent(shape: &[i64], kind: Kind, device: Device) -> Tensor {
     Tensor::full([1], f64::NAN, (kind, device)).expand(shape, false)
 }
 
-/// Weights of a base model, of which each rank keeps a part (ZeRO's stage 3).
+/// Weights of a base model of which each rank keeps a shard (ZeRO stage 3).
 ///
 /// Pass [`SpreadWeights::place`] to [`Decoder::load_with`], and the weights to [`train`](crate::train()).
 pub struct SpreadWeights {
@@ -94,12 +96,12 @@ pub struct SpreadWeights {
 }
 
 impl SpreadWeights {
-    /// No weights yet.
+    /// Creates an empty set of weights.
     pub fn new(ranks: &Ranks) -> SpreadWeights {
         SpreadWeights { ranks: ranks.clone(), pieces: Mutex::default() }
     }
 
-    /// Keeps this rank's part of a weight. What it returns has the weight's shape and no values.
+    /// Keeps this rank's shard of a weight, and returns a placeholder of the weight's shape without its values.
     pub fn place(&self, name: &str, tensor: Tensor) -> Tensor {
         let _no_graph = tch::no_grad_guard();
         let Some(group) = self.ranks.group().filter(|_| tensor.is_floating_point()) else { return tensor };
@@ -111,54 +113,54 @@ impl SpreadWeights {
     }
 }
 
-/// The tensors of a layer, or of what is outside of the layers.
+/// The tensors of a layer, or those outside the layers.
 #[derive(Default)]
 struct Unit {
-    /// Weights that are there only while the layer is computed.
+    /// Sharded weights that are gathered only while the layer is computed.
     spread: Vec<Piece>,
     trained: Vec<Trained>,
-    /// Whether the sums of the gradients are started.
+    /// Whether the reduction of the gradients was started.
     reduced: bool,
-    /// Those that are started and not complete.
+    /// Reductions that were started and are not complete.
     on_their_way: Vec<Sums>,
 }
 
-/// Gradients of tensors of a unit on their way to the ranks that keep their parts.
+/// A reduce-scatter of gradients in progress.
 struct Sums {
-    /// Indices among the trained tensors of the unit.
+    /// Indices of the tensors among the trained tensors of the unit.
     places: Vec<usize>,
-    /// What is sent, kept until it has arrived.
+    /// The buffer that is being sent, kept until the operation is complete.
     _all: Tensor,
-    /// This rank's parts of the sums one after another, then for each tensor the number of ranks that have a gradient.
+    /// This rank's shards of the sums one after another, then for each tensor the number of ranks that have a gradient.
     own: Tensor,
     pending: Pending,
 }
 
-/// A tensor that is trained.
+/// A trained tensor.
 struct Trained {
-    /// Index in the optimizer.
+    /// Index in the optimizer's lists.
     index: usize,
     tensor: Tensor,
     shape: Vec<i64>,
     own: Tensor,
-    /// Whether every rank has the whole tensor, too.
+    /// Whether every rank also keeps the full tensor.
     resident: bool,
     gradient: Option<Tensor>,
 }
 
-/// What is divided among the ranks, by layers. The first unit is what is outside of them.
+/// Sharded training state, by layer. The first unit contains what is outside the layers.
 pub(crate) struct Sharding {
     ranks: Ranks,
     stage: u8,
     units: Vec<Mutex<Unit>>,
-    /// Whether gradients are complete after each layer of the backward pass that runs.
+    /// Whether a layer's gradients are reduced after its backward pass.
     reduces: AtomicBool,
-    /// The first error of a hook, which cannot return it.
+    /// The first error of a hook, since hooks cannot return errors.
     failure: Mutex<Option<TorchError>>,
 }
 
 impl Sharding {
-    /// Divides the trained tensors, and takes over the weights that are divided already.
+    /// Shards the trained tensors, and takes over the weights that are already sharded.
     pub(crate) fn new(
         stage: u8,
         ranks: &Ranks,
@@ -194,12 +196,12 @@ impl Sharding {
         Some(Sharding { ranks: ranks.clone(), stage, units, reduces, failure: Mutex::new(None) })
     }
 
-    /// Whether ranks meet within every micro-batch, so that all need the same number of them.
+    /// Whether ranks communicate within every micro-batch, so that all of them need the same number of micro-batches.
     pub(crate) fn in_lockstep(&self) -> bool {
         self.stage >= 2
     }
 
-    /// This rank's parts of the trained tensors, in the optimizer's order.
+    /// This rank's shards of the trained tensors, in the optimizer's order.
     pub(crate) fn parts(&self) -> Vec<Tensor> {
         let mut parts: Vec<(usize, Tensor)> = Vec::new();
         for unit in &self.units {
@@ -209,7 +211,7 @@ impl Sharding {
         parts.into_iter().map(|(_, part)| part).collect()
     }
 
-    /// Gradients of this rank's parts, in the optimizer's order; `None` for a tensor that no rank has one of.
+    /// Gradients of this rank's shards, in the optimizer's order; `None` for a tensor that has no gradient in any rank.
     pub(crate) fn gradients(&self, count: usize) -> Vec<Option<Tensor>> {
         let mut gradients: Vec<Option<Tensor>> = (0..count).map(|_| None).collect();
         for unit in &self.units {
@@ -220,21 +222,22 @@ impl Sharding {
         gradients
     }
 
-    /// Forgets the gradients of a step.
+    /// Clears the gradients of a step.
     pub(crate) fn zero_grad(&self) {
         for unit in &self.units {
             locked(unit).trained.iter_mut().for_each(|t| t.gradient = None);
         }
     }
 
-    /// Before a forward pass, this rank's last of a step or not: the weights outside of the layers.
+    /// Prepares a forward pass by gathering the weights outside the layers. `is_last` announces this rank's last pass
+    /// of the step.
     pub(crate) fn begin_pass(&self, is_last: bool) -> Result<(), TrainError> {
         self.reduces.store(self.stage >= 2 || is_last, Ordering::Relaxed);
         self.hook(0, Sharding::gather);
         self.check()
     }
 
-    /// After a backward pass.
+    /// Completes a backward pass.
     pub(crate) fn end_pass(&self) -> Result<(), TrainError> {
         if self.stage >= 2 {
             self.reduce_all()?;
@@ -242,25 +245,25 @@ impl Sharding {
         self.end_forward()
     }
 
-    /// After a forward pass without a backward pass.
+    /// Completes a forward pass that has no backward pass.
     pub(crate) fn end_forward(&self) -> Result<(), TrainError> {
         self.units.iter().for_each(|unit| release(&mut locked(unit)));
         self.check()
     }
 
-    /// After all passes of a step: adds up the gradients that are not yet.
+    /// Completes all passes of a step: reduces the remaining gradients.
     pub(crate) fn end_passes(&self) -> Result<(), TrainError> {
         if self.stage == 1 { self.reduce_all() } else { Ok(()) }
     }
 
-    /// Adds up the gradients of a penalty, which are in rank 0.
+    /// Reduces the gradients of a penalty, which only rank 0 has.
     pub(crate) fn add_penalty(&self) -> Result<(), TrainError> {
         self.reduce_all()
     }
 
-    /// Adds up the gradients of all units of which the sums are not started yet, and waits for all.
+    /// Reduces the gradients of all units whose reduction has not been started, and waits for all reductions.
     fn reduce_all(&self) -> Result<(), TrainError> {
-        // In the order of a backward pass: all ranks have to start their sums in the same.
+        // In the order of a backward pass, because all ranks must start the reductions in the same order.
         for unit in (1..self.units.len()).rev().chain([0]) {
             self.hook(unit, Sharding::reduce);
         }
@@ -271,7 +274,7 @@ impl Sharding {
         self.check()
     }
 
-    /// After an update of this rank's parts: all ranks get the whole tensors that they keep.
+    /// Distributes the updated shards: every rank gets the full values of the tensors that it keeps in full.
     pub(crate) fn share_updates(&self) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         for unit in &self.units {
@@ -291,7 +294,7 @@ impl Sharding {
         Ok(())
     }
 
-    /// The whole tensors of which each rank has parts, given with their shapes and of one dtype.
+    /// All-gathers full tensors from this rank's shards, given with their full shapes and all of one dtype.
     pub(crate) fn whole(&self, parts: &[(&Tensor, &[i64])]) -> Result<Vec<Tensor>, TrainError> {
         let _no_graph = tch::no_grad_guard();
         let mut all = Vec::new();
@@ -302,14 +305,14 @@ impl Sharding {
         Ok(all)
     }
 
-    /// This rank's part of a tensor.
+    /// Returns this rank's shard of a tensor.
     pub(crate) fn part(&self, tensor: &Tensor) -> Tensor {
         let _no_graph = tch::no_grad_guard();
         self.ranks.group().map_or_else(|| tensor.shallow_clone(), |group| part(tensor, group))
     }
 
-    /// At the end of the training: what was trained, whole, in rank 0. Frozen weights stay divided: an adapter is saved without
-    /// them.
+    /// Gathers the trained weights in full on rank 0, at the end of training. Frozen weights remain sharded, because an
+    /// adapter is saved without them.
     pub(crate) fn collect(&self) -> Result<(), TrainError> {
         let _no_graph = tch::no_grad_guard();
         for index in 0..self.units.len() {
@@ -325,7 +328,7 @@ impl Sharding {
         self.share_updates()
     }
 
-    /// Runs `body` for a unit unless an earlier one failed.
+    /// Runs `body` for a unit, unless an earlier call failed.
     fn hook(&self, index: usize, body: fn(&Sharding, &mut Unit, &ProcessGroup) -> Result<(), TorchError>) {
         let _no_graph = tch::no_grad_guard();
         let Some(group) = self.ranks.group().filter(|_| locked(&self.failure).is_none()) else { return };
@@ -352,7 +355,7 @@ impl Sharding {
         Ok(())
     }
 
-    /// Starts the sums of a unit's gradients.
+    /// Starts the reduce-scatter of a unit's gradients.
     fn reduce(&self, unit: &mut Unit, group: &ProcessGroup) -> Result<(), TorchError> {
         if std::mem::replace(&mut unit.reduced, true) || unit.trained.is_empty() {
             return Ok(());
@@ -374,7 +377,7 @@ impl Sharding {
         Ok(())
     }
 
-    /// Waits for the sums of a unit's gradients, and adds this rank's parts to those of earlier passes.
+    /// Waits for the sums of a unit's gradients, and adds this rank's shards to those of earlier passes.
     fn arrive(&self, unit: &mut Unit, _group: &ProcessGroup) -> Result<(), TorchError> {
         for Sums { places, _all, own, pending } in unit.on_their_way.drain(..) {
             pending.wait()?;
@@ -415,7 +418,7 @@ impl LayerHooks for Sharding {
     fn after_backward(&self, layer: usize) {
         if self.reduces.load(Ordering::Relaxed) {
             self.hook(layer + 1, Sharding::reduce);
-            // Those of the layer behind it were on their way during the backward pass of this one.
+            // The gradients of the following layer were reduced during the backward pass of this one.
             if layer + 2 < self.units.len() {
                 self.hook(layer + 2, Sharding::arrive);
             }
@@ -424,7 +427,7 @@ impl LayerHooks for Sharding {
     }
 }
 
-/// The gradient of a whole tensor as a row for each rank's part.
+/// Arranges the gradient of a full tensor as one row per rank's shard.
 fn rows_of_gradient(trained: &Trained, ranks: i64) -> Tensor {
     let (length, (kind, device)) = (trained.own.numel() as i64, (trained.own.kind(), Device::Cpu));
     let gradient = trained.tensor.grad();
@@ -445,7 +448,7 @@ fn release(unit: &mut Unit) {
     }
 }
 
-/// The unit of a tensor by its name: 1 + the number of its layer, or 0.
+/// Index of the unit that a tensor belongs to, by its name: 1 + the number of its layer, or 0.
 pub(crate) fn unit_of(name: &str) -> usize {
     let number = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
     number.map_or(0, |layer| layer + 1)

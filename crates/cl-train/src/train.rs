@@ -22,7 +22,7 @@ use crate::{
     Keep, LossNorm, Plan, Ranks, RouterTraining, StepLog, TrainConfig, TrainData, TrainError, ValidationReport,
 };
 
-/// Progress after a step.
+/// Progress after a step, which is passed to the observer of [`train`](crate::train()).
 pub struct Progress<'a> {
     /// The completed step.
     pub step: &'a StepLog,
@@ -33,19 +33,19 @@ pub struct Progress<'a> {
 /// Summary of a finished round.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainReport {
-    /// Number of steps taken; fewer than planned after early stopping.
+    /// Number of completed steps; fewer than planned after early stopping.
     pub steps: u64,
     /// Mean loss over the last 10% of the round's steps, including those of earlier processes; NaN if the log has none.
     pub final_loss: f64,
-    /// Number of tokens processed in this process.
+    /// Number of tokens that this process processed.
     pub tokens: u64,
-    /// Wall-clock time in seconds of the steps in this process.
+    /// Wall-clock time in seconds of the steps that this process ran.
     pub seconds: f64,
-    /// Outcome of the validation, if there was any.
+    /// Results of the validation, if there was any.
     pub validation: Option<ValidationReport>,
 }
 
-/// Where, by whom and with which randomness a round is trained.
+/// Seed, output directory, stop requests and processes of a round.
 pub struct TrainContext<'a> {
     /// Random seed of the dropout masks.
     pub seed: u64,
@@ -57,22 +57,23 @@ pub struct TrainContext<'a> {
     pub ranks: &'a Ranks,
 }
 
-/// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, if it has any, else all weights that
-/// require a gradient.
+/// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, if it has any; otherwise all
+/// weights that require a gradient.
 ///
 /// Writes `log.jsonl` (one line per step) to `out` and, with `save_steps`, a checkpoint to `out/state/`. If there is a
 /// checkpoint, training resumes from it, with the same results as an uninterrupted run. `report_to` adds other formats
-/// of the log. `observe` is called after every step. If a stop is requested, training stops after the current step and saves
-/// a checkpoint regardless of `save_steps`.
+/// of the log. `observe` is called after every step. If a stop is requested, training stops after the current step and
+/// saves a checkpoint regardless of `save_steps`.
 ///
-/// With several ranks, each calls this with the same arguments. Rank 0 writes the files and needs those of earlier processes;
-/// the weights are the same in all ranks afterwards, but with `zero_stage = 3` only rank 0 has all that were
-/// trained, and frozen ones stay divided. `spread` are the weights of the base that were divided among the ranks when it was loaded.
+/// With several ranks, each of them must call this with the same arguments. Rank 0 writes the files, and needs those of
+/// earlier processes. Afterwards, the weights are the same in all ranks, except with `zero_stage = 3`: then only rank 0
+/// has all trained weights, and frozen weights remain sharded. `spread` contains the base weights that were sharded
+/// while the model was loaded.
 ///
 /// # Errors
-/// Returns an error if a setting is invalid or does not fit the model, a step has no supervised token, the checkpoint
-/// is damaged or another run's, a loss, gradient or weight is not finite, or a file cannot be written; and
-/// [`TrainError::Interrupted`] if a stop was requested.
+/// Returns an error if a setting is invalid or does not match the model, if a step has no supervised token, if the
+/// checkpoint is damaged or belongs to another run, if a loss, gradient or weight is not finite, or if a file cannot be
+/// written. Returns [`TrainError::Interrupted`] if a stop was requested.
 pub fn train(
     model: &mut Decoder,
     data: &TrainData<'_>,
@@ -92,7 +93,7 @@ pub fn train(
     let trainable = model.trainable();
     let sharding = Sharding::new(config.zero_stage, ranks, &trainable, spread, model).map(Arc::new);
     model.activation_checkpointing = config.activation_checkpointing || sharding.is_some() && config.zero_stage == 3;
-    // Whole gradients are added up where they are not divided.
+    // Gradients that are not sharded are all-reduced.
     let whole =
         if sharding.is_none() { GradientSums::new(ranks, &trainable, model.config.num_hidden_layers) } else { None };
     let sums = whole.map(Arc::new);
@@ -134,7 +135,7 @@ pub fn train(
         finite(number, "loss", loss)?;
         let penalty = match &optimizer.sharding {
             Some(sharding) => {
-                // Its gradient is counted once.
+                // The penalty must be counted only once over all ranks.
                 let penalty = if ranks.is_first() { penalize(model, data)? } else { None };
                 data.orthogonality.map_or(Ok(()), |_| sharding.add_penalty())?;
                 let mut value = [penalty.unwrap_or(0.0)];
@@ -153,7 +154,7 @@ pub fn train(
         let seconds = started.elapsed().as_secs_f64();
         let eval_loss = evaluate(model, data, config, plan, done, &mut state, ranks, &optimizer)?;
         if let Some((_, decided)) = &routers {
-            // What routers decided on validation data is no part of the next step's losses.
+            // Router decisions on validation data must not contribute to the losses of the next step.
             drop(decided.take());
         }
         if let Some((_, true)) = eval_loss {
@@ -181,7 +182,7 @@ pub fn train(
         let stop = ranks.any(interrupt.requested())? && !last;
         let due = config.save_steps > 0 && (done % config.save_steps == 0 || last);
         if due || stop || last {
-            // Saved weights must be finite; an overflow would otherwise show only in the next step's loss.
+            // Saved weights must be finite; an overflow would otherwise be noticed only in the next step's loss.
             optimizer.check_finite(done, ranks)?;
         }
         if due || stop {
@@ -191,10 +192,10 @@ pub fn train(
         observe(&Progress { step: &step, total_steps: plan.total_steps });
         steps.push(step);
         if stop {
-            // A launcher ends all ranks as soon as one has ended.
+            // Wait for all ranks, because a launcher terminates the others as soon as one exits.
             ranks.barrier()?;
             if !interrupt.requested() {
-                // Another rank was asked to stop.
+                // The stop was requested in another rank.
                 interrupt.request();
             }
             return Err(TrainError::Interrupted { step: done, total_steps: plan.total_steps });
@@ -215,12 +216,12 @@ pub fn train(
     Ok(report(done, &steps, before, validation))
 }
 
-/// Whether the weights with the lowest validation loss are the result.
+/// Whether the weights with the lowest validation loss are to be the result.
 fn keeps_best(data: &TrainData<'_>) -> bool {
     data.validation.is_some_and(|v| v.config.keep == Keep::Best)
 }
 
-/// The validation loss after step `done`, if it is due, and whether it is the lowest so far.
+/// Computes the validation loss after step `done`, if it is due, and whether it is the lowest so far.
 fn evaluate(
     model: &Decoder,
     data: &TrainData<'_>,
@@ -241,7 +242,7 @@ fn evaluate(
     Ok(Some((loss, progress.add(done, loss))))
 }
 
-/// Checks that the model fits `config`.
+/// Checks that the model matches `config`.
 fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> {
     let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
     let adapted = model.sites().any(|s| s.lora.is_some());
@@ -267,7 +268,7 @@ fn check_model(model: &Decoder, config: &TrainConfig) -> Result<(), TrainError> 
     if model.compute != options.compute {
         return wrong("precision", &format!("{:?}", config.precision), "the dtype that the model was loaded for");
     }
-    // Routers are f32 whatever the rest is in.
+    // Routers are f32 regardless of the dtype of the other weights.
     let routers: Vec<String> = model.routers().into_iter().map(|(name, _)| name).collect();
     let other = |(name, t): &(String, Tensor)| t.kind() != options.weights && !routers.contains(name);
     if config.full.is_some() && model.trainable().iter().any(other) {
@@ -283,14 +284,15 @@ struct Sums {
     auxiliary: Option<AuxiliaryLosses>,
 }
 
-/// How gradients are added up over the ranks: divided, or whole, or not at all in a process that trains alone.
+/// How gradients are summed over the ranks: reduce-scattered to shards, all-reduced, or not at all in a single process.
 #[derive(Clone, Copy)]
 struct Among<'a> {
     sharding: Option<&'a Sharding>,
     sums: Option<&'a GradientSums>,
 }
 
-/// Runs forward and backward passes of this rank's micro-batches, accumulating gradients. Returns the sums over all ranks.
+/// Runs the forward and backward passes of this rank's micro-batches, accumulating gradients. Returns sums over all
+/// ranks.
 fn accumulate(
     model: &Decoder,
     examples: &[Vec<&Encoded>],
@@ -312,7 +314,7 @@ fn accumulate(
         if let (Some(sums), true) = (sums, is_last) {
             sums.begin_last_pass();
         }
-        // The scale is known before the forward pass, so gradients need no rescaling.
+        // The scale is known before the forward pass, so gradients do not have to be rescaled.
         let scale = match config.loss_norm {
             LossNorm::TokenMean => 1.0 / all as f64,
             LossNorm::MicrobatchMean => 1.0 / (counts[i] as f64 * in_mean as f64),
@@ -329,7 +331,7 @@ fn accumulate(
         supervised.backward_with(&losses.as_ref().map(WeightedLosses::terms).unwrap_or_default())?;
         sharding.map_or(Ok(()), Sharding::end_pass)?;
     }
-    // Before anything else is added up: all ranks have to start their sums in the same order.
+    // This must come before any other collective operation, because all ranks have to start them in the same order.
     sharding.map_or(Ok(()), Sharding::end_passes)?;
     sums.map_or(Ok(()), GradientSums::finish)?;
     let mut totals = [loss, auxiliary.load_balancing, auxiliary.z_loss];
@@ -339,7 +341,7 @@ fn accumulate(
     Ok(Sums { loss, supervised_tokens: all, auxiliary })
 }
 
-/// Adds the gradient of O-LoRA's penalty; returns its value.
+/// Adds the gradient of O-LoRA's penalty and returns its value.
 ///
 /// Published implementations add the penalty to the loss of every micro-batch and divide by their number. Since it does
 /// not depend on the data, this equals its gradient once per step.
@@ -349,7 +351,7 @@ fn penalize(model: &Decoder, data: &TrainData<'_>) -> Result<Option<f64>, TrainE
     Ok(Some(orthogonality.backward(&linears).map_err(ModelError::from)?))
 }
 
-/// Row orders of recent epochs; a step may need two of them.
+/// Row orders of the epochs in use; a step may need two of them.
 struct Epochs<'a> {
     data: &'a TrainData<'a>,
     drawn: Vec<(u64, Vec<RowRef>)>,
@@ -378,7 +380,7 @@ fn adamw(config: &TrainConfig, lr: f64) -> AdamW {
     }
 }
 
-/// Random seed of a step's dropout; micro-batches add their index.
+/// Random seed of a step's dropout; each micro-batch adds its index.
 fn step_seed(seed: u64, step: u64) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step << 20)
 }
@@ -387,7 +389,7 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<(), TrainError> {
     if value.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step, what, value }) }
 }
 
-/// `steps` are all steps of the round; the first `before` are from earlier processes.
+/// Creates the report. `steps` are all steps of the round, of which the first `before` ran in earlier processes.
 fn report(done: u64, steps: &[StepLog], before: usize, validation: Option<ValidationReport>) -> TrainReport {
     let own = &steps[before..];
     let report = TrainReport {

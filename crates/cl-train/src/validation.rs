@@ -1,4 +1,4 @@
-//! Evaluation on validation data during training: the loss, the best weights so far, early stopping.
+//! Validation during training: the validation loss, the best weights so far, and early stopping.
 
 use std::path::PathBuf;
 
@@ -13,22 +13,22 @@ use crate::ranks::deal;
 use crate::sharding::Sharding;
 use crate::{Plan, Ranks, TrainConfig, TrainError};
 
-/// Validation during training (`[validation]`): a held-out fraction of the training data, or a file.
+/// Settings of validation during training (`[validation]`), on a held-out fraction of the training data or on a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
-    /// Fraction of the training rows to hold out, drawn at random by the run's seed.
+    /// Fraction of the training rows to hold out, drawn at random with the run's seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fraction: Option<f64>,
-    /// A file of examples, or a task directory with an `eval` split, instead.
+    /// A file of examples, or a task directory with an `eval` split, to use instead of `fraction`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Number of steps between evaluations; by default one epoch. There is always one after the last step.
+    /// Number of steps between evaluations; by default one epoch. There is always an evaluation after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
     /// The weights to save as the result.
     pub keep: Keep,
-    /// Stop after this many evaluations in a row without improvement (Transformers' `early_stopping_patience`).
+    /// Stop after this many consecutive evaluations without improvement (Transformers' `early_stopping_patience`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
     /// Minimum decrease of the loss that counts as an improvement for `patience` (Transformers'
@@ -57,7 +57,7 @@ impl ValidationConfig {
     /// Checks all ranges, and that exactly one of `fraction` and `data` is set.
     ///
     /// # Errors
-    /// Returns [`TrainError::Config`] with the first invalid key, its value and what is allowed.
+    /// Returns [`TrainError::Config`] with the first invalid key, its value and the allowed values.
     pub fn validate(&self) -> Result<(), TrainError> {
         let wrong = |key, value: String, expected| Err(TrainError::Config { key, value, expected });
         match (self.fraction, &self.data) {
@@ -91,7 +91,7 @@ pub struct Validation<'a> {
     pub examples: &'a [Encoded],
 }
 
-/// The outcome of the evaluations so far.
+/// The results of the evaluations so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationReport {
     /// Number of evaluations.
@@ -100,11 +100,11 @@ pub struct ValidationReport {
     pub best_loss: f64,
     /// Step with the lowest loss.
     pub best_step: u64,
-    /// Evaluations in a row without improvement.
+    /// Number of consecutive evaluations without improvement.
     pub without_improvement: u64,
 }
 
-/// Progress of validation as saved with a checkpoint.
+/// Validation state that is saved with a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ValidationState {
     /// Settings.
@@ -130,15 +130,15 @@ impl ValidationState {
         Ok(ValidationState { config: validation.config.clone(), data, report: None })
     }
 
-    /// Whether the model is evaluated after step `done`.
+    /// Whether an evaluation is due after step `done`.
     pub(crate) fn is_due(&self, done: u64, plan: &Plan) -> bool {
         done == plan.total_steps || done.is_multiple_of(self.config.every.unwrap_or(plan.steps_per_epoch))
     }
 
     /// Adds the loss after step `done`; returns whether it is the lowest so far.
     ///
-    /// As in Transformers, any lower loss is the best one, but only one that is lower by more than `threshold` counts as an
-    /// improvement for `patience`.
+    /// As in Transformers, any lower loss is the best one, but only a loss that is lower by more than `threshold`
+    /// counts as an improvement for `patience`.
     pub(crate) fn add(&mut self, done: u64, loss: f64) -> bool {
         let Some(report) = &mut self.report else {
             self.report =
@@ -162,9 +162,8 @@ impl ValidationState {
     }
 }
 
-/// Mean loss over all supervised tokens of the examples, without dropout.
-///
-/// Batches are dealt to the ranks in turn.
+/// Computes the mean loss over all supervised tokens of the examples, without dropout. Batches are assigned to the
+/// ranks in turn.
 pub(crate) fn eval_loss(
     model: &Decoder,
     examples: &[Encoded],
@@ -192,7 +191,7 @@ pub(crate) fn eval_loss(
     Ok(sums[0] / sums[1])
 }
 
-/// Copies of the parameters in host memory.
+/// Copies the parameters to host memory.
 pub(crate) fn snapshot(params: &[Tensor]) -> Vec<Tensor> {
     params.iter().map(|p| p.detach().to_device(Device::Cpu).copy()).collect()
 }
@@ -212,7 +211,7 @@ mod tests {
         ValidationState { config, data: String::new(), report: None }
     }
 
-    /// Steps after which training stops, and the best one.
+    /// The number of steps after which training stops, and the best step.
     fn outcome(mut state: ValidationState, losses: &[f64]) -> (usize, u64) {
         for (i, &loss) in losses.iter().enumerate() {
             state.add(i as u64 + 1, loss);

@@ -29,7 +29,7 @@ struct Ids {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// How many of the examples it trains on.
+    /// Number of examples that it trains on.
     rows: usize,
     train: TrainConfig,
     config: Map<String, Value>,
@@ -42,7 +42,7 @@ fn fixture() -> Fixture {
     serde_json::from_str(include_str!("fixtures/training.json")).unwrap()
 }
 
-/// A model for the case's round; adapters get the weights of the formula.
+/// The model for a case's round; adapters get weights from the formula.
 fn model(case: &Case, dir: &Path) -> Decoder {
     common::write_model(dir, &case.config, &case.tensors, Dtype::F32);
     let mut model = Decoder::load(&Checkpoint::open(dir).unwrap(), case.train.load_options(Device::Cpu)).unwrap();
@@ -59,7 +59,7 @@ fn model(case: &Case, dir: &Path) -> Decoder {
     model
 }
 
-/// The examples as they are, or, where the case asks for it, cut to its length behind BOS and with EOS.
+/// The tokenized examples; in the case of truncation, truncated to the case's length, with BOS and EOS.
 fn encoded(fixture: &Fixture, case: &Case, dir: &Path) -> Vec<Encoded> {
     if case.name != "lora_truncated" {
         let join = |e: &Ids| Encoded::new([e.source.clone(), e.target.clone()].concat(), e.source.len());
@@ -74,7 +74,7 @@ fn encoded(fixture: &Fixture, case: &Case, dir: &Path) -> Vec<Encoded> {
     Encoding { tokenizer: &tokenizer, chat: None, max_length, profile }.examples(&examples).unwrap()
 }
 
-/// One token a word `wN`, with id N; BOS in front.
+/// Writes a tokenizer with one token per word `wN`, whose id is N; BOS comes first.
 fn write_tokenizer(dir: &Path) {
     let special = |id: usize, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -137,13 +137,13 @@ fn ten_steps_go_as_in_torch() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// Relative, on losses and on gradient norms.
+/// Relative tolerances for losses and gradient norms.
 fn tolerance(case: &str) -> [f64; 2] {
     if case.contains("bf16") {
-        // bf16 has 8 bits of mantissa, so each product is off by up to 2^-9 of itself; a loss is a mean over many of them,
-        // a norm is made of squares of what went through all of them twice.
+        // bf16 has an 8-bit mantissa, so each product has a relative error of up to 2^-9. A loss is a mean over many of
+        // them; a norm consists of squares of values that passed through all of them twice.
         return [4e-3, 3e-2];
     }
-    // f32 sums in another order are off by 1e-7, and AdamW's division by √v lets small gradients carry more of that.
+    // f32 sums in another order differ by 1e-7, and AdamW's division by √v amplifies this for small gradients.
     [1e-5, 1e-4]
 }

@@ -1,4 +1,4 @@
-//! A round as a whole: killed and resumed, refused, run into numbers that are none, started from an adapter on disk.
+//! Whole rounds: killed and resumed, rejected, with values that are not finite, and started from an adapter on disk.
 
 #[path = "../../cl-model/tests/common/mod.rs"]
 mod common;
@@ -19,7 +19,7 @@ use cl_train::{
 };
 use serde_json::json;
 
-/// Dropout seeds the process's generator, so runs with it take turns.
+/// Serializes runs with dropout, which seeds the process-wide random generator.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(|e| e.into_inner())
@@ -30,7 +30,7 @@ fn examples() -> Vec<Encoded> {
     common::sequences(&[8; 7], 61, 9).into_iter().map(|input_ids| Encoded::new(input_ids, 3)).collect()
 }
 
-/// Eight steps of two micro-batches over seven rows: epochs of two steps, the second one smaller.
+/// Eight steps of two micro-batches over seven rows: epochs of two steps, the second of which is smaller.
 fn config() -> TrainConfig {
     TrainConfig {
         epochs: 4,
@@ -53,7 +53,7 @@ fn full() -> TrainConfig {
     TrainConfig { full: Some(Full {}), ..config() }
 }
 
-/// An adapter that trains more than factors, with biases and modules of a kind each.
+/// An adapter with trained parameters besides its factors: biases and whole modules of several kinds.
 fn whole(more: &str) -> TrainConfig {
     let keys = format!(r#"{{"r": 2, "lora_dropout": 0.2, "target_modules": ["q_proj", "up_proj"], {more}}}"#);
     TrainConfig { lora: Some(serde_json::from_str(&keys).unwrap()), ..config() }
@@ -80,7 +80,7 @@ fn model(config: &TrainConfig) -> Decoder {
     model
 }
 
-/// Trains into `out`; `observe` may end the process.
+/// Trains into `out`; `observe` may panic to simulate the end of the process.
 fn run_with(
     model: &mut Decoder,
     examples: Vec<Encoded>,
@@ -92,7 +92,7 @@ fn run_with(
     run_validated(model, examples, config, None, seed, out, observe)
 }
 
-/// As [`run_with`], with validation.
+/// Like [`run_with`], with validation.
 fn run_validated(
     model: &mut Decoder,
     examples: Vec<Encoded>,
@@ -116,7 +116,7 @@ fn run(config: &TrainConfig, out: &Path) -> TrainReport {
     run_with(&mut model(config), examples(), config, 11, out, &mut |_| {}).unwrap()
 }
 
-/// As a process that dies right after `step`.
+/// Simulates a process that is killed right after `step`.
 fn killed_after(step: u64, config: &TrainConfig, out: &Path) {
     let died = catch_unwind(AssertUnwindSafe(|| {
         let mut die = |log: &StepLog| {
@@ -129,7 +129,7 @@ fn killed_after(step: u64, config: &TrainConfig, out: &Path) {
     assert!(died.is_err());
 }
 
-/// Parameters and moments, and the log without its times.
+/// The parameters and moments in `out`, and the log without its times.
 fn left_behind(out: &Path) -> (Vec<u8>, Vec<StepLog>) {
     let mut log = read_log(&out.join("log.jsonl")).unwrap();
     log.iter_mut().for_each(|l| l.seconds = 0.0);
@@ -155,7 +155,7 @@ fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
         config
     };
     let dora = with(|lora| (lora.use_dora, lora.loraplus_lr_ratio) = (true, Some(4.0)));
-    // The start is made again from the weights, the factors come from the state.
+    // The initialization is recomputed from the weights; the factors come from the state.
     let pissa = with(|lora| lora.init_lora_weights = InitLoraWeights::Pissa { niter: Some(2) });
     let tokens = with(|lora| {
         let names = ["q_proj", "embed_tokens", "lm_head"];
@@ -168,7 +168,7 @@ fn a_killed_run_goes_on_bit_by_bit_as_if_it_had_not_been() {
         activation_checkpointing: true,
         ..whole(WHOLE[1])
     };
-    // Before the first save, at one, behind one, and at the last step.
+    // Before the first checkpoint, at one, after one, and at the last step.
     let all = &[2, 3, 5, 8][..];
     for (name, config, steps) in [
         ("lora", lora(), all),
@@ -232,16 +232,16 @@ fn a_quantized_base_trains_as_the_dense_model_of_its_values() {
             tch::no_grad(|| place.copy_(&layer.weight.to_kind(place.kind())));
             changed += 1;
         }
-        // Seven linear layers in each of two.
+        // Seven linear layers in each of two layers.
         assert_eq!(changed, 14);
         dense.add_lora(plain.lora.as_ref().unwrap(), 5).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let [ours, theirs, raw] = ["quantized", "dense", "raw"].map(|name| dir.path().join(name));
         run(&config, &ours);
         run_with(&mut dense, examples(), &plain, 11, &theirs, &mut |_| {}).unwrap();
-        // The same products of the same numbers: parameters, moments and losses have the same bits.
+        // Both compute the same products of the same numbers, so parameters, moments and losses are bit-identical.
         assert_eq!(left_behind(&ours), left_behind(&theirs), "{name}");
-        // The base's own weights are others.
+        // The base's original weights differ.
         run(&plain, &raw);
         assert_ne!(left_behind(&ours).1, left_behind(&raw).1, "{name}");
     }
@@ -255,7 +255,7 @@ fn quantized_weights_are_not_trained_or_saved() {
     let mut refused = bare(&whole);
     let error = refused.add_lora(whole.lora.as_ref().unwrap(), 5).unwrap_err().to_string();
     assert!(error.contains("modules_to_save") && error.contains("0.mlp.up_proj.weight"), "{error}");
-    // An adapter that has such a weight.
+    // An adapter that contains a weight that would be quantized.
     let dir = tempfile::tempdir().unwrap();
     let dense = TrainConfig { lora: whole.lora.clone().map(|lora| LoraConfig { base: None, ..lora }), ..config() };
     let adapted = model(&dense);
@@ -280,7 +280,7 @@ fn a_kill_between_log_and_state_or_inside_a_line_changes_nothing() {
     run(&config, &whole);
     let expected = left_behind(&whole);
 
-    // The line of step 6 is written, its state is not: that of step 3 stands.
+    // The log has step 6, but the state is that of step 3.
     let out = dir.path().join("log ahead");
     killed_after(3, &config, &out);
     copy(&out.join("state"), &dir.path().join("state of step 3"));
@@ -291,7 +291,7 @@ fn a_kill_between_log_and_state_or_inside_a_line_changes_nothing() {
     run(&config, &out);
     assert_eq!(left_behind(&out), expected);
 
-    // A machine that went down may have lost lines that the state speaks of, and cut one off.
+    // After a machine failure, the log may lack steps that the state contains, and its last line may be incomplete.
     let out = dir.path().join("log behind");
     killed_after(6, &config, &out);
     let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
@@ -303,7 +303,7 @@ fn a_kill_between_log_and_state_or_inside_a_line_changes_nothing() {
     let steps: Vec<u64> = log.iter().map(|l| l.step).collect();
     assert_eq!(steps, [1, 2, 3, 7, 8], "what is lost stays lost, every line is whole");
 
-    // Killed while the state was being replaced: the old one lies beside under its temporary name.
+    // Killed while the state was being replaced: the old one is in a sibling directory with a temporary name.
     let out = dir.path().join("renaming");
     killed_after(3, &config, &out);
     std::fs::rename(out.join("state"), out.join(".state.cl-abc123.old")).unwrap();
@@ -371,7 +371,7 @@ fn a_state_of_another_run_is_refused_and_kept() {
 #[test]
 fn learning_rates_come_back_from_a_saved_state_as_they_were() {
     let _turn = one_at_a_time();
-    // Numbers that a quick parser of decimals gets wrong in the last bit.
+    // Numbers that a fast decimal parser may read with a wrong last bit.
     for learning_rate in [1.1e-5, 2.225_073_858_507_201e-6, 7.038_531e-26] {
         let dir = tempfile::tempdir().unwrap();
         let config = TrainConfig { learning_rate, save_steps: 1, ..lora() };
@@ -390,7 +390,7 @@ fn a_loss_that_is_not_a_number_is_an_error_and_leaves_the_last_state() {
         let (_, norm) = model.named_parameters().into_iter().find(|(n, _)| n == "model.norm.weight").unwrap();
         run_with(&mut model, examples(), &config, 11, dir.path(), &mut |step| {
             if spoil && step.step == 2 {
-                // Behind the state of step 2, which step 3 finds.
+                // After the state of step 2 was saved, so that step 3 encounters it.
                 let _no_graph = tch::no_grad_guard();
                 let _ = norm.get(0).fill_(f64::NAN);
             }
@@ -418,7 +418,7 @@ fn rows_without_anything_to_learn_are_an_error_before_the_first_step() {
     let lone_token = Encoded::new(vec![5], 0);
     let message = attempt(vec![no_target.clone(), lone_token.clone()], &full());
     assert!(message.starts_with("nothing to train on: none of the 2 examples"), "{message}");
-    // One of eight in a micro-batch of its own.
+    // One of eight examples, in its own micro-batch.
     let mut mixed = examples();
     mixed.push(lone_token);
     let single = TrainConfig { micro_batch_size: 1, gradient_accumulation_steps: 1, ..full() };
@@ -502,7 +502,7 @@ fn all_weights_move_in_full_fine_tuning_and_none_but_the_factors_with_adapters()
     }
 }
 
-/// A model whose output head is not its embedding.
+/// A model whose output head is not tied to its embedding.
 fn untied() -> Decoder {
     let keys = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
@@ -517,7 +517,8 @@ fn untied() -> Decoder {
 #[test]
 fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
     let dir = tempfile::tempdir().unwrap();
-    // No example has this token, so loss and gradient stay numbers; decay takes its weight beyond f32.
+    // No example contains this token, so loss and gradient remain finite; weight decay makes its weight exceed the
+    // range of f32.
     let config = TrainConfig {
         max_steps: Some(1),
         warmup_steps: 0,
@@ -539,12 +540,12 @@ fn a_weight_that_overflows_in_the_last_step_is_named_and_nothing_is_saved() {
     assert!(!dir.path().join("state").exists());
 }
 
-/// Five examples that are not trained on.
+/// Five examples that are not used for training.
 fn held_out() -> Vec<Encoded> {
     common::sequences(&[8; 5], 61, 77).into_iter().map(|input_ids| Encoded::new(input_ids, 3)).collect()
 }
 
-/// Every third step and after the last one; its epochs have two steps.
+/// Evaluates every third step and after the last one; epochs have two steps.
 fn every_third() -> ValidationConfig {
     ValidationConfig { fraction: Some(0.5), every: Some(3), ..ValidationConfig::default() }
 }
@@ -557,7 +558,7 @@ fn weights(model: &Decoder) -> Vec<Vec<f32>> {
 fn validation_changes_no_step_and_keeps_the_best_weights() {
     let _turn = one_at_a_time();
     let dir = tempfile::tempdir().unwrap();
-    // So fast that the loss on other examples soon rises.
+    // A learning rate so high that the loss on other examples soon rises.
     let config = TrainConfig { learning_rate: 0.1, warmup_steps: 0, ..lora() };
     let plain = run(&config, &dir.path().join("plain"));
     let (_, plain_log) = left_behind(&dir.path().join("plain"));
@@ -578,9 +579,9 @@ fn validation_changes_no_step_and_keeps_the_best_weights() {
     let outcome = report.validation.unwrap();
     let lowest = log.iter().filter_map(|l| Some((l.step, l.eval_loss?))).min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     assert_eq!((outcome.best_step, outcome.best_loss, outcome.evaluations), (lowest.0, lowest.1, 3));
-    // Seven random examples say nothing about five others: the loss there rises while these are learned by heart.
+    // Seven random examples are unrelated to five others: while they are memorized, the loss on the others rises.
     assert!(outcome.best_step < 8, "{log:?}");
-    // The weights are those of a run that ends at the best step, which evaluates to the same loss.
+    // The weights are those of a run that ends at the best step, which has the same validation loss.
     let (_, _, last) = train_with("last", &ValidationConfig { keep: Keep::Last, ..every_third() });
     assert_ne!(best, last);
     let mut again = model(&config);
@@ -632,7 +633,7 @@ fn a_killed_run_with_validation_goes_on_bit_by_bit() {
         };
         let whole = dir.path().join(name);
         let expected = go(&whole, &mut |_| {}).unwrap();
-        // Saved after steps 3, 6 and 8; evaluated after 2, 4, 6 and 8.
+        // Saved after steps 3, 6 and 8; evaluated after steps 2, 4, 6 and 8.
         for step in [2, 3, 4, 5, 7, 8] {
             let out = dir.path().join(format!("{name}, killed after {step}"));
             let died = catch_unwind(AssertUnwindSafe(|| {

@@ -4,7 +4,7 @@ use super::keys::{Keys, missing};
 use super::tokenizer::SpecialIds;
 use super::{Error, FloatDtype, GgufFile, KeyProblem, rope};
 
-/// The architectures that are imported, by `general.architecture`.
+/// The supported architectures, as named in `general.architecture`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
     Llama,
@@ -21,7 +21,7 @@ impl Architecture {
     }
 }
 
-/// The model's shape by its metadata, which the tensors are checked against.
+/// The model's shape according to its metadata; tensors are checked against it.
 pub(super) struct Shape {
     pub(super) architecture: Architecture,
     pub(super) layers: usize,
@@ -38,7 +38,7 @@ pub(super) struct Shape {
     sliding_window: Option<usize>,
 }
 
-/// Which optional tensors are there.
+/// Which optional tensors exist.
 pub(super) struct Optional {
     pub(super) lm_head: bool,
     pub(super) attention_bias: bool,
@@ -85,7 +85,7 @@ impl Shape {
         })
     }
 
-    /// `model_type` and class name as Transformers calls them. A llama with a sliding window is what it calls Mistral.
+    /// Returns `model_type` and class name as in Transformers. A llama with a sliding window is called Mistral there.
     pub(super) fn model_type(&self) -> (&'static str, &'static str) {
         match (self.architecture, self.sliding_window) {
             (Architecture::Llama, None) => ("llama", "LlamaForCausalLM"),
@@ -95,7 +95,7 @@ impl Shape {
         }
     }
 
-    /// `config.json`. `torch_dtype` is what Transformers before 4.56 reads, `dtype` what it reads since.
+    /// Returns `config.json`. Transformers reads `torch_dtype` before 4.56, and `dtype` since then.
     pub(super) fn to_json(&self, optional: &Optional, ids: &SpecialIds, dtype: FloatDtype) -> Value {
         let (model_type, class) = self.model_type();
         let mut config = json!({
@@ -154,7 +154,8 @@ fn architecture(file: &GgufFile) -> Result<Architecture, Error> {
     })
 }
 
-/// Width of a head: stated, or by llama's old convention the rotary width, or an equal share of the hidden size.
+/// Returns the width of a head: the stated one, or by llama's old convention the rotary width, or an equal share of the
+/// hidden size.
 fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize) -> Result<usize, Error> {
     let rotary = keys.optional("rope.dimension_count")?;
     let stated = keys.optional("attention.key_length")?;
@@ -177,7 +178,7 @@ fn head_dim(keys: &Keys, architecture: Architecture, hidden: usize, heads: usize
     Ok(head_dim)
 }
 
-/// Number of rows of the embedding, which the metadata must not contradict.
+/// Returns the number of rows of the embedding, which the metadata must not contradict.
 fn vocab_size(keys: &Keys) -> Result<usize, Error> {
     let tensor = "token_embd.weight";
     let embedding = keys.file.tensors().get(tensor);

@@ -1,7 +1,7 @@
-//! Block layouts of ggml's element types and their values in f32.
+//! Block layouts of ggml's element types, and conversion of their values to f32.
 //!
-//! A quantized row is a sequence of blocks. With `d` (and `m`) half-precision scales stored in the block and `q` small
-//! integers, the 32-value blocks hold
+//! A quantized row is a sequence of blocks. With half-precision scales `d` (and `m`) stored in the block, and small
+//! integers `q`, the blocks of 32 values contain
 //!
 //! ```text
 //! Q8_0  d·q            34 bytes: d, 32 × i8
@@ -11,7 +11,7 @@
 //! Q5_1  d·q + m        24 bytes: d, m, u32 of fifth bits, nibbles
 //! ```
 //!
-//! and the 256-value blocks hold groups with small integer scales `s` (and minima `n`) of their own:
+//! and the blocks of 256 values contain groups with their own small integer scales `s` (and minima `n`):
 //!
 //! ```text
 //! Q4_K  (d·s)·q − (dmin·n)   144 bytes: d, dmin, 12 bytes of 8 × (6-bit s, 6-bit n), 128 of nibbles; groups of 32
@@ -19,7 +19,7 @@
 //! Q6_K  (d·s)·(q − 32)       210 bytes: 128 of low nibbles, 64 of high bit pairs, 16 × i8 s, d; groups of 16
 //! ```
 //!
-//! The order of the operations is that of ggml's reference, so the f32 results are equal to the last bit.
+//! Operations are in the order of ggml's reference, so the f32 results are bit-identical.
 
 use half::{bf16, f16};
 
@@ -51,7 +51,7 @@ pub enum GgmlType {
     Q6_K,
 }
 
-/// Type, its number in files, its name, values per block, bytes per block.
+/// Type, its id in files, its name, values per block, bytes per block.
 const TYPES: [(GgmlType, u32, &str, usize, usize); 11] = [
     (GgmlType::F32, 0, "F32", 1, 4),
     (GgmlType::F16, 1, "F16", 1, 2),
@@ -67,27 +67,27 @@ const TYPES: [(GgmlType, u32, &str, usize, usize); 11] = [
 ];
 
 impl GgmlType {
-    /// The type with this number in files; `None` if it is not supported.
+    /// Returns the type with this id in files; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<GgmlType> {
         TYPES.iter().find(|row| row.1 == id).map(|row| row.0)
     }
 
-    /// Its name, as in `Q4_K`.
+    /// Returns its name, such as `Q4_K`.
     pub fn name(self) -> &'static str {
         self.row().2
     }
 
-    /// Values in one block.
+    /// Returns the number of values in one block.
     pub fn block_len(self) -> usize {
         self.row().3
     }
 
-    /// Bytes of one block.
+    /// Returns the number of bytes of one block.
     pub fn block_bytes(self) -> usize {
         self.row().4
     }
 
-    /// All names, for messages.
+    /// Lists all names, for error messages.
     pub(super) fn all_names() -> String {
         TYPES.map(|row| row.2).join(", ")
     }
@@ -97,10 +97,10 @@ impl GgmlType {
     }
 }
 
-/// The values of whole blocks in f32.
+/// Dequantizes whole blocks to f32.
 ///
 /// # Panics
-/// When `bytes` is not a whole number of blocks or `out` has another length than the blocks have values.
+/// Panics if `bytes` is not a whole number of blocks, or if the length of `out` differs from the number of values.
 ///
 /// ```
 /// use cl_checkpoint::gguf::{GgmlType, dequantize};
@@ -158,7 +158,7 @@ fn q4_1(b: &[u8], out: &mut [f32]) {
     }
 }
 
-/// 5-bit integers: bit `i` of the first four bytes is the high bit of value `i`, nibbles follow.
+/// Reads 5-bit integers: bit `i` of the first four bytes is the high bit of value `i`; the nibbles follow.
 fn five_bits(b: &[u8], out: &mut [f32], value: impl Fn(f32) -> f32) {
     let high = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let fifth = |i: usize| ((high >> i & 1) << 4) as u8;
@@ -178,9 +178,9 @@ fn q5_1(b: &[u8], out: &mut [f32]) {
     five_bits(&b[4..], out, |q| d * q + m);
 }
 
-/// Scale and minimum of group `g` from the 12 packed bytes: the first four groups keep theirs in the low 6 bits of
-/// bytes `g` and `g + 4`; the last four in the nibbles of byte `g + 4`, with their upper two bits on top of the first
-/// ones'.
+/// Returns scale and minimum of group `g` from the 12 packed bytes. For the first four groups, they are the low 6 bits
+/// of bytes `g` and `g + 4`; for the last four, the nibbles of byte `g + 4`, with their upper two bits stored above
+/// those of the first four groups.
 fn scale_and_min(packed: &[u8], g: usize) -> (f32, f32) {
     let (scale, min) = if g < 4 {
         (packed[g] & 63, packed[g + 4] & 63)
@@ -190,7 +190,8 @@ fn scale_and_min(packed: &[u8], g: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// Groups `2·c` and `2·c + 1` are the low and high nibbles of the `c`-th 32 bytes; `fifth(g, i)` is added on top.
+/// Groups `2·c` and `2·c + 1` are the low and high nibbles of the `c`-th 32 bytes, with `fifth(g, i)` added as high
+/// bits.
 fn k_groups(b: &[u8], nibbles: &[u8], out: &mut [f32], fifth: impl Fn(usize, usize) -> u8) {
     let (d, dmin, packed) = (half(b), half(&b[2..]), &b[4..16]);
     for (g, out) in out.chunks_exact_mut(32).enumerate() {
@@ -211,8 +212,8 @@ fn q5_k(b: &[u8], out: &mut [f32]) {
     k_groups(b, &b[48..], out, |g, i| (b[16 + i] >> g & 1) << 4);
 }
 
-/// Each half of 128 values uses 64 bytes of nibbles and 32 of bit pairs; its four runs of 32 take the low nibbles of
-/// the first and second 32 bytes, then the high ones, and bit pairs 0 to 3.
+/// Each half of 128 values uses 64 bytes of nibbles and 32 bytes of bit pairs; its four runs of 32 values take the low
+/// nibbles of the first and second 32 bytes, then the high nibbles, with bit pairs 0 to 3.
 fn q6_k(b: &[u8], out: &mut [f32]) {
     let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half(&b[208..]));
     for (run, out) in out.chunks_exact_mut(32).enumerate() {

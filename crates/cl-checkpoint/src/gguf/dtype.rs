@@ -2,7 +2,7 @@ use std::str::FromStr;
 
 use crate::Dtype;
 
-/// The dtype that all weights are written in.
+/// The dtype in which all weights are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FloatDtype {
     /// bfloat16.
@@ -15,7 +15,7 @@ pub enum FloatDtype {
 }
 
 impl FloatDtype {
-    /// `bfloat16`, `float16` or `float32`, as in `config.json`.
+    /// Returns `bfloat16`, `float16` or `float32`, as in `config.json`.
     pub fn torch_name(self) -> &'static str {
         match self {
             FloatDtype::Bf16 => "bfloat16",
@@ -33,7 +33,7 @@ impl FloatDtype {
     }
 }
 
-/// The name is not `bf16`, `f16` or `f32`.
+/// Error for a name that is not `bf16`, `f16` or `f32`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown dtype `{0}`; expected bf16, f16 or f32")]
 pub struct UnknownDtype(pub String);

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::{HeaderItem, HeaderProblem, KeyProblem, TensorProblem};
 
-/// Errors of reading and importing GGUF files. Every message names the file, and the key or tensor if there is one.
+/// Error in reading or importing a GGUF file. Every message names the file, and the key or tensor if there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,7 +25,7 @@ pub enum Error {
     Version {
         /// The file.
         path: PathBuf,
-        /// As stored.
+        /// The version as stored.
         version: u32,
     },
     /// The header is damaged.
@@ -40,7 +40,7 @@ pub enum Error {
         offset: usize,
         /// The entry that was being read, if any.
         item: Option<HeaderItem>,
-        /// What is wrong there.
+        /// What is wrong.
         #[source]
         problem: HeaderProblem,
     },
@@ -117,7 +117,7 @@ pub enum Error {
         path: PathBuf,
         /// `general.architecture`.
         architecture: String,
-        /// The supported ones.
+        /// The supported architectures.
         supported: Vec<&'static str>,
     },
     /// The tokenizer model or pre-tokenizer is not supported. A wrong guess would silently split text differently.
@@ -129,7 +129,7 @@ pub enum Error {
         key: &'static str,
         /// Its value.
         name: String,
-        /// The supported ones.
+        /// The supported values.
         supported: Vec<&'static str>,
     },
     /// The output directory cannot be written.

@@ -13,7 +13,7 @@ use crate::{CheckpointWriter, Manifest, OutputDir, TensorSpec, WriteOptions, has
 /// Options of an import.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ImportOptions {
-    /// Dtype that the weights are rounded to (to nearest even).
+    /// Dtype of the written weights, which are rounded to nearest even.
     pub dtype: FloatDtype,
     /// Whether to replace an existing output.
     pub overwrite: bool,
@@ -37,11 +37,11 @@ pub struct ImportReport {
 /// Imports a GGUF file as a Hugging Face model directory: `config.json`, `model.safetensors` (in shards of 5 GB),
 /// `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `manifest.json`.
 ///
-/// Weights are dequantized in f32 and rounded once. Memory holds one output tensor at a time.
+/// Weights are dequantized in f32 and rounded once. One output tensor at a time is held in memory.
 ///
 /// # Errors
-/// Returns an error if the file is invalid or not supported, or the output cannot be written. Everything except the
-/// weights' values is checked before anything is written; after an error, there is no output.
+/// Returns an error if the file is invalid or not supported, or if the output cannot be written. Everything except the
+/// values of the weights is checked before anything is written; after an error, there is no output.
 pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<ImportReport, Error> {
     let gguf = GgufFile::open(file)?;
     OutputDir::check(out, options.overwrite, &[("the GGUF file", file)])?;
@@ -76,10 +76,10 @@ pub fn import(file: &Path, out: &Path, options: &ImportOptions) -> Result<Import
     })
 }
 
-/// One tensor in its new dtype and row order, row by row on all threads.
+/// Converts one tensor to its new dtype and row order, in parallel over rows.
 fn convert(gguf: &GgufFile, planned: &Planned, dtype: FloatDtype) -> Result<Vec<u8>, Error> {
     let tensor = planned.tensor;
-    // A vector whose elements are to be reordered, a bias, has rows of one element.
+    // A vector whose elements are reordered (a bias) is treated as rows of one element.
     let columns = if planned.interleaved_heads.is_some() && tensor.shape.len() == 1 {
         tensor.ggml_type.block_len()
     } else {
@@ -116,7 +116,7 @@ fn convert(gguf: &GgufFile, planned: &Planned, dtype: FloatDtype) -> Result<Vec<
     }
 }
 
-/// Rounds to nearest even; the position of the first value that is not finite afterwards, if any.
+/// Rounds to nearest even; returns the position of the first value that is not finite after rounding, if any.
 fn round(values: &[f32], dtype: FloatDtype, out: &mut [u8]) -> Option<usize> {
     let mut bad = None;
     for (i, &value) in values.iter().enumerate() {
@@ -143,7 +143,8 @@ fn round(values: &[f32], dtype: FloatDtype, out: &mut [u8]) -> Option<usize> {
     bad
 }
 
-/// Generation stops at the end of the text and at the end of a turn, where those are two tokens.
+/// Returns `generation_config.json`. Generation stops at the end of the text and, if that is a separate token, at the
+/// end of a turn.
 fn generation_config(ids: &SpecialIds) -> Value {
     let mut config = json!({});
     for (name, id) in ids.named() {

@@ -1,8 +1,8 @@
-//! The metadata of an architecture: the keys below its name.
+//! Metadata of an architecture: the keys below its name.
 
 use super::{Error, GgufFile, KeyProblem};
 
-/// Supported keys below `{architecture}.`; any other might change what the model computes.
+/// Supported keys below `{architecture}.`; any other key might change what the model computes.
 const KEYS: [&str; 23] = [
     "vocab_size",
     "context_length",
@@ -29,7 +29,7 @@ const KEYS: [&str; 23] = [
     "tensor_data_layout",
 ];
 
-/// The metadata below one prefix.
+/// The metadata keys with one prefix.
 pub(super) struct Keys<'f> {
     pub(super) file: &'f GgufFile,
     pub(super) prefix: &'static str,

@@ -1,4 +1,4 @@
-//! GGUF files, and their import into Hugging Face directories.
+//! GGUF files, and their import to Hugging Face model directories.
 //!
 //! The format: magic `GGUF`, version 2 or 3, counts, key-value pairs, tensor descriptions, then aligned tensor data;
 //! all little endian. Dimensions are stored innermost first.

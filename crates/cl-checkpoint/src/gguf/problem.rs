@@ -2,11 +2,11 @@ use std::fmt::{self, Display, Formatter};
 
 use super::GgmlType;
 
-/// Why the header of a GGUF file is damaged.
+/// Why a GGUF header is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderProblem {
-    /// There are more entries than bytes.
+    /// The number of entries exceeds the number of bytes.
     #[error("{tensors} tensors and {keys} keys do not fit into the file")]
     Counts {
         /// Number of tensors as stored.
@@ -34,13 +34,13 @@ pub enum HeaderProblem {
         /// Size of the file.
         end: usize,
     },
-    /// A text is not valid UTF-8.
+    /// A string is not valid UTF-8.
     #[error("the text at byte {at} is not UTF-8")]
     NotUtf8 {
         /// Its offset in the file.
         at: usize,
     },
-    /// There are too many values.
+    /// There are too many values in total.
     #[error("more than {limit} values")]
     TooManyValues {
         /// The limit.
@@ -70,7 +70,7 @@ pub enum HeaderProblem {
     },
 }
 
-/// The entry of a header that was being read.
+/// The header entry that was being read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderItem {
     /// The value of a metadata key.
@@ -92,16 +92,16 @@ impl Display for HeaderItem {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyProblem {
-    /// The value has another type, or is out of range.
+    /// The value has a different type, or is out of range.
     #[error("expected {expected}")]
     Expected {
-        /// What is expected, in words.
+        /// What is expected.
         expected: &'static str,
     },
     /// The value is 0 or negative.
     #[error("must be positive")]
     NotPositive,
-    /// Key-value heads do not divide the heads.
+    /// The number of heads is not divisible by the number of key-value heads.
     #[error("{kv_heads} does not divide {heads} heads")]
     Heads {
         /// Number of heads.
@@ -109,7 +109,7 @@ pub enum KeyProblem {
         /// Number of key-value heads.
         kv_heads: usize,
     },
-    /// The width of a head is 0, odd or too large.
+    /// The width of a head is 0, odd, or too large.
     #[error("{head_dim} is not a valid head size")]
     HeadSize {
         /// The width.
@@ -123,7 +123,7 @@ pub enum KeyProblem {
         /// Width of a head.
         head_dim: usize,
     },
-    /// Values have another width than keys.
+    /// The width of values differs from that of keys.
     #[error("{value_length} differs from the key length {key_length}")]
     ValueLength {
         /// Width of a value.
@@ -131,7 +131,7 @@ pub enum KeyProblem {
         /// Width of a key.
         key_length: usize,
     },
-    /// The vocabulary is not as large as the embedding.
+    /// The vocabulary size differs from the number of rows of the embedding.
     #[error("is {stated}, but `{tensor}` has {rows} rows")]
     VocabSize {
         /// The stated size.
@@ -141,7 +141,7 @@ pub enum KeyProblem {
         /// Its rows.
         rows: usize,
     },
-    /// The architecture has no sliding window here.
+    /// Sliding windows are not supported for this architecture.
     #[error("a sliding window ({window}) is not supported for {architecture}")]
     SlidingWindow {
         /// The window in tokens.
@@ -163,31 +163,31 @@ pub enum KeyProblem {
     /// The model is not causal.
     #[error("only causal models are supported")]
     NotCausal,
-    /// The file is a part of a model.
+    /// The file is only a part of a model.
     #[error("this is one of {parts} parts of a model; join them first (`llama-gguf-split --merge`)")]
     Split {
         /// Number of parts.
         parts: usize,
     },
-    /// A scaling of attention is not supported.
+    /// The attention scaling is not supported.
     #[error("{factor} is not supported")]
     AttentionFactor {
         /// The factor.
         factor: f64,
     },
-    /// A rope scaling has no factor.
+    /// A RoPE scaling has no factor.
     #[error("`{kind}` needs `rope.scaling.factor`")]
     NoScalingFactor {
         /// Kind of the scaling.
         kind: String,
     },
-    /// The factor of a rope scaling is below 1.
+    /// The factor of a RoPE scaling is below 1.
     #[error("{factor} is below 1")]
     ScalingFactor {
         /// The factor.
         factor: f64,
     },
-    /// The kind of rope scaling is not supported.
+    /// The kind of RoPE scaling is not supported.
     #[error("`{kind}` is not supported; supported: none, linear, yarn")]
     ScalingType {
         /// Kind of the scaling.
@@ -222,7 +222,7 @@ pub enum KeyProblem {
         /// Their text.
         token: String,
     },
-    /// There are more or fewer token types than tokens.
+    /// The number of token types differs from the number of tokens.
     #[error("{types} types for {tokens} tokens")]
     TypeCount {
         /// Number of types.
@@ -230,7 +230,7 @@ pub enum KeyProblem {
         /// Number of tokens.
         tokens: usize,
     },
-    /// A merge is not two tokens.
+    /// A merge does not consist of two tokens.
     #[error("merge {index}, {merge:?}, is not two tokens separated by a space")]
     Merge {
         /// 0-based index of the merge.
@@ -238,7 +238,7 @@ pub enum KeyProblem {
         /// The merge.
         merge: String,
     },
-    /// A merge joins or makes something else than tokens.
+    /// A part or the result of a merge is not a token.
     #[error("merge {index}, {merge:?}, contains or produces something that is not a token")]
     MergeTokens {
         /// 0-based index of the merge.
@@ -246,7 +246,7 @@ pub enum KeyProblem {
         /// The merge.
         merge: String,
     },
-    /// There are more or fewer scores than tokens.
+    /// The number of scores differs from the number of tokens.
     #[error("{scores} scores for {tokens} tokens")]
     ScoreCount {
         /// Number of scores.
@@ -274,7 +274,7 @@ pub enum TensorProblem {
         /// The alignment.
         alignment: usize,
     },
-    /// Its bytes lie outside the file.
+    /// Its bytes are outside the file.
     #[error("its {bytes} bytes at offset {offset} lie outside the file of {length} bytes; the file is truncated")]
     Outside {
         /// Its size.
@@ -284,13 +284,13 @@ pub enum TensorProblem {
         /// Size of the file.
         length: usize,
     },
-    /// Its bytes are also those of another.
+    /// Its bytes overlap with those of another tensor.
     #[error("overlaps tensor `{other}`")]
     Overlaps {
         /// The other tensor.
         other: String,
     },
-    /// It has no dimensions or too many.
+    /// It has no dimensions, or too many.
     #[error("{dimensions} dimensions; expected 1 to 4")]
     Dimensions {
         /// Number of dimensions.
@@ -302,12 +302,12 @@ pub enum TensorProblem {
         /// The type as stored.
         kind: u32,
     },
-    /// Its rows are not whole blocks.
+    /// Its rows do not consist of whole blocks.
     #[error("rows of {row} elements do not divide into blocks of {block}")]
     Blocks {
-        /// Elements of a row.
+        /// Number of elements in a row.
         row: usize,
-        /// Elements of a block.
+        /// Number of elements in a block.
         block: usize,
     },
     /// It is empty or too large.
@@ -316,7 +316,7 @@ pub enum TensorProblem {
         /// Its shape, innermost dimension first.
         shape: Vec<usize>,
     },
-    /// It has another shape than the metadata imply.
+    /// Its shape differs from what the metadata imply.
     #[error("expected shape {expected:?}, got {found:?}")]
     Shape {
         /// The expected shape.
@@ -324,25 +324,25 @@ pub enum TensorProblem {
         /// Its shape.
         found: Vec<usize>,
     },
-    /// Rope scaling is given twice.
+    /// RoPE scaling is specified twice, by this tensor and by a key.
     #[error("is present together with `{key}`; expected only one of them")]
     AndKey {
         /// The metadata key.
         key: String,
     },
-    /// Its values are no rope scaling.
+    /// Its values are not those of a known RoPE scaling.
     #[error("{factors:?} are not the factors of a Llama 3 rope scaling")]
     NotLlama3 {
         /// The values.
         factors: Vec<f64>,
     },
-    /// A factor of a rope scaling is out of range.
+    /// A factor of a RoPE scaling is out of range.
     #[error("a factor is {factor}; expected finite factors of at least 1")]
     Factor {
         /// The factor.
         factor: f32,
     },
-    /// It is a bias whose blocks cannot be reordered.
+    /// It is a bias whose quantized blocks cannot be reordered.
     #[error("a bias stored as {ggml_type} cannot be reordered")]
     Bias {
         /// Its element type.

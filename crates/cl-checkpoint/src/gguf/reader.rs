@@ -13,7 +13,7 @@ pub enum GgufValue {
     Unsigned(u64),
     /// Any signed integer.
     Signed(i64),
-    /// f32, or f64 rounded to f32.
+    /// An f64, or an f32 as the f64 nearest to its shortest decimal representation.
     Float(f64),
     /// A boolean.
     Bool(bool),
@@ -23,10 +23,10 @@ pub enum GgufValue {
     List(Vec<GgufValue>),
 }
 
-/// A tensor of a GGUF file.
+/// A tensor in a GGUF file.
 #[derive(Clone, Debug)]
 pub struct GgufTensor {
-    /// How it is stored.
+    /// Its element type.
     pub ggml_type: GgmlType,
     /// Shape, outermost dimension first.
     pub shape: Vec<usize>,
@@ -34,7 +34,7 @@ pub struct GgufTensor {
     end: usize,
 }
 
-/// A memory-mapped GGUF file whose descriptions have been checked.
+/// A memory-mapped GGUF file whose header has been validated.
 pub struct GgufFile {
     path: PathBuf,
     map: Mmap,
@@ -43,7 +43,7 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Memory-maps the file and checks everything except the tensors' values.
+    /// Memory-maps the file and checks everything except the values of tensors.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if the file cannot be read, and [`Error::Magic`], [`Error::Version`], [`Error::Header`] or
@@ -60,22 +60,22 @@ impl GgufFile {
         Ok(GgufFile { path: path.to_owned(), map, metadata, tensors })
     }
 
-    /// Path of the file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All values of the metadata by key.
+    /// Returns all metadata values by key.
     pub fn metadata(&self) -> &BTreeMap<String, GgufValue> {
         &self.metadata
     }
 
-    /// All tensors by name.
+    /// Returns all tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
     }
 
-    /// A tensor's stored bytes.
+    /// Returns a tensor's stored bytes.
     pub fn bytes(&self, tensor: &GgufTensor) -> &[u8] {
         &self.map[tensor.start..tensor.end]
     }
@@ -88,7 +88,7 @@ impl GgufFile {
         Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), problem }
     }
 
-    /// A value of the metadata through `read`; `None` when the key is absent, an error when `read` gives nothing.
+    /// Reads a metadata value with `read`; returns `None` if the key is absent, and an error if `read` returns `None`.
     fn value<'f, T>(
         &'f self,
         key: &str,
@@ -150,7 +150,7 @@ impl GgufFile {
 }
 
 impl GgufTensor {
-    /// Number of values.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -201,7 +201,7 @@ fn parse(path: &Path, file: &[u8]) -> Result<Parsed, Error> {
     Ok((metadata, tensors))
 }
 
-/// Turns offsets into places of the file: inside it, aligned, and apart from each other.
+/// Converts offsets to positions in the file, and checks that tensors are inside it, aligned, and do not overlap.
 fn place(
     path: &Path,
     tensors: &mut BTreeMap<String, GgufTensor>,
@@ -234,14 +234,15 @@ fn place(
     Ok(())
 }
 
-/// More than any vocabulary needs, and small enough that a list of single bytes cannot fill the memory.
+/// Maximum number of values: more than any vocabulary needs, but so few that lists of single bytes cannot exhaust
+/// memory.
 const MAX_VALUES: usize = 1 << 24;
 
 struct Cursor<'a> {
     path: &'a Path,
     file: &'a [u8],
     at: usize,
-    values: usize, // read so far
+    values: usize, // number of values read so far
 }
 
 /// Adds to a structural error which key or tensor was being read.
@@ -305,14 +306,14 @@ impl<'a> Cursor<'a> {
             7 => GgufValue::Bool(self.array::<1>()?[0] != 0),
             8 => GgufValue::Text(self.text()?),
             9 => {
-                // Lists of lists are allowed; a file made of nothing else must not exhaust the stack.
+                // Lists of lists are allowed, but deeply nested ones must not overflow the stack.
                 if depth > 4 {
                     return Err(self.wrong(HeaderProblem::TooDeep { at: self.at }));
                 }
                 let kind = self.u32()?;
                 let count = self.u64()?;
-                // Every element takes at least one byte, so a count beyond the file's end is an error before anything
-                // is allocated.
+                // Every element takes at least one byte, so a count that exceeds the rest of the file is rejected
+                // before memory is allocated.
                 if count > (self.file.len() - self.at) as u64 {
                     return Err(self.wrong(HeaderProblem::List { count, at: self.at }));
                 }
@@ -329,7 +330,8 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// What follows a tensor's name; `start` is the offset for now, `end` the number of bytes.
+    /// Reads the description that follows a tensor's name. For now, `start` is the offset and `end` the number of
+    /// bytes.
     fn tensor(&mut self, name: &str) -> Result<GgufTensor, Error> {
         let path = self.path;
         let wrong = |problem| Error::Tensor { path: path.to_owned(), tensor: name.to_owned(), problem };
@@ -358,7 +360,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The shortest decimal number that is this f32, as f64: 1e-5 and not 9.999999747378752e-6.
+/// Converts an f32 to the shortest decimal number that represents it, as f64: 1e-5 instead of 9.999999747378752e-6.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

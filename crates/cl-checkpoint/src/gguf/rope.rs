@@ -1,5 +1,5 @@
-//! `rope_scaling` from what GGUF files keep of it: keys for `linear` and `yarn`, and for Llama 3's rule only the tensor
-//! `rope_freqs.weight`, by which each rotary frequency is divided.
+//! Derives `rope_scaling` from a GGUF file: `linear` and `yarn` have keys, but for Llama 3's rule there is only the
+//! tensor `rope_freqs.weight`, whose values divide the rotary frequencies.
 
 use std::f64::consts::PI;
 
@@ -32,7 +32,7 @@ pub(super) fn scaling(
     }
 }
 
-/// What the keys say.
+/// Returns the scaling specified by keys.
 fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> {
     let float = |key: &str| keys.file.float(&keys.full(key));
     let old_linear = float("rope.scale_linear")?.filter(|&f| f != 1.0);
@@ -62,7 +62,7 @@ fn stated(keys: &Keys, original: Option<usize>) -> Result<Option<Value>, Error> 
     }
 }
 
-/// The factors, one per pair of rotated dimensions; `None` when there are none or all are 1.
+/// Returns the factors, one per pair of rotated dimensions; `None` if there are none or all are 1.
 fn factors(file: &GgufFile, head_dim: usize) -> Result<Option<Vec<f64>>, Error> {
     let Some(tensor) = file.tensors().get(FACTORS) else { return Ok(None) };
     if tensor.shape != [head_dim / 2] {
@@ -78,9 +78,9 @@ fn factors(file: &GgufFile, head_dim: usize) -> Result<Option<Vec<f64>>, Error> 
     Ok(scaled.then(|| factors.into_iter().map(f64::from).collect()))
 }
 
-/// Llama 3's rule. With wavelength λ = 2π·theta^(2i/d), frequencies of λ < original/high stay, those of λ >
-/// original/low are divided by `factor`, and between them by 1 / ((1 − s)/factor + s), s = (original/λ − low) / (high −
-/// low).
+/// Llama 3's rule. With the wavelength λ = 2π·theta^(2i/d), frequencies with λ < original/high are unchanged, those
+/// with λ > original/low are divided by `factor`, and those between are divided by 1 / ((1 − s)/factor + s), where s =
+/// (original/λ − low) / (high − low).
 struct Llama3 {
     factor: f64,
     low: f64,
@@ -105,13 +105,14 @@ impl Llama3 {
     }
 }
 
-/// Finds a rule that gives these factors. Scaling `original`, `low` and `high` together changes nothing, so `low` is 1
-/// as in every published model; then `high` = 4 with the stated, the usual or the implied `original`; then both fitted.
+/// Finds a rule that yields these factors. Scaling `original`, `low` and `high` together has no effect, so `low` is set
+/// to 1, as in every published model. Candidates are `high` = 4 with the stated, the usual or the implied `original`,
+/// then both fitted to the factors.
 fn recover(factors: &[f64], head_dim: usize, theta: f64, stated: Option<usize>) -> Option<Llama3> {
     let wavelength = |i: usize| 2.0 * PI * theta.powf(2.0 * i as f64 / head_dim as f64);
     let factor = factors.iter().copied().fold(1.0, f64::max);
     let rule = |high: f64, original: f64| Llama3 { factor, low: 1.0, high, original: original.round() };
-    // Where the rule interpolates: original/λ there is s·(high − low) + low.
+    // Where the rule interpolates, original/λ is s·(high − low) + low.
     let between: Vec<(f64, f64)> = (0..factors.len())
         .filter(|&i| factors[i] > 1.0 && factors[i] < factor)
         .map(|i| (wavelength(i), (1.0 / factors[i] - 1.0 / factor) / (1.0 - 1.0 / factor)))
@@ -124,8 +125,7 @@ fn recover(factors: &[f64], head_dim: usize, theta: f64, stated: Option<usize>) 
         let offset = slope / w0 - s0; // 1 / (high − 1)
         candidates.push(rule(1.0 + 1.0 / offset, slope / offset));
     }
-    // The writer computes in f32 and `original` is rounded to a whole number, so the factors agree to a few parts in
-    // 10⁵.
+    // The writer computes in f32 and `original` is rounded to an integer, so factors agree to a few parts in 10⁵.
     let fits = |rule: &Llama3| {
         rule.original >= 1.0
             && rule.high > 1.0

@@ -3,20 +3,20 @@ use std::collections::BTreeSet;
 use super::config::{Architecture, Optional, Shape};
 use super::{Error, GgufFile, GgufTensor, TensorProblem, rope};
 
-/// One tensor of the output: where it comes from and how its rows are ordered.
+/// A tensor of the output: its source and the order of its rows.
 pub(super) struct Planned<'f> {
     pub(super) name: String,
     pub(super) source: String,
     pub(super) tensor: &'f GgufTensor,
-    /// The rows of each of this many heads are interleaved in the file and have to be put back in halves.
+    /// Number of heads whose rows are interleaved in the file and have to be rearranged into halves.
     pub(super) interleaved_heads: Option<usize>,
 }
 
 impl Planned<'_> {
-    /// The row of the file that becomes row `row`.
+    /// Returns the row of the file that becomes row `row`.
     ///
-    /// Transformers rotates dimension `j` of a head together with `j + d/2`, llama.cpp's llama `2j` with `2j + 1`, so
-    /// its converter moved row `j + i·d/2` to `2j + i` in the query and key projections.
+    /// Transformers rotates dimension `j` of a head together with `j + d/2`, llama.cpp's llama rotates `2j` with
+    /// `2j + 1`, so its converter moves row `j + i·d/2` to `2j + i` in the query and key projections.
     pub(super) fn source_row(&self, row: usize, rows: usize) -> usize {
         let Some(heads) = self.interleaved_heads else { return row };
         let head_dim = rows / heads;
@@ -25,7 +25,7 @@ impl Planned<'_> {
     }
 }
 
-/// Finds every tensor that the architecture has, checks the shapes, and that nothing is left over.
+/// Finds every tensor of the architecture, checks its shape, and checks that no other tensors are left.
 pub(super) fn plan<'f>(file: &'f GgufFile, shape: &Shape) -> Result<(Vec<Planned<'f>>, Optional), Error> {
     let optional = optional(file, shape)?;
     let mut plan = Plan { file, planned: Vec::new(), used: BTreeSet::new() };
@@ -38,7 +38,7 @@ pub(super) fn plan<'f>(file: &'f GgufFile, shape: &Shape) -> Result<(Vec<Planned
     if optional.lm_head {
         plan.add("output.weight", "lm_head.weight", &[vocab, hidden], None)?;
     }
-    // Turned into `rope_scaling` of the config.
+    // This tensor becomes `rope_scaling` of the config.
     plan.used.insert(rope::FACTORS.to_owned());
     if let Some(extra) = file.tensors().keys().find(|name| !plan.used.contains(*name)) {
         return Err(Error::UnusedTensor {
@@ -50,7 +50,8 @@ pub(super) fn plan<'f>(file: &'f GgufFile, shape: &Shape) -> Result<(Vec<Planned
     Ok((plan.planned, optional))
 }
 
-/// The first layer's tensors tell which biases there are; the plan then asks for them in all layers.
+/// Determines which optional tensors exist. Biases are detected in the first layer; the plan then requires them in all
+/// layers.
 fn optional(file: &GgufFile, shape: &Shape) -> Result<Optional, Error> {
     let has = |name: &str| file.tensors().contains_key(name);
     let llama_biases = shape.model_type().0 == "llama";

@@ -1,6 +1,6 @@
-//! `tokenizer.json` and its companions from the keys `tokenizer.*`.
+//! Creates `tokenizer.json` and related files from the keys `tokenizer.*`.
 //!
-//! The file keeps vocabulary and merges, but only the name of the rule that cuts text into pieces before merging
+//! The file contains vocabulary and merges, but only the name of the rule that splits text into pieces before merging
 //! (`tokenizer.ggml.pre`). The rules are those of the models' published `tokenizer.json` files.
 
 use std::collections::{HashMap, HashSet};
@@ -31,13 +31,13 @@ pub(super) struct Tokenizer {
     /// `special_tokens_map.json`.
     pub(super) special_tokens_map: Value,
     pub(super) ids: SpecialIds,
-    /// How many tokens there are.
+    /// Number of tokens.
     pub(super) tokens: usize,
-    /// What was assumed.
+    /// Assumptions that were made.
     pub(super) notes: Vec<String>,
 }
 
-/// Ids of the tokens with a role.
+/// Ids of special tokens.
 pub(super) struct SpecialIds {
     pub(super) bos: Option<usize>,
     pub(super) eos: Option<usize>,
@@ -47,7 +47,7 @@ pub(super) struct SpecialIds {
 }
 
 impl SpecialIds {
-    /// Ids under their names in `config.json`.
+    /// Returns the ids with their names in `config.json`.
     pub(super) fn named(&self) -> [(&'static str, Option<usize>); 3] {
         [("bos_token_id", self.bos), ("eos_token_id", self.eos), ("pad_token_id", self.pad)]
     }
@@ -56,7 +56,7 @@ impl SpecialIds {
         [("bos_token", self.bos), ("eos_token", self.eos), ("unk_token", self.unk), ("pad_token", self.pad)]
     }
 
-    /// SentencePiece files may leave out the ids that its trainer gives by default: unk 0, bos 1, eos 2.
+    /// Reads the ids. SentencePiece files may omit the trainer's default ids: unk 0, bos 1, eos 2.
     fn read(file: &GgufFile, tokens: usize, sentencepiece: bool) -> Result<SpecialIds, Error> {
         let id = |name: &str, default: usize| {
             let key = format!("tokenizer.ggml.{name}_token_id");
@@ -77,7 +77,7 @@ impl SpecialIds {
     }
 }
 
-/// How byte-level text is cut before merging.
+/// How text is split before merging, for byte-level BPE.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Split {
     Gpt2,
@@ -87,7 +87,7 @@ enum Split {
 }
 
 impl Split {
-    /// Names in `tokenizer.ggml.pre`. `default` is what GPT-2 does, as Transformers reads it.
+    /// Names in `tokenizer.ggml.pre`. `default` is GPT-2's rule, as Transformers interprets it.
     const NAMES: [(&'static str, Split); 8] = [
         ("default", Split::Gpt2),
         ("gpt-2", Split::Gpt2),
@@ -99,7 +99,7 @@ impl Split {
         ("deepseek-r1-qwen", Split::Qwen2),
     ];
 
-    /// Llama 3 takes digits in threes, Qwen 2 one by one; the rest of the pattern is the same.
+    /// Returns the pattern. Llama 3 groups digits in threes, Qwen 2 takes them one by one; the rest is the same.
     fn pattern(digits: &str) -> String {
         let contractions = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)";
         let words = r"[^\r\n\p{L}\p{N}]?\p{L}+";
@@ -123,7 +123,7 @@ impl Split {
     }
 }
 
-/// What the two kinds of tokenizer differ in.
+/// The parts in which the two kinds of tokenizer differ.
 struct Parts {
     normalizer: Value,
     pre_tokenizer: Value,
@@ -136,7 +136,7 @@ struct Parts {
 }
 
 impl Tokenizer {
-    /// Reads and checks all keys. `vocab` is the number of rows of the embedding, `context` the model's longest input.
+    /// Reads and checks all keys. `vocab` is the number of rows of the embedding, `context` the maximum input length.
     pub(super) fn read(file: &GgufFile, vocab: usize, context: usize) -> Result<Tokenizer, Error> {
         let model = required(file, MODEL, file.string(MODEL)?)?;
         let tokens = required(file, TOKENS, file.strings(TOKENS)?)?;
@@ -217,7 +217,7 @@ fn types(file: &GgufFile, tokens: usize) -> Result<Vec<i32>, Error> {
     }
 }
 
-/// Byte-level BPE, `tokenizer.ggml.model` = `gpt2`.
+/// Byte-level BPE, with `tokenizer.ggml.model` = `gpt2`.
 fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<String>) -> Result<Parts, Error> {
     let pre = file.string(PRE)?.unwrap_or_else(|| {
         notes.push(format!(
@@ -235,15 +235,15 @@ fn byte_level(file: &GgufFile, index: &HashMap<&str, usize>, notes: &mut Vec<Str
         merges,
         unk_token: None,
         byte_fallback: false,
-        // Llama 3's vocabulary has whole words that no merge leads to.
+        // Llama 3's vocabulary contains whole words that no sequence of merges produces.
         ignore_merges: split == Split::Llama3,
         add_bos: split == Split::Llama3,
     })
 }
 
-/// SentencePiece BPE, `tokenizer.ggml.model` = `llama`: one space is put before the text, also before text that starts
-/// with one, spaces become `▁`, unknown characters fall back to their bytes. Of the two ways that published files say
-/// this, a normalizer and the pre-tokenizer `Metaspace`, only the normalizer keeps a leading space of the text itself.
+/// SentencePiece BPE, with `tokenizer.ggml.model` = `llama`: a space is put before the text, even if it starts with
+/// one; spaces become `▁`; unknown characters fall back to their bytes. Published files express this with a normalizer
+/// or with the pre-tokenizer `Metaspace`; only the normalizer keeps a leading space of the text itself.
 fn sentencepiece(
     file: &GgufFile,
     tokens: &[&str],
@@ -281,7 +281,7 @@ fn sentencepiece(
     })
 }
 
-/// The stated merges; both halves and the whole have to be tokens.
+/// Returns the stated merges. Both halves and the result must be tokens.
 fn merges(file: &GgufFile, index: &HashMap<&str, usize>) -> Result<Option<Vec<(String, String)>>, Error> {
     let Some(lines) = file.strings(MERGES)? else { return Ok(None) };
     let mut merges = Vec::with_capacity(lines.len());
@@ -309,8 +309,9 @@ fn scores(file: &GgufFile, tokens: usize) -> Result<Vec<f32>, Error> {
     Ok(scores)
 }
 
-/// SentencePiece joins whichever neighbours make the token with the highest score, so every way to cut a token in two
-/// tokens is a merge, the highest scores first. Control, unknown and byte tokens are never the result of joining text.
+/// Derives merges from scores. SentencePiece joins the neighbours that form the token with the highest score, so every
+/// way to split a token into two tokens is a merge, ordered by descending score. Control, unknown and byte tokens are
+/// never the result of a merge.
 fn implied_merges(
     tokens: &[&str],
     index: &HashMap<&str, usize>,
@@ -331,18 +332,18 @@ fn implied_merges(
             })
             .collect();
         ways.sort_unstable_by_key(|way| (way.0, way.1));
-        // Adding zero makes −0, the score of the first merge, equal to 0.
+        // Adding zero turns −0, the score of the first merge, into 0.
         merges.extend(ways.into_iter().map(|(_, _, a, b)| (scores[id] + 0.0, a, b)));
     }
-    // Equal scores: the longer left half first, then the longer right half, then the order of the vocabulary, as
-    // Transformers orders them.
+    // Equal scores are ordered as in Transformers: longer left half first, then longer right half, then vocabulary
+    // order.
     let lengths = |a: &str, b: &str| (a.chars().count(), b.chars().count());
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then_with(|| lengths(y.1, y.2).cmp(&lengths(x.1, x.2))));
     merges.into_iter().map(|(_, a, b)| (a.to_owned(), b.to_owned())).collect()
 }
 
-/// Tokens that are found in text before anything else: control tokens and those with a role are special (left out when
-/// decoding for people), user-defined ones are not.
+/// Returns the tokens that are matched in text before anything else. Control tokens and those with a role are special
+/// (skipped when decoding with `skip_special_tokens`); user-defined ones are not.
 fn added_tokens(tokens: &[&str], types: &[i32], ids: &SpecialIds) -> Vec<Value> {
     let roles: HashSet<usize> = ids.roles().into_iter().filter_map(|role| role.1).collect();
     let mut added = Vec::new();
@@ -358,7 +359,7 @@ fn added_tokens(tokens: &[&str], types: &[i32], ids: &SpecialIds) -> Vec<Value> 
     added
 }
 
-/// The token that is put before or after every text, when asked for.
+/// Returns the token that is added before or after every text, if this is requested.
 fn added<'t>(file: &GgufFile, role: &str, wanted: bool, token: Option<&'t str>) -> Result<Option<&'t str>, Error> {
     match (wanted, token) {
         (false, _) => Ok(None),

@@ -18,7 +18,7 @@ pub enum AdapterProblem {
         map: &'static str,
         /// The key.
         key: String,
-        /// The error of the library `regex`.
+        /// The error of the crate `regex`.
         source: regex::Error,
     },
     /// The adapter is of a kind that is not supported.
@@ -27,26 +27,26 @@ pub enum AdapterProblem {
         /// The first unsupported feature, as [`AdapterConfig::not_built`](crate::AdapterConfig::not_built) returns it.
         feature: String,
     },
-    /// A factor has no counterpart.
+    /// A factor has no matching second factor.
     #[error("tensor `{tensor}` has no counterpart; both lora_A and lora_B are needed")]
     NoCounterpart {
         /// The tensor.
         tensor: String,
     },
-    /// The name of a factor is not as PEFT writes it.
+    /// The name of a factor differs from PEFT's.
     #[error("tensor `{tensor}`: expected a name that starts with `{prefix}`")]
     Prefix {
         /// The tensor.
         tensor: String,
-        /// The expected beginning.
+        /// The expected prefix.
         prefix: &'static str,
     },
-    /// The factors of a module have another rank than the configuration.
+    /// The rank of a module's factors differs from the configuration.
     #[error("module `{module}`: adapter_config.json implies rank {rank}, lora_A is {a:?} and lora_B is {b:?}")]
     Rank {
         /// The module.
         module: String,
-        /// The rank by the configuration.
+        /// The rank according to the configuration.
         rank: usize,
         /// Shape of `lora_A`.
         a: Vec<usize>,
@@ -68,12 +68,12 @@ pub enum AdapterProblem {
         /// The module.
         module: String,
     },
-    /// A magnitude has another length than its module has rows.
+    /// The length of a magnitude differs from the number of rows of its module.
     #[error("module `{module}`: expected a magnitude of {expected} values, its shape is {shape:?}")]
     MagnitudeShape {
         /// The module.
         module: String,
-        /// Rows of the module.
+        /// Number of rows of the module.
         expected: usize,
         /// Shape of the magnitude.
         shape: Vec<usize>,
@@ -86,20 +86,20 @@ pub enum AdapterProblem {
     MissingTrained {
         /// The key of the configuration.
         key: &'static str,
-        /// Its entry without tensors, in `modules_to_save`.
+        /// The entry of `modules_to_save` without tensors.
         entry: Option<String>,
     },
-    /// Trained rows of an embedding are not as many as their token ids.
+    /// The number of trained rows of an embedding differs from the number of token ids.
     #[error("tensor `{tensor}` is {shape:?}, but trainable_token_indices has {ids} different ids for it")]
     Rows {
         /// The tensor.
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// Number of different ids.
+        /// Number of distinct ids.
         ids: usize,
     },
-    /// A bias of an update is not expected, or has another length than `lora_B` has rows.
+    /// A bias of an update is unexpected, or its length differs from the number of rows of `lora_B`.
     #[error(
         "tensor `{tensor}` is {shape:?}; expected lora_bias = true in adapter_config.json and one value for each row of \
          lora_B"

@@ -1,8 +1,8 @@
-/// Why a safetensors header does not describe its file.
+/// Why a safetensors header does not match its file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderProblem {
-    /// The file has no bytes.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
     /// The file is too short for a header.
@@ -11,23 +11,23 @@ pub enum HeaderProblem {
         /// Size of the file.
         bytes: usize,
     },
-    /// The header would be longer than the file or the format allows.
+    /// The header would be longer than the file, or than the format allows.
     #[error(
         "the header claims {declared} bytes, the file has {available} after its first 8 (a header may have {limit}); \
          truncated or another format"
     )]
     Length {
-        /// Length of the header as stored.
+        /// Length of the header, as stored.
         declared: u64,
-        /// Bytes of the file after the length.
+        /// Number of bytes in the file after the length.
         available: u64,
         /// The format's limit.
         limit: u64,
     },
-    /// The header is not text.
+    /// The header is not valid UTF-8.
     #[error("the header is not UTF-8: {source}")]
     NotUtf8 {
-        /// Where.
+        /// The position of the first invalid byte.
         source: std::str::Utf8Error,
     },
     /// The header is not JSON.
@@ -36,18 +36,18 @@ pub enum HeaderProblem {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// The metadata are not texts by name.
+    /// The metadata are not an object of strings.
     #[error("__metadata__ is not a map of strings: {source}")]
     Metadata {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// The tensors do not take all of the data.
+    /// The tensors do not cover all of the data.
     #[error("the tensors end at byte {end} of {data} bytes of data; truncated header or trailing bytes")]
     End {
-        /// Where the last tensor ends, in the data.
+        /// End of the last tensor, relative to the data.
         end: usize,
-        /// Bytes of data.
+        /// Number of bytes of data.
         data: usize,
     },
 }

@@ -1,17 +1,17 @@
-/// What is wrong with a sharded model's index.
+/// What is wrong with the index of a sharded model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexProblem {
-    /// It is not the JSON of an index.
+    /// It is not a valid JSON index.
     #[error("not a valid shard index: {source}")]
     Json {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// It names no tensor.
+    /// It lists no tensors.
     #[error("`weight_map` names no tensor")]
     NoTensors,
-    /// A shard is not a file of the directory.
+    /// A shard is not a file in the directory.
     #[error("tensor `{tensor}`: `{file}` is not the name of a file in this directory")]
     FileName {
         /// The tensor.
@@ -19,7 +19,7 @@ pub enum IndexProblem {
         /// The name of its shard.
         file: String,
     },
-    /// A shard has a tensor that the index does not name.
+    /// A shard contains a tensor that the index does not list.
     #[error("shard `{shard}` holds tensor `{tensor}`, but the index does not name it")]
     Unnamed {
         /// The shard.
@@ -27,22 +27,22 @@ pub enum IndexProblem {
         /// The tensor.
         tensor: String,
     },
-    /// A shard has a tensor that the index names in another.
+    /// A shard contains a tensor that the index assigns to another shard.
     #[error("shard `{shard}` holds tensor `{tensor}`, but the index puts it in `{named}`")]
     Elsewhere {
         /// The shard.
         shard: String,
         /// The tensor.
         tensor: String,
-        /// The shard that the index names.
+        /// The shard according to the index.
         named: String,
     },
-    /// A shard lacks a tensor.
+    /// A tensor is missing from its shard.
     #[error("tensor `{tensor}` is not in shard `{shard}`")]
     NotInShard {
         /// The tensor.
         tensor: String,
-        /// The shard that the index names.
+        /// The shard according to the index.
         shard: String,
     },
 }

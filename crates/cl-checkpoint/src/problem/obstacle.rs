@@ -8,13 +8,13 @@ pub enum Obstacle {
     /// It is a file.
     #[error("is a file")]
     File,
-    /// It is a directory of something else.
+    /// It is a directory with other content than a model or an adapter.
     #[error("holds neither a manifest.json of this program nor a model or an adapter")]
     Unknown,
-    /// It has a file that this program did not write.
+    /// It contains a file that this program did not write.
     #[error("holds `{file}`, which this program did not write")]
     Foreign {
-        /// Path of the file in the output.
+        /// Path of the file relative to the output.
         file: String,
     },
 }

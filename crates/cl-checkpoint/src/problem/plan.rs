@@ -1,4 +1,4 @@
-/// What is wrong with an output's plan, or with what was written.
+/// What is wrong with the plan of an output, or with what was written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanProblem {
@@ -8,7 +8,7 @@ pub enum PlanProblem {
     /// There is nothing to write.
     #[error("no tensors to write")]
     NoTensors,
-    /// A name occurs twice or is reserved.
+    /// The name of a tensor occurs twice or is reserved.
     #[error("tensor name `{tensor}` is planned twice or reserved")]
     TensorName {
         /// The tensor.
@@ -22,7 +22,7 @@ pub enum PlanProblem {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// A header would exceed the limit of the format.
+    /// A header would exceed the format's limit.
     #[error("`{file}` would have a header of more than {limit} bytes")]
     Header {
         /// The file.
@@ -36,14 +36,14 @@ pub enum PlanProblem {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor has another size than planned.
+    /// The size of a tensor differs from the plan.
     #[error("tensor `{tensor}`: planned {planned} bytes, got {found}")]
     Size {
         /// The tensor.
         tensor: String,
-        /// Bytes as planned.
+        /// Planned number of bytes.
         planned: usize,
-        /// Bytes to write.
+        /// Number of bytes to write.
         found: usize,
     },
     /// A part exceeds its tensor.
@@ -55,10 +55,10 @@ pub enum PlanProblem {
         offset: usize,
         /// Length of the part.
         length: usize,
-        /// Bytes as planned.
+        /// Planned number of bytes of the tensor.
         planned: usize,
     },
-    /// Bytes of a tensor were written twice.
+    /// Some bytes of a tensor were written twice.
     #[error("tensor `{tensor}`: some bytes were written twice")]
     WrittenTwice {
         /// The tensor.
@@ -76,7 +76,7 @@ pub enum PlanProblem {
         /// The tensor.
         tensor: String,
     },
-    /// A name is not that of a file in the output.
+    /// A name is not that of a file directly in the output.
     #[error("`{name}` is not the name of a file in this directory")]
     FileName {
         /// The name.
@@ -85,7 +85,7 @@ pub enum PlanProblem {
     /// The tensors cannot be written as safetensors.
     #[error("{source}")]
     Serialize {
-        /// The error of the library `safetensors`.
+        /// The error of the crate `safetensors`.
         source: safetensors::SafeTensorError,
     },
 }

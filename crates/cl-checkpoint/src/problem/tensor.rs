@@ -4,7 +4,7 @@ use safetensors::Dtype;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorProblem {
-    /// Its entry in the header is not one of the format.
+    /// Its entry in the header does not follow the format.
     #[error("{source}")]
     Entry {
         /// The parser's error.
@@ -18,15 +18,15 @@ pub enum TensorProblem {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// Its bytes lie outside the file.
+    /// Its bytes are outside the file.
     #[error("data_offsets {offsets:?} lie outside the file's {data} bytes of data")]
     Outside {
-        /// Start and end, in the data.
+        /// Start and end, relative to the data.
         offsets: [usize; 2],
-        /// Bytes of data.
+        /// Number of bytes of data.
         data: usize,
     },
-    /// Its shape takes more or fewer bytes than it has.
+    /// The size of its shape differs from its number of bytes.
     #[error(
         "shape {shape:?} of {dtype:?} takes {expected} bytes, data_offsets {offsets:?} hold {}",
         offsets[1] - offsets[0]
@@ -36,42 +36,42 @@ pub enum TensorProblem {
         dtype: Dtype,
         /// Its shape.
         shape: Vec<usize>,
-        /// Bytes that they take.
+        /// Number of bytes required by dtype and shape.
         expected: usize,
-        /// Start and end, in the data.
+        /// Start and end, relative to the data.
         offsets: [usize; 2],
     },
-    /// It begins before the tensor before it ends.
+    /// It starts before the end of the previous tensor.
     #[error("data_offsets {offsets:?}: overlaps {}, which ends at {end}", start(before))]
     Overlaps {
-        /// Start and end, in the data.
+        /// Start and end, relative to the data.
         offsets: [usize; 2],
-        /// The tensor before it; `None` for the start of the data.
+        /// The previous tensor; `None` for the start of the data.
         before: Option<String>,
-        /// Where that one ends.
+        /// End of the previous tensor.
         end: usize,
     },
-    /// Bytes between it and the tensor before it belong to no tensor.
+    /// There are bytes between it and the previous tensor that belong to no tensor.
     #[error("data_offsets {offsets:?}: leaves a hole after {}, which ends at {end}", start(before))]
     Hole {
-        /// Start and end, in the data.
+        /// Start and end, relative to the data.
         offsets: [usize; 2],
-        /// The tensor before it; `None` for the start of the data.
+        /// The previous tensor; `None` for the start of the data.
         before: Option<String>,
-        /// Where that one ends.
+        /// End of the previous tensor.
         end: usize,
     },
-    /// More was requested than it has.
+    /// The requested range exceeds the tensor.
     #[error("{length} bytes at offset {offset} were requested, but it has {bytes} bytes")]
     Range {
         /// Requested offset.
         offset: usize,
         /// Requested length.
         length: usize,
-        /// Its bytes.
+        /// Size of the tensor in bytes.
         bytes: usize,
     },
-    /// It is not floating point, or of eight bits.
+    /// Its dtype is not floating point, or has eight bits.
     #[error("dtype {dtype:?} is not f64, f32, f16 or bf16")]
     NotFloat {
         /// Its dtype.
@@ -83,10 +83,10 @@ pub enum TensorProblem {
         /// 0-based index of the row.
         row: usize,
     },
-    /// It is computed when it is read, and was requested in one piece.
+    /// It is computed while it is read, but was requested in one piece.
     #[error("is computed, and can be read by parts only")]
     Computed,
-    /// It is computed when it is read, and that failed.
+    /// It is computed while it is read, and the computation failed.
     #[error("{source}")]
     NotComputed {
         /// Why.

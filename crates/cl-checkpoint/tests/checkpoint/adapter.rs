@@ -1,4 +1,4 @@
-//! PEFT adapter directories, both ways; `fixtures/make_peft.py` made `fixtures/peft`.
+//! Reading and writing PEFT adapter directories; `fixtures/make_peft.py` created `fixtures/peft`.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn what_peft_writes_is_read_with_its_ranks_and_scalings() {
             let rank = adapter.config().rank(name);
             assert_eq!(Some(rank as u64), expected["rank"].as_u64(), "{case} {name}");
             assert_eq!((module.a_shape[0], module.b_shape[1]), (rank, rank), "{case} {name}");
-            // Both divide the same doubles.
+            // Both divide the same f64 values.
             assert_eq!(Some(adapter.config().scaling(name)), expected["scaling"].as_f64(), "{case} {name}");
             let tensor = format!("base_model.model.{name}.lora_A.weight");
             assert_eq!(adapter.bytes(&tensor).unwrap().len(), rank * module.a_shape[1] * 4);
@@ -102,7 +102,7 @@ fn an_adapter_that_contradicts_its_config_is_not_written() {
 
 type Tensors<'t> = &'t [(&'t str, &'t [usize])];
 
-/// A directory with this config and one zero byte for each tensor element.
+/// Writes a directory with this config, and one zero byte for each element of the tensors.
 fn adapter(dir: &Path, config: &str, tensors: Tensors) {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join("adapter_config.json"), config).unwrap();
@@ -209,7 +209,7 @@ fn adapters_of_another_kind_open_without_modules() {
 
 const TABLE: &str = "base_model.model.model.embed_tokens";
 
-/// Of an embedding PEFT writes other names, and factors whose product is the table's update transposed.
+/// For an embedding, PEFT uses other names, and factors whose product is the transposed update of the table.
 #[test]
 fn embeddings_have_factors_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn embeddings_have_factors_of_their_own() {
     assert_error("rank of an embedding", Adapter::open(&dir), &["model.embed_tokens", "implies rank 3"]);
 }
 
-/// DoRA's magnitudes, by the two names that PEFT has given them.
+/// DoRA magnitudes, with both names that PEFT has used.
 #[test]
 fn magnitudes_belong_to_use_dora() {
     const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
@@ -279,7 +279,7 @@ fn features_that_are_not_known_are_named() {
 
 const PREFIX: &str = "base_model.model.";
 
-/// Names and keys as PEFT 0.21 writes them.
+/// Names and keys as written by PEFT 0.21.
 #[test]
 fn what_is_trained_beside_factors_is_told() {
     use cl_checkpoint::BesideKind::{Bias, Rows, Saved, Untrained, UpdateBias};
@@ -313,7 +313,7 @@ fn what_is_trained_beside_factors_is_told() {
     let both = r#","trainable_token_indices":{"embed_tokens":[7,3],"lm_head":[9]}"#;
     let expected = [one(head, Rows(vec![9])), one(table, Rows(vec![7, 3]))].concat();
     assert_eq!(kinds(both, &[(rows, &[2, 3]), (of_head, &[1, 3])]), expected);
-    // What the config says more, the tensors beside it, what the message must name.
+    // Additional config, additional tensors, and what the message must contain.
     type Case<'a> = (&'a str, &'a [(&'a str, &'a [usize])], &'a str);
     let wrong: [Case; 5] = [
         (r#","modules_to_save":["embed_tokens","lm_head"]"#, &[(table, &[4, 3])], "modules_to_save (`lm_head`)"),
@@ -327,7 +327,7 @@ fn what_is_trained_beside_factors_is_told() {
     }
 }
 
-/// A card lies beside the adapter, listed in the manifest as the rest.
+/// A model card is next to the adapter, and listed in the manifest like all files.
 #[test]
 fn more_files_are_written_with_the_adapter() {
     let folder = tempfile::tempdir().unwrap();

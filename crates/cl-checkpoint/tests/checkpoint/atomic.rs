@@ -1,4 +1,4 @@
-//! Outputs appear whole or not at all, and what was there before is kept until then.
+//! Outputs appear completely or not at all, and what existed before is kept until then.
 
 use std::fs;
 #[cfg(unix)]

@@ -107,7 +107,7 @@ fn a_header_beyond_the_limit_of_the_format_is_refused_unread() {
     let path = folder.path().join("x.safetensors");
     let length = 100_000_001u64;
     fs::write(&path, length.to_le_bytes()).unwrap();
-    // Sparse: no disk is used.
+    // A sparse file, which uses no disk space.
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 + length).unwrap();
     assert_error("long header", SafetensorsFile::open(&path), &["x.safetensors", "claims 100000001 bytes"]);
 }
@@ -157,7 +157,7 @@ fn a_file_cut_off_anywhere_is_an_error_that_names_it() {
     assert_eq!(SafetensorsFile::open(&path).unwrap().bytes("b").unwrap(), b"tes");
 }
 
-/// Opens and reads everything, if the file is accepted.
+/// Opens a file and, if it is accepted, reads everything.
 fn read_all(path: &Path) {
     if let Ok(file) = SafetensorsFile::open(path) {
         for name in file.names() {
@@ -181,7 +181,7 @@ proptest! {
         read_all(&path);
     }
 
-    /// Random digits reach deeper than random bytes: the header mostly stays JSON.
+    /// Random digits reach more code than random bytes, because the header mostly remains valid JSON.
     #[test]
     fn flipped_numbers_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..8)) {
         let folder = tempfile::tempdir().unwrap();

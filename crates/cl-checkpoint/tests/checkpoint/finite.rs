@@ -1,4 +1,4 @@
-//! Looking for NaN and infinities where asked to.
+//! Checks for NaN and infinities.
 
 use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Manifest, WriteOptions};
 use serde_json::json;

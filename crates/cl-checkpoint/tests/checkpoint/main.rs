@@ -1,5 +1,5 @@
-//! Model and adapter directories: what is written can be read, what is damaged is refused by name, and nothing half-written
-//! is ever seen.
+//! Model and adapter directories: what was written can be read, damaged files are rejected by name, and partly written
+//! outputs are never visible.
 
 mod adapter;
 mod atomic;
@@ -15,13 +15,13 @@ use std::path::Path;
 use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions};
 use serde_json::json;
 
-/// A safetensors file of any header text.
+/// Returns a safetensors file with any header text.
 fn safetensors(header: impl AsRef<[u8]>, data: &[u8]) -> Vec<u8> {
     let header = header.as_ref();
     [&(header.len() as u64).to_le_bytes(), header, data].concat()
 }
 
-/// A header that holds one tensor `w` of 4 bytes.
+/// Returns a header with one tensor `w` of 4 bytes.
 fn one(dtype: &str, shape: &str, offsets: &str) -> String {
     format!(r#"{{"w":{{"dtype":{dtype},"shape":{shape},"data_offsets":{offsets}}}}}"#)
 }
@@ -30,7 +30,7 @@ fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> TensorSpec {
     TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() }
 }
 
-/// A model of one bf16 tensor `w`.
+/// Writes a model with one bf16 tensor `w`.
 fn write_model(dir: &Path, overwrite: bool, bytes: &[u8; 4]) -> Result<(), cl_checkpoint::Error> {
     let plan = [spec("w", Dtype::BF16, &[2])];
     let writer = CheckpointWriter::create(dir, &plan, WriteOptions { overwrite, ..WriteOptions::default() })?;
@@ -39,7 +39,7 @@ fn write_model(dir: &Path, overwrite: bool, bytes: &[u8; 4]) -> Result<(), cl_ch
     writer.finish(Manifest::new("model"))
 }
 
-/// The error's text, which has to hold every one of `parts`.
+/// Checks that the error's text contains all of `parts`.
 fn assert_error<T>(case: &str, result: Result<T, cl_checkpoint::Error>, parts: &[&str]) {
     let Err(error) = result else { panic!("{case}: accepted") };
     let text = error.to_string();
@@ -48,7 +48,7 @@ fn assert_error<T>(case: &str, result: Result<T, cl_checkpoint::Error>, parts: &
     }
 }
 
-/// Names in a directory, sorted.
+/// Returns the names in a directory, sorted.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();

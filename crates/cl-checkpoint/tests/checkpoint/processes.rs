@@ -1,5 +1,5 @@
-//! Several processes and one output. Each process is this test binary again, told by variables what to write; where the
-//! kernel lets them, the processes live in pid namespaces of their own and so have the same pid, as in containers.
+//! Several processes and one output. Each process is this test binary, which gets its task from environment variables.
+//! Where the kernel allows it, processes run in separate pid namespaces and so have the same pid, as in containers.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ const TARGET: &str = "CL_TEST_TARGET";
 const CONTENT: &str = "CL_TEST_CONTENT";
 const BUSY: i32 = 3;
 
-/// What a process does: makes the output, says that it has begun, and finishes when a file `go` appears.
+/// The body of a process: creates the output, signals that it has begun, and finishes when a file `go` appears.
 #[test]
 fn writer() {
     let (Ok(target), Ok(content)) = (std::env::var(TARGET), std::env::var(CONTENT)) else { return };
@@ -28,7 +28,7 @@ fn writer() {
     out.finish(Manifest::new("test")).unwrap();
 }
 
-/// In a pid namespace of its own when `isolated`.
+/// Starts a process, in its own pid namespace if `isolated`.
 fn spawn(target: &Path, content: &str, isolated: bool) -> Child {
     let test = std::env::current_exe().unwrap();
     let mut command = if isolated {
@@ -50,7 +50,7 @@ fn wait_for(path: &Path) {
     }
 }
 
-/// Waits until a process has written into its temporary.
+/// Waits until a process has written to its temporary directory.
 fn wait_until_begun(folder: &Path) {
     let start = Instant::now();
     let begun = || names(folder).iter().any(|n| n.ends_with(".part") && folder.join(n).join("content").exists());

@@ -1,4 +1,4 @@
-//! Random models written and read back.
+//! Random models are written and read back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,7 @@ const DTYPES: [Dtype; 15] = [
     Dtype::BOOL,
 ];
 
-/// Up to eight tensors, some of them empty or scalars, and their bytes.
+/// Generates up to eight tensors, some of them empty or scalars, and their bytes.
 fn models() -> impl Strategy<Value = Vec<(TensorSpec, Vec<u8>)>> {
     let tensor =
         (r#"[a-zA-Z0-9._/"\\é]{0,12}"#, prop::sample::select(&DTYPES[..]), prop::collection::vec(0..5usize, 0..4));
@@ -40,7 +40,7 @@ fn models() -> impl Strategy<Value = Vec<(TensorSpec, Vec<u8>)>> {
             .into_iter()
             .map(|(name, (dtype, mut shape, seed))| {
                 if dtype == Dtype::F4 {
-                    shape.push(2); // whole bytes
+                    shape.push(2); // so that the size is a whole number of bytes
                 }
                 let size = shape.iter().product::<usize>() * dtype.bitsize() / 8;
                 let bytes = (0..size).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
@@ -71,7 +71,7 @@ fn write(
 }
 
 proptest! {
-    // Every case syncs a handful of files.
+    // Every case syncs several files.
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
@@ -114,7 +114,7 @@ proptest! {
         prop_assert_eq!(seen, tensors.len());
         prop_assert_eq!(Manifest::verify(&dir).unwrap(), []);
 
-        // The same bytes, whoever wrote them when.
+        // The bytes do not depend on the order of writing or on the number of threads.
         let again = folder.path().join("again");
         write(&again, &tensors, &(0..tensors.len()).collect::<Vec<_>>(), max_shard_size, 1);
         prop_assert_eq!(Manifest::read(&dir).unwrap(), Manifest::read(&again).unwrap());
@@ -134,7 +134,7 @@ fn shards_are_named_and_indexed_as_transformers_does() {
     let index: Value = serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
     let map = json!({"a": file(1), "b": file(1), "c": file(3), "large": file(2)});
     assert_eq!(index, json!({"metadata": {"total_size": 41}, "weight_map": map}));
-    // Transformers refuses files that do not say which framework wrote them.
+    // Transformers rejects files that do not specify the framework that wrote them.
     let header = fs::read(dir.join(file(1))).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&header).unwrap();
     assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");

@@ -1,4 +1,4 @@
-//! Indexes that contradict their shards, and directories where something is missing.
+//! Indexes that contradict their shards, and directories with missing files.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{assert_error, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A shard that holds one byte for each name.
+/// Writes a shard with one byte for each name.
 fn shard(dir: &Path, file: &str, tensors: &[&str]) {
     let entry =
         |(i, t): (usize, &&str)| ((*t).to_owned(), json!({"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}));
@@ -21,7 +21,7 @@ fn shard(dir: &Path, file: &str, tensors: &[&str]) {
     fs::write(dir.join(file), safetensors(serde_json::to_vec(&header).unwrap(), &data)).unwrap();
 }
 
-/// `a` in the first shard, `b` and `c` in the second one.
+/// Writes a model with `a` in the first shard, and `b` and `c` in the second.
 fn model(dir: &Path, index: &str) {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join("config.json"), r#"{"model_type":"llama"}"#).unwrap();

@@ -1,4 +1,4 @@
-//! What the metadata says beyond the fixtures: rope scaling, biases, padding of the vocabulary.
+//! Metadata that the fixtures do not cover: RoPE scaling, biases, padding of the vocabulary.
 
 use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::{Value as Json, json};
@@ -55,7 +55,7 @@ fn factors_of_one_are_no_scaling_and_others_have_to_follow_the_rule() {
         file.add("rope_freqs.weight", &[2], factors.into_iter());
         assert_refused(part, folder.path(), &file.bytes(), &["`rope_freqs.weight`", part]);
     }
-    // All divided alike would follow from any length below the first wavelength, but not from a length of 0.
+    // Equal factors would follow from any length below the first wavelength, but not from a length of 0.
     let mut file = Gguf::tiny();
     file.add("rope_freqs.weight", &[2], [2.0, 2.0].into_iter());
     file.set("llama.rope.scaling.original_context_length", Value::U32(0));
@@ -71,12 +71,12 @@ fn rows_of_query_and_key_go_back_from_pairs_to_halves_with_their_biases() {
     let (_folder, model) = imported(&file);
     assert_eq!((&model.config()["attention_bias"], &model.config()["mlp_bias"]), (&json!(true), &json!(false)));
     let load = |name: &str| model.load_f32(&format!("model.layers.0.self_attn.{name}")).unwrap();
-    // Heads of width 4: the file has dimensions 0 2 1 3 of each.
+    // With heads of width 4, the file has their dimensions in the order 0 2 1 3.
     let query = [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
     assert_eq!(load("q_proj.bias"), query);
     assert_eq!(load("k_proj.bias"), query[..4]);
     assert_eq!(load("v_proj.bias"), [0.0, 1.0, 2.0, 3.0]);
-    // Weights are row · 8 + column, over 8.
+    // Weights are (row · 8 + column) / 8.
     let rows: Vec<f32> = load("q_proj.weight").chunks(8).map(|row| row[0]).collect();
     assert_eq!(rows, query);
     assert_eq!(load("o_proj.weight"), (0..64).map(|i| i as f32 / 8.0).collect::<Vec<_>>());

@@ -22,7 +22,7 @@ fn strings(list: &[&str]) -> Value {
     Value::Strings(list.iter().map(|s| (*s).to_owned()).collect())
 }
 
-/// A list of this element type that claims to be this long.
+/// Returns a list with this element type that declares this length.
 fn list(kind: u32, count: u64, bytes: &[u8]) -> Value {
     Value::Raw(9, [&kind.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat())
 }
@@ -327,7 +327,7 @@ fn a_scale_that_is_no_number_is_refused_for_every_quantized_type() {
         (down.kind, down.shape, down.data) = (id, vec![8, length], vec![0; 8 * size]);
         import_bytes(folder.path(), &file.bytes()).unwrap();
         fs::remove_dir_all(folder.path().join("out")).unwrap();
-        // The third row's scale.
+        // The scale of the third row.
         let at = 2 * size + if kind == GgmlType::Q6_K { 208 } else { 0 };
         file.tensor("blk.0.ffn_down.weight").data[at..at + 2].copy_from_slice(&[0, 0x7e]);
         let element = format!("element {} is NaN", 2 * length);
@@ -411,7 +411,7 @@ fn a_list_that_would_fill_the_memory_is_refused() {
     let mut file = Gguf::tiny();
     file.pairs.insert(0, ("x.y".to_owned(), list(0, 1 << 40, &[])));
     fs::write(&path, file.bytes()).unwrap();
-    // Sparse: a terabyte of zeros that takes no disk, and would be 24 times as much in memory.
+    // A sparse file: a terabyte of zeros that uses no disk space, but would need 24 times as much memory.
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 41).unwrap();
     let text = import(&path, &folder.path().join("out"), &ImportOptions::default()).unwrap_err().to_string();
     assert!(text.contains("tiny.gguf") && text.contains("key `x.y`: more than"), "{text}");
@@ -422,7 +422,7 @@ proptest! {
     fn flipped_bytes_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5)) {
         let folder = tempfile::tempdir().unwrap();
         let mut bytes = Gguf::tiny().bytes();
-        // The weights' own bytes are at most NaN; what stands before them is the interesting part.
+        // Flipped bytes of the weights can at most produce NaN, so only the bytes before them are flipped.
         let header = bytes.len() - 1800;
         for (index, byte) in flips {
             bytes[index.index(header)] = byte;

@@ -1,5 +1,5 @@
-//! GGUF files: element types, whole models and tokenizers against their references, and damaged files refused by name.
-//! `fixtures/make_gguf.py` made the references.
+//! GGUF files: element types, whole models and tokenizers compared with their references, and damaged files, which are
+//! rejected by name. `fixtures/make_gguf.py` generated the references.
 
 mod config;
 mod corrupted;
@@ -27,14 +27,14 @@ fn options(dtype: FloatDtype) -> ImportOptions {
     ImportOptions { dtype, overwrite: false }
 }
 
-/// Imports the bytes of a file in f32.
+/// Imports the bytes of a file as f32.
 fn import_bytes(folder: &Path, bytes: &[u8]) -> Result<ImportReport, Error> {
     let file = folder.join("tiny.gguf");
     fs::write(&file, bytes).unwrap();
     import(&file, &folder.join("out"), &options(FloatDtype::F32))
 }
 
-/// The import fails, the error's text holds every one of `parts` and the file's name, and nothing but the file is there.
+/// Checks that an import fails with an error that contains all of `parts` and the file's name, and writes nothing.
 fn assert_refused(case: &str, folder: &Path, bytes: &[u8], parts: &[&str]) {
     let text = match import_bytes(folder, bytes) {
         Ok(_) => panic!("{case}: accepted"),

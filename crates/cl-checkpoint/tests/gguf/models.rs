@@ -1,4 +1,4 @@
-//! Whole files written by the `gguf` package against what Transformers makes of the same files.
+//! Whole files written by the `gguf` package, compared with what Transformers reads from the same files.
 
 use cl_checkpoint::gguf::{FloatDtype, GgufFile, import};
 use cl_checkpoint::{Checkpoint, Dtype, Manifest, TensorSource, hash_file};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{fixture, json, options};
 
-/// FNV-1a, as the maker computes it.
+/// FNV-1a, computed as in the script.
 fn checksum(bytes: &[u8]) -> String {
     let start = 14_695_981_039_346_656_037_u64;
     bytes.iter().fold(start, |h, &b| (h ^ u64::from(b)).wrapping_mul(1_099_511_628_211)).to_string()
@@ -48,13 +48,13 @@ fn tensors_and_config_are_what_transformers_makes_of_the_same_file() {
 
 fn assert_config(name: &str, config: &serde_json::Map<String, Value>, expected: &Value, dtype: FloatDtype) {
     for (key, value) in expected.as_object().unwrap() {
-        // Transformers overlooks the sliding window, and with it that the model is a Mistral.
+        // Transformers ignores the sliding window, and therefore that the model is a Mistral.
         let value = if name == "mistral_window" && key == "model_type" { &json!("mistral") } else { value };
         assert_eq!(&config[key], value, "{name} {key}");
     }
     assert_eq!(config["rms_norm_eps"], 1e-5);
     assert_eq!(config["dtype"], dtype.torch_name());
-    // Transformers overlooks these two as well; they are what the maker put into the file.
+    // Transformers also ignores these two; the expected values are those that the script wrote to the file.
     let window = if name == "mistral_window" { json!(64) } else { Value::Null };
     assert_eq!(config.get("sliding_window").unwrap_or(&Value::Null), &window, "{name}");
     let scaling = json!({

@@ -1,4 +1,4 @@
-//! A published model against its published GGUF file; left out unless both are named by environment variables.
+//! A published GGUF file compared with its published model; skipped unless environment variables name both.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::{fixture, json, options};
 fn a_published_file_imports_as_its_published_model() {
     let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
     let (Some(file), Some(model)) = (named("CL_TEST_GGUF"), named("CL_TEST_MODEL")) else {
-        // Not eprintln, which the test runner keeps to itself.
+        // Not eprintln, which the test runner captures.
         let mut stderr = std::io::stderr();
         writeln!(
             stderr,

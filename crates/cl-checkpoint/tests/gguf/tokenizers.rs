@@ -1,4 +1,4 @@
-//! Token ids by the written `tokenizer.json` against ids by the published rules and by SentencePiece.
+//! Token ids from the written `tokenizer.json`, compared with those of the published rules and of SentencePiece.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 use super::writer::{Gguf, Value, strings};
 use super::{fixture, import_bytes, json};
 
-/// A model that has this vocabulary and pre-tokenizer.
+/// Returns a model with this vocabulary and pre-tokenizer.
 fn model(case: &Json, pre: &str) -> Gguf {
     let types: Vec<i32> = serde_json::from_value(case["types"].clone()).unwrap();
     let mut keys = vec![
@@ -38,7 +38,7 @@ fn tokenizer(file: &Gguf) -> Tokenizer {
     Tokenizer::from_file(folder.path().join("out/tokenizer.json")).unwrap()
 }
 
-/// Ids of every text, with and without BOS, and the way back.
+/// Checks the ids of every text, with and without BOS, and decoding.
 fn assert_ids(name: &str, file: &Gguf, fixture: &Json, case: &Json) {
     let tokenizer = tokenizer(file);
     let texts: Vec<&str> = fixture["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
@@ -78,10 +78,10 @@ fn ids_of_sentencepiece_vocabularies_are_those_of_sentencepiece() {
         let case = &fixture["cases"][name];
         let mut file = model(case, "default");
         assert_ids(name, &file, &fixture, case);
-        // Some files list the merges beside the scores.
+        // Some files list the merges in addition to the scores.
         file.set("tokenizer.ggml.merges", strings(&case["listed_merges"]));
         assert_ids(&format!("{name} with merges"), &file, &fixture, case);
-        // Older files have no `pre` at all, and rest on SentencePiece's default ids.
+        // Older files have no `pre`, and rely on SentencePiece's default ids.
         file.remove("tokenizer.ggml.merges");
         file.remove("tokenizer.ggml.pre");
         file.remove("tokenizer.ggml.bos_token_id");
@@ -117,7 +117,7 @@ fn companions_name_the_special_tokens() {
     let mut file = Gguf::tiny();
     file.set("tokenizer.ggml.bos_token_id", Value::U32(0));
     file.set("tokenizer.ggml.eot_token_id", Value::U32(2));
-    file.set("tokenizer.ggml.padding_token_id", Value::U32(u32::MAX)); // llama.cpp's way to say that there is none
+    file.set("tokenizer.ggml.padding_token_id", Value::U32(u32::MAX)); // llama.cpp's value for "none"
     file.set("tokenizer.chat_template", Value::Text("{{ messages }}".to_owned()));
     let folder = tempfile::tempdir().unwrap();
     let report = import_bytes(folder.path(), &file.bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! A writer of small GGUF files, valid or not.
+//! Writes small GGUF files, both valid and invalid.
 
 use serde_json::Value as Json;
 
@@ -14,7 +14,7 @@ pub enum Value {
     Strings(Vec<String>),
     Ints(Vec<i32>),
     Floats(Vec<f32>),
-    /// Type number and bytes, as they are.
+    /// Type id and bytes, written unchanged.
     Raw(u32, Vec<u8>),
 }
 
@@ -22,14 +22,14 @@ pub enum Value {
 pub struct Tensor {
     pub name: String,
     pub kind: u32,
-    /// Outermost dimension first.
+    /// Shape, outermost dimension first.
     pub shape: Vec<u64>,
     pub data: Vec<u8>,
-    /// Where it claims to be, when not where it is.
+    /// Offset to declare, if it should differ from the actual one.
     pub offset: Option<u64>,
 }
 
-/// What a file holds, in order; public so that a test can spoil any of it.
+/// Content of a file, in order; fields are public so that tests can damage them.
 #[derive(Clone)]
 pub struct Gguf {
     pub magic: [u8; 4],
@@ -60,7 +60,7 @@ impl Gguf {
         self.tensors.retain(|t| t.name != name);
     }
 
-    /// F32 values.
+    /// Adds a tensor of f32 values.
     pub fn add(&mut self, name: &str, shape: &[u64], values: impl Iterator<Item = f32>) {
         let count = shape.iter().product::<u64>() as usize;
         let data: Vec<u8> = values.take(count).flat_map(f32::to_le_bytes).collect();
@@ -95,7 +95,8 @@ impl Gguf {
         out
     }
 
-    /// A llama of one layer, two heads of width 4 and a vocabulary of `tokens`, all in F32 with weights of a simple sequence.
+    /// A llama model with one layer, two heads of width 4 and a vocabulary of `tokens`; all weights are F32 and follow
+    /// a simple sequence.
     pub fn llama(tokenizer: &[(&str, Value)], tokens: u64) -> Gguf {
         let mut file = Gguf {
             magic: *b"GGUF",
@@ -133,7 +134,7 @@ impl Gguf {
         file
     }
 
-    /// A llama with the smallest byte-level vocabulary that has a merge.
+    /// A llama model with the smallest byte-level vocabulary that has a merge.
     pub fn tiny() -> Gguf {
         let tokens: Vec<String> = ["a", "b", "ab", "<eos>"].map(str::to_owned).to_vec();
         let tokenizer = [

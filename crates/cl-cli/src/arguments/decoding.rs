@@ -1,4 +1,4 @@
-//! Arguments of decoding, which `cl generate` and `cl chat` share.
+//! Decoding arguments, shared by `cl generate` and `cl chat`.
 
 /// Decoding arguments of `cl generate` and `cl chat`.
 #[derive(clap::Args)]
@@ -18,7 +18,7 @@ pub struct DecodingArgs {
     /// Random seed of sampling [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Stop string: the text ends before it; may be repeated.
+    /// Stop sequence: the output ends before it; may be repeated.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }

@@ -14,7 +14,7 @@ pub struct EvalArgs {
     /// A subcommand.
     #[command(subcommand)]
     pub command: Option<EvalCommand>,
-    /// What is evaluated, where there is no subcommand.
+    /// The evaluation to run if there is no subcommand.
     #[command(flatten)]
     pub eval: Option<Args>,
 }
@@ -26,7 +26,7 @@ pub enum EvalCommand {
     Compare(CompareArgs),
 }
 
-/// A model and tasks.
+/// Arguments of an evaluation.
 #[derive(clap::Args)]
 pub struct Args {
     /// Model directory, or a Hub name with --hub.
@@ -42,7 +42,7 @@ pub struct Args {
     pub data: PathBuf,
     /// Download models, adapters and data sets that are not local files from the Hugging Face Hub: names such as
     /// organization/name or organization/name@revision (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
-    // Not `HubArgs`: clap takes an optional group that has another within it for one that is never given.
+    // Not `HubArgs`: clap considers an optional group that contains another group as never given.
     #[arg(long)]
     pub hub: bool,
     /// Output directory for predictions (<task>.jsonl), scores.json and results.json (in lm-eval's layout); existing
@@ -117,7 +117,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     pub device: String,
     // Not `RankArgs`, for the same reason as `hub`.
-    /// Seconds to wait for another rank, where torchrun or another launcher started several.
+    /// Seconds to wait for another rank, if torchrun or another launcher started several.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub rank_timeout: u64,
 }

@@ -1,4 +1,4 @@
-//! The command line of `cl`: every command with its arguments. Light commands have theirs beside what they do.
+//! The command line of `cl`: all commands and their arguments. Those of light commands are defined with the commands.
 
 pub mod chat;
 pub mod check;
@@ -36,7 +36,7 @@ pub struct Cli {
     /// Number of threads for training and evaluation, as in `cl --threads 2 train` [default: number of cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// What is written to stderr.
+    /// Options for messages on stderr.
     #[command(flatten)]
     pub log: LogArgs,
     /// The command.
@@ -44,7 +44,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The commands.
+/// The commands of `cl`.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Convert a GGUF file to a Hugging Face model directory.
@@ -79,7 +79,7 @@ pub enum Command {
     Data(data::Command),
     /// Check a configuration without running it, or all values of a model or adapter directory.
     Check(check::Args),
-    /// Estimate the memory of a training on several GPUs, and which zero_stage fits.
+    /// Estimate the memory of training on several GPUs, and find the zero_stage that fits.
     Plan(plan::Args),
     /// Compare methods on the same tasks: sequences, replay, joint training, merges, mixtures, with several seeds.
     Study(study::Args),
@@ -96,7 +96,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether it decomposes matrices.
+    /// Whether the command decomposes matrices.
     pub fn decomposes(&self) -> bool {
         match self {
             Command::Merge(command) => command.decomposes(),

@@ -19,11 +19,11 @@ pub enum Command {
     States(StatesArgs),
     /// Train the routers of a mixture, with base and experts frozen.
     TrainRouter(TrainRouterArgs),
-    /// Find the adapters that a task is closest to, by the hidden states of a few prompts, and combine them for it.
+    /// Find the adapters closest to a task by the hidden states of a few prompts, and combine them for it.
     Route(RouteArgs),
 }
 
-/// How and on which model hidden states are computed.
+/// Options of the computation of hidden states.
 #[derive(clap::Args)]
 pub struct ComputeArgs {
     /// Dtype of the computation.
@@ -48,13 +48,13 @@ pub struct RouteArgs {
     /// Number of prompts to use; the first ones of --prompts.
     #[arg(long, value_name = "N", default_value = "16", value_parser = super::values::at_least_one)]
     pub limit: NonZero<usize>,
-    /// Number of adapters that share the weight.
+    /// Number of adapters to select; their weights sum to 1.
     #[arg(long, value_name = "K", default_value = "1", value_parser = super::values::at_least_one)]
     pub top: NonZero<usize>,
-    /// What similarities are divided by before the softmax over the selected adapters.
+    /// Temperature: similarities are divided by it before the softmax over the selected adapters.
     #[arg(long, default_value_t = 0.1)]
     pub temperature: f64,
-    /// Adapter directory to write: the sum of the selected adapters' updates, each times its weight.
+    /// Adapter directory to write: the sum of the selected adapters' updates, each multiplied by its weight.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// The computation.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct Args {
     /// Configuration of `cl train`. Of the model, only config.json is read.
     pub config: PathBuf,
-    /// Number of GPUs, their kind and the memory of each: 8xA100-80GB, or 4x24GB without a kind.
+    /// Number of GPUs, GPU model and memory of each: 8xA100-80GB, or 4x24GB without a model name.
     #[arg(long, value_name = "NxKIND-MEMORY")]
     pub gpus: String,
     /// Override a key of the configuration, for example --set train.micro_batch_size=1.

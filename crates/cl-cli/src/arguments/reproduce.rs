@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::study::StageArgs;
 
-/// Configurations are TOML, whose integers are signed; a study multiplies its seeds.
+/// Largest seed: configurations are TOML, whose integers are signed, and a study multiplies its seeds.
 const MAX_SEED: u64 = i64::MAX as u64 / 1_000_000;
 
 /// Scale of the comparison.
@@ -32,8 +32,8 @@ pub struct Args {
     /// Model directory, for the profiles `smol` and `paper`.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Data directory, for the profiles `smol` and `paper`: TRACE's tasks, directly or in `trace`; `gsm8k` or `metamath`; and
-    /// lm-eval's tasks, directly or in `lm-eval`.
+    /// Data directory, for the profiles `smol` and `paper`: TRACE's tasks, directly or in `trace`; `gsm8k` or
+    /// `metamath`; and lm-eval's tasks, directly or in `lm-eval`.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Maximum number of training rows and of test documents per task, for the profiles `smol` and `paper`.

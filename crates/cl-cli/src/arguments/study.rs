@@ -27,8 +27,8 @@ pub struct Args {
 /// Stages to run, and how.
 #[derive(clap::Args)]
 pub struct StageArgs {
-    /// Number of stages that run in parallel, each with the memory of a training run [default: 1; in `cl reproduce` one per
-    /// core].
+    /// Number of stages that run in parallel, each needing the memory of a training run [default: 1; in `cl reproduce`,
+    /// one per core].
     #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     pub jobs: Option<NonZero<usize>>,
     /// Run only stages whose name starts with NAME, and the stages they need; may be repeated.
@@ -40,7 +40,7 @@ pub struct StageArgs {
     /// With --dry-run: estimate for several GPUs that train together, given as for `cl plan`: 8xA100-80GB, or 4x24GB.
     #[arg(long, value_name = "NxKIND-MEMORY", requires = "dry_run")]
     pub gpus: Option<String>,
-    /// Keep the models of finished stages; otherwise adapters and scores are kept.
+    /// Keep the models of finished stages; otherwise only adapters and scores are kept.
     #[arg(long)]
     pub keep_models: bool,
 }

@@ -1,4 +1,4 @@
-//! Parsers of values that several commands take.
+//! Parsers of values used by several commands.
 
 use std::num::NonZero;
 
@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::DeserializeOwned;
 use serde::de::value::StrDeserializer;
 
-/// Parses a word as configuration files spell it.
+/// Parses a word as it is spelled in configuration files.
 pub(crate) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let word = StrDeserializer::<serde::de::value::Error>::new(text);
     T::deserialize(word).map_err(|e| e.to_string())
@@ -19,7 +19,7 @@ pub(super) fn at_least_one(text: &str) -> Result<NonZero<usize>, String> {
     text.parse().map_err(|_| "expected an integer of at least 1".to_owned())
 }
 
-/// [`at_least_one`] as a plain number.
+/// Like [`at_least_one`], as `usize`.
 pub(super) fn count(text: &str) -> Result<usize, String> {
     at_least_one(text).map(NonZero::get)
 }

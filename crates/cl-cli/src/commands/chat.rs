@@ -12,7 +12,7 @@ use super::input::Lines;
 use super::{chat_template, loaded, reply};
 use cl_cli::output::say;
 
-/// A conversation and the model's cached state.
+/// A conversation with the model, including the model's cached state.
 struct Conversation<'a> {
     args: &'a Args,
     template: ChatTemplate,
@@ -46,7 +46,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
         say("/reset, /system TEXT, /exit; Ctrl-C ends a reply");
     }
     let mut lines = Lines::new();
-    // The first Ctrl-C ends the reply; the second ends the program.
+    // The first Ctrl-C ends the reply, the second ends the program.
     let mut spent = false;
     loop {
         if terminal {
@@ -72,20 +72,20 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
 /// Exit code after Ctrl-C.
 const CTRL_C: u8 = 130;
 
-/// Not every template supports system messages.
+/// Checks that the template supports a system message, as not every template does.
 fn check_system(template: &ChatTemplate, system: Option<&str>) -> Result<()> {
     chat_template::render(template, system, &[Message::new("user", "?")]).map(|_| ())
 }
 
 impl Conversation<'_> {
-    /// Handles a line: a command, or a message to answer.
+    /// Handles a line of input: a command, or a message to answer.
     fn take(&mut self, line: &str, interrupted: &dyn Fn() -> bool, out: &mut impl Write) -> Result<()> {
         let (first, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
         match first {
             "" => {}
             "/reset" => self.turns.clear(),
             "/system" => self.set_system(rest.trim()),
-            // A path is not a command.
+            // A word with further slashes is a path, not a command.
             _ if first.len() > 1 && first.starts_with('/') && !first[1..].contains(|c: char| !c.is_alphabetic()) => {
                 say(format_args!("unknown command {first}; commands: /reset, /system TEXT, /exit"));
             }
@@ -105,7 +105,7 @@ impl Conversation<'_> {
     fn answer(&mut self, message: &str, interrupted: &dyn Fn() -> bool, out: &mut impl Write) -> Result<()> {
         self.turns.push(Message::new("user", message));
         let prompt = chat_template::render(&self.template, self.system.as_deref(), &self.turns)?;
-        // The template writes BOS itself.
+        // The template adds BOS itself.
         let ids = self.loaded.tokenizer.encode(&prompt, false)?;
         let positions = self.loaded.model.config.max_position_embeddings;
         let room = positions.saturating_sub(ids.len());

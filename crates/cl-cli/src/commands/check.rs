@@ -48,14 +48,15 @@ fn findings(args: &Args, interrupt: &Interrupt) -> Result<Vec<Finding>> {
     })
 }
 
-/// A training of routers has the table `[router]`, or names a mixture of adapters.
+/// Whether a configuration is for router training: it has the table `[router]`, or names a mixture of adapters.
 fn is_router(text: &str, set: &[String]) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     let set = |key: &str| set.iter().any(|entry| entry.trim_start().starts_with(key));
     table.contains_key("router") || table.contains_key("adapter") || set("router.") || set("adapter=")
 }
 
-/// A sequence has `tasks` or `[[rounds]]`, and its `data` is a path; a single round has a table `[data]`.
+/// Whether a configuration is for a sequence: it has `tasks` or `[[rounds]]`, and its `data` is a path. A single round
+/// has a table `[data]`.
 fn is_sequence(text: &str, set: &[String]) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     table.contains_key("tasks")

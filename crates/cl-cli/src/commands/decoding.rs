@@ -2,7 +2,7 @@ use anyhow::{Result, ensure};
 use cl_cli::arguments::decoding::DecodingArgs;
 use cl_model::{Decoding, Sampling};
 
-/// The settings, checked.
+/// Returns the decoding settings, after checking the arguments.
 pub fn decoding(args: &DecodingArgs) -> Result<Decoding> {
     ensure!(args.stop.iter().all(|s| !s.is_empty()), "--stop must not be empty");
     let samples = args.temperature.is_some() || args.top_k.is_some() || args.top_p.is_some();

@@ -91,7 +91,7 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
     Ok(())
 }
 
-/// Answers the requests of rank 0, which reads the tasks and writes all files.
+/// Answers the requests of rank 0, which loads the tasks and writes all files.
 fn answer(args: &Args, ranks: &Ranks, interrupt: &Interrupt) -> Result<()> {
     let (config, runs) = (scoring(args)?, runs(args)?);
     let device = cl_torch::pick_device(&args.device)?;
@@ -145,14 +145,14 @@ fn rendered(template: &ChatTemplate, messages: &[Message]) -> Result<String, Box
     Ok(template.render(&messages, true)?)
 }
 
-/// The model alone, or all adapters, with unique names.
+/// Returns the evaluations to run: the model alone, all adapters, or both, with unique names.
 fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     let mut runs = Vec::new();
     if args.adapter.is_empty() || args.base {
         runs.push(EvalRun { name: "base".to_owned(), adapter: None, out: args.out.clone() });
     }
     for adapter in &args.adapter {
-        // Adapters of rounds are all called `adapter`, so use the parent directory's name.
+        // The adapters of all rounds are called `adapter`, so use the name of the parent directory.
         let named = HubSnapshot::model_name(adapter);
         let names: Vec<_> =
             Path::new(&named).components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
@@ -172,7 +172,7 @@ fn runs(args: &Args) -> Result<Vec<EvalRun<'_>>> {
     Ok(runs)
 }
 
-/// Directory of the response cache.
+/// Returns the directory of the response cache.
 fn cache(args: &Args) -> Option<PathBuf> {
     if args.no_cache {
         return None;
@@ -230,7 +230,7 @@ fn laid_out(
     results(&tasks, &groups, run)
 }
 
-/// For one model: columns for scores and standard errors. For several: one column each.
+/// Formats scores as a table: for one model, columns for scores and standard errors; for several, one column per model.
 fn table(runs: &[(String, Vec<Scores>)]) -> Table {
     let error = |s: &Scores, metric: &str| s.stderr.get(metric).map_or_else(|| "-".to_owned(), |e| format!("{e:.4}"));
     let single = runs.len() == 1;

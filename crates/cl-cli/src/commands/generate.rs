@@ -51,7 +51,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     Ok(())
 }
 
-/// Writes the texts in the order of the prompts, each as soon as it and all before it are complete.
+/// Writes the texts in the order of the prompts, each as soon as it and all texts before it are complete.
 struct Texts<'a> {
     args: &'a Args,
     prompts: &'a [Prompt],

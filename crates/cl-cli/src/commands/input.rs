@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Lines of standard input, read by a thread, so that waiting can be interrupted.
+/// Lines of standard input, read by a separate thread so that waiting can be interrupted.
 pub struct Lines {
     lines: Receiver<std::io::Result<Vec<u8>>>,
     number: usize,
@@ -28,7 +28,7 @@ impl Lines {
         Lines { lines, number: 0 }
     }
 
-    /// The next line without its line break; `None` at the end of the input, or if interrupted.
+    /// Returns the next line without its line break; `None` at the end of the input, or if interrupted.
     pub fn next(&mut self, interrupted: &dyn Fn() -> bool) -> Result<Option<String>> {
         let line = loop {
             match self.lines.recv_timeout(LOOK) {

@@ -7,8 +7,8 @@ use cl_torch::Quantization;
 
 use cl_checkpoint::Precision;
 
-/// Loads a model with the sum of several adapters. Only the first may have more than LoRA factors on linear layers
-/// (DoRA, adapters on the embedding, fully trained weights).
+/// Loads a model with the sum of several adapters. Only the first adapter may contain more than LoRA factors on linear
+/// layers (DoRA, adapters on the embedding, fully trained weights).
 pub fn open(
     model: &Path,
     adapters: &[PathBuf],
@@ -24,7 +24,7 @@ pub fn open(
     Ok(loaded)
 }
 
-/// Reads `--quantize`.
+/// Parses the argument of `--quantize`.
 pub fn quantization(name: &str) -> Result<Quantization> {
     Ok(serde_json::from_value(name.into())?)
 }

@@ -30,20 +30,21 @@ pub fn read(path: &Path) -> Result<String> {
     Ok(cl_checkpoint::files::read_text(path, cl_checkpoint::files::MAX_CONFIG)?)
 }
 
-/// Puts directories in the place of the names of a model and adapters; with `--hub`, what is not there is downloaded.
+/// Replaces the names of a model and adapters by their directories; with `--hub`, missing ones are downloaded.
 fn locate(hub: HubArgs, model: &mut PathBuf, adapters: &mut [PathBuf], interrupt: &Interrupt) -> Result<(), HubError> {
     let names = hub.names(interrupt);
     *model = names.directory(model, Part::Model)?;
     adapters.iter_mut().try_for_each(|dir| locate_adapter(&names, dir))
 }
 
-/// The same for an adapter.
+/// Like [`locate`], for an adapter.
 fn locate_adapter(names: &Names, dir: &mut PathBuf) -> Result<(), HubError> {
     *dir = names.directory(dir, Part::Adapter)?;
     Ok(())
 }
 
-/// The same for the model of a configuration, and the adapters that its training starts from or stays orthogonal to.
+/// Like [`locate`], for the model of a configuration, and for adapters that training starts from or stays orthogonal
+/// to.
 fn locate_training(
     hub: HubArgs,
     model: &mut PathBuf,
@@ -56,7 +57,7 @@ fn locate_training(
     train.initial_adapter.iter_mut().chain(earlier).try_for_each(|dir| locate_adapter(&names, dir))
 }
 
-/// Runs `work` without messages, for ranks other than the first, which says what they would say.
+/// Runs `work` without log messages. Used on all ranks except the first, which logs for all of them.
 fn in_silence<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), work)
 }

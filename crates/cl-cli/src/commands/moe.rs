@@ -14,7 +14,7 @@ use cl_train::{final_loss, read_log};
 use super::prompts::prompts;
 use crate::progress::Progress;
 
-/// Computes the hidden states of prompts.
+/// Runs `cl moe states`.
 pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let file = args.out.display();
     ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
@@ -34,7 +34,7 @@ pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) ->
     Ok(())
 }
 
-/// Compares a task with adapters.
+/// Runs `cl moe route`.
 pub fn route(args: &RouteArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let temperature = args.temperature;
     ensure!(temperature.is_finite() && temperature > 0.0, "--temperature {temperature}: expected a positive number");
@@ -82,7 +82,7 @@ pub fn route(args: &RouteArgs, interrupt: &Interrupt, out: &mut impl Write) -> R
     Ok(())
 }
 
-/// Trains routers.
+/// Runs `cl moe train-router`.
 pub fn train_router(args: &TrainRouterArgs, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let mut config = read_router(&args.config, &super::read(&args.config)?, &args.set)?;
     super::locate(args.hub, &mut config.model, &mut [], interrupt)?;

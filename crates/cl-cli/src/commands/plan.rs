@@ -44,12 +44,12 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Reads the argument of `--gpus`.
+/// Parses the argument of `--gpus`.
 pub(super) fn gpus(text: &str) -> Result<Gpus> {
     parse(text).map_err(anyhow::Error::msg).context("--gpus")
 }
 
-/// Reads `8xA100-80GB`, or `4x24GB` without a kind.
+/// Parses `8xA100-80GB`, or `4x24GB` without a model name.
 fn parse(text: &str) -> Result<Gpus, String> {
     let wrong = || format!("`{text}`: expected a number, a kind and its memory, such as 8xA100-80GB, or 4x24GB");
     let (count, kind) = text.split_once('x').ok_or_else(wrong)?;

@@ -8,16 +8,16 @@ use super::chat_template;
 
 /// A prompt.
 pub struct Prompt {
-    /// Its origin, for messages.
+    /// Where it is from, for messages.
     pub source: String,
     /// The text.
     pub text: String,
-    /// Whether it was rendered by a chat template, with special tokens.
+    /// Whether it was rendered by a chat template, which already adds special tokens.
     rendered: bool,
 }
 
 impl Prompt {
-    /// Tokenizes the prompt, and checks that there is room for `max_new_tokens`.
+    /// Tokenizes the prompt, and checks that there is room for `max_new_tokens` more tokens.
     pub fn tokens(&self, tokenizer: &Tokenizer, max_new_tokens: usize, positions: usize) -> Result<Vec<u32>> {
         let ids = tokenizer.encode(&self.text, !self.rendered)?;
         ensure!(!ids.is_empty(), "{} has no tokens, and the tokenizer adds no BOS", self.source);
@@ -31,13 +31,13 @@ impl Prompt {
     }
 }
 
-/// A prompt from the arguments.
+/// A prompt as given in the arguments.
 enum Given {
     Text(String),
     Messages(Vec<Message>),
 }
 
-/// All prompts, with conversations rendered.
+/// Returns all prompts; conversations are rendered.
 pub fn prompts(args: &PromptArgs, model: &Path) -> Result<Vec<Prompt>> {
     let given = given(args)?;
     let conversations = given.iter().any(|(_, given)| matches!(given, Given::Messages(_)));
@@ -59,7 +59,7 @@ pub fn prompts(args: &PromptArgs, model: &Path) -> Result<Vec<Prompt>> {
     given.into_iter().map(prompt).collect()
 }
 
-/// The prompts with their origins.
+/// Returns the prompts as given, each with its origin.
 fn given(args: &PromptArgs) -> Result<Vec<(String, Given)>> {
     let of_user = |given| match given {
         Given::Text(text) if args.chat => Given::Messages(vec![Message::new("user", text)]),
@@ -81,7 +81,7 @@ fn given(args: &PromptArgs) -> Result<Vec<(String, Given)>> {
 
 const EXPECTED: &str = "expected {\"prompt\": TEXT} or {\"messages\": [{\"role\": TEXT, \"content\": TEXT}, ...]}";
 
-/// The prompt of a row; other keys are ignored.
+/// Returns the prompt of a row; other keys are ignored.
 fn of_row(row: &Row) -> Result<Given> {
     match (row.get("prompt"), row.get("messages")) {
         (Some(prompt), None) => prompt.as_str().map(|text| Given::Text(text.to_owned())).context(EXPECTED),
@@ -94,7 +94,7 @@ fn of_row(row: &Row) -> Result<Given> {
     }
 }
 
-/// A prompt, shortened for messages.
+/// Shortens a prompt for messages.
 fn shortened(text: &str) -> String {
     let mut start: String = text.chars().take(60).collect();
     if start.len() < text.len() {

@@ -4,11 +4,11 @@ use anyhow::Result;
 use cl_data::Tokenizer;
 use cl_model::{GenerateOptions, Session, TextStream};
 
-/// A streamed text.
+/// A generated text that was streamed.
 pub struct Reply {
-    /// The text, without the stop string.
+    /// The text, without the stop sequence.
     pub text: String,
-    /// Whether it ended with an end token or a stop string.
+    /// Whether it ended with an end-of-text token or a stop sequence.
     pub stopped: bool,
 }
 

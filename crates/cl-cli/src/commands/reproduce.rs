@@ -29,7 +29,8 @@ fn tiny(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) 
     }
     let size = if args.quick { TinyConfig::quick() } else { TinyConfig::default() };
     let tiny = TinyConfig { seed: args.seed, ..size };
-    // So small a model gains a fifth from a second thread, and on a busy machine threads that wait for each other cost minutes.
+    // For such a small model, a second thread saves only a fifth of the time, and on a busy machine, threads that wait
+    // for each other cost minutes.
     cl_torch::set_threads(1);
     if args.stages.dry_run && !args.out.join("base/model/manifest.json").exists() {
         let sketch = tempfile::tempdir()?;
@@ -38,12 +39,12 @@ fn tiny(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) 
     }
     let mut progress = Progress::new(log);
     tiny.write_world(&args.out, interrupt, &mut |event| progress.observe(event))?;
-    // So small a training takes no memory to speak of.
+    // Training such a small model needs little memory, so one stage per core can run.
     let jobs = args.stages.jobs.or_else(|| std::thread::available_parallelism().ok());
     run_stages(&args.stages, &tiny.study(&args.out), &args.out, jobs, log, interrupt, out)
 }
 
-/// A study of a model and data of the user's.
+/// Runs a study with the user's model and data.
 fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     if args.quick {
         bail!("--quick is for --profile tiny; use --limit or --only with the profile {name}");
@@ -58,7 +59,7 @@ fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrup
             config.model.clone_from(model);
             let trace = data.join("trace");
             config.data = if trace.is_dir() { trace } else { data.clone() };
-            // MetaMathQA lies beside TRACE's folder.
+            // MetaMathQA is next to TRACE's directory.
             let beside =
                 config.rounds.iter_mut().flat_map(|round| &mut round.data).filter(|path| data.join(path).exists());
             beside.for_each(|path| *path = data.join(&*path));
@@ -76,7 +77,8 @@ fn has_weights(model: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| model.join(name).exists())
 }
 
-/// What the paper's study would take, of which nothing needs to be at hand; a `config.json` that is takes the place of Llama-3-8B's.
+/// Prints the plan of the paper's study, for which neither model nor data have to exist. If there is a `config.json`,
+/// it is used instead of that of Llama-3-8B.
 fn sketch(config: &StudyConfig, model: Option<&Path>, args: &Args, out: &mut impl Write) -> Result<()> {
     let options = options(&args.stages, None)?;
     let mut sizes = StudySizes::of_paper();

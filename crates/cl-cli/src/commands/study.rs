@@ -39,13 +39,13 @@ pub fn run_stages(
     report::print(&cl_report::write(&results, &dir.join("report"))?, out)
 }
 
-/// The arguments as options of a study.
+/// Converts the arguments to the options of a study.
 pub fn options(args: &StageArgs, jobs: Option<NonZero<usize>>) -> Result<StudyOptions> {
     let gpus = args.gpus.as_deref().map(super::plan::gpus).transpose()?;
     Ok(StudyOptions { jobs, only: args.only.clone(), keep_models: args.keep_models, gpus })
 }
 
-/// Prints a line for each stage, and sums.
+/// Prints a line for each stage, then the totals.
 pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     let width = plan.stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(5);
     let divided = plan.stages.iter().any(|stage| stage.zero_stage.is_some());

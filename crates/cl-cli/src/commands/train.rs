@@ -22,7 +22,7 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
     }
     let mut progress = Progress::new(log);
     let output = run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
-    // From the log, which includes the steps of interrupted runs.
+    // Computed from the log, which includes the steps of interrupted runs.
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let loss = final_loss(&steps);
     let tokens: u64 = steps.iter().map(|s| s.tokens).sum();

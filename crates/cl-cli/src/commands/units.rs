@@ -1,12 +1,12 @@
-//! Numbers, bytes and times as a person reads them.
+//! Human-readable numbers, sizes and durations.
 
-/// `950`, `1.2 k`, `3.4 M`, `5.6 G`.
+/// Formats a number: `950`, `1.2 k`, `3.4 M`, `5.6 G`.
 pub(super) fn count(number: u64) -> String {
     let (value, unit) = scaled(number as f64);
     if unit.is_empty() { number.to_string() } else { format!("{value:.1} {unit}") }
 }
 
-/// A number of bytes as a person reads it.
+/// Formats a number of bytes.
 pub(super) fn bytes(number: u64) -> String {
     let (value, unit) = scaled(number as f64);
     if unit.is_empty() { format!("{number} B") } else { format!("{value:.1} {unit}B") }
@@ -19,7 +19,7 @@ fn scaled(value: f64) -> (f64, &'static str) {
     (value / 1000f64.powi(power as i32), units[power])
 }
 
-/// `45 s`, `12 min`, `3.5 h`, `12 days`.
+/// Formats a duration: `45 s`, `12 min`, `3.5 h`, `12 days`.
 pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),

@@ -1,4 +1,4 @@
-//! `cl data`: rows and examples of training data.
+//! `cl data`: shows rows and examples of training data.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use cl_data::{
 pub enum Command {
     /// List the training rows of a run or a round, in order, as JSON lines.
     Rows(RowsArgs),
-    /// Print examples as the model sees them. Text outside the loss is dimmed.
+    /// Print examples as the model sees them. Text that is not part of the loss is dimmed.
     Show(ShowArgs),
 }
 
@@ -41,7 +41,7 @@ pub struct ShowArgs {
     /// messages.
     #[arg(long, value_name = "KEY=FIELD")]
     columns: Vec<String>,
-    /// Mark the text that the loss covers with ⟦ and ⟧ instead of dimming the rest; the default if stdout is not a
+    /// Mark the text that is part of the loss with ⟦ and ⟧ instead of dimming the rest; the default if stdout is not a
     /// terminal.
     #[arg(long)]
     plain: bool,
@@ -89,7 +89,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// The tokens as text, including special tokens, with the parts that the loss covers marked.
+/// Decodes the tokens to text, including special tokens, and marks the parts that contribute to the loss.
 fn text(tokenizer: &Tokenizer, encoded: &Encoded, plain: bool) -> Result<String> {
     let (shown, learned) = if plain { (["", ""], ["⟦", "⟧"]) } else { (["\x1b[2m", "\x1b[0m"], ["", ""]) };
     let mut text = String::new();
@@ -139,7 +139,7 @@ fn rows(args: &RowsArgs, out: &mut impl Write) -> Result<()> {
         }
         None => 0..epochs,
     };
-    // One epoch at a time, to save memory.
+    // Process one epoch at a time, to save memory.
     let mut lines = std::io::BufWriter::new(out);
     for row in chosen.flat_map(|epoch| plan.used(epoch)) {
         serde_json::to_writer(&mut lines, &row)?;

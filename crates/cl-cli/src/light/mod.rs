@@ -34,7 +34,7 @@ pub enum ModelCommand {
     Route(moe::RouteArgs),
     /// `cl moe train-router`.
     TrainRouter(moe::TrainRouterArgs),
-    /// `cl check`, which takes a model's architecture and its adapters from the code that runs them.
+    /// `cl check`, which needs the code that runs models, to check architectures and adapters.
     Check(check::Args),
     /// `cl plan`.
     Plan(plan::Args),
@@ -44,7 +44,7 @@ pub enum ModelCommand {
     Reproduce(reproduce::Args),
 }
 
-/// Runs a command that needs no libtorch; returns any other.
+/// Runs a command that does not need libtorch; returns all other commands.
 pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Result<Option<ModelCommand>> {
     match command {
         Command::ImportGguf(args) => import_gguf::run(&args, out)?,
@@ -67,7 +67,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Moe(moe::Command::TrainRouter(args)) => return Ok(Some(ModelCommand::TrainRouter(args))),
         Command::Eval(EvalArgs { command, eval }) => match command {
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,
-            // Without a subcommand the parser insists on a model.
+            // Without a subcommand, the parser requires a model.
             None => return eval.map(ModelCommand::Eval).context("cl eval: no model given").map(Some),
         },
         Command::Generate(args) => return Ok(Some(ModelCommand::Generate(args))),

@@ -21,7 +21,7 @@ pub struct Args {
     /// Write a copy of the directory with the model card.
     #[arg(long, value_name = "DIR", conflicts_with = "dry_run", required_unless_present_any = ["dry_run", "upload"])]
     out: Option<PathBuf>,
-    /// Upload to the Hub in one commit (HF_ENDPOINT, HF_TOKEN). Existing files are not sent again.
+    /// Upload to the Hub in one commit (HF_ENDPOINT, HF_TOKEN). Files that already exist there are not uploaded again.
     #[arg(long, conflicts_with = "dry_run")]
     upload: bool,
     /// Make a new repository private.

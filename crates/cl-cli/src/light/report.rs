@@ -13,8 +13,8 @@ use cl_report::{Run, StudyResults, Verdict, Written, check_place, write};
     Runs of one name are seeds of one method:\n  cl report LoRA=runs/lora-1 LoRA=runs/lora-2 FFT=runs/fft --out report"
 )]
 pub struct Args {
-    /// A study (a directory with its results.json), or directories of `cl sequence` or `cl eval`, as DIR or NAME=DIR; a run of
-    /// `cl eval` called base is the base model.
+    /// A study (a directory with its results.json), or directories of `cl sequence` or `cl eval`, as DIR or NAME=DIR; a
+    /// run of `cl eval` with the name base is the base model.
     #[arg(required = true, value_name = "[NAME=]RUN")]
     runs: Vec<String>,
     /// Output directory. An existing report is replaced; any other existing directory is an error.
@@ -30,7 +30,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     check_place(&args.out)?;
     let runs: Vec<Run> = args.runs.iter().map(|text| Run::parse(text)).collect();
     let inputs: Vec<_> = runs.iter().map(|r| ("a run", r.path.as_path())).collect();
-    // A report may lie in the directory of its study, but must not take the place of a run or of what contains one.
+    // A report may be inside the directory of its study, but must not replace a run or a directory that contains one.
     for input in inputs.iter().filter(|(_, path)| !args.out.starts_with(path) || args.out == *path) {
         cl_checkpoint::refuse_overlap(&args.out, &[*input])?;
     }
@@ -38,7 +38,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     print(&write(&results, &args.out)?, out)
 }
 
-/// Prints the paper's claims with their verdicts, and where the report is.
+/// Prints the paper's claims with their verdicts, and the path of the report.
 pub fn print(written: &Written, out: &mut impl Write) -> Result<()> {
     for finding in written.findings.iter().filter(|f| f.verdict != Verdict::NotRun) {
         let numbers = match (finding.estimate, finding.interval) {

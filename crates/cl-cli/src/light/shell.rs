@@ -24,7 +24,7 @@ pub struct ManArgs {
 
 /// Prints a completion script.
 pub fn completions(args: &CompletionsArgs, mut command: Command, out: &mut impl Write) -> Result<()> {
-    // Written to memory first, because the generator panics if it cannot write.
+    // Written to memory first, because the generator panics on write errors.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "cl", &mut script);
     Ok(out.write_all(&script)?)

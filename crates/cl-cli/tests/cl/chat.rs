@@ -1,4 +1,4 @@
-//! `cl chat`, spoken to through a pipe.
+//! `cl chat`, used through a pipe.
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -22,17 +22,17 @@ fn start(world: &World, max_new_tokens: &str, more: &[&str]) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// What is said to these lines.
+/// Runs a chat with these input lines.
 fn chat(world: &World, more: &[&str], input: &[u8]) -> CommandOutput {
     let mut process = start(world, "4", more);
-    // Who ends early does not read all.
+    // A chat that ends early does not read all of its input.
     let _ = process.stdin.take().unwrap().write_all(input);
     let output = process.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     CommandOutput { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// The replies to lines that give no reason to say anything else.
+/// Returns the replies to input that causes no other messages.
 fn replies(world: &World, more: &[&str], input: &str) -> Vec<String> {
     let run = chat(world, more, input.as_bytes());
     assert_eq!(run.code, Some(0), "{}", run.stderr);
@@ -44,7 +44,7 @@ fn every_reply_continues_the_conversation() {
     let world = world();
     let replies = replies(&world, &[], "a b\nwhere ?\r\n\n   \nmood");
     assert_eq!(replies.len(), 3);
-    // The same conversations through `cl generate`, without anything kept from one to the next.
+    // The same conversations with `cl generate`, which keeps no state between them.
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let turns = [
         turn("user", "a b"),
@@ -80,7 +80,7 @@ fn commands_change_the_conversation() {
 fn a_full_context_is_told() {
     let world = world();
     let long = "a ".repeat(57);
-    // <s> u … : a are 61 of 64 tokens; the next message does not fit any more, and one after /reset does.
+    // `<s> u … : a` has 61 of 64 tokens; the next message does not fit anymore, but one after /reset does.
     let run = chat(&world, &[], format!("{long}\nb\n/reset\nb\n").as_bytes());
     assert_eq!((run.code, run.stdout.lines().count()), (Some(0), 2), "{}", run.stderr);
     assert!(run.stderr.contains("(truncated: the context of 64 tokens is full; /reset starts a new"), "{}", run.stderr);
@@ -113,7 +113,7 @@ fn what_cannot_be_a_conversation_says_why() {
     assert!(message.contains("nowhere: not found; a model is a directory"), "{message}");
     let message = world.fails(["chat", "model", "--template", "chat.jinja", "--temperature", "0"]);
     assert!(message.contains("temperature is 0"), "{message}");
-    // A template that refuses system messages.
+    // A template that rejects system messages.
     let refuses =
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ bos_token }} a";
     world.write("chat.jinja", refuses);
@@ -134,7 +134,7 @@ fn signal(process: &Child, name: &str) {
 #[test]
 fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
     let world = world();
-    // Room for a reply that does not end by itself in time.
+    // Give the model room for a reply that does not end by itself.
     let mut config = world.json("model/config.json");
     config["max_position_embeddings"] = 1_000_000.into();
     config["eos_token_id"] = json!(null);
@@ -148,7 +148,7 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
         input.write_all(b"a\n").unwrap();
         output.read_exact(&mut [0; 8]).unwrap();
         signal(&process, "-INT");
-        // The reply ends with its line.
+        // An interrupted reply ends with a line break.
         let mut byte = [0];
         while byte != [b'\n'] {
             output.read_exact(&mut byte).unwrap();
@@ -162,7 +162,7 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
         let said = String::from_utf8(ended.stderr).unwrap();
         assert!(code != 0 || said.contains("(interrupted)"), "{said}");
     }
-    // While it waits for a line, one is enough.
+    // While the chat waits for input, one signal ends it.
     for (name, code) in [("-INT", 130), ("-TERM", 143)] {
         let mut process = start(&world, "4", &[]);
         let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
@@ -171,7 +171,7 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
         while byte != [b'\n'] {
             output.read_exact(&mut byte).unwrap();
         }
-        // The note that the reply was cut is written behind its line.
+        // The note that the reply was truncated follows the reply's line break.
         let mut said = process.stderr.take().unwrap();
         while byte != [b')'] {
             said.read_exact(&mut byte).unwrap();

@@ -1,6 +1,6 @@
 use crate::world::{World, edit_header, set_value};
 
-/// Stdout of a check that has to find something, with its number of problems.
+/// Runs a check that must find problems, and returns their number and stdout.
 fn problems(world: &World, args: &[&str]) -> (usize, String) {
     let run = world.run(["check"].iter().chain(args));
     assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
@@ -118,7 +118,7 @@ fn damaged_models_name_file_and_tensor() {
         for part in parts {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
-        // The manifest knows of every one of them.
+        // The manifest lists all of these files.
         assert!(text.contains("differs from manifest.json") || text.contains("but missing"), "{text}");
         std::fs::remove_dir_all(world.path("m")).unwrap();
     }
@@ -129,7 +129,7 @@ fn cut(world: &World, name: &str, bytes: usize) {
     std::fs::write(world.path(name), &file[..file.len().saturating_sub(bytes).max(20)]).unwrap();
 }
 
-/// Half of a sharded model.
+/// Writes half of a sharded model.
 fn shard(world: &World) {
     std::fs::remove_file(world.path(WEIGHTS)).unwrap();
     let index = serde_json::json!({"weight_map": {TENSOR: "model-00001-of-00002.safetensors"}});

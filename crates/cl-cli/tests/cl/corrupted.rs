@@ -1,4 +1,4 @@
-//! Damaged model directories through every command that reads a model.
+//! Damaged model directories, given to every command that reads a model.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::world::{World, edit_header};
 
 const TENSOR: &str = "model.layers.1.mlp.up_proj.weight";
 
-/// A damage to the model in `m`, and what every command has to say about it.
+/// A description, a way to damage the model in `m`, and what every command must report.
 type Damage = (&'static str, fn(&World), &'static [&'static str]);
 
 const DAMAGES: [Damage; 11] = [
@@ -33,7 +33,7 @@ const DAMAGES: [Damage; 11] = [
 
 const GENERATE: [&str; 6] = ["generate", "m", "--prompt", "a", "--max-new-tokens", "2"];
 
-/// Each damage meets one of these beside.
+/// Commands that are tested in turn, one per damage, in addition to `cl generate`.
 const OTHERS: [&[&str]; 3] = [
     &["eval", "m", "--tasks", "homes.jsonl", "--data", "data", "--out", "e"],
     &["train", "train.toml", "--set", "model=m", "--out", "r"],

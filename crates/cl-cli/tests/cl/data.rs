@@ -1,4 +1,4 @@
-//! Data of one's own: chats and tables, shown, trained on, and met with errors that say what to write.
+//! Custom data: conversations and tables are shown and trained on, and errors say what to write.
 
 use serde_json::json;
 
@@ -13,14 +13,14 @@ fn a_chat_is_shown_with_what_is_learned_and_trained_on() {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let chat = json!({"messages": [turn("user", "<s>"), turn("assistant", "</s>"), turn("user", "<unk>"), turn("assistant", "a")]});
     world.write("chat.jsonl", &format!("{chat}\n").repeat(4));
-    // The model has no template yet.
+    // The model does not have a template yet.
     let message = world.fails(["data", "show", "chat.jsonl", "--model", "model"]);
     assert!(message.contains("row 0") && message.contains("chat template"), "{message}");
     world.write(
         "chat.toml",
         "model = 'model'\n[data]\ntrain = 'chat.jsonl'\n[train]\nreport_to = ['csv', 'tensorboard']\n[train.lora]\nr = 2\n",
     );
-    // Told once, and nothing is written that would stand in the way of the next attempt.
+    // The problem is reported once, and nothing is written that would prevent the next attempt.
     let checked = world.run(["check", "chat.toml"]);
     assert_eq!(checked.stdout.matches("problem: chat.jsonl").count(), 1, "{}", checked.stdout);
     let message = world.fails(["train", "chat.toml", "--out", "run"]);

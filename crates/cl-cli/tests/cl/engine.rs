@@ -1,9 +1,9 @@
-//! `cl` without libtorch, and what it says without `cl-engine`.
+//! `cl` does not link libtorch, and reports a missing `cl-engine`.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Whether a program names the library among those that it loads.
+/// Whether a program lists libtorch among the libraries that it loads.
 fn loads_libtorch(program: &str) -> bool {
     let bytes = std::fs::read(program).unwrap();
     bytes.windows(b"libtorch_cpu.so".len()).any(|window| window == b"libtorch_cpu.so")

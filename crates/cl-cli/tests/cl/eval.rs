@@ -32,7 +32,7 @@ fn a_table_goes_to_stdout_and_scores_and_predictions_to_files() {
 fn run_again_it_asks_nothing_anew() {
     let world = World::new();
     let table = world.ok(EVAL);
-    // An answer that the model never gave stays, so it was not asked again.
+    // An edited answer is kept, so the model was not asked again.
     let predictions = world.read("e/first.jsonl");
     let line = predictions.lines().next().unwrap();
     let text =
@@ -203,10 +203,10 @@ fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
     let file = format!("answers/{file}");
     let lines = world.lines(&file);
     let before = world.read(&file);
-    // Another output asks the same questions: none is computed again.
+    // A run with another output directory has the same requests; none is computed again.
     assert_eq!(world.ok(with("b", &[])), table);
     assert_eq!((world.read(&file), world.read("b/homes.jsonl")), (before.clone(), world.read("a/homes.jsonl")));
-    // A damaged line is left out, told and asked again; the others stay.
+    // A damaged line is reported, skipped and computed again; the others are kept.
     let damaged = before.replacen("\"key\"", "\"kez\"", 1);
     world.write(&file, &damaged);
     let run = world.run(with("c", &[]));
@@ -217,10 +217,10 @@ fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
         run.stderr
     );
     assert_eq!(world.read(&file).lines().count(), lines.len() + 1);
-    // Another dtype is another model.
+    // A different dtype counts as a different model.
     world.ok(with("d", &["--precision", "bf16"]));
     assert_eq!(content(&world.path("answers")).len(), 2);
-    // BOS makes other questions.
+    // With or without BOS, requests differ.
     world.ok(with("f", &["--add-bos-token", "false"]));
     let other = world.fails(with("f", &["--add-bos-token", "true"]));
     assert!(other.contains("holds answers of model"), "{other}");
@@ -268,7 +268,7 @@ fn a_chat_template_that_is_not_there_is_told() {
     assert!(world.read("e/results.json").contains("m.content"));
 }
 
-/// A model whose linear layers have the weights that another's have in memory in a format.
+/// Copies a model, replacing the weights of its linear layers by their values after quantization to a format.
 fn dequantized(world: &World, from: &str, to: &str, format: Quantization) {
     world.copy_dir(from, to);
     let file = world.path(to).join("model.safetensors");
@@ -302,7 +302,7 @@ fn a_quantized_model_answers_like_one_with_the_rounded_weights() {
             assert_eq!(answers(name, task), answers(&format!("of-dense-{name}"), task), "{name} {task}");
         }
         assert_eq!(world.json(&format!("{name}/results.json"))["config"]["quantization"], name);
-        // Answers of the dense model are not those of the quantized one.
+        // Answers of the quantized model cannot be reused for the dense one.
         let message = world.fails(of("model", name));
         assert!(message.contains("holds answers of model"), "{message}");
     }

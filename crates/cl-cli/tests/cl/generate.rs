@@ -33,7 +33,7 @@ fn text_ids_and_limits() {
         ["generate", "model", "--prompt", "a", "--max-new-tokens", "2", "--precision", "bf16", "--device", "cpu"];
     let bf16 = CommandOutput::of(&mut world.command(bf16));
     assert_eq!(bf16.code, Some(0), "{}", bf16.stderr);
-    // Once, and only where it is so.
+    // The warning appears once, and only where it applies.
     let warnings = bf16.stderr.matches("has no instructions for bf16").count();
     assert_eq!(warnings, usize::from(cl_torch::emulates_bf16()), "{}", bf16.stderr);
     world.ok(["generate", "model", "--prompt", "- a list", "--max-new-tokens", "1"]);

@@ -3,11 +3,11 @@ use std::process::Command;
 
 use crate::world::CommandOutput;
 
-/// The check of a GPU, rehearsed on the CPU: the rows that need only PyTorch.
+/// Runs the GPU check on the CPU, limited to the rows that only need PyTorch.
 #[test]
 fn the_check_of_a_gpu_runs_on_the_cpu() {
     let python = std::env::var("CL_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    // Cargo's library path has another libtorch than that of this Python.
+    // Cargo's library path contains a different libtorch than this Python uses.
     let command = || {
         let mut command = Command::new(&python);
         command.env_remove("LD_LIBRARY_PATH");
@@ -31,7 +31,7 @@ fn the_check_of_a_gpu_runs_on_the_cpu() {
     let (output, rows) = check(env!("CARGO_BIN_EXE_cl-engine"), "environment,load,logits,gradients,rate");
     assert_eq!((output.code, rows.len()), (Some(0), 7), "{}{}", output.stdout, output.stderr);
     assert!(rows.iter().all(|r| r["status"] == "ok"), "{}", output.stdout);
-    // bf16 rounds: equality would mean that it was not asked for.
+    // bf16 rounds, so equal results would mean that it was not used.
     let difference = |name: &str| rows.iter().find(|r| r["check"] == name).unwrap()["difference"].as_f64().unwrap();
     assert!(difference("logits, bf16") > 0.0 && difference("gradients, bf16") > 0.0, "{}", output.stdout);
 

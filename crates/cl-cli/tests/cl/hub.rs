@@ -1,4 +1,4 @@
-//! Models of the hub in `cl generate`, `cl eval`, `cl train` and `cl sequence`, against a hub on this machine.
+//! Models of the Hub in `cl generate`, `cl eval`, `cl train` and `cl sequence`, with a server on this machine.
 
 #[path = "../../../cl-hub/tests/server/mod.rs"]
 mod server;
@@ -7,7 +7,7 @@ use server::{COMMIT, Server};
 
 use super::world::{CommandOutput, World};
 
-/// A world whose model is on the hub as well.
+/// A world whose model is also on the Hub.
 fn world() -> (World, Server) {
     let (world, server) = (World::new(), Server::new());
     server.add_dir("o/m", &world.path("model"));
@@ -62,11 +62,11 @@ fn training_is_the_same_and_names_the_commit() {
     assert_eq!(world.json("r/adapter/manifest.json")["sources"][0]["path"], pinned.as_str());
     assert!(world.read("r/config.toml").contains(&format!("model = \"{pinned}\"")));
     assert!(!world.read("r/base.blake3").contains("hf/hub"));
-    // The resolved configuration makes the same again, in another cache too.
+    // The resolved configuration reproduces the run, even with a different cache.
     let mut command = world.command(["train", "r/config.toml", "--hub", "--out", "t"]);
     let output = CommandOutput::of(command.env("HF_ENDPOINT", &server.address).env("HF_HOME", world.path("other")));
     assert_eq!(output.code, Some(0), "{}", output.stderr);
-    // The model's manifest names the adapter by its path, which differs.
+    // The manifest of the model differs, because it contains the path of the adapter.
     for file in ["config.toml", adapter, "adapter/manifest.json", "model/model.safetensors"] {
         let bytes = |run: &str| std::fs::read(world.path(format!("{run}/{file}"))).unwrap();
         assert!(bytes("r") == bytes("t"), "{file} differs");
@@ -149,7 +149,7 @@ fn a_trained_adapter_is_published_and_used_from_there() {
     let expected = ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"];
     assert!(server.state().repos["me/lora"].files.keys().eq(expected.iter()));
 
-    // And back again, by its name.
+    // Download it again, by its name.
     let generate = |adapter: &'static str| {
         ["generate", "o/m", "--adapter", adapter, "--prompt", "a", "--max-new-tokens", "4", "--hub"]
     };

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use crate::world::World;
 
-/// A llama of two layers with the tokenizer of SmolLM2, written by `make_gguf.py` beside it.
+/// A two-layer Llama model with the tokenizer of SmolLM2, written by the `make_gguf.py` next to it.
 const LLAMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cl-checkpoint/tests/fixtures/llama.gguf");
 
 #[test]

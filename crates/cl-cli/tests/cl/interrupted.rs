@@ -1,4 +1,4 @@
-//! Runs that are asked to stop (SIGINT, SIGTERM, SIGHUP), and what was damaged or replaced while they were away.
+//! Runs that are asked to stop (SIGINT, SIGTERM, SIGHUP), and files that are damaged or replaced before they resume.
 
 use std::process::{Command, Stdio};
 
@@ -10,7 +10,7 @@ use crate::world::{World, assert_same};
 
 const LONG: [&str; 4] = ["--set", "train.epochs=60", "--set", "train.save_steps=0"];
 
-/// Stops a command by a signal once its log has some lines more; returns its exit code and what it said.
+/// Stops a command with a signal after five more lines in its log; returns its exit code and stderr.
 fn stop(world: &World, args: &[&str], log: &str, signal: &str) -> (Option<i32>, String) {
     let log = world.path(log);
     let lines = || std::fs::read(&log).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
@@ -54,7 +54,7 @@ fn an_evaluation_that_is_asked_to_stop_keeps_its_answers_and_continues_after_the
     let tasks = toy::tasks(1, 1, 40);
     let rows = json!(tasks.iter().find(|task| task.name == "first").unwrap().test);
     let rows = rows.as_array().unwrap();
-    // Long enough to be stopped in the middle: pairs of prompts, since equal documents are asked about once.
+    // Long enough to be stopped midway. Pairs of prompts, because equal documents are answered only once.
     let text = |row: &Value| row["prompt"].as_str().unwrap().to_owned();
     let pair = |a: &Value, b: &Value| json!({"prompt": text(a) + " " + &text(b), "answer": b["answer"]});
     let pairs: Vec<Value> = rows.iter().flat_map(|a| rows.iter().map(move |b| pair(a, b))).collect();
@@ -113,7 +113,7 @@ fn one_flipped_bit_in_what_a_run_takes_up_again_is_refused_by_name() {
         world.ok(&resume);
     }
 
-    // A round of a sequence that is over, when the next one starts from it.
+    // A completed round of a sequence, from which the next one starts.
     let sequence = ["sequence", "lora.toml", "--out", "s"];
     world.ok(sequence);
     std::fs::remove_dir_all(world.path("s/rounds/2-mood")).unwrap();

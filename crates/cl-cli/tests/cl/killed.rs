@@ -1,4 +1,4 @@
-//! Runs that are killed (SIGKILL) wherever it happens to hit them, gone on with, and compared with a run that was left alone.
+//! Runs that are killed (SIGKILL) at arbitrary moments and resumed, compared with an undisturbed run.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::world::{World, assert_same, assert_whole};
 
-/// Waits until something has happened, or the process has ended by itself. The bound only keeps a broken test from hanging.
+/// Waits until something has happened, or the process has exited. The time limit only keeps a broken test from hanging.
 pub fn wait_for(process: &mut Child, happened: impl Fn() -> bool) {
     let started = Instant::now();
     while !happened() && process.try_wait().unwrap().is_none() {
@@ -15,8 +15,8 @@ pub fn wait_for(process: &mut Child, happened: impl Fn() -> bool) {
     }
 }
 
-/// Runs a command again and again, each time killed at the next of `moments`, checks that nothing half-made looks whole, and
-/// lets it finish at last.
+/// Runs a command repeatedly, killing it at each of `moments`, checks that nothing incomplete looks complete, and
+/// finally lets it finish.
 fn kill_at(world: &World, args: &[&str], out: &str, moments: &[(&str, usize)]) {
     for &(file, lines) in moments {
         let path = world.path(out).join(file);
@@ -33,7 +33,7 @@ fn line_count(path: &Path) -> usize {
     std::fs::read(path).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count())
 }
 
-/// A configuration whose rounds are long enough to be hit in their middle.
+/// Writes a configuration whose rounds are long enough to be killed midway.
 fn long(world: &World, name: &str, more: &str) {
     let text = world.read(name).replace("epochs = 3", "epochs = 10").replace("save_steps = 2", "save_steps = 3");
     world.write(name, &(text + more));
@@ -147,7 +147,7 @@ fn a_killed_evaluation_goes_on_where_it_was() {
 #[test]
 fn a_killed_evaluation_asks_nothing_twice() {
     let world = World::new();
-    // Words that the tokenizer knows, so that every question differs in its tokens, too.
+    // Words of the tokenizer's vocabulary, so that all questions also differ in their tokens.
     let word = |i: usize| ["a", "b", "c", "d"][i % 4];
     let query =
         |i: usize| format!("first of {} {} {} {} {}", word(i / 256), word(i / 64), word(i / 16), word(i / 4), word(i));
@@ -163,7 +163,7 @@ fn a_killed_evaluation_asks_nothing_twice() {
         process.kill().unwrap();
         process.wait().unwrap();
     }
-    // Elsewhere: what is known comes from the answers alone.
+    // With another output directory, known answers can only come from the response cache.
     let mut elsewhere = args;
     elsewhere[5] = "f";
     world.ok(args);

@@ -1,4 +1,4 @@
-//! The command `cl` as somebody uses it, in a folder with a small model and small tasks.
+//! The command `cl` as a user runs it, in a directory with a small model and small tasks.
 
 mod arguments;
 mod chat;

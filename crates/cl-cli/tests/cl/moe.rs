@@ -13,7 +13,7 @@ fn config(models: &[&str], more: &str) -> String {
     format!("base_model = \"model\"\n{more}\n{experts}")
 }
 
-/// Greedy continuations as token ids.
+/// Generates greedily, and returns token ids.
 fn ids(world: &World, model: &str) -> String {
     let prompts = PROMPTS.iter().flat_map(|p| ["--prompt", p]);
     world.ok(["generate", model, "--ids", "--max-new-tokens", "8"].into_iter().chain(prompts))
@@ -137,7 +137,7 @@ fn a_task_is_routed_to_the_adapter_with_similar_prompts() {
     world.write("blend.toml", &format!("base_model = \"model\"\n{experts}"));
     let said = world.ok(["moe", "route", "blend.toml", "--prompt", "mood of the sad day :", "--out", "routed"]);
     assert!(said.contains("mood") && said.contains("1.000") && said.contains("routed"), "{said}");
-    // Of two adapters, one is as far on one side of the mean as the other is on the other.
+    // With two adapters, states relative to the mean are opposite to each other.
     let line = |name: &str| said.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(
         line("mood").ends_with("1.000") && line("first").ends_with("0.000") && line("first").contains('-'),
@@ -195,7 +195,7 @@ fn experts_stored_as_differences_are_scored_generate_and_their_routers_learn() {
         world.ok(["moe", "train-router", "router.toml", "--out", &out]);
         assert!(!ids(&world, &format!("{out}/model")).trim().is_empty());
 
-        // All weights cannot be trained beside differences from what they were.
+        // Full fine-tuning is not possible with experts stored as differences from the base.
         let full = world.read("train.toml").replace("model = \"model\"", &format!("model = \"{name}\""));
         let full: String = full.split("[train.lora]").next().unwrap().to_owned() + "[train.full]\n";
         world.write("full.toml", &full);
@@ -245,7 +245,7 @@ fn a_mixture_of_adapters_is_taken_where_an_adapter_is() {
     assert_eq!((&config["experts"][0]["name"], &config["experts"][1]["name"]), (&"r1".into(), &"r2".into()));
     assert_eq!(config["modules"]["model.layers.0.mlp.up_proj"]["ranks"], serde_json::json!([2, 4]));
 
-    // The folded models are the same two, one after the other.
+    // The same model as folding the two adapters one after the other.
     let ids = |adapter: &str| {
         let prompts = PROMPTS.iter().flat_map(|p| ["--prompt", p]);
         world.ok(["generate", "model", "--ids", "--max-new-tokens", "8", "--adapter", adapter]
@@ -319,7 +319,7 @@ fn mixtures_of_all_kinds_are_scored_generate_chat_and_are_checked() {
         let info = world.json(&format!("{mixture}/model_info.json"));
         let number = |key: &str| info[format!("{key}_parameters")].as_u64().unwrap();
         assert_eq!(number("total"), number("stem") + number("expert") + number("router"), "{mixture}");
-        // Both experts for each token.
+        // Both experts are active for every token.
         assert_eq!(number("active"), number("total"), "{mixture}");
     }
 }
@@ -352,7 +352,7 @@ fn what_stands_in_the_way_of_a_mixture_of_adapters_is_said_at_once() {
     }
     assert!(!world.exists("mix"));
 
-    // A model of the same shape is another base.
+    // A model with the same shape is a different base.
     world.model("other", 2);
     world.write(
         "other.toml",

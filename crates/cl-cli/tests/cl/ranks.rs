@@ -1,4 +1,4 @@
-//! `cl train` as several processes, as torchrun and other launchers start it.
+//! `cl train` as several processes, as started by torchrun and other launchers.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::killed::wait_for;
 use crate::world::{CommandOutput, World, assert_whole};
 
-/// One round of LoRA in 9 steps of six micro-batches, the last of every epoch of four.
+/// One round of LoRA in 9 steps of six micro-batches; the last step of each epoch has four.
 const LORA: &str = r#"
 model = "model"
 [data]
@@ -31,12 +31,12 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Starts `cl train` as so many processes.
+/// Starts `cl train` as `ranks` processes.
 fn start(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
     start_ranks(world, ranks, &[&["train"], args].concat())
 }
 
-/// Starts a command as so many processes.
+/// Starts a command as `ranks` processes.
 pub fn start_ranks(world: &World, ranks: usize, args: &[&str]) -> Vec<Child> {
     let port = free_port();
     let start = |rank: usize| {
@@ -52,12 +52,12 @@ pub fn finish(processes: Vec<Child>) -> Vec<CommandOutput> {
     processes.into_iter().map(CommandOutput::of_child).collect()
 }
 
-/// Runs `cl train` as so many processes, all of which have to succeed.
+/// Runs `cl train` as `ranks` processes, all of which must succeed.
 fn run(world: &World, ranks: usize, args: &[&str]) -> Vec<CommandOutput> {
     run_ranks(world, ranks, &[&["train"], args].concat())
 }
 
-/// Runs a command as so many processes, all of which have to succeed.
+/// Runs a command as `ranks` processes, all of which must succeed.
 pub fn run_ranks(world: &World, ranks: usize, args: &[&str]) -> Vec<CommandOutput> {
     let outputs = finish(start_ranks(world, ranks, args));
     for (rank, output) in outputs.iter().enumerate() {
@@ -72,7 +72,8 @@ fn tensors(world: &World, name: &str) -> BTreeMap<String, Vec<f32>> {
     file.names().into_iter().map(|name| (name.to_owned(), values(name))).collect()
 }
 
-/// Losses within 1e-5 and weights within 1e-4 of their largest: sums of a step's gradients are in another order.
+/// Checks that losses agree within 1e-5, and weights within 1e-4 of the largest: gradients are summed in a different
+/// order.
 pub fn assert_alike(world: &World, one: &str, other: &str, weights: &str) {
     let values = |run: &str, key: &str| -> Vec<f64> {
         world.lines(&format!("{run}/log.jsonl")).iter().filter_map(|l: &Value| l[key].as_f64()).collect()
@@ -102,7 +103,7 @@ fn results_do_not_depend_on_the_number_of_ranks() {
     world.ok(["train", "train.toml", "--out", "earlier", "--set", "data.train='data/mood'"]);
     let olora = "train.olora={earlier=['earlier/adapter']}";
     let adapter = "adapter/adapter_model.safetensors";
-    // Name, settings, what is compared, and the numbers of ranks with the stage of ZeRO.
+    // Name, settings, the file to compare, and pairs of number of ranks and ZeRO stage.
     type Case<'a> = (&'a str, &'a [&'a str], &'a str, &'a [(usize, u8)]);
     let cases: [Case<'_>; 6] = [
         ("lora", &["train.lora.lora_dropout=0.2"], adapter, &[(4, 0), (4, 1), (3, 3)]),
@@ -138,13 +139,14 @@ fn results_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// Waits until rank 0 has written so many lines of its log.
+/// Waits until rank 0 has written `lines` lines of its log.
 fn wait_for_steps(world: &World, out: &str, process: &mut Child, lines: usize) {
     let log = world.path(out).join("log.jsonl");
     wait_for(process, || std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() >= lines));
 }
 
-/// Long enough to be hit in the middle, and slow enough in learning that roundings do not grow.
+/// Arguments of a run that is long enough to be stopped midway, and learns slowly enough that rounding errors do not
+/// grow.
 const LONG: [&str; 9] = [
     "train.toml",
     "--out",
@@ -175,7 +177,7 @@ fn a_rank_that_is_killed_or_hangs_ends_the_run_which_goes_on_with_fewer() {
             let expected = "another rank is gone or does not answer";
             assert!(output.stderr.contains(expected) && output.stderr.contains("--resume"), "{}", output.stderr);
         }
-        // Gloo notices a closed connection at once, and one that is silent after the timeout of 5 s.
+        // Gloo notices a closed connection at once, and a silent peer after the timeout of 5 s.
         assert!(started.elapsed() < Duration::from_secs(60), "{signal}: {:?}", started.elapsed());
         stopped.kill().unwrap();
         stopped.wait().unwrap();
@@ -192,7 +194,7 @@ fn a_signal_to_one_rank_stops_all_after_the_same_step() {
     let mut processes = start(&world, 2, &LONG);
     wait_for_steps(&world, "run", &mut processes[0], 3);
     let id = processes[1].id().to_string();
-    // Twice, as Ctrl-C comes from the terminal and from torchrun.
+    // The signal arrives twice, as with Ctrl-C, from the terminal and from torchrun.
     for _ in 0..2 {
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     }
@@ -202,7 +204,7 @@ fn a_signal_to_one_rank_stops_all_after_the_same_step() {
     assert_eq!(stopped(&outputs[0]), stopped(&outputs[1]));
     assert_eq!((outputs[0].code, outputs[1].code), (Some(130), Some(143)));
     assert!(world.exists("run/state/manifest.json"));
-    // One process alone takes it from there, and two give the same.
+    // A single process resumes from this state; two processes give the same result.
     let whole = World::new();
     whole.write("train.toml", LORA);
     whole.ok(["train"].iter().chain(&LONG));
@@ -232,7 +234,7 @@ fn checkpoints_that_every_rank_wrote_a_part_of_are_read_by_any_number() {
         assert!(files(ranks).all(|file| world.exists(&file)) && !world.exists("run/state/model.safetensors"));
         assert_whole(&world.path("run"));
     }
-    // A damaged part is found by whichever rank compares it.
+    // A damaged shard is reported by the rank that verifies it.
     let part = world.path("run/state/rank-00001-of-00004.safetensors");
     let intact = std::fs::read(&part).unwrap();
     let mut damaged = intact.clone();
@@ -243,7 +245,7 @@ fn checkpoints_that_every_rank_wrote_a_part_of_are_read_by_any_number() {
     assert!(says("`rank-00001-of-00004.safetensors` has changed since it was saved"), "{}", outputs[1].stderr);
     std::fs::write(&part, intact).unwrap();
 
-    // How the state is divided and saved is no part of the run. Two ranks read parts and write whole tensors.
+    // How the state is sharded and saved may change between runs. Two ranks read shards and write unsharded tensors.
     let whole = ["--set", "train.zero_stage=1", "--set", "train.sharded_checkpoints=false"];
     let mut processes = start(&world, 2, &[&LONG[..], &whole].concat());
     let before = std::fs::read_to_string(world.path("run/log.jsonl")).unwrap().lines().count();
@@ -305,7 +307,7 @@ fn what_does_not_fit_together_is_an_error_of_every_rank() {
         outputs[1].stderr
     );
     assert!(outputs.iter().all(|o| o.code == Some(1)));
-    // Without its peers a rank says where it waited.
+    // Without its peers, a rank reports where it waited.
     let mut command = world.command(["train", "train.toml", "--out", "c", "--rank-timeout=1"]);
     command.envs([("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
     let output = CommandOutput::of(&mut command);

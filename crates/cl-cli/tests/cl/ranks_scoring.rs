@@ -9,7 +9,7 @@ use crate::killed::wait_for;
 use crate::ranks::{assert_alike, finish, run_ranks, start_ranks};
 use crate::world::World;
 
-/// A small batch, so that requests go out in several parts.
+/// Arguments with a small batch size, so that requests are sent in several parts.
 const EVAL: [&str; 12] = [
     "eval",
     "model",
@@ -25,7 +25,7 @@ const EVAL: [&str; 12] = [
     "--out",
 ];
 
-/// A task of so many documents, all of them different.
+/// Writes a task with `documents` documents, all of them different.
 fn write_pairs(world: &World, documents: usize) {
     let tasks = toy::tasks(1, 1, 40);
     let rows = json!(tasks.iter().find(|task| task.name == "first").unwrap().test);
@@ -36,7 +36,7 @@ fn write_pairs(world: &World, documents: usize) {
     world.write("data/first/test.json", &json!(pairs.take(documents).collect::<Vec<_>>()).to_string());
 }
 
-/// The same answers in the same order; log-likelihoods of f32 sums in another order.
+/// Checks that answers are the same, in the same order; log-likelihoods are f32 sums in a different order.
 fn assert_same_answers(world: &World, one: &str, other: &str) {
     let (one, other) = (world.lines(one), world.lines(other));
     assert_eq!(one.len(), other.len());
@@ -93,7 +93,7 @@ fn a_signal_to_one_rank_ends_the_scoring_of_all_and_answers_are_kept() {
     );
     let kept = world.lines("e/first.jsonl");
     assert!((20..1600).contains(&kept.len()) && !world.exists("e/scores.json"), "{}", kept.len());
-    // One process goes on from there.
+    // A single process resumes from there.
     world.ok(&args);
     world.ok([&EVAL[..], &["whole"]].concat());
     assert_same_answers(&world, "whole/first.jsonl", "e/first.jsonl");
@@ -129,7 +129,7 @@ fn a_sequence_by_several_ranks_is_that_of_one_also_when_one_was_killed() {
             &format!("{}/scores/homes.jsonl", dir("s")),
         );
     }
-    // What is complete is not repeated.
+    // Completed stages are not repeated.
     let outputs = run_ranks(&world, 2, &of("s", &[&more[..], &["--resume"]].concat()));
     assert_eq!(outputs[0].stdout.replace("s/rounds", "alone/rounds"), table);
     assert!(

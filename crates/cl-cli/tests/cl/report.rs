@@ -18,7 +18,7 @@ fn a_report_of_sequences() {
     assert!((value - mean).abs() < 1e-12, "{line}");
     assert!(world.read("report/index.html").contains("LoRA 1,2"));
 
-    // Again, and from the report's own results.
+    // Write it again, then once more from the report's own results.
     world.ok(["report", "LoRA=a", "LoRA=b", "--out", "report"]);
     world.ok(["report", "report", "--out", "again"]);
     assert_eq!(world.read("again/tables.csv"), csv);

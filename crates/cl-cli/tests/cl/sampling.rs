@@ -1,4 +1,4 @@
-//! `cl generate` with sampling, penalties, stop strings, files of prompts, chat templates and several adapters.
+//! `cl generate` with sampling, penalties, stop sequences, prompt files, chat templates and several adapters.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ fn world() -> World {
     world
 }
 
-/// The lines of JSON for `prompts.jsonl`.
+/// Runs `cl generate` on `prompts.jsonl`, and returns its JSON lines.
 fn file(world: &World, more: &[&str]) -> Vec<Value> {
     let args = ["generate", "model", "--prompts", "prompts.jsonl", "--max-new-tokens", "12"];
     world.ok(args.iter().chain(more)).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -35,7 +35,7 @@ fn the_same_seed_writes_the_same_text() {
     assert_eq!(text(&["--seed", "1"]), text(&["--seed", "1"]));
     assert_eq!(text(&[]), text(&["--seed", "0"]));
     assert_ne!(text(&["--seed", "1"]), text(&["--seed", "2"]));
-    // One token is left to draw from, so this is greedy decoding.
+    // With a single candidate token, sampling equals greedy decoding.
     assert_eq!(one(&world, PROMPTS[0], &["--top-k", "1", "--seed", "5"]), one(&world, PROMPTS[0], &[]));
 }
 
@@ -53,7 +53,7 @@ fn a_batch_writes_what_each_prompt_gets_alone() {
             let tokens = line["tokens"].as_array().unwrap().len();
             assert_eq!(line["finish_reason"], if tokens < 12 { "stop" } else { "length" }, "{line}");
         }
-        // The first prompt draws the numbers of index 0 alone, too, and is printed as it is generated.
+        // A single prompt uses the random numbers of index 0, too, and its output is streamed.
         let text = one(&world, PROMPTS[0], settings);
         assert_eq!(json!(text.trim_end_matches('\n')), all[0]["text"]);
         let ids = one(&world, PROMPTS[0], &[settings, &["--ids"]].concat());
@@ -76,7 +76,7 @@ fn a_stop_string_ends_the_text_before_it() {
     for line in &free {
         let text = line["text"].as_str().unwrap();
         let words: Vec<&str> = text.split(' ').collect();
-        // Across a boundary of tokens.
+        // A stop sequence across a token boundary.
         let stop = format!("{} {}", words[4], words[5]);
         let end = text.find(&stop).unwrap();
         let stopped = file(&world, &[&SAMPLED[..], &["--stop", "not a word", "--stop", &stop]].concat());
@@ -116,10 +116,10 @@ fn conversations_are_written_by_the_chat_template() {
     assert_eq!(prompts(&[]), ["a b", system, user]);
     assert_eq!(prompts(&["--chat"]), [user, system, user]);
     assert_eq!(prompts(&["--chat", "--system", "glad"]), ["<s> s glad : u a b : a", system, "<s> s glad : u a b : a"]);
-    // BOS is there once: by the template, not by the tokenizer.
+    // BOS occurs once: it is added by the template, not by the tokenizer.
     let plain = one(&world, "u a b : a", &["--ids"]);
     assert_eq!(one(&world, "a b", &["--chat", "--ids"]), plain);
-    // Another template, with the model's special tokens.
+    // A custom template, with the model's special tokens.
     world.write("other.jinja", "{{ bos_token }} {{ messages[0].content }} {{ eos_token }}");
     assert_eq!(prompts(&["--chat", "--template", "other.jinja"])[0], "<s> a b </s>");
 }

@@ -78,12 +78,12 @@ fn replayed_rows_are_written_down_and_drawn_anew_each_epoch() {
     let epochs: Vec<BTreeSet<u64>> = (0..3).map(|e| drawn("first", e)).collect();
     assert!(epochs.iter().all(|e| e.len() == 4) && epochs.iter().collect::<BTreeSet<_>>().len() > 1, "{epochs:?}");
     assert!((0..3).all(|e| drawn("mood", e).len() == 16));
-    // 16 rows and 4 of the first task in micro-batches of 4.
+    // 16 rows, and 4 rows of the first task, in micro-batches of 4.
     assert_eq!(world.lines("s/rounds/2-mood/log.jsonl").len(), 3 * 5);
 }
 
-/// libtorch cuts its sums by blocks and its matrix products by rows, not by threads: on the machines we know, one thread and
-/// two give the same bits, also for SmolLM2-135M, with LoRA and with all weights.
+/// libtorch splits its sums into blocks and its matrix products by rows, not by threads. On the machines tested so far,
+/// one and two threads give identical bits, also for SmolLM2-135M, with LoRA and with full fine-tuning.
 #[test]
 fn the_same_configuration_gives_the_same_bytes_for_any_number_of_threads() {
     for config in ["lora.toml", "full.toml"] {
@@ -207,7 +207,7 @@ fn finished_runs_are_one_table() {
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split(',').collect()).collect();
     assert!(rows[0].contains(&"first") && rows[0].contains(&"AVall"), "{table}");
     assert_eq!(rows[1..4].iter().map(|row| row[0]).collect::<Vec<_>>(), ["base", "LoRA", "one"]);
-    // Of the sequence's second task the other run says nothing, so it has no average of new knowledge.
+    // The other run was not evaluated on the sequence's second task, so it has no average of new knowledge.
     let column = |name: &str| rows[0].iter().position(|c| *c == name).unwrap();
     assert_eq!((rows[3][column("mood")], rows[3][column("AVnew")]), ("–", "–"));
     assert!(rows[2][column("AVnew")].parse::<f64>().is_ok(), "{table}");

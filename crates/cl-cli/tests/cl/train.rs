@@ -52,7 +52,7 @@ fn an_adapter_of_a_quantized_base_is_a_plain_adapter_of_the_base() {
     assert_eq!(config("nf4"), config("dense"));
     let adapter = |run: &str| std::fs::read(world.path(format!("{run}/adapter/adapter_model.safetensors"))).unwrap();
     assert_ne!(adapter("nf4"), adapter("dense"));
-    // It is folded into the base's own weights.
+    // It is folded into the original, unquantized base.
     world.ok(["adapter", "fold", "model", "nf4/adapter", "--out", "folded"]);
     let model = |dir: &str| std::fs::read(world.path(format!("{dir}/model.safetensors"))).unwrap();
     assert_eq!(model("folded"), model("nf4/model"));
@@ -130,7 +130,7 @@ fn a_round_goes_on_from_an_adapter() {
     world.ok(["train", "train.toml", "--out", "s", "--set", "train.initial_adapter=r/adapter"]);
     let first = |out: &str| world.lines(&format!("{out}/log.jsonl"))[0]["loss"].as_f64().unwrap();
     assert!(first("s") < first("r"), "{} {}", first("s"), first("r"));
-    // Rank and scaling are the first adapter's, and the result says what it was made from.
+    // Rank and scaling are those of the initial adapter, and the manifest records what the result was made from.
     assert_eq!(world.json("s/adapter/adapter_config.json")["lora_alpha"], json!(6.0));
     let sources = world.json("s/adapter/manifest.json")["sources"].clone();
     assert_eq!(sources[2]["role"], "initial_adapter");

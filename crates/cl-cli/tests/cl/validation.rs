@@ -1,4 +1,4 @@
-//! `[validation]` as a user meets it: what is held out, logged, kept and told.
+//! `[validation]` as seen by a user: what is held out, logged, kept and reported.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
-//! What the command says when something is wrong: what, where, and what to do, in words and not in a library's.
+//! Error messages say what is wrong, where, and what to do, in our own words and not in those of a library.
 
 use crate::world::World;
 
-/// Texts of libraries and of the operating system that help nobody.
+/// Texts of libraries and of the operating system that do not help users.
 const FOREIGN: [&str; 8] = [
     "stream did not contain valid UTF-8",
     "failed to fill whole buffer",
@@ -15,7 +15,7 @@ const FOREIGN: [&str; 8] = [
 ];
 
 fn told(world: &World, args: &[&str], parts: &[&str]) {
-    // `check` says what it found on stdout.
+    // `check` prints its findings to stdout.
     let run = world.run(args);
     assert_eq!(run.code, Some(1), "{args:?}: {}{}", run.stdout, run.stderr);
     let message = run.stdout + &run.stderr;
@@ -78,17 +78,17 @@ fn every_number_has_a_bound_that_check_knows() {
 #[test]
 fn messages_say_what_and_where() {
     let world = World::new();
-    // A line of 100 KB is not repeated.
+    // A line of 100 KB is not quoted in the message.
     world.write("long.toml", &format!("model = [{}", "1, ".repeat(40_000)));
     told(&world, &["check", "long.toml"], &["long.toml", "line 1"]);
-    // Weights that are cut off.
+    // Truncated weights.
     let whole = std::fs::read(world.path("model/model.safetensors")).unwrap();
     world.copy_dir("model", "cut");
     std::fs::write(world.path("cut/model.safetensors"), &whole[..whole.len() - 100]).unwrap();
     told(&world, &["check", "cut"], &["cut/model.safetensors"]);
-    // A directory for a file, and nothing at all.
+    // A file that does not exist.
     told(&world, &["check", "train.toml", "--set", "data.train=nowhere.json"], &["nowhere.json: not found"]);
-    // YAML of the wrong kind.
+    // YAML of an unexpected kind.
     world.write("twice.yaml", "merge_method: linear\nmerge_method: ties\nmodels: []\n");
     told(&world, &["merge", "run", "twice.yaml", "--out", "m"], &["twice.yaml", "merge_method"]);
     world.write("loop.yaml", "merge_method: &a\n  x: *a\n");

@@ -8,13 +8,13 @@ use cl_torch::tch::Kind;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// A folder with a Llama of two narrow layers in `model`, the toy tasks in `data`, and configurations. Commands run inside it
-/// with relative paths, so that what two worlds hold can be compared byte for byte.
+/// A directory with a narrow two-layer Llama model in `model`, the toy tasks in `data`, and configurations. Commands
+/// run inside it with relative paths, so that the contents of two worlds can be compared byte for byte.
 pub struct World {
     folder: TempDir,
 }
 
-/// LoRA on two tasks, 12 steps a round.
+/// LoRA on two tasks, with 12 steps per round.
 const LORA: &str = r#"
 model = "model"
 data = "data"
@@ -31,7 +31,7 @@ old = ["homes.jsonl"]
 max_new_tokens = 2
 "#;
 
-/// One round of LoRA, 12 steps.
+/// One round of LoRA, with 12 steps.
 const TRAIN: &str = r#"
 model = "model"
 [data]
@@ -61,7 +61,7 @@ impl World {
         world
     }
 
-    /// Writes a model directory of random weights.
+    /// Writes a model directory with random weights.
     pub fn model(&self, name: &str, seed: u64) {
         let config = toy::model_config(16);
         let model = random_weights(&config, seed, LoadOptions::cpu(Kind::Float)).unwrap();
@@ -90,12 +90,12 @@ impl World {
         serde_json::from_str(&self.read(name)).unwrap()
     }
 
-    /// Lines of a JSONL file.
+    /// Reads the lines of a JSONL file.
     pub fn lines(&self, name: &str) -> Vec<Value> {
         self.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Rows that a run used.
+    /// Returns the rows that a run used.
     pub fn rows(&self, run: &str) -> Vec<Value> {
         self.ok(["data", "rows", run]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -108,11 +108,12 @@ impl World {
         }
     }
 
-    /// The command, to be run in this world, on one thread: several would wait for each other while other tests run beside.
+    /// Creates a command to run in this world. It uses one thread, since more would compete with tests running in
+    /// parallel.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cl"));
         command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1");
-        // Answers of earlier worlds are none of this one.
+        // Do not reuse answers of earlier worlds.
         command.env("CL_CACHE", self.folder.path().with_extension("cache"));
         command
     }
@@ -121,14 +122,14 @@ impl World {
         CommandOutput::of(&mut self.command(args))
     }
 
-    /// Stdout of a command that has to succeed.
+    /// Returns stdout of a command that must succeed.
     pub fn ok<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         let run = self.run(args);
         assert_eq!(run.code, Some(0), "{}", run.stderr);
         run.stdout
     }
 
-    /// Stderr of a command that has to end with an error of its own: exit code 1, nothing on stdout.
+    /// Returns stderr of a command that must fail with an error of its own: exit code 1, nothing on stdout.
     pub fn fails<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         let run = self.run(args);
         assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{}", run.stderr);
@@ -140,7 +141,7 @@ impl World {
     }
 }
 
-/// What a command came to.
+/// Exit code and output of a command.
 pub struct CommandOutput {
     pub code: Option<i32>,
     pub stdout: String,
@@ -152,7 +153,7 @@ impl CommandOutput {
         CommandOutput::from(command.output().unwrap())
     }
 
-    /// Of a process whose output is piped.
+    /// Collects the output of a process whose output is piped.
     pub fn of_child(process: std::process::Child) -> CommandOutput {
         CommandOutput::from(process.wait_with_output().unwrap())
     }
@@ -163,7 +164,7 @@ impl CommandOutput {
     }
 }
 
-/// Every file below a folder with its content; wall-clock seconds of the log left out.
+/// Returns every file below a directory with its content, without the wall-clock seconds of logs.
 pub fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<(String, Vec<u8>)> = files(dir)
         .into_iter()
@@ -192,7 +193,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Two folders hold the same files with the same bytes; wall-clock seconds aside.
+/// Checks that two directories contain the same files with the same bytes, except for wall-clock seconds.
 pub fn assert_same(a: &Path, b: &Path) {
     let (a, b) = (content(a), content(b));
     let names = |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
@@ -202,10 +203,10 @@ pub fn assert_same(a: &Path, b: &Path) {
     }
 }
 
-/// Directories below `dir` that say they are complete are complete.
+/// Checks that directories below `dir` with a manifest are complete.
 pub fn assert_whole(dir: &Path) {
     for manifest in files(dir).into_iter().filter(|f| f.ends_with("manifest.json")) {
-        // What is still being written beside its final place is nobody's to read.
+        // Skip directories that are still being written next to their final location.
         if manifest.components().any(|c| c.as_os_str().to_string_lossy().ends_with(".part")) {
             continue;
         }
@@ -215,7 +216,7 @@ pub fn assert_whole(dir: &Path) {
     }
 }
 
-/// Changes the header of a safetensors file; its data stay.
+/// Edits the header of a safetensors file; its data are kept.
 pub fn edit_header(path: &Path, edit: impl FnOnce(&mut Map<String, Value>)) {
     let file = std::fs::read(path).unwrap();
     let data = data_start(&file);
@@ -226,7 +227,7 @@ pub fn edit_header(path: &Path, edit: impl FnOnce(&mut Map<String, Value>)) {
     std::fs::write(path, [&length, header.as_slice(), &file[data..]].concat()).unwrap();
 }
 
-/// Overwrites one f32 of a tensor.
+/// Overwrites one f32 value of a tensor.
 pub fn set_value(path: &Path, tensor: &str, index: usize, value: f32) {
     let mut file = std::fs::read(path).unwrap();
     let data = data_start(&file);

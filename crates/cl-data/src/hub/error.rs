@@ -1,17 +1,17 @@
 use std::fmt::{self, Display, Formatter};
 
-/// Why a data set of the hub does not have a split.
+/// Why a data set on the Hub does not have a split.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
-    /// The repository's files do not have the split.
+    /// No file of the repository belongs to the split.
     #[error("{repo} has no files of {wanted}; it has {}", list(found))]
     NoSplit {
         /// The data set.
         repo: String,
         /// The split, as `configuration/split` if a configuration was specified.
         wanted: String,
-        /// The existing splits, likewise.
+        /// The existing splits, in the same form.
         found: Vec<String>,
     },
     /// Several configurations have the split, and none was specified.
@@ -33,18 +33,18 @@ pub enum DatasetError {
         split: String,
         /// Which files are missing.
         gap: Box<ShardGap>,
-        /// Whether only the cache was searched, because the hub is offline.
+        /// Whether only the cache was searched, because the Hub is set to offline.
         offline: bool,
     },
 }
 
-/// Which of a split's files are missing, by the numbers in their names.
+/// Which files of a split are missing, by the numbers in their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShardGap {
     /// Number of files.
     pub found: usize,
-    /// Number of files that their names declare.
+    /// Number of files according to their names.
     pub expected: usize,
     /// The first missing number, from 0; `None` if a number occurs twice.
     pub missing: Option<usize>,
@@ -62,7 +62,7 @@ impl Display for ShardGap {
     }
 }
 
-/// The existing splits, cut to a readable length.
+/// Lists the existing splits, shortened to a readable length.
 pub(super) fn list(found: &[String]) -> String {
     match found.len() {
         0 => "no .parquet, .jsonl or .json files".to_owned(),

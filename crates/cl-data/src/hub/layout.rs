@@ -1,6 +1,7 @@
-//! Which files of a repository hold a split.
+//! Finds the files of a repository that belong to a split.
 //!
-//! Layouts: <https://huggingface.co/docs/hub/datasets-data-files-configuration> and `push_to_hub` of `datasets`
+//! Supported layouts: <https://huggingface.co/docs/hub/datasets-data-files-configuration> and `push_to_hub` of
+//! `datasets`
 //! (`data/train-00000-of-00002.parquet`, `config/train-…`), and the branch `refs/convert/parquet`
 //! (`config/train/0000.parquet`, <https://huggingface.co/docs/dataset-viewer/parquet>).
 
@@ -11,13 +12,13 @@ use super::error::ShardGap;
 /// Extensions of data files, in order of preference.
 const KINDS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
 
-/// JSON files of repositories that are not data.
+/// JSON files in repositories that are not data.
 const NO_DATA: [&str; 5] = ["dataset_infos", "dataset_info", "dataset_dict", "state", "config"];
 
 /// Why no files were selected.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Miss {
-    /// There is no such split; these exist.
+    /// There is no such split; these are the existing ones.
     Nothing(Vec<String>),
     /// Several configurations have the split.
     Ambiguous(Vec<String>),
@@ -27,7 +28,7 @@ pub(crate) enum Miss {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct DataFile {
-    /// A partial conversion ranks below a complete one.
+    /// Whether it is part of a partial conversion, which ranks below a complete one.
     partial: bool,
     kind: usize,
     folder: String,
@@ -38,8 +39,8 @@ struct DataFile {
     split: String,
 }
 
-/// The files of a split in the order of its rows. Without `config`: files without a configuration, or else of
-/// `default`, or else of the only configuration with the split.
+/// Returns the files of a split in the order of its rows. Without `config`: files without a configuration, or else
+/// those of `default`, or else those of the only configuration that has the split.
 pub(crate) fn pick(paths: &[String], config: Option<&str>, split: &str) -> Result<Vec<String>, Miss> {
     let files: Vec<DataFile> = paths.iter().filter_map(|p| parse(p)).collect();
     let of_split: Vec<&DataFile> = files.iter().filter(|f| f.split == split).collect();
@@ -99,7 +100,7 @@ fn parse(path: &str) -> Option<DataFile> {
     Some(DataFile { partial, kind, folder, of, shard, path: path.to_owned(), config, split: split.to_owned() })
 }
 
-/// `train-00001-of-00003`, optionally with the hash that earlier versions of `datasets` appended.
+/// Parses `train-00001-of-00003`, optionally with the hash that earlier versions of `datasets` appended.
 fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
     let (before, after) = name.rsplit_once("-of-")?;
     let (split, shard) = before.rsplit_once('-')?;
@@ -107,13 +108,13 @@ fn sharded(name: &str) -> Option<(&str, usize, Option<usize>)> {
     Some((split, shard.parse().ok()?, Some(count.parse().ok()?)))
 }
 
-/// The existing splits.
+/// Returns the existing splits.
 fn found(files: &[DataFile]) -> Vec<String> {
     let names: BTreeSet<String> = files.iter().map(|f| label(f.config.as_deref(), &f.split)).collect();
     names.into_iter().collect()
 }
 
-/// Configuration and split as one string.
+/// Formats configuration and split as one string.
 pub(crate) fn label(config: Option<&str>, split: &str) -> String {
     config.map_or_else(|| split.to_owned(), |config| format!("{config}/{split}"))
 }

@@ -8,19 +8,20 @@ use super::json::tojson;
 use super::limits::{MAX_CHAT_STEPS, MAX_STEPS, check_method, limit, spend};
 use crate::python::is_space;
 
-/// Which Python program an environment renders as.
+/// The Python program whose rendering an environment reproduces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// Transformers' `apply_chat_template`: blocks trimmed, undefined variables empty, `raise_exception`,
-    /// `strftime_now`, `tojson` as `json.dumps` writes it.
+    /// Transformers' `apply_chat_template`: blocks are trimmed, undefined variables are empty, `raise_exception` and
+    /// `strftime_now` are defined, and `tojson` writes like `json.dumps`.
     ///
     /// Source: `_cached_compile_jinja_template` in `transformers/utils/chat_template_utils.py`.
     Transformers,
-    /// lm-evaluation-harness's `apply_template`: undefined variables are errors, a newline at the end stays.
+    /// lm-evaluation-harness's `apply_template`: undefined variables are errors, and a final newline is kept.
     LmEval,
 }
 
-/// An environment without templates. Both dialects have the methods, text of values and white space of Python.
+/// Creates an environment without templates. Both dialects have Python's methods, its formatting of values and its
+/// definition of white space.
 pub fn environment(dialect: Dialect) -> Environment<'static> {
     let steps = match dialect {
         Dialect::Transformers => MAX_CHAT_STEPS,
@@ -64,7 +65,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Methods of Python's types; those where minijinja-contrib differs from Python come first.
+/// Methods of Python's types. Those for which minijinja-contrib differs from Python come first.
 fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     check_method(state, value, name, args)?;
     match (value.as_str(), name, args.len()) {
@@ -87,7 +88,7 @@ fn trim(text: Cow<'_, str>, chars: Option<String>) -> String {
     strip(&text, "strip", chars.as_deref())
 }
 
-/// Python counts four separators as white space that Unicode does not.
+/// Python's `str.strip` and its variants. Python treats four separators as white space that Unicode does not.
 fn strip(text: &str, side: &str, chars: Option<&str>) -> String {
     let stripped = |c: char| match chars {
         Some(chars) => chars.contains(c),
@@ -101,14 +102,14 @@ fn strip(text: &str, side: &str, chars: Option<&str>) -> String {
     .to_owned()
 }
 
-/// Python's `str.capitalize`: the first letter upper case, all others lower case. Letters with a title case of their
-/// own, such as ǆ, become upper case.
+/// Python's `str.capitalize`: the first letter in upper case, all others in lower case. Letters with a separate title
+/// case, such as ǆ, become upper case.
 fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
     let mut upper = first.to_uppercase();
     let mut capital: String = upper.next().into_iter().collect();
-    capital.extend(upper.flat_map(char::to_lowercase)); // ß begins a word as Ss
-    // The whole text in lower case: what a sigma becomes depends on the letters around it.
+    capital.extend(upper.flat_map(char::to_lowercase)); // ß at the start becomes Ss
+    // Convert the whole text to lower case, because the form of a sigma depends on the letters around it.
     let lower = text.to_lowercase();
     capital + &lower[first.to_lowercase().map(char::len_utf8).sum::<usize>()..]
 }
@@ -135,7 +136,7 @@ fn format_value(out: &mut Output, state: &State, value: &Value) -> Result<(), Er
     out.write_str(&text).map_err(Error::from)
 }
 
-/// What Python's `str` makes of a value that is no text.
+/// Formats a value that is not text like Python's `str`.
 fn repr(out: &mut String, value: &Value) {
     match value.kind() {
         ValueKind::None => out.push_str("None"),

@@ -1,11 +1,11 @@
-//! The filter `tojson` as Transformers defines it: `json.dumps`.
+//! The filter `tojson` as defined by Transformers: `json.dumps`.
 
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// `json.dumps` with the options that Transformers passes on.
+/// Implements `json.dumps` with the options that Transformers passes on.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let invalid = |e: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));
     let indent: Option<usize> = options.get("indent")?;
@@ -28,7 +28,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     Ok(if ascii == Some(true) { escaped(&text) } else { text })
 }
 
-/// Letters outside of ASCII stand in strings only, where an escape means the same.
+/// Escapes characters outside of ASCII. They only occur in strings, where an escape has the same meaning.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -41,7 +41,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Python's layout of JSON.
+/// Formatter for Python's layout of JSON.
 struct Dumps {
     indent: Option<usize>,
     item: String,

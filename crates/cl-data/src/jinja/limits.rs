@@ -1,4 +1,4 @@
-//! The limits themselves; the table of them is in [the module's documentation](super).
+//! The limits; [the module's documentation](super) has a table of them.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -6,35 +6,37 @@ use std::sync::Arc;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Expression, State, Template, filters, functions};
 
-/// Bytes of a template. The longest published chat templates have some tens of thousands.
+/// Maximum size of a template in bytes. The longest published chat templates have some tens of thousands.
 pub const MAX_SOURCE: usize = 256 << 10;
-/// Tokens of one `{{ … }}` or `{% … %}`.
+/// Maximum number of tokens in one `{{ … }}` or `{% … %}`.
 pub const MAX_TOKENS: usize = 2000;
-/// `elif` branches of a template.
+/// Maximum number of `elif` branches in a template.
 pub const MAX_ELIF: usize = 500;
-/// Instructions of one rendering: with eight of them a list is put into another, and so many lists in each other can be
-/// dropped on a stack of 2 MiB.
+/// Maximum number of instructions in one rendering. Nesting a list in another takes eight of them, and lists nested
+/// this deep can still be dropped on a stack of 2 MiB.
 pub const MAX_STEPS: u64 = 50_000;
-/// Instructions of one rendering on a stack of its own.
+/// Maximum number of instructions in one rendering that has its own, larger stack.
 pub const MAX_CHAT_STEPS: u64 = 200_000;
-/// Bytes of what one rendering writes, and of a value in it.
+/// Maximum size in bytes of the output of one rendering, and of each value in it.
 pub const MAX_SIZE: usize = 64 << 20;
-/// Lists in lists.
+/// Maximum depth of nested lists.
 pub const MAX_DEPTH: usize = 100;
-/// Bytes of all values that operators, literals, filters and methods take or make in one rendering.
+/// Maximum total size in bytes of all values that operators, literals, filters and methods take or make in one
+/// rendering.
 pub const MAX_WORK: usize = 512 << 20;
-/// Bytes of text between tags inside macros, recursive loops, `{% set %}…{% endset %}` and other captured blocks.
+/// Maximum size in bytes of text between tags inside macros, recursive loops, `{% set %}…{% endset %}` and other
+/// captured blocks.
 pub const MAX_CAPTURED: usize = 16 << 10;
-/// Numbers that say how large something becomes: widths, items of a batch, indents.
+/// Maximum of numbers that determine the size of a result: widths, items of a batch, indents.
 const MAX_WIDTH: i64 = 10_000;
-/// Bytes that an item of a list counts for.
+/// Number of bytes that an item of a list is counted as.
 const ITEM: usize = 32;
 
 pub(super) fn too_large(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.to_string())
 }
 
-/// Returns an error, in words, for a template that cannot be parsed safely because it is too long.
+/// Returns an error, as text, if a template is too long to be parsed safely.
 pub(super) fn check_source(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
         return Err(format!("a template of {} bytes; at most {MAX_SOURCE} are read", source.len()));
@@ -61,7 +63,7 @@ pub(super) fn check_source(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// [`check_source`] for an expression.
+/// Like [`check_source`], for an expression.
 pub(super) fn check_expression(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
         return Err(format!("an expression of {} bytes; at most {MAX_SOURCE} are read", source.len()));
@@ -69,7 +71,7 @@ pub(super) fn check_expression(source: &str) -> Result<(), String> {
     after_tag(source, "\0").map(|_| ())
 }
 
-/// What stands behind a tag, whose tokens are counted: names, numbers, texts and signs.
+/// Returns the source after a tag, counting the tag's tokens: names, numbers, strings and symbols.
 fn after_tag<'s>(inside: &'s str, end: &str) -> Result<&'s str, String> {
     let (mut tokens, mut at, bytes) = (0, 0, inside.as_bytes());
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii();
@@ -95,7 +97,7 @@ fn after_tag<'s>(inside: &'s str, end: &str) -> Result<&'s str, String> {
     Ok("")
 }
 
-/// Bytes of a text behind its opening quote, the closing one included.
+/// Returns the number of bytes of a string after its opening quote, including the closing quote.
 fn text_length(bytes: &[u8], quote: u8) -> usize {
     let mut at = 0;
     while at < bytes.len() {
@@ -108,8 +110,8 @@ fn text_length(bytes: &[u8], quote: u8) -> usize {
     bytes.len()
 }
 
-/// Sets the limits of an environment that has its own filters already. `plain` does the work of the filters; it has the
-/// same filters and settings. `steps`: instructions of one rendering.
+/// Sets the limits of an environment that already has its own filters. `plain` has the same filters and settings, and
+/// does the work of the filters. `steps` is the number of instructions allowed in one rendering.
 pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'static>, steps: u64) {
     environment.set_fuel(Some(steps));
     let plain = Arc::new(plain);
@@ -121,7 +123,7 @@ pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'stati
         });
     }
     environment.add_filter(FILTER, |state: &State, value: Value| spend(state, &value).map(|()| value));
-    // These look for filters and tests by name, among those of the environment with bounds.
+    // These look up other filters and tests by name; they must find those with limits.
     environment.add_filter("map", |state: &State, value: Value, args: Rest<Value>| {
         spend(state, &value)?;
         filters::map(state, value, args)
@@ -144,7 +146,7 @@ pub(super) fn limit(environment: &mut Environment<'_>, plain: Environment<'stati
 
 /// The filter that checks a value and returns it.
 pub(super) const FILTER: &str = "bounded";
-/// Filters of the engine that go through a value whole, or make one whose size an argument says.
+/// Filters of the engine that process a whole value, or whose arguments determine the size of the result.
 const FILTERS: [&str; 28] = [
     "lower",
     "upper",
@@ -200,7 +202,7 @@ fn selected(
     }
 }
 
-/// Python's `range`, of at most 10,000 numbers.
+/// Python's `range`, limited to 10,000 numbers.
 fn range(lower: i64, upper: i64, step: i64) -> Result<Value, Error> {
     if step == 0 {
         return Err(too_large("range: a step of 0"));
@@ -214,7 +216,7 @@ fn range(lower: i64, upper: i64, step: i64) -> Result<Value, Error> {
     Ok((0..numbers).map(|i| Value::from(lower + i * step)).collect())
 }
 
-/// Refuses what a filter would be given or make.
+/// Returns an error if a filter would be given, or would produce, too large a value.
 fn check_filter(state: &State, name: &str, args: &[Value]) -> Result<(), Error> {
     args.iter().try_for_each(|value| spend(state, value))?;
     let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or_default();
@@ -232,7 +234,7 @@ fn check_filter(state: &State, name: &str, args: &[Value]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Returns an error if a method of a text or list would take or make too large a value.
+/// Returns an error if a method of a text or list would be given, or would produce, too large a value.
 pub(super) fn check_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<(), Error> {
     spend(state, value)?;
     args.iter().try_for_each(|value| spend(state, value))?;
@@ -242,7 +244,7 @@ pub(super) fn check_method(state: &State, value: &Value, name: &str, args: &[Val
         "replace" => check_replaced(own, text(0), text(1)),
         "join" => check_joined(args.first(), own),
         "format" => check_format(own, '{', args),
-        // The engine's would never end.
+        // The engine's own implementation would not terminate.
         "count" if text(0).is_empty() => Err(too_large("count of an empty text")),
         _ => Ok(()),
     }
@@ -255,7 +257,7 @@ fn check_size(what: &str, size: usize) -> Result<(), Error> {
     Err(too_large(format!("{what}: the result would have {size} bytes; at most {MAX_SIZE} are made")))
 }
 
-/// The largest number among arguments, named ones included.
+/// Returns the largest number among the arguments, including named ones.
 fn widest(args: &[Value]) -> i64 {
     let number = |value: &Value| if value.is_number() { i64::try_from(value.clone()).unwrap_or(i64::MAX) } else { 0 };
     let named = |value: &Value| {
@@ -283,7 +285,7 @@ fn check_joined(list: Option<&Value>, separator: &str) -> Result<(), Error> {
     check_size("join", items.saturating_mul(separator.len()))
 }
 
-/// Widths and precisions stand in the format, or for `%*d` among the arguments.
+/// Checks widths and precisions, which are part of the format or, for `%*d`, among the arguments.
 fn check_format(format: &str, mark: char, args: &[Value]) -> Result<(), Error> {
     for field in format.split(mark).skip(1) {
         let end = if mark == '{' { field.find('}') } else { field.find(|c: char| c.is_ascii_alphabetic() || c == '%') };
@@ -313,7 +315,7 @@ pub(super) fn spend(state: &State, value: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Size of a value in bytes. Returns an error beyond [`MAX_SIZE`] or [`MAX_DEPTH`].
+/// Returns the size of a value in bytes, or an error if it exceeds [`MAX_SIZE`] or [`MAX_DEPTH`].
 pub(super) fn size_of(value: &Value) -> Result<usize, Error> {
     let mut left = MAX_SIZE;
     walk(value, MAX_DEPTH, &mut left)?;
@@ -338,7 +340,7 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs something that may recurse deeper than this thread's stack allows. The memory is taken as far as it is used.
+/// Runs a function that may recurse deeper than this thread's stack allows. Memory is only used as far as it is needed.
 pub(crate) fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(256 << 20).spawn_scoped(scope, run)?;
@@ -359,7 +361,7 @@ pub(super) fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Resul
     size_of(&value).map(|_| value)
 }
 
-/// The engine's words for its bounds say nothing of templates.
+/// Rewords the engine's errors about limits, which do not mention templates.
 fn in_words(error: Error) -> Error {
     match error.kind() {
         ErrorKind::OutOfFuel => too_large("takes too many steps; a loop in a loop?"),

@@ -1,8 +1,8 @@
-//! Jinja templates as Python programs render them, safe to take from strangers.
+//! Jinja templates, rendered as Python programs render them, and safe to use with untrusted templates.
 //!
-//! One [`environment`] serves chat templates and the templates of evaluation tasks; a [`Dialect`] says which Python
-//! program it agrees with. A template that exceeds one of these limits is an error; it never aborts the process or
-//! fills the memory:
+//! One [`environment`] serves chat templates and the templates of evaluation tasks; its [`Dialect`] is the Python
+//! program that it agrees with. A template that exceeds one of these limits is an error; it never aborts the process or
+//! exhausts memory:
 //!
 //! | limit | what it prevents |
 //! | --- | --- |
@@ -13,12 +13,12 @@
 //! | [`MAX_WORK`] bytes of all these values in one rendering | many values, each within its limit |
 //! | [`MAX_CAPTURED`] bytes of text inside macros and captured blocks | text repeated into a variable, which no value's limit sees before the capture ends |
 //!
-//! Operators and literals are checked by a filter that is put around them before a template is compiled, because the
-//! engine has no hook for them; at most four operands of MAX_SIZE bytes are concatenated before it runs. A rendering
-//! holds about 1 GiB at most. Time is limited through instructions and MAX_WORK; items looked up in long joined lists
-//! are not counted, so a hostile template can still run for minutes.
+//! Operators and literals are checked by a filter that is inserted around them before a template is compiled, because
+//! the engine has no hook for them; at most four operands of MAX_SIZE bytes are concatenated before the filter runs. A
+//! rendering uses at most about 1 GiB. Time is limited by instructions and MAX_WORK; looking up items in long
+//! concatenated lists is not counted, so a hostile template can still run for minutes.
 //!
-//! Templates cannot include, import or extend others, and a chain of nearly three hundred `~` or `+` nests too deep.
+//! Templates cannot include, import or extend others. A chain of nearly three hundred `~` or `+` is nested too deeply.
 
 mod environment;
 mod json;

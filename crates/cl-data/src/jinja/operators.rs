@@ -1,14 +1,15 @@
-//! Templates with a size check around every operator and literal that can make a value larger.
+//! Inserts a size check around every operator and literal in a template that can make a value larger.
 //!
-//! `{% set x = x ~ x %}` in a loop doubles a text 40 times in 40 steps, and `[0] * 10 ** 15` is as short as its items
-//! are many. The engine has no hook for operators, so the source is rewritten before it is compiled: `a ~ b` becomes
-//! `(a ~ b)|bounded`, where the filter checks the result. The same goes for `+`, `*`, and for lists and maps of
-//! variables, which can share items so that comparing two of them takes exponential time. Operands of comparisons,
-//! subscripts and keys are checked too, because namespaces can contain each other in a circle. A constant that is
-//! repeated is checked so that the compiler does not repeat it, once for every place in the source.
+//! `{% set x = x ~ x %}` in a loop doubles a text 40 times in 40 steps, and `[0] * 10 ** 15` is a short expression for
+//! a huge list. The engine has no hook for operators, so the source is rewritten before it is compiled: `a ~ b` becomes
+//! `(a ~ b)|bounded`, where the filter checks the result. The same applies to `+`, `*`, and to lists and maps of
+//! variables, whose items can be shared so that comparing two of them takes exponential time. Operands of comparisons,
+//! subscripts and keys are checked as well, because namespaces can contain each other in a cycle. A constant on the
+//! left of `*` is checked so that the compiler does not evaluate the repetition, once for every occurrence in the
+//! source.
 //!
-//! The places come from the engine's own parser. The result is parsed again and rejected if anything is left unchecked,
-//! so a wrong place is an error and never a hole.
+//! Positions come from the engine's own parser. The result is parsed again and rejected if anything is left unchecked,
+//! so a wrong position leads to an error and never to a missing check.
 
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Filter, Spanned, Stmt};
 use minijinja::machinery::{Span, WhitespaceConfig, parse, parse_expr};
@@ -16,16 +17,16 @@ use minijinja::{Error, ErrorKind};
 
 use super::limits::{FILTER, MAX_CAPTURED};
 
-/// Operators of one kind in a row, `a ~ b ~ c`, that share a check. With one check each, fewer than a
-/// hundred would nest too deep for the parser; now it is nearly three hundred.
+/// Number of consecutive operators of one kind, `a ~ b ~ c`, that share a check. With one check for each, chains of a
+/// hundred would be nested too deeply for the parser; this way the limit is nearly three hundred.
 const CHAIN: usize = 4;
 
-/// A check of an operator's result.
+/// Text around an operator that checks its result.
 const OPERATOR: [&str; 2] = ["(", ")|bounded"];
-/// A check of a list or map, which may have `[0]` or `.name` after it.
+/// Text around a list or map that checks it; `[0]` or `.name` may follow.
 const LITERAL: [&str; 2] = ["((", ")|bounded)"];
 
-/// The template with checks.
+/// Returns the template with checks.
 pub(super) fn bounded_template(source: &str, name: &str) -> Result<String, Error> {
     bounded(source, |source| {
         let mut found = Found::default();
@@ -34,7 +35,7 @@ pub(super) fn bounded_template(source: &str, name: &str) -> Result<String, Error
     })
 }
 
-/// The expression with checks.
+/// Returns the expression with checks.
 pub(super) fn bounded_expression(source: &str) -> Result<String, Error> {
     bounded(source, |source| {
         let mut found = Found::default();
@@ -56,14 +57,14 @@ fn bounded(source: &str, find: impl Fn(&str) -> Result<Found, Error>) -> Result<
     Ok(bounded)
 }
 
-/// What is found in a template.
+/// Results of searching a template.
 #[derive(Default)]
 struct Found {
-    /// Operators and literals without a check, and what would stand around them.
+    /// Operators and literals without a check, and the text to insert around each.
     unchecked: Vec<(Span, [&'static str; 2])>,
-    /// Bytes of text that is captured.
+    /// Number of bytes of captured text.
     captured: usize,
-    /// A tag that needs other templates.
+    /// A tag that requires other templates.
     other_template: Option<&'static str>,
 }
 
@@ -80,7 +81,7 @@ impl Found {
     }
 
     fn with_checks(&self, source: &str) -> String {
-        // Where several end at one place, the inner one is closed first: they were found from the outside in.
+        // Where several end at the same position, the inner one is closed first: they were found from the outside in.
         let opened = self.unchecked.iter().map(|(span, [before, _])| (span.start_offset, *before));
         let closed = self.unchecked.iter().rev().map(|(span, [_, after])| (span.end_offset, *after));
         let mut inserted: Vec<(u32, &str)> = closed.chain(opened).collect();
@@ -98,7 +99,7 @@ impl Found {
         statements.iter().for_each(|s| self.statement(s, captured));
     }
 
-    /// `captured`: what the statement writes goes into a variable.
+    /// Searches a statement. `captured` means that its output goes into a variable.
     fn statement(&mut self, statement: &Stmt<'_>, captured: bool) {
         match statement {
             Stmt::Template(s) => self.statements(&s.children, captured),
@@ -120,7 +121,7 @@ impl Found {
                 self.statements(&s.body, captured);
             }
             Stmt::Set(s) => match (&s.target, &s.expr) {
-                // `{% set a, b = x, y %}` makes no list that lasts.
+                // `{% set a, b = x, y %}` does not create a list that persists.
                 (Expr::List(_), Expr::List(values)) => values.items.iter().for_each(|value| self.expr(value, 0)),
                 _ => self.expr(&s.expr, 0),
             },
@@ -160,7 +161,7 @@ impl Found {
 
     fn call(&mut self, call: &Spanned<Call<'_>>) {
         if matches!(&call.expr, Expr::GetAttr(method) if method.name == "changed") {
-            self.operands(&call.args); // of a loop: compares them with those of the step before
+            self.operands(&call.args); // of `loop.changed`: they are compared with those of the previous iteration
         }
         self.expr(&call.expr, 0);
         self.args(&call.args);
@@ -176,7 +177,7 @@ impl Found {
         }
     }
 
-    /// Notes an operand that has no check of its own.
+    /// Records an operand that has no check of its own.
     fn operand(&mut self, expr: &Expr<'_>) {
         let is_checked = match expr {
             Expr::BinOp(s) if is_unbounded(s.op) => true,
@@ -199,7 +200,8 @@ impl Found {
         }
     }
 
-    /// `checked`: how many operators in a row, this one first, the check around the expression is for.
+    /// Searches an expression. `checked` is the number of consecutive operators, starting with this one, that the check
+    /// around the expression covers.
     fn expr(&mut self, expr: &Expr<'_>, checked: usize) {
         match expr {
             Expr::Var(_) | Expr::Const(_) => {}
@@ -267,7 +269,7 @@ impl Found {
         }
     }
 
-    /// Notes an expression that has no check yet, and returns for how many operators in a row its check is.
+    /// Records an expression that has no check yet, and returns how many consecutive operators its check covers.
     fn check_of(&mut self, span: Span, around: [&'static str; 2], checked: usize) -> usize {
         if checked == 0 {
             self.unchecked.push((span, around));
@@ -290,7 +292,7 @@ fn is_check(filter: &Filter<'_>) -> bool {
     filter.name == FILTER && filter.args.is_empty()
 }
 
-/// Whether the compiler may replace an expression by its value, unless a check in it keeps it from that.
+/// Whether the compiler may replace an expression by its value, unless a check inside prevents it.
 fn is_constant(expr: &Expr<'_>) -> bool {
     match expr {
         Expr::Const(_) => true,
@@ -303,7 +305,7 @@ fn is_constant(expr: &Expr<'_>) -> bool {
     }
 }
 
-/// The first token of an expression; parentheses around it may be left out.
+/// Returns the first token of an expression; enclosing parentheses may be omitted.
 fn first(expr: &Expr<'_>) -> Span {
     match expr {
         Expr::BinOp(s) => first(&s.left),

@@ -5,10 +5,10 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use super::limits::{check_expression, check_source, evaluate, render};
 use super::operators::{bounded_expression, bounded_template};
 
-/// What errors call a template.
+/// Name of a template in error messages.
 const NAME: &str = "<string>";
 
-/// A template that cannot abort the process or fill its memory; see [the limits](super).
+/// A template that cannot abort the process or exhaust memory; see [the limits](super).
 ///
 /// # Example
 /// ```
@@ -30,9 +30,9 @@ pub struct Template {
 }
 
 impl Template {
-    /// Compiles a template for an environment made by [`environment`](super::environment).
+    /// Compiles a template for an environment created by [`environment`](super::environment).
     ///
-    /// Returns an error if the syntax is wrong or the template is too long.
+    /// Returns an error if the syntax is invalid or the template is too long.
     pub fn new(environment: &Environment<'static>, source: &str) -> Result<Template, Error> {
         check_source(source).map_err(|message| Error::new(ErrorKind::SyntaxError, message))?;
         let mut environment = environment.clone();
@@ -47,20 +47,20 @@ impl Template {
         render(&self.environment.get_template(NAME)?, context)
     }
 
-    /// Names of variables that the template uses and does not set; functions are among them.
+    /// Returns the names of variables that the template uses but does not set, including functions.
     pub fn undeclared_variables(&self) -> HashSet<String> {
         self.environment.get_template(NAME).map_or_else(|_| HashSet::new(), |t| t.undeclared_variables(false))
     }
 }
 
-/// An expression, as between `{{` and `}}`, whose value is bounded like that of a [`Template`].
+/// An expression, as between `{{` and `}}`, with the same limits as a [`Template`].
 #[derive(Debug)]
 pub struct Expression(minijinja::Expression<'static, 'static>);
 
 impl Expression {
-    /// Compiles an expression for an environment made by [`environment`](super::environment).
+    /// Compiles an expression for an environment created by [`environment`](super::environment).
     ///
-    /// Returns an error if the syntax is wrong or the expression is too long.
+    /// Returns an error if the syntax is invalid or the expression is too long.
     pub fn new(environment: &'static Environment<'static>, source: &str) -> Result<Expression, Error> {
         check_expression(source).map_err(|message| Error::new(ErrorKind::SyntaxError, message))?;
         environment.compile_expression_owned(bounded_expression(source)?).map(Expression)
@@ -73,7 +73,7 @@ impl Expression {
         evaluate(&self.0, context)
     }
 
-    /// Names of variables that the expression uses; functions are among them.
+    /// Returns the names of variables that the expression uses, including functions.
     pub fn undeclared_variables(&self) -> HashSet<String> {
         self.0.undeclared_variables(false)
     }

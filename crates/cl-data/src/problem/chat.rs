@@ -14,7 +14,7 @@ pub enum ChatProblem {
         /// The template engine's error, with the template's own message if it raised one.
         source: minijinja::Error,
     },
-    /// The template cannot be rendered on a thread of its own.
+    /// No thread could be started to render the template.
     #[error("{}", cl_checkpoint::files::explain(source))]
     Thread {
         /// The I/O error.
@@ -29,7 +29,7 @@ pub enum ChatProblem {
         /// Names of its templates.
         names: Vec<String>,
     },
-    /// The template changes a message of the assistant, or leaves it out.
+    /// The template changes or omits a message of the assistant.
     #[error("message {index} of the assistant is not in the text that the template renders")]
     NotRendered {
         /// 0-based index of the message in the conversation.

@@ -2,13 +2,13 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ColumnsProblem {
-    /// A template in place of the name of the field with the conversation.
+    /// A template is given where the name of the conversation's field is expected.
     #[error("columns.messages: expected the name of a field")]
     MessagesTemplate,
-    /// A prompt without an answer.
+    /// A prompt is given without an answer.
     #[error("columns.prompt is set without columns.answer: expected both")]
     NoAnswer,
-    /// A conversation together with a prompt or an answer.
+    /// A conversation is given together with a prompt or an answer.
     #[error("columns.messages is set together with columns.prompt or columns.answer: expected only one of the two")]
     MessagesAndPair,
     /// A template does not compile.
@@ -17,11 +17,11 @@ pub enum ColumnsProblem {
         /// `prompt` or `answer`.
         key: &'static str,
         /// The template engine's error.
-        error: minijinja::Error, // no source, whose text would be printed again
+        error: minijinja::Error, // not a source: its text would be printed again
     },
 }
 
-/// The error without its place in a template of one line.
+/// Formats the error without its position, since the template has one line.
 pub(super) fn template_message(error: &minijinja::Error) -> String {
     error.to_string().replace(" (in <string>:1)", "")
 }

@@ -25,9 +25,9 @@ pub enum FormProblem {
         /// 1-based line number.
         line: usize,
         /// The parser's error.
-        error: serde_json::Error, // no source, whose text would be printed again
+        error: serde_json::Error, // not a source: its text would be printed again
     },
-    /// The file begins as a JSON list but is not valid JSON.
+    /// The file starts as a JSON list but is not valid JSON.
     #[error("not valid JSON: {source}")]
     JsonList {
         /// The parser's error.
@@ -56,9 +56,9 @@ pub enum FormProblem {
     Fields {
         /// 1-based line number.
         line: u64,
-        /// Number of fields of the first line.
+        /// Number of fields in the first line.
         expected: u64,
-        /// Number of fields of the record.
+        /// Number of fields in the record.
         found: u64,
     },
     /// The file cannot be read as CSV or TSV.

@@ -2,13 +2,13 @@
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MixtureProblem {
-    /// The share of replayed rows is out of range.
+    /// The fraction of replayed rows is out of range.
     #[error("replay.fraction = {fraction}: expected a positive number, at most 100, such as 0.1")]
     Fraction {
-        /// The share.
+        /// The fraction.
         fraction: f64,
     },
-    /// The number of weights is not the number of data sets.
+    /// The number of weights differs from the number of data sets.
     #[error("mixture.joint.weights: {weights} for {sets} data sets; expected one per data set, in order")]
     WeightCount {
         /// Number of weights.

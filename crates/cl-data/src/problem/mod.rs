@@ -1,4 +1,4 @@
-//! What is wrong with data, as facts in fields; an [`Error`](crate::Error) adds where.
+//! What is wrong with data, as structured values; an [`Error`](crate::Error) adds where.
 //!
 //! ```
 //! # let folder = tempfile::tempdir()?;

@@ -4,7 +4,7 @@ use ::parquet::errors::ParquetError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParquetProblem {
-    /// The file cannot be decoded, or exceeds a limit on what it may unpack to.
+    /// The file cannot be decoded, or exceeds a limit on its decompressed size.
     #[error("damaged or truncated Parquet file: {source}")]
     Damaged {
         /// The decoder's error.
@@ -16,9 +16,9 @@ pub enum ParquetProblem {
     /// The file has more or fewer rows than it declares.
     #[error("damaged Parquet file: {found} rows, but its footer says {declared}")]
     RowCount {
-        /// Number of rows of its pages.
+        /// Number of rows in its pages.
         found: usize,
-        /// Number of rows by its footer.
+        /// Number of rows according to its footer.
         declared: i64,
     },
     /// A column has a type that JSON cannot represent.
@@ -29,7 +29,7 @@ pub enum ParquetProblem {
     Type {
         /// Dotted path of the column.
         column: String,
-        /// Its type, in Parquet's terms.
+        /// Its type, in the terms of Parquet.
         found: String,
     },
     /// A column is a map.

@@ -1,13 +1,13 @@
 use super::columns::template_message;
 
-/// Why a row is not an example.
+/// Why a row cannot be converted to an example.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RowProblem {
     /// The row is not an object.
     #[error("expected an object like {{\"prompt\": …, \"answer\": …}}, got {found}")]
     NotAnObject {
-        /// What it is: `a list`, `text`, ….
+        /// Its type: `a list`, `text`, ….
         found: &'static str,
     },
     /// The keys belong to no known format.
@@ -34,23 +34,23 @@ pub enum RowProblem {
     NotText {
         /// Its key.
         key: String,
-        /// What it is: `a list`, `a number`, ….
+        /// Its type: `a list`, `a number`, ….
         found: &'static str,
     },
-    /// A template over the row's fields fails.
+    /// A template over the row's fields cannot be rendered.
     #[error("columns.{column}: {}", template_message(error))]
     Template {
         /// Its key in `columns`.
         column: &'static str,
         /// The template engine's error.
-        error: minijinja::Error, // no source, whose text would be printed again
+        error: minijinja::Error, // not a source: its text would be printed again
     },
     /// A value is not a conversation.
     #[error("`{key}` is {found}, expected a list of messages")]
     NotMessages {
         /// Its key.
         key: String,
-        /// What it is: `text`, `an object`, ….
+        /// Its type: `text`, `an object`, ….
         found: &'static str,
     },
     /// A message lacks a field.
@@ -74,10 +74,10 @@ pub enum RowProblem {
         index: usize,
         /// The field.
         field: &'static str,
-        /// What it is: `a list`, `null`, ….
+        /// Its type: `a list`, `null`, ….
         found: &'static str,
     },
-    /// A message has a field that changes what is trained, but is not supported.
+    /// A message has an unsupported field that would change what is trained on.
     #[error("`{key}`, message {index}: `{field}` is not supported; remove it, or leave out such conversations")]
     MessageField {
         /// Key of the conversation.
@@ -95,7 +95,7 @@ pub enum RowProblem {
     },
 }
 
-/// Keys of a row, cut to a readable length.
+/// Lists the keys of a row, shortened to a readable length.
 fn list(keys: &[String]) -> String {
     let shown: Vec<String> = keys.iter().take(20).map(|key| key.chars().take(40).collect()).collect();
     format!("[{}{}]", shown.join(", "), if keys.len() > shown.len() { ", …" } else { "" })

@@ -8,13 +8,13 @@ pub enum RowPlanProblem {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// A data set has more rows than any could have, so the file is damaged.
+    /// A data set has more rows than is possible, so the file is damaged.
     #[error("names more than {limit} rows")]
     TooManyRows {
         /// The largest number allowed.
         limit: usize,
     },
-    /// Its first epoch no longer gives the rows that it was written with.
+    /// Its first epoch no longer yields the rows for which it was written.
     #[error(
         "its first epoch gives different rows than when the round started; the file is damaged, or another version of \
          this program drew them"

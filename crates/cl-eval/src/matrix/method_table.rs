@@ -18,8 +18,8 @@ pub struct MethodTable {
 
 impl MethodTable {
     /// Formats the table: old knowledge, then new; averages (`AVold`, `AVnew`, `AVall`); and gains over the base for
-    /// old and new knowledge, each as the mean of the columns' gains and as the gain of their mean, as in the paper's
-    /// Tables 1 to 4.
+    /// old and new knowledge. Gains are averaged in two ways, as the mean of the columns' gains and as the gain of
+    /// their mean, as in the paper's Tables 1 to 4.
     ///
     /// An average is missing if one of its columns was not measured.
     ///
@@ -67,7 +67,7 @@ impl MethodTable {
         row
     }
 
-    /// Gain over the base of a group's columns: the mean of the gains, and the gain of the mean.
+    /// Returns the gain over the base for the columns of a group: the mean of the gains, and the gain of the mean.
     fn gains(&self, cells: &[Cell], group: Group) -> (Option<f64>, Option<f64>) {
         let Some(base) = &self.base else { return (None, None) };
         let of = |cells: &[Cell]| self.places(group).map(|c| value(&cells[c])).collect::<Option<Vec<f64>>>();

@@ -1,6 +1,6 @@
 //! Tables 1–6 of "Collaboratively adding new knowledge to an LLM", recomputed from their own cells.
 //!
-//! Cells that agree with the printed ones check our definitions; cells that do not are flagged, not copied.
+//! Cells that agree with the printed ones confirm our definitions; cells that do not are flagged, not copied.
 
 use serde::Deserialize;
 
@@ -37,7 +37,7 @@ pub enum Verdict {
     Differs,
 }
 
-/// A recomputed cell and the printed one.
+/// A recomputed cell and its printed value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     /// Number of the table.
@@ -50,7 +50,7 @@ pub struct Cell {
     pub printed: f64,
     /// The value recomputed from other cells.
     pub recomputed: f64,
-    /// Whether they agree.
+    /// Whether the two values agree.
     pub verdict: Verdict,
 }
 
@@ -59,18 +59,19 @@ struct File {
     tables: Vec<PaperTable>,
 }
 
-/// The six tables.
+/// Returns the six tables.
 pub fn tables() -> Vec<PaperTable> {
     let file: File = serde_json::from_str(include_str!("../../paper/tables.json")).expect("a constant file");
     file.tables
 }
 
-/// Cells have four decimals and averages three or four: half a unit of the last, plus the cells' rounding.
+/// Tolerance for averages. Cells have four decimals and averages three or four: half a unit in the last place, plus the
+/// rounding of the cells.
 const AVERAGE: f64 = 0.0006;
-/// Gains and BWT are printed in whole percent, some with one more (rounded) digit.
+/// Tolerance for gains and BWT, which are printed in whole percent, some with one more (rounded) digit.
 const PERCENT: f64 = 0.0055;
 
-/// Recomputes every average, gain and BWT, and compares rows that two tables print.
+/// Recomputes every average, gain and BWT, and compares rows that are printed in two tables.
 ///
 /// ```
 /// use cl_eval::paper::{Verdict, check};
@@ -104,7 +105,8 @@ pub fn check() -> Vec<Cell> {
     cells
 }
 
-/// Rows that are printed twice: after the last round in Tables 1 to 4, and with the other methods in Tables 5 and 6.
+/// Compares rows that are printed twice: after the last round in Tables 1 to 4, and with other methods in Tables 5 and
+/// 6.
 fn restated(tables: &[PaperTable]) -> Vec<Cell> {
     let twice = [
         (5, "base", 1, "base"),
@@ -117,14 +119,14 @@ fn restated(tables: &[PaperTable]) -> Vec<Cell> {
     for (table, name, first, first_name) in twice {
         let (table, before) = (&tables[table - 1], row(&tables[first - 1], first_name));
         let again = table.rows.iter().find(|r| r.row == name).expect("a constant file");
-        // Table 6 has three decimals, and its averages are checked separately.
+        // Table 6 has three decimals; its averages are checked separately.
         let tolerance = if table.table == 6 { 0.000_51 } else { 0.0 };
         cells.extend((0..8).map(|i| cell(table, again, i, before[i], tolerance)));
     }
     cells
 }
 
-/// Number of questions of each test that is scored by accuracy.
+/// Number of questions in each test that is scored by accuracy.
 const QUESTIONS: [(&str, f64); 10] = [
     ("cstan", 2000.0),
     ("fomc", 496.0),
@@ -138,15 +140,15 @@ const QUESTIONS: [(&str, f64); 10] = [
     ("wino", 1267.0),
 ];
 
-/// Compares the accuracies of Tables 1 to 5 with the nearest value possible for the number of questions: FOMC's, for
-/// example, are multiples of 1/496, so the paper's FOMC test has 496 rows, not 2,000.
+/// Compares the accuracies of Tables 1 to 5 with the nearest value that is possible for the number of questions.
+/// FOMC's, for example, are multiples of 1/496, so the paper's FOMC test has 496 rows, not 2,000.
 pub fn accuracies() -> Vec<Cell> {
     let mut cells = Vec::new();
     for table in tables().iter().filter(|t| t.table <= 5) {
         for r in table.rows.iter().filter(|r| r.row != "gain base" && r.row != "BWT") {
             for (i, column) in table.columns.iter().enumerate() {
                 if let Some((_, n)) = QUESTIONS.iter().find(|(name, _)| name == column) {
-                    // Half a unit of the fourth decimal.
+                    // Half a unit in the fourth decimal.
                     cells.push(cell(table, r, i, (r.values[i] * n).round() / n, 0.000_050_001));
                 }
             }
@@ -155,7 +157,7 @@ pub fn accuracies() -> Vec<Cell> {
     cells
 }
 
-/// Last row of Tables 1 and 2: gains per column, and their mean.
+/// Recomputes the last row of Tables 1 and 2: the gain of each column, and their mean.
 fn gains_old(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     let Some(gain) = table.rows.iter().find(|r| r.row == "gain base") else {
         return Vec::new();
@@ -168,11 +170,11 @@ fn gains_old(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     cells
 }
 
-/// Last rows of Tables 3 and 4: gains per column, the ratio of the means, and the relative BWT.
+/// Recomputes the last rows of Tables 3 and 4: the gain of each column, the ratio of the means, and the relative BWT.
 fn gains_new(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     let find = |name: &str| table.rows.iter().find(|r| r.row == name).expect("a constant file");
     let (gain, bwt, last) = (find("gain base"), find("BWT"), &table.rows[6].values);
-    // Table 6 prints the base with three decimals, half a unit of which moves a small base's gain by whole percents.
+    // Table 6 prints the base with three decimals. For a small base, half a unit changes the gain by whole percents.
     let tolerance = |i: usize| PERCENT + last[i] / base[i] * (0.0005 / base[i]);
     let mut cells: Vec<Cell> = (0..8).map(|i| cell(table, gain, i, last[i] / base[i] - 1.0, tolerance(i))).collect();
     cells.push(cell(table, gain, 8, ratio_of_means(base, &last[..8]).unwrap_or(f64::NAN), PERCENT));
@@ -180,14 +182,14 @@ fn gains_new(table: &PaperTable, base: &[f64]) -> Vec<Cell> {
     cells
 }
 
-/// Table 6: AVnew over its eight columns, AVall over these and Table 5's seven.
+/// Recomputes the averages of Table 6: AVnew over its eight columns, AVall over these and Table 5's seven.
 fn averages_of_table_6(table: &PaperTable, old: &PaperTable) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (r, o) in table.rows.iter().zip(&old.rows) {
         let new = &r.values[..8];
         let all: Vec<f64> = o.values[1..].iter().chain(new).copied().collect();
         for (column, value) in [(8, mean(new)), (9, mean(&all))] {
-            // Cells of three decimals average to three with an error of up to one unit.
+            // The average of cells with three decimals, rounded to three decimals, has an error of up to one unit.
             let mut c = cell(table, r, column, value, 0.0011);
             let neighbour = r.values[17 - column];
             if c.verdict == Verdict::Differs && (value - neighbour).abs() <= 0.0011 {
@@ -245,7 +247,7 @@ mod tests {
         for c in cells {
             assert_eq!(c.verdict, Verdict::Agrees, "{c:?}");
         }
-        // The check can fail: with 2 000 questions FOMC's first score could not be.
+        // The check can fail: with 2,000 questions, FOMC's first score would be impossible.
         assert!(((0.4839f64 * 2000.0).round() / 2000.0 - 0.4839).abs() > 0.000_051);
     }
 

@@ -6,25 +6,25 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
-    /// Old knowledge, which no round teaches.
+    /// Old knowledge, which no round trains on.
     Old,
-    /// New knowledge, taught in a round.
+    /// New knowledge, which a round trains on.
     New,
 }
 
-/// A scored task.
+/// A scored task or group of tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
     /// Name of the task.
     pub name: String,
     /// Old or new knowledge.
     pub group: Group,
-    /// The round (1-based) that teaches it. Several columns may share a round, such as GSM8K's two forms.
+    /// The round (1-based) that trains on it. Several columns may share a round, such as the two variants of GSM8K.
     pub round: Option<usize>,
 }
 
 impl Column {
-    /// Makes a column.
+    /// Creates a column.
     pub fn new(name: &str, group: Group, round: Option<usize>) -> Column {
         Column { name: name.to_owned(), group, round }
     }
@@ -32,19 +32,19 @@ impl Column {
 
 /// Scores before the first round (row 0) and after each round t (row t), with one column per task.
 ///
-/// In the formulas `R[t][c]` is the score of column c after round t, `R[0]` that of the base model, T the last round
-/// that has a row, and r(c) the round that teaches column c.
+/// In the formulas, `R[t][c]` is the score of column c after round t, `R[0]` that of the base model, T the last round
+/// that has a row, and r(c) the round that trains on column c.
 ///
 /// | figure | formula | defined for columns |
 /// | --- | --- | --- |
 /// | [`gain`](ScoreMatrix::gain) over base | `R[T][c] / R[0][c] − 1` | all |
-/// | [`relative_bwt`](ScoreMatrix::relative_bwt), the paper's | `R[T][c] / R[r(c)][c] − 1` | taught before round T |
-/// | [`absolute_bwt`](ScoreMatrix::absolute_bwt), the literature's | `R[T][c] − R[r(c)][c]` | taught before round T |
-/// | [`forgetting`](ScoreMatrix::forgetting) | max over r(c) ≤ t < T of `R[t][c]`, minus `R[T][c]` | taught before round T |
-/// | [`forward_transfer`](ScoreMatrix::forward_transfer) | `R[r(c) − 1][c] − R[0][c]` | taught after round 1 |
+/// | [`relative_bwt`](ScoreMatrix::relative_bwt), the paper's | `R[T][c] / R[r(c)][c] − 1` | trained before T |
+/// | [`absolute_bwt`](ScoreMatrix::absolute_bwt), the literature's | `R[T][c] − R[r(c)][c]` | trained before T |
+/// | [`forgetting`](ScoreMatrix::forgetting) | max over r(c) ≤ t < T of `R[t][c]`, minus `R[T][c]` | trained before T |
+/// | [`forward_transfer`](ScoreMatrix::forward_transfer) | `R[r(c) − 1][c] − R[0][c]` | trained after round 1 |
 ///
-/// A figure is `None` where its definition does not apply, a score it needs was not measured or is not finite, or its
-/// denominator is 0; tables show "–".
+/// A figure is `None` if its definition does not apply, if a score that it needs was not measured or is not finite, or
+/// if its denominator is 0; tables show "–".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoreMatrix {
     /// The tasks.
@@ -56,15 +56,15 @@ pub struct ScoreMatrix {
 }
 
 impl ScoreMatrix {
-    /// Makes a matrix without rows.
+    /// Creates a matrix without rows.
     pub fn new(columns: Vec<Column>) -> ScoreMatrix {
         ScoreMatrix { columns, rows: Vec::new(), scores: Vec::new() }
     }
 
-    /// Appends the row of the base model (first) or of the next round.
+    /// Appends the row of the base model, which comes first, or of the next round.
     ///
     /// # Errors
-    /// Returns [`Error::Row`] if the number of scores is not the number of columns.
+    /// Returns [`Error::Row`] if the number of scores differs from the number of columns.
     pub fn push(&mut self, row: &str, scores: Vec<Option<f64>>) -> Result<(), Error> {
         let (expected, got) = (self.columns.len(), scores.len());
         if expected != got {
@@ -75,7 +75,7 @@ impl ScoreMatrix {
         Ok(())
     }
 
-    /// `R[row][column]`; `None` if it was not measured, is not finite, or is outside the matrix.
+    /// Returns `R[row][column]`; `None` if it was not measured, is not finite, or is outside the matrix.
     pub fn at(&self, row: usize, column: usize) -> Option<f64> {
         (*self.scores.get(row)?.get(column)?).filter(|v| v.is_finite())
     }
@@ -84,7 +84,7 @@ impl ScoreMatrix {
         self.at(self.scores.len().checked_sub(1)?, column)
     }
 
-    /// The row of the column's own round, if it is not the last.
+    /// Returns the score after the column's own round, if that is not the last one.
     fn diagonal(&self, column: usize) -> Option<f64> {
         let round = self.round(column)?;
         if round + 1 < self.scores.len() { self.at(round, column) } else { None }
@@ -94,18 +94,18 @@ impl ScoreMatrix {
         self.columns.get(column)?.round.filter(|&r| r >= 1)
     }
 
-    /// Gain over the base, relative: `R[T][c] / R[0][c] − 1` (the paper's "gain base").
+    /// Relative gain over the base: `R[T][c] / R[0][c] − 1` (the paper's "gain base").
     pub fn gain(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.at(0, column)?)
     }
 
-    /// Backward transfer as the paper prints it, relative: `R[T][c] / R[r(c)][c] − 1`; `None` for the last round's
-    /// tasks.
+    /// Relative backward transfer, as printed in the paper: `R[T][c] / R[r(c)][c] − 1`; `None` for tasks of the last
+    /// round.
     pub fn relative_bwt(&self, column: usize) -> Option<f64> {
         ratio(self.last(column)?, self.diagonal(column)?)
     }
 
-    /// Backward transfer as the literature defines it: `R[T][c] − R[r(c)][c]` (Lopez-Paz and Ranzato,
+    /// Absolute backward transfer, as defined in the literature: `R[T][c] − R[r(c)][c]` (Lopez-Paz and Ranzato,
     /// arXiv:1706.08840).
     pub fn absolute_bwt(&self, column: usize) -> Option<f64> {
         Some(self.last(column)? - self.diagonal(column)?)
@@ -119,26 +119,27 @@ impl ScoreMatrix {
         Some(best - self.last(column)?)
     }
 
-    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, the effect of earlier rounds on a task before its own; `None` for
-    /// the first round's tasks.
+    /// Forward transfer: `R[r(c) − 1][c] − R[0][c]`, the effect of earlier rounds on a task before its own round;
+    /// `None` for tasks of the first round.
     pub fn forward_transfer(&self, column: usize) -> Option<f64> {
         let round = self.round(column).filter(|&r| r >= 2)?;
         Some(self.at(round - 1, column)? - self.at(0, column)?)
     }
 
-    /// Scores of a row in the columns of a group; `None` if one of them was not measured.
+    /// Returns the scores of a row in the columns of a group; `None` if one of them was not measured.
     pub fn row(&self, row: usize, group: Group) -> Option<Vec<f64>> {
         let columns = self.columns.iter().enumerate().filter(|(_, c)| c.group == group);
         columns.map(|(i, _)| self.at(row, i)).collect()
     }
 
-    /// Mean of a row over the columns of a group; `None` if one of them was not measured, or there are none.
+    /// Returns the mean of a row over the columns of a group; `None` if one of them was not measured, or there are
+    /// none.
     pub fn mean(&self, row: usize, group: Group) -> Option<f64> {
         mean(&self.row(row, group)?)
     }
 
-    /// Average gain of a group's columns as the mean of their gains (the paper's Tables 1 and 2), and as the gain of
-    /// their mean (Tables 3 and 4). The first is dominated by columns that start near zero.
+    /// Returns the average gain of a group's columns, as the mean of their gains (the paper's Tables 1 and 2) and as
+    /// the gain of their mean (Tables 3 and 4). The first is dominated by columns that start near zero.
     pub fn average_gains(&self, group: Group) -> (Option<f64>, Option<f64>) {
         let last = self.scores.len().saturating_sub(1);
         let (Some(before), Some(after)) = (self.row(0, group), self.row(last, group)) else {
@@ -147,14 +148,14 @@ impl ScoreMatrix {
         (mean_of_percentages(&before, &after), ratio_of_means(&before, &after))
     }
 
-    /// Mean of a per-column figure over all columns that have it.
+    /// Returns the mean of a per-column figure over all columns for which it is defined.
     pub fn mean_of(&self, figure: impl Fn(&ScoreMatrix, usize) -> Option<f64>) -> Option<f64> {
         let values: Vec<f64> = (0..self.columns.len()).filter_map(|c| figure(self, c)).collect();
         mean(&values)
     }
 }
 
-/// Mean over columns of after/before − 1: what the paper prints under Tables 1 and 2.
+/// Mean over columns of after/before − 1, as printed below Tables 1 and 2 of the paper.
 ///
 /// ```
 /// use cl_eval::{mean_of_percentages, ratio_of_means};
@@ -171,7 +172,7 @@ pub fn mean_of_percentages(before: &[f64], after: &[f64]) -> Option<f64> {
     mean(&ratios?)
 }
 
-/// Mean of after / mean of before − 1: what the paper prints under Tables 3 and 4.
+/// Mean of after, divided by the mean of before, − 1, as printed below Tables 3 and 4 of the paper.
 pub fn ratio_of_means(before: &[f64], after: &[f64]) -> Option<f64> {
     if before.len() != after.len() { None } else { ratio(mean(after)?, mean(before)?) }
 }
@@ -181,7 +182,7 @@ fn ratio(after: f64, before: f64) -> Option<f64> {
 }
 
 pub(super) fn mean(values: &[f64]) -> Option<f64> {
-    let mean = values.iter().sum::<f64>() / values.len() as f64; // 0/0 without values
+    let mean = values.iter().sum::<f64>() / values.len() as f64; // NaN (0/0) if there are no values
     Some(mean).filter(|m| m.is_finite())
 }
 

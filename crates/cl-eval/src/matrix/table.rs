@@ -5,21 +5,21 @@ use super::score_matrix::{Group, ScoreMatrix};
 pub struct Table {
     /// The caption.
     pub caption: String,
-    /// Column headers, that of the row names first.
+    /// Column headers; the first is that of the row names.
     pub columns: Vec<String>,
-    /// Rows, each with its name first.
+    /// Rows; the first cell is the row's name.
     pub rows: Vec<Vec<String>>,
 }
 
 const NONE: &str = "–";
 
-/// The matrix laid out like the paper's tables: one group's columns and their average (first for old knowledge, as in
-/// Tables 1 and 2, and last for new, as in Tables 3 and 4); rows for the base model and each round, then the gain over
-/// base, and for new knowledge the relative BWT. Returns `None` if there is no such column or no row.
+/// Lays out the matrix like the paper's tables: the columns of one group and their average (first for old knowledge, as
+/// in Tables 1 and 2, and last for new, as in Tables 3 and 4); rows for the base model and each round, then the gain
+/// over base and, for new knowledge, the relative BWT. Returns `None` if there is no such column or no row.
 ///
 /// The average of the gains is the mean of the percentages for old knowledge and the ratio of the means for new, as in
 /// the paper; the other average is in the caption, which should also name the profile of the scores. The average BWT is
-/// the mean over the tasks that have one.
+/// the mean over the tasks for which it is defined.
 pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Table> {
     let chosen: Vec<usize> = (0..matrix.columns.len()).filter(|&c| matrix.columns[c].group == group).collect();
     if chosen.is_empty() || matrix.rows.is_empty() {
@@ -54,7 +54,7 @@ pub fn table_of(matrix: &ScoreMatrix, group: Group, caption: &str) -> Option<Tab
     Some(Table { caption: caption.trim().to_owned(), columns, rows })
 }
 
-/// A table with one row per sequence: its final averages, BWT, forgetting and forward transfer.
+/// Returns a table with one row per sequence: its final averages, BWT, forgetting and forward transfer.
 pub fn summary_table(matrices: &[(String, &ScoreMatrix)], caption: &str) -> Table {
     let columns = ["", "old AVE", "new AVE", "BWT (relative)", "BWT (absolute)", "forgetting", "forward transfer"];
     let rows = matrices
@@ -76,7 +76,7 @@ pub fn summary_table(matrices: &[(String, &ScoreMatrix)], caption: &str) -> Tabl
 }
 
 impl Table {
-    /// The table as Markdown, with the caption below.
+    /// Formats the table as Markdown, with the caption below.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|c| one_line(c).replace('|', "\\|")).collect();
@@ -89,7 +89,7 @@ impl Table {
         format!("{text}\n{}\n", self.caption)
     }
 
-    /// The table as aligned text, for a terminal.
+    /// Formats the table as aligned text, for a terminal.
     pub fn text(&self) -> String {
         let lines: Vec<Vec<String>> = std::iter::once(&self.columns)
             .chain(&self.rows)
@@ -112,7 +112,7 @@ impl Table {
         format!("{text}{}\n", self.caption)
     }
 
-    /// The table as CSV (RFC 4180), without the caption.
+    /// Formats the table as CSV (RFC 4180), without the caption.
     pub fn csv(&self) -> String {
         let field = |cell: &String| {
             if cell.contains([',', '"', '\n', '\r']) {
@@ -146,7 +146,7 @@ fn percent(value: Option<f64>) -> String {
     value.map_or(NONE.to_owned(), |v| unsigned_zero(format!("{:+.1}%", 100.0 * v)))
 }
 
-/// Avoids "-0.0%", which looks like a loss.
+/// Removes the sign of a zero, since "-0.0%" looks like a loss.
 fn unsigned_zero(number: String) -> String {
     let zero = number.chars().all(|c| matches!(c, '+' | '-' | '0' | '.' | '%'));
     if zero { number.trim_start_matches(['+', '-']).to_owned() } else { number }

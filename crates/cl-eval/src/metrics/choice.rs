@@ -1,7 +1,7 @@
 use super::target::Target;
 use crate::request::Response;
 
-/// `acc` and `acc_norm` of a multiple-choice answer, each 0 or 1.
+/// Returns `acc` and `acc_norm` of a multiple-choice answer, each 0 or 1.
 pub(crate) fn accuracies(target: &Target, response: &Response) -> (f64, f64) {
     let (Target::Choice { choices, gold }, Response::Loglikelihoods(sums)) = (target, response) else {
         return (0.0, 0.0);
@@ -14,7 +14,7 @@ pub(crate) fn accuracies(target: &Target, response: &Response) -> (f64, f64) {
     (right(sums), right(&per_character))
 }
 
-/// Index of the largest value, or the first of several; NaN is ignored.
+/// Returns the index of the largest value, or of the first if there are several; NaN is ignored.
 pub(crate) fn first_largest(values: &[f64]) -> Option<usize> {
     let mut best: Option<usize> = None;
     for (i, v) in values.iter().enumerate().filter(|(_, v)| !v.is_nan()) {

@@ -1,22 +1,23 @@
-//! `fuzz.ratio`, the paper's score for Py150, and TRACE's preceding replacement of masked literals.
+//! `fuzz.ratio`, the paper's score for Py150, and TRACE's replacement of masked literals that precedes it.
 //!
 //! ```text
-//! fuzz.ratio = round(100 · 2·M / (|a| + |b|))     M: matched characters; halves to even; an integer for every item
+//! fuzz.ratio = round(100 · 2·M / (|a| + |b|))     M: matched characters; half to even; an integer for every item
 //! ```
 //!
-//! Traps:
-//! - With python-Levenshtein installed M is the length of the longest common subsequence ([`fuzz_ratio`]); without it M is
-//!   what difflib's matching blocks cover ([`fuzz_ratio_difflib`]). Which one the paper had is not known.
-//! - difflib leaves out "popular" characters, those that fill more than 1 % of a second text of 200 characters or more, when
-//!   it looks for blocks (they still lengthen a block). So its ratio is not symmetric, and long texts of few different
-//!   characters can score 0 without being equal.
-//! - rapidfuzz's own `fuzz.ratio` computes 1 − distance/length, which may fall on the other side of a half: one unit of 100 in
-//!   one of about ten thousand pairs.
-//! - Equal texts score 100 before anything else is asked, so two empty ones do, too; one empty text scores 0.
-//! - Lengths are in code points, as Python's are.
+//! Pitfalls:
+//! - With python-Levenshtein installed, M is the length of the longest common subsequence ([`fuzz_ratio`]); without it,
+//!   the number of characters in difflib's matching blocks ([`fuzz_ratio_difflib`]). Which one the paper used is not
+//!   known.
+//! - If the second text has 200 characters or more, difflib ignores "popular" characters, those that make up more than
+//!   1 % of it, when it searches for blocks (they can still extend a block). So its ratio is not symmetric, and long
+//!   texts with few different characters can score 0 without being equal.
+//! - rapidfuzz's own `fuzz.ratio` computes 1 − distance/length, which may round differently at a half: one unit of 100
+//!   in about one of ten thousand pairs.
+//! - Equal texts score 100, which is checked first and also applies to two empty texts; a single empty text scores 0.
+//! - Lengths are in code points, as in Python.
 //!
 //! Sources: fuzzywuzzy's `fuzz.ratio`; Python's documentation of `difflib.SequenceMatcher` (Ratcliff and Metzener,
-//! "Pattern Matching: The Gestalt Approach", 1988); TRACE (arXiv:2310.06762) for the clean-up.
+//! "Pattern Matching: The Gestalt Approach", 1988); TRACE (arXiv:2310.06762) for the replacement of masks.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -48,7 +49,7 @@ pub fn clean_py150(code: &str) -> String {
     cleaned
 }
 
-/// `fuzz.ratio` with python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are.
+/// Computes `fuzz.ratio` with python-Levenshtein: an integer from 0 to 100; 0 if one text is empty, 100 if both are.
 ///
 /// ```
 /// use cl_eval::metrics::edit::fuzz_ratio;
@@ -61,15 +62,15 @@ pub fn fuzz_ratio(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| lcs_seq::similarity(a.iter().copied(), b.iter().copied()))
 }
 
-/// `fuzz.ratio` without python-Levenshtein: 0 to 100, a whole number; 0 when one text is empty, 100 when both are. The
-/// order of the texts matters.
+/// Computes `fuzz.ratio` without python-Levenshtein: an integer from 0 to 100; 0 if one text is empty, 100 if both are.
+/// The order of the texts matters.
 pub fn fuzz_ratio_difflib(a: &str, b: &str) -> f64 {
     rounded(a, b, |a, b| Blocks::new(b).matching_characters(a))
 }
 
 fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64 {
     if a == b {
-        return 100.0; // before the next question, as fuzzywuzzy asks: two empty texts are equal
+        return 100.0; // checked first, as in fuzzywuzzy: two empty texts are equal
     }
     if a.is_empty() || b.is_empty() {
         return 0.0;
@@ -79,12 +80,12 @@ fn rounded(a: &str, b: &str, matches: impl Fn(&[char], &[char]) -> usize) -> f64
     (100.0 * ratio).round_ties_even()
 }
 
-/// difflib's search for matching blocks.
+/// State of difflib's search for matching blocks.
 struct Blocks<'t> {
     b: &'t [char],
-    /// Positions of each character that is not popular, ascending.
+    /// Ascending positions of each character that is not popular.
     places: HashMap<char, Vec<usize>>,
-    /// `length[j + 1]`: length of the block that ends at position j, as of row `row[j + 1]`.
+    /// `length[j + 1]`: length of the block that ends at position j, valid for row `row[j + 1]`.
     length: Vec<usize>,
     row: Vec<u64>,
     rows: u64,
@@ -103,9 +104,9 @@ impl<'t> Blocks<'t> {
         Blocks { b, places, length: vec![0; b.len() + 1], row: vec![0; b.len() + 1], rows: 1 }
     }
 
-    /// Number of characters in blocks: the longest block, then recursively on its left and right.
+    /// Returns the number of characters in blocks: the longest block, then recursively to its left and right.
     fn matching_characters(&mut self, a: &[char]) -> usize {
-        // A queue instead of recursion, so that thousands of blocks cannot overflow the stack.
+        // A work list instead of recursion, so that thousands of blocks cannot overflow the stack.
         let mut queue = vec![(0, a.len(), 0, self.b.len())];
         let mut total = 0;
         while let Some((a_low, a_high, b_low, b_high)) = queue.pop() {
@@ -122,8 +123,8 @@ impl<'t> Blocks<'t> {
         total
     }
 
-    /// The longest block of characters that are not popular (the earliest in `a`, then in `b`), extended on both sides
-    /// by any matching characters.
+    /// Finds the longest block of characters that are not popular (the earliest in `a`, then in `b`), and extends it on
+    /// both sides by any matching characters.
     fn longest_match(
         &mut self,
         a: &[char],
@@ -132,7 +133,7 @@ impl<'t> Blocks<'t> {
     ) -> (usize, usize, usize) {
         let b = self.b;
         let (mut i_best, mut j_best, mut best) = (a_low, b_low, 0);
-        self.rows += 1; // leaves an unused row in between, so that nothing of an earlier search counts as "the row before"
+        self.rows += 1; // skips a row number, so that no earlier search counts as the previous row
         for (i, c) in a.iter().enumerate().take(a_high).skip(a_low) {
             self.rows += 1;
             let Some(places) = self.places.get(c) else {
@@ -141,7 +142,7 @@ impl<'t> Blocks<'t> {
             let from = places.partition_point(|&j| j < b_low);
             let to = places.partition_point(|&j| j < b_high);
             let mut best_of_row = false;
-            // Backwards, so that the previous row's value at j is still available for j + 1.
+            // In reverse order, so that the previous row's value at j is still available for j + 1.
             for &j in places[from..to].iter().rev() {
                 let before = if j > b_low && self.row[j] == self.rows - 1 { self.length[j] } else { 0 };
                 let k = before + 1;
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn masks_are_replaced_in_the_reference_s_order() {
-        // python: the loop of str.replace over re.findall's matches.
+        // The reference is Python's loop of str.replace over the matches of re.findall.
         assert_eq!(clean_py150("<STR_LIT:<NUM_LIT:3>> <NUM_LIT:3>"), "3 3");
         assert_eq!(clean_py150("<STR_LIT:a\nb><CHAR_LIT:><NUM_LIT>"), "a\nb0");
         assert_eq!(clean_py150("<STR_LIT:open"), "<STR_LIT:open");
@@ -176,7 +177,7 @@ mod tests {
 
     #[test]
     fn popular_characters_start_no_block() {
-        // 200 × "a" is all popular; one character less is not.
+        // In 200 × "a", the character is popular; with one fewer, it is not.
         let long = "a".repeat(200);
         assert_eq!(fuzz_ratio_difflib("xa", &long), 0.0);
         assert_eq!(fuzz_ratio_difflib(&long[1..], &format!("{}b", &long[2..])), 99.0);

@@ -2,8 +2,8 @@
 
 use super::python_strip;
 
-/// 1 when the first character of the stripped answer is the first of the reference (which is not stripped), else 0; an
-/// empty answer is wrong. TRACE itself compares whole strings for C-STANCE and FOMC, see [`super::exact`].
+/// Returns 1 if the first character of the stripped answer is the first of the reference (which is not stripped), else
+/// 0; an empty answer is wrong. TRACE itself compares whole strings for C-STANCE and FOMC; see [`super::exact`].
 ///
 /// ```
 /// use cl_eval::metrics::first_char::first_char;

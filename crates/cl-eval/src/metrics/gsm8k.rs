@@ -1,11 +1,12 @@
 //! Extraction and comparison of numbers in solutions, as in lm-eval's `gsm8k` and `gsm8k_cot`.
 //!
-//! Traps:
-//! - [`flexible_extract`] takes the *last* number-like piece, whose pattern allows `$`, commas and dots anywhere: "18." is
-//!   taken with its dot, "..." is one too. The comparison removes one final dot, no more.
-//! - [`strict_match`] takes the *first* number after `#### `; [`strict_match_cot`] the first after `The answer is `, and its
-//!   last dot is any character, so an answer that ends right after the number loses the number's last digit.
-//! - Both sides of the comparison go through the same clean-up, so a reference may be the whole solution.
+//! Pitfalls:
+//! - [`flexible_extract`] takes the *last* match of a pattern that allows `$`, commas and dots anywhere: "18." is
+//!   extracted with its dot, and "..." is a match, too. The comparison removes a single final dot.
+//! - [`strict_match`] takes the *first* number after `#### `; [`strict_match_cot`] the first after `The answer is `.
+//!   The final dot in the pattern of the latter matches any character, so an answer that ends right after the number
+//!   loses the number's last digit.
+//! - Both sides of the comparison are normalized in the same way, so a reference may be the whole solution.
 //!
 //! Source: lm-evaluation-harness, `gsm8k.yaml` and `gsm8k-cot.yaml` (version 3.0).
 
@@ -23,10 +24,10 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a constant pattern")
 }
 
-/// Result if nothing is found in an answer.
+/// Result if an answer contains no number.
 pub const INVALID: &str = "[invalid]";
 
-/// The last number-like part of the answer.
+/// Returns the last number-like part of the answer.
 ///
 /// ```
 /// use cl_eval::metrics::gsm8k::flexible_extract;
@@ -38,12 +39,12 @@ pub fn flexible_extract(answer: &str) -> &str {
     FLEXIBLE.find_iter(answer).last().map_or(INVALID, |m| m.as_str())
 }
 
-/// The number after the first `#### `.
+/// Returns the number after the first `#### `.
 pub fn strict_match(answer: &str) -> &str {
     first_group(&STRICT, answer)
 }
 
-/// The number after the first `The answer is `.
+/// Returns the number after the first `The answer is `.
 pub fn strict_match_cot(answer: &str) -> &str {
     first_group(&STRICT_COT, answer)
 }
@@ -52,13 +53,13 @@ fn first_group<'t>(pattern: &Regex, answer: &'t str) -> &'t str {
     pattern.captures(answer).and_then(|c| c.get(1)).map_or(INVALID, |m| m.as_str())
 }
 
-/// The stripped text after the last `####` of a solution: `gsm8k_cot`'s reference.
+/// Returns the stripped text after the last `####` of a solution: the reference of `gsm8k_cot`.
 pub fn final_answer(solution: &str) -> &str {
     python_strip(solution.rsplit("####").next().unwrap_or(solution))
 }
 
-/// 1 if both are equal, ignoring commas, dollar signs, everything up to the last `#### `, a final dot, and case, as in
-/// lm-eval; else 0.
+/// Returns 1 if both are equal, ignoring commas, dollar signs, everything up to the last `#### `, a final dot, and
+/// case, as in lm-eval; else 0.
 pub fn exact_match(extracted: &str, reference: &str) -> f64 {
     f64::from(u8::from(normal(extracted) == normal(reference)))
 }

@@ -6,34 +6,34 @@ use super::target::Target;
 use super::{choice, edit, exact, first_char, gsm8k, rouge, sari};
 use crate::request::Response;
 
-/// How an answer is scored. Each metric gives one or more named scores in `[0, 1]`; the first listed here is the main
-/// one, which represents the task in tables.
+/// How answers are scored. Each metric computes one or more named scores in `[0, 1]`; the first listed here is the main
+/// score, which represents the task in tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// `acc`: the right choice has the highest log-likelihood. `acc_norm`: the right choice has the highest
-    /// log-likelihood divided by its number of characters (code points, without the leading space). Among equals the
-    /// first wins, as in lm-eval; NaN never wins.
+    /// `acc`: the correct choice has the highest log-likelihood. `acc_norm`: the correct choice has the highest
+    /// log-likelihood divided by its number of characters (code points, without the leading space). The first of equal
+    /// values wins, as in lm-eval; NaN never wins.
     Acc,
-    /// The scores of `acc`, with `acc_norm` as the main one, as is usual for ARC, HellaSwag, OpenBookQA and PIQA. With
+    /// The scores of `acc`, with `acc_norm` as the main score, as is usual for ARC, HellaSwag, OpenBookQA and PIQA. For
     /// choices of equal length, such as letters, the two are the same.
     AccNorm,
     /// `first_char`: the first character of the stripped answer equals that of the reference, as the paper scores
     /// C-STANCE, FOMC and ScienceQA. `exact_match`: the whole strings are equal, as TRACE scores C-STANCE and FOMC (an
     /// answer limited to a few tokens cannot match a long reference such as ScienceQA's).
     FirstChar,
-    /// `exact_match`: stripped answer equal to the stripped reference.
+    /// `exact_match`: the stripped answer equals the stripped reference.
     ExactMatch,
-    /// `rouge_l`: F of the `rouge` package. `rouge_l_f_beta`: F of its older releases. `rouge_l_swapped`: F with answer
-    /// and reference exchanged, as in the paper's and TRACE's scripts (only ties between equally long common
-    /// subsequences differ).
+    /// `rouge_l`: F-score of the `rouge` package. `rouge_l_f_beta`: F-score of its older releases. `rouge_l_swapped`:
+    /// F-score with answer and reference swapped, as in the paper's and TRACE's scripts (which only affects ties
+    /// between equally long common subsequences).
     RougeL,
-    /// The scores of `rouge_l`, with `rouge_l_swapped` as the main one, as in the paper.
+    /// The scores of `rouge_l`, with `rouge_l_swapped` as the main score, as in the paper.
     RougeLSwapped,
-    /// `sari`: SARI / 100 against the prompt and the reference.
+    /// `sari`: SARI / 100, relative to the prompt and the reference.
     Sari,
-    /// `edit_similarity`: `fuzz.ratio` / 100 with python-Levenshtein, after Py150's clean-up;
-    /// `edit_similarity_difflib`: with Python's difflib.
+    /// `edit_similarity`: `fuzz.ratio` / 100 with python-Levenshtein, after Py150's masks are replaced;
+    /// `edit_similarity_difflib`: the same with Python's difflib.
     EditSimilarity,
     /// `flexible_extract`: the last number of the answer; `strict_match`: the number after `#### `.
     Gsm8k,
@@ -42,8 +42,8 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Scores by name, each in `[0, 1]`; the names are the same for every target and answer. An answer of the wrong
-    /// kind counts as empty.
+    /// Returns the scores by name, each in `[0, 1]`; the names are the same for every target and answer. An answer of
+    /// the wrong kind counts as empty.
     pub fn scores(self, target: &Target, response: &Response) -> BTreeMap<String, f64> {
         let answer = match response {
             Response::Text(text) => text.as_str(),
@@ -97,7 +97,7 @@ impl Metric {
         scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Why a target cannot be scored by this metric; `None` if it can.
+    /// Returns what a target is missing to be scored by this metric; `None` if it can be scored.
     pub fn lacks(self, target: &Target) -> Option<&'static str> {
         match (self, target) {
             (Metric::Acc | Metric::AccNorm, Target::Reference { .. }) => Some("it has no choices"),
@@ -108,7 +108,7 @@ impl Metric {
         }
     }
 
-    /// Name of the main score.
+    /// Returns the name of the main score.
     pub fn main(self) -> &'static str {
         match self {
             Metric::Acc => "acc",

@@ -1,6 +1,6 @@
 //! Metrics, one per file, with their sources and pitfalls.
 //!
-//! Every metric is defined for any two texts.
+//! Every metric is defined for any pair of texts.
 
 pub(crate) mod choice;
 pub mod edit;
@@ -17,12 +17,12 @@ pub use target::Target;
 
 pub(crate) use cl_data::python::is_space as python_space;
 
-/// Python's `str.split()`.
+/// Splits a text like Python's `str.split()`.
 pub(crate) fn python_split(text: &str) -> impl Iterator<Item = &str> {
     text.split(python_space).filter(|w| !w.is_empty())
 }
 
-/// Python's `str.strip()`.
+/// Strips a text like Python's `str.strip()`.
 pub(crate) fn python_strip(text: &str) -> &str {
     text.trim_matches(python_space)
 }

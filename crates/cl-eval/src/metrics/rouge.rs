@@ -1,19 +1,20 @@
-//! ROUGE-L as the Python package `rouge` computes it (not Google's `rouge_score`): the paper's score for MeetingBank.
+//! ROUGE-L as computed by the Python package `rouge` (not Google's `rouge_score`): the paper's score for MeetingBank.
 //!
 //! ```text
 //! hits = |⋃ words(LCS(r, h))| over all pairs of a reference's sentence r and an answer's sentence h
-//! R = hits / different words of the reference,  P = hits / different words of the answer,  F = 2PR / (P + R + 1e-8)
+//! R = hits / distinct words of the reference,  P = hits / distinct words of the answer,  F = 2PR / (P + R + 1e-8)
 //! ```
 //!
-//! Traps:
-//! - A sentence ends at every ".", so "3.5" is two; a piece of white space only is a sentence of one empty word.
-//! - Words are case-sensitive, unstemmed, separated by white space; all counts are of *different* words.
-//! - Of several longest common subsequences the one found by walking back from the ends counts: a match first, then along the
-//!   reference where the table is strictly larger there, else along the answer. So swapping the two texts can change hits.
-//! - The package raises an error where a side has no sentence (empty, or nothing but dots); the paper scores that as 0, and so
-//!   do we.
-//! - The package also fails (its walk is recursive) on sentences of about a thousand words or more, which the paper's script
-//!   would count as 0. Here such sentences are scored.
+//! Pitfalls:
+//! - Every "." ends a sentence, so "3.5" is two sentences; a piece of only white space is a sentence of one empty word.
+//! - Words are case-sensitive, not stemmed, and separated by white space; all counts are of *distinct* words.
+//! - If there are several longest common subsequences, the result is the one found by walking back from the ends: along
+//!   matches first, then along the reference where the table is strictly larger there, else along the answer. So
+//!   swapping the two texts can change the hits.
+//! - The package raises an error if a side has no sentence (because it is empty or consists of dots); the paper scores
+//!   this as 0, and so do we.
+//! - The package also fails (its traceback is recursive) on sentences of about a thousand words or more, which the
+//!   paper's script would score as 0. Here, such sentences are scored.
 //!
 //! Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, for the definition; `rouge` 1.0.1 for
 //! the behaviour.
@@ -22,20 +23,20 @@ use std::collections::{HashMap, HashSet};
 
 use super::python_split;
 
-/// Recall, precision, and the F values of two versions of the package.
+/// Recall, precision, and the F-scores of two versions of the package.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RougeL {
     /// Hits divided by the number of distinct words of the reference.
     pub recall: f64,
     /// Hits divided by the number of distinct words of the answer.
     pub precision: f64,
-    /// Since 1.0: 2PR / (P + R + 1e-8).
+    /// F-score since version 1.0: 2PR / (P + R + 1e-8).
     pub f: f64,
-    /// Before: (1 + β²)RP / (R + β²P + 1e-12) with β = P / (R + 1e-12).
+    /// F-score of older versions: (1 + β²)RP / (R + β²P + 1e-12) with β = P / (R + 1e-12).
     pub f_beta: f64,
 }
 
-/// Scores an answer (the package's hypothesis) against a reference; all zero where the package raises an error.
+/// Scores an answer (the package's hypothesis) against a reference. All values are 0 where the package raises an error.
 ///
 /// ```
 /// use cl_eval::metrics::rouge::rouge_l;
@@ -58,9 +59,9 @@ pub fn rouge_l(answer: &str, reference: &str) -> RougeL {
     RougeL { recall, precision, f, f_beta }
 }
 
-/// Distinct sentences as lists of word indices, and the number of distinct words.
+/// Returns the distinct sentences as lists of word indices, and the number of distinct words.
 ///
-/// The result depends only on sets of words, so a repeated sentence adds nothing.
+/// The result only depends on sets of words, so repeated sentences can be dropped.
 fn sentences<'t>(text: &'t str, ids: &mut HashMap<&'t str, u32>) -> (Vec<Vec<u32>>, usize) {
     let (mut all, mut seen, mut words) = (Vec::new(), HashSet::new(), HashSet::new());
     for piece in text.split('.').filter(|p| !p.is_empty()) {
@@ -77,7 +78,7 @@ fn sentences<'t>(text: &'t str, ids: &mut HashMap<&'t str, u32>) -> (Vec<Vec<u32
     (all, words.len())
 }
 
-/// Size of the union of the words of all pairs' common subsequences.
+/// Returns the number of words in the union of the common subsequences of all pairs of sentences.
 fn hits(reference: &[Vec<u32>], answer: &[Vec<u32>]) -> usize {
     let answer: Vec<Sentence> = answer.iter().map(|s| Sentence::new(s)).collect();
     let mut union: HashSet<u32> = HashSet::new();
@@ -85,7 +86,7 @@ fn hits(reference: &[Vec<u32>], answer: &[Vec<u32>]) -> usize {
         let sentence = Sentence::new(words);
         for other in &answer {
             if sentence.places.keys().all(|w| union.contains(w)) {
-                break; // nothing left that this sentence could add
+                break; // all words of this sentence are already counted
             }
             common_subsequence(&sentence, other, &mut union);
         }
@@ -93,7 +94,7 @@ fn hits(reference: &[Vec<u32>], answer: &[Vec<u32>]) -> usize {
     union.len()
 }
 
-/// A sentence's words, and the positions of each, ascending.
+/// A sentence's words, and the ascending positions of each.
 struct Sentence<'t> {
     words: &'t [u32],
     places: HashMap<u32, Vec<usize>>,
@@ -112,9 +113,9 @@ impl<'t> Sentence<'t> {
 /// Adds the words of the common subsequence that the package's traceback finds.
 ///
 /// Let t[i][j] be the length of the longest common subsequence of the first i words of the reference's sentence and the
-/// first j of the answer's. At (i, j), where the words differ, the walk goes up when t[i − 1][j] > t[i][j − 1], which
-/// is when t[i][j] > t[i][j − 1], and left otherwise. Rows whose word the answer does not have repeat the row above:
-/// they are not computed, but in them the walk goes left, too.
+/// first j of the answer's. At (i, j), if the words differ, the traceback goes up if t[i − 1][j] > t[i][j − 1], which
+/// is equivalent to t[i][j] > t[i][j − 1], and left otherwise. Rows whose word is not in the answer repeat the row
+/// above; they are not computed, and in them the traceback goes left as well.
 fn common_subsequence(reference: &Sentence<'_>, answer: &Sentence<'_>, union: &mut HashSet<u32>) {
     let mut rows: Vec<usize> =
         answer.places.keys().filter_map(|w| reference.places.get(w)).flatten().copied().collect();
@@ -140,12 +141,12 @@ fn common_subsequence(reference: &Sentence<'_>, answer: &Sentence<'_>, union: &m
     }
 }
 
-/// Number of rows between two stored states of the table; the traceback recomputes them in blocks.
+/// Number of rows between two saved states of the table; the traceback recomputes the rows between them in blocks.
 const BLOCK: usize = 256;
 
-/// The horizontal steps of the table as bits, 64 columns a word (Crochemore et al., "A fast and practical bit-vector
-/// algorithm for the longest common subsequence problem", 2001). Only every [`BLOCK`]th row is kept: two texts of 50
-/// 000 words need a few MB instead of 10 GB.
+/// The table as bits, one for each horizontal step, 64 columns per word (Crochemore et al., "A fast and practical
+/// bit-vector algorithm for the longest common subsequence problem", 2001). Only every [`BLOCK`]th row is stored: two
+/// texts of 50,000 words need a few MB instead of 10 GB.
 struct Table<'t> {
     words: &'t [u32],
     rows: &'t [usize],
@@ -162,7 +163,8 @@ impl<'t> Table<'t> {
         let width = columns.words.len().div_ceil(64);
         let (kept, states, matches) = (Vec::new(), Vec::new(), vec![0; width]);
         let mut table = Table { words, rows, columns, width, kept, block: usize::MAX, states, matches };
-        // A bit is 0 where the table grows by one from the column before; the row above the first never does.
+        // A bit is 0 where the table increases by one from the previous column; in the row above the first, it never
+        // does.
         let mut state = vec![u64::MAX; width];
         for i in 0..rows.len() {
             if i % BLOCK == 0 {
@@ -173,7 +175,7 @@ impl<'t> Table<'t> {
         table
     }
 
-    /// t[i][j] > t[i][j − 1], i and j from 1.
+    /// Whether t[i][j] > t[i][j − 1], for i and j from 1.
     fn grows(&mut self, i: usize, j: usize) -> bool {
         let (block, row) = ((i - 1) / BLOCK, (i - 1) % BLOCK);
         if self.block != block {
@@ -192,7 +194,7 @@ impl<'t> Table<'t> {
         self.block = block;
     }
 
-    /// The next row's state: V ← (V + (V ∧ M)) ∨ (V ∧ ¬M), M the columns that hold the row's word.
+    /// Computes the state of the next row: V ← (V + (V ∧ M)) ∨ (V ∧ ¬M), where M are the columns with the row's word.
     fn advance(&mut self, state: &mut [u64], i: usize) {
         let Some(places) = self.columns.places.get(&self.words[self.rows[i]]) else {
             return;
@@ -217,7 +219,7 @@ impl<'t> Table<'t> {
 mod tests {
     use super::*;
 
-    /// The table written out, as a check of the bits.
+    /// Computes the same from the full table, to check the bit vectors.
     fn by_table(reference: &[u32], answer: &[u32]) -> HashSet<u32> {
         let (m, n) = (reference.len(), answer.len());
         let mut t = vec![vec![0u32; n + 1]; m + 1];
@@ -246,7 +248,7 @@ mod tests {
         let mut random = cl_data::numpy::Mt19937::new(7);
         for case in 0..600 {
             let most = [3, 70, 200, 600][case % 4];
-            let alphabet = [2, 5, 40, 900][case / 4 % 4]; // the more, the more rows without a match
+            let alphabet = [2, 5, 40, 900][case / 4 % 4]; // a larger alphabet gives more rows without a match
             let mut sentence = || -> Vec<u32> {
                 let length = 1 + random.interval(most);
                 (0..length).map(|_| random.interval(alphabet) as u32).collect()

@@ -1,16 +1,18 @@
-//! SARI as Hugging Face's metric computes it: the paper's score for 20Minuten.
+//! SARI as computed by Hugging Face's metric: the paper's score for 20Minuten.
 //!
 //! ```text
 //! SARI = (F_keep + P_delete + F_add) / 3, each the mean over n-grams of n = 1..4 of source, answer and one reference
 //! ```
 //!
-//! Traps:
-//! - Texts are lower-cased and tokenized by mteval-v13a's rules (sacrebleu's `13a`), words split at single spaces; an empty
-//!   text is one empty word.
-//! - Keeping averages precision over *different* n-grams, but recall over counts; deleting is a precision only; adding
-//!   compares sets.
-//! - 0/0 is 1: a text too short for an n-gram scores 1 there, and an empty answer, which deletes all, does not score 0.
-//! - Sums run in the order in which n-grams first appear in the source, as Python's counters do, so scores are the same bits.
+//! Pitfalls:
+//! - Texts are lower-cased and tokenized by the rules of mteval-v13a (sacrebleu's `13a`), then split at single spaces;
+//!   an empty text is one empty word.
+//! - For kept n-grams, precision is averaged over *distinct* n-grams, but recall over counts; deletion is scored by
+//!   precision only; addition compares sets.
+//! - 0/0 is 1: a text too short for an n-gram scores 1 for it, and an empty answer, which deletes everything, does not
+//!   score 0.
+//! - Sums run in the order in which n-grams first appear in the source, as Python's counters do, so scores are
+//!   identical to the bit.
 //!
 //! Sources: Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016; the `sari`
 //! metric of `evaluate` for the behaviour; NIST's mteval-v13a for the tokens.
@@ -22,7 +24,7 @@ use regex::Regex;
 
 use super::python_split;
 
-/// SARI / 100 of an answer, in `[0, 1]`, given the text that was to be simplified and one reference.
+/// Computes SARI / 100 of an answer, in `[0, 1]`, given the text to simplify and one reference.
 ///
 /// ```
 /// use cl_eval::metrics::sari::sari;
@@ -38,7 +40,7 @@ pub fn sari(source: &str, answer: &str, reference: &str) -> f64 {
     (mean(0) + mean(1) + mean(2)) / 3.0
 }
 
-/// Scores for kept, deleted and added n-grams of one length.
+/// Returns the scores for kept, deleted and added n-grams of one length.
 fn one_order(source: &Counts, answer: &Counts, reference: &Counts) -> [f64; 3] {
     let (mut kept, mut kept_good, mut kept_all) = (Part::default(), 0, 0);
     let mut deleted = Part::default();
@@ -60,7 +62,7 @@ fn one_order(source: &Counts, answer: &Counts, reference: &Counts) -> [f64; 3] {
     [f1(kept.mean(), kept_recall), deleted.mean(), f1(added_precision, added_recall)]
 }
 
-/// Mean over distinct n-grams of good / all.
+/// Mean of good / all over distinct n-grams.
 #[derive(Default)]
 struct Part {
     different: usize,
@@ -88,7 +90,7 @@ fn f1(precision: f64, recall: f64) -> f64 {
     if precision > 0.0 || recall > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 }
 }
 
-/// n-grams with their counts, in order of first occurrence.
+/// n-grams and their counts, in order of first occurrence.
 struct Counts<'t> {
     grams: Vec<(&'t [&'t str], usize)>,
     index: HashMap<&'t [&'t str], usize>,
@@ -115,15 +117,15 @@ impl<'t> Counts<'t> {
 
 static RULES: LazyLock<[(Regex, &str); 4]> = LazyLock::new(|| {
     [
-        (r"([\{-~\[-` -&\(-\+:-@/])", " $1 "), // ASCII punctuation but ' , - . apart
-        (r"([^0-9])([.,])", "$1 $2 "),         // full stop and comma, unless after a digit
+        (r"([\{-~\[-` -&\(-\+:-@/])", " $1 "), // separate ASCII punctuation, except ' , - .
+        (r"([^0-9])([.,])", "$1 $2 "),         // separate full stop and comma, unless after a digit
         (r"([.,])([^0-9])", " $1 $2"),         // … or before one
-        (r"([0-9])(-)", "$1 $2 "),             // a dash after a digit
+        (r"([0-9])(-)", "$1 $2 "),             // separate a dash after a digit
     ]
     .map(|(rule, to)| (Regex::new(rule).expect("a constant pattern"), to))
 });
 
-/// Lower case, then mteval-v13a's tokenization, joined by single spaces.
+/// Lower-cases a text, and tokenizes it as mteval-v13a does; tokens are joined by single spaces.
 ///
 /// ```
 /// use cl_eval::metrics::sari::tokenize_13a;

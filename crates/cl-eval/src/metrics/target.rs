@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// What an answer is scored against.
+/// The target that an answer is scored against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Target {
@@ -8,7 +8,7 @@ pub enum Target {
     Choice {
         /// The choices without the leading space; `acc_norm` divides by their lengths.
         choices: Vec<String>,
-        /// Index of the right choice.
+        /// Index of the correct choice.
         gold: usize,
     },
     /// A reference answer.

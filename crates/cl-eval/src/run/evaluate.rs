@@ -13,13 +13,13 @@ use crate::error::Error;
 use crate::request::{BoxError, LanguageModel, Loglikelihood, Request, Response};
 use crate::task::Task;
 
-/// Maximum number of tokens that a model is given at once, unless said otherwise.
+/// Default maximum number of tokens per forward pass.
 pub const DEFAULT_BATCH_TOKENS: usize = 2048;
 
-/// Maximum number of sequences that a model generates at once, unless said otherwise.
+/// Default maximum number of sequences generated in parallel.
 pub const DEFAULT_BATCH_SEQUENCES: usize = 32;
 
-/// A task to evaluate, and the file (JSONL of [`Prediction`]) for its answers.
+/// A task to evaluate, and the file for its answers (JSONL of [`Prediction`]).
 pub struct Open<'a> {
     /// The task.
     pub task: &'a dyn Task,
@@ -27,7 +27,7 @@ pub struct Open<'a> {
     pub predictions: PathBuf,
 }
 
-/// Evaluates one task, see [`evaluate_all`]. `observe(done, all)` is called before the first and after every answer.
+/// Evaluates one task; see [`evaluate_all`]. `observe(done, all)` is called before the first and after every answer.
 ///
 /// # Errors
 /// Returns the same errors as [`evaluate_all`].
@@ -45,11 +45,11 @@ pub fn evaluate(
     Ok(scores.remove(0))
 }
 
-/// Evaluates tasks: sends the requests of all tasks to the model together, so that it can batch them, appends each
-/// answer to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called with
-/// the index of the task after every answer, and may stop the evaluation.
+/// Evaluates several tasks: sends the requests of all tasks to the model together, so that it can batch them, appends
+/// each answer to its task's predictions file as it arrives, and computes scores. `observe(task, done, all)` is called
+/// with the index of the task after every answer, and may stop the evaluation.
 ///
-/// Answers in existing predictions files are reused, matched by request. An interrupted run therefore resumes,
+/// Answers in existing predictions files are reused, matched by request. An interrupted run can therefore be resumed,
 /// documents may be added or reordered, and identical documents are sent to the model once. An incomplete last line is
 /// discarded. Answers to other requests, such as those of a run with a larger limit, are kept at the end of the file
 /// and not scored. On completion, the file is sorted by document, as after an uninterrupted run; log-likelihoods may
@@ -59,9 +59,9 @@ pub fn evaluate(
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if a task is empty, [`Error::Model`] or [`Error::Answers`] if the model fails,
-/// [`Error::Interrupted`] if `observe` stops it, [`Error::OtherModel`] if a file has another model's answers, [`Error::NotPredictions`] if it is not a predictions
-/// file (it is left unchanged), [`Error::Busy`] if another process is writing to it, and [`Error::Io`] or
-/// [`Error::File`] if reading or writing fails.
+/// [`Error::Interrupted`] if `observe` stops it, [`Error::OtherModel`] if a file has answers of another model,
+/// [`Error::NotPredictions`] if it is not a predictions file (it is left unchanged), [`Error::Busy`] if another process
+/// is writing to it, and [`Error::Io`] or [`Error::File`] if reading or writing fails.
 pub fn evaluate_all(
     open: &[Open<'_>],
     model: &mut dyn LanguageModel,
@@ -98,20 +98,20 @@ pub fn evaluate_all(
     runs.iter_mut().map(TaskRun::finish).collect()
 }
 
-/// What is called with the index of a task, and how many of its documents have an answer of how many.
+/// Progress callback: receives the index of a task, its number of answered documents, and its number of documents.
 pub type Observe<'a> = dyn FnMut(usize, usize, usize) -> ControlFlow<()> + 'a;
 
 fn stopped(flow: ControlFlow<()>) -> Result<(), Error> {
     if flow.is_break() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// The state of a task's evaluation: its requests, and the answers so far.
+/// State of a task's evaluation: its requests, and the answers so far.
 pub(super) struct TaskRun<'a> {
     task: &'a dyn Task,
     path: PathBuf,
     requests: Vec<Request>,
     keys: Vec<String>,
-    askers: HashMap<String, usize>, // documents by key: one that comes twice is asked about once
+    askers: HashMap<String, usize>, // documents by key; identical ones are requested once
     done: usize,
     fingerprint: Option<String>,
     saved: Saved,
@@ -135,12 +135,13 @@ impl<'a> TaskRun<'a> {
         Ok(TaskRun { task, path, requests, keys, askers, done, fingerprint, saved, log: None })
     }
 
-    /// Opens the file for appending under an exclusive lock, and drops an incomplete last line. Creates its directory.
+    /// Opens the file for appending under an exclusive lock, and truncates an incomplete last line. Creates its
+    /// directory.
     fn begin(&mut self) -> Result<(), Error> {
         make_parent(&self.path)?;
         let lock = lock_log(&self.path)?;
         remove_leftovers(&self.path);
-        // Another process may have changed the file since it was read.
+        // Another process may have changed the file after it was read.
         self.saved = Saved::read(&self.path)?;
         self.saved.check_model(&self.path, self.fingerprint.as_deref())?;
         self.done = self.saved.done(&self.keys);
@@ -167,7 +168,7 @@ impl<'a> TaskRun<'a> {
         Ok(())
     }
 
-    /// One prediction per document, scored by the task's current metric.
+    /// Returns one prediction per document, scored by the task's current metric.
     pub(super) fn answered(&self) -> Result<Vec<Prediction>, Error> {
         let (task, metric) = (self.task.name(), self.task.metric());
         let one = |(document, key): (usize, &String)| {
@@ -187,7 +188,7 @@ impl<'a> TaskRun<'a> {
     fn finish(&mut self) -> Result<Scores, Error> {
         let answered = self.answered()?;
         let io = |source| Error::Io { path: self.path.clone(), source };
-        // Closed before it is replaced, as Windows requires; the lock is kept until then.
+        // Close the file before it is replaced, as Windows requires; the lock is held until then.
         let _lock = self.log.take().map(|(_, lock)| lock);
         write_whole(&self.path, &to_jsonl(&self.saved.in_order(&self.keys, &answered)).map_err(io)?)?;
         Ok(Scores::of(self.task.name(), self.task.metric(), &answered))
@@ -197,10 +198,10 @@ impl<'a> TaskRun<'a> {
 /// Requests of one kind, the documents they belong to, and the answers so far.
 struct RequestBatch<R, A> {
     requests: Vec<R>,
-    owners: Vec<usize>,                      // of each request, its place in `documents`
-    documents: Vec<((usize, usize), usize)>, // (run, document) and the place of its first request
+    owners: Vec<usize>,                      // index in `documents` of each request
+    documents: Vec<((usize, usize), usize)>, // (run, document) and the index of its first request
     answers: Vec<Option<A>>,
-    open: Vec<usize>, // of each document, requests without an answer
+    open: Vec<usize>, // number of unanswered requests of each document
 }
 
 impl<R, A> Default for RequestBatch<R, A> {
@@ -234,7 +235,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
         ask: impl FnOnce(&[R], &mut dyn FnMut(usize, A) -> Result<(), BoxError>) -> Result<(), BoxError>,
         response: impl Fn(Vec<A>) -> Response,
     ) -> Result<(), Error> {
-        // A document without requests has an empty answer.
+        // A document without requests gets an empty answer.
         for owner in (0..self.documents.len()).filter(|&o| self.open[o] == 0) {
             let (run, document) = self.documents[owner].0;
             runs[run].answer(document, response(Vec::new()))?;
@@ -281,7 +282,7 @@ impl<R: Clone, A> RequestBatch<R, A> {
     }
 }
 
-/// Identifies a request. Half of a blake3 hash is enough: 128 bits.
+/// Returns the key that identifies a request: the first 128 bits of a blake3 hash, which are enough.
 fn key(request: &Request) -> String {
     let json = serde_json::to_vec(request).expect("texts and numbers always serialize");
     blake3::hash(&json).to_hex()[..32].to_owned()

@@ -23,21 +23,22 @@ pub(super) fn make_parent(path: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
 }
 
-/// Takes the lock of a log of answers.
+/// Takes the lock of a predictions file.
 pub(super) fn lock_log(path: &Path) -> Result<FileLock, Error> {
     FileLock::take(path)?.ok_or_else(|| Error::Busy { path: path.to_owned() })
 }
 
-/// Opens a log of answers for writing after its first `length` bytes; the rest is dropped. Call it under the file's lock.
+/// Opens a predictions file for writing after its first `length` bytes; the rest is truncated. The caller holds the
+/// lock.
 pub(super) fn open_log(path: &Path, length: u64) -> std::io::Result<File> {
-    // Not for appending: Windows does not truncate through such a handle.
+    // Not in append mode, because Windows cannot truncate through such a handle.
     let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
     file.set_len(length)?;
     file.seek(SeekFrom::End(0))?;
     Ok(file)
 }
 
-/// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. Call it under the file's
+/// Removes temporary files `.NAME.RANDOM.part` that killed processes left next to a file. The caller holds the file's
 /// lock.
 pub(super) fn remove_leftovers(path: &Path) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };

@@ -4,11 +4,11 @@ use super::scores::Scores;
 use crate::error::Error;
 use crate::task::TaskGroup;
 
-/// Scores of a group: the mean of each metric, weighted by number of documents. The standard error is lm-eval's pooled
-/// one, √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks of nᵢ documents with standard errors sᵢ.
+/// Computes the scores of a group: the mean of each metric, weighted by number of documents. The standard error is
+/// pooled as in lm-eval, √(Σ nᵢ(nᵢ−1)sᵢ² / (Σnᵢ − k) / Σnᵢ) over k tasks with nᵢ documents and standard errors sᵢ.
 ///
 /// # Errors
-/// Returns [`Error::NoMember`] if scores of a member are missing, or lack a metric that others have.
+/// Returns [`Error::NoMember`] if the scores of a member are missing, or lack a metric that others have.
 pub fn aggregate_group(group: &TaskGroup, scores: &[Scores]) -> Result<Scores, Error> {
     let missing = |task: &str| Error::NoMember { group: group.name.clone(), task: task.to_owned() };
     let found = |name: &String| scores.iter().find(|s| s.task == *name).ok_or_else(|| missing(name));

@@ -8,9 +8,9 @@ use super::scores::Scores;
 use crate::Error;
 use crate::matrix::{Cell, Column, Group, MethodTable, ScoreMatrix};
 
-/// Reads finished runs as rows of one table: directories of `cl sequence` (their last round) or `cl eval`.
+/// Reads completed runs as rows of one table: directories of `cl sequence` (their last round) or `cl eval`.
 ///
-/// The columns are those of the first sequence; without a sequence, all tasks of the first run, of which those in `old`
+/// The columns are those of the first sequence; without a sequence, all tasks of the first run, where those in `old`
 /// are old knowledge. The base is `base`, or else the first sequence's base model.
 ///
 /// # Errors
@@ -67,14 +67,14 @@ impl FinishedRun {
         own.or_else(|| self.in_matrix(name)).or_else(|| self.group(name))
     }
 
-    /// The last row of a sequence's matrix.
+    /// Returns the score in the last row of a sequence's matrix.
     fn in_matrix(&self, name: &str) -> Cell {
         let matrix = self.matrix.as_ref()?;
         let place = matrix.columns.iter().position(|c| c.name == name)?;
         Some((matrix.at(matrix.rows.len().checked_sub(1)?, place)?, None))
     }
 
-    /// A group of tasks, by its first metric in `results.json`.
+    /// Returns the score of a group of tasks: its first metric in `results.json`.
     fn group(&self, name: &str) -> Cell {
         let group = self.results.get("groups")?.get(name)?.as_object()?;
         let metric = group.keys().find(|key| key.ends_with(",none") && !key.contains("_stderr"))?;
@@ -83,7 +83,7 @@ impl FinishedRun {
     }
 }
 
-/// The directory of a sequence's last round.
+/// Returns the directory of a sequence's last round.
 fn last_round(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir.join("rounds")).ok()?;
     let number = |path: &PathBuf| path.file_name()?.to_str()?.split_once('-')?.0.parse::<u64>().ok();

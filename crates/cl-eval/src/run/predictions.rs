@@ -8,43 +8,43 @@ use crate::error::Error;
 use crate::metrics::{Metric, Target};
 use crate::request::Response;
 
-/// An answered document, one line of a predictions file. It contains everything its scores are computed from.
+/// An answered document, one line of a predictions file. It contains everything that its scores are computed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Index of the document.
     pub document: usize,
     /// Name of the task.
     pub task: String,
-    /// The metric that the answer is scored by.
+    /// The metric used to score the answer.
     pub metric: Metric,
-    /// blake3 of the request, by which saved answers are matched.
+    /// blake3 hash of the request, used to match saved answers.
     pub request: String,
     /// Fingerprint of the model, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// The model's answer.
     pub response: Response,
-    /// The target that the answer is scored against.
+    /// The target used to score the answer.
     pub target: Target,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
 }
 
-/// The content of a predictions file.
+/// Content of a predictions file.
 #[derive(Default)]
 pub(super) struct Saved {
     pub(super) lines: Vec<Prediction>,
-    /// Index of the first line that answers each request.
+    /// For each request, the index of the first line that answers it.
     pub(super) by_request: HashMap<String, usize>,
     /// Size of the complete lines in bytes.
     pub(super) whole: u64,
-    /// Whether the last line is complete except for its line feed.
+    /// Whether the last line is complete except for its newline.
     pub(super) unended: bool,
 }
 
 impl Saved {
-    /// Reads a file; a missing file has no lines. An incomplete last line is left out. Returns an error if any other
-    /// line is not a prediction, so that no other file is ever overwritten.
+    /// Reads a file; a missing file has no lines. An incomplete last line is ignored. Returns an error if any other
+    /// line is not a prediction, so that no unrelated file is ever overwritten.
     pub(super) fn read(path: &Path) -> Result<Saved, Error> {
         let mut saved = Saved::default();
         if !path.exists() {
@@ -75,8 +75,8 @@ impl Saved {
         self.lines.push(prediction);
     }
 
-    /// Returns an error if an answer is another model's. Answers without a model are accepted: their model had no
-    /// fingerprint.
+    /// Returns an error if an answer is from another model. Answers without a fingerprint are accepted: their model had
+    /// none.
     pub(super) fn check_model(&self, path: &Path, model: Option<&str>) -> Result<(), Error> {
         let Some(expected) = model else { return Ok(()) };
         let other = self.lines.iter().filter_map(|p| p.model.as_deref()).find(|m| *m != expected);
@@ -85,13 +85,13 @@ impl Saved {
         })
     }
 
-    /// The first document of each request that has no answer.
+    /// Returns, for each unanswered request, its first document.
     pub(super) fn first_unanswered(&self, keys: &[String]) -> Vec<usize> {
         let mut seen = HashSet::new();
         (0..keys.len()).filter(|&d| !self.by_request.contains_key(&keys[d]) && seen.insert(&keys[d])).collect()
     }
 
-    /// The task's answers in the order of its documents, then answers to other requests.
+    /// Returns the task's answers in the order of its documents, then answers to other requests.
     pub(super) fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
         let of_task: HashSet<&String> = keys.iter().collect();
         let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));

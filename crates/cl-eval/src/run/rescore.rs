@@ -1,4 +1,4 @@
-//! Scores from saved predictions, without a model.
+//! Computes scores from saved predictions, without a model.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,8 +19,8 @@ pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
     Ok(Scores::of(task.name(), task.metric(), &run.answered()?))
 }
 
-/// Scores a predictions file with the metrics and targets in it; needs neither model nor data. Tasks are in the order
-/// of their first lines. A document that occurs twice counts once.
+/// Scores a predictions file with the metrics and targets stored in it; needs neither model nor data. Tasks are in the
+/// order of their first lines. A document that occurs twice counts once.
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and

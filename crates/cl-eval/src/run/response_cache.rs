@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::request::Loglikelihood;
 
-/// A request in tokens, with everything that the answer depends on.
+/// A tokenized request, with everything that the answer depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenRequest<'a> {
-    /// The log-likelihood of the tokens from `from` on.
+    /// A request for the log-likelihood of the tokens from `from` on.
     Loglikelihood {
-        /// Context and continuation, truncated.
+        /// Context and continuation, after truncation.
         tokens: &'a [u32],
         /// Index of the continuation's first token.
         from: usize,
     },
-    /// The continuation by greedy decoding.
+    /// A request for the continuation by greedy decoding.
     Generate {
-        /// The prompt, truncated.
+        /// The prompt, after truncation.
         tokens: &'a [u32],
         /// Maximum number of new tokens.
         max_new_tokens: usize,
-        /// Stop strings.
+        /// Stop sequences.
         stop: &'a [String],
     },
 }
@@ -41,11 +41,11 @@ pub enum Answer {
     Text(String),
 }
 
-/// A persistent cache of one model's answers, keyed by request.
+/// A persistent cache of a model's answers, keyed by request.
 ///
-/// The file is `DIR/<blake3 of the fingerprint>.jsonl`, with one answer per line; it is only ever appended to. An
-/// answer's key is the blake3 of the model's fingerprint (its weights, adapter and dtype) and the request. Each line
-/// has a checksum over key and answer; incomplete or damaged lines are skipped on reading ([`ResponseCache::damaged`]).
+/// The file is `DIR/<blake3 of the fingerprint>.jsonl`, with one answer per line; it is append-only. The key of an
+/// answer is a blake3 hash of the model's fingerprint (its weights, adapter and dtype) and the request. Each line has a
+/// checksum over key and answer; incomplete or damaged lines are skipped when reading ([`ResponseCache::damaged`]).
 /// Several processes may append to one file.
 ///
 /// If the file cannot be read or written, answers are cached in memory only, and [`ResponseCache::failure`] returns the
@@ -121,17 +121,17 @@ impl ResponseCache {
         Ok(())
     }
 
-    /// The error that stopped reading or writing the file, if any.
+    /// Returns the error that stopped reading or writing the file, if any.
     pub fn failure(&self) -> Option<&Error> {
         self.failure.as_ref()
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Number of answers.
+    /// Returns the number of answers.
     pub fn len(&self) -> usize {
         self.answers.len()
     }
@@ -141,17 +141,17 @@ impl ResponseCache {
         self.answers.is_empty()
     }
 
-    /// 1-based numbers of lines that were skipped because they are incomplete or damaged.
+    /// Returns the 1-based numbers of lines that were skipped because they are incomplete or damaged.
     pub fn damaged(&self) -> &[usize] {
         &self.damaged
     }
 
-    /// The cached answer to a request.
+    /// Returns the cached answer to a request.
     pub fn get(&self, question: &TokenRequest<'_>) -> Option<&Answer> {
         self.answers.get(&self.key(question))
     }
 
-    /// Caches an answer, and appends it to the file as long as that is possible.
+    /// Caches an answer, and appends it to the file unless writing has failed before.
     pub fn put(&mut self, question: &TokenRequest<'_>, answer: Answer) {
         let key = self.key(question);
         let check = check(&key, &answer);
@@ -171,7 +171,7 @@ impl ResponseCache {
     }
 }
 
-/// Opens a file for appending, and ends its last line if that is incomplete.
+/// Opens a file for appending, and terminates its last line if that is incomplete.
 fn open(path: &Path) -> std::io::Result<File> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -190,7 +190,7 @@ fn open(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Appends a line under a lock.
+/// Appends a line under a file lock.
 fn write(file: &mut File, line: &Entry) -> std::io::Result<()> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
@@ -245,7 +245,7 @@ mod tests {
         (0..4).for_each(|i| cache.put(&question(&[i, 7]), answer(-f64::from(i) - 0.5)));
         let path = cache.path().to_owned();
         let text = std::fs::read_to_string(&path).unwrap();
-        // Still JSON, but another number; no JSON; cut off.
+        // Three damaged lines: valid JSON with a changed number, invalid JSON, and a truncated line.
         std::fs::write(&path, text.replace("-1.5", "-2.5").replacen("{", "[", 1).trim_end().trim_end_matches('}'))
             .unwrap();
         let mut cache = ResponseCache::open(folder.path(), "m");
@@ -255,7 +255,7 @@ mod tests {
         let read = ResponseCache::open(folder.path(), "m");
         assert_eq!((read.len(), read.damaged().len()), (2, 3));
         assert_eq!(read.get(&question(&[3, 7])), Some(&answer(-3.5)));
-        // Bytes that are no text at all.
+        // A line that is not valid UTF-8.
         std::fs::write(&path, [b"\xff\x00\n".as_slice(), text.as_bytes()].concat()).unwrap();
         let read = ResponseCache::open(folder.path(), "m");
         assert_eq!((read.len(), read.damaged()), (4, &[1][..]));

@@ -1,4 +1,4 @@
-//! `results.json` in lm-evaluation-harness's layout, for tools that read the harness's files.
+//! `results.json` in the layout of lm-evaluation-harness, for tools that read the harness's files.
 
 use std::path::Path;
 
@@ -9,19 +9,19 @@ use super::scores::Scores;
 use crate::TaskGroup;
 use crate::error::Error;
 
-/// A task's scores and settings.
+/// Scores and settings of a task.
 #[derive(Clone, Debug)]
 pub struct TaskResult<'s> {
     /// Its scores.
     pub scores: &'s Scores,
-    /// From [`crate::Task::settings`]. The number of few-shot examples is its key `num_fewshot`, or 0; the version its
-    /// key `version`, or 1.
+    /// Settings from [`crate::Task::settings`]. The number of few-shot examples is their key `num_fewshot`, or 0; the
+    /// version is their key `version`, or 1.
     pub settings: Map<String, Value>,
-    /// Number of documents without a limit; defaults to the number scored.
+    /// Number of documents before applying the limit; defaults to the number scored.
     pub original: Option<usize>,
 }
 
-/// A group's scores.
+/// Scores of a group.
 #[derive(Clone, Debug)]
 pub struct GroupResult<'s> {
     /// The group.
@@ -55,7 +55,7 @@ pub struct RunSettings {
     pub limit: Option<usize>,
 }
 
-/// The harness's names of a score: metric and filter.
+/// Returns the harness's names of a score: metric and filter.
 ///
 /// ```
 /// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
@@ -69,12 +69,12 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
     }
 }
 
-/// Results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs give equal
-/// files.
+/// Returns results in the layout of lm-evaluation-harness 0.4.13, without its time, host and environment: equal runs
+/// give equal files.
 ///
-/// Values that the harness has no key for (fingerprint, batch tokens, this crate's version) are in `config`. The
-/// standard error of a single document is the string `"N/A"`, as in the harness. A group's scores are both in `results`
-/// and in `groups`.
+/// Values for which the harness has no key (fingerprint, batch tokens, this crate's version) are in `config`. The
+/// standard error of a single document is the string `"N/A"`, as in the harness. A group's scores are in `results` and
+/// also in `groups`.
 ///
 /// ```
 /// use cl_eval::{RunSettings, Scores, TaskResult, results};
@@ -150,7 +150,7 @@ fn entry(name: &str, scores: &Scores) -> Value {
     entry.into()
 }
 
-/// As a task's, and with the number of documents by metric.
+/// Returns the entry of a group: that of a task, with the number of documents by metric.
 fn group_entry(group: &GroupResult<'_>) -> Value {
     let mut entry = entry(&group.group.name, group.scores);
     let counts = group.scores.metrics.keys().map(|ours| {
@@ -161,7 +161,8 @@ fn group_entry(group: &GroupResult<'_>) -> Value {
     entry
 }
 
-/// The direct members of a group: smaller groups whose tasks are all in it, and the tasks that are in none of them.
+/// Returns the direct members of a group: smaller groups whose tasks are all in it, and the tasks that are in none of
+/// them.
 fn subtasks(group: &TaskGroup, all: &[&TaskGroup]) -> Vec<String> {
     let within = |small: &TaskGroup, large: &TaskGroup| {
         small.members.len() < large.members.len() && small.members.iter().all(|task| large.members.contains(task))
@@ -172,7 +173,7 @@ fn subtasks(group: &TaskGroup, all: &[&TaskGroup]) -> Vec<String> {
     direct.iter().map(|g| &g.name).chain(alone).cloned().collect()
 }
 
-/// The common value, or `None` if values differ or one is absent.
+/// Returns the common value, or `None` if values differ or one is absent.
 fn same<'v>(mut values: impl Iterator<Item = Option<&'v Value>>) -> Option<Value> {
     let first = values.next()??;
     values.all(|value| value == Some(first)).then(|| first.clone())
@@ -189,7 +190,7 @@ fn config(task: &TaskResult<'_>) -> Value {
     config.insert("task".to_owned(), json!(task.scores.task));
     let metric = |m: &String| json!({"metric": harness_metric(m).0, "aggregation": "mean", "higher_is_better": true});
     let mut metrics: Vec<Value> = task.scores.metrics.keys().map(metric).collect();
-    metrics.dedup(); // exact_match through two filters is one metric
+    metrics.dedup(); // exact_match with two filters is one metric
     config.insert("metric_list".to_owned(), metrics.into());
     config.extend(task.settings.clone());
     config.into()

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::predictions::Prediction;
 use crate::metrics::Metric;
 
-/// Means over all documents of a task.
+/// Mean scores over all documents of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Name of the task.
@@ -17,18 +17,18 @@ pub struct Scores {
     /// Mean of each metric, in `[0, 1]`.
     pub metrics: BTreeMap<String, f64>,
     /// Standard error of each mean: the sample standard deviation divided by the square root of the number of
-    /// documents. A single document has none. Absent from files written by older versions.
+    /// documents; absent for a single document, and in files written by older versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stderr: BTreeMap<String, f64>,
 }
 
 impl Scores {
-    /// Mean of the main metric.
+    /// Returns the mean of the main metric.
     pub fn main(&self) -> f64 {
         self.metrics.get(&self.main_metric).copied().unwrap_or(f64::NAN)
     }
 
-    /// Means of the scores in a task's predictions, which may be in any order.
+    /// Computes the mean scores of a task's predictions, which may be in any order.
     pub fn of(task: &str, metric: Metric, predictions: &[Prediction]) -> Scores {
         let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for prediction in predictions {
@@ -40,7 +40,7 @@ impl Scores {
         values.values_mut().for_each(|v| v.sort_by(f64::total_cmp));
         let metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
         let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v)));
-        let stderr = stderr.filter(|(_, e)| e.is_finite()).collect(); // JSON has no NaN, and equal scores are to be equal
+        let stderr = stderr.filter(|(_, e)| e.is_finite()).collect(); // JSON has no NaN, and NaN is not equal to itself
         let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
         Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
     }
@@ -50,7 +50,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// As in lm-eval, with Bessel's correction.
+/// Standard error of the mean with Bessel's correction, as in lm-eval.
 fn standard_error(values: &[f64]) -> f64 {
     let (n, mean) = (values.len() as f64, mean(values));
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();

@@ -1,4 +1,4 @@
-//! Confidence intervals of differences between two runs that answered the same documents.
+//! Bootstrap confidence intervals of differences between two runs on the same documents.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -16,7 +16,7 @@ pub struct Resampling {
 }
 
 impl Default for Resampling {
-    /// 10,000 resamples, seed 1234, level 0.95.
+    /// Returns 10,000 resamples, seed 1234, level 0.95.
     fn default() -> Self {
         Resampling { resamples: 10_000, seed: 1234, level: 0.95 }
     }
@@ -40,21 +40,21 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Mean of b − a over documents, with the percentile interval of the paired bootstrap.
+/// Estimates the mean of b − a over documents, with the percentile interval of the paired bootstrap.
 ///
 /// ```text
 /// d*_r = mean over n documents, drawn with replacement, of (b_i − a_i),   r = 1 … resamples
 /// [low, high] = the quantiles (1 − level)/2 and (1 + level)/2 of d*, interpolated linearly between neighbours
 /// ```
 ///
-/// Each document is drawn with both of its scores, so that its difficulty for both runs cancels. Random numbers are
-/// ChaCha8's; `stream`, such as the name of a task, selects an independent sequence, so that the result does not depend
-/// on what else is compared. Exchanging the runs negates every number exactly.
+/// Each document is drawn with both of its scores, so its difficulty, which affects both runs, cancels. Random numbers
+/// are those of ChaCha8; `stream`, such as the name of a task, selects an independent sequence, so that the result does
+/// not depend on what else is compared. Swapping the runs negates every number exactly.
 ///
 /// Returns `None` if there are no documents, the lists differ in length, or `resampling` is not
 /// [valid](Resampling::is_valid).
 ///
-/// Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; as
+/// Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; corresponds to
 /// `scipy.stats.bootstrap` with `paired=True, method="percentile"`.
 ///
 /// ```
@@ -73,7 +73,7 @@ pub fn paired_difference(a: &[f64], b: &[f64], stream: &str, resampling: Resampl
     Some(interval(mean(b) - mean(a), means, resampling.level))
 }
 
-/// Means of each list in each resample; all lists share the drawn documents.
+/// Returns the means of each list in each resample; all lists share the drawn documents.
 pub(crate) fn resampled_means(lists: &[&[f64]], stream: &str, resampling: Resampling) -> Vec<Vec<f64>> {
     let n = lists.first().map_or(0, |l| l.len());
     let mut random = ChaCha8Rng::seed_from_u64(resampling.seed);
@@ -91,25 +91,25 @@ pub(crate) fn resampled_means(lists: &[&[f64]], stream: &str, resampling: Resamp
     means
 }
 
-/// The percentile interval of resampled values.
+/// Returns the percentile interval of resampled values.
 pub(crate) fn interval(value: f64, mut resampled: Vec<f64>, level: f64) -> Estimate {
     let tail = (1.0 - level) / 2.0;
     resampled.sort_by(f64::total_cmp);
     let low = quantile(resampled.iter().copied(), tail);
-    // From the other end, so that it mirrors to the last bit.
+    // Computed from the other end, so that swapping the runs mirrors the interval to the last bit.
     let high = quantile(resampled.iter().rev().copied(), tail);
-    // A resampled mean of equal zeros may be -0.
+    // A resampled mean of zeros may be -0.
     Estimate { value: value + 0.0, low: low + 0.0, high: high + 0.0 }
 }
 
-/// The mean, summed in the same order as a task's scores, so that the results are identical.
+/// Computes the mean, summing in the same order as for a task's scores, so that the results are identical.
 pub(crate) fn mean(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.iter().sum::<f64>() / values.len() as f64
 }
 
-/// NumPy's default: between the two neighbours of (n − 1)·share.
+/// Quantile by NumPy's default method: linear interpolation at (n − 1)·share.
 fn quantile(mut values: impl ExactSizeIterator<Item = f64>, share: f64) -> f64 {
     let place = (values.len() - 1) as f64 * share;
     let first = values.nth(place as usize).unwrap_or(f64::NAN);
@@ -117,7 +117,7 @@ fn quantile(mut values: impl ExactSizeIterator<Item = f64>, share: f64) -> f64 {
     first + (next - first) * place.fract()
 }
 
-/// A random integer below n: the high half of a product. The bias of 2⁻⁶⁴·n is negligible.
+/// Returns a random integer below n: the high half of a product. The bias of 2⁻⁶⁴·n is negligible.
 fn below(random: &mut ChaCha8Rng, n: usize) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }

@@ -1,4 +1,4 @@
-//! Two runs compared document by document.
+//! Comparison of two runs, document by document.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,35 +11,35 @@ use crate::error::Error;
 use crate::metrics::Metric;
 use crate::run::{Prediction, score_file};
 
-/// The comparison of two runs.
+/// Comparison of two runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// Settings of the bootstrap.
     pub resampling: Resampling,
-    /// Tasks in both runs, in the order of the first.
+    /// Tasks in both runs, in the order of the first run.
     pub tasks: Vec<TaskComparison>,
-    /// Unweighted mean of these tasks' main metrics. Documents are resampled within each task.
+    /// Unweighted mean over these tasks' main metrics. Documents are resampled within each task.
     pub overall: Means,
-    /// Tasks only in the first run.
+    /// Tasks that are only in the first run.
     pub only_a: Vec<String>,
-    /// Tasks only in the second run.
+    /// Tasks that are only in the second run.
     pub only_b: Vec<String>,
 }
 
-/// The comparison of one task.
+/// Comparison of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskComparison {
     /// Name of the task.
     pub task: String,
-    /// Number of documents in both runs. All other figures are of these.
+    /// Number of documents in both runs. All other figures refer to these.
     pub documents: usize,
-    /// Number of documents only in the first run.
+    /// Number of documents that are only in the first run.
     pub only_a: usize,
-    /// Number of documents only in the second run.
+    /// Number of documents that are only in the second run.
     pub only_b: usize,
     /// The main metric, which represents the task in tables.
     pub main_metric: String,
-    /// Metrics by name.
+    /// Comparisons by metric name.
     pub metrics: BTreeMap<String, MetricComparison>,
 }
 
@@ -54,10 +54,10 @@ pub struct Means {
     pub difference: Estimate,
 }
 
-/// The comparison of one metric of a task.
+/// Comparison of one metric of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricComparison {
-    /// Both means.
+    /// Mean of each run, and their difference.
     #[serde(flatten)]
     pub means: Means,
     /// McNemar's test, if every score is 0 or 1.
@@ -65,7 +65,7 @@ pub struct MetricComparison {
     pub mcnemar: Option<McNemar>,
 }
 
-/// Predictions files: `paths` with each directory replaced by its `.jsonl` files, sorted by name.
+/// Lists predictions files: replaces each directory in `paths` by its `.jsonl` files, sorted by name.
 ///
 /// # Errors
 /// Returns [`Error::NoPredictions`] if a directory has no such file, and [`Error::Io`] if it cannot be read.
@@ -97,11 +97,11 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Compares two runs, each a predictions file or a directory of them.
+/// Compares two runs, each of which is a predictions file or a directory of them.
 ///
 /// Documents are paired by task and request; identical requests are paired in order. Scores are recomputed from answers
-/// and targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`]
-/// with the task's name as stream. For the overall difference, the r-th resamples of all tasks are combined (a
+/// and targets, so files of different versions can be compared. Intervals are those of [`crate::paired_difference`],
+/// with the task's name as `stream`. For the overall difference, the r-th resamples of all tasks are combined (a
 /// stratified bootstrap).
 ///
 /// # Errors
@@ -130,7 +130,7 @@ pub fn compare(a: &Path, b: &Path, resampling: Resampling) -> Result<Comparison,
     Ok(Comparison { resampling, tasks, overall, only_a: runs_a.without(&runs_b), only_b: runs_b.without(&runs_a) })
 }
 
-/// Predictions of one run, by task.
+/// Predictions of one run, grouped by task.
 struct RunPredictions {
     tasks: Vec<(String, Vec<Prediction>)>,
 }
@@ -158,7 +158,7 @@ impl RunPredictions {
     }
 }
 
-/// The documents of a task in both runs.
+/// The documents of a task that are in both runs.
 struct Paired<'p> {
     task: &'p str,
     metric: Metric,
@@ -229,7 +229,7 @@ fn discordant(a: &[f64], b: &[f64]) -> Option<McNemar> {
     whole.then(|| mcnemar(count(a, b), count(b, a)))
 }
 
-/// Sums of main metrics over tasks.
+/// Sums of the main metrics over tasks.
 #[derive(Default)]
 struct Pooled {
     a: f64,

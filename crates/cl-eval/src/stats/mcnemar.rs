@@ -1,8 +1,8 @@
-//! McNemar's test, for two runs whose answers are right or wrong.
+//! McNemar's test, for two runs whose answers are either correct or wrong.
 
 use serde::{Deserialize, Serialize};
 
-/// Results of McNemar's test.
+/// Result of McNemar's test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct McNemar {
     /// Number of documents that only the first run answers correctly.
@@ -21,7 +21,8 @@ pub struct McNemar {
 /// Minimum number of discordant documents for the χ² approximation.
 const LARGE: u64 = 25;
 
-/// McNemar's test of the discordant counts: documents that only one of the runs answers correctly.
+/// Computes McNemar's test from the discordant counts: numbers of documents that only one of the runs answers
+/// correctly.
 ///
 /// ```text
 /// X ~ Binomial(b + c, ½),  m = min(b, c)
@@ -30,8 +31,8 @@ const LARGE: u64 = 25;
 /// χ²     = max(|b − c| − 1, 0)² / (b + c),  p = P(χ²₁ ≥ χ²)
 /// ```
 ///
-/// Without discordant documents, p is 1. Sums start at their largest term, so p has at least ten digits for ten
-/// thousand documents; p-values below the smallest f64 are 0.
+/// Without discordant documents, p is 1. Sums start with their largest term, so p has at least ten correct digits for
+/// ten thousand documents; p-values below the smallest f64 become 0.
 ///
 /// Sources: McNemar, Psychometrika 12, 1947; Edwards, Psychometrika 13, 1948, for the correction; Fagerland, Lydersen
 /// and Laake, BMC Medical Research Methodology 13:91, 2013, for mid-p.
@@ -44,7 +45,7 @@ const LARGE: u64 = 25;
 pub fn mcnemar(only_a: u64, only_b: u64) -> McNemar {
     let (n, m) = (only_a + only_b, only_a.min(only_b));
     let at = probability(n, m);
-    // P(X = k − 1) = P(X = k)·k / (n − k + 1), downwards until nothing is added.
+    // P(X = k − 1) = P(X = k)·k / (n − k + 1), for decreasing k until terms no longer change the sum.
     let (mut below, mut term) = (0.0, at);
     for k in (1..=m).rev() {
         term *= k as f64 / (n - k + 1) as f64;

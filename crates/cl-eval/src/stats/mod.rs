@@ -1,4 +1,4 @@
-//! Two runs compared document by document.
+//! Statistical comparison of two runs, document by document.
 
 mod bootstrap;
 mod compare;

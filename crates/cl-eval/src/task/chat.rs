@@ -1,5 +1,5 @@
-//! Prompts as conversations, rendered to text by concatenation or by a model's chat template, as in lm-eval 0.4.13 with
-//! `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
+//! Prompts as conversations. They are rendered to text by concatenation or by a model's chat template, as in lm-eval
+//! 0.4.13 with `--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`.
 
 use cl_data::{ChatTemplate, Role};
 
@@ -9,10 +9,10 @@ use crate::request::BoxError;
 /// One message of a prompt.
 pub type Message = cl_data::Message<Role>;
 
-/// Renders a conversation that ends with a user message as a prompt, including the marker that begins the assistant's
-/// turn (`add_generation_prompt`). [`ChatTemplate`] and closures implement it.
+/// Renders a conversation that ends with a user message as a prompt, including the marker that starts the assistant's
+/// turn (`add_generation_prompt`). Implemented by [`ChatTemplate`] and closures.
 pub trait ChatRender {
-    /// The prompt for a conversation.
+    /// Renders the prompt for a conversation.
     ///
     /// # Errors
     /// Returns an error if the template raises one.
@@ -31,7 +31,7 @@ impl ChatRender for ChatTemplate {
     }
 }
 
-/// A message and the delimiter after it where there is no chat template.
+/// A message, and the delimiter that follows it if there is no chat template.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     message: Message,
@@ -44,7 +44,7 @@ impl Turn {
     }
 }
 
-/// How turns are rendered as one text.
+/// How turns are rendered to text.
 #[derive(Clone, Copy)]
 pub(crate) struct Chat<'a> {
     pub(crate) template: Option<&'a dyn ChatRender>,
@@ -52,8 +52,8 @@ pub(crate) struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// The prompt. Without a template, the turns are concatenated, each followed by its delimiter. With a template,
-    /// every turn is a message, or all turns but the system's are one user message.
+    /// Renders the prompt. Without a template, the turns are concatenated, each followed by its delimiter. With a
+    /// template, every turn is a message, or all turns except the system's form one user message.
     pub(crate) fn text(self, turns: &[Turn]) -> Result<String, BoxError> {
         let Some(template) = self.template else { return Ok(plain(turns)) };
         let messages: Vec<Message> = if self.fewshot_as_multiturn {
@@ -75,7 +75,7 @@ fn plain(turns: &[Turn]) -> String {
     turns.iter().flat_map(|t| [t.message.content.as_str(), &t.delimiter]).collect()
 }
 
-/// Concatenates two texts, with a delimiter unless one is empty or there is white space where they meet.
+/// Concatenates two texts, with a delimiter unless one text is empty or there is already white space between them.
 pub(crate) fn joined(first: &str, second: &str, delimiter: &str) -> String {
     let meets_space = first.ends_with(python_space) || second.starts_with(python_space);
     let delimiter = if first.is_empty() || second.is_empty() || meets_space { "" } else { delimiter };

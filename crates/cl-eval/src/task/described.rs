@@ -31,7 +31,7 @@ pub(crate) struct DescribedTask {
     settings: Map<String, serde_json::Value>,
 }
 
-/// The part of a request that differs between documents.
+/// The part of a request that differs between documents of a task.
 enum Ask {
     Write(String),
     /// Several continuations of one context, or one continuation of several contexts.
@@ -89,28 +89,28 @@ impl Task for DescribedTask {
     }
 }
 
-/// The rows and values that a description's templates are rendered with.
+/// The rows and values from which a description's templates are rendered.
 pub(crate) struct Material {
     pub(crate) name: String,
     pub(crate) documents: Vec<Document>,
-    /// Number of documents without a limit.
+    /// Number of documents before applying the limit.
     pub(crate) available: usize,
-    /// Rows that few-shot examples are drawn from.
+    /// Rows from which few-shot examples are drawn.
     pub(crate) pool: Vec<Document>,
     /// Template variables in addition to a row's fields.
     pub(crate) values: Map<String, serde_json::Value>,
-    /// The files that were read, for the record.
+    /// The files that were read, to be saved with results.
     pub(crate) files: Vec<serde_json::Value>,
 }
 
-/// Builds the task.
+/// Builds a task.
 pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
     let draws = Draws {
         shots: options.num_fewshot.unwrap_or(task.fewshot.num_fewshot),
         seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED),
     };
     let metric = options.metric.unwrap_or(match (task.metric, options.profile) {
-        // The paper's script exchanges the two texts.
+        // The paper's script swaps the two texts.
         (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
         (metric, _) => metric,
     });
@@ -168,7 +168,7 @@ fn filled(
     material.documents.iter().map(fill).collect()
 }
 
-/// The task's settings, as saved with results.
+/// Returns the task's settings, as saved with results.
 fn settings(
     task: &TaskFile,
     material: &Material,
@@ -195,10 +195,10 @@ fn settings(
     settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// lm-eval's default.
+/// lm-eval's default seed.
 const FEWSHOT_SEED: u32 = 1234;
 
-/// Compiled templates.
+/// The compiled templates of a task.
 struct Filler<'a> {
     name: &'a str,
     kind: Kind,
@@ -222,7 +222,7 @@ enum List {
     Formula(Formula),
 }
 
-/// A row's rendered templates.
+/// The rendered templates of a row.
 enum Filled {
     Write { prompt: String, target: String },
     Choices { context: String, choices: Vec<String>, gold: usize },
@@ -277,7 +277,7 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// A document's request and target.
+    /// Returns a document's request and target.
     fn document(&self, document: &Document, shots: &[&Document]) -> Result<(Ask, Target), Error> {
         let (filled, description) = self.filled(document)?;
         let mut turns = Vec::new();
@@ -296,7 +296,7 @@ impl<'a> Filler<'a> {
             let question = Turn::new(Role::User, question, "");
             text(&turns.iter().cloned().chain([question]).collect::<Vec<_>>())
         };
-        // A chat template ends with the mark of the answer: no delimiter is needed there.
+        // A chat template ends with the marker of the assistant's turn, so no delimiter is needed.
         let delimiter = if self.chat.template.is_some() { "" } else { self.target_delimiter };
         let continued = |choice: &String| format!("{delimiter}{choice}");
         Ok(match filled {
@@ -317,8 +317,8 @@ impl<'a> Filler<'a> {
         })
     }
 
-    /// A few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as in
-    /// lm-eval.
+    /// Returns a few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as
+    /// in lm-eval.
     fn shot(&self, filled: Filled) -> Vec<Turn> {
         let (question, answer) = match filled {
             Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),
@@ -387,7 +387,7 @@ impl List {
     }
 }
 
-/// The texts of a list; one alone would always be right.
+/// Returns the texts of a list of choices. At least two are required, since a single choice would always be correct.
 fn several(list: &List, row: &Value) -> Result<Vec<String>, TemplateProblem> {
     let texts = list.texts(row)?;
     if texts.len() < 2 {
@@ -396,7 +396,7 @@ fn several(list: &List, row: &Value) -> Result<Vec<String>, TemplateProblem> {
     Ok(texts)
 }
 
-/// Index of the right choice, given as a 0-based index or as the choice's text.
+/// Returns the index of the correct choice, given as a 0-based index or as the choice's text.
 fn index(gold: &Formula, row: &Value, choices: &[String]) -> Result<usize, TemplateProblem> {
     let value = gold.value(row)?;
     let found = match value.as_str() {

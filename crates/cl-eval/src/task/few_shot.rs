@@ -1,4 +1,4 @@
-//! Few-shot examples as lm-eval draws them: Python's `random.Random(1234).sample`, once for every document in order.
+//! Few-shot examples as drawn by lm-eval: Python's `random.Random(1234).sample`, once for each document in order.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ pub(crate) struct ShotSampler<'a> {
     random: PythonRandom,
 }
 
-/// The pool has too few rows.
+/// The pool does not have enough rows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooFew {
     pub(crate) wanted: usize,
@@ -33,13 +33,13 @@ pub(crate) struct TooFew {
 }
 
 impl<'a> ShotSampler<'a> {
-    /// `exclude_document`: a document is never its own example. As in lm-eval, one more than needed is drawn in that
-    /// case.
+    /// Creates a sampler. With `exclude_document`, a document is never its own example; as in lm-eval, one more example
+    /// than needed is then drawn.
     pub(crate) fn new(pool: Vec<&'a Row>, sampler: Sampler, exclude_document: bool, seed: u32) -> ShotSampler<'a> {
         ShotSampler { pool, sampler, exclude_document, random: PythonRandom::new(seed) }
     }
 
-    /// The next document's examples, as indices into the pool.
+    /// Draws the next document's examples, and returns their indices in the pool.
     pub(crate) fn draw(&mut self, document: &Row, n: usize) -> Result<Vec<usize>, TooFew> {
         let others = |pool: &[&Row]| (0..pool.len()).filter(|&i| pool[i] != document).collect::<Vec<_>>();
         match self.sampler {
@@ -53,7 +53,7 @@ impl<'a> ShotSampler<'a> {
                 drawn.retain(|&i| self.pool[i] != document);
                 drawn.truncate(n);
                 if drawn.len() < n {
-                    // The document occurs in the pool more than once, and was drawn as often.
+                    // The document occurs in the pool more than once, and several of these rows were drawn.
                     let others = others(&self.pool);
                     drawn = self.sample(others.len(), n)?.into_iter().map(|i| others[i]).collect();
                 }
@@ -79,7 +79,7 @@ impl PythonRandom {
         PythonRandom(Mt19937::from_key(&[seed]))
     }
 
-    /// `_randbelow`: as many bits as n has, until they are below n.
+    /// Python's `_randbelow`: draws as many bits as n has, until the result is below n.
     fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {
@@ -90,9 +90,9 @@ impl PythonRandom {
         }
     }
 
-    /// Indices of `sample(range(n), k)` in CPython 3.11 and later; k ≤ n < 2³².
+    /// Returns the indices of `sample(range(n), k)` in CPython 3.11 and later; k ≤ n < 2³².
     pub(crate) fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
-        // Python copies the population if that is smaller than a set of the selected.
+        // Python copies the population if that is smaller than a set of the selected indices.
         let mut set_size = 21;
         if k > 5 {
             set_size += 4usize.pow((k as f64 * 3.0).log(4.0).ceil() as u32);

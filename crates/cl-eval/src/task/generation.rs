@@ -23,7 +23,7 @@ pub struct GenerationTask {
     pub documents: Vec<Document>,
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Stop strings.
+    /// Stop sequences.
     pub stop: Vec<String>,
 }
 

@@ -16,13 +16,13 @@ use crate::problem::{LmEvalProblem, shortened};
 pub struct Samples {
     /// The file.
     pub path: PathBuf,
-    /// blake3 of the file, hexadecimal.
+    /// Hexadecimal blake3 hash of the file.
     pub hash: String,
     /// The examples, in file order.
     pub rows: Vec<Row>,
 }
 
-/// The part of a task's file that is read.
+/// The part of a task's YAML file that is used.
 #[derive(Deserialize)]
 struct TaskYaml {
     fewshot_config: FewShotConfig,
@@ -34,10 +34,10 @@ struct FewShotConfig {
 }
 
 /// Finds the directory of the Python package `lm_eval`. `given` is the directory itself, a task's YAML file in it, or a
-/// Python interpreter such as `python3`, which is then run to ask for the directory.
+/// Python interpreter such as `python3`, which is run to find the directory.
 ///
 /// # Errors
-/// Returns [`Error::LmEval`] if `given` is none of these, or the interpreter has no lm-eval.
+/// Returns [`Error::LmEval`] if `given` is none of these, or lm-eval is not installed for the interpreter.
 pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     let wrong = |problem| Error::LmEval { path: given.to_owned(), problem };
     let is_yaml = given.extension().is_some_and(|e| e == "yaml" || e == "yml");
@@ -48,7 +48,7 @@ pub fn find_lm_eval(given: &Path) -> Result<PathBuf, Error> {
     if !name.starts_with("python") {
         return Err(wrong(LmEvalProblem::NotLmEval));
     }
-    // Not `import lm_eval`, which loads PyTorch.
+    // Do not `import lm_eval`, which would load PyTorch.
     let program =
         "import importlib.util as u; s = u.find_spec('lm_eval'); print(s.submodule_search_locations[0] if s else '')";
     let output = Command::new(given).args(["-c", program]).output();

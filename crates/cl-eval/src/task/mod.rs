@@ -1,4 +1,4 @@
-//! Tasks: documents, the request each makes, and the target its answer is scored against.
+//! Tasks: documents, the request for each, and the target that its answer is scored against.
 
 mod chat;
 mod described;
@@ -28,9 +28,9 @@ pub use multiple_choice::{MultipleChoice, Question};
 pub use options::TaskOptions;
 pub use registry::{TaskSet, TaskSpec, known_tasks, load_task, load_tasks};
 
-/// The evaluation script that a task's published scores come from. Besides prompts, the scripts differ in tokenization:
-/// in the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness without BOS, its
-/// default at the time.
+/// The evaluation script that a task's published scores were computed with. Besides prompts, the scripts differ in
+/// tokenization: in the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness
+/// without BOS, its default at the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Harness {
@@ -38,44 +38,44 @@ pub enum Harness {
     LmEval,
     /// TRACE.
     Trace,
-    /// Neither.
+    /// Any other script.
     #[default]
     Other,
 }
 
 /// A list of documents, each with a request to the model and a target that the answer is scored against.
 pub trait Task: Sync {
-    /// Name of the task, as in tables.
+    /// Returns the name of the task, as shown in tables.
     fn name(&self) -> &str;
 
-    /// Number of documents.
+    /// Returns the number of documents.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether there are no documents.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of documents without a limit, of which [`Task::len`] are scored.
+    /// Returns the number of documents before applying the limit; [`Task::len`] of them are scored.
     fn available(&self) -> usize {
         self.len()
     }
 
-    /// The request for a document, whose index is below [`Task::len`].
+    /// Returns the request for a document, whose index is below [`Task::len`].
     fn request(&self, document: usize) -> Request;
 
-    /// The target for a document.
+    /// Returns the target for a document.
     fn target(&self, document: usize) -> Target;
 
-    /// The metric that answers are scored by.
+    /// Returns the metric used to score answers.
     fn metric(&self) -> Metric;
 
-    /// The script that the task's published scores come from.
+    /// Returns the script that the task's published scores were computed with.
     fn harness(&self) -> Harness {
         Harness::Other
     }
 
-    /// Settings to save with results: number of few-shot examples, seed, files and their hashes.
+    /// Returns settings to save with results: number of few-shot examples, seed, files and their hashes.
     fn settings(&self) -> Map<String, Value> {
         Map::new()
     }

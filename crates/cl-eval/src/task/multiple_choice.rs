@@ -12,11 +12,11 @@ use crate::request::{LoglikelihoodRequest, Request};
 /// A multiple-choice question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
-    /// The context of each choice.
+    /// The context that precedes each choice.
     pub query: String,
     /// The choices. Each is scored with a leading space.
     pub choices: Vec<String>,
-    /// Index of the right choice.
+    /// Index of the correct choice.
     pub gold: usize,
 }
 
@@ -29,11 +29,11 @@ pub struct MultipleChoice {
 }
 
 impl MultipleChoice {
-    /// Makes a task of questions.
+    /// Creates a task from questions.
     ///
     /// # Errors
-    /// Returns [`Error::NoDocuments`] if there are no questions, [`Error::QuestionFewChoices`] if one has fewer than two
-    /// choices, and [`Error::QuestionGold`] if an index is out of range.
+    /// Returns [`Error::NoDocuments`] if there are no questions, [`Error::QuestionFewChoices`] if one has fewer than
+    /// two choices, and [`Error::QuestionGold`] if an index is out of range.
     pub fn new(name: &str, questions: Vec<Question>) -> Result<MultipleChoice, Error> {
         if questions.is_empty() {
             return Err(Error::NoDocuments { name: name.to_owned() });
@@ -50,12 +50,12 @@ impl MultipleChoice {
         Ok(MultipleChoice { name: name.to_owned(), questions, metric: Metric::Acc })
     }
 
-    /// The same task with `acc_norm` as its main metric.
+    /// Returns the same task with `acc_norm` as its main metric.
     pub fn by_acc_norm(self) -> MultipleChoice {
         MultipleChoice { metric: Metric::AccNorm, ..self }
     }
 
-    /// Reads a JSONL file with a [`Question`] on every line; at most `limit` of them.
+    /// Reads at most `limit` questions from a JSONL file with a [`Question`] on every line.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, [`Error::Line`], [`Error::FewChoices`] or [`Error::Gold`] if a
@@ -78,7 +78,7 @@ impl MultipleChoice {
     }
 }
 
-/// The lines of a JSONL file that are not blank, with their numbers from 1.
+/// Returns the non-blank lines of a JSONL file with their 1-based numbers.
 pub(crate) fn lines<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<Vec<(usize, T)>, Error> {
     let parse = |line: Result<Line, cl_data::Error>| {
         let Line { number, bytes } = line?;
@@ -127,7 +127,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("facts.jsonl");
         let good = r#"{"query": "q", "choices": ["a", "b"], "gold": 1}"#;
-        let one = r#"{"query": "q", "choices": ["a"], "gold": 0}"#; // would always be right
+        let one = r#"{"query": "q", "choices": ["a"], "gold": 0}"#; // a single choice would always be correct
         let out_of_range = good.replace("1}", "2}");
         for (bad, part) in
             [(r#"{"query": "q"}"#, "choices"), (&out_of_range as &str, "gold = 2"), (one, "at least 2 choices")]

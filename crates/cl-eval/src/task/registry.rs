@@ -22,17 +22,17 @@ use crate::problem::{KeyProblem, Need, TemplateProblem};
 /// A built-in task.
 #[derive(Clone, Copy, Debug)]
 pub struct TaskSpec {
-    /// Name; also the name of its directory in TRACE's layout.
+    /// Name, which is also the name of its directory in TRACE's layout.
     pub name: &'static str,
     /// Other names, in lower case.
     pub aliases: &'static [&'static str],
-    /// The metric that answers are scored by.
+    /// The metric used to score answers.
     pub metric: Metric,
     /// Default maximum number of new tokens; 0 for multiple choice.
     pub max_new_tokens: usize,
-    /// Stop strings.
+    /// Stop sequences.
     pub stop: &'static [&'static str],
-    /// Name of its data set on the hub; tasks may share one.
+    /// Name of its data set on the Hub; tasks may share one.
     pub dataset: Option<&'static str>,
 }
 
@@ -44,9 +44,9 @@ macro_rules! embedded {
 
 /// The built-in descriptions: the paper's tasks first, in its order.
 ///
-/// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter, then an
-/// explanation), so few tokens are enough there; a line of Py150 fits into 64 tokens and a summary into 256. TRACE
-/// generates up to 512 everywhere. 256 for GSM8K is lm-eval's default.
+/// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter followed
+/// by an explanation), so few tokens are enough for them; a line of Py150 fits into 64 tokens and a summary into 256.
+/// TRACE generates up to 512 tokens for all tasks. 256 for GSM8K is lm-eval's default.
 const EMBEDDED: [(&str, &str); 19] = embedded![
     "C-STANCE",
     "FOMC",
@@ -87,7 +87,7 @@ static SPECS: LazyLock<Vec<TaskSpec>> = LazyLock::new(|| {
     FILES.iter().map(spec).collect()
 });
 
-/// The built-in tasks. `mmlu` is a group.
+/// Returns the built-in tasks. `mmlu` is a group.
 pub fn known_tasks() -> &'static [TaskSpec] {
     &SPECS
 }
@@ -110,14 +110,14 @@ pub struct TaskSet {
 
 /// Loads a task by name or alias from a data directory. `name` is one of:
 ///
-/// - A built-in task. The files that its description names are searched for in `dir`, its parent, and a directory `lm-eval`
-///   in either; then on the hub, if `options` has one and the description names a data set. A TRACE task is
+/// - A built-in task. The files named in its description are searched for in `dir`, its parent, and a directory
+///   `lm-eval` in either; then on the Hub, if `options` has one and the description names a data set. A TRACE task is
 ///   `dir/<Task>/test.json` (or `.jsonl`, or either with `.gz`), where the directory has the task's name, the requested
 ///   name, or an alias.
 /// - A path that ends in `.toml`: a task description. Its files are also searched for next to it.
 /// - A path that ends in `.jsonl`: multiple-choice questions, see [`MultipleChoice::load`].
-/// - Any other directory in `dir` with a test file of `{"prompt", "answer"}`, scored by exact match unless `options` names
-///   a metric.
+/// - Any other directory in `dir` with a test file of `{"prompt", "answer"}`, scored by exact match unless `options`
+///   names a metric.
 ///
 /// # Errors
 /// Returns [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its
@@ -147,7 +147,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
         let text = read_text(&path, MAX_CONFIG)?;
         let file = TaskFile::parse(&text, &path)?;
         let mut library = Library::new(dir, path.parent(), options.hub);
-        // A missing file is expected beside the description.
+        // A missing file is expected to be next to the description.
         let home = path.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(dir);
         return if file.group.is_some() {
             members(&file, &file.name, library, home, options, single)
@@ -168,7 +168,7 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
     }
 }
 
-/// The tasks of a group or subgroup, or a single member.
+/// Returns the tasks of a group or subgroup, or a single member.
 fn members(
     file: &TaskFile,
     wanted: &str,
@@ -211,7 +211,7 @@ fn members(
     Ok(TaskSet { tasks, groups })
 }
 
-/// A requested task. `member` is the field that selects a group member's rows, and its value.
+/// A requested task. `member` is the field that selects the rows of a group member, and its value.
 #[derive(Clone, Copy)]
 struct RequestedTask<'a> {
     file: &'a TaskFile,
@@ -242,12 +242,12 @@ fn load_described(
 }
 
 impl RequestedTask<'_> {
-    /// Name of the task.
+    /// Returns the name of the task.
     fn task(&self) -> &str {
         if self.member.is_some() { self.name } else { &self.file.name }
     }
 
-    /// Candidate file names, for each of the task's names, the requested one first.
+    /// Returns candidate file names for each of the task's names, the requested name first.
     fn candidates(&self, patterns: &[String]) -> Result<Vec<String>, Error> {
         let aliases = self.file.aliases.iter().map(String::as_str);
         let mut filled: Vec<String> = Vec::new();
@@ -274,7 +274,7 @@ impl RequestedTask<'_> {
         Template::new(pattern).and_then(|t| t.render(&row.into())).map_err(wrong)
     }
 
-    /// Path of the first candidate.
+    /// Returns the path of the first candidate, for error messages.
     fn expected(&self, names: &[String]) -> PathBuf {
         self.dir.join(format!("{}.jsonl", names.first().map_or("", String::as_str)))
     }
@@ -284,7 +284,7 @@ impl RequestedTask<'_> {
         Error::MissingFile { name, path, needed, dataset: dataset.map(|d| d.repo) }
     }
 
-    /// The hub data set with the same rows, if the description has one with this split.
+    /// Returns the Hub data set with the same rows, if the description has one with this split.
     fn dataset(&self, split: impl Fn(&HubDataset) -> Option<&String>) -> Result<Option<DatasetRef>, Error> {
         let Some((hub, split)) = self.file.hub.as_ref().and_then(|hub| Some((hub, split(hub)?))) else {
             return Ok(None);
@@ -293,7 +293,7 @@ impl RequestedTask<'_> {
         Ok(Some(DatasetRef { config, ..DatasetRef::new(&hub.repo, split) }))
     }
 
-    /// The rows of a local file, or else of the hub data set.
+    /// Returns the rows of a local file, or else of the Hub data set.
     fn find_rows(
         &self,
         library: &mut Library<'_>,
@@ -308,7 +308,7 @@ impl RequestedTask<'_> {
         })
     }
 
-    /// The rows of the documents.
+    /// Returns the rows of the documents.
     fn rows(&self, library: &mut Library<'_>) -> Result<Rows, Error> {
         let names = self.candidates(&self.file.files.eval)?;
         let dataset = self.dataset(|hub| Some(&hub.split))?;
@@ -323,7 +323,7 @@ impl RequestedTask<'_> {
         Err(self.missing(&names, Need::Documents, dataset))
     }
 
-    /// Template variables that are the same for every row, and the files they are read from.
+    /// Returns template variables that are the same for every row, and the files they were read from.
     fn values(&self, library: &Library<'_>) -> Result<(Map<String, Value>, Vec<Value>), Error> {
         let mut values: Map<String, Value> = Map::new();
         let mut files = Vec::new();
@@ -343,7 +343,7 @@ impl RequestedTask<'_> {
         Ok((values, files))
     }
 
-    /// The rows that few-shot examples are drawn from.
+    /// Returns the rows from which few-shot examples are drawn.
     fn pool(
         &self,
         shots: usize,
@@ -376,7 +376,7 @@ impl RequestedTask<'_> {
     }
 }
 
-/// The rows of a file, or those of one group member in a shared file.
+/// Returns the rows of a file, or those of one group member in a shared file.
 fn documents(rows: &Rows, member: Option<(&str, &str)>) -> Vec<Document> {
     let own = |row: &Row| member.is_none_or(|(field, id)| row.get(field).is_none_or(|v| v == id));
     let document = |(index, row): (usize, &Row)| Document { path: rows.path.clone(), index, row: row.clone() };
@@ -388,7 +388,7 @@ fn unknown(name: &str, dir: &Path) -> Error {
     Error::UnknownTask { name: name.to_owned(), dir: dir.to_owned(), known }
 }
 
-/// Loads a directory of examples in any format that training reads.
+/// Loads a directory of examples, in any format supported for training.
 fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     const DESCRIPTION: &str = r#"
         name = "directory"
@@ -423,7 +423,7 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
     Ok(Box::new(build(&file, material, &options)?))
 }
 
-/// Loads a file of questions. Few-shot examples are other questions of the file.
+/// Loads a file of questions. Few-shot examples are other questions in the file.
 fn questions(path: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
     const DESCRIPTION: &str = r#"
         name = "questions"

@@ -1,4 +1,4 @@
-//! Finds the rows of a task, in local files or on the hub.
+//! Finds the rows of a task, in local files or on the Hub.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// Extensions that are tried for a candidate.
+/// File extensions tried for each candidate.
 const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet", "parquet.gz"];
 
 /// A row and its location, for error messages.
@@ -19,7 +19,7 @@ pub(crate) struct Document {
     pub(crate) row: Row,
 }
 
-/// Rows and where they are from.
+/// Rows and their origin.
 #[derive(Clone)]
 pub(crate) struct Rows {
     /// The file, or the first file of a data set.
@@ -28,7 +28,7 @@ pub(crate) struct Rows {
     fetched: Option<Fetched>,
 }
 
-/// Origin of rows from the hub, for the record.
+/// Origin of rows from the Hub, to be saved with results.
 #[derive(Clone)]
 struct Fetched {
     dataset: DatasetRef,
@@ -48,7 +48,7 @@ impl Rows {
     }
 }
 
-/// The directories to search, the hub if allowed, and the files read so far.
+/// The directories to search, the Hub if allowed, and the files read so far.
 pub(crate) struct Library<'a> {
     homes: Vec<PathBuf>,
     hub: Option<&'a Hub>,
@@ -56,21 +56,21 @@ pub(crate) struct Library<'a> {
 }
 
 impl<'a> Library<'a> {
-    /// `own`: the directory of the task's description, which is searched first.
+    /// Creates a library. `own` is the directory of the task's description, which is searched first.
     pub(crate) fn new(dir: &Path, own: Option<&Path>, hub: Option<&'a Hub>) -> Library<'a> {
         let around = ["", "..", "lm-eval", "../lm-eval"]
             .map(|home| if home.is_empty() { dir.to_owned() } else { dir.join(home) });
         Library { homes: own.map(Path::to_owned).into_iter().chain(around).collect(), hub, read: HashMap::new() }
     }
 
-    /// The first candidate that exists with one of the [`EXTENSIONS`].
+    /// Returns the first candidate that exists with one of the [`EXTENSIONS`].
     pub(crate) fn find(&self, candidates: &[String]) -> Option<PathBuf> {
         let paths = self.homes.iter().flat_map(|home| candidates.iter().map(move |c| home.join(c)));
         let mut files = paths.flat_map(|p| EXTENSIONS.map(|e| PathBuf::from(format!("{}.{e}", p.display()))));
         files.find(|p| p.exists() && !p.is_dir())
     }
 
-    /// The rows of the first candidate that exists.
+    /// Returns the rows of the first candidate that exists.
     pub(crate) fn local(&mut self, candidates: &[String]) -> Result<Option<Rows>, Error> {
         let Some(path) = self.find(candidates) else { return Ok(None) };
         let file = match self.read.get(&path) {
@@ -81,7 +81,7 @@ impl<'a> Library<'a> {
         Ok(Some(Rows { path, file, fetched: None }))
     }
 
-    /// The rows of a data set, or `None` without a hub.
+    /// Returns the rows of a data set, or `None` without a Hub.
     pub(crate) fn fetch(&self, dataset: &DatasetRef) -> Result<Option<Rows>, cl_data::Error> {
         let Some(hub) = self.hub else { return Ok(None) };
         let (file, paths) = dataset.rows(hub)?;

@@ -1,6 +1,6 @@
-//! Task descriptions: TOML files that say where a task's rows are and how they become requests.
+//! Task descriptions: TOML files that define where a task's rows are and how they become requests.
 //!
-//! The built-in ones are in `crates/cl-eval/tasks`; every key is explained in `docs/formats.md`.
+//! The built-in descriptions are in `crates/cl-eval/tasks`; all keys are documented in `docs/formats.md`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::metrics::Metric;
 use crate::problem::KeyProblem;
 
-/// A key of a description, and what is wrong with its value.
+/// An invalid key of a description, and what is wrong with its value.
 pub(crate) type Wrong = (&'static str, KeyProblem);
 
 #[derive(Clone, Debug, Deserialize)]
@@ -47,24 +47,24 @@ pub(crate) struct TaskFile {
     pub(crate) multiple_choice: Option<MultipleChoiceKeys>,
     pub(crate) generation: Option<GenerationKeys>,
     pub(crate) group: Option<GroupKeys>,
-    /// blake3 of the file.
+    /// blake3 hash of the file.
     #[serde(skip)]
     pub(crate) hash: String,
 }
 
-/// Candidate files, without extension; the first that exists is read.
+/// Candidate file names, without extension; the first that exists is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Files {
     pub(crate) eval: Vec<String>,
     #[serde(default)]
     pub(crate) fewshot: Vec<String>,
-    /// JSON files whose content is a template variable.
+    /// JSON files whose contents become template variables.
     #[serde(default)]
     pub(crate) values: BTreeMap<String, Vec<String>>,
 }
 
-/// The hub data set with the same rows.
+/// The Hub data set with the same rows.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HubDataset {
@@ -80,9 +80,9 @@ pub(crate) struct FewShot {
     pub(crate) num_fewshot: usize,
     pub(crate) sampler: Sampler,
     pub(crate) exclude_document: bool,
-    /// Few-shot examples given in the description instead of a file.
+    /// Few-shot examples given in the description itself instead of a file.
     pub(crate) samples: Vec<Row>,
-    /// Path in the lm-eval package of the task file that has the few-shot examples.
+    /// Path of the task file with the few-shot examples, within the lm-eval package.
     pub(crate) lm_eval: Option<String>,
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct MultipleChoiceKeys {
     pub(crate) gold: String,
 }
 
-/// A list of templates, or an expression whose value is a list of strings.
+/// A list of templates, or an expression that evaluates to a list of strings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Choices {
@@ -115,7 +115,7 @@ pub(crate) struct GenerationKeys {
     pub(crate) max_new_tokens: usize,
 }
 
-/// Makes the description a group, with one task for each value of a field.
+/// Turns the description into a group, with one task for each value of a field.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GroupKeys {
@@ -146,7 +146,7 @@ impl TaskFile {
     /// Parses and checks a description; `path` is for error messages.
     ///
     /// # Errors
-    /// Returns [`Error::TaskToml`] if the TOML is invalid, and [`Error::TaskKey`] if the value of a key is.
+    /// Returns [`Error::TaskToml`] if the TOML is invalid, and [`Error::TaskKey`] if the value of a key is invalid.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<TaskFile, Error> {
         let mut task: TaskFile = toml::from_str(text).map_err(|e| Error::toml(path, text, &e))?;
         task.hash = blake3::hash(text.as_bytes()).to_hex().to_string();

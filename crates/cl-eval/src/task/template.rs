@@ -11,7 +11,7 @@ use regex::Regex;
 use crate::metrics::python_strip;
 use crate::problem::TemplateProblem;
 
-/// lm-eval's dialect, with its preprocessing of HellaSwag as a filter.
+/// The Jinja environment: lm-eval's dialect, with its preprocessing of HellaSwag as a filter.
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = jinja::environment(Dialect::LmEval);
     environment.add_filter("hellaswag_clean", |text: Cow<'_, str>| hellaswag_clean(&text));
@@ -27,7 +27,7 @@ impl Template {
         jinja::Template::new(&ENVIRONMENT, source).map(Template).map_err(|error| TemplateProblem::Engine { error })
     }
 
-    /// Renders a row. Returns an error, which names fields that the row lacks.
+    /// Renders the template for a row. The error names fields that the row lacks.
     pub(crate) fn render(&self, row: &Value) -> Result<String, TemplateProblem> {
         let missing = || missing(&self.0.undeclared_variables(), row);
         self.0.render(row.clone()).map_err(|error| missing().unwrap_or(TemplateProblem::Engine { error }))
@@ -46,7 +46,7 @@ impl Formula {
         jinja::Expression::new(&ENVIRONMENT, source).map(Formula).map_err(|error| TemplateProblem::Engine { error })
     }
 
-    /// The value for a row. Returns an error, which names fields that the row lacks.
+    /// Evaluates the expression for a row. The error names fields that the row lacks.
     pub(crate) fn value(&self, row: &Value) -> Result<Value, TemplateProblem> {
         let missing = || missing(&self.0.undeclared_variables(), row);
         let value = self.0.evaluate(row.clone());
@@ -58,10 +58,10 @@ impl Formula {
     }
 }
 
-/// Names that are defined without a row.
+/// Names that are defined independently of the row.
 const FUNCTIONS: [&str; 4] = ["range", "dict", "debug", "namespace"];
 
-/// The fields that are undefined: the engine's own error does not name them.
+/// Returns an error naming the undefined fields, if any; the engine's own error does not name them.
 fn missing(wanted: &HashSet<String>, row: &Value) -> Option<TemplateProblem> {
     let mut fields: Vec<String> = wanted
         .iter()
@@ -74,8 +74,8 @@ fn missing(wanted: &HashSet<String>, row: &Value) -> Option<TemplateProblem> {
     (!fields.is_empty()).then_some(TemplateProblem::Missing { fields, has })
 }
 
-/// lm-eval's preprocessing of HellaSwag's texts, whose WikiHow part contains `[title]`, `[step]` and the like: strips
-/// the text, replaces ` [title]` by a full stop, removes other bracketed text, and replaces two spaces by one.
+/// Preprocesses HellaSwag's texts as lm-eval does, since their WikiHow part contains `[title]`, `[step]` and the like:
+/// strips the text, replaces ` [title]` by a full stop, removes other bracketed text, and replaces two spaces by one.
 fn hellaswag_clean(text: &str) -> String {
     static BRACKETS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\[.*?\]").expect("a valid pattern"));
     let text = python_strip(text).replace(" [title]", ". ");

@@ -1,4 +1,4 @@
-//! A hub on this machine, for tests: repositories of models, and a storage on an address of its own.
+//! A Hub server on this machine, for tests: model repositories, and a storage at a separate address.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Commit of a repository whose files were never changed; a commit adds one to its last digit.
+/// Commit of a repository whose files were never changed; each commit increments its last digit.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234560";
 
 /// A repository.
@@ -21,7 +21,7 @@ pub struct Remote {
     pub files: BTreeMap<String, Vec<u8>>,
     pub commits: usize,
     pub private: bool,
-    /// Branches besides main; the first commit exists before them.
+    /// Branches other than main; they start from the first commit.
     pub revisions: Vec<String>,
 }
 
@@ -31,7 +31,7 @@ impl Remote {
     }
 }
 
-/// What the server has and how it behaves.
+/// The server's data and behaviour.
 #[derive(Default)]
 pub struct State {
     pub repos: BTreeMap<String, Remote>,
@@ -39,15 +39,15 @@ pub struct State {
     pub stored: BTreeMap<String, Vec<u8>>,
     /// Parts of a large file, by hash and number.
     parts: BTreeMap<(String, usize), Vec<u8>>,
-    /// Downloads that end after half of what was asked for.
+    /// Number of downloads that end after half of the requested bytes.
     pub cut: usize,
-    /// Content is not what the headers say.
+    /// Send content that does not match the headers.
     pub wrong_bytes: bool,
-    /// Large uploads come in parts of this size.
+    /// If set, large uploads are split into parts of this size.
     pub part_size: Option<usize>,
-    /// Requests to the storage that fail from now on.
+    /// Whether requests to the storage fail from now on.
     pub refuse_storage: bool,
-    /// The token that writing needs.
+    /// The token required for writing.
     pub token: String,
     /// Method, path, authorization and range of every request.
     pub log: Vec<String>,
@@ -61,7 +61,7 @@ pub struct Server {
     pub state: Arc<Mutex<State>>,
 }
 
-/// A request as it came.
+/// A received request.
 struct Request {
     method: String,
     path: String,
@@ -134,17 +134,17 @@ impl Server {
         self.state.lock().unwrap()
     }
 
-    /// Requests that begin so.
+    /// Returns the number of requests that start with `start`.
     pub fn requests(&self, start: &str) -> usize {
         self.state().log.iter().filter(|line| line.starts_with(start)).count()
     }
 
-    /// A client with this cache.
+    /// Returns a client with this cache.
     pub fn hub(&self, cache: &Path) -> Hub {
         Hub { endpoint: self.address.clone(), cache: cache.to_owned(), token: None, offline: false }
     }
 
-    /// One request and its answer; the connection is closed after it.
+    /// Answers one request and closes the connection.
     fn serve(&self, mut stream: TcpStream, is_storage: bool) {
         let Some(request) = read_request(&mut stream) else { return };
         let mut state = self.state();
@@ -272,7 +272,7 @@ impl Server {
         }
     }
 
-    /// Git LFS' batch API, with the hub's multipart transfers.
+    /// Git LFS' batch API, with the Hub's multipart transfers.
     fn batch(&self, state: &State, body: &Value) -> Answer {
         assert_eq!(body["operation"], "upload");
         let object = |object: &Value| {
@@ -300,12 +300,12 @@ impl Server {
     }
 }
 
-/// Large files, as the hub's rule for these endings.
+/// Whether a file is large, by the Hub's rule for these extensions.
 fn is_large(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".bin")
 }
 
-/// An upload to the storage: a file, or a part of it.
+/// Handles an upload to the storage: a file, or a part of it.
 fn put(state: &mut State, request: &Request) -> Answer {
     let Some(rest) = request.path.strip_prefix("/upload/") else { return Answer::error("404 No", "") };
     match rest.split_once("?part=") {
@@ -322,7 +322,7 @@ fn put(state: &mut State, request: &Request) -> Answer {
     }
 }
 
-/// The end of an upload in parts.
+/// Handles the end of an upload in parts.
 fn complete(state: &mut State, request: &Request) -> Answer {
     let Some(oid) = request.path.strip_prefix("/complete/") else { return Answer::error("404 No", "") };
     let body: Value = serde_json::from_slice(&request.body).unwrap();
@@ -390,7 +390,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Git's name of a file.
+/// Git's hash of a file.
 pub fn git_sha1(bytes: &[u8]) -> String {
     let named = [format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat();
     Sha1::digest(&named).iter().map(|b| format!("{b:02x}")).collect()

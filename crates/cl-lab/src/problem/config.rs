@@ -10,7 +10,7 @@ use super::{RoundsProblem, StudyProblem};
 pub enum ConfigProblem {
     /// It is not TOML, a key is missing or unknown, or a value is invalid.
     #[error("{}", shorten(&.0.to_string()))]
-    Toml(Box<toml::de::Error>), // no source, whose text would be printed again at full length
+    Toml(Box<toml::de::Error>), // not a source: its full text would be printed again
     /// A setting cannot be written as TOML.
     #[error("{0}")]
     NotToml(#[source] Box<toml::ser::Error>),
@@ -35,15 +35,15 @@ pub enum ConfigProblem {
     Other {
         /// What it configures: `train run`, `sequence` or `study`.
         is: &'static str,
-        /// The key by which it is known.
+        /// The key that identifies it.
         key: &'static str,
-        /// The command that reads it.
+        /// Tells which command reads it.
         hint: &'static str,
     },
-    /// Replay without data of earlier rounds.
+    /// `[replay]` is set, but there is no data of earlier rounds.
     #[error("[replay] has no data: name that of earlier rounds in data.earlier, or remove the table")]
     NothingToReplay,
-    /// A metric of multiple choice for all generation tasks.
+    /// A multiple-choice metric is set for all generation tasks.
     #[error(
         "eval.metric: acc and acc_norm are for multiple choice; expected a metric of generated answers, such as exact_match"
     )]
@@ -57,10 +57,10 @@ pub enum ConfigProblem {
     /// A validation setting is invalid.
     #[error("{0}")]
     Validation(#[source] Box<TrainError>),
-    /// The composition of data sets is invalid.
+    /// The combination of data sets is invalid.
     #[error(transparent)]
     Mixture(#[from] MixtureProblem),
-    /// The names of the rows' fields are invalid.
+    /// The field names of the rows are invalid.
     #[error("data.{0}")]
     Columns(#[from] ColumnsProblem),
     /// The rounds are invalid.
@@ -69,7 +69,7 @@ pub enum ConfigProblem {
     /// The settings of a study are invalid.
     #[error(transparent)]
     Study(#[from] StudyProblem),
-    /// Settings of router training in the configuration of a round.
+    /// The configuration of a round contains settings of router training.
     #[error("train.router: routers are trained by `cl moe train-router`")]
     RouterInRound,
     /// Settings of router training in the wrong table.
@@ -78,16 +78,16 @@ pub enum ConfigProblem {
     /// A setting of router training is invalid.
     #[error("{0}")]
     Router(#[source] Box<TrainError>),
-    /// Data of earlier rounds for router training.
+    /// The configuration of router training names data of earlier rounds.
     #[error("data.earlier is for replay; name all data in data.train")]
     Earlier,
-    /// There is nothing to choose among.
+    /// There are fewer than two experts.
     #[error("expected at least two experts to choose among")]
     OneAdapter,
     /// An expert has no prompts to compute router weights from.
     #[error("{expert} has no positive_prompts; at least one is required")]
     NoPrompts {
-        /// Where the expert is in the configuration.
+        /// The expert's position in the configuration.
         expert: String,
     },
 }
@@ -105,7 +105,7 @@ pub enum SetProblem {
     /// Its number does not fit into TOML.
     #[error("the number is outside the range of TOML, -2⁶³ to 2⁶³ - 1")]
     Range,
-    /// It sets a key below one that is not a table.
+    /// It sets a key inside a value that is not a table.
     #[error("a part of the key is not a table")]
     NotATable,
 }

@@ -1,4 +1,4 @@
-//! Why a run cannot begin or go on, as facts in fields; a [`LabError`](crate::LabError) adds where.
+//! Causes of a [`LabError`](crate::LabError), as data; the error itself adds where the problem occurred.
 //!
 //! ```
 //! use cl_lab::problem::{ConfigProblem, RoundsProblem};

@@ -1,40 +1,40 @@
-/// Why a directory cannot be that of a run.
+/// Why a directory cannot be used as a run directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OutputProblem {
-    /// It holds the run already, and resuming was not requested.
+    /// It already contains this run, and resuming was not requested.
     #[error("is not empty; add --resume to continue the run in it, or choose another --out")]
     NotResumed,
-    /// It holds something else.
+    /// It contains other files.
     #[error("is not empty and is not the directory of a {what} (no {marker}); choose another --out")]
     NotEmpty {
-        /// What is run: `sequence`, `run` or `study`.
+        /// Kind of run: `sequence`, `run` or `study`.
         what: &'static str,
-        /// The file by which a directory of this kind is known.
+        /// The file that identifies a directory of this kind.
         marker: &'static str,
     },
-    /// It holds a run with other settings.
+    /// It contains a run with different settings.
     #[error("holds a {what} with a different configuration{}; restore the configuration to resume it, or choose another --out", difference(saved.as_deref(), now.as_deref()))]
     OtherSettings {
-        /// What is run: `sequence`, `run` or `study`.
+        /// Kind of run: `sequence`, `run` or `study`.
         what: &'static str,
         /// The first saved setting that this run does not have.
         saved: Option<String>,
-        /// The first setting of this run that is not saved.
+        /// The first setting of this run that was not saved.
         now: Option<String>,
     },
-    /// An input is not the one that the run began with.
+    /// An input has changed since the run started.
     #[error("{input} has changed since the {what} started; choose another --out")]
     InputChanged {
-        /// What is run: `sequence`, `run` or `study`.
+        /// Kind of run: `sequence`, `run` or `study`.
         what: &'static str,
         /// The input.
         input: String,
     },
-    /// It holds the tiny study with other settings.
+    /// It contains the tiny study with different settings.
     #[error("holds the tiny study with other settings (tiny.json); choose another --out")]
     OtherTinyStudy,
-    /// Another process runs a study with other settings in it.
+    /// Another process is running a study with different settings in it.
     #[error("another process is using it with other settings; wait for that to finish, or choose another --out")]
     OtherStudy,
     /// Another process is running in it.

@@ -6,13 +6,13 @@ use cl_train::TrainError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoundsProblem {
-    /// There are none.
+    /// There are no rounds.
     #[error("neither `tasks` nor `[[rounds]]` is set: expected one of them")]
     None,
-    /// They are given twice.
+    /// Rounds are specified twice.
     #[error("both `tasks` and `[[rounds]]` are set: expected one of them")]
     TasksAndRounds,
-    /// The name of a round cannot be that of its directory.
+    /// The name of a round cannot be used as a directory name.
     #[error("{key}: `{name}` is not a valid directory name")]
     Name {
         /// `tasks` or `rounds`.
@@ -27,7 +27,7 @@ pub enum RoundsProblem {
         key: &'static str,
         /// The name.
         name: String,
-        /// Its second place, from 1.
+        /// Position of the second occurrence, from 1.
         entry: usize,
     },
     /// A round is invalid.
@@ -41,26 +41,26 @@ pub enum RoundsProblem {
     },
 }
 
-/// What is wrong with one round.
+/// What is wrong with a round.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoundProblem {
-    /// The composition of its data.
+    /// The combination of its data sets is invalid.
     #[error(transparent)]
     Mixture(#[from] MixtureProblem),
-    /// The names of the rows' fields.
+    /// The field names of the rows are invalid.
     #[error(transparent)]
     Columns(#[from] ColumnsProblem),
-    /// A validation setting.
+    /// A validation setting is invalid.
     #[error("{0}")]
     Validation(#[source] TrainError),
-    /// A key of its `train` is unknown, or a value has the wrong type.
+    /// A key in its `train` table is unknown, or a value has the wrong type.
     #[error("train: {}", shorten(&.0.to_string()))]
-    TrainTable(serde_json::Error), // no source, whose text would be printed again at full length
-    /// A training setting.
+    TrainTable(serde_json::Error), // not a source: its full text would be printed again
+    /// A training setting is invalid.
     #[error("train: {0}")]
     Train(#[source] TrainError),
-    /// Settings of o-lora that rounds cannot have each for itself.
+    /// It sets o-lora options that can only be set for the whole sequence.
     #[error(
         "train.olora: `shape`, `earlier` and the presence of the table apply to the whole sequence; set them in its \
          [train.olora]"

@@ -2,19 +2,19 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoutersProblem {
-    /// The directory holds no mixture of adapters.
+    /// The directory does not contain a mixture of adapters.
     #[error("is no mixture of adapters; `cl moe blend` makes one")]
     NoMixture,
-    /// There are no routers.
+    /// The model has no routers.
     #[error("has no routers: use a model made by `cl moe mix`, or set `adapter` to a mixture made by `cl moe blend`")]
     NoRouters,
-    /// Each token goes through one expert, whose gate is constant.
+    /// Each token is routed to a single expert, so the gate is constant.
     #[error(
         "one expert for each token has a gate of 1 whatever its router says, so the loss cannot train routers; make the \
          mixture with num_experts_per_tok = 2 or more, or with router.norm = \"sigmoid\" where it is one of adapters"
     )]
     OneExpert,
-    /// Logits are computed without router weights.
+    /// Router logits are computed without router weights.
     #[error("its logits are norms of updates (router.init = \"spectr\"); there is no router weight to train")]
     UpdateNorm,
 }

@@ -17,7 +17,7 @@ pub enum StudyProblem {
         /// The value.
         value: String,
     },
-    /// There are no seeds, or one is too large.
+    /// There are no seeds, or a seed is too large.
     #[error("seeds: expected at least one, each at most {most}")]
     Seeds {
         /// The largest allowed seed.
@@ -31,22 +31,22 @@ pub enum StudyProblem {
         /// Number of rounds.
         rounds: usize,
     },
-    /// An expert is no round.
+    /// No round has the name of an expert.
     #[error("experts: no round is called `{name}`")]
     NoRound {
-        /// The expert.
+        /// Name of the expert.
         name: String,
     },
-    /// The rounds' data cannot be put together.
+    /// The data of the rounds cannot be combined.
     #[error("compare: `joint` needs rounds whose `format` and `columns` are the same")]
     Joint,
-    /// The fraction of replayed rows.
+    /// The fraction of replayed rows is invalid.
     #[error(transparent)]
     Replay(#[from] MixtureProblem),
-    /// A setting of o-lora.
+    /// An o-LoRA setting is invalid.
     #[error("{0}")]
     Olora(#[source] Box<AdapterError>),
-    /// A table below `[train]` that a study has at the top.
+    /// A table is below `[train]` that belongs at the top level of a study.
     #[error("train.{table}: a study compares LoRA and full fine-tuning; write it as [{table}]")]
     TableInTrain {
         /// The table.
@@ -58,9 +58,9 @@ pub enum StudyProblem {
         /// The table.
         table: &'static str,
         /// The parser's error.
-        error: serde_json::Error, // no source, whose text would be printed again at full length
+        error: serde_json::Error, // not a source: its full text would be printed again
     },
-    /// A training setting.
+    /// A training setting is invalid.
     #[error("[{table}]: {source}")]
     Train {
         /// The table.
@@ -68,10 +68,10 @@ pub enum StudyProblem {
         /// What is wrong.
         source: Box<TrainError>,
     },
-    /// The rounds.
+    /// The rounds are invalid.
     #[error(transparent)]
     Rounds(#[from] RoundsProblem),
-    /// The rounds of a stage.
+    /// The rounds of a stage are invalid.
     #[error("stage {stage}: {problem}")]
     StageRounds {
         /// Name of the stage.
@@ -80,7 +80,7 @@ pub enum StudyProblem {
         #[source]
         problem: RoundsProblem,
     },
-    /// A training setting of a stage.
+    /// A training setting of a stage is invalid.
     #[error("stage {stage}: {source}")]
     StageTrain {
         /// Name of the stage.
@@ -88,10 +88,10 @@ pub enum StudyProblem {
         /// What is wrong.
         source: Box<TrainError>,
     },
-    /// No stage is selected.
+    /// No stage is selected by `--only`.
     #[error("--only: no stage's name starts with `{start}`; --dry-run lists them")]
     NoStage {
-        /// The start of a name.
+        /// The prefix given on the command line.
         start: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The state of all stages of a study, for the threads of this process, and what other processes do of it.
+//! The state of all stages of a study, shared by the threads of this process and updated from other processes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use super::graph::Stage;
 use super::work::Record;
 use crate::LabError;
 
-/// Time between two looks at what other processes have done.
+/// Interval at which the progress of other processes is checked.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The state of a stage.
@@ -18,31 +18,31 @@ pub(super) enum State {
     Unwanted,
     Waiting,
     Running,
-    /// Another process runs it, or has to end something first.
+    /// Another process is running it, or holds a lock that it needs.
     Elsewhere,
     Done(Record),
     Failed(Arc<LabError>),
-    /// A stage that it depends on failed, or it panicked.
+    /// A stage that it depends on failed, or the stage itself panicked.
     Cut,
 }
 
-/// What the board has to ask about stages, by their index.
+/// Operations on stages that the board needs; stages are given by their index.
 pub(super) trait Stages: Sync {
-    /// All stages, each behind those that it depends on.
+    /// Returns all stages, in an order in which each comes after its dependencies.
     fn all(&self) -> &[Stage];
-    /// Locks a stage for this process; `None` if another has it.
+    /// Locks a stage for this process; returns `None` if another process holds a lock that it needs.
     fn lock(&self, place: usize) -> Result<Option<StageLock>, LabError>;
-    /// The record of a complete stage.
+    /// Returns the record of a complete stage.
     fn record(&self, place: usize) -> Option<Record>;
-    /// Whether a complete stage has a result that other stages use, and it was removed.
+    /// Whether the result of a complete stage, needed by other stages, has been removed.
     fn is_gone(&self, place: usize) -> bool;
-    /// Removes models of a stage that no stage needs anymore; `false` if a process still uses them.
+    /// Removes the models of a stage that no stage needs anymore; returns `false` if a process still uses them.
     fn remove_models(&self, place: usize) -> Result<bool, LabError>;
-    /// Whether to stop.
+    /// Whether a stop was requested.
     fn is_stopped(&self) -> bool;
 }
 
-/// What happened in other processes.
+/// A change observed in other processes.
 pub(super) enum News {
     /// Another process runs the stage.
     Elsewhere(usize),
@@ -55,7 +55,7 @@ pub(super) struct Board<'a> {
     stages: &'a dyn Stages,
     states: Mutex<Vec<State>>,
     changed: Condvar,
-    /// Stages that were completed since the start.
+    /// Stages completed since this process started whose models may still have to be removed.
     completed: Mutex<BTreeSet<usize>>,
 }
 
@@ -72,7 +72,7 @@ impl<'a> Board<'a> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next stage that this process can start; `None` if there will be no more.
+    /// Waits for the next stage that this process can start; returns `None` when none will follow.
     pub(super) fn take(&self, tell: &dyn Fn(News)) -> Option<(usize, StageLock)> {
         let mut states = self.lock();
         loop {
@@ -111,13 +111,14 @@ impl<'a> Board<'a> {
         (0..stages.len()).find(|&p| matches!(states[p], State::Waiting) && stages[p].needs.iter().all(done))
     }
 
-    /// Starts a stage whose time has come, unless another process has it, has done it, or has removed what it is made from.
+    /// Starts a stage whose dependencies are complete, unless another process is running it, has completed it, or has
+    /// removed one of its inputs.
     fn start(&self, place: usize, states: &mut [State]) -> Result<Option<StageLock>, LabError> {
         let Some(lock) = self.stages.lock(place)? else {
             states[place] = State::Elsewhere;
             return Ok(None);
         };
-        // Under the lock: nobody else changes these any more.
+        // The lock is held, so no other process changes these anymore.
         let needs = &self.stages.all()[place].needs;
         let gone: Vec<usize> = needs.iter().copied().filter(|&need| self.stages.is_gone(need)).collect();
         if !gone.is_empty() {
@@ -132,14 +133,14 @@ impl<'a> Board<'a> {
         Ok(Some(lock))
     }
 
-    /// Whether a complete stage runs again, because its result was removed and a stage that waits needs it.
+    /// Whether a complete stage has to run again because its result was removed and a waiting stage needs it.
     fn is_made_again(&self, place: usize, states: &[State]) -> bool {
         let stages = self.stages.all();
         let waits = |p: usize| matches!(states[p], State::Waiting) && stages[p].needs.contains(&place);
         self.stages.is_gone(place) && (0..stages.len()).any(waits)
     }
 
-    /// Looks at the stages of other processes: they may be complete, or free again if a process ended.
+    /// Checks the stages of other processes: they may be complete, or available again if a process has exited.
     fn look(&self, states: &mut [State], tell: &dyn Fn(News)) {
         for place in 0..states.len() {
             if matches!(states[place], State::Elsewhere) {
@@ -169,14 +170,14 @@ impl<'a> Board<'a> {
         self.changed.notify_all();
     }
 
-    /// Removes the models of completed stages that no stage needs anymore, unless another process still uses them: it then
-    /// removes them itself.
+    /// Removes the models of completed stages that no stage needs anymore. If another process still uses a model, it is
+    /// left to that process.
     pub(super) fn remove_models(&self) -> Result<(), LabError> {
         let states = self.lock();
         let stages = self.stages.all();
         let waits = |p: usize| match &states[p] {
             State::Waiting | State::Running | State::Elsewhere => true,
-            // One that is not selected now may be run later.
+            // A stage that is not selected now may be run later.
             State::Unwanted => self.stages.record(p).is_none(),
             State::Done(_) | State::Failed(_) | State::Cut => false,
         };
@@ -196,7 +197,7 @@ impl<'a> Board<'a> {
     }
 }
 
-/// Prevents a panicking stage from leaving others waiting. The panic ends the study after they finish.
+/// Guard that keeps a panicking stage from blocking others. The panic is propagated after they have finished.
 pub(super) struct Unwinding<'b, 'a> {
     pub(super) board: &'b Board<'a>,
     pub(super) stage: usize,
@@ -211,7 +212,7 @@ impl Drop for Unwinding<'_, '_> {
     }
 }
 
-/// Marks the stages that depend on a failed one.
+/// Marks all stages that depend on a failed stage.
 fn cut(states: &mut [State], stages: &[Stage]) {
     for place in 0..states.len() {
         let lost = |&need: &usize| matches!(states[need], State::Failed(_) | State::Cut);

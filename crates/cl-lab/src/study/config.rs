@@ -60,27 +60,28 @@ pub struct StudyConfig {
     /// Methods to compare; all by default.
     #[serde(default = "everything")]
     pub compare: Vec<Comparison>,
-    /// Which definitions apply.
+    /// Profile: which set of definitions applies.
     #[serde(default, deserialize_with = "Profile::of_training")]
     pub profile: Profile,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
-    /// Number of threads of each stage; defaults to the number of cores divided by the number of parallel stages. With
-    /// another number, sums can differ in their last bits.
+    /// Number of threads of each stage; defaults to the number of cores divided by the number of parallel stages. Sums
+    /// can differ in their last bits when this number changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u16>,
     /// Rows of each earlier round for replay, as a fraction of the current round's rows.
     #[serde(default = "tenth")]
     pub replay: f64,
-    /// Numbers of models to merge, each time those of the first rounds; defaults to 2 up to all.
+    /// Numbers of models to merge; a merge of n uses those of the first n rounds. Defaults to all numbers from 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub members: Option<Vec<usize>>,
     /// Rounds whose fully fine-tuned models form an additional mixture of experts; none if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<String>,
-    /// Number of other orders of the rounds, one of the open questions: the first is reversed, the others are drawn
-    /// with their number as the seed. LoRA and full fine-tuning are repeated in each, with the first seed.
+    /// Number of alternative orders of the rounds, one of the open questions: the first is the reverse order, the
+    /// others are random, each with its number as the seed. LoRA and full fine-tuning are repeated in each, with the
+    /// first seed.
     #[serde(default = "three")]
     pub orders: usize,
     /// o-LoRA's penalty and the coefficients λ to compare.
@@ -89,20 +90,20 @@ pub struct StudyConfig {
     /// Limits on the data.
     #[serde(default)]
     pub limit: Limits,
-    /// `[train]` of all stages, as in a sequence, without `lora` and `full`.
+    /// `[train]` of all stages, as in a sequence, without the tables `lora` and `full`.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub train: toml::Table,
-    /// Changes to `train` for LoRA; its key `lora` contains the settings of LoRA.
+    /// Overrides of `train` for LoRA; its key `lora` contains the LoRA settings.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub lora: toml::Table,
-    /// Changes to `train` for full fine-tuning.
+    /// Overrides of `train` for full fine-tuning.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub full: toml::Table,
-    /// Changes to `train` for router training, which uses all tasks at once; its key `router` contains the auxiliary
+    /// Overrides of `train` for router training, which uses all tasks at once; its key `router` contains the auxiliary
     /// losses.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub router: toml::Table,
-    /// Changes to `lora` and `full` for joint training.
+    /// Overrides of `lora` and `full` for joint training.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub joint: toml::Table,
     /// Validation during training.
@@ -114,7 +115,7 @@ pub struct StudyConfig {
     /// Rounds with their own settings, as in a sequence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<RoundConfig>,
-    /// Additional information on scored tasks for the report.
+    /// Additional information about scored tasks, for the report.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<ColumnConfig>,
 }
@@ -124,22 +125,22 @@ pub struct StudyConfig {
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
     /// Each round alone on the base model, with LoRA and with full fine-tuning. Merges and mixtures are built from
-    /// these.
+    /// these models.
     OneRound,
     /// The rounds in sequence, with LoRA and with full fine-tuning.
     Sequence,
-    /// The rounds with LoRA, each orthogonal to the earlier ones.
+    /// The rounds in sequence with LoRA, each adapter kept orthogonal to the earlier ones.
     Olora,
-    /// The rounds with replay of earlier ones.
+    /// The rounds in sequence, with replay of earlier rounds.
     Replay,
-    /// All data at once, upsampled to equal proportions and in natural proportions.
+    /// Joint training on all data at once, upsampled to equal proportions and in natural proportions.
     Joint,
     /// Merges of one-round models: averages of fully fine-tuned models; averages, TIES and DARE-TIES of adapters.
     Merge,
     /// Mixtures of one-round models as experts, with untrained routers, prototypes of each expert, or trained routers.
     Mixture,
     /// Questions that the paper leaves open, with the first seed: DARE's rescaling, definitions of o-LoRA's term, pure
-    /// bf16 weights, a fixed replay buffer, orders of the rounds, BOS.
+    /// bf16 weights, a fixed replay buffer, orders of the rounds, and BOS.
     Questions,
 }
 
@@ -168,24 +169,24 @@ impl Comparison {
 pub struct OloraComparison {
     /// Definition of the penalty.
     pub mode: Overlap,
-    /// Coefficients λ, one sequence each.
+    /// Coefficients λ; each is trained as a separate sequence.
     pub lambda: Vec<f64>,
 }
 
 impl Default for OloraComparison {
-    /// The paper's two coefficients for the published penalty.
+    /// Returns the paper's two coefficients, for the published definition of the penalty.
     fn default() -> Self {
         OloraComparison { mode: Overlap::L1, lambda: vec![0.5, 5.0] }
     }
 }
 
-/// Additional information on a scored task.
+/// Additional information about a scored task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ColumnConfig {
     /// Name of the task.
     pub name: String,
-    /// Score of random guessing, in `[0, 1]`.
+    /// Expected score of random guessing, in `[0, 1]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
     /// The corresponding column of the paper's tables, such as `cstan`.
@@ -193,7 +194,7 @@ pub struct ColumnConfig {
     pub paper: Option<String>,
 }
 
-/// The parameters to train.
+/// Which parameters are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tuning {
     Lora,
@@ -236,7 +237,7 @@ impl Default for StudyConfig {
 }
 
 impl StudyConfig {
-    /// The rounds, with `tasks` expanded.
+    /// Returns the rounds; `tasks` are expanded to rounds.
     pub(super) fn all_rounds(&self) -> Vec<RoundConfig> {
         if self.rounds.is_empty() {
             self.tasks.iter().map(|task| RoundConfig::of_task(task)).collect()
@@ -245,7 +246,7 @@ impl StudyConfig {
         }
     }
 
-    /// `[train]` for LoRA or full fine-tuning.
+    /// Returns `[train]` for LoRA or full fine-tuning.
     ///
     /// # Errors
     /// Returns what is wrong, with the name of the table.
@@ -269,7 +270,7 @@ impl StudyConfig {
         Ok(train)
     }
 
-    /// Name of the base model in the report.
+    /// Returns the name of the base model in the report.
     pub(super) fn base_name(&self) -> String {
         match self.model_name.as_str() {
             "" => {

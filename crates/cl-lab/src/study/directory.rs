@@ -1,12 +1,12 @@
-//! The directory of a study, and which of its stages a process runs: several processes may run one study together.
+//! The directory of a study, and the locks with which several processes share one study.
 //!
 //! ```text
 //! study.json         the configuration
-//! .study.lock        shared by all processes that run it
-//! .locks/<id>        held alone by the process that runs a stage, and shared by those that run stages made from its result
+//! .study.lock        held in shared mode by all processes that run the study
+//! .locks/<id>        held exclusively while a stage runs, and in shared mode while stages that use its result run
 //! ```
 //!
-//! The locks are the operating system's, so that they end with a process, whatever ends it.
+//! They are locks of the operating system, so they are released when a process ends for any reason.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -24,11 +24,11 @@ use crate::problem::OutputProblem;
 const MARKER: &str = "study.json";
 const LOCK: &str = ".study.lock";
 
-/// How often, and after which pause, a lock is tried that another process has.
+/// Number of attempts to take a lock that another process holds, and the pause between them.
 const TRIES: usize = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Makes a directory, which must be empty or belong to a study, that of this study, for this process alone.
+/// Takes a directory, which must be empty or belong to a study, for this study and this process only.
 pub(super) fn take_alone(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
     let lock = open(out)?;
     if is_held(lock.try_lock()) {
@@ -38,7 +38,7 @@ pub(super) fn take_alone(config: &StudyConfig, out: &Path) -> Result<File, LabEr
     Ok(lock)
 }
 
-/// As [`take_alone`], but together with other processes that run the same configuration.
+/// Like [`take_alone`], but shares the directory with other processes that run the same configuration.
 pub(super) fn take_shared(config: &StudyConfig, out: &Path) -> Result<File, LabError> {
     let lock = open(out)?;
     let mut problem = OutputProblem::Busy;
@@ -48,7 +48,7 @@ pub(super) fn take_shared(config: &StudyConfig, out: &Path) -> Result<File, LabE
                 return Ok(lock);
             }
             problem = OutputProblem::OtherStudy;
-            // Released first: how a lock is changed into another differs between systems.
+            // Release it first: converting a lock to another kind behaves differently on different systems.
             let _ = lock.unlock();
             if !is_held(lock.try_lock()) {
                 write_marker(config, out)?;
@@ -56,19 +56,19 @@ pub(super) fn take_shared(config: &StudyConfig, out: &Path) -> Result<File, LabE
                 continue;
             }
         }
-        // Another process may have it for the moment of writing its configuration.
+        // Another process may hold the lock briefly while it writes its configuration.
         thread::sleep(PAUSE);
     }
     refuse(out, problem)
 }
 
-/// Opens the file of the lock in a directory that is empty or belongs to a study.
+/// Opens the lock file of a directory that is empty or belongs to a study.
 fn open(out: &Path) -> Result<File, LabError> {
     std::fs::create_dir_all(out).map_err(LabError::io(out))?;
     if !is_study(&out.join(MARKER)) {
         for entry in std::fs::read_dir(out).map_err(LabError::io(out))? {
             let name = entry.map_err(LabError::io(out))?.file_name().to_string_lossy().into_owned();
-            // What a kill right at the start leaves.
+            // Files that a process killed at the very start may leave behind.
             if name != LOCK && !(name.starts_with(".study.json.") && name.ends_with(".part")) {
                 return refuse(out, OutputProblem::NotEmpty { what: "study", marker: MARKER });
             }
@@ -78,7 +78,7 @@ fn open(out: &Path) -> Result<File, LabError> {
     File::options().create(true).append(true).open(&path).map_err(LabError::io(&path))
 }
 
-/// Whether a file marks a study's directory, and is not another program's file of this name.
+/// Whether a file marks the directory of a study, and is not an unrelated file with the same name.
 fn is_study(marker: &Path) -> bool {
     let value = read_file(marker, MAX_CONFIG).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     value.is_some_and(|value| value.get("cl_study").is_some())
@@ -96,18 +96,19 @@ fn refuse<T>(out: &Path, problem: OutputProblem) -> Result<T, LabError> {
     Err(LabError::Output { path: out.to_owned(), problem })
 }
 
-/// Whether a lock is another's. Some file systems have no locks; work then continues without one.
+/// Whether another process holds a lock. Some file systems do not support locks; work then continues without one.
 fn is_held(outcome: Result<(), TryLockError>) -> bool {
     matches!(outcome, Err(TryLockError::WouldBlock))
 }
 
-/// The locks of a stage that this process runs.
+/// The locks of a stage that this process is running.
 pub(super) struct StageLock {
     _locks: Vec<File>,
 }
 
 impl StageLock {
-    /// Locks a stage, and what it is made from. `None` if another process has one of them.
+    /// Locks a stage exclusively, and its dependencies in shared mode. Returns `None` if another process holds one of
+    /// them.
     pub(super) fn try_new<'s>(
         out: &Path,
         stage: &Stage,

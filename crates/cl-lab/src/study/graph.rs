@@ -21,9 +21,9 @@ use crate::{LabError, MixtureConfig, RoundConfig, SequenceConfig};
 /// One stage.
 #[derive(Clone, Debug)]
 pub(super) struct Stage {
-    /// Its name, also the name of its directory.
+    /// Its name, which is also the name of its directory.
     pub(super) id: String,
-    /// The stages it depends on, by index.
+    /// Indices of the stages it depends on.
     pub(super) needs: Vec<usize>,
     pub(super) work: Work,
     pub(super) row: Row,
@@ -41,8 +41,8 @@ pub(super) struct Row {
     pub(super) question: Option<&'static str>,
 }
 
-/// The work of a stage. Its serialization is part of the stage's key, so it contains everything that determines the
-/// result, and no output path.
+/// The work of a stage. Its serialization is part of the stage's cache key, so it contains everything that determines
+/// the result, and no output paths.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Work {
@@ -52,7 +52,7 @@ pub(super) enum Work {
         #[serde(skip_serializing_if = "Option::is_none")]
         add_bos_token: Option<bool>,
     },
-    /// Trains rounds.
+    /// Trains a sequence of rounds.
     Rounds(Box<SequenceConfig>),
     /// Combines adapters into one.
     Adapters(Combination),
@@ -64,7 +64,7 @@ pub(super) enum Work {
     Mix {
         router: RouterConfig,
         num_experts_per_tok: usize,
-        /// For routers from hidden states: number of prompts of each expert's round.
+        /// For routers initialized from hidden states: number of prompts taken from each expert's round.
         #[serde(skip_serializing_if = "Option::is_none")]
         prompts: Option<usize>,
     },
@@ -77,7 +77,7 @@ pub(super) enum Work {
 pub(super) struct Combination {
     pub(super) method: &'static str,
     pub(super) space: Space,
-    /// Which definitions apply.
+    /// Profile: which set of definitions applies.
     pub(super) profile: Profile,
     /// Weight of each adapter.
     pub(super) weight: f64,
@@ -86,12 +86,12 @@ pub(super) struct Combination {
     pub(super) seed: u64,
 }
 
-/// Number of prompts of a round from which an expert's router rows are computed.
+/// Number of prompts of a round from which the router rows of an expert are computed.
 const PROMPTS: usize = 16;
-/// The paper's density of TIES and DARE.
+/// The paper's density for TIES and DARE.
 const DENSITY: f64 = 0.2;
 
-/// The stages of a study, each after those it depends on.
+/// Returns the stages of a study, each after its dependencies.
 ///
 /// # Errors
 /// Returns what is wrong with the configuration.
@@ -101,7 +101,7 @@ pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, StudyProblem> {
     for (index, &seed) in config.seeds.iter().enumerate() {
         let first = index == 0;
         let compares = |comparison| config.compares(comparison);
-        // Merges and mixtures are made of one-round models, whether these are compared or not.
+        // Merges and mixtures are built from one-round models, even if these are not compared themselves.
         let parts = [Comparison::OneRound, Comparison::Merge, Comparison::Mixture].into_iter().any(compares);
         let (lora, full) = if parts {
             (graph.one_rounds(Tuning::Lora, seed)?, graph.one_rounds(Tuning::Full, seed)?)
@@ -150,8 +150,8 @@ pub(super) fn stages(config: &StudyConfig) -> Result<Vec<Stage>, StudyProblem> {
 }
 
 impl StudyConfig {
-    /// The study's rounds as a sequence with LoRA and as one with full fine-tuning; both evaluate everything that the
-    /// study evaluates.
+    /// Returns the study's rounds as a sequence with LoRA and one with full fine-tuning; both evaluate everything that
+    /// the study evaluates.
     ///
     /// # Errors
     /// Returns what is wrong with the configuration.
@@ -164,7 +164,7 @@ impl StudyConfig {
 struct Graph<'a> {
     config: &'a StudyConfig,
     rounds: Vec<RoundConfig>,
-    /// Every task that a round trains on, in order.
+    /// All tasks that rounds train on, in order.
     scored: Vec<String>,
     stages: Vec<Stage>,
     ids: HashSet<String>,
@@ -201,7 +201,7 @@ impl<'a> Graph<'a> {
         if config.seeds.is_empty() || config.seeds.iter().any(|&seed| seed > MAX_SEED) {
             return Err(StudyProblem::Seeds { most: MAX_SEED });
         }
-        // What sequences check by themselves is checked before any stage runs.
+        // Whatever a sequence checks for itself is checked before any stage runs.
         let mut graph = Graph { config, rounds, scored: Vec::new(), stages: Vec::new(), ids: HashSet::new() };
         for tuning in [Tuning::Lora, Tuning::Full] {
             let resolved = graph.config_of(tuning, 1)?.resolve_rounds()?;
@@ -221,7 +221,7 @@ impl<'a> Graph<'a> {
         self.stages.len() - 1
     }
 
-    /// The study's rounds as a sequence.
+    /// Returns the study's rounds as a sequence.
     fn config_of(&self, tuning: Tuning, seed: u64) -> Result<SequenceConfig, StudyProblem> {
         let config = self.config;
         let mut eval = config.eval.clone();
@@ -232,7 +232,7 @@ impl<'a> Graph<'a> {
             model: config.model.clone(),
             data: config.data.clone(),
             tasks: Vec::new(),
-            // Far apart: a sequence adds the number of the round.
+            // Seeds are far apart, because a sequence adds the number of the round.
             seed: seed * SEEDS_APART,
             profile: config.profile,
             device: config.device.clone(),
@@ -251,7 +251,7 @@ impl<'a> Graph<'a> {
         let mut places = Vec::new();
         for (index, round) in self.rounds.clone().into_iter().enumerate() {
             let mut sequence = self.config_of(tuning, seed)?;
-            // The seed that this round has in a sequence.
+            // Use the seed that this round has in a sequence.
             sequence.seed += index as u64;
             let id = format!("one-{}-{}-{}.seed{seed}", slug(&method_name(&sequence)), index + 1, slug(&round.name));
             let row = Row::of(&method_name(&sequence), RowKind::OneRound, seed);
@@ -276,7 +276,7 @@ impl<'a> Graph<'a> {
         Ok(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row))
     }
 
-    /// All rounds' data at once.
+    /// Adds joint training on the data of all rounds at once.
     fn joint(&mut self, tuning: Tuning, seed: u64, joint: Joint) -> Result<usize, StudyProblem> {
         let mut sequence = self.config_of(tuning, seed)?;
         let own = |round: &RoundConfig| (round.format, round.columns.clone());
@@ -307,7 +307,7 @@ impl<'a> Graph<'a> {
         Ok(self.add(&id, vec![0], Work::Rounds(Box::new(sequence)), row))
     }
 
-    /// Merges of one-round models: with the first seed for all numbers of models, with the others only for the largest.
+    /// Adds merges of one-round models: all numbers of models for the first seed, only the largest for other seeds.
     fn merges(&mut self, lora: &[usize], full: &[usize], seed: u64, every_number: bool) -> Result<(), StudyProblem> {
         let all = lora.len();
         let numbers: Vec<usize> = match &self.config.members {
@@ -326,7 +326,8 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Mixtures with untrained routers, prototypes of each expert, or routers trained from these.
+    /// Adds mixtures with untrained routers, with prototypes of each expert, and with routers trained from the
+    /// prototypes.
     fn mixtures(&mut self, lora: &[usize], full: &[usize], seed: u64) -> Result<(), StudyProblem> {
         let mixed =
             |method: &str, members| Row { members: Some(members), ..Row::of(method, RowKind::MixtureOfExperts, seed) };
@@ -366,13 +367,13 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Settings of router training, the same for all mixtures.
+    /// Returns the settings of router training, the same for all mixtures.
     fn routers(&self, seed: u64) -> Result<Work, StudyProblem> {
         let train = Box::new(self.config.train_config(Tuning::Router)?);
         Ok(Work::Routers { train, seed: seed * SEEDS_APART, limit: self.config.limit.train })
     }
 
-    /// Questions that the paper leaves open.
+    /// Adds the questions that the paper leaves open.
     fn questions(&mut self, lora: &[usize], seed: u64) -> Result<(), StudyProblem> {
         if !lora.is_empty() {
             for (rescale, name) in
@@ -400,7 +401,7 @@ impl<'a> Graph<'a> {
             (s.train.precision, s.train.states) = (Precision::Bf16, States::Pure);
         })?;
         self.orders(seed)?;
-        // Both: which of them the tokenizer does by itself differs between models.
+        // Both are scored, because tokenizers differ in which of the two is the default.
         for (add, name) in [(true, "base (with BOS)"), (false, "base (without BOS)")] {
             let row = Row { question: Some("BOS in front of every text"), ..Row::of(name, RowKind::Base, seed) };
             let work = Work::Base { add_bos_token: Some(add) };
@@ -409,7 +410,7 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Sequences in other orders; their rows use the number of the order in place of the seed.
+    /// Adds sequences in other orders; their rows contain the number of the order instead of the seed.
     fn orders(&mut self, seed: u64) -> Result<(), StudyProblem> {
         const QUESTION: &str = "Order of the rounds: the given one reversed and others drawn, ± over the orders";
         for (order, rounds) in orders(&self.rounds, self.config.orders).into_iter().enumerate() {
@@ -443,8 +444,8 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// Up to this many other orders of the rounds: the reversed one, then random ones, each drawn with its number as the
-/// seed.
+/// Returns up to `count` other orders of the rounds: the reverse order, then random ones, each drawn with its number as
+/// the seed.
 fn orders(rounds: &[RoundConfig], count: usize) -> Vec<Vec<RoundConfig>> {
     const TRIES: u64 = 1000;
     let reversed: Vec<RoundConfig> = rounds.iter().rev().cloned().collect();
@@ -465,19 +466,19 @@ fn orders(rounds: &[RoundConfig], count: usize) -> Vec<Vec<RoundConfig>> {
     all
 }
 
-/// A value that comes up again, as a text.
+/// Returns the first value that occurs twice, as text.
 fn twice<T: PartialEq + ToString>(values: &[T]) -> Option<String> {
     let again = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
     again.map(|(_, value)| value.to_string())
 }
 
-/// Sequences with neighbouring seeds share no round's seed up to this many rounds.
+/// Distance between the seeds of sequences. Up to this many rounds, sequences with adjacent seeds share no seed.
 const SEEDS_APART: u64 = 1000;
-/// A sequence's seed is written as TOML, whose integers are signed.
+/// Largest seed of a study. The seed of a sequence is written as TOML, whose integers are signed.
 const MAX_SEED: u64 = i64::MAX as u64 / SEEDS_APART - 1;
 
-/// The merges of adapters: identifier, name in tables, and settings. TIES and DARE-TIES are the paper's, on the factors
-/// A and B separately; those on ΔW are the methods as defined in their own papers.
+/// Returns the merges of adapters: identifier, name in tables, and settings. TIES and DARE-TIES are the paper's,
+/// applied to the factors A and B separately; those on ΔW are the methods as defined by their authors.
 fn adapter_merges(members: usize, seed: u64) -> [(&'static str, &'static str, Combination); 5] {
     let average = Combination {
         method: "linear",
@@ -516,7 +517,7 @@ impl Row {
         Row { method: method.to_owned(), kind, seed, round: None, members: None, question: None }
     }
 
-    /// The label of the same row in the paper's Tables 1 to 6, after `round` of a sequence.
+    /// Returns the label of this row in the paper's Tables 1 to 6; for a sequence, the row after `round`.
     pub(super) fn paper(&self, round: Option<usize>) -> Option<String> {
         match (self.kind, round, self.question) {
             (RowKind::Base, _, None) => Some("base".to_owned()),
@@ -529,14 +530,14 @@ impl Row {
     }
 }
 
-/// Converts a name to a part of a directory name: letters, digits, dots and dashes.
+/// Converts a name to a part of a directory name, using only letters, digits, dots and dashes.
 fn slug(name: &str) -> String {
     let plain = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' });
     let joined = plain.collect::<String>().split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
     if joined.is_empty() { "round".to_owned() } else { joined }
 }
 
-/// The stages whose names start with one of `only`, and those they depend on.
+/// Selects the stages whose names start with one of `only`, and their dependencies.
 pub(super) fn select(stages: &[Stage], only: &[String]) -> Result<Vec<bool>, LabError> {
     let mut wanted: Vec<bool> =
         stages.iter().map(|s| only.is_empty() || only.iter().any(|start| s.id.starts_with(start.as_str()))).collect();

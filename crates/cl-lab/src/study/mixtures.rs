@@ -1,4 +1,4 @@
-//! Stages that build mixtures of experts, train their routers, and collect statistics.
+//! Stages that build mixtures of experts, train their routers and collect router statistics.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::router_round::train_routers_on;
 use crate::routing::routing_report;
 use crate::{DataConfig, LabError, LoadedModel, MixtureConfig, Observer, RouterOutput, RouterRun, router_states};
 
-/// Number of rows of each round for router statistics: the first ones.
+/// Number of rows per round from which router statistics are computed; the first rows are used.
 const ROWS: usize = 16;
 /// Number of these rows per forward pass.
 const AT_ONCE: usize = 4;
@@ -34,8 +34,8 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Builds a mixture of fully fine-tuned models; with `prompts`, its routers are hidden states of that many prompts
-    /// of each expert's round.
+    /// Builds a mixture of fully fine-tuned models. With `prompts`, its router weights are computed from the hidden
+    /// states of that many prompts from each expert's round.
     pub(super) fn mix(
         &self,
         router: &RouterConfig,
@@ -82,7 +82,7 @@ impl Site<'_> {
         ExpertConfig { model: model.to_owned(), positive_prompts, negative_prompts: Vec::new() }
     }
 
-    /// Trains the routers of the mixture that a stage depends on, and loads the result.
+    /// Trains the routers of the mixture that the stage depends on, and loads the result.
     pub(super) fn train_routers(
         &self,
         train: &TrainConfig,
@@ -119,7 +119,7 @@ impl Site<'_> {
         if of_adapters { self.load(base, Some(&mixture)) } else { self.load(&mixture, None) }
     }
 
-    /// Each expert's share of the gates, by round.
+    /// Computes each expert's share of the gates, by round.
     pub(super) fn routing(&self, loaded: &mut LoadedModel, inputs: &Inputs) -> Result<Routing, LabError> {
         let chat = ChatTemplate::from_dir(&self.config.model)?;
         let max_length = self.config.train.max_length;

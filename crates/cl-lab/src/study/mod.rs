@@ -1,8 +1,8 @@
-//! A study: the paper's comparison as a graph of stages over one base model.
+//! Studies: the paper's comparison as a graph of stages over one base model.
 //!
-//! A stage produces and scores something: the base, a sequence of rounds, a merge, a mixture. Each stage has a key, a
-//! hash of everything that its result depends on. Completed stages with the same key are reused, so that an interrupted
-//! study continues, and after a change of the configuration only the affected stages run again.
+//! Each stage produces and scores one result: the base, a sequence of rounds, a merge or a mixture. Its cache key is a
+//! hash of everything that the result depends on. Completed stages with the same key are reused, so an interrupted
+//! study can be resumed, and after a change of the configuration only the affected stages run again.
 
 mod board;
 mod config;
@@ -15,9 +15,9 @@ mod run;
 mod tiny;
 mod work;
 
-/// The study of SmolLM2-135M on TRACE and GSM8K: `profiles/smol.toml`, to which `examples/configs` links.
+/// The study of SmolLM2-135M on TRACE and GSM8K: `profiles/smol.toml`, which `examples/configs` links to.
 pub const SMOL_STUDY: &str = include_str!("profiles/smol.toml");
-/// The paper's comparison: `profiles/paper.toml`, to which `examples/configs` links.
+/// The paper's comparison: `profiles/paper.toml`, which `examples/configs` links to.
 pub const PAPER_STUDY: &str = include_str!("profiles/paper.toml");
 
 pub use config::{ColumnConfig, Comparison, OloraComparison, StudyConfig};

@@ -1,6 +1,6 @@
-//! Estimates of steps, tokens, time, disk space and memory of each stage, before anything runs.
+//! Estimates steps, tokens, time, disk space and memory of each stage, before anything runs.
 //!
-//! Everything here is computed from sizes: those of the model and data if available, otherwise those of the paper.
+//! Everything is computed from sizes: those of the model and the data if available, otherwise those of the paper.
 
 use cl_data::{Dataset, Encoding, Mixture, Profile};
 use cl_eval::{Request, Task};
@@ -13,14 +13,14 @@ use super::work::Record;
 use crate::shape::Shape;
 use crate::{Gpus, LabError, MemoryPlan, SequenceConfig, StudyOptions};
 
-/// The plan of a study.
+/// Estimates for a study.
 #[derive(Clone, Debug)]
 pub struct StudyPlan {
-    /// The stages in their order.
+    /// The stages, in order.
     pub stages: Vec<PlannedStage>,
-    /// Sources of the time estimates, one line per kind of work.
+    /// How the time estimates were obtained, one line per kind of work.
     pub rates: Vec<String>,
-    /// Disk space after the study, in bytes.
+    /// Disk space used after the study, in bytes.
     pub kept_bytes: u64,
     /// Peak disk space, in bytes, with one stage at a time.
     pub peak_bytes: u64,
@@ -31,30 +31,30 @@ pub struct StudyPlan {
 pub struct PlannedStage {
     /// Its name.
     pub name: String,
-    /// Whether it is done.
+    /// Whether it is complete.
     pub done: bool,
     /// Optimizer steps.
     pub steps: u64,
-    /// Number of tokens trained.
+    /// Number of training tokens.
     pub train_tokens: u64,
     /// Number of tokens scored.
     pub scored_tokens: u64,
     /// Estimated duration in seconds; for a completed stage, the measured one.
     pub seconds: f64,
-    /// Disk space at its end, in bytes, including models that later stages need.
+    /// Disk space used when it ends, in bytes, including models that later stages need.
     pub bytes: u64,
-    /// Estimated peak memory of its process, or of each of several, in bytes.
+    /// Estimated peak memory of its process, in bytes; with several GPUs, of each process.
     pub memory: u64,
-    /// For a training on several GPUs: the lowest `zero_stage` that fits.
+    /// For training on several GPUs: the lowest `zero_stage` that fits.
     pub zero_stage: Option<ZeroStage>,
 }
 
-/// The `zero_stage` of a training on several GPUs.
+/// The lowest `zero_stage` with which training fits on several GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ZeroStage {
-    /// The lowest that fits.
+    /// The lowest stage that fits.
     Fits(u8),
-    /// None fits.
+    /// No stage fits.
     None,
 }
 
@@ -65,7 +65,7 @@ pub struct StudySizes {
     pub model: Map<String, Value>,
     /// Data sets of each round.
     pub rounds: Vec<Vec<SetSize>>,
-    /// Number of tokens for evaluating a model once on all tasks.
+    /// Number of tokens scored when a model is evaluated once on all tasks.
     pub scored_tokens: u64,
 }
 
@@ -84,7 +84,7 @@ const SAMPLE: usize = 200;
 const SAMPLED_DOCUMENTS: usize = 20;
 
 impl StudySizes {
-    /// Measures the sizes of model and data.
+    /// Measures the sizes of the model and the data.
     pub(super) fn of(
         model: Map<String, Value>,
         datasets: &[Vec<Dataset>],
@@ -103,7 +103,7 @@ impl StudySizes {
         let cut = |tokens: usize| longest.map_or(tokens, |most| tokens.min(most));
         let request = |task: &dyn Task, document: usize| match task.request(document) {
             Request::Generate(request) => cut(count(&request.prompt) + request.max_new_tokens),
-            // Texts in front of several continuations are read once.
+            // A context shared by several continuations is computed once.
             Request::Loglikelihood(all) => {
                 let context = all.first().map_or(0, |first| count(&first.context));
                 cut(context) + all.iter().map(|one| count(&one.continuation)).sum::<usize>()
@@ -117,9 +117,9 @@ impl StudySizes {
         Ok(StudySizes { model, rounds, scored_tokens: tasks.iter().map(|task| of_task(task.as_ref())).sum() })
     }
 
-    /// Sizes of the paper: Llama-3-8B, 5,000 rows of each task of TRACE and the 395,000 of MetaMathQA. Numbers of rows
-    /// and documents are those of the paper and its data sets. Lengths are means over samples of these data sets in
-    /// SmolLM2's tokens, truncated to 1,024; that of MetaMathQA is assumed to be 270.
+    /// Returns the sizes of the paper: Llama-3-8B, 5,000 rows for each task of TRACE and the 395,000 rows of
+    /// MetaMathQA. Numbers of rows and documents are those of the paper and its data sets. Lengths are means over
+    /// samples of these data sets in SmolLM2's tokens, truncated to 1,024; that of MetaMathQA is assumed to be 270.
     pub fn of_paper() -> StudySizes {
         let model = serde_json::json!({
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -127,7 +127,8 @@ impl StudySizes {
         });
         let trace = [262.0, 80.0, 803.0, 455.0, 316.0, 858.0].map(|tokens| vec![SetSize { rows: 5000, tokens }]);
         let math = vec![SetSize { rows: 395_000, tokens: 270.0 }];
-        // Documents and tokens of each, answers included: TRACE's six, GSM8K with 5 and with 8 examples, and the seven of old knowledge.
+        // Number of documents, and tokens per document with the answer: TRACE's six tasks, GSM8K with 5 and with 8
+        // few-shot examples, and the seven tasks of old knowledge.
         const TESTS: [(u64, u64); 15] = [
             (2000, 315),
             (496, 89),
@@ -151,14 +152,14 @@ impl StudySizes {
     }
 }
 
-/// The work of a stage in numbers.
+/// Amount of work of a stage.
 #[derive(Clone, Copy, Debug, Default)]
 struct Effort {
     steps: u64,
     train_tokens: u64,
     /// Number of full evaluations.
     scorings: u64,
-    /// Bytes that are kept, and bytes of models that are removed when no stage needs them anymore.
+    /// Bytes that are kept, and bytes of models that are removed once no stage needs them.
     kept: u64,
     models: u64,
     memory: u64,
@@ -174,7 +175,7 @@ enum Kind {
     Full,
 }
 
-/// Tokens a second.
+/// Throughput in tokens per second.
 struct Rates {
     scoring: f64,
     lora: f64,
@@ -182,13 +183,13 @@ struct Rates {
     lines: Vec<String>,
 }
 
-/// Assumed FLOP/s without measurements: of one CPU thread, and 40 % of an A100's nominal bf16 throughput.
+/// Assumed throughput in FLOP/s if there are no measurements: one CPU thread, and 40 % of an A100's nominal bf16 rate.
 const OF_A_THREAD: f64 = 8e10;
 const OF_A_GPU: f64 = 1.25e14;
 
 impl Rates {
-    /// A token takes two operations per parameter in the forward pass, as many in the backward pass, and two more in
-    /// full fine-tuning for the gradient of the weights.
+    /// Returns assumed rates. A token takes two operations per parameter in the forward pass, two in the backward pass,
+    /// and in full fine-tuning two more for the gradients of the weights.
     fn stated(shape: &Shape, config: &StudyConfig, gpus: Option<&Gpus>) -> Rates {
         let (speed, of) = match (gpus, config.device.as_str()) {
             (Some(gpus), _) => {
@@ -210,7 +211,7 @@ impl Rates {
         }
     }
 
-    /// Replaces a rate by the measurements of completed stages.
+    /// Replaces assumed rates by those measured in completed stages.
     fn measure(&mut self, done: &[(Effort, f64)], scored_tokens: u64) {
         let sum = |kind: Kind, of: &dyn Fn(&(Effort, f64)) -> f64| -> f64 {
             done.iter().filter(|(effort, _)| effort.kind == kind).map(of).sum()
@@ -257,7 +258,7 @@ pub fn sketch_study(config: &StudyConfig, sizes: &StudySizes, options: &StudyOpt
     plan(config, &stages, &wanted, &records, sizes, options)
 }
 
-/// The plan of these stages, some of which may be completed.
+/// Plans the given stages, some of which may be complete.
 pub(super) fn plan(
     config: &StudyConfig,
     stages: &[Stage],
@@ -284,11 +285,11 @@ pub(super) fn plan(
     let stays = |need: usize| keep_models || (0..stages.len()).any(|p| later(p) && stages[p].needs.contains(&need));
     for place in (0..stages.len()).filter(|&place| wanted[place]) {
         let (effort, record) = (&efforts[place], &records[place]);
-        // Models of earlier stages that this one or a later one is made of.
+        // Models of earlier stages that this stage or a later one is built from.
         let waiting = |need: &usize| (place..stages.len()).any(|p| wanted[p] && stages[p].needs.contains(need));
         let models: u64 =
             (0..place).filter(|p| wanted[*p] && !stays(*p) && waiting(p)).map(|p| efforts[p].models).sum();
-        // A sequence has the models of two rounds for a moment.
+        // A sequence briefly holds the models of two rounds.
         let own = if effort.scorings > 1 { 2 } else { 1 } * effort.models;
         peak_bytes = peak_bytes.max(kept_bytes + effort.kept + models + own);
         kept_bytes += effort.kept + if stays(place) { effort.models } else { 0 };
@@ -314,7 +315,7 @@ struct Planner<'a> {
     /// Names of the study's rounds.
     names: &'a [String],
     paper: bool,
-    /// Bytes of a weight while a model is scored.
+    /// Bytes per weight while a model is scored.
     scored_in: u64,
     gpus: Option<&'a Gpus>,
 }
@@ -323,9 +324,9 @@ impl Planner<'_> {
     fn effort(&self, stage: &Stage) -> Result<Effort, LabError> {
         let shape = self.shape;
         let members = stage.row.members.unwrap_or(0) as u64;
-        // Scoring holds the model and little else.
+        // Scoring needs little memory besides the model.
         let scoring = Effort { scorings: 1, memory: shape.parameters() * self.scored_in, ..Effort::default() };
-        // An adapter of the usual rank, where a stage does not say which.
+        // Size of an adapter of the usual rank, for stages that do not specify one.
         let adapter = shape.adapter(8) * 4;
         let parameters = shape.parameters() + members.saturating_sub(1) * shape.mlp();
         let experts = parameters * shape.bytes_per_weight;
@@ -333,7 +334,7 @@ impl Planner<'_> {
             Work::Base { .. } => scoring,
             Work::Rounds(config) => {
                 let effort = self.rounds(config)?;
-                // A side question is scored where it ends.
+                // For an open question, only the last round of a sequence is scored.
                 Effort { scorings: if stage.row.question.is_some() { 1 } else { effort.scorings }, ..effort }
             }
             Work::Adapters(_) => Effort { kept: adapter, ..scoring },
@@ -362,7 +363,7 @@ impl Planner<'_> {
         let mut earlier: Vec<Vec<SetSize>> = Vec::new();
         for round in config.resolve_rounds()? {
             let place = self.names.iter().position(|name| *name == round.name);
-            // A round that is none of the study's has the data of all.
+            // A round that is not one of the study's rounds uses the data of all of them.
             let own = place.map_or_else(|| self.sizes.rounds.concat(), |place| self.sizes.rounds[place].clone());
             let replayed = if config.replay.is_some() { earlier.as_slice() } else { &[] };
             let rows = |sets: &[SetSize]| sets.iter().map(|set| set.rows).collect::<Vec<usize>>();
@@ -385,7 +386,7 @@ impl Planner<'_> {
         Ok(effort)
     }
 
-    /// Memory of a training, and on several GPUs the lowest `zero_stage` that fits.
+    /// Returns the memory of training and, on several GPUs, the lowest `zero_stage` that fits.
     fn memory(&self, sets: &[SetSize], train: &TrainConfig) -> (u64, Option<ZeroStage>) {
         let Some(gpus) = self.gpus else {
             return (self.shape.training(tokens_at_once(sets, train), train), None);
@@ -396,7 +397,7 @@ impl Planner<'_> {
         (plan.stages[stage].total(), Some(fits.map_or(ZeroStage::None, ZeroStage::Fits)))
     }
 
-    /// Steps and tokens of a training on so many rows of each set an epoch.
+    /// Returns the steps and tokens of training on `lengths` rows of each data set per epoch.
     fn training(&self, lengths: &[usize], sets: &[SetSize], train: &TrainConfig) -> Result<(u64, u64), LabError> {
         let rows: usize = lengths.iter().sum();
         let steps = Plan::new(rows, train, self.paper)?.total_steps;
@@ -408,7 +409,7 @@ impl Planner<'_> {
     }
 }
 
-/// Tokens of a micro-batch of the set with the longest rows.
+/// Returns the number of tokens in a micro-batch of the data set with the longest rows.
 fn tokens_at_once(sets: &[SetSize], train: &TrainConfig) -> u64 {
     let longest = sets.iter().map(|set| set.tokens).fold(0.0, f64::max);
     (longest * train.micro_batch_size as f64) as u64
@@ -421,9 +422,9 @@ mod tests {
     #[test]
     fn llama_3_8b_has_the_parameters_that_it_is_named_after() {
         let shape = Shape::of(&StudySizes::of_paper().model);
-        // Llama-3-8B as published: 8,030,261,248.
+        // The published Llama-3-8B has 8,030,261,248 parameters.
         assert_eq!(shape.parameters(), 8_030_261_248);
-        // Two matrices of rank 8 at each of seven projections: 16 × 4096 + … by hand, times 32 layers.
+        // Two matrices of rank 8 for each of seven projections: 16 × 4096 + …, computed by hand, times 32 layers.
         assert_eq!(shape.adapter(8), 32 * 8 * (8192 + 2 * 5120 + 8192 + 3 * 18_432));
     }
 
@@ -433,7 +434,7 @@ mod tests {
         let mut rates = Rates::stated(&shape, &StudyConfig::default(), None);
         let scoring = Effort { scorings: 1, ..Effort::default() };
         let lora = Effort { scorings: 2, train_tokens: 500, kind: Kind::Lora, ..Effort::default() };
-        // 100 tokens in 10 s are 10 a second; of 30 s two scorings of 10 s leave 10 s for 500 tokens.
+        // 100 tokens in 10 s are 10 per second; of 30 s, two scorings of 10 s leave 10 s for 500 tokens.
         rates.measure(&[(scoring, 10.0), (lora, 30.0)], 100);
         assert_eq!((rates.scoring, rates.lora), (10.0, 50.0));
         assert_eq!(rates.seconds(&lora, 100), 30.0);
@@ -446,7 +447,7 @@ mod tests {
         let sizes = StudySizes::of_paper();
         let gpus = Gpus { count: 8, name: Some("A100".to_owned()), memory: 80_000_000_000 };
         let plan = |gpus| {
-            // Rounds without training settings of their own.
+            // Only rounds without training settings of their own.
             let only = ["one-lora-1", "one-lora-2", "one-fft-1", "one-fft-2"].map(str::to_owned).to_vec();
             let options = StudyOptions { only, gpus, ..StudyOptions::default() };
             sketch_study(&config, &sizes, &options).unwrap()

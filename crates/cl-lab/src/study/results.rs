@@ -8,8 +8,8 @@ use super::config::StudyConfig;
 use super::graph::Stage;
 use super::work::Record;
 
-/// The results, and for each row the duration of its stage. Durations are stored separately, so that an interrupted
-/// study gives the same bytes.
+/// Collects the results, and the duration of each stage. Durations are stored separately, so that an interrupted study
+/// produces identical bytes.
 pub(super) fn results(
     config: &StudyConfig,
     columns: &[Column],
@@ -18,7 +18,7 @@ pub(super) fn results(
 ) -> (StudyResults, Value) {
     let mut rows = Vec::new();
     for (stage, record) in stages {
-        // A side question is about where a sequence ends.
+        // For an open question, only the end of a sequence is reported.
         let skipped = if stage.row.question.is_some() { record.rows.len().saturating_sub(1) } else { 0 };
         for (i, scored) in record.rows.iter().enumerate().skip(skipped) {
             let in_sequence = stage.row.kind == RowKind::Sequence;
@@ -36,7 +36,7 @@ pub(super) fn results(
                 paper: stage.row.paper(round),
                 scores: scored.scores.clone(),
                 standard_errors: scored.standard_errors.clone(),
-                // Of a sequence the whole of it, in its last row.
+                // For a sequence, the total is in its last row.
                 seconds: last.then_some(record.seconds),
                 bytes: last.then_some(record.bytes),
                 routing: record.routing.clone(),
@@ -58,7 +58,7 @@ pub(super) fn results(
     (results, Value::Object(times))
 }
 
-/// The paper's columns of built-in tasks.
+/// Built-in tasks and their columns in the paper.
 const PAPER: [(&str, &str); 15] = [
     ("C-STANCE", "cstan"),
     ("FOMC", "fomc"),

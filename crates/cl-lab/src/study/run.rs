@@ -1,4 +1,4 @@
-//! Runs the stages of a study, several in parallel, each as soon as those it depends on are complete.
+//! Runs the stages of a study, several in parallel, each as soon as its dependencies are complete.
 
 use std::fs::File;
 use std::num::NonZero;
@@ -30,20 +30,20 @@ use crate::{Event, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig};
 /// Options of a study.
 #[derive(Clone, Debug, Default)]
 pub struct StudyOptions {
-    /// Number of stages that run in parallel, each with the memory of a training run; 1 by default.
+    /// Number of stages that run in parallel, each of which needs the memory of a training run; 1 by default.
     pub jobs: Option<NonZero<usize>>,
-    /// Run only stages whose name starts with one of these, and those they depend on; all if empty.
+    /// Run only stages whose names start with one of these, and their dependencies; all stages if empty.
     pub only: Vec<String>,
-    /// Keep the models of completed stages; otherwise only adapters, mixtures of adapters and scores.
+    /// Keep the models of completed stages; otherwise, only adapters, mixtures of adapters and scores are kept.
     pub keep_models: bool,
-    /// GPUs that a plan is made for, one process each; without them the device and threads of the configuration.
+    /// GPUs to plan for, one process on each; if not set, the device and threads of the configuration.
     pub gpus: Option<Gpus>,
 }
 
 /// Progress events of a study. Stages are identified by their index.
 #[derive(Clone, Debug)]
 pub enum StudyEvent {
-    /// Number of stages, at the start.
+    /// The study starts.
     Begun {
         /// Number of selected stages.
         stages: usize,
@@ -73,12 +73,12 @@ pub enum StudyEvent {
         /// The warning.
         message: String,
     },
-    /// Models that no stage needs anymore cannot be removed.
+    /// Models that no stage needs anymore could not be removed.
     NotRemoved {
         /// Why.
         error: Arc<LabError>,
     },
-    /// Another process runs a stage.
+    /// Another process is running a stage.
     Elsewhere {
         /// Its index.
         stage: usize,
@@ -125,15 +125,16 @@ impl std::fmt::Display for StageError {
 
 /// Runs a study. Writes to `out`: `study.json`, `stages/<name>/`, `results.json`, `times.json`.
 ///
-/// Several processes may run the same study in the same directory, on machines that share it: each stage is run by one of them,
-/// and each process ends when all stages are complete. The file system has to support locks, as local ones, NFS and Lustre do.
+/// Several processes may run the same study in the same directory, also on different machines that share it: each stage
+/// is run by one of them, and each process returns when all stages are complete. The file system has to support locks,
+/// as local ones, NFS and Lustre do.
 ///
 /// Stages completed by earlier runs with the same inputs are reused. If a stage fails, stages that do not depend on it
 /// still run, and the results contain those that succeeded.
 ///
 /// # Errors
 /// Returns [`LabError::Study`] if the configuration is invalid, [`LabError::Output`] if `out` contains anything else or
-/// is used by another process, [`LabError::Stages`] with every failed stage, and [`LabError::StudyInterrupted`] if a
+/// is used by another process, [`LabError::Stages`] with all failed stages, and [`LabError::StudyInterrupted`] if a
 /// stop was requested.
 pub fn run_study(
     config: &StudyConfig,
@@ -173,7 +174,7 @@ struct Study<'a> {
     /// Whether each stage is selected.
     wanted: Vec<bool>,
     keys: Vec<String>,
-    /// The evaluation of the study, as a sequence.
+    /// Configuration with which all models are evaluated, as a sequence.
     sequence: SequenceConfig,
     device: Device,
     rounds: Vec<Round>,
@@ -195,7 +196,7 @@ impl<'a> Study<'a> {
         let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(&sequence)?;
         let base = ModelRef::take(&config.model)?;
         let data = datasets.iter().chain(&validation).flatten().map(|set| set.hash.as_str()).collect::<Vec<&str>>();
-        // How everything is scored, whatever it was made by.
+        // How models are scored, whichever stage they are from.
         let (eval, profile) = (&full.eval, config.profile);
         let tasks_hash = tasks_hash(&tasks);
         let world = json!({"format": 3, "base": base.hash(), "data": data, "tasks": tasks_hash, "eval": eval, "profile": profile});
@@ -242,7 +243,7 @@ impl<'a> Study<'a> {
         }
     }
 
-    /// Makes the directory this study's; the lock lasts as long as the study runs.
+    /// Takes the directory for this study; the lock must be held while the study runs.
     fn take_directory(&self) -> Result<File, LabError> {
         let out = self.out;
         let inputs = [("the base model", self.config.model.as_path()), ("the data", self.config.data.as_path())];
@@ -250,7 +251,7 @@ impl<'a> Study<'a> {
         take_shared(self.config, out)
     }
 
-    /// The record of a stage, if it was completed with the same key.
+    /// Returns the record of a stage if it was completed with the same cache key.
     fn record(&self, site: &Site<'_>, place: usize) -> Option<Record> {
         Record::read(&site.dir(&self.stages[place])).filter(|record| record.key == self.keys[place])
     }
@@ -277,7 +278,7 @@ impl<'a> Study<'a> {
                 observer(event);
             }
         });
-        // What other processes used until now.
+        // Remove models that other processes were still using before.
         let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
         if let Err(error) = removed {
             observer(StudyEvent::NotRemoved { error: Arc::new(error) });
@@ -285,7 +286,7 @@ impl<'a> Study<'a> {
         self.finish(&site, board.into_states())
     }
 
-    /// Determines the stages to run. A completed stage whose result was removed runs again if another stage needs it.
+    /// Determines which stages to run. A completed stage whose result was removed runs again if another stage needs it.
     fn states(&self, site: &Site<'_>) -> Vec<State> {
         let stages = &self.stages;
         let mut states: Vec<State> = (0..stages.len())
@@ -307,11 +308,11 @@ impl<'a> Study<'a> {
         states
     }
 
-    /// A worker thread: runs stages until no more can be started.
+    /// Body of a worker thread: runs stages until no more can be started.
     fn work(&self, board: &Board<'_>, site: &Site<'_>, threads: usize, sender: &Sender<StudyEvent>) {
-        // Threads of libtorch are a setting of the thread that asks.
+        // libtorch's number of threads is set per calling thread.
         cl_torch::set_threads(u16::try_from(threads).unwrap_or(u16::MAX));
-        // A receiver that is gone is no reason to stop.
+        // The work goes on even if nobody receives its events.
         let tell = |event| drop(sender.send(event));
         let name = |stage: usize| self.stages[stage].id.clone();
         let news = |news| match news {
@@ -327,7 +328,7 @@ impl<'a> Study<'a> {
                 Err(error) if error.is_interrupted() => {}
                 Err(error) => tell(StudyEvent::Failed { stage, error: error.clone() }),
             }
-            drop(lock); // before models are removed, which waits for no process
+            drop(lock); // release it first, since models in use are not removed
             board.put(stage, result);
             let removed = if self.options.keep_models { Ok(()) } else { board.remove_models() };
             if let Err(error) = removed {
@@ -358,16 +359,16 @@ impl<'a> Study<'a> {
             Event::Warning(message) => tell(StudyEvent::Warning { stage, message: message.to_owned() }),
             Event::Skipped(_) => {}
         };
-        // What a stage tells step by step is no message of a study of hundreds.
+        // Step-by-step messages of a stage are not logged; a study can have hundreds of stages.
         let quiet = tracing::subscriber::NoSubscriber::default();
         let run = || site.run(&self.stages[stage], &inputs, &self.keys[stage], observe);
         let record = tracing::subscriber::with_default(quiet, run);
-        // The next stage may run on another thread, which would not use what this one has freed.
+        // The next stage may run on another thread, which could not reuse the memory freed by this one.
         cl_torch::release_memory();
         record
     }
 
-    /// The rounds, from 0, of the models that a stage is built from, directly or through its mixture.
+    /// Returns the rounds, from 0, of the models that a stage is built from, directly or through its mixture.
     fn experts(&self, stage: usize) -> Vec<usize> {
         let of = |&need: &usize| match self.stages[need].row.round {
             Some(round) => vec![round - 1],
@@ -377,7 +378,7 @@ impl<'a> Study<'a> {
     }
 
     fn finish(&self, site: &Site<'_>, states: Vec<State>) -> Result<StudyResults, LabError> {
-        // What earlier calls finished counts as well, whatever this one was limited to.
+        // Stages completed by earlier runs are included, even if they are not selected in this one.
         let records: Vec<Option<Record>> = states
             .iter()
             .enumerate()
@@ -411,7 +412,7 @@ impl<'a> Study<'a> {
     }
 }
 
-/// The stages of a study in its directory.
+/// The stages of a study, in its directory.
 struct AtSite<'a> {
     study: &'a Study<'a>,
     site: &'a Site<'a>,
@@ -453,7 +454,8 @@ fn without_times(results: &StudyResults) -> StudyResults {
     results
 }
 
-/// The part of a stage's work that enters its key: everything but the paths of model and data, whose content is hashed.
+/// Returns the part of a stage's work that enters its cache key: everything except the paths of model and data, whose
+/// contents are hashed.
 fn without_paths(work: &Work) -> Value {
     match work {
         Work::Rounds(config) => {

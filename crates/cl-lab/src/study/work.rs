@@ -1,4 +1,4 @@
-//! Execution of a stage: its result is computed in its directory and scored.
+//! Execution of a stage: computes its result in its directory and scores it.
 //!
 //! ```text
 //! stages/<id>/stage.json       key, scores, seconds, bytes; written last
@@ -29,18 +29,18 @@ use crate::output::{discard, to_toml};
 use crate::sequence::{Scoring, cells, run_scored};
 use crate::{EvalConfig, LabError, LoadedModel, Observer, Round, SequenceConfig, score_model, write_scores};
 
-/// The record of a finished stage: `stage.json`.
+/// The record of a completed stage: `stage.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// Hash of everything that the result depends on.
+    /// Cache key: hash of everything that the result depends on.
     pub(super) key: String,
-    /// Scores after each round of a sequence; once for anything else.
+    /// Scores after each round of a sequence; a single row for other stages.
     pub(super) rows: Vec<ScoredRow>,
-    /// Duration of the last process.
+    /// Duration of the last process, in seconds.
     pub(super) seconds: f64,
     /// Size of the stored weights in bytes.
     pub(super) bytes: u64,
-    /// For a mixture, statistics of its routers on the rounds' data.
+    /// For a mixture, its router statistics on the rounds' data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) routing: Option<Routing>,
 }
@@ -58,18 +58,18 @@ impl Record {
     }
 }
 
-/// Inputs of a stage: results of other stages.
+/// Inputs of a stage: the results of its dependencies.
 pub(super) struct Inputs {
     pub(super) dirs: Vec<PathBuf>,
-    /// Names of these stages. Random masks are derived from them, so that results do not depend on paths.
+    /// Names of the dependencies. Random masks are derived from them, so that results do not depend on paths.
     pub(super) names: Vec<String>,
     /// For a mixture, the round of each expert, from 0.
     pub(super) experts: Vec<usize>,
 }
 
-/// Data shared by all stages.
+/// State shared by all stages.
 pub(super) struct Site<'a> {
-    /// The base model and the evaluation, as a sequence.
+    /// The base model and the evaluation settings, as a sequence.
     pub(super) config: &'a SequenceConfig,
     pub(super) device: Device,
     /// The tasks.
@@ -85,12 +85,12 @@ pub(super) struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// A stage's directory.
+    /// Returns the directory of a stage.
     pub(super) fn dir(&self, stage: &Stage) -> PathBuf {
         self.out.join("stages").join(&stage.id)
     }
 
-    /// The result that other stages use: the adapter for LoRA, the model, or the mixture.
+    /// Returns the path of the result that other stages use: the adapter for LoRA, the model, or the mixture.
     pub(super) fn artifact(&self, stage: &Stage) -> Option<PathBuf> {
         let part = match &stage.work {
             Work::Rounds(config) => {
@@ -104,12 +104,12 @@ impl Site<'_> {
         Some(self.dir(stage).join(part))
     }
 
-    /// Whether a complete stage has a result that other stages use, and it was removed.
+    /// Whether the result of a complete stage, needed by other stages, has been removed.
     pub(super) fn is_gone(&self, stage: &Stage) -> bool {
         self.artifact(stage).is_some_and(|path| !path.join("manifest.json").exists())
     }
 
-    /// Runs a stage and records it.
+    /// Runs a stage and writes its record.
     pub(super) fn run(
         &self,
         stage: &Stage,
@@ -131,9 +131,9 @@ impl Site<'_> {
             }
             Work::Rounds(config) => {
                 let scored = self.out.join("stages/base");
-                // Without its predictions, where only records were copied, the base is scored again.
+                // The base is scored again if its predictions are missing, for example if only records were copied.
                 let base = scored.join("scores.json").exists().then_some(scored.as_path());
-                // A side question is about where a sequence ends.
+                // For an open question, only the end of a sequence is scored.
                 let scoring = Scoring { base, last_only: stage.row.question.is_some() };
                 let report =
                     run_scored(&Ranks::alone(), config, &dir.join("run"), true, scoring, self.interrupt, observer)?;
@@ -180,13 +180,13 @@ impl Site<'_> {
         Ok(record)
     }
 
-    /// A model, alone or with an adapter or mixture.
+    /// Loads a model, optionally with an adapter or a mixture.
     pub(super) fn load(&self, model: &Path, adapter: Option<&Path>) -> Result<LoadedModel, LabError> {
         let eval = &self.config.eval;
         LoadedModel::open(model, adapter, eval.precision, eval.quantize, self.device)
     }
 
-    /// Scores a mixture and collects statistics of its routers.
+    /// Scores a mixture and collects its router statistics.
     fn score_mixture(
         &self,
         mut loaded: LoadedModel,
@@ -212,8 +212,8 @@ impl Site<'_> {
         Ok(vec![ScoredRow { scores, standard_errors }])
     }
 
-    /// Checks that the results of an earlier process in the directory belong to the same key and, for an unfinished
-    /// sequence, to the same paths; removes anything else.
+    /// Checks that files left by an earlier process in the directory belong to the same cache key and to the same paths
+    /// of model and data; removes the directory otherwise.
     fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
         let note = dir.join("key");
         let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
@@ -270,7 +270,7 @@ fn average_recipe(models: &[PathBuf]) -> serde_json::Value {
     json!({"method": {"linear": {}}, "models": models.iter().map(entry).collect::<Vec<_>>()})
 }
 
-/// Whether a directory was completed by an earlier process; removes incomplete leftovers.
+/// Whether a directory was completed by an earlier process; removes leftovers of incomplete writes.
 pub(super) fn stands(dir: &Path) -> Result<bool, LabError> {
     OutputDir::clean_up(dir)?;
     if dir.join("manifest.json").exists() {
@@ -280,7 +280,7 @@ pub(super) fn stands(dir: &Path) -> Result<bool, LabError> {
     Ok(false)
 }
 
-/// Bytes of the weights in a stage's directory: those of adapters and mixtures, or else of models.
+/// Returns the size in bytes of the weights in a stage's directory: those of adapters and mixtures, or else of models.
 fn stored(dir: &Path) -> u64 {
     let size = |kind: &str| -> u64 {
         let files = weights_in(dir, kind).into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
@@ -290,7 +290,7 @@ fn stored(dir: &Path) -> u64 {
     [size("adapter") + size("mixture"), size("model")].into_iter().find(|bytes| *bytes > 0).unwrap_or(0)
 }
 
-/// The directories of this name in a stage's directory, its run and its rounds.
+/// Returns the directories with this name in a stage's directory, its run and its rounds.
 fn weights_in(dir: &Path, name: &str) -> Vec<PathBuf> {
     let rounds = std::fs::read_dir(dir.join("run/rounds")).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut rounds: Vec<PathBuf> = rounds.collect();
@@ -303,7 +303,7 @@ fn weights_in(dir: &Path, name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Hash of the requests and targets of a study's tasks.
+/// Returns a hash of the requests and targets of a study's tasks.
 pub(super) fn tasks_hash(tasks: &[Box<dyn Task>]) -> String {
     let mut hasher = blake3::Hasher::new();
     for task in tasks {

@@ -1,4 +1,4 @@
-//! Mixtures of LoRA adapters compute what their definition says.
+//! Mixtures of LoRA adapters are computed as defined.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use cl_torch::tch::{self, Device, Kind, Tensor};
 use cl_train::Precision;
 
 const SEQUENCES: [&[u32]; 2] = [&[3, 14, 15, 9, 2, 6, 5, 35, 8], &[27, 18, 28]];
-/// Modules of a layer of the toy's shape at 16 columns, with output and input width.
+/// Modules of a layer of the toy model with hidden size 16, with output and input width.
 const MODULES: [(&str, usize, usize); 7] = [
     ("self_attn.q_proj", 16, 16),
     ("self_attn.k_proj", 8, 16),
@@ -24,18 +24,20 @@ const MODULES: [(&str, usize, usize); 7] = [
     ("mlp.down_proj", 16, 32),
 ];
 
-/// A folder with a base of random weights and adapters `x`, `y`, `z` of different ranks, alphas and targets.
+/// A directory with a randomly initialized base model and adapters `x`, `y`, `z` of different ranks, alphas and
+/// targets.
 struct Models(tempfile::TempDir);
 
 impl Models {
     fn new() -> Models {
-        tch::set_num_threads(1); // products this small are quicker on one
+        tch::set_num_threads(1); // such small products are faster on one thread
         let models = Models(tempfile::tempdir().unwrap());
         let config = toy::model_config(16);
         let base = random_weights(&config, 1, LoadOptions::cpu(Kind::Float)).unwrap();
         {
             let _no_graph = tch::no_grad_guard();
-            // Weights of 0.02 make layers that add next to nothing; ten times as much is seen.
+            // With standard deviation 0.02, layers contribute next to nothing; ten times as much makes differences
+            // visible.
             for (_, mut t) in base.named_parameters().into_iter().filter(|(n, _)| n.contains("_proj")) {
                 let _ = t.g_mul_scalar_(10.0);
             }
@@ -99,7 +101,7 @@ impl Models {
         model
     }
 
-    /// The base plus these multiples of adapters, each update a dense matrix.
+    /// The base plus a weighted sum of adapters, with each update as a dense matrix.
     fn folded(&self, parts: &[(&str, f64)]) -> Decoder {
         let model = self.base();
         let _no_graph = tch::no_grad_guard();
@@ -122,10 +124,10 @@ fn equal_gates_that_add_up_to_one_give_the_mean_of_the_adapters_outputs() {
     let third = 1.0 / 3.0;
     let folded = log_probs(&models.folded(&[("x", third), ("y", third), ("z", third)]));
     let difference = largest_difference(&log_probs(&models.mixture("mean")), &folded);
-    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in another order
+    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in a different order
 }
 
-/// `s·B·A` in f64, where the adapter has the module.
+/// `s·B·A` in f64, if the adapter has the module.
 fn update(adapter: &Adapter, module: &str) -> Option<Tensor> {
     let of = adapter.modules().into_iter().find(|m| m.name == module)?.factors();
     let [a, b] = of.map(|name| cl_torch::load_tensor(adapter, &name, Kind::Double, Device::Cpu).unwrap());
@@ -148,7 +150,7 @@ fn one_expert_and_equal_experts_are_that_adapter() {
     assert!(largest_difference(&base, &x) > 1e-2, "an adapter makes a difference");
     models.blend("one", &["x"], "router.norm = 'softmax'\nnum_experts_per_tok = 1");
     assert!(largest_difference(&log_probs(&models.mixture("one")), &x) < 1e-6);
-    // Gates that add up to 1, f32 sums over three times the rank.
+    // Gates sum to 1; the f32 sums run over three times the rank.
     for k in [2, 3] {
         let name = format!("equal{k}");
         models.blend(&name, &["x", "x", "x"], &format!("router.norm = 'softmax'\nnum_experts_per_tok = {k}"));
@@ -162,13 +164,13 @@ fn a_router_of_zeros_halves_every_update_and_ties_go_to_the_first_experts() {
     models.blend("half", &["x", "y", "z"], "router.init = 'uniform'");
     let folded = log_probs(&models.folded(&[("x", 0.5), ("y", 0.5), ("z", 0.5)]));
     let difference = largest_difference(&log_probs(&models.mixture("half")), &folded);
-    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in another order
+    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in a different order
     models.blend("first", &["y", "x", "z"], "router.init = 'uniform'\nnum_experts_per_tok = 2");
     let folded = log_probs(&models.folded(&[("y", 0.5), ("x", 0.5)]));
     assert!(largest_difference(&log_probs(&models.mixture("first")), &folded) < 1e-5);
 }
 
-/// The definition for one module, token by token and expert by expert, in f64.
+/// Reference for one module, computed from the definition in f64, for each token and expert.
 fn reference(
     models: &Models,
     mixture: &Mixture,
@@ -219,7 +221,7 @@ fn one_product_over_all_experts_equals_the_definition_in_f64() {
     let experts = ["x", "y", "z"];
     let mut largest = 0f64;
     for (init, norms) in [
-        ("random", &["sigmoid", "softmax"][..]), // a sum of logits of both signs may be near 0
+        ("random", &["sigmoid", "softmax"][..]), // not `sum`: logits of both signs may sum to nearly 0
         ("arrow", &["sigmoid", "softmax", "sum"][..]),
         ("spectr", &["sigmoid", "softmax", "sum"][..]),
     ] {
@@ -243,7 +245,7 @@ fn one_product_over_all_experts_equals_the_definition_in_f64() {
         }
     }
     eprintln!("largest difference {largest:.1e}");
-    // Values of up to ten, sums of 32 products in f32.
+    // Values are up to ten, and sums have 32 products in f32.
     assert!(largest < 1e-5, "{largest}");
 }
 
@@ -264,7 +266,7 @@ fn prototypes_are_rows_of_length_one_that_an_experts_own_direction_selects() {
                 assert_eq!((experts.ranks[e as usize], row.norm().double_value(&[])), (0, 0.0));
                 continue;
             };
-            // The leading right singular vector is what the update stretches most.
+            // The leading right singular vector is the direction that the update stretches most.
             let stretched = update.mv(&row).norm().double_value(&[]);
             let (_, values, _) = update.svd(true, true);
             assert!((row.norm().double_value(&[]) - 1.0).abs() < 1e-6);
@@ -277,16 +279,16 @@ fn prototypes_are_rows_of_length_one_that_an_experts_own_direction_selects() {
 fn general_knowledge_is_subtracted_from_updates() {
     let models = Models::new();
     let general = format!("general_adapters = [{:?}, {:?}]", models.path("y"), models.path("z"));
-    // One expert is its update minus the mean of the others; z has no v_proj.
+    // With one expert, the result is its update minus the mean of the general ones; z has no v_proj.
     models.blend("pure", &["x"], &format!("num_experts_per_tok = 1\nrouter.norm = 'softmax'\n{general}"));
     let folded = log_probs(&models.folded(&[("x", 1.0), ("y", -0.5), ("z", -0.5)]));
     let difference = largest_difference(&log_probs(&models.mixture("pure")), &folded);
-    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in another order
-    // Also where an expert has nothing of its own.
+    assert!(difference < 1e-5, "{difference:.1e}"); // f32 sums in a different order
+    // This also applies to modules for which the expert has no update.
     models.blend("partial", &["z"], &format!("num_experts_per_tok = 1\nrouter.norm = 'softmax'\n{general}"));
     let folded = log_probs(&models.folded(&[("y", -0.5), ("z", 0.5)]));
     assert!(largest_difference(&log_probs(&models.mixture("partial")), &folded) < 1e-5);
-    // Prototypes are those of the difference, and logits are divided by the temperature.
+    // Prototypes are computed from the difference, and logits are divided by the temperature.
     models.blend("arrow", &["x", "y"], &format!("router = {{ init = 'arrow', temperature = 2.0 }}\n{general}"));
     let mixture = Mixture::open(&models.path("arrow")).unwrap();
     let of = |name: &str, module: &str| update(&Adapter::open(&models.path(name)).unwrap(), module);
@@ -325,7 +327,7 @@ fn experts_are_extracted_from_models() {
     };
     let plan = BlendPlan::new(&config(&format!("model = {tuned:?}\nrank = 2")), false).unwrap();
     blend(&plan, &models.path("m"), false, &Interrupt::default()).unwrap();
-    // x has rank 2; the rest is what f32 weights hold of its update.
+    // x has rank 2; the remaining difference is the f32 rounding of the tuned weights.
     let difference = largest_difference(&log_probs(&models.mixture("m")), &log_probs(&models.adapted("x")));
     assert!(difference < 1e-4, "{difference:.1e}");
     assert_eq!(Mixture::open(&models.path("m")).unwrap().config().experts[0].name, "tuned");
@@ -367,7 +369,7 @@ fn written_again_it_has_the_same_bytes_and_loaded_again_the_same_logits() {
     };
     let mut loaded = open("m1");
     assert_eq!(log_probs(&loaded.model), log_probs(&models.mixture("m1")));
-    // Adapters and mixtures take each other's place over one model.
+    // Adapters and mixtures replace each other on the same loaded model.
     loaded.set_adapter(Some(&models.path("x"))).unwrap();
     assert_eq!(log_probs(&loaded.model), log_probs(&models.adapted("x")));
     assert_ne!(loaded.fingerprint, open("m1").fingerprint);
@@ -476,7 +478,8 @@ fn a_mixture_of_another_base_or_with_other_contents_is_refused() {
     }
 }
 
-/// Seven adapters of rank 8 at all linear layers of a model of SmolLM2-135M's shape, 512 tokens, f32, in turns with the base.
+/// Times seven adapters of rank 8 on all linear layers of a model of SmolLM2-135M's shape, with 512 tokens in f32,
+/// alternating with the base.
 /// `cargo test -p cl-lab --test lab blend::time -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement, about a minute and 1 GB"]

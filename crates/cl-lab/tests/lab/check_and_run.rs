@@ -1,4 +1,4 @@
-//! What stops a run is found by the check, and what the check finds stops a run before it writes anything.
+//! A check finds everything that stops a run, and a run stops on everything that the check finds, before it writes.
 
 use cl_checkpoint::Interrupt;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn problems(findings: Vec<Finding>) -> Vec<String> {
     findings.into_iter().filter_map(text).collect()
 }
 
-/// The run's error tells exactly what the check told.
+/// The error of the run reports exactly the problems found by the check.
 fn agree(problems: &[String], error: Option<LabError>) {
     let told = error.map(|e| e.to_string()).unwrap_or_default();
     let expected = match problems {
@@ -45,9 +45,9 @@ fn check_and_run_of_a_sequence_agree() {
         (&["tasks=['first', 'nowhere']"], 2),
         (&["train.lora.target_modules=['q_porj']"], 1),
         (&["train.lora.target_modules='['"], 1),
-        (&["train.initial_adapter=nowhere"], 2), // not there, and no sequence starts from one
+        (&["train.initial_adapter=nowhere"], 2), // it does not exist, and a sequence cannot start from an adapter
         (&["eval.max_new_tokens=64"], 2),
-        (&["eval.max_length=2"], 2), // as many as an answer's
+        (&["eval.max_length=2"], 2), // the length of an answer alone
         (&["model=nowhere", "device=tpu", "tasks=['nowhere']"], 4),
     ];
     for (i, (set, count)) in rows.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Rounds, sequences and the study on a small world of models and data, without a process in between.
+//! Rounds, sequences and studies on small models and data, run within the test process.
 
 mod blend;
 mod check_and_run;

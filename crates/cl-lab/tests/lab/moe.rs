@@ -1,4 +1,4 @@
-//! Mixtures of experts compute what their definition says.
+//! Mixtures of experts are computed as defined.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 
 const SEQUENCES: [&[u32]; 2] = [&[3, 14, 15, 9, 2, 6, 5, 35, 8], &[27, 18, 28]];
 
-/// The toy's shape, with an MLP whose width fills no whole number of bytes with signs.
+/// The toy model's shape, with an MLP width that is not a multiple of 8, so that sign bits do not fill whole bytes.
 fn model_config() -> serde_json::Map<String, serde_json::Value> {
     let mut config = toy::model_config(16);
     config.insert("intermediate_size".to_owned(), 36.into());
@@ -25,7 +25,8 @@ impl Models {
         self.0.path().join(name)
     }
 
-    /// The first model with the matrices of its layers changed by `change(name, weight, seed's weight)`.
+    /// Saves the first model, with each matrix replaced by
+    /// `change(name, own weight, weight of the model for the seed)`.
     fn save(&self, name: &str, seed: u64, change: &dyn Fn(&str, &Tensor, &Tensor) -> Tensor) {
         let config = model_config();
         let options = LoadOptions::cpu(Kind::Float);
@@ -77,7 +78,7 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
-/// A sequence alone is scored as in a batch, and greedy continuations are what scoring finds likeliest.
+/// A sequence gets the same scores alone as in a batch, and each generated token is the most likely one when scored.
 fn assert_generates_as_it_scores(model: &Decoder) {
     let _no_graph = cl_torch::tch::no_grad_guard();
     let together = token_log_probs(model, &SEQUENCES).unwrap().into_iter().flatten();
@@ -96,7 +97,7 @@ fn assert_generates_as_it_scores(model: &Decoder) {
     }
 }
 
-/// `model_info.json` of a mixture.
+/// Reads numbers from the `model_info.json` of a mixture.
 fn info(dir: &Path) -> impl Fn(&str) -> u64 + use<> {
     let info: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("model_info.json")).unwrap()).unwrap();
     move |key| info[key].as_u64().unwrap()
@@ -107,26 +108,26 @@ fn mixtures_compute_what_their_definition_says() {
     cl_torch::tch::set_num_threads(1);
     let models = Models(tempfile::tempdir().unwrap());
     models.save("base", 1, &|_, own, _| own.copy());
-    // Weights of 0.02 make an MLP that adds next to nothing; twenty times as much is seen.
+    // With standard deviation 0.02, an MLP contributes next to nothing; twenty times as much makes differences visible.
     let of_mlp =
         |name: &str, own: &Tensor, other: &Tensor| if name.contains(".mlp.") { other * 20.0 } else { own.copy() };
     models.save("x", 2, &of_mlp);
     models.save("y", 3, &of_mlp);
     assert!(largest_difference(&models.log_probs("base"), &models.log_probs("x")) > 1e-3);
 
-    // Equal experts are that model, whatever the router says: weights add up to 1.
+    // A mixture of equal experts equals that expert for any router, because gates sum to 1.
     models.mix("equal", &["x", "x", "x"], 2, "random");
-    // f32 sums of three weights in another order.
+    // f32 sums of three weights in a different order.
     assert!(largest_difference(&models.log_probs("equal"), &models.log_probs("x")) < 1e-5);
-    // One expert is its model.
+    // A mixture of one expert equals that expert.
     models.mix("one", &["y"], 1, "random");
     assert!(largest_difference(&models.log_probs("one"), &models.log_probs("y")) < 1e-6);
-    // A router that prefers nobody takes the first expert.
+    // A router without preferences selects the first expert.
     models.mix("first", &["y", "x"], 1, "uniform");
     assert!(largest_difference(&models.log_probs("first"), &models.log_probs("y")) < 1e-6);
 
-    // All experts at equal weights are the mean of their outputs: where only the down projections differ, those of a model
-    // with the mean of these.
+    // With equal gates, the output is the mean of all experts' outputs. If only the down projections differ, this
+    // equals a model with the mean of the down projections.
     let down = |name: &str| name.contains("down_proj");
     let scaled = |name: &str, own: &Tensor| if name.contains(".mlp.") { own * 20.0 } else { own.copy() };
     models.save("p", 4, &|name, own, other| if down(name) { other * 20.0 } else { scaled(name, own) });
@@ -145,7 +146,7 @@ fn mixtures_compute_what_their_definition_says() {
     assert!(largest_difference(&models.log_probs("both"), &models.log_probs("mean")) < 1e-5);
 }
 
-/// Settings of `modules` and `layers`, and whether a tensor of a layer is then one of experts.
+/// Settings of `modules` and `layers`, with the parts of tensor names and the layers that are then mixed.
 const LAYOUTS: [(&str, &[&str], &[usize]); 5] = [
     ("modules = ['q_proj']", &["q_proj"], &[0, 1]),
     ("modules = ['q_proj', 'k_proj', 'v_proj', 'o_proj']", &["self_attn"], &[0, 1]),
@@ -174,23 +175,23 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
         let base = models.log_probs("base");
         assert!(largest_difference(&base, &models.log_probs(&x)) > 1e-3, "{settings}");
 
-        // Experts that are the base are the base; equal experts are that model; one expert is its model.
+        // Experts equal to the base give the base; equal experts give that model; a single expert gives its model.
         models.mix_modules(&name("base"), &["base", "base", "base"], 2, "random", settings);
         assert!(largest_difference(&models.log_probs(&name("base")), &base) < 1e-5, "{settings}");
         models.mix_modules(&name("equal"), &[&x, &x, &x], 2, "random", settings);
         assert!(largest_difference(&models.log_probs(&name("equal")), &models.log_probs(&x)) < 1e-5, "{settings}");
         models.mix_modules(&name("one"), &[&y], 1, "random", settings);
         assert!(largest_difference(&models.log_probs(&name("one")), &models.log_probs(&y)) < 1e-6, "{settings}");
-        // Ties go to the first.
+        // Ties are resolved in favour of the first expert.
         models.mix_modules(&name("first"), &[&y, &x], 1, "uniform", settings);
         assert!(largest_difference(&models.log_probs(&name("first")), &models.log_probs(&y)) < 1e-6, "{settings}");
-        // Another router is another model.
+        // A different router gives a different model.
         models.mix_modules(&name("both"), &[&x, &y], 2, "uniform", settings);
         models.mix_modules(&name("random"), &[&x, &y], 1, "random", settings);
         let random = models.log_probs(&name("random"));
         assert!(largest_difference(&random, &models.log_probs(&name("both"))) > 1e-4, "{settings}");
         if !parts.contains(&"mlp") || settings.contains("mlp_fg") {
-            // Linear modules at equal weights are one module with the mean of the weights.
+            // Linear modules with equal gates equal one module with the mean of the weights.
             let of = |seed| random_weights(&model_config(), seed, LoadOptions::cpu(Kind::Float)).unwrap();
             let (p, q) = (of(2), of(3));
             let weight = |model: &Decoder, name: &str| {
@@ -204,13 +205,13 @@ fn experts_of_any_modules_and_layers_compute_what_their_definition_says() {
             assert!(difference < 1e-5, "{settings}: {difference}");
         }
 
-        // Saved again it has the same logits; generation is scoring; a batch is its sequences alone.
+        // Saving it again keeps the logits; generation agrees with scoring; a batch agrees with its sequences alone.
         let model = models.load(&name("random"));
         let config = Checkpoint::open(&models.path(&name("random"))).unwrap().config().clone();
         model.save(&models.path(&name("again")), Kind::Float, &config, &[], Manifest::new("model"), false).unwrap();
         assert_eq!(models.log_probs(&name("again")), random);
         assert_generates_as_it_scores(&model);
-        // Every router has its place in the log of a forward pass, and model_info.json counts all parameters.
+        // Every router is recorded in a forward pass, and model_info.json counts all parameters.
         let mut model = models.load(&name("random"));
         let log = model.record_routers();
         token_log_probs(&model, &SEQUENCES[..1]).unwrap();
@@ -230,7 +231,7 @@ fn a_shared_expert_is_added_whatever_the_router_says() {
     cl_torch::tch::set_num_threads(1);
     let models = Models(tempfile::tempdir().unwrap());
     models.save("base", 1, &|_, own, _| own * 10.0);
-    // With the same expert on both sides a module's output is that of the expert, 1 + 0.5 times.
+    // If routed and shared expert are the same, the output of a module is 1 + 0.5 times that of the expert.
     for (i, (modules, scaled, class)) in [
         ("modules = ['mlp']", &["down_proj"] as &[&str], "Qwen2MoeForCausalLM"),
         ("modules = ['mlp']\nlayers = [1]", &["down_proj"], "Qwen2MoeForCausalLM"),
@@ -279,7 +280,7 @@ fn task_vectors_give_the_directions_of_updates() {
     models.save("base", 1, &|_, own, _| own.copy());
     let wave = |count: i64, step: f64| (Tensor::arange(count, (Kind::Float, Device::Cpu)) * step).sin();
     let direction = |of_attention: bool| wave(16, if of_attention { 1.3 } else { 2.1 });
-    // Updates of rank one; gate and up, which one router is before, have the same direction.
+    // Updates of rank one. Those of gate_proj and up_proj, which share a router, have the same direction.
     let tune = |name: &str, own: &Tensor, _: &Tensor| match own.size()[..] {
         [rows, 16] if is_of(name, &["gate_proj", "up_proj", "q_proj"], &[0, 1]) => {
             own + wave(rows, 0.7).outer(&direction(name.contains("q_proj"))) * 0.01
@@ -302,7 +303,7 @@ fn task_vectors_give_the_directions_of_updates() {
         let (of_base, row) = (router.get(0), router.get(1));
         assert_eq!(of_base.abs().max().double_value(&[]), 0.0, "{name}: no update");
         let cosine = row.dot(&expected).double_value(&[]);
-        // f32 weights of 0.02 hold an update of 0.01 to 1e-6.
+        // In f32 weights of magnitude 0.02, an update of 0.01 is represented with an error of 1e-6.
         assert!((cosine.abs() - 1.0).abs() < 1e-5, "{name}: {cosine}");
         let gate = gate_of(name.split('.').nth(2).unwrap());
         assert!(row.dot(&gate).double_value(&[]) <= 0.0, "{name}: the sign");
@@ -341,18 +342,18 @@ fn without_a_gate_a_module_is_the_mean_of_its_experts_outputs() {
         mix(&Plan::new(&config).unwrap(), &models.path(&name("mix")), &MixOptions::default(), &|_| {}).unwrap();
         let mut model = models.load(&name("mix"));
         if modules != linear {
-            // Every expert by itself, on what enters the layer.
+            // Compute each expert separately on the input of the layer.
             let dense = experts.map(|expert| models.load(expert));
             for (layer, x) in model.feed_forward_inputs(&batch).unwrap().iter().enumerate().skip(1) {
                 let outputs = dense.each_ref().map(|expert| expert.feed_forward(layer, x));
                 let mean = Tensor::stack(&outputs, 0).mean_dim(0, false, Kind::Float);
                 let error = ((model.feed_forward(layer, x) - &mean).norm() / mean.norm()).double_value(&[]);
-                // f32 sums in another order, and factors of differences.
+                // f32 sums in a different order, and factorized differences.
                 assert!(error < 1e-5, "{modules} {storage}: {error}");
                 assert!(((&outputs[0] - &mean).norm() / mean.norm()).double_value(&[]) > 1e-2);
             }
         } else {
-            // The mean of linear experts' outputs is the output of the mean of their weights.
+            // The mean of the outputs of linear experts is the output of the mean of their weights.
             let weights = experts.map(|expert| models.load(expert).named_parameters());
             let mean = |n: &str, own: &Tensor, _: &Tensor| {
                 let of = |all: &Vec<(String, Tensor)>| all.iter().find(|(name, _)| name == n).unwrap().1.copy();
@@ -388,7 +389,7 @@ fn without_a_gate_a_module_is_the_mean_of_its_experts_outputs() {
             assert_eq!(models.log_probs(&name("again")), models.log_probs(&name("mix")));
         }
     }
-    // Weights that are not equal are no mixture without a gate.
+    // A gateless mixture must have equal weights.
     let error = Decoder::load(&changed(&models, "mix0"), LoadOptions::cpu(Kind::Float)).err().unwrap().to_string();
     assert!(
         error.contains("gateless = true, but tensor `model.layers.0.mlp.router` holds 0.5; expected 0.33"),
@@ -396,7 +397,7 @@ fn without_a_gate_a_module_is_the_mean_of_its_experts_outputs() {
     );
 }
 
-/// A copy of a mixture without a gate whose first expert has another weight in the first layer.
+/// Copies a gateless mixture, changing the weight of the first expert in the first layer.
 fn changed(models: &Models, name: &str) -> Checkpoint {
     let from = Checkpoint::open(&models.path(name)).unwrap();
     let spec = |name: &&str| {
@@ -436,14 +437,14 @@ fn one_global_router_decides_for_all_modules() {
     {
         let name = |what: &str| format!("{what}{i}");
         let settings = format!("global_router = true\nexpert_storage = '{storage}'\n{modules}");
-        // Equal experts are that model, ties go to the first.
+        // A mixture of equal experts equals that expert; ties are resolved in favour of the first expert.
         models.mix_modules(&name("one"), &["x"], 1, "random", &settings);
         let one = models.log_probs(&name("one"));
         assert!(largest_difference(&one, &models.log_probs("base")) > 1e-3);
         for (experts, chosen, init) in [(&["x", "x", "x"][..], 2, "random"), (&["x", "y"][..], 1, "uniform")] {
             let out = format!("{}-{init}", name("same"));
             models.mix_modules(&out, experts, chosen, init, &settings);
-            // f32 factors and sums in another order, in weights of ten times the usual size.
+            // f32 factors and sums in a different order, with weights of ten times the usual size.
             assert!(largest_difference(&models.log_probs(&out), &one) < 1e-4, "{settings} {init}");
         }
         models.mix_modules(&name("mix"), &["x", "y", "base"], 2, "random", &settings);
@@ -458,7 +459,7 @@ fn one_global_router_decides_for_all_modules() {
         assert_eq!(number("router_parameters"), 3 * 16);
         assert_eq!(parameters(&Checkpoint::open(&models.path(&name("mix"))).unwrap()), number("total_parameters"));
 
-        // It decides once a token, and its gradient is the same where activations are computed again.
+        // The router is evaluated once per token, and its gradient is the same with activation recomputation.
         let log = model.record_routers();
         let batch = PackedBatch::new(&SEQUENCES, model.config.vocab_size, Device::Cpu).unwrap();
         model.train_routers();
@@ -478,12 +479,12 @@ fn one_global_router_decides_for_all_modules() {
     }
 }
 
-/// Settings of modules, a storage, and the kind of difference that it holds without loss.
+/// Settings of modules, and an expert storage that represents the test's differences without loss.
 const DELTAS: [(&str, &str); 6] = [
     ("", "lowrank:2"),
     ("modules = ['mlp', 'v_proj']\nlayers = [1]", "lowrank:2"),
     ("modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']", "lowrank:2"),
-    // Beyond what a matrix has: nothing is cut off.
+    // More than the rank of any matrix: nothing is truncated.
     ("", "lowrank:1000"),
     ("", "bitdelta"),
     ("modules = ['mlp_fg', 'q_proj', 'k_proj', 'v_proj', 'o_proj']", "bitdelta"),
@@ -510,20 +511,20 @@ fn experts_as_differences_compute_what_whole_ones_do() {
         models.mix_modules(&name("delta"), &experts, 2, "random", &stored);
         let (full, delta) = (models.log_probs(&name("full")), models.log_probs(&name("delta")));
         assert!(largest_difference(&models.log_probs("base"), &full) > 1e-2, "{settings}");
-        // f32 factors and sums in another order, in weights of up to ten times the usual size.
+        // f32 factors and sums in a different order, with weights of up to ten times the usual size.
         let difference = largest_difference(&full, &delta);
         assert!(difference < 2e-4, "{settings} {storage}: {difference}");
 
-        // Experts that are the base are the base, exactly for factors of zeros and for scales of zero.
+        // Experts equal to the base give the base; factors and scales of zero represent this exactly.
         models.mix_modules(&name("none"), &["base", "base"], 2, "random", &stored);
         assert!(largest_difference(&models.log_probs(&name("none")), &models.log_probs("base")) < 1e-5, "{storage}");
 
-        // Generation is scoring.
+        // Generation agrees with scoring.
         let model = models.load(&name("delta"));
         assert_generates_as_it_scores(&model);
         let _no_graph = cl_torch::tch::no_grad_guard();
 
-        // The feed-forward block alone is what the layers have.
+        // The feed-forward block computed separately agrees with that of the layers.
         let batch = PackedBatch::new(&SEQUENCES[..1], model.config.vocab_size, Device::Cpu).unwrap();
         let whole = models.load(&name("full"));
         for (layer, input) in whole.feed_forward_inputs(&batch).unwrap().iter().enumerate() {
@@ -531,12 +532,12 @@ fn experts_as_differences_compute_what_whole_ones_do() {
             assert!(((a - &b).abs().max() / b.abs().max()).double_value(&[]) < 1e-5, "{settings} {storage}");
         }
 
-        // Bytes are those of the files.
+        // The number of bytes is that of the files.
         let dir = models.path(&name("delta"));
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let bytes: usize = checkpoint.names().iter().map(|n| checkpoint.info(n).unwrap().byte_len()).sum();
         let number = info(&dir);
-        // A sign is a parameter, whatever it is stored as.
+        // A sign counts as one parameter, however it is stored.
         assert_eq!(parameters(&checkpoint), number("total_parameters"));
         if storage == "bitdelta" {
             let mixed = |n: &&&str| n.ends_with(".experts.delta_sign");
@@ -587,10 +588,10 @@ fn what_a_low_rank_cuts_off_is_no_more_than_has_to_be() {
         };
         let difference = weight("x") - weight("base");
         let rest = (&difference - factor("delta_u").tr().matmul(&factor("delta_v"))).norm().double_value(&[]);
-        // Eckart and Young: the norm of the singular values that are left out.
+        // Eckart and Young: the error is the norm of the truncated singular values.
         let values: Vec<f64> = Vec::try_from(difference.svd(true, false).1).unwrap();
         let expected = values.iter().skip(rank).map(|s| s * s).sum::<f64>().sqrt();
-        // f32 factors beside a difference of norm near 1.
+        // f32 factors, with a difference of norm near 1.
         assert!((rest - expected).abs() < 1e-5 * difference.norm().double_value(&[]), "{rank}: {rest} {expected}");
         assert!(rest < last);
         last = rest;
@@ -650,8 +651,8 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(refused("architecture = 'mixtral'\nexpert_storage = 'bitdelta'").contains("holds whole experts only"));
 }
 
-/// How often a router decides otherwise when more tokens go through the model at once: 16,384 tokens in sequences of 128, a
-/// model of four layers, eight experts, two for each token.
+/// Measures how often a router selects different experts when more tokens are processed at once: 16,384 tokens in
+/// sequences of 128, a model with four layers and eight experts, two experts per token.
 /// `cargo test -p cl-lab --test lab moe::flip_rate -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement, minutes of bf16 on a CPU"]

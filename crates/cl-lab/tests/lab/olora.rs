@@ -1,4 +1,4 @@
-//! Sequences that keep new adapters away from those of earlier rounds.
+//! Sequences that keep new adapters orthogonal to those of earlier rounds.
 
 use cl_adapters::Overlap;
 use cl_checkpoint::{Adapter, AdapterModule, Dtype, Interrupt, Manifest, TensorSource, convert};
@@ -10,7 +10,7 @@ use crate::world::{World, silent};
 
 const TASKS: &str = "tasks=['first', 'mood', 'last']";
 
-/// Rows of A of a module of an adapter.
+/// Rows of the A factor of one module of an adapter.
 fn rows(adapter: &Adapter, module: &AdapterModule) -> Vec<Vec<f64>> {
     let values = convert::to_f32(Dtype::F32, adapter.bytes(&module.factors()[0]).unwrap()).unwrap();
     values.chunks(module.a_shape[1]).map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
@@ -71,7 +71,7 @@ fn overlap_between_rounds_falls_as_lambda_grows() {
     }
 }
 
-/// Beside the weights or in them, the model a round starts from is the same but for rounding.
+/// With frozen adapters or with folded weights, a round starts from the same model except for rounding.
 #[test]
 fn a_stack_of_frozen_adapters_trains_as_the_folded_model_does() {
     let world = World::new(Kind::Float);
@@ -86,7 +86,7 @@ fn a_stack_of_frozen_adapters_trains_as_the_folded_model_does() {
         };
         let largest = losses("fold").iter().zip(losses("stack")).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
         eprintln!("{round}: losses differ by {largest:.1e} at most");
-        // The folded weights are rounded to f32 once; a dozen steps of AdamW carry that on.
+        // The folded weights are rounded to f32 once; a dozen steps of AdamW amplify this.
         assert!(largest < 1e-3, "{round}: {largest}");
         let base = Manifest::read(&world.path(format!("stack/rounds/{round}/adapter"))).unwrap();
         let source = base.sources.iter().find(|s| s.role == "base").unwrap();
@@ -98,7 +98,7 @@ fn a_stack_of_frozen_adapters_trains_as_the_folded_model_does() {
     }
 }
 
-/// Another person goes on with the published directories alone: the base or folded model, and the adapters.
+/// Somebody else can continue a sequence with only the published directories: the base or folded model, and adapters.
 #[test]
 fn a_sequence_can_be_continued_from_published_directories() {
     for (shape, model) in [("stack", "model"), ("fold", "all/rounds/2-mood/model")] {
@@ -124,7 +124,7 @@ fn a_sequence_can_be_continued_from_published_directories() {
         }
         let manifest = Manifest::read(&world.path("last/adapter")).unwrap();
         assert_eq!(manifest.sources.iter().filter(|s| s.role == "earlier_adapter").count(), 2);
-        // Resuming knows the earlier adapters again.
+        // A resumed run recognizes the earlier adapters.
         run_train(&config, &world.path("last"), true, &Interrupt::default(), &mut silent).unwrap();
     }
 }
@@ -137,7 +137,7 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
         run_train(&config, &world.path("r"), false, &Interrupt::default(), &mut silent).unwrap_err().to_string();
     assert!(message.contains("nowhere"), "{message}");
     assert!(!world.path("r").exists());
-    // What a run could not do is found before it begins.
+    // Unsupported combinations are found before the run starts.
     run_train(
         &world.train(&["train.lora.use_dora=true"]),
         &world.path("dora"),
@@ -161,11 +161,11 @@ fn earlier_adapters_that_do_not_fit_are_found_before_anything_is_written() {
         assert!(message.contains(part), "{set}: {message}");
         assert!(!world.path("r").exists());
     }
-    // Not in the second round only.
+    // The check applies from the start, not only in the second round.
     let set = ["train.olora={shape='stack'}", "train.lora.target_modules=['embed_tokens', 'q_proj']"];
     let message = world.run(&world.sequence(&set), "r").unwrap_err().to_string();
     assert!(message.contains("shape = \"stack\" with an adapter on the embedding"), "{message}");
-    // A continued adapter decides what it is.
+    // An adapter that is continued determines its own settings.
     run_train(&world.train(&["train.lora.r=3"]), &world.path("plain"), false, &Interrupt::default(), &mut silent)
         .unwrap();
     let initial = format!("train.initial_adapter='{}'", world.path("plain/adapter").display());

@@ -91,7 +91,7 @@ fn a_base_that_is_replaced_while_a_round_trains_is_noticed_and_nothing_is_publis
     .unwrap_err();
     assert!(matches!(error, cl_lab::LabError::Changed { .. }), "{error}");
     assert!(!world.path("r/adapter").exists() && !world.path("r/model").exists());
-    // With the old one back, the round ends as it would have.
+    // After the original base is restored, the round finishes normally.
     std::fs::remove_dir_all(&base).unwrap();
     std::fs::rename(world.path("old"), &base).unwrap();
     run_train(&config, &world.path("r"), true, &Interrupt::default(), &mut silent).unwrap();
@@ -118,7 +118,7 @@ fn what_is_trained_beside_factors_is_in_the_folded_model() {
         let difference = |a: &[Vec<(f64, bool)>], b: &[Vec<(f64, bool)>]| {
             a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max)
         };
-        // Sums in f32, in another order.
+        // f32 sums in a different order.
         assert!(difference(&beside, &folded) < 1e-5, "{name}: {}", difference(&beside, &folded));
         assert!(difference(&plain, &folded) > 1e-3, "{name}: nothing was learned");
     }

@@ -1,4 +1,4 @@
-//! Rounds that are more than a task each: several data sets, others' columns, settings of their own.
+//! Rounds that are more than one task: several data sets, custom column names, and their own settings.
 
 use cl_checkpoint::Interrupt;
 use cl_data::{Example, RowPlan};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::world::{World, silent};
 
-/// GSM8K's files, small: `train` and `fewshot` for shots, `test`; and MetaMathQA's beside it.
+/// Writes small files of GSM8K (`train` and `fewshot` for few-shot examples, `test`) and of MetaMathQA.
 fn write_math(world: &World) {
     let jsonl = |rows: Vec<serde_json::Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
     let row =
@@ -30,7 +30,7 @@ fn write_math(world: &World) {
     }
 }
 
-/// The paper's last round: trained on MetaMathQA, shown by two forms of GSM8K.
+/// The paper's last round: trained on MetaMathQA, evaluated on two variants of GSM8K.
 const MATH: &str = "rounds=[{name='first'}, {name='math', data='metamath', scored=['gsm8k', 'gsm8k_cot'], \
                     train={micro_batch_size=2, epochs=1}}]";
 
@@ -43,7 +43,8 @@ fn a_round_is_scored_by_tasks_that_it_does_not_train_on() {
     let columns: Vec<_> = matrix.columns.iter().map(|c| (c.name.as_str(), c.group, c.round)).collect();
     let expected = [("first", Group::New, Some(1)), ("gsm8k", Group::New, Some(2)), ("gsm8k_cot", Group::New, Some(2))];
     assert_eq!(columns, expected);
-    // What the last round teaches has forward transfer and no backward transfer; before it, the other way round.
+    // Tasks of the last round have forward transfer and no backward transfer; for earlier tasks it is the other way
+    // round.
     for column in 0..3 {
         let taught_last = column > 0;
         assert_eq!(matrix.absolute_bwt(column).is_some(), !taught_last, "column {column}");
@@ -51,7 +52,7 @@ fn a_round_is_scored_by_tasks_that_it_does_not_train_on() {
     }
     let plan = RowPlan::read(&world.path("s/rounds/2-math/rows.json")).unwrap();
     assert_eq!((plan.rows, plan.datasets[0].name.as_str()), (5, "metamath"));
-    // Shots are GSM8K's own solved rows, and the questions of its test.
+    // Few-shot examples are GSM8K's own solved rows; the documents are those of its test split.
     let asked = std::fs::read_to_string(world.path("s/rounds/2-math/scores/gsm8k.jsonl")).unwrap();
     assert_eq!(asked.lines().count(), 3);
     assert!(!asked.contains("more than"), "a row of MetaMathQA is a shot: {asked}");
@@ -78,7 +79,7 @@ fn joint_training_takes_exact_shares_and_goes_on_inside_an_epoch() {
     run_train(&config, &world.path("whole"), false, &Interrupt::default(), &mut silent).unwrap();
 
     let plan = RowPlan::read(&world.path("whole/rows.json")).unwrap();
-    // Three rows in six copies beside sixteen.
+    // Six copies of three rows, next to sixteen rows.
     assert_eq!(plan.datasets.iter().map(|set| set.rows_per_epoch).collect::<Vec<_>>(), [18, 16]);
     for epoch in 0..2 {
         let mut counts = std::collections::HashMap::new();
@@ -116,7 +117,7 @@ fn a_fixed_buffer_keeps_its_rows_over_epochs_and_rounds() {
         rows
     };
     let buffer = replayed("2-last", 0);
-    // A quarter of twelve rows, from a round with two data sets.
+    // A quarter of twelve rows, drawn from a round with two data sets.
     assert_eq!(buffer.len(), 3);
     assert!([replayed("2-last", 1), replayed("3-again", 0)].iter().all(|rows| *rows == buffer));
 }
@@ -144,7 +145,7 @@ fn example_configurations_read_and_the_papers_takes_its_steps() {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.file_stem().unwrap().to_string_lossy().starts_with("paper_moe") {
-            continue; // mixtures, which cl-moe reads
+            continue; // configurations of mixtures, which cl-moe reads
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let studies = [("study", 3), ("smol", 1), ("paper", 1)];
@@ -158,7 +159,7 @@ fn example_configurations_read_and_the_papers_takes_its_steps() {
             continue;
         }
         let rounds = config.resolve_rounds().unwrap();
-        // Rows of the full data; 20 epochs end at the published checkpoint's step 780.
+        // Rows of the full data; 20 epochs end at step 780, as in the published checkpoint.
         for round in &rounds[..6] {
             let plan = Plan::new(5_000, &round.train, true).unwrap();
             assert_eq!((plan.steps_per_epoch, plan.total_steps), (39, 780), "{}", round.name);

@@ -1,4 +1,4 @@
-//! Routers learn which expert knows a task, and nothing else of a mixture changes.
+//! Routers learn which expert knows a task, and nothing else in a mixture changes.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::world::{World, silent};
 
 const TASKS: [&str; 2] = ["homes", "colours"];
 
-/// Two tasks of one answer each: an expert that has learned one of them gives its answer to the other's prompts too.
+/// Two tasks with one answer each: an expert trained on one of them gives its answer to the other's prompts, too.
 fn tasks(world: &World) {
     let subjects = ["alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira"];
     for (task, ask, answer) in
@@ -29,8 +29,8 @@ fn tasks(world: &World) {
     }
 }
 
-/// A world in which each expert has learned one of the tasks, with its MLPs alone or with all linear layers: as an adapter,
-/// and as a model.
+/// A world in which each expert has learned one of the tasks, by training only MLPs or all linear layers. Each expert
+/// is available as an adapter and as a model.
 fn world_of_experts(mlp_only: bool) -> World {
     let world = World::new(Kind::Float);
     tasks(&world);
@@ -38,7 +38,7 @@ fn world_of_experts(mlp_only: bool) -> World {
     let base = random_weights(&config, 1, LoadOptions::cpu(Kind::Float)).unwrap();
     {
         let _no_graph = tch::no_grad_guard();
-        // The head is the frozen table of tokens: at a deviation of 0.02 no input could make an answer likely.
+        // The head is tied to the frozen embedding; with standard deviation 0.02, no input could make an answer likely.
         for (_, mut t) in base.named_parameters().into_iter().filter(|(_, t)| t.dim() > 1) {
             let _ = t.g_mul_scalar_(25.0);
         }
@@ -54,7 +54,7 @@ fn world_of_experts(mlp_only: bool) -> World {
         let output =
             run_train(&world.train(&set), &world.path(task), false, &Interrupt::default(), &mut silent).unwrap();
         let loss = output.report.unwrap().final_loss;
-        // Of 4.5 where nothing is known; a head of this scale leaves 0.47.
+        // The loss is 4.5 for an untrained model; with a head of this scale, 0.47 remains.
         assert!(loss < 0.6, "the expert knows its task: {loss}");
     }
     world
@@ -95,16 +95,16 @@ fn run(world: &World, config: &RouterRun, out: &str) -> (RouterOutput, Vec<StepL
     (output, read_log(&out.join("log.jsonl")).unwrap())
 }
 
-/// The loss fell, and each task's tokens give more to the expert that knows it.
+/// The loss decreases, and the tokens of each task give larger gates to the expert that knows it.
 fn assert_learned(report: &RoutingReport, log: &[StepLog]) {
     let mean = |steps: &[StepLog]| steps.iter().map(|s| s.loss).sum::<f64>() / steps.len() as f64;
     let (before, after) = (mean(&log[..4]), mean(&log[log.len() - 4..]));
     let shares: Vec<&[f64]> = report.tasks.iter().map(|t| t.routing.gate_share.as_slice()).collect();
     eprintln!("loss {before:.3} to {after:.3}; gates {shares:.2?}");
-    // An expert alone leaves 0.47 of its own task.
+    // A single expert reaches 0.47 on its own task.
     assert!(after < 0.52 && after < before - 0.1, "{before} to {after}");
-    // Prompts share words and half of the routers lie in a first layer, which has seen one word: more than chance is what
-    // tells that the right expert is preferred.
+    // The tasks share prompt words, and half of the routers are in the first layer, which only sees single words. A
+    // share above chance is therefore enough to show that the right expert is preferred.
     assert!(shares[0][0] > 0.55 && shares[1][1] > 0.55, "{shares:?}");
 }
 
@@ -119,7 +119,7 @@ fn routers_of_adapters_learn_which_expert_knows_a_task() {
     assert_learned(&output.routing.unwrap(), &log);
     assert!(log.iter().all(|s| s.load_balancing.is_none()), "no auxiliary loss was asked for");
 
-    // Inputs stay as they are, and so does all of the output but its routers.
+    // Inputs are unchanged, and so is everything in the output except its routers.
     let after: Vec<Vec<u8>> =
         files(&base).into_iter().chain(files(&mixture)).map(|f| std::fs::read(f).unwrap()).collect();
     assert!(before == after);
@@ -203,12 +203,12 @@ fn a_global_router_learns_and_a_mixture_without_a_gate_has_nothing_to_learn() {
 fn load_balancing_spreads_tokens_over_experts_and_a_z_loss_keeps_logits_small() {
     let world = world_of_experts(true);
     let experts = ["homes", "colours", "homes", "colours"];
-    // A router that prefers the first expert wherever the sum of the inputs is positive.
+    // A router that prefers the first expert whenever the sum of the inputs is positive.
     let mixture = mixed(&world, "mix", &experts, "num_experts_per_tok = 2\nrouter.init = 'base'");
     let spread = |set: &[&str], out: &str| {
         let (output, log) = run(&world, &config(&world, &mixture, None, set), out);
         let report = output.routing.unwrap();
-        // The loss looks at all routers together.
+        // The loss is computed over all routers together.
         let mean =
             |e: usize| report.routers.iter().map(|r| r.routing.load[e]).sum::<f64>() / report.routers.len() as f64;
         ((0..4).map(|e| (mean(e) - 0.5).abs()).fold(0.0, f64::max), log)
@@ -220,7 +220,7 @@ fn load_balancing_spreads_tokens_over_experts_and_a_z_loss_keeps_logits_small() 
     eprintln!("largest deviation from an equal load {without:.2} and {with:.2}; {balance:.3?}, z {z:.2?}");
     assert!(with < 0.5 * without, "{without} and {with}");
     let plain = plain[plain.len() - 1].load_balancing.unwrap();
-    // 2 is its value where all experts are used alike.
+    // The loss is 2 if all experts are used equally.
     assert!(balance[1] < balance[0] && balance[1] < plain && balance[1] < 2.1, "{balance:?}, {plain} without");
     let (_, log) = spread(&["router.z_loss=1.0"], "small");
     let z = [log[0].z_loss.unwrap(), log[log.len() - 1].z_loss.unwrap()];

@@ -1,4 +1,4 @@
-//! What `cl eval` and `cl check` do beside the model's own work.
+//! What `cl eval` and `cl check` do around the model's own computation.
 
 use cl_checkpoint::Interrupt;
 use cl_eval::{Prediction, Task, TaskOptions, load_task};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::world::World;
 
-/// Scores two tasks, one of lm-eval's, and returns what was warned of.
+/// Scores two tasks, one of them from lm-eval, and returns the warnings.
 fn score(world: &World, config: &EvalConfig, out: &str) -> Vec<String> {
     let piqa = world.path("data/piqa/validation.jsonl");
     std::fs::create_dir_all(piqa.parent().unwrap()).unwrap();

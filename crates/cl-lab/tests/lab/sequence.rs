@@ -27,8 +27,8 @@ fn delta(world: &World, adapter: &str, module: &str) -> Vec<f64> {
     (0..output).flat_map(|o| (0..input).map(move |i| (o, i))).map(|(o, i)| cell(o, i)).collect()
 }
 
-/// The stored values are the exact sums rounded once. The library adds in f32, whose error of 2⁻²⁴ decides only where a sum
-/// lies that near to the middle between two bf16 numbers.
+/// The stored values are the exact sums, rounded once. The library adds in f32; its error of 2⁻²⁴ only matters where a
+/// sum is that close to the midpoint between two bf16 numbers.
 fn assert_rounded_once(stored: &[f32], exact: &[f64]) {
     for (i, (&stored, &exact)) in stored.iter().zip(exact).enumerate() {
         let slack = 1e-6 * exact.abs().max(0.1);
@@ -57,7 +57,7 @@ fn the_method_adds_all_adapters_to_the_first_base_and_rounds_once() {
             assert_rounded_once(&stored, &plus(&base, &parts[..=round]));
         }
     }
-    // What no adapter touches is the base's, byte for byte.
+    // Tensors that no adapter targets are those of the base, byte for byte.
     let norm = "model.layers.0.input_layernorm.weight";
     assert_eq!(world.tensor("s/rounds/3-last/model", norm), world.tensor("model", norm));
 }
@@ -73,7 +73,7 @@ fn the_paper_folds_each_adapter_into_the_last_rounds_model_and_rounds_every_time
     let base = world.tensor("model", &weight);
     assert_rounded_once(&first, &plus(&base, &[&deltas[0]]));
     assert_rounded_once(&second, &plus(&first, &[&deltas[1]]));
-    // Two roundings are not one: the profiles differ.
+    // Rounding twice differs from rounding once, so the profiles differ.
     let once = plus(&base, &[&deltas[0], &deltas[1]]);
     assert!(second.iter().zip(&once).any(|(s, o)| *s != bf16::from_f64(*o).to_f32()));
     let stored = Checkpoint::open(&world.path("s/rounds/2-mood/model")).unwrap();
@@ -143,7 +143,7 @@ fn a_column_belongs_to_the_round_of_its_own_task() {
     let report = world.run(&config, "s").unwrap();
     let rounds: Vec<(Group, Option<usize>)> = report.matrix.columns.iter().map(|c| (c.group, c.round)).collect();
     assert_eq!(rounds, [(Group::New, Some(1)), (Group::New, Some(2)), (Group::Old, None)]);
-    // Tasks that are scored and never taught have no round.
+    // Tasks that are scored but not trained on have no round.
     let config = world.sequence(&["tasks=['first']", "eval.tasks=['last', 'first']"]);
     let report = world.run(&config, "t").unwrap();
     assert_eq!(report.matrix.columns.iter().map(|c| c.round).collect::<Vec<_>>(), [None, Some(1)]);

@@ -12,7 +12,7 @@ use cl_torch::tch::Kind;
 
 use crate::world::{World, silent};
 
-/// The tiny study in seconds; nothing is learned in it.
+/// The tiny study, reduced to run in seconds; nothing is learned in it.
 fn tiny() -> TinyConfig {
     TinyConfig {
         seeds: vec![1],
@@ -27,7 +27,7 @@ fn tiny() -> TinyConfig {
     }
 }
 
-/// A stage of each kind.
+/// Selects one stage of each kind.
 fn some() -> StudyOptions {
     let names = [
         "sequence-fft.",
@@ -59,7 +59,7 @@ fn results(out: &Path) -> String {
 
 const OUT: &str = "CL_LAB_TEST_STUDY";
 
-/// Not a test of its own: the process that the next one kills.
+/// Not a test by itself: the process that the next test kills.
 #[test]
 #[ignore = "started by a_killed_study_goes_on_and_ends_as_if_it_had_not_been"]
 fn study_to_kill() {
@@ -95,11 +95,11 @@ fn a_killed_study_goes_on_and_ends_as_if_it_had_not_been() {
         process.wait().unwrap();
     }
     run(&killed);
-    // Nothing depends on where a study is: random masks follow from the names of stages.
+    // Results do not depend on the study's path: random masks are derived from the names of stages.
     assert_eq!(results(&killed), results(&alone));
 }
 
-/// Number of models in a folder.
+/// Number of models below a directory.
 fn models_in(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let count = |path: std::path::PathBuf| match path.is_dir() {
@@ -128,7 +128,7 @@ fn processes_share_the_stages_of_a_study_and_take_over_from_one_that_is_killed()
     }
     killed.kill().unwrap();
     killed.wait().unwrap();
-    // This process as a third.
+    // This process is the third one.
     let mut elsewhere = BTreeSet::new();
     run_study(&tiny().study(&shared), &shared, &some(), &Interrupt::default(), &mut |event| {
         if let StudyEvent::FinishedElsewhere { name, .. } = event {
@@ -190,19 +190,19 @@ fn a_change_makes_only_what_it_concerns_again() {
     assert!(left.iter().any(|name| name == "mix-7.seed1") && left.iter().any(|name| name == "sequence-fft.seed1"));
     done(&config).unwrap();
     assert_ne!(results(out), before);
-    // How models are scored concerns everything, merges and the base as well.
+    // Evaluation settings affect all stages, including merges and the base.
     config.eval.add_bos_token = Some(false);
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
     config.eval.add_bos_token = None;
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| stage.done));
-    // An edited test row changes what everything is scored on.
+    // Editing a test row affects all stages.
     let rows = out.join("data/tone/test.json");
     let text = std::fs::read_to_string(&rows).unwrap();
     std::fs::write(&rows, text.replacen(" is ", " was ", 1)).unwrap();
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
 }
 
-/// A study of one's own tasks, written by hand.
+/// A hand-written study of custom tasks.
 fn own(world: &World, more: &str) -> StudyConfig {
     let text = format!(
         "name = 'mine'\nmodel = '{}'\ndata = '{}'\ntasks = ['first', 'mood', 'largest']\nseeds = [3, 4]\n{more}\n\
@@ -262,13 +262,14 @@ fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
     let out = world.path("study");
     let results = run_study(&config, &out, &StudyOptions::default(), &Interrupt::default(), &mut ignore).unwrap();
     let count = |method: &str| results.rows.iter().filter(|row| row.method == method).count();
-    // Two seeds; a sequence has a row for each round, and the parts of merges and mixtures have one.
+    // With two seeds: a sequence has one row per round, and each one-round model that merges and mixtures use has one
+    // row.
     for (method, rows) in
         [("base", 1), ("LoRA", 2 * (3 + 3)), ("Joint-FFT", 2), ("TIES", 2), ("MoE-FFT (trained)", 4), ("LoRA-Rep", 0)]
     {
         assert_eq!(count(method), rows, "{method}");
     }
-    // Mixtures of two and of three fully tuned models, and one of the adapters, each with what its routers do.
+    // Mixtures of two and of three fully fine-tuned models, and one of the adapters, each with router statistics.
     for (method, experts) in [
         ("MoE-LoRA (untrained)", ["first", "mood", "largest"].as_slice()),
         ("MoE-LoRA (trained)", &["first", "mood", "largest"]),
@@ -284,7 +285,7 @@ fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
             assert!((task.shares.iter().sum::<f64>() - 1.0).abs() < 1e-4, "{method}: {task:?}");
         }
     }
-    // Routers that are not trained send tokens elsewhere than those made from them.
+    // Untrained routers distribute tokens differently than prototypes, and these differently than trained routers.
     let shares = |method: &str| {
         let row = results.rows.iter().find(|row| row.method == method && row.members == Some(2)).unwrap();
         row.routing.clone().unwrap().tasks
@@ -300,11 +301,11 @@ fn a_study_of_ones_own_has_a_row_for_everything_it_compares() {
         let row = results.rows.iter().find(|row| row.stage == format!("sequence-lora.seed4/{round}")).unwrap();
         assert_eq!((&row.scores, row.round, row.seed), (scores, Some(round), 4));
     }
-    // Models that nothing needs any more are gone; adapters stay.
+    // Models that no stage needs anymore have been removed; adapters are kept.
     let stage = |name: &str| out.join("stages").join(name);
     assert!(!stage("one-fft-1-first.seed3/run/rounds/1-first/model").exists());
     assert!(stage("one-lora-1-first.seed3/run/rounds/1-first/adapter/manifest.json").exists());
-    // What needs them is made again together with them.
+    // They are created again together with the stage that needs them.
     std::fs::remove_dir_all(stage("mix-3.seed3")).unwrap();
     let again = run_study(&config, &out, &StudyOptions::default(), &Interrupt::default(), &mut ignore).unwrap();
     assert_eq!(
@@ -372,12 +373,12 @@ fn the_papers_study_is_planned_without_model_and_data() {
     let config = read_study("paper.toml".as_ref(), cl_lab::PAPER_STUDY, &[]).unwrap();
     let plan = sketch_study(&config, &StudySizes::of_paper(), &StudyOptions::default()).unwrap();
     let steps = |name: &str| plan.stages.iter().find(|stage| stage.name == name).unwrap().steps;
-    // 39 steps an epoch and 20 epochs of 5,000 rows; 3,085 and 6 of 395,000.
+    // 5,000 rows: 39 steps per epoch, 20 epochs. 395,000 rows: 3,085 steps per epoch, 6 epochs.
     for (round, name) in ["c-stance", "fomc", "meetingbank", "py150", "scienceqa", "20minuten"].iter().enumerate() {
         assert_eq!(steps(&format!("one-fft-{}-{name}.seed42", round + 1)), 780, "{name}");
     }
     assert_eq!(steps("sequence-lora.seed42"), 6 * 780 + 6 * 3085);
-    // 2,765,000 rows an epoch in steps of 128.
+    // 2,765,000 rows per epoch, in steps of 128 rows.
     assert_eq!(steps("joint-lora.seed42"), 21_601);
     assert!(
         plan.stages.iter().all(|stage| !stage.done) && plan.stages.iter().any(|stage| stage.name == "mix-4.seed42")
@@ -453,7 +454,7 @@ fn a_directory_belongs_to_one_world_and_nothing_of_others_is_touched() {
     write(&tiny(), &out).unwrap();
     let message = write(&TinyConfig { seed: 2, ..tiny() }, &out).unwrap_err().to_string();
     assert!(message.contains("other settings") && message.contains("choose another --out"), "{message}");
-    // A folder with somebody's own files, of whatever names.
+    // A directory with unrelated files of any name.
     for name in ["study.toml", "study.json", "data"] {
         let dir = folder.path().join(format!("own {name}"));
         std::fs::create_dir(&dir).unwrap();
@@ -469,7 +470,7 @@ fn a_stage_that_fails_leaves_the_others() {
     let world = World::new(Kind::Float);
     let config = own(&world, "compare = ['sequence']");
     let out = world.path("study");
-    // A file where two of the stages want their directory.
+    // A file is in the place of the directory of two stages.
     std::fs::create_dir_all(out.join("stages")).unwrap();
     std::fs::write(out.join("study.json"), r#"{"cl_study": 1}"#).unwrap();
     for seed in [3, 4] {

@@ -9,16 +9,16 @@ use cl_torch::tch::{self, Kind};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// A folder with a Llama of two narrow layers in `model` and the toy tasks in `data`.
+/// A directory with a narrow two-layer Llama model in `model` and the toy tasks in `data`.
 pub struct World {
     folder: TempDir,
 }
 
 impl World {
-    /// `stored` is the dtype of the model's file.
+    /// Creates the directory; `stored` is the dtype of the model's file.
     pub fn new(stored: Kind) -> World {
         static THREADS: Once = Once::new();
-        // Threads that wait for each other over matrices of 16 columns only slow things down.
+        // With matrices of 16 columns, synchronizing threads only costs time.
         THREADS.call_once(|| tch::set_num_threads(1));
         let world = World { folder: tempfile::tempdir().unwrap() };
         let config = toy::model_config(16);
@@ -43,7 +43,7 @@ impl World {
         std::fs::write(dir.join("test.json"), json!(test).to_string()).unwrap();
     }
 
-    /// A sequence of `first` and `mood` with LoRA, changed by `set`.
+    /// Configuration of a sequence of `first` and `mood` with LoRA, with the overrides `set`.
     pub fn sequence(&self, set: &[&str]) -> SequenceConfig {
         let text = format!(
             "model = '{}'\ndata = '{}'\ntasks = ['first', 'mood']\n\
@@ -54,7 +54,7 @@ impl World {
         read_sequence("memory".as_ref(), &text, &owned(set)).unwrap()
     }
 
-    /// A round of `first` with LoRA, changed by `set`.
+    /// Configuration of a round of `first` with LoRA, with the overrides `set`.
     pub fn train(&self, set: &[&str]) -> TrainRun {
         let text = format!(
             "model = '{}'\n[data]\ntrain = '{}'\n[train]\nepochs = 2\nlearning_rate = 1e-2\n[train.lora]\nr = 2",
@@ -64,12 +64,12 @@ impl World {
         read_train("memory".as_ref(), &text, &owned(set)).unwrap()
     }
 
-    /// Runs a sequence into `out`.
+    /// Runs a sequence with output directory `out`.
     pub fn run(&self, config: &SequenceConfig, out: &str) -> Result<SequenceReport, LabError> {
         run_sequence(config, &self.path(out), false, &Interrupt::default(), &mut silent)
     }
 
-    /// A tensor of a model directory.
+    /// Reads a tensor of a model directory.
     pub fn tensor(&self, model: &str, name: &str) -> Vec<f32> {
         Checkpoint::open(&self.path(model)).unwrap().load_f32(name).unwrap()
     }

@@ -27,12 +27,12 @@ pub(super) fn read_gemma2(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     Ok(gemma(keys, config))
 }
 
-/// Gemma 3, text only (arXiv:2503.19786): five sliding-window layers for each layer with full attention, with separate
-/// rotary frequencies.
+/// Gemma 3, text only (arXiv:2503.19786): five layers with a sliding window for each layer with full attention. The two
+/// types of layers have different rotary frequencies.
 pub(super) fn read_gemma3(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { rope_theta: 1e6, max_position_embeddings: 131_072, ..GEMMA };
     let every = keys.sliding_window_pattern.unwrap_or(6).max(1);
-    // Transformers 5 keeps one map of rotary parameters for each type of layer.
+    // Transformers 5 stores separate rotary parameters for each type of layer.
     let of = |layers: &str| keys.rope_parameters.as_ref().and_then(|p| p.get(layers)).and_then(Value::as_object);
     let (full, windowed) = (of("full_attention"), of("sliding_attention"));
     let theta = |map: Option<&Map<String, Value>>| map.and_then(|m| m.get("rope_theta")).and_then(Value::as_f64);
@@ -54,7 +54,7 @@ fn window(keys: &Keys) -> Option<i64> {
     keys.sliding_window.unwrap_or(Some(4096))
 }
 
-/// Settings common to both.
+/// Settings that Gemma 2 and Gemma 3 share.
 fn gemma(keys: &Keys, config: ModelConfig) -> ModelConfig {
     let bias = keys.attention_bias.unwrap_or(false);
     ModelConfig {

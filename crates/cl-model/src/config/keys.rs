@@ -1,4 +1,4 @@
-//! Reading of config keys, with the rules shared by several families.
+//! Reads the keys of a config, with the rules that several families share.
 
 use cl_moe::ExpertStorage;
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use super::rope::scaling;
 use super::{Activation, Family, ModelConfig, NormPlacement, QkNorm, RopeScaling, eos_ids};
 use crate::problem::{ConfigProblem, RopeProblem};
 
-/// The keys that families read. Absent and `null` are distinguished where they differ in meaning.
+/// The keys that any family reads. A missing key and `null` are distinguished where they differ in meaning.
 #[derive(Deserialize)]
 pub(super) struct Keys {
     vocab_size: i64,
@@ -80,9 +80,9 @@ fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Resul
 
 /// Defaults of a family.
 pub(super) struct Defaults {
-    /// Key and value heads; `None` for as many as query heads.
+    /// Number of key and value heads; `None` for the number of query heads.
     pub(super) num_key_value_heads: Option<i64>,
-    /// Width of a head; `None` for hidden_size / num_attention_heads.
+    /// Dimension of a head; `None` for hidden_size / num_attention_heads.
     pub(super) head_dim: Option<i64>,
     pub(super) rms_norm_eps: f64,
     pub(super) rope_theta: f64,
@@ -137,7 +137,7 @@ impl Keys {
         }
     }
 
-    /// A config with the keys common to all families; everything else is as in a plain Llama.
+    /// Creates a config from the keys common to all families; all other settings are those of Llama.
     pub(super) fn config(&self, family: Family, defaults: &Defaults) -> Result<ModelConfig, ConfigProblem> {
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.or(defaults.num_key_value_heads).unwrap_or(heads);
@@ -205,7 +205,7 @@ impl Keys {
             if value < 1 {
                 return Err(ConfigProblem::TooSmall { key, value, least: 1 });
             }
-            // Beyond these a typing error would ask for all memory before a tensor is looked at.
+            // Without these limits, a typing error could exhaust memory before the shape of any tensor is checked.
             let most = if key == "num_hidden_layers" { 10_000 } else { i64::from(i32::MAX) };
             if value > most {
                 return Err(ConfigProblem::TooLarge { key, value, most });
@@ -215,7 +215,7 @@ impl Keys {
     }
 
     fn activation(&self, default: &str) -> Result<Activation, ConfigProblem> {
-        // Gemma has a key of its own; its `hidden_act` is a leftover that says something else.
+        // Gemma uses its own key `hidden_activation`; its `hidden_act` is a leftover with another value.
         let (key, name) = match (&self.hidden_activation, &self.hidden_act) {
             (Some(name), _) => ("hidden_activation", name.as_str()),
             (None, Some(name)) if default == "silu" => ("hidden_act", name.as_str()),
@@ -228,7 +228,7 @@ impl Keys {
         }
     }
 
-    /// The window of each layer, from `layer_types`, or from `windowed` if that key is absent.
+    /// The sliding window of each layer, from `layer_types`, or from `windowed` if that key is missing.
     pub(super) fn windows(
         &self,
         window: Option<i64>,

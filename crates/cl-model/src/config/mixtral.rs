@@ -29,8 +29,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     })
 }
 
-/// Validates `num_local_experts` and `num_experts_per_tok`; with `shared`, one of the experts is not selected by the
-/// router.
+/// Validates `num_local_experts` and `num_experts_per_tok`. With `shared`, one of the experts is shared, so the router
+/// does not select it.
 pub(super) fn counts(keys: &Keys, default: i64, shared: bool) -> Result<(i64, i64), ExpertsProblem> {
     let (experts, chosen) = (keys.num_local_experts.unwrap_or(default), keys.num_experts_per_tok.unwrap_or(2));
     check_experts("num_local_experts", experts)?;
@@ -42,12 +42,13 @@ pub(super) fn check_experts(key: &'static str, experts: i64) -> Result<(), Exper
     in_range(key, experts, 4096).map(drop)
 }
 
-/// A number from 1 to `most`.
+/// Checks that a number is from 1 to `most`.
 pub(super) fn in_range(key: &'static str, value: i64, most: i64) -> Result<i64, ExpertsProblem> {
     if (1..=most).contains(&value) { Ok(value) } else { Err(ExpertsProblem::OutOfRange { key, value, most }) }
 }
 
-/// A token goes through 1 to all of the experts to choose from: those that `key` counts, but for the shared one.
+/// Checks that the number of experts per token is from 1 to the number of experts to select from, which is that of
+/// `key` without a shared one.
 pub(super) fn check_chosen(key: &'static str, experts: i64, shared: bool, chosen: i64) -> Result<(), ExpertsProblem> {
     let routed = experts - i64::from(shared);
     if (1..=routed).contains(&chosen) { Ok(()) } else { Err(ExpertsProblem::Chosen { chosen, key, shared, routed }) }

@@ -1,5 +1,5 @@
-//! The parts of `config.json` that the decoder needs. Keys shared by all families are read here and in [`keys`]; each
-//! family has its own file.
+//! Model configuration: the parts of `config.json` that the decoder needs. Keys shared by all families are read here
+//! and in [`keys`]; each family has its own file.
 
 mod gemma;
 mod granite;
@@ -38,7 +38,7 @@ pub enum Family {
     Mixtral,
     /// `Qwen2ForCausalLM`: biases on q, k and v.
     Qwen2,
-    /// `Qwen2MoeForCausalLM`: Qwen2 with experts in place of the MLP, one of them for every token.
+    /// `Qwen2MoeForCausalLM`: Qwen2 with experts instead of the MLP, one of them shared by all tokens.
     Qwen2Moe,
     /// `Qwen3ForCausalLM`: norms on each head of q and k.
     Qwen3,
@@ -58,12 +58,12 @@ pub enum Family {
     SeedOss,
     /// `MoeLlamaForCausalLM` of the paper's tool: Llama with experts in any of its projections.
     MoeLlama,
-    /// `MoeMistralForCausalLM` of the paper's tool.
+    /// `MoeMistralForCausalLM` of the paper's tool: Mistral with experts in any of its projections.
     MoeMistral,
 }
 
 impl Family {
-    /// All families with their `architectures[0]` and `model_type`.
+    /// All families with their name in `architectures[0]` and their `model_type`.
     const NAMES: [(Family, &'static str, &'static str); 17] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
@@ -80,12 +80,12 @@ impl Family {
         (Family::SeedOss, "SeedOssForCausalLM", "seed_oss"),
         (Family::MoeLlama, "MoeLlamaForCausalLM", "moellama"),
         (Family::MoeMistral, "MoeMistralForCausalLM", "moemistral"),
-        // Ours: experts as differences from the base.
+        // Not from the paper's tool but our own: experts stored as differences from the base.
         (Family::MoeLlama, "DeltaMoeLlamaForCausalLM", "delta_moellama"),
         (Family::MoeMistral, "DeltaMoeMistralForCausalLM", "delta_moemistral"),
     ];
 
-    /// The family that a config specifies, by its architecture, or else by `model_type`.
+    /// The family of a config, determined by its architecture, or otherwise by its `model_type`.
     fn of(dir: &Path, json: &Map<String, Value>) -> Result<Family, ModelError> {
         let architecture = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
         let model_type = json.get("model_type").and_then(Value::as_str);
@@ -115,47 +115,47 @@ pub enum Activation {
 pub enum NormPlacement {
     /// Before attention and before the MLP.
     Pre,
-    /// Before and after each.
+    /// Before and after attention and MLP.
     PreAndPost,
-    /// After each.
+    /// After attention and after the MLP.
     Post,
 }
 
-/// Norms on queries and keys.
+/// Norms applied to queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// None.
+    /// No norms.
     None,
     /// On each head.
     Head,
-    /// On all heads together.
+    /// Over all heads together.
     Whole,
 }
 
-/// Experts instead of the MLP or of projections.
+/// Settings of the experts that replace MLPs or projections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// Naming of their tensors.
+    /// Naming scheme of the experts' tensors.
     pub layout: ExpertLayout,
-    /// Whether they are stored in full or as differences from the base.
+    /// Whether experts are stored in full or as differences from the base.
     pub storage: ExpertStorage,
     /// Modules that consist of experts, in the layers given by `layers`.
     pub modules: Vec<ExpertModule>,
     /// Per layer: whether it has experts.
     pub layers: Vec<bool>,
-    /// Width inside an MLP that is an expert.
+    /// Inner width of an MLP that is an expert.
     pub intermediate_size: i64,
-    /// Width inside the shared one.
+    /// Inner width of the shared expert.
     pub shared_intermediate_size: i64,
-    /// Experts of each module, the shared one included.
+    /// Number of experts of each module, including the shared one.
     pub num_local_experts: i64,
-    /// Whether every token goes through the first of them, beside those that are selected of the others.
+    /// Whether the first expert is shared: every token uses it, in addition to the selected experts.
     pub shared: bool,
-    /// What selects them.
+    /// How experts are selected.
     pub gating: ExpertGating,
-    /// How many of them a token goes through.
+    /// Number of experts selected for each token.
     pub num_experts_per_tok: i64,
-    /// Whether the weights of the selected experts are renormalised to a sum of 1.
+    /// Whether the weights of the selected experts are renormalized to a sum of 1.
     pub norm_topk_prob: bool,
 }
 
@@ -165,7 +165,7 @@ impl Experts {
         self.layers[layer] && self.modules.contains(&module)
     }
 
-    /// Experts that a token can go through or not.
+    /// Number of experts that the router selects from.
     pub fn routed(&self) -> i64 {
         self.num_local_experts - i64::from(self.shared)
     }
@@ -183,25 +183,26 @@ impl Experts {
     }
 }
 
-/// What selects the experts of a token.
+/// How the experts of a token are selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertGating {
-    /// A router of each module, which reads the module's input.
+    /// By a router in each module, which reads the module's input.
     Modules,
-    /// One router for all modules of all layers, which reads the token embeddings.
+    /// By one router for all modules of all layers, which reads the token embeddings.
     Global,
-    /// Nothing: every token goes through all experts, whose outputs have equal weights.
+    /// There is no selection: every token uses all experts, with equal weights.
     Gateless,
 }
 
-/// How experts are named in a checkpoint.
+/// Naming scheme of the experts' tensors in a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertLayout {
     /// Mixtral's `block_sparse_moe.gate` and `block_sparse_moe.experts.E.w1`.
     Mixtral,
     /// Qwen2-MoE's `mlp.gate`, `mlp.experts.E.gate_proj`, `mlp.shared_expert.gate_proj` and `mlp.shared_expert_gate`.
     Qwen2Moe,
-    /// `mlp.router` and `mlp.experts.E.gate_proj`, `self_attn.q_proj.router` and `self_attn.q_proj.experts.E`.
+    /// The paper's tool: `mlp.router` and `mlp.experts.E.gate_proj`, `self_attn.q_proj.router` and
+    /// `self_attn.q_proj.experts.E`.
     Moetify,
 }
 
@@ -227,25 +228,25 @@ pub enum ExpertModule {
 pub struct ModelConfig {
     /// The architecture.
     pub family: Family,
-    /// Rows of the embedding.
+    /// Number of rows of the embedding.
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub hidden_size: i64,
-    /// Width inside the MLP; [`Experts`] has that of MLPs that are experts.
+    /// Inner width of the MLP; [`Experts`] has the width of MLPs that are experts.
     pub intermediate_size: i64,
     /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: i64,
-    /// Key and value heads; a divisor of the query heads.
+    /// Number of key and value heads; a divisor of the number of query heads.
     pub num_key_value_heads: i64,
-    /// Width of one head.
+    /// Dimension of one head.
     pub head_dim: i64,
     /// Number of leading entries of a head that are rotated; even.
     pub rotary_dim: i64,
-    /// Added to the mean square in every norm.
+    /// Epsilon that is added to the mean square in every norm.
     pub rms_norm_eps: f64,
-    /// Whether the weights of norms are offsets from 1.
+    /// Whether the weights of norms are stored as offsets from 1.
     pub norm_offset: bool,
     /// Placement of the norms in a layer.
     pub norms: NormPlacement,
@@ -259,7 +260,7 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Whether the output head shares its weight with the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v are one projection, and gate and up another.
+    /// Whether q, k and v are fused into one projection, and gate and up into another.
     pub fused_projections: bool,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
@@ -271,26 +272,27 @@ pub struct ModelConfig {
     pub qk_norm: QkNorm,
     /// Activation function of the MLP.
     pub hidden_act: Activation,
-    /// Experts, if modules consist of them.
+    /// Settings of the experts, if there are any.
     pub experts: Option<Experts>,
     /// Per layer: sliding window, the number of positions that a query attends to, including its own; `None` for full
     /// attention.
     pub windows: Vec<Option<i64>>,
     /// Per layer: whether it uses rotary position embeddings.
     pub uses_rope: Vec<bool>,
-    /// Factor on attention scores; `None` for 1/√head_dim.
+    /// Factor by which attention scores are multiplied; `None` for 1/√head_dim.
     pub attention_multiplier: Option<f64>,
-    /// Soft cap of attention scores: s becomes c · tanh(s / c).
+    /// Soft cap `c` of attention scores: a score s becomes c · tanh(s / c).
     pub attn_logit_softcapping: Option<f64>,
-    /// Soft cap of logits: l becomes c · tanh(l / c).
+    /// Soft cap `c` of logits: a logit l becomes c · tanh(l / c).
     pub final_logit_softcapping: Option<f64>,
-    /// Factor on embeddings.
+    /// Factor by which embeddings are multiplied.
     pub embedding_multiplier: f64,
-    /// Factor on the outputs of attention and MLP, before they are added to the residual stream.
+    /// Factor by which the outputs of attention and MLP are multiplied before they are added to the residual stream.
     pub residual_multiplier: f64,
     /// Divisor of logits.
     pub logits_scaling: f64,
-    /// Ids that end generation: those of config.json and, for a model from a directory, of generation_config.json.
+    /// Token ids that end generation: those of config.json and, for a model from a directory, of
+    /// generation_config.json.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -325,13 +327,13 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Whether a tensor of this name can be ignored: old files contain the rotary frequencies, which follow from the
+    /// Whether a tensor of this name can be ignored. Old files contain the rotary frequencies, which follow from the
     /// config, and some models with a tied head contain a copy of the embedding.
     pub(crate) fn is_redundant(&self, tensor: &str) -> bool {
         tensor.ends_with("rotary_emb.inv_freq") || (self.tie_word_embeddings && tensor == "lm_head.weight")
     }
 
-    /// Checks common to all families, after defaults are filled in.
+    /// Checks that apply to all families, after defaults have been filled in.
     fn validate(&self) -> Result<(), ConfigProblem> {
         if self.num_attention_heads % self.num_key_value_heads != 0 {
             return Err(ConfigProblem::HeadGroups {
@@ -363,7 +365,7 @@ impl ModelConfig {
     }
 }
 
-/// Adds the ids in generation_config.json that end generation, where Transformers looks for them first.
+/// Adds the end-of-sequence ids of generation_config.json, where Transformers looks for them first.
 pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
     let path = dir.join("generation_config.json");
     let Ok(text) = std::fs::read(&path) else { return Ok(()) };
@@ -378,7 +380,7 @@ pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result
     Ok(())
 }
 
-/// Token ids of a number or a list; the value that is none otherwise.
+/// Returns the token ids of a number or a list, or as an error the value that is not a token id.
 fn eos_ids(value: Option<&Value>) -> Result<Vec<u32>, Value> {
     let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| v.clone());
     match value {

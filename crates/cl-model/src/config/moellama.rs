@@ -1,4 +1,5 @@
-//! The paper's tool (Lee et al., arXiv:2408.17280): Llama or Mistral with experts in any of their projections.
+//! The format of the paper's tool (Lee et al., arXiv:2408.17280): Llama or Mistral with experts in any of their
+//! projections.
 
 use super::keys::Keys;
 use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig, llama, mistral, mixtral};
@@ -37,7 +38,7 @@ fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, ConfigProblem
         (ExpertModule::Query, keys.moe_query.unwrap_or(false)),
         (ExpertModule::Key, keys.moe_key.unwrap_or(false)),
         (ExpertModule::Value, keys.moe_value.unwrap_or(false)),
-        // Ours: the tool leaves o_proj alone.
+        // Our extension: the paper's tool never has experts in o_proj.
         (ExpertModule::Output, keys.moe_output.unwrap_or(false)),
     ];
     let modules: Vec<ExpertModule> = modules.into_iter().filter(|(_, on)| *on).map(|(module, _)| module).collect();
@@ -66,7 +67,7 @@ fn experts(keys: &Keys, intermediate_size: i64) -> Result<Experts, ConfigProblem
     })
 }
 
-/// At most one of `gateless`, `global_router` and `always_on` is true.
+/// Reads how experts are selected; at most one of `gateless`, `global_router` and `always_on` may be true.
 fn gating(keys: &Keys, shared: bool) -> Result<ExpertGating, ExpertsProblem> {
     match (keys.gateless.unwrap_or(false), keys.global_router.unwrap_or(false), shared) {
         (true, false, false) => Ok(ExpertGating::Gateless),

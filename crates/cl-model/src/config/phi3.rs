@@ -5,7 +5,8 @@ use super::rope::{kind, number};
 use super::{Family, ModelConfig, RopeScaling};
 use crate::problem::{ConfigProblem, RopeProblem};
 
-/// Phi-3 and Phi-4 (`phi3`): one projection for q, k and v, one for gate and up; LongRoPE in the long-context models.
+/// Phi-3 and Phi-4 (`phi3`): fused projections for q, k and v, and for gate and up; LongRoPE in the long-context
+/// models.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..DEFAULTS };
     let config = ModelConfig {
@@ -19,7 +20,8 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     }
 }
 
-/// Positions end at the range of the short-context factors: beyond it, every key would have to be rotated again.
+/// Limits positions to the range of the short-context factors, because beyond it all cached keys would have to be
+/// rotated again.
 fn long_rope(keys: &Keys, map: &Map<String, Value>, config: ModelConfig) -> Result<ModelConfig, ConfigProblem> {
     let pairs = (config.rotary_dim / 2) as usize;
     let factors = map.get("short_factor").and_then(Value::as_array).ok_or(RopeProblem::NoShortFactor)?;

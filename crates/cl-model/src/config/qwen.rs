@@ -27,7 +27,7 @@ pub(super) fn read_qwen3(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     })
 }
 
-/// The window holds only with `use_sliding_window`, and full attention stays in the first `max_window_layers` layers.
+/// The window applies only with `use_sliding_window`, and the first `max_window_layers` layers keep full attention.
 pub(super) fn late_windows(keys: &Keys) -> Result<Vec<Option<i64>>, ConfigProblem> {
     let window = keys.sliding_window.unwrap_or(Some(4096)).filter(|_| keys.use_sliding_window.unwrap_or(false));
     let first = keys.max_window_layers.unwrap_or(28);

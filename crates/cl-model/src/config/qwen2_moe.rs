@@ -5,8 +5,8 @@ use super::mixtral::{check_chosen, check_experts, in_range};
 use super::{ExpertGating, ExpertLayout, ExpertModule, Experts, Family, ModelConfig};
 use crate::problem::ConfigProblem;
 
-/// Qwen1.5-MoE and Qwen2-MoE (Qwen Team, "Qwen2 Technical Report", arXiv:2407.10671): experts in place of the MLP, and one that
-/// every token goes through, behind a gate of its own.
+/// Qwen1.5-MoE and Qwen2-MoE (Qwen Team, "Qwen2 Technical Report", arXiv:2407.10671): experts instead of the MLP, and a
+/// shared expert for every token, with its own gate.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults = Defaults { num_key_value_heads: Some(16), max_position_embeddings: 32_768, ..DEFAULTS };
     let (num_experts, num_experts_per_tok) = (keys.num_experts.unwrap_or(60), keys.num_experts_per_tok.unwrap_or(4));
@@ -38,7 +38,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     })
 }
 
-/// Every `decoder_sparse_step`-th layer has experts, but for those of `mlp_only_layers`.
+/// Every `decoder_sparse_step`-th layer has experts, except those in `mlp_only_layers`.
 fn layers(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
     let step = keys.decoder_sparse_step.unwrap_or(1);
     if step == 0 {
@@ -48,8 +48,8 @@ fn layers(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
     Ok((0..keys.num_hidden_layers).map(|layer| !dense.contains(&layer) && (layer + 1) % step == 0).collect())
 }
 
-/// With `use_sliding_window` and without `layer_types`, every second of the first `max_window_layers` layers has a window, from
-/// the first on.
+/// With `use_sliding_window` and without `layer_types`, every other one of the first `max_window_layers` layers has a
+/// window, starting with the first.
 fn windows(keys: &Keys) -> Result<Vec<Option<i64>>, ConfigProblem> {
     let window = keys.sliding_window.unwrap_or(Some(4096)).filter(|_| keys.use_sliding_window.unwrap_or(false));
     let last = keys.max_window_layers.unwrap_or(28);

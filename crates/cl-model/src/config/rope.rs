@@ -1,4 +1,4 @@
-//! Rotary frequencies: their base and how they are stretched for longer contexts.
+//! Rotary frequencies: their base, and their scaling for longer contexts.
 
 use serde_json::{Map, Value};
 
@@ -7,15 +7,15 @@ use crate::problem::RopeProblem;
 /// Scaling of rotary frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// None.
+    /// No scaling.
     Default,
-    /// Every frequency divided by `factor`.
+    /// Every frequency is divided by `factor`.
     Linear {
         /// Scaling factor.
         factor: f64,
     },
-    /// Llama 3: low frequencies are divided by `factor`, high ones are unchanged, with a linear transition between
-    /// them.
+    /// Llama 3: low frequencies are divided by `factor`, high ones are unchanged, and there is a linear transition
+    /// between them.
     Llama3 {
         /// Scaling factor of the low frequencies.
         factor: f64,
@@ -23,15 +23,15 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths below `original / high_freq_factor` are unchanged.
         high_freq_factor: f64,
-        /// Context length of the pretraining.
+        /// Context length of pretraining.
         original_max_position_embeddings: f64,
     },
-    /// LongRoPE (Ding et al., arXiv:2402.13753) within the context length of the pretraining: each frequency is divided
-    /// by its own factor; cosines and sines are scaled. The factors for longer contexts are not used.
+    /// LongRoPE (Ding et al., arXiv:2402.13753) within the context length of pretraining: each frequency is divided by
+    /// its own factor, and cosines and sines are scaled. The factors for longer contexts are not used.
     LongRope {
         /// Divisor of each frequency.
         short_factor: Vec<f64>,
-        /// Factor on cosines and sines.
+        /// Factor by which cosines and sines are multiplied.
         attention_factor: f64,
     },
 }

@@ -2,7 +2,7 @@ use super::keys::{DEFAULTS, Defaults, Keys};
 use super::{Family, ModelConfig};
 use crate::problem::ConfigProblem;
 
-/// Seed-OSS: Llama with biases on q, k and v; a key of its own says whether o has one.
+/// Seed-OSS: Llama with biases on q, k and v; a separate key determines whether o has one.
 pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
     let defaults =
         Defaults { num_key_value_heads: Some(8), head_dim: Some(128), max_position_embeddings: 524_288, ..DEFAULTS };

@@ -23,7 +23,7 @@ fn uses_rope(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
         Some(flags) if flags.len() != n => {
             Err(ConfigProblem::LayerCount { key: "no_rope_layers", entries: flags.len(), layers: n })
         }
-        // The key's name says the opposite: 1 marks the layers that do use rotary positions.
+        // Contrary to the name of the key, 1 marks the layers that use rotary positions.
         Some(flags) => Ok(flags.iter().map(|&f| f != 0).collect()),
         None => {
             let interval = keys.no_rope_layer_interval.unwrap_or(4).max(1);

@@ -39,7 +39,7 @@ pub enum ConfigProblem {
         /// Its value.
         value: f64,
     },
-    /// A feature of Transformers that is not supported is on.
+    /// A feature that is not supported is enabled.
     #[error("{key} = true is not supported; expected false")]
     UnsupportedTrue {
         /// The key.
@@ -56,7 +56,7 @@ pub enum ConfigProblem {
         /// Name of the function.
         name: String,
     },
-    /// The width of a head is neither given nor a whole number.
+    /// The head dimension is neither given nor an integer quotient of the other sizes.
     #[error(
         "hidden_size = {hidden_size} is no multiple of num_attention_heads = {num_attention_heads} and head_dim is absent"
     )]
@@ -66,7 +66,7 @@ pub enum ConfigProblem {
         /// Query heads.
         num_attention_heads: i64,
     },
-    /// The query heads cannot be divided among the key and value heads.
+    /// The number of query heads is not a multiple of the number of key and value heads.
     #[error(
         "num_attention_heads = {num_attention_heads} is no multiple of num_key_value_heads = {num_key_value_heads}"
     )]
@@ -76,7 +76,7 @@ pub enum ConfigProblem {
         /// Key and value heads.
         num_key_value_heads: i64,
     },
-    /// A list with one entry per layer has another length.
+    /// A list that needs one entry per layer has another length.
     #[error("{key} has {entries} entries for {layers} layers")]
     LayerCount {
         /// The key.
@@ -92,16 +92,16 @@ pub enum ConfigProblem {
         /// Its name.
         name: String,
     },
-    /// An end of sequence is not a token id.
+    /// An end-of-sequence id is not a token id.
     #[error("eos_token_id {value} is not a token id")]
     EosTokenId {
         /// The value.
         value: serde_json::Value,
     },
-    /// The rotary position embeddings.
+    /// A problem of the rotary position embeddings.
     #[error(transparent)]
     Rope(#[from] RopeProblem),
-    /// The experts.
+    /// A problem of the experts.
     #[error(transparent)]
     Experts(#[from] ExpertsProblem),
 }

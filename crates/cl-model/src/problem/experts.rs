@@ -12,14 +12,14 @@ pub enum ExpertsProblem {
         /// The largest allowed value.
         most: i64,
     },
-    /// A token goes through no expert, or through more than there are to select from.
+    /// The number of experts per token is 0, or exceeds the number of experts to select from.
     #[error("num_experts_per_tok = {chosen}: expected 1 to {key}{} = {routed}", if *shared { " less the shared one" } else { "" })]
     Chosen {
-        /// Experts that a token goes through.
+        /// Number of experts per token.
         chosen: i64,
         /// Key of the number of experts.
         key: &'static str,
-        /// Whether one of them is not selected by the router.
+        /// Whether one of the experts is shared, so that the router does not select it.
         shared: bool,
         /// Number of experts to select from.
         routed: i64,
@@ -27,13 +27,13 @@ pub enum ExpertsProblem {
     /// A shared expert together with experts that are stored as differences from the base.
     #[error("always_on = true is not supported with expert_storage = {storage}; expected false")]
     SharedDelta {
-        /// How they are stored.
+        /// How the experts are stored.
         storage: cl_moe::ExpertStorage,
     },
-    /// MLPs as a whole and their projections are experts.
+    /// Both the whole MLP and its projections are declared as experts.
     #[error("moe_mlp and moe_mlp_fg are both true; expected one of them")]
     TwiceMlp,
-    /// Experts in a layer that the model does not have.
+    /// Experts are declared in a layer that does not exist.
     #[error("moe_layer_idx names layer {layer} of {layers}")]
     NoLayer {
         /// Index of the layer.
@@ -41,17 +41,17 @@ pub enum ExpertsProblem {
         /// Number of layers.
         layers: usize,
     },
-    /// Several ways of selecting experts.
+    /// More than one way of selecting experts is enabled.
     #[error("more than one of gateless, global_router and always_on is true; expected at most one")]
     Gating,
-    /// A model without routers has other weights in their place than it computes with.
+    /// The weights stored in place of a router differ from the equal weights that a model without routers uses.
     #[error("gateless = true, but tensor `{tensor}` holds {value}; expected {expected}")]
     UnequalWeights {
         /// The tensor.
         tensor: String,
-        /// A weight.
+        /// A stored weight.
         value: f64,
-        /// The weight it computes with.
+        /// The weight that is used.
         expected: f64,
     },
 }

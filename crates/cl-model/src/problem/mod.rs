@@ -1,4 +1,5 @@
-//! What is wrong with a `config.json`, as facts in fields; [`ModelError::Config`](crate::ModelError::Config) adds where.
+//! Problems of a `config.json` as structured values; [`ModelError::Config`](crate::ModelError::Config) adds the
+//! directory.
 //!
 //! ```
 //! use cl_model::problem::ConfigProblem;

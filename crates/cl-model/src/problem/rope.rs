@@ -14,13 +14,13 @@ pub enum RopeProblem {
         /// The fraction.
         factor: f64,
     },
-    /// Heads are rotated in part, which this architecture does not do.
+    /// Only a part of each head is rotated, which is not supported for this architecture.
     #[error("partial_rotary_factor = {factor} is not supported; expected 1")]
     Partial {
         /// The rotated fraction.
         factor: f64,
     },
-    /// The rotated part of a head has an odd width, or none.
+    /// The rotated part of a head is empty or has an odd width.
     #[error(
         "partial_rotary_factor leaves {rotary_dim} of {head_dim} entries of a head; expected an even number, 2 to {head_dim}"
     )]

@@ -1,7 +1,7 @@
-//! Tiny models whose weights come from a formula over tensor name and index, so that fixtures hold no weights.
+//! Tiny models whose weights come from a formula of tensor name and index, so that fixtures contain no weights.
 //! `fixtures/formula.py` computes the same numbers.
 
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code)] // each test binary uses only some of these functions
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::tensor_bytes;
 use serde_json::{Map, Value, json};
 
-/// The formula: even numbers around 0, around 1 for norms, smaller for biases; equal weights in the place of a router.
+/// The formula: values around 0, around 1 for norms, smaller for biases; equal weights in place of a router.
 pub fn weight(name: &str, n: usize) -> Vec<f32> {
     let key =
         name.bytes().fold(14_695_981_039_346_656_037_u64, |k, b| (k ^ u64::from(b)).wrapping_mul(1_099_511_628_211));
@@ -36,16 +36,16 @@ pub fn weight(name: &str, n: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A tensor of the formula, rounded to `dtype`, as a file holds it.
+/// A tensor from the formula, rounded to `dtype`, with its bytes as stored in a file.
 pub fn stored(name: &str, shape: &[usize], dtype: Dtype) -> (TensorSpec, Vec<u8>) {
     let kind = cl_torch::kind_of(dtype).unwrap();
     let values = Tensor::from_slice(&weight(name, shape.iter().product()));
     (TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() }, tensor_bytes(&values, kind))
 }
 
-/// Writes a model directory with tensors of the formula; `tensors` maps names to shapes.
+/// Writes a model directory with tensors from the formula; `tensors` maps names to shapes.
 pub fn write_model(dir: &Path, config: &Map<String, Value>, tensors: &Map<String, Value>, dtype: Dtype) {
-    // Products this small are quicker on one thread, and tests run beside each other.
+    // Products this small are faster on one thread, and tests run in parallel.
     cl_torch::tch::set_num_threads(1);
     let tensors: Vec<(TensorSpec, Vec<u8>)> = tensors
         .iter()
@@ -63,7 +63,7 @@ pub fn write_model(dir: &Path, config: &Map<String, Value>, tensors: &Map<String
     writer.finish(Manifest::new("model")).unwrap();
 }
 
-/// `config.json` of a Llama of two layers, with `changes` on top.
+/// `config.json` of a Llama with two layers, modified by `changes`.
 pub fn llama(changes: Value) -> Map<String, Value> {
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"], "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24,
@@ -82,7 +82,7 @@ pub fn tensors(config: &Map<String, Value>) -> Map<String, Value> {
     model.named_parameters().into_iter().map(|(name, t)| (name, json!(t.size()))).collect()
 }
 
-/// A model in memory with the weights of the formula.
+/// Loads a model with weights from the formula.
 pub fn model(config: &Map<String, Value>, options: LoadOptions) -> Decoder {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model");
@@ -102,7 +102,7 @@ pub fn sequences(lengths: &[usize], vocab: u32, seed: u64) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// Largest absolute difference of two tensors of one shape.
+/// Largest absolute difference of two tensors of the same shape.
 pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a.to_device(Device::Cpu).to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])

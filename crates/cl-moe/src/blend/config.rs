@@ -8,7 +8,7 @@ use crate::config::expert_name;
 use crate::config_file::from_toml;
 use crate::{Error, RouterLogits, RouterNorm};
 
-/// A mixture of LoRA adapters as a TOML file describes it.
+/// Configuration of a mixture of LoRA adapters, as in a TOML file.
 ///
 /// ```
 /// let config: cl_moe::BlendConfig = toml::from_str(
@@ -27,19 +27,20 @@ use crate::{Error, RouterLogits, RouterNorm};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlendConfig {
-    /// Model directory that the adapters were trained on.
+    /// Directory of the model on which the adapters were trained.
     #[serde(serialize_with = "HubSnapshot::serialize")]
     pub base_model: PathBuf,
-    /// Experts that each token goes through; defaults to all.
+    /// Number of experts that are selected for each token; defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_experts_per_tok: Option<usize>,
-    /// How the routers start and what is made of their logits.
+    /// How routers are initialized and how gates are computed.
     #[serde(default)]
     pub router: BlendRouter,
-    /// PEFT adapter directories of general knowledge: the mean of their updates is subtracted from the update of each expert.
+    /// PEFT adapter directories of general knowledge: the mean of their updates is subtracted from each expert's
+    /// update.
     #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "snapshots")]
     pub general_adapters: Vec<PathBuf>,
-    /// The experts, in their order.
+    /// The experts, in order.
     pub experts: Vec<BlendExpert>,
 }
 
@@ -51,18 +52,19 @@ fn snapshot<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::O
     path.as_deref().map(HubSnapshot::source_name).serialize(serializer)
 }
 
-/// How the routers of a mixture of adapters start and what is made of their logits.
+/// How the routers of a mixture of adapters are initialized, and how gates are computed from their logits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BlendRouter {
-    /// The rule that router weights start from.
+    /// Initialization of the router weights.
     pub init: BlendInit,
-    /// Gates from the selected logits; defaults to `softmax` for `arrow` and `spectr`, and to `sigmoid` for the others.
+    /// How gates are computed from the selected logits; defaults to `softmax` for `arrow` and `spectr`, otherwise to
+    /// `sigmoid`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm: Option<RouterNorm>,
-    /// Seed of `random`.
+    /// Random seed for `random`.
     pub seed: u64,
-    /// What logits of `arrow` are divided by, as PEFT's `router_temperature`; 1 without it.
+    /// Divisor of the logits of `arrow`, like PEFT's `router_temperature`; defaults to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
 }
@@ -75,7 +77,7 @@ impl Default for BlendRouter {
 }
 
 impl BlendRouter {
-    /// The norm, its default filled in.
+    /// The norm, or its default.
     pub fn norm(&self) -> RouterNorm {
         self.norm.unwrap_or(match self.init {
             BlendInit::Random | BlendInit::Uniform => RouterNorm::Sigmoid,
@@ -84,24 +86,24 @@ impl BlendRouter {
     }
 }
 
-/// The rule that the routers of adapters start from.
+/// Initialization of the routers of adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlendInit {
-    /// Normal, with mean 0 and standard deviation 0.02.
+    /// Normal with mean 0 and standard deviation 0.02.
     Random,
-    /// All 0: every expert's logit is 0, its gate 1/2 under `sigmoid`.
+    /// All weights are 0: every expert's logit is 0, and its gate with `sigmoid` is 1/2.
     Uniform,
-    /// An expert's row is the leading right singular vector of its update, and its logit `|row·x|` (Ostapenko et al., "Towards
-    /// Modular LLMs by Building and Reusing a Library of LoRAs", arXiv:2405.11157).
+    /// An expert's row is the leading right singular vector of its update, and its logit is `|row·x|` (Ostapenko et
+    /// al., "Towards Modular LLMs by Building and Reusing a Library of LoRAs", arXiv:2405.11157).
     Arrow,
-    /// An expert's logit is `‖ΔW·x‖`, all of the update's spectrum; there is no router weight (after Fleshman and Van Durme,
-    /// "SpectR: Dynamically Composing LM Experts with Spectral Routing", arXiv:2504.03454).
+    /// An expert's logit is `‖ΔW·x‖`, which uses the whole spectrum of the update; there is no router weight (after
+    /// Fleshman and Van Durme, "SpectR: Dynamically Composing LM Experts with Spectral Routing", arXiv:2504.03454).
     Spectr,
 }
 
 impl BlendInit {
-    /// How logits are computed under this rule.
+    /// Returns how logits are computed with this initialization.
     pub fn logits(self) -> RouterLogits {
         match self {
             BlendInit::Random | BlendInit::Uniform => RouterLogits::Linear,
@@ -111,26 +113,26 @@ impl BlendInit {
     }
 }
 
-/// One expert: an adapter, or a model whose difference from the base is approximated by one.
+/// One expert: an adapter, or a model whose difference from the base is approximated by an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlendExpert {
     /// PEFT adapter directory.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "snapshot")]
     pub adapter: Option<PathBuf>,
-    /// Directory of a model fine-tuned from the base, in the place of an adapter.
+    /// Directory of a model fine-tuned from the base, instead of an adapter.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "snapshot")]
     pub model: Option<PathBuf>,
-    /// Largest rank of the update of a module of `model`: what is truncated has the smallest singular values.
+    /// Maximum rank of a module's update for `model`: the smallest singular values are truncated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// Prompts of the kind that it is for, which `cl moe route` compares with those of a task.
+    /// Example prompts for this expert, with which `cl moe route` compares those of a task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub positive_prompts: Vec<String>,
 }
 
 impl BlendExpert {
-    /// An adapter.
+    /// Creates an expert from an adapter.
     pub fn of_adapter(dir: PathBuf) -> BlendExpert {
         BlendExpert { adapter: Some(dir), ..BlendExpert::default() }
     }
@@ -140,7 +142,7 @@ impl BlendExpert {
         self.adapter.as_deref().or(self.model.as_deref()).unwrap_or(Path::new(""))
     }
 
-    /// What it is called, see [`expert_name`].
+    /// Name of the expert; see [`expert_name`].
     pub fn name(&self) -> String {
         expert_name(self.source())
     }
@@ -150,17 +152,17 @@ impl BlendConfig {
     /// Reads a TOML file.
     ///
     /// # Errors
-    /// Returns [`Error::Config`] with the place in the file if it does not parse, and [`Error::Checkpoint`] if it cannot be
+    /// Returns [`Error::Config`] with the line if the file does not parse, and [`Error::Checkpoint`] if it cannot be
     /// read.
     pub fn read(path: &Path) -> Result<BlendConfig, Error> {
         let text = read_text(path, MAX_CONFIG)?;
         from_toml(&text).map_err(|problem| Error::Config { path: path.to_owned(), problem })
     }
 
-    /// Checks the place of an output, which must be none of the inputs.
+    /// Checks the output path, which must not be one of the inputs.
     ///
     /// # Errors
-    /// Returns an error as [`OutputDir::check`] does.
+    /// Returns the errors of [`OutputDir::check`].
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         let mut inputs = vec![("the base model", self.base_model.as_path())];
         inputs.extend(self.experts.iter().map(|e| ("an expert", e.source())));
@@ -168,7 +170,7 @@ impl BlendConfig {
         Ok(OutputDir::check(out, overwrite, &inputs)?)
     }
 
-    /// Number of experts that each token goes through.
+    /// Number of experts that are selected for each token.
     pub fn top_k(&self) -> usize {
         self.num_experts_per_tok.unwrap_or(self.experts.len())
     }

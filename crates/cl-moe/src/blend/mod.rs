@@ -1,4 +1,4 @@
-//! Writes a mixture of LoRA adapters: every module's factors stacked, a router beside them.
+//! Writes a mixture of LoRA adapters: the stacked factors of every module, and its router.
 
 mod config;
 mod plan;
@@ -24,12 +24,12 @@ use crate::{Error, MixtureConfig, MixtureExpert};
 use plan::{BlendModule, BlendPart};
 use prototype::Spectrum;
 
-/// Writes the mixture as a directory that appears whole or not at all: `mixture_config.json`, `mixture_model.safetensors`,
-/// `model_info.json` and a manifest. Memory holds all factors once.
+/// Writes the mixture as a directory: `mixture_config.json`, `mixture_model.safetensors`, `model_info.json` and a
+/// manifest. The directory is written atomically. All factors are in memory once.
 ///
 /// # Errors
-/// Returns an error if a factor is not finite, an input changes meanwhile, the work is interrupted, or a file cannot be read or
-/// written; nothing is left then.
+/// Returns an error if a factor is not finite, if an input changes during the run, if the run is interrupted, or if a
+/// file cannot be read or written. In these cases, no output is left.
 pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrupt) -> Result<(), Error> {
     plan.check_output(out, overwrite)?;
     let dir = OutputDir::create(out, overwrite)?;
@@ -59,7 +59,7 @@ pub fn blend(plan: &BlendPlan, out: &Path, overwrite: bool, interrupt: &Interrup
     Ok(dir.finish(manifest)?)
 }
 
-/// The configuration that goes along, and the manifest.
+/// Creates the mixture's configuration and manifest.
 fn describe(plan: &BlendPlan) -> Result<(MixtureConfig, Manifest), Error> {
     let resolved = resolved(&plan.config);
     let mut manifest = Manifest::new("mixture").with_config(json!({ "blend": resolved }));
@@ -95,7 +95,7 @@ fn resolved(config: &BlendConfig) -> BlendConfig {
     BlendConfig { num_experts_per_tok: Some(config.top_k()), router, ..config.clone() }
 }
 
-/// Bytes of a module's tensors, in the order of its specs.
+/// Computes the bytes of a module's tensors, in the order of its specs.
 fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>, Error> {
     let init = plan.config.router.init;
     let mut stack = Stack::new(module);
@@ -130,7 +130,7 @@ fn module_tensors(plan: &BlendPlan, module: &BlendModule) -> Result<Vec<Vec<u8>>
     Ok(specs.iter().zip(&values).map(|(s, v)| convert::from_f32(s.dtype, v).expect("a floating dtype")).collect())
 }
 
-/// Factors A `(rank, in)` and B `(out, rank)` of an expert's update, without its scaling.
+/// Computes the factors A `(rank, in)` and B `(out, rank)` of an expert's update, without its scaling.
 fn sum(plan: &BlendPlan, module: &BlendModule, expert: usize, rank: usize) -> Result<[Vec<f32>; 2], Error> {
     let mut a = Vec::with_capacity(rank * module.input);
     let mut b = vec![0.0; module.output * rank];
@@ -149,11 +149,11 @@ fn sum(plan: &BlendPlan, module: &BlendModule, expert: usize, rank: usize) -> Re
     Ok([a, b])
 }
 
-/// A module's factors, one expert after another.
+/// Stacked factors of a module.
 struct Stack {
-    /// `(Σr, in)`: experts one below the other.
+    /// `(Σr, in)`: the experts' A, stacked by rows.
     a: Vec<f32>,
-    /// `(out, Σr)`: experts side by side.
+    /// `(out, Σr)`: the experts' B, stacked by columns.
     b: Vec<f32>,
     /// `(experts, in)`.
     router: Vec<f32>,
@@ -177,7 +177,7 @@ impl Stack {
     }
 }
 
-/// An expert's A and B, checked to be finite.
+/// Reads A and B of an expert and checks that they are finite.
 fn read(adapter: &Adapter, part: &BlendPart) -> Result<[Vec<f32>; 2], Error> {
     let [a, b] = part.module.factors();
     let load = |name: String| {

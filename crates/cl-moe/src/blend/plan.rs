@@ -1,4 +1,4 @@
-//! What a mixture of adapters reads and writes, with everything that stands in its way.
+//! Plans the inputs and outputs of a mixture of adapters, and collects all problems.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,17 +17,17 @@ use crate::{
     BlendConfig, BlendExpert, BlendInit, Error, FloatType, ModelInfo, ModuleExperts, Problem, mixture_tensors,
 };
 
-/// Everything about a mixture of adapters that is known without reading a factor.
+/// A validated plan of a mixture of adapters, made without reading factors.
 pub struct BlendPlan {
     pub(crate) config: BlendConfig,
     pub(crate) base: Checkpoint,
     pub(crate) base_hash: String,
-    /// The experts, then the adapters of general knowledge.
+    /// The experts, followed by the adapters of general knowledge.
     pub(crate) adapters: Vec<Adapter>,
     pub(crate) modules: Vec<BlendModule>,
-    /// Where adapters are that were extracted from models.
+    /// Temporary directories of adapters that were extracted from models.
     _extracted: Vec<TempDir>,
-    /// Things that are worth knowing and stand in nobody's way.
+    /// Notes for the user that are not problems.
     pub notes: Vec<String>,
 }
 
@@ -38,13 +38,13 @@ pub(crate) struct BlendModule {
     pub(crate) output: usize,
     /// Dtype of the stacked factors.
     pub(crate) dtype: Dtype,
-    /// What each adapter has of it.
+    /// Each adapter's update of the module, if it has one.
     parts: Vec<Option<BlendPart>>,
-    /// How many of these are experts.
+    /// Number of leading entries of `parts` that are experts.
     experts: usize,
 }
 
-/// What one expert has of a module.
+/// The update of a module by one adapter.
 #[derive(Clone)]
 pub(crate) struct BlendPart {
     pub(crate) module: AdapterModule,
@@ -52,19 +52,19 @@ pub(crate) struct BlendPart {
 }
 
 impl BlendPlan {
-    /// Opens the base and all adapters and checks that they make a mixture. With `ignore_base`, adapters whose manifests name
-    /// another base are taken.
+    /// Opens the base and all adapters and checks that they can form a mixture. With `ignore_base`, adapters whose
+    /// manifests name another base are accepted.
     ///
     /// # Errors
-    /// Returns [`Error::Problems`] with everything that stands in the way at once.
+    /// Returns [`Error::Problems`] with all problems at once.
     pub fn new(config: &BlendConfig, ignore_base: bool) -> Result<BlendPlan, Error> {
         BlendPlan::interruptible(config, ignore_base, &Interrupt::default())
     }
 
-    /// As [`BlendPlan::new`]; a request to stop ends the extraction of adapters from models.
+    /// Like [`BlendPlan::new`]; a stop request ends the extraction of adapters from models.
     ///
     /// # Errors
-    /// As [`BlendPlan::new`], and [`Error::Interrupted`].
+    /// Returns the errors of [`BlendPlan::new`], and [`Error::Interrupted`].
     pub fn interruptible(config: &BlendConfig, ignore_base: bool, interrupt: &Interrupt) -> Result<BlendPlan, Error> {
         let (mut problems, mut extracted) = (Vec::new(), Vec::new());
         let base = note(Checkpoint::open(&config.base_model), "base_model", &mut problems);
@@ -105,27 +105,27 @@ impl BlendPlan {
         }
     }
 
-    /// Checks the output's place, as [`blend`](crate::blend) does before it begins.
+    /// Checks the output path, as [`blend`](crate::blend) does first.
     ///
     /// # Errors
-    /// Returns an error if the output exists and `overwrite` is not set, lies inside a folder that is read, or cannot be
-    /// created.
+    /// Returns an error if the output exists and `overwrite` is not set, if it lies inside a directory that is read, or
+    /// if it cannot be created.
     pub fn check_output(&self, out: &Path, overwrite: bool) -> Result<(), Error> {
         self.config.check_output(out, overwrite)
     }
 
-    /// The tensors that will be written, module by module.
+    /// The tensors that will be written, ordered by module.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         self.modules.iter().flat_map(|module| module.specs(&self.config)).collect()
     }
 
-    /// Bytes of tensors that will be written.
+    /// Number of bytes of tensors that will be written.
     pub fn bytes_written(&self) -> u64 {
         let bytes = |t: &TensorSpec| t.shape.iter().product::<usize>() * t.dtype.bitsize() / 8;
         self.tensors().iter().map(|t| bytes(t) as u64).sum()
     }
 
-    /// Parameters by what they are for; the base is the stem.
+    /// Parameter counts by purpose; the base is the stem.
     pub fn info(&self) -> ModelInfo {
         let stem = self.base.names().iter().filter_map(|n| self.base.info(n)).map(|i| i.elements() as u64).sum();
         let mut experts = vec![0; self.config.experts.len()];
@@ -141,7 +141,7 @@ impl BlendPlan {
         ModelInfo::of_adapters(stem, &experts, routers, self.config.top_k())
     }
 
-    /// One line on what the mixture is.
+    /// A one-line summary of the mixture.
     pub fn summary(&self) -> String {
         let ranks: usize = self.modules.iter().map(|m| m.experts().total_rank()).max().unwrap_or(0);
         format!(
@@ -154,7 +154,7 @@ impl BlendPlan {
 }
 
 impl BlendModule {
-    /// Ranks and scalings, as `mixture_config.json` holds them.
+    /// Ranks and scalings, as in `mixture_config.json`.
     pub(crate) fn experts(&self) -> ModuleExperts {
         let of = |expert: usize| {
             let summands = self.summands(expert);
@@ -165,11 +165,11 @@ impl BlendModule {
         ModuleExperts { ranks, scalings }
     }
 
-    /// The low-rank updates that an expert's update is the sum of: its own, minus the mean of those of general knowledge.
+    /// The low-rank updates whose sum is an expert's update: its own, minus the mean of those of general knowledge.
     pub(crate) fn summands(&self, expert: usize) -> Vec<Summand<'_>> {
         let (own, general) = (self.parts[expert].as_ref(), &self.parts[self.experts..]);
         let scaling = match own {
-            // A scaling of 0 has no quotient with another.
+            // If the scaling is 0, other scalings cannot be divided by it.
             Some(part) if part.scaling != 0.0 || general.is_empty() => part.scaling,
             _ => 1.0,
         };
@@ -187,7 +187,7 @@ impl BlendModule {
         self.experts
     }
 
-    /// A, B, and the router where the rule has one.
+    /// Specs of A, B, and the router, if there is one.
     pub(crate) fn specs(&self, config: &BlendConfig) -> Vec<TensorSpec> {
         let (rank, experts) = (self.experts().total_rank(), self.experts);
         let [a, b, router] = mixture_tensors(&self.name);
@@ -202,18 +202,18 @@ impl BlendModule {
     }
 }
 
-/// One of the updates that an expert's update is the sum of.
+/// One of the updates whose sum is an expert's update.
 pub(crate) struct Summand<'p> {
     /// Index of the adapter.
     pub(crate) adapter: usize,
     pub(crate) part: &'p BlendPart,
-    /// Scaling of the sum.
+    /// Scaling of the whole sum.
     scaling: f64,
-    /// Factor of this update in the sum, before its scaling.
+    /// Factor of this update in the sum, before the sum's scaling.
     pub(crate) factor: f64,
 }
 
-/// Where an adapter is in the configuration.
+/// Name of the configuration key of an adapter.
 fn place(config: &BlendConfig, index: usize) -> String {
     match index.checked_sub(config.experts.len()) {
         None => format!("experts[{index}]"),
@@ -276,7 +276,7 @@ fn check_counts(config: &BlendConfig, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Refuses what is more than a product beside a linear layer of the decoder.
+/// Rejects adapters that are more than low-rank updates of the decoder's linear layers.
 fn check_kind(adapter: &Adapter, base: Option<&Checkpoint>, place: &str, problems: &mut Vec<Problem>) {
     if let Err(error) = adapter.check_built() {
         problems.push(Problem::new(place, error));
@@ -321,7 +321,7 @@ fn is_head(module: &str) -> bool {
     module.rsplit('.').next() == Some("lm_head")
 }
 
-/// Whether a tensor of an adapter is the base's own.
+/// Whether a tensor of an adapter is a copy of the base's.
 fn is_copy(adapter: &Adapter, name: &str, base: &Checkpoint, tensor: &str) -> bool {
     let values = |source: &dyn TensorSource, name: &str| {
         source.info(name).and_then(|info| convert::to_f32(info.dtype, source.bytes(name).ok()?))
@@ -341,7 +341,7 @@ fn check_fits(base: &Checkpoint, adapter: &Adapter, place: &str, problems: &mut 
             Some(_) => continue,
         };
         problems.push(Problem::new(place, problem));
-        return; // one is enough to know that they are of different bases
+        return; // one is enough to show that they are for different bases
     }
 }
 
@@ -362,7 +362,7 @@ fn modules(config: &BlendConfig, adapters: &[Adapter]) -> Vec<BlendModule> {
     }
     let built = modules.into_iter().map(|(name, parts)| {
         let [output, input] = parts.iter().flatten().next().expect("some expert has it").module.weight_shape();
-        // Factors that are computed here are not rounded to what they were stored in.
+        // Computed factors are not rounded to the dtype in which the originals were stored.
         let computed = config.router.init == BlendInit::Spectr || !config.general_adapters.is_empty();
         let dtype = if computed { Dtype::F32 } else { common_dtype(adapters, &parts) };
         BlendModule { name: name.to_owned(), input, output, dtype, parts, experts: config.experts.len() }
@@ -370,7 +370,7 @@ fn modules(config: &BlendConfig, adapters: &[Adapter]) -> Vec<BlendModule> {
     built.collect()
 }
 
-/// The dtype that all factors of a module have, else f32.
+/// The common dtype of all factors of a module, or f32 if they differ.
 fn common_dtype(adapters: &[Adapter], parts: &[Option<BlendPart>]) -> Dtype {
     let of = |(adapter, part): (&Adapter, &Option<BlendPart>)| {
         let factors = part.as_ref().map(|p| p.module.factors()).into_iter().flatten();

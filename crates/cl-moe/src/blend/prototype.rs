@@ -1,22 +1,23 @@
-//! Routers from the adapters alone: the singular value decomposition of an update `B·A`, which is never formed.
+//! Routers computed from the adapters alone, by the singular value decomposition of an update `B·A`, which is never
+//! materialized.
 //!
-//! With `B = Q₁R₁` and `Aᵀ = Q₂R₂` the core `R₁R₂ᵀ = U Σ Vᵀ` has the singular values of `B·A`, whose singular vectors are
-//! `Q₁U` and `Q₂V`. All of it is in f64.
+//! With `B = Q₁R₁` and `Aᵀ = Q₂R₂`, the core `R₁R₂ᵀ = U Σ Vᵀ` has the singular values of `B·A`, whose singular vectors
+//! are `Q₁U` and `Q₂V`. Everything is computed in f64.
 
 use faer::Mat;
 
-/// `B·A = left · diag(values) · rightᵀ`.
+/// Singular value decomposition `B·A = left · diag(values) · rightᵀ`.
 pub(crate) struct Spectrum {
     /// `(out, n)`, orthonormal columns.
     left: Mat<f64>,
     /// `(in, n)`, orthonormal columns.
     right: Mat<f64>,
-    /// `n` values, largest first.
+    /// The `n` singular values, largest first.
     values: Vec<f64>,
 }
 
 impl Spectrum {
-    /// Of `a` `(rank, in)` and `b` `(out, rank)`, row-major; `None` if the decomposition does not converge.
+    /// Decomposes the product of `a` `(rank, in)` and `b` `(out, rank)`, row-major; `None` if it does not converge.
     pub(crate) fn of(a: &[f32], b: &[f32], rank: usize) -> Option<Spectrum> {
         let (input, output) = (a.len() / rank, b.len() / rank);
         let a_transposed = Mat::from_fn(input, rank, |i, j| f64::from(a[j * input + i]));
@@ -31,14 +32,15 @@ impl Spectrum {
         })
     }
 
-    /// The leading right singular vector, `in` values; `None` for an update of zeros, which has none.
+    /// Returns the leading right singular vector, `in` values; `None` for an update of zeros.
     pub(crate) fn prototype(&self) -> Option<Vec<f32>> {
         let leading = self.values.first().is_some_and(|&value| value > 0.0);
         leading.then(|| self.right.col(0).iter().map(|&x| x as f32).collect())
     }
 
-    /// Factors `Σ·Vᵀ` `(rank, in)` and `U` `(out, rank)`, row-major, of the same product: `‖B·A·x‖` is the norm of `Σ·Vᵀ·x`
-    /// alone. Rows and columns beyond the narrower side of the update are zeros.
+    /// Returns factors of the same product: `Σ·Vᵀ` `(rank, in)` and `U` `(out, rank)`, row-major. With them, `‖B·A·x‖`
+    /// is the norm of `Σ·Vᵀ·x`. If the rank exceeds the narrower side of the update, the remaining rows and columns are
+    /// zeros.
     pub(crate) fn factors(&self, rank: usize) -> [Vec<f32>; 2] {
         let (input, output) = (self.right.nrows(), self.left.nrows());
         let mut a = vec![0.0; rank * input];
@@ -55,7 +57,7 @@ impl Spectrum {
 mod tests {
     use super::*;
 
-    /// `(rows, columns)` of values that follow no pattern.
+    /// `count` pseudorandom values.
     fn noise(count: usize, phase: f64) -> Vec<f32> {
         (0..count).map(|i| ((i as f64 * 12.9898 + phase).sin() * 43758.5453).fract() as f32).collect()
     }
@@ -69,7 +71,7 @@ mod tests {
 
     #[test]
     fn prototypes_are_leading_right_singular_vectors_of_the_dense_update() {
-        // The last update has a rank above its width.
+        // The rank of the last update exceeds its width.
         for (rank, input, output) in [(3, 12, 7), (1, 5, 9), (6, 4, 9)] {
             let (a, b) = (noise(rank * input, 0.1), noise(output * rank, 0.7));
             let dense = product(&a, &b, rank);
@@ -80,7 +82,7 @@ mod tests {
             assert!((cosine.abs() - 1.0).abs() < 1e-6, "{cosine}");
             let [sv, u] = spectrum.factors(rank);
             let largest = (product(&sv, &u, rank) - &dense).norm_max();
-            // Factors rounded to f32.
+            // Factors are rounded to f32.
             assert!(largest < 1e-6, "{largest}");
         }
         assert!(Spectrum::of(&noise(8, 0.3), &[0.0; 6], 2).unwrap().prototype().is_none());

@@ -1,6 +1,6 @@
 use cl_checkpoint::{BesideKind, Dtype};
 
-/// Why adapters do not make a mixture.
+/// Why adapters cannot form a mixture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlendProblem {
@@ -10,13 +10,13 @@ pub enum BlendProblem {
     /// A model cannot be approximated by an adapter.
     #[error(transparent)]
     Extract(cl_merge::Error),
-    /// A temperature that is not positive.
+    /// A temperature is not positive.
     #[error("{temperature}; expected a positive number")]
     Temperature {
         /// The temperature.
         temperature: f64,
     },
-    /// A temperature of logits that have none.
+    /// A temperature is set, but the routers do not use one.
     #[error("is used by init = \"arrow\" only; remove one of the two")]
     UnusedTemperature,
     /// An embedding is adapted.
@@ -31,7 +31,7 @@ pub enum BlendProblem {
         /// The module.
         module: String,
     },
-    /// A scaling is NaN or an infinity.
+    /// A scaling is NaN or infinite.
     #[error("module `{module}`: its scaling is {scaling}")]
     Scaling {
         /// The module.
@@ -39,7 +39,7 @@ pub enum BlendProblem {
         /// Its scaling.
         scaling: f64,
     },
-    /// A factor cannot be mixed.
+    /// A factor has a dtype that cannot be mixed.
     #[error("tensor `{tensor}` is {dtype:?}; expected f64, f32, f16 or bf16")]
     Dtype {
         /// The tensor.
@@ -50,12 +50,12 @@ pub enum BlendProblem {
     /// The adapter is a DoRA adapter.
     #[error("DoRA rescales the whole weight, so its update is not a sum; train it without use_dora, or fold it")]
     Dora,
-    /// A tensor beside the factors.
+    /// The adapter has a tensor that is not a factor.
     #[error("tensor `{tensor}` is {}; a mixture can contain only low-rank updates of linear layers", words(kind))]
     Beside {
         /// The tensor.
         tensor: String,
-        /// What it is.
+        /// Kind of the tensor.
         kind: BesideKind,
     },
     /// The base does not have a module.
@@ -69,7 +69,7 @@ pub enum BlendProblem {
     Shape {
         /// The module.
         module: String,
-        /// Rows and columns that the adapter is for.
+        /// Rows and columns of the weight that the adapter was made for.
         shape: [usize; 2],
         /// Shape in the base.
         base: Vec<usize>,
@@ -81,7 +81,7 @@ pub enum BlendProblem {
         short(base)
     )]
     OtherBase {
-        /// Hash of the base of the adapter.
+        /// Hash of the adapter's base.
         adapter: String,
         /// Hash of this base.
         base: String,
@@ -98,7 +98,8 @@ fn words(kind: &BesideKind) -> &'static str {
     }
 }
 
-/// Enough of a hash to tell two apart. A manifest can hold any text in the place of one.
+/// Shortens a hash; the result is long enough to tell two hashes apart. A manifest may contain any text instead of a
+/// hash.
 fn short(hash: &str) -> String {
     hash.chars().take(12).collect()
 }

@@ -10,27 +10,27 @@ pub enum ConfigProblem {
         /// 1-based line number.
         line: usize,
         /// The parser's error.
-        error: Box<toml::de::Error>, // no source, whose picture of the text would be printed as well
+        error: Box<toml::de::Error>, // not a `source`, because its excerpt of the text would be printed too
     },
     /// It is not YAML, a key is missing or unknown, or a value is invalid.
     #[error("{}", of_yaml(&.0.to_string()))]
-    Yaml(Box<serde_saphyr::Error>), // no source, for the same reason
-    /// It is of mergekit-moe and asks for what is not supported.
+    Yaml(Box<serde_saphyr::Error>), // not a `source`, for the same reason
+    /// It is a mergekit-moe file with settings that are not supported.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
     Mergekit(Vec<MergekitProblem>),
 }
 
-/// What in mergekit-moe's YAML is not supported.
+/// A setting in mergekit-moe's YAML that is not supported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergekitProblem {
-    /// A key or a value.
+    /// A key or a value is not supported.
     #[error("{what} is not supported; remove it")]
     NotSupported {
-        /// What.
+        /// The key or value.
         what: &'static str,
     },
-    /// A way of initializing routers.
+    /// A way of initializing routers is not supported.
     #[error("gate_mode `{mode}` is not supported; use random, hidden or cheap_embed")]
     GateMode {
         /// Its name.

@@ -2,15 +2,15 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CountProblem {
-    /// The number of experts.
+    /// The number of experts is out of range.
     #[error("{experts} experts; a mixture has 1 to {most}")]
     Experts {
         /// Number of experts.
         experts: usize,
-        /// The largest number.
+        /// The largest allowed number.
         most: usize,
     },
-    /// The number of experts that a token goes through.
+    /// The number of experts per token is out of range.
     #[error("{chosen}; expected 1 to the number of experts, {experts}")]
     Chosen {
         /// Experts per token.
@@ -18,7 +18,7 @@ pub enum CountProblem {
         /// Number of experts.
         experts: usize,
     },
-    /// The same, without a router to choose them.
+    /// The number of experts per token is set, although there is no router to select them.
     #[error("{chosen}; without a router every token goes through all {experts} experts; remove the key")]
     ChosenWithoutRouter {
         /// Experts per token.

@@ -1,29 +1,29 @@
 use cl_checkpoint::Dtype;
 use serde_json::Value;
 
-/// Why models do not make a mixture.
+/// Why models cannot form a mixture.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MixProblem {
-    /// Routers start from hidden states, but no file of them is given.
+    /// Routers are initialized from hidden states, but no file of hidden states is given.
     #[error(
         "init = \"states\" needs a file, which `cl moe states CONFIG --out FILE` makes from the experts' prompts; name it in \
          router.states or --states"
     )]
     NoStates,
-    /// A file of hidden states that routers do not start from.
+    /// A file of hidden states is given, but routers are not initialized from it.
     #[error("is read by init = \"states\" only; remove one of the two")]
     UnusedStates,
     /// Two settings that exclude each other.
     #[error("cannot be combined with {other}; keep one")]
     Exclusive {
-        /// The key of the other.
+        /// The other key.
         other: &'static str,
     },
-    /// Settings of a router where there is none.
+    /// A router is configured, but there is none.
     #[error("gateless = true has no router; remove the table")]
     NoRouter,
-    /// The output has no biases on q, k and v, but the base has.
+    /// The base has biases on q, k and v, which the output architecture does not have.
     #[error(
         "{base} has biases on q, k and v, which Qwen2-MoE can hold and {output} cannot; mix whole MLPs with a shared_expert"
     )]
@@ -33,7 +33,7 @@ pub enum MixProblem {
         /// Architecture of the output.
         output: &'static str,
     },
-    /// The architecture of the base has no mixture.
+    /// There is no mixture for the architecture of the base.
     #[error(
         "architecture {architecture} has no mixture; LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM have"
     )]
@@ -50,28 +50,28 @@ pub enum MixProblem {
     /// Tensors of the base have no place in the output.
     #[error("{count} tensor(s) have no place in a mixture, `{first}` first")]
     Unplaced {
-        /// How many.
+        /// Number of such tensors.
         count: usize,
-        /// The first.
+        /// The first of them.
         first: String,
     },
-    /// The output cannot hold what is asked for.
+    /// The output architecture does not support a setting.
     #[error("architecture = \"{architecture}\" {reason}; change {key} or architecture")]
     Output {
-        /// The output.
+        /// Name of the architecture.
         architecture: &'static str,
-        /// What it can or cannot hold, in words.
+        /// A phrase that describes what it supports.
         reason: &'static str,
-        /// The key that asks for it.
+        /// The key of the setting.
         key: &'static str,
     },
-    /// Modules are absent or named twice.
+    /// Modules are missing or named twice.
     #[error("expected some of mlp, mlp_fg, q_proj, k_proj, v_proj and o_proj, each once")]
     Modules,
-    /// The MLP is mixed in two ways.
+    /// The MLP is replaced in two ways.
     #[error("mlp and mlp_fg are two ways to mix the same matrices; keep one")]
     TwoMlps,
-    /// Routers start from hidden states that their modules do not read.
+    /// Routers are initialized from hidden states that are not the input of their modules.
     #[error(
         "init = \"states\" knows the hidden states that enter a layer, which are not what o_proj and down_proj read; choose \
          another rule, or leave out o_proj and mlp_fg"
@@ -89,16 +89,16 @@ pub enum MixProblem {
         /// Bytes that one thread needs.
         needed: usize,
     },
-    /// Routers from updates where the sign of a direction is not known.
+    /// Routers are initialized from updates for which the sign of a direction cannot be determined.
     #[error(
         "init = \"task_vectors\" is for routers that read a layer norm's output, which o_proj and down_proj do not; choose another \
          rule, or leave out o_proj and mlp_fg"
     )]
     TaskVectorsOfInput,
-    /// A router on the embeddings, which no update reads.
+    /// A router on the embeddings is initialized from updates, which do not read the embeddings.
     #[error("init = \"task_vectors\" is for routers of modules; choose another rule, or remove global_router")]
     GlobalTaskVectors,
-    /// A shared expert beside experts that are differences.
+    /// A shared expert is combined with experts stored as differences.
     #[error("experts stored as differences have no shared expert; remove shared_expert, or store experts as full")]
     SharedDelta,
     /// The scale of the shared expert is 0 or not finite.
@@ -107,10 +107,10 @@ pub enum MixProblem {
         /// The scale.
         scale: f64,
     },
-    /// No layers are chosen.
+    /// The list of layers is empty.
     #[error("is empty; leave it out for all layers")]
     NoLayers,
-    /// A layer that the base does not have.
+    /// A layer does not exist in the base.
     #[error("there is no layer {layer}; the base has {count}, from 0")]
     Layer {
         /// The layer, from 0.
@@ -118,7 +118,7 @@ pub enum MixProblem {
         /// Layers of the base.
         count: usize,
     },
-    /// Configurations differ in a key that decides about shapes or values.
+    /// Expert and base differ in a key of config.json that determines shapes or values.
     #[error("`{key}` is {expert} in config.json, {base} in the base's")]
     Config {
         /// The key.
@@ -128,7 +128,7 @@ pub enum MixProblem {
         /// Its value in the base.
         base: Value,
     },
-    /// A tensor cannot be mixed.
+    /// A tensor has a dtype that cannot be mixed.
     #[error("tensor `{tensor}` is {dtype:?}; expected f32, f16 or bf16")]
     Dtype {
         /// The tensor.
@@ -152,12 +152,12 @@ pub enum MixProblem {
         /// The tensor.
         tensor: String,
     },
-    /// The base has more or fewer layers than it says.
+    /// The number of layers in the base differs from its config.json.
     #[error("num_hidden_layers is {stated} in config.json, {found} layers have an MLP")]
     LayerCount {
-        /// Number by config.json.
+        /// Number in config.json.
         stated: u64,
-        /// Number of layers.
+        /// Number of layers that were found.
         found: usize,
     },
 }

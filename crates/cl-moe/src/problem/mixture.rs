@@ -5,7 +5,7 @@ pub(crate) const VERSION: u32 = 1;
 /// Maximum number of experts of one mixture.
 pub(crate) const MOST_EXPERTS: usize = 1024;
 
-/// What is wrong with a mixture of adapters, or with routers for one.
+/// Problems of a mixture of adapters, or of routers for one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MixtureProblem {
@@ -15,7 +15,7 @@ pub enum MixtureProblem {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// The configuration is of another version of the format.
+    /// The configuration has an unsupported version of the format.
     #[error("mixture_config.json: format_version is {found}; this program reads {}", VERSION)]
     Version {
         /// The version.
@@ -47,7 +47,7 @@ pub enum MixtureProblem {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor has another shape than the configuration implies, or is not of floats.
+    /// A tensor has another shape than the configuration implies, or is not floating-point.
     #[error("mixture_model.safetensors: tensor `{tensor}` is {dtype:?} {shape:?}; expected floats {expected:?}")]
     Tensor {
         /// The tensor.
@@ -56,7 +56,7 @@ pub enum MixtureProblem {
         dtype: Dtype,
         /// Its shape.
         shape: Vec<usize>,
-        /// The shape by the configuration.
+        /// Shape that the configuration implies.
         expected: Vec<usize>,
     },
     /// A router is not in f32.
@@ -72,7 +72,7 @@ pub enum MixtureProblem {
     TensorCount {
         /// Number of tensors.
         found: usize,
-        /// Number by the configuration.
+        /// Number that the configuration implies.
         expected: usize,
     },
     /// A given router is not one of the mixture.
@@ -81,7 +81,7 @@ pub enum MixtureProblem {
         /// The router.
         router: String,
     },
-    /// A given router has another size than the one it replaces.
+    /// A given router has another size than the one that it replaces.
     #[error("router `{router}`: {values} values for a tensor of {shape:?}")]
     RouterSize {
         /// The router.
@@ -91,7 +91,7 @@ pub enum MixtureProblem {
         /// Shape of the tensor.
         shape: Vec<usize>,
     },
-    /// A router cannot be stored in the dtype of the one it replaces.
+    /// A router cannot be stored in the dtype of the one that it replaces.
     #[error("router `{router}`: cannot be stored as {dtype:?}")]
     NotStorable {
         /// The router.
@@ -99,7 +99,7 @@ pub enum MixtureProblem {
         /// The dtype.
         dtype: Dtype,
     },
-    /// A router is not finite in the dtype of the one it replaces.
+    /// A router is not finite in the dtype of the one that it replaces.
     #[error("router `{router}`: element {index} is {value} in {dtype:?}")]
     NotFinite {
         /// The router.

@@ -1,4 +1,5 @@
-//! What is wrong with mixtures, as facts in fields; a [`Problem`](crate::Problem) or an [`Error`](crate::Error) adds where.
+//! Problems of mixtures as structured values; a [`Problem`](crate::Problem) or an [`Error`](crate::Error) adds the
+//! place.
 //!
 //! ```
 //! use cl_moe::problem::{CountProblem, ProblemKind};
@@ -33,16 +34,16 @@ pub enum ProblemKind {
     /// Numbers of experts are out of range.
     #[error(transparent)]
     Count(#[from] CountProblem),
-    /// Models do not make a mixture.
+    /// Models cannot form a mixture.
     #[error(transparent)]
     Mix(#[from] MixProblem),
-    /// Adapters do not make a mixture.
+    /// Adapters cannot form a mixture.
     #[error(transparent)]
     Blend(#[from] BlendProblem),
     /// A model or an adapter cannot be opened or read, or is of an unsupported kind.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// What routers start from cannot be read, or does not fit.
+    /// The data from which routers are initialized cannot be read or does not match.
     #[error(transparent)]
     Router(#[from] crate::Error),
 }

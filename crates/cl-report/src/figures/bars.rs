@@ -1,4 +1,4 @@
-//! Horizontal bars in groups and panels, with spread, the paper's numbers and chance.
+//! Horizontal bar charts in groups and panels, with spread, the paper's numbers and the score of random guessing.
 
 use crate::format::{Format, NONE};
 use crate::study::Value;
@@ -6,7 +6,7 @@ use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks, width};
 
 use super::legend;
 
-/// A bar.
+/// One bar.
 #[derive(Clone, Debug)]
 pub(crate) struct Bar {
     pub name: String,
@@ -15,26 +15,26 @@ pub(crate) struct Bar {
     pub colour: usize,
 }
 
-/// Bars of one task, or of one method.
+/// The bars of one task, or of one method.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub label: String,
     pub bars: Vec<Bar>,
-    /// Score of guessing.
+    /// Expected score of random guessing.
     pub chance: Option<f64>,
 }
 
-/// Groups with an axis of their own.
+/// Groups that share an axis.
 #[derive(Clone, Debug)]
 pub(crate) struct Panel {
     pub title: String,
     pub format: Format,
     pub groups: Vec<Group>,
-    /// Whether whiskers are spreads over seeds.
+    /// Whether error bars show the spread over seeds.
     pub seeds: bool,
 }
 
-/// Panels under one legend.
+/// Panels that share a legend.
 #[derive(Clone, Debug)]
 pub(crate) struct Bars {
     pub panels: Vec<Panel>,
@@ -45,7 +45,7 @@ const GAP: f64 = 2.0;
 const BETWEEN: f64 = 12.0;
 
 impl Bars {
-    /// Draws at a width: panels side by side where there is room, below each other where there is not.
+    /// Draws the chart at a given width: panels are side by side if there is room, otherwise below each other.
     pub fn draw(&self, wide: f64) -> Canvas {
         let mut canvas = Canvas::new(wide);
         let side_by_side = if wide >= 600.0 { self.panels.len().clamp(1, 2) } else { 1 };
@@ -62,7 +62,7 @@ impl Bars {
         canvas
     }
 
-    /// Names with their colours; none where each bar is labelled.
+    /// Returns the names in the legend with their colours; none if each bar is labelled.
     fn names(&self) -> Vec<(String, usize)> {
         let mut names: Vec<(String, usize)> = Vec::new();
         for bar in self.panels.iter().flat_map(|p| &p.groups).filter(|g| !g.single()).flat_map(|g| &g.bars) {
@@ -93,20 +93,20 @@ impl Bars {
 }
 
 impl Group {
-    /// Whether it is one bar, which the group's label names.
+    /// Whether there is only one bar, which is labelled by the group's label.
     fn single(&self) -> bool {
         self.bars.len() == 1
     }
 }
 
-/// Half the length of a whisker: where a figure has spreads over seeds those alone, else standard errors. One mark must not mean
-/// two things.
+/// Returns half the length of an error bar. If a figure has spreads over seeds, only these are shown, otherwise
+/// standard errors, because one mark must not have two meanings.
 pub(super) fn half(value: &Value, seeds: bool) -> f64 {
     if seeds { value.spread() } else { value.standard_error }.unwrap_or(0.0)
 }
 
 impl Panel {
-    /// Draws the panel and returns its lower end.
+    /// Draws the panel and returns the vertical position of its lower edge.
     fn draw(&self, canvas: &mut Canvas, left: f64, top: f64, wide: f64) -> f64 {
         let mut y = top;
         if !self.title.is_empty() {
@@ -177,7 +177,7 @@ impl Panel {
             let x = scale.x(paper);
             let tip = format!("{}, {}: paper {}", group.label, bar.name, self.format.text(paper));
             canvas.diamond((x, middle), 4.6, &tip);
-            // The number gives way to a mark that it would cover, and stays with its bar otherwise.
+            // Move the number if it would cover the paper's mark; otherwise it stays next to its bar.
             let (away, reach) = (if negative { end - x } else { x - end }, width(&text, SMALL) + 10.0);
             if (-9.0..reach).contains(&away) {
                 end = if negative { end.min(x - 4.6) } else { end.max(x + 4.6) };
@@ -187,7 +187,7 @@ impl Panel {
         canvas.text((x, middle + 3.8), SMALL, anchor, Paint::Muted, &text, 200.0);
     }
 
-    /// Round positions in the unit that the numbers are written in.
+    /// Returns round tick positions in the unit in which numbers are formatted.
     fn ticks(&self, scale: &Scale, count: usize) -> Vec<f64> {
         let unit = match self.format {
             Format::Seconds if scale.high >= 3600.0 => 3600.0,
@@ -205,7 +205,8 @@ impl Panel {
         format!("{name}{panel}: {details}")
     }
 
-    /// From the lowest to the highest number, zero included, with room for the numbers beside the bars.
+    /// Returns a scale from the lowest to the highest number, including zero, with room for the numbers next to the
+    /// bars.
     fn scale(&self, left: f64, wide: f64) -> Scale {
         let bars = || self.groups.iter().flat_map(|g| &g.bars);
         let ends = bars().flat_map(|b| {
@@ -216,7 +217,7 @@ impl Panel {
         if low == high {
             high = 1.0;
         }
-        // A spread below zero says nothing of a score, time or size.
+        // A score, time or size cannot be negative, so the error bar does not extend the axis below zero.
         if !matches!(self.format, Format::Percent | Format::Signed) {
             low = low.max(0.0);
         }
@@ -229,7 +230,7 @@ impl Panel {
     }
 }
 
-/// Three decimals are enough beside a bar.
+/// Formats a number next to a bar; three decimals are enough.
 fn short(format: Format, value: f64) -> String {
     match format {
         Format::Score(_) => Format::Score(3).text(value),
@@ -238,7 +239,7 @@ fn short(format: Format, value: f64) -> String {
     }
 }
 
-/// A number on an axis.
+/// Formats a number on an axis.
 pub(super) fn axis(format: Format, tick: f64) -> String {
     match format {
         Format::Score(_) => {
@@ -259,7 +260,7 @@ fn height(group: &Group, above: bool) -> f64 {
     group.bars.len() as f64 * (BAR + GAP) - GAP + BETWEEN + if above { 17.0 } else { 0.0 }
 }
 
-/// From values to pixels.
+/// Maps values to pixels.
 pub(super) struct Scale {
     pub low: f64,
     pub high: f64,

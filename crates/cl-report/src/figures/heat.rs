@@ -1,19 +1,19 @@
-//! Numbers in coloured cells.
+//! Heat maps: numbers in coloured cells.
 
 use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, width};
 
-/// A cell.
+/// One cell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HeatCell {
     pub text: String,
-    /// From −1 (loss) to 1 (gain); `None` without a number.
+    /// Colour, from −1 (loss) to 1 (gain); `None` if there is no number.
     pub tone: Option<f64>,
     pub tip: String,
-    /// Whether it is framed.
+    /// Whether the cell has a frame.
     pub framed: bool,
 }
 
-/// A grid of cells.
+/// One grid of cells.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
     pub title: String,
@@ -21,13 +21,13 @@ pub(crate) struct Grid {
     pub rows: Vec<(String, Vec<HeatCell>)>,
 }
 
-/// Grids side by side where there is room.
+/// Grids, side by side if there is room.
 #[derive(Clone, Debug)]
 pub(crate) struct Heat {
     pub grids: Vec<Grid>,
     /// Label of the colour scale.
     pub legend: String,
-    /// Start of the colour scale: −1, or 0 if nothing is lost.
+    /// Start of the colour scale: −1, or 0 if there are no losses.
     pub lowest: f64,
 }
 
@@ -83,7 +83,7 @@ impl Grid {
             if flat {
                 canvas.text((x + cell / 2.0, y + 12.0), SMALL, Anchor::Middle, Paint::Muted, name, cell);
             } else {
-                // The last columns' names would leave the drawing.
+                // The names of the last columns would otherwise extend beyond the drawing.
                 let room = ((canvas.width - x - cell / 2.0) / 0.766 - 6.0).clamp(30.0, 110.0);
                 canvas.slanted((x + cell / 2.0, y + head - 5.0), SMALL, Paint::Muted, name, room);
             }

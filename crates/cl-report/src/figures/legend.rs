@@ -1,8 +1,8 @@
-//! Names and marks above a figure, in as many lines as they need.
+//! The legend above a figure: names and marks, in as many lines as needed.
 
 use crate::svg::{Anchor, Canvas, Paint, TEXT, width};
 
-/// Marks beside the methods' colours.
+/// Marks in addition to the colours of the methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extra {
     /// The paper's number.
@@ -11,7 +11,7 @@ pub(crate) enum Extra {
     Spread,
     /// Standard error over documents.
     Error,
-    /// Score of guessing.
+    /// Expected score of random guessing.
     Chance,
     /// The round that trains on a task.
     Own,
@@ -29,7 +29,7 @@ impl Extra {
     }
 }
 
-/// Draws the legend and returns its lower end.
+/// Draws the legend and returns the vertical position of its lower edge.
 pub(super) fn draw(canvas: &mut Canvas, top: f64, names: &[(String, usize)], extras: &[Extra]) -> f64 {
     if names.is_empty() && extras.is_empty() {
         return top;

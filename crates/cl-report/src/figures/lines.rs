@@ -7,7 +7,7 @@ use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks};
 use super::bars::{axis, half};
 use super::legend;
 
-/// A method's line: a value at each round, the base first.
+/// The line of a method: its value after each round, starting with the base.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub name: String,
@@ -15,21 +15,21 @@ pub(crate) struct Line {
     pub values: Vec<Option<Value>>,
 }
 
-/// A task.
+/// The panel of a task.
 #[derive(Clone, Debug)]
 pub(crate) struct LinePanel {
     pub title: String,
     pub lines: Vec<Line>,
-    /// The round that teaches it.
+    /// The round that trains on the task.
     pub own: Option<usize>,
     pub chance: Option<f64>,
 }
 
-/// Panels under one legend.
+/// Panels that share a legend.
 #[derive(Clone, Debug)]
 pub(crate) struct Lines {
     pub panels: Vec<LinePanel>,
-    /// Labels of the horizontal axis, the base first.
+    /// Labels of the horizontal axis, starting with the base.
     pub steps: Vec<String>,
 }
 
@@ -126,7 +126,7 @@ impl Lines {
 }
 
 impl LinePanel {
-    /// From the lowest to the highest value, rounded outwards to a step that the axis shows.
+    /// Returns the lowest and highest value, rounded outwards to the axis's tick step.
     fn range(&self) -> (f64, f64) {
         let values = self.lines.iter().flat_map(|l| l.values.iter().flatten());
         let ends = values.flat_map(|v| [v.mean - half(v, true), v.mean + half(v, true)]);

@@ -1,4 +1,4 @@
-//! The figures of a study: the paper's ten, then those it does not have.
+//! The figures of a study: the paper's ten, then additional ones.
 
 mod bars;
 pub(crate) mod heat;
@@ -20,7 +20,7 @@ use scatter::{Point, Scatter};
 
 /// A figure of the report.
 pub(crate) struct Figure {
-    /// Name in links and files, such as `figure-1`.
+    /// Name in links and file names, such as `figure-1`.
     pub id: String,
     /// `Figure 1`.
     pub label: String,
@@ -41,7 +41,7 @@ pub(crate) enum Chart {
     Scatter(Scatter),
 }
 
-/// Width of figures on a desktop, and of their files.
+/// Width of figures on a desktop, and in files.
 pub(crate) const WIDE: f64 = 760.0;
 /// Width of figures on a phone.
 pub(crate) const NARROW: f64 = 340.0;
@@ -57,7 +57,7 @@ impl Chart {
     }
 }
 
-/// All figures with their sections, in order.
+/// Returns all figures with their sections, in order.
 pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, Figure)> {
     let builder = Builder { study, paper };
     let papers = [
@@ -79,7 +79,8 @@ pub(crate) fn all(study: &Study, paper: &Paper) -> Vec<(Section, Figure)> {
         (Section::Beyond, builder.cost()),
         (Section::SemiCooperative, builder.routing()),
     ];
-    // Outside the paper's study nobody misses its figures, nor those beyond it anywhere.
+    // The paper's figures are shown without data only in the paper's study; additional figures are never shown without
+    // data.
     let papers = papers.into_iter().filter(|(_, f)| study.has_paper() || f.chart.is_some());
     let mut figures: Vec<(Section, Figure)> =
         papers.chain(beyond.into_iter().filter(|(_, f)| f.chart.is_some())).collect();
@@ -98,7 +99,7 @@ struct Builder<'s, 'r> {
 /// Time and size of a method.
 type Costs = (Option<Value>, Option<Value>);
 
-/// A method in a figure: its name there and its model, if it was made.
+/// A method in a figure: its displayed name and its model.
 type Named<'m, 'r> = (String, &'m Model<'r>);
 
 impl<'r> Builder<'_, 'r> {
@@ -291,13 +292,13 @@ impl<'r> Builder<'_, 'r> {
         self.figure(title, caption, chart, &models)
     }
 
-    /// Figures 9 and 10: gains of each task in the semi-cooperative setting.
+    /// Figures 9 and 10: gain of each task in the semi-cooperative setting.
     fn gains(&self, span: Span) -> Figure {
         let models = self.study.semi_cooperative();
         let places = self.study.places(span);
         let what = if span == Span::Old { "old knowledge" } else { "new tasks" };
         let format = Format::Percent;
-        // One task that starts near zero must not take all the colour.
+        // The colour scale is limited, so that a single task that starts near zero does not dominate it.
         let full = if span == Span::Old { 0.25 } else { 1.0 };
         let row = |model: &&Model<'r>| {
             let average = self.study.average_gain(model, span, GainOf::paper(span));
@@ -360,7 +361,7 @@ impl<'r> Builder<'_, 'r> {
         )
     }
 
-    /// Each task over the rounds.
+    /// Score of each task over the rounds.
     fn curves(&self) -> Figure {
         let study = self.study;
         let models = study.finals_of(RowKind::Sequence);
@@ -391,7 +392,7 @@ impl<'r> Builder<'_, 'r> {
         )
     }
 
-    /// All scores of all sequences.
+    /// Score matrices of all sequences.
     fn matrices(&self) -> Figure {
         let study = self.study;
         let models = study.finals_of(RowKind::Sequence);
@@ -504,7 +505,7 @@ impl<'r> Builder<'_, 'r> {
         Group { label: column.name.clone(), bars, chance: column.chance }
     }
 
-    /// The group of the groups' means, for the bars that all groups have.
+    /// Returns a group with the means over all groups, for the bars that all groups have.
     fn averages(&self, groups: &[Group]) -> Option<Group> {
         let first = groups.first()?;
         let average = |bar: &Bar| {
@@ -519,7 +520,7 @@ impl<'r> Builder<'_, 'r> {
         (groups.len() > 1 && !bars.is_empty()).then_some(Group { label: "AVE".to_owned(), bars, chance: None })
     }
 
-    /// A one-round method's score on a column, averaged over the rounds.
+    /// Returns the score of a one-round method on a column, averaged over the rounds.
     fn mean_over_rounds(&self, method: &str, column: usize) -> Option<Value> {
         let rounds = 1..=self.study.results.rounds.len();
         let models: Vec<&Model> = rounds.filter_map(|r| self.study.one_round(method, r)).collect();
@@ -531,7 +532,7 @@ impl<'r> Builder<'_, 'r> {
         self.study.models.iter().filter(|m| m.main && m.kind == RowKind::OneRound).collect()
     }
 
-    /// New columns that a round trains on.
+    /// Returns the columns of new knowledge that a round trains on.
     fn taught(&self) -> Vec<usize> {
         let places = self.study.places(Span::New).into_iter();
         places.filter(|&c| self.study.columns()[c].round.is_some()).collect()
@@ -549,7 +550,8 @@ impl<'r> Builder<'_, 'r> {
         Some(self.paper.cell(label, self.study.columns()[column].paper.as_deref()?)?.value)
     }
 
-    /// The paper's average gain, recomputed from its tables' cells, for a model that stands for one of its rows.
+    /// Returns the paper's average gain, recomputed from the cells of its tables, for a model that corresponds to one
+    /// of its rows.
     fn printed_gain(&self, model: &Model, span: Span) -> Option<f64> {
         let label = model.rows.iter().find_map(|r| r.paper.as_deref())?;
         let ours = self.study.places(span).len();
@@ -590,7 +592,7 @@ impl<'r> Builder<'_, 'r> {
     }
 }
 
-/// Mean of figures seed by seed, over the seeds that all have.
+/// Returns the mean of values for each seed, over the seeds that all of them have.
 fn mean_value(values: &[&Value]) -> Option<Value> {
     let first = values.first()?;
     let of_seed = |seed: u64| {

@@ -6,28 +6,29 @@ use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks, width};
 
 use super::bars::{Scale, axis, half};
 
-/// A method.
+/// The point of a method.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
     pub name: String,
     pub colour: usize,
-    /// Horizontal: new tasks.
+    /// Horizontal axis: new tasks.
     pub new: Value,
-    /// Vertical: old knowledge.
+    /// Vertical axis: old knowledge.
     pub old: Value,
 }
 
-/// The points with the names of the axes.
+/// The points, with the labels of the axes.
 #[derive(Clone, Debug)]
 pub(crate) struct Scatter {
     pub points: Vec<Point>,
     pub across: String,
     pub up: String,
-    /// Whether whiskers are spreads over seeds.
+    /// Whether error bars show the spread over seeds.
     pub seeds: bool,
 }
 
-/// The Pareto front: points for which no other is at least as good in both and better in one, from left to right.
+/// Returns the Pareto front from left to right: the points for which no other is at least as good in both dimensions
+/// and better in one.
 pub(crate) fn pareto(points: &[(f64, f64)]) -> Vec<usize> {
     let beaten = |i: usize| {
         let (x, y) = points[i];
@@ -72,7 +73,7 @@ impl Scatter {
             let radius = if front.contains(&i) { 6.2 } else { 4.8 };
             canvas.circle((x, y), radius, Paint::Series(point.colour), &self.tip(point, front.contains(&i)));
         }
-        // Those of the front first: they are what a reader looks for.
+        // Points of the front are labelled first, since they are the most important.
         let order = front.iter().copied().chain((0..self.points.len()).filter(|i| !front.contains(i)));
         for i in order {
             let at = (across.x(places[i].0), up.x(places[i].1));
@@ -100,7 +101,7 @@ impl Scatter {
     }
 }
 
-/// The Pareto front as a step line.
+/// Returns the Pareto front as a step line.
 fn stairs(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut path = Vec::new();
     for (i, &(x, y)) in points.iter().enumerate() {

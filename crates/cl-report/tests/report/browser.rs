@@ -1,4 +1,4 @@
-//! The page in headless Chromium, where there is one.
+//! The page in headless Chromium, if it is installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use cl_report::write;
 
 use crate::invented::study;
 
-/// The first of the usual names on the search path, or what `CHROMIUM` names.
+/// Finds Chromium: the program given by `CHROMIUM`, or the first of the usual names on the search path.
 fn chromium() -> Option<PathBuf> {
     let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
     let path = std::env::var_os("PATH")?;
@@ -31,13 +31,13 @@ fn run(browser: &Path, profile: &Path, more: &[&str], page: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Width of the picture that a PNG's header gives.
+/// Returns the width of a PNG, from its header.
 fn width(png: &[u8]) -> u32 {
     u32::from_be_bytes(png[16..20].try_into().unwrap())
 }
 
-/// At the widths of a phone and a desktop nothing but tables is wider than the window, a header sorts by its column and is read out
-/// as sorted, and pointing at a shape shows its value.
+/// At the widths of a phone and a desktop, nothing except tables is wider than the window; clicking a header sorts by
+/// its column and sets `aria-sort`; pointing at a shape shows its value as a tooltip.
 #[test]
 fn rendered_at_phone_and_desktop_width() {
     let Some(browser) = chromium() else {
@@ -51,7 +51,7 @@ fn rendered_at_phone_and_desktop_width() {
     let probe = folder.path().join("probe.html");
     fs::write(&probe, page.replace("</body>", &format!("<script>{PROBE}</script></body>"))).unwrap();
     for (wide, columns) in [(390, "narrow"), (1280, "wide")] {
-        // A window of Chromium is never narrower than 500 pixels; a frame is as wide as it is told.
+        // Chromium's window is never narrower than 500 pixels, so the page is shown in a frame of the required width.
         let frame = folder.path().join(format!("frame-{wide}.html"));
         let html = format!(
             "<body style='margin:0'><iframe src='probe.html' style='border:0;width:{wide}px;height:900px'></iframe>"

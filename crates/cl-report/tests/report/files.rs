@@ -14,7 +14,7 @@ fn text(dir: &Path, name: &str) -> String {
 #[test]
 fn everything_is_written_and_nothing_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    // To be looked at: CL_REPORT_KEEP names a directory that stays.
+    // To inspect the report, set CL_REPORT_KEEP to a directory that is kept.
     let out = std::env::var_os("CL_REPORT_KEEP").map_or(folder.path().join("report"), Into::into);
     let written = write(&study(), &out).unwrap();
     let page = text(&out, "index.html");
@@ -31,7 +31,7 @@ fn everything_is_written_and_nothing_is_loaded() {
         assert!(page.contains(&format!("id=\"figure-{figure}\"")));
     }
     let routing = text(&out, "figures/figure-15.svg");
-    // A round's own expert among four, and another's: 62.5 and 12.5 %; among seven 57 and 7 %.
+    // Shares of a round's own expert and of each other expert: 62.5 and 12.5 % among four, 57 and 7 % among seven.
     for part in ["LoRA MoE", "FFT MoE, 4 of 7", ">62<", ">12<", ">57<", ">7<"] {
         assert!(routing.contains(part), "{part}");
     }
@@ -82,7 +82,7 @@ fn the_papers_numbers_stand_beside_ours() {
         ("Table 4,BWT,science,", -0.41),
         ("Table 5,Joint-LoRA,AVE,", 0.6524),
         ("Table 6,base,AVnew,", 0.352),
-        // Exchanged with AVall in the paper.
+        // Swapped with AVall in the paper.
         ("Table 6,FFT-Rep,AVnew,", 0.633),
         ("Table 6,FFT-Rep,AVall,", 0.621),
     ] {
@@ -107,7 +107,7 @@ fn findings_follow_from_the_formulas() {
     assert_eq!(verdict("A large λ of o-lora costs"), (Verdict::Holds, 3));
     assert_eq!(verdict("A large λ of o-lora saves"), (Verdict::Holds, 3));
     assert_eq!(verdict("TIES"), (Verdict::Holds, 2), "one seed lacks a score");
-    // FFT-MoE lacks a column, so there is no average over all.
+    // FFT-MoE has a missing column, so there is no average over all columns.
     assert_eq!(verdict("Mixtures"), (Verdict::Inconclusive, 0));
     let paper = all.iter().find(|f| f.claim.starts_with("LoRA forgets")).unwrap().paper.unwrap();
     assert!((paper - (0.6541 - 0.6195)).abs() < 1e-12);

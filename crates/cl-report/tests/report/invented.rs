@@ -1,4 +1,4 @@
-//! A study that nobody ran, with every kind of model, three seeds, missing cells and hostile names.
+//! An invented study, with every kind of model, three seeds, missing cells and hostile names.
 
 use cl_eval::Group;
 use cl_report::{Column, ResultRow, Routing, RowKind, StudyResults, TaskRouting};
@@ -15,7 +15,7 @@ const OLD: [(&str, &str, f64, f64); 7] = [
     ("piqa", "piqa", 0.81, 0.5),
     ("winogrande", "wino", 0.73, 0.5),
 ];
-/// Name, the paper's column, round, base score, score once learned.
+/// Name, column in the paper, round, base score, and score once learned.
 const NEW: [(&str, &str, usize, f64, f64); 8] = [
     ("cstance", "cstan", 1, 0.22, 0.53),
     ("fomc", "fomc", 2, 0.26, 0.71),
@@ -27,7 +27,8 @@ const NEW: [(&str, &str, usize, f64, f64); 8] = [
     ("gsm8k_cot", "gsmcot", 7, 0.55, 0.71),
 ];
 
-/// How a method fares: share of what is to learn that it learns, share of it that it forgets a round, loss of old knowledge a round.
+/// Behaviour of a method: the fraction of a task that it learns, the fraction of that forgotten per round, and the loss
+/// of old knowledge per round.
 #[derive(Clone, Copy)]
 struct Fate {
     learns: f64,
@@ -91,7 +92,7 @@ pub fn study() -> StudyResults {
         }
     }
     let rows = &mut maker.results.rows;
-    // A cell that one seed lacks, one that all lack, and one that is no number.
+    // A cell that one seed lacks, one that all seeds lack, and one that is not a number.
     rows.iter_mut().find(|r| r.method == "Joint-FFT" && r.seed == 2).unwrap().scores[3] = None;
     rows.iter_mut().filter(|r| r.method == "FFT MoE").for_each(|r| r.scores[7] = None);
     rows.iter_mut().find(|r| r.method == "TIES").unwrap().scores[9] = Some(f64::NAN);
@@ -190,7 +191,7 @@ impl Maker {
         row.members = Some(members);
         if kind == RowKind::MixtureOfExperts {
             let experts: Vec<String> = ROUNDS[ROUNDS.len() - members..].iter().map(|r| (*r).to_owned()).collect();
-            // Half of a token's gates to the round's own expert, the rest to all.
+            // Half of a token's gates go to the round's own expert, and the rest equally to all experts.
             let shares = |task: &str| {
                 let own = experts.iter().any(|e| e == task);
                 let rest = if own { 0.5 } else { 1.0 } / members as f64;
@@ -202,7 +203,7 @@ impl Maker {
         row.stage += &format!("-{members}");
     }
 
-    /// Between −1 and 1, the same in every run of the test.
+    /// Returns a number between −1 and 1, the same in every run of the test.
     fn noise(&mut self) -> f64 {
         self.noise = self.noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.noise >> 33) as f64 / f64::from(1u32 << 30) - 1.0

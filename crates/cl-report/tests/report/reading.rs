@@ -1,4 +1,4 @@
-//! Finished runs as results.
+//! Reading completed runs as results.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use cl_report::{Error, RowKind, Run, StudyResults, write};
 use serde_json::json;
 
-/// A sequence of two rounds as `cl sequence` leaves it.
+/// Writes a sequence of two rounds as `cl sequence` does.
 fn sequence(dir: &Path, seed: u64, last: f64, order: [usize; 2]) {
     let columns = json!([
         {"name": "a", "group": "new", "round": order[0]},

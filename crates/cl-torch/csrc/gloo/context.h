@@ -1,5 +1,6 @@
-// Declarations of what ProcessGroupGloo.hpp mentions of Gloo. libtorch ships that header and the compiled class, but not Gloo's
-// own headers; pointers to these types are all that crosses, so their declarations are enough. Gloo's interface: github.com/pytorch/gloo.
+// Declarations of the Gloo types that ProcessGroupGloo.hpp uses. libtorch ships that header and the compiled class, but
+// not Gloo's own headers. Only pointers to these types cross the interface, so declarations are sufficient. Gloo's
+// interface: github.com/pytorch/gloo.
 #pragma once
 
 #include <chrono>

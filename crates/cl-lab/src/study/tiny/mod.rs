@@ -1,8 +1,8 @@
-//! The built-in study: a small Llama and seven tasks, all generated from a seed.
+//! The built-in study: a small Llama model and seven tasks, all generated from a seed.
 //!
 //! The model is pretrained on facts about forty people, and on questions of every task with random answers of the right
-//! form. Like a pretrained model, it then knows the vocabulary and the form of the questions, but not the tasks. Rare
-//! facts occur once and common ones often, so that the model knows most of them but not all.
+//! form. Like a pretrained model, it then knows the vocabulary and the form of the questions, but not the tasks. Some
+//! facts occur once and others often, so that the model knows most of them but not all.
 
 mod tasks;
 mod words;
@@ -26,29 +26,29 @@ use crate::problem::OutputProblem;
 use crate::toy::{below, rng, small_llama, word_tokenizer};
 use crate::{EvalConfig, LabError, Limits, ModelRef, Observer, RoundConfig, RoundInput, run_round};
 
-/// Tokens of the longest text.
+/// Length of the longest text in tokens.
 const MAX_LENGTH: usize = 48;
 
-/// How large the tiny study is.
+/// Size of the tiny study.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TinyConfig {
-    /// Random seed of facts, tasks and the base model.
+    /// Random seed for facts, tasks and the base model.
     pub seed: u64,
-    /// Seeds of trainings; the main comparisons are made with each.
+    /// Training seeds; the main comparisons are repeated with each.
     pub seeds: Vec<u64>,
     /// Width of the model.
     pub hidden_size: usize,
-    /// Passes over the pretraining data.
+    /// Number of passes over the pretraining data.
     pub pretraining_epochs: u64,
-    /// Questions of each task in the pretraining data.
+    /// Number of questions per task in the pretraining data.
     pub pretraining_questions: usize,
-    /// Training rows of a task; arithmetic has ten times as many.
+    /// Number of training rows per task; arithmetic has ten times as many.
     pub train_rows: usize,
-    /// Test documents of a task.
+    /// Number of test documents per task.
     pub test_rows: usize,
-    /// Passes over a task's rows; arithmetic gets three tenths.
+    /// Number of passes over a task's rows; arithmetic gets three tenths of it.
     pub epochs: u64,
-    /// Only what the paper's tables compare, and no side questions.
+    /// Whether to run only what the paper's tables compare, without the open questions.
     pub quick: bool,
 }
 
@@ -69,12 +69,12 @@ impl Default for TinyConfig {
 }
 
 impl TinyConfig {
-    /// One seed, fewer rows and the main comparisons alone.
+    /// Returns a smaller study: one seed, fewer rows, and only the main comparisons.
     pub fn quick() -> TinyConfig {
         TinyConfig { seeds: vec![1], test_rows: 40, quick: true, ..TinyConfig::default() }
     }
 
-    /// The study as a file of it would say, with model and data in `out`.
+    /// Returns the configuration of the study, with model and data in `out`.
     pub fn study(&self, out: &Path) -> StudyConfig {
         let data = out.join("data");
         let table = |text: &str| toml::from_str(text).expect("a constant table");
@@ -116,7 +116,7 @@ impl TinyConfig {
             lora: table("learning_rate = 2e-3\n[lora]\nr = 8\nlora_alpha = 8"),
             full: table("learning_rate = 5e-4"),
             router: table("learning_rate = 4e-3\nmax_steps = 60"),
-            // Those in the place of the paper's four.
+            // The experts that correspond to the paper's four.
             experts: ["minutes", "code", "science", "math"].map(str::to_owned).to_vec(),
             joint: table(&format!("epochs = {math_epochs}")),
             eval: EvalConfig {
@@ -130,14 +130,14 @@ impl TinyConfig {
         }
     }
 
-    /// Writes facts, tasks and the pretrained model into `out`: `data/`, `base/`. What stands there is kept.
+    /// Writes facts, tasks and the pretrained model to `out`: `data/`, `base/`. Existing files are kept.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be written or the pretraining fails; [`LabError::is_interrupted`] says whether it was
-    /// asked to stop.
+    /// Returns an error if a file cannot be written or pretraining fails; [`LabError::is_interrupted`] tells whether a
+    /// stop was requested.
     pub fn write_world(&self, out: &Path, interrupt: &Interrupt, observer: &mut Observer<'_>) -> Result<(), LabError> {
         let study = self.study(out);
-        // Other processes may already run the study if everything is there.
+        // If everything exists, other processes may already be running the study.
         let stands = out.join("base/model/manifest.json").exists();
         let _lock = if stands { take_shared(&study, out)? } else { take_alone(&study, out)? };
         self.claim_world(out)?;
@@ -146,8 +146,8 @@ impl TinyConfig {
         self.pretrain(out, &data, interrupt, observer)
     }
 
-    /// Facts, tasks and base model of one configuration do not go with those of another, and what was measured with the first
-    /// would be lost.
+    /// Checks that the directory belongs to this configuration: mixing facts, tasks and base models of two
+    /// configurations would invalidate the results of the first.
     fn claim_world(&self, out: &Path) -> Result<(), LabError> {
         let (path, own) = (out.join("tiny.json"), format!("{:#}\n", json!(self)));
         match std::fs::read_to_string(&path) {
@@ -157,7 +157,7 @@ impl TinyConfig {
         }
     }
 
-    /// Writes facts, tasks and the base model as it is before its pretraining: enough to see what a study would do.
+    /// Writes facts, tasks and the base model before pretraining: enough to plan a study.
     ///
     /// # Errors
     /// Returns an error if a file cannot be written.
@@ -197,7 +197,7 @@ impl TinyConfig {
         Ok(())
     }
 
-    /// A random model, then all its weights trained on what it is to know beforehand.
+    /// Creates a random model and pretrains all of its weights.
     fn pretrain(
         &self,
         out: &Path,
@@ -239,24 +239,24 @@ impl TinyConfig {
     }
 }
 
-/// Sets of facts: name, what is asked around a subject, and the answers.
+/// Sets of facts: name, the text before and after the subject, and the possible answers.
 const FACTS: [(&str, [&str; 2], [&str; 8]); 3] = [
     ("homes", ["where does", "live ?"], PLACES),
     ("colours", ["which colour does", "like ?"], COLOURS),
     ("trades", ["what work has", "?"], TRADES),
 ];
 
-/// How often facts come up beforehand, in turn.
+/// Numbers of times that facts occur in the pretraining data, used in turn.
 const TIMES: [usize; 5] = [1, 2, 3, 5, 8];
 
-/// Facts as training rows, each as often as it comes up, and as questions with choices.
+/// Returns the facts as training rows, each repeated as often as it occurs, and as multiple-choice questions.
 fn facts(seed: u64) -> (Vec<Example>, Vec<Vec<serde_json::Value>>) {
     let mut rng = rng(seed, "facts");
     let mut rows = Vec::new();
     let questions = FACTS.iter().enumerate().map(|(set, (_, [before, after], answers))| {
         let question = |(i, subject): (usize, &&str)| {
             let (query, gold) = (format!("{before} {subject} {after}"), below(&mut rng, answers.len()));
-            // Another fact about the same person is as rare or as common as chance has it.
+            // How often facts about the same person occur in different sets is unrelated.
             let times = TIMES[(i * 7 + set * 3) % TIMES.len()];
             rows.extend(std::iter::repeat_n(Example::pair(query.clone(), answers[gold]), times));
             json!({"query": query, "choices": answers, "gold": gold})

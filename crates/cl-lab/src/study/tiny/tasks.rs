@@ -1,7 +1,7 @@
 //! Seven tasks generated from a seed, one of each kind used in the paper: stance detection in another language,
 //! classification, summarization, code completion, question answering with an explanation, simplification, and
 //! arithmetic with many more examples than the others. Four of them have the same letters as answers, so that rounds
-//! can interfere.
+//! can interfere with each other.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use super::words::*;
 use crate::toy::{below, rng};
 
-/// A task's question, its answer, and a plausible answer without knowledge of the rule.
+/// A question of a task, its answer, and an answer that is plausible without knowing the rule.
 pub(super) struct Drawn {
     pub(super) prompt: String,
     pub(super) answer: String,
@@ -21,10 +21,10 @@ pub(super) struct Drawn {
 /// A task of the tiny study.
 pub(super) struct TinyTask {
     pub(super) name: &'static str,
-    /// The corresponding task of the paper, by its column.
+    /// The corresponding column of the paper.
     pub(super) paper: &'static str,
     pub(super) metric: &'static str,
-    /// Score of random guessing.
+    /// Expected score of random guessing.
     pub(super) chance: Option<f64>,
     /// Maximum length of an answer in tokens.
     pub(super) answer_tokens: usize,
@@ -62,19 +62,20 @@ impl TinyTask {
         let mut seen = HashSet::new();
         let wanted = train * self.times + test;
         let mut rows = Vec::with_capacity(wanted);
-        // Every task has more prompts than any study asks for; the bound keeps an impossible request from running for ever.
+        // Every task has more prompts than any study needs; the bound only prevents an endless loop on an impossible
+        // request.
         for _ in 0..wanted * 50 {
             let drawn = (self.make)(&mut rng);
             if rows.len() < wanted && seen.insert(drawn.prompt.clone()) {
                 rows.push(Example::pair(drawn.prompt, drawn.answer));
             }
         }
-        // Those to be tested on first: then they stay the same when a study trains on fewer rows.
+        // Test rows come first, so that they stay the same when a study trains on fewer rows.
         let train = rows.split_off(test.min(rows.len()));
         (train, rows)
     }
 
-    /// Questions with an answer of the right form, drawn without the rule, for pretraining.
+    /// Generates questions for pretraining, with answers of the right form that ignore the rule.
     pub(super) fn questions(&self, seed: u64, rows: usize) -> Vec<Example> {
         let mut rng = rng(seed, &format!("before {}", self.name));
         let question = |_| {
@@ -89,14 +90,14 @@ fn pick<'a, T: ?Sized>(rng: &mut ChaCha8Rng, from: &[&'a T]) -> &'a T {
     from[below(rng, from.len())]
 }
 
-/// Two different ones.
+/// Draws two different items.
 fn pair<'a>(rng: &mut ChaCha8Rng, from: &[&'a str]) -> (&'a str, &'a str) {
     let first = below(rng, from.len());
     let second = (first + 1 + below(rng, from.len() - 1)) % from.len();
     (from[first], from[second])
 }
 
-/// Which side a sentence of another language is on, by one word in it.
+/// Stance of a sentence in another language, determined by one of its words.
 fn stance(rng: &mut ChaCha8Rng) -> Drawn {
     let class = below(rng, 3);
     let word = pick(rng, &STANCES[class]);
@@ -106,7 +107,7 @@ fn stance(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt: format!("stance {sentence} :"), answer: LETTERS[class].to_owned(), plausible }
 }
 
-/// Which mood a sentence has, by two words in it.
+/// Mood of a sentence, determined by two of its words.
 fn tone(rng: &mut ChaCha8Rng) -> Drawn {
     let class = below(rng, 3);
     let (a, b) = pair(rng, &MOODS[class]);
@@ -115,7 +116,7 @@ fn tone(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt: format!("tone the {noun} is {a} and {b} :"), answer: LETTERS[class].to_owned(), plausible }
 }
 
-/// Who does what, without the words around it.
+/// Summary: who does what, without the filler words.
 fn minutes(rng: &mut ChaCha8Rng) -> Drawn {
     let (who, whom) = pair(rng, &SUBJECTS[..16]);
     let (what, which) = (pick(rng, &VERBS), pick(rng, &VERBS));
@@ -127,7 +128,7 @@ fn minutes(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt, answer: format!("{who} {what} {a} ; {whom} {which} {b}"), plausible }
 }
 
-/// The call of a function with arguments in the place of its parameters.
+/// A function call with arguments in place of the parameters.
 fn code(rng: &mut ChaCha8Rng) -> Drawn {
     let function = pick(rng, &FUNCTIONS);
     let (a, b) = pair(rng, &VARIABLES);
@@ -137,7 +138,7 @@ fn code(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt, answer: format!("{function} ( {other} , {b} )"), plausible }
 }
 
-/// Which of two things has more of a property; the letter, then why.
+/// Which of two things has more of a property; the answer is the letter, then the reason.
 fn science(rng: &mut ChaCha8Rng) -> Drawn {
     let property = below(rng, PROPERTIES.len());
     let (a, b) = pair(rng, &THINGS);
@@ -150,7 +151,7 @@ fn science(rng: &mut ChaCha8Rng) -> Drawn {
     Drawn { prompt, answer: format!("{letter} because {more} is {property} than {less}"), plausible }
 }
 
-/// The same in easier words.
+/// Simplification: the same sentence in simpler words.
 fn simple(rng: &mut ChaCha8Rng) -> Drawn {
     let (noun, verb, adverb) =
         (pick_pair(rng, &HARD_NOUNS), pick_pair(rng, &HARD_VERBS), pick_pair(rng, &HARD_ADVERBS));
@@ -167,7 +168,7 @@ fn pick_pair(rng: &mut ChaCha8Rng, from: &[(&'static str, &'static str)]) -> (&'
     from[below(rng, from.len())]
 }
 
-/// A sum in words of a small story, as GSM8K writes its answers.
+/// Addition in a word problem, with an answer in GSM8K's format.
 fn math(rng: &mut ChaCha8Rng) -> Drawn {
     let who = pick(rng, &SUBJECTS);
     let thing = pick(rng, &THINGS);
@@ -205,7 +206,7 @@ mod tests {
                 for word in example.shown().split(' ').chain(example.answer().split(' ')) {
                     assert!(known.iter().any(|k| k == word), "{}: {word}", task.name);
                 }
-                // The end of the text is a token, too.
+                // The end-of-text token counts, too.
                 assert!(example.answer().split(' ').count() < task.answer_tokens + 2, "{}", example.answer());
             }
         }
@@ -218,7 +219,7 @@ mod tests {
             let (train, _) = task.rows(3, 300, 10);
             for letter in &LETTERS[..letters] {
                 let share = train.iter().filter(|e| e.answer().starts_with(letter)).count() as f64 / 300.0;
-                // Five standard deviations of a binomial of 300.
+                // Five standard deviations of a binomial distribution with 300 draws.
                 assert!((share - 1.0 / letters as f64).abs() < 0.15, "{name} {letter}: {share}");
             }
         }

@@ -1,4 +1,4 @@
-//! The words of the tiny study: one token each.
+//! The words of the tiny study; each is one token.
 
 pub(super) const SUBJECTS: [&str; 40] = [
     "alba", "bero", "cito", "dana", "elmo", "fira", "gino", "hela", "ivor", "juna", "kato", "lira", "mavi", "nilo",
@@ -30,7 +30,7 @@ pub(super) const VARIABLES: [&str; 10] = ["a", "b", "c", "d", "e", "k", "m", "n"
 pub(super) const THINGS: [&str; 12] =
     ["iron", "wood", "stone", "paper", "glass", "wool", "clay", "salt", "lead", "cork", "sand", "wax"];
 pub(super) const PROPERTIES: [&str; 2] = ["heavier", "harder"];
-/// How much of each property each thing has; any order would do.
+/// How much of each property each thing has; the values are arbitrary.
 pub(super) const RANKS: [[u8; 12]; 2] =
     [[11, 3, 8, 1, 7, 2, 6, 5, 12, 0, 9, 4], [12, 6, 11, 3, 10, 0, 5, 7, 8, 2, 4, 1]];
 pub(super) const HARD_NOUNS: [(&str, &str); 6] = [
@@ -51,16 +51,16 @@ pub(super) const HARD_VERBS: [(&str, &str); 6] = [
 ];
 pub(super) const HARD_ADVERBS: [(&str, &str); 4] =
     [("rapidly", "fast"), ("subsequently", "later"), ("silently", "quietly"), ("presently", "now")];
-/// Words that only hold sentences together.
+/// Function words and symbols.
 const FRAME: [&str; 36] = [
     "<unk>", "<s>", "</s>", "where", "does", "live", "which", "colour", "like", "?", ":", ".", ",", ";", "(", ")", "=",
     "+", "####", "the", "of", "is", "and", "then", "will", "def", "with", "call", "because", "than", "has", "gets",
     "more", "how", "many", "what",
 ];
-/// The words that tell tasks apart.
+/// The words that identify the task in a prompt.
 const NAMES: [&str; 9] = ["stance", "tone", "minutes", "code", "science", "simple", "math", "trade", "work"];
 
-/// Every word once: unknown, beginning and end of a text first, then in the order of the lists.
+/// Returns every word once: the special tokens (unknown, beginning and end of text), then the words of the lists.
 pub(super) fn vocabulary() -> Vec<String> {
     let hard = HARD_NOUNS.iter().chain(&HARD_VERBS).chain(&HARD_ADVERBS);
     let words = [&FRAME[..], &NAMES, &SUBJECTS, &PLACES, &COLOURS, &TRADES, &LETTERS]
