@@ -22,6 +22,7 @@ mod opcm;
 mod opcm_state;
 mod parameters;
 mod passthrough;
+mod ranked;
 mod sce;
 mod settings;
 mod settings_error;

@@ -1,12 +1,15 @@
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::method::{MergeMethod, MergePieces};
+use super::ranked::Ranking;
 use crate::Error;
 use crate::flag::Flag;
-use crate::tensor::kernels::{self, Voter};
+use crate::tensor::kernels::{self, Chance, Voter};
 use crate::tensor::select::{bits, keep, keep_largest_changes};
 use crate::tensor::trim::{Trim, kept};
-use crate::tensor::{PIECE, Piece, Stream, TensorGroup};
+use crate::tensor::{Piece, Stream, TensorGroup};
 
 /// The family of task-vector merges, with `δᵢ = θᵢ − θ₀`:
 ///
@@ -145,8 +148,8 @@ impl MergeMethod for TaskVectors {
         match self.sparsify {
             Sparsify::Magnitude { .. } => group.model_trims.is_none(),
             Sparsify::Outliers { .. } => true,
-            Sparsify::Random { .. } => self.rescale == Rescale::Norm,
-            Sparsify::None | Sparsify::Ranked { .. } => false,
+            Sparsify::Random { .. } | Sparsify::Ranked { .. } => self.rescale == Rescale::Norm,
+            Sparsify::None => false,
         }
     }
 
@@ -177,8 +180,8 @@ enum Mask {
     },
 }
 
-/// What random masks keep: for each piece one bit an element of every model, one model's after another's.
-type Marks = Vec<Vec<u8>>;
+/// What random masks keep: by the start of each piece, one bit per element for every model, model after model.
+type Marks = BTreeMap<usize, Vec<u8>>;
 
 struct Prepared<'t> {
     method: &'t TaskVectors,
@@ -237,7 +240,7 @@ impl TaskVectors {
     /// Whether random masks are remembered between the pass over norms and the merge, rather than drawn again.
     fn keeps_marks(&self, group: &TensorGroup<'_>) -> bool {
         self.rescale == Rescale::Norm
-            && matches!(self.sparsify, Sparsify::Random { .. })
+            && matches!(self.sparsify, Sparsify::Random { .. } | Sparsify::Ranked { .. })
             && mark_bytes(group) <= MOST_MARKS
     }
 
@@ -277,9 +280,8 @@ impl TaskVectors {
             let after: f64 = sums.iter().map(|piece| piece[model].1).sum();
             if before < 1e-7 || after < 1e-7 { 1.0 } else { (before / after) as f32 }
         };
-        // Marks are of random masks only; there are none where a density of one keeps everything of a model.
-        let remembered = remember && masks.iter().all(|mask| matches!(mask, Mask::Random { .. }));
-        Ok(((0..masks.len()).map(factor).collect(), remembered.then_some(marks)))
+        let marks = pieces.iter().map(|piece| piece.start).zip(marks).collect();
+        Ok(((0..masks.len()).map(factor).collect(), remember.then_some(marks)))
     }
 }
 
@@ -297,8 +299,7 @@ fn bound(probability: f64) -> u32 {
     if probability > 0.0 { bound.max(1) } else { bound }
 }
 
-/// Sums of magnitudes before and after masking, per model; and what random masks keep, one model's after another's, if it is to
-/// be remembered.
+/// Sums of magnitudes before and after masking, per model; and, if it is to be remembered, what masks keep, model after model.
 fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (Vec<(f64, f64)>, Vec<u8>) {
     if masks.iter().all(|mask| matches!(mask, Mask::Random { .. })) {
         let of_model = kernels::mark_bytes(piece.len());
@@ -317,7 +318,8 @@ fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (V
     let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
     sparsify(piece, masks, columns, false);
     let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
-    (before.into_iter().zip(after).collect(), Vec::new())
+    let marks = if remember { piece.models.iter().flat_map(|x| kernels::mark_nonzero(x)).collect() } else { Vec::new() };
+    (before.into_iter().zip(after).collect(), marks)
 }
 
 /// Applies the masks to task vectors.
@@ -345,18 +347,11 @@ fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
                 piece.random.resize(len, 0);
                 stream.fill(start, &mut piece.random);
                 for (row, random) in x.chunks_mut(columns).zip(piece.random.chunks(columns)) {
-                    keep_ranked(row, random, chances, &mut ranking, divide);
+                    ranking.keep(row, random, chances, divide);
                 }
             }
         }
     }
-}
-
-/// With which probability an entry of some rank is kept.
-#[derive(Clone, Copy)]
-struct Chance {
-    probability: f32,
-    bound: u32,
 }
 
 /// The chances of all ranks of a row, the smallest magnitude's first.
@@ -367,76 +362,6 @@ fn chances(columns: usize, density: f64, epsilon: f64) -> Vec<Chance> {
         Chance { probability: probability as f32, bound: bound(probability) }
     };
     (0..columns).map(chance).collect()
-}
-
-/// Keeps each entry of a row with the chance of the rank of its magnitude; of equal ones the first ranks lower.
-fn keep_ranked(row: &mut [f32], random: &[u16], chances: &[Chance], ranking: &mut Ranking, divide: bool) {
-    for (entry, chance) in ranking.ascending(row).iter().zip(chances) {
-        let i = (entry & 0xffff_ffff) as usize;
-        if u32::from(random[i]) >= chance.bound {
-            row[i] = 0.0;
-        } else if divide {
-            row[i] /= chance.probability;
-        }
-    }
-}
-
-/// Buffers for the order of a row's magnitudes.
-#[derive(Default)]
-struct Ranking {
-    /// Key of a magnitude and, in the lower half, its index.
-    entries: Vec<u64>,
-    buckets: Vec<u32>,
-    places: Vec<u32>,
-}
-
-impl Ranking {
-    /// Magnitudes in ascending order, of equal ones the first first.
-    ///
-    /// Entries are put into about as many buckets of equal width as there are, and sorted within each.
-    fn ascending(&mut self, row: &[f32]) -> &[u64] {
-        let entry = |i: usize, x: f32| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64;
-        let count = row.len().next_power_of_two();
-        let largest = f32::from_bits(kernels::largest_key(row));
-        let scale = (count as f32 - 1.0) / largest;
-        self.entries.clear();
-        if row.len() < 64 || !scale.is_finite() {
-            self.entries.extend(row.iter().enumerate().map(|(i, &x)| entry(i, x)));
-            self.entries.sort_unstable();
-            return &self.entries;
-        }
-        self.entries.resize(row.len(), 0);
-        self.buckets.resize(row.len(), 0);
-        kernels::buckets(row, scale, &mut self.buckets);
-        self.places.clear();
-        self.places.resize(count + 1, 0);
-        self.buckets.iter().for_each(|&bucket| self.places[bucket as usize + 1] += 1);
-        let mut end = 0;
-        for place in &mut self.places {
-            end += *place;
-            *place = end;
-        }
-        for (i, (&x, &bucket)) in row.iter().zip(&self.buckets).enumerate() {
-            let place = &mut self.places[bucket as usize];
-            self.entries[*place as usize] = entry(i, x);
-            *place += 1;
-        }
-        // Each place is now the end of its bucket.
-        let mut start = 0;
-        for &end in &self.places[..count] {
-            match end - start {
-                0 | 1 => {}
-                2 => {
-                    let (a, b) = (self.entries[start as usize], self.entries[start as usize + 1]);
-                    self.entries[start as usize] = a.min(b);
-                    self.entries[start as usize + 1] = a.max(b);
-                }
-                _ => self.entries[start as usize..end as usize].sort_unstable(),
-            }
-            start = end;
-        }
-        &self.entries
-    }
 }
 
 impl MergePieces for Prepared<'_> {
@@ -470,12 +395,13 @@ impl Prepared<'_> {
     /// Applies the masks to task vectors, but for the comparison with a bound, which is made where values are summed: returns
     /// the bits of the smallest magnitude that is kept, for each model.
     fn mask(&self, piece: &mut Piece) -> Vec<u32> {
-        if self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. })) {
+        let drawn = self.marks.is_none();
+        if drawn && self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. })) {
             sparsify(piece, &self.masks, self.columns, self.method.rescale == Rescale::Density);
             return vec![0; self.masks.len()];
         }
         let (start, len) = (piece.start, piece.len());
-        let marks = self.marks.as_ref().map(|marks| &marks[start / PIECE]);
+        let marks = self.marks.as_ref().map(|marks| &marks[&start]);
         let mut marks = marks.map(|marks| marks.chunks(kernels::mark_bytes(len)));
         piece.random.resize(len, 0);
         let random = &mut piece.random;
@@ -553,36 +479,6 @@ mod tests {
                 let method = TaskVectors { sparsify, rescale, ..ties([1.0; 2], false, Divisor::Count) };
                 assert!(on_zero(&method).iter().all(|x| x.is_finite()));
                 assert!(density > 0.0 || on_zero(&method) == [0.0; 4]);
-            }
-        }
-    }
-
-    /// Rows that fill the buckets evenly, or with ties, zeros or one outlier.
-    #[test]
-    fn ranks_are_those_of_a_sort() {
-        let mut words = vec![0; 5000];
-        Stream::new(3, "w", "m").fill(0, &mut words);
-        let values: Vec<f32> = words.iter().map(|&w| f32::from(w) / 65_536.0 - 0.5).collect();
-        let mut ranking = Ranking::default();
-        let shapes: [fn(f32) -> f32; 6] = [
-            |x| x,
-            |x| x.powi(9),
-            |x| (x * 8.0).round() / 8.0,
-            |x| if x > 0.4 { x } else { 0.0 },
-            |x| x * f32::MIN_POSITIVE,
-            |_| 0.0,
-        ];
-        for shape in shapes {
-            for n in [1, 2, 63, 64, 65, 576, 5000] {
-                for outlier in [0.0, 1e30] {
-                    let mut row: Vec<f32> = values[..n].iter().map(|&x| shape(x)).collect();
-                    row[n / 2] += outlier;
-                    let mut order: Vec<usize> = (0..n).collect();
-                    order.sort_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs()));
-                    let ranked: Vec<usize> =
-                        ranking.ascending(&row).iter().map(|entry| (entry & 0xffff_ffff) as usize).collect();
-                    assert_eq!(ranked, order);
-                }
             }
         }
     }

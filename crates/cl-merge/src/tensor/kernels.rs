@@ -160,6 +160,33 @@ pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &
     }
 }
 
+/// Probability with which the entry of a rank is kept.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Chance {
+    pub(crate) probability: f32,
+    /// An entry is kept if its 16-bit random number is below this bound.
+    pub(crate) bound: u32,
+}
+
+/// Sets to zero where the random number is not below the element's bound.
+#[pulp::with_simd(keep_by_chance = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_by_chance_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], chances: &'a [Chance]) {
+    for ((x, r), chance) in x.iter_mut().zip(random).zip(chances) {
+        *x = f32::from_bits(if u32::from(*r) < chance.bound { x.to_bits() } else { 0 });
+    }
+}
+
+/// As [`keep_by_chance`], and divides what is left by its probability.
+#[pulp::with_simd(keep_and_divide = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn keep_and_divide_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], chances: &'a [Chance]) {
+    for ((x, r), chance) in x.iter_mut().zip(random).zip(chances) {
+        let divided = *x / chance.probability;
+        *x = f32::from_bits(if u32::from(*r) < chance.bound { divided.to_bits() } else { 0 });
+    }
+}
+
 /// Elements whose marks are kept together: eight times as many as a processor works on at a time.
 const MARKED: usize = 8 * RUN;
 
@@ -214,6 +241,19 @@ fn mark_and_sum(
             all[j] += magnitude;
             kept[j] += if below { magnitude } else { 0.0 };
             marks[j] |= if below { 1u8 << bit } else { 0 };
+        }
+    }
+    marks
+}
+
+/// Marks what is not zero, for [`keep_marked`].
+#[pulp::with_simd(mark_nonzero = pulp::Arch::new())]
+#[inline(always)]
+pub(crate) fn mark_nonzero_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> Vec<u8> {
+    let mut marks = vec![0; mark_bytes(x.len())];
+    for (x, marks) in x.chunks(MARKED).zip(marks.as_chunks_mut::<RUN>().0) {
+        for (bit, x) in x.chunks(RUN).enumerate() {
+            marks.iter_mut().zip(x).for_each(|(marks, x)| *marks |= u8::from(*x != 0.0) << bit);
         }
     }
     marks
