@@ -266,7 +266,7 @@ fn folding_gives_what_peft_merges_and_copies_the_rest() {
             assert!(report.max_rounding_error > 0.0 && report.max_rounding_error <= 2f64.powi(-9));
         }
         let again = fold(&base, &adapters, &out, Manifest::new("model"), false);
-        assert!(again.unwrap_err().to_string().contains("exists already"));
+        assert!(again.unwrap_err().to_string().contains("already exists"));
     }
 }
 

@@ -90,8 +90,9 @@ impl Adapter {
         if !path.exists() {
             let named = !dir.exists() && dir.to_str().is_some_and(HubSnapshot::is_name);
             let hub = named.then_some("add --hub to download an adapter of the Hugging Face hub by this name");
-            let run =
-                || run_hint(dir, "adapter/adapter_config.json", "this is a run; its adapter is its directory adapter");
+            let run = || {
+                run_hint(dir, "adapter/adapter_config.json", "this is a run; its adapter is in the directory `adapter`")
+            };
             let hint = mixture_hint(dir).or(hub).or_else(run);
             let hint = hint.unwrap_or("an adapter directory contains adapter_config.json");
             return Err(Error::NotFound { path, hint });

@@ -110,7 +110,7 @@ pub enum Error {
         value: f32,
     },
     /// The output exists, and overwriting was not requested.
-    #[error("{path}: exists already; add --overwrite to replace it, or choose another output")]
+    #[error("{path}: already exists; add --overwrite to replace it, or choose another output")]
     Exists {
         /// The output.
         path: PathBuf,
@@ -183,7 +183,8 @@ pub(crate) fn run_hint(dir: &Path, inner: &str, hint: &'static str) -> Option<&'
         return Some(hint);
     }
     let sequence = dir.join("rounds").is_dir() && dir.join("matrix.json").exists();
-    sequence.then_some("this is a sequence; name the directory adapter or model of a round, rounds/<number>-<name>")
+    sequence
+        .then_some("this is a sequence; specify the directory `adapter` or `model` of a round, rounds/<number>-<name>")
 }
 
 impl Error {

@@ -142,7 +142,7 @@ pub fn explain(error: &std::io::Error) -> String {
         // On Windows, files that are open in another program often cannot be replaced or removed.
         ErrorKind::PermissionDenied if cfg!(windows) => "permission denied, or in use by another program".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        ErrorKind::AlreadyExists => "exists already".to_owned(),
+        ErrorKind::AlreadyExists => "already exists".to_owned(),
         ErrorKind::IsADirectory => "is a directory; expected a file".to_owned(),
         ErrorKind::NotADirectory => "is not a directory".to_owned(),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no space left on device".to_owned(),
@@ -159,7 +159,7 @@ pub fn explain(error: &std::io::Error) -> String {
 /// ```
 /// use cl_checkpoint::{Error, files::with_causes};
 /// let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
-/// assert_eq!(with_causes(&Error::Io { path: "out".into(), source }), "out: exists already");
+/// assert_eq!(with_causes(&Error::Io { path: "out".into(), source }), "out: already exists");
 /// ```
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let (mut message, mut next) = (error.to_string(), error.source());

@@ -25,7 +25,7 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
     if let (Some(meeting), false) = (&meeting, has_ranks) {
         bail!(
             "only `cl train`, `cl sequence` and `cl eval` run as several processes, but this is one of {}; start it without \
-             torchrun or the like, or unset WORLD_SIZE",
+             torchrun or another launcher, or unset WORLD_SIZE",
             meeting.world_size
         );
     }

@@ -11,7 +11,7 @@ use crate::request::BoxError;
 #[non_exhaustive]
 pub enum Error {
     /// The evaluation was stopped.
-    #[error("stopped; the answers so far are kept, and the same command continues after them")]
+    #[error("stopped; the answers so far are kept; run the same command to resume")]
     Interrupted,
     /// The name is neither a known task nor a directory.
     #[error(
@@ -95,7 +95,7 @@ pub enum Error {
         choices: usize,
     },
     /// A question has fewer than two choices.
-    #[error("{path}: line {line}: {choices} in `choices`; a question needs at least 2 choices")]
+    #[error("{path}: line {line}: `choices` has length {choices}; at least 2 are required")]
     FewChoices {
         /// The file.
         path: PathBuf,
@@ -105,7 +105,7 @@ pub enum Error {
         choices: usize,
     },
     /// A question given in code has fewer than two choices.
-    #[error("task `{task}`: question {question}: {choices} in `choices`; a question needs at least 2 choices")]
+    #[error("task `{task}`: question {question}: `choices` has length {choices}; at least 2 are required")]
     QuestionFewChoices {
         /// The task.
         task: String,
@@ -269,7 +269,9 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The saved predictions are from a different model.
-    #[error("{path}: holds answers of model {found}, not {expected}; remove the file, or choose another output path")]
+    #[error(
+        "{path}: contains answers of model {found}, expected {expected}; remove the file, or choose another output path"
+    )]
     OtherModel {
         /// The file.
         path: PathBuf,

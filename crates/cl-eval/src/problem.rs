@@ -42,7 +42,7 @@ pub enum KeyProblem {
     #[error("requires either `context` and `choices`, or `contexts` and `continuation`")]
     Choices,
     /// A stop sequence is empty.
-    #[error("must not contain an empty string, which would end every answer at once")]
+    #[error("must not contain an empty string, which would end every answer immediately")]
     EmptyStop,
     /// A number is 0.
     #[error("must be at least 1")]
@@ -77,7 +77,7 @@ pub enum TemplateProblem {
     #[error("it has no value")]
     NoValue,
     /// It is not a list of strings.
-    #[error("{}", shortened(&format!("is {value:?}, expected a list of texts")))]
+    #[error("{}", shortened(&format!("is {value:?}, expected a list of strings")))]
     NotAList {
         /// Its value.
         value: Value,
@@ -103,7 +103,7 @@ pub enum TemplateProblem {
 #[non_exhaustive]
 pub enum LmEvalProblem {
     /// The path is not a possible location of lm-eval.
-    #[error("neither the directory of lm-eval, nor a .yaml file of one of its tasks, nor a Python interpreter")]
+    #[error("expected the lm-eval directory, a task's .yaml file, or a Python interpreter")]
     NotLmEval,
     /// The Python interpreter cannot be started.
     #[error("cannot be started: {}", cl_checkpoint::files::explain(source))]

@@ -265,7 +265,7 @@ fn another_model_s_answers_are_not_taken() {
     evaluate(&task, &mut model("a"), &file, &mut |_, _| {}).unwrap();
     let before = std::fs::read(&file).unwrap();
     let error = evaluate(&task, &mut model("b"), &file, &mut |_, _| {}).unwrap_err();
-    assert!(error.to_string().contains("holds answers of model a, not b; remove the file"), "{error}");
+    assert!(error.to_string().contains("contains answers of model a, not b; remove the file"), "{error}");
     assert_eq!(std::fs::read(&file).unwrap(), before, "the file is as it was");
 }
 
@@ -533,7 +533,7 @@ fn a_task_of_one_s_own() {
         ("\"acc\"", "\"rouge_l\"", ["capitals.toml: `metric`", "acc or acc_norm"]),
         ("{{ country }}", "{{ country", ["capitals.toml: `multiple_choice.context`", "syntax error"]),
         ("{{ country }}", "{{ land }}", ["capitals.jsonl: row 0", "`multiple_choice.context`: no `land`; the row has"]),
-        ("\"cities\"", "\"country\"", ["capitals.jsonl: row 0", "expected a list of texts"]),
+        ("\"cities\"", "\"country\"", ["capitals.jsonl: row 0", "expected a list of strings"]),
         ("\"capital\"", "\"2\"", ["`multiple_choice.gold`: is 2", "below 2"]),
         ("\"capital\"", "\"country\"", ["`multiple_choice.gold`: is", "France"]),
         ("\"capital\"", "\"{{ capital }}\"", ["`multiple_choice.gold`: is an expression", "remove {{"]),

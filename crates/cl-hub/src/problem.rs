@@ -162,7 +162,7 @@ pub enum UploadProblem {
     #[error("uploading needs a token with write access; set HF_TOKEN, or save it in HF_HOME/token")]
     NoToken,
     /// A file differs from its manifest.
-    #[error("{path}: is not what manifest.json lists; restore or make it again")]
+    #[error("{path}: differs from manifest.json; restore it or create it again")]
     Changed {
         /// The file.
         path: PathBuf,
@@ -179,7 +179,7 @@ pub enum UploadProblem {
         error: Value,
     },
     /// The Hub announces an upload in parts, but does not state the address of a part.
-    #[error("the hub gave no address for part {part} of {count}")]
+    #[error("the Hub returned no address for part {part} of {count}")]
     NoAddress {
         /// Number of the part, from 1.
         part: u64,
@@ -201,7 +201,7 @@ pub enum UploadProblem {
         status: u16,
     },
     /// The storage failed repeatedly.
-    #[error("{file}: {cut}; what is stored stays, and the same command resumes")]
+    #[error("{file}: {cut}; stored files are kept; run the same command to resume")]
     Failed {
         /// The file.
         file: String,

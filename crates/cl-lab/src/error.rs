@@ -70,7 +70,7 @@ pub enum LabError {
     #[error("{} stages of the study failed; the results of the others are kept, and the same command resumes:{}", .0.len(), lines(.0))]
     Stages(Vec<crate::StageError>),
     /// A message from another rank cannot be parsed.
-    #[error("another rank sent what this one cannot read; all ranks have to run the same version of this program")]
+    #[error("cannot parse a message from another rank; all ranks must run the same version of this program")]
     RankVersions,
     /// A study was asked to stop.
     #[error("stopped; completed stages are kept, and the same command resumes")]

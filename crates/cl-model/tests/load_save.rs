@@ -188,7 +188,7 @@ fn what_is_saved_comes_back_bit_by_bit() {
                 assert_eq!(a, b, "{name}");
             }
             let twice = model.save(&out, kind, &config, &[], Manifest::new("model"), false);
-            assert!(twice.unwrap_err().to_string().contains("exists already"));
+            assert!(twice.unwrap_err().to_string().contains("already exists"));
         }
     }
 }

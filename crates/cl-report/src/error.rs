@@ -25,7 +25,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Two sequences train on a task in different rounds.
-    #[error("{path} teaches `{task}` in {}, the first sequence in {}; backward transfer would mix them, so give each order a report of \
+    #[error("{path} trains on `{task}` in {}, the first sequence in {}; backward transfer would mix them, so give each order a report of \
              its own", round(.other), round(.first))]
     Rounds {
         /// The second sequence.

@@ -59,7 +59,7 @@ impl Section {
                 "Tasks learned one after another, each round starting from the model of the round before."
             }
             Section::SemiCooperative => {
-                "Models of earlier rounds are at hand, their data is not: orthogonal adapters, merges, mixtures of experts. Mixtures with trained routers stand beside them; these have seen all data."
+                "Models of earlier rounds are available, but their data is not: orthogonal adapters, merges, mixtures of experts. Mixtures with trained routers are shown for comparison; these have seen all data."
             }
             Section::FullyCooperative => "All data stays at hand: joint training, and sequences with replay.",
             Section::Beyond => "How each task fares over the rounds, all scores at a glance, and time and size.",

@@ -20,7 +20,7 @@ pub enum IndexProblem {
         file: String,
     },
     /// A shard contains a tensor that the index does not list.
-    #[error("shard `{shard}` holds tensor `{tensor}`, but the index does not name it")]
+    #[error("shard `{shard}` contains tensor `{tensor}`, but the index does not list it")]
     Unnamed {
         /// The shard.
         shard: String,
@@ -28,7 +28,7 @@ pub enum IndexProblem {
         tensor: String,
     },
     /// A shard contains a tensor that the index assigns to another shard.
-    #[error("shard `{shard}` holds tensor `{tensor}`, but the index puts it in `{named}`")]
+    #[error("shard `{shard}` contains tensor `{tensor}`, but the index puts it in `{named}`")]
     Elsewhere {
         /// The shard.
         shard: String,

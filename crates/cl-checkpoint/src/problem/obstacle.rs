@@ -9,7 +9,7 @@ pub enum Obstacle {
     #[error("is a file")]
     File,
     /// It is a directory with other content than a model or an adapter.
-    #[error("holds neither a manifest.json of this program nor a model or an adapter")]
+    #[error("contains neither a manifest.json written by this program nor a model or an adapter")]
     Unknown,
     /// It contains a file that this program did not write.
     #[error("holds `{file}`, which this program did not write")]

@@ -52,7 +52,7 @@ pub enum TensorProblem {
         end: usize,
     },
     /// There are bytes between it and the previous tensor that belong to no tensor.
-    #[error("data_offsets {offsets:?}: leaves a hole after {}, which ends at {end}", start(before))]
+    #[error("data_offsets {offsets:?}: leaves a gap after {}, which ends at {end}", start(before))]
     Hole {
         /// Start and end, relative to the data.
         offsets: [usize; 2],

@@ -50,7 +50,7 @@ fn an_existing_output_is_kept_unless_asked() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("model");
     write_model(&dir, false, b"old!").unwrap();
-    assert_error("exists", write_model(&dir, false, b"new!"), &[dir.to_str().unwrap(), "exists already"]);
+    assert_error("exists", write_model(&dir, false, b"new!"), &[dir.to_str().unwrap(), "already exists"]);
     assert_eq!(Checkpoint::open(&dir).unwrap().bytes("w").unwrap(), b"old!");
     fs::write(dir.join("notes.txt"), "mine").unwrap();
     assert_error("with a file of the user's", write_model(&dir, true, b"new!"), &["`notes.txt`", "not overwritten"]);
@@ -143,7 +143,7 @@ fn a_file_or_a_link_in_the_way_is_never_replaced() {
     symlink(path("t"), path("full")).unwrap();
     symlink(path("nowhere"), path("gone")).unwrap();
     for (name, why) in [("file", "is a file"), ("full", "neither"), ("gone", "dangling symbolic link")] {
-        assert_error(name, write_model(&path(name), false, b"new!"), &["exists already"]);
+        assert_error(name, write_model(&path(name), false, b"new!"), &["already exists"]);
         assert_error(name, write_model(&path(name), true, b"new!"), &[why, "not overwritten"]);
     }
     assert_eq!(names(folder.path()), ["file", "full", "gone", "t"]);

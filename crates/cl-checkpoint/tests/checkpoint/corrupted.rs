@@ -51,7 +51,7 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
             vec![w, "overlaps v"],
         ),
         ("a hole before", safetensors(f32s("[4,8]"), &[0; 8]), vec![w, "leaves a hole"]),
-        ("a hole between", safetensors(two("[0,4]", "[5,9]"), &[0; 9]), vec![w, "leaves a hole after v"]),
+        ("a hole between", safetensors(two("[0,4]", "[5,9]"), &[0; 9]), vec![w, "leaves a gap after v"]),
         ("trailing bytes", safetensors(f32s("[0,4]"), &[0; 5]), vec!["byte 4 of 5", "trailing bytes"]),
         ("bytes of no tensor", safetensors("{}", &[0; 1]), vec!["byte 0 of 1"]),
         ("data cut off", safetensors(f32s("[0,4]"), &[0; 3]), vec![w, "[0, 4] lie outside the file's 3 bytes"]),

@@ -89,7 +89,7 @@ fn an_index_that_leads_outside_or_contradicts_its_shards_is_refused_by_name() {
         (
             "tensor not in the index",
             json!({"weight_map": {"a": one, "b": two}}).to_string(),
-            vec![INDEX, two, "`c`", "does not name it"],
+            vec![INDEX, two, "`c`", "does not list it"],
         ),
         (
             "a tensor twice",

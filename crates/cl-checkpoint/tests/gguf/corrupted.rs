@@ -369,7 +369,7 @@ fn an_output_that_exists_is_kept_and_the_file_itself_never_overwritten() {
     with("out", false).unwrap();
     fs::write(folder.path().join("out/notes.txt"), "mine").unwrap();
     let text = with("out", false).unwrap_err().to_string();
-    assert!(text.contains("out: exists already"), "{text}");
+    assert!(text.contains("out: already exists"), "{text}");
     assert!(folder.path().join("out/notes.txt").exists());
     let text = with("out", true).unwrap_err().to_string();
     assert!(text.contains("holds `notes.txt`, which this program did not write"), "{text}");

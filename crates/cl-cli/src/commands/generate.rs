@@ -16,7 +16,7 @@ use super::{loaded, reply};
 pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = decoding(&args.decoding)?;
     if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
-        bail!("--out {}: exists already; remove it, or choose another file", path.display());
+        bail!("--out {}: already exists; remove it, or choose another file", path.display());
     }
     super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;

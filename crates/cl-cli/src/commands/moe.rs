@@ -17,7 +17,7 @@ use crate::progress::Progress;
 /// Runs `cl moe states`.
 pub fn states(args: &StatesArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let file = args.out.display();
-    ensure!(args.overwrite || !args.out.exists(), "{file}: exists already; add --overwrite, or choose another --out");
+    ensure!(args.overwrite || !args.out.exists(), "{file}: already exists; add --overwrite, or choose another --out");
     ensure!(!args.out.is_dir(), "{file}: is a directory; --out must be a file");
     let mut config = MixConfig::read(&args.config)?;
     cl_moe::cli::find_models(&mut config, &args.compute.hub.names(interrupt))?;

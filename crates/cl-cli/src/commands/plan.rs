@@ -35,7 +35,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         }
         None => writeln!(
             out,
-            "no stage fits: take more GPUs, a smaller micro_batch_size or max_length, activation_checkpointing, or [train.lora]"
+            "no ZeRO stage fits: use more GPUs, a smaller micro_batch_size or max_length, activation_checkpointing, or [train.lora]"
         )?,
     }
     if let Some(rate) = plan.tokens_per_second {

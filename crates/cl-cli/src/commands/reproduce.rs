@@ -24,7 +24,9 @@ fn tiny(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) 
         [(args.model.is_some(), "--model"), (args.data.is_some(), "--data"), (args.limit.is_some(), "--limit")]
     {
         if set {
-            bail!("{name} is for --profile smol and --profile paper; the profile tiny makes its model and data itself");
+            bail!(
+                "{name} is for --profile smol and --profile paper; the profile tiny generates its own model and data"
+            );
         }
     }
     let size = if args.quick { TinyConfig::quick() } else { TinyConfig::default() };
@@ -68,7 +70,7 @@ fn given(args: &Args, name: &str, text: &str, log: LogArgs, interrupt: &Interrup
         (model, _) if args.stages.dry_run && args.profile == StudyProfile::Paper => {
             sketch(&config, model.as_deref(), args, out)
         }
-        (Some(model), Some(_)) => bail!("{}: no weights there; --model names a model directory", model.display()),
+        (Some(model), Some(_)) => bail!("{}: no weights found; --model must be a model directory", model.display()),
         _ => bail!("--profile {name} needs --model DIR and --data DIR"),
     }
 }

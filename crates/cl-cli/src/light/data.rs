@@ -129,7 +129,7 @@ fn rows(args: &RowsArgs, out: &mut impl Write) -> Result<()> {
     let file = if args.run.is_dir() { args.run.join("rows.json") } else { args.run.clone() };
     let run = args.run.display();
     let sequence = !file.exists() && args.run.join("rounds").is_dir();
-    ensure!(!sequence, "{run}: is a sequence; name one of its rounds, such as {run}/rounds/1-<name>");
+    ensure!(!sequence, "{run}: is a sequence; specify one of its rounds, such as {run}/rounds/1-<name>");
     let plan = RowPlan::read(&file)?;
     let epochs = plan.epochs();
     let chosen = match args.epoch {

@@ -192,7 +192,7 @@ fn memory_on_gpus_is_planned_from_the_configuration_alone() {
     assert!(said.starts_with("8 x A100, 80.0 GB each; 8030261248 parameters, 8030261248 trained\n"), "{said}");
     assert!(said.contains("\ntrain.zero_stage = 2 fits, with ") && said.contains(" tokens/s"), "{said}");
     let said = world.ok(["plan", "train.toml", "--gpus", "1x24GB"]);
-    assert!(said.contains("no stage fits") && !said.contains("tokens/s"), "{said}");
+    assert!(said.contains("no ZeRO stage fits") && !said.contains("tokens/s"), "{said}");
     let said = world.fails(["plan", "train.toml", "--gpus", "eight"]);
     assert!(said.contains("--gpus: `eight`: expected a number, a kind and its memory, such as 8xA100-80GB"), "{said}");
 }

@@ -77,7 +77,7 @@ fn another_model_adapter_or_precision_needs_another_output() {
         [&["--adapter", "r/adapter"], &["--precision", "bf16"], &["--limit", "3", "--adapter", "r/adapter"]];
     for more in others {
         let message = world.fails(EVAL.iter().chain(more));
-        assert!(message.contains("e/first.jsonl: holds answers of model "), "{message}");
+        assert!(message.contains("e/first.jsonl: contains answers of model "), "{message}");
         assert!(message.contains("choose another output path"), "{message}");
     }
     let mut other = EVAL;
@@ -108,7 +108,7 @@ fn what_cannot_be_asked_is_told() {
         ("nowhere.jsonl", "data/nowhere.jsonl: not found"),
         ("empty", "data/empty/test.json: no examples"),
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 2, but choices are counted from 0 and there are 2"),
-        ("one.jsonl", "data/one.jsonl: line 1: 1 in `choices`; a question needs at least 2 choices"),
+        ("one.jsonl", "data/one.jsonl: line 1: `choices` has length 1; at least 2 are required"),
         ("folder", "data/folder/test.json: is a directory"),
         ("FOMC", "task `FOMC`: not found in data"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
@@ -223,7 +223,7 @@ fn answers_are_kept_for_every_command_and_damaged_ones_asked_again() {
     // With or without BOS, requests differ.
     world.ok(with("f", &["--add-bos-token", "false"]));
     let other = world.fails(with("f", &["--add-bos-token", "true"]));
-    assert!(other.contains("holds answers of model"), "{other}");
+    assert!(other.contains("contains answers of model"), "{other}");
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn a_quantized_model_answers_like_one_with_the_rounded_weights() {
         assert_eq!(world.json(&format!("{name}/results.json"))["config"]["quantization"], name);
         // Answers of the quantized model cannot be reused for the dense one.
         let message = world.fails(of("model", name));
-        assert!(message.contains("holds answers of model"), "{message}");
+        assert!(message.contains("contains answers of model"), "{message}");
     }
     let prompt = ["generate", "model", "--prompt", "a", "--max-new-tokens", "4", "--quantize", "int8"];
     let text = world.ok(prompt);

@@ -20,7 +20,7 @@ fn an_output_that_is_there_is_replaced_only_when_it_is_a_model_and_asked_for() {
     let world = World::new();
     world.ok(["import-gguf", LLAMA, "imported"]);
     let message = world.fails(["import-gguf", LLAMA, "imported", "--dtype", "f32"]);
-    assert!(message.contains("imported: exists already; add --overwrite"), "{message}");
+    assert!(message.contains("imported: already exists; add --overwrite"), "{message}");
     assert!(world.json("imported/config.json")["torch_dtype"] == "bfloat16");
     world.ok(["import-gguf", LLAMA, "imported", "--dtype", "f32", "--overwrite"]);
     assert!(world.json("imported/config.json")["torch_dtype"] == "float32");

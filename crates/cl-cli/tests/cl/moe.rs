@@ -73,7 +73,7 @@ fn routers_start_from_the_hidden_states_of_prompts() {
     let weights = |name: &str| std::fs::read(world.path(format!("{name}/model.safetensors"))).unwrap();
     assert_ne!(weights("mix-last"), weights("mix-mean"));
     let message = world.fails(["moe", "states", "states.toml", "--out", "last.safetensors"]);
-    assert!(message.contains("exists already"), "{message}");
+    assert!(message.contains("already exists"), "{message}");
 }
 
 #[test]

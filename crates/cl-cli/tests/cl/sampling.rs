@@ -99,7 +99,7 @@ fn lines_go_to_a_file_when_all_are_there() {
     assert_eq!(world.lines("texts.jsonl"), lines);
     let args = ["generate", "model", "--prompts", "prompts.jsonl", "--out", "texts.jsonl"];
     let message = world.fails(args);
-    assert!(message.contains("--out texts.jsonl: exists already; remove it, or choose another file"), "{message}");
+    assert!(message.contains("--out texts.jsonl: already exists; remove it, or choose another file"), "{message}");
 }
 
 #[test]

@@ -122,7 +122,11 @@ fn directories_of_runs_are_recognized() {
     let world = World::new();
     world.ok(["train", "train.toml", "--out", "r"]);
     told(&world, &["generate", "r", "--prompt", "a"], &["r/config.json", "its model is its directory model"]);
-    told(&world, &["generate", "model", "--adapter", "r", "--prompt", "a"], &["its adapter is its directory adapter"]);
+    told(
+        &world,
+        &["generate", "model", "--adapter", "r", "--prompt", "a"],
+        &["its adapter is in the directory `adapter`"],
+    );
     for dir in ["s/rounds/1-a/scores", "s/rounds/1-a/model"] {
         std::fs::create_dir_all(world.path(dir)).unwrap();
     }

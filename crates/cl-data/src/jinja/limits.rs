@@ -211,7 +211,7 @@ fn range(lower: i64, upper: i64, step: i64) -> Result<Value, Error> {
     let distance = if step > 0 { upper - lower } else { lower - upper };
     let numbers = if distance <= 0 { 0 } else { (distance - 1) / step.abs() + 1 };
     if numbers > i128::from(MAX_WIDTH) {
-        return Err(too_large(format!("range: {numbers} numbers; at most {MAX_WIDTH} are made")));
+        return Err(too_large(format!("range: {numbers} numbers; the limit is {MAX_WIDTH}")));
     }
     Ok((0..numbers).map(|i| Value::from(lower + i * step)).collect())
 }
@@ -254,7 +254,7 @@ fn check_size(what: &str, size: usize) -> Result<(), Error> {
     if size <= MAX_SIZE {
         return Ok(());
     }
-    Err(too_large(format!("{what}: the result would have {size} bytes; at most {MAX_SIZE} are made")))
+    Err(too_large(format!("{what}: the result would have {size} bytes; the limit is {MAX_SIZE}")))
 }
 
 /// Returns the largest number among the arguments, including named ones.
@@ -272,7 +272,7 @@ fn check_widths(name: &str, args: &[Value]) -> Result<(), Error> {
     if widest <= MAX_WIDTH {
         return Ok(());
     }
-    Err(too_large(format!("{name}: {widest} is too large; at most {MAX_WIDTH} is meant")))
+    Err(too_large(format!("{name}: {widest} is too large; the limit is {MAX_WIDTH}")))
 }
 
 fn check_replaced(text: &str, old: &str, new: &str) -> Result<(), Error> {
@@ -330,7 +330,7 @@ fn walk(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
         return Ok(());
     }
-    let deeper = depth.checked_sub(1).ok_or_else(|| too_large(format!("lists in lists, deeper than {MAX_DEPTH}")))?;
+    let deeper = depth.checked_sub(1).ok_or_else(|| too_large(format!("lists nested deeper than {MAX_DEPTH}")))?;
     for item in value.try_iter().into_iter().flatten() {
         walk(&item, deeper, left)?;
         if value.kind() == ValueKind::Map {
@@ -364,7 +364,7 @@ pub(super) fn evaluate(expression: &Expression<'_, '_>, context: Value) -> Resul
 /// Rewords the engine's errors about limits, which do not mention templates.
 fn in_words(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::OutOfFuel => too_large("takes too many steps; a loop in a loop?"),
+        ErrorKind::OutOfFuel => too_large("takes too many steps; check for nested loops"),
         ErrorKind::WriteFailure => too_large(format!("writes more than {MAX_SIZE} bytes")),
         _ => error,
     }

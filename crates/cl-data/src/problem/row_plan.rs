@@ -9,7 +9,7 @@ pub enum RowPlanProblem {
         source: serde_json::Error,
     },
     /// A data set has more rows than is possible, so the file is damaged.
-    #[error("names more than {limit} rows")]
+    #[error("lists more than {limit} rows")]
     TooManyRows {
         /// The largest number allowed.
         limit: usize,

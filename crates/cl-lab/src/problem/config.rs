@@ -41,7 +41,7 @@ pub enum ConfigProblem {
         hint: &'static str,
     },
     /// `[replay]` is set, but there is no data of earlier rounds.
-    #[error("[replay] has no data: name that of earlier rounds in data.earlier, or remove the table")]
+    #[error("[replay] has no data: list the data of earlier rounds in data.earlier, or remove the table")]
     NothingToReplay,
     /// A multiple-choice metric is set for all generation tasks.
     #[error(
@@ -79,10 +79,10 @@ pub enum ConfigProblem {
     #[error("{0}")]
     Router(#[source] Box<TrainError>),
     /// The configuration of router training names data of earlier rounds.
-    #[error("data.earlier is for replay; name all data in data.train")]
+    #[error("data.earlier is only for replay; list all data in data.train")]
     Earlier,
     /// There are fewer than two experts.
-    #[error("expected at least two experts to choose among")]
+    #[error("at least two experts are required")]
     OneAdapter,
     /// An expert has no prompts to compute router weights from.
     #[error("{expert} has no positive_prompts; at least one is required")]

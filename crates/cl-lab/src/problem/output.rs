@@ -14,7 +14,7 @@ pub enum OutputProblem {
         marker: &'static str,
     },
     /// It contains a run with different settings.
-    #[error("holds a {what} with a different configuration{}; restore the configuration to resume it, or choose another --out", difference(saved.as_deref(), now.as_deref()))]
+    #[error("contains a {what} with a different configuration{}; restore the configuration to resume it, or choose another --out", difference(saved.as_deref(), now.as_deref()))]
     OtherSettings {
         /// Kind of run: `sequence`, `run` or `study`.
         what: &'static str,
@@ -32,10 +32,10 @@ pub enum OutputProblem {
         input: String,
     },
     /// It contains the tiny study with different settings.
-    #[error("holds the tiny study with other settings (tiny.json); choose another --out")]
+    #[error("contains the tiny study with different settings (tiny.json); choose another --out")]
     OtherTinyStudy,
     /// Another process is running a study with different settings in it.
-    #[error("another process is using it with other settings; wait for that to finish, or choose another --out")]
+    #[error("another process is using it with different settings; wait for it to finish, or choose another --out")]
     OtherStudy,
     /// Another process is running in it.
     #[error("another process is using it; wait for that to finish, or choose another --out")]

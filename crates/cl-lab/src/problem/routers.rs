@@ -3,14 +3,14 @@
 #[non_exhaustive]
 pub enum RoutersProblem {
     /// The directory does not contain a mixture of adapters.
-    #[error("is no mixture of adapters; `cl moe blend` makes one")]
+    #[error("is not a mixture of adapters; create one with `cl moe blend`")]
     NoMixture,
     /// The model has no routers.
     #[error("has no routers: use a model made by `cl moe mix`, or set `adapter` to a mixture made by `cl moe blend`")]
     NoRouters,
     /// Each token is routed to a single expert, so the gate is constant.
     #[error(
-        "one expert for each token has a gate of 1 whatever its router says, so the loss cannot train routers; make the \
+        "one expert for each token always has a gate of 1, regardless of its router, so the loss cannot train routers; make the \
          mixture with num_experts_per_tok = 2 or more, or with router.norm = \"sigmoid\" where it is one of adapters"
     )]
     OneExpert,

@@ -24,7 +24,7 @@ pub enum StudyProblem {
         most: u64,
     },
     /// A number of models to merge is out of range.
-    #[error("members: {members} is not among 2 to {rounds}, the number of rounds")]
+    #[error("members: {members} is out of range; expected 2 to {rounds}, the number of rounds")]
     Members {
         /// The number.
         members: usize,

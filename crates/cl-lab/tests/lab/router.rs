@@ -270,7 +270,7 @@ fn a_check_says_what_would_leave_routers_as_they_are() {
     assert!(say(&config(&world, &base, Some(&spectr), &[])).contains("no router weight to train"));
     assert!(say(&config(&world, &base, None, &[])).contains("has no routers"));
     let adapter = world.path("homes/adapter");
-    assert!(say(&config(&world, &base, Some(&adapter), &[])).contains("is no mixture of adapters"));
+    assert!(say(&config(&world, &base, Some(&adapter), &[])).contains("is not a mixture of adapters"));
     let all = config(&world, &base, Some(&blended(&world, "all", "")), &["router.load_balancing=0.1"]);
     let facts: Vec<String> = check_router(&all).iter().filter_map(fact).collect();
     assert!(facts.iter().any(|f| f.contains("load-balancing loss is constant")), "{facts:?}");

@@ -165,5 +165,5 @@ fn another_run_is_not_written_over() {
     let message = cl_lab::run_sequence(&config, &world.path("r"), true, &Interrupt::default(), &mut silent)
         .unwrap_err()
         .to_string();
-    assert!(message.contains("holds a sequence with a different configuration"), "{message}");
+    assert!(message.contains("contains a sequence with a different configuration"), "{message}");
 }

@@ -159,7 +159,7 @@ fn another_study_waits_for_the_processes_of_one() {
     })
     .unwrap();
     let message = refused.unwrap();
-    assert!(message.contains("another process is using it with other settings"), "{message}");
+    assert!(message.contains("another process is using it with different settings"), "{message}");
 }
 
 #[test]
@@ -393,7 +393,7 @@ fn wrong_studies_are_refused_before_anything_runs() {
         plan_study(config, &world.path("study"), &options).unwrap_err().to_string()
     };
     for (more, part) in [
-        ("members = [1]", "members: 1 is not among 2 to 3"),
+        ("members = [1]", "members: 1 is out of range; expected 2 to 3"),
         ("experts = ['news']", "no round is called `news`"),
         ("[full]\nepochs = 0", "[full]: epochs = 0"),
         ("members = [3, 3]", "members: 3 is listed twice"),
@@ -453,7 +453,7 @@ fn a_directory_belongs_to_one_world_and_nothing_of_others_is_touched() {
     write(&tiny(), &out).unwrap();
     write(&tiny(), &out).unwrap();
     let message = write(&TinyConfig { seed: 2, ..tiny() }, &out).unwrap_err().to_string();
-    assert!(message.contains("other settings") && message.contains("choose another --out"), "{message}");
+    assert!(message.contains("different settings") && message.contains("choose another --out"), "{message}");
     // A directory with unrelated files of any name.
     for name in ["study.toml", "study.json", "data"] {
         let dir = folder.path().join(format!("own {name}"));

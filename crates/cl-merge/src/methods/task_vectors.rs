@@ -318,7 +318,8 @@ fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (V
     let before: Vec<f64> = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x)).collect();
     sparsify(piece, masks, columns, false);
     let after = piece.models.iter().map(|x| kernels::sum_of_magnitudes(x));
-    let marks = if remember { piece.models.iter().flat_map(|x| kernels::mark_nonzero(x)).collect() } else { Vec::new() };
+    let marks =
+        if remember { piece.models.iter().flat_map(|x| kernels::mark_nonzero(x)).collect() } else { Vec::new() };
     (before.into_iter().zip(after).collect(), marks)
 }
 

@@ -36,7 +36,7 @@ fn an_output_never_takes_the_place_of_an_input_or_of_what_is_not_ours() {
         (tuned[1].join("merged"), "lies inside a model to be merged"),
         (here.clone(), "is the working directory"),
         (here.parent().unwrap().to_owned(), "contains the working directory"),
-        (thesis.clone(), "holds neither a manifest.json"),
+        (thesis.clone(), "contains neither a manifest.json"),
         (folder.path().join("note"), "is a file"),
         (folder.path().join("note/merged"), "note: is not a directory"),
     ] {

@@ -218,7 +218,7 @@ impl<'r> Builder<'_, 'r> {
         groups.extend(self.averages(&groups));
         self.bars(
             "Acquisition: each task right after its own round",
-            "Score on each task right after the round that teaches it, before any later round; AVE: mean of the tasks.",
+            "Score on each task right after the round that trains on it, before any later round; AVE: mean of the tasks.",
             Format::Score(4),
             groups,
             &models.iter().map(|(_, m)| *m).collect::<Vec<_>>(),
@@ -424,7 +424,7 @@ impl<'r> Builder<'_, 'r> {
         self.figure(
             "Score matrices",
             "Scores of each sequence by task (rows) and round (columns; 0 is the base model). Colour: difference from the base. A frame marks the \
-             round that teaches the task.",
+             round that trains on the task.",
             chart,
             &models,
         )

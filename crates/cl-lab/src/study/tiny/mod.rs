@@ -100,7 +100,7 @@ impl TinyConfig {
         StudyConfig {
             name: "tiny".to_owned(),
             description:
-                "A Llama of two layers and seven tasks made from seeds, in the place of the paper's model and data."
+                "A two-layer Llama model and seven tasks generated from seeds, instead of the paper's model and data."
                     .to_owned(),
             model: out.join("base/model"),
             model_name: format!("Llama of two layers, width {}", self.hidden_size),
