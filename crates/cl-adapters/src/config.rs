@@ -90,7 +90,8 @@ impl Default for LoraConfig {
 pub enum TargetModules {
     /// Modules whose name is an entry or ends in `.entry`.
     Names(Vec<String>),
-    /// `all-linear` (every linear layer except the output head), or a regular expression that matches the whole name.
+    /// `all-linear` (every linear layer except the output head and routers), or a regular expression that matches the
+    /// whole name.
     Pattern(String),
 }
 

@@ -15,7 +15,7 @@ pub enum AdapterError {
         expected: &'static str,
     },
     /// `target_modules` names a module that the model does not have.
-    #[error("target_modules: `{target}` matches no layer of the model; it has {}", available.join(", "))]
+    #[error("target_modules: `{target}` matches no layer of the model; it has {}{}", available.join(", "), hint(target, available))]
     UnknownTarget {
         /// The entry that matched nothing.
         target: String,
@@ -64,6 +64,17 @@ pub enum AdapterError {
         /// What is wrong with it.
         #[source]
         problem: WholeProblem,
+    },
+    /// An embedding or output head has a magnitude vector.
+    #[error(
+        "{path}: module `{module}` uses DoRA, which is supported only for the linear layers of the blocks; \
+         fold the adapter into the model with `cl adapter fold`"
+    )]
+    DoraOutside {
+        /// Directory of the adapter.
+        path: PathBuf,
+        /// The embedding or the output head.
+        module: String,
     },
     /// The adapter uses a PEFT feature that is not supported.
     #[error("{path}: {feature} adapters are not supported; use a plain LoRA adapter")]
@@ -126,4 +137,15 @@ pub enum WholeProblem {
         /// Its module.
         module: String,
     },
+}
+
+/// Tells what a `target_modules` that matches nothing was probably meant to be.
+fn hint(target: &str, available: &[String]) -> String {
+    if target.eq_ignore_ascii_case("all_linear") || target.eq_ignore_ascii_case("all linear") {
+        "; did you mean \"all-linear\"?".to_owned()
+    } else if available.iter().any(|name| name == target) {
+        format!("; a string is a regular expression for whole names, so write [\"{target}\"]")
+    } else {
+        String::new()
+    }
 }

@@ -82,8 +82,8 @@ impl Lora {
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {
             if layer.name == "lm_head" {
-                let feature = "DoRA beside the output head: such".to_owned();
-                return Err(AdapterError::Unsupported { path: adapter.dir().to_owned(), feature });
+                let (path, module) = (adapter.dir().to_owned(), layer.name.clone());
+                return Err(AdapterError::DoraOutside { path, module });
             }
             let vector = load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.flatten(0, -1);
             lora.magnitude = Some(Magnitude::new(&layer.weight, &lora, Some(vector)));

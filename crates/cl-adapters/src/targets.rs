@@ -44,11 +44,16 @@ impl Targets {
     /// Whether the layer with this name gets an adapter.
     pub fn contains(&self, name: &str) -> bool {
         match &self.0 {
-            Rule::AllLinear => name != "lm_head" && !name.ends_with("embed_tokens"),
+            Rule::AllLinear => name != "lm_head" && !name.ends_with("embed_tokens") && !is_router(name),
             Rule::Names(names) => names.iter().any(|n| name == n || name.ends_with(&format!(".{n}"))),
             Rule::Whole(pattern) => pattern.is_match(name),
         }
     }
+}
+
+/// Whether a layer is a mixture's router, which is not a linear layer in Transformers and PEFT.
+fn is_router(name: &str) -> bool {
+    name.ends_with(".block_sparse_moe.gate") || name.ends_with(".mlp.gate")
 }
 
 fn last_parts(names: &[&str]) -> Vec<String> {
@@ -75,6 +80,28 @@ mod tests {
         assert_eq!(chosen(TargetModules::Names(vec!["q_proj".into()])), LAYERS[..1]);
         assert_eq!(chosen(TargetModules::Pattern(r".*\.(up|q)_proj".into())), LAYERS[..2]);
         assert_eq!(chosen(TargetModules::Names(vec!["lm_head".into()])), LAYERS[2..]);
+    }
+
+    #[test]
+    fn all_linear_leaves_routers_out() {
+        let layers = [
+            "model.layers.0.mlp.gate",
+            "model.layers.0.mlp.experts.0.gate_proj",
+            "model.layers.0.block_sparse_moe.gate",
+        ];
+        let targets = Targets::new(&TargetModules::default(), &layers).unwrap();
+        assert_eq!(layers.map(|name| targets.contains(name)), [false, true, false]);
+        let named = Targets::new(&TargetModules::Names(vec!["gate".into()]), &layers).unwrap();
+        assert_eq!(layers.map(|name| named.contains(name)), [true, false, true]);
+    }
+
+    #[test]
+    fn a_string_in_place_of_a_list_is_an_error_that_says_what_to_write() {
+        let message =
+            |pattern: &str| Targets::new(&TargetModules::Pattern(pattern.into()), &LAYERS).err().unwrap().to_string();
+        assert!(message("q_proj").ends_with(r#"so write ["q_proj"]"#), "{}", message("q_proj"));
+        assert!(message("all_linear").ends_with(r#"did you mean "all-linear"?"#), "{}", message("all_linear"));
+        assert!(message("x_proj").ends_with("up_proj"), "{}", message("x_proj"));
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), Lab
             let (output, input) = if embedding { (columns as i64, rows as i64) } else { (rows as i64, columns as i64) };
             return Err(AdapterError::Shape { path, module: name, input, output, a, b }.into());
         }
+        if module.dora && (embedding || name == "lm_head") {
+            return Err(AdapterError::DoraOutside { path, module: name }.into());
+        }
     }
     Ok(())
 }

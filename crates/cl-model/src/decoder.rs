@@ -536,13 +536,17 @@ impl Decoder {
         let layers = self.adaptable();
         let fits =
             |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);
-        match adapter.modules().into_iter().find(|m| !fits(m)) {
-            None => Ok(()),
-            Some(unknown) => {
-                let (path, module) = (adapter.dir().to_owned(), unknown.name.clone());
-                Err(AdapterError::UnknownModule { path, module }.into())
-            }
+        let modules = adapter.modules();
+        if let Some(unknown) = modules.iter().find(|m| !fits(m)) {
+            let (path, module) = (adapter.dir().to_owned(), unknown.name.clone());
+            return Err(AdapterError::UnknownModule { path, module }.into());
         }
+        let outside = |m: &&&cl_checkpoint::AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
+        if let Some(module) = modules.iter().filter(|m| m.dora).find(outside) {
+            let (path, module) = (adapter.dir().to_owned(), module.name.clone());
+            return Err(AdapterError::DoraOutside { path, module }.into());
+        }
+        Ok(())
     }
 
     /// All weights of the base model that are not quantized, by their names in the checkpoint, including those that an
@@ -671,10 +675,11 @@ pub trait LayerHooks: Send + Sync {
     /// following hook. Training then needs [`Decoder::activation_checkpointing`].
     fn spreads_weights(&self) -> bool;
 
-    /// Called before a layer is computed in a forward pass, and before it is recomputed in a backward pass.
+    /// Called before a layer is computed in a forward pass, and before it is recomputed in a backward pass. In training
+    /// without activation checkpointing it is not called.
     fn before(&self, layer: usize);
 
-    /// Called after a layer was computed in a forward pass.
+    /// Called after a layer was computed in a forward pass, under the same condition as [`LayerHooks::before`].
     fn after_forward(&self, layer: usize);
 
     /// Called in the backward pass, when the gradients of a layer's weights are complete. It is not called for layers

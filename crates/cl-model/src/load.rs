@@ -141,6 +141,14 @@ fn from_checkpoint(
     let dir = checkpoint.dir();
     let mut config = ModelConfig::from_json(dir, checkpoint.config())?;
     add_generation_eos(&mut config, dir)?;
+    if config.tie_word_embeddings && has_own_head(checkpoint)? {
+        tracing::warn!(
+            "{}: config.json ties the output head to the embedding, but lm_head.weight differs from it; \
+             lm_head.weight is used, as in Transformers 5",
+            dir.display()
+        );
+        config.tie_word_embeddings = false;
+    }
     let missing = RefCell::new(Vec::new());
     let used = RefCell::new(BTreeSet::new());
     let get = |name: &str, shape: &[i64]| -> Result<Tensor, ModelError> {
@@ -173,6 +181,20 @@ fn from_checkpoint(
     }
     let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
     Err(ModelError::Tensors { path: dir.to_owned(), missing: some(&missing), unused: some(&unused) })
+}
+
+/// Whether the files contain an output head that differs from the embedding.
+fn has_own_head(checkpoint: &Checkpoint) -> Result<bool, ModelError> {
+    let (head, table) = ("lm_head.weight", "model.embed_tokens.weight");
+    let (Some(of_head), Some(of_table)) = (checkpoint.info(head), checkpoint.info(table)) else { return Ok(false) };
+    if of_head.shape != of_table.shape {
+        return Ok(true);
+    }
+    if of_head.dtype == of_table.dtype {
+        return Ok(checkpoint.bytes(head)? != checkpoint.bytes(table)?);
+    }
+    let load = |name| load_tensor(checkpoint, name, Kind::Float, Device::Cpu);
+    Ok(!load(head)?.equal(&load(table)?))
 }
 
 /// Lists the first few names, and the number of the others.

@@ -130,7 +130,10 @@ fn penalize(penalty: f32, history: &[u32], scores: &mut [f32]) {
 impl Sampling {
     fn process(&self, scores: &mut [f32]) {
         if self.temperature != 1.0 {
-            scores.iter_mut().for_each(|s| *s /= self.temperature);
+            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // Only differences between scores matter; with the largest at zero, a low temperature cannot overflow.
+            let shift = if (most / self.temperature).is_finite() { 0.0 } else { most };
+            scores.iter_mut().for_each(|s| *s = (*s - shift) / self.temperature);
         }
         if let Some(k) = self.top_k.filter(|&k| k < scores.len()) {
             keep_top_k(k, scores);
@@ -226,6 +229,18 @@ mod tests {
         // The lower the temperature, the fewer tokens are needed.
         assert_eq!(kept(&sampling(0.1, None, 0.9)), [1, 3]);
         assert_eq!(kept(&sampling(5.0, None, 0.9)), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_temperature_near_zero_does_not_overflow() {
+        for temperature in [1e-30, 3e-39, 1e-40, f32::from_bits(1)] {
+            for offset in [0.0, -10.0] {
+                let mut scores = LOGITS.map(|x| x + offset);
+                sampling(temperature, None, 1.0).process(&[], &mut scores);
+                assert_eq!(scores[1], scores[3]);
+                assert!(scores[1].is_finite() && scores[4] - scores[1] < -1e20, "{temperature} {scores:?}");
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub(crate) type Scored = (f64, bool);
 /// second token, and whether it was the most likely one.
 ///
 /// # Errors
-/// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::Torch`].
+/// [`ModelError::EmptySequence`], [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Torch`].
 pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<(f64, bool)>>, ModelError> {
     if let Some(index) = sequences.iter().position(|s| s.is_empty()) {
         return Err(ModelError::EmptySequence { index });
@@ -116,7 +116,11 @@ impl Questions {
             };
             let places: Vec<i64> = of_chunk.iter().map(place).collect();
             let x = x.narrow(0, (chunk * CHUNK) as i64, rows.len() as i64);
-            of_chunk.iter().zip(log_probs(model, &x, &places)).for_each(|(&i, answer)| answers[i] = answer);
+            let scored = log_probs(model, &x, &places);
+            if scored.iter().any(|(value, _)| value.is_nan()) {
+                return Err(ModelError::NotANumber);
+            }
+            of_chunk.iter().zip(scored).for_each(|(&i, answer)| answers[i] = answer);
             open = later;
         }
         Ok(answers)

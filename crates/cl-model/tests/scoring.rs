@@ -195,6 +195,8 @@ fn a_model_that_computes_nan_answers_nothing() {
     let _ = weight.get(0).fill_(f64::NAN);
     let message = greedy(&model, &[&[1, 2]], 3, &[], &mut |_, _| false).unwrap_err().to_string();
     assert!(message.contains("NaN") && message.contains("cl check"), "{message}");
+    let scored = token_log_probs(&model, &[&[1, 2, 3]]).unwrap_err().to_string();
+    assert!(scored.contains("NaN"), "{scored}");
 }
 
 #[test]

@@ -93,7 +93,7 @@ pub struct Args {
     pub lm_eval: Option<PathBuf>,
     /// Maximum number of tokens of prompt and answer; longer prompts are truncated on the left [default: the model's
     /// context].
-    #[arg(long)]
+    #[arg(long, value_parser = super::values::count)]
     pub max_length: Option<usize>,
     /// Maximum number of tokens per forward pass.
     #[arg(long, value_parser = super::values::count, default_value_t = DEFAULT_BATCH_TOKENS)]

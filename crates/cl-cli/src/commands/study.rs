@@ -72,6 +72,10 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
         writeln!(out, "{}", line(&stage.name, if stage.done { "done" } else { "to do" }, cells))?;
     }
     let left: Vec<&PlannedStage> = plan.stages.iter().filter(|stage| !stage.done).collect();
+    if left.is_empty() {
+        writeln!(out, "{} stages, all completed", plan.stages.len())?;
+        return Ok(());
+    }
     let sum = |of: fn(&PlannedStage) -> u64| left.iter().map(|stage| of(stage)).sum::<u64>();
     let seconds: f64 = left.iter().map(|stage| stage.seconds).sum();
     let memory = left.iter().map(|stage| stage.memory).max().unwrap_or(0);

@@ -114,16 +114,22 @@ impl Keys {
         Ok(keys)
     }
 
-    /// `rope_theta`, from its own key or from Transformers 5's `rope_parameters`.
+    /// The table of rotary settings: `rope_scaling`, or Transformers 5's `rope_parameters`. Its values take precedence
+    /// over the keys of the same names beside it, as in Transformers.
+    fn rope_table(&self) -> Option<&Map<String, Value>> {
+        self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())
+    }
+
+    /// `rope_theta`, from the table of rotary settings or from its own key.
     pub(super) fn theta(&self, default: f64) -> f64 {
-        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
-        self.rope_theta.or(inside).unwrap_or(default)
+        let inside = self.rope_table().and_then(|p| p.get("rope_theta")).and_then(Value::as_f64);
+        inside.or(self.rope_theta).unwrap_or(default)
     }
 
     /// Fraction of each head that is rotated.
     pub(super) fn partial_rotary(&self) -> Result<f64, RopeProblem> {
-        let inside = self.rope_parameters.as_ref().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
-        match self.partial_rotary_factor.or(inside).unwrap_or(1.0) {
+        let inside = self.rope_table().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
+        match inside.or(self.partial_rotary_factor).unwrap_or(1.0) {
             factor if factor > 0.0 && factor <= 1.0 => Ok(factor),
             factor => Err(RopeProblem::PartialRange { factor }),
         }
@@ -131,7 +137,7 @@ impl Keys {
 
     /// `rope_scaling`, or the corresponding part of Transformers 5's `rope_parameters`.
     pub(super) fn scaling(&self) -> Result<RopeScaling, RopeProblem> {
-        match self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()) {
+        match self.rope_table() {
             Some(map) => scaling(map),
             None => Ok(RopeScaling::Default),
         }

@@ -439,6 +439,8 @@ mod tests {
         let new = read(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}})).unwrap();
         assert_eq!(old, new);
         assert_eq!(old.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+        let both = read(json!({"rope_theta": 777.0, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}));
+        assert_eq!(both.unwrap().rope_theta, 5e5);
     }
 
     #[test]
