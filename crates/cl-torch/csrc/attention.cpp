@@ -23,16 +23,16 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// Calls `body` for every head of every sequence, with scratch memory.
+// Calls `body` for every sequence and for heads 0, `step`, 2 · `step`, … below `heads`, with scratch memory.
 template <class S, class F>
-void over_heads(const std::vector<int64_t>& starts, int64_t heads, const S& scratch_of, const F& body) {
+void over_heads(const std::vector<int64_t>& starts, int64_t heads, int64_t step, const S& scratch_of, const F& body) {
   struct Unit {
     int64_t sequence, head, length, cost;
   };
   std::vector<Unit> units;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {
     const int64_t length = starts[s + 1] - starts[s];
-    for (int64_t h = 0; length > 0 && h < heads; ++h) units.push_back({(int64_t)s, h, length, length * length});
+    for (int64_t h = 0; length > 0 && h < heads; h += step) units.push_back({(int64_t)s, h, length, length * length});
   }
   cl::over_units(std::move(units), [&](const Unit& unit, std::vector<float>& scratch) {
     const size_t floats = scratch_of(unit.length);
@@ -41,25 +41,31 @@ void over_heads(const std::vector<int64_t>& starts, int64_t heads, const S& scra
   });
 }
 
+// `groups` query heads from `head` on, which share a key/value head.
 template <class T>
-cl::Head<T> head_of(const Tensor& q, const Tensor& k, const Tensor& v, int64_t start, int64_t end, int64_t head, double scale) {
+cl::Head<T> head_of(const Tensor& q, const Tensor& k, const Tensor& v, int64_t start, int64_t end, int64_t head, int64_t groups,
+                    double scale) {
   const int64_t d = q.size(2), heads = q.size(1), kv_heads = k.size(1), kv_head = head / (heads / kv_heads);
   const int64_t kv = (start * kv_heads + kv_head) * d;
-  return {data<T>(q) + (start * heads + head) * d, data<T>(k) + kv, data<T>(v) + kv, heads * d, kv_heads * d, end - start, d, (float)scale};
+  return {data<T>(q) + (start * heads + head) * d, data<T>(k) + kv, data<T>(v) + kv, heads * d, kv_heads * d, end - start, d, groups,
+          (float)scale};
 }
 
 struct PackedAttention : torch::autograd::Function<PackedAttention> {
   static Tensor forward(AutogradContext* ctx, Tensor q, Tensor k, Tensor v, std::vector<int64_t> starts, double scale) {
     q = q.contiguous(), k = k.contiguous(), v = v.contiguous();
-    const int64_t tokens = q.size(0), heads = q.size(1), d = q.size(2);
+    const int64_t tokens = q.size(0), heads = q.size(1), d = q.size(2), kv_heads = k.size(1);
+    // Query heads that share keys are computed together, if that leaves enough units to balance the threads.
+    const bool together = (int64_t)(starts.size() - 1) * kv_heads >= 4 * at::get_num_threads();
+    const int64_t groups = together ? heads / kv_heads : 1;
     Tensor out = at::empty_like(q), logsumexp = at::empty({heads, tokens}, q.options().dtype(at::kFloat));
     with_type(q, [&](auto* t) {
       using T = Pointee<decltype(t)>;
       auto scratch = [&](int64_t length) { return cl::kernels().attend_scratch(length, d); };
-      over_heads(starts, heads, scratch, [&](int64_t s, int64_t h, float* memory) {
+      over_heads(starts, heads, groups, scratch, [&](int64_t s, int64_t h, float* memory) {
         const int64_t a = starts[s];
-        cl::loops<T>().attend(head_of<T>(q, k, v, a, starts[s + 1], h, scale), data<T>(out) + (a * heads + h) * d,
-                              data<float>(logsumexp) + h * tokens + a, memory);
+        cl::loops<T>().attend(head_of<T>(q, k, v, a, starts[s + 1], h, groups, scale), data<T>(out) + (a * heads + h) * d,
+                              data<float>(logsumexp) + h * tokens + a, tokens, memory);
       });
     });
     ctx->save_for_backward({q, k, v, out, logsumexp});
@@ -83,9 +89,9 @@ struct PackedAttention : torch::autograd::Function<PackedAttention> {
     with_type(q, [&](auto* t) {
       using T = Pointee<decltype(t)>;
       auto scratch = [&](int64_t length) { return cl::kernels().attend_back_scratch(length, d); };
-      over_heads(starts, heads, scratch, [&](int64_t s, int64_t h, float* memory) {
+      over_heads(starts, heads, 1, scratch, [&](int64_t s, int64_t h, float* memory) {
         const int64_t a = starts[s], at = (a * heads + h) * d, part = (h * tokens + a) * width;
-        cl::loops<T>().attend_back(head_of<T>(q, k, v, a, starts[s + 1], h, scale), data<T>(out) + at, data<T>(d_out) + at,
+        cl::loops<T>().attend_back(head_of<T>(q, k, v, a, starts[s + 1], h, 1, scale), data<T>(out) + at, data<T>(d_out) + at,
                                    data<float>(logsumexp) + h * tokens + a, data<T>(dq) + at, data<float>(dk) + part,
                                    data<float>(dv) + part, memory);
       });

@@ -256,50 +256,96 @@ float score(float* row, int64_t first, int64_t n, float scale, float cap) {
   return largest(most);
 }
 
+// Returns the largest of the first n elements.
+float largest_of(const float* row, int64_t n) {
+  vf most = splat(-__builtin_inff());
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) most = larger(load(row + j), most);
+  if (j < n) {
+    const vf last = load(row + j);  // rows are padded
+    most = larger(select(lane_numbers() < (int32_t)(n - j), last, splat(-__builtin_inff())), most);
+  }
+  return largest(most);
+}
+
 // Turns scores into exp(score − most), in place; entries before `first` and in [n, end) become 0. Returns the sum.
 float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
   vf sums{};
   for (int64_t j = 0; j < end; j += kLanes) {
-    const vi place = lane_numbers() + (int32_t)j;
-    vf p = select((place >= (int32_t)first) & (place < (int32_t)n), exponential(load(row + j) - most), vf{});
+    vf p = exponential(load(row + j) - most);
+    if (j < first || j + kLanes > n) {
+      const vi place = lane_numbers() + (int32_t)j;
+      p = select((place >= (int32_t)first) & (place < (int32_t)n), p, vf{});
+    }
     sums += p;
     store(row + j, p);
   }
   return sum(sums);
 }
 
-// Floats of scratch memory: transposed keys, values and keys as rows, queries, products, outputs.
+// Products of the queries, m × d, with the first n cached keys.
+template <class T>
+void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* keys, float* products, int64_t row) {
+  for (int64_t i = 0; i < n; i += cl::kBlock) {
+    const int64_t some = n - i < cl::kBlock ? padded(n - i) : cl::kBlock;
+    multiply(m, some, d, queries, keys + i * d, cl::kBlock, products + i, row, false);
+  }
+}
+
+// Transposes keys, rows × padded(d), within blocks of kBlock rows; the last block is padded with zeros.
+void transpose_blocks(const float* x, int64_t rows, int64_t d, float* y) {
+  const int64_t x_width = padded(d);
+  for (int64_t start = 0; start < rows; start += cl::kBlock, x += cl::kBlock * x_width, y += d * cl::kBlock) {
+    const int64_t some = rows - start < cl::kBlock ? rows - start : cl::kBlock;
+    for (int64_t j = 0; j < d; ++j) {
+      for (int64_t i = 0; i < some; ++i) y[j * cl::kBlock + i] = x[i * x_width + j];
+      for (int64_t i = some; i < cl::kBlock; ++i) y[j * cl::kBlock + i] = 0;
+    }
+  }
+}
+
+// Floats of scratch memory: values and keys as rows, keys transposed in blocks, queries, products, outputs.
 int64_t attend_scratch(int64_t length, int64_t d) {
-  return padded(length) * d + 2 * length * padded(d) + kQueries * (padded(length) + 2 * padded(d));
+  return (length + cl::kBlock) * d + 2 * length * padded(d) + kQueries * (padded(length) + 2 * padded(d));
 }
 
 template <class T>
-void attend(const cl::Head<T>& head, T* out, float* logsumexp, float* scratch) {
+void attend(const cl::Head<T>& head, T* out, float* logsumexp, int64_t row, float* scratch) {
   const int64_t d = head.d, width = padded(d), keys = padded(head.length);
   float* values = scratch;
   float* key_rows = values + head.length * width;
   float* keys_t = key_rows + head.length * width;
-  float* queries = keys_t + d * keys;
+  float* queries = keys_t + (head.length + cl::kBlock) * d;
   float* products = queries + kQueries * width;
   float* results = products + kQueries * keys;
   copy_rows(head.v, head.kv_stride, head.length, d, values);
   copy_rows(head.k, head.kv_stride, head.length, d, key_rows);
-  transpose(key_rows, head.length, d, keys_t);
+  transpose_blocks(key_rows, head.length, d, keys_t);
   for (int64_t start = 0; start < head.length; start += kQueries) {
     const int64_t end = start + kQueries < head.length ? start + kQueries : head.length, rows = end - start;
-    copy_rows(head.q + start * head.q_stride, head.q_stride, rows, d, queries);
-    multiply(rows, padded(end), d, {queries, width, 1}, keys_t, keys, products, keys, false);
-    float totals[kQueries];
-    for (int64_t i = 0; i < rows; ++i) {
-      const float most = score(products + i * keys, 0, start + i + 1, head.scale, 0);
-      totals[i] = weights_of(products + i * keys, 0, start + i + 1, padded(end), most);
-      logsumexp[start + i] = most + __builtin_logf(totals[i]);
+    for (int64_t g = 0; g < head.groups; ++g) {
+      const int64_t at = start * head.q_stride + g * d;
+      copy_rows(head.q + at, head.q_stride, rows, d, queries);
+      for (int64_t j = 0; j < rows * width; j += kLanes) store(queries + j, load(queries + j) * head.scale);
+      multiply_keys(rows, end, d, {queries, width, 1}, keys_t, products, keys);
+      float totals[kQueries];
+      for (int64_t i = 0; i < rows; ++i) {
+        float* scores = products + i * keys;
+        const float most = largest_of(scores, start + i + 1);
+        totals[i] = weights_of(scores, 0, start + i + 1, padded(end), most);
+        logsumexp[g * row + start + i] = most + __builtin_logf(totals[i]);
+      }
+      // Blocks of values stay in the L1 cache for all rows.
+      for (int64_t i = 0; i < end; i += cl::kBlock) {
+        const int64_t some = end - i < cl::kBlock ? end - i : cl::kBlock;
+        multiply(rows, width, some, {products + i, keys, 1}, values + i * width, width, results, width, i > 0);
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        const float factor = 1.0f / totals[i];
+        for (int64_t j = 0; j < width; j += kLanes) store(results + i * width + j, load(results + i * width + j) * factor);
+      }
+      narrow_rows(results, width, rows, d, out + at, head.q_stride);
     }
-    multiply(rows, width, end, {products, keys, 1}, values, width, results, width, false);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < width; j += kLanes) store(results + i * width + j, load(results + i * width + j) / totals[i]);
-    }
-    narrow_rows(results, width, rows, d, out + start * head.q_stride, head.q_stride);
   }
 }
 
@@ -366,15 +412,6 @@ void append(const cl::Continued<T>& head) {
       for (int64_t j = 0; j < d; ++j) key[j * cl::kBlock] = k[j];
       __builtin_memcpy(values + i * width, v, d * sizeof(T));
     }
-  }
-}
-
-// Products of the queries, m × d, with the first n cached keys.
-template <class T>
-void multiply_keys(int64_t m, int64_t n, int64_t d, Strided queries, const T* keys, float* products, int64_t row) {
-  for (int64_t i = 0; i < n; i += cl::kBlock) {
-    const int64_t some = n - i < cl::kBlock ? padded(n - i) : cl::kBlock;
-    multiply(m, some, d, queries, keys + i * d, cl::kBlock, products + i, row, false);
   }
 }
 

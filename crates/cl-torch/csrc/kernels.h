@@ -11,12 +11,13 @@ typedef uint16_t bf16;  // raw bits
 // vectors.
 constexpr int64_t kPad = 16;
 
-// One head of one sequence in causal attention, with `length` tokens of dimension `d`: element (i, j) of q is q[i ·
-// q_stride + j], and likewise for k and v with kv_stride.
+// One key/value head of one sequence in causal attention, with `length` tokens of dimension `d`: element (i, j) of k is
+// k[i · kv_stride + j], and likewise for v. Its `groups` query heads follow each other: element (i, j) of query head g is
+// q[i · q_stride + g · d + j].
 template <class T>
 struct Head {
   const T *q, *k, *v;
-  int64_t q_stride, kv_stride, length, d;
+  int64_t q_stride, kv_stride, length, d, groups;
   float scale;
 };
 
@@ -52,7 +53,9 @@ struct Loops {
   void (*silu_mul_back)(const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, int64_t n);
   void (*norm_weight)(const T* x, const T* dy, float r, float* sums, int64_t n);
   void (*rotate)(const T* x, const T* cos, const T* sin, float sign, T* y, int64_t half, int64_t n);
-  void (*attend)(const Head<T>& head, T* out, float* logsumexp, float* scratch);
+  // Of all query heads; the logarithms of their sums of weights are `row` elements apart.
+  void (*attend)(const Head<T>& head, T* out, float* logsumexp, int64_t row, float* scratch);
+  // Of one query head.
   void (*attend_back)(const Head<T>& head, const T* out, const T* d_out, const float* logsumexp, T* dq, float* dk, float* dv,
                       float* scratch);
   // Appends the new keys and values to the cache.

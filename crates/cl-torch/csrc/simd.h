@@ -161,23 +161,32 @@ CL_INLINE float largest(vf v) {
   return most;
 }
 
+// Element-wise maximum and minimum. A NaN in b is returned.
+#if defined(__AVX512F__)
+CL_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+CL_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+CL_INLINE vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+CL_INLINE vf smaller(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+CL_INLINE vf larger(vf a, vf b) { return select(a > b, a, b); }
+CL_INLINE vf smaller(vf a, vf b) { return select(a < b, a, b); }
+#endif
+
 // Computes e^v, within 2 units in the last place between −87 and 88: e^v = 2^n · e^f, |f| ≤ ln 2 / 2, with Cephes'
-// polynomial for e^f. Returns infinity above 88, and e^−87, about 1.6e-38, below −87.
+// polynomial for e^f. Beyond these limits, returns the value at the limit: about 1.6e-38 or 1.7e38.
 CL_INLINE vf exponential(vf v) {
-  const vi above = v > 88.0f;
-  v = select(above, splat(88.0f), v);
-  v = select(v < -87.0f, splat(-87.0f), v);
-  const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
-  vf n = (v * 1.44269504f + magic) - magic;
-  vf f = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+  v = larger(splat(-87.0f), smaller(splat(88.0f), v));
+  const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, held by the lowest bits
+  const vf sum = v * 1.44269504f + magic, n = sum - magic;
+  const vf f = (v - n * 0.693359375f) + n * 2.12194440e-4f;
   vf p = f * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * f + 8.3334519073e-3f;
   p = p * f + 4.1665795894e-2f;
   p = p * f + 1.6666665459e-1f;
   p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.0f;
-  p *= (vf)((__builtin_convertvector(n, vi) + 127) << 23);
-  return select(above, splat(__builtin_inff()), p);
+  p = p * (f * f) + (f + 1.0f);
+  return (vf)((vi)p + ((vi)sum << 23));
 }
 
 }  // namespace
