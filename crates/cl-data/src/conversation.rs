@@ -8,8 +8,8 @@ use crate::{ChatTemplate, Encoded, Error, Message, Tokenizer};
 ///
 /// Turns are located in the text of the whole conversation, which also works for templates that render earlier turns
 /// differently from the last one (some omit earlier reasoning). A token that starts in the generation prompt and ends
-/// in the message, such as a word with its leading space, belongs to the message. A conversation of more than
-/// `max_length` tokens is truncated at its end.
+/// in the message, such as a word with its leading space, belongs to the message. The loss covers none of the first
+/// `context` messages. A conversation of more than `max_length` tokens is truncated at its end.
 ///
 /// # Errors
 /// Returns an error if the template rejects the conversation or changes the assistant's messages, or if the text cannot
@@ -18,10 +18,11 @@ pub(crate) fn encode_conversation(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Message],
+    context: usize,
     max_length: Option<usize>,
 ) -> Result<Encoded, Error> {
     let text = template.render(messages, false)?;
-    let answers = answers(template, messages, &text)?;
+    let answers = answers(template, messages, context, &text)?;
     let (mut ids, places) = tokenizer.encode_with_offsets(&text)?;
     let mut learned: Vec<Range<usize>> = Vec::new();
     let is_special = |place: usize| ids.get(place).is_some_and(|&id| tokenizer.is_special(id));
@@ -61,22 +62,29 @@ struct Turn {
     end: usize,
 }
 
-/// Locates the assistant's turns.
-fn answers(template: &ChatTemplate, messages: &[Message], text: &str) -> Result<Vec<Turn>, Error> {
+/// Locates the assistant's turns, except those of the first `context` messages.
+fn answers(template: &ChatTemplate, messages: &[Message], context: usize, text: &str) -> Result<Vec<Turn>, Error> {
     let mut turns: Vec<Turn> = Vec::new();
     let mut contents = marked(template, messages, text).unwrap_or_default().into_iter();
+    let mut from = 0;
     for (i, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
         let before = template.render(&messages[..i], true)?;
-        let from = turns.last().map_or(0, |turn| turn.answer.end);
         let opened = text.starts_with(&before).then_some(before.len()).filter(|start| *start >= from);
-        let range = match contents.next() {
+        let is_context = i < context;
+        // Templates may omit what is only context. It is not searched for, as the same text could occur later.
+        let start = if is_context { opened } else { Some(opened.unwrap_or(from)) };
+        let found = contents.next().or_else(|| searched(message.content.trim(), text, start?));
+        let range = match found {
             Some(range) => range,
-            None => searched(message.content.trim(), text, opened.unwrap_or(from))
-                .ok_or_else(|| template.error(ChatProblem::NotRendered { index: i }))?,
+            None if is_context => continue,
+            None => return Err(template.error(ChatProblem::NotRendered { index: i })),
         };
         let Range { start, end } = with_white_space(range, &message.content, text);
-        let start = opened.filter(|opened| *opened <= start).unwrap_or(start);
-        turns.push(Turn { answer: start..end, end: turn_end(template, &messages[..=i], text, end) });
+        from = end;
+        if !is_context {
+            let start = opened.filter(|opened| *opened <= start).unwrap_or(start);
+            turns.push(Turn { answer: start..end, end: turn_end(template, &messages[..=i], text, end) });
+        }
     }
     Ok(turns)
 }
@@ -170,14 +178,23 @@ mod tests {
         Tokenizer::from_dir(folder).unwrap()
     }
 
-    fn encode(template: &str, turns: &[(&str, &str)], max_length: Option<usize>) -> Result<Encoded, String> {
+    fn encode_after(
+        context: usize,
+        template: &str,
+        turns: &[(&str, &str)],
+        max_length: Option<usize>,
+    ) -> Result<Encoded, String> {
         let folder = tempfile::tempdir().unwrap();
         let tokenizer = tokenizer(folder.path());
         let chat = ChatTemplate::new(template, &[("bos_token", "<s>"), ("eos_token", "</s>")]).unwrap();
         let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         Encoding { tokenizer: &tokenizer, chat: Some(&chat), max_length, profile: Profile::Method }
-            .example(&Example::Chat { messages })
+            .example(&Example::Chat { messages, context })
             .map_err(|e| e.to_string())
+    }
+
+    fn encode(template: &str, turns: &[(&str, &str)], max_length: Option<usize>) -> Result<Encoded, String> {
+        encode_after(0, template, turns, max_length)
     }
 
     const TURNS: [(&str, &str); 5] = [
@@ -195,6 +212,23 @@ mod tests {
         assert_eq!(encoded.learned, [9..11, 16..19]);
         let labels: Vec<i64> = encoded.labels().into_iter().filter(|&label| label != -100).collect();
         assert_eq!((labels.as_slice(), encoded.targets()), (&[9, 2, 10, 8, 2][..], 5));
+    }
+
+    #[test]
+    fn messages_that_are_only_context_are_not_learned() {
+        let whole = encode(TEMPLATE, &TURNS, None).unwrap();
+        let last = &[16, 17, 18][..];
+        for (context, expected) in [(2, &[9, 10, 16, 17, 18][..]), (3, last), (4, last), (5, &[])] {
+            let encoded = encode_after(context, TEMPLATE, &TURNS, None).unwrap();
+            let learned: Vec<usize> = encoded.learned.into_iter().flatten().collect();
+            assert_eq!((encoded.input_ids.as_slice(), learned.as_slice()), (whole.input_ids.as_slice(), expected));
+        }
+        // A template may omit them, but not an answer that is learned.
+        let omits = "{% if m.role != 'assistant' or loop.last %}{{ m.content | trim }}{% endif %}";
+        let template = TEMPLATE.replace("{{ m.content | trim }}", omits);
+        let turns = [("user", "one"), ("assistant", "be"), ("user", "two"), ("assistant", "three one")];
+        assert!(encode(&template, &turns, None).unwrap_err().contains("message 1 of the assistant"));
+        assert_eq!(encode_after(2, &template, &turns, None).unwrap().targets(), 3);
     }
 
     #[test]
@@ -221,7 +255,7 @@ mod tests {
         let chat = ChatTemplate::new(template, &[("bos_token", "<s>"), ("eos_token", "</s>")]).unwrap();
         let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         let text = chat.render(&messages, false).unwrap();
-        answers(&chat, &messages, &text).unwrap().into_iter().map(|turn| text[turn.answer].to_owned()).collect()
+        answers(&chat, &messages, 0, &text).unwrap().into_iter().map(|turn| text[turn.answer].to_owned()).collect()
     }
 
     #[test]
@@ -277,7 +311,7 @@ mod tests {
         let messages = [("user", "a"), ("assistant", " b"), ("user", "a"), ("assistant", "b \n")];
         let messages = messages.map(|(role, content)| Message::new(role, content));
         let chat = ChatTemplate::new(template, &[]).unwrap();
-        let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
+        let encoded = encode_conversation(&tokenizer, &chat, &messages, 0, None).unwrap();
         encoded.labels().into_iter().filter(|label| *label >= 0).collect()
     }
 
@@ -319,7 +353,7 @@ mod tests {
             "{% for m in messages %}A: {{ m.content }};{% endfor %}{% if add_generation_prompt %}A: {% endif %}";
         let chat = ChatTemplate::new(template, &[]).unwrap();
         let messages = [Message::new("user", "hi"), Message::new("assistant", "hi")];
-        let encoded = encode_conversation(&tokenizer, &chat, &messages, None).unwrap();
+        let encoded = encode_conversation(&tokenizer, &chat, &messages, 0, None).unwrap();
         assert_eq!(encoded.input_ids, [0, 1, 6, 7, 0, 1, 6, 7]);
         assert_eq!(encoded.learned.into_iter().flatten().collect::<Vec<_>>(), [6]);
     }

@@ -1,5 +1,5 @@
 use std::cell::Cell;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Cursor, Read};
 use std::path::Path;
 
 use serde_json::Value;
@@ -26,12 +26,23 @@ impl<R: Read> Read for Bounded<'_, R> {
     }
 }
 
-/// Passes each row of a CSV or TSV file to `take`. The first line contains the field names; all values are text.
-pub(crate) fn each_row(path: &Path, separator: u8, reader: impl Read, take: TakeRow<'_>) -> Result<(), Error> {
+/// Passes each row of a CSV or TSV file to `take`. The first line contains the field names; all values are text. Without
+/// a `separator`, it is detected from the first line.
+pub(crate) fn each_row(
+    path: &Path,
+    separator: Option<u8>,
+    reader: &mut dyn BufRead,
+    take: TakeRow<'_>,
+) -> Result<(), Error> {
     let form = |problem| Error::Form { path: path.to_owned(), problem };
     let wrong = |error| form(problem(error));
+    let (separator, start) = match separator {
+        Some(separator) => (separator, Vec::new()),
+        None => detect(reader).map_err(|source| Error::Io { path: path.to_owned(), source })?,
+    };
     let since = Cell::new(0);
-    let mut file = csv::ReaderBuilder::new().delimiter(separator).from_reader(Bounded { reader, since: &since });
+    let reader = Bounded { reader: Cursor::new(start).chain(reader), since: &since };
+    let mut file = csv::ReaderBuilder::new().delimiter(separator).from_reader(reader);
     let names = file.headers().map_err(wrong)?.clone();
     if let Some((_, name)) = names.iter().enumerate().find(|(i, name)| names.iter().take(*i).any(|n| n == *name)) {
         return Err(form(FormProblem::FieldTwice { name: name.to_owned() }));
@@ -45,6 +56,34 @@ pub(crate) fn each_row(path: &Path, separator: u8, reader: impl Read, take: Take
         index += 1;
     }
     Ok(())
+}
+
+/// Detects the separator from the first line: a comma if there is one outside of quotation marks, else a semicolon or a
+/// tab if only one of the two occurs, else a comma. Also returns the bytes that were read.
+fn detect(reader: &mut dyn BufRead) -> io::Result<(u8, Vec<u8>)> {
+    let (mut read, mut found) = (Vec::new(), [(b',', false), (b';', false), (b'\t', false)]);
+    let (mut quoted, mut blank) = (false, true);
+    'header: while read.len() <= MAX_LINE {
+        let start = read.len();
+        if (&mut *reader).take(MAX_LINE as u64).read_until(b'\n', &mut read)? == 0 {
+            break;
+        }
+        for &byte in &read[start..] {
+            match byte {
+                b'\n' | b'\r' if !quoted && !blank => break 'header,
+                b'\n' | b'\r' => continue,
+                b'"' => quoted = !quoted,
+                _ => found.iter_mut().filter(|(separator, _)| *separator == byte && !quoted).for_each(|f| f.1 = true),
+            }
+            blank = false;
+        }
+    }
+    let separator = match found.map(|(_, found)| found) {
+        [false, true, false] => b';',
+        [false, false, true] => b'\t',
+        _ => b',',
+    };
+    Ok((separator, read))
 }
 
 fn problem(error: csv::Error) -> FormProblem {

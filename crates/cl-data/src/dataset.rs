@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use crate::row_format::RowFormat;
 use crate::rows::each_row;
-use crate::{Columns, Error, Example, Format, HeldOut};
+use crate::{Columns, Error, Example, Format, Found, HeldOut};
 
 /// The examples of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Dataset {
     pub hash: String,
     /// Rows that were removed from the examples for validation.
     pub held_out: Option<HeldOut>,
+    /// Rows of the file with `tools`, which are not passed to the chat template.
+    pub ignored_tools: Found,
 }
 
 /// A split of a data set.
@@ -96,10 +98,13 @@ pub fn load(path: &Path, format: Format) -> Result<Dataset, Error> {
 /// Returns the same errors as [`load`], and [`Error::Columns`] if `columns` is invalid.
 pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset, Error> {
     let wrong = |problem| Error::Columns { path: path.to_owned(), problem };
-    let mut row_format = RowFormat::new(format, columns).map_err(wrong)?;
-    let mut examples = Vec::new();
-    let hash = each_row(path, &mut |index, row| {
+    let row_format = RowFormat::new(format, columns).map_err(wrong)?;
+    let (mut examples, mut ignored_tools) = (Vec::new(), Found::default());
+    let hash = each_row(path, &|names| row_format.used(names), &mut |index, row| {
         examples.push(row_format.example(path, index, &row)?);
+        if row_format.ignores_tools(&row) {
+            ignored_tools.note(index);
+        }
         Ok(())
     })?;
     if examples.is_empty() {
@@ -107,7 +112,7 @@ pub fn load_as(path: &Path, format: Format, columns: &Columns) -> Result<Dataset
     }
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let name = file.split('.').next().unwrap_or(&file).to_owned();
-    Ok(Dataset { name, examples, path: path.to_owned(), hash, held_out: None })
+    Ok(Dataset { name, examples, path: path.to_owned(), hash, held_out: None, ignored_tools })
 }
 
 #[cfg(test)]
@@ -177,6 +182,50 @@ mod tests {
             let message = load(&path, Format::Auto).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn the_separator_of_a_table_is_that_of_its_first_line() {
+        for (content, prompt, answer) in [
+            ("prompt;answer\na, b;c\td\n", "a, b", "c\td"),
+            ("\u{feff}\r\n\"prompt\";\"answer\"\r\n\"a;b\";c\r\n", "a;b", "c"),
+            ("prompt\tanswer\na;b\tc\n", "a;b", "c"),
+            ("\"notes; long,\nin\ttwo lines\";prompt;answer\nx;a;b\n", "a", "b"),
+            ("prompt;answer\ra;b\r", "a", "b"),
+            // Commas come first, even if the line could be read in another way.
+            ("prompt,answer,x;y\na,b,c\n", "a", "b"),
+            ("prompt,answer,x\ty\na;,\tb,c\n", "a;", "\tb"),
+        ] {
+            let (_folder, path) = write("x.csv", content.as_bytes());
+            assert_eq!(load(&path, Format::Auto).unwrap().examples, [Example::pair(prompt, answer)], "{content:?}");
+            let (_folder, path) = write("x.csv.gz", &gz(content.as_bytes()));
+            assert_eq!(load(&path, Format::Auto).unwrap().examples, [Example::pair(prompt, answer)], "{content:?}");
+        }
+        for content in ["a;b\tc\n1;2\t3\n", "\"a;b\"\n1\n", "a;b"] {
+            let (_folder, path) = write("x.csv", content.as_bytes());
+            let fields = crate::read_rows(&path).unwrap().rows.first().map_or(1, serde_json::Map::len);
+            assert_eq!(fields, 1, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn rows_with_tools_are_counted() {
+        let messages = r#""messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+        let tools = ["null", "[]", "\"[]\"", "[{}]", "\"[{}]\""];
+        let rows: String = tools.iter().map(|tools| format!("{{{messages}, \"tools\": {tools}}}\n")).collect();
+        let (_folder, path) = write("x.jsonl", rows.as_bytes());
+        assert_eq!(load(&path, Format::Auto).unwrap().ignored_tools, Found { rows: 2, first: vec![3, 4] });
+        let (_folder, path) = write("x.jsonl", br#"{"prompt": "p", "answer": "a", "tools": "hammer"}"#);
+        assert_eq!(load(&path, Format::Auto).unwrap().ignored_tools, Found::default());
+    }
+
+    #[test]
+    fn a_relative_path_is_relative_to_the_current_directory() {
+        let message = load(Path::new("data/missing.jsonl"), Format::Auto).unwrap_err().to_string();
+        assert_eq!(message, "data/missing.jsonl: not found; relative paths start at the current directory");
+        let (folder, _) = write("x.jsonl", b"");
+        let message = load(&folder.path().join("missing.jsonl"), Format::Auto).unwrap_err().to_string();
+        assert!(message.ends_with("missing.jsonl: not found"), "{message}");
     }
 
     #[test]

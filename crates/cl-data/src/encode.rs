@@ -57,7 +57,7 @@ impl Encoding<'_> {
     /// For a pair, the prompt is tokenized with the tokenizer's special tokens, and the answer followed by EOS
     /// separately without them, so that there is always a token boundary between the two; the middle is then truncated
     /// to `max_length` tokens. A conversation is rendered by the chat template; the loss covers the assistant's
-    /// messages, and the end is truncated.
+    /// messages except those that are only context, and the end is truncated.
     ///
     /// # Errors
     /// Returns [`Error::NoEos`] or [`Error::Encode`] if the tokenizer has no EOS or fails, and
@@ -65,9 +65,9 @@ impl Encoding<'_> {
     pub fn example(&self, example: &Example) -> Result<Encoded, Error> {
         match example {
             Example::Pair { prompt, answer } => self.pair(prompt, answer),
-            Example::Chat { messages } => {
+            Example::Chat { messages, context } => {
                 let template = self.chat.ok_or(Error::NoChatTemplate)?;
-                encode_conversation(self.tokenizer, template, messages, self.max_length)
+                encode_conversation(self.tokenizer, template, messages, *context, self.max_length)
             }
         }
     }

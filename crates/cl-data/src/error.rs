@@ -18,6 +18,12 @@ pub enum Error {
     /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
     File(#[from] cl_checkpoint::Error),
+    /// A relative path leads to no file.
+    #[error("{path}: not found; relative paths start at the current directory")]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+    },
     /// A line of a JSONL file is too long.
     #[error("{path}: line {line} is longer than {limit} bytes; expected JSONL, with one object per line")]
     LongLine {

@@ -62,6 +62,7 @@ impl Dataset {
             path: self.path.clone(),
             hash: self.hash.clone(),
             held_out: None,
+            ignored_tools: self.ignored_tools.clone(),
         }
     }
 }
@@ -69,12 +70,19 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Example;
+    use crate::{Example, Found};
 
     #[test]
     fn held_out_rows_follow_from_the_seed_and_are_not_trained_on() {
         let examples: Vec<Example> = (0..50).map(|i| Example::pair(i.to_string(), "a")).collect();
-        let set = Dataset { name: "a".into(), examples, path: "a".into(), hash: String::new(), held_out: None };
+        let set = Dataset {
+            name: "a".into(),
+            examples,
+            path: "a".into(),
+            hash: String::new(),
+            held_out: None,
+            ignored_tools: Found::default(),
+        };
         let split = |fraction, seed| {
             let mut train = set.clone();
             let held = train.hold_out(fraction, seed);

@@ -3,12 +3,13 @@
 //! Nested columns are assembled to records as in Dremel, as described in the format's documentation
 //! (<https://parquet.apache.org/docs/file-format/nestedencoding/>); the crate `parquet` implements this.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -19,24 +20,27 @@ use serde_json::{Number, Value};
 use crate::Error;
 use crate::parquet_limits::{Bounded, Budget, check_schema};
 use crate::problem::ParquetProblem;
-use crate::row::{Row, TakeRow};
+use crate::row::{Row, TakeRow, UsedColumns};
 
 /// Magic number at the start and end of a Parquet file.
 pub(crate) const MAGIC: &[u8] = b"PAR1";
 
-/// Passes each row of a file to `take`; `path` is for error messages.
+/// Passes each row of a file to `take`, without the columns that cannot be read; `path` is for error messages.
 ///
-/// Returns an error if the file is damaged, has types that JSON lacks, or exceeds the limits of [`Budget`].
-pub(crate) fn each_row(path: &Path, file: File, take: TakeRow<'_>) -> Result<(), Error> {
+/// Returns an error if the file is damaged or exceeds the limits of [`Budget`], or if a column that is `used`, or every
+/// column, has a type that JSON lacks or a compression that is not supported.
+pub(crate) fn each_row(path: &Path, file: File, used: UsedColumns<'_>, take: TakeRow<'_>) -> Result<(), Error> {
     let form = |problem: ParquetProblem| Error::Form { path: path.to_owned(), problem: problem.into() };
     // The crate's decoders panic on some damaged pages; `decoded` converts this to an error.
     let (reader, budget) = decoded(|| open(&file)).map_err(form)?;
+    let projection = decoded(|| projection(&reader, used)).map_err(form)?;
     let groups = reader.metadata().row_groups();
     let mut found = 0;
     for group in 0..groups.len() {
         let bounded = || Ok(Bounded { group: reader.get_row_group(group)?, file: &file, budget: budget.clone() });
         let bounded = decoded(|| bounded().map_err(damaged)).map_err(form)?;
-        let mut rows = decoded(|| RowIter::from_row_group(None, &bounded).map_err(damaged)).map_err(form)?;
+        let rows = || RowIter::from_row_group(projection.clone(), &bounded).map_err(damaged);
+        let mut rows = decoded(rows).map_err(form)?;
         while let Some(row) = decoded(|| next(&mut rows, &budget).map_err(damaged)).map_err(form)? {
             take(found, row)?;
             found += 1;
@@ -62,10 +66,38 @@ fn open(file: &File) -> Result<(SerializedFileReader<File>, Arc<Budget>), Parque
     let budget = Budget::new(file.metadata().map_err(io)?.len());
     check_schema(file).map_err(damaged)?;
     let reader = SerializedFileReader::new(file.try_clone().map_err(io)?).map_err(damaged)?;
-    for column in reader.metadata().file_metadata().schema().get_fields() {
-        supported(column, column.name())?;
-    }
     Ok((reader, Arc::new(budget)))
+}
+
+/// Returns the schema of the columns that can be read; `None` for all.
+fn projection(reader: &SerializedFileReader<File>, used: UsedColumns<'_>) -> Result<Option<Type>, ParquetProblem> {
+    let schema = reader.metadata().file_metadata().schema();
+    let columns = schema.get_fields();
+    let used = used(&columns.iter().map(|column| column.name()).collect::<Vec<_>>());
+    let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let lzo = chunks.filter(|chunk| chunk.compression() == Compression::LZO);
+    let lzo: HashSet<&str> = lzo.filter_map(|chunk| Some(chunk.column_path().parts().first()?.as_str())).collect();
+    let codec = |name: &str| {
+        let problem = || ParquetProblem::Codec { column: name.to_owned(), found: "LZO" };
+        if lzo.contains(name) { Err(problem()) } else { Ok(()) }
+    };
+    let (mut readable, mut omitted) = (Vec::new(), None);
+    for column in columns {
+        let name = column.name();
+        match supported(column, name).and_then(|()| codec(name)) {
+            Ok(()) => readable.push(column.clone()),
+            Err(problem) if used.iter().any(|used| used == name) => return Err(problem),
+            Err(problem) => omitted = omitted.or(Some(problem)),
+        }
+    }
+    match omitted {
+        None => Ok(None),
+        Some(problem) if readable.is_empty() => Err(problem),
+        Some(_) => {
+            let readable = Type::group_type_builder(schema.name()).with_fields(readable).build();
+            readable.map(Some).map_err(damaged)
+        }
+    }
 }
 
 fn next(rows: &mut RowIter<'_>, budget: &Budget) -> Result<Option<Row>, ParquetError> {

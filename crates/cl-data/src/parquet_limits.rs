@@ -5,11 +5,12 @@
 //! allocates what is declared and has no option to limit that, so every page is checked before it is decoded.
 
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
+use lz4_flex::frame::FrameDecoder;
 use parquet::basic::{Compression, Encoding, Type as Physical};
 use parquet::bloom_filter::Sbbf;
 use parquet::column::page::{Page, PageMetadata, PageReader};
@@ -177,18 +178,37 @@ fn check_pages(file: &File, column: &ColumnChunkMetaData, budget: &Budget) -> Re
         }
         budget.pages(header.uncompressed)?;
         let mut data = reader.by_ref().take(header.compressed);
-        // Only the gzip decoder decompresses more than the header declares.
-        if let Compression::GZIP(_) = column.compression() {
+        if header.is_compressed {
             data.read_exact(&mut vec![0; header.levels.min(header.compressed) as usize])?;
             let most = header.uncompressed.saturating_sub(header.levels);
-            let mut unpacked = MultiGzDecoder::new(BufReader::new(&mut data)).take(most + 1);
-            if header.is_compressed && io::copy(&mut unpacked, &mut io::sink()).unwrap_or(0) > most {
+            if let Some(unpacked) = unbounded(column.compression(), &mut data)?
+                && io::copy(&mut unpacked.take(most + 1), &mut io::sink()).unwrap_or(0) > most
+            {
                 return Err(error("a page unpacks to more bytes than its header declares".to_owned()));
             }
         }
         io::copy(&mut data, &mut io::sink())?;
     }
     Ok(())
+}
+
+/// Returns a decoder of a page for those codecs whose decoders in the crate `parquet` decompress more than the header
+/// declares.
+fn unbounded<'d>(codec: Compression, data: &'d mut dyn Read) -> Result<Option<Box<dyn Read + 'd>>> {
+    /// First byte of a stream in Brotli's extension "large window", whose decoder allocates up to 1 GiB. It is not part
+    /// of the format: <https://www.rfc-editor.org/rfc/rfc7932#section-9.1>.
+    const LARGE_WINDOW: u8 = 0x11;
+    let mut data = BufReader::new(data);
+    Ok(match codec {
+        Compression::GZIP(_) => Some(Box::new(MultiGzDecoder::new(data))),
+        Compression::BROTLI(_) if data.fill_buf()?.first() == Some(&LARGE_WINDOW) => {
+            return Err(error("a page in Brotli's extension with large windows".to_owned()));
+        }
+        Compression::BROTLI(_) => Some(Box::new(brotli::Decompressor::new(data, 4096))),
+        // Before Parquet specified LZ4_RAW, some writers stored frames of LZ4 under this codec.
+        Compression::LZ4 => Some(Box::new(FrameDecoder::new(data))),
+        _ => None,
+    })
 }
 
 /// The parts of a page's header that are checked.

@@ -1,5 +1,6 @@
 //! Conversion of a row to an example.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,15 +22,18 @@ pub enum Format {
     Auto,
     /// `prompt` and `answer`, verbatim (TRACE).
     PromptAnswer,
-    /// `prompt` and `completion`, verbatim (TRL).
+    /// `prompt` and `completion`, verbatim (TRL); if both are lists of messages, a conversation whose `completion` is
+    /// trained.
     PromptCompletion,
-    /// `instruction`, `input` (optional) and `output`, with Alpaca's prompt.
+    /// `instruction`, `input` (optional) and `output`, with Alpaca's prompt; a conversation if the row has a `system`
+    /// text or a `history` of `[user, assistant]` pairs (LLaMA-Factory).
     Alpaca,
     /// `query` and `response` (MetaMathQA), with Alpaca's prompt; the first line of the query is the instruction.
     MetaMath,
     /// `question` and `answer`, with lm-evaluation-harness's prompt for GSM8K.
     Gsm8k,
-    /// `messages`, a list with `role` and `content`; or `conversations`, a list with `from` and `value` (ShareGPT).
+    /// `messages`, a list with `role` and `content`; or `conversations`, a list with `from` and `value` (ShareGPT). A
+    /// `system` text of the row is its system message.
     Messages,
     /// `text`; the loss covers all of it.
     Text,
@@ -77,7 +81,7 @@ impl Columns {
 
 /// Converts the rows of a file to examples. The first row determines the format unless it is given.
 pub(crate) struct RowFormat {
-    format: Format,
+    format: Cell<Format>,
     columns: Option<ParsedColumns>,
 }
 
@@ -95,25 +99,67 @@ impl RowFormat {
             (None, Some(answer)) => Some(ParsedColumns::Pair { prompt, answer }),
             (None, None) => None,
         };
-        Ok(RowFormat { format, columns })
+        Ok(RowFormat { format: Cell::new(format), columns })
     }
 
     /// Converts a row to an example.
-    pub(crate) fn example(&mut self, path: &Path, index: usize, row: &Row) -> Result<Example, Error> {
+    pub(crate) fn example(&self, path: &Path, index: usize, row: &Row) -> Result<Example, Error> {
         let wrong = |problem| Error::Row { path: path.to_owned(), row: index, problem: Box::new(problem) };
         match &self.columns {
-            Some(ParsedColumns::Messages(name)) => messages(row, name).map_err(wrong),
+            Some(ParsedColumns::Messages(name)) => conversation(row, name).map_err(wrong),
             Some(ParsedColumns::Pair { prompt, answer }) => {
                 let prompt = prompt.as_ref().map_or(Ok(String::new()), |field| field.of(row)).map_err(wrong)?;
                 Ok(Example::Pair { prompt, answer: answer.of(row).map_err(wrong)? })
             }
             None => {
-                if self.format == Format::Auto {
-                    self.format = detect(row).map_err(wrong)?;
+                if self.format.get() == Format::Auto {
+                    self.format.set(detect(row.keys().map(String::as_str)).map_err(wrong)?);
                 }
-                example(row, self.format).map_err(wrong)
+                example(row, self.format.get()).map_err(wrong)
             }
         }
+    }
+
+    /// Returns those of a file's fields that examples are made of.
+    pub(crate) fn used(&self, names: &[&str]) -> Vec<String> {
+        let used: Vec<String> = match &self.columns {
+            Some(ParsedColumns::Messages(name)) => vec![name.clone(), "system".to_owned()],
+            Some(ParsedColumns::Pair { prompt, answer }) => {
+                prompt.iter().chain([answer]).flat_map(Field::fields).collect()
+            }
+            None => {
+                let detected = || detect(names.iter().copied()).ok();
+                let format = Some(self.format.get()).filter(|format| *format != Format::Auto).or_else(detected);
+                let fields: &[&str] = match format {
+                    None => &[],
+                    Some(Format::Messages) if names.contains(&"messages") => &["messages", "system"],
+                    Some(Format::Messages) => &["conversations", "system"],
+                    Some(Format::Auto | Format::PromptAnswer) => &["prompt", "answer"],
+                    Some(Format::PromptCompletion) => &["prompt", "completion"],
+                    Some(Format::Alpaca) => &["instruction", "input", "output", "system", "history"],
+                    Some(Format::MetaMath) => &["query", "response"],
+                    Some(Format::Gsm8k) => &["question", "answer"],
+                    Some(Format::Text) => &["text"],
+                };
+                fields.iter().map(|field| field.to_string()).collect()
+            }
+        };
+        used.into_iter().filter(|field| names.contains(&field.as_str())).collect()
+    }
+
+    /// Whether a row is in a format of conversations and has `tools`, which are not passed to the chat template.
+    pub(crate) fn ignores_tools(&self, row: &Row) -> bool {
+        let can_have_tools = match &self.columns {
+            Some(columns) => matches!(columns, ParsedColumns::Messages(_)),
+            None => matches!(self.format.get(), Format::Messages | Format::PromptCompletion | Format::Alpaca),
+        };
+        can_have_tools
+            && match row.get("tools") {
+                None | Some(Value::Null) => false,
+                Some(Value::String(text)) => !matches!(text.trim(), "" | "[]" | "null"),
+                Some(Value::Array(tools)) => !tools.is_empty(),
+                Some(_) => true,
+            }
     }
 }
 
@@ -133,6 +179,14 @@ impl Field {
         let template = Template::new(&environment(Dialect::LmEval), text);
         let template = template.map_err(|error| ColumnsProblem::Template { key, error })?;
         Ok(Some(Field::Template(key, Box::new(template))))
+    }
+
+    /// Returns the names of the fields that it needs.
+    fn fields(&self) -> Vec<String> {
+        match self {
+            Field::Name(name) => vec![name.clone()],
+            Field::Template(_, template) => template.undeclared_variables().into_iter().collect(),
+        }
     }
 
     fn of(&self, row: &Row) -> Result<String, RowProblem> {
@@ -170,8 +224,8 @@ fn keys(row: &Row) -> Vec<String> {
     row.keys().cloned().collect()
 }
 
-fn detect(row: &Row) -> Result<Format, RowProblem> {
-    let has = |keys: &[&str]| keys.iter().all(|k| row.contains_key(*k));
+fn detect<'k>(keys: impl Iterator<Item = &'k str>) -> Result<Format, RowProblem> {
+    let keys: Vec<&str> = keys.collect();
     let known: [(&[&str], Format); 8] = [
         (&["messages"], Format::Messages),
         (&["conversations"], Format::Messages),
@@ -182,54 +236,122 @@ fn detect(row: &Row) -> Result<Format, RowProblem> {
         (&["question", "answer"], Format::Gsm8k),
         (&["text"], Format::Text),
     ];
-    let format = known.iter().find(|(names, _)| has(names)).map(|(_, format)| *format);
-    format.ok_or_else(|| RowProblem::UnknownFormat { keys: keys(row) })
+    let format = known.iter().find(|(names, _)| names.iter().all(|name| keys.contains(name)));
+    let unknown = || RowProblem::UnknownFormat { keys: keys.iter().map(|key| key.to_string()).collect() };
+    format.map(|(_, format)| *format).ok_or_else(unknown)
 }
 
 fn example(row: &Row, format: Format) -> Result<Example, RowProblem> {
-    let text = |key: &str| match row.get(key) {
-        Some(Value::String(s)) => Ok(s.as_str()),
-        Some(other) => Err(RowProblem::NotText { key: key.to_owned(), found: kind(other) }),
-        None => Err(missing(row, key)),
-    };
     Ok(match format {
-        Format::Auto | Format::PromptAnswer => Example::pair(text("prompt")?, text("answer")?),
-        Format::PromptCompletion => Example::pair(text("prompt")?, text("completion")?),
-        Format::Alpaca => {
-            let input = if row.contains_key("input") { text("input")? } else { "" };
-            Example::pair(template::alpaca(text("instruction")?, input), text("output")?)
-        }
-        Format::MetaMath => template::metamath(text("query")?, text("response")?),
-        Format::Gsm8k => template::gsm8k(text("question")?, text("answer")?),
+        Format::Auto | Format::PromptAnswer => Example::pair(text(row, "prompt")?, text(row, "answer")?),
+        Format::PromptCompletion if matches!(row.get("prompt"), Some(Value::Array(_))) => return completion(row),
+        Format::PromptCompletion => Example::pair(text(row, "prompt")?, text(row, "completion")?),
+        Format::Alpaca => return alpaca(row),
+        Format::MetaMath => template::metamath(text(row, "query")?, text(row, "response")?),
+        Format::Gsm8k => template::gsm8k(text(row, "question")?, text(row, "answer")?),
         Format::Messages => {
-            return messages(row, if row.contains_key("messages") { "messages" } else { "conversations" });
+            return conversation(row, if row.contains_key("messages") { "messages" } else { "conversations" });
         }
-        Format::Text => Example::pair("", text("text")?),
+        Format::Text => Example::pair("", text(row, "text")?),
     })
 }
 
+fn text<'r>(row: &'r Row, key: &str) -> Result<&'r str, RowProblem> {
+    match row.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(RowProblem::NotText { key: key.to_owned(), found: kind(other) }),
+        None => Err(missing(row, key)),
+    }
+}
+
+/// Returns a field that may be absent; null counts as absent.
+fn optional_text<'r>(row: &'r Row, key: &str) -> Result<&'r str, RowProblem> {
+    if matches!(row.get(key), None | Some(Value::Null)) { Ok("") } else { text(row, key) }
+}
+
+/// Reads a row of Alpaca's fields. With a system message or earlier turns, which Alpaca's prompt has no place for, it is
+/// a conversation, in which `input` follows `instruction` on a new line, as in LLaMA-Factory:
+/// <https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md#alpaca-format>.
+fn alpaca(row: &Row) -> Result<Example, RowProblem> {
+    let (instruction, input) = (text(row, "instruction")?, optional_text(row, "input")?);
+    let (output, system, history) = (text(row, "output")?, optional_text(row, "system")?, history(row)?);
+    if system.is_empty() && history.is_empty() {
+        return Ok(Example::pair(template::alpaca(instruction, input), output));
+    }
+    let mut messages: Vec<Message> = Vec::new();
+    messages.extend((!system.is_empty()).then(|| Message::new("system", system)));
+    messages.extend(history);
+    let question = if input.is_empty() { instruction.to_owned() } else { format!("{instruction}\n{input}") };
+    messages.extend([Message::new("user", question), Message::new("assistant", output)]);
+    Ok(Example::chat(messages))
+}
+
+/// Reads `history`, a list of `[user, assistant]` pairs, as messages.
+fn history(row: &Row) -> Result<Vec<Message>, RowProblem> {
+    let turns = match row.get("history") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::String(text)) if text.is_empty() => return Ok(Vec::new()), // an empty cell of a table
+        Some(Value::Array(turns)) => turns,
+        Some(other) => return Err(RowProblem::NotHistory { found: kind(other) }),
+    };
+    let pair = |(index, turn): (usize, &Value)| match turn.as_array().map(Vec::as_slice) {
+        Some([Value::String(user), Value::String(assistant)]) => {
+            Ok([Message::new("user", user), Message::new("assistant", assistant)])
+        }
+        _ => Err(RowProblem::HistoryTurn { index }),
+    };
+    let pairs = turns.iter().enumerate().map(pair).collect::<Result<Vec<_>, RowProblem>>()?;
+    Ok(pairs.into_iter().flatten().collect())
+}
+
+/// Reads a conversation in two parts, `prompt` and `completion`; the loss covers only the second:
+/// <https://huggingface.co/docs/trl/dataset_formats#prompt-completion>.
+fn completion(row: &Row) -> Result<Example, RowProblem> {
+    let (mut messages, completion) = (messages(row, "prompt")?, messages(row, "completion")?);
+    require_assistant(&completion, "completion")?;
+    let context = messages.len();
+    messages.extend(completion);
+    Ok(Example::Chat { messages, context })
+}
+
+/// Reads a conversation. The row's `system` is its system message, unless it has its own.
+fn conversation(row: &Row, key: &str) -> Result<Example, RowProblem> {
+    let mut messages = messages(row, key)?;
+    require_assistant(&messages, key)?;
+    let system = optional_text(row, "system")?;
+    if !system.is_empty() && messages[0].role != "system" {
+        messages.insert(0, Message::new("system", system));
+    }
+    Ok(Example::chat(messages))
+}
+
+fn require_assistant(messages: &[Message], key: &str) -> Result<(), RowProblem> {
+    let found = messages.iter().any(|m| m.role == "assistant");
+    if found { Ok(()) } else { Err(RowProblem::NoAssistant { key: key.to_owned() }) }
+}
+
 /// Reads messages in the form `{"role", "content"}`, or ShareGPT's `{"from", "value"}`.
-fn messages(row: &Row, key: &str) -> Result<Example, RowProblem> {
+fn messages(row: &Row, key: &str) -> Result<Vec<Message>, RowProblem> {
     let turns = match row.get(key) {
         Some(Value::Array(turns)) => turns,
         Some(other) => return Err(RowProblem::NotMessages { key: key.to_owned(), found: kind(other) }),
         None => return Err(missing(row, key)),
     };
-    let messages = turns.iter().enumerate().map(|(index, turn)| message(key, index, turn));
-    let messages: Vec<Message> = messages.collect::<Result<_, RowProblem>>()?;
-    if !messages.iter().any(|m| m.role == "assistant") {
-        return Err(RowProblem::NoAssistant { key: key.to_owned() });
-    }
-    Ok(Example::Chat { messages })
+    turns.iter().enumerate().map(|(index, turn)| message(key, index, turn)).collect()
 }
 
 fn message(key: &str, index: usize, turn: &Value) -> Result<Message, RowProblem> {
-    let text = |[field, alternative]: [&'static str; 2]| match turn.get(field).or_else(|| turn.get(alternative)) {
-        Some(Value::String(text)) => Ok(text.as_str()),
-        Some(other) => Err(RowProblem::MessageNotText { key: key.to_owned(), index, field, found: kind(other) }),
-        None => Err(RowProblem::MessageMissing { key: key.to_owned(), index, field, alternative }),
+    let value = |[field, alternative]: [&'static str; 2]| {
+        let value = turn.get(field).or_else(|| turn.get(alternative));
+        value.ok_or_else(|| RowProblem::MessageMissing { key: key.to_owned(), index, field, alternative })
     };
-    let role = match text(["role", "from"])? {
+    let not_text =
+        |field, found: &Value| RowProblem::MessageNotText { key: key.to_owned(), index, field, found: kind(found) };
+    let role = match value(["role", "from"])? {
+        Value::String(role) => role.as_str(),
+        other => return Err(not_text("role", other)),
+    };
+    let role = match role {
         "human" => "user",
         "gpt" => "assistant",
         role => role,
@@ -237,7 +359,30 @@ fn message(key: &str, index: usize, turn: &Value) -> Result<Message, RowProblem>
     if let Some(field) = unsupported(turn) {
         return Err(RowProblem::MessageField { key: key.to_owned(), index, field });
     }
-    Ok(Message::new(role, text(["content", "value"])?))
+    match value(["content", "value"])? {
+        Value::String(text) => Ok(Message::new(role, text)),
+        Value::Array(parts) => {
+            let part = |(part, value)| text_part(value).map_err(|found| (part, found));
+            let text = parts.iter().enumerate().map(part).collect::<Result<String, _>>();
+            let wrong = |(part, found)| RowProblem::ContentPart { key: key.to_owned(), index, part, found };
+            Ok(Message::new(role, text.map_err(wrong)?))
+        }
+        other => Err(not_text("content", other)),
+    }
+}
+
+/// Returns the text of a part `{"type": "text", "text": …}` of a message's content; otherwise its type.
+fn text_part(part: &Value) -> Result<&str, String> {
+    match (part.get("type"), part.get("text")) {
+        (Some(Value::String(name)), Some(Value::String(text))) if name == "text" => Ok(text),
+        (Some(Value::String(name)), _) if name != "text" => {
+            Err(format!("has the type `{}`", name.chars().take(40).collect::<String>()))
+        }
+        (Some(Value::String(_)), Some(other)) => Err(format!("has {} as its `text`", kind(other))),
+        (Some(Value::String(_)), None) => Err("has no `text`".to_owned()),
+        _ if part.is_object() => Err("has no `type`".to_owned()),
+        _ => Err(format!("is {}", kind(part))),
+    }
 }
 
 /// Returns an unsupported field that is part of what the assistant says, or that excludes a message from the loss.
@@ -260,7 +405,7 @@ mod tests {
 
     fn read(row: Value, columns: &Columns) -> Result<Example, String> {
         let Value::Object(row) = row else { panic!("an object") };
-        let mut format = RowFormat::new(Format::Auto, columns).map_err(|e| e.to_string())?;
+        let format = RowFormat::new(Format::Auto, columns).map_err(|e| e.to_string())?;
         format.example(Path::new("x"), 0, &row).map_err(|e| e.to_string())
     }
 
@@ -274,7 +419,7 @@ mod tests {
         let plain = Columns::default();
         assert_eq!(read(json!({"prompt": "p", "completion": "c"}), &plain), Ok(Example::pair("p", "c")));
         assert_eq!(read(json!({"text": "t"}), &plain), Ok(Example::pair("", "t")));
-        let chat = Example::Chat { messages: vec![Message::new("user", "q"), Message::new("assistant", "a")] };
+        let chat = Example::chat([Message::new("user", "q"), Message::new("assistant", "a")]);
         let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
         assert_eq!(read(json!({"messages": turns, "prompt": "x", "answer": "y"}), &plain).as_ref(), Ok(&chat));
         let turns = json!([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]);
@@ -288,6 +433,108 @@ mod tests {
         let both = columns(Some("Translate: {{ german }}"), Some("english"), None);
         assert_eq!(read(row.clone(), &both), Ok(Example::pair("Translate: Hund", "dog")));
         assert_eq!(read(row, &columns(None, Some("stars"), None)), Ok(Example::pair("", "4")));
+    }
+
+    fn turns(turns: &[(&str, &str)]) -> Vec<Message> {
+        turns.iter().map(|(role, text)| Message::new(*role, *text)).collect()
+    }
+
+    #[test]
+    fn contents_in_parts_are_concatenated() {
+        let plain = Columns::default();
+        let row = |parts: Value| json!({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]});
+        let text = |text: &str| json!({"type": "text", "text": text, "image_url": null});
+        for (parts, said) in [(json!([text("hi "), text("there")]), "hi there"), (json!([]), "")] {
+            assert_eq!(read(row(parts), &plain), Ok(Example::chat(turns(&[("user", said), ("assistant", "a")]))));
+        }
+        for (part, problem) in [
+            (json!({"type": "image_url", "image_url": {"url": "x"}}), "has the type `image_url`"),
+            (json!({"type": "input_text", "text": "x"}), "has the type `input_text`"),
+            (json!({"type": "text", "text": 3}), "has a number as its `text`"),
+            (json!({"type": "text"}), "has no `text`"),
+            (json!({"text": "x"}), "has no `type`"),
+            (json!("x"), "is text"),
+        ] {
+            let message = read(row(json!([text("hi"), part])), &plain).unwrap_err();
+            let part =
+                format!("row 0 (from 0): `messages`, message 0: part 1 (from 0) of `content` {problem}; supported");
+            assert!(message.contains(&part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_and_completion_of_messages_train_the_completion() {
+        let plain = Columns::default();
+        let message = |role: &str, content: &str| json!({"role": role, "content": content});
+        let prompt = json!([message("user", "q"), message("assistant", "a"), message("user", "r")]);
+        let row = |completion: Value| json!({"prompt": prompt, "completion": completion});
+        let messages = turns(&[("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]);
+        assert_eq!(read(row(json!([message("assistant", "b")])), &plain), Ok(Example::Chat { messages, context: 3 }));
+        for (row, part) in [
+            (row(json!("b")), "`completion` is text, expected a list of messages"),
+            (row(json!([message("user", "b")])), "`completion` has no message with the role `assistant`"),
+            (
+                json!({"prompt": "q", "completion": [message("assistant", "b")]}),
+                "`completion` is a list, expected text",
+            ),
+            (json!({"prompt": prompt, "answer": "b"}), "`prompt` is a list, expected text"),
+        ] {
+            let message = read(row, &plain).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_row_s_system_text_is_the_system_message() {
+        let plain = Columns::default();
+        let with = |system: Value, first: &str| {
+            let turns = json!([{"from": first, "value": "q"}, {"from": "gpt", "value": "a"}]);
+            read(json!({"system": system, "conversations": turns}), &plain)
+        };
+        let [own, both] = [
+            [("user", "q"), ("assistant", "a")].to_vec(),
+            [("system", "s"), ("user", "q"), ("assistant", "a")].to_vec(),
+        ];
+        assert_eq!(with(json!("s"), "human"), Ok(Example::chat(turns(&both))));
+        for nothing in [json!(null), json!("")] {
+            assert_eq!(with(nothing, "human"), Ok(Example::chat(turns(&own))));
+        }
+        assert_eq!(with(json!("s"), "system"), Ok(Example::chat(turns(&[("system", "q"), ("assistant", "a")]))));
+        assert!(with(json!(["s"]), "human").unwrap_err().contains("`system` is a list, expected text"));
+    }
+
+    #[test]
+    fn alpaca_rows_with_a_null_input_a_system_text_or_earlier_turns() {
+        let plain = Columns::default();
+        let row = |more: Value| {
+            let mut row = json!({"instruction": "i", "output": "o"});
+            row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            read(row, &plain)
+        };
+        let alone = Ok(Example::pair(template::alpaca("i", ""), "o"));
+        for more in [
+            json!({"input": null}),
+            json!({"input": "", "system": "", "history": []}),
+            json!({"system": null, "history": null}),
+            json!({"history": ""}),
+        ] {
+            assert_eq!(row(more.clone()), alone, "{more}");
+        }
+        let all = json!({"input": "n", "system": "s", "history": [["q", "a"], ["r", "b"]]});
+        let [system, answer] = [("system", "s"), ("assistant", "o")];
+        let earlier = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")];
+        let messages = [&[system], earlier.as_slice(), &[("user", "i\nn"), answer]].concat();
+        assert_eq!(row(all), Ok(Example::chat(turns(&messages))));
+        assert_eq!(row(json!({"system": "s"})), Ok(Example::chat(turns(&[system, ("user", "i"), answer]))));
+        for (history, part) in [
+            (json!("q"), "`history` is text, expected a list of pairs"),
+            (json!([["q", "a"], ["r"]]), "`history`, turn 1 (from 0): expected a pair of texts"),
+            (json!([["q", null]]), "`history`, turn 0 (from 0)"),
+        ] {
+            let message = row(json!({"history": history})).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(row(json!({"input": 3})).unwrap_err().contains("`input` is a number"));
     }
 
     #[test]

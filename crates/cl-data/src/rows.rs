@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::lines::{BOM, Lines, MAX_LINE};
 use crate::problem::{FormProblem, RowProblem};
-use crate::row::{Row, TakeRow};
+use crate::row::{Row, TakeRow, UsedColumns};
 use crate::{Error, Line, csv_file, parquet_file};
 
 /// The rows of a data file.
@@ -24,18 +24,19 @@ pub struct RowFile {
 
 /// Reads the rows of a `.json` file (a list of objects), a `.jsonl` file (one object per line), both optionally
 /// gzipped, or a `.parquet` file (structs become objects, class labels stay integers). These formats are detected from
-/// the content, not the name; blank lines and a byte-order mark are skipped.
+/// the content, not the name; blank lines and a byte-order mark are skipped. Parquet columns that JSON cannot represent
+/// are left out.
 ///
 /// Detected from the name: `.csv` and `.tsv`, whose first line contains the field names and whose values are text; and
 /// `.txt`, whose paragraphs (separated by blank lines) become rows with the field `text`. They may be gzipped
-/// (`.csv.gz`).
+/// (`.csv.gz`). Fields of `.csv` are separated by commas, or by semicolons or tabs if the first line has no comma.
 ///
 /// The file is read row by row, with rows of at most [`MAX_LINE`] bytes. Only regular files are read.
 ///
 /// # Errors
-/// Returns [`Error::File`] or [`Error::Io`] if the file cannot be read, [`Error::Form`] if its format is invalid or a
-/// Parquet column cannot be represented in JSON, [`Error::LongLine`] if a line is too long, and [`Error::Row`] if a row
-/// is not an object.
+/// Returns [`Error::NotFound`], [`Error::File`] or [`Error::Io`] if the file cannot be read, [`Error::Form`] if its
+/// format is invalid or no Parquet column can be represented in JSON, [`Error::LongLine`] if a line is too long, and
+/// [`Error::Row`] if a row is not an object.
 ///
 /// # Example
 /// ```
@@ -48,22 +49,23 @@ pub struct RowFile {
 /// ```
 pub fn read_rows(path: &Path) -> Result<RowFile, Error> {
     let mut rows = Vec::new();
-    let hash = each_row(path, &mut |_, row| {
+    let hash = each_row(path, &|_| Vec::new(), &mut |_, row| {
         rows.push(row);
         Ok(())
     })?;
     Ok(RowFile { rows, hash })
 }
 
-/// Passes every row of a file to `take`, and returns the file's hash. See [`read_rows`].
-pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> {
+/// Passes every row of a file to `take`, and returns the file's hash. See [`read_rows`]. A Parquet column that is `used`
+/// and cannot be represented in JSON is an error.
+pub(crate) fn each_row(path: &Path, used: UsedColumns<'_>, take: TakeRow<'_>) -> Result<String, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
-    let mut file = BufReader::new(Hashed { file: open_file(path)?, hasher: blake3::Hasher::new() });
+    let mut file = BufReader::new(Hashed { file: open(path)?, hasher: blake3::Hasher::new() });
     let start = file.fill_buf().map_err(io)?;
     if start.starts_with(parquet_file::MAGIC) {
         drain(&mut file).map_err(io)?;
         let Hashed { file, hasher } = file.into_inner();
-        parquet_file::each_row(path, file, take)?;
+        parquet_file::each_row(path, file, used, take)?;
         return Ok(hasher.finalize().to_hex().to_string());
     }
     if start.starts_with(&[0x1f, 0x8b]) {
@@ -74,6 +76,15 @@ pub(crate) fn each_row(path: &Path, take: TakeRow<'_>) -> Result<String, Error> 
     }
     drain(&mut file).map_err(io)?;
     Ok(file.into_inner().hasher.finalize().to_hex().to_string())
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    open_file(path).map_err(|error| match error {
+        cl_checkpoint::Error::Io { path, source } if source.kind() == io::ErrorKind::NotFound && path.is_relative() => {
+            Error::NotFound { path }
+        }
+        error => Error::File(error),
+    })
 }
 
 /// A reader that computes a hash of what it reads.
@@ -102,8 +113,8 @@ fn rows_by_name(path: &Path, reader: &mut dyn BufRead, take: TakeRow<'_>) -> Res
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     match name.trim_end_matches(".gz").rsplit_once('.').map(|(_, extension)| extension) {
-        Some("csv") => csv_file::each_row(path, b',', reader, take),
-        Some("tsv") => csv_file::each_row(path, b'\t', reader, take),
+        Some("csv") => csv_file::each_row(path, None, reader, take),
+        Some("tsv") => csv_file::each_row(path, Some(b'\t'), reader, take),
         Some("txt") => paragraphs(path, Lines::new(reader, path, 0), take),
         _ => json_rows(path, reader, take),
     }

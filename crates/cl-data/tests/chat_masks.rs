@@ -38,7 +38,7 @@ fn the_loss_covers_what_transformers_marks() {
         let messages = fixture.conversations[case.conversation].clone();
         let chat = Some(&template);
         let encoding = Encoding { tokenizer: &tokenizer, chat, max_length: None, profile: Profile::Method };
-        let encoded = encoding.example(&Example::Chat { messages }).unwrap();
+        let encoded = encoding.example(&Example::chat(messages)).unwrap();
         let place = format!("{}, conversation {}", case.template, case.conversation);
         assert_eq!(encoded.input_ids, case.input_ids, "{place}");
         let learned: Vec<usize> = encoded.learned.into_iter().flatten().collect();

@@ -15,8 +15,8 @@ pub enum Error {
     Interrupted,
     /// The name is neither a known task nor a directory.
     #[error(
-        "task `{name}`: not found in {dir}; known tasks: {}. A directory needs a test.json or \
-         test.jsonl of {{\"prompt\", \"answer\"}}", known.join(", ")
+        "task `{name}`: not found in {dir}; known tasks: {}. A directory needs a test split \
+         of {{\"prompt\", \"answer\"}}: test.json, .jsonl, .csv, .tsv, .txt (each also as .gz) or .parquet", known.join(", ")
     )]
     UnknownTask {
         /// The requested name.

@@ -276,6 +276,7 @@ fn inspect_data(
                 note(counted.map_err(LabError::data(&data.path)), findings);
             }
         }
+        report.of_file(data);
         let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
         findings.extend(report.to_string().lines().map(line));
     }

@@ -30,8 +30,8 @@ pub enum TrainError {
     },
     /// A step has no supervised token.
     #[error(
-        "step {step}: none of its {rows} examples has a token that the loss covers; remove such examples, or increase \
-         micro_batch_size"
+        "step {step}: none of its {rows} examples has a token that the loss covers; remove such examples, which \
+         `cl check` lists, or increase micro_batch_size"
     )]
     NoTarget {
         /// The step, from 1.

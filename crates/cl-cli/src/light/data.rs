@@ -73,6 +73,10 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> Result<()> {
         load_as(&args.file, args.format, &columns)?
     };
     let count = data.examples.len();
+    let ignored = &data.ignored_tools;
+    if ignored.rows > 0 {
+        tracing::warn!("{}: {} rows have `tools`, which are ignored; {ignored}", data.path.display(), ignored.rows);
+    }
     ensure!(args.from < count, "--from {}: {} has {count} rows, counted from 0", args.from, data.path.display());
     let tokenizer = Tokenizer::from_dir(&args.model)?;
     let chat = ChatTemplate::from_dir(&args.model)?;

@@ -32,6 +32,17 @@ pub enum ParquetProblem {
         /// Its type, in the terms of Parquet.
         found: String,
     },
+    /// A column is compressed by an unsupported codec.
+    #[error(
+        "column `{column}` is compressed with {found}, which is not supported; supported: Snappy, gzip, Zstandard, LZ4, \
+         Brotli and none"
+    )]
+    Codec {
+        /// Name of the column.
+        column: String,
+        /// The codec.
+        found: &'static str,
+    },
     /// A column is a map.
     #[error("column `{column}` is a map, which is not supported")]
     Map {

@@ -77,6 +77,33 @@ pub enum RowProblem {
         /// Its type: `a list`, `null`, ….
         found: &'static str,
     },
+    /// A part of a message's content is not text.
+    #[error(
+        "`{key}`, message {index}: part {part} (from 0) of `content` {found}; supported: parts \
+         {{\"type\": \"text\", \"text\": …}}"
+    )]
+    ContentPart {
+        /// Key of the conversation.
+        key: String,
+        /// 0-based index of the message.
+        index: usize,
+        /// 0-based index of the part.
+        part: usize,
+        /// What it is instead: ``has the type `image_url` ``, ….
+        found: String,
+    },
+    /// `history` is not a list.
+    #[error("`history` is {found}, expected a list of pairs [user, assistant]")]
+    NotHistory {
+        /// Its type: `text`, `an object`, ….
+        found: &'static str,
+    },
+    /// A turn of `history` is not a pair of texts.
+    #[error("`history`, turn {index} (from 0): expected a pair of texts, [user, assistant]")]
+    HistoryTurn {
+        /// 0-based index of the turn.
+        index: usize,
+    },
     /// A message has an unsupported field that would change what is trained on.
     #[error("`{key}`, message {index}: `{field}` is not supported; remove it, or leave out such conversations")]
     MessageField {
