@@ -188,6 +188,7 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
         }
         Event::Kept(name) => bar.println(format!("stage {name}: finished by an earlier run, kept")),
         Event::Written(bytes) => bar.set_position(bytes),
+        Event::Note(note) => bar.suspend(|| tracing::warn!("{note}")),
     };
     let summary = run_file(&file, dir, &options, &observe)?;
     bar.finish_and_clear();
@@ -226,11 +227,18 @@ fn part(named: &Named) -> Part {
 
 fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Result<()> {
     stages::check(file)?;
+    if file.stages.len() > 1 {
+        stages::check_all(file, options)?;
+    }
     for stage in &file.stages {
-        let title = stage.name.as_deref().unwrap_or("result");
+        let title = stages::title(stage);
         let named = |model: &&str| file.stages.iter().any(|s| s.name.as_deref() == Some(model_and_adapter(model).0));
         if let Some(earlier) = stage.written_models().into_iter().find(named) {
-            writeln!(out, "{title}: uses the result of stage {earlier}; it can be planned when that exists")?;
+            writeln!(
+                out,
+                "{title}: uses the result of stage {earlier}; memory and time can be estimated when that exists"
+            )?;
+            stage.notes.iter().try_for_each(|note| writeln!(out, "  note    {note}"))?;
             continue;
         }
         let plan = Plan::new(stage)?;

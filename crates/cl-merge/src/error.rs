@@ -62,6 +62,19 @@ pub enum Error {
     /// Everything that stands in the way of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<Problem>),
+    /// The same of a stage, found only when earlier ones were done.
+    #[error(
+        "stage {stage}: {} problem{} found; the result was not written, and the finished stages are kept in {} for the next run:{}",
+        problems.len(), if problems.len() == 1 { "" } else { "s" }, kept.display(), list(problems)
+    )]
+    StageProblems {
+        /// The stage's name; `result` for a last one without a name.
+        stage: String,
+        /// What is wrong.
+        problems: Vec<Problem>,
+        /// The directory of the finished stages.
+        kept: PathBuf,
+    },
     /// The work was asked to stop.
     #[error("stopped; nothing was written")]
     Interrupted,

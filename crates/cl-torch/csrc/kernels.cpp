@@ -15,7 +15,7 @@ template <class T>
 void silu_mul(const T* gate, const T* up, T* y, int64_t n) {
   over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
     vf g = load(gate + i, m), u = load(up + i, m);
-    store(y + i, rounded<T>(g / (1.0f + exponential(-g))) * u, m);
+    store(y + i, rounded<T>(g / (1.0f + unlimited_exponential(-g))) * u, m);
   });
 }
 
@@ -23,7 +23,7 @@ template <class T>
 void silu_mul_back(const T* gate, const T* up, const T* dy, T* d_gate, T* d_up, int64_t n) {
   over_vectors(n, [&](int64_t i, int64_t m) CL_ALWAYS {
     vf g = load(gate + i, m), u = load(up + i, m), d = load(dy + i, m);
-    vf s = 1.0f / (1.0f + exponential(-g));
+    vf s = 1.0f / (1.0f + unlimited_exponential(-g));
     store(d_up + i, d * g * s, m);
     store(d_gate + i, d * u * s * (1.0f + g * (1.0f - s)), m);
   });
@@ -268,11 +268,11 @@ float largest_of(const float* row, int64_t n) {
   return largest(most);
 }
 
-// Turns scores into exp(score − most), in place; entries before `first` and in [n, end) become 0. Returns the sum.
-float weights_of(float* row, int64_t first, int64_t n, int64_t end, float most) {
+// Turns scores into exp(scale · score − most), in place; entries before `first` and in [n, end) become 0. Returns the sum.
+float weights_of(float* row, int64_t first, int64_t n, int64_t end, float scale, float most) {
   vf sums{};
   for (int64_t j = 0; j < end; j += kLanes) {
-    vf p = exponential(load(row + j) - most);
+    vf p = exponential(load(row + j) * scale - most);
     if (j < first || j + kLanes > n) {
       const vi place = lane_numbers() + (int32_t)j;
       p = select((place >= (int32_t)first) & (place < (int32_t)n), p, vf{});
@@ -326,13 +326,12 @@ void attend(const cl::Head<T>& head, T* out, float* logsumexp, int64_t row, floa
     for (int64_t g = 0; g < head.groups; ++g) {
       const int64_t at = start * head.q_stride + g * d;
       copy_rows(head.q + at, head.q_stride, rows, d, queries);
-      for (int64_t j = 0; j < rows * width; j += kLanes) store(queries + j, load(queries + j) * head.scale);
       multiply_keys(rows, end, d, {queries, width, 1}, keys_t, products, keys);
       float totals[kQueries];
       for (int64_t i = 0; i < rows; ++i) {
         float* scores = products + i * keys;
-        const float most = largest_of(scores, start + i + 1);
-        totals[i] = weights_of(scores, 0, start + i + 1, padded(end), most);
+        const float most = head.scale * largest_of(scores, start + i + 1);
+        totals[i] = weights_of(scores, 0, start + i + 1, padded(end), head.scale, most);
         logsumexp[g * row + start + i] = most + __builtin_logf(totals[i]);
       }
       // Blocks of values stay in the L1 cache for all rows.
@@ -453,7 +452,7 @@ void attend_stored(const cl::Continued<T>& head, float* scratch) {
         const float other = score(before, 0, prefix, head.scale, head.softcap);
         most = other > most ? other : most;
       }
-      totals[start + i] = weights_of(before, 0, prefix, own_at, most) + weights_of(own, first, seen, padded(all), most);
+      totals[start + i] = weights_of(before, 0, prefix, own_at, 1, most) + weights_of(own, first, seen, padded(all), 1, most);
     }
   }
   if (prefix > 0) multiply(rows, width, prefix, {products, row, 1}, head.prefix.values, width, results, width, false);

@@ -189,4 +189,7 @@ CL_INLINE vf exponential(vf v) {
   return (vf)((vi)p + ((vi)sum << 23));
 }
 
+// As exponential, but infinity above 88.
+CL_INLINE vf unlimited_exponential(vf v) { return select(v > 88.0f, splat(__builtin_inff()), exponential(v)); }
+
 }  // namespace

@@ -22,6 +22,7 @@ mod opcm;
 mod opcm_state;
 mod parameters;
 mod passthrough;
+mod ram;
 mod ranked;
 mod sce;
 mod settings;
@@ -57,6 +58,7 @@ pub use opcm_state::{OpcmNorms, OpcmState, OpcmTensor};
 pub use parameters::ParameterInfo;
 pub(crate) use parameters::SHARED;
 pub use passthrough::Passthrough;
+pub use ram::Ram;
 pub use sce::Sce;
 pub use settings::{Defaults, TensorSettings};
 pub use settings_error::SettingsError;
@@ -95,4 +97,6 @@ pub const METHODS: &[MethodInfo] = &[
     consensus::INFO,
     magmax::INFO,
     opcm::INFO,
+    ram::RAM,
+    ram::RAM_PLUS,
 ];

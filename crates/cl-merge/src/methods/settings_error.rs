@@ -29,7 +29,7 @@ pub enum SettingsError {
         hint: &'static str,
     },
     /// Weights to be divided by their sum, which is zero.
-    #[error("the weights sum to zero; set {switch} = false or other weights")]
+    #[error("the weights sum to zero; set `{switch}` to false, or other weights")]
     WeightsSumToZero {
         /// The parameter that makes them sum to one.
         switch: &'static str,

@@ -1,10 +1,14 @@
 //! Every output tensor with its sources and settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use cl_checkpoint::TensorSource;
+
+use super::head::Head;
 use super::inputs::{Inputs, is_buffer, names};
 use crate::methods::{Base, MethodInfo, OpcmState, Profile};
-use crate::problem::{ConfigProblem, Place, Problem, ProblemKind};
+use crate::problem::{ConfigProblem, ModelProblem, Place, Problem, ProblemKind};
+use crate::recipe::check::base_is_input;
 use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
 use crate::recipe::settings::Scopes;
 
@@ -26,21 +30,35 @@ pub(crate) struct DraftInput<'c> {
 
 static NO_PARAMETERS: std::sync::LazyLock<Parameters> = std::sync::LazyLock::new(Parameters::default);
 
-/// `model.layers.7.mlp.up_proj.weight` as prefix, layer and rest.
+/// Whether a part of a tensor's name is that of a list of layers: `layers`, `h`, T5's `block`, ALBERT's `albert_layer_groups`.
+fn is_stack(part: &str) -> bool {
+    part == "h" || ["layer", "layers", "block", "blocks", "layer_groups"].iter().any(|end| part.ends_with(end))
+}
+
+/// `model.layers.7.mlp.up_proj.weight` as prefix, layer and rest. Of nested lists, as in T5's `encoder.block.3.layer.1`, the
+/// outermost counts. Layers with the same prefix form a stack.
 fn layer_of(tensor: &str) -> Option<(&str, usize, &str)> {
-    for marker in [".layers.", ".h.", ".layer.", ".blocks.", "layers.", "h."] {
-        let Some(at) = tensor.find(marker) else { continue };
-        if !marker.starts_with('.') && at != 0 {
-            continue;
-        }
-        let (prefix, rest) = tensor.split_at(at + marker.len());
-        if let Some((number, rest)) = rest.split_once('.')
-            && let Ok(layer) = number.parse()
+    let (mut list, mut start) = ("", 0);
+    for part in tensor.split('.') {
+        let end = start + part.len();
+        if is_stack(list)
+            && let Ok(layer) = part.parse()
         {
-            return Some((prefix, layer, rest));
+            return Some((&tensor[..start], layer, tensor.get(end + 1..)?));
         }
+        (list, start) = (part, end + 1);
     }
     None
+}
+
+/// The stacks of layers of a model: prefixes, and numbers of layers.
+fn stacks(source: &dyn TensorSource) -> BTreeMap<String, usize> {
+    let mut stacks = BTreeMap::new();
+    for (prefix, layer, _) in source.names().into_iter().filter_map(layer_of) {
+        let layers: &mut usize = stacks.entry(prefix.to_owned()).or_default();
+        *layers = layer.saturating_add(1).max(*layers);
+    }
+    stacks
 }
 
 /// Whether a tensor outside the layers comes before them.
@@ -58,11 +76,12 @@ pub(crate) fn drafts<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
     inputs: &Inputs,
+    head: &Head,
 ) -> Result<Vec<Draft<'c>>, Vec<Problem>> {
     if config.slices.is_empty() {
-        Ok(whole_drafts(config, method, inputs))
+        Ok(whole_drafts(config, method, inputs, head))
     } else {
-        slice_drafts(config, method, inputs)
+        slice_drafts(config, method, inputs, head)
     }
 }
 
@@ -83,12 +102,16 @@ fn mask_keys(models: &[ModelConfig]) -> Vec<String> {
         .collect()
 }
 
-/// Whether the base is one more input of its own accord: mergekit adds it where a method has no other use for it.
-fn base_is_input(config: &MergeConfig, method: &MethodInfo) -> bool {
-    method.base == Base::Input && config.profile == Profile::Mergekit
+/// Names of the output for those of a model: with or without an output head.
+fn with_head<'n>(mut names: Vec<&'n str>, head: &'n Head) -> Vec<&'n str> {
+    names.retain(|name| head.keeps(name));
+    if let Some(own) = head.own().filter(|own| !names.contains(own)) {
+        names.insert(names.partition_point(|name| *name < own), own);
+    }
+    names
 }
 
-fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Inputs) -> Vec<Draft<'c>> {
+fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Inputs, head: &Head) -> Vec<Draft<'c>> {
     let keys = mask_keys(&config.models);
     let base = config.base_model.as_deref();
     let mut members: Vec<(usize, String, &'c Parameters)> = config
@@ -116,11 +139,11 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
         (inputs.index(base), parameters)
     });
     let reference = inputs.models[inputs.reference(config)].source();
-    let layers = reference.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
+    let stacks = stacks(reference);
     let draft = |name: &str| Draft {
         name: name.to_owned(),
         t: match layer_of(name) {
-            Some((_, layer, _)) => place(layer, layers),
+            Some((prefix, layer, _)) => place(layer, stacks[prefix]),
             None if before_layers(name) || config.profile == Profile::Mergekit => 0.0,
             None => 1.0,
         },
@@ -136,19 +159,35 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
             })
             .collect(),
     };
-    names(reference).into_iter().map(draft).collect()
+    with_head(names(reference), head).into_iter().map(draft).collect()
+}
+
+/// Sources of slices with several stacks of layers: a range of layers does not say of which.
+fn several_stacks(config: &MergeConfig, inputs: &Inputs) -> Vec<Problem> {
+    let sources = config.slices.iter().flat_map(|slice| &slice.sources).map(|source| source.model.as_str());
+    let models: BTreeSet<&str> = sources.collect();
+    let stacks = models.into_iter().map(|model| (model, stacks(inputs.models[inputs.index(model)].source())));
+    let several = stacks.filter(|(_, stacks)| stacks.len() > 1).map(|(model, stacks)| {
+        Problem::new(Place::model(model), ModelProblem::SeveralStacks { stacks: stacks.into_iter().collect() })
+    });
+    several.collect()
 }
 
 fn slice_drafts<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
     inputs: &Inputs,
+    head: &Head,
 ) -> Result<Vec<Draft<'c>>, Vec<Problem>> {
     let mut drafts = Vec::new();
-    let mut problems = Vec::new();
+    let mut problems = several_stacks(config, inputs);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     let outside = |slice: &'c SliceConfig, before: bool| -> Vec<String> {
         let model = inputs.models[inputs.index(&slice.sources[0].model)].source();
-        let names = names(model).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
+        let names =
+            with_head(names(model), head).into_iter().filter(|n| layer_of(n).is_none() && before_layers(n) == before);
         names.map(str::to_owned).collect()
     };
     let (Some(first), Some(last)) = (config.slices.first(), config.slices.last()) else { return Ok(drafts) };
@@ -166,7 +205,7 @@ fn slice_drafts<'c>(
         }
         for source in &slice.sources {
             let checkpoint = inputs.models[inputs.index(&source.model)].source();
-            let layers = checkpoint.names().iter().filter_map(|n| layer_of(n)).map(|l| l.1 + 1).max().unwrap_or(0);
+            let layers = stacks(checkpoint).into_values().max().unwrap_or(0);
             if source.layer_range[1] > layers {
                 let (model, end) = (source.model.clone(), source.layer_range[1]);
                 problems.push(of_slice(ConfigProblem::LayersBeyond { model, layers, end }));
@@ -262,7 +301,19 @@ mod tests {
             layer_of("bert.encoder.layer.5.output.dense.weight"),
             Some(("bert.encoder.layer.", 5, "output.dense.weight"))
         );
-        assert_eq!(layer_of("model.embed_tokens.weight"), None);
+        // The outermost list counts.
+        assert_eq!(
+            layer_of("encoder.block.3.layer.1.DenseReluDense.wo.weight"),
+            Some(("encoder.block.", 3, "layer.1.DenseReluDense.wo.weight"))
+        );
+        assert_eq!(
+            layer_of("model.layers.1.block_sparse_moe.experts.7.w1.weight"),
+            Some(("model.layers.", 1, "block_sparse_moe.experts.7.w1.weight"))
+        );
+        assert_eq!(layer_of("visual.blocks.2.attn.qkv.bias"), Some(("visual.blocks.", 2, "attn.qkv.bias")));
+        for outside in ["model.embed_tokens.weight", "visual.merger.mlp.0.weight", "layers.0", "h"] {
+            assert_eq!(layer_of(outside), None, "{outside}");
+        }
         assert_eq!([place(0, 3), place(1, 3), place(2, 3), place(0, 1)], [0.0, 0.5, 1.0, 1.0]);
     }
 

@@ -1,12 +1,14 @@
 //! The model directories that a merge reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cl_checkpoint::{Checkpoint, TensorSource};
 use serde_json::{Map, Value};
 
+use super::head::Head;
 use crate::adapter::folded::Folded;
 use crate::methods::OpcmState;
 use crate::problem::{ModelProblem, Place, Problem, TokenizerProblem};
@@ -89,7 +91,8 @@ impl Inputs {
             if directories.contains_key(written) { (written, None) } else { model_and_adapter(written) };
         let place = |name: &str| directories.get(name).cloned().unwrap_or_else(|| PathBuf::from(name));
         let path = place(model);
-        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|error| vec![Problem::unopened(&path, error)])?);
+        let unopened = |error| vec![lfs_pointer(&path).unwrap_or_else(|| Problem::unopened(&path, error))];
+        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(unopened)?);
         let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), &place(dir))).transpose()?.map(Arc::new);
         self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
@@ -117,6 +120,18 @@ impl Inputs {
         let written = config.base_model.as_deref();
         self.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
     }
+}
+
+/// The first weights file of a directory that is only the pointer to them which Git leaves without Git LFS.
+fn lfs_pointer(dir: &Path) -> Option<Problem> {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let is_pointer = |file: &PathBuf| {
+        let mut start = [0; START.len()];
+        let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
+        file.extension().is_some_and(|e| e == "safetensors") && read.is_ok() && start == START
+    };
+    let file = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_pointer).min()?;
+    Some(Problem::new(Place::File(file), ModelProblem::LfsPointer))
 }
 
 /// What a method needs that goes on from its own output, per tensor.
@@ -173,7 +188,12 @@ const TUNED_KEYS: [&str; 5] =
 
 /// Compares `config.json` of a model with that of the reference; `layers` tells whether the number of layers has to agree.
 /// Returns problems and notes.
-pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) -> (Vec<Problem>, Vec<Problem>) {
+pub(crate) fn compare_configs(
+    reference: &Input,
+    other: &Input,
+    layers: bool,
+    head: &Head,
+) -> (Vec<Problem>, Vec<Problem>) {
     let (a, b) = (reference.config(), other.config());
     // A key that one file leaves at its default is no contradiction.
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| !same(a, b));
@@ -184,6 +204,7 @@ pub(crate) fn compare_configs(reference: &Input, other: &Input, layers: bool) ->
         Problem::new(Place::model(&other.written), kind)
     };
     let problems = SHAPE_KEYS.iter().filter(|k| layers || !["num_hidden_layers", "n_layer"].contains(k));
+    let problems = problems.filter(|k| **k != "tie_word_embeddings" || *head == Head::AsStored);
     (problems.filter(differ).map(say).collect(), TUNED_KEYS.iter().filter(differ).map(say).collect())
 }
 
@@ -247,20 +268,16 @@ pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<Problem> {
 }
 
 /// Names that only one side has.
-pub(crate) fn compare_names(reference: &Input, other: &Input) -> Vec<Problem> {
-    let a: BTreeSet<&str> = names(reference.source()).into_iter().collect();
-    let b: BTreeSet<&str> = names(other.source()).into_iter().collect();
-    let missing: Vec<String> = a.difference(&b).map(|name| (*name).to_owned()).collect();
-    let added: Vec<String> = b.difference(&a).map(|name| (*name).to_owned()).collect();
-    let tied = |names: &[String]| matches!(names, [one] if one.ends_with("lm_head.weight"));
+pub(crate) fn compare_names(reference: &Input, other: &Input, head: &Head) -> Vec<Problem> {
+    let names = |input: &'_ Input| -> BTreeSet<String> {
+        let names = names(input.source()).into_iter().filter(|name| !head.covers(name));
+        names.map(str::to_owned).collect()
+    };
+    let (a, b) = (names(reference), names(other));
+    let missing: Vec<String> = a.difference(&b).cloned().collect();
+    let added: Vec<String> = b.difference(&a).cloned().collect();
     let problem = |kind: ModelProblem| Problem::new(Place::model(&other.written), kind);
     let reference = reference.written.clone();
-    if tied(&missing) && added.is_empty() {
-        return vec![problem(ModelProblem::HeadMissing { reference })];
-    }
-    if tied(&added) && missing.is_empty() {
-        return vec![problem(ModelProblem::HeadAdded { reference })];
-    }
     let mut problems = Vec::new();
     if !missing.is_empty() {
         problems.push(problem(ModelProblem::TensorsMissing { tensors: missing, reference: reference.clone() }));

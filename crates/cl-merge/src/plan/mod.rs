@@ -2,6 +2,7 @@
 
 mod draft;
 mod extra;
+mod head;
 pub(crate) mod inputs;
 mod output;
 #[expect(clippy::module_inception, reason = "the plan is what this module makes")]
@@ -12,3 +13,4 @@ mod vocabulary;
 pub(crate) mod work;
 
 pub use plan::Plan;
+pub(crate) use plan::problems_without_stages;

@@ -10,6 +10,9 @@ use super::work::PlannedTensor;
 use crate::problem::{Place, Problem, TokenizerProblem};
 use crate::recipe::config::{MergeConfig, Vocabulary};
 
+/// Keys of config.json that hold the number of layers.
+const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+
 /// config.json of the output.
 pub(crate) fn out_config(
     config: &MergeConfig,
@@ -27,8 +30,8 @@ pub(crate) fn out_config(
         out.insert(key.to_owned(), dtype);
     }
     if layers > 0 {
-        let before = out.get("num_hidden_layers").or(out.get("n_layer")).and_then(Value::as_u64);
-        for key in ["num_hidden_layers", "n_layer"] {
+        let before = LAYER_COUNTS.iter().find_map(|key| out.get(*key)?.as_u64());
+        for key in LAYER_COUNTS {
             if out.contains_key(key) {
                 out.insert(key.to_owned(), layers.into());
             }

@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cl_checkpoint::{Dtype, TensorInfo, TensorSpec};
+use cl_checkpoint::{Adapter, Dtype, TensorInfo, TensorSpec};
 use serde_json::{Map, Value};
 
 use super::draft::{Draft, drafts};
 use super::extra;
+use super::head::Head;
 use super::inputs::{Input, Inputs, bare_model, compare_configs, compare_names, compare_tokenizers};
 use super::output::{out_config, tokenizer_model};
 use super::vocabulary::{Participant, Vocabulary, is_token_table, put_wanted_template};
@@ -18,7 +19,9 @@ use crate::Error;
 use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, SettingsError, whole_model_trim};
 use crate::problem::{ConfigProblem, ModelProblem, Place, Problem, ProblemKind, TokenizerProblem};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
-use crate::recipe::config::{ExtraTensors, MergeConfig, SliceConfig, Vocabulary as VocabularyPolicy};
+use crate::recipe::config::{
+    ExtraTensors, MergeConfig, SliceConfig, Vocabulary as VocabularyPolicy, model_and_adapter,
+};
 use crate::recipe::tokenizer::{TokenizerConfig, UNION};
 use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
@@ -67,11 +70,7 @@ impl Plan {
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
     pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
-        let Some(method) = registry::method(&config.method.name) else {
-            let known = METHODS.iter().map(|m| m.name).collect();
-            let kind = ConfigProblem::UnknownMethod { method: config.method.name.clone(), known, for_adapters: false };
-            return Err(Problem::whole(kind).into());
-        };
+        let method = known_method(config)?;
         Plan::planned(config, method, stages)
     }
 
@@ -80,22 +79,8 @@ impl Plan {
         method: &'static MethodInfo,
         stages: &BTreeMap<String, PathBuf>,
     ) -> Result<Plan, Error> {
-        let mut config = config.clone();
-        let mut problems = Vec::new();
-        problems.extend(parameter_problems(&config, method));
-        if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
-            problems.push(Problem::whole(TokenizerProblem::SourceTwice));
-        }
-        // The tokens of all models belong to no model's files.
-        if config.tokenizer_source.as_deref() == Some(UNION) {
-            (config.tokenizer_source, config.tokenizer) = (None, Some(TokenizerConfig::default()));
-        }
-        match settings::resolve(method, config.profile, &config.method.parameters) {
-            Ok(resolved) => config.method.parameters = resolved,
-            Err(error) => problems.push(Problem::whole(error)),
-        }
+        let (config, mut problems) = resolved(config, method);
         let config = &config;
-        problems.extend(shape_of_config(config, method));
         let mut inputs = Inputs::default();
         let directories = config.directories(stages);
         for written in config.written_models() {
@@ -112,9 +97,11 @@ impl Plan {
             state.map_err(|problem| problems.push(problem)).ok()
         });
         let folded = inputs.models.iter().filter_map(|input| input.folded.as_ref());
-        let mut notes: Vec<String> = folded.flat_map(|folded| folded.notes.clone()).collect();
-        model_problems(config, &inputs, reference, &mut problems, &mut notes);
-        let drafts = match drafts(config, method, &inputs) {
+        let mut notes = config.notes.clone();
+        notes.extend(folded.flat_map(|folded| folded.notes.clone()));
+        let head = Head::of(&inputs, &mut problems, &mut notes);
+        model_problems(config, &inputs, reference, &head, &mut problems, &mut notes);
+        let drafts = match drafts(config, method, &inputs, &head) {
             Ok(drafts) => drafts,
             Err(more) => {
                 problems.extend(more);
@@ -124,7 +111,8 @@ impl Plan {
         let mut drafts = drafts;
         let mut extra = extra::split(&inputs, reference, config.extra_tensors);
         if config.slices.is_empty() {
-            drafts.retain(|draft| extra.merged.contains(&draft.name));
+            drafts.retain(|draft| head.covers(&draft.name) || extra.merged.contains(&draft.name));
+            extra.copied.retain(|tensor| !head.covers(&tensor.spec.name));
         } else {
             extra.copied.clear();
         }
@@ -153,6 +141,7 @@ impl Plan {
                 reference,
                 previous: previous.as_ref(),
                 vocabulary: aligned.as_ref(),
+                head: &head,
             };
             match plan_tensor(&context, draft, &mut vocabulary) {
                 Ok(tensor) => tensors.push(tensor),
@@ -182,6 +171,9 @@ impl Plan {
         }
         let layers = config.slices.iter().map(SliceConfig::layers).sum();
         let mut out_config = out_config(config, &inputs.models[reference], vocabulary, &tensors, layers);
+        if head.own().is_some() {
+            out_config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         let (companions, mut made, tokenizer) = match &aligned {
             Some(aligned) => {
                 aligned.put_special_ids(&mut out_config, &inputs);
@@ -193,6 +185,7 @@ impl Plan {
                 (inputs.models[model].companion_files()?, BTreeMap::new(), model)
             }
         };
+        let companions = without_stale_tokenizer(companions, &made, &mut notes);
         put_wanted_template(config, &inputs, tokenizer, &mut made, &mut notes)?;
         drop(aligned);
         Ok(Plan {
@@ -257,6 +250,56 @@ impl Plan {
     }
 }
 
+/// The method that a merge file names.
+fn known_method(config: &MergeConfig) -> Result<&'static MethodInfo, Problem> {
+    registry::method(&config.method.name).ok_or_else(|| {
+        let known = METHODS.iter().map(|m| m.name).collect();
+        let method = config.method.name.clone();
+        Problem::whole(ConfigProblem::UnknownMethod { method, known, for_adapters: false })
+    })
+}
+
+/// A merge file with its defaults filled in, and what is wrong with it whatever its models are.
+fn resolved(config: &MergeConfig, method: &'static MethodInfo) -> (MergeConfig, Vec<Problem>) {
+    let mut config = config.clone();
+    let mut problems = parameter_problems(&config, method);
+    if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
+        problems.push(Problem::whole(TokenizerProblem::SourceTwice));
+    }
+    // The tokens of all models belong to no model's files.
+    if config.tokenizer_source.as_deref() == Some(UNION) {
+        (config.tokenizer_source, config.tokenizer) = (None, Some(TokenizerConfig::default()));
+    }
+    match settings::resolve(method, config.profile, &config.method.parameters) {
+        Ok(resolved) => config.method.parameters = resolved,
+        Err(error) => problems.push(Problem::whole(error)),
+    }
+    problems.extend(shape_of_config(&config, method));
+    (config, problems)
+}
+
+/// Problems of a stage that can be found while the stages that it uses do not exist: with its settings, and with models
+/// that are no stages.
+pub(crate) fn problems_without_stages(config: &MergeConfig, stages: &[&str]) -> Vec<Problem> {
+    let method = match known_method(config) {
+        Ok(method) => method,
+        Err(problem) => return vec![problem],
+    };
+    let (config, mut problems) = resolved(config, method);
+    let directories = config.directories(&BTreeMap::new());
+    let mut inputs = Inputs::default();
+    for written in config.written_models() {
+        let (model, adapter) = model_and_adapter(written);
+        if !stages.contains(&model) {
+            problems.extend(inputs.open(written, &directories).err().into_iter().flatten());
+        } else if let Some(adapter) = adapter {
+            let dir = directories.get(adapter).cloned().unwrap_or_else(|| PathBuf::from(adapter));
+            problems.extend(Adapter::open(&dir).err().map(|error| Problem::unopened(&dir, error)));
+        }
+    }
+    problems
+}
+
 fn bytes(dtype: Dtype, shape: &[usize]) -> u64 {
     (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64
 }
@@ -284,11 +327,27 @@ impl<'t> OfTensors<'t> {
     }
 }
 
+/// Companions without SentencePiece's file of the tokenizer that a new `tokenizer.json` replaces.
+fn without_stale_tokenizer(
+    mut companions: Vec<PathBuf>,
+    made: &BTreeMap<String, Vec<u8>>,
+    notes: &mut Vec<String>,
+) -> Vec<PathBuf> {
+    const STALE: &str = "tokenizer.model";
+    let before = companions.len();
+    companions.retain(|file| !made.contains_key("tokenizer.json") || !file.ends_with(STALE));
+    if companions.len() < before {
+        notes.push(format!("{STALE} is left out, because it lacks the changes in tokenizer.json"));
+    }
+    companions
+}
+
 /// Problems between models, whatever the tensors are.
 fn model_problems(
     config: &MergeConfig,
     inputs: &Inputs,
     reference: usize,
+    head: &Head,
     problems: &mut Vec<Problem>,
     notes: &mut Vec<String>,
 ) {
@@ -298,17 +357,19 @@ fn model_problems(
         inputs.models.iter().for_each(|input| eight_bit_weights(input, problems, notes));
     }
     for (i, other) in inputs.models.iter().enumerate().filter(|(i, _)| *i != reference) {
-        let (wrong, notable) = compare_configs(first, other, whole);
+        let (wrong, notable) = compare_configs(first, other, whole, head);
         let comparable = wrong.is_empty();
         problems.extend(wrong);
         notes.extend(notable.iter().map(Problem::to_string));
         if let Some(bare) = bare_model(first, other) {
+            // It has no head either.
+            problems.retain(|problem| !matches!(&*problem.kind, ProblemKind::Model(ModelProblem::HeadMissing { .. })));
             problems.push(bare);
             continue;
         }
         // Names of another architecture would only repeat that it is another one.
         if whole && comparable && config.extra_tensors == ExtraTensors::Error {
-            problems.extend(compare_names(first, other));
+            problems.extend(compare_names(first, other, head));
         }
         if config.tokenizer.is_some() {
             continue;
@@ -347,6 +408,7 @@ struct Context<'c> {
     previous: Option<&'c OpcmState>,
     /// The output's tokens, where rows of token tables follow them.
     vocabulary: Option<&'c Vocabulary<'c>>,
+    head: &'c Head,
 }
 
 /// Why a tensor cannot be planned.
@@ -376,7 +438,7 @@ fn plan_tensor(
     let &Context { config, method, inputs, reference, previous, .. } = context;
     let source = |model: usize, tensor: &str, key: &str| Source {
         model,
-        tensor: tensor.to_owned(),
+        tensor: context.head.tensor(&inputs.models[model], tensor).to_owned(),
         key: key.to_owned(),
         table: None,
     };

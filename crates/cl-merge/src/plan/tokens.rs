@@ -155,7 +155,7 @@ impl NewTokenizer {
         let read = |name: &str| input.companion(name).map(|path| json_file(&path)).transpose();
         let Some(mut tokenizer) = read("tokenizer.json")? else { return Ok(files) };
         let left_out = self.leave_out(&mut tokenizer);
-        if self.new.is_empty() && left_out == 0 {
+        if self.new.is_empty() && left_out.is_empty() {
             return Ok(files);
         }
         let mut added = tokenizer.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -164,12 +164,19 @@ impl NewTokenizer {
         tokenizer["added_tokens"] = Value::Array(added);
         files.insert("tokenizer.json".to_owned(), text(&tokenizer));
         let gone = |id: Option<usize>| id.is_some_and(|id| id >= self.rows);
-        if let Some(mut config) = read("tokenizer_config.json")?
-            && let Some(decoder) = config.get_mut("added_tokens_decoder").and_then(Value::as_object_mut)
-        {
-            decoder.retain(|id, _| !gone(id.parse().ok()));
-            decoder.extend(self.new.iter().map(|(id, token)| (id.to_string(), without_id(token))));
+        if let Some(mut config) = read("tokenizer_config.json")? {
+            if let Some(decoder) = config.get_mut("added_tokens_decoder").and_then(Value::as_object_mut) {
+                decoder.retain(|id, _| !gone(id.parse().ok()));
+                decoder.extend(self.new.iter().map(|(id, token)| (id.to_string(), without_id(token))));
+            }
+            forget(&mut config, &left_out);
             files.insert("tokenizer_config.json".to_owned(), text(&config));
+        }
+        if let Some(mut map) = read("special_tokens_map.json")?
+            && !left_out.is_empty()
+        {
+            forget(&mut map, &left_out);
+            files.insert("special_tokens_map.json".to_owned(), text(&map));
         }
         if let Some(Value::Object(mut ids)) = read("added_tokens.json")? {
             ids.retain(|_, id| !gone(id.as_u64().map(|id| id as usize)));
@@ -180,8 +187,8 @@ impl NewTokenizer {
         Ok(files)
     }
 
-    /// Removes tokens without a row, and rules that make them; returns how many.
-    fn leave_out(&self, tokenizer: &mut Value) -> usize {
+    /// Removes tokens without a row, and rules that make them; returns them.
+    fn leave_out(&self, tokenizer: &mut Value) -> Vec<String> {
         let mut gone: Vec<String> = Vec::new();
         let beyond = |id: Option<u64>| id.is_some_and(|id| id as usize >= self.rows);
         match tokenizer.pointer_mut("/model/vocab") {
@@ -197,7 +204,6 @@ impl NewTokenizer {
             }
             _ => {}
         }
-        let mut left_out = gone.len();
         if let Some(Value::Array(merges)) = tokenizer.pointer_mut("/model/merges")
             && !gone.is_empty()
         {
@@ -212,12 +218,30 @@ impl NewTokenizer {
             });
         }
         if let Some(Value::Array(added)) = tokenizer.get_mut("added_tokens") {
-            let before = added.len();
+            let left_out = added.iter().filter(|token| beyond(token["id"].as_u64()));
+            gone.extend(left_out.map(|token| token["content"].as_str().unwrap_or_default().to_owned()));
             added.retain(|token| !beyond(token["id"].as_u64()));
-            left_out += before - added.len();
         }
-        left_out
+        gone
     }
+}
+
+/// Removes tokens from the special tokens of a file: Transformers would add them again.
+fn forget(file: &mut Value, tokens: &[String]) {
+    let is_gone = |token: &Value| {
+        let content = token.as_str().or_else(|| token.get("content")?.as_str());
+        content.is_some_and(|content| tokens.iter().any(|gone| gone == content))
+    };
+    let Some(file) = file.as_object_mut() else { return };
+    for (key, value) in file.iter_mut() {
+        match value {
+            Value::Array(list) if key.ends_with("special_tokens") => list.retain(|token| !is_gone(token)),
+            Value::Object(named) if key.ends_with("special_tokens") => named.retain(|_, token| !is_gone(token)),
+            _ => {}
+        }
+    }
+    // `pad_token` and others, as text or with their properties.
+    file.retain(|key, value| !(key.ends_with("_token") && is_gone(value)));
 }
 
 /// The number of the next added token: after the model's own, and after all that were added.

@@ -27,7 +27,11 @@ pub enum ConfigProblem {
         named: String,
     },
     /// The method has no such parameter.
-    #[error("{method} has no parameter `{parameter}`; it has {}", if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") })]
+    #[error(
+        "{method} has no parameter `{parameter}`{}; it has {}",
+        similar(parameter, known).map_or(String::new(), |known| format!(" (did you mean `{known}`?)")),
+        if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") }
+    )]
     UnknownParameter {
         /// The method.
         method: &'static str,
@@ -89,6 +93,17 @@ pub enum ConfigProblem {
         beside_base: bool,
         /// How many there are.
         found: usize,
+    },
+    /// A base that mergekit merges as one more model, where the method does not take as many.
+    #[error(
+        "{method} merges {} model(s), and mergekit merges `base_model` as one more; remove `base_model`",
+        wanted(models)
+    )]
+    BaseIsModel {
+        /// The method.
+        method: &'static str,
+        /// How many it takes.
+        models: RangeInclusive<usize>,
     },
     /// A model twice in one slice.
     #[error("{model} is named twice")]
@@ -153,6 +168,25 @@ pub enum ConfigProblem {
     },
 }
 
+/// The name that is most similar to an unknown one, if it could be a typing error: at most a third of its letters differ.
+fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let distance = |other: &str| {
+        // Levenshtein's distance, row by row.
+        let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+        for (i, a) in name.chars().enumerate() {
+            let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+            for (j, b) in other.chars().enumerate() {
+                let best = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
+                diagonal = std::mem::replace(&mut row[j + 1], best);
+            }
+        }
+        row.last().copied().unwrap_or(0)
+    };
+    let (distance, nearest) = known.iter().map(|known| (distance(known), *known)).min()?;
+    let letters = name.chars().count();
+    (distance < letters && 3 * distance <= letters.max(3)).then_some(nearest)
+}
+
 fn wanted(models: &RangeInclusive<usize>) -> String {
     match (models.start(), models.end()) {
         (least, most) if least == most => format!("exactly {least}"),
@@ -164,5 +198,22 @@ fn wanted(models: &RangeInclusive<usize>) -> String {
 impl ConfigProblem {
     pub(super) fn joint(&self) -> Joint {
         Joint::Colon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typing_errors_have_a_suggestion() {
+        let known = ["weight", "density", "t", "lambda"];
+        for (name, expected) in [("densty", "density"), ("wieght", "weight"), ("lamda", "lambda")] {
+            assert_eq!(similar(name, &known), Some(expected));
+        }
+        for other in ["gamma_ray", "election", "filter_wise", "", "x_y_z"] {
+            assert_eq!(similar(other, &known), None, "{other}");
+        }
+        assert_eq!(similar("density", &[]), None);
     }
 }

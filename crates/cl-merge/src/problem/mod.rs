@@ -56,6 +56,13 @@ pub enum Place {
     },
     /// A stage of the merge file, by its number from 1.
     Stage(usize),
+    /// A place in one of several stages.
+    InStage {
+        /// The stage's name; `result` for a last one without a name.
+        stage: String,
+        /// Where in it.
+        place: Box<Place>,
+    },
     /// A token under `tokenizer.tokens`.
     Token(String),
     /// A model, as written, or its directory.
@@ -125,6 +132,12 @@ impl Problem {
         Problem::new(Place::Whole, kind)
     }
 
+    /// The same in one of several stages.
+    pub(crate) fn in_stage(self, stage: &str) -> Problem {
+        let place = Place::InStage { stage: stage.to_owned(), place: Box::new(self.place) };
+        Problem { place, kind: self.kind }
+    }
+
     /// Of a model or an adapter that cannot be opened.
     pub(crate) fn unopened(dir: &Path, error: cl_checkpoint::Error) -> Problem {
         Problem::new(Place::File(dir.to_owned()), error)
@@ -172,7 +185,12 @@ impl ProblemKind {
 
 impl Display for Problem {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match (self.kind.joint(), &self.place) {
+        let mut place = &self.place;
+        while let Place::InStage { stage, place: inner } = place {
+            write!(f, "stage {stage}: ")?;
+            place = inner;
+        }
+        match (self.kind.joint(), place) {
             (Joint::Alone, _) | (_, Place::Whole) => write!(f, "{}", self.kind),
             (Joint::Colon, place) => write!(f, "{place}: {}", self.kind),
             (Joint::Sentence, place) => write!(f, "{place} {}", self.kind),
@@ -194,6 +212,10 @@ impl Display for Place {
             Place::Slice { number, model: None } => write!(f, "slice {number}"),
             Place::Slice { number, model: Some(model) } => write!(f, "slice {number}, {model}"),
             Place::Stage(number) => write!(f, "stage {number}"),
+            Place::InStage { stage, place } => match &**place {
+                Place::Whole => write!(f, "stage {stage}"),
+                place => write!(f, "stage {stage}: {place}"),
+            },
             Place::Token(token) => write!(f, "tokenizer.tokens: `{token}`"),
             Place::Adapters(names) => f.write_str(&names.join(", ")),
             Place::Module(name) => write!(f, "module `{name}`"),

@@ -32,21 +32,21 @@ pub enum ModelProblem {
         /// A model whose names have it.
         whole: String,
     },
-    /// Tied embeddings, where the reference's are not.
-    #[error("has no lm_head.weight (its embeddings are tied), {reference} has one; save both tied or both untied")]
+    /// A pointer to the weights instead of the weights.
+    #[error("is a Git LFS pointer instead of weights; run `git lfs pull` in its directory")]
+    LfsPointer,
+    /// No output head, and embeddings that are not tied, where another model has a head.
+    #[error(
+        "has no lm_head.weight, {reference} has one; if its embeddings are its output head, set tie_word_embeddings to true in its \
+         config.json, otherwise save it with its head"
+    )]
     HeadMissing {
-        /// The model that it is compared with.
-        reference: String,
-    },
-    /// A head, where the reference's embeddings are tied.
-    #[error("has lm_head.weight, {reference} has none (its embeddings are tied); save both tied or both untied")]
-    HeadAdded {
-        /// The model that it is compared with.
+        /// The model with a head.
         reference: String,
     },
     /// Tensors that the reference has and this model lacks.
     #[error(
-        "lacks {} tensor(s) that {reference} has: {}; extra_tensors = \"base\" or \"union\" copies them from the one that has them",
+        "lacks {} tensor(s) that {reference} has: {}; set `extra_tensors` to \"base\" or \"union\" to copy them from the one that has them",
         tensors.len(), list(tensors)
     )]
     TensorsMissing {
@@ -57,7 +57,7 @@ pub enum ModelProblem {
     },
     /// Tensors that this model has and the reference lacks.
     #[error(
-        "has {} tensor(s) that {reference} lacks: {}; extra_tensors = \"base\" leaves them out, \"union\" copies them",
+        "has {} tensor(s) that {reference} lacks: {}; set `extra_tensors` to \"base\" to leave them out, or to \"union\" to copy them",
         tensors.len(), list(tensors)
     )]
     TensorsAdded {
@@ -71,6 +71,16 @@ pub enum ModelProblem {
     LacksTensors {
         /// Their names, at least one.
         tensors: Vec<String>,
+    },
+    /// Several stacks of layers in a source of slices.
+    #[error(
+        "has {} stacks of layers: {}; `slices` cannot say which of them is meant, so they take models with one stack only. Merge \
+         whole models with `models`",
+        stacks.len(), stacks.iter().map(|(prefix, layers)| format!("`{prefix}` with {layers}")).collect::<Vec<_>>().join(", ")
+    )]
+    SeveralStacks {
+        /// What their names begin with, and how many layers they have.
+        stacks: Vec<(String, usize)>,
     },
     /// Weights of eight bits with scales of their own: those of a quantized model.
     #[error(
@@ -143,7 +153,11 @@ fn by_shape(shapes: &[(Vec<usize>, Vec<String>)]) -> String {
 impl ModelProblem {
     pub(super) fn joint(&self) -> Joint {
         match self {
-            ModelProblem::Shapes { .. } | ModelProblem::RowCounts { .. } | ModelProblem::NoSource => Joint::Sentence,
+            ModelProblem::Shapes { .. }
+            | ModelProblem::RowCounts { .. }
+            | ModelProblem::NoSource
+            | ModelProblem::LfsPointer
+            | ModelProblem::SeveralStacks { .. } => Joint::Sentence,
             _ => Joint::Colon,
         }
     }

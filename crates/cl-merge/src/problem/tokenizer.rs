@@ -23,8 +23,8 @@ pub enum TokenizerProblem {
     /// One number for two tokens, so that rows of token tables mean different things.
     #[error(
         "{} and {}: token {id} is {:?} in one tokenizer.json and {:?} in the other, so the rows of their token tables mean \
-         different things; merge models of one tokenizer, or set ignore_tokenizers = true to merge rows by their number all \
-         the same", models[0], models[1], tokens[0], tokens[1]
+         different things; align the rows by token with `tokenizer`, or set `ignore_tokenizers` to true to merge rows by their number \
+         all the same", models[0], models[1], tokens[0], tokens[1]
     )]
     Differ {
         /// Two models.

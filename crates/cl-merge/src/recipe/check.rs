@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::config::{MergeConfig, Parameters};
 use super::parameter::Parameter;
-use crate::methods::{Base, MethodInfo, ParameterInfo};
+use crate::methods::{Base, MethodInfo, ParameterInfo, Profile};
 use crate::problem::{ConfigProblem, Place, Problem};
 
 /// Every place where parameters stand, and what it is called.
@@ -84,7 +84,17 @@ pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<
     }
     if !config.models.is_empty() {
         let names: Vec<&str> = config.models.iter().map(|m| m.model.as_str()).collect();
-        problems.extend(count_problems(&Place::key("models"), &names, config.base_model.as_deref(), method));
+        let base = config.base_model.as_deref();
+        let counted = count_problems(&Place::key("models"), &names, base, method);
+        if counted.is_empty()
+            && base_is_input(config, method)
+            && base.is_some_and(|base| !names.contains(&base))
+            && !method.models.contains(&(names.len() + 1))
+        {
+            let kind = ConfigProblem::BaseIsModel { method: method.name, models: method.models.clone() };
+            problems.push(Problem::new(Place::key("base_model"), kind));
+        }
+        problems.extend(counted);
     }
     for (i, slice) in config.slices.iter().enumerate() {
         let place = slice_place(i, None);
@@ -105,6 +115,11 @@ pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<
         }
     }
     problems
+}
+
+/// Whether the base is one more input of its own accord: mergekit adds it where a method has no other use for it.
+pub(crate) fn base_is_input(config: &MergeConfig, method: &MethodInfo) -> bool {
+    method.base == Base::Input && config.profile == Profile::Mergekit
 }
 
 /// Too few or too many models, or no base where one is needed.

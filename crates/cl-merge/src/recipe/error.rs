@@ -12,6 +12,11 @@ pub enum ConfigError {
     /// It is not YAML, or not a merge in mergekit's YAML; says the line and column.
     #[error("{}", of_yaml(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>),
+    /// It is not TOML, and its extension does not say that it should be.
+    #[error(
+        "a file with the extension .yml or .yaml is read as mergekit's YAML, any other as TOML, which this is not: {0}"
+    )]
+    Extension(Box<ConfigError>),
     /// It holds nothing.
     #[error("the file is empty")]
     Empty,

@@ -11,14 +11,19 @@ use super::mergekit::from_yaml;
 use crate::Error;
 
 impl MergeFile {
-    /// Reads a file: mergekit YAML if its extension is .yml or .yaml, TOML otherwise.
+    /// Reads a file: mergekit YAML if its extension is .yml or .yaml, in upper or lower case, TOML otherwise.
     ///
     /// # Errors
     /// Returns [`Error::Io`] if the file cannot be read, or [`Error::Config`] if it is not a valid merge file.
     pub fn read(path: &Path) -> Result<MergeFile, Error> {
         let text = read_text(path, MAX_CONFIG)?;
-        let yaml = path.extension().is_some_and(|e| e == "yml" || e == "yaml");
-        let file = if yaml { from_yaml(&text) } else { MergeFile::from_toml(&text) };
+        let is = |known: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known));
+        let file = if is("yml") || is("yaml") {
+            from_yaml(&text)
+        } else {
+            let other = |error| if is("toml") { error } else { ConfigError::Extension(Box::new(error)) };
+            MergeFile::from_toml(&text).map_err(other)
+        };
         file.map_err(|source| Error::Config { path: path.to_owned(), source })
     }
 

@@ -1,7 +1,13 @@
-//! mergekit YAML, read unchanged. Keys without a counterpart here are errors that name them; they are never ignored
-//! silently.
+//! mergekit YAML, read unchanged. What mergekit ignores is ignored with a note; other keys without a counterpart here are
+//! errors that name them.
 
-use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt::Formatter;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::config::{
@@ -9,6 +15,7 @@ use super::config::{
     Vocabulary,
 };
 use super::error::{ConfigError, MergekitProblem};
+use super::registry;
 use super::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig, UNION};
 use crate::methods::Profile;
 
@@ -19,31 +26,39 @@ struct Document {
     name: Option<String>,
     merge_method: String,
     base_model: Option<Model>,
-    models: Option<Vec<InputModel>>,
-    slices: Option<Vec<Slice>>,
+    models: Option<List<Entry<InputModel>>>,
+    slices: Option<List<Entry<Slice>>>,
     modules: Option<Value>,
-    parameters: Option<Parameters>,
+    parameters: Option<Entry<Parameters>>,
     dtype: Option<FloatType>,
     out_dtype: Option<FloatType>,
     tokenizer_source: Option<Model>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<String>,
+    random_seed: Option<u64>,
+    // Ours.
+    seed: Option<u64>,
+    vocabulary: Option<Vocabulary>,
+    extra_tensors: Option<ExtraTensors>,
+    ignore_tokenizers: Option<bool>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct InputModel {
     model: Model,
-    parameters: Option<Parameters>,
+    layer_range: Option<Value>,
+    parameters: Option<Entry<Parameters>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Slice {
-    sources: Vec<Source>,
+    sources: List<Entry<Source>>,
     base_model: Option<Model>,
     residual_weight: Option<f64>,
-    parameters: Option<Parameters>,
+    merge_method: Option<String>,
+    parameters: Option<Entry<Parameters>>,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +66,78 @@ struct Slice {
 struct Source {
     model: Model,
     layer_range: [usize; 2],
-    parameters: Option<Parameters>,
+    parameters: Option<Entry<Parameters>>,
+}
+
+/// A mapping, or an error that says what it looks like in mergekit's YAML.
+struct Entry<T>(T);
+
+/// A list, or such an error.
+struct List<T>(Vec<T>);
+
+/// What an entry looks like.
+trait Described {
+    const EXAMPLE: &'static str;
+}
+
+impl Described for InputModel {
+    const EXAMPLE: &'static str = "a mapping such as `- model: NAME`";
+}
+
+impl Described for Slice {
+    const EXAMPLE: &'static str = "a mapping such as `- sources: [{model: NAME, layer_range: [0, 16]}]`";
+}
+
+impl Described for Source {
+    const EXAMPLE: &'static str = "a mapping such as `- {model: NAME, layer_range: [0, 16]}`";
+}
+
+impl Described for Parameters {
+    const EXAMPLE: &'static str = "a mapping such as `weight: 0.5`";
+}
+
+impl<'de, T: Described + Deserialize<'de>> Deserialize<'de> for Entry<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EntryVisitor(PhantomData))
+    }
+}
+
+impl<'de, T: Described + Deserialize<'de>> Deserialize<'de> for List<Entry<T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListVisitor(PhantomData))
+    }
+}
+
+struct EntryVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Described + Deserialize<'de>> Visitor<'de> for EntryVisitor<T> {
+    type Value = Entry<T>;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(T::EXAMPLE)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Entry)
+    }
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Described + Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+    type Value = List<Entry<T>>;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a list, of which each entry is {}", T::EXAMPLE)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<List<Entry<T>>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(entry) = entries.next_element()? {
+            list.push(entry);
+        }
+        Ok(List(list))
+    }
 }
 
 #[derive(Deserialize)]
@@ -104,6 +190,33 @@ enum ZeroKind {
     Zero,
 }
 
+/// Parameters that some method of mergekit has, or that published files give to all of them. mergekit ignores those that
+/// the method of the file does not have.
+const KNOWN: [&str; 22] = [
+    "alpha",
+    "density",
+    "dtype",
+    "epsilon",
+    "eps",
+    "filter_wise",
+    "gamma",
+    "int8_mask",
+    "lambda",
+    "max_iter",
+    "normalize",
+    "normalize_weights",
+    "nuslerp_flatten",
+    "nuslerp_row_wise",
+    "r",
+    "rescale",
+    "scale",
+    "select_topk",
+    "t",
+    "tol",
+    "weight",
+    "window_size",
+];
+
 /// A path, or mergekit's long form of it.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected the path of a model")]
@@ -148,6 +261,14 @@ pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
     if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(ConfigError::Mergekit(problems)) }
 }
 
+fn entries<T>(list: Option<List<Entry<T>>>) -> Vec<T> {
+    list.into_iter().flat_map(|list| list.0).map(|entry| entry.0).collect()
+}
+
+fn parameters(entry: Option<Entry<Parameters>>) -> Parameters {
+    entry.map(|entry| entry.0).unwrap_or_default()
+}
+
 fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig {
     let mut refuse = |set: bool, what: &'static str| {
         if set {
@@ -155,7 +276,7 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
         }
     };
     refuse(document.modules.is_some(), "`modules`");
-    let slices = document.slices.unwrap_or_default();
+    let slices = entries(document.slices);
     refuse(slices.iter().any(|s| s.residual_weight.is_some()), "`residual_weight`");
     let mut path = |model: Model| match model {
         Model::Path(path) => path,
@@ -167,7 +288,21 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
             }
         }
     };
-    let models = document.models.unwrap_or_default();
+    let models = entries(document.models);
+    let mut notes = Vec::new();
+    if models.iter().any(|m| m.layer_range.is_some()) {
+        notes.push(
+            "`layer_range` has no effect under `models`; it selects layers under `sources` of `slices`".to_owned(),
+        );
+    }
+    for method in slices.iter().filter_map(|s| s.merge_method.as_deref()) {
+        if method != document.merge_method {
+            let whole = &document.merge_method;
+            notes.push(format!(
+                "`merge_method: {method}` has no effect in a slice; the method of the file, {whole}, is used"
+            ));
+        }
+    }
     let both = document.tokenizer.is_some() && document.tokenizer_source.is_some();
     let mut wrong: Vec<MergekitProblem> = Vec::new();
     let tokenizer = match (document.tokenizer, document.tokenizer_source) {
@@ -178,44 +313,66 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
     if both {
         wrong.push(MergekitProblem::TokenizerTwice);
     }
-    let config = MergeConfig {
+    let mut config = MergeConfig {
         name: document.name,
         profile: Profile::Mergekit,
         base_model: document.base_model.map(&mut path),
         models: models
             .into_iter()
-            .map(|m| ModelConfig { model: path(m.model), name: None, parameters: m.parameters.unwrap_or_default() })
+            .map(|m| ModelConfig { model: path(m.model), name: None, parameters: parameters(m.parameters) })
             .collect(),
         slices: slices
             .into_iter()
             .map(|s| SliceConfig {
-                sources: s
-                    .sources
+                sources: entries(Some(s.sources))
                     .into_iter()
                     .map(|source| SliceSource {
                         model: path(source.model),
                         layer_range: source.layer_range,
-                        parameters: source.parameters.unwrap_or_default(),
+                        parameters: parameters(source.parameters),
                     })
                     .collect(),
                 base_model: s.base_model.map(&mut path),
-                parameters: s.parameters.unwrap_or_default(),
+                parameters: parameters(s.parameters),
             })
             .collect(),
-        method: MethodConfig { name: document.merge_method, parameters: document.parameters.unwrap_or_default() },
+        method: MethodConfig { name: document.merge_method, parameters: parameters(document.parameters) },
         dtype: document.out_dtype.or(document.dtype),
-        seed: 42,
+        seed: document.seed.or(document.random_seed).unwrap_or(42),
         tokenizer,
         chat_template: document.chat_template,
-        vocabulary: Vocabulary::Error,
-        extra_tensors: ExtraTensors::default(),
+        vocabulary: document.vocabulary.unwrap_or_default(),
+        extra_tensors: document.extra_tensors.unwrap_or_default(),
         tokenizer_source: None,
-        ignore_tokenizers: false,
+        ignore_tokenizers: document.ignore_tokenizers.unwrap_or_default(),
         revisions: Default::default(),
         places: Default::default(),
+        notes: Vec::new(),
     };
+    drop_parameters_of_others(&mut config, &mut notes);
+    config.notes = notes;
     problems.extend(wrong);
     config
+}
+
+/// Drops parameters that others of mergekit's methods have and this one does not, as mergekit ignores them; one note for each.
+fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) {
+    let name = &config.method.name;
+    let Some(method) = registry::method(name) else { return };
+    let slices = config.slices.iter_mut().flat_map(|slice| {
+        let sources = slice.sources.iter_mut().map(|source| (&mut source.parameters, true));
+        sources.chain([(&mut slice.parameters, false)])
+    });
+    let models = config.models.iter_mut().map(|model| (&mut model.parameters, true));
+    let all = std::iter::once((&mut config.method.parameters, false)).chain(models).chain(slices);
+    let mut dropped: BTreeSet<&str> = BTreeSet::new();
+    for (parameters, of_model) in all {
+        // It has no effect anywhere.
+        let no_effect = |known: &str| of_model && known == "int8_mask";
+        let others = KNOWN.iter().filter(|known| method.parameter(known).is_none() || no_effect(known));
+        dropped.extend(others.filter(|known| parameters.remove(known)));
+    }
+    notes.extend(dropped.into_iter().map(|dropped| format!("`{dropped}` has no effect with {name}")));
 }
 
 /// The long form: where tokens and single rows come from.

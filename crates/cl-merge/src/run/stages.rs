@@ -1,6 +1,6 @@
 //! Merge files with several stages: each one is a merge whose models can be earlier stages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{FileStamp, write_file};
@@ -10,10 +10,10 @@ use super::engine::{Summary, merge};
 use super::options::MergeOptions;
 use super::provenance;
 use crate::Error;
-use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
+use crate::plan::{Plan, problems_without_stages};
 use crate::problem::{ConfigProblem, Place, Problem};
-use crate::recipe::config::{MergeConfig, MergeFile, model_and_adapter};
+use crate::recipe::config::{ExtraTensors, MergeConfig, MergeFile, Vocabulary, model_and_adapter};
 
 /// Progress events of [`run_file`].
 pub enum Event<'e> {
@@ -23,6 +23,8 @@ pub enum Event<'e> {
     Kept(&'e str),
     /// Number of bytes of the stage written so far.
     Written(u64),
+    /// A note of a plan, each once: what is unusual, but does not prevent the merge.
+    Note(&'e str),
 }
 
 /// Runs all stages and writes the last one's result to `out`.
@@ -31,7 +33,7 @@ pub enum Event<'e> {
 /// interrupted run, completed stages are reused unless the file or the inputs have changed.
 ///
 /// # Errors
-/// Returns an error if planning or merging fails, or [`Error::Problems`] if stages are inconsistent.
+/// Returns [`Error::Problems`] with the problems of all stages before anything is written, or an error if merging fails.
 pub fn run_file(
     file: &MergeFile,
     out: &Path,
@@ -40,13 +42,31 @@ pub fn run_file(
 ) -> Result<Summary, Error> {
     check(file)?;
     check_output(file, out, options.overwrite)?;
+    if file.stages.len() > 1 {
+        check_all(file, options)?;
+    }
     let folder = folder(out);
     let mut done = BTreeMap::new();
+    let mut noted = BTreeSet::new();
+    let mut planned = |stage: &MergeConfig, done: &BTreeMap<String, PathBuf>| {
+        let plan = Plan::of_stage(stage, done).map_err(|error| match error {
+            Error::Problems(problems) if !done.is_empty() => {
+                Error::StageProblems { stage: title(stage).to_owned(), problems, kept: folder.clone() }
+            }
+            other => other,
+        })?;
+        for note in &plan.notes {
+            if noted.insert(note.clone()) {
+                observe(Event::Note(note));
+            }
+        }
+        Ok::<Plan, Error>(plan)
+    };
     let (last, earlier) = file.stages.split_last().expect("checked");
     for stage in earlier {
         let name = stage.name.as_deref().expect("checked");
         let dir = folder.join(name);
-        let plan = Plan::of_stage(stage, &done)?;
+        let plan = planned(stage, &done)?;
         let fingerprint = fingerprint(&plan);
         if Manifest::read(&dir).is_ok() && std::fs::read_to_string(note(&folder, name)).is_ok_and(|f| f == fingerprint)
         {
@@ -60,10 +80,10 @@ pub fn run_file(
         }
         done.insert(name.to_owned(), dir);
     }
-    let mut plan = Plan::of_stage(last, &done)?;
+    let mut plan = planned(last, &done)?;
     plan.stages = earlier.to_vec();
-    observe(Event::Stage(last.name.as_deref().unwrap_or("result"), plan.bytes_written()));
-    let span = tracing::info_span!("stage", name = last.name.as_deref().unwrap_or("result")).entered();
+    observe(Event::Stage(title(last), plan.bytes_written()));
+    let span = tracing::info_span!("stage", name = title(last)).entered();
     let summary = merge(&plan, out, options, &|bytes| observe(Event::Written(bytes)))?;
     drop(span);
     drop(plan);
@@ -129,6 +149,64 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     problems.extend(unused.map(Problem::whole));
     let _ = last;
     if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
+}
+
+/// What a stage is called in messages.
+pub(crate) fn title(stage: &MergeConfig) -> &str {
+    stage.name.as_deref().unwrap_or("result")
+}
+
+/// Plans every stage before the first one runs. What an earlier stage will write is not there yet: where it has the tensors of
+/// one of its models, that model stands in for it, otherwise what can be checked without it is.
+///
+/// # Errors
+/// Returns [`Error::Problems`] with the problems of all stages.
+pub(crate) fn check_all(file: &MergeFile, options: &MergeOptions) -> Result<(), Error> {
+    let names: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
+    let mut stand_ins: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for stage in &file.stages {
+        let is_stage = |written: &&str| names.contains(&model_and_adapter(written).0);
+        let written = stage.written_models();
+        let uses: Vec<&str> =
+            written.into_iter().filter(is_stage).map(|written| model_and_adapter(written).0).collect();
+        // The state that a method goes on from is written with the output.
+        let goes_on = stage.method.parameters.previous.as_deref().is_some_and(|written| is_stage(&written));
+        let found = if goes_on || uses.iter().any(|name| !stand_ins.contains_key(*name)) {
+            problems_without_stages(stage, &names)
+        } else {
+            let planned = Plan::of_stage(stage, &stand_ins).and_then(|plan| {
+                // What stands in may have another dtype.
+                if uses.is_empty() { plan.peak_memory(options).map(drop) } else { Ok(()) }
+            });
+            match planned {
+                Ok(()) => {
+                    let stand_in = stand_in(stage, &stand_ins);
+                    stand_ins.extend(stage.name.clone().zip(stand_in));
+                    Vec::new()
+                }
+                Err(Error::Problems(found)) => found,
+                Err(other) => return Err(other),
+            }
+        };
+        problems.extend(found.into_iter().map(|problem| problem.in_stage(title(stage))));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
+}
+
+/// A model with the config, the tokenizer and the tensors that a stage will write, apart from their values.
+fn stand_in(stage: &MergeConfig, stand_ins: &BTreeMap<String, PathBuf>) -> Option<PathBuf> {
+    let same_tensors = stage.slices.is_empty()
+        && stage.vocabulary == Vocabulary::Error
+        && stage.extra_tensors == ExtraTensors::Error
+        && stage.tokenizer.is_none()
+        && stage.tokenizer_source.is_none();
+    let first = || stage.models.first().map(|model| &model.model);
+    let written = stage.base_model.as_ref().or_else(first).filter(|_| same_tensors)?;
+    let directories = stage.directories(stand_ins);
+    let (model, adapter) = model_and_adapter(written);
+    // An adapter may add tokens.
+    adapter.is_none().then(|| directories.get(model).cloned().unwrap_or_else(|| PathBuf::from(model)))
 }
 
 /// Where stages are kept until the last one is done.

@@ -94,3 +94,35 @@ fn yaml_is_taken_by_its_ending() {
     std::fs::write(&config, "merge_method: linear\nmodels: []\nmodules: {}\n").unwrap();
     assert!(call(&["run", path(&config), "--out", path(&out)]).unwrap_err().contains("modules"));
 }
+
+/// A dry run checks later stages, too; a run prints its notes as warnings.
+#[test]
+fn later_stages_and_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, models) = Llama::default().family(folder.path(), 2);
+    let config = folder.path().join("merge.yaml");
+    let write = |last: &str| {
+        let text = format!(
+            "name: pair\nmerge_method: linear\nmodels:\n  - {{model: {}, parameters: {{weight: 1, density: 1}}}}\n  \
+             - {{model: {}, parameters: {{weight: 1}}}}\n---\nmerge_method: {last}\nbase_model: pair\nmodels: [{{model: {}}}]\n",
+            path(&models[0]),
+            path(&models[1]),
+            path(&models[0])
+        );
+        std::fs::write(&config, text).unwrap();
+    };
+    write("tiess");
+    let error = call(&["run", path(&config), "--dry-run"]).unwrap_err();
+    assert!(error.contains("stage result: no method is called `tiess`"), "{error}");
+    write("ties");
+    let told = call(&["run", path(&config), "--dry-run"]).unwrap();
+    for part in ["note    `density` has no effect with linear", "result: uses the result of stage pair", "no problems"]
+    {
+        assert!(told.contains(part), "{part} is not in {told}");
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cl-merge"));
+    let output = command.args(["run", path(&config), "--out"]).arg(folder.path().join("out")).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text.matches("warning: `density` has no effect with linear").count(), 1, "{text}");
+}

@@ -241,7 +241,10 @@ fn buffers_do_not_count_and_other_extras_have_a_policy() {
     let own = with("own", &["model.vision.weight"]);
     let text = linear(&[&tuned[1], &own]);
     let message = Plan::new(&file(&text).stages[0]).err().unwrap().to_string();
-    assert!(message.contains("`model.vision.weight`") && message.contains("extra_tensors = \"base\""), "{message}");
+    assert!(
+        message.contains("`model.vision.weight`") && message.contains("set `extra_tensors` to \"base\""),
+        "{message}"
+    );
     let names = |policy: &str| {
         let plan = Plan::new(&file(&format!("extra_tensors = \"{policy}\"\n{text}")).stages[0]).unwrap();
         let out = folder.path().join(format!("with-{policy}"));

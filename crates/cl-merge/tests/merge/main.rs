@@ -1,5 +1,5 @@
 //! Whole merges: parity with mergekit and with references, the contract that every method obeys, plans and their problems,
-//! atomic outputs, adapters, the command, and signals.
+//! atomic outputs, adapters, stacks of layers, output heads, mergekit's YAML, the command, and signals.
 
 mod adapter;
 mod atomic;
@@ -12,11 +12,13 @@ mod parity;
 mod plans;
 #[cfg(unix)]
 mod signals;
+mod stacks;
 mod tokenizers;
+mod yaml;
 
 use std::path::{Path, PathBuf};
 
-use cl_checkpoint::{Checkpoint, TensorSource};
+use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Manifest, TensorSource, TensorSpec, WriteOptions, convert};
 use cl_merge::{MergeConfig, MergeOptions, Plan, merge};
 
 /// The folder of fixtures.
@@ -38,4 +40,20 @@ fn run(config: &MergeConfig) -> (tempfile::TempDir, Checkpoint) {
 fn values(checkpoint: &Checkpoint) -> Vec<(String, Vec<f32>)> {
     let load = |name: &str| (name.to_owned(), checkpoint.load_f32(name).unwrap());
     checkpoint.names().into_iter().map(load).collect()
+}
+
+/// Writes a model of f32 tensors, given by names, shapes and values.
+fn write_model(dir: &Path, config: serde_json::Value, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let spec = |(name, shape, _): &(String, Vec<usize>, Vec<f32>)| TensorSpec {
+        name: name.clone(),
+        dtype: Dtype::F32,
+        shape: shape.clone(),
+    };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    let writer = CheckpointWriter::create(dir, &specs, WriteOptions::default()).unwrap();
+    for (name, _, values) in tensors {
+        writer.write(name, &convert::from_f32(Dtype::F32, values).unwrap()).unwrap();
+    }
+    writer.put_json("config.json", &config).unwrap();
+    writer.finish(Manifest::new("model")).unwrap();
 }

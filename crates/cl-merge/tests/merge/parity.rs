@@ -29,7 +29,7 @@ fn load(file: &SafetensorsFile, name: &str) -> Vec<f32> {
 /// Every case that mergekit was run on. Differences are taken in f32 by both, so only the order of sums can differ; weights
 /// are about 1 at most, where f32 has steps of 1.2e-7.
 ///
-/// In the two cases that mergekit computed in bf16 it rounds several times where we round once: weights are within one step
+/// In the three cases that mergekit computed in bf16 it rounds several times where we round once: weights are within one step
 /// of bf16 at the size of base and models (about 0.1), but where the sum that elects a sign is nearly zero, the other sign
 /// can win.
 #[test]
@@ -40,7 +40,7 @@ fn mergekit_yaml_gives_mergekits_weights() {
         .filter(|p| p.extension().is_some_and(|e| e == "yaml"))
         .collect();
     cases.sort();
-    assert!(cases.len() >= 40, "{} cases", cases.len());
+    assert!(cases.len() >= 46, "{} cases", cases.len());
     let mut wrong = Vec::new();
     for path in cases {
         let case = path.file_stem().unwrap().to_string_lossy().into_owned();

@@ -59,7 +59,6 @@ fn every_problem_is_said_at_once() {
     assert_problem(&found, &["`weight` is no finite number"]);
     assert_problem(&found, &["wide", "`hidden_size`", "32"]);
     assert_problem(&found, &["deep", "`num_hidden_layers`", "3"]);
-    assert_problem(&found, &["untied", "tie_word_embeddings"]);
     assert_problem(&found, &["different shapes", "q_proj"]);
     // One message for one thing.
     let mut once = found.clone();
@@ -398,6 +397,84 @@ fn stages_build_on_each_other_and_are_taken_over() {
                  [[stage]]\nname = \"later\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"x\"\n";
     let error = run(wrong, true).0.unwrap_err().to_string();
     assert!(error.contains("needs a `name`") && error.contains("`later` is a stage that comes later"), "{error}");
+}
+
+/// Whatever is wrong with a later stage is said before an earlier one runs.
+#[test]
+fn all_stages_are_checked_before_the_first_one_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, models) = Llama::default().family(folder.path(), 2);
+    let deep = folder.path().join("deep");
+    Llama { layers: 3, ..Llama::default() }.write(&deep, 1);
+    let first = format!(
+        "[[stage]]\nname = \"pair\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = {:?}\n[[stage.models]]\nmodel = {:?}\n",
+        models[0], models[1]
+    );
+    let model = |stage: &str, model: &Path| format!("{stage}[[stage.models]]\nmodel = {model:?}\n");
+    let uses_pair = |method: &str| format!("[[stage]]\nbase_model = \"pair\"\nmethod = \"{method}\"\n");
+    let nowhere = folder.path().join("nowhere");
+    let out = folder.path().join("out");
+    for (last, parts) in [
+        (model(&uses_pair("tiess"), &base), vec!["stage result: no method is called `tiess`"]),
+        (model(&uses_pair("ties"), &nowhere), vec!["nowhere: not found"]),
+        (model(&uses_pair("ties"), &deep), vec!["stage result: ", "deep: `num_hidden_layers` is 3"]),
+        (model(&uses_pair("slerp"), &base), vec!["stage result: slerp needs `t`"]),
+        (
+            // The result of slices has other layers than its sources: only what is wrong whatever it has.
+            format!(
+                "[[stage]]\nname = \"stack\"\nmethod = \"passthrough\"\n[[stage.slices]]\n[[stage.slices.sources]]\n\
+                 model = \"pair\"\nlayer_range = [0, 1]\n{}densty = 0.5\n",
+                model("[[stage]]\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"stack\"\n", &nowhere)
+            ),
+            vec!["stage result: ", "nowhere: not found", "no parameter `densty`"],
+        ),
+    ] {
+        let file = MergeFile::from_toml(&format!("{first}{last}")).unwrap();
+        let error = run_file(&file, &out, &MergeOptions::default(), &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("nothing was written"), "{error}");
+        parts.iter().for_each(|part| assert!(error.contains(part), "{part} is not in {error}"));
+        assert!(!out.exists() && !folder.path().join(".out.stages").exists());
+    }
+    // The layers of slices are known when they are written, and the message says what is kept.
+    let text = format!(
+        "[[stage]]\nname = \"stack\"\nmethod = \"passthrough\"\n[[stage.slices]]\n[[stage.slices.sources]]\nmodel = {base:?}\n\
+         layer_range = [0, 1]\n{}",
+        model("[[stage]]\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"stack\"\n", &base)
+    );
+    let file = MergeFile::from_toml(&text).unwrap();
+    let error = run_file(&file, &out, &MergeOptions::default(), &|_| ()).unwrap_err().to_string();
+    for part in ["stage result: ", "the result was not written", ".out.stages", "`num_hidden_layers`"] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+    assert!(!out.exists() && folder.path().join(".out.stages/stack").exists());
+}
+
+/// Notes of all stages are told, each once.
+#[test]
+fn notes_are_told_by_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, models) = Llama::default().family(folder.path(), 2);
+    let stage = |name: &str, other: &str| {
+        format!(
+            "[[stage]]\nname = \"{name}\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = {:?}\n\
+             weight = [{{ filter = \"mpl\", value = 0.5 }}, {{ value = 1.0 }}]\n[[stage.models]]\nmodel = {other}\n",
+            models[0]
+        )
+    };
+    let text = format!("{}{}", stage("pair", &format!("{:?}", models[1])), stage("last", "\"pair\""));
+    let notes = std::sync::Mutex::new(Vec::new());
+    let out = folder.path().join("out");
+    run_file(&MergeFile::from_toml(&text).unwrap(), &out, &MergeOptions::default(), &|event| {
+        if let cl_merge::Event::Note(note) = event {
+            notes.lock().unwrap().push(note.to_owned());
+        }
+    })
+    .unwrap();
+    let notes = notes.into_inner().unwrap();
+    assert!(
+        matches!(&notes[..], [one] if one.contains("the filter \"mpl\" of `weight` matches no tensor")),
+        "{notes:?}"
+    );
 }
 
 #[test]

@@ -191,6 +191,47 @@ fn chat_templates() {
     }
 }
 
+/// Transformers would add special tokens that `tokenizer_config.json` names again, and read a SentencePiece model without the
+/// changes.
+#[test]
+fn tokens_without_a_row_are_special_no_more() {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = temporary.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(folder().join("short")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let edit = |name: &str, changes: Value| {
+        let mut value =
+            if model.join(name).exists() { json(&model.join(name)) } else { Value::Object(Default::default()) };
+        value.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        fs::write(model.join(name), value.to_string()).unwrap();
+    };
+    let special = serde_json::json!({"additional_special_tokens": ["<cut>", "<s>"], "pad_token": "<cut>"});
+    edit("tokenizer_config.json", special);
+    let described = serde_json::json!({
+        "additional_special_tokens": [{"content": "<cut>"}, "</s>"], "pad_token": {"content": "<cut>"}, "eos_token": "</s>",
+    });
+    edit("special_tokens_map.json", described);
+    fs::write(model.join("tokenizer.model"), "pieces").unwrap();
+    let text = |tokenizer: &str| {
+        MergeFile::from_toml(&format!("{tokenizer}method = \"linear\"\n[[models]]\nmodel = {model:?}\n")).unwrap()
+    };
+    let (out, _, notes) = run(&text("tokenizer = { source = \"base\" }\n"), &MergeOptions::default());
+    let out = out.path().join("out");
+    assert!(!tokens(&out).contains_key("<cut>"));
+    let config = json(&out.join("tokenizer_config.json"));
+    assert_eq!(config["additional_special_tokens"], serde_json::json!(["<s>"]));
+    assert_eq!((config.get("pad_token"), config["eos_token"].as_str()), (None, Some("</s>")));
+    let map = json(&out.join("special_tokens_map.json"));
+    assert_eq!(map, serde_json::json!({"additional_special_tokens": ["</s>"], "eos_token": "</s>"}));
+    assert!(!out.join("tokenizer.model").exists() && notes.iter().any(|note| note.contains("tokenizer.model")));
+    // An unchanged tokenizer is copied with all of its files.
+    let (out, ..) = run(&text(""), &MergeOptions::default());
+    assert!(out.path().join("out/tokenizer.model").exists());
+}
+
 fn problem(text: &str) -> String {
     match Plan::new(&placed(MergeFile::from_toml(text).unwrap()).stages[0]) {
         Err(error @ Error::Problems(_)) => error.to_string(),

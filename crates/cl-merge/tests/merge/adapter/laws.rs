@@ -113,7 +113,7 @@ fn files(dir: &Path) -> [Vec<u8>; 3] {
 
 /// All others, too.
 fn all() -> impl Iterator<Item = &'static str> {
-    IDENTITIES.into_iter().chain(["iso_c", "iso_cts", "consensus", "multislerp", "model_stock"])
+    IDENTITIES.into_iter().chain(["iso_c", "iso_cts", "consensus", "multislerp", "model_stock", "ram", "ramplus_tl"])
 }
 
 /// Also at little memory, where entries are computed whenever they are read.
@@ -125,7 +125,8 @@ fn neither_order_nor_threads_nor_memory_change_a_byte() {
     for method in all() {
         let of = |dirs: &[PathBuf], weights: &[f64], threads: usize, memory: usize| {
             let mut options = CombineOptions { threads, memory, rank: (method != "cat").then_some(5), ..by(method) };
-            if !["sce", "magmax", "tsv", "karcher", "iso_c", "iso_cts", "consensus", "model_stock"].contains(&method) {
+            let unweighted = ["sce", "magmax", "tsv", "karcher", "iso_c", "iso_cts", "consensus", "model_stock"];
+            if !unweighted.contains(&method) && !method.starts_with("ram") {
                 options.weights = weights.to_vec();
             }
             if ["ties", "dare_linear", "dare_ties", "della", "breadcrumbs"].contains(&method) {

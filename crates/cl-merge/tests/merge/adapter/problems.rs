@@ -157,14 +157,14 @@ fn outputs_that_exist() {
     let out = folder.path().join("out");
     let dirs = fixtures(&["plain"]);
     combine(&dirs, &out, &by("linear")).unwrap();
-    assert_says(combine(&dirs, &out, &by("linear")), &["exists already"]);
+    assert_says(combine(&dirs, &out, &by("linear")), &["already exists"]);
     combine(&dirs, &out, &with("linear", |o| o.overwrite = true)).unwrap();
     let base = Checkpoint::open(&fixture("untied")).unwrap();
     let fold = |overwrite| {
         let options = FoldOptions { overwrite, ..FoldOptions::default() };
         fold_with(&base, &open(&dirs).unwrap(), &out, Manifest::new("model"), &options)
     };
-    assert_says(fold(false), &["exists already"]);
+    assert_says(fold(false), &["already exists"]);
     fold(true).unwrap();
     assert_says(extract(&fixture("untied"), &out, &out, &ExtractOptions::default()), &["is the tuned model"]);
 }
