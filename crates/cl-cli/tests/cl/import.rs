@@ -24,7 +24,7 @@ fn an_output_that_is_there_is_replaced_only_when_it_is_a_model_and_asked_for() {
     assert!(world.json("imported/config.json")["torch_dtype"] == "bfloat16");
     world.ok(["import-gguf", LLAMA, "imported", "--dtype", "f32", "--overwrite"]);
     assert!(world.json("imported/config.json")["torch_dtype"] == "float32");
-    for (other, why) in [("data", "holds neither"), ("train.toml", "is a file")] {
+    for (other, why) in [("data", "contains neither"), ("train.toml", "is a file")] {
         let message = world.fails(["import-gguf", LLAMA, other, "--overwrite"]);
         assert!(message.contains(why) && message.contains("not overwritten"), "{message}");
     }
