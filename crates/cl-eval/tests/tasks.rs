@@ -265,7 +265,7 @@ fn another_model_s_answers_are_not_taken() {
     evaluate(&task, &mut model("a"), &file, &mut |_, _| {}).unwrap();
     let before = std::fs::read(&file).unwrap();
     let error = evaluate(&task, &mut model("b"), &file, &mut |_, _| {}).unwrap_err();
-    assert!(error.to_string().contains("contains answers of model a, not b; remove the file"), "{error}");
+    assert!(error.to_string().contains("contains answers of model a, expected b; remove the file"), "{error}");
     assert_eq!(std::fs::read(&file).unwrap(), before, "the file is as it was");
 }
 

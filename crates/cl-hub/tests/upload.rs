@@ -68,7 +68,7 @@ fn an_interrupted_upload_sends_nothing_twice() {
     let files = files(folder.path());
     server.state().refuse_storage = true;
     let error = upload(&hub, &files).unwrap_err().to_string();
-    assert!(error.contains("HTTP 503") && error.contains("resumes"), "{error}");
+    assert!(error.contains("HTTP 503") && error.contains("to resume"), "{error}");
     assert_eq!(server.state().repos["me/model"].commits, 0);
     server.state().refuse_storage = false;
     // The file was stored, but the upload was killed before the commit.

@@ -111,7 +111,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let message = |given: &Path| lm_eval_samples(given, "tasks/a.yaml").unwrap_err().to_string();
         assert!(message(folder.path()).contains("has no tasks/a.yaml"), "{}", message(folder.path()));
-        assert!(message(&folder.path().join("nowhere")).contains("nor a Python"));
+        assert!(message(&folder.path().join("nowhere")).contains("or a Python"));
         assert!(message(&folder.path().join("python3")).contains("cannot be started"));
         let file = folder.path().join("a.yaml");
         for (text, part) in [

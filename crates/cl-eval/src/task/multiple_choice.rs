@@ -130,7 +130,7 @@ mod tests {
         let one = r#"{"query": "q", "choices": ["a"], "gold": 0}"#; // a single choice would always be correct
         let out_of_range = good.replace("1}", "2}");
         for (bad, part) in
-            [(r#"{"query": "q"}"#, "choices"), (&out_of_range as &str, "gold = 2"), (one, "at least 2 choices")]
+            [(r#"{"query": "q"}"#, "choices"), (&out_of_range as &str, "gold = 2"), (one, "at least 2 are required")]
         {
             std::fs::write(&path, format!("{good}\n\n{bad}\n")).unwrap();
             let message = MultipleChoice::load(&path, None).err().unwrap().to_string();
